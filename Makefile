@@ -1,0 +1,46 @@
+# make demo and make test work on a fresh clone with Python >= 3.11 and make.
+PYTHON ?= python3
+BIN := .venv/bin
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+
+.PHONY: demo report test lint format lock clean
+
+demo: .venv/ready
+	snakemake --cores all
+	@cat results/benchmarks/main/table.md
+
+report: .venv/ready
+	snakemake --report results/report.html
+
+test: .venv/ready
+	pytest -n auto --dist loadgroup
+
+lint: .venv/ready
+	ruff check .
+	ruff format --check .
+	mypy
+	snakefmt --check Snakefile workflow/rules
+	snakemake --lint
+
+format: .venv/ready
+	ruff check --fix .
+	ruff format .
+	snakefmt Snakefile workflow/rules
+
+# The environment: uv inside it, the lock synced, this clone on its path.
+.venv: .venv/ready
+.venv/ready: requirements.lock pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --requirement requirements.lock
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
+	touch $@
+
+# After a change of requirements.in or of a model in stainssl/config.py.
+lock: .venv/ready
+	uv pip compile requirements.in --output-file requirements.lock --python-version 3.11 \
+		--no-header --no-annotate --no-emit-index-url --quiet
+	python -m stainssl.generated
+
+clean:
+	rm -rf results .snakemake

@@ -1,0 +1,1 @@
+"""From predictions to a table: folds, probes, metrics with intervals, comparisons, robustness."""

@@ -1,0 +1,220 @@
+"""The verbs: each imports what it needs inside it, so that `--help` is quick."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from stainssl.config import Config
+
+app = typer.Typer(
+    help="Stain-invariant pretraining and its benchmark, for breast H&E whole-slide images.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+cohort_app = typer.Typer(help="Sheets and cohorts.", no_args_is_help=True)
+app.add_typer(cohort_app, name="cohort")
+
+ConfigFile = Annotated[Path, typer.Option("--config", "-c", help="The config file.")]
+CohortName = Annotated[str, typer.Option("--cohort", help="A name under `cohorts`.")]
+PartName = Annotated[str, typer.Option("--part", help="A part, as train-0000.")]
+EncoderName = Annotated[str, typer.Option("--encoder", help="An encoder, as simclr or simclr.1.")]
+TaskName = Annotated[str, typer.Option("--task", help="A name under `tasks`.")]
+HeadName = Annotated[str, typer.Option("--head", help="A name under `heads`.")]
+BenchmarkName = Annotated[str, typer.Option("--benchmark", help="A name under `benchmarks`.")]
+Threads = Annotated[int, typer.Option("--threads", help="Cores to use; 0: all.")]
+DEFAULT = Path("config.yaml")
+
+
+def _load(path: Path) -> Config:
+    from stainssl.config import load
+
+    return load(path)
+
+
+def _use_threads(threads: int) -> None:
+    """Bound the thread pools of numpy, OpenCV and torch before they are imported."""
+    count = str(threads or os.cpu_count() or 1)
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ[name] = count
+
+
+def _check_words(config: Config, words: dict[str, Any]) -> None:
+    """Refuse a name that the config does not have, with the nearest that it has."""
+    from stainssl.cohort import parts
+    from stainssl.config import nearest
+    from stainssl.status import StainsslError
+
+    known: dict[str, Any] = {
+        "cohort": config.cohorts,
+        "encoder": [run.name for run in config.runs()],
+        "task": config.tasks,
+        "head": config.heads,
+        "benchmark": config.benchmarks,
+    }
+    for word in known.keys() & words.keys():
+        if words[word] not in known[word]:
+            ending = nearest(words[word], list(known[word]))
+            raise StainsslError(f"--{word}: no such name {words[word]!r}{ending}")
+    if "part" in words and words["part"] not in (found := parts(config, words["cohort"])):
+        ending = nearest(words["part"], list(found))
+        raise StainsslError(f"--part: {words['cohort']} has no part {words['part']!r}{ending}")
+
+
+def _run(verb: str, config: Path, threads: int = 1, **words: Any) -> None:
+    """Check the words, then call the verb's stage; log lines say whose they are."""
+    _use_threads(threads)
+    loaded = _load(config)
+    _check_words(loaded, words)
+    names = " ".join(str(word) for word in words.values())
+    logging.basicConfig(
+        level=logging.INFO,
+        format=f"%(asctime)s {verb} {names}: %(message)s",
+        datefmt="%H:%M:%S",
+        force=True,
+    )
+    stage: Callable[..., None] = import_module(f"stainssl.stages.{verb}").run
+    stage(loaded, **words)
+
+
+@app.command()
+def demo(config: ConfigFile = DEFAULT, threads: Threads = 0) -> None:
+    """Make the synthetic cohort: slides, sheet and truth polygons."""
+    _run("demo", config, threads=1, processes=threads or os.cpu_count() or 1)
+
+
+@cohort_app.command("check")
+def cohort_check(config: ConfigFile = DEFAULT) -> None:
+    """Tell every problem of the config and its sheets at once; exit 1 where there is one."""
+    from stainssl.cohort import check, read_sheet
+    from stainssl.status import StainsslError
+
+    loaded = _load(config)
+    if problems := check(loaded):
+        raise StainsslError("\n".join(problems))
+    for name in loaded.cohorts:
+        sheet = read_sheet(loaded, name)
+        typer.echo(
+            f"{name}: {len(sheet)} slides of {sheet['patient_id'].nunique()} patients "
+            f"in {sheet['part'].nunique()} parts, no problem found"
+        )
+
+
+@cohort_app.command("gate")
+def cohort_gate(cohort: CohortName, config: ConfigFile = DEFAULT) -> None:
+    """Collect the slides' statuses; stop where more than `max_bad_slides` are bad."""
+    _run("gate", config, cohort=cohort)
+
+
+@app.command()
+def tile(
+    cohort: CohortName, part: PartName, config: ConfigFile = DEFAULT, threads: Threads = 1
+) -> None:
+    """Find tissue and lay out tiles: slides of a part → tiles, qc, previews."""
+    _run("tile", config, threads, cohort=cohort, part=part)
+
+
+@app.command()
+def label(cohort: CohortName, part: PartName, config: ConfigFile = DEFAULT) -> None:
+    """Label tiles: annotations or the sheet → labels of a part."""
+    _run("label", config, cohort=cohort, part=part)
+
+
+@app.command()
+def pixels(
+    cohort: CohortName, part: PartName, config: ConfigFile = DEFAULT, threads: Threads = 1
+) -> None:
+    """Read, encode and stain-profile the tiles of a part."""
+    _run("pixels", config, threads, cohort=cohort, part=part)
+
+
+@app.command()
+def target(encoder: EncoderName, config: ConfigFile = DEFAULT, threads: Threads = 1) -> None:
+    """Choose the stain target of an encoder from its own training parts."""
+    _run("target", config, threads, encoder=encoder)
+
+
+@app.command()
+def pretrain(encoder: EncoderName, config: ConfigFile = DEFAULT, threads: Threads = 1) -> None:
+    """Train an encoder; killed and started again, it goes on from its last checkpoint."""
+    _run("pretrain", config, threads, encoder=encoder)
+
+
+@app.command()
+def embed(
+    cohort: CohortName,
+    part: PartName,
+    encoder: EncoderName,
+    config: ConfigFile = DEFAULT,
+    threads: Threads = 1,
+) -> None:
+    """Embed the tiles of a part."""
+    _run("embed", config, threads, cohort=cohort, part=part, encoder=encoder)
+
+
+@app.command()
+def folds(task: TaskName, config: ConfigFile = DEFAULT) -> None:
+    """Draw the training, validation and test patients of a task, once."""
+    _run("folds", config, task=task)
+
+
+@app.command()
+def probe(
+    task: TaskName, encoder: EncoderName, config: ConfigFile = DEFAULT, threads: Threads = 1
+) -> None:
+    """Answer a tile task by a linear probe."""
+    _run("probe", config, threads, task=task, encoder=encoder)
+
+
+@app.command()
+def mil(
+    task: TaskName,
+    encoder: EncoderName,
+    head: HeadName,
+    config: ConfigFile = DEFAULT,
+    threads: Threads = 1,
+) -> None:
+    """Answer a slide or patient task by multiple-instance learning."""
+    _run("mil", config, threads, task=task, encoder=encoder, head=head)
+
+
+@app.command()
+def robustness(encoder: EncoderName, config: ConfigFile = DEFAULT, threads: Threads = 1) -> None:
+    """Measure what a change of stain does to an encoder."""
+    _run("robustness", config, threads, encoder=encoder)
+
+
+@app.command()
+def benchmark(benchmark: BenchmarkName, config: ConfigFile = DEFAULT, threads: Threads = 1) -> None:
+    """Write the table and figures of a benchmark."""
+    _run("benchmark", config, threads, benchmark=benchmark)
+
+
+@app.command()
+def doctor() -> None:
+    """Tell what is installed, what reads which format, which device is used, what is wrong."""
+    from stainssl.doctor import report
+
+    raise typer.Exit(report())
+
+
+def main() -> None:
+    """Run a verb; what the user can mend ends it with one message and exit code 1."""
+    from stainssl.status import StainsslError
+
+    try:
+        app()
+    except StainsslError as error:
+        for line in str(error).split("\n"):
+            print(f"error: {line}", file=sys.stderr)
+        sys.exit(1)

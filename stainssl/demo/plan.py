@@ -1,0 +1,167 @@
+"""Which slides the cohort has, with their labels, stain and faults: everything but pixels."""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from stainssl.demo.sites import Site, site
+
+PATIENTS: Mapping[str, int] = {"a": 10, "b": 10, "c": 12}
+TRAIN_SITES = ("a", "b")
+COLUMNS = ["slide_id", "patient_id", "path", "site", "split", "her2", "response"]
+# Every fifth patient of a site has a second slide.
+TWO_SLIDES_EVERY = 5
+# Share of patients with her2 (and, drawn apart, with response), and the range of the share of
+# tissue that is tumour: training sites differ, test sites lie between them.
+POSITIVE_SHARE = {"a": 0.7, "b": 0.3}
+TUMOUR_SHARE = {"a": (0.40, 0.75), "b": (0.10, 0.40)}
+POSITIVE_SHARE_TEST = 0.5
+TUMOUR_SHARE_TEST = (0.12, 0.68)
+# ln of the stain strength, per unit of the slide's rank in tumour share inside its site (-1 to 1):
+# with the tumour where a model is trained, against it where it is tested.
+STAIN_WITH_TUMOUR = 0.25
+STAIN_JITTER = 0.06
+VECTOR_JITTER = 0.012
+WHITE_JITTER = 1.5
+FAULTS = {"a": "truncated", "b": "empty", "c": "no-mpp"}
+ARTEFACTS = {"a": "pen", "b": "out-of-focus", "c": "pen"}
+
+
+@dataclass(frozen=True)
+class SlidePlan:
+    """One slide before it is drawn.
+
+    Attributes:
+        her2, response: labels of the patient, 0 or 1.
+        tumour_share: share of the tissue that is tumour, 0 to 1.
+        site_parameters: stain and scanner of the site, with this slide's own jitter.
+        fault: "", "truncated", "empty" or "no-mpp".
+        artefact: "", "pen" or "out-of-focus".
+    """
+
+    slide_id: str
+    patient_id: str
+    site: str
+    her2: int
+    response: int
+    tumour_share: float
+    site_parameters: Site
+    fault: str = ""
+    artefact: str = ""
+
+    @property
+    def split(self) -> str:
+        """`train` for the sites that a model may see, `test` for the others."""
+        return "train" if self.site in TRAIN_SITES else "test"
+
+    def rng(self, seed: int, purpose: str) -> np.random.Generator:
+        """A generator of this slide's own, apart for each purpose."""
+        return np.random.default_rng([seed, zlib.crc32(f"{self.slide_id}/{purpose}".encode())])
+
+
+def _check(patients: Mapping[str, int]) -> None:
+    for name, count in patients.items():
+        if not re.fullmatch(r"[a-z][a-z0-9]*", name) or not 1 <= count <= 999:
+            raise ValueError(
+                f"demo patients: {name!r}: {count!r}; a site is a small letter followed by letters "
+                "or digits, with 1 to 999 patients, for example {a: 10, b: 10, c: 12}"
+            )
+
+
+def _exact_share(rng: np.random.Generator, count: int, share: float) -> np.ndarray:
+    """(count,) int of 0 and 1 in random order, with the share of ones rounded to a count."""
+    label = np.zeros(count, int)
+    label[: int(np.floor(count * share + 0.5))] = 1
+    return rng.permutation(label)
+
+
+def _stained(rng: np.random.Generator, base: Site, log_strength: float) -> Site:
+    """`base` as it came out on one slide."""
+
+    def turned(vector: tuple[float, ...]) -> Any:
+        moved = np.asarray(vector) + rng.normal(0, VECTOR_JITTER, 3)
+        return tuple((moved / np.linalg.norm(moved)).tolist())
+
+    strength = np.asarray(base.strength) * np.exp(log_strength + rng.normal(0, STAIN_JITTER, 2))
+    white = np.minimum(np.asarray(base.white) + rng.normal(0, WHITE_JITTER, 3), 255.0)
+    return replace(
+        base,
+        hematoxylin=turned(base.hematoxylin),
+        eosin=turned(base.eosin),
+        strength=tuple(strength.tolist()),
+        white=tuple(white.tolist()),
+    )
+
+
+def _slides_of_patients(name: str, count: int) -> list[tuple[str, int, int, str, str]]:
+    """(slide_id, patient, number, fault, artefact) of each slide of a site."""
+    rows = []
+    for patient in range(count):
+        numbers = 2 if patient % TWO_SLIDES_EVERY == 0 else 1
+        for number in range(1, numbers + 1):
+            artefact = (
+                ARTEFACTS.get(name, "") if (patient, number) == (min(2, count - 1), 1) else ""
+            )
+            rows.append((f"{name}-{patient + 1:03d}-{number}", patient, number, "", artefact))
+        # The spoiled slide is one more of a patient who has a good one.
+        if patient == min(1, count - 1) and name in FAULTS:
+            number = numbers + 1
+            rows.append((f"{name}-{patient + 1:03d}-{number}", patient, number, FAULTS[name], ""))
+    return rows
+
+
+def _plan_site(seed: int, name: str, count: int) -> list[SlidePlan]:
+    rng = np.random.default_rng([seed, 1, *name.encode()])
+    base = site(name, seed)
+    her2, response = (
+        _exact_share(rng, count, POSITIVE_SHARE.get(name, POSITIVE_SHARE_TEST)) for _ in range(2)
+    )
+    rows = _slides_of_patients(name, count)
+    rank = (rng.permutation(len(rows)) + rng.uniform(0, 1, len(rows))) / len(rows)
+    low, high = TUMOUR_SHARE.get(name, TUMOUR_SHARE_TEST)
+    way = 1.0 if name in TRAIN_SITES else -1.0
+    return [
+        SlidePlan(
+            slide_id=slide_id,
+            patient_id=f"{name}-{patient + 1:03d}",
+            site=name,
+            her2=int(her2[patient]),
+            response=int(response[patient]),
+            tumour_share=float(low + (high - low) * u),
+            site_parameters=_stained(rng, base, way * STAIN_WITH_TUMOUR * (2 * u - 1)),
+            fault=fault,
+            artefact=artefact,
+        )
+        for (slide_id, patient, _, fault, artefact), u in zip(rows, rank, strict=True)
+    ]
+
+
+def plan(seed: int, patients: Mapping[str, int] = PATIENTS) -> list[SlidePlan]:
+    """Every slide of the cohort, by site, patient and slide.
+
+    Raises:
+        ValueError: a site's name or its number of patients is not usable.
+    """
+    _check(patients)
+    return [one for name in sorted(patients) for one in _plan_site(seed, name, patients[name])]
+
+
+def sheet(seed: int = 0, patients: Mapping[str, int] = PATIENTS) -> pd.DataFrame:
+    """The cohort's sheet, without drawing anything.
+
+    Returns:
+        A row per slide: `slide_id`, `patient_id`, `path` (relative to the cohort's root), `site`,
+        `split` (`train` for sites a and b, `test` for every other), `her2`, `response` (0 or 1).
+    """
+    rows = [
+        (s.slide_id, s.patient_id, f"slides/{s.slide_id}.svs", s.site, s.split, s.her2, s.response)
+        for s in plan(seed, patients)
+    ]
+    return pd.DataFrame(rows, columns=COLUMNS)

@@ -1,0 +1,57 @@
+"""Write a picture as a pyramidal slide in the manner of Aperio's SVS."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import tifffile
+
+TILE_PX = 256
+DOWNSAMPLE = 4
+THUMBNAIL_PX = 768
+
+
+def _description(image: np.ndarray, scale: str, quality: int) -> str:
+    h, w = image.shape[:2]
+    return (
+        "Aperio Image Library v12.0.0 stainssl demo\r\n"
+        f"{w}x{h} [0,0 {w}x{h}] ({TILE_PX}x{TILE_PX}) JPEG/YCbCr Q={quality}{scale}"
+    )
+
+
+def write_svs(
+    path: Path, image: np.ndarray, *, quality: int, mpp: float | None, magnification: int | None
+) -> None:
+    """Write `image` (h, w, 3) uint8 RGB with a thumbnail and two levels, 1 and 4 times smaller.
+
+    Args:
+        path: the file to write.
+        quality: of the JPEG tiles, 1 to 100.
+        mpp: µm per pixel of level 0; None leaves scale and resolution out.
+        magnification: the objective's, `AppMag`; None leaves it out.
+    """
+    scale = "" if magnification is None else f"|AppMag = {magnification}"
+    scale += "" if mpp is None else f"|MPP = {mpp:g}"
+    description = _description(image, scale, quality)
+    h, w = image.shape[:2]
+    shrink = min(1.0, THUMBNAIL_PX / max(h, w))
+    thumbnail = cv2.resize(image, None, fx=shrink, fy=shrink, interpolation=cv2.INTER_AREA)
+    level = cv2.resize(image, (w // DOWNSAMPLE, h // DOWNSAMPLE), interpolation=cv2.INTER_AREA)
+    jpeg: dict[str, Any] = {
+        "photometric": "rgb",  # stored as YCbCr
+        "compression": "jpeg",
+        "compressionargs": {"level": quality},
+        "metadata": None,
+        "software": False,
+        "maxworkers": 1,
+    }
+    if mpp is not None:
+        jpeg |= {"resolution": (1e4 / mpp, 1e4 / mpp), "resolutionunit": "CENTIMETER"}
+    tile: dict[str, Any] = {"tile": (TILE_PX, TILE_PX)}
+    with tifffile.TiffWriter(path, byteorder="<") as writer:
+        writer.write(image, description=description, **tile, **jpeg)
+        writer.write(thumbnail, description=description, **{**jpeg, "resolution": None})
+        writer.write(level, description=description, **tile, **{**jpeg, "resolution": None})

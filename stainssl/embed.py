@@ -1,0 +1,73 @@
+"""Tiles → vectors: embed images, or the pixels of a part, while the next ones are decoded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from stainssl.encoders import LoadedEncoder
+from stainssl.prefetch import prefetched
+from stainssl.stores.pixels import Pixels, decode
+
+BATCH = 64  # tiles; larger ones gain nothing on a CPU and little on a GPU
+GPU_BATCH = 512
+Images = npt.NDArray[np.uint8]
+
+
+def embed_images(
+    encoder: LoadedEncoder, batches: Iterable[Images]
+) -> Iterator[npt.NDArray[np.float32]]:
+    """Vectors of batches of images.
+
+    Args:
+        batches: (B, H, W, 3) uint8 RGB, sizes may differ; made ahead in a thread.
+
+    Yields:
+        (B, D) float32, one for each batch.
+    """
+    for images in prefetched(batches):
+        tensor = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2)
+        yield encoder(tensor).cpu().numpy()
+
+
+def embed_pixels(
+    encoder: LoadedEncoder, pixels: Pixels, batch: int | None = None
+) -> Iterator[npt.NDArray[np.float16]]:
+    """Vectors of a store of tiles, in its order, read in contiguous blocks.
+
+    Args:
+        batch: tiles a block.
+
+    Yields:
+        (n, D) float16, end to end a row per tile; NaN where a JPEG cannot be decoded or the
+        vector does not fit float16.
+    """
+    size = batch or (GPU_BATCH if encoder.device.type == "cuda" else BATCH)
+    for images, readable in prefetched(_decoded(pixels, size)):
+        tensor = torch.from_numpy(images).permute(0, 3, 1, 2)
+        out = np.full((len(readable), encoder.dim), np.nan, np.float16)
+        if len(images):
+            with np.errstate(over="ignore"):
+                out[readable] = encoder(tensor).cpu().numpy().astype(np.float16)
+        out[~np.isfinite(out).all(axis=1)] = np.nan
+        yield out
+
+
+def _decoded(pixels: Pixels, size: int) -> Iterator[tuple[Images, npt.NDArray[np.bool_]]]:
+    """Blocks of `size` tiles: (m, H, W, 3) of the readable ones, and which of the block are."""
+    for start in range(0, len(pixels), size):
+        images = [_image(jpeg) for jpeg in pixels.jpegs(start, min(start + size, len(pixels)))]
+        shape = (pixels.size_px, pixels.size_px, 3)
+        good = [image for image in images if image is not None and image.shape == shape]
+        readable = np.array([image is not None and image.shape == shape for image in images])
+        yield np.stack(good) if good else np.empty((0, *shape), np.uint8), readable
+
+
+def _image(jpeg: bytes) -> Images | None:
+    try:
+        return decode(jpeg)
+    except ValueError:
+        return None

@@ -1,0 +1,1 @@
+"""Every picture: one function a figure, data in, matplotlib figure out."""

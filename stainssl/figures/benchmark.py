@@ -1,0 +1,196 @@
+"""Pictures of a benchmark: ROC curves, a forest of intervals, robustness against accuracy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+# Okabe & Ito 2008: told apart by the colour-blind. Grey is kept for random weights.
+PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8C6D1F", "#5D3A9B")
+GREY = "#7F7F7F"
+LINES = ("-", "--", ":", "-.")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "h")
+_INCH = 100  # px
+
+
+def encoder_colours(encoders: Sequence[str]) -> dict[str, str]:
+    """A colour for each encoder, the same in every figure; grey for `random`."""
+    named = [name for name in encoders if name != "random"]
+    colours = {name: PALETTE[i % len(PALETTE)] for i, name in enumerate(named)}
+    return colours | ({"random": GREY} if "random" in encoders else {})
+
+
+def _message(text: str) -> Figure:
+    figure = Figure(figsize=(7, 2), dpi=_INCH)
+    figure.text(0.5, 0.5, text, ha="center", va="center", color="#444444")
+    return figure
+
+
+def _quiet(axes: Axes) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(color="#e6e6e6", linewidth=0.8)
+    axes.set_axisbelow(True)
+
+
+def roc(
+    curves: Mapping[str, Mapping[str, tuple[str, pd.DataFrame]]], encoders: Sequence[str]
+) -> Figure:
+    """ROC curves with 95 % bands over patients, a panel per task.
+
+    Args:
+        curves: panel title → legend label → (encoder, rows as `metrics.roc_band` gives).
+        encoders: all of the benchmark, in its order, for their colours.
+    """
+    if not curves:
+        return _message("No ROC curve: no task has two classes among its test patients.")
+    across = min(len(curves), 3)
+    down = -(-len(curves) // across)
+    figure = Figure(figsize=(4.8 * across, 5.0 * down), dpi=_INCH, layout="constrained")
+    colours = encoder_colours(encoders)
+    panels = figure.subplots(down, across, squeeze=False).flat
+    for axes, (title, lines) in zip(panels, curves.items(), strict=False):
+        _roc_panel(axes, title, lines, colours)
+    for axes in list(panels):
+        axes.set_visible(False)
+    return figure
+
+
+def _roc_panel(
+    axes: Axes, title: str, lines: Mapping[str, tuple[str, pd.DataFrame]], colours: dict[str, str]
+) -> None:
+    axes.plot([0, 1], [0, 1], color="#bbbbbb", linewidth=1, linestyle=(0, (4, 3)), zorder=1)
+    drawn: dict[str, int] = {}
+    for label, (encoder, curve) in lines.items():
+        style = LINES[drawn.setdefault(encoder, 0) % len(LINES)]
+        drawn[encoder] += 1
+        colour = colours[encoder]
+        axes.plot(curve["fpr"], curve["tpr"], color=colour, linestyle=style, label=label, lw=1.8)
+        axes.fill_between(curve["fpr"], curve["low"], curve["high"], color=colour, alpha=0.13, lw=0)
+    _quiet(axes)
+    axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal", title=title)
+    axes.set(xlabel="false positive rate", ylabel="true positive rate (95 % band over patients)")
+    axes.legend(frameon=False, fontsize=8.5, loc="lower right")
+
+
+def forest(long: pd.DataFrame, encoders: Sequence[str]) -> Figure:
+    """AUROC with its interval for every task, encoder, head and seed, and for every site.
+
+    Args:
+        long: `table.long_table`.
+        encoders: all of the benchmark, in its order, for their colours.
+    """
+    rows = long[(long["metric"] == "auroc") & (long["head"] != "")]
+    rows = rows[np.isfinite(rows["value"])]
+    if not len(rows):
+        return _message("No AUROC: no task has two classes among its test patients.")
+    tasks = rows["task"].unique().tolist()
+    sizes = [len(_entries(rows[rows["task"] == task])) + 1.2 for task in tasks]
+    height = max(0.27 * sum(sizes) + 0.9 * len(tasks), 2.4)
+    figure = Figure(figsize=(9, height), dpi=_INCH, layout="constrained")
+    panels = figure.subplots(
+        len(tasks), 1, sharex=True, squeeze=False, gridspec_kw={"height_ratios": sizes}
+    )[:, 0]
+    colours = encoder_colours(encoders)
+    for axes, task in zip(panels, tasks, strict=True):
+        _forest_panel(axes, task, rows[rows["task"] == task], colours)
+    panels[-1].set_xlabel("AUROC, 95 % interval over patients")
+    return figure
+
+
+def _entries(rows: pd.DataFrame) -> pd.DataFrame:
+    # Over all first, then site by site; encoders in the table's order within each.
+    group = rows["group"].where(rows["group"] != "all", "")
+    return rows.assign(_group=group).sort_values("_group", kind="stable")
+
+
+def _forest_panel(axes: Axes, task: str, rows: pd.DataFrame, colours: dict[str, str]) -> None:
+    entries = _entries(rows)
+    place, last = 0.0, ""
+    names: list[str] = []
+    places: list[float] = []
+    for row in entries.to_dict("records"):
+        place += 0.6 if row["_group"] != last and places else 0.0
+        last = row["_group"]
+        colour, whole = colours[row["encoder"]], row["group"] == "all"
+        axes.plot([row["low"], row["high"]], [place] * 2, color=colour, lw=2.4 if whole else 1.3)
+        axes.plot(row["value"], place, "o" if whole else "s", color=colour, ms=6.5 if whole else 4)
+        head = "" if row["head"] == "linear" else f" + {row['head']}"
+        site = "" if whole else f", {row['group'].replace('=', ' ')}"
+        names.append(f"{row['run']}{head}{site} ({row['patients']} patients)")
+        places.append(place)
+        place += 1.0
+    axes.axvline(0.5, color="#999999", lw=1, ls=(0, (4, 3)))
+    axes.set_yticks(places, names, fontsize=8.5)
+    axes.set_ylim(place - 0.4, -0.6)
+    axes.set_title(f"{task}: AUROC over all test patients and by site", loc="left", fontsize=10.5)
+    _quiet(axes)
+
+
+_AGAINST = {
+    "confounded_auroc": ("AUROC where the stain misleads", "higher is more robust", 0.5),
+    "stain_retrieval_top1": ("same tile found in another stain", "higher is more robust", None),
+    "site_predictability": ("site told by a linear probe", "lower is more robust", None),
+}  # fmt: skip
+
+
+def robustness(long: pd.DataFrame, encoders: Sequence[str]) -> Figure:
+    """Three figures of robustness against AUROC, a marker per encoder (and seed), with intervals.
+
+    Args:
+        long: `table.long_table`; tile tasks with robustness figures are shown, a row each.
+        encoders: all of the benchmark, in its order, for their colours.
+    """
+    whole = long[long["group"] == "all"]
+    tasks = whole.loc[whole["metric"].isin(list(_AGAINST)), "task"].unique().tolist()
+    if not tasks:
+        return _message(
+            "No figure of robustness: the benchmark asks for none, or has no tile task."
+        )
+    figure = Figure(figsize=(12.6, 4.6 * len(tasks)), dpi=_INCH, layout="constrained")
+    grid = figure.subplots(len(tasks), len(_AGAINST), squeeze=False)
+    colours = encoder_colours(encoders)
+    for line, task in zip(grid, tasks, strict=True):
+        rows = whole[whole["task"] == task]
+        for axes, metric in zip(line, _AGAINST, strict=True):
+            _against(axes, task, rows, metric, colours)
+        handles = {t.get_label(): t for t in line[0].get_legend_handles_labels()[0]}
+        line[0].legend(handles.values(), handles.keys(), frameon=False, fontsize=8.5, loc="best")
+    return figure
+
+
+def _against(
+    axes: Axes, task: str, rows: pd.DataFrame, metric: str, colours: dict[str, str]
+) -> None:
+    title, sense, chance = _AGAINST[metric]
+    accuracy = rows[(rows["metric"] == "auroc") & (rows["head"] == "linear")].set_index("run")
+    found = rows[rows["metric"] == metric].set_index("run")
+    for place, (run, row) in enumerate(found.iterrows()):
+        if run not in accuracy.index:
+            continue
+        x, colour = accuracy.loc[run], colours[row["encoder"]]
+        marker = MARKERS[place % len(MARKERS)]
+        axes.plot([x["low"], x["high"]], [row["value"]] * 2, color=colour, lw=1.2, alpha=0.7)
+        axes.plot([x["value"]] * 2, [row["low"], row["high"]], color=colour, lw=1.2, alpha=0.7)
+        axes.plot(
+            x["value"], row["value"], marker, color=colour, ms=9, mec="white", label=run, ls=""
+        )
+    if metric == "site_predictability":
+        chance = rows.loc[rows["metric"] == "site_chance", "value"].min()
+    if chance is not None and np.isfinite(chance):
+        axes.axhline(chance, color="#999999", lw=1, ls=(0, (4, 3)))
+        axes.annotate("chance", (1, chance), xycoords=("axes fraction", "data"), ha="right",
+                      va="bottom", fontsize=8, color="#777777")  # fmt: skip
+    _quiet(axes)
+    axes.set_title(f"{title}\n({sense})", fontsize=10)
+    axes.set(xlabel=f"{task}: AUROC on test patients", ylabel=_SHORT[metric], ylim=(-0.03, 1.03))
+
+
+_SHORT = {
+    "confounded_auroc": "AUROC, stain and label reversed",
+    "stain_retrieval_top1": "share of tiles, top 1",
+    "site_predictability": "balanced accuracy",
+}

@@ -1,0 +1,216 @@
+"""Bags: the tile embeddings of one patient or one slide, and the batches drawn from them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+
+ID_COLUMNS = {"patient": "patient_id", "slide": "slide_id"}
+
+
+@dataclass(frozen=True)
+class SlideTiles:
+    """The usable tiles of one slide under one encoder.
+
+    Attributes:
+        features: (n, D) float16, every row finite.
+        tile: (n,) int32 index of the tile in its slide's tile table.
+        x_level0_px: (n,) int64 left edge of the tile.
+        y_level0_px: (n,) int64 top edge of the tile.
+    """
+
+    features: np.ndarray
+    tile: np.ndarray
+    x_level0_px: np.ndarray
+    y_level0_px: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+
+@dataclass(frozen=True)
+class Bag:
+    """The tiles of one patient (of all their slides, end to end) or of one slide.
+
+    Attributes:
+        patient_id: whose tissue it is.
+        slide_id: the slide, or "" where the bag is a patient's.
+        site: where it was stained and scanned; several sites are joined by "+".
+        label: the class index.
+        slides: the slides in the bag, in the order of their tiles.
+        tiles: one `SlideTiles` a slide.
+    """
+
+    patient_id: str
+    slide_id: str
+    site: str
+    label: int
+    slides: tuple[str, ...]
+    tiles: tuple[SlideTiles, ...]
+
+    def __len__(self) -> int:
+        return sum(len(tiles) for tiles in self.tiles)
+
+    @property
+    def dim(self) -> int:
+        """Width D of the features."""
+        return self.tiles[0].features.shape[1]
+
+    def rows(self, index: np.ndarray) -> np.ndarray:
+        """Features of some tiles.
+
+        Args:
+            index: (k,) integer positions in the bag, ascending.
+
+        Returns:
+            (k, D) float16.
+        """
+        if len(index) == len(self) and len(self.tiles) == 1:
+            return self.tiles[0].features  # no copy: the common bag, one small slide
+        ends = np.cumsum([len(tiles) for tiles in self.tiles])
+        cuts = np.searchsorted(index, ends)
+        starts = np.concatenate([[0], ends[:-1]])
+        pieces = np.split(index, cuts[:-1])
+        return np.concatenate(
+            [
+                tiles.features[piece - start]
+                for tiles, piece, start in zip(self.tiles, pieces, starts, strict=True)
+            ]
+        )
+
+    def chunks(self, size: int) -> Iterator[np.ndarray]:
+        """All features in blocks of at most `size` tiles, each (k, D) float32."""
+        for tiles in self.tiles:
+            for start in range(0, len(tiles), size):
+                yield tiles.features[start : start + size].astype(np.float32)
+
+
+def usable(
+    features: np.ndarray,
+    valid: np.ndarray,
+    tile: np.ndarray,
+    x_level0_px: np.ndarray,
+    y_level0_px: np.ndarray,
+) -> SlideTiles:
+    """Keep the tiles that were read and embedded: `valid`, and every feature finite.
+
+    Args:
+        features: (n, D) float16.
+        valid: (n,) bool.
+        tile: (n,) integer.
+        x_level0_px: (n,) integer.
+        y_level0_px: (n,) integer.
+
+    Returns:
+        The rows that can be used, in their order; there may be none.
+    """
+    keep = np.asarray(valid, bool) & np.isfinite(features).all(axis=1)
+    return SlideTiles(
+        features=features[keep],
+        tile=np.asarray(tile)[keep].astype(np.int32),
+        x_level0_px=np.asarray(x_level0_px)[keep].astype(np.int64),
+        y_level0_px=np.asarray(y_level0_px)[keep].astype(np.int64),
+    )
+
+
+def build(
+    slides: pd.DataFrame, level: str, read: Callable[[str], SlideTiles]
+) -> tuple[list[Bag], list[str]]:
+    """Bags of a task, one a patient or one a slide.
+
+    Args:
+        slides: a row per slide with `slide_id`, `patient_id`, `site`, `label` (class index).
+        level: "patient" or "slide".
+        read: gives the usable tiles of a slide.
+
+    Returns:
+        The bags in the order in which their ids first appear, and the ids of those that are left
+        out because none of their slides has a usable tile.
+    """
+    bags: list[Bag] = []
+    empty: list[str] = []
+    for name, rows in slides.groupby(ID_COLUMNS[level], sort=False):
+        bag = _bag(rows, level, read)
+        if len(bag):
+            bags.append(bag)
+        else:
+            empty.append(str(name))
+    return bags, empty
+
+
+def _bag(rows: pd.DataFrame, level: str, read: Callable[[str], SlideTiles]) -> Bag:
+    tiles = {str(slide): read(str(slide)) for slide in rows["slide_id"]}
+    tiles = {slide: found for slide, found in tiles.items() if len(found)}
+    first = rows.iloc[0]
+    return Bag(
+        patient_id=str(first["patient_id"]),
+        slide_id=str(first["slide_id"]) if level == "slide" else "",
+        site="+".join(sorted(set(rows["site"].dropna().astype(str)))),
+        label=int(first["label"]),
+        slides=tuple(tiles),
+        tiles=tuple(tiles.values()),
+    )
+
+
+def draw(n: int, max_tiles: int, rng: np.random.Generator) -> np.ndarray:
+    """Positions of at most `max_tiles` of `n` tiles, without replacement, ascending."""
+    if n <= max_tiles:
+        return np.arange(n)
+    return np.sort(rng.choice(n, max_tiles, replace=False))
+
+
+def pad(
+    bags: Sequence[np.ndarray], memory: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Put bags of different length into one tensor.
+
+    Args:
+        bags: B arrays (n_i, D) float16.
+        memory: float32, one dimension, at least B·N·D long, that the features are written to; new
+            memory for every batch costs more than filling it.
+
+    Returns:
+        (B, N, D) float32 with N the longest, zero where there is no tile, and the (B, N) bool
+        mask that is true where there is one.
+    """
+    longest = max(len(bag) for bag in bags)
+    shape = (len(bags), longest, bags[0].shape[1])
+    features = torch.empty(shape) if memory is None else memory[: math.prod(shape)].view(shape)
+    mask = torch.zeros(len(bags), longest, dtype=torch.bool)
+    for row, bag in enumerate(bags):
+        features[row, : len(bag)] = torch.from_numpy(bag)
+        features[row, len(bag) :] = 0.0
+        mask[row, : len(bag)] = True
+    return features, mask
+
+
+def statistics(bags: Sequence[Bag], chunk: int = 16_384) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of each feature over all tiles of some bags.
+
+    Args:
+        bags: the training bags.
+        chunk: tiles held in memory as float64 at once.
+
+    Returns:
+        Two (D,) float32 arrays; a feature that does not vary has the standard deviation 1, so
+        that dividing by it is harmless.
+    """
+    dim = bags[0].dim
+    # Sums are taken about a first mean: E[x²] − E[x]² loses all digits where the mean is large.
+    origin = next(bags[0].chunks(chunk)).mean(axis=0, dtype=np.float64)
+    count, total, squares = 0, np.zeros(dim), np.zeros(dim)
+    for bag in bags:
+        for block in bag.chunks(chunk):
+            centred = block - origin
+            count += len(block)
+            total += centred.sum(axis=0)
+            squares += np.square(centred).sum(axis=0)
+    shift = total / count
+    std = np.sqrt(np.maximum(squares / count - shift**2, 0.0))
+    std[std < 1e-6] = 1.0
+    return (origin + shift).astype(np.float32), std.astype(np.float32)

@@ -1,0 +1,117 @@
+"""Fold models on bags that they have not seen, and the files that fold models are kept in."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from safetensors.torch import load_file, save_file
+
+from stainssl.mil import heads
+from stainssl.mil.bags import Bag
+from stainssl.mil.train import FoldModel, Settings
+from stainssl.status import StainsslError
+from stainssl.stores.atomic import replacing
+
+SCHEMA = 1
+# Tiles of a bag held as float32 at once: 16,384 × 1,024 features are 64 MB.
+CHUNK_TILES = 16_384
+
+
+@torch.inference_mode()
+def predict_bag(
+    model: FoldModel, bag: Bag, chunk: int = CHUNK_TILES
+) -> tuple[np.ndarray, np.ndarray]:
+    """Class probabilities of one bag, all of its tiles used, and the attention they got.
+
+    Args:
+        model: the fold's model.
+        bag: at least one tile, as wide as the model's features.
+        chunk: tiles in memory as float32 at once.
+
+    Returns:
+        (C,) float32 probabilities that sum to one, and (N,) float32 attention that does so too.
+    """
+    logits, attention = model.head.stream(
+        torch.from_numpy((block - model.mean) / model.std) for block in bag.chunks(chunk)
+    )
+    return torch.softmax(logits, dim=0).numpy(), attention.numpy()
+
+
+def prediction_table(
+    bags: Sequence[Bag], probabilities: np.ndarray, classes: Sequence[str], repeat: int, fold: int
+) -> pd.DataFrame:
+    """Rows of `predictions.parquet` for the test bags of one fold.
+
+    Args:
+        bags: the B test bags.
+        probabilities: (B, C).
+        classes: C class names.
+        repeat: repeat of the split, from 0.
+        fold: fold of the repeat, from 0.
+
+    Returns:
+        Columns `patient_id`, `slide_id` ("" for a patient), `site`, `repeat`, `fold`, `y` (class
+        name) and `p_<class>` (float32).
+    """
+    table = pd.DataFrame(
+        {
+            "patient_id": [bag.patient_id for bag in bags],
+            "slide_id": [bag.slide_id for bag in bags],
+            "site": [bag.site for bag in bags],
+            "repeat": np.full(len(bags), repeat, np.int32),
+            "fold": np.full(len(bags), fold, np.int32),
+            "y": [classes[bag.label] for bag in bags],
+        }
+    )
+    for column, name in enumerate(classes):
+        table[f"p_{name}"] = probabilities[:, column].astype(np.float32)
+    return table
+
+
+def save_model(model: FoldModel, path: Path) -> None:
+    """Write `{path}.safetensors` (weights, `mean`, `std`) and `{path}.json` (all the rest)."""
+    tensors = {f"head.{name}": value for name, value in model.head.state_dict().items()}
+    tensors |= {"mean": torch.from_numpy(model.mean), "std": torch.from_numpy(model.std)}
+    with replacing(path.with_name(path.name + ".safetensors")) as temporary:
+        save_file(tensors, temporary)
+    card = {
+        "schema": SCHEMA,
+        "settings": dataclasses.asdict(model.settings),
+        "classes": list(model.classes),
+        "dim": len(model.mean),
+        "epoch": model.epoch,
+        "history": [[round(train, 6), round(val, 6)] for train, val in model.history],
+    }
+    with replacing(path.with_name(path.name + ".json")) as temporary:
+        temporary.write_text(json.dumps(card, indent=1).replace("NaN", "null"))
+
+
+def load_model(path: Path) -> FoldModel:
+    """Read what `save_model` wrote under `path`.
+
+    Raises:
+        StainsslError: the model is of another schema.
+    """
+    card = json.loads(path.with_name(path.name + ".json").read_text())
+    if card.get("schema") != SCHEMA:
+        raise StainsslError(
+            f"{path}.json is of schema {card.get('schema')}, and this version reads {SCHEMA}: "
+            "train the task's head again."
+        )
+    tensors = load_file(path.with_name(path.name + ".safetensors"))
+    mean, std = tensors.pop("mean").numpy(), tensors.pop("std").numpy()
+    settings = Settings(**card["settings"])
+    head = heads.create(
+        settings.kind, card["dim"], len(card["classes"]), settings.hidden, settings.dropout
+    )
+    head.load_state_dict({name.removeprefix("head."): v for name, v in tensors.items()})
+    history = [(train, float("nan") if val is None else val) for train, val in card["history"]]
+    return FoldModel(
+        head.eval(), settings, tuple(card["classes"]), mean, std, card["epoch"], history
+    )

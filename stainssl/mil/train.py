@@ -1,0 +1,197 @@
+"""Training one head on the training patients of one fold, stopped by its validation patients."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from stainssl.mil import heads
+from stainssl.mil.adamw import AdamW
+from stainssl.mil.bags import Bag, draw, pad, statistics
+from stainssl.status import StainsslError
+
+# Bags of a step. Small: a cohort of forty patients then still gives several steps an epoch.
+BATCH_BAGS = 8
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a head is made and trained.
+
+    Attributes:
+        kind: a key of `heads.HEADS`.
+        epochs: passes over the training bags at most.
+        lr: AdamW's learning rate.
+        weight_decay: AdamW's weight decay.
+        hidden: width of the head's tile representation.
+        dropout: share of units dropped in training, [0, 1).
+        max_tiles: tiles of a bag drawn for a step, and for the validation loss.
+        patience: epochs without a lower validation loss after which training stops.
+    """
+
+    kind: str = "abmil"
+    epochs: int = 40
+    lr: float = 2e-3
+    weight_decay: float = 1e-2
+    hidden: int = 64
+    dropout: float = 0.25
+    max_tiles: int = 512
+    patience: int = 8
+
+
+@dataclass(frozen=True)
+class FoldModel:
+    """A trained head and what its input must be standardised with.
+
+    Attributes:
+        head: in evaluation mode.
+        settings: how it was made.
+        classes: the C class names, in the order of the logits.
+        mean: (D,) float32 over the training tiles.
+        std: (D,) float32 over the training tiles, positive.
+        epoch: the epoch, from 0, whose weights were kept.
+        history: (training loss, validation loss) of each epoch; NaN without validation bags.
+    """
+
+    head: heads.PoolingHead
+    settings: Settings
+    classes: tuple[str, ...]
+    mean: np.ndarray
+    std: np.ndarray
+    epoch: int
+    history: list[tuple[float, float]] = field(default_factory=list)
+
+
+def fit(
+    train: Sequence[Bag],
+    val: Sequence[Bag],
+    classes: Sequence[str],
+    settings: Settings,
+    seed: int,
+) -> FoldModel:
+    """Train a head; the weights of the epoch with the lowest validation loss are kept.
+
+    Features are standardised with the training tiles' statistics, and classes weigh the same
+    whatever their number. Without validation bags all epochs run and the last is kept. The result
+    depends on the arguments alone; the caller's random state is left as it was.
+
+    Args:
+        train: bags of at least two classes.
+        val: bags of other patients of the training part; may be empty.
+        classes: the names of all classes of the task.
+        settings: the head's settings.
+        seed: of initialisation, order, drawing and dropout.
+
+    Returns:
+        The fold's model.
+
+    Raises:
+        StainsslError: the training bags hold fewer than two classes.
+    """
+    _require_two_classes(train, classes)
+    mean, std = statistics(train)
+    rng = np.random.default_rng(seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(rng.integers(2**31)))
+        head = heads.create(
+            settings.kind, train[0].dim, len(classes), settings.hidden, settings.dropout
+        )
+        loop = _Loop(head, settings, mean, std, class_weights(train, len(classes)), rng)
+        epoch, history = loop.run(train, val)
+    return FoldModel(head.eval(), settings, tuple(classes), mean, std, epoch, history)
+
+
+def class_weights(bags: Sequence[Bag], classes: int) -> Tensor:
+    """(C,) float32 weights inverse to class counts with mean 1 over bags; 0 where none."""
+    counts = np.bincount([bag.label for bag in bags], minlength=classes).astype(np.float32)
+    present = counts > 0
+    weights = np.zeros(classes, np.float32)
+    weights[present] = len(bags) / (present.sum() * counts[present])
+    return torch.from_numpy(weights)
+
+
+def _require_two_classes(train: Sequence[Bag], classes: Sequence[str]) -> None:
+    found = {bag.label for bag in train}
+    if len(found) < 2:
+        named = ", ".join(classes[label] for label in sorted(found)) or "none"
+        raise StainsslError(
+            f"a head needs training bags of at least two classes and got {len(train)} of: {named}. "
+            "Use fewer folds, or stratify the task's split by its label."
+        )
+
+
+@dataclass(frozen=True)
+class _Loop:
+    """What stays the same over the epochs of one fold."""
+
+    head: heads.PoolingHead
+    settings: Settings
+    mean: np.ndarray
+    std: np.ndarray
+    weights: Tensor
+    rng: np.random.Generator
+
+    def run(
+        self, train: Sequence[Bag], val: Sequence[Bag]
+    ) -> tuple[int, list[tuple[float, float]]]:
+        """Train, leave the best weights in the head; the best epoch and the losses."""
+        optimizer = AdamW(self.head.parameters(), self.settings.lr, self.settings.weight_decay)
+        # Drawn once, so that epochs differ by their weights and not by the tiles they see.
+        held_out = [self._batch(val[i : i + BATCH_BAGS]) for i in range(0, len(val), BATCH_BAGS)]
+        longest = min(max(len(bag) for bag in train), self.settings.max_tiles)
+        memory = torch.empty(BATCH_BAGS * longest * train[0].dim)
+        history: list[tuple[float, float]] = []
+        best, best_state = -1, self.head.state_dict()
+        for epoch in range(self.settings.epochs):
+            history.append((self._train_epoch(train, optimizer, memory), self._loss(held_out)))
+            if best < 0 or not val or history[epoch][1] < history[best][1]:
+                best = epoch
+                best_state = {k: v.clone() for k, v in self.head.state_dict().items()}
+            if epoch - best >= self.settings.patience:
+                break
+        self.head.load_state_dict(best_state)
+        return best, history
+
+    def _train_epoch(self, train: Sequence[Bag], optimizer: AdamW, memory: Tensor) -> float:
+        """One pass in a new order with newly drawn tiles; the mean loss of its steps."""
+        self.head.train()
+        order = self.rng.permutation(len(train))
+        losses = []
+        for part in np.array_split(order, -(-len(train) // BATCH_BAGS)):
+            features, mask, labels = self._batch([train[i] for i in part], memory)
+            logits = self.head(features, mask)
+            # Divided by the number of bags: with torch's weighted mean, a batch of one class
+            # would cancel its own weight.
+            loss = self._weighted(logits, labels).mean()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+        return float(np.mean(losses))
+
+    @torch.no_grad()
+    def _loss(self, batches: list[tuple[Tensor, Tensor, Tensor]]) -> float:
+        """Mean class-weighted loss over held-out bags; NaN without any."""
+        if not batches:
+            return float("nan")
+        self.head.eval()
+        losses = [self._weighted(self.head(x, mask), labels) for x, mask, labels in batches]
+        return torch.cat(losses).mean().item()
+
+    def _weighted(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(logits, labels, weight=self.weights, reduction="none")
+
+    def _batch(
+        self, bags: Sequence[Bag], memory: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Drawn, standardised and padded: (B, N, D) features, (B, N) mask, (B,) labels.
+
+        The features are in `memory` where it is given, until the next batch takes it.
+        """
+        drawn = [bag.rows(draw(len(bag), self.settings.max_tiles, self.rng)) for bag in bags]
+        features, mask = pad(drawn, memory)
+        features.sub_(torch.from_numpy(self.mean)).div_(torch.from_numpy(self.std))
+        return features, mask, torch.tensor([bag.label for bag in bags])

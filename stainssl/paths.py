@@ -1,0 +1,110 @@
+"""Every path under the results folder, once: the Snakefile and the verbs both ask here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Paths:
+    """Where each stage's outputs are. Words may be Snakemake wildcards (`"{part}"`)."""
+
+    results: Path
+
+    def config(self) -> Path:
+        """The config as resolved."""
+        return self.results / "config.yaml"
+
+    def demo(self) -> Path:
+        """Folder of the synthetic cohort."""
+        return self.results / "demo"
+
+    def _tiling(self, cohort: str, tiling: str) -> Path:
+        return self.results / "cohorts" / cohort / tiling
+
+    def tiles(self, cohort: str, tiling: str, part: str) -> Path:
+        """Tiles of a part (parquet)."""
+        return self._tiling(cohort, tiling) / "tiles" / f"{part}.parquet"
+
+    def qc(self, cohort: str, tiling: str, part: str) -> Path:
+        """What happened to the slides of a part (parquet)."""
+        return self._tiling(cohort, tiling) / "qc" / f"{part}.parquet"
+
+    def checked(self, cohort: str, tiling: str) -> Path:
+        """The cohort's slides and their statuses, written where few enough are bad (CSV)."""
+        return self._tiling(cohort, tiling) / "slides.csv"
+
+    def overview(self, cohort: str, tiling: str) -> Path:
+        """Contact sheet of the cohort's tissue masks (PNG)."""
+        return self._tiling(cohort, tiling) / "tissue.png"
+
+    def previews(self, cohort: str, tiling: str, part: str) -> Path:
+        """Folder of mask and tile pictures, one a slide."""
+        return self._tiling(cohort, tiling) / "previews" / part
+
+    def labels(self, cohort: str, tiling: str, part: str) -> Path:
+        """Tile labels of a part (parquet)."""
+        return self._tiling(cohort, tiling) / "labels" / f"{part}.parquet"
+
+    def pixels(self, cohort: str, tiling: str, part: str) -> Path:
+        """Encoded tiles of a part (zarr)."""
+        return self._tiling(cohort, tiling) / "pixels" / f"{part}.zarr"
+
+    def embeddings(self, cohort: str, tiling: str, encoder: str, part: str) -> Path:
+        """Vectors of a part under one encoder (zarr)."""
+        return self._tiling(cohort, tiling) / "embeddings" / encoder / f"{part}.zarr"
+
+    def _encoder(self, encoder: str) -> Path:
+        return self.results / "encoders" / encoder
+
+    def target(self, encoder: str) -> Path:
+        """The encoder's stain target (JSON)."""
+        return self._encoder(encoder) / "target.json"
+
+    def target_png(self, encoder: str) -> Path:
+        """The stain space with the target in it."""
+        return self._encoder(encoder) / "target.png"
+
+    def model(self, encoder: str) -> Path:
+        """The trained backbone, a timm `local-dir` folder."""
+        return self._encoder(encoder) / "model"
+
+    def metrics(self, encoder: str) -> Path:
+        """Loss, speed and geometry of the embedding, a row per epoch (CSV)."""
+        return self._encoder(encoder) / "metrics.csv"
+
+    def curves(self, encoder: str) -> Path:
+        """The pretraining curves (PNG)."""
+        return self._encoder(encoder) / "curves.png"
+
+    def seen(self, encoder: str) -> Path:
+        """Patients whose tiles pretraining saw (CSV)."""
+        return self._encoder(encoder) / "seen.csv"
+
+    def checkpoints(self, encoder: str) -> Path:
+        """Folder of checkpoints, from which a killed pretraining goes on."""
+        return self._encoder(encoder) / "checkpoints"
+
+    def _task(self, task: str) -> Path:
+        return self.results / "tasks" / task
+
+    def folds(self, task: str) -> Path:
+        """Roles of patients in every repeat and fold (CSV)."""
+        return self._task(task) / "folds.csv"
+
+    def probe(self, task: str, encoder: str) -> Path:
+        """Folder of a tile task's linear probe: predictions and metrics."""
+        return self._task(task) / encoder / "probe"
+
+    def mil(self, task: str, encoder: str, head: str) -> Path:
+        """Folder of a slide task: predictions, metrics, models, attention."""
+        return self._task(task) / encoder / head
+
+    def robustness(self, encoder: str) -> Path:
+        """Folder of an encoder's robustness figures."""
+        return self.results / "robustness" / encoder
+
+    def benchmark(self, benchmark: str) -> Path:
+        """Folder of a benchmark's table and figures."""
+        return self.results / "benchmarks" / benchmark

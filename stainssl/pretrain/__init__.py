@@ -1,0 +1,1 @@
+"""Contrastive pretraining: the stain-invariant method and its rivals under one recipe."""

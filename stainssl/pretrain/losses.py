@@ -1,0 +1,64 @@
+"""The contrastive loss, and what tells a useful embedding from a collapsed one."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def nt_xent(first: Tensor, second: Tensor, temperature: float) -> Tensor:
+    """Normalised temperature-scaled cross-entropy of Chen et al. 2020 (SimCLR).
+
+    The two views of an image are each other's positive; the 2B − 2 views of the other images of
+    the batch are negatives.
+
+    Args:
+        first: (B, D) projections of the first view, B ≥ 2.
+        second: (B, D) projections of the second view, in the same order.
+        temperature: divides the cosine similarities.
+
+    Returns:
+        Mean over the 2B views, a scalar; log(2B − 1) where all projections are equal.
+    """
+    z = F.normalize(torch.cat([first, second]).float(), dim=1)
+    logits = z @ z.T / temperature
+    logits.fill_diagonal_(float("-inf"))
+    count = len(first)
+    positive = torch.arange(2 * count, device=z.device).roll(count)
+    return F.cross_entropy(logits, positive)
+
+
+def alignment(first: Tensor, second: Tensor) -> float:
+    """Mean squared distance of the two views' unit vectors (Wang & Isola 2020); 0 is best.
+
+    Args:
+        first, second: (N, D) features of the two views, in the same order.
+    """
+    apart = F.normalize(first, dim=1) - F.normalize(second, dim=1)
+    return float(apart.square().sum(1).mean())
+
+
+def uniformity(features: Tensor) -> float:
+    """log E exp(−2 d²) over pairs of unit vectors (Wang & Isola 2020); lower is more spread.
+
+    Args:
+        features: (N, D) of one view, N ≥ 2; 0 where all are equal.
+    """
+    return float(F.pdist(F.normalize(features, dim=1)).square().mul(-2).exp().mean().log())
+
+
+def effective_rank(features: Tensor) -> float:
+    """Exponential of the entropy of the centred features' singular values (Roy & Vetterli 2007).
+
+    Args:
+        features: (N, D).
+
+    Returns:
+        Between 1 (all vectors on one line, or all equal) and min(N − 1, D).
+    """
+    values = torch.linalg.svdvals((features - features.mean(0)).double())
+    if float(values.sum()) < 1e-12:
+        return 1.0
+    share = values / values.sum()
+    return float(torch.exp(-(share * share.clamp_min(1e-30).log()).sum()))

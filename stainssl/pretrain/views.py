@@ -1,0 +1,186 @@
+"""Random views of a batch of tiles: geometry and colour, a draw per image, all on tensors.
+
+Draws come from a generator on the CPU and are small, so that a seed gives the same views on any
+device; what costs is done where the images are.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor
+
+# Area of a crop as a share of the tile. SimCLR's 0.08 leaves a few nuclei of a small tile;
+# 0.25 keeps the tissue recognisable.
+CROP_AREA = (0.25, 1.0)
+CROP_RATIO = (3 / 4, 4 / 3)  # width to height
+LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
+TO_YIQ = ((0.299, 0.587, 0.114), (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112))
+
+
+@dataclass(frozen=True)
+class Colour:
+    """How strongly colour is jittered; factors are drawn from 1 ± the value.
+
+    Attributes:
+        brightness, contrast, saturation: half widths of the factors' ranges.
+        hue: half width of the rotation, in turns.
+        jitter: share of images that are jittered.
+        grey, blur, solarise: shares of images that are made grey, blurred, solarised.
+    """
+
+    brightness: float
+    contrast: float
+    saturation: float
+    hue: float
+    jitter: float = 0.8
+    grey: float = 0.0
+    blur: float = 0.0
+    solarise: float = 0.0
+
+
+# `strong` is SimCLR's jitter at strength 0.5 with its grey and blur, and BYOL's solarisation.
+COLOURS: dict[str, Colour | None] = {
+    "none": None,
+    "weak": Colour(0.2, 0.2, 0.2, 0.02),
+    "strong": Colour(0.4, 0.4, 0.4, 0.1, grey=0.2, blur=0.5, solarise=0.1),
+}
+
+
+def generator(seed: int, step: int, stream: int) -> Generator:
+    """The random numbers of one step: nothing of a run's past is needed to draw them again.
+
+    Args:
+        stream: 0 geometry, 1 colour, 2 targets; apart, so that methods share the first two.
+    """
+    # One draw of a hash-like mixer: neighbouring steps must not have neighbouring streams.
+    mixed = (
+        seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + stream * 0x94D049BB133111EB
+    ) % 2**64
+    mixed ^= mixed >> 31
+    return torch.Generator().manual_seed(mixed * 0xD6E8FEB86659FD93 % 2**63)
+
+
+def _uniform(count: int, low: float, high: float, rng: Generator) -> Tensor:
+    return low + (high - low) * torch.rand(count, generator=rng)
+
+
+def draw_geometry(count: int, rng: Generator) -> Tensor:
+    """Random resized crops with flips and quarter turns, as affine maps.
+
+    Returns:
+        (count, 2, 3) float32 for `torch.nn.functional.affine_grid`: output to input coordinates,
+        the crop wholly inside the tile.
+    """
+    area = _uniform(count, *CROP_AREA, rng)
+    ratio = torch.exp(_uniform(count, math.log(CROP_RATIO[0]), math.log(CROP_RATIO[1]), rng))
+    half = torch.stack([(area * ratio).sqrt(), (area / ratio).sqrt()], 1).clamp_max(1)
+    centre = (1 - half) * (2 * torch.rand(count, 2, generator=rng) - 1)
+    flip = torch.randint(0, 2, (count, 2), generator=rng) * 2 - 1
+    turned = torch.randint(0, 2, (count,), generator=rng).bool()
+    straight = torch.diag_embed(flip.float())
+    # Flips and one transposition make all eight symmetries of the square.
+    orientation = torch.where(turned[:, None, None], straight.flip(2), straight)
+    return torch.cat([half[:, :, None] * orientation, centre[:, :, None]], 2)
+
+
+def whole_tile(count: int) -> Tensor:
+    """The affine maps that keep the whole tile: (count, 2, 3) float32."""
+    return torch.eye(2, 3).expand(count, 2, 3)
+
+
+def apply_geometry(images: Tensor, theta: Tensor, size_px: int) -> Tensor:
+    """Crop, turn and resize.
+
+    Args:
+        images: (B, 3, H, W) uint8, or float in [0, 1].
+        theta: (B, 2, 3) as `draw_geometry` gives.
+        size_px: side of the result.
+
+    Returns:
+        (B, 3, size_px, size_px) float32 in [0, 1].
+    """
+    scaled = images.float().div(255) if images.dtype == torch.uint8 else images
+    if (shrink := images.shape[-1] // size_px) > 1:  # bilinear sampling would alias
+        scaled = F.avg_pool2d(scaled, shrink)
+    shape = [len(images), 3, size_px, size_px]
+    grid = F.affine_grid(theta.to(images.device), shape, align_corners=False)
+    return F.grid_sample(scaled, grid, padding_mode="reflection", align_corners=False)
+
+
+def _colour_matrix(colour: Colour, count: int, rng: Generator) -> tuple[Tensor, Tensor]:
+    """Per image the 3×3 map of saturation, hue and brightness, and the contrast factor."""
+    on = _uniform(count, 0, 1, rng) < colour.jitter
+    brightness, contrast, saturation = (
+        torch.where(on, _uniform(count, 1 - width, 1 + width, rng), 1.0)
+        for width in (colour.brightness, colour.contrast, colour.saturation)
+    )
+    angle = torch.where(on, _uniform(count, -colour.hue, colour.hue, rng) * 2 * math.pi, 0.0)
+    grey = _uniform(count, 0, 1, rng) < colour.grey
+    saturation = torch.where(grey, 0.0, saturation)
+    cos, sin = angle.cos() * saturation, angle.sin() * saturation
+    chroma = torch.zeros(count, 3, 3)
+    chroma[:, 0, 0] = 1
+    chroma[:, 1, 1], chroma[:, 1, 2], chroma[:, 2, 1], chroma[:, 2, 2] = cos, -sin, sin, cos
+    yiq = torch.tensor(TO_YIQ)
+    return brightness[:, None, None] * (torch.linalg.inv(yiq) @ chroma @ yiq), contrast
+
+
+def jitter(images: Tensor, colour: Colour | None, rng: Generator) -> Tensor:
+    """Brightness, contrast, saturation, hue and the rest of `colour`, a draw per image.
+
+    The first four are one linear map an image: saturation and hue scale and turn the chroma of
+    YIQ, contrast stretches about the image's mean grey level; values are clipped once, at the end.
+
+    Args:
+        images: (B, 3, H, W) float in [0, 1].
+        colour: None leaves the images as they are.
+
+    Returns:
+        The same shape, in [0, 1].
+    """
+    if colour is None:
+        return images
+    count = len(images)
+    matrix, contrast = (t.to(images.device) for t in _colour_matrix(colour, count, rng))
+    pixels = images.flatten(2)
+    weights = torch.tensor(LUMA, device=images.device)
+    mean_grey = torch.einsum("i,bij,bj->b", weights, matrix, pixels.mean(2))
+    offset = ((1 - contrast) * mean_grey)[:, None, None].expand(count, 3, 1)
+    out = torch.baddbmm(offset, contrast[:, None, None] * matrix, pixels).clamp_(0, 1)
+    out = out.view_as(images)
+    out = _some(out, colour.blur, _blur, rng)
+    return _some(out, colour.solarise, _solarise, rng)
+
+
+def _some(
+    images: Tensor, share: float, change: Callable[[Tensor, Generator], Tensor], rng: Generator
+) -> Tensor:
+    """Change a random share of the images."""
+    chosen = (_uniform(len(images), 0, 1, rng) < share).nonzero()[:, 0].to(images.device)
+    if not len(chosen):
+        return images
+    out = images.clone()
+    out[chosen] = change(images[chosen], rng)
+    return out
+
+
+def _solarise(images: Tensor, _: Generator) -> Tensor:
+    return torch.where(images < 0.5, images, 1 - images)
+
+
+def _blur(images: Tensor, rng: Generator) -> Tensor:
+    """Gaussian blur, each image its own sigma of 0.3 to 1.5 px per 96 px of side."""
+    count, scale = len(images), images.shape[-1] / 96
+    sigma = _uniform(count, 0.3, 1.5, rng).to(images.device) * scale
+    radius = max(1, round(3 * scale))
+    place = torch.arange(-radius, radius + 1, device=images.device)
+    kernel = torch.exp(-place.square() / (2 * sigma[:, None].square()))
+    kernel = (kernel / kernel.sum(1, keepdim=True)).repeat_interleave(3, 0)[:, None]
+    flat = F.pad(images.flatten(0, 1)[None], (radius,) * 4, mode="reflect")
+    flat = F.conv2d(flat, kernel[:, :, :, None], groups=3 * count)
+    return F.conv2d(flat, kernel[:, :, None, :], groups=3 * count).view_as(images).clamp(0, 1)

@@ -1,0 +1,1 @@
+"""Slides: reading at an exact scale, tissue, quality, tiles and annotations."""

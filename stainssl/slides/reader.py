@@ -1,0 +1,108 @@
+"""The one way to open a slide: what a reader must offer, and which readers there are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from stainssl.slides.faults import blamed
+from stainssl.slides.truncation import shortfall
+from stainssl.status import SlideError, StainsslError, Status
+
+READERS: dict[str, str] = {
+    "openslide": "stainssl.slides.openslide_reader",
+    "patches": "stainssl.slides.patches",
+}
+"""Config word → module with `recognises(path) -> bool` and `open_file(path) -> Slide`; `auto` asks
+them in this order."""
+
+
+class Slide(Protocol):
+    """An open slide. Planes: level-0 pixels, and the pixels of a level."""
+
+    path: Path
+    reader: str
+    vendor: str
+    level_sizes_px: list[tuple[int, int]]  # (w, h) of every level, finest first
+    downsamples: list[float]  # level-0 px in a px of the level
+    bounds_level0_px: tuple[int, int, int, int]  # x, y, w, h of what was scanned
+    mpp_sources: dict[str, float]  # "format", "tiff-resolution", "objective-power" → µm/px
+    objective_power: float | None
+
+    @property
+    def mpp(self) -> float | None:
+        """µm in a level-0 px by the first of `mpp_sources`, None where there is none."""
+
+    @property
+    def mpp_source(self) -> str | None:
+        """Name of the first of `mpp_sources`, None where there is none."""
+
+    def read_region(
+        self, x_level0_px: int, y_level0_px: int, level: int, size_px: tuple[int, int]
+    ) -> np.ndarray:
+        """A rectangle of one level; white where it is transparent or outside the slide.
+
+        Args:
+            x_level0_px, y_level0_px: its top left corner.
+            level: index into `level_sizes_px`.
+            size_px: width and height in the level's pixels.
+
+        Returns:
+            (h, w, 3) uint8 RGB.
+
+        Raises:
+            SlideError: the file's own fault.
+            OSError: the machine's or the mount's fault.
+        """
+
+    def thumbnail(self, mpp: float) -> np.ndarray:
+        """(h, w, 3) uint8 RGB of the bounds at `mpp` µm/px by the slide's own mpp.
+
+        Raises:
+            SlideError: `no-mpp`, or the file's own fault.
+        """
+
+    def close(self) -> None:
+        """Free the handle."""
+
+
+def _reader_for(path: Path, reader: str) -> Any:
+    if reader == "auto":
+        modules = [import_module(name) for name in READERS.values()]
+        found = next((module for module in modules if module.recognises(path)), None)
+        if found is None:
+            raise SlideError(
+                Status.UNSUPPORTED, f"No reader recognises {path.name}: it is not a slide."
+            )
+        return found
+    if reader not in READERS:
+        raise StainsslError(f"slides.reader is {reader!r}: known are auto, {', '.join(READERS)}.")
+    return import_module(READERS[reader])
+
+
+def open_slide(path: Path | str, reader: str = "auto") -> Slide:
+    """Open a slide, after a check that the file is as long as it says.
+
+    Args:
+        path: the slide's file.
+        reader: `auto` or a key of `READERS`.
+
+    Returns:
+        The open slide; the caller closes it (`contextlib.closing`).
+
+    Raises:
+        SlideError: `unsupported`, `unreadable` or `truncated`, with a sentence.
+        StainsslError: there is no such reader.
+        OSError: the machine's or the mount's fault, a missing file among them.
+    """
+    path = Path(path)
+    with blamed(path, "opening"):
+        short = shortfall(path) if path.is_file() else None
+        if short:
+            raise SlideError(Status.TRUNCATED, short)
+        open_file: Callable[[Path], Slide] = _reader_for(path, reader).open_file
+        return open_file(path)

@@ -1,0 +1,258 @@
+"""Exact scale: which pixel size a slide has, and regions resampled to the pixel size asked for.
+
+Planes: level-0 px (integers and exact fractions of them), the px of a level, and the px of the
+result. A level is only ever a source: whatever its downsample, the result has the scale asked for.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
+
+import cv2
+import numpy as np
+from PIL import Image
+from scipy import sparse
+
+from stainssl.status import SlideError, Status
+
+if TYPE_CHECKING:
+    from stainssl.slides.reader import Slide
+
+LEAST_MPP, MOST_MPP = 0.05, 50.0  # µm/px outside which a statement cannot be meant
+MOST_DIFFERENCE = 0.10  # between two sources before it is reported
+COARSER_BY = 1.02  # a level this little too coarse still serves: TCGA's level 1 is 2.0005, not 2
+AREA_FROM = 1.25  # level px in a result px from which area averaging is sharp; bicubic below
+READ_PX = 2048  # side of the largest region that is read at once: 12 MB
+
+
+def first_source(sources: Mapping[str, float]) -> tuple[str | None, float | None]:
+    """Name and value of the first source, (None, None) where there is none."""
+    return next(iter(sources.items()), (None, None))
+
+
+def _differences(source: str, mpp: float, others: Mapping[str, float]) -> str:
+    far = [
+        f"{name} says {other:.4g}"
+        for name, other in others.items()
+        if name != source and abs(other - mpp) > MOST_DIFFERENCE * mpp
+    ]
+    return f"{source} says {mpp:.4g} µm/px and is used; {', '.join(far)}." if far else ""
+
+
+def resolve_mpp(sheet_mpp: float | None, slide: Slide) -> tuple[float, str, str]:
+    """The µm in a level-0 pixel: the sheet's, else the first that the slide states.
+
+    Args:
+        sheet_mpp: µm/px, None or NaN where the sheet does not say.
+        slide: its `mpp_sources` follow in their order.
+
+    Returns:
+        mpp in µm/px, the source's name ("sheet", "format", "tiff-resolution",
+        "objective-power"), and a sentence where another source differs by more than 10 %, else "".
+
+    Raises:
+        SlideError: `no-mpp`, or `absurd-mpp` outside 0.05–50 µm/px.
+    """
+    sources = dict(slide.mpp_sources)
+    if sheet_mpp is not None and not math.isnan(sheet_mpp):
+        sources = {"sheet": float(sheet_mpp), **sources}
+    source, mpp = first_source(sources)
+    if source is None or mpp is None:
+        raise SlideError(
+            Status.NO_MPP, "The slide states no pixel size: write it in the sheet's column mpp."
+        )
+    if not LEAST_MPP <= mpp <= MOST_MPP:
+        raise SlideError(
+            Status.ABSURD_MPP,
+            f"{source} says {mpp:.4g} µm/px, outside {LEAST_MPP}–{MOST_MPP:g}: "
+            "write the true one in the sheet's column mpp.",
+        )
+    return mpp, source, _differences(source, mpp, sources)
+
+
+def level_for(downsamples: list[float], level0_px_per_px: float) -> int:
+    """The nearest finer level: the coarsest whose px is no larger than asked (2 % tolerated)."""
+    fine = [i for i, d in enumerate(downsamples) if d <= level0_px_per_px * COARSER_BY]
+    return max(fine, key=lambda i: downsamples[i], default=0)
+
+
+def _area_weights(start: float, stop: float, size_px: int, source_px: int) -> sparse.csr_array:
+    """(size_px, source_px): the share of each source px in each result px of [start, stop)."""
+    edges = np.linspace(start, stop, size_px + 1)
+    taps = math.ceil((stop - start) / size_px) + 1
+    column = np.floor(edges[:-1, None]).astype(np.int64) + np.arange(taps)
+    covered = np.minimum(edges[1:, None], column + 1) - np.maximum(edges[:-1, None], column)
+    covered = np.clip(covered, 0, None)
+    weight = (covered / covered.sum(axis=1, keepdims=True)).astype(np.float32)
+    row = np.repeat(np.arange(size_px), taps)
+    column = np.clip(column, 0, source_px - 1)
+    return sparse.csr_array((weight.ravel(), (row, column.ravel())), shape=(size_px, source_px))
+
+
+def _area(
+    image: np.ndarray, box: tuple[float, float, float, float], size_px: tuple[int, int]
+) -> np.ndarray:
+    x0, y0, x1, y1 = box
+    height, width = image.shape[:2]
+    down = _area_weights(y0, y1, size_px[1], height)
+    across = _area_weights(x0, x1, size_px[0], width)
+    rows = (down @ image.reshape(height, -1).astype(np.float32)).reshape(-1, width, 3)
+    columns = across @ np.ascontiguousarray(rows.transpose(1, 0, 2)).reshape(width, -1)
+    out = columns.reshape(size_px[0], size_px[1], 3).transpose(1, 0, 2)
+    return np.ascontiguousarray(np.rint(out).astype(np.uint8))
+
+
+def resample(
+    image: np.ndarray, box: tuple[float, float, float, float], size_px: tuple[int, int]
+) -> np.ndarray:
+    """The rectangle `box` of an image at another size, to fractions of a pixel.
+
+    Shrinking by 1.25 or more averages over the exact area of each result pixel; below that, and
+    when enlarging, Pillow's bicubic, which stays sharp where the two grids drift past each other.
+
+    Args:
+        image: (H, W, 3) uint8.
+        box: x0, y0, x1, y1 in the image's px, inside it.
+        size_px: width and height of the result.
+
+    Returns:
+        (h, w, 3) uint8.
+    """
+    x0, y0, x1, y1 = box
+    scale = min((x1 - x0) / size_px[0], (y1 - y0) / size_px[1])
+    if all(abs(edge - round(edge)) < 1e-6 for edge in box):
+        crop = image[round(y0) : round(y1), round(x0) : round(x1)]
+        if crop.shape[:2] == size_px[::-1]:
+            return np.ascontiguousarray(crop)
+        if scale >= AREA_FROM:  # the same average as below, on whole pixels and faster
+            return cv2.resize(crop, size_px, interpolation=cv2.INTER_AREA)
+    if scale >= AREA_FROM:
+        return _area(image, box, size_px)
+    return np.array(Image.fromarray(image).resize(size_px, Image.Resampling.BICUBIC, box=box))
+
+
+def _read_span(start: float, stop: float, downsample: float, level_px: int) -> tuple[int, int, int]:
+    """Level-0 start, and the level px that are there and that are wanted, of one axis."""
+    start_level0_px = math.floor(math.floor(start / downsample + 1e-9) * downsample)
+    wanted = math.ceil((stop - start_level0_px) / downsample - 1e-9)
+    there = level_px - math.floor(start_level0_px / downsample)
+    return start_level0_px, max(1, min(wanted, there)), max(1, wanted)
+
+
+def read_rectangle(
+    slide: Slide,
+    x_level0_px: float,
+    y_level0_px: float,
+    size_level0_px: tuple[float, float],
+    size_px: tuple[int, int],
+) -> np.ndarray:
+    """A rectangle of a slide at an exact size, from the nearest finer level.
+
+    Args:
+        slide: an open slide.
+        x_level0_px, y_level0_px: top left corner, fractions allowed, not below 0.
+        size_level0_px: width and height in level-0 px, fractions allowed.
+        size_px: width and height of the result.
+
+    Returns:
+        (h, w, 3) uint8 RGB. What a coarse level lacks at the slide's far edge (less than one of
+        its px) repeats its last px.
+
+    Raises:
+        SlideError, OSError: as `Slide.read_region`.
+    """
+    width, height = size_level0_px
+    level = level_for(slide.downsamples, min(width / size_px[0], height / size_px[1]))
+    downsample = slide.downsamples[level]
+    level_width, level_height = slide.level_sizes_px[level]
+    left, there_x, wanted_x = _read_span(x_level0_px, x_level0_px + width, downsample, level_width)
+    top, there_y, wanted_y = _read_span(y_level0_px, y_level0_px + height, downsample, level_height)
+    image = slide.read_region(left, top, level, (there_x, there_y))
+    if (there_x, there_y) != (wanted_x, wanted_y):
+        image = np.pad(image, ((0, wanted_y - there_y), (0, wanted_x - there_x), (0, 0)), "edge")
+    x0, y0 = (x_level0_px - left) / downsample, (y_level0_px - top) / downsample
+    x1 = min(x0 + width / downsample, float(wanted_x))
+    y1 = min(y0 + height / downsample, float(wanted_y))
+    return resample(image, (x0, y0, x1, y1), size_px)
+
+
+def read_square(
+    slide: Slide, x_level0_px: int, y_level0_px: int, side_level0_px: float, size_px: int
+) -> np.ndarray:
+    """A tile by the columns `x`, `y`, `side` of the tiles table: (size, size, 3) uint8 RGB.
+
+    `side` carries the scale, so neither the slide's pixel size nor the tiling's is needed.
+    """
+    side = (side_level0_px, side_level0_px)
+    return read_rectangle(slide, x_level0_px, y_level0_px, side, (size_px, size_px))
+
+
+def read_at_mpp(
+    slide: Slide,
+    x_level0_px: int,
+    y_level0_px: int,
+    size_px: int,
+    mpp: float,
+    slide_mpp: float | None = None,
+) -> np.ndarray:
+    """A square at an exact pixel size.
+
+    Args:
+        slide: an open slide.
+        x_level0_px, y_level0_px: top left corner.
+        size_px: side of the result.
+        mpp: µm/px of the result.
+        slide_mpp: µm in a level-0 px where it is known better than the slide states.
+
+    Returns:
+        (size_px, size_px, 3) uint8 RGB.
+
+    Raises:
+        SlideError: `no-mpp`, `absurd-mpp`, or as `Slide.read_region`.
+    """
+    level0_mpp = resolve_mpp(slide_mpp, slide)[0]
+    return read_square(slide, x_level0_px, y_level0_px, size_px * mpp / level0_mpp, size_px)
+
+
+def blocks(size_px: tuple[int, int], block_px: int) -> Iterator[tuple[slice, slice]]:
+    """(rows, columns) slices that cover a (width, height) picture in squares of `block_px`."""
+    width, height = size_px
+    for top in range(0, height, block_px):
+        for left in range(0, width, block_px):
+            rows = slice(top, min(top + block_px, height))
+            yield rows, slice(left, min(left + block_px, width))
+
+
+def read_thumbnail(slide: Slide, mpp: float, slide_mpp: float) -> np.ndarray:
+    """The slide's bounds at an exact pixel size, read in blocks of bounded memory.
+
+    Args:
+        slide: an open slide.
+        mpp: µm/px of the result.
+        slide_mpp: µm in a level-0 px.
+
+    Returns:
+        (h, w, 3) uint8 RGB with its origin at the bounds' corner; the last row and column may
+        reach past the bounds by less than a px.
+
+    Raises:
+        SlideError, OSError: as `Slide.read_region`.
+    """
+    x, y, width, height = slide.bounds_level0_px
+    ratio = mpp / slide_mpp
+    size_px = math.ceil(width / ratio - 1e-6), math.ceil(height / ratio - 1e-6)
+    level = level_for(slide.downsamples, ratio)
+    block_px = max(1, math.floor(READ_PX * slide.downsamples[level] / ratio))
+    out = np.empty((size_px[1], size_px[0], 3), np.uint8)
+    for rows, columns in blocks(size_px, block_px):
+        block = columns.stop - columns.start, rows.stop - rows.start
+        out[rows, columns] = read_rectangle(
+            slide,
+            x + columns.start * ratio,
+            y + rows.start * ratio,
+            (block[0] * ratio, block[1] * ratio),
+            block,
+        )
+    return out

@@ -1,0 +1,237 @@
+"""From a slide to its table of tiles: the grid, what lies under each tile, and which are kept.
+
+Planes: level-0 px for positions, px of the mask for areas, µm for nothing but scale.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import pandas as pd
+
+from stainssl.slides.quality import SHARPNESS_MPP, Figures, figures
+from stainssl.slides.reader import Slide
+from stainssl.slides.scale import READ_PX, level_for, read_rectangle
+from stainssl.slides.tissue import TissueMap
+from stainssl.status import SlideError, Status
+
+BACKGROUND = "background"  # a place of the grid without any tissue: counted, has no row
+REASONS = ("pen", "tissue", "blur", "pale")
+"""Why a tile is not kept, the first that holds: more ink, less tissue, less sharp or less saturated
+than the limits say."""
+COLUMNS = (
+    "tile", "x", "y", "side", "tissue", "sharpness", "pen", "saturation", "od", "kept", "reason",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Squares of one size at a regular stride, all inside a slide's bounds.
+
+    Attributes:
+        x_level0_px: (columns,) int64, left edges.
+        y_level0_px: (rows,) int64, top edges.
+        side_level0_px: side, a fraction where the two scales do not divide.
+    """
+
+    x_level0_px: np.ndarray
+    y_level0_px: np.ndarray
+    side_level0_px: float
+
+    def __len__(self) -> int:
+        return len(self.x_level0_px) * len(self.y_level0_px)
+
+    def corners(self) -> tuple[np.ndarray, np.ndarray]:
+        """x and y of every tile, (n,) int64 each, row by row: the tile's number is its index."""
+        y, x = np.meshgrid(self.y_level0_px, self.x_level0_px, indexing="ij")
+        return x.ravel(), y.ravel()
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a tile must meet to be kept; None is no limit.
+
+    Attributes:
+        min_tissue: share of the tile's area under the tissue mask.
+        max_pen: share of the tile's area under ink.
+        min_sharpness: see `quality.Figures`; a flat tile has none and is not judged.
+        min_saturation: mean HSV saturation, 0–1.
+    """
+
+    min_tissue: float = 0.5
+    max_pen: float | None = None
+    min_sharpness: float | None = None
+    min_saturation: float | None = None
+
+
+def _starts(length_px: int, side_px: float, stride_px: float) -> np.ndarray:
+    count = math.floor((length_px - side_px) / stride_px + 1e-6) + 1 if side_px <= length_px else 0
+    return np.floor(np.arange(count) * stride_px + 1e-6).astype(np.int64)
+
+
+def grid(
+    bounds_level0_px: tuple[int, int, int, int],
+    slide_mpp: float,
+    mpp: float,
+    size_px: int,
+    overlap_px: int = 0,
+) -> Grid:
+    """Squares of `size_px` at `mpp` that lie wholly inside the bounds.
+
+    Positions are whole level-0 px, rounded down from the exact stride, so that rounding never
+    adds up from tile to tile; the side stays exact.
+
+    Args:
+        bounds_level0_px: x, y, width, height.
+        slide_mpp: µm in a level-0 px.
+        mpp: µm in a px of the tile.
+        size_px: side of a tile at `mpp`.
+        overlap_px: of neighbouring tiles at `mpp`, below `size_px`.
+
+    Raises:
+        SlideError: `too-small` where not one tile fits.
+        ValueError: the size is not positive, or the overlap is not below it.
+    """
+    if size_px < 1 or not 0 <= overlap_px < size_px:
+        raise ValueError(
+            f"size {size_px} px must be positive and above the overlap {overlap_px} px"
+        )
+    x, y, width, height = bounds_level0_px
+    side = size_px * mpp / slide_mpp
+    stride = (size_px - overlap_px) * mpp / slide_mpp
+    found = Grid(x + _starts(width, side, stride), y + _starts(height, side, stride), side)
+    if not len(found):
+        raise SlideError(
+            Status.TOO_SMALL,
+            f"The slide has {width}×{height} px, a tile of {size_px} px at {mpp:g} µm/px needs "
+            f"{math.ceil(side)}.",
+        )
+    return found
+
+
+def area_shares(mask: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    """The share of each box that a mask covers, fractions of a px counted exactly.
+
+    Args:
+        mask: (h, w) bool.
+        boxes: (n, 4) float, x0, y0, x1, y1 in the mask's px; what lies outside is not covered.
+
+    Returns:
+        (n,) float64, 0–1.
+    """
+    height, width = mask.shape
+    sums = cv2.integral(mask.astype(np.uint8), sdepth=cv2.CV_64F)
+
+    def upto(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        x, y = np.clip(x, 0, width), np.clip(y, 0, height)
+        left, top = np.minimum(x.astype(int), width - 1), np.minimum(y.astype(int), height - 1)
+        right, down = x - left, y - top
+        upper = sums[top, left] * (1 - right) + sums[top, left + 1] * right
+        lower = sums[top + 1, left] * (1 - right) + sums[top + 1, left + 1] * right
+        return upper * (1 - down) + lower * down
+
+    x0, y0, x1, y1 = boxes.T
+    covered = upto(x1, y1) - upto(x0, y1) - upto(x1, y0) + upto(x0, y0)
+    return np.clip(covered / ((x1 - x0) * (y1 - y0)), 0, 1)
+
+
+def _blocks(frame: pd.DataFrame, block_px: float) -> Iterator[pd.DataFrame]:
+    """The tiles whose corners lie in one square of `block_px`, square by square."""
+    key = (frame["y"] // block_px).astype(np.int64), (frame["x"] // block_px).astype(np.int64)
+    for _, rows in frame.groupby(list(key), sort=True):
+        yield rows
+
+
+def measure(slide: Slide, tiles: pd.DataFrame, slide_mpp: float) -> Figures:
+    """The figures of tiles, read in large regions: each part of the slide is decoded about once.
+
+    Args:
+        slide: an open slide.
+        tiles: `x`, `y`, `side` in level-0 px.
+        slide_mpp: µm in a level-0 px.
+
+    Returns:
+        Figures in the order of `tiles`.
+
+    Raises:
+        SlideError, OSError: as `Slide.read_region`.
+    """
+    ratio = max(SHARPNESS_MPP / slide_mpp, 1.0)  # a coarser slide is judged at its own scale
+    block_level0_px = READ_PX * slide.downsamples[level_for(slide.downsamples, ratio)]
+    found = pd.DataFrame(np.nan, tiles.index, ["sharpness", "saturation", "od"], np.float32)
+    for rows in _blocks(tiles, block_level0_px):
+        left, top = int(rows["x"].min()), int(rows["y"].min())
+        right, bottom = (rows["x"] + rows["side"]).max(), (rows["y"] + rows["side"]).max()
+        size_px = max(1, round((right - left) / ratio)), max(1, round((bottom - top) / ratio))
+        size_level0_px = size_px[0] * ratio, size_px[1] * ratio
+        image = read_rectangle(slide, left, top, size_level0_px, size_px)
+        x0, y0 = (rows["x"] - left) / ratio, (rows["y"] - top) / ratio
+        side = rows["side"] / ratio
+        one = figures(image, np.column_stack([x0, y0, x0 + side, y0 + side]))
+        found.loc[rows.index] = np.column_stack([one.sharpness, one.saturation, one.od])
+    return Figures(*(found[name].to_numpy(np.float32) for name in found))
+
+
+def reasons(tiles: pd.DataFrame, limits: Limits) -> np.ndarray:
+    """Why each tile is not kept, "" where it is: (n,) object array of `REASONS`."""
+    none = pd.Series(False, tiles.index)
+    tests: Mapping[str, pd.Series] = {
+        "pen": none if limits.max_pen is None else tiles["pen"] > limits.max_pen,
+        "tissue": tiles["tissue"] < limits.min_tissue,
+        "blur": none if limits.min_sharpness is None else tiles["sharpness"] < limits.min_sharpness,
+        "pale": none
+        if limits.min_saturation is None
+        else tiles["saturation"] < limits.min_saturation,
+    }
+    return np.select([tests[name] for name in REASONS], list(REASONS), default="")
+
+
+def tile_table(
+    slide: Slide, slide_mpp: float, squares: Grid, tissue: TissueMap, limits: Limits
+) -> pd.DataFrame:
+    """The tiles of a slide that have any tissue, kept or not.
+
+    Args:
+        slide: an open slide.
+        slide_mpp: µm in a level-0 px.
+        squares: where tiles may lie.
+        tissue: masks whose origin is the corner of the slide's bounds.
+        limits: what a kept tile meets.
+
+    Returns:
+        A row per tile with tissue, in the grid's order: `tile` (its number in the grid), `x`, `y`,
+        `side` (level-0 px), `tissue`, `pen` (shares of its area), `sharpness`, `saturation`, `od`
+        (see `quality.Figures`), `kept`, `reason`. The rest of the grid has no tissue.
+
+    Raises:
+        SlideError, OSError: as `Slide.read_region`.
+    """
+    x, y = squares.corners()
+    left, top = slide.bounds_level0_px[:2]
+    corner = np.column_stack([x - left, y - top]) * slide_mpp / tissue.mpp
+    boxes = np.hstack([corner, corner + squares.side_level0_px * slide_mpp / tissue.mpp])
+    tiles = pd.DataFrame({"tile": np.arange(len(x)), "x": x, "y": y})
+    tiles["side"] = squares.side_level0_px
+    tiles["tissue"] = area_shares(tissue.tissue, boxes)
+    tiles["pen"] = area_shares(tissue.pen, boxes)
+    tiles = tiles[tiles["tissue"] > 1e-9].reset_index(drop=True)
+    measured = measure(slide, tiles, slide_mpp)
+    tiles = tiles.assign(sharpness=measured.sharpness, saturation=measured.saturation)
+    tiles = tiles.assign(od=measured.od, reason=reasons(tiles, limits))
+    return tiles.assign(kept=tiles["reason"] == "")[list(COLUMNS)]
+
+
+def counts(tiles: pd.DataFrame, places: int) -> dict[str, int]:
+    """Tiles kept, tiles by reason, and places of the grid without tissue.
+
+    Returns:
+        `kept`, each of `REASONS`, and `background`; they add up to `places`.
+    """
+    by_reason = tiles["reason"].value_counts()
+    found = {"kept": int(tiles["kept"].sum())}
+    found |= {reason: int(by_reason.get(reason, 0)) for reason in REASONS}
+    return {**found, BACKGROUND: places - len(tiles)}

@@ -1,0 +1,151 @@
+"""Whether a TIFF file (SVS and most slide formats) is as long as its own directories say."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+_BYTES_OF_TYPE = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8}
+_BYTES_OF_TYPE |= {13: 4, 16: 8, 17: 8, 18: 8}
+_LETTER_OF_TYPE = {3: "u2", 4: "u4", 16: "u8"}
+_DATA_TAGS = {273: 279, 324: 325}  # offsets → byte counts, of strips and of tiles
+_NDPI_TAG = 65420  # Hamamatsu keeps 64-bit offsets in classic TIFF: its directories read otherwise
+_MOST_DIRECTORIES = 4096  # a chain that is longer is a loop
+
+
+class _PastEndError(Exception):
+    """The file ends before something that its directories name."""
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """How numbers stand in the file: byte order, and classic TIFF or BigTIFF."""
+
+    order: str  # "<" or ">"
+    is_big: bool
+
+    @property
+    def word(self) -> str:
+        return f"{self.order}{'Q' if self.is_big else 'I'}"
+
+    @property
+    def entry(self) -> str:
+        return f"{self.order}HH{'Q8s' if self.is_big else 'I4s'}"
+
+    @property
+    def count(self) -> str:
+        return f"{self.order}{'Q' if self.is_big else 'H'}"
+
+
+def _layout(header: bytes) -> _Layout | None:
+    order = {b"II": "<", b"MM": ">"}.get(header[:2])
+    if order is None or len(header) < 4:
+        return None
+    (version,) = struct.unpack(f"{order}H", header[2:4])
+    return _Layout(order, version == 43) if version in (42, 43) else None
+
+
+_Entry = tuple[int, int, bytes]  # type, count, value or its offset
+
+
+@dataclass(frozen=True)
+class _Tiff:
+    """An open TIFF file; every read is checked against its size first."""
+
+    file: BinaryIO
+    layout: _Layout
+    size_bytes: int
+
+    def read(self, offset: int, length: int, what: str) -> bytes:
+        if offset + length > self.size_bytes:
+            raise _PastEndError(f"{what} up to byte {offset + length:,}")
+        self.file.seek(offset)
+        return self.file.read(length)
+
+    def number(self, form: str, offset: int, what: str) -> int:
+        return struct.unpack(form, self.read(offset, struct.calcsize(form), what))[0]
+
+    def directory(self, offset: int) -> tuple[dict[int, _Entry], int]:
+        """Entries by tag, and the next directory's offset."""
+        count = self.number(self.layout.count, offset, "a directory")
+        start = offset + struct.calcsize(self.layout.count)
+        length = count * struct.calcsize(self.layout.entry)
+        body = self.read(start, length, "a directory")
+        entries = {tag: tuple(rest) for tag, *rest in struct.iter_unpack(self.layout.entry, body)}
+        return entries, self.number(self.layout.word, start + length, "a directory")
+
+    def value(self, entry: _Entry) -> bytes:
+        """The bytes of an entry's value, whether they stand in it or elsewhere."""
+        kind, number, inline = entry
+        length = _BYTES_OF_TYPE.get(kind, 1) * number
+        if length <= len(inline):
+            return inline[:length]
+        return self.read(struct.unpack(self.layout.word, inline)[0], length, "a tag")
+
+    def numbers(self, entry: _Entry) -> np.ndarray:
+        """(n,) float64 of an integer entry: exact up to 2**53 bytes."""
+        letter = _LETTER_OF_TYPE.get(entry[0])
+        if letter is None:
+            return np.empty(0)
+        return np.frombuffer(self.value(entry), self.layout.order + letter).astype(np.float64)
+
+
+def _data_end(tiff: _Tiff, entries: dict[int, _Entry]) -> int:
+    """The last byte that the strips or tiles of a directory need."""
+    end = 0.0
+    for offsets_tag, counts_tag in _DATA_TAGS.items():
+        if offsets_tag in entries and counts_tag in entries:
+            offsets, counts = tiff.numbers(entries[offsets_tag]), tiff.numbers(entries[counts_tag])
+            if len(offsets) == len(counts):
+                end = max(end, (offsets + counts).max(initial=0))
+    return int(end)
+
+
+def _shortfalls(tiff: _Tiff) -> Iterator[str]:
+    """What lies past the end, directory by directory."""
+    offset = tiff.number(tiff.layout.word, 8 if tiff.layout.is_big else 4, "the header")
+    seen: set[int] = set()
+    while offset and offset not in seen and len(seen) < _MOST_DIRECTORIES:
+        seen.add(offset)
+        entries, offset = tiff.directory(offset)
+        if _NDPI_TAG in entries:
+            return
+        for entry in entries.values():
+            tiff.value(entry)
+        end = _data_end(tiff, entries)
+        if end > tiff.size_bytes:
+            yield f"image data up to byte {end:,}"
+
+
+def shortfall(path: Path) -> str | None:
+    """What a TIFF file's directories name that lies past its end.
+
+    Walks the directories only, so it costs milliseconds for a file of any size, and is exact
+    where a probe read would have to hit the tile that is gone.
+
+    Args:
+        path: any file.
+
+    Returns:
+        A sentence, or None: the file is whole, is no TIFF, or is one whose directories read
+        otherwise (NDPI).
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    with path.open("rb") as file:
+        size_bytes = file.seek(0, 2)
+        file.seek(0)
+        layout = _layout(file.read(16))
+        if layout is None:
+            return None
+        try:
+            past_end = next(_shortfalls(_Tiff(file, layout, size_bytes)), None)
+        except _PastEndError as error:
+            past_end = str(error)
+    return past_end and f"The file ends at byte {size_bytes:,}, its directories name {past_end}."

@@ -1,0 +1,1 @@
+"""One module a verb: the only place where config and paths meet the libraries."""

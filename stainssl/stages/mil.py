@@ -1,0 +1,183 @@
+"""`mil`: embeddings, slide labels and folds → predictions, metrics, models and attention."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from stainssl.benchmark.folds import class_name, class_order, each_fold, read_folds
+from stainssl.benchmark.metrics import evaluate
+from stainssl.cohort import parts
+from stainssl.config import Config, Task
+from stainssl.mil import bags as bagging
+from stainssl.mil.attention import AttentionMean, attention_table
+from stainssl.mil.bags import Bag, SlideTiles
+from stainssl.mil.predict import predict_bag, prediction_table, save_model
+from stainssl.mil.train import FoldModel, Settings, fit
+from stainssl.paths import Paths
+from stainssl.status import StainsslError
+from stainssl.stores.atomic import replacing
+from stainssl.stores.embeddings import Embeddings, open_embeddings
+from stainssl.stores.tables import write_table
+
+SHOWN = 10  # patients a message names before it counts the rest
+log = logging.getLogger(__name__)
+
+
+def run(config: Config, task: str, encoder: str, head: str) -> None:
+    """Answer a slide or patient task by a head on the tile embeddings.
+
+    Writes a folder: `predictions.parquet` (test bags), `metrics.csv`, `attention.parquet` (tiles of
+    test bags) and `models/`, a model a fold.
+
+    Raises:
+        StainsslError: the task is of level tile, its folds share patients between roles, or its
+            bags cannot be trained on.
+    """
+    spec, paths = config.tasks[task], Paths(config.results)
+    if spec.level == "tile":
+        raise StainsslError(
+            f"tasks.{task} is of level tile: `mil` answers the others, `probe` this one."
+        )
+    settings = Settings(**config.heads[head].model_dump())
+    made_by = {"task": task, "encoder": encoder, "head": head, "seed": config.seed}
+    try:
+        folds = read_folds(paths.folds(task))
+        slides = labelled_slides(config, spec)
+        classes = class_order(slides["word"].unique().tolist())
+        slides["label"] = slides["word"].map(classes.index)
+        bags = _bags(slides, spec, _reader(config, encoder, slides))
+        with replacing(paths.mil(task, encoder, head)) as folder:
+            folder.mkdir()
+            predictions, attention = _answer(bags, folds, classes, settings, config.seed, folder)
+            metrics = evaluate(predictions, spec.level, config.seed)
+            write_table(folder / "predictions.parquet", predictions, "predictions", made_by)
+            write_table(folder / "attention.parquet", attention, "attention", made_by)
+            metrics.to_csv(folder / "metrics.csv", index=False)
+    except StainsslError as error:
+        raise StainsslError(f"tasks.{task}: {error}") from None
+
+
+def labelled_slides(config: Config, task: Task) -> pd.DataFrame:
+    """The slides of a task whose label is known.
+
+    Returns:
+        `slide_id`, `patient_id`, `site`, `cohort`, `part` and `word` (class), in sheet order.
+
+    Raises:
+        StainsslError: no label is known, or two cohorts have a slide of the same name.
+    """
+    rows = [
+        frame.assign(cohort=cohort, part=part, word=frame[task.label].map(class_name))
+        for cohort in task.cohorts
+        for part, frame in parts(config, cohort).items()
+    ]
+    slides = pd.concat(rows, ignore_index=True)
+    known = slides[slides["word"] != ""].reset_index(drop=True)
+    log.info("%d of %d slides have a known %r", len(known), len(slides), task.label)
+    if known.empty:
+        raise StainsslError(f"no slide of {', '.join(task.cohorts)} has a known {task.label!r}.")
+    if (twice := known["slide_id"].duplicated()).any():
+        names = _some(known["slide_id"][twice].tolist())
+        raise StainsslError(
+            f"slides of the same name stand in two of its cohorts: {names}. Rename them in a sheet."
+        )
+    return known[["slide_id", "patient_id", "site", "cohort", "part", "word"]]
+
+
+def _reader(config: Config, encoder: str, slides: pd.DataFrame) -> Callable[[str], SlideTiles]:
+    """A function that gives the usable tiles of a slide; each part's store is opened once."""
+    stores: dict[tuple[str, str], Embeddings] = {}
+    place = {
+        row.slide_id: (row.cohort, row.part)
+        for row in slides[["slide_id", "cohort", "part"]].itertuples(index=False)
+    }
+
+    def read(slide_id: str) -> SlideTiles:
+        cohort, part = place[slide_id]
+        if (cohort, part) not in stores:
+            tiling = config.cohorts[cohort].tiling
+            path = Paths(config.results).embeddings(cohort, tiling, encoder, part)
+            stores[cohort, part] = open_embeddings(path)
+        store = stores[cohort, part]
+        rows = store.rows(slide_id)
+        return bagging.usable(
+            np.asarray(store.features[rows]),
+            store.valid[rows],
+            store.tile[rows],
+            store.x[rows],
+            store.y[rows],
+        )
+
+    return read
+
+
+def _bags(slides: pd.DataFrame, task: Task, read: Callable[[str], SlideTiles]) -> list[Bag]:
+    bags, empty = bagging.build(slides, task.level, read)
+    if empty:
+        log.warning(
+            "%d %s(s) left out, no slide of theirs has a usable tile: %s",
+            len(empty), task.level, _some(empty),
+        )  # fmt: skip
+    if not bags:
+        raise StainsslError("no slide has a usable tile: see the cohort's slides.csv for why.")
+    tiles = [len(bag) for bag in bags]
+    log.info("%d bags of %d to %d tiles", len(bags), min(tiles), max(tiles))
+    return bags
+
+
+def _answer(
+    bags: list[Bag],
+    folds: pd.DataFrame,
+    classes: list[str],
+    settings: Settings,
+    seed: int,
+    folder: Path,
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Every fold's model, saved under `folder`; the test bags' predictions and attention."""
+    tables, looked_at = [], AttentionMean()
+    for repeat, fold, model, test in _fold_models(bags, folds, classes, settings, seed):
+        save_model(model, folder / "models" / f"repeat{repeat}-fold{fold}")
+        answers = [predict_bag(model, bag) for bag in test]
+        for bag, (_, attention) in zip(test, answers, strict=True):
+            looked_at.add(bag, attention)
+        p = np.stack([probability for probability, _ in answers])
+        tables.append(prediction_table(test, p, classes, repeat, fold))
+    if not tables:
+        raise StainsslError("no test patient has a usable tile: see the cohort's slides.csv.")
+    return pd.concat(tables, ignore_index=True), attention_table(bags, looked_at.means())
+
+
+def _fold_models(
+    bags: list[Bag], folds: pd.DataFrame, classes: list[str], settings: Settings, seed: int
+) -> Iterator[tuple[int, int, FoldModel, list[Bag]]]:
+    """(repeat, fold, model, test bags) of every fold that has a test bag."""
+    for repeat, fold, patients in each_fold(folds):
+        train, val, test = (
+            [bag for bag in bags if bag.patient_id in patients[role]]
+            for role in ("train", "val", "test")
+        )
+        if not test:
+            log.warning("repeat %d fold %d has no test bag and is left out", repeat, fold)
+            continue
+        own_seed = int(np.random.default_rng([seed, repeat, fold]).integers(2**31))
+        try:
+            model = fit(train, val, classes, settings, own_seed)
+        except StainsslError as error:
+            raise StainsslError(f"repeat {repeat} fold {fold}: {error}") from None
+        log.info(
+            "repeat %d fold %d: %d training, %d validation, %d test bags; epoch %d of %d kept, "
+            "validation loss %.3f",
+            repeat, fold, len(train), len(val), len(test),
+            model.epoch + 1, len(model.history), model.history[model.epoch][1],
+        )  # fmt: skip
+        yield repeat, fold, model, test
+
+
+def _some(names: list[str]) -> str:
+    rest = len(names) - SHOWN
+    return ", ".join(map(str, names[:SHOWN])) + (f" and {rest} more" if rest > 0 else "")

@@ -1,0 +1,101 @@
+"""`stainssl pixels`: slides and tiles of a part → encoded tiles and their stain profiles."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import torch
+
+from stainssl.cohort import parts
+from stainssl.config import Config
+from stainssl.paths import Paths
+from stainssl.slides.reader import Slide, open_slide
+from stainssl.slides.scale import read_square
+from stainssl.stain import StainProfile, estimate
+from stainssl.status import SlideError
+from stainssl.stores.pixels import SlidePixels, encode, write_pixels
+from stainssl.stores.tiles import read_tiles
+
+NORMALIZERS = ("macenko", "reinhard")  # whose profiles every store holds
+BLOCK = 64  # tiles whose profiles are estimated at once
+log = logging.getLogger(__name__)
+
+
+def _profiles(images: npt.NDArray[np.uint8]) -> dict[str, StainProfile]:
+    batch = torch.from_numpy(images).permute(0, 3, 1, 2)
+    return {method: estimate(batch, method) for method in NORMALIZERS}
+
+
+def _blocks(slide: Slide, tiles: pd.DataFrame, size_px: int) -> Iterator[npt.NDArray[np.uint8]]:
+    for start in range(0, len(tiles), BLOCK):
+        rows = tiles.iloc[start : start + BLOCK]
+        squares = zip(rows["x"], rows["y"], rows["side"], strict=True)
+        yield np.stack([read_square(slide, x, y, side, size_px) for x, y, side in squares])
+
+
+def slide_pixels(slide: Slide, slide_id: str, tiles: pd.DataFrame, size_px: int) -> SlidePixels:
+    """Read, encode and stain-profile the tiles of one slide.
+
+    Args:
+        slide: an open slide.
+        tiles: its kept tiles, columns as in `stores.tiles`; at least one.
+        size_px: side of an encoded tile.
+
+    Raises:
+        SlideError: a tile cannot be read.
+    """
+    jpeg: list[bytes] = []
+    profiles: dict[str, list[StainProfile]] = {method: [] for method in NORMALIZERS}
+    for images in _blocks(slide, tiles, size_px):
+        jpeg += [encode(image) for image in images]
+        for method, profile in _profiles(images).items():
+            profiles[method].append(profile)
+    joined = {method: StainProfile.cat(found) for method, found in profiles.items()}
+    return SlidePixels(
+        slide_id=slide_id,
+        tile=tiles["tile"].to_numpy(np.int32),
+        jpeg=jpeg,
+        profiles={method: profile.to_arrays() for method, profile in joined.items()},
+        pooled={method: profile.pooled().to_arrays() for method, profile in joined.items()},
+    )
+
+
+def _each_slide(
+    rows: pd.DataFrame, tiles: pd.DataFrame, reader: str, size_px: int
+) -> Iterator[SlidePixels]:
+    by_slide = dict(list(tiles[tiles["kept"]].groupby("slide_id")))
+    for slide_id, path in zip(rows["slide_id"], rows["path"], strict=True):
+        if slide_id not in by_slide:
+            continue
+        started = time.monotonic()
+        try:
+            with closing(open_slide(Path(path), reader)) as slide:
+                found = slide_pixels(slide, slide_id, by_slide[slide_id], size_px)
+        except SlideError as error:  # tiling read it, this did not: the other slides stay
+            log.warning("%s: left out: %s", slide_id, error)
+            continue
+        seconds = time.monotonic() - started
+        log.info("%s: %d tiles in %.1f s", slide_id, len(found.jpeg), seconds)
+        yield found
+
+
+def run(config: Config, cohort: str, part: str) -> None:
+    """Write the pixels of a part; a slide that cannot be read any more is left out and logged."""
+    paths, name = Paths(config.results), config.cohorts[cohort].tiling
+    tiling = config.tilings[name]
+    reader = "patches" if config.cohorts[cohort].kind == "patches" else config.slides.reader
+    rows = parts(config, cohort)[part]
+    write_pixels(
+        paths.pixels(cohort, name, part),
+        _each_slide(rows, read_tiles(paths.tiles(cohort, name, part)), reader, tiling.size),
+        size_px=tiling.size,
+        mpp=tiling.mpp,
+        settings={"tiling": tiling.model_dump(mode="json"), "normalizers": list(NORMALIZERS)},
+    )

@@ -1,0 +1,201 @@
+"""`robustness`: an encoder, pixels and labels → what a change of stain does to its vectors."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+
+from stainssl.benchmark.folds import read_folds
+from stainssl.benchmark.probe import balanced_sample
+from stainssl.benchmark.robustness import Figure, Stainings, measure, most_different
+from stainssl.cohort import parts
+from stainssl.config import Config, Task
+from stainssl.encoders import LoadedEncoder, load
+from stainssl.paths import Paths
+from stainssl.stages.probe import part_labels
+from stainssl.stain import LabStats, StainProfile, estimate, normalize
+from stainssl.stain.restain import reinhard_to
+from stainssl.status import StainsslError
+from stainssl.stores.atomic import replacing
+from stainssl.stores.pixels import Pixels, decode, open_pixels
+from stainssl.stores.tables import write_table
+
+MAX_TILES = 1500  # enough for intervals over patients; a minute on one core with a small backbone
+_BATCH = 32
+_GAP = 16  # unwanted tiles that one read takes along rather than being cut in two
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """N tiles of a task: their JPEGs and `patient_id`, `slide_id`, `tile`, `site`, `label`."""
+
+    jpegs: list[bytes]
+    table: pd.DataFrame
+
+
+def run(config: Config, encoder: str) -> None:
+    """Measure an encoder on the tile tasks of every benchmark that asks for robustness.
+
+    Writes the folder `robustness/{encoder}/`: `metrics.csv` with a column `task`,
+    and `confounded.parquet`, the confounded test's predictions.
+
+    Raises:
+        StainsslError: no tile task of a benchmark asks for it, or an input is missing.
+    """
+    paths = Paths(config.results)
+    chosen = config.run(encoder)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    source = chosen.encoder.weights or str(paths.model(encoder))
+    tasks = _tasks(config, chosen.key)
+    loaded = load(source, device)
+    family = "macenko" if chosen.encoder.normalizer == "reinhard" else "reinhard"
+    figures, predictions = [], []
+    for name in tasks:
+        found, predicted = _measure_task(config, name, loaded, family)
+        figures.append(pd.DataFrame(found, columns=Figure._fields).assign(task=name))
+        predictions.append(predicted.assign(task=name))
+    settings = {"encoder": encoder, "seed": config.seed, "stain_method": family}
+    with replacing(paths.robustness(encoder)) as folder:
+        folder.mkdir()
+        pd.concat(figures)[["task", *Figure._fields]].to_csv(folder / "metrics.csv", index=False)
+        write_table(
+            folder / "confounded.parquet",
+            pd.concat(predictions, ignore_index=True),
+            "predictions",
+            settings,
+        )
+
+
+def _tasks(config: Config, key: str) -> list[str]:
+    asking = [b for b in config.benchmarks.values() if b.robustness and key in b.encoders]
+    named = dict.fromkeys(task for benchmark in asking for task in benchmark.tasks)
+    tasks = [name for name in named if config.tasks[name].level == "tile"]
+    if not tasks:
+        raise StainsslError(
+            f"No benchmark with 'robustness: true' and a tile task lists the encoder {key!r}: add"
+            " it to one."
+        )
+    return tasks
+
+
+def _measure_task(
+    config: Config, name: str, encoder: LoadedEncoder, family: str
+) -> tuple[list[Figure], pd.DataFrame]:
+    folds = read_folds(Paths(config.results).folds(name))
+    sample = draw_sample(config, config.tasks[name], set(folds["patient_id"]))
+    first_fold = folds[(folds["repeat"] == folds["repeat"].min()) & (folds["fold"] == 0)]
+    training = set(first_fold["patient_id"][first_fold["role"] != "test"])
+    targets = two_targets(sample, training, family)
+    log.info("%s: %d tiles re-stained by %s", name, len(sample.jpegs), family)
+    return measure(embed_stainings(sample, encoder, targets), folds, seed=config.seed)
+
+
+def draw_sample(config: Config, task: Task, patients: set[str]) -> Sample:
+    """At most 1,500 labelled tiles of a task, balanced over its patients; the same for every
+    encoder.
+
+    Raises:
+        StainsslError: there is none.
+    """
+    tiles = pd.concat(_tile_tables(config, task), ignore_index=True)
+    tiles = tiles[tiles["patient_id"].isin(patients)].reset_index(drop=True)
+    if not len(tiles):
+        raise StainsslError(
+            f"No tile of {', '.join(task.cohorts)} can be used for robustness: none has a known"
+            f" {task.label!r} and a patient of the folds."
+        )
+    rng = np.random.default_rng(config.seed)
+    rows = balanced_sample(tiles["patient_id"].to_numpy(), MAX_TILES, rng)
+    tiles = tiles.iloc[rows].reset_index(drop=True)
+    jpegs: list[bytes] = []
+    for path, part in tiles.groupby("store", sort=False):
+        jpegs += read_jpegs(open_pixels(path), part["row"].to_numpy())
+    return Sample(jpegs, tiles.drop(columns=["store", "row"]))
+
+
+def read_jpegs(store: Pixels, rows: NDArray[np.int64]) -> list[bytes]:
+    """The JPEGs of rising rows; rows that lie close together come from one read."""
+    out: list[bytes] = []
+    for run in np.split(rows, np.flatnonzero(np.diff(rows) > _GAP) + 1):
+        block = store.jpegs(int(run[0]), int(run[-1]) + 1)
+        out += [block[row - run[0]] for row in run]
+    return out
+
+
+def _tile_tables(config: Config, task: Task) -> Iterator[pd.DataFrame]:
+    paths = Paths(config.results)
+    for cohort in task.cohorts:
+        for part, sheet in parts(config, cohort).items():
+            path = paths.pixels(cohort, config.cohorts[cohort].tiling, part)
+            store = open_pixels(path)
+            slide = np.asarray(store.slide_id, object)[store.slide]
+            tiles = pd.DataFrame({"slide_id": slide, "tile": store.tile, "row": range(len(store))})
+            tiles = tiles.merge(part_labels(config, task, cohort, part), on=["slide_id", "tile"])
+            tiles = tiles[tiles["label"] != ""].merge(
+                sheet[["slide_id", "patient_id", "site"]], on="slide_id"
+            )
+            yield tiles.sort_values("row").assign(store=path)
+
+
+def _batches(jpegs: list[bytes]) -> Iterator[torch.Tensor]:
+    # (B, 3, H, W) uint8
+    for start in range(0, len(jpegs), _BATCH):
+        images = np.stack([decode(jpeg) for jpeg in jpegs[start : start + _BATCH]])
+        yield torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
+
+
+def two_targets(
+    sample: Sample, training: set[str], family: str
+) -> tuple[StainProfile, StainProfile]:
+    """The pooled profiles of the two most different sites of the training patients.
+
+    Patients stand in for sites where there is one site only.
+
+    Raises:
+        StainsslError: the training patients' tiles tell no two stainings.
+    """
+    ours = sample.table["patient_id"].isin(training).to_numpy()
+    jpegs = [jpeg for jpeg, use in zip(sample.jpegs, ours, strict=True) if use]
+    profiles = StainProfile.cat([estimate(images, family) for images in _batches(jpegs)])
+    table = sample.table[ours]
+    column = "site" if table["site"].nunique() > 1 else "patient_id"
+    group = table[column].to_numpy(str)
+    pooled = {name: profiles[torch.from_numpy(group == name)].pooled() for name in np.unique(group)}
+    pooled = {name: profile for name, profile in pooled.items() if bool(profile.valid)}
+    if len(pooled) < 2:
+        raise StainsslError(
+            f"Robustness needs two stainings in the training part; found {len(pooled)} {column}"
+            " with a valid stain profile. Add sites or patients."
+        )
+    names = list(pooled)
+    coordinates = np.stack([pooled[name].coordinates().numpy() for name in names])
+    first, second = most_different(coordinates, names)
+    log.info("stainings: %s %s and %s", column, first, second)
+    return pooled[first], pooled[second]
+
+
+def restain(images: torch.Tensor, target: StainProfile) -> torch.Tensor:
+    """(B, 3, H, W) uint8 tiles stained like `target`, by the target's own family."""
+    if isinstance(target, LabStats):
+        return reinhard_to(images, target)
+    return normalize(images, estimate(images, target.method), target)
+
+
+def embed_stainings(
+    sample: Sample, encoder: LoadedEncoder, targets: tuple[StainProfile, StainProfile]
+) -> Stainings:
+    """Vectors of the tiles as they are and stained like each of two targets."""
+    out: list[list[np.ndarray]] = [[], [], []]
+    for images in _batches(sample.jpegs):
+        views = [images, *(restain(images, target) for target in targets)]
+        for kept, view in zip(out, views, strict=True):
+            kept.append(encoder(view).float().cpu().numpy())
+    original, first, second = (np.concatenate(blocks) for blocks in out)
+    return Stainings(original, first, second, sample.table)

@@ -1,0 +1,376 @@
+"""`target`: the profile(s) that an encoder's images are normalised to, from its own tiles."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import dask
+import numpy as np
+import torch
+
+from stainssl import __version__
+from stainssl.cohort import read_sheet, train_parts
+from stainssl.config import Config, Encoder, Run
+from stainssl.figures.stain import target_figure
+from stainssl.paths import Paths
+from stainssl.stain import StainProfile, TwoStain, normalize, targets
+from stainssl.stain.targets import Pool
+from stainssl.status import StainsslError
+from stainssl.stores.atomic import replacing, write_text
+from stainssl.stores.pixels import open_pixels
+
+log = logging.getLogger(__name__)
+
+# Tiles that choices, coverage and pictures look at: 10,000 × 8 float32 is a third of a megabyte,
+# and all distances among them take seconds.
+SAMPLE = 10_000
+COVERED = 10.0  # units of StainProfile.coordinates(): degrees of vectors, ΔE of LAB
+SHOWN_TARGETS, SHOWN_TILES = 5, 6
+
+
+class Source(NamedTuple):
+    """One part's store, and who its slides are."""
+
+    cohort: str
+    part: str
+    path: Path
+    site: dict[str, str]  # slide_id → site
+    patient: dict[str, str]  # slide_id → patient_id
+
+
+class PartSummary(NamedTuple):
+    """What is kept of one part, or of several."""
+
+    pool: Pool
+    slides: frozenset[str]  # "cohort/slide_id"
+    patients: frozenset[str]  # "cohort/patient_id"
+
+
+def run(config: Config, encoder: str) -> None:
+    """Choose a run's stain target and write `target.json` and `target.png`.
+
+    Only tiles of the parts that the encoder itself is trained on are looked at.
+
+    Args:
+        encoder: name of a run.
+
+    Raises:
+        StainsslError: the encoder is not trained here, its training part has no tile, or its
+            fixed target is of another method or of tiles that it is not trained on.
+    """
+    found = config.run(encoder)
+    if found.encoder.train is None:
+        raise StainsslError(f"encoders.{found.key} is not trained here, so it has no target.")
+    paths = Paths(config.results)
+    sources = _sources(config, found.encoder, paths)
+    summary = reduce_parts(sources, found.encoder.normalizer, config.seed)
+    _refuse_empty(summary, found, sources)
+    content = describe(summary, found, config.seed)
+    figure = picture(summary.pool, content, sources)
+    with replacing(paths.target_png(encoder)) as made:
+        figure.savefig(made)
+    # Last: with it the stage is done.
+    write_text(paths.target(encoder), json.dumps(content, indent=1) + "\n")
+    log.info(
+        "%s: %s target from %d tiles of %d patients", encoder, content["policy"],
+        content["pool"]["valid"], content["pool"]["patients"],
+    )  # fmt: skip
+
+
+def _sources(config: Config, encoder: Encoder, paths: Paths) -> list[Source]:
+    sheets = {}
+    for name in encoder.train.cohorts if encoder.train else []:
+        frame = read_sheet(config, name).set_index("slide_id")
+        sheets[name] = frame.assign(site=frame["site"].where(frame["site"] != "", name))
+    return [
+        Source(
+            cohort,
+            part,
+            paths.pixels(cohort, encoder.tiling, part),
+            sheets[cohort]["site"].to_dict(),
+            sheets[cohort]["patient_id"].to_dict(),
+        )
+        for cohort, part in train_parts(config, encoder)
+    ]
+
+
+def reduce_parts(sources: Sequence[Source], method: str, seed: int) -> PartSummary:
+    """The pool of all parts, part by part and two by two (dask).
+
+    Memory: a part's profiles are read at once (10 float32 and a bool a tile: 13 MB for 32 slides
+    of 10,000 tiles), as many parts as there are workers; what is kept of a part is its sums by
+    site and at most `SAMPLE` tiles.
+    """
+    level = [dask.delayed(_summary)(source, method, seed) for source in sources]
+    while len(level) > 1:
+        pairs = [level[i : i + 2] for i in range(0, len(level), 2)]
+        level = [dask.delayed(_joined)(*pair) if len(pair) == 2 else pair[0] for pair in pairs]
+    return level[0].compute(scheduler="threads")
+
+
+def _summary(source: Source, method: str, seed: int) -> PartSummary:
+    pixels = open_pixels(source.path)
+    arrays = pixels.profile(method)
+    if len(pixels) and not arrays:
+        raise StainsslError(
+            f"{source.path} holds no {method} profiles, only {pixels.profile_methods()}: "
+            "delete it and run `pixels` again."
+        )
+    empty = {"valid": np.zeros(0, bool)}
+    pool = targets.pool(
+        method,
+        arrays or {**StainProfile.reference(method).batched()[:0].to_arrays(), **empty},
+        slide=[f"{source.cohort}/{name}" for name in pixels.slide_id],
+        site=[source.site[name] for name in pixels.slide_id],
+        row=pixels.slide,
+        tile=pixels.tile,
+        seed=seed,
+        limit=SAMPLE,
+    )
+    slides = frozenset(f"{source.cohort}/{name}" for name in pixels.slide_id)
+    patients = frozenset(f"{source.cohort}/{source.patient[name]}" for name in pixels.slide_id)
+    return PartSummary(pool, slides, patients)
+
+
+def _joined(first: PartSummary, second: PartSummary) -> PartSummary:
+    return PartSummary(
+        targets.merged(first.pool, second.pool),
+        first.slides | second.slides,
+        first.patients | second.patients,
+    )
+
+
+def _refuse_empty(summary: PartSummary, found: Run, sources: Sequence[Source]) -> None:
+    if sum(summary.pool.tiles.values()) == 0:
+        parts = ", ".join(f"{source.cohort}/{source.part}" for source in sources)
+        raise StainsslError(
+            f"encoders.{found.key}: its training part ({parts}) has no tiles at all: look at the "
+            "status of its slides in the qc tables, or train on other cohorts or splits."
+        )
+
+
+def describe(summary: PartSummary, found: Run, seed: int) -> dict[str, Any]:
+    """What `target.json` holds.
+
+    Raises:
+        StainsslError: a fixed target that the encoder must not use.
+    """
+    pool, encoder = summary.pool, found.encoder
+    means = pool.site_means()
+    candidates = (
+        _fixed(found) if encoder.target.policy == "fixed" else _chosen(pool, encoder, means)
+    )
+    fallback = pool.mean()
+    return {
+        "schema": targets.SCHEMA,
+        "version": __version__,
+        "policy": encoder.target.policy,
+        "per": encoder.target.per,
+        "normalizer": encoder.normalizer,
+        "seed": seed,
+        "pool": _pool_json(summary, encoder),
+        "sites": {
+            name: {
+                "tiles": pool.tiles[name],
+                "valid": pool.valid[name],
+                "mean": targets.profile_to_json(mean),
+            }
+            for name, mean in means.items()
+        },
+        "candidates": candidates,
+        "coverage": _coverage(pool, candidates),
+        "fallback": targets.profile_to_json(fallback),
+        "fallback_angles_deg": angles_deg(fallback, means),
+    }
+
+
+def _pool_json(summary: PartSummary, encoder: Encoder) -> dict[str, Any]:
+    assert encoder.train is not None
+    return {
+        "cohorts": list(encoder.train.cohorts),
+        "splits": list(encoder.train.splits),
+        "tiles": sum(summary.pool.tiles.values()),
+        "valid": sum(summary.pool.valid.values()),
+        "slides": len(summary.slides),
+        "patients": len(summary.patients),
+        "sampled": len(summary.pool.key),
+    }
+
+
+def _chosen(pool: Pool, encoder: Encoder, means: Mapping[str, StainProfile]) -> list[Any]:
+    chosen = targets.choose(pool, encoder.target.policy)
+    profiles = pool.profiles()
+    return [
+        {
+            "slide": str(pool.slide[i]),
+            "tile": int(pool.tile[i]),
+            "site": str(pool.site[i]),
+            "profile": targets.profile_to_json(profiles[i]),
+            "coordinates": profiles[i].coordinates().tolist(),
+            "angles_deg": angles_deg(profiles[i], means),
+        }
+        for i in chosen
+    ]
+
+
+def angles_deg(profile: StainProfile, means: Mapping[str, StainProfile]) -> dict[str, Any]:
+    """Angles from one profile to each site's mean, degrees.
+
+    Of both stain vectors, or for LAB statistics of the hue (the direction of the mean a, b).
+    """
+    return {site: _angle(profile, mean) for site, mean in means.items()}
+
+
+def _angle(one: StainProfile, other: StainProfile) -> dict[str, float]:
+    if isinstance(one, TwoStain) and isinstance(other, TwoStain):
+        cosine = (one.matrix * other.matrix).sum(-1).clamp(-1, 1)
+        h, e = torch.rad2deg(cosine.double().acos()).tolist()
+        return {"hematoxylin": round(h, 3), "eosin": round(e, 3)}
+    a, b = (p.tensors["mean"][1:] for p in (one, other))
+    turn = torch.atan2(a[1], a[0]) - torch.atan2(b[1], b[0])
+    return {"hue": round(abs(float(torch.rad2deg(torch.atan2(turn.sin(), turn.cos())))), 3)}
+
+
+def _coverage(pool: Pool, candidates: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """How far the pool's tiles are from the nearest candidate; the batch draws every tile."""
+    if not len(pool.key):
+        return None
+    points = pool.profiles().coordinates()
+    chosen = [targets.profile_from_json(c["profile"]) for c in candidates]
+    near = StainProfile.cat(chosen).coordinates() if chosen else points
+    distance = targets.nearest_distance(points, near)
+    return {
+        "radius": COVERED,
+        "share_within_radius": round(float((distance <= COVERED).float().mean()), 4),
+        "median_distance": round(float(distance.median()), 3),
+        "largest_distance": round(float(distance.max()), 3),
+    }
+
+
+def _fixed(found: Run) -> list[Any]:
+    """The candidates of the file that a fixed target names."""
+    path, where = found.encoder.target.path, f"encoders.{found.key}.target.path"
+    if path is None:
+        raise StainsslError(f"{where} is missing: name the target.json that is to be used.")
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        targets.load(content)
+    except FileNotFoundError:
+        raise StainsslError(f"{where}: {path} does not exist.") from None
+    except (ValueError, KeyError) as error:
+        raise StainsslError(f"{where}: {path} is not a stain target: {error}") from None
+    _refuse_leak(content, found, where)
+    fallback = {"site": "", "profile": content["fallback"]}
+    return content["candidates"] or [fallback]
+
+
+def _refuse_leak(content: Mapping[str, Any], found: Run, where: str) -> None:
+    encoder = found.encoder
+    assert encoder.train is not None
+    if content["fallback"]["method"] != encoder.normalizer:
+        raise StainsslError(
+            f"{where} is a target for {content['fallback']['method']}, the encoder's normalizer is "
+            f"{encoder.normalizer}: choose a target of the same method."
+        )
+    for key, allowed in (("cohorts", encoder.train.cohorts), ("splits", encoder.train.splits)):
+        if foreign := sorted(set(content["pool"][key]) - set(allowed)):
+            raise StainsslError(
+                f"{where} was chosen from {key} {foreign}, which the encoder is not trained on "
+                f"({', '.join(allowed)}): a target from other tiles leaks what they look like."
+            )
+
+
+def picture(pool: Pool, content: Mapping[str, Any], sources: Sequence[Source]) -> Any:
+    """The figure of `target.png`."""
+    profiles = pool.profiles()
+    sites = {name: profiles[_rows(pool, name)] for name in sorted(set(pool.site))}
+    means = pool.site_means()
+    shown = _shown_targets(content, means)
+    all_targets = [targets.profile_from_json(c["profile"]) for c in content["candidates"]]
+    marked = StainProfile.cat(all_targets or [*shown.values()])
+    examples = _examples(pool, means)
+    strip = _strip(pool, examples, shown, sources)
+    name = "target" if all_targets else "mean of a site, and of all"
+    return target_figure(sites, marked, strip, _title(content), name)
+
+
+def _rows(pool: Pool, site: str) -> torch.Tensor:
+    return torch.from_numpy(np.flatnonzero(pool.site == site))
+
+
+def _title(content: Mapping[str, Any]) -> str:
+    pool, coverage = content["pool"], content["coverage"]
+    count = len(content["candidates"])
+    drawn = f"{count} candidate{'s' * (count > 1)}" if count else "any valid tile of the batch"
+    title = (
+        f"Target: {content['policy']} per {content['per']} ({content['normalizer']}), {drawn}; "
+        f"pool of {pool['valid']} valid tiles, {pool['patients']} patients"
+    )
+    if content["candidates"] and coverage:
+        title += f";\n{coverage['share_within_radius']:.0%} within {COVERED:g} units of a target"
+    return title
+
+
+def _shown_targets(
+    content: Mapping[str, Any], means: Mapping[str, StainProfile]
+) -> dict[str, StainProfile]:
+    """Targets of the strip: candidates, else the sites' means and the pooled fallback."""
+    candidates = content["candidates"]
+    if not candidates:
+        few = dict(list(means.items())[: SHOWN_TARGETS - 1])
+        shown = {f"to mean of {site}": mean for site, mean in few.items()}
+        return shown | {"to pooled mean": targets.profile_from_json(content["fallback"])}
+    step = max(1, len(candidates) // SHOWN_TARGETS)
+    return {
+        f"to target {i + 1}\n({candidates[i]['site'] or 'pooled'})": targets.profile_from_json(
+            candidates[i]["profile"]
+        )
+        for i in range(0, len(candidates), step)[:SHOWN_TARGETS]
+    }
+
+
+def _examples(pool: Pool, means: Mapping[str, StainProfile]) -> list[int]:
+    """Tiles of the sample that stand for their site: nearest to its mean, sites by turns."""
+    points = pool.profiles().coordinates()
+    nearest = []
+    for site, mean in means.items():
+        rows = _rows(pool, site)
+        distance = (points[rows] - mean.coordinates()).norm(dim=1)
+        nearest.append(rows[distance.argsort()[:SHOWN_TILES]])
+    turns = [int(rows[i]) for i in range(SHOWN_TILES) for rows in nearest if i < len(rows)]
+    return sorted(turns[:SHOWN_TILES], key=lambda i: str(pool.site[i]))
+
+
+def _strip(
+    pool: Pool,
+    examples: Sequence[int],
+    shown: Mapping[str, StainProfile],
+    sources: Sequence[Source],
+) -> tuple[np.ndarray, list[str], dict[str, np.ndarray]]:
+    images = [_image(pool, i, sources) for i in examples]
+    if not images:
+        return np.zeros((0, 1, 1, 3), np.uint8), [], {}
+    batch = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
+    own = pool.profiles()[list(examples)]
+    done = {
+        name: normalize(batch, own, target).permute(0, 2, 3, 1).numpy()
+        for name, target in shown.items()
+    }
+    return np.stack(images), [str(pool.site[i]) for i in examples], done
+
+
+def _image(pool: Pool, index: int, sources: Sequence[Source]) -> np.ndarray:
+    """(H, W, 3) uint8 of one tile of the sample."""
+    cohort, slide = str(pool.slide[index]).split("/", 1)
+    for source in sources:
+        if source.cohort != cohort:
+            continue
+        pixels = open_pixels(source.path)
+        if slide in pixels.slide_id:
+            mine = pixels.slide == pixels.slide_id.index(slide)
+            return pixels.images(np.flatnonzero(mine & (pixels.tile == pool.tile[index])))[0]
+    raise StainsslError(f"slide {pool.slide[index]!r} is in none of the pixels of its cohort")

@@ -1,0 +1,18 @@
+"""The stain engine: batched estimation, normalisation and targets in torch."""
+
+from __future__ import annotations
+
+from stainssl.stain.estimate import METHODS, Constants, estimate
+from stainssl.stain.normalize import normalize, separate
+from stainssl.stain.profile import LabStats, StainProfile, TwoStain
+
+__all__ = [
+    "METHODS",
+    "Constants",
+    "LabStats",
+    "StainProfile",
+    "TwoStain",
+    "estimate",
+    "normalize",
+    "separate",
+]

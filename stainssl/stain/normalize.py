@@ -1,0 +1,150 @@
+"""Normalise images from their own stain to a target's: one linear map an image."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from stainssl.stain.estimate import (
+    DEFAULTS,
+    Constants,
+    chunk_images,
+    grey_levels,
+    optical_density,
+    unmix,
+)
+from stainssl.stain.lab import lab_to_rgb, rgb_to_lab
+from stainssl.stain.profile import LabStats, P, StainProfile, TwoStain
+
+
+def normalize(
+    images: Tensor,
+    source: StainProfile,
+    target: StainProfile,
+    *,
+    constants: Constants = DEFAULTS,
+    keep_residual: bool = False,
+) -> Tensor:
+    """`images` as if stained like `target`.
+
+    Two stains: the map pinv(M_source) · diag(scale_target / scale_source) · M_target in optical
+    density, a projection onto the plane of the target's stains. Reinhard: an affine map of each
+    channel in LAB. Nothing is estimated here.
+
+    Args:
+        images: (B, 3, H, W) RGB, uint8 or float in [0, 1]; float is differentiable.
+        source: one profile an image (or one for all).
+        target: one profile for all, or one an image; of the source's family.
+        constants: those that the profiles were estimated with.
+        keep_residual: add back what lies outside the plane of the source's stains (two stains
+            only), so that normalising to the own profile is the identity.
+
+    Returns:
+        (B, 3, H, W), the images' dtype and device; finite, never brighter than white. Images
+        whose source is not valid are mapped as if stained like the published reference:
+        `source.where_valid(...)` gives them a better one.
+
+    Raises:
+        ValueError: profiles of two families, or another number of profiles than of images.
+    """
+    source._same_family(target)
+    source, target = (
+        _one_each(p, images, name) for p, name in ((source, "source"), (target, "target"))
+    )
+    if isinstance(source, TwoStain) and isinstance(target, TwoStain):
+        matrix = stain_map(source, target)
+        if keep_residual:
+            matrix = matrix + torch.eye(3, device=images.device) - stain_map(source, source)
+        return map_density(images, matrix, constants)
+    assert isinstance(source, LabStats) and isinstance(target, LabStats)
+    gain = target.std / source.std.clamp_min(1e-6)
+    return _map_lab(images, gain, target.mean - gain * source.mean)
+
+
+def separate(
+    images: Tensor,
+    source: StainProfile,
+    target: StainProfile | None = None,
+    *,
+    constants: Constants = DEFAULTS,
+) -> tuple[Tensor, Tensor]:
+    """The images as if only hematoxylin, and only eosin, had been used.
+
+    Args:
+        images: (B, 3, H, W) RGB, uint8 or float in [0, 1].
+        source: two-stain profiles, one an image (or one for all).
+        target: whose stain the result shows; the source's own where None.
+
+    Returns:
+        Hematoxylin and eosin, each (B, 3, H, W) of the images' dtype.
+
+    Raises:
+        ValueError: profiles that are not of two stains.
+    """
+    target = source if target is None else target
+    if not (isinstance(source, TwoStain) and isinstance(target, TwoStain)):
+        raise ValueError(f"{source.method} profiles know no stains to separate: use macenko.")
+    source, target = _one_each(source, images, "source"), _one_each(target, images, "target")
+    matrices = [stain_map(source, target, only=stain) for stain in (0, 1)]
+    h, e = (map_density(images, matrix, constants) for matrix in matrices)
+    return h, e
+
+
+def stain_map(source: TwoStain, target: TwoStain, only: int | None = None) -> Tensor:
+    """(B, 3, 3) maps of optical density (column vectors) from source to target staining.
+
+    Args:
+        source, target: batches of profiles, of equal length or of length 1.
+        only: keep this stain alone (0 hematoxylin, 1 eosin).
+    """
+    gain = target.scale / source.scale.clamp_min(1e-6)
+    if only is not None:
+        gain = gain * torch.eye(2, device=gain.device)[only]
+    return target.matrix.mT @ (gain[..., None] * unmix(source.matrix))
+
+
+def map_density(images: Tensor, matrix: Tensor, constants: Constants = DEFAULTS) -> Tensor:
+    """Apply (B, 3, 3) linear maps to the optical density of (B, 3, H, W) images."""
+    unit = math.log(constants.log_base)
+
+    def mapped(grey: Tensor, chunk_matrix: Tensor) -> Tensor:
+        # Natural logarithms throughout: a linear map is the same in any base, here undone.
+        density = chunk_matrix @ optical_density(grey, constants)
+        return constants.io * torch.exp(density * -unit) - constants.offset
+
+    return in_chunks(images, mapped, matrix.expand(len(images), 3, 3))
+
+
+def _map_lab(images: Tensor, gain: Tensor, shift: Tensor) -> Tensor:
+    def mapped(grey: Tensor, gain: Tensor, shift: Tensor) -> Tensor:
+        lab = rgb_to_lab(grey / 255) * gain[..., None] + shift[..., None]
+        return lab_to_rgb(lab) * 255
+
+    return in_chunks(images, mapped, gain.expand(len(images), 3), shift.expand(len(images), 3))
+
+
+def in_chunks(images: Tensor, mapped: Callable[..., Tensor], *parameters: Tensor) -> Tensor:
+    """Map grey levels a few images at a time; back in the images' dtype, clipped to [0, 255]."""
+    step = chunk_images(images)
+    chunks = zip(images.split(step), *(p.split(step) for p in parameters), strict=True)
+    done = [_from_grey(mapped(grey_levels(chunk), *each), chunk) for chunk, *each in chunks]
+    return torch.cat(done)
+
+
+def _from_grey(grey: Tensor, like: Tensor) -> Tensor:
+    grey = grey.clamp(0, 255).reshape(like.shape)
+    return (
+        grey.round().to(torch.uint8) if like.dtype == torch.uint8 else (grey / 255).to(like.dtype)
+    )
+
+
+def _one_each(profile: P, images: Tensor, name: str) -> P:
+    profile = profile.batched().to(images.device)
+    if len(profile) not in (1, len(images)):
+        raise ValueError(
+            f"{len(profile)} {name} profiles for {len(images)} images: give one, or one an image."
+        )
+    return profile

@@ -1,0 +1,68 @@
+"""Tables in parquet that know their schema, the version and the settings that made them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from stainssl import __version__
+from stainssl.status import StainsslError
+from stainssl.stores.atomic import replacing
+
+SCHEMA = 1
+_KEY = b"stainssl"
+
+
+def header(kind: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What every format carries: its kind, schema, the package's version and the settings."""
+    return {"kind": kind, "schema": SCHEMA, "version": __version__, "settings": dict(settings)}
+
+
+def check_header(found: Mapping[str, Any], kind: str, path: Path) -> None:
+    """Refuse a file of another kind or schema.
+
+    Raises:
+        StainsslError: naming the file, what was found and what to do.
+    """
+    if found.get("kind") != kind or found.get("schema") != SCHEMA:
+        raise StainsslError(
+            f"{path}: expected {kind} of schema {SCHEMA}, found {found.get('kind', 'another')}"
+            f" of schema {found.get('schema', '?')} (written by stainssl"
+            f" {found.get('version', '?')}). Delete it and run again."
+        )
+
+
+def write_table(path: Path, frame: pd.DataFrame, kind: str, settings: Mapping[str, Any]) -> None:
+    """Write `frame` as parquet with its header, whole or not at all.
+
+    Args:
+        kind: `tiles`, `qc`, `labels`, `predictions` or `attention`; `read_table` asks for it.
+        settings: what made the table; JSON types only.
+    """
+    table = pa.Table.from_pandas(frame, preserve_index=False)
+    text = json.dumps(header(kind, settings), sort_keys=True, default=str)
+    table = table.replace_schema_metadata({**(table.schema.metadata or {}), _KEY: text.encode()})
+    with replacing(path) as made:
+        pq.write_table(table, made, compression="zstd")
+
+
+def read_table(path: Path, kind: str) -> pd.DataFrame:
+    """Read a table that `write_table` wrote.
+
+    Raises:
+        StainsslError: the file is missing, not parquet, of another kind or of another schema.
+    """
+    try:
+        table = pq.read_table(path)
+    except FileNotFoundError:
+        raise StainsslError(f"{path} is missing: the stage that makes it has not run.") from None
+    except pa.ArrowInvalid as error:
+        raise StainsslError(f"{path} is not whole ({error}). Delete it and run again.") from error
+    check_header(json.loads((table.schema.metadata or {}).get(_KEY, b"{}")), kind, path)
+    return table.to_pandas()

@@ -1,0 +1,56 @@
+"""The tables of a part: its tiles, the fate of its slides, and the labels of its tiles."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from stainssl.stores.tables import read_table, write_table
+
+TILE_COLUMNS = {
+    "slide_id": "str",
+    "tile": "int32",
+    "x": "int64",  # level-0 px, top left
+    "y": "int64",
+    "side": "float64",  # level-0 px, a fraction where the scale asks for one
+    "tissue": "float32",  # share of the tile's area
+    "sharpness": "float32",
+    "pen": "float32",  # share of the tile's area
+    "saturation": "float32",
+    "od": "float32",  # mean optical density
+    "kept": "bool",
+    "reason": "str",  # why it was not kept; empty where it was
+}
+
+
+def write_tiles(path: Path, frame: pd.DataFrame, settings: Mapping[str, Any]) -> None:
+    """Write the tiles of a part; columns and types as in `TILE_COLUMNS`."""
+    write_table(path, frame[list(TILE_COLUMNS)].astype(TILE_COLUMNS), "tiles", settings)
+
+
+def read_tiles(path: Path) -> pd.DataFrame:
+    """Read the tiles of a part: a row per tile that has any tissue, kept or not."""
+    return read_table(path, "tiles")
+
+
+def write_qc(path: Path, frame: pd.DataFrame, settings: Mapping[str, Any]) -> None:
+    """Write what happened to the slides of a part: a row per slide, with `status` and `detail`."""
+    write_table(path, frame, "qc", settings)
+
+
+def read_qc(path: Path) -> pd.DataFrame:
+    """Read what happened to the slides of a part."""
+    return read_table(path, "qc")
+
+
+def write_labels(path: Path, frame: pd.DataFrame, settings: Mapping[str, Any]) -> None:
+    """Write the labels of a part's kept tiles: `slide_id`, `tile`, then a column per label."""
+    write_table(path, frame, "labels", settings)
+
+
+def read_labels(path: Path) -> pd.DataFrame:
+    """Read the labels of a part's kept tiles; an unknown label is NaN."""
+    return read_table(path, "labels")

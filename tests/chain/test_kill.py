@@ -1,0 +1,53 @@
+"""A killed job costs nothing that was computed, and the table is that of an undisturbed run."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pandas as pd
+import psutil
+import pytest
+
+from tests.chain.conftest import ENV, Workflow
+
+pytestmark = pytest.mark.chain
+
+
+def _jobs(process: subprocess.Popen[bytes], verb: str) -> list[psutil.Process]:
+    """The Python processes that run a verb under a Snakemake."""
+    found = []
+    for child in psutil.Process(process.pid).children(recursive=True):
+        with contextlib.suppress(psutil.Error):  # it may end while we look
+            if child.cmdline()[1:4] == ["-m", "stainssl", verb]:
+                found.append(child)
+    return found
+
+
+def _kill_when(process: subprocess.Popen[bytes], verb: str, log: Path, word: str) -> None:
+    """Kill -9 the job that runs `verb` once its log says `word`."""
+    while process.poll() is None:
+        if log.exists() and word in log.read_text():
+            for job in _jobs(process, verb):
+                os.kill(job.pid, signal.SIGKILL)
+                return
+        time.sleep(0.05)
+    raise AssertionError(f"the run ended before {verb} could be killed")
+
+
+@pytest.mark.xdist_group("finished")
+def test_kill_9_in_pretraining_then_the_same_table(fresh: Workflow, finished: Workflow) -> None:
+    log = fresh.folder / "results/logs/pretrain/simclr.log"
+    process = subprocess.Popen(fresh.command("results/encoders/simclr/model"), env=ENV)
+    _kill_when(process, "pretrain", log, "step 1 of")
+    assert process.wait() != 0
+    assert not (fresh.folder / "results/encoders/simclr/model").exists()
+    fresh.run("--rerun-incomplete")
+    tables = [
+        pd.read_csv(w.folder / "results/benchmarks/main/table.csv") for w in (fresh, finished)
+    ]
+    pd.testing.assert_frame_equal(*tables)

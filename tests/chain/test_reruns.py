@@ -1,0 +1,89 @@
+"""What a change reruns: that, what hangs on it, and nothing else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from tests.chain.conftest import Workflow
+
+pytestmark = [pytest.mark.chain, pytest.mark.xdist_group("finished")]
+TRAINING = {"target", "pretrain"}
+
+
+@pytest.fixture
+def workflow(finished: Workflow, tmp_path: Path) -> Workflow:
+    return finished.copied(tmp_path / "run")
+
+
+def test_the_chain_ends_in_a_table_of_three_encoders(finished: Workflow) -> None:
+    folder = finished.folder / "results" / "benchmarks" / "main"
+    table = pd.read_csv(folder / "table.csv")
+    assert {"stain-invariant", "simclr", "random"} <= set(table["encoder"])
+    for name in ("table.md", "table.tex", "table.html", "roc.png", "forest.png", "robustness.png"):
+        assert (folder / name).stat().st_size > 200
+    assert not list((finished.folder / "results").rglob(".tmp-*"))
+
+
+def test_spoiled_slides_end_as_statuses_with_reasons(finished: Workflow) -> None:
+    slides = pd.read_csv(finished.folder / "results/cohorts/clinic/default/slides.csv")
+    bad = slides[slides["status"] != "ok"]
+    assert sorted(bad["status"]) == ["empty", "no-mpp", "truncated"]
+    assert bad["detail"].str.len().min() > 20
+
+
+def test_a_second_run_has_nothing_to_do(finished: Workflow) -> None:
+    assert finished.planned() == {}
+
+
+def test_min_tissue_reruns_tiling_and_what_hangs_on_it(workflow: Workflow) -> None:
+    workflow.edit("config.yaml", lambda text: text.replace("min_tissue: 0.5", "min_tissue: 0.6"))
+    planned = set(workflow.planned())
+    assert {"tile", "label", "pixels", "embed", "probe", "mil", "benchmark"} | TRAINING <= planned
+    assert "folds" not in planned
+
+
+def test_an_appended_test_slide_retrains_nothing(workflow: Workflow) -> None:
+    sheet = workflow.folder / "clinic" / "slides.csv"
+    row = pd.read_csv(sheet, dtype=str).query("split == 'test'").iloc[-1:]
+    row.assign(slide_id="new", patient_id="new").to_csv(sheet, mode="a", header=False, index=False)
+    planned = workflow.planned()
+    assert not TRAINING & set(planned)
+    for rule in ("tile", "label", "pixels", "embed"):
+        assert all("test-0000" in output for output in planned[rule]), planned[rule]
+    assert {"folds", "probe", "mil", "benchmark", "gate"} <= set(planned)
+
+
+def test_a_corrected_label_touches_no_pixel_and_no_encoder(workflow: Workflow) -> None:
+    sheet = workflow.folder / "clinic" / "slides.csv"
+    frame = pd.read_csv(sheet, dtype=str)
+    patient = frame["patient_id"].iloc[-1]
+    flipped = frame["her2"].map({"0": "1", "1": "0"})
+    frame["her2"] = frame["her2"].where(frame["patient_id"] != patient, flipped)
+    frame.to_csv(sheet, index=False)
+    assert set(workflow.planned()) == {"folds", "mil", "benchmark"}
+
+
+def test_a_frozen_encoder_is_never_retrained(workflow: Workflow) -> None:
+    workflow.edit(
+        "config.yaml", lambda text: text.replace("epochs: 2", "epochs: 3\n    frozen: true")
+    )
+    assert not TRAINING & set(workflow.planned())
+    workflow.edit("config.yaml", lambda text: text.replace("min_tissue: 0.5", "min_tissue: 0.6"))
+    planned = workflow.planned()
+    assert "embed" in planned
+    assert "pretrain" not in planned or all("random" in output for output in planned["pretrain"])
+
+
+def test_a_frozen_encoder_that_is_not_there_is_an_error_before_any_job(fresh: Workflow) -> None:
+    fresh.edit("config.yaml", lambda text: text.replace("epochs: 2", "epochs: 2\n    frozen: true"))
+    text = fresh.run("-n", fails=True)
+    assert "encoders.simclr: frozen, and" in text
+    assert "nothing was run" in text
+
+
+def test_the_report_is_written(workflow: Workflow) -> None:
+    workflow.run("--report", "report.html")
+    assert (workflow.folder / "report.html").stat().st_size > 100_000

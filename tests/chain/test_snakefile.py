@@ -1,0 +1,63 @@
+"""What Snakemake's users expect of the Snakefile before any job runs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.chain.conftest import ENV, REPO, Workflow
+
+pytestmark = pytest.mark.chain
+
+
+def test_every_problem_is_told_before_any_job(fresh: Workflow) -> None:
+    fresh.edit("clinic/slides.csv", lambda text: text.replace("a-001-1,", "a 001,", 1))
+    fresh.edit("config.yaml", lambda text: text.replace("label: her2", "label: her3"))
+    text = fresh.run(fails=True)
+    assert "slide_id is 'a 001'" in text
+    assert "nothing was run" in text
+    fresh.edit("clinic/slides.csv", lambda text: text.replace("a 001,", "a-001-1,", 1))
+    text = fresh.run(fails=True)
+    assert "no column 'her3'; did you mean 'her2'" in text
+    assert not (fresh.folder / "results").exists()
+
+
+def test_an_unknown_key_names_the_nearest(fresh: Workflow) -> None:
+    fresh.edit("config.yaml", lambda text: text.replace("min_tissue", "min_tisue"))
+    assert "did you mean 'min_tissue'" in fresh.run("-n", fails=True)
+
+
+def test_a_users_config_replaces_the_demo(fresh: Workflow) -> None:
+    fresh.run("-n")
+    planned = fresh.planned()
+    assert "demo" not in planned
+    assert not any("response" in output for outputs in planned.values() for output in outputs)
+
+
+def test_the_graph_has_no_job_per_slide(fresh: Workflow) -> None:
+    planned = fresh.planned()
+    assert len(planned["tile"]) == 3  # two parts of training slides, one of test slides
+
+
+def test_reading_the_snakefile_imports_no_torch(fresh: Workflow) -> None:
+    code = (
+        "import sys; from snakemake.cli import main\n"
+        "try: main(sys.argv[1:])\n"
+        "except SystemExit: pass\n"
+        "print('torch' in sys.modules, 'tiatoolbox' in sys.modules)"
+    )
+    words = fresh.command("-n", "--quiet")[3:]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words], env=ENV, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip().endswith("False False")
+
+
+def test_lint_finds_nothing() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "snakemake", "--lint"],
+        cwd=REPO, env=ENV, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr

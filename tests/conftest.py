@@ -1,0 +1,30 @@
+"""Fixtures that every room uses."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, settings
+
+# No test asserts a time: a busy machine is not a fault.
+settings.register_profile("timeless", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("timeless")
+REPO = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real slides and tiles; a test that asks for it skips where there is none."""
+    named = os.environ.get("STAINSSL_REAL_DATA")
+    folder = Path(named) if named else REPO.parent / "shared" / "real-data"
+    if not folder.is_dir():
+        pytest.skip(f"no real data: STAINSSL_REAL_DATA is unset and {folder} does not exist")
+    return folder

@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stainssl.demo import sheet
+from stainssl.demo.plan import COLUMNS, plan
+
+LARGE = {"a": 40, "b": 40, "c": 40, "d": 40}
+
+
+def test_the_default_cohort_is_as_large_as_promised() -> None:
+    slides = [slide for slide in plan(0) if not slide.fault]
+    assert len(slides) >= 36
+    assert len({slide.patient_id for slide in slides}) >= 28
+    assert len(slides) > len({slide.patient_id for slide in slides})
+
+
+def test_three_slides_are_spoiled_two_have_pen_and_one_is_out_of_focus() -> None:
+    assert sorted(s.fault for s in plan(0) if s.fault) == ["empty", "no-mpp", "truncated"]
+    assert sorted(s.artefact for s in plan(0) if s.artefact) == ["out-of-focus", "pen", "pen"]
+    good = {s.patient_id for s in plan(0) if not s.fault}
+    assert {s.patient_id for s in plan(0) if s.fault} <= good
+
+
+@settings(max_examples=25)
+@given(
+    seed=st.integers(0, 2**31),
+    patients=st.dictionaries(st.sampled_from("abcdef"), st.integers(1, 30), min_size=1, max_size=6),
+)
+def test_the_sheet_is_stable_and_well_formed(seed: int, patients: dict[str, int]) -> None:
+    frame = sheet(seed, patients)
+    pd.testing.assert_frame_equal(frame, sheet(seed, dict(reversed(patients.items()))))
+    assert list(frame) == COLUMNS
+    assert frame.slide_id.is_unique
+    assert frame.slide_id.str.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*").all()
+    assert frame.groupby("site").patient_id.nunique().to_dict() == patients
+    assert (frame.split == np.where(frame.site.isin(["a", "b"]), "train", "test")).all()
+    assert frame[["her2", "response"]].isin([0, 1]).all(axis=None)
+    assert (frame.groupby("patient_id")[["her2", "response"]].nunique() == 1).all(axis=None)
+    order = frame.sort_values(["site", "patient_id", "slide_id"], kind="stable").index
+    assert (order == frame.index).all()
+
+
+def test_another_seed_gives_other_labels() -> None:
+    assert not sheet(0, LARGE).equals(sheet(1, LARGE))
+
+
+@pytest.mark.parametrize("label", ["her2", "response"])
+def test_labels_go_with_the_site_in_training_and_not_in_test(label: str) -> None:
+    share = sheet(3, LARGE).drop_duplicates("patient_id").groupby("site")[label].mean()
+    assert share["a"] == pytest.approx(0.7)
+    assert share["b"] == pytest.approx(0.3)
+    assert share["c"] == share["d"] == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(("name", "way"), [("a", 1), ("b", 1), ("c", -1), ("d", -1)])
+def test_stain_goes_with_tumour_in_training_and_against_it_in_test(name: str, way: int) -> None:
+    slides = [slide for slide in plan(3, LARGE) if slide.site == name]
+    strength = [np.log(slide.site_parameters.strength[0]) for slide in slides]
+    assert way * np.corrcoef(strength, [slide.tumour_share for slide in slides])[0, 1] > 0.7
+
+
+def test_training_sites_differ_in_tumour_and_test_sites_lie_between() -> None:
+    share = pd.DataFrame([(s.site, s.tumour_share) for s in plan(3, LARGE)]).groupby(0)[1].mean()
+    assert share["a"] > share["c"] + 0.1 > share["b"] + 0.2
+
+
+@pytest.mark.parametrize("patients", [{"A": 3}, {"../x": 3}, {"a": 0}, {"": 2}, {"a": 1000}])
+def test_an_unusable_site_is_refused_with_an_example(patients: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match=r"for example \{a: 10"):
+        sheet(0, patients)

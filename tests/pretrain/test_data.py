@@ -1,0 +1,101 @@
+"""Every tile once an epoch, in blocks, from any step on, with bad JPEGs left out."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from stainssl.pretrain import data
+from stainssl.pretrain.data import Stream, TrainTiles
+from stainssl.status import StainsslError
+from stainssl.stores.pixels import SlidePixels, encode, open_pixels, write_pixels
+
+
+@pytest.fixture
+def stores(tmp_path):
+    """Two parts of 70 and 30 tiles, each tile of its own grey level."""
+    opened = []
+    for part, levels in enumerate((range(70), range(70, 100))):
+        jpeg = [encode(np.full((16, 16, 3), 2 * level, np.uint8)) for level in levels]
+        slides = [SlidePixels(f"s{part}", np.arange(len(jpeg), dtype=np.int32), jpeg)]
+        path = tmp_path / f"{part}.zarr"
+        write_pixels(path, slides, size_px=16, mpp=0.5, settings={})
+        opened.append(open_pixels(path))
+    return opened
+
+
+def _levels(batch):
+    return (batch.images.float().mean((1, 2, 3)) / 2).round().long()
+
+
+@pytest.mark.parametrize("cache_bytes", [0, 1 << 20])
+@pytest.mark.parametrize("workers", [1, 3])
+def test_tiles_come_in_the_order_asked_for(stores, rng, cache_bytes, workers):
+    tiles = TrainTiles(stores, cache_bytes=cache_bytes, workers=workers)
+    for _ in range(2):  # the second time from memory, where it may be kept
+        index = rng.permutation(100)
+        batch = tiles.images(index)
+        assert batch.images.shape == (100, 3, 16, 16)
+        assert batch.images.dtype == torch.uint8
+        np.testing.assert_array_equal(batch.tile.numpy(), index)
+        assert int((_levels(batch) - batch.tile).abs().max()) <= 1
+
+
+def test_an_epoch_is_a_permutation_and_epochs_and_seeds_differ(stores):
+    tiles = TrainTiles(stores)
+    orders = [tiles.order(seed, epoch) for seed, epoch in ((0, 0), (0, 1), (1, 0), (0, 0))]
+    for order in orders:
+        np.testing.assert_array_equal(np.sort(order), np.arange(100))
+    assert not np.array_equal(orders[0], orders[1])
+    assert not np.array_equal(orders[0], orders[2])
+    np.testing.assert_array_equal(orders[0], orders[3])
+
+
+def test_a_buffer_holds_whole_blocks(stores, monkeypatch):
+    monkeypatch.setattr(data, "BLOCK", 5)
+    monkeypatch.setattr(data, "BUFFER", 2)
+    data._order.cache_clear()
+    order = TrainTiles(stores).order(0, 0)
+    for start in range(0, 100, 10):
+        assert len(set(order[start : start + 10] // 5)) == 2
+    data._order.cache_clear()
+
+
+def test_a_block_is_read_once_while_its_buffer_lasts(stores, monkeypatch):
+    reads = []
+    for store in stores:
+        true = store.jpegs
+        monkeypatch.setattr(store, "jpegs", lambda a, b, true=true: reads.append(a) or true(a, b))
+    tiles = TrainTiles(stores, cache_bytes=0)
+    for start in range(0, 100, 10):
+        tiles.images(tiles.order(0, 0)[start : start + 10])
+    assert len(reads) == 3  # 64 + 6 tiles of the first store, 30 of the second
+
+
+def test_the_stream_goes_on_from_any_step(stores):
+    stream = Stream(TrainTiles(stores), batch_size=8, steps=30, seed=4)
+    whole = [batch.tile.tolist() for batch in stream]
+    assert len(whole) == 30 and stream.steps_per_epoch == 12
+    assert len({tile for batch in whole[:12] for tile in batch}) == 96  # no tile twice
+    stream.start = 17
+    assert [batch.tile.tolist() for batch in stream] == whole[17:]
+
+
+def test_a_bad_jpeg_is_left_out_and_named(tmp_path, caplog):
+    jpeg = [encode(np.full((16, 16, 3), 50, np.uint8)) for _ in range(4)]
+    jpeg[2] = b"not a jpeg"
+    slides = [SlidePixels("s-bad", np.arange(4, dtype=np.int32), jpeg)]
+    write_pixels(tmp_path / "x.zarr", slides, size_px=16, mpp=0.5, settings={})
+    tiles = TrainTiles([open_pixels(tmp_path / "x.zarr")])
+    assert tiles.images(np.arange(4)).tile.tolist() == [0, 1, 3]
+    assert "s-bad" in caplog.text
+    with pytest.raises(StainsslError, match="cannot be decoded"):
+        tiles.images(np.array([2, 1]))
+
+
+def test_one_tile_is_too_few(tmp_path):
+    slides = [SlidePixels("s", np.zeros(1, np.int32), [encode(np.zeros((16, 16, 3), np.uint8))])]
+    write_pixels(tmp_path / "x.zarr", slides, size_px=16, mpp=0.5, settings={})
+    with pytest.raises(StainsslError, match="two tiles at least, found 1"):
+        TrainTiles([open_pixels(tmp_path / "x.zarr")])

@@ -1,0 +1,60 @@
+"""The loss is lightly's, and the figures of an embedding say what they claim."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from lightly.loss import NTXentLoss
+
+from stainssl.pretrain.losses import alignment, effective_rank, nt_xent, uniformity
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    count=st.integers(2, 12),
+    dim=st.integers(1, 16),
+    temperature=st.floats(0.05, 2),
+    seed=st.integers(0, 99),
+)
+def test_it_is_lightlys_loss(count, dim, temperature, seed):
+    first, second = torch.randn(2, count, dim, generator=torch.Generator().manual_seed(seed))
+    expected = NTXentLoss(temperature)(first, second)
+    torch.testing.assert_close(nt_xent(first, second, temperature), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_equal_vectors_cost_the_logarithm_of_the_choices():
+    same = torch.ones(5, 3)
+    assert float(nt_xent(same, same, 0.2)) == pytest.approx(math.log(9), abs=1e-5)
+
+
+def test_a_pair_that_agrees_costs_less():
+    first = torch.eye(6)
+    assert nt_xent(first, first, 0.2) < nt_xent(first, first.roll(1, 0), 0.2)
+
+
+def test_alignment_is_zero_for_equal_and_four_for_opposite_views():
+    features = torch.randn(9, 4)
+    assert alignment(features, 3 * features) == pytest.approx(0, abs=1e-6)
+    assert alignment(features, -features) == pytest.approx(4, abs=1e-5)
+
+
+def test_uniformity_is_lower_where_vectors_spread():
+    assert uniformity(torch.ones(5, 4)) == pytest.approx(0, abs=1e-6)
+    assert uniformity(torch.eye(5)) == pytest.approx(-4, abs=1e-5)  # d² of orthogonal units is 2
+
+
+@settings(max_examples=20, deadline=None)
+@given(rank=st.integers(1, 6), seed=st.integers(0, 99))
+def test_effective_rank_is_at_most_the_rank(rank, seed):
+    rng = torch.Generator().manual_seed(seed)
+    features = torch.randn(40, rank, generator=rng) @ torch.randn(rank, 12, generator=rng)
+    assert 1 <= effective_rank(features) <= rank + 1e-4
+
+
+def test_effective_rank_of_a_collapsed_embedding_is_one():
+    assert effective_rank(torch.ones(8, 4)) == 1
+    assert effective_rank(torch.arange(8.0)[:, None] * torch.ones(1, 4)) == pytest.approx(1)

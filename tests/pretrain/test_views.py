@@ -1,0 +1,86 @@
+"""Views depend on their seed alone, stay inside the tile, and keep colours in range."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stainssl.pretrain.views import (
+    COLOURS,
+    Colour,
+    apply_geometry,
+    draw_geometry,
+    generator,
+    jitter,
+    whole_tile,
+)
+
+IMAGES = torch.rand(6, 3, 40, 40, generator=torch.Generator().manual_seed(5))
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 2**31), step=st.integers(0, 2**40), stream=st.integers(0, 2))
+def test_a_step_draws_the_same_again_and_not_as_its_neighbours(seed, step, stream):
+    drawn = torch.rand(4, generator=generator(seed, step, stream))
+    assert torch.equal(drawn, torch.rand(4, generator=generator(seed, step, stream)))
+    for other in ((seed + 1, step, stream), (seed, step + 1, stream), (seed, step, stream + 1)):
+        assert not torch.equal(drawn, torch.rand(4, generator=generator(*other)))
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 999))
+def test_crops_lie_within_the_tile(seed):
+    theta = draw_geometry(16, torch.Generator().manual_seed(seed))
+    reach = theta[:, :, :2].abs().sum(2) + theta[:, :, 2].abs()
+    assert float(reach.max()) <= 1 + 1e-5
+
+
+def test_every_symmetry_of_the_square_is_drawn():
+    theta = draw_geometry(400, torch.Generator().manual_seed(0))[:, :, :2]
+    assert len({tuple(row) for row in theta.sign().flatten(1).tolist()}) == 8
+
+
+def test_the_whole_tile_at_its_own_size_is_the_tile():
+    seen = apply_geometry(IMAGES, whole_tile(6), 40)
+    torch.testing.assert_close(seen, IMAGES, atol=1e-5, rtol=0)
+
+
+def test_a_much_larger_tile_is_averaged_not_skipped_through():
+    stripes = torch.zeros(1, 3, 64, 64)
+    stripes[..., ::2] = 1
+    seen = apply_geometry(stripes, whole_tile(1), 16)
+    torch.testing.assert_close(seen, torch.full_like(seen, 0.5))
+
+
+@pytest.mark.parametrize("colour", COLOURS)
+def test_jitter_stays_in_range_and_repeats_itself(colour):
+    once, again = (
+        jitter(IMAGES, COLOURS[colour], torch.Generator().manual_seed(3)) for _ in range(2)
+    )
+    assert torch.equal(once, again)
+    assert once.shape == IMAGES.shape
+    assert 0 <= float(once.min()) <= float(once.max()) <= 1
+
+
+def test_no_jitter_leaves_the_images():
+    assert jitter(IMAGES, None, torch.Generator()) is IMAGES
+    still = Colour(0, 0, 0, 0)
+    torch.testing.assert_close(jitter(IMAGES, still, torch.Generator()), IMAGES, atol=1e-5, rtol=0)
+
+
+def test_each_image_has_its_own_jitter():
+    same = IMAGES[:1].expand(6, 3, 40, 40)
+    seen = jitter(same, Colour(0.4, 0.4, 0.4, 0.1, jitter=1), torch.Generator().manual_seed(0))
+    assert float(seen.std(0).mean()) > 0.01
+
+
+def test_grey_and_solarised_and_blurred():
+    rng = torch.Generator().manual_seed(0)
+    grey = jitter(IMAGES, Colour(0, 0, 0, 0, grey=1), rng)
+    torch.testing.assert_close(grey[:, 0], grey[:, 2], atol=1e-3, rtol=0)
+    light = jitter(IMAGES, Colour(0, 0, 0, 0, solarise=1), rng)
+    assert float(light.max()) <= 0.5 + 1e-6
+    blurred = jitter(IMAGES, Colour(0, 0, 0, 0, blur=1), rng)
+    assert float(blurred.diff(dim=3).abs().mean()) < float(IMAGES.diff(dim=3).abs().mean())

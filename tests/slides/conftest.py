@@ -1,0 +1,79 @@
+"""Tiny slides made by us: pyramids in the manner of Aperio's SVS, and pictures to put in them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import tifffile
+
+GLASS = (242, 241, 243)
+TISSUE = (196, 120, 170)
+
+
+def write_svs(
+    path: Path,
+    image: np.ndarray,
+    mpp: float | None = 0.5,
+    downsamples: tuple[float, ...] = (4,),
+    magnification: float | None = None,
+    quality: int = 90,
+    tile_px: int = 128,
+) -> Path:
+    """Write `image` (h, w, 3) uint8 RGB as a slide that OpenSlide opens as vendor aperio.
+
+    Args:
+        mpp, magnification: written into the image description; None leaves them out.
+        downsamples: of the levels below level 0.
+    """
+    height, width = image.shape[:2]
+    description = (
+        f"Aperio Image Library v12.0.0\r\n{width}x{height} [0,0 {width}x{height}] "
+        f"({tile_px}x{tile_px}) JPEG/RGB Q={quality}"
+    )
+    description += "" if magnification is None else f"|AppMag = {magnification:g}"
+    description += "" if mpp is None else f"|MPP = {mpp:g}"
+    jpeg = {"compression": "jpeg", "compressionargs": {"level": quality}, "photometric": "rgb"}
+    common = {**jpeg, "description": description, "metadata": None, "tile": (tile_px, tile_px)}
+    with tifffile.TiffWriter(path) as writer:
+        writer.write(image, **common)
+        for downsample in downsamples:
+            size = max(1, int(width / downsample)), max(1, int(height / downsample))
+            writer.write(cv2.resize(image, size, interpolation=cv2.INTER_AREA), **common)
+    return path
+
+
+def write_tiff(path: Path, image: np.ndarray, **words: object) -> Path:
+    """Write a tiled TIFF without Aperio's words: OpenSlide's generic-tiff."""
+    tifffile.imwrite(
+        path, image, tile=(128, 128), photometric="rgb", compression="deflate", metadata=None,
+        **words,
+    )  # fmt: skip
+    return path
+
+
+def stained(
+    rng: np.random.Generator, shape: tuple[int, int], share: float = 0.5
+) -> tuple[np.ndarray, np.ndarray]:
+    """A picture of noisy tissue in a disk on glass, and the disk as (h, w) bool."""
+    height, width = shape
+    y, x = np.mgrid[:height, :width]
+    radius = np.sqrt(share * height * width / np.pi)
+    inside = (x - width / 2) ** 2 + (y - height / 2) ** 2 < radius**2
+    image = np.where(inside[..., None], TISSUE, GLASS) + rng.normal(0, 6, (height, width, 1))
+    return np.clip(image, 0, 255).astype(np.uint8), inside
+
+
+@pytest.fixture
+def svs(tmp_path: Path, rng: np.random.Generator) -> Callable[..., Path]:
+    """Write a slide with tissue: `svs("name", shape=(h, w), **words of write_svs)`."""
+
+    def make(name: str = "slide", shape: tuple[int, int] = (768, 1024), **words: object) -> Path:
+        image = words.pop("image", None)
+        picture = stained(rng, shape)[0] if image is None else image
+        return write_svs(tmp_path / f"{name}.svs", picture, **words)  # type: ignore[arg-type]
+
+    return make

@@ -1,0 +1,193 @@
+"""Readers open what is a slide, and give what is not one its status."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from stainssl.slides import openslide_reader
+from stainssl.slides.openslide_reader import mpp_sources, over_white
+from stainssl.slides.reader import READERS, open_slide
+from stainssl.status import SlideError, StainsslError, Status
+
+
+def status_of(path: Path, reader: str = "auto") -> Status:
+    with pytest.raises(SlideError) as caught, closing(open_slide(path, reader)) as slide:
+        for level, size in enumerate(slide.level_sizes_px):
+            slide.read_region(0, 0, level, size)
+    assert caught.value.detail.endswith(".")
+    return caught.value.status
+
+
+def test_an_aperio_slide_states_its_levels_and_scale(svs: Callable[..., Path]) -> None:
+    with closing(open_slide(svs(mpp=0.25, magnification=40))) as slide:
+        assert (slide.vendor, slide.reader) == ("aperio", "openslide")
+        assert slide.level_sizes_px == [(1024, 768), (256, 192)]
+        assert slide.downsamples == [1.0, 4.0]
+        assert slide.bounds_level0_px == (0, 0, 1024, 768)
+        assert slide.mpp_sources == {"format": 0.25, "objective-power": 0.25}
+        assert (slide.mpp, slide.mpp_source, slide.objective_power) == (0.25, "format", 40)
+
+
+def test_reading_outside_a_slide_is_white(svs: Callable[..., Path]) -> None:
+    with closing(open_slide(svs())) as slide:
+        image = slide.read_region(1024 - 10, -5, 0, (20, 10))
+    assert image.shape == (10, 20, 3)
+    assert image.dtype == np.uint8
+    assert (image[:, 10:] == 255).all()
+    assert (image[:5] == 255).all()
+
+
+def test_transparency_is_laid_over_white() -> None:
+    rgba = np.array([[[0, 0, 0, 0], [10, 20, 30, 255], [0, 100, 200, 51]]], np.uint8)
+    assert over_white(rgba).tolist() == [[[255, 255, 255], [10, 20, 30], [204, 224, 244]]]
+
+
+def test_bounds_of_formats_that_scan_a_part_of_the_slide() -> None:
+    keys = ("x", "y", "width", "height")
+    given = {f"openslide.bounds-{k}": str(v) for k, v in zip(keys, (50, 60, 900, 30), strict=True)}
+    assert openslide_reader._bounds(given, (800, 100)) == (50, 60, 750, 30)
+    assert openslide_reader._bounds({}, (800, 100)) == (0, 0, 800, 100)
+
+
+@pytest.mark.parametrize(
+    ("properties", "vendor", "expected"),
+    [
+        ({"openslide.mpp-x": "0.2", "openslide.mpp-y": "0.3"}, "aperio", {"format": 0.25}),
+        (
+            {
+                "openslide.mpp-x": "1",
+                "tiff.ResolutionUnit": "centimeter",
+                "tiff.XResolution": "20000",
+            },
+            "generic-tiff",
+            {"tiff-resolution": 0.5},
+        ),
+        (
+            {"tiff.ResolutionUnit": "inch", "tiff.XResolution": "50800"},
+            "generic-tiff",
+            {"tiff-resolution": 0.5},
+        ),
+        ({"tiff.XResolution": "20000"}, "generic-tiff", {}),
+        ({"openslide.objective-power": "20"}, "aperio", {"objective-power": 0.5}),
+        ({"openslide.mpp-x": "nan", "openslide.objective-power": "0"}, "aperio", {}),
+    ],
+)
+def test_sources_of_the_pixel_size(
+    properties: dict[str, str], vendor: str, expected: dict[str, float]
+) -> None:
+    assert mpp_sources(properties, vendor) == pytest.approx(expected)
+
+
+def test_not_a_slide_is_unsupported(tmp_path: Path) -> None:
+    (tmp_path / "notes.svs").write_text("not a slide at all")
+    assert status_of(tmp_path / "notes.svs") is Status.UNSUPPORTED
+
+
+def test_zero_bytes_are_no_slide(tmp_path: Path) -> None:
+    (tmp_path / "empty.svs").touch()
+    assert status_of(tmp_path / "empty.svs") is Status.UNSUPPORTED
+
+
+@pytest.mark.parametrize("share", [0.02, 0.2, 0.4, 0.6, 0.8, 0.9, 0.95, 0.99, 0.999])
+def test_a_slide_cut_anywhere_is_truncated(svs: Callable[..., Path], share: float) -> None:
+    path = svs()
+    os.truncate(path, int(path.stat().st_size * share))
+    assert status_of(path) is Status.TRUNCATED
+
+
+def test_a_slide_with_spoiled_bytes_is_a_status_or_is_read(
+    svs: Callable[..., Path], rng: np.random.Generator
+) -> None:
+    path = svs(shape=(200, 300))
+    whole = path.read_bytes()
+    for number in range(40):
+        spoiled = bytearray(whole)
+        for place in rng.integers(0, len(whole), 3):
+            spoiled[place] ^= 0xFF
+        path = path.with_name(f"spoiled-{number}.svs")
+        path.write_bytes(spoiled)
+        try:
+            with closing(open_slide(path)) as slide:
+                slide.read_region(0, 0, 0, (300, 200))
+        except SlideError as error:
+            assert error.detail
+
+
+def test_real_files_that_cannot_be_read(real_data: Path) -> None:
+    folder = real_data / "slides"
+    assert status_of(folder / "broken.svs") is Status.UNSUPPORTED
+    assert status_of(folder / "unopenable.tiff") is Status.UNSUPPORTED
+    assert status_of(folder / "unreadable.svs") is Status.UNREADABLE
+
+
+@pytest.mark.parametrize(
+    ("name", "vendor", "mpp"),
+    [
+        ("CMU-1-Small-Region.svs", "aperio", 0.499),
+        ("tcga-cr-7395-01a-01-ts1.svs", "aperio", None),
+        ("boxes-dicom/boxes_0.dcm", "dicom", 0.499),
+        ("boxes.tiff", "generic-tiff", 352.7778),
+    ],
+)
+def test_real_files_that_are_read(
+    real_data: Path, name: str, vendor: str, mpp: float | None
+) -> None:
+    with closing(open_slide(real_data / "slides" / name)) as slide:
+        assert slide.vendor == vendor
+        assert slide.mpp == (None if mpp is None else pytest.approx(mpp))
+        image = slide.read_region(0, 0, len(slide.downsamples) - 1, (16, 8))
+    assert image.shape == (8, 16, 3)
+
+
+def test_a_missing_file_is_the_machines_word(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        open_slide(tmp_path / "gone.svs")
+
+
+def test_a_failing_disk_is_no_status(
+    svs: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with closing(open_slide(svs())) as slide:
+        monkeypatch.setattr(slide._handle, "read_region", fail)  # type: ignore[attr-defined]
+        with pytest.raises(OSError, match="Input/output error") as caught:
+            slide.read_region(0, 0, 0, (8, 8))
+    assert caught.value.errno == errno.EIO
+
+
+def test_a_file_that_goes_away_while_it_is_read_is_no_status(
+    svs: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import openslide
+
+    def fail(*_: object) -> None:
+        raise openslide.OpenSlideError("Can't read")
+
+    path = svs()
+    with closing(open_slide(path)) as slide:
+        monkeypatch.setattr(slide._handle, "read_region", fail)  # type: ignore[attr-defined]
+        path.unlink()
+        with pytest.raises(FileNotFoundError):
+            slide.read_region(0, 0, 0, (8, 8))
+
+
+def test_an_unknown_reader_is_named(svs: Callable[..., Path]) -> None:
+    with pytest.raises(StainsslError, match="openslide, patches"):
+        open_slide(svs(), "magic")
+
+
+def test_auto_takes_a_picture_by_pillow(tmp_path: Path) -> None:
+    Image.new("RGB", (30, 20), (1, 2, 3)).save(tmp_path / "a.png")
+    with closing(open_slide(tmp_path / "a.png")) as slide:
+        assert slide.reader == "patches"
+    assert list(READERS) == ["openslide", "patches"]

@@ -1,0 +1,160 @@
+"""Tissue is what is stained: pale or fatty too, and never glass, ink, frame or dust."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from stainssl.slides.reader import open_slide
+from stainssl.slides.tissue import glass_white, optical_density, tissue_map, tissue_mask
+
+MPP = 8.0
+GLASS = np.array([241, 243, 240])
+EOSIN, HEMATOXYLIN = np.array([0.2, 0.8, 0.55]), np.array([0.6, 0.7, 0.35])
+
+
+def coloured(od: np.ndarray, glass: np.ndarray = GLASS) -> np.ndarray:
+    """(h, w, 3) uint8 of optical densities over glass."""
+    return np.clip((glass + 1) * 10.0**-od - 1, 0, 255).astype(np.uint8)
+
+
+def slide(rng: np.random.Generator, strength: float = 0.4) -> tuple[np.ndarray, np.ndarray]:
+    """A disk of mixed stain in the middle of glass with camera noise, and the disk."""
+    y, x = np.mgrid[:160, :200]
+    disk = (x - 100) ** 2 + (y - 80) ** 2 < 50**2
+    mix = cv2.GaussianBlur(rng.random((160, 200)).astype(np.float32), (0, 0), 2)[..., None]
+    od = strength * (mix * HEMATOXYLIN + (1 - mix) * EOSIN) * disk[..., None]
+    noisy = coloured(od) + rng.normal(0, 1.2, (160, 200, 3))
+    return np.clip(np.rint(noisy), 0, 255).astype(np.uint8), disk
+
+
+def iou(a: np.ndarray, b: np.ndarray) -> float:
+    return float((a & b).sum() / (a | b).sum())
+
+
+@pytest.mark.parametrize("strength", [0.06, 0.15, 0.4, 1.2])
+def test_tissue_is_found_from_pale_to_dark(rng: np.random.Generator, strength: float) -> None:
+    image, disk = slide(rng, strength)
+    assert iou(tissue_mask(image, MPP), disk) > 0.95
+
+
+@pytest.mark.parametrize(
+    "glass", [(255, 255, 255), (243, 243, 243), (254, 240, 246), (228, 225, 220)]
+)
+def test_tinted_glass_is_glass(rng: np.random.Generator, glass: tuple[int, int, int]) -> None:
+    image = np.clip(np.array(glass) + rng.normal(0, 1.2, (150, 150, 3)), 0, 255).astype(np.uint8)
+    assert glass_white(image) == pytest.approx(np.array(glass), abs=1.5)
+    assert not tissue_mask(image, MPP).any()
+
+
+@pytest.mark.parametrize(
+    "ink",
+    [(0.7, 0.45, 0.05), (0.75, 0.25, 0.4), (1.4, 1.45, 1.4), (0.05, 0.95, 0.9)],
+    ids=["blue", "green", "black", "red"],
+)
+def test_ink_of_any_colour_is_pen_and_not_tissue(
+    rng: np.random.Generator, ink: tuple[float, float, float]
+) -> None:
+    image, disk = slide(rng)
+    stroke = np.zeros(disk.shape, np.uint8)
+    cv2.line(stroke, (10, 15), (190, 15), 1, 8)
+    stroke = stroke.astype(bool)
+    image[stroke] = coloured(np.broadcast_to(np.array(ink), (int(stroke.sum()), 3)))
+    found = tissue_map(image, MPP)
+    assert found.pen[stroke].all()
+    assert not (found.tissue & found.pen).any()
+    assert found.tissue[stroke].mean() <= 0.03
+    assert iou(found.tissue, disk) > 0.93
+
+
+def test_ink_is_followed_onto_the_tissue(rng: np.random.Generator) -> None:
+    image, disk = slide(rng, strength=0.5)
+    stroke = np.zeros(disk.shape, np.uint8)
+    cv2.line(stroke, (20, 80), (140, 80), 1, 10)
+    stroke = stroke.astype(bool)
+    od = optical_density(image, glass_white(image)) + stroke[..., None] * np.array(
+        [0.6, 0.35, 0.07]
+    )
+    found = tissue_map(coloured(od), MPP)
+    assert found.pen[stroke].mean() > 0.95
+    assert found.pen[~stroke].mean() < 0.1
+
+
+def test_a_black_frame_is_neither_tissue_nor_pen(rng: np.random.Generator) -> None:
+    image, disk = slide(rng)
+    framed = cv2.copyMakeBorder(image, 40, 40, 40, 40, cv2.BORDER_CONSTANT, value=(0, 0, 0))
+    found = tissue_map(framed, MPP)
+    assert not found.pen.any()
+    assert iou(found.tissue[40:-40, 40:-40], disk) > 0.95
+    assert not found.tissue[:40].any()
+
+
+def test_grey_shadow_and_glass_edge_are_not_tissue(rng: np.random.Generator) -> None:
+    image, disk = slide(rng)
+    image[:, :12] = (200, 201, 200)
+    cv2.line(image, (30, 0), (10, 159), (120, 121, 120), 2)
+    assert iou(tissue_mask(image, MPP), disk) > 0.95
+
+
+def test_fat_between_thin_walls_is_tissue(rng: np.random.Generator) -> None:
+    side = 150
+    walls = np.zeros((side * 4, side * 4), np.float32)  # 2 µm/px: cells of 90 µm, walls of 4 µm
+    for at in range(120, side * 4 - 100, 45):
+        cv2.line(walls, (120, at), (side * 4 - 100, at), 1, 2)
+        cv2.line(walls, (at, 120), (at, side * 4 - 100), 1, 2)
+    walls = cv2.resize(walls, (side, side), interpolation=cv2.INTER_AREA)
+    noisy = coloured(0.12 * walls[..., None] * EOSIN) + rng.normal(0, 0.5, (side, side, 3))
+    image = np.clip(np.rint(noisy), 0, 255).astype(np.uint8)
+    mask = tissue_mask(image, MPP)
+    assert mask[34:121, 34:121].mean() > 0.9
+    assert mask[:25].mean() < 0.02
+
+
+def test_specks_and_holes_go_by_area(rng: np.random.Generator) -> None:
+    image, _ = slide(rng)
+    image[10:14, 10:14] = coloured(0.4 * EOSIN[None])[0]  # 1,024 µm²
+    image[70:80, 90:100] = GLASS  # 6,400 µm²
+    image[90:110, 90:120] = GLASS  # 38,400 µm²
+    mask = tissue_mask(image, MPP, min_area_um2=5_000, min_hole_um2=10_000)
+    assert not mask[8:16, 8:16].any()
+    assert mask[70:80, 90:100].all()
+    assert not mask[95:105, 96:114].any()
+    assert tissue_mask(image, MPP, min_area_um2=0)[11:13, 11:13].all()
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 50), (50, 1), (3, 2)])
+def test_tiny_thumbnails_have_an_answer(shape: tuple[int, int]) -> None:
+    found = tissue_map(np.full((*shape, 3), 240, np.uint8), MPP)
+    assert found.tissue.shape == found.pen.shape == shape
+    assert not found.tissue.any()
+
+
+def test_optical_density_is_that_of_the_definition() -> None:
+    image = np.array([[[254, 0, 127]]], np.uint8)
+    expected = [-np.log10(255 / 256), np.log10(256), np.log10(2)]
+    assert optical_density(image)[0, 0] == pytest.approx(expected, abs=1e-6)
+    assert optical_density(image, np.array([100, 0, 127]))[0, 0] == pytest.approx([0, 0, 0])
+
+
+@pytest.mark.parametrize(
+    ("name", "least", "most", "most_pen"),
+    [
+        ("TCGA-A2-A04N-01Z-00-DX1.jpg", 0.10, 0.30, 0.01),  # pale fat in a black frame
+        ("TCGA-A2-A0YM-01Z-00-DX1.jpg", 0.15, 0.30, 0.01),  # fat, black frame, ink at the margin
+        ("TCGA-A2-A0CX-01Z-00-DX1.png", 0.10, 0.25, 0.01),  # fat, transparent frame
+        ("hs2p-slide.jpg", 0.40, 0.50, 0.01),
+        ("histolab-pen-multicolour.jpg", 0.25, 0.50, 0.45),  # green, red and black pen
+    ],
+)
+def test_real_thumbnails(
+    real_data: Path, name: str, least: float, most: float, most_pen: float
+) -> None:
+    with closing(open_slide(real_data / "thumbnails" / name, "patches")) as picture:
+        image = picture.read_region(0, 0, 0, picture.level_sizes_px[0])
+    found = tissue_map(image, 16.0)
+    assert least < found.tissue.mean() < most
+    assert found.pen.mean() < most_pen

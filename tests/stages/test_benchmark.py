@@ -1,0 +1,158 @@
+"""`folds`, `probe`, `robustness` and `benchmark` in their order, on a small results folder."""
+
+import re
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from stainssl.benchmark.metrics import evaluate
+from stainssl.stages import benchmark, folds, probe, robustness
+from stainssl.status import StainsslError
+from stainssl.stores.tables import read_table, write_table
+from tests.benchmark.world import ColourEncoder, MorphologyEncoder, World, build
+
+ENCODERS = {"colour": ColourEncoder(), "morphology": MorphologyEncoder()}
+
+
+def _fake_mil(world: World) -> None:
+    """What `mil` leaves for her2."""
+    rng = np.random.default_rng(0)
+    for name in ENCODERS:
+        sheet = world.sheet
+        p = np.clip(0.3 + 0.4 * (sheet["her2"] == "1") + 0.2 * rng.normal(size=len(sheet)), 0, 1)
+        rows = sheet[["patient_id", "site"]].assign(slide_id="", repeat=0, fold=0, y=sheet["her2"])
+        rows = rows.assign(p_0=1 - p, p_1=p)
+        folder = world.paths.mil("her2", name, "mean")
+        folder.mkdir(parents=True)
+        write_table(folder / "predictions.parquet", rows, "predictions", {})
+        evaluate(rows, "patient", 0).to_csv(folder / "metrics.csv", index=False)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    made = build(tmp_path_factory.mktemp("world"))
+    with pytest.MonkeyPatch.context() as patch:
+        names = {str(made.paths.model(name)): encoder for name, encoder in ENCODERS.items()}
+        patch.setattr(robustness, "load", lambda source, device: names[source])
+        folds.run(made.config, task="tumor")
+        for name in ENCODERS:
+            probe.run(made.config, task="tumor", encoder=name)
+            robustness.run(made.config, encoder=name)
+    _fake_mil(made)
+    seen = made.paths.seen("morphology")
+    seen.parent.mkdir(parents=True)
+    pd.DataFrame({"patient_id": ["c1", "a0"], "cohort": "clinic"}).to_csv(seen, index=False)
+    benchmark.run(made.config, benchmark="main")
+    return made
+
+
+def _metrics(path, **where):
+    rows = pd.read_csv(path / "metrics.csv")
+    rows = rows[rows["group"] == "all"].set_index("metric")
+    return rows
+
+
+def test_the_probe_scores_valid_labelled_tiles_of_test_patients_only(world):
+    rows = read_table(world.paths.probe("tumor", "colour") / "predictions.parquet", "predictions")
+    assert set(rows["patient_id"]) == {"c0", "c1", "c2", "c3"}
+    assert len(rows) == 4 * 16 - 4 - 1  # one unknown label a slide, one vector that is NaN
+    columns = {"patient_id", "slide_id", "tile", "site", "repeat", "fold", "y", "p_0", "p_1"}
+    assert set(rows.columns) == columns
+
+
+def test_colour_fails_at_the_unseen_site_where_morphology_does_not(world):
+    colour, morphology = (_metrics(world.paths.probe("tumor", name)) for name in ENCODERS)
+    assert morphology.loc["auroc", "low"] > 0.9
+    assert morphology.loc["auroc", "value"] > colour.loc["auroc", "value"]
+    assert "knn_auroc" in colour.index
+
+
+def test_robustness_tells_them_apart(world):
+    colour, morphology = (_metrics(world.paths.robustness(name))["value"] for name in ENCODERS)
+    assert colour["site_predictability"] > morphology["site_predictability"]
+    assert colour["confounded_auroc"] < morphology["confounded_auroc"]
+    assert colour["stain_cosine"] < morphology["stain_cosine"]
+
+
+def test_the_confounded_test_stores_the_same_tiles_for_every_encoder(world):
+    first, second = (
+        read_table(world.paths.robustness(name) / "confounded.parquet", "predictions")
+        for name in ENCODERS
+    )
+    keys = ["task", "patient_id", "slide_id", "tile", "y"]
+    pd.testing.assert_frame_equal(first[keys], second[keys])
+    assert set(first["patient_id"]) == {"c0", "c1", "c2", "c3"}
+
+
+def test_the_benchmark_writes_the_same_numbers_in_every_format(world):
+    folder = world.paths.benchmark("main")
+    shown = {}
+    for name in ("table.md", "table.tex", "table.html"):
+        text = re.sub(r"<style>.*?</style>", "", (folder / name).read_text(), flags=re.S)
+        shown[name] = re.findall(r"\d\.\d\d", text)
+    assert shown["table.md"] == shown["table.tex"] == shown["table.html"]
+    long = pd.read_csv(folder / "table.csv")
+    whole = long[(long["metric"] == "auroc") & (long["group"] == "all")]
+    assert len(whole) == 4
+    for value in whole["value"]:
+        assert f"{value:.2f}" in shown["table.md"]
+
+
+def test_the_table_marks_test_patients_that_pretraining_saw(world):
+    markdown = (world.paths.benchmark("main") / "table.md").read_text()
+    row = next(line for line in markdown.splitlines() if line.startswith("| morphology | linear"))
+    assert "†" in row
+    assert "† Pretraining saw" in markdown
+    long = pd.read_csv(world.paths.benchmark("main") / "table.csv")
+    tumor = long[(long["run"] == "morphology") & (long["task"] == "tumor")]
+    assert set(tumor["seen"]) == {1}
+
+
+def test_comparisons_cover_every_column_with_one_correction(world):
+    compared = pd.read_csv(world.paths.benchmark("main") / "comparisons.csv")
+    assert list(zip(compared["task"], compared["test"], strict=True)) == [
+        ("tumor", "auroc"), ("her2", "auroc"), ("tumor", "confounded_auroc"),
+    ]  # fmt: skip
+    assert (compared["p_holm"] >= compared["p"]).all()
+    assert compared["p_delong"].notna().tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize("name", ["roc", "forest", "robustness"])
+def test_the_figures_are_pictures(world, name):
+    data = (world.paths.benchmark("main") / f"{name}.png").read_bytes()
+    assert data.startswith(b"\x89PNG")
+    assert len(data) > 10_000
+
+
+def test_a_missing_answer_says_which(world):
+    folder = world.paths.mil("her2", "colour", "mean")
+    shutil.move(folder, folder.with_name("away"))
+    try:
+        with pytest.raises(StainsslError, match=r"her2/colour/mean/predictions\.parquet"):
+            benchmark.run(world.config, benchmark="main")
+    finally:
+        shutil.move(folder.with_name("away"), folder)
+
+
+def test_a_benchmark_of_slide_tasks_needs_a_head(world):
+    main = world.config.benchmarks["main"]
+    bare = main.model_copy(update={"tasks": ["her2"], "heads": []})
+    config = world.config.model_copy(update={"benchmarks": {"main": bare}})
+    with pytest.raises(StainsslError, match="heads"):
+        benchmark.run(config, benchmark="main")
+
+
+def test_the_probe_refuses_another_level_and_an_unknown_label(world):
+    with pytest.raises(StainsslError, match="level patient"):
+        probe.run(world.config, task="her2", encoder="colour")
+    task = world.config.tasks["tumor"].model_copy(update={"label": "necrosis"})
+    config = world.config.model_copy(update={"tasks": {"tumor": task}})
+    with pytest.raises(StainsslError, match=r"tasks\.tumor: .*no label 'necrosis'; it has tumor"):
+        probe.run(config, task="tumor", encoder="colour")
+
+
+def test_robustness_needs_a_benchmark_that_asks(world):
+    with pytest.raises(StainsslError, match="robustness: true"):
+        robustness._tasks(world.config.model_copy(update={"benchmarks": {}}), "colour")

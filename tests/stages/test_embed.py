@@ -1,0 +1,63 @@
+"""The verb `embed`: a vector per tile with the place of its tile."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from stainssl.encoders import load
+from stainssl.paths import Paths
+from stainssl.stages import embed, pretrain
+from stainssl.status import StainsslError
+from stainssl.stores.embeddings import open_embeddings
+from stainssl.stores.pixels import open_pixels
+from stainssl.stores.tiles import read_tiles, write_tiles
+from tests.pretrain.world import cohort
+
+WORDS = ("small", "default", "train-0000")
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    made = cohort(tmp_path_factory.mktemp("embed"))
+    pretrain.run(made, "random")
+    return made
+
+
+def _embedded(config):
+    embed.run(config, cohort="small", encoder="random", part="train-0000")
+    return open_embeddings(
+        Paths(config.results).embeddings("small", "default", "random", "train-0000")
+    )
+
+
+def test_a_vector_per_tile_in_its_slides_bag(config):
+    found = _embedded(config)
+    assert found.slide_id == ["a0", "b1", "a2", "b3"]
+    assert found.features.shape == (42, 96) and bool(found.valid.all())
+    pixels = open_pixels(Paths(config.results).pixels(*WORDS))
+    images = torch.from_numpy(pixels.images(np.arange(12, 23))).permute(0, 3, 1, 2)
+    expected = load(Paths(config.results).model("random"))(images)
+    np.testing.assert_allclose(found.bag("b1"), expected, atol=2e-2, rtol=1e-2)
+
+
+def test_places_are_those_of_the_tile_table_whatever_its_order(config):
+    paths = Paths(config.results)
+    tiles = read_tiles(paths.tiles(*WORDS))
+    extra = tiles.iloc[:1].assign(tile=99, kept=False)
+    write_tiles(paths.tiles(*WORDS), pd.concat([tiles.iloc[::-1], extra]), {})
+    found = _embedded(config)
+    np.testing.assert_array_equal(found.x, found.tile * 48)
+    assert set(found.y) == {7}
+
+
+def test_pixels_of_another_tile_table_are_refused(tmp_path):
+    config = cohort(tmp_path, counts=(4, 4))
+    pretrain.run(config, "random")
+    paths = Paths(config.results)
+    write_tiles(paths.tiles(*WORDS), read_tiles(paths.tiles(*WORDS)).iloc[:6], {})
+    with pytest.raises(StainsslError, match="2 of 8 tiles of the pixels are not in the tile table"):
+        _embedded(config)
+    assert not paths.embeddings("small", "default", "random", "train-0000").exists()

@@ -1,0 +1,137 @@
+"""`label`: annotations become tile labels, and what nobody annotated stays unknown."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from stainssl.config import Config, parse
+from stainssl.paths import Paths
+from stainssl.stages import label
+from stainssl.status import StainsslError
+from stainssl.stores.tiles import read_labels, write_tiles
+
+PART = "all-0000"
+
+
+def config_of(folder: Path, sheet: pd.DataFrame, labels: list[str], **words: Any) -> Config:
+    sheet.to_csv(folder / "slides.csv", index=False)
+    tasks = {name: {"level": "tile", "label": name, "cohorts": ["c"]} for name in labels}
+    tasks["other"] = {"level": "patient", "label": "her2", "cohorts": ["c"]}
+    return parse(
+        {
+            "results": str(folder / "results"),
+            "cohorts": {"c": {"sheet": folder / "slides.csv", "root": folder, **words}},
+            "tasks": tasks,
+        }
+    )
+
+
+def tiles_of(config: Config, rows: list[tuple[str, int, int, int, bool]]) -> None:
+    frame = pd.DataFrame(rows, columns=["slide_id", "tile", "x", "y", "kept"])
+    frame = frame.assign(side=100, tissue=1.0, sharpness=1.0, pen=0.0, saturation=0.1, od=0.1)
+    frame = frame.assign(reason=["" if kept else "tissue" for kept in frame["kept"]])
+    write_tiles(Paths(config.results).tiles("c", "default", PART), frame, {})
+
+
+def labels_of(config: Config) -> pd.DataFrame:
+    label.run(config, "c", PART)
+    return read_labels(Paths(config.results).labels("c", "default", PART))
+
+
+def square(name: str, x0: float, x1: float) -> dict[str, Any]:
+    ring = [[x0, 0], [x1, 0], [x1, 100], [x0, 100], [x0, 0]]
+    return {
+        "type": "Feature",
+        "geometry": {"type": "Polygon", "coordinates": [ring]},
+        "properties": {"classification": {"name": name}},
+    }
+
+
+SHEET = pd.DataFrame({"slide_id": ["s1", "s2", "s3"], "patient_id": list("abc"), "path": "x.svs"})
+TILES = [
+    ("s1", 0, 0, 0, True),
+    ("s1", 1, 100, 0, True),
+    ("s1", 2, 200, 0, False),
+    ("s1", 3, 300, 0, True),
+    ("s2", 0, 0, 0, True),
+    ("s3", 5, 0, 0, True),
+]
+
+
+def test_half_a_tile_makes_a_label_and_no_file_makes_it_unknown(tmp_path: Path) -> None:
+    config = config_of(
+        tmp_path, SHEET, ["tumor", "fat"], annotations=str(tmp_path / "{slide_id}.geojson")
+    )
+    tiles_of(config, TILES)
+    (tmp_path / "s1.geojson").write_text(
+        json.dumps([square("tumor", 0, 150), square("fat", 340, 400)])
+    )
+    (tmp_path / "s3.geojson").write_text("[]")  # looked at, and nothing found
+    found = labels_of(config)
+    assert found[["slide_id", "tile"]].to_numpy().tolist() == [
+        ["s1", 0], ["s1", 1], ["s1", 3], ["s2", 0], ["s3", 5],
+    ]  # fmt: skip
+    assert found["tile"].dtype == np.int32
+    assert found["tumor"].dtype == found["fat"].dtype == np.float32
+    assert found["tumor"].tolist() == pytest.approx([1, 1, 0, np.nan, 0], nan_ok=True)
+    assert found["fat"].tolist() == pytest.approx([0, 0, 1, np.nan, 0], nan_ok=True)
+
+
+def test_slides_without_a_pattern_are_unknown(tmp_path: Path) -> None:
+    config = config_of(tmp_path, SHEET, ["tumor"])
+    tiles_of(config, TILES)
+    assert labels_of(config)["tumor"].isna().all()
+
+
+def test_a_part_without_tiles_has_a_whole_empty_table(tmp_path: Path) -> None:
+    config = config_of(tmp_path, SHEET, ["tumor"], annotations="{slide_id}.geojson")
+    tiles_of(config, [])
+    found = labels_of(config)
+    assert list(found.columns) == ["slide_id", "tile", "tumor"]
+    assert len(found) == 0
+    assert found["tumor"].dtype == np.float32
+
+
+def test_no_tile_task_gives_no_label_column(tmp_path: Path) -> None:
+    config = config_of(tmp_path, SHEET, [])
+    tiles_of(config, TILES)
+    assert list(labels_of(config).columns) == ["slide_id", "tile"]
+
+
+def test_an_annotation_that_cannot_be_read_ends_the_verb(tmp_path: Path) -> None:
+    config = config_of(tmp_path, SHEET, ["tumor"], annotations=str(tmp_path / "{slide_id}.geojson"))
+    tiles_of(config, TILES)
+    (tmp_path / "s1.geojson").write_text("{")
+    with pytest.raises(StainsslError, match=r"s1\.geojson"):
+        label.run(config, "c", PART)
+
+
+def test_patches_take_the_sheets_column(tmp_path: Path) -> None:
+    sheet = SHEET.assign(tumor=["1", "0", ""], subtype=["ductal", "", "lobular"])
+    config = config_of(tmp_path, sheet, ["tumor", "subtype"], kind="patches")
+    tiles_of(config, [("s3", 0, 0, 0, True), ("s1", 0, 0, 0, True), ("s2", 0, 0, 0, False)])
+    found = labels_of(config)
+    assert found["slide_id"].tolist() == ["s3", "s1"]
+    assert found["tumor"].tolist() == pytest.approx([np.nan, 1], nan_ok=True)
+    assert found["tumor"].dtype == np.float32
+    assert found["subtype"].tolist() == ["lobular", "ductal"]
+
+
+def test_a_column_that_is_not_there_is_named(tmp_path: Path) -> None:
+    config = config_of(tmp_path, SHEET, ["tumor"], kind="patches")
+    tiles_of(config, TILES)
+    with pytest.raises(StainsslError, match="'tumor'"):
+        label.run(config, "c", PART)
+
+
+def test_a_sheets_column_keeps_its_kind() -> None:
+    assert label.from_sheet(pd.Series(["0", "1", ""])).dtype == np.float32
+    names = label.from_sheet(pd.Series(["a", "", "2"]))
+    assert names.tolist() == ["a", None, "2"]
+    assert label.from_sheet(pd.Series(["", ""])).isna().all()

@@ -1,0 +1,177 @@
+"""`mil` writes one whole folder: predictions, metrics, models and attention of the test bags."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from stainssl.config import Config, parse
+from stainssl.mil.predict import load_model
+from stainssl.paths import Paths
+from stainssl.stages import folds, mil
+from stainssl.status import StainsslError
+from stainssl.stores.embeddings import write_embeddings
+from stainssl.stores.tables import read_table
+
+PATIENTS, DIM = 16, 8
+QUICK = {"epochs": 15, "hidden": 8, "lr": 5e-3, "max_tiles": 16}
+
+
+def _sheet() -> pd.DataFrame:
+    """Patients 0-15, patient 0 of two slides; label by parity; patient 15 unknown."""
+    rows = [
+        {
+            "slide_id": f"s{i}", "patient_id": f"p{i}", "path": f"s{i}.svs",
+            "site": "ab"[i // 2 % 2], "her2": "" if i == 15 else str(i % 2),
+        }
+        for i in range(PATIENTS)
+    ]  # fmt: skip
+    return pd.DataFrame([*rows, rows[0] | {"slide_id": "s0-second"}])
+
+
+def _write_parts(config: Config, sheet: pd.DataFrame, rng: np.random.Generator) -> None:
+    """Embeddings in which a third of a positive slide's tiles is shifted; slide s3 has none."""
+    counts = [0 if s == "s3" else 6 + i % 4 for i, s in enumerate(sheet["slide_id"])]
+    blocks = []
+    for n, label in zip(counts, sheet["her2"], strict=True):
+        features = rng.normal(size=(n, DIM))
+        features[: n // 3, :3] += 4.0 * (label == "1")
+        blocks.append(features.astype(np.float16))
+    blocks[1][4, 2] = np.nan  # a tile that could not be embedded
+    index = np.concatenate([np.arange(n) for n in counts])
+    path = Paths(config.results).embeddings("clinic", "default", "enc", "all-0000")
+    write_embeddings(
+        path, slide_id=sheet["slide_id"].tolist(), counts=counts, dim=DIM, blocks=blocks,
+        tile=index.astype(np.int32), x=index * 256, y=index * 0, settings={},
+    )  # fmt: skip
+
+
+@pytest.fixture
+def config(tmp_path, rng) -> Config:
+    sheet = _sheet()
+    sheet.to_csv(tmp_path / "slides.csv", index=False)
+    split = {"kind": "cv", "folds": 3, "repeats": 2}
+    made = parse(
+        {
+            "results": str(tmp_path / "results"),
+            "cohorts": {"clinic": {"sheet": str(tmp_path / "slides.csv"), "root": str(tmp_path)}},
+            "encoders": {"enc": {"method": "random"}},
+            "tasks": {
+                level: {"level": level, "label": "her2", "cohorts": ["clinic"], "split": split}
+                for level in ("patient", "slide")
+            },
+            "heads": {"mean": {"kind": "mean", **QUICK}, "abmil": {"kind": "abmil", **QUICK}},
+        }
+    )
+    _write_parts(made, sheet, rng)
+    for task in made.tasks:
+        folds.run(made, task=task)
+    return made
+
+
+@pytest.mark.parametrize("head", ["mean", "abmil"])
+def test_every_known_patient_with_tiles_is_tested_once_a_repeat(config, head, caplog):
+    caplog.set_level("INFO")
+    mil.run(config, task="patient", encoder="enc", head=head)
+    folder = Paths(config.results).mil("patient", "enc", head)
+    predictions = read_table(folder / "predictions.parquet", "predictions")
+    assert list(predictions) == [
+        "patient_id", "slide_id", "site", "repeat", "fold", "y", "p_0", "p_1",
+    ]  # fmt: skip
+    tested = predictions.groupby("repeat")["patient_id"].apply(sorted)
+    known = sorted(f"p{i}" for i in range(PATIENTS) if i not in (3, 15))
+    assert tested.tolist() == [known, known]
+    assert set(predictions["slide_id"]) == {""}
+    assert "1 patient(s) left out, no slide of theirs has a usable tile: p3" in caplog.text
+    metrics = pd.read_csv(folder / "metrics.csv").query("metric == 'auroc' and group == 'all'")
+    assert metrics["value"].item() > 0.7 and metrics["low"].item() <= metrics["value"].item()
+    assert metrics["patients"].item() == 14
+
+
+def test_a_slide_task_keeps_slides_apart(config):
+    mil.run(config, task="slide", encoder="enc", head="mean")
+    folder = Paths(config.results).mil("slide", "enc", "mean")
+    predictions = read_table(folder / "predictions.parquet", "predictions")
+    assert {"s0", "s0-second"} <= set(predictions["slide_id"])
+    assert set(predictions.query("patient_id == 'p0'")["slide_id"]) == {"s0", "s0-second"}
+
+
+def test_attention_names_the_tiles_of_test_slides(config):
+    mil.run(config, task="patient", encoder="enc", head="abmil")
+    folder = Paths(config.results).mil("patient", "enc", "abmil")
+    table = read_table(folder / "attention.parquet", "attention")
+    assert list(table) == ["slide_id", "tile", "x", "y", "attention"]
+    assert set(table["slide_id"]) == {*(f"s{i}" for i in range(15) if i != 3), "s0-second"}
+    assert table["attention"].between(0, 1).all()
+    assert 4 not in table.query("slide_id == 's1'")["tile"].tolist()  # its vector is NaN
+    np.testing.assert_array_equal(table["x"], table["tile"] * 256)
+
+
+def test_each_fold_leaves_its_model(config):
+    mil.run(config, task="patient", encoder="enc", head="abmil")
+    models = Paths(config.results).mil("patient", "enc", "abmil") / "models"
+    names = {f"repeat{r}-fold{f}" for r in range(2) for f in range(3)}
+    assert {path.stem for path in models.iterdir()} == names
+    assert load_model(models / "repeat1-fold2").classes == ("0", "1")
+
+
+def test_run_twice_gives_the_same_predictions(config):
+    file = Paths(config.results).mil("patient", "enc", "abmil") / "predictions.parquet"
+    mil.run(config, task="patient", encoder="enc", head="abmil")
+    first = file.read_bytes()
+    mil.run(config, task="patient", encoder="enc", head="abmil")
+    assert file.read_bytes() == first
+
+
+def test_a_leaked_patient_is_refused_and_nothing_is_written(config):
+    path = Paths(config.results).folds("patient")
+    table = pd.read_csv(path)
+    leaked = table[(table["role"] == "train") & (table["fold"] == 0)].head(1).assign(role="test")
+    pd.concat([table, leaked]).to_csv(path, index=False)
+    with pytest.raises(StainsslError, match=leaked["patient_id"].item()):
+        mil.run(config, task="patient", encoder="enc", head="mean")
+    assert not Paths(config.results).mil("patient", "enc", "mean").exists()
+
+
+def test_folds_of_one_training_class_name_task_and_fold(config):
+    path = Paths(config.results).folds("patient")
+    table = pd.read_csv(path)
+    negative = table["patient_id"].str[1:].astype(int) % 2 == 0
+    table[negative | (table["role"] == "test")].to_csv(path, index=False)
+    with pytest.raises(StainsslError, match=r"tasks\.patient: repeat 0 fold 0: .*two classes"):
+        mil.run(config, task="patient", encoder="enc", head="mean")
+
+
+def test_a_fold_whose_test_patients_have_one_class_is_pooled(config):
+    path = Paths(config.results).folds("patient")
+    table = pd.read_csv(path)
+    negative = table["patient_id"].str[1:].astype(int) % 2 == 0
+    table[~((table["fold"] == 0) & (table["role"] == "test") & negative)].to_csv(path, index=False)
+    mil.run(config, task="patient", encoder="enc", head="mean")
+    metrics = pd.read_csv(Paths(config.results).mil("patient", "enc", "mean") / "metrics.csv")
+    assert np.isfinite(metrics.query("metric == 'auroc' and group == 'all'")["value"].item())
+
+
+def test_a_tile_task_is_refused(config):
+    tile = config.tasks["patient"].model_copy(update={"level": "tile"})
+    changed = config.model_copy(update={"tasks": {"tumor": tile}})
+    with pytest.raises(StainsslError, match=r"level tile: .*`probe`"):
+        mil.run(changed, task="tumor", encoder="enc", head="mean")
+
+
+def test_missing_embeddings_are_named(config):
+    with pytest.raises(StainsslError, match="other"):
+        mil.run(config, task="patient", encoder="other", head="mean")
+
+
+def test_two_cohorts_with_a_slide_of_one_name_are_refused(config):
+    both = config.tasks["patient"].model_copy(update={"cohorts": ["clinic", "again"]})
+    changed = config.model_copy(
+        update={
+            "cohorts": {**config.cohorts, "again": config.cohorts["clinic"]},
+            "tasks": {"patient": both},
+        }
+    )
+    with pytest.raises(StainsslError, match=r"same name.*s0"):
+        mil.run(changed, task="patient", encoder="enc", head="mean")

@@ -1,0 +1,66 @@
+"""The pixels of a part hold every readable kept tile, with its stain profiles."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from stainssl.config import Config, parse
+from stainssl.paths import Paths
+from stainssl.stages import pixels, tile
+from stainssl.stores.pixels import open_pixels
+
+SIZE = 64
+
+
+@pytest.fixture
+def patches(tmp_path: Path, rng: np.random.Generator) -> Config:
+    """Five patches as a cohort, tiled."""
+    rows = []
+    for number in range(5):
+        image = rng.integers(60, 220, (SIZE, SIZE, 3), dtype=np.uint8)
+        Image.fromarray(image).save(tmp_path / f"t{number}.png")
+        rows.append({"slide_id": f"t{number}", "patient_id": "p", "path": f"t{number}.png"})
+    pd.DataFrame(rows).to_csv(tmp_path / "sheet.csv", index=False)
+    cohort = {"sheet": str(tmp_path / "sheet.csv"), "root": str(tmp_path), "kind": "patches"}
+    config = parse(
+        {
+            "results": str(tmp_path / "results"),
+            "cohorts": {"c": cohort},
+            "tilings": {"default": {"mpp": 1.0, "size": SIZE}},
+        }
+    )
+    tile.run(config, cohort="c", part="all-0000")
+    return config
+
+
+def _store(config: Config) -> Path:
+    return Paths(config.results).pixels("c", "default", "all-0000")
+
+
+def test_every_tile_is_stored_with_its_profiles(patches: Config, tmp_path: Path) -> None:
+    pixels.run(patches, cohort="c", part="all-0000")
+    store = open_pixels(_store(patches))
+    assert store.slide_id == [f"t{number}" for number in range(5)]
+    assert store.profile("macenko")["matrix"].shape == (5, 2, 3)
+    assert store.pooled("reinhard")["mean"].shape == (5, 3)
+    original = np.asarray(Image.open(tmp_path / "t3.png")).astype(int)
+    assert np.abs(store.images(np.array([3]))[0] - original).mean() < 12  # JPEG of noise
+
+
+def test_a_slide_that_broke_since_costs_that_slide(
+    patches: Config, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "t2.png").write_bytes(b"no longer a picture")
+    pixels.run(patches, cohort="c", part="all-0000")
+    assert open_pixels(_store(patches)).slide_id == ["t0", "t1", "t3", "t4"]
+    assert "t2: left out" in caplog.text
+
+
+def test_a_vanished_file_is_an_error_and_leaves_no_store(patches: Config, tmp_path: Path) -> None:
+    (tmp_path / "t2.png").unlink()
+    with pytest.raises(OSError):
+        pixels.run(patches, cohort="c", part="all-0000")
+    assert not _store(patches).exists()

@@ -1,0 +1,154 @@
+"""The verb `pretrain`: a model that timm loads, figures, who was seen; killed, it goes on."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import timm
+import torch
+
+from stainssl.config import dump
+from stainssl.paths import Paths
+from stainssl.stages import pretrain, target
+from stainssl.status import StainsslError
+from tests.pretrain.world import cohort
+
+REPO = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    config = cohort(tmp_path_factory.mktemp("trained"))
+    target.run(config, "si")
+    for name in ("si", "simclr", "random"):
+        pretrain.run(config, name)
+    return config
+
+
+def _weights(config, name):
+    return (Paths(config.results).model(name) / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("name", ["si", "simclr", "random"])
+def test_the_model_loads_with_timm(trained, name):
+    path = Paths(trained.results).model(name)
+    model = timm.create_model(f"local-dir:{path}", pretrained=True, num_classes=0).eval()
+    assert bool(torch.isfinite(model(torch.rand(2, 3, 32, 32))).all())
+    assert tuple(model.pretrained_cfg["input_size"]) == (3, 32, 32)
+
+
+def test_methods_end_in_different_weights(trained):
+    assert len({_weights(trained, name) for name in ("si", "simclr", "random")}) == 3
+
+
+def test_who_was_seen(trained):
+    for name in ("si", "simclr"):
+        seen = pd.read_csv(Paths(trained.results).seen(name))
+        assert seen.to_dict("list") == {
+            "patient_id": ["p1", "p2", "p3"],
+            "cohort": ["small"] * 3,
+            "slides": [2, 1, 1],
+            "tiles": [23, 10, 9],
+        }
+    assert pd.read_csv(Paths(trained.results).seen("random")).empty
+
+
+def test_figures(trained):
+    rows = pd.read_csv(Paths(trained.results).metrics("si"))
+    assert rows["epoch"].tolist() == [0, 1, 2] and rows["step"].tolist() == [0, 5, 10]
+    assert pd.read_csv(Paths(trained.results).metrics("random")).empty
+    assert Paths(trained.results).curves("random").is_file()
+
+
+def test_the_card(trained):
+    card = (Paths(trained.results).model("si") / "README.md").read_text(encoding="utf-8")
+    for part in ("stain-invariant", "3: p1, p2, p3", "42 of 48 px at 0.5", "macenko, views: one"):
+        assert part in card
+    random = (Paths(trained.results).model("random") / "README.md").read_text(encoding="utf-8")
+    assert "none: random weights" in random
+
+
+KILLED = """
+import dataclasses, os, signal, sys
+from pathlib import Path
+from stainssl.config import load
+from stainssl.pretrain.train import Contrastive
+from stainssl.stages import pretrain
+
+settings, step = pretrain._settings, Contrastive.training_step
+
+def often(*args):
+    return dataclasses.replace(settings(*args), checkpoint_steps=3)
+
+def killed(self, batch, batch_idx):
+    if self.global_step == 8:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return step(self, batch, batch_idx)
+
+pretrain._settings, Contrastive.training_step = often, killed
+pretrain.run(load(Path(sys.argv[1])), "si")
+"""
+
+
+def test_a_killed_process_goes_on_to_the_same_weights(trained, tmp_path, caplog):
+    config = cohort(tmp_path)
+    (tmp_path / "config.yaml").write_text(dump(config), encoding="utf-8")
+    target.run(config, "si")
+    env = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, str(tmp_path / "config.yaml")], cwd=REPO, env=env,
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == -9, done.stderr
+    assert not Paths(config.results).model("si").exists()
+    with caplog.at_level("INFO"):
+        pretrain.run(config, "si")
+    assert "going on from step 6 of 10" in caplog.text  # in the middle of the second epoch
+    assert _weights(config, "si") == _weights(trained, "si")
+
+
+def test_another_configs_checkpoint_is_not_taken_up(tmp_path, caplog):
+    first = cohort(tmp_path, steps=2)
+    pretrain.run(first, "simclr")
+    second = cohort(tmp_path, steps=2, lr=5e-4)
+    pretrain.run(second, "simclr")
+    assert "is of another config" in caplog.text
+
+
+def test_a_batch_larger_than_the_cohort_shrinks(tmp_path, caplog):
+    config = cohort(tmp_path, counts=(5, 4), batch_size=256, steps=1)
+    pretrain.run(config, "simclr")
+    assert "batch_size 256 is more than the 9 training tiles: using 9" in caplog.text
+
+
+def test_one_tile_is_a_sentence(tmp_path):
+    with pytest.raises(StainsslError, match="two tiles at least, found 1"):
+        pretrain.run(cohort(tmp_path, counts=(1,)), "simclr")
+
+
+def test_a_missing_target_and_given_weights_are_sentences(tmp_path):
+    config = cohort(tmp_path, counts=(4, 4))
+    with pytest.raises(StainsslError, match="run `stainssl target` first"):
+        pretrain.run(config, "si")
+    given = config.model_copy(
+        update={"encoders": {"x": config.encoders["si"].model_copy(
+            update={"method": None, "weights": "resnet18"})}}
+    )  # fmt: skip
+    with pytest.raises(StainsslError, match="nothing to train"):
+        pretrain.run(given, "x")
+
+
+def test_no_valid_profile_at_all_is_a_sentence(tmp_path, monkeypatch):
+    config = cohort(tmp_path, counts=(4, 4))
+    true = pretrain.StainProfile.from_arrays
+    monkeypatch.setattr(
+        pretrain.StainProfile, "from_arrays",
+        lambda method, arrays: true(method, {**arrays, "valid": arrays["valid"] & False}),
+    )  # fmt: skip
+    with pytest.raises(StainsslError, match="None of the 8 training tiles has a valid macenko"):
+        pretrain.run(config, "si")

@@ -1,0 +1,234 @@
+"""The verb `target` on stores made here: what it writes, from whose tiles, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.figure import Figure
+from PIL import Image
+
+from stainssl.config import Config, parse
+from stainssl.paths import Paths
+from stainssl.stages import target
+from stainssl.stain import StainProfile, estimate, targets
+from stainssl.status import StainsslError
+from stainssl.stores.pixels import SlidePixels, encode, write_pixels
+
+SITES = {"a": (0.60, 0.70, 0.38), "b": (0.70, 0.65, 0.28), "c": (0.50, 0.80, 0.33)}
+SIZE = 48
+
+
+def tissue(rng: np.random.Generator, hematoxylin: tuple[float, ...]) -> np.ndarray:
+    """(48, 48, 3) uint8: half hematoxylin, half eosin, of varying strength."""
+    matrix = np.array([hematoxylin, (0.15, 0.85, 0.5)])
+    share = np.repeat(rng.random((SIZE // 4, SIZE // 4)).round(), 4, 0).repeat(4, 1)
+    amount = (0.5 + rng.random((SIZE, SIZE)))[..., None]
+    concentration = amount * np.stack([share, 1 - share], -1)
+    return np.clip(256 * np.exp(-concentration @ matrix) - 1, 0, 255).astype(np.uint8)
+
+
+def one_slide(rng: np.random.Generator, name: str, site: str, n: int) -> SlidePixels:
+    images = np.stack([tissue(rng, SITES[site]) for _ in range(n)])
+    batch = torch.from_numpy(images).permute(0, 3, 1, 2)
+    found = {method: estimate(batch, method) for method in ("macenko", "reinhard")}
+    return SlidePixels(
+        name,
+        np.arange(n, dtype=np.int32) * 2,
+        [encode(image) for image in images],
+        {method: profile.to_arrays() for method, profile in found.items()},
+        {method: profile.pooled().to_arrays() for method, profile in found.items()},
+    )
+
+
+ROWS = [(f"s{i}", f"p{i // 2}", "aabbcc"[i], "train") for i in range(6)]
+ROWS += [("t0", "p8", "c", "test"), ("t1", "p9", "c", "test")]
+
+
+def configured(folder: Path, **encoder: object) -> Config:
+    """Six slides of three sites in training, two of site c in test; one encoder `e`."""
+    lines = [f"{s},{p},{s}.svs,{site},{split}" for s, p, site, split in ROWS]
+    sheet = folder / "slides.csv"
+    sheet.write_text("slide_id,patient_id,path,site,split\n" + "\n".join(lines) + "\n")
+    base = {"method": "stain-invariant", "train": {"cohorts": ["clinic"]}, "backbone": "resnet18"}
+    return parse(
+        {
+            "results": str(folder / "results"),
+            "slides": {"part_size": 2},
+            "cohorts": {"clinic": {"sheet": str(sheet), "root": str(folder)}},
+            "encoders": {"e": base | encoder},
+        }
+    )
+
+
+def fill(config: Config, tiles: int = 5) -> None:
+    """Write the pixels of the three training parts; the test part has none at all."""
+    rng = np.random.default_rng(0)
+    for part in range(3):
+        slides = [one_slide(rng, s, site, tiles) for s, _, site, _ in ROWS[2 * part :][:2]]
+        path = Paths(config.results).pixels("clinic", "default", f"train-{part:04d}")
+        write_pixels(path, slides, size_px=SIZE, mpp=0.5, settings={})
+
+
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("clinic")
+    fill(configured(folder))
+    return folder
+
+
+@pytest.fixture
+def unpainted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty picture: drawing is most of the verb's time here, and has tests of its own."""
+    monkeypatch.setattr(target, "picture", lambda *_: Figure(figsize=(1, 1)))
+
+
+def run(config: Config) -> dict:
+    target.run(config, "e")
+    return json.loads(Paths(config.results).target("e").read_text())
+
+
+@pytest.mark.usefixtures("unpainted")
+@pytest.mark.parametrize("normalizer", ["macenko", "reinhard"])
+@pytest.mark.parametrize("policy", ["batch", "cohort", "site", "medoid", "spread"])
+def test_every_policy_writes_a_target_that_loads(policy, normalizer, filled):
+    config = configured(filled, target={"policy": policy, "per": "image"}, normalizer=normalizer)
+    content = run(config)
+    assert content["pool"] | {"valid": 0} == {
+        "cohorts": ["clinic"],
+        "splits": ["train"],
+        "tiles": 30,
+        "valid": 0,
+        "slides": 6,
+        "patients": 3,
+        "sampled": content["pool"]["valid"],
+    }
+    assert content["pool"]["valid"] > 20
+    assert set(content["sites"]) == {"a", "b", "c"}
+    assert {c["slide"].split("/")[0] for c in content["candidates"]} <= {"clinic"}
+    batch = StainProfile.cat([StainProfile.reference(normalizer)] * 4)
+    drawn = targets.load(content).draw(batch, torch.Generator(), list("abca"))
+    assert drawn.valid.all()
+    assert drawn.method == normalizer
+
+
+@pytest.mark.parametrize(
+    ("policy", "normalizer"), [("batch", "macenko"), ("spread", "macenko"), ("site", "reinhard")]
+)
+def test_the_picture_has_colour_and_is_wide_enough_to_read(policy, normalizer, filled):
+    config = configured(filled, target={"policy": policy}, normalizer=normalizer)
+    run(config)
+    with Image.open(Paths(config.results).target_png("e")) as image:
+        assert image.width >= 900
+        assert len(set(image.convert("RGB").reduce(4).get_flattened_data())) > 200
+
+
+@pytest.mark.usefixtures("unpainted")
+def test_angles_are_small_to_the_own_site_and_large_to_another(filled):
+    content = run(configured(filled, target={"policy": "cohort"}))
+    own = [c["angles_deg"][c["site"]]["hematoxylin"] for c in content["candidates"]]
+    other = [
+        c["angles_deg"]["b" if c["site"] != "b" else "c"]["hematoxylin"]
+        for c in content["candidates"]
+    ]
+    assert np.median(own) < 3 < np.median(other)
+
+
+@pytest.mark.usefixtures("unpainted")
+def test_more_targets_cover_more(filled):
+    medoid = run(configured(filled, target={"policy": "medoid"}))["coverage"]
+    spread = run(configured(filled, target={"policy": "spread"}))["coverage"]
+    assert spread["largest_distance"] < medoid["largest_distance"]
+
+
+@pytest.mark.usefixtures("unpainted")
+def test_the_same_seed_writes_the_same_target(filled):
+    config = configured(filled, target={"policy": "cohort"})
+    assert run(config) == run(config)
+
+
+@pytest.mark.usefixtures("unpainted")
+def test_test_slides_are_never_opened(filled):
+    config = configured(filled, target={"policy": "cohort"})  # test parts have no store at all
+    assert {c["slide"] for c in run(config)["candidates"]} <= {f"clinic/s{i}" for i in range(6)}
+
+
+@pytest.mark.usefixtures("unpainted")
+def test_a_part_without_tiles_is_passed_over(tmp_path):
+    config = configured(tmp_path)
+    fill(config)
+    path = Paths(config.results).pixels("clinic", "default", "train-0001")
+    write_pixels(path, [], size_px=SIZE, mpp=0.5, settings={})
+    assert run(config)["pool"]["slides"] == 4
+
+
+@pytest.mark.usefixtures("unpainted")
+def test_a_training_part_without_any_tile_is_refused(tmp_path):
+    config = configured(tmp_path)
+    for part in range(3):
+        path = Paths(config.results).pixels("clinic", "default", f"train-{part:04d}")
+        write_pixels(path, [], size_px=SIZE, mpp=0.5, settings={})
+    with pytest.raises(StainsslError, match="no tiles at all"):
+        run(config)
+
+
+def test_a_pool_without_a_valid_profile_falls_back(tmp_path):
+    config = configured(tmp_path, target={"policy": "spread"})
+    for part in range(3):
+        path = Paths(config.results).pixels("clinic", "default", f"train-{part:04d}")
+        white = np.full((SIZE, SIZE, 3), 255, np.uint8)
+        batch = torch.full((2, 3, SIZE, SIZE), 255, dtype=torch.uint8)
+        profiles = {"macenko": estimate(batch).to_arrays()}
+        slide = SlidePixels(f"s{2 * part}", np.arange(2), [encode(white)] * 2, profiles)
+        write_pixels(path, [slide], size_px=SIZE, mpp=0.5, settings={})
+    content = run(config)
+    assert content["candidates"] == []
+    assert content["coverage"] is None
+    assert targets.load(content).draw(estimate(batch), torch.Generator()).valid
+
+
+@pytest.mark.usefixtures("unpainted")
+def test_an_encoder_that_is_not_trained_is_refused(filled):
+    with pytest.raises(StainsslError, match="not trained"):
+        run(configured(filled, method="random", train=None))
+
+
+def fixed(filled: Path, change: dict, **encoder: object) -> dict:
+    given = run(configured(filled, target={"policy": "spread"}))
+    given["pool"] |= change
+    path = filled / "given.json"
+    path.write_text(json.dumps(given))
+    return run(configured(filled, target={"policy": "fixed", "path": str(path)}, **encoder))
+
+
+@pytest.mark.usefixtures("unpainted")
+def test_a_fixed_target_has_the_candidates_of_its_file(filled):
+    assert len(fixed(filled, {})["candidates"]) == 8
+
+
+@pytest.mark.usefixtures("unpainted")
+@pytest.mark.parametrize("change", [{"cohorts": ["clinic", "other"]}, {"splits": ["test"]}])
+def test_a_fixed_target_of_foreign_tiles_is_refused(change, filled):
+    with pytest.raises(StainsslError, match="leak"):
+        fixed(filled, change)
+
+
+@pytest.mark.usefixtures("unpainted")
+def test_a_fixed_target_of_another_method_is_refused(filled):
+    with pytest.raises(StainsslError, match="same method"):
+        fixed(filled, {}, normalizer="reinhard")
+
+
+@pytest.mark.usefixtures("unpainted")
+@pytest.mark.parametrize(
+    ("text", "words"), [(None, "does not exist"), ("{}", "schema"), ("no", "not a stain target")]
+)
+def test_a_fixed_file_that_is_no_target_is_refused(text, words, tmp_path, filled):
+    path = tmp_path / "given.json"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(StainsslError, match=words):
+        run(configured(filled, target={"policy": "fixed", "path": str(path)}))

@@ -1,0 +1,304 @@
+"""`tile`: every slide ends as tiles or as a status, and the machine's faults end the job."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import tifffile
+from PIL import Image
+
+from stainssl.config import Config, parse
+from stainssl.figures.slides import MOST_PICTURES, tissue_overview
+from stainssl.paths import Paths
+from stainssl.slides.openslide_reader import OpenSlideFile
+from stainssl.stages import tile
+from stainssl.status import StainsslError
+from stainssl.stores.tiles import read_qc, read_tiles
+from tests.slides.conftest import GLASS, stained, write_svs, write_tiff
+
+PART = "all-0000"
+TILING = {"mpp": 0.5, "size": 128, "mask": {"min_area_um2": 5000}}
+
+
+def cohort(folder: Path, rows: list[dict[str, Any]], **words: Any) -> Config:
+    sheet = pd.DataFrame(rows)
+    if "patient_id" not in sheet:
+        sheet["patient_id"] = sheet["slide_id"]
+    sheet.to_csv(folder / "slides.csv", index=False)
+    return parse(
+        {
+            "results": str(folder / "results"),
+            "slides": words.pop("slides", {}),
+            "cohorts": {
+                "c": {"sheet": folder / "slides.csv", **{"root": folder / "root", **words}}
+            },
+            "tilings": {"default": TILING},
+        }
+    )
+
+
+def outputs(config: Config) -> tuple[pd.DataFrame, pd.DataFrame, Path]:
+    paths = Paths(config.results)
+    qc = read_qc(paths.qc("c", "default", PART)).set_index("slide_id")
+    return (
+        read_tiles(paths.tiles("c", "default", PART)),
+        qc,
+        paths.previews("c", "default", PART),
+    )
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    (tmp_path / "root").mkdir()
+    return tmp_path / "root"
+
+
+@pytest.fixture
+def picture(rng: np.random.Generator) -> np.ndarray:
+    return stained(rng, (512, 640))[0]
+
+
+def test_each_fault_costs_its_own_slide_and_no_other(
+    tmp_path: Path, root: Path, picture: np.ndarray
+) -> None:
+    write_svs(root / "good.svs", picture)
+    write_svs(root / "cut.svs", picture)
+    os.truncate(root / "cut.svs", int((root / "cut.svs").stat().st_size * 0.7))
+    (root / "zero.svs").touch()
+    (root / "text.svs").write_text("no slide")
+    write_svs(root / "no-mpp.svs", picture, mpp=None)
+    write_svs(root / "fine.svs", picture, mpp=0.005)
+    write_svs(root / "coarse.svs", picture, mpp=500)
+    write_svs(root / "glass.svs", np.full((512, 640, 3), GLASS, np.uint8))
+    write_svs(root / "small.svs", picture[:100, :100], downsamples=())
+    write_svs(root / "thin.svs", picture[:, :1], downsamples=())
+    names = ["good", "cut", "zero", "text", "no-mpp", "fine", "coarse", "glass", "small", "thin"]
+    rows = [{"slide_id": name, "path": f"{name}.svs"} for name in [*names, "gone"]]
+    config = cohort(tmp_path, rows, slides={"on_missing": "quarantine"})
+    tile.run(config, "c", PART)
+    tiles, qc, previews = outputs(config)
+    assert qc["status"].to_dict() == {
+        "good": "ok",
+        "cut": "truncated",
+        "zero": "unreadable",
+        "text": "unsupported",
+        "no-mpp": "no-mpp",
+        "fine": "absurd-mpp",
+        "coarse": "absurd-mpp",
+        "glass": "empty",
+        "small": "too-small",
+        "thin": "too-small",
+        "gone": "missing",
+    }
+    assert list(qc.index) == [*names, "gone"]
+    bad = qc.drop(index="good")
+    assert bad["detail"].str.endswith(".").all()
+    assert (bad["tiles_kept"] == 0).all()
+    assert set(tiles["slide_id"]) == {"good"}
+    good = qc.loc["good"]
+    counted = [c for c in qc if c.startswith("tiles_")]
+    assert good[counted].sum() == 4 * 5
+    assert good["tiles_kept"] == tiles["kept"].sum() > 4
+    assert (good["mpp"], good["mpp_source"], good["vendor"]) == (0.5, "format", "aperio")
+    assert json.loads(good["levels"]) == [[640, 512], [160, 128]]
+    assert good["tissue_mm2"] == pytest.approx(0.5 * 512 * 640 * 0.25e-6, rel=0.1)
+    assert {path.name for path in previews.iterdir()} == {"good.png", "glass.png"}
+    with Image.open(previews / "good.png") as image:
+        assert max(image.size) <= 1000
+
+
+def test_the_sheets_pixel_size_wins_and_mends(
+    tmp_path: Path, root: Path, picture: np.ndarray
+) -> None:
+    write_svs(root / "none.svs", picture, mpp=None)
+    write_svs(root / "other.svs", picture, mpp=0.25)
+    rows = [{"slide_id": n, "path": f"{n}.svs", "mpp": 0.5} for n in ("none", "other")]
+    config = cohort(tmp_path, rows)
+    tile.run(config, "c", PART)
+    tiles, qc, _ = outputs(config)
+    assert qc["mpp_source"].tolist() == ["sheet", "sheet"]
+    assert qc["detail"].tolist() == ["", "sheet says 0.5 µm/px and is used; format says 0.25."]
+    assert (tiles["side"] == 128).all()
+
+
+def test_tiff_resolution_with_a_unit_is_a_pixel_size(
+    tmp_path: Path, root: Path, picture: np.ndarray
+) -> None:
+    write_tiff(root / "a.tif", picture, resolution=(20_000, 20_000), resolutionunit="CENTIMETER")
+    write_tiff(root / "b.tif", picture, resolution=(72, 72), resolutionunit="INCH")
+    config = cohort(tmp_path, [{"slide_id": n, "path": f"{n}.tif"} for n in "ab"])
+    tile.run(config, "c", PART)
+    _, qc, _ = outputs(config)
+    assert qc["status"].tolist() == ["ok", "absurd-mpp"]
+    assert qc.loc["a", "mpp_source"] == "tiff-resolution"
+
+
+def test_a_part_of_bad_slides_alone_has_whole_empty_tables(tmp_path: Path, root: Path) -> None:
+    (root / "text.svs").write_text("no slide")
+    config = cohort(tmp_path, [{"slide_id": "text", "path": "text.svs"}])
+    tile.run(config, "c", PART)
+    tiles, qc, previews = outputs(config)
+    assert len(tiles) == 0
+    assert tiles["kept"].dtype == bool
+    assert qc["status"].tolist() == ["unsupported"]
+    assert previews.is_dir()
+
+
+def test_a_missing_file_is_an_error_unless_it_may_be_quarantined(
+    tmp_path: Path, root: Path
+) -> None:
+    (root / "other.svs").touch()
+    config = cohort(tmp_path, [{"slide_id": "gone", "path": "gone.svs"}])
+    with pytest.raises(StainsslError, match="on_missing: quarantine"):
+        tile.run(config, "c", PART)
+
+
+@pytest.mark.parametrize("on_missing", ["error", "quarantine"])
+def test_a_root_that_is_gone_ends_the_job_and_writes_nothing(
+    tmp_path: Path, root: Path, picture: np.ndarray, on_missing: str
+) -> None:
+    write_svs(root / "good.svs", picture)
+    rows = [{"slide_id": "good", "path": "good.svs"}]
+    config = cohort(tmp_path, rows, slides={"on_missing": on_missing})
+    shutil.rmtree(root)
+    with pytest.raises(OSError, match="mounted"):
+        tile.run(config, "c", PART)
+    root.mkdir()  # the mount point without its mount
+    with pytest.raises(OSError, match="mounted"):
+        tile.run(config, "c", PART)
+    assert not [path for path in config.results.rglob("*") if path.is_file()]
+    assert not Paths(config.results).previews("c", "default", PART).exists()
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.ENOSPC, errno.ENOMEM])
+def test_a_machine_that_fails_half_way_ends_the_job_and_keeps_what_was_there(
+    tmp_path: Path, root: Path, picture: np.ndarray, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    write_svs(root / "good.svs", picture)
+    config = cohort(tmp_path, [{"slide_id": "good", "path": "good.svs"}])
+    tile.run(config, "c", PART)
+    before = outputs(config)[0]
+
+    def fail(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(OpenSlideFile, "read_region", fail)
+    with pytest.raises(OSError, match=os.strerror(number)):
+        tile.run(config, "c", PART)
+    pd.testing.assert_frame_equal(outputs(config)[0], before)
+
+
+def test_a_slide_that_fails_in_a_level_is_unreadable(
+    tmp_path: Path, root: Path, picture: np.ndarray
+) -> None:
+    path = write_svs(root / "bad.svs", picture, downsamples=(4,))
+    with tifffile.TiffFile(path) as tiff:
+        place, length = tiff.pages[0].dataoffsets[0], tiff.pages[0].databytecounts[0]
+    with path.open("r+b") as file:  # the whole first tile of level 0
+        file.seek(place)
+        file.write(b"\x5a" * length)
+    config = cohort(tmp_path, [{"slide_id": "bad", "path": "bad.svs"}])
+    tile.run(config, "c", PART)
+    _, qc, _ = outputs(config)
+    assert qc.loc["bad", "status"] == "unreadable"
+    assert "level 0" in qc.loc["bad", "detail"]
+
+
+def test_tissue_without_a_kept_tile_says_why(
+    tmp_path: Path, root: Path, picture: np.ndarray
+) -> None:
+    write_svs(root / "a.svs", picture)
+    config = cohort(tmp_path, [{"slide_id": "a", "path": "a.svs"}])
+    strict = config.tilings["default"].model_copy(update={"min_tissue": 1.0})
+    config = config.model_copy(update={"tilings": {"default": strict}})
+    blurred = strict.filters.model_copy(update={"min_sharpness": 1e6})
+    strict = strict.model_copy(update={"filters": blurred})
+    config = config.model_copy(update={"tilings": {"default": strict}})
+    tile.run(config, "c", PART)
+    tiles, qc, _ = outputs(config)
+    assert qc.loc["a", "status"] == "empty"
+    assert "by blur" in qc.loc["a", "detail"]
+    assert len(tiles) > 0
+    assert not tiles["kept"].any()
+
+
+def test_patches_are_one_tile_a_file(tmp_path: Path, root: Path, rng: np.random.Generator) -> None:
+    for name, shape in (("a", (96, 96)), ("b", (60, 90))):
+        image = rng.integers(0, 256, (*shape, 3), dtype=np.uint8)
+        Image.fromarray(image).save(root / f"{name}.png")
+    (root / "c.png").write_text("no image")
+    Image.new("RGB", (50, 50), (255, 255, 255)).save(root / "d.png")
+    rows = [{"slide_id": n, "path": f"{n}.png", "mpp": 0.3 if n == "b" else None} for n in "abcd"]
+    config = cohort(tmp_path, rows, kind="patches")
+    tile.run(config, "c", PART)
+    tiles, qc, previews = outputs(config)
+    assert tiles[["slide_id", "tile", "x", "y", "side"]].to_numpy().tolist() == [
+        ["a", 0, 0, 0, 96],
+        ["b", 0, 0, 0, 60],
+        ["d", 0, 0, 0, 50],
+    ]
+    assert tiles["kept"].all()
+    assert (tiles["tissue"] == 1).all()
+    assert qc["status"].tolist() == ["ok", "ok", "unsupported", "ok"]
+    assert qc["mpp_source"].tolist() == ["tiling", "sheet", "", "tiling"]
+    assert qc.loc["b", "mpp"] == pytest.approx(0.3)
+    assert {path.stem for path in previews.iterdir()} == {"a", "b", "d"}
+
+
+def test_many_patches_have_a_bounded_number_of_pictures(
+    tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tile, "MOST_PATCH_PREVIEWS", 2)
+    for number in range(4):
+        Image.new("RGB", (16, 16), (200, 100, 150)).save(root / f"{number}.png")
+    rows = [{"slide_id": str(n), "path": f"{n}.png"} for n in range(4)]
+    config = cohort(tmp_path, rows, kind="patches")
+    tile.run(config, "c", PART)
+    assert len(list(outputs(config)[2].iterdir())) == 2
+
+
+def test_the_overview_is_bounded_and_shows_slides_without_a_picture(tmp_path: Path) -> None:
+    Image.new("RGB", (90, 50), (200, 100, 150)).save(tmp_path / "s0.png")
+    statuses = {f"s{n}": "ok" if n else "empty" for n in range(3 * MOST_PICTURES)}
+    previews = {name: tmp_path / f"{name}.png" for name in statuses}
+    tissue_overview(previews, statuses, tmp_path / "overview.png")
+    with Image.open(tmp_path / "overview.png") as image:
+        assert image.width <= 1600
+        assert image.height <= 2600
+
+
+def test_real_slides_end_as_they_should(tmp_path: Path, real_data: Path) -> None:
+    files = {
+        "cmu": ("CMU-1-Small-Region.svs", None, "ok"),
+        "tcga": ("tcga-cr-7395-01a-01-ts1.svs", 0.25, "ok"),
+        "tcga-no-mpp": ("tcga-cr-7395-01a-01-ts1.svs", None, "no-mpp"),
+        "dicom": ("boxes-dicom/boxes_0.dcm", None, "too-small"),
+        "boxes": ("boxes.tiff", None, "absurd-mpp"),
+        "unreadable": ("unreadable.svs", None, "unreadable"),
+        "unopenable": ("unopenable.tiff", None, "unsupported"),
+        "broken": ("broken.svs", None, "unsupported"),
+    }
+    rows = [{"slide_id": n, "path": path, "mpp": mpp} for n, (path, mpp, _) in files.items()]
+    config = cohort(tmp_path, rows, root=real_data / "slides")
+    tile.run(config, "c", PART)
+    tiles, qc, _ = outputs(config)
+    assert qc["status"].to_dict() == {name: status for name, (_, _, status) in files.items()}
+    assert tiles.groupby("slide_id")["kept"].sum().min() > 30
+
+
+def test_no_torch_is_imported() -> None:
+    code = (
+        "import sys, stainssl.stages.tile, stainssl.stages.label\n"
+        "assert not {'torch', 'tiatoolbox', 'timm'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

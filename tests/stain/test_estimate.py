@@ -1,0 +1,210 @@
+"""Estimates meet the published figures, recover known vectors, and never give NaN."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from torch import Tensor
+
+from stainssl.stain import METHODS, Constants, StainProfile, estimate
+from tests.stain import synthetic
+
+
+def read(path: Path) -> Tensor:
+    """(1, 3, H, W) uint8."""
+    return synthetic.to_images([np.asarray(Image.open(path).convert("RGB"))])
+
+
+def angles(found: Tensor, truth: Tensor) -> Tensor:
+    """Degrees between (..., 3) unit vectors."""
+    return torch.rad2deg((found * truth).sum(-1).clamp(-1, 1).acos())
+
+
+def recovery(rng: np.random.Generator, n: int) -> Tensor:
+    """(n, 2) degrees from the vectors that n tiles were rendered with."""
+    truth = [synthetic.stain_vectors(rng) for _ in range(n)]
+    tiles = [
+        synthetic.tile(rng, matrix, rng.uniform(0.2, 0.8), rng.uniform(0, 2)) for matrix in truth
+    ]
+    profile = estimate(synthetic.to_images(tiles))
+    assert profile.valid.all()
+    return angles(profile.matrix, torch.tensor(np.stack(truth)).float())
+
+
+def test_known_vectors_are_recovered(rng):
+    error = recovery(rng, 500)
+    assert error.median() <= 2
+    assert error.quantile(0.95) <= 6
+
+
+def test_published_vectors_are_met(real_data):
+    source = read(real_data / "stain-reference" / "source.png")
+    published = [[0.5415, 0.7520, 0.3759], [0.2086, 0.8044, 0.5563]]
+    whole = estimate(source, constants=Constants(io=240, max_pixels=None))
+    assert (whole.matrix[0] - torch.tensor(published)).abs().max() < 3e-4
+    sampled = estimate(source, constants=Constants(io=240))
+    assert angles(sampled.matrix[0], torch.tensor(published)).max() < 0.5
+
+
+def test_the_logarithm_sets_the_unit_of_scales_and_nothing_else():
+    tiles = synthetic.to_images([synthetic.tile(np.random.default_rng(0))])
+    natural = estimate(tiles)
+    decimal = estimate(tiles, constants=Constants(beta=0.15 / np.log(10), log_base=10))
+    assert torch.allclose(natural.matrix, decimal.matrix, atol=1e-4)
+    assert torch.allclose(natural.scale, decimal.scale * np.log(10), rtol=1e-3)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_batch_is_its_images_in_any_order(method, rng):
+    tiles = synthetic.to_images([synthetic.tile(rng, size=64) for _ in range(9)])
+    order = torch.from_numpy(rng.permutation(9))
+    whole = estimate(tiles, method)
+    singles = StainProfile.cat([estimate(tile[None], method) for tile in tiles])
+    permuted = estimate(tiles[order], method)
+    for name, value in whole.tensors.items():
+        torch.testing.assert_close(singles.tensors[name], value, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(permuted.tensors[name], value[order], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_an_empty_batch_gives_an_empty_profile(method):
+    assert len(estimate(torch.zeros(0, 3, 8, 8, dtype=torch.uint8), method)) == 0
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_float_images_give_the_profile_of_uint8(method, rng):
+    tiles = synthetic.to_images([synthetic.tile(rng, size=64)])
+    for name, value in estimate(tiles, method).tensors.items():
+        again = estimate(tiles / 255, method).tensors[name]
+        torch.testing.assert_close(again, value, rtol=1e-3, atol=1e-3)
+
+
+def test_hematoxylin_is_first_whatever_the_share(rng):
+    tiles = [synthetic.tile(rng, share=share) for share in np.linspace(0.15, 0.85, 15)]
+    matrix = estimate(synthetic.to_images(tiles)).matrix
+    assert (matrix[:, 0, 0] > matrix[:, 1, 0]).all()
+    truth = torch.tensor(synthetic.H_AND_E).float()
+    truth = truth / truth.norm(dim=-1, keepdim=True)
+    assert angles(matrix, truth).max() < 6
+
+
+def ink(colour: tuple[int, int, int], rng: np.random.Generator) -> np.ndarray:
+    """A tile of felt pen, in strokes over glass."""
+    tile = np.full((64, 64, 3), 250.0)
+    density = np.log(255 / np.array(colour)) * rng.uniform(0.5, 1.3, (64, 40, 1))
+    tile[:, 10:50] = 255 * np.exp(-density)
+    return np.clip(tile + rng.normal(0, 2, tile.shape), 0, 255).astype(np.uint8)
+
+
+def one_stain(rng: np.random.Generator, stain: int, quality: int | None) -> np.ndarray:
+    concentration = np.zeros((64, 64, 2))
+    concentration[..., stain] = 0.3 + 1.2 * synthetic.smooth(rng, 64, 4)
+    grey = synthetic.render(concentration, synthetic.stain_vectors(rng))
+    image = np.clip(grey + rng.normal(0, 1, grey.shape), 0, 255).astype(np.uint8)
+    return synthetic.jpeg(image, quality) if quality else image
+
+
+def speck(rng: np.random.Generator) -> np.ndarray:
+    tile = np.full((64, 64, 3), 245, np.uint8)
+    tile[:8, :8] = synthetic.tile(rng, size=64)[:8, :8]
+    return tile
+
+
+def ramp() -> np.ndarray:
+    return np.repeat(np.linspace(0, 255, 64)[:, None, None].repeat(64, 1), 3, 2).astype(np.uint8)
+
+
+ADVERSARIAL = {
+    "white": lambda rng: np.full((64, 64, 3), 255, np.uint8),
+    "black": lambda rng: np.zeros((64, 64, 3), np.uint8),
+    "constant": lambda rng: np.full((64, 64, 3), (150, 80, 160), np.uint8),
+    "grey ramp": lambda rng: ramp(),
+    "hematoxylin alone": lambda rng: one_stain(rng, 0, None),
+    "eosin alone": lambda rng: one_stain(rng, 1, None),
+    "hematoxylin alone, JPEG": lambda rng: one_stain(rng, 0, 80),
+    "eosin alone, JPEG": lambda rng: one_stain(rng, 1, 80),
+    "almost empty": speck,
+    "green ink": lambda rng: ink((30, 140, 60), rng),
+    "blue ink": lambda rng: ink((40, 60, 160), rng),
+    "red ink": lambda rng: ink((200, 30, 50), rng),
+    "black ink": lambda rng: ink((25, 25, 28), rng),
+    "saturated": lambda rng: (synthetic.tile(rng, size=64) > 150).astype(np.uint8) * 255,
+    "random colours": lambda rng: rng.integers(0, 256, (64, 64, 3), np.uint8),
+}
+
+
+@pytest.mark.parametrize("name", ADVERSARIAL)
+def test_what_is_not_h_and_e_is_not_valid(name, rng):
+    tiles = synthetic.to_images([ADVERSARIAL[name](rng) for _ in range(10)])
+    assert not estimate(tiles).valid.any()
+
+
+@pytest.mark.parametrize("name", ["white", "black", "constant", "almost empty"])
+@pytest.mark.parametrize("method", METHODS)
+def test_no_method_believes_a_tile_without_contrast(method, name, rng):
+    assert not estimate(synthetic.to_images([ADVERSARIAL[name](rng)]), method).valid.any()
+
+
+def adversarial_batch(seed: int) -> Tensor:
+    """256 tiles of 16 px: constants, two colours, few levels, gradients, noise, one hot pixel."""
+    rng = np.random.default_rng(seed)
+    shape = (256, 3, 16, 16)
+    kind = rng.integers(0, 6, 256)
+    base = rng.integers(0, 256, (256, 3, 1, 1)) * np.ones(shape)
+    other = rng.integers(0, 256, (256, 3, 1, 1))
+    pick = rng.random((256, 1, 16, 16)) < rng.random((256, 1, 1, 1))
+    hot = base.copy()
+    hot[:, :, 3, 3] = rng.integers(0, 256, (256, 3))
+    tiles = [
+        base,
+        np.where(pick, base, other),
+        rng.integers(0, 2, shape) * 255,
+        base * np.linspace(0, 1, 16),
+        rng.integers(0, 256, shape),
+        hot,
+    ]
+    return torch.from_numpy(np.choose(kind[:, None, None, None], tiles).astype(np.uint8))
+
+
+@settings(deadline=None, max_examples=40)
+@given(seed=st.integers(0, 2**32 - 1), method=st.sampled_from(sorted(METHODS)))
+def test_ten_thousand_odd_tiles_give_finite_profiles(seed, method):
+    profile = estimate(adversarial_batch(seed), method)
+    assert all(value.isfinite().all() for value in profile.tensors.values())
+
+
+@pytest.mark.parametrize("fill", [float("nan"), float("inf"), -1.0, 7.0])
+def test_floats_out_of_range_give_finite_profiles(fill):
+    profile = estimate(torch.full((2, 3, 8, 8), fill))
+    assert all(value.isfinite().all() for value in profile.tensors.values())
+    assert not profile.valid.any()
+
+
+@pytest.mark.parametrize(
+    ("images", "words"),
+    [
+        (torch.zeros(3, 8, 8, dtype=torch.uint8), r"\(B, 3, H, W\)"),
+        (torch.zeros(1, 4, 8, 8, dtype=torch.uint8), r"\(B, 3, H, W\)"),
+        (torch.zeros(1, 3, 8, 8, dtype=torch.int32), "int32"),
+    ],
+)
+def test_other_images_are_refused(images, words):
+    with pytest.raises(ValueError, match=words):
+        estimate(images)
+
+
+def test_unknown_methods_are_refused():
+    with pytest.raises(ValueError, match="macenko, ruifrok, reinhard"):
+        estimate(torch.zeros(1, 3, 8, 8, dtype=torch.uint8), "vahadan")
+
+
+def test_most_real_tiles_are_valid(real_data):
+    paths = sorted((real_data / "camelyon17-centres").glob("*.png"))
+    tiles = torch.cat([read(path) for path in paths])
+    assert all(estimate(tiles, method).valid.all() for method in METHODS)

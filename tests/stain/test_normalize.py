@@ -1,0 +1,235 @@
+"""Normalising meets published output, is a projection, and is finite and never above white."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from stainssl.stain import METHODS, Constants, StainProfile, estimate, normalize, separate
+from tests.stain import synthetic
+from tests.stain.test_estimate import ADVERSARIAL, adversarial_batch, read
+
+PUBLISHED = Constants(io=240, max_pixels=None)
+ALL_PIXELS = Constants(beta=-torch.inf, max_pixels=None)
+
+
+def mae(a: Tensor, b: Tensor) -> float:
+    """Mean absolute error in grey levels."""
+    return float((a.float() - b.float()).abs().mean())
+
+
+def tiles(n: int, seed: int = 0, **known: object) -> Tensor:
+    rng = np.random.default_rng(seed)
+    return synthetic.to_images(
+        [synthetic.tile(rng, synthetic.stain_vectors(rng), size=64, **known) for _ in range(n)]
+    )
+
+
+def camelyon(real_data: Path) -> Tensor:
+    paths = sorted((real_data / "camelyon17-centres").glob("*.png"))
+    return torch.cat([read(path)[..., :256, :256] for path in paths])
+
+
+def test_published_output_is_met(real_data):
+    folder = real_data / "stain-reference"
+    source, reference = read(folder / "source.png"), StainProfile.reference("macenko")
+    profile = estimate(source, constants=PUBLISHED)
+    out = normalize(source, profile, reference, constants=PUBLISHED)
+    assert mae(out, read(folder / "normalized.png")) < 1
+    stains = separate(source, profile, reference, constants=PUBLISHED)
+    for stain, name in zip(stains, ("hematoxylin", "eosin"), strict=True):
+        assert mae(stain, read(folder / f"{name}.png")) < 1
+
+
+def veta(image: np.ndarray, io: float = 240, beta: float = 0.15) -> np.ndarray:
+    """Veta's published Macenko, one (H, W, 3) image at a time, in numpy: to the reference."""
+    od = -np.log((image.reshape(-1, 3).astype(float) + 1) / io)
+    tissue = od[~(od < beta).any(1)]
+    _, vectors = np.linalg.eigh(np.cov(tissue.T))
+    basis = vectors[:, 1:] * np.where(vectors[:, 1:].sum(0) < 0, -1, 1)
+    angle = np.arctan2(*(tissue @ basis).T[[0, 1]])
+    extremes = np.percentile(angle, [1, 99])
+    stains = np.stack([np.sin(extremes), np.cos(extremes)], -1) @ basis.T
+    stains = stains[np.argsort(-stains[:, 0])]
+    concentration = np.linalg.lstsq(stains.T, od.T, rcond=None)[0]
+    reference = StainProfile.reference("macenko").to_arrays()
+    gain = reference["scale"] / np.percentile(concentration, 99, axis=1)
+    out = io * np.exp(-(concentration * gain[:, None]).T @ reference["matrix"])
+    return np.clip(out, 0, 255).reshape(image.shape)
+
+
+def test_the_published_algorithm_is_met_on_real_tiles(real_data):
+    images = camelyon(real_data)
+    profile = estimate(images, constants=PUBLISHED)
+    ours = normalize(images, profile, StainProfile.reference("macenko"), constants=PUBLISHED)
+    for i in torch.nonzero(profile.valid)[:, 0]:
+        expected = torch.from_numpy(veta(images[i].permute(1, 2, 0).numpy())).permute(2, 0, 1)
+        assert mae(ours[i], expected) < 1.5
+
+
+def opencv_reinhard(image: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """Reinhard over all pixels in OpenCV's 8-bit LAB, as tiatoolbox and StainTools do."""
+    lab, goal = (cv2.cvtColor(a, cv2.COLOR_RGB2LAB).astype(float) for a in (image, target))
+    gain = goal.std((0, 1)) / lab.std((0, 1))
+    moved = (lab - lab.mean((0, 1))) * gain + goal.mean((0, 1))
+    return cv2.cvtColor(np.clip(moved, 0, 255).astype(np.uint8), cv2.COLOR_LAB2RGB)
+
+
+def test_reinhard_in_opencv_is_met_on_real_tiles(real_data):
+    images, target = camelyon(real_data), read(real_data / "stain-reference" / "target.png")
+    goal = estimate(target, "reinhard", ALL_PIXELS)[0]
+    ours = normalize(images, estimate(images, "reinhard", ALL_PIXELS), goal)
+    for image, out in zip(images, ours, strict=True):
+        arrays = (image.permute(1, 2, 0).numpy(), target[0].permute(1, 2, 0).numpy())
+        expected = torch.from_numpy(opencv_reinhard(*arrays))
+        assert mae(out, expected.permute(2, 0, 1)) < 3
+
+
+def profile_of(seed: int, scale: tuple[float, float] = (1.2, 1.0)) -> StainProfile:
+    matrix = synthetic.stain_vectors(np.random.default_rng(seed))
+    return StainProfile.from_arrays("macenko", {"matrix": matrix, "scale": scale, "valid": True})
+
+
+def soft_images(seed: int) -> Tensor:
+    """(2, 3, 8, 8) float64-made float images of middling density: no map of them clips."""
+    rng = np.random.default_rng(seed)
+    density = rng.uniform(0.35, 0.5, (2, 3, 8, 8)) + rng.uniform(0, 0.4, (2, 1, 8, 8))
+    return torch.from_numpy((256 * np.exp(-density) - 1) / 255).float()
+
+
+seeds = st.integers(0, 10_000)
+
+
+@settings(deadline=None, max_examples=50)
+@given(image=seeds, p=seeds, q=seeds, s=seeds)
+def test_normalising_is_idempotent_and_path_independent(image, p, q, s):
+    images, source = soft_images(image), profile_of(s)
+    to_p, to_q = profile_of(p, (1.0, 0.9)), profile_of(q, (1.1, 1.2))
+    direct = normalize(images, source, to_p)
+    via = normalize(images, source, to_q)
+    inside = ((direct > 0) & (direct < 1) & (via > 0) & (via < 1)).all(1, keepdim=True)
+    again = normalize(direct, to_p, to_p)
+    round_about = normalize(via, to_q, to_p)
+    assert ((again - direct).abs() * inside).max() < 2e-4
+    assert ((round_about - direct).abs() * inside).max() < 2e-4
+
+
+def test_uint8_is_idempotent_and_path_independent_within_rounding():
+    images = tiles(8)
+    own, p, q = estimate(images), profile_of(1), profile_of(2)
+    direct = normalize(images, own, p)
+    for other in (normalize(direct, p, p), normalize(normalize(images, own, q), q, p)):
+        difference = (other.float() - direct.float()).abs().flatten()
+        assert difference.sort().values[int(0.99 * len(difference))] <= 3
+
+
+def test_tiles_inside_the_plane_are_left_alone(rng):
+    for seed in range(5):
+        matrix = synthetic.stain_vectors(rng)
+        image = synthetic.tile(np.random.default_rng(seed), matrix, noise=0, quality=None)
+        images = synthetic.to_images([image])
+        arrays = {"matrix": matrix, "scale": (1.0, 1.0), "valid": True}
+        own = StainProfile.from_arrays("macenko", arrays)
+        assert (normalize(images, own, own).int() - images.int()).abs().max() <= 1
+
+
+def test_keeping_the_residual_makes_the_own_profile_the_identity(real_data):
+    images = camelyon(real_data)
+    own = estimate(images)
+    kept = normalize(images, own, own, keep_residual=True)
+    assert (kept.int() - images.int()).abs().max() <= 1
+    assert mae(normalize(images, own, own), images) > 0.5  # without: a projection
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_normalised_image_has_the_stain_of_the_target(method):
+    images = tiles(6, noise=0.5, quality=None)
+    own = estimate(images, method)
+    out = estimate(normalize(images, own, own[0]), method)
+    before = (own.coordinates() - own[0].coordinates()).norm(dim=-1)[1:].mean()
+    after = (out.coordinates() - own[0].coordinates()).norm(dim=-1)[1:].mean()
+    assert after < 0.5 * before
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_one_target_an_image_is_each_image_to_its_target(method, rng):
+    images = tiles(5)
+    own = estimate(images, method)
+    order = torch.from_numpy(rng.permutation(5))
+    whole = normalize(images, own, own[order])
+    for i in range(5):
+        single = normalize(images[i : i + 1], own[i], own[int(order[i])])
+        assert (single.int() - whole[i : i + 1].int()).abs().max() <= 1
+    permuted = normalize(images[order], own[order], own[order][order])
+    assert (permuted.int() - whole[order].int()).abs().max() <= 1
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_float_and_uint8_agree(method):
+    images = tiles(3)
+    own = estimate(images, method)
+    as_float = normalize(images / 255, own, own[0]) * 255
+    assert (as_float.round() - normalize(images, own, own[0])).abs().max() <= 1
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_gradients_are_finite(method):
+    images = torch.cat([tiles(2) / 255, torch.zeros(1, 3, 64, 64), torch.ones(1, 3, 64, 64)])
+    images.requires_grad_()
+    own = estimate(images, method)
+    normalize(images, own, own[0]).sum().backward()
+    assert images.grad.isfinite().all()
+    assert images.grad[:2].abs().sum() > 0
+
+
+@settings(deadline=None, max_examples=40)
+@given(seed=seeds, method=st.sampled_from(sorted(METHODS)))
+def test_odd_tiles_give_finite_output_never_brighter_than_white(seed, method):
+    images = adversarial_batch(seed)
+    own = estimate(images, method)
+    goal = StainProfile.reference(method)
+    out = normalize(images / 255, own.where_valid(goal), own[seed % len(own)])
+    assert out.isfinite().all()
+    assert out.min() >= 0
+    assert out.max() <= 1
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", ADVERSARIAL)
+def test_odd_sources_and_targets_give_finite_output(name, method, rng):
+    images = torch.cat([synthetic.to_images([ADVERSARIAL[name](rng)]), tiles(1)])
+    own = estimate(images, method)
+    assert normalize(images / 255, own, own.where_valid(own[1])[0]).isfinite().all()
+
+
+def test_the_two_stains_add_up_in_density():
+    images = tiles(2, noise=0, quality=None) / 255
+    own = estimate(images)
+    h, e = separate(images, own)
+    both = normalize(images, own, own)
+    density = [-(255 * image + 1).log() + np.log(256) for image in (h, e, both)]
+    inside = ((h < 1) & (e < 1) & (both < 1) & (both > 0)).all(1, keepdim=True)
+    assert ((density[0] + density[1] - density[2]).abs() * inside).max() < 1e-3
+
+
+def test_an_empty_batch_stays_empty():
+    images = torch.zeros(0, 3, 8, 8, dtype=torch.uint8)
+    assert normalize(images, estimate(images), profile_of(0)).shape == images.shape
+
+
+def test_what_does_not_fit_is_refused():
+    images = tiles(3)
+    own, lab = estimate(images), estimate(images, "reinhard")
+    with pytest.raises(ValueError, match="family"):
+        normalize(images, own, lab[0])
+    with pytest.raises(ValueError, match="2 target profiles for 3 images"):
+        normalize(images, own, own[:2])
+    with pytest.raises(ValueError, match="no stains"):
+        separate(images, lab)

@@ -1,0 +1,79 @@
+"""Re-staining moves tissue where it says, leaves glass alone, and draws from the seed only."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from stainssl.stain import StainProfile, estimate
+from stainssl.stain.restain import od_shift, reinhard_to
+from tests.stain import synthetic
+from tests.stain.test_estimate import ADVERSARIAL, adversarial_batch
+
+
+@pytest.fixture
+def tiles(rng: np.random.Generator) -> Tensor:
+    """Four tiles with a band of glass."""
+    made = [synthetic.tile(rng, synthetic.stain_vectors(rng), size=64) for _ in range(4)]
+    for tile in made:
+        tile[:, :16] = 255
+    return synthetic.to_images(made)
+
+
+def test_reinhard_moves_tissue_to_the_profile(tiles):
+    goal = StainProfile.from_arrays(
+        "reinhard", {"mean": [60, 20, -10], "std": [9, 5, 5], "valid": True}
+    )
+    found = estimate(reinhard_to(tiles, goal), "reinhard")
+    assert (found.mean - goal.mean).abs().max() < 3
+
+
+def test_glass_stays_glass(tiles):
+    goal = StainProfile.reference("reinhard")
+    assert (reinhard_to(tiles, goal)[..., :16] >= 254).all()
+    assert (od_shift(tiles, torch.Generator(), 0.5)[..., :16] >= 254).all()
+
+
+def test_one_profile_an_image(tiles):
+    own = estimate(tiles, "reinhard")
+    assert (reinhard_to(tiles, own).int() - tiles.int()).abs().max() <= 1
+
+
+def test_od_shift_of_no_strength_changes_nothing(tiles):
+    assert (od_shift(tiles, torch.Generator(), 0).int() - tiles.int()).abs().max() <= 1
+
+
+def test_od_shift_repeats_with_the_seed_and_grows_with_strength(tiles):
+    def change(strength: float) -> Tensor:
+        out = od_shift(tiles, torch.Generator().manual_seed(1), strength)
+        return (out.float() - tiles.float()).abs().mean()
+
+    assert change(0.3) == change(0.3)
+    assert change(0.1) < change(0.3) < change(0.6)
+
+
+def test_images_are_drawn_apart():
+    images = torch.full((2, 3, 8, 8), 120, dtype=torch.uint8)
+    out = od_shift(images, torch.Generator().manual_seed(0), 0.3)
+    assert not torch.equal(out[0], out[1])
+
+
+def test_odd_tiles_stay_finite(rng):
+    goal = StainProfile.reference("reinhard")
+    odd = [synthetic.to_images([make(rng)]) for make in ADVERSARIAL.values()]
+    for images in (*odd, adversarial_batch(0)):
+        for out in (reinhard_to(images / 255, goal), od_shift(images / 255, torch.Generator(), 1)):
+            assert out.isfinite().all()
+            assert out.min() >= 0
+            assert out.max() <= 1
+
+
+def test_what_does_not_fit_is_refused(tiles):
+    with pytest.raises(ValueError, match="reinhard profile"):
+        reinhard_to(tiles, estimate(tiles))
+    with pytest.raises(ValueError, match="3 profiles for 4 images"):
+        reinhard_to(tiles, estimate(tiles, "reinhard")[:3])
+    with pytest.raises(ValueError, match="strength"):
+        od_shift(tiles, torch.Generator(), -1)

@@ -1,0 +1,60 @@
+"""A bag is one slice; a tile that could not be embedded is NaN and not valid."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from stainssl.stores import embeddings as store
+from stainssl.stores.embeddings import open_embeddings, write_embeddings
+
+
+def _write(path: Path, features: np.ndarray, counts: list[int], block: int) -> store.Embeddings:
+    n = len(features)
+    write_embeddings(
+        path,
+        slide_id=[f"s{i}" for i in range(len(counts))],
+        counts=counts,
+        dim=features.shape[1],
+        blocks=(features[i : i + block] for i in range(0, n, block)),
+        tile=np.arange(n, dtype=np.int32),
+        x=np.arange(n) * 100,
+        y=np.zeros(n, np.int64),
+        settings={"encoder": "random"},
+    )
+    return open_embeddings(path)
+
+
+@pytest.mark.parametrize("block", [1, 7, 100])
+def test_bags_come_back_whatever_the_blocks(
+    tmp_path: Path, rng: np.random.Generator, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "CHUNK_ROWS", 4)
+    monkeypatch.setattr(store, "SHARD_ROWS", 8)
+    features = rng.normal(size=(30, 5)).astype(np.float16)
+    features[12] = np.nan
+    back = _write(tmp_path / "e.zarr", features, [10, 0, 20], block)
+    assert np.array_equal(back.bag("s0"), features[:10])
+    assert back.bag("s1").shape == (0, 5)
+    assert np.array_equal(back.bag("s2"), np.delete(features[10:], 2, axis=0))
+    assert back.valid.sum() == 29
+    assert back.bag("unknown").shape == (0, 5)
+
+
+def test_too_few_vectors_leave_no_store(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="vectors for"):
+        write_embeddings(
+            tmp_path / "e.zarr", slide_id=["a"], counts=[3], dim=2,
+            blocks=[np.zeros((2, 2), np.float16)], tile=np.zeros(3, np.int32),
+            x=np.zeros(3, np.int64), y=np.zeros(3, np.int64), settings={},
+        )  # fmt: skip
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_empty_part_is_a_valid_store_and_xarray_reads_it(tmp_path: Path) -> None:
+    assert len(_write(tmp_path / "none.zarr", np.zeros((0, 4), np.float16), [], 1)) == 0
+    _write(tmp_path / "e.zarr", np.ones((6, 4), np.float16), [6], 6)
+    data = xr.open_zarr(tmp_path / "e.zarr", consolidated=False)
+    assert data["features"].dims == ("tile", "feature")
+    assert float(data["features"].sum()) == 24

@@ -1,0 +1,52 @@
+"""The command line tells problems in sentences and imports nothing heavy to lay out tiles."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPO = Path(__file__).resolve().parent.parent
+
+
+def _stainssl(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "stainssl", *words]
+    env = {"PYTHONPATH": str(REPO), "PATH": "/usr/bin:/bin"}
+    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, check=False)
+
+
+def test_help_names_every_verb(tmp_path: Path) -> None:
+    out = _stainssl("--help", cwd=tmp_path).stdout
+    verbs = (
+        "demo cohort tile label pixels target pretrain embed folds probe mil robustness benchmark"
+    )
+    for verb in [*verbs.split(), "doctor"]:
+        assert verb in out
+
+
+def test_a_mistake_is_a_sentence_and_exit_1(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("cohorts: {d: {demo: {}}}\nseeed: 1\n")
+    done = _stainssl("tile", "--config", "c.yaml", "--cohort", "d", "--part", "x", cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.strip().endswith("unknown key seeed; did you mean 'seed'?")
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("module", ["tile", "label", "folds", "gate"])
+def test_light_stages_import_neither_torch_nor_tiatoolbox(module: str) -> None:
+    code = (
+        f"import sys, stainssl.stages.{module}, stainssl.slides.tiling, stainssl.cohort;"
+        "print([m for m in ('torch', 'tiatoolbox', 'snakemake') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"
+
+
+def test_cohort_check_says_what_it_found(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("cohorts: {d: {demo: {patients: {a: 4, c: 4}}}}\n")
+    done = _stainssl("cohort", "check", "--config", "c.yaml", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "8 patients" in done.stdout
+    assert "no problem found" in done.stdout

@@ -1,0 +1,80 @@
+"""The config tells every problem at once, and what it resolves to reads back the same."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from stainssl.config import Config, dump, load, parse
+from stainssl.status import StainsslError
+
+REPO = Path(__file__).resolve().parent.parent
+DEMO = {"cohorts": {"demo": {"demo": {"seed": 1}}}}
+
+
+def test_the_shipped_config_is_valid_and_survives_a_round_trip() -> None:
+    config = load(REPO / "config.yaml")
+    assert parse(yaml.safe_load(dump(config))) == config
+    assert [run.name for run in config.runs()] == ["stain-invariant", "simclr", "random"]
+
+
+def test_several_seeds_are_several_runs() -> None:
+    config = parse(DEMO | {"encoders": {"r": {"method": "random", "seeds": [3, 5]}}})
+    assert [(run.name, run.seed) for run in config.runs()] == [("r.3", 3), ("r.5", 5)]
+    assert config.run("r.5").key == "r"
+    with pytest.raises(StainsslError, match=r"did you mean 'r\.[35]'"):
+        config.run("r.6")
+
+
+@pytest.mark.parametrize(
+    ("change", "wanted"),
+    [
+        ({"cohort": {}}, "unknown key cohort; did you mean 'cohorts'"),
+        (
+            {"tilings": {"default": {"mask": {"mp": 8}}}},
+            "unknown key tilings.default.mask.mp; did you mean 'mpp'",
+        ),
+        ({"tilings": {"default": {"min_tisue": 1}}}, "did you mean 'min_tissue'"),
+        ({"tilings": {"default": {"size": 0}}}, "tilings.default.size"),
+        ({"tilings": {"default": {"size": 64, "overlap": 64}}}, "must be below size"),
+        ({"tilings": {"default": {"mpp": 500}}}, "tilings.default.mpp"),
+        ({"encoders": {"e": {"method": "simclr"}}}, "needs 'train"),
+        ({"encoders": {"e": {}}}, "either 'method'"),
+        ({"encoders": {"e": {"method": "random", "tiling": "fine"}}}, "no such name 'fine'"),
+        (
+            {"tasks": {"t": {"level": "tile", "label": "x", "cohorts": ["dmo"]}}},
+            "did you mean 'demo'",
+        ),
+        ({"benchmarks": {"b": {"tasks": ["t"], "encoders": ["e"]}}}, "benchmarks.b.tasks"),
+        ({"cohorts": {"a b": {"demo": {}}}}, "cohorts.a b"),
+        ({"slides": {"threads": 4}}, "unknown key slides.threads"),
+    ],
+)
+def test_a_problem_names_its_key_and_what_to_do(change: dict, wanted: str) -> None:
+    with pytest.raises(StainsslError) as caught:
+        parse(DEMO | change, "my.yaml")
+    assert wanted in str(caught.value)
+    assert all(line.startswith("my.yaml: ") for line in str(caught.value).split("\n"))
+
+
+def test_all_problems_come_at_once() -> None:
+    change = {"tilings": {"default": {"size": 0, "mpp": -1, "min_tisue": 1}}, "slidse": {}}
+    with pytest.raises(StainsslError) as caught:
+        parse(DEMO | change)
+    assert len(str(caught.value).split("\n")) == 4
+
+
+@pytest.mark.parametrize(("text", "wanted"), [("a: [", "not YAML"), ("- a", "mapping of keys")])
+def test_a_file_that_is_no_config(tmp_path: Path, text: str, wanted: str) -> None:
+    (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(StainsslError, match=wanted):
+        load(tmp_path / "c.yaml")
+    with pytest.raises(StainsslError, match="no such config file"):
+        load(tmp_path / "none.yaml")
+
+
+def test_the_config_is_frozen() -> None:
+    config = parse(DEMO)
+    with pytest.raises(ValueError, match="frozen"):
+        config.seed = 3  # type: ignore[misc]
+    assert isinstance(config, Config)

@@ -1,0 +1,31 @@
+"""Generated files are in step with the package and the lock; nothing says where a machine is."""
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from stainssl.generated import ROOT, files
+
+
+@pytest.mark.parametrize("path", list(files()), ids=str)
+def test_generated_files_are_in_step(path: Path) -> None:
+    assert (ROOT / path).read_text() == files()[path], "run `make lock`"
+
+
+def test_no_file_holds_an_index_address_or_a_path_of_a_machine() -> None:
+    listed = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False
+    ).stdout.split()
+    if not listed:
+        pytest.skip("not a git clone")
+    pattern = re.compile(r"index-url|find-links|file://|/root/|/home/\w+/|/work/")
+    this = Path(__file__).relative_to(ROOT)
+    texts = [p for p in map(Path, listed) if p.suffix not in {".png", ".svg"} and p != this]
+    found = [
+        str(path)
+        for path in texts
+        if (ROOT / path).exists() and pattern.search((ROOT / path).read_text(errors="replace"))
+    ]
+    assert [f for f in found if f != "Makefile"] == []

@@ -1,0 +1,53 @@
+"""Tasks × encoders × heads: one table and its figures."""
+
+BENCHMARK = PATHS.benchmark("{benchmark}")
+
+
+rule benchmark:
+    input:
+        answers=benchmark_answers,
+        seen=benchmark_seen,
+    output:
+        table=BENCHMARK / "table.csv",
+        md=BENCHMARK / "table.md",
+        tex=BENCHMARK / "table.tex",
+        html=report(
+            BENCHMARK / "table.html",
+            caption="../report/table.rst",
+            category="Benchmark",
+            labels={"benchmark": "{benchmark}", "shows": "table"},
+        ),
+        comparisons=BENCHMARK / "comparisons.csv",
+        roc=report(
+            BENCHMARK / "roc.png",
+            caption="../report/roc.rst",
+            category="Benchmark",
+            labels={"benchmark": "{benchmark}", "shows": "ROC"},
+        ),
+        forest=report(
+            BENCHMARK / "forest.png",
+            caption="../report/forest.rst",
+            category="Benchmark",
+            labels={"benchmark": "{benchmark}", "shows": "figures with intervals"},
+        ),
+        robustness=report(
+            BENCHMARK / "robustness.png",
+            caption="../report/robustness.rst",
+            category="Benchmark",
+            labels={"benchmark": "{benchmark}", "shows": "robustness"},
+        ),
+    log:
+        LOGS / "benchmark/{benchmark}.log",
+    benchmark:
+        TIMES / "benchmark/{benchmark}.tsv"
+    conda:
+        CONDA
+    resources:
+        mem_mb=lambda wildcards, attempt: 4000 * attempt,
+        runtime=lambda wildcards, attempt: 60 * attempt,
+    params:
+        config=RESOLVED,
+        settings=benchmark_settings,
+    shell:
+        "stainssl benchmark --config {params.config} --benchmark {wildcards.benchmark}"
+        " --threads {threads} 2>&1 | tee {log}"

@@ -1,0 +1,27 @@
+"""Embeddings: pixels, encoder → vectors of a part."""
+
+
+rule embed:
+    input:
+        pixels=PATHS.pixels("{cohort}", "{tiling}", "{part}"),
+        tiles=PATHS.tiles("{cohort}", "{tiling}", "{part}"),
+        model=model_of,
+    output:
+        directory(PATHS.embeddings("{cohort}", "{tiling}", "{encoder}", "{part}")),
+    log:
+        LOGS / "embed/{cohort}/{tiling}/{encoder}/{part}.log",
+    benchmark:
+        TIMES / "embed/{cohort}/{tiling}/{encoder}/{part}.tsv"
+    conda:
+        CONDA
+    resources:
+        mem_mb=lambda wildcards, attempt: 3000 * attempt,
+        runtime=lambda wildcards, attempt: 240 * attempt,
+        gpu=1,
+    params:
+        config=RESOLVED,
+        weights=weights_of,
+    shell:
+        "stainssl embed --config {params.config} --cohort {wildcards.cohort}"
+        " --part {wildcards.part} --encoder {wildcards.encoder}"
+        " --threads {threads} 2>&1 | tee {log}"

@@ -1,0 +1,21 @@
+"""Training, validation and test patients of a task, drawn once."""
+
+
+rule folds:
+    output:
+        PATHS.folds("{task}"),
+    log:
+        LOGS / "folds/{task}.log",
+    benchmark:
+        TIMES / "folds/{task}.tsv"
+    conda:
+        CONDA
+    resources:
+        mem_mb=lambda wildcards, attempt: 1000 * attempt,
+        runtime=10,
+    params:
+        config=RESOLVED,
+        task=task_settings,
+        rows=task_rows,
+    shell:
+        "stainssl folds --config {params.config} --task {wildcards.task} 2>&1 | tee {log}"

@@ -1,0 +1,29 @@
+"""Encoded tiles and their stain profiles: slides, tiles → pixels of a part."""
+
+
+rule pixels:
+    input:
+        tiles=PATHS.tiles("{cohort}", "{tiling}", "{part}"),
+        slides=slide_files,
+        # Stops a run with too many bad slides; a status that changed later re-reads nothing.
+        gate=ancient(PATHS.checked("{cohort}", "{tiling}")),
+    output:
+        directory(PATHS.pixels("{cohort}", "{tiling}", "{part}")),
+    log:
+        LOGS / "pixels/{cohort}/{tiling}/{part}.log",
+    benchmark:
+        TIMES / "pixels/{cohort}/{tiling}/{part}.tsv"
+    conda:
+        CONDA
+    resources:
+        mem_mb=lambda wildcards, attempt: 3000 * attempt,
+        runtime=lambda wildcards, attempt: 120 * attempt,
+    params:
+        config=RESOLVED,
+        tiling=lambda wildcards: settings_of(
+            CONFIG.tilings[wildcards.tiling], "mpp", "size"
+        ),
+        reader=CONFIG.slides.reader,
+    shell:
+        "stainssl pixels --config {params.config} --cohort {wildcards.cohort}"
+        " --part {wildcards.part} --threads {threads} 2>&1 | tee {log}"

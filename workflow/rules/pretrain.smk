@@ -1,0 +1,36 @@
+"""Encoders: pixels, target → model, metrics, the patients seen, curves."""
+
+
+rule pretrain:
+    input:
+        pixels=train_pixels,
+        target=target_of,
+    output:
+        model=directory(PATHS.model("{encoder}")),
+        metrics=PATHS.metrics("{encoder}"),
+        seen=PATHS.seen("{encoder}"),
+        curves=report(
+            PATHS.curves("{encoder}"),
+            caption="../report/curves.rst",
+            category="Encoders",
+            labels={"encoder": "{encoder}", "shows": "pretraining"},
+        ),
+    log:
+        LOGS / "pretrain/{encoder}.log",
+    benchmark:
+        TIMES / "pretrain/{encoder}.tsv"
+    wildcard_constraints:
+        encoder=trainable(RUNS),
+    conda:
+        CONDA
+    resources:
+        mem_mb=lambda wildcards, attempt: 4000 * attempt,
+        runtime=lambda wildcards, attempt: 1440 * attempt,
+        gpu=1,
+    params:
+        config=RESOLVED,
+        settings=pretrain_settings,
+        rows=train_rows,
+    shell:
+        "stainssl pretrain --config {params.config} --encoder {wildcards.encoder}"
+        " --threads {threads} 2>&1 | tee {log}"

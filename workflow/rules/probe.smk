@@ -1,0 +1,25 @@
+"""Tile tasks: embeddings, labels, folds → predictions and metrics of a linear probe."""
+
+
+rule probe:
+    input:
+        embeddings=task_embeddings,
+        labels=task_labels,
+        folds=PATHS.folds("{task}"),
+    output:
+        directory(PATHS.probe("{task}", "{encoder}")),
+    log:
+        LOGS / "probe/{task}/{encoder}.log",
+    benchmark:
+        TIMES / "probe/{task}/{encoder}.tsv"
+    conda:
+        CONDA
+    resources:
+        mem_mb=lambda wildcards, attempt: 4000 * attempt,
+        runtime=lambda wildcards, attempt: 60 * attempt,
+    params:
+        config=RESOLVED,
+        seed=CONFIG.seed,
+    shell:
+        "stainssl probe --config {params.config} --task {wildcards.task}"
+        " --encoder {wildcards.encoder} --threads {threads} 2>&1 | tee {log}"

@@ -1,0 +1,26 @@
+"""What a change of stain does to an encoder."""
+
+
+rule robustness:
+    input:
+        stores=robust_inputs,
+        model=model_of,
+    output:
+        directory(PATHS.robustness("{encoder}")),
+    log:
+        LOGS / "robustness/{encoder}.log",
+    benchmark:
+        TIMES / "robustness/{encoder}.tsv"
+    conda:
+        CONDA
+    resources:
+        mem_mb=lambda wildcards, attempt: 4000 * attempt,
+        runtime=lambda wildcards, attempt: 60 * attempt,
+        gpu=1,
+    params:
+        config=RESOLVED,
+        weights=weights_of,
+        seed=CONFIG.seed,
+    shell:
+        "stainssl robustness --config {params.config} --encoder {wildcards.encoder}"
+        " --threads {threads} 2>&1 | tee {log}"

@@ -1,0 +1,30 @@
+"""The stain target of an encoder, from its own training parts."""
+
+
+rule target:
+    input:
+        pixels=train_pixels,
+    output:
+        target=PATHS.target("{encoder}"),
+        picture=report(
+            PATHS.target_png("{encoder}"),
+            caption="../report/target.rst",
+            category="Encoders",
+            labels={"encoder": "{encoder}", "shows": "stain space and target"},
+        ),
+    log:
+        LOGS / "target/{encoder}.log",
+    benchmark:
+        TIMES / "target/{encoder}.tsv"
+    conda:
+        CONDA
+    resources:
+        mem_mb=lambda wildcards, attempt: 4000 * attempt,
+        runtime=60,
+    params:
+        config=RESOLVED,
+        settings=target_settings,
+        rows=train_rows,
+    shell:
+        "stainssl target --config {params.config} --encoder {wildcards.encoder}"
+        " --threads {threads} 2>&1 | tee {log}"
