@@ -183,7 +183,7 @@ def test_told_to_stop_it_writes_a_checkpoint_first(undisturbed, tiles, tmp_path,
 def test_the_learning_rate_warms_up_and_falls_to_zero():
     rates = [learning_rate(step, 100) for step in range(101)]
     assert rates[0] == pytest.approx(0.1) and rates[9] == rates[10] == 1
-    assert all(a >= b for a, b in itertools.pairwise(rates))
+    assert all(a >= b for a, b in itertools.pairwise(rates[9:]))
     assert rates[100] == pytest.approx(0)
     assert learning_rate(0, 1) == 1
 
