@@ -106,16 +106,32 @@ def stain_map(source: TwoStain, target: TwoStain, only: int | None = None) -> Te
     return target.matrix.mT @ (gain[..., None] * unmix(source.matrix))
 
 
-def map_density(images: Tensor, matrix: Tensor, constants: Constants = DEFAULTS) -> Tensor:
-    """Apply (B, 3, 3) linear maps to the optical density of (B, 3, H, W) images."""
-    unit = math.log(constants.log_base)
+def map_density(
+    images: Tensor,
+    matrix: Tensor,
+    constants: Constants = DEFAULTS,
+    shift: Tensor | None = None,
+) -> Tensor:
+    """Apply affine maps to the optical density of images.
 
-    def mapped(grey: Tensor, chunk_matrix: Tensor) -> Tensor:
-        # Natural logarithms throughout: a linear map is the same in any base, here undone.
-        density = chunk_matrix @ optical_density(grey, constants)
+    Args:
+        images: (B, 3, H, W) RGB, uint8 or float in [0, 1].
+        matrix: (B, 3, 3), or (1, 3, 3) for all.
+        constants: of the optical density.
+        shift: (B, 3), added after the matrix; none where None.
+
+    Returns:
+        (B, 3, H, W) of the images' dtype, clipped to what the dtype shows.
+    """
+    unit = math.log(constants.log_base)
+    shift = matrix.new_zeros(len(matrix), 3) if shift is None else shift
+
+    def mapped(grey: Tensor, matrix: Tensor, shift: Tensor) -> Tensor:
+        density = torch.baddbmm(shift[..., None], matrix, optical_density(grey, constants))
         return constants.io * torch.exp(density * -unit) - constants.offset
 
-    return in_chunks(images, mapped, matrix.expand(len(images), 3, 3))
+    count = len(images)
+    return in_chunks(images, mapped, matrix.expand(count, 3, 3), shift.expand(count, 3))
 
 
 def _map_lab(images: Tensor, gain: Tensor, shift: Tensor) -> Tensor:
