@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Generator, Tensor
 
-from stainssl.stain.estimate import DEFAULTS, RUIFROK_MATRIX, Constants
+from stainssl.stain.density import DEFAULTS, Constants
+from stainssl.stain.estimate import RUIFROK_MATRIX
 from stainssl.stain.normalize import map_density, normalize
 from stainssl.stain.profile import LabStats, P, StainProfile, TwoStain
 

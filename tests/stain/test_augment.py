@@ -117,7 +117,7 @@ def test_one_profile_for_all_is_the_same_one_each(name):
 
 def test_hed_of_no_strength_is_the_identity():
     images = torch.rand(2, 3, 32, 32, generator=seeded())
-    assert (hed_jitter(images, seeded(), 0) - images).abs().max() < 1e-5
+    assert (hed_jitter(images, seeded(), 0) - images).abs().max() < 1e-4
 
 
 def test_hed_changes_more_with_strength():
