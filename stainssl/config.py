@@ -109,6 +109,10 @@ class Target(Model):
 
     policy: Literal["batch", "cohort", "site", "medoid", "spread", "fixed"] = "batch"
     per: Literal["iteration", "image"] = "iteration"
+    cohorts: list[str] | None = None  # whose tiles are candidates; null: those of train
+    splits: list[str] | None = None  # likewise
+    by: Literal["all", "site"] = "all"  # policy medoid: one of all tiles, or one a site
+    count: Positive = 8  # policy spread: how many
     path: Path | None = None  # policy fixed: a target.json
 
 
@@ -122,7 +126,7 @@ class Encoder(Model):
     backbone: str = "resnet50"  # any timm name
     input_size: Annotated[int, Field(ge=32)] | None = None  # px; null: the tiling's size
     target: Target = Target()
-    normalizer: Literal["macenko", "reinhard"] = "macenko"
+    normalizer: Literal["macenko", "vahadane", "ruifrok", "reinhard"] = "macenko"
     views: Literal["one", "same", "different"] = "one"  # which views are normalised
     colour: Literal["none", "weak", "strong"] = "weak"  # jitter beside the stain target
     seeds: Annotated[list[int], Field(min_length=1)] = [0]
@@ -293,6 +297,7 @@ def _uses(config: Config) -> Iterator[tuple[str, str, str, str, Mapping[str, Any
         yield "cohorts", name, "tiling", cohort.tiling, config.tilings
     for name, encoder in config.encoders.items():
         yield "encoders", name, "tiling", encoder.tiling, config.tilings
+        yield from _target_uses(name, encoder)
         for cohort_name in encoder.train.cohorts if encoder.train else []:
             yield "encoders", name, "train.cohorts", cohort_name, config.cohorts
     for name, task in config.tasks.items():
@@ -306,6 +311,18 @@ def _uses(config: Config) -> Iterator[tuple[str, str, str, str, Mapping[str, Any
         ):
             for word in getattr(benchmark, key):
                 yield "benchmarks", name, key, word, known
+
+
+def _target_uses(
+    name: str, encoder: Encoder
+) -> Iterator[tuple[str, str, str, str, Mapping[str, Any]]]:
+    """A target's candidates are tiles that the encoder is trained on."""
+    if encoder.train is None:
+        return
+    for key in ("cohorts", "splits"):
+        allowed = dict.fromkeys(getattr(encoder.train, key))
+        for word in getattr(encoder.target, key) or []:
+            yield "encoders", name, f"target.{key}, within train.{key}", word, allowed
 
 
 def parse(data: Mapping[str, Any], source: str = "config") -> Config:
