@@ -10,10 +10,12 @@ from typing import Any, Protocol
 import numpy as np
 
 from stainssl.slides.faults import blamed
+from stainssl.slides.scale import first_source, read_thumbnail
 from stainssl.slides.truncation import shortfall
 from stainssl.status import SlideError, StainsslError, Status
 
 READERS: dict[str, str] = {
+    "tiff": "stainssl.slides.tiff_reader",
     "openslide": "stainssl.slides.openslide_reader",
     "patches": "stainssl.slides.patches",
 }
@@ -22,7 +24,10 @@ them in this order."""
 
 
 class Slide(Protocol):
-    """An open slide. Planes: level-0 pixels, and the pixels of a level."""
+    """An open slide, used by one thread at a time.
+
+    Planes: level-0 pixels, and the pixels of a level.
+    """
 
     path: Path
     reader: str
@@ -36,10 +41,12 @@ class Slide(Protocol):
     @property
     def mpp(self) -> float | None:
         """µm in a level-0 px by the first of `mpp_sources`, None where there is none."""
+        return first_source(self.mpp_sources)[1]
 
     @property
     def mpp_source(self) -> str | None:
         """Name of the first of `mpp_sources`, None where there is none."""
+        return first_source(self.mpp_sources)[0]
 
     def read_region(
         self, x_level0_px: int, y_level0_px: int, level: int, size_px: tuple[int, int]
@@ -47,7 +54,8 @@ class Slide(Protocol):
         """A rectangle of one level; white where it is transparent or outside the slide.
 
         Args:
-            x_level0_px, y_level0_px: its top left corner.
+            x_level0_px, y_level0_px: its top left corner. Where that is no whole px of the level,
+                the nearest one (OpenSlide keeps the fraction and interpolates).
             level: index into `level_sizes_px`.
             size_px: width and height in the level's pixels.
 
@@ -65,6 +73,9 @@ class Slide(Protocol):
         Raises:
             SlideError: `no-mpp`, or the file's own fault.
         """
+        if self.mpp is None:
+            raise SlideError(Status.NO_MPP, "The slide states no pixel size.")
+        return read_thumbnail(self, mpp, self.mpp)
 
     def close(self) -> None:
         """Free the handle."""

@@ -20,7 +20,7 @@ from PIL import Image
 from stainssl.config import Config, parse
 from stainssl.figures.slides import MOST_PICTURES, tissue_overview
 from stainssl.paths import Paths
-from stainssl.slides.openslide_reader import OpenSlideFile
+from stainssl.slides.tiff_reader import TiffFile
 from stainssl.stages import tile
 from stainssl.status import StainsslError
 from stainssl.stores.tiles import read_qc, read_tiles
@@ -192,7 +192,7 @@ def test_a_machine_that_fails_half_way_ends_the_job_and_keeps_what_was_there(
     def fail(*_: object) -> None:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(OpenSlideFile, "read_region", fail)
+    monkeypatch.setattr(TiffFile, "read_region", fail)
     with pytest.raises(OSError, match=os.strerror(number)):
         tile.run(config, "c", PART)
     pd.testing.assert_frame_equal(outputs(config)[0], before)
