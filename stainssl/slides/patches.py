@@ -19,6 +19,8 @@ MOST_PIXELS = 100_000_000  # the whole picture stands in memory: 300 MB
 
 def recognises(path: Path) -> bool:
     """Whether the file is an image that cannot be meant as anything but one picture."""
+    if not path.is_file():
+        return False
     try:
         with Image.open(path, formats=AUTO_FORMATS):
             return True

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
@@ -16,11 +15,25 @@ from stainssl.status import SlideError, StainsslError, Status
 
 READERS: dict[str, str] = {
     "tiff": "stainssl.slides.tiff_reader",
+    "tiatoolbox": "stainssl.slides.tiatoolbox_reader",
     "openslide": "stainssl.slides.openslide_reader",
     "patches": "stainssl.slides.patches",
+    "fastslide": "stainssl.slides.fastslide_reader",
 }
 """Config word → module with `recognises(path) -> bool` and `open_file(path) -> Slide`; `auto` asks
 them in this order."""
+
+FORMATS: dict[str, str] = {
+    "SVS, tiled TIFF (JPEG)": "tiff",
+    "SVS (JPEG 2000), other tiled TIFF": "openslide",
+    "NDPI, MRXS, SCN, BIF, VMS, SVSLIDE, Philips and Ventana TIFF": "openslide",
+    "DICOM": "openslide",
+    "DICOM that OpenSlide cannot open (JPEG 2000)": "tiatoolbox",
+    "OME-TIFF, NGFF (zarr), JPEG 2000 (jp2)": "tiatoolbox",
+    "CZI, VSI, iSyntax, QPTIFF": "fastslide",
+    "PNG, JPEG, BMP": "patches",
+}
+"""Format → the key of `READERS` that `auto` reads it with."""
 
 
 class Slide(Protocol):
@@ -81,18 +94,22 @@ class Slide(Protocol):
         """Free the handle."""
 
 
-def _reader_for(path: Path, reader: str) -> Any:
-    if reader == "auto":
-        modules = [import_module(name) for name in READERS.values()]
-        found = next((module for module in modules if module.recognises(path)), None)
-        if found is None:
-            raise SlideError(
-                Status.UNSUPPORTED, f"No reader recognises {path.name}: it is not a slide."
-            )
-        return found
-    if reader not in READERS:
-        raise StainsslError(f"slides.reader is {reader!r}: known are auto, {', '.join(READERS)}.")
-    return import_module(READERS[reader])
+def _open_first(path: Path) -> Slide:
+    """The slide by the first reader that recognises it and does not call it unsupported."""
+    refused: SlideError | None = None
+    for name in READERS.values():
+        module = import_module(name)
+        if not module.recognises(path):
+            continue
+        try:
+            return module.open_file(path)
+        except SlideError as error:
+            if error.status is not Status.UNSUPPORTED:
+                raise
+            refused = refused or error
+    raise refused or SlideError(
+        Status.UNSUPPORTED, f"No reader recognises {path.name}: it is not a slide."
+    )
 
 
 def open_slide(path: Path | str, reader: str = "auto") -> Slide:
@@ -111,9 +128,12 @@ def open_slide(path: Path | str, reader: str = "auto") -> Slide:
         OSError: the machine's or the mount's fault, a missing file among them.
     """
     path = Path(path)
+    if reader != "auto" and reader not in READERS:
+        raise StainsslError(f"slides.reader is {reader!r}: known are auto, {', '.join(READERS)}.")
     with blamed(path, "opening"):
         short = shortfall(path) if path.is_file() else None
         if short:
             raise SlideError(Status.TRUNCATED, short)
-        open_file: Callable[[Path], Slide] = _reader_for(path, reader).open_file
-        return open_file(path)
+        if reader == "auto":
+            return _open_first(path)
+        return import_module(READERS[reader]).open_file(path)

@@ -68,12 +68,13 @@ def _levels(path: Path) -> dict[tuple[int, int], _Level]:
 
 
 def recognises(path: Path) -> bool:
-    """Whether OpenSlide knows the file as a TIFF whose first page is of JPEG tiles."""
+    """Whether OpenSlide knows the file as a TIFF whose first page is of JPEG tiles; not OME-TIFF,
+    whose pixel size and levels OpenSlide does not see."""
     if openslide.OpenSlide.detect_format(path) not in VENDORS:
         return False
     try:
         with tifffile.TiffFile(path) as file:
-            return _level(file.pages.first) is not None
+            return not file.is_ome and _level(file.pages.first) is not None
     except Exception:  # tifffile has no error of its own for a spoiled directory
         return False
 

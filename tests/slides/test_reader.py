@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from stainssl.slides import openslide_reader
@@ -96,29 +97,48 @@ def test_zero_bytes_are_no_slide(tmp_path: Path) -> None:
     assert status_of(tmp_path / "empty.svs") is Status.UNSUPPORTED
 
 
-@pytest.mark.parametrize("share", [0.02, 0.2, 0.4, 0.6, 0.8, 0.9, 0.95, 0.99, 0.999])
+@pytest.mark.parametrize("share", [0.01, 0.02, 0.2, 0.4, 0.6, 0.8, 0.9, 0.95, 0.99, 0.999])
 def test_a_slide_cut_anywhere_is_truncated(svs: Callable[..., Path], share: float) -> None:
     path = svs()
     os.truncate(path, int(path.stat().st_size * share))
     assert status_of(path) is Status.TRUNCATED
 
 
-def test_a_slide_with_spoiled_bytes_is_a_status_or_is_read(
-    svs: Callable[..., Path], rng: np.random.Generator
+@pytest.mark.parametrize("reader", ["tiff", "openslide"])
+def test_a_slide_with_a_flipped_byte_is_a_status_or_is_read(
+    svs: Callable[..., Path], rng: np.random.Generator, reader: str
 ) -> None:
     path = svs(shape=(200, 300))
     whole = path.read_bytes()
-    for number in range(40):
+    with tifffile.TiffFile(path) as tiff:
+        directories = [page.offset for page in tiff.pages]
+    places = rng.integers(0, len(whole), 100).tolist()  # anywhere, and where it hurts the most
+    places += [directories[i % 2] + int(rng.integers(0, 200)) for i in range(100)]
+    for place in places:
         spoiled = bytearray(whole)
-        for place in rng.integers(0, len(whole), 3):
-            spoiled[place] ^= 0xFF
-        path = path.with_name(f"spoiled-{number}.svs")
+        spoiled[min(place, len(whole) - 1)] ^= int(rng.integers(1, 256))
         path.write_bytes(spoiled)
         try:
-            with closing(open_slide(path)) as slide:
-                slide.read_region(0, 0, 0, (300, 200))
+            with closing(open_slide(path, reader)) as slide:
+                for level, (width, height) in enumerate(slide.level_sizes_px):
+                    slide.read_region(0, 0, level, (min(width, 1000), min(height, 1000)))
         except SlideError as error:
             assert error.detail
+
+
+def test_a_tile_too_large_to_be_meant_does_not_end_the_process(svs: Callable[..., Path]) -> None:
+    path = svs()
+    with tifffile.TiffFile(path) as tiff:
+        place = tiff.pages[1].tags["TileWidth"].valueoffset
+    with path.open("r+b") as file:  # OpenSlide aborts where it cannot allocate
+        file.seek(place)
+        file.write(b"\xff\x7f")
+    assert status_of(path) is Status.UNREADABLE
+
+
+def test_a_folder_is_no_slide(tmp_path: Path) -> None:
+    (tmp_path / "folder.svs").mkdir()
+    assert status_of(tmp_path / "folder.svs") is Status.UNSUPPORTED
 
 
 def test_real_files_that_cannot_be_read(real_data: Path) -> None:
