@@ -92,9 +92,10 @@ class ToolboxFile(Slide):
         named = str(info.vendor).lower()
         self.vendor = (_kind(path) or "unknown") if named in ("", "none") else named
         self.level_sizes_px = [(int(w), int(h)) for w, h in info.level_dimensions]
-        # By size, as OpenSlide does: of NGFF tiatoolbox knows fewer downsamples than levels.
         whole = self.level_sizes_px[0]
         self.downsamples = [(whole[0] / w + whole[1] / h) / 2 for w, h in self.level_sizes_px]
+        if len(info.level_downsamples) != len(self.downsamples):  # NGFF: it knows level 0 alone
+            info.level_downsamples = self.downsamples
         self.bounds_level0_px = (0, 0, *self.level_sizes_px[0])
         self.objective_power = float(info.objective_power) if info.objective_power else None
         self.mpp_sources: dict[str, float] = {}
