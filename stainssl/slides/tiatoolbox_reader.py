@@ -91,11 +91,11 @@ class ToolboxFile(Slide):
         info = opened.info
         named = str(info.vendor).lower()
         self.vendor = (_kind(path) or "unknown") if named in ("", "none") else named
-        self.level_sizes_px = [(int(w), int(h)) for w, h in info.level_dimensions]
+        # Of NGFF tiatoolbox 2.1.3 knows one downsample, and reads the other levels at a wrong size.
+        known = info.level_dimensions[: len(info.level_downsamples)]
+        self.level_sizes_px = [(int(w), int(h)) for w, h in known]
         whole = self.level_sizes_px[0]
         self.downsamples = [(whole[0] / w + whole[1] / h) / 2 for w, h in self.level_sizes_px]
-        if len(info.level_downsamples) != len(self.downsamples):  # NGFF: it knows level 0 alone
-            info.level_downsamples = self.downsamples
         self.bounds_level0_px = (0, 0, *self.level_sizes_px[0])
         self.objective_power = float(info.objective_power) if info.objective_power else None
         self.mpp_sources: dict[str, float] = {}

@@ -115,5 +115,6 @@ def test_what_openslide_lacks_is_read_by_tiatoolbox(
         found = slide.read_region(-10, 100, 0, (300, 200))
         assert (found[:, :10] == 255).all()
         assert np.abs(found[:, 10:].astype(int) - picture()[100:300, :290]).mean() <= 4
-        coarse = slide.read_region(200, 100, 1, (100, 100))
-        assert np.abs(coarse.astype(int) - picture()[100:300:2, 200:400:2]).mean() <= 8
+        if len(slide.downsamples) > 1:  # NGFF has its level 0 alone
+            coarse = slide.read_region(200, 100, 1, (100, 100))
+            assert np.abs(coarse.astype(int) - picture()[100:300:2, 200:400:2]).mean() <= 8
