@@ -34,7 +34,7 @@ class Model(BaseModel):
 class Slides(Model):
     """How slides are opened and what a bad one costs."""
 
-    reader: Literal["auto", "openslide", "patches"] = "auto"
+    reader: Literal["auto", "tiff", "openslide", "patches", "tiatoolbox", "fastslide"] = "auto"
     part_size: Positive = 32  # slides a part, the unit of a job
     on_missing: Literal["error", "quarantine"] = "error"
     max_bad_slides: Share = 0.1  # share of a cohort's slides past which the run stops

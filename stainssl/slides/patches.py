@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from stainssl.slides.faults import blamed
-from stainssl.slides.scale import first_source, read_thumbnail
+from stainssl.slides.reader import Slide
 from stainssl.status import SlideError, Status
 
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
@@ -19,6 +19,8 @@ MOST_PIXELS = 100_000_000  # the whole picture stands in memory: 300 MB
 
 def recognises(path: Path) -> bool:
     """Whether the file is an image that cannot be meant as anything but one picture."""
+    if not path.is_file():
+        return False
     try:
         with Image.open(path, formats=AUTO_FORMATS):
             return True
@@ -68,7 +70,7 @@ def open_file(path: Path) -> PatchFile:
             return PatchFile(path, image.format or "", _white_backed(image))
 
 
-class PatchFile:
+class PatchFile(Slide):
     """A picture in memory. See `stainssl.slides.reader.Slide`."""
 
     reader = "patches"
@@ -85,16 +87,6 @@ class PatchFile:
         self.mpp_sources: dict[str, float] = {}
         self.objective_power: float | None = None
 
-    @property
-    def mpp(self) -> float | None:
-        """None: an image file does not say."""
-        return first_source(self.mpp_sources)[1]
-
-    @property
-    def mpp_source(self) -> str | None:
-        """None: an image file does not say."""
-        return first_source(self.mpp_sources)[0]
-
     def read_region(
         self, x_level0_px: int, y_level0_px: int, level: int, size_px: tuple[int, int]
     ) -> np.ndarray:
@@ -108,12 +100,6 @@ class PatchFile:
         top, left = y - y_level0_px, x - x_level0_px
         out[top : top + part.shape[0], left : left + part.shape[1]] = part
         return out
-
-    def thumbnail(self, mpp: float) -> np.ndarray:
-        """(h, w, 3) uint8 RGB of the picture at `mpp` µm/px."""
-        if self.mpp is None:
-            raise SlideError(Status.NO_MPP, "An image file states no pixel size.")
-        return read_thumbnail(self, mpp, self.mpp)
 
     def close(self) -> None:
         """Free the pixels."""
