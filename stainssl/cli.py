@@ -201,6 +201,25 @@ def benchmark(benchmark: BenchmarkName, config: ConfigFile = DEFAULT, threads: T
 
 
 @app.command()
+def predict(
+    task: TaskName,
+    encoder: EncoderName,
+    head: HeadName,
+    sheet: Annotated[Path, typer.Option("--sheet", help="CSV: slide_id, patient_id, path.")],
+    out: Annotated[Path, typer.Option("--out", help="A folder for what is made.")],
+    root: Annotated[
+        Path, typer.Option("--root", help="Paths in the sheet are relative to it.")
+    ] = Path("."),
+    pictures: Annotated[bool, typer.Option(help="Draw attention, and write it for QuPath.")] = True,
+    config: ConfigFile = DEFAULT,
+    threads: Threads = 1,
+) -> None:
+    """Answer a trained task for new slides: tile, embed, score with all fold models."""
+    words = {"task": task, "encoder": encoder, "head": head}
+    _run("predict", config, threads, **words, sheet=sheet, root=root, out=out, pictures=pictures)
+
+
+@app.command()
 def doctor() -> None:
     """Tell what is installed, what reads which format, which device is used, what is wrong."""
     from stainssl.doctor import report

@@ -41,7 +41,7 @@ class Bag:
         patient_id: whose tissue it is.
         slide_id: the slide, or "" where the bag is a patient's.
         site: where it was stained and scanned; several sites are joined by "+".
-        label: the class index.
+        label: the class index; -1 where it is not known.
         slides: the slides in the bag, in the order of their tiles.
         tiles: one `SlideTiles` a slide.
     """
