@@ -210,13 +210,43 @@ def predict(
     root: Annotated[
         Path, typer.Option("--root", help="Paths in the sheet are relative to it.")
     ] = Path("."),
-    pictures: Annotated[bool, typer.Option(help="Draw attention, and write it for QuPath.")] = True,
+    pictures: Annotated[bool, typer.Option(help="Draw attention, beside its GeoJSON.")] = True,
     config: ConfigFile = DEFAULT,
     threads: Threads = 1,
 ) -> None:
     """Answer a trained task for new slides: tile, embed, score with all fold models."""
     words = {"task": task, "encoder": encoder, "head": head}
     _run("predict", config, threads, **words, sheet=sheet, root=root, out=out, pictures=pictures)
+
+
+@app.command()
+def export(
+    to: Annotated[str, typer.Option("--to", help="clam, trident, stamp, spatialdata or qupath.")],
+    cohort: CohortName,
+    encoder: EncoderName,
+    out: Annotated[Path, typer.Option("--out", help="A folder for what is made.")],
+    task: Annotated[str | None, typer.Option("--task", help="qupath: whose attention.")] = None,
+    head: Annotated[str | None, typer.Option("--head", help="qupath: whose attention.")] = None,
+    pictures: Annotated[bool, typer.Option(help="qupath: draw attention too.")] = True,
+    config: ConfigFile = DEFAULT,
+) -> None:
+    """Write embeddings, or attention, as files of another tool."""
+    chosen: dict[str, Any] = {"task": task, "head": head}
+    chosen = {name: word for name, word in chosen.items() if word is not None}
+    chosen |= {"out": out, "pictures": pictures}
+    _run("export", config, to=to, cohort=cohort, encoder=encoder, **chosen)
+
+
+@app.command("import")
+def import_features(
+    cohort: CohortName,
+    encoder: EncoderName,
+    part: Annotated[str | None, typer.Option("--part", help="A part; without it all.")] = None,
+    config: ConfigFile = DEFAULT,
+) -> None:
+    """Take an encoder's `features`, files of CLAM or TRIDENT, as a cohort's embeddings."""
+    chosen: dict[str, Any] = {} if part is None else {"part": part}
+    _run("import_features", config, cohort=cohort, encoder=encoder, **chosen)
 
 
 @app.command()

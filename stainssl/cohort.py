@@ -266,6 +266,26 @@ def _encoder_problems(config: Config, name: str, encoder: Encoder) -> Iterator[s
             )
 
 
+def _features_problems(config: Config) -> Iterator[str]:
+    """Imported features: their folder is there, and no task asks for labels of our tiles."""
+    from stainssl.export.source import source
+
+    for name, encoder in config.encoders.items():
+        if encoder.features is None:
+            continue
+        try:
+            source(encoder.features)
+        except StainsslError as error:
+            yield f"encoders.{name}.features: {error}"
+        for key, benchmark in config.benchmarks.items():
+            tile_tasks = [t for t in benchmark.tasks if config.tasks[t].level == "tile"]
+            if name in benchmark.encoders and tile_tasks:
+                yield (
+                    f"benchmarks.{key}: tasks.{tile_tasks[0]} is of level tile, and the tiles of"
+                    f" encoders.{name} (imported features) are not ours: give it another benchmark."
+                )
+
+
 def _tiling_problems(config: Config) -> Iterator[str]:
     """An encoder's tiling must be the one of the cohorts that it is trained or tested on."""
     for name, encoder in config.encoders.items():
@@ -302,4 +322,4 @@ def check(config: Config) -> list[str]:
         problems += found or list(_fold_problems(config, name, task))
     for name, encoder in config.encoders.items():
         problems += _encoder_problems(config, name, encoder)
-    return [*problems, *_tiling_problems(config)]
+    return [*problems, *_tiling_problems(config), *_features_problems(config)]

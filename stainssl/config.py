@@ -113,10 +113,11 @@ class Target(Model):
 
 
 class Encoder(Model):
-    """Tile → vector: trained here (`method`) or given (`weights`)."""
+    """Tile → vector: trained here (`method`), given (`weights`), or made before (`features`)."""
 
     method: Literal["stain-invariant", "simclr", "random"] | None = None
     weights: str | None = None  # local-dir:FOLDER, hf-hub:NAME or a timm name
+    features: str | None = None  # clam:FOLDER or trident:FOLDER, files of vectors
     train: Train | None = None
     tiling: str = "default"
     backbone: str = "resnet50"  # any timm name
@@ -136,8 +137,10 @@ class Encoder(Model):
 
     @model_validator(mode="after")
     def _one_kind(self) -> Encoder:
-        if (self.method is None) == (self.weights is None):
-            raise ValueError("give either 'method' (trained here) or 'weights' (given)")
+        if sum(given is not None for given in (self.method, self.weights, self.features)) != 1:
+            raise ValueError(
+                "give one of 'method' (trained here), 'weights' (given), 'features' (files)"
+            )
         if self.is_trained and self.train is None:
             raise ValueError(f"method {self.method} needs 'train: {{cohorts: [...]}}'")
         return self

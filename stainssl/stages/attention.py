@@ -29,7 +29,12 @@ log = logging.getLogger(__name__)
 
 
 def write_attention(
-    config: Config, cohort: str, attention: pd.DataFrame, folder: Path, title: str
+    config: Config,
+    cohort: str,
+    attention: pd.DataFrame,
+    folder: Path,
+    title: str,
+    pictures: bool,
 ) -> None:
     """Write `{slide}.geojson`, `{slide}.png` and `{slide}-tiles.png` for every slide of a cohort.
 
@@ -39,6 +44,7 @@ def write_attention(
         attention: `slide_id`, `tile`, `x`, `y`, `attention` (percentile rank in its slide).
         folder: made where it does not exist.
         title: task and head, for the pictures.
+        pictures: whether to draw them; a second a slide, most of it matplotlib's.
     """
     folder.mkdir(parents=True, exist_ok=True)
     paths, tiling = Paths(config.results), config.cohorts[cohort].tiling
@@ -53,6 +59,8 @@ def write_attention(
         for row in here.itertuples(index=False):
             found = by_slide[row.slide_id].merge(tiles[["slide_id", "tile", "side"]])
             _geojson(found, folder / f"{row.slide_id}.geojson")
+            if not pictures:
+                continue
             name = f"{row.slide_id}, {title}"
             for suffix, figure in _pictures(config, cohort, row, found, pixels, name):
                 with replacing(folder / f"{row.slide_id}{suffix}.png") as made:

@@ -15,6 +15,7 @@ from stainssl.config import Config
 from stainssl.embed import embed_pixels
 from stainssl.encoders import LoadedEncoder, load
 from stainssl.paths import Paths
+from stainssl.stages import import_features
 from stainssl.status import StainsslError
 from stainssl.stores.embeddings import write_embeddings
 from stainssl.stores.pixels import Pixels, open_pixels
@@ -24,11 +25,13 @@ log = logging.getLogger(__name__)
 
 
 def run(config: Config, cohort: str, encoder: str, part: str) -> None:
-    """Embed one part with one encoder.
+    """Embed one part with one encoder, or import what its `features` hold.
 
     Raises:
         StainsslError: an input is missing or not whole, or the encoder cannot be loaded.
     """
+    if config.run(encoder).encoder.features:
+        return import_features.run(config, cohort, encoder, part)
     paths, tiling = Paths(config.results), config.cohorts[cohort].tiling
     device = "cuda" if torch.cuda.is_available() else "cpu"
     pixels = open_pixels(paths.pixels(cohort, tiling, part))

@@ -74,7 +74,7 @@ def run(
         sheet: `slide_id`, `patient_id`, `path`; a label is not needed and not read.
         root: what the sheet's paths are relative to.
         out: a folder for what is made.
-        pictures: whether to draw attention and write it as GeoJSON.
+        pictures: whether to draw attention, beside its GeoJSON.
 
     Raises:
         StainsslError: the task is of level tile or has no models, or no slide can be used.
@@ -103,8 +103,8 @@ def run(
     write_table(out / "by-model.parquet", by_model, "predictions", settings)
     write_table(out / "attention.parquet", attention, "attention", settings)
     write_text(out / "predictions.csv", answers.to_csv(index=False, float_format="%.6g"))
-    if pictures:
-        write_attention(new, NEW, attention, out / "attention", f"{task}, {head} on {encoder}")
+    title = f"{task}, {head} on {encoder}"
+    write_attention(new, NEW, attention, out / "attention", title, pictures)
     log.info("%d %s(s) scored by %d models: %s", len(answers), level, len(models), out)
 
 

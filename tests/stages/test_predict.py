@@ -104,7 +104,7 @@ def test_another_stain_is_told(trained, tmp_path, caplog):
     answers = _predict(trained, pd.DataFrame([row]), tmp_path / "out", "slide", pictures=False)
     assert "its stain lies outside" in answers["note"].item()
     assert "g: its stain lies outside what the task was trained on" in caplog.text
-    assert not (tmp_path / "out" / "attention").exists()
+    assert [p.name for p in (tmp_path / "out" / "attention").iterdir()] == ["g.geojson"]
 
 
 def test_no_usable_slide_is_a_sentence_and_leaves_the_reasons(trained, tmp_path):
