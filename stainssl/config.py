@@ -178,7 +178,7 @@ class Task(Model):
 class Head(Model):
     """The network that aggregates a bag."""
 
-    kind: Literal["mean", "abmil"]
+    kind: Literal["mean", "abmil", "clam", "dsmil", "transmil"]
     epochs: Positive = 40
     lr: Annotated[float, Field(gt=0)] = 2e-3
     weight_decay: Annotated[float, Field(ge=0)] = 1e-2
