@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+import os
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -88,6 +91,28 @@ class Bag:
         for tiles in self.tiles:
             for start in range(0, len(tiles), size):
                 yield tiles.features[start : start + size].astype(np.float32)
+
+
+class Spool:
+    """Features of many slides in one temporary file, for tasks that do not fit in memory.
+
+    Rows are read from it as if they were in memory; the system keeps what it has room for. The file
+    has no name and goes with the process.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """`folder` needs room for all features."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 (as long as its arrays)
+
+    def keep(self, features: np.ndarray) -> np.ndarray:
+        """The same (n, D) features, lying in the file."""
+        if not len(features):
+            return features
+        start = self._file.seek(0, os.SEEK_END)
+        self._file.write(np.ascontiguousarray(features).data)
+        self._file.flush()
+        return np.memmap(self._file, features.dtype, mode="c", offset=start, shape=features.shape)
 
 
 def usable(
@@ -189,25 +214,27 @@ def pad(
     return features, mask
 
 
-def statistics(bags: Sequence[Bag], chunk: int = 16_384) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation of each feature over all tiles of some bags.
+def statistics(
+    bags: Sequence[Bag], chunk: int = 16_384, most: int = 16_384
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of each feature over the tiles of some bags.
 
     Args:
         bags: the training bags.
         chunk: tiles held in memory as float64 at once.
+        most: tiles taken of a slide; of a larger one as many at most, evenly spaced.
 
     Returns:
         Two (D,) float32 arrays; a feature that does not vary has the standard deviation 1, so
         that dividing by it is harmless.
     """
-    dim = bags[0].dim
     # Sums are taken about a first mean: E[x²] − E[x]² loses all digits where the mean is large.
     origin = next(bags[0].chunks(chunk)).mean(axis=0, dtype=np.float64)
-    count, total, squares = 0, np.zeros(dim), np.zeros(dim)
-    for bag in bags:
-        for block in bag.chunks(chunk):
-            centred = block - origin
-            count += len(block)
+    count, total, squares = 0, np.zeros(bags[0].dim), np.zeros(bags[0].dim)
+    for taken in (tiles.features[:: -(-len(tiles) // most)] for bag in bags for tiles in bag.tiles):
+        for start in range(0, len(taken), chunk):
+            centred = taken[start : start + chunk] - origin
+            count += len(centred)
             total += centred.sum(axis=0)
             squares += np.square(centred).sum(axis=0)
     shift = total / count

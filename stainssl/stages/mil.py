@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -28,6 +29,7 @@ from stainssl.stores.pixels import open_pixels
 from stainssl.stores.tables import write_table
 
 SHOWN = 10  # patients a message names before it counts the rest
+MOST_BYTES = 4 << 30  # of tile embeddings in memory
 STAIN = "macenko"  # the profiles by which slides are compared
 log = logging.getLogger(__name__)
 
@@ -54,7 +56,8 @@ def run(config: Config, task: str, encoder: str, head: str) -> None:
         slides = labelled_slides(config, spec)
         classes = class_order(slides["word"].unique().tolist())
         slides["label"] = slides["word"].map(classes.index)
-        bags = _bags(slides, spec, slide_reader(config, encoder, slides))
+        read = spooled(slide_reader(config, encoder, slides), paths.results)
+        bags = _bags(slides, spec, read)
         trained = set(folds["patient_id"][folds["role"] != "test"])
         reference = reference_table(bags, trained, stain_of_slides(config, slides))
         with replacing(paths.mil(task, encoder, head)) as folder:
@@ -103,18 +106,17 @@ def slide_reader(config: Config, encoder: str, slides: pd.DataFrame) -> Callable
         slides: `slide_id`, `cohort` and `part` of every slide that will be asked for.
     """
     stores: dict[tuple[str, str], Embeddings] = {}
+    for cohort, part in slides[["cohort", "part"]].drop_duplicates().itertuples(index=False):
+        tiling = config.cohorts[cohort].tiling
+        path = Paths(config.results).embeddings(cohort, tiling, encoder, part)
+        stores[cohort, part] = open_embeddings(path)
     place = {
-        row.slide_id: (row.cohort, row.part)
+        row.slide_id: stores[row.cohort, row.part]
         for row in slides[["slide_id", "cohort", "part"]].itertuples(index=False)
     }
 
     def read(slide_id: str) -> SlideTiles:
-        cohort, part = place[slide_id]
-        if (cohort, part) not in stores:
-            tiling = config.cohorts[cohort].tiling
-            path = Paths(config.results).embeddings(cohort, tiling, encoder, part)
-            stores[cohort, part] = open_embeddings(path)
-        store = stores[cohort, part]
+        store = place[slide_id]
         rows = store.rows(slide_id)
         return bagging.usable(
             np.asarray(store.features[rows]),
@@ -125,6 +127,22 @@ def slide_reader(config: Config, encoder: str, slides: pd.DataFrame) -> Callable
         )
 
     return read
+
+
+def spooled(read: Callable[[str], SlideTiles], folder: Path) -> Callable[[str], SlideTiles]:
+    """The same reader; what it gives beyond `MOST_BYTES` lies in a temporary file in `folder`."""
+    spool = bagging.Spool(folder)
+    held = 0
+
+    def spooling(slide_id: str) -> SlideTiles:
+        nonlocal held
+        tiles = read(slide_id)
+        held += tiles.features.nbytes
+        if held <= MOST_BYTES:
+            return tiles
+        return dataclasses.replace(tiles, features=spool.keep(tiles.features))
+
+    return spooling
 
 
 def stain_of_slides(config: Config, slides: pd.DataFrame) -> dict[str, np.ndarray]:
