@@ -173,6 +173,7 @@ class Task(Model):
     label: str
     cohorts: Annotated[list[str], Field(min_length=1)]
     split: Split = Split()
+    clinical: list[str] = []  # columns of the sheet that a baseline may know: age, grade …
 
 
 class Head(Model):

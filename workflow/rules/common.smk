@@ -317,6 +317,17 @@ def benchmark_settings(wildcards):
     return settings_of(CONFIG.benchmarks[wildcards.benchmark]) + as_param(CONFIG.seed)
 
 
+def benchmark_rows(wildcards):
+    """What the baselines of a benchmark read of the sheets: where slides are from, and who."""
+    tasks = [CONFIG.tasks[name] for name in CONFIG.benchmarks[wildcards.benchmark].tasks]
+    clinical = {column for task in tasks for column in task.clinical}
+    keys = each_part(dict.fromkeys(c for task in tasks for c in task.cohorts))
+    return "".join(
+        rows_of(c, p, "slide_id", *cohorts.site_columns(PARTS[c][p]), *sorted(clinical))
+        for c, _, p in keys
+    )
+
+
 def wanted_files():
     """What a plain run makes: tables, and what no table asks for but the config names."""
     files = [PATHS.benchmark(name) / "table.csv" for name in CONFIG.benchmarks]
