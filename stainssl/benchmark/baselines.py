@@ -41,7 +41,9 @@ def predict_from_columns(
 ) -> pd.DataFrame:
     """Test predictions of a linear probe on columns of the sheet.
 
-    The penalty is chosen by the validation patients, as for tiles.
+    The penalty is chosen by the validation patients, as for tiles. Probabilities are divided by the
+    classes' shares in the training part: where columns tell nothing, each fold says one half, and
+    not the share of the patients that it left out.
 
     Args:
         units: a row per tile, slide or patient: `patient_id`, `slide_id`, `site`, `label` (class
@@ -70,8 +72,10 @@ def predict_from_columns(
         model, _ = linear_probe(
             features[training], y[training], patient[training], val, len(classes), seed
         )
-        p = {f"p_{name}": column for name, column in
-             zip(classes, model(features[test]).T, strict=True)}  # fmt: skip
+        share = np.bincount(y[training], minlength=len(classes)) / len(training)
+        odds = model(features[test]) / np.maximum(share, 1e-9)
+        told = (odds / odds.sum(axis=1, keepdims=True)).T
+        p = {f"p_{name}": column for name, column in zip(classes, told, strict=True)}
         tables.append(units.iloc[test][names].assign(
             repeat=repeat, fold=fold, y=units["label"].to_numpy()[test], **p
         ))  # fmt: skip

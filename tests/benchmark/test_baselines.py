@@ -59,6 +59,14 @@ def test_a_site_that_is_left_out_tells_nothing(rng):
         assert rows["p_1"].nunique() == 1
 
 
+def test_without_information_every_fold_says_one_half(rng):
+    """Left out positives must not show as a lower share of positives in what is left."""
+    units = _patients(rng, 21).assign(site="a")
+    folds = make_folds(units[["patient_id", "label"]], kind="cv", folds=3)
+    predictions = predict_from_columns(units, ["site"], folds, seed=0)
+    np.testing.assert_allclose(predictions["p_1"], 0.5, atol=0.01)
+
+
 def test_no_tested_patient_is_a_sentence(rng):
     units = _patients(rng, 20)
     folds = make_folds(units[["patient_id", "label"]], kind="cv", folds=2)
