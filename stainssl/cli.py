@@ -63,9 +63,10 @@ def _check_words(config: Config, words: dict[str, Any]) -> None:
         "benchmark": config.benchmarks,
     }
     for word in known.keys() & words.keys():
-        if words[word] not in known[word]:
-            ending = nearest(words[word], list(known[word]))
-            raise StainsslError(f"--{word}: no such name {words[word]!r}{ending}")
+        for name in words[word] if isinstance(words[word], list) else [words[word]]:
+            if name not in known[word]:
+                ending = nearest(name, list(known[word]))
+                raise StainsslError(f"--{word}: no such name {name!r}{ending}")
     if "part" in words and words["part"] not in (found := parts(config, words["cohort"])):
         ending = nearest(words["part"], list(found))
         raise StainsslError(f"--part: {words['cohort']} has no part {words['part']!r}{ending}")
@@ -154,11 +155,11 @@ def pretrain(encoder: EncoderName, config: ConfigFile = DEFAULT, threads: Thread
 def embed(
     cohort: CohortName,
     part: PartName,
-    encoder: EncoderName,
+    encoder: Annotated[list[str], typer.Option("--encoder", help="Again for several at once.")],
     config: ConfigFile = DEFAULT,
     threads: Threads = 1,
 ) -> None:
-    """Embed the tiles of a part."""
+    """Embed the tiles of a part; several encoders in one reading of it."""
     _run("embed", config, threads, cohort=cohort, part=part, encoder=encoder)
 
 

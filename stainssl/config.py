@@ -116,7 +116,7 @@ class Encoder(Model):
     """Tile → vector: trained here (`method`), given (`weights`), or made before (`features`)."""
 
     method: Literal["stain-invariant", "simclr", "random"] | None = None
-    weights: str | None = None  # local-dir:FOLDER, hf-hub:NAME or a timm name
+    weights: str | None = None  # local-dir:FOLDER, hf-hub:NAME, a timm name or NAME@FILE
     features: str | None = None  # clam:FOLDER or trident:FOLDER, files of vectors
     train: Train | None = None
     tiling: str = "default"

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import math
-import os
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -91,28 +88,6 @@ class Bag:
         for tiles in self.tiles:
             for start in range(0, len(tiles), size):
                 yield tiles.features[start : start + size].astype(np.float32)
-
-
-class Spool:
-    """Features of many slides in one temporary file, for tasks that do not fit in memory.
-
-    Rows are read from it as if they were in memory; the system keeps what it has room for. The file
-    has no name and goes with the process.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        """`folder` needs room for all features."""
-        folder.mkdir(parents=True, exist_ok=True)
-        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 (as long as its arrays)
-
-    def keep(self, features: np.ndarray) -> np.ndarray:
-        """The same (n, D) features, lying in the file."""
-        if not len(features):
-            return features
-        start = self._file.seek(0, os.SEEK_END)
-        self._file.write(np.ascontiguousarray(features).data)
-        self._file.flush()
-        return np.memmap(self._file, features.dtype, mode="c", offset=start, shape=features.shape)
 
 
 def usable(

@@ -26,6 +26,7 @@ from stainssl.status import StainsslError
 from stainssl.stores.atomic import replacing
 from stainssl.stores.embeddings import Embeddings, open_embeddings
 from stainssl.stores.pixels import open_pixels
+from stainssl.stores.spool import Spool
 from stainssl.stores.tables import write_table
 
 SHOWN = 10  # patients a message names before it counts the rest
@@ -131,7 +132,7 @@ def slide_reader(config: Config, encoder: str, slides: pd.DataFrame) -> Callable
 
 def spooled(read: Callable[[str], SlideTiles], folder: Path) -> Callable[[str], SlideTiles]:
     """The same reader; what it gives beyond `MOST_BYTES` lies in a temporary file in `folder`."""
-    spool = bagging.Spool(folder)
+    spool = Spool(folder)
     held = 0
 
     def spooling(slide_id: str) -> SlideTiles:

@@ -17,6 +17,7 @@ from stainssl.benchmark.projection import MOST_TILES
 from stainssl.benchmark.robustness import Figure, Stainings, measure, most_different
 from stainssl.cohort import parts
 from stainssl.config import Config, Task
+from stainssl.device import pick
 from stainssl.encoders import LoadedEncoder, load
 from stainssl.paths import Paths
 from stainssl.stages.probe import part_labels
@@ -53,10 +54,9 @@ def run(config: Config, encoder: str) -> None:
     """
     paths = Paths(config.results)
     chosen = config.run(encoder)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     source = chosen.encoder.weights or str(paths.model(encoder))
     tasks = _tasks(config, chosen.key)
-    loaded = load(source, device)
+    loaded = load(source, pick())
     family = "macenko" if chosen.encoder.normalizer == "reinhard" else "reinhard"
     figures, predictions, samples = [], [], []
     for name in tasks:

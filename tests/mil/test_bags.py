@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stainssl.mil.bags import Spool, build, draw, pad, statistics, usable
+from stainssl.mil.bags import build, draw, pad, statistics, usable
 
 
 def _slide(n: int, value: float):
@@ -117,15 +117,6 @@ def test_a_feature_that_does_not_vary_divides_by_one(value):
     bags, _ = build(sheet, "patient", lambda _: _slide(5, value))
     mean, std = statistics(bags)
     assert mean.tolist() == [value] * 3 and std.tolist() == [1.0] * 3
-
-
-def test_a_spool_gives_back_what_it_keeps_and_leaves_no_file(tmp_path, rng):
-    spool = Spool(tmp_path / "here")
-    kept = [rng.normal(size=(n, 5)).astype(np.float16) for n in (7, 0, 1, 300)]
-    found = [spool.keep(features) for features in kept]
-    for ours, theirs in zip(kept, found, strict=True):
-        np.testing.assert_array_equal(ours, theirs)
-    assert not list((tmp_path / "here").iterdir())
 
 
 def test_statistics_of_a_large_slide_are_those_of_tiles_spread_over_it(make_bag):
