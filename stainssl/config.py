@@ -117,10 +117,11 @@ class Target(Model):
 
 
 class Encoder(Model):
-    """Tile → vector: trained here (`method`) or given (`weights`)."""
+    """Tile → vector: trained here (`method`), given (`weights`), or made before (`features`)."""
 
     method: Literal["stain-invariant", "simclr", "random"] | None = None
-    weights: str | None = None  # local-dir:FOLDER, hf-hub:NAME or a timm name
+    weights: str | None = None  # local-dir:FOLDER, hf-hub:NAME, a timm name or NAME@FILE
+    features: str | None = None  # clam:FOLDER or trident:FOLDER, files of vectors
     train: Train | None = None
     tiling: str = "default"
     backbone: str = "resnet50"  # any timm name
@@ -140,8 +141,10 @@ class Encoder(Model):
 
     @model_validator(mode="after")
     def _one_kind(self) -> Encoder:
-        if (self.method is None) == (self.weights is None):
-            raise ValueError("give either 'method' (trained here) or 'weights' (given)")
+        if sum(given is not None for given in (self.method, self.weights, self.features)) != 1:
+            raise ValueError(
+                "give one of 'method' (trained here), 'weights' (given), 'features' (files)"
+            )
         if self.is_trained and self.train is None:
             raise ValueError(f"method {self.method} needs 'train: {{cohorts: [...]}}'")
         return self
@@ -174,12 +177,13 @@ class Task(Model):
     label: str
     cohorts: Annotated[list[str], Field(min_length=1)]
     split: Split = Split()
+    clinical: list[str] = []  # columns of the sheet that a baseline may know: age, grade …
 
 
 class Head(Model):
     """The network that aggregates a bag."""
 
-    kind: Literal["mean", "abmil"]
+    kind: Literal["mean", "abmil", "clam", "dsmil", "transmil"]
     epochs: Positive = 40
     lr: Annotated[float, Field(gt=0)] = 2e-3
     weight_decay: Annotated[float, Field(ge=0)] = 1e-2

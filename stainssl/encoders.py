@@ -13,6 +13,7 @@ from typing import Any
 import timm
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from timm.data import resolve_model_data_config
 from timm.models import save_for_hf
 from torch import Tensor, nn
@@ -22,6 +23,10 @@ from stainssl.status import StainsslError
 from stainssl.stores.atomic import replacing
 
 LOCAL, HUB, TIMM = "local-dir:", "hf-hub:", "timm:"
+FILE = "@"  # ARCHITECTURE@FILE
+# Where checkpoints keep a network's tensors, and what training code puts before their names.
+NESTED = ("state_dict", "model", "model_state_dict", "teacher", "student", "net")
+PREFIXES = ("module.", "backbone.", "encoder.", "model.", "student.", "teacher.", "trunk.")
 
 
 @dataclass(frozen=True)
@@ -61,17 +66,21 @@ class LoadedEncoder:
                 pixels, (self.input_size,) * 2, mode=self.interpolation, antialias=True
             ).clamp(0, 1)
         pixels = ((pixels - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
-        half = self.device.type == "cuda" and torch.cuda.is_bf16_supported()
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
-            return self.model(pixels).float()
+        # Half precision as float16: bfloat16's eight bits would change vectors by a hundredth.
+        with torch.autocast(self.device.type, torch.float16, enabled=self.device.type == "cuda"):
+            vectors = self.model(pixels).float()
+        if self.device.type == "cuda" and not vectors.isfinite().all():
+            vectors = self.model(pixels).float()  # beyond float16's range inside
+        return vectors
 
 
 def load(source: Path | str, device: torch.device | str = "cpu") -> LoadedEncoder:
     """Load an encoder.
 
     Args:
-        source: a timm `local-dir` folder (`local-dir:PATH` or a path), `hf-hub:OWNER/NAME`, or a
-            timm name with or without `timm:` (its pretrained weights).
+        source: a timm `local-dir` folder (`local-dir:PATH` or a path), `hf-hub:OWNER/NAME`, a timm
+            name with or without `timm:` (its pretrained weights), or `ARCHITECTURE@FILE`: a timm
+            name, and a file of weights for it (safetensors, or torch's without code in it).
         device: where it runs.
 
     Raises:
@@ -111,6 +120,9 @@ def vector_length(model: nn.Module, input_size: int) -> int:
 def _model(source: str) -> nn.Module:
     if source.startswith(HUB):
         return _from_hub(source)
+    if FILE in source and timm.is_model(source.partition(FILE)[0].split(".")[0]):
+        architecture, _, file = source.partition(FILE)
+        return _from_file(architecture, Path(file))
     name = source.removeprefix(TIMM)
     if source.startswith(TIMM) or timm.is_model(name):
         return _from_timm(name)
@@ -130,6 +142,55 @@ def _from_folder(folder: Path, source: str) -> nn.Module:
             f"{folder}: its weights do not fit its config.json or are not whole "
             f"({_first_line(error)}). Make it again."
         ) from error
+
+
+def _from_file(architecture: str, file: Path) -> nn.Module:
+    """A timm architecture with the weights of a file; preprocessing is the architecture's."""
+    weights = _tensors(file)
+    model = timm.create_model(architecture, num_classes=0)
+    wanted = model.state_dict()
+    fitting = _named_as(wanted, weights)
+    missing = sorted(set(wanted) - set(fitting))
+    wrong = [n for n, value in fitting.items() if value.shape != wanted[n].shape]
+    if missing or wrong:
+        named = ", ".join([*missing, *wrong][:3])
+        raise StainsslError(
+            f"{file}: its weights are not those of {architecture}: {len(missing)} of {len(wanted)}"
+            f" tensors are missing and {len(wrong)} have another shape ({named} …); it holds"
+            f" {', '.join(sorted(weights)[:3])} … Name the architecture that they were trained as."
+        )
+    model.load_state_dict(fitting)
+    return model
+
+
+def _tensors(file: Path) -> dict[str, Tensor]:
+    """The tensors of a weights file by name, taken out of what a checkpoint wraps them in."""
+    try:
+        if file.suffix == ".safetensors":
+            return load_file(file)
+        found = torch.load(file, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise StainsslError(f"{file}: no such file of weights.") from None
+    except Exception as error:  # torch, pickle, zip and safetensors each raise their own kinds
+        raise StainsslError(
+            f"{file} is no whole file of weights, or holds code ({_first_line(error)}). Save the"
+            " network's state_dict() alone."
+        ) from error
+    while inner := next((found[k] for k in NESTED if isinstance(found.get(k), dict)), None):
+        found = inner
+    return {name: value for name, value in found.items() if isinstance(value, Tensor)}
+
+
+def _named_as(wanted: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors that an architecture has, whatever prefixes training put before their names."""
+    found: dict[str, Tensor] = {}
+    for name, value in weights.items():
+        short = name
+        while short not in wanted and (p := next((p for p in PREFIXES if short.startswith(p)), "")):
+            short = short.removeprefix(p)
+        if short in wanted:
+            found[short] = value
+    return found
 
 
 def _from_timm(name: str) -> nn.Module:
