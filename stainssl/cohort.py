@@ -9,7 +9,7 @@ from typing import Annotated
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
-from stainssl.config import NAME, Config, Encoder, Task, nearest
+from stainssl.config import NAME, Cohort, Config, Encoder, Task, nearest
 from stainssl.paths import Paths
 from stainssl.status import StainsslError
 
@@ -44,6 +44,8 @@ def _raw_sheet(config: Config, name: str) -> pd.DataFrame:
         from stainssl.demo import sheet
 
         return sheet(cohort.demo.seed, cohort.demo.patients).astype(str)
+    if cohort.release is not None:
+        return _release_sheet(cohort, name)
     assert cohort.sheet is not None
     try:
         return pd.read_csv(cohort.sheet, dtype=str, keep_default_na=False, skipinitialspace=True)
@@ -53,8 +55,36 @@ def _raw_sheet(config: Config, name: str) -> pd.DataFrame:
         raise StainsslError(f"cohorts.{name}.sheet: {cohort.sheet} is not a CSV: {error}") from None
 
 
+def _release_sheet(cohort: Cohort, name: str) -> pd.DataFrame:
+    """The sheet that a release's own tables and file names make.
+
+    Raises:
+        StainsslError: every problem of its folder, a line each.
+    """
+    from stainssl.releases import load
+
+    assert cohort.release is not None
+    found = load(cohort.release, cohort.root, cohort.options)
+    if found.problems:
+        where = f"cohorts.{name} (release {cohort.release})"
+        raise StainsslError("\n".join(f"{where}: {problem}" for problem in found.problems))
+    return found.sheet
+
+
+def release_warnings(config: Config, name: str) -> list[str]:
+    """What is missing of a release's folder or not as published; none for another cohort."""
+    from stainssl.releases import load
+
+    cohort = config.cohorts[name]
+    if cohort.release is None:
+        return []
+    return load(cohort.release, cohort.root, cohort.options).warnings
+
+
 def _source(config: Config, name: str) -> str:
     cohort = config.cohorts[name]
+    if cohort.release:
+        return f"release {cohort.release}"
     return str(cohort.sheet) if cohort.sheet else f"cohort {name}"
 
 

@@ -1,0 +1,27 @@
+"""Which releases there are; light, because the config asks it."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from stainssl.releases.release import Release
+
+RELEASES: dict[str, str] = {
+    "camelyon17-wilds": "stainssl.releases.camelyon17_wilds",
+    "bracs-roi": "stainssl.releases.bracs_roi",
+    "her2-yale": "stainssl.releases.her2_yale",
+    "response-yale": "stainssl.releases.response_yale",
+}
+"""Config word → module with a `RELEASE`."""
+
+
+def find(name: str) -> Release:
+    """The release of that name.
+
+    Raises:
+        KeyError: there is none; `RELEASES` has the names.
+    """
+    found: Release = import_module(RELEASES[name]).RELEASE
+    return found
