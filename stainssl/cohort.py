@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 from stainssl.config import NAME, Cohort, Config, Encoder, Task, nearest
 from stainssl.paths import Paths
+from stainssl.slides.packed import file_of
 from stainssl.status import StainsslError
 
 Id = Annotated[str, StringConstraints(pattern=f"^{NAME}$")]
@@ -227,11 +228,16 @@ def train_parts(config: Config, encoder: Encoder) -> list[tuple[str, str]]:
 
 
 def missing_files(config: Config, name: str) -> pd.DataFrame:
-    """The rows of a cohort whose file does not exist; none for the synthetic cohort."""
-    if config.cohorts[name].demo is not None:
-        return read_sheet(config, name).head(0)
-    rows = read_sheet(config, name)
-    return rows[[not Path(path).exists() for path in rows["path"]]]
+    """The rows of a cohort whose file does not exist.
+
+    None of the synthetic cohort, and none of a release, which was listed to make its sheet.
+    """
+    rows, cohort = read_sheet(config, name), config.cohorts[name]
+    if cohort.demo is not None or cohort.release is not None:
+        return rows.head(0)
+    files = rows["path"].map(file_of)
+    there = {file: file.exists() for file in files.unique()}
+    return rows[~files.map(there).astype(bool)]
 
 
 def _file_problems(config: Config, name: str) -> Iterator[str]:

@@ -83,7 +83,7 @@ class Cohort(Model):
         root = Path(given.get("root", "."))
         known: dict[str, Any] = {
             "kind": found.kind,
-            "annotations": _under(root, found.annotations),
+            "annotations": _under(root, found.annotations(options)),
             "regions": _under(root, found.regions(options)),
             "outlines": {k: {"of": of, "without": no} for k, (of, no) in found.outlines.items()},
         }

@@ -90,7 +90,9 @@ def _read(root: Path, options: Options) -> Reading:
     version = options["version"]
     files = find_files(root, f"{version}/*/*/*.png")
     if not files:
-        raise StainsslError(f"{root}: no {version}/<split>/<class>/*.png: is this the folder above?")
+        raise StainsslError(
+            f"{root}: no {version}/<split>/<class>/*.png: is this the folder above?"
+        )
     rows = pd.DataFrame([_row(path) for path in files])
     problems = []
     if len(odd := rows[rows["said"] != rows["subtype"]]):

@@ -78,5 +78,10 @@ RELEASE = Release(
     read=_read,
     options={"in_distribution": ("exclude", "train")},
     classes={"tumor": frozenset({"0", "1"})},
-    published={"slides": 455_954, "split=train": 335_996, "split=val": 34_904, "split=test": 85_054},
+    published={
+        "slides": 455_954,
+        "split=train": 335_996,
+        "split=val": 34_904,
+        "split=test": 85_054,
+    },
 )

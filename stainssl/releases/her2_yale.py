@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from stainssl.releases.release import Options, Reading, Release, find_files, stem
+from stainssl.releases.release import Options, Reading, Release, absent, find_files, stem
 from stainssl.releases.validate import named
 from stainssl.status import StainsslError
 
@@ -38,17 +38,17 @@ def _read(root: Path, options: Options) -> Reading:
     if not rows:
         raise StainsslError(f"{root}: no Her2Pos_Case_<n>.svs or Her2Neg_Case_<n>.svs below it.")
     table = pd.DataFrame(rows).sort_values("slide_id", kind="stable")
-    return Reading(table.drop_duplicates("slide_id"), files, outline_notes(root, table, options))
+    return Reading(
+        table.drop_duplicates("slide_id"), files, outline_notes(root, table, roi_pattern(options))
+    )
 
 
-def outline_notes(root: Path, rows: pd.DataFrame, options: Options) -> list[str]:
-    """Which slides have no outlines, where tiles are to stand inside them."""
-    pattern = roi_pattern(options)
+def outline_notes(root: Path, rows: pd.DataFrame, pattern: str | None) -> list[str]:
+    """Which slides have no outlines, where tiles are to stand inside those of a pattern."""
     if pattern is None:
         return []
-    there = [(root / pattern.format(slide_id=slide)).is_file() for slide in rows["slide_id"]]
-    without = rows["slide_id"][[not found for found in there]]
-    if without.empty:
+    without = absent(root, pattern, rows["slide_id"].tolist())
+    if not without:
         return []
     return [
         f"{len(without)} slides have no {pattern} and get no tile: {named(without)} (option "

@@ -56,10 +56,8 @@ def summary(release: Release, found: Imported) -> Iterator[str]:
 def cohort_lines(release: Release, root: Path, options: dict[str, str], sheet: Path) -> str:
     """The cohort of a config that reads the sheet which was written."""
     cohort: dict[str, Any] = {"sheet": str(sheet), "root": str(root), "kind": release.kind}
-    patterns = {
-        "annotations": release.annotations,
-        "regions": release.regions(release.chosen(options)),
-    }
+    chosen = release.chosen(options)
+    patterns = {"annotations": release.annotations(chosen), "regions": release.regions(chosen)}
     cohort |= {key: str(root / pattern) for key, pattern in patterns.items() if pattern}
     if release.outlines:
         cohort["outlines"] = {

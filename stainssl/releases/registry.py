@@ -10,9 +10,16 @@ if TYPE_CHECKING:
 
 RELEASES: dict[str, str] = {
     "camelyon17-wilds": "stainssl.releases.camelyon17_wilds",
+    "camelyon17": "stainssl.releases.camelyon17",
+    "pcam": "stainssl.releases.pcam",
     "bracs-roi": "stainssl.releases.bracs_roi",
+    "bracs-wsi": "stainssl.releases.bracs_wsi",
     "her2-yale": "stainssl.releases.her2_yale",
     "response-yale": "stainssl.releases.response_yale",
+    "tcga-her2": "stainssl.releases.tcga_her2",
+    "impress": "stainssl.releases.impress",
+    "bcnb": "stainssl.releases.bcnb",
+    "herohe": "stainssl.releases.herohe",
 }
 """Config word → module with a `RELEASE`."""
 

@@ -48,10 +48,11 @@ class Release:
         classes: label column → the classes that the release has.
         published: what → how many the release's authors count: `slides`, `patients`,
             `split=train`, `her2=1` and the like.
-        annotations: pattern with {slide_id} under the folder: outlines that label tiles.
+        annotations: options → pattern with {slide_id} under the folder: outlines that label tiles;
+            None: there are none.
         outlines: tile label → (classes of the outlines that have it, classes that are cut out).
         regions: options → pattern with {slide_id} under the folder: tiles stand inside these
-            outlines only; None: the whole slide.
+            outlines only; None: anywhere.
     """
 
     name: str
@@ -61,7 +62,7 @@ class Release:
     options: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     classes: Mapping[str, frozenset[str]] = field(default_factory=dict)
     published: Mapping[str, int] = field(default_factory=dict)
-    annotations: str | None = None
+    annotations: Callable[[Options], str | None] = lambda options: None
     outlines: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = field(default_factory=dict)
     regions: Callable[[Options], str | None] = lambda options: None
 
@@ -125,7 +126,9 @@ def only_file(root: Path, pattern: str, what: str, *others: Path) -> Path:
     raise StainsslError(f"{root}: {what} ({pattern}) must be one file: {listed}.")
 
 
-def read_text_table(path: Path, separator: str = ",", skip_rows: Sequence[int] = ()) -> pd.DataFrame:
+def read_text_table(
+    path: Path, separator: str = ",", skip_rows: Sequence[int] = ()
+) -> pd.DataFrame:
     """A CSV or TSV, all str, empty where nothing stands.
 
     Args:
@@ -173,6 +176,11 @@ def column(table: pd.DataFrame, wanted: str, source: Path) -> pd.Series:
     known = ", ".join(map(str, table.columns))
     what = "no column" if not found else f"{len(found)} columns named"
     raise StainsslError(f"{source}: {what} {wanted!r}; found: {known}. Name it as an option.")
+
+
+def absent(root: Path, pattern: str, slide_ids: Sequence[str]) -> list[str]:
+    """The slides that have no file of a pattern with {slide_id} under a folder."""
+    return [s for s in slide_ids if not (root / pattern.format(slide_id=s)).is_file()]
 
 
 def safe_id(text: str) -> str:

@@ -52,7 +52,7 @@ def _read(root: Path, options: Options) -> Reading:
     )
     rows = rows[patient != ""].reset_index(drop=True)
     notes = [f"responses are read from {path.name}, column {options['label']!r}"]
-    return Reading(rows, files, [*notes, *outline_notes(root, rows, options)])
+    return Reading(rows, files, [*notes, *outline_notes(root, rows, roi_pattern(options))])
 
 
 RELEASE = Release(

@@ -31,7 +31,9 @@ def _without_twins(rows: pd.DataFrame) -> tuple[pd.DataFrame, list[str], list[st
     if not clash.any():
         return kept.reset_index(drop=True), [], warnings
     clashing = kept.loc[clash, "slide_id"].drop_duplicates()
-    problem = f"{len(clashing)} names stand in rows that differ: {named(clashing)}. Keep one of each"
+    problem = (
+        f"{len(clashing)} names stand in rows that differ: {named(clashing)}. Keep one of each"
+    )
     return kept.drop_duplicates("slide_id").reset_index(drop=True), [problem], warnings
 
 

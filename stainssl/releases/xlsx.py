@@ -99,12 +99,21 @@ def _header(rows: list[list[str]]) -> list[str]:
     return [next((c for c in reversed(column) if c), "") for column in zip(*padded, strict=True)]
 
 
-def read_xlsx(path: Path, sheet: str | None = None, headers: int = 1) -> pd.DataFrame:
+def _headers_above(rows: list[list[str]], first: str) -> int:
+    """How many rows stand above the first whose first cell matches a pattern."""
+    place = (i for i, row in enumerate(rows) if re.fullmatch(first, row[0] if row else ""))
+    return next(place, len(rows))
+
+
+def read_xlsx(
+    path: Path, sheet: str | None = None, headers: int = 1, first: str | None = None
+) -> pd.DataFrame:
     """A sheet as a table, all str, empty where nothing stands; empty rows are left out.
 
     Args:
         sheet: its name; None is the first.
-        headers: rows above the data.
+        headers: rows above the data; where there are several, the lowest filled cell is the name.
+        first: instead of `headers`: a pattern of the first cell of the data's first row.
 
     Raises:
         StainsslError: the file does not exist, is no XLSX, or has no such sheet.
@@ -116,7 +125,8 @@ def read_xlsx(path: Path, sheet: str | None = None, headers: int = 1) -> pd.Data
         raise StainsslError(f"{path} does not exist: it is part of the release.") from None
     except (*faults, ValueError, IndexError, StopIteration) as error:
         raise StainsslError(f"{path} is not an XLSX file ({error}): fetch it again.") from error
-    if len(rows) <= headers:
+    headers = headers if first is None else _headers_above(rows, first)
+    if len(rows) <= headers or not headers:
         raise StainsslError(f"{path}: no rows below the {headers} header row(s).")
     names = _header(rows[:headers])
     data = [(row + [""] * len(names))[: len(names)] for row in rows[headers:]]

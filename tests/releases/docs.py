@@ -31,7 +31,7 @@ def pointed(config: dict[str, Any], releases: dict[str, Path]) -> dict[str, Any]
 def shrunk(config: dict[str, Any]) -> dict[str, Any]:
     """The config for a miniature: a tiny backbone, one epoch, one seed, two folds, small parts.
 
-    What is left as the page has it: cohorts, options, tilings' scale, tasks, labels, kinds of split.
+    The rest is as the page has it: cohorts, options, scale, tasks, labels, kinds of split.
     """
     config["slides"] = {**config.get("slides", {}), "part_size": 40, "max_bad_slides": 0.3}
     for tiling in config.setdefault("tilings", {"default": {"mpp": 0.5}}).values():

@@ -1,4 +1,4 @@
-"""Miniatures of the releases: their layout, tables and traps, with pictures of the synthetic cohort.
+"""Miniatures of the releases: layout, tables and traps, with pictures of the synthetic cohort.
 
 Every function fills a folder as its release is unpacked. `Pictures` is what they draw from.
 """
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from xml.sax.saxutils import escape
 
+import h5py
 import numpy as np
 import pandas as pd
 import shapely
@@ -121,8 +122,7 @@ def write_xlsx(
         for i, name in enumerate(sheets, start=1)
     )
     links = "".join(
-        f'<Relationship Id="rId{i}" Type="{relations}/worksheet" '
-        f'Target="worksheets/sheet{i}.xml"/>'
+        f'<Relationship Id="rId{i}" Type="{relations}/worksheet" Target="worksheets/sheet{i}.xml"/>'
         for i in range(1, len(sheets) + 1)
     )
     parts["xl/workbook.xml"] = (
@@ -143,6 +143,11 @@ def write_xlsx(
 def write_png(path: Path, image: np.ndarray) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(image).save(path)
+
+
+def write_jpg(path: Path, image: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(image).save(path, quality=90)
 
 
 # --- outlines ---------------------------------------------------------------------------------
@@ -251,9 +256,141 @@ def response_yale(root: Path, pictures: Pictures, count: int = 8) -> Path:
     return root
 
 
+def camelyon17(root: Path, pictures: Pictures) -> Path:
+    """One patient a centre with five nodes: negative, itc with no outline, micro and macro outlined."""
+    rows = []
+    for center in range(5):
+        patient = f"patient_{20 * center + 3:03d}"
+        rows.append((f"{patient}.zip", "pN2"))
+        for node, stage in enumerate(("negative", "itc", "micro", "macro", "negative")):
+            name = f"{patient}_node_{node}"
+            pictures.copy(node, root / f"centre_{center}" / f"{name}.tif")
+            rows.append((f"{name}.tif", stage))
+            if stage in ("micro", "macro"):
+                square = [(0, 0), (400, 0), (400, 400), (0, 400)]
+                island = [(100, 100), (228, 100), (228, 228), (100, 228)]
+                areas = [("metastases", square), ("normal", island)]
+                asap_xml(root / "annotations" / f"{name}.xml", areas)
+    pd.DataFrame(rows, columns=["patient", "stage"]).to_csv(root / "stage_labels.csv", index=False)
+    return root
+
+
+def pcam(root: Path, pictures: Pictures, per_slide: int = 2) -> Path:
+    """Three splits in HDF5, two slides each, tables of where patches are from."""
+    root.mkdir(parents=True)
+    for number, split in enumerate(("train", "valid", "test")):
+        crops, labels, meta = [], [], []
+        for place in range(2):
+            slide = f"camelyon16_{split}_{'tumor' if place else 'normal'}_{10 * number + place:03d}"
+            for tumor in (0, 1):
+                crops += pictures.patches(number + place, bool(tumor), per_slide)
+                labels += [tumor] * per_slide
+                meta += [(10, 20, bool(tumor), bool(tumor), slide)] * per_slide
+        stem = f"camelyonpatch_level_2_split_{split}"
+        with h5py.File(root / f"{stem}_x.h5", "w") as file:
+            file["x"] = np.stack(crops)
+        with h5py.File(root / f"{stem}_y.h5", "w") as file:
+            file["y"] = np.array(labels, np.uint8).reshape(-1, 1, 1, 1)
+        columns = ["coord_y", "coord_x", "tumor_patch", "center_tumor_patch", "wsi"]
+        pd.DataFrame(meta, columns=columns).to_csv(root / f"{stem}_meta.csv")
+    return root
+
+
+def bracs_wsi(root: Path, pictures: Pictures) -> Path:
+    """Slides in folders by split, group and type; `Set` and label in BRACS.xlsx."""
+    folders = {"BT": ("N", "PB", "UDH"), "AT": ("FEA", "ADH"), "MT": ("DCIS", "IC")}
+    rows: list[list[object]] = [["WSI Filename", "Patient Id", "RoI", "WSI label", "Set"]]
+    number = 700
+    for split, name in (("train", "Training"), ("val", "Validation"), ("test", "Testing")):
+        for group, kinds in folders.items():
+            for kind in kinds:
+                number += 1
+                where = root / split / f"Group_{group}" / f"Type_{kind}"
+                pictures.copy(number, where / f"BRACS_{number}.svs")
+                rows.append([f"BRACS_{number}", number, 3, kind, name])
+    write_xlsx(root / "BRACS.xlsx", {"WSI_Information": rows, "RoI_Information": [["x"], [1]]})
+    return root
+
+
+def tcga_her2(root: Path, pictures: Pictures) -> Path:
+    """A folder a file as the GDC gives them, a frozen section, and the three-header clinical table."""
+    names = ["bcr_patient_uuid", "bcr_patient_barcode", "her2_status_by_ihc", "her2_fish_status"]
+    rows = [names, ["x"] * 4, ["CDE_ID:", "CDE_ID:2003301", "CDE_ID:2957563", "CDE_ID:2854089"]]
+    status = [("Positive", "[Not Evaluated]"), ("Negative", "[Not Evaluated]"),
+              ("Equivocal", "Positive"), ("Equivocal", "[Not Available]"),
+              ("Indeterminate", "Positive"), ("Negative", "Negative")]  # fmt: skip
+    for number, (ihc, fish) in enumerate(status):
+        barcode = f"TCGA-{('A2', 'BH')[number % 2]}-A0{number:02d}"
+        rows.append([f"uuid-{number}", barcode, ihc, fish])
+        slide = f"{barcode}-01Z-00-DX1.AAAA{number}.svs"
+        pictures.copy(number, root / f"uuid-{number}" / slide)
+    pictures.copy(0, root / "uuid-0" / "TCGA-A2-A000-01A-01-TS1.BBBB.svs")
+    pictures.copy(0, root / "uuid-9" / "TCGA-ZZ-A999-01Z-00-DX1.CCCC.svs")  # not in the table
+    text = "\n".join("\t".join(row) for row in rows)
+    (root / "nationwidechildrens.org_clinical_patient_brca.txt").write_text(text)
+    return root
+
+
+def impress(root: Path, pictures: Pictures) -> Path:
+    """Two sheets, one with a header row and one with two; slides of both stains."""
+    her2: list[list[object]] = [
+        ["", "clinical", "", "clinical"], ["Unique ID", "Age", "ER%", "pCR"],
+    ]  # fmt: skip
+    tnbc: list[list[object]] = [["Unique ID", "Age", "pCR (no-0, yes-1)"]]
+    for folder, first, table in (("HER2+_deid", 61, her2), ("TNBC_deid", 901, tnbc)):
+        for number in range(first, first + 4):
+            name = f"{number:03d}"
+            pictures.copy(number, root / folder / f"{name}_HE.svs")
+            pictures.copy(number, root / folder / f"{name}_IHC.svs")
+            middle: list[object] = [46, 95.0] if folder.startswith("HER2") else [46]
+            table.append([name, *middle, number % 2])
+    write_xlsx(root / "cohort_meta.xlsx", {"HER2+": her2, "TNBC": tnbc})
+    return root
+
+
+def bcnb(root: Path, pictures: Pictures) -> Path:
+    """Pictures with outlines beside them, ids as numbers, the release's own split, a stray picture."""
+    rows: list[list[object]] = [["Patient ID", "Age(years)", "ER", "PR", "HER2", "HER2 Expression"]]
+    splits: dict[str, list[str]] = {"train": [], "val": [], "test": []}
+    square = [[100, 100], [600, 100], [600, 600], [100, 600]]
+    for number in range(1, 9):
+        name = root / "WSIs" / f"{number}"
+        write_jpg(name.with_suffix(".jpg"), pictures.images[number % len(pictures.images)])
+        data = {"positive": [{"name": "Annotation 0", "vertices": square}], "negative": []}
+        name.with_suffix(".json").write_text(json.dumps(data))
+        status = "Positive" if number % 2 else "Negative"
+        rows.append([number, 50, "Positive", "Negative", status, "1+"])
+        splits[("train", "train", "val", "test")[(number - 1) // 2]].append(str(number))
+    write_jpg(root / "WSIs" / "47594f5f-d952.jpg", pictures.images[0][:64, :64])
+    write_xlsx(root / "patient-clinical-data.xlsx", {"Sheet1": rows})
+    (root / "dataset-splitting").mkdir()
+    for split, ids in splits.items():
+        (root / "dataset-splitting" / f"{split}_id.txt").write_text("\n".join(ids) + "\n")
+    return root
+
+
+def herohe(root: Path, pictures: Pictures) -> Path:
+    """Names of MIRAX slides with their folders (no renderer writes MIRAX), case 325 among them."""
+    rows: list[list[object]] = [["Case", "HER2 status"]]
+    for number in (1, 2, 3, 4, 5, 6, 325):
+        (root / f"{number}").mkdir(parents=True)
+        (root / f"{number}" / "Slidedat.ini").write_text("")
+        (root / f"{number}.mrxs").write_text("")
+        rows.append([number, "Positive" if number % 2 else "Negative"])
+    write_xlsx(root / "HEROHE_HER2_STATUS.xlsx", {"Sheet1": rows})
+    return root
+
+
 MINIATURES: dict[str, Callable[[Path, Pictures], Path]] = {
     "camelyon17-wilds": camelyon17_wilds,
     "bracs-roi": bracs_roi,
     "her2-yale": her2_yale,
     "response-yale": response_yale,
+    "camelyon17": camelyon17,
+    "pcam": pcam,
+    "bracs-wsi": bracs_wsi,
+    "tcga-her2": tcga_her2,
+    "impress": impress,
+    "bcnb": bcnb,
+    "herohe": herohe,
 }

@@ -85,7 +85,9 @@ def test_half_a_tile_makes_a_label_and_no_file_makes_it_unknown(tmp_path: Path) 
 
 def test_a_slide_that_the_sheet_says_is_free_of_it_is_normal_without_a_file(tmp_path: Path) -> None:
     pattern = str(tmp_path / "{slide_id}.geojson")
-    config = config_of(tmp_path, SHEET.assign(tumor=["1", "0", "1"]), ["tumor"], annotations=pattern)
+    config = config_of(
+        tmp_path, SHEET.assign(tumor=["1", "0", "1"]), ["tumor"], annotations=pattern
+    )
     tiles_of(config, TILES)
     (tmp_path / "s1.geojson").write_text(json.dumps([square("tumor", 0, 150)]))
     assert labels_of(config)["tumor"].tolist() == pytest.approx([1, 1, 0, 0, np.nan], nan_ok=True)

@@ -9,6 +9,7 @@ sys.path.insert(0, str(workflow.basedir))
 from stainssl import cohort as cohorts
 from stainssl import config as models
 from stainssl.paths import Paths
+from stainssl.slides.packed import file_of
 from stainssl.status import StainsslError
 from stainssl.stores.atomic import write_text
 
@@ -112,8 +113,9 @@ def demo_files(kind):
 
 def slide_files(wildcards):
     """The slides of a part that exist, or that the demo makes."""
-    rows = PARTS[wildcards.cohort][wildcards.part]
-    return [path for path in rows["path"] if path not in MISSING[wildcards.cohort]]
+    paths = PARTS[wildcards.cohort][wildcards.part]["path"]
+    there = [path for path in paths if path not in MISSING[wildcards.cohort]]
+    return list(dict.fromkeys(str(file_of(path)) for path in there))
 
 
 def files_by_slide(cohort, part, pattern):
