@@ -135,8 +135,9 @@ def patients_of(
 
     Args:
         slides: the rows of the task's sheets.
-        level: `tile`, `slide` or `patient`. A tile label that is in no sheet (annotations), or of
-            which a patient has several classes, leaves `label` empty.
+        level: `tile`, `slide` or `patient`. `label` is left empty where it is no patient's own: a
+            tile label that is in no sheet (annotations), patches of several classes in one patient,
+            slides of several classes in patients who all have the highest.
         label: the task's label.
         kind, group, stratify: of the split, as in `make_folds`.
 
@@ -148,7 +149,10 @@ def patients_of(
     single = {"sheet": ["split"], "leave-one-out": [group]}.get(kind, [])
     single = [column for column in single if column != "patient_id"]
     strata = [c for c in stratify if c not in (label, "patient_id", *single)]
-    return patient_table(slides, in_sheet, level=level, columns=single, strata=strata)
+    patients = patient_table(slides, in_sheet, level=level, columns=single, strata=strata)
+    if level == "slide" and patients["label"].nunique() == 1 and _has_mixed_patients(slides, label):
+        patients["label"] = ""  # every patient has a slide of the highest class, and others
+    return patients
 
 
 def _has_mixed_patients(slides: pd.DataFrame, label: str) -> bool:

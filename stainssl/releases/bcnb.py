@@ -3,8 +3,8 @@
 `WSIs/<id>.jpg`, `WSIs/<id>.json` (`positive`: outlines as lists of vertices; `negative` is empty),
 `patient-clinical-data.xlsx` (`Patient ID`, `HER2` and others with `Positive` and `Negative`), and
 `dataset-splitting/{train,val,test}_id.txt`: as the release's `bupt-ai-cz/BALNMP` describes and its
-`preprocessing/cut_tumor_regions.py` reads them. Only part of the tumour is outlined: a tile outside is
-unknown, so that the outlines are where tiles stand, not what labels them.
+`preprocessing/cut_tumor_regions.py` reads them. Only part of the tumour is outlined: a tile outside
+is unknown, so that the outlines are where tiles stand, not what labels them.
 """
 
 from __future__ import annotations

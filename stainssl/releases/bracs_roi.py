@@ -1,9 +1,9 @@
 """BRACS regions of interest: 4,539 PNGs at 40x of seven classes of breast lesion.
 
-Layout as released: `<version>/{train,val,test}/<number>_<class>/BRACS_<slide>_<class>_<n>.png`, read
-so by `histocartography/hact-net` (`core/dataloader.py`); class and slide are in the name. Patients
-stand in `BRACS.xlsx`, sheet `WSI_Information` (`WSI Filename`, `Patient Id`, `RoI`, `WSI label`,
-`Set`), beside the folder or in the one above. Without it a slide stands in for its patient.
+Layout as released: `<version>/{train,val,test}/<number>_<class>/BRACS_<slide>_<class>_<n>.png`,
+read so by `histocartography/hact-net` (`core/dataloader.py`); class and slide are in the name.
+Patients stand in `BRACS.xlsx`, sheet `WSI_Information` (`WSI Filename`, `Patient Id`, `RoI`, `WSI
+label`, `Set`), beside the folder or in the one above. Without it a slide stands in for its patient.
 
 The regions differ in size, so they are small slides of 0.25 µm/px that are tiled, and a region is
 answered as a bag (`level: slide`).
@@ -97,7 +97,7 @@ def _read(root: Path, options: Options) -> Reading:
     problems = []
     if len(odd := rows[rows["said"] != rows["subtype"]]):
         problems.append(
-            f"{len(odd)} names do not say BRACS_<slide>_<class>_<n> with the class of their folder: "
+            f"{len(odd)} names are not BRACS_<slide>_<class>_<n> with the class of their folder: "
             f"{named(odd['path'])}"
         )
     rows["patient_id"], notes = _patients(rows, root, options)

@@ -1,8 +1,8 @@
 """BRACS whole slides: 547 slides of 189 patients, labelled by their most severe lesion.
 
-`BRACS_<n>.svs` in folders by split, group and type, and `BRACS.xlsx`, sheet `WSI_Information`
-(`WSI Filename`, `Patient Id`, `RoI`, `WSI label`, `Set`), whose columns several public readers agree
-on. The table decides, not the folders.
+`BRACS_<n>.svs` in folders by split, group and type, and `BRACS.xlsx`, sheet `WSI_Information` (`WSI
+Filename`, `Patient Id`, `RoI`, `WSI label`, `Set`), whose columns several public readers agree on.
+The table decides, not the folders.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
 """CAMELYON17, training part: 500 lymph-node slides of 100 patients from five centres.
 
-`patient_<p>_node_<n>.tif` in any folders, `stage_labels.csv` (`patient`, `stage`; rows of patients end
-in `.zip` and have a pN stage, rows of slides end in `.tif` and have one of four classes), and lesion
-outlines in ASAP's XML for 50 slides. The centre is the patient's number divided by 20, as
+`patient_<p>_node_<n>.tif` in any folders, `stage_labels.csv` (`patient`, `stage`; rows of patients
+end in `.zip` and have a pN stage, rows of slides end in `.tif` and have one of four classes), and
+lesion outlines in ASAP's XML for 50 slides. The centre is the patient's number divided by 20, as
 `p-lambda/wilds`, `dataset_preprocessing/camelyon17/generate_final_metadata.py` has it.
 
-Tile labels: a slide labelled negative is free of tumour everywhere, one with outlines is labelled by
-them, and any other is unknown: its tiles are never taken for normal.
+Tile labels: a slide labelled negative is free of tumour everywhere, one with outlines is labelled
+by them, and any other is unknown: its tiles are never taken for normal.
 """
 
 from __future__ import annotations

@@ -6,9 +6,9 @@ Layout and columns as read by `p-lambda/wilds`, `wilds/datasets/camelyon17_datas
 `patches/patient_<p>_node_<n>/patch_patient_<p>_node_<n>_x_<x>_y_<y>.png`.
 
 The official split goes by hospital: 0, 3 and 4 train, 1 validates, 2 tests. The table's own `split`
-is not it: its 1 marks patches of all hospitals that were drawn to validate within distribution, from
-patients that also train. Those of the training hospitals are excluded, as the benchmark does, or
-train too (`in_distribution: train`).
+is not it: its 1 marks patches of all hospitals that were drawn to validate within distribution,
+from patients that also train. Those of the training hospitals are excluded, as the benchmark does,
+or train too (`in_distribution: train`).
 """
 
 from __future__ import annotations

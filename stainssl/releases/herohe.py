@@ -1,9 +1,10 @@
 """HEROHE: 360 training cases of invasive breast cancer as MIRAX slides, 144 HER2-positive.
 
-`<case>.mrxs`, each with its folder of data, and `HEROHE_HER2_STATUS.xlsx`. The counts, the name of the
-table and the remark on case 325 (no tumour was scanned) are those of the challenge's page as copied in
-`econdesousa/econdesousa.github.io`, `HEROHE/Dataset.md`. The table's columns are not certain: by
-default the first is the case, and the one with HER2 in its name (else the second) the status.
+`<case>.mrxs`, each with its folder of data, and `HEROHE_HER2_STATUS.xlsx`. The counts, the name of
+the table and the remark on case 325 (no tumour was scanned) are those of the challenge's page as
+copied in `econdesousa/econdesousa.github.io`, `HEROHE/Dataset.md`. The table's columns are not
+certain: by default the first is the case, and the one with HER2 in its name (else the second) the
+status.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`stainssl cohort import`: a release's folder → its sheet, a report, and the lines for a config."""
+"""`stainssl cohort import`: a release's folder → its sheet, a report, and lines for a config."""
 
 from __future__ import annotations
 

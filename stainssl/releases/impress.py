@@ -1,9 +1,9 @@
 """IMPRESS: biopsies of 62 HER2-positive and 64 triple-negative patients before chemotherapy.
 
-`HER2+_deid/<id>_HE.svs`, `TNBC_deid/<id>_HE.svs` (with an `_IHC.svs` beside each, which is not read)
-and `cohort_meta.xlsx`, which `huangzhii/IMPRESS` has as `meta/supp_2_cohort_meta.xlsx`: sheets `HER2+`
-and `TNBC`, `Unique ID` and `pCR` (`pCR (no-0, yes-1)` in the second). The rows above the first number
-are taken for headers, one or two of them.
+`HER2+_deid/<id>_HE.svs`, `TNBC_deid/<id>_HE.svs` (with an `_IHC.svs` beside each, which is not
+read) and `cohort_meta.xlsx`, which `huangzhii/IMPRESS` has as `meta/supp_2_cohort_meta.xlsx`:
+sheets `HER2+` and `TNBC`, `Unique ID` and `pCR` (`pCR (no-0, yes-1)` in the second). The rows above
+the first number are taken for headers, one or two of them.
 """
 
 from __future__ import annotations

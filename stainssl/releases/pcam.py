@@ -1,10 +1,10 @@
 """PatchCamelyon: 327,680 patches of 96 px in HDF5, from the slides of CAMELYON16.
 
-`camelyonpatch_level_2_split_{train,valid,test}_{x,y}.h5` (unpacked from `.gz`; datasets `x`, (N, 96,
-96, 3) uint8, and `y`, (N, 1, 1, 1)) and `…_meta.csv` (`coord_x`, `coord_y`, `tumor_patch`,
-`center_tumor_patch`, `wsi`), as `basveeling/pcam`, `keras_pcam/dataset/pcam.py` reads them. A patch's
-path is its file and row, `….h5#17`: nothing is unpacked. The slide stands in for its patient, whom the
-release does not name.
+`camelyonpatch_level_2_split_{train,valid,test}_{x,y}.h5` (unpacked from `.gz`; datasets `x`, (N,
+96, 96, 3) uint8, and `y`, (N, 1, 1, 1)) and `…_meta.csv` (`coord_x`, `coord_y`, `tumor_patch`,
+`center_tumor_patch`, `wsi`), as `basveeling/pcam`, `keras_pcam/dataset/pcam.py` reads them. A
+patch's path is its file and row, `….h5#17`: nothing is unpacked. The slide stands in for its
+patient, whom the release does not name.
 """
 
 from __future__ import annotations

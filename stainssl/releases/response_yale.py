@@ -1,4 +1,4 @@
-"""The Yale trastuzumab response cohort (TCIA collection HER2-TUMOR-ROIS): 85 HER2-positive patients.
+"""The Yale trastuzumab response cohort (TCIA, HER2-TUMOR-ROIS): 85 HER2-positive patients.
 
 `Yale_trastuzumab_response_cohort_metadata_clean.xlsx` has `Patient` and `Responder` (`responder` or
 `non-responder`; 36 responders), read so by public code on the collection, where a slide is

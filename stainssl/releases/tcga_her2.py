@@ -1,10 +1,11 @@
 """TCGA-BRCA slides with HER2 from the clinical table: an external test of HER2.
 
-Slides by barcode (`TCGA-<site>-<patient>-01Z-00-DX1….svs`, as the GDC names them, in folders or not)
-and a label table: the GDC's `nationwidechildrens.org_clinical_patient_brca.txt` (three header rows:
-names, old names, CDE ids; missing values are words in brackets), or any CSV, TSV or XLSX with a
-column of barcodes. HER2 is `her2_status_by_ihc`; where that is equivocal, `her2_fish_status` decides;
-what is then neither positive nor negative is unknown. The site is the barcode's tissue source site.
+Slides by barcode (`TCGA-<site>-<patient>-01Z-00-DX1….svs`, as the GDC names them, in folders or
+not) and a label table: the GDC's `nationwidechildrens.org_clinical_patient_brca.txt` (three header
+rows: names, old names, CDE ids; missing values are words in brackets), or any CSV, TSV or XLSX with
+a column of barcodes. HER2 is `her2_status_by_ihc`; where that is equivocal, `her2_fish_status`
+decides; what is then neither positive nor negative is unknown. The site is the barcode's tissue
+source site.
 """
 
 from __future__ import annotations

@@ -105,7 +105,7 @@ def _points(elements: Iterator[Element], order: str = "") -> list[tuple[float, f
 
 
 def _from_asap(root: Element) -> Iterator[tuple[str, BaseGeometry]]:
-    """Areas of ASAP's `<ASAP_Annotations>`; the class is the group that an annotation is part of."""
+    """Areas of ASAP's `<ASAP_Annotations>`; an annotation's group is its class."""
     for drawn in root.iter("Annotation"):
         if drawn.get("Type", "Polygon") in ("Dot", "PointSet", "Measurement"):
             continue

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from stainssl.benchmark import table
+from stainssl.benchmark import published, table
 from stainssl.benchmark.metrics import average_repeats, roc_band, scored_units
 from stainssl.benchmark.table import Answer, Robustness
 from stainssl.cohort import read_sheet
@@ -40,16 +40,29 @@ def run(config: Config, benchmark: str) -> None:
     long = table.long_table(answers, robustness)
     compared = table.comparisons(answers, robustness, config.seed)
     grid = table.make_grid(long, compared)
-    markdown = table.to_markdown(grid)
-    write_text(folder / "table.csv", long.to_csv(index=False))
+    others = published.figures_for(_questions(config, benchmark))
+    markdown = table.to_markdown(grid) + published.to_markdown(others)
+    tex = table.to_latex(grid) + published.to_latex(others, table.tex)
+    page = table.to_html(grid, f"Benchmark {benchmark}", published.to_html(others))
+    every = pd.concat([long, published.to_rows(others)], ignore_index=True) if others else long
+    write_text(folder / "table.csv", every.to_csv(index=False))
     write_text(folder / "comparisons.csv", compared.to_csv(index=False))
     write_text(folder / "table.md", markdown)
-    write_text(folder / "table.tex", table.to_latex(grid))
-    write_text(folder / "table.html", table.to_html(grid, f"Benchmark {benchmark}"))
+    write_text(folder / "table.tex", tex)
+    write_text(folder / "table.html", page)
     _save(folder / "roc.png", figures.roc(_curves(answers, config.seed), spec.encoders))
     _save(folder / "forest.png", figures.forest(long, spec.encoders))
     _save(folder / "robustness.png", figures.robustness(long, spec.encoders))
     log.info("benchmark %s\n%s", benchmark, markdown)
+
+
+def _questions(config: Config, benchmark: str) -> Iterator[tuple[str, str, str]]:
+    """(task, release, label) of every task that asks a release."""
+    for name in config.benchmarks[benchmark].tasks:
+        task = config.tasks[name]
+        for cohort in task.cohorts:
+            if release := config.cohorts[cohort].release:
+                yield name, release, task.label
 
 
 def _save(path: Path, figure: figures.Figure) -> None:

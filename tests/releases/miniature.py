@@ -257,7 +257,7 @@ def response_yale(root: Path, pictures: Pictures, count: int = 8) -> Path:
 
 
 def camelyon17(root: Path, pictures: Pictures) -> Path:
-    """One patient a centre with five nodes: negative, itc with no outline, micro and macro outlined."""
+    """One patient a centre, five nodes: negative, itc without outline, micro and macro with."""
     rows = []
     for center in range(5):
         patient = f"patient_{20 * center + 3:03d}"
@@ -313,7 +313,7 @@ def bracs_wsi(root: Path, pictures: Pictures) -> Path:
 
 
 def tcga_her2(root: Path, pictures: Pictures) -> Path:
-    """A folder a file as the GDC gives them, a frozen section, and the three-header clinical table."""
+    """A folder a file as from the GDC, a frozen section, the clinical table of three headers."""
     names = ["bcr_patient_uuid", "bcr_patient_barcode", "her2_status_by_ihc", "her2_fish_status"]
     rows = [names, ["x"] * 4, ["CDE_ID:", "CDE_ID:2003301", "CDE_ID:2957563", "CDE_ID:2854089"]]
     status = [("Positive", "[Not Evaluated]"), ("Negative", "[Not Evaluated]"),
@@ -349,7 +349,7 @@ def impress(root: Path, pictures: Pictures) -> Path:
 
 
 def bcnb(root: Path, pictures: Pictures) -> Path:
-    """Pictures with outlines beside them, ids as numbers, the release's own split, a stray picture."""
+    """Pictures, outlines beside them, ids as numbers, the release's split, a stray picture."""
     rows: list[list[object]] = [["Patient ID", "Age(years)", "ER", "PR", "HER2", "HER2 Expression"]]
     splits: dict[str, list[str]] = {"train": [], "val": [], "test": []}
     square = [[100, 100], [600, 100], [600, 600], [100, 600]]

@@ -163,9 +163,10 @@ def test_camelyon17_centre_stage_and_what_is_unknown(releases: dict[str, Path]) 
         "centre-2", "macro", "1", "pN2",
     ]  # fmt: skip
     assert rows.loc["patient_043_node_0", "tumor"] == "0"
-    assert "outlines; the tiles of the 5 without are unknown" in load(
-        "camelyon17", releases["camelyon17"]
-    ).notes[0]
+    assert (
+        "outlines; the tiles of the 5 without are unknown"
+        in load("camelyon17", releases["camelyon17"]).notes[0]
+    )
 
 
 def test_pcam_rows_are_pictures_of_hdf5_files(releases: dict[str, Path], tmp_path: Path) -> None:

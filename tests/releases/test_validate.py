@@ -66,7 +66,9 @@ def test_an_unexpected_class_is_a_problem_that_names_it() -> None:
     rows = [row(1, her2="1"), row(2, her2="equivocal"), row(3, her2="")]
     found = judged(rows, classes={"her2": frozenset({"0", "1"})})
     (problem,) = found.problems
-    assert "label 'her2' has classes that the release has not: equivocal (s2); known: 0, 1" in problem
+    assert (
+        "label 'her2' has classes that the release has not: equivocal (s2); known: 0, 1" in problem
+    )
 
 
 def test_published_counts_are_of_what_is_there() -> None:
