@@ -97,7 +97,7 @@ def demo(config: ConfigFile = DEFAULT, threads: Threads = 0) -> None:
 @cohort_app.command("check")
 def cohort_check(config: ConfigFile = DEFAULT) -> None:
     """Tell every problem of the config and its sheets at once; exit 1 where there is one."""
-    from stainssl.cohort import check, read_sheet
+    from stainssl.cohort import check, read_sheet, release_warnings
     from stainssl.status import StainsslError
 
     loaded = _load(config)
@@ -109,6 +109,22 @@ def cohort_check(config: ConfigFile = DEFAULT) -> None:
             f"{name}: {len(sheet)} slides of {sheet['patient_id'].nunique()} patients "
             f"in {sheet['part'].nunique()} parts, no problem found"
         )
+        for sentence in release_warnings(loaded, name):
+            typer.echo(f"  {sentence}")
+
+
+@cohort_app.command("import")
+def cohort_import(
+    release: Annotated[str, typer.Argument(help="A public data set, as camelyon17-wilds.")],
+    root: Annotated[Path, typer.Option("--root", help="The folder that it was unpacked to.")],
+    sheet: Annotated[Path | None, typer.Option("--sheet", help="CSV to write.")] = None,
+    option: Annotated[list[str] | None, typer.Option("--option", help="As key=value.")] = None,
+) -> None:
+    """Write the sheet of a public data set and tell what is wrong with its folder."""
+    from stainssl.releases.importing import run
+
+    for line in run(release, root, sheet or Path(f"{release}.csv"), option or []):
+        typer.echo(line)
 
 
 @cohort_app.command("gate")

@@ -9,8 +9,9 @@ from typing import Annotated
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
-from stainssl.config import NAME, Config, Encoder, Task, nearest
+from stainssl.config import NAME, Cohort, Config, Encoder, Task, nearest
 from stainssl.paths import Paths
+from stainssl.slides.packed import file_of
 from stainssl.status import StainsslError
 
 Id = Annotated[str, StringConstraints(pattern=f"^{NAME}$")]
@@ -45,6 +46,8 @@ def _raw_sheet(config: Config, name: str) -> pd.DataFrame:
         from stainssl.demo import sheet
 
         return sheet(cohort.demo.seed, cohort.demo.patients).astype(str)
+    if cohort.release is not None:
+        return _release_sheet(cohort, name)
     assert cohort.sheet is not None
     try:
         return pd.read_csv(cohort.sheet, dtype=str, keep_default_na=False, skipinitialspace=True)
@@ -54,8 +57,36 @@ def _raw_sheet(config: Config, name: str) -> pd.DataFrame:
         raise StainsslError(f"cohorts.{name}.sheet: {cohort.sheet} is not a CSV: {error}") from None
 
 
+def _release_sheet(cohort: Cohort, name: str) -> pd.DataFrame:
+    """The sheet that a release's own tables and file names make.
+
+    Raises:
+        StainsslError: every problem of its folder, a line each.
+    """
+    from stainssl.releases import load
+
+    assert cohort.release is not None
+    found = load(cohort.release, cohort.root, cohort.options)
+    if found.problems:
+        where = f"cohorts.{name} (release {cohort.release})"
+        raise StainsslError("\n".join(f"{where}: {problem}" for problem in found.problems))
+    return found.sheet
+
+
+def release_warnings(config: Config, name: str) -> list[str]:
+    """What is missing of a release's folder or not as published; none for another cohort."""
+    from stainssl.releases import load
+
+    cohort = config.cohorts[name]
+    if cohort.release is None:
+        return []
+    return load(cohort.release, cohort.root, cohort.options).warnings
+
+
 def _source(config: Config, name: str) -> str:
     cohort = config.cohorts[name]
+    if cohort.release:
+        return f"release {cohort.release}"
     return str(cohort.sheet) if cohort.sheet else f"cohort {name}"
 
 
@@ -203,11 +234,16 @@ def train_parts(config: Config, encoder: Encoder) -> list[tuple[str, str]]:
 
 
 def missing_files(config: Config, name: str) -> pd.DataFrame:
-    """The rows of a cohort whose file does not exist; none for the synthetic cohort."""
-    if config.cohorts[name].demo is not None:
-        return read_sheet(config, name).head(0)
-    rows = read_sheet(config, name)
-    return rows[[not Path(path).exists() for path in rows["path"]]]
+    """The rows of a cohort whose file does not exist.
+
+    None of the synthetic cohort, and none of a release, which was listed to make its sheet.
+    """
+    rows, cohort = read_sheet(config, name), config.cohorts[name]
+    if cohort.demo is not None or cohort.release is not None:
+        return rows.head(0)
+    files = rows["path"].map(file_of)
+    there = {file: file.exists() for file in files.unique()}
+    return rows[~files.map(there).astype(bool)]
 
 
 def _file_problems(config: Config, name: str) -> Iterator[str]:

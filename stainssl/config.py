@@ -17,6 +17,7 @@ from pydantic import (
     model_validator,
 )
 
+from stainssl.releases.registry import RELEASES, find
 from stainssl.status import StainsslError
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
@@ -47,21 +48,62 @@ class Demo(Model):
     patients: dict[Name, Positive] = {"a": 10, "b": 10, "c": 12}
 
 
+class Outlines(Model):
+    """Which classes of the annotations make a tile label."""
+
+    of: Annotated[list[str], Field(min_length=1)]
+    without: list[str] = []  # classes that are cut out of them
+
+
 class Cohort(Model):
     """Slides or patches of one source, named in one sheet."""
 
     sheet: Path | None = None  # CSV, a row per slide
     root: Path = Path(".")  # paths in the sheet are relative to it
     demo: Demo | None = None  # instead of a sheet
+    release: str | None = None  # instead of a sheet: a public data set, whose folder is `root`
+    options: dict[str, str] = {}  # of the release, as its page in docs/cohorts/ names them
     kind: Literal["slides", "patches"] = "slides"
-    annotations: str | None = None  # pattern with {slide_id}: GeoJSON
+    annotations: str | None = None  # pattern with {slide_id}: GeoJSON, ASAP or ImageScope XML
+    outlines: dict[str, Outlines] = {}  # tile label → classes; without: the class of its name
+    regions: str | None = None  # pattern with {slide_id}: tiles stand inside these outlines only
     tiling: str = "default"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_release(cls, given: Any) -> Any:
+        """What a release knows of itself, where the config does not say otherwise."""
+        name = given.get("release") if isinstance(given, dict) else None
+        if name is None:
+            return given
+        if name not in RELEASES:
+            raise ValueError(f"no release is named {name!r}{nearest(str(name), RELEASES)}")
+        found = find(name)
+        options = found.chosen({k: str(v) for k, v in (given.get("options") or {}).items()})
+        root = Path(given.get("root", "."))
+        known: dict[str, Any] = {
+            "kind": found.kind,
+            "annotations": _under(root, found.annotations(options)),
+            "regions": _under(root, found.regions(options)),
+            "outlines": {k: {"of": of, "without": no} for k, (of, no) in found.outlines.items()},
+        }
+        return {**known, **given, "options": options}
 
     @model_validator(mode="after")
     def _one_source(self) -> Cohort:
-        if (self.sheet is None) == (self.demo is None):
-            raise ValueError("give either 'sheet' (a CSV) or 'demo' (the synthetic cohort)")
+        given = [key for key in ("sheet", "demo", "release") if getattr(self, key) is not None]
+        if len(given) != 1:
+            raise ValueError(
+                "give one of 'sheet' (a CSV), 'demo' (the synthetic cohort) and 'release' (a public"
+                f" data set); found {' and '.join(given) or 'none'}"
+            )
+        if self.options and self.release is None:
+            raise ValueError("'options' are those of a 'release', and there is none")
         return self
+
+
+def _under(root: Path, pattern: str | None) -> str | None:
+    return None if pattern is None else str(root / pattern)
 
 
 class Mask(Model):

@@ -135,19 +135,31 @@ def patients_of(
 
     Args:
         slides: the rows of the task's sheets.
-        level: `tile`, `slide` or `patient`. A tile label that is in no sheet (annotations) leaves
-            `label` empty.
+        level: `tile`, `slide` or `patient`. `label` is left empty where it is no patient's own: a
+            tile label that is in no sheet (annotations), patches of several classes in one patient,
+            slides of several classes in patients who all have the highest.
         label: the task's label.
         kind, group, stratify: of the split, as in `make_folds`.
 
     Raises:
         StainsslError: a column is absent, or a patient has two values where it may have one.
     """
-    in_sheet = None if level == "tile" and label not in slides else label
+    is_mixed = level == "tile" and (label not in slides or _has_mixed_patients(slides, label))
+    in_sheet = None if is_mixed else label
     single = {"sheet": ["split"], "leave-one-out": [group]}.get(kind, [])
     single = [column for column in single if column != "patient_id"]
     strata = [c for c in stratify if c not in (label, "patient_id", *single)]
-    return patient_table(slides, in_sheet, level=level, columns=single, strata=strata)
+    patients = patient_table(slides, in_sheet, level=level, columns=single, strata=strata)
+    if level == "slide" and patients["label"].nunique() == 1 and _has_mixed_patients(slides, label):
+        patients["label"] = ""  # every patient has a slide of the highest class, and others
+    return patients
+
+
+def _has_mixed_patients(slides: pd.DataFrame, label: str) -> bool:
+    """Whether a patient has patches of several classes: then no class is the patient's own."""
+    words = slides[label].map(class_name)
+    known = words != ""
+    return bool((words[known].groupby(slides.loc[known, "patient_id"]).nunique() > 1).any())
 
 
 class _Split(Protocol):

@@ -336,7 +336,8 @@ _TEX = {"&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "$": r"\$", "–": "--",
         "{": r"\{", "}": r"\}", "\\": r"\textbackslash{}"}  # fmt: skip
 
 
-def _tex(text: str) -> str:
+def tex(text: str) -> str:
+    """Text that LaTeX sets as it stands."""
     return re.sub("|".join(map(re.escape, _TEX)), lambda found: _TEX[found.group()], text)
 
 
@@ -344,15 +345,15 @@ def to_latex(grid: Grid) -> str:
     """The grid as a LaTeX `tabular` (packages booktabs) with its notes as paragraphs."""
     lines = [r"\begin{tabular}{ll" + "l" * len(grid.columns) + "}", r"\toprule"]
     head = ["encoder", "head", *grid.columns]
-    lines += [" & ".join(map(_tex, head)) + r" \\", r"\midrule"]
+    lines += [" & ".join(map(tex, head)) + r" \\", r"\midrule"]
     for names, cells in _lines(grid):
         shown = [
-            rf"\textbf{{{_tex(_marked(cell))}}}" if cell.bold else _tex(_marked(cell))
+            rf"\textbf{{{tex(_marked(cell))}}}" if cell.bold else tex(_marked(cell))
             for cell in cells
         ]
-        lines.append(" & ".join([*map(_tex, names), *shown]) + r" \\")
+        lines.append(" & ".join([*map(tex, names), *shown]) + r" \\")
     lines += [r"\bottomrule", r"\end{tabular}"]
-    return "\n".join([*lines, "", *(rf"\par\smallskip {_tex(note)}" for note in grid.notes)]) + "\n"
+    return "\n".join([*lines, "", *(rf"\par\smallskip {tex(note)}" for note in grid.notes)]) + "\n"
 
 
 _STYLE = """
@@ -368,8 +369,8 @@ p { margin: .3em 0; font-size: 13px; color: #444; }
 """
 
 
-def to_html(grid: Grid, title: str) -> str:
-    """The grid as one HTML page that needs no other file."""
+def to_html(grid: Grid, title: str, below: str = "") -> str:
+    """The grid as one HTML page that needs no other file; `below` is HTML under its notes."""
     head = "".join(f"<th>{html.escape(c)}</th>" for c in ["encoder", "head", *grid.columns])
     body = []
     for names, cells in _lines(grid):
@@ -383,5 +384,5 @@ def to_html(grid: Grid, title: str) -> str:
         f"<title>{html.escape(title)}</title><style>{_STYLE}</style></head><body>"
         f"<div class='wide'><table><caption>{html.escape(title)}</caption>"
         f"<thead><tr>{head}</tr></thead>\n<tbody>\n" + "\n".join(body) + "\n</tbody></table></div>"
-        f"{notes}</body></html>\n"
+        f"{notes}{below}</body></html>\n"
     )

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from stainssl.slides.packed import file_of
 from stainssl.status import SlideError, StainsslError, Status
 
 # What the machine, the mount or the network did: never a slide's own status.
@@ -53,7 +54,7 @@ def _touch(path: Path) -> None:
     """Read one byte of each end, so that a mount that went away speaks for itself."""
     if path.is_dir():
         return
-    with path.open("rb") as file:
+    with file_of(path).open("rb") as file:
         file.read(1)
         file.seek(max(0, os.fstat(file.fileno()).st_size - 1))
         file.read(1)
@@ -106,7 +107,7 @@ def require_file(path: Path, root: Path) -> None:
             mount point without its mount; or the file system failed.
     """
     try:
-        size_bytes = path.stat().st_size
+        size_bytes = file_of(path).stat().st_size
     except (FileNotFoundError, NotADirectoryError):
         folder = _nearest_folder(path, root)
         if folder is None or not root.is_dir() or not any(folder.iterdir()):

@@ -1,4 +1,4 @@
-"""One image file (PNG, JPEG, TIFF, BMP) read by Pillow as a slide of one level."""
+"""One picture as a slide of one level: an image file read by Pillow, or a row of an HDF5 file."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from stainssl.slides.faults import blamed
+from stainssl.slides.packed import is_packed, read_picture
 from stainssl.slides.reader import Slide
 from stainssl.status import SlideError, Status
 
@@ -19,6 +20,8 @@ MOST_PIXELS = 100_000_000  # the whole picture stands in memory: 300 MB
 
 def recognises(path: Path) -> bool:
     """Whether the file is an image that cannot be meant as anything but one picture."""
+    if is_packed(path):
+        return True
     if not path.is_file():
         return False
     try:
@@ -51,7 +54,7 @@ def _white_backed(image: Image.Image) -> np.ndarray:
 
 
 def open_file(path: Path) -> PatchFile:
-    """Read an image file whole.
+    """Read an image file, or one picture of an HDF5 file, whole.
 
     Raises:
         SlideError: `unsupported` (not an image, more than 8 bits, too large), `truncated` or
@@ -59,6 +62,8 @@ def open_file(path: Path) -> PatchFile:
         OSError: the machine's or the mount's fault.
     """
     with blamed(path, "opening"):
+        if is_packed(path):
+            return PatchFile(path, "hdf5", read_picture(path))
         try:
             image = Image.open(path, formats=FORMATS)
         except UnidentifiedImageError:

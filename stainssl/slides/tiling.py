@@ -20,9 +20,9 @@ from stainssl.slides.tissue import TissueMap
 from stainssl.status import SlideError, Status
 
 BACKGROUND = "background"  # a place of the grid without any tissue: counted, has no row
-REASONS = ("pen", "tissue", "blur", "pale")
+REASONS = ("pen", "tissue", "blur", "pale", "region")
 """Why a tile is not kept, the first that holds: more ink, less tissue, less sharp or less saturated
-than the limits say."""
+than the limits say, or outside of the outlines in which tiles are to stand."""
 COLUMNS = (
     "tile", "x", "y", "side", "tissue", "sharpness", "pen", "saturation", "od", "kept", "reason",
 )  # fmt: skip
@@ -186,6 +186,7 @@ def reasons(tiles: pd.DataFrame, limits: Limits) -> np.ndarray:
         "pale": none
         if limits.min_saturation is None
         else tiles["saturation"] < limits.min_saturation,
+        "region": none,  # `annotations.within` judges it
     }
     return np.select([tests[name] for name in REASONS], list(REASONS), default="")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from stainssl.benchmark import baselines, table
+from stainssl.benchmark import baselines, published, table
 from stainssl.benchmark.folds import class_name, read_folds
 from stainssl.benchmark.metrics import average_repeats, evaluate, roc_band, scored_units
 from stainssl.benchmark.projection import project
@@ -46,12 +46,16 @@ def run(config: Config, benchmark: str) -> None:
     long = table.long_table([*answers, *columns], robustness)
     compared = table.comparisons(answers, robustness, config.seed)
     grid = table.make_grid(long, compared)
-    markdown = table.to_markdown(grid)
-    write_text(folder / "table.csv", long.to_csv(index=False))
+    others = published.figures_for(_questions(config, benchmark))
+    markdown = table.to_markdown(grid) + published.to_markdown(others)
+    tex = table.to_latex(grid) + published.to_latex(others, table.tex)
+    page = table.to_html(grid, f"Benchmark {benchmark}", published.to_html(others))
+    every = pd.concat([long, published.to_rows(others)], ignore_index=True) if others else long
+    write_text(folder / "table.csv", every.to_csv(index=False))
     write_text(folder / "comparisons.csv", compared.to_csv(index=False))
     write_text(folder / "table.md", markdown)
-    write_text(folder / "table.tex", table.to_latex(grid))
-    write_text(folder / "table.html", table.to_html(grid, f"Benchmark {benchmark}"))
+    write_text(folder / "table.tex", tex)
+    write_text(folder / "table.html", page)
     _save(folder / "roc.png", figures.roc(_curves(answers, config.seed), spec.encoders))
     _save(folder / "forest.png", figures.forest(long, _shown(spec.encoders, columns)))
     _save(folder / "robustness.png", figures.robustness(long, spec.encoders))
@@ -59,6 +63,15 @@ def run(config: Config, benchmark: str) -> None:
     _save(folder / "few_shot.png", figures.few_shot(curves, spec.encoders))
     _save(folder / "umap.png", figures.planes(_planes(config, benchmark)))
     log.info("benchmark %s\n%s", benchmark, markdown)
+
+
+def _questions(config: Config, benchmark: str) -> Iterator[tuple[str, str, str]]:
+    """(task, release, label) of every task that asks a release."""
+    for name in config.benchmarks[benchmark].tasks:
+        task = config.tasks[name]
+        for cohort in task.cohorts:
+            if release := config.cohorts[cohort].release:
+                yield name, release, task.label
 
 
 def _save(path: Path, figure: figures.Figure) -> None:

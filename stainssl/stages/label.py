@@ -7,18 +7,22 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from shapely.geometry.base import BaseGeometry
 
+from stainssl.benchmark.folds import class_name
 from stainssl.cohort import parts
-from stainssl.config import Config
+from stainssl.config import Cohort, Config, Outlines
 from stainssl.paths import Paths
-from stainssl.slides.annotations import read_polygons, tile_fractions
+from stainssl.slides.annotations import (
+    LEAST_SHARE,
+    Areas,
+    area_of,
+    read_polygons,
+    tile_fractions,
+)
 from stainssl.status import StainsslError
 from stainssl.stores.tiles import read_tiles, write_labels
 
 log = logging.getLogger(__name__)
-
-LEAST_SHARE = 0.5  # of a tile's area under a class before the tile has it
 
 
 def label_names(config: Config, cohort: str) -> list[str]:
@@ -43,13 +47,11 @@ def from_sheet(values: pd.Series) -> pd.Series:
     return known.astype(object).where(known.notna(), None)
 
 
-def from_polygons(
-    tiles: pd.DataFrame, polygons: list[tuple[str, BaseGeometry]], label: str
-) -> np.ndarray:
-    """(n,) float32: 1 where at least half of the tile is under the class `label`, else 0."""
-    of_class = [polygon for name, polygon in polygons if name == label]
+def from_polygons(tiles: pd.DataFrame, areas: Areas, outlines: Outlines) -> np.ndarray:
+    """(n,) float32: 1 where at least half of the tile is under the outlines' classes, else 0."""
     x, y, side = (tiles[name].to_numpy() for name in ("x", "y", "side"))
-    return (tile_fractions(x, y, side, of_class) >= LEAST_SHARE).astype(np.float32)
+    polygons = area_of(areas, outlines.of, outlines.without)
+    return (tile_fractions(x, y, side, polygons) >= LEAST_SHARE).astype(np.float32)
 
 
 def _label_patches(tiles: pd.DataFrame, rows: pd.DataFrame, names: list[str]) -> pd.DataFrame:
@@ -65,29 +67,44 @@ def _label_patches(tiles: pd.DataFrame, rows: pd.DataFrame, names: list[str]) ->
     return out
 
 
-def _annotated(tiles: pd.DataFrame, path: Path | None, names: list[str]) -> pd.DataFrame:
-    """The labels of one slide's tiles; unknown, never normal, where nobody annotated it."""
+def _without_outlines(row: dict[str, str], name: str) -> float:
+    """The label of every tile of a slide that nobody outlined: 0 where the sheet says so."""
+    return 0.0 if class_name(row.get(name, "")) == "0" else float("nan")
+
+
+def _annotated(
+    tiles: pd.DataFrame, row: dict[str, str], names: list[str], cohort: Cohort
+) -> pd.DataFrame:
+    """The labels of one slide's tiles; unknown, never normal, where nobody looked at it."""
     out = tiles[["slide_id", "tile"]].copy()
-    is_annotated = path is not None and path.exists()
-    polygons = read_polygons(path) if path is not None and is_annotated else []
+    path = _outline_path(cohort, row["slide_id"])
+    areas = read_polygons(path) if path is not None else []
     for name in names:
-        unknown = np.full(len(tiles), np.nan, np.float32)
-        out[name] = from_polygons(tiles, polygons, name) if is_annotated else unknown
+        outlines = cohort.outlines.get(name, Outlines(of=[name]))
+        if path is None:
+            out[name] = np.full(len(tiles), _without_outlines(row, name), np.float32)
+        else:
+            out[name] = from_polygons(tiles, areas, outlines)
     return out
 
 
+def _outline_path(cohort: Cohort, slide_id: str) -> Path | None:
+    """The slide's annotation file, None where there is none."""
+    path = cohort.annotations and Path(cohort.annotations.format(slide_id=slide_id))
+    return path if path and path.exists() else None
+
+
 def _label_slides(
-    tiles: pd.DataFrame, rows: pd.DataFrame, names: list[str], pattern: str | None
+    tiles: pd.DataFrame, rows: pd.DataFrame, names: list[str], cohort: Cohort
 ) -> pd.DataFrame:
     frames = [tiles.head(0)[["slide_id", "tile"]].assign(**dict.fromkeys(names, np.float32(0)))]
-    unknown = []
-    for slide_id in rows["slide_id"]:
-        path = None if pattern is None else Path(pattern.format(slide_id=slide_id))
-        unknown += [slide_id] if path is None or not path.exists() else []
-        frames.append(_annotated(tiles[tiles["slide_id"] == slide_id], path, names))
+    for row in rows.to_dict("records"):
+        mine = tiles[tiles["slide_id"] == row["slide_id"]]
+        frames.append(_annotated(mine, {str(k): v for k, v in row.items()}, names, cohort))
+    unknown = [s for s in rows["slide_id"] if _outline_path(cohort, s) is None]
     if unknown and names:
         shown = ", ".join(unknown[:5])
-        log.info("%d slides without annotations, labels unknown: %s", len(unknown), shown)
+        log.info("%d slides without annotations: %s", len(unknown), shown)
     found = pd.concat([f for f in frames if len(f)] or frames[:1], ignore_index=True)
     return found.astype(dict.fromkeys(names, np.float32))
 
@@ -96,8 +113,9 @@ def run(config: Config, cohort: str, part: str) -> None:
     """Write the labels of the kept tiles of a part, in the order of its tiles.
 
     For slides, a label is a class of the annotations: 1 where at least half of the tile is under
-    it, 0 elsewhere, unknown on a slide without an annotation file. For patches it is the sheet's
-    column of that name.
+    it, 0 elsewhere (the cohort's `outlines` say where several classes make a label). On a slide
+    without an annotation file it is unknown, unless the sheet has a column of that name with a 0:
+    nothing of it is on the slide. For patches it is the sheet's column of that name.
 
     Raises:
         StainsslError: the tiles are missing, an annotation cannot be read, or the sheet lacks a
@@ -110,7 +128,7 @@ def run(config: Config, cohort: str, part: str) -> None:
     if found.kind == "patches":
         labels = _label_patches(kept, rows, names)
     else:
-        labels = _label_slides(kept, rows, names, found.annotations)
+        labels = _label_slides(kept, rows, names, found)
     labels["tile"] = labels["tile"].astype(np.int32)
     settings = {"labels": names, "annotations": found.annotations, "least_share": LEAST_SHARE}
     write_labels(paths.labels(cohort, found.tiling, part), labels, settings)

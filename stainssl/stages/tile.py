@@ -20,6 +20,7 @@ from stainssl.cohort import parts, root
 from stainssl.config import Config, Tiling
 from stainssl.figures.slides import preview
 from stainssl.paths import Paths
+from stainssl.slides.annotations import Areas, read_polygons, within
 from stainssl.slides.faults import require_file
 from stainssl.slides.reader import Slide, open_slide
 from stainssl.slides.scale import read_thumbnail, resolve_mpp
@@ -51,6 +52,7 @@ class Outcome:
     """What tiling made of one slide; filled in as far as it got."""
 
     slide_id: str
+    regions: Path | None = None  # outlines in which its tiles stand; None: anywhere
     status: Status = Status.OK
     detail: str = ""
     mpp: float = float("nan")  # µm in a level-0 px
@@ -106,6 +108,16 @@ def _refuse_grey(thumbnail: np.ndarray) -> None:
         )
 
 
+def _outlined(path: Path) -> Areas:
+    """The outlines in which a slide's tiles stand; a file that says none costs the slide."""
+    try:
+        return read_polygons(path)
+    except FileNotFoundError:
+        raise SlideError(Status.EMPTY, f"No outlines: {path} does not exist.") from None
+    except StainsslError as error:
+        raise SlideError(Status.UNREADABLE, str(error)) from error
+
+
 def _why_empty(outcome: Outcome, tiling: Tiling) -> str:
     if not len(outcome.tiles):
         return f"No tissue was found at {tiling.mask.mpp:g} µm/px."
@@ -136,6 +148,8 @@ def _tile_slide(outcome: Outcome, slide: Slide, sheet_mpp: float, tiling: Tiling
     tissue = tissue_map(thumbnail, mask_mpp, mask.min_area_um2, mask.min_hole_um2)
     outcome.tissue_mm2 = float(tissue.tissue.sum() * mask_mpp**2 / 1e6)
     outcome.tiles = tile_table(slide, outcome.mpp, squares, tissue, _limits(tiling))
+    if outcome.regions is not None:
+        outcome.tiles = within(outcome.tiles, _outlined(outcome.regions))
     outcome.counts = counts(outcome.tiles, len(squares))
     if not outcome.counts["kept"]:
         outcome.status = Status.EMPTY
@@ -197,7 +211,13 @@ class _Job:
     reader: str
     may_miss: bool  # a missing file is a status
     tiling: Tiling
+    regions: str | None  # pattern with {slide_id}
     work: Callable[[Outcome, Slide, float, Tiling], None]
+
+    def begun(self, slide_id: str) -> Outcome:
+        """The outcome of a slide before anything was done."""
+        found = self.regions and Path(self.regions.format(slide_id=slide_id))
+        return Outcome(slide_id, regions=found or None)
 
     def one(self, row: Any, with_patch_picture: bool) -> Outcome:
         """The outcome of a row of the sheet.
@@ -206,7 +226,7 @@ class _Job:
             StainsslError: a file is missing and may not be.
             OSError: the machine's or the mount's fault.
         """
-        outcome, started = Outcome(str(row.slide_id)), time.monotonic()
+        outcome, started = self.begun(str(row.slide_id)), time.monotonic()
         try:
             require_file(Path(row.path), self.root)
             with closing(open_slide(row.path, self.reader)) as slide:
@@ -233,6 +253,7 @@ def _job(config: Config, cohort: str) -> _Job:
         reader="patches" if is_patches else config.slides.reader,
         may_miss=config.slides.on_missing == "quarantine",
         tiling=config.tilings[found.tiling],
+        regions=found.regions,
         work=_tile_patch if is_patches else _tile_slide,
     )
 

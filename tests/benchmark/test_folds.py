@@ -165,3 +165,27 @@ def test_labels_are_one_word_whatever_their_type():
     assert [class_name(v) for v in (1.0, 1, "1", "1.0", np.float32(1), True)] == ["1"] * 6
     assert [class_name(v) for v in (None, np.nan, "", "HER2+", 0.5)] == ["", "", "", "HER2+", "0.5"]
     assert class_order(["10", "9", "b", "a", "", "9"]) == ["9", "10", "a", "b"]
+
+
+def test_patients_who_all_have_tiles_of_both_classes_are_split_without_balance():
+    rows = [(f"p{i}", str(y), "train" if i < 3 else "test") for i in range(5) for y in (0, 1)]
+    slides = pd.DataFrame(rows, columns=["patient_id", "tumor", "split"])
+    slides["slide_id"] = range(len(slides))
+    task = Task(level="tile", label="tumor", cohorts=["c"], split={"kind": "sheet"})
+    assert problems(slides, "tile", "tumor", task) == []
+    folds = make_folds(patients_of(slides, "tile", "tumor", kind="sheet"), kind="sheet")
+    assert set(folds.loc[folds["role"] == "test", "patient_id"]) == {"p3", "p4"}
+
+
+def test_patients_who_all_have_a_slide_of_the_highest_class_are_split_too():
+    stages = ["negative", "itc", "negative", "macro", "negative", "negative"]
+    slides = pd.DataFrame({"patient_id": list("aabbcc"), "stage": stages, "site": list("xxyyzz")})
+    task = Task(
+        level="slide",
+        label="stage",
+        cohorts=["c"],
+        split={"kind": "leave-one-out", "group": "site"},
+    )
+    assert problems(slides, "slide", "stage", task) == []
+    alone = slides.assign(stage="negative")
+    assert "one class only" in problems(alone, "slide", "stage", task)[0]

@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from shapely.geometry import Polygon, box
 
-from stainssl.slides.annotations import read_polygons, tile_fractions
+from stainssl.slides.annotations import area_of, read_polygons, tile_fractions, within
 from stainssl.status import StainsslError
 
 SQUARE = [[[0, 0], [100, 0], [100, 100], [0, 100], [0, 0]]]
@@ -75,7 +77,106 @@ def test_what_is_no_geojson_is_named(tmp_path: Path, text: str) -> None:
 
 def test_other_formats_are_named(tmp_path: Path) -> None:
     with pytest.raises(StainsslError, match="GeoJSON"):
+        read_polygons(tmp_path / "a.ndpa")
+    (tmp_path / "a.xml").write_text("<kml/>")
+    with pytest.raises(StainsslError, match="its first element is <kml>"):
         read_polygons(tmp_path / "a.xml")
+
+
+def asap_file(path: Path, *drawn: tuple[str, str, list[tuple[float, float]]]) -> Path:
+    root = ElementTree.Element("ASAP_Annotations")
+    annotations = ElementTree.SubElement(root, "Annotations")
+    for number, (kind, group, points) in enumerate(drawn):
+        one = ElementTree.SubElement(
+            annotations, "Annotation", Name=f"A{number}", Type=kind, PartOfGroup=group
+        )
+        ring = ElementTree.SubElement(one, "Coordinates")
+        for order, (x, y) in reversed(list(enumerate(points))):  # only `Order` is right
+            ElementTree.SubElement(ring, "Coordinate", Order=str(order), X=str(x), Y=str(y))
+    ElementTree.ElementTree(root).write(path)
+    return path
+
+
+CORNERS = [(0.0, 0.0), (100.0, 0.0), (100.0, 100.0), (0.0, 100.0)]
+INNER = [(25.0, 25.0), (75.0, 25.0), (75.0, 75.0), (25.0, 75.0)]
+
+
+def test_asap_groups_are_classes_and_dots_cover_nothing(tmp_path: Path) -> None:
+    path = asap_file(
+        tmp_path / "a.xml",
+        ("Polygon", "metastases", CORNERS), ("Spline", "normal", INNER),
+        ("Dot", "metastases", [(3, 3)]),
+    )  # fmt: skip
+    areas = read_polygons(path)
+    assert [(name, polygon.area) for name, polygon in areas] == [
+        ("metastases", 10_000), ("normal", 2500),
+    ]  # fmt: skip
+    (cut,) = area_of(areas, ["metastases", "_0"], ["normal"])
+    assert cut.area == 7500
+    assert area_of(areas, ["_0"], ["normal"]) == []
+
+
+def imagescope(regions: str, layer: str = 'Id="1" Name=""') -> str:
+    return (
+        f'<Annotations MicronsPerPixel="0.5"><Annotation {layer}><Attributes>'
+        f'<Attribute Name="Description" Value="tumor"/></Attributes><Regions>{regions}</Regions>'
+        "</Annotation></Annotations>"
+    )
+
+
+def scope_region(points: list[tuple[float, float]], **attributes: str) -> str:
+    said = " ".join(f'{name}="{value}"' for name, value in attributes.items())
+    ring = "".join(f'<Vertex X="{x}" Y="{y}" Z="0"/>' for x, y in points)
+    return f"<Region {said}><Vertices>{ring}</Vertices></Region>"
+
+
+def test_imagescope_exclusions_rectangles_and_ellipses(tmp_path: Path) -> None:
+    path = tmp_path / "a.xml"
+    drawn = [
+        scope_region(CORNERS, Type="0", NegativeROA="0"),
+        scope_region(INNER, Type="1", NegativeROA="1"),
+        scope_region([(200, 0), (220, 10)], Type="2", Text="necrosis"),
+        scope_region([(0, 0), (50, 50)], Type="3"),  # an arrow
+    ]
+    path.write_text(imagescope("".join(drawn)))
+    (tumor, first), (necrosis, second) = read_polygons(path)
+    assert (tumor, first.area) == ("tumor", 7500)
+    assert necrosis == "necrosis"
+    assert second.area == pytest.approx(np.pi * 10 * 5, rel=0.01)
+
+
+def test_vertices_by_class_as_bcnb_has_them(tmp_path: Path) -> None:
+    data = {"positive": [{"name": "Annotation 0", "vertices": CORNERS}], "negative": []}
+    ((name, polygon),) = read_polygons(written(tmp_path / "1.json", data))
+    assert (name, polygon.area) == ("positive", 10_000)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '<!DOCTYPE a [<!ENTITY b "cc"><!ENTITY c "&b;&b;">]><Annotations>&c;</Annotations>',
+        '<!DOCTYPE a [<!ENTITY x SYSTEM "/etc/hostname">]><Annotations>&x;</Annotations>',
+        "<Annotations><Annotation>",
+        "",
+        '<Annotations><Annotation><Regions><Region><Vertices><Vertex X="a" Y="1"/></Vertices>'
+        "</Region></Regions></Annotation></Annotations>",
+    ],
+)
+def test_bombs_and_broken_xml_are_a_sentence(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "a.xml"
+    path.write_text(text)
+    with pytest.raises(StainsslError, match=r"a\.xml is not annotations in XML"):
+        read_polygons(path)
+
+
+def test_tiles_outside_of_the_regions_are_not_kept() -> None:
+    tiles = pd.DataFrame({"x": [0, 40, 60, 0], "y": 0, "side": 100.0})
+    tiles["kept"] = [True, True, True, False]
+    tiles["reason"] = ["", "", "", "pen"]
+    found = within(tiles, [("any", box(0, 0, 100, 100))])
+    assert found["reason"].tolist() == ["", "", "region", "pen"]
+    assert found["kept"].tolist() == [True, True, False, False]
+    assert not within(tiles, [])["kept"].any()
 
 
 @given(st.floats(-50, 150), st.floats(-50, 150), st.floats(1, 80))

@@ -83,6 +83,27 @@ def test_half_a_tile_makes_a_label_and_no_file_makes_it_unknown(tmp_path: Path) 
     assert found["fat"].tolist() == pytest.approx([0, 0, 1, np.nan, 0], nan_ok=True)
 
 
+def test_a_slide_that_the_sheet_says_is_free_of_it_is_normal_without_a_file(tmp_path: Path) -> None:
+    pattern = str(tmp_path / "{slide_id}.geojson")
+    config = config_of(
+        tmp_path, SHEET.assign(tumor=["1", "0", "1"]), ["tumor"], annotations=pattern
+    )
+    tiles_of(config, TILES)
+    (tmp_path / "s1.geojson").write_text(json.dumps([square("tumor", 0, 150)]))
+    assert labels_of(config)["tumor"].tolist() == pytest.approx([1, 1, 0, 0, np.nan], nan_ok=True)
+
+
+def test_outlines_say_which_classes_make_a_label_and_which_are_cut_out(tmp_path: Path) -> None:
+    config = config_of(
+        tmp_path, SHEET, ["tumor"], annotations=str(tmp_path / "{slide_id}.geojson"),
+        outlines={"tumor": {"of": ["_0", "metastases"], "without": ["normal"]}},
+    )  # fmt: skip
+    tiles_of(config, TILES)
+    drawn = [square("_0", 0, 150), square("metastases", 300, 400), square("normal", 0, 60)]
+    (tmp_path / "s1.geojson").write_text(json.dumps(drawn))
+    assert labels_of(config)["tumor"].tolist()[:3] == [0, 1, 1]
+
+
 def test_slides_without_a_pattern_are_unknown(tmp_path: Path) -> None:
     config = config_of(tmp_path, SHEET, ["tumor"])
     tiles_of(config, TILES)

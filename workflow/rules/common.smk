@@ -9,6 +9,7 @@ sys.path.insert(0, str(workflow.basedir))
 from stainssl import cohort as cohorts
 from stainssl import config as models
 from stainssl.paths import Paths
+from stainssl.slides.packed import file_of
 from stainssl.status import StainsslError
 from stainssl.stores.atomic import write_text
 
@@ -16,7 +17,9 @@ from stainssl.stores.atomic import write_text
 # that runs Snakemake, whether or not its environment is active.
 CONDA_USED = "conda" in map(str, workflow.deployment_settings.deployment_method)
 PYTHON = "python" if CONDA_USED else f'"{sys.executable}"'
+# A prefix of one's own replaces Snakemake's, and with it the options that let `verb | tee` fail.
 shell.prefix(
+    "set -euo pipefail; "
     f'stainssl() {{{{ PYTHONPATH="{workflow.basedir}" {PYTHON} -m stainssl "$@"; }}}}; '
 )
 
@@ -110,8 +113,25 @@ def demo_files(kind):
 
 def slide_files(wildcards):
     """The slides of a part that exist, or that the demo makes."""
-    rows = PARTS[wildcards.cohort][wildcards.part]
-    return [path for path in rows["path"] if path not in MISSING[wildcards.cohort]]
+    paths = PARTS[wildcards.cohort][wildcards.part]["path"]
+    there = [path for path in paths if path not in MISSING[wildcards.cohort]]
+    return list(dict.fromkeys(str(file_of(path)) for path in there))
+
+
+def files_by_slide(cohort, part, pattern):
+    """The files of a pattern with {slide_id} that exist for a part's slides."""
+    if pattern is None:
+        return []
+    slides = PARTS[cohort][part]["slide_id"]
+    files = [Path(pattern.format(slide_id=slide)) for slide in slides]
+    made = CONFIG.cohorts[cohort].demo is not None
+    return [str(file) for file in files if made or file.exists()]
+
+
+def region_files(wildcards):
+    """The outlines in which the tiles of a part's slides stand."""
+    pattern = CONFIG.cohorts[wildcards.cohort].regions
+    return files_by_slide(wildcards.cohort, wildcards.part, pattern)
 
 
 def tile_rows(wildcards):
@@ -143,20 +163,15 @@ def tile_labels(cohort):
 def annotation_files(wildcards):
     """The annotations of a part's slides that exist, or that the demo makes."""
     pattern = CONFIG.cohorts[wildcards.cohort].annotations
-    if pattern is None:
-        return []
-    slides = PARTS[wildcards.cohort][wildcards.part]["slide_id"]
-    files = [Path(pattern.format(slide_id=slide)) for slide in slides]
-    made = CONFIG.cohorts[wildcards.cohort].demo is not None
-    return [str(file) for file in files if made or file.exists()]
+    return files_by_slide(wildcards.cohort, wildcards.part, pattern)
 
 
 def label_rows(wildcards):
-    """What `label` reads of the sheet: the tile labels of patches."""
+    """What `label` reads of the sheet and the cohort: labels, and the classes that make them."""
     labels = tile_labels(wildcards.cohort)
-    if CONFIG.cohorts[wildcards.cohort].kind == "slides":
-        return as_param(labels)
-    return as_param(labels) + rows_of(wildcards.cohort, wildcards.part, *labels)
+    outlines = settings_of(CONFIG.cohorts[wildcards.cohort], "outlines")
+    rows = rows_of(wildcards.cohort, wildcards.part, *labels)
+    return as_param(labels) + outlines + rows
 
 
 def train_pixels(wildcards):

@@ -4,6 +4,7 @@
 rule tile:
     input:
         slides=slide_files,
+        regions=region_files,
     output:
         tiles=PATHS.tiles("{cohort}", "{tiling}", "{part}"),
         qc=PATHS.qc("{cohort}", "{tiling}", "{part}"),

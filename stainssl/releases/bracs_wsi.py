@@ -1,0 +1,49 @@
+"""BRACS whole slides: 547 slides of 189 patients, labelled by their most severe lesion.
+
+`BRACS_<n>.svs` in folders by split, group and type, and `BRACS.xlsx`, sheet `WSI_Information` (`WSI
+Filename`, `Patient Id`, `RoI`, `WSI label`, `Set`), whose columns several public readers agree on.
+The table decides, not the folders.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+
+from stainssl.releases.bracs_roi import GROUPS, slide_table, summary_path
+from stainssl.releases.release import Options, Reading, Release, find_files, safe_id, stem
+from stainssl.status import StainsslError
+
+
+def _read(root: Path, options: Options) -> Reading:
+    path = summary_path(root, options["summary"])
+    if path is None:
+        raise StainsslError(
+            f"{root}: no {options['summary']} there or in the two folders above: it has the labels."
+        )
+    table = slide_table(path)
+    files = find_files(root, "**/BRACS_*.svs")
+    where = {stem(name): name for name in reversed(files)}
+    rows = pd.DataFrame(
+        {
+            "slide_id": table["slide"].map(safe_id),
+            "patient_id": ("BRACS_patient_" + table["patient"]).map(safe_id),
+            "path": [where.get(slide, f"{slide}.svs") for slide in table["slide"]],
+            "split": table["split"],
+            "subtype": table["subtype"],
+            "group": table["subtype"].map(GROUPS).fillna(""),
+        }
+    )
+    return Reading(rows, files, [f"labels, patients and splits are read from {path.name}"])
+
+
+RELEASE = Release(
+    name="bracs-wsi",
+    title="BRACS whole slides, seven classes of breast lesion",
+    kind="slides",
+    read=_read,
+    options={"summary": ("BRACS.xlsx",)},
+    classes={"subtype": frozenset(GROUPS), "split": frozenset({"train", "val", "test"})},
+    published={"slides": 547, "patients": 189},
+)
