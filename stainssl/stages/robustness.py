@@ -55,7 +55,7 @@ def run(config: Config, encoder: str) -> None:
     source = chosen.encoder.weights or str(paths.model(encoder))
     tasks = _tasks(config, chosen.key)
     loaded = load(source, device)
-    family = "macenko" if chosen.encoder.normalizer == "reinhard" else "reinhard"
+    family = "macenko" if chosen.encoder.normalizers[0] == "reinhard" else "reinhard"
     figures, predictions = [], []
     for name in tasks:
         found, predicted = _measure_task(config, name, loaded, family)
