@@ -19,6 +19,8 @@ from timm.models import save_for_hf
 from torch import Tensor, nn
 
 from stainssl import __version__
+from stainssl.stain import StainProfile, estimate, normalize
+from stainssl.stain.targets import profile_from_json, profile_to_json
 from stainssl.status import StainsslError
 from stainssl.stores.atomic import replacing
 
@@ -27,6 +29,7 @@ FILE = "@"  # ARCHITECTURE@FILE
 # Where checkpoints keep a network's tensors, and what training code puts before their names.
 NESTED = ("state_dict", "model", "model_state_dict", "teacher", "student", "net")
 PREFIXES = ("module.", "backbone.", "encoder.", "model.", "student.", "teacher.", "trunk.")
+STANDARD = "stain.json"  # in a local-dir folder: the stain that its tiles are normalised to
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,7 @@ class LoadedEncoder:
         mean, std: (1, 3, 1, 1), of RGB in [0, 1].
         interpolation: `bilinear` or `bicubic`.
         device: where the network is.
+        standard: the stain that tiles are normalised to first; None: they are taken as they are.
     """
 
     model: nn.Module
@@ -49,6 +53,7 @@ class LoadedEncoder:
     std: Tensor
     interpolation: str
     device: torch.device
+    standard: StainProfile | None = None
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Tensor:
@@ -60,7 +65,7 @@ class LoadedEncoder:
         Returns:
             (B, D) float32 on the encoder's device.
         """
-        pixels = images.to(self.device).float().div(255)
+        pixels = self._standardised(images.to(self.device)).float().div(255)
         if pixels.shape[-2:] != (self.input_size, self.input_size):
             pixels = F.interpolate(
                 pixels, (self.input_size,) * 2, mode=self.interpolation, antialias=True
@@ -72,6 +77,14 @@ class LoadedEncoder:
         if self.device.type == "cuda" and not vectors.isfinite().all():
             vectors = self.model(pixels).float()  # beyond float16's range inside
         return vectors
+
+    def _standardised(self, images: Tensor) -> Tensor:
+        """The images in the standard's stain; those whose own cannot be told stay as they are."""
+        if self.standard is None:
+            return images
+        own = estimate(images, self.standard.method)
+        changed = normalize(images, own, self.standard)
+        return torch.where(own.valid[:, None, None, None], changed, images)
 
 
 def load(source: Path | str, device: torch.device | str = "cpu") -> LoadedEncoder:
@@ -100,7 +113,15 @@ def load(source: Path | str, device: torch.device | str = "cpu") -> LoadedEncode
         std=torch.tensor(data["std"], device=device).view(1, 3, 1, 1),
         interpolation=interpolation if interpolation in ("bilinear", "bicubic") else "bicubic",
         device=torch.device(device),
+        standard=_standard(str(source)),
     )
+
+
+def _standard(source: str) -> StainProfile | None:
+    path = Path(source.removeprefix(LOCAL)) / STANDARD
+    if not path.is_file():
+        return None
+    return profile_from_json(json.loads(path.read_text(encoding="utf-8")))
 
 
 @torch.inference_mode()
@@ -257,6 +278,7 @@ def save_local_dir(
     std: tuple[float, float, float],
     model_args: Mapping[str, Any],
     card: Mapping[str, Any],
+    standard: StainProfile | None = None,
 ) -> None:
     """Write a timm network as a folder that `timm.create_model("local-dir:…")` reads.
 
@@ -268,6 +290,7 @@ def save_local_dir(
         mean, std: of RGB in [0, 1], as in training.
         model_args: arguments beside the name that make the architecture.
         card: what the model card says, a line a key.
+        standard: the stain that its tiles are normalised to first; `load` does so, timm does not.
     """
     config = dict(model.pretrained_cfg)  # type: ignore[arg-type]
     config |= {
@@ -281,6 +304,9 @@ def save_local_dir(
     model = model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     with replacing(path) as made:
         save_for_hf(model, str(made), model_args=dict(model_args), safe_serialization=True)
+        if standard is not None:
+            content = json.dumps(profile_to_json(standard), indent=1)
+            (made / STANDARD).write_text(content + "\n", encoding="utf-8")
         (made / "README.md").write_text(_card(path.parent.name, backbone, card), encoding="utf-8")
 
 

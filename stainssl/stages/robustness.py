@@ -57,7 +57,7 @@ def run(config: Config, encoder: str) -> None:
     source = chosen.encoder.weights or str(paths.model(encoder))
     tasks = _tasks(config, chosen.key)
     loaded = load(source, pick())
-    family = "macenko" if chosen.encoder.normalizer == "reinhard" else "reinhard"
+    family = "macenko" if "reinhard" in chosen.encoder.normalizers else "reinhard"
     figures, predictions, samples = [], [], []
     for name in tasks:
         found, predicted, sampled = _measure_task(config, name, loaded, family)

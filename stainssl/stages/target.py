@@ -67,7 +67,7 @@ def run(config: Config, encoder: str) -> None:
         raise StainsslError(f"encoders.{found.key} is not trained here, so it has no target.")
     paths = Paths(config.results)
     sources = _sources(config, found.encoder, paths)
-    summary = reduce_parts(sources, found.encoder.normalizer, config.seed)
+    summary = reduce_parts(sources, found.encoder.normalizers[0], config.seed)
     _refuse_empty(summary, found, sources)
     content = describe(summary, found, config.seed)
     figure = picture(summary.pool, content, sources)
@@ -193,7 +193,7 @@ def describe(summary: PartSummary, found: Run, seed: int) -> dict[str, Any]:
         "version": __version__,
         "policy": encoder.target.policy,
         "per": encoder.target.per,
-        "normalizer": encoder.normalizer,
+        "normalizer": encoder.normalizers[0],
         "seed": seed,
         "pool": _pool_json(summary, encoder),
         "sites": {
@@ -295,10 +295,10 @@ def _fixed(found: Run) -> list[Any]:
 def _refuse_leak(content: Mapping[str, Any], found: Run, where: str) -> None:
     encoder = found.encoder
     assert encoder.train is not None
-    if content["fallback"]["method"] != encoder.normalizer:
+    if content["fallback"]["method"] != encoder.normalizers[0]:
         raise StainsslError(
             f"{where} is a target for {content['fallback']['method']}, the encoder's normalizer is "
-            f"{encoder.normalizer}: choose a target of the same method."
+            f"{encoder.normalizers[0]}: choose a target of the same method."
         )
     for key, allowed in (("cohorts", encoder.train.cohorts), ("splits", encoder.train.splits)):
         if foreign := sorted(set(content["pool"][key]) - set(allowed)):

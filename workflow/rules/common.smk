@@ -179,6 +179,13 @@ def train_pixels(wildcards):
     return [PATHS.pixels(*key) for key in train_parts_of(wildcards.encoder)]
 
 
+def train_labels(wildcards):
+    """The tile labels that an encoder learns from, or is watched by."""
+    if RUNS[wildcards.encoder].encoder.label is None:
+        return []
+    return [PATHS.labels(*key) for key in train_parts_of(wildcards.encoder)]
+
+
 def train_rows(wildcards):
     """What training reads of the sheets: who and where each slide is from."""
     return "".join(
