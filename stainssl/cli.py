@@ -63,9 +63,10 @@ def _check_words(config: Config, words: dict[str, Any]) -> None:
         "benchmark": config.benchmarks,
     }
     for word in known.keys() & words.keys():
-        if words[word] not in known[word]:
-            ending = nearest(words[word], list(known[word]))
-            raise StainsslError(f"--{word}: no such name {words[word]!r}{ending}")
+        for name in words[word] if isinstance(words[word], list) else [words[word]]:
+            if name not in known[word]:
+                ending = nearest(name, list(known[word]))
+                raise StainsslError(f"--{word}: no such name {name!r}{ending}")
     if "part" in words and words["part"] not in (found := parts(config, words["cohort"])):
         ending = nearest(words["part"], list(found))
         raise StainsslError(f"--part: {words['cohort']} has no part {words['part']!r}{ending}")
@@ -170,11 +171,11 @@ def pretrain(encoder: EncoderName, config: ConfigFile = DEFAULT, threads: Thread
 def embed(
     cohort: CohortName,
     part: PartName,
-    encoder: EncoderName,
+    encoder: Annotated[list[str], typer.Option("--encoder", help="Again for several at once.")],
     config: ConfigFile = DEFAULT,
     threads: Threads = 1,
 ) -> None:
-    """Embed the tiles of a part."""
+    """Embed the tiles of a part; several encoders in one reading of it."""
     _run("embed", config, threads, cohort=cohort, part=part, encoder=encoder)
 
 
@@ -214,6 +215,55 @@ def robustness(encoder: EncoderName, config: ConfigFile = DEFAULT, threads: Thre
 def benchmark(benchmark: BenchmarkName, config: ConfigFile = DEFAULT, threads: Threads = 1) -> None:
     """Write the table and figures of a benchmark."""
     _run("benchmark", config, threads, benchmark=benchmark)
+
+
+@app.command()
+def predict(
+    task: TaskName,
+    encoder: EncoderName,
+    head: HeadName,
+    sheet: Annotated[Path, typer.Option("--sheet", help="CSV: slide_id, patient_id, path.")],
+    out: Annotated[Path, typer.Option("--out", help="A folder for what is made.")],
+    root: Annotated[
+        Path, typer.Option("--root", help="Paths in the sheet are relative to it.")
+    ] = Path("."),
+    pictures: Annotated[bool, typer.Option(help="Draw attention, beside its GeoJSON.")] = True,
+    config: ConfigFile = DEFAULT,
+    threads: Threads = 1,
+) -> None:
+    """Answer a trained task for new slides: tile, embed, score with all fold models."""
+    words = {"task": task, "encoder": encoder, "head": head}
+    _run("predict", config, threads, **words, sheet=sheet, root=root, out=out, pictures=pictures)
+
+
+@app.command()
+def export(
+    to: Annotated[str, typer.Option("--to", help="clam, trident, stamp, spatialdata or qupath.")],
+    cohort: CohortName,
+    encoder: EncoderName,
+    out: Annotated[Path, typer.Option("--out", help="A folder for what is made.")],
+    task: Annotated[str | None, typer.Option("--task", help="qupath: whose attention.")] = None,
+    head: Annotated[str | None, typer.Option("--head", help="qupath: whose attention.")] = None,
+    pictures: Annotated[bool, typer.Option(help="qupath: draw attention too.")] = True,
+    config: ConfigFile = DEFAULT,
+) -> None:
+    """Write embeddings, or attention, as files of another tool."""
+    chosen: dict[str, Any] = {"task": task, "head": head}
+    chosen = {name: word for name, word in chosen.items() if word is not None}
+    chosen |= {"out": out, "pictures": pictures}
+    _run("export", config, to=to, cohort=cohort, encoder=encoder, **chosen)
+
+
+@app.command("import")
+def import_features(
+    cohort: CohortName,
+    encoder: EncoderName,
+    part: Annotated[str | None, typer.Option("--part", help="A part; without it all.")] = None,
+    config: ConfigFile = DEFAULT,
+) -> None:
+    """Take an encoder's `features`, files of CLAM or TRIDENT, as a cohort's embeddings."""
+    chosen: dict[str, Any] = {} if part is None else {"part": part}
+    _run("import_features", config, cohort=cohort, encoder=encoder, **chosen)
 
 
 @app.command()

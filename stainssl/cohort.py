@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -34,6 +34,7 @@ class SheetRow(BaseModel):
     exclude: bool = False
 
 
+SCANNER_WORDS = ("scanner", "vendor")  # columns that tell of a slide's making, as its site does
 OPTIONAL = ("site", "split", "mpp", "exclude")
 REQUIRED = ("slide_id", "patient_id", "path")
 COLUMNS = (*REQUIRED, *OPTIONAL)
@@ -208,6 +209,11 @@ def parts(config: Config, name: str) -> dict[str, pd.DataFrame]:
     return {str(part): rows for part, rows in frame.groupby("part", sort=False)}
 
 
+def site_columns(columns: Iterable[str]) -> list[str]:
+    """The columns of a sheet that say where a slide was made: its site, and its scanner."""
+    return [c for c in columns if c == "site" or any(w in c.lower() for w in SCANNER_WORDS)]
+
+
 def train_parts(config: Config, encoder: Encoder) -> list[tuple[str, str]]:
     """The (cohort, part) pairs that an encoder may see in training.
 
@@ -272,6 +278,12 @@ def _task_problems(config: Config, name: str, task: Task) -> Iterator[str]:
                 f"tasks.{name}.label: {_source(config, cohort_name)} has no column "
                 f"{task.label!r}{nearest(task.label, list(frame.columns))}"
             )
+        for column in task.clinical:
+            if column not in frame:
+                yield (
+                    f"tasks.{name}.clinical: {_source(config, cohort_name)} has no column "
+                    f"{column!r}{nearest(column, list(frame.columns))}"
+                )
         for column in (*task.split.stratify, task.split.group):
             if column != task.label and column not in frame:
                 yield (
@@ -300,6 +312,26 @@ def _encoder_problems(config: Config, name: str, encoder: Encoder) -> Iterator[s
                 f"encoders.{name}: frozen, and {paths.model(run.name)} does not exist: "
                 "train it first (frozen: false), or put the model there."
             )
+
+
+def _features_problems(config: Config) -> Iterator[str]:
+    """Imported features: their folder is there, and no task asks for labels of our tiles."""
+    from stainssl.export.source import source
+
+    for name, encoder in config.encoders.items():
+        if encoder.features is None:
+            continue
+        try:
+            source(encoder.features)
+        except StainsslError as error:
+            yield f"encoders.{name}.features: {error}"
+        for key, benchmark in config.benchmarks.items():
+            tile_tasks = [t for t in benchmark.tasks if config.tasks[t].level == "tile"]
+            if name in benchmark.encoders and tile_tasks:
+                yield (
+                    f"benchmarks.{key}: tasks.{tile_tasks[0]} is of level tile, and the tiles of"
+                    f" encoders.{name} (imported features) are not ours: give it another benchmark."
+                )
 
 
 def _tiling_problems(config: Config) -> Iterator[str]:
@@ -338,4 +370,4 @@ def check(config: Config) -> list[str]:
         problems += found or list(_fold_problems(config, name, task))
     for name, encoder in config.encoders.items():
         problems += _encoder_problems(config, name, encoder)
-    return [*problems, *_tiling_problems(config)]
+    return [*problems, *_tiling_problems(config), *_features_problems(config)]

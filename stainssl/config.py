@@ -24,6 +24,7 @@ NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 Name = Annotated[str, StringConstraints(pattern=f"^{NAME}$")]
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
+Ratio = Annotated[float, Field(gt=0)]
 
 
 class Model(BaseModel):
@@ -35,7 +36,7 @@ class Model(BaseModel):
 class Slides(Model):
     """How slides are opened and what a bad one costs."""
 
-    reader: Literal["auto", "openslide", "patches"] = "auto"
+    reader: Literal["auto", "tiff", "openslide", "patches", "tiatoolbox", "fastslide"] = "auto"
     part_size: Positive = 32  # slides a part, the unit of a job
     on_missing: Literal["error", "quarantine"] = "error"
     max_bad_slides: Share = 0.1  # share of a cohort's slides past which the run stops
@@ -151,38 +152,97 @@ class Target(Model):
 
     policy: Literal["batch", "cohort", "site", "medoid", "spread", "fixed"] = "batch"
     per: Literal["iteration", "image"] = "iteration"
+    cohorts: list[str] | None = None  # whose tiles are candidates; null: those of train
+    splits: list[str] | None = None  # likewise
+    by: Literal["all", "site"] = "all"  # policy medoid: one of all tiles, or one a site
+    count: Positive = 8  # policy spread: how many
     path: Path | None = None  # policy fixed: a target.json
 
 
+class Geometry(Model):
+    """How a view is cut out of a tile."""
+
+    area: tuple[Share, Share] = (0.25, 1.0)  # least and largest, of the tile's
+    ratio: tuple[Ratio, Ratio] = (3 / 4, 4 / 3)  # least and largest width to height
+    turns: bool = True  # flips and quarter turns
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Geometry:
+        for name, (low, high) in (("area", self.area), ("ratio", self.ratio)):
+            if not 0 < low <= high:
+                raise ValueError(f"{name} ({low:g}, {high:g}): give least and largest, above 0")
+        return self
+
+
+Normalizer = Literal["macenko", "vahadane", "ruifrok", "reinhard"]
+
+
 class Encoder(Model):
-    """Tile → vector: trained here (`method`) or given (`weights`)."""
+    """Tile → vector: trained here (`method`), given (`weights`), or made before (`features`)."""
 
     method: Literal["stain-invariant", "simclr", "random"] | None = None
-    weights: str | None = None  # local-dir:FOLDER, hf-hub:NAME or a timm name
+    weights: str | None = None  # local-dir:FOLDER, hf-hub:NAME, a timm name or NAME@FILE
+    features: str | None = None  # clam:FOLDER or trident:FOLDER, files of vectors
     train: Train | None = None
     tiling: str = "default"
     backbone: str = "resnet50"  # any timm name
     input_size: Annotated[int, Field(ge=32)] | None = None  # px; null: the tiling's size
     target: Target = Target()
-    normalizer: Literal["macenko", "reinhard"] = "macenko"
+    normalizer: Normalizer | Annotated[list[Normalizer], Field(min_length=1)] = "macenko"
     views: Literal["one", "same", "different"] = "one"  # which views are normalised
+    stain_probability: Share = 1.0  # that a view which is to be normalised is
+    preprocess: bool = False  # normalise every tile to the training part's mean, here and in use
+    geometry: Geometry = Geometry()
     colour: Literal["none", "weak", "strong"] = "weak"  # jitter beside the stain target
+    stain_jitter: Literal["none", "hed", "randstainna", "mix"] = "none"  # before colour jitter
+    stain_jitter_strength: Annotated[float, Field(gt=0)] | None = None  # null: see the reference
+    loss: Literal["nt-xent", "vicreg", "barlow-twins", "dino"] = "nt-xent"
+    temperature: Annotated[float, Field(gt=0)] = 0.2  # of nt-xent
+    queue: Annotated[int, Field(ge=0)] = 0  # earlier images that are negatives too; nt-xent
+    supervised_weight: Annotated[float, Field(ge=0)] = 0.0  # of a loss from tile labels beside it
+    label: str | None = None  # of a tile task: for that loss, and for the neighbours' vote
     seeds: Annotated[list[int], Field(min_length=1)] = [0]
     frozen: bool = False  # true: never retrained, whatever changed
     epochs: Positive = 100
     steps: Positive | None = None  # stop after so many steps; null: after `epochs`
-    batch_size: Annotated[int, Field(ge=2)] = 256
+    batch_size: Annotated[int, Field(ge=2)] = 256  # of all devices together
+    optimizer: Literal["adamw", "lars"] = "adamw"
     lr: Annotated[float, Field(gt=0)] = 1e-3
+    warm_up: Share = 0.1  # of the steps
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
-    temperature: Annotated[float, Field(gt=0)] = 0.2
 
     @model_validator(mode="after")
     def _one_kind(self) -> Encoder:
-        if (self.method is None) == (self.weights is None):
-            raise ValueError("give either 'method' (trained here) or 'weights' (given)")
+        if sum(given is not None for given in (self.method, self.weights, self.features)) != 1:
+            raise ValueError(
+                "give one of 'method' (trained here), 'weights' (given), 'features' (files)"
+            )
         if self.is_trained and self.train is None:
             raise ValueError(f"method {self.method} needs 'train: {{cohorts: [...]}}'")
         return self
+
+    @model_validator(mode="after")
+    def _keys_agree(self) -> Encoder:
+        if self.supervised_weight and self.label is None:
+            raise ValueError("supervised_weight needs 'label': the label of a tile task")
+        if self.queue and self.loss != "nt-xent":
+            raise ValueError(f"queue holds negatives, and loss {self.loss} has none: leave it out")
+        if len(self.normalizers) > 1 and self.target.policy == "fixed":
+            raise ValueError("a fixed target is one normaliser's: give one normalizer")
+        if self.preprocess and not self.is_trained:
+            raise ValueError("preprocess learns its target from training tiles: give a method")
+        if self.method == "stain-invariant" or self.preprocess:
+            self._stain_is_changed_once()
+        return self
+
+    def _stain_is_changed_once(self) -> None:
+        if self.method == "stain-invariant" and self.preprocess:
+            raise ValueError("preprocess takes away the stain that stain-invariant changes")
+        if self.stain_jitter in ("randstainna", "mix"):
+            raise ValueError(
+                f"stain_jitter {self.stain_jitter} starts from a tile's own stain, which is "
+                "normalised away here: use hed, or method simclr without preprocess"
+            )
 
     @property
     def is_trained(self) -> bool:
@@ -192,7 +252,12 @@ class Encoder(Model):
     @property
     def needs_target(self) -> bool:
         """Whether pretraining normalises to a target."""
-        return self.method == "stain-invariant"
+        return self.method == "stain-invariant" or (self.is_trained and self.preprocess)
+
+    @property
+    def normalizers(self) -> list[str]:
+        """The normalisers; targets are chosen under the first."""
+        return [self.normalizer] if isinstance(self.normalizer, str) else list(self.normalizer)
 
 
 class Split(Model):
@@ -212,12 +277,13 @@ class Task(Model):
     label: str
     cohorts: Annotated[list[str], Field(min_length=1)]
     split: Split = Split()
+    clinical: list[str] = []  # columns of the sheet that a baseline may know: age, grade …
 
 
 class Head(Model):
     """The network that aggregates a bag."""
 
-    kind: Literal["mean", "abmil"]
+    kind: Literal["mean", "abmil", "clam", "dsmil", "transmil"]
     epochs: Positive = 40
     lr: Annotated[float, Field(gt=0)] = 2e-3
     weight_decay: Annotated[float, Field(ge=0)] = 1e-2
@@ -335,8 +401,11 @@ def _uses(config: Config) -> Iterator[tuple[str, str, str, str, Mapping[str, Any
         yield "cohorts", name, "tiling", cohort.tiling, config.tilings
     for name, encoder in config.encoders.items():
         yield "encoders", name, "tiling", encoder.tiling, config.tilings
+        yield from _target_uses(name, encoder)
         for cohort_name in encoder.train.cohorts if encoder.train else []:
             yield "encoders", name, "train.cohorts", cohort_name, config.cohorts
+            if encoder.label:
+                yield "encoders", name, "label", encoder.label, _tile_labels(config, cohort_name)
     for name, task in config.tasks.items():
         for cohort_name in task.cohorts:
             yield "tasks", name, "cohorts", cohort_name, config.cohorts
@@ -348,6 +417,23 @@ def _uses(config: Config) -> Iterator[tuple[str, str, str, str, Mapping[str, Any
         ):
             for word in getattr(benchmark, key):
                 yield "benchmarks", name, key, word, known
+
+
+def _target_uses(
+    name: str, encoder: Encoder
+) -> Iterator[tuple[str, str, str, str, Mapping[str, Any]]]:
+    """A target's candidates are tiles that the encoder is trained on."""
+    if encoder.train is None:
+        return
+    for key in ("cohorts", "splits"):
+        allowed = dict.fromkeys(getattr(encoder.train, key))
+        for word in getattr(encoder.target, key) or []:
+            yield "encoders", name, f"target.{key}, within train.{key}", word, allowed
+
+
+def _tile_labels(config: Config, cohort: str) -> dict[str, str]:
+    tasks = [task for task in config.tasks.values() if task.level == "tile"]
+    return {task.label: cohort for task in tasks if cohort in task.cohorts}
 
 
 def parse(data: Mapping[str, Any], source: str = "config") -> Config:

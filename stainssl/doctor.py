@@ -9,15 +9,12 @@ from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 
 from stainssl import __version__
+from stainssl.slides.reader import FORMATS
 
 PACKAGES = (
     "torch", "torchvision", "timm", "lightning", "zarr", "pandas", "openslide-python",
     "openslide-bin", "fastslide", "tiatoolbox", "snakemake", "snakemake-executor-plugin-slurm",
 )  # fmt: skip
-FORMATS = {
-    "openslide": "SVS, NDPI, MRXS, SCN, BIF, VMS, tiled TIFF, DICOM",
-    "patches": "PNG, JPEG, TIFF, BMP, WebP: one image file is one tile",
-}
 
 
 def _packages() -> Iterator[tuple[str, str]]:
@@ -53,7 +50,8 @@ def report() -> int:
         ("python", platform.python_version()),
         *_packages(),
         ("openslide library", _openslide()),
-        *((f"reads ({reader})", formats) for reader, formats in FORMATS.items()),
+        *((f"read by {reader}", formats) for formats, reader in FORMATS.items()),
+        ("one image file as one tile", "PNG, JPEG, TIFF, BMP, WebP: kind: patches"),
         ("device", _device()),
         ("free disk here", f"{disk.free / 1e9:.0f} GB"),
     ]

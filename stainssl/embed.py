@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,7 @@ from stainssl.stores.pixels import Pixels, decode
 BATCH = 64  # tiles; larger ones gain nothing on a CPU and little on a GPU
 GPU_BATCH = 512
 Images = npt.NDArray[np.uint8]
+Vectors = npt.NDArray[np.float16]
 
 
 def embed_images(
@@ -34,26 +35,33 @@ def embed_images(
 
 
 def embed_pixels(
-    encoder: LoadedEncoder, pixels: Pixels, batch: int | None = None
-) -> Iterator[npt.NDArray[np.float16]]:
-    """Vectors of a store of tiles, in its order, read in contiguous blocks.
+    encoders: Sequence[LoadedEncoder], pixels: Pixels, batch: int | None = None
+) -> Iterator[list[Vectors]]:
+    """Vectors of a store of tiles, in its order, read and decoded once in contiguous blocks.
 
     Args:
+        encoders: all on one device.
         batch: tiles a block.
 
     Yields:
-        (n, D) float16, end to end a row per tile; NaN where a JPEG cannot be decoded or the
-        vector does not fit float16.
+        A (n, D) float16 block an encoder, end to end a row per tile; NaN where a JPEG cannot be
+        decoded or the vector does not fit float16.
     """
-    size = batch or (GPU_BATCH if encoder.device.type == "cuda" else BATCH)
+    size = batch or (GPU_BATCH if encoders[0].device.type == "cuda" else BATCH)
     for images, readable in prefetched(_decoded(pixels, size)):
-        tensor = torch.from_numpy(images).permute(0, 3, 1, 2)
-        out = np.full((len(readable), encoder.dim), np.nan, np.float16)
-        if len(images):
-            with np.errstate(over="ignore"):
-                out[readable] = encoder(tensor).cpu().numpy().astype(np.float16)
-        out[~np.isfinite(out).all(axis=1)] = np.nan
-        yield out
+        tensor = torch.from_numpy(images).permute(0, 3, 1, 2).to(encoders[0].device)
+        yield [_vectors(encoder, tensor, readable) for encoder in encoders]
+
+
+def _vectors(
+    encoder: LoadedEncoder, tensor: torch.Tensor, readable: npt.NDArray[np.bool_]
+) -> Vectors:
+    out = np.full((len(readable), encoder.dim), np.nan, np.float16)
+    if len(tensor):
+        with np.errstate(over="ignore"):
+            out[readable] = encoder(tensor).cpu().numpy().astype(np.float16)
+    out[~np.isfinite(out).all(axis=1)] = np.nan
+    return out
 
 
 def _decoded(pixels: Pixels, size: int) -> Iterator[tuple[Images, npt.NDArray[np.bool_]]]:

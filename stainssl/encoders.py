@@ -13,15 +13,23 @@ from typing import Any
 import timm
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from timm.data import resolve_model_data_config
 from timm.models import save_for_hf
 from torch import Tensor, nn
 
 from stainssl import __version__
+from stainssl.stain import StainProfile, estimate, normalize
+from stainssl.stain.targets import profile_from_json, profile_to_json
 from stainssl.status import StainsslError
 from stainssl.stores.atomic import replacing
 
 LOCAL, HUB, TIMM = "local-dir:", "hf-hub:", "timm:"
+FILE = "@"  # ARCHITECTURE@FILE
+# Where checkpoints keep a network's tensors, and what training code puts before their names.
+NESTED = ("state_dict", "model", "model_state_dict", "teacher", "student", "net")
+PREFIXES = ("module.", "backbone.", "encoder.", "model.", "student.", "teacher.", "trunk.")
+STANDARD = "stain.json"  # in a local-dir folder: the stain that its tiles are normalised to
 
 
 @dataclass(frozen=True)
@@ -35,6 +43,7 @@ class LoadedEncoder:
         mean, std: (1, 3, 1, 1), of RGB in [0, 1].
         interpolation: `bilinear` or `bicubic`.
         device: where the network is.
+        standard: the stain that tiles are normalised to first; None: they are taken as they are.
     """
 
     model: nn.Module
@@ -44,6 +53,7 @@ class LoadedEncoder:
     std: Tensor
     interpolation: str
     device: torch.device
+    standard: StainProfile | None = None
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Tensor:
@@ -55,23 +65,35 @@ class LoadedEncoder:
         Returns:
             (B, D) float32 on the encoder's device.
         """
-        pixels = images.to(self.device).float().div(255)
+        pixels = self._standardised(images.to(self.device)).float().div(255)
         if pixels.shape[-2:] != (self.input_size, self.input_size):
             pixels = F.interpolate(
                 pixels, (self.input_size,) * 2, mode=self.interpolation, antialias=True
             ).clamp(0, 1)
         pixels = ((pixels - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
-        half = self.device.type == "cuda" and torch.cuda.is_bf16_supported()
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
-            return self.model(pixels).float()
+        # Half precision as float16: bfloat16's eight bits would change vectors by a hundredth.
+        with torch.autocast(self.device.type, torch.float16, enabled=self.device.type == "cuda"):
+            vectors = self.model(pixels).float()
+        if self.device.type == "cuda" and not vectors.isfinite().all():
+            vectors = self.model(pixels).float()  # beyond float16's range inside
+        return vectors
+
+    def _standardised(self, images: Tensor) -> Tensor:
+        """The images in the standard's stain; those whose own cannot be told stay as they are."""
+        if self.standard is None:
+            return images
+        own = estimate(images, self.standard.method)
+        changed = normalize(images, own, self.standard)
+        return torch.where(own.valid[:, None, None, None], changed, images)
 
 
 def load(source: Path | str, device: torch.device | str = "cpu") -> LoadedEncoder:
     """Load an encoder.
 
     Args:
-        source: a timm `local-dir` folder (`local-dir:PATH` or a path), `hf-hub:OWNER/NAME`, or a
-            timm name with or without `timm:` (its pretrained weights).
+        source: a timm `local-dir` folder (`local-dir:PATH` or a path), `hf-hub:OWNER/NAME`, a timm
+            name with or without `timm:` (its pretrained weights), or `ARCHITECTURE@FILE`: a timm
+            name, and a file of weights for it (safetensors, or torch's without code in it).
         device: where it runs.
 
     Raises:
@@ -91,7 +113,15 @@ def load(source: Path | str, device: torch.device | str = "cpu") -> LoadedEncode
         std=torch.tensor(data["std"], device=device).view(1, 3, 1, 1),
         interpolation=interpolation if interpolation in ("bilinear", "bicubic") else "bicubic",
         device=torch.device(device),
+        standard=_standard(str(source)),
     )
+
+
+def _standard(source: str) -> StainProfile | None:
+    path = Path(source.removeprefix(LOCAL)) / STANDARD
+    if not path.is_file():
+        return None
+    return profile_from_json(json.loads(path.read_text(encoding="utf-8")))
 
 
 @torch.inference_mode()
@@ -111,6 +141,9 @@ def vector_length(model: nn.Module, input_size: int) -> int:
 def _model(source: str) -> nn.Module:
     if source.startswith(HUB):
         return _from_hub(source)
+    if FILE in source and timm.is_model(source.partition(FILE)[0].split(".")[0]):
+        architecture, _, file = source.partition(FILE)
+        return _from_file(architecture, Path(file))
     name = source.removeprefix(TIMM)
     if source.startswith(TIMM) or timm.is_model(name):
         return _from_timm(name)
@@ -130,6 +163,55 @@ def _from_folder(folder: Path, source: str) -> nn.Module:
             f"{folder}: its weights do not fit its config.json or are not whole "
             f"({_first_line(error)}). Make it again."
         ) from error
+
+
+def _from_file(architecture: str, file: Path) -> nn.Module:
+    """A timm architecture with the weights of a file; preprocessing is the architecture's."""
+    weights = _tensors(file)
+    model = timm.create_model(architecture, num_classes=0)
+    wanted = model.state_dict()
+    fitting = _named_as(wanted, weights)
+    missing = sorted(set(wanted) - set(fitting))
+    wrong = [n for n, value in fitting.items() if value.shape != wanted[n].shape]
+    if missing or wrong:
+        named = ", ".join([*missing, *wrong][:3])
+        raise StainsslError(
+            f"{file}: its weights are not those of {architecture}: {len(missing)} of {len(wanted)}"
+            f" tensors are missing and {len(wrong)} have another shape ({named} …); it holds"
+            f" {', '.join(sorted(weights)[:3])} … Name the architecture that they were trained as."
+        )
+    model.load_state_dict(fitting)
+    return model
+
+
+def _tensors(file: Path) -> dict[str, Tensor]:
+    """The tensors of a weights file by name, taken out of what a checkpoint wraps them in."""
+    try:
+        if file.suffix == ".safetensors":
+            return load_file(file)
+        found = torch.load(file, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise StainsslError(f"{file}: no such file of weights.") from None
+    except Exception as error:  # torch, pickle, zip and safetensors each raise their own kinds
+        raise StainsslError(
+            f"{file} is no whole file of weights, or holds code ({_first_line(error)}). Save the"
+            " network's state_dict() alone."
+        ) from error
+    while inner := next((found[k] for k in NESTED if isinstance(found.get(k), dict)), None):
+        found = inner
+    return {name: value for name, value in found.items() if isinstance(value, Tensor)}
+
+
+def _named_as(wanted: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors that an architecture has, whatever prefixes training put before their names."""
+    found: dict[str, Tensor] = {}
+    for name, value in weights.items():
+        short = name
+        while short not in wanted and (p := next((p for p in PREFIXES if short.startswith(p)), "")):
+            short = short.removeprefix(p)
+        if short in wanted:
+            found[short] = value
+    return found
 
 
 def _from_timm(name: str) -> nn.Module:
@@ -196,6 +278,7 @@ def save_local_dir(
     std: tuple[float, float, float],
     model_args: Mapping[str, Any],
     card: Mapping[str, Any],
+    standard: StainProfile | None = None,
 ) -> None:
     """Write a timm network as a folder that `timm.create_model("local-dir:…")` reads.
 
@@ -207,6 +290,7 @@ def save_local_dir(
         mean, std: of RGB in [0, 1], as in training.
         model_args: arguments beside the name that make the architecture.
         card: what the model card says, a line a key.
+        standard: the stain that its tiles are normalised to first; `load` does so, timm does not.
     """
     config = dict(model.pretrained_cfg)  # type: ignore[arg-type]
     config |= {
@@ -220,6 +304,9 @@ def save_local_dir(
     model = model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     with replacing(path) as made:
         save_for_hf(model, str(made), model_args=dict(model_args), safe_serialization=True)
+        if standard is not None:
+            content = json.dumps(profile_to_json(standard), indent=1)
+            (made / STANDARD).write_text(content + "\n", encoding="utf-8")
         (made / "README.md").write_text(_card(path.parent.name, backbone, card), encoding="utf-8")
 
 

@@ -19,6 +19,7 @@ def test_help_names_every_verb(tmp_path: Path) -> None:
     out = _stainssl("--help", cwd=tmp_path).stdout
     verbs = (
         "demo cohort tile label pixels target pretrain embed folds probe mil robustness benchmark"
+        " predict export import"
     )
     for verb in [*verbs.split(), "doctor"]:
         assert verb in out

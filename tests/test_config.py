@@ -39,7 +39,7 @@ def test_several_seeds_are_several_runs() -> None:
         ({"tilings": {"default": {"size": 64, "overlap": 64}}}, "must be below size"),
         ({"tilings": {"default": {"mpp": 500}}}, "tilings.default.mpp"),
         ({"encoders": {"e": {"method": "simclr"}}}, "needs 'train"),
-        ({"encoders": {"e": {}}}, "either 'method'"),
+        ({"encoders": {"e": {}}}, "one of 'method'"),
         ({"encoders": {"e": {"method": "random", "tiling": "fine"}}}, "no such name 'fine'"),
         (
             {"tasks": {"t": {"level": "tile", "label": "x", "cohorts": ["dmo"]}}},

@@ -7,10 +7,11 @@ import pytest
 import torch
 from torch import nn
 
+from stainssl import embed
 from stainssl.embed import embed_images, embed_pixels
 from stainssl.encoders import LoadedEncoder
 from stainssl.prefetch import prefetched
-from stainssl.stores.pixels import SlidePixels, encode, open_pixels, write_pixels
+from stainssl.stores.pixels import SlidePixels, decode, encode, open_pixels, write_pixels
 
 
 class MeanColour(nn.Module):
@@ -29,6 +30,10 @@ def _write(path, jpegs):
     return open_pixels(path)
 
 
+def _embed(encoder, pixels, batch=None):
+    return [mine for (mine,) in embed_pixels([encoder], pixels, batch)]
+
+
 @pytest.fixture
 def jpegs():
     return [encode(np.full((16, 16, 3), 10 * level, np.uint8)) for level in range(11)]
@@ -44,7 +49,7 @@ def test_images_of_several_sizes_come_back_in_order():
 
 @pytest.mark.parametrize("batch", [1, 4, 64])
 def test_pixels_come_back_in_order(tmp_path, jpegs, batch):
-    blocks = list(embed_pixels(_encoder(), _write(tmp_path / "p.zarr", jpegs), batch))
+    blocks = _embed(_encoder(), _write(tmp_path / "p.zarr", jpegs), batch)
     assert all(len(block) <= batch and block.dtype == np.float16 for block in blocks)
     found = np.concatenate(blocks)
     np.testing.assert_allclose(found[:, 0] * 255, np.arange(11) * 10, atol=1)
@@ -54,21 +59,32 @@ def test_pixels_come_back_in_order(tmp_path, jpegs, batch):
 def test_a_bad_jpeg_is_a_row_of_nan(tmp_path, jpegs, batch):
     jpegs[3] = b"not a jpeg"
     jpegs[5] = encode(np.zeros((8, 8, 3), np.uint8))  # of another size
-    found = np.concatenate(
-        list(embed_pixels(_encoder(), _write(tmp_path / "p.zarr", jpegs), batch))
-    )
+    found = np.concatenate(_embed(_encoder(), _write(tmp_path / "p.zarr", jpegs), batch))
     assert np.flatnonzero(np.isnan(found).all(axis=1)).tolist() == [3, 5]
     np.testing.assert_allclose(found[10] * 255, 100, atol=1)
 
 
 def test_a_vector_too_large_for_float16_is_nan(tmp_path, jpegs):
-    found = np.concatenate(list(embed_pixels(_encoder(1e6), _write(tmp_path / "p.zarr", jpegs))))
+    found = np.concatenate(_embed(_encoder(1e6), _write(tmp_path / "p.zarr", jpegs)))
     assert np.isnan(found[10]).all() and not np.isnan(found[0]).any()
+
+
+def test_two_encoders_see_each_block_once(tmp_path, jpegs, monkeypatch):
+    decoded = []
+    monkeypatch.setattr(embed, "decode", lambda jpeg: decoded.append(jpeg) or decode(jpeg))
+    pixels = _write(tmp_path / "p.zarr", jpegs)
+    pairs = list(embed_pixels([_encoder(), _encoder(2.0)], pixels, 4))
+    assert decoded == jpegs
+    for one, two in pairs:
+        np.testing.assert_allclose(one * 2, two, rtol=2e-3)
+    np.testing.assert_array_equal(
+        np.concatenate([two for _, two in pairs]), np.concatenate(_embed(_encoder(2.0), pixels))
+    )
 
 
 def test_no_tiles_give_no_vectors(tmp_path):
     write_pixels(tmp_path / "p.zarr", [], size_px=16, mpp=0.5, settings={})
-    assert list(embed_pixels(_encoder(), open_pixels(tmp_path / "p.zarr"))) == []
+    assert _embed(_encoder(), open_pixels(tmp_path / "p.zarr")) == []
 
 
 def test_prefetching_keeps_order_and_passes_errors_on():

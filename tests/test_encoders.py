@@ -8,10 +8,13 @@ import numpy as np
 import pytest
 import timm
 import torch
+from safetensors.torch import save_file
 
 from stainssl import encoders
 from stainssl.encoders import load, new_backbone, save_local_dir
 from stainssl.status import StainsslError
+
+FAMILIES = ["test_resnet", "test_convnext", "test_vit"]
 
 MEAN, STD = (0.7, 0.5, 0.6), (0.2, 0.3, 0.25)
 IMAGES = torch.randint(0, 256, (3, 3, 48, 48), dtype=torch.uint8)
@@ -144,3 +147,94 @@ def test_the_same_seed_gives_the_same_random_weights():
         )
 
     np.testing.assert_array_equal(weights(), weights())
+
+
+def _preprocessed(source: str) -> torch.Tensor:
+    """The images as timm's own transform of that model prepares them."""
+    from PIL import Image
+
+    model = timm.create_model(source, pretrained=True, num_classes=0)
+    data = timm.data.resolve_model_data_config(model)
+    assert data["crop_pct"] == 1
+    transform = timm.data.create_transform(**data, is_training=False)
+    with torch.no_grad():
+        tiles = [transform(Image.fromarray(tile.permute(1, 2, 0).numpy())) for tile in IMAGES]
+        return model.eval()(torch.stack(tiles))
+
+
+def _save(folder, name, size=64):
+    torch.manual_seed(0)
+    model, args = new_backbone(name, size)
+    save_local_dir(model, folder, backbone=name, input_size=size, mean=MEAN, std=STD,
+                   model_args=args, card={})  # fmt: skip
+    return model.eval()
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_three_families_are_prepared_as_timm_prepares_them(tmp_path, name):
+    _save(tmp_path / "m", name)
+    found = load(f"local-dir:{tmp_path / 'm'}")(IMAGES)
+    expected = _preprocessed(f"local-dir:{tmp_path / 'm'}")
+    assert found.shape == expected.shape
+    # Pillow rounds the resized tile to bytes and torch does not.
+    assert torch.nn.functional.cosine_similarity(found, expected).min() > 0.999
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("how", ["safetensors", "torch", "lightning", "dino"])
+def test_a_file_of_weights_loads_into_the_architecture_that_is_named(tmp_path, name, how):
+    torch.manual_seed(3)
+    model = timm.create_model(name, num_classes=0).eval()
+    weights = {k: v.contiguous() for k, v in model.state_dict().items()}
+    path = tmp_path / ("w.safetensors" if how == "safetensors" else "w.pth")
+    head = torch.zeros(4, 4)
+    if how == "safetensors":
+        save_file(weights, path)
+    elif how == "torch":
+        torch.save(weights, path)
+    elif how == "lightning":
+        named = {f"model.backbone.{k}": v for k, v in weights.items()}
+        torch.save({"epoch": 3, "state_dict": named | {"model.head.weight": head}}, path)
+    else:
+        named = {f"module.backbone.{k}": v for k, v in weights.items()}
+        torch.save({"teacher": named, "student": {"x": head}}, path)
+    encoder = load(f"{name}@{path}")
+    data = timm.data.resolve_model_data_config(model)
+    assert encoder.input_size == data["input_size"][1]
+    x = torch.rand(2, 3, encoder.input_size, encoder.input_size)
+    with torch.no_grad():
+        torch.testing.assert_close(encoder.model(x), model(x), atol=1e-5, rtol=1e-4)
+
+
+def test_weights_of_another_architecture_are_a_sentence(tmp_path):
+    path = tmp_path / "w.safetensors"
+    save_file(timm.create_model("test_resnet", num_classes=0).state_dict(), path)
+    with pytest.raises(
+        StainsslError, match=r"not those of test_vit: \d+ of \d+ tensors are missing"
+    ):
+        load(f"test_vit@{path}")
+
+
+def test_a_file_with_code_or_half_a_file_is_a_sentence(tmp_path):
+    whole = timm.create_model("test_resnet", num_classes=0)
+    torch.save(whole, tmp_path / "whole.pth")  # a pickle of the object itself
+    (tmp_path / "half.safetensors").write_bytes(b"12345678")
+    for name in ("whole.pth", "half.safetensors"):
+        with pytest.raises(StainsslError, match="holds code"):
+            load(f"test_resnet@{tmp_path / name}")
+    with pytest.raises(StainsslError, match="no such file"):
+        load(f"test_resnet@{tmp_path / 'none.pth'}")
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_half_precision_as_on_a_gpu_gives_the_same_vectors_within_float16(tmp_path, name):
+    """float16 as `__call__` asks for it on a GPU, tried on the CPU."""
+    _save(tmp_path / "m", name)
+    encoder = load(tmp_path / "m")
+    whole = encoder(IMAGES)
+    x = torch.nn.functional.interpolate(IMAGES / 255, (64, 64), mode="bilinear", antialias=True)
+    x = ((x.clamp(0, 1) - encoder.mean) / encoder.std).contiguous(memory_format=torch.channels_last)
+    with torch.no_grad(), torch.autocast("cpu", torch.float16):
+        half = encoder.model(x).float()
+    error = (half - whole).norm(dim=1) / whole.norm(dim=1)
+    assert error.max() < 4 * torch.finfo(torch.float16).eps

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import log_loss
+from sklearn.metrics import log_loss, roc_auc_score
 from sklearn.preprocessing import StandardScaler
 
 from stainssl.benchmark.folds import each_fold
@@ -25,6 +25,8 @@ DEFAULT_PENALTY = 0.01  # where no validation patient can choose
 MAX_TRAIN_TILES = 20_000
 MAX_CHOOSING_TILES = 5_000
 NEIGHBOURS = 20
+SHOTS = (1, 2, 4, 8, 16, 32, 64, 128)  # tiles of a class
+DRAWS = 10  # of each
 _BLOCK = 2048  # test tiles compared with all training tiles at once
 log = logging.getLogger(__name__)
 
@@ -235,6 +237,50 @@ def probe(tiles: Tiles, folds: pd.DataFrame, *, seed: int = 0) -> tuple[pd.DataF
     if not sum(map(len, linear)):
         raise StainsslError("No test patient has a labelled tile: check labels and split.")
     return pd.concat(linear, ignore_index=True), pd.concat(neighbours, ignore_index=True)
+
+
+def few_shot(tiles: Tiles, folds: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
+    """How well a linear probe does on few labelled tiles, over the folds of the first repeat.
+
+    Each draw takes `shots` tiles of each class from the training part, from patients as evenly as
+    they allow. So few tell nothing of a penalty: it is `DEFAULT_PENALTY` throughout.
+
+    Args:
+        tiles: labelled tiles of the task.
+        folds: as `make_folds` gives.
+        seed: of the draws.
+
+    Returns:
+        `shots`, `draw` and `auroc` (one-vs-rest, mean over folds): `DRAWS` rows for each of `SHOTS`
+        that every class of every training part has, and whose test part has two classes.
+    """
+    first = folds[folds["repeat"] == folds["repeat"].min()]
+    patient = tiles.table["patient_id"].to_numpy()
+    rows = []
+    for _, fold, role in each_fold(first):
+        training, test = tiles.rows(role["train"] | role["val"]), tiles.rows(role["test"])
+        rng = np.random.default_rng([seed, fold])
+        test = test[balanced_sample(patient[test], MAX_CHOOSING_TILES, rng)]
+        by_class = [training[tiles.y[training] == c] for c in np.unique(tiles.y[training])]
+        if len(np.unique(tiles.y[test])) < 2 or len(by_class) < 2:
+            continue
+        for shots in (s for s in SHOTS if s <= min(map(len, by_class))):
+            for draw in range(DRAWS):
+                chosen = np.concatenate([
+                    rows_of[balanced_sample(patient[rows_of], shots, rng)] for rows_of in by_class
+                ])  # fmt: skip
+                rows.append((fold, shots, draw, _shot_auroc(tiles, chosen, test)))
+    table = pd.DataFrame(rows, columns=["fold", "shots", "draw", "auroc"])
+    everywhere = table.groupby("shots")["fold"].transform("nunique") == table["fold"].nunique()
+    table = table[everywhere]
+    return table.groupby(["shots", "draw"], as_index=False)["auroc"].mean()
+
+
+def _shot_auroc(tiles: Tiles, chosen: Ints, test: Ints) -> float:
+    model = fit_linear(tiles.features[chosen], tiles.y[chosen], len(tiles.classes), DEFAULT_PENALTY)
+    p, y = model(tiles.features[test]), tiles.y[test]
+    classes = [1] if len(tiles.classes) == 2 else np.unique(y).tolist()
+    return float(np.mean([roc_auc_score(y == c, p[:, c]) for c in classes]))
 
 
 def colour_features(images: NDArray[np.uint8]) -> Floats:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
+from stainssl.benchmark.baselines import HEAD as COLUMNS_HEAD
 from stainssl.benchmark.compare import COLUMNS as COMPARISON_COLUMNS
 from stainssl.benchmark.compare import compare_all, holm
 
@@ -23,6 +24,10 @@ NOT_BEATEN = (
     " patients, Holm over all comparisons of the table, 5 %)."
 )
 SEEN_NOTE = f"{SEEN_MARK} Pretraining saw test patients of the task."
+BASELINES = (
+    "site only, clinical only: a linear probe on the sheet's columns for site and scanner, or on"
+    " the task's clinical columns; it sees no tissue and is not compared."
+)
 INTERVALS = "In brackets 95 % intervals over patients."
 SPREAD = "± is the standard deviation over pretraining seeds."
 
@@ -225,7 +230,8 @@ def make_grid(long: pd.DataFrame, compared: pd.DataFrame) -> Grid:
             rows.append((run, head))
             mine = [f[f["run"] == run] for f in figures]
             cells.append([_single(f, b) for f, b in zip(mine, bold, strict=True)])
-    return Grid([c.title for c in columns], rows, cells, _notes(cells))
+    notes = _notes(cells) + ([BASELINES] if any(h == COLUMNS_HEAD for _, h in heads) else [])
+    return Grid([c.title for c in columns], rows, cells, notes)
 
 
 def _heads(long: pd.DataFrame) -> list[tuple[str, str]]:
@@ -273,6 +279,7 @@ def _in_bold(
     if test not in (PRIMARY, "confounded_auroc"):
         return False
     rows = long[(long["task"] == column.task) & (long["metric"] == test) & (long["group"] == "all")]
+    rows = rows[rows["head"] != COLUMNS_HEAD]  # a floor, and not among what is compared
     names = [side_name(e, h) for e, h in zip(rows["encoder"], rows["head"], strict=True)]
     means = rows["value"].groupby(names).mean().dropna()
     me = side_name(encoder, "" if column.of_encoder else head)

@@ -8,8 +8,12 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
-# Okabe & Ito 2008: told apart by the colour-blind. Grey is kept for random weights.
+from stainssl.benchmark.baselines import CLINICAL, SITE
+from stainssl.benchmark.baselines import HEAD as COLUMNS_HEAD
+
+# Okabe & Ito 2008: told apart by the colour-blind. Grey is kept for what saw nothing.
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8C6D1F", "#5D3A9B")
 GREY = "#7F7F7F"
 LINES = ("-", "--", ":", "-.")
@@ -18,10 +22,11 @@ _INCH = 100  # px
 
 
 def encoder_colours(encoders: Sequence[str]) -> dict[str, str]:
-    """A colour for each encoder, the same in every figure; grey for `random`."""
-    named = [name for name in encoders if name != "random"]
+    """A colour for each encoder, the same in every figure; grey for `random` and the sheet's."""
+    floor = {"random", SITE, CLINICAL}
+    named = [name for name in encoders if name not in floor]
     colours = {name: PALETTE[i % len(PALETTE)] for i, name in enumerate(named)}
-    return colours | ({"random": GREY} if "random" in encoders else {})
+    return colours | {name: GREY for name in encoders if name in floor}
 
 
 def _message(text: str) -> Figure:
@@ -118,7 +123,7 @@ def _forest_panel(axes: Axes, task: str, rows: pd.DataFrame, colours: dict[str, 
         colour, whole = colours[row["encoder"]], row["group"] == "all"
         axes.plot([row["low"], row["high"]], [place] * 2, color=colour, lw=2.4 if whole else 1.3)
         axes.plot(row["value"], place, "o" if whole else "s", color=colour, ms=6.5 if whole else 4)
-        head = "" if row["head"] == "linear" else f" + {row['head']}"
+        head = "" if row["head"] in ("linear", COLUMNS_HEAD) else f" + {row['head']}"
         site = "" if whole else f", {row['group'].replace('=', ' ')}"
         names.append(f"{row['run']}{head}{site} ({row['patients']} patients)")
         places.append(place)
@@ -194,3 +199,73 @@ _SHORT = {
     "stain_retrieval_top1": "share of tiles, top 1",
     "site_predictability": "balanced accuracy",
 }
+
+
+def few_shot(curves: Mapping[str, Mapping[str, pd.DataFrame]], encoders: Sequence[str]) -> Figure:
+    """AUROC on few labelled tiles of a class, a panel a tile task, a line an encoder.
+
+    Args:
+        curves: task → encoder → rows as `probe.few_shot` gives; tasks without rows are left out.
+        encoders: all of the benchmark, in its order, for their colours.
+    """
+    found = {task: lines for task, lines in curves.items() if any(map(len, lines.values()))}
+    if not found:
+        return _message("No few-shot curve: the benchmark has no tile task.")
+    figure = Figure(figsize=(5.4 * len(found), 4.4), dpi=_INCH, layout="constrained")
+    colours = encoder_colours(encoders)
+    panels = figure.subplots(1, len(found), squeeze=False).flat
+    for axes, (task, lines) in zip(panels, found.items(), strict=True):
+        for place, (encoder, rows) in enumerate(lines.items()):
+            auroc = rows.groupby("shots")["auroc"]
+            shots = np.array(sorted(auroc.groups), float)
+            low, high = auroc.quantile(0.025), auroc.quantile(0.975)
+            marker, colour = MARKERS[place % len(MARKERS)], colours[encoder]
+            axes.plot(shots, auroc.mean(), marker=marker, color=colour, label=encoder, lw=1.8)
+            axes.fill_between(shots, low, high, color=colour, alpha=0.13, lw=0)
+        axes.axhline(0.5, color="#999999", lw=1, ls=(0, (4, 3)))
+        axes.set_xscale("log", base=2)
+        ticks = sorted({s for rows in lines.values() for s in rows["shots"]})
+        axes.set_xticks(ticks, [str(s) for s in ticks])
+        _quiet(axes)
+        axes.set(title=task, xlabel="labelled tiles of a class", ylabel="AUROC on test tiles")
+        axes.legend(frameon=False, fontsize=8.5, loc="lower right", title="95 % of the draws")
+    return figure
+
+
+def planes(found: Mapping[str, Mapping[str, pd.DataFrame]]) -> Figure:
+    """UMAP of some tiles, a column an encoder: coloured by site above, by label below.
+
+    Args:
+        found: task → encoder → `x`, `y`, `site`, `label`.
+    """
+    if not found:
+        return _message("No plane: the benchmark asks for no robustness, or has no tile task.")
+    columns = max(map(len, found.values()))
+    figure = Figure(
+        figsize=(3.4 * columns + 1.2, 6.4 * len(found)), dpi=_INCH, layout="constrained"
+    )
+    grid = figure.subplots(2 * len(found), columns, squeeze=False)
+    for place, (task, encoders) in enumerate(found.items()):
+        for line, column in zip(grid[2 * place : 2 * place + 2], ("site", "label"), strict=True):
+            _plane_row(line, task, encoders, column)
+    return figure
+
+
+def _plane_row(
+    line: Sequence[Axes], task: str, encoders: Mapping[str, pd.DataFrame], column: str
+) -> None:
+    words = sorted({w for rows in encoders.values() for w in rows[column].astype(str)})
+    colours = {word: PALETTE[i % len(PALETTE)] for i, word in enumerate(words)}
+    for axes, (encoder, rows) in zip(line, encoders.items(), strict=False):
+        mixed = rows.sample(frac=1, random_state=0)  # no group lies on top of another
+        axes.scatter(
+            mixed["x"], mixed["y"], s=7, lw=0, alpha=0.7,
+            c=[colours[word] for word in mixed[column].astype(str)],
+        )  # fmt: skip
+        axes.set_title(f"{encoder}: {task} by {column}", fontsize=9.5)
+    for axes in line:
+        axes.set(xticks=[], yticks=[])
+        axes.set_visible(bool(axes.get_title()))
+        axes.spines[:].set_color("#cccccc")
+    handles = [Line2D([], [], marker="o", ls="", color=c, label=w) for w, c in colours.items()]
+    line[0].legend(handles=handles, title=column, fontsize=8, loc="best", framealpha=0.7)

@@ -41,7 +41,7 @@ class Bag:
         patient_id: whose tissue it is.
         slide_id: the slide, or "" where the bag is a patient's.
         site: where it was stained and scanned; several sites are joined by "+".
-        label: the class index.
+        label: the class index; -1 where it is not known.
         slides: the slides in the bag, in the order of their tiles.
         tiles: one `SlideTiles` a slide.
     """
@@ -189,25 +189,27 @@ def pad(
     return features, mask
 
 
-def statistics(bags: Sequence[Bag], chunk: int = 16_384) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation of each feature over all tiles of some bags.
+def statistics(
+    bags: Sequence[Bag], chunk: int = 16_384, most: int = 16_384
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of each feature over the tiles of some bags.
 
     Args:
         bags: the training bags.
         chunk: tiles held in memory as float64 at once.
+        most: tiles taken of a slide; of a larger one as many at most, evenly spaced.
 
     Returns:
         Two (D,) float32 arrays; a feature that does not vary has the standard deviation 1, so
         that dividing by it is harmless.
     """
-    dim = bags[0].dim
     # Sums are taken about a first mean: E[x²] − E[x]² loses all digits where the mean is large.
     origin = next(bags[0].chunks(chunk)).mean(axis=0, dtype=np.float64)
-    count, total, squares = 0, np.zeros(dim), np.zeros(dim)
-    for bag in bags:
-        for block in bag.chunks(chunk):
-            centred = block - origin
-            count += len(block)
+    count, total, squares = 0, np.zeros(bags[0].dim), np.zeros(bags[0].dim)
+    for taken in (tiles.features[:: -(-len(tiles) // most)] for bag in bags for tiles in bag.tiles):
+        for start in range(0, len(taken), chunk):
+            centred = taken[start : start + chunk] - origin
+            count += len(centred)
             total += centred.sum(axis=0)
             squares += np.square(centred).sum(axis=0)
     shift = total / count

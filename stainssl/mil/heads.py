@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 
+from stainssl.mil.head import Head, masked_softmax, weighted_loss
+from stainssl.mil.transmil import TransformerHead
 
-class PoolingHead(nn.Module, ABC):
+
+class PoolingHead(Head):
     r"""A head that pools tiles by weights that sum to one.
 
     .. math::
@@ -21,10 +24,6 @@ class PoolingHead(nn.Module, ABC):
     """
 
     @abstractmethod
-    def embed(self, features: Tensor) -> Tensor:
-        """(B, N, D) float32 features → (B, N, H) tile representations."""
-
-    @abstractmethod
     def score(self, embedded: Tensor) -> Tensor:
         """(B, N, H) tile representations → (B, N) attention before the softmax."""
 
@@ -32,35 +31,14 @@ class PoolingHead(nn.Module, ABC):
     def classify(self, pooled: Tensor) -> Tensor:
         """(B, H) pooled representations → (B, C) logits."""
 
-    def forward(self, features: Tensor, mask: Tensor) -> Tensor:
-        """Logits of padded bags.
-
-        Args:
-            features: (B, N, D) float32.
-            mask: (B, N) bool, true where there is a tile; at least one true a row.
-
-        Returns:
-            (B, C) logits.
-        """
-        embedded = self.embed(features)
+    def pool(self, embedded: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         weights = masked_softmax(self.score(embedded), mask)
-        return self.classify(torch.einsum("bn,bnh->bh", weights, embedded))
-
-    def attention(self, features: Tensor, mask: Tensor) -> Tensor:
-        """(B, N) weights that sum to one over the tiles of each bag and are 0 at padding."""
-        return masked_softmax(self.score(self.embed(features)), mask)
+        return self.classify(torch.einsum("bn,bnh->bh", weights, embedded)), weights
 
     def stream(self, blocks: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
-        """Logits and attention of one bag given in blocks.
+        """As `Head.stream`; only one block is held at a time.
 
-        The sums are kept relative to the largest score so far, so that no exponential overflows
-        and only one block is held at a time.
-
-        Args:
-            blocks: (n_i, D) float32 each, all tiles of the bag, at least one.
-
-        Returns:
-            (C,) logits and (N,) attention, equal to `forward` and `attention` on the whole bag.
+        The sums are kept relative to the largest score so far, so that no exponential overflows.
         """
         scores: list[Tensor] = []
         peak, mass, pooled = torch.tensor(-torch.inf), torch.tensor(0.0), torch.tensor(0.0)
@@ -136,10 +114,116 @@ class GatedAttentionHead(PoolingHead):
         return self.classifier(self.dropout(pooled))
 
 
-HEADS: dict[str, type[PoolingHead]] = {"mean": MeanHead, "abmil": GatedAttentionHead}
+class ClamHead(GatedAttentionHead):
+    r"""CLAM-SB: Lu et al., *Data-efficient and weakly supervised computational pathology on
+    whole-slide images* (Nature Biomedical Engineering, 2021).
+
+    Gated attention, and in training a classifier of tiles a class that learns to tell the bag's
+    `k` tiles of highest attention (in the class) from its `k` of lowest (not in it); classifiers of
+    the other classes, which exclude the bag's own, learn that its highest tiles are not in them:
+
+    .. math::
+        L = c_1 L_\text{bag} + (1 - c_1)\,\frac{1}{C} \Big(
+            \frac{1}{2k} \sum_{t \in \text{top}} \ell(g_y(h_t), 1)
+            + \frac{1}{2k} \sum_{t \in \text{bottom}} \ell(g_y(h_t), 0)
+            + \sum_{c \neq y} \frac{1}{k} \sum_{t \in \text{top}} \ell(g_c(h_t), 0) \Big)
+
+    with :math:`c_1 = 0.7`, :math:`k = 8` and the smooth SVM loss of Berrada et al. (ICLR 2018),
+    :math:`\ell = \log(1 + \exp(1 + g_\text{wrong} - g_\text{right}))`. torchmil's is for two
+    classes, and takes padding for tiles.
+    """
+
+    TILES = 8  # k, or half of a smaller bag
+    BAG_SHARE = 0.7  # c_1
+
+    def __init__(self, dim: int, classes: int, hidden: int, dropout: float) -> None:
+        super().__init__(dim, classes, hidden, dropout)
+        self.tile_classifiers = nn.Linear(hidden, 2 * classes)
+
+    def losses(self, features: Tensor, mask: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+        embedded = self.embed(features)
+        logits, attention = self.pool(embedded, mask)
+        of_tiles = torch.stack([
+            self.tile_loss(embedded[i], attention[i].detach(), mask[i], int(labels[i]))
+            for i in range(len(labels))
+        ])  # fmt: skip
+        of_bags = weighted_loss(logits, labels, weights)
+        return self.BAG_SHARE * of_bags + (1 - self.BAG_SHARE) * of_tiles
+
+    def tile_loss(self, embedded: Tensor, attention: Tensor, mask: Tensor, label: int) -> Tensor:
+        """The tile term of one bag: (N, H) representations, (N,) attention and mask → scalar."""
+        k = min(self.TILES, int(mask.sum()) // 2)
+        if not k:
+            return embedded.new_zeros(())
+        top = attention.masked_fill(~mask, -torch.inf).topk(k).indices
+        bottom = attention.masked_fill(~mask, torch.inf).topk(k, largest=False).indices
+        scores = self.tile_classifiers(embedded[torch.cat([top, bottom])]).unflatten(1, (-1, 2))
+        margin = scores[..., 1] - scores[..., 0]  # (2k, C): above 0 says 'in the class'
+        signs = -torch.ones_like(margin)
+        signs[:k, label] = 1.0
+        each = nn.functional.softplus(1.0 - signs * margin)
+        own = each[:, label].mean()
+        others = each[:k].mean(dim=0).sum() - each[:k, label].mean()
+        return (own + others) / margin.shape[1]
 
 
-def create(kind: str, dim: int, classes: int, hidden: int, dropout: float) -> PoolingHead:
+class DualStreamHead(Head):
+    r"""DSMIL: Li, Li and Eliceiri, *Dual-stream multiple instance learning network* (CVPR 2021).
+
+    .. math::
+        s_n = W_0 h_n, \quad m_c = \arg\max_n s_{nc}, \quad
+        a_{nc} = \text{softmax}_n\big(q_n^\top q_{m_c} / \sqrt{d}\big), \quad q_n = W_q h_n, \quad
+        b_c = \sum_n a_{nc} W_v h_n, \quad
+        \text{logits} = \tfrac{1}{2}\big(\max_n s_n + W_b [b_1, \dots, b_C]\big)
+
+    Training minimises the mean of the cross-entropies of the two streams. Shown is the attention's
+    mean over classes. torchmil's is for two classes, and may choose padding as critical tile.
+    """
+
+    def __init__(self, dim: int, classes: int, hidden: int, dropout: float) -> None:
+        super().__init__()
+        self.project = nn.Linear(dim, hidden)
+        self.tile_classifier = nn.Linear(hidden, classes)
+        self.query = nn.Linear(hidden, hidden)
+        self.value = nn.Linear(hidden, hidden)
+        self.dropout = nn.Dropout(dropout)
+        self.bag_classifier = nn.Linear(classes * hidden, classes)
+
+    def embed(self, features: Tensor) -> Tensor:
+        return torch.relu(self.project(features))
+
+    def streams(self, embedded: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, C) logits of the critical tiles, (B, C) of the bag, (B, N, C) attention."""
+        scores = self.tile_classifier(embedded).masked_fill(~mask[..., None], -torch.inf)
+        largest, critical = scores.max(dim=1)
+        queries = self.query(embedded)
+        chosen = torch.gather(queries, 1, critical[..., None].expand(-1, -1, queries.shape[-1]))
+        likeness = torch.einsum("bnh,bch->bcn", queries, chosen) / queries.shape[-1] ** 0.5
+        attention = masked_softmax(likeness, mask[:, None])
+        pooled = torch.einsum("bcn,bnh->bch", attention, self.value(embedded))
+        logits = self.bag_classifier(self.dropout(pooled.flatten(1)))
+        return largest, logits, attention.transpose(1, 2)
+
+    def pool(self, embedded: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        of_tile, of_bag, attention = self.streams(embedded, mask)
+        return (of_tile + of_bag) / 2, attention.mean(dim=-1)
+
+    def losses(self, features: Tensor, mask: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+        of_tile, of_bag, _ = self.streams(self.embed(features), mask)
+        both = [weighted_loss(logits, labels, weights) for logits in (of_tile, of_bag)]
+        return torch.stack(both).mean(dim=0)
+
+
+HEADS: dict[str, type[Head]] = {
+    "mean": MeanHead,
+    "abmil": GatedAttentionHead,
+    "clam": ClamHead,
+    "dsmil": DualStreamHead,
+    "transmil": TransformerHead,
+}
+
+
+def create(kind: str, dim: int, classes: int, hidden: int, dropout: float) -> Head:
     """The head that the config calls `kind`.
 
     Args:
@@ -150,8 +234,3 @@ def create(kind: str, dim: int, classes: int, hidden: int, dropout: float) -> Po
         dropout: share of units dropped in training, [0, 1).
     """
     return HEADS[kind](dim, classes, hidden, dropout)
-
-
-def masked_softmax(scores: Tensor, mask: Tensor) -> Tensor:
-    """Softmax over the last dimension where `mask` is true, 0 elsewhere; both (B, N)."""
-    return torch.softmax(scores.masked_fill(~mask, -torch.inf), dim=-1)

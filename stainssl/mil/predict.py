@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -57,7 +58,7 @@ def prediction_table(
 
     Returns:
         Columns `patient_id`, `slide_id` ("" for a patient), `site`, `repeat`, `fold`, `y` (class
-        name) and `p_<class>` (float32).
+        name, "" where the label is not known) and `p_<class>` (float32).
     """
     table = pd.DataFrame(
         {
@@ -66,12 +67,33 @@ def prediction_table(
             "site": [bag.site for bag in bags],
             "repeat": np.full(len(bags), repeat, np.int32),
             "fold": np.full(len(bags), fold, np.int32),
-            "y": [classes[bag.label] for bag in bags],
+            "y": [classes[bag.label] if bag.label >= 0 else "" for bag in bags],
         }
     )
     for column, name in enumerate(classes):
         table[f"p_{name}"] = probabilities[:, column].astype(np.float32)
     return table
+
+
+def model_name(repeat: int, fold: int) -> str:
+    """The name of a fold's model in its folder, without a suffix."""
+    return f"repeat{repeat}-fold{fold}"
+
+
+def load_models(folder: Path) -> dict[tuple[int, int], FoldModel]:
+    """(repeat, fold) → model of every fold that `save_model` wrote under `model_name` there.
+
+    Raises:
+        StainsslError: there is none, or one is of another schema.
+    """
+    found = {
+        tuple(map(int, match.groups())): file.with_suffix("")
+        for file in folder.glob("*.safetensors")
+        if (match := re.fullmatch(r"repeat(\d+)-fold(\d+)", file.stem))
+    }
+    if not found:
+        raise StainsslError(f"{folder} holds no fold model: run `stainssl mil` for the task first.")
+    return {(key[0], key[1]): load_model(found[key]) for key in sorted(found)}
 
 
 def save_model(model: FoldModel, path: Path) -> None:

@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from stainssl.mil import heads
 from stainssl.mil.adamw import AdamW
 from stainssl.mil.bags import Bag, draw, pad, statistics
+from stainssl.mil.head import Head, weighted_loss
 from stainssl.status import StainsslError
 
 # Bags of a step. Small: a cohort of forty patients then still gives several steps an epoch.
@@ -57,7 +58,7 @@ class FoldModel:
         history: (training loss, validation loss) of each epoch; NaN without validation bags.
     """
 
-    head: heads.PoolingHead
+    head: Head
     settings: Settings
     classes: tuple[str, ...]
     mean: np.ndarray
@@ -128,7 +129,7 @@ def _require_two_classes(train: Sequence[Bag], classes: Sequence[str]) -> None:
 class _Loop:
     """What stays the same over the epochs of one fold."""
 
-    head: heads.PoolingHead
+    head: Head
     settings: Settings
     mean: np.ndarray
     std: np.ndarray
@@ -163,10 +164,9 @@ class _Loop:
         losses = []
         for part in np.array_split(order, -(-len(train) // BATCH_BAGS)):
             features, mask, labels = self._batch([train[i] for i in part], memory)
-            logits = self.head(features, mask)
             # Divided by the number of bags: with torch's weighted mean, a batch of one class
             # would cancel its own weight.
-            loss = self._weighted(logits, labels).mean()
+            loss = self.head.losses(features, mask, labels, self.weights).mean()
             loss.backward()
             optimizer.step()
             losses.append(loss.item())
@@ -178,11 +178,8 @@ class _Loop:
         if not batches:
             return float("nan")
         self.head.eval()
-        losses = [self._weighted(self.head(x, mask), labels) for x, mask, labels in batches]
+        losses = [weighted_loss(self.head(x, m), labels, self.weights) for x, m, labels in batches]
         return torch.cat(losses).mean().item()
-
-    def _weighted(self, logits: Tensor, labels: Tensor) -> Tensor:
-        return nn.functional.cross_entropy(logits, labels, weight=self.weights, reduction="none")
 
     def _batch(
         self, bags: Sequence[Bag], memory: Tensor | None = None

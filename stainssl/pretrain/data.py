@@ -1,4 +1,9 @@
-"""The training tiles: read in blocks, shuffled within a buffer, decoded ahead of the network."""
+"""The training tiles: read in blocks, shuffled within a buffer, decoded ahead of the network.
+
+Decoding runs in threads: it releases the interpreter's lock, so that threads reach the rate of the
+JPEG library and no tile is copied between processes. Nothing here keeps a lock or a handle that a
+spawned process could not open again: tiles and streams can be pickled.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +21,7 @@ import torch
 from torch import Tensor
 
 from stainssl.prefetch import prefetched
+from stainssl.pretrain.distributed import rank, world_size
 from stainssl.status import StainsslError
 from stainssl.stores.pixels import Pixels, decode
 
@@ -28,10 +34,24 @@ Index = npt.NDArray[np.int64]
 
 
 class Batch(NamedTuple):
-    """What one step takes: (B, 3, H, W) uint8 tiles and their (B,) numbers."""
+    """What one process takes of one step.
+
+    Attributes:
+        images: (B, 3, H, W) uint8.
+        tile: (B,) numbers of the tiles.
+        everyone: numbers of the tiles of all processes, B times as many as there are processes.
+        start: where this process's tiles begin among them.
+    """
 
     images: Tensor
-    tile: Tensor
+    tile: Index
+    everyone: Index
+    start: int = 0
+
+    @property
+    def rows(self) -> slice:
+        """This process's rows of what is drawn for everyone."""
+        return slice(self.start, self.start + len(self.tile))
 
 
 class TrainTiles:
@@ -39,19 +59,28 @@ class TrainTiles:
 
     Decoded tiles are kept in memory where all of them fit in `cache_bytes`.
 
+    Args:
+        stores: of one tile size.
+        cache_bytes: of memory for decoded tiles.
+        workers: threads that decode.
+        gpu: decode on the GPU, where torchvision can; nothing is kept then.
+
     Attributes:
         size_px: side of a tile.
-        store: (N,) int32, which store a tile is in.
 
     Raises:
         StainsslError: no store, stores of different tile sizes, or fewer than two tiles.
     """
 
     def __init__(
-        self, stores: Sequence[Pixels], *, cache_bytes: int = CACHE_BYTES, workers: int = 1
+        self,
+        stores: Sequence[Pixels],
+        *,
+        cache_bytes: int = CACHE_BYTES,
+        workers: int = 1,
+        gpu: bool = False,
     ) -> None:
-        if sizes := {store.size_px for store in stores if len(store)}:
-            self.size_px = max(sizes)
+        sizes = {store.size_px for store in stores if len(store)}
         count = sum(len(store) for store in stores)
         if count < 2:
             raise StainsslError(
@@ -60,67 +89,111 @@ class TrainTiles:
             )
         if len(sizes) > 1:
             raise StainsslError(f"Training tiles have sides of {sorted(sizes)} px: use one tiling.")
+        self.size_px = max(sizes)
         self._stores = list(stores)
         self._first = np.cumsum([0] + [len(store) for store in stores])
-        self.store = np.repeat(np.arange(len(stores), dtype=np.int32), np.diff(self._first))
         self._block_start = _block_starts(self._first)
-        self._blocks: OrderedDict[int, list[bytes]] = OrderedDict()
-        self._pool = ThreadPoolExecutor(workers) if workers > 1 else None
-        fits = count * self.size_px**2 * 3 <= cache_bytes
+        self._workers, self._gpu = workers, gpu
+        fits = count * self.size_px**2 * 3 <= cache_bytes and not gpu
         self._cache = np.empty((count if fits else 0, self.size_px, self.size_px, 3), np.uint8)
-        self._cached = np.zeros(count, bool)
+        self._cached = np.zeros(count if fits else 0, bool)
         self._bad = np.zeros(count, bool)
+        self._open()
+
+    def _open(self) -> None:
+        self._blocks: OrderedDict[int, list[bytes]] = OrderedDict()
+        self._pool = ThreadPoolExecutor(self._workers) if self._workers > 1 else None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in self.__dict__.items() if k not in ("_blocks", "_pool")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._open()
 
     def __len__(self) -> int:
         return int(self._first[-1])
 
-    def order(self, seed: int, epoch: int) -> Index:
-        """The order of an epoch, a permutation of N: blocks are shuffled, then `BUFFER` blocks
-        at a time tiles within them."""
+    def order(self, seed: int, epoch: int) -> Order:
+        """The order of an epoch, a permutation of N."""
         return _order(self._block_start.tobytes(), len(self), seed, epoch)
 
-    def images(self, index: Index) -> Batch:
-        """The tiles of `index`, in its order; those that cannot be decoded are left out.
+    def batch(self, everyone: Index, rank: int = 0, world_size: int = 1) -> Batch:
+        """One process's share of the tiles of a step, in their order.
+
+        A tile that cannot be decoded is replaced by another of the share, so that all processes
+        have as many.
+
+        Args:
+            everyone: numbers of the step's tiles; as many for each process.
+            rank: of the process.
 
         Raises:
-            StainsslError: fewer than two can be decoded.
+            StainsslError: fewer than two of the share can be decoded.
         """
-        absent = index[~self._cached[index] & ~self._bad[index]]
-        fresh = dict(zip(absent.tolist(), self._decode(absent), strict=True))
-        self._note_bad([tile for tile, image in fresh.items() if image is None])
+        count = len(everyone) // world_size
+        index = everyone[rank * count : (rank + 1) * count]
+        fresh = self._fresh(index)
         good = index[~self._bad[index]]
         if len(good) < 2:
             raise StainsslError(
                 f"{len(index) - len(good)} of the {len(index)} tiles of a batch cannot be decoded: "
                 "delete the pixels of the training parts and make them again."
             )
+        index = index.copy()
+        bad = np.flatnonzero(self._bad[index])
+        index[bad] = np.resize(good, len(bad))
+        return Batch(self._images(index, fresh), index, everyone, rank * count)
+
+    def _fresh(self, index: Index) -> dict[int, Any]:
+        """The tiles of `index` that are not kept yet, decoded; those that are bad are noted."""
+        absent = index[~self._bad[index]]
+        if len(self._cache):
+            absent = absent[~self._cached[absent]]
+        fresh = dict(zip(absent.tolist(), self._decoded(absent), strict=True))
+        for tile in [tile for tile, image in fresh.items() if image is None]:
+            self._bad[tile] = True
+            log.warning("a tile of slide %s cannot be decoded: left out", self._slide_of(tile))
+            del fresh[tile]
         if len(self._cache):
             for tile, image in fresh.items():
-                if image is not None:
-                    self._cache[tile], self._cached[tile] = image, True
-            images = self._cache[good]
-        else:
-            images = np.stack([fresh[tile] for tile in good.tolist()])
-        planes = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
-        return Batch(planes, torch.from_numpy(good))
+                self._cache[tile], self._cached[tile] = image, True
+        return fresh
 
-    def _note_bad(self, tiles: list[int]) -> None:
-        self._bad[tiles] = True
-        for tile in tiles:
-            slide = self.slide_of(np.array([tile]))[0]
-            log.warning("a tile of slide %s cannot be decoded and is left out", slide)
+    def _images(self, index: Index, fresh: dict[int, Any]) -> Tensor:
+        """(B, 3, H, W) uint8."""
+        if len(self._cache):
+            return _planes(self._cache[index])
+        images = [fresh[tile] for tile in index.tolist()]
+        if isinstance(images[0], Tensor):
+            return torch.stack(images)
+        return _planes(np.stack(images))
 
-    def slide_of(self, index: Index) -> list[str]:
-        """Names of the slides of tiles."""
-        return [
-            self._stores[s].slide_id[int(self._stores[s].slide[i - self._first[s]])]
-            for i, s in zip(index.tolist(), self.store[index].tolist(), strict=True)
-        ]
+    def _slide_of(self, tile: int) -> str:
+        store = int(np.searchsorted(self._first, tile, side="right")) - 1
+        found = self._stores[store]
+        return found.slide_id[int(found.slide[tile - self._first[store]])]
 
-    def _decode(self, index: Index) -> list[npt.NDArray[np.uint8] | None]:
-        jpegs = [self._jpeg(tile) for tile in index.tolist()]
+    def _decoded(self, index: Index) -> list[Any]:
+        """The tiles, decoded; None in place of a bad one."""
+        jpegs = self._jpegs(index)
+        if self._gpu and len(jpegs) and (images := self._decoded_on_gpu(jpegs)):
+            return images
         decoded = self._pool.map(self._image, jpegs) if self._pool else map(self._image, jpegs)
         return list(decoded)
+
+    def _decoded_on_gpu(self, jpegs: list[bytes]) -> list[Tensor] | None:
+        """(3, H, W) uint8 each, on the GPU; None where one of them is bad or there is no nvJPEG."""
+        from torchvision.io import ImageReadMode, decode_jpeg
+
+        encoded = [torch.frombuffer(bytearray(jpeg), dtype=torch.uint8) for jpeg in jpegs]
+        try:
+            images = decode_jpeg(encoded, mode=ImageReadMode.RGB, device="cuda")
+        except RuntimeError as error:
+            log.warning("decoding on the GPU failed (%s): the CPU does it", error)
+            return None
+        right = (3, self.size_px, self.size_px)
+        return images if all(image.shape == right for image in images) else None
 
     def _image(self, jpeg: bytes) -> npt.NDArray[np.uint8] | None:
         try:
@@ -129,18 +202,29 @@ class TrainTiles:
             return None
         return image if image.shape == (self.size_px, self.size_px, 3) else None
 
-    def _jpeg(self, tile: int) -> bytes:
-        """One JPEG; its block is read whole and kept while it may be needed again."""
-        block = int(np.searchsorted(self._block_start, tile, side="right")) - 1
+    def _jpegs(self, index: Index) -> list[bytes]:
+        blocks = np.searchsorted(self._block_start, index, side="right") - 1
+        inner = index - self._block_start[blocks]
+        return [self._block(b)[i] for b, i in zip(blocks.tolist(), inner.tolist(), strict=True)]
+
+    def _block(self, block: int) -> list[bytes]:
+        """The JPEGs of a block: read whole, and kept while it may be needed again."""
+        if (found := self._blocks.get(block)) is not None:
+            return found
         start = int(self._block_start[block])
-        if block not in self._blocks:
-            stop = int(np.append(self._block_start, len(self))[block + 1])
-            store = int(self.store[start])
-            first = int(self._first[store])
-            self._blocks[block] = self._stores[store].jpegs(start - first, stop - first)
-            if len(self._blocks) > 2 * BUFFER:  # a batch may straddle two buffers
-                self._blocks.popitem(last=False)
-        return self._blocks[block][tile - start]
+        store = int(np.searchsorted(self._first, start, side="right")) - 1
+        stop = min(start + BLOCK, int(self._first[store + 1]))
+        first = int(self._first[store])
+        read = self._stores[store].jpegs(start - first, stop - first)
+        self._blocks[block] = read
+        if len(self._blocks) > 2 * BUFFER:  # a batch may straddle two buffers
+            self._blocks.popitem(last=False)
+        return read
+
+
+def _planes(images: npt.NDArray[np.uint8]) -> Tensor:
+    planes = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
+    return planes.pin_memory() if torch.cuda.is_available() else planes
 
 
 def _block_starts(first: Index) -> Index:
@@ -149,28 +233,65 @@ def _block_starts(first: Index) -> Index:
     return np.concatenate(ranges).astype(np.int64)
 
 
+class Order:
+    """A random order of N tiles that is made a buffer at a time: 10 million cost no memory.
+
+    Blocks are shuffled, then `BUFFER` blocks at a time the tiles within them.
+    """
+
+    def __init__(self, block_starts: Index, count: int, seed: int, epoch: int) -> None:
+        self._seed, self._epoch = seed, epoch
+        blocks = np.random.default_rng([seed, epoch]).permutation(len(block_starts))
+        self._starts = block_starts[blocks]
+        self._sizes = np.diff(np.append(block_starts, count))[blocks]
+        heads = np.arange(0, len(blocks), BUFFER)
+        self._ends = np.cumsum(np.add.reduceat(self._sizes, heads))
+        self._held: tuple[int, Index] = (-1, np.empty(0, np.int64))
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def take(self, start: int, stop: int) -> Index:
+        """The tiles at places `start` to `stop`."""
+        pieces = []
+        while start < stop:
+            buffer = int(np.searchsorted(self._ends, start, side="right"))
+            end = int(self._ends[buffer])
+            tiles = self._buffer(buffer)
+            offset = end - len(tiles)
+            pieces.append(tiles[start - offset : min(stop, end) - offset])
+            start = end
+        return np.concatenate(pieces)
+
+    def _buffer(self, number: int) -> Index:
+        if self._held[0] != number:
+            blocks = slice(number * BUFFER, (number + 1) * BUFFER)
+            starts, sizes = self._starts[blocks], self._sizes[blocks]
+            inner = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+            tiles = np.repeat(starts, sizes) + inner
+            rng = np.random.default_rng([self._seed, self._epoch, number])
+            self._held = (number, rng.permutation(tiles))
+        return self._held[1]
+
+
 @lru_cache(maxsize=2)
-def _order(block_starts: bytes, count: int, seed: int, epoch: int) -> Index:
-    start = np.frombuffer(block_starts, np.int64)
-    size = np.diff(np.append(start, count))
-    rng = np.random.default_rng([seed, epoch])
-    blocks = rng.permutation(len(start))
-    lengths = size[blocks]
-    inner = np.arange(count) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-    tiles = np.repeat(start[blocks], lengths) + inner
-    buffer = np.repeat(np.arange(len(blocks)) // BUFFER, lengths)
-    return tiles[np.lexsort((rng.random(count), buffer))]
+def _order(block_starts: bytes, count: int, seed: int, epoch: int) -> Order:
+    return Order(np.frombuffer(block_starts, np.int64), count, seed, epoch)
 
 
 class Stream:
     """The batches of a whole run, from any step on: a step's batch depends on its number alone.
 
+    In a group of processes each gets its share of every step.
+
     Args:
         tiles: the training tiles.
-        batch_size: tiles a batch; at most N.
+        batch_size: tiles a step, of all processes together; at most N.
         steps: of the whole run.
         seed: of the order.
-        position: gives the step to start at when iteration begins.
+
+    Attributes:
+        start: the step to begin at.
     """
 
     def __init__(self, tiles: TrainTiles, batch_size: int, steps: int, seed: int) -> None:
@@ -183,7 +304,11 @@ class Stream:
         """Numbers of the tiles of a step; the rest of an epoch that fills no batch is dropped."""
         epoch, place = divmod(step, self.steps_per_epoch)
         order = self._tiles.order(self._seed, epoch)
-        return order[place * self.batch_size : (place + 1) * self.batch_size]
+        return order.take(place * self.batch_size, (place + 1) * self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
-        return prefetched(self._tiles.images(self.index(s)) for s in range(self.start, self._steps))
+        shares = (
+            self._tiles.batch(self.index(step), rank(), world_size())
+            for step in range(self.start, self._steps)
+        )
+        return prefetched(shares)

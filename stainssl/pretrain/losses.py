@@ -7,7 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def nt_xent(first: Tensor, second: Tensor, temperature: float) -> Tensor:
+def nt_xent(
+    first: Tensor, second: Tensor, temperature: float, negatives: Tensor | None = None
+) -> Tensor:
     """Normalised temperature-scaled cross-entropy of Chen et al. 2020 (SimCLR).
 
     The two views of an image are each other's positive; the 2B − 2 views of the other images of
@@ -17,13 +19,16 @@ def nt_xent(first: Tensor, second: Tensor, temperature: float) -> Tensor:
         first: (B, D) projections of the first view, B ≥ 2.
         second: (B, D) projections of the second view, in the same order.
         temperature: divides the cosine similarities.
+        negatives: (Q, D) unit vectors of earlier images, negatives of all.
 
     Returns:
-        Mean over the 2B views, a scalar; log(2B − 1) where all projections are equal.
+        Mean over the 2B views, a scalar; log(2B − 1 + Q) where all projections are equal.
     """
     z = F.normalize(torch.cat([first, second]).float(), dim=1)
     logits = z @ z.T / temperature
     logits.fill_diagonal_(float("-inf"))
+    if negatives is not None:
+        logits = torch.cat([logits, z @ negatives.T / temperature], 1)
     count = len(first)
     positive = torch.arange(2 * count, device=z.device).roll(count)
     return F.cross_entropy(logits, positive)
@@ -62,3 +67,31 @@ def effective_rank(features: Tensor) -> float:
         return 1.0
     share = values / values.sum()
     return float(torch.exp(-(share * share.clamp_min(1e-30).log()).sum()))
+
+
+def nearest_neighbours(
+    features: Tensor, classes: Tensor, groups: Tensor, neighbours: int = 20
+) -> float:
+    """Balanced accuracy of a vote among the nearest tiles of other groups, by cosine.
+
+    Args:
+        features: (N, D).
+        classes: (N,) int64, −1 where unknown: such tiles are left out.
+        groups: (N,) int64, as patients; a tile's own group has no vote.
+        neighbours: that vote.
+
+    Returns:
+        Mean over the classes of the share of their tiles that the vote gets right; NaN with fewer
+        than two classes, or where no group but its own could vote for a tile.
+    """
+    known = classes >= 0
+    features, classes, groups = features[known], classes[known], groups[known]
+    present = classes.unique()
+    if len(present) < 2 or len(groups.unique()) < 2:
+        return float("nan")
+    unit = F.normalize(features - features.mean(0), dim=1)
+    cosine = (unit @ unit.T).masked_fill(groups[:, None] == groups[None], float("-inf"))
+    near = cosine.topk(min(neighbours, len(unit) - 1), dim=1)
+    votes = F.one_hot(classes[near.indices]) * near.values.isfinite()[..., None]
+    right = (votes.sum(1).argmax(1) == classes).float()
+    return float(torch.stack([right[classes == c].mean() for c in present]).mean())

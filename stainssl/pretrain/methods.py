@@ -1,24 +1,113 @@
 """What each method shows the network: two views of every tile of a batch.
 
 A new method is one class with `views` and one line in `METHODS`. Crops and colour come from the
-same random numbers under every method, so that methods differ in nothing else.
+same random numbers under every method, so that methods differ in nothing else. All is drawn for
+the whole step and each process takes its rows, so that a step is the same on any number of
+devices.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import ClassVar, Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
-from stainssl.pretrain.views import COLOURS, apply_geometry, draw_geometry, generator, jitter
+from stainssl.pretrain.data import Batch
+from stainssl.pretrain.views import (
+    COLOURS,
+    Geometry,
+    apply_colour,
+    apply_geometry,
+    draw_colour,
+    draw_geometry,
+    generator,
+)
 from stainssl.stain import StainProfile, normalize
+from stainssl.stain.augment import LabSpread, hed_jitter, rand_stain_na, stain_mix
 from stainssl.stain.targets import TargetPolicy
 
-GEOMETRY, COLOUR, TARGET = range(3)  # streams of random numbers
+GEOMETRY, COLOUR, TARGET, JITTER = range(4)  # streams of random numbers
+DEFAULT_GEOMETRY = Geometry()
 Views = tuple[Tensor, Tensor]
+Numbers = npt.NDArray[np.int64]
+
+
+class StainJitter(Protocol):
+    """Changes the stain of views by chance, beside colour jitter."""
+
+    def __call__(self, images: Tensor, tile: Numbers, rng: Generator) -> Tensor:
+        """(B, 3, S, S) float in [0, 1] views of tiles (B,), each with a stain of its own draw."""
+        ...
+
+
+@dataclass(frozen=True)
+class HedJitter:
+    """Hematoxylin, eosin and DAB scaled and shifted (Tellez et al. 2018)."""
+
+    strength: float
+
+    def __call__(self, images: Tensor, tile: Numbers, rng: Generator) -> Tensor:
+        """See `StainJitter`."""
+        return hed_jitter(images, rng, self.strength)
+
+
+class RandStainNA:
+    """Normalised to a virtual template each (Shen et al. 2022).
+
+    Args:
+        profiles: `reinhard` profiles of the N training tiles, whose spread templates come from.
+        strength: of the spread about its centre.
+    """
+
+    def __init__(self, profiles: StainProfile, strength: float) -> None:
+        self._profiles, self._strength = profiles, strength
+        self._spread = LabSpread.of(profiles)
+
+    def __call__(self, images: Tensor, tile: Numbers, rng: Generator) -> Tensor:
+        """See `StainJitter`."""
+        source = self._profiles[torch.from_numpy(tile)].to(images.device)
+        return rand_stain_na(images, rng, source, self._spread, self._strength)
+
+
+@dataclass(frozen=True)
+class StainMix:
+    """Stain vectors between a tile's own and another's (Chang et al. 2021).
+
+    Attributes:
+        profiles: two-stain profiles of the N training tiles.
+        strength: half width of the concentrations' factor.
+    """
+
+    profiles: StainProfile
+    strength: float
+
+    def __call__(self, images: Tensor, tile: Numbers, rng: Generator) -> Tensor:
+        """See `StainJitter`."""
+        source = self.profiles[torch.from_numpy(tile)].to(images.device)
+        return stain_mix(images, rng, source, strength=self.strength)
+
+
+@dataclass(frozen=True)
+class Standard:
+    """Stain normalisation as preprocessing: every tile to one target.
+
+    Attributes:
+        profiles: of the N training tiles; a tile without a valid one keeps its colours, as it does
+            where the encoder is used.
+        target: one profile.
+    """
+
+    profiles: StainProfile
+    target: StainProfile
+
+    def __call__(self, images: Tensor, tile: Numbers) -> Tensor:
+        """(B, 3, S, S) float in [0, 1] views of tiles (B,), normalised."""
+        return _restained(images, self.profiles[torch.from_numpy(tile)], self.target)
 
 
 @dataclass(frozen=True)
@@ -29,60 +118,87 @@ class Recipe:
         size_px: side of a view.
         colour: `none`, `weak` or `strong`: jitter of each view.
         seed: of crops, colour and targets.
+        geometry: how views are cut out.
+        stain_jitter: changes the stain of each view, before colour; None: nothing.
+        standard: normalises every view first; None: nothing.
     """
 
     size_px: int
     colour: str
     seed: int
+    geometry: Geometry = DEFAULT_GEOMETRY
+    stain_jitter: StainJitter | None = None
+    standard: Standard | None = None
 
-    def crops(self, images: Tensor, step: int) -> Views:
-        """Two random crops of each of (B, 3, H, W) uint8 tiles: (B, 3, S, S) float32 in [0, 1]."""
+    def crops(self, batch: Batch, step: int) -> Views:
+        """Two random crops of each of B tiles: (B, 3, S, S) float32 in [0, 1]."""
         rng = generator(self.seed, step, GEOMETRY)
-        pixels = images.float().div_(255)
-        first, second = (draw_geometry(len(images), rng) for _ in range(2))
-        return (
-            apply_geometry(pixels, first, self.size_px),
-            apply_geometry(pixels, second, self.size_px),
-        )
+        pixels = batch.images.float().div_(255)
 
-    def coloured(self, views: Views, step: int) -> Views:
-        """Both views with the recipe's colour jitter."""
-        rng = generator(self.seed, step, COLOUR)
-        colour = COLOURS[self.colour]
-        return jitter(views[0], colour, rng), jitter(views[1], colour, rng)
+        def crop() -> Tensor:
+            drawn = draw_geometry(len(batch.everyone), rng, self.geometry)[batch.rows]
+            view = apply_geometry(pixels, drawn, self.size_px)
+            return self.standard(view, batch.tile) if self.standard else view
+
+        return crop(), crop()
+
+    def coloured(self, views: Views, batch: Batch, step: int) -> Views:
+        """Both views with the recipe's stain and colour jitter."""
+        first, second = views
+        if self.stain_jitter:
+            # Drawn by each process for its own rows: another number of processes, other draws.
+            rng = generator(self.seed, step, JITTER + batch.rows.start)
+            first, second = (self.stain_jitter(view, batch.tile, rng) for view in views)
+        if (colour := COLOURS[self.colour]) is None:
+            return first, second
+        rng, count = generator(self.seed, step, COLOUR), len(batch.everyone)
+        drawn = [draw_colour(colour, count, rng).rows(batch.rows) for _ in range(2)]
+        return apply_colour(first, drawn[0]), apply_colour(second, drawn[1])
+
+
+@dataclass(frozen=True)
+class Staining:
+    """The training tiles as one normaliser sees them.
+
+    Attributes:
+        profiles: of the N tiles, in the order of their numbers.
+        policy: draws the target of a step.
+    """
+
+    profiles: StainProfile
+    policy: TargetPolicy
 
 
 @dataclass(frozen=True)
 class Stain:
-    """What is known of the stain of the training tiles.
+    """What the stain-invariant method knows and does.
 
     Attributes:
-        profiles: of the N tiles, in the order of their numbers.
+        stainings: one, or several of which each step draws one.
         sites: of the N tiles.
-        policy: draws the target of a step.
         normalised: `one` view, or both to the `same`, or both to `different` targets.
+        probability: that a view which is to be normalised is.
     """
 
-    profiles: StainProfile
-    sites: Sequence[str]
-    policy: TargetPolicy
+    stainings: Sequence[Staining]
+    sites: Callable[[Numbers], Sequence[str]]
     normalised: str = "one"
+    probability: float = 1.0
 
 
 class Method(Protocol):
-    """One way to pretrain."""
+    """One way to make views."""
 
     trains: ClassVar[bool]  # False: the random weights are the result
     needs_stain: ClassVar[bool]
 
     def __init__(self, recipe: Recipe, stain: Stain | None) -> None: ...
 
-    def views(self, images: Tensor, tile: Tensor, step: int) -> Views:
+    def views(self, batch: Batch, step: int) -> Views:
         """Two views of each tile.
 
         Args:
-            images: (B, 3, H, W) uint8.
-            tile: (B,) numbers of the tiles.
+            batch: the tiles.
             step: number of the iteration: with the seed it decides all that is random.
 
         Returns:
@@ -100,9 +216,9 @@ class SimClr:
     def __init__(self, recipe: Recipe, stain: Stain | None) -> None:
         self._recipe = recipe
 
-    def views(self, images: Tensor, tile: Tensor, step: int) -> Views:
+    def views(self, batch: Batch, step: int) -> Views:
         """See `Method.views`."""
-        return self._recipe.coloured(self._recipe.crops(images, step), step)
+        return self._recipe.coloured(self._recipe.crops(batch, step), batch, step)
 
 
 class StainInvariant:
@@ -118,35 +234,50 @@ class StainInvariant:
     def __init__(self, recipe: Recipe, stain: Stain | None) -> None:
         assert stain is not None
         self._recipe, self._stain = recipe, stain
-        self._profiles = stain.profiles
 
-    def views(self, images: Tensor, tile: Tensor, step: int) -> Views:
+    def views(self, batch: Batch, step: int) -> Views:
         """See `Method.views`."""
-        first, second = self._recipe.crops(images, step)
-        self._profiles = self._profiles.to(images.device)
-        profiles = self._profiles[tile]
-        targets = self._targets(profiles, tile, step)
-        if targets[0] is not None:
-            first = _restained(first, profiles, targets[0])
-        if targets[1] is not None:
-            second = _restained(second, profiles, targets[1])
-        return self._recipe.coloured((first, second), step)
+        rng = generator(self._recipe.seed, step, TARGET)
+        staining = self._staining(rng)
+        # The targets depend on the whole step's tiles, so that all processes draw the same.
+        targets = self._targets(staining, batch.everyone, rng)
+        source = staining.profiles[torch.from_numpy(batch.tile)]
+        views = self._recipe.crops(batch, step)
+        restained = (
+            view if target is None else self._restained(view, source, target, batch, rng)
+            for view, target in zip(views, targets, strict=True)
+        )
+        return self._recipe.coloured((next(restained), next(restained)), batch, step)
+
+    def _staining(self, rng: Generator) -> Staining:
+        several = self._stain.stainings
+        drawn = int(torch.randint(len(several), (), generator=rng)) if len(several) > 1 else 0
+        return several[drawn]
 
     def _targets(
-        self, profiles: StainProfile, tile: Tensor, step: int
+        self, staining: Staining, everyone: Numbers, rng: Generator
     ) -> tuple[StainProfile | None, StainProfile | None]:
         """Targets of the first and the second view; None leaves a view as it is."""
-        rng = generator(self._recipe.seed, step, TARGET)
-        sites = [self._stain.sites[i] for i in tile.tolist()]
-        target = self._stain.policy.draw(profiles, rng, sites)
+        profiles = staining.profiles[torch.from_numpy(everyone)]
+        sites = self._stain.sites(everyone)
+        target = staining.policy.draw(profiles, rng, sites)
         if self._stain.normalised == "one":
             return None, target
         if self._stain.normalised == "same":
             return target, target
-        return self._stain.policy.draw(profiles, rng, sites), target
+        return staining.policy.draw(profiles, rng, sites), target
+
+    def _restained(
+        self, view: Tensor, source: StainProfile, target: StainProfile, batch: Batch, rng: Generator
+    ) -> Tensor:
+        if (share := self._stain.probability) < 1:
+            chosen = torch.rand(len(batch.everyone), generator=rng)[batch.rows] < share
+            source = replace(source, valid=source.valid & chosen)
+        return _restained(view, source, target[batch.rows] if target.is_batch else target)
 
 
 def _restained(images: Tensor, source: StainProfile, target: StainProfile) -> Tensor:
+    source, target = source.to(images.device), target.to(images.device)
     changed = normalize(images, source=source, target=target)
     return torch.where(source.valid[:, None, None, None], changed, images)
 
@@ -160,7 +291,7 @@ class Untrained:
     def __init__(self, recipe: Recipe, stain: Stain | None) -> None:
         pass
 
-    def views(self, images: Tensor, tile: Tensor, step: int) -> Views:
+    def views(self, batch: Batch, step: int) -> Views:
         """Never asked for."""
         raise NotImplementedError("random weights are not trained")
 

@@ -1,4 +1,4 @@
-"""One contrastive pretraining: steps, checkpoints, and what is watched while it runs.
+"""One pretraining: the network, its steps, and the run from its last checkpoint to its end.
 
 To lightning the whole run is one pass over a stream of batches; epochs are counted here. So there
 is one way to resume, in the middle of that pass, and a step's batch, crops, jitter and target
@@ -11,41 +11,38 @@ import hashlib
 import json
 import logging
 import math
-import time
 import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import lightning
+import numpy as np
 import pandas as pd
 import torch
+import torch.nn.functional as F
+from lightly.utils.lars import LARS
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.plugins.environments import (
+    ClusterEnvironment,
+    LightningEnvironment,
+    SLURMEnvironment,
+    TorchElasticEnvironment,
+)
 from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
 
+from stainssl.pretrain.checkpoints import CHECKPOINT, Checkpoints, Told, usable_checkpoint
 from stainssl.pretrain.data import Batch, Stream, TrainTiles
-from stainssl.pretrain.losses import alignment, effective_rank, nt_xent, uniformity
+from stainssl.pretrain.distributed import Placement, is_slurm_step, placement, synchronised
 from stainssl.pretrain.methods import Method
+from stainssl.pretrain.watch import METRICS, Diary, Facts, Probe, Row
 from stainssl.status import StainsslError
-from stainssl.stores.atomic import replacing
 
 log = logging.getLogger(__name__)
 
-PROJECTION = 128  # length of the projections that the loss compares, as in SimCLR
-WARM_UP = 0.1  # share of the steps
-PROBE_TILES = 256  # tiles whose embedding is watched: their rank is an estimate, not a result
-PROBE_STEP = 2**40  # no step of a run: the probe's views are the same every epoch
-# Random weights of the backbones tried give 10 and more on 256 tiles; a collapsed one gives 1.
-RANK_FLOOR = 2.0
-RANK_TILES = 32  # fewer tiles say nothing about rank
-REPORT_SECONDS = 10.0
-METRICS = (
-    "epoch", "step", "loss", "lr", "images_per_second", "alignment", "uniformity",
-    "effective_rank",
-)  # fmt: skip
-CHECKPOINT = "last.ckpt"
+LARS_MOMENTUM = 0.9
 
 
 @dataclass(frozen=True)
@@ -56,7 +53,8 @@ class Settings:
         steps: of the whole run.
         lr: peak learning rate, reached after the warm-up, then a cosine to zero.
         weight_decay: of weights; biases and norms have none.
-        temperature: of the loss.
+        optimizer: a key of `OPTIMIZERS`.
+        warm_up: share of the steps.
         checkpoint_seconds: least time between two checkpoints.
         checkpoint_steps: a checkpoint every so many steps, too; None: by time alone.
     """
@@ -64,7 +62,8 @@ class Settings:
     steps: int
     lr: float
     weight_decay: float
-    temperature: float
+    optimizer: str = "adamw"
+    warm_up: float = 0.1
     checkpoint_seconds: float = 60.0
     checkpoint_steps: int | None = None
 
@@ -84,67 +83,102 @@ class Preprocessing:
         return ((views - mean) / std).contiguous(memory_format=torch.channels_last)
 
 
-def projector(dim: int) -> nn.Module:
-    """SimCLR's projection head: one hidden layer as wide as the embedding."""
-    return nn.Sequential(
-        nn.Linear(dim, dim, bias=False),
-        nn.BatchNorm1d(dim),
-        nn.ReLU(inplace=True),
-        nn.Linear(dim, PROJECTION),
-    )
-
-
-def learning_rate(step: int, steps: int) -> float:
+def learning_rate(step: int, steps: int, warm_up: float = 0.1) -> float:
     """Share of the peak learning rate at a step: linear warm-up, then half a cosine."""
-    warm = max(1, round(WARM_UP * steps))
+    warm = max(1, round(warm_up * steps))
     if step < warm:
         return (step + 1) / warm
     return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
 
 
-class Contrastive(lightning.LightningModule):
-    """A backbone and a projector that learn to tell tiles apart whatever the view.
+def _adamw(groups: Any, lr: float) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(groups, lr=lr)
+
+
+def _lars(groups: Any, lr: float) -> torch.optim.Optimizer:
+    return LARS(groups, lr=lr, momentum=LARS_MOMENTUM)
+
+
+OPTIMIZERS: dict[str, Callable[[Any, float], torch.optim.Optimizer]] = {
+    "adamw": _adamw,
+    "lars": _lars,
+}
+
+
+class Supervision(nn.Module):
+    """Cross-entropy of a linear classifier on the vectors of labelled tiles.
+
+    Args:
+        dim: length of a vector.
+        label: (N,) class of every training tile, −1 where unknown.
+        weight: of this loss beside the other.
+    """
+
+    def __init__(self, dim: int, label: np.ndarray, weight: float) -> None:
+        super().__init__()
+        self.classifier = nn.Linear(dim, int(label.max()) + 1)
+        self._label, self._weight = torch.from_numpy(label).long(), weight
+
+    def forward(self, vectors: Tensor, batch: Batch) -> Tensor:
+        """The weighted loss, a scalar; 0 where no tile of the batch has a label.
+
+        Args:
+            vectors: (2B, D) of both views.
+            batch: the B tiles.
+        """
+        label = self._label[torch.from_numpy(batch.tile)].repeat(2).to(vectors.device)
+        loss = F.cross_entropy(
+            self.classifier(vectors.float()), label, ignore_index=-1, reduction="sum"
+        )
+        return self._weight * loss / (label >= 0).sum().clamp_min(1)
+
+
+class Learner(lightning.LightningModule):
+    """A backbone that learns from two views of every tile.
 
     Args:
         backbone: (B, 3, S, S) → (B, D).
-        dim: D.
+        objective: what is learnt from two views, as `objectives.Objective`.
         method: makes the views.
         preprocessing: of the views.
         settings: how to optimise.
+        supervision: a loss from tile labels beside it.
     """
 
     def __init__(
         self,
         backbone: nn.Module,
-        dim: int,
+        objective: nn.Module,
         method: Method,
         preprocessing: Preprocessing,
         settings: Settings,
+        supervision: Supervision | None = None,
     ) -> None:
         super().__init__()
         self.backbone = backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.projector = projector(dim)
+        self.objective, self.supervision = objective, supervision
         self._method, self._preprocessing, self._settings = method, preprocessing, settings
 
     @torch.no_grad()
     def views(self, batch: Batch, step: int) -> tuple[Tensor, Tensor]:
         """The two views of a batch as the network sees them."""
-        first, second = self._method.views(batch.images, batch.tile, step)
+        first, second = self._method.views(batch, step)
         return self._preprocessing(first), self._preprocessing(second)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """NT-Xent of a batch; both views go through the network together."""
+        """The loss of a batch; both views go through the network together."""
         views = torch.cat(self.views(batch, self.global_step))
         torch.manual_seed(self.global_step)  # dropout and stochastic depth, if the backbone has any
-        first, second = self.projector(self.backbone(views)).chunk(2)
-        return nt_xent(first, second, self._settings.temperature)
+        loss, vectors = self.objective(self.backbone, views)
+        return loss + self.supervision(vectors, batch) if self.supervision else loss
 
     def configure_optimizers(self) -> Any:
-        """AdamW with warm-up and a cosine, a step at a time."""
-        groups = param_groups_weight_decay(self, self._settings.weight_decay)
-        optimiser = torch.optim.AdamW(groups, lr=self._settings.lr)
+        """The optimiser with warm-up and a cosine, a step at a time."""
+        wanted = self._settings
+        groups = param_groups_weight_decay(self, wanted.weight_decay)
+        optimiser = OPTIMIZERS[wanted.optimizer](groups, wanted.lr)
         schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimiser, lambda step: learning_rate(step, self._settings.steps)
+            optimiser, lambda step: learning_rate(step, wanted.steps, wanted.warm_up)
         )
         return {
             "optimizer": optimiser,
@@ -152,16 +186,13 @@ class Contrastive(lightning.LightningModule):
         }
 
     @torch.no_grad()
-    def geometry(self, batch: Batch) -> dict[str, float]:
-        """Alignment, uniformity and effective rank of the backbone's vectors on fixed views."""
+    def vectors(self, batch: Batch, step: int) -> tuple[Tensor, Tensor]:
+        """(B, D) float32 on the CPU of both views of a batch, in evaluation mode."""
+        moved = batch._replace(images=batch.images.to(self.device))
         self.eval()
-        first, second = (self.backbone(v).float().cpu() for v in self.views(batch, PROBE_STEP))
+        first, second = (self.backbone(v).float().cpu() for v in self.views(moved, step))
         self.train()
-        return {
-            "alignment": alignment(first, second),
-            "uniformity": uniformity(first),
-            "effective_rank": effective_rank(first),
-        }
+        return first, second
 
 
 def fingerprint(settings: Mapping[str, Any]) -> str:
@@ -170,183 +201,8 @@ def fingerprint(settings: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def nan_message(step: int, lr: float) -> str:
-    """What to try after a loss that is not a number."""
-    return (
-        f"The loss is not a number at step {step} (lr {lr:g}). The last good checkpoint is kept. "
-        "Try a lower `lr` (a tenth), a higher `temperature`, or a larger `batch_size`."
-    )
-
-
-def collapse_message(rank: float, epoch: int) -> str:
-    """What to try after a collapse."""
-    return (
-        f"The embedding has collapsed: effective rank {rank:.2f} after epoch {epoch} (floor "
-        f"{RANK_FLOOR:g}); all tiles get nearly the same vector. Try a lower `lr`, a larger "
-        "`batch_size`, a lower `temperature`, or look whether the tiles show tissue at all."
-    )
-
-
-@dataclass
-class Diary(Callback):
-    """Watches a run: not a number, collapse, a row of figures an epoch, a line now and then.
-
-    Attributes:
-        stream: says how long an epoch is.
-        steps: of the whole run.
-        probe: tiles whose embedding is watched.
-        rows: figures of the epochs so far, as in `METRICS`.
-    """
-
-    stream: Stream
-    steps: int
-    probe: Batch
-    rows: list[dict[str, float]] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self._loss_sum, self._count = 0.0, 0
-        self._since = self._said = time.monotonic()
-        self._images = self._said_images = 0
-
-    def state_dict(self) -> dict[str, Any]:
-        """What a run that goes on must know of the epochs before."""
-        return {"rows": self.rows, "loss_sum": self._loss_sum, "count": self._count}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up `state_dict`."""
-        self.rows = list(state_dict["rows"])
-        self._loss_sum, self._count = state_dict["loss_sum"], state_dict["count"]
-
-    def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
-        """Start the clock; a fresh run's first row shows the untrained network."""
-        if not self.rows:
-            self.rows.append(self._row(0, 0, pl_module))
-        self._since = self._said = time.monotonic()
-
-    def on_train_batch_end(
-        self, trainer: lightning.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Count the step; at an epoch's end write its row."""
-        loss, step = float(outputs["loss"]), trainer.global_step
-        if not math.isfinite(loss):
-            raise StainsslError(nan_message(step, _lr(trainer)))
-        self._loss_sum, self._count = self._loss_sum + loss, self._count + 1
-        self._images += len(batch.images)
-        self._report(step, loss)
-        if step % self.stream.steps_per_epoch == 0 or step == self.steps:
-            self._close_epoch(trainer, pl_module)
-
-    def _close_epoch(self, trainer: lightning.Trainer, module: Contrastive) -> None:
-        step = trainer.global_step
-        epoch = math.ceil(step / self.stream.steps_per_epoch)
-        row = self._row(epoch, step, module)
-        row |= {"loss": self._loss_sum / self._count, "lr": _lr(trainer)}
-        row["images_per_second"] = self._images / max(time.monotonic() - self._since, 1e-9)
-        self.rows.append(row)
-        self._loss_sum, self._count, self._images, self._said_images = 0.0, 0, 0, 0
-        self._since = time.monotonic()
-        log.info(
-            "epoch %d: loss %.3f, %.0f images/s, alignment %.2f, uniformity %.2f, effective rank "
-            "%.1f", epoch, row["loss"], row["images_per_second"], row["alignment"],
-            row["uniformity"], row["effective_rank"],
-        )  # fmt: skip
-        enough = len(self.probe.images) >= RANK_TILES and step > WARM_UP * self.steps
-        if enough and not row["effective_rank"] >= RANK_FLOOR:
-            raise StainsslError(collapse_message(row["effective_rank"], epoch))
-
-    def _row(self, epoch: int, step: int, module: Contrastive) -> dict[str, float]:
-        nothing = dict.fromkeys(METRICS, math.nan)
-        return nothing | {"epoch": epoch, "step": step} | module.geometry(self.probe)
-
-    def _report(self, step: int, loss: float) -> None:
-        now = time.monotonic()
-        if now - self._said < REPORT_SECONDS:
-            return
-        rate = (self._images - self._said_images) / (now - self._said)
-        left = (self.steps - step) * self.stream.batch_size / max(rate, 1e-9)
-        log.info(
-            "step %d of %d: loss %.3f, %.0f images/s, %s left", step, self.steps, loss, rate,
-            time.strftime("%H:%M:%S", time.gmtime(left)),
-        )  # fmt: skip
-        self._said, self._said_images = now, self._images
-
-
-def _lr(trainer: lightning.Trainer) -> float:
-    return float(trainer.optimizers[0].param_groups[0]["lr"])
-
-
-class Checkpoints(Callback):
-    """Keeps one checkpoint, replaced when the new one is whole.
-
-    Args:
-        path: of the checkpoint.
-        mark: the run's fingerprint.
-        settings: how often.
-    """
-
-    def __init__(self, path: Path, mark: str, settings: Settings) -> None:
-        self.path, self._mark, self._settings = path, mark, settings
-        self._last = time.monotonic()
-
-    def on_save_checkpoint(
-        self, trainer: lightning.Trainer, pl_module: Any, checkpoint: dict[str, Any]
-    ) -> None:
-        """Say whose checkpoint it is."""
-        checkpoint["stainssl"] = self._mark
-
-    def on_train_batch_end(
-        self, trainer: lightning.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Save where it is due, and where the job is told to go."""
-        step, every = trainer.global_step, self._settings.checkpoint_steps
-        due = time.monotonic() - self._last >= self._settings.checkpoint_seconds
-        due = due or (every is not None and step % every == 0)
-        if due or step == self._settings.steps or trainer.received_sigterm:
-            self.save(trainer)
-
-    def save(self, trainer: lightning.Trainer) -> None:
-        """Write the checkpoint.
-
-        Raises:
-            StainsslError: it cannot be written; the one before is kept.
-        """
-        try:
-            with replacing(self.path) as made:
-                trainer.save_checkpoint(made, weights_only=False)
-        except OSError as error:
-            raise StainsslError(
-                f"{self.path}: the checkpoint of step {trainer.global_step} cannot be written "
-                f"({error}). The one before is kept: make room and run again."
-            ) from error
-        self._last = time.monotonic()
-
-
-def usable_checkpoint(path: Path, mark: str) -> int | None:
-    """The step of the checkpoint in `path` where it is one of the run with this fingerprint."""
-    if not path.exists():
-        return None
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=False)
-        found, step = checkpoint.get("stainssl"), int(checkpoint["global_step"])
-    except Exception as error:  # pickle, zip and torch each raise their own kinds
-        log.warning("%s is not a whole checkpoint (%s): training starts anew", path, error)
-        return None
-    if found != mark:
-        log.warning(
-            "%s is of another config (%s, this one is %s): training starts anew and replaces it",
-            path, found, mark,
-        )  # fmt: skip
-        return None
-    return step
-
-
-def probe_batch(tiles: TrainTiles, seed: int) -> Batch:
-    """The tiles whose embedding is watched: the first ones of an epoch that is never reached."""
-    return tiles.images(tiles.order(seed, PROBE_STEP)[:PROBE_TILES])
-
-
 def fit(
-    module: Contrastive,
+    module: Learner,
     tiles: TrainTiles,
     settings: Settings,
     *,
@@ -354,17 +210,23 @@ def fit(
     seed: int,
     checkpoints: Path,
     mark: str,
+    facts: Facts | None = None,
+    on_row: Callable[[list[Row]], None] = lambda rows: None,
 ) -> pd.DataFrame:
     """Train to the end of the budget, going on from the run's own checkpoint where there is one.
+
+    In a group of processes (GPUs, nodes, `torchrun`) each calls this alike.
 
     Args:
         module: trained in place.
         tiles: what it sees.
         settings: how to optimise.
-        batch_size: at most the number of tiles.
+        batch_size: of all processes together; at most the number of tiles.
         seed: of the order of the tiles.
         checkpoints: folder of the checkpoint.
         mark: the run's `fingerprint`.
+        facts: of the tiles, for the neighbours' vote.
+        on_row: is called with all rows after each epoch, in the process that writes.
 
     Returns:
         A row per epoch, columns `METRICS`; the first row is the untrained network.
@@ -373,39 +235,50 @@ def fit(
         StainsslError: the loss is not a number, the embedding collapsed, a checkpoint cannot be
             written, or the job was told to stop.
     """
+    where, told = placement(), Told()
     stream = Stream(tiles, batch_size, settings.steps, seed)
-    gpu = torch.cuda.is_available()
-    diary = Diary(stream, settings.steps, _on(probe_batch(tiles, seed), "cuda" if gpu else "cpu"))
-    keeper = Checkpoints(checkpoints / CHECKPOINT, mark, settings)
+    diary = Diary(stream, settings.steps, Probe.of(tiles, facts, seed), on_row)
+    keeper = Checkpoints(
+        checkpoints / CHECKPOINT, mark, diary, told, steps=settings.steps,
+        seconds=settings.checkpoint_seconds, every=settings.checkpoint_steps,
+    )  # fmt: skip
     done = usable_checkpoint(keeper.path, mark)
     if done is not None:
         stream.start = done
         log.info("going on from step %d of %d", stream.start, settings.steps)
-    trainer = _trainer(settings.steps, [diary, keeper], gpu)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of loaders and loggers that are not lightning's
-            path = keeper.path if done is not None else None
-            trainer.fit(module, stream, ckpt_path=path, weights_only=False)
-    except SystemExit:
-        raise StainsslError(
-            f"Told to stop at step {trainer.global_step} of {settings.steps}: the checkpoint is "
-            "written, run again to go on."
-        ) from None
+    if where.processes > 1:
+        synchronised(module, where.gpu)
+    trainer = _trainer(settings.steps, [diary, keeper], where)
+    path = keeper.path if done is not None else None
+    with told.listening():
+        _run(trainer, module, stream, path, settings.steps)
     return pd.DataFrame(diary.rows, columns=list(METRICS)).astype({"epoch": int, "step": int})
 
 
-def _on(batch: Batch, device: str) -> Batch:
-    return Batch(batch.images.to(device), batch.tile.to(device))
+def _run(
+    trainer: lightning.Trainer, module: Learner, stream: Stream, path: Path | None, steps: int
+) -> None:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of loaders and loggers that are not lightning's
+            trainer.fit(module, stream, ckpt_path=path, weights_only=False)
+    except SystemExit:
+        raise StainsslError(
+            f"Told to stop at step {trainer.global_step} of {steps}: the checkpoint is "
+            "written, run again to go on."
+        ) from None
 
 
-def _trainer(steps: int, callbacks: list[Callback], gpu: bool) -> lightning.Trainer:
+def _trainer(steps: int, callbacks: list[Callback], where: Placement) -> lightning.Trainer:
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
     return lightning.Trainer(
-        accelerator="gpu" if gpu else "cpu",
-        devices=1,
-        precision="bf16-mixed" if gpu and torch.cuda.is_bf16_supported() else "32-true",
+        accelerator="gpu" if where.gpu else "cpu",
+        devices=where.devices,
+        num_nodes=where.nodes,
+        strategy="ddp" if where.processes > 1 else "auto",
+        plugins=[_environment()],
+        precision=_precision(where.gpu),  # type: ignore[arg-type]
         max_steps=steps,
         max_epochs=-1,
         logger=False,
@@ -414,5 +287,22 @@ def _trainer(steps: int, callbacks: list[Callback], gpu: bool) -> lightning.Trai
         enable_progress_bar=False,
         enable_model_summary=False,
         use_distributed_sampler=False,
-        benchmark=gpu,
+        benchmark=where.gpu,
     )
+
+
+def _environment() -> ClusterEnvironment:
+    """Who starts the processes: srun, torchrun, or the first process itself.
+
+    Requeueing is ours (`checkpoints`): lightning's would write a second checkpoint of its own.
+    """
+    if TorchElasticEnvironment.detect():
+        return TorchElasticEnvironment()
+    return SLURMEnvironment(auto_requeue=False) if is_slurm_step() else LightningEnvironment()
+
+
+def _precision(gpu: bool) -> str:
+    """Half precision where the device has it; bf16 rather than fp16, which can overflow."""
+    if not gpu:
+        return "32-true"
+    return "bf16-mixed" if torch.cuda.is_bf16_supported() else "16-mixed"

@@ -7,19 +7,30 @@ device; what costs is done where the images are.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-# Area of a crop as a share of the tile. SimCLR's 0.08 leaves a few nuclei of a small tile;
-# 0.25 keeps the tissue recognisable.
-CROP_AREA = (0.25, 1.0)
-CROP_RATIO = (3 / 4, 4 / 3)  # width to height
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 TO_YIQ = ((0.299, 0.587, 0.114), (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112))
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """How a view is cut out of a tile.
+
+    Attributes:
+        area: least and largest area of a crop, as a share of the tile's. SimCLR's 0.08 leaves a
+            few nuclei of a small tile; 0.25 keeps the tissue recognisable.
+        ratio: least and largest width to height.
+        turns: flips and quarter turns: tissue has no top.
+    """
+
+    area: tuple[float, float] = (0.25, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    turns: bool = True
 
 
 @dataclass(frozen=True)
@@ -55,7 +66,7 @@ def generator(seed: int, step: int, stream: int) -> Generator:
     """The random numbers of one step: nothing of a run's past is needed to draw them again.
 
     Args:
-        stream: 0 geometry, 1 colour, 2 targets; apart, so that methods share the first two.
+        stream: geometry, colour, targets and so on; apart, so that methods share the first two.
     """
     # One draw of a hash-like mixer: neighbouring steps must not have neighbouring streams.
     mixed = (
@@ -69,23 +80,28 @@ def _uniform(count: int, low: float, high: float, rng: Generator) -> Tensor:
     return low + (high - low) * torch.rand(count, generator=rng)
 
 
-def draw_geometry(count: int, rng: Generator) -> Tensor:
+def draw_geometry(count: int, rng: Generator, geometry: Geometry = Geometry()) -> Tensor:
     """Random resized crops with flips and quarter turns, as affine maps.
 
     Returns:
         (count, 2, 3) float32 for `torch.nn.functional.affine_grid`: output to input coordinates,
         the crop wholly inside the tile.
     """
-    area = _uniform(count, *CROP_AREA, rng)
-    ratio = torch.exp(_uniform(count, math.log(CROP_RATIO[0]), math.log(CROP_RATIO[1]), rng))
+    area = _uniform(count, *geometry.area, rng)
+    low, high = (math.log(ratio) for ratio in geometry.ratio)
+    ratio = torch.exp(_uniform(count, low, high, rng))
     half = torch.stack([(area * ratio).sqrt(), (area / ratio).sqrt()], 1).clamp_max(1)
     centre = (1 - half) * (2 * torch.rand(count, 2, generator=rng) - 1)
+    orientation = _orientation(count, rng) if geometry.turns else torch.eye(2).expand(count, 2, 2)
+    return torch.cat([half[:, :, None] * orientation, centre[:, :, None]], 2)
+
+
+def _orientation(count: int, rng: Generator) -> Tensor:
+    """(count, 2, 2): flips and one transposition make all eight symmetries of the square."""
     flip = torch.randint(0, 2, (count, 2), generator=rng) * 2 - 1
     turned = torch.randint(0, 2, (count,), generator=rng).bool()
     straight = torch.diag_embed(flip.float())
-    # Flips and one transposition make all eight symmetries of the square.
-    orientation = torch.where(turned[:, None, None], straight.flip(2), straight)
-    return torch.cat([half[:, :, None] * orientation, centre[:, :, None]], 2)
+    return torch.where(turned[:, None, None], straight.flip(2), straight)
 
 
 def whole_tile(count: int) -> Tensor:
@@ -112,6 +128,35 @@ def apply_geometry(images: Tensor, theta: Tensor, size_px: int) -> Tensor:
     return F.grid_sample(scaled, grid, padding_mode="reflection", align_corners=False)
 
 
+@dataclass(frozen=True)
+class ColourDraw:
+    """What was drawn for the colours of N images.
+
+    Attributes:
+        matrix: (N, 3, 3) map of RGB: saturation, hue and brightness.
+        contrast: (N,) factor about the image's mean grey level.
+        sigma: (N,) of the blur, px per 96 px of side; 0 is none.
+        solarise: (N,) bool.
+    """
+
+    matrix: Tensor
+    contrast: Tensor
+    sigma: Tensor
+    solarise: Tensor
+
+    def rows(self, rows: slice) -> ColourDraw:
+        """Some of the images'."""
+        return ColourDraw(*(getattr(self, f.name)[rows] for f in fields(self)))
+
+
+def draw_colour(colour: Colour, count: int, rng: Generator) -> ColourDraw:
+    """The jitter of `count` images, a draw each."""
+    matrix, contrast = _colour_matrix(colour, count, rng)
+    blurred = _uniform(count, 0, 1, rng) < colour.blur
+    sigma = torch.where(blurred, _uniform(count, 0.3, 1.5, rng), 0.0)
+    return ColourDraw(matrix, contrast, sigma, _uniform(count, 0, 1, rng) < colour.solarise)
+
+
 def _colour_matrix(colour: Colour, count: int, rng: Generator) -> tuple[Tensor, Tensor]:
     """Per image the 3×3 map of saturation, hue and brightness, and the contrast factor."""
     on = _uniform(count, 0, 1, rng) < colour.jitter
@@ -130,56 +175,46 @@ def _colour_matrix(colour: Colour, count: int, rng: Generator) -> tuple[Tensor, 
     return brightness[:, None, None] * (torch.linalg.inv(yiq) @ chroma @ yiq), contrast
 
 
-def jitter(images: Tensor, colour: Colour | None, rng: Generator) -> Tensor:
-    """Brightness, contrast, saturation, hue and the rest of `colour`, a draw per image.
+def apply_colour(images: Tensor, drawn: ColourDraw) -> Tensor:
+    """Brightness, contrast, saturation, hue, then blur and solarisation.
 
     The first four are one linear map an image: saturation and hue scale and turn the chroma of
     YIQ, contrast stretches about the image's mean grey level; values are clipped once, at the end.
 
     Args:
         images: (B, 3, H, W) float in [0, 1].
-        colour: None leaves the images as they are.
+        drawn: for the B images.
 
     Returns:
         The same shape, in [0, 1].
     """
-    if colour is None:
-        return images
-    count = len(images)
-    matrix, contrast = (t.to(images.device) for t in _colour_matrix(colour, count, rng))
+    matrix, contrast = drawn.matrix.to(images.device), drawn.contrast.to(images.device)
     pixels = images.flatten(2)
     weights = torch.tensor(LUMA, device=images.device)
     mean_grey = torch.einsum("i,bij,bj->b", weights, matrix, pixels.mean(2))
-    offset = ((1 - contrast) * mean_grey)[:, None, None].expand(count, 3, 1)
+    offset = ((1 - contrast) * mean_grey)[:, None, None].expand(len(images), 3, 1)
     out = torch.baddbmm(offset, contrast[:, None, None] * matrix, pixels).clamp_(0, 1)
-    out = out.view_as(images)
-    out = _some(out, colour.blur, _blur, rng)
-    return _some(out, colour.solarise, _solarise, rng)
+    out = _blurred(out.view_as(images), drawn.sigma)
+    if not bool(drawn.solarise.any()):
+        return out
+    inverted = drawn.solarise.to(images.device)[:, None, None, None] & (out >= 0.5)
+    return torch.where(inverted, 1 - out, out)
 
 
-def _some(
-    images: Tensor, share: float, change: Callable[[Tensor, Generator], Tensor], rng: Generator
-) -> Tensor:
-    """Change a random share of the images."""
-    chosen = (_uniform(len(images), 0, 1, rng) < share).nonzero()[:, 0].to(images.device)
+def _blurred(images: Tensor, sigma: Tensor) -> Tensor:
+    """Gaussian blur of those images whose sigma (px per 96 px of side) is not 0."""
+    chosen = sigma.nonzero()[:, 0]  # on the CPU, where it was drawn: nothing waits for a GPU
     if not len(chosen):
         return images
-    out = images.clone()
-    out[chosen] = change(images[chosen], rng)
-    return out
+    place = chosen.to(images.device)
+    return images.index_copy(0, place, _blur(images[place], sigma[chosen].to(images.device)))
 
 
-def _solarise(images: Tensor, _: Generator) -> Tensor:
-    return torch.where(images < 0.5, images, 1 - images)
-
-
-def _blur(images: Tensor, rng: Generator) -> Tensor:
-    """Gaussian blur, each image its own sigma of 0.3 to 1.5 px per 96 px of side."""
+def _blur(images: Tensor, sigma: Tensor) -> Tensor:
     count, scale = len(images), images.shape[-1] / 96
-    sigma = _uniform(count, 0.3, 1.5, rng).to(images.device) * scale
     radius = max(1, round(3 * scale))
     place = torch.arange(-radius, radius + 1, device=images.device)
-    kernel = torch.exp(-place.square() / (2 * sigma[:, None].square()))
+    kernel = torch.exp(-place.square() / (2 * (sigma * scale)[:, None].square()))
     kernel = (kernel / kernel.sum(1, keepdim=True)).repeat_interleave(3, 0)[:, None]
     flat = F.pad(images.flatten(0, 1)[None], (radius,) * 4, mode="reflect")
     flat = F.conv2d(flat, kernel[:, :, :, None], groups=3 * count)

@@ -52,6 +52,8 @@ def _status_of(error: BaseException) -> Status:
 
 def _touch(path: Path) -> None:
     """Read one byte of each end, so that a mount that went away speaks for itself."""
+    if path.is_dir():
+        return
     with file_of(path).open("rb") as file:
         file.read(1)
         file.seek(max(0, os.fstat(file.fileno()).st_size - 1))

@@ -9,13 +9,19 @@ import numpy as np
 import openslide
 
 from stainssl.slides.faults import blamed
-from stainssl.slides.scale import first_source, read_thumbnail
-from stainssl.status import SlideError, Status
+from stainssl.slides.reader import Slide
 
 UM_PER_UNIT = {"inch": 25_400.0, "centimeter": 10_000.0}
 UM_OBJECTIVE_POWER = 10.0  # a 10x objective is taken as 1 µm/px, hence 40x as 0.25
-CACHE_BYTES = 32 * 2**20  # bounded per slide: tiles are read once, in order
+LEAST_CACHE_BYTES, MOST_CACHE_BYTES = 32 * 2**20, 256 * 2**20
+CACHE_ROW_PX = 2.5 * 256  # tiles read row by row find the decoded tiles of the row above them
 _WHITE = np.float32(255)
+
+
+def cache_bytes(width_px: int, bytes_per_px: int) -> int:
+    """How many bytes of decoded tiles a slide of some width may keep: 32–256 MB."""
+    wanted = int(width_px * CACHE_ROW_PX * bytes_per_px)
+    return min(max(wanted, LEAST_CACHE_BYTES), MOST_CACHE_BYTES)
 
 
 def recognises(path: Path) -> bool:
@@ -89,7 +95,7 @@ def over_white(rgba: np.ndarray) -> np.ndarray:
     return np.rint(rgba[..., :3] * share + _WHITE * (1 - share)).astype(np.uint8)
 
 
-class OpenSlideFile:
+class OpenSlideFile(Slide):
     """A slide that OpenSlide holds open. See `stainssl.slides.reader.Slide`."""
 
     reader = "openslide"
@@ -97,7 +103,7 @@ class OpenSlideFile:
     def __init__(self, path: Path, handle: openslide.OpenSlide) -> None:
         self.path = path
         self._handle = handle
-        handle.set_cache(openslide.OpenSlideCache(CACHE_BYTES))
+        handle.set_cache(openslide.OpenSlideCache(cache_bytes(handle.dimensions[0], 4)))
         properties = handle.properties
         self.vendor = properties.get(openslide.PROPERTY_NAME_VENDOR, "")
         self.level_sizes_px = list(handle.level_dimensions)
@@ -105,16 +111,6 @@ class OpenSlideFile:
         self.objective_power = _number(properties, openslide.PROPERTY_NAME_OBJECTIVE_POWER)
         self.mpp_sources = mpp_sources(properties, self.vendor)
         self.bounds_level0_px = _bounds(properties, handle.dimensions)
-
-    @property
-    def mpp(self) -> float | None:
-        """µm in a level-0 px by the first of `mpp_sources`."""
-        return first_source(self.mpp_sources)[1]
-
-    @property
-    def mpp_source(self) -> str | None:
-        """Name of the first of `mpp_sources`."""
-        return first_source(self.mpp_sources)[0]
 
     def read_region(
         self, x_level0_px: int, y_level0_px: int, level: int, size_px: tuple[int, int]
@@ -127,12 +123,6 @@ class OpenSlideFile:
         with blamed(self.path, where):
             image = self._handle.read_region((x_level0_px, y_level0_px), level, size_px)
         return over_white(np.asarray(image))
-
-    def thumbnail(self, mpp: float) -> np.ndarray:
-        """(h, w, 3) uint8 RGB of the bounds at `mpp` µm/px."""
-        if self.mpp is None:
-            raise SlideError(Status.NO_MPP, "The slide states no pixel size.")
-        return read_thumbnail(self, mpp, self.mpp)
 
     def close(self) -> None:
         """Free the handle."""

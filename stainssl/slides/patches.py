@@ -9,7 +9,7 @@ from PIL import Image, UnidentifiedImageError
 
 from stainssl.slides.faults import blamed
 from stainssl.slides.packed import is_packed, read_picture
-from stainssl.slides.scale import first_source, read_thumbnail
+from stainssl.slides.reader import Slide
 from stainssl.status import SlideError, Status
 
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
@@ -22,6 +22,8 @@ def recognises(path: Path) -> bool:
     """Whether the file is an image that cannot be meant as anything but one picture."""
     if is_packed(path):
         return True
+    if not path.is_file():
+        return False
     try:
         with Image.open(path, formats=AUTO_FORMATS):
             return True
@@ -73,7 +75,7 @@ def open_file(path: Path) -> PatchFile:
             return PatchFile(path, image.format or "", _white_backed(image))
 
 
-class PatchFile:
+class PatchFile(Slide):
     """A picture in memory. See `stainssl.slides.reader.Slide`."""
 
     reader = "patches"
@@ -90,16 +92,6 @@ class PatchFile:
         self.mpp_sources: dict[str, float] = {}
         self.objective_power: float | None = None
 
-    @property
-    def mpp(self) -> float | None:
-        """None: an image file does not say."""
-        return first_source(self.mpp_sources)[1]
-
-    @property
-    def mpp_source(self) -> str | None:
-        """None: an image file does not say."""
-        return first_source(self.mpp_sources)[0]
-
     def read_region(
         self, x_level0_px: int, y_level0_px: int, level: int, size_px: tuple[int, int]
     ) -> np.ndarray:
@@ -113,12 +105,6 @@ class PatchFile:
         top, left = y - y_level0_px, x - x_level0_px
         out[top : top + part.shape[0], left : left + part.shape[1]] = part
         return out
-
-    def thumbnail(self, mpp: float) -> np.ndarray:
-        """(h, w, 3) uint8 RGB of the picture at `mpp` µm/px."""
-        if self.mpp is None:
-            raise SlideError(Status.NO_MPP, "An image file states no pixel size.")
-        return read_thumbnail(self, mpp, self.mpp)
 
     def close(self) -> None:
         """Free the pixels."""

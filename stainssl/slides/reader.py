@@ -2,27 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from stainssl.slides.faults import blamed
+from stainssl.slides.scale import first_source, read_thumbnail
 from stainssl.slides.truncation import shortfall
 from stainssl.status import SlideError, StainsslError, Status
 
 READERS: dict[str, str] = {
+    "tiff": "stainssl.slides.tiff_reader",
+    "tiatoolbox": "stainssl.slides.tiatoolbox_reader",
     "openslide": "stainssl.slides.openslide_reader",
     "patches": "stainssl.slides.patches",
+    "fastslide": "stainssl.slides.fastslide_reader",
 }
 """Config word → module with `recognises(path) -> bool` and `open_file(path) -> Slide`; `auto` asks
 them in this order."""
 
+FORMATS: dict[str, str] = {
+    "SVS, tiled TIFF (JPEG)": "tiff",
+    "SVS (JPEG 2000), other tiled TIFF": "openslide",
+    "NDPI, MRXS, SCN, BIF, VMS, SVSLIDE, Philips and Ventana TIFF": "openslide",
+    "DICOM": "openslide",
+    "DICOM that OpenSlide cannot open (JPEG 2000)": "tiatoolbox",
+    "OME-TIFF, NGFF (zarr), JPEG 2000 (jp2)": "tiatoolbox",
+    "CZI, VSI, iSyntax, QPTIFF": "fastslide",
+    "PNG, JPEG, BMP": "patches",
+}
+"""Format → the key of `READERS` that `auto` reads it with."""
+
 
 class Slide(Protocol):
-    """An open slide. Planes: level-0 pixels, and the pixels of a level."""
+    """An open slide, used by one thread at a time.
+
+    Planes: level-0 pixels, and the pixels of a level.
+    """
 
     path: Path
     reader: str
@@ -36,10 +54,12 @@ class Slide(Protocol):
     @property
     def mpp(self) -> float | None:
         """µm in a level-0 px by the first of `mpp_sources`, None where there is none."""
+        return first_source(self.mpp_sources)[1]
 
     @property
     def mpp_source(self) -> str | None:
         """Name of the first of `mpp_sources`, None where there is none."""
+        return first_source(self.mpp_sources)[0]
 
     def read_region(
         self, x_level0_px: int, y_level0_px: int, level: int, size_px: tuple[int, int]
@@ -47,7 +67,8 @@ class Slide(Protocol):
         """A rectangle of one level; white where it is transparent or outside the slide.
 
         Args:
-            x_level0_px, y_level0_px: its top left corner.
+            x_level0_px, y_level0_px: its top left corner. Where that is no whole px of the level,
+                the nearest one (OpenSlide keeps the fraction and interpolates).
             level: index into `level_sizes_px`.
             size_px: width and height in the level's pixels.
 
@@ -65,23 +86,30 @@ class Slide(Protocol):
         Raises:
             SlideError: `no-mpp`, or the file's own fault.
         """
+        if self.mpp is None:
+            raise SlideError(Status.NO_MPP, "The slide states no pixel size.")
+        return read_thumbnail(self, mpp, self.mpp)
 
     def close(self) -> None:
         """Free the handle."""
 
 
-def _reader_for(path: Path, reader: str) -> Any:
-    if reader == "auto":
-        modules = [import_module(name) for name in READERS.values()]
-        found = next((module for module in modules if module.recognises(path)), None)
-        if found is None:
-            raise SlideError(
-                Status.UNSUPPORTED, f"No reader recognises {path.name}: it is not a slide."
-            )
-        return found
-    if reader not in READERS:
-        raise StainsslError(f"slides.reader is {reader!r}: known are auto, {', '.join(READERS)}.")
-    return import_module(READERS[reader])
+def _open_first(path: Path) -> Slide:
+    """The slide by the first reader that recognises it and does not call it unsupported."""
+    refused: SlideError | None = None
+    for name in READERS.values():
+        module = import_module(name)
+        if not module.recognises(path):
+            continue
+        try:
+            return module.open_file(path)
+        except SlideError as error:
+            if error.status is not Status.UNSUPPORTED:
+                raise
+            refused = refused or error
+    raise refused or SlideError(
+        Status.UNSUPPORTED, f"No reader recognises {path.name}: it is not a slide."
+    )
 
 
 def open_slide(path: Path | str, reader: str = "auto") -> Slide:
@@ -100,9 +128,12 @@ def open_slide(path: Path | str, reader: str = "auto") -> Slide:
         OSError: the machine's or the mount's fault, a missing file among them.
     """
     path = Path(path)
+    if reader != "auto" and reader not in READERS:
+        raise StainsslError(f"slides.reader is {reader!r}: known are auto, {', '.join(READERS)}.")
     with blamed(path, "opening"):
         short = shortfall(path) if path.is_file() else None
         if short:
             raise SlideError(Status.TRUNCATED, short)
-        open_file: Callable[[Path], Slide] = _reader_for(path, reader).open_file
-        return open_file(path)
+        if reader == "auto":
+            return _open_first(path)
+        return import_module(READERS[reader]).open_file(path)

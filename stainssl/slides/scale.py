@@ -135,9 +135,10 @@ def resample(
 
 def _read_span(start: float, stop: float, downsample: float, level_px: int) -> tuple[int, int, int]:
     """Level-0 start, and the level px that are there and that are wanted, of one axis."""
-    start_level0_px = math.floor(math.floor(start / downsample + 1e-9) * downsample)
-    wanted = math.ceil((stop - start_level0_px) / downsample - 1e-9)
-    there = level_px - math.floor(start_level0_px / downsample)
+    first = math.floor(start / downsample + 1e-9)
+    start_level0_px = round(first * downsample)  # within half a level-0 px of a whole level px
+    wanted = math.ceil(stop / downsample - 1e-9) - first
+    there = level_px - first
     return start_level0_px, max(1, min(wanted, there)), max(1, wanted)
 
 
@@ -172,7 +173,8 @@ def read_rectangle(
     image = slide.read_region(left, top, level, (there_x, there_y))
     if (there_x, there_y) != (wanted_x, wanted_y):
         image = np.pad(image, ((0, wanted_y - there_y), (0, wanted_x - there_x), (0, 0)), "edge")
-    x0, y0 = (x_level0_px - left) / downsample, (y_level0_px - top) / downsample
+    x0 = max(0.0, (x_level0_px - left) / downsample)
+    y0 = max(0.0, (y_level0_px - top) / downsample)
     x1 = min(x0 + width / downsample, float(wanted_x))
     y1 = min(y0 + height / downsample, float(wanted_y))
     return resample(image, (x0, y0, x1, y1), size_px)

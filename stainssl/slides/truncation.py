@@ -1,4 +1,4 @@
-"""Whether a TIFF file (SVS and most slide formats) is as long as its own directories say."""
+"""Whether a TIFF file (SVS and most slide formats) can be what its own directories say."""
 
 from __future__ import annotations
 
@@ -10,10 +10,14 @@ from typing import BinaryIO
 
 import numpy as np
 
+from stainssl.status import SlideError, Status
+
 _BYTES_OF_TYPE = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8}
 _BYTES_OF_TYPE |= {13: 4, 16: 8, 17: 8, 18: 8}
 _LETTER_OF_TYPE = {3: "u2", 4: "u4", 16: "u8"}
 _DATA_TAGS = {273: 279, 324: 325}  # offsets → byte counts, of strips and of tiles
+_TILE_SIDE_TAGS = (322, 323)
+MOST_TILE_SIDE_PX = 16_384  # OpenSlide ends the process where it cannot allocate a tile
 _NDPI_TAG = 65420  # Hamamatsu keeps 64-bit offsets in classic TIFF: its directories read otherwise
 _MOST_DIRECTORIES = 4096  # a chain that is longer is a loop
 
@@ -106,6 +110,17 @@ def _data_end(tiff: _Tiff, entries: dict[int, _Entry]) -> int:
     return int(end)
 
 
+def _check_tiles(tiff: _Tiff, entries: dict[int, _Entry]) -> None:
+    sides = [tiff.numbers(entries[tag]) for tag in _TILE_SIDE_TAGS if tag in entries]
+    for side in sides:
+        if side.max(initial=0) > MOST_TILE_SIDE_PX:
+            raise SlideError(
+                Status.UNREADABLE,
+                f"A directory says that a tile is {side.max():,.0f} px wide or high, above "
+                f"{MOST_TILE_SIDE_PX:,}: the file is spoiled.",
+            )
+
+
 def _shortfalls(tiff: _Tiff) -> Iterator[str]:
     """What lies past the end, directory by directory."""
     offset = tiff.number(tiff.layout.word, 8 if tiff.layout.is_big else 4, "the header")
@@ -120,6 +135,7 @@ def _shortfalls(tiff: _Tiff) -> Iterator[str]:
         end = _data_end(tiff, entries)
         if end > tiff.size_bytes:
             yield f"image data up to byte {end:,}"
+        _check_tiles(tiff, entries)
 
 
 def shortfall(path: Path) -> str | None:
@@ -136,6 +152,7 @@ def shortfall(path: Path) -> str | None:
         otherwise (NDPI).
 
     Raises:
+        SlideError: `unreadable`, a tile too large to be meant.
         OSError: the file cannot be read.
     """
     with path.open("rb") as file:

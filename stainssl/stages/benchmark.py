@@ -6,15 +6,19 @@ import logging
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
-from stainssl.benchmark import published, table
-from stainssl.benchmark.metrics import average_repeats, roc_band, scored_units
+from stainssl.benchmark import baselines, published, table
+from stainssl.benchmark.folds import class_name, read_folds
+from stainssl.benchmark.metrics import average_repeats, evaluate, roc_band, scored_units
+from stainssl.benchmark.projection import project
 from stainssl.benchmark.table import Answer, Robustness
-from stainssl.cohort import read_sheet
-from stainssl.config import Config, Run
+from stainssl.cohort import parts, read_sheet, site_columns
+from stainssl.config import Config, Run, Task
 from stainssl.figures import benchmark as figures
 from stainssl.paths import Paths
+from stainssl.stages.probe import part_labels
 from stainssl.status import StainsslError
 from stainssl.stores.atomic import replacing, write_text
 from stainssl.stores.tables import read_table
@@ -23,7 +27,8 @@ log = logging.getLogger(__name__)
 
 
 def run(config: Config, benchmark: str) -> None:
-    """Write `table.csv|md|tex|html`, `comparisons.csv`, `roc.png`, `forest.png`, `robustness.png`.
+    """Write `table.csv|md|tex|html`, `comparisons.csv` and the figures: `roc`, `forest`,
+    `robustness`, `few_shot` and `umap`, each a PNG.
 
     Raises:
         StainsslError: an answer is missing, or the benchmark has no slide task's head.
@@ -31,13 +36,14 @@ def run(config: Config, benchmark: str) -> None:
     spec = config.benchmarks[benchmark]
     folder = Paths(config.results).benchmark(benchmark)
     answers = list(_answers(config, benchmark))
+    columns = [one for task in spec.tasks for one in _baselines(config, task)]
     if not answers:
         raise StainsslError(
             f"benchmarks.{benchmark}: nothing to show: its tasks are of slides or patients and it"
             " has no head. Name one in 'heads'."
         )
     robustness = list(_robustness(config, benchmark))
-    long = table.long_table(answers, robustness)
+    long = table.long_table([*answers, *columns], robustness)
     compared = table.comparisons(answers, robustness, config.seed)
     grid = table.make_grid(long, compared)
     others = published.figures_for(_questions(config, benchmark))
@@ -51,8 +57,11 @@ def run(config: Config, benchmark: str) -> None:
     write_text(folder / "table.tex", tex)
     write_text(folder / "table.html", page)
     _save(folder / "roc.png", figures.roc(_curves(answers, config.seed), spec.encoders))
-    _save(folder / "forest.png", figures.forest(long, spec.encoders))
+    _save(folder / "forest.png", figures.forest(long, _shown(spec.encoders, columns)))
     _save(folder / "robustness.png", figures.robustness(long, spec.encoders))
+    curves = {task: _few_shots(config, benchmark, task) for task in spec.tasks}
+    _save(folder / "few_shot.png", figures.few_shot(curves, spec.encoders))
+    _save(folder / "umap.png", figures.planes(_planes(config, benchmark)))
     log.info("benchmark %s\n%s", benchmark, markdown)
 
 
@@ -89,6 +98,49 @@ def _answers(config: Config, benchmark: str) -> Iterator[Answer]:
                 metrics = _read_metrics(folder / "metrics.csv")
                 seen = _seen(paths.seen(run.name), tested)
                 yield Answer(task, level, run.key, run.name, head, metrics, predictions, seen)
+
+
+def _baselines(config: Config, task: str) -> Iterator[Answer]:
+    """What the sheet's columns alone say of a task, as far as it has them."""
+    spec = config.tasks[task]
+    units = _units(config, spec)
+    folds = read_folds(Paths(config.results).folds(task))
+    asked = {
+        baselines.SITE: site_columns(units),
+        baselines.CLINICAL: spec.clinical,
+    }
+    for name, columns in asked.items():
+        if not columns or units[columns].astype(str).nunique().max() < 2:
+            continue
+        predictions = baselines.predict_from_columns(units, columns, folds, config.seed)
+        metrics = evaluate(predictions, spec.level, config.seed)
+        if name == baselines.SITE:  # within one site it says the same of everybody
+            metrics = metrics[metrics["group"] == "all"]
+        yield Answer(task, spec.level, name, name, baselines.HEAD, metrics, predictions)
+
+
+def _units(config: Config, task: Task) -> pd.DataFrame:
+    """A row per labelled tile, slide or patient of a task, with the sheet's columns."""
+    if task.level == "tile":
+        return pd.concat(_labelled_tiles(config, task), ignore_index=True)
+    sheets = [read_sheet(config, name) for name in task.cohorts]
+    slides = pd.concat(sheets, ignore_index=True)
+    slides = slides.assign(label=slides[task.label].map(class_name)).query("label != ''")
+    if task.level == "patient":
+        slides = slides.drop_duplicates("patient_id").assign(slide_id="")
+    return slides.reset_index(drop=True)
+
+
+def _labelled_tiles(config: Config, task: Task) -> Iterator[pd.DataFrame]:
+    for cohort in task.cohorts:
+        for part, sheet in parts(config, cohort).items():
+            labels = part_labels(config, task, cohort, part)
+            columns = sheet.drop(columns="label", errors="ignore")
+            yield labels[labels["label"] != ""].merge(columns, on="slide_id")
+
+
+def _shown(encoders: list[str], answers: list[Answer]) -> list[str]:
+    return list(dict.fromkeys([*encoders, *(answer.encoder for answer in answers)]))
 
 
 def _read_metrics(path: Path) -> pd.DataFrame:
@@ -128,6 +180,33 @@ def _robustness(config: Config, benchmark: str) -> Iterator[Robustness]:
             metrics[metrics["task"].isin(tasks)],
             confounded[confounded["task"].isin(tasks)],
         )
+
+
+def _few_shots(config: Config, benchmark: str, task: str) -> dict[str, pd.DataFrame]:
+    """Encoder → its few-shot rows of a tile task, seeds together; empty for other tasks."""
+    if config.tasks[task].level != "tile":
+        return {}
+    paths, found = Paths(config.results), {}
+    for key in config.benchmarks[benchmark].encoders:
+        files = [paths.probe(task, run.name) / "few_shot.csv" for run in config.runs_of(key)]
+        found[key] = pd.concat([_read_metrics(file) for file in files])
+    return found
+
+
+def _planes(config: Config, benchmark: str) -> dict[str, dict[str, pd.DataFrame]]:
+    """Task → encoder → `x`, `y`, `site` and `label` of some tiles, its first seed's."""
+    spec, paths = config.benchmarks[benchmark], Paths(config.results)
+    tasks = [task for task in spec.tasks if config.tasks[task].level == "tile"]
+    planes: dict[str, dict[str, pd.DataFrame]] = {}
+    if not spec.robustness:
+        return planes
+    for key in spec.encoders if tasks else []:
+        folder = paths.robustness(config.runs_of(key)[0].name)
+        sample = read_table(folder / "sample.parquet", "sample")
+        for task, rows in sample[sample["task"].isin(tasks)].groupby("task", sort=False):
+            x, y = project(np.stack(rows["vector"].to_list()), config.seed).T
+            planes.setdefault(str(task), {})[key] = rows.assign(x=x, y=y)
+    return planes
 
 
 def _curves(answers: list[Answer], seed: int) -> dict[str, dict[str, tuple[str, pd.DataFrame]]]:

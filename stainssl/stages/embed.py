@@ -5,50 +5,88 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
-import torch
 
 from stainssl.config import Config
-from stainssl.embed import embed_pixels
+from stainssl.device import pick
+from stainssl.embed import Vectors, embed_pixels
 from stainssl.encoders import LoadedEncoder, load
 from stainssl.paths import Paths
+from stainssl.stages import import_features
 from stainssl.status import StainsslError
 from stainssl.stores.embeddings import write_embeddings
 from stainssl.stores.pixels import Pixels, open_pixels
+from stainssl.stores.spool import Spool
 from stainssl.stores.tiles import read_tiles
 
 log = logging.getLogger(__name__)
 
 
-def run(config: Config, cohort: str, encoder: str, part: str) -> None:
-    """Embed one part with one encoder.
+def run(config: Config, cohort: str, encoder: str | list[str], part: str) -> None:
+    """Embed one part, or import what an encoder's `features` hold.
+
+    Several encoders are embedded in one reading of the part: its tiles are decoded once.
 
     Raises:
-        StainsslError: an input is missing or not whole, or the encoder cannot be loaded.
+        StainsslError: an input is missing or not whole, or an encoder cannot be loaded.
     """
+    names = [encoder] if isinstance(encoder, str) else encoder
+    made = [name for name in names if not config.run(name).encoder.features]
+    for name in names:
+        if name not in made:
+            import_features.run(config, cohort, name, part)
+    if made:
+        _embed(config, cohort, made, part)
+
+
+def _embed(config: Config, cohort: str, names: list[str], part: str) -> None:
     paths, tiling = Paths(config.results), config.cohorts[cohort].tiling
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     pixels = open_pixels(paths.pixels(cohort, tiling, part))
-    source = config.run(encoder).encoder.weights or str(paths.model(encoder))
-    loaded = load(source, device)
+    device = pick()
+    sources = [config.run(n).encoder.weights or str(paths.model(n)) for n in names]
+    loaded = [load(source, device) for source in sources]
     place = _places(pixels, read_tiles(paths.tiles(cohort, tiling, part)), f"{cohort}/{part}")
     started = time.monotonic()
-    write_embeddings(
-        paths.embeddings(cohort, tiling, encoder, part),
-        slide_id=pixels.slide_id,
-        counts=np.bincount(pixels.slide, minlength=len(pixels.slide_id)).tolist(),
-        dim=loaded.dim,
-        blocks=_counted(embed_pixels(loaded, pixels), len(pixels), part),
-        tile=pixels.tile,
-        x=place["x"].to_numpy(np.int64),
-        y=place["y"].to_numpy(np.int64),
-        settings=_settings(encoder, source, loaded, pixels),
-    )
+    blocks = _apart(embed_pixels(loaded, pixels), len(names), paths.results)
+    for name, source, one, own in zip(names, sources, loaded, blocks, strict=True):
+        write_embeddings(
+            paths.embeddings(cohort, tiling, name, part),
+            slide_id=pixels.slide_id,
+            counts=np.bincount(pixels.slide, minlength=len(pixels.slide_id)).tolist(),
+            dim=one.dim,
+            blocks=_counted(own, len(pixels), f"{part} {name}"),
+            tile=pixels.tile,
+            x=place["x"].to_numpy(np.int64),
+            y=place["y"].to_numpy(np.int64),
+            settings=_settings(name, source, one, pixels),
+        )
     rate = len(pixels) / max(time.monotonic() - started, 1e-9)
-    log.info("%s: %d tiles, %d numbers each, %.0f tiles/s", part, len(pixels), loaded.dim, rate)
+    dims = "+".join(str(one.dim) for one in loaded)
+    log.info("%s: %d tiles, %s numbers each, %.0f tiles/s", part, len(pixels), dims, rate)
+
+
+def _apart(blocks: Iterator[list[Vectors]], count: int, folder: Path) -> list[Iterator[Vectors]]:
+    """The blocks of each of `count` encoders; the first is to be read to its end before the others.
+
+    What the others get meanwhile lies in a temporary file in `folder`.
+    """
+    spool = Spool(folder)
+    kept: list[list[Vectors]] = [[] for _ in range(count - 1)]
+
+    def first() -> Iterator[Vectors]:
+        for mine, *others in blocks:
+            for held, block in zip(kept, others, strict=True):
+                held.append(spool.keep(block))
+            yield mine
+
+    return [first(), *(_later(held) for held in kept)]
+
+
+def _later(held: list[Vectors]) -> Iterator[Vectors]:
+    yield from held
 
 
 def _settings(
@@ -78,9 +116,7 @@ def _places(pixels: Pixels, tiles: pd.DataFrame, part: str) -> pd.DataFrame:
     return found
 
 
-def _counted(
-    blocks: Iterator[npt.NDArray[np.float16]], total: int, part: str
-) -> Iterator[npt.NDArray[np.float16]]:
+def _counted(blocks: Iterator[Vectors], total: int, part: str) -> Iterator[Vectors]:
     """The blocks as they are; says how far it is every ten seconds, and how many rows are bad."""
     done = bad = 0
     said = time.monotonic()

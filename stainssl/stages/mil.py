@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,15 +17,21 @@ from stainssl.config import Config, Task
 from stainssl.mil import bags as bagging
 from stainssl.mil.attention import AttentionMean, attention_table
 from stainssl.mil.bags import Bag, SlideTiles
-from stainssl.mil.predict import predict_bag, prediction_table, save_model
+from stainssl.mil.predict import model_name, predict_bag, prediction_table, save_model
+from stainssl.mil.reference import reference_table
 from stainssl.mil.train import FoldModel, Settings, fit
 from stainssl.paths import Paths
+from stainssl.stain import StainProfile
 from stainssl.status import StainsslError
 from stainssl.stores.atomic import replacing
 from stainssl.stores.embeddings import Embeddings, open_embeddings
+from stainssl.stores.pixels import open_pixels
+from stainssl.stores.spool import Spool
 from stainssl.stores.tables import write_table
 
 SHOWN = 10  # patients a message names before it counts the rest
+MOST_BYTES = 4 << 30  # of tile embeddings in memory
+STAIN = "macenko"  # the profiles by which slides are compared
 log = logging.getLogger(__name__)
 
 
@@ -32,7 +39,7 @@ def run(config: Config, task: str, encoder: str, head: str) -> None:
     """Answer a slide or patient task by a head on the tile embeddings.
 
     Writes a folder: `predictions.parquet` (test bags), `metrics.csv`, `attention.parquet` (tiles of
-    test bags) and `models/`, a model a fold.
+    test bags), `models/`, a model a fold, and `reference.parquet`, what they were trained on.
 
     Raises:
         StainsslError: the task is of level tile, its folds share patients between roles, or its
@@ -50,13 +57,17 @@ def run(config: Config, task: str, encoder: str, head: str) -> None:
         slides = labelled_slides(config, spec)
         classes = class_order(slides["word"].unique().tolist())
         slides["label"] = slides["word"].map(classes.index)
-        bags = _bags(slides, spec, _reader(config, encoder, slides))
+        read = spooled(slide_reader(config, encoder, slides), paths.results)
+        bags = _bags(slides, spec, read)
+        trained = set(folds["patient_id"][folds["role"] != "test"])
+        reference = reference_table(bags, trained, stain_of_slides(config, slides))
         with replacing(paths.mil(task, encoder, head)) as folder:
             folder.mkdir()
             predictions, attention = _answer(bags, folds, classes, settings, config.seed, folder)
             metrics = evaluate(predictions, spec.level, config.seed)
             write_table(folder / "predictions.parquet", predictions, "predictions", made_by)
             write_table(folder / "attention.parquet", attention, "attention", made_by)
+            write_table(folder / "reference.parquet", reference, "reference", made_by)
             metrics.to_csv(folder / "metrics.csv", index=False)
     except StainsslError as error:
         raise StainsslError(f"tasks.{task}: {error}") from None
@@ -89,21 +100,24 @@ def labelled_slides(config: Config, task: Task) -> pd.DataFrame:
     return known[["slide_id", "patient_id", "site", "cohort", "part", "word"]]
 
 
-def _reader(config: Config, encoder: str, slides: pd.DataFrame) -> Callable[[str], SlideTiles]:
-    """A function that gives the usable tiles of a slide; each part's store is opened once."""
+def slide_reader(config: Config, encoder: str, slides: pd.DataFrame) -> Callable[[str], SlideTiles]:
+    """A function that gives the usable tiles of a slide; each part's store is opened once.
+
+    Args:
+        slides: `slide_id`, `cohort` and `part` of every slide that will be asked for.
+    """
     stores: dict[tuple[str, str], Embeddings] = {}
+    for cohort, part in slides[["cohort", "part"]].drop_duplicates().itertuples(index=False):
+        tiling = config.cohorts[cohort].tiling
+        path = Paths(config.results).embeddings(cohort, tiling, encoder, part)
+        stores[cohort, part] = open_embeddings(path)
     place = {
-        row.slide_id: (row.cohort, row.part)
+        row.slide_id: stores[row.cohort, row.part]
         for row in slides[["slide_id", "cohort", "part"]].itertuples(index=False)
     }
 
     def read(slide_id: str) -> SlideTiles:
-        cohort, part = place[slide_id]
-        if (cohort, part) not in stores:
-            tiling = config.cohorts[cohort].tiling
-            path = Paths(config.results).embeddings(cohort, tiling, encoder, part)
-            stores[cohort, part] = open_embeddings(path)
-        store = stores[cohort, part]
+        store = place[slide_id]
         rows = store.rows(slide_id)
         return bagging.usable(
             np.asarray(store.features[rows]),
@@ -114,6 +128,41 @@ def _reader(config: Config, encoder: str, slides: pd.DataFrame) -> Callable[[str
         )
 
     return read
+
+
+def spooled(read: Callable[[str], SlideTiles], folder: Path) -> Callable[[str], SlideTiles]:
+    """The same reader; what it gives beyond `MOST_BYTES` lies in a temporary file in `folder`."""
+    spool = Spool(folder)
+    held = 0
+
+    def spooling(slide_id: str) -> SlideTiles:
+        nonlocal held
+        tiles = read(slide_id)
+        held += tiles.features.nbytes
+        if held <= MOST_BYTES:
+            return tiles
+        return dataclasses.replace(tiles, features=spool.keep(tiles.features))
+
+    return spooling
+
+
+def stain_of_slides(config: Config, slides: pd.DataFrame) -> dict[str, np.ndarray]:
+    """Slide → coordinates of its pooled stain profile, where its pixels are there and tell it.
+
+    Args:
+        slides: `slide_id`, `cohort` and `part`.
+    """
+    found: dict[str, np.ndarray] = {}
+    for cohort, part in slides[["cohort", "part"]].drop_duplicates().itertuples(index=False):
+        path = Paths(config.results).pixels(cohort, config.cohorts[cohort].tiling, part)
+        fields = open_pixels(path).pooled(STAIN) if path.exists() else {}
+        if not fields:
+            continue
+        profiles = StainProfile.from_arrays(STAIN, fields)
+        points = profiles.coordinates().numpy()
+        names = np.asarray(open_pixels(path).slide_id, object)
+        found |= {names[i]: points[i] for i in np.flatnonzero(profiles.valid.numpy())}
+    return {slide: found[slide] for slide in slides["slide_id"] if slide in found}
 
 
 def _bags(slides: pd.DataFrame, task: Task, read: Callable[[str], SlideTiles]) -> list[Bag]:
@@ -141,7 +190,7 @@ def _answer(
     """Every fold's model, saved under `folder`; the test bags' predictions and attention."""
     tables, looked_at = [], AttentionMean()
     for repeat, fold, model, test in _fold_models(bags, folds, classes, settings, seed):
-        save_model(model, folder / "models" / f"repeat{repeat}-fold{fold}")
+        save_model(model, folder / "models" / model_name(repeat, fold))
         answers = [predict_bag(model, bag) for bag in test]
         for bag, (_, attention) in zip(test, answers, strict=True):
             looked_at.add(bag, attention)

@@ -18,19 +18,18 @@ from stainssl.config import Config
 from stainssl.paths import Paths
 from stainssl.slides.reader import Slide, open_slide
 from stainssl.slides.scale import read_square
-from stainssl.stain import StainProfile, estimate
+from stainssl.stain import METHODS, StainProfile, estimate
 from stainssl.status import SlideError
 from stainssl.stores.pixels import SlidePixels, encode, write_pixels
 from stainssl.stores.tiles import read_tiles
 
-NORMALIZERS = ("macenko", "reinhard")  # whose profiles every store holds
 BLOCK = 64  # tiles whose profiles are estimated at once
 log = logging.getLogger(__name__)
 
 
 def _profiles(images: npt.NDArray[np.uint8]) -> dict[str, StainProfile]:
     batch = torch.from_numpy(images).permute(0, 3, 1, 2)
-    return {method: estimate(batch, method) for method in NORMALIZERS}
+    return {method: estimate(batch, method) for method in METHODS}
 
 
 def _blocks(slide: Slide, tiles: pd.DataFrame, size_px: int) -> Iterator[npt.NDArray[np.uint8]]:
@@ -52,7 +51,7 @@ def slide_pixels(slide: Slide, slide_id: str, tiles: pd.DataFrame, size_px: int)
         SlideError: a tile cannot be read.
     """
     jpeg: list[bytes] = []
-    profiles: dict[str, list[StainProfile]] = {method: [] for method in NORMALIZERS}
+    profiles: dict[str, list[StainProfile]] = {method: [] for method in METHODS}
     for images in _blocks(slide, tiles, size_px):
         jpeg += [encode(image) for image in images]
         for method, profile in _profiles(images).items():
@@ -97,5 +96,5 @@ def run(config: Config, cohort: str, part: str) -> None:
         _each_slide(rows, read_tiles(paths.tiles(cohort, name, part)), reader, tiling.size),
         size_px=tiling.size,
         mpp=tiling.mpp,
-        settings={"tiling": tiling.model_dump(mode="json"), "normalizers": list(NORMALIZERS)},
+        settings={"tiling": tiling.model_dump(mode="json"), "normalizers": list(METHODS)},
     )

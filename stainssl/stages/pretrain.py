@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 import torch
 from torch import nn
@@ -19,24 +19,44 @@ from stainssl.config import Config, Encoder, Run
 from stainssl.encoders import new_backbone, save_local_dir, vector_length
 from stainssl.figures.pretrain import curves
 from stainssl.paths import Paths
+from stainssl.pretrain import knowledge
 from stainssl.pretrain.data import TrainTiles
-from stainssl.pretrain.methods import METHODS, Recipe, Stain
+from stainssl.pretrain.distributed import is_main, placement
+from stainssl.pretrain.methods import (
+    METHODS,
+    HedJitter,
+    RandStainNA,
+    Recipe,
+    Stain,
+    Staining,
+    StainJitter,
+    StainMix,
+    Standard,
+)
+from stainssl.pretrain.objectives import OBJECTIVES
 from stainssl.pretrain.train import (
-    METRICS,
-    Contrastive,
+    Learner,
     Preprocessing,
     Settings,
+    Supervision,
     fingerprint,
     fit,
 )
+from stainssl.pretrain.views import Geometry
+from stainssl.pretrain.watch import METRICS, Board, Facts, Row
 from stainssl.stain import StainProfile
 from stainssl.stain import targets as stain_targets
 from stainssl.status import StainsslError
 from stainssl.stores.atomic import replacing, write_text
 from stainssl.stores.pixels import Pixels, open_pixels
+from stainssl.stores.tiles import read_labels
 
 log = logging.getLogger(__name__)
 SEEN = ("patient_id", "cohort", "slides", "tiles")
+
+
+# Strong jitter of Tellez et al. 2018, the spread itself of Shen et al. 2022, Chang et al. 2021.
+JITTER_STRENGTH = {"hed": 0.2, "randstainna": 1.0, "mix": 0.2}
 
 
 @dataclass(frozen=True)
@@ -45,16 +65,23 @@ class Cohorts:
 
     Attributes:
         stores: a store a part.
+        labels: the table of tile labels a part, where the encoder has a label.
         slides: a row per slide that has tiles, in the stores' order: `store`, `slide_id`,
             `patient_id`, `cohort`, `site`, `tiles`.
     """
 
     stores: list[Pixels]
+    labels: list[Path]
     slides: pd.DataFrame
 
-    def of_tiles(self, column: str) -> npt.NDArray[Any]:
-        """A column of `slides`, a value per tile."""
-        return np.repeat(self.slides[column].to_numpy(object), self.slides["tiles"].to_numpy(int))
+
+@dataclass(frozen=True)
+class Trained:
+    """What a training leaves beside the weights: who was seen, figures, the tiles' standard."""
+
+    seen: pd.DataFrame
+    metrics: pd.DataFrame
+    standard: Standard | None = None
 
 
 def run(config: Config, encoder: str) -> None:
@@ -70,20 +97,22 @@ def run(config: Config, encoder: str) -> None:
     torch.manual_seed(wanted.seed)  # the backbone's weights are the same under every method
     size = wanted.encoder.input_size or config.tilings[wanted.encoder.tiling].size
     backbone, model_args = new_backbone(wanted.encoder.backbone, size)
+    trained = Trained(pd.DataFrame(columns=list(SEEN)), pd.DataFrame(columns=list(METRICS)))
     if METHODS[wanted.encoder.method].trains:
-        seen, metrics = _train(config, wanted, backbone, size)
-    else:
-        seen, metrics = pd.DataFrame(columns=list(SEEN)), pd.DataFrame(columns=list(METRICS))
+        trained = _train(config, wanted, backbone, size)
+    if not is_main():  # of several processes one writes
+        return
     preprocessing = _preprocessing(backbone)
     save_local_dir(
         backbone, paths.model(encoder), backbone=wanted.encoder.backbone, input_size=size,
         mean=preprocessing.mean, std=preprocessing.std, model_args=model_args,
-        card=_card(config, wanted, seen),
+        card=_card(config, wanted, trained.seen),
+        standard=trained.standard.target if trained.standard else None,
     )  # fmt: skip
-    _write_csv(paths.seen(encoder), seen)
-    _write_csv(paths.metrics(encoder), metrics)
+    _write_csv(paths.seen(encoder), trained.seen)
+    _write_csv(paths.metrics(encoder), trained.metrics)
     with replacing(paths.curves(encoder)) as made:
-        curves({encoder: metrics}).savefig(made)
+        curves({encoder: trained.metrics}).savefig(made)
 
 
 def _preprocessing(backbone: nn.Module) -> Preprocessing:
@@ -91,37 +120,59 @@ def _preprocessing(backbone: nn.Module) -> Preprocessing:
     return Preprocessing(tuple(found["mean"]), tuple(found["std"]))
 
 
-def _train(
-    config: Config, run: Run, backbone: nn.Module, size: int
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Train `backbone` in place; returns who was seen, and the figures."""
+def _train(config: Config, run: Run, backbone: nn.Module, size: int) -> Trained:
+    """Train `backbone` in place."""
     encoder, paths = run.encoder, Paths(config.results)
     cohorts = _open(config, encoder)
-    tiles = TrainTiles(cohorts.stores, workers=torch.get_num_threads())
-    batch_size = _batch_size(encoder.batch_size, len(tiles))
+    gpu = torch.cuda.is_available()
+    tiles = TrainTiles(cohorts.stores, workers=torch.get_num_threads(), gpu=gpu)
+    batch_size = _batch_size(encoder.batch_size, len(tiles), placement().processes)
     settings = _settings(encoder, len(tiles) // batch_size)
-    method_class = METHODS[encoder.method or ""]
-    recipe = Recipe(size, encoder.colour, run.seed)
-    target = paths.target(run.name)
-    stain = _stain(cohorts, encoder, target) if method_class.needs_stain else None
-    mark = fingerprint(_identity(run, size, cohorts, target if stain else None))
-    torch.manual_seed(run.seed)  # as is the projector's
-    module = Contrastive(
-        backbone,
-        vector_length(backbone, size),
-        method_class(recipe, stain),
-        _preprocessing(backbone),
-        settings,
+    target = _target(paths.target(run.name)) if encoder.needs_target else None
+    recipe = _recipe(run, size, cohorts, target)
+    facts = _facts(cohorts, encoder)
+    module = _learner(
+        run, backbone, size, recipe, _stain(cohorts, encoder, target), facts, settings
     )
     log.info(
         "%s: %s on %d tiles of %d slides, %d px, %d steps of %d tiles", run.name, encoder.backbone,
         len(tiles), len(cohorts.slides), size, settings.steps, batch_size,
     )  # fmt: skip
     metrics = fit(
-        module, tiles, settings, batch_size=batch_size, seed=run.seed,
-        checkpoints=paths.checkpoints(run.name), mark=mark,
+        module, tiles, settings, batch_size=batch_size, seed=run.seed, facts=facts,
+        checkpoints=paths.checkpoints(run.name), on_row=_Live(paths.checkpoints(run.name)),
+        mark=fingerprint(_identity(run, size, cohorts, target)),
     )  # fmt: skip
-    return _seen(cohorts.slides), metrics
+    return Trained(_seen(cohorts.slides), metrics, recipe.standard)
+
+
+def _learner(
+    run: Run, backbone: nn.Module, size: int, recipe: Recipe, stain: Stain | None,
+    facts: Facts, settings: Settings,
+) -> Learner:  # fmt: skip
+    encoder, dim = run.encoder, vector_length(backbone, size)
+    torch.manual_seed(run.seed)  # as is the head's
+    objective = OBJECTIVES[encoder.loss](backbone, dim, encoder.temperature, encoder.queue)
+    weight = encoder.supervised_weight
+    return Learner(
+        backbone,
+        objective,
+        METHODS[encoder.method or ""](recipe, stain),
+        _preprocessing(backbone),
+        settings,
+        Supervision(dim, facts.label, weight) if weight else None,
+    )
+
+
+class _Live:
+    """The figures of a run while it runs: `metrics.csv` and TensorBoard, beside the checkpoint."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._board = folder, Board(folder / "tensorboard")
+
+    def __call__(self, rows: list[Row]) -> None:
+        _write_csv(self._folder / "metrics.csv", pd.DataFrame(rows, columns=list(METRICS)))
+        self._board(rows)
 
 
 def _open(config: Config, encoder: Encoder) -> Cohorts:
@@ -129,25 +180,61 @@ def _open(config: Config, encoder: Encoder) -> Cohorts:
     paths = Paths(config.results)
     stores: list[Pixels] = []
     frames: list[pd.DataFrame] = []
+    labels: list[Path] = []
+    sheets = {
+        name: read_sheet(config, name).set_index("slide_id")
+        for name in (encoder.train.cohorts if encoder.train else [])
+    }
     for cohort, part in train_parts(config, encoder):
-        store = open_pixels(paths.pixels(cohort, config.cohorts[cohort].tiling, part))
-        rows = read_sheet(config, cohort).set_index("slide_id").loc[store.slide_id]
+        tiling = config.cohorts[cohort].tiling
+        store = open_pixels(paths.pixels(cohort, tiling, part))
+        rows = sheets[cohort].loc[store.slide_id, ["patient_id", "site"]].reset_index()
+        rows["site"] = rows["site"].where(rows["site"] != "", cohort)  # as in `target`
         counts = np.bincount(store.slide, minlength=len(store.slide_id))
-        frames.append(
-            rows[["patient_id", "site"]].reset_index().assign(
-                cohort=cohort, store=len(stores), tiles=counts
-            )
-        )  # fmt: skip
+        frames.append(rows.assign(cohort=cohort, store=len(stores), tiles=counts))
+        labels.append(paths.labels(cohort, tiling, part))
         stores.append(store)
-    return Cohorts(stores, pd.concat(frames, ignore_index=True))
+    return Cohorts(stores, labels, pd.concat(frames, ignore_index=True))
 
 
-def _batch_size(wanted: int, tiles: int) -> int:
+def _facts(cohorts: Cohorts, encoder: Encoder) -> Facts:
+    slides = cohorts.slides
+    patient = knowledge.codes(slides["cohort"] + "/" + slides["patient_id"])
+    of_slides = (patient, knowledge.codes(slides["site"]))
+    patients, sites = (knowledge.of_tiles(values, cohorts.stores) for values in of_slides)
+    if encoder.label is None:
+        return Facts(patients, sites, np.full(len(patients), -1, np.int32))
+    tables = [read_labels(path) for path in cohorts.labels]
+    return Facts(patients, sites, knowledge.labels(cohorts.stores, tables, encoder.label))
+
+
+def _target(path: Path) -> dict[str, Any]:
+    """What `target` wrote."""
+    if not path.exists():
+        raise StainsslError(f"{path} is missing: run `stainssl target` first.")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        stain_targets.load(content)
+    except (ValueError, KeyError) as error:
+        raise StainsslError(f"{path}: {error}") from error
+    return content
+
+
+def _batch_size(wanted: int, tiles: int, processes: int) -> int:
+    """As many tiles a step as asked for, where there are as many; as many for each process."""
+    size = min(wanted, tiles) // processes * processes
+    if size < 2 * processes:
+        raise StainsslError(
+            f"batch_size {wanted} on {tiles} training tiles leaves {size // processes} tile(s) for "
+            f"each of {processes} devices: two are needed. Use fewer devices, or a larger batch."
+        )
     if wanted > tiles:
         log.warning(
-            "batch_size %d is more than the %d training tiles: using %d", wanted, tiles, tiles
+            "batch_size %d is more than the %d training tiles: using %d", wanted, tiles, size
         )
-    return min(wanted, tiles)
+    elif size < wanted:
+        log.warning("batch_size %d is no multiple of %d devices: using %d", wanted, processes, size)
+    return size
 
 
 def _settings(encoder: Encoder, steps_per_epoch: int) -> Settings:
@@ -156,50 +243,91 @@ def _settings(encoder: Encoder, steps_per_epoch: int) -> Settings:
         steps=min(steps, encoder.steps or steps),
         lr=encoder.lr,
         weight_decay=encoder.weight_decay,
-        temperature=encoder.temperature,
+        optimizer=encoder.optimizer,
+        warm_up=encoder.warm_up,
     )
 
 
-def _stain(cohorts: Cohorts, encoder: Encoder, target: Path) -> Stain:
-    """Profiles of all training tiles, an invalid one replaced by its slide's, and the target."""
-    method = encoder.normalizer
-    profiles = StainProfile.cat([_profiles(store, method) for store in cohorts.stores])
-    if not bool(profiles.valid.any()):
-        raise StainsslError(
-            f"None of the {len(profiles)} training tiles has a valid {method} profile: are they "
-            "H&E? Try normalizer: reinhard, or look at the previews of the tiles."
-        )
-    if not target.exists():
-        raise StainsslError(f"{target} is missing: run `stainssl target` first.")
-    try:
-        policy = stain_targets.load(target)
-    except ValueError as error:
-        raise StainsslError(str(error)) from error
-    return Stain(profiles, cohorts.of_tiles("site").tolist(), policy, encoder.views)
+def _recipe(run: Run, size: int, cohorts: Cohorts, target: Mapping[str, Any] | None) -> Recipe:
+    encoder, geometry = run.encoder, run.encoder.geometry
+    standard = None
+    if encoder.preprocess and target is not None:
+        # As where the encoder is used: nothing is known of a slide there, so no tile takes its.
+        own = knowledge.profiles(cohorts.stores, encoder.normalizers[0], slides=False)
+        standard = Standard(own, stain_targets.profile_from_json(target["fallback"]))
+    return Recipe(
+        size_px=size,
+        colour=encoder.colour,
+        seed=run.seed,
+        geometry=Geometry(geometry.area, geometry.ratio, geometry.turns),
+        stain_jitter=_stain_jitter(cohorts, encoder),
+        standard=standard,
+    )
 
 
-def _profiles(store: Pixels, method: str) -> StainProfile:
-    """A profile per tile of a store."""
-    of_tiles, of_slides = store.profile(method), store.pooled(method)
-    if not of_tiles or not of_slides:
-        if not len(store):
-            return StainProfile.reference(method).batched()[:0]
-        raise StainsslError(
-            f"The pixels of the training parts hold no {method} profiles (found: "
-            f"{', '.join(store.profile_methods()) or 'none'}). Make the pixels again."
-        )
-    pooled = StainProfile.from_arrays(method, of_slides)[torch.from_numpy(store.slide).long()]
-    return StainProfile.from_arrays(method, of_tiles).where_valid(pooled)
+def _stain_jitter(cohorts: Cohorts, encoder: Encoder) -> StainJitter | None:
+    kind = encoder.stain_jitter
+    if kind == "none":
+        return None
+    strength = encoder.stain_jitter_strength or JITTER_STRENGTH[kind]
+    if kind == "hed":
+        return HedJitter(strength)
+    if kind == "randstainna":
+        return RandStainNA(knowledge.profiles(cohorts.stores, "reinhard"), strength)
+    return StainMix(knowledge.profiles(cohorts.stores, "macenko"), strength)
 
 
-def _identity(run: Run, size: int, cohorts: Cohorts, target: Path | None) -> Mapping[str, Any]:
+def _stain(cohorts: Cohorts, encoder: Encoder, target: Mapping[str, Any] | None) -> Stain | None:
+    """The training tiles under each normaliser, and how their target is drawn."""
+    if not METHODS[encoder.method or ""].needs_stain or target is None:
+        return None
+    first, *others = encoder.normalizers
+    profiles = {m: knowledge.profiles(cohorts.stores, m) for m in encoder.normalizers}
+    stainings = [Staining(profiles[first], stain_targets.load(target))]
+    stainings += [
+        Staining(profiles[m], stain_targets.load(_same_tiles(target, cohorts, profiles[m])))
+        for m in others
+    ]
+    sites = knowledge.names_of(cohorts.slides["site"].tolist(), cohorts.stores)
+    return Stain(stainings, sites, encoder.views, encoder.stain_probability)
+
+
+def _same_tiles(
+    target: Mapping[str, Any], cohorts: Cohorts, profiles: StainProfile
+) -> dict[str, Any]:
+    """The target's tiles as another normaliser sees them."""
+    numbers = [_number(one, cohorts) for one in target["candidates"]]
+    seen = [
+        {"site": one["site"], "profile": stain_targets.profile_to_json(profiles[number])}
+        for one, number in zip(target["candidates"], numbers, strict=True)
+        if bool(profiles.valid[number])
+    ]
+    fallback = stain_targets.profile_to_json(profiles.pooled())
+    return {**target, "candidates": seen, "fallback": fallback}
+
+
+def _number(candidate: Mapping[str, Any], cohorts: Cohorts) -> int:
+    """Number of a target's tile among the training tiles."""
+    cohort, slide_id = candidate["slide"].split("/", 1)
+    slides = cohorts.slides
+    index = int(
+        slides.loc[(slides["cohort"] == cohort) & (slides["slide_id"] == slide_id), "store"].iloc[0]
+    )
+    store = cohorts.stores[index]
+    rows = (store.slide == store.slide_id.index(slide_id)) & (store.tile == candidate["tile"])
+    return sum(len(before) for before in cohorts.stores[:index]) + int(np.flatnonzero(rows)[0])
+
+
+def _identity(
+    run: Run, size: int, cohorts: Cohorts, target: Mapping[str, Any] | None
+) -> Mapping[str, Any]:
     """All that decides a run's weights."""
     return {
         "encoder": run.encoder.model_dump(mode="json", exclude={"seeds", "frozen"}),
         "seed": run.seed,
         "input_size": size,
         "slides": cohorts.slides[["slide_id", "tiles"]].values.tolist(),
-        "target": target.read_text(encoding="utf-8") if target else None,
+        "target": target,
         "torch": torch.__version__,
     }
 
@@ -223,13 +351,21 @@ def _card(config: Config, run: Run, seen: pd.DataFrame) -> dict[str, Any]:
         "tiles": f"{int(seen['tiles'].sum())} of {tiling.size} px at {tiling.mpp:g} µm/px",
         "slides": int(seen["slides"].sum()),
         "patients seen": f"{len(seen)}: {', '.join(seen['patient_id'])}",
-        "colour jitter": encoder.colour,
+        "colour jitter": f"{encoder.colour}, of stain: {encoder.stain_jitter}",
+        "loss": f"{encoder.loss}, temperature {encoder.temperature:g}",
         "budget": f"{encoder.epochs} epochs, at most {encoder.steps or 'all'} steps, "
-        f"batches of {encoder.batch_size}, lr {encoder.lr:g}, temperature {encoder.temperature:g}",
+        f"batches of {encoder.batch_size}, {encoder.optimizer}, lr {encoder.lr:g}",
     }
-    if encoder.needs_target:
+    if encoder.supervised_weight:
+        card["supervised"] = f"label {encoder.label}, weight {encoder.supervised_weight:g}"
+    if encoder.preprocess:
+        card["preprocessing"] = (
+            f"tiles are normalised ({encoder.normalizers[0]}) to stain.json: stainssl does so, "
+            "timm does not"
+        )
+    if encoder.method == "stain-invariant":
         card["stain target"] = f"{encoder.target.policy} per {encoder.target.per}"
-        card["normaliser"] = f"{encoder.normalizer}, views: {encoder.views}"
+        card["normaliser"] = f"{', '.join(encoder.normalizers)}, views: {encoder.views}"
     return card
 
 

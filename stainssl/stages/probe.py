@@ -10,7 +10,7 @@ import pandas as pd
 
 from stainssl.benchmark.folds import class_name, class_order, read_folds
 from stainssl.benchmark.metrics import evaluate
-from stainssl.benchmark.probe import Tiles, probe
+from stainssl.benchmark.probe import Tiles, few_shot, probe
 from stainssl.cohort import parts
 from stainssl.config import Config, Task
 from stainssl.paths import Paths
@@ -26,8 +26,8 @@ log = logging.getLogger(__name__)
 def run(config: Config, task: str, encoder: str) -> None:
     """Answer a tile task by a linear probe, and by nearest neighbours beside it.
 
-    Writes the folder `probe/`: `predictions.parquet` and `neighbours.parquet` (test tiles) and
-    `metrics.csv`, where the neighbours' metrics are `knn_…`.
+    Writes the folder `probe/`: `predictions.parquet` and `neighbours.parquet` (test tiles),
+    `metrics.csv`, where the neighbours' metrics are `knn_…`, and `few_shot.csv`.
 
     Raises:
         StainsslError: the task is of another level, or its labels cannot be probed.
@@ -39,7 +39,8 @@ def run(config: Config, task: str, encoder: str) -> None:
         )
     try:
         tiles = labelled_tiles(config, spec, encoder)
-        linear, neighbours = probe(tiles, read_folds(paths.folds(task)), seed=config.seed)
+        folds = read_folds(paths.folds(task))
+        linear, neighbours = probe(tiles, folds, seed=config.seed)
     except StainsslError as error:
         raise StainsslError(f"tasks.{task}: {error}") from None
     metrics = pd.concat(
@@ -51,6 +52,7 @@ def run(config: Config, task: str, encoder: str) -> None:
         write_table(folder / "predictions.parquet", linear, "predictions", settings)
         write_table(folder / "neighbours.parquet", neighbours, "predictions", settings)
         metrics.to_csv(folder / "metrics.csv", index=False)
+        few_shot(tiles, folds, seed=config.seed).to_csv(folder / "few_shot.csv", index=False)
 
 
 def _knn(metrics: pd.DataFrame) -> pd.DataFrame:

@@ -13,9 +13,11 @@ from numpy.typing import NDArray
 
 from stainssl.benchmark.folds import read_folds
 from stainssl.benchmark.probe import balanced_sample
+from stainssl.benchmark.projection import MOST_TILES
 from stainssl.benchmark.robustness import Figure, Stainings, measure, most_different
 from stainssl.cohort import parts
 from stainssl.config import Config, Task
+from stainssl.device import pick
 from stainssl.encoders import LoadedEncoder, load
 from stainssl.paths import Paths
 from stainssl.stages.probe import part_labels
@@ -44,26 +46,29 @@ def run(config: Config, encoder: str) -> None:
     """Measure an encoder on the tile tasks of every benchmark that asks for robustness.
 
     Writes the folder `robustness/{encoder}/`: `metrics.csv` with a column `task`,
-    and `confounded.parquet`, the confounded test's predictions.
+    `confounded.parquet`, the confounded test's predictions, and `sample.parquet`, some tiles with
+    their vectors.
 
     Raises:
         StainsslError: no tile task of a benchmark asks for it, or an input is missing.
     """
     paths = Paths(config.results)
     chosen = config.run(encoder)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     source = chosen.encoder.weights or str(paths.model(encoder))
     tasks = _tasks(config, chosen.key)
-    loaded = load(source, device)
-    family = "macenko" if chosen.encoder.normalizer == "reinhard" else "reinhard"
-    figures, predictions = [], []
+    loaded = load(source, pick())
+    family = "macenko" if "reinhard" in chosen.encoder.normalizers else "reinhard"
+    figures, predictions, samples = [], [], []
     for name in tasks:
-        found, predicted = _measure_task(config, name, loaded, family)
+        found, predicted, sampled = _measure_task(config, name, loaded, family)
+        samples.append(sampled.assign(task=name))
         figures.append(pd.DataFrame(found, columns=Figure._fields).assign(task=name))
         predictions.append(predicted.assign(task=name))
     settings = {"encoder": encoder, "seed": config.seed, "stain_method": family}
     with replacing(paths.robustness(encoder)) as folder:
         folder.mkdir()
+        sample = pd.concat(samples, ignore_index=True)
+        write_table(folder / "sample.parquet", sample, "sample", settings)
         pd.concat(figures)[["task", *Figure._fields]].to_csv(folder / "metrics.csv", index=False)
         write_table(
             folder / "confounded.parquet",
@@ -87,14 +92,23 @@ def _tasks(config: Config, key: str) -> list[str]:
 
 def _measure_task(
     config: Config, name: str, encoder: LoadedEncoder, family: str
-) -> tuple[list[Figure], pd.DataFrame]:
+) -> tuple[list[Figure], pd.DataFrame, pd.DataFrame]:
     folds = read_folds(Paths(config.results).folds(name))
     sample = draw_sample(config, config.tasks[name], set(folds["patient_id"]))
     first_fold = folds[(folds["repeat"] == folds["repeat"].min()) & (folds["fold"] == 0)]
     training = set(first_fold["patient_id"][first_fold["role"] != "test"])
     targets = two_targets(sample, training, family)
     log.info("%s: %d tiles re-stained by %s", name, len(sample.jpegs), family)
-    return measure(embed_stainings(sample, encoder, targets), folds, seed=config.seed)
+    stainings = embed_stainings(sample, encoder, targets)
+    return *measure(stainings, folds, seed=config.seed), _some_vectors(stainings, config.seed)
+
+
+def _some_vectors(stainings: Stainings, seed: int) -> pd.DataFrame:
+    """The table of at most 800 tiles as they are, with a list of numbers each: `vector`."""
+    patient = stainings.table["patient_id"].to_numpy()
+    rows = balanced_sample(patient, MOST_TILES, np.random.default_rng(seed))
+    vectors = list(stainings.original[rows].astype(np.float32))
+    return stainings.table.iloc[rows].assign(vector=vectors)
 
 
 def draw_sample(config: Config, task: Task, patients: set[str]) -> Sample:

@@ -14,7 +14,7 @@ import torch
 
 from stainssl import __version__
 from stainssl.cohort import read_sheet, train_parts
-from stainssl.config import Config, Encoder, Run
+from stainssl.config import Config, Encoder, Run, Train
 from stainssl.figures.stain import target_figure
 from stainssl.paths import Paths
 from stainssl.stain import StainProfile, TwoStain, normalize, targets
@@ -67,7 +67,7 @@ def run(config: Config, encoder: str) -> None:
         raise StainsslError(f"encoders.{found.key} is not trained here, so it has no target.")
     paths = Paths(config.results)
     sources = _sources(config, found.encoder, paths)
-    summary = reduce_parts(sources, found.encoder.normalizer, config.seed)
+    summary = reduce_parts(sources, found.encoder.normalizers[0], config.seed)
     _refuse_empty(summary, found, sources)
     content = describe(summary, found, config.seed)
     figure = picture(summary.pool, content, sources)
@@ -81,35 +81,58 @@ def run(config: Config, encoder: str) -> None:
     )  # fmt: skip
 
 
+def _pooled(encoder: Encoder) -> Train:
+    """Whose tiles are candidates: those that the encoder is trained on, or fewer."""
+    assert encoder.train is not None
+    return Train(
+        cohorts=encoder.target.cohorts or encoder.train.cohorts,
+        splits=encoder.target.splits or encoder.train.splits,
+    )
+
+
 def _sources(config: Config, encoder: Encoder, paths: Paths) -> list[Source]:
-    sheets = {}
-    for name in encoder.train.cohorts if encoder.train else []:
+    pooled, site, patient = _pooled(encoder), {}, {}
+    for name in pooled.cohorts:
         frame = read_sheet(config, name).set_index("slide_id")
-        sheets[name] = frame.assign(site=frame["site"].where(frame["site"] != "", name))
+        site[name] = frame["site"].where(frame["site"] != "", name).to_dict()
+        patient[name] = frame["patient_id"].to_dict()
     return [
         Source(
             cohort,
             part,
             paths.pixels(cohort, encoder.tiling, part),
-            sheets[cohort]["site"].to_dict(),
-            sheets[cohort]["patient_id"].to_dict(),
+            site[cohort],
+            patient[cohort],
         )
-        for cohort, part in train_parts(config, encoder)
+        for cohort, part in train_parts(config, encoder.model_copy(update={"train": pooled}))
     ]
 
 
 def reduce_parts(sources: Sequence[Source], method: str, seed: int) -> PartSummary:
     """The pool of all parts, part by part and two by two (dask).
 
-    Memory: a part's profiles are read at once (10 float32 and a bool a tile: 13 MB for 32 slides
-    of 10,000 tiles), as many parts as there are workers; what is kept of a part is its sums by
-    site and at most `SAMPLE` tiles.
+    Memory: as many parts as there are workers are read at once, some 80 bytes a tile while they
+    are summed up (26 MB for 32 slides of 10,000 tiles); what is kept of a part is its sums by
+    site and at most `SAMPLE` tiles (0.7 MB), and two such become one. So 100 million tiles in 313
+    parts take four workers some 100 MB, and a fifth of a gigabyte if no two parts were ever
+    joined before the last is read.
     """
     level = [dask.delayed(_summary)(source, method, seed) for source in sources]
     while len(level) > 1:
         pairs = [level[i : i + 2] for i in range(0, len(level), 2)]
         level = [dask.delayed(_joined)(*pair) if len(pair) == 2 else pair[0] for pair in pairs]
-    return level[0].compute(scheduler="threads")
+    return _computed(level[0])
+
+
+def _computed(graph: Any) -> PartSummary:
+    """Run a graph on the scheduler that dask is configured for, or else on this job's threads."""
+    address = dask.config.get("scheduler-address", None)  # DASK_SCHEDULER_ADDRESS
+    if address is None:
+        return graph.compute(scheduler="threads")
+    from dask.distributed import Client
+
+    with Client(address) as client:
+        return client.compute(graph).result()
 
 
 def _summary(source: Source, method: str, seed: int) -> PartSummary:
@@ -170,7 +193,7 @@ def describe(summary: PartSummary, found: Run, seed: int) -> dict[str, Any]:
         "version": __version__,
         "policy": encoder.target.policy,
         "per": encoder.target.per,
-        "normalizer": encoder.normalizer,
+        "normalizer": encoder.normalizers[0],
         "seed": seed,
         "pool": _pool_json(summary, encoder),
         "sites": {
@@ -189,10 +212,10 @@ def describe(summary: PartSummary, found: Run, seed: int) -> dict[str, Any]:
 
 
 def _pool_json(summary: PartSummary, encoder: Encoder) -> dict[str, Any]:
-    assert encoder.train is not None
+    pooled = _pooled(encoder)
     return {
-        "cohorts": list(encoder.train.cohorts),
-        "splits": list(encoder.train.splits),
+        "cohorts": list(pooled.cohorts),
+        "splits": list(pooled.splits),
         "tiles": sum(summary.pool.tiles.values()),
         "valid": sum(summary.pool.valid.values()),
         "slides": len(summary.slides),
@@ -202,7 +225,8 @@ def _pool_json(summary: PartSummary, encoder: Encoder) -> dict[str, Any]:
 
 
 def _chosen(pool: Pool, encoder: Encoder, means: Mapping[str, StainProfile]) -> list[Any]:
-    chosen = targets.choose(pool, encoder.target.policy)
+    wanted = encoder.target
+    chosen = targets.choose(pool, wanted.policy, by_site=wanted.by == "site", count=wanted.count)
     profiles = pool.profiles()
     return [
         {
@@ -271,10 +295,10 @@ def _fixed(found: Run) -> list[Any]:
 def _refuse_leak(content: Mapping[str, Any], found: Run, where: str) -> None:
     encoder = found.encoder
     assert encoder.train is not None
-    if content["fallback"]["method"] != encoder.normalizer:
+    if content["fallback"]["method"] != encoder.normalizers[0]:
         raise StainsslError(
             f"{where} is a target for {content['fallback']['method']}, the encoder's normalizer is "
-            f"{encoder.normalizer}: choose a target of the same method."
+            f"{encoder.normalizers[0]}: choose a target of the same method."
         )
     for key, allowed in (("cohorts", encoder.train.cohorts), ("splits", encoder.train.splits)):
         if foreign := sorted(set(content["pool"][key]) - set(allowed)):

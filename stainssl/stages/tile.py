@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import time
@@ -41,6 +42,8 @@ from stainssl.stores.tiles import write_qc, write_tiles
 log = logging.getLogger(__name__)
 
 MOST_PATCH_PREVIEWS = 40  # patches of a part that get a picture of their own
+MOST_GREY_COLOUR = 2  # grey levels between the channels of a picture without colour
+GREY_SPREAD = 60  # grey levels in a picture below which it may be blank glass
 PROBE_PX = 64  # side of the regions read to see whether a level can be read at all
 
 
@@ -97,6 +100,14 @@ def _probe(slide: Slide) -> None:
             slide.read_region(left, top, level, (PROBE_PX, PROBE_PX))
 
 
+def _refuse_grey(thumbnail: np.ndarray) -> None:
+    """Raise `unsupported` for a picture without colour that is not blank."""
+    if np.ptp(thumbnail) > GREY_SPREAD and np.ptp(thumbnail, axis=2).max() <= MOST_GREY_COLOUR:
+        raise SlideError(
+            Status.UNSUPPORTED, "The slide is greyscale: stain cannot be told without colour."
+        )
+
+
 def _outlined(path: Path) -> Areas:
     """The outlines in which a slide's tiles stand; a file that says none costs the slide."""
     try:
@@ -133,6 +144,7 @@ def _tile_slide(outcome: Outcome, slide: Slide, sheet_mpp: float, tiling: Tiling
     mask = tiling.mask
     mask_mpp = max(mask.mpp, outcome.mpp)  # never finer than the slide is
     thumbnail = read_thumbnail(slide, mask_mpp, outcome.mpp)
+    _refuse_grey(thumbnail)
     tissue = tissue_map(thumbnail, mask_mpp, mask.min_area_um2, mask.min_hole_um2)
     outcome.tissue_mm2 = float(tissue.tissue.sum() * mask_mpp**2 / 1e6)
     outcome.tiles = tile_table(slide, outcome.mpp, squares, tissue, _limits(tiling))
@@ -178,6 +190,19 @@ def _refuse_missing(error: SlideError, slide_id: str) -> None:
     ) from error
 
 
+def _vanished(path: Path, folder: Path) -> tuple[Status, str]:
+    """What a slide that was there when it was opened ends as.
+
+    Raises:
+        OSError: the mount is gone, or the file is back: trying again helps.
+    """
+    try:
+        require_file(path, folder)
+    except SlideError as error:
+        return error.status, f"It disappeared while it was read: {error.detail}"
+    raise FileNotFoundError(errno.ENOENT, "gone for a moment", str(path))
+
+
 @dataclass(frozen=True)
 class _Job:
     """What is the same for all slides of a part."""
@@ -214,6 +239,8 @@ class _Job:
             if error.status is Status.MISSING and not self.may_miss:
                 _refuse_missing(error, outcome.slide_id)
             outcome.status, outcome.detail = error.status, error.detail
+        except FileNotFoundError:
+            outcome.status, outcome.detail = _vanished(Path(row.path), self.root)
         outcome.seconds = time.monotonic() - started
         return outcome
 

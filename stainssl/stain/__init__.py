@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from stainssl.stain.estimate import METHODS, Constants, estimate
+from stainssl.stain.density import Constants
+from stainssl.stain.estimate import METHODS, estimate
 from stainssl.stain.normalize import normalize, separate
 from stainssl.stain.profile import LabStats, StainProfile, TwoStain
 

@@ -2,21 +2,12 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
-from stainssl.stain.estimate import (
-    DEFAULTS,
-    Constants,
-    chunk_images,
-    grey_levels,
-    optical_density,
-    unmix,
-)
-from stainssl.stain.lab import lab_to_rgb, rgb_to_lab
+from stainssl.stain.backends import backend
+from stainssl.stain.density import DEFAULTS, Constants
+from stainssl.stain.estimate import unmix
 from stainssl.stain.profile import LabStats, P, StainProfile, TwoStain
 
 
@@ -106,39 +97,32 @@ def stain_map(source: TwoStain, target: TwoStain, only: int | None = None) -> Te
     return target.matrix.mT @ (gain[..., None] * unmix(source.matrix))
 
 
-def map_density(images: Tensor, matrix: Tensor, constants: Constants = DEFAULTS) -> Tensor:
-    """Apply (B, 3, 3) linear maps to the optical density of (B, 3, H, W) images."""
-    unit = math.log(constants.log_base)
+def map_density(
+    images: Tensor,
+    matrix: Tensor,
+    constants: Constants = DEFAULTS,
+    shift: Tensor | None = None,
+) -> Tensor:
+    """Apply affine maps to the optical density of images.
 
-    def mapped(grey: Tensor, chunk_matrix: Tensor) -> Tensor:
-        # Natural logarithms throughout: a linear map is the same in any base, here undone.
-        density = chunk_matrix @ optical_density(grey, constants)
-        return constants.io * torch.exp(density * -unit) - constants.offset
+    Args:
+        images: (B, 3, H, W) RGB, uint8 or float in [0, 1].
+        matrix: (B, 3, 3), or (1, 3, 3) for all.
+        constants: of the optical density.
+        shift: (B, 3), added after the matrix; none where None.
 
-    return in_chunks(images, mapped, matrix.expand(len(images), 3, 3))
+    Returns:
+        (B, 3, H, W) of the images' dtype, clipped to what the dtype shows.
+    """
+    count = len(images)
+    shift = matrix.new_zeros(len(matrix), 3) if shift is None else shift
+    matrix, shift = matrix.expand(count, 3, 3), shift.expand(count, 3)
+    return backend(images, matrix, shift).map_density(images, matrix, shift, constants)
 
 
 def _map_lab(images: Tensor, gain: Tensor, shift: Tensor) -> Tensor:
-    def mapped(grey: Tensor, gain: Tensor, shift: Tensor) -> Tensor:
-        lab = rgb_to_lab(grey / 255) * gain[..., None] + shift[..., None]
-        return lab_to_rgb(lab) * 255
-
-    return in_chunks(images, mapped, gain.expand(len(images), 3), shift.expand(len(images), 3))
-
-
-def in_chunks(images: Tensor, mapped: Callable[..., Tensor], *parameters: Tensor) -> Tensor:
-    """Map grey levels a few images at a time; back in the images' dtype, clipped to [0, 255]."""
-    step = chunk_images(images)
-    chunks = zip(images.split(step), *(p.split(step) for p in parameters), strict=True)
-    done = [_from_grey(mapped(grey_levels(chunk), *each), chunk) for chunk, *each in chunks]
-    return torch.cat(done)
-
-
-def _from_grey(grey: Tensor, like: Tensor) -> Tensor:
-    grey = grey.clamp(0, 255).reshape(like.shape)
-    return (
-        grey.round().to(torch.uint8) if like.dtype == torch.uint8 else (grey / 255).to(like.dtype)
-    )
+    gain, shift = gain.expand(len(images), 3), shift.expand(len(images), 3)
+    return backend(images, gain, shift).map_lab(images, gain, shift)
 
 
 def _one_each(profile: P, images: Tensor, name: str) -> P:

@@ -195,6 +195,7 @@ class LabStats(StainProfile):
 
 FAMILIES: dict[str, type[StainProfile]] = {
     "macenko": TwoStain,
+    "vahadane": TwoStain,
     "ruifrok": TwoStain,
     "reinhard": LabStats,
 }

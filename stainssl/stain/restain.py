@@ -5,14 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Generator, Tensor
 
-from stainssl.stain.estimate import (
-    DEFAULTS,
-    Constants,
-    estimate,
-    optical_density,
-)
+from stainssl.stain.density import DEFAULTS, Constants, optical_density
+from stainssl.stain.eager import in_chunks
+from stainssl.stain.estimate import estimate
 from stainssl.stain.lab import lab_to_rgb, rgb_to_lab
-from stainssl.stain.normalize import in_chunks
 from stainssl.stain.profile import LabStats, StainProfile
 
 # Beyond these a gain is noise blown up: flat tiles have deviations near zero.

@@ -379,7 +379,9 @@ def _added_sums(
     return total
 
 
-def choose(pool: Pool, policy: str, *, count: int = 8, drawn: int = 256) -> list[int]:
+def choose(
+    pool: Pool, policy: str, *, by_site: bool = False, count: int = 8, drawn: int = 256
+) -> list[int]:
     """Which tiles of a pool's sample are a policy's candidates.
 
     Args:
@@ -387,6 +389,7 @@ def choose(pool: Pool, policy: str, *, count: int = 8, drawn: int = 256) -> list
         policy: `batch` needs none; `cohort` takes random tiles; `site` random tiles, as many of
             each site; `medoid` the tile nearest to all others; `spread` tiles that cover the
             stain space, farthest first.
+        by_site: `medoid` takes one of each site, the nearest to all others of its site.
         count: candidates of `spread`.
         drawn: candidates of `cohort`, and of `site` over all sites.
 
@@ -404,13 +407,19 @@ def choose(pool: Pool, policy: str, *, count: int = 8, drawn: int = 256) -> list
         return _each_site(pool, drawn)
     points = pool.profiles().coordinates()
     if policy == "medoid":
-        return [medoid(points)]
+        groups = _rows_by_site(pool) if by_site else [torch.arange(len(points))]
+        return [int(rows[medoid(points[rows])]) for rows in groups]
     if policy == "spread":
         return farthest_points(points, count)
     raise ValueError(f"Policy {policy!r} does not choose from a pool of tiles.")
 
 
 def _each_site(pool: Pool, drawn: int) -> list[int]:
-    sites = sorted(set(pool.site))
-    share = max(1, drawn // len(sites))
-    return [int(i) for site in sites for i in np.flatnonzero(pool.site == site)[:share]]
+    groups = _rows_by_site(pool)
+    share = max(1, drawn // len(groups))
+    return [int(i) for rows in groups for i in rows[:share]]
+
+
+def _rows_by_site(pool: Pool) -> list[Tensor]:
+    """Rows of the sample, a tensor a site, sites in order of name."""
+    return [torch.from_numpy(np.flatnonzero(pool.site == s)) for s in sorted(set(pool.site))]

@@ -16,6 +16,7 @@ from stainssl.benchmark.probe import (
     balanced_sample,
     choose_penalty,
     colour_features,
+    few_shot,
     fit_linear,
     nearest_neighbours,
     probe,
@@ -144,3 +145,27 @@ def test_colour_features_see_colour_and_nothing_of_its_place(rng):
     assert found.shape == (3, 9)
     assert np.allclose(found, colour_features(shuffled), atol=1e-6)
     assert np.allclose(found[:, :3], images.mean((1, 2)) / 255, atol=1e-6)
+
+
+def test_more_labelled_tiles_tell_more(rng):
+    curve = few_shot(_tiles(rng, 2.0), _folds())
+    assert curve.groupby("shots").size().tolist() == [module.DRAWS] * len(module.SHOTS)
+    mean = curve.groupby("shots")["auroc"].mean()
+    assert 0.5 < mean[1] < mean[8] < mean[128] < 1
+    spread = curve.groupby("shots")["auroc"].std()
+    assert spread[128] < spread[1]
+
+
+def test_shots_that_a_class_does_not_have_are_not_drawn(rng):
+    tiles = _tiles(rng, 2.0, classes=3, patients=4)
+    folds = _folds(4)
+    shots = few_shot(tiles, folds)["shots"].unique()
+    training = [tiles.rows(set(rows["patient_id"][rows["role"] != "test"]))
+                for _, rows in folds.groupby("fold")]  # fmt: skip
+    least = min(np.bincount(tiles.y[rows]).min() for rows in training)
+    assert shots.max() <= least
+
+
+def test_the_same_seed_draws_the_same(rng):
+    tiles = _tiles(rng, 1.0, patients=4)
+    pd.testing.assert_frame_equal(few_shot(tiles, _folds(4)), few_shot(tiles, _folds(4)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -40,14 +41,18 @@ def _kill_when(process: subprocess.Popen[bytes], verb: str, log: Path, word: str
 
 
 @pytest.mark.xdist_group("finished")
-def test_kill_9_in_pretraining_then_the_same_table(fresh: Workflow, finished: Workflow) -> None:
-    log = fresh.folder / "results/logs/pretrain/simclr.log"
-    process = subprocess.Popen(fresh.command("results/encoders/simclr/model"), env=ENV)
-    _kill_when(process, "pretrain", log, "step 1 of")
+def test_kill_9_in_pretraining_then_the_same_table(finished: Workflow, tmp_path: Path) -> None:
+    workflow = finished.copied(tmp_path / "run")
+    encoder = workflow.folder / "results/encoders/simclr"
+    log = workflow.folder / "results/logs/pretrain/simclr.log"
+    shutil.rmtree(encoder)
+    log.unlink()
+    process = subprocess.Popen(workflow.command("results/encoders/simclr/model"), env=ENV)
+    _kill_when(process, "pretrain", log, "steps of")  # said before the first of them
     assert process.wait() != 0
-    assert not (fresh.folder / "results/encoders/simclr/model").exists()
-    fresh.run("--rerun-incomplete")
+    assert not (encoder / "model").exists()
+    workflow.run("--rerun-incomplete")
     tables = [
-        pd.read_csv(w.folder / "results/benchmarks/main/table.csv") for w in (fresh, finished)
+        pd.read_csv(w.folder / "results/benchmarks/main/table.csv") for w in (workflow, finished)
     ]
     pd.testing.assert_frame_equal(*tables)

@@ -117,3 +117,12 @@ def test_a_feature_that_does_not_vary_divides_by_one(value):
     bags, _ = build(sheet, "patient", lambda _: _slide(5, value))
     mean, std = statistics(bags)
     assert mean.tolist() == [value] * 3 and std.tolist() == [1.0] * 3
+
+
+def test_statistics_of_a_large_slide_are_those_of_tiles_spread_over_it(make_bag):
+    bag = make_bag(0, 1, n=1000, shift=3.0)
+    mean, std = statistics([bag], most=100)
+    whole, spread = statistics([bag])
+    np.testing.assert_allclose(mean, bag.tiles[0].features[::10].astype(float).mean(0), atol=1e-5)
+    np.testing.assert_allclose(mean, whole, atol=1.0)
+    np.testing.assert_allclose(std, spread, rtol=0.5)

@@ -20,7 +20,9 @@ every_head = pytest.mark.parametrize("kind", sorted(HEADS))
 
 
 def _settings(kind: str) -> Settings:
-    return dataclasses.replace(QUICK, kind=kind)
+    # TransMIL takes its bags one by one, and many small steps for each.
+    epochs = 6 if kind == "transmil" else QUICK.epochs
+    return dataclasses.replace(QUICK, kind=kind, epochs=epochs)
 
 
 def _out_of_fold(bags, kind, folds=4):
@@ -43,10 +45,11 @@ def test_a_signal_is_learned(kind, make_cohort):
 
 @every_head
 def test_shuffled_labels_give_one_half_within_the_interval(kind, make_cohort, rng):
-    bags = make_cohort(80, shift=2.0)
+    few = kind == "transmil"  # as above
+    bags = make_cohort(40 if few else 80, shift=2.0)
     labels = rng.permutation([bag.label for bag in bags])
     bags = [dataclasses.replace(bag, label=int(y)) for bag, y in zip(bags, labels, strict=True)]
-    scores = _out_of_fold(bags, kind)
+    scores = _out_of_fold(bags, kind, folds=3 if few else 4)
     draws = []
     while len(draws) < 500:
         drawn = rng.integers(len(bags), size=len(bags))
@@ -114,8 +117,9 @@ def test_classes_weigh_the_same_whatever_their_number(make_bag):
     assert sum(weights[bag.label] for bag in bags) == pytest.approx(len(bags))
 
 
-def test_three_classes(make_bag):
+@pytest.mark.parametrize("kind", sorted(set(HEADS) - {"transmil"}))
+def test_three_classes(kind, make_bag):
     bags = [make_bag(i, i % 3, shift=2.0) for i in range(24)]
-    model = fit(bags[:18], bags[18:], ("a", "b", "c"), QUICK, seed=0)
+    model = fit(bags[:18], bags[18:], ("a", "b", "c"), _settings(kind), seed=0)
     guessed = [int(predict_bag(model, bag)[0].argmax()) for bag in bags[18:]]
     assert np.mean([g == bag.label for g, bag in zip(guessed, bags[18:], strict=True)]) > 0.8

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from multiprocessing import get_context
+
 import numpy as np
 import pytest
 import torch
+import torchvision
 
 from stainssl.pretrain import data
 from stainssl.pretrain.data import Stream, TrainTiles
@@ -26,7 +29,11 @@ def stores(tmp_path):
 
 
 def _levels(batch):
-    return (batch.images.float().mean((1, 2, 3)) / 2).round().long()
+    return (batch.images.float().mean((1, 2, 3)) / 2).round().long().numpy()
+
+
+def _whole(order):
+    return order.take(0, len(order))
 
 
 @pytest.mark.parametrize("cache_bytes", [0, 1 << 20])
@@ -35,16 +42,16 @@ def test_tiles_come_in_the_order_asked_for(stores, rng, cache_bytes, workers):
     tiles = TrainTiles(stores, cache_bytes=cache_bytes, workers=workers)
     for _ in range(2):  # the second time from memory, where it may be kept
         index = rng.permutation(100)
-        batch = tiles.images(index)
+        batch = tiles.batch(index)
         assert batch.images.shape == (100, 3, 16, 16)
         assert batch.images.dtype == torch.uint8
-        np.testing.assert_array_equal(batch.tile.numpy(), index)
-        assert int((_levels(batch) - batch.tile).abs().max()) <= 1
+        np.testing.assert_array_equal(batch.tile, index)
+        assert int(np.abs(_levels(batch) - batch.tile).max()) <= 1
 
 
 def test_an_epoch_is_a_permutation_and_epochs_and_seeds_differ(stores):
     tiles = TrainTiles(stores)
-    orders = [tiles.order(seed, epoch) for seed, epoch in ((0, 0), (0, 1), (1, 0), (0, 0))]
+    orders = [_whole(tiles.order(seed, epoch)) for seed, epoch in ((0, 0), (0, 1), (1, 0), (0, 0))]
     for order in orders:
         np.testing.assert_array_equal(np.sort(order), np.arange(100))
     assert not np.array_equal(orders[0], orders[1])
@@ -56,7 +63,7 @@ def test_a_buffer_holds_whole_blocks(stores, monkeypatch):
     monkeypatch.setattr(data, "BLOCK", 5)
     monkeypatch.setattr(data, "BUFFER", 2)
     data._order.cache_clear()
-    order = TrainTiles(stores).order(0, 0)
+    order = _whole(TrainTiles(stores).order(0, 0))
     for start in range(0, 100, 10):
         assert len(set(order[start : start + 10] // 5)) == 2
     data._order.cache_clear()
@@ -69,7 +76,7 @@ def test_a_block_is_read_once_while_its_buffer_lasts(stores, monkeypatch):
         monkeypatch.setattr(store, "jpegs", lambda a, b, true=true: reads.append(a) or true(a, b))
     tiles = TrainTiles(stores, cache_bytes=0)
     for start in range(0, 100, 10):
-        tiles.images(tiles.order(0, 0)[start : start + 10])
+        tiles.batch(tiles.order(0, 0).take(start, start + 10))
     assert len(reads) == 3  # 64 + 6 tiles of the first store, 30 of the second
 
 
@@ -82,16 +89,67 @@ def test_the_stream_goes_on_from_any_step(stores):
     assert [batch.tile.tolist() for batch in stream] == whole[17:]
 
 
-def test_a_bad_jpeg_is_left_out_and_named(tmp_path, caplog):
+@pytest.fixture
+def one_bad(tmp_path):
+    """A store of four tiles, the third of which is no JPEG."""
     jpeg = [encode(np.full((16, 16, 3), 50, np.uint8)) for _ in range(4)]
     jpeg[2] = b"not a jpeg"
     slides = [SlidePixels("s-bad", np.arange(4, dtype=np.int32), jpeg)]
     write_pixels(tmp_path / "x.zarr", slides, size_px=16, mpp=0.5, settings={})
-    tiles = TrainTiles([open_pixels(tmp_path / "x.zarr")])
-    assert tiles.images(np.arange(4)).tile.tolist() == [0, 1, 3]
-    assert "s-bad" in caplog.text
+    return open_pixels(tmp_path / "x.zarr")
+
+
+@pytest.mark.parametrize("cache_bytes", [0, 1 << 20])
+def test_another_tile_stands_in_for_a_bad_jpeg_which_is_named(one_bad, caplog, cache_bytes):
+    tiles = TrainTiles([one_bad], cache_bytes=cache_bytes)
+    for _ in range(2):
+        assert tiles.batch(np.arange(4)).tile.tolist() == [0, 1, 0, 3]
+    assert caplog.text.count("s-bad") == 1
     with pytest.raises(StainsslError, match="cannot be decoded"):
-        tiles.images(np.array([2, 1]))
+        tiles.batch(np.array([2, 1]))
+
+
+def test_processes_share_a_step(stores, rng):
+    tiles, everyone = TrainTiles(stores), rng.permutation(100)[:12]
+    shares = [tiles.batch(everyone, rank, 3) for rank in range(3)]
+    assert np.concatenate([share.tile for share in shares]).tolist() == everyone.tolist()
+    for share in shares:
+        np.testing.assert_array_equal(share.everyone[share.rows], share.tile)
+
+
+def _in_another_process(stream):
+    return [batch.tile.tolist() for batch in stream], stream._tiles.batch(np.arange(5)).images
+
+
+def test_a_spawned_process_reads_the_same(stores):
+    stream = Stream(TrainTiles(stores, cache_bytes=0, workers=2), batch_size=8, steps=3, seed=1)
+    with get_context("spawn").Pool(1) as pool:
+        order, images = pool.apply(_in_another_process, (stream,))
+    assert order == [batch.tile.tolist() for batch in stream]
+    assert torch.equal(images, stream._tiles.batch(np.arange(5)).images)
+
+
+def _nvjpeg(encoded, mode, device):
+    assert device == "cuda"
+    if any(bytes(e.numpy()) == b"not a jpeg" for e in encoded):
+        raise RuntimeError("nvJPEG: bad marker")
+    return [torchvision.io.decode_jpeg(e, mode=mode) for e in encoded]
+
+
+def test_decoding_on_the_gpu_is_asked_for_and_the_cpu_stands_in(
+    stores, one_bad, monkeypatch, caplog
+):
+    true = torchvision.io.decode_jpeg
+    monkeypatch.setattr(
+        torchvision.io, "decode_jpeg",
+        lambda e, mode, device=None: _nvjpeg(e, mode, device) if device else true(e, mode=mode),
+    )  # fmt: skip
+    tiles = TrainTiles(stores, gpu=True)
+    batch = tiles.batch(np.arange(30))
+    assert int(np.abs(_levels(batch) - batch.tile).max()) <= 1
+    assert "failed" not in caplog.text
+    assert TrainTiles([one_bad], gpu=True).batch(np.arange(4)).tile.tolist() == [0, 1, 0, 3]
+    assert "the CPU does it" in caplog.text
 
 
 def test_one_tile_is_too_few(tmp_path):

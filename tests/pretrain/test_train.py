@@ -10,25 +10,26 @@ import pytest
 import torch
 
 from stainssl.encoders import new_backbone, vector_length
-from stainssl.pretrain import train
+from stainssl.pretrain import checkpoints, train, watch
+from stainssl.pretrain.checkpoints import CHECKPOINT, usable_checkpoint
 from stainssl.pretrain.data import TrainTiles
 from stainssl.pretrain.methods import Recipe, SimClr
+from stainssl.pretrain.objectives import OBJECTIVES
 from stainssl.pretrain.train import (
-    CHECKPOINT,
-    Contrastive,
+    Learner,
     Preprocessing,
     Settings,
+    Supervision,
     fingerprint,
     fit,
     learning_rate,
-    usable_checkpoint,
 )
 from stainssl.status import StainsslError
 from stainssl.stores.pixels import open_pixels
 from tests.pretrain.world import BACKBONE, images, write_part
 
 SETTINGS = Settings(
-    steps=7, lr=1e-3, weight_decay=1e-4, temperature=0.2, checkpoint_seconds=1e9, checkpoint_steps=2
+    steps=7, lr=1e-3, weight_decay=1e-4, checkpoint_seconds=1e9, checkpoint_steps=2
 )  # three epochs of three steps, the last cut short
 
 
@@ -48,19 +49,20 @@ class Interrupted(SimClr):
 
     stop_at = -1
 
-    def views(self, images, tile, step):
+    def views(self, batch, step):
         if step == self.stop_at:
             raise Stopped
-        return super().views(images, tile, step)
+        return super().views(batch, step)
 
 
-def _module(settings=SETTINGS, stop_at=-1):
+def _module(settings=SETTINGS, stop_at=-1, loss="nt-xent", queue=0, supervision=None):
     torch.manual_seed(0)
     backbone, _ = new_backbone(BACKBONE, 32)
     method = Interrupted(Recipe(32, "weak", 0), None)
     method.stop_at = stop_at
     even = Preprocessing((0.5,) * 3, (0.5,) * 3)
-    return Contrastive(backbone, vector_length(backbone, 32), method, even, settings)
+    objective = OBJECTIVES[loss](backbone, vector_length(backbone, 32), 0.2, queue)
+    return Learner(backbone, objective, method, even, settings, supervision)
 
 
 def _fit(module, tiles, folder, settings=SETTINGS, mark="m", seed=0):
@@ -80,10 +82,11 @@ def undisturbed(tiles, tmp_path_factory):
 
 def test_figures_of_every_epoch(undisturbed):
     rows = undisturbed[1]
-    assert list(rows.columns) == list(train.METRICS)
+    assert list(rows.columns) == list(watch.METRICS)
     assert rows["epoch"].tolist() == [0, 1, 2, 3]
     assert rows["step"].tolist() == [0, 3, 6, 7]
-    assert np.isnan(rows["loss"][0]) and np.isfinite(rows.iloc[1:].to_numpy()).all()
+    found = rows.drop(columns=["knn_site", "knn_label"])
+    assert np.isnan(rows["loss"][0]) and np.isfinite(found.iloc[1:].to_numpy()).all()
     assert rows["effective_rank"].between(1, 25).all()
 
 
@@ -106,7 +109,7 @@ def test_a_killed_run_ends_in_the_weights_of_an_undisturbed_one(
         rows = _fit(resumed, tiles, tmp_path)
     assert f"going on from step {stop_at // 2 * 2} of 7" in caplog.text
     assert _same(undisturbed[0], resumed)
-    same = [name for name in train.METRICS if name != "images_per_second"]
+    same = [name for name in watch.METRICS if name != "images_per_second"]
     np.testing.assert_array_equal(rows[same], undisturbed[1][same])
 
 
@@ -123,6 +126,7 @@ def test_another_runs_checkpoint_is_not_taken_up(undisturbed, tiles, tmp_path, c
     module = _module()
     _fit(module, tiles, tmp_path)
     assert "is of another config" in caplog.text
+    assert usable_checkpoint(tmp_path / "of-another.ckpt", "another") == 4  # nothing is lost
     assert _same(undisturbed[0], module)
 
 
@@ -135,8 +139,8 @@ def test_a_broken_checkpoint_is_not_taken_up(tmp_path, caplog):
 
 def test_not_a_number_stops_and_keeps_the_last_good_checkpoint(tiles, tmp_path):
     class Spoiled(Interrupted):
-        def views(self, images, tile, step):
-            first, second = super().views(images, tile, step)
+        def views(self, batch, step):
+            first, second = super().views(batch, step)
             return first, second * float("nan") if step == 4 else second
 
     module = _module()
@@ -147,8 +151,8 @@ def test_not_a_number_stops_and_keeps_the_last_good_checkpoint(tiles, tmp_path):
 
 
 def test_a_collapse_stops_and_says_what_to_try(tiles, tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "RANK_TILES", 8)
-    monkeypatch.setattr(train, "effective_rank", lambda features: 1.2)
+    monkeypatch.setattr(watch, "RANK_TILES", 8)
+    monkeypatch.setattr(watch, "effective_rank", lambda features: 1.2)
     with pytest.raises(StainsslError, match=r"collapsed: effective rank 1.20 after epoch 1 .*lr"):
         _fit(_module(), tiles, tmp_path)
 
@@ -183,9 +187,10 @@ def test_told_to_stop_it_writes_a_checkpoint_first(undisturbed, tiles, tmp_path,
 def test_the_learning_rate_warms_up_and_falls_to_zero():
     rates = [learning_rate(step, 100) for step in range(101)]
     assert rates[0] == pytest.approx(0.1) and rates[9] == rates[10] == 1
-    assert all(a >= b for a, b in itertools.pairwise(rates))
+    assert all(a >= b for a, b in itertools.pairwise(rates[9:]))
     assert rates[100] == pytest.approx(0)
     assert learning_rate(0, 1) == 1
+    assert learning_rate(0, 100, warm_up=0) == 1 == learning_rate(49, 100, warm_up=0.5)
 
 
 def test_a_fingerprint_tells_settings_apart():

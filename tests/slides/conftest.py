@@ -48,10 +48,8 @@ def write_svs(
 
 def write_tiff(path: Path, image: np.ndarray, **words: object) -> Path:
     """Write a tiled TIFF without Aperio's words: OpenSlide's generic-tiff."""
-    tifffile.imwrite(
-        path, image, tile=(128, 128), photometric="rgb", compression="deflate", metadata=None,
-        **words,
-    )  # fmt: skip
+    usual = {"tile": (128, 128), "photometric": "rgb", "compression": "deflate", "metadata": None}
+    tifffile.imwrite(path, image, **(usual | words))
     return path
 
 

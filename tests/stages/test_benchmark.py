@@ -36,15 +36,18 @@ def world(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         names = {str(made.paths.model(name)): encoder for name, encoder in ENCODERS.items()}
         patch.setattr(robustness, "load", lambda source, device: names[source])
-        folds.run(made.config, task="tumor")
+        # UMAP compiles for half a minute; the chain's own test runs it.
+        patch.setattr(benchmark, "project", lambda vectors, seed: vectors[:, :2])
+        for task in made.config.tasks:
+            folds.run(made.config, task=task)
         for name in ENCODERS:
             probe.run(made.config, task="tumor", encoder=name)
             robustness.run(made.config, encoder=name)
-    _fake_mil(made)
-    seen = made.paths.seen("morphology")
-    seen.parent.mkdir(parents=True)
-    pd.DataFrame({"patient_id": ["c1", "a0"], "cohort": "clinic"}).to_csv(seen, index=False)
-    benchmark.run(made.config, benchmark="main")
+        _fake_mil(made)
+        seen = made.paths.seen("morphology")
+        seen.parent.mkdir(parents=True)
+        pd.DataFrame({"patient_id": ["c1", "a0"], "cohort": "clinic"}).to_csv(seen, index=False)
+        benchmark.run(made.config, benchmark="main")
     return made
 
 
@@ -95,9 +98,30 @@ def test_the_benchmark_writes_the_same_numbers_in_every_format(world):
     assert shown["table.md"] == shown["table.tex"] == shown["table.html"]
     long = pd.read_csv(folder / "table.csv")
     whole = long[(long["metric"] == "auroc") & (long["group"] == "all")]
-    assert len(whole) == 4
+    assert len(whole) == 4 + 2  # and what the site alone says of each task
     for value in whole["value"]:
         assert f"{value:.2f}" in shown["table.md"]
+
+
+def test_the_sites_own_row_stands_below_and_is_not_compared(world):
+    folder = world.paths.benchmark("main")
+    markdown = (folder / "table.md").read_text()
+    rows = [line for line in markdown.splitlines() if line.startswith("| ")][1:]
+    assert rows[-1].startswith("| site only | columns") and "**" not in rows[-1]
+    assert "it sees no tissue" in markdown
+    compared = pd.read_csv(folder / "comparisons.csv")
+    assert "site only" not in set(compared["first"]) | set(compared["second"])
+    long = pd.read_csv(folder / "table.csv")
+    tumor = long.query("run == 'site only' and task == 'tumor' and metric == 'auroc'")
+    # The test site is none of those trained on: its name says the same of every tile.
+    assert tumor["value"].tolist() == [0.5]
+
+
+def test_few_labelled_tiles_and_a_sample_of_vectors_are_kept(world):
+    curve = pd.read_csv(world.paths.probe("tumor", "morphology") / "few_shot.csv")
+    assert curve["shots"].min() == 1 and curve["auroc"].between(0, 1).all()
+    sample = read_table(world.paths.robustness("colour") / "sample.parquet", "sample")
+    assert {"task", "site", "label", "vector"} <= set(sample) and len(sample["vector"][0]) == 3
 
 
 def test_the_table_marks_test_patients_that_pretraining_saw(world):
@@ -119,7 +143,7 @@ def test_comparisons_cover_every_column_with_one_correction(world):
     assert compared["p_delong"].notna().tolist() == [False, True, False]
 
 
-@pytest.mark.parametrize("name", ["roc", "forest", "robustness"])
+@pytest.mark.parametrize("name", ["roc", "forest", "robustness", "few_shot", "umap"])
 def test_the_figures_are_pictures(world, name):
     data = (world.paths.benchmark("main") / f"{name}.png").read_bytes()
     assert data.startswith(b"\x89PNG")

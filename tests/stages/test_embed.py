@@ -61,3 +61,18 @@ def test_pixels_of_another_tile_table_are_refused(tmp_path):
     with pytest.raises(StainsslError, match="2 of 8 tiles of the pixels are not in the tile table"):
         _embedded(config)
     assert not paths.embeddings("small", "default", "random", "train-0000").exists()
+
+
+def test_two_encoders_in_one_reading_are_as_one_after_the_other(config):
+    twice = config.model_copy(
+        update={"encoders": {**config.encoders, "again": config.encoders["random"]}}
+    )
+    paths = Paths(config.results)
+    if not paths.model("again").exists():
+        paths.model("again").parent.mkdir(parents=True)
+        paths.model("again").symlink_to(paths.model("random").resolve())
+    alone = np.asarray(_embedded(config).features)
+    embed.run(twice, cohort="small", encoder=["random", "again"], part="train-0000")
+    for name in ("random", "again"):
+        store = open_embeddings(paths.embeddings("small", "default", name, "train-0000"))
+        np.testing.assert_array_equal(np.asarray(store.features), alone)

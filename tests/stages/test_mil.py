@@ -175,3 +175,12 @@ def test_two_cohorts_with_a_slide_of_one_name_are_refused(config):
     )
     with pytest.raises(StainsslError, match=r"same name.*s0"):
         mil.run(changed, task="patient", encoder="enc", head="mean")
+
+
+def test_a_task_that_does_not_fit_in_memory_gives_the_same_predictions(config, monkeypatch):
+    file = Paths(config.results).mil("patient", "enc", "abmil") / "predictions.parquet"
+    mil.run(config, task="patient", encoder="enc", head="abmil")
+    first = file.read_bytes()
+    monkeypatch.setattr(mil, "MOST_BYTES", 300)
+    mil.run(config, task="patient", encoder="enc", head="abmil")
+    assert file.read_bytes() == first

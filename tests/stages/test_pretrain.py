@@ -15,6 +15,7 @@ import torch
 from stainssl.config import dump
 from stainssl.paths import Paths
 from stainssl.stages import pretrain, target
+from stainssl.stain import StainProfile
 from stainssl.status import StainsslError
 from tests.pretrain.world import cohort
 
@@ -77,10 +78,10 @@ KILLED = """
 import dataclasses, os, signal, sys
 from pathlib import Path
 from stainssl.config import load
-from stainssl.pretrain.train import Contrastive
+from stainssl.pretrain.train import Learner
 from stainssl.stages import pretrain
 
-settings, step = pretrain._settings, Contrastive.training_step
+settings, step = pretrain._settings, Learner.training_step
 
 def often(*args):
     return dataclasses.replace(settings(*args), checkpoint_steps=3)
@@ -90,7 +91,7 @@ def killed(self, batch, batch_idx):
         os.kill(os.getpid(), signal.SIGKILL)
     return step(self, batch, batch_idx)
 
-pretrain._settings, Contrastive.training_step = often, killed
+pretrain._settings, Learner.training_step = often, killed
 pretrain.run(load(Path(sys.argv[1])), "si")
 """
 
@@ -145,9 +146,10 @@ def test_a_missing_target_and_given_weights_are_sentences(tmp_path):
 
 def test_no_valid_profile_at_all_is_a_sentence(tmp_path, monkeypatch):
     config = cohort(tmp_path, counts=(4, 4))
-    true = pretrain.StainProfile.from_arrays
+    target.run(config, "si")
+    true = StainProfile.from_arrays
     monkeypatch.setattr(
-        pretrain.StainProfile, "from_arrays",
+        StainProfile, "from_arrays",
         lambda method, arrays: true(method, {**arrays, "valid": arrays["valid"] & False}),
     )  # fmt: skip
     with pytest.raises(StainsslError, match="None of the 8 training tiles has a valid macenko"):

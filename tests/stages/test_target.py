@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from pathlib import Path
+from types import SimpleNamespace
 
+import dask
 import numpy as np
 import pytest
 import torch
@@ -14,7 +17,7 @@ from PIL import Image
 from stainssl.config import Config, parse
 from stainssl.paths import Paths
 from stainssl.stages import target
-from stainssl.stain import StainProfile, estimate, targets
+from stainssl.stain import METHODS, StainProfile, estimate, targets
 from stainssl.status import StainsslError
 from stainssl.stores.pixels import SlidePixels, encode, write_pixels
 
@@ -34,7 +37,7 @@ def tissue(rng: np.random.Generator, hematoxylin: tuple[float, ...]) -> np.ndarr
 def one_slide(rng: np.random.Generator, name: str, site: str, n: int) -> SlidePixels:
     images = np.stack([tissue(rng, SITES[site]) for _ in range(n)])
     batch = torch.from_numpy(images).permute(0, 3, 1, 2)
-    found = {method: estimate(batch, method) for method in ("macenko", "reinhard")}
+    found = {method: estimate(batch, method) for method in METHODS}
     return SlidePixels(
         name,
         np.arange(n, dtype=np.int32) * 2,
@@ -92,7 +95,7 @@ def run(config: Config) -> dict:
 
 
 @pytest.mark.usefixtures("unpainted")
-@pytest.mark.parametrize("normalizer", ["macenko", "reinhard"])
+@pytest.mark.parametrize("normalizer", METHODS)
 @pytest.mark.parametrize("policy", ["batch", "cohort", "site", "medoid", "spread"])
 def test_every_policy_writes_a_target_that_loads(policy, normalizer, filled):
     config = configured(filled, target={"policy": policy, "per": "image"}, normalizer=normalizer)
@@ -142,6 +145,116 @@ def test_more_targets_cover_more(filled):
     medoid = run(configured(filled, target={"policy": "medoid"}))["coverage"]
     spread = run(configured(filled, target={"policy": "spread"}))["coverage"]
     assert spread["largest_distance"] < medoid["largest_distance"]
+
+
+@pytest.mark.usefixtures("unpainted")
+def test_a_medoid_a_site_is_of_its_site(filled):
+    content = run(configured(filled, target={"policy": "medoid", "by": "site"}))
+    assert [c["site"] for c in content["candidates"]] == ["a", "b", "c"]
+    own = [c["angles_deg"][c["site"]]["hematoxylin"] for c in content["candidates"]]
+    assert max(own) < 3
+
+
+@pytest.mark.usefixtures("unpainted")
+def test_spread_takes_as_many_as_are_asked_for(filled):
+    content = run(configured(filled, target={"policy": "spread", "count": 3}))
+    assert len(content["candidates"]) == 3
+
+
+def two_splits(folder: Path, **target_keys: object) -> Config:
+    """Slides of sites a and b in split `train`, of c in `more`; both train the encoder."""
+    train = {"cohorts": ["clinic"], "splits": ["train", "more"]}
+    config = configured(folder, target=target_keys, train=train)
+    lines = [
+        f"{s},{p},{s}.svs,{site},{'more' * (site == 'c') or 'train'}" for s, p, site, _ in ROWS
+    ]
+    sheet = folder / "slides.csv"
+    sheet.write_text("slide_id,patient_id,path,site,split\n" + "\n".join(lines[:6]) + "\n")
+    return config
+
+
+@pytest.mark.usefixtures("unpainted")
+def test_a_target_of_fewer_splits_looks_at_no_other(tmp_path):
+    config = two_splits(tmp_path, policy="cohort", splits=["train"])
+    rng = np.random.default_rng(0)
+    for part in range(2):  # the part of split `more` has no store: to open it would fail
+        slides = [one_slide(rng, s, site, 5) for s, _, site, _ in ROWS[2 * part :][:2]]
+        path = Paths(config.results).pixels("clinic", "default", f"train-{part:04d}")
+        write_pixels(path, slides, size_px=SIZE, mpp=0.5, settings={})
+    content = run(config)
+    assert content["pool"]["splits"] == ["train"]
+    assert {c["site"] for c in content["candidates"]} == {"a", "b"}
+
+
+@pytest.mark.parametrize("change", [{"cohorts": ["other"]}, {"splits": ["test"]}])
+def test_a_target_of_tiles_that_are_not_trained_on_is_refused(change, tmp_path):
+    with pytest.raises(StainsslError, match="within train"):
+        configured(tmp_path, target={"policy": "cohort", **change})
+
+
+class Profiles:
+    """A store of 100,000 tiles' profiles that is made when it is opened."""
+
+    TILES = 100_000
+
+    def __init__(self, path: Path) -> None:
+        rng = np.random.default_rng(int(path.name))
+        self.slide_id = [f"{path.name}-{i}" for i in range(32)]
+        self.slide = rng.integers(0, 32, self.TILES, dtype=np.int32)
+        self.tile = np.arange(self.TILES, dtype=np.int32)
+        self._scale = rng.random((self.TILES, 2), np.float32) + 0.5
+
+    def __len__(self) -> int:
+        return self.TILES
+
+    def profile(self, method: str) -> dict[str, np.ndarray]:
+        one = StainProfile.reference(method).batched().to_arrays()["matrix"]
+        matrix = np.repeat(one, self.TILES, 0)
+        return {"matrix": matrix, "scale": self._scale, "valid": np.ones(self.TILES, bool)}
+
+
+def peak_of_pooling(parts: int) -> tuple[int, target.PartSummary]:
+    names = {f"{part}-{i}": "ab"[i % 2] for part in range(parts) for i in range(32)}
+    sources = [target.Source("c", str(p), Path(str(p)), names, names) for p in range(parts)]
+    tracemalloc.start()
+    with dask.config.set(num_workers=2):
+        summary = target.reduce_parts(sources, "macenko", 0)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return peak, summary
+
+
+def test_two_million_profiles_are_pooled_in_the_memory_of_some(monkeypatch):
+    monkeypatch.setattr(target, "open_pixels", Profiles)
+    few, _ = peak_of_pooling(4)
+    many, summary = peak_of_pooling(20)
+    assert sum(summary.pool.tiles.values()) == 2_000_000
+    assert len(summary.pool.key) == target.SAMPLE
+    assert summary.pool.mean().scale.mean() == pytest.approx(1.0, abs=0.01)
+    assert many < 1.5 * few
+    assert many < 100e6
+
+
+def test_pooling_goes_to_the_scheduler_that_dask_is_told_of(monkeypatch):
+    called = []
+
+    class Client:
+        def __init__(self, address: str) -> None:
+            called.append(address)
+
+        def __enter__(self) -> Client:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        def compute(self, graph: object) -> SimpleNamespace:
+            return SimpleNamespace(result=lambda: dask.compute(graph, scheduler="sync")[0])
+
+    monkeypatch.setattr("dask.distributed.Client", Client)
+    with dask.config.set({"scheduler-address": "tcp://somewhere:8786"}):
+        assert target._computed(dask.delayed(lambda: 5)()) == 5
+    assert called == ["tcp://somewhere:8786"]
 
 
 @pytest.mark.usefixtures("unpainted")

@@ -20,7 +20,7 @@ from PIL import Image
 from stainssl.config import Config, parse
 from stainssl.figures.slides import MOST_PICTURES, tissue_overview
 from stainssl.paths import Paths
-from stainssl.slides.openslide_reader import OpenSlideFile
+from stainssl.slides.tiff_reader import TiffFile
 from stainssl.stages import tile
 from stainssl.status import StainsslError
 from stainssl.stores.tiles import read_qc, read_tiles
@@ -117,6 +117,61 @@ def test_each_fault_costs_its_own_slide_and_no_other(
         assert max(image.size) <= 1000
 
 
+def test_odd_pictures_end_as_tiles_or_with_a_reason(
+    tmp_path: Path, root: Path, picture: np.ndarray
+) -> None:
+    scale = {"resolution": (20_000, 20_000), "resolutionunit": "CENTIMETER"}
+    alpha = np.full(picture.shape[:2], 255, np.uint8)
+    alpha[:, :320] = 0  # glass and tissue on the left are transparent, and black below
+    colour = np.where(alpha[..., None] > 0, picture, 0).astype(np.uint8)
+    wide = np.tile(picture[200:340], (1, 157, 1))[:, :100_000]
+    write_tiff(root / "deep.tif", picture.astype(np.uint16) * 257, **scale)
+    write_tiff(root / "rgba.tif", np.dstack([colour, alpha]), extrasamples=["unassalpha"], **scale)
+    write_tiff(root / "wide.tif", wide, **scale)
+    write_tiff(root / "line.tif", wide[:20], **scale)
+    write_tiff(root / "grey.tif", picture[..., 1], photometric="minisblack", **scale)
+    write_tiff(root / "float.tif", picture.astype(np.float32) / 255, **scale)
+    write_tiff(root / "strips.tif", picture, tile=None, **scale)
+    names = ["deep", "rgba", "wide", "line", "grey", "float", "strips"]
+    config = cohort(tmp_path, [{"slide_id": n, "path": f"{n}.tif"} for n in names])
+    tile.run(config, "c", PART)
+    tiles, qc, _ = outputs(config)
+    assert qc["status"].to_dict() == {
+        "deep": "ok",
+        "rgba": "ok",
+        "wide": "ok",
+        "line": "too-small",
+        "grey": "unsupported",
+        "float": "unreadable",
+        "strips": "unsupported",
+    }
+    assert (qc.loc[qc["status"] != "ok", "detail"] != "").all()
+    assert "greyscale" in qc.loc["grey", "detail"]
+    assert tiles.loc[tiles["slide_id"] == "rgba", "x"].min() >= 256  # transparent is glass
+    assert (tiles["slide_id"] == "wide").sum() > 300
+
+
+def test_a_slide_that_disappears_half_way_costs_that_slide(
+    tmp_path: Path, root: Path, picture: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a", "b"):
+        write_svs(root / f"{name}.svs", picture)
+    config = cohort(tmp_path, [{"slide_id": n, "path": f"{n}.svs"} for n in "ab"])
+    read = TiffFile.read_region
+
+    def fail(slide: TiffFile, *words: Any) -> np.ndarray:
+        if slide.path.name == "a.svs":
+            slide.path.unlink(missing_ok=True)
+            raise FileNotFoundError(errno.ENOENT, "gone", str(slide.path))
+        return read(slide, *words)
+
+    monkeypatch.setattr(TiffFile, "read_region", fail)
+    tile.run(config, "c", PART)
+    _, qc, _ = outputs(config)
+    assert qc["status"].tolist() == ["missing", "ok"]
+    assert "while it was read" in qc.loc["a", "detail"]
+
+
 def test_the_sheets_pixel_size_wins_and_mends(
     tmp_path: Path, root: Path, picture: np.ndarray
 ) -> None:
@@ -192,7 +247,7 @@ def test_a_machine_that_fails_half_way_ends_the_job_and_keeps_what_was_there(
     def fail(*_: object) -> None:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(OpenSlideFile, "read_region", fail)
+    monkeypatch.setattr(TiffFile, "read_region", fail)
     with pytest.raises(OSError, match=os.strerror(number)):
         tile.run(config, "c", PART)
     pd.testing.assert_frame_equal(outputs(config)[0], before)

@@ -36,6 +36,18 @@ rule benchmark:
             category="Benchmark",
             labels={"benchmark": "{benchmark}", "shows": "robustness"},
         ),
+        few_shot=report(
+            BENCHMARK / "few_shot.png",
+            caption="../report/few_shot.rst",
+            category="Benchmark",
+            labels={"benchmark": "{benchmark}", "shows": "few labelled tiles"},
+        ),
+        umap=report(
+            BENCHMARK / "umap.png",
+            caption="../report/umap.rst",
+            category="Benchmark",
+            labels={"benchmark": "{benchmark}", "shows": "UMAP by site and label"},
+        ),
     log:
         LOGS / "benchmark/{benchmark}.log",
     benchmark:
@@ -48,6 +60,7 @@ rule benchmark:
     params:
         config=RESOLVED,
         settings=benchmark_settings,
+        rows=benchmark_rows,
     shell:
         "stainssl benchmark --config {params.config} --benchmark {wildcards.benchmark}"
         " --threads {threads} 2>&1 | tee {log}"

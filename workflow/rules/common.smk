@@ -179,6 +179,13 @@ def train_pixels(wildcards):
     return [PATHS.pixels(*key) for key in train_parts_of(wildcards.encoder)]
 
 
+def train_labels(wildcards):
+    """The tile labels that an encoder learns from, or is watched by."""
+    if RUNS[wildcards.encoder].encoder.label is None:
+        return []
+    return [PATHS.labels(*key) for key in train_parts_of(wildcards.encoder)]
+
+
 def train_rows(wildcards):
     """What training reads of the sheets: who and where each slide is from."""
     return "".join(
@@ -223,8 +230,23 @@ def model_of(wildcards):
 
 
 def weights_of(wildcards):
-    """The name of given weights, as a param."""
-    return RUNS[wildcards.encoder].encoder.weights or ""
+    """The name of given weights, or of feature files, as a param."""
+    encoder = RUNS[wildcards.encoder].encoder
+    return encoder.weights or encoder.features or ""
+
+
+def embedded_pixels(wildcards):
+    """The pixels that `embed` reads; features that are imported need none."""
+    if RUNS[wildcards.encoder].encoder.features:
+        return []
+    return [PATHS.pixels(wildcards.cohort, wildcards.tiling, wildcards.part)]
+
+
+def embedded_tiles(wildcards):
+    """The tiles that `embed` reads; features that are imported need none."""
+    if RUNS[wildcards.encoder].encoder.features:
+        return []
+    return [PATHS.tiles(wildcards.cohort, wildcards.tiling, wildcards.part)]
 
 
 def task_rows(wildcards):
@@ -264,6 +286,8 @@ def head_settings(wildcards):
 def robust_tasks(encoder):
     """The tile tasks of the benchmarks that ask how robust an encoder is."""
     key = RUNS[encoder].key
+    if RUNS[encoder].encoder.features:  # there is no network to show tiles to
+        return []
     asked = [
         b for b in CONFIG.benchmarks.values() if b.robustness and key in b.encoders
     ]
@@ -313,6 +337,17 @@ def benchmark_seen(wildcards):
 def benchmark_settings(wildcards):
     """A benchmark, as a param."""
     return settings_of(CONFIG.benchmarks[wildcards.benchmark]) + as_param(CONFIG.seed)
+
+
+def benchmark_rows(wildcards):
+    """What the baselines of a benchmark read of the sheets: where slides are from, and who."""
+    tasks = [CONFIG.tasks[name] for name in CONFIG.benchmarks[wildcards.benchmark].tasks]
+    clinical = {column for task in tasks for column in task.clinical}
+    keys = each_part(dict.fromkeys(c for task in tasks for c in task.cohorts))
+    return "".join(
+        rows_of(c, p, "slide_id", *cohorts.site_columns(PARTS[c][p]), *sorted(clinical))
+        for c, _, p in keys
+    )
 
 
 def wanted_files():

@@ -3,8 +3,8 @@
 
 rule embed:
     input:
-        pixels=PATHS.pixels("{cohort}", "{tiling}", "{part}"),
-        tiles=PATHS.tiles("{cohort}", "{tiling}", "{part}"),
+        pixels=embedded_pixels,
+        tiles=embedded_tiles,
         model=model_of,
     output:
         directory(PATHS.embeddings("{cohort}", "{tiling}", "{encoder}", "{part}")),

@@ -5,6 +5,7 @@ rule pretrain:
     input:
         pixels=train_pixels,
         target=target_of,
+        labels=train_labels,
     output:
         model=directory(PATHS.model("{encoder}")),
         metrics=PATHS.metrics("{encoder}"),

@@ -1,0 +1,56 @@
+"""CLAM's feature files (Lu et al. 2021; github.com/mahmoodlab/CLAM, extract_features_fp.py)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pandas as pd
+import torch
+
+from stainssl.export.slide import ExportedSlide
+from stainssl.stores.atomic import replacing
+
+CHUNK_ROWS = 256  # CLAM's own files have a row a chunk, which its readers do not ask for
+
+
+def write_slide(folder: Path, slide: ExportedSlide) -> None:
+    """Write `h5_files/{slide}.h5`, `pt_files/{slide}.pt` and `patches/{slide}.h5`.
+
+    `features` is (N, D) float32 and `coords` (N, 2) int32, left and top in level-0 px, as CLAM's
+    `Generic_MIL_Dataset` reads them; the `.pt` is the features alone. `patches` is what CLAM's
+    heatmaps and TRIDENT's `read_coords_legacy` read the tile size of.
+    """
+    features = slide.features.astype(np.float32)
+    coords = slide.xy_level0_px.astype(np.int32)
+    with (
+        replacing(folder / "h5_files" / f"{slide.slide_id}.h5") as made,
+        h5py.File(made, "w") as h5,
+    ):
+        put(h5, "features", features)
+        put(h5, "coords", coords)
+    with replacing(folder / "pt_files" / f"{slide.slide_id}.pt") as made:
+        torch.save(torch.from_numpy(features), made)
+    with replacing(folder / "patches" / f"{slide.slide_id}.h5") as made, h5py.File(made, "w") as h5:
+        size = np.array(slide.size_level0_px)
+        put(h5, "coords", coords).attrs.update({
+            "patch_size": round(slide.side_level0_px), "patch_level": 0, "downsample": np.ones(2),
+            "downsampled_level_dim": size, "level_dim": size, "name": slide.slide_id,
+            "save_path": str(folder / "patches"),
+        })  # fmt: skip
+
+
+def put(h5: h5py.File, name: str, values: np.ndarray) -> h5py.Dataset:
+    """A dataset that can grow by rows, in chunks of whole rows."""
+    rows = max(1, min(CHUNK_ROWS, len(values)))
+    shape = values.shape[1:]
+    return h5.create_dataset(name, data=values, chunks=(rows, *shape), maxshape=(None, *shape))
+
+
+def write_tables(folder: Path, sheet: pd.DataFrame) -> None:
+    """Write `dataset.csv` as CLAM's `csv_path`: `case_id`, `slide_id`, then the sheet's labels."""
+    named = sheet.rename(columns={"patient_id": "case_id"})
+    first = ["case_id", "slide_id"]
+    with replacing(folder / "dataset.csv") as made:
+        named[first + [c for c in named if c not in first]].to_csv(made, index=False)

@@ -1,0 +1,57 @@
+"""GeoJSON that QuPath opens: a tile object a tile, with its measurements."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from stainssl.stores.atomic import write_text
+
+CLASS = {"name": "stainssl tile", "color": [94, 60, 153]}
+
+
+def tile_objects(
+    x_level0_px: npt.NDArray[np.int64],
+    y_level0_px: npt.NDArray[np.int64],
+    side_level0_px: npt.NDArray[np.float64],
+    measurements: Mapping[str, npt.NDArray[np.floating]],
+) -> dict[str, object]:
+    """A GeoJSON FeatureCollection, as QuPath ≥ 0.4 writes and reads its tile objects.
+
+    QuPath counts, as we do, in px of the full image from its top left corner.
+
+    Args:
+        x_level0_px, y_level0_px: (N,) corners.
+        side_level0_px: (N,) sides.
+        measurements: name → (N,) numbers, which QuPath colours tiles by (Measure → Show
+            measurement maps).
+    """
+    columns = {name: np.asarray(values, float).tolist() for name, values in measurements.items()}
+    corners = zip(x_level0_px.tolist(), y_level0_px.tolist(), side_level0_px.tolist(), strict=True)
+    features = [
+        {
+            "type": "Feature",
+            "geometry": {"type": "Polygon", "coordinates": [_square(x, y, side)]},
+            "properties": {
+                "objectType": "tile",
+                "classification": CLASS,
+                "measurements": {name: round(v[i], 6) for name, v in columns.items()},
+            },
+        }
+        for i, (x, y, side) in enumerate(corners)
+    ]
+    return {"type": "FeatureCollection", "features": features}
+
+
+def _square(x: float, y: float, side: float) -> list[list[float]]:
+    right, bottom = x + side, y + side
+    return [[x, y], [right, y], [right, bottom], [x, bottom], [x, y]]
+
+
+def write_geojson(path: Path, collection: Mapping[str, object]) -> None:
+    """Write a FeatureCollection, whole or not at all."""
+    write_text(path, json.dumps(collection, separators=(",", ":")))

@@ -1,0 +1,74 @@
+"""Feature files of CLAM and TRIDENT, read: vectors of a slide and where its tiles lie."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from stainssl.export.source import FILES
+from stainssl.status import SlideError, Status
+
+UNKNOWN = -1  # x and y of a tile whose place its file does not tell
+
+
+@dataclass(frozen=True)
+class Features:
+    """The vectors of one slide.
+
+    Attributes:
+        features: (N, D) float32.
+        xy_level0_px: (N, 2) int64 left and top, or -1.
+    """
+
+    features: npt.NDArray[np.float32]
+    xy_level0_px: npt.NDArray[np.int64]
+
+
+def read_slide(tool: str, folder: Path, slide_id: str) -> Features | None:
+    """The features of one slide; None where the folder has no file of it.
+
+    Raises:
+        SlideError: its file is not whole, or not laid out as the tool does.
+    """
+    for name in FILES[tool]:
+        path = folder / name.format(slide_id)
+        if path.is_file():
+            return _read_pt(path) if path.suffix == ".pt" else _read_h5(path)
+    return None
+
+
+def _read_h5(path: Path) -> Features:
+    try:
+        with h5py.File(path, "r") as h5:
+            features, coords = np.asarray(h5["features"]), np.asarray(h5["coords"])
+    except (OSError, KeyError) as error:
+        raise SlideError(
+            Status.UNREADABLE, f"{path} is no feature file ('features', 'coords'): {error}"
+        ) from error
+    return _checked(path, features, coords)
+
+
+def _read_pt(path: Path) -> Features:
+    try:
+        features = torch.load(path, map_location="cpu", weights_only=True)
+        values = features.float().numpy()
+    except Exception as error:  # torch, zip and pickle each raise their own kinds
+        raise SlideError(Status.UNREADABLE, f"{path} holds no tensor: {error}") from error
+    return _checked(path, values, np.full((values.shape[-2], 2), UNKNOWN))
+
+
+def _checked(path: Path, features: np.ndarray, coords: np.ndarray) -> Features:
+    # Some versions keep a leading axis of one.
+    features = features[0] if features.ndim == 3 and len(features) == 1 else features
+    coords = coords[0] if coords.ndim == 3 and len(coords) == 1 else coords
+    if features.ndim != 2 or coords.shape != (len(features), 2):
+        raise SlideError(
+            Status.UNREADABLE,
+            f"{path}: features {features.shape}, coords {coords.shape}; expected (N, D), (N, 2).",
+        )
+    return Features(features.astype(np.float32), coords.astype(np.int64))

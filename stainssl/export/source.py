@@ -1,0 +1,26 @@
+"""Which feature files an encoder's `features` names; light, for checks before any job."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from stainssl.status import StainsslError
+
+FILES = {  # where a slide's file may be, below the folder that a user would name
+    "clam": ("h5_files/{}.h5", "{}.h5", "pt_files/{}.pt", "{}.pt"),
+    "trident": ("{}.h5",),
+}
+
+
+def source(text: str) -> tuple[str, Path]:
+    """`clam:FOLDER` or `trident:FOLDER` → the tool and the folder.
+
+    Raises:
+        StainsslError: another tool, or the folder does not exist.
+    """
+    tool, _, folder = text.partition(":")
+    if tool not in FILES or not folder:
+        raise StainsslError(f"{text!r}: expected one of {', '.join(f'{t}:FOLDER' for t in FILES)}.")
+    if not Path(folder).is_dir():
+        raise StainsslError(f"{text}: the folder {folder} does not exist: is its disk mounted?")
+    return tool, Path(folder)

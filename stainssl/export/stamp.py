@@ -1,0 +1,38 @@
+"""STAMP's feature files and tables (El Nahhas et al. 2024; github.com/KatherLab/STAMP, 2.x)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pandas as pd
+
+from stainssl.export.clam import put
+from stainssl.export.slide import ExportedSlide
+from stainssl.stores.atomic import replacing
+
+LAYOUT = "2.1.0"  # the version of STAMP whose layout this is; a reader refuses newer ones than it
+
+
+def write_slide(folder: Path, slide: ExportedSlide) -> None:
+    """Write `features/{slide}.h5`: `feats` (N, D) float16, `coords` (N, 2) float32 in µm."""
+    path = folder / "features" / f"{slide.slide_id}.h5"
+    with replacing(path) as made, h5py.File(made, "w") as h5:
+        put(h5, "feats", slide.features)
+        put(h5, "coords", (slide.xy_level0_px * slide.level0_mpp).astype(np.float32))
+        h5.attrs.update({
+            "stamp_version": LAYOUT, "extractor": slide.encoder, "unit": "um",
+            "tile_size_um": slide.tile_px * slide.tile_mpp, "tile_size_px": slide.tile_px,
+            "code_hash": "stainssl", "feat_type": "tile",
+        })  # fmt: skip
+
+
+def write_tables(folder: Path, sheet: pd.DataFrame) -> None:
+    """Write `slide.csv` (`PATIENT`, `FILENAME`) and `clini.csv` (`PATIENT`, then labels)."""
+    slides = pd.DataFrame({"PATIENT": sheet["patient_id"], "FILENAME": sheet["slide_id"] + ".h5"})
+    clinical = sheet.drop(columns=["slide_id"]).rename(columns={"patient_id": "PATIENT"})
+    with replacing(folder / "slide.csv") as made:
+        slides.to_csv(made, index=False)
+    with replacing(folder / "clini.csv") as made:
+        clinical.drop_duplicates("PATIENT").to_csv(made, index=False)

@@ -1,0 +1,165 @@
+"""Checkpoints of a training: when, whole or not at all, whose; and what a job told to go does."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch.callbacks import Callback
+
+from stainssl.pretrain.distributed import is_main
+from stainssl.pretrain.watch import Diary
+from stainssl.status import StainsslError
+from stainssl.stores.atomic import replacing
+
+log = logging.getLogger(__name__)
+
+CHECKPOINT = "last.ckpt"
+REQUEUE_SIGNAL = signal.SIGUSR1  # what `sbatch --signal=USR1@120` sends
+
+
+class Told:
+    """Whether the job was told to make room and come back (SIGUSR1)."""
+
+    def __init__(self) -> None:
+        self.to_requeue = False
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Take note of the signal while the block runs."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = signal.signal(REQUEUE_SIGNAL, self._note)
+        try:
+            yield
+        finally:
+            signal.signal(REQUEUE_SIGNAL, before)
+
+    def _note(self, number: int, frame: Any) -> None:
+        self.to_requeue = True
+
+
+def requeue() -> str:
+    """Put this SLURM job back into its queue; says in a sentence what came of it."""
+    job = os.environ.get("SLURM_JOB_ID")
+    if array := os.environ.get("SLURM_ARRAY_JOB_ID"):
+        job = f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    if not job:
+        return "run again to go on"
+    try:
+        subprocess.run(["scontrol", "requeue", job], check=True, capture_output=True, text=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        detail = getattr(error, "stderr", "") or error
+        return f"SLURM does not requeue job {job} ({str(detail).strip()}): submit it again to go on"
+    return f"job {job} is back in SLURM's queue and will go on"
+
+
+class Checkpoints(Callback):
+    """Keeps one checkpoint, replaced when the new one is whole.
+
+    Args:
+        path: of the checkpoint.
+        mark: the run's fingerprint.
+        diary: says whether the weights are still numbers.
+        told: whether the job must make room.
+        steps: of the whole run; the last is saved.
+        seconds: least time between two checkpoints.
+        every: a checkpoint every so many steps, too; None: by time alone.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        mark: str,
+        diary: Diary,
+        told: Told,
+        *,
+        steps: int,
+        seconds: float,
+        every: int | None,
+    ) -> None:
+        self.path, self._mark, self._diary, self._told = path, mark, diary, told
+        self._steps, self._seconds, self._every = steps, seconds, every
+        self._last = time.monotonic()
+
+    def on_save_checkpoint(
+        self, trainer: lightning.Trainer, pl_module: Any, checkpoint: dict[str, Any]
+    ) -> None:
+        """Say whose checkpoint it is."""
+        checkpoint["stainssl"] = self._mark
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save where it is due, and where the job is told to go.
+
+        Raises:
+            StainsslError: the job was told to make room: it is saved, and requeued under SLURM.
+        """
+        step = trainer.global_step
+        due = time.monotonic() - self._last >= self._seconds
+        due = due or (self._every is not None and step % self._every == 0)
+        agreed = trainer.strategy.reduce_boolean_decision  # clocks and signals differ by process
+        leaving = agreed(self._told.to_requeue, all=False)
+        if leaving or agreed(due or step == self._steps or trainer.received_sigterm, all=False):
+            self.save(trainer)
+        if leaving:
+            outcome = requeue() if trainer.is_global_zero else "run again to go on"
+            raise StainsslError(
+                f"Told to make room at step {step} of {self._steps}: the checkpoint is written, "
+                f"{outcome}."
+            )
+
+    def save(self, trainer: lightning.Trainer) -> None:
+        """Write the checkpoint.
+
+        Raises:
+            StainsslError: it cannot be written, or the weights are not numbers; the one before is
+                kept.
+        """
+        self._diary.settle(trainer)
+        if not trainer.is_global_zero:
+            trainer.save_checkpoint(self.path)  # takes part, writes nothing
+            return
+        try:
+            with replacing(self.path) as made:
+                trainer.save_checkpoint(made, weights_only=False)
+        except OSError as error:
+            raise StainsslError(
+                f"{self.path}: the checkpoint of step {trainer.global_step} cannot be written "
+                f"({error}). The one before is kept: make room and run again."
+            ) from error
+        self._last = time.monotonic()
+
+
+def usable_checkpoint(path: Path, mark: str) -> int | None:
+    """The step of the checkpoint in `path` where it is one of the run with this fingerprint."""
+    if not path.exists():
+        return None
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=False)
+        found, step = checkpoint.get("stainssl"), int(checkpoint["global_step"])
+    except Exception as error:  # pickle, zip and torch each raise their own kinds
+        log.warning("%s is not a whole checkpoint (%s): training starts anew", path, error)
+        return None
+    if found != mark:
+        kept = path.with_name(f"of-{found}.ckpt")
+        log.warning(
+            "%s is of another config (%s, this one is %s): training starts anew, that one is kept "
+            "as %s", path, found, mark, kept.name,
+        )  # fmt: skip
+        if is_main():
+            os.replace(path, kept)
+        return None
+    return step

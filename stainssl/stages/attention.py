@@ -1,0 +1,127 @@
+"""Attention of a slide as picture, strip of tiles and GeoJSON, for `predict` and `export`."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from stainssl.cohort import parts
+from stainssl.config import Config
+from stainssl.export.qupath import tile_objects, write_geojson
+from stainssl.figures.mil import attention_overlay, tile_strip
+from stainssl.paths import Paths
+from stainssl.slides.reader import open_slide
+from stainssl.slides.scale import read_thumbnail, resolve_mpp
+from stainssl.status import SlideError
+from stainssl.stores.atomic import replacing
+from stainssl.stores.pixels import Pixels, open_pixels
+from stainssl.stores.tiles import read_tiles
+
+LONGEST_PX = 900  # side of the slide's picture
+STRIP = 8  # tiles of highest and of lowest attention
+log = logging.getLogger(__name__)
+
+
+def write_attention(
+    config: Config,
+    cohort: str,
+    attention: pd.DataFrame,
+    folder: Path,
+    title: str,
+    pictures: bool,
+) -> None:
+    """Write `{slide}.geojson`, `{slide}.png` and `{slide}-tiles.png` for every slide of a cohort.
+
+    A slide that cannot be opened any more costs its picture only; so do pixels that are not there.
+
+    Args:
+        attention: `slide_id`, `tile`, `x`, `y`, `attention` (percentile rank in its slide).
+        folder: made where it does not exist.
+        title: task and head, for the pictures.
+        pictures: whether to draw them; a second a slide, most of it matplotlib's.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    paths, tiling = Paths(config.results), config.cohorts[cohort].tiling
+    by_slide = dict(list(attention.groupby("slide_id")))
+    for part, sheet in parts(config, cohort).items():
+        here = sheet[sheet["slide_id"].isin(by_slide)]
+        if here.empty:
+            continue
+        tiles = read_tiles(paths.tiles(cohort, tiling, part))
+        store = paths.pixels(cohort, tiling, part)
+        pixels = open_pixels(store) if store.exists() else None
+        for row in here.itertuples(index=False):
+            found = by_slide[row.slide_id].merge(tiles[["slide_id", "tile", "side"]])
+            _geojson(found, folder / f"{row.slide_id}.geojson")
+            if not pictures:
+                continue
+            name = f"{row.slide_id}, {title}"
+            for suffix, figure in _pictures(config, cohort, row, found, pixels, name):
+                with replacing(folder / f"{row.slide_id}{suffix}.png") as made:
+                    figure.savefig(made, format="png")
+
+
+def _geojson(found: pd.DataFrame, path: Path) -> None:
+    x, y, side = (found[c].to_numpy() for c in ("x", "y", "side"))
+    ranks = found["attention"].to_numpy(float)
+    write_geojson(path, tile_objects(x, y, side.astype(float), {"attention": ranks}))
+
+
+def _pictures(
+    config: Config,
+    cohort: str,
+    row: object,
+    found: pd.DataFrame,
+    pixels: Pixels | None,
+    title: str,
+) -> Iterator[tuple[str, Figure]]:
+    try:
+        yield "", _overlay(config, cohort, row, found, title)
+    except SlideError as error:
+        log.warning("%s: no picture of its attention: %s", title, error)
+    if pixels is not None:
+        yield "-tiles", _strip(pixels, found, title)
+
+
+def _overlay(config: Config, cohort: str, row: object, found: pd.DataFrame, title: str) -> Figure:
+    is_patches = config.cohorts[cohort].kind == "patches"
+    reader = "patches" if is_patches else config.slides.reader
+    with closing(open_slide(Path(row.path), reader)) as slide:  # type: ignore[attr-defined]
+        mpp = row.mpp  # type: ignore[attr-defined]
+        if is_patches and np.isnan(mpp):
+            mpp = config.tilings[config.cohorts[cohort].tiling].mpp
+        slide_mpp = resolve_mpp(mpp, slide)[0]
+        left, top, width, height = slide.bounds_level0_px
+        ratio = max(max(width, height) / LONGEST_PX, 1.0)
+        thumbnail = read_thumbnail(slide, ratio * slide_mpp, slide_mpp)
+    return attention_overlay(
+        thumbnail,
+        (found["x"].to_numpy() - left) / ratio,
+        (found["y"].to_numpy() - top) / ratio,
+        float(found["side"].iloc[0]) / ratio,
+        found["attention"].to_numpy(),
+        title,
+    )
+
+
+def _strip(pixels: Pixels, found: pd.DataFrame, title: str) -> Figure:
+    ordered = found.sort_values("attention", ascending=False, kind="stable")
+    count = min(STRIP, max(len(ordered) // 2, 1))
+    ends = [ordered.head(count), ordered.tail(count).iloc[::-1]]
+    shown = [_images(pixels, end) for end in ends]
+    ranks = [end["attention"].tolist() for end in ends]
+    return tile_strip(shown[0], ranks[0], shown[1], ranks[1], title)
+
+
+def _images(pixels: Pixels, rows: pd.DataFrame) -> np.ndarray:
+    # (k, H, W, 3) uint8: the tiles of one slide, in the order of the rows.
+    slide = pixels.slide_id.index(rows["slide_id"].iloc[0])
+    here = np.flatnonzero(pixels.slide == slide)
+    place = pd.Series(here, index=pixels.tile[here])
+    return pixels.images(place.loc[rows["tile"]].to_numpy())

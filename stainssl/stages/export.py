@@ -1,0 +1,113 @@
+"""`export`: the embeddings of a cohort, or a task's attention, as files of another tool."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+
+from stainssl.cohort import COLUMNS, parts, read_sheet
+from stainssl.config import Config, nearest
+from stainssl.export.slide import ExportedSlide
+from stainssl.paths import Paths
+from stainssl.status import StainsslError
+from stainssl.stores.embeddings import Embeddings, open_embeddings
+from stainssl.stores.tables import read_table
+from stainssl.stores.tiles import read_qc, read_tiles
+
+FORMATS = ("clam", "trident", "stamp", "spatialdata")  # modules of `stainssl.export`
+QUPATH = "qupath"
+log = logging.getLogger(__name__)
+
+
+def run(
+    config: Config,
+    to: str,
+    cohort: str,
+    encoder: str,
+    out: Path,
+    task: str | None = None,
+    head: str | None = None,
+    pictures: bool = True,
+) -> None:
+    """Write every embedded slide of a cohort under `out` as the tool `to` reads it.
+
+    To `qupath` go the attention of a task and head: GeoJSON, and pictures beside it. Tiles without
+    a vector are left out: no tool has a word for them.
+
+    Raises:
+        StainsslError: an unknown tool, no task and head for `qupath`, or an input is missing.
+    """
+    if to == QUPATH:
+        return _to_qupath(config, cohort, encoder, out, task, head, pictures)
+    if to not in FORMATS:
+        raise StainsslError(f"--to: no such tool {to!r}{nearest(to, [*FORMATS, QUPATH])}")
+    tool = import_module(f"stainssl.export.{to}")
+    slides = tiles = 0
+    for slide in _slides(config, cohort, encoder):
+        tool.write_slide(out, slide)
+        slides, tiles = slides + 1, tiles + len(slide)
+    sheet = read_sheet(config, cohort)
+    labels = [c for c in sheet if c not in (*COLUMNS, "part")]
+    tool.write_tables(out, sheet[["slide_id", "patient_id", *labels]])
+    log.info("%d slides, %d tiles for %s: %s", slides, tiles, to, out)
+    return None
+
+
+def _to_qupath(
+    config: Config,
+    cohort: str,
+    encoder: str,
+    out: Path,
+    task: str | None,
+    head: str | None,
+    pictures: bool,
+) -> None:
+    from stainssl.stages.attention import write_attention
+
+    if task is None or head is None:
+        raise StainsslError("--to qupath: name the --task and --head whose attention you want.")
+    path = Paths(config.results).mil(task, encoder, head) / "attention.parquet"
+    attention = read_table(path, "attention")
+    write_attention(config, cohort, attention, out, f"{task}, {head} on {encoder}", pictures)
+    log.info("attention of %d slides: %s", attention["slide_id"].nunique(), out)
+
+
+def _slides(config: Config, cohort: str, encoder: str) -> Iterator[ExportedSlide]:
+    paths, name = Paths(config.results), config.cohorts[cohort].tiling
+    tiling = config.tilings[name]
+    for part in parts(config, cohort):
+        store = open_embeddings(paths.embeddings(cohort, name, encoder, part))
+        tiles = read_tiles(paths.tiles(cohort, name, part))
+        side = tiles.groupby("slide_id")["side"].first()
+        qc = read_qc(paths.qc(cohort, name, part)).set_index("slide_id")
+        for slide_id in store.slide_id:
+            features, xy = _valid(store, slide_id)
+            if not len(features):
+                log.warning("%s: no tile of it has a vector: left out", slide_id)
+                continue
+            yield ExportedSlide(
+                slide_id=slide_id,
+                encoder=encoder,
+                features=features,
+                xy_level0_px=xy,
+                side_level0_px=float(side.loc[slide_id]),
+                level0_mpp=float(qc.loc[slide_id, "mpp"]),
+                size_level0_px=tuple(json.loads(qc.loc[slide_id, "levels"])[0]),
+                tile_px=tiling.size,
+                tile_mpp=tiling.mpp,
+                overlap_px=tiling.overlap,
+            )
+
+
+def _valid(store: Embeddings, slide_id: str) -> tuple[np.ndarray, np.ndarray]:
+    rows = store.rows(slide_id)
+    valid = store.valid[rows]
+    if bad := int((~valid).sum()):
+        log.warning("%s: %d of %d tiles have no vector: left out", slide_id, bad, len(valid))
+    features = np.asarray(store.features[rows])[valid]
+    return features, np.stack([store.x[rows][valid], store.y[rows][valid]], axis=1)

@@ -1,0 +1,88 @@
+"""`import`: feature files of CLAM or TRIDENT → the embeddings of a part."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from stainssl.cohort import parts
+from stainssl.config import Config
+from stainssl.export.read import Features, read_slide
+from stainssl.export.source import source
+from stainssl.paths import Paths
+from stainssl.status import SlideError, StainsslError
+from stainssl.stores.embeddings import write_embeddings
+
+log = logging.getLogger(__name__)
+
+
+def run(config: Config, cohort: str, encoder: str, part: str | None = None) -> None:
+    """Write the embeddings of a cohort, or of one part, from the encoder's feature files.
+
+    A slide without a file, or with one that is not whole, costs that slide.
+
+    Raises:
+        StainsslError: the encoder has no `features`, their folder does not exist, a whole part has
+            no file, or slides differ in width.
+    """
+    text = config.run(encoder).encoder.features
+    if text is None:
+        raise StainsslError(f"encoders.{encoder} has no 'features: clam:FOLDER' to import.")
+    tool, folder = source(text)
+    paths, tiling = Paths(config.results), config.cohorts[cohort].tiling
+    for name, sheet in parts(config, cohort).items():
+        if part in (None, name):
+            found = dict(_found(sheet["slide_id"].tolist(), tool, folder))
+            if not found:
+                raise StainsslError(f"{text}: no feature file of a slide of {cohort}, part {name}.")
+            path = paths.embeddings(cohort, tiling, encoder, name)
+            _write(path, found, {"encoder": encoder, "source": text})
+            log.info("%s: %d of %d slides imported from %s", name, len(found), len(sheet), text)
+
+
+def _found(slides: list[str], tool: str, folder: Path) -> Iterator[tuple[str, Features]]:
+    for slide in slides:
+        try:
+            features = read_slide(tool, folder, slide)
+        except SlideError as error:
+            log.warning("%s: left out: %s", slide, error.detail)
+            continue
+        if features is None:
+            log.warning("%s: left out: %s has no feature file of it", slide, folder)
+        else:
+            yield slide, features
+
+
+def _write(path: Path, found: dict[str, Features], settings: dict[str, str]) -> None:
+    widths = {slide: one.features.shape[1] for slide, one in found.items()}
+    if len(set(widths.values())) > 1:
+        first = {width: slide for slide, width in reversed(widths.items())}
+        told = ", ".join(f"{width} ({slide})" for width, slide in sorted(first.items()))
+        raise StainsslError(f"{settings['source']}: features of several widths: {told}.")
+    counts = [len(one.features) for one in found.values()]
+    xy = np.concatenate([one.xy_level0_px for one in found.values()])
+    write_embeddings(
+        path,
+        slide_id=list(found),
+        counts=counts,
+        dim=next(iter(widths.values())),
+        blocks=(_half(slide, one) for slide, one in found.items()),
+        tile=np.concatenate([np.arange(n) for n in counts]).astype(np.int32),
+        x=xy[:, 0],
+        y=xy[:, 1],
+        settings=settings,
+    )
+
+
+def _half(slide: str, one: Features) -> np.ndarray:
+    """(N, D) float16; a vector that does not fit is NaN, as in `embed`."""
+    with np.errstate(over="ignore"):
+        half = one.features.astype(np.float16)
+    bad = np.logical_not(np.isfinite(half).all(axis=1))
+    half[bad] = np.nan
+    if bad.any():
+        log.warning("%s: %d of %d vectors do not fit float16", slide, bad.sum(), len(half))
+    return half

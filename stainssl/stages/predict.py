@@ -1,0 +1,224 @@
+"""`predict`: new slides and a trained task → what every fold model says, and where it looks."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from stainssl.cohort import parts
+from stainssl.config import Cohort, Config, Encoder
+from stainssl.mil import bags as bagging
+from stainssl.mil.attention import AttentionMean, attention_table
+from stainssl.mil.bags import ID_COLUMNS, Bag, SlideTiles
+from stainssl.mil.predict import load_models, predict_bag, prediction_table
+from stainssl.mil.reference import Reference, references, slide_means, stacked
+from stainssl.mil.train import FoldModel
+from stainssl.paths import Paths
+from stainssl.stages import embed, pixels, tile
+from stainssl.stages.attention import write_attention
+from stainssl.stages.mil import slide_reader, stain_of_slides
+from stainssl.status import StainsslError
+from stainssl.stores.atomic import write_text
+from stainssl.stores.tables import read_table, write_table
+from stainssl.stores.tiles import read_qc
+
+NEW = "new"  # the cohort's name in the folder of predictions
+INTERVAL = (0.025, 0.975)  # quantiles over the fold models
+FOREIGN = {
+    "feature_distance": "its features lie outside what the task was trained on",
+    "stain_distance": "its stain lies outside what the task was trained on",
+}
+log = logging.getLogger(__name__)
+Models = dict[tuple[int, int], FoldModel]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What the fold models say of one bag.
+
+    Attributes:
+        means: slide → (D,) its mean tile embedding.
+        predictions: a row per model.
+        attention: a row per tile.
+    """
+
+    means: dict[str, np.ndarray]
+    predictions: pd.DataFrame
+    attention: pd.DataFrame
+
+
+def run(
+    config: Config,
+    task: str,
+    encoder: str,
+    head: str,
+    sheet: Path,
+    root: Path,
+    out: Path,
+    pictures: bool = True,
+) -> None:
+    """Tile, embed and score new slides with all fold models of a trained task.
+
+    The slides go through the same stages as the task's own, under `out`, so that a slide gets the
+    same vectors and each fold model the same answer. Writes there `predictions.csv` (a row per
+    patient or slide), `slides.csv` (a row per slide: what it ended as, how far it lies from what
+    the task was trained on), `by-model.parquet`, `attention.parquet` and the folder `attention/`.
+
+    Args:
+        config: of the results that hold the task's models.
+        sheet: `slide_id`, `patient_id`, `path`; a label is not needed and not read.
+        root: what the sheet's paths are relative to.
+        out: a folder for what is made.
+        pictures: whether to draw attention, beside its GeoJSON.
+
+    Raises:
+        StainsslError: the task is of level tile or has no models, or no slide can be used.
+    """
+    level = config.tasks[task].level
+    if level == "tile":
+        raise StainsslError(
+            f"tasks.{task} is of level tile: `predict` answers slide and patient tasks."
+        )
+    trained = Paths(config.results).mil(task, encoder, head)
+    models = load_models(trained / "models")
+    reference = references(read_table(trained / "reference.parquet", "reference"))
+    new = config_of_new(config, task, encoder, sheet, root, out)
+    slides = _prepared(new, encoder)
+    scored = list(_scored(slides, level, slide_reader(new, encoder, slides), models))
+    slides = _with_distances(slides, scored, reference, stain_of_slides(new, slides))
+    write_text(out / "slides.csv", slides.drop(columns=["cohort", "part"]).to_csv(index=False))
+    if not scored:
+        raise StainsslError(
+            f"No slide of {sheet} has a usable tile: {out / 'slides.csv'} says why."
+        )
+    by_model = pd.concat([one.predictions for one in scored], ignore_index=True)
+    attention = pd.concat([one.attention for one in scored], ignore_index=True)
+    answers = summary(by_model, slides, level)
+    settings = {"task": task, "encoder": encoder, "head": head, "models": len(models)}
+    write_table(out / "by-model.parquet", by_model, "predictions", settings)
+    write_table(out / "attention.parquet", attention, "attention", settings)
+    write_text(out / "predictions.csv", answers.to_csv(index=False, float_format="%.6g"))
+    title = f"{task}, {head} on {encoder}"
+    write_attention(new, NEW, attention, out / "attention", title, pictures)
+    log.info("%d %s(s) scored by %d models: %s", len(answers), level, len(models), out)
+
+
+def config_of_new(
+    config: Config, task: str, encoder: str, sheet: Path, root: Path, out: Path
+) -> Config:
+    """The config under which new slides are tiled and embedded as the task's own were.
+
+    A missing file costs its slide, and the results go under `out`.
+    """
+    run = config.run(encoder)
+    like = config.cohorts[config.tasks[task].cohorts[0]]
+    weights = run.encoder.weights or str(Paths(config.results).model(encoder))
+    return Config(
+        results=out,
+        seed=config.seed,
+        slides=config.slides.model_copy(update={"on_missing": "quarantine"}),
+        cohorts={NEW: Cohort(sheet=sheet, root=root, kind=like.kind, tiling=run.encoder.tiling)},
+        tilings=config.tilings,
+        encoders={encoder: Encoder(weights=weights, tiling=run.encoder.tiling)},
+    )
+
+
+def _prepared(new: Config, encoder: str) -> pd.DataFrame:
+    """The new slides, tiled and embedded: the sheet's columns, `status`, `detail` and `tiles`."""
+    paths, tables = Paths(new.results), []
+    tiling = new.cohorts[NEW].tiling
+    for part, rows in parts(new, NEW).items():
+        tile.run(new, NEW, part)
+        pixels.run(new, NEW, part)
+        embed.run(new, NEW, encoder, part)
+        qc = read_qc(paths.qc(NEW, tiling, part))
+        qc = qc.rename(columns={"tiles_kept": "tiles"})
+        kept = rows[["slide_id", "patient_id", "site"]].assign(cohort=NEW, part=part)
+        tables.append(kept.merge(qc[["slide_id", "status", "detail", "tiles"]], on="slide_id"))
+    return pd.concat(tables, ignore_index=True)
+
+
+def _scored(
+    slides: pd.DataFrame, level: str, read: Callable[[str], SlideTiles], models: Models
+) -> Iterator[Scored]:
+    """Bags one after another, so that the tiles of one are in memory at a time."""
+    for _, rows in slides.assign(label=-1).groupby(ID_COLUMNS[level], sort=False):
+        for bag in bagging.build(rows, level, read)[0]:
+            yield _score(bag, models)
+
+
+def _score(bag: Bag, models: Models) -> Scored:
+    mean, tables = AttentionMean(), []
+    for (repeat, fold), model in models.items():
+        p, attention = predict_bag(model, bag)
+        mean.add(bag, attention)
+        tables.append(prediction_table([bag], p[None], model.classes, repeat, fold))
+    means = dict(zip(bag.slides, slide_means(bag), strict=True))
+    return Scored(means, pd.concat(tables), attention_table([bag], mean.means()))
+
+
+def _with_distances(
+    slides: pd.DataFrame,
+    scored: list[Scored],
+    reference: tuple[Reference, Reference],
+    stain: dict[str, np.ndarray],
+) -> pd.DataFrame:
+    """The slides with `feature_distance` and `stain_distance`; says which lie outside."""
+    means = {slide: mean for one in scored for slide, mean in one.means.items()}
+    none = np.empty(0, np.float32)
+    out = slides.copy()
+    for column, known, points in zip(FOREIGN, reference, (means, stain), strict=True):
+        rows = stacked([points.get(slide, none) for slide in slides["slide_id"]])
+        if rows.shape[1] != known.points.shape[1]:  # not known of one side
+            rows = np.full((len(rows), known.points.shape[1]), np.nan, np.float32)
+        out[column] = known.distances(rows)
+        for slide, distance in zip(out["slide_id"], out[column], strict=True):
+            if distance > 1:
+                log.warning(
+                    "%s: %s (distance %.2f, 1 is the edge)", slide, FOREIGN[column], distance
+                )
+        if out[column].isna().all():
+            log.warning("%s is not known: nothing to compare the slides with", column)
+    for row in out[out["status"] != "ok"].itertuples():
+        log.warning("%s: left out: %s: %s", row.slide_id, row.status, row.detail)
+    return out
+
+
+def summary(by_model: pd.DataFrame, slides: pd.DataFrame, level: str) -> pd.DataFrame:
+    """One row per patient or slide.
+
+    Args:
+        by_model: a row per unit and fold model, with `p_<class>`.
+        slides: a row per slide, with `tiles`, `feature_distance`, `stain_distance`.
+        level: `patient` or `slide`.
+
+    Returns:
+        The unit's id, `slides` and `tiles` that were used, `predicted`, `p_<class>` (mean over the
+        fold models) with `low_<class>` and `high_<class>` (95 % of them), `models`, the largest of
+        its slides' distances, and `note`.
+    """
+    unit = ID_COLUMNS[level]
+    classes = [c.removeprefix("p_") for c in by_model if c.startswith("p_")]
+    groups = by_model.groupby(unit, sort=False)
+    out = slides[slides["tiles"] > 0].groupby(unit, sort=False).agg(
+        slides=("slide_id", "size"), tiles=("tiles", "sum"),
+        **{column: (column, "max") for column in FOREIGN},
+    )  # fmt: skip
+    out = out.loc[[name for name, _ in groups]]
+    for name in classes:
+        out[f"p_{name}"] = groups[f"p_{name}"].mean()
+        for side, share in zip(("low", "high"), INTERVAL, strict=True):
+            out[f"{side}_{name}"] = groups[f"p_{name}"].quantile(share)
+    probabilities = out[[f"p_{name}" for name in classes]].to_numpy()
+    out.insert(2, "predicted", np.asarray(classes, object)[probabilities.argmax(axis=1)])
+    out["models"] = groups.size()
+    out["note"] = [
+        "; ".join(said for column, said in FOREIGN.items() if row[column] > 1)
+        for row in out.to_dict("records")
+    ]
+    return out.reset_index()

@@ -1,0 +1,93 @@
+"""A reader that crashes or hangs in its own process costs its slide, and nothing else."""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from stainssl.slides import isolated
+from stainssl.slides.isolated import IsolatedFile
+from stainssl.slides.patches import PatchFile
+from stainssl.slides.reader import Slide
+from stainssl.status import SlideError, Status
+
+PICTURE = np.arange(40 * 60 * 3, dtype=np.uint8).reshape(40, 60, 3)
+
+
+class Fragile(PatchFile):
+    """A picture whose reading goes wrong in the way that its file is named for."""
+
+    def read_region(self, x: int, y: int, level: int, size_px: tuple[int, int]) -> np.ndarray:
+        match self.path.stem:
+            case "exits":
+                os._exit(1)
+            case "aborts":
+                os.abort()
+            case "hangs":
+                time.sleep(600)
+            case "spoiled":
+                raise SlideError(Status.UNREADABLE, "Bogus.")
+            case "unplugged":
+                raise OSError(errno.EIO, "Input/output error")
+        return super().read_region(x, y, level, size_px)
+
+
+def open_fragile(path: Path) -> Slide:
+    if path.stem == "dies-at-once":
+        os._exit(0)
+    return Fragile(path, "PNG", PICTURE)
+
+
+def test_a_slide_behind_a_process_is_the_slide() -> None:
+    with closing(IsolatedFile(Path("fine.png"), "fragile", open_fragile)) as slide:
+        assert slide.level_sizes_px == [(60, 40)]
+        assert (slide.mpp, slide.reader) == (None, "fragile")
+        assert np.array_equal(slide.read_region(0, 0, 0, (60, 40)), PICTURE)
+        assert np.array_equal(slide.read_region(5, 7, 0, (3, 2)), PICTURE[7:9, 5:8])
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [("exits", "ended"), ("aborts", "ended"), ("hangs", "did not answer"), ("spoiled", "Bogus")],
+)
+def test_whatever_happens_there_is_a_status(
+    monkeypatch: pytest.MonkeyPatch, name: str, sentence: str
+) -> None:
+    monkeypatch.setattr(isolated, "PATIENCE_S", 0.5 if name == "hangs" else 60)
+    slide = IsolatedFile(Path(f"{name}.png"), "fragile", open_fragile)
+    with pytest.raises(SlideError, match=sentence) as caught:
+        slide.read_region(0, 0, 0, (60, 40))
+    assert caught.value.status is Status.UNREADABLE
+    assert slide._process.exitcode is not None
+    with pytest.raises(SlideError, match="closed"):
+        slide.read_region(0, 0, 0, (60, 40))
+
+
+def test_a_process_that_dies_at_once_is_a_status() -> None:
+    with pytest.raises(SlideError, match="ended its process"):
+        IsolatedFile(Path("dies-at-once.png"), "fragile", open_fragile)
+
+
+def test_the_machines_fault_stays_the_machines() -> None:
+    slide = IsolatedFile(Path("unplugged.png"), "fragile", open_fragile)
+    with pytest.raises(OSError, match="Input/output") as caught:
+        slide.read_region(0, 0, 0, (60, 40))
+    assert caught.value.errno == errno.EIO
+
+
+def test_fastslide_dies_of_a_spoiled_jpeg_and_the_slide_alone_pays(
+    real_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from stainssl.slides.reader import open_slide
+
+    monkeypatch.setattr(isolated, "PATIENCE_S", 3.0)
+    slide = open_slide(real_data / "slides" / "unreadable.svs", "fastslide")
+    with pytest.raises(SlideError, match="fastslide") as caught:
+        slide.read_region(0, 0, 0, (16, 16))
+    assert caught.value.status is Status.UNREADABLE

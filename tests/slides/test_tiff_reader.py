@@ -1,0 +1,118 @@
+"""Tiles that are decoded straight are OpenSlide's pixels, and their faults are statuses."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stainssl.slides import openslide_reader, tiff_reader
+from stainssl.slides.reader import open_slide
+from stainssl.status import SlideError, Status
+from tests.slides.conftest import stained, write_svs, write_tiff
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A slide whose levels are 1, 2.0 and some 5.1 times smaller, of ragged size."""
+    image, _ = stained(np.random.default_rng(0), (531, 717))
+    return write_svs(tmp_path_factory.mktemp("tiff") / "a.svs", image, downsamples=(2, 5.1))
+
+
+@given(st.integers(-200, 800), st.integers(-200, 700), st.integers(0, 2), st.integers(1, 300))
+def test_any_region_is_openslides_to_the_grey_level(
+    pair: Path, x: int, y: int, level: int, side: int
+) -> None:
+    with closing(open_slide(pair, "tiff")) as one, closing(open_slide(pair, "openslide")) as other:
+        assert one.reader == "tiff"
+        place = [round(round(v / one.downsamples[level]) * one.downsamples[level]) for v in (x, y)]
+        ours = one.read_region(*place, level, (side, side + 7))
+        theirs = other.read_region(*place, level, (side, side + 7))
+    if level == 0:
+        assert np.array_equal(ours, theirs)
+    else:  # between the px of a level OpenSlide interpolates, and at its rim lays that over white
+        assert np.abs(ours.astype(int) - theirs).mean() <= 8
+
+
+@pytest.mark.parametrize("subsampling", [(1, 1), (2, 1), (2, 2)])
+def test_any_chroma_subsampling_is_openslides(
+    tmp_path: Path, rng: np.random.Generator, subsampling: tuple[int, int]
+) -> None:
+    image, path = stained(rng, (300, 400))[0], tmp_path / "a.tif"
+    tifffile.imwrite(
+        path, image, tile=(128, 128), compression="jpeg", photometric="ycbcr",
+        subsampling=subsampling, metadata=None,
+    )  # fmt: skip
+    with closing(open_slide(path)) as one, closing(open_slide(path, "openslide")) as other:
+        assert (one.reader, one.vendor) == ("tiff", "generic-tiff")
+        ours = one.read_region(0, 0, 0, (400, 300))
+        assert np.array_equal(ours, other.read_region(0, 0, 0, (400, 300)))
+
+
+def test_real_slides_have_openslides_pixels(real_data: Path) -> None:
+    path = real_data / "slides" / "CMU-1-Small-Region.svs"
+    with closing(open_slide(path)) as one, closing(open_slide(path, "openslide")) as other:
+        assert one.reader == "tiff"
+        size = one.level_sizes_px[0]
+        assert np.array_equal(one.read_region(0, 0, 0, size), other.read_region(0, 0, 0, size))
+
+
+def test_what_is_not_jpeg_is_left_to_openslide(
+    tmp_path: Path, rng: np.random.Generator, real_data: Path
+) -> None:
+    path = write_tiff(tmp_path / "a.tif", stained(rng, (200, 300))[0])
+    for one in (path, real_data / "slides" / "tcga-cr-7395-01a-01-ts1.svs"):
+        assert not tiff_reader.recognises(one)
+        with closing(open_slide(one)) as slide:
+            assert slide.reader == "openslide"
+        with closing(open_slide(one, "tiff")) as slide:
+            assert slide.reader == "openslide"
+
+
+def test_decoded_tiles_are_kept_within_bounds(
+    svs: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(openslide_reader, "LEAST_CACHE_BYTES", 5 * 128 * 128 * 3)
+    monkeypatch.setattr(openslide_reader, "MOST_CACHE_BYTES", 5 * 128 * 128 * 3)
+    with closing(open_slide(svs(), "tiff")) as slide:
+        whole = slide.read_region(0, 0, 0, (1024, 768))
+        assert len(slide._cache) == 5  # type: ignore[attr-defined]
+        assert np.array_equal(slide.read_region(900, 700, 0, (100, 60)), whole[700:760, 900:1000])
+
+
+def test_a_file_that_shrinks_while_it_is_open_is_truncated(svs: Callable[..., Path]) -> None:
+    path = svs()
+    with closing(open_slide(path, "tiff")) as slide:
+        os.truncate(path, path.stat().st_size // 3)
+        with pytest.raises(SlideError) as caught:
+            slide.read_region(0, 0, 0, (1024, 768))
+    assert caught.value.status is Status.TRUNCATED
+
+
+def test_a_mount_that_goes_away_is_no_status(
+    svs: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    with closing(open_slide(svs(), "tiff")) as slide:
+        monkeypatch.setattr(os, "pread", fail)
+        with pytest.raises(OSError, match="Stale file handle"):
+            slide.read_region(0, 0, 0, (8, 8))
+
+
+def test_handles_are_given_back(svs: Callable[..., Path]) -> None:
+    path = svs()
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(30):
+        with closing(open_slide(path, "tiff")) as slide:
+            slide.read_region(0, 0, 0, (8, 8))
+    assert len(os.listdir("/proc/self/fd")) <= before + 1

@@ -1,0 +1,122 @@
+"""`predict` says of a slide what the workflow's own fold models said of it."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from stainssl.paths import Paths
+from stainssl.stages import predict
+from stainssl.status import StainsslError
+from stainssl.stores.tables import read_table
+
+
+def _predict(trained, sheet: pd.DataFrame, out, task="patient", **words):
+    sheet.to_csv(out.with_suffix(".csv"), index=False)
+    predict.run(
+        trained.config, task, "enc", "abmil",
+        sheet=out.with_suffix(".csv"), root=trained.root, out=out, **words,
+    )  # fmt: skip
+    return pd.read_csv(out / "predictions.csv", keep_default_na=False)
+
+
+@pytest.fixture(scope="module")
+def predicted(trained, tmp_path_factory):
+    """Three slides of two patients, and one whose file is broken, as if they were new."""
+    out = tmp_path_factory.mktemp("predict") / "out"
+    (trained.root / "slides" / "broken.svs").write_bytes(b"no slide")
+    rows = trained.rows("a-001-1", "a-001-2", "b-003-1")
+    broken = {"slide_id": "x", "patient_id": "x", "path": "slides/broken.svs"}
+    sheet = pd.concat([rows, pd.DataFrame([broken])])
+    return out, _predict(trained, sheet, out)
+
+
+def _own(trained, task, name):
+    folder = Paths(trained.config.results).mil(task, "enc", "abmil")
+    return read_table(folder / f"{name}.parquet", name)
+
+
+def test_each_fold_model_answers_as_in_the_workflow(trained, predicted):
+    ours = read_table(predicted[0] / "by-model.parquet", "predictions")
+    keys = ["patient_id", "repeat", "fold"]
+    both = _own(trained, "patient", "predictions").merge(ours, on=keys, suffixes=("", "_new"))
+    assert len(both) == 2 * 2  # each patient is tested once a repeat
+    np.testing.assert_array_equal(both["p_1"], both["p_1_new"])
+
+
+def test_the_answer_is_the_mean_of_all_models_with_their_interval(predicted):
+    out, answers = predicted
+    ours = read_table(out / "by-model.parquet", "predictions").query("patient_id == 'b-003'")
+    row = answers.set_index("patient_id").loc["b-003"]
+    assert len(ours) == row["models"] == 4
+    assert row["p_1"] == pytest.approx(ours["p_1"].mean(), rel=1e-4)
+    assert ours["p_1"].min() - 1e-6 <= row["low_1"] <= row["p_1"] <= row["high_1"]
+    assert row["p_0"] + row["p_1"] == pytest.approx(1, abs=1e-4)
+    assert str(row["predicted"]) == str(int(row["p_1"] > 0.5))
+
+
+def test_a_patient_has_all_slides_and_a_broken_one_costs_itself(predicted):
+    out, answers = predicted
+    assert answers["patient_id"].tolist() == ["a-001", "b-003"]
+    assert answers["slides"].tolist() == [2, 1]
+    slides = pd.read_csv(out / "slides.csv").set_index("slide_id")
+    assert slides["status"].to_dict() == {
+        "a-001-1": "ok", "a-001-2": "ok", "b-003-1": "ok", "x": "unsupported",
+    }  # fmt: skip
+    assert slides.loc["x", "detail"]
+
+
+def test_slides_that_were_trained_on_are_not_foreign(predicted):
+    slides = pd.read_csv(predicted[0] / "slides.csv").dropna()
+    assert (slides[["feature_distance", "stain_distance"]] <= 1).all(axis=None)
+    assert set(predicted[1]["note"]) == {""}
+
+
+def test_attention_is_there_as_table_picture_and_geojson(trained, predicted):
+    out = predicted[0]
+    attention = read_table(out / "attention.parquet", "attention")
+    own = _own(trained, "patient", "attention")
+    own = own[own["slide_id"].isin(attention["slide_id"])]
+    keys = ["slide_id", "tile", "x", "y"]
+    assert len(attention.merge(own, on=keys)) == len(attention) == len(own)
+    found = json.loads((out / "attention" / "b-003-1.geojson").read_text())["features"]
+    rows = attention[attention["slide_id"] == "b-003-1"]
+    assert [f["geometry"]["coordinates"][0][0] for f in found] == rows[["x", "y"]].values.tolist()
+    for name in ("b-003-1.png", "b-003-1-tiles.png"):
+        assert (out / "attention" / name).read_bytes().startswith(b"\x89PNG")
+    assert not (out / "attention" / "x.png").exists()
+
+
+def test_another_stain_is_told(trained, tmp_path, caplog):
+    """Red and blue changed places: another stain, other features."""
+    from stainssl.demo.svs import write_svs
+    from stainssl.slides.reader import open_slide
+
+    slide = open_slide(trained.root / "slides" / "a-001-1.svs", "auto")
+    image = slide.read_region(0, 0, 0, slide.level_sizes_px[0])
+    slide.close()
+    blue = np.ascontiguousarray(image[..., ::-1])
+    write_svs(tmp_path / "blue.svs", blue, quality=90, mpp=0.5, magnification=20)
+    row = {"slide_id": "g", "patient_id": "g", "path": str(tmp_path / "blue.svs")}
+    answers = _predict(trained, pd.DataFrame([row]), tmp_path / "out", "slide", pictures=False)
+    assert "its stain lies outside" in answers["note"].item()
+    assert "g: its stain lies outside what the task was trained on" in caplog.text
+    assert [p.name for p in (tmp_path / "out" / "attention").iterdir()] == ["g.geojson"]
+
+
+def test_no_usable_slide_is_a_sentence_and_leaves_the_reasons(trained, tmp_path):
+    row = {"slide_id": "gone", "patient_id": "p", "path": "slides/gone.svs"}
+    with pytest.raises(StainsslError, match=r"No slide of .*slides\.csv says why"):
+        _predict(trained, pd.DataFrame([row]), tmp_path / "out")
+    assert pd.read_csv(tmp_path / "out" / "slides.csv")["status"].item() == "missing"
+
+
+def test_a_task_without_models_says_what_to_run(trained, tmp_path):
+    with pytest.raises(StainsslError, match="run `stainssl mil`"):
+        predict.run(
+            trained.config, "patient", "enc", "mean", sheet=tmp_path / "s.csv", root=tmp_path,
+            out=tmp_path / "out",
+        )  # fmt: skip

@@ -1,0 +1,72 @@
+"""A small cohort that went through the chain up to a trained task, made once a session."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from stainssl.config import Config, parse
+from stainssl.demo import make
+from stainssl.encoders import new_backbone, save_local_dir
+from stainssl.stages import embed, folds, mil, pixels, tile
+
+SIDE_PX = 512
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """The folder of slides, their sheet (labels known) and the config of the results."""
+
+    root: Path
+    sheet: pd.DataFrame
+    config: Config
+
+    def rows(self, *slides: str) -> pd.DataFrame:
+        """What a sheet of new slides holds of these: no label."""
+        columns = ["slide_id", "patient_id", "path"]
+        return self.sheet.loc[self.sheet["slide_id"].isin(slides), columns]
+
+
+def save_encoder(path: Path, name: str = "test_resnet") -> Path:
+    """A timm `local-dir` folder with random weights."""
+    torch.manual_seed(0)
+    model, args = new_backbone(name, 64)
+    save_local_dir(model, path, backbone=name, input_size=64, mean=(0.7, 0.5, 0.6),
+                   std=(0.2, 0.2, 0.2), model_args=args, card={})  # fmt: skip
+    return path
+
+
+def build(folder: Path) -> Trained:
+    """Slides of eight patients, tiled, embedded by random weights, folded and trained on."""
+    make(folder / "clinic", 3, {"a": 4, "b": 4}, processes=1, side_px=SIDE_PX)
+    sheet = pd.read_csv(folder / "clinic" / "slides.csv", dtype=str)
+    split = {"kind": "cv", "folds": 2, "repeats": 2}
+    config = parse({
+        "results": str(folder / "results"),
+        "slides": {"part_size": 6},
+        "cohorts": {"clinic": {"sheet": str(folder / "clinic" / "slides.csv"),
+                               "root": str(folder / "clinic"),
+                               "annotations": str(folder / "clinic/truth/{slide_id}.geojson")}},
+        "tilings": {"default": {"mpp": 0.5, "size": 64, "min_tissue": 0.3}},
+        "encoders": {"enc": {"weights": f"local-dir:{save_encoder(folder / 'enc' / 'model')}"}},
+        "tasks": {level: {"level": level, "label": "her2", "cohorts": ["clinic"], "split": split}
+                  for level in ("patient", "slide")},
+        "heads": {"abmil": {"kind": "abmil", "epochs": 4, "hidden": 8}},
+    })  # fmt: skip
+    for part in _parts(config):
+        tile.run(config, "clinic", part)
+        pixels.run(config, "clinic", part)
+        embed.run(config, "clinic", "enc", part)
+    for task in config.tasks:
+        folds.run(config, task=task)
+        mil.run(config, task=task, encoder="enc", head="abmil")
+    return Trained(folder / "clinic", sheet, config)
+
+
+def _parts(config: Config) -> list[str]:
+    from stainssl.cohort import parts
+
+    return list(parts(config, "clinic"))

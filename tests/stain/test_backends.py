@@ -1,0 +1,136 @@
+"""The compiled lines give the figures of the eager ones, and are taken where they can be."""
+
+from __future__ import annotations
+
+import math
+import sys
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from stainssl.stain import METHODS, Constants, StainProfile, backends, compiled, eager, estimate
+from stainssl.stain.density import DEFAULTS
+from stainssl.stain.estimate import plane, unmix
+from tests.stain import synthetic
+from tests.stain.test_estimate import adversarial_batch
+
+CONSTANTS = {
+    "default": DEFAULTS,
+    "veta": Constants(io=240),
+    "decimal": Constants(io=255, offset=0.5, beta=0.1, log_base=10),
+    "thinned": Constants(max_pixels=1000),
+    "all pixels": Constants(beta=-math.inf),
+}
+every_constants = pytest.mark.parametrize("constants", CONSTANTS.values(), ids=CONSTANTS)
+every_dtype = pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.float64])
+
+
+def images(dtype: torch.dtype = torch.uint8, n: int = 4, size: int = 50) -> Tensor:
+    """(n, 3, size, size + 3): tiles with a band of glass and some black; no multiple of a block."""
+    rng = np.random.default_rng(0)
+    tiles = [synthetic.tile(rng, synthetic.stain_vectors(rng), size=size + 3) for _ in range(n)]
+    for tile in tiles:
+        tile[:5], tile[5:8, :6] = 250, 0
+    made = synthetic.to_images([tile[:size] for tile in tiles])
+    return made if dtype == torch.uint8 else made.to(dtype) / 255
+
+
+def both(
+    batch: Tensor, constants: Constants, tissue: Tensor | None = None
+) -> tuple[eager.Sample, compiled.Sample]:
+    return eager.Sample(batch, constants, tissue), compiled.Sample(batch, constants, tissue)
+
+
+@every_dtype
+@every_constants
+@pytest.mark.parametrize("masked", [False, True])
+def test_sums_agree(dtype, constants, masked):
+    batch = images(dtype)
+    tissue = torch.rand(4, 50, 53, generator=torch.Generator().manual_seed(0)) > 0.5
+    one, other = both(batch, constants, tissue if masked else None)
+    for a, b in zip(one.moments(), other.moments(), strict=True):
+        torch.testing.assert_close(a, b, atol=2e-5, rtol=1e-3)
+    for a, b in zip(one.lab_moments(), other.lab_moments(), strict=True):
+        torch.testing.assert_close(a, b, atol=5e-3, rtol=1e-3)
+
+
+@every_dtype
+@every_constants
+def test_quantiles_and_vectors_agree(dtype, constants):
+    one, other = both(images(dtype), constants)
+    basis, _ = plane(one.moments(), constants)
+    found = [s.angle_quantiles(basis, (0.01, 0.5, 0.99)) for s in (one, other)]
+    torch.testing.assert_close(*found, atol=2e-3, rtol=0)
+    start = StainProfile.reference("macenko").batched().matrix.expand(4, 2, 3)
+    found = [s.concentration_quantile(unmix(start), 0.99) for s in (one, other)]
+    torch.testing.assert_close(*found, atol=2e-3, rtol=2e-3)
+    found = [s.thinned(900).sparse_vectors(start, 0.01, 10) for s in (one, other)]
+    torch.testing.assert_close(*found, atol=2e-3, rtol=0)
+
+
+@every_dtype
+@every_constants
+def test_maps_agree(dtype, constants):
+    batch, rng = images(dtype), torch.Generator().manual_seed(0)
+    matrix = torch.eye(3) + 0.2 * torch.randn(4, 3, 3, generator=rng)
+    shift = 0.1 * torch.randn(4, 3, generator=rng)
+    grey = 255 if dtype != torch.uint8 else 1
+    for arguments in ((matrix, shift, constants), (1 + shift, 20 * shift)):
+        name = "map_density" if len(arguments) == 3 else "map_lab"
+        one, other = (getattr(side, name)(batch, *arguments) for side in (eager, compiled))
+        assert one.dtype == other.dtype == dtype
+        difference = (one.double() - other.double()).abs() * grey
+        assert difference.max() <= (1 if dtype == torch.uint8 else 0.05)
+        assert difference.mean() < 0.01
+
+
+@settings(max_examples=10)
+@given(seed=st.integers(0, 2**32 - 1), method=st.sampled_from(sorted(METHODS)))
+def test_odd_tiles_are_as_valid_to_both(seed, method):
+    odd = adversarial_batch(seed)
+    found = [METHODS[method](sample) for sample in both(odd, DEFAULTS)]
+    # Rounding may decide about a tile that lies on a limit.
+    assert (found[0].valid != found[1].valid).sum() <= 2
+
+
+@pytest.mark.parametrize("fill", [math.nan, math.inf, -math.inf, -1.0, 7.0])
+def test_floats_out_of_range_count_alike(fill):
+    batch = images(torch.float32)
+    batch[:, :, 20:30] = fill
+    one, other = both(batch, DEFAULTS)
+    for a, b in zip(one.lab_moments(), other.lab_moments(), strict=True):
+        torch.testing.assert_close(a, b, atol=5e-3, rtol=1e-3)
+    identity, none = torch.eye(3).expand(4, 3, 3), torch.zeros(4, 3)
+    mapped = [side.map_density(batch, identity, none, DEFAULTS) for side in (eager, compiled)]
+    torch.testing.assert_close(*mapped, atol=1e-4, rtol=0)
+
+
+def test_threads_change_nothing():
+    batch, threads = images(n=5), torch.get_num_threads()
+    once = estimate(batch)
+    try:
+        torch.set_num_threads(3)
+        again = estimate(batch)
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(a, again.tensors[name]) for name, a in once.tensors.items())
+
+
+def test_gradients_and_other_devices_go_to_torch():
+    plain, wanted = torch.zeros(1), torch.zeros(1, requires_grad=True)
+    assert backends.backend(plain) is compiled
+    assert backends.backend(plain, wanted) is eager
+    assert backends.backend(torch.zeros(1, device="meta")) is eager
+    with torch.no_grad():
+        assert backends.backend(wanted) is compiled
+
+
+def test_without_numba_torch_does_it(monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "stainssl.stain.compiled", None)
+    monkeypatch.delattr("stainssl.stain.compiled")
+    assert backends.backend(torch.zeros(1)) is eager
+    assert "numba cannot be used" in caplog.text
