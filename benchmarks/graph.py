@@ -1,0 +1,117 @@
+"""A sheet of 10,000 slides as a graph: how long a dry-run takes, and what a job costs beside its work.
+
+    python benchmarks/graph.py [--slides 10000] [--cores 2] [--no-run] [--json FILE]
+
+The slides are empty files. The dry-run is of the Snakefile as it is. For the run, the workflow is
+copied and every shell line replaced by one that makes the job's outputs, so that what is left is
+Snakemake.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pandas as pd
+import yaml
+
+REPO = Path(__file__).resolve().parent.parent
+MAKE = "for o in {output}; do case $o in *.zarr) mkdir -p $o;; *.*) touch $o;; *) mkdir -p $o;; esac; done"
+ENCODERS = 6
+
+
+def write_cohort(folder: Path, slides: int) -> None:
+    """Empty slides, their sheet, and a config of one cohort, six encoders and two tasks."""
+    (folder / "slides").mkdir()
+    names = [f"s{i:05d}" for i in range(slides)]
+    for name in names:
+        (folder / "slides" / f"{name}.svs").touch()
+    rows = pd.DataFrame(
+        {"slide_id": names, "patient_id": [f"p{i // 2:05d}" for i in range(slides)]}
+    )
+    rows["path"] = "slides/" + rows["slide_id"] + ".svs"
+    rows["site"] = [f"site-{i // 2 % 7}" for i in range(slides)]
+    rows["split"] = [("train", "train", "test")[i // 2 % 3] for i in range(slides)]
+    rows["her2"] = [i // 2 % 2 for i in range(slides)]
+    rows.to_csv(folder / "slides.csv", index=False)
+    encoders = {"simclr": {"method": "simclr", "train": {"cohorts": ["c"]}}}
+    encoders |= {f"given-{i}": {"weights": f"resnet{i}"} for i in range(1, ENCODERS)}
+    tasks = {
+        "tumor": {"level": "tile", "label": "tumor", "cohorts": ["c"], "split": {"kind": "sheet"}},
+        "her2": {"level": "patient", "label": "her2", "cohorts": ["c"]},
+    }
+    config = {
+        "cohorts": {"c": {"sheet": "slides.csv", "annotations": "truth/{slide_id}.geojson"}},
+        "encoders": encoders,
+        "tasks": tasks,
+        "heads": {"abmil": {"kind": "abmil"}},
+        "benchmarks": {
+            "main": {"tasks": list(tasks), "encoders": list(encoders), "heads": ["abmil"]}
+        },
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+
+
+def copy_workflow(folder: Path) -> Path:
+    """The workflow with shell lines that only make their outputs; returns its Snakefile."""
+    shutil.copy(REPO / "Snakefile", folder)
+    for name in ("workflow", "stainssl", "envs"):
+        shutil.copytree(REPO / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for file in (folder / "workflow" / "rules").glob("*.smk"):
+        text = re.sub(r"(?m)^        shell:\n(?:            .*\n?)+", "", file.read_text())
+        text = re.sub(
+            r"(?m)^    shell:\n(?:        .*\n?)+", f'    shell:\n        "{MAKE}"\n', text
+        )
+        file.write_text(text)
+    return folder / "Snakefile"
+
+
+def run(snakefile: Path, folder: Path, cores: int, *words: str) -> tuple[float, float, str]:
+    """Seconds, peak resident GB of the children so far, and what was printed."""
+    command = [sys.executable, "-m", "snakemake", "-s", str(snakefile), "--directory", str(folder)]
+    command += ["--configfile", str(folder / "config.yaml"), "--cores", str(cores)]
+    command += ["--scheduler", "greedy", *words]
+    start = time.monotonic()
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    seconds = time.monotonic() - start
+    if done.returncode:
+        raise SystemExit(done.stdout[-2000:] + done.stderr[-2000:])
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e6
+    return seconds, peak, done.stdout + done.stderr
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--slides", type=int, default=10_000)
+    parser.add_argument("--cores", type=int, default=2)
+    parser.add_argument("--no-run", action="store_true")
+    parser.add_argument("--json", type=Path)
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_cohort(folder, given.slides)
+        seconds, peak, text = run(REPO / "Snakefile", folder, given.cores, "-n", "--quiet", "rules")
+        jobs = int(re.findall(r"^total\s+(\d+)", text, re.M)[-1])
+        found = {"slides": given.slides, "jobs": jobs, "dry_run_s": round(seconds, 1)}
+        found["dry_run_gb"] = round(peak, 2)
+        if not given.no_run:
+            (folder / "copy").mkdir()
+            snakefile = copy_workflow(folder / "copy")
+            seconds, peak, _ = run(snakefile, folder, given.cores, "--quiet", "all")
+            found |= {"run_s": round(seconds, 1), "s_a_job": round(seconds / jobs, 3)}
+            found["run_gb"] = round(peak, 2)
+    print("\n".join(f"{key:12} {value}" for key, value in found.items()))
+    if given.json:
+        given.json.write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
