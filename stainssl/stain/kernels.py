@@ -98,17 +98,17 @@ def _power(x, bits, whole, exponent):
 
 
 @_jit
-def _cube_root(x, bits, guess, guess_bits):
-    """Cube roots of positive numbers of a block, in place, to 3 in 100,000.
+def _cube_root(x, bits, root, root_bits):
+    """Cube roots of a block to 3 in 100,000; of anything but a positive number, anything.
 
     A third of the exponent, which the bits of a float give to 3 %, and one step of Halley's.
     """
     for p in range(x.size):
-        guess_bits[p] = np.int32(f32(bits[p]) * f32(1 / 3)) + THIRD_OF_ONE
+        root_bits[p] = np.int32(f32(bits[p]) * f32(1 / 3)) + THIRD_OF_ONE
     for p in range(x.size):
-        y = guess[p]
+        y = root[p]
         cube = y * y * y
-        x[p] = y * (cube + f32(2) * x[p]) / (f32(2) * cube + x[p])
+        root[p] = y * (cube + f32(2) * x[p]) / (f32(2) * cube + x[p])
 
 
 @_jit
@@ -389,17 +389,11 @@ def concentrations(first, last, pixels, table, settings, unmix, shares, out):
 
 
 @_jit
-def _split(x, line, knee, slope):
-    """What lies above the knee of a curve, in place, and the straight line below it."""
+def _lab_curve(x, root):
+    """The cube root above its knee, and the straight line below, in place."""
     for p in range(x.size):
-        line[p] = (min(x[p], knee) - knee) * slope
-        x[p] = max(x[p], knee)
-
-
-@_jit
-def _add(x, line):
-    for p in range(x.size):
-        x[p] += line[p]
+        line = _ROOT_KNEE + (x[p] - _CUBE_KNEE) * _CUBE_SLOPE
+        x[p] = root[p] if x[p] > _CUBE_KNEE else line
 
 
 @_jit
@@ -411,9 +405,8 @@ def _to_lab_roots(pixels, start, n, table, work, bits):
     for c in range(3):
         x = work[3 + c, :n]
         _mixed(work, 0, _XYZ32[c], f32(0), x)
-        _split(x, work[7, :n], _CUBE_KNEE, _CUBE_SLOPE)
         _cube_root(x, bits[3 + c, :n], work[6, :n], bits[6, :n])
-        _add(x, work[7, :n])
+        _lab_curve(x, work[6, :n])
 
 
 @_jit
@@ -462,9 +455,9 @@ def _add_counts(pixels, start, weight, sums):
 
 @_jit
 def _add_squares(x, weight, sums, place):
-    total, squares = 0.0, 0.0
+    total, squares = f32(0), f32(0)
     for p in range(x.size):
-        value = np.float64(weight[p]) * x[p]
+        value = weight[p] * x[p]
         total += value
         squares += value * x[p]
     sums[place] += total
@@ -486,7 +479,7 @@ def map_lab(first, last, pixels, table, matrix, shift, out):
                 _cubed(work[c, :n])
             for c in range(3):
                 _mixed(work, 0, _INVERSE_XYZ[c], f32(0), work[3, :n])
-                _encode(work[3, :n], bits[3, :n], work[6, :n], bits[6, :n], work[7, :n])
+                _encode(work[3, :n], bits[3, :n], work[6, :n], bits[6, :n])
                 _store(work[3, :n], out[i, c, p : p + n])
 
 
@@ -498,15 +491,12 @@ def _cubed(x):
 
 
 @_jit
-def _encode(x, bits, guess, guess_bits, line):
+def _encode(x, bits, root, root_bits):
     """Grey levels of linear light, a block in place: x^(1/2.4) is x^(1/3) · x^(1/12)."""
+    _cube_root(x, bits, root, root_bits)
     for p in range(x.size):
-        x[p] = min(max(x[p], f32(0)), f32(1))
-    _split(x, line, _LINEAR_KNEE, f32(12.92 * 255))
-    _cube_root(x, bits, guess, guess_bits)
-    for p in range(x.size):
-        high = x[p] * np.sqrt(np.sqrt(x[p]))
-        x[p] = (f32(1.055) * high - f32(0.055)) * f32(255) + line[p]
+        high = f32(1.055 * 255) * root[p] * np.sqrt(np.sqrt(root[p])) - f32(0.055 * 255)
+        x[p] = high if x[p] > _LINEAR_KNEE else x[p] * f32(12.92 * 255)
 
 
 @_jit
