@@ -1,9 +1,10 @@
-"""Which code runs the heavy lines: numba for images on a CPU, torch everywhere else."""
+"""Which code runs the heavy lines: numba on a CPU, Triton's map on a GPU, torch everywhere else."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from functools import cache
 from types import ModuleType
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -22,12 +23,32 @@ log = logging.getLogger(__name__)
 
 
 def backend(*tensors: Tensor) -> ModuleType:
-    """`compiled` where all tensors are on a CPU and none needs a gradient, else `eager`."""
-    plain = all(t.device.type == "cpu" for t in tensors)
+    """The code for tensors of one device: `eager` where one of them needs a gradient."""
     wanted = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
-    if not plain or wanted or torch.compiler.is_compiling():
+    devices = {t.device for t in tensors}
+    if wanted or len(devices) != 1 or torch.compiler.is_compiling():
         return eager
-    return _compiled()
+    [device] = devices
+    if device.type == "cuda":
+        return _fused(device)
+    return _compiled() if device.type == "cpu" else eager
+
+
+@cache
+def _fused(device: torch.device) -> ModuleType:
+    """`fused` where it runs there and agrees with `eager`: tried once on a small image."""
+    try:
+        from stainssl.stain import fused
+
+        if fused.agrees(device):
+            return fused
+        reason: object = "it differs from torch"
+    except Exception as error:  # Triton's own, of any kind: none may end a training run
+        reason = error
+    log.warning(
+        "The Triton map is not used on %s (%s): stains are mapped by torch.", device, reason
+    )
+    return eager
 
 
 def _compiled() -> ModuleType:
@@ -48,7 +69,7 @@ def samples(images: Tensor, constants: Constants, tissue: Tensor | None = None) 
         tissue: (B, H, W) bool, or None.
     """
     chosen = backend(images)
-    step = chunk_images(images) if chosen is eager else max(1, len(images))
+    step = chunk_images(images) if chosen.Sample is eager.Sample else max(1, len(images))
     for start in range(0, max(1, len(images)), step):
         mask = None if tissue is None else tissue[start : start + step]
         yield chosen.Sample(images[start : start + step], constants, mask)

@@ -98,17 +98,17 @@ def _power(x, bits, whole, exponent):
 
 
 @_jit
-def _cube_root(x, bits, guess, guess_bits):
-    """Cube roots of positive numbers of a block, in place, to 3 in 100,000.
+def _cube_root(x, bits, root, root_bits):
+    """Cube roots of a block to 3 in 100,000; of anything but a positive number, anything.
 
     A third of the exponent, which the bits of a float give to 3 %, and one step of Halley's.
     """
     for p in range(x.size):
-        guess_bits[p] = np.int32(f32(bits[p]) * f32(1 / 3)) + THIRD_OF_ONE
+        root_bits[p] = np.int32(f32(bits[p]) * f32(1 / 3)) + THIRD_OF_ONE
     for p in range(x.size):
-        y = guess[p]
+        y = root[p]
         cube = y * y * y
-        x[p] = y * (cube + f32(2) * x[p]) / (f32(2) * cube + x[p])
+        root[p] = y * (cube + f32(2) * x[p]) / (f32(2) * cube + x[p])
 
 
 @_jit
@@ -205,15 +205,16 @@ def map_density(first, last, pixels, table, settings, matrix, shift, io, offset,
                 block = pixels[i, c, p : p + n]
                 _load_density(block, table, settings, work[c, :n], bits[c, :n], work[3, :n])
             for c in range(3):
-                _mixed(work[:3, :n], matrix[i, c], shift[i, c], work[4, :n])
+                _mixed(work, 0, matrix[i, c], shift[i, c], work[4, :n])
                 _transmitted(work[4, :n], io, offset)
                 _store(work[4, :n], out[i, c, p : p + n])
 
 
 @_jit
-def _mixed(channels, weights, shift, out):
-    """One row of a 3×3 map, of a block."""
-    a, b, c = channels[0], channels[1], channels[2]
+def _mixed(work, first, weights, shift, out):
+    """One row of a 3×3 map, of a block whose channels are three rows of `work`."""
+    n = out.size  # one row at a time: of a slice of several, numba does not know the layout
+    a, b, c = work[first, :n], work[first + 1, :n], work[first + 2, :n]
     u, v, w = weights[0], weights[1], weights[2]
     for p in range(out.size):
         out[p] = u * a[p] + v * b[p] + w * c[p] + shift
@@ -239,14 +240,15 @@ def moments(first, last, pixels, mask, table, settings, beta, sums):
             for c in range(3):
                 block = pixels[i, c, p : p + n]
                 _load_density(block, table, settings, work[c, :n], bits[c, :n], work[3, :n])
-            _weigh(work[:3, :n], mask[i, p : p + n], beta, weight[:n])
-            _add_moments(work[:3, :n], weight[:n], black, sums[i])
+            _weigh(work, mask[i, p : p + n], beta, weight[:n])
+            _add_moments(work, weight[:n], black, sums[i])
 
 
 @_jit
-def _weigh(od, mask, beta, weight):
+def _weigh(work, mask, beta, weight):
     """1 where a pixel is tissue: by the mask where there is one, else by its density."""
-    r, g, b = od[0], od[1], od[2]
+    n = weight.size
+    r, g, b = work[0, :n], work[1, :n], work[2, :n]
     if mask.size:
         for p in range(weight.size):
             weight[p] = f32(mask[p])
@@ -256,8 +258,9 @@ def _weigh(od, mask, beta, weight):
 
 
 @_jit
-def _add_moments(od, weight, black, sums):
-    r, g, b = od[0], od[1], od[2]
+def _add_moments(work, weight, black, sums):
+    n = weight.size
+    r, g, b = work[0, :n], work[1, :n], work[2, :n]
     count, clipped = 0.0, 0.0
     sr, sg, sb = 0.0, 0.0, 0.0
     rr, rg, rb, gg, gb, bb = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
@@ -293,9 +296,9 @@ def angles(first, last, pixels, mask, table, settings, beta, basis, shares, out)
             for c in range(3):
                 block = pixels[i, c, p : p + n]
                 _load_density(block, table, settings, work[c, :n], bits[c, :n], work[3, :n])
-            _weigh(work[:3, :n], mask[i, p : p + n], beta, work[5, :n])
-            _mixed(work[:3, :n], basis[i, 0], f32(0), work[3, :n])
-            _mixed(work[:3, :n], basis[i, 1], f32(0), work[4, :n])
+            _weigh(work, mask[i, p : p + n], beta, work[5, :n])
+            _mixed(work, 0, basis[i, 0], f32(0), work[3, :n])
+            _mixed(work, 0, basis[i, 1], f32(0), work[4, :n])
             _diamond(work[3, :n], work[4, :n])
             for q in range(n):
                 values[kept] = work[4, q]
@@ -380,23 +383,17 @@ def concentrations(first, last, pixels, table, settings, unmix, shares, out):
                 block = pixels[i, c, p : p + n]
                 _load_density(block, table, settings, work[c, :n], bits[c, :n], work[3, :n])
             for stain in range(2):
-                _mixed(work[:3, :n], unmix[i, stain], f32(0), values[stain, p : p + n])
+                _mixed(work, 0, unmix[i, stain], f32(0), values[stain, p : p + n])
         for stain in range(2):
             _quantiles(values[stain], counts, shares, out[i, stain : stain + 1])
 
 
 @_jit
-def _split(x, line, knee, slope):
-    """What lies above the knee of a curve, in place, and the straight line below it."""
+def _lab_curve(x, root):
+    """The cube root above its knee, and the straight line below, in place."""
     for p in range(x.size):
-        line[p] = (min(x[p], knee) - knee) * slope
-        x[p] = max(x[p], knee)
-
-
-@_jit
-def _add(x, line):
-    for p in range(x.size):
-        x[p] += line[p]
+        line = _ROOT_KNEE + (x[p] - _CUBE_KNEE) * _CUBE_SLOPE
+        x[p] = root[p] if x[p] > _CUBE_KNEE else line
 
 
 @_jit
@@ -407,10 +404,9 @@ def _to_lab_roots(pixels, start, n, table, work, bits):
         _load_linear(block, table, work[c, :n], bits[c, :n], work[6, :n], work[7, :n])
     for c in range(3):
         x = work[3 + c, :n]
-        _mixed(work[:3, :n], _XYZ32[c], f32(0), x)
-        _split(x, work[7, :n], _CUBE_KNEE, _CUBE_SLOPE)
+        _mixed(work, 0, _XYZ32[c], f32(0), x)
         _cube_root(x, bits[3 + c, :n], work[6, :n], bits[6, :n])
-        _add(x, work[7, :n])
+        _lab_curve(x, work[6, :n])
 
 
 @_jit
@@ -427,7 +423,7 @@ def lab_moments(first, last, pixels, mask, table, brightest, sums):
             _weigh_grey(pixels[i], p, mask[i, p : p + n], brightest, weight[:n])
             _add_counts(pixels[i], p, weight[:n], sums[i])
             for c in range(3):
-                _mixed(work[3:6, :n], _LAB32[c], _LAB_OFFSET32[c], work[6, :n])
+                _mixed(work, 3, _LAB32[c], _LAB_OFFSET32[c], work[6, :n])
                 _add_squares(work[6, :n], weight[:n], sums[i], 2 + c)
 
 
@@ -459,9 +455,9 @@ def _add_counts(pixels, start, weight, sums):
 
 @_jit
 def _add_squares(x, weight, sums, place):
-    total, squares = 0.0, 0.0
+    total, squares = f32(0), f32(0)
     for p in range(x.size):
-        value = np.float64(weight[p]) * x[p]
+        value = weight[p] * x[p]
         total += value
         squares += value * x[p]
     sums[place] += total
@@ -479,11 +475,11 @@ def map_lab(first, last, pixels, table, matrix, shift, out):
             n = min(BLOCK, total - p)
             _to_lab_roots(pixels[i], p, n, table, work, bits)
             for c in range(3):
-                _mixed(work[3:6, :n], matrix[i, c], shift[i, c], work[c, :n])
+                _mixed(work, 3, matrix[i, c], shift[i, c], work[c, :n])
                 _cubed(work[c, :n])
             for c in range(3):
-                _mixed(work[:3, :n], _INVERSE_XYZ[c], f32(0), work[3, :n])
-                _encode(work[3, :n], bits[3, :n], work[6, :n], bits[6, :n], work[7, :n])
+                _mixed(work, 0, _INVERSE_XYZ[c], f32(0), work[3, :n])
+                _encode(work[3, :n], bits[3, :n], work[6, :n], bits[6, :n])
                 _store(work[3, :n], out[i, c, p : p + n])
 
 
@@ -495,15 +491,12 @@ def _cubed(x):
 
 
 @_jit
-def _encode(x, bits, guess, guess_bits, line):
+def _encode(x, bits, root, root_bits):
     """Grey levels of linear light, a block in place: x^(1/2.4) is x^(1/3) · x^(1/12)."""
+    _cube_root(x, bits, root, root_bits)
     for p in range(x.size):
-        x[p] = min(max(x[p], f32(0)), f32(1))
-    _split(x, line, _LINEAR_KNEE, f32(12.92 * 255))
-    _cube_root(x, bits, guess, guess_bits)
-    for p in range(x.size):
-        high = x[p] * np.sqrt(np.sqrt(x[p]))
-        x[p] = (f32(1.055) * high - f32(0.055)) * f32(255) + line[p]
+        high = f32(1.055 * 255) * root[p] * np.sqrt(np.sqrt(root[p])) - f32(0.055 * 255)
+        x[p] = high if x[p] > _LINEAR_KNEE else x[p] * f32(12.92 * 255)
 
 
 @_jit
@@ -520,7 +513,7 @@ def sparse(first, last, pixels, mask, table, settings, beta, penalty, rounds, ma
                 block = pixels[i, c, p : p + n]
                 _load_density(block, table, settings, work[c, :n], bits[c, :n], work[3, :n])
                 od[c, p : p + n] = work[c, :n]
-            _weigh(work[:3, :n], mask[i, p : p + n], beta, weight[p : p + n])
+            _weigh(work, mask[i, p : p + n], beta, weight[p : p + n])
         for _ in range(rounds):
             gram, cross = _sparse_sums(od, weight, matrix[i], penalty)
             _improve(matrix[i], gram, cross)

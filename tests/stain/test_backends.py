@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 import sys
 
@@ -127,6 +128,45 @@ def test_gradients_and_other_devices_go_to_torch():
     assert backends.backend(torch.zeros(1, device="meta")) is eager
     with torch.no_grad():
         assert backends.backend(wanted) is compiled
+
+
+@pytest.fixture
+def fused(monkeypatch):
+    """The Triton map, run by Triton's interpreter on a CPU."""
+    pytest.importorskip("triton")
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.delitem(sys.modules, "stainssl.stain.fused", raising=False)
+    return importlib.import_module("stainssl.stain.fused")
+
+
+@every_dtype
+@every_constants
+def test_the_triton_map_agrees(dtype, constants, fused):
+    batch, rng = images(dtype, n=2), torch.Generator().manual_seed(0)
+    matrix = torch.eye(3) + 0.2 * torch.randn(2, 3, 3, generator=rng)
+    shift = 0.1 * torch.randn(2, 3, generator=rng)
+    one, other = (side.map_density(batch, matrix, shift, constants) for side in (eager, fused))
+    assert one.dtype == other.dtype
+    assert (one.double() - other.double()).abs().max() <= (1 if dtype == torch.uint8 else 1e-5)
+
+
+def test_the_triton_map_counts_odd_floats_as_torch_does(fused):
+    odd = torch.tensor([math.nan, math.inf, -math.inf, -1, 7, 0.5]).expand(1, 3, 1, 6)
+    given = torch.eye(3)[None], torch.zeros(1, 3), DEFAULTS
+    one, other = (side.map_density(odd, *given) for side in (eager, fused))
+    torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
+    assert fused.map_density(odd[:0], *given).shape == (0, 3, 1, 6)
+
+
+def test_triton_is_used_where_it_agrees_and_nowhere_else(fused, monkeypatch, caplog):
+    cpu = torch.device("cpu")
+    backends._fused.cache_clear()
+    assert backends._fused(cpu) is fused
+    backends._fused.cache_clear()
+    monkeypatch.setattr(fused, "agrees", lambda device: 1 / 0)
+    assert backends._fused(cpu) is eager
+    assert "division by zero" in caplog.text
+    backends._fused.cache_clear()
 
 
 def test_without_numba_torch_does_it(monkeypatch, caplog):
