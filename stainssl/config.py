@@ -67,6 +67,7 @@ class Cohort(Model):
 class Mask(Model):
     """The tissue mask, drawn on a thumbnail."""
 
+    kind: Literal["stain", "otsu", "morphological"] = "stain"  # the last two are tiatoolbox's
     mpp: Annotated[float, Field(gt=0)] = 8.0  # µm/px of the thumbnail
     min_area_um2: Annotated[float, Field(ge=0)] = 20_000  # smaller specks are not tissue
     min_hole_um2: Annotated[float, Field(ge=0)] = 10_000  # smaller holes are filled
@@ -76,7 +77,7 @@ class Filters(Model):
     """Limits on a tile's own figures; null is no limit."""
 
     max_pen: Share | None = 0.1  # share of the tile's area
-    min_sharpness: Annotated[float, Field(ge=0)] | None = None
+    min_sharpness: Annotated[float, Field(ge=0)] | None = 0.4  # flags 9 of 10 blurred tiles
     min_saturation: Share | None = None
 
 

@@ -164,9 +164,11 @@ def measure(slide: Slide, tiles: pd.DataFrame, slide_mpp: float) -> Figures:
     block_level0_px = READ_PX * slide.downsamples[level_for(slide.downsamples, ratio)]
     found = pd.DataFrame(np.nan, tiles.index, ["sharpness", "saturation", "od"], np.float32)
     for rows in _blocks(tiles, block_level0_px):
-        left, top = int(rows["x"].min()), int(rows["y"].min())
+        # On one grid for the whole slide and with a px of rim, so that blocks change nothing.
+        left = max(0, math.floor(rows["x"].min() / ratio) - 1) * ratio
+        top = max(0, math.floor(rows["y"].min() / ratio) - 1) * ratio
         right, bottom = (rows["x"] + rows["side"]).max(), (rows["y"] + rows["side"]).max()
-        size_px = max(1, round((right - left) / ratio)), max(1, round((bottom - top) / ratio))
+        size_px = math.ceil((right - left) / ratio) + 1, math.ceil((bottom - top) / ratio) + 1
         size_level0_px = size_px[0] * ratio, size_px[1] * ratio
         image = read_rectangle(slide, left, top, size_level0_px, size_px)
         x0, y0 = (rows["x"] - left) / ratio, (rows["y"] - top) / ratio

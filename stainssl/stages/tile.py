@@ -33,7 +33,7 @@ from stainssl.slides.tiling import (
     measure,
     tile_table,
 )  # fmt: skip
-from stainssl.slides.tissue import TissueMap, tissue_map
+from stainssl.slides.tissue import TissueMap, masked
 from stainssl.status import SlideError, StainsslError, Status
 from stainssl.stores.atomic import replacing
 from stainssl.stores.tiles import write_qc, write_tiles
@@ -133,7 +133,7 @@ def _tile_slide(outcome: Outcome, slide: Slide, sheet_mpp: float, tiling: Tiling
     mask_mpp = max(mask.mpp, outcome.mpp)  # never finer than the slide is
     thumbnail = read_thumbnail(slide, mask_mpp, outcome.mpp)
     _refuse_grey(thumbnail)
-    tissue = tissue_map(thumbnail, mask_mpp, mask.min_area_um2, mask.min_hole_um2)
+    tissue = masked(thumbnail, mask_mpp, mask.kind, mask.min_area_um2, mask.min_hole_um2)
     outcome.tissue_mm2 = float(tissue.tissue.sum() * mask_mpp**2 / 1e6)
     outcome.tiles = tile_table(slide, outcome.mpp, squares, tissue, _limits(tiling))
     outcome.counts = counts(outcome.tiles, len(squares))
