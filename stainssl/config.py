@@ -31,13 +31,30 @@ class Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class Staging(Model):
+    """A local folder that slides on slow storage are copied to, used and removed from."""
+
+    folder: Path
+    most_gb: Annotated[float, Field(gt=0)] = 100.0  # of all jobs together; more is read in place
+
+    @property
+    def most_bytes(self) -> int:
+        """The bound in bytes."""
+        return int(self.most_gb * 1e9)
+
+
 class Slides(Model):
     """How slides are opened and what a bad one costs."""
 
     reader: Literal["auto", "tiff", "openslide", "patches", "tiatoolbox", "fastslide"] = "auto"
     part_size: Positive = 32  # slides a part, the unit of a job
     on_missing: Literal["error", "quarantine"] = "error"
+    staging: Staging | None = None
     max_bad_slides: Share = 0.1  # share of a cohort's slides past which the run stops
+
+    def staging_place(self) -> tuple[Path | None, int]:
+        """The staging folder and the bytes that it may hold; None: slides are read in place."""
+        return (self.staging.folder, self.staging.most_bytes) if self.staging else (None, 0)
 
 
 class Demo(Model):

@@ -192,6 +192,23 @@ def reasons(tiles: pd.DataFrame, limits: Limits) -> np.ndarray:
     return np.select([tests[name] for name in REASONS], list(REASONS), default="")
 
 
+def places(slide: Slide, slide_mpp: float, squares: Grid, tissue: TissueMap) -> pd.DataFrame:
+    """The squares that have any tissue, in the grid's order, without reading a pixel.
+
+    Returns:
+        `tile`, `x`, `y`, `side`, `tissue`, `pen` as in `tile_table`.
+    """
+    x, y = squares.corners()
+    left, top = slide.bounds_level0_px[:2]
+    corner = np.column_stack([x - left, y - top]) * slide_mpp / tissue.mpp
+    boxes = np.hstack([corner, corner + squares.side_level0_px * slide_mpp / tissue.mpp])
+    tiles = pd.DataFrame({"tile": np.arange(len(x)), "x": x, "y": y})
+    tiles["side"] = squares.side_level0_px
+    tiles["tissue"] = area_shares(tissue.tissue, boxes)
+    tiles["pen"] = area_shares(tissue.pen, boxes)
+    return tiles[tiles["tissue"] > 1e-9].reset_index(drop=True)
+
+
 def tile_table(
     slide: Slide, slide_mpp: float, squares: Grid, tissue: TissueMap, limits: Limits
 ) -> pd.DataFrame:
@@ -212,15 +229,7 @@ def tile_table(
     Raises:
         SlideError, OSError: as `Slide.read_region`.
     """
-    x, y = squares.corners()
-    left, top = slide.bounds_level0_px[:2]
-    corner = np.column_stack([x - left, y - top]) * slide_mpp / tissue.mpp
-    boxes = np.hstack([corner, corner + squares.side_level0_px * slide_mpp / tissue.mpp])
-    tiles = pd.DataFrame({"tile": np.arange(len(x)), "x": x, "y": y})
-    tiles["side"] = squares.side_level0_px
-    tiles["tissue"] = area_shares(tissue.tissue, boxes)
-    tiles["pen"] = area_shares(tissue.pen, boxes)
-    tiles = tiles[tiles["tissue"] > 1e-9].reset_index(drop=True)
+    tiles = places(slide, slide_mpp, squares, tissue)
     measured = measure(slide, tiles, slide_mpp)
     tiles = tiles.assign(sharpness=measured.sharpness, saturation=measured.saturation)
     tiles = tiles.assign(od=measured.od, reason=reasons(tiles, limits))

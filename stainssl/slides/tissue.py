@@ -165,7 +165,31 @@ def _frame(od_least: np.ndarray, mpp: float) -> np.ndarray:
     return cv2.dilate(frame, _disk(2 * INK_GROW_UM, mpp)).astype(bool)
 
 
-def _plain_ink(od: _Planes, tissue_density: float) -> np.ndarray:
+@dataclass(frozen=True)
+class _Stain:
+    """What a slide's own stain looks like, so that ink over tissue can be told from it.
+
+    `bluest` is the red over green that hardly any of it reaches, `beyond` one that none does.
+    """
+
+    density: float
+    bluest: float
+    beyond: float
+
+    @classmethod
+    def of(cls, od: _Planes) -> _Stain:
+        """By a sample of the picture; ink that covers less than a twentieth changes little."""
+        step = max(1, od.density.size // SAMPLE)
+        density, red, green = (p.ravel()[::step] for p in (od.density, od.red, od.green))
+        stained = density > DENSITY_CEILING
+        if not stained.any():
+            return cls(0.0, 1.05, 1.15)
+        often = float(np.percentile(red[stained] / np.maximum(green[stained], 1e-3), 95))
+        bluest, beyond = min(max(often + 0.1, 0.9), 1.05), max(often + 0.2, 0.97)
+        return cls(float(np.median(density[stained])), bluest, beyond)
+
+
+def _plain_ink(od: _Planes, stain: _Stain) -> np.ndarray:
     """(h, w) bool, pixels of a colour that no H&E stain has.
 
     Stain absorbs green the most. Blue and green ink absorb red the most; red ink absorbs blue
@@ -173,54 +197,35 @@ def _plain_ink(od: _Planes, tissue_density: float) -> np.ndarray:
     under it.
     """
     blue_or_green = (od.red > 0.12) & (od.red > 1.15 * od.green + 0.02)
+    over_tissue = (od.red > stain.beyond * od.green) & (od.density > 1.2 * stain.density)
     red_ink = (od.green > 0.45) & (od.red < 0.25 * od.green) & (od.blue > 0.75 * od.green)
     black = (od.least > 0.6) & (
         (od.least > 0.72 * od.most)
-        | ((od.least > 0.5 * od.most) & (od.density > 2.5 * tissue_density))
+        | ((od.least > 0.5 * od.most) & (od.density > 2.5 * stain.density))
     )
-    return blue_or_green | red_ink | black
+    return blue_or_green | (over_tissue & (od.red > 0.2)) | red_ink | black
 
 
-def _faint_ink(od: _Planes, tissue_density: float, bluest: float) -> np.ndarray:
-    """(h, w) bool, pixels that stain could have too, and that are ink where they join plain ink.
-
-    Args:
-        tissue_density: the median of what is stained.
-        bluest: red over green that the slide's own stain hardly reaches; ink over tissue does.
-    """
+def _faint_ink(od: _Planes, stain: _Stain) -> np.ndarray:
+    """(h, w) bool, pixels that stain could have too, and that are ink where they join plain ink."""
+    dense = od.density > 1.6 * stain.density
     blue_or_green = (od.red > 0.06) & (od.red > 1.05 * od.green)
     red_ink = (od.green > 0.25) & (od.red < 0.3 * od.green) & (od.blue > 0.62 * od.green)
-    dark = (od.least > 0.25) & (od.red > 0.8 * od.green) & (od.density > 1.6 * tissue_density)
-    over_tissue = (od.red > bluest * od.green) & (od.density > 1.15 * tissue_density)
-    black = (od.least > 0.3) & (od.least > 0.55 * od.most) & (od.density > 1.6 * tissue_density)
+    dark = (od.least > 0.25) & (od.red > 0.8 * od.green) & dense
+    over_tissue = (od.red > stain.bluest * od.green) & (od.density > 1.15 * stain.density)
+    black = (od.least > 0.3) & (od.least > 0.55 * od.most) & dense
     return blue_or_green | red_ink | dark | over_tissue | black
 
 
-def _stain_of(od: _Planes, plain: np.ndarray) -> tuple[float, float]:
-    """Median density of what is stained and no plain ink, and the red over green that 98 % of it
-    stay below, with a margin."""
-    step = max(1, od.density.size // SAMPLE)
-    density, red, green, is_ink = (
-        plane.ravel()[::step] for plane in (od.density, od.red, od.green, plain)
-    )
-    stained = (density > DENSITY_CEILING) & ~is_ink
-    if not stained.any():
-        return 0.0, 1.05
-    bluest = float(np.percentile(red[stained] / np.maximum(green[stained], 1e-3), 98))
-    return float(np.median(density[stained])), min(max(bluest + 0.04, 0.9), 1.05)
-
-
 def _ink(od: _Planes, mpp: float) -> np.ndarray:
-    stained = od.density.ravel()[:: max(1, od.density.size // SAMPLE)]
-    stained = stained[stained > DENSITY_CEILING]
-    tissue_density = float(np.median(stained)) if stained.size else 0.0
-    plain = _plain_ink(od, tissue_density)
+    stain = _Stain.of(od)
+    plain = _plain_ink(od, stain)
     if plain.any():
         plain = drop_small(plain, INK_LEAST_UM2 / mpp**2)
     if not plain.any():
         return plain
     away_um = cv2.distanceTransform((~plain).astype(np.uint8), cv2.DIST_L2, 3) * mpp
-    faint = _faint_ink(od, *_stain_of(od, plain)) & (away_um < INK_REACH_UM)
+    faint = _faint_ink(od, stain) & (away_um < INK_REACH_UM)
     opened = cv2.morphologyEx(faint.astype(np.uint8), cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))
     ink = _touching(plain | opened.astype(bool), plain)
     return cv2.dilate(ink.astype(np.uint8), _disk(INK_GROW_UM, mpp)).astype(bool)

@@ -23,6 +23,7 @@ from stainssl.paths import Paths
 from stainssl.slides.faults import require_file
 from stainssl.slides.reader import Slide, open_slide
 from stainssl.slides.scale import read_thumbnail, resolve_mpp
+from stainssl.slides.staging import staged
 from stainssl.slides.tiling import (
     BACKGROUND,
     COLUMNS,
@@ -198,6 +199,7 @@ class _Job:
     may_miss: bool  # a missing file is a status
     tiling: Tiling
     work: Callable[[Outcome, Slide, float, Tiling], None]
+    staging: tuple[Path | None, int] = (None, 0)  # the folder, and the bytes it may hold
 
     def one(self, row: Any, with_patch_picture: bool) -> Outcome:
         """The outcome of a row of the sheet.
@@ -209,7 +211,10 @@ class _Job:
         outcome, started = Outcome(str(row.slide_id)), time.monotonic()
         try:
             require_file(Path(row.path), self.root)
-            with closing(open_slide(row.path, self.reader)) as slide:
+            with (
+                staged(Path(row.path), *self.staging) as place,
+                closing(open_slide(place, self.reader)) as slide,
+            ):
                 outcome.vendor, outcome.reader = slide.vendor, slide.reader
                 outcome.levels = list(slide.level_sizes_px)
                 self.work(outcome, slide, float(row.mpp), self.tiling)
@@ -234,6 +239,7 @@ def _job(config: Config, cohort: str) -> _Job:
         may_miss=config.slides.on_missing == "quarantine",
         tiling=config.tilings[found.tiling],
         work=_tile_patch if is_patches else _tile_slide,
+        staging=config.slides.staging_place(),
     )
 
 
