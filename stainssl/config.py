@@ -33,13 +33,30 @@ class Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class Staging(Model):
+    """A local folder that slides on slow storage are copied to, used and removed from."""
+
+    folder: Path
+    most_gb: Annotated[float, Field(gt=0)] = 100.0  # of all jobs together; more is read in place
+
+    @property
+    def most_bytes(self) -> int:
+        """The bound in bytes."""
+        return int(self.most_gb * 1e9)
+
+
 class Slides(Model):
     """How slides are opened and what a bad one costs."""
 
     reader: Literal["auto", "tiff", "openslide", "patches", "tiatoolbox", "fastslide"] = "auto"
     part_size: Positive = 32  # slides a part, the unit of a job
     on_missing: Literal["error", "quarantine"] = "error"
+    staging: Staging | None = None
     max_bad_slides: Share = 0.1  # share of a cohort's slides past which the run stops
+
+    def staging_place(self) -> tuple[Path | None, int]:
+        """The staging folder and the bytes that it may hold; None: slides are read in place."""
+        return (self.staging.folder, self.staging.most_bytes) if self.staging else (None, 0)
 
 
 class Demo(Model):
@@ -110,6 +127,7 @@ def _under(root: Path, pattern: str | None) -> str | None:
 class Mask(Model):
     """The tissue mask, drawn on a thumbnail."""
 
+    kind: Literal["stain", "otsu", "morphological"] = "stain"  # the last two are tiatoolbox's
     mpp: Annotated[float, Field(gt=0)] = 8.0  # µm/px of the thumbnail
     min_area_um2: Annotated[float, Field(ge=0)] = 20_000  # smaller specks are not tissue
     min_hole_um2: Annotated[float, Field(ge=0)] = 10_000  # smaller holes are filled
@@ -119,7 +137,7 @@ class Filters(Model):
     """Limits on a tile's own figures; null is no limit."""
 
     max_pen: Share | None = 0.1  # share of the tile's area
-    min_sharpness: Annotated[float, Field(ge=0)] | None = None
+    min_sharpness: Annotated[float, Field(ge=0)] | None = 0.4  # flags 9 of 10 blurred tiles
     min_saturation: Share | None = None
 
 

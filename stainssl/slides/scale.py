@@ -121,7 +121,7 @@ def resample(
         (h, w, 3) uint8.
     """
     x0, y0, x1, y1 = box
-    scale = min((x1 - x0) / size_px[0], (y1 - y0) / size_px[1])
+    scale = min((x1 - x0) / size_px[0], (y1 - y0) / size_px[1]) + 1e-9  # of rounding
     if all(abs(edge - round(edge)) < 1e-6 for edge in box):
         crop = image[round(y0) : round(y1), round(x0) : round(x1)]
         if crop.shape[:2] == size_px[::-1]:

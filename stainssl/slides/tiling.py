@@ -164,9 +164,11 @@ def measure(slide: Slide, tiles: pd.DataFrame, slide_mpp: float) -> Figures:
     block_level0_px = READ_PX * slide.downsamples[level_for(slide.downsamples, ratio)]
     found = pd.DataFrame(np.nan, tiles.index, ["sharpness", "saturation", "od"], np.float32)
     for rows in _blocks(tiles, block_level0_px):
-        left, top = int(rows["x"].min()), int(rows["y"].min())
+        # On one grid for the whole slide and with a px of rim, so that blocks change nothing.
+        left = max(0, math.floor(rows["x"].min() / ratio) - 1) * ratio
+        top = max(0, math.floor(rows["y"].min() / ratio) - 1) * ratio
         right, bottom = (rows["x"] + rows["side"]).max(), (rows["y"] + rows["side"]).max()
-        size_px = max(1, round((right - left) / ratio)), max(1, round((bottom - top) / ratio))
+        size_px = math.ceil((right - left) / ratio) + 1, math.ceil((bottom - top) / ratio) + 1
         size_level0_px = size_px[0] * ratio, size_px[1] * ratio
         image = read_rectangle(slide, left, top, size_level0_px, size_px)
         x0, y0 = (rows["x"] - left) / ratio, (rows["y"] - top) / ratio
@@ -191,6 +193,23 @@ def reasons(tiles: pd.DataFrame, limits: Limits) -> np.ndarray:
     return np.select([tests[name] for name in REASONS], list(REASONS), default="")
 
 
+def places(slide: Slide, slide_mpp: float, squares: Grid, tissue: TissueMap) -> pd.DataFrame:
+    """The squares that have any tissue, in the grid's order, without reading a pixel.
+
+    Returns:
+        `tile`, `x`, `y`, `side`, `tissue`, `pen` as in `tile_table`.
+    """
+    x, y = squares.corners()
+    left, top = slide.bounds_level0_px[:2]
+    corner = np.column_stack([x - left, y - top]) * slide_mpp / tissue.mpp
+    boxes = np.hstack([corner, corner + squares.side_level0_px * slide_mpp / tissue.mpp])
+    tiles = pd.DataFrame({"tile": np.arange(len(x)), "x": x, "y": y})
+    tiles["side"] = squares.side_level0_px
+    tiles["tissue"] = area_shares(tissue.tissue, boxes)
+    tiles["pen"] = area_shares(tissue.pen, boxes)
+    return tiles[tiles["tissue"] > 1e-9].reset_index(drop=True)
+
+
 def tile_table(
     slide: Slide, slide_mpp: float, squares: Grid, tissue: TissueMap, limits: Limits
 ) -> pd.DataFrame:
@@ -211,15 +230,7 @@ def tile_table(
     Raises:
         SlideError, OSError: as `Slide.read_region`.
     """
-    x, y = squares.corners()
-    left, top = slide.bounds_level0_px[:2]
-    corner = np.column_stack([x - left, y - top]) * slide_mpp / tissue.mpp
-    boxes = np.hstack([corner, corner + squares.side_level0_px * slide_mpp / tissue.mpp])
-    tiles = pd.DataFrame({"tile": np.arange(len(x)), "x": x, "y": y})
-    tiles["side"] = squares.side_level0_px
-    tiles["tissue"] = area_shares(tissue.tissue, boxes)
-    tiles["pen"] = area_shares(tissue.pen, boxes)
-    tiles = tiles[tiles["tissue"] > 1e-9].reset_index(drop=True)
+    tiles = places(slide, slide_mpp, squares, tissue)
     measured = measure(slide, tiles, slide_mpp)
     tiles = tiles.assign(sharpness=measured.sharpness, saturation=measured.saturation)
     tiles = tiles.assign(od=measured.od, reason=reasons(tiles, limits))

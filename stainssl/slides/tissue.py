@@ -7,10 +7,13 @@ smallest): stain has it however pale, and shadow, glass edges and black frames h
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
+
+from stainssl.slides import maskers
 
 SMOOTH_UM = 4.0  # standard deviation of the blur that takes out JPEG and sensor noise
 # Otsu's threshold is kept inside these (base-10 optical density): below the floor is the noise of
@@ -24,7 +27,7 @@ CLOSE_UM = 16.0  # radius that joins tissue
 WALLS_CLOSE_UM = 56.0  # radius that joins the walls of fat cells, which are some 80–110 µm wide
 BULK_UM = 24.0  # radius of what is no wall
 INK_GROW_UM = 24.0  # the soft edge of a stroke
-INK_REACH_UM = 800.0  # how far a faint stroke is followed from where its colour is plain
+INK_REACH_UM = 2000.0  # how far a faint stroke is followed from where its colour is plain
 FRAME_DENSITY = 1.2  # what is black to this optical density and touches the border is no slide
 SAMPLE = 200_000  # pixels that a threshold or the glass's colour is estimated from
 INK_LEAST_UM2 = 10_000.0  # a smaller spot is pigment or a fold
@@ -86,11 +89,23 @@ def optical_density(image: np.ndarray, white: np.ndarray | float = 255.0) -> np.
     return cv2.LUT(np.ascontiguousarray(image), table[None])
 
 
-def _least_most_mean(od: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Smallest, largest and mean channel, (h, w) float32 each; ten times as fast as along axis."""
-    red, green, blue = cv2.split(od)
-    least, most = cv2.min(cv2.min(red, green), blue), cv2.max(cv2.max(red, green), blue)
-    return least, most, (red + green + blue) / 3
+@dataclass(frozen=True)
+class _Planes:
+    """Optical densities of a picture, (h, w) float32 each: its channels and what follows."""
+
+    red: np.ndarray
+    green: np.ndarray
+    blue: np.ndarray
+    least: np.ndarray
+    most: np.ndarray
+    density: np.ndarray  # the channels' mean
+
+    @classmethod
+    def of(cls, od: np.ndarray) -> _Planes:
+        """The planes of (h, w, 3) float32."""
+        red, green, blue = cv2.split(od)
+        least, most = cv2.min(cv2.min(red, green), blue), cv2.max(cv2.max(red, green), blue)
+        return cls(red, green, blue, least, most, cv2.transform(od, np.full((1, 3), 1 / 3)))
 
 
 def _disk(radius_um: float, mpp: float) -> np.ndarray:
@@ -101,7 +116,9 @@ def _disk(radius_um: float, mpp: float) -> np.ndarray:
 def drop_small(mask: np.ndarray, least_px: float) -> np.ndarray:
     """`mask` (h, w) bool without connected pieces of fewer than `least_px` pixels."""
     pieces = mask.astype(np.uint8)
-    count, labels, stats, _ = cv2.connectedComponentsWithStats(pieces, connectivity=8)
+    count, labels, stats, _ = cv2.connectedComponentsWithStatsWithAlgorithm(
+        pieces, 8, cv2.CV_32S, cv2.CCL_SPAGHETTI
+    )
     large = stats[:, cv2.CC_STAT_AREA] >= least_px
     large[0] = False
     return large[labels] if count > 1 else mask.copy()
@@ -148,44 +165,69 @@ def _frame(od_least: np.ndarray, mpp: float) -> np.ndarray:
     return cv2.dilate(frame, _disk(2 * INK_GROW_UM, mpp)).astype(bool)
 
 
-def _plain_ink(od: np.ndarray, tissue_density: float) -> np.ndarray:
-    """Pixels of a colour that no H&E stain has, by their optical densities (h, w, 3).
+@dataclass(frozen=True)
+class _Stain:
+    """What a slide's own stain looks like, so that ink over tissue can be told from it.
+
+    `bluest` is the red over green that hardly any of it reaches, `beyond` one that none does.
+    """
+
+    density: float
+    bluest: float
+    beyond: float
+
+    @classmethod
+    def of(cls, od: _Planes) -> _Stain:
+        """By a sample of the picture; ink that covers less than a twentieth changes little."""
+        step = max(1, od.density.size // SAMPLE)
+        density, red, green = (p.ravel()[::step] for p in (od.density, od.red, od.green))
+        stained = density > DENSITY_CEILING
+        if not stained.any():
+            return cls(0.0, 1.05, 1.15)
+        often = float(np.percentile(red[stained] / np.maximum(green[stained], 1e-3), 95))
+        bluest, beyond = min(max(often + 0.1, 0.9), 1.05), max(often + 0.2, 0.97)
+        return cls(float(np.median(density[stained])), bluest, beyond)
+
+
+def _plain_ink(od: _Planes, stain: _Stain) -> np.ndarray:
+    """(h, w) bool, pixels of a colour that no H&E stain has.
 
     Stain absorbs green the most. Blue and green ink absorb red the most; red ink absorbs blue
     nearly as much as green and no red; black ink absorbs all alike, and far more than the tissue
     under it.
     """
-    red, green, blue = cv2.split(od)
-    least, most, density = _least_most_mean(od)
-    blue_or_green = (red > 0.12) & (red > 1.15 * green + 0.02)
-    red_ink = (green > 0.45) & (red < 0.25 * green) & (blue > 0.75 * green)
-    black = (least > 0.6) & (least > 0.72 * most)
-    black_on_tissue = (least > 0.6) & (least > 0.5 * most) & (density > 2.5 * tissue_density)
-    return blue_or_green | red_ink | black | black_on_tissue
+    blue_or_green = (od.red > 0.12) & (od.red > 1.15 * od.green + 0.02)
+    over_tissue = (od.red > stain.beyond * od.green) & (od.density > 1.2 * stain.density)
+    red_ink = (od.green > 0.45) & (od.red < 0.25 * od.green) & (od.blue > 0.75 * od.green)
+    black = (od.least > 0.6) & (
+        (od.least > 0.72 * od.most)
+        | ((od.least > 0.5 * od.most) & (od.density > 2.5 * stain.density))
+    )
+    return blue_or_green | (over_tissue & (od.red > 0.2)) | red_ink | black
 
 
-def _faint_ink(od: np.ndarray, tissue_density: float) -> np.ndarray:
-    """Pixels that stain could have too, and that are ink where they join plain ink."""
-    red, green, blue = cv2.split(od)
-    least, most, density = _least_most_mean(od)
-    blue_or_green = (red > 0.06) & (red > 1.05 * green)
-    red_ink = (green > 0.25) & (red < 0.3 * green) & (blue > 0.62 * green)
-    dark = (least > 0.25) & (red > 0.8 * green) & (density > 1.6 * tissue_density)
-    black = (least > 0.3) & (least > 0.55 * most) & (density > 1.6 * tissue_density)
-    return blue_or_green | red_ink | dark | black
+def _faint_ink(od: _Planes, stain: _Stain) -> np.ndarray:
+    """(h, w) bool, pixels that stain could have too, and that are ink where they join plain ink."""
+    dense = od.density > 1.6 * stain.density
+    blue_or_green = (od.red > 0.06) & (od.red > 1.05 * od.green)
+    red_ink = (od.green > 0.25) & (od.red < 0.3 * od.green) & (od.blue > 0.62 * od.green)
+    dark = (od.least > 0.25) & (od.red > 0.8 * od.green) & dense
+    over_tissue = (od.red > stain.bluest * od.green) & (od.density > 1.15 * stain.density)
+    black = (od.least > 0.3) & (od.least > 0.55 * od.most) & dense
+    return blue_or_green | red_ink | dark | over_tissue | black
 
 
-def _ink(od: np.ndarray, mpp: float) -> np.ndarray:
-    density = _least_most_mean(od)[2]
-    stained = _sample(density[density > DENSITY_CEILING])
-    tissue_density = float(np.median(stained)) if stained.size else 0.0
-    plain = drop_small(_plain_ink(od, tissue_density), INK_LEAST_UM2 / mpp**2)
+def _ink(od: _Planes, mpp: float) -> np.ndarray:
+    stain = _Stain.of(od)
+    plain = _plain_ink(od, stain)
+    if plain.any():
+        plain = drop_small(plain, INK_LEAST_UM2 / mpp**2)
     if not plain.any():
         return plain
     away_um = cv2.distanceTransform((~plain).astype(np.uint8), cv2.DIST_L2, 3) * mpp
-    faint = (_faint_ink(od, tissue_density) & (away_um < INK_REACH_UM)).astype(np.uint8)
-    faint = cv2.morphologyEx(faint, cv2.MORPH_OPEN, np.ones((3, 3), np.uint8)).astype(bool)
-    ink = _touching(plain | faint, plain)
+    faint = _faint_ink(od, stain) & (away_um < INK_REACH_UM)
+    opened = cv2.morphologyEx(faint.astype(np.uint8), cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))
+    ink = _touching(plain | opened.astype(bool), plain)
     return cv2.dilate(ink.astype(np.uint8), _disk(INK_GROW_UM, mpp)).astype(bool)
 
 
@@ -202,15 +244,14 @@ def _close(mask: np.ndarray, radius_um: float, mpp: float) -> np.ndarray:
     return cv2.morphologyEx(padded, cv2.MORPH_CLOSE, disk)[pad:-pad, pad:-pad].astype(bool)
 
 
-def _stained(od: np.ndarray, free: np.ndarray, mpp: float) -> np.ndarray:
+def _stained(od: _Planes, free: np.ndarray, mpp: float) -> np.ndarray:
     """(h, w) bool: stain wherever `free`, its gaps closed, and fat between its walls.
 
     Fat is empty cells between walls thinner than a px. What is faintly coloured and thin is taken
     for walls, and joined over the width of a cell; dense tissue is left out of that, so that
     its own outline stays.
     """
-    least_od, most_od, density = _least_most_mean(od)
-    saturation = most_od - least_od
+    density, saturation = od.density, od.most - od.least
     noise = _glass_noise(saturation, density)
     floor = min(max(SATURATION_FLOOR, noise), SATURATION_CEILING)
     least = _otsu(saturation[free], floor, SATURATION_CEILING)
@@ -244,14 +285,47 @@ def tissue_map(
     white = glass_white(thumbnail)
     sigma_px = SMOOTH_UM / mpp
     smooth = cv2.GaussianBlur(thumbnail, (0, 0), sigma_px) if sigma_px > 0.3 else thumbnail
-    od = optical_density(smooth, white)
-    frame = _frame(_least_most_mean(od)[0], mpp)
-    od[frame] = 0
+    levels = optical_density(smooth, white)
+    od = _Planes.of(levels)
+    frame = _frame(od.least, mpp)
+    if frame.any():
+        levels[frame] = 0
+        od = _Planes.of(levels)
     pen = _ink(od, mpp) & ~frame
     other = pen | frame
     stained = _stained(od, ~other, mpp) & ~other
     tissue = _fill_holes(stained, min_hole_um2 / mpp**2, other)
     return TissueMap(drop_small(tissue, min_area_um2 / mpp**2), pen, mpp, white)
+
+
+MASKERS: dict[str, Callable[[np.ndarray, float], np.ndarray]] = {
+    "otsu": maskers.otsu,
+    "morphological": maskers.morphological,
+}
+"""Config word → another way to tell tissue, beside `stain`, which is `tissue_map` itself."""
+
+
+def masked(
+    thumbnail: np.ndarray,
+    mpp: float,
+    masker: str = "stain",
+    min_area_um2: float = 20_000.0,
+    min_hole_um2: float = 10_000.0,
+) -> TissueMap:
+    """Tissue and ink by the masker that the config names; arguments as of `tissue_map`.
+
+    Args:
+        masker: `stain`, or a key of `MASKERS`; ink and frame are told as by `stain`, and are never
+            tissue.
+    """
+    found = tissue_map(thumbnail, mpp, min_area_um2, min_hole_um2)
+    if masker == "stain":
+        return found
+    od = optical_density(thumbnail, found.white)
+    other = found.pen | _frame(_Planes.of(od).least, mpp)
+    tissue = MASKERS[masker](thumbnail, mpp) & ~other
+    tissue = _fill_holes(tissue, min_hole_um2 / mpp**2, other)
+    return replace(found, tissue=drop_small(tissue, min_area_um2 / mpp**2))
 
 
 def tissue_mask(

@@ -16,8 +16,10 @@ import torch
 from stainssl.cohort import parts
 from stainssl.config import Config
 from stainssl.paths import Paths
+from stainssl.prefetch import prefetched
 from stainssl.slides.reader import Slide, open_slide
 from stainssl.slides.scale import read_square
+from stainssl.slides.staging import staged
 from stainssl.stain import METHODS, StainProfile, estimate
 from stainssl.status import SlideError
 from stainssl.stores.pixels import SlidePixels, encode, write_pixels
@@ -52,7 +54,7 @@ def slide_pixels(slide: Slide, slide_id: str, tiles: pd.DataFrame, size_px: int)
     """
     jpeg: list[bytes] = []
     profiles: dict[str, list[StainProfile]] = {method: [] for method in METHODS}
-    for images in _blocks(slide, tiles, size_px):
+    for images in prefetched(_blocks(slide, tiles, size_px)):  # reading overlaps the rest
         jpeg += [encode(image) for image in images]
         for method, profile in _profiles(images).items():
             profiles[method].append(profile)
@@ -67,7 +69,11 @@ def slide_pixels(slide: Slide, slide_id: str, tiles: pd.DataFrame, size_px: int)
 
 
 def _each_slide(
-    rows: pd.DataFrame, tiles: pd.DataFrame, reader: str, size_px: int
+    rows: pd.DataFrame,
+    tiles: pd.DataFrame,
+    reader: str,
+    size_px: int,
+    staging: tuple[Path | None, int],
 ) -> Iterator[SlidePixels]:
     by_slide = dict(list(tiles[tiles["kept"]].groupby("slide_id")))
     for slide_id, path in zip(rows["slide_id"], rows["path"], strict=True):
@@ -75,7 +81,7 @@ def _each_slide(
             continue
         started = time.monotonic()
         try:
-            with closing(open_slide(Path(path), reader)) as slide:
+            with staged(Path(path), *staging) as place, closing(open_slide(place, reader)) as slide:
                 found = slide_pixels(slide, slide_id, by_slide[slide_id], size_px)
         except SlideError as error:  # tiling read it, this did not: the other slides stay
             log.warning("%s: left out: %s", slide_id, error)
@@ -90,10 +96,11 @@ def run(config: Config, cohort: str, part: str) -> None:
     paths, name = Paths(config.results), config.cohorts[cohort].tiling
     tiling = config.tilings[name]
     reader = "patches" if config.cohorts[cohort].kind == "patches" else config.slides.reader
-    rows = parts(config, cohort)[part]
+    rows, staging = parts(config, cohort)[part], config.slides.staging_place()
+    tiles = read_tiles(paths.tiles(cohort, name, part))
     write_pixels(
         paths.pixels(cohort, name, part),
-        _each_slide(rows, read_tiles(paths.tiles(cohort, name, part)), reader, tiling.size),
+        _each_slide(rows, tiles, reader, tiling.size, staging),
         size_px=tiling.size,
         mpp=tiling.mpp,
         settings={"tiling": tiling.model_dump(mode="json"), "normalizers": list(METHODS)},

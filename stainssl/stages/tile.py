@@ -24,6 +24,7 @@ from stainssl.slides.annotations import Areas, read_polygons, within
 from stainssl.slides.faults import require_file
 from stainssl.slides.reader import Slide, open_slide
 from stainssl.slides.scale import read_thumbnail, resolve_mpp
+from stainssl.slides.staging import staged
 from stainssl.slides.tiling import (
     BACKGROUND,
     COLUMNS,
@@ -34,7 +35,7 @@ from stainssl.slides.tiling import (
     measure,
     tile_table,
 )  # fmt: skip
-from stainssl.slides.tissue import TissueMap, tissue_map
+from stainssl.slides.tissue import TissueMap, masked
 from stainssl.status import SlideError, StainsslError, Status
 from stainssl.stores.atomic import replacing
 from stainssl.stores.tiles import write_qc, write_tiles
@@ -145,7 +146,7 @@ def _tile_slide(outcome: Outcome, slide: Slide, sheet_mpp: float, tiling: Tiling
     mask_mpp = max(mask.mpp, outcome.mpp)  # never finer than the slide is
     thumbnail = read_thumbnail(slide, mask_mpp, outcome.mpp)
     _refuse_grey(thumbnail)
-    tissue = tissue_map(thumbnail, mask_mpp, mask.min_area_um2, mask.min_hole_um2)
+    tissue = masked(thumbnail, mask_mpp, mask.kind, mask.min_area_um2, mask.min_hole_um2)
     outcome.tissue_mm2 = float(tissue.tissue.sum() * mask_mpp**2 / 1e6)
     outcome.tiles = tile_table(slide, outcome.mpp, squares, tissue, _limits(tiling))
     if outcome.regions is not None:
@@ -213,6 +214,7 @@ class _Job:
     tiling: Tiling
     regions: str | None  # pattern with {slide_id}
     work: Callable[[Outcome, Slide, float, Tiling], None]
+    staging: tuple[Path | None, int] = (None, 0)  # the folder, and the bytes it may hold
 
     def begun(self, slide_id: str) -> Outcome:
         """The outcome of a slide before anything was done."""
@@ -229,7 +231,10 @@ class _Job:
         outcome, started = self.begun(str(row.slide_id)), time.monotonic()
         try:
             require_file(Path(row.path), self.root)
-            with closing(open_slide(row.path, self.reader)) as slide:
+            with (
+                staged(Path(row.path), *self.staging) as place,
+                closing(open_slide(place, self.reader)) as slide,
+            ):
                 outcome.vendor, outcome.reader = slide.vendor, slide.reader
                 outcome.levels = list(slide.level_sizes_px)
                 self.work(outcome, slide, float(row.mpp), self.tiling)
@@ -255,6 +260,7 @@ def _job(config: Config, cohort: str) -> _Job:
         tiling=config.tilings[found.tiling],
         regions=found.regions,
         work=_tile_patch if is_patches else _tile_slide,
+        staging=config.slides.staging_place(),
     )
 
 

@@ -126,7 +126,9 @@ def test_figures_do_not_depend_on_the_blocks_that_are_read(
     parts, _ = table(path, Limits())
     for name in ("saturation", "od"):
         assert parts[name].to_numpy() == pytest.approx(whole[name].to_numpy(), abs=0.01)
-    assert parts["sharpness"].to_numpy() == pytest.approx(whole["sharpness"].to_numpy(), rel=0.1)
+    assert parts["sharpness"].to_numpy() == pytest.approx(
+        whole["sharpness"].to_numpy(), rel=0.01, nan_ok=True
+    )
 
 
 def test_an_out_of_focus_band_is_less_sharp(

@@ -9,8 +9,11 @@ import cv2
 import numpy as np
 import pytest
 
+from stainssl.demo import make
 from stainssl.slides.reader import open_slide
-from stainssl.slides.tissue import glass_white, optical_density, tissue_map, tissue_mask
+from stainssl.slides.scale import read_thumbnail
+from stainssl.slides.tissue import glass_white, masked, optical_density, tissue_map, tissue_mask
+from stainssl.status import SlideError
 
 MPP = 8.0
 GLASS = np.array([241, 243, 240])
@@ -158,3 +161,36 @@ def test_real_thumbnails(
     found = tissue_map(image, 16.0)
     assert least < found.tissue.mean() < most
     assert found.pen.mean() < most_pen
+
+
+@pytest.mark.parametrize("kind", ["otsu", "morphological"])
+def test_tiatoolboxs_maskers_are_options_and_ink_stays_ink(
+    rng: np.random.Generator, kind: str
+) -> None:
+    image, disk = slide(rng)
+    image[10:20, 10:190] = coloured(np.array([0.7, 0.45, 0.05]))
+    found = masked(image, MPP, kind)
+    assert iou(found.tissue, disk) > 0.8
+    assert found.pen[12:18, 20:180].all()
+    assert not (found.tissue & found.pen).any()
+    assert not masked(np.full((30, 30, 3), 240, np.uint8), MPP, kind).tissue.any()
+
+
+def test_the_cohorts_truth_is_found(tmp_path: Path) -> None:
+    """A small cohort of the demo; `benchmarks/tissue.py` has the figures of the whole one."""
+    make(tmp_path / "demo", seed=3, patients={"a": 1, "c": 1}, side_px=2048)
+    shares, pen_as_tissue, pen = [], 0, 0
+    for path in sorted((tmp_path / "demo" / "slides").glob("*.svs")):
+        truth = np.load(tmp_path / "demo" / "truth" / f"{path.stem}.npz")
+        try:
+            with closing(open_slide(path)) as one:
+                found = tissue_map(read_thumbnail(one, MPP, 0.5), MPP)
+        except SlideError:
+            continue
+        ink, tissue = truth["pen"] > 0, truth["tissue"] > 0
+        if tissue.any():
+            shares.append(iou(found.tissue & ~ink, tissue & ~ink))
+        pen_as_tissue, pen = pen_as_tissue + (found.tissue & ink).sum(), pen + ink.sum()
+    assert np.mean(shares) >= 0.9
+    assert min(shares) >= 0.8
+    assert pen_as_tissue <= 0.03 * pen

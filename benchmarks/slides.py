@@ -1,0 +1,226 @@
+"""Speed and memory of reading slides, beside other tools on the same slide: a table and JSON.
+
+    OMP_NUM_THREADS=1 taskset -c 0 python benchmarks/slides.py SLIDE [--fine SLIDE_AT_0.25]
+        [--rivals ENV/bin/python] [--histolab ENV/bin/python] [--tiles 3000] [--out slides.json]
+
+SLIDE is one that `large_slide.py` wrote. Rates are megapixels of level 0 a second on one core, each
+the median of three rounds, the sides by turns. The raw rate is libjpeg-turbo over the same tiles'
+bytes, read from the file, and nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import cv2
+import imagecodecs
+import numpy as np
+import openslide
+import pandas as pd
+import tifffile
+
+from stainssl.slides import tiling
+from stainssl.slides.reader import open_slide
+from stainssl.slides.scale import read_square, read_thumbnail
+from stainssl.slides.tissue import tissue_map
+from stainssl.stores.pixels import SlidePixels, decode, encode, open_pixels, write_pixels
+
+ROUNDS, SIZE_PX, MPP, MASK_MPP = 3, 256, 0.5, 8.0
+
+
+def seconds(work: dict[str, Callable[[], Any]]) -> dict[str, float]:
+    """Median seconds of each piece of work, in turns."""
+    found: dict[str, list[float]] = {name: [] for name in work}
+    for _ in range(ROUNDS):
+        for name, run in work.items():
+            start = time.perf_counter()
+            run()
+            found[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in found.items()}
+
+
+def table_of(path: Path, with_figures: bool) -> pd.DataFrame:
+    """Mask and tiles of a slide; without figures it is what the other tools make."""
+    with closing(open_slide(path)) as slide:
+        thumbnail = read_thumbnail(slide, MASK_MPP, MPP)
+        tissue = tissue_map(thumbnail, MASK_MPP)
+        squares = tiling.grid(slide.bounds_level0_px, MPP, MPP, SIZE_PX)
+        if with_figures:
+            return tiling.tile_table(slide, MPP, squares, tissue, tiling.Limits(0.5, 0.1, 0.4))
+        return tiling.places(slide, MPP, squares, tissue)
+
+
+def thumbnail_of(path: Path) -> np.ndarray:
+    """The picture that the mask is drawn on."""
+    with closing(open_slide(path)) as slide:
+        return read_thumbnail(slide, MASK_MPP, MPP)
+
+
+def rival(python: str, tool: str, path: Path) -> dict[str, Any] | None:
+    """Seconds and tiles of another tool, None where it failed."""
+    script = Path(__file__).with_name("slides_rival.py")
+    done = subprocess.run(
+        [python, str(script), tool, str(path)], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        print(f"{tool} failed: {done.stderr.strip().splitlines()[-1]}")
+        return None
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def jaccard(ours: pd.DataFrame, theirs: list[list[int]]) -> float:
+    """Overlap of two tile sets; theirs by the nearest place of our grid."""
+    mine = set(zip(ours["x"] // SIZE_PX, ours["y"] // SIZE_PX, strict=True))
+    other = {(round(x / SIZE_PX), round(y / SIZE_PX)) for x, y in theirs}
+    return len(mine & other) / len(mine | other)
+
+
+def mask_and_table(path: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Mask and tile table by us and by every tool that is there."""
+    kept = table_of(path, True)
+    kept = kept[kept["tissue"] >= 0.5]
+    own = seconds(
+        {
+            "thumbnail alone": lambda: thumbnail_of(path),
+            "stainssl": lambda: table_of(path, False),
+            "stainssl with sharpness and colour": lambda: table_of(path, True),
+        }
+    )
+    rows: list[dict[str, Any]] = [
+        {"what": name, "seconds": round(value, 2), "tiles": len(kept), "jaccard": None}
+        for name, value in own.items()
+    ]
+    tools = dict.fromkeys(("hs2p", "tiatoolbox", "lazyslide"), options.rivals)
+    for tool, python in {**tools, "histolab": options.histolab}.items():
+        found = rival(python, tool, path) if python else None
+        if found:
+            rows.append(
+                {
+                    "what": tool,
+                    "seconds": round(found["seconds"], 2),
+                    "tiles": len(found["tiles"]),
+                    "jaccard": round(jaccard(kept, found["tiles"]), 3),
+                }
+            )
+    return rows
+
+
+def raw_rate(path: Path, count: int) -> Callable[[], None]:
+    """Decoding of `count` JPEG tiles of level 0 and nothing else."""
+    with tifffile.TiffFile(path) as file:
+        page: Any = file.pages.first
+        chosen = np.linspace(0, len(page.dataoffsets) - 1, count).astype(int)
+        with path.open("rb") as data:
+            parts = []
+            for i in chosen:
+                data.seek(page.dataoffsets[i])
+                parts.append(data.read(page.databytecounts[i]))
+        tables = page.jpegtables
+
+    def run() -> None:
+        for part in parts:
+            imagecodecs.jpeg8_decode(part, tables=tables, outcolorspace=2)
+
+    return run
+
+
+def read_all(path: Path, tiles: pd.DataFrame) -> None:
+    """The pixels of tiles by our reader."""
+    with closing(open_slide(path)) as slide:
+        for x, y, side in zip(tiles["x"], tiles["y"], tiles["side"], strict=True):
+            read_square(slide, x, y, side, SIZE_PX)
+
+
+def openslide_loop(path: Path, tiles: pd.DataFrame) -> None:
+    """The same by OpenSlide, tile by tile, resized by Pillow as people do."""
+    slide = openslide.OpenSlide(path)
+    for x, y, side in zip(tiles["x"], tiles["y"], tiles["side"], strict=True):
+        image = slide.read_region((int(x), int(y)), 0, (round(side), round(side))).convert("RGB")
+        if image.width != SIZE_PX:
+            image = image.resize((SIZE_PX, SIZE_PX))
+        np.asarray(image)
+
+
+def pixels_of(path: Path, slide_mpp: float, count: int) -> dict[str, Any]:
+    """Rates of reading a run of tissue tiles."""
+    with closing(open_slide(path)) as slide:
+        tissue = tissue_map(read_thumbnail(slide, MASK_MPP, slide_mpp), MASK_MPP)
+        squares = tiling.grid(slide.bounds_level0_px, slide_mpp, MPP, SIZE_PX)
+        tiles = tiling.places(slide, slide_mpp, squares, tissue)
+    tiles = tiles[tiles["tissue"] >= 0.5].head(count)
+    side = float(tiles["side"].iloc[0])
+    found = seconds(
+        {
+            "stainssl": lambda: read_all(path, tiles),
+            "openslide loop": lambda: openslide_loop(path, tiles),
+            "raw": raw_rate(path, count),
+        }
+    )
+    of_tiles = len(tiles) * side**2 / 1e6
+    rates = {name: of_tiles / found[name] for name in ("stainssl", "openslide loop")}
+    rates["raw"] = count * SIZE_PX**2 / 1e6 / found["raw"]
+    return {
+        "slide mpp": slide_mpp,
+        **{f"{name} MP/s": round(value, 1) for name, value in rates.items()},
+        "to openslide": round(rates["stainssl"] / rates["openslide loop"], 2),
+        "of raw": round(rates["stainssl"] / rates["raw"], 2),
+    }
+
+
+def store_of(path: Path, count: int) -> dict[str, Any]:
+    """A store of tiles: its size, and how fast it is read back beside decoding alone."""
+    with closing(open_slide(path)) as slide:
+        places = [(4096 + 256 * (i % 64), 4096 + 256 * (i // 64)) for i in range(count)]
+        jpeg = [encode(read_square(slide, x, y, SIZE_PX, SIZE_PX)) for x, y in places]
+    with tempfile.TemporaryDirectory() as folder:
+        store = Path(folder) / "a.zarr"
+        one = SlidePixels("a", np.arange(count, dtype=np.int32), jpeg)
+        write_pixels(store, [one], size_px=SIZE_PX, mpp=MPP, settings={})
+        held = sum(file.stat().st_size for file in store.rglob("*") if file.is_file())
+        pixels, index = open_pixels(store), np.arange(count)
+        found = seconds(
+            {
+                "store": lambda: [pixels.images(index[i : i + 64]) for i in range(0, count, 64)],
+                "decode": lambda: [decode(data) for data in jpeg],
+            }
+        )
+    return {
+        "bytes to JPEGs'": round(held / sum(map(len, jpeg)), 4),
+        "read back to decoding": round(found["decode"] / found["store"], 2),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("slide", type=Path)
+    parser.add_argument("--fine", type=Path)
+    parser.add_argument("--rivals")
+    parser.add_argument("--histolab")
+    parser.add_argument("--tiles", type=int, default=3000)
+    parser.add_argument("--out", type=Path, default=Path("slides.json"))
+    options = parser.parse_args()
+    cv2.setNumThreads(1)
+    found: dict[str, Any] = {"mask and table": mask_and_table(options.slide, options)}
+    print(pd.DataFrame(found["mask and table"]).to_string(index=False))
+    found["pixels"] = [pixels_of(options.slide, MPP, options.tiles)]
+    if options.fine:
+        found["pixels"].append(pixels_of(options.fine, MPP / 2, options.tiles // 4))
+    print(pd.DataFrame(found["pixels"]).T.to_string())
+    found["store"] = store_of(options.slide, min(1024, options.tiles))
+    found["most resident GB"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    print({key: found[key] for key in ("store", "most resident GB")})
+    options.out.write_text(json.dumps(found, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,126 @@
+"""How well tissue, ink and blur are told on the synthetic cohort, whose truth is known: a table.
+
+    OMP_NUM_THREADS=1 python benchmarks/tissue.py DEMO [--out tissue.json]
+
+DEMO is the folder that `stainssl demo` writes. Areas are compared on the truth's own pixels of
+8 µm. Under ink there is no truth about tissue: those pixels count for the ink alone. A tile counts
+as out of focus, fat or ink where at least half of it is; blur is judged on kept tissue.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from stainssl.config import Tiling
+from stainssl.slides.reader import open_slide
+from stainssl.slides.scale import read_thumbnail
+from stainssl.slides.tiling import Limits, area_shares, grid, tile_table
+from stainssl.slides.tissue import MASKERS, TissueMap, masked
+from stainssl.status import SlideError
+
+MPP = 8.0
+DEMO_MPP = 0.5
+AIMS = {
+    "tissue IoU, mean": ("at least", 0.92),
+    "tissue IoU, worst": ("at least", 0.80),
+    "ink called tissue": ("at most", 0.03),
+    "out of focus flagged": ("at least", 0.90),
+    "in focus flagged": ("at most", 0.05),
+    "fat kept": ("at least", 0.80),
+}
+
+
+def iou(a: np.ndarray, b: np.ndarray) -> float:
+    """Intersection over union of two masks, 1 where both are empty."""
+    union = (a | b).sum()
+    return float((a & b).sum() / union) if union else 1.0
+
+
+def tiles_of(slide: Any, tissue: TissueMap, truth: dict[str, np.ndarray]) -> pd.DataFrame:
+    """The tiles of a slide with the shares of each that are truly blurred, fat and ink."""
+    tiling = Tiling()
+    squares = grid(slide.bounds_level0_px, DEMO_MPP, tiling.mpp, tiling.size)
+    limits = Limits(tiling.min_tissue, **tiling.filters.model_dump())
+    tiles = tile_table(slide, DEMO_MPP, squares, tissue, limits)
+    corner = tiles[["x", "y"]].to_numpy() * (DEMO_MPP / MPP)
+    boxes = np.hstack([corner, corner + tiles[["side"]].to_numpy() * (DEMO_MPP / MPP)])
+    shares = {f"true_{name}": area_shares(truth[name], boxes) for name in truth}
+    return tiles.assign(**shares)
+
+
+def measure(path: Path, truth_file: Path, masker: str) -> tuple[dict[str, Any], pd.DataFrame]:
+    """The figures of one slide's masks, and its tiles."""
+    truth = {name: mask.astype(bool) for name, mask in np.load(truth_file).items()}
+    with closing(open_slide(path)) as slide:
+        thumbnail = read_thumbnail(slide, MPP, DEMO_MPP)
+        found = masked(thumbnail, MPP, masker)
+        tiles = tiles_of(slide, found, truth)
+    pen, fat = truth["pen"], truth["fat"] & ~truth["pen"]
+    row = {
+        "slide": path.stem,
+        "iou": iou(found.tissue & ~pen, truth["tissue"] & ~pen),
+        "pen_px": int(pen.sum()),
+        "pen_as_tissue_px": int((found.tissue & pen).sum()),
+        "fat_px": int(fat.sum()),
+        "fat_kept_px": int((found.tissue & fat).sum()),
+    }
+    return row, tiles.assign(slide=path.stem)
+
+
+def summary(slides: pd.DataFrame, tiles: pd.DataFrame) -> dict[str, float]:
+    """The figures that the aims are about, over all slides."""
+    seen = tiles[(tiles["tissue"] >= 0.5) & (tiles["pen"] <= 0.1)]
+    blurred = seen["true_out_of_focus"] >= 0.5
+    sharp = seen["true_out_of_focus"] == 0
+    flagged = seen["reason"] == "blur"
+    total = slides.sum(numeric_only=True)
+    tissue = slides[slides["fat_px"] > 0] if len(slides) else slides
+    return {
+        "slides": len(slides),
+        "tissue IoU, mean": float(slides["iou"].mean()),
+        "tissue IoU, worst": float(slides["iou"].min()),
+        "ink called tissue": total["pen_as_tissue_px"] / max(total["pen_px"], 1),
+        "out of focus flagged": float(flagged[blurred].mean()),
+        "in focus flagged": float(flagged[sharp].mean()),
+        "fat kept": total["fat_kept_px"] / max(total["fat_px"], 1),
+        "fat kept, worst slide": float((tissue["fat_kept_px"] / tissue["fat_px"]).min()),
+    }
+
+
+def evaluate(demo: Path, masker: str) -> tuple[dict[str, float], pd.DataFrame, pd.DataFrame]:
+    """Summary, a row per slide and a row per tile, of every slide that can be read."""
+    rows, frames = [], []
+    for path in sorted((demo / "slides").glob("*.svs")):
+        try:
+            row, tiles = measure(path, demo / "truth" / f"{path.stem}.npz", masker)
+        except SlideError:
+            continue  # the cohort's truncated slide
+        rows.append(row)
+        frames.append(tiles)
+    slides, tiles = pd.DataFrame(rows), pd.concat(frames, ignore_index=True)
+    return summary(slides, tiles), slides, tiles
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("demo", type=Path)
+    parser.add_argument("--out", type=Path, default=Path("tissue.json"))
+    options = parser.parse_args()
+    found = {masker: evaluate(options.demo, masker)[0] for masker in ("stain", *MASKERS)}
+    print(pd.DataFrame(found).round(3).to_string())
+    for name, (way, aim) in AIMS.items():
+        value = found["stain"][name]
+        met = value >= aim if way == "at least" else value <= aim
+        print(f"{name}: {value:.3f}, {way} {aim}: {'met' if met else 'NOT MET'}")
+    options.out.write_text(json.dumps({"by_masker": found, "aims": AIMS}, indent=1))
+
+
+if __name__ == "__main__":
+    main()

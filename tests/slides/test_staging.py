@@ -1,0 +1,50 @@
+"""A staged slide is a copy that goes away, and the folder never holds more than it may."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from stainssl.slides.staging import staged
+
+
+@pytest.fixture
+def slide(tmp_path: Path) -> Path:
+    (tmp_path / "slow").mkdir()
+    (tmp_path / "slow" / "a.svs").write_bytes(bytes(range(250)) * 4)
+    return tmp_path / "slow" / "a.svs"
+
+
+def test_a_copy_is_read_and_removed(slide: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "fast" / "deep"
+    with staged(slide, folder, 10_000) as place:
+        assert place.name == "a.svs"
+        assert folder in place.parents
+        assert place.read_bytes() == slide.read_bytes()
+    assert not list(folder.iterdir())
+
+
+def test_it_is_removed_when_reading_fails(slide: Path, tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError), staged(slide, tmp_path / "fast", 10_000):
+        raise RuntimeError
+    assert not list((tmp_path / "fast").iterdir())
+
+
+def test_the_folder_is_bounded_over_all_that_use_it(slide: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "fast"
+    with staged(slide, folder, 1_500) as first, staged(slide, folder, 1_500) as second:
+        assert first != slide
+        assert second == slide
+    with staged(slide, folder, 999) as place:
+        assert place == slide
+
+
+@pytest.mark.parametrize("name", ["a.mrxs", "a.dcm", "folder.zarr"])
+def test_what_is_more_than_a_file_is_read_where_it_is(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.mkdir() if name.endswith("zarr") else path.write_bytes(b"x")
+    with staged(path, tmp_path / "fast", 10_000) as place:
+        assert place == path
+    with staged(path, None) as place:
+        assert place == path
