@@ -215,9 +215,12 @@ def loader_rate(real_data: Path, work: Path) -> list[dict[str, Any]]:
 def _rates(path: Path, jpegs: list[bytes], threads: int) -> dict[str, float]:
     pool = ThreadPoolExecutor(threads)
 
+    def some(first: int) -> None:
+        for jpeg in jpegs[first::threads]:
+            decode(jpeg)
+
     def bare() -> None:
-        for start in range(0, len(jpegs), 256):  # a batch at a time: memory stays as it is
-            list(pool.map(decode, jpegs[start : start + 256]))
+        list(pool.map(some, range(threads)))
 
     def loader() -> None:
         tiles = TrainTiles([open_pixels(path)], cache_bytes=0, workers=threads)

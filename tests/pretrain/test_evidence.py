@@ -53,9 +53,11 @@ def _centres(folder):
 
 @pytest.fixture(scope="module")
 def words(world):
-    return [str(world / "config.yaml"), "--cohort", "mine", "--label", "label", "--work",
-            str(world / "work"), "--real-data", str(world), "--seeds", "0", "--encoders", *ENCODERS,
-            "--backbone", BACKBONE, "--input-size", "32", "--epochs", "1", "--folds", "2"]  # fmt: skip
+    given = {"cohort": "mine", "label": "label", "work": world / "work", "real-data": world,
+             "backbone": BACKBONE, "input-size": 32, "epochs": 1, "folds": 2,
+             "seeds": 0}  # fmt: skip
+    options = [word for name, value in given.items() for word in (f"--{name}", str(value))]
+    return [str(world / "config.yaml"), *options, "--encoders", *ENCODERS]
 
 
 @pytest.fixture(scope="module")
