@@ -8,6 +8,7 @@ spawned process could not open again: tiles and streams can be pickled.
 from __future__ import annotations
 
 import logging
+import sys
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -103,10 +104,12 @@ class TrainTiles:
 
     def _open(self) -> None:
         self._blocks: OrderedDict[int, list[bytes]] = OrderedDict()
+        self._buffers: list[npt.NDArray[np.uint8]] = []
         self._pool = ThreadPoolExecutor(self._workers) if self._workers > 1 else None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if k not in ("_blocks", "_pool")}
+        held = ("_blocks", "_buffers", "_pool")
+        return {k: v for k, v in self.__dict__.items() if k not in held}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -142,16 +145,29 @@ class TrainTiles:
     def _on_cpu(self, index: Index) -> Tensor:
         """(B, 3, H, W) uint8; the numbers of bad tiles in `index` become those of others."""
         kept = bool(len(self._cache))
-        shape = (len(index), self.size_px, self.size_px, 3)
-        images = self._cache if kept else np.empty(shape, np.uint8)
+        batch = self._buffer(len(index))
+        images = self._cache if kept else batch
         places = index if kept else np.arange(len(index))
         absent = ~self._bad[index] & (~self._cached[index] if kept else True)
         self._decode(index[absent], images, places[absent])
         bad, stands_in = self._replaced(index)
         if kept:
-            return _planes(images[index])
-        images[bad] = images[stands_in]
-        return _planes(images)
+            np.take(self._cache, index, axis=0, out=batch, mode="clip")
+        else:
+            batch[bad] = batch[stands_in]
+        return _planes(batch)
+
+    def _buffer(self, count: int) -> npt.NDArray[np.uint8]:
+        """(count, H, W, 3) uint8: memory of a batch that nobody holds any more, or new.
+
+        Fresh memory costs as much as half of the decoding, at its first touch.
+        """
+        for buffer in self._buffers:
+            # The list, the loop and the call hold it: no tensor does.
+            if len(buffer) == count and sys.getrefcount(buffer) == 3:
+                return buffer
+        self._buffers.append(np.empty((count, self.size_px, self.size_px, 3), np.uint8))
+        return self._buffers[-1]
 
     def _replaced(self, index: Index) -> tuple[Index, Index]:
         """Replace the bad tiles of `index`; where they were, and whose place has what they got."""

@@ -111,6 +111,18 @@ def test_another_tile_stands_in_for_a_bad_jpeg_which_is_named(one_bad, caplog, c
         tiles.batch(np.array([2, 1]))
 
 
+@pytest.mark.parametrize("cache_bytes", [0, 1 << 20])
+def test_a_batch_that_is_held_is_never_written_over(stores, cache_bytes):
+    tiles = TrainTiles(stores, cache_bytes=cache_bytes)
+    held = [tiles.batch(np.arange(start, start + 10)) for start in range(0, 60, 10)]
+    for batch in held:
+        assert int(np.abs(_levels(batch) - batch.tile).max()) <= 1
+    places = {batch.images.data_ptr() for batch in held}
+    assert len(places) == 6
+    del held, batch
+    assert tiles.batch(np.arange(10)).images.data_ptr() in places  # and used again when it is not
+
+
 def test_processes_share_a_step(stores, rng):
     tiles, everyone = TrainTiles(stores), rng.permutation(100)[:12]
     shares = [tiles.batch(everyone, rank, 3) for rank in range(3)]
