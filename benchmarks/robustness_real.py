@@ -540,10 +540,16 @@ def _seeds(values: pd.DataFrame, name: str) -> int:
     return int(values.loc[values["encoder"] == name, "seed"].nunique())
 
 
+def comparable(values: pd.DataFrame) -> pd.DataFrame:
+    """The folds and seeds that every encoder has been measured on."""
+    encoders = values.groupby(["seed", "fold"])["encoder"].transform("nunique")
+    return values[encoders == encoders.max()].reset_index(drop=True)
+
+
 def report(work: Path) -> pd.DataFrame:
     """Write `summary.csv` of what has been measured, and print it."""
     files = sorted((work / "values").glob("*.parquet"))
-    values = pd.concat([pd.read_parquet(file) for file in files], ignore_index=True)
+    values = comparable(pd.concat([pd.read_parquet(file) for file in files], ignore_index=True))
     summary = summarise(values)
     write_text(work / "summary.csv", summary.to_csv(index=False))
     with pd.option_context("display.width", 200, "display.max_rows", None):

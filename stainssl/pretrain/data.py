@@ -8,9 +8,11 @@ spawned process could not open again: tiles and streams can be pickled.
 from __future__ import annotations
 
 import logging
+import sys
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import lru_cache
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -102,10 +104,12 @@ class TrainTiles:
 
     def _open(self) -> None:
         self._blocks: OrderedDict[int, list[bytes]] = OrderedDict()
+        self._buffers: list[npt.NDArray[np.uint8]] = []
         self._pool = ThreadPoolExecutor(self._workers) if self._workers > 1 else None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if k not in ("_blocks", "_pool")}
+        held = ("_blocks", "_buffers", "_pool")
+        return {k: v for k, v in self.__dict__.items() if k not in held}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -132,75 +136,88 @@ class TrainTiles:
             StainsslError: fewer than two of the share can be decoded.
         """
         count = len(everyone) // world_size
-        index = everyone[rank * count : (rank + 1) * count]
-        fresh = self._fresh(index)
-        good = index[~self._bad[index]]
+        index = everyone[rank * count : (rank + 1) * count].copy()
+        images = self._on_gpu(index) if self._gpu else None
+        if images is None:
+            images = self._on_cpu(index)
+        return Batch(images, index, everyone, rank * count)
+
+    def _on_cpu(self, index: Index) -> Tensor:
+        """(B, 3, H, W) uint8; the numbers of bad tiles in `index` become those of others."""
+        kept = bool(len(self._cache))
+        batch = self._buffer(len(index))
+        images = self._cache if kept else batch
+        places = index if kept else np.arange(len(index))
+        absent = ~self._bad[index] & (~self._cached[index] if kept else True)
+        self._decode(index[absent], images, places[absent])
+        bad, stands_in = self._replaced(index)
+        if kept:
+            np.take(self._cache, index, axis=0, out=batch, mode="clip")
+        else:
+            batch[bad] = batch[stands_in]
+        return _planes(batch)
+
+    def _buffer(self, count: int) -> npt.NDArray[np.uint8]:
+        """(count, H, W, 3) uint8: memory of a batch that nobody holds any more, or new.
+
+        Fresh memory costs as much as half of the decoding, at its first touch.
+        """
+        for buffer in self._buffers:
+            # The list, the loop and the call hold it: no tensor does.
+            if len(buffer) == count and sys.getrefcount(buffer) == 3:
+                return buffer
+        self._buffers.append(np.empty((count, self.size_px, self.size_px, 3), np.uint8))
+        return self._buffers[-1]
+
+    def _replaced(self, index: Index) -> tuple[Index, Index]:
+        """Replace the bad tiles of `index`; where they were, and whose place has what they got."""
+        good, bad = np.flatnonzero(~self._bad[index]), np.flatnonzero(self._bad[index])
         if len(good) < 2:
             raise StainsslError(
-                f"{len(index) - len(good)} of the {len(index)} tiles of a batch cannot be decoded: "
-                "delete the pixels of the training parts and make them again."
+                f"{len(bad)} of the {len(index)} tiles of a batch cannot be decoded: delete the "
+                "pixels of the training parts and make them again."
             )
-        index = index.copy()
-        bad = np.flatnonzero(self._bad[index])
-        index[bad] = np.resize(good, len(bad))
-        return Batch(self._images(index, fresh), index, everyone, rank * count)
-
-    def _fresh(self, index: Index) -> dict[int, Any]:
-        """The tiles of `index` that are not kept yet, decoded; those that are bad are noted."""
-        absent = index[~self._bad[index]]
-        if len(self._cache):
-            absent = absent[~self._cached[absent]]
-        fresh = dict(zip(absent.tolist(), self._decoded(absent), strict=True))
-        for tile in [tile for tile, image in fresh.items() if image is None]:
-            self._bad[tile] = True
-            log.warning("a tile of slide %s cannot be decoded: left out", self._slide_of(tile))
-            del fresh[tile]
-        if len(self._cache):
-            for tile, image in fresh.items():
-                self._cache[tile], self._cached[tile] = image, True
-        return fresh
-
-    def _images(self, index: Index, fresh: dict[int, Any]) -> Tensor:
-        """(B, 3, H, W) uint8."""
-        if len(self._cache):
-            return _planes(self._cache[index])
-        images = [fresh[tile] for tile in index.tolist()]
-        if isinstance(images[0], Tensor):
-            return torch.stack(images)
-        return _planes(np.stack(images))
+        stands_in = np.resize(good, len(bad))
+        index[bad] = index[stands_in]
+        return bad, stands_in
 
     def _slide_of(self, tile: int) -> str:
         store = int(np.searchsorted(self._first, tile, side="right")) - 1
         found = self._stores[store]
         return found.slide_id[int(found.slide[tile - self._first[store]])]
 
-    def _decoded(self, index: Index) -> list[Any]:
-        """The tiles, decoded; None in place of a bad one."""
-        jpegs = self._jpegs(index)
-        if self._gpu and len(jpegs) and (images := self._decoded_on_gpu(jpegs)):
-            return images
-        decoded = self._pool.map(self._image, jpegs) if self._pool else map(self._image, jpegs)
-        return list(decoded)
+    def _decode(self, tiles: Index, images: npt.NDArray[np.uint8], places: Index) -> None:
+        """Decode tiles into rows of `images`; the bad ones are noted and named."""
 
-    def _decoded_on_gpu(self, jpegs: list[bytes]) -> list[Tensor] | None:
-        """(3, H, W) uint8 each, on the GPU; None where one of them is bad or there is no nvJPEG."""
+        jpegs, good = self._jpegs(tiles), np.zeros(len(tiles), bool)
+
+        def some(rows: range) -> None:
+            for row in rows:
+                with suppress(ValueError):
+                    decode(jpegs[row], images[places[row]])
+                    good[row] = True
+
+        # A share a thread: a task a tile would cost a quarter of its decoding.
+        shares = [range(i, len(tiles), self._workers) for i in range(self._workers)]
+        list(self._pool.map(some, shares) if self._pool else map(some, shares))
+        if len(self._cache):
+            self._cached[tiles[good]] = True
+        for tile in tiles[~good].tolist():
+            self._bad[tile] = True
+            log.warning("a tile of slide %s cannot be decoded: left out", self._slide_of(tile))
+
+    def _on_gpu(self, index: Index) -> Tensor | None:
+        """(B, 3, H, W) uint8 on the GPU; None where a tile is bad or torchvision has no nvJPEG."""
         from torchvision.io import ImageReadMode, decode_jpeg
 
-        encoded = [torch.frombuffer(bytearray(jpeg), dtype=torch.uint8) for jpeg in jpegs]
+        encoded = [torch.frombuffer(bytearray(j), dtype=torch.uint8) for j in self._jpegs(index)]
         try:
             images = decode_jpeg(encoded, mode=ImageReadMode.RGB, device="cuda")
         except RuntimeError as error:
             log.warning("decoding on the GPU failed (%s): the CPU does it", error)
             return None
         right = (3, self.size_px, self.size_px)
-        return images if all(image.shape == right for image in images) else None
-
-    def _image(self, jpeg: bytes) -> npt.NDArray[np.uint8] | None:
-        try:
-            image = decode(jpeg)
-        except ValueError:
-            return None
-        return image if image.shape == (self.size_px, self.size_px, 3) else None
+        return torch.stack(images) if all(image.shape == right for image in images) else None
 
     def _jpegs(self, index: Index) -> list[bytes]:
         blocks = np.searchsorted(self._block_start, index, side="right") - 1
@@ -223,7 +240,8 @@ class TrainTiles:
 
 
 def _planes(images: npt.NDArray[np.uint8]) -> Tensor:
-    planes = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
+    # Channels stay last in memory: to turn them costs a third of decoding, and nothing needs it.
+    planes = torch.from_numpy(images).permute(0, 3, 1, 2)
     return planes.pin_memory() if torch.cuda.is_available() else planes
 
 

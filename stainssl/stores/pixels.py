@@ -50,16 +50,21 @@ def encode(image: npt.NDArray[np.uint8], quality: int = JPEG_QUALITY) -> bytes:
     return data.tobytes()
 
 
-def decode(jpeg: bytes) -> npt.NDArray[np.uint8]:
+def decode(jpeg: bytes, out: npt.NDArray[np.uint8] | None = None) -> npt.NDArray[np.uint8]:
     """RGB tile (H, W, 3) uint8 of one JPEG.
 
+    Args:
+        out: (H, W, 3) uint8, contiguous, to write it to.
+
     Raises:
-        ValueError: the bytes are not a JPEG.
+        ValueError: the bytes are not a JPEG, or not one of the size of `out`.
     """
     image = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR) if jpeg else None
     if image is None:
         raise ValueError(f"{len(jpeg)} bytes that are not a JPEG")
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)  # type: ignore[return-value]
+    if out is not None and image.shape != out.shape:
+        raise ValueError(f"a JPEG of {image.shape}, not {out.shape}")
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=out)  # type: ignore[return-value]
 
 
 class _JpegWriter:

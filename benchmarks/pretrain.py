@@ -1,0 +1,318 @@
+"""Speed of pretraining: the stain target's cost, lightly's SimCLR beside it, loader and scale.
+
+    OMP_NUM_THREADS=1 python benchmarks/pretrain.py REAL_DATA [--only step lightly loader scale]
+
+`step`: a step of `stain-invariant` against one of `simclr` on the same views, by turns.
+`lightly`: images per second of our SimCLR against lightly's own example (its SimCLRTransform on
+PIL images in a DataLoader, its loss and head) on the same tiles and backbone, all cores.
+`loader`: tiles per second of the shuffled loader against decoding alone, as many threads.
+`scale`: seconds and memory to open 1,000 stores of 10 million tiles, and to draw an epoch's order.
+Prints a table and writes `pretrain.json`. Ratios travel, seconds do not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from lightly.loss import NTXentLoss
+from lightly.models.modules import SimCLRProjectionHead
+from lightly.transforms import SimCLRTransform
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+
+from stainssl.encoders import new_backbone, vector_length
+from stainssl.pretrain.data import Batch, Stream, TrainTiles
+from stainssl.pretrain.methods import METHODS, Recipe, Stain, Staining
+from stainssl.pretrain.objectives import OBJECTIVES
+from stainssl.pretrain.train import Learner, Preprocessing, Settings
+from stainssl.stain import StainProfile, estimate
+from stainssl.stain.targets import BatchTarget
+from stainssl.stores.pixels import SlidePixels, decode, encode, open_pixels, write_pixels
+
+ROUNDS = 5
+EVEN = Preprocessing((0.5,) * 3, (0.5,) * 3)
+SETTINGS = Settings(steps=1000, lr=1e-3, weight_decay=1e-4)
+STORES, TILES_A_STORE = 1000, 10_000
+
+
+def tiles_of(real_data: Path, count: int, size: int) -> np.ndarray:
+    """(count, size, size, 3) uint8, from the BreakHis tiles, enlarged where size is above 112."""
+    with zipfile.ZipFile(real_data / "breakhis-tiles.zip") as found:
+        names = [n for n in found.namelist() if n.endswith(".jpg")][:count]
+        images = [decode(found.read(name)) for name in names]
+    return np.stack([cv2.resize(images[i % len(images)], (size, size)) for i in range(count)])
+
+
+def write_store(path: Path, images: np.ndarray) -> None:
+    """A store of tiles with their Macenko profiles, as `pixels` writes one."""
+    found = estimate(torch.from_numpy(images).permute(0, 3, 1, 2), "macenko")
+    slide = SlidePixels(
+        "s", np.arange(len(images), dtype=np.int32), [encode(image) for image in images],
+        {"macenko": found.to_arrays()}, {"macenko": found.pooled().to_arrays()},
+    )  # fmt: skip
+    write_pixels(path, [slide], size_px=images.shape[1], mpp=1.0, settings={})
+
+
+def learner(name: str, backbone: str, size: int, stain: Stain | None, colour: str) -> Learner:
+    """A network to train, of our own."""
+    torch.manual_seed(0)
+    network, _ = new_backbone(backbone, size)
+    objective = OBJECTIVES["nt-xent"](network, vector_length(network, size), 0.2, 0)
+    method = METHODS[name](Recipe(size, colour, 0), stain)
+    return Learner(network, objective, method, EVEN, SETTINGS)
+
+
+class Stepper:
+    """A training step of ours outside lightning, whose own cost is not in question."""
+
+    def __init__(self, module: Learner) -> None:
+        self._module, self._step = module, 0
+        self._optimiser = module.configure_optimizers()["optimizer"]
+
+    def __call__(self, batch: Batch) -> None:
+        views = torch.cat(self._module.views(batch, self._step))
+        loss, _ = self._module.objective(self._module.backbone, views)
+        self._optimiser.zero_grad()
+        loss.backward()
+        self._optimiser.step()
+        self._step += 1
+
+
+def by_turns(work: dict[str, Callable[[], Any]], clock: Callable[[], float]) -> dict[str, float]:
+    """Median seconds of each piece of work, in turns so that a busy machine hits all alike."""
+    seconds: dict[str, list[float]] = {name: [] for name in work}
+    for _ in range(ROUNDS + 1):
+        for name, run in work.items():
+            start = clock()
+            run()
+            seconds[name].append(clock() - start)
+    return {name: statistics.median(s[1:]) for name, s in seconds.items()}
+
+
+def step_cost(real_data: Path) -> list[dict[str, Any]]:
+    """CPU seconds of a step of both methods, for two backbones."""
+    rows = []
+    for backbone, size, count, colour in (
+        ("resnet18", 96, 64, "weak"), ("resnet50", 224, 8, "weak"), ("lcnet_050", 96, 128, "weak"),
+    ):  # fmt: skip
+        images = torch.from_numpy(tiles_of(real_data, count, size)).permute(0, 3, 1, 2).contiguous()
+        known = estimate(images, "macenko")
+        stain = Stain([Staining(known, BatchTarget(known.pooled()))], lambda t: [""] * len(t))
+        number = np.arange(count)
+        batch = Batch(images, number, number)
+        steps = {
+            name: Stepper(learner(name, backbone, size, stain, colour))
+            for name in ("simclr", "stain-invariant")
+        }
+        work = {name: partial(step, batch) for name, step in steps.items()}
+        found = by_turns(work, time.process_time)
+        ratio = found["stain-invariant"] / found["simclr"]
+        rows.append({"backbone": backbone, "px": size, **found, "ratio": ratio, "wanted": 1.10})
+    return rows
+
+
+class Files(Dataset):
+    """Image files under lightly's own transform."""
+
+    def __init__(self, files: list[Path], size: int) -> None:
+        # Its defaults but for the size and, as ours, a blur in proportion to it.
+        self._files, self._transform = files, SimCLRTransform(input_size=size)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, index: int) -> list[torch.Tensor]:
+        return self._transform(Image.open(self._files[index]).convert("RGB"))
+
+
+def lightly_rate(files: list[Path], backbone: str, size: int, count: int, workers: int) -> float:
+    """Images per second of an epoch of lightly's SimCLR example."""
+    torch.manual_seed(0)
+    network, _ = new_backbone(backbone, size)
+    dim = vector_length(network, size)
+    head, loss_of = SimCLRProjectionHead(dim, dim, 128), NTXentLoss(temperature=0.5)
+    optimiser = torch.optim.SGD([*network.parameters(), *head.parameters()], lr=0.06)
+    loader = DataLoader(
+        Files(files, size), count, shuffle=True, drop_last=True, num_workers=workers
+    )
+    start, images = time.perf_counter(), 0
+    for first, second in loader:
+        loss = loss_of(head(network(first)), head(network(second)))
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        images += len(first)
+    return images / (time.perf_counter() - start)
+
+
+def our_rate(store: Path, backbone: str, size: int, count: int, threads: int) -> float:
+    """Images per second of an epoch of ours, strong jitter, nothing cached."""
+    tiles = TrainTiles([open_pixels(store)], cache_bytes=0, workers=threads)
+    step, images = Stepper(learner("simclr", backbone, size, None, "strong")), 0
+    start = time.perf_counter()
+    for batch in Stream(tiles, count, len(tiles) // count, seed=0):
+        step(batch)
+        images += len(batch.tile)
+    return images / (time.perf_counter() - start)
+
+
+def against_lightly(real_data: Path, work: Path) -> list[dict[str, Any]]:
+    """Rates on all cores, the better of two numbers of workers for lightly."""
+    cores = os.cpu_count() or 1
+    images = tiles_of(real_data, 1024, 112)
+    files = [work / f"{i}.jpg" for i in range(len(images))]
+    for file, image in zip(files, images, strict=True):
+        file.write_bytes(encode(image, 95))
+    write_store(work / "lightly.zarr", images)
+    torch.set_num_threads(cores)
+    rows = []
+    for backbone, size, count in (
+        ("resnet18", 64, 128),
+        ("resnet18", 112, 64),
+        ("lcnet_050", 64, 128),
+    ):
+        ours, theirs = [], []
+        for _ in range(2):
+            ours.append(our_rate(work / "lightly.zarr", backbone, size, count, cores))
+            theirs += [lightly_rate(files, backbone, size, count, w) for w in (0, cores)]
+        found = {"ours": max(ours), "lightly": max(theirs)}
+        rows.append({"backbone": backbone, "px": size, **found,
+                     "ratio": found["ours"] / found["lightly"], "wanted": 1.3})  # fmt: skip
+    torch.set_num_threads(1)
+    return rows
+
+
+def loader_rate(real_data: Path, work: Path) -> list[dict[str, Any]]:
+    """Tiles per second of the loader and of decoding alone."""
+    rows = []
+    for size in (112, 224):
+        path = work / f"loader-{size}.zarr"
+        write_store(path, tiles_of(real_data, 2048, size))
+        store = open_pixels(path)
+        jpegs = store.jpegs(0, len(store))
+        for threads in dict.fromkeys((1, os.cpu_count() or 1)):
+            found = _rates(path, jpegs, threads)
+            rows.append({"px": size, "threads": threads, **found, "wanted": 0.85})
+    return rows
+
+
+def _rates(path: Path, jpegs: list[bytes], threads: int) -> dict[str, float]:
+    pool = ThreadPoolExecutor(threads)
+
+    def some(first: int) -> None:
+        for jpeg in jpegs[first::threads]:
+            decode(jpeg)
+
+    def bare() -> None:
+        list(pool.map(some, range(threads)))
+
+    def loader() -> None:
+        tiles = TrainTiles([open_pixels(path)], cache_bytes=0, workers=threads)
+        for _ in Stream(tiles, 256, len(tiles) // 256, seed=0):
+            pass
+
+    seconds = by_turns({"decode": bare, "loader": loader}, time.perf_counter)
+    rates = {name: len(jpegs) / s for name, s in seconds.items()}
+    return {**rates, "ratio": rates["loader"] / rates["decode"]}
+
+
+def write_empty_stores(folder: Path) -> None:
+    """1,000 stores with the small arrays of 10,000 tiles each, and no JPEG worth the name."""
+    known = StainProfile.reference("macenko").batched()[[0] * TILES_A_STORE]
+    first = folder / "0000.zarr"
+    slides = [
+        SlidePixels(f"slide-{i}", np.arange(1000, dtype=np.int32), [b"x"] * 1000,
+                    {"macenko": known[:1000].to_arrays()}, {"macenko": known[0].to_arrays()})
+        for i in range(TILES_A_STORE // 1000)
+    ]  # fmt: skip
+    write_pixels(first, slides, size_px=256, mpp=0.5, settings={})
+    for number in range(1, STORES):
+        subprocess.run(["cp", "-r", str(first), str(folder / f"{number:04d}.zarr")], check=True)
+
+
+SCALE = """
+import json, sys, time
+from pathlib import Path
+import stainssl.pretrain.train
+from stainssl.pretrain.data import Stream, TrainTiles
+from stainssl.pretrain.knowledge import profiles
+from stainssl.stores.pixels import open_pixels
+def peak():  # of this process alone: getrusage also counts what its parent had
+    line = next(l for l in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in l)
+    return int(line.split()[1]) / 2**20
+base, start = peak(), time.perf_counter()
+stores = [open_pixels(path) for path in sorted(Path(sys.argv[1]).glob("*.zarr"))]
+tiles = TrainTiles(stores, workers=2)
+opened = time.perf_counter() - start
+known = profiles(stores, "macenko")
+profiled = time.perf_counter() - start
+Stream(tiles, 256, 10**9, seed=0).index(20_000)
+ordered = time.perf_counter() - start
+print(json.dumps({"stores": len(stores), "tiles": len(tiles), "imports_gb": base, "open_s": opened,
+                  "with_profiles_s": profiled, "with_an_order_s": ordered, "peak_gb": peak()}))
+"""
+
+
+def scale(work: Path) -> list[dict[str, Any]]:
+    """A fresh process opens them, with the files as warm as writing left them."""
+    folder = work / "scale"
+    folder.mkdir()
+    write_empty_stores(folder)
+    done = subprocess.run(
+        [sys.executable, "-c", SCALE, str(folder)], capture_output=True, text=True, check=True
+    )
+    return [json.loads(done.stdout.splitlines()[-1]) | {"wanted": "10 s, 2 GB"}]
+
+
+def show(name: str, rows: list[dict[str, Any]]) -> None:
+    """Print the rows of one question."""
+    print(f"\n{name}")
+    for row in rows:
+        values = (f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items())
+        print("  " + ", ".join(values))
+
+
+def questions(
+    real_data: Path, work: Path
+) -> Iterator[tuple[str, Callable[[], list[dict[str, Any]]]]]:
+    """What is measured, by name."""
+    yield "step", lambda: step_cost(real_data)
+    yield "lightly", lambda: against_lightly(real_data, work)
+    yield "loader", lambda: loader_rate(real_data, work)
+    yield "scale", lambda: scale(work)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("real_data", type=Path)
+    parser.add_argument("--only", nargs="*", default=["step", "lightly", "loader", "scale"])
+    parser.add_argument("--out", type=Path, default=Path("pretrain.json"))
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    record: dict[str, Any] = {"torch": torch.__version__, "cores": os.cpu_count()}
+    with tempfile.TemporaryDirectory() as work:
+        for name, measure in questions(given.real_data, Path(work)):
+            if name in given.only:
+                record[name] = measure()
+                show(name, record[name])
+    given.out.write_text(json.dumps(record, indent=1), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
