@@ -323,7 +323,8 @@ def check(config: Config) -> list[str]:
     for name in config.cohorts:
         try:
             read_sheet(config, name)
-            problems += _file_problems(config, name)
+            if config.needs_slides:
+                problems += _file_problems(config, name)
         except StainsslError as error:
             problems += str(error).split("\n")
             sound = False

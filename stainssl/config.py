@@ -220,6 +220,11 @@ class Config(Model):
     heads: dict[Name, Head] = {}
     benchmarks: dict[Name, Benchmark] = {}
 
+    @property
+    def needs_slides(self) -> bool:
+        """Whether slides are read: not where every encoder is imported features."""
+        return not self.encoders or any(e.features is None for e in self.encoders.values())
+
     def runs(self) -> list[Run]:
         """Every encoder under every seed; one seed has the encoder's name, several get `.seed`."""
         return [run for key in self.encoders for run in self.runs_of(key)]

@@ -331,7 +331,7 @@ def benchmark_rows(wildcards):
 def wanted_files():
     """What a plain run makes: tables, and what no table asks for but the config names."""
     files = [PATHS.benchmark(name) / "table.csv" for name in CONFIG.benchmarks]
-    for cohort, one in CONFIG.cohorts.items():
+    for cohort, one in CONFIG.cohorts.items() if CONFIG.needs_slides else ():
         files += [PATHS.checked(cohort, one.tiling), PATHS.overview(cohort, one.tiling)]
     for run in RUNS.values():
         if run.encoder.is_trained:
@@ -339,5 +339,5 @@ def wanted_files():
     if not CONFIG.benchmarks:
         keys = each_part(CONFIG.cohorts)
         files += [PATHS.embeddings(c, t, r, p) for c, t, p in keys for r in RUNS]
-        files += [PATHS.pixels(*key) for key in keys]
+        files += [PATHS.pixels(*key) for key in keys if CONFIG.needs_slides]
     return files
