@@ -2,10 +2,10 @@
 
     OMP_NUM_THREADS=1 python benchmarks/embed.py --work FOLDER [--backbone resnet18]
 
-m is the rate of the encoder on tensors in memory, d that of reading and decoding alone, in blocks of
-the same size; the two share the CPU, so that 1 / (1/m + 1/d) is what one core can give, and min(m, d)
-what a GPU beside it can. Also two encoders in one reading against one after the other. The three are
-measured in turn, so that a busy minute meets all of them. Prints a table and writes `embed.json`.
+m is the rate of the encoder on tensors in memory, d that of reading and decoding alone, in blocks
+of the same size; the two share the CPU, so that 1 / (1/m + 1/d) is what one core can give, and
+min(m, d) what a GPU beside it can. Also two encoders in one reading against one after the other.
+All are measured in turn, so that a busy minute meets each. Prints a table, writes `embed.json`.
 """
 
 from __future__ import annotations
