@@ -79,7 +79,7 @@ def seconds(run: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def loading(work: Path, slides: int = 24, tiles: int = 10_000, dim: int = 1024) -> Rows:
+def loading(work: Path, slides: int = 8, tiles: int = 10_000, dim: int = 1024) -> Rows:
     rng, names = np.random.default_rng(0), [f"s{i}" for i in range(slides)]
     write_store(work / "part.zarr", names, tiles, dim, rng)
     for name in names:

@@ -295,6 +295,7 @@ class Task(Model):
     label: str
     cohorts: Annotated[list[str], Field(min_length=1)]
     split: Split = Split()
+    external: list[str] = []  # cohorts that no fold sees, scored by all fold models
     clinical: list[str] = []  # columns of the sheet that a baseline may know: age, grade …
 
 
@@ -341,6 +342,11 @@ class Config(Model):
     tasks: dict[Name, Task] = {}
     heads: dict[Name, Head] = {}
     benchmarks: dict[Name, Benchmark] = {}
+
+    @property
+    def needs_slides(self) -> bool:
+        """Whether slides are read: not where every encoder is imported features."""
+        return not self.encoders or any(e.features is None for e in self.encoders.values())
 
     def runs(self) -> list[Run]:
         """Every encoder under every seed; one seed has the encoder's name, several get `.seed`."""
@@ -427,6 +433,8 @@ def _uses(config: Config) -> Iterator[tuple[str, str, str, str, Mapping[str, Any
     for name, task in config.tasks.items():
         for cohort_name in task.cohorts:
             yield "tasks", name, "cohorts", cohort_name, config.cohorts
+        for cohort_name in task.external:
+            yield "tasks", name, "external", cohort_name, config.cohorts
     for name, benchmark in config.benchmarks.items():
         for key, known in (
             ("tasks", config.tasks),

@@ -119,7 +119,8 @@ class Embeddings:
     def bag(self, slide_id: str) -> npt.NDArray[np.float16]:
         """The valid vectors of a slide, (n, D) float16, in tile order."""
         rows = self.rows(slide_id)
-        return np.asarray(self.features[rows])[self.valid[rows]]
+        features, valid = np.asarray(self.features[rows]), self.valid[rows]
+        return features if valid.all() else features[valid]
 
 
 def open_embeddings(path: Path) -> Embeddings:

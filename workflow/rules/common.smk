@@ -256,7 +256,7 @@ def task_rows(wildcards):
     columns |= {*task.split.stratify, task.split.group}
     return "".join(
         rows_of(cohort, part, *sorted(columns))
-        for cohort, _, part in each_part(task.cohorts)
+        for cohort, _, part in each_part([*task.cohorts, *task.external])
     )
 
 
@@ -267,7 +267,8 @@ def task_settings(wildcards):
 
 def task_embeddings(wildcards):
     """The embeddings that a task asks, under one encoder."""
-    keys = each_part(CONFIG.tasks[wildcards.task].cohorts)
+    task = CONFIG.tasks[wildcards.task]
+    keys = each_part([*task.cohorts, *task.external])
     return [PATHS.embeddings(c, t, wildcards.encoder, p) for c, t, p in keys]
 
 
@@ -341,7 +342,9 @@ def benchmark_settings(wildcards):
 
 def benchmark_rows(wildcards):
     """What the baselines of a benchmark read of the sheets: where slides are from, and who."""
-    tasks = [CONFIG.tasks[name] for name in CONFIG.benchmarks[wildcards.benchmark].tasks]
+    tasks = [
+        CONFIG.tasks[name] for name in CONFIG.benchmarks[wildcards.benchmark].tasks
+    ]
     clinical = {column for task in tasks for column in task.clinical}
     keys = each_part(dict.fromkeys(c for task in tasks for c in task.cohorts))
     return "".join(
@@ -353,7 +356,7 @@ def benchmark_rows(wildcards):
 def wanted_files():
     """What a plain run makes: tables, and what no table asks for but the config names."""
     files = [PATHS.benchmark(name) / "table.csv" for name in CONFIG.benchmarks]
-    for cohort, one in CONFIG.cohorts.items():
+    for cohort, one in CONFIG.cohorts.items() if CONFIG.needs_slides else ():
         files += [PATHS.checked(cohort, one.tiling), PATHS.overview(cohort, one.tiling)]
     for run in RUNS.values():
         if run.encoder.is_trained:
@@ -361,5 +364,5 @@ def wanted_files():
     if not CONFIG.benchmarks:
         keys = each_part(CONFIG.cohorts)
         files += [PATHS.embeddings(c, t, r, p) for c, t, p in keys for r in RUNS]
-        files += [PATHS.pixels(*key) for key in keys]
+        files += [PATHS.pixels(*key) for key in keys if CONFIG.needs_slides]
     return files
