@@ -263,26 +263,6 @@ def _file_problems(config: Config, name: str) -> Iterator[str]:
         yield f"{_source(config, name)}: {len(missing) - 20} more files do not exist."
 
 
-def _external_problems(config: Config, name: str, task: Task) -> Iterator[str]:
-    """An external cohort has the label, and no patient of the task's own cohorts."""
-    if task.external and task.level == "tile":
-        yield f"tasks.{name}.external: for slide and patient tasks; this one is of level tile."
-        return
-    own = pd.concat([read_sheet(config, c)["patient_id"] for c in task.cohorts])
-    for cohort in task.external:
-        frame = read_sheet(config, cohort)
-        if task.label not in frame:
-            yield (
-                f"tasks.{name}.external: {_source(config, cohort)} has no column "
-                f"{task.label!r}{nearest(task.label, list(frame.columns))}"
-            )
-        if shared := sorted(set(frame["patient_id"]) & set(own)):
-            yield (
-                f"tasks.{name}.external: {len(shared)} patient(s) of {cohort} are in the task's own"
-                f" cohorts, {shared[0]!r} first: an external cohort has patients of its own."
-            )
-
-
 def _task_problems(config: Config, name: str, task: Task) -> Iterator[str]:
     for cohort_name in task.cohorts:
         cohort = config.cohorts[cohort_name]
@@ -388,7 +368,6 @@ def check(config: Config) -> list[str]:
         return problems
     for name, task in config.tasks.items():
         found = list(_task_problems(config, name, task))
-        found += _external_problems(config, name, task)
         problems += found or list(_fold_problems(config, name, task))
     for name, encoder in config.encoders.items():
         problems += _encoder_problems(config, name, encoder)

@@ -295,7 +295,6 @@ class Task(Model):
     label: str
     cohorts: Annotated[list[str], Field(min_length=1)]
     split: Split = Split()
-    external: list[str] = []  # cohorts that no fold sees, scored by all fold models
     clinical: list[str] = []  # columns of the sheet that a baseline may know: age, grade …
 
 
@@ -433,8 +432,6 @@ def _uses(config: Config) -> Iterator[tuple[str, str, str, str, Mapping[str, Any
     for name, task in config.tasks.items():
         for cohort_name in task.cohorts:
             yield "tasks", name, "cohorts", cohort_name, config.cohorts
-        for cohort_name in task.external:
-            yield "tasks", name, "external", cohort_name, config.cohorts
     for name, benchmark in config.benchmarks.items():
         for key, known in (
             ("tasks", config.tasks),

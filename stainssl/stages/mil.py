@@ -17,7 +17,7 @@ from stainssl.config import Config, Task
 from stainssl.mil import bags as bagging
 from stainssl.mil.attention import AttentionMean, attention_table
 from stainssl.mil.bags import Bag, SlideTiles
-from stainssl.mil.predict import load_models, model_name, predict_bag, prediction_table, save_model
+from stainssl.mil.predict import model_name, predict_bag, prediction_table, save_model
 from stainssl.mil.reference import reference_table
 from stainssl.mil.train import FoldModel, Settings, fit
 from stainssl.paths import Paths
@@ -39,8 +39,7 @@ def run(config: Config, task: str, encoder: str, head: str) -> None:
     """Answer a slide or patient task by a head on the tile embeddings.
 
     Writes a folder: `predictions.parquet` (test bags), `metrics.csv`, `attention.parquet` (tiles of
-    test bags), `models/`, a model a fold, and `reference.parquet`, what they were trained on. An
-    external cohort is scored by all fold models: `external-{cohort}.parquet`, and in the metrics.
+    test bags), `models/`, a model a fold, and `reference.parquet`, what they were trained on.
 
     Raises:
         StainsslError: the task is of level tile, its folds share patients between roles, or its
@@ -66,47 +65,12 @@ def run(config: Config, task: str, encoder: str, head: str) -> None:
             folder.mkdir()
             predictions, attention = _answer(bags, folds, classes, settings, config.seed, folder)
             metrics = evaluate(predictions, spec.level, config.seed)
-            for cohort in spec.external:
-                own = spec.model_copy(update={"cohorts": [cohort]})
-                found = _external(config, own, encoder, classes, folder / "models")
-                write_table(folder / f"external-{cohort}.parquet", found, "predictions", made_by)
-                metrics = pd.concat([metrics, _of_external(found, own, config.seed)])
             write_table(folder / "predictions.parquet", predictions, "predictions", made_by)
             write_table(folder / "attention.parquet", attention, "attention", made_by)
             write_table(folder / "reference.parquet", reference, "reference", made_by)
             metrics.to_csv(folder / "metrics.csv", index=False)
     except StainsslError as error:
         raise StainsslError(f"tasks.{task}: {error}") from None
-
-
-def _external(
-    config: Config, task: Task, encoder: str, classes: list[str], models: Path
-) -> pd.DataFrame:
-    """What every fold model says of a cohort that none has seen.
-
-    Raises:
-        StainsslError: its labels are of other classes, or none of its slides can be used.
-    """
-    slides = labelled_slides(config, task)
-    if strange := sorted(set(slides["word"]) - set(classes)):
-        raise StainsslError(
-            f"the external cohort {task.cohorts[0]} has {task.label!r} {', '.join(strange)}; the"
-            f" models know {', '.join(classes)}: correct its sheet."
-        )
-    slides["label"] = slides["word"].map(classes.index)
-    bags = _bags(slides, task, slide_reader(config, encoder, slides))
-    tables = []
-    for (repeat, fold), model in load_models(models).items():
-        p = np.stack([predict_bag(model, bag)[0] for bag in bags])
-        tables.append(prediction_table(bags, p, classes, repeat, fold))
-    return pd.concat(tables, ignore_index=True)
-
-
-def _of_external(predictions: pd.DataFrame, task: Task, seed: int) -> pd.DataFrame:
-    """Metrics of an external cohort, whose groups say so: `external=other`, `… site=a`."""
-    metrics = evaluate(predictions, task.level, seed)
-    name = f"external={task.cohorts[0]}"
-    return metrics.assign(group=[name if g == "all" else f"{name} {g}" for g in metrics["group"]])
 
 
 def labelled_slides(config: Config, task: Task) -> pd.DataFrame:

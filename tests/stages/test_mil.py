@@ -6,7 +6,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from stainssl.cohort import check
 from stainssl.config import Config, parse
 from stainssl.mil.predict import load_model
 from stainssl.paths import Paths
@@ -185,50 +184,3 @@ def test_a_task_that_does_not_fit_in_memory_gives_the_same_predictions(config, m
     monkeypatch.setattr(mil, "MOST_BYTES", 300)
     mil.run(config, task="patient", encoder="enc", head="abmil")
     assert file.read_bytes() == first
-
-
-def _with_external(config, tmp_path, rng, **change):
-    """A second cohort `other` of six patients, whose signal is the first's."""
-    rows = [{"slide_id": f"t{i}", "patient_id": f"q{i}", "path": "x", "site": "z",
-             "her2": str(i % 2)} for i in range(6)]  # fmt: skip
-    rows[0] |= change
-    sheet = pd.DataFrame(rows)
-    sheet.to_csv(tmp_path / "other.csv", index=False)
-    other = config.cohorts["clinic"].model_copy(update={"sheet": tmp_path / "other.csv"})
-    task = config.tasks["patient"].model_copy(update={"external": ["other"]})
-    made = config.model_copy(
-        update={"cohorts": {**config.cohorts, "other": other}, "tasks": {"patient": task}}
-    )
-    features = rng.normal(size=(60, DIM))
-    for i in range(6):
-        features[10 * i : 10 * i + 4, :3] += 4.0 * (i % 2)
-    index = np.tile(np.arange(10), 6)
-    write_embeddings(
-        Paths(made.results).embeddings("other", "default", "enc", "all-0000"),
-        slide_id=sheet["slide_id"].tolist(), counts=[10] * 6, dim=DIM,
-        blocks=[features.astype(np.float16)], tile=index.astype(np.int32), x=index, y=index,
-        settings={},
-    )  # fmt: skip
-    return made
-
-
-def test_an_external_cohort_is_scored_by_all_models_and_kept_apart(config, tmp_path, rng):
-    made = _with_external(config, tmp_path, rng)
-    assert not check(made) or all("exist" in sentence for sentence in check(made))
-    mil.run(made, task="patient", encoder="enc", head="abmil")
-    folder = Paths(made.results).mil("patient", "enc", "abmil")
-    external = read_table(folder / "external-other.parquet", "predictions")
-    assert external.groupby("patient_id").size().tolist() == [6] * 6  # 3 folds, 2 repeats
-    own = read_table(folder / "predictions.parquet", "predictions")
-    assert not set(external["patient_id"]) & set(own["patient_id"])
-    metrics = pd.read_csv(folder / "metrics.csv").query("metric == 'auroc'").set_index("group")
-    assert metrics.loc["external=other", "patients"] == 6
-    assert metrics.loc["external=other", "value"] > 0.7 and metrics.loc["all", "patients"] == 14
-
-
-def test_an_external_patient_or_class_that_is_not_its_own_is_refused(config, tmp_path, rng):
-    leaked = _with_external(config, tmp_path, rng, patient_id="p1")
-    assert any("1 patient(s) of other are in the task's own" in s for s in check(leaked))
-    strange = _with_external(config, tmp_path, rng, her2="2")
-    with pytest.raises(StainsslError, match="external cohort other has 'her2' 2"):
-        mil.run(strange, task="patient", encoder="enc", head="mean")

@@ -256,7 +256,7 @@ def task_rows(wildcards):
     columns |= {*task.split.stratify, task.split.group}
     return "".join(
         rows_of(cohort, part, *sorted(columns))
-        for cohort, _, part in each_part([*task.cohorts, *task.external])
+        for cohort, _, part in each_part(task.cohorts)
     )
 
 
@@ -267,8 +267,7 @@ def task_settings(wildcards):
 
 def task_embeddings(wildcards):
     """The embeddings that a task asks, under one encoder."""
-    task = CONFIG.tasks[wildcards.task]
-    keys = each_part([*task.cohorts, *task.external])
+    keys = each_part(CONFIG.tasks[wildcards.task].cohorts)
     return [PATHS.embeddings(c, t, wildcards.encoder, p) for c, t, p in keys]
 
 
