@@ -292,6 +292,23 @@ def _task_problems(config: Config, name: str, task: Task) -> Iterator[str]:
                 )
 
 
+def _external_problems(config: Config, name: str, task: Task) -> Iterator[str]:
+    """The label must be there, and nobody may be in an external cohort and in the task's own."""
+    own = {p for cohort in task.cohorts for p in read_sheet(config, cohort)["patient_id"]}
+    for cohort in task.external:
+        frame = read_sheet(config, cohort)
+        if task.label not in frame:
+            yield (
+                f"tasks.{name}.label: {_source(config, cohort)} (external) has no column "
+                f"{task.label!r}{nearest(task.label, list(frame.columns))}"
+            )
+        if both := sorted(own & set(frame["patient_id"])):
+            yield (
+                f"tasks.{name}.external: {len(both)} patients of {cohort} have the names of "
+                f"patients that train: {', '.join(both[:5])}. Leave them out or rename them."
+            )
+
+
 def _fold_problems(config: Config, name: str, task: Task) -> Iterator[str]:
     from stainssl.benchmark.folds import problems
 
@@ -340,7 +357,8 @@ def _tiling_problems(config: Config) -> Iterator[str]:
         used = set(encoder.train.cohorts if encoder.train else ())
         for benchmark in config.benchmarks.values():
             if name in benchmark.encoders:
-                used |= {c for task in benchmark.tasks for c in config.tasks[task].cohorts}
+                tasks = [config.tasks[task] for task in benchmark.tasks]
+                used |= {c for task in tasks for c in (*task.cohorts, *task.external)}
         for cohort in sorted(used):
             if config.cohorts[cohort].tiling != encoder.tiling:
                 yield (
@@ -366,7 +384,7 @@ def check(config: Config) -> list[str]:
     if not sound:  # tasks and encoders cannot be judged on sheets that cannot be read
         return problems
     for name, task in config.tasks.items():
-        found = list(_task_problems(config, name, task))
+        found = [*_task_problems(config, name, task), *_external_problems(config, name, task)]
         problems += found or list(_fold_problems(config, name, task))
     for name, encoder in config.encoders.items():
         problems += _encoder_problems(config, name, encoder)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import logging
+import os
+import signal
 
 import numpy as np
 import pytest
@@ -12,7 +15,7 @@ import torch
 from stainssl.encoders import new_backbone, vector_length
 from stainssl.pretrain import checkpoints, train, watch
 from stainssl.pretrain.checkpoints import CHECKPOINT, usable_checkpoint
-from stainssl.pretrain.data import TrainTiles
+from stainssl.pretrain.data import Batch, TrainTiles
 from stainssl.pretrain.methods import Recipe, SimClr
 from stainssl.pretrain.objectives import OBJECTIVES
 from stainssl.pretrain.train import (
@@ -196,3 +199,128 @@ def test_the_learning_rate_warms_up_and_falls_to_zero():
 def test_a_fingerprint_tells_settings_apart():
     assert fingerprint({"a": 1, "b": 2}) == fingerprint({"b": 2, "a": 1})
     assert fingerprint({"a": 1}) != fingerprint({"a": 2})
+
+
+def _labels():
+    return np.array([0] * 13 + [1] * 10 + [-1] * 2, np.int32)
+
+
+@pytest.mark.parametrize(
+    "kind", [{"queue": 12}, {"loss": "dino"}, {"supervision": 0.5}], ids=["queue", "dino", "labels"]
+)
+def test_what_a_loss_keeps_survives_a_kill(tiles, tmp_path, kind):
+    def module(stop_at=-1):
+        torch.manual_seed(1)
+        words = dict(kind)
+        if weight := words.pop("supervision", None):
+            words["supervision"] = Supervision(_dim(), _labels(), weight)
+        return _module(stop_at=stop_at, **words)
+
+    whole, resumed = module(), module()
+    _fit(whole, tiles, tmp_path / "whole")
+    with pytest.raises(Stopped):
+        _fit(module(stop_at=5), tiles, tmp_path / "killed")
+    _fit(resumed, tiles, tmp_path / "killed")
+    assert _same(whole, resumed)
+
+
+def _dim():
+    return vector_length(new_backbone(BACKBONE, 32)[0], 32)
+
+
+def test_supervision_learns_the_label_and_ignores_unknown_ones():
+    labels = np.array([0, 1, -1, -1], np.int32)
+    found = Supervision(2, labels, 2.0)
+    torch.nn.init.eye_(found.classifier.weight)
+    torch.nn.init.zeros_(found.classifier.bias)
+
+    def loss(vectors, tile):
+        batch = Batch(torch.empty(0), np.array(tile), np.array(tile))
+        return float(found(torch.tensor(vectors).repeat(2, 1), batch).detach())
+
+    right, wrong = loss([[9.0, 0.0], [0.0, 9.0]], [0, 1]), loss([[0.0, 9.0], [9.0, 0.0]], [0, 1])
+    assert right < 0.01 and wrong == pytest.approx(18, abs=0.1)
+    assert loss([[9.0, 0.0], [5.0, 5.0]], [0, 2]) == pytest.approx(right, abs=1e-3)
+    assert loss([[1.0, 2.0], [3.0, 4.0]], [2, 3]) == 0
+
+
+def test_lars_trains(tiles, tmp_path):
+    settings = dataclasses.replace(SETTINGS, optimizer="lars", lr=0.3, weight_decay=1e-6)
+    module = _module(settings)
+    start = {name: value.clone() for name, value in module.backbone.state_dict().items()}
+    rows = _fit(module, tiles, tmp_path, settings)
+    assert np.isfinite(rows["loss"][1:]).all()
+    assert any(not torch.equal(v, start[n]) for n, v in module.backbone.state_dict().items())
+
+
+def test_neighbours_vote_every_epoch(tiles, tmp_path):
+    patient = np.arange(25, dtype=np.int32) // 5
+    facts = watch.Facts(patient, (np.arange(25) >= 13).astype(np.int32), _labels())
+    seen = []
+    rows = fit(
+        _module(), tiles, SETTINGS, batch_size=8, seed=0, checkpoints=tmp_path, mark="m",
+        facts=facts, on_row=lambda rows: seen.append(len(rows)),
+    )  # fmt: skip
+    assert rows[["knn_site", "knn_label"]].notna().all().all()
+    assert rows["knn_site"].between(0, 1).all()
+    assert seen == [1, 2, 3, 4]
+
+
+FAKE_SCONTROL = """#!/bin/sh
+echo "$@" > "{said}"
+exit {code}
+"""
+
+
+@pytest.mark.parametrize("code", [0, 1])
+def test_preempted_it_saves_and_goes_back_into_the_queue(
+    undisturbed, tiles, tmp_path, monkeypatch, code
+):
+    said = tmp_path / "said"
+    (tmp_path / "scontrol").write_text(FAKE_SCONTROL.format(said=said, code=code))
+    (tmp_path / "scontrol").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("SLURM_JOB_ID", "4711")
+
+    class Preempted(Interrupted):
+        def views(self, batch, step):
+            if step == 4:
+                os.kill(os.getpid(), signal.SIGUSR1)
+            return super().views(batch, step)
+
+    module = _module()
+    module._method = Preempted(Recipe(32, "weak", 0), None)
+    words = "back in SLURM's queue" if code == 0 else "does not requeue job 4711"
+    with pytest.raises(StainsslError, match=f"make room at step 5 of 7: .*{words}"):
+        _fit(module, tiles, tmp_path / "run")
+    assert said.read_text() == "requeue 4711\n"
+    assert usable_checkpoint(tmp_path / "run" / CHECKPOINT, "m") == 5
+    again = _module()
+    _fit(again, tiles, tmp_path / "run")
+    assert _same(undisturbed[0], again)
+
+
+def test_without_slurm_told_to_make_room_it_says_to_run_again(monkeypatch):
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    assert checkpoints.requeue() == "run again to go on"
+    monkeypatch.setenv("SLURM_JOB_ID", "1")
+    monkeypatch.setenv("PATH", "")
+    assert "does not requeue job 1" in checkpoints.requeue()
+
+
+def test_tensorboard_shows_every_epoch_where_it_is_installed(tmp_path):
+    reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    board = watch.Board(tmp_path)
+    rows = [{"epoch": i, "step": 3 * i, "loss": float(i), "lr": float("nan")} for i in range(3)]
+    for count in (1, 2, 3):
+        board(rows[:count])
+    found = reader.EventAccumulator(str(tmp_path))
+    found.Reload()
+    assert [event.step for event in found.Scalars("loss")] == [0, 3, 6]
+    assert found.Tags()["scalars"] == ["loss"]
+
+
+def test_without_tensorboard_nothing_is_lost(tmp_path, monkeypatch):
+    monkeypatch.setattr(watch, "_writer", lambda folder: None)
+    watch.Board(tmp_path)([{"epoch": 0, "step": 0, "loss": 1.0}])
+    assert list(tmp_path.iterdir()) == []
