@@ -111,7 +111,7 @@ def usable(
     """
     keep = np.asarray(valid, bool) & np.isfinite(features).all(axis=1)
     return SlideTiles(
-        features=features[keep],
+        features=features if keep.all() else features[keep],
         tile=np.asarray(tile)[keep].astype(np.int32),
         x_level0_px=np.asarray(x_level0_px)[keep].astype(np.int64),
         y_level0_px=np.asarray(y_level0_px)[keep].astype(np.int64),

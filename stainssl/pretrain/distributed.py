@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from lightly.utils.dist import gather, rank, world_size
 from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
@@ -93,12 +92,7 @@ def _joint_forward(norm: nn.Module) -> Any:
     def forward(values: Tensor) -> Tensor:
         if not norm.training or world_size() == 1:
             return own(values)
-        return own(gathered(values)).chunk(world_size())[rank()]
+        # A slice, not a chunk: the activation that follows may change it in place.
+        return own(gathered(values))[rank() * len(values) :][: len(values)]
 
     return forward
-
-
-def barrier() -> None:
-    """Wait for all processes."""
-    if dist.is_initialized():
-        dist.barrier()

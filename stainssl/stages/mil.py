@@ -30,7 +30,7 @@ from stainssl.stores.spool import Spool
 from stainssl.stores.tables import write_table
 
 SHOWN = 10  # patients a message names before it counts the rest
-MOST_BYTES = 4 << 30  # of tile embeddings in memory
+MOST_BYTES = 2 << 30  # of tile embeddings in memory
 STAIN = "macenko"  # the profiles by which slides are compared
 log = logging.getLogger(__name__)
 

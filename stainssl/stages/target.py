@@ -193,6 +193,7 @@ def describe(summary: PartSummary, found: Run, seed: int) -> dict[str, Any]:
         "version": __version__,
         "policy": encoder.target.policy,
         "per": encoder.target.per,
+        "by": encoder.target.by,
         "normalizer": encoder.normalizers[0],
         "seed": seed,
         "pool": _pool_json(summary, encoder),
@@ -330,8 +331,9 @@ def _title(content: Mapping[str, Any]) -> str:
     pool, coverage = content["pool"], content["coverage"]
     count = len(content["candidates"])
     drawn = f"{count} candidate{'s' * (count > 1)}" if count else "any valid tile of the batch"
+    by = " of each site" if content["policy"] == "medoid" and content["by"] == "site" else ""
     title = (
-        f"Target: {content['policy']} per {content['per']} ({content['normalizer']}), {drawn}; "
+        f"Target: {content['policy']}{by} per {content['per']} ({content['normalizer']}), {drawn}; "
         f"pool of {pool['valid']} valid tiles, {pool['patients']} patients"
     )
     if content["candidates"] and coverage:

@@ -104,12 +104,39 @@ def plane(moments: Moments, constants: Constants) -> tuple[Tensor, Tensor]:
 
     Returns:
         (B, 3, 2) float32 basis, first the vector of most spread, and (B, 3) variances along the
-        three axes, ascending, in squared natural-log units.
+        three axes, ascending, in squared natural-log units. Vectors are 0 where there is no plane.
     """
-    values, vectors = torch.linalg.eigh(moments.covariance)
+    values, vectors = principal_axes(moments.covariance)
     basis = vectors[..., [2, 1]]
     basis = torch.where(basis.sum(1, keepdim=True) < 0, -basis, basis)
     return basis.float(), (values * math.log(constants.log_base) ** 2).float()
+
+
+def principal_axes(covariance: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues, ascending, and eigenvectors (columns) of symmetric (B, 3, 3) float64.
+
+    In closed form (Smith 1961), as `torch.linalg.eigh` makes the host wait for a GPU. Vectors of
+    an eigenvalue that is not single are 0.
+    """
+    eye = torch.eye(3, dtype=covariance.dtype, device=covariance.device)
+    mean = covariance.diagonal(dim1=-2, dim2=-1).mean(-1)
+    centred = covariance - mean[:, None, None] * eye
+    radius = (centred.square().sum((-1, -2)) / 6).sqrt()
+    a, b, c = (centred / radius.clamp_min(1e-30)[:, None, None]).unbind(1)
+    turn = ((a * torch.linalg.cross(b, c)).sum(-1) / 2).clamp(-1, 1).acos() / 3
+    most = mean + 2 * radius * turn.cos()
+    least = mean + 2 * radius * (turn + 2 * math.pi / 3).cos()
+    first, last = (_null_vector(covariance - v[:, None, None] * eye) for v in (least, most))
+    vectors = torch.stack([first, torch.linalg.cross(last, first), last], -1)
+    return torch.stack([least, 3 * mean - most - least, most], -1), vectors
+
+
+def _null_vector(singular: Tensor) -> Tensor:
+    """(B, 3) unit vector across the rows of (B, 3, 3): the best of three cross products."""
+    crossed = torch.linalg.cross(singular, singular.roll(1, 1))
+    best = crossed.norm(dim=-1).argmax(1)[:, None, None].expand(-1, 1, 3)
+    vector = crossed.gather(1, best)[:, 0]
+    return vector / vector.norm(dim=-1, keepdim=True).clamp_min(1e-300)
 
 
 def unmix(matrix: Tensor) -> Tensor:

@@ -10,7 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lightly.loss import NTXentLoss
 
-from stainssl.pretrain.losses import alignment, effective_rank, nt_xent, uniformity
+from stainssl.pretrain.losses import (
+    alignment,
+    effective_rank,
+    nearest_neighbours,
+    nt_xent,
+    uniformity,
+)
 
 
 @settings(max_examples=25, deadline=None)
@@ -58,3 +64,29 @@ def test_effective_rank_is_at_most_the_rank(rank, seed):
 def test_effective_rank_of_a_collapsed_embedding_is_one():
     assert effective_rank(torch.ones(8, 4)) == 1
     assert effective_rank(torch.arange(8.0)[:, None] * torch.ones(1, 4)) == pytest.approx(1)
+
+
+def test_neighbours_tell_what_the_vectors_tell_and_no_more():
+    rng = torch.Generator().manual_seed(0)
+    classes = torch.arange(120) % 3
+    groups = torch.arange(120) // 10
+    told = torch.nn.functional.one_hot(classes).float() + 0.1 * torch.randn(120, 3, generator=rng)
+    assert nearest_neighbours(told, classes, groups) > 0.95
+    silent = torch.randn(120, 3, generator=rng)
+    assert nearest_neighbours(silent, classes, groups) < 0.55
+
+
+def test_a_tiles_own_patient_has_no_vote():
+    groups = torch.arange(40) // 10
+    classes = groups % 2  # every vector is its patient's: only the patient tells the class
+    vectors = torch.nn.functional.one_hot(groups).float() + 0.01 * torch.randn(40, 4)
+    assert nearest_neighbours(vectors, classes, groups, neighbours=5) < 0.9
+
+
+def test_unknown_and_single_classes_have_no_neighbours():
+    vectors, groups = torch.randn(20, 4), torch.arange(20)
+    assert math.isnan(nearest_neighbours(vectors, torch.zeros(20).long(), groups))
+    half = torch.where(torch.arange(20) < 10, -1, torch.arange(20) % 2)
+    known = nearest_neighbours(vectors[10:], half[10:], groups[10:])
+    assert nearest_neighbours(vectors, half, groups) == known
+    assert math.isnan(nearest_neighbours(vectors, torch.arange(20) % 2, torch.zeros(20).long()))

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import timm
 import torch
 
 from stainssl.config import dump
+from stainssl.encoders import load
 from stainssl.paths import Paths
 from stainssl.stages import pretrain, target
-from stainssl.stain import StainProfile
+from stainssl.stain import StainProfile, normalize
 from stainssl.status import StainsslError
-from tests.pretrain.world import cohort
+from stainssl.stores.tiles import read_tiles, write_labels
+from tests.pretrain.world import cohort, images, profiles
 
 REPO = Path(__file__).resolve().parents[2]
 
@@ -154,3 +160,121 @@ def test_no_valid_profile_at_all_is_a_sentence(tmp_path, monkeypatch):
     )  # fmt: skip
     with pytest.raises(StainsslError, match="None of the 8 training tiles has a valid macenko"):
         pretrain.run(config, "si")
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"normalizer": ["macenko", "reinhard"], "target": {"policy": "spread"}},
+        {"normalizer": ["reinhard", "macenko"], "views": "different", "stain_probability": 0.5},
+        {"loss": "vicreg", "target": {"policy": "site", "per": "image"}},
+        {"queue": 16, "optimizer": "lars", "geometry": {"area": [0.5, 1.0], "turns": False}},
+    ],
+)
+def test_every_dial_of_the_method_trains(tmp_path, keys):
+    config = cohort(tmp_path, counts=(6, 6), steps=2, **keys)
+    target.run(config, "si")
+    pretrain.run(config, "si")
+    assert pd.read_csv(Paths(config.results).metrics("si"))["loss"].notna().any()
+
+
+def test_a_drawn_normaliser_has_the_same_tiles_for_targets(tmp_path):
+    config = cohort(
+        tmp_path, counts=(6, 6), normalizer=["macenko", "reinhard"], target={"policy": "spread"}
+    )
+    target.run(config, "si")
+    paths, encoder = Paths(config.results), config.encoders["si"]
+    cohorts = pretrain._open(config, encoder)
+    content = pretrain._target(paths.target("si"))
+    macenko, reinhard = pretrain._stain(cohorts, encoder, content).stainings
+    assert reinhard.profiles.method == "reinhard"
+    wanted, every = reinhard.policy.candidates.mean, reinhard.profiles.mean
+    places = [int((every - mean).abs().sum(1).argmin()) for mean in wanted]
+    asked = [(one["slide"], one["tile"]) for one in content["candidates"]]
+    store = cohorts.stores[0]
+    names = [(f"small/{store.slide_id[store.slide[i]]}", int(store.tile[i])) for i in places]
+    assert names == asked
+    assert len(macenko.policy.candidates) == len(reinhard.policy.candidates)
+
+
+@pytest.mark.parametrize("jitter", ["hed", "randstainna", "mix"])
+def test_rivals_with_stain_jitter_train(tmp_path, jitter):
+    config = cohort(tmp_path, counts=(6, 6), steps=2, stain_jitter=jitter, method="simclr")
+    pretrain.run(config, "simclr")
+    card = (Paths(config.results).model("simclr") / "README.md").read_text(encoding="utf-8")
+    assert f"of stain: {jitter}" in card
+
+
+def test_preprocessing_is_done_in_use_too(tmp_path):
+    config = cohort(tmp_path, steps=2)
+    changed = {"simclr": config.encoders["simclr"].model_copy(update={"preprocess": True})}
+    config = config.model_copy(update={"encoders": changed})
+    target.run(config, "simclr")
+    pretrain.run(config, "simclr")
+    path = Paths(config.results).model("simclr")
+    encoder = load(path)
+    wanted = json.loads(Paths(config.results).target("simclr").read_text())["fallback"]
+    np.testing.assert_allclose(encoder.standard.matrix, wanted["matrix"], atol=1e-6)
+    tiles = torch.from_numpy(images(6, "a")).permute(0, 3, 1, 2).contiguous()
+    own = profiles(images(6, "a"))
+    other = profiles(images(6, "b")).pooled()
+    restained = normalize(tiles, own, other)
+    plain = dataclasses.replace(encoder, standard=None)
+    apart = [float((e(tiles) - e(restained)).norm(dim=1).mean()) for e in (encoder, plain)]
+    assert apart[0] < 0.5 * apart[1]  # what a change of stain does is taken away
+    assert "stain.json" in (path / "README.md").read_text(encoding="utf-8")
+    assert timm.create_model(f"local-dir:{path}", pretrained=True, num_classes=0) is not None
+
+
+def test_a_tile_label_supervises(tmp_path):
+    config = cohort(tmp_path, steps=3)
+    keys = {"label": "tumor", "supervised_weight": 1.0}
+    encoder = config.encoders["si"].model_copy(update=keys)
+    config = config.model_copy(update={"encoders": {"si": encoder}})
+    paths = Paths(config.results)
+    table = read_tiles(paths.tiles("small", "default", "train-0000"))[["slide_id", "tile"]]
+    path = paths.labels("small", "default", "train-0000")
+    target.run(config, "si")
+    write_labels(path, table.assign(tumor=np.float32(1)), {})
+    with pytest.raises(StainsslError, match="fewer than two classes of 'tumor'"):
+        pretrain.run(config, "si")
+    write_labels(path, table.assign(other=np.float32(1)), {})
+    with pytest.raises(StainsslError, match="have no 'tumor'; they have other"):
+        pretrain.run(config, "si")
+    write_labels(path, table.assign(tumor=(table["tile"] % 2).astype(np.float32)), {})
+    pretrain.run(config, "si")
+    rows = pd.read_csv(paths.metrics("si"))
+    assert rows["knn_label"].notna().all() and rows["knn_site"].notna().all()
+    assert "label tumor, weight 1" in (paths.model("si") / "README.md").read_text(encoding="utf-8")
+
+
+def test_figures_are_there_while_it_runs(trained):
+    live = pd.read_csv(Paths(trained.results).checkpoints("si") / "metrics.csv")
+    assert live.equals(pd.read_csv(Paths(trained.results).metrics("si")))
+
+
+def test_more_devices_than_a_batch_can_feed(caplog):
+    assert pretrain._batch_size(10, 100, 4) == 8
+    assert "no multiple of 4 devices: using 8" in caplog.text
+    with pytest.raises(StainsslError, match="leaves 1 tile"):
+        pretrain._batch_size(256, 7, 4)
+
+
+def test_a_half_written_store_and_another_schema_are_sentences(tmp_path):
+    config = cohort(tmp_path, counts=(4, 4))
+    store = Paths(config.results).pixels("small", "default", "train-0000")
+    header = json.loads((store / "zarr.json").read_text())
+    header["attributes"]["schema"] = 99
+    (store / "zarr.json").write_text(json.dumps(header))
+    with pytest.raises(
+        StainsslError, match="expected pixels of schema 1, found pixels of schema 99"
+    ):
+        pretrain.run(config, "simclr")
+    header["attributes"] = {}  # written last: a store that was cut off has none
+    (store / "zarr.json").write_text(json.dumps(header))
+    with pytest.raises(StainsslError, match="Delete it and run again"):
+        pretrain.run(config, "simclr")
+    shutil.rmtree(store)
+    with pytest.raises(StainsslError, match="is missing"):
+        pretrain.run(config, "simclr")
+    assert not Paths(config.results).model("simclr").exists()

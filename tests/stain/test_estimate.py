@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
-from stainssl.stain import METHODS, Constants, StainProfile, estimate
+from stainssl.stain import METHODS, Constants, StainProfile, estimate, normalize
+from stainssl.stain.estimate import principal_axes
 from tests.stain import synthetic
 
 
@@ -206,6 +207,30 @@ def adversarial_batch(seed: int) -> Tensor:
 def test_ten_thousand_odd_tiles_give_finite_profiles(seed, method):
     profile = estimate(adversarial_batch(seed), method)
     assert all(value.isfinite().all() for value in profile.tensors.values())
+
+
+def test_axes_are_those_of_a_general_solver(rng):
+    spread = torch.from_numpy(rng.normal(size=(200, 3, 3)) * [1, 0.1, 0.01])
+    covariance = spread @ spread.mT
+    values, vectors = principal_axes(covariance)
+    expected, their_vectors = torch.linalg.eigh(covariance)
+    torch.testing.assert_close(values, expected, rtol=1e-4, atol=1e-9)
+    assert ((vectors * their_vectors).sum(1).abs() > 1 - 1e-6).all()
+
+
+def test_axes_of_nothing_are_finite():
+    flat = torch.zeros(2, 3, 3, dtype=torch.float64)
+    flat[1] = torch.eye(3)
+    assert all(found.isfinite().all() for found in principal_axes(flat))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_host_reads_nothing_back(method):
+    """Tensors without data, where a value that the host asks for is an error: no GPU waits."""
+    images = torch.empty(4, 3, 32, 32, dtype=torch.uint8, device="meta")
+    profile = estimate(images, method)
+    assert normalize(images, profile, profile[0]).shape == images.shape
+    assert not normalize(images, profile.where_valid(profile[1]), profile).is_cpu
 
 
 @pytest.mark.parametrize("fill", [float("nan"), float("inf"), -1.0, 7.0])

@@ -1,0 +1,45 @@
+"""A short training, alone or in a group of processes: `python -m tests.pretrain.group FOLDER …`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+
+from stainssl.encoders import new_backbone, vector_length
+from stainssl.pretrain.data import TrainTiles
+from stainssl.pretrain.distributed import is_main
+from stainssl.pretrain.knowledge import profiles
+from stainssl.pretrain.methods import METHODS, Recipe, Stain, Staining
+from stainssl.pretrain.objectives import OBJECTIVES
+from stainssl.pretrain.train import Learner, Preprocessing, Settings, fit
+from stainssl.stain.targets import BatchTarget
+from stainssl.stores.pixels import open_pixels
+from tests.pretrain.world import BACKBONE
+
+
+def train(folder: Path, name: str, loss: str) -> None:
+    """Four steps, an epoch each, on the tiles in `folder`; the figures go to `folder/name`."""
+    store = open_pixels(folder / "part.zarr")
+    known = profiles([store], "macenko")
+    torch.manual_seed(0)
+    backbone, _ = new_backbone(BACKBONE, 32)
+    stain = Stain([Staining(known, BatchTarget(known.pooled()))], lambda tiles: ["a"] * len(tiles))
+    method = METHODS["stain-invariant"](Recipe(32, "strong", 0), stain)
+    queue = 6 if loss == "nt-xent" else 0
+    objective = OBJECTIVES[loss](backbone, vector_length(backbone, 32), 0.2, queue)
+    settings = Settings(steps=4, lr=1e-3, weight_decay=1e-4, checkpoint_steps=2)
+    module = Learner(backbone, objective, method, Preprocessing((0.5,) * 3, (0.5,) * 3), settings)
+    rows = fit(
+        module, TrainTiles([store]), settings, batch_size=12, seed=0,
+        checkpoints=folder / name / loss, mark="m",
+    )  # fmt: skip
+    if is_main():
+        rows.to_csv(folder / name / f"{loss}.csv")
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    for loss in sys.argv[3:]:
+        train(Path(sys.argv[1]), sys.argv[2], loss)
