@@ -351,7 +351,9 @@ def benchmark_settings(wildcards):
 
 def benchmark_rows(wildcards):
     """What the baselines of a benchmark read of the sheets: where slides are from, and who."""
-    tasks = [CONFIG.tasks[name] for name in CONFIG.benchmarks[wildcards.benchmark].tasks]
+    tasks = [
+        CONFIG.tasks[name] for name in CONFIG.benchmarks[wildcards.benchmark].tasks
+    ]
     clinical = {column for task in tasks for column in task.clinical}
     keys = each_part(dict.fromkeys(c for task in tasks for c in task.cohorts))
     return "".join(
