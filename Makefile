@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: demo report test lint format lock clean
+.PHONY: demo report test test-slurm lint format lock clean
 
 demo: .venv/ready
 	snakemake --cores all
@@ -14,6 +14,10 @@ report: .venv/ready
 
 test: .venv/ready
 	pytest -n auto --dist loadgroup
+
+# A real SLURM on this machine, by hand: needs root, slurmctld, slurmd, slurmdbd, munge, mariadb-server.
+test-slurm: .venv/ready
+	tests/slurm/run.sh
 
 lint: .venv/ready
 	ruff check .

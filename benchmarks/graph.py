@@ -1,4 +1,4 @@
-"""A sheet of 10,000 slides as a graph: how long a dry-run takes, and what a job costs beside its work.
+"""A sheet of 10,000 slides as a graph: what a dry-run takes, and what a job costs beside its work.
 
     python benchmarks/graph.py [--slides 10000] [--cores 2] [--no-run] [--json FILE]
 
@@ -24,7 +24,10 @@ import pandas as pd
 import yaml
 
 REPO = Path(__file__).resolve().parent.parent
-MAKE = "for o in {output}; do case $o in *.zarr) mkdir -p $o;; *.*) touch $o;; *) mkdir -p $o;; esac; done"
+MAKE = (
+    "for o in {output}; do case $o in *.zarr) mkdir -p $o;; *.*) touch $o;; *) mkdir -p $o;; esac;"
+    " done"
+)
 ENCODERS = 6
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated
 
@@ -117,22 +119,23 @@ def _row_sentence(found: object, source: str, line: int) -> str:
 
 
 def _duplicates(frame: pd.DataFrame, source: str) -> Iterator[str]:
-    for slide, rows in frame.groupby("slide_id").groups.items():
-        if len(rows) > 1:
-            lines = ", ".join(str(row + 2) for row in rows)
-            yield f"{source}: slide_id {slide!r} stands in lines {lines}: keep one of them."
+    twice = frame[frame["slide_id"].duplicated(keep=False)]
+    for slide, rows in twice.groupby("slide_id").groups.items():
+        lines = ", ".join(str(row + 2) for row in rows)
+        yield f"{source}: slide_id {slide!r} stands in lines {lines}: keep one of them."
 
 
 def _straddlers(frame: pd.DataFrame, source: str) -> Iterator[str]:
     if "split" not in frame:
         return
-    for patient, splits in frame.groupby("patient_id")["split"].unique().items():
-        if len(splits) > 1:
-            found = ", ".join(map(repr, sorted(splits)))
-            yield (
-                f"{source}: patient {patient!r} is in splits {found}: "
-                "a patient belongs to one split; move or exclude the slides."
-            )
+    stays = frame[["patient_id", "split"]].drop_duplicates()
+    torn = stays[stays["patient_id"].duplicated(keep=False)]
+    for patient, splits in torn.groupby("patient_id")["split"]:
+        found = ", ".join(map(repr, sorted(splits)))
+        yield (
+            f"{source}: patient {patient!r} is in splits {found}: "
+            "a patient belongs to one split; move or exclude the slides."
+        )
 
 
 def _sheet_problems(frame: pd.DataFrame, source: str) -> list[str]:
@@ -194,6 +197,39 @@ def read_sheet(config: Config, name: str) -> pd.DataFrame:
     Raises:
         StainsslError: every problem of the sheet at once, with line, column, value.
     """
+    return _judged(_Asked(_state(config, name), config, name)).copy(deep=False)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A cohort's sheet in one state: what is the same for the same rows is `state` alone."""
+
+    state: tuple[object, ...]
+    config: Config = field(compare=False)
+    name: str
+
+
+def _state(config: Config, name: str) -> tuple[object, ...]:
+    """All that a cohort's rows depend on; a sheet by its time and size."""
+    cohort = config.cohorts[name]
+    stamp: object = None
+    if cohort.release is not None:
+        from stainssl.releases import load
+
+        stamp = load(cohort.release, cohort.root, cohort.options)
+    elif cohort.sheet is not None and cohort.sheet.exists():
+        stat = cohort.sheet.stat()
+        stamp = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
+    folder = str(root(config, name))
+    return cohort.model_dump_json(), config.slides.part_size, folder, stamp
+
+
+@lru_cache(maxsize=32)
+def _judged(asked: _Asked) -> pd.DataFrame:
+    """The rows of `read_sheet`. A sheet of half a million rows takes seconds to judge, and is asked
+    for a dozen times before a job runs.
+    """
+    config, name = asked.config, asked.name
     frame = _raw_sheet(config, name)
     if problems := _sheet_problems(frame, _source(config, name)):
         raise StainsslError("\n".join(problems))
@@ -292,6 +328,23 @@ def _task_problems(config: Config, name: str, task: Task) -> Iterator[str]:
                 )
 
 
+def _external_problems(config: Config, name: str, task: Task) -> Iterator[str]:
+    """The label must be there, and nobody may be in an external cohort and in the task's own."""
+    own = {p for cohort in task.cohorts for p in read_sheet(config, cohort)["patient_id"]}
+    for cohort in task.external:
+        frame = read_sheet(config, cohort)
+        if task.label not in frame:
+            yield (
+                f"tasks.{name}.label: {_source(config, cohort)} (external) has no column "
+                f"{task.label!r}{nearest(task.label, list(frame.columns))}"
+            )
+        if both := sorted(own & set(frame["patient_id"])):
+            yield (
+                f"tasks.{name}.external: {len(both)} patients of {cohort} have the names of "
+                f"patients that train: {', '.join(both[:5])}. Leave them out or rename them."
+            )
+
+
 def _fold_problems(config: Config, name: str, task: Task) -> Iterator[str]:
     from stainssl.benchmark.folds import problems
 
@@ -340,7 +393,8 @@ def _tiling_problems(config: Config) -> Iterator[str]:
         used = set(encoder.train.cohorts if encoder.train else ())
         for benchmark in config.benchmarks.values():
             if name in benchmark.encoders:
-                used |= {c for task in benchmark.tasks for c in config.tasks[task].cohorts}
+                tasks = [config.tasks[task] for task in benchmark.tasks]
+                used |= {c for task in tasks for c in (*task.cohorts, *task.external)}
         for cohort in sorted(used):
             if config.cohorts[cohort].tiling != encoder.tiling:
                 yield (
@@ -367,7 +421,7 @@ def check(config: Config) -> list[str]:
     if not sound:  # tasks and encoders cannot be judged on sheets that cannot be read
         return problems
     for name, task in config.tasks.items():
-        found = list(_task_problems(config, name, task))
+        found = [*_task_problems(config, name, task), *_external_problems(config, name, task)]
         problems += found or list(_fold_problems(config, name, task))
     for name, encoder in config.encoders.items():
         problems += _encoder_problems(config, name, encoder)

@@ -295,7 +295,16 @@ class Task(Model):
     label: str
     cohorts: Annotated[list[str], Field(min_length=1)]
     split: Split = Split()
+    external: list[str] = []  # cohorts that every fold's model is tested on and none is trained on
     clinical: list[str] = []  # columns of the sheet that a baseline may know: age, grade …
+
+    @model_validator(mode="after")
+    def _external_is_outside(self) -> Task:
+        if self.external and self.level == "tile":
+            raise ValueError("'external' is for tasks of level slide or patient")
+        if both := sorted(set(self.external) & set(self.cohorts)):
+            raise ValueError(f"{', '.join(both)} cannot be both trained on and external")
+        return self
 
 
 class Head(Model):
@@ -432,6 +441,8 @@ def _uses(config: Config) -> Iterator[tuple[str, str, str, str, Mapping[str, Any
     for name, task in config.tasks.items():
         for cohort_name in task.cohorts:
             yield "tasks", name, "cohorts", cohort_name, config.cohorts
+        for cohort_name in task.external:
+            yield "tasks", name, "external", cohort_name, config.cohorts
     for name, benchmark in config.benchmarks.items():
         for key, known in (
             ("tasks", config.tasks),

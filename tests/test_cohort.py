@@ -164,3 +164,21 @@ def test_an_unreadable_sheet_is_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "sheet.csv").unlink()
     with pytest.raises(StainsslError, match="does not exist"):
         cohorts.read_sheet(config, "c")
+
+
+def test_an_external_cohort_has_the_label_and_nobody_who_trains(tmp_path: Path) -> None:
+    _touch(tmp_path, 8)
+    config = _config(tmp_path, [_row(i, y=i % 2) for i in range(6)], **_task(split={"folds": 2}))
+    pd.DataFrame([_row(5, z=1), _row(7, z=0)]).to_csv(tmp_path / "other.csv", index=False)
+    data = config.model_dump(mode="json")
+    data["cohorts"]["o"] = {"sheet": str(tmp_path / "other.csv"), "root": str(tmp_path)}
+    data["tasks"]["t"]["external"] = ["o"]
+    found = _problems(parse(data))
+    assert "(external) has no column 'y'" in found
+    assert "1 patients of o have the names of patients that train: p5" in found
+    data["tasks"]["t"]["external"] = ["c"]
+    with pytest.raises(StainsslError, match="c cannot be both trained on and external"):
+        parse(data)
+    data["tasks"]["t"] |= {"external": ["o"], "level": "tile"}
+    with pytest.raises(StainsslError, match="for tasks of level slide or patient"):
+        parse(data)

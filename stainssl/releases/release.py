@@ -82,9 +82,9 @@ class Release:
         return {key: options.get(key, choices[0]) for key, choices in self.options.items()}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Imported:
-    """A release's folder as a sheet, with what was found on the way.
+    """A release's folder as a sheet, with what was found on the way; each reading is its own.
 
     Attributes:
         sheet: as `Reading.rows`, with `exclude`.

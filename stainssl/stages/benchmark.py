@@ -98,6 +98,21 @@ def _answers(config: Config, benchmark: str) -> Iterator[Answer]:
                 metrics = _read_metrics(folder / "metrics.csv")
                 seen = _seen(paths.seen(run.name), tested)
                 yield Answer(task, level, run.key, run.name, head, metrics, predictions, seen)
+                yield from _external_answers(config, task, run, head, folder)
+
+
+def _external_answers(
+    config: Config, task: str, run: Run, head: str, folder: Path
+) -> Iterator[Answer]:
+    """A task's answers on cohorts that none of its models was trained on, as tasks of their own."""
+    spec = config.tasks[task]
+    for cohort in spec.external:
+        predictions = read_table(folder / f"external-{cohort}.parquet", "predictions")
+        metrics = _read_metrics(folder / f"external-{cohort}.csv")
+        tested = predictions[["patient_id"]].drop_duplicates().assign(cohort=cohort)
+        seen = _seen(Paths(config.results).seen(run.name), tested)
+        name = f"{task} on {cohort}"
+        yield Answer(name, spec.level, run.key, run.name, head, metrics, predictions, seen)
 
 
 def _baselines(config: Config, task: str) -> Iterator[Answer]:

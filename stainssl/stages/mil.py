@@ -17,7 +17,7 @@ from stainssl.config import Config, Task
 from stainssl.mil import bags as bagging
 from stainssl.mil.attention import AttentionMean, attention_table
 from stainssl.mil.bags import Bag, SlideTiles
-from stainssl.mil.predict import model_name, predict_bag, prediction_table, save_model
+from stainssl.mil.predict import load_models, model_name, predict_bag, prediction_table, save_model
 from stainssl.mil.reference import reference_table
 from stainssl.mil.train import FoldModel, Settings, fit
 from stainssl.paths import Paths
@@ -40,6 +40,7 @@ def run(config: Config, task: str, encoder: str, head: str) -> None:
 
     Writes a folder: `predictions.parquet` (test bags), `metrics.csv`, `attention.parquet` (tiles of
     test bags), `models/`, a model a fold, and `reference.parquet`, what they were trained on.
+    For an external cohort: `external-{cohort}.parquet` and `.csv`, its predictions and metrics.
 
     Raises:
         StainsslError: the task is of level tile, its folds share patients between roles, or its
@@ -69,6 +70,11 @@ def run(config: Config, task: str, encoder: str, head: str) -> None:
             write_table(folder / "attention.parquet", attention, "attention", made_by)
             write_table(folder / "reference.parquet", reference, "reference", made_by)
             metrics.to_csv(folder / "metrics.csv", index=False)
+            for cohort in spec.external:
+                found = _external(config, spec, cohort, encoder, classes, folder / "models")
+                write_table(folder / f"external-{cohort}.parquet", found, "predictions", made_by)
+                metrics = evaluate(found, spec.level, config.seed)
+                metrics.to_csv(folder / f"external-{cohort}.csv", index=False)
     except StainsslError as error:
         raise StainsslError(f"tasks.{task}: {error}") from None
 
@@ -199,6 +205,32 @@ def _answer(
     if not tables:
         raise StainsslError("no test patient has a usable tile: see the cohort's slides.csv.")
     return pd.concat(tables, ignore_index=True), attention_table(bags, looked_at.means())
+
+
+def _external(
+    config: Config, task: Task, cohort: str, encoder: str, classes: list[str], models: Path
+) -> pd.DataFrame:
+    """Every fold's model on a cohort that none of them was trained on, each as a repeat.
+
+    Raises:
+        StainsslError: the cohort has no labelled slide with tiles, or a class that is not trained.
+    """
+    asked = task.model_copy(update={"cohorts": [cohort]})
+    slides = labelled_slides(config, asked)
+    if strange := sorted(set(slides["word"]) - set(classes)):
+        raise StainsslError(
+            f"external cohort {cohort} has classes that nothing was trained on: "
+            f"{', '.join(strange)}; trained: {', '.join(classes)}."
+        )
+    slides["label"] = slides["word"].map(classes.index)
+    read = spooled(slide_reader(config, encoder, slides), Paths(config.results).results)
+    bags = _bags(slides, asked, read)
+    tables = []
+    for number, model in enumerate(load_models(models).values()):
+        p = np.stack([predict_bag(model, bag)[0] for bag in bags])
+        tables.append(prediction_table(bags, p, classes, number, 0))
+    log.info("%d bags of %s, which is external, by %d models", len(bags), cohort, len(tables))
+    return pd.concat(tables, ignore_index=True)
 
 
 def _fold_models(

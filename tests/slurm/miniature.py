@@ -1,4 +1,4 @@
-"""`python -m tests.slurm.miniature FOLDER`: the WILDS miniature and its page's config, made small."""
+"""`python -m tests.slurm.miniature FOLDER`: the WILDS miniature and a small config of its page."""
 
 from __future__ import annotations
 

@@ -184,3 +184,49 @@ def test_a_task_that_does_not_fit_in_memory_gives_the_same_predictions(config, m
     monkeypatch.setattr(mil, "MOST_BYTES", 300)
     mil.run(config, task="patient", encoder="enc", head="abmil")
     assert file.read_bytes() == first
+
+
+def _with_external(config: Config, rng: np.random.Generator, **columns: object) -> Config:
+    """The config with a second cohort of other patients, written like the first."""
+    folder = Paths(config.results).results.parent
+    sheet = _sheet().assign(**columns) if columns else _sheet()
+    sheet = sheet.assign(slide_id="x" + sheet["slide_id"], patient_id="x" + sheet["patient_id"])
+    sheet.to_csv(folder / "other.csv", index=False)
+    data = config.model_dump(mode="json")
+    data["cohorts"]["other"] = {"sheet": str(folder / "other.csv"), "root": str(folder)}
+    data["tasks"]["patient"]["external"] = ["other"]
+    made = parse(data)
+    counts = [8] * len(sheet)
+    blocks = []
+    for label in sheet["her2"]:
+        features = rng.normal(size=(8, DIM))
+        features[:3, :3] += 4.0 * (label == "1")
+        blocks.append(features.astype(np.float16))
+    index = np.concatenate([np.arange(8)] * len(sheet))
+    write_embeddings(
+        Paths(made.results).embeddings("other", "default", "enc", "all-0000"),
+        slide_id=sheet["slide_id"].tolist(), counts=counts, dim=DIM, blocks=blocks,
+        tile=index.astype(np.int32), x=index * 256, y=index * 0, settings={},
+    )  # fmt: skip
+    return made
+
+
+def test_an_external_cohort_is_answered_by_every_model_and_trains_none(config, rng):
+    made = _with_external(config, rng)
+    mil.run(config, task="patient", encoder="enc", head="mean")
+    folder = Paths(made.results).mil("patient", "enc", "mean")
+    before = read_table(folder / "predictions.parquet", "predictions")
+    mil.run(made, task="patient", encoder="enc", head="mean")
+    pd.testing.assert_frame_equal(read_table(folder / "predictions.parquet", "predictions"), before)
+    found = read_table(folder / "external-other.parquet", "predictions")
+    assert found.groupby("repeat")["patient_id"].nunique().tolist() == [15] * 6  # 2 × 3 models
+    metrics = pd.read_csv(folder / "external-other.csv").query("group == 'all'")
+    auroc = metrics.set_index("metric").loc["auroc"]
+    assert auroc["patients"] == 15
+    assert auroc["value"] > 0.6
+
+
+def test_an_external_class_that_nothing_was_trained_on_is_named(config, rng):
+    made = _with_external(config, rng, her2="2")
+    with pytest.raises(StainsslError, match="nothing was trained on: 2; trained: 0, 1"):
+        mil.run(made, task="patient", encoder="enc", head="mean")

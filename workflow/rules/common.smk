@@ -260,6 +260,15 @@ def task_rows(wildcards):
     )
 
 
+def external_rows(wildcards):
+    """What `mil` reads of the sheets of external cohorts: patients and labels."""
+    task = CONFIG.tasks[wildcards.task]
+    return "".join(
+        rows_of(cohort, part, "slide_id", "patient_id", "site", task.label)
+        for cohort, _, part in each_part(task.external)
+    )
+
+
 def task_settings(wildcards):
     """A task, as a param."""
     return settings_of(CONFIG.tasks[wildcards.task]) + as_param(CONFIG.seed)
@@ -267,7 +276,8 @@ def task_settings(wildcards):
 
 def task_embeddings(wildcards):
     """The embeddings that a task asks, under one encoder."""
-    keys = each_part(CONFIG.tasks[wildcards.task].cohorts)
+    task = CONFIG.tasks[wildcards.task]
+    keys = each_part([*task.cohorts, *task.external])
     return [PATHS.embeddings(c, t, wildcards.encoder, p) for c, t, p in keys]
 
 

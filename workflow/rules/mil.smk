@@ -21,6 +21,7 @@ rule mil:
     params:
         config=RESOLVED,
         head=head_settings,
+        external=external_rows,
         seed=CONFIG.seed,
     shell:
         "stainssl mil --config {params.config} --task {wildcards.task}"
