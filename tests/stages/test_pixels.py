@@ -46,6 +46,7 @@ def test_every_tile_is_stored_with_its_profiles(patches: Config, tmp_path: Path)
     assert store.slide_id == [f"t{number}" for number in range(5)]
     assert store.profile("macenko")["matrix"].shape == (5, 2, 3)
     assert store.pooled("reinhard")["mean"].shape == (5, 3)
+    assert store.profile_methods() == ["macenko", "reinhard", "ruifrok", "vahadane"]
     original = np.asarray(Image.open(tmp_path / "t3.png")).astype(int)
     assert np.abs(store.images(np.array([3]))[0] - original).mean() < 12  # JPEG of noise
 
