@@ -36,6 +36,7 @@ from stainssl.slides.tissue import tissue_map
 from stainssl.stores.pixels import SlidePixels, decode, encode, open_pixels, write_pixels
 
 ROUNDS, SIZE_PX, MPP, MASK_MPP = 3, 256, 0.5, 8.0
+RIVAL_PATIENCE_S = 120
 
 
 def seconds(work: dict[str, Callable[[], Any]]) -> dict[str, float]:
@@ -69,9 +70,14 @@ def thumbnail_of(path: Path) -> np.ndarray:
 def rival(python: str, tool: str, path: Path) -> dict[str, Any] | None:
     """Seconds and tiles of another tool, None where it failed."""
     script = Path(__file__).with_name("slides_rival.py")
-    done = subprocess.run(
-        [python, str(script), tool, str(path)], capture_output=True, text=True, check=False
-    )
+    try:
+        done = subprocess.run(
+            [python, str(script), tool, str(path)],
+            capture_output=True, text=True, check=False, timeout=RIVAL_PATIENCE_S,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        print(f"{tool}: not done after {RIVAL_PATIENCE_S} s")
+        return None
     if done.returncode:
         print(f"{tool} failed: {done.stderr.strip().splitlines()[-1]}")
         return None
