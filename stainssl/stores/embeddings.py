@@ -106,7 +106,7 @@ def _read_plain(path: Path, shard: int, start: int, out: npt.NDArray[np.float16]
             if (index[:, 0] != wanted).any() or (index[:, 1] != chunk_bytes).any():
                 return False
             file.seek(int(index[0, 0]) + (start - first * CHUNK_ROWS) * out.shape[1] * out.itemsize)
-            return file.readinto(memoryview(out).cast("B")) == out.nbytes
+            return file.readinto(out) == out.nbytes  # type: ignore[arg-type]
     except (OSError, ValueError, TypeError):  # no such shard, or laid out in another way
         return False
 
