@@ -126,7 +126,7 @@ def slide_reader(config: Config, encoder: str, slides: pd.DataFrame) -> Callable
         store = place[slide_id]
         rows = store.rows(slide_id)
         return bagging.usable(
-            np.asarray(store.features[rows]),
+            store.read(rows),
             store.valid[rows],
             store.tile[rows],
             store.x[rows],

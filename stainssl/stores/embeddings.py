@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,29 @@ def write_embeddings(
         group.attrs.update(header("embeddings", settings) | {"slide_id": list(slide_id)})
 
 
+def _read_plain(path: Path, shard: int, start: int, out: npt.NDArray[np.float16]) -> bool:
+    """Fill `out` with a shard's rows from `start` on, where they lie in its file as they are.
+
+    zarr reads a bag chunk by chunk through an event loop, which takes several times as long as the
+    bytes. The index at a shard's end (offset and size of each chunk) tells whether all chunks lie
+    there uncompressed and end to end; where it does not, nothing is read and False is returned.
+    """
+    chunk_bytes = CHUNK_ROWS * out.shape[1] * out.itemsize
+    chunks = SHARD_ROWS // CHUNK_ROWS
+    first, last = start // CHUNK_ROWS, -(-(start + len(out)) // CHUNK_ROWS)
+    try:
+        with (path / "features" / "c" / str(shard) / "0").open("rb") as file:
+            file.seek(-(16 * chunks + 4), os.SEEK_END)  # and a checksum
+            index = np.frombuffer(file.read(16 * chunks), "<u8").reshape(chunks, 2)[first:last]
+            wanted = index[0, 0] + np.arange(len(index), dtype=np.uint64) * np.uint64(chunk_bytes)
+            if (index[:, 0] != wanted).any() or (index[:, 1] != chunk_bytes).any():
+                return False
+            file.seek(int(index[0, 0]) + (start - first * CHUNK_ROWS) * out.shape[1] * out.itemsize)
+            return file.readinto(out) == out.nbytes  # type: ignore[arg-type]
+    except (OSError, ValueError, TypeError):  # no such shard, or laid out in another way
+        return False
+
+
 class Embeddings:
     """An open store of embeddings.
 
@@ -97,7 +121,8 @@ class Embeddings:
         tile, x, y, valid: (N,) index in the tile table, level-0 px, level-0 px, bool.
     """
 
-    def __init__(self, group: zarr.Group) -> None:
+    def __init__(self, group: zarr.Group, path: Path) -> None:
+        self._path = path
         self.features: Any = group["features"]
         self.slide_id: list[str] = list(group.attrs["slide_id"])  # type: ignore[arg-type]
         self.start: npt.NDArray[np.int64] = np.asarray(group["start"][...])  # type: ignore[index]
@@ -119,8 +144,18 @@ class Embeddings:
     def bag(self, slide_id: str) -> npt.NDArray[np.float16]:
         """The valid vectors of a slide, (n, D) float16, in tile order."""
         rows = self.rows(slide_id)
-        features, valid = np.asarray(self.features[rows]), self.valid[rows]
+        features, valid = self.read(rows), self.valid[rows]
         return features if valid.all() else features[valid]
+
+    def read(self, rows: slice) -> npt.NDArray[np.float16]:
+        """Vectors of some rows, (n, D) float16; as `features[rows]`, in one read a shard."""
+        out = np.empty((rows.stop - rows.start, self.features.shape[1]), np.float16)
+        for first in range(rows.start // SHARD_ROWS * SHARD_ROWS, rows.stop, SHARD_ROWS):
+            start, stop = max(rows.start, first), min(rows.stop, first + SHARD_ROWS)
+            part = out[start - rows.start : stop - rows.start]
+            if not _read_plain(self._path, first // SHARD_ROWS, start - first, part):
+                part[:] = self.features[start:stop]
+        return out
 
 
 def open_embeddings(path: Path) -> Embeddings:
@@ -129,4 +164,4 @@ def open_embeddings(path: Path) -> Embeddings:
     Raises:
         StainsslError: the store is missing, half written or of another schema.
     """
-    return Embeddings(open_group(path, "embeddings"))
+    return Embeddings(open_group(path, "embeddings"), path)

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import xarray as xr
+import zarr
 
 from stainssl.stores import embeddings as store
 from stainssl.stores.embeddings import open_embeddings, write_embeddings
@@ -58,3 +59,23 @@ def test_an_empty_part_is_a_valid_store_and_xarray_reads_it(tmp_path: Path) -> N
     data = xr.open_zarr(tmp_path / "e.zarr", consolidated=False)
     assert data["features"].dims == ("tile", "feature")
     assert float(data["features"].sum()) == 24
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+@pytest.mark.parametrize("rows", [slice(0, 0), slice(0, 9), slice(3, 30), slice(14, 41)])
+def test_rows_read_straight_are_zarrs_own(tmp_path, monkeypatch, rng, compressed, rows):
+    """Chunks of 4 rows, shards of 16; a store that another version compressed is read by zarr."""
+    monkeypatch.setattr(store, "CHUNK_ROWS", 4)
+    monkeypatch.setattr(store, "SHARD_ROWS", 16)
+    features, index = rng.normal(size=(41, 3)).astype(np.float16), np.arange(41)
+    write_embeddings(
+        tmp_path / "e.zarr", slide_id=["s"], counts=[41], dim=3, blocks=[features],
+        tile=index.astype(np.int32), x=index, y=index, settings={},
+    )  # fmt: skip
+    if compressed:
+        group = zarr.open_group(tmp_path / "e.zarr", mode="a")
+        del group["features"]
+        group.create_array("features", data=features, chunks=(4, 3), shards=(16, 3))
+    plain = store._read_plain(tmp_path / "e.zarr", 0, 2, np.empty((5, 3), np.float16))
+    assert plain != compressed
+    np.testing.assert_array_equal(open_embeddings(tmp_path / "e.zarr").read(rows), features[rows])
