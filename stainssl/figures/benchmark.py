@@ -78,7 +78,7 @@ def _roc_panel(
     _quiet(axes)
     axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal", title=title)
     axes.set(xlabel="false positive rate", ylabel="true positive rate (95 % band over patients)")
-    axes.legend(frameon=False, fontsize=8.5, loc="lower right")
+    axes.legend(framealpha=0.85, edgecolor="none", fontsize=8.5, loc="lower right")
 
 
 def forest(long: pd.DataFrame, encoders: Sequence[str]) -> Figure:
