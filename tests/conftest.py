@@ -31,3 +31,11 @@ def real_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real data: STAINSSL_REAL_DATA is unset and {folder} does not exist")
     return folder
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of one module go to one worker, so that its fixtures are made once."""
+    for item in items:
+        if not item.get_closest_marker("xdist_group"):
+            item.add_marker(pytest.mark.xdist_group(str(item.path.relative_to(REPO))))

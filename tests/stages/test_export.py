@@ -23,6 +23,8 @@ from stainssl.status import StainsslError
 from stainssl.stores.embeddings import open_embeddings
 from stainssl.stores.tables import read_table
 
+pytestmark = pytest.mark.xdist_group("trained")
+
 SLIDE = "a-001-1"
 
 

@@ -13,6 +13,8 @@ from stainssl.stages import predict
 from stainssl.status import StainsslError
 from stainssl.stores.tables import read_table
 
+pytestmark = pytest.mark.xdist_group("trained")
+
 
 def _predict(trained, sheet: pd.DataFrame, out, task="patient", **words):
     sheet.to_csv(out.with_suffix(".csv"), index=False)
