@@ -143,24 +143,27 @@ _AGAINST = {
 
 
 def robustness(long: pd.DataFrame, encoders: Sequence[str]) -> Figure:
-    """Three figures of robustness against AUROC, a marker per encoder (and seed), with intervals.
+    """Figures of robustness against AUROC, a marker per encoder (and seed), with intervals.
 
     Args:
         long: `table.long_table`; tile tasks with robustness figures are shown, a row each.
         encoders: all of the benchmark, in its order, for their colours.
     """
     whole = long[long["group"] == "all"]
-    tasks = whole.loc[whole["metric"].isin(list(_AGAINST)), "task"].unique().tolist()
+    found = whole[whole["metric"].isin(list(_AGAINST))]
+    tasks = found["task"].unique().tolist()
+    shown = [metric for metric in _AGAINST if metric in set(found["metric"])]
     if not tasks:
         return _message(
             "No figure of robustness: the benchmark asks for none, or has no tile task."
         )
-    figure = Figure(figsize=(12.6, 4.6 * len(tasks)), dpi=_INCH, layout="constrained")
-    grid = figure.subplots(len(tasks), len(_AGAINST), squeeze=False)
+    size = (4.2 * len(shown), 4.6 * len(tasks))
+    figure = Figure(figsize=size, dpi=_INCH, layout="constrained")
+    grid = figure.subplots(len(tasks), len(shown), squeeze=False)
     colours = encoder_colours(encoders)
     for line, task in zip(grid, tasks, strict=True):
         rows = whole[whole["task"] == task]
-        for axes, metric in zip(line, _AGAINST, strict=True):
+        for axes, metric in zip(line, shown, strict=True):
             _against(axes, task, rows, metric, colours)
         handles = {t.get_label(): t for t in line[0].get_legend_handles_labels()[0]}
         line[0].legend(handles.values(), handles.keys(), frameon=False, fontsize=8.5, loc="best")
