@@ -35,29 +35,13 @@ def chromaticity(vectors: np.ndarray) -> np.ndarray:
     return np.stack([red - 1, (green - blue) / np.sqrt(3)], -1)
 
 
-def stain_space(
-    sites: Mapping[str, StainProfile],
-    targets: StainProfile | None = None,
-    targets_name: str = "target",
-) -> Figure:
-    """The profiles of each site, and the targets among them.
-
-    Args:
-        sites: valid profiles by site, a batch each.
-        targets: a batch; drawn as stars, small ones where they are many.
-        targets_name: what the stars are, for the legend.
-    """
-    figure = Figure(figsize=(9, 4.2), dpi=100, layout="constrained")
-    _draw_space(figure, sites, targets, targets_name)
-    return figure
-
-
 def _draw_space(
     figure: Figure | SubFigure,
     sites: Mapping[str, StainProfile],
     targets: StainProfile | None,
     targets_name: str,
 ) -> None:
+    """Profiles by site, and the targets among them: stars, small ones where they are many."""
     left, right = figure.subplots(1, 2)
     for i, (name, profile) in enumerate(sites.items()):
         style: dict[str, Any] = {"c": PALETTE[i % 8], "marker": MARKERS[i % 8]}
@@ -115,31 +99,13 @@ def _label_space(left: Axes, right: Axes, family: type[StainProfile]) -> None:
     )
 
 
-def normalized_strip(
-    originals: np.ndarray,
-    names: Sequence[str],
-    normalized: Mapping[str, np.ndarray],
-) -> Figure:
-    """Example tiles, and the same tiles normalised to each target.
-
-    Args:
-        originals: (n, H, W, 3) uint8.
-        names: of the n tiles, written above the columns.
-        normalized: name of a target → (n, H, W, 3) uint8; a row each.
-    """
-    rows, columns = len(normalized) + 1, max(1, len(originals))
-    size = (1.2 + 1.3 * columns, 0.4 + 1.3 * rows)
-    figure = Figure(figsize=size, dpi=100, layout="constrained")
-    _draw_strip(figure, originals, names, normalized)
-    return figure
-
-
 def _draw_strip(
     figure: Figure | SubFigure,
     originals: np.ndarray,
     names: Sequence[str],
     normalized: Mapping[str, np.ndarray],
 ) -> None:
+    """(n, H, W, 3) uint8 tiles, and below them the same tiles normalised to each target."""
     rows = {"as scanned": originals, **normalized}
     axes = figure.subplots()
     axes.spines[:].set_visible(False)

@@ -20,6 +20,7 @@ from stainssl.releases.release import (
     Release,
     column,
     find_files,
+    located,
     only_file,
     read_any_table,
     stem,
@@ -48,12 +49,11 @@ def _read(root: Path, options: Options) -> Reading:
     raw = read_any_table(path)
     patient = column(raw, options["patient"], path)
     files = [name for name in find_files(root, "**/*.jpg") if stem(name).isdigit()]
-    where = {stem(name): name for name in reversed(files)}
     rows = pd.DataFrame(
         {
             "slide_id": patient,
             "patient_id": "bcnb_" + patient,
-            "path": [where.get(number, f"WSIs/{number}.jpg") for number in patient],
+            "path": located(files, patient, "WSIs/{}.jpg"),
             "mpp": options["mpp"],
         }
     )

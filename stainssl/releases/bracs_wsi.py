@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 
 from stainssl.releases.bracs_roi import GROUPS, slide_table, summary_path
-from stainssl.releases.release import Options, Reading, Release, find_files, safe_id, stem
+from stainssl.releases.release import Options, Reading, Release, find_files, located, safe_id
 from stainssl.status import StainsslError
 
 
@@ -24,12 +24,11 @@ def _read(root: Path, options: Options) -> Reading:
         )
     table = slide_table(path)
     files = find_files(root, "**/BRACS_*.svs")
-    where = {stem(name): name for name in reversed(files)}
     rows = pd.DataFrame(
         {
             "slide_id": table["slide"].map(safe_id),
             "patient_id": ("BRACS_patient_" + table["patient"]).map(safe_id),
-            "path": [where.get(slide, f"{slide}.svs") for slide in table["slide"]],
+            "path": located(files, table["slide"], "{}.svs"),
             "split": table["split"],
             "subtype": table["subtype"],
             "group": table["subtype"].map(GROUPS).fillna(""),

@@ -19,10 +19,10 @@ from stainssl.releases.release import (
     Release,
     column,
     find_files,
+    located,
     only_file,
     read_any_table,
     safe_id,
-    stem,
 )
 from stainssl.releases.validate import named
 
@@ -49,12 +49,11 @@ def _read(root: Path, options: Options) -> Reading:
     case = column(table, case_column, path).str.removesuffix(".mrxs")
     status = column(table, label_column, path)
     files = find_files(root, "**/*.mrxs")
-    where = {stem(name): name for name in reversed(files)}
     rows = pd.DataFrame(
         {
             "slide_id": case.map(safe_id),
             "patient_id": ("herohe_" + case).map(safe_id),
-            "path": [where.get(name, f"{name}.mrxs") for name in case],
+            "path": located(files, case, "{}.mrxs"),
             "her2": status.str.lower().map(STATUS).fillna(status),
             "exclude": (case == WITHOUT_TUMOUR).map({True: "true", False: ""}),
         }

@@ -18,8 +18,8 @@ from stainssl.releases.release import (
     Release,
     column,
     find_files,
+    located,
     only_file,
-    stem,
 )
 from stainssl.releases.xlsx import read_xlsx
 from stainssl.status import StainsslError
@@ -53,12 +53,11 @@ def _read(root: Path, options: Options) -> Reading:
     path = only_file(root, options["table"], "the table of patients", root.absolute().parent)
     labels = pd.concat([_labels(path, sheet, options) for sheet in SUBTYPES], ignore_index=True)
     files = find_files(root, "**/*_HE.svs")
-    where = {stem(name): name for name in reversed(files)}
     rows = pd.DataFrame(
         {
             "slide_id": labels["id"] + "_HE",
             "patient_id": "impress_" + labels["id"],
-            "path": [where.get(f"{i}_HE", f"{i}_HE.svs") for i in labels["id"]],
+            "path": located(files, labels["id"] + "_HE", "{}.svs"),
             "site": "osu",
             "pcr": labels["pcr"],
             "subtype": labels["subtype"],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -191,3 +191,15 @@ def safe_id(text: str) -> str:
 def stem(path: str) -> str:
     """The name of a file without folders and without its last suffix."""
     return path.rsplit("/", 1)[-1].rsplit(".", 1)[0]
+
+
+def located(files: Iterable[str], stems: Iterable[str], otherwise: str) -> list[str]:
+    """The file of each stem, the first where several have it.
+
+    Args:
+        files: as `find_files` gives.
+        stems: names without folder and suffix.
+        otherwise: pattern with {} of where a file that is not there would be.
+    """
+    where = {stem(name): name for name in reversed(list(files))}
+    return [where.get(name, otherwise.format(name)) for name in stems]

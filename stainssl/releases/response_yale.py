@@ -19,10 +19,10 @@ from stainssl.releases.release import (
     Release,
     column,
     find_files,
+    located,
     only_file,
     read_any_table,
     safe_id,
-    stem,
 )
 
 RESPONSE = {"responder": "1", "nonresponder": "0"}
@@ -40,12 +40,11 @@ def _read(root: Path, options: Options) -> Reading:
     patient = column(raw, options["patient"], path)
     response = column(raw, options["label"], path)
     files = find_files(root, "**/*.svs")
-    by_stem = {stem(name): name for name in reversed(files)}
     rows = pd.DataFrame(
         {
             "slide_id": patient.map(safe_id),
             "patient_id": patient.map(safe_id),
-            "path": [by_stem.get(name, f"{name}.svs") for name in patient],
+            "path": located(files, patient, "{}.svs"),
             "site": "yale",
             "response": response.map(_response),
         }
