@@ -288,6 +288,9 @@ class Split(Model):
     stratify: list[str] = []
 
 
+Score = Literal["auroc", "auprc", "accuracy", "balanced_accuracy", "f1_macro", "f1_weighted"]
+
+
 class Task(Model):
     """A question: a label, its level, cohorts and a split."""
 
@@ -297,6 +300,7 @@ class Task(Model):
     split: Split = Split()
     external: list[str] = []  # cohorts that every fold's model is tested on and none is trained on
     clinical: list[str] = []  # columns of the sheet that a baseline may know: age, grade …
+    metrics: Annotated[list[Score], Field(min_length=1)] = ["auroc"]  # columns shown and compared
 
     @model_validator(mode="after")
     def _external_is_outside(self) -> Task:

@@ -144,6 +144,11 @@ def _confusion(scored: Scored, weights: Floats) -> Floats:
     return (weights @ per_patient).reshape(-1, k, k)
 
 
+def _accuracy(scored: Scored, weights: Floats) -> Floats:
+    right = (scored.y == scored.predicted).astype(np.float64)
+    return weighted_mean(right, scored.patient, weights)
+
+
 def _balanced_accuracy(scored: Scored, weights: Floats) -> Floats:
     table = _confusion(scored, weights)
     recall = _safe_divide(np.diagonal(table, axis1=1, axis2=2), table.sum(axis=2))
@@ -220,6 +225,7 @@ class Metric:
 METRICS: dict[str, Metric] = {
     "auroc": Metric(_sk_one_vs_rest(sk.roc_auc_score), _one_vs_rest(weighted_auroc)),
     "auprc": Metric(_sk_one_vs_rest(sk.average_precision_score), _one_vs_rest(weighted_auprc)),
+    "accuracy": Metric(lambda s: float(sk.accuracy_score(s.y, s.predicted)), _accuracy),
     "balanced_accuracy": Metric(
         lambda s: float(sk.balanced_accuracy_score(s.y, s.predicted)), _balanced_accuracy
     ),

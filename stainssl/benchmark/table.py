@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,7 +14,14 @@ from stainssl.benchmark.baselines import HEAD as COLUMNS_HEAD
 from stainssl.benchmark.compare import COLUMNS as COMPARISON_COLUMNS
 from stainssl.benchmark.compare import compare_all, holm
 
-PRIMARY = "auroc"
+TITLES = {
+    "auroc": "AUROC",
+    "auprc": "AUPRC",
+    "accuracy": "accuracy",
+    "balanced_accuracy": "balanced accuracy",
+    "f1_macro": "macro F1",
+    "f1_weighted": "weighted F1",
+}
 LEVEL_OF_SIGNIFICANCE = 0.05
 LINEAR = "linear"  # the head of a tile task
 NOTHING = "–"
@@ -43,6 +50,7 @@ class Answer:
         metrics: rows as `metrics.evaluate` gives.
         predictions: test predictions.
         seen: test patients that its pretraining saw.
+        shown: the metrics of the task that are columns of the table, and are compared.
     """
 
     task: str
@@ -53,6 +61,7 @@ class Answer:
     metrics: pd.DataFrame
     predictions: pd.DataFrame
     seen: int = 0
+    shown: Sequence[str] = ("auroc",)
 
 
 @dataclass(frozen=True)
@@ -124,8 +133,8 @@ def comparisons(
     """Every pair of rows of every column, with Holm's correction over all of them.
 
     Returns:
-        `task`, `test` (`auroc` or `confounded_auroc`) and `compare.COLUMNS`, where `first` and
-        `second` are `encoder` or `encoder + head`. Seeds of one encoder are one side.
+        `task`, `test` (a metric shown, or `confounded_auroc`) and `compare.COLUMNS`, where
+        `first` and `second` are `encoder` or `encoder + head`. Seeds of one encoder are one side.
     """
     parts = []
     for task in dict.fromkeys(a.task for a in answers):
@@ -133,14 +142,15 @@ def comparisons(
         sides: dict[str, list[pd.DataFrame]] = {}
         for a in mine:
             sides.setdefault(side_name(a.encoder, a.head), []).append(a.predictions)
-        found = compare_all(sides, mine[0].level, metric=PRIMARY, seed=seed)
-        parts.append(found.assign(task=task, test=PRIMARY))
+        for metric in mine[0].shown:
+            found = compare_all(sides, mine[0].level, metric=metric, seed=seed)
+            parts.append(found.assign(task=task, test=metric))
     for task in dict.fromkeys(t for r in robustness for t in _confounded_tasks(r)):
         sides = {}
         for r in robustness:
             mine_too = r.confounded[r.confounded["task"] == task].drop(columns="task")
             sides.setdefault(r.encoder, []).append(mine_too)
-        found = compare_all(sides, "tile", metric=PRIMARY, seed=seed)
+        found = compare_all(sides, "tile", metric="auroc", seed=seed)
         parts.append(found.assign(task=task, test="confounded_auroc"))
     table = pd.concat(parts, ignore_index=True)
     return table.assign(p_holm=holm(table["p"].tolist()))[["task", "test", *COMPARISON_COLUMNS]]
@@ -158,11 +168,13 @@ def side_name(encoder: str, head: str) -> str:
 # --- the grid ---------------------------------------------------------------------------------
 
 
-def columns_of(long: pd.DataFrame) -> list[Column]:
-    """The columns shown: the primary metric of each task, then figures of robustness."""
+def columns_of(long: pd.DataFrame, shown_metrics: Mapping[str, Sequence[str]]) -> list[Column]:
+    """The columns shown: each task's metrics, then figures of robustness."""
     primary = [
-        Column(f"{task}: AUROC ({_patients(rows)})", task, PRIMARY, False)
-        for task, rows in _primary(long).groupby("task", sort=False)
+        Column(f"{task}: {TITLES[metric]} ({_patients(rows)})", task, metric, False)
+        for task, metrics in shown_metrics.items()
+        for metric in metrics
+        if len(rows := _of_heads(long, task, metric))
     ]
     shown = {
         "confounded_auroc": "confounded AUROC",
@@ -180,8 +192,9 @@ def columns_of(long: pd.DataFrame) -> list[Column]:
     return primary + extra
 
 
-def _primary(long: pd.DataFrame) -> pd.DataFrame:
-    return long[(long["metric"] == PRIMARY) & (long["group"] == "all") & (long["head"] != "")]
+def _of_heads(long: pd.DataFrame, task: str, metric: str) -> pd.DataFrame:
+    rows = long[(long["task"] == task) & (long["metric"] == metric)]
+    return rows[(rows["group"] == "all") & (rows["head"] != "")]
 
 
 def _patients(rows: pd.DataFrame) -> str:
@@ -205,14 +218,17 @@ def spread(values: Sequence[float]) -> str:
     return f"{np.mean(values):.2f} ± {np.std(values, ddof=1):.2f}"
 
 
-def make_grid(long: pd.DataFrame, compared: pd.DataFrame) -> Grid:
+def make_grid(
+    long: pd.DataFrame, compared: pd.DataFrame, shown: Mapping[str, Sequence[str]]
+) -> Grid:
     """The table as shown: a row per encoder and head, and per seed where there are several.
 
     Args:
         long: `long_table`.
         compared: `comparisons`, which say what stands in bold.
+        shown: task → the metrics that are columns.
     """
-    columns = columns_of(long)
+    columns = columns_of(long, shown)
     rows: list[tuple[str, str]] = []
     cells: list[list[Cell]] = []
     heads = _heads(long)
@@ -276,7 +292,7 @@ def _in_bold(
 ) -> bool:
     # Whether this side is the best of its column, or not beaten by the best.
     test = column.metric
-    if test not in (PRIMARY, "confounded_auroc"):
+    if test not in (*TITLES, "confounded_auroc"):
         return False
     rows = long[(long["task"] == column.task) & (long["metric"] == test) & (long["group"] == "all")]
     rows = rows[rows["head"] != COLUMNS_HEAD]  # a floor, and not among what is compared

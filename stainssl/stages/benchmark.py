@@ -45,7 +45,7 @@ def run(config: Config, benchmark: str) -> None:
     robustness = list(_robustness(config, benchmark))
     long = table.long_table([*answers, *columns], robustness)
     compared = table.comparisons(answers, robustness, config.seed)
-    grid = table.make_grid(long, compared)
+    grid = table.make_grid(long, compared, {a.task: a.shown for a in answers})
     others = published.figures_for(_questions(config, benchmark))
     markdown = table.to_markdown(grid) + published.to_markdown(others)
     tex = table.to_latex(grid) + published.to_latex(others, table.tex)
@@ -86,7 +86,7 @@ def _runs(config: Config, benchmark: str) -> list[Run]:
 def _answers(config: Config, benchmark: str) -> Iterator[Answer]:
     spec, paths = config.benchmarks[benchmark], Paths(config.results)
     for task in spec.tasks:
-        level = config.tasks[task].level
+        level, shown = config.tasks[task].level, config.tasks[task].metrics
         cohorts = _cohort_patients(config, task)
         for run in _runs(config, benchmark):
             folders = {head: paths.mil(task, run.name, head) for head in spec.heads}
@@ -97,7 +97,9 @@ def _answers(config: Config, benchmark: str) -> Iterator[Answer]:
                 tested = cohorts[cohorts["patient_id"].isin(predictions["patient_id"])]
                 metrics = _read_metrics(folder / "metrics.csv")
                 seen = _seen(paths.seen(run.name), tested)
-                yield Answer(task, level, run.key, run.name, head, metrics, predictions, seen)
+                yield Answer(
+                    task, level, run.key, run.name, head, metrics, predictions, seen, shown
+                )
                 yield from _external_answers(config, task, run, head, folder)
 
 
@@ -112,7 +114,9 @@ def _external_answers(
         tested = predictions[["patient_id"]].drop_duplicates().assign(cohort=cohort)
         seen = _seen(Paths(config.results).seen(run.name), tested)
         name = f"{task} on {cohort}"
-        yield Answer(name, spec.level, run.key, run.name, head, metrics, predictions, seen)
+        yield Answer(
+            name, spec.level, run.key, run.name, head, metrics, predictions, seen, spec.metrics
+        )
 
 
 def _baselines(config: Config, task: str) -> Iterator[Answer]:

@@ -10,6 +10,8 @@ from stainssl.benchmark import table
 from stainssl.benchmark.metrics import evaluate
 from stainssl.benchmark.table import Answer, Robustness
 
+SHOWN = {"tumor": ["auroc"]}
+
 
 def _predictions(signal: float, seed: int, patients: int = 40) -> pd.DataFrame:
     rng = np.random.default_rng(seed)
@@ -52,7 +54,7 @@ def benchmark():
                   _robustness("random", 0.0)]  # fmt: skip
     long = table.long_table(answers, robustness)
     compared = table.comparisons(answers, robustness, seed=0)
-    return long, compared, table.make_grid(long, compared)
+    return long, compared, table.make_grid(long, compared, SHOWN)
 
 
 NUMBER = re.compile(r"\d\.\d\d")
@@ -104,7 +106,7 @@ def test_seeds_are_a_row_of_mean_and_spread_over_rows_of_their_own():
     runs = [_answer("simclr", s, run=f"simclr.{i}") for i, s in enumerate((1.0, 2.0, 3.0))]
     answers = [*runs, _answer("random", 0.0)]
     long = table.long_table(answers, [])
-    grid = table.make_grid(long, table.comparisons(answers, [], seed=0))
+    grid = table.make_grid(long, table.comparisons(answers, [], seed=0), SHOWN)
     assert [name for name, _ in grid.rows] == [
         "simclr (3 seeds)", "simclr.0", "simclr.1", "simclr.2", "random",
     ]  # fmt: skip
@@ -120,7 +122,8 @@ def test_heads_are_rows_and_robustness_stands_once_an_encoder():
         *(_answer("simclr", 1.0, task="her2", head=h) for h in ("mean", "abmil")),
     ]
     long = table.long_table(answers, [_robustness("simclr", 1.0)])
-    grid = table.make_grid(long, table.comparisons(answers, [], seed=0))
+    shown = {"tumor": ["auroc"], "her2": ["auroc"]}
+    grid = table.make_grid(long, table.comparisons(answers, [], seed=0), shown)
     assert grid.rows == [("simclr", "linear"), ("simclr", "mean"), ("simclr", "abmil")]
     texts = [[cell.text != table.NOTHING for cell in row] for row in grid.cells]
     assert texts == [
@@ -130,11 +133,22 @@ def test_heads_are_rows_and_robustness_stands_once_an_encoder():
     ]
 
 
+def test_a_task_shows_and_compares_the_metrics_it_names():
+    answers = [_answer(e, s, shown=["accuracy", "auroc"]) for e, s in (("a", 3.0), ("b", 0.0))]
+    long, compared = table.long_table(answers, []), table.comparisons(answers, [], seed=0)
+    grid = table.make_grid(long, compared, {"tumor": ["accuracy", "auroc"]})
+    assert grid.columns == ["tumor: accuracy (40 patients)", "tumor: AUROC (40 patients)"]
+    assert compared["test"].tolist() == ["accuracy", "auroc"]
+    assert [[cell.bold for cell in row] for row in grid.cells] == [[True, True], [False, False]]
+
+
 def test_an_undefined_figure_is_a_dash_and_never_bold():
     blank = _answer("simclr", 1.0)
     blank.metrics.loc[:, ["value", "low", "high"]] = np.nan
     answers = [blank, _answer("random", 0.0)]
-    grid = table.make_grid(table.long_table(answers, []), table.comparisons(answers, [], seed=0))
+    grid = table.make_grid(
+        table.long_table(answers, []), table.comparisons(answers, [], seed=0), SHOWN
+    )
     assert grid.cells[0][0] == table.Cell()
     assert table.number(0.5, np.nan, np.nan) == "0.50"
 

@@ -57,6 +57,7 @@ def test_wilds_from_the_folder_to_the_table(releases: dict[str, Path], tmp_path:
     text = (Paths(config.results).benchmark("wilds") / "table.md").read_text()
     ours, theirs = text.split("\n---\n")
     assert "ERM" not in ours
+    assert "tumor: accuracy (2 patients) | tumor: AUROC (2 patients)" in ours
     assert "accuracy, test hospital 70.3 (6.4)" in theirs
     assert "probe of a frozen encoder is another protocol" in theirs
     figures = table.query("group == 'published'").set_index("encoder")["value"]
@@ -71,6 +72,8 @@ def test_bracs_regions_from_the_folder_to_the_table(
     rows = table.query("metric == 'f1_weighted' and group == 'all'")
     assert set(rows["task"]) == {"subtype", "group"}
     assert (rows["units"] == 7).all()
+    text = (Paths(config.results).benchmark("bracs") / "table.md").read_text()
+    assert "subtype: weighted F1 (" in text and "group: weighted F1 (" in text
     qc = read_qc(Paths(config.results).qc("bracs", "roi", "train-0000"))
     assert set(qc["status"]) == {"ok"}
     assert qc["mpp"].eq(0.25).all()
