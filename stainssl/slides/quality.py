@@ -31,8 +31,18 @@ class Figures:
 
 
 def _box_means(values: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-    """(n,) float64 means of `values` (h, w) over integer boxes (n, 4): x0, y0, x1, y1."""
-    sums = cv2.integral(values.astype(np.float32), sdepth=cv2.CV_64F)
+    """(n,) float64 means of `values` (h, w), uint8 or float32, over boxes as `_means_of` has."""
+    return _means_of(cv2.integral(values, sdepth=cv2.CV_64F), boxes)
+
+
+def _box_variances(values: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    """(n,) float64 variances of `values` (h, w) float32 over boxes as `_means_of` has."""
+    sums, squares = cv2.integral2(values, sdepth=cv2.CV_64F, sqdepth=cv2.CV_64F)
+    return _means_of(squares, boxes) - _means_of(sums, boxes) ** 2
+
+
+def _means_of(sums: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    # Of an integral image (h + 1, w + 1), over integer boxes (n, 4): x0, y0, x1, y1.
     x0, y0, x1, y1 = boxes.T
     total = sums[y1, x1] - sums[y0, x1] - sums[y1, x0] + sums[y0, x0]
     return total / np.maximum((x1 - x0) * (y1 - y0), 1)
@@ -42,14 +52,9 @@ def _sharpness(image: np.ndarray, boxes: np.ndarray) -> np.ndarray:
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32)
     edges = cv2.Laplacian(grey, cv2.CV_32F, borderType=cv2.BORDER_REFLECT_101)
     grey -= grey.mean()  # keeps the squares small, hence exact
-    of_grey = _box_means(grey**2, boxes) - _box_means(grey, boxes) ** 2
-    of_edges = _box_means(edges**2, boxes) - _box_means(edges, boxes) ** 2
+    of_grey, of_edges = _box_variances(grey, boxes), _box_variances(edges, boxes)
     flat = of_grey < LEAST_VARIANCE
     return np.where(flat, np.nan, of_edges / np.where(flat, 1, of_grey))
-
-
-def _hsv_saturation(image: np.ndarray) -> np.ndarray:
-    return cv2.cvtColor(image, cv2.COLOR_RGB2HSV)[..., 1] / np.float32(255)
 
 
 def figures(image: np.ndarray, boxes: np.ndarray) -> Figures:
@@ -69,9 +74,10 @@ def figures(image: np.ndarray, boxes: np.ndarray) -> Figures:
     height, width = image.shape[:2]
     limits = np.array([width, height, width, height])
     whole = np.clip(np.rint(boxes), 0, limits).astype(np.int64)
+    saturation = cv2.extractChannel(cv2.cvtColor(image, cv2.COLOR_RGB2HSV), 1)
     return Figures(
         _sharpness(image, whole).astype(np.float32),
-        _box_means(_hsv_saturation(image), whole).astype(np.float32),
+        (_box_means(saturation, whole) / 255).astype(np.float32),
         _box_means(_mean_density(image), whole).astype(np.float32),
     )
 

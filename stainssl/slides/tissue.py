@@ -31,6 +31,7 @@ INK_REACH_UM = 2000.0  # how far a faint stroke is followed from where its colou
 FRAME_DENSITY = 1.2  # what is black to this optical density and touches the border is no slide
 SAMPLE = 200_000  # pixels that a threshold or the glass's colour is estimated from
 INK_LEAST_UM2 = 10_000.0  # a smaller spot is pigment or a fold
+STRIP_PX = 16  # rows that are tested at once
 GLASS_LEAST = 180  # grey level below which nothing is taken for glass
 DEFAULT_WHITE = 245.0  # where no glass is in the picture
 
@@ -107,30 +108,40 @@ class _Planes:
         least, most = cv2.min(cv2.min(red, green), blue), cv2.max(cv2.max(red, green), blue)
         return cls(red, green, blue, least, most, cv2.transform(od, np.full((1, 3), 1 / 3)))
 
+    def where(self, test: Callable[[_Planes], np.ndarray]) -> np.ndarray:
+        """(h, w) bool of a test of single pixels, made strip by strip: each fits in the cache."""
+        found = np.empty(self.red.shape, bool)
+        for top in range(0, len(found), STRIP_PX):
+            rows = slice(top, top + STRIP_PX)
+            found[rows] = test(_Planes(*(plane[rows] for plane in vars(self).values())))
+        return found
+
 
 def _disk(radius_um: float, mpp: float) -> np.ndarray:
     radius_px = max(1, round(radius_um / mpp))
     return cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius_px + 1,) * 2)
 
 
+def _pieces(mask: np.ndarray) -> np.ndarray:
+    """(h, w) int32: the number of the connected piece of `mask` that a pixel is of, 0 for none."""
+    return np.asarray(cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)[1], np.int32)
+
+
 def drop_small(mask: np.ndarray, least_px: float) -> np.ndarray:
     """`mask` (h, w) bool without connected pieces of fewer than `least_px` pixels."""
-    pieces = mask.astype(np.uint8)
-    count, labels, stats, _ = cv2.connectedComponentsWithStatsWithAlgorithm(
-        pieces, 8, cv2.CV_32S, cv2.CCL_SPAGHETTI
-    )
-    large = stats[:, cv2.CC_STAT_AREA] >= least_px
+    labels = _pieces(mask)
+    large = np.bincount(labels.ravel()) >= least_px
     large[0] = False
-    return large[labels] if count > 1 else mask.copy()
+    return np.take(large, labels)
 
 
 def _touching(mask: np.ndarray, seeds: np.ndarray) -> np.ndarray:
     """The connected pieces of `mask` that hold a pixel of `seeds`; (h, w) bool each."""
-    _, labels = cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)
+    labels = _pieces(mask)
     kept = np.zeros(labels.max() + 1, bool)
     kept[labels[seeds]] = True
     kept[0] = False
-    return kept[labels]
+    return np.take(kept, labels)
 
 
 def _otsu(values: np.ndarray, floor: float, ceiling: float) -> float:
@@ -219,13 +230,13 @@ def _faint_ink(od: _Planes, stain: _Stain) -> np.ndarray:
 
 def _ink(od: _Planes, mpp: float) -> np.ndarray:
     stain = _Stain.of(od)
-    plain = _plain_ink(od, stain)
+    plain = od.where(lambda strip: _plain_ink(strip, stain))
     if plain.any():
         plain = drop_small(plain, INK_LEAST_UM2 / mpp**2)
     if not plain.any():
         return plain
     away_um = cv2.distanceTransform((~plain).astype(np.uint8), cv2.DIST_L2, 3) * mpp
-    faint = _faint_ink(od, stain) & (away_um < INK_REACH_UM)
+    faint = od.where(lambda strip: _faint_ink(strip, stain)) & (away_um < INK_REACH_UM)
     opened = cv2.morphologyEx(faint.astype(np.uint8), cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))
     ink = _touching(plain | opened.astype(bool), plain)
     return cv2.dilate(ink.astype(np.uint8), _disk(INK_GROW_UM, mpp)).astype(bool)

@@ -22,7 +22,7 @@ from stainssl.slides.scale import read_square
 from stainssl.slides.staging import staged
 from stainssl.stain import METHODS, StainProfile, estimate
 from stainssl.status import SlideError
-from stainssl.stores.pixels import SlidePixels, encode, write_pixels
+from stainssl.stores.pixels import JpegSpool, SlidePixels, encode, write_pixels
 from stainssl.stores.tiles import read_tiles
 
 BLOCK = 64  # tiles whose profiles are estimated at once
@@ -52,10 +52,11 @@ def slide_pixels(slide: Slide, slide_id: str, tiles: pd.DataFrame, size_px: int)
     Raises:
         SlideError: a tile cannot be read.
     """
-    jpeg: list[bytes] = []
+    jpeg = JpegSpool()
     profiles: dict[str, list[StainProfile]] = {method: [] for method in METHODS}
     for images in prefetched(_blocks(slide, tiles, size_px)):  # reading overlaps the rest
-        jpeg += [encode(image) for image in images]
+        for image in images:
+            jpeg.append(encode(image))
         for method, profile in _profiles(images).items():
             profiles[method].append(profile)
     joined = {method: StainProfile.cat(found) for method, found in profiles.items()}
@@ -87,7 +88,7 @@ def _each_slide(
             log.warning("%s: left out: %s", slide_id, error)
             continue
         seconds = time.monotonic() - started
-        log.info("%s: %d tiles in %.1f s", slide_id, len(found.jpeg), seconds)
+        log.info("%s: %d tiles in %.1f s", slide_id, len(found.tile), seconds)
         yield found
 
 

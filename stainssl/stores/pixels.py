@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
+from tempfile import SpooledTemporaryFile
 from typing import Any
 
 import cv2
@@ -19,6 +20,7 @@ from stainssl.stores.tables import check_header, header
 
 CHUNK_BYTES = 1 << 20  # what one read of a few dozen JPEGs touches
 SHARD_BYTES = 128 << 20  # few files, and a writer's buffer that fits in memory
+SPOOL_BYTES = 64 << 20  # of a slide's JPEGs that wait in memory before they go to a file
 JPEG_QUALITY = 90
 Fields = dict[str, npt.NDArray[Any]]
 
@@ -29,16 +31,39 @@ class SlidePixels:
 
     Attributes:
         tile: (n,) int32, index in the slide's tile table.
-        jpeg: n encoded tiles.
+        jpeg: n encoded tiles, read once.
         profiles: stain method → field → (n, ...), a row per tile.
         pooled: stain method → field → (...), the slide's own.
     """
 
     slide_id: str
     tile: npt.NDArray[np.int32]
-    jpeg: list[bytes]
+    jpeg: Iterable[bytes]
     profiles: dict[str, Fields] = field(default_factory=dict)
     pooled: dict[str, Fields] = field(default_factory=dict)
+
+
+class JpegSpool:
+    """JPEGs in the order of `append`: in a temporary file where they are many, so that a slide of
+    any size waits in bounded memory until it is known to be whole."""
+
+    def __init__(self) -> None:
+        self._file = SpooledTemporaryFile(SPOOL_BYTES)  # noqa: SIM115 -- lives as long as this
+        self._lengths: list[int] = []
+
+    def append(self, jpeg: bytes) -> None:
+        """Add one.
+
+        Raises:
+            OSError: no room in the folder of temporary files (`TMPDIR`).
+        """
+        self._file.write(jpeg)
+        self._lengths.append(len(jpeg))
+
+    def __iter__(self) -> Iterator[bytes]:
+        self._file.seek(0)
+        for length in self._lengths:
+            yield self._file.read(length)
 
 
 def encode(image: npt.NDArray[np.uint8], quality: int = JPEG_QUALITY) -> bytes:
@@ -135,15 +160,16 @@ def write_pixels(
         group = zarr.create_group(made)
         writer = _JpegWriter(group)
         for one in slides:
-            if not one.jpeg:
+            if not len(one.tile):
                 continue
-            slide.append(np.full(len(one.jpeg), len(ids), np.int32))
+            slide.append(np.full(len(one.tile), len(ids), np.int32))
             ids.append(one.slide_id)
             tile.append(np.asarray(one.tile, np.int32))
-            lengths += [len(data) for data in one.jpeg]
             profiles.append(one.profiles)
             pooled.append(one.pooled)
-            writer.append(b"".join(one.jpeg))
+            for _, data in zip(one.tile, one.jpeg, strict=True):
+                lengths.append(len(data))
+                writer.append(data)
         writer.close()
         _put(group, "offset", np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
         _put(group, "slide", np.concatenate([*slide, np.empty(0, np.int32)]))

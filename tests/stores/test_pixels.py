@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from stainssl.status import StainsslError
 from stainssl.stores import pixels as store
-from stainssl.stores.pixels import SlidePixels, decode, encode, open_pixels, write_pixels
+from stainssl.stores.pixels import JpegSpool, SlidePixels, decode, encode, open_pixels, write_pixels
 
 SIZE = 16
 
@@ -41,7 +41,7 @@ def test_what_was_written_comes_back(tmp_path: Path, slides: list[SlidePixels]) 
     assert back.slide_id == ["a", "b"]
     assert back.slide.tolist() == [0] * 5 + [1] * 3
     assert back.tile.tolist() == [0, 2, 4, 6, 8, 0, 2, 4]
-    assert back.jpegs(4, 7) == [slides[0].jpeg[4], *slides[2].jpeg[:2]]
+    assert back.jpegs(4, 7) == [list(slides[0].jpeg)[4], *list(slides[2].jpeg)[:2]]
     assert back.profile("macenko")["matrix"].shape == (8, 2, 3)
     assert np.array_equal(
         back.pooled("macenko")["matrix"][1], slides[2].pooled["macenko"]["matrix"]
@@ -55,11 +55,23 @@ def test_images_come_in_the_order_asked(tmp_path_factory: pytest.TempPathFactory
     path = tmp_path_factory.mktemp("p") / "p.zarr"
     slides = [_slide("a", 5, rng), _slide("b", 3, rng)]
     back = _write(path, slides)
-    jpegs = slides[0].jpeg + slides[1].jpeg
+    jpegs = [*slides[0].jpeg, *slides[1].jpeg]
     images = back.images(np.array(index, dtype=np.int64))
     assert images.shape == (len(index), SIZE, SIZE, 3)
     for image, one in zip(images, index, strict=True):
         assert np.array_equal(image, decode(jpegs[one]))
+
+
+def test_a_slide_of_many_tiles_waits_in_a_file(
+    tmp_path: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "SPOOL_BYTES", 1000)
+    jpeg = [encode(image) for image in rng.integers(0, 256, (20, SIZE, SIZE, 3), dtype=np.uint8)]
+    spool = JpegSpool()
+    for one in jpeg:
+        spool.append(one)
+    back = _write(tmp_path / "p.zarr", [SlidePixels("a", np.arange(20, dtype=np.int32), spool)])
+    assert back.jpegs(0, 20) == jpeg
 
 
 def test_a_part_without_tiles_is_a_valid_store(tmp_path: Path) -> None:
