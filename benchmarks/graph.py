@@ -81,7 +81,7 @@ def run(snakefile: Path, folder: Path, cores: int, *words: str) -> tuple[float, 
     """Seconds, peak resident GB of the children so far, and what was printed."""
     command = [sys.executable, "-m", "snakemake", "-s", str(snakefile), "--directory", str(folder)]
     command += ["--configfile", str(folder / "config.yaml"), "--cores", str(cores)]
-    command += ["--scheduler", "greedy", "--scheduler-subsample", "200", *words]
+    command += ["--scheduler", "greedy", "--scheduler-subsample", str(10 * cores), *words]
     start = time.monotonic()
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     seconds = time.monotonic() - start

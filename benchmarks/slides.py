@@ -1,7 +1,9 @@
 """Speed and memory of reading slides, beside other tools on the same slide: a table and JSON.
 
     OMP_NUM_THREADS=1 taskset -c 0 python benchmarks/slides.py SLIDE [--fine SLIDE_AT_0.25]
-        [--rivals ENV/bin/python] [--histolab ENV/bin/python] [--tiles 3000] [--out slides.json]
+        [--many FOLDER_OF_SLIDES] [--rivals ENV/bin/python] [--histolab ENV/bin/python]
+        [--tiles 3000] [--out slides.json]
+    OMP_NUM_THREADS=1 python benchmarks/slides.py SLIDE --two-processes
 
 SLIDE is one that `large_slide.py` wrote. Rates are megapixels of level 0 a second on one core, each
 the median of three rounds, the sides by turns. The raw rate is libjpeg-turbo over the same tiles'
@@ -11,7 +13,11 @@ bytes, read from the file, and nothing else.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import itertools
 import json
+import multiprocessing
+import os
 import resource
 import statistics
 import subprocess
@@ -33,6 +39,7 @@ from stainssl.slides import tiling
 from stainssl.slides.reader import open_slide
 from stainssl.slides.scale import read_square, read_thumbnail
 from stainssl.slides.tissue import tissue_map
+from stainssl.status import SlideError
 from stainssl.stores.pixels import SlidePixels, decode, encode, open_pixels, write_pixels
 
 ROUNDS, SIZE_PX, MPP, MASK_MPP = 3, 256, 0.5, 8.0
@@ -206,16 +213,59 @@ def store_of(path: Path, count: int) -> dict[str, Any]:
     }
 
 
+def two_processes(path: Path, count: int) -> dict[str, Any]:
+    """What a second process adds to the rate of reading; needs two cores."""
+    with closing(open_slide(path)) as slide:
+        squares = tiling.grid(slide.bounds_level0_px, MPP, MPP, SIZE_PX)
+    x, y = squares.corners()
+    tiles = pd.DataFrame({"x": x, "y": y, "side": squares.side_level0_px}).head(2 * count)
+    context = multiprocessing.get_context("fork")
+
+    def run(shares: list[pd.DataFrame]) -> None:
+        workers = [context.Process(target=read_all, args=(path, share)) for share in shares]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+
+    halves = [tiles.iloc[::2], tiles.iloc[1::2]]
+    found = seconds({"one": lambda: run([tiles]), "two": lambda: run(halves)})
+    return {"two processes to one": round(found["one"] / found["two"], 2)}
+
+
+def resident_gb() -> float:
+    """What the process holds now."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e9
+
+
+def growth(folder: Path, count: int = 1000) -> dict[str, Any]:
+    """Resident memory over `count` slides tiled one after the other in this process."""
+    held = {}
+    paths = itertools.cycle(sorted(folder.iterdir()))
+    for done, path in enumerate(itertools.islice(paths, count), 1):
+        with contextlib.suppress(SlideError):  # spoiled ones must not leak either
+            table_of(path, True)
+        if done in (100, count // 2, count):
+            held[f"GB after {done} slides"] = round(resident_gb(), 3)
+    return held
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("slide", type=Path)
     parser.add_argument("--fine", type=Path)
+    parser.add_argument("--many", type=Path)
+    parser.add_argument("--two-processes", action="store_true")
     parser.add_argument("--rivals")
     parser.add_argument("--histolab")
     parser.add_argument("--tiles", type=int, default=3000)
     parser.add_argument("--out", type=Path, default=Path("slides.json"))
     options = parser.parse_args()
     cv2.setNumThreads(1)
+    if options.two_processes:
+        print(two_processes(options.slide, options.tiles))
+        return
     found: dict[str, Any] = {"mask and table": mask_and_table(options.slide, options)}
     print(pd.DataFrame(found["mask and table"]).to_string(index=False))
     found["pixels"] = [pixels_of(options.slide, MPP, options.tiles)]
@@ -223,6 +273,9 @@ def main() -> None:
         found["pixels"].append(pixels_of(options.fine, MPP / 2, options.tiles // 4))
     print(pd.DataFrame(found["pixels"]).T.to_string())
     found["store"] = store_of(options.slide, min(1024, options.tiles))
+    if options.many:
+        found["growth"] = growth(options.many)
+        print(found["growth"])
     found["most resident GB"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     print({key: found[key] for key in ("store", "most resident GB")})
     options.out.write_text(json.dumps(found, indent=1))

@@ -97,6 +97,29 @@ def test_zero_bytes_are_no_slide(tmp_path: Path) -> None:
     assert status_of(tmp_path / "empty.svs") is Status.UNSUPPORTED
 
 
+def _without_size(path: Path, page: int, tag: str) -> None:
+    with tifffile.TiffFile(path) as file:
+        found = file.pages[page].tags[tag]
+    with path.open("r+b") as data:
+        data.seek(found.valueoffset)
+        data.write(bytes(4 if found.dtype == tifffile.DATATYPE.LONG else 2))
+
+
+@pytest.mark.parametrize("tag", ["ImageWidth", "ImageLength", "TileWidth"])
+def test_a_level_of_no_size_is_a_status_or_no_level(svs: Callable[..., Path], tag: str) -> None:
+    path = svs("last")
+    with closing(open_slide(path)) as slide:
+        levels = slide.level_sizes_px
+    with tifffile.TiffFile(path) as file:
+        last = max(i for i, page in enumerate(file.pages) if page.is_tiled)
+    _without_size(path, last, tag)
+    with closing(open_slide(path)) as slide:
+        assert slide.level_sizes_px == levels[:-1]
+    first = svs("first")
+    _without_size(first, 0, tag)
+    assert status_of(first) in {Status.UNREADABLE, Status.TRUNCATED, Status.UNSUPPORTED}
+
+
 @pytest.mark.parametrize("share", [0.01, 0.02, 0.2, 0.4, 0.6, 0.8, 0.9, 0.95, 0.99, 0.999])
 def test_a_slide_cut_anywhere_is_truncated(svs: Callable[..., Path], share: float) -> None:
     path = svs()
