@@ -33,6 +33,7 @@ TaskName = Annotated[str, typer.Option("--task", help="A name under `tasks`.")]
 HeadName = Annotated[str, typer.Option("--head", help="A name under `heads`.")]
 BenchmarkName = Annotated[str, typer.Option("--benchmark", help="A name under `benchmarks`.")]
 Threads = Annotated[int, typer.Option("--threads", help="Cores to use; 0: all.")]
+Gpus = Annotated[int, typer.Option("--gpus", help="GPUs to use, of those it sees; 0: all.")]
 DEFAULT = Path("config.yaml")
 
 
@@ -77,7 +78,7 @@ def _run(verb: str, config: Path, threads: int = 1, **words: Any) -> None:
     _use_threads(threads)
     loaded = _load(config)
     _check_words(loaded, words)
-    names = " ".join(str(word) for word in words.values())
+    names = " ".join(str(word) for word in words.values() if not isinstance(word, int))
     logging.basicConfig(
         level=logging.INFO,
         format=f"%(asctime)s {verb} {names}: %(message)s",
@@ -162,9 +163,11 @@ def target(encoder: EncoderName, config: ConfigFile = DEFAULT, threads: Threads 
 
 
 @app.command()
-def pretrain(encoder: EncoderName, config: ConfigFile = DEFAULT, threads: Threads = 1) -> None:
+def pretrain(
+    encoder: EncoderName, config: ConfigFile = DEFAULT, threads: Threads = 1, gpus: Gpus = 0
+) -> None:
     """Train an encoder; killed and started again, it goes on from its last checkpoint."""
-    _run("pretrain", config, threads, encoder=encoder)
+    _run("pretrain", config, threads, encoder=encoder, gpus=gpus)
 
 
 @app.command()

@@ -12,6 +12,8 @@ from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from stainssl.device import is_slurm_step
+
 __all__ = ["Placement", "gathered", "is_main", "placement", "rank", "synchronised", "world_size"]
 
 
@@ -36,7 +38,7 @@ class Placement:
 
 
 def placement() -> Placement:
-    """All GPUs that the job was given, on all nodes of the SLURM step; else the CPU.
+    """All GPUs that the process sees (`device.take`), on all nodes of the SLURM step; else the CPU.
 
     Under `torchrun` the number of its processes, which may be CPUs.
     """
@@ -47,11 +49,6 @@ def placement() -> Placement:
     if gpus and is_slurm_step():
         return Placement(True, gpus, int(os.environ.get("SLURM_NNODES", "1")))
     return Placement(gpus > 0, max(gpus, 1))
-
-
-def is_slurm_step() -> bool:
-    """Whether srun started several tasks; one task starts the other processes itself."""
-    return int(os.environ.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in os.environ
 
 
 def is_main() -> bool:

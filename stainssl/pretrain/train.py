@@ -33,9 +33,10 @@ from lightning.pytorch.plugins.environments import (
 from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
 
+from stainssl.device import is_slurm_step
 from stainssl.pretrain.checkpoints import CHECKPOINT, Checkpoints, Told, usable_checkpoint
 from stainssl.pretrain.data import Batch, Stream, TrainTiles
-from stainssl.pretrain.distributed import Placement, is_slurm_step, placement, synchronised
+from stainssl.pretrain.distributed import Placement, placement, synchronised
 from stainssl.pretrain.methods import Method
 from stainssl.pretrain.watch import METRICS, Diary, Facts, Probe, Row
 from stainssl.status import StainsslError

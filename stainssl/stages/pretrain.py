@@ -16,6 +16,7 @@ from torch import nn
 
 from stainssl.cohort import read_sheet, train_parts
 from stainssl.config import Config, Encoder, Run
+from stainssl.device import take
 from stainssl.encoders import new_backbone, save_local_dir, vector_length
 from stainssl.figures.pretrain import curves
 from stainssl.paths import Paths
@@ -84,8 +85,13 @@ class Trained:
     standard: Standard | None = None
 
 
-def run(config: Config, encoder: str) -> None:
+def run(config: Config, encoder: str, gpus: int = 0) -> None:
     """Train one encoder under one seed, or write its random weights.
+
+    Args:
+        config: the whole.
+        encoder: a run's name.
+        gpus: to train on, of those that the process sees; 0 for all.
 
     Raises:
         StainsslError: an input is missing, too few tiles, or training failed; see
@@ -94,6 +100,7 @@ def run(config: Config, encoder: str) -> None:
     wanted, paths = config.run(encoder), Paths(config.results)
     if wanted.encoder.method is None:
         raise StainsslError(f"{encoder} has `weights`: there is nothing to train.")
+    take(gpus)
     torch.manual_seed(wanted.seed)  # the backbone's weights are the same under every method
     size = wanted.encoder.input_size or config.tilings[wanted.encoder.tiling].size
     backbone, model_args = new_backbone(wanted.encoder.backbone, size)

@@ -34,4 +34,4 @@ rule pretrain:
         rows=train_rows,
     shell:
         "stainssl pretrain --config {params.config} --encoder {wildcards.encoder}"
-        " --threads {threads} 2>&1 | tee {log}"
+        " --threads {threads} --gpus {resources.gpu} 2>&1 | tee {log}"
