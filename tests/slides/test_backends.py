@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import imagecodecs
 import numpy as np
+import pydicom
 import pytest
 import tifffile
 import zarr
+from pydicom.encaps import encapsulate
 
 from stainssl.slides.reader import FORMATS, READERS, open_slide
 from stainssl.slides.scale import resolve_mpp
@@ -42,6 +45,33 @@ def test_backends_agree_on_real_slides(real_data: Path, name: str, reader: str) 
         assert one.bounds_level0_px == other.bounds_level0_px
         if "format" in other.mpp_sources:
             assert one.mpp_sources["format"] == pytest.approx(other.mpp_sources["format"])
+
+
+CODECS = {
+    "JPEG2000Lossless": partial(imagecodecs.jpeg2k_encode, level=0, codecformat="j2k"),
+    "JPEGLSLossless": imagecodecs.jpegls_encode,
+}
+
+
+@pytest.mark.parametrize(
+    ("syntax", "reader"), [("JPEG2000Lossless", "openslide"), ("JPEGLSLossless", "tiatoolbox")]
+)
+def test_dicom_of_another_codec_is_the_same_slide(
+    real_data: Path, tmp_path: Path, syntax: str, reader: str
+) -> None:
+    source = real_data / "slides" / "boxes-dicom"
+    for path in source.iterdir():
+        data = pydicom.dcmread(path)
+        data.PixelData = encapsulate([CODECS[syntax](np.ascontiguousarray(data.pixel_array))])
+        data["PixelData"].is_undefined_length = True
+        data.file_meta.TransferSyntaxUID = getattr(pydicom.uid, syntax)
+        data.save_as(tmp_path / path.name)
+    name = "boxes_0.dcm"
+    with closing(open_slide(tmp_path / name)) as one, closing(open_slide(source / name)) as other:
+        assert one.reader == reader
+        assert one.mpp == pytest.approx(other.mpp)
+        (size,) = one.level_sizes_px
+        assert np.array_equal(one.read_region(0, 0, 0, size), other.read_region(0, 0, 0, size))
 
 
 def picture() -> np.ndarray:
