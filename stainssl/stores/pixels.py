@@ -19,8 +19,8 @@ from stainssl.stores.atomic import replacing
 from stainssl.stores.tables import check_header, header
 
 CHUNK_BYTES = 1 << 20  # what one read of a few dozen JPEGs touches
-SHARD_BYTES = 128 << 20  # few files, and a writer's buffer that fits in memory
-SPOOL_BYTES = 64 << 20  # of a slide's JPEGs that wait in memory before they go to a file
+SHARD_BYTES = 64 << 20  # few files; writing one holds four times as much
+SPOOL_BYTES = 16 << 20  # of a slide's JPEGs that wait in memory before they go to a file
 JPEG_QUALITY = 90
 Fields = dict[str, npt.NDArray[Any]]
 
@@ -112,10 +112,10 @@ class _JpegWriter:
             self._write(len(self._buffer))
 
     def _write(self, size: int) -> None:
+        full, self._buffer = self._buffer, self._buffer[size:]
         start = self._array.shape[0]
         self._array.resize((start + size,))
-        self._array[start:] = np.frombuffer(bytes(self._buffer[:size]), np.uint8)
-        del self._buffer[:size]
+        self._array[start:] = np.frombuffer(full, np.uint8, size)  # a view: shards are large
 
 
 def _put(group: zarr.Group, name: str, values: npt.NDArray[Any]) -> None:
