@@ -28,10 +28,17 @@ GLASS = -1
 
 
 def pieces(count: int, seed: int = 0) -> list[np.ndarray]:
-    """`count` pictures (3072, 3072, 3) uint8 of demo slides without faults, of all its sites."""
+    """`count` pictures (3072, 3072, 3) uint8 of demo slides without faults, and one of glass.
+
+    All are of one site, since a slide has one glass, and of the one whose glass is least tinted:
+    some tools take a tint for tissue.
+    """
     slides = [one for one in plan(seed) if not one.fault]
-    chosen = [slides[i * len(slides) // count] for i in range(count)]
-    return [render(draw_scene(one, seed, PIECE_PX), one, seed) for one in chosen]
+    clearest = min(slides, key=lambda one: np.ptp(one.site_parameters.white)).site
+    chosen = [one for one in slides if one.site == clearest][:count]
+    pictures = [render(draw_scene(one, seed, PIECE_PX), one, seed) for one in chosen]
+    glass = np.rint(np.median([p[:16, :16].reshape(-1, 3) for p in pictures], (0, 1)))
+    return [*pictures, np.full_like(pictures[0], glass.astype(np.uint8))]
 
 
 def encoded(picture: np.ndarray) -> dict[tuple[int, int], bytes]:
@@ -77,9 +84,8 @@ def level_tiles(places: np.ndarray, level: list[np.ndarray], side_px: int) -> It
 
 def write(path: Path, side_px: int = 40_000, mpp: float = 0.5, count: int = 12) -> None:
     """Write the slide; `count` different pieces."""
-    pictures = pieces(count)
-    pictures.append(np.full_like(pictures[0], 243))  # glass, the last: index GLASS
-    places = layout(side_px, count)
+    pictures = pieces(count)  # the last is of glass: index GLASS
+    places = layout(side_px, len(pictures) - 1)
     description = (
         f"Aperio Image Library v12.0.0\r\n{side_px}x{side_px} [0,0 {side_px}x{side_px}] "
         f"({TILE_PX}x{TILE_PX}) JPEG/RGB Q={QUALITY}|AppMag = {10 / mpp:g}|MPP = {mpp:g}"
