@@ -128,11 +128,20 @@ def mask_and_table(path: Path, options: argparse.Namespace) -> list[dict[str, An
     return rows
 
 
-def raw_rate(path: Path, count: int) -> Callable[[], None]:
-    """Decoding of `count` JPEG tiles of level 0 and nothing else."""
+def raw_work(path: Path, tiles: pd.DataFrame) -> tuple[Callable[[], None], int]:
+    """Decoding of the JPEGs of level 0 under some tiles and nothing else, and how many they are."""
     with tifffile.TiffFile(path) as file:
         page: Any = file.pages.first
-        chosen = np.linspace(0, len(page.dataoffsets) - 1, count).astype(int)
+        columns = -(-page.imagewidth // page.tilewidth)
+        reach = range(
+            round(tiles["side"].iloc[0]) // page.tilewidth
+        )  # tiles lie on the JPEGs' grid
+        chosen = [
+            (y // page.tilelength + down) * columns + x // page.tilewidth + across
+            for x, y in zip(tiles["x"], tiles["y"], strict=True)
+            for down in reach
+            for across in reach
+        ]
         with path.open("rb") as data:
             parts = []
             for i in chosen:
@@ -144,7 +153,7 @@ def raw_rate(path: Path, count: int) -> Callable[[], None]:
         for part in parts:
             imagecodecs.jpeg8_decode(part, tables=tables, outcolorspace=2)
 
-    return run
+    return run, len(parts)
 
 
 def read_all(path: Path, tiles: pd.DataFrame) -> None:
@@ -172,16 +181,17 @@ def pixels_of(path: Path, slide_mpp: float, count: int) -> dict[str, Any]:
         tiles = tiling.places(slide, slide_mpp, squares, tissue)
     tiles = tiles[tiles["tissue"] >= 0.5].head(count)
     side = float(tiles["side"].iloc[0])
+    raw, jpegs = raw_work(path, tiles)
     found = seconds(
         {
             "stainssl": lambda: read_all(path, tiles),
             "openslide loop": lambda: openslide_loop(path, tiles),
-            "raw": raw_rate(path, count),
+            "raw": raw,
         }
     )
     of_tiles = len(tiles) * side**2 / 1e6
     rates = {name: of_tiles / found[name] for name in ("stainssl", "openslide loop")}
-    rates["raw"] = count * SIZE_PX**2 / 1e6 / found["raw"]
+    rates["raw"] = jpegs * SIZE_PX**2 / 1e6 / found["raw"]
     return {
         "slide mpp": slide_mpp,
         **{f"{name} MP/s": round(value, 1) for name, value in rates.items()},

@@ -119,32 +119,55 @@ class TiffFile(Slide):
         top = round(y_level0_px / self.downsamples[level])
         where = f"reading level {level} at x {x_level0_px}, y {y_level0_px}"
         with blamed(self.path, where):
+            index = self._only_tile(level, tiles, (left, top), size_px)
+            if index is not None and (level, index) not in self._cache:
+                return self._decoded(tiles, index)
             return self._pasted(level, tiles, left, top, size_px)
+
+    def _only_tile(
+        self, level: int, tiles: _Level, corner: tuple[int, int], size_px: tuple[int, int]
+    ) -> int | None:
+        """The tile that a rectangle (px of the level) is, None where it is not just one."""
+        (left, top), (wide, high) = corner, tiles.tile_px
+        if size_px != tiles.tile_px or left % wide or top % high or min(corner) < 0:
+            return None
+        width, height = self.level_sizes_px[level]
+        if left + wide > width or top + high > height:
+            return None
+        return top // high * tiles.columns + left // wide
 
     def _pasted(
         self, level: int, tiles: _Level, left: int, top: int, size_px: tuple[int, int]
     ) -> np.ndarray:
         """White, with every tile that the rectangle (px of the level) touches laid onto it."""
         (width, height), (wide, high) = self.level_sizes_px[level], tiles.tile_px
-        out = np.full((size_px[1], size_px[0], 3), 255, np.uint8)
         right, bottom = min(left + size_px[0], width), min(top + size_px[1], height)
+        out = np.empty((size_px[1], size_px[0], 3), np.uint8)
+        if min(left, top) < 0 or (right - left, bottom - top) != size_px:
+            out[:] = 255
         if left >= width or top >= height:
             return out
         for row in range(max(0, top) // high, -(-bottom // high)):
             for column in range(max(0, left) // wide, -(-right // wide)):
                 x0, y0 = max(left, column * wide), max(top, row * high)
                 x1, y1 = min(right, (column + 1) * wide), min(bottom, (row + 1) * high)
-                tile = self._tile(level, tiles, row * tiles.columns + column)
+                is_part = (x1 - x0, y1 - y0) != tiles.tile_px
+                tile = self._tile(level, tiles, row * tiles.columns + column, is_part)
                 part = tile[y0 - row * high : y1 - row * high, x0 - column * wide :]
                 out[y0 - top : y1 - top, x0 - left : x1 - left] = part[:, : x1 - x0]
         return out
 
-    def _tile(self, level: int, tiles: _Level, index: int) -> np.ndarray:
-        """One decoded tile (h, w, 3), from the most recent ones or from the file."""
+    def _tile(self, level: int, tiles: _Level, index: int, is_part: bool) -> np.ndarray:
+        """One decoded tile (h, w, 3), from the most recent ones or from the file.
+
+        Of a tile of which only a part is wanted a neighbour will want the rest: it is kept.
+        """
         key = level, index
         tile = self._cache.pop(key, None)
         if tile is None:
             tile = self._decoded(tiles, index)
+            if not is_part:
+                return tile
             while self._cache and len(self._cache) * tile.nbytes >= self._room_bytes:
                 self._cache.popitem(last=False)
         self._cache[key] = tile

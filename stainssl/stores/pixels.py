@@ -233,7 +233,7 @@ class Pixels:
             first = int(index[run[0]])
             data = self.jpegs(first, int(index[run[-1]]) + 1)
             for place in run:
-                out[place] = decode(data[int(index[place]) - first])
+                decode(data[int(index[place]) - first], out[place])
         return out
 
     def profile_methods(self) -> list[str]:
