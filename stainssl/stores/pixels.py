@@ -16,6 +16,7 @@ import zarr
 
 from stainssl.status import StainsslError
 from stainssl.stores.atomic import replacing
+from stainssl.stores.shards import read_plain
 from stainssl.stores.tables import check_header, header
 
 CHUNK_BYTES = 1 << 20  # what one read of a few dozen JPEGs touches
@@ -192,8 +193,8 @@ class Pixels:
         mpp: µm/px of a tile.
     """
 
-    def __init__(self, group: zarr.Group) -> None:
-        self._group = group
+    def __init__(self, group: zarr.Group, folder: Path) -> None:
+        self._group, self._folder = group, folder
         self._jpeg: Any = group["jpeg"]
         self._offset: npt.NDArray[np.int64] = self._read("offset")
         self.slide: npt.NDArray[np.int32] = self._read("slide")
@@ -214,9 +215,22 @@ class Pixels:
         if stop <= start:
             return []
         offset = self._offset[start : stop + 1]
-        data = np.asarray(self._jpeg[offset[0] : offset[-1]]).tobytes()
+        data = self._bytes(int(offset[0]), int(offset[-1])).data
         inner = (offset - offset[0]).tolist()
-        return [data[a:b] for a, b in pairwise(inner)]
+        return [data[a:b].tobytes() for a, b in pairwise(inner)]
+
+    def _bytes(self, start: int, stop: int) -> npt.NDArray[np.uint8]:
+        out = np.empty(stop - start, np.uint8)
+        (chunk,), (shard,) = self._jpeg.chunks, self._jpeg.shards
+        for first in range(start // shard * shard, stop, shard):
+            a, b = max(start, first), min(stop, first + shard)
+            file, part = (
+                self._folder / "jpeg" / "c" / str(first // shard),
+                out[a - start : b - start],
+            )
+            if not read_plain(file, a - first, part, chunk_bytes=chunk, chunks=shard // chunk):
+                part[:] = self._jpeg[a:b]
+        return out
 
     def images(self, index: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.uint8]:
         """The tiles of `index` (n,), decoded, in its order: (n, H, W, 3) uint8 RGB.
@@ -261,7 +275,7 @@ def open_pixels(path: Path) -> Pixels:
     Raises:
         StainsslError: the store is missing, half written or of another schema.
     """
-    return Pixels(open_group(path, "pixels"))
+    return Pixels(open_group(path, "pixels"), path)
 
 
 def open_group(path: Path, kind: str) -> zarr.Group:
