@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw
 
-from stainssl.figures.slides import INK, OUTLINE, _outline, _shade
+from stainssl.figures.slides import INK, OUTLINE, outline, shade
 from stainssl.slides.reader import open_slide
 from stainssl.slides.scale import read_thumbnail
 from stainssl.slides.tissue import tissue_map
@@ -30,8 +30,8 @@ def marked(image: np.ndarray, mpp: float) -> np.ndarray:
     scale = CELL_PX / max(image.shape[:2])
     size = tuple(max(1, round(side * scale)) for side in image.shape[1::-1])
     small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-    _shade(small, found.pen, INK, 0.6)
-    _outline(small, found.tissue, OUTLINE, 1)
+    shade(small, found.pen, INK, 0.6)
+    outline(small, found.tissue, OUTLINE, 1)
     return small
 
 

@@ -35,14 +35,16 @@ def _shrink(thumbnail: np.ndarray) -> tuple[np.ndarray, float]:
     return cv2.resize(thumbnail, size_px, interpolation=way), scale
 
 
-def _outline(picture: np.ndarray, mask: np.ndarray, colour: Sequence[int], width_px: int) -> None:
+def outline(picture: np.ndarray, mask: np.ndarray, colour: Sequence[int], width_px: int) -> None:
+    """Draw the borders of a mask (bool, of any size) onto a picture (h, w, 3) uint8 of the same."""
     size_px = picture.shape[1::-1]
     large = cv2.resize(mask.astype(np.uint8), size_px, interpolation=cv2.INTER_NEAREST)
     contours, _ = cv2.findContours(large, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
     cv2.drawContours(picture, contours, -1, colour, width_px, cv2.LINE_AA)
 
 
-def _shade(picture: np.ndarray, mask: np.ndarray, colour: Sequence[int], share: float) -> None:
+def shade(picture: np.ndarray, mask: np.ndarray, colour: Sequence[int], share: float) -> None:
+    """Mix `share` (0–1) of a colour into a picture (h, w, 3) uint8 where a mask of it is."""
     size_px = picture.shape[1::-1]
     large = cv2.resize(mask.astype(np.uint8), size_px, interpolation=cv2.INTER_NEAREST) > 0
     picture[large] = (picture[large] * (1 - share) + np.array(colour) * share).astype(np.uint8)
@@ -119,11 +121,11 @@ def preview(
     """
     plain, scale = _shrink(thumbnail)
     marked = plain.copy()
-    _shade(marked, pen, INK, 0.6)
+    shade(marked, pen, INK, 0.6)
     corner = tiles[["x", "y"]].to_numpy(float) - np.array(origin_level0_px, float)
     boxes = np.hstack([corner, corner + tiles[["side"]].to_numpy(float)])
     _squares(marked, boxes * (slide_mpp / mpp * scale), tiles["kept"].to_numpy(bool))
-    _outline(marked, tissue, OUTLINE, 2)
+    outline(marked, tissue, OUTLINE, 2)
     height, width = plain.shape[:2]
     figure = Figure(figsize=((2 * width + 30) / DPI, (height + 90) / DPI), dpi=DPI)
     for column, picture in enumerate((plain, marked)):
