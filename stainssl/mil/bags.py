@@ -97,11 +97,12 @@ def usable(
     x_level0_px: np.ndarray,
     y_level0_px: np.ndarray,
 ) -> SlideTiles:
-    """Keep the tiles that were read and embedded: `valid`, and every feature finite.
+    """Keep the tiles that were read and embedded.
 
     Args:
         features: (n, D) float16.
-        valid: (n,) bool.
+        valid: (n,) bool, true where every feature is finite: asking each of millions of numbers
+            again would take several times as long as reading them.
         tile: (n,) integer.
         x_level0_px: (n,) integer.
         y_level0_px: (n,) integer.
@@ -109,13 +110,14 @@ def usable(
     Returns:
         The rows that can be used, in their order; there may be none.
     """
-    keep = np.asarray(valid, bool) & np.isfinite(features).all(axis=1)
-    return SlideTiles(
-        features=features if keep.all() else features[keep],
-        tile=np.asarray(tile)[keep].astype(np.int32),
-        x_level0_px=np.asarray(x_level0_px)[keep].astype(np.int64),
-        y_level0_px=np.asarray(y_level0_px)[keep].astype(np.int64),
+    columns = (
+        features,
+        np.asarray(tile, np.int32),
+        np.asarray(x_level0_px, np.int64),
+        np.asarray(y_level0_px, np.int64),
     )
+    keep = np.asarray(valid, bool)
+    return SlideTiles(*(columns if keep.all() else (values[keep] for values in columns)))
 
 
 def build(
