@@ -47,13 +47,20 @@ def run(config: Config, benchmark: str) -> None:
     compared = table.comparisons(answers, robustness, config.seed)
     grid = table.make_grid(long, compared)
     others = published.figures_for(_questions(config, benchmark))
+    sites = table.make_site_grid(long)
     markdown = table.to_markdown(grid) + published.to_markdown(others)
     tex = table.to_latex(grid) + published.to_latex(others, table.tex)
-    page = table.to_html(grid, f"Benchmark {benchmark}", published.to_html(others))
+    below = published.to_html(others)
+    by_site = ""
+    if sites.rows:
+        by_site = f"\n## By site\n\n{table.to_markdown(sites)}"
+        tex += "\n" + table.to_latex(sites)
+        below += table.html_table(sites, "By site")
+    page = table.to_html(grid, f"Benchmark {benchmark}", below)
     every = pd.concat([long, published.to_rows(others)], ignore_index=True) if others else long
     write_text(folder / "table.csv", every.to_csv(index=False))
     write_text(folder / "comparisons.csv", compared.to_csv(index=False))
-    write_text(folder / "table.md", markdown)
+    write_text(folder / "table.md", markdown + by_site)
     write_text(folder / "table.tex", tex)
     write_text(folder / "table.html", page)
     _save(folder / "roc.png", figures.roc(_curves(answers, config.seed), spec.encoders))

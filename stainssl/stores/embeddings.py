@@ -39,7 +39,7 @@ def _write_features(array: Any, blocks: Iterable[npt.NDArray[np.float16]]) -> np
     start = rows = 0
     for block in blocks:
         held.append(np.asarray(block, np.float16))
-        finite.append(np.isfinite(held[-1]).all(axis=1))
+        finite.append(np.all(np.isfinite(held[-1]), axis=1))
         rows += len(block)
         while rows - start >= SHARD_ROWS:
             joined = np.concatenate(held)
