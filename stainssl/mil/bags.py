@@ -11,6 +11,8 @@ import numpy as np
 import pandas as pd
 import torch
 
+from stainssl.stores.spool import Kept
+
 MOMENT_TILES = 16_384  # of a slide that its moments are taken of; 64 MB at 1,024 features
 ID_COLUMNS = {"patient": "patient_id", "slide": "slide_id"}
 
@@ -20,13 +22,13 @@ class SlideTiles:
     """The usable tiles of one slide under one encoder.
 
     Attributes:
-        features: (n, D) float16, every row finite.
+        features: (n, D) float16, every row finite; in memory, or kept in a file.
         tile: (n,) int32 index of the tile in its slide's tile table.
         x_level0_px: (n,) int64 left edge of the tile.
         y_level0_px: (n,) int64 top edge of the tile.
     """
 
-    features: np.ndarray
+    features: np.ndarray | Kept
     tile: np.ndarray
     x_level0_px: np.ndarray
     y_level0_px: np.ndarray
@@ -85,7 +87,7 @@ class Bag:
             (k, D) float16.
         """
         if len(index) == len(self) and len(self.tiles) == 1:
-            return self.tiles[0].features  # no copy: the common bag, one small slide
+            return self.tiles[0].features[:]  # no copy: the common bag, one small slide
         ends = np.cumsum([len(tiles) for tiles in self.tiles])
         cuts = np.searchsorted(index, ends)
         starts = np.concatenate([[0], ends[:-1]])

@@ -19,7 +19,7 @@ from stainssl.stages import import_features
 from stainssl.status import StainsslError
 from stainssl.stores.embeddings import write_embeddings
 from stainssl.stores.pixels import Pixels, open_pixels
-from stainssl.stores.spool import Spool
+from stainssl.stores.spool import Kept, Spool
 from stainssl.stores.tiles import read_tiles
 
 log = logging.getLogger(__name__)
@@ -74,7 +74,7 @@ def _apart(blocks: Iterator[list[Vectors]], count: int, folder: Path) -> list[It
     What the others get meanwhile lies in a temporary file in `folder`.
     """
     spool = Spool(folder)
-    kept: list[list[Vectors]] = [[] for _ in range(count - 1)]
+    kept: list[list[Vectors | Kept]] = [[] for _ in range(count - 1)]
 
     def first() -> Iterator[Vectors]:
         for mine, *others in blocks:
@@ -85,8 +85,9 @@ def _apart(blocks: Iterator[list[Vectors]], count: int, folder: Path) -> list[It
     return [first(), *(_later(held) for held in kept)]
 
 
-def _later(held: list[Vectors]) -> Iterator[Vectors]:
-    yield from held
+def _later(held: list[Vectors | Kept]) -> Iterator[Vectors]:
+    for block in held:
+        yield block[:]
 
 
 def _settings(

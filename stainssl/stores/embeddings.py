@@ -91,7 +91,8 @@ def write_embeddings(
         valid = _write_features(_create_features(group, n, dim), blocks)
         if len(valid) != n:
             raise ValueError(f"{len(valid)} vectors for {n} tiles")
-        for name, values in {"tile": tile, "x": x, "y": y, "valid": valid}.items():
+        columns: dict[str, npt.NDArray[Any]] = {"tile": tile, "x": x, "y": y, "valid": valid}
+        for name, values in columns.items():
             _put(group, name, values, "tile")
         _put(group, "start", np.concatenate([[0], np.cumsum(counts)]).astype(np.int64), "bound")
         group.attrs.update(header("embeddings", settings) | {"slide_id": list(slide_id)})
