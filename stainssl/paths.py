@@ -55,6 +55,10 @@ class Paths:
         """Vectors of a part under one encoder (zarr)."""
         return self._tiling(cohort, tiling) / "embeddings" / encoder / f"{part}.zarr"
 
+    def embedded(self, cohort: str, tiling: str, encoder: str) -> Path:
+        """How many tiles of each slide have a vector under one encoder (CSV)."""
+        return self._tiling(cohort, tiling) / "embeddings" / encoder / "slides.csv"
+
     def _encoder(self, encoder: str) -> Path:
         return self.results / "encoders" / encoder
 

@@ -29,7 +29,7 @@ class SlidePixels:
 
     Attributes:
         tile: (n,) int32, index in the slide's tile table.
-        jpeg: n encoded tiles.
+        jpeg: n encoded tiles; no bytes where one could not be read.
         profiles: stain method → field → (n, ...), a row per tile.
         pooled: stain method → field → (...), the slide's own.
     """

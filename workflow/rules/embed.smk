@@ -25,3 +25,33 @@ rule embed:
         "stainssl embed --config {params.config} --cohort {wildcards.cohort}"
         " --part {wildcards.part} --encoder {wildcards.encoder}"
         " --threads {threads} 2>&1 | tee {log}"
+
+
+rule embedded:
+    input:
+        embeddings=embeddings_of_cohort,
+        tiles=tiles_of_cohort,
+    output:
+        slides=report(
+            PATHS.embedded("{cohort}", "{tiling}", "{encoder}"),
+            caption="../report/embedded.rst",
+            category="Slides",
+            labels={
+                "cohort": "{cohort}",
+                "shows": "tiles with a vector of {encoder}",
+            },
+        ),
+    log:
+        LOGS / "embedded/{cohort}/{tiling}/{encoder}.log",
+    benchmark:
+        TIMES / "embedded/{cohort}/{tiling}/{encoder}.tsv"
+    conda:
+        CONDA
+    resources:
+        mem_mb=lambda wildcards, attempt: 2000 * attempt,
+        runtime=30,
+    params:
+        config=RESOLVED,
+    shell:
+        "stainssl cohort embedded --config {params.config} --cohort {wildcards.cohort}"
+        " --encoder {wildcards.encoder} 2>&1 | tee {log}"
