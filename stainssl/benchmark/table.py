@@ -6,6 +6,7 @@ import html
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -122,6 +123,25 @@ def long_table(answers: Sequence[Answer], robustness: Sequence[Robustness]) -> p
         rows = one.metrics.assign(encoder=one.encoder, run=one.run, head="")
         parts.append(rows.assign(seen=[seen.get((task, one.run), 0) for task in rows["task"]]))
     return pd.concat(parts, ignore_index=True)[LONG_COLUMNS]
+
+
+def robustness_tree(robustness: Sequence[Robustness]) -> dict[str, Any]:
+    """Every figure of robustness: task → run → metric → group → the figure.
+
+    Returns:
+        JSON types. A figure is `value`, `low`, `high` (null where undefined), `patients`, `units`.
+    """
+    tree: dict[str, Any] = {}
+    for one in robustness:
+        for row in one.metrics.to_dict("records"):
+            metrics = tree.setdefault(row["task"], {}).setdefault(one.run, {})
+            figure = {c: float(row[c]) if np.isfinite(row[c]) else None for c in _FIGURE}
+            figure |= {count: int(row[count]) for count in ("patients", "units")}
+            metrics.setdefault(row["metric"], {})[row["group"]] = figure
+    return tree
+
+
+_FIGURE = ("value", "low", "high")
 
 
 def comparisons(

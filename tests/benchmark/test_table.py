@@ -1,5 +1,6 @@
 """The table says the same in every format, and bold and marks say what they should."""
 
+import json
 import re
 
 import numpy as np
@@ -161,6 +162,17 @@ def test_an_undefined_figure_is_a_dash_and_never_bold():
     grid = table.make_grid(table.long_table(answers, []), table.comparisons(answers, [], seed=0))
     assert grid.cells[0][0] == table.Cell()
     assert table.number(0.5, np.nan, np.nan) == "0.50"
+
+
+def test_the_robustness_tree_holds_every_figure_and_is_json():
+    one = _robustness("simclr", 1.0, run="simclr.1")
+    one.metrics.iloc[1, one.metrics.columns.get_loc("low")] = np.nan
+    tree = json.loads(json.dumps(table.robustness_tree([one]), allow_nan=False))
+    assert list(tree) == ["tumor"] and list(tree["tumor"]) == ["simclr.1"]
+    for row in one.metrics.itertuples():
+        found = tree["tumor"]["simclr.1"][row.metric][row.group]
+        assert found["value"] == row.value and found["patients"] == row.patients
+        assert found["low"] == (None if np.isnan(row.low) else row.low)
 
 
 def test_names_are_escaped_where_the_format_needs_it(benchmark):

@@ -1,5 +1,6 @@
 """`folds`, `probe`, `robustness` and `benchmark` in their order, on a small results folder."""
 
+import json
 import re
 import shutil
 
@@ -77,6 +78,20 @@ def test_robustness_tells_them_apart(world):
     assert colour["site_predictability"] > morphology["site_predictability"]
     assert colour["confounded_auroc"] < morphology["confounded_auroc"]
     assert colour["stain_cosine"] < morphology["stain_cosine"]
+
+
+def test_every_figure_of_robustness_is_in_one_json(world):
+    tree = json.loads((world.paths.benchmark("main") / "robustness.json").read_text())
+    assert list(tree) == ["tumor"] and list(tree["tumor"]) == list(ENCODERS)
+    for name in ENCODERS:
+        rows = pd.read_csv(world.paths.robustness(name) / "metrics.csv")
+        found = tree["tumor"][name]
+        assert {"croma", "robustness_index", "clean_auroc", "site_drop"} <= set(found)
+        assert set(found) == set(rows["metric"])
+        assert (
+            found["stain_cosine"]["all"]["value"]
+            == _metrics(world.paths.robustness(name)).loc["stain_cosine", "value"]
+        )
 
 
 def test_the_confounded_test_stores_the_same_tiles_for_every_encoder(world):
