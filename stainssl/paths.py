@@ -16,6 +16,10 @@ class Paths:
         """The config as resolved."""
         return self.results / "config.yaml"
 
+    def readings(self) -> Path:
+        """Which given encoders embed a cohort together (JSON)."""
+        return self.results / "readings.json"
+
     def demo(self) -> Path:
         """Folder of the synthetic cohort."""
         return self.results / "demo"

@@ -8,6 +8,7 @@ sys.path.insert(0, str(workflow.basedir))
 
 from stainssl import cohort as cohorts
 from stainssl import config as models
+from stainssl import readings
 from stainssl.paths import Paths
 from stainssl.slides.packed import file_of
 from stainssl.status import StainsslError
@@ -68,6 +69,21 @@ wildcard_constraints:
     task=models.NAME,
     head=models.NAME,
     benchmark=models.NAME,
+
+
+def plan_readings():
+    """(reading, its encoders, the cohorts that it reads) of readings of several encoders."""
+    if workflow.is_main_process:
+        readings.write(
+            PATHS.readings(), readings.plan(CONFIG, readings.read(PATHS.readings()))
+        )
+    found = {}
+    for cohort, planned in readings.read(PATHS.readings()).items():
+        for reading in planned if cohort in CONFIG.cohorts else ():
+            encoders = tuple(readings.members(CONFIG, cohort, reading))
+            if len(reading) > 1 and encoders:
+                found.setdefault((as_param(reading), encoders), []).append(cohort)
+    return [(*key, cohorts) for key, cohorts in found.items()]
 
 
 def as_param(value):
