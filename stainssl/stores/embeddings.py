@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
@@ -121,6 +122,23 @@ def _read_plain(path: Path, shard: int, start: int, out: npt.NDArray[np.float16]
         return False
 
 
+def _plain_column(path: Path) -> npt.NDArray[Any] | None:
+    """A column whose own metadata says that it lies in its files as it is; None for any other.
+
+    Opening a part takes a sixth of the time that it takes through zarr's event loop.
+    """
+    try:
+        told = json.loads((path / "zarr.json").read_text())
+        (codec,) = told["codecs"]
+        if codec["name"] != "bytes" or codec.get("configuration", {}).get("endian") == "big":
+            return None
+        (n,), (chunk,) = told["shape"], told["chunk_grid"]["configuration"]["chunk_shape"]
+        files = [path / "c" / str(i) for i in range(-(-n // chunk))]
+        return np.concatenate([np.fromfile(file, told["data_type"]) for file in files])[:n]
+    except (OSError, ValueError, TypeError, KeyError):  # a chunk that is all zero has no file
+        return None
+
+
 class Embeddings:
     """An open store of embeddings; an array is read when it is first asked for.
 
@@ -163,7 +181,8 @@ class Embeddings:
         return self._column("valid")
 
     def _column(self, name: str) -> Any:
-        return np.asarray(self._group[name][...])  # type: ignore[index]
+        plain = _plain_column(self._path / name)
+        return plain if plain is not None else np.asarray(self._group[name][...])  # type: ignore
 
     def __len__(self) -> int:
         return int(self.start[-1])
