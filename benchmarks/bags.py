@@ -1,20 +1,22 @@
 """How fast bags are loaded and heads are trained, beside .pt files, h5 files and CLAM's own loop.
 
-    OMP_NUM_THREADS=1 python benchmarks/bags.py WHAT --work FOLDER [--clam CLONE]
+    OMP_NUM_THREADS=1 python benchmarks/bags.py WHAT --work FOLDER [--clam CLONE] [--slides N] ...
 
 WHAT is one of
 
-- `loading`: slides of 10,000 tiles × 1,024 from our store, from one .pt a slide (float16, and
-  float32 as CLAM writes them) and from h5 files with chunks of one row (as CLAM and TRIDENT write
-  them), right after the page cache was asked to drop them (cold) and again (warm).
+- `loading`: 64 slides of 10,000 tiles × 1,024 from our store (parts of 32, as `mil` reads them),
+  from one .pt a slide (float16, and float32 as CLAM writes them) and from h5 files with chunks of
+  one row (as CLAM and TRIDENT write them), right after the page cache was asked to drop them (cold)
+  and again (warm).
 - `epoch`: an epoch of gated attention on the same bags: CLAM's `train_loop_clam` with its CLAM_SB,
   reading .pt as it does (`--clam` names a clone of its repository), ours at its width on all tiles,
   and ours as the config's defaults are.
 - `folds`: 5 folds × 5 repeats of one task, encoder and head on 200 slides of 5,000 tiles × 512,
   through the verb `mil`.
-- `huge`: bags of 500,000 tiles × 1,024 through the verb `mil`; the most memory it held.
+- `huge`: 6 bags of 500,000 tiles × 1,024 through the verb `mil`; the most memory it held.
 
-Vectors are random. Prints a table and writes `bags-WHAT.json` into the work folder.
+`--slides` and `--tiles` make each smaller or larger. Vectors are random. Prints a table and writes
+`bags-WHAT.json` into the work folder.
 """
 
 from __future__ import annotations
@@ -26,9 +28,9 @@ import logging
 import os
 import shutil
 import statistics
-import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,9 +45,10 @@ from stainssl.mil.bags import Bag, SlideTiles
 from stainssl.mil.train import Settings, fit
 from stainssl.paths import Paths
 from stainssl.stages import folds, mil
-from stainssl.stores.embeddings import open_embeddings, write_embeddings
+from stainssl.stores.embeddings import write_embeddings
 
 RUNS = 5
+SLIDES = {"loading": 64, "epoch": 48, "folds": 200, "huge": 6}
 Rows = list[dict[str, Any]]
 
 
@@ -79,9 +82,10 @@ def seconds(run: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def loading(work: Path, slides: int = 8, tiles: int = 10_000, dim: int = 1024) -> Rows:
+def loading(work: Path, slides: int, tiles: int = 10_000, dim: int = 1024) -> Rows:
     rng, names = np.random.default_rng(0), [f"s{i}" for i in range(slides)]
-    write_store(work / "part.zarr", names, tiles, dim, rng)
+    config = cohort(work, slides, tiles, dim, {"kind": "cv", "folds": 2})
+    sheet = mil.labelled_slides(config, config.tasks["her2"])
     for name in names:
         half = torch.from_numpy(vectors(rng, tiles, dim))
         torch.save(half, work / f"{name}-half.pt")
@@ -89,13 +93,17 @@ def loading(work: Path, slides: int = 8, tiles: int = 10_000, dim: int = 1024) -
         with h5py.File(work / f"{name}.h5", "w") as h5:
             h5.create_dataset("features", data=half.float().numpy(), chunks=(1, dim))
 
-    def ours() -> None:
-        store = open_embeddings(work / "part.zarr")
+    def ours() -> None:  # with places of tiles and the choice of those that were read
+        read = mil.slide_reader(config, "e", sheet)
         for name in names:
-            store.bag(name)
+            read(name)
 
     def pt(kind: str) -> Callable[[], None]:
-        return lambda: [torch.load(work / f"{name}-{kind}.pt") for name in names][:0]
+        def read() -> None:
+            for name in names:
+                torch.load(work / f"{name}-{kind}.pt")
+
+        return read
 
     def h5() -> None:
         for name in names:
@@ -103,7 +111,7 @@ def loading(work: Path, slides: int = 8, tiles: int = 10_000, dim: int = 1024) -
                 file["features"][:]
 
     readers: dict[str, tuple[Callable[[], Any], list[Path]]] = {
-        "ours (float16)": (ours, [work / "part.zarr"]),
+        "ours (float16)": (ours, [Paths(config.results).results / "cohorts"]),
         ".pt float16": (pt("half"), [work / f"{n}-half.pt" for n in names]),
         ".pt float32": (pt("single"), [work / f"{n}-single.pt" for n in names]),
         "h5, a row a chunk": (h5, [work / f"{n}.h5" for n in names]),
@@ -138,7 +146,7 @@ def clam_loop(clone: Path) -> tuple[Any, Any]:
     return scope["CLAM_SB"], scope["train_loop_clam"]
 
 
-def epoch(work: Path, clone: Path | None, slides: int = 48, tiles: int = 2000) -> Rows:
+def epoch(work: Path, slides: int, tiles: int = 2000, clone: Path | None = None) -> Rows:
     dim, rng = 1024, np.random.default_rng(0)
     index = np.arange(tiles)
     bags = []
@@ -211,29 +219,20 @@ def cohort(work: Path, slides: int, tiles: int, dim: int, split: dict[str, Any])
     return config
 
 
-def run_folds(work: Path) -> Rows:
-    config = cohort(work, 200, 5000, 512, {"kind": "cv", "folds": 5, "repeats": 5})
+def run_folds(work: Path, slides: int, tiles: int = 5000, dim: int = 512) -> Rows:
+    config = cohort(work, slides, tiles, dim, {"kind": "cv", "folds": 5, "repeats": 5})
     taken = seconds(lambda: mil.run(config, task="her2", encoder="e", head="abmil"))
-    return [{"slides": 200, "tiles": 5000, "dim": 512, "models": 25, "s": round(taken, 1)}]
+    return [{"slides": slides, "tiles": tiles, "dim": dim, "models": 25, "s": round(taken, 1)}]
 
 
-def huge(work: Path, slides: int = 6, tiles: int = 500_000, dim: int = 1024) -> Rows:
+def huge(work: Path, slides: int, tiles: int = 500_000, dim: int = 1024) -> Rows:
     config = cohort(work, slides, tiles, dim, {"kind": "cv", "folds": 2})
-    most, done = [0], threading.Event()
-
-    def watch() -> None:  # memory of its own; pages of files can be dropped
-        while not done.wait(0.05):
-            status = Path("/proc/self/status").read_text()
-            most[0] = max(most[0], int(status.split("RssAnon:")[1].split()[0]))
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
+    Path("/proc/self/clear_refs").write_text("5")  # forget the peak of making the embeddings
     taken = seconds(lambda: mil.run(config, task="her2", encoder="e", head="abmil"))
-    done.set()
-    watcher.join()
+    peak = Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]
     size = slides * tiles * dim * 2 / 1e9
     return [{"bags": slides, "tiles": tiles, "dim": dim, "embeddings GB": round(size, 1),
-             "most memory GB": round(most[0] / 1e6, 1), "s": round(taken, 1)}]  # fmt: skip
+             "most memory GB": round(int(peak) / 1e6, 1), "s": round(taken, 1)}]  # fmt: skip
 
 
 def main() -> None:
@@ -243,15 +242,21 @@ def main() -> None:
     parser.add_argument("what", choices=["loading", "epoch", "folds", "huge"])
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--clam", type=Path, help="a clone of CLAM's repository")
+    parser.add_argument("--slides", type=int)
+    parser.add_argument("--tiles", type=int, help="of a slide")
     words = parser.parse_args()
     logging.basicConfig(level=logging.WARNING)
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "0")) or os.cpu_count() or 1)
     folder = words.work / words.what
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    runs = {"loading": lambda: loading(folder), "epoch": lambda: epoch(folder, words.clam),
-            "folds": lambda: run_folds(folder), "huge": lambda: huge(folder)}  # fmt: skip
-    rows: Rows = runs[words.what]()
+    sizes = {"slides": words.slides or SLIDES[words.what]}
+    sizes |= {"tiles": words.tiles} if words.tiles else {}
+    runs: dict[str, Callable[..., Rows]] = {
+        "loading": loading, "epoch": partial(epoch, clone=words.clam), "folds": run_folds,
+        "huge": huge,
+    }  # fmt: skip
+    rows: Rows = runs[words.what](folder, **sizes)
     shutil.rmtree(folder)
     print(pd.DataFrame(rows).to_string(index=False))
     text = json.dumps({"torch_threads": torch.get_num_threads(), "rows": rows}, indent=1)

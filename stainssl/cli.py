@@ -134,6 +134,12 @@ def cohort_gate(cohort: CohortName, config: ConfigFile = DEFAULT) -> None:
     _run("gate", config, cohort=cohort)
 
 
+@cohort_app.command("embedded")
+def cohort_embedded(cohort: CohortName, encoder: EncoderName, config: ConfigFile = DEFAULT) -> None:
+    """Tell how many tiles of each slide have a vector, and how many were lost."""
+    _run("embedded", config, cohort=cohort, encoder=encoder)
+
+
 @app.command()
 def tile(
     cohort: CohortName, part: PartName, config: ConfigFile = DEFAULT, threads: Threads = 1

@@ -370,6 +370,19 @@ class Config(Model):
         single = len(encoder.seeds) == 1
         return [Run(key if single else f"{key}.{s}", key, encoder, s) for s in encoder.seeds]
 
+    def runs_on(self, cohort: str) -> list[Run]:
+        """The runs whose embeddings of a cohort are asked for: all, where no benchmark says."""
+        if not self.benchmarks:
+            return self.runs()
+        keys = [
+            key
+            for benchmark in self.benchmarks.values()
+            for task in map(self.tasks.__getitem__, benchmark.tasks)
+            if cohort in (*task.cohorts, *task.external)
+            for key in benchmark.encoders
+        ]
+        return [run for key in dict.fromkeys(keys) for run in self.runs_of(key)]
+
     def run(self, name: str) -> Run:
         """The run of that name.
 

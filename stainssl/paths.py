@@ -16,6 +16,10 @@ class Paths:
         """The config as resolved."""
         return self.results / "config.yaml"
 
+    def readings(self) -> Path:
+        """Which given encoders embed a cohort together (JSON)."""
+        return self.results / "readings.json"
+
     def demo(self) -> Path:
         """Folder of the synthetic cohort."""
         return self.results / "demo"
@@ -54,6 +58,10 @@ class Paths:
     def embeddings(self, cohort: str, tiling: str, encoder: str, part: str) -> Path:
         """Vectors of a part under one encoder (zarr)."""
         return self._tiling(cohort, tiling) / "embeddings" / encoder / f"{part}.zarr"
+
+    def embedded(self, cohort: str, tiling: str, encoder: str) -> Path:
+        """How many tiles of each slide have a vector under one encoder (CSV)."""
+        return self._tiling(cohort, tiling) / "embeddings" / encoder / "slides.csv"
 
     def _encoder(self, encoder: str) -> Path:
         return self.results / "encoders" / encoder

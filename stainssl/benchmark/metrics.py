@@ -22,6 +22,7 @@ from stainssl.status import StainsslError
 Floats = NDArray[np.float64]
 RESAMPLES = 2000
 CONFIDENCE = 0.95
+CALIBRATION_BINS = 10  # of equal width
 _BLOCK = 400_000  # weights worked on at once: 3 MB, about a core's cache
 UNIT = {"tile": ["slide_id", "tile"], "slide": ["slide_id"], "patient": ["patient_id"]}
 COLUMNS = ["metric", "group", "value", "low", "high", "patients", "units"]
@@ -189,6 +190,20 @@ def _brier(scored: Scored, weights: Floats) -> Floats:
     return weighted_mean(_squared_errors(scored), scored.patient, weights)
 
 
+def _calibration_error(scored: Scored, weights: Floats) -> Floats:
+    # (R,) expected calibration error (Guo et al., 2017): how far what is said is from what comes
+    # true, mean over bins of what is said. Of two classes the positive one's probability is what is
+    # said; of more, that of the class predicted.
+    stated, came_true = scored.p.max(axis=1), scored.predicted == scored.y
+    if len(scored.classes) == 2:
+        stated, came_true = scored.p[:, 1], scored.y == 1
+    place = np.minimum((stated * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
+    gaps = np.zeros((scored.patients, CALIBRATION_BINS))
+    np.add.at(gaps, (scored.patient, place), stated - came_true)
+    units = np.bincount(scored.patient, minlength=scored.patients)
+    return _safe_divide(np.abs(weights @ gaps).sum(axis=1), weights @ units)
+
+
 # --- the same metrics once, by scikit-learn ---------------------------------------------------
 
 
@@ -234,6 +249,12 @@ METRICS: dict[str, Metric] = {
     "brier": Metric(
         lambda s: float(_squared_errors(s).mean()),
         _brier,
+        needs_two_classes=False,
+        higher_is_better=False,
+    ),
+    "calibration_error": Metric(
+        lambda s: float(_calibration_error(s, np.ones((1, s.patients)))[0]),
+        _calibration_error,
         needs_two_classes=False,
         higher_is_better=False,
     ),
@@ -438,7 +459,9 @@ def _group_rows(group: str, scored: Scored, seed: int, resamples: int) -> Iterat
     two_classes = len(scored.present()) > 1
     spread = can_resample(scored)
     if not two_classes:
-        log.warning("%s: one class only; all but Brier's score are undefined", group)
+        log.warning(
+            "%s: one class only; all but Brier's score and calibration are undefined", group
+        )
     elif not spread:
         log.warning("%s: a class has a single patient; no interval can be given", group)
     weights = patient_weights(scored, resamples, seed) if spread else None

@@ -6,6 +6,7 @@ import html
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -36,6 +37,11 @@ BASELINES = (
     " the task's clinical columns; it sees no tissue and is not compared."
 )
 INTERVALS = "In brackets 95 % intervals over patients."
+CALIBRATION = (
+    "Calibration error: how far probabilities are from what came true, mean over ten bins; with few"
+    " patients it is above 0 by chance alone."
+)
+SITE_METRICS = {"auroc": "AUROC", "brier": "Brier score", "calibration_error": "calibration error"}
 SPREAD = "± is the standard deviation over pretraining seeds."
 
 
@@ -85,12 +91,13 @@ class Cell:
 
 @dataclass(frozen=True)
 class Grid:
-    """The table as it is shown: a cell per row and column, and the notes under it."""
+    """A table as it is shown: a cell per row and column, and the notes under it."""
 
     columns: list[str]
     rows: list[tuple[str, str]]  # encoder (or its seed), head
     cells: list[list[Cell]]
     notes: list[str] = field(default_factory=list)
+    names: tuple[str, str] = ("encoder", "head")  # what `rows` are
 
 
 @dataclass(frozen=True)
@@ -125,6 +132,25 @@ def long_table(answers: Sequence[Answer], robustness: Sequence[Robustness]) -> p
         rows = one.metrics.assign(encoder=one.encoder, run=one.run, head="")
         parts.append(rows.assign(seen=[seen.get((task, one.run), 0) for task in rows["task"]]))
     return pd.concat(parts, ignore_index=True)[LONG_COLUMNS]
+
+
+def robustness_tree(robustness: Sequence[Robustness]) -> dict[str, Any]:
+    """Every figure of robustness: task → run → metric → group → the figure.
+
+    Returns:
+        JSON types. A figure is `value`, `low`, `high` (null where undefined), `patients`, `units`.
+    """
+    tree: dict[str, Any] = {}
+    for one in robustness:
+        for row in one.metrics.to_dict("records"):
+            metrics = tree.setdefault(row["task"], {}).setdefault(one.run, {})
+            figure = {c: float(row[c]) if np.isfinite(row[c]) else None for c in _FIGURE}
+            figure |= {count: int(row[count]) for count in ("patients", "units")}
+            metrics.setdefault(row["metric"], {})[row["group"]] = figure
+    return tree
+
+
+_FIGURE = ("value", "low", "high")
 
 
 def comparisons(
@@ -326,6 +352,26 @@ def _notes(cells: list[list[Cell]]) -> list[str]:
     return notes
 
 
+def make_site_grid(long: pd.DataFrame) -> Grid:
+    """How each answer does at each site: a row per task, encoder, seed, head and site.
+
+    Args:
+        long: `long_table`; tasks whose patients are of one site have no row.
+    """
+    answers = long[(long["head"] != "") & long["group"].str.startswith("site=")]
+    rows: list[tuple[str, str]] = []
+    cells: list[list[Cell]] = []
+    keys = ["task", "run", "head", "group"]
+    for (task, run, head, group), mine in answers.groupby(keys, sort=False):
+        figures = mine.set_index("metric")
+        patients = int(figures["patients"].iloc[0])
+        site = str(group).removeprefix("site=")
+        rows.append((f"{task}: {side_name(str(run), str(head))}", f"{site} ({patients} patients)"))
+        cells.append([_single(figures[figures.index == m], False) for m in SITE_METRICS])
+    notes = [*_notes(cells), CALIBRATION]
+    return Grid(list(SITE_METRICS.values()), rows, cells, notes, ("task and encoder", "site"))
+
+
 # --- the formats ------------------------------------------------------------------------------
 
 
@@ -339,7 +385,7 @@ def _lines(grid: Grid) -> Iterator[tuple[tuple[str, str], list[Cell]]]:
 
 def to_markdown(grid: Grid) -> str:
     """The grid as a GitHub-flavoured Markdown table with its notes."""
-    head = ["encoder", "head", *grid.columns]
+    head = [*grid.names, *grid.columns]
     lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
     for names, cells in _lines(grid):
         shown = [f"**{_marked(cell)}**" if cell.bold else _marked(cell) for cell in cells]
@@ -360,7 +406,7 @@ def tex(text: str) -> str:
 def to_latex(grid: Grid) -> str:
     """The grid as a LaTeX `tabular` (packages booktabs) with its notes as paragraphs."""
     lines = [r"\begin{tabular}{ll" + "l" * len(grid.columns) + "}", r"\toprule"]
-    head = ["encoder", "head", *grid.columns]
+    head = [*grid.names, *grid.columns]
     lines += [" & ".join(map(tex, head)) + r" \\", r"\midrule"]
     for names, cells in _lines(grid):
         shown = [
@@ -385,9 +431,9 @@ p { margin: .3em 0; font-size: 13px; color: #444; }
 """
 
 
-def to_html(grid: Grid, title: str, below: str = "") -> str:
-    """The grid as one HTML page that needs no other file; `below` is HTML under its notes."""
-    head = "".join(f"<th>{html.escape(c)}</th>" for c in ["encoder", "head", *grid.columns])
+def html_table(grid: Grid, caption: str) -> str:
+    """The grid as an HTML table with its notes under it."""
+    head = "".join(f"<th>{html.escape(c)}</th>" for c in [*grid.names, *grid.columns])
     body = []
     for names, cells in _lines(grid):
         shown = [html.escape(_marked(cell)) for cell in cells]
@@ -396,9 +442,17 @@ def to_html(grid: Grid, title: str, below: str = "") -> str:
         body.append(f"<tr>{''.join(row)}{''.join(f'<td>{s}</td>' for s in shown)}</tr>")
     notes = "".join(f"<p>{html.escape(note)}</p>" for note in grid.notes)
     return (
+        f"<div class='wide'><table><caption>{html.escape(caption)}</caption>"
+        f"<thead><tr>{head}</tr></thead>\n<tbody>\n"
+        + "\n".join(body)
+        + f"\n</tbody></table></div>{notes}"
+    )
+
+
+def to_html(grid: Grid, title: str, below: str = "") -> str:
+    """The grid as one HTML page that needs no other file; `below` is HTML under its notes."""
+    return (
         "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>"
         f"<title>{html.escape(title)}</title><style>{_STYLE}</style></head><body>"
-        f"<div class='wide'><table><caption>{html.escape(title)}</caption>"
-        f"<thead><tr>{head}</tr></thead>\n<tbody>\n" + "\n".join(body) + "\n</tbody></table></div>"
-        f"{notes}{below}</body></html>\n"
+        f"{html_table(grid, title)}{below}</body></html>\n"
     )

@@ -143,31 +143,94 @@ _AGAINST = {
 
 
 def robustness(long: pd.DataFrame, encoders: Sequence[str]) -> Figure:
-    """Figures of robustness against AUROC, a marker per encoder (and seed), with intervals.
+    """Every figure of robustness with its interval, a block of panels a tile task.
+
+    Some stand against AUROC, others alone, and AUROC by site; a marker an encoder and seed.
 
     Args:
-        long: `table.long_table`; tile tasks with robustness figures are shown, a row each.
+        long: `table.long_table`; tile tasks with robustness figures are shown.
         encoders: all of the benchmark, in its order, for their colours.
     """
-    whole = long[long["group"] == "all"]
-    found = whole[whole["metric"].isin(list(_AGAINST))]
-    tasks = found["task"].unique().tolist()
-    shown = [metric for metric in _AGAINST if metric in set(found["metric"])]
+    found = long[(long["head"] == "") & np.isfinite(long["value"])]
+    tasks = found.loc[found["metric"].isin([*_AGAINST, *_ALONE]), "task"].unique().tolist()
     if not tasks:
         return _message(
             "No figure of robustness: the benchmark asks for none, or has no tile task."
         )
-    size = (4.2 * len(shown), 4.6 * len(tasks))
-    figure = Figure(figsize=size, dpi=_INCH, layout="constrained")
-    grid = figure.subplots(len(tasks), len(shown), squeeze=False)
-    colours = encoder_colours(encoders)
-    for line, task in zip(grid, tasks, strict=True):
-        rows = whole[whole["task"] == task]
-        for axes, metric in zip(line, shown, strict=True):
-            _against(axes, task, rows, metric, colours)
-        handles = {t.get_label(): t for t in line[0].get_legend_handles_labels()[0]}
-        line[0].legend(handles.values(), handles.keys(), frameon=False, fontsize=8.5, loc="best")
+    panels = {task: _panels(long[long["task"] == task]) for task in tasks}
+    down = sum(-(-len(shown) // _ACROSS) for shown in panels.values())
+    figure = Figure(figsize=(4.2 * _ACROSS, 3.9 * down), dpi=_INCH, layout="constrained")
+    grid = iter(figure.subplots(down, _ACROSS, squeeze=False))
+    for task, shown in panels.items():
+        rows = long[long["task"] == task]
+        axes = [one for _ in range(-(-len(shown) // _ACROSS)) for one in next(grid)]
+        _block(axes, task, rows, shown, encoder_colours(encoders))
     return figure
+
+
+_ACROSS = 4  # panels
+
+
+def _panels(rows: pd.DataFrame) -> list[str]:
+    """The metrics of a task that have a panel, in the order of the panels."""
+    found = rows[(rows["head"] == "") & np.isfinite(rows["value"])]
+    is_of_all = (found["metric"] == _BY_SITE) & (found["group"] == "all")
+    known = set(found.loc[~is_of_all, "metric"])
+    return [metric for metric in [*_AGAINST, *_ALONE, _BY_SITE] if metric in known]
+
+
+def _block(
+    panels: Sequence[Axes], task: str, rows: pd.DataFrame, shown: list[str], colours: dict[str, str]
+) -> None:
+    for axes in panels[len(shown) :]:
+        axes.set_visible(False)
+    for axes, metric in zip(panels, shown, strict=False):
+        whole = rows[rows["group"] == "all"]
+        if metric in _AGAINST:
+            _against(axes, task, whole, metric, colours)
+        elif metric == _BY_SITE:
+            _by_site(axes, task, rows, colours)
+        else:
+            _alone(axes, task, rows, metric, colours)
+    if handles := panels[0].get_legend_handles_labels()[0]:
+        panels[0].legend(handles=handles, frameon=False, fontsize=8.5, loc="best")
+
+
+def _alone(axes: Axes, task: str, rows: pd.DataFrame, metric: str, colours: dict[str, str]) -> None:
+    # The worst site's row is of that site, every other of all.
+    found = rows[(rows["metric"] == metric) & (rows["head"] == "")]
+    for place, row in enumerate(found.to_dict("records")):
+        colour = colours[row["encoder"]]
+        axes.plot([row["low"], row["high"]], [place] * 2, color=colour, lw=1.8)
+        axes.plot(
+            row["value"], place, MARKERS[place % len(MARKERS)], color=colour, ms=7, mec="white"
+        )
+    site = found["group"].str.removeprefix("site=")
+    names = found["run"].where(found["group"] == "all", found["run"] + ", " + site)
+    axes.set_yticks(range(len(found)), names, fontsize=8)
+    axes.set_ylim(len(found) - 0.5, -0.5)
+    _quiet(axes)
+    title, sense = _ALONE[metric]
+    axes.set_title(f"{task}: {title}\n({sense})", fontsize=10)
+
+
+def _by_site(axes: Axes, task: str, rows: pd.DataFrame, colours: dict[str, str]) -> None:
+    found = rows[(rows["metric"] == _BY_SITE) & (rows["head"] == "") & (rows["group"] != "all")]
+    sites = sorted(found["group"].unique())
+    runs = found["run"].unique().tolist()
+    for row in found.to_dict("records"):
+        turn = runs.index(row["run"])
+        place = sites.index(row["group"]) + 0.7 * ((turn + 0.5) / len(runs) - 0.5)
+        colour = colours[row["encoder"]]
+        axes.plot([row["low"], row["high"]], [place] * 2, color=colour, lw=1.4)
+        axes.plot(
+            row["value"], place, MARKERS[turn % len(MARKERS)], color=colour, ms=6, mec="white"
+        )
+    axes.set_yticks(range(len(sites)), [site.removeprefix("site=") for site in sites], fontsize=8.5)
+    axes.set_ylim(len(sites) - 0.5, -0.5)
+    axes.axvline(0.5, color="#999999", lw=1, ls=(0, (4, 3)))
+    _quiet(axes)
+    axes.set_title(f"{task}: AUROC at each site\n(tiles as they are)", fontsize=10)
 
 
 def _against(
@@ -197,6 +260,19 @@ def _against(
     axes.set(xlabel=f"{task}: AUROC on test patients", ylabel=_SHORT[metric], ylim=(-0.03, 1.03))
 
 
+_ALONE = {  # metric: (title, how to read it)
+    "robustness_index": ("robustness index", "above 0.5: by label, not by site"),
+    "croma": ("CRoMa", "above 0: labels lie nearer than sites"),
+    "stain_cosine": ("cosine of a tile under two stainings", "1: stain changes nothing"),
+    "stain_margin": ("the same less that with other tiles", "higher is more robust"),
+    "stain_retrieval_top10": ("same tile among the nearest ten", "higher is more robust"),
+    "worst_site_auroc": ("AUROC at the worst site", "higher is better"),
+    "site_drop": ("drop of AUROC to unseen sites", "lower is more robust"),
+    "alignment": ("alignment of two stainings", "lower is more robust"),
+    "uniformity": ("uniformity", "near 0: collapsed"),
+    "effective_rank": ("effective rank", "near 1: collapsed"),
+}
+_BY_SITE = "clean_auroc"
 _SHORT = {
     "confounded_auroc": "AUROC, stain and label reversed",
     "stain_retrieval_top1": "share of tiles, top 1",

@@ -5,11 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
 import torch
 
+from stainssl.stores.spool import Kept
+
+MOMENT_TILES = 16_384  # of a slide that its moments are taken of; 64 MB at 1,024 features
 ID_COLUMNS = {"patient": "patient_id", "slide": "slide_id"}
 
 
@@ -18,19 +22,31 @@ class SlideTiles:
     """The usable tiles of one slide under one encoder.
 
     Attributes:
-        features: (n, D) float16, every row finite.
+        features: (n, D) float16, every row finite; in memory, or kept in a file.
         tile: (n,) int32 index of the tile in its slide's tile table.
         x_level0_px: (n,) int64 left edge of the tile.
         y_level0_px: (n,) int64 top edge of the tile.
     """
 
-    features: np.ndarray
+    features: np.ndarray | Kept
     tile: np.ndarray
     x_level0_px: np.ndarray
     y_level0_px: np.ndarray
 
     def __len__(self) -> int:
         return len(self.features)
+
+    @cached_property
+    def moments(self) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and variance of each feature, two (D,) float64; every fold asks for them.
+
+        Of a slide of more than `MOMENT_TILES` tiles as many at most are taken, evenly spaced.
+        """
+        taken = self.features[:: -(-len(self) // MOMENT_TILES)].astype(np.float32)
+        mean = taken.mean(axis=0, dtype=np.float64)
+        taken -= mean.astype(np.float32)
+        shift = taken.mean(axis=0, dtype=np.float64)  # what rounding left
+        return mean, np.square(taken).mean(axis=0, dtype=np.float64) - shift**2
 
 
 @dataclass(frozen=True)
@@ -71,7 +87,7 @@ class Bag:
             (k, D) float16.
         """
         if len(index) == len(self) and len(self.tiles) == 1:
-            return self.tiles[0].features  # no copy: the common bag, one small slide
+            return self.tiles[0].features[:]  # no copy: the common bag, one small slide
         ends = np.cumsum([len(tiles) for tiles in self.tiles])
         cuts = np.searchsorted(index, ends)
         starts = np.concatenate([[0], ends[:-1]])
@@ -97,11 +113,12 @@ def usable(
     x_level0_px: np.ndarray,
     y_level0_px: np.ndarray,
 ) -> SlideTiles:
-    """Keep the tiles that were read and embedded: `valid`, and every feature finite.
+    """Keep the tiles that were read and embedded.
 
     Args:
         features: (n, D) float16.
-        valid: (n,) bool.
+        valid: (n,) bool, true where every feature is finite: asking each of millions of numbers
+            again would take several times as long as reading them.
         tile: (n,) integer.
         x_level0_px: (n,) integer.
         y_level0_px: (n,) integer.
@@ -109,13 +126,14 @@ def usable(
     Returns:
         The rows that can be used, in their order; there may be none.
     """
-    keep = np.asarray(valid, bool) & np.isfinite(features).all(axis=1)
-    return SlideTiles(
-        features=features if keep.all() else features[keep],
-        tile=np.asarray(tile)[keep].astype(np.int32),
-        x_level0_px=np.asarray(x_level0_px)[keep].astype(np.int64),
-        y_level0_px=np.asarray(y_level0_px)[keep].astype(np.int64),
+    columns = (
+        features,
+        np.asarray(tile, np.int32),
+        np.asarray(x_level0_px, np.int64),
+        np.asarray(y_level0_px, np.int64),
     )
+    keep = np.asarray(valid, bool)
+    return SlideTiles(*(columns if keep.all() else (values[keep] for values in columns)))
 
 
 def build(
@@ -189,30 +207,18 @@ def pad(
     return features, mask
 
 
-def statistics(
-    bags: Sequence[Bag], chunk: int = 16_384, most: int = 16_384
-) -> tuple[np.ndarray, np.ndarray]:
+def statistics(bags: Sequence[Bag]) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation of each feature over the tiles of some bags.
-
-    Args:
-        bags: the training bags.
-        chunk: tiles held in memory as float64 at once.
-        most: tiles taken of a slide; of a larger one as many at most, evenly spaced.
 
     Returns:
         Two (D,) float32 arrays; a feature that does not vary has the standard deviation 1, so
         that dividing by it is harmless.
     """
-    # Sums are taken about a first mean: E[x²] − E[x]² loses all digits where the mean is large.
-    origin = next(bags[0].chunks(chunk)).mean(axis=0, dtype=np.float64)
-    count, total, squares = 0, np.zeros(bags[0].dim), np.zeros(bags[0].dim)
-    for taken in (tiles.features[:: -(-len(tiles) // most)] for bag in bags for tiles in bag.tiles):
-        for start in range(0, len(taken), chunk):
-            centred = taken[start : start + chunk] - origin
-            count += len(centred)
-            total += centred.sum(axis=0)
-            squares += np.square(centred).sum(axis=0)
-    shift = total / count
-    std = np.sqrt(np.maximum(squares / count - shift**2, 0.0))
+    slides = [tiles for bag in bags for tiles in bag.tiles]
+    share = np.array([len(tiles) for tiles in slides], float)
+    share /= share.sum()
+    means, variances = (np.stack(m) for m in zip(*(t.moments for t in slides), strict=True))
+    mean = share @ means
+    std = np.sqrt(np.maximum(share @ (variances + np.square(means - mean)), 0.0))
     std[std < 1e-6] = 1.0
-    return (origin + shift).astype(np.float32), std.astype(np.float32)
+    return mean.astype(np.float32), std.astype(np.float32)

@@ -66,8 +66,8 @@ def _to_neighbour(points: Floats, known: Floats, allowed: npt.NDArray[np.bool_])
 
 
 def slide_means(bag: Bag) -> Floats:
-    """(slides of the bag, D) float32 mean tile embedding of each."""
-    return np.stack([tiles.features.astype(np.float32).mean(axis=0) for tiles in bag.tiles])
+    """(slides of the bag, D) float32 mean tile embedding of each, as `SlideTiles.moments` tells."""
+    return np.stack([tiles.moments[0] for tiles in bag.tiles]).astype(np.float32)
 
 
 def reference_table(

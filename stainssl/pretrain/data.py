@@ -210,7 +210,10 @@ class TrainTiles:
         """(B, 3, H, W) uint8 on the GPU; None where a tile is bad or torchvision has no nvJPEG."""
         from torchvision.io import ImageReadMode, decode_jpeg
 
-        encoded = [torch.frombuffer(bytearray(j), dtype=torch.uint8) for j in self._jpegs(index)]
+        jpegs = self._jpegs(index)
+        if not all(jpegs):  # a tile that could not be read
+            return None
+        encoded = [torch.frombuffer(bytearray(j), dtype=torch.uint8) for j in jpegs]
         try:
             images = decode_jpeg(encoded, mode=ImageReadMode.RGB, device="cuda")
         except RuntimeError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,8 @@ from stainssl.benchmark import baselines, published, table
 from stainssl.benchmark.folds import class_name, read_folds
 from stainssl.benchmark.metrics import average_repeats, evaluate, roc_band, scored_units
 from stainssl.benchmark.projection import project
-from stainssl.benchmark.table import Answer, Robustness
+from stainssl.benchmark.published import Published
+from stainssl.benchmark.table import Answer, Grid, Robustness
 from stainssl.cohort import parts, read_sheet, site_columns
 from stainssl.config import Config, Run, Task
 from stainssl.figures import benchmark as figures
@@ -27,8 +29,8 @@ log = logging.getLogger(__name__)
 
 
 def run(config: Config, benchmark: str) -> None:
-    """Write `table.csv|md|tex|html`, `comparisons.csv` and the figures: `roc`, `forest`,
-    `robustness`, `few_shot` and `umap`, each a PNG.
+    """Write `table.csv|md|tex|html`, `comparisons.csv`, `robustness.json` and the figures: `roc`,
+    `forest`, `robustness`, `few_shot` and `umap`, each a PNG.
 
     Raises:
         StainsslError: an answer is missing, or the benchmark has no slide task's head.
@@ -47,15 +49,14 @@ def run(config: Config, benchmark: str) -> None:
     compared = table.comparisons(answers, robustness, config.seed)
     grid = table.make_grid(long, compared, {a.task: a.shown for a in answers})
     others = published.figures_for(_questions(config, benchmark))
-    markdown = table.to_markdown(grid) + published.to_markdown(others)
-    tex = table.to_latex(grid) + published.to_latex(others, table.tex)
-    page = table.to_html(grid, f"Benchmark {benchmark}", published.to_html(others))
     every = pd.concat([long, published.to_rows(others)], ignore_index=True) if others else long
+    markdown = table.to_markdown(grid) + published.to_markdown(others)
     write_text(folder / "table.csv", every.to_csv(index=False))
     write_text(folder / "comparisons.csv", compared.to_csv(index=False))
-    write_text(folder / "table.md", markdown)
-    write_text(folder / "table.tex", tex)
-    write_text(folder / "table.html", page)
+    for name, text in _pages(f"Benchmark {benchmark}", grid, table.make_site_grid(long), others):
+        write_text(folder / name, text)
+    tree = table.robustness_tree(robustness)
+    write_text(folder / "robustness.json", json.dumps(tree, indent=1, allow_nan=False))
     _save(folder / "roc.png", figures.roc(_curves(answers, config.seed), spec.encoders))
     _save(folder / "forest.png", figures.forest(long, _shown(spec.encoders, columns)))
     _save(folder / "robustness.png", figures.robustness(long, spec.encoders))
@@ -63,6 +64,22 @@ def run(config: Config, benchmark: str) -> None:
     _save(folder / "few_shot.png", figures.few_shot(curves, spec.encoders))
     _save(folder / "umap.png", figures.planes(_planes(config, benchmark)))
     log.info("benchmark %s\n%s", benchmark, markdown)
+
+
+def _pages(
+    title: str, grid: Grid, sites: Grid, others: list[tuple[str, Published]]
+) -> Iterator[tuple[str, str]]:
+    """(file name, text) of the table in each format: figures, published ones, then by site."""
+    markdown = table.to_markdown(grid) + published.to_markdown(others)
+    tex = table.to_latex(grid) + published.to_latex(others, table.tex)
+    below = published.to_html(others)
+    if sites.rows:
+        markdown += f"\n## By site\n\n{table.to_markdown(sites)}"
+        tex += f"\n{table.to_latex(sites)}"
+        below += table.html_table(sites, "By site")
+    yield "table.md", markdown
+    yield "table.tex", tex
+    yield "table.html", table.to_html(grid, title, below)
 
 
 def _questions(config: Config, benchmark: str) -> Iterator[tuple[str, str, str]]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 
 from stainssl.config import Config
 from stainssl.device import pick
@@ -19,7 +20,7 @@ from stainssl.stages import import_features
 from stainssl.status import StainsslError
 from stainssl.stores.embeddings import write_embeddings
 from stainssl.stores.pixels import Pixels, open_pixels
-from stainssl.stores.spool import Spool
+from stainssl.stores.spool import Kept, Spool
 from stainssl.stores.tiles import read_tiles
 
 log = logging.getLogger(__name__)
@@ -28,7 +29,8 @@ log = logging.getLogger(__name__)
 def run(config: Config, cohort: str, encoder: str | list[str], part: str) -> None:
     """Embed one part, or import what an encoder's `features` hold.
 
-    Several encoders are embedded in one reading of the part: its tiles are decoded once.
+    Several encoders are embedded in one reading of the part: its tiles are decoded once. Where
+    they do not fit in the device's memory together, each reads the part.
 
     Raises:
         StainsslError: an input is missing or not whole, or an encoder cannot be loaded.
@@ -39,7 +41,18 @@ def run(config: Config, cohort: str, encoder: str | list[str], part: str) -> Non
         if name not in made:
             import_features.run(config, cohort, name, part)
     if made:
-        _embed(config, cohort, made, part)
+        _embed_together(config, cohort, made, part)
+
+
+def _embed_together(config: Config, cohort: str, names: list[str], part: str) -> None:
+    try:
+        return _embed(config, cohort, names, part)
+    except torch.OutOfMemoryError as error:
+        if len(names) == 1:
+            raise
+        log.warning("%d encoders do not fit in memory together: %s", len(names), error)
+    for name in names:  # here, where the error no longer holds what it failed with
+        _embed(config, cohort, [name], part)
 
 
 def _embed(config: Config, cohort: str, names: list[str], part: str) -> None:
@@ -74,7 +87,7 @@ def _apart(blocks: Iterator[list[Vectors]], count: int, folder: Path) -> list[It
     What the others get meanwhile lies in a temporary file in `folder`.
     """
     spool = Spool(folder)
-    kept: list[list[Vectors]] = [[] for _ in range(count - 1)]
+    kept: list[list[Vectors | Kept]] = [[] for _ in range(count - 1)]
 
     def first() -> Iterator[Vectors]:
         for mine, *others in blocks:
@@ -85,8 +98,9 @@ def _apart(blocks: Iterator[list[Vectors]], count: int, folder: Path) -> list[It
     return [first(), *(_later(held) for held in kept)]
 
 
-def _later(held: list[Vectors]) -> Iterator[Vectors]:
-    yield from held
+def _later(held: list[Vectors | Kept]) -> Iterator[Vectors]:
+    for block in held:
+        yield block[:]
 
 
 def _settings(

@@ -144,10 +144,11 @@ def spooled(read: Callable[[str], SlideTiles], folder: Path) -> Callable[[str], 
     def spooling(slide_id: str) -> SlideTiles:
         nonlocal held
         tiles = read(slide_id)
-        held += tiles.features.nbytes
+        features = tiles.features[:]
+        held += features.nbytes
         if held <= MOST_BYTES:
             return tiles
-        return dataclasses.replace(tiles, features=spool.keep(tiles.features))
+        return dataclasses.replace(tiles, features=spool.keep(features))
 
     return spooling
 

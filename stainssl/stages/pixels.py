@@ -26,6 +26,7 @@ from stainssl.stores.pixels import JpegSpool, SlidePixels, encode, write_pixels
 from stainssl.stores.tiles import read_tiles
 
 BLOCK = 64  # tiles whose profiles are estimated at once
+MOST_UNREADABLE = 0.1  # share of a slide's tiles past which it is not tried any longer
 log = logging.getLogger(__name__)
 
 
@@ -34,15 +35,30 @@ def _profiles(images: npt.NDArray[np.uint8]) -> dict[str, StainProfile]:
     return {method: estimate(batch, method) for method in METHODS}
 
 
-def _blocks(slide: Slide, tiles: pd.DataFrame, size_px: int) -> Iterator[npt.NDArray[np.uint8]]:
+def _blocks(
+    slide: Slide, tiles: pd.DataFrame, size_px: int
+) -> Iterator[tuple[npt.NDArray[np.uint8], list[bool]]]:
+    """Images of some tiles and which could be read; the others are blank."""
+    allowed = MOST_UNREADABLE * len(tiles)
     for start in range(0, len(tiles), BLOCK):
         rows = tiles.iloc[start : start + BLOCK]
-        squares = zip(rows["x"], rows["y"], rows["side"], strict=True)
-        yield np.stack([read_square(slide, x, y, side, size_px) for x, y, side in squares])
+        images = np.full((len(rows), size_px, size_px, 3), 255, np.uint8)
+        readable = [True] * len(rows)
+        for i, (x, y, side) in enumerate(zip(rows["x"], rows["y"], rows["side"], strict=True)):
+            try:
+                images[i] = read_square(slide, x, y, side, size_px)
+            except SlideError:
+                readable[i] = False
+                allowed -= 1
+                if allowed < 0:
+                    raise
+        yield images, readable
 
 
 def slide_pixels(slide: Slide, slide_id: str, tiles: pd.DataFrame, size_px: int) -> SlidePixels:
     """Read, encode and stain-profile the tiles of one slide.
+
+    A tile that cannot be read has no bytes and a profile that is not valid.
 
     Args:
         slide: an open slide.
@@ -50,15 +66,19 @@ def slide_pixels(slide: Slide, slide_id: str, tiles: pd.DataFrame, size_px: int)
         size_px: side of an encoded tile.
 
     Raises:
-        SlideError: a tile cannot be read.
+        SlideError: more than `MOST_UNREADABLE` of the tiles cannot be read.
     """
     jpeg = JpegSpool()
     profiles: dict[str, list[StainProfile]] = {method: [] for method in METHODS}
-    for images in prefetched(_blocks(slide, tiles, size_px)):  # reading overlaps the rest
-        for image in images:
-            jpeg.append(encode(image))
+    bad = 0
+    for images, readable in prefetched(_blocks(slide, tiles, size_px)):  # reading overlaps the rest
+        for image, good in zip(images, readable, strict=True):
+            jpeg.append(encode(image) if good else b"")
+        bad += readable.count(False)
         for method, profile in _profiles(images).items():
             profiles[method].append(profile)
+    if bad:
+        log.warning("%s: %d of %d tiles cannot be read", slide_id, bad, len(tiles))
     joined = {method: StainProfile.cat(found) for method, found in profiles.items()}
     return SlidePixels(
         slide_id=slide_id,

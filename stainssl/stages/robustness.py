@@ -131,7 +131,9 @@ def draw_sample(config: Config, task: Task, patients: set[str]) -> Sample:
     jpegs: list[bytes] = []
     for path, part in tiles.groupby("store", sort=False):
         jpegs += read_jpegs(open_pixels(path), part["row"].to_numpy())
-    return Sample(jpegs, tiles.drop(columns=["store", "row"]))
+    readable = [bool(jpeg) for jpeg in jpegs]
+    table = tiles.loc[readable].drop(columns=["store", "row"]).reset_index(drop=True)
+    return Sample([jpeg for jpeg in jpegs if jpeg], table)
 
 
 def read_jpegs(store: Pixels, rows: NDArray[np.int64]) -> list[bytes]:

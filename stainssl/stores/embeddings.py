@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,30 +13,33 @@ import zarr
 
 from stainssl.stores.atomic import replacing
 from stainssl.stores.pixels import open_group
+from stainssl.stores.shards import plain_column, read_rows
 from stainssl.stores.tables import header
 
 CHUNK_ROWS = 4096  # a bag of a few thousand tiles is one or two reads
 SHARD_ROWS = 32 * CHUNK_ROWS
 
 
-def _create(group: zarr.Group, name: str, shape: tuple[int, ...], dtype: str) -> Any:
+def _create_features(group: zarr.Group, n: int, dim: int) -> Any:
     return group.create_array(
-        name,
-        shape=shape,
-        dtype=dtype,
-        chunks=(CHUNK_ROWS, *shape[1:]),
-        shards=(SHARD_ROWS, *shape[1:]),
+        "features",
+        shape=(n, dim),
+        dtype="float16",
+        chunks=(CHUNK_ROWS, dim),
+        shards=(SHARD_ROWS, dim),
         compressors=None,  # float16 of a network shrinks by a tenth, and reads ten times slower
-        dimension_names=["tile", "feature"][: len(shape)],
+        dimension_names=["tile", "feature"],
     )
 
 
-def _write_features(array: Any, blocks: Iterable[npt.NDArray[np.float16]]) -> int:
-    """Write blocks end to end, a whole shard at a time; returns the rows written."""
+def _write_features(array: Any, blocks: Iterable[npt.NDArray[np.float16]]) -> npt.NDArray[np.bool_]:
+    """Write blocks end to end, a whole shard at a time; returns which rows written are finite."""
     held: list[npt.NDArray[np.float16]] = []
+    finite = [np.empty(0, np.bool_)]
     start = rows = 0
     for block in blocks:
         held.append(np.asarray(block, np.float16))
+        finite.append(np.all(np.isfinite(held[-1]), axis=1))
         rows += len(block)
         while rows - start >= SHARD_ROWS:
             joined = np.concatenate(held)
@@ -44,7 +47,15 @@ def _write_features(array: Any, blocks: Iterable[npt.NDArray[np.float16]]) -> in
             start, held = start + SHARD_ROWS, [joined[SHARD_ROWS:]]
     if rows > start:
         array[start:rows] = np.concatenate(held)
-    return rows
+    return np.concatenate(finite)
+
+
+def _put(group: zarr.Group, name: str, values: npt.NDArray[Any], dimension: str) -> None:
+    """A column, in chunks as long as a shard: few files, and one step to read."""
+    chunks = (max(1, min(len(values), SHARD_ROWS)),)
+    group.create_array(
+        name, data=values, chunks=chunks, compressors=None, dimension_names=[dimension]
+    )
 
 
 def write_embeddings(
@@ -77,62 +88,63 @@ def write_embeddings(
     n = int(sum(counts))
     with replacing(path) as made:
         group = zarr.create_group(made)
-        features = _create(group, "features", (n, dim), "float16")
-        if (rows := _write_features(features, blocks)) != n:
-            raise ValueError(f"{rows} vectors for {n} tiles")
-        valid = np.isfinite(np.asarray(features[:])).all(axis=1)
-        for name, values in {"tile": tile, "x": x, "y": y, "valid": valid}.items():
-            _create(group, name, (n,), str(values.dtype))[:] = values
-        start = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-        group.create_array("start", data=start, chunks=(len(start),), dimension_names=["bound"])
+        valid = _write_features(_create_features(group, n, dim), blocks)
+        if len(valid) != n:
+            raise ValueError(f"{len(valid)} vectors for {n} tiles")
+        columns: dict[str, npt.NDArray[Any]] = {"tile": tile, "x": x, "y": y, "valid": valid}
+        for name, values in columns.items():
+            _put(group, name, values, "tile")
+        _put(group, "start", np.concatenate([[0], np.cumsum(counts)]).astype(np.int64), "bound")
         group.attrs.update(header("embeddings", settings) | {"slide_id": list(slide_id)})
 
 
-def _read_plain(path: Path, shard: int, start: int, out: npt.NDArray[np.float16]) -> bool:
-    """Fill `out` with a shard's rows from `start` on, where they lie in its file as they are.
-
-    zarr reads a bag chunk by chunk through an event loop, which takes several times as long as the
-    bytes. The index at a shard's end (offset and size of each chunk) tells whether all chunks lie
-    there uncompressed and end to end; where it does not, nothing is read and False is returned.
-    """
-    chunk_bytes = CHUNK_ROWS * out.shape[1] * out.itemsize
-    chunks = SHARD_ROWS // CHUNK_ROWS
-    first, last = start // CHUNK_ROWS, -(-(start + len(out)) // CHUNK_ROWS)
-    try:
-        with (path / "features" / "c" / str(shard) / "0").open("rb") as file:
-            file.seek(-(16 * chunks + 4), os.SEEK_END)  # and a checksum
-            index = np.frombuffer(file.read(16 * chunks), "<u8").reshape(chunks, 2)[first:last]
-            wanted = index[0, 0] + np.arange(len(index), dtype=np.uint64) * np.uint64(chunk_bytes)
-            if (index[:, 0] != wanted).any() or (index[:, 1] != chunk_bytes).any():
-                return False
-            file.seek(int(index[0, 0]) + (start - first * CHUNK_ROWS) * out.shape[1] * out.itemsize)
-            return file.readinto(out) == out.nbytes  # type: ignore[arg-type]
-    except (OSError, ValueError, TypeError):  # no such shard, or laid out in another way
-        return False
-
-
 class Embeddings:
-    """An open store of embeddings.
+    """An open store of embeddings; an array is read when it is first asked for.
 
     Attributes:
-        features: zarr array (N, D) float16.
         slide_id: names of the S slides.
-        start: (S+1,) int64, first row of each slide.
-        tile, x, y, valid: (N,) index in the tile table, level-0 px, level-0 px, bool.
     """
 
     def __init__(self, group: zarr.Group, path: Path) -> None:
-        self._path = path
-        self.features: Any = group["features"]
+        self._group, self._path = group, path
         self.slide_id: list[str] = list(group.attrs["slide_id"])  # type: ignore[arg-type]
-        self.start: npt.NDArray[np.int64] = np.asarray(group["start"][...])  # type: ignore[index]
-        self.tile: npt.NDArray[np.int32] = np.asarray(group["tile"][...])  # type: ignore[index]
-        self.x: npt.NDArray[np.int64] = np.asarray(group["x"][...])  # type: ignore[index]
-        self.y: npt.NDArray[np.int64] = np.asarray(group["y"][...])  # type: ignore[index]
-        self.valid: npt.NDArray[np.bool_] = np.asarray(group["valid"][...])  # type: ignore[index]
+
+    @cached_property
+    def features(self) -> Any:
+        """The zarr array (N, D) float16."""
+        return self._group["features"]
+
+    @cached_property
+    def start(self) -> npt.NDArray[np.int64]:
+        """(S+1,) first row of each slide."""
+        return self._column("start")
+
+    @cached_property
+    def tile(self) -> npt.NDArray[np.int32]:
+        """(N,) index in the slide's tile table."""
+        return self._column("tile")
+
+    @cached_property
+    def x(self) -> npt.NDArray[np.int64]:
+        """(N,) level-0 px, left."""
+        return self._column("x")
+
+    @cached_property
+    def y(self) -> npt.NDArray[np.int64]:
+        """(N,) level-0 px, top."""
+        return self._column("y")
+
+    @cached_property
+    def valid(self) -> npt.NDArray[np.bool_]:
+        """(N,) whether the tile has a vector, all of it finite."""
+        return self._column("valid")
+
+    def _column(self, name: str) -> Any:
+        plain = plain_column(self._path / name)
+        return plain if plain is not None else np.asarray(self._group[name][...])  # type: ignore
 
     def __len__(self) -> int:
-        return len(self.tile)
+        return int(self.start[-1])
 
     def rows(self, slide_id: str) -> slice:
         """The rows of a slide; empty where the slide has no tiles."""
@@ -149,13 +161,7 @@ class Embeddings:
 
     def read(self, rows: slice) -> npt.NDArray[np.float16]:
         """Vectors of some rows, (n, D) float16; as `features[rows]`, in one read a shard."""
-        out = np.empty((rows.stop - rows.start, self.features.shape[1]), np.float16)
-        for first in range(rows.start // SHARD_ROWS * SHARD_ROWS, rows.stop, SHARD_ROWS):
-            start, stop = max(rows.start, first), min(rows.stop, first + SHARD_ROWS)
-            part = out[start - rows.start : stop - rows.start]
-            if not _read_plain(self._path, first // SHARD_ROWS, start - first, part):
-                part[:] = self.features[start:stop]
-        return out
+        return read_rows(self.features, self._path / "features", rows.start, rows.stop)
 
 
 def open_embeddings(path: Path) -> Embeddings:

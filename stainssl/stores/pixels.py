@@ -16,7 +16,7 @@ import zarr
 
 from stainssl.status import StainsslError
 from stainssl.stores.atomic import replacing
-from stainssl.stores.shards import read_plain
+from stainssl.stores.shards import read_rows
 from stainssl.stores.tables import check_header, header
 
 CHUNK_BYTES = 1 << 20  # what one read of a few dozen JPEGs touches
@@ -32,7 +32,7 @@ class SlidePixels:
 
     Attributes:
         tile: (n,) int32, index in the slide's tile table.
-        jpeg: n encoded tiles, read once.
+        jpeg: n encoded tiles, read once; no bytes where one could not be read.
         profiles: stain method → field → (n, ...), a row per tile.
         pooled: stain method → field → (...), the slide's own.
     """
@@ -215,22 +215,9 @@ class Pixels:
         if stop <= start:
             return []
         offset = self._offset[start : stop + 1]
-        data = self._bytes(int(offset[0]), int(offset[-1])).data
+        data = read_rows(self._jpeg, self._folder / "jpeg", int(offset[0]), int(offset[-1])).data
         inner = (offset - offset[0]).tolist()
         return [data[a:b].tobytes() for a, b in pairwise(inner)]
-
-    def _bytes(self, start: int, stop: int) -> npt.NDArray[np.uint8]:
-        out = np.empty(stop - start, np.uint8)
-        (chunk,), (shard,) = self._jpeg.chunks, self._jpeg.shards
-        for first in range(start // shard * shard, stop, shard):
-            a, b = max(start, first), min(stop, first + shard)
-            file, part = (
-                self._folder / "jpeg" / "c" / str(first // shard),
-                out[a - start : b - start],
-            )
-            if not read_plain(file, a - first, part, chunk_bytes=chunk, chunks=shard // chunk):
-                part[:] = self._jpeg[a:b]
-        return out
 
     def images(self, index: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.uint8]:
         """The tiles of `index` (n,), decoded, in its order: (n, H, W, 3) uint8 RGB.

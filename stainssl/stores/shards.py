@@ -1,7 +1,8 @@
-"""Bytes of a shard that zarr wrote without compression, straight from its file."""
+"""What zarr wrote without compression, straight from its files."""
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,29 @@ import numpy as np
 import numpy.typing as npt
 
 CHECKSUM_BYTES = 4  # of the index, which ends the file
+
+
+def read_rows(array: Any, folder: Path, start: int, stop: int) -> npt.NDArray[Any]:
+    """`array[start:stop]` of a zarr array, straight from its files where they allow it.
+
+    Args:
+        array: with chunks and shards along its first axis alone.
+        folder: its own, in a local store.
+        start, stop: rows.
+    """
+    if array.shards is None or stop <= start:
+        return np.asarray(array[start:stop])
+    out = np.empty((stop - start, *array.shape[1:]), array.dtype)
+    row_bytes = out.nbytes // len(out)
+    chunk, shard = array.chunks[0], array.shards[0]
+    for first in range(start // shard * shard, stop, shard):
+        a, b = max(start, first), min(stop, first + shard)
+        file = folder.joinpath("c", str(first // shard), *["0"] * (out.ndim - 1))
+        part, chunk_bytes = out[a - start : b - start], chunk * row_bytes
+        at = (a - first) * row_bytes
+        if not read_plain(file, at, part, chunk_bytes=chunk_bytes, chunks=shard // chunk):
+            part[:] = array[a:b]
+    return out
 
 
 def read_plain(
@@ -39,3 +63,20 @@ def read_plain(
             return data.readinto(out.reshape(-1).view(np.uint8).data) == out.nbytes
     except (OSError, ValueError, IndexError):  # no such shard, or laid out in another way
         return False
+
+
+def plain_column(path: Path) -> npt.NDArray[Any] | None:
+    """A column whose own metadata says that it lies in its files as it is; None for any other.
+
+    Opening a part takes a sixth of the time that it takes through zarr's event loop.
+    """
+    try:
+        told = json.loads((path / "zarr.json").read_text())
+        (codec,) = told["codecs"]
+        if codec["name"] != "bytes" or codec.get("configuration", {}).get("endian") == "big":
+            return None
+        (n,), (chunk,) = told["shape"], told["chunk_grid"]["configuration"]["chunk_shape"]
+        files = [path / "c" / str(i) for i in range(-(-n // chunk))]
+        return np.concatenate([np.fromfile(file, told["data_type"]) for file in files])[:n]
+    except (OSError, ValueError, TypeError, KeyError):  # a chunk that is all zero has no file
+        return None

@@ -3,10 +3,15 @@
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from sklearn import metrics as sk
+from torchmetrics.functional.classification import (
+    binary_calibration_error,
+    multiclass_calibration_error,
+)
 
 from stainssl.benchmark.metrics import (
     METRICS,
@@ -75,6 +80,34 @@ def test_a_resample_equals_the_metric_of_the_rows_it_repeats(rng, name):
         rows = np.repeat(np.arange(len(scored.y)), row[scored.patient].astype(int))
         repeated = Scored(scored.y[rows], scored.p[rows], scored.patient[rows], scored.classes)
         assert found == pytest.approx(METRICS[name].value(repeated))
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_calibration_error_is_torchmetrics(rng, classes):
+    scored = _scored(rng, classes=classes)
+    if classes == 2:
+        p, y = scored.p[:, 1], scored.y
+        expected = binary_calibration_error(torch.tensor(p), torch.tensor(y), n_bins=10)
+    else:
+        expected = multiclass_calibration_error(
+            torch.tensor(scored.p), torch.tensor(scored.y), num_classes=classes, n_bins=10
+        )
+    found = METRICS["calibration_error"].value(scored)
+    assert found == pytest.approx(float(expected), abs=1e-6)
+
+
+def test_brier_and_calibration_are_told_per_site(rng):
+    """Site b says 0.9 of everybody, half of whom are positive; site a says what comes true."""
+    y = np.tile([0, 1], 30)
+    site = np.repeat(["a", "b"], 30)
+    p = np.where(site == "a", y, 0.9)
+    scored = Scored(y, np.c_[1 - p, p], np.arange(60), ("0", "1"))
+    found = evaluate(_predictions(scored, site=site), "patient", 0, resamples=50)
+    value = found.set_index(["group", "metric"])["value"]
+    assert value["site=a", "brier"] == value["site=a", "calibration_error"] == 0
+    assert value["site=b", "brier"] == pytest.approx((0.81 + 0.01) / 2)
+    assert value["site=b", "calibration_error"] == pytest.approx(0.4)
+    assert value["all", "calibration_error"] == pytest.approx(0.2)
 
 
 def test_resamples_keep_the_classes_sizes_where_a_patient_has_one_class(rng):

@@ -1,5 +1,6 @@
 """The table says the same in every format, and bold and marks say what they should."""
 
+import json
 import re
 
 import numpy as np
@@ -77,6 +78,30 @@ def test_every_format_has_the_same_numbers(benchmark):
         assert table.number(row.value, row.low, row.high) in table.to_markdown(grid)
 
 
+def test_sites_have_their_brier_and_calibration_the_same_in_every_format():
+    predictions = _predictions(1.0, seed=3).assign(
+        site=lambda rows: (
+            rows["patient_id"].str[-1].isin(list("01234")).map({True: "a", False: "b"})
+        )
+    )
+    metrics = evaluate(predictions, "tile", 0, resamples=200)
+    long = table.long_table([_answer("enc", 1.0, predictions=predictions, metrics=metrics)], [])
+    grid = table.make_site_grid(long)
+    texts = [table.to_markdown(grid), table.to_latex(grid), table.html_table(grid, "By site")]
+    assert _numbers(texts[0]) == _numbers(texts[1]) == _numbers(texts[2])
+    assert [name for _, name in grid.rows] == ["a (20 patients)", "b (20 patients)"]
+    shown = metrics[
+        metrics["group"].str.startswith("site=") & metrics["metric"].isin(table.SITE_METRICS)
+    ]
+    assert set(shown["metric"]) == {"auroc", "brier", "calibration_error"} and len(shown) == 6
+    for row in shown.itertuples():
+        assert table.number(row.value, row.low, row.high) in texts[0]
+
+
+def test_answers_of_one_site_have_no_site_table(benchmark):
+    assert table.make_site_grid(benchmark[0]).rows == []
+
+
 def test_the_best_and_what_it_does_not_beat_are_bold(benchmark):
     _, compared, grid = benchmark
     bold = [[cell.bold for cell in row] for row in grid.cells]
@@ -151,6 +176,17 @@ def test_an_undefined_figure_is_a_dash_and_never_bold():
     )
     assert grid.cells[0][0] == table.Cell()
     assert table.number(0.5, np.nan, np.nan) == "0.50"
+
+
+def test_the_robustness_tree_holds_every_figure_and_is_json():
+    one = _robustness("simclr", 1.0, run="simclr.1")
+    one.metrics.iloc[1, one.metrics.columns.get_loc("low")] = np.nan
+    tree = json.loads(json.dumps(table.robustness_tree([one]), allow_nan=False))
+    assert list(tree) == ["tumor"] and list(tree["tumor"]) == ["simclr.1"]
+    for row in one.metrics.itertuples():
+        found = tree["tumor"]["simclr.1"][row.metric][row.group]
+        assert found["value"] == row.value and found["patients"] == row.patients
+        assert found["low"] == (None if np.isnan(row.low) else row.low)
 
 
 def test_names_are_escaped_where_the_format_needs_it(benchmark):

@@ -63,6 +63,23 @@ def test_pixels_of_another_tile_table_are_refused(tmp_path):
     assert not paths.embeddings("small", "default", "random", "train-0000").exists()
 
 
+def test_encoders_that_do_not_fit_together_read_one_after_the_other(config, monkeypatch):
+    asked = []
+
+    def full(config, cohort, names, part):
+        asked.append(names)
+        if len(names) > 1 or names == ["huge"]:
+            raise torch.OutOfMemoryError("no memory")
+
+    monkeypatch.setattr(embed, "_embed", full)
+    encoders = {**config.encoders, "huge": config.encoders["random"]}
+    more = config.model_copy(update={"encoders": encoders})
+    embed.run(more, cohort="small", encoder=["random", "si"], part="train-0000")
+    assert asked == [["random", "si"], ["random"], ["si"]]
+    with pytest.raises(torch.OutOfMemoryError):
+        embed.run(more, cohort="small", encoder="huge", part="train-0000")
+
+
 def test_two_encoders_in_one_reading_are_as_one_after_the_other(config):
     twice = config.model_copy(
         update={"encoders": {**config.encoders, "again": config.encoders["random"]}}

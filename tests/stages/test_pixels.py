@@ -10,7 +10,9 @@ from PIL import Image
 from stainssl.config import Config, parse
 from stainssl.paths import Paths
 from stainssl.stages import pixels, tile
-from stainssl.stores.pixels import open_pixels
+from stainssl.status import SlideError, Status
+from stainssl.stores.pixels import SlidePixels, open_pixels
+from tests.pretrain.world import images
 
 SIZE = 64
 
@@ -58,6 +60,36 @@ def test_a_slide_that_broke_since_costs_that_slide(
     pixels.run(patches, cohort="c", part="all-0000")
     assert open_pixels(_store(patches)).slide_id == ["t0", "t1", "t3", "t4"]
     assert "t2: left out" in caplog.text
+
+
+@pytest.mark.parametrize("bad", [{7}, {0, 1}, {90, 99}])
+def test_a_tile_that_cannot_be_read_costs_that_tile(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, bad: set[int]
+) -> None:
+    found = _read_with_faults(monkeypatch, bad)
+    assert {i for i, jpeg in enumerate(found.jpeg) if not jpeg} == bad
+    for fields in found.profiles.values():
+        assert set(np.flatnonzero(~fields["valid"])) == bad
+    assert f"s: {len(bad)} of 100 tiles cannot be read" in caplog.text
+
+
+def test_a_slide_of_which_much_cannot_be_read_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SlideError, match="tile 20 is broken"):
+        _read_with_faults(monkeypatch, set(range(10, 100)))
+
+
+def _read_with_faults(monkeypatch: pytest.MonkeyPatch, bad: set[int]) -> SlidePixels:
+    """The pixels of a slide of 100 tiles, of which some cannot be read."""
+    image = images(1, "a", 0)[0]
+
+    def read(slide: object, x: int, *_: object) -> np.ndarray:
+        if x in bad:
+            raise SlideError(Status.UNREADABLE, f"tile {x} is broken")
+        return image
+
+    monkeypatch.setattr(pixels, "read_square", read)
+    tiles = pd.DataFrame({"tile": range(100), "x": range(100), "y": 0, "side": SIZE})
+    return pixels.slide_pixels(None, "s", tiles, len(image))  # type: ignore[arg-type]
 
 
 def test_a_vanished_file_is_an_error_and_leaves_no_store(patches: Config, tmp_path: Path) -> None:

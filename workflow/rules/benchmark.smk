@@ -18,6 +18,7 @@ rule benchmark:
             labels={"benchmark": "{benchmark}", "shows": "table"},
         ),
         comparisons=BENCHMARK / "comparisons.csv",
+        figures=BENCHMARK / "robustness.json",
         roc=report(
             BENCHMARK / "roc.png",
             caption="../report/roc.rst",

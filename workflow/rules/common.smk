@@ -8,6 +8,7 @@ sys.path.insert(0, str(workflow.basedir))
 
 from stainssl import cohort as cohorts
 from stainssl import config as models
+from stainssl import readings
 from stainssl.paths import Paths
 from stainssl.slides.packed import file_of
 from stainssl.status import StainsslError
@@ -68,6 +69,21 @@ wildcard_constraints:
     task=models.NAME,
     head=models.NAME,
     benchmark=models.NAME,
+
+
+def plan_readings():
+    """(reading, its encoders, the cohorts that it reads) of readings of several encoders."""
+    if workflow.is_main_process:
+        readings.write(
+            PATHS.readings(), readings.plan(CONFIG, readings.read(PATHS.readings()))
+        )
+    found = {}
+    for cohort, planned in readings.read(PATHS.readings()).items():
+        for reading in planned if cohort in CONFIG.cohorts else ():
+            encoders = tuple(readings.members(CONFIG, cohort, reading))
+            if len(reading) > 1 and encoders:
+                found.setdefault((as_param(reading), encoders), []).append(cohort)
+    return [(*key, cohorts) for key, cohorts in found.items()]
 
 
 def as_param(value):
@@ -249,6 +265,19 @@ def embedded_tiles(wildcards):
     return [PATHS.tiles(wildcards.cohort, wildcards.tiling, wildcards.part)]
 
 
+def embeddings_of_cohort(wildcards):
+    """The embeddings of all parts of a cohort under one encoder."""
+    keys = each_part([wildcards.cohort])
+    return [PATHS.embeddings(c, t, wildcards.encoder, p) for c, t, p in keys]
+
+
+def tiles_of_cohort(wildcards):
+    """The tiles of all parts of a cohort; features that are imported have none."""
+    if RUNS[wildcards.encoder].encoder.features:
+        return []
+    return [PATHS.tiles(*key) for key in each_part([wildcards.cohort])]
+
+
 def task_rows(wildcards):
     """What `folds` reads of the sheets: patients, labels, sites and splits."""
     task = CONFIG.tasks[wildcards.task]
@@ -367,11 +396,13 @@ def wanted_files():
     files = [PATHS.benchmark(name) / "table.csv" for name in CONFIG.benchmarks]
     for cohort, one in CONFIG.cohorts.items() if CONFIG.needs_slides else ():
         files += [PATHS.checked(cohort, one.tiling), PATHS.overview(cohort, one.tiling)]
+    for cohort, one in CONFIG.cohorts.items():
+        runs = CONFIG.runs_on(cohort)
+        files += [PATHS.embedded(cohort, one.tiling, run.name) for run in runs]
     for run in RUNS.values():
         if run.encoder.is_trained:
             files.append(PATHS.curves(run.name))
     if not CONFIG.benchmarks:
         keys = each_part(CONFIG.cohorts)
-        files += [PATHS.embeddings(c, t, r, p) for c, t, p in keys for r in RUNS]
         files += [PATHS.pixels(*key) for key in keys if CONFIG.needs_slides]
     return files
