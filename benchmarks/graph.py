@@ -69,10 +69,8 @@ def copy_workflow(folder: Path) -> Path:
     for name in ("workflow", "stainssl", "envs"):
         shutil.copytree(REPO / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     for file in (folder / "workflow" / "rules").glob("*.smk"):
-        text = re.sub(r"(?m)^        shell:\n(?:            .*\n?)+", "", file.read_text())
-        text = re.sub(
-            r"(?m)^    shell:\n(?:        .*\n?)+", f'    shell:\n        "{MAKE}"\n', text
-        )
+        make = rf'\1shell:\n\1    "{MAKE}"\n'
+        text = re.sub(r"(?m)^( +)shell:\n(?:\1    .*\n?)+", make, file.read_text())
         file.write_text(text)
     return folder / "Snakefile"
 
