@@ -163,9 +163,11 @@ class Learner(lightning.LightningModule):
 
     @torch.no_grad()
     def views(self, batch: Batch, step: int) -> tuple[Tensor, Tensor]:
-        """The two views of a batch as the network sees them."""
-        first, second = self._method.views(batch, step)
-        return self._preprocessing(first), self._preprocessing(second)
+        """The two views of a batch as the network sees them, always made in full precision."""
+        # Half precision is the network's: in it the stain's and the colours' 3×3 maps would round.
+        with torch.autocast(batch.images.device.type, enabled=False):
+            first, second = self._method.views(batch, step)
+            return self._preprocessing(first), self._preprocessing(second)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss of a batch; both views go through the network together."""

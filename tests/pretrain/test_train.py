@@ -265,6 +265,14 @@ def test_half_precision_on_a_cpu_is_deterministic_and_near_full_precision(
     assert all(value.dtype != torch.bfloat16 for value in one.state_dict().values())
 
 
+def test_views_are_made_in_full_precision(tiles):
+    module, batch = _module(), tiles.batch(np.arange(8))
+    wanted = module.views(batch, 0)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = module.views(batch, 0)
+    assert all(torch.equal(a, b) for a, b in zip(wanted, found, strict=True))
+
+
 def test_neighbours_vote_every_epoch(tiles, tmp_path):
     patient = np.arange(25, dtype=np.int32) // 5
     facts = watch.Facts(patient, (np.arange(25) >= 13).astype(np.int32), _labels())
