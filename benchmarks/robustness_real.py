@@ -63,7 +63,7 @@ from stainssl.stores.pixels import Pixels, decode, open_pixels
 from stainssl.stores.tiles import read_labels
 
 log = logging.getLogger("robustness_real")
-COHORT, FOLDS, BATCH = "evidence", 6, 128
+COHORT, FOLDS, BATCH = "evidence", 6, 128  # BATCH: tiles embedded at once
 SYNTHETIC_SEED = 20261125  # of a cohort on which nothing was ever chosen
 SEEN_SITES, UNSEEN_SITES = "abc", "de"
 SLIDE_PX = 768  # side of a synthetic slide: many patients with few tiles each
@@ -97,8 +97,9 @@ class Options(NamedTuple):
         seeds: of each.
         recipe: keys that all encoders share.
         max_tiles: of the training patients that probes learn from, and of the test patients.
-        label: tile label; None: none is probed.
+        label: column of the sheet, or tile label; None: none is probed.
         positive: class of it that stands against all others; None: it is 0 and 1.
+        set_aside: folds, the last ones, on which things were chosen: trained on, never tested.
     """
 
     work: Path
@@ -109,6 +110,7 @@ class Options(NamedTuple):
     max_tiles: int
     label: str | None = None
     positive: str | None = None
+    set_aside: int = 0
 
 
 # --- cohorts --------------------------------------------------------------------------------------
@@ -171,23 +173,27 @@ def folded(data: dict[str, Any], work: Path, folds: int) -> dict[str, Any]:
     return {**data, "cohorts": {COHORT: cohort}}
 
 
-def fold_splits(config: Config) -> list[tuple[list[str], str]]:
-    """(splits trained on, split tested on) of every fold."""
+def fold_splits(config: Config, set_aside: int = 0) -> list[tuple[list[str], str]]:
+    """(splits trained on, split tested on) of every fold that is tested."""
     splits = sorted(set(read_sheet(config, COHORT)["split"]))
     if "test" in splits:
         return [(["train"], "test")]
-    return [([s for s in splits if s != test], test) for test in splits]
+    tested = splits[: len(splits) - set_aside]
+    return [([s for s in splits if s != test], test) for test in tested]
 
 
 def full_config(data: dict[str, Any], options: Options) -> Config:
     """The config with an encoder for every method, seed and fold."""
     found = {"results": str(options.work / "results"), "slides": {"part_size": 500}, **data}
-    if options.label:
+    plain = parse(found)
+    of_tiles = plain.cohorts[COHORT].kind == "patches"  # whose label the sheet has
+    if options.label and (of_tiles or options.label not in read_sheet(plain, COHORT)):
         found["tasks"] = {"task": {"level": "tile", "label": options.label, "cohorts": [COHORT]}}
     encoders: dict[str, Any] = {}
-    for fold, (train, _) in enumerate(fold_splits(parse(found))):
+    recipe = {**options.recipe, "tiling": plain.cohorts[COHORT].tiling}
+    for fold, (train, _) in enumerate(fold_splits(plain, options.set_aside)):
         for name in options.encoders:
-            keys = {**options.recipe, **ENCODERS[name]}
+            keys = {**recipe, **ENCODERS[name]}
             if keys["method"] != "random":
                 keys["train"] = {"cohorts": [COHORT], "splits": train}
             if keys.get("supervised_weight"):
@@ -245,8 +251,10 @@ def _rows(
     slide = np.asarray(store.slide_id, dtype=object)[store.slide]
     table = pd.DataFrame({"slide_id": slide, "tile": store.tile})
     table = table.merge(sheet, on="slide_id", how="left")
-    found = table[["slide_id", "tile"]].merge(labels, on=["slide_id", "tile"], how="left")
-    y = found[options.label].map(lambda v: _binary(v, options.positive)) if options.label else ""
+    if options.label and options.label not in table:  # a tile's own; the sheet's is its slide's
+        found = labels[["slide_id", "tile", options.label]]
+        table = table.merge(found, on=["slide_id", "tile"], how="left")
+    y = table[options.label].map(lambda v: _binary(v, options.positive)) if options.label else ""
     photo = table["photo"] if "photo" in table else table["slide_id"]
     columns = {"patient": table["patient_id"], "photo": photo, "site": table["site"], "y": y}
     return pd.DataFrame(columns)
@@ -290,7 +298,7 @@ def measure(config: Config, options: Options) -> None:
     """Train and measure what is not there yet: a seed of all folds and encoders, then the next."""
     centres = centre_images(options.real_data)
     for seed in options.seeds:
-        for fold, (splits, test) in enumerate(fold_splits(config)):
+        for fold, (splits, test) in enumerate(fold_splits(config, options.set_aside)):
             missing = [n for n in options.encoders if not _values(options, n, seed, fold).exists()]
             if not missing:
                 continue
@@ -357,7 +365,9 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--work", type=Path, required=True, help="folder for data and results")
     parser.add_argument("--real-data", type=Path, required=True, help="holds camelyon17-centres")
     parser.add_argument("--cohort", help="of the config")
-    parser.add_argument("--label", help="a tile label; tiles: label, synthetic: tumor")
+    parser.add_argument(
+        "--label", help="column of the sheet or tile label; default: as the cohort has it"
+    )
     parser.add_argument("--positive", help="class of the label that stands against all others")
     parser.add_argument("--split", choices=("folds", "sheet"), help="of a config; default: folds")
     parser.add_argument("--encoders", nargs="*", default=list(ENCODERS), choices=list(ENCODERS))
@@ -365,10 +375,12 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--backbone", default="resnet18")
     parser.add_argument("--input-size", type=int, default=64)
     parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--precision", default="auto", help="bf16: twice as fast on some CPUs")
     parser.add_argument("--max-tiles", type=int, default=1500)
     parser.add_argument("--patients", type=int, default=200, help="of the synthetic cohort")
     parser.add_argument("--folds", type=int, default=FOLDS)
+    parser.add_argument("--set-aside", type=int, default=0, help="folds trained on, never tested")
     parser.add_argument("--table", action="store_true", help="only tell what has been measured")
     return parser.parse_args(words)
 
@@ -387,11 +399,11 @@ def options_of(given: argparse.Namespace, work: Path, task_label: str | None) ->
     """What the command line asks for."""
     recipe = {
         "backbone": given.backbone, "input_size": given.input_size, "epochs": given.epochs,
-        "precision": given.precision, "batch_size": BATCH,
+        "precision": given.precision, "batch_size": given.batch_size,
     }  # fmt: skip
     return Options(
         work, given.real_data.resolve(), tuple(given.encoders), tuple(given.seeds), recipe,
-        given.max_tiles, given.label or task_label, given.positive,
+        given.max_tiles, given.label or task_label, given.positive, given.set_aside,
     )  # fmt: skip
 
 

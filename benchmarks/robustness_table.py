@@ -87,14 +87,16 @@ def _average(means: NDArray) -> Draws:
 def mean_figures(table: pd.DataFrame, sample: Sample) -> dict[str, Draws]:
     """One encoder's figures that are means over tiles: name → the figure and its resamples."""
     found: dict[str, Draws] = {}
-    metrics = {str(metric): rows for metric, rows in table.groupby("metric")}
+    known = table.dropna(subset="value")  # a tile alone of its photograph has no average precision
+    metrics = {str(metric): rows for metric, rows in known.groupby("metric")}
     for name in (m for m in RETRIEVAL if m in metrics):
         means = _means(metrics[name], sample)
         found[f"{name}, worst pair"], found[f"{name}, mean of pairs"] = (
             _worst(means), _average(means),
         )  # fmt: skip
         od = metrics[name][metrics[name]["pair"] == OD_PAIR]
-        found[f"{name}, od shift"] = _average(_means(od, sample))
+        if len(od):
+            found[f"{name}, od shift"] = _average(_means(od, sample))
     if "stain_hit" in metrics:
         found["stain told"] = _average(_means(metrics["stain_hit"], sample))
     if "dose_top1" in metrics:
@@ -114,7 +116,7 @@ def auroc_figures(table: pd.DataFrame, sample: Sample) -> dict[str, Draws]:
     }
     unseen = [draws for name, draws in found.items() if _is_unseen(name)]
     if unseen:
-        found["auroc, worst stain"] = np.nanmin(unseen, axis=0)
+        found["auroc, worst stain"] = np.fmin.reduce(unseen)  # NaN: a resample of one class
     return found
 
 
