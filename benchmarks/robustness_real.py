@@ -17,8 +17,8 @@ patient, enters training or choosing: of pretraining nothing is chosen here, and
 every probe is chosen by training patients.
 
 Figures go into `WORK/values/`, a file a run, so that an interrupted benchmark goes on and a table
-can be made of what is there (`--table`): `summary.json`, `tables.md` and `picture.png`, as
-`robustness_table.py` says. The runs take turns (a seed of all encoders and folds, then the next).
+can be made of what is there (`--table`): `summary.json`, `tables.md`, `top1.png` and `auroc.png`,
+as `robustness_table.py` says. Runs take turns: a seed of all encoders and folds, then the next.
 """
 
 from __future__ import annotations
@@ -332,11 +332,12 @@ def _values(options: Options, name: str, seed: int, fold: int) -> Path:
     return options.work / "values" / f"{_run_name(name, seed, fold)}.parquet"
 
 
-def report(work: Path) -> pd.DataFrame:
-    """Write and print the tables of what has been measured, and draw the picture."""
+def report(work: Path, encoders: Sequence[str]) -> pd.DataFrame:
+    """Write and print the tables of what has been measured of some encoders; draw the pictures."""
     files = sorted((work / "values").glob("*.parquet"))
     values = pd.concat([pd.read_parquet(file) for file in files], ignore_index=True)
-    values = robustness_table.comparable(_in_order(values))
+    values = _in_order(values[values["encoder"].isin(encoders)])
+    values = robustness_table.comparable(values)
     summary = robustness_table.summarise(values)
     runs = values.groupby("encoder")[["seed", "fold"]].nunique().to_dict("index")
     record = {
@@ -346,8 +347,10 @@ def report(work: Path) -> pd.DataFrame:
     }
     write_text(work / "summary.json", json.dumps(record, indent=1))
     write_text(work / "tables.md", robustness_table.pages(summary))
-    with replacing(work / "picture.png") as made:
-        robustness_table.picture(summary).savefig(made, format="png")
+    for kind, (_, worst, _) in robustness_table.SHOWN.items():
+        if worst in set(summary["metric"]):
+            with replacing(work / f"{kind}.png") as made:
+                robustness_table.picture(summary, kind).savefig(made, format="png")
     print(robustness_table.pages(summary))
     print(f"{len(files)} runs measured; compared: {runs}")
     return summary
@@ -422,7 +425,7 @@ def main(words: Sequence[str] | None = None) -> pd.DataFrame:
         prepare(config)
         write_text(work / "options.json", json.dumps(options._asdict(), indent=1, default=str))
         measure(config, options)
-    return report(work)
+    return report(work, given.encoders)
 
 
 if __name__ == "__main__":

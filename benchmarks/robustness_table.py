@@ -258,25 +258,34 @@ def _cell(row: Mapping[str, Any] | None, signed: bool) -> str:
 # --- the picture ----------------------------------------------------------------------------------
 
 
-def picture(summary: pd.DataFrame) -> Figure:
-    """The dose curves, a line an encoder, and every encoder's worst figure with its interval."""
+SHOWN = {
+    "top1": ("same tile found first", "top1, worst pair", "top-1, worst pair of stains"),
+    "auroc": ("AUROC of a linear probe", "auroc, worst stain", "AUROC, worst unseen stain"),
+}
+
+
+def picture(summary: pd.DataFrame, kind: str) -> Figure:
+    """The dose curves, a line an encoder, and every encoder's worst figure with its interval.
+
+    Args:
+        summary: as `summarise` gives.
+        kind: a key of `SHOWN`.
+    """
     plain = summary[summary["minus"] == ""]
-    has_label = plain["metric"].str.startswith(f"auroc, {DOSE}").any()
-    curve = ("auroc", "AUROC of a linear probe") if has_label else ("top1", "same tile found first")
-    names = [n for n in dict.fromkeys(plain["encoder"]) if _dose_points(plain, n, curve[0])]
+    curve, worst, words = SHOWN[kind]
+    names = [n for n in dict.fromkeys(plain["encoder"]) if _dose_points(plain, n, kind)]
     figure = Figure(figsize=(11, 4.4), dpi=110, layout="constrained")
     left, right = figure.subplots(1, 2)
     colours = encoder_colours(names)
     for place, name in enumerate(names):
-        x, y, low, high = zip(*_dose_points(plain, name, curve[0]), strict=True)
+        x, y, low, high = zip(*_dose_points(plain, name, kind), strict=True)
         style = {"marker": MARKERS[place % len(MARKERS)], "ls": LINES[place % len(LINES)]}
         left.plot(x, y, color=colours[name], label=name, lw=1.8, **style)
         left.fill_between(x, low, high, color=colours[name], alpha=0.10, lw=0)
-    _label(left, "stain distance from the training tiles, ΔE of LAB", curve[1])
-    left.set_title("The farther the stain, the harder", loc="left", fontsize=10)
+    _label(left, "stain distance from the training tiles, ΔE of LAB", curve)
+    left.set_title("The stain moved away (band: 95 % over patients)", loc="left", fontsize=10)
     left.legend(frameon=False, fontsize=8.5)
-    worst = "auroc, worst stain" if has_label else "top1, worst pair"
-    _forest(right, plain[plain["metric"] == worst], colours, has_label)
+    _forest(right, plain[plain["metric"] == worst], colours, words)
     return figure
 
 
@@ -291,7 +300,7 @@ def _dose_points(plain: pd.DataFrame, name: str, kind: str) -> list[tuple[float,
     return sorted(points)
 
 
-def _forest(axes: Axes, rows: pd.DataFrame, colours: Mapping[str, str], has_label: bool) -> None:
+def _forest(axes: Axes, rows: pd.DataFrame, colours: Mapping[str, str], words: str) -> None:
     for place, row in enumerate(rows.to_dict("records")):
         colour = colours.get(row["encoder"], "#444444")
         axes.plot([row["low"], row["high"]], [place] * 2, color=colour, lw=2.2)
@@ -300,7 +309,6 @@ def _forest(axes: Axes, rows: pd.DataFrame, colours: Mapping[str, str], has_labe
         axes.plot(seeds, [place + 0.22] * len(seeds), "|", color=colour, ms=7)
     axes.set_yticks(range(len(rows)), rows["encoder"].tolist(), fontsize=9)
     axes.set_ylim(len(rows) - 0.5, -0.6)
-    words = "AUROC at the worst unseen stain" if has_label else "top-1, worst pair of stains"
     _label(axes, f"{words}; strokes: single seeds", "")
     axes.set_title("At worst, 95 % interval over patients", loc="left", fontsize=10)
 

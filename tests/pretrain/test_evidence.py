@@ -82,7 +82,7 @@ def test_every_encoder_has_every_figure(summary, world):
     assert (patients == 4).all()  # two are set aside, each of the others is tested once
     told = (world / "work" / "tables.md").read_text(encoding="utf-8")
     assert all(f"| {name} |" in told for name in ENCODERS)
-    assert (world / "work" / "picture.png").stat().st_size > 10_000
+    assert all((world / "work" / f"{k}.png").stat().st_size > 10_000 for k in table.SHOWN)
 
 
 def test_a_difference_is_that_of_the_figures(summary):
