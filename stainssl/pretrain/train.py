@@ -273,9 +273,7 @@ def _run(
         ) from None
 
 
-def _trainer(
-    settings: Settings, callbacks: list[Callback], where: Placement
-) -> lightning.Trainer:
+def _trainer(settings: Settings, callbacks: list[Callback], where: Placement) -> lightning.Trainer:
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
     return lightning.Trainer(
