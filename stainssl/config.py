@@ -228,6 +228,7 @@ class Encoder(Model):
     lr: Annotated[float, Field(gt=0)] = 1e-3
     warm_up: Share = 0.1  # of the steps
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    precision: Literal["auto", "32", "bf16"] = "auto"  # auto: half on a GPU, 32 bits on a CPU
 
     @model_validator(mode="after")
     def _one_kind(self) -> Encoder:

@@ -252,6 +252,7 @@ def _settings(encoder: Encoder, steps_per_epoch: int) -> Settings:
         weight_decay=encoder.weight_decay,
         optimizer=encoder.optimizer,
         warm_up=encoder.warm_up,
+        precision=encoder.precision,
     )
 
 

@@ -253,6 +253,26 @@ def test_lars_trains(tiles, tmp_path):
     assert any(not torch.equal(v, start[n]) for n, v in module.backbone.state_dict().items())
 
 
+def test_half_precision_on_a_cpu_is_deterministic_and_near_full_precision(
+    undisturbed, tiles, tmp_path
+):
+    settings = dataclasses.replace(SETTINGS, precision="bf16")
+    one, again = _module(settings), _module(settings)
+    rows = _fit(one, tiles, tmp_path / "one", settings)
+    _fit(again, tiles, tmp_path / "again", settings)
+    assert _same(one, again) and not _same(one, undisturbed[0])
+    assert rows["loss"][1] == pytest.approx(undisturbed[1]["loss"][1], rel=0.02)
+    assert all(value.dtype != torch.bfloat16 for value in one.state_dict().values())
+
+
+def test_views_are_made_in_full_precision(tiles):
+    module, batch = _module(), tiles.batch(np.arange(8))
+    wanted = module.views(batch, 0)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = module.views(batch, 0)
+    assert all(torch.equal(a, b) for a, b in zip(wanted, found, strict=True))
+
+
 def test_neighbours_vote_every_epoch(tiles, tmp_path):
     patient = np.arange(25, dtype=np.int32) // 5
     facts = watch.Facts(patient, (np.arange(25) >= 13).astype(np.int32), _labels())
