@@ -316,4 +316,4 @@ def _precision(wanted: str, gpu: bool) -> str:
         return {"32": "32-true", "bf16": "bf16-mixed"}[wanted]
     if not gpu:
         return "32-true"
-    return "bf16-mixed" if torch.cuda.is_bf16_supported() else "16-mixed"
+    return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
