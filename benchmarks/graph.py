@@ -1,6 +1,7 @@
 """A sheet of 10,000 slides as a graph: what a dry-run takes, and what a job costs beside its work.
 
-    python benchmarks/graph.py [--slides 10000] [--cores 2] [--no-run] [--json FILE]
+    python benchmarks/graph.py [--slides 10000] [--cores 2] [--subsample 20] [--no-run]
+        [--json FILE]
 
 The slides are empty files. The dry-run is of the Snakefile as it is. For the run, the workflow is
 copied and every shell line replaced by one that makes the job's outputs, so that what is left is
@@ -75,11 +76,14 @@ def copy_workflow(folder: Path) -> Path:
     return folder / "Snakefile"
 
 
-def run(snakefile: Path, folder: Path, cores: int, *words: str) -> tuple[float, float, str]:
+def run(
+    snakefile: Path, folder: Path, given: argparse.Namespace, *words: str
+) -> tuple[float, float, str]:
     """Seconds, peak resident GB of the children so far, and what was printed."""
     command = [sys.executable, "-m", "snakemake", "-s", str(snakefile), "--directory", str(folder)]
-    command += ["--configfile", str(folder / "config.yaml"), "--cores", str(cores)]
-    command += ["--scheduler", "greedy", "--scheduler-subsample", str(10 * cores), *words]
+    command += ["--configfile", str(folder / "config.yaml"), "--cores", str(given.cores)]
+    command += ["--scheduler", "greedy", "--scheduler-subsample", str(given.subsample)]
+    command += words
     start = time.monotonic()
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     seconds = time.monotonic() - start
@@ -93,20 +97,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--slides", type=int, default=10_000)
     parser.add_argument("--cores", type=int, default=2)
+    parser.add_argument("--subsample", type=int, default=20, help="ready jobs considered at once")
     parser.add_argument("--no-run", action="store_true")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_cohort(folder, given.slides)
-        seconds, peak, text = run(REPO / "Snakefile", folder, given.cores, "-n", "--quiet", "rules")
+        seconds, peak, text = run(REPO / "Snakefile", folder, given, "-n", "--quiet", "rules")
         jobs = int(re.findall(r"^total\s+(\d+)", text, re.M)[-1])
         found = {"slides": given.slides, "jobs": jobs, "dry_run_s": round(seconds, 1)}
         found["dry_run_gb"] = round(peak, 2)
         if not given.no_run:
             (folder / "copy").mkdir()
             snakefile = copy_workflow(folder / "copy")
-            seconds, peak, _ = run(snakefile, folder, given.cores, "--quiet", "all")
+            seconds, peak, _ = run(snakefile, folder, given, "--quiet", "all")
             found |= {"run_s": round(seconds, 1), "s_a_job": round(seconds / jobs, 3)}
             found["run_gb"] = round(peak, 2)
     print("\n".join(f"{key:12} {value}" for key, value in found.items()))
