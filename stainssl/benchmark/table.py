@@ -22,7 +22,10 @@ TITLES = {
     "balanced_accuracy": "balanced accuracy",
     "f1_macro": "macro F1",
     "f1_weighted": "weighted F1",
+    "brier": "Brier score",
+    "calibration_error": "calibration error",
 }
+SITE_METRICS = ("auroc", "brier", "calibration_error")
 LEVEL_OF_SIGNIFICANCE = 0.05
 LINEAR = "linear"  # the head of a tile task
 NOTHING = "–"
@@ -41,7 +44,6 @@ CALIBRATION = (
     "Calibration error: how far probabilities are from what came true, mean over ten bins; with few"
     " patients it is above 0 by chance alone."
 )
-SITE_METRICS = {"auroc": "AUROC", "brier": "Brier score", "calibration_error": "calibration error"}
 SPREAD = "± is the standard deviation over pretraining seeds."
 
 
@@ -369,7 +371,8 @@ def make_site_grid(long: pd.DataFrame) -> Grid:
         rows.append((f"{task}: {side_name(str(run), str(head))}", f"{site} ({patients} patients)"))
         cells.append([_single(figures[figures.index == m], False) for m in SITE_METRICS])
     notes = [*_notes(cells), CALIBRATION]
-    return Grid(list(SITE_METRICS.values()), rows, cells, notes, ("task and encoder", "site"))
+    columns = [TITLES[metric] for metric in SITE_METRICS]
+    return Grid(columns, rows, cells, notes, ("task and encoder", "site"))
 
 
 # --- the formats ------------------------------------------------------------------------------

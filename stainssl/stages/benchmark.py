@@ -53,7 +53,8 @@ def run(config: Config, benchmark: str) -> None:
     markdown = table.to_markdown(grid) + published.to_markdown(others)
     write_text(folder / "table.csv", every.to_csv(index=False))
     write_text(folder / "comparisons.csv", compared.to_csv(index=False))
-    for name, text in _pages(f"Benchmark {benchmark}", grid, table.make_site_grid(long), others):
+    pages = _pages(benchmark, grid, table.make_site_grid(long), markdown, others)
+    for name, text in pages.items():
         write_text(folder / name, text)
     tree = table.robustness_tree(robustness)
     write_text(folder / "robustness.json", json.dumps(tree, indent=1, allow_nan=False))
@@ -67,19 +68,20 @@ def run(config: Config, benchmark: str) -> None:
 
 
 def _pages(
-    title: str, grid: Grid, sites: Grid, others: list[tuple[str, Published]]
-) -> Iterator[tuple[str, str]]:
-    """(file name, text) of the table in each format: figures, published ones, then by site."""
-    markdown = table.to_markdown(grid) + published.to_markdown(others)
+    benchmark: str, grid: Grid, sites: Grid, markdown: str, others: list[tuple[str, Published]]
+) -> dict[str, str]:
+    """File name → the table in each format: figures, published ones, then by site.
+
+    `markdown` is of the first two.
+    """
     tex = table.to_latex(grid) + published.to_latex(others, table.tex)
     below = published.to_html(others)
     if sites.rows:
         markdown += f"\n## By site\n\n{table.to_markdown(sites)}"
         tex += f"\n{table.to_latex(sites)}"
         below += table.html_table(sites, "By site")
-    yield "table.md", markdown
-    yield "table.tex", tex
-    yield "table.html", table.to_html(grid, title, below)
+    page = table.to_html(grid, f"Benchmark {benchmark}", below)
+    return {"table.md": markdown, "table.tex": tex, "table.html": page}
 
 
 def _questions(config: Config, benchmark: str) -> Iterator[tuple[str, str, str]]:

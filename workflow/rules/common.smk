@@ -72,7 +72,7 @@ wildcard_constraints:
 
 
 def plan_readings():
-    """(reading, its encoders, the cohorts that it reads) of readings of several encoders."""
+    """(rule, reading, its encoders, the cohorts that it reads) of readings of several encoders."""
     if workflow.is_main_process:
         readings.write(
             PATHS.readings(), readings.plan(CONFIG, readings.read(PATHS.readings()))
@@ -83,7 +83,10 @@ def plan_readings():
             encoders = tuple(readings.members(CONFIG, cohort, reading))
             if len(reading) > 1 and encoders:
                 found.setdefault((as_param(reading), encoders), []).append(cohort)
-    return [(*key, cohorts) for key, cohorts in found.items()]
+    return [
+        (f"embed_together_{i}" if i else "embed_together", *key, cohorts)
+        for i, (key, cohorts) in enumerate(found.items())
+    ]
 
 
 def as_param(value):

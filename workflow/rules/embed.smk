@@ -29,11 +29,11 @@ rule embed:
 
 # Given encoders of a cohort read it together. What they embed is a reading's for good: an encoder
 # that comes later, or gets other weights, reads the cohort alone.
-for number, (reading, encoders, read_cohorts) in enumerate(plan_readings()):
+for number, (together, reading, encoders, read_cohorts) in enumerate(plan_readings()):
 
     rule:
         name:
-            f"embed_together_{number}" if number else "embed_together"
+            together
         input:
             pixels=PATHS.pixels("{cohort}", "{tiling}", "{part}"),
             tiles=PATHS.tiles("{cohort}", "{tiling}", "{part}"),
@@ -66,9 +66,7 @@ for number, (reading, encoders, read_cohorts) in enumerate(plan_readings()):
             " --part {wildcards.part} {params.encoders}"
             " --threads {threads} 2>&1 | tee {log}"
 
-    workflow.ruleorder(
-        f"embed_together_{number}" if number else "embed_together", "embed"
-    )
+    workflow.ruleorder(together, "embed")
 
 
 rule embedded:
