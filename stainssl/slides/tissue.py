@@ -8,7 +8,8 @@ smallest): stain has it however pale, and shadow, glass edges and black frames h
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
+from functools import cached_property
 
 import cv2
 import numpy as np
@@ -28,8 +29,9 @@ WALLS_CLOSE_UM = 56.0  # radius that joins the walls of fat cells, which are som
 BULK_UM = 24.0  # radius of what is no wall
 INK_GROW_UM = 24.0  # the soft edge of a stroke
 INK_REACH_UM = 2000.0  # how far a faint stroke is followed from where its colour is plain
+INK_MPP = 16.0  # µm/px at which ink is told: strokes are wide
 FRAME_DENSITY = 1.2  # what is black to this optical density and touches the border is no slide
-SAMPLE = 200_000  # pixels that a threshold or the glass's colour is estimated from
+SAMPLE = 100_000  # pixels that thresholds and the glass's colour are estimated from
 INK_LEAST_UM2 = 10_000.0  # a smaller spot is pigment or a fold
 STRIP_PX = 16  # rows that are tested at once
 GLASS_LEAST = 180  # grey level below which nothing is taken for glass
@@ -46,9 +48,8 @@ class TissueMap:
     white: np.ndarray  # (3,) float32, the grey levels of glass
 
 
-def _sample(values: np.ndarray) -> np.ndarray:
-    """Every n-th of the first axis, at most about `SAMPLE`."""
-    return values[:: max(1, len(values) // SAMPLE)]
+def _sample_step(pixels: int) -> int:
+    return max(1, pixels // SAMPLE)
 
 
 def glass_white(image: np.ndarray) -> np.ndarray:
@@ -60,8 +61,10 @@ def glass_white(image: np.ndarray) -> np.ndarray:
     Returns:
         (3,) float32, grey levels 180–255.
     """
-    pixels = _sample(image.reshape(-1, 3))
-    low, high = pixels.min(axis=1), pixels.max(axis=1)
+    pixels = image.reshape(-1, 3)
+    pixels = pixels[:: _sample_step(len(pixels))]
+    red, green, blue = pixels.T.copy()
+    low, high = (f(f(red, green), blue) for f in (np.minimum, np.maximum))
     bright = (low >= GLASS_LEAST) & (high - low <= 40)
     inner = bright & (low < 254)
     candidates = pixels[inner if inner.sum() > 0.1 * bright.sum() else bright]
@@ -84,37 +87,82 @@ def optical_density(image: np.ndarray, white: np.ndarray | float = 255.0) -> np.
     Returns:
         (h, w, 3) float32, 0–2.41.
     """
-    white = np.broadcast_to(np.asarray(white, np.float32), (3,))
-    levels = np.arange(1, 257, dtype=np.float32)[:, None]
-    table = np.maximum(-np.log10(levels / (white + 1)), 0).astype(np.float32)
-    return cv2.LUT(np.ascontiguousarray(image), table[None])
+    return cv2.LUT(np.ascontiguousarray(image), _density_of_levels(white).T[None].copy())
+
+
+def _density_of_levels(white: np.ndarray | float) -> np.ndarray:
+    """(3, 256) float32: the optical density of every grey level of each channel."""
+    white = np.broadcast_to(np.asarray(white, np.float32), (3,))[:, None]
+    levels = np.arange(1, 257, dtype=np.float32)
+    return np.maximum(-np.log10(levels / (white + 1)), 0).astype(np.float32)
 
 
 @dataclass(frozen=True)
-class _Planes:
-    """Optical densities of a picture, (h, w) float32 each: its channels and what follows."""
+class _Density:
+    """Optical densities of some pixels, float32 arrays of one shape."""
 
     red: np.ndarray
     green: np.ndarray
     blue: np.ndarray
-    least: np.ndarray
+    least: np.ndarray  # of the channels
     most: np.ndarray
-    density: np.ndarray  # the channels' mean
+    mean: np.ndarray
 
-    @classmethod
-    def of(cls, od: np.ndarray) -> _Planes:
-        """The planes of (h, w, 3) float32."""
-        red, green, blue = cv2.split(od)
+    @property
+    def saturation(self) -> np.ndarray:
+        """The spread of the channels."""
+        return self.most - self.least
+
+    def at(self, chosen: np.ndarray) -> _Density:
+        """Those of some of the pixels."""
+        return _Density(*(values[chosen] for values in astuple(self)))
+
+
+@dataclass(frozen=True)
+class _Picture:
+    """A thumbnail whose optical densities are asked for piece by piece: whole planes of floats
+    would take ten times its memory."""
+
+    levels: np.ndarray  # (h, w, 3) uint8
+    white: np.ndarray
+    mpp: float
+
+    @cached_property
+    def _tables(self) -> np.ndarray:
+        return _density_of_levels(self.white)
+
+    def _density(self, pixels: np.ndarray) -> _Density:
+        # Channel by channel: OpenCV's look-up in three tables at once takes twice as long.
+        channels = zip(cv2.split(pixels), self._tables, strict=True)
+        red, green, blue = (cv2.LUT(levels, table) for levels, table in channels)
         least, most = cv2.min(cv2.min(red, green), blue), cv2.max(cv2.max(red, green), blue)
-        return cls(red, green, blue, least, most, cv2.transform(od, np.full((1, 3), 1 / 3)))
+        return _Density(red, green, blue, least, most, (red + green + blue) / 3)
 
-    def where(self, test: Callable[[_Planes], np.ndarray]) -> np.ndarray:
-        """(h, w) bool of a test of single pixels, made strip by strip: each fits in the cache."""
-        found = np.empty(self.red.shape, bool)
-        for top in range(0, len(found), STRIP_PX):
+    def sample(self, where: np.ndarray | None = None) -> _Density:
+        """(n,) densities of every n-th pixel; of those `where` (h, w) is True, if given."""
+        step = _sample_step(self.levels[..., 0].size)
+        pixels = self.levels.reshape(-1, 1, 3)[::step]
+        kept = slice(None) if where is None else where.ravel()[::step]
+        found = self._density(np.ascontiguousarray(pixels[kept]))
+        return found.at(np.s_[:, 0])
+
+    def where(self, *tests: Callable[[_Density], np.ndarray]) -> list[np.ndarray]:
+        """(h, w) bool of each test of single pixels, made strip by strip: each fits in the cache."""
+        found = [np.empty(self.levels.shape[:2], bool) for _ in tests]
+        for top in range(0, len(self.levels), STRIP_PX):
             rows = slice(top, top + STRIP_PX)
-            found[rows] = test(_Planes(*(plane[rows] for plane in vars(self).values())))
+            density = self._density(self.levels[rows])
+            for mask, test in zip(found, tests, strict=True):
+                mask[rows] = test(density)
         return found
+
+    def coarse(self, mpp: float) -> _Picture:
+        """The picture at about `mpp` µm/px, or as it is where it is no finer."""
+        height, width = (max(1, round(n * self.mpp / mpp)) for n in self.levels.shape[:2])
+        if height >= len(self.levels):
+            return self
+        levels = cv2.resize(self.levels, (width, height), interpolation=cv2.INTER_AREA)
+        return replace(self, levels=levels, mpp=mpp)
 
 
 def _disk(radius_um: float, mpp: float) -> np.ndarray:
@@ -130,9 +178,16 @@ def _pieces(mask: np.ndarray) -> np.ndarray:
 def drop_small(mask: np.ndarray, least_px: float) -> np.ndarray:
     """`mask` (h, w) bool without connected pieces of fewer than `least_px` pixels."""
     labels = _pieces(mask)
-    large = np.bincount(labels.ravel()) >= least_px
+    large = _areas_px(labels) >= least_px
     large[0] = False
     return np.take(large, labels)
+
+
+def _areas_px(labels: np.ndarray) -> np.ndarray:
+    """(n,) pixels of every label, counted by runs: there are far fewer of them than pixels."""
+    flat = labels.ravel()
+    start = np.concatenate([[0], np.flatnonzero(flat[1:] != flat[:-1]) + 1])
+    return np.bincount(flat[start], np.diff(start, append=flat.size), minlength=1)
 
 
 def _touching(mask: np.ndarray, seeds: np.ndarray) -> np.ndarray:
@@ -148,32 +203,33 @@ def _otsu(values: np.ndarray, floor: float, ceiling: float) -> float:
     """Otsu's threshold of `values` (n,), kept between `floor` and `ceiling`."""
     if values.size == 0:
         return floor
-    values = _sample(values)
     most = max(float(np.percentile(values, 99.5)), 1e-6)
     scaled = np.clip(values / most * 255, 0, 255).astype(np.uint8)
     threshold, _ = cv2.threshold(scaled.reshape(-1, 1), 0, 255, cv2.THRESH_OTSU)
     return float(np.clip(threshold / 255 * most, floor, ceiling))
 
 
-def _glass_noise(saturation: np.ndarray, density: np.ndarray) -> float:
+def _glass_noise(sample: _Density) -> float:
     """What the glass's own saturation reaches, 0 where there is too little glass to tell."""
-    glass = _sample(saturation[density < DENSITY_FLOOR])
+    glass = sample.saturation[sample.mean < DENSITY_FLOOR]
     if len(glass) < 1000:
         return 0.0
     middle = float(np.median(glass))
     return middle + NOISE_DEVIATIONS * 1.4826 * float(np.median(np.abs(glass - middle)))
 
 
-def _frame(od_least: np.ndarray, mpp: float) -> np.ndarray:
+def _frame(picture: _Picture) -> np.ndarray:
     """(h, w) bool: black that touches the border, with its soft edge: what viewers and scanners
     put around a slide."""
-    black = od_least > FRAME_DENSITY
+    # Black in every channel, by the level that is as dense.
+    darkest = (picture.white + 1) * 10**-FRAME_DENSITY - 1
+    black = cv2.inRange(picture.levels, (0, 0, 0), tuple(np.floor(darkest).tolist())).astype(bool)
     if not black.any():
         return black
     border = np.zeros_like(black)
     border[[0, -1]] = border[:, [0, -1]] = True
     frame = _touching(black, border & black).astype(np.uint8)
-    return cv2.dilate(frame, _disk(2 * INK_GROW_UM, mpp)).astype(bool)
+    return cv2.dilate(frame, _disk(2 * INK_GROW_UM, picture.mpp)).astype(bool)
 
 
 @dataclass(frozen=True)
@@ -188,19 +244,17 @@ class _Stain:
     beyond: float
 
     @classmethod
-    def of(cls, od: _Planes) -> _Stain:
+    def of(cls, sample: _Density) -> _Stain:
         """By a sample of the picture; ink that covers less than a twentieth changes little."""
-        step = max(1, od.density.size // SAMPLE)
-        density, red, green = (p.ravel()[::step] for p in (od.density, od.red, od.green))
-        stained = density > DENSITY_CEILING
-        if not stained.any():
+        stained = sample.at(sample.mean > DENSITY_CEILING)
+        if not stained.mean.size:
             return cls(0.0, 1.05, 1.15)
-        often = float(np.percentile(red[stained] / np.maximum(green[stained], 1e-3), 95))
+        often = float(np.percentile(stained.red / np.maximum(stained.green, 1e-3), 95))
         bluest, beyond = min(max(often + 0.1, 0.9), 1.05), max(often + 0.2, 0.97)
-        return cls(float(np.median(density[stained])), bluest, beyond)
+        return cls(float(np.median(stained.mean)), bluest, beyond)
 
 
-def _plain_ink(od: _Planes, stain: _Stain) -> np.ndarray:
+def _plain_ink(od: _Density, stain: _Stain) -> np.ndarray:
     """(h, w) bool, pixels of a colour that no H&E stain has.
 
     Stain absorbs green the most. Blue and green ink absorb red the most; red ink absorbs blue
@@ -208,38 +262,40 @@ def _plain_ink(od: _Planes, stain: _Stain) -> np.ndarray:
     under it.
     """
     blue_or_green = (od.red > 0.12) & (od.red > 1.15 * od.green + 0.02)
-    over_tissue = (od.red > stain.beyond * od.green) & (od.density > 1.2 * stain.density)
+    over_tissue = (od.red > stain.beyond * od.green) & (od.mean > 1.2 * stain.density)
     red_ink = (od.green > 0.45) & (od.red < 0.25 * od.green) & (od.blue > 0.75 * od.green)
     black = (od.least > 0.6) & (
         (od.least > 0.72 * od.most)
-        | ((od.least > 0.5 * od.most) & (od.density > 2.5 * stain.density))
+        | ((od.least > 0.5 * od.most) & (od.mean > 2.5 * stain.density))
     )
     return blue_or_green | (over_tissue & (od.red > 0.2)) | red_ink | black
 
 
-def _faint_ink(od: _Planes, stain: _Stain) -> np.ndarray:
+def _faint_ink(od: _Density, stain: _Stain) -> np.ndarray:
     """(h, w) bool, pixels that stain could have too, and that are ink where they join plain ink."""
-    dense = od.density > 1.6 * stain.density
+    dense = od.mean > 1.6 * stain.density
     blue_or_green = (od.red > 0.06) & (od.red > 1.05 * od.green)
     red_ink = (od.green > 0.25) & (od.red < 0.3 * od.green) & (od.blue > 0.62 * od.green)
     dark = (od.least > 0.25) & (od.red > 0.8 * od.green) & dense
-    over_tissue = (od.red > stain.bluest * od.green) & (od.density > 1.15 * stain.density)
+    over_tissue = (od.red > stain.bluest * od.green) & (od.mean > 1.15 * stain.density)
     black = (od.least > 0.3) & (od.least > 0.55 * od.most) & dense
     return blue_or_green | red_ink | dark | over_tissue | black
 
 
-def _ink(od: _Planes, mpp: float) -> np.ndarray:
-    stain = _Stain.of(od)
-    plain = od.where(lambda strip: _plain_ink(strip, stain))
+def _ink(picture: _Picture) -> np.ndarray:
+    stain = _Stain.of(picture.sample())
+    coarse = picture.coarse(INK_MPP)
+    plain, faint = coarse.where(lambda od: _plain_ink(od, stain), lambda od: _faint_ink(od, stain))
     if plain.any():
-        plain = drop_small(plain, INK_LEAST_UM2 / mpp**2)
-    if not plain.any():
-        return plain
-    away_um = cv2.distanceTransform((~plain).astype(np.uint8), cv2.DIST_L2, 3) * mpp
-    faint = od.where(lambda strip: _faint_ink(strip, stain)) & (away_um < INK_REACH_UM)
-    opened = cv2.morphologyEx(faint.astype(np.uint8), cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))
-    ink = _touching(plain | opened.astype(bool), plain)
-    return cv2.dilate(ink.astype(np.uint8), _disk(INK_GROW_UM, mpp)).astype(bool)
+        plain = drop_small(plain, INK_LEAST_UM2 / coarse.mpp**2)
+    if plain.any():
+        away_px = cv2.distanceTransform((~plain).astype(np.uint8), cv2.DIST_L2, 3)
+        faint &= away_px * coarse.mpp < INK_REACH_UM
+        opened = cv2.morphologyEx(faint.view(np.uint8), cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))
+        plain = _touching(plain | opened.astype(bool), plain)
+    height, width = picture.levels.shape[:2]
+    ink = cv2.resize(plain.view(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST)
+    return cv2.dilate(ink, _disk(INK_GROW_UM, picture.mpp)).astype(bool)
 
 
 def _fill_holes(mask: np.ndarray, least_px: float, forbidden: np.ndarray) -> np.ndarray:
@@ -255,24 +311,27 @@ def _close(mask: np.ndarray, radius_um: float, mpp: float) -> np.ndarray:
     return cv2.morphologyEx(padded, cv2.MORPH_CLOSE, disk)[pad:-pad, pad:-pad].astype(bool)
 
 
-def _stained(od: _Planes, free: np.ndarray, mpp: float) -> np.ndarray:
+def _stained(picture: _Picture, free: np.ndarray) -> np.ndarray:
     """(h, w) bool: stain wherever `free`, its gaps closed, and fat between its walls.
 
     Fat is empty cells between walls thinner than a px. What is faintly coloured and thin is taken
     for walls, and joined over the width of a cell; dense tissue is left out of that, so that
     its own outline stays.
     """
-    density, saturation = od.density, od.most - od.least
-    noise = _glass_noise(saturation, density)
+    noise, sample, mpp = _glass_noise(picture.sample()), picture.sample(free), picture.mpp
     floor = min(max(SATURATION_FLOOR, noise), SATURATION_CEILING)
-    least = _otsu(saturation[free], floor, SATURATION_CEILING)
-    dense = density > _otsu(density[free], DENSITY_FLOOR, DENSITY_CEILING)
-    stained = free & ((saturation > least) | (dense & (saturation > least / 2)))
-    bulk = cv2.morphologyEx(stained.astype(np.uint8), cv2.MORPH_OPEN, _disk(BULK_UM, mpp))
+    least = _otsu(sample.saturation, floor, SATURATION_CEILING)
+    dense = _otsu(sample.mean, DENSITY_FLOOR, DENSITY_CEILING)
+    stained, coloured, faintest = picture.where(
+        lambda od: od.saturation > np.where(od.mean > dense, np.float32(least / 2), least),
+        lambda od: od.saturation > floor,
+        lambda od: od.saturation > max(WALL_SATURATION, noise),
+    )
+    stained &= free
+    bulk = cv2.morphologyEx(stained.view(np.uint8), cv2.MORPH_OPEN, _disk(BULK_UM, mpp))
     near_bulk = cv2.dilate(bulk, _disk(BULK_UM, mpp)).astype(bool)
     halo = cv2.dilate(bulk, np.ones((2 * HALO_PX + 1,) * 2, np.uint8)).astype(bool)
-    faintest = np.where(halo, np.float32(floor), np.float32(max(WALL_SATURATION, noise)))
-    walls = free & ~near_bulk & (saturation > faintest)
+    walls = np.where(halo, coloured, faintest) & free & ~near_bulk
     return _close(stained, CLOSE_UM, mpp) | _close(walls, WALLS_CLOSE_UM, mpp)
 
 
@@ -296,15 +355,14 @@ def tissue_map(
     white = glass_white(thumbnail)
     sigma_px = SMOOTH_UM / mpp
     smooth = cv2.GaussianBlur(thumbnail, (0, 0), sigma_px) if sigma_px > 0.3 else thumbnail
-    levels = optical_density(smooth, white)
-    od = _Planes.of(levels)
-    frame = _frame(od.least, mpp)
-    if frame.any():
-        levels[frame] = 0
-        od = _Planes.of(levels)
-    pen = _ink(od, mpp) & ~frame
+    picture = _Picture(smooth, white, mpp)
+    frame = _frame(picture)
+    if frame.any():  # is glass from here on
+        glass = np.ceil(white).astype(np.uint8)
+        picture = replace(picture, levels=np.where(frame[..., None], glass, smooth))
+    pen = _ink(picture) & ~frame
     other = pen | frame
-    stained = _stained(od, ~other, mpp) & ~other
+    stained = _stained(picture, ~other) & ~other
     tissue = _fill_holes(stained, min_hole_um2 / mpp**2, other)
     return TissueMap(drop_small(tissue, min_area_um2 / mpp**2), pen, mpp, white)
 
@@ -332,8 +390,7 @@ def masked(
     found = tissue_map(thumbnail, mpp, min_area_um2, min_hole_um2)
     if masker == "stain":
         return found
-    od = optical_density(thumbnail, found.white)
-    other = found.pen | _frame(_Planes.of(od).least, mpp)
+    other = found.pen | _frame(_Picture(thumbnail, found.white, mpp))
     tissue = MASKERS[masker](thumbnail, mpp) & ~other
     tissue = _fill_holes(tissue, min_hole_um2 / mpp**2, other)
     return replace(found, tissue=drop_small(tissue, min_area_um2 / mpp**2))
