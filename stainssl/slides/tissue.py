@@ -147,7 +147,7 @@ class _Picture:
         return found.at(np.s_[:, 0])
 
     def where(self, *tests: Callable[[_Density], np.ndarray]) -> list[np.ndarray]:
-        """(h, w) bool of each test of single pixels, made strip by strip: each fits in the cache."""
+        """(h, w) bool of each test of single pixels, strip by strip: each fits in the cache."""
         found = [np.empty(self.levels.shape[:2], bool) for _ in tests]
         for top in range(0, len(self.levels), STRIP_PX):
             rows = slice(top, top + STRIP_PX)

@@ -20,7 +20,7 @@ from stainssl.stores.shards import read_rows
 from stainssl.stores.tables import check_header, header
 
 CHUNK_BYTES = 1 << 20  # what one read of a few dozen JPEGs touches
-SHARD_BYTES = 64 << 20  # few files; writing one holds four times as much
+SHARD_BYTES = 16 << 20  # writing one holds four times as much
 SPOOL_BYTES = 16 << 20  # of a slide's JPEGs that wait in memory before they go to a file
 JPEG_QUALITY = 90
 Fields = dict[str, npt.NDArray[Any]]
