@@ -265,8 +265,7 @@ def _plain_ink(od: _Density, stain: _Stain) -> np.ndarray:
     over_tissue = (od.red > stain.beyond * od.green) & (od.mean > 1.2 * stain.density)
     red_ink = (od.green > 0.45) & (od.red < 0.25 * od.green) & (od.blue > 0.75 * od.green)
     black = (od.least > 0.6) & (
-        (od.least > 0.72 * od.most)
-        | ((od.least > 0.5 * od.most) & (od.mean > 2.5 * stain.density))
+        (od.least > 0.72 * od.most) | ((od.least > 0.5 * od.most) & (od.mean > 2.5 * stain.density))
     )
     return blue_or_green | (over_tissue & (od.red > 0.2)) | red_ink | black
 
