@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import astuple, dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import cv2
 import numpy as np
@@ -113,7 +114,7 @@ class _Density:
         """The spread of the channels."""
         return self.most - self.least
 
-    def at(self, chosen: np.ndarray) -> _Density:
+    def at(self, chosen: Any) -> _Density:
         """Those of some of the pixels."""
         return _Density(*(values[chosen] for values in astuple(self)))
 
