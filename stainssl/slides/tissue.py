@@ -139,13 +139,11 @@ class _Picture:
         least, most = cv2.min(cv2.min(red, green), blue), cv2.max(cv2.max(red, green), blue)
         return _Density(red, green, blue, least, most, (red + green + blue) / 3)
 
-    def sample(self, where: np.ndarray | None = None) -> _Density:
-        """(n,) densities of every n-th pixel; of those `where` (h, w) is True, if given."""
-        step = _sample_step(self.levels[..., 0].size)
-        pixels = self.levels.reshape(-1, 1, 3)[::step]
-        kept = slice(None) if where is None else where.ravel()[::step]
-        found = self._density(np.ascontiguousarray(pixels[kept]))
-        return found.at(np.s_[:, 0])
+    def sample(self) -> _Density:
+        """(n,) densities of pixels that lie evenly over the picture."""
+        pixels = self.levels.reshape(-1, 1, 3)
+        pixels = np.ascontiguousarray(pixels[:: _sample_step(len(pixels))])
+        return self._density(pixels).at(np.s_[:, 0])
 
     def where(self, *tests: Callable[[_Density], np.ndarray]) -> list[np.ndarray]:
         """(h, w) bool of each test of single pixels, strip by strip: each fits in the cache."""
@@ -318,7 +316,9 @@ def _stained(picture: _Picture, free: np.ndarray) -> np.ndarray:
     for walls, and joined over the width of a cell; dense tissue is left out of that, so that
     its own outline stays.
     """
-    noise, sample, mpp = _glass_noise(picture.sample()), picture.sample(free), picture.mpp
+    sample, mpp = picture.sample(), picture.mpp
+    noise = _glass_noise(sample)
+    sample = sample.at(free.ravel()[:: _sample_step(free.size)])
     floor = min(max(SATURATION_FLOOR, noise), SATURATION_CEILING)
     least = _otsu(sample.saturation, floor, SATURATION_CEILING)
     dense = _otsu(sample.mean, DENSITY_FLOOR, DENSITY_CEILING)

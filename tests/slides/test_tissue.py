@@ -136,6 +136,15 @@ def test_tiny_thumbnails_have_an_answer(shape: tuple[int, int]) -> None:
     assert not found.tissue.any()
 
 
+@pytest.mark.parametrize("colour", [(0, 0, 0), (255, 255, 255), (20, 30, 200)])
+def test_a_picture_of_nothing_but_frame_glass_or_ink_has_no_tissue(
+    colour: tuple[int, int, int],
+) -> None:
+    found = tissue_map(np.full((60, 80, 3), colour, np.uint8), MPP)
+    assert not found.tissue.any()
+    assert found.pen.all() == (colour == (20, 30, 200))
+
+
 def test_optical_density_is_that_of_the_definition() -> None:
     image = np.array([[[254, 0, 127]]], np.uint8)
     expected = [-np.log10(255 / 256), np.log10(256), np.log10(2)]
