@@ -7,8 +7,9 @@
 
 `tiles`: the BreakHis tiles, six patient-grouped folds, pretraining inside each fold's training
 patients. `synthetic`: 200 patients of five sites from a seed of its own; three quarters of the
-patients of sites a, b and c are trained on, sites d and e never. Or any cohort of a config, in
-folds or by its sheet's own split.
+patients of sites a, b and c are trained on, sites d and e never. `choosing`: what defaults are
+chosen by, the training patients of another such cohort, a third of them set aside, stained as four
+pictures of other laboratories are. Or any cohort of a config, in folds or by its sheet's own split.
 
 Test tiles are re-stained to the five CAMELYON17 centres by Reinhard over tissue pixels, and by gain
 and gamma of the optical density with blur and JPEG; an encoder that was itself trained with
@@ -24,12 +25,14 @@ as `robustness_table.py` says. Runs take turns: a seed of all encoders and folds
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import logging
 import shutil
 import time
 import zipfile
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -57,6 +60,7 @@ from stainssl.demo import make as make_demo
 from stainssl.demo import sheet as demo_sheet
 from stainssl.encoders import load as load_encoder
 from stainssl.paths import Paths
+from stainssl.slides.reader import open_slide
 from stainssl.stages import label, pixels, pretrain, target, tile
 from stainssl.stores.atomic import replacing, write_text
 from stainssl.stores.pixels import Pixels, decode, open_pixels
@@ -64,7 +68,13 @@ from stainssl.stores.tiles import read_labels
 
 log = logging.getLogger("robustness_real")
 COHORT, FOLDS, BATCH = "evidence", 6, 128  # BATCH: tiles embedded at once
-SYNTHETIC_SEED = 20261125  # of a cohort on which nothing was ever chosen
+SYNTHETIC_SEED = 20261126  # of a cohort on which nothing was ever chosen
+CHOOSING_SEED = 20261125
+REFERENCES = (
+    "slides/CMU-1-Small-Region.svs", "slides/tcga-cr-7395-01a-01-ts1.svs",
+    "stain-reference/source.png", "stain-reference/target.png",
+)  # fmt: skip
+REFERENCE_PX = 512
 SEEN_SITES, UNSEEN_SITES = "abc", "de"
 SLIDE_PX = 768  # side of a synthetic slide: many patients with few tiles each
 _SI = {"method": "stain-invariant"}
@@ -76,6 +86,7 @@ ENCODERS: dict[str, dict[str, Any]] = {
     "simclr, strong": {"method": "simclr", "colour": "strong"},
     "stain-invariant, strong": _SI | {"colour": "strong"},
     "stain-invariant, two targets": _SI | {"views": "different"},
+    "stain-invariant, hed": _SI | {"stain_jitter": "hed"},
     "simclr, hed": {"method": "simclr", "stain_jitter": "hed"},
     "simclr, randstainna": {"method": "simclr", "stain_jitter": "randstainna"},
     "simclr, macenko first": {"method": "simclr", "preprocess": True},
@@ -92,7 +103,7 @@ class Options(NamedTuple):
 
     Attributes:
         work: folder of data, models and figures.
-        real_data: folder that holds `camelyon17-centres`.
+        real_data: folder that holds `camelyon17-centres`, or the pictures `REFERENCES`.
         encoders: names in `ENCODERS`.
         seeds: of each.
         recipe: keys that all encoders share.
@@ -100,6 +111,7 @@ class Options(NamedTuple):
         label: column of the sheet, or tile label; None: none is probed.
         positive: class of it that stands against all others; None: it is 0 and 1.
         set_aside: folds, the last ones, on which things were chosen: trained on, never tested.
+        choosing: stain as the references are, not as the centres.
     """
 
     work: Path
@@ -111,6 +123,7 @@ class Options(NamedTuple):
     label: str | None = None
     positive: str | None = None
     set_aside: int = 0
+    choosing: bool = False
 
 
 # --- cohorts --------------------------------------------------------------------------------------
@@ -134,15 +147,25 @@ def tiles_cohort(real_data: Path, work: Path) -> dict[str, Any]:
     return {"cohorts": {COHORT: cohort}, "tilings": {"default": tiling}}
 
 
-def synthetic_cohort(work: Path, patients: int) -> dict[str, Any]:
-    """Config of a synthetic cohort: five sites with as many patients each, two for test alone."""
+def synthetic_cohort(work: Path, patients: int, choosing: bool = False) -> dict[str, Any]:
+    """Config of a synthetic cohort: five sites with as many patients each, two for test alone.
+
+    Args:
+        work: folder for its slides and sheet.
+        patients: of all sites.
+        choosing: of `CHOOSING_SEED` the training patients alone, a third of them for test.
+    """
+    seed = CHOOSING_SEED if choosing else SYNTHETIC_SEED
     share = dict.fromkeys(SEEN_SITES + UNSEEN_SITES, patients // 5)
     if not (work / "demo").exists():
-        make_demo(work / "demo", SYNTHETIC_SEED, share, side_px=SLIDE_PX)
-    sheet = demo_sheet(SYNTHETIC_SEED, share)
+        make_demo(work / "demo", seed, share, side_px=SLIDE_PX)
+    sheet = demo_sheet(seed, share)
     number = sheet["patient_id"].str.extract(r"(\d+)$")[0].astype(int)
     trains = sheet["site"].isin(list(SEEN_SITES)) & (number % 4 != 0)
     sheet["split"] = np.where(trains, "train", "test")
+    if choosing:
+        sheet["split"] = np.where(number % 4 == 3, "test", "train")
+        sheet = sheet[trains]
     sheet.to_csv(work / "synthetic.csv", index=False)
     truth = str(work / "demo" / "truth" / "{slide_id}.geojson")
     where = {"sheet": str(work / "synthetic.csv"), "root": str(work / "demo")}
@@ -280,6 +303,28 @@ def centre_images(real_data: Path) -> dict[str, Images]:
     }  # fmt: skip
 
 
+def reference_images(real_data: Path) -> dict[str, Images]:
+    """Picture → its three squares (3, 3, 512, 512) of most colour: stains to choose by."""
+    found = {}
+    for path in REFERENCES:
+        with closing(open_slide(real_data / path)) as slide:
+            image = slide.read_region(0, 0, 0, slide.level_sizes_px[0])
+        found[path] = _most_coloured(image).transpose(0, 3, 1, 2)
+    return found
+
+
+def _most_coloured(image: np.ndarray, count: int = 3) -> np.ndarray:
+    """The squares of (h, w, 3) with most coloured pixels that do not overlap."""
+    side, coloured = REFERENCE_PX, np.ptp(image, axis=2) > 20
+    places = itertools.product(*(range(0, n - side + 1, side // 2) for n in image.shape[:2]))
+    ranked = sorted(((coloured[y : y + side, x : x + side].mean(), y, x) for y, x in places))[::-1]
+    chosen: list[tuple[int, int]] = []
+    for _, y, x in ranked:
+        if all(max(abs(y - b), abs(x - a)) >= side for b, a in chosen):
+            chosen.append((y, x))
+    return np.stack([image[y : y + side, x : x + side] for y, x in chosen[:count]])
+
+
 def embedder(path: Path) -> Embed:
     """A function from (N, 3, H, W) uint8 to (N, D) float32 vectors of an encoder made here."""
     encoder = load_encoder(path)
@@ -296,7 +341,7 @@ def embedder(path: Path) -> Embed:
 
 def measure(config: Config, options: Options) -> None:
     """Train and measure what is not there yet: a seed of all folds and encoders, then the next."""
-    centres = centre_images(options.real_data)
+    centres = (reference_images if options.choosing else centre_images)(options.real_data)
     for seed in options.seeds:
         for fold, (splits, test) in enumerate(fold_splits(config, options.set_aside)):
             missing = [n for n in options.encoders if not _values(options, n, seed, fold).exists()]
@@ -364,7 +409,7 @@ def _in_order(values: pd.DataFrame) -> pd.DataFrame:
 def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("what", help="tiles, synthetic, or a config file")
+    parser.add_argument("what", help="tiles, synthetic, choosing, or a config file")
     parser.add_argument("--work", type=Path, required=True, help="folder for data and results")
     parser.add_argument("--real-data", type=Path, required=True, help="holds camelyon17-centres")
     parser.add_argument("--cohort", help="of the config")
@@ -392,8 +437,8 @@ def cohort_data(given: argparse.Namespace, work: Path) -> tuple[dict[str, Any], 
     """The cohort's config, and the tile label."""
     if given.what == "tiles":
         return folded(tiles_cohort(given.real_data, work), work, given.folds), "label"
-    if given.what == "synthetic":
-        return synthetic_cohort(work, given.patients), "tumor"
+    if given.what in ("synthetic", "choosing"):
+        return synthetic_cohort(work, given.patients, given.what == "choosing"), "tumor"
     data = config_cohort(Path(given.what), given.cohort)
     return data if given.split == "sheet" else folded(data, work, given.folds), None
 
@@ -407,6 +452,7 @@ def options_of(given: argparse.Namespace, work: Path, task_label: str | None) ->
     return Options(
         work, given.real_data.resolve(), tuple(given.encoders), tuple(given.seeds), recipe,
         given.max_tiles, given.label or task_label, given.positive, given.set_aside,
+        given.what == "choosing",
     )  # fmt: skip
 
 

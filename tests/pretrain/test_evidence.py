@@ -231,4 +231,17 @@ def test_the_synthetic_cohort_has_two_sites_that_are_never_trained_on(tmp_path):
         ("a", "train"): 30, ("a", "test"): 10, ("b", "train"): 30, ("b", "test"): 10,
         ("c", "train"): 30, ("c", "test"): 10, ("d", "test"): 40, ("e", "test"): 40,
     }  # fmt: skip
-    assert evidence.SYNTHETIC_SEED not in (0, 5, 20261123)  # of the demo, the tests, the claim
+    known = (0, 5, 20261123, evidence.CHOOSING_SEED)  # of the demo, the tests, the claim
+    assert evidence.SYNTHETIC_SEED not in known
+
+
+def test_what_chooses_sees_no_patient_that_is_tested_and_no_centre(tmp_path, real_data):
+    (tmp_path / "demo").mkdir()
+    config = parse(evidence.synthetic_cohort(tmp_path, 200, choosing=True))
+    sheet = evidence.read_sheet(config, evidence.COHORT)
+    patients = sheet.drop_duplicates("patient_id").groupby(["site", "split"]).size()
+    each = {"train": 20, "test": 10}
+    assert patients.to_dict() == {(s, k): n for s in "abc" for k, n in each.items()}
+    stains = evidence.reference_images(real_data)
+    assert list(stains) == list(evidence.REFERENCES)
+    assert [len(images) for images in stains.values()] == [3, 3, 3, 1]
