@@ -77,19 +77,20 @@ REFERENCES = (
 REFERENCE_PX = 512
 SEEN_SITES, UNSEEN_SITES = "abc", "de"
 SLIDE_PX = 768  # side of a synthetic slide: many patients with few tiles each
-_SI = {"method": "stain-invariant"}
+_SI = {"method": "stain-invariant", "stain_jitter": "none"}
+_SIMCLR = {"method": "simclr", "stain_jitter": "none"}
 ENCODERS: dict[str, dict[str, Any]] = {
     "random": {"method": "random"},
-    "simclr": {"method": "simclr"},
+    "simclr": _SIMCLR,
     "stain-invariant": _SI,
-    "simclr, no jitter": {"method": "simclr", "colour": "none"},
-    "simclr, strong": {"method": "simclr", "colour": "strong"},
+    "simclr, no jitter": _SIMCLR | {"colour": "none"},
+    "simclr, strong": _SIMCLR | {"colour": "strong"},
     "stain-invariant, strong": _SI | {"colour": "strong"},
     "stain-invariant, two targets": _SI | {"views": "different"},
     "stain-invariant, hed": _SI | {"stain_jitter": "hed"},
-    "simclr, hed": {"method": "simclr", "stain_jitter": "hed"},
-    "simclr, randstainna": {"method": "simclr", "stain_jitter": "randstainna"},
-    "simclr, macenko first": {"method": "simclr", "preprocess": True},
+    "simclr, hed": _SIMCLR | {"stain_jitter": "hed"},
+    "simclr, randstainna": _SIMCLR | {"stain_jitter": "randstainna"},
+    "simclr, macenko first": _SIMCLR | {"preprocess": True},
     "stain-invariant, vicreg": _SI | {"loss": "vicreg"},
     "stain-invariant, barlow": _SI | {"loss": "barlow-twins"},
     "stain-invariant, dino": _SI | {"loss": "dino"},

@@ -212,7 +212,7 @@ class Encoder(Model):
     preprocess: bool = False  # normalise every tile to the training part's mean, here and in use
     geometry: Geometry = Geometry()
     colour: Literal["none", "weak", "strong"] = "weak"  # jitter beside the stain target
-    stain_jitter: Literal["none", "hed", "randstainna", "mix"] = "none"  # before colour jitter
+    stain_jitter: Literal["none", "hed", "randstainna", "mix"] = "hed"  # before colour jitter
     stain_jitter_strength: Annotated[float, Field(gt=0)] | None = None  # null: see the reference
     loss: Literal["nt-xent", "vicreg", "barlow-twins", "dino"] = "nt-xent"
     temperature: Annotated[float, Field(gt=0)] = 0.2  # of nt-xent
