@@ -23,7 +23,7 @@ from benchmarks.robustness_measure import DOSE, ORIGINAL, SHIFTED
 from stainssl.benchmark.metrics import RESAMPLES, interval, weighted_auroc
 from stainssl.figures.benchmark import LINES, MARKERS, encoder_colours
 
-CLAIMED, BASELINE = "stain-invariant", "simclr"
+CLAIMED, BASELINE = ("stain-invariant", "stain-invariant, hed"), "simclr"
 OD_PAIR = f"{ORIGINAL} | {SHIFTED}"
 RETRIEVAL = ("top1", "top10", "photo_map", "margin")
 GEOMETRY = ("effective_rank", "alignment", "uniformity")
@@ -137,7 +137,7 @@ def figures(table: pd.DataFrame, sample: Sample) -> dict[str, Draws]:
 
 
 def summarise(values: pd.DataFrame) -> pd.DataFrame:
-    """Every figure of every encoder, every encoder less `simclr`, and `stain-invariant` less each.
+    """Every figure of every encoder, of every encoder less `simclr`, and of `CLAIMED` less each.
 
     Args:
         values: `run_values` of all runs with `encoder`, `seed` and `fold`.
@@ -165,8 +165,8 @@ def summarise(values: pd.DataFrame) -> pd.DataFrame:
 
 def _compared(names: Sequence[str]) -> Iterator[tuple[str, str]]:
     yield from ((n, BASELINE) for n in names if BASELINE in names and n != BASELINE)
-    others = [n for n in names if n not in (CLAIMED, BASELINE)]
-    yield from ((CLAIMED, n) for n in others if CLAIMED in names)
+    others = [n for n in names if n != BASELINE]
+    yield from ((c, n) for c in CLAIMED if c in names for n in others if n != c)
 
 
 def _row(
@@ -240,9 +240,9 @@ def markdown(summary: pd.DataFrame, columns: Mapping[str, str], minus: str = "")
 
 
 def claims(summary: pd.DataFrame, columns: Mapping[str, str]) -> str:
-    """A table of `stain-invariant` less every other encoder."""
-    mine = summary[(summary["encoder"] == CLAIMED) & (summary["minus"] != "")]
-    turned = mine.assign(encoder="minus " + mine["minus"], minus="claim")
+    """A table of each of `CLAIMED` less every other encoder."""
+    mine = summary[summary["encoder"].isin(CLAIMED) & (summary["minus"] != "")]
+    turned = mine.assign(encoder=mine["encoder"] + " minus " + mine["minus"], minus="claim")
     return markdown(turned, columns, "claim")
 
 
