@@ -28,7 +28,7 @@ from stainssl.pretrain.views import (
     generator,
 )
 from stainssl.stain import StainProfile, normalize
-from stainssl.stain.augment import LabSpread, hed_jitter, rand_stain_na, stain_mix
+from stainssl.stain.augment import LabSpread, Share, hed_jitter, rand_stain_na, stain_mix
 from stainssl.stain.targets import TargetPolicy
 
 GEOMETRY, COLOUR, TARGET, JITTER = range(4)  # streams of random numbers
@@ -40,9 +40,16 @@ Numbers = npt.NDArray[np.int64]
 class StainJitter(Protocol):
     """Changes the stain of views by chance, beside colour jitter."""
 
-    def __call__(self, images: Tensor, tile: Numbers, rng: Generator) -> Tensor:
-        """(B, 3, S, S) float in [0, 1] views of tiles (B,), each with a stain of its own draw."""
+    def __call__(self, images: Tensor, batch: Batch, rng: Generator) -> Tensor:
+        """(B, 3, S, S) float in [0, 1] views of a batch, each with a stain of its own draw.
+
+        Drawn for all processes' tiles, of which each takes its rows.
+        """
         ...
+
+
+def _share(batch: Batch) -> Share:
+    return Share(len(batch.everyone), batch.rows)
 
 
 @dataclass(frozen=True)
@@ -51,9 +58,9 @@ class HedJitter:
 
     strength: float
 
-    def __call__(self, images: Tensor, tile: Numbers, rng: Generator) -> Tensor:
+    def __call__(self, images: Tensor, batch: Batch, rng: Generator) -> Tensor:
         """See `StainJitter`."""
-        return hed_jitter(images, rng, self.strength)
+        return hed_jitter(images, rng, self.strength, share=_share(batch))
 
 
 class RandStainNA:
@@ -68,10 +75,10 @@ class RandStainNA:
         self._profiles, self._strength = profiles, strength
         self._spread = LabSpread.of(profiles)
 
-    def __call__(self, images: Tensor, tile: Numbers, rng: Generator) -> Tensor:
+    def __call__(self, images: Tensor, batch: Batch, rng: Generator) -> Tensor:
         """See `StainJitter`."""
-        source = self._profiles[torch.from_numpy(tile)].to(images.device)
-        return rand_stain_na(images, rng, source, self._spread, self._strength)
+        own = self._profiles[torch.from_numpy(batch.tile)].to(images.device)
+        return rand_stain_na(images, rng, own, self._spread, self._strength, _share(batch))
 
 
 @dataclass(frozen=True)
@@ -86,10 +93,12 @@ class StainMix:
     profiles: StainProfile
     strength: float
 
-    def __call__(self, images: Tensor, tile: Numbers, rng: Generator) -> Tensor:
+    def __call__(self, images: Tensor, batch: Batch, rng: Generator) -> Tensor:
         """See `StainJitter`."""
-        source = self.profiles[torch.from_numpy(tile)].to(images.device)
-        return stain_mix(images, rng, source, strength=self.strength)
+        own, all_of_step = (
+            self.profiles[torch.from_numpy(t)] for t in (batch.tile, batch.everyone)
+        )
+        return stain_mix(images, rng, own, all_of_step, self.strength, _share(batch))
 
 
 @dataclass(frozen=True)
@@ -146,9 +155,8 @@ class Recipe:
         """Both views with the recipe's stain and colour jitter."""
         first, second = views
         if self.stain_jitter:
-            # Drawn by each process for its own rows: another number of processes, other draws.
-            rng = generator(self.seed, step, JITTER + batch.rows.start)
-            first, second = (self.stain_jitter(view, batch.tile, rng) for view in views)
+            rng = generator(self.seed, step, JITTER)
+            first, second = (self.stain_jitter(view, batch, rng) for view in views)
         if (colour := COLOURS[self.colour]) is None:
             return first, second
         rng, count = generator(self.seed, step, COLOUR), len(batch.everyone)

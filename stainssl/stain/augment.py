@@ -7,6 +7,7 @@ images on any device and nothing waits for a GPU. Each is one map an image, as n
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Generator, Tensor
@@ -24,11 +25,24 @@ MIN_STD = 1.0  # of a template's deviations, LAB units: below it an image turns 
 MAX_GAIN = 4.0  # beyond it the noise of a flat tile is blown up
 
 
+class Share(NamedTuple):
+    """Which images these are of those that are drawn for: one process's of a step.
+
+    Attributes:
+        total: images that are drawn for.
+        rows: these images among them.
+    """
+
+    total: int
+    rows: slice
+
+
 def hed_jitter(
     images: Tensor,
     generator: Generator,
     strength: float = 0.05,
     constants: Constants = DEFAULTS,
+    share: Share | None = None,
 ) -> Tensor:
     """Images whose hematoxylin, eosin and DAB are each scaled and shifted by chance.
 
@@ -43,6 +57,7 @@ def hed_jitter(
         generator: of a CPU; the only source of chance.
         strength: 0.05 is the paper's light jitter, 0.2 its strong one.
         constants: of the optical density.
+        share: which images these are; None: all.
 
     Returns:
         (B, 3, H, W) of the images' dtype and device, finite, never brighter than white.
@@ -51,7 +66,8 @@ def hed_jitter(
         ValueError: a negative strength.
     """
     _refuse_negative("strength", strength)
-    alpha, beta = (2 * torch.rand(2, len(images), 3, generator=generator) - 1) * strength
+    count, rows = share or Share(len(images), slice(None))
+    alpha, beta = (2 * torch.rand(2, count, 3, generator=generator)[:, rows] - 1) * strength
     basis = torch.tensor([*RUIFROK_MATRIX, DAB_VECTOR])
     basis = (basis / basis.norm(dim=-1, keepdim=True)).T  # columns, as optical densities are
     matrix = basis @ ((1 + alpha)[..., None] * torch.linalg.inv(basis))
@@ -102,6 +118,7 @@ def rand_stain_na(
     source: StainProfile,
     spread: LabSpread,
     strength: float = 1.0,
+    share: Share | None = None,
 ) -> Tensor:
     """Each image normalised, by Reinhard, to a virtual template drawn for it.
 
@@ -114,6 +131,7 @@ def rand_stain_na(
         source: `reinhard` profiles, one an image (or one for all).
         spread: of the training pool: `LabSpread.of(profiles)`.
         strength: of the spread about its centre; 0 normalises all to the centre.
+        share: which images these are; None: all.
 
     Returns:
         (B, 3, H, W) of the images' dtype and device, finite, never brighter than white. An image
@@ -124,7 +142,8 @@ def rand_stain_na(
     """
     _refuse_negative("strength", strength)
     own = _each(_lab(source), images)
-    template = spread.draw(len(images), generator, strength).to(images.device)
+    count, rows = share or Share(len(images), slice(None))
+    template = spread.draw(count, generator, strength)[rows].to(images.device)
     template = replace(template, std=torch.minimum(template.std, MAX_GAIN * own.std))
     return _where_valid(own, normalize(images, own, template), images)
 
@@ -135,6 +154,7 @@ def stain_mix(
     source: StainProfile,
     partners: StainProfile | None = None,
     strength: float = 0.0,
+    share: Share | None = None,
 ) -> Tensor:
     """Each image with its own concentrations and stain vectors between its own and a partner's.
 
@@ -149,6 +169,7 @@ def stain_mix(
         partners: two-stain profiles to draw partners from; the batch's own where None.
         strength: concentrations of each stain are scaled by a factor uniform in 1 ± strength
             (0.2 in the paper).
+        share: which images these are; None: all.
 
     Returns:
         (B, 3, H, W) of the images' dtype and device, finite, never brighter than white. An image
@@ -159,24 +180,25 @@ def stain_mix(
     """
     _refuse_negative("strength", strength)
     own = _each(_stains(source), images)
+    count, rows = share = share or Share(len(own), slice(None))
     partner = _drawn(
-        own if partners is None else _stains(partners).to(images.device), own, generator
+        own if partners is None else _stains(partners).to(images.device), own, generator, share
     )
-    share = torch.rand(len(own), 1, 1, generator=generator).to(images.device)
-    factor = 1 + strength * (2 * torch.rand(len(own), 2, generator=generator) - 1)
-    matrix = share * own.matrix + (1 - share) * partner.matrix
+    mixed = torch.rand(count, 1, 1, generator=generator)[rows].to(images.device)
+    factor = 1 + strength * (2 * torch.rand(count, 2, generator=generator)[rows] - 1)
+    matrix = mixed * own.matrix + (1 - mixed) * partner.matrix
     matrix = matrix / matrix.norm(dim=-1, keepdim=True).clamp_min(1e-6)
     goal = replace(own, matrix=matrix, scale=own.scale * factor.to(images.device))
     return _where_valid(own, normalize(images, own, goal), images)
 
 
-def _drawn(partners: TwoStain, own: TwoStain, generator: Generator) -> TwoStain:
+def _drawn(partners: TwoStain, own: TwoStain, generator: Generator, share: Share) -> TwoStain:
     """A random valid partner for each of `own`; itself where no partner is valid."""
     if not len(partners):
         return own
-    score = torch.rand(len(own), len(partners), generator=generator).to(own.valid.device)
+    score = torch.rand(share.total, len(partners), generator=generator)[share.rows]
     # The best score wins: no index leaves the device, so nothing waits for it.
-    best = (score + partners.valid.float()).argmax(1)
+    best = (score.to(own.valid.device) + partners.valid.float()).argmax(1)
     return partners[best].where_valid(own)
 
 

@@ -11,7 +11,7 @@ from stainssl.encoders import new_backbone, vector_length
 from stainssl.pretrain.data import TrainTiles
 from stainssl.pretrain.distributed import is_main
 from stainssl.pretrain.knowledge import profiles
-from stainssl.pretrain.methods import METHODS, Recipe, Stain, Staining
+from stainssl.pretrain.methods import METHODS, HedJitter, Recipe, Stain, Staining
 from stainssl.pretrain.objectives import OBJECTIVES
 from stainssl.pretrain.train import Learner, Preprocessing, Settings, fit
 from stainssl.stain.targets import BatchTarget
@@ -26,7 +26,7 @@ def train(folder: Path, name: str, loss: str) -> None:
     torch.manual_seed(0)
     backbone, _ = new_backbone(BACKBONE, 32)
     stain = Stain([Staining(known, BatchTarget(known.pooled()))], lambda tiles: ["a"] * len(tiles))
-    method = METHODS["stain-invariant"](Recipe(32, "strong", 0), stain)
+    method = METHODS["stain-invariant"](Recipe(32, "strong", 0, stain_jitter=HedJitter(0.2)), stain)
     queue = 6 if loss == "nt-xent" else 0
     objective = OBJECTIVES[loss](backbone, vector_length(backbone, 32), 0.2, queue)
     settings = Settings(steps=4, lr=1e-3, weight_decay=1e-4, checkpoint_steps=2)

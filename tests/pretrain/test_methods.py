@@ -187,6 +187,16 @@ def test_stain_jitter_changes_stain_and_not_structure(name):
     assert torch.equal(again[0], jittered[0]) and not torch.equal(jittered[0], jittered[1])
 
 
+@pytest.mark.parametrize("name", JITTERS)
+def test_each_process_of_a_group_makes_its_rows_of_the_steps_views(name):
+    method = SimClr(Recipe(48, "strong", 0, stain_jitter=JITTERS[name]), None)
+    whole, half = method.views(BATCH, 3), len(BATCH.tile) // 2
+    for rows in (slice(0, half), slice(half, 2 * half)):
+        share = Batch(BATCH.images[rows], BATCH.tile[rows], BATCH.everyone, rows.start)
+        for mine, all_views in zip(method.views(share, 3), whole, strict=True):
+            assert torch.allclose(mine, all_views[rows], atol=1e-6)
+
+
 def test_preprocessing_takes_every_view_to_one_stain():
     found = profiles(TILES)
     standard = Standard(found, found[2])
