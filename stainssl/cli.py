@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from stainssl import __version__
+
 if TYPE_CHECKING:
     from stainssl.config import Config
 
@@ -35,6 +37,24 @@ BenchmarkName = Annotated[str, typer.Option("--benchmark", help="A name under `b
 Threads = Annotated[int, typer.Option("--threads", help="Cores to use; 0: all.")]
 Gpus = Annotated[int, typer.Option("--gpus", help="GPUs to use, of those it sees; 0: all.")]
 DEFAULT = Path("config.yaml")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _all_verbs(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Print the version.", callback=_print_version, is_eager=True
+        ),
+    ] = False,
+) -> None:
+    pass
 
 
 def _load(path: Path) -> Config:

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+import stainssl
+
 REPO = Path(__file__).resolve().parent.parent
 
 
@@ -23,6 +25,10 @@ def test_help_names_every_verb(tmp_path: Path) -> None:
     )
     for verb in [*verbs.split(), "doctor"]:
         assert verb in out
+
+
+def test_the_version_is_told(tmp_path: Path) -> None:
+    assert _stainssl("--version", cwd=tmp_path).stdout.strip() == stainssl.__version__
 
 
 def test_a_mistake_is_a_sentence_and_exit_1(tmp_path: Path) -> None:
