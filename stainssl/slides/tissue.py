@@ -262,11 +262,17 @@ def _plain_ink(od: _Density, stain: _Stain) -> np.ndarray:
     """
     blue_or_green = (od.red > 0.12) & (od.red > 1.15 * od.green + 0.02)
     over_tissue = (od.red > stain.beyond * od.green) & (od.mean > 1.2 * stain.density)
+    # Blue ink over tissue has the colours of pure hematoxylin, which fills no area as wide as a
+    # stroke: at this scale there is eosin everywhere, and takes as much blue as red.
+    blue_over_tissue = (
+        (od.red > 0.7 * od.green) & (od.blue < 0.7 * od.red) & (od.mean > 1.3 * stain.density)
+    )
     red_ink = (od.green > 0.45) & (od.red < 0.25 * od.green) & (od.blue > 0.75 * od.green)
     black = (od.least > 0.6) & (
         (od.least > 0.72 * od.most) | ((od.least > 0.5 * od.most) & (od.mean > 2.5 * stain.density))
     )
-    return blue_or_green | (over_tissue & (od.red > 0.2)) | red_ink | black
+    dense = (over_tissue & (od.red > 0.2)) | (blue_over_tissue & (od.red > 0.35))
+    return blue_or_green | dense | red_ink | black
 
 
 def _faint_ink(od: _Density, stain: _Stain) -> np.ndarray:

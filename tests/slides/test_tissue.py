@@ -87,6 +87,26 @@ def test_ink_is_followed_onto_the_tissue(rng: np.random.Generator) -> None:
     assert found.pen[~stroke].mean() < 0.1
 
 
+def test_blue_ink_that_lies_on_tissue_alone_is_ink(rng: np.random.Generator) -> None:
+    image, disk = slide(rng, strength=0.5)
+    stroke = np.zeros(disk.shape, np.uint8)
+    cv2.line(stroke, (72, 80), (128, 86), 1, 10)
+    stroke = stroke.astype(bool)
+    od = optical_density(image, glass_white(image)) + stroke[..., None] * [0.55, 0.5, 0.1]
+    found = tissue_map(coloured(od), MPP)
+    assert found.pen[stroke].mean() > 0.95
+    assert found.pen[~stroke].mean() < 0.1
+
+
+def test_a_crowd_of_dark_nuclei_is_tissue_and_no_ink(rng: np.random.Generator) -> None:
+    image, disk = slide(rng, strength=0.3)
+    crowd = cv2.circle(np.zeros(disk.shape, np.uint8), (100, 80), 20, 1, -1).astype(bool)
+    image[crowd] = coloured(1.1 * (0.7 * HEMATOXYLIN + 0.3 * EOSIN)[None])[0]
+    found = tissue_map(image, MPP)
+    assert not found.pen.any()
+    assert found.tissue[crowd].all()
+
+
 def test_a_black_frame_is_neither_tissue_nor_pen(rng: np.random.Generator) -> None:
     image, disk = slide(rng)
     framed = cv2.copyMakeBorder(image, 40, 40, 40, 40, cv2.BORDER_CONSTANT, value=(0, 0, 0))
