@@ -235,22 +235,25 @@ def _frame(picture: _Picture) -> np.ndarray:
 class _Stain:
     """What a slide's own stain looks like, so that ink over tissue can be told from it.
 
-    `bluest` is the red over green that hardly any of it reaches, `beyond` one that none does.
+    `bluest` is the red over green that hardly any of it reaches, `beyond` one that none does;
+    `clearest` is a blue over red that no area of it falls below.
     """
 
     density: float
     bluest: float
     beyond: float
+    clearest: float
 
     @classmethod
     def of(cls, sample: _Density) -> _Stain:
         """By a sample of the picture; ink that covers less than a twentieth changes little."""
         stained = sample.at(sample.mean > DENSITY_CEILING)
         if not stained.mean.size:
-            return cls(0.0, 1.05, 1.15)
+            return cls(0.0, 1.05, 1.15, 0.0)
         often = float(np.percentile(stained.red / np.maximum(stained.green, 1e-3), 95))
         bluest, beyond = min(max(often + 0.1, 0.9), 1.05), max(often + 0.2, 0.97)
-        return cls(float(np.median(stained.mean)), bluest, beyond)
+        usual = float(np.median(stained.blue / np.maximum(stained.red, 1e-3)))
+        return cls(float(np.median(stained.mean)), bluest, beyond, min(0.6 * usual, 0.7))
 
 
 def _plain_ink(od: _Density, stain: _Stain) -> np.ndarray:
@@ -263,10 +266,9 @@ def _plain_ink(od: _Density, stain: _Stain) -> np.ndarray:
     blue_or_green = (od.red > 0.12) & (od.red > 1.15 * od.green + 0.02)
     over_tissue = (od.red > stain.beyond * od.green) & (od.mean > 1.2 * stain.density)
     # Blue ink over tissue has the colours of pure hematoxylin, which fills no area as wide as a
-    # stroke: at this scale there is eosin everywhere, and takes as much blue as red.
-    blue_over_tissue = (
-        (od.red > 0.7 * od.green) & (od.blue < 0.7 * od.red) & (od.mean > 1.3 * stain.density)
-    )
+    # stroke: at this scale there is eosin everywhere, which takes blue and hardly red.
+    clear = od.blue < stain.clearest * od.red
+    blue_over_tissue = clear & (od.red > 0.7 * od.green) & (od.mean > 1.3 * stain.density)
     red_ink = (od.green > 0.45) & (od.red < 0.25 * od.green) & (od.blue > 0.75 * od.green)
     black = (od.least > 0.6) & (
         (od.least > 0.72 * od.most) | ((od.least > 0.5 * od.most) & (od.mean > 2.5 * stain.density))
