@@ -57,15 +57,16 @@ def seconds(work: dict[str, Callable[[], Any]]) -> dict[str, float]:
     return {name: statistics.median(values) for name, values in found.items()}
 
 
-def table_of(path: Path, with_figures: bool) -> pd.DataFrame:
+def table_of(path: Path, with_figures: bool, slide_mpp: float = MPP) -> pd.DataFrame:
     """Mask and tiles of a slide; without figures it is what the other tools make."""
     with closing(open_slide(path)) as slide:
-        thumbnail = read_thumbnail(slide, MASK_MPP, MPP)
+        thumbnail = read_thumbnail(slide, MASK_MPP, slide_mpp)
         tissue = tissue_map(thumbnail, MASK_MPP)
-        squares = tiling.grid(slide.bounds_level0_px, MPP, MPP, SIZE_PX)
+        squares = tiling.grid(slide.bounds_level0_px, slide_mpp, MPP, SIZE_PX)
         if with_figures:
-            return tiling.tile_table(slide, MPP, squares, tissue, tiling.Limits(0.5, 0.1, 0.4))
-        return tiling.places(slide, MPP, squares, tissue)
+            limits = tiling.Limits(0.5, 0.1, 0.4)
+            return tiling.tile_table(slide, slide_mpp, squares, tissue, limits)
+        return tiling.places(slide, slide_mpp, squares, tissue)
 
 
 def thumbnail_of(path: Path) -> np.ndarray:
@@ -175,10 +176,7 @@ def openslide_loop(path: Path, tiles: pd.DataFrame) -> None:
 
 def pixels_of(path: Path, slide_mpp: float, count: int) -> dict[str, Any]:
     """Rates of reading a run of tissue tiles."""
-    with closing(open_slide(path)) as slide:
-        tissue = tissue_map(read_thumbnail(slide, MASK_MPP, slide_mpp), MASK_MPP)
-        squares = tiling.grid(slide.bounds_level0_px, slide_mpp, MPP, SIZE_PX)
-        tiles = tiling.places(slide, slide_mpp, squares, tissue)
+    tiles = table_of(path, False, slide_mpp)
     tiles = tiles[tiles["tissue"] >= 0.5].head(count)
     side = float(tiles["side"].iloc[0])
     raw, jpegs = raw_work(path, tiles)

@@ -20,13 +20,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from stainssl.slides import tiling
+from benchmarks.slides import SIZE_PX, table_of
 from stainssl.slides.reader import open_slide
-from stainssl.slides.scale import read_square, read_thumbnail
+from stainssl.slides.scale import read_square
 from stainssl.slides.staging import staged
-from stainssl.slides.tissue import tissue_map
-
-MPP, MASK_MPP, SIZE_PX = 0.5, 8.0, 256
 
 
 def serve(source: Path, mount: Path, latency_s: float, bytes_per_s: float) -> None:
@@ -55,10 +52,7 @@ def serve(source: Path, mount: Path, latency_s: float, bytes_per_s: float) -> No
 
 def tiles_of(path: Path, count: int) -> pd.DataFrame:
     """`count` tiles of tissue, spread over the slide."""
-    with closing(open_slide(path)) as slide:
-        tissue = tissue_map(read_thumbnail(slide, MASK_MPP, MPP), MASK_MPP)
-        squares = tiling.grid(slide.bounds_level0_px, MPP, MPP, SIZE_PX)
-        tiles = tiling.places(slide, MPP, squares, tissue)
+    tiles = table_of(path, False)
     return tiles.iloc[:: max(1, len(tiles) // count)]
 
 

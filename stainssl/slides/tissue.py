@@ -139,6 +139,7 @@ class _Picture:
         least, most = cv2.min(cv2.min(red, green), blue), cv2.max(cv2.max(red, green), blue)
         return _Density(red, green, blue, least, most, (red + green + blue) / 3)
 
+    @cached_property
     def sample(self) -> _Density:
         """(n,) densities of pixels that lie evenly over the picture."""
         pixels = self.levels.reshape(-1, 1, 3)
@@ -289,18 +290,19 @@ def _faint_ink(od: _Density, stain: _Stain) -> np.ndarray:
 
 
 def _ink(picture: _Picture) -> np.ndarray:
-    stain = _Stain.of(picture.sample())
+    stain = _Stain.of(picture.sample)
     coarse = picture.coarse(INK_MPP)
     plain, faint = coarse.where(lambda od: _plain_ink(od, stain), lambda od: _faint_ink(od, stain))
     if plain.any():
         plain = drop_small(plain, INK_LEAST_UM2 / coarse.mpp**2)
-    if plain.any():
-        away_px = cv2.distanceTransform((~plain).astype(np.uint8), cv2.DIST_L2, 3)
-        faint &= away_px * coarse.mpp < INK_REACH_UM
-        opened = cv2.morphologyEx(faint.view(np.uint8), cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))
-        plain = _touching(plain | opened.astype(bool), plain)
     height, width = picture.levels.shape[:2]
-    ink = cv2.resize(plain.view(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST)
+    if not plain.any():
+        return np.zeros((height, width), bool)
+    away_px = cv2.distanceTransform((~plain).astype(np.uint8), cv2.DIST_L2, 3)
+    faint &= away_px * coarse.mpp < INK_REACH_UM
+    opened = cv2.morphologyEx(faint.view(np.uint8), cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))
+    stroke = _touching(plain | opened.astype(bool), plain).view(np.uint8)
+    ink = cv2.resize(stroke, (width, height), interpolation=cv2.INTER_NEAREST)
     return cv2.dilate(ink, _disk(INK_GROW_UM, picture.mpp)).astype(bool)
 
 
@@ -324,9 +326,8 @@ def _stained(picture: _Picture, free: np.ndarray) -> np.ndarray:
     for walls, and joined over the width of a cell; dense tissue is left out of that, so that
     its own outline stays.
     """
-    sample, mpp = picture.sample(), picture.mpp
-    noise = _glass_noise(sample)
-    sample = sample.at(free.ravel()[:: _sample_step(free.size)])
+    noise, mpp = _glass_noise(picture.sample), picture.mpp
+    sample = picture.sample.at(free.ravel()[:: _sample_step(free.size)])
     floor = min(max(SATURATION_FLOOR, noise), SATURATION_CEILING)
     least = _otsu(sample.saturation, floor, SATURATION_CEILING)
     dense = _otsu(sample.mean, DENSITY_FLOOR, DENSITY_CEILING)

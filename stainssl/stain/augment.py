@@ -180,12 +180,12 @@ def stain_mix(
     """
     _refuse_negative("strength", strength)
     own = _each(_stains(source), images)
-    count, rows = share = share or Share(len(own), slice(None))
+    share = share or Share(len(own), slice(None))
     partner = _drawn(
         own if partners is None else _stains(partners).to(images.device), own, generator, share
     )
-    mixed = torch.rand(count, 1, 1, generator=generator)[rows].to(images.device)
-    factor = 1 + strength * (2 * torch.rand(count, 2, generator=generator)[rows] - 1)
+    mixed = torch.rand(share.total, 1, 1, generator=generator)[share.rows].to(images.device)
+    factor = 1 + strength * (2 * torch.rand(share.total, 2, generator=generator)[share.rows] - 1)
     matrix = mixed * own.matrix + (1 - mixed) * partner.matrix
     matrix = matrix / matrix.norm(dim=-1, keepdim=True).clamp_min(1e-6)
     goal = replace(own, matrix=matrix, scale=own.scale * factor.to(images.device))
