@@ -44,7 +44,7 @@ format: .venv/ready
 lock: .venv/ready
 	uv pip compile requirements.in --output-file requirements.lock --python-version 3.11 \
 		--no-header --no-annotate --no-emit-index-url --quiet
-	python -m stainssl.generated
+	python tools/generated.py
 
 clean:
 	rm -rf results .snakemake

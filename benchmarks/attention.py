@@ -28,12 +28,12 @@ from sklearn.metrics import roc_auc_score
 
 from stainssl.cohort import parts, read_sheet
 from stainssl.config import Config, Head, Split, Task, load
-from stainssl.paths import Paths
+from stainssl.plan.paths import Paths
 from stainssl.stages import folds, mil
 from stainssl.stores.tables import read_table
 from stainssl.stores.tiles import read_labels
 
-LEAST_TRAINING = 60  # patients
+MIN_TRAINING = 60  # patients
 TASK = "her2"
 
 
@@ -47,9 +47,9 @@ def config_of(source: Path, work: Path, heads: list[str]) -> Config:
         (results / name).symlink_to((found.results / name).resolve())
     (cohort,) = found.cohorts
     patients = read_sheet(found, cohort)["patient_id"].nunique()
-    if patients <= LEAST_TRAINING:
-        raise SystemExit(f"{patients} patients: more than {LEAST_TRAINING} are needed.")
-    count = -(-patients // (patients - LEAST_TRAINING))
+    if patients <= MIN_TRAINING:
+        raise SystemExit(f"{patients} patients: more than {MIN_TRAINING} are needed.")
+    count = -(-patients // (patients - MIN_TRAINING))
     split = Split(folds=count, stratify=["site"])
     task = Task(level="slide", label=TASK, cohorts=[cohort], split=split)
     made = {kind: Head(kind=kind) for kind in heads}

@@ -42,8 +42,8 @@ import yaml
 
 from stainssl.config import Config, parse
 from stainssl.mil.bags import Bag, SlideTiles
-from stainssl.mil.train import Settings, fit
-from stainssl.paths import Paths
+from stainssl.mil.train import HeadSettings, fit
+from stainssl.plan.paths import Paths
 from stainssl.stages import folds, mil
 from stainssl.stores.embeddings import write_embeddings
 
@@ -158,7 +158,7 @@ def epoch(work: Path, slides: int, tiles: int = 2000, clone: Path | None = None)
 
     def ours(**words: Any) -> float:
         def train(epochs: int) -> float:
-            settings = Settings(epochs=epochs, **words)
+            settings = HeadSettings(epochs=epochs, **words)
             return seconds(lambda: fit(bags, [], ("0", "1"), settings, 0))
 
         return (train(3) - train(1)) / 2  # without what is done once

@@ -6,7 +6,7 @@ Draws a synthetic cohort with at least 40 patients at the unseen site c from a s
 the workflow on it with the encoders of `config.yaml`, three seeds each, and compares them on the
 tile task `tumor`: at site c, and in the confounded test. The difference is stain-invariant minus
 SimCLR, AUROC, mean over seeds, with its 95 % paired bootstrap interval over patients. Two oracles
-bound the task: colour statistics alone must fail at c, the true morphology must solve it. Every
+bound the task: color statistics alone must fail at c, the true morphology must solve it. Every
 penalty is chosen inside the training patients, and nothing is chosen from the results. Prints a
 table and writes `demo_claim.json` into the work folder; an interrupted run goes on where it was.
 """
@@ -31,20 +31,20 @@ import pandas as pd
 import yaml
 
 import stainssl
-from stainssl.benchmark.compare import compare_two, shared_units
-from stainssl.benchmark.folds import read_folds
-from stainssl.benchmark.metrics import (
+from stainssl.cohort import parts
+from stainssl.config import Config, load
+from stainssl.demo.truth import morphology
+from stainssl.evaluation.compare import compare_two, shared_units
+from stainssl.evaluation.folds import read_folds
+from stainssl.evaluation.metrics import (
     METRICS,
     RESAMPLES,
     interval,
     patient_weights,
     scored_units,
 )
-from stainssl.benchmark.probe import Tiles, colour_features, probe
-from stainssl.cohort import parts
-from stainssl.config import Config, load
-from stainssl.demo.truth import morphology
-from stainssl.paths import Paths
+from stainssl.evaluation.probe import Tiles, color_features, probe
+from stainssl.plan.paths import Paths
 from stainssl.stages.probe import labelled_tiles
 from stainssl.stores.atomic import write_text
 from stainssl.stores.pixels import open_pixels
@@ -55,7 +55,7 @@ REPO = Path(__file__).resolve().parent.parent
 TASK, COHORT, UNSEEN = "tumor", "demo", "c"
 CLAIMED, BASELINE, UNTRAINED = "stain-invariant", "simclr", "random"
 SEEDS = [0, 1, 2]
-LEAST_PATIENTS = 40  # at the unseen site, below which no claim is made
+MIN_PATIENTS = 40  # at the unseen site, below which no claim is made
 SOLVED = 0.95  # AUROC that true morphology must reach
 BLOCK = 512  # tiles decoded at once
 
@@ -146,15 +146,15 @@ def comparison(config: Config, read: Any) -> dict[str, Any]:
     }
 
 
-def colours(config: Config, table: pd.DataFrame) -> np.ndarray:
-    """(N, 9) colour statistics of the tiles of a table, in its order."""
+def colors(config: Config, table: pd.DataFrame) -> np.ndarray:
+    """(N, 9) color statistics of the tiles of a table, in its order."""
     blocks = []
     for part in parts(config, COHORT):
         tiling = config.cohorts[COHORT].tiling
         store = open_pixels(Paths(config.results).pixels(COHORT, tiling, part))
         for start in range(0, len(store), BLOCK):
             rows = np.arange(start, min(start + BLOCK, len(store)))
-            found = pd.DataFrame(colour_features(store.images(rows)))
+            found = pd.DataFrame(color_features(store.images(rows)))
             names = np.asarray(store.slide_id, object)[store.slide[rows]]
             blocks.append(found.assign(slide_id=names, tile=store.tile[rows]))
     return _in_order(table, pd.concat(blocks))
@@ -203,9 +203,9 @@ def verdict(tests: dict[str, Any], oracles: dict[str, Any]) -> dict[str, bool]:
     }
     enough = min(found["encoders"][CLAIMED]["patients"] for found in tests.values())
     return held | {
-        "colour alone fails": oracles["colour"]["low"] <= 0.5,
+        "color alone fails": oracles["color"]["low"] <= 0.5,
         "true morphology solves it": oracles["morphology"]["auroc"] >= SOLVED,
-        f"at least {LEAST_PATIENTS} patients": enough >= LEAST_PATIENTS,
+        f"at least {MIN_PATIENTS} patients": enough >= MIN_PATIENTS,
     }
 
 
@@ -242,7 +242,7 @@ def measure(config: Config, cores: int) -> dict[str, Any]:
     }
     tiles = labelled_tiles(config, config.tasks[TASK], UNTRAINED)
     oracles = {
-        "colour": oracle(config, tiles, colours(config, tiles.table)),
+        "color": oracle(config, tiles, colors(config, tiles.table)),
         "morphology": oracle(config, tiles, true_morphology(config, tiles.table, cores)),
     }
     return {"tests": tests, "oracles": oracles, "verdict": verdict(tests, oracles)}

@@ -23,9 +23,9 @@ import cv2
 import numpy as np
 import torch
 
-from stainssl.device import pick
-from stainssl.embed import BATCH, GPU_BATCH, embed_pixels
-from stainssl.encoders import LoadedEncoder, load, new_backbone, save_local_dir
+from stainssl.encoders.embedding import BATCH, GPU_BATCH, embed_pixels
+from stainssl.encoders.loading import LoadedEncoder, load, new_backbone, save_local_dir
+from stainssl.runtime.devices import pick
 from stainssl.stores.pixels import Pixels, SlidePixels, encode, open_pixels, write_pixels
 
 

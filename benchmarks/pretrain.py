@@ -36,11 +36,11 @@ from lightly.transforms import SimCLRTransform
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from stainssl.encoders import new_backbone, vector_length
+from stainssl.encoders.loading import new_backbone, vector_length
 from stainssl.pretrain.data import Batch, Stream, TrainTiles
-from stainssl.pretrain.methods import METHODS, Recipe, Stain, Staining
+from stainssl.pretrain.methods import METHODS, NormalizerState, Recipe, StainTargets
 from stainssl.pretrain.objectives import OBJECTIVES
-from stainssl.pretrain.train import Learner, Preprocessing, Settings
+from stainssl.pretrain.train import HeadSettings, Learner, Preprocessing
 from stainssl.stain import StainProfile, estimate
 from stainssl.stain.targets import BatchTarget
 from stainssl.stores.pixels import SlidePixels, decode, encode, open_pixels, write_pixels
@@ -48,7 +48,7 @@ from stainssl.stores.pixels import SlidePixels, decode, encode, open_pixels, wri
 ROUNDS = 5
 EPOCHS = 5  # of the loader: a batch's memory is new in the first and used again after that
 EVEN = Preprocessing((0.5,) * 3, (0.5,) * 3)
-SETTINGS = Settings(steps=1000, lr=1e-3, weight_decay=1e-4)
+SETTINGS = HeadSettings(steps=1000, lr=1e-3, weight_decay=1e-4)
 STORES, TILES_A_STORE = 1000, 10_000
 
 
@@ -70,12 +70,12 @@ def write_store(path: Path, images: np.ndarray) -> None:
     write_pixels(path, [slide], size_px=images.shape[1], mpp=1.0, settings={})
 
 
-def learner(name: str, backbone: str, size: int, stain: Stain | None, colour: str) -> Learner:
+def learner(name: str, backbone: str, size: int, stain: StainTargets | None, color: str) -> Learner:
     """A network to train, of our own."""
     torch.manual_seed(0)
     network, _ = new_backbone(backbone, size)
     objective = OBJECTIVES["nt-xent"](network, vector_length(network, size), 0.2, 0)
-    method = METHODS[name](Recipe(size, colour, 0), stain)
+    method = METHODS[name](Recipe(size, color, 0), stain)
     return Learner(network, objective, method, EVEN, SETTINGS)
 
 
@@ -110,16 +110,18 @@ def by_turns(work: dict[str, Callable[[], Any]], clock: Callable[[], float]) -> 
 def step_cost(real_data: Path) -> list[dict[str, Any]]:
     """CPU seconds of a step of both methods, for two backbones."""
     rows = []
-    for backbone, size, count, colour in (
+    for backbone, size, count, color in (
         ("resnet18", 96, 64, "weak"), ("resnet50", 224, 8, "weak"), ("lcnet_050", 96, 128, "weak"),
     ):  # fmt: skip
         images = torch.from_numpy(tiles_of(real_data, count, size)).permute(0, 3, 1, 2).contiguous()
         known = estimate(images, "macenko")
-        stain = Stain([Staining(known, BatchTarget(known.pooled()))], lambda t: [""] * len(t))
+        stain = StainTargets(
+            [NormalizerState(known, BatchTarget(known.pooled()))], lambda t: [""] * len(t)
+        )
         number = np.arange(count)
         batch = Batch(images, number, number)
         steps = {
-            name: Stepper(learner(name, backbone, size, stain, colour))
+            name: Stepper(learner(name, backbone, size, stain, color))
             for name in ("simclr", "stain-invariant")
         }
         work = {name: partial(step, batch) for name, step in steps.items()}

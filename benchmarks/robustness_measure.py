@@ -18,8 +18,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from stainssl.benchmark.probe import Linear, linear_probe
-from stainssl.benchmark.robustness import most_different, unit_length
+from stainssl.evaluation.probe import Linear, linear_probe
+from stainssl.evaluation.robustness import most_different, unit_length
 from stainssl.pretrain.losses import alignment, effective_rank, uniformity
 from stainssl.stain import StainProfile, estimate
 from stainssl.stain.profile import LabStats

@@ -32,7 +32,6 @@ import shutil
 import time
 import zipfile
 from collections.abc import Sequence
-from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -53,14 +52,14 @@ from benchmarks.robustness_measure import (
     run_values,
     stained,
 )
-from stainssl.benchmark.probe import balanced_sample
 from stainssl.cohort import parts, read_sheet
 from stainssl.config import Config, Encoder, load, parse
 from stainssl.demo import make as make_demo
 from stainssl.demo import sheet as demo_sheet
-from stainssl.encoders import load as load_encoder
-from stainssl.paths import Paths
-from stainssl.slides.reader import open_slide
+from stainssl.encoders.loading import load as load_encoder
+from stainssl.evaluation.probe import balanced_sample
+from stainssl.plan.paths import Paths
+from stainssl.slides.readers import open_slide
 from stainssl.stages import label, pixels, pretrain, target, tile
 from stainssl.stores.atomic import replacing, write_text
 from stainssl.stores.pixels import Pixels, decode, open_pixels
@@ -83,9 +82,9 @@ ENCODERS: dict[str, dict[str, Any]] = {
     "random": {"method": "random"},
     "simclr": _SIMCLR,
     "stain-invariant": _SI,
-    "simclr, no jitter": _SIMCLR | {"colour": "none"},
-    "simclr, strong": _SIMCLR | {"colour": "strong"},
-    "stain-invariant, strong": _SI | {"colour": "strong"},
+    "simclr, no jitter": _SIMCLR | {"color": "none"},
+    "simclr, strong": _SIMCLR | {"color": "strong"},
+    "stain-invariant, strong": _SI | {"color": "strong"},
     "stain-invariant, two targets": _SI | {"views": "different"},
     "stain-invariant, hed": _SI | {"stain_jitter": "hed"},
     "simclr, hed": _SIMCLR | {"stain_jitter": "hed"},
@@ -232,9 +231,9 @@ def _run_name(name: str, seed: int, fold: int) -> str:
 
 
 def knows_reinhard(encoder: Encoder) -> bool:
-    """Whether training normalised by Reinhard's family, which then cannot test it."""
-    normalises = encoder.needs_target and "reinhard" in encoder.normalizers
-    return normalises or encoder.stain_jitter == "randstainna"
+    """Whether training normalized by Reinhard's family, which then cannot test it."""
+    normalizes = encoder.needs_target and "reinhard" in encoder.normalizers
+    return normalizes or encoder.stain_jitter == "randstainna"
 
 
 def prepare(config: Config) -> None:
@@ -305,20 +304,20 @@ def centre_images(real_data: Path) -> dict[str, Images]:
 
 
 def reference_images(real_data: Path) -> dict[str, Images]:
-    """Picture → its three squares (3, 3, 512, 512) of most colour: stains to choose by."""
+    """Picture → its three squares (3, 3, 512, 512) of most color: stains to choose by."""
     found = {}
     for path in REFERENCES:
-        with closing(open_slide(real_data / path)) as slide:
+        with open_slide(real_data / path) as slide:
             image = slide.read_region(0, 0, 0, slide.level_sizes_px[0])
-        found[path] = _most_coloured(image).transpose(0, 3, 1, 2)
+        found[path] = _most_colored(image).transpose(0, 3, 1, 2)
     return found
 
 
-def _most_coloured(image: np.ndarray, count: int = 3) -> np.ndarray:
-    """The squares of (h, w, 3) with most coloured pixels that do not overlap."""
-    side, coloured = REFERENCE_PX, np.ptp(image, axis=2) > 20
+def _most_colored(image: np.ndarray, count: int = 3) -> np.ndarray:
+    """The squares of (h, w, 3) with most colored pixels that do not overlap."""
+    side, colored = REFERENCE_PX, np.ptp(image, axis=2) > 20
     places = itertools.product(*(range(0, n - side + 1, side // 2) for n in image.shape[:2]))
-    ranked = sorted(((coloured[y : y + side, x : x + side].mean(), y, x) for y, x in places))[::-1]
+    ranked = sorted(((colored[y : y + side, x : x + side].mean(), y, x) for y, x in places))[::-1]
     chosen: list[tuple[int, int]] = []
     for _, y, x in ranked:
         if all(max(abs(y - b), abs(x - a)) >= side for b, a in chosen):

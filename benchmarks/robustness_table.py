@@ -20,8 +20,8 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from benchmarks.robustness_measure import DOSE, ORIGINAL, SHIFTED
-from stainssl.benchmark.metrics import RESAMPLES, interval, weighted_auroc
-from stainssl.figures.benchmark import LINES, MARKERS, encoder_colours
+from stainssl.evaluation.metrics import RESAMPLES, interval, weighted_auroc
+from stainssl.figures.benchmark import LINES, MARKERS, encoder_colors
 
 CLAIMED, BASELINE = ("stain-invariant", "stain-invariant, hed"), "simclr"
 OD_PAIR = f"{ORIGINAL} | {SHIFTED}"
@@ -276,16 +276,16 @@ def picture(summary: pd.DataFrame, kind: str) -> Figure:
     names = [n for n in dict.fromkeys(plain["encoder"]) if _dose_points(plain, n, kind)]
     figure = Figure(figsize=(11, 4.4), dpi=110, layout="constrained")
     left, right = figure.subplots(1, 2)
-    colours = encoder_colours(names)
+    colors = encoder_colors(names)
     for place, name in enumerate(names):
         x, y, low, high = zip(*_dose_points(plain, name, kind), strict=True)
         style = {"marker": MARKERS[place % len(MARKERS)], "ls": LINES[place % len(LINES)]}
-        left.plot(x, y, color=colours[name], label=name, lw=1.8, **style)
-        left.fill_between(x, low, high, color=colours[name], alpha=0.10, lw=0)
+        left.plot(x, y, color=colors[name], label=name, lw=1.8, **style)
+        left.fill_between(x, low, high, color=colors[name], alpha=0.10, lw=0)
     _label(left, "stain distance from the training tiles, ΔE of LAB", curve)
     left.set_title("The stain moved away (band: 95 % over patients)", loc="left", fontsize=10)
     left.legend(frameon=False, fontsize=8.5)
-    _forest(right, plain[plain["metric"] == worst], colours, words)
+    _forest(right, plain[plain["metric"] == worst], colors, words)
     return figure
 
 
@@ -300,13 +300,13 @@ def _dose_points(plain: pd.DataFrame, name: str, kind: str) -> list[tuple[float,
     return sorted(points)
 
 
-def _forest(axes: Axes, rows: pd.DataFrame, colours: Mapping[str, str], words: str) -> None:
+def _forest(axes: Axes, rows: pd.DataFrame, colors: Mapping[str, str], words: str) -> None:
     for place, row in enumerate(rows.to_dict("records")):
-        colour = colours.get(row["encoder"], "#444444")
-        axes.plot([row["low"], row["high"]], [place] * 2, color=colour, lw=2.2)
-        axes.plot(row["value"], place, "o", color=colour, ms=7)
+        color = colors.get(row["encoder"], "#444444")
+        axes.plot([row["low"], row["high"]], [place] * 2, color=color, lw=2.2)
+        axes.plot(row["value"], place, "o", color=color, ms=7)
         seeds = row["by_seed"]
-        axes.plot(seeds, [place + 0.22] * len(seeds), "|", color=colour, ms=7)
+        axes.plot(seeds, [place + 0.22] * len(seeds), "|", color=color, ms=7)
     axes.set_yticks(range(len(rows)), rows["encoder"].tolist(), fontsize=9)
     axes.set_ylim(len(rows) - 0.5, -0.6)
     _label(axes, f"{words}; strokes: single seeds", "")

@@ -24,7 +24,6 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +34,11 @@ import openslide
 import pandas as pd
 import tifffile
 
+from stainssl.errors import SlideError
 from stainssl.slides import tiling
-from stainssl.slides.reader import open_slide
+from stainssl.slides.readers import open_slide
 from stainssl.slides.scale import read_square, read_thumbnail
 from stainssl.slides.tissue import tissue_map
-from stainssl.status import SlideError
 from stainssl.stores.pixels import SlidePixels, decode, encode, open_pixels, write_pixels
 
 ROUNDS, SIZE_PX, MPP, MASK_MPP = 3, 256, 0.5, 8.0
@@ -59,7 +58,7 @@ def seconds(work: dict[str, Callable[[], Any]]) -> dict[str, float]:
 
 def table_of(path: Path, with_figures: bool, slide_mpp: float = MPP) -> pd.DataFrame:
     """Mask and tiles of a slide; without figures it is what the other tools make."""
-    with closing(open_slide(path)) as slide:
+    with open_slide(path) as slide:
         thumbnail = read_thumbnail(slide, MASK_MPP, slide_mpp)
         tissue = tissue_map(thumbnail, MASK_MPP)
         squares = tiling.grid(slide.bounds_level0_px, slide_mpp, MPP, SIZE_PX)
@@ -71,7 +70,7 @@ def table_of(path: Path, with_figures: bool, slide_mpp: float = MPP) -> pd.DataF
 
 def thumbnail_of(path: Path) -> np.ndarray:
     """The picture that the mask is drawn on."""
-    with closing(open_slide(path)) as slide:
+    with open_slide(path) as slide:
         return read_thumbnail(slide, MASK_MPP, MPP)
 
 
@@ -107,7 +106,7 @@ def mask_and_table(path: Path, options: argparse.Namespace) -> list[dict[str, An
         {
             "thumbnail alone": lambda: thumbnail_of(path),
             "stainssl": lambda: table_of(path, False),
-            "stainssl with sharpness and colour": lambda: table_of(path, True),
+            "stainssl with sharpness and color": lambda: table_of(path, True),
         }
     )
     rows: list[dict[str, Any]] = [
@@ -159,7 +158,7 @@ def raw_work(path: Path, tiles: pd.DataFrame) -> tuple[Callable[[], None], int]:
 
 def read_all(path: Path, tiles: pd.DataFrame) -> None:
     """The pixels of tiles by our reader."""
-    with closing(open_slide(path)) as slide:
+    with open_slide(path) as slide:
         for x, y, side in zip(tiles["x"], tiles["y"], tiles["side"], strict=True):
             read_square(slide, x, y, side, SIZE_PX)
 
@@ -200,7 +199,7 @@ def pixels_of(path: Path, slide_mpp: float, count: int) -> dict[str, Any]:
 
 def store_of(path: Path, count: int) -> dict[str, Any]:
     """A store of tiles: its size, and how fast it is read back beside decoding alone."""
-    with closing(open_slide(path)) as slide:
+    with open_slide(path) as slide:
         places = [(4096 + 256 * (i % 64), 4096 + 256 * (i // 64)) for i in range(count)]
         jpeg = [encode(read_square(slide, x, y, SIZE_PX, SIZE_PX)) for x, y in places]
     with tempfile.TemporaryDirectory() as folder:
@@ -223,7 +222,7 @@ def store_of(path: Path, count: int) -> dict[str, Any]:
 
 def two_processes(path: Path, count: int) -> dict[str, Any]:
     """What a second process adds to the rate of reading; needs two cores."""
-    with closing(open_slide(path)) as slide:
+    with open_slide(path) as slide:
         squares = tiling.grid(slide.bounds_level0_px, MPP, MPP, SIZE_PX)
     x, y = squares.corners()
     tiles = pd.DataFrame({"x": x, "y": y, "side": squares.side_level0_px}).head(2 * count)

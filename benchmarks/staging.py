@@ -15,13 +15,12 @@ import os
 import subprocess
 import tempfile
 import time
-from contextlib import closing
 from pathlib import Path
 
 import pandas as pd
 
 from benchmarks.slides import SIZE_PX, table_of
-from stainssl.slides.reader import open_slide
+from stainssl.slides.readers import open_slide
 from stainssl.slides.scale import read_square
 from stainssl.slides.staging import staged
 
@@ -59,7 +58,7 @@ def tiles_of(path: Path, count: int) -> pd.DataFrame:
 def seconds(path: Path, tiles: pd.DataFrame, folder: Path | None) -> float:
     """Reading the tiles of a slide, staged in `folder` where one is given."""
     start = time.perf_counter()
-    with staged(path, folder, 1 << 40) as place, closing(open_slide(place)) as slide:
+    with staged(path, folder, 1 << 40) as place, open_slide(place) as slide:
         for x, y, side in zip(tiles["x"], tiles["y"], tiles["side"], strict=True):
             read_square(slide, x, y, side, SIZE_PX)
     return time.perf_counter() - start

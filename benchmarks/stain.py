@@ -4,9 +4,9 @@
 
 Speed: CPU time a tile of 64 tiles of 224 px, cut from the CAMELYON17 tiles, median of several
 rounds, the sides by turns. Agreement: mean absolute difference in grey levels of real tiles
-normalised to one target image, each side by its own estimates, ours with the other side's
+normalized to one target image, each side by its own estimates, ours with the other side's
 constants and tissue mask. Recovery: angle to the vectors that synthetic tiles were rendered with.
-Step: what normalising takes of a pretraining step of the demo. Rivals that are not installed
+Step: what normalizing takes of a pretraining step of the demo. Rivals that are not installed
 (requirements-rivals.in) are left out.
 """
 
@@ -35,9 +35,17 @@ REPO = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPO))
 
 # ruff: noqa: E402
-from stainssl.encoders import new_backbone
+from stainssl.encoders.loading import new_backbone
 from stainssl.pretrain.losses import nt_xent
-from stainssl.stain import METHODS, Constants, StainProfile, compiled, eager, estimate, normalize
+from stainssl.stain import (
+    METHODS,
+    Constants,
+    StainProfile,
+    estimate,
+    normalize,
+    numba_backend,
+    torch_backend,
+)
 from stainssl.stain.augment import LabSpread, hed_jitter, rand_stain_na, stain_mix
 from stainssl.stain.density import DEFAULTS
 from tests.stain import synthetic
@@ -104,7 +112,7 @@ def _seconds(work: Work) -> dict[str, float]:
 
 
 def tiatoolbox_normalizer(method: str, target: Tensor) -> Any:
-    """tiatoolbox's normaliser, fitted."""
+    """tiatoolbox's normalizer, fitted."""
     from tiatoolbox.tools.stainnorm import get_normalizer
 
     normalizer = get_normalizer(method)
@@ -113,7 +121,7 @@ def tiatoolbox_normalizer(method: str, target: Tensor) -> Any:
 
 
 def torchstain_normalizer(method: str, target: Tensor) -> Any:
-    """torchstain's normaliser, fitted; None where it has none or is not installed."""
+    """torchstain's normalizer, fitted; None where it has none or is not installed."""
     try:
         import torchstain
     except ImportError:
@@ -186,8 +194,8 @@ def speed(real_data: Path, method: str) -> Row:
     own, goal, floats = estimate(images, method), estimate(target[None], method)[0], images / 255
     ours: Work = {
         "estimate": lambda: estimate(images, method),
-        "normalise": lambda: normalize(images, own, goal),
-        "normalise float": lambda: normalize(floats, own, goal),
+        "normalize": lambda: normalize(images, own, goal),
+        "normalize float": lambda: normalize(floats, own, goal),
     }
     others = rivals_at_work(method, images[: BATCH // 4], target)
     found = milliseconds(ours, len(images), others)
@@ -197,7 +205,7 @@ def speed(real_data: Path, method: str) -> Row:
 def parts(real_data: Path) -> Row:
     """Where the time goes: milliseconds a tile of the pieces, torch beside numba."""
     images = crops(real_data, SIZE, BATCH)
-    chunk, sample = images[:2], compiled.Sample(images, DEFAULTS)
+    chunk, sample = images[:2], numba_backend.Sample(images, DEFAULTS)
     basis, vectors = torch.rand(BATCH, 3, 2), torch.rand(BATCH, 2, 3)
     matrix, shift = torch.eye(3).expand(BATCH, 3, 3), torch.zeros(BATCH, 3)
     pieces: Work = {
@@ -208,14 +216,16 @@ def parts(real_data: Path) -> Row:
         "8,192 px, 20 sparse rounds": lambda: sample.thinned(1 << 13).sparse_vectors(
             vectors, 0.01, 20
         ),
-        "map": lambda: compiled.map_density(images, matrix, shift, DEFAULTS),
-        "LAB map": lambda: compiled.map_lab(images, shift + 1, shift),
-        "map in torch": lambda: eager.map_density(images, matrix, shift, DEFAULTS),
-        "LAB map in torch": lambda: eager.map_lab(images, shift + 1, shift),
+        "map": lambda: numba_backend.map_density(images, matrix, shift, DEFAULTS),
+        "LAB map": lambda: numba_backend.map_lab(images, shift + 1, shift),
+        "map in torch": lambda: torch_backend.map_density(images, matrix, shift, DEFAULTS),
+        "LAB map in torch": lambda: torch_backend.map_lab(images, shift + 1, shift),
     }
     found = milliseconds(pieces, BATCH)
     torch_estimates = {
-        f"{method} estimate in torch": (lambda m=method: METHODS[m](eager.Sample(chunk, DEFAULTS)))
+        f"{method} estimate in torch": (
+            lambda m=method: METHODS[m](torch_backend.Sample(chunk, DEFAULTS))
+        )
         for method in METHODS
     }
     return found | milliseconds(torch_estimates, len(chunk))
@@ -345,9 +355,9 @@ def step(real_data: Path) -> Row:
         optimizer.step()
 
     found = milliseconds(
-        {"normalise": lambda: normalize(images, own, own[0]), "network": network}, 1
+        {"normalize": lambda: normalize(images, own, own[0]), "network": network}, 1
     )
-    share = found["normalise"] / sum(found.values())
+    share = found["normalize"] / sum(found.values())
     return {**{k: round(v, 2) for k, v in found.items()}, "share": round(share, 4)}
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +18,11 @@ import numpy as np
 import pandas as pd
 
 from stainssl.config import Tiling
-from stainssl.slides.reader import open_slide
+from stainssl.errors import SlideError
+from stainssl.slides.readers import open_slide
 from stainssl.slides.scale import read_thumbnail
 from stainssl.slides.tiling import Limits, area_shares, grid, tile_table
 from stainssl.slides.tissue import MASKERS, TissueMap, masked
-from stainssl.status import SlideError
 
 MPP = 8.0
 DEMO_MPP = 0.5
@@ -58,7 +57,7 @@ def tiles_of(slide: Any, tissue: TissueMap, truth: dict[str, np.ndarray]) -> pd.
 def measure(path: Path, truth_file: Path, masker: str) -> tuple[dict[str, Any], pd.DataFrame]:
     """The figures of one slide's masks, and its tiles."""
     truth = {name: mask.astype(bool) for name, mask in np.load(truth_file).items()}
-    with closing(open_slide(path)) as slide:
+    with open_slide(path) as slide:
         thumbnail = read_thumbnail(slide, MPP, DEMO_MPP)
         found = masked(thumbnail, MPP, masker)
         tiles = tiles_of(slide, found, truth)

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from stainssl.figures.slides import INK, OUTLINE, outline, shade
-from stainssl.slides.reader import open_slide
+from stainssl.slides.readers import open_slide
 from stainssl.slides.scale import read_thumbnail
 from stainssl.slides.tissue import tissue_map
 

@@ -74,7 +74,7 @@ def _check_words(config: Config, words: dict[str, Any]) -> None:
     """Refuse a name that the config does not have, with the nearest that it has."""
     from stainssl.cohort import parts
     from stainssl.config import nearest
-    from stainssl.status import StainsslError
+    from stainssl.errors import StainsslError
 
     known: dict[str, Any] = {
         "cohort": config.cohorts,
@@ -119,7 +119,7 @@ def demo(config: ConfigFile = DEFAULT, threads: Threads = 0) -> None:
 def cohort_check(config: ConfigFile = DEFAULT) -> None:
     """Tell every problem of the config and its sheets at once; exit 1 where there is one."""
     from stainssl.cohort import check, read_sheet, release_warnings
-    from stainssl.status import StainsslError
+    from stainssl.errors import StainsslError
 
     loaded = _load(config)
     if problems := check(loaded):
@@ -142,7 +142,7 @@ def cohort_import(
     option: Annotated[list[str] | None, typer.Option("--option", help="As key=value.")] = None,
 ) -> None:
     """Write the sheet of a public data set and tell what is wrong with its folder."""
-    from stainssl.releases.importing import run
+    from stainssl.datasets.importing import run
 
     for line in run(release, root, sheet or Path(f"{release}.csv"), option or []):
         typer.echo(line)
@@ -298,14 +298,14 @@ def import_features(
 @app.command()
 def doctor() -> None:
     """Tell what is installed, what reads which format, which device is used, what is wrong."""
-    from stainssl.doctor import report
+    from stainssl.runtime.doctor import report
 
     raise typer.Exit(report())
 
 
 def main() -> None:
-    """Run a verb; what the user can mend ends it with one message and exit code 1."""
-    from stainssl.status import StainsslError
+    """Run a verb; what the user can fix ends it with one message and exit code 1."""
+    from stainssl.errors import StainsslError
 
     try:
         app()

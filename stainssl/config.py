@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -17,8 +18,10 @@ from pydantic import (
     model_validator,
 )
 
-from stainssl.releases.registry import RELEASES, find
-from stainssl.status import StainsslError
+from stainssl.datasets.registry import RELEASES, find
+from stainssl.errors import StainsslError
+
+log = logging.getLogger(__name__)
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 Name = Annotated[str, StringConstraints(pattern=f"^{NAME}$")]
@@ -166,7 +169,7 @@ class Train(Model):
 
 
 class Target(Model):
-    """The profile(s) that images are normalised to."""
+    """The profile(s) that images are normalized to."""
 
     policy: Literal["batch", "cohort", "site", "medoid", "spread", "fixed"] = "batch"
     per: Literal["iteration", "image"] = "iteration"
@@ -207,12 +210,12 @@ class Encoder(Model):
     input_size: Annotated[int, Field(ge=32)] | None = None  # px; null: the tiling's size
     target: Target = Target()
     normalizer: Normalizer | Annotated[list[Normalizer], Field(min_length=1)] = "macenko"
-    views: Literal["one", "same", "different"] = "one"  # which views are normalised
-    stain_probability: Share = 1.0  # that a view which is to be normalised is
-    preprocess: bool = False  # normalise every tile to the training part's mean, here and in use
+    views: Literal["one", "same", "different"] = "one"  # which views are normalized
+    stain_probability: Share = 1.0  # that a view which is to be normalized is
+    preprocess: bool = False  # normalize every tile to the training part's mean, here and in use
     geometry: Geometry = Geometry()
-    colour: Literal["none", "weak", "strong"] = "weak"  # jitter beside the stain target
-    stain_jitter: Literal["none", "hed", "randstainna", "mix"] = "hed"  # before colour jitter
+    color: Literal["none", "weak", "strong"] = "weak"  # jitter beside the stain target
+    stain_jitter: Literal["none", "hed", "randstainna", "mix"] = "hed"  # before color jitter
     stain_jitter_strength: Annotated[float, Field(gt=0)] | None = None  # null: see the reference
     loss: Literal["nt-xent", "vicreg", "barlow-twins", "dino"] = "nt-xent"
     temperature: Annotated[float, Field(gt=0)] = 0.2  # of nt-xent
@@ -229,6 +232,15 @@ class Encoder(Model):
     warm_up: Share = 0.1  # of the steps
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
     precision: Literal["auto", "32", "bf16"] = "auto"  # auto: half on a GPU, 32 bits on a CPU
+
+    @model_validator(mode="before")
+    @classmethod
+    def _accept_aliases(cls, given: Any) -> Any:
+        """`colour` is accepted for `color`, and says so."""
+        if not isinstance(given, dict) or "colour" not in given or "color" in given:
+            return given
+        log.warning("The key 'colour' of an encoder is read as 'color': write 'color'.")
+        return {("color" if key == "colour" else key): value for key, value in given.items()}
 
     @model_validator(mode="after")
     def _one_kind(self) -> Encoder:
@@ -247,7 +259,7 @@ class Encoder(Model):
         if self.queue and self.loss != "nt-xent":
             raise ValueError(f"queue holds negatives, and loss {self.loss} has none: leave it out")
         if len(self.normalizers) > 1 and self.target.policy == "fixed":
-            raise ValueError("a fixed target is one normaliser's: give one normalizer")
+            raise ValueError("a fixed target is one normalizer's: give one normalizer")
         if self.preprocess and not self.is_trained:
             raise ValueError("preprocess learns its target from training tiles: give a method")
         if self.method == "stain-invariant" or self.preprocess:
@@ -260,7 +272,7 @@ class Encoder(Model):
         if self.stain_jitter in ("randstainna", "mix"):
             raise ValueError(
                 f"stain_jitter {self.stain_jitter} starts from a tile's own stain, which is "
-                "normalised away here: use hed, or method simclr without preprocess"
+                "normalized away here: use hed, or method simclr without preprocess"
             )
 
     @property
@@ -270,12 +282,12 @@ class Encoder(Model):
 
     @property
     def needs_target(self) -> bool:
-        """Whether pretraining normalises to a target."""
+        """Whether pretraining normalizes to a target."""
         return self.method == "stain-invariant" or (self.is_trained and self.preprocess)
 
     @property
     def normalizers(self) -> list[str]:
-        """The normalisers; targets are chosen under the first."""
+        """The normalizers; targets are chosen under the first."""
         return [self.normalizer] if isinstance(self.normalizer, str) else list(self.normalizer)
 
 

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from stainssl.config import Config, dump, load, parse
-from stainssl.status import StainsslError
+from stainssl.errors import StainsslError
 
 REPO = Path(__file__).resolve().parent.parent
 DEMO = {"cohorts": {"demo": {"demo": {"seed": 1}}}}

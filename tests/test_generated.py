@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from stainssl.generated import ROOT, files
+from tools.generated import ROOT, files
 
 
 @pytest.mark.parametrize("path", list(files()), ids=str)

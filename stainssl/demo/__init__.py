@@ -2,7 +2,7 @@
 
 Slides are drawn by a documented rule from a seed: tissue first, labels from the tissue, stain
 last. Labels depend on morphology alone. At the training sites stain goes with the amount of
-tumour, at the test sites against it, so that a model that reads colour fails there.
+tumour, at the test sites against it, so that a model that reads color fails there.
 """
 
 from __future__ import annotations

@@ -108,7 +108,7 @@ def morphology(
     side: np.ndarray | float,
     side_px: int = 3072,
 ) -> np.ndarray:
-    """True size, outline and crowding of the nuclei of tiles; blind to kind, region and colour.
+    """True size, outline and crowding of the nuclei of tiles; blind to kind, region and color.
 
     Args:
         seed, patients, side_px: as the cohort was made.

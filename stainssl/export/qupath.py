@@ -27,7 +27,7 @@ def tile_objects(
     Args:
         x_level0_px, y_level0_px: (N,) corners.
         side_level0_px: (N,) sides.
-        measurements: name → (N,) numbers, which QuPath colours tiles by (Measure → Show
+        measurements: name → (N,) numbers, which QuPath colors tiles by (Measure → Show
             measurement maps).
     """
     columns = {name: np.asarray(values, float).tolist() for name, values in measurements.items()}

@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from stainssl.errors import SlideError, Status
 from stainssl.export.source import FILES
-from stainssl.status import SlideError, Status
 
 UNKNOWN = -1  # x and y of a tile whose place its file does not tell
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from stainssl.status import StainsslError
+from stainssl.errors import StainsslError
 
 FILES = {  # where a slide's file may be, below the folder that a user would name
     "clam": ("h5_files/{}.h5", "{}.h5", "pt_files/{}.pt", "{}.pt"),

@@ -10,10 +10,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from stainssl.benchmark.baselines import CLINICAL, SITE
-from stainssl.benchmark.baselines import HEAD as COLUMNS_HEAD
+from stainssl.evaluation.baselines import CLINICAL, SITE
+from stainssl.evaluation.baselines import HEAD as COLUMNS_HEAD
 
-# Okabe & Ito 2008: told apart by the colour-blind. Grey is kept for what saw nothing.
+# Okabe & Ito 2008: told apart by the color-blind. Grey is kept for what saw nothing.
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8C6D1F", "#5D3A9B")
 GREY = "#7F7F7F"
 LINES = ("-", "--", ":", "-.")
@@ -21,12 +21,12 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "h")
 _INCH = 100  # px
 
 
-def encoder_colours(encoders: Sequence[str]) -> dict[str, str]:
-    """A colour for each encoder, the same in every figure; grey for `random` and the sheet's."""
+def encoder_colors(encoders: Sequence[str]) -> dict[str, str]:
+    """A color for each encoder, the same in every figure; grey for `random` and the sheet's."""
     floor = {"random", SITE, CLINICAL}
     named = [name for name in encoders if name not in floor]
-    colours = {name: PALETTE[i % len(PALETTE)] for i, name in enumerate(named)}
-    return colours | {name: GREY for name in encoders if name in floor}
+    colors = {name: PALETTE[i % len(PALETTE)] for i, name in enumerate(named)}
+    return colors | {name: GREY for name in encoders if name in floor}
 
 
 def _message(text: str) -> Figure:
@@ -48,33 +48,33 @@ def roc(
 
     Args:
         curves: panel title → legend label → (encoder, rows as `metrics.roc_band` gives).
-        encoders: all of the benchmark, in its order, for their colours.
+        encoders: all of the benchmark, in its order, for their colors.
     """
     if not curves:
         return _message("No ROC curve: no task has two classes among its test patients.")
     across = min(len(curves), 3)
     down = -(-len(curves) // across)
     figure = Figure(figsize=(4.8 * across, 5.0 * down), dpi=_INCH, layout="constrained")
-    colours = encoder_colours(encoders)
+    colors = encoder_colors(encoders)
     panels = figure.subplots(down, across, squeeze=False).flat
     for axes, (title, lines) in zip(panels, curves.items(), strict=False):
-        _roc_panel(axes, title, lines, colours)
+        _roc_panel(axes, title, lines, colors)
     for axes in list(panels):
         axes.set_visible(False)
     return figure
 
 
 def _roc_panel(
-    axes: Axes, title: str, lines: Mapping[str, tuple[str, pd.DataFrame]], colours: dict[str, str]
+    axes: Axes, title: str, lines: Mapping[str, tuple[str, pd.DataFrame]], colors: dict[str, str]
 ) -> None:
     axes.plot([0, 1], [0, 1], color="#bbbbbb", linewidth=1, linestyle=(0, (4, 3)), zorder=1)
     drawn: dict[str, int] = {}
     for label, (encoder, curve) in lines.items():
         style = LINES[drawn.setdefault(encoder, 0) % len(LINES)]
         drawn[encoder] += 1
-        colour = colours[encoder]
-        axes.plot(curve["fpr"], curve["tpr"], color=colour, linestyle=style, label=label, lw=1.8)
-        axes.fill_between(curve["fpr"], curve["low"], curve["high"], color=colour, alpha=0.13, lw=0)
+        color = colors[encoder]
+        axes.plot(curve["fpr"], curve["tpr"], color=color, linestyle=style, label=label, lw=1.8)
+        axes.fill_between(curve["fpr"], curve["low"], curve["high"], color=color, alpha=0.13, lw=0)
     _quiet(axes)
     axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal", title=title)
     axes.set(xlabel="false positive rate", ylabel="true positive rate (95 % band over patients)")
@@ -86,7 +86,7 @@ def forest(long: pd.DataFrame, encoders: Sequence[str]) -> Figure:
 
     Args:
         long: `table.long_table`.
-        encoders: all of the benchmark, in its order, for their colours.
+        encoders: all of the benchmark, in its order, for their colors.
     """
     rows = long[(long["metric"] == "auroc") & (long["head"] != "")]
     rows = rows[np.isfinite(rows["value"])]
@@ -99,9 +99,9 @@ def forest(long: pd.DataFrame, encoders: Sequence[str]) -> Figure:
     panels = figure.subplots(
         len(tasks), 1, sharex=True, squeeze=False, gridspec_kw={"height_ratios": sizes}
     )[:, 0]
-    colours = encoder_colours(encoders)
+    colors = encoder_colors(encoders)
     for axes, task in zip(panels, tasks, strict=True):
-        _forest_panel(axes, task, rows[rows["task"] == task], colours)
+        _forest_panel(axes, task, rows[rows["task"] == task], colors)
     panels[-1].set_xlabel("AUROC, 95 % interval over patients")
     return figure
 
@@ -112,7 +112,7 @@ def _entries(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.assign(_group=group).sort_values("_group", kind="stable")
 
 
-def _forest_panel(axes: Axes, task: str, rows: pd.DataFrame, colours: dict[str, str]) -> None:
+def _forest_panel(axes: Axes, task: str, rows: pd.DataFrame, colors: dict[str, str]) -> None:
     entries = _entries(rows)
     place, last = 0.0, ""
     names: list[str] = []
@@ -120,9 +120,9 @@ def _forest_panel(axes: Axes, task: str, rows: pd.DataFrame, colours: dict[str, 
     for row in entries.to_dict("records"):
         place += 0.6 if row["_group"] != last and places else 0.0
         last = row["_group"]
-        colour, whole = colours[row["encoder"]], row["group"] == "all"
-        axes.plot([row["low"], row["high"]], [place] * 2, color=colour, lw=2.4 if whole else 1.3)
-        axes.plot(row["value"], place, "o" if whole else "s", color=colour, ms=6.5 if whole else 4)
+        color, whole = colors[row["encoder"]], row["group"] == "all"
+        axes.plot([row["low"], row["high"]], [place] * 2, color=color, lw=2.4 if whole else 1.3)
+        axes.plot(row["value"], place, "o" if whole else "s", color=color, ms=6.5 if whole else 4)
         head = "" if row["head"] in ("linear", COLUMNS_HEAD) else f" + {row['head']}"
         site = "" if whole else f", {row['group'].replace('=', ' ')}"
         names.append(f"{row['run']}{head}{site} ({row['patients']} patients)")
@@ -149,7 +149,7 @@ def robustness(long: pd.DataFrame, encoders: Sequence[str]) -> Figure:
 
     Args:
         long: `table.long_table`; tile tasks with robustness figures are shown.
-        encoders: all of the benchmark, in its order, for their colours.
+        encoders: all of the benchmark, in its order, for their colors.
     """
     found = long[(long["head"] == "") & np.isfinite(long["value"])]
     tasks = found.loc[found["metric"].isin([*_AGAINST, *_ALONE]), "task"].unique().tolist()
@@ -164,7 +164,7 @@ def robustness(long: pd.DataFrame, encoders: Sequence[str]) -> Figure:
     for task, shown in panels.items():
         rows = long[long["task"] == task]
         axes = [one for _ in range(-(-len(shown) // _ACROSS)) for one in next(grid)]
-        _block(axes, task, rows, shown, encoder_colours(encoders))
+        _block(axes, task, rows, shown, encoder_colors(encoders))
     return figure
 
 
@@ -180,30 +180,30 @@ def _panels(rows: pd.DataFrame) -> list[str]:
 
 
 def _block(
-    panels: Sequence[Axes], task: str, rows: pd.DataFrame, shown: list[str], colours: dict[str, str]
+    panels: Sequence[Axes], task: str, rows: pd.DataFrame, shown: list[str], colors: dict[str, str]
 ) -> None:
     for axes in panels[len(shown) :]:
         axes.set_visible(False)
     for axes, metric in zip(panels, shown, strict=False):
         whole = rows[rows["group"] == "all"]
         if metric in _AGAINST:
-            _against(axes, task, whole, metric, colours)
+            _against(axes, task, whole, metric, colors)
         elif metric == _BY_SITE:
-            _by_site(axes, task, rows, colours)
+            _by_site(axes, task, rows, colors)
         else:
-            _alone(axes, task, rows, metric, colours)
+            _alone(axes, task, rows, metric, colors)
     if handles := panels[0].get_legend_handles_labels()[0]:
         panels[0].legend(handles=handles, frameon=False, fontsize=8.5, loc="best")
 
 
-def _alone(axes: Axes, task: str, rows: pd.DataFrame, metric: str, colours: dict[str, str]) -> None:
+def _alone(axes: Axes, task: str, rows: pd.DataFrame, metric: str, colors: dict[str, str]) -> None:
     # The worst site's row is of that site, every other of all.
     found = rows[(rows["metric"] == metric) & (rows["head"] == "")]
     for place, row in enumerate(found.to_dict("records")):
-        colour = colours[row["encoder"]]
-        axes.plot([row["low"], row["high"]], [place] * 2, color=colour, lw=1.8)
+        color = colors[row["encoder"]]
+        axes.plot([row["low"], row["high"]], [place] * 2, color=color, lw=1.8)
         axes.plot(
-            row["value"], place, MARKERS[place % len(MARKERS)], color=colour, ms=7, mec="white"
+            row["value"], place, MARKERS[place % len(MARKERS)], color=color, ms=7, mec="white"
         )
     site = found["group"].str.removeprefix("site=")
     names = found["run"].where(found["group"] == "all", found["run"] + ", " + site)
@@ -214,18 +214,16 @@ def _alone(axes: Axes, task: str, rows: pd.DataFrame, metric: str, colours: dict
     axes.set_title(f"{task}: {title}\n({sense})", fontsize=10)
 
 
-def _by_site(axes: Axes, task: str, rows: pd.DataFrame, colours: dict[str, str]) -> None:
+def _by_site(axes: Axes, task: str, rows: pd.DataFrame, colors: dict[str, str]) -> None:
     found = rows[(rows["metric"] == _BY_SITE) & (rows["head"] == "") & (rows["group"] != "all")]
     sites = sorted(found["group"].unique())
     runs = found["run"].unique().tolist()
     for row in found.to_dict("records"):
         turn = runs.index(row["run"])
         place = sites.index(row["group"]) + 0.7 * ((turn + 0.5) / len(runs) - 0.5)
-        colour = colours[row["encoder"]]
-        axes.plot([row["low"], row["high"]], [place] * 2, color=colour, lw=1.4)
-        axes.plot(
-            row["value"], place, MARKERS[turn % len(MARKERS)], color=colour, ms=6, mec="white"
-        )
+        color = colors[row["encoder"]]
+        axes.plot([row["low"], row["high"]], [place] * 2, color=color, lw=1.4)
+        axes.plot(row["value"], place, MARKERS[turn % len(MARKERS)], color=color, ms=6, mec="white")
     axes.set_yticks(range(len(sites)), [site.removeprefix("site=") for site in sites], fontsize=8.5)
     axes.set_ylim(len(sites) - 0.5, -0.5)
     axes.axvline(0.5, color="#999999", lw=1, ls=(0, (4, 3)))
@@ -234,7 +232,7 @@ def _by_site(axes: Axes, task: str, rows: pd.DataFrame, colours: dict[str, str])
 
 
 def _against(
-    axes: Axes, task: str, rows: pd.DataFrame, metric: str, colours: dict[str, str]
+    axes: Axes, task: str, rows: pd.DataFrame, metric: str, colors: dict[str, str]
 ) -> None:
     title, sense, chance = _AGAINST[metric]
     accuracy = rows[(rows["metric"] == "auroc") & (rows["head"] == "linear")].set_index("run")
@@ -242,12 +240,12 @@ def _against(
     for place, (run, row) in enumerate(found.iterrows()):
         if run not in accuracy.index:
             continue
-        x, colour = accuracy.loc[run], colours[row["encoder"]]
+        x, color = accuracy.loc[run], colors[row["encoder"]]
         marker = MARKERS[place % len(MARKERS)]
-        axes.plot([x["low"], x["high"]], [row["value"]] * 2, color=colour, lw=1.2, alpha=0.7)
-        axes.plot([x["value"]] * 2, [row["low"], row["high"]], color=colour, lw=1.2, alpha=0.7)
+        axes.plot([x["low"], x["high"]], [row["value"]] * 2, color=color, lw=1.2, alpha=0.7)
+        axes.plot([x["value"]] * 2, [row["low"], row["high"]], color=color, lw=1.2, alpha=0.7)
         axes.plot(
-            x["value"], row["value"], marker, color=colour, ms=9, mec="white", label=run, ls=""
+            x["value"], row["value"], marker, color=color, ms=9, mec="white", label=run, ls=""
         )
     if metric == "site_predictability":
         chance = rows.loc[rows["metric"] == "site_chance", "value"].min()
@@ -285,22 +283,22 @@ def few_shot(curves: Mapping[str, Mapping[str, pd.DataFrame]], encoders: Sequenc
 
     Args:
         curves: task → encoder → rows as `probe.few_shot` gives; tasks without rows are left out.
-        encoders: all of the benchmark, in its order, for their colours.
+        encoders: all of the benchmark, in its order, for their colors.
     """
     found = {task: lines for task, lines in curves.items() if any(map(len, lines.values()))}
     if not found:
         return _message("No few-shot curve: the benchmark has no tile task.")
     figure = Figure(figsize=(5.4 * len(found), 4.4), dpi=_INCH, layout="constrained")
-    colours = encoder_colours(encoders)
+    colors = encoder_colors(encoders)
     panels = figure.subplots(1, len(found), squeeze=False).flat
     for axes, (task, lines) in zip(panels, found.items(), strict=True):
         for place, (encoder, rows) in enumerate(lines.items()):
             auroc = rows.groupby("shots")["auroc"]
             shots = np.array(sorted(auroc.groups), float)
             low, high = auroc.quantile(0.025), auroc.quantile(0.975)
-            marker, colour = MARKERS[place % len(MARKERS)], colours[encoder]
-            axes.plot(shots, auroc.mean(), marker=marker, color=colour, label=encoder, lw=1.8)
-            axes.fill_between(shots, low, high, color=colour, alpha=0.13, lw=0)
+            marker, color = MARKERS[place % len(MARKERS)], colors[encoder]
+            axes.plot(shots, auroc.mean(), marker=marker, color=color, label=encoder, lw=1.8)
+            axes.fill_between(shots, low, high, color=color, alpha=0.13, lw=0)
         axes.axhline(0.5, color="#999999", lw=1, ls=(0, (4, 3)))
         axes.set_xscale("log", base=2)
         ticks = sorted({s for rows in lines.values() for s in rows["shots"]})
@@ -312,7 +310,7 @@ def few_shot(curves: Mapping[str, Mapping[str, pd.DataFrame]], encoders: Sequenc
 
 
 def planes(found: Mapping[str, Mapping[str, pd.DataFrame]]) -> Figure:
-    """UMAP of some tiles, a column an encoder: coloured by site above, by label below.
+    """UMAP of some tiles, a column an encoder: colored by site above, by label below.
 
     Args:
         found: task → encoder → `x`, `y`, `site`, `label`.
@@ -334,17 +332,17 @@ def _plane_row(
     line: Sequence[Axes], task: str, encoders: Mapping[str, pd.DataFrame], column: str
 ) -> None:
     words = sorted({w for rows in encoders.values() for w in rows[column].astype(str)})
-    colours = {word: PALETTE[i % len(PALETTE)] for i, word in enumerate(words)}
+    colors = {word: PALETTE[i % len(PALETTE)] for i, word in enumerate(words)}
     for axes, (encoder, rows) in zip(line, encoders.items(), strict=False):
         mixed = rows.sample(frac=1, random_state=0)  # no group lies on top of another
         axes.scatter(
             mixed["x"], mixed["y"], s=7, lw=0, alpha=0.7,
-            c=[colours[word] for word in mixed[column].astype(str)],
+            c=[colors[word] for word in mixed[column].astype(str)],
         )  # fmt: skip
         axes.set_title(f"{encoder}: {task} by {column}", fontsize=9.5)
     for axes in line:
         axes.set(xticks=[], yticks=[])
         axes.set_visible(bool(axes.get_title()))
         axes.spines[:].set_color("#cccccc")
-    handles = [Line2D([], [], marker="o", ls="", color=c, label=w) for w, c in colours.items()]
+    handles = [Line2D([], [], marker="o", ls="", color=c, label=w) for w, c in colors.items()]
     line[0].legend(handles=handles, title=column, fontsize=8, loc="best", framealpha=0.7)

@@ -10,8 +10,8 @@ from matplotlib.collections import PatchCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-# Purple to yellow, even in lightness, told apart by colour-blind readers.
-COLOURS = colormaps["plasma"]
+# Purple to yellow, even in lightness, told apart by color-blind readers.
+COLORS = colormaps["plasma"]
 OPACITY = 0.55  # the tissue stays visible under the tiles
 DPI = 100
 
@@ -24,7 +24,7 @@ def attention_overlay(
     attention: np.ndarray,
     title: str,
 ) -> Figure:
-    """The slide, and beside it the same with each tile in the colour of its attention.
+    """The slide, and beside it the same with each tile in the color of its attention.
 
     Args:
         thumbnail: (H, W, 3) uint8 RGB.
@@ -48,7 +48,7 @@ def attention_overlay(
             Rectangle((x - 0.5, y - 0.5), side_thumbnail_px, side_thumbnail_px)
             for x, y in zip(x_thumbnail_px, y_thumbnail_px, strict=True)
         ],
-        cmap=COLOURS,
+        cmap=COLORS,
         alpha=OPACITY,
         linewidth=0,
     )
@@ -95,7 +95,7 @@ def tile_strip(
         for axes, tile, rank in zip(line, tiles, attention, strict=False):
             axes.imshow(tile)
             axes.set_xlabel(f"{rank:.2f}", fontsize=9)
-            axes.spines[:].set(visible=True, color=COLOURS(rank), linewidth=3)
+            axes.spines[:].set(visible=True, color=COLORS(rank), linewidth=3)
         line[0].set_ylabel(f"{name} attention", fontsize=10)
     figure.suptitle(f"{title}: tiles by percentile rank of attention", fontsize=11)
     return figure

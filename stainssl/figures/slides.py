@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 from matplotlib.lines import Line2D
 
-# Okabe and Ito's palette: told apart by colour-blind readers, and none is a colour of H&E.
+# Okabe and Ito's palette: told apart by color-blind readers, and none is a color of H&E.
 OUTLINE, KEPT, DROPPED, INK = (
     (0, 114, 178),
     (0, 158, 115),
@@ -21,8 +21,8 @@ OUTLINE, KEPT, DROPPED, INK = (
     (240, 228, 66),
 )
 PANEL_PX = 480  # longest side of a panel's picture
-LEAST_SIDE_PX = 6  # of a tile that can be drawn as a square; smaller ones are shaded
-MOST_PICTURES = 40  # in a contact sheet
+MIN_SIDE_PX = 6  # of a tile that can be drawn as a square; smaller ones are shaded
+MAX_PICTURES = 40  # in a contact sheet
 SCALE_BARS_MM = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
 DPI = 100
 
@@ -35,30 +35,30 @@ def _shrink(thumbnail: np.ndarray) -> tuple[np.ndarray, float]:
     return cv2.resize(thumbnail, size_px, interpolation=way), scale
 
 
-def outline(picture: np.ndarray, mask: np.ndarray, colour: Sequence[int], width_px: int) -> None:
+def outline(picture: np.ndarray, mask: np.ndarray, color: Sequence[int], width_px: int) -> None:
     """Draw the borders of a mask (bool, of any size) onto a picture (h, w, 3) uint8 of the same."""
     size_px = picture.shape[1::-1]
     large = cv2.resize(mask.astype(np.uint8), size_px, interpolation=cv2.INTER_NEAREST)
     contours, _ = cv2.findContours(large, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
-    cv2.drawContours(picture, contours, -1, colour, width_px, cv2.LINE_AA)
+    cv2.drawContours(picture, contours, -1, color, width_px, cv2.LINE_AA)
 
 
-def shade(picture: np.ndarray, mask: np.ndarray, colour: Sequence[int], share: float) -> None:
-    """Mix `share` (0–1) of a colour into a picture (h, w, 3) uint8 where a mask of it is."""
+def shade(picture: np.ndarray, mask: np.ndarray, color: Sequence[int], share: float) -> None:
+    """Mix `share` (0–1) of a color into a picture (h, w, 3) uint8 where a mask of it is."""
     size_px = picture.shape[1::-1]
     large = cv2.resize(mask.astype(np.uint8), size_px, interpolation=cv2.INTER_NEAREST) > 0
-    picture[large] = (picture[large] * (1 - share) + np.array(colour) * share).astype(np.uint8)
+    picture[large] = (picture[large] * (1 - share) + np.array(color) * share).astype(np.uint8)
 
 
 def _squares(picture: np.ndarray, boxes: np.ndarray, kept: np.ndarray) -> None:
     """Tiles onto a picture: dropped ones first, so that kept ones show where they overlap."""
     for one in (False, True):
-        colour = KEPT if one else DROPPED
+        color = KEPT if one else DROPPED
         for x0, y0, x1, y1 in np.rint(boxes[kept == one]).astype(int).tolist():
-            if min(x1 - x0, y1 - y0) >= LEAST_SIDE_PX:
-                cv2.rectangle(picture, (x0 + 1, y0 + 1), (x1 - 1, y1 - 1), colour, 1)
+            if min(x1 - x0, y1 - y0) >= MIN_SIDE_PX:
+                cv2.rectangle(picture, (x0 + 1, y0 + 1), (x1 - 1, y1 - 1), color, 1)
             else:
-                cv2.circle(picture, ((x0 + x1) // 2, (y0 + y1) // 2), 1, colour, -1)
+                cv2.circle(picture, ((x0 + x1) // 2, (y0 + y1) // 2), 1, color, -1)
 
 
 def _scale_bar(axes: Axes, shape: tuple[int, ...], um_per_px: float) -> None:
@@ -76,14 +76,14 @@ def _scale_bar(axes: Axes, shape: tuple[int, ...], um_per_px: float) -> None:
     axes.text(x0, y + 0.02 * shape[0], text, va="top", fontsize=9)
 
 
-def _rgb(colour: Sequence[int]) -> tuple[float, float, float]:
-    red, green, blue = (level / 255 for level in colour)
+def _rgb(color: Sequence[int]) -> tuple[float, float, float]:
+    red, green, blue = (level / 255 for level in color)
     return red, green, blue
 
 
 def _legend(figure: Figure, kept: int, dropped: int, has_ink: bool) -> None:
-    def square(colour: Sequence[int], label: str) -> Line2D:
-        return Line2D([], [], ls="", marker="s", mfc="none", mec=_rgb(colour), mew=2, label=label)
+    def square(color: Sequence[int], label: str) -> Line2D:
+        return Line2D([], [], ls="", marker="s", mfc="none", mec=_rgb(color), mew=2, label=label)
 
     entries = [
         Line2D([], [], color=_rgb(OUTLINE), lw=2, label="tissue"),
@@ -151,7 +151,7 @@ def _spread(names: list[str], most: int) -> list[str]:
 
 
 def overview(pictures: Mapping[str, np.ndarray], statuses: Mapping[str, str]) -> Figure:
-    """A contact sheet of previews, at most `MOST_PICTURES` spread over the cohort.
+    """A contact sheet of previews, at most `MAX_PICTURES` spread over the cohort.
 
     Args:
         pictures: slide → (h, w, 3 or 4) picture; a slide without one shows its status alone.
@@ -160,7 +160,7 @@ def overview(pictures: Mapping[str, np.ndarray], statuses: Mapping[str, str]) ->
     Returns:
         The figure.
     """
-    names = _spread(list(statuses), MOST_PICTURES)
+    names = _spread(list(statuses), MAX_PICTURES)
     columns = min(4, max(1, len(names)))
     rows = max(1, -(-len(names) // columns))
     figure = Figure(figsize=(3.6 * columns, 2.3 * rows + 0.6), dpi=DPI, layout="constrained")
@@ -188,7 +188,7 @@ def tissue_overview(previews: Mapping[str, Path], statuses: Mapping[str, str], p
         statuses: slide → status.
         path: PNG to write.
     """
-    shown = _spread(list(statuses), MOST_PICTURES)
+    shown = _spread(list(statuses), MAX_PICTURES)
     there = {name: previews[name] for name in shown if name in previews}
     pictures = {name: imread(file) for name, file in there.items() if file.exists()}
     overview(pictures, statuses).savefig(path)

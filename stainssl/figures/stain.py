@@ -1,4 +1,4 @@
-"""Pictures of stain: the space of profiles by site, and tiles normalised to targets."""
+"""Pictures of stain: the space of profiles by site, and tiles normalized to targets."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from matplotlib.figure import Figure, SubFigure
 
 from stainssl.stain.profile import LabStats, StainProfile, TwoStain
 
-# Okabe & Ito 2008: told apart by the colour-blind.
+# Okabe & Ito 2008: told apart by the color-blind.
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#999999", "#F0E442")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "h")
 STAR = {
@@ -80,7 +80,7 @@ def _scatter(axes: Axes, clouds: list[np.ndarray], label: str, style: dict[str, 
 
 def _label_space(left: Axes, right: Axes, family: type[StainProfile]) -> None:
     if family is LabStats:
-        left.set(title="Mean colour of the tissue", xlabel="a (LAB units)", ylabel="b (LAB units)")
+        left.set(title="Mean color of the tissue", xlabel="a (LAB units)", ylabel="b (LAB units)")
         right.set(
             title="Lightness of the tissue",
             xlabel="mean L (LAB units)",
@@ -105,7 +105,7 @@ def _draw_strip(
     names: Sequence[str],
     normalized: Mapping[str, np.ndarray],
 ) -> None:
-    """(n, H, W, 3) uint8 tiles, and below them the same tiles normalised to each target."""
+    """(n, H, W, 3) uint8 tiles, and below them the same tiles normalized to each target."""
     rows = {"as scanned": originals, **normalized}
     axes = figure.subplots()
     axes.spines[:].set_visible(False)
@@ -139,11 +139,11 @@ def target_figure(
     title: str,
     targets_name: str = "target",
 ) -> Figure:
-    """The stain space with the targets in it, above a strip of tiles normalised to them.
+    """The stain space with the targets in it, above a strip of tiles normalized to them.
 
     Args:
         sites, targets, targets_name: as for `stain_space`.
-        strip: as for `normalized_strip`: originals, names, normalised by target.
+        strip: as for `normalized_strip`: originals, names, normalized by target.
         title: one line that says the policy and what it covers.
     """
     rows = len(strip[2]) + 1

@@ -13,10 +13,10 @@ import pandas as pd
 import torch
 from safetensors.torch import load_file, save_file
 
+from stainssl.errors import StainsslError
 from stainssl.mil import heads
 from stainssl.mil.bags import Bag
-from stainssl.mil.train import FoldModel, Settings
-from stainssl.status import StainsslError
+from stainssl.mil.train import FoldModel, HeadSettings
 from stainssl.stores.atomic import replacing
 
 SCHEMA = 1
@@ -128,7 +128,7 @@ def load_model(path: Path) -> FoldModel:
         )
     tensors = load_file(path.with_name(path.name + ".safetensors"))
     mean, std = tensors.pop("mean").numpy(), tensors.pop("std").numpy()
-    settings = Settings(**card["settings"])
+    settings = HeadSettings(**card["settings"])
     head = heads.create(
         settings.kind, card["dim"], len(card["classes"]), settings.hidden, settings.dropout
     )

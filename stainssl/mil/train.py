@@ -9,18 +9,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from stainssl.errors import StainsslError
 from stainssl.mil import heads
 from stainssl.mil.adamw import AdamW
 from stainssl.mil.bags import Bag, draw, pad, statistics
 from stainssl.mil.head import Head, weighted_loss
-from stainssl.status import StainsslError
 
 # Bags of a step. Small: a cohort of forty patients then still gives several steps an epoch.
 BATCH_BAGS = 8
 
 
 @dataclass(frozen=True)
-class Settings:
+class HeadSettings:
     """How a head is made and trained.
 
     Attributes:
@@ -59,7 +59,7 @@ class FoldModel:
     """
 
     head: Head
-    settings: Settings
+    settings: HeadSettings
     classes: tuple[str, ...]
     mean: np.ndarray
     std: np.ndarray
@@ -71,7 +71,7 @@ def fit(
     train: Sequence[Bag],
     val: Sequence[Bag],
     classes: Sequence[str],
-    settings: Settings,
+    settings: HeadSettings,
     seed: int,
 ) -> FoldModel:
     """Train a head; the weights of the epoch with the lowest validation loss are kept.
@@ -130,7 +130,7 @@ class _Loop:
     """What stays the same over the epochs of one fold."""
 
     head: Head
-    settings: Settings
+    settings: HeadSettings
     mean: np.ndarray
     std: np.ndarray
     weights: Tensor

@@ -17,9 +17,9 @@ import lightning
 import torch
 from lightning.pytorch.callbacks import Callback
 
+from stainssl.errors import StainsslError
 from stainssl.pretrain.distributed import is_main
-from stainssl.pretrain.watch import Diary
-from stainssl.status import StainsslError
+from stainssl.pretrain.watch import TrainingMonitor
 from stainssl.stores.atomic import replacing
 
 log = logging.getLogger(__name__)
@@ -28,7 +28,7 @@ CHECKPOINT = "last.ckpt"
 REQUEUE_SIGNAL = signal.SIGUSR1  # what `sbatch --signal=USR1@120` sends
 
 
-class Told:
+class RequeueSignal:
     """Whether the job was told to make room and come back (SIGUSR1)."""
 
     def __init__(self) -> None:
@@ -82,8 +82,8 @@ class Checkpoints(Callback):
         self,
         path: Path,
         mark: str,
-        diary: Diary,
-        told: Told,
+        diary: TrainingMonitor,
+        told: RequeueSignal,
         *,
         steps: int,
         seconds: float,

@@ -22,9 +22,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from stainssl.prefetch import prefetched
+from stainssl.errors import StainsslError
 from stainssl.pretrain.distributed import rank, world_size
-from stainssl.status import StainsslError
+from stainssl.runtime.prefetch import prefetched
 from stainssl.stores.pixels import Pixels, decode
 
 log = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from stainssl.device import is_slurm_step
+from stainssl.runtime.devices import is_slurm_step
 
 __all__ = ["Placement", "gathered", "is_main", "placement", "rank", "synchronised", "world_size"]
 

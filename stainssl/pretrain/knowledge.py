@@ -9,9 +9,9 @@ import numpy.typing as npt
 import pandas as pd
 import torch
 
+from stainssl.errors import StainsslError
 from stainssl.pretrain.watch import Codes
 from stainssl.stain import StainProfile
-from stainssl.status import StainsslError
 from stainssl.stores.pixels import Pixels
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 def nt_xent(
     first: Tensor, second: Tensor, temperature: float, negatives: Tensor | None = None
 ) -> Tensor:
-    """Normalised temperature-scaled cross-entropy of Chen et al. 2020 (SimCLR).
+    """Normalized temperature-scaled cross-entropy of Chen et al. 2020 (SimCLR).
 
     The two views of an image are each other's positive; the 2B − 2 views of the other images of
     the batch are negatives.

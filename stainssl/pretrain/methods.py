@@ -1,6 +1,6 @@
 """What each method shows the network: two views of every tile of a batch.
 
-A new method is one class with `views` and one line in `METHODS`. Crops and colour come from the
+A new method is one class with `views` and one line in `METHODS`. Crops and color come from the
 same random numbers under every method, so that methods differ in nothing else. All is drawn for
 the whole step and each process takes its rows, so that a step is the same on any number of
 devices.
@@ -19,11 +19,11 @@ from torch import Generator, Tensor
 
 from stainssl.pretrain.data import Batch
 from stainssl.pretrain.views import (
-    COLOURS,
-    Geometry,
-    apply_colour,
+    COLORS,
+    ViewGeometry,
+    apply_color,
     apply_geometry,
-    draw_colour,
+    draw_color,
     draw_geometry,
     generator,
 )
@@ -31,14 +31,14 @@ from stainssl.stain import StainProfile, normalize
 from stainssl.stain.augment import LabSpread, Share, hed_jitter, rand_stain_na, stain_mix
 from stainssl.stain.targets import TargetPolicy
 
-GEOMETRY, COLOUR, TARGET, JITTER = range(4)  # streams of random numbers
-DEFAULT_GEOMETRY = Geometry()
+GEOMETRY, COLOR, TARGET, JITTER = range(4)  # streams of random numbers
+DEFAULT_GEOMETRY = ViewGeometry()
 Views = tuple[Tensor, Tensor]
 Numbers = npt.NDArray[np.int64]
 
 
 class StainJitter(Protocol):
-    """Changes the stain of views by chance, beside colour jitter."""
+    """Changes the stain of views by chance, beside color jitter."""
 
     def __call__(self, images: Tensor, batch: Batch, rng: Generator) -> Tensor:
         """(B, 3, S, S) float in [0, 1] views of a batch, each with a stain of its own draw.
@@ -64,7 +64,7 @@ class HedJitter:
 
 
 class RandStainNA:
-    """Normalised to a virtual template each (Shen et al. 2022).
+    """Normalized to a virtual template each (Shen et al. 2022).
 
     Args:
         profiles: `reinhard` profiles of the N training tiles, whose spread templates come from.
@@ -102,11 +102,11 @@ class StainMix:
 
 
 @dataclass(frozen=True)
-class Standard:
-    """Stain normalisation as preprocessing: every tile to one target.
+class StainNormalizer:
+    """Stain normalization as preprocessing: every tile to one target.
 
     Attributes:
-        profiles: of the N training tiles; a tile without a valid one keeps its colours, as it does
+        profiles: of the N training tiles; a tile without a valid one keeps its colors, as it does
             where the encoder is used.
         target: one profile.
     """
@@ -115,7 +115,7 @@ class Standard:
     target: StainProfile
 
     def __call__(self, images: Tensor, tile: Numbers) -> Tensor:
-        """(B, 3, S, S) float in [0, 1] views of tiles (B,), normalised."""
+        """(B, 3, S, S) float in [0, 1] views of tiles (B,), normalized."""
         return _restained(images, self.profiles[torch.from_numpy(tile)], self.target)
 
 
@@ -125,19 +125,19 @@ class Recipe:
 
     Attributes:
         size_px: side of a view.
-        colour: `none`, `weak` or `strong`: jitter of each view.
-        seed: of crops, colour and targets.
+        color: `none`, `weak` or `strong`: jitter of each view.
+        seed: of crops, color and targets.
         geometry: how views are cut out.
-        stain_jitter: changes the stain of each view, before colour; None: nothing.
-        standard: normalises every view first; None: nothing.
+        stain_jitter: changes the stain of each view, before color; None: nothing.
+        standard: normalizes every view first; None: nothing.
     """
 
     size_px: int
-    colour: str
+    color: str
     seed: int
-    geometry: Geometry = DEFAULT_GEOMETRY
+    geometry: ViewGeometry = DEFAULT_GEOMETRY
     stain_jitter: StainJitter | None = None
-    standard: Standard | None = None
+    standard: StainNormalizer | None = None
 
     def crops(self, batch: Batch, step: int) -> Views:
         """Two random crops of each of B tiles: (B, 3, S, S) float32 in [0, 1]."""
@@ -151,22 +151,22 @@ class Recipe:
 
         return crop(), crop()
 
-    def coloured(self, views: Views, batch: Batch, step: int) -> Views:
-        """Both views with the recipe's stain and colour jitter."""
+    def colored(self, views: Views, batch: Batch, step: int) -> Views:
+        """Both views with the recipe's stain and color jitter."""
         first, second = views
         if self.stain_jitter:
             rng = generator(self.seed, step, JITTER)
             first, second = (self.stain_jitter(view, batch, rng) for view in views)
-        if (colour := COLOURS[self.colour]) is None:
+        if (color := COLORS[self.color]) is None:
             return first, second
-        rng, count = generator(self.seed, step, COLOUR), len(batch.everyone)
-        drawn = [draw_colour(colour, count, rng).rows(batch.rows) for _ in range(2)]
-        return apply_colour(first, drawn[0]), apply_colour(second, drawn[1])
+        rng, count = generator(self.seed, step, COLOR), len(batch.everyone)
+        drawn = [draw_color(color, count, rng).rows(batch.rows) for _ in range(2)]
+        return apply_color(first, drawn[0]), apply_color(second, drawn[1])
 
 
 @dataclass(frozen=True)
-class Staining:
-    """The training tiles as one normaliser sees them.
+class NormalizerState:
+    """The training tiles as one normalizer sees them.
 
     Attributes:
         profiles: of the N tiles, in the order of their numbers.
@@ -178,19 +178,19 @@ class Staining:
 
 
 @dataclass(frozen=True)
-class Stain:
+class StainTargets:
     """What the stain-invariant method knows and does.
 
     Attributes:
         stainings: one, or several of which each step draws one.
         sites: of the N tiles.
-        normalised: `one` view, or both to the `same`, or both to `different` targets.
-        probability: that a view which is to be normalised is.
+        normalized: `one` view, or both to the `same`, or both to `different` targets.
+        probability: that a view which is to be normalized is.
     """
 
-    stainings: Sequence[Staining]
+    stainings: Sequence[NormalizerState]
     sites: Callable[[Numbers], Sequence[str]]
-    normalised: str = "one"
+    normalized: str = "one"
     probability: float = 1.0
 
 
@@ -200,7 +200,7 @@ class Method(Protocol):
     trains: ClassVar[bool]  # False: the random weights are the result
     needs_stain: ClassVar[bool]
 
-    def __init__(self, recipe: Recipe, stain: Stain | None) -> None: ...
+    def __init__(self, recipe: Recipe, stain: StainTargets | None) -> None: ...
 
     def views(self, batch: Batch, step: int) -> Views:
         """Two views of each tile.
@@ -216,30 +216,30 @@ class Method(Protocol):
 
 
 class SimClr:
-    """Two crops of each tile, their colours jittered (Chen et al. 2020)."""
+    """Two crops of each tile, their colors jittered (Chen et al. 2020)."""
 
     trains: ClassVar[bool] = True
     needs_stain: ClassVar[bool] = False
 
-    def __init__(self, recipe: Recipe, stain: Stain | None) -> None:
+    def __init__(self, recipe: Recipe, stain: StainTargets | None) -> None:
         self._recipe = recipe
 
     def views(self, batch: Batch, step: int) -> Views:
         """See `Method.views`."""
-        return self._recipe.coloured(self._recipe.crops(batch, step), batch, step)
+        return self._recipe.colored(self._recipe.crops(batch, step), batch, step)
 
 
 class StainInvariant:
     """The second view of each tile carries the stain of this iteration's target.
 
     Tiard et al. 2022 (arXiv 2211.07590). The map is per pixel, so it is applied to the crops,
-    which are smaller than the tiles. A tile without a valid profile keeps its colours.
+    which are smaller than the tiles. A tile without a valid profile keeps its colors.
     """
 
     trains: ClassVar[bool] = True
     needs_stain: ClassVar[bool] = True
 
-    def __init__(self, recipe: Recipe, stain: Stain | None) -> None:
+    def __init__(self, recipe: Recipe, stain: StainTargets | None) -> None:
         assert stain is not None
         self._recipe, self._stain = recipe, stain
 
@@ -255,23 +255,23 @@ class StainInvariant:
             view if target is None else self._restained(view, source, target, batch, rng)
             for view, target in zip(views, targets, strict=True)
         )
-        return self._recipe.coloured((next(restained), next(restained)), batch, step)
+        return self._recipe.colored((next(restained), next(restained)), batch, step)
 
-    def _staining(self, rng: Generator) -> Staining:
+    def _staining(self, rng: Generator) -> NormalizerState:
         several = self._stain.stainings
         drawn = int(torch.randint(len(several), (), generator=rng)) if len(several) > 1 else 0
         return several[drawn]
 
     def _targets(
-        self, staining: Staining, everyone: Numbers, rng: Generator
+        self, staining: NormalizerState, everyone: Numbers, rng: Generator
     ) -> tuple[StainProfile | None, StainProfile | None]:
         """Targets of the first and the second view; None leaves a view as it is."""
         profiles = staining.profiles[torch.from_numpy(everyone)]
         sites = self._stain.sites(everyone)
         target = staining.policy.draw(profiles, rng, sites)
-        if self._stain.normalised == "one":
+        if self._stain.normalized == "one":
             return None, target
-        if self._stain.normalised == "same":
+        if self._stain.normalized == "same":
             return target, target
         return staining.policy.draw(profiles, rng, sites), target
 
@@ -296,7 +296,7 @@ class Untrained:
     trains: ClassVar[bool] = False
     needs_stain: ClassVar[bool] = False
 
-    def __init__(self, recipe: Recipe, stain: Stain | None) -> None:
+    def __init__(self, recipe: Recipe, stain: StainTargets | None) -> None:
         pass
 
     def views(self, batch: Batch, step: int) -> Views:

@@ -33,13 +33,13 @@ from lightning.pytorch.plugins.environments import (
 from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
 
-from stainssl.device import is_slurm_step
-from stainssl.pretrain.checkpoints import CHECKPOINT, Checkpoints, Told, usable_checkpoint
+from stainssl.errors import StainsslError
+from stainssl.pretrain.checkpoints import CHECKPOINT, Checkpoints, RequeueSignal, usable_checkpoint
 from stainssl.pretrain.data import Batch, Stream, TrainTiles
 from stainssl.pretrain.distributed import Placement, placement, synchronised
 from stainssl.pretrain.methods import Method
-from stainssl.pretrain.watch import METRICS, Diary, Facts, Probe, Row
-from stainssl.status import StainsslError
+from stainssl.pretrain.watch import METRICS, Probe, Row, TileMetadata, TrainingMonitor
+from stainssl.runtime.devices import is_slurm_step
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ LARS_MOMENTUM = 0.9
 
 
 @dataclass(frozen=True)
-class Settings:
+class TrainSettings:
     """How to optimise.
 
     Attributes:
@@ -79,7 +79,7 @@ class Preprocessing:
     std: tuple[float, float, float]
 
     def __call__(self, views: Tensor) -> Tensor:
-        """(B, 3, S, S) in [0, 1] → normalised, channels last."""
+        """(B, 3, S, S) in [0, 1] → normalized, channels last."""
         mean, std = (
             torch.tensor(v, device=views.device).view(1, 3, 1, 1) for v in (self.mean, self.std)
         )
@@ -154,7 +154,7 @@ class Learner(lightning.LightningModule):
         objective: nn.Module,
         method: Method,
         preprocessing: Preprocessing,
-        settings: Settings,
+        settings: TrainSettings,
         supervision: Supervision | None = None,
     ) -> None:
         super().__init__()
@@ -165,7 +165,7 @@ class Learner(lightning.LightningModule):
     @torch.no_grad()
     def views(self, batch: Batch, step: int) -> tuple[Tensor, Tensor]:
         """The two views of a batch as the network sees them, always made in full precision."""
-        # Half precision is the network's: in it the stain's and the colours' 3×3 maps would round.
+        # Half precision is the network's: in it the stain's and the colors' 3×3 maps would round.
         with torch.autocast(batch.images.device.type, enabled=False):
             first, second = self._method.views(batch, step)
             return self._preprocessing(first), self._preprocessing(second)
@@ -209,13 +209,13 @@ def fingerprint(settings: Mapping[str, Any]) -> str:
 def fit(
     module: Learner,
     tiles: TrainTiles,
-    settings: Settings,
+    settings: TrainSettings,
     *,
     batch_size: int,
     seed: int,
     checkpoints: Path,
     mark: str,
-    facts: Facts | None = None,
+    facts: TileMetadata | None = None,
     on_row: Callable[[list[Row]], None] = lambda rows: None,
 ) -> pd.DataFrame:
     """Train to the end of the budget, going on from the run's own checkpoint where there is one.
@@ -240,9 +240,9 @@ def fit(
         StainsslError: the loss is not a number, the embedding collapsed, a checkpoint cannot be
             written, or the job was told to stop.
     """
-    where, told = placement(), Told()
+    where, told = placement(), RequeueSignal()
     stream = Stream(tiles, batch_size, settings.steps, seed)
-    diary = Diary(stream, settings.steps, Probe.of(tiles, facts, seed), on_row)
+    diary = TrainingMonitor(stream, settings.steps, Probe.of(tiles, facts, seed), on_row)
     keeper = Checkpoints(
         checkpoints / CHECKPOINT, mark, diary, told, steps=settings.steps,
         seconds=settings.checkpoint_seconds, every=settings.checkpoint_steps,
@@ -269,12 +269,14 @@ def _run(
             trainer.fit(module, stream, ckpt_path=path, weights_only=False)
     except SystemExit:
         raise StainsslError(
-            f"Told to stop at step {trainer.global_step} of {steps}: the checkpoint is "
+            f"RequeueSignal to stop at step {trainer.global_step} of {steps}: the checkpoint is "
             "written, run again to go on."
         ) from None
 
 
-def _trainer(settings: Settings, callbacks: list[Callback], where: Placement) -> lightning.Trainer:
+def _trainer(
+    settings: TrainSettings, callbacks: list[Callback], where: Placement
+) -> lightning.Trainer:
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
     return lightning.Trainer(

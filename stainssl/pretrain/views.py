@@ -1,4 +1,4 @@
-"""Random views of a batch of tiles: geometry and colour, a draw per image, all on tensors.
+"""Random views of a batch of tiles: geometry and color, a draw per image, all on tensors.
 
 Draws come from a generator on the CPU and are small, so that a seed gives the same views on any
 device; what costs is done where the images are.
@@ -18,7 +18,7 @@ TO_YIQ = ((0.299, 0.587, 0.114), (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0
 
 
 @dataclass(frozen=True)
-class Geometry:
+class ViewGeometry:
     """How a view is cut out of a tile.
 
     Attributes:
@@ -34,8 +34,8 @@ class Geometry:
 
 
 @dataclass(frozen=True)
-class Colour:
-    """How strongly colour is jittered; factors are drawn from 1 ± the value.
+class Color:
+    """How strongly color is jittered; factors are drawn from 1 ± the value.
 
     Attributes:
         brightness, contrast, saturation: half widths of the factors' ranges.
@@ -55,10 +55,10 @@ class Colour:
 
 
 # `strong` is SimCLR's jitter at strength 0.5 with its grey and blur, and BYOL's solarisation.
-COLOURS: dict[str, Colour | None] = {
+COLORS: dict[str, Color | None] = {
     "none": None,
-    "weak": Colour(0.2, 0.2, 0.2, 0.02),
-    "strong": Colour(0.4, 0.4, 0.4, 0.1, grey=0.2, blur=0.5, solarise=0.1),
+    "weak": Color(0.2, 0.2, 0.2, 0.02),
+    "strong": Color(0.4, 0.4, 0.4, 0.1, grey=0.2, blur=0.5, solarise=0.1),
 }
 
 
@@ -66,7 +66,7 @@ def generator(seed: int, step: int, stream: int) -> Generator:
     """The random numbers of one step: nothing of a run's past is needed to draw them again.
 
     Args:
-        stream: geometry, colour, targets and so on; apart, so that methods share the first two.
+        stream: geometry, color, targets and so on; apart, so that methods share the first two.
     """
     # One draw of a hash-like mixer: neighbouring steps must not have neighbouring streams.
     mixed = (
@@ -80,7 +80,7 @@ def _uniform(count: int, low: float, high: float, rng: Generator) -> Tensor:
     return low + (high - low) * torch.rand(count, generator=rng)
 
 
-def draw_geometry(count: int, rng: Generator, geometry: Geometry = Geometry()) -> Tensor:
+def draw_geometry(count: int, rng: Generator, geometry: ViewGeometry = ViewGeometry()) -> Tensor:
     """Random resized crops with flips and quarter turns, as affine maps.
 
     Returns:
@@ -104,11 +104,6 @@ def _orientation(count: int, rng: Generator) -> Tensor:
     return torch.where(turned[:, None, None], straight.flip(2), straight)
 
 
-def whole_tile(count: int) -> Tensor:
-    """The affine maps that keep the whole tile: (count, 2, 3) float32."""
-    return torch.eye(2, 3).expand(count, 2, 3)
-
-
 def apply_geometry(images: Tensor, theta: Tensor, size_px: int) -> Tensor:
     """Crop, turn and resize.
 
@@ -129,8 +124,8 @@ def apply_geometry(images: Tensor, theta: Tensor, size_px: int) -> Tensor:
 
 
 @dataclass(frozen=True)
-class ColourDraw:
-    """What was drawn for the colours of N images.
+class ColorDraw:
+    """What was drawn for the colors of N images.
 
     Attributes:
         matrix: (N, 3, 3) map of RGB: saturation, hue and brightness.
@@ -144,28 +139,28 @@ class ColourDraw:
     sigma: Tensor
     solarise: Tensor
 
-    def rows(self, rows: slice) -> ColourDraw:
+    def rows(self, rows: slice) -> ColorDraw:
         """Some of the images'."""
-        return ColourDraw(*(getattr(self, f.name)[rows] for f in fields(self)))
+        return ColorDraw(*(getattr(self, f.name)[rows] for f in fields(self)))
 
 
-def draw_colour(colour: Colour, count: int, rng: Generator) -> ColourDraw:
+def draw_color(color: Color, count: int, rng: Generator) -> ColorDraw:
     """The jitter of `count` images, a draw each."""
-    matrix, contrast = _colour_matrix(colour, count, rng)
-    blurred = _uniform(count, 0, 1, rng) < colour.blur
+    matrix, contrast = _color_matrix(color, count, rng)
+    blurred = _uniform(count, 0, 1, rng) < color.blur
     sigma = torch.where(blurred, _uniform(count, 0.3, 1.5, rng), 0.0)
-    return ColourDraw(matrix, contrast, sigma, _uniform(count, 0, 1, rng) < colour.solarise)
+    return ColorDraw(matrix, contrast, sigma, _uniform(count, 0, 1, rng) < color.solarise)
 
 
-def _colour_matrix(colour: Colour, count: int, rng: Generator) -> tuple[Tensor, Tensor]:
+def _color_matrix(color: Color, count: int, rng: Generator) -> tuple[Tensor, Tensor]:
     """Per image the 3×3 map of saturation, hue and brightness, and the contrast factor."""
-    on = _uniform(count, 0, 1, rng) < colour.jitter
+    on = _uniform(count, 0, 1, rng) < color.jitter
     brightness, contrast, saturation = (
         torch.where(on, _uniform(count, 1 - width, 1 + width, rng), 1.0)
-        for width in (colour.brightness, colour.contrast, colour.saturation)
+        for width in (color.brightness, color.contrast, color.saturation)
     )
-    angle = torch.where(on, _uniform(count, -colour.hue, colour.hue, rng) * 2 * math.pi, 0.0)
-    grey = _uniform(count, 0, 1, rng) < colour.grey
+    angle = torch.where(on, _uniform(count, -color.hue, color.hue, rng) * 2 * math.pi, 0.0)
+    grey = _uniform(count, 0, 1, rng) < color.grey
     saturation = torch.where(grey, 0.0, saturation)
     cos, sin = angle.cos() * saturation, angle.sin() * saturation
     chroma = torch.zeros(count, 3, 3)
@@ -175,7 +170,7 @@ def _colour_matrix(colour: Colour, count: int, rng: Generator) -> tuple[Tensor, 
     return brightness[:, None, None] * (torch.linalg.inv(yiq) @ chroma @ yiq), contrast
 
 
-def apply_colour(images: Tensor, drawn: ColourDraw) -> Tensor:
+def apply_color(images: Tensor, drawn: ColorDraw) -> Tensor:
     """Brightness, contrast, saturation, hue, then blur and solarisation.
 
     The first four are one linear map an image: saturation and hue scale and turn the chroma of

@@ -16,9 +16,9 @@ import numpy.typing as npt
 import torch
 from lightning.pytorch.callbacks import Callback
 
+from stainssl.errors import StainsslError
 from stainssl.pretrain.data import Batch, Stream, TrainTiles
 from stainssl.pretrain.losses import alignment, effective_rank, nearest_neighbours, uniformity
-from stainssl.status import StainsslError
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ Row = dict[str, float]
 
 
 @dataclass(frozen=True)
-class Facts:
+class TileMetadata:
     """What is known of the N training tiles beside their pixels, as numbers; −1 is unknown.
 
     Attributes:
@@ -62,17 +62,17 @@ class Probe:
     """
 
     batch: Batch
-    facts: Facts | None
+    facts: TileMetadata | None
 
     @staticmethod
-    def of(tiles: TrainTiles, facts: Facts | None, seed: int) -> Probe:
+    def of(tiles: TrainTiles, facts: TileMetadata | None, seed: int) -> Probe:
         """The first tiles of an epoch that is never reached."""
         count = min(PROBE_TILES, len(tiles))
         batch = tiles.batch(tiles.order(seed, PROBE_STEP).take(0, count))
         if facts is None:
             return Probe(batch, None)
         known = (codes[batch.tile] for codes in (facts.patient, facts.site, facts.label))
-        return Probe(batch, Facts(*known))
+        return Probe(batch, TileMetadata(*known))
 
     def figures(self, first: torch.Tensor, second: torch.Tensor) -> Row:
         """What the vectors (n, D) of the two views of the tiles tell."""
@@ -116,7 +116,7 @@ def collapse_message(rank: float, epoch: int) -> str:
 
 
 @dataclass
-class Diary(Callback):
+class TrainingMonitor(Callback):
     """Watches a run: not a number, collapse, a row of figures an epoch, a line now and then.
 
     Attributes:
@@ -229,7 +229,7 @@ def _lr(trainer: lightning.Trainer) -> float:
     return float(trainer.optimizers[0].param_groups[0]["lr"])
 
 
-class Board:
+class TensorBoardLogger:
     """TensorBoard's curves of a run, where the package is installed.
 
     Args:

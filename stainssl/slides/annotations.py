@@ -19,12 +19,12 @@ from defusedxml.ElementTree import parse as parse_xml
 from shapely.geometry import Polygon, shape
 from shapely.geometry.base import BaseGeometry
 
-from stainssl.status import StainsslError
+from stainssl.errors import StainsslError
 
 Areas = list[tuple[str, BaseGeometry]]
 KINDS = ("Polygon", "MultiPolygon")
 ELLIPSE_CORNERS = 64
-LEAST_SHARE = 0.5  # of a tile's area under a class before the tile has it
+MIN_SHARE = 0.5  # of a tile's area under a class before the tile has it
 
 
 def _mended(polygon: BaseGeometry) -> BaseGeometry:
@@ -186,7 +186,7 @@ def read_polygons(path: Path) -> Areas:
 
     Returns:
         (class name, polygon or multipolygon in level-0 px) of each area, in the file's order.
-        Outlines that cross themselves are mended; points and lines are left out. Holes are holes;
+        Outlines that cross themselves are fixed; points and lines are left out. Holes are holes;
         ImageScope's negative regions are cut out of their layer.
 
     Raises:
@@ -261,6 +261,6 @@ def within(tiles: pd.DataFrame, areas: Areas) -> pd.DataFrame:
         areas: of any class.
     """
     x, y, side = (tiles[name].to_numpy() for name in ("x", "y", "side"))
-    outside = tile_fractions(x, y, side, [polygon for _, polygon in areas]) < LEAST_SHARE
+    outside = tile_fractions(x, y, side, [polygon for _, polygon in areas]) < MIN_SHARE
     out = tiles["kept"] & outside
     return tiles.assign(kept=tiles["kept"] & ~out, reason=tiles["reason"].mask(out, "region"))

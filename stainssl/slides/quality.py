@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from stainssl.slides.tissue import optical_density
+from stainssl.slides.tissue import optical_density_log10
 
 SHARPNESS_MPP = 2.0  # µm/px at which all figures are taken, whatever the slide's own scale: blur
 # is told as well there as at 1 µm/px, and most pyramids have a level for it
-LEAST_VARIANCE = 4.0  # grey levels²: below it there is nothing to be sharp
+MIN_VARIANCE = 4.0  # grey levels²: below it there is nothing to be sharp
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def _sharpness(image: np.ndarray, boxes: np.ndarray) -> np.ndarray:
     edges = cv2.Laplacian(grey, cv2.CV_32F, borderType=cv2.BORDER_REFLECT_101)
     grey -= grey.mean()  # keeps the squares small, hence exact
     of_grey, of_edges = _box_variances(grey, boxes), _box_variances(edges, boxes)
-    flat = of_grey < LEAST_VARIANCE
+    flat = of_grey < MIN_VARIANCE
     return np.where(flat, np.nan, of_edges / np.where(flat, 1, of_grey))
 
 
@@ -83,4 +83,4 @@ def figures(image: np.ndarray, boxes: np.ndarray) -> Figures:
 
 
 def _mean_density(image: np.ndarray) -> np.ndarray:
-    return cv2.transform(optical_density(image), np.full((1, 3), 1 / 3))
+    return cv2.transform(optical_density_log10(image), np.full((1, 3), 1 / 3))

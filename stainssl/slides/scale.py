@@ -8,35 +8,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 from PIL import Image
 from scipy import sparse
 
-from stainssl.status import SlideError, Status
+from stainssl.errors import SlideError, Status
+from stainssl.slides.slide import Slide
 
-if TYPE_CHECKING:
-    from stainssl.slides.reader import Slide
-
-LEAST_MPP, MOST_MPP = 0.05, 50.0  # µm/px outside which a statement cannot be meant
-MOST_DIFFERENCE = 0.10  # between two sources before it is reported
+MIN_MPP, MAX_MPP = 0.05, 50.0  # µm/px outside which a statement cannot be meant
+MAX_DIFFERENCE = 0.10  # between two sources before it is reported
 COARSER_BY = 1.02  # a level this little too coarse still serves: TCGA's level 1 is 2.0005, not 2
 AREA_FROM = 1.25  # level px in a result px from which area averaging is sharp; bicubic below
 READ_PX = 2048  # side of the largest region that is read at once: 12 MB
-
-
-def first_source(sources: Mapping[str, float]) -> tuple[str | None, float | None]:
-    """Name and value of the first source, (None, None) where there is none."""
-    return next(iter(sources.items()), (None, None))
 
 
 def _differences(source: str, mpp: float, others: Mapping[str, float]) -> str:
     far = [
         f"{name} says {other:.4g}"
         for name, other in others.items()
-        if name != source and abs(other - mpp) > MOST_DIFFERENCE * mpp
+        if name != source and abs(other - mpp) > MAX_DIFFERENCE * mpp
     ]
     return f"{source} says {mpp:.4g} µm/px and is used; {', '.join(far)}." if far else ""
 
@@ -58,15 +50,15 @@ def resolve_mpp(sheet_mpp: float | None, slide: Slide) -> tuple[float, str, str]
     sources = dict(slide.mpp_sources)
     if sheet_mpp is not None and not math.isnan(sheet_mpp):
         sources = {"sheet": float(sheet_mpp), **sources}
-    source, mpp = first_source(sources)
+    source, mpp = next(iter(sources.items()), (None, None))
     if source is None or mpp is None:
         raise SlideError(
             Status.NO_MPP, "The slide states no pixel size: write it in the sheet's column mpp."
         )
-    if not LEAST_MPP <= mpp <= MOST_MPP:
+    if not MIN_MPP <= mpp <= MAX_MPP:
         raise SlideError(
             Status.ABSURD_MPP,
-            f"{source} says {mpp:.4g} µm/px, outside {LEAST_MPP}–{MOST_MPP:g}: "
+            f"{source} says {mpp:.4g} µm/px, outside {MIN_MPP}–{MAX_MPP:g}: "
             "write the true one in the sheet's column mpp.",
         )
     return mpp, source, _differences(source, mpp, sources)
@@ -189,33 +181,6 @@ def read_square(
     """
     side = (side_level0_px, side_level0_px)
     return read_rectangle(slide, x_level0_px, y_level0_px, side, (size_px, size_px))
-
-
-def read_at_mpp(
-    slide: Slide,
-    x_level0_px: int,
-    y_level0_px: int,
-    size_px: int,
-    mpp: float,
-    slide_mpp: float | None = None,
-) -> np.ndarray:
-    """A square at an exact pixel size.
-
-    Args:
-        slide: an open slide.
-        x_level0_px, y_level0_px: top left corner.
-        size_px: side of the result.
-        mpp: µm/px of the result.
-        slide_mpp: µm in a level-0 px where it is known better than the slide states.
-
-    Returns:
-        (size_px, size_px, 3) uint8 RGB.
-
-    Raises:
-        SlideError: `no-mpp`, `absurd-mpp`, or as `Slide.read_region`.
-    """
-    level0_mpp = resolve_mpp(slide_mpp, slide)[0]
-    return read_square(slide, x_level0_px, y_level0_px, size_px * mpp / level0_mpp, size_px)
 
 
 def blocks(size_px: tuple[int, int], block_px: int) -> Iterator[tuple[slice, slice]]:

@@ -13,11 +13,11 @@ import cv2
 import numpy as np
 import pandas as pd
 
+from stainssl.errors import SlideError, Status
 from stainssl.slides.quality import SHARPNESS_MPP, Figures, figures
-from stainssl.slides.reader import Slide
 from stainssl.slides.scale import READ_PX, level_for, read_rectangle
+from stainssl.slides.slide import Slide
 from stainssl.slides.tissue import TissueMap
-from stainssl.status import SlideError, Status
 
 BACKGROUND = "background"  # a place of the grid without any tissue: counted, has no row
 REASONS = ("pen", "tissue", "blur", "pale", "region")
@@ -29,7 +29,7 @@ COLUMNS = (
 
 
 @dataclass(frozen=True)
-class Grid:
+class TileGrid:
     """Squares of one size at a regular stride, all inside a slide's bounds.
 
     Attributes:
@@ -52,7 +52,7 @@ class Grid:
 
 
 @dataclass(frozen=True)
-class Limits:
+class TileLimits:
     """What a tile must meet to be kept; None is no limit.
 
     Attributes:
@@ -79,7 +79,7 @@ def grid(
     mpp: float,
     size_px: int,
     overlap_px: int = 0,
-) -> Grid:
+) -> TileGrid:
     """Squares of `size_px` at `mpp` that lie wholly inside the bounds.
 
     Positions are whole level-0 px, rounded down from the exact stride, so that rounding never
@@ -103,7 +103,7 @@ def grid(
     x, y, width, height = bounds_level0_px
     side = size_px * mpp / slide_mpp
     stride = (size_px - overlap_px) * mpp / slide_mpp
-    found = Grid(x + _starts(width, side, stride), y + _starts(height, side, stride), side)
+    found = TileGrid(x + _starts(width, side, stride), y + _starts(height, side, stride), side)
     if not len(found):
         raise SlideError(
             Status.TOO_SMALL,
@@ -178,7 +178,7 @@ def measure(slide: Slide, tiles: pd.DataFrame, slide_mpp: float) -> Figures:
     return Figures(*(found[name].to_numpy(np.float32) for name in found))
 
 
-def reasons(tiles: pd.DataFrame, limits: Limits) -> np.ndarray:
+def reasons(tiles: pd.DataFrame, limits: TileLimits) -> np.ndarray:
     """Why each tile is not kept, "" where it is: (n,) object array of `REASONS`."""
     none = pd.Series(False, tiles.index)
     tests: Mapping[str, pd.Series] = {
@@ -193,7 +193,7 @@ def reasons(tiles: pd.DataFrame, limits: Limits) -> np.ndarray:
     return np.select([tests[name] for name in REASONS], list(REASONS), default="")
 
 
-def places(slide: Slide, slide_mpp: float, squares: Grid, tissue: TissueMap) -> pd.DataFrame:
+def places(slide: Slide, slide_mpp: float, squares: TileGrid, tissue: TissueMap) -> pd.DataFrame:
     """The squares that have any tissue, in the grid's order, without reading a pixel.
 
     Returns:
@@ -211,7 +211,7 @@ def places(slide: Slide, slide_mpp: float, squares: Grid, tissue: TissueMap) -> 
 
 
 def tile_table(
-    slide: Slide, slide_mpp: float, squares: Grid, tissue: TissueMap, limits: Limits
+    slide: Slide, slide_mpp: float, squares: TileGrid, tissue: TissueMap, limits: TileLimits
 ) -> pd.DataFrame:
     """The tiles of a slide that have any tissue, kept or not.
 

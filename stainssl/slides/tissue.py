@@ -1,6 +1,6 @@
 """Where tissue is on a thumbnail: not glass, ink, frame, shadow or dust.
 
-Colour is judged in optical density against the slide's own glass, so that a grey or tinted white
+Color is judged in optical density against the slide's own glass, so that a grey or tinted white
 is not tissue. Saturation here is the spread of a pixel's optical densities (largest channel less
 smallest): stain has it however pale, and shadow, glass edges and black frames have none.
 """
@@ -24,15 +24,15 @@ SATURATION_FLOOR, SATURATION_CEILING = 0.012, 0.03
 DENSITY_FLOOR, DENSITY_CEILING = 0.02, 0.06
 NOISE_DEVIATIONS = 4.0  # of the glass's own saturation, above its median, before it is stain
 WALL_SATURATION = 0.006  # of the walls of fat cells, thinner than a px; noise raises it
-HALO_PX = 8  # a block of JPEG: so far the colour of dense tissue bleeds onto glass
+HALO_PX = 8  # a block of JPEG: so far the color of dense tissue bleeds onto glass
 CLOSE_UM = 16.0  # radius that joins tissue
 WALLS_CLOSE_UM = 56.0  # radius that joins the walls of fat cells, which are some 80–110 µm wide
 BULK_UM = 24.0  # radius of what is no wall
 INK_GROW_UM = 24.0  # the soft edge of a stroke
-INK_REACH_UM = 2000.0  # how far a faint stroke is followed from where its colour is plain
+INK_REACH_UM = 2000.0  # how far a faint stroke is followed from where its color is plain
 INK_MPP = 16.0  # µm/px at which ink is told: strokes are wide
 FRAME_DENSITY = 1.2  # what is black to this optical density and touches the border is no slide
-SAMPLE = 100_000  # pixels that thresholds and the glass's colour are estimated from
+SAMPLE = 100_000  # pixels that thresholds and the glass's color are estimated from
 INK_LEAST_UM2 = 10_000.0  # a smaller spot is pigment or a fold
 STRIP_PX = 16  # rows that are tested at once
 GLASS_LEAST = 180  # grey level below which nothing is taken for glass
@@ -54,7 +54,7 @@ def _sample_step(pixels: int) -> int:
 
 
 def glass_white(image: np.ndarray) -> np.ndarray:
-    """The colour of empty glass: the commonest bright grey, padding of pure white left out.
+    """The color of empty glass: the commonest bright grey, padding of pure white left out.
 
     Args:
         image: (h, w, 3) uint8 RGB.
@@ -78,7 +78,7 @@ def glass_white(image: np.ndarray) -> np.ndarray:
     return np.median(candidates[np.abs(grey - mode) <= 3], axis=0).astype(np.float32)
 
 
-def optical_density(image: np.ndarray, white: np.ndarray | float = 255.0) -> np.ndarray:
+def optical_density_log10(image: np.ndarray, white: np.ndarray | float = 255.0) -> np.ndarray:
     """−log10((I + 1) / (white + 1)), not below 0.
 
     Args:
@@ -258,7 +258,7 @@ class _Stain:
 
 
 def _plain_ink(od: _Density, stain: _Stain) -> np.ndarray:
-    """(h, w) bool, pixels of a colour that no H&E stain has.
+    """(h, w) bool, pixels of a color that no H&E stain has.
 
     Stain absorbs green the most. Blue and green ink absorb red the most; red ink absorbs blue
     nearly as much as green and no red; black ink absorbs all alike, and far more than the tissue
@@ -266,7 +266,7 @@ def _plain_ink(od: _Density, stain: _Stain) -> np.ndarray:
     """
     blue_or_green = (od.red > 0.12) & (od.red > 1.15 * od.green + 0.02)
     over_tissue = (od.red > stain.beyond * od.green) & (od.mean > 1.2 * stain.density)
-    # Blue ink over tissue has the colours of pure hematoxylin, which fills no area as wide as a
+    # Blue ink over tissue has the colors of pure hematoxylin, which fills no area as wide as a
     # stroke: at this scale there is eosin everywhere, which takes blue and hardly red.
     clear = od.blue < stain.clearest * od.red
     blue_over_tissue = clear & (od.red > 0.7 * od.green) & (od.mean > 1.3 * stain.density)
@@ -322,7 +322,7 @@ def _close(mask: np.ndarray, radius_um: float, mpp: float) -> np.ndarray:
 def _stained(picture: _Picture, free: np.ndarray) -> np.ndarray:
     """(h, w) bool: stain wherever `free`, its gaps closed, and fat between its walls.
 
-    Fat is empty cells between walls thinner than a px. What is faintly coloured and thin is taken
+    Fat is empty cells between walls thinner than a px. What is faintly colored and thin is taken
     for walls, and joined over the width of a cell; dense tissue is left out of that, so that
     its own outline stays.
     """
@@ -331,7 +331,7 @@ def _stained(picture: _Picture, free: np.ndarray) -> np.ndarray:
     floor = min(max(SATURATION_FLOOR, noise), SATURATION_CEILING)
     least = _otsu(sample.saturation, floor, SATURATION_CEILING)
     dense = _otsu(sample.mean, DENSITY_FLOOR, DENSITY_CEILING)
-    stained, coloured, faintest = picture.where(
+    stained, colored, faintest = picture.where(
         lambda od: od.saturation > np.where(od.mean > dense, np.float32(least / 2), least),
         lambda od: od.saturation > floor,
         lambda od: od.saturation > max(WALL_SATURATION, noise),
@@ -340,7 +340,7 @@ def _stained(picture: _Picture, free: np.ndarray) -> np.ndarray:
     bulk = cv2.morphologyEx(stained.view(np.uint8), cv2.MORPH_OPEN, _disk(BULK_UM, mpp))
     near_bulk = cv2.dilate(bulk, _disk(BULK_UM, mpp)).astype(bool)
     halo = cv2.dilate(bulk, np.ones((2 * HALO_PX + 1,) * 2, np.uint8)).astype(bool)
-    walls = np.where(halo, coloured, faintest) & free & ~near_bulk
+    walls = np.where(halo, colored, faintest) & free & ~near_bulk
     return _close(stained, CLOSE_UM, mpp) | _close(walls, WALLS_CLOSE_UM, mpp)
 
 
@@ -359,7 +359,7 @@ def tissue_map(
         min_hole_um2: smaller holes are filled.
 
     Returns:
-        The two masks, with the glass colour that they were judged against.
+        The two masks, with the glass color that they were judged against.
     """
     white = glass_white(thumbnail)
     sigma_px = SMOOTH_UM / mpp
@@ -403,13 +403,3 @@ def masked(
     tissue = MASKERS[masker](thumbnail, mpp) & ~other
     tissue = _fill_holes(tissue, min_hole_um2 / mpp**2, other)
     return replace(found, tissue=drop_small(tissue, min_area_um2 / mpp**2))
-
-
-def tissue_mask(
-    thumbnail: np.ndarray,
-    mpp: float,
-    min_area_um2: float = 20_000.0,
-    min_hole_um2: float = 10_000.0,
-) -> np.ndarray:
-    """(h, w) bool of `tissue_map`: True where there is tissue."""
-    return tissue_map(thumbnail, mpp, min_area_um2, min_hole_um2).tissue

@@ -10,16 +10,16 @@ from typing import BinaryIO
 
 import numpy as np
 
-from stainssl.status import SlideError, Status
+from stainssl.errors import SlideError, Status
 
 _BYTES_OF_TYPE = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8}
 _BYTES_OF_TYPE |= {13: 4, 16: 8, 17: 8, 18: 8}
 _LETTER_OF_TYPE = {3: "u2", 4: "u4", 16: "u8"}
 _DATA_TAGS = {273: 279, 324: 325}  # offsets → byte counts, of strips and of tiles
 _TILE_SIDE_TAGS = (322, 323)
-MOST_TILE_SIDE_PX = 16_384  # OpenSlide ends the process where it cannot allocate a tile
+MAX_TILE_SIDE_PX = 16_384  # OpenSlide ends the process where it cannot allocate a tile
 _NDPI_TAG = 65420  # Hamamatsu keeps 64-bit offsets in classic TIFF: its directories read otherwise
-_MOST_DIRECTORIES = 4096  # a chain that is longer is a loop
+_MAX_DIRECTORIES = 4096  # a chain that is longer is a loop
 
 
 class _PastEndError(Exception):
@@ -113,11 +113,11 @@ def _data_end(tiff: _Tiff, entries: dict[int, _Entry]) -> int:
 def _check_tiles(tiff: _Tiff, entries: dict[int, _Entry]) -> None:
     sides = [tiff.numbers(entries[tag]) for tag in _TILE_SIDE_TAGS if tag in entries]
     for side in sides:
-        if side.max(initial=0) > MOST_TILE_SIDE_PX:
+        if side.max(initial=0) > MAX_TILE_SIDE_PX:
             raise SlideError(
                 Status.UNREADABLE,
                 f"A directory says that a tile is {side.max():,.0f} px wide or high, above "
-                f"{MOST_TILE_SIDE_PX:,}: the file is spoiled.",
+                f"{MAX_TILE_SIDE_PX:,}: the file is spoiled.",
             )
 
 
@@ -125,7 +125,7 @@ def _shortfalls(tiff: _Tiff) -> Iterator[str]:
     """What lies past the end, directory by directory."""
     offset = tiff.number(tiff.layout.word, 8 if tiff.layout.is_big else 4, "the header")
     seen: set[int] = set()
-    while offset and offset not in seen and len(seen) < _MOST_DIRECTORIES:
+    while offset and offset not in seen and len(seen) < _MAX_DIRECTORIES:
         seen.add(offset)
         entries, offset = tiff.directory(offset)
         if _NDPI_TAG in entries:

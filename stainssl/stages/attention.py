@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +12,12 @@ from matplotlib.figure import Figure
 
 from stainssl.cohort import parts
 from stainssl.config import Config
+from stainssl.errors import SlideError
 from stainssl.export.qupath import tile_objects, write_geojson
 from stainssl.figures.mil import attention_overlay, tile_strip
-from stainssl.paths import Paths
-from stainssl.slides.reader import open_slide
+from stainssl.plan.paths import Paths
+from stainssl.slides.readers import open_slide
 from stainssl.slides.scale import read_thumbnail, resolve_mpp
-from stainssl.status import SlideError
 from stainssl.stores.atomic import replacing
 from stainssl.stores.pixels import Pixels, open_pixels
 from stainssl.stores.tiles import read_tiles
@@ -92,7 +91,7 @@ def _pictures(
 def _overlay(config: Config, cohort: str, row: object, found: pd.DataFrame, title: str) -> Figure:
     is_patches = config.cohorts[cohort].kind == "patches"
     reader = "patches" if is_patches else config.slides.reader
-    with closing(open_slide(Path(row.path), reader)) as slide:  # type: ignore[attr-defined]
+    with open_slide(Path(row.path), reader) as slide:  # type: ignore[attr-defined]
         mpp = row.mpp  # type: ignore[attr-defined]
         if is_patches and np.isnan(mpp):
             mpp = config.tilings[config.cohorts[cohort].tiling].mpp

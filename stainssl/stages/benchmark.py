@@ -10,18 +10,18 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from stainssl.benchmark import baselines, published, table
-from stainssl.benchmark.folds import class_name, read_folds
-from stainssl.benchmark.metrics import average_repeats, evaluate, roc_band, scored_units
-from stainssl.benchmark.projection import project
-from stainssl.benchmark.published import Published
-from stainssl.benchmark.table import Answer, Grid, Robustness
 from stainssl.cohort import parts, read_sheet, site_columns
 from stainssl.config import Config, Run, Task
+from stainssl.errors import StainsslError
+from stainssl.evaluation import baselines, published, table
+from stainssl.evaluation.folds import class_name, read_folds
+from stainssl.evaluation.metrics import average_repeats, evaluate, roc_band, scored_units
+from stainssl.evaluation.projection import project
+from stainssl.evaluation.published import Published
+from stainssl.evaluation.table import Answer, ResultGrid, Robustness
 from stainssl.figures import benchmark as figures
-from stainssl.paths import Paths
+from stainssl.plan.paths import Paths
 from stainssl.stages.probe import part_labels
-from stainssl.status import StainsslError
 from stainssl.stores.atomic import replacing, write_text
 from stainssl.stores.tables import read_table
 
@@ -68,7 +68,11 @@ def run(config: Config, benchmark: str) -> None:
 
 
 def _pages(
-    benchmark: str, grid: Grid, sites: Grid, markdown: str, others: list[tuple[str, Published]]
+    benchmark: str,
+    grid: ResultGrid,
+    sites: ResultGrid,
+    markdown: str,
+    others: list[tuple[str, Published]],
 ) -> dict[str, str]:
     """File name → the table in each format: figures, published ones, then by site.
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from stainssl.config import Config
-from stainssl.paths import Paths
-from stainssl.status import StainsslError
+from stainssl.errors import StainsslError
+from stainssl.plan.paths import Paths
 
 
 def run(config: Config, processes: int = 1) -> None:

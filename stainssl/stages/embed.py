@@ -12,12 +12,12 @@ import pandas as pd
 import torch
 
 from stainssl.config import Config
-from stainssl.device import pick
-from stainssl.embed import Vectors, embed_pixels
-from stainssl.encoders import LoadedEncoder, load
-from stainssl.paths import Paths
+from stainssl.encoders.embedding import Vectors, embed_pixels
+from stainssl.encoders.loading import LoadedEncoder, load
+from stainssl.errors import StainsslError
+from stainssl.plan.paths import Paths
+from stainssl.runtime.devices import pick
 from stainssl.stages import import_features
-from stainssl.status import StainsslError
 from stainssl.stores.embeddings import write_embeddings
 from stainssl.stores.pixels import Pixels, open_pixels
 from stainssl.stores.spool import Kept, Spool

@@ -8,7 +8,7 @@ import pandas as pd
 
 from stainssl.cohort import parts, read_sheet
 from stainssl.config import Config
-from stainssl.paths import Paths
+from stainssl.plan.paths import Paths
 from stainssl.stores.atomic import write_text
 from stainssl.stores.embeddings import open_embeddings
 from stainssl.stores.tiles import read_tiles

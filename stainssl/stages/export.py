@@ -12,9 +12,9 @@ import numpy as np
 
 from stainssl.cohort import COLUMNS, parts, read_sheet
 from stainssl.config import Config, nearest
+from stainssl.errors import StainsslError
 from stainssl.export.slide import ExportedSlide
-from stainssl.paths import Paths
-from stainssl.status import StainsslError
+from stainssl.plan.paths import Paths
 from stainssl.stores.embeddings import Embeddings, open_embeddings
 from stainssl.stores.tables import read_table
 from stainssl.stores.tiles import read_qc, read_tiles

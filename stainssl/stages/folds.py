@@ -6,11 +6,11 @@ import logging
 
 import pandas as pd
 
-from stainssl.benchmark.folds import make_folds, patients_of
 from stainssl.cohort import read_sheet
 from stainssl.config import Config
-from stainssl.paths import Paths
-from stainssl.status import StainsslError
+from stainssl.errors import StainsslError
+from stainssl.evaluation.folds import make_folds, patients_of
+from stainssl.plan.paths import Paths
 from stainssl.stores.atomic import write_text
 
 log = logging.getLogger(__name__)

@@ -8,8 +8,8 @@ import pandas as pd
 
 from stainssl.cohort import parts, read_sheet
 from stainssl.config import Config
-from stainssl.paths import Paths
-from stainssl.status import StainsslError, Status
+from stainssl.errors import StainsslError, Status
+from stainssl.plan.paths import Paths
 from stainssl.stores.atomic import replacing
 from stainssl.stores.tiles import read_qc
 
@@ -30,7 +30,7 @@ def too_many_bad(slides: pd.DataFrame, max_share: float) -> str:
     return "\n".join(
         [
             f"{len(bad)} of {len(slides)} slides are bad, more than slides.max_bad_slides "
-            f"({max_share:g}) allows. Mend them, exclude them in the sheet, or raise the limit:",
+            f"({max_share:g}) allows. Fix them, exclude them in the sheet, or raise the limit:",
             *listed,
         ]
     )

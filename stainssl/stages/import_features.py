@@ -10,10 +10,10 @@ import numpy as np
 
 from stainssl.cohort import parts
 from stainssl.config import Config
+from stainssl.errors import SlideError, StainsslError
 from stainssl.export.read import Features, read_slide
 from stainssl.export.source import source
-from stainssl.paths import Paths
-from stainssl.status import SlideError, StainsslError
+from stainssl.plan.paths import Paths
 from stainssl.stores.embeddings import write_embeddings
 
 log = logging.getLogger(__name__)

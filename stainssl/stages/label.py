@@ -8,18 +8,18 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from stainssl.benchmark.folds import class_name
 from stainssl.cohort import parts
 from stainssl.config import Cohort, Config, Outlines
-from stainssl.paths import Paths
+from stainssl.errors import StainsslError
+from stainssl.evaluation.folds import class_name
+from stainssl.plan.paths import Paths
 from stainssl.slides.annotations import (
-    LEAST_SHARE,
+    MIN_SHARE,
     Areas,
     area_of,
     read_polygons,
     tile_fractions,
 )
-from stainssl.status import StainsslError
 from stainssl.stores.tiles import read_tiles, write_labels
 
 log = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ def from_polygons(tiles: pd.DataFrame, areas: Areas, outlines: Outlines) -> np.n
     """(n,) float32: 1 where at least half of the tile is under the outlines' classes, else 0."""
     x, y, side = (tiles[name].to_numpy() for name in ("x", "y", "side"))
     polygons = area_of(areas, outlines.of, outlines.without)
-    return (tile_fractions(x, y, side, polygons) >= LEAST_SHARE).astype(np.float32)
+    return (tile_fractions(x, y, side, polygons) >= MIN_SHARE).astype(np.float32)
 
 
 def _label_patches(tiles: pd.DataFrame, rows: pd.DataFrame, names: list[str]) -> pd.DataFrame:
@@ -130,6 +130,6 @@ def run(config: Config, cohort: str, part: str) -> None:
     else:
         labels = _label_slides(kept, rows, names, found)
     labels["tile"] = labels["tile"].astype(np.int32)
-    settings = {"labels": names, "annotations": found.annotations, "least_share": LEAST_SHARE}
+    settings = {"labels": names, "annotations": found.annotations, "least_share": MIN_SHARE}
     write_labels(paths.labels(cohort, found.tiling, part), labels, settings)
     log.info("%d tiles, labels: %s", len(labels), ", ".join(names) or "none")

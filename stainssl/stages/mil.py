@@ -10,19 +10,19 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from stainssl.benchmark.folds import class_name, class_order, each_fold, read_folds
-from stainssl.benchmark.metrics import evaluate
 from stainssl.cohort import parts
 from stainssl.config import Config, Task
+from stainssl.errors import StainsslError
+from stainssl.evaluation.folds import class_name, class_order, each_fold, read_folds
+from stainssl.evaluation.metrics import evaluate
 from stainssl.mil import bags as bagging
 from stainssl.mil.attention import AttentionMean, attention_table
 from stainssl.mil.bags import Bag, SlideTiles
 from stainssl.mil.predict import load_models, model_name, predict_bag, prediction_table, save_model
 from stainssl.mil.reference import reference_table
-from stainssl.mil.train import FoldModel, Settings, fit
-from stainssl.paths import Paths
+from stainssl.mil.train import FoldModel, HeadSettings, fit
+from stainssl.plan.paths import Paths
 from stainssl.stain import StainProfile
-from stainssl.status import StainsslError
 from stainssl.stores.atomic import replacing
 from stainssl.stores.embeddings import Embeddings, open_embeddings
 from stainssl.stores.pixels import open_pixels
@@ -30,7 +30,7 @@ from stainssl.stores.spool import Spool
 from stainssl.stores.tables import write_table
 
 SHOWN = 10  # patients a message names before it counts the rest
-MOST_BYTES = 2 << 30  # of tile embeddings in memory
+MAX_BYTES = 2 << 30  # of tile embeddings in memory
 STAIN = "macenko"  # the profiles by which slides are compared
 log = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ def run(config: Config, task: str, encoder: str, head: str) -> None:
         raise StainsslError(
             f"tasks.{task} is of level tile: `mil` answers the others, `probe` this one."
         )
-    settings = Settings(**config.heads[head].model_dump())
+    settings = HeadSettings(**config.heads[head].model_dump())
     made_by = {"task": task, "encoder": encoder, "head": head, "seed": config.seed}
     try:
         folds = read_folds(paths.folds(task))
@@ -137,7 +137,7 @@ def slide_reader(config: Config, encoder: str, slides: pd.DataFrame) -> Callable
 
 
 def spooled(read: Callable[[str], SlideTiles], folder: Path) -> Callable[[str], SlideTiles]:
-    """The same reader; what it gives beyond `MOST_BYTES` lies in a temporary file in `folder`."""
+    """The same reader; what it gives beyond `MAX_BYTES` lies in a temporary file in `folder`."""
     spool = Spool(folder)
     held = 0
 
@@ -146,7 +146,7 @@ def spooled(read: Callable[[str], SlideTiles], folder: Path) -> Callable[[str], 
         tiles = read(slide_id)
         features = tiles.features[:]
         held += features.nbytes
-        if held <= MOST_BYTES:
+        if held <= MAX_BYTES:
             return tiles
         return dataclasses.replace(tiles, features=spool.keep(features))
 
@@ -190,7 +190,7 @@ def _answer(
     bags: list[Bag],
     folds: pd.DataFrame,
     classes: list[str],
-    settings: Settings,
+    settings: HeadSettings,
     seed: int,
     folder: Path,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -235,7 +235,7 @@ def _external(
 
 
 def _fold_models(
-    bags: list[Bag], folds: pd.DataFrame, classes: list[str], settings: Settings, seed: int
+    bags: list[Bag], folds: pd.DataFrame, classes: list[str], settings: HeadSettings, seed: int
 ) -> Iterator[tuple[int, int, FoldModel, list[Bag]]]:
     """(repeat, fold, model, test bags) of every fold that has a test bag."""
     for repeat, fold, patients in each_fold(folds):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -15,18 +14,19 @@ import torch
 
 from stainssl.cohort import parts
 from stainssl.config import Config
-from stainssl.paths import Paths
-from stainssl.prefetch import prefetched
-from stainssl.slides.reader import Slide, open_slide
+from stainssl.errors import SlideError
+from stainssl.plan.paths import Paths
+from stainssl.runtime.prefetch import prefetched
+from stainssl.slides.readers import open_slide
 from stainssl.slides.scale import read_square
+from stainssl.slides.slide import Slide
 from stainssl.slides.staging import staged
 from stainssl.stain import METHODS, StainProfile, estimate
-from stainssl.status import SlideError
 from stainssl.stores.pixels import JpegSpool, SlidePixels, encode, write_pixels
 from stainssl.stores.tiles import read_tiles
 
 BLOCK = 64  # tiles whose profiles are estimated at once
-MOST_UNREADABLE = 0.1  # share of a slide's tiles past which it is not tried any longer
+MAX_UNREADABLE = 0.1  # share of a slide's tiles past which it is not tried any longer
 log = logging.getLogger(__name__)
 
 
@@ -39,7 +39,7 @@ def _blocks(
     slide: Slide, tiles: pd.DataFrame, size_px: int
 ) -> Iterator[tuple[npt.NDArray[np.uint8], list[bool]]]:
     """Images of some tiles and which could be read; the others are blank."""
-    allowed = MOST_UNREADABLE * len(tiles)
+    allowed = MAX_UNREADABLE * len(tiles)
     for start in range(0, len(tiles), BLOCK):
         rows = tiles.iloc[start : start + BLOCK]
         images = np.full((len(rows), size_px, size_px, 3), 255, np.uint8)
@@ -66,7 +66,7 @@ def slide_pixels(slide: Slide, slide_id: str, tiles: pd.DataFrame, size_px: int)
         size_px: side of an encoded tile.
 
     Raises:
-        SlideError: more than `MOST_UNREADABLE` of the tiles cannot be read.
+        SlideError: more than `MAX_UNREADABLE` of the tiles cannot be read.
     """
     jpeg = JpegSpool()
     profiles: dict[str, list[StainProfile]] = {method: [] for method in METHODS}
@@ -102,7 +102,7 @@ def _each_slide(
             continue
         started = time.monotonic()
         try:
-            with staged(Path(path), *staging) as place, closing(open_slide(place, reader)) as slide:
+            with staged(Path(path), *staging) as place, open_slide(place, reader) as slide:
                 found = slide_pixels(slide, slide_id, by_slide[slide_id], size_px)
         except SlideError as error:  # tiling read it, this did not: the other slides stay
             log.warning("%s: left out: %s", slide_id, error)

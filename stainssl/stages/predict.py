@@ -12,17 +12,17 @@ import pandas as pd
 
 from stainssl.cohort import parts
 from stainssl.config import Cohort, Config, Encoder
+from stainssl.errors import StainsslError
 from stainssl.mil import bags as bagging
 from stainssl.mil.attention import AttentionMean, attention_table
 from stainssl.mil.bags import ID_COLUMNS, Bag, SlideTiles
 from stainssl.mil.predict import load_models, predict_bag, prediction_table
 from stainssl.mil.reference import Reference, references, slide_means, stacked
 from stainssl.mil.train import FoldModel
-from stainssl.paths import Paths
+from stainssl.plan.paths import Paths
 from stainssl.stages import embed, pixels, tile
 from stainssl.stages.attention import write_attention
 from stainssl.stages.mil import slide_reader, stain_of_slides
-from stainssl.status import StainsslError
 from stainssl.stores.atomic import write_text
 from stainssl.stores.tables import read_table, write_table
 from stainssl.stores.tiles import read_qc
@@ -38,7 +38,7 @@ Models = dict[tuple[int, int], FoldModel]
 
 
 @dataclass(frozen=True)
-class Scored:
+class ScoredBag:
     """What the fold models say of one bag.
 
     Attributes:
@@ -145,26 +145,26 @@ def _prepared(new: Config, encoder: str) -> pd.DataFrame:
 
 def _scored(
     slides: pd.DataFrame, level: str, read: Callable[[str], SlideTiles], models: Models
-) -> Iterator[Scored]:
+) -> Iterator[ScoredBag]:
     """Bags one after another, so that the tiles of one are in memory at a time."""
     for _, rows in slides.assign(label=-1).groupby(ID_COLUMNS[level], sort=False):
         for bag in bagging.build(rows, level, read)[0]:
             yield _score(bag, models)
 
 
-def _score(bag: Bag, models: Models) -> Scored:
+def _score(bag: Bag, models: Models) -> ScoredBag:
     mean, tables = AttentionMean(), []
     for (repeat, fold), model in models.items():
         p, attention = predict_bag(model, bag)
         mean.add(bag, attention)
         tables.append(prediction_table([bag], p[None], model.classes, repeat, fold))
     means = dict(zip(bag.slides, slide_means(bag), strict=True))
-    return Scored(means, pd.concat(tables), attention_table([bag], mean.means()))
+    return ScoredBag(means, pd.concat(tables), attention_table([bag], mean.means()))
 
 
 def _with_distances(
     slides: pd.DataFrame,
-    scored: list[Scored],
+    scored: list[ScoredBag],
     reference: tuple[Reference, Reference],
     stain: dict[str, np.ndarray],
 ) -> pd.DataFrame:

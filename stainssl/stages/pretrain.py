@@ -16,38 +16,38 @@ from torch import nn
 
 from stainssl.cohort import read_sheet, train_parts
 from stainssl.config import Config, Encoder, Run
-from stainssl.device import take
-from stainssl.encoders import new_backbone, save_local_dir, vector_length
+from stainssl.encoders.loading import new_backbone, save_local_dir, vector_length
+from stainssl.errors import StainsslError
 from stainssl.figures.pretrain import curves
-from stainssl.paths import Paths
+from stainssl.plan.paths import Paths
 from stainssl.pretrain import knowledge
 from stainssl.pretrain.data import TrainTiles
 from stainssl.pretrain.distributed import is_main, placement
 from stainssl.pretrain.methods import (
     METHODS,
     HedJitter,
+    NormalizerState,
     RandStainNA,
     Recipe,
-    Stain,
-    Staining,
     StainJitter,
     StainMix,
-    Standard,
+    StainNormalizer,
+    StainTargets,
 )
 from stainssl.pretrain.objectives import OBJECTIVES
 from stainssl.pretrain.train import (
     Learner,
     Preprocessing,
-    Settings,
     Supervision,
+    TrainSettings,
     fingerprint,
     fit,
 )
-from stainssl.pretrain.views import Geometry
-from stainssl.pretrain.watch import METRICS, Board, Facts, Row
+from stainssl.pretrain.views import ViewGeometry
+from stainssl.pretrain.watch import METRICS, Row, TensorBoardLogger, TileMetadata
+from stainssl.runtime.devices import take
 from stainssl.stain import StainProfile
 from stainssl.stain import targets as stain_targets
-from stainssl.status import StainsslError
 from stainssl.stores.atomic import replacing, write_text
 from stainssl.stores.pixels import Pixels, open_pixels
 from stainssl.stores.tiles import read_labels
@@ -82,7 +82,7 @@ class Trained:
 
     seen: pd.DataFrame
     metrics: pd.DataFrame
-    standard: Standard | None = None
+    standard: StainNormalizer | None = None
 
 
 def run(config: Config, encoder: str, gpus: int = 0) -> None:
@@ -154,8 +154,8 @@ def _train(config: Config, run: Run, backbone: nn.Module, size: int) -> Trained:
 
 
 def _learner(
-    run: Run, backbone: nn.Module, size: int, recipe: Recipe, stain: Stain | None,
-    facts: Facts, settings: Settings,
+    run: Run, backbone: nn.Module, size: int, recipe: Recipe, stain: StainTargets | None,
+    facts: TileMetadata, settings: TrainSettings,
 ) -> Learner:  # fmt: skip
     encoder, dim = run.encoder, vector_length(backbone, size)
     torch.manual_seed(run.seed)  # as is the head's
@@ -175,7 +175,7 @@ class _Live:
     """The figures of a run while it runs: `metrics.csv` and TensorBoard, beside the checkpoint."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder, self._board = folder, Board(folder / "tensorboard")
+        self._folder, self._board = folder, TensorBoardLogger(folder / "tensorboard")
 
     def __call__(self, rows: list[Row]) -> None:
         _write_csv(self._folder / "metrics.csv", pd.DataFrame(rows, columns=list(METRICS)))
@@ -204,15 +204,15 @@ def _open(config: Config, encoder: Encoder) -> Cohorts:
     return Cohorts(stores, labels, pd.concat(frames, ignore_index=True))
 
 
-def _facts(cohorts: Cohorts, encoder: Encoder) -> Facts:
+def _facts(cohorts: Cohorts, encoder: Encoder) -> TileMetadata:
     slides = cohorts.slides
     patient = knowledge.codes(slides["cohort"] + "/" + slides["patient_id"])
     of_slides = (patient, knowledge.codes(slides["site"]))
     patients, sites = (knowledge.of_tiles(values, cohorts.stores) for values in of_slides)
     if encoder.label is None:
-        return Facts(patients, sites, np.full(len(patients), -1, np.int32))
+        return TileMetadata(patients, sites, np.full(len(patients), -1, np.int32))
     tables = [read_labels(path) for path in cohorts.labels]
-    return Facts(patients, sites, knowledge.labels(cohorts.stores, tables, encoder.label))
+    return TileMetadata(patients, sites, knowledge.labels(cohorts.stores, tables, encoder.label))
 
 
 def _target(path: Path) -> dict[str, Any]:
@@ -244,9 +244,9 @@ def _batch_size(wanted: int, tiles: int, processes: int) -> int:
     return size
 
 
-def _settings(encoder: Encoder, steps_per_epoch: int) -> Settings:
+def _settings(encoder: Encoder, steps_per_epoch: int) -> TrainSettings:
     steps = encoder.epochs * steps_per_epoch
-    return Settings(
+    return TrainSettings(
         steps=min(steps, encoder.steps or steps),
         lr=encoder.lr,
         weight_decay=encoder.weight_decay,
@@ -262,12 +262,12 @@ def _recipe(run: Run, size: int, cohorts: Cohorts, target: Mapping[str, Any] | N
     if encoder.preprocess and target is not None:
         # As where the encoder is used: nothing is known of a slide there, so no tile takes its.
         own = knowledge.profiles(cohorts.stores, encoder.normalizers[0], slides=False)
-        standard = Standard(own, stain_targets.profile_from_json(target["fallback"]))
+        standard = StainNormalizer(own, stain_targets.profile_from_json(target["fallback"]))
     return Recipe(
         size_px=size,
-        colour=encoder.colour,
+        color=encoder.color,
         seed=run.seed,
-        geometry=Geometry(geometry.area, geometry.ratio, geometry.turns),
+        geometry=ViewGeometry(geometry.area, geometry.ratio, geometry.turns),
         stain_jitter=_stain_jitter(cohorts, encoder),
         standard=standard,
     )
@@ -285,25 +285,27 @@ def _stain_jitter(cohorts: Cohorts, encoder: Encoder) -> StainJitter | None:
     return StainMix(knowledge.profiles(cohorts.stores, "macenko"), strength)
 
 
-def _stain(cohorts: Cohorts, encoder: Encoder, target: Mapping[str, Any] | None) -> Stain | None:
-    """The training tiles under each normaliser, and how their target is drawn."""
+def _stain(
+    cohorts: Cohorts, encoder: Encoder, target: Mapping[str, Any] | None
+) -> StainTargets | None:
+    """The training tiles under each normalizer, and how their target is drawn."""
     if not METHODS[encoder.method or ""].needs_stain or target is None:
         return None
     first, *others = encoder.normalizers
     profiles = {m: knowledge.profiles(cohorts.stores, m) for m in encoder.normalizers}
-    stainings = [Staining(profiles[first], stain_targets.load(target))]
+    stainings = [NormalizerState(profiles[first], stain_targets.load(target))]
     stainings += [
-        Staining(profiles[m], stain_targets.load(_same_tiles(target, cohorts, profiles[m])))
+        NormalizerState(profiles[m], stain_targets.load(_same_tiles(target, cohorts, profiles[m])))
         for m in others
     ]
     sites = knowledge.names_of(cohorts.slides["site"].tolist(), cohorts.stores)
-    return Stain(stainings, sites, encoder.views, encoder.stain_probability)
+    return StainTargets(stainings, sites, encoder.views, encoder.stain_probability)
 
 
 def _same_tiles(
     target: Mapping[str, Any], cohorts: Cohorts, profiles: StainProfile
 ) -> dict[str, Any]:
-    """The target's tiles as another normaliser sees them."""
+    """The target's tiles as another normalizer sees them."""
     numbers = [_number(one, cohorts) for one in target["candidates"]]
     seen = [
         {"site": one["site"], "profile": stain_targets.profile_to_json(profiles[number])}
@@ -359,7 +361,7 @@ def _card(config: Config, run: Run, seen: pd.DataFrame) -> dict[str, Any]:
         "tiles": f"{int(seen['tiles'].sum())} of {tiling.size} px at {tiling.mpp:g} µm/px",
         "slides": int(seen["slides"].sum()),
         "patients seen": f"{len(seen)}: {', '.join(seen['patient_id'])}",
-        "colour jitter": f"{encoder.colour}, of stain: {encoder.stain_jitter}",
+        "color jitter": f"{encoder.color}, of stain: {encoder.stain_jitter}",
         "loss": f"{encoder.loss}, temperature {encoder.temperature:g}",
         "budget": f"{encoder.epochs} epochs, at most {encoder.steps or 'all'} steps, "
         f"batches of {encoder.batch_size}, {encoder.optimizer}, lr {encoder.lr:g}",
@@ -368,12 +370,12 @@ def _card(config: Config, run: Run, seen: pd.DataFrame) -> dict[str, Any]:
         card["supervised"] = f"label {encoder.label}, weight {encoder.supervised_weight:g}"
     if encoder.preprocess:
         card["preprocessing"] = (
-            f"tiles are normalised ({encoder.normalizers[0]}) to stain.json: stainssl does so, "
+            f"tiles are normalized ({encoder.normalizers[0]}) to stain.json: stainssl does so, "
             "timm does not"
         )
     if encoder.method == "stain-invariant":
         card["stain target"] = f"{encoder.target.policy} per {encoder.target.per}"
-        card["normaliser"] = f"{', '.join(encoder.normalizers)}, views: {encoder.views}"
+        card["normalizer"] = f"{', '.join(encoder.normalizers)}, views: {encoder.views}"
     return card
 
 

@@ -8,13 +8,13 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 
-from stainssl.benchmark.folds import class_name, class_order, read_folds
-from stainssl.benchmark.metrics import evaluate
-from stainssl.benchmark.probe import Tiles, few_shot, probe
 from stainssl.cohort import parts
 from stainssl.config import Config, Task
-from stainssl.paths import Paths
-from stainssl.status import StainsslError
+from stainssl.errors import StainsslError
+from stainssl.evaluation.folds import class_name, class_order, read_folds
+from stainssl.evaluation.metrics import evaluate
+from stainssl.evaluation.probe import Tiles, few_shot, probe
+from stainssl.plan.paths import Paths
 from stainssl.stores.atomic import replacing
 from stainssl.stores.embeddings import open_embeddings
 from stainssl.stores.tables import write_table

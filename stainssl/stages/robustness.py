@@ -11,31 +11,33 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
-from stainssl.benchmark.folds import read_folds
-from stainssl.benchmark.probe import balanced_sample
-from stainssl.benchmark.projection import MOST_TILES
-from stainssl.benchmark.robustness import Figure, Stainings, measure, most_different
 from stainssl.cohort import parts
 from stainssl.config import Config, Task
-from stainssl.device import pick
-from stainssl.encoders import LoadedEncoder, load
-from stainssl.paths import Paths
+from stainssl.encoders.loading import LoadedEncoder, load
+from stainssl.errors import StainsslError
+from stainssl.evaluation.folds import read_folds
+from stainssl.evaluation.probe import balanced_sample
+from stainssl.evaluation.projection import MAX_TILES
+from stainssl.evaluation.robustness import Figure, Stainings, measure, most_different
+from stainssl.plan.paths import Paths
+from stainssl.runtime.devices import pick
 from stainssl.stages.probe import part_labels
 from stainssl.stain import LabStats, StainProfile, estimate, normalize
 from stainssl.stain.restain import reinhard_to
-from stainssl.status import StainsslError
 from stainssl.stores.atomic import replacing
 from stainssl.stores.pixels import Pixels, decode, open_pixels
 from stainssl.stores.tables import write_table
 
-MAX_TILES = 1500  # enough for intervals over patients; a minute on one core with a small backbone
+MAX_COMPARED_TILES = (
+    1500  # enough for intervals over patients; a minute on one core with a small backbone
+)
 _BATCH = 32
 _GAP = 16  # unwanted tiles that one read takes along rather than being cut in two
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Sample:
+class TileSample:
     """N tiles of a task: their JPEGs and `patient_id`, `slide_id`, `tile`, `site`, `label`."""
 
     jpegs: list[bytes]
@@ -106,12 +108,12 @@ def _measure_task(
 def _some_vectors(stainings: Stainings, seed: int) -> pd.DataFrame:
     """The table of at most 800 tiles as they are, with a list of numbers each: `vector`."""
     patient = stainings.table["patient_id"].to_numpy()
-    rows = balanced_sample(patient, MOST_TILES, np.random.default_rng(seed))
+    rows = balanced_sample(patient, MAX_TILES, np.random.default_rng(seed))
     vectors = list(stainings.original[rows].astype(np.float32))
     return stainings.table.iloc[rows].assign(vector=vectors)
 
 
-def draw_sample(config: Config, task: Task, patients: set[str]) -> Sample:
+def draw_sample(config: Config, task: Task, patients: set[str]) -> TileSample:
     """At most 1,500 labelled tiles of a task, balanced over its patients; the same for every
     encoder.
 
@@ -126,14 +128,14 @@ def draw_sample(config: Config, task: Task, patients: set[str]) -> Sample:
             f" {task.label!r} and a patient of the folds."
         )
     rng = np.random.default_rng(config.seed)
-    rows = balanced_sample(tiles["patient_id"].to_numpy(), MAX_TILES, rng)
+    rows = balanced_sample(tiles["patient_id"].to_numpy(), MAX_COMPARED_TILES, rng)
     tiles = tiles.iloc[rows].reset_index(drop=True)
     jpegs: list[bytes] = []
     for path, part in tiles.groupby("store", sort=False):
         jpegs += read_jpegs(open_pixels(path), part["row"].to_numpy())
     readable = [bool(jpeg) for jpeg in jpegs]
     table = tiles.loc[readable].drop(columns=["store", "row"]).reset_index(drop=True)
-    return Sample([jpeg for jpeg in jpegs if jpeg], table)
+    return TileSample([jpeg for jpeg in jpegs if jpeg], table)
 
 
 def read_jpegs(store: Pixels, rows: NDArray[np.int64]) -> list[bytes]:
@@ -168,7 +170,7 @@ def _batches(jpegs: list[bytes]) -> Iterator[torch.Tensor]:
 
 
 def two_targets(
-    sample: Sample, training: set[str], family: str
+    sample: TileSample, training: set[str], family: str
 ) -> tuple[StainProfile, StainProfile]:
     """The pooled profiles of the two most different sites of the training patients.
 
@@ -205,7 +207,7 @@ def restain(images: torch.Tensor, target: StainProfile) -> torch.Tensor:
 
 
 def embed_stainings(
-    sample: Sample, encoder: LoadedEncoder, targets: tuple[StainProfile, StainProfile]
+    sample: TileSample, encoder: LoadedEncoder, targets: tuple[StainProfile, StainProfile]
 ) -> Stainings:
     """Vectors of the tiles as they are and stained like each of two targets."""
     out: list[list[np.ndarray]] = [[], [], []]

@@ -1,4 +1,4 @@
-"""`target`: the profile(s) that an encoder's images are normalised to, from its own tiles."""
+"""`target`: the profile(s) that an encoder's images are normalized to, from its own tiles."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ import torch
 from stainssl import __version__
 from stainssl.cohort import read_sheet, train_parts
 from stainssl.config import Config, Encoder, Run, Train
+from stainssl.errors import StainsslError
 from stainssl.figures.stain import target_figure
-from stainssl.paths import Paths
+from stainssl.plan.paths import Paths
 from stainssl.stain import StainProfile, TwoStain, normalize, targets
 from stainssl.stain.targets import Pool
-from stainssl.status import StainsslError
 from stainssl.stores.atomic import replacing, write_text
 from stainssl.stores.pixels import open_pixels
 

@@ -7,7 +7,6 @@ import json
 import logging
 import time
 from collections.abc import Callable
-from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,32 +17,33 @@ from matplotlib.figure import Figure
 
 from stainssl.cohort import parts, root
 from stainssl.config import Config, Tiling
+from stainssl.errors import SlideError, StainsslError, Status
 from stainssl.figures.slides import preview
-from stainssl.paths import Paths
+from stainssl.plan.paths import Paths
 from stainssl.slides.annotations import Areas, read_polygons, within
-from stainssl.slides.faults import require_file
-from stainssl.slides.reader import Slide, open_slide
+from stainssl.slides.errors import require_file
+from stainssl.slides.readers import open_slide
 from stainssl.slides.scale import read_thumbnail, resolve_mpp
+from stainssl.slides.slide import Slide
 from stainssl.slides.staging import staged
 from stainssl.slides.tiling import (
     BACKGROUND,
     COLUMNS,
     REASONS,
-    Limits,
+    TileLimits,
     counts,
     grid,
     measure,
     tile_table,
 )  # fmt: skip
 from stainssl.slides.tissue import TissueMap, masked
-from stainssl.status import SlideError, StainsslError, Status
 from stainssl.stores.atomic import replacing
 from stainssl.stores.tiles import write_qc, write_tiles
 
 log = logging.getLogger(__name__)
 
-MOST_PATCH_PREVIEWS = 40  # patches of a part that get a picture of their own
-MOST_GREY_COLOUR = 2  # grey levels between the channels of a picture without colour
+MAX_PATCH_PREVIEWS = 40  # patches of a part that get a picture of their own
+MAX_GREY_COLOR = 2  # grey levels between the channels of a picture without color
 GREY_SPREAD = 60  # grey levels in a picture below which it may be blank glass
 PROBE_PX = 64  # side of the regions read to see whether a level can be read at all
 
@@ -86,8 +86,8 @@ class Outcome:
         }
 
 
-def _limits(tiling: Tiling) -> Limits:
-    return Limits(tiling.min_tissue, **tiling.filters.model_dump())
+def _limits(tiling: Tiling) -> TileLimits:
+    return TileLimits(tiling.min_tissue, **tiling.filters.model_dump())
 
 
 def _probe(slide: Slide) -> None:
@@ -102,10 +102,10 @@ def _probe(slide: Slide) -> None:
 
 
 def _refuse_grey(thumbnail: np.ndarray) -> None:
-    """Raise `unsupported` for a picture without colour that is not blank."""
-    if np.ptp(thumbnail) > GREY_SPREAD and np.ptp(thumbnail, axis=2).max() <= MOST_GREY_COLOUR:
+    """Raise `unsupported` for a picture without color that is not blank."""
+    if np.ptp(thumbnail) > GREY_SPREAD and np.ptp(thumbnail, axis=2).max() <= MAX_GREY_COLOR:
         raise SlideError(
-            Status.UNSUPPORTED, "The slide is greyscale: stain cannot be told without colour."
+            Status.UNSUPPORTED, "The slide is greyscale: stain cannot be told without color."
         )
 
 
@@ -186,7 +186,7 @@ def _patch_picture(outcome: Outcome, slide: Slide) -> Figure:
 
 def _refuse_missing(error: SlideError, slide_id: str) -> None:
     raise StainsslError(
-        f"{slide_id}: {error.detail} Mend the path, exclude the row, or set "
+        f"{slide_id}: {error.detail} Fix the path, exclude the row, or set "
         "slides.on_missing: quarantine."
     ) from error
 
@@ -233,7 +233,7 @@ class _Job:
             require_file(Path(row.path), self.root)
             with (
                 staged(Path(row.path), *self.staging) as place,
-                closing(open_slide(place, self.reader)) as slide,
+                open_slide(place, self.reader) as slide,
             ):
                 outcome.vendor, outcome.reader = slide.vendor, slide.reader
                 outcome.levels = list(slide.level_sizes_px)
@@ -290,7 +290,7 @@ def run(config: Config, cohort: str, part: str) -> None:
     with replacing(paths.previews(cohort, name, part)) as folder:
         folder.mkdir()
         for number, row in enumerate(rows.itertuples(index=False)):
-            is_pictured = job.work is _tile_patch and number < MOST_PATCH_PREVIEWS
+            is_pictured = job.work is _tile_patch and number < MAX_PATCH_PREVIEWS
             outcome = job.one(row, is_pictured)
             if outcome.picture is not None:
                 outcome.picture.savefig(folder / f"{outcome.slide_id}.png")

@@ -1,4 +1,4 @@
-"""The stain engine: batched estimation, normalisation and targets in torch."""
+"""The stain engine: batched estimation, normalization and targets in torch."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Stain augmentations on batches: HED jitter, RandStainNA and stain mixing, a draw an image.
 
 All take chance from one generator on the CPU and draw little, so that a seed gives the same
-images on any device and nothing waits for a GPU. Each is one map an image, as normalising is.
+images on any device and nothing waits for a GPU. Each is one map an image, as normalizing is.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from stainssl.stain.estimate import RUIFROK_MATRIX
 from stainssl.stain.normalize import map_density, normalize
 from stainssl.stain.profile import LabStats, P, StainProfile, TwoStain
 
-# Ruifrok & Johnston 2001, DAB: the third direction that makes H and E a basis of all colours.
+# Ruifrok & Johnston 2001, DAB: the third direction that makes H and E a basis of all colors.
 DAB_VECTOR = (0.27, 0.57, 0.78)
 # A template further out than this is no stain that anybody has seen; a normal draw has such tails.
 TEMPLATE_SIGMAS = 3.0
@@ -77,7 +77,7 @@ def hed_jitter(
 
 @dataclass(frozen=True)
 class LabSpread:
-    """How the colour statistics of a pool of tiles vary: what RandStainNA draws templates from.
+    """How the color statistics of a pool of tiles vary: what RandStainNA draws templates from.
 
     Attributes:
         centre: (2, 3) float32, the average over the pool of the tiles' LAB means (row 0) and
@@ -120,7 +120,7 @@ def rand_stain_na(
     strength: float = 1.0,
     share: Share | None = None,
 ) -> Tensor:
-    """Each image normalised, by Reinhard, to a virtual template drawn for it.
+    """Each image normalized, by Reinhard, to a virtual template drawn for it.
 
     Shen et al. 2022 (RandStainNA), in LAB with normal templates. Statistics are of the tissue,
     not of the whole image as in the paper, so that the share of glass does not count as stain.
@@ -130,7 +130,7 @@ def rand_stain_na(
         generator: of a CPU; the only source of chance.
         source: `reinhard` profiles, one an image (or one for all).
         spread: of the training pool: `LabSpread.of(profiles)`.
-        strength: of the spread about its centre; 0 normalises all to the centre.
+        strength: of the spread about its centre; 0 normalizes all to the centre.
         share: which images these are; None: all.
 
     Returns:

@@ -11,53 +11,53 @@ from typing import TYPE_CHECKING, TypeAlias
 import torch
 from torch import Tensor
 
-from stainssl.stain import eager
+from stainssl.stain import torch_backend
 from stainssl.stain.density import Constants, chunk_images
 
 if TYPE_CHECKING:
-    from stainssl.stain import compiled
+    from stainssl.stain import numba_backend
 
-    Sample: TypeAlias = eager.Sample | compiled.Sample
+    Sample: TypeAlias = torch_backend.Sample | numba_backend.Sample
 
 log = logging.getLogger(__name__)
 
 
 def backend(*tensors: Tensor) -> ModuleType:
-    """The code for tensors of one device: `eager` where one of them needs a gradient."""
+    """The code for tensors of one device: `torch_backend` where one of them needs a gradient."""
     wanted = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
     devices = {t.device for t in tensors}
     if wanted or len(devices) != 1 or torch.compiler.is_compiling():
-        return eager
+        return torch_backend
     [device] = devices
     if device.type == "cuda":
-        return _fused(device)
-    return _compiled() if device.type == "cpu" else eager
+        return _triton(device)
+    return _numba() if device.type == "cpu" else torch_backend
 
 
 @cache
-def _fused(device: torch.device) -> ModuleType:
-    """`fused` where it runs there and agrees with `eager`: tried once on a small image."""
+def _triton(device: torch.device) -> ModuleType:
+    """`triton_backend` where it runs and agrees with torch: tried once, on a small image."""
     try:
-        from stainssl.stain import fused
+        from stainssl.stain import triton_backend
 
-        if fused.agrees(device):
-            return fused
+        if triton_backend.agrees(device):
+            return triton_backend
         reason: object = "it differs from torch"
     except Exception as error:  # Triton's own, of any kind: none may end a training run
         reason = error
     log.warning(
         "The Triton map is not used on %s (%s): stains are mapped by torch.", device, reason
     )
-    return eager
+    return torch_backend
 
 
-def _compiled() -> ModuleType:
+def _numba() -> ModuleType:
     try:
-        from stainssl.stain import compiled
+        from stainssl.stain import numba_backend
     except ImportError as error:
         log.warning("numba cannot be used (%s): stains are mapped by torch, slower.", error)
-        return eager
-    return compiled
+        return torch_backend
+    return numba_backend
 
 
 def samples(images: Tensor, constants: Constants, tissue: Tensor | None = None) -> Iterator[Sample]:
@@ -69,7 +69,7 @@ def samples(images: Tensor, constants: Constants, tissue: Tensor | None = None) 
         tissue: (B, H, W) bool, or None.
     """
     chosen = backend(images)
-    step = chunk_images(images) if chosen.Sample is eager.Sample else max(1, len(images))
+    step = chunk_images(images) if chosen.Sample is torch_backend.Sample else max(1, len(images))
     for start in range(0, max(1, len(images)), step):
         mask = None if tissue is None else tissue[start : start + step]
         yield chosen.Sample(images[start : start + step], constants, mask)

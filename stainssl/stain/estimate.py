@@ -12,13 +12,13 @@ from torch import Tensor
 
 from stainssl.stain.backends import samples
 from stainssl.stain.density import DEFAULTS, Constants, check_images
-from stainssl.stain.eager import LabMoments, Moments
 from stainssl.stain.profile import LabStats, StainProfile, TwoStain, filled
+from stainssl.stain.torch_backend import LabMoments, Moments
 
 if TYPE_CHECKING:
     from stainssl.stain.backends import Sample
 
-# Ruifrok & Johnston 2001, hematoxylin and eosin, rows normalised.
+# Ruifrok & Johnston 2001, hematoxylin and eosin, rows normalized.
 RUIFROK_MATRIX = ((0.65, 0.70, 0.29), (0.07, 0.99, 0.11))
 
 SPARSE_PIXELS = 1 << 13  # that Vahadane's vectors are learnt from
@@ -26,7 +26,7 @@ SPARSE_ROUNDS = 20  # from Macenko's vectors; 100 moved the median error by less
 
 
 @dataclass(frozen=True)
-class Limits:
+class EstimationLimits:
     """What a tile must have for its profile to be believed.
 
     Attributes:
@@ -38,7 +38,7 @@ class Limits:
             no plane: random noise, a plane drawn by chance. Not a test for two stains: the noise
             of JPEG has a plane too.
         min_plane: second eigenvalue, squared natural-log OD units. Below it the spread is a line
-            and the grey levels' rounding: two flat colours, no mixture.
+            and the grey levels' rounding: two flat colors, no mixture.
         min_component: of both vectors; real stains absorb, so none is below 0 but for noise.
         min_green: of both vectors; H&E absorb green most, green and blue ink do not.
         min_scale: strength of each stain, natural-log OD units.
@@ -60,7 +60,7 @@ class Limits:
     min_variance: float = 1e-4
 
 
-LIMITS = Limits()
+LIMITS = EstimationLimits()
 
 
 def estimate(
@@ -176,10 +176,10 @@ def _is_h_and_e(matrix: Tensor, eigenvalues: Tensor) -> Tensor:
         & (eigenvalues[:, 1] >= LIMITS.min_plane_to_noise * eigenvalues[:, 0])
         & (eigenvalues[:, 1] >= LIMITS.min_plane)
     )
-    colours = (matrix >= LIMITS.min_component).all(-1).all(-1) & (
+    colors = (matrix >= LIMITS.min_component).all(-1).all(-1) & (
         matrix[:, :, 1] >= LIMITS.min_green
     ).all(-1)
-    return two_stains & colours
+    return two_stains & colors
 
 
 def _two_stain(method: str, sample: Sample, matrix: Tensor, believed: Tensor) -> TwoStain:

@@ -1,5 +1,5 @@
 # mypy: disallow-untyped-defs=False
-"""Loops over pixels, compiled by numba: what `compiled` calls, and nobody else.
+"""Loops over pixels, compiled by numba: what `numba_backend` calls, and nobody else.
 
 What makes them fast: uint8 pixels go through tables; logarithm, exponential and powers are
 polynomials on blocks that stay in the first cache, in loops that the compiler vectorises; no array
@@ -22,7 +22,6 @@ import numpy as np
 from numba import types
 from numba.extending import overload
 
-from stainssl.stain.eager import BINS
 from stainssl.stain.lab import (
     CUBE_KNEE,
     CUBE_SLOPE,
@@ -34,6 +33,7 @@ from stainssl.stain.lab import (
     ROOT_SLOPE,
     XYZ,
 )
+from stainssl.stain.torch_backend import BINS
 
 f32 = np.float32
 BLOCK = 1024  # pixels worked on at once: 4 kB an array
@@ -113,7 +113,7 @@ def _cube_root(x, bits, root, root_bits):
 
 @_jit
 def _unit(value):
-    """A float pixel within [0, 1]; NaN counts as 0, as in `eager`."""
+    """A float pixel within [0, 1]; NaN counts as 0, as in `torch_backend`."""
     value = value if value > f32(0) else f32(0)
     return value if value < f32(1) else f32(1)
 
@@ -321,7 +321,7 @@ def _diamond(x, y):
 
 @_jit
 def _quantiles(values, counts, shares, out):
-    """As `eager.masked_quantile`, of one row."""
+    """As `torch_backend.masked_quantile`, of one row."""
     low, high = _range(values)
     width = max((high - low) / f32(BINS), f32(1e-12))
     _count(values, low, f32(1) / width, counts)
@@ -501,7 +501,7 @@ def _encode(x, bits, root, root_bits):
 
 @_jit
 def sparse(first, last, pixels, mask, table, settings, beta, penalty, rounds, matrix):
-    """As `eager.Sample.sparse_vectors`; `matrix` is the start and becomes the result."""
+    """As `torch_backend.Sample.sparse_vectors`; `matrix` is the start and becomes the result."""
     total = pixels.shape[2]
     work = np.empty((5, BLOCK), f32)
     bits = work.view(np.int32)
@@ -550,7 +550,7 @@ def _sparse_sums(od, weight, matrix, penalty):
 
 @_jit
 def _improve(matrix, gram, cross):
-    """As `eager.improved_vectors`."""
+    """As `torch_backend.improved_vectors`."""
     for k in range(2):
         a, b = (gram[0], gram[1]) if k == 0 else (gram[1], gram[2])
         own = max(gram[0] if k == 0 else gram[2], f32(1e-9))

@@ -35,7 +35,7 @@ def to_linear(rgb: Tensor) -> Tensor:
 
 
 def lab_to_rgb(lab: Tensor) -> Tensor:
-    """sRGB in [0, 1] of (B, 3, P) L, a, b; colours outside the gamut are clipped."""
+    """sRGB in [0, 1] of (B, 3, P) L, a, b; colors outside the gamut are clipped."""
     f = torch.linalg.inv(lab.new_tensor(LAB)) @ (lab - lab.new_tensor(LAB_OFFSET)[:, None])
     xyz = f.clamp_min(ROOT_KNEE) ** 3 + (f.clamp_max(ROOT_KNEE) - ROOT_KNEE) * ROOT_SLOPE
     linear = (torch.linalg.inv(lab.new_tensor(XYZ)) @ xyz).clamp(0, 1)

@@ -1,4 +1,4 @@
-"""Normalise images from their own stain to a target's: one linear map an image."""
+"""Normalize images from their own stain to a target's: one linear map an image."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def normalize(
         target: one profile for all, or one an image; of the source's family.
         constants: those that the profiles were estimated with.
         keep_residual: add back what lies outside the plane of the source's stains (two stains
-            only), so that normalising to the own profile is the identity.
+            only), so that normalizing to the own profile is the identity.
 
     Returns:
         (B, 3, H, W), the images' dtype and device; finite, never brighter than white. Images

@@ -170,7 +170,7 @@ class TwoStain(StainProfile):
 
 @dataclass(frozen=True)
 class LabStats(StainProfile):
-    """Colour statistics of the tissue in CIE LAB (D65), after Reinhard et al. 2001.
+    """Color statistics of the tissue in CIE LAB (D65), after Reinhard et al. 2001.
 
     Attributes:
         mean: (N, 3) float32 mean of L (0–100), a, b.

@@ -6,10 +6,10 @@ import torch
 from torch import Generator, Tensor
 
 from stainssl.stain.density import DEFAULTS, Constants, optical_density
-from stainssl.stain.eager import in_chunks
 from stainssl.stain.estimate import estimate
 from stainssl.stain.lab import lab_to_rgb, rgb_to_lab
 from stainssl.stain.profile import LabStats, StainProfile
+from stainssl.stain.torch_backend import in_chunks
 
 # Beyond these a gain is noise blown up: flat tiles have deviations near zero.
 GAIN_LIMITS = (0.25, 4.0)

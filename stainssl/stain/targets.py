@@ -1,4 +1,4 @@
-"""Which profile images are normalised to: policies, their candidates, and the file they live in."""
+"""Which profile images are normalized to: policies, their candidates, and the file they live in."""
 
 from __future__ import annotations
 

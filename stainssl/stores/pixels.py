@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import zarr
 
-from stainssl.status import StainsslError
+from stainssl.errors import StainsslError
 from stainssl.stores.atomic import replacing
 from stainssl.stores.shards import read_rows
 from stainssl.stores.tables import check_header, header

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stainssl import __version__
-from stainssl.status import StainsslError
+from stainssl.errors import StainsslError
 from stainssl.stores.atomic import replacing
 
 SCHEMA = 1

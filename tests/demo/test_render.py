@@ -28,7 +28,7 @@ def test_bare_glass_is_the_sites_white() -> None:
     np.testing.assert_allclose(median, slide.site_parameters.white, atol=1.0)
 
 
-def test_the_same_scene_at_two_sites_differs_in_colour_only() -> None:
+def test_the_same_scene_at_two_sites_differs_in_color_only() -> None:
     scene = draw_scene(SLIDE, 1, SIDE_PX)
     there = replace(SLIDE, site_parameters=SITES["a"])
     np.testing.assert_array_equal(concentrations(scene, SLIDE, 1), concentrations(scene, there, 1))

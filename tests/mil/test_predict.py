@@ -7,15 +7,15 @@ import json
 import numpy as np
 import pytest
 
+from stainssl.errors import StainsslError
 from stainssl.mil.heads import HEADS
 from stainssl.mil.predict import load_model, predict_bag, prediction_table, save_model
-from stainssl.mil.train import Settings, fit
-from stainssl.status import StainsslError
+from stainssl.mil.train import HeadSettings, fit
 
 
 @pytest.fixture(params=sorted(HEADS))
 def model(request, make_cohort):
-    settings = Settings(kind=request.param, epochs=3, hidden=8, max_tiles=8)
+    settings = HeadSettings(kind=request.param, epochs=3, hidden=8, max_tiles=8)
     return fit(make_cohort(8, shift=1.0), [], ("neg", "pos"), settings, seed=0)
 
 

@@ -9,17 +9,17 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
+from stainssl.errors import StainsslError
 from stainssl.mil.heads import HEADS
 from stainssl.mil.predict import predict_bag
-from stainssl.mil.train import Settings, class_weights, fit
-from stainssl.status import StainsslError
+from stainssl.mil.train import HeadSettings, class_weights, fit
 
-QUICK = Settings(epochs=30, hidden=16, max_tiles=16, lr=5e-3)
+QUICK = HeadSettings(epochs=30, hidden=16, max_tiles=16, lr=5e-3)
 NAMES = ("0", "1")
 every_head = pytest.mark.parametrize("kind", sorted(HEADS))
 
 
-def _settings(kind: str) -> Settings:
+def _settings(kind: str) -> HeadSettings:
     # TransMIL takes its bags one by one, and many small steps for each.
     epochs = 6 if kind == "transmil" else QUICK.epochs
     return dataclasses.replace(QUICK, kind=kind, epochs=epochs)

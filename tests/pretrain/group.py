@@ -7,13 +7,13 @@ from pathlib import Path
 
 import torch
 
-from stainssl.encoders import new_backbone, vector_length
+from stainssl.encoders.loading import new_backbone, vector_length
 from stainssl.pretrain.data import TrainTiles
 from stainssl.pretrain.distributed import is_main
 from stainssl.pretrain.knowledge import profiles
-from stainssl.pretrain.methods import METHODS, HedJitter, Recipe, Stain, Staining
+from stainssl.pretrain.methods import METHODS, HedJitter, NormalizerState, Recipe, StainTargets
 from stainssl.pretrain.objectives import OBJECTIVES
-from stainssl.pretrain.train import Learner, Preprocessing, Settings, fit
+from stainssl.pretrain.train import Learner, Preprocessing, TrainSettings, fit
 from stainssl.stain.targets import BatchTarget
 from stainssl.stores.pixels import open_pixels
 from tests.pretrain.world import BACKBONE
@@ -25,11 +25,13 @@ def train(folder: Path, name: str, loss: str) -> None:
     known = profiles([store], "macenko")
     torch.manual_seed(0)
     backbone, _ = new_backbone(BACKBONE, 32)
-    stain = Stain([Staining(known, BatchTarget(known.pooled()))], lambda tiles: ["a"] * len(tiles))
+    stain = StainTargets(
+        [NormalizerState(known, BatchTarget(known.pooled()))], lambda tiles: ["a"] * len(tiles)
+    )
     method = METHODS["stain-invariant"](Recipe(32, "strong", 0, stain_jitter=HedJitter(0.2)), stain)
     queue = 6 if loss == "nt-xent" else 0
     objective = OBJECTIVES[loss](backbone, vector_length(backbone, 32), 0.2, queue)
-    settings = Settings(steps=4, lr=1e-3, weight_decay=1e-4, checkpoint_steps=2)
+    settings = TrainSettings(steps=4, lr=1e-3, weight_decay=1e-4, checkpoint_steps=2)
     module = Learner(backbone, objective, method, Preprocessing((0.5,) * 3, (0.5,) * 3), settings)
     rows = fit(
         module, TrainTiles([store]), settings, batch_size=12, seed=0,

@@ -9,9 +9,9 @@ import pytest
 import torch
 import torchvision
 
+from stainssl.errors import StainsslError
 from stainssl.pretrain import data
 from stainssl.pretrain.data import Stream, TrainTiles
-from stainssl.status import StainsslError
 from stainssl.stores.pixels import SlidePixels, encode, open_pixels, write_pixels
 
 

@@ -10,14 +10,14 @@ from stainssl.pretrain.data import Batch
 from stainssl.pretrain.methods import (
     METHODS,
     HedJitter,
+    NormalizerState,
     RandStainNA,
     Recipe,
     SimClr,
-    Stain,
-    Staining,
     StainInvariant,
     StainMix,
-    Standard,
+    StainNormalizer,
+    StainTargets,
 )
 from stainssl.stain import StainProfile, estimate
 from stainssl.stain.targets import BatchTarget, PoolTarget
@@ -35,14 +35,14 @@ def _sites(tiles):
     return ["ab"[i // 4] for i in tiles]
 
 
-def _stain(method="macenko", normalised="one", policy=None, found=None, probability=1.0):
+def _stain(method="macenko", normalized="one", policy=None, found=None, probability=1.0):
     found = profiles(TILES, method) if found is None else found
     policy = policy or BatchTarget(found.pooled())
-    return Stain([Staining(found, policy)], _sites, normalised, probability)
+    return StainTargets([NormalizerState(found, policy)], _sites, normalized, probability)
 
 
-def _restained_to(policy, normalised="one"):
-    return StainInvariant(PLAIN, _stain(normalised=normalised, policy=policy))
+def _restained_to(policy, normalized="one"):
+    return StainInvariant(PLAIN, _stain(normalized=normalized, policy=policy))
 
 
 @pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.trains])
@@ -58,9 +58,9 @@ def test_a_seed_and_a_step_decide_the_views(name):
     assert not torch.equal(first, second)
 
 
-@pytest.mark.parametrize("colour", ["none", "weak", "strong"])
-def test_the_first_view_is_simclrs(colour):
-    recipe = Recipe(32, colour, 3)
+@pytest.mark.parametrize("color", ["none", "weak", "strong"])
+def test_the_first_view_is_simclrs(color):
+    recipe = Recipe(32, color, 3)
     ours = StainInvariant(recipe, _stain()).views(BATCH, 7)
     theirs = SimClr(recipe, None).views(BATCH, 7)
     assert torch.equal(ours[0], theirs[0])
@@ -98,7 +98,7 @@ def test_reinhard_gives_the_targets_lab_statistics():
     )
 
 
-def test_which_views_are_normalised():
+def test_which_views_are_normalized():
     plain = SimClr(PLAIN, None).views(BATCH, 1)
     target = PoolTarget(profiles(TILES)[[5]])
     one = _restained_to(target, "one").views(BATCH, 1)
@@ -111,7 +111,7 @@ def test_which_views_are_normalised():
     assert any(not torch.equal(a[0], b[0]) for a, b in zip(drawn, again, strict=True))
 
 
-def test_a_tile_without_a_profile_keeps_its_colours():
+def test_a_tile_without_a_profile_keeps_its_colors():
     found = profiles(TILES).to_arrays()
     found["valid"] = np.array([False] + [True] * (COUNT - 1))
     stain = _stain(found=StainProfile.from_arrays("macenko", found))
@@ -133,7 +133,7 @@ def _plain_views(step=0):
     return SimClr(PLAIN, None).views(BATCH, step)
 
 
-def test_a_share_of_the_images_is_normalised():
+def test_a_share_of_the_images_is_normalized():
     plain = _plain_views()[1]
     target = PoolTarget(profiles(TILES)[[5]])
     all_of_them = StainInvariant(PLAIN, _stain(policy=target)).views(BATCH, 0)[1]
@@ -147,16 +147,16 @@ def test_a_share_of_the_images_is_normalised():
     assert torch.equal(none, plain) and not torch.equal(all_of_them, plain)
 
 
-def test_a_step_draws_its_normaliser():
+def test_a_step_draws_its_normalizer():
     macenko, reinhard = (_stain(method).stainings[0] for method in ("macenko", "reinhard"))
-    both = StainInvariant(PLAIN, Stain([macenko, reinhard], _sites))
-    fixed = [StainInvariant(PLAIN, Stain([one], _sites)) for one in (macenko, reinhard)]
+    both = StainInvariant(PLAIN, StainTargets([macenko, reinhard], _sites))
+    fixed = [StainInvariant(PLAIN, StainTargets([one], _sites)) for one in (macenko, reinhard)]
     kinds = set()
     for step in range(12):
         found = both.views(BATCH, step)[1]
         assert found.isfinite().all()
         kinds |= {i for i, one in enumerate(fixed) if torch.equal(found, one.views(BATCH, step)[1])}
-    # The draw of the normaliser shifts that of the target: they agree where it is the same by luck.
+    # The draw of the normalizer shifts that of the target: they agree where it is the same by luck.
     assert kinds <= {0, 1}
     drawn = [both._staining(_rng(step)) for step in range(20)]
     assert {id(one) for one in drawn} == {id(macenko), id(reinhard)}
@@ -199,7 +199,7 @@ def test_each_process_of_a_group_makes_its_rows_of_the_steps_views(name):
 
 def test_preprocessing_takes_every_view_to_one_stain():
     found = profiles(TILES)
-    standard = Standard(found, found[2])
+    standard = StainNormalizer(found, found[2])
     views = SimClr(Recipe(48, "none", 0, standard=standard), None).views(BATCH, 0)
     for view in views:
         seen = estimate(view)
@@ -207,11 +207,11 @@ def test_preprocessing_takes_every_view_to_one_stain():
         assert float(cosine[seen.valid].min()) > 0.98
 
 
-@pytest.mark.parametrize("normalised", ["one", "same", "different"])
+@pytest.mark.parametrize("normalized", ["one", "same", "different"])
 @pytest.mark.parametrize("per", ["iteration", "image"])
-def test_two_processes_see_the_halves_of_what_one_sees(normalised, per):
+def test_two_processes_see_the_halves_of_what_one_sees(normalized, per):
     policy = BatchTarget(profiles(TILES).pooled(), per)
-    stain = _stain(normalised=normalised, policy=policy, probability=0.7)
+    stain = _stain(normalized=normalized, policy=policy, probability=0.7)
     method = StainInvariant(Recipe(32, "strong", 1), stain)
     whole = method.views(BATCH, 3)
     for start in (0, 4):

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from stainssl.encoders import new_backbone, vector_length
+from stainssl.encoders.loading import new_backbone, vector_length
+from stainssl.errors import StainsslError
 from stainssl.pretrain import checkpoints, train, watch
 from stainssl.pretrain.checkpoints import CHECKPOINT, usable_checkpoint
 from stainssl.pretrain.data import Batch, TrainTiles
@@ -21,17 +22,16 @@ from stainssl.pretrain.objectives import OBJECTIVES
 from stainssl.pretrain.train import (
     Learner,
     Preprocessing,
-    Settings,
     Supervision,
+    TrainSettings,
     fingerprint,
     fit,
     learning_rate,
 )
-from stainssl.status import StainsslError
 from stainssl.stores.pixels import open_pixels
 from tests.pretrain.world import BACKBONE, images, write_part
 
-SETTINGS = Settings(
+SETTINGS = TrainSettings(
     steps=7, lr=1e-3, weight_decay=1e-4, checkpoint_seconds=1e9, checkpoint_steps=2
 )  # three epochs of three steps, the last cut short
 
@@ -179,7 +179,7 @@ def test_a_full_disk_keeps_the_checkpoint_before(tiles, tmp_path, monkeypatch):
 def test_told_to_stop_it_writes_a_checkpoint_first(undisturbed, tiles, tmp_path, monkeypatch):
     property_of = property(lambda self: self.global_step == 3)
     monkeypatch.setattr(train.lightning.Trainer, "received_sigterm", property_of)
-    with pytest.raises(StainsslError, match=r"Told to stop at step 3 of 7"):
+    with pytest.raises(StainsslError, match=r"RequeueSignal to stop at step 3 of 7"):
         _fit(_module(), tiles, tmp_path)
     monkeypatch.undo()
     module = _module()
@@ -275,7 +275,7 @@ def test_views_are_made_in_full_precision(tiles):
 
 def test_neighbours_vote_every_epoch(tiles, tmp_path):
     patient = np.arange(25, dtype=np.int32) // 5
-    facts = watch.Facts(patient, (np.arange(25) >= 13).astype(np.int32), _labels())
+    facts = watch.TileMetadata(patient, (np.arange(25) >= 13).astype(np.int32), _labels())
     seen = []
     rows = fit(
         _module(), tiles, SETTINGS, batch_size=8, seed=0, checkpoints=tmp_path, mark="m",
@@ -330,7 +330,7 @@ def test_without_slurm_told_to_make_room_it_says_to_run_again(monkeypatch):
 
 def test_tensorboard_shows_every_epoch_where_it_is_installed(tmp_path):
     reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    board = watch.Board(tmp_path)
+    board = watch.TensorBoardLogger(tmp_path)
     rows = [{"epoch": i, "step": 3 * i, "loss": float(i), "lr": float("nan")} for i in range(3)]
     for count in (1, 2, 3):
         board(rows[:count])
@@ -342,5 +342,5 @@ def test_tensorboard_shows_every_epoch_where_it_is_installed(tmp_path):
 
 def test_without_tensorboard_nothing_is_lost(tmp_path, monkeypatch):
     monkeypatch.setattr(watch, "_writer", lambda folder: None)
-    watch.Board(tmp_path)([{"epoch": 0, "step": 0, "loss": 1.0}])
+    watch.TensorBoardLogger(tmp_path)([{"epoch": 0, "step": 0, "loss": 1.0}])
     assert list(tmp_path.iterdir()) == []

@@ -1,4 +1,4 @@
-"""Views depend on their seed alone, stay inside the tile, and keep colours in range."""
+"""Views depend on their seed alone, stay inside the tile, and keep colors in range."""
 
 from __future__ import annotations
 
@@ -8,15 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stainssl.pretrain.views import (
-    COLOURS,
-    Colour,
-    Geometry,
-    apply_colour,
+    COLORS,
+    Color,
+    ViewGeometry,
+    apply_color,
     apply_geometry,
-    draw_colour,
+    draw_color,
     draw_geometry,
     generator,
-    whole_tile,
 )
 
 IMAGES = torch.rand(6, 3, 40, 40, generator=torch.Generator().manual_seed(5))
@@ -45,58 +44,56 @@ def test_every_symmetry_of_the_square_is_drawn():
 
 
 def test_geometry_is_what_was_asked_for():
-    still = Geometry(area=(0.25, 0.25), ratio=(1, 1), turns=False)
+    still = ViewGeometry(area=(0.25, 0.25), ratio=(1, 1), turns=False)
     theta = draw_geometry(50, torch.Generator().manual_seed(0), still)
     torch.testing.assert_close(theta[:, :, :2], 0.5 * torch.eye(2).expand(50, 2, 2))
 
 
 def test_the_whole_tile_at_its_own_size_is_the_tile():
-    seen = apply_geometry(IMAGES, whole_tile(6), 40)
+    seen = apply_geometry(IMAGES, torch.eye(2, 3).expand(6, 2, 3), 40)
     torch.testing.assert_close(seen, IMAGES, atol=1e-5, rtol=0)
 
 
 def test_a_much_larger_tile_is_averaged_not_skipped_through():
     stripes = torch.zeros(1, 3, 64, 64)
     stripes[..., ::2] = 1
-    seen = apply_geometry(stripes, whole_tile(1), 16)
+    seen = apply_geometry(stripes, torch.eye(2, 3)[None], 16)
     torch.testing.assert_close(seen, torch.full_like(seen, 0.5))
 
 
-def _jittered(images, colour, seed=0):
-    return apply_colour(
-        images, draw_colour(colour, len(images), torch.Generator().manual_seed(seed))
-    )
+def _jittered(images, color, seed=0):
+    return apply_color(images, draw_color(color, len(images), torch.Generator().manual_seed(seed)))
 
 
-@pytest.mark.parametrize("colour", [name for name in COLOURS if COLOURS[name]])
-def test_jitter_stays_in_range_and_repeats_itself(colour):
-    once, again = (_jittered(IMAGES, COLOURS[colour], 3) for _ in range(2))
+@pytest.mark.parametrize("color", [name for name in COLORS if COLORS[name]])
+def test_jitter_stays_in_range_and_repeats_itself(color):
+    once, again = (_jittered(IMAGES, COLORS[color], 3) for _ in range(2))
     assert torch.equal(once, again)
     assert once.shape == IMAGES.shape
     assert 0 <= float(once.min()) <= float(once.max()) <= 1
 
 
-@pytest.mark.parametrize("colour", [name for name in COLOURS if COLOURS[name]])
-def test_rows_of_a_draw_are_those_rows_of_the_result(colour):
-    drawn = draw_colour(COLOURS[colour], 6, torch.Generator().manual_seed(1))
-    part = apply_colour(IMAGES[2:5], drawn.rows(slice(2, 5)))
-    torch.testing.assert_close(part, apply_colour(IMAGES, drawn)[2:5], atol=1e-6, rtol=0)
+@pytest.mark.parametrize("color", [name for name in COLORS if COLORS[name]])
+def test_rows_of_a_draw_are_those_rows_of_the_result(color):
+    drawn = draw_color(COLORS[color], 6, torch.Generator().manual_seed(1))
+    part = apply_color(IMAGES[2:5], drawn.rows(slice(2, 5)))
+    torch.testing.assert_close(part, apply_color(IMAGES, drawn)[2:5], atol=1e-6, rtol=0)
 
 
 def test_no_strength_leaves_the_images():
-    torch.testing.assert_close(_jittered(IMAGES, Colour(0, 0, 0, 0)), IMAGES, atol=1e-5, rtol=0)
+    torch.testing.assert_close(_jittered(IMAGES, Color(0, 0, 0, 0)), IMAGES, atol=1e-5, rtol=0)
 
 
 def test_each_image_has_its_own_jitter():
     same = IMAGES[:1].expand(6, 3, 40, 40)
-    seen = _jittered(same, Colour(0.4, 0.4, 0.4, 0.1, jitter=1))
+    seen = _jittered(same, Color(0.4, 0.4, 0.4, 0.1, jitter=1))
     assert float(seen.std(0).mean()) > 0.01
 
 
 def test_grey_and_solarised_and_blurred():
-    grey = _jittered(IMAGES, Colour(0, 0, 0, 0, grey=1))
+    grey = _jittered(IMAGES, Color(0, 0, 0, 0, grey=1))
     torch.testing.assert_close(grey[:, 0], grey[:, 2], atol=1e-3, rtol=0)
-    light = _jittered(IMAGES, Colour(0, 0, 0, 0, solarise=1))
+    light = _jittered(IMAGES, Color(0, 0, 0, 0, solarise=1))
     assert float(light.max()) <= 0.5 + 1e-6
-    blurred = _jittered(IMAGES, Colour(0, 0, 0, 0, blur=1))
+    blurred = _jittered(IMAGES, Color(0, 0, 0, 0, blur=1))
     assert float(blurred.diff(dim=3).abs().mean()) < float(IMAGES.diff(dim=3).abs().mean())

@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from shapely.geometry import Polygon, box
 
+from stainssl.errors import StainsslError
 from stainssl.slides.annotations import area_of, read_polygons, tile_fractions, within
-from stainssl.status import StainsslError
 
 SQUARE = [[[0, 0], [100, 0], [100, 100], [0, 100], [0, 0]]]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import closing
 from functools import partial
 from pathlib import Path
 
@@ -14,9 +13,9 @@ import tifffile
 import zarr
 from pydicom.encaps import encapsulate
 
-from stainssl.slides.reader import FORMATS, READERS, open_slide
+from stainssl.errors import SlideError, Status
+from stainssl.slides.readers import FORMATS, READERS, open_slide
 from stainssl.slides.scale import resolve_mpp
-from stainssl.status import SlideError, Status
 from tests.slides.conftest import stained
 
 REAL = [
@@ -34,7 +33,7 @@ def test_each_format_has_a_reader_and_each_reader_a_format() -> None:
 def test_backends_agree_on_real_slides(real_data: Path, name: str, reader: str) -> None:
     """Mean difference at most one grey level, where a level's px and level-0 px coincide."""
     path = real_data / "slides" / name
-    with closing(open_slide(path, reader)) as one, closing(open_slide(path, "openslide")) as other:
+    with open_slide(path, reader) as one, open_slide(path, "openslide") as other:
         for level, (width, height) in enumerate(one.level_sizes_px):
             assert one.level_sizes_px[level] == other.level_sizes_px[level]
             assert one.downsamples[level] == pytest.approx(other.downsamples[level])
@@ -67,7 +66,7 @@ def test_dicom_of_another_codec_is_the_same_slide(
         data.file_meta.TransferSyntaxUID = getattr(pydicom.uid, syntax)
         data.save_as(tmp_path / path.name)
     name = "boxes_0.dcm"
-    with closing(open_slide(tmp_path / name)) as one, closing(open_slide(source / name)) as other:
+    with open_slide(tmp_path / name) as one, open_slide(source / name) as other:
         assert one.reader == reader
         assert one.mpp == pytest.approx(other.mpp)
         (size,) = one.level_sizes_px
@@ -133,7 +132,7 @@ def test_what_openslide_lacks_is_read_by_tiatoolbox(
     tmp_path: Path, name: str, make: object, mpp: float | None
 ) -> None:
     path = make(tmp_path / name)  # type: ignore[operator]
-    with closing(open_slide(path)) as slide:
+    with open_slide(path) as slide:
         assert slide.reader == "tiatoolbox"
         assert slide.level_sizes_px[0] == (640, 512)
         if mpp is None:

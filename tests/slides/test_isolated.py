@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stainssl.slides import isolated
-from stainssl.slides.isolated import IsolatedFile
-from stainssl.slides.patches import PatchFile
-from stainssl.slides.reader import Slide
-from stainssl.status import SlideError, Status
+from stainssl.errors import SlideError, Status
+from stainssl.slides.readers import isolated
+from stainssl.slides.readers.isolated import IsolatedFile
+from stainssl.slides.readers.patches import PatchFile
+from stainssl.slides.slide import Slide
 
 PICTURE = np.arange(40 * 60 * 3, dtype=np.uint8).reshape(40, 60, 3)
 
@@ -84,7 +84,7 @@ def test_the_machines_fault_stays_the_machines() -> None:
 def test_fastslide_dies_of_a_spoiled_jpeg_and_the_slide_alone_pays(
     real_data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from stainssl.slides.reader import open_slide
+    from stainssl.slides.readers import open_slide
 
     monkeypatch.setattr(isolated, "PATIENCE_S", 3.0)
     slide = open_slide(real_data / "slides" / "unreadable.svs", "fastslide")

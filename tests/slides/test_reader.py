@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable
-from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -13,14 +12,14 @@ import pytest
 import tifffile
 from PIL import Image
 
-from stainssl.slides import openslide_reader
-from stainssl.slides.openslide_reader import mpp_sources, over_white
-from stainssl.slides.reader import open_slide
-from stainssl.status import SlideError, StainsslError, Status
+from stainssl.errors import SlideError, StainsslError, Status
+from stainssl.slides.readers import open_slide
+from stainssl.slides.readers import openslide as openslide_reader
+from stainssl.slides.readers.openslide import mpp_sources, over_white
 
 
 def status_of(path: Path, reader: str = "auto") -> Status:
-    with pytest.raises(SlideError) as caught, closing(open_slide(path, reader)) as slide:
+    with pytest.raises(SlideError) as caught, open_slide(path, reader) as slide:
         for level, size in enumerate(slide.level_sizes_px):
             slide.read_region(0, 0, level, size)
     assert caught.value.detail.endswith(".")
@@ -28,7 +27,7 @@ def status_of(path: Path, reader: str = "auto") -> Status:
 
 
 def test_an_aperio_slide_states_its_levels_and_scale(svs: Callable[..., Path]) -> None:
-    with closing(open_slide(svs(mpp=0.25, magnification=40))) as slide:
+    with open_slide(svs(mpp=0.25, magnification=40)) as slide:
         assert (slide.vendor, slide.reader) == ("aperio", "tiff")
         assert slide.level_sizes_px == [(1024, 768), (256, 192)]
         assert slide.downsamples == [1.0, 4.0]
@@ -38,7 +37,7 @@ def test_an_aperio_slide_states_its_levels_and_scale(svs: Callable[..., Path]) -
 
 
 def test_reading_outside_a_slide_is_white(svs: Callable[..., Path]) -> None:
-    with closing(open_slide(svs())) as slide:
+    with open_slide(svs()) as slide:
         image = slide.read_region(1024 - 10, -5, 0, (20, 10))
     assert image.shape == (10, 20, 3)
     assert image.dtype == np.uint8
@@ -108,12 +107,12 @@ def _without_size(path: Path, page: int, tag: str) -> None:
 @pytest.mark.parametrize("tag", ["ImageWidth", "ImageLength", "TileWidth"])
 def test_a_level_of_no_size_is_a_status_or_no_level(svs: Callable[..., Path], tag: str) -> None:
     path = svs("last")
-    with closing(open_slide(path)) as slide:
+    with open_slide(path) as slide:
         levels = slide.level_sizes_px
     with tifffile.TiffFile(path) as file:
         last = max(i for i, page in enumerate(file.pages) if page.is_tiled)
     _without_size(path, last, tag)
-    with closing(open_slide(path)) as slide:
+    with open_slide(path) as slide:
         assert slide.level_sizes_px == levels[:-1]
     first = svs("first")
     _without_size(first, 0, tag)
@@ -142,7 +141,7 @@ def test_a_slide_with_a_flipped_byte_is_a_status_or_is_read(
         spoiled[min(place, len(whole) - 1)] ^= int(rng.integers(1, 256))
         path.write_bytes(spoiled)
         try:
-            with closing(open_slide(path, reader)) as slide:
+            with open_slide(path, reader) as slide:
                 for level, (width, height) in enumerate(slide.level_sizes_px):
                     slide.read_region(0, 0, level, (min(width, 1000), min(height, 1000)))
         except SlideError as error:
@@ -183,7 +182,7 @@ def test_real_files_that_cannot_be_read(real_data: Path) -> None:
 def test_real_files_that_are_read(
     real_data: Path, name: str, vendor: str, mpp: float | None
 ) -> None:
-    with closing(open_slide(real_data / "slides" / name)) as slide:
+    with open_slide(real_data / "slides" / name) as slide:
         assert slide.vendor == vendor
         assert slide.mpp == (None if mpp is None else pytest.approx(mpp))
         image = slide.read_region(0, 0, len(slide.downsamples) - 1, (16, 8))
@@ -201,7 +200,7 @@ def test_a_failing_disk_is_no_status(
     def fail(*_: object) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    with closing(open_slide(svs(), "openslide")) as slide:
+    with open_slide(svs(), "openslide") as slide:
         monkeypatch.setattr(slide._handle, "read_region", fail)  # type: ignore[attr-defined]
         with pytest.raises(OSError, match="Input/output error") as caught:
             slide.read_region(0, 0, 0, (8, 8))
@@ -217,7 +216,7 @@ def test_a_file_that_goes_away_while_it_is_read_is_no_status(
         raise openslide.OpenSlideError("Can't read")
 
     path = svs()
-    with closing(open_slide(path, "openslide")) as slide:
+    with open_slide(path, "openslide") as slide:
         monkeypatch.setattr(slide._handle, "read_region", fail)  # type: ignore[attr-defined]
         path.unlink()
         with pytest.raises(FileNotFoundError):
@@ -231,5 +230,5 @@ def test_an_unknown_reader_is_named(svs: Callable[..., Path]) -> None:
 
 def test_auto_takes_a_picture_by_pillow(tmp_path: Path) -> None:
     Image.new("RGB", (30, 20), (1, 2, 3)).save(tmp_path / "a.png")
-    with closing(open_slide(tmp_path / "a.png")) as slide:
+    with open_slide(tmp_path / "a.png") as slide:
         assert slide.reader == "patches"

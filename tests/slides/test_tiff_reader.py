@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable
-from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +13,10 @@ import tifffile
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stainssl.slides import openslide_reader, tiff_reader
-from stainssl.slides.reader import open_slide
-from stainssl.status import SlideError, Status
+from stainssl.errors import SlideError, Status
+from stainssl.slides.readers import open_slide
+from stainssl.slides.readers import openslide as openslide_reader
+from stainssl.slides.readers import tiff as tiff_reader
 from tests.slides.conftest import stained, write_svs, write_tiff
 
 
@@ -31,7 +31,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_any_region_is_openslides_to_the_grey_level(
     pair: Path, x: int, y: int, level: int, side: int
 ) -> None:
-    with closing(open_slide(pair, "tiff")) as one, closing(open_slide(pair, "openslide")) as other:
+    with open_slide(pair, "tiff") as one, open_slide(pair, "openslide") as other:
         assert one.reader == "tiff"
         place = [round(round(v / one.downsamples[level]) * one.downsamples[level]) for v in (x, y)]
         ours = one.read_region(*place, level, (side, side + 7))
@@ -51,7 +51,7 @@ def test_any_chroma_subsampling_is_openslides(
         path, image, tile=(128, 128), compression="jpeg", photometric="ycbcr",
         subsampling=subsampling, metadata=None,
     )  # fmt: skip
-    with closing(open_slide(path)) as one, closing(open_slide(path, "openslide")) as other:
+    with open_slide(path) as one, open_slide(path, "openslide") as other:
         assert (one.reader, one.vendor) == ("tiff", "generic-tiff")
         ours = one.read_region(0, 0, 0, (400, 300))
         assert np.array_equal(ours, other.read_region(0, 0, 0, (400, 300)))
@@ -59,7 +59,7 @@ def test_any_chroma_subsampling_is_openslides(
 
 def test_real_slides_have_openslides_pixels(real_data: Path) -> None:
     path = real_data / "slides" / "CMU-1-Small-Region.svs"
-    with closing(open_slide(path)) as one, closing(open_slide(path, "openslide")) as other:
+    with open_slide(path) as one, open_slide(path, "openslide") as other:
         assert one.reader == "tiff"
         size = one.level_sizes_px[0]
         assert np.array_equal(one.read_region(0, 0, 0, size), other.read_region(0, 0, 0, size))
@@ -71,18 +71,18 @@ def test_what_is_not_jpeg_is_left_to_openslide(
     path = write_tiff(tmp_path / "a.tif", stained(rng, (200, 300))[0])
     for one in (path, real_data / "slides" / "tcga-cr-7395-01a-01-ts1.svs"):
         assert not tiff_reader.recognises(one)
-        with closing(open_slide(one)) as slide:
+        with open_slide(one) as slide:
             assert slide.reader == "openslide"
-        with closing(open_slide(one, "tiff")) as slide:
+        with open_slide(one, "tiff") as slide:
             assert slide.reader == "openslide"
 
 
 def test_decoded_tiles_are_kept_within_bounds(
     svs: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(openslide_reader, "LEAST_CACHE_BYTES", 5 * 128 * 128 * 3)
-    monkeypatch.setattr(openslide_reader, "MOST_CACHE_BYTES", 5 * 128 * 128 * 3)
-    with closing(open_slide(svs(), "tiff")) as slide:
+    monkeypatch.setattr(openslide_reader, "MIN_CACHE_BYTES", 5 * 128 * 128 * 3)
+    monkeypatch.setattr(openslide_reader, "MAX_CACHE_BYTES", 5 * 128 * 128 * 3)
+    with open_slide(svs(), "tiff") as slide:
         whole = slide.read_region(0, 0, 0, (1024, 768))
         for top in range(0, 700, 100):
             slide.read_region(10, top, 0, (1000, 100))
@@ -93,7 +93,7 @@ def test_decoded_tiles_are_kept_within_bounds(
 def test_squares_on_and_off_the_grid_of_jpegs_are_the_same_picture(
     svs: Callable[..., Path],
 ) -> None:
-    with closing(open_slide(svs(), "tiff")) as slide:
+    with open_slide(svs(), "tiff") as slide:
         whole = slide.read_region(0, 0, 0, (1024, 768))
         for x, y, side in (
             (0, 0, 128),
@@ -111,7 +111,7 @@ def test_squares_on_and_off_the_grid_of_jpegs_are_the_same_picture(
 
 def test_a_file_that_shrinks_while_it_is_open_is_truncated(svs: Callable[..., Path]) -> None:
     path = svs()
-    with closing(open_slide(path, "tiff")) as slide:
+    with open_slide(path, "tiff") as slide:
         os.truncate(path, path.stat().st_size // 3)
         with pytest.raises(SlideError) as caught:
             slide.read_region(0, 0, 0, (1024, 768))
@@ -124,7 +124,7 @@ def test_a_mount_that_goes_away_is_no_status(
     def fail(*_: object) -> None:
         raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
 
-    with closing(open_slide(svs(), "tiff")) as slide:
+    with open_slide(svs(), "tiff") as slide:
         monkeypatch.setattr(os, "pread", fail)
         with pytest.raises(OSError, match="Stale file handle"):
             slide.read_region(0, 0, 0, (8, 8))
@@ -134,6 +134,6 @@ def test_handles_are_given_back(svs: Callable[..., Path]) -> None:
     path = svs()
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(30):
-        with closing(open_slide(path, "tiff")) as slide:
+        with open_slide(path, "tiff") as slide:
             slide.read_region(0, 0, 0, (8, 8))
     assert len(os.listdir("/proc/self/fd")) <= before + 1

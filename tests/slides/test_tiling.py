@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import closing
 from pathlib import Path
 
 import cv2
@@ -13,12 +12,20 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from stainssl.errors import SlideError, Status
 from stainssl.slides import tiling
-from stainssl.slides.reader import open_slide
+from stainssl.slides.readers import open_slide
 from stainssl.slides.scale import read_thumbnail
-from stainssl.slides.tiling import REASONS, Limits, area_shares, counts, grid, reasons, tile_table
+from stainssl.slides.tiling import (
+    REASONS,
+    TileLimits,
+    area_shares,
+    counts,
+    grid,
+    reasons,
+    tile_table,
+)
 from stainssl.slides.tissue import TissueMap, tissue_map
-from stainssl.status import SlideError, Status
 from tests.slides.conftest import stained
 
 MPPS = st.floats(0.1, 2.0)
@@ -91,9 +98,9 @@ def test_area_shares_are_exact(x: float, y: float, side: float, seed: int) -> No
 
 
 def table(
-    path: Path, limits: Limits, size: int = 128, overlap: int = 0
+    path: Path, limits: TileLimits, size: int = 128, overlap: int = 0
 ) -> tuple[pd.DataFrame, int]:
-    with closing(open_slide(path)) as slide:
+    with open_slide(path) as slide:
         squares = grid(slide.bounds_level0_px, 0.5, 0.5, size, overlap)
         tissue = tissue_map(read_thumbnail(slide, 4.0, 0.5), 4.0, 5_000, 5_000)
         return tile_table(slide, 0.5, squares, tissue, limits), len(squares)
@@ -103,7 +110,7 @@ def test_a_table_agrees_with_the_truth_and_counts_every_place(
     svs: Callable[..., Path], rng: np.random.Generator
 ) -> None:
     image, inside = stained(rng, (768, 1024))
-    tiles, places = table(svs(image=image), Limits(min_tissue=0.5))
+    tiles, places = table(svs(image=image), TileLimits(min_tissue=0.5))
     assert places == 6 * 8
     assert (tiles["side"] == 128).all()
     assert tiles["tile"].is_monotonic_increasing
@@ -121,9 +128,9 @@ def test_figures_do_not_depend_on_the_blocks_that_are_read(
     svs: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = svs()
-    whole, _ = table(path, Limits())
+    whole, _ = table(path, TileLimits())
     monkeypatch.setattr(tiling, "READ_PX", 150)
-    parts, _ = table(path, Limits())
+    parts, _ = table(path, TileLimits())
     for name in ("saturation", "od"):
         assert parts[name].to_numpy() == pytest.approx(whole[name].to_numpy(), abs=0.01)
     assert parts["sharpness"].to_numpy() == pytest.approx(
@@ -138,7 +145,7 @@ def test_an_out_of_focus_band_is_less_sharp(
     image = 150 + 40 * grey[..., None] / grey.std() * np.array([0.6, 1.0, 0.5])
     image = np.clip(image - [0, 60, 20], 0, 255).astype(np.uint8)
     image[256:512] = cv2.GaussianBlur(image, (0, 0), 6)[256:512]
-    tiles, _ = table(svs(image=image), Limits(min_tissue=0.0), size=256)
+    tiles, _ = table(svs(image=image), TileLimits(min_tissue=0.0), size=256)
     middle = tiles["y"] == 256
     assert tiles.loc[middle, "sharpness"].max() < 0.5 * tiles.loc[~middle, "sharpness"].min()
 
@@ -152,15 +159,15 @@ def test_reasons_come_in_their_order_and_none_is_no_limit() -> None:
             "saturation": [0.5, 0.5, 0.5, 0.01, 0.01, 0.5],
         }
     )
-    strict = Limits(0.5, max_pen=0.5, min_sharpness=0.5, min_saturation=0.1)
+    strict = TileLimits(0.5, max_pen=0.5, min_sharpness=0.5, min_saturation=0.1)
     assert reasons(tiles, strict).tolist() == ["", "tissue", "pen", "blur", "pale", ""]
-    assert reasons(tiles, Limits(0.0)).tolist() == [""] * 6
+    assert reasons(tiles, TileLimits(0.0)).tolist() == [""] * 6
 
 
 def test_a_slide_without_tissue_has_an_empty_table(svs: Callable[..., Path]) -> None:
-    with closing(open_slide(svs())) as slide:
+    with open_slide(svs()) as slide:
         nothing = np.zeros((96, 128), bool)
         tissue = TissueMap(nothing, nothing, 4.0, np.full(3, 255, np.float32))
-        tiles = tile_table(slide, 0.5, grid((0, 0, 1024, 768), 0.5, 0.5, 128), tissue, Limits())
+        tiles = tile_table(slide, 0.5, grid((0, 0, 1024, 768), 0.5, 0.5, 128), tissue, TileLimits())
     assert list(tiles.columns) == list(tiling.COLUMNS)
     assert len(tiles) == 0

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import yaml
 
-from tests.releases.docs import config_of, pointed, shrunk
-from tests.releases.miniature import camelyon17_wilds, draw
+from tests.datasets.docs import config_of, pointed, shrunk
+from tests.datasets.miniature import camelyon17_wilds, draw
 
 
 def make(folder: Path) -> None:

@@ -8,13 +8,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from stainssl.benchmark.metrics import evaluate
+from stainssl.errors import StainsslError
+from stainssl.evaluation.metrics import evaluate
 from stainssl.stages import benchmark, folds, probe, robustness
-from stainssl.status import StainsslError
 from stainssl.stores.tables import read_table, write_table
-from tests.benchmark.world import ColourEncoder, MorphologyEncoder, World, build
+from tests.evaluation.world import ColorEncoder, MorphologyEncoder, World, build
 
-ENCODERS = {"colour": ColourEncoder(), "morphology": MorphologyEncoder()}
+ENCODERS = {"color": ColorEncoder(), "morphology": MorphologyEncoder()}
 
 
 def _fake_mil(world: World) -> None:
@@ -59,25 +59,25 @@ def _metrics(path, **where):
 
 
 def test_the_probe_scores_valid_labelled_tiles_of_test_patients_only(world):
-    rows = read_table(world.paths.probe("tumor", "colour") / "predictions.parquet", "predictions")
+    rows = read_table(world.paths.probe("tumor", "color") / "predictions.parquet", "predictions")
     assert set(rows["patient_id"]) == {"c0", "c1", "c2", "c3"}
     assert len(rows) == 4 * 16 - 4 - 1  # one unknown label a slide, one vector that is NaN
     columns = {"patient_id", "slide_id", "tile", "site", "repeat", "fold", "y", "p_0", "p_1"}
     assert set(rows.columns) == columns
 
 
-def test_colour_fails_at_the_unseen_site_where_morphology_does_not(world):
-    colour, morphology = (_metrics(world.paths.probe("tumor", name)) for name in ENCODERS)
+def test_color_fails_at_the_unseen_site_where_morphology_does_not(world):
+    color, morphology = (_metrics(world.paths.probe("tumor", name)) for name in ENCODERS)
     assert morphology.loc["auroc", "low"] > 0.9
-    assert morphology.loc["auroc", "value"] > colour.loc["auroc", "value"]
-    assert "knn_auroc" in colour.index
+    assert morphology.loc["auroc", "value"] > color.loc["auroc", "value"]
+    assert "knn_auroc" in color.index
 
 
 def test_robustness_tells_them_apart(world):
-    colour, morphology = (_metrics(world.paths.robustness(name))["value"] for name in ENCODERS)
-    assert colour["site_predictability"] > morphology["site_predictability"]
-    assert colour["confounded_auroc"] < morphology["confounded_auroc"]
-    assert colour["stain_cosine"] < morphology["stain_cosine"]
+    color, morphology = (_metrics(world.paths.robustness(name))["value"] for name in ENCODERS)
+    assert color["site_predictability"] > morphology["site_predictability"]
+    assert color["confounded_auroc"] < morphology["confounded_auroc"]
+    assert color["stain_cosine"] < morphology["stain_cosine"]
 
 
 def test_every_figure_of_robustness_is_in_one_json(world):
@@ -135,7 +135,7 @@ def test_the_sites_own_row_stands_below_and_is_not_compared(world):
 def test_few_labelled_tiles_and_a_sample_of_vectors_are_kept(world):
     curve = pd.read_csv(world.paths.probe("tumor", "morphology") / "few_shot.csv")
     assert curve["shots"].min() == 1 and curve["auroc"].between(0, 1).all()
-    sample = read_table(world.paths.robustness("colour") / "sample.parquet", "sample")
+    sample = read_table(world.paths.robustness("color") / "sample.parquet", "sample")
     assert {"task", "site", "label", "vector"} <= set(sample) and len(sample["vector"][0]) == 3
 
 
@@ -166,10 +166,10 @@ def test_the_figures_are_pictures(world, name):
 
 
 def test_a_missing_answer_says_which(world):
-    folder = world.paths.mil("her2", "colour", "mean")
+    folder = world.paths.mil("her2", "color", "mean")
     shutil.move(folder, folder.with_name("away"))
     try:
-        with pytest.raises(StainsslError, match=r"her2/colour/mean/predictions\.parquet"):
+        with pytest.raises(StainsslError, match=r"her2/color/mean/predictions\.parquet"):
             benchmark.run(world.config, benchmark="main")
     finally:
         shutil.move(folder.with_name("away"), folder)
@@ -185,13 +185,13 @@ def test_a_benchmark_of_slide_tasks_needs_a_head(world):
 
 def test_the_probe_refuses_another_level_and_an_unknown_label(world):
     with pytest.raises(StainsslError, match="level patient"):
-        probe.run(world.config, task="her2", encoder="colour")
+        probe.run(world.config, task="her2", encoder="color")
     task = world.config.tasks["tumor"].model_copy(update={"label": "necrosis"})
     config = world.config.model_copy(update={"tasks": {"tumor": task}})
     with pytest.raises(StainsslError, match=r"tasks\.tumor: .*no label 'necrosis'; it has tumor"):
-        probe.run(config, task="tumor", encoder="colour")
+        probe.run(config, task="tumor", encoder="color")
 
 
 def test_robustness_needs_a_benchmark_that_asks(world):
     with pytest.raises(StainsslError, match="robustness: true"):
-        robustness._tasks(world.config.model_copy(update={"benchmarks": {}}), "colour")
+        robustness._tasks(world.config.model_copy(update={"benchmarks": {}}), "color")

@@ -7,10 +7,10 @@ import pandas as pd
 import pytest
 import torch
 
-from stainssl.encoders import load
-from stainssl.paths import Paths
+from stainssl.encoders.loading import load
+from stainssl.errors import StainsslError
+from stainssl.plan.paths import Paths
 from stainssl.stages import embed, pretrain
-from stainssl.status import StainsslError
 from stainssl.stores.embeddings import open_embeddings
 from stainssl.stores.pixels import open_pixels
 from stainssl.stores.tiles import read_tiles, write_tiles

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import zarr
 
-from stainssl.paths import Paths
+from stainssl.plan.paths import Paths
 from stainssl.stages import embed, embedded, pretrain
 from stainssl.stores.tiles import read_tiles, write_tiles
 from tests.pretrain.world import cohort, tile_table

@@ -17,9 +17,9 @@ import torch
 import zarr
 
 from stainssl.config import Encoder
-from stainssl.paths import Paths
+from stainssl.errors import StainsslError
+from stainssl.plan.paths import Paths
 from stainssl.stages import export, import_features
-from stainssl.status import StainsslError
 from stainssl.stores.embeddings import open_embeddings
 from stainssl.stores.tables import read_table
 

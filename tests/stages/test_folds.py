@@ -2,11 +2,11 @@
 
 import pytest
 
-from stainssl.benchmark.folds import read_folds
-from stainssl.paths import Paths
+from stainssl.errors import StainsslError
+from stainssl.evaluation.folds import read_folds
+from stainssl.plan.paths import Paths
 from stainssl.stages import folds
-from stainssl.status import StainsslError
-from tests.benchmark.world import make_config, sheet_of
+from tests.evaluation.world import make_config, sheet_of
 
 
 def test_the_same_sheet_gives_the_same_bytes(tmp_path):

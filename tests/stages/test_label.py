@@ -11,9 +11,9 @@ import pandas as pd
 import pytest
 
 from stainssl.config import Config, parse
-from stainssl.paths import Paths
+from stainssl.errors import StainsslError
+from stainssl.plan.paths import Paths
 from stainssl.stages import label
-from stainssl.status import StainsslError
 from stainssl.stores.tiles import read_labels, write_tiles
 
 PART = "all-0000"

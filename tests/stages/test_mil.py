@@ -7,10 +7,10 @@ import pandas as pd
 import pytest
 
 from stainssl.config import Config, parse
+from stainssl.errors import StainsslError
 from stainssl.mil.predict import load_model
-from stainssl.paths import Paths
+from stainssl.plan.paths import Paths
 from stainssl.stages import folds, mil
-from stainssl.status import StainsslError
 from stainssl.stores.embeddings import write_embeddings
 from stainssl.stores.tables import read_table
 
@@ -181,7 +181,7 @@ def test_a_task_that_does_not_fit_in_memory_gives_the_same_predictions(config, m
     file = Paths(config.results).mil("patient", "enc", "abmil") / "predictions.parquet"
     mil.run(config, task="patient", encoder="enc", head="abmil")
     first = file.read_bytes()
-    monkeypatch.setattr(mil, "MOST_BYTES", 300)
+    monkeypatch.setattr(mil, "MAX_BYTES", 300)
     mil.run(config, task="patient", encoder="enc", head="abmil")
     assert file.read_bytes() == first
 

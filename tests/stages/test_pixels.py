@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 
 from stainssl.config import Config, parse
-from stainssl.paths import Paths
+from stainssl.errors import SlideError, Status
+from stainssl.plan.paths import Paths
 from stainssl.stages import pixels, tile
-from stainssl.status import SlideError, Status
 from stainssl.stores.pixels import SlidePixels, open_pixels
 from tests.pretrain.world import images
 

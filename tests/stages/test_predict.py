@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from stainssl.paths import Paths
+from stainssl.errors import StainsslError
+from stainssl.plan.paths import Paths
 from stainssl.stages import predict
-from stainssl.status import StainsslError
 from stainssl.stores.tables import read_table
 
 pytestmark = pytest.mark.xdist_group("trained")
@@ -95,7 +95,7 @@ def test_attention_is_there_as_table_picture_and_geojson(trained, predicted):
 def test_another_stain_is_told(trained, tmp_path, caplog):
     """Red and blue changed places: another stain, other features."""
     from stainssl.demo.svs import write_svs
-    from stainssl.slides.reader import open_slide
+    from stainssl.slides.readers import open_slide
 
     slide = open_slide(trained.root / "slides" / "a-001-1.svs", "auto")
     image = slide.read_region(0, 0, 0, slide.level_sizes_px[0])

@@ -17,11 +17,11 @@ import timm
 import torch
 
 from stainssl.config import dump
-from stainssl.encoders import load
-from stainssl.paths import Paths
+from stainssl.encoders.loading import load
+from stainssl.errors import StainsslError
+from stainssl.plan.paths import Paths
 from stainssl.stages import pretrain, target
 from stainssl.stain import StainProfile, normalize
-from stainssl.status import StainsslError
 from stainssl.stores.tiles import read_tiles, write_labels
 from tests.pretrain.world import cohort, images, profiles
 
@@ -178,7 +178,7 @@ def test_every_dial_of_the_method_trains(tmp_path, keys):
     assert pd.read_csv(Paths(config.results).metrics("si"))["loss"].notna().any()
 
 
-def test_a_drawn_normaliser_has_the_same_tiles_for_targets(tmp_path):
+def test_a_drawn_normalizer_has_the_same_tiles_for_targets(tmp_path):
     config = cohort(
         tmp_path, counts=(6, 6), normalizer=["macenko", "reinhard"], target={"policy": "spread"}
     )

@@ -15,10 +15,10 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from stainssl.config import Config, parse
-from stainssl.paths import Paths
+from stainssl.errors import StainsslError
+from stainssl.plan.paths import Paths
 from stainssl.stages import target
 from stainssl.stain import METHODS, StainProfile, estimate, targets
-from stainssl.status import StainsslError
 from stainssl.stores.pixels import SlidePixels, encode, write_pixels
 
 SITES = {"a": (0.60, 0.70, 0.38), "b": (0.70, 0.65, 0.28), "c": (0.50, 0.80, 0.33)}
@@ -121,7 +121,7 @@ def test_every_policy_writes_a_target_that_loads(policy, normalizer, filled):
 @pytest.mark.parametrize(
     ("policy", "normalizer"), [("batch", "macenko"), ("spread", "macenko"), ("site", "reinhard")]
 )
-def test_the_picture_has_colour_and_is_wide_enough_to_read(policy, normalizer, filled):
+def test_the_picture_has_color_and_is_wide_enough_to_read(policy, normalizer, filled):
     config = configured(filled, target={"policy": policy}, normalizer=normalizer)
     run(config)
     with Image.open(Paths(config.results).target_png("e")) as image:

@@ -18,11 +18,11 @@ import tifffile
 from PIL import Image
 
 from stainssl.config import Config, parse
-from stainssl.figures.slides import MOST_PICTURES, tissue_overview
-from stainssl.paths import Paths
-from stainssl.slides.tiff_reader import TiffFile
+from stainssl.errors import StainsslError
+from stainssl.figures.slides import MAX_PICTURES, tissue_overview
+from stainssl.plan.paths import Paths
+from stainssl.slides.readers.tiff import TiffFile
 from stainssl.stages import tile
-from stainssl.status import StainsslError
 from stainssl.stores.tiles import read_qc, read_tiles
 from tests.slides.conftest import GLASS, stained, write_svs, write_tiff
 
@@ -123,10 +123,10 @@ def test_odd_pictures_end_as_tiles_or_with_a_reason(
     scale = {"resolution": (20_000, 20_000), "resolutionunit": "CENTIMETER"}
     alpha = np.full(picture.shape[:2], 255, np.uint8)
     alpha[:, :320] = 0  # glass and tissue on the left are transparent, and black below
-    colour = np.where(alpha[..., None] > 0, picture, 0).astype(np.uint8)
+    color = np.where(alpha[..., None] > 0, picture, 0).astype(np.uint8)
     wide = np.tile(picture[200:340], (1, 157, 1))[:, :100_000]
     write_tiff(root / "deep.tif", picture.astype(np.uint16) * 257, **scale)
-    write_tiff(root / "rgba.tif", np.dstack([colour, alpha]), extrasamples=["unassalpha"], **scale)
+    write_tiff(root / "rgba.tif", np.dstack([color, alpha]), extrasamples=["unassalpha"], **scale)
     write_tiff(root / "wide.tif", wide, **scale)
     write_tiff(root / "line.tif", wide[:20], **scale)
     write_tiff(root / "grey.tif", picture[..., 1], photometric="minisblack", **scale)
@@ -313,7 +313,7 @@ def test_patches_are_one_tile_a_file(tmp_path: Path, root: Path, rng: np.random.
 def test_many_patches_have_a_bounded_number_of_pictures(
     tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tile, "MOST_PATCH_PREVIEWS", 2)
+    monkeypatch.setattr(tile, "MAX_PATCH_PREVIEWS", 2)
     for number in range(4):
         Image.new("RGB", (16, 16), (200, 100, 150)).save(root / f"{number}.png")
     rows = [{"slide_id": str(n), "path": f"{n}.png"} for n in range(4)]
@@ -324,7 +324,7 @@ def test_many_patches_have_a_bounded_number_of_pictures(
 
 def test_the_overview_is_bounded_and_shows_slides_without_a_picture(tmp_path: Path) -> None:
     Image.new("RGB", (90, 50), (200, 100, 150)).save(tmp_path / "s0.png")
-    statuses = {f"s{n}": "ok" if n else "empty" for n in range(3 * MOST_PICTURES)}
+    statuses = {f"s{n}": "ok" if n else "empty" for n in range(3 * MAX_PICTURES)}
     previews = {name: tmp_path / f"{name}.png" for name in statuses}
     tissue_overview(previews, statuses, tmp_path / "overview.png")
     with Image.open(tmp_path / "overview.png") as image:

@@ -10,7 +10,7 @@ import torch
 
 from stainssl.config import Config, parse
 from stainssl.demo import make
-from stainssl.encoders import new_backbone, save_local_dir
+from stainssl.encoders.loading import new_backbone, save_local_dir
 from stainssl.stages import embed, folds, mil, pixels, tile
 
 SIDE_PX = 512

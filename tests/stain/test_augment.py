@@ -171,7 +171,7 @@ def test_mixed_vectors_lie_between_the_two():
     assert parts < 1.5 * whole
 
 
-def test_mixing_with_oneself_is_normalising_to_oneself():
+def test_mixing_with_oneself_is_normalizing_to_oneself():
     images = made(1)
     own = estimate(images)
     out = stain_mix(images, seeded(), own, own)

@@ -1,4 +1,4 @@
-"""The compiled lines give the figures of the eager ones, and are taken where they can be."""
+"""Numba and Triton give the figures of torch, and are taken where they can be."""
 
 from __future__ import annotations
 
@@ -13,7 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from stainssl.stain import METHODS, Constants, StainProfile, backends, compiled, eager, estimate
+from stainssl.stain import (
+    METHODS,
+    Constants,
+    StainProfile,
+    backends,
+    estimate,
+    numba_backend,
+    torch_backend,
+)
 from stainssl.stain.density import DEFAULTS
 from stainssl.stain.estimate import plane, unmix
 from tests.stain import synthetic
@@ -42,8 +50,10 @@ def images(dtype: torch.dtype = torch.uint8, n: int = 4, size: int = 50) -> Tens
 
 def both(
     batch: Tensor, constants: Constants, tissue: Tensor | None = None
-) -> tuple[eager.Sample, compiled.Sample]:
-    return eager.Sample(batch, constants, tissue), compiled.Sample(batch, constants, tissue)
+) -> tuple[torch_backend.Sample, numba_backend.Sample]:
+    return torch_backend.Sample(batch, constants, tissue), numba_backend.Sample(
+        batch, constants, tissue
+    )
 
 
 @every_dtype
@@ -82,7 +92,9 @@ def test_maps_agree(dtype, constants):
     grey = 255 if dtype != torch.uint8 else 1
     for arguments in ((matrix, shift, constants), (1 + shift, 20 * shift)):
         name = "map_density" if len(arguments) == 3 else "map_lab"
-        one, other = (getattr(side, name)(batch, *arguments) for side in (eager, compiled))
+        one, other = (
+            getattr(side, name)(batch, *arguments) for side in (torch_backend, numba_backend)
+        )
         assert one.dtype == other.dtype == dtype
         difference = (one.double() - other.double()).abs() * grey
         assert difference.max() <= (1 if dtype == torch.uint8 else 0.05)
@@ -106,7 +118,9 @@ def test_floats_out_of_range_count_alike(fill):
     for a, b in zip(one.lab_moments(), other.lab_moments(), strict=True):
         torch.testing.assert_close(a, b, atol=5e-3, rtol=1e-3)
     identity, none = torch.eye(3).expand(4, 3, 3), torch.zeros(4, 3)
-    mapped = [side.map_density(batch, identity, none, DEFAULTS) for side in (eager, compiled)]
+    mapped = [
+        side.map_density(batch, identity, none, DEFAULTS) for side in (torch_backend, numba_backend)
+    ]
     torch.testing.assert_close(*mapped, atol=1e-4, rtol=0)
 
 
@@ -123,54 +137,57 @@ def test_threads_change_nothing():
 
 def test_gradients_and_other_devices_go_to_torch():
     plain, wanted = torch.zeros(1), torch.zeros(1, requires_grad=True)
-    assert backends.backend(plain) is compiled
-    assert backends.backend(plain, wanted) is eager
-    assert backends.backend(torch.zeros(1, device="meta")) is eager
+    assert backends.backend(plain) is numba_backend
+    assert backends.backend(plain, wanted) is torch_backend
+    assert backends.backend(torch.zeros(1, device="meta")) is torch_backend
     with torch.no_grad():
-        assert backends.backend(wanted) is compiled
+        assert backends.backend(wanted) is numba_backend
 
 
 @pytest.fixture
-def fused(monkeypatch):
+def triton_backend(monkeypatch):
     """The Triton map, run by Triton's interpreter on a CPU."""
     pytest.importorskip("triton")
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    monkeypatch.delitem(sys.modules, "stainssl.stain.fused", raising=False)
-    return importlib.import_module("stainssl.stain.fused")
+    monkeypatch.delitem(sys.modules, "stainssl.stain.triton_backend", raising=False)
+    return importlib.import_module("stainssl.stain.triton_backend")
 
 
 @every_dtype
 @every_constants
-def test_the_triton_map_agrees(dtype, constants, fused):
+def test_the_triton_map_agrees(dtype, constants, triton_backend):
     batch, rng = images(dtype, n=2), torch.Generator().manual_seed(0)
     matrix = torch.eye(3) + 0.2 * torch.randn(2, 3, 3, generator=rng)
     shift = 0.1 * torch.randn(2, 3, generator=rng)
-    one, other = (side.map_density(batch, matrix, shift, constants) for side in (eager, fused))
+    one, other = (
+        side.map_density(batch, matrix, shift, constants)
+        for side in (torch_backend, triton_backend)
+    )
     assert one.dtype == other.dtype
     assert (one.double() - other.double()).abs().max() <= (1 if dtype == torch.uint8 else 1e-5)
 
 
-def test_the_triton_map_counts_odd_floats_as_torch_does(fused):
+def test_the_triton_map_counts_odd_floats_as_torch_does(triton_backend):
     odd = torch.tensor([math.nan, math.inf, -math.inf, -1, 7, 0.5]).expand(1, 3, 1, 6)
     given = torch.eye(3)[None], torch.zeros(1, 3), DEFAULTS
-    one, other = (side.map_density(odd, *given) for side in (eager, fused))
+    one, other = (side.map_density(odd, *given) for side in (torch_backend, triton_backend))
     torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
-    assert fused.map_density(odd[:0], *given).shape == (0, 3, 1, 6)
+    assert triton_backend.map_density(odd[:0], *given).shape == (0, 3, 1, 6)
 
 
-def test_triton_is_used_where_it_agrees_and_nowhere_else(fused, monkeypatch, caplog):
+def test_triton_is_used_where_it_agrees_and_nowhere_else(triton_backend, monkeypatch, caplog):
     cpu = torch.device("cpu")
-    backends._fused.cache_clear()
-    assert backends._fused(cpu) is fused
-    backends._fused.cache_clear()
-    monkeypatch.setattr(fused, "agrees", lambda device: 1 / 0)
-    assert backends._fused(cpu) is eager
+    backends._triton.cache_clear()
+    assert backends._triton(cpu) is triton_backend
+    backends._triton.cache_clear()
+    monkeypatch.setattr(triton_backend, "agrees", lambda device: 1 / 0)
+    assert backends._triton(cpu) is torch_backend
     assert "division by zero" in caplog.text
-    backends._fused.cache_clear()
+    backends._triton.cache_clear()
 
 
 def test_without_numba_torch_does_it(monkeypatch, caplog):
-    monkeypatch.setitem(sys.modules, "stainssl.stain.compiled", None)
-    monkeypatch.delattr("stainssl.stain.compiled")
-    assert backends.backend(torch.zeros(1)) is eager
+    monkeypatch.setitem(sys.modules, "stainssl.stain.numba_backend", None)
+    monkeypatch.delattr("stainssl.stain.numba_backend")
+    assert backends.backend(torch.zeros(1)) is torch_backend
     assert "numba cannot be used" in caplog.text

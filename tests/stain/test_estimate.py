@@ -123,10 +123,10 @@ def test_hematoxylin_is_first_whatever_the_share(rng):
     assert angles(matrix, truth).max() < 6
 
 
-def ink(colour: tuple[int, int, int], rng: np.random.Generator) -> np.ndarray:
+def ink(color: tuple[int, int, int], rng: np.random.Generator) -> np.ndarray:
     """A tile of felt pen, in strokes over glass."""
     tile = np.full((64, 64, 3), 250.0)
-    density = np.log(255 / np.array(colour)) * rng.uniform(0.5, 1.3, (64, 40, 1))
+    density = np.log(255 / np.array(color)) * rng.uniform(0.5, 1.3, (64, 40, 1))
     tile[:, 10:50] = 255 * np.exp(-density)
     return np.clip(tile + rng.normal(0, 2, tile.shape), 0, 255).astype(np.uint8)
 
@@ -164,7 +164,7 @@ ADVERSARIAL = {
     "red ink": lambda rng: ink((200, 30, 50), rng),
     "black ink": lambda rng: ink((25, 25, 28), rng),
     "saturated": lambda rng: (synthetic.tile(rng, size=64) > 150).astype(np.uint8) * 255,
-    "random colours": lambda rng: rng.integers(0, 256, (64, 64, 3), np.uint8),
+    "random colors": lambda rng: rng.integers(0, 256, (64, 64, 3), np.uint8),
 }
 
 
@@ -182,7 +182,7 @@ def test_no_method_believes_a_tile_without_contrast(method, name, rng):
 
 
 def adversarial_batch(seed: int) -> Tensor:
-    """256 tiles of 16 px: constants, two colours, few levels, gradients, noise, one hot pixel."""
+    """256 tiles of 16 px: constants, two colors, few levels, gradients, noise, one hot pixel."""
     rng = np.random.default_rng(seed)
     shape = (256, 3, 16, 16)
     kind = rng.integers(0, 6, 256)

@@ -1,4 +1,4 @@
-"""Normalising meets published output, is a projection, and is finite and never above white."""
+"""Normalizing meets published output, is a projection, and is finite and never above white."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ seeds = st.integers(0, 10_000)
 
 @settings(deadline=None, max_examples=50)
 @given(image=seeds, p=seeds, q=seeds, s=seeds)
-def test_normalising_is_idempotent_and_path_independent(image, p, q, s):
+def test_normalizing_is_idempotent_and_path_independent(image, p, q, s):
     images, source = soft_images(image), profile_of(s)
     to_p, to_q = profile_of(p, (1.0, 0.9)), profile_of(q, (1.1, 1.2))
     direct = normalize(images, source, to_p)
@@ -178,7 +178,7 @@ def test_keeping_the_residual_makes_the_own_profile_the_identity(real_data):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_normalised_image_has_the_stain_of_the_target(method):
+def test_a_normalized_image_has_the_stain_of_the_target(method):
     images = tiles(6, noise=0.5, quality=None)
     own = estimate(images, method)
     out = estimate(normalize(images, own, own[0]), method)

@@ -8,7 +8,7 @@ import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stainssl.status import StainsslError
+from stainssl.errors import StainsslError
 from stainssl.stores import pixels as store
 from stainssl.stores.pixels import JpegSpool, SlidePixels, decode, encode, open_pixels, write_pixels
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from stainssl.status import StainsslError
+from stainssl.errors import StainsslError
 from stainssl.stores.tables import read_table, write_table
 from stainssl.stores.tiles import TILE_COLUMNS, read_tiles, write_tiles
 

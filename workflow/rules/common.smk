@@ -8,10 +8,10 @@ sys.path.insert(0, str(workflow.basedir))
 
 from stainssl import cohort as cohorts
 from stainssl import config as models
-from stainssl import readings
-from stainssl.paths import Paths
-from stainssl.slides.packed import file_of
-from stainssl.status import StainsslError
+from stainssl.encoders import groups as readings
+from stainssl.plan.paths import Paths
+from stainssl.slides.hdf5_patch import file_of
+from stainssl.errors import StainsslError
 from stainssl.stores.atomic import write_text
 
 # Jobs run the clone's package: under --sdm conda with the environment's Python, else with the one
@@ -214,7 +214,7 @@ def train_rows(wildcards):
 
 
 def target_of(wildcards):
-    """The target of an encoder that normalises to one."""
+    """The target of an encoder that normalizes to one."""
     needs = RUNS[wildcards.encoder].encoder.needs_target
     return [PATHS.target(wildcards.encoder)] if needs else []
 

@@ -1,0 +1,173 @@
+"""Every check of sheets, tasks and encoders that can be made before a job starts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pandas as pd
+
+from stainssl.cohort.parts import train_parts
+from stainssl.cohort.sheet import read_sheet, root, source_of
+from stainssl.config import Config, Encoder, Task, nearest
+from stainssl.errors import StainsslError
+from stainssl.plan.paths import Paths
+from stainssl.slides.hdf5_patch import file_of
+
+
+def missing_files(config: Config, name: str) -> pd.DataFrame:
+    """The rows of a cohort whose file does not exist.
+
+    None of the synthetic cohort, and none of a release, which was listed to make its sheet.
+    """
+    rows, cohort = read_sheet(config, name), config.cohorts[name]
+    if cohort.demo is not None or cohort.release is not None:
+        return rows.head(0)
+    files = rows["path"].map(file_of)
+    there = {file: file.exists() for file in files.unique()}
+    return rows[~files.map(there).astype(bool)]
+
+
+def _file_problems(config: Config, name: str) -> Iterator[str]:
+    folder = root(config, name)
+    if config.cohorts[name].demo is None and not folder.is_dir():
+        yield f"cohorts.{name}.root: the folder {folder} does not exist: is its disk mounted?"
+        return
+    if config.slides.on_missing == "quarantine":
+        return
+    missing = missing_files(config, name)
+    for row in missing.head(20).itertuples():
+        yield (
+            f"{source_of(config, name)}: slide {row.slide_id!r}: {row.path} does not exist: fix "
+            "the path, exclude the row, or set slides.on_missing: quarantine."
+        )
+    if len(missing) > 20:
+        yield f"{source_of(config, name)}: {len(missing) - 20} more files do not exist."
+
+
+def _task_problems(config: Config, name: str, task: Task) -> Iterator[str]:
+    for cohort_name in task.cohorts:
+        cohort = config.cohorts[cohort_name]
+        frame = read_sheet(config, cohort_name)
+        if task.level == "tile" and cohort.kind == "slides":
+            if cohort.annotations is None:
+                yield (
+                    f"tasks.{name}: a tile label of slides comes from annotations: set "
+                    f"cohorts.{cohort_name}.annotations, a pattern with {{slide_id}}."
+                )
+        elif task.label not in frame:
+            yield (
+                f"tasks.{name}.label: {source_of(config, cohort_name)} has no column "
+                f"{task.label!r}{nearest(task.label, list(frame.columns))}"
+            )
+        for column in task.clinical:
+            if column not in frame:
+                yield (
+                    f"tasks.{name}.clinical: {source_of(config, cohort_name)} has no column "
+                    f"{column!r}{nearest(column, list(frame.columns))}"
+                )
+        for column in (*task.split.stratify, task.split.group):
+            if column != task.label and column not in frame:
+                yield (
+                    f"tasks.{name}.split: {source_of(config, cohort_name)} has no column "
+                    f"{column!r}{nearest(column, list(frame.columns))}"
+                )
+
+
+def _external_problems(config: Config, name: str, task: Task) -> Iterator[str]:
+    """The label must be there, and nobody may be in an external cohort and in the task's own."""
+    own = {p for cohort in task.cohorts for p in read_sheet(config, cohort)["patient_id"]}
+    for cohort in task.external:
+        frame = read_sheet(config, cohort)
+        if task.label not in frame:
+            yield (
+                f"tasks.{name}.label: {source_of(config, cohort)} (external) has no column "
+                f"{task.label!r}{nearest(task.label, list(frame.columns))}"
+            )
+        if both := sorted(own & set(frame["patient_id"])):
+            yield (
+                f"tasks.{name}.external: {len(both)} patients of {cohort} have the names of "
+                f"patients that train: {', '.join(both[:5])}. Leave them out or rename them."
+            )
+
+
+def _fold_problems(config: Config, name: str, task: Task) -> Iterator[str]:
+    from stainssl.evaluation.folds import problems
+
+    frames = [read_sheet(config, cohort).assign(cohort=cohort) for cohort in task.cohorts]
+    for sentence in problems(pd.concat(frames, ignore_index=True), task.level, task.label, task):
+        yield f"tasks.{name}: {sentence}"
+
+
+def _encoder_problems(config: Config, name: str, encoder: Encoder) -> Iterator[str]:
+    paths = Paths(config.results)
+    try:
+        train_parts(config, encoder)
+    except StainsslError as error:
+        yield f"encoders.{name}.{error}"
+    for run in config.runs_of(name):
+        if encoder.frozen and encoder.method and not paths.model(run.name).is_dir():
+            yield (
+                f"encoders.{name}: frozen, and {paths.model(run.name)} does not exist: "
+                "train it first (frozen: false), or put the model there."
+            )
+
+
+def _features_problems(config: Config) -> Iterator[str]:
+    """Imported features: their folder is there, and no task asks for labels of our tiles."""
+    from stainssl.export.source import source
+
+    for name, encoder in config.encoders.items():
+        if encoder.features is None:
+            continue
+        try:
+            source(encoder.features)
+        except StainsslError as error:
+            yield f"encoders.{name}.features: {error}"
+        for key, benchmark in config.benchmarks.items():
+            tile_tasks = [t for t in benchmark.tasks if config.tasks[t].level == "tile"]
+            if name in benchmark.encoders and tile_tasks:
+                yield (
+                    f"benchmarks.{key}: tasks.{tile_tasks[0]} is of level tile, and the tiles of"
+                    f" encoders.{name} (imported features) are not ours: give it another benchmark."
+                )
+
+
+def _tiling_problems(config: Config) -> Iterator[str]:
+    """An encoder's tiling must be the one of the cohorts that it is trained or tested on."""
+    for name, encoder in config.encoders.items():
+        used = set(encoder.train.cohorts if encoder.train else ())
+        for benchmark in config.benchmarks.values():
+            if name in benchmark.encoders:
+                tasks = [config.tasks[task] for task in benchmark.tasks]
+                used |= {c for task in tasks for c in (*task.cohorts, *task.external)}
+        for cohort in sorted(used):
+            if config.cohorts[cohort].tiling != encoder.tiling:
+                yield (
+                    f"encoders.{name}.tiling is {encoder.tiling!r}, cohorts.{cohort}.tiling is "
+                    f"{config.cohorts[cohort].tiling!r}: an encoder sees one tiling."
+                )
+
+
+def check(config: Config) -> list[str]:
+    """Every problem that can be known before a job starts, a sentence each; empty where none.
+
+    Files that do not exist, sheets, ids, labels, folds, splits, frozen encoders.
+    """
+    problems: list[str] = []
+    sound = True
+    for name in config.cohorts:
+        try:
+            read_sheet(config, name)
+            if config.needs_slides:
+                problems += _file_problems(config, name)
+        except StainsslError as error:
+            problems += str(error).split("\n")
+            sound = False
+    if not sound:  # tasks and encoders cannot be judged on sheets that cannot be read
+        return problems
+    for name, task in config.tasks.items():
+        found = [*_task_problems(config, name, task), *_external_problems(config, name, task)]
+        problems += found or list(_fold_problems(config, name, task))
+    for name, encoder in config.encoders.items():
+        problems += _encoder_problems(config, name, encoder)
+    return [*problems, *_tiling_problems(config), *_features_problems(config)]

@@ -1,0 +1,41 @@
+"""The parts of a cohort, and those that an encoder may see."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import pandas as pd
+
+from stainssl.cohort.sheet import ALL, SCANNER_WORDS, read_sheet
+from stainssl.config import Config, Encoder
+from stainssl.errors import StainsslError
+
+
+def parts(config: Config, name: str) -> dict[str, pd.DataFrame]:
+    """The parts of a cohort in sheet order: name → rows as in `read_sheet`."""
+    frame = read_sheet(config, name)
+    return {str(part): rows for part, rows in frame.groupby("part", sort=False)}
+
+
+def site_columns(columns: Iterable[str]) -> list[str]:
+    """The columns of a sheet that say where a slide was made: its site, and its scanner."""
+    return [c for c in columns if c == "site" or any(w in c.lower() for w in SCANNER_WORDS)]
+
+
+def train_parts(config: Config, encoder: Encoder) -> list[tuple[str, str]]:
+    """The (cohort, part) pairs that an encoder may see in training.
+
+    Raises:
+        StainsslError: a split of `train.splits` has no slide in any of `train.cohorts`.
+    """
+    if encoder.train is None:
+        return []
+    rows = pd.concat([read_sheet(config, c).assign(cohort=c) for c in encoder.train.cohorts])
+    split = rows["split"].replace("", ALL)
+    if absent := sorted(set(encoder.train.splits) - set(split)):
+        raise StainsslError(
+            f"train.splits {absent}: no slide of {', '.join(encoder.train.cohorts)} is in it;"
+            f" splits found: {', '.join(sorted(set(split)))}."
+        )
+    wanted = rows[split.isin(encoder.train.splits)]
+    return list(wanted[["cohort", "part"]].drop_duplicates().itertuples(index=False, name=None))

@@ -1,0 +1,73 @@
+"""The Yale HER2 cohort (TCIA collection HER2-TUMOR-ROIS): 192 slides, 93 positive and 99 negative.
+
+`Her2Pos_Case_<n>.svs` and `Her2Neg_Case_<n>.svs`, with tumour outlines in an ImageScope XML of the
+same name; HER2 is in the name and in no table. Names as read by public code on the collection
+(folders `Yale_HER2_cohort/SVS_positive` and `Annotations`). The numbers of the two groups overlap,
+so that a patient is group and number together.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pandas as pd
+
+from stainssl.datasets.release import FolderContents, Options, Release, absent, find_files, stem
+from stainssl.datasets.validate import named
+from stainssl.errors import StainsslError
+
+_NAME = re.compile(r"Her2(Pos|Neg)_Case_0*(\d+)", re.IGNORECASE)
+
+
+def _row(path: str, match: re.Match[str]) -> dict[str, str]:
+    group = match[1].capitalize()
+    return {
+        "slide_id": stem(path),
+        "patient_id": f"Her2{group}_{int(match[2]):03d}",
+        "path": path,
+        "site": "yale",
+        "her2": "1" if group == "Pos" else "0",
+    }
+
+
+def _read(root: Path, options: Options) -> FolderContents:
+    files = find_files(root, "**/*.svs")
+    matches = [(path, _NAME.fullmatch(stem(path))) for path in files]
+    rows = [_row(path, match) for path, match in matches if match]
+    if not rows:
+        raise StainsslError(f"{root}: no Her2Pos_Case_<n>.svs or Her2Neg_Case_<n>.svs below it.")
+    table = pd.DataFrame(rows).sort_values("slide_id", kind="stable")
+    return FolderContents(
+        table.drop_duplicates("slide_id"), files, outline_notes(root, table, roi_pattern(options))
+    )
+
+
+def outline_notes(root: Path, rows: pd.DataFrame, pattern: str | None) -> list[str]:
+    """Which slides have no outlines, where tiles are to stand inside those of a pattern."""
+    if pattern is None:
+        return []
+    without = absent(root, pattern, rows["slide_id"].tolist())
+    if not without:
+        return []
+    return [
+        f"{len(without)} slides have no {pattern} and get no tile: {named(without)} (option "
+        "annotations names the folder; tiles: all takes the whole slide)"
+    ]
+
+
+def roi_pattern(options: Options) -> str | None:
+    """The outlines' pattern, or None where the whole slide is tiled."""
+    return f"{options['annotations']}/{{slide_id}}.xml" if options["tiles"] == "roi" else None
+
+
+RELEASE = Release(
+    name="her2-yale",
+    title="Yale HER2 cohort, HER2 status by slide",
+    kind="slides",
+    read=_read,
+    options={"tiles": ("roi", "all"), "annotations": ("Annotations",)},
+    classes={"her2": frozenset({"0", "1"})},
+    published={"slides": 192, "her2=1": 93, "her2=0": 99},
+    regions=roi_pattern,
+)

@@ -1,0 +1,389 @@
+"""Which patients train, validate and test in every repetition of a task."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import pandas as pd
+
+from stainssl.errors import StainsslError
+
+ROLES = ("train", "val", "test")
+VALIDATION_SHARE = 0.2  # of the training patients, where the sheet names none
+_SHOWN = 10  # patients a message names before it counts the rest
+log = logging.getLogger(__name__)
+
+
+def class_name(value: object) -> str:
+    """The word of a label value, as in `p_<class>`: `1.0` and `1` are `1`, words stay.
+
+    An unknown label (None, NaN, empty) is `""`.
+    """
+    if value is None or value is pd.NA or (isinstance(value, float) and np.isnan(value)):
+        return ""
+    if isinstance(value, (bool, np.bool_)):
+        return str(int(value))
+    try:
+        number = float(str(value))
+    except ValueError:
+        return str(value)
+    return str(int(number)) if number.is_integer() else str(value)
+
+
+def class_order(names: Sequence[str]) -> list[str]:
+    """Distinct known classes in their order: numbers by size, then words; the last is positive."""
+    return sorted({n for n in names if n != ""}, key=_sort_key)
+
+
+def _sort_key(name: str) -> tuple[int, float, str]:
+    try:
+        return (0, float(name), name)
+    except ValueError:
+        return (1, 0.0, name)
+
+
+def _named(patients: Sequence[str]) -> str:
+    shown = ", ".join(map(str, list(patients)[:_SHOWN]))
+    rest = len(patients) - _SHOWN
+    return f"{shown} and {rest} more" if rest > 0 else shown
+
+
+def _refuse_disagreement(slides: pd.DataFrame, column: str, why: str) -> None:
+    counts = slides.groupby("patient_id")[column].nunique(dropna=True)
+    if len(bad := sorted(counts.index[counts > 1])):
+        raise StainsslError(
+            f"{len(bad)} patient(s) have more than one value of {column!r} in the sheet:"
+            f" {_named(bad)}. {why}"
+        )
+
+
+def patient_table(
+    slides: pd.DataFrame,
+    label: str | None,
+    *,
+    level: str,
+    columns: Sequence[str] = (),
+    strata: Sequence[str] = (),
+) -> pd.DataFrame:
+    """One row per patient of a task, from the rows of its sheets.
+
+    Args:
+        slides: a row per slide: `patient_id`, the label and the columns asked for.
+        label: the sheet's column; None where the label is not in the sheet (tiles' annotations).
+        level: `patient` (the patient's slides must agree), `slide` or `tile` (a patient counts as
+            the highest class among its slides).
+        columns: further columns of which a patient may have one value only, as `split` or `site`.
+        strata: further columns of which a patient's last value is taken.
+
+    Returns:
+        `patient_id`, `label` (class word; `""` where the label is None), `columns` and `strata`,
+        sorted by patient. Patients whose label is unknown are left out, and counted in the log.
+
+    Raises:
+        StainsslError: a column is absent, or a patient has two values of one.
+    """
+    for column in [*([label] if label else []), *columns, *strata]:
+        if column not in slides:
+            raise StainsslError(
+                f"The sheet has no column {column!r}, which the task needs; it has"
+                f" {', '.join(map(str, slides.columns))}. Add the column, or correct the task."
+            )
+    for column in columns:
+        _refuse_disagreement(
+            slides, column, "Its tiles would stand on both sides of a fold: give each patient one."
+        )
+    known = slides.assign(label=slides[label].map(class_name) if label else "")
+    if label:
+        known = _known_labels(known, label, level)
+    rank = {name: i for i, name in enumerate(class_order(known["label"].tolist()))}
+    known = known.assign(_rank=known["label"].map(rank)).sort_values(["patient_id", "_rank"])
+    kept = [c for c in dict.fromkeys(["label", *columns, *strata]) if c != "patient_id"]
+    # The last row has the highest class; of `columns` there is one value.
+    return known.groupby("patient_id", sort=True)[kept].last().reset_index()
+
+
+def _known_labels(slides: pd.DataFrame, label: str, level: str) -> pd.DataFrame:
+    known = slides[slides["label"] != ""]
+    without = slides["patient_id"].nunique() - known["patient_id"].nunique()
+    if without:
+        log.warning("%d patient(s) left out: their %r is unknown", without, label)
+    if level == "patient":
+        _refuse_disagreement(
+            known.assign(**{label: known["label"]}),
+            label,
+            "A patient-level label must agree among a patient's slides: correct the sheet, or ask"
+            " for 'level: slide'.",
+        )
+    return known
+
+
+def patients_of(
+    slides: pd.DataFrame,
+    level: str,
+    label: str,
+    *,
+    kind: str,
+    group: str = "patient_id",
+    stratify: Sequence[str] = (),
+) -> pd.DataFrame:
+    """The patients of a task with what its split needs: `make_folds` takes it.
+
+    Args:
+        slides: the rows of the task's sheets.
+        level: `tile`, `slide` or `patient`. `label` is left empty where it is no patient's own: a
+            tile label that is in no sheet (annotations), patches of several classes in one patient,
+            slides of several classes in patients who all have the highest.
+        label: the task's label.
+        kind, group, stratify: of the split, as in `make_folds`.
+
+    Raises:
+        StainsslError: a column is absent, or a patient has two values where it may have one.
+    """
+    is_mixed = level == "tile" and (label not in slides or _has_mixed_patients(slides, label))
+    in_sheet = None if is_mixed else label
+    single = {"sheet": ["split"], "leave-one-out": [group]}.get(kind, [])
+    single = [column for column in single if column != "patient_id"]
+    strata = [c for c in stratify if c not in (label, "patient_id", *single)]
+    patients = patient_table(slides, in_sheet, level=level, columns=single, strata=strata)
+    if level == "slide" and patients["label"].nunique() == 1 and _has_mixed_patients(slides, label):
+        patients["label"] = ""  # every patient has a slide of the highest class, and others
+    return patients
+
+
+def _has_mixed_patients(slides: pd.DataFrame, label: str) -> bool:
+    """Whether a patient has patches of several classes: then no class is the patient's own."""
+    words = slides[label].map(class_name)
+    known = words != ""
+    return bool((words[known].groupby(slides.loc[known, "patient_id"]).nunique() > 1).any())
+
+
+class _Split(Protocol):
+    kind: Any
+    folds: int
+    group: str
+    stratify: list[str]
+
+
+class _Task(Protocol):
+    split: Any
+
+
+def problems(slides: pd.DataFrame, level: str, label: str, task: _Task) -> list[str]:
+    """What would stop the folds of a task, a sentence each; empty where nothing would.
+
+    Args:
+        slides: the rows of the task's sheets.
+        level, label: of the task.
+        task: has `split`: `kind`, `folds`, `group`, `stratify`.
+    """
+    split: _Split = task.split
+    try:
+        patients = patients_of(
+            slides, level, label, kind=split.kind, group=split.group, stratify=split.stratify
+        )
+        if split.kind == "cv":
+            check_classes(patients, at_least=split.folds)
+        else:
+            make_folds(patients, kind=split.kind, group=split.group)
+    except StainsslError as error:
+        return str(error).split("\n")
+    return []
+
+
+def check_classes(patients: pd.DataFrame, *, at_least: int = 1, where: str = "the task") -> None:
+    """Refuse patients of one class only, or a class with fewer than `at_least` patients.
+
+    Args:
+        patients: `label`; all `""` (labels that are not in the sheet) passes, if enough patients.
+
+    Raises:
+        StainsslError: with the count of patients of each class, and what to do.
+    """
+    counts = patients["label"].value_counts()
+    found = ", ".join(f"{n or 'unlabelled'}: {counts[n]}" for n in sorted(counts.index))
+    if not len(patients) or (len(counts) == 1 and "" not in counts.index):
+        raise StainsslError(
+            f"{where} has one class only (patients by class: {found or 'none'}). A task needs"
+            " patients of two classes: add labelled patients, or correct the label's column."
+        )
+    if counts.min() < at_least:
+        raise StainsslError(
+            f"{where} has fewer patients than folds ({at_least}) in a class (patients by class:"
+            f" {found}). Ask for at most {max(counts.min(), 1)} folds, or add patients."
+        )
+
+
+def _strata(patients: pd.DataFrame, stratify: Sequence[str], at_least: int) -> np.ndarray:
+    # Label and columns together where a stratum is large enough for every fold, else the label.
+    joined = patients["label"].astype(str)
+    for column in stratify:
+        joined = joined + "|" + patients[column].astype(str)
+    sizes = joined.map(joined.value_counts())
+    return np.where(sizes >= at_least, joined, patients["label"].astype(str) + "|rest")
+
+
+def _validation(patients: pd.DataFrame, rng: np.random.Generator) -> set[str]:
+    chosen: set[str] = set()
+    for _, group in patients.groupby("label", sort=True):
+        count = max(round(VALIDATION_SHARE * len(group)), 1) if len(group) > 1 else 0
+        chosen.update(rng.permutation(group["patient_id"].to_numpy())[:count])
+    return chosen
+
+
+def _roles(
+    patients: pd.DataFrame, test: set[str], val: set[str] | None, rng: np.random.Generator
+) -> pd.DataFrame:
+    training = patients[~patients["patient_id"].isin(test)]
+    if val is None:
+        val = _validation(training, rng)
+    role = patients["patient_id"].map(
+        lambda p: "test" if p in test else "val" if p in val else "train"
+    )
+    return pd.DataFrame({"patient_id": patients["patient_id"], "role": role})
+
+
+def _cv(
+    patients: pd.DataFrame, folds: int, stratify: Sequence[str], rng: np.random.Generator
+) -> Iterator[pd.DataFrame]:
+    from sklearn.model_selection import StratifiedKFold  # half a second; checks do without
+
+    check_classes(patients, at_least=folds)
+    strata = _strata(patients, [c for c in stratify if c in patients], folds)
+    splitter = StratifiedKFold(folds, shuffle=True, random_state=int(rng.integers(2**31)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # a small 'rest' stratum misses some folds
+        splits = list(splitter.split(patients, strata))
+    for _, test in splits:
+        yield _roles(patients, set(patients["patient_id"].iloc[test]), None, rng)
+
+
+def _sheet(patients: pd.DataFrame, rng: np.random.Generator) -> Iterator[pd.DataFrame]:
+    split = patients["split"].map(class_name)
+    counts = dict(split.value_counts())
+    if strange := sorted(set(counts) - set(ROLES)):
+        raise StainsslError(
+            f"Split 'sheet' reads train, val and test in the sheet's column 'split'; found"
+            f" {', '.join(repr(s) for s in strange)}. Correct the sheet, or ask for 'kind: cv'."
+        )
+    if missing := [role for role in ("train", "test") if role not in counts]:
+        raise StainsslError(
+            f"Split 'sheet' found no labelled patient with split {' or '.join(missing)} (patients"
+            f" by split: {counts or 'none'}). Correct the sheet, or ask for 'kind: cv'."
+        )
+    check_classes(patients[split == "train"], where="the training split")
+    val = set(patients["patient_id"][split == "val"]) or None
+    yield _roles(patients, set(patients["patient_id"][split == "test"]), val, rng)
+
+
+def _leave_one_out(
+    patients: pd.DataFrame, group: str, rng: np.random.Generator
+) -> Iterator[pd.DataFrame]:
+    values = patients[group].map(class_name)
+    if (values == "").any():
+        raise StainsslError(
+            f"Leave-one-out by {group!r}: patient(s) without a value:"
+            f" {_named(patients['patient_id'][values == ''].tolist())}. Fill the sheet's column."
+        )
+    if values.nunique() < 2:
+        raise StainsslError(
+            f"Leave-one-out by {group!r} needs two values at least, found"
+            f" {', '.join(values.unique())}. Ask for another column, or for 'kind: cv'."
+        )
+    for value in class_order(values.tolist()):
+        rest = patients[values != value]
+        check_classes(rest, where=f"the training part without {group}={value}")
+        yield _roles(patients, set(patients["patient_id"][values == value]), None, rng)
+
+
+def make_folds(
+    patients: pd.DataFrame,
+    *,
+    kind: str,
+    folds: int = 5,
+    repeats: int = 1,
+    group: str = "patient_id",
+    stratify: Sequence[str] = (),
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Roles of patients in every repeat and fold; the same arguments give the same rows.
+
+    Args:
+        patients: one row per patient, as `patient_table` gives: `patient_id`, `label`, and `split`
+            (kind `sheet`), `group`'s column (kind `leave-one-out`), `stratify`'s columns.
+        kind: `cv` (stratified folds), `sheet` (the sheet's own split; without `val`, 20 % of the
+            training patients validate) or `leave-one-out` (each value of `group` tests once).
+        folds: of `cv`.
+        repeats: fresh draws of the folds (`cv`) or of the validation patients.
+        group: the column left out, one value at a time.
+        stratify: columns kept in balance beside the label, where their strata are large enough.
+        seed: of every draw.
+
+    Returns:
+        `repeat`, `fold`, `patient_id`, `role` (train, val or test). Validation patients are always
+        taken from the training part.
+
+    Raises:
+        StainsslError: one class only, fewer patients of a class than folds, a split or group that
+            cannot be used, or a patient listed twice.
+    """
+    check_classes(patients)
+    rows = []
+    for repeat in range(repeats):
+        rng = np.random.default_rng([seed, repeat])
+        if kind == "cv":
+            made = _cv(patients, folds, stratify, rng)
+        elif kind == "sheet":
+            made = _sheet(patients, rng)
+        else:
+            made = _leave_one_out(patients, group, rng)
+        rows += [one.assign(repeat=repeat, fold=fold) for fold, one in enumerate(made)]
+    frame = pd.concat(rows, ignore_index=True)[["repeat", "fold", "patient_id", "role"]]
+    check_folds(frame)
+    return frame
+
+
+def check_folds(folds: pd.DataFrame, source: Path | str = "The folds") -> None:
+    """Refuse folds in which a patient stands in two roles.
+
+    Raises:
+        StainsslError: a patient is listed twice in one fold, or a role is unknown; names them.
+    """
+    if strange := sorted(set(folds["role"]) - set(ROLES)):
+        raise StainsslError(f"{source}: unknown role(s) {strange}; known: {', '.join(ROLES)}.")
+    keys = ["repeat", "fold", "patient_id"]
+    if len(bad := sorted(set(folds.loc[folds.duplicated(keys, keep=False), "patient_id"]))):
+        raise StainsslError(
+            f"{source}: patient(s) in more than one role of one fold: {_named(bad)}. A patient"
+            " that trains and tests is a leak: delete the file and let the stage make it again."
+        )
+
+
+def read_folds(path: Path) -> pd.DataFrame:
+    """The folds in a `folds.csv`: `task`, `repeat`, `fold`, `patient_id` (str), `role`.
+
+    Raises:
+        StainsslError: the file is missing, or a patient stands in two roles of one fold.
+    """
+    try:
+        folds = pd.read_csv(path, dtype={"patient_id": str, "role": str, "task": str})
+    except FileNotFoundError:
+        raise StainsslError(f"{path} is missing: run `stainssl folds` first.") from None
+    check_folds(folds, path)
+    return folds
+
+
+def each_fold(folds: pd.DataFrame) -> Iterator[tuple[int, int, dict[str, set[str]]]]:
+    """Every repeat and fold with its patients by role: `(repeat, fold, {role: patient_ids})`."""
+    for repeat in sorted(folds["repeat"].unique()):
+        for fold in sorted(folds.loc[folds["repeat"] == repeat, "fold"].unique()):
+            rows = folds[(folds["repeat"] == repeat) & (folds["fold"] == fold)]
+            yield (
+                int(repeat),
+                int(fold),
+                {r: set(rows["patient_id"][rows["role"] == r]) for r in ROLES},
+            )

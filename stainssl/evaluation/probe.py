@@ -1,0 +1,301 @@
+"""Linear and nearest-neighbour probes: what embeddings of tiles tell of a label."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss, roc_auc_score
+from sklearn.preprocessing import StandardScaler
+
+from stainssl.errors import StainsslError
+from stainssl.evaluation.folds import each_fold
+
+Floats = NDArray[np.float32]
+Ints = NDArray[np.int64]
+# Penalty on the squared weights beside the mean (not summed) loss, so that one means the same for
+# any number of tiles; strong ones first, each fit starting from the last.
+PENALTIES = (10.0, 1.0, 0.1, 0.01, 0.001)
+DEFAULT_PENALTY = 0.01  # where no validation patient can choose
+MAX_TRAIN_TILES = 20_000
+MAX_CHOOSING_TILES = 5_000
+NEIGHBOURS = 20
+SHOTS = (1, 2, 4, 8, 16, 32, 64, 128)  # tiles of a class
+DRAWS = 10  # of each
+_BLOCK = 2048  # test tiles compared with all training tiles at once
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """Labelled tiles of a task.
+
+    Args:
+        features: (N, D) float32, finite.
+        y: (N,) class, an index into `classes`.
+        classes: class words.
+        table: N rows: `patient_id`, `slide_id`, `tile`, `site`.
+    """
+
+    features: Floats
+    y: Ints
+    classes: tuple[str, ...]
+    table: pd.DataFrame
+
+    def rows(self, patients: set[str]) -> Ints:
+        """Rows of these patients."""
+        return np.flatnonzero(self.table["patient_id"].isin(patients).to_numpy())
+
+
+def balanced_sample(patient: NDArray, count: int, rng: np.random.Generator) -> Ints:
+    """At most `count` rows, taken from patients as evenly as their numbers of rows allow.
+
+    Args:
+        patient: (N,) the row's patient.
+
+    Returns:
+        Rising row numbers; all rows where they are few enough.
+    """
+    if len(patient) <= count:
+        return np.arange(len(patient))
+    shuffled = rng.permutation(len(patient))
+    turn = pd.Series(patient[shuffled]).groupby(patient[shuffled]).cumcount().to_numpy()
+    return np.sort(shuffled[np.argsort(turn, kind="stable")[:count]])
+
+
+@dataclass(frozen=True)
+class Linear:
+    """Standardisation and logistic regression over K classes, some maybe unseen in training."""
+
+    scaler: StandardScaler
+    model: LogisticRegression
+    classes: int
+
+    def __call__(self, features: Floats) -> NDArray[np.float64]:
+        """(N, K) class probabilities of (N, D) features; 0 for classes unseen in training."""
+        out = np.zeros((len(features), self.classes))
+        out[:, self.model.classes_] = self.model.predict_proba(self.scaler.transform(features))
+        return out
+
+
+def _path(features: Floats, y: Ints, classes: int, penalties: Sequence[float]) -> Iterator[Linear]:
+    # One probe after another, each starting from the last one's weights.
+    if len(np.unique(y)) < 2:
+        raise StainsslError(
+            "The training tiles have one class only: a probe needs tiles of two classes in the"
+            " training part. Check the labels, or ask for another split."
+        )
+    scaler = StandardScaler().fit(features)
+    scaled = scaler.transform(features)
+    last: LogisticRegression | None = None
+    for penalty in penalties:
+        model = LogisticRegression(
+            C=1 / (penalty * len(y)), max_iter=300, tol=1e-3, warm_start=last is not None
+        )
+        if last is not None:
+            model.coef_, model.intercept_ = last.coef_, last.intercept_
+            model.classes_ = last.classes_
+        last = model.fit(scaled, y)
+        yield Linear(scaler, model, classes)
+
+
+def fit_linear(features: Floats, y: Ints, classes: int, penalty: float) -> Linear:
+    """Logistic regression on standardised features.
+
+    Args:
+        features: (N, D) finite.
+        y: (N,) class index, 0 … classes-1.
+        classes: K.
+        penalty: on the squared weights beside the mean loss.
+
+    Raises:
+        StainsslError: one class only.
+    """
+    return next(_path(features, y, classes, (penalty,)))
+
+
+def choose_penalty(train: tuple[Floats, Ints], val: tuple[Floats, Ints], classes: int) -> float:
+    """The penalty of `PENALTIES` with the least log-loss on the validation patients' tiles.
+
+    Weaker penalties are not tried once the loss has risen: they take longest to fit.
+
+    Args:
+        train: (features, y) to fit on.
+        val: (features, y) of other patients.
+
+    Raises:
+        StainsslError: one class only in training.
+    """
+    if not len(val[1]):
+        return DEFAULT_PENALTY
+    losses: list[float] = []
+    for model in _path(*train, classes, PENALTIES):
+        losses.append(log_loss(val[1], model(val[0]), labels=np.arange(classes)))
+        if losses[-1] > min(losses):
+            break
+    return PENALTIES[int(np.argmin(losses))]
+
+
+def linear_probe(
+    features: Floats, y: Ints, patient: NDArray, val: NDArray[np.bool_], classes: int, seed: int
+) -> tuple[Linear, float]:
+    """A linear probe whose penalty the validation patients choose and which all then train.
+
+    Args:
+        features: (N, D) of the training part, validation patients among them.
+        y: (N,) class index.
+        patient: (N,) whose tile it is.
+        val: (N,) True where the patient validates.
+        classes: K.
+        seed: of the sample of tiles that bounds the work, balanced over patients.
+
+    Returns:
+        The probe and its penalty.
+
+    Raises:
+        StainsslError: one class only in training.
+    """
+    rng = np.random.default_rng(seed)
+    of_train, of_val = np.flatnonzero(~val), np.flatnonzero(val)
+    fit = of_train[balanced_sample(patient[of_train], MAX_CHOOSING_TILES, rng)]
+    check = of_val[balanced_sample(patient[of_val], MAX_CHOOSING_TILES, rng)]
+    penalty = choose_penalty((features[fit], y[fit]), (features[check], y[check]), classes)
+    final = balanced_sample(patient, MAX_TRAIN_TILES, rng)
+    return fit_linear(features[final], y[final], classes, penalty), penalty
+
+
+def _unit_length(features: Floats) -> Floats:
+    return features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
+
+
+def nearest_neighbours(
+    train: Floats, y: Ints, test: Floats, classes: int, k: int = NEIGHBOURS
+) -> NDArray[np.float64]:
+    """(M, K) share of each class among the k training tiles nearest by cosine.
+
+    Args:
+        train: (N, D); y: (N,) class index; test: (M, D).
+        classes: K.
+        k: neighbours, or all training tiles where there are fewer.
+    """
+    k = min(k, len(train))
+    centre = train.mean(axis=0)  # cosines of uncentred features are all near one
+    known = _unit_length(train - centre)
+    out = np.zeros((len(test), classes))
+    for start in range(0, len(test), _BLOCK):
+        near = _unit_length(test[start : start + _BLOCK] - centre) @ known.T
+        nearest = np.argpartition(-near, k - 1, axis=1)[:, :k]
+        for c in range(classes):
+            out[start : start + _BLOCK, c] = (y[nearest] == c).mean(axis=1)
+    return out
+
+
+def _prediction_rows(tiles: Tiles, rows: Ints, p: NDArray) -> pd.DataFrame:
+    table = tiles.table.iloc[rows].reset_index(drop=True)
+    table["y"] = np.asarray(tiles.classes, object)[tiles.y[rows]]
+    for c, name in enumerate(tiles.classes):
+        table[f"p_{name}"] = p[:, c]
+    return table
+
+
+def probe(tiles: Tiles, folds: pd.DataFrame, *, seed: int = 0) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Test predictions of the linear and the nearest-neighbour probe over every fold.
+
+    Args:
+        tiles: labelled tiles of the task.
+        folds: as `make_folds` gives.
+        seed: of the samples that bound the work.
+
+    Returns:
+        Two tables (linear, neighbours): `patient_id`, `slide_id`, `tile`, `site`, `repeat`,
+        `fold`, `y` (class word), `p_<class>`.
+
+    Raises:
+        StainsslError: the training part of a fold has one class only, or no test tile is labelled.
+    """
+    linear, neighbours = [], []
+    for repeat, fold, role in each_fold(folds):
+        training, test = tiles.rows(role["train"] | role["val"]), tiles.rows(role["test"])
+        x, y = tiles.features[training], tiles.y[training]
+        patient = tiles.table["patient_id"].to_numpy()[training]
+        val = np.isin(patient, sorted(role["val"]))
+        model, penalty = linear_probe(x, y, patient, val, len(tiles.classes), seed)
+        log.info(
+            "repeat %d fold %d: %d training and %d test tiles, penalty %g",
+            repeat, fold, len(training), len(test), penalty,
+        )  # fmt: skip
+        near = balanced_sample(patient, MAX_TRAIN_TILES, np.random.default_rng(seed))
+        scored = nearest_neighbours(x[near], y[near], tiles.features[test], len(tiles.classes))
+        place = {"repeat": repeat, "fold": fold}
+        linear.append(_prediction_rows(tiles, test, model(tiles.features[test])).assign(**place))
+        neighbours.append(_prediction_rows(tiles, test, scored).assign(**place))
+    if not sum(map(len, linear)):
+        raise StainsslError("No test patient has a labelled tile: check labels and split.")
+    return pd.concat(linear, ignore_index=True), pd.concat(neighbours, ignore_index=True)
+
+
+def few_shot(tiles: Tiles, folds: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
+    """How well a linear probe does on few labelled tiles, over the folds of the first repeat.
+
+    Each draw takes `shots` tiles of each class from the training part, from patients as evenly as
+    they allow. So few tell nothing of a penalty: it is `DEFAULT_PENALTY` throughout.
+
+    Args:
+        tiles: labelled tiles of the task.
+        folds: as `make_folds` gives.
+        seed: of the draws.
+
+    Returns:
+        `shots`, `draw` and `auroc` (one-vs-rest, mean over folds): `DRAWS` rows for each of `SHOTS`
+        that every class of every training part has, and whose test part has two classes.
+    """
+    first = folds[folds["repeat"] == folds["repeat"].min()]
+    patient = tiles.table["patient_id"].to_numpy()
+    rows = []
+    for _, fold, role in each_fold(first):
+        training, test = tiles.rows(role["train"] | role["val"]), tiles.rows(role["test"])
+        rng = np.random.default_rng([seed, fold])
+        test = test[balanced_sample(patient[test], MAX_CHOOSING_TILES, rng)]
+        by_class = [training[tiles.y[training] == c] for c in np.unique(tiles.y[training])]
+        if len(np.unique(tiles.y[test])) < 2 or len(by_class) < 2:
+            continue
+        for shots in (s for s in SHOTS if s <= min(map(len, by_class))):
+            for draw in range(DRAWS):
+                chosen = np.concatenate([
+                    rows_of[balanced_sample(patient[rows_of], shots, rng)] for rows_of in by_class
+                ])  # fmt: skip
+                rows.append((fold, shots, draw, _shot_auroc(tiles, chosen, test)))
+    table = pd.DataFrame(rows, columns=["fold", "shots", "draw", "auroc"])
+    everywhere = table.groupby("shots")["fold"].transform("nunique") == table["fold"].nunique()
+    table = table[everywhere]
+    return table.groupby(["shots", "draw"], as_index=False)["auroc"].mean()
+
+
+def _shot_auroc(tiles: Tiles, chosen: Ints, test: Ints) -> float:
+    model = fit_linear(tiles.features[chosen], tiles.y[chosen], len(tiles.classes), DEFAULT_PENALTY)
+    p, y = model(tiles.features[test]), tiles.y[test]
+    classes = [1] if len(tiles.classes) == 2 else np.unique(y).tolist()
+    return float(np.mean([roc_auc_score(y == c, p[:, c]) for c in classes]))
+
+
+def color_features(images: NDArray[np.uint8]) -> Floats:
+    """What color alone tells: the baseline that must not solve a task of morphology.
+
+    Args:
+        images: (N, H, W, 3) RGB.
+
+    Returns:
+        (N, 9) float32 in [0, 1] and products of it: mean and standard deviation of R, G, B, and
+        the covariances RG, RB, GB.
+    """
+    pixels = images.reshape(len(images), -1, 3).astype(np.float32) / 255
+    mean = pixels.mean(axis=1)
+    centred = pixels - mean[:, None]
+    covariance = np.einsum("npc,npd->ncd", centred, centred) / pixels.shape[1]
+    spread = np.sqrt(np.einsum("ncc->nc", covariance))
+    return np.concatenate([mean, spread, covariance[:, [0, 0, 1], [1, 2, 2]]], axis=1)

@@ -1,0 +1,461 @@
+"""The benchmark's table: the same numbers as CSV, Markdown, LaTeX and HTML."""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from stainssl.evaluation.baselines import HEAD as COLUMNS_HEAD
+from stainssl.evaluation.compare import COLUMNS as COMPARISON_COLUMNS
+from stainssl.evaluation.compare import compare_all, holm
+
+TITLES = {
+    "auroc": "AUROC",
+    "auprc": "AUPRC",
+    "accuracy": "accuracy",
+    "balanced_accuracy": "balanced accuracy",
+    "f1_macro": "macro F1",
+    "f1_weighted": "weighted F1",
+    "brier": "Brier score",
+    "calibration_error": "calibration error",
+}
+SITE_METRICS = ("auroc", "brier", "calibration_error")
+LEVEL_OF_SIGNIFICANCE = 0.05
+LINEAR = "linear"  # the head of a tile task
+NOTHING = "–"
+SEEN_MARK = "†"
+NOT_BEATEN = (
+    "Bold: the best of a column, and what it does not beat significantly (paired bootstrap over"
+    " patients, Holm over all comparisons of the table, 5 %)."
+)
+SEEN_NOTE = f"{SEEN_MARK} Pretraining saw test patients of the task."
+BASELINES = (
+    "site only, clinical only: a linear probe on the sheet's columns for site and scanner, or on"
+    " the task's clinical columns; it sees no tissue and is not compared."
+)
+INTERVALS = "In brackets 95 % intervals over patients."
+CALIBRATION = (
+    "Calibration error: how far probabilities are from what came true, mean over ten bins; with few"
+    " patients it is above 0 by chance alone."
+)
+SPREAD = "± is the standard deviation over pretraining seeds."
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one encoder, under one seed and with one head, answered to one task.
+
+    Args:
+        task, level: the task's name and level.
+        encoder: its name in the config; run: with the seed, where there are several.
+        head: the head's name; `linear` for tile tasks.
+        metrics: rows as `metrics.evaluate` gives.
+        predictions: test predictions.
+        seen: test patients that its pretraining saw.
+        shown: the metrics of the task that are columns of the table, and are compared.
+    """
+
+    task: str
+    level: str
+    encoder: str
+    run: str
+    head: str
+    metrics: pd.DataFrame
+    predictions: pd.DataFrame
+    seen: int = 0
+    shown: Sequence[str] = ("auroc",)
+
+
+@dataclass(frozen=True)
+class Robustness:
+    """Robustness figures of one encoder under one seed: rows with `task`; confounded test."""
+
+    encoder: str
+    run: str
+    metrics: pd.DataFrame
+    confounded: pd.DataFrame
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell of the table."""
+
+    text: str = NOTHING
+    bold: bool = False
+    seen: bool = False
+
+
+@dataclass(frozen=True)
+class ResultGrid:
+    """A table as it is shown: a cell per row and column, and the notes under it."""
+
+    columns: list[str]
+    rows: list[tuple[str, str]]  # encoder (or its seed), head
+    cells: list[list[Cell]]
+    notes: list[str] = field(default_factory=list)
+    names: tuple[str, str] = ("encoder", "head")  # what `rows` are
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of figures: where its rows come from in the long table."""
+
+    title: str
+    task: str
+    metric: str
+    of_encoder: bool  # the same for every head: a figure of robustness
+
+
+# --- the long table ---------------------------------------------------------------------------
+
+LONG_COLUMNS = [
+    "encoder", "run", "head", "task", "metric", "group", "value", "low", "high",
+    "patients", "units", "seen",
+]  # fmt: skip
+
+
+def long_table(answers: Sequence[Answer], robustness: Sequence[Robustness]) -> pd.DataFrame:
+    """Every figure of a benchmark, a row each: `LONG_COLUMNS`.
+
+    `seen` counts test patients that pretraining saw; `head` is empty for robustness figures.
+    """
+    parts = [
+        a.metrics.assign(encoder=a.encoder, run=a.run, head=a.head, task=a.task, seen=a.seen)
+        for a in answers
+    ]
+    seen = {(a.task, a.run): a.seen for a in answers}
+    for one in robustness:
+        rows = one.metrics.assign(encoder=one.encoder, run=one.run, head="")
+        parts.append(rows.assign(seen=[seen.get((task, one.run), 0) for task in rows["task"]]))
+    return pd.concat(parts, ignore_index=True)[LONG_COLUMNS]
+
+
+def robustness_tree(robustness: Sequence[Robustness]) -> dict[str, Any]:
+    """Every figure of robustness: task → run → metric → group → the figure.
+
+    Returns:
+        JSON types. A figure is `value`, `low`, `high` (null where undefined), `patients`, `units`.
+    """
+    tree: dict[str, Any] = {}
+    for one in robustness:
+        for row in one.metrics.to_dict("records"):
+            metrics = tree.setdefault(row["task"], {}).setdefault(one.run, {})
+            figure = {c: float(row[c]) if np.isfinite(row[c]) else None for c in _FIGURE}
+            figure |= {count: int(row[count]) for count in ("patients", "units")}
+            metrics.setdefault(row["metric"], {})[row["group"]] = figure
+    return tree
+
+
+_FIGURE = ("value", "low", "high")
+
+
+def comparisons(
+    answers: Sequence[Answer], robustness: Sequence[Robustness], seed: int
+) -> pd.DataFrame:
+    """Every pair of rows of every column, with Holm's correction over all of them.
+
+    Returns:
+        `task`, `test` (a metric shown, or `confounded_auroc`) and `compare.COLUMNS`, where
+        `first` and `second` are `encoder` or `encoder + head`. Seeds of one encoder are one side.
+    """
+    parts = []
+    for task in dict.fromkeys(a.task for a in answers):
+        mine = [a for a in answers if a.task == task]
+        sides: dict[str, list[pd.DataFrame]] = {}
+        for a in mine:
+            sides.setdefault(side_name(a.encoder, a.head), []).append(a.predictions)
+        for metric in mine[0].shown:
+            found = compare_all(sides, mine[0].level, metric=metric, seed=seed)
+            parts.append(found.assign(task=task, test=metric))
+    for task in dict.fromkeys(t for r in robustness for t in _confounded_tasks(r)):
+        sides = {}
+        for r in robustness:
+            mine_too = r.confounded[r.confounded["task"] == task].drop(columns="task")
+            sides.setdefault(r.encoder, []).append(mine_too)
+        found = compare_all(sides, "tile", metric="auroc", seed=seed)
+        parts.append(found.assign(task=task, test="confounded_auroc"))
+    table = pd.concat(parts, ignore_index=True)
+    return table.assign(p_holm=holm(table["p"].tolist()))[["task", "test", *COMPARISON_COLUMNS]]
+
+
+def _confounded_tasks(one: Robustness) -> list[str]:
+    return one.confounded["task"].unique().tolist() if len(one.confounded) else []
+
+
+def side_name(encoder: str, head: str) -> str:
+    """How a comparison names an encoder with a head; a linear probe goes without saying."""
+    return encoder if head in (LINEAR, "") else f"{encoder} + {head}"
+
+
+# --- the grid ---------------------------------------------------------------------------------
+
+
+def columns_of(long: pd.DataFrame, shown_metrics: Mapping[str, Sequence[str]]) -> list[Column]:
+    """The columns shown: each task's metrics, then figures of robustness."""
+    primary = [
+        Column(f"{task}: {TITLES[metric]} ({_patients(rows)})", task, metric, False)
+        for task, metrics in shown_metrics.items()
+        for metric in metrics
+        if len(rows := _of_heads(long, task, metric))
+    ]
+    shown = {
+        "confounded_auroc": "confounded AUROC",
+        "stain_retrieval_top1": "stain retrieval, top 1",
+        "site_predictability": "site predictability",
+    }
+    extra = []
+    for metric, title in shown.items():
+        rows = long[(long["metric"] == metric) & (long["group"] == "all")]
+        for task, mine in rows.groupby("task", sort=False):
+            chance = long[(long["metric"] == "site_chance") & (long["task"] == task)]["value"]
+            said = f", chance {chance.iloc[0]:.2f}" if metric.startswith("site") else ""
+            full = f"{task}: {title} ({_patients(mine)}{said})"
+            extra.append(Column(full, str(task), metric, True))
+    return primary + extra
+
+
+def _of_heads(long: pd.DataFrame, task: str, metric: str) -> pd.DataFrame:
+    rows = long[(long["task"] == task) & (long["metric"] == metric)]
+    return rows[(rows["group"] == "all") & (rows["head"] != "")]
+
+
+def _patients(rows: pd.DataFrame) -> str:
+    low, high = int(rows["patients"].min()), int(rows["patients"].max())
+    return f"{low} patients" if low == high else f"{low}–{high} patients"
+
+
+def number(value: float, low: float, high: float) -> str:
+    """`0.87 (0.80–0.93)`; without brackets where there is no interval, `–` where no value."""
+    if not np.isfinite(value):
+        return NOTHING
+    if not np.isfinite(low):
+        return f"{value:.2f}"
+    return f"{value:.2f} ({low:.2f}–{high:.2f})"
+
+
+def spread(values: Sequence[float]) -> str:
+    """`0.87 ± 0.02` over seeds; `–` where a seed has no value."""
+    if not np.isfinite(values).all():
+        return NOTHING
+    return f"{np.mean(values):.2f} ± {np.std(values, ddof=1):.2f}"
+
+
+def make_grid(
+    long: pd.DataFrame, compared: pd.DataFrame, shown: Mapping[str, Sequence[str]]
+) -> ResultGrid:
+    """The table as shown: a row per encoder and head, and per seed where there are several.
+
+    Args:
+        long: `long_table`.
+        compared: `comparisons`, which say what stands in bold.
+        shown: task → the metrics that are columns.
+    """
+    columns = columns_of(long, shown)
+    rows: list[tuple[str, str]] = []
+    cells: list[list[Cell]] = []
+    heads = _heads(long)
+    first_head = dict(reversed(heads))
+    for encoder, head in heads:
+        first = head == first_head[encoder]
+        runs = long.loc[long["encoder"] == encoder, "run"].unique().tolist()
+        figures = [_figures(long, encoder, head, column, first) for column in columns]
+        bold = [_in_bold(long, compared, encoder, head, column) for column in columns]
+        if len(runs) > 1:
+            rows.append((f"{encoder} ({len(runs)} seeds)", head))
+            cells.append([_aggregate(f, b) for f, b in zip(figures, bold, strict=True)])
+            bold = [False] * len(columns)
+        for run in runs:
+            rows.append((run, head))
+            mine = [f[f["run"] == run] for f in figures]
+            cells.append([_single(f, b) for f, b in zip(mine, bold, strict=True)])
+    notes = _notes(cells) + ([BASELINES] if any(h == COLUMNS_HEAD for _, h in heads) else [])
+    return ResultGrid([c.title for c in columns], rows, cells, notes)
+
+
+def _heads(long: pd.DataFrame) -> list[tuple[str, str]]:
+    pairs = long.loc[long["head"] != "", ["encoder", "head"]].drop_duplicates()
+    order = {name: i for i, name in enumerate(pairs["encoder"].unique())}
+    found = [(str(e), str(h)) for e, h in pairs.itertuples(index=False)]
+    return sorted(found, key=lambda pair: order[pair[0]])
+
+
+def _figures(
+    long: pd.DataFrame, encoder: str, head: str, column: Column, first: bool
+) -> pd.DataFrame:
+    # Rows of one cell, one a seed. Robustness stands in the first row of an encoder only.
+    wanted = "" if column.of_encoder else head
+    rows = long[
+        (long["encoder"] == encoder)
+        & (long["head"] == wanted)
+        & (long["task"] == column.task)
+        & (long["metric"] == column.metric)
+        & (long["group"] == "all")
+    ]
+    return rows if first or not column.of_encoder else rows.head(0)
+
+
+def _single(rows: pd.DataFrame, bold: bool) -> Cell:
+    if not len(rows):
+        return Cell()
+    row = rows.iloc[0]
+    text = number(row["value"], row["low"], row["high"])
+    return Cell(text, bold and text != NOTHING, bool(row["seen"]))
+
+
+def _aggregate(rows: pd.DataFrame, bold: bool) -> Cell:
+    if not len(rows):
+        return Cell()
+    text = spread(rows["value"].tolist())
+    return Cell(text, bold and text != NOTHING, bool(rows["seen"].any()))
+
+
+def _in_bold(
+    long: pd.DataFrame, compared: pd.DataFrame, encoder: str, head: str, column: Column
+) -> bool:
+    # Whether this side is the best of its column, or not beaten by the best.
+    test = column.metric
+    if test not in (*TITLES, "confounded_auroc"):
+        return False
+    rows = long[(long["task"] == column.task) & (long["metric"] == test) & (long["group"] == "all")]
+    rows = rows[rows["head"] != COLUMNS_HEAD]  # a floor, and not among what is compared
+    names = [side_name(e, h) for e, h in zip(rows["encoder"], rows["head"], strict=True)]
+    means = rows["value"].groupby(names).mean().dropna()
+    me = side_name(encoder, "" if column.of_encoder else head)
+    if len(means) < 2 or me not in means.index:
+        return False
+    best = str(means.idxmax())
+    return me == best or not _beats(compared, column.task, test, best, me)
+
+
+def _beats(compared: pd.DataFrame, task: str, test: str, best: str, other: str) -> bool:
+    mine = compared[(compared["task"] == task) & (compared["test"] == test)]
+    pair = mine[
+        ((mine["first"] == best) & (mine["second"] == other))
+        | ((mine["first"] == other) & (mine["second"] == best))
+    ]
+    return bool((pair["p_holm"] < LEVEL_OF_SIGNIFICANCE).any())
+
+
+def _notes(cells: list[list[Cell]]) -> list[str]:
+    every = [cell for row in cells for cell in row]
+    notes = [INTERVALS]
+    if any("±" in cell.text for cell in every):
+        notes.append(SPREAD)
+    if any(cell.bold for cell in every):
+        notes.append(NOT_BEATEN)
+    if any(cell.seen for cell in every):
+        notes.append(SEEN_NOTE)
+    return notes
+
+
+def make_site_grid(long: pd.DataFrame) -> ResultGrid:
+    """How each answer does at each site: a row per task, encoder, seed, head and site.
+
+    Args:
+        long: `long_table`; tasks whose patients are of one site have no row.
+    """
+    answers = long[(long["head"] != "") & long["group"].str.startswith("site=")]
+    rows: list[tuple[str, str]] = []
+    cells: list[list[Cell]] = []
+    keys = ["task", "run", "head", "group"]
+    for (task, run, head, group), mine in answers.groupby(keys, sort=False):
+        figures = mine.set_index("metric")
+        patients = int(figures["patients"].iloc[0])
+        site = str(group).removeprefix("site=")
+        rows.append((f"{task}: {side_name(str(run), str(head))}", f"{site} ({patients} patients)"))
+        cells.append([_single(figures[figures.index == m], False) for m in SITE_METRICS])
+    notes = [*_notes(cells), CALIBRATION]
+    columns = [TITLES[metric] for metric in SITE_METRICS]
+    return ResultGrid(columns, rows, cells, notes, ("task and encoder", "site"))
+
+
+# --- the formats ------------------------------------------------------------------------------
+
+
+def _marked(cell: Cell) -> str:
+    return cell.text + (SEEN_MARK if cell.seen and cell.text != NOTHING else "")
+
+
+def _lines(grid: ResultGrid) -> Iterator[tuple[tuple[str, str], list[Cell]]]:
+    yield from zip(grid.rows, grid.cells, strict=True)
+
+
+def to_markdown(grid: ResultGrid) -> str:
+    """The grid as a GitHub-flavoured Markdown table with its notes."""
+    head = [*grid.names, *grid.columns]
+    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
+    for names, cells in _lines(grid):
+        shown = [f"**{_marked(cell)}**" if cell.bold else _marked(cell) for cell in cells]
+        lines.append("| " + " | ".join([*names, *shown]) + " |")
+    return "\n".join([*lines, "", *grid.notes]) + "\n"
+
+
+_TEX = {"&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "$": r"\$", "–": "--", "±": r"$\pm$",
+        "†": r"$^\dagger$", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
+        "{": r"\{", "}": r"\}", "\\": r"\textbackslash{}"}  # fmt: skip
+
+
+def tex(text: str) -> str:
+    """Text that LaTeX sets as it stands."""
+    return re.sub("|".join(map(re.escape, _TEX)), lambda found: _TEX[found.group()], text)
+
+
+def to_latex(grid: ResultGrid) -> str:
+    """The grid as a LaTeX `tabular` (packages booktabs) with its notes as paragraphs."""
+    lines = [r"\begin{tabular}{ll" + "l" * len(grid.columns) + "}", r"\toprule"]
+    head = [*grid.names, *grid.columns]
+    lines += [" & ".join(map(tex, head)) + r" \\", r"\midrule"]
+    for names, cells in _lines(grid):
+        shown = [
+            rf"\textbf{{{tex(_marked(cell))}}}" if cell.bold else tex(_marked(cell))
+            for cell in cells
+        ]
+        lines.append(" & ".join([*map(tex, names), *shown]) + r" \\")
+    lines += [r"\bottomrule", r"\end{tabular}"]
+    return "\n".join([*lines, "", *(rf"\par\smallskip {tex(note)}" for note in grid.notes)]) + "\n"
+
+
+_STYLE = """
+body { font: 15px/1.45 system-ui, sans-serif; color: #1b1b1b; margin: 2em auto; max-width: 75em; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+caption { text-align: left; font-weight: 600; padding: 0 0 .6em; }
+th, td { padding: .35em .9em; text-align: left; white-space: nowrap; }
+thead th { border-bottom: 2px solid #444; vertical-align: bottom; white-space: normal; }
+tbody tr { border-bottom: 1px solid #ddd; }
+tbody tr:hover { background: #f3f6fa; }
+p { margin: .3em 0; font-size: 13px; color: #444; }
+"""
+
+
+def html_table(grid: ResultGrid, caption: str) -> str:
+    """The grid as an HTML table with its notes under it."""
+    head = "".join(f"<th>{html.escape(c)}</th>" for c in [*grid.names, *grid.columns])
+    body = []
+    for names, cells in _lines(grid):
+        shown = [html.escape(_marked(cell)) for cell in cells]
+        shown = [f"<b>{s}</b>" if c.bold else s for s, c in zip(shown, cells, strict=True)]
+        row = [f"<th scope='row'>{html.escape(names[0])}</th>", f"<td>{html.escape(names[1])}</td>"]
+        body.append(f"<tr>{''.join(row)}{''.join(f'<td>{s}</td>' for s in shown)}</tr>")
+    notes = "".join(f"<p>{html.escape(note)}</p>" for note in grid.notes)
+    return (
+        f"<div class='wide'><table><caption>{html.escape(caption)}</caption>"
+        f"<thead><tr>{head}</tr></thead>\n<tbody>\n"
+        + "\n".join(body)
+        + f"\n</tbody></table></div>{notes}"
+    )
+
+
+def to_html(grid: ResultGrid, title: str, below: str = "") -> str:
+    """The grid as one HTML page that needs no other file; `below` is HTML under its notes."""
+    return (
+        "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>"
+        f"<title>{html.escape(title)}</title><style>{_STYLE}</style></head><body>"
+        f"{html_table(grid, title)}{below}</body></html>\n"
+    )

@@ -1,0 +1,62 @@
+"""What is installed, what reads which format, which device is used, what is wrong."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
+
+from stainssl import __version__
+from stainssl.slides.readers import FORMATS
+
+PACKAGES = (
+    "torch", "torchvision", "timm", "lightning", "zarr", "pandas", "openslide-python",
+    "openslide-bin", "fastslide", "tiatoolbox", "snakemake", "snakemake-executor-plugin-slurm",
+)  # fmt: skip
+
+
+def _packages() -> Iterator[tuple[str, str]]:
+    for name in PACKAGES:
+        try:
+            yield name, version(name)
+        except PackageNotFoundError:
+            yield name, "MISSING: run `make .venv`"
+
+
+def _device() -> str:
+    import torch
+
+    if torch.cuda.is_available():
+        names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+        return f"cuda: {', '.join(names)}"
+    return f"cpu, {os.cpu_count()} cores (no CUDA device that torch {torch.__version__} sees)"
+
+
+def _openslide() -> str:
+    try:
+        import openslide
+    except (ImportError, OSError) as error:
+        return f"WRONG: OpenSlide cannot be loaded ({error}): run `make .venv`"
+    return f"OpenSlide {openslide.__library_version__}"
+
+
+def report() -> int:
+    """Print what this machine offers; returns 1 where something is missing or wrong, else 0."""
+    disk = shutil.disk_usage(".")
+    lines = [
+        ("stainssl", __version__),
+        ("python", platform.python_version()),
+        *_packages(),
+        ("openslide library", _openslide()),
+        *((f"read by {reader}", formats) for formats, reader in FORMATS.items()),
+        ("one image file as one tile", "PNG, JPEG, TIFF, BMP, WebP: kind: patches"),
+        ("device", _device()),
+        ("free disk here", f"{disk.free / 1e9:.0f} GB"),
+    ]
+    for name, found in lines:
+        print(f"{name:32} {found}")
+    wrong = [name for name, found in lines if found.startswith(("MISSING", "WRONG"))]
+    print(f"\nwrong: {', '.join(wrong)}" if wrong else "\nnothing wrong found")
+    return int(bool(wrong))

@@ -1,0 +1,41 @@
+"""Rectangles that reach over a level's rim, for libraries that read only inside it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+Read = Callable[[int, int, int, int], np.ndarray]
+
+
+def read_padded(
+    read: Read, corner: tuple[int, int], size_px: tuple[int, int], level_px: tuple[int, int]
+) -> np.ndarray:
+    """A rectangle of a level, white where it lies outside.
+
+    Args:
+        read: gives (h, w, 3 or 4) uint8 of x, y, width, height, all inside the level.
+        corner: x, y of the rectangle in the level's px; may be negative.
+        size_px: width and height.
+        level_px: width and height of the level.
+
+    Returns:
+        (h, w, 3) uint8.
+
+    Raises:
+        ValueError: `read` gave another size or type than asked for.
+    """
+    out = np.full((size_px[1], size_px[0], 3), 255, np.uint8)
+    x0, y0 = max(0, corner[0]), max(0, corner[1])
+    x1 = min(level_px[0], corner[0] + size_px[0])
+    y1 = min(level_px[1], corner[1] + size_px[1])
+    if x1 <= x0 or y1 <= y0:
+        return out
+    part = read(x0, y0, x1 - x0, y1 - y0)
+    if part.dtype != np.uint8 or part.shape[:2] != (y1 - y0, x1 - x0):
+        wanted = y1 - y0, x1 - x0
+        raise ValueError(f"{part.shape} of {part.dtype} was read where {wanted} was asked for")
+    left, top = x0 - corner[0], y0 - corner[1]
+    out[top : top + y1 - y0, left : left + x1 - x0] = part[..., :3]
+    return out

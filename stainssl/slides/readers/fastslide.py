@@ -1,0 +1,94 @@
+"""Slides by fastslide, in a process of its own: CZI, VSI, iSyntax and QPTIFF beside the usual ones.
+
+fastslide 0.8.1 calls libjpeg with its default error handler: one spoiled JPEG tile ends the process
+(or hangs it, in the destructor of its thread pool). Hence it is never asked inside ours, and `auto`
+takes it only for what nothing else reads.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from stainssl.errors import SlideError, Status
+from stainssl.slides.errors import translate_errors
+from stainssl.slides.padding import read_padded
+from stainssl.slides.readers.isolated import IsolatedFile
+from stainssl.slides.slide import Slide
+
+SUFFIXES = (".czi", ".vsi", ".ets", ".isyntax", ".i2syntax", ".qptiff")
+UM_OBJECTIVE_POWER = 10.0  # as in `openslide_reader`
+CACHE_BYTES = 64 * 2**20
+
+
+def recognises(path: Path) -> bool:
+    """Whether the file is, by its name, of a format that no other reader here has."""
+    return path.suffix.lower() in SUFFIXES
+
+
+def open_file(path: Path) -> Slide:
+    """Open a slide in a process of its own.
+
+    Raises:
+        SlideError: `unsupported`, `unreadable`, or what made fastslide crash or hang.
+        OSError: the machine's or the mount's fault.
+    """
+    return IsolatedFile(path, "fastslide", FastFile)
+
+
+class FastFile(Slide):
+    """A slide that fastslide holds open. See `stainssl.slides.slide.Slide`."""
+
+    reader = "fastslide"
+
+    def __init__(self, path: Path) -> None:
+        import fastslide
+
+        self.path = path
+        with translate_errors(path, "opening"):
+            self._slide = fastslide.FastSlide.from_file_path(path, cache=CACHE_BYTES)
+            sizes, downsamples = self._slide.level_dimensions, self._slide.level_downsamples
+        if not sizes:
+            raise SlideError(Status.UNSUPPORTED, f"fastslide finds no picture in {path.name}.")
+        if self._slide.dtype != "uint8" or self._slide.num_channels != 3:
+            raise SlideError(
+                Status.UNSUPPORTED,
+                f"{path.name} has {self._slide.num_channels} channels of {self._slide.dtype}: "
+                "8-bit RGB is read.",
+            )
+        self.vendor = str(self._slide.format).lower()
+        self.level_sizes_px = [(int(w), int(h)) for w, h in sizes]
+        self.downsamples = [float(one) for one in downsamples]
+        (x, y), (width, height) = self._slide.bounds
+        whole = (0, 0, *self.level_sizes_px[0])
+        self.bounds_level0_px = (x, y, width, height) if width and height else whole
+        self._state_scale()
+
+    def _state_scale(self) -> None:
+        mpp = float(np.mean(self._slide.mpp))
+        power = float(self._slide.properties.get("objective_magnification") or 0)
+        name = "tiff-resolution" if "generic" in self.vendor else "format"
+        found = {name: mpp, "objective-power": UM_OBJECTIVE_POWER / power if power else 0.0}
+        self.mpp_sources = {key: one for key, one in found.items() if one > 0}
+        self.objective_power = power or None
+
+    def read_region(
+        self, x_level0_px: int, y_level0_px: int, level: int, size_px: tuple[int, int]
+    ) -> np.ndarray:
+        """A rectangle of one level, (h, w, 3) uint8 RGB; see the protocol."""
+
+        def read(x: int, y: int, width: int, height: int) -> np.ndarray:
+            image = self._slide.read_region((x, y), level, (width, height))
+            return np.asarray(image.to_interleaved().numpy())
+
+        with translate_errors(
+            self.path, f"reading level {level} at x {x_level0_px}, y {y_level0_px}"
+        ):
+            downsample = self.downsamples[level]
+            corner = round(x_level0_px / downsample), round(y_level0_px / downsample)
+            return read_padded(read, corner, size_px, self.level_sizes_px[level])
+
+    def close(self) -> None:
+        """Free the handle."""
+        self._slide.close()

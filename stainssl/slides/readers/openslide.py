@@ -1,0 +1,129 @@
+"""Slides by OpenSlide: SVS, NDPI, MRXS, SCN, BIF, DICOM, Philips and tiled TIFF."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import openslide
+
+from stainssl.slides.errors import translate_errors
+from stainssl.slides.slide import Slide
+
+UM_PER_UNIT = {"inch": 25_400.0, "centimeter": 10_000.0}
+UM_OBJECTIVE_POWER = 10.0  # a 10x objective is taken as 1 µm/px, hence 40x as 0.25
+MIN_CACHE_BYTES, MAX_CACHE_BYTES = 32 * 2**20, 256 * 2**20
+CACHE_ROW_PX = 2.5 * 256  # tiles read row by row find the decoded tiles of the row above them
+_WHITE = np.float32(255)
+
+
+def cache_bytes(width_px: int, bytes_per_px: int) -> int:
+    """How many bytes of decoded tiles a slide of some width may keep: 32–256 MB."""
+    wanted = int(width_px * CACHE_ROW_PX * bytes_per_px)
+    return min(max(wanted, MIN_CACHE_BYTES), MAX_CACHE_BYTES)
+
+
+def recognises(path: Path) -> bool:
+    """Whether OpenSlide knows the file's format."""
+    return openslide.OpenSlide.detect_format(path) is not None
+
+
+def open_file(path: Path) -> OpenSlideFile:
+    """Open a slide.
+
+    Raises:
+        SlideError: `unsupported` or `unreadable`.
+        OSError: the machine's or the mount's fault.
+    """
+    with translate_errors(path, "opening"):
+        return OpenSlideFile(path, openslide.OpenSlide(path))
+
+
+def _number(properties: Mapping[str, str], key: str) -> float | None:
+    try:
+        value = float(properties[key])
+    except (KeyError, ValueError):
+        return None
+    return value if np.isfinite(value) and value > 0 else None
+
+
+def _mean(values: list[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+def mpp_sources(properties: Mapping[str, str], vendor: str) -> dict[str, float]:
+    """Every statement of the level-0 pixel size in OpenSlide's properties, the first one to trust.
+
+    Args:
+        properties: of an OpenSlide handle.
+        vendor: for `generic-tiff` OpenSlide derives its mpp from the TIFF resolution.
+
+    Returns:
+        "format", "tiff-resolution", "objective-power" → µm/px, only those that are there; the
+        mean of x and y.
+    """
+    unit_um = UM_PER_UNIT.get(properties.get("tiff.ResolutionUnit", ""))
+    resolution = _mean([_number(properties, f"tiff.{axis}Resolution") for axis in "XY"])
+    power = _number(properties, openslide.PROPERTY_NAME_OBJECTIVE_POWER)
+    own = _mean([_number(properties, f"openslide.mpp-{axis}") for axis in "xy"])
+    found = {
+        "format": None if vendor == "generic-tiff" else own,
+        "tiff-resolution": unit_um / resolution if unit_um and resolution else None,
+        "objective-power": UM_OBJECTIVE_POWER / power if power else None,
+    }
+    return {source: mpp for source, mpp in found.items() if mpp is not None}
+
+
+def _bounds(properties: Mapping[str, str], size_px: tuple[int, int]) -> tuple[int, int, int, int]:
+    """The scanned rectangle (MRXS has one), kept inside the slide."""
+    keys = [f"openslide.bounds-{name}" for name in ("x", "y", "width", "height")]
+    if any(key not in properties for key in keys):
+        return 0, 0, *size_px
+    x, y, width, height = (int(properties[key]) for key in keys)
+    x, y = max(0, x), max(0, y)
+    return x, y, min(width, size_px[0] - x), min(height, size_px[1] - y)
+
+
+def over_white(rgba: np.ndarray) -> np.ndarray:
+    """Straight-alpha RGBA (h, w, 4) uint8 laid over white: (h, w, 3) uint8."""
+    alpha = rgba[..., 3]
+    if alpha.min(initial=255) == 255:
+        return np.ascontiguousarray(rgba[..., :3])
+    share = alpha[..., None].astype(np.float32) / _WHITE
+    return np.rint(rgba[..., :3] * share + _WHITE * (1 - share)).astype(np.uint8)
+
+
+class OpenSlideFile(Slide):
+    """A slide that OpenSlide holds open. See `stainssl.slides.slide.Slide`."""
+
+    reader = "openslide"
+
+    def __init__(self, path: Path, handle: openslide.OpenSlide) -> None:
+        self.path = path
+        self._handle = handle
+        handle.set_cache(openslide.OpenSlideCache(cache_bytes(handle.dimensions[0], 4)))
+        properties = handle.properties
+        self.vendor = properties.get(openslide.PROPERTY_NAME_VENDOR, "")
+        self.level_sizes_px = list(handle.level_dimensions)
+        self.downsamples = list(handle.level_downsamples)
+        self.objective_power = _number(properties, openslide.PROPERTY_NAME_OBJECTIVE_POWER)
+        self.mpp_sources = mpp_sources(properties, self.vendor)
+        self.bounds_level0_px = _bounds(properties, handle.dimensions)
+
+    def read_region(
+        self, x_level0_px: int, y_level0_px: int, level: int, size_px: tuple[int, int]
+    ) -> np.ndarray:
+        """A rectangle of one level, (h, w, 3) uint8 RGB; see the protocol.
+
+        OpenSlide's handle is dead after a failed read: every later one fails too.
+        """
+        where = f"reading level {level} at x {x_level0_px}, y {y_level0_px}"
+        with translate_errors(self.path, where):
+            image = self._handle.read_region((x_level0_px, y_level0_px), level, size_px)
+        return over_white(np.asarray(image))
+
+    def close(self) -> None:
+        """Free the handle."""
+        self._handle.close()

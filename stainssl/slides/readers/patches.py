@@ -1,0 +1,111 @@
+"""One picture as a slide of one level: an image file read by Pillow, or a row of an HDF5 file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from stainssl.errors import SlideError, Status
+from stainssl.slides.errors import translate_errors
+from stainssl.slides.hdf5_patch import is_hdf5_patch, read_picture
+from stainssl.slides.slide import Slide
+
+FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
+AUTO_FORMATS = ("PNG", "JPEG", "BMP")  # a TIFF that OpenSlide refuses is no slide by accident
+MODES = ("RGB", "RGBA", "L", "LA", "P", "1", "CMYK", "YCbCr")  # 8 bits a channel
+MAX_PIXELS = 100_000_000  # the whole picture stands in memory: 300 MB
+
+
+def recognises(path: Path) -> bool:
+    """Whether the file is an image that cannot be meant as anything but one picture."""
+    if is_hdf5_patch(path):
+        return True
+    if not path.is_file():
+        return False
+    try:
+        with Image.open(path, formats=AUTO_FORMATS):
+            return True
+    except (UnidentifiedImageError, Image.DecompressionBombError):
+        return False
+
+
+def _refuse(image: Image.Image, path: Path) -> None:
+    if image.mode not in MODES:
+        raise SlideError(
+            Status.UNSUPPORTED, f"{path.name} has pixels of kind {image.mode}: 8-bit RGB is read."
+        )
+    if image.width * image.height > MAX_PIXELS:
+        raise SlideError(
+            Status.UNSUPPORTED,
+            f"{path.name} has {image.width}×{image.height} px in one picture, above "
+            f"{MAX_PIXELS:,}: convert it to a pyramid.",
+        )
+
+
+def _white_backed(image: Image.Image) -> np.ndarray:
+    if not image.has_transparency_data:
+        return np.array(image.convert("RGB"))
+    rgba = image.convert("RGBA")
+    backed = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+    backed.alpha_composite(rgba)
+    return np.array(backed.convert("RGB"))
+
+
+def open_file(path: Path) -> PatchFile:
+    """Read an image file, or one picture of an HDF5 file, whole.
+
+    Raises:
+        SlideError: `unsupported` (not an image, more than 8 bits, too large), `truncated` or
+            `unreadable`.
+        OSError: the machine's or the mount's fault.
+    """
+    with translate_errors(path, "opening"):
+        if is_hdf5_patch(path):
+            return PatchFile(path, "hdf5", read_picture(path))
+        try:
+            image = Image.open(path, formats=FORMATS)
+        except UnidentifiedImageError:
+            raise SlideError(Status.UNSUPPORTED, f"{path.name} is not an image file.") from None
+        except Image.DecompressionBombError as error:
+            raise SlideError(Status.UNSUPPORTED, f"{path.name}: {error}") from None
+        with image:
+            _refuse(image, path)
+            return PatchFile(path, image.format or "", _white_backed(image))
+
+
+class PatchFile(Slide):
+    """A picture in memory. See `stainssl.slides.slide.Slide`."""
+
+    reader = "patches"
+
+    def __init__(self, path: Path, file_format: str, pixels: np.ndarray) -> None:
+        self.path = path
+        self.vendor = file_format.lower()
+        self._pixels = pixels
+        height, width = pixels.shape[:2]
+        self.level_sizes_px = [(width, height)]
+        self.downsamples = [1.0]
+        self.bounds_level0_px = (0, 0, width, height)
+        # The resolution in a PNG or JPEG is that of a screen or a printer.
+        self.mpp_sources: dict[str, float] = {}
+        self.objective_power: float | None = None
+
+    def read_region(
+        self, x_level0_px: int, y_level0_px: int, level: int, size_px: tuple[int, int]
+    ) -> np.ndarray:
+        """A rectangle of the picture, (h, w, 3) uint8 RGB, white outside; see the protocol."""
+        if level != 0:
+            raise ValueError(f"a patch has one level, not level {level}")
+        width, height = size_px
+        out = np.full((height, width, 3), 255, np.uint8)
+        x, y = max(0, x_level0_px), max(0, y_level0_px)
+        part = self._pixels[y : max(0, y_level0_px + height), x : max(0, x_level0_px + width)]
+        top, left = y - y_level0_px, x - x_level0_px
+        out[top : top + part.shape[0], left : left + part.shape[1]] = part
+        return out
+
+    def close(self) -> None:
+        """Free the pixels."""
+        self._pixels = self._pixels[:0]

@@ -1,0 +1,130 @@
+"""Slides by tiatoolbox: OME-TIFF, NGFF, JPEG 2000 files, and DICOM that OpenSlide cannot read.
+
+tiatoolbox imports torch (seconds, and some 400 MB): it is imported only to open one of these.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openslide
+import tifffile
+
+from stainssl.errors import SlideError, Status
+from stainssl.slides.errors import translate_errors
+from stainssl.slides.padding import read_padded
+from stainssl.slides.slide import Slide
+
+JP2 = (b"\x00\x00\x00\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51")  # a file, a bare codestream
+DICOM, DICOM_AT = b"DICM", 128
+NGFF_FILES = (".zattrs", "zarr.json")
+UM_OBJECTIVE_POWER = 10.0  # as in `openslide_reader`
+
+
+def _kind(path: Path) -> str:
+    """One of "ngff", "jp2", "dicom", "ome-tiff", or "" for anything else."""
+    if path.is_dir():
+        return "ngff" if any((path / name).is_file() for name in NGFF_FILES) else ""
+    with path.open("rb") as file:
+        head = file.read(DICOM_AT + len(DICOM))
+    if head.startswith(JP2):
+        return "jp2"
+    if head[DICOM_AT:] == DICOM:
+        return "dicom"
+    if head[:2] not in (b"II", b"MM"):
+        return ""
+    try:
+        with tifffile.TiffFile(path) as tiff:
+            return "ome-tiff" if tiff.is_ome else ""
+    except Exception:  # tifffile has no error of its own for a spoiled directory
+        return ""
+
+
+def recognises(path: Path) -> bool:
+    """Whether the file is, by its content, of a format that OpenSlide lacks or cannot open."""
+    kind = _kind(path)
+    return kind != "" and (kind != "dicom" or not _is_openslides(path))
+
+
+def _is_openslides(path: Path) -> bool:
+    try:
+        openslide.OpenSlide(path).close()
+    except openslide.OpenSlideError:
+        return False
+    return True
+
+
+def _reader(path: Path) -> Any:
+    """tiatoolbox's reader of the format, which it would otherwise choose by the file's name."""
+    from tiatoolbox.wsicore import wsireader
+
+    kinds = {
+        "ngff": wsireader.NGFFWSIReader,
+        "jp2": wsireader.JP2WSIReader,
+        "dicom": wsireader.DICOMWSIReader,
+        "ome-tiff": wsireader.TIFFWSIReader,
+    }
+    kind = _kind(path)
+    return kinds[kind](path) if kind else wsireader.WSIReader.open(path)
+
+
+def open_file(path: Path) -> Slide:
+    """Open a slide.
+
+    Raises:
+        SlideError: `unsupported` or `unreadable`.
+        OSError: the machine's or the mount's fault.
+    """
+    with translate_errors(path, "opening"):
+        return ToolboxFile(path, _reader(path))
+
+
+class ToolboxFile(Slide):
+    """A slide that tiatoolbox holds open. See `stainssl.slides.slide.Slide`."""
+
+    reader = "tiatoolbox"
+
+    def __init__(self, path: Path, opened: Any) -> None:
+        self.path, self._opened = path, opened
+        info = opened.info
+        named = str(info.vendor).lower()
+        self.vendor = (_kind(path) or "unknown") if named in ("", "none") else named
+        # Of NGFF tiatoolbox 2.1.3 knows one downsample, and reads the other levels at a wrong size.
+        known = info.level_dimensions[: len(info.level_downsamples)]
+        self.level_sizes_px = [(int(w), int(h)) for w, h in known]
+        whole = self.level_sizes_px[0]
+        self.downsamples = [(whole[0] / w + whole[1] / h) / 2 for w, h in self.level_sizes_px]
+        self.bounds_level0_px = (0, 0, *self.level_sizes_px[0])
+        self.objective_power = float(info.objective_power) if info.objective_power else None
+        self.mpp_sources: dict[str, float] = {}
+        if info.mpp is not None:  # then the power may be derived from it
+            self.mpp_sources = {"format": float(np.mean(info.mpp))}
+        elif self.objective_power:
+            self.mpp_sources = {"objective-power": UM_OBJECTIVE_POWER / self.objective_power}
+
+    def read_region(
+        self, x_level0_px: int, y_level0_px: int, level: int, size_px: tuple[int, int]
+    ) -> np.ndarray:
+        """A rectangle of one level, (h, w, 3) uint8 RGB; see the protocol."""
+        downsample = self.downsamples[level]
+
+        def read(x: int, y: int, width: int, height: int) -> np.ndarray:
+            place = round(x * downsample), round(y * downsample)
+            return np.asarray(
+                self._opened.read_rect(place, (width, height), resolution=level, units="level")
+            )
+
+        with translate_errors(
+            self.path, f"reading level {level} at x {x_level0_px}, y {y_level0_px}"
+        ):
+            corner = round(x_level0_px / downsample), round(y_level0_px / downsample)
+            image = read_padded(read, corner, size_px, self.level_sizes_px[level])
+        if image.shape[2] != 3:
+            raise SlideError(Status.UNSUPPORTED, f"{self.path.name} is not RGB.")
+        return image
+
+    def close(self) -> None:
+        """Let go of the reader: tiatoolbox closes its files when it is collected."""
+        self._opened = None

@@ -1,0 +1,197 @@
+"""JPEG-tiled TIFF slides (SVS and plain ones) decoded straight: OpenSlide's pixels, faster.
+
+OpenSlide opens the slide and says what it is: levels, bounds, pixel size. Only the pixels of levels
+that are stored as JPEG tiles take the short way, tifffile for where the tiles lie and imagecodecs
+for decoding them; any other level is read by OpenSlide.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+
+import imagecodecs
+import numpy as np
+import openslide
+import tifffile
+
+from stainssl.errors import SlideError, Status
+from stainssl.slides.errors import translate_errors
+from stainssl.slides.readers import openslide as openslide_reader
+from stainssl.slides.readers.openslide import OpenSlideFile, cache_bytes
+from stainssl.slides.slide import Slide
+
+VENDORS = ("aperio", "generic-tiff")  # whose levels are pages of plain, whole tiles
+RGB, YCBCR = 2, 6  # TIFF's photometric interpretation
+JPEG = 7  # TIFF's compression
+JFIF = b"\xff\xd8\xff\xe0"  # the start of a JPEG that says itself that it is YCbCr
+
+
+@dataclass(frozen=True)
+class _Level:
+    """Where the JPEG tiles of one level lie."""
+
+    tile_px: tuple[int, int]  # width, height
+    columns: int
+    offsets: tuple[int, ...]
+    lengths: tuple[int, ...]
+    tables: bytes | None  # what all its tiles share
+    is_rgb: bool
+
+
+def _level(page: tifffile.TiffPage) -> _Level | None:
+    """A page's tiles, None where they are not whole, 8-bit, color and JPEG."""
+    is_plain = (page.bitspersample, page.samplesperpixel, page.planarconfig) == (8, 3, 1)
+    is_jpeg = page.compression == JPEG and page.photometric in (RGB, YCBCR)
+    if not (page.is_tiled and is_plain and is_jpeg and all(page.databytecounts)):
+        return None
+    columns = -(-page.imagewidth // page.tilewidth)
+    rows = -(-page.imagelength // page.tilelength)
+    if len(page.dataoffsets) != columns * rows:
+        return None
+    return _Level(
+        (page.tilewidth, page.tilelength), columns, page.dataoffsets, page.databytecounts,
+        page.jpegtables, page.photometric == RGB,
+    )  # fmt: skip
+
+
+def _levels(path: Path) -> dict[tuple[int, int], _Level]:
+    """Width and height → tiles, of the pages that can be decoded straight."""
+    found: dict[tuple[int, int], _Level] = {}
+    with tifffile.TiffFile(path) as file:
+        for page in file.pages:
+            if isinstance(page, tifffile.TiffPage) and (level := _level(page)):
+                found.setdefault((page.imagewidth, page.imagelength), level)
+    return found
+
+
+def recognises(path: Path) -> bool:
+    """Whether OpenSlide knows the file as a TIFF whose first page is of JPEG tiles; not OME-TIFF,
+    whose pixel size and levels OpenSlide does not see."""
+    if openslide.OpenSlide.detect_format(path) not in VENDORS:
+        return False
+    try:
+        with tifffile.TiffFile(path) as file:
+            return not file.is_ome and _level(file.pages.first) is not None
+    except Exception:  # tifffile has no error of its own for a spoiled directory
+        return False
+
+
+def open_file(path: Path) -> Slide:
+    """Open a slide; where no level can be decoded straight, it is OpenSlide's.
+
+    Raises:
+        SlideError: `unsupported` or `unreadable`.
+        OSError: the machine's or the mount's fault.
+    """
+    whole = openslide_reader.open_file(path)
+    with translate_errors(path, "reading the directories"):
+        found = _levels(path) if whole.vendor in VENDORS else {}
+    levels = [found.get(size) for size in whole.level_sizes_px]
+    return TiffFile(whole, levels) if any(levels) else whole
+
+
+class TiffFile(Slide):
+    """A slide whose JPEG tiles are decoded here. See `stainssl.slides.slide.Slide`."""
+
+    reader = "tiff"
+
+    def __init__(self, whole: OpenSlideFile, levels: list[_Level | None]) -> None:
+        self.path, self.vendor = whole.path, whole.vendor
+        self.level_sizes_px, self.downsamples = whole.level_sizes_px, whole.downsamples
+        self.bounds_level0_px = whole.bounds_level0_px
+        self.mpp_sources, self.objective_power = whole.mpp_sources, whole.objective_power
+        self._whole, self._levels = whole, levels
+        self._file = os.open(self.path, os.O_RDONLY)
+        self._cache: OrderedDict[tuple[int, int], np.ndarray] = OrderedDict()
+        self._room_bytes = cache_bytes(self.level_sizes_px[0][0], 3)
+
+    def read_region(
+        self, x_level0_px: int, y_level0_px: int, level: int, size_px: tuple[int, int]
+    ) -> np.ndarray:
+        """A rectangle of one level, (h, w, 3) uint8 RGB; see the protocol."""
+        tiles = self._levels[level]
+        if tiles is None:
+            return self._whole.read_region(x_level0_px, y_level0_px, level, size_px)
+        left = round(x_level0_px / self.downsamples[level])
+        top = round(y_level0_px / self.downsamples[level])
+        where = f"reading level {level} at x {x_level0_px}, y {y_level0_px}"
+        with translate_errors(self.path, where):
+            index = self._only_tile(level, tiles, (left, top), size_px)
+            if index is not None and (level, index) not in self._cache:
+                return self._decoded(tiles, index)
+            return self._pasted(level, tiles, left, top, size_px)
+
+    def _only_tile(
+        self, level: int, tiles: _Level, corner: tuple[int, int], size_px: tuple[int, int]
+    ) -> int | None:
+        """The tile that a rectangle (px of the level) is, None where it is not just one."""
+        (left, top), (wide, high) = corner, tiles.tile_px
+        if size_px != tiles.tile_px or left % wide or top % high or min(corner) < 0:
+            return None
+        width, height = self.level_sizes_px[level]
+        if left + wide > width or top + high > height:
+            return None
+        return top // high * tiles.columns + left // wide
+
+    def _pasted(
+        self, level: int, tiles: _Level, left: int, top: int, size_px: tuple[int, int]
+    ) -> np.ndarray:
+        """White, with every tile that the rectangle (px of the level) touches laid onto it."""
+        (width, height), (wide, high) = self.level_sizes_px[level], tiles.tile_px
+        right, bottom = min(left + size_px[0], width), min(top + size_px[1], height)
+        out = np.empty((size_px[1], size_px[0], 3), np.uint8)
+        if min(left, top) < 0 or (right - left, bottom - top) != size_px:
+            out[:] = 255
+        if left >= width or top >= height:
+            return out
+        for row in range(max(0, top) // high, -(-bottom // high)):
+            for column in range(max(0, left) // wide, -(-right // wide)):
+                x0, y0 = max(left, column * wide), max(top, row * high)
+                x1, y1 = min(right, (column + 1) * wide), min(bottom, (row + 1) * high)
+                is_part = (x1 - x0, y1 - y0) != tiles.tile_px
+                tile = self._tile(level, tiles, row * tiles.columns + column, is_part)
+                part = tile[y0 - row * high : y1 - row * high, x0 - column * wide :]
+                out[y0 - top : y1 - top, x0 - left : x1 - left] = part[:, : x1 - x0]
+        return out
+
+    def _tile(self, level: int, tiles: _Level, index: int, is_part: bool) -> np.ndarray:
+        """One decoded tile (h, w, 3), from the most recent ones or from the file.
+
+        Of a tile of which only a part is wanted a neighbour will want the rest: it is kept.
+        """
+        key = level, index
+        tile = self._cache.pop(key, None)
+        if tile is None:
+            tile = self._decoded(tiles, index)
+            if not is_part:
+                return tile
+            while self._cache and len(self._cache) * tile.nbytes >= self._room_bytes:
+                self._cache.popitem(last=False)
+        self._cache[key] = tile
+        return tile
+
+    def _decoded(self, tiles: _Level, index: int) -> np.ndarray:
+        length = tiles.lengths[index]
+        data = os.pread(self._file, length, tiles.offsets[index])
+        if len(data) < length:
+            raise SlideError(
+                Status.TRUNCATED, f"The file ends inside tile {index}: it has shrunk since."
+            )
+        colors = RGB if tiles.is_rgb and not data.startswith(JFIF) else None
+        tile = imagecodecs.jpeg8_decode(
+            data, tables=tiles.tables, colorspace=colors, outcolorspace=RGB
+        )
+        if tile.shape != (tiles.tile_px[1], tiles.tile_px[0], 3):
+            raise ValueError(f"a tile of shape {tile.shape} where {tiles.tile_px} px should be")
+        return tile
+
+    def close(self) -> None:
+        """Free the handles and the tiles."""
+        self._cache.clear()
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+        self._whole.close()

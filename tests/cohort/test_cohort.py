@@ -1,0 +1,184 @@
+"""Sheets are checked whole; parts are stable when a sheet grows."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stainssl import cohort as cohorts
+from stainssl.config import Config, parse
+from stainssl.errors import StainsslError
+
+
+def _config(tmp_path: Path, rows: list[dict], **more: object) -> Config:
+    pd.DataFrame(rows).to_csv(tmp_path / "sheet.csv", index=False)
+    cohort = {"sheet": str(tmp_path / "sheet.csv"), "root": str(tmp_path)}
+    slides = {"part_size": 2} | more.pop("slides", {})  # type: ignore[operator]
+    return parse({"cohorts": {"c": cohort | more.pop("cohort", {})}, "slides": slides, **more})  # type: ignore[operator]
+
+
+def _row(number: int, **columns: object) -> dict:
+    row = {"slide_id": f"s{number}", "patient_id": f"p{number}", "path": f"s{number}.svs"}
+    return row | columns
+
+
+def _problems(config: Config) -> str:
+    return "\n".join(cohorts.check(config))
+
+
+def _touch(tmp_path: Path, count: int) -> None:
+    for number in range(count):
+        (tmp_path / f"s{number}.svs").touch()
+
+
+def test_parts_are_blocks_of_one_split_in_sheet_order(tmp_path: Path) -> None:
+    splits = ["train", "test", "train", "train", "test"]
+    config = _config(tmp_path, [_row(i, split=s) for i, s in enumerate(splits)])
+    found = {name: list(rows["slide_id"]) for name, rows in cohorts.parts(config, "c").items()}
+    assert found == {"train-0000": ["s0", "s2"], "test-0000": ["s1", "s4"], "train-0001": ["s3"]}
+
+
+@given(st.lists(st.sampled_from(["train", "test", ""]), min_size=1, max_size=12))
+def test_an_appended_slide_changes_the_last_part_of_its_split_alone(
+    tmp_path_factory: pytest.TempPathFactory, splits: list[str]
+) -> None:
+    folder = tmp_path_factory.mktemp("sheet")
+    rows = [_row(i, split=s) for i, s in enumerate(splits)]
+    before = cohorts.parts(_config(folder, rows), "c")
+    after = cohorts.parts(_config(folder, [*rows, _row(99, split="test")]), "c")
+    changed = [name for name in after if name not in before or not after[name].equals(before[name])]
+    assert len(changed) == 1
+    assert changed[0].startswith("test-")
+
+
+def test_an_excluded_slide_moves_no_other(tmp_path: Path) -> None:
+    rows = [_row(i) for i in range(4)]
+    rows[0]["exclude"] = "true"
+    found = cohorts.parts(_config(tmp_path, rows), "c")
+    assert {name: list(part["slide_id"]) for name, part in found.items()} == {
+        "all-0000": ["s1"],
+        "all-0001": ["s2", "s3"],
+    }
+
+
+def test_every_problem_of_a_sheet_is_told_at_once(tmp_path: Path) -> None:
+    rows = [
+        _row(0, slide_id="../evil", mpp=""),
+        _row(1, slide_id="a b", mpp=""),
+        _row(2, slide_id="x/y", mpp="half"),
+        _row(3, slide_id="twin", mpp="-1"),
+        _row(4, slide_id="twin", mpp="0.25"),
+        _row(5, path="", mpp=""),
+    ]
+    found = _problems(_config(tmp_path, rows))
+    for wanted in (
+        "line 2: slide_id is '../evil'",
+        "line 3: slide_id is 'a b'",
+        "line 4: slide_id is 'x/y'",
+        "line 4: mpp is 'half'",
+        "line 5: mpp is '-1'",
+        "slide_id 'twin' stands in lines 5, 6",
+        "line 7: path",
+    ):
+        assert wanted in found, found
+
+
+def test_a_missing_column_names_those_found(tmp_path: Path) -> None:
+    found = _problems(_config(tmp_path, [{"slide": "a", "patient_id": "p", "path": "a.svs"}]))
+    assert "column 'slide_id' is missing; found: slide, patient_id, path" in found
+
+
+def test_a_patient_in_two_splits_is_refused(tmp_path: Path) -> None:
+    rows = [_row(0, split="train"), _row(1, split="test", patient_id="p0")]
+    assert "patient 'p0' is in splits 'test', 'train'" in _problems(_config(tmp_path, rows))
+
+
+def test_missing_files_are_errors_unless_quarantined(tmp_path: Path) -> None:
+    rows = [_row(0), _row(1)]
+    _touch(tmp_path, 1)
+    found = _problems(_config(tmp_path, rows))
+    assert "slide 's1'" in found
+    assert "on_missing: quarantine" in found
+    assert not cohorts.check(_config(tmp_path, rows, slides={"on_missing": "quarantine"}))
+
+
+def test_a_root_that_is_gone_is_one_problem_even_in_quarantine(tmp_path: Path) -> None:
+    config = _config(
+        tmp_path,
+        [_row(0), _row(1)],
+        slides={"on_missing": "quarantine"},
+        cohort={"root": str(tmp_path / "gone")},
+    )
+    assert len(cohorts.check(config)) == 1
+    assert "is its disk mounted" in _problems(config)
+
+
+def _task(**keys: object) -> dict:
+    return {"tasks": {"t": {"level": "patient", "label": "y", "cohorts": ["c"]} | keys}}
+
+
+def test_an_absent_label_names_the_nearest_column(tmp_path: Path) -> None:
+    _touch(tmp_path, 2)
+    config = _config(tmp_path, [_row(0, yy=1), _row(1, yy=0)], **_task())
+    assert "has no column 'y'; did you mean 'yy'" in _problems(config)
+
+
+def test_one_class_and_too_few_patients_are_told_before_a_job(tmp_path: Path) -> None:
+    _touch(tmp_path, 6)
+    one_class = _config(tmp_path, [_row(i, y=1) for i in range(6)], **_task())
+    assert "tasks.t" in _problems(one_class)
+    few = _config(tmp_path, [_row(i, y=i % 2) for i in range(6)], **_task(split={"folds": 5}))
+    assert "tasks.t" in _problems(few)
+    enough = _config(tmp_path, [_row(i, y=i % 2) for i in range(6)], **_task(split={"folds": 3}))
+    assert _problems(enough) == ""
+
+
+def test_tile_labels_of_slides_need_annotations(tmp_path: Path) -> None:
+    _touch(tmp_path, 2)
+    config = _config(tmp_path, [_row(0), _row(1)], **_task(level="tile"))
+    assert "set cohorts.c.annotations" in _problems(config)
+
+
+def test_a_training_split_that_nobody_is_in(tmp_path: Path) -> None:
+    _touch(tmp_path, 2)
+    encoder = {"method": "simclr", "train": {"cohorts": ["c"], "splits": ["training"]}}
+    config = _config(tmp_path, [_row(i, split="train") for i in range(2)], encoders={"e": encoder})
+    assert "splits found: train" in _problems(config)
+
+
+def test_a_frozen_encoder_that_is_not_there(tmp_path: Path) -> None:
+    _touch(tmp_path, 1)
+    config = _config(
+        tmp_path, [_row(0)], encoders={"e": {"method": "random", "frozen": True}},
+        results=str(tmp_path / "r"),
+    )  # fmt: skip
+    assert "encoders.e: frozen, and" in _problems(config)
+
+
+def test_an_unreadable_sheet_is_a_sentence(tmp_path: Path) -> None:
+    config = _config(tmp_path, [_row(0)])
+    (tmp_path / "sheet.csv").write_bytes(b"")
+    assert "is not a CSV" in _problems(config)
+    (tmp_path / "sheet.csv").unlink()
+    with pytest.raises(StainsslError, match="does not exist"):
+        cohorts.read_sheet(config, "c")
+
+
+def test_an_external_cohort_has_the_label_and_nobody_who_trains(tmp_path: Path) -> None:
+    _touch(tmp_path, 8)
+    config = _config(tmp_path, [_row(i, y=i % 2) for i in range(6)], **_task(split={"folds": 2}))
+    pd.DataFrame([_row(5, z=1), _row(7, z=0)]).to_csv(tmp_path / "other.csv", index=False)
+    data = config.model_dump(mode="json")
+    data["cohorts"]["o"] = {"sheet": str(tmp_path / "other.csv"), "root": str(tmp_path)}
+    data["tasks"]["t"]["external"] = ["o"]
+    found = _problems(parse(data))
+    assert "(external) has no column 'y'" in found
+    assert "1 patients of o have the names of patients that train: p5" in found
+    data["tasks"]["t"]["external"] = ["c"]
+    with pytest.raises(StainsslError, match="c cannot be both trained on and external"):
+        parse(data)
+    data["tasks"]["t"] |= {"external": ["o"], "level": "tile"}
+    with pytest.raises(StainsslError, match="for tasks of level slide or patient"):
+        parse(data)

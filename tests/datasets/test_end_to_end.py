@@ -1,0 +1,131 @@
+"""Three pages' configs run on miniatures from the folder to the table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from stainssl.config import Config, parse
+from stainssl.datasets import _loaded
+from stainssl.plan.paths import Paths
+from stainssl.stores.embeddings import open_embeddings
+from stainssl.stores.tiles import read_labels, read_qc, read_tiles
+from tests.datasets.chain import run_all
+from tests.datasets.docs import config_of, pointed, shrunk
+from tests.datasets.miniature import Pictures
+
+
+def lean(page: str, releases: dict[str, Path], folder: Path) -> Config:
+    """A page's config with the page's first method and the random encoder, and one head."""
+    config: dict[str, Any] = shrunk(pointed(config_of(page), releases))
+    kept = [name for name in config["encoders"] if name in ("stain-invariant", "random")]
+    config["encoders"] = {name: config["encoders"][name] for name in kept}
+    heads = list(config.get("heads", {}))[:1]
+    config["heads"] = {name: config["heads"][name] for name in heads}
+    for benchmark in config["benchmarks"].values():
+        benchmark |= {"encoders": kept, "heads": heads, "robustness": False}
+    config["results"] = str(folder / "results")
+    _loaded.cache_clear()
+    return parse(config)
+
+
+def table_of(config: Config, benchmark: str) -> pd.DataFrame:
+    run_all(config)
+    folder = Paths(config.results).benchmark(benchmark)
+    for name in ("table.md", "table.tex", "table.html", "forest.png", "roc.png"):
+        assert (folder / name).stat().st_size > 100
+    return pd.read_csv(folder / "table.csv")
+
+
+def test_wilds_from_the_folder_to_the_table(releases: dict[str, Path], tmp_path: Path) -> None:
+    config = lean("camelyon17-wilds", releases, tmp_path)
+    table = table_of(config, "wilds")
+    rows = table.query("metric == 'auroc' and group == 'all' and head == 'linear'")
+    assert set(rows["encoder"]) == {"stain-invariant", "random"}
+    assert np.isfinite(rows["value"]).all()
+    assert (rows["patients"] == 2).all()  # of the test hospital
+    folds = pd.read_csv(Paths(config.results).folds("tumor"))
+    roles = folds.groupby("role")["patient_id"].unique().map(sorted).to_dict()
+    assert roles["test"] == ["patient_044", "patient_045"]
+    assert roles["val"] == ["patient_024", "patient_025"]
+    seen = pd.read_csv(Paths(config.results).seen("stain-invariant"))
+    assert set(seen["patient_id"]) == set(roles["train"])
+    text = (Paths(config.results).benchmark("wilds") / "table.md").read_text()
+    ours, theirs = text.split("\n---\n")
+    assert "ERM" not in ours
+    assert "tumor: accuracy (2 patients) | tumor: AUROC (2 patients)" in ours
+    assert "accuracy, test hospital 70.3 (6.4)" in theirs
+    assert "probe of a frozen encoder is another protocol" in theirs
+    figures = table.query("group == 'published'").set_index("encoder")["value"]
+    assert figures["CORAL"] == 59.5
+
+
+def test_bracs_regions_from_the_folder_to_the_table(
+    releases: dict[str, Path], tmp_path: Path
+) -> None:
+    config = lean("bracs-roi", releases, tmp_path)
+    table = table_of(config, "bracs")
+    rows = table.query("metric == 'f1_weighted' and group == 'all'")
+    assert set(rows["task"]) == {"subtype", "group"}
+    assert (rows["units"] == 7).all()
+    text = (Paths(config.results).benchmark("bracs") / "table.md").read_text()
+    assert "subtype: weighted F1 (" in text and "group: weighted F1 (" in text
+    qc = read_qc(Paths(config.results).qc("bracs", "roi", "train-0000"))
+    assert set(qc["status"]) == {"ok"}
+    assert qc["mpp"].eq(0.25).all()
+    assert qc["tiles_kept"].min() > 1  # a region is a bag
+
+
+def test_yale_from_the_folder_to_the_table(releases: dict[str, Path], tmp_path: Path) -> None:
+    config = lean("her2-yale", releases, tmp_path)
+    table = table_of(config, "yale")
+    rows = table.query("metric == 'auroc' and group == 'all'").set_index(["task", "encoder"])
+    assert rows.loc[("her2", "stain-invariant"), "patients"] == 10
+    assert rows.loc[("response", "stain-invariant"), "patients"] == 8
+    # The response cohort is external: no encoder saw it.
+    assert rows.loc[("her2", "stain-invariant"), "seen"] == 10
+    assert (rows.loc["response", "seen"] == 0).all()
+    # Tiles stand inside the outlines, with the exclusion cut out.
+    tiles = read_tiles(Paths(config.results).tiles("her2", "default", "all-0000"))
+    kept = tiles[tiles["kept"]]
+    assert (kept[["x", "y"]].max() + 32 <= 640).all()
+    assert not ((kept["x"] < 64) & (kept["y"] < 64)).any()
+    assert (tiles["reason"] == "region").any()
+
+
+@pytest.mark.parametrize(
+    ("name", "cohort"), [("camelyon17", "camelyon17"), ("pcam", "pcam"), ("bcnb", "bcnb")]
+)
+def test_tiles_labels_and_pixels_of_the_other_ways_to_read(
+    releases: dict[str, Path], pictures: Pictures, name: str, cohort: str, tmp_path: Path
+) -> None:
+    """ASAP outlines with unknown tiles, pictures in HDF5, outlines as vertices."""
+    from stainssl.cohort import parts
+    from stainssl.stages import embed, label, pixels, pretrain, tile
+
+    config = lean(name, releases, tmp_path)
+    tiling = config.cohorts[cohort].tiling
+    part = next(iter(parts(config, cohort)))
+    paths = Paths(config.results)
+    for stage in (tile, label, pixels):
+        stage.run(config, cohort, part)
+    pretrain.run(config, "random")
+    embed.run(config, cohort=cohort, part=part, encoder="random")
+    store = open_embeddings(paths.embeddings(cohort, tiling, "random", part))
+    assert len(store) > 0
+    assert store.valid.all()
+    labels = read_labels(paths.labels(cohort, tiling, part))
+    if name == "camelyon17":
+        by_node = labels.assign(node=labels["slide_id"].str[-1]).groupby("node")["tumor"]
+        assert by_node.mean()["0"] == 0  # negative: normal
+        assert by_node.count()["1"] == 0  # itc without outlines: unknown
+        assert 0 < by_node.mean()["3"] < 1
+    if name == "pcam":
+        assert labels["tumor"].tolist() == [0, 0, 1, 1] * 2
+    if name == "bcnb":
+        tiles = read_tiles(paths.tiles(cohort, tiling, part))
+        assert tiles.loc[tiles["kept"], "x"].min() >= 64

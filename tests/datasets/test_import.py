@@ -1,0 +1,266 @@
+"""Every release in its own layout becomes a sheet; its traps are met; nothing of it is changed."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+
+from stainssl.cohort import check, read_sheet
+from stainssl.config import dump, parse
+from stainssl.datasets import RELEASES, _loaded, load
+from stainssl.datasets.importing import run
+from stainssl.errors import StainsslError
+from tests.conftest import REPO
+from tests.datasets.miniature import write_xlsx
+
+
+def used(name: str, root: Path, **options: str) -> pd.DataFrame:
+    """The rows of a folder that are not excluded, by slide."""
+    _loaded.cache_clear()  # tests change folders within one process
+    found = load(name, root, options)
+    assert found.problems == []
+    return found.sheet[found.sheet["exclude"] == ""].set_index("slide_id", drop=False)
+
+
+def copied(releases: dict[str, Path], name: str, folder: Path) -> Path:
+    return Path(shutil.copytree(releases[name], folder / name))
+
+
+def listing(root: Path) -> dict[str, tuple[int, int]]:
+    stats = {p: p.stat() for p in root.rglob("*")}
+    return {str(p): (s.st_mtime_ns, s.st_size) for p, s in stats.items()}
+
+
+@pytest.mark.parametrize("name", RELEASES)
+def test_import_writes_a_sheet_that_the_config_takes(
+    releases: dict[str, Path], name: str, tmp_path: Path
+) -> None:
+    before = listing(releases[name])
+    lines = "\n".join(run(name, releases[name], tmp_path / "s.csv", []))
+    assert "not the published counts" in lines or name == "tcga-her2"
+    assert listing(releases[name]) == before
+    snippet = lines.split("the config takes it as\n")[1]
+    by_sheet = parse(yaml.safe_load(snippet))
+    in_memory = parse({"cohorts": {name: {"release": name, "root": str(releases[name])}}})
+    assert check(by_sheet) == check(in_memory) == []
+    pd.testing.assert_frame_equal(read_sheet(by_sheet, name), read_sheet(in_memory, name))
+    one, two = by_sheet.cohorts[name], in_memory.cohorts[name]
+    for key in ("kind", "annotations", "regions", "outlines"):
+        assert getattr(one, key) == getattr(two, key)
+    again = parse(yaml.safe_load(dump(in_memory)))
+    assert again == in_memory  # what jobs read
+
+
+def test_wilds_splits_by_hospital_and_leaves_out_what_the_benchmark_leaves_out(
+    releases: dict[str, Path],
+) -> None:
+    rows = used("camelyon17-wilds", releases["camelyon17-wilds"])
+    by_site = rows.groupby("site")["split"].unique().map(list).to_dict()
+    assert by_site == {
+        "hospital-0": ["train"], "hospital-1": ["val"], "hospital-2": ["test"],
+        "hospital-3": ["train"], "hospital-4": ["train"],
+    }  # fmt: skip
+    assert len(rows) == 54
+    every = used("camelyon17-wilds", releases["camelyon17-wilds"], in_distribution="train")
+    assert len(every) == 60
+    assert (releases["camelyon17-wilds"] / rows["path"].iloc[0]).is_file()
+
+
+def test_a_partial_download_excludes_and_completing_it_moves_nothing(
+    releases: dict[str, Path], tmp_path: Path
+) -> None:
+    root = copied(releases, "camelyon17-wilds", tmp_path)
+    gone = next(root.glob("patches/patient_084*/*.png"))
+    data = gone.read_bytes()
+    gone.unlink()
+    config = parse(
+        {
+            "cohorts": {"w": {"release": "camelyon17-wilds", "root": str(root)}},
+            "slides": {"part_size": 7},
+        }
+    )
+    _loaded.cache_clear()
+    partial = read_sheet(config, "w").set_index("slide_id")["part"]
+    gone.write_bytes(data)
+    _loaded.cache_clear()
+    whole = read_sheet(config, "w").set_index("slide_id")["part"]
+    assert len(whole) == len(partial) + 1
+    assert whole[partial.index].equals(partial)
+
+
+def test_bracs_regions_find_their_patients_and_a_patient_in_two_splits(
+    releases: dict[str, Path], tmp_path: Path
+) -> None:
+    rows = used("bracs-roi", releases["bracs-roi"])
+    assert rows.loc["BRACS_102_N_1", ["patient_id", "subtype", "group", "mpp"]].tolist() == [
+        "BRACS_patient_112", "N", "benign", "0.25",
+    ]  # fmt: skip
+    assert "BRACS_101_N_1" not in rows.index  # its patient tests
+    _loaded.cache_clear()
+    torn = [s for s in load("bracs-roi", releases["bracs-roi"]).warnings if "splits" in s]
+    assert "BRACS_patient_138" in torn[0]
+    root = copied(releases, "bracs-roi", tmp_path)
+    (root / "BRACS.xlsx").rename(tmp_path / "BRACS.xlsx")  # in the folder above
+    assert used("bracs-roi", root)["patient_id"].equals(rows["patient_id"])
+    (tmp_path / "BRACS.xlsx").unlink()
+    assert used("bracs-roi", root).loc["BRACS_101_N_1", "patient_id"] == "BRACS_101"
+
+
+def test_a_bracs_region_in_the_wrong_folder_is_a_problem(
+    releases: dict[str, Path], tmp_path: Path
+) -> None:
+    root = copied(releases, "bracs-roi", tmp_path)
+    folder = root / "latest_version" / "train"
+    (folder / "0_N" / "BRACS_102_N_1.png").rename(folder / "6_IC" / "BRACS_102_N_1.png")
+    _loaded.cache_clear()
+    assert "the class of their folder" in load("bracs-roi", root).problems[0]
+
+
+def test_yale_numbers_overlap_and_are_other_patients(releases: dict[str, Path]) -> None:
+    rows = used("her2-yale", releases["her2-yale"])
+    assert rows["patient_id"].is_unique
+    assert rows["her2"].value_counts().to_dict() == {"1": 5, "0": 5}
+
+
+def test_yale_slides_without_outlines_are_named(releases: dict[str, Path], tmp_path: Path) -> None:
+    root = copied(releases, "her2-yale", tmp_path)
+    (root / "Annotations" / "Her2Pos_Case_02.xml").unlink()
+    _loaded.cache_clear()
+    assert "1 slides have no Annotations" in load("her2-yale", root).notes[0]
+    assert load("her2-yale", root, {"tiles": "all"}).notes == []
+    config = parse(
+        {"cohorts": {"y": {"release": "her2-yale", "root": "r", "options": {"tiles": "all"}}}}
+    )
+    assert config.cohorts["y"].regions is None
+
+
+def test_yale_response_reads_a_strict_table_with_words_in_any_case(
+    releases: dict[str, Path], tmp_path: Path
+) -> None:
+    rows = used("response-yale", releases["response-yale"])
+    assert rows["response"].tolist() == ["0", "1", "0", "1"] * 2
+    root = copied(releases, "response-yale", tmp_path)
+    table = root / "Yale_trastuzumab_response_cohort_metadata_clean.xlsx"
+    write_xlsx(table, {"S": [["Patient", "Responder"], ["Case_01", "maybe"]]}, "strict")
+    _loaded.cache_clear()
+    assert "classes that the release has not: maybe" in load("response-yale", root).problems[0]
+    write_xlsx(table, {"S": [["Slide", "Outcome"], ["Case_01", "responder"]]}, "strict")
+    with pytest.raises(StainsslError, match="no column 'Patient'; found: Slide, Outcome"):
+        _loaded.cache_clear()
+        load("response-yale", root)
+    assert len(used("response-yale", root, patient="slide", label="outcome")) == 1
+
+
+def test_camelyon17_centre_stage_and_what_is_unknown(releases: dict[str, Path]) -> None:
+    rows = used("camelyon17", releases["camelyon17"])
+    assert rows.loc["patient_043_node_3", ["site", "stage", "tumor", "pn_stage"]].tolist() == [
+        "centre-2", "macro", "1", "pN2",
+    ]  # fmt: skip
+    assert rows.loc["patient_043_node_0", "tumor"] == "0"
+    assert (
+        "outlines; the tiles of the 5 without are unknown"
+        in load("camelyon17", releases["camelyon17"]).notes[0]
+    )
+
+
+def test_pcam_rows_are_pictures_of_hdf5_files(releases: dict[str, Path], tmp_path: Path) -> None:
+    rows = used("pcam", releases["pcam"])
+    assert rows.loc["valid_000003", ["path", "split", "tumor"]].tolist() == [
+        "camelyonpatch_level_2_split_valid_x.h5#3", "val", "1",
+    ]  # fmt: skip
+    assert rows["patient_id"].nunique() == 6
+    root = copied(releases, "pcam", tmp_path)
+    (root / "camelyonpatch_level_2_split_test_x.h5").unlink()
+    assert set(used("pcam", root)["split"]) == {"train", "val"}
+
+
+def test_bracs_slides_take_the_tables_word(releases: dict[str, Path]) -> None:
+    rows = used("bracs-wsi", releases["bracs-wsi"])
+    assert rows["split"].value_counts().to_dict() == {"train": 7, "val": 7, "test": 7}
+    assert rows.loc["BRACS_704", ["subtype", "group"]].tolist() == ["FEA", "atypical"]
+
+
+def test_tcga_equivocal_goes_by_fish_and_frozen_sections_are_out(releases: dict[str, Path]) -> None:
+    rows = used("tcga-her2", releases["tcga-her2"])
+    by_patient = rows.set_index("patient_id")["her2"]
+    assert by_patient.tolist() == ["1", "0", "1", "", "", "0"]
+    assert rows["section"].eq("DX").all()
+    assert rows["site"].tolist() == ["A2", "BH"] * 3
+    alone = used("tcga-her2", releases["tcga-her2"], equivocal="none")
+    assert alone.set_index("patient_id")["her2"].tolist() == ["1", "0", "", "", "", "0"]
+
+
+def test_impress_reads_both_sheets_and_no_immunohistochemistry(releases: dict[str, Path]) -> None:
+    rows = used("impress", releases["impress"])
+    assert rows.loc["061_HE", ["pcr", "subtype"]].tolist() == ["1", "her2"]
+    assert rows.loc["902_HE", ["pcr", "subtype"]].tolist() == ["0", "tnbc"]
+
+
+def test_bcnb_uses_its_own_split_and_leaves_the_stray_picture(releases: dict[str, Path]) -> None:
+    rows = used("bcnb", releases["bcnb"])
+    assert rows.loc["7", ["split", "her2", "patient_id"]].tolist() == ["test", "1", "bcnb_7"]
+    assert len(rows) == 8
+
+
+def test_herohe_says_which_columns_it_took(releases: dict[str, Path]) -> None:
+    rows = used("herohe", releases["herohe"])
+    assert "325" not in rows.index
+    assert "column 'Case', HER2 from 'HER2 status'" in load("herohe", releases["herohe"]).notes[0]
+
+
+def test_the_verb_ends_with_every_problem_and_writes_nothing(
+    releases: dict[str, Path], tmp_path: Path
+) -> None:
+    root = copied(releases, "response-yale", tmp_path)
+    table = root / "Yale_trastuzumab_response_cohort_metadata_clean.xlsx"
+    write_xlsx(table, {"S": [["Patient", "Responder"], ["Case_01", "maybe"], ["Case_09", "yes"]]})
+    words = ["cohort", "import", "response-yale", "--root", str(root), "--sheet", "out.csv"]
+    done = subprocess.run(
+        [sys.executable, "-m", "stainssl", *words], cwd=tmp_path, capture_output=True, text=True,
+        env={"PYTHONPATH": str(REPO), "PATH": "/usr/bin:/bin"}, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "maybe, yes" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out.csv").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "pairs", "said"),
+    [
+        ("camelyon18", [], "No release is named 'camelyon18'; known: camelyon17-wilds"),
+        ("her2-yale", ["tiles"], "write it as key=value"),
+        ("her2-yale", ["tiles=half"], "it takes roi, all"),
+    ],
+)
+def test_words_that_are_wrong_are_named(
+    tmp_path: Path, name: str, pairs: list[str], said: str
+) -> None:
+    with pytest.raises(StainsslError, match=said):
+        list(run(name, tmp_path, tmp_path / "s.csv", pairs))
+
+
+@pytest.mark.parametrize("name", RELEASES)
+def test_another_folder_is_a_sentence(name: str, tmp_path: Path) -> None:
+    with pytest.raises(StainsslError, match=str(tmp_path)):
+        _loaded.cache_clear()
+        load(name, tmp_path)
+    with pytest.raises(StainsslError, match=r"gone"):
+        load(name, tmp_path / "gone")
+
+
+def test_a_config_names_its_release_and_no_other_source() -> None:
+    with pytest.raises(StainsslError, match="did you mean 'camelyon17-wilds'"):
+        parse({"cohorts": {"w": {"release": "camelyon17-wild", "root": "."}}})
+    with pytest.raises(StainsslError, match="found sheet and release"):
+        parse({"cohorts": {"w": {"release": "herohe", "sheet": "a.csv"}}})
+    with pytest.raises(StainsslError, match="'options' are those of a 'release'"):
+        parse({"cohorts": {"w": {"sheet": "a.csv", "options": {"tiles": "all"}}}})
+    with pytest.raises(StainsslError, match="no option 'tils'"):
+        parse({"cohorts": {"w": {"release": "herohe", "options": {"tils": "all"}}}})

@@ -1,0 +1,117 @@
+"""What a release's folder lacks, has twice, tears apart or has otherwise than published is told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stainssl.datasets.release import FolderContents, Imported, Options, Release
+from stainssl.datasets.validate import validated
+
+
+def judged(rows: list[dict[str, str]], files: list[str] | None = None, **words: object) -> Imported:
+    frame = pd.DataFrame(rows)
+
+    def nothing(root: Path, options: Options) -> FolderContents:
+        raise AssertionError
+
+    release = Release("r", "A release", "slides", nothing, **words)  # type: ignore[arg-type]
+    return validated(
+        release, FolderContents(frame, frame["path"].tolist() if files is None else files)
+    )
+
+
+def row(number: int, **columns: str) -> dict[str, str]:
+    base = {"slide_id": f"s{number}", "patient_id": f"p{number}", "path": f"f/s{number}.svs"}
+    return base | columns
+
+
+def test_a_whole_folder_has_nothing_to_tell() -> None:
+    found = judged([row(1), row(2)], published={"slides": 2, "patients": 2})
+    assert (found.problems, found.warnings) == ([], [])
+    assert found.sheet["exclude"].tolist() == ["", ""]
+
+
+def test_labels_without_files_keep_their_place_and_are_excluded() -> None:
+    found = judged([row(1), row(2), row(3)], ["f/s1.svs", "f/s3.svs"], published={"slides": 3})
+    assert found.sheet["exclude"].tolist() == ["", "true", ""]
+    assert "1 of 3 labelled files are not there (a partial download?)" in found.warnings[0]
+    assert "f/s2.svs" in found.warnings[0]
+    assert "slides 2 of 3" in found.warnings[1]
+    assert not found.problems
+
+
+def test_files_without_labels_are_named_and_left_out() -> None:
+    found = judged([row(1)], ["f/s1.svs", "f/other.svs"])
+    assert found.warnings == ["1 files have no label and are left out: f/other.svs"]
+    assert found.sheet["slide_id"].tolist() == ["s1"]
+
+
+def test_rows_that_stand_twice_count_once_and_rows_that_differ_are_a_problem() -> None:
+    found = judged([row(1, her2="0"), row(1, her2="0"), row(2, her2="1")])
+    assert "1 rows stand twice and count once: s1" in found.warnings
+    assert found.sheet["slide_id"].tolist() == ["s1", "s2"]
+    found = judged([row(1, her2="0"), row(1, her2="1")])
+    assert found.problems == ["1 names stand in rows that differ: s1. Keep one of each"]
+
+
+def test_a_file_in_two_folders_is_named() -> None:
+    found = judged([row(1)], ["f/s1.svs", "g/s1.svs"])
+    assert "1 files stand in several folders, one is read: f/s1.svs = g/s1.svs" in found.warnings
+
+
+def test_an_unexpected_class_is_a_problem_that_names_it() -> None:
+    rows = [row(1, her2="1"), row(2, her2="equivocal"), row(3, her2="")]
+    found = judged(rows, classes={"her2": frozenset({"0", "1"})})
+    (problem,) = found.problems
+    assert (
+        "label 'her2' has classes that the release has not: equivocal (s2); known: 0, 1" in problem
+    )
+
+
+def test_published_counts_are_of_what_is_there() -> None:
+    rows = [row(1, split="train"), row(2, split="test"), row(3, split="test")]
+    published = {"slides": 3, "split=test": 2, "patients": 3}
+    assert judged(rows, published=published).warnings == []
+    found = judged(rows, ["f/s1.svs", "f/s2.svs"], published=published)
+    assert found.warnings[-1] == (
+        "not the published counts: slides 2 of 3; split=test 1 of 2; patients 2 of 3"
+    )
+
+
+def test_an_empty_folder_is_a_problem() -> None:
+    assert "is this its folder?" in judged([row(1)], []).problems[0]
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 5), st.sampled_from(["train", "val", "test"])),
+        min_size=1, max_size=20,
+    )
+)  # fmt: skip
+def test_a_patient_in_two_splits_stays_in_the_strictest_alone(rows: list[tuple[int, str]]) -> None:
+    made = [row(i, patient_id=f"p{who}", split=split) for i, (who, split) in enumerate(rows)]
+    found = judged(made)
+    used = found.sheet[found.sheet["exclude"] == ""]
+    assert used.groupby("patient_id")["split"].nunique().eq(1).all()
+    assert set(used["patient_id"]) == {f"p{who}" for who, _ in rows}
+    tests = {f"p{who}" for who, split in rows if split == "test"}
+    assert set(used.loc[used["split"] == "test", "patient_id"]) == tests
+    is_torn = len({(who, split) for who, split in rows}) > len({who for who, _ in rows})
+    assert any("several splits" in sentence for sentence in found.warnings) == is_torn
+
+
+def test_an_option_that_is_not_there_or_a_value_that_it_does_not_take() -> None:
+    def nothing(root: Path, options: Options) -> FolderContents:
+        raise AssertionError
+
+    release = Release("r", "", "slides", nothing, options={"tiles": ("roi", "all"), "id": ("ID",)})
+    assert release.chosen({"id": "Case"}) == {"tiles": "roi", "id": "Case"}
+    with pytest.raises(ValueError, match="no option 'tile'; known: tiles, id"):
+        release.chosen({"tile": "all"})
+    with pytest.raises(ValueError, match="tiles is 'half'; it takes roi, all"):
+        release.chosen({"tiles": "half"})

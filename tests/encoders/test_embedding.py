@@ -1,0 +1,107 @@
+"""Vectors come in the tiles' order; a tile that cannot be decoded has none."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from stainssl.encoders import embedding as embed
+from stainssl.encoders.embedding import embed_pixels
+from stainssl.encoders.loading import LoadedEncoder
+from stainssl.runtime.prefetch import prefetched
+from stainssl.stores.pixels import SlidePixels, decode, encode, open_pixels, write_pixels
+
+
+class MeanColor(nn.Module):
+    def forward(self, x):
+        return x.mean((2, 3))
+
+
+def _encoder(scale=1.0):
+    mean, std = torch.zeros(1, 3, 1, 1), torch.ones(1, 3, 1, 1) / scale
+    return LoadedEncoder(MeanColor(), 3, 8, mean, std, "bilinear", torch.device("cpu"))
+
+
+def _write(path, jpegs):
+    slides = [SlidePixels("s", np.arange(len(jpegs), dtype=np.int32), jpegs)]
+    write_pixels(path, slides, size_px=16, mpp=0.5, settings={})
+    return open_pixels(path)
+
+
+def _embed(encoder, pixels, batch=None):
+    return [mine for (mine,) in embed_pixels([encoder], pixels, batch)]
+
+
+@pytest.fixture
+def jpegs():
+    return [encode(np.full((16, 16, 3), 10 * level, np.uint8)) for level in range(11)]
+
+
+@pytest.mark.parametrize("batch", [1, 4, 64])
+def test_pixels_come_back_in_order(tmp_path, jpegs, batch):
+    blocks = _embed(_encoder(), _write(tmp_path / "p.zarr", jpegs), batch)
+    assert all(len(block) <= batch and block.dtype == np.float16 for block in blocks)
+    found = np.concatenate(blocks)
+    np.testing.assert_allclose(found[:, 0] * 255, np.arange(11) * 10, atol=1)
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_a_bad_jpeg_is_a_row_of_nan(tmp_path, jpegs, batch):
+    jpegs[3] = b"not a jpeg"
+    jpegs[5] = encode(np.zeros((8, 8, 3), np.uint8))  # of another size
+    found = np.concatenate(_embed(_encoder(), _write(tmp_path / "p.zarr", jpegs), batch))
+    assert np.flatnonzero(np.isnan(found).all(axis=1)).tolist() == [3, 5]
+    np.testing.assert_allclose(found[10] * 255, 100, atol=1)
+
+
+def test_a_vector_too_large_for_float16_is_nan(tmp_path, jpegs):
+    found = np.concatenate(_embed(_encoder(1e6), _write(tmp_path / "p.zarr", jpegs)))
+    assert np.isnan(found[10]).all() and not np.isnan(found[0]).any()
+
+
+def test_two_encoders_see_each_block_once(tmp_path, jpegs, monkeypatch):
+    decoded = []
+    monkeypatch.setattr(embed, "decode", lambda jpeg: decoded.append(jpeg) or decode(jpeg))
+    pixels = _write(tmp_path / "p.zarr", jpegs)
+    pairs = list(embed_pixels([_encoder(), _encoder(2.0)], pixels, 4))
+    assert decoded == jpegs
+    for one, two in pairs:
+        np.testing.assert_allclose(one * 2, two, rtol=2e-3)
+    np.testing.assert_array_equal(
+        np.concatenate([two for _, two in pairs]), np.concatenate(_embed(_encoder(2.0), pixels))
+    )
+
+
+def test_no_tiles_give_no_vectors(tmp_path):
+    write_pixels(tmp_path / "p.zarr", [], size_px=16, mpp=0.5, settings={})
+    assert _embed(_encoder(), open_pixels(tmp_path / "p.zarr")) == []
+
+
+def test_prefetching_keeps_order_and_passes_errors_on():
+    assert list(prefetched(iter(range(50)), depth=3)) == list(range(50))
+
+    def fails():
+        yield 1
+        raise KeyError("two")
+
+    items = prefetched(fails())
+    assert next(items) == 1
+    with pytest.raises(KeyError, match="two"):
+        next(items)
+
+
+def test_prefetching_stops_when_nobody_asks_any_more():
+    made = []
+
+    def endless():
+        while True:
+            made.append(len(made))
+            yield made[-1]
+
+    items = prefetched(endless(), depth=2)
+    assert next(items) == 0
+    items.close()
+    count = len(made)
+    assert count <= 5

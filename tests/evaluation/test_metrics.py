@@ -1,0 +1,210 @@
+"""Metrics equal scikit-learn's, resampled ones too; intervals cover; undefined is NaN."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from sklearn import metrics as sk
+from torchmetrics.functional.classification import (
+    binary_calibration_error,
+    multiclass_calibration_error,
+)
+
+from stainssl.errors import StainsslError
+from stainssl.evaluation.metrics import (
+    METRICS,
+    ScoredUnits,
+    average_repeats,
+    bootstrap_interval,
+    evaluate,
+    patient_weights,
+    roc_band,
+    scored_units,
+    weighted_auprc,
+    weighted_auroc,
+)
+
+
+def _scored(
+    rng: np.random.Generator, n: int = 200, patients: int = 20, classes: int = 2
+) -> ScoredUnits:
+    y = rng.integers(0, classes, n)
+    p = rng.dirichlet(np.ones(classes), n) + 0.4 * np.eye(classes)[y]
+    patient = np.r_[np.arange(patients), rng.integers(0, patients, n - patients)]
+    names = tuple(map(str, range(classes)))
+    return ScoredUnits(y, p / p.sum(1, keepdims=True), patient, names)
+
+
+def _predictions(scored: ScoredUnits, **columns: object) -> pd.DataFrame:
+    frame = pd.DataFrame(scored.p, columns=[f"p_{c}" for c in scored.classes])
+    frame["y"] = scored.y.astype(float)
+    frame["patient_id"] = [f"p{i}" for i in scored.patient]
+    frame["slide_id"] = frame["patient_id"]
+    return frame.assign(tile=range(len(frame)), repeat=0, fold=0, **columns)
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data(), n=st.integers(2, 40), levels=st.integers(1, 12))
+def test_weighted_curves_equal_scikit_learns_on_resamples_with_ties(data, n, levels):
+    score = data.draw(hnp.arrays(np.int64, n, elements=st.integers(0, levels))).astype(float)
+    positive = data.draw(hnp.arrays(bool, n))
+    weights = data.draw(hnp.arrays(np.int64, (3, n), elements=st.integers(0, 3))).astype(float)
+    each = np.arange(n)
+    for weighted, plain in (
+        (weighted_auroc, sk.roc_auc_score),
+        (weighted_auprc, sk.average_precision_score),
+    ):
+        for row, found in zip(weights, weighted(positive, score, each, weights), strict=True):
+            kept = row > 0
+            if len(np.unique(positive[kept])) < 2:
+                assert np.isnan(found) or plain is sk.average_precision_score
+            else:
+                expected = plain(positive[kept], score[kept], sample_weight=row[kept])
+                assert found == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("name", METRICS)
+@pytest.mark.parametrize("classes", [2, 3])
+def test_a_resample_of_everybody_once_is_the_metric_itself(rng, name, classes):
+    scored = _scored(rng, classes=classes)
+    once = np.ones((1, scored.patients))
+    assert METRICS[name].resampled(scored, once)[0] == pytest.approx(METRICS[name].value(scored))
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_a_resample_equals_the_metric_of_the_rows_it_repeats(rng, name):
+    scored = _scored(rng)
+    weights = patient_weights(scored, 5, seed=1)
+    for row, found in zip(weights, METRICS[name].resampled(scored, weights), strict=True):
+        rows = np.repeat(np.arange(len(scored.y)), row[scored.patient].astype(int))
+        repeated = ScoredUnits(scored.y[rows], scored.p[rows], scored.patient[rows], scored.classes)
+        assert found == pytest.approx(METRICS[name].value(repeated))
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_calibration_error_is_torchmetrics(rng, classes):
+    scored = _scored(rng, classes=classes)
+    if classes == 2:
+        p, y = scored.p[:, 1], scored.y
+        expected = binary_calibration_error(torch.tensor(p), torch.tensor(y), n_bins=10)
+    else:
+        expected = multiclass_calibration_error(
+            torch.tensor(scored.p), torch.tensor(scored.y), num_classes=classes, n_bins=10
+        )
+    found = METRICS["calibration_error"].value(scored)
+    assert found == pytest.approx(float(expected), abs=1e-6)
+
+
+def test_brier_and_calibration_are_told_per_site(rng):
+    """Site b says 0.9 of everybody, half of whom are positive; site a says what comes true."""
+    y = np.tile([0, 1], 30)
+    site = np.repeat(["a", "b"], 30)
+    p = np.where(site == "a", y, 0.9)
+    scored = ScoredUnits(y, np.c_[1 - p, p], np.arange(60), ("0", "1"))
+    found = evaluate(_predictions(scored, site=site), "patient", 0, resamples=50)
+    value = found.set_index(["group", "metric"])["value"]
+    assert value["site=a", "brier"] == value["site=a", "calibration_error"] == 0
+    assert value["site=b", "brier"] == pytest.approx((0.81 + 0.01) / 2)
+    assert value["site=b", "calibration_error"] == pytest.approx(0.4)
+    assert value["all", "calibration_error"] == pytest.approx(0.2)
+
+
+def test_resamples_keep_the_classes_sizes_where_a_patient_has_one_class(rng):
+    y = np.array([0] * 12 + [1] * 5)
+    scored = ScoredUnits(y, np.c_[1 - y, y].astype(float), np.arange(17), ("0", "1"))
+    weights = patient_weights(scored, 50, seed=0)
+    assert (weights[:, :12].sum(1) == 12).all()
+    assert (weights[:, 12:].sum(1) == 5).all()
+
+
+def _draw(rng: np.random.Generator, patients: int = 40, tiles: int = 6) -> ScoredUnits:
+    # Tiles of a patient share a shift: intervals over tiles would be far too narrow.
+    y = np.repeat(np.arange(patients) % 2, tiles)
+    shift = np.repeat(rng.normal(size=patients), tiles)
+    score = y + shift + 0.5 * rng.normal(size=len(y))
+    p = 1 / (1 + np.exp(-score))
+    return ScoredUnits(y, np.c_[1 - p, p], np.repeat(np.arange(patients), tiles), ("0", "1"))
+
+
+def test_intervals_over_patients_cover_the_truth_about_as_often_as_they_say():
+    rng = np.random.default_rng(5)
+    truth = METRICS["auroc"].value(_draw(rng, patients=20_000, tiles=1))
+    inside = 0
+    for trial in range(200):
+        low, high = bootstrap_interval("auroc", _draw(rng), resamples=300, seed=trial)
+        inside += low <= truth <= high
+    assert 0.89 <= inside / 200 <= 0.99
+
+
+def test_shuffled_labels_give_a_half_inside_the_interval(rng):
+    scored = _scored(rng, n=600, patients=30)
+    shuffled = ScoredUnits(rng.permutation(scored.y), scored.p, scored.patient, scored.classes)
+    low, high = bootstrap_interval("auroc", shuffled)
+    assert low < 0.5 < high
+
+
+def test_the_same_seed_gives_the_same_interval(rng):
+    scored = _scored(rng)
+    assert bootstrap_interval("auroc", scored, seed=3) == bootstrap_interval(
+        "auroc", scored, seed=3
+    )
+
+
+def test_evaluate_gives_every_metric_over_all_and_by_site(rng):
+    scored = _scored(rng)
+    site = np.where(scored.patient % 2 == 0, "a", "b")
+    rows = evaluate(_predictions(scored, site=site), "tile", 0, resamples=50)
+    assert set(rows["group"]) == {"all", "site=a", "site=b"}
+    assert set(rows["metric"]) == set(METRICS)
+    assert (rows["low"] <= rows["value"]).all()
+    assert (rows["value"] <= rows["high"]).all()
+    assert rows.loc[rows["group"] == "site=a", "patients"].eq(10).all()
+
+
+def test_repeats_are_averaged_before_anything_else(rng):
+    scored = _scored(rng)
+    one = _predictions(scored)
+    two = one.assign(p_0=1 - one["p_1"] / 2, p_1=one["p_1"] / 2, repeat=1)
+    units = average_repeats(pd.concat([one, two]), "tile")
+    assert len(units) == len(one)
+    both = units.set_index("tile")["p_1"]
+    assert np.allclose(both.sort_index(), 0.75 * one.set_index("tile")["p_1"])
+
+
+def test_one_class_in_a_group_is_nan_with_the_reason_and_no_crash(rng, caplog):
+    scored = _scored(rng)
+    site = np.where(scored.y == 0, "a", "b")
+    rows = evaluate(_predictions(scored, site=site), "tile", 0, resamples=20)
+    at_a = rows[rows["group"] == "site=a"].set_index("metric")
+    assert at_a.loc["auroc", ["value", "low", "high"]].isna().all()
+    assert np.isfinite(at_a.loc["brier", "value"])
+    assert "one class only" in caplog.text
+
+
+def test_a_single_patient_gives_a_value_and_no_interval(rng):
+    scored = _scored(rng, patients=1)
+    rows = evaluate(_predictions(scored), "tile", 0).set_index("metric")
+    assert np.isfinite(rows.loc["auroc", "value"])
+    assert np.isnan(rows.loc["auroc", "low"])
+
+
+def test_a_class_without_probability_or_a_lost_probability_is_refused(rng):
+    frame = _predictions(_scored(rng))
+    with pytest.raises(StainsslError, match="'2'"):
+        scored_units(average_repeats(frame.assign(y="2"), "tile"))
+    with pytest.raises(StainsslError, match="not finite"):
+        scored_units(average_repeats(frame.assign(p_1=np.nan), "tile"))
+    with pytest.raises(StainsslError, match="p_<class>"):
+        average_repeats(frame.drop(columns="p_0"), "tile")
+
+
+def test_the_roc_curve_has_the_aurocs_area_and_lies_in_its_band(rng):
+    scored = _scored(rng, n=2000)
+    curve = roc_band(scored, points=501, resamples=100)
+    area = np.trapezoid(curve["tpr"], curve["fpr"])
+    assert area == pytest.approx(METRICS["auroc"].value(scored), abs=5e-3)
+    inner = curve.iloc[5:-5]
+    assert ((inner["low"] <= inner["tpr"] + 0.02) & (inner["tpr"] <= inner["high"] + 0.02)).all()

@@ -1,0 +1,190 @@
+"""Robustness figures tell an encoder of stain from one of tissue, and from a collapsed one."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from stainssl.evaluation.folds import make_folds
+from stainssl.evaluation.robustness import (
+    Stainings,
+    confounded_test,
+    confounded_vectors,
+    effective_rank,
+    jackknife_figure,
+    mean_figure,
+    measure,
+    median_figure,
+    most_different,
+    robustness_indices,
+    site_figures,
+    site_probe,
+)
+
+N, D = 216, 12
+
+
+def _table(rng: np.random.Generator) -> pd.DataFrame:
+    patient = np.arange(N) % 18
+    return pd.DataFrame(
+        {
+            "patient_id": [f"p{i:02d}" for i in patient],
+            "slide_id": [f"s{i:02d}" for i in patient],
+            "tile": np.arange(N),
+            "site": np.array(["a", "b", "c"])[patient % 3],
+            "label": rng.integers(0, 2, N).astype(str),
+        }
+    )
+
+
+def _stainings(rng: np.random.Generator, *, stain: float, tissue: float) -> Stainings:
+    """Vectors of a stain part (the same for all tiles of one staining) and a tissue part."""
+    table = _table(rng)
+    code = rng.normal(size=(3, D))
+    own = tissue * rng.normal(size=(N, D))
+    own[:, 0] += 3 * tissue * (table["label"] == "1")
+    site = table["site"].map({"a": 0, "b": 1, "c": 2}).to_numpy()
+
+    def stained(which: np.ndarray) -> np.ndarray:
+        noise = 0.05 * rng.normal(size=(N, D))
+        return (own + stain * code[which] + noise + 1e-3).astype(np.float32)
+
+    everywhere = (np.full(N, s) for s in (0, 1))
+    return Stainings(stained(site), *(stained(w) for w in everywhere), table)
+
+
+def _folds(table: pd.DataFrame) -> pd.DataFrame:
+    patients = table.groupby("patient_id")["site"].first().reset_index().assign(label="")
+    split = np.where(patients["site"] == "c", "test", "train")
+    return make_folds(patients.assign(split=split), kind="sheet")
+
+
+@pytest.fixture(scope="module")
+def measured():
+    """Figures and confounded predictions of an encoder of tissue and of one of stain."""
+
+    def of(**options: float) -> tuple[pd.DataFrame, pd.DataFrame]:
+        stainings = _stainings(np.random.default_rng(0), **options)
+        figures, predictions = measure(stainings, _folds(stainings.table))
+        return pd.DataFrame(figures), predictions
+
+    return {"tissue": of(stain=0.0, tissue=1.0), "stain": of(stain=3.0, tissue=0.01)}
+
+
+def _whole(rows: pd.DataFrame) -> pd.DataFrame:
+    return rows[rows["group"] == "all"].set_index("metric")
+
+
+def test_an_encoder_of_tissue_is_robust(measured):
+    rows, predictions = measured["tissue"]
+    found = _whole(rows)
+    value = found["value"]
+    assert value["stain_cosine"] > 0.95
+    assert value["stain_margin"] > 0.5
+    assert value["stain_retrieval_top1"] > 0.95
+    assert value["confounded_auroc"] > 0.9
+    assert found.loc["site_predictability", "low"] < value["site_chance"] == pytest.approx(1 / 3)
+    assert value["croma"] > 0
+    assert set(predictions["site"]) == {"c"}
+    assert found.loc["confounded_auroc", "patients"] == 6
+
+
+def test_an_encoder_of_stain_is_not_and_mixing_shows_that_its_stain_is_why(measured):
+    value = _whole(measured["stain"][0])["value"]
+    assert value["site_predictability"] > 0.95
+    assert value["stain_margin"] < 0.1
+    assert value["croma"] < 0
+    assert value["confounded_auroc"] < 0.3
+    assert 0.35 < value["mixed_auroc"] < 0.65
+
+
+def test_a_collapsed_encoder_cannot_look_robust(rng):
+    table = _table(rng)
+    flat = np.ones((N, D), np.float32)
+    figures, _ = measure(Stainings(flat, flat, flat, table), _folds(table))
+    value = pd.DataFrame(figures).drop_duplicates("metric").set_index("metric")["value"]
+    assert value["stain_cosine"] == pytest.approx(1)
+    assert value["stain_margin"] == pytest.approx(0, abs=1e-5)
+    assert value["stain_retrieval_top1"] == 0
+    assert value["effective_rank"] == pytest.approx(1)
+    assert value["uniformity"] == pytest.approx(0, abs=1e-5)
+    assert value["confounded_auroc"] == pytest.approx(0.5)
+
+
+def test_every_figure_has_an_interval_around_it_over_patients(measured):
+    rows = measured["tissue"][0]
+    assert {"effective_rank", "alignment", "uniformity", "robustness_index", "seen_site_auroc",
+            "site_drop", "clean_auroc"} <= set(rows["metric"])  # fmt: skip
+    assert np.isfinite(rows[["low", "high"]]).all(axis=None)
+    assert (rows["low"] <= rows["value"] + 1e-9).all()
+    assert (rows["value"] <= rows["high"] + 1e-9).all()
+    assert (rows["patients"] > 1).all()
+
+
+def test_stain_goes_with_the_label_in_training_and_against_it_in_the_test(rng):
+    table = _table(rng)
+    first, second = np.zeros((N, 1), np.float32), np.ones((N, 1), np.float32)
+    train, test = confounded_vectors(Stainings(first, first, second, table), 0.9, 0, "1")
+    positive = (table["label"] == "1").to_numpy()
+    went = (train[:, 0] == 0) == positive
+    assert 0.85 < went.mean() < 0.95
+    assert np.array_equal(train[:, 0], 1 - test[:, 0])
+
+
+def _without_sites(table: pd.DataFrame) -> pd.DataFrame:
+    patients = table[["patient_id"]].drop_duplicates().assign(label="")
+    return make_folds(patients, kind="cv", folds=3)
+
+
+def test_one_site_leaves_out_what_needs_two(rng, caplog):
+    stainings = _stainings(rng, stain=1.0, tissue=1.0)
+    one = Stainings(
+        stainings.original, stainings.first, stainings.second, stainings.table.assign(site="a")
+    )
+    with caplog.at_level("INFO"):
+        figures = [*site_probe(one, 0), *robustness_indices(one, 0)]
+        figures += site_figures(one, _without_sites(one.table), 0)
+    assert {f.metric for f in figures} == {"clean_auroc"}
+    assert caplog.text.count("left out") == 3
+
+
+def test_the_worst_site_is_the_lowest_of_the_sites(rng):
+    stainings = _stainings(rng, stain=0.0, tissue=0.3)
+    figures = site_figures(stainings, _without_sites(stainings.table), 0)
+    by_site = [f.value for f in figures if f.metric == "clean_auroc" and f.group != "all"]
+    worst = next(f for f in figures if f.metric == "worst_site_auroc")
+    assert len(by_site) == 3
+    assert worst.value == min(by_site)
+
+
+def test_three_classes_leave_out_the_confounded_test(rng):
+    stainings = _stainings(rng, stain=1.0, tissue=1.0)
+    label = np.array(["0", "1", "2"])[np.arange(N) // 18 % 3]
+    three = Stainings(*[getattr(stainings, v) for v in ("original", "first", "second")],
+                      stainings.table.assign(label=label))  # fmt: skip
+    figures, predictions = confounded_test(three, _folds(three.table), 0)
+    assert figures == []
+    assert not len(predictions)
+
+
+def test_effective_rank_of_known_spectra(rng):
+    basis = np.linalg.qr(rng.normal(size=(64, 8)))[0].T
+    flat = np.r_[basis, -basis] @ np.diag(np.ones(64))
+    assert effective_rank(flat.astype(np.float32)) == pytest.approx(8, rel=1e-3)
+    line = rng.normal(size=(50, 1)) * np.ones((1, 5))
+    assert effective_rank(line.astype(np.float32)) == pytest.approx(1, abs=0.05)
+
+
+def test_intervals_grow_with_the_spread_between_patients_not_with_tiles(rng):
+    patient = np.repeat(np.arange(10), 100)
+    shared = np.repeat(rng.normal(size=10), 100)
+    found = mean_figure("m", shared, patient, 0)
+    assert (found.high - found.low) / 2 == pytest.approx(1.96 * shared.std() / np.sqrt(10), rel=0.2)
+    middle = median_figure("m", shared + 5, patient, 0)
+    assert middle.low <= middle.value <= middle.high
+    knife = jackknife_figure("m", lambda kept: float(shared[kept].mean()), patient)
+    assert (knife.high - knife.low) == pytest.approx(found.high - found.low, rel=0.25)
+
+
+def test_the_two_most_different_are_found():
+    points = np.array([[0.0, 0], [5, 5], [1, 0], [0, -1]])
+    assert most_different(points, ["w", "x", "y", "z"]) == ("x", "z")

@@ -1,0 +1,197 @@
+"""The table says the same in every format, and bold and marks say what they should."""
+
+import json
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from stainssl.evaluation import table
+from stainssl.evaluation.metrics import evaluate
+from stainssl.evaluation.table import Answer, Robustness
+
+SHOWN = {"tumor": ["auroc"]}
+
+
+def _predictions(signal: float, seed: int, patients: int = 40) -> pd.DataFrame:
+    rng = np.random.default_rng(seed)
+    y = np.repeat(np.arange(patients) % 2, 5)
+    p = 1 / (1 + np.exp(-(signal * (y - 0.5) + rng.normal(size=len(y)))))
+    ids = [f"p{i // 5}" for i in range(len(y))]
+    return pd.DataFrame(
+        {"patient_id": ids, "slide_id": ids, "tile": range(len(y)), "y": y, "p_0": 1 - p, "p_1": p}
+    )
+
+
+def _answer(encoder: str, signal: float, run: str = "", task: str = "tumor", **more) -> Answer:
+    predictions = _predictions(signal, seed=len(run or encoder))
+    metrics = evaluate(predictions, "tile", 0, resamples=200)
+    answer = {"level": "tile", "head": "linear", "metrics": metrics, "predictions": predictions}
+    return Answer(task=task, encoder=encoder, run=run or encoder, **(answer | more))
+
+
+def _robustness(encoder: str, signal: float, run: str = "") -> Robustness:
+    confounded = _predictions(signal, seed=7 + len(encoder)).assign(task="tumor")
+    auroc = evaluate(confounded, "tile", 0, resamples=200).query("metric == 'auroc'")
+    rows = [auroc.assign(metric="confounded_auroc")]
+    for metric, value in (
+        ("stain_retrieval_top1", 0.8),
+        ("site_predictability", 0.6),
+        ("site_chance", 1 / 3),
+    ):
+        rows.append(auroc.assign(metric=metric, value=value, low=value - 0.1, high=value + 0.1))
+    return Robustness(encoder, run or encoder, pd.concat(rows).assign(task="tumor"), confounded)
+
+
+@pytest.fixture(scope="module")
+def benchmark():
+    answers = [
+        _answer("stain_invariant", 3.0, seen=2),
+        _answer("simclr", 2.8),
+        _answer("random", 0.0),
+    ]
+    robustness = [_robustness("stain_invariant", 2.0), _robustness("simclr", -1.0),
+                  _robustness("random", 0.0)]  # fmt: skip
+    long = table.long_table(answers, robustness)
+    compared = table.comparisons(answers, robustness, seed=0)
+    return long, compared, table.make_grid(long, compared, SHOWN)
+
+
+NUMBER = re.compile(r"\d\.\d\d")
+
+
+def _numbers(text: str) -> list[str]:
+    body = text.replace("--", "–")
+    return NUMBER.findall(re.sub(r"<style>.*?</style>", "", body, flags=re.S))
+
+
+def test_every_format_has_the_same_numbers(benchmark):
+    long, _, grid = benchmark
+    found = [
+        _numbers(text)
+        for text in (table.to_markdown(grid), table.to_latex(grid), table.to_html(grid, "main"))
+    ]
+    assert found[0] == found[1] == found[2]
+    shown = long[(long["metric"] == "auroc") & (long["group"] == "all") & (long["head"] != "")]
+    for row in shown.itertuples():
+        assert table.number(row.value, row.low, row.high) in table.to_markdown(grid)
+
+
+def test_sites_have_their_brier_and_calibration_the_same_in_every_format():
+    predictions = _predictions(1.0, seed=3).assign(
+        site=lambda rows: (
+            rows["patient_id"].str[-1].isin(list("01234")).map({True: "a", False: "b"})
+        )
+    )
+    metrics = evaluate(predictions, "tile", 0, resamples=200)
+    long = table.long_table([_answer("enc", 1.0, predictions=predictions, metrics=metrics)], [])
+    grid = table.make_site_grid(long)
+    texts = [table.to_markdown(grid), table.to_latex(grid), table.html_table(grid, "By site")]
+    assert _numbers(texts[0]) == _numbers(texts[1]) == _numbers(texts[2])
+    assert [name for _, name in grid.rows] == ["a (20 patients)", "b (20 patients)"]
+    shown = metrics[
+        metrics["group"].str.startswith("site=") & metrics["metric"].isin(table.SITE_METRICS)
+    ]
+    assert set(shown["metric"]) == {"auroc", "brier", "calibration_error"} and len(shown) == 6
+    for row in shown.itertuples():
+        assert table.number(row.value, row.low, row.high) in texts[0]
+
+
+def test_answers_of_one_site_have_no_site_table(benchmark):
+    assert table.make_site_grid(benchmark[0]).rows == []
+
+
+def test_the_best_and_what_it_does_not_beat_are_bold(benchmark):
+    _, compared, grid = benchmark
+    bold = [[cell.bold for cell in row] for row in grid.cells]
+    assert [row[0] for row in bold] == [True, True, False]  # 3.0 and 2.8 cannot be told apart
+    assert [row[1] for row in bold] == [True, False, False]  # the confounded test can
+    family = compared["p_holm"].notna().sum()
+    assert family == 6
+    assert (compared["p_holm"] >= compared["p"]).all()
+    assert "**" in table.to_markdown(grid)
+
+
+def test_seen_patients_are_marked_with_a_footnote(benchmark):
+    _, _, grid = benchmark
+    markdown = table.to_markdown(grid)
+    assert [row[0].seen for row in grid.cells] == [True, False, False]
+    assert f"){table.SEEN_MARK}" in markdown
+    assert table.SEEN_NOTE in markdown
+
+
+def test_the_header_says_how_many_patients_and_what_chance_is(benchmark):
+    _, _, grid = benchmark
+    assert grid.columns[0] == "tumor: AUROC (40 patients)"
+    assert grid.columns[3] == "tumor: site predictability (40 patients, chance 0.33)"
+
+
+def test_seeds_are_a_row_of_mean_and_spread_over_rows_of_their_own():
+    runs = [_answer("simclr", s, run=f"simclr.{i}") for i, s in enumerate((1.0, 2.0, 3.0))]
+    answers = [*runs, _answer("random", 0.0)]
+    long = table.long_table(answers, [])
+    grid = table.make_grid(long, table.comparisons(answers, [], seed=0), SHOWN)
+    assert [name for name, _ in grid.rows] == [
+        "simclr (3 seeds)", "simclr.0", "simclr.1", "simclr.2", "random",
+    ]  # fmt: skip
+    values = long.query("metric == 'auroc' and encoder == 'simclr'")["value"]
+    assert grid.cells[0][0].text == f"{values.mean():.2f} ± {values.std(ddof=1):.2f}"
+    assert grid.cells[0][0].bold
+    assert table.SPREAD in grid.notes
+
+
+def test_heads_are_rows_and_robustness_stands_once_an_encoder():
+    answers = [
+        _answer("simclr", 1.0),
+        *(_answer("simclr", 1.0, task="her2", head=h) for h in ("mean", "abmil")),
+    ]
+    long = table.long_table(answers, [_robustness("simclr", 1.0)])
+    shown = {"tumor": ["auroc"], "her2": ["auroc"]}
+    grid = table.make_grid(long, table.comparisons(answers, [], seed=0), shown)
+    assert grid.rows == [("simclr", "linear"), ("simclr", "mean"), ("simclr", "abmil")]
+    texts = [[cell.text != table.NOTHING for cell in row] for row in grid.cells]
+    assert texts == [
+        [True, False, True, True, True],
+        [False, True, False, False, False],
+        [False, True, False, False, False],
+    ]
+
+
+def test_a_task_shows_and_compares_the_metrics_it_names():
+    answers = [_answer(e, s, shown=["accuracy", "auroc"]) for e, s in (("a", 3.0), ("b", 0.0))]
+    long, compared = table.long_table(answers, []), table.comparisons(answers, [], seed=0)
+    grid = table.make_grid(long, compared, {"tumor": ["accuracy", "auroc"]})
+    assert grid.columns == ["tumor: accuracy (40 patients)", "tumor: AUROC (40 patients)"]
+    assert compared["test"].tolist() == ["accuracy", "auroc"]
+    assert [[cell.bold for cell in row] for row in grid.cells] == [[True, True], [False, False]]
+
+
+def test_an_undefined_figure_is_a_dash_and_never_bold():
+    blank = _answer("simclr", 1.0)
+    blank.metrics.loc[:, ["value", "low", "high"]] = np.nan
+    answers = [blank, _answer("random", 0.0)]
+    grid = table.make_grid(
+        table.long_table(answers, []), table.comparisons(answers, [], seed=0), SHOWN
+    )
+    assert grid.cells[0][0] == table.Cell()
+    assert table.number(0.5, np.nan, np.nan) == "0.50"
+
+
+def test_the_robustness_tree_holds_every_figure_and_is_json():
+    one = _robustness("simclr", 1.0, run="simclr.1")
+    one.metrics.iloc[1, one.metrics.columns.get_loc("low")] = np.nan
+    tree = json.loads(json.dumps(table.robustness_tree([one]), allow_nan=False))
+    assert list(tree) == ["tumor"] and list(tree["tumor"]) == ["simclr.1"]
+    for row in one.metrics.itertuples():
+        found = tree["tumor"]["simclr.1"][row.metric][row.group]
+        assert found["value"] == row.value and found["patients"] == row.patients
+        assert found["low"] == (None if np.isnan(row.low) else row.low)
+
+
+def test_names_are_escaped_where_the_format_needs_it(benchmark):
+    _, _, grid = benchmark
+    assert r"stain\_invariant" in table.to_latex(grid)
+    odd = table.ResultGrid(["a < b & c"], [("x", "y")], [[table.Cell("1.00")]])
+    assert "a &lt; b &amp; c" in table.to_html(odd, "t")
+    assert r"a < b \& c" in table.to_latex(odd)

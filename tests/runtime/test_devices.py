@@ -1,0 +1,78 @@
+"""Each job takes GPUs of its own, and gives them back however it ends."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from stainssl.runtime import devices as device
+
+Job = Callable[[int], str]
+
+
+@pytest.fixture
+def job(monkeypatch, tmp_path) -> Iterator[Job]:
+    """Takes GPUs of a machine of three as another job would, and says which it was left."""
+    monkeypatch.setattr(device.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(device.torch.cuda, "device_count", lambda: 3)
+    for name in ("LOCAL_RANK", "SLURM_JOB_ID", "SLURM_NTASKS", "SLURM_PROCID"):
+        monkeypatch.delenv(name, raising=False)
+    locks = []
+
+    def take(count: int) -> str:
+        monkeypatch.delenv(device.VISIBLE, raising=False)
+        monkeypatch.setattr(device, "_held", {})
+        device.take(count)
+        locks.extend(device._held.values())
+        return os.environ.get(device.VISIBLE, "all")
+
+    take.locks = locks
+    yield take
+    for lock in locks:
+        lock.close()
+
+
+def test_jobs_take_gpus_of_their_own_then_share(job, caplog):
+    assert [job(1), job(2)] == ["0", "1,2"]
+    assert not caplog.text
+    assert job(1) in ("0", "1", "2")
+    assert "0 of 3 GPUs are free and 1 wanted" in caplog.text
+
+
+def test_too_few_free_are_filled_up_with_others(job):
+    assert job(2) == "0,1"
+    assert sorted(job(2).split(",")) in (["0", "2"], ["1", "2"])
+
+
+def test_a_job_that_ended_frees_its_gpu(job):
+    assert job(1) == "0"
+    job.locks.pop().close()  # as the system does when a process dies
+    assert job(1) == "0"
+
+
+@pytest.mark.parametrize("count", [0, 3, 4])
+def test_who_wants_all_is_left_all(job, count):
+    assert job(count) == "all"
+
+
+def test_only_what_a_scheduler_shows_is_taken(job, monkeypatch):
+    monkeypatch.setattr(device, "_held", {})
+    monkeypatch.setenv(device.VISIBLE, "GPU-a, GPU-b")
+    device.take(1)
+    assert os.environ[device.VISIBLE] == "GPU-a"
+    device._held["GPU-a"].close()
+
+
+def test_a_process_of_a_group_keeps_what_it_was_given(job, monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setenv(device.VISIBLE, "0,1,2")
+    device.take(1)
+    assert os.environ[device.VISIBLE] == "0,1,2"
+
+
+def test_without_a_gpu_it_is_the_cpu(monkeypatch):
+    monkeypatch.setattr(device.torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(device.torch.cuda, "device_count", lambda: 0)
+    assert device.pick() == "cpu"

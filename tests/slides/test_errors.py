@@ -1,0 +1,80 @@
+"""A fault is the slide's or the machine's, and never both."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from stainssl.errors import SlideError, Status
+from stainssl.slides.errors import (
+    ENVIRONMENT_ERRNOS,
+    environment_errno,
+    require_file,
+    translate_errors,
+)
+
+
+@pytest.mark.parametrize("number", sorted(ENVIRONMENT_ERRNOS))
+def test_errors_of_the_machine_are_known_by_number_and_by_sentence(number: int) -> None:
+    assert environment_errno(OSError(number, "x")) == number
+    assert environment_errno(RuntimeError(f"Couldn't read: {os.strerror(number)}")) == number
+
+
+def test_memory_is_the_machines_and_the_rest_the_files() -> None:
+    assert environment_errno(MemoryError()) == errno.ENOMEM
+    assert environment_errno(OSError(errno.EINVAL, "x")) is None
+    assert environment_errno(ValueError("Bogus marker length")) is None
+
+
+@pytest.mark.parametrize(
+    ("message", "status"),
+    [
+        ("Unsupported TIFF compression: 52479", Status.UNSUPPORTED),
+        ("Short read of file", Status.TRUNCATED),
+        ("image file is truncated (3 bytes not processed)", Status.TRUNCATED),
+        ("Bogus marker length", Status.UNREADABLE),
+    ],
+)
+def test_what_a_library_says_becomes_a_status(tmp_path: Path, message: str, status: Status) -> None:
+    path = tmp_path / "slide.svs"
+    path.write_bytes(b"x")
+    with pytest.raises(SlideError) as caught, translate_errors(path, "reading"):
+        raise RuntimeError(message)
+    assert caught.value.status is status
+    assert message in caught.value.detail
+
+
+def test_a_status_passes_through(tmp_path: Path) -> None:
+    with pytest.raises(SlideError) as caught, translate_errors(tmp_path, "reading"):
+        raise SlideError(Status.NO_MPP, "No pixel size.")
+    assert caught.value.status is Status.NO_MPP
+
+
+def test_a_missing_file_among_others_is_missing(tmp_path: Path) -> None:
+    (tmp_path / "other.svs").touch()
+    with pytest.raises(SlideError) as caught:
+        require_file(tmp_path / "gone.svs", tmp_path)
+    assert caught.value.status is Status.MISSING
+    with pytest.raises(SlideError):  # a folder of its own that was never downloaded
+        require_file(tmp_path / "uuid" / "gone.svs", tmp_path)
+
+
+@pytest.mark.parametrize("path", ["gone.svs", "mount/gone.svs"])
+def test_a_folder_without_its_mount_raises(tmp_path: Path, path: str) -> None:
+    with pytest.raises(OSError, match="mounted"):
+        require_file(tmp_path / "root" / path, tmp_path / "root")
+    (tmp_path / "root" / path).parent.mkdir(parents=True)
+    with pytest.raises(OSError, match="mounted"):
+        require_file(tmp_path / "root" / path, tmp_path / "root")
+
+
+def test_zero_bytes_are_unreadable_and_a_file_is_fine(tmp_path: Path) -> None:
+    (tmp_path / "empty.svs").touch()
+    with pytest.raises(SlideError) as caught:
+        require_file(tmp_path / "empty.svs", tmp_path)
+    assert caught.value.status is Status.UNREADABLE
+    (tmp_path / "full.svs").write_bytes(b"x")
+    require_file(tmp_path / "full.svs", tmp_path)
