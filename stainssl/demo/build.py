@@ -20,6 +20,7 @@ from stainssl.demo.render import render
 from stainssl.demo.scene import MPP, draw_scene
 from stainssl.demo.svs import write_svs
 from stainssl.demo.truth import write_truth
+from stainssl.runtime.children import end_with_parent
 from stainssl.stores.atomic import replacing
 
 log = logging.getLogger(__name__)
@@ -83,7 +84,9 @@ def _each(
         yield from map(write, slides)
         return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, mp_context=context) as pool:
+    with ProcessPoolExecutor(
+        processes, context, initializer=end_with_parent, initargs=(os.getpid(),)
+    ) as pool:
         yield from pool.map(write, slides)
 
 

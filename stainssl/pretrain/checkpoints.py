@@ -148,7 +148,7 @@ def usable_checkpoint(path: Path, mark: str) -> int | None:
     if not path.exists():
         return None
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=False)
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         found, step = checkpoint.get("stainssl"), int(checkpoint["global_step"])
     except Exception as error:  # pickle, zip and torch each raise their own kinds
         log.warning("%s is not a whole checkpoint (%s): training starts anew", path, error)

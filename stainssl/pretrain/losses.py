@@ -53,6 +53,13 @@ def uniformity(features: Tensor) -> float:
     return float(F.pdist(F.normalize(features, dim=1)).square().mul(-2).exp().mean().log())
 
 
+def mean_cosine(features: Tensor) -> float:
+    """Mean cosine of two different rows of (N, D), N ≥ 2; 1 where all point one way."""
+    unit = F.normalize(features.double(), dim=1)
+    count = len(unit)
+    return float((unit.sum(0).square().sum() - unit.square().sum()) / (count * (count - 1)))
+
+
 def effective_rank(features: Tensor) -> float:
     """Exponential of the entropy of the centred features' singular values (Roy & Vetterli 2007).
 

@@ -13,6 +13,7 @@ import logging
 import math
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,10 +37,12 @@ from torch import Tensor, nn
 from stainssl.errors import StainsslError
 from stainssl.pretrain.checkpoints import CHECKPOINT, Checkpoints, RequeueSignal, usable_checkpoint
 from stainssl.pretrain.data import Batch, Stream, TrainTiles
-from stainssl.pretrain.distributed import Placement, placement, synchronised
+from stainssl.pretrain.distributed import Placement, is_main, placement, synchronised
+from stainssl.pretrain.lock import training_lock
 from stainssl.pretrain.methods import Method
 from stainssl.pretrain.watch import METRICS, Probe, Row, TileMetadata, TrainingMonitor
-from stainssl.runtime.devices import is_slurm_step
+from stainssl.runtime.children import end_with_parent
+from stainssl.runtime.devices import is_one_of_several, is_slurm_step
 
 log = logging.getLogger(__name__)
 
@@ -238,8 +241,11 @@ def fit(
 
     Raises:
         StainsslError: the loss is not a number, the embedding collapsed, a checkpoint cannot be
-            written, or the job was told to stop.
+            written, the job was told to stop, or another one is training into the same folder and
+            cannot be waited for.
     """
+    if not is_main() and isinstance(_environment(), LightningEnvironment):
+        end_with_parent()  # it was started by the process that writes, and waits for its gradients
     where, told = placement(), RequeueSignal()
     stream = Stream(tiles, batch_size, settings.steps, seed)
     diary = TrainingMonitor(stream, settings.steps, Probe.of(tiles, facts, seed), on_row)
@@ -247,17 +253,26 @@ def fit(
         checkpoints / CHECKPOINT, mark, diary, told, steps=settings.steps,
         seconds=settings.checkpoint_seconds, every=settings.checkpoint_steps,
     )  # fmt: skip
-    done = usable_checkpoint(keeper.path, mark)
-    if done is not None:
-        stream.start = done
-        log.info("going on from step %d of %d", stream.start, settings.steps)
     if where.processes > 1:
         synchronised(module, where.gpu)
     trainer = _trainer(settings, [diary, keeper], where)
-    path = keeper.path if done is not None else None
-    with told.listening():
+    with _alone(checkpoints), told.listening():
+        done = usable_checkpoint(keeper.path, mark)
+        if done is not None:
+            stream.start = done
+            log.info("going on from step %d of %d", stream.start, settings.steps)
+        path = keeper.path if done is not None else None
         _run(trainer, module, stream, path, settings.steps)
     return pd.DataFrame(diary.rows, columns=list(METRICS)).astype({"epoch": int, "step": int})
+
+
+def _alone(checkpoints: Path) -> AbstractContextManager[None]:
+    """The lock on the checkpoints, held by the process that writes them.
+
+    One of several processes that were started together refuses rather than waits: the others would
+    give up on it.
+    """
+    return training_lock(checkpoints, wait=not is_one_of_several()) if is_main() else nullcontext()
 
 
 def _run(
@@ -266,10 +281,10 @@ def _run(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of loaders and loggers that are not lightning's
-            trainer.fit(module, stream, ckpt_path=path, weights_only=False)
+            trainer.fit(module, stream, ckpt_path=path, weights_only=True)
     except SystemExit:
         raise StainsslError(
-            f"RequeueSignal to stop at step {trainer.global_step} of {steps}: the checkpoint is "
+            f"Told to stop at step {trainer.global_step} of {steps}: the checkpoint is "
             "written, run again to go on."
         ) from None
 

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -98,3 +100,21 @@ def test_a_cohort_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
         make(root, 0, {"a": 1}, side_px=100)
     assert [path.name for path in tmp_path.iterdir()] == ["cohort"]
     assert (root / "kept").exists()
+
+
+def test_a_killed_demo_leaves_no_worker_that_holds_its_output(tmp_path: Path) -> None:
+    # Whoever reads the output (`tee`, Snakemake) would wait for the workers for good.
+    code = (
+        "import logging, sys; from stainssl.demo import make\n"
+        "if __name__ == '__main__':\n"
+        "    logging.basicConfig(level=logging.INFO, stream=sys.stdout)\n"
+        f"    make({str(tmp_path / 'demo')!r}, 1, {{'a': 4, 'b': 4}}, 2, 512)\n"
+    )
+    script = tmp_path / "job.py"
+    script.write_text(code)
+    job = subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True)
+    assert job.stdout is not None
+    assert "1 of " in job.stdout.readline()
+    job.kill()
+    job.stdout.read()  # ends when nobody holds it any more
+    assert job.wait() == -9

@@ -13,6 +13,7 @@ from lightly.loss import NTXentLoss
 from stainssl.pretrain.losses import (
     alignment,
     effective_rank,
+    mean_cosine,
     nearest_neighbours,
     nt_xent,
     uniformity,
@@ -59,6 +60,15 @@ def test_effective_rank_is_at_most_the_rank(rank, seed):
     rng = torch.Generator().manual_seed(seed)
     features = torch.randn(40, rank, generator=rng) @ torch.randn(rank, 12, generator=rng)
     assert 1 <= effective_rank(features) <= rank + 1e-4
+
+
+@given(st.integers(2, 12), st.integers(1, 6), st.integers(0, 99))
+def test_mean_cosine_is_that_of_all_pairs(count, dim, seed):
+    features = torch.randn(count, dim, generator=torch.Generator().manual_seed(seed)) + 0.5
+    cosine = torch.nn.functional.cosine_similarity(features[:, None], features[None], dim=-1)
+    expected = cosine[~torch.eye(count, dtype=bool)].mean()
+    assert mean_cosine(features) == pytest.approx(float(expected), abs=1e-5)
+    assert mean_cosine(torch.ones(count, dim)) == pytest.approx(1)
 
 
 def test_effective_rank_of_a_collapsed_embedding_is_one():

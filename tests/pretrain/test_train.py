@@ -17,6 +17,7 @@ from stainssl.errors import StainsslError
 from stainssl.pretrain import checkpoints, train, watch
 from stainssl.pretrain.checkpoints import CHECKPOINT, usable_checkpoint
 from stainssl.pretrain.data import Batch, TrainTiles
+from stainssl.pretrain.lock import LOCK, training_lock
 from stainssl.pretrain.methods import Recipe, SimClr
 from stainssl.pretrain.objectives import OBJECTIVES
 from stainssl.pretrain.train import (
@@ -140,6 +141,56 @@ def test_a_broken_checkpoint_is_not_taken_up(tmp_path, caplog):
     assert usable_checkpoint(tmp_path / "none.ckpt", "m") is None
 
 
+class _Trap:
+    """Makes a file where it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def test_a_checkpoint_that_holds_code_is_not_run(undisturbed, tiles, tmp_path, caplog):
+    torch.save({"stainssl": "m", "global_step": 4, "it": _Trap(tmp_path / "ran")},
+               tmp_path / CHECKPOINT)  # fmt: skip
+    module = _module()
+    _fit(module, tiles, tmp_path)
+    assert "not a whole checkpoint" in caplog.text
+    assert not (tmp_path / "ran").exists()
+    assert _same(undisturbed[0], module)
+
+
+def test_nobody_else_trains_into_the_folder_meanwhile(tiles, tmp_path):
+    class Looking(Interrupted):
+        def views(self, batch, step):
+            refused = pytest.raises(StainsslError, match=f"process {os.getpid()} on")
+            with refused, training_lock(tmp_path, wait=False):
+                raise AssertionError("two at a time")
+            return super().views(batch, step)
+
+    module = _module()
+    module._method = Looking(Recipe(32, "weak", 0), None)
+    _fit(module, tiles, tmp_path)
+    with training_lock(tmp_path, wait=False):
+        pass
+
+
+def test_vectors_that_are_all_alike_are_told(tiles, tmp_path, monkeypatch, caplog):
+    class Alike(Learner):
+        def vectors(self, batch, step):
+            first, second = super().vectors(batch, step)
+            return first / first.std() + 1e3, second / second.std() + 1e3
+
+    monkeypatch.setattr(watch, "RANK_TILES", 8)
+    module = _module()
+    module.__class__ = Alike
+    rows = _fit(module, tiles, tmp_path)
+    assert rows["effective_rank"].min() > watch.RANK_FLOOR  # which is of centred vectors
+    assert rows["mean_cosine"].min() > watch.MOST_ALIKE
+    assert "all tiles have nearly the same vector (mean cosine 1.0000)" in caplog.text
+
+
 def test_not_a_number_stops_and_keeps_the_last_good_checkpoint(tiles, tmp_path):
     class Spoiled(Interrupted):
         def views(self, batch, step):
@@ -173,13 +224,13 @@ def test_a_full_disk_keeps_the_checkpoint_before(tiles, tmp_path, monkeypatch):
     with pytest.raises(StainsslError, match="No space left on device"):
         _fit(_module(), tiles, tmp_path)
     assert usable_checkpoint(tmp_path / CHECKPOINT, "m") == 2
-    assert [path.name for path in tmp_path.iterdir()] == [CHECKPOINT]
+    assert {path.name for path in tmp_path.iterdir()} == {CHECKPOINT, LOCK}
 
 
 def test_told_to_stop_it_writes_a_checkpoint_first(undisturbed, tiles, tmp_path, monkeypatch):
     property_of = property(lambda self: self.global_step == 3)
     monkeypatch.setattr(train.lightning.Trainer, "received_sigterm", property_of)
-    with pytest.raises(StainsslError, match=r"RequeueSignal to stop at step 3 of 7"):
+    with pytest.raises(StainsslError, match=r"Told to stop at step 3 of 7"):
         _fit(_module(), tiles, tmp_path)
     monkeypatch.undo()
     module = _module()

@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from stainssl.errors import SlideError, Status
+from stainssl.runtime.children import end_with_parent
 from stainssl.slides.slide import Slide
 
 PATIENCE_S = 120.0  # for one answer; a region of 4 megapixels takes less than a second
@@ -41,6 +42,7 @@ class Described:
 
 def _serve(path: Path, open_file: Callable[[Path], Slide], pipe: Connection) -> None:
     """The other process: open, describe, then answer until the pipe is closed."""
+    end_with_parent()  # a library that hangs never looks at the pipe
     with contextlib.suppress(EOFError, BrokenPipeError):
         try:
             slide = open_file(path)
