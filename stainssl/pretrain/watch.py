@@ -130,8 +130,8 @@ def alike_message(cosine: float, epoch: int) -> str:
     """What vectors that are nearly one vector mean, and what to try."""
     return (
         f"After epoch {epoch} all tiles have nearly the same vector (mean cosine {cosine:.4f}): "
-        "it says next to nothing of a tile. Train for more steps, or with a larger `batch_size` or a "
-        "lower `temperature`."
+        "it says next to nothing of a tile. Train for more steps, or with a larger `batch_size` "
+        "or a lower `temperature`."
     )
 
 
