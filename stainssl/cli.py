@@ -118,7 +118,7 @@ def demo(config: ConfigFile = DEFAULT, threads: Threads = 0) -> None:
 @cohort_app.command("check")
 def cohort_check(config: ConfigFile = DEFAULT) -> None:
     """Tell every problem of the config and its sheets at once; exit 1 where there is one."""
-    from stainssl.cohort import check, read_sheet, release_warnings
+    from stainssl.cohort import PART, check, read_sheet, release_warnings, sheet_notes, sheet_summary
     from stainssl.errors import StainsslError
 
     loaded = _load(config)
@@ -128,8 +128,10 @@ def cohort_check(config: ConfigFile = DEFAULT) -> None:
         sheet = read_sheet(loaded, name)
         typer.echo(
             f"{name}: {len(sheet)} slides of {sheet['patient_id'].nunique()} patients "
-            f"in {sheet['part'].nunique()} parts, no problem found"
+            f"in {sheet[PART].nunique()} parts, no problem found"
         )
+        for sentence in [*sheet_summary(sheet), *sheet_notes(loaded, name)]:
+            typer.echo(f"  {sentence}")
         for sentence in release_warnings(loaded, name):
             typer.echo(f"  {sentence}")
 

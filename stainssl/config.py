@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import difflib
 import logging
+import re
+import unicodedata
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -84,6 +86,7 @@ class Cohort(Model):
     demo: Demo | None = None  # instead of a sheet
     release: str | None = None  # instead of a sheet: a public data set, whose folder is `root`
     options: dict[str, str] = {}  # of the release, as its page in docs/cohorts/ names them
+    columns: dict[str, str | None] = {}  # our column → the sheet's; null: ours is not in the sheet
     kind: Literal["slides", "patches"] = "slides"
     annotations: str | None = None  # pattern with {slide_id}: GeoJSON, ASAP or ImageScope XML
     outlines: dict[str, Outlines] = {}  # tile label → classes; without: the class of its name
@@ -120,6 +123,8 @@ class Cohort(Model):
             )
         if self.options and self.release is None:
             raise ValueError("'options' are those of a 'release', and there is none")
+        if self.columns and self.sheet is None:
+            raise ValueError("'columns' are those of a 'sheet', and there is none")
         return self
 
 
@@ -408,9 +413,17 @@ class Config(Model):
         return found[name]
 
 
+def folded(name: str) -> str:
+    """A name without what people write in several ways: capitals, spaces, hyphens, underscores."""
+    return re.sub(r"[\W_]+", "", unicodedata.normalize("NFKC", name).casefold())
+
+
 def nearest(word: str, known: Mapping[str, Any] | list[str]) -> str:
     """The end of a sentence that names the nearest known word, or all of them."""
-    close = difflib.get_close_matches(word, list(known), n=1)
+    by_fold = {folded(name): name for name in known}
+    close = difflib.get_close_matches(word, list(known), n=1) or [
+        by_fold[name] for name in difflib.get_close_matches(folded(word), list(by_fold), n=1)
+    ]
     if close:
         return f"; did you mean {close[0]!r}?"
     return f"; known: {', '.join(map(str, known)) or 'none'}."
@@ -519,18 +532,41 @@ def parse(data: Mapping[str, Any], source: str = "config") -> Config:
     return config
 
 
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML whose mappings name each key once; the language lets the last one win."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        given = [key for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+        seen: set[str] = set()
+        for key in given:
+            if key.value in seen:
+                line = key.start_mark.line + 1
+                raise yaml.YAMLError(f"line {line}: the key {key.value!r} stands there again")
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(path: Path) -> Any:
+    """What a YAML file holds.
+
+    Raises:
+        StainsslError: the file is missing, not YAML, or names a key twice.
+    """
+    try:
+        return yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_UniqueKeys)
+    except FileNotFoundError:
+        raise StainsslError(f"{path}: no such config file.") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise StainsslError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+
+
 def load(path: Path) -> Config:
     """The config in a YAML file.
 
     Raises:
         StainsslError: the file is missing, not YAML, or `parse` finds problems.
     """
-    try:
-        data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise StainsslError(f"{path}: no such config file.") from None
-    except yaml.YAMLError as error:
-        raise StainsslError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    data = read_yaml(path)
     if not isinstance(data, dict):
         raise StainsslError(f"{path}: expected a mapping of keys, found {_short(data)}.")
     return parse(data, str(path))

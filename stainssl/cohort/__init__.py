@@ -5,15 +5,19 @@ from stainssl.cohort.parts import parts, site_columns, train_parts
 from stainssl.cohort.sheet import (
     ALL,
     COLUMNS,
+    PART,
     SheetRow,
     read_sheet,
     release_warnings,
     root,
+    sheet_notes,
+    sheet_summary,
 )
 
 __all__ = [
     "ALL",
     "COLUMNS",
+    "PART",
     "SheetRow",
     "check",
     "missing_files",
@@ -21,6 +25,8 @@ __all__ = [
     "read_sheet",
     "release_warnings",
     "root",
+    "sheet_notes",
+    "sheet_summary",
     "site_columns",
     "train_parts",
 ]

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import pandas as pd
 
-from stainssl.cohort.sheet import ALL, SCANNER_WORDS, read_sheet
+from stainssl.cohort.sheet import ALL, PART, SCANNER_WORDS, read_sheet
 from stainssl.config import Config, Encoder
 from stainssl.errors import StainsslError
 
@@ -14,7 +14,7 @@ from stainssl.errors import StainsslError
 def parts(config: Config, name: str) -> dict[str, pd.DataFrame]:
     """The parts of a cohort in sheet order: name → rows as in `read_sheet`."""
     frame = read_sheet(config, name)
-    return {str(part): rows for part, rows in frame.groupby("part", sort=False)}
+    return {str(part): rows for part, rows in frame.groupby(PART, sort=False)}
 
 
 def site_columns(columns: Iterable[str]) -> list[str]:
@@ -38,4 +38,4 @@ def train_parts(config: Config, encoder: Encoder) -> list[tuple[str, str]]:
             f" splits found: {', '.join(sorted(set(split)))}."
         )
     wanted = rows[split.isin(encoder.train.splits)]
-    return list(wanted[["cohort", "part"]].drop_duplicates().itertuples(index=False, name=None))
+    return list(wanted[["cohort", PART]].drop_duplicates().itertuples(index=False, name=None))

@@ -11,11 +11,13 @@ from typing import Annotated
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
-from stainssl.config import NAME, Cohort, Config
+from stainssl.cohort.sheet_file import SheetFile, read_sheet_file, shown
+from stainssl.config import NAME, Cohort, Config, nearest
 from stainssl.errors import StainsslError
 from stainssl.plan.paths import Paths
 
-Id = Annotated[str, StringConstraints(pattern=f"^{NAME}$")]
+MAX_ID = 150  # files are named by ids, and a file's name has at most 255 bytes
+Id = Annotated[str, StringConstraints(pattern=f"^{NAME}$", max_length=MAX_ID)]
 ALL = "all"  # the split of a sheet that has none
 TRUE = {"1", "true", "yes", "x"}
 FALSE = {"", "0", "false", "no"}
@@ -33,29 +35,39 @@ class SheetRow(BaseModel):
     split: Annotated[str, StringConstraints(pattern=f"^({NAME})?$")] = ""
     mpp: Annotated[float, Field(gt=0)] | None = None  # µm/px at level 0; wins over the slide's own
     exclude: bool = False
+    stainssl_part: Annotated[str, StringConstraints(pattern=f"^{NAME}$", max_length=MAX_ID)] = ""
 
 
+PART = "stainssl_part"  # column: the block of rows that is one job; of a name that no sheet has
+MAX_EQUAL = 3  # equal errors that are told one by one
 SCANNER_WORDS = ("scanner", "vendor")  # columns that tell of a slide's making, as its site does
 OPTIONAL = ("site", "split", "mpp", "exclude")
 REQUIRED = ("slide_id", "patient_id", "path")
 COLUMNS = (*REQUIRED, *OPTIONAL)
+KNOWN = (*COLUMNS, PART)  # every column that means something here
+UNKNOWN_IDS = {"na", "n/a", "nan", "none", "null", "unknown", "missing"}
 
 
-def _raw_sheet(config: Config, name: str) -> pd.DataFrame:
+def _raw_sheet(config: Config, name: str) -> SheetFile:
     cohort = config.cohorts[name]
     if cohort.demo is not None:
         from stainssl.demo import sheet
 
-        return sheet(cohort.demo.seed, cohort.demo.patients).astype(str)
+        return _numbered(sheet(cohort.demo.seed, cohort.demo.patients).astype(str))
     if cohort.release is not None:
-        return _release_sheet(cohort, name)
+        return _numbered(_release_sheet(cohort, name))
     assert cohort.sheet is not None
+    labels = [task.label for task in config.tasks.values()]
     try:
-        return pd.read_csv(cohort.sheet, dtype=str, keep_default_na=False, skipinitialspace=True)
-    except FileNotFoundError:
-        raise StainsslError(f"cohorts.{name}.sheet: {cohort.sheet} does not exist.") from None
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise StainsslError(f"cohorts.{name}.sheet: {cohort.sheet} is not a CSV: {error}") from None
+        return read_sheet_file(cohort.sheet, cohort.columns, KNOWN, labels)
+    except StainsslError as error:
+        lines = str(error).split("\n")
+        raise StainsslError("\n".join(f"cohorts.{name}.sheet: {line}" for line in lines)) from None
+
+
+def _numbered(frame: pd.DataFrame) -> SheetFile:
+    """A sheet that is no file, with the line numbers that it would have as one."""
+    return SheetFile(frame.set_axis(range(2, len(frame) + 2)))
 
 
 def _release_sheet(cohort: Cohort, name: str) -> pd.DataFrame:
@@ -84,6 +96,21 @@ def release_warnings(config: Config, name: str) -> list[str]:
     return load(cohort.release, cohort.root, cohort.options).warnings
 
 
+def sheet_notes(config: Config, name: str) -> list[str]:
+    """What of a cohort's sheet was not read as it stands, a sentence each."""
+    return list(_loaded(_Asked(_state(config, name), config, name)).notes)
+
+
+def sheet_summary(rows: pd.DataFrame) -> list[str]:
+    """How a sheet's sites and splits were read, a line each; of `read_sheet`'s rows."""
+    lines = []
+    for column in ("site", "split"):
+        counts = rows[column].replace("", "none").value_counts(sort=False)
+        words = [f"{word} {count}" for word, count in counts.items()]
+        lines.append(f"{column}: {shown(words, 12)}")
+    return lines
+
+
 def source_of(config: Config, name: str) -> str:
     cohort = config.cohorts[name]
     if cohort.release:
@@ -91,37 +118,98 @@ def source_of(config: Config, name: str) -> str:
     return str(cohort.sheet) if cohort.sheet else f"cohort {name}"
 
 
-def _row_problems(frame: pd.DataFrame, source: str) -> Iterator[str]:
-    """Sentences about rows that are not valid; line numbers as an editor shows them."""
-    given = [column for column in COLUMNS if column in frame]
-    for line, row in enumerate(frame[given].to_dict("records"), start=2):
-        flag = str(row.get("exclude", "")).strip().lower()
+@dataclass(frozen=True)
+class _Fault:
+    """A cell that is not valid; equal faults are told in one sentence."""
+
+    line: int
+    column: str
+    value: object
+    wanted: str
+
+
+def _row_faults(frame: pd.DataFrame) -> Iterator[_Fault]:
+    given = [column for column in KNOWN if column in frame]
+    for line, row in zip(frame.index, frame[given].to_dict("records"), strict=True):
+        flag = str(row.get("exclude", "")).lower()
         if flag not in TRUE | FALSE:
-            yield f"{source}, line {line}: exclude is {flag!r}: write true or false, or nothing."
+            yield _Fault(line, "exclude", flag, "is true or false (1, 0, yes, no, x), or nothing")
+        for column in ("slide_id", "patient_id"):
+            if str(row[column]).lower() in UNKNOWN_IDS:
+                yield _Fault(
+                    line, column, row[column], "names one: exclude the row if none is known"
+                )
         values = {
             str(k): v for k, v in row.items() if k != "exclude" and (v != "" or k in REQUIRED)
         }
         try:
             SheetRow.model_validate(values)
         except ValidationError as error:
-            yield from (_row_sentence(found, source, line) for found in error.errors())
+            for found in error.errors():
+                wanted = _wanted(found["type"], found["msg"])
+                yield _Fault(line, str(found["loc"][-1]), found["input"], wanted)
 
 
-def _row_sentence(found: object, source: str, line: int) -> str:
-    assert isinstance(found, dict)
-    column, value = found["loc"][-1], found["input"]
-    if found["type"] == "string_pattern_mismatch":
-        wanted = "may hold letters, digits, '.', '_' and '-', and starts with a letter or a digit"
-    else:
-        wanted = found["msg"]
-    return f"{source}, line {line}: {column} is {value!r}: it {wanted}."
+def _wanted(kind: str, message: str) -> str:
+    if kind == "string_pattern_mismatch":
+        return "may hold letters, digits, '.', '_' and '-', and starts with a letter or a digit"
+    return message
+
+
+def _row_problems(frame: pd.DataFrame, source: str) -> Iterator[str]:
+    """Sentences about rows that are not valid; line numbers as an editor shows them."""
+    alike: dict[tuple[str, str], list[_Fault]] = {}
+    for fault in _row_faults(frame):
+        alike.setdefault((fault.column, fault.wanted), []).append(fault)
+    for (column, wanted), faults in alike.items():
+        if len(faults) <= MAX_EQUAL:
+            for fault in faults:
+                yield f"{source}, line {fault.line}: {column} is {fault.value!r}: it {wanted}."
+        else:
+            lines = shown([str(fault.line) for fault in faults])
+            values = shown(list(dict.fromkeys(repr(fault.value) for fault in faults)))
+            yield f"{source}, lines {lines}: {column} is {values}: it {wanted}."
 
 
 def _duplicates(frame: pd.DataFrame, source: str) -> Iterator[str]:
     twice = frame[frame["slide_id"].duplicated(keep=False)]
-    for slide, rows in twice.groupby("slide_id").groups.items():
-        lines = ", ".join(str(row + 2) for row in rows)
-        yield f"{source}: slide_id {slide!r} stands in lines {lines}: keep one of them."
+    found = [
+        f"slide_id {slide!r} stands in lines {shown([str(line) for line in lines])}"
+        for slide, lines in twice.groupby("slide_id").groups.items()
+    ]
+    if len(found) <= MAX_EQUAL:
+        yield from (f"{source}: {sentence}: keep one of them." for sentence in found)
+    else:
+        yield f"{source}: {len(found)} slide_ids stand twice, as {found[0]}: keep one of them."
+
+
+def _differ_in_capitals(frame: pd.DataFrame, source: str) -> Iterator[str]:
+    """Ids, sites and splits that a person reads as one, and a program as two."""
+    for column in ("slide_id", "patient_id", "site", "split"):
+        if column in frame:
+            for words in alike_words(frame[column]):
+                both = " and ".join(words)
+                yield f"{source}: {column} {both} differ in capitals alone: write them alike."
+
+
+def alike_words(values: pd.Series) -> list[list[str]]:
+    """Distinct values that are one but for capitals, quoted; the first few of each."""
+    words = pd.Series(values.unique(), dtype=object)
+    groups = words.groupby(words.str.casefold()).agg(list)
+    return [[repr(word) for word in group] for group in groups if len(group) > 1][:MAX_EQUAL]
+
+
+def _torn_parts(frame: pd.DataFrame, source: str) -> Iterator[str]:
+    """A part is a job's rows: one that has rows of two splits shows test patients to training."""
+    if PART not in frame:
+        return
+    if empty := [str(line) for line in frame.index[frame[PART] == ""]]:
+        yield f"{source}, lines {shown(empty)}: {PART} is empty: fill it in every row, or drop it."
+    splits = frame["split"] if "split" in frame else pd.Series("", index=frame.index)
+    for part, found in splits.groupby(frame[PART]):
+        if found.nunique() > 1:
+            names = ", ".join(map(repr, sorted(found.unique())))
+            yield f"{source}: {PART} {part!r} has rows of splits {names}: a part has one split."
 
 
 def _straddlers(frame: pd.DataFrame, source: str) -> Iterator[str]:
@@ -139,22 +227,33 @@ def _straddlers(frame: pd.DataFrame, source: str) -> Iterator[str]:
 
 def _sheet_problems(frame: pd.DataFrame, source: str) -> list[str]:
     if absent := [column for column in REQUIRED if column not in frame]:
-        known = ", ".join(map(str, frame.columns))
-        return [f"{source}: column {column!r} is missing; found: {known}." for column in absent]
+        return [_absent_column(column, list(map(str, frame.columns)), source) for column in absent]
     if frame.empty:
         return [f"{source}: no rows: add a row per slide."]
     used = frame[~_excluded(frame)]
+    if used.empty:
+        return [f"{source}: all {len(frame)} rows are excluded: no slide is left."]
     return [
         *_row_problems(frame, source),
         *_duplicates(frame, source),
         *_straddlers(used, source),
+        *_differ_in_capitals(used, source),
+        *_torn_parts(used, source),
     ]
+
+
+def _absent_column(column: str, found: list[str], source: str) -> str:
+    sentence = f"{source}: column {column!r} is missing; found: {', '.join(found)}."
+    near = nearest(column, found)
+    if "did you mean" not in near:
+        return sentence
+    return f"{sentence[:-1]}{near} Then rename it, or set columns: {{{column}: …}}."
 
 
 def _excluded(frame: pd.DataFrame) -> pd.Series:
     if "exclude" not in frame:
         return pd.Series(False, index=frame.index)
-    return frame["exclude"].str.strip().str.lower().isin(TRUE)
+    return frame["exclude"].str.lower().isin(TRUE)
 
 
 def root(config: Config, name: str) -> Path:
@@ -166,7 +265,7 @@ def root(config: Config, name: str) -> Path:
 def _tidy(frame: pd.DataFrame, folder: Path) -> pd.DataFrame:
     out = frame.copy()
     for column in ("site", "split"):
-        out[column] = out[column].str.strip() if column in out else ""
+        out[column] = out.get(column, "")
     out["mpp"] = pd.to_numeric(out["mpp"].replace("", None)) if "mpp" in out else float("nan")
     out["mpp"] = out["mpp"].astype(float)
     out["exclude"] = _excluded(out)
@@ -190,7 +289,7 @@ def read_sheet(config: Config, name: str) -> pd.DataFrame:
     Returns:
         A row per slide in sheet order: `slide_id`, `patient_id`, `path` (str, under the cohort's
         root), `site`, `split` (str, empty where unknown), `mpp` (float, µm/px, NaN where not
-        given), `exclude` (False), `part` (str), and every other column as str, empty where
+        given), `exclude` (False), `stainssl_part` (str), and every other column as str, empty where
         unknown.
 
     Raises:
@@ -229,10 +328,15 @@ def _judged(asked: _Asked) -> pd.DataFrame:
     for a dozen times before a job runs.
     """
     config, name = asked.config, asked.name
-    frame = _raw_sheet(config, name)
+    frame = _loaded(asked).rows
     if problems := _sheet_problems(frame, source_of(config, name)):
         raise StainsslError("\n".join(problems))
     frame = _tidy(frame, root(config, name))
-    if "part" not in frame:
-        frame["part"] = _name_parts(frame, config.slides.part_size)
+    if PART not in frame:
+        frame[PART] = _name_parts(frame, config.slides.part_size)
     return frame[~frame["exclude"]].reset_index(drop=True)
+
+
+@lru_cache(maxsize=32)
+def _loaded(asked: _Asked) -> SheetFile:
+    return _raw_sheet(asked.config, asked.name)

@@ -20,6 +20,14 @@ from defusedxml.ElementTree import fromstring
 
 from stainssl.errors import StainsslError
 
+Row = tuple[int, dict[int, str]]  # number as the program shows it; column from 0 → text
+MAX_COLUMNS = 16_384  # `XFD`, the last that the format has
+MAX_PART_BYTES = 500_000_000  # unpacked; a table of half a million slides takes a third
+_FAULTS: tuple[Any, ...] = (
+    zipfile.BadZipFile, KeyError, ParseError, DefusedXmlException, ValueError, IndexError,
+    StopIteration, NotImplementedError,
+)  # fmt: skip
+
 
 def _named(element: Element, name: str) -> Iterator[Element]:
     return (found for found in element.iter() if str(found.tag).rsplit("}", 1)[-1] == name)
@@ -36,11 +44,17 @@ def _text(element: Element) -> str:
 
 
 def _column_index(reference: str) -> int:
-    """0 for `A7`, 26 for `AA7`."""
+    """0 for `A7`, 26 for `AA7`.
+
+    Raises:
+        ValueError: it lies beyond the last column that the format has.
+    """
     letters = re.sub(r"[^A-Z]", "", reference.upper())
     index = 0
-    for letter in letters:
+    for letter in letters[:4]:
         index = index * 26 + ord(letter) - ord("A") + 1
+    if not 0 < index <= MAX_COLUMNS:
+        raise ValueError(f"no cell is named {reference[:20]!r}")
     return index - 1
 
 
@@ -54,26 +68,40 @@ def _value(cell: Element, shared: list[str]) -> str:
     return raw.removesuffix(".0") if kind in ("", "n") else raw
 
 
-def _rows(sheet: Element, shared: list[str]) -> list[list[str]]:
-    rows = []
+def _rows(sheet: Element, shared: list[str]) -> list[Row]:
+    """The rows that are not empty; only filled cells take memory, wherever they say they stand."""
+    rows: list[Row] = []
+    number = 0
     for row in _named(sheet, "row"):
+        number = int(row.get("r", number + 1))
         cells: dict[int, str] = {}
         for place, cell in enumerate(_named(row, "c")):
             reference = cell.get("r")
-            cells[_column_index(reference) if reference else place] = _value(cell, shared).strip()
-        rows.append([cells.get(i, "") for i in range(max(cells, default=-1) + 1)])
-    return [row for row in rows if any(row)]
+            index = _column_index(reference) if reference else place
+            if value := _value(cell, shared).strip():
+                cells[index] = value
+        if cells:
+            rows.append((number, cells))
+    return rows
 
 
 def _part(archive: zipfile.ZipFile, name: str) -> Element:
+    size_bytes = archive.getinfo(name).file_size
+    if size_bytes > MAX_PART_BYTES:
+        raise ValueError(f"{name} unpacks to {size_bytes / 1e6:.0f} MB")
     root: Element = fromstring(archive.read(name))
     return root
 
 
+def _sheets(archive: zipfile.ZipFile) -> list[tuple[str, str]]:
+    """(name, key) of the sheets in their order."""
+    found = _named(_part(archive, "xl/workbook.xml"), "sheet")
+    return [(_attribute(sheet, "name"), _attribute(sheet, "id")) for sheet in found]
+
+
 def _sheet_part(archive: zipfile.ZipFile, wanted: str | None, path: Path) -> str:
     """The archive's name of a sheet: the one of that name, or the first."""
-    sheets = [(_attribute(s, "name"), _attribute(s, "id")) for s in _named(
-        _part(archive, "xl/workbook.xml"), "sheet")]  # fmt: skip
+    sheets = _sheets(archive)
     found = next((key for name, key in sheets if wanted in (None, name)), None)
     if found is None:
         names = ", ".join(name for name, _ in sheets)
@@ -83,7 +111,7 @@ def _sheet_part(archive: zipfile.ZipFile, wanted: str | None, path: Path) -> str
     return target.lstrip("/") if target.startswith("/") else str(PurePosixPath("xl") / target)
 
 
-def _cells(path: Path, sheet: str | None) -> list[list[str]]:
+def _cells(path: Path, sheet: str | None) -> list[Row]:
     with zipfile.ZipFile(path) as archive:
         shared: list[str] = []
         if "xl/sharedStrings.xml" in archive.namelist():
@@ -92,17 +120,46 @@ def _cells(path: Path, sheet: str | None) -> list[list[str]]:
         return _rows(_part(archive, _sheet_part(archive, sheet, path)), shared)
 
 
-def _header(rows: list[list[str]]) -> list[str]:
-    """Column names; of several header rows the lowest cell that is filled counts."""
-    width = max(len(row) for row in rows)
-    padded = [row + [""] * (width - len(row)) for row in rows]
-    return [next((c for c in reversed(column) if c), "") for column in zip(*padded, strict=True)]
+def _header(rows: list[Row]) -> dict[int, str]:
+    """Column → its name; of several header rows the lowest cell that is filled counts."""
+    names: dict[int, str] = {}
+    for _, cells in rows:
+        names |= cells
+    return dict(sorted(names.items()))
 
 
-def _headers_above(rows: list[list[str]], first: str) -> int:
+def _headers_above(rows: list[Row], first: str) -> int:
     """How many rows stand above the first whose first cell matches a pattern."""
-    place = (i for i, row in enumerate(rows) if re.fullmatch(first, row[0] if row else ""))
+    place = (i for i, (_, cells) in enumerate(rows) if re.fullmatch(first, cells.get(0, "")))
     return next(place, len(rows))
+
+
+def read_rows(path: Path, sheet: str | None = None) -> list[Row]:
+    """The filled cells of a sheet.
+
+    Args:
+        sheet: its name; None is the first.
+
+    Returns:
+        (row as the program shows it, column from 0 → text) of each row that is not empty.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        StainsslError: it is no XLSX, or has no such sheet.
+    """
+    try:
+        return _cells(path, sheet)
+    except _FAULTS as error:
+        raise StainsslError(f"{path} is not an XLSX file ({error}): fetch it again.") from error
+
+
+def sheet_names(path: Path) -> list[str]:
+    """The names of a workbook's sheets, in its order; raises as `read_rows`."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return [name for name, _ in _sheets(archive)]
+    except _FAULTS as error:
+        raise StainsslError(f"{path} is not an XLSX file ({error}): fetch it again.") from error
 
 
 def read_xlsx(
@@ -118,17 +175,13 @@ def read_xlsx(
     Raises:
         StainsslError: the file does not exist, is no XLSX, or has no such sheet.
     """
-    faults: tuple[Any, ...] = (zipfile.BadZipFile, KeyError, ParseError, DefusedXmlException)
     try:
-        rows = _cells(path, sheet)
+        rows = read_rows(path, sheet)
     except FileNotFoundError:
         raise StainsslError(f"{path} does not exist: it is part of the release.") from None
-    except (*faults, ValueError, IndexError, StopIteration) as error:
-        raise StainsslError(f"{path} is not an XLSX file ({error}): fetch it again.") from error
     headers = headers if first is None else _headers_above(rows, first)
     if len(rows) <= headers or not headers:
         raise StainsslError(f"{path}: no rows below the {headers} header row(s).")
     names = _header(rows[:headers])
-    data = [(row + [""] * len(names))[: len(names)] for row in rows[headers:]]
-    kept = [i for i, name in enumerate(names) if name]
-    return pd.DataFrame([[row[i] for i in kept] for row in data], columns=[names[i] for i in kept])
+    data = [[cells.get(i, "") for i in names] for _, cells in rows[headers:]]
+    return pd.DataFrame(data, columns=list(names.values()))

@@ -6,7 +6,7 @@ import logging
 
 import pandas as pd
 
-from stainssl.cohort import parts, read_sheet
+from stainssl.cohort import PART, parts, read_sheet
 from stainssl.config import Config
 from stainssl.plan.paths import Paths
 from stainssl.stores.atomic import write_text
@@ -23,7 +23,9 @@ def run(config: Config, cohort: str, encoder: str) -> None:
     and with its slide where that broke after it was tiled.
     """
     counts = [_counts(config, cohort, encoder, part) for part in parts(config, cohort)]
-    sheet = read_sheet(config, cohort)[["slide_id", "patient_id", "site", "part"]]
+    sheet = read_sheet(config, cohort)[["slide_id", "patient_id", "site", PART]].rename(
+        columns={PART: "part"}
+    )
     slides = sheet.merge(pd.concat(counts), on="slide_id", how="left", validate="one_to_one")
     slides = slides.fillna({"tiles": 0, "vectors": 0}).astype({"tiles": int, "vectors": int})
     slides["lost"] = slides["tiles"] - slides["vectors"]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from stainssl.cohort import COLUMNS, parts, read_sheet
+from stainssl.cohort import COLUMNS, PART, parts, read_sheet
 from stainssl.config import Config, nearest
 from stainssl.errors import StainsslError
 from stainssl.export.slide import ExportedSlide
@@ -52,7 +52,7 @@ def run(
         tool.write_slide(out, slide)
         slides, tiles = slides + 1, tiles + len(slide)
     sheet = read_sheet(config, cohort)
-    labels = [c for c in sheet if c not in (*COLUMNS, "part")]
+    labels = [c for c in sheet if c not in (*COLUMNS, PART)]
     tool.write_tables(out, sheet[["slide_id", "patient_id", *labels]])
     log.info("%d slides, %d tiles for %s: %s", slides, tiles, to, out)
     return None

@@ -6,7 +6,7 @@ import logging
 
 import pandas as pd
 
-from stainssl.cohort import parts, read_sheet
+from stainssl.cohort import PART, parts, read_sheet
 from stainssl.config import Config
 from stainssl.errors import StainsslError, Status
 from stainssl.plan.paths import Paths
@@ -45,7 +45,9 @@ def run(config: Config, cohort: str) -> None:
     paths, tiling = Paths(config.results), config.cohorts[cohort].tiling
     names = list(parts(config, cohort))
     qc = pd.concat([read_qc(paths.qc(cohort, tiling, part)) for part in names], ignore_index=True)
-    sheet = read_sheet(config, cohort)[["slide_id", "patient_id", "site", "split", "part"]]
+    sheet = read_sheet(config, cohort)[["slide_id", "patient_id", "site", "split", PART]].rename(
+        columns={PART: "part"}
+    )
     slides = sheet.merge(qc, on="slide_id", how="left", validate="one_to_one")
     counts = slides["status"].value_counts()
     log.info("%s", ", ".join(f"{count} {status}" for status, count in counts.items()))

@@ -160,7 +160,7 @@ def test_a_frozen_encoder_that_is_not_there(tmp_path: Path) -> None:
 def test_an_unreadable_sheet_is_a_sentence(tmp_path: Path) -> None:
     config = _config(tmp_path, [_row(0)])
     (tmp_path / "sheet.csv").write_bytes(b"")
-    assert "is not a CSV" in _problems(config)
+    assert "it is empty" in _problems(config)
     (tmp_path / "sheet.csv").unlink()
     with pytest.raises(StainsslError, match="does not exist"):
         cohorts.read_sheet(config, "c")

@@ -86,10 +86,10 @@ def test_a_partial_download_excludes_and_completing_it_moves_nothing(
         }
     )
     _loaded.cache_clear()
-    partial = read_sheet(config, "w").set_index("slide_id")["part"]
+    partial = read_sheet(config, "w").set_index("slide_id")["stainssl_part"]
     gone.write_bytes(data)
     _loaded.cache_clear()
-    whole = read_sheet(config, "w").set_index("slide_id")["part"]
+    whole = read_sheet(config, "w").set_index("slide_id")["stainssl_part"]
     assert len(whole) == len(partial) + 1
     assert whole[partial.index].equals(partial)
 

@@ -28,6 +28,8 @@ shell.prefix(
 def resolve_config():
     """The config as typed models; every problem is told at once, before any job."""
     try:
+        for path in workflow.configfiles:
+            models.read_yaml(path)  # Snakemake itself lets the last of two equal keys win
         resolved = models.parse(config, "config")
         problems = cohorts.check(resolved) if workflow.is_main_process else []
     except StainsslError as error:

@@ -1,0 +1,201 @@
+"""Sheets as laboratories have them are read, or refused with what to change."""
+
+from __future__ import annotations
+
+import unicodedata
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stainssl import cohort as cohorts
+from stainssl.cohort.sheet_file import decimal_points, read_sheet_file
+from stainssl.config import Config, parse
+from stainssl.datasets.xlsx import read_rows
+from stainssl.errors import StainsslError
+from tests.datasets.miniature import write_xlsx
+
+HEADER = ["slide_id", "patient_id", "path", "split", "her2", "age"]
+ROWS = [
+    ["s0", "p0", "s0.svs", "train", "negative", "61"],
+    ["s1", "p1", "s1, left.svs", "train", "positive", "48"],
+    ["s2", "p2", "s2.svs", "test", "größer", "70"],
+]
+KNOWN = ("slide_id", "patient_id", "path", "site", "split", "mpp", "exclude")
+
+
+def text_of(rows: list[list[str]], separator: str) -> str:
+    quoted = [[f'"{c}"' if separator in c else c for c in row] for row in rows]
+    return "".join(separator.join(row) + "\n" for row in quoted)
+
+
+def config_of(folder: Path, sheet: Path | str, **cohort: object) -> Config:
+    if isinstance(sheet, str):
+        (folder / "sheet.csv").write_text(sheet, encoding="utf-8")
+        sheet = folder / "sheet.csv"
+    return parse({"cohorts": {"c": {"sheet": str(sheet), "root": str(folder)} | cohort}})
+
+
+def refused(folder: Path, sheet: str, **cohort: object) -> str:
+    with pytest.raises(StainsslError) as caught:
+        cohorts.read_sheet(config_of(folder, sheet, **cohort), "c")
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "cp1252"])
+def test_separator_and_encoding_are_found(tmp_path: Path, separator: str, encoding: str) -> None:
+    path = tmp_path / "sheet.csv"
+    path.write_bytes(text_of([HEADER, *ROWS], separator).encode(encoding))
+    found = read_sheet_file(path, {}, KNOWN)
+    assert list(found.rows.columns) == HEADER
+    assert found.rows.to_numpy().tolist() == ROWS
+    assert list(found.rows.index) == [2, 3, 4]
+    assert bool(found.notes) == (encoding == "cp1252")
+
+
+def test_an_xlsx_is_read_as_its_csv(tmp_path: Path) -> None:
+    write_xlsx(tmp_path / "a.xlsx", {"Slides": [HEADER, *ROWS], "Legend": [["x"]]})
+    found = read_sheet_file(tmp_path / "a.xlsx", {}, KNOWN)
+    assert found.rows.to_numpy().tolist() == ROWS
+    assert "first sheet 'Slides' was read, not 'Legend'" in found.notes[0]
+
+
+def test_a_cell_far_out_takes_no_memory(tmp_path: Path) -> None:
+    import zipfile
+
+    path = tmp_path / "a.xlsx"
+    write_xlsx(path, {"S": [HEADER, *ROWS]})
+    for cell in ("XFDXFDXFD1", "AAAA1", "11"):
+        mutant = tmp_path / f"{cell}.xlsx"
+        with zipfile.ZipFile(path) as old, zipfile.ZipFile(mutant, "w") as new:
+            for name in old.namelist():
+                text = old.read(name)
+                if "worksheets" in name:
+                    assert b'r="A1"' in text
+                    text = text.replace(b'r="A1"', f'r="{cell}"'.encode())
+                new.writestr(name, text)
+        with pytest.raises(StainsslError, match="no cell is named"):
+            read_rows(mutant)
+
+
+def test_blank_rows_and_outer_space_are_left_out_and_lines_stay(tmp_path: Path) -> None:
+    text = "\ufeffslide_id, patient_id ,path,exclude\n\ns0,p0 ,s0.svs,\n,,,\n s1 ,p1,s1.svs,maybe\n"
+    assert "line 5: exclude is 'maybe'" in refused(tmp_path, text)
+    rows = cohorts.read_sheet(config_of(tmp_path, text.replace("maybe", "no")), "c")
+    assert rows[["slide_id", "patient_id"]].to_numpy().tolist() == [["s0", "p0"], ["s1", "p1"]]
+
+
+def test_a_name_of_ours_written_otherwise_is_asked_for(tmp_path: Path) -> None:
+    text = "Slide ID;patient_id;path;HER2\ns0;p0;s0.svs;1\n"
+    assert "columns: {slide_id: 'Slide ID'}" in refused(tmp_path, text)
+    config = config_of(tmp_path, text, columns={"slide_id": "Slide ID", "her2": "HER2"})
+    assert list(cohorts.read_sheet(config, "c")["her2"]) == ["1"]
+    assert "no column; did you mean 'Slide ID'" in refused(
+        tmp_path, text, columns={"slide_id": "SlideID"}
+    )
+    assert "; did you mean 'slide'?" in refused(
+        tmp_path, "slide,patient_id,path\ns0,p0,s0.svs\n"
+    )
+
+
+@pytest.mark.parametrize("word", ["MPP", "Exclude", "Site", "Split", "Mpp "])
+def test_a_column_that_would_not_be_read_is_refused(tmp_path: Path, word: str) -> None:
+    ours = word.strip().lower()
+    text = f"slide_id,patient_id,path,{word}\ns0,p0,s0.svs,1\n"
+    assert f"columns: {{{ours}: '{word.strip()}'}}" in refused(tmp_path, text)
+    both = f"slide_id,patient_id,path,{ours},{word}\ns0,p0,s0.svs,1,1\n"
+    assert "are one name" in refused(tmp_path, both)
+    other = cohorts.read_sheet(config_of(tmp_path, text, columns={ours: None}), "c")
+    assert list(other[word.strip()]) == ["1"]
+
+
+def test_columns_can_change_places(tmp_path: Path) -> None:
+    text = "slide_id,patient_id,path,site,hospital\ns0,p0,s0.svs,left breast,north\n"
+    config = config_of(tmp_path, text, columns={"site": "hospital", "body_site": "site"})
+    rows = cohorts.read_sheet(config, "c")
+    assert rows[["site", "body_site"]].to_numpy().tolist() == [["north", "left breast"]]
+
+
+def test_columns_of_one_name_are_refused(tmp_path: Path) -> None:
+    text = "slide_id,patient_id,path,her2,her2\ns0,p0,s0.svs,0,1\n"
+    assert "column 'her2' stands 2 times (columns 4, 5)" in refused(tmp_path, text)
+
+
+def test_a_specimen_part_is_a_column_like_any_other(tmp_path: Path) -> None:
+    lines = [f"s{i},p{i},s{i}.svs,{'train' if i < 4 else 'test'},{'AB'[i % 2]}" for i in range(6)]
+    config = config_of(tmp_path, "slide_id,patient_id,path,split,part\n" + "\n".join(lines))
+    assert set(cohorts.parts(config, "c")) == {"train-0000", "test-0000"}
+    assert list(cohorts.read_sheet(config, "c")["part"]) == list("ABABAB")
+
+
+def test_a_part_of_ones_own_has_one_split_and_a_name(tmp_path: Path) -> None:
+    head = "slide_id,patient_id,path,split,stainssl_part\n"
+    good = head + "s0,p0,s0.svs,train,one\ns1,p1,s1.svs,test,two\n"
+    assert set(cohorts.parts(config_of(tmp_path, good), "c")) == {"one", "two"}
+    assert "rows of splits 'test', 'train'" in refused(tmp_path, good.replace("two", "one"))
+    assert "stainssl_part is '../x'" in refused(tmp_path, good.replace("two", "../x"))
+    assert "stainssl_part is empty" in refused(tmp_path, good.replace("two", ""))
+
+
+def test_seventy_equal_errors_are_one_sentence(tmp_path: Path) -> None:
+    lines = [f"s {i},p{i},s{i}.svs" for i in range(70)]
+    found = refused(tmp_path, "slide_id,patient_id,path\n" + "\n".join(lines))
+    assert found.count("\n") == 0
+    assert "lines 2, 3, 4, 5, 6 … (70 in all)" in found
+
+
+def test_unquoted_separators_and_open_quotes_are_told(tmp_path: Path) -> None:
+    head = "slide_id,patient_id,path,age\n"
+    assert "line(s) 2 have more cells" in refused(tmp_path, head + "s0,p0,s0.svs,1,5\n")
+    assert "is not a table" in refused(tmp_path, head + 's0,p0,"s0.svs,1\ns1,p1,s1.svs,2\n')
+
+
+def test_ids_that_read_as_unknown_and_ids_that_differ_in_capitals_are_refused(
+    tmp_path: Path,
+) -> None:
+    head = "slide_id,patient_id,path\n"
+    for word in ("NA", "nan", "None"):
+        assert f"patient_id is '{word}'" in refused(tmp_path, f"{head}s0,{word},s0.svs\n")
+    found = refused(tmp_path, head + "s0,P1,s0.svs\ns1,p1,s1.svs\n")
+    assert "patient_id 'P1' and 'p1' differ in capitals alone" in found
+    long = "s" * 252
+    assert "slide_id is" in refused(tmp_path, f"{head}{long},p0,s0.svs\n")
+
+
+def test_letters_with_accents_have_one_form_and_paths_their_own(tmp_path: Path) -> None:
+    nfd = unicodedata.normalize("NFD", "Köln")
+    text = f"slide_id,patient_id,path,site\ns0,p0,{nfd}.svs,{nfd}\ns1,p1,Köln.svs,Köln\n"
+    rows = cohorts.read_sheet(config_of(tmp_path, text), "c")
+    assert list(rows["site"]) == ["Köln", "Köln"]
+    assert rows["path"].nunique() == 2
+
+
+def test_all_rows_excluded_is_told(tmp_path: Path) -> None:
+    text = "slide_id,patient_id,path,exclude\ns0,p0,s0.svs,x\n"
+    assert "all 1 rows are excluded" in refused(tmp_path, text)
+
+
+@given(st.lists(st.decimals(-99, 99, places=2, allow_nan=False), min_size=1, max_size=8))
+def test_decimal_commas_become_points(numbers: list[object]) -> None:
+    text = [f"{number:.2f}" for number in numbers]
+    column = pd.Series([*(t.replace(".", ",") for t in text), ""])
+    found = decimal_points(column)
+    assert found is not None
+    assert list(found) == [*text, ""]
+
+
+@pytest.mark.parametrize("cells", [["1,234", "2,000"], ["1,5", "about 2"], ["1.5", "2"], [""]])
+def test_what_is_no_decimal_comma_stays(cells: list[str]) -> None:
+    assert decimal_points(pd.Series(cells)) is None
+
+
+def test_a_sheet_of_excel_in_german(tmp_path: Path) -> None:
+    text = "sep=;\nslide_id;patient_id;path;mpp;age\ns0;p0;s0.svs;0,25;61,5\ns1;p1;s1.svs;;48\n"
+    config = config_of(tmp_path, text)
+    rows = cohorts.read_sheet(config, "c")
+    assert rows["mpp"].iloc[0] == 0.25
+    assert list(rows["age"]) == ["61.5", "48"]
+    assert any("'age' are read as points" in note for note in cohorts.sheet_notes(config, "c"))
