@@ -34,15 +34,10 @@ import stainssl
 from stainssl.cohort import parts
 from stainssl.config import Config, load
 from stainssl.demo.truth import morphology
-from stainssl.evaluation.compare import compare_two, shared_units
+from stainssl.evaluation.compare import compare_two, mean_over_seeds, shared_rows
 from stainssl.evaluation.folds import read_folds
-from stainssl.evaluation.metrics import (
-    METRICS,
-    RESAMPLES,
-    interval,
-    patient_weights,
-    scored_units,
-)
+from stainssl.evaluation.metrics import METRICS
+from stainssl.evaluation.predictions import read_scored
 from stainssl.evaluation.probe import Tiles, color_features, probe
 from stainssl.plan.paths import Paths
 from stainssl.stages.probe import labelled_tiles
@@ -118,14 +113,13 @@ def confounded_predictions(config: Config, encoder: str) -> Predictions:
 
 
 def auroc(predictions: Predictions, seed: int) -> dict[str, Any]:
-    """AUROC, mean over seeds, with its 95 % bootstrap interval over patients; each seed's too."""
-    scored = [scored_units(units) for units in shared_units(predictions, "tile")]
-    weights = patient_weights(scored[0], RESAMPLES, seed)
-    metric = METRICS["auroc"]
-    low, high = interval(np.mean([metric.resampled(s, weights) for s in scored], axis=0))
-    each = [metric.value(s) for s in scored]
+    """AUROC, mean over seeds, with its 95 % interval over patients and seeds; each seed's too."""
+    scored = [read_scored(rows, "tile") for rows in shared_rows(predictions, "tile")]
+    mean = mean_over_seeds("auroc", scored, seed=seed)
+    low, high = mean.interval
+    each = [METRICS["auroc"].value(s) for s in scored]
     return {
-        "auroc": float(np.mean(each)),
+        "auroc": mean.value,
         "low": low,
         "high": high,
         "by_seed": each,

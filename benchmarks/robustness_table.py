@@ -20,7 +20,9 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from benchmarks.robustness_measure import DOSE, ORIGINAL, SHIFTED
-from stainssl.evaluation.metrics import RESAMPLES, interval, weighted_auroc
+from stainssl.evaluation.intervals import drawn_estimate
+from stainssl.evaluation.metrics import RESAMPLES
+from stainssl.evaluation.ranking import weighted_auroc
 from stainssl.figures.benchmark import LINES, MARKERS, encoder_colors
 
 CLAIMED, BASELINE = ("stain-invariant", "stain-invariant, hed"), "simclr"
@@ -127,7 +129,7 @@ def _is_unseen(name: str) -> bool:
 def _auroc(rows: pd.DataFrame, sample: Sample) -> Draws:
     patient = np.searchsorted(sample.patients, rows["patient"].to_numpy(str))
     positive, score = rows["y"].to_numpy() == 1, rows["value"].to_numpy()
-    return weighted_auroc(positive, score, patient, sample.weights)
+    return weighted_auroc(positive, score, patient, sample.weights)[0]
 
 
 def figures(table: pd.DataFrame, sample: Sample) -> dict[str, Draws]:
@@ -172,8 +174,8 @@ def _compared(names: Sequence[str]) -> Iterator[tuple[str, str]]:
 def _row(
     name: str, minus: str, metric: str, draws: Draws, sample: Sample, by_seed: Sequence[float]
 ) -> Row:
-    low, high = interval(draws[1:])
     count = len(sample.patients)
+    low, high = drawn_estimate(float(draws[0]), draws[1:], count).interval
     return Row(name, minus, metric, float(draws[0]), low, high, count, tuple(map(float, by_seed)))
 
 

@@ -1,112 +1,61 @@
-"""Whether two encoders differ on the same patients: DeLong, paired bootstrap, Holm."""
+"""Whether two encoders differ on the same patients, by the figures that the table shows."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import combinations
+from math import comb, prod
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
-from scipy.stats import norm, rankdata
 
 from stainssl.errors import StainsslError
-from stainssl.evaluation.metrics import (
-    CONFIDENCE,
-    METRICS,
-    RESAMPLES,
+from stainssl.evaluation.intervals import (
+    Estimate,
+    bounded,
+    combine,
+    p_value,
+    with_seeds,
+)
+from stainssl.evaluation.metrics import RESAMPLES, can_resample, estimate, patient_weights
+from stainssl.evaluation.predictions import (
+    FOLD,
     UNIT,
-    Floats,
     ScoredUnits,
-    average_repeats,
-    can_resample,
-    interval,
-    patient_weights,
-    scored_units,
+    read_scored,
 )
 
 COLUMNS = [
     "first", "second", "metric", "difference", "low", "high",
-    "p", "p_holm", "p_delong", "patients", "units",
+    "p", "p_holm", "patients", "units", "seeds",
 ]  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Difference:
-    """First minus second: the difference, its 95 % interval and two-sided p-value."""
-
-    value: float
-    low: float
-    high: float
-    p: float
-
-
-UNDEFINED = Difference(*[float("nan")] * 4)
-
-
-def _placements(positive: NDArray[np.bool_], scores: Floats) -> tuple[Floats, Floats]:
-    # Structural components of each AUROC: (K, positives) and (K, negatives).
-    m, n = int(positive.sum()), int((~positive).sum())
-    overall = rankdata(scores, axis=1)
-    among_positive = rankdata(scores[:, positive], axis=1)
-    among_negative = rankdata(scores[:, ~positive], axis=1)
-    return (
-        (overall[:, positive] - among_positive) / n,
-        1 - (overall[:, ~positive] - among_negative) / m,
-    )
-
-
-def delong(positive: NDArray[np.bool_], first: Floats, second: Floats) -> Difference:
-    """DeLong's test of two AUROCs on the same independent units.
-
-    DeLong, DeLong and Clarke-Pearson, Biometrics 1988; by mid-ranks after Sun and Xu, IEEE Signal
-    Processing Letters 2014.
+def mean_over_seeds(
+    metric: str, seeds: Sequence[ScoredUnits], *, resamples: int = RESAMPLES, seed: int = 0
+) -> Estimate:
+    """A metric averaged over pretraining seeds, with limits over patients and seeds.
 
     Args:
-        positive: (N,) bool, two positives and two negatives at least.
-        first, second: (N,) scores of the two.
-
-    Returns:
-        The difference of the AUROCs with a normal interval; p is 1 where the scores rank alike,
-        and all is NaN with fewer than two units of a class.
+        metric: a name of `METRICS`.
+        seeds: one a seed, of the same units in the same order.
+        resamples, seed: of the bootstrap, where the metric is resampled.
     """
-    if positive.sum() < 2 or (~positive).sum() < 2:
-        return UNDEFINED
-    of_positive, of_negative = _placements(positive, np.stack([first, second]))
-    auroc = of_positive.mean(axis=1)
-    covariance = np.cov(of_positive) / positive.sum() + np.cov(of_negative) / (~positive).sum()
-    value = float(auroc[0] - auroc[1])
-    variance = float(covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1])
-    error = np.sqrt(max(variance, 0.0))
-    if error < 1e-12:
-        return Difference(value, value, value, 1.0 if abs(value) < 1e-12 else 0.0)
-    reach = norm.ppf((1 + CONFIDENCE) / 2) * error
-    return Difference(value, value - reach, value + reach, float(2 * norm.sf(abs(value) / error)))
+    parts = _estimates(metric, seeds, resamples, seed)
+    mean = combine(parts, [1 / len(parts)] * len(parts))
+    within = with_seeds(mean, [[part.value for part in parts]])
+    return bounded(within, 0.0, 1.0) if 0 <= mean.value <= 1 else within
 
 
-def bootstrap_p(differences: Floats) -> float:
-    """Two-sided p-value of (R,) resampled differences: how often they lie beyond zero.
-
-    One is added to both counts (Davison and Hinkley, 1997), so that no p-value is zero; a
-    difference of exactly zero speaks for neither side.
-    """
-    defined = differences[np.isfinite(differences)]
-    if not len(defined):
-        return float("nan")
-    beyond = min((defined <= 0).sum(), (defined >= 0).sum())
-    return float(min(1.0, 2 * (beyond + 1) / (len(defined) + 1)))
-
-
-def paired_bootstrap(
+def paired_difference(
     first: Sequence[ScoredUnits],
     second: Sequence[ScoredUnits],
     *,
     metric: str,
     resamples: int = RESAMPLES,
     seed: int = 0,
-) -> Difference:
-    """First minus second on the same units, patients resampled alike for both.
+) -> Estimate:
+    """First minus second on the same units, with limits over patients and seeds.
 
     Args:
         first, second: one entry per pretraining seed, whose metrics are averaged; all hold the
@@ -114,26 +63,47 @@ def paired_bootstrap(
         metric: a name of `METRICS`.
 
     Returns:
-        The difference with its percentile interval; NaN where the metric or spread is undefined.
+        Without limits where the metric or its spread is undefined.
     """
     one = first[0]
     for other in [*first, *second]:
         if not (np.array_equal(one.y, other.y) and np.array_equal(one.patient, other.patient)):
             raise ValueError("a paired comparison needs the same units in the same order")
-    known = METRICS[metric]
-    if known.needs_two_classes and len(one.present()) < 2:
-        return UNDEFINED
-    value = float(
-        np.mean([known.value(s) for s in first]) - np.mean([known.value(s) for s in second])
-    )
-    if not can_resample(one):
-        return Difference(value, float("nan"), float("nan"), float("nan"))
-    weights = patient_weights(one, resamples, seed)
-    means = (
-        np.mean([known.resampled(s, weights) for s in side], axis=0) for side in (first, second)
-    )
-    drawn = next(means) - next(means)
-    return Difference(value, *interval(drawn), bootstrap_p(drawn))
+    parts = _estimates(metric, [*first, *second], resamples, seed)
+    factors = [1 / len(first)] * len(first) + [-1 / len(second)] * len(second)
+    values = [part.value for part in parts]
+    sides = [values[: len(first)], values[len(first) :]]
+    return with_seeds(combine(parts, factors), sides)
+
+
+def _estimates(
+    metric: str, sides: Sequence[ScoredUnits], resamples: int, seed: int
+) -> list[Estimate]:
+    one = sides[0]
+    weights = patient_weights(one, resamples, seed) if can_resample(one) else None
+    return [estimate(metric, side, weights=weights) for side in sides]
+
+
+def least_p(scored: ScoredUnits) -> float:
+    """The least two-sided p-value that an exact test of so many patients could give.
+
+    Of patients who are one unit each: two in as many as there are ways to give the labels to the
+    patients of each fold of a repeat. Of patients with several units: two in as many as there are
+    ways to exchange the two sides' answers patient by patient.
+    """
+    if not scored.is_by_patient:
+        return float(min(1.0, 2.0 ** (1 - scored.patients)))
+    repeat = scored.ranked[0].repeat
+    ways = [
+        _arrangements(np.unique(scored.y[fold.unit], return_counts=True)[1].tolist())
+        for fold in scored.ranked
+        if fold.repeat == repeat
+    ]
+    return min(1.0, 2 / prod(ways))
+
+
+def _arrangements(counts: Sequence[int]) -> int:
+    return prod(comb(sum(counts[: i + 1]), n) for i, n in enumerate(counts))
 
 
 def holm(p: Sequence[float]) -> list[float]:
@@ -147,25 +117,28 @@ def holm(p: Sequence[float]) -> list[float]:
     return out.tolist()
 
 
-def shared_units(predictions: Sequence[pd.DataFrame], level: str) -> list[pd.DataFrame]:
-    """The units that all prediction tables hold, averaged over repeats, in one order.
+def shared_rows(predictions: Sequence[pd.DataFrame], level: str) -> list[pd.DataFrame]:
+    """The test rows that all prediction tables hold, in one order.
+
+    A row is a unit as one fold's model answered it, where the tables say `repeat` and `fold`.
 
     Raises:
         StainsslError: they share no unit, or their true classes differ.
     """
-    units = [average_repeats(p, level).set_index(UNIT[level]).sort_index() for p in predictions]
-    shared = units[0].index
-    for other in units[1:]:
+    keys = [*UNIT[level], *(c for c in FOLD if all(c in one for one in predictions))]
+    tables = [one.set_index(keys).sort_index() for one in predictions]
+    shared = tables[0].index
+    for other in tables[1:]:
         shared = shared.intersection(other.index)
-    units = [one.loc[shared].reset_index() for one in units]
-    agree = [int((one["y"] == units[0]["y"]).sum()) for one in units]
+    tables = [one.loc[shared].reset_index() for one in tables]
+    agree = [int((one["y"] == tables[0]["y"]).sum()) for one in tables]
     if not len(shared) or min(agree) < len(shared):
         raise StainsslError(
             f"The prediction tables of one task share {len(shared)} {level}s and agree on the class"
             f" of {min(agree)}: they were made from different labels. Delete the older ones and run"
             " again."
         )
-    return units
+    return tables
 
 
 def compare_two(
@@ -183,19 +156,17 @@ def compare_two(
         first, second: predictions, one table per pretraining seed.
 
     Returns:
-        `difference`, `low`, `high`, `p` (paired patient bootstrap), `p_delong` (binary AUROC of one
-        seed with one unit per patient; NaN otherwise), `patients`, `units`.
+        `difference`, `low`, `high`, `p` (two-sided, of the interval that ends at zero, and never
+        below `least_p`), `patients`, `units`, `seeds` (of the side that has more).
     """
-    units = [scored_units(u) for u in shared_units([*first, *second], level)]
-    a, b = units[: len(first)], units[len(first) :]
-    drawn = paired_bootstrap(a, b, metric=metric, resamples=resamples, seed=seed)
-    one, p_delong = a[0], float("nan")
-    independent = one.patients == len(one.y) and len(one.classes) == 2
-    if metric == "auroc" and independent and len(units) == 2:
-        p_delong = delong(one.y == 1, one.p[:, 1], b[0].p[:, 1]).p
+    scored = [read_scored(rows, level) for rows in shared_rows([*first, *second], level)]
+    a, b = scored[: len(first)], scored[len(first) :]
+    found = paired_difference(a, b, metric=metric, resamples=resamples, seed=seed)
+    low, high = found.interval
     return {
-        "difference": drawn.value, "low": drawn.low, "high": drawn.high, "p": drawn.p,
-        "p_delong": p_delong, "patients": one.patients, "units": len(one.y),
+        "difference": found.value, "low": low, "high": high,
+        "p": p_value(found, least_p(a[0])),
+        "patients": a[0].patients, "units": len(a[0].y), "seeds": max(len(a), len(b)),
     }  # fmt: skip
 
 

@@ -1,8 +1,10 @@
 """Metrics of predictions, each with an interval over patients.
 
-The patient is what is resampled: a resample draws patients with replacement, and every tile or
-slide of a patient comes with the weight of its patient. A resample is therefore a row of patient
-weights, and each metric is computed exactly for many rows at once.
+Ranking metrics are of pairs within a fold and repeat (`ranking`); metrics of calls and of
+probabilities are averages over units, whose probabilities are averaged over repeats. Intervals
+come from `intervals`: in closed form where every patient is one unit, else by resampling patients.
+A resample is a row of patient weights, under which every tile or slide of a patient has the weight
+of its patient, and each metric is computed exactly for many rows at once.
 """
 
 from __future__ import annotations
@@ -14,154 +16,130 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from sklearn import metrics as sk
 
-from stainssl.errors import StainsslError
-from stainssl.evaluation.folds import class_name, class_order
+from stainssl.evaluation.intervals import (
+    UNDEFINED,
+    Estimate,
+    auroc_estimate,
+    combine,
+    cross_validation_factor,
+    drawn_estimate,
+    share_estimate,
+    widened,
+)
+from stainssl.evaluation.predictions import (
+    Floats,
+    FoldScores,
+    ScoredUnits,
+    average_repeats,
+    scored_units,
+    site_groups,
+)
+from stainssl.evaluation.ranking import (
+    classes_ranked,
+    folds_with_pairs,
+    macro,
+    pairs_of,
+    safe_divide,
+    weighted_auprc,
+    weighted_auroc,
+)
 
-Floats = NDArray[np.float64]
+Resampled = Callable[[ScoredUnits, Floats], Floats]
 RESAMPLES = 2000
-CONFIDENCE = 0.95
 CALIBRATION_BINS = 10  # of equal width
-_BLOCK = 400_000  # weights worked on at once: 3 MB, about a core's cache
-UNIT = {"tile": ["slide_id", "tile"], "slide": ["slide_id"], "patient": ["patient_id"]}
-COLUMNS = ["metric", "group", "value", "low", "high", "patients", "units"]
+COLUMNS = ["metric", "group", "value", "low", "high", "patients", "units", "classes"]
+NO_PAIRS = (
+    "no fold tests units of two classes, so that nothing can be ranked; ranking figures are"
+    " undefined. Leaving one patient out at a time is such a split: ask for folds of several"
+    " patients ('kind: cv')"
+)
 log = logging.getLogger(__name__)
 
 
+# --- calls and probabilities, for many resamples -----------------------------------------------
+
+
+def weighted_share(hits: Floats, of: Floats, patient: NDArray[np.int64], weights: Floats) -> Floats:
+    """(R,) share of the units in `of` that are hits, under each row of (R, P) patient weights.
+
+    Args:
+        hits, of: (N,) 0 or 1; any number in `hits` makes it a mean.
+    """
+    top = np.bincount(patient, hits * of, weights.shape[1])
+    bottom = np.bincount(patient, of, weights.shape[1])
+    return safe_divide(weights @ top, weights @ bottom)
+
+
+def weighted_mean(values: Floats, patient: NDArray[np.int64], weights: Floats) -> Floats:
+    """(R,) mean of (N,) unit values under each row of (R, P) patient weights."""
+    return weighted_share(values, np.ones(len(values)), patient, weights)
+
+
 @dataclass(frozen=True)
-class ScoredUnits:
-    """Units (tiles, slides or patients) with their true class, scores and patients.
+class Share:
+    """A share of units: of which it is, and which of them count for it."""
 
-    Args:
-        y: (N,) true class, an index into `classes`.
-        p: (N, K) probability of each class.
-        patient: (N,) index of each unit's patient, 0 … P-1.
-        classes: K class words; of two, the second is the positive one.
-    """
+    of: Callable[[ScoredUnits], NDArray[np.bool_]]
+    hits: Callable[[ScoredUnits], NDArray[np.bool_]]
 
-    y: NDArray[np.int64]
-    p: Floats
-    patient: NDArray[np.int64]
-    classes: tuple[str, ...]
+    def resampled(self, scored: ScoredUnits, weights: Floats) -> Floats:
+        """(R,) under each row of patient weights."""
+        hits, of = self.hits(scored).astype(float), self.of(scored).astype(float)
+        return weighted_share(hits, of, scored.patient, weights)
 
-    @property
-    def patients(self) -> int:
-        """Number of patients."""
-        return int(self.patient.max()) + 1 if len(self.patient) else 0
-
-    @property
-    def predicted(self) -> NDArray[np.int64]:
-        """(N,) the most probable class."""
-        return self.p.argmax(axis=1)
-
-    def present(self) -> list[int]:
-        """Classes that some unit has."""
-        return np.unique(self.y).tolist()
+    def exact(self, scored: ScoredUnits) -> Estimate:
+        """With Wilson's interval; every patient is one unit."""
+        hits, of = np.zeros((2, scored.patients))
+        hits[scored.patient], of[scored.patient] = self.hits(scored), self.of(scored)
+        return share_estimate(hits, of)
 
 
-# --- one column of scores against one class, for many resamples -------------------------------
+def _everything(scored: ScoredUnits) -> NDArray[np.bool_]:
+    return np.ones(len(scored.y), bool)
 
 
-def _in_order(
-    positive: NDArray[np.bool_], score: Floats, patient: NDArray[np.int64], weights: Floats
-) -> Iterator[tuple[Floats, Floats]]:
-    # Weights of positive and of negative units, scores rising and equal scores summed: (G, r)
-    # each, in blocks of resamples that stay in the cache.
-    order = np.argsort(score, kind="stable")
-    starts = np.flatnonzero(np.r_[True, np.diff(score[order]) != 0])
-    ties = len(starts) < len(order)
-    by_patient = np.ascontiguousarray(weights.T)
-    columns = max(_BLOCK // max(len(order), 1), 8)
-    for start in range(0, len(weights), columns):
-        both = np.ascontiguousarray(by_patient[:, start : start + columns])[patient[order]]
-        pos = both * positive[order, None]
-        if ties:
-            both, pos = (np.add.reduceat(part, starts, axis=0) for part in (both, pos))
-        yield pos, both - pos
+def _right(scored: ScoredUnits) -> NDArray[np.bool_]:
+    return scored.predicted == scored.y
 
 
-def _safe_divide(top: Floats, bottom: Floats) -> Floats:
-    return np.divide(top, bottom, out=np.full(np.shape(bottom), np.nan), where=bottom > 0)
+def _ruled_in(scored: ScoredUnits) -> NDArray[np.bool_]:
+    assert scored.rule_out is not None
+    return scored.p[:, 1] >= scored.rule_out
 
 
-def weighted_auroc(
-    positive: NDArray[np.bool_], score: Floats, patient: NDArray[np.int64], weights: Floats
-) -> Floats:
-    """AUROC under each row of patient weights: a weighted Mann–Whitney statistic, ties half.
-
-    Args:
-        positive: (N,) bool.
-        score: (N,) higher speaks for positive.
-        patient: (N,) index of the unit's patient.
-        weights: (R, P) of the patients, at least 0.
-
-    Returns:
-        (R,); NaN where a row leaves one class without weight. Equals
-        `sklearn.metrics.roc_auc_score(..., sample_weight=row[patient])`.
-    """
-    parts = []
-    for pos, neg in _in_order(positive, score, patient, weights):
-        below = np.cumsum(neg, axis=0)
-        below -= neg / 2
-        won = np.einsum("gr,gr->r", pos, below)
-        parts.append(_safe_divide(won, pos.sum(axis=0) * neg.sum(axis=0)))
-    return np.concatenate(parts)
+def _recall(k: int) -> Share:
+    return Share(lambda s: s.y == k, _right)
 
 
-def weighted_auprc(
-    positive: NDArray[np.bool_], score: Floats, patient: NDArray[np.int64], weights: Floats
-) -> Floats:
-    """Average precision under each row of patient weights.
-
-    Args and returns as `weighted_auroc`; equals `sklearn.metrics.average_precision_score`.
-    """
-    parts = []
-    for pos, neg in _in_order(positive, -score, patient, weights):
-        found = np.cumsum(pos, axis=0)
-        named = found + np.cumsum(neg, axis=0)
-        precision = np.divide(found, named, out=np.zeros_like(found), where=named > 0)
-        parts.append(_safe_divide(np.einsum("gr,gr->r", pos, precision), found[-1]))
-    return np.concatenate(parts)
-
-
-# --- metrics of `ScoredUnits`, for many resamples ----------------------------------------
-
-
-def _one_vs_rest(curve: Callable[..., Floats]) -> Callable[[ScoredUnits, Floats], Floats]:
-    def metric(scored: ScoredUnits, weights: Floats) -> Floats:
-        classes = [1] if len(scored.classes) == 2 else scored.present()
-        each = [curve(scored.y == k, scored.p[:, k], scored.patient, weights) for k in classes]
-        return np.mean(each, axis=0)
-
-    return metric
-
-
-def _confusion(scored: ScoredUnits, weights: Floats) -> Floats:
-    # (R, K, K): weight of true class (rows) by predicted class.
-    k = len(scored.classes)
-    per_patient = np.zeros((scored.patients, k * k))
-    np.add.at(per_patient, (scored.patient, scored.y * k + scored.predicted), 1.0)
-    return (weights @ per_patient).reshape(-1, k, k)
-
-
-def _accuracy(scored: ScoredUnits, weights: Floats) -> Floats:
-    right = (scored.y == scored.predicted).astype(np.float64)
-    return weighted_mean(right, scored.patient, weights)
+ACCURACY = Share(_everything, _right)
+SHARES = {
+    "sensitivity": Share(lambda s: s.y == 1, lambda s: s.predicted == 1),
+    "specificity": Share(lambda s: s.y == 0, lambda s: s.predicted == 0),
+    "ppv": Share(lambda s: s.predicted == 1, lambda s: s.y == 1),
+    "npv": Share(lambda s: s.predicted == 0, lambda s: s.y == 0),
+}
+RULE_OUT_SHARES = {
+    "sensitivity_rule_out": Share(lambda s: s.y == 1, _ruled_in),
+    "specificity_rule_out": Share(lambda s: s.y == 0, lambda s: ~_ruled_in(s)),
+    "ppv_rule_out": Share(_ruled_in, lambda s: s.y == 1),
+    "npv_rule_out": Share(lambda s: ~_ruled_in(s), lambda s: s.y == 0),
+}
 
 
 def _balanced_accuracy(scored: ScoredUnits, weights: Floats) -> Floats:
-    table = _confusion(scored, weights)
-    recall = _safe_divide(np.diagonal(table, axis1=1, axis2=2), table.sum(axis=2))
-    return recall[:, scored.present()].mean(axis=1)
+    return np.mean([_recall(k).resampled(scored, weights) for k in scored.present()], axis=0)
 
 
 def _f1(scored: ScoredUnits, weights: Floats) -> tuple[Floats, Floats]:
     # (R, K) F1 of each class, 0 where it is neither there nor predicted, and its true weight.
-    table = _confusion(scored, weights)
+    k = len(scored.classes)
+    per_patient = np.zeros((scored.patients, k * k))
+    np.add.at(per_patient, (scored.patient, scored.y * k + scored.predicted), 1.0)
+    table = (weights @ per_patient).reshape(-1, k, k)
     hits = np.diagonal(table, axis1=1, axis2=2)
     true, guessed = table.sum(axis=2), table.sum(axis=1)
-    return np.nan_to_num(_safe_divide(2 * hits, true + guessed)), true
+    return np.nan_to_num(safe_divide(2 * hits, true + guessed)), true
 
 
 def _f1_macro(scored: ScoredUnits, weights: Floats) -> Floats:
@@ -170,98 +148,127 @@ def _f1_macro(scored: ScoredUnits, weights: Floats) -> Floats:
 
 def _f1_weighted(scored: ScoredUnits, weights: Floats) -> Floats:
     f1, true = _f1(scored, weights)
-    return _safe_divide((f1 * true).sum(axis=1), true.sum(axis=1))
-
-
-def _squared_errors(scored: ScoredUnits) -> Floats:
-    if len(scored.classes) == 2:
-        return (scored.p[:, 1] - scored.y) ** 2
-    return ((scored.p - np.eye(len(scored.classes))[scored.y]) ** 2).sum(axis=1)
-
-
-def weighted_mean(values: Floats, patient: NDArray[np.int64], weights: Floats) -> Floats:
-    """(R,) mean of (N,) unit values under each row of (R, P) patient weights."""
-    sums = np.bincount(patient, values, weights.shape[1])
-    counts = np.bincount(patient, minlength=weights.shape[1])
-    return _safe_divide(weights @ sums, weights @ counts)
+    return safe_divide((f1 * true).sum(axis=1), true.sum(axis=1))
 
 
 def _brier(scored: ScoredUnits, weights: Floats) -> Floats:
-    return weighted_mean(_squared_errors(scored), scored.patient, weights)
+    if len(scored.classes) == 2:
+        errors = (scored.p[:, 1] - scored.y) ** 2
+    else:
+        errors = ((scored.p - np.eye(len(scored.classes))[scored.y]) ** 2).sum(axis=1)
+    return weighted_mean(errors, scored.patient, weights)
 
 
 def _calibration_error(scored: ScoredUnits, weights: Floats) -> Floats:
     # (R,) expected calibration error (Guo et al., 2017): how far what is said is from what comes
     # true, mean over bins of what is said. Of two classes the positive one's probability is what is
-    # said; of more, that of the class predicted.
-    stated, came_true = scored.p.max(axis=1), scored.predicted == scored.y
+    # said; of more, that of the most probable class.
+    stated, came_true = scored.p.max(axis=1), scored.p.argmax(axis=1) == scored.y
     if len(scored.classes) == 2:
         stated, came_true = scored.p[:, 1], scored.y == 1
     place = np.minimum((stated * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
     gaps = np.zeros((scored.patients, CALIBRATION_BINS))
     np.add.at(gaps, (scored.patient, place), stated - came_true)
     units = np.bincount(scored.patient, minlength=scored.patients)
-    return _safe_divide(np.abs(weights @ gaps).sum(axis=1), weights @ units)
+    return safe_divide(np.abs(weights @ gaps).sum(axis=1), weights @ units)
 
 
-# --- the same metrics once, by scikit-learn ---------------------------------------------------
+# --- in closed form, where every patient is one unit -------------------------------------------
 
 
-def _sk_one_vs_rest(curve: Callable[..., float]) -> Callable[[ScoredUnits], float]:
-    def metric(scored: ScoredUnits) -> float:
-        if len(scored.classes) == 2:
-            return float(curve(scored.y == 1, scored.p[:, 1]))
-        each = [curve(scored.y == k, scored.p[:, k]) for k in scored.present()]
-        return float(np.mean(each))
-
-    return metric
+def _auroc_exact(scored: ScoredUnits) -> Estimate:
+    classes = classes_ranked(scored)
+    folds = [fold for k in classes for fold, _ in folds_with_pairs(scored, k)]
+    crossed = len({id(fold) for fold in folds}) > len({fold.repeat for fold in folds})
+    each = [auroc_estimate(pairs_of(scored, k), crossed) for k in classes]
+    return combine(each, [1 / len(each)] * len(each))
 
 
-def _sk_f1(average: str) -> Callable[[ScoredUnits], float]:
-    def metric(scored: ScoredUnits) -> float:
-        labels = range(len(scored.classes))
-        return float(
-            sk.f1_score(scored.y, scored.predicted, labels=labels, average=average, zero_division=0)
-        )
+def _calls_widened(scored: ScoredUnits, estimate: Estimate) -> Estimate:
+    if not scored.is_cross_validated or not np.isfinite(estimate.value):
+        return estimate
+    return widened(estimate, cross_validation_factor(estimate.value, called=True))
 
-    return metric
+
+def _accuracy_exact(scored: ScoredUnits) -> Estimate:
+    return _calls_widened(scored, ACCURACY.exact(scored))
+
+
+def _balanced_accuracy_exact(scored: ScoredUnits) -> Estimate:
+    recalls = [_recall(k).exact(scored) for k in scored.present()]
+    mean = combine(recalls, [1 / len(recalls)] * len(recalls), independent=True)
+    return _calls_widened(scored, mean)
+
+
+# --- the metrics ------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric: its value, its values under rows of patient weights, and where it is defined."""
+    """A metric under rows of patient weights, where it is defined and how its interval is made.
 
-    value: Callable[[ScoredUnits], float]
-    resampled: Callable[[ScoredUnits, Floats], Floats]  # (R, P) weights → (R,)
+    Attributes:
+        resampled: (R, P) weights → (R,).
+        exact: the estimate in closed form, where every patient is one unit; None: resampled.
+        ranks: whether it is of pairs within folds.
+    """
+
+    resampled: Resampled
+    exact: Callable[[ScoredUnits], Estimate] | None = None
+    ranks: bool = False
     needs_two_classes: bool = True
     higher_is_better: bool = True
 
+    def value(self, scored: ScoredUnits) -> float:
+        """The metric of everybody once."""
+        return float(self.resampled(scored, np.ones((1, scored.patients)))[0])
 
+    def is_defined(self, scored: ScoredUnits) -> bool:
+        """Whether the units have what the metric needs."""
+        if self.ranks and not classes_ranked(scored):
+            return False
+        return not self.needs_two_classes or len(scored.present()) > 1
+
+
+def _pooled(metric: Resampled) -> Resampled:
+    return lambda scored, weights: metric(scored.pooled(), weights)
+
+
+def _share_metric(share: Share) -> Metric:
+    return Metric(share.resampled, share.exact)
+
+
+_auroc, _auprc = macro(weighted_auroc), macro(weighted_auprc)
 METRICS: dict[str, Metric] = {
-    "auroc": Metric(_sk_one_vs_rest(sk.roc_auc_score), _one_vs_rest(weighted_auroc)),
-    "auprc": Metric(_sk_one_vs_rest(sk.average_precision_score), _one_vs_rest(weighted_auprc)),
-    "accuracy": Metric(lambda s: float(sk.accuracy_score(s.y, s.predicted)), _accuracy),
-    "balanced_accuracy": Metric(
-        lambda s: float(sk.balanced_accuracy_score(s.y, s.predicted)), _balanced_accuracy
-    ),
-    "f1_macro": Metric(_sk_f1("macro"), _f1_macro),
-    "f1_weighted": Metric(_sk_f1("weighted"), _f1_weighted),
-    "brier": Metric(
-        lambda s: float(_squared_errors(s).mean()),
-        _brier,
-        needs_two_classes=False,
-        higher_is_better=False,
-    ),
+    "auroc": Metric(_auroc, _auroc_exact, ranks=True),
+    "auprc": Metric(_auprc, ranks=True),
+    "auroc_pooled": Metric(_pooled(_auroc)),
+    "auprc_pooled": Metric(_pooled(_auprc)),
+    "accuracy": Metric(ACCURACY.resampled, _accuracy_exact),
+    "balanced_accuracy": Metric(_balanced_accuracy, _balanced_accuracy_exact),
+    "f1_macro": Metric(_f1_macro),
+    "f1_weighted": Metric(_f1_weighted),
+    "brier": Metric(_brier, needs_two_classes=False, higher_is_better=False),
     "calibration_error": Metric(
-        lambda s: float(_calibration_error(s, np.ones((1, s.patients)))[0]),
-        _calibration_error,
-        needs_two_classes=False,
-        higher_is_better=False,
+        _calibration_error, needs_two_classes=False, higher_is_better=False
     ),
+    **{name: _share_metric(share) for name, share in SHARES.items()},
+    **{name: _share_metric(share) for name, share in RULE_OUT_SHARES.items()},
 }
+RANKING = tuple(name for name, metric in METRICS.items() if metric.ranks)
 
 
-# --- the bootstrap ----------------------------------------------------------------------------
+def metrics_of(scored: ScoredUnits) -> list[str]:
+    """The metrics that such a task has: those of one positive class only where there are two."""
+    absent: set[str] = set()
+    if len(scored.classes) != 2:
+        absent |= set(SHARES) | set(RULE_OUT_SHARES)
+    if scored.rule_out is None:
+        absent |= set(RULE_OUT_SHARES)
+    return [name for name in METRICS if name not in absent]
+
+
+# --- intervals --------------------------------------------------------------------------------
 
 
 def _strata(scored: ScoredUnits) -> NDArray[np.int64]:
@@ -292,16 +299,6 @@ def patient_weights(scored: ScoredUnits, resamples: int, seed: int) -> Floats:
     return weights
 
 
-def interval(values: Floats, confidence: float = CONFIDENCE) -> tuple[float, float]:
-    """The percentile interval of resampled values; NaN where fewer than half are defined."""
-    defined = values[np.isfinite(values)]
-    if len(defined) * 2 < len(values) or not len(defined):
-        return float("nan"), float("nan")
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(defined, [tail, 1 - tail])
-    return float(low), float(high)
-
-
 def can_resample(scored: ScoredUnits) -> bool:
     """Whether patients tell of their spread: two at least, and two a class where stratified."""
     return scored.patients >= 2 and bool(
@@ -309,24 +306,83 @@ def can_resample(scored: ScoredUnits) -> bool:
     )
 
 
-def bootstrap_interval(
-    metric: str, scored: ScoredUnits, *, resamples: int = RESAMPLES, seed: int = 0
-) -> tuple[float, float]:
-    """95 % percentile bootstrap interval of a metric over patients.
+def estimate(
+    metric: str,
+    scored: ScoredUnits,
+    *,
+    weights: Floats | None = None,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Estimate:
+    """A metric with its limits over patients.
+
+    In closed form where the metric has one and every patient is one unit; else patients are
+    resampled. Cross-validated ranking figures vary more than independent ones, and their resamples
+    are spread accordingly (`cross_validation_factor`).
 
     Args:
         metric: a name of `METRICS`.
-        scored: the units; those of one patient are drawn together.
-        resamples: how many.
-        seed: of the draws.
+        scored: the units.
+        weights: (R, P) of `patient_weights`, where many metrics share them; None: drawn here.
+        resamples, seed: of the draws.
 
     Returns:
-        (low, high); NaN where a class has a single patient, whose spread nothing tells.
+        `UNDEFINED` where the metric is; without limits where nothing tells the spread.
     """
+    known = METRICS[metric]
+    if not known.is_defined(scored):
+        return UNDEFINED
+    if known.exact is not None and scored.is_by_patient:
+        return known.exact(scored)
+    value = known.value(scored)
     if not can_resample(scored):
-        return float("nan"), float("nan")
-    weights = patient_weights(scored, resamples, seed)
-    return interval(METRICS[metric].resampled(scored, weights))
+        return Estimate(value)
+    if weights is None:
+        weights = patient_weights(scored, resamples, seed)
+    draws = known.resampled(scored, weights)
+    if known.ranks and scored.is_cross_validated:
+        factor = cross_validation_factor(float(_auroc(scored, np.ones((1, scored.patients)))[0]))
+        draws = value + (draws - value) * factor**0.5
+    return drawn_estimate(value, draws, scored.patients)
+
+
+def confidence_interval(
+    metric: str, scored: ScoredUnits, *, resamples: int = RESAMPLES, seed: int = 0
+) -> tuple[float, float]:
+    """95 % interval of a metric over patients, as `estimate` makes it.
+
+    Returns:
+        (low, high); NaN where the metric is undefined or patients do not tell its spread.
+    """
+    low, high = estimate(metric, scored, resamples=resamples, seed=seed).interval
+    return low, high
+
+
+# --- the ROC curve ----------------------------------------------------------------------------
+
+
+def _fold_curve(fold: FoldScores, scored: ScoredUnits, grid: Floats, drawn: Floats) -> Floats:
+    # (R, points + 1): the fold's curve on the grid, times its pairs, and the pairs.
+    order = np.argsort(-fold.p[:, 1], kind="stable")
+    last = np.append(np.diff(fold.p[order, 1]) != 0, True)  # of a run of equal scores
+    rows = fold.unit[order]
+    positive = scored.y[rows] == 1
+    out = np.zeros((len(drawn), len(grid) + 1))
+    for place, weights in enumerate(drawn[:, scored.patient[rows]]):
+        tpr, fpr = (np.cumsum(weights * side)[last] for side in (positive, ~positive))
+        if (pairs := tpr[-1] * fpr[-1]) > 0:
+            curve = np.interp(grid, np.append(0, fpr / fpr[-1]), np.append(0, tpr / tpr[-1]))
+            out[place] = np.append(curve * pairs, pairs)
+    return out
+
+
+def _mean_curve(scored: ScoredUnits, grid: Floats, drawn: Floats) -> Floats:
+    # (R, points): curves of folds averaged by their pairs, and repeats averaged.
+    sums: dict[int, Floats] = {}
+    for fold, _ in folds_with_pairs(scored, 1):
+        sums[fold.repeat] = sums.get(fold.repeat, 0.0) + _fold_curve(fold, scored, grid, drawn)
+    repeats = [safe_divide(s[:, :-1], np.repeat(s[:, -1:], len(grid), 1)) for s in sums.values()]
+    return np.asarray(np.nanmean(repeats, axis=0))
 
 
 def roc_band(
@@ -334,100 +390,31 @@ def roc_band(
 ) -> pd.DataFrame:
     """ROC curve of a two-class task with a pointwise 95 % band over patients.
 
+    Sensitivities at each false positive rate are averaged over folds by their pairs (vertical
+    averaging, Fawcett, Pattern Recognition Letters 2006) and over repeats, so that the area under
+    the curve is the AUROC within folds.
+
     Returns:
         `points` rows: `fpr` (0 … 1), `tpr`, `low`, `high`; the band is NaN where patients tell no
         spread.
     """
-    order = np.argsort(-scored.p[:, 1], kind="stable")
-    last = np.append(np.diff(scored.p[order, 1]) != 0, True)  # of a run of equal scores
-    positive = scored.y[order] == 1
     grid = np.linspace(0, 1, points)
-
-    def curve(weights: Floats) -> Floats:
-        tpr, fpr = (np.cumsum(weights * side)[last] for side in (positive, ~positive))
-        return np.interp(grid, np.append(0, fpr / fpr[-1]), np.append(0, tpr / tpr[-1]))
-
-    low = high = np.full(points, np.nan)
+    tpr = _mean_curve(scored, grid, np.ones((1, scored.patients)))[0]
+    band = np.full((points, 2), np.nan)
     if can_resample(scored):
-        drawn = patient_weights(scored, resamples, seed)[:, scored.patient[order]]
-        both = [w for w in drawn if 0 < (w * positive).sum() < w.sum()]
-        low, high = np.quantile([curve(w) for w in both], [0.025, 0.975], axis=0)
-    return pd.DataFrame({"fpr": grid, "tpr": curve(np.ones(len(order))), "low": low, "high": high})
+        drawn = _mean_curve(scored, grid, patient_weights(scored, resamples, seed))
+        drawn = drawn[np.isfinite(drawn).all(axis=1)]
+        if len(drawn) * 2 >= resamples and np.ptp(drawn, axis=0).max() > 0:
+            band = np.array(
+                [drawn_estimate(t, d, scored.patients).interval for t, d in zip(tpr, drawn.T,
+                 strict=True)]
+            )  # fmt: skip
+            still = np.ptp(drawn, axis=0) == 0  # its ends, where no resample moves
+            band[still] = tpr[still, None]
+    return pd.DataFrame({"fpr": grid, "tpr": tpr, "low": band[:, 0], "high": band[:, 1]})
 
 
 # --- from a table of predictions --------------------------------------------------------------
-
-
-def probability_columns(predictions: pd.DataFrame) -> list[str]:
-    """The columns `p_<class>` in the order of their classes; of two, the last is positive.
-
-    Raises:
-        StainsslError: fewer than two.
-    """
-    found = class_order(
-        [c.removeprefix("p_") for c in map(str, predictions.columns) if c.startswith("p_")]
-    )
-    if len(found) < 2:
-        raise StainsslError(
-            "Predictions need a column p_<class> for each of two classes at least; found"
-            f" {', '.join(map(str, predictions.columns))}."
-        )
-    return [f"p_{name}" for name in found]
-
-
-def average_repeats(predictions: pd.DataFrame, level: str) -> pd.DataFrame:
-    """One row per tile, slide or patient: its probabilities averaged over repeats and folds.
-
-    Args:
-        predictions: test rows: `patient_id`, `slide_id`, `y`, `p_<class>`…, `tile` at level tile;
-            `site` is kept where it is there.
-        level: `tile`, `slide` or `patient`.
-
-    Returns:
-        The unit's columns, `patient_id`, `site`, `y` (class word) and `p_<class>`, sorted by unit.
-
-    Raises:
-        StainsslError: a unit has two true classes or two patients.
-    """
-    unit = UNIT[level]
-    p = probability_columns(predictions)
-    kept = [c for c in dict.fromkeys(["patient_id", "slide_id", "site", "y"]) if c in predictions]
-    frame = predictions.assign(y=predictions["y"].map(class_name))
-    grouped = frame.groupby(unit, sort=True)
-    for column in {"patient_id", "y"} - set(unit):
-        if (grouped[column].nunique() > 1).any():
-            raise StainsslError(f"Predictions: a {level} has two values of {column!r}.")
-    how = {**{c: (c, "first") for c in kept if c not in unit}, **{c: (c, "mean") for c in p}}
-    return grouped.agg(**how).reset_index()
-
-
-def scored_units(units: pd.DataFrame) -> ScoredUnits:
-    """`ScoredUnits` of the rows that `average_repeats` gives.
-
-    Raises:
-        StainsslError: a true class has no `p_<class>`, or a probability is not finite.
-    """
-    columns = probability_columns(units)
-    classes = tuple(c.removeprefix("p_") for c in columns)
-    y = units["y"].map({name: i for i, name in enumerate(classes)})
-    if y.isna().any():
-        strange = sorted(set(units.loc[y.isna(), "y"].astype(str)))
-        raise StainsslError(f"Predictions: true class {strange} has no column p_<class>.")
-    p = units[columns].to_numpy(float)
-    if not np.isfinite(p).all():
-        raise StainsslError(
-            f"Predictions: {int((~np.isfinite(p)).any(1).sum())} rows are not finite."
-        )
-    patient = np.unique(units["patient_id"].to_numpy(str), return_inverse=True)[1]
-    return ScoredUnits(np.asarray(y, np.int64), p, patient, classes)
-
-
-def site_groups(units: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
-    """`("all", everything)`, then `("site=a", its rows)` for each site where there are two."""
-    yield "all", units
-    if "site" in units and units["site"].nunique() > 1:
-        for site, rows in units.groupby("site", sort=True):
-            yield f"site={site}", rows
 
 
 def evaluate(
@@ -436,39 +423,41 @@ def evaluate(
     """Every metric of a task's predictions with its interval, over all and per site.
 
     Args:
-        predictions: test rows, as `average_repeats` takes them; out-of-fold predictions are
-            averaged over repeats before they are resampled.
+        predictions: test rows, as `predictions.average_repeats` takes them.
         level: `tile`, `slide` or `patient`.
         seed: of the bootstrap.
         resamples: of the bootstrap.
 
     Returns:
         `metric`, `group` ("all", "site=a" …), `value`, `low`, `high` (95 % over patients),
-        `patients`, `units`. A metric that is undefined in a group is NaN, its reason in the log.
+        `patients`, `units`, `classes` (how many are among the units). A metric that is undefined
+        in a group is NaN, its reason in the log.
     """
     units = average_repeats(predictions, level)
+    scored = scored_units(units, predictions, level)
     rows = [
         row
-        for group, part in site_groups(units)
-        for row in _group_rows(group, scored_units(part), seed, resamples)
+        for group, mask in site_groups(units)
+        for row in _group_rows(group, scored.take(mask), seed, resamples)
     ]
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
 def _group_rows(group: str, scored: ScoredUnits, seed: int, resamples: int) -> Iterator[tuple]:
-    two_classes = len(scored.present()) > 1
-    spread = can_resample(scored)
-    if not two_classes:
+    _tell_undefined(group, scored)
+    weights = patient_weights(scored, resamples, seed) if can_resample(scored) else None
+    counts = (scored.patients, len(scored.y), len(scored.present()))
+    for name in metrics_of(scored):
+        found = estimate(name, scored, weights=weights)
+        yield name, group, found.value, *found.interval, *counts
+
+
+def _tell_undefined(group: str, scored: ScoredUnits) -> None:
+    if len(scored.present()) < 2:
         log.warning(
             "%s: one class only; all but Brier's score and calibration are undefined", group
         )
-    elif not spread:
-        log.warning("%s: a class has a single patient; no interval can be given", group)
-    weights = patient_weights(scored, resamples, seed) if spread else None
-    for name, metric in METRICS.items():
-        value = low = high = float("nan")
-        if two_classes or not metric.needs_two_classes:
-            value = metric.value(scored)
-            if weights is not None:
-                low, high = interval(metric.resampled(scored, weights))
-        yield name, group, value, low, high, scored.patients, len(scored.y)
+    elif not classes_ranked(scored):
+        log.warning("%s: %s", group, NO_PAIRS)
+    elif not can_resample(scored):
+        log.warning("%s: a class has a single patient; some intervals cannot be given", group)

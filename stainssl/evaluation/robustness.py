@@ -14,17 +14,15 @@ from numpy.typing import NDArray
 
 from stainssl.errors import StainsslError
 from stainssl.evaluation.folds import class_order, each_fold, make_folds
+from stainssl.evaluation.intervals import combine, drawn_estimate
 from stainssl.evaluation.metrics import (
-    METRICS,
     RESAMPLES,
-    Floats,
-    ScoredUnits,
-    can_resample,
+    estimate,
     evaluate,
-    interval,
     patient_weights,
     weighted_mean,
 )
+from stainssl.evaluation.predictions import Floats, ScoredUnits, read_scored
 from stainssl.evaluation.probe import balanced_sample, linear_probe
 
 Vectors = NDArray[np.float32]
@@ -91,7 +89,7 @@ def _figure(
     metric: str, value: float, resampled: Floats, patient: Ints, group: str = "all"
 ) -> Figure:
     patients = len(np.unique(patient))
-    low, high = interval(resampled) if patients > 1 else (float("nan"), float("nan"))
+    low, high = drawn_estimate(float(value), resampled, patients).interval
     return Figure(metric, group, float(value), low, high, patients, len(patient))
 
 
@@ -398,11 +396,17 @@ def _site_drop(
     seen = _seen_predictions(stainings, ~tested, seed)
     if seen is None:
         return []
-    of_seen, of_unseen = (_auroc_draws(p, s) for p, s in ((seen, seed), (unseen, seed + 1)))
-    drop, drawn = of_seen[0] - of_unseen[0], of_seen[1] - of_unseen[1]
+    drop = combine(
+        [
+            estimate("auroc", read_scored(rows, "tile"), seed=own_seed)
+            for rows, own_seed in ((seen, seed), (unseen, seed + 1))
+        ],
+        [1, -1],
+    )
     patients = stainings.patient[role.notna().to_numpy()]
     return [*_auroc_figures("seen_site_auroc", seen.drop(columns="site"), seed),
-            _figure("site_drop", drop, drawn, patients)]  # fmt: skip
+            Figure("site_drop", "all", drop.value, *drop.interval,
+                   len(np.unique(patients)), len(patients))]  # fmt: skip
 
 
 def _seen_predictions(
@@ -421,16 +425,6 @@ def _seen_predictions(
     except StainsslError as error:
         log.info("drop to unseen sites left out: %s", error)
         return None
-
-
-def _auroc_draws(predictions: pd.DataFrame, seed: int) -> tuple[float, Floats]:
-    from stainssl.evaluation.metrics import average_repeats, scored_units
-
-    scored = scored_units(average_repeats(predictions, "tile"))
-    if len(scored.present()) < 2 or not can_resample(scored):
-        return float("nan"), np.full(RESAMPLES, np.nan)
-    weights = patient_weights(scored, RESAMPLES, seed)
-    return METRICS["auroc"].value(scored), METRICS["auroc"].resampled(scored, weights)
 
 
 def measure(

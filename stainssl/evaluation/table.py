@@ -13,7 +13,8 @@ import pandas as pd
 
 from stainssl.evaluation.baselines import HEAD as COLUMNS_HEAD
 from stainssl.evaluation.compare import COLUMNS as COMPARISON_COLUMNS
-from stainssl.evaluation.compare import compare_all, holm
+from stainssl.evaluation.compare import compare_all, holm, mean_over_seeds, shared_rows
+from stainssl.evaluation.predictions import read_scored
 
 TITLES = {
     "auroc": "AUROC",
@@ -22,16 +23,21 @@ TITLES = {
     "balanced_accuracy": "balanced accuracy",
     "f1_macro": "macro F1",
     "f1_weighted": "weighted F1",
+    "sensitivity": "sensitivity",
+    "specificity": "specificity",
+    "ppv": "PPV",
+    "npv": "NPV",
     "brier": "Brier score",
     "calibration_error": "calibration error",
 }
 SITE_METRICS = ("auroc", "brier", "calibration_error")
 LEVEL_OF_SIGNIFICANCE = 0.05
+FEW_PATIENTS = 5
 LINEAR = "linear"  # the head of a tile task
 NOTHING = "–"
 SEEN_MARK = "†"
 NOT_BEATEN = (
-    "Bold: the best of a column, and what it does not beat significantly (paired bootstrap over"
+    "Bold: the best of a column, and what it does not beat significantly (paired difference over"
     " patients, Holm over all comparisons of the table, 5 %)."
 )
 SEEN_NOTE = f"{SEEN_MARK} Pretraining saw test patients of the task."
@@ -39,7 +45,15 @@ BASELINES = (
     "site only, clinical only: a linear probe on the sheet's columns for site and scanner, or on"
     " the task's clinical columns; it sees no tissue and is not compared."
 )
-INTERVALS = "In brackets 95 % intervals over patients."
+INTERVALS = (
+    "In brackets 95 % intervals over patients. AUROC and AUPRC rank test patients within a fold and"
+    " repeat; a dash is a figure that is undefined."
+)
+SEEDS = "Rows of several seeds: the mean, its interval over patients and pretraining seeds."
+FEW_MARK = "‡"
+FEW = (
+    f"{FEW_MARK} A site of fewer than {FEW_PATIENTS} patients, whose figures tell next to nothing."
+)
 CALIBRATION = (
     "Calibration error: how far probabilities are from what came true, mean over ten bins; with few"
     " patients it is above 0 by chance alone."
@@ -89,6 +103,7 @@ class Cell:
     text: str = NOTHING
     bold: bool = False
     seen: bool = False
+    gray: bool = False
 
 
 @dataclass(frozen=True)
@@ -116,14 +131,16 @@ class Column:
 
 LONG_COLUMNS = [
     "encoder", "run", "head", "task", "metric", "group", "value", "low", "high",
-    "patients", "units", "seen",
+    "patients", "units", "classes", "seen", "seeds",
 ]  # fmt: skip
 
 
 def long_table(answers: Sequence[Answer], robustness: Sequence[Robustness]) -> pd.DataFrame:
     """Every figure of a benchmark, a row each: `LONG_COLUMNS`.
 
-    `seen` counts test patients that pretraining saw; `head` is empty for robustness figures.
+    `seen` counts test patients that pretraining saw; `head` is empty for robustness figures. Where
+    an encoder has several seeds, each shown metric has a row of their mean too, which says how many
+    `seeds`.
     """
     parts = [
         a.metrics.assign(encoder=a.encoder, run=a.run, head=a.head, task=a.task, seen=a.seen)
@@ -133,7 +150,33 @@ def long_table(answers: Sequence[Answer], robustness: Sequence[Robustness]) -> p
     for one in robustness:
         rows = one.metrics.assign(encoder=one.encoder, run=one.run, head="")
         parts.append(rows.assign(seen=[seen.get((task, one.run), 0) for task in rows["task"]]))
-    return pd.concat(parts, ignore_index=True)[LONG_COLUMNS]
+    rows = pd.concat([rows.assign(seeds=1) for rows in parts], ignore_index=True)
+    means = pd.DataFrame(list(_seed_means(answers)), columns=LONG_COLUMNS)
+    every = pd.concat([rows, means], ignore_index=True) if len(means) else rows
+    return every.reindex(columns=LONG_COLUMNS)
+
+
+def _seed_means(answers: Sequence[Answer]) -> Iterator[dict[str, Any]]:
+    sides: dict[tuple[str, str, str], list[Answer]] = {}
+    for answer in answers:
+        sides.setdefault((answer.task, answer.encoder, answer.head), []).append(answer)
+    for (task, encoder, head), seeds in sides.items():
+        if len(seeds) < 2:
+            continue
+        level = seeds[0].level
+        tables = shared_rows([seed.predictions for seed in seeds], level)
+        scored = [read_scored(rows, level) for rows in tables]
+        one = scored[0]
+        for metric in seeds[0].shown:
+            mean = mean_over_seeds(metric, scored)
+            low, high = mean.interval
+            yield {
+                "encoder": encoder, "run": f"{encoder} ({len(seeds)} seeds)", "head": head,
+                "task": task, "metric": metric, "group": "all",
+                "value": mean.value, "low": low, "high": high,
+                "patients": one.patients, "units": len(one.y), "classes": len(one.present()),
+                "seen": max(seed.seen for seed in seeds), "seeds": len(seeds),
+            }  # fmt: skip
 
 
 def robustness_tree(robustness: Sequence[Robustness]) -> dict[str, Any]:
@@ -227,7 +270,9 @@ def _of_heads(long: pd.DataFrame, task: str, metric: str) -> pd.DataFrame:
 
 def _patients(rows: pd.DataFrame) -> str:
     low, high = int(rows["patients"].min()), int(rows["patients"].max())
-    return f"{low} patients" if low == high else f"{low}–{high} patients"
+    said = f"{low} patients" if low == high else f"{low}–{high} patients"
+    classes = rows["classes"].max()
+    return f"{said}, {int(classes)} classes" if classes > 2 else said
 
 
 def number(value: float, low: float, high: float) -> str:
@@ -263,7 +308,8 @@ def make_grid(
     first_head = dict(reversed(heads))
     for encoder, head in heads:
         first = head == first_head[encoder]
-        runs = long.loc[long["encoder"] == encoder, "run"].unique().tolist()
+        own = long[long["encoder"] == encoder]
+        runs = own.loc[own["seeds"] == 1, "run"].unique().tolist()
         figures = [_figures(long, encoder, head, column, first) for column in columns]
         bold = [_in_bold(long, compared, encoder, head, column) for column in columns]
         if len(runs) > 1:
@@ -274,7 +320,9 @@ def make_grid(
             rows.append((run, head))
             mine = [f[f["run"] == run] for f in figures]
             cells.append([_single(f, b) for f, b in zip(mine, bold, strict=True)])
-    notes = _notes(cells) + ([BASELINES] if any(h == COLUMNS_HEAD for _, h in heads) else [])
+    notes = _notes(cells)
+    notes += [SEEDS] if (long["seeds"] > 1).any() else []
+    notes += [BASELINES] if any(h == COLUMNS_HEAD for _, h in heads) else []
     return ResultGrid([c.title for c in columns], rows, cells, notes)
 
 
@@ -305,12 +353,15 @@ def _single(rows: pd.DataFrame, bold: bool) -> Cell:
         return Cell()
     row = rows.iloc[0]
     text = number(row["value"], row["low"], row["high"])
-    return Cell(text, bold and text != NOTHING, bool(row["seen"]))
+    few = str(row["group"]).startswith("site=") and row["patients"] < FEW_PATIENTS
+    return Cell(text, bold and text != NOTHING, bool(row["seen"]), bool(few))
 
 
 def _aggregate(rows: pd.DataFrame, bold: bool) -> Cell:
     if not len(rows):
         return Cell()
+    if len(mean := rows[rows["seeds"] > 1]):
+        return _single(mean, bold)
     text = spread(rows["value"].tolist())
     return Cell(text, bold and text != NOTHING, bool(rows["seen"].any()))
 
@@ -347,6 +398,8 @@ def _notes(cells: list[list[Cell]]) -> list[str]:
     notes = [INTERVALS]
     if any("±" in cell.text for cell in every):
         notes.append(SPREAD)
+    if any(cell.gray for cell in every):
+        notes.append(FEW)
     if any(cell.bold for cell in every):
         notes.append(NOT_BEATEN)
     if any(cell.seen for cell in every):
@@ -379,7 +432,9 @@ def make_site_grid(long: pd.DataFrame) -> ResultGrid:
 
 
 def _marked(cell: Cell) -> str:
-    return cell.text + (SEEN_MARK if cell.seen and cell.text != NOTHING else "")
+    if cell.text == NOTHING:
+        return NOTHING
+    return cell.text + SEEN_MARK * cell.seen + FEW_MARK * cell.gray
 
 
 def _lines(grid: ResultGrid) -> Iterator[tuple[tuple[str, str], list[Cell]]]:
@@ -397,7 +452,8 @@ def to_markdown(grid: ResultGrid) -> str:
 
 
 _TEX = {"&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "$": r"\$", "–": "--", "±": r"$\pm$",
-        "†": r"$^\dagger$", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
+        "†": r"$^\dagger$", "‡": r"$^\ddagger$", "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
         "{": r"\{", "}": r"\}", "\\": r"\textbackslash{}"}  # fmt: skip
 
 
@@ -430,6 +486,7 @@ th, td { padding: .35em .9em; text-align: left; white-space: nowrap; }
 thead th { border-bottom: 2px solid #444; vertical-align: bottom; white-space: normal; }
 tbody tr { border-bottom: 1px solid #ddd; }
 tbody tr:hover { background: #f3f6fa; }
+.few { color: #9a9a9a; }
 p { margin: .3em 0; font-size: 13px; color: #444; }
 """
 
@@ -441,6 +498,10 @@ def html_table(grid: ResultGrid, caption: str) -> str:
     for names, cells in _lines(grid):
         shown = [html.escape(_marked(cell)) for cell in cells]
         shown = [f"<b>{s}</b>" if c.bold else s for s, c in zip(shown, cells, strict=True)]
+        shown = [
+            f"<span class='few'>{s}</span>" if c.gray else s
+            for s, c in zip(shown, cells, strict=True)
+        ]
         row = [f"<th scope='row'>{html.escape(names[0])}</th>", f"<td>{html.escape(names[1])}</td>"]
         body.append(f"<tr>{''.join(row)}{''.join(f'<td>{s}</td>' for s in shown)}</tr>")
     notes = "".join(f"<p>{html.escape(note)}</p>" for note in grid.notes)

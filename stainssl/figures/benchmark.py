@@ -12,10 +12,12 @@ from matplotlib.lines import Line2D
 
 from stainssl.evaluation.baselines import CLINICAL, SITE
 from stainssl.evaluation.baselines import HEAD as COLUMNS_HEAD
+from stainssl.evaluation.table import FEW_PATIENTS
 
 # Okabe & Ito 2008: told apart by the color-blind. Grey is kept for what saw nothing.
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8C6D1F", "#5D3A9B")
 GREY = "#7F7F7F"
+FAINT = "#C4C4C4"  # sites of few patients
 LINES = ("-", "--", ":", "-.")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "h")
 _INCH = 100  # px
@@ -84,6 +86,8 @@ def _roc_panel(
 def forest(long: pd.DataFrame, encoders: Sequence[str]) -> Figure:
     """AUROC with its interval for every task, encoder, head and seed, and for every site.
 
+    Sites of few patients are drawn in light gray.
+
     Args:
         long: `table.long_table`.
         encoders: all of the benchmark, in its order, for their colors.
@@ -120,7 +124,9 @@ def _forest_panel(axes: Axes, task: str, rows: pd.DataFrame, colors: dict[str, s
     for row in entries.to_dict("records"):
         place += 0.6 if row["_group"] != last and places else 0.0
         last = row["_group"]
-        color, whole = colors[row["encoder"]], row["group"] == "all"
+        whole = row["group"] == "all"
+        few = not whole and row["patients"] < FEW_PATIENTS
+        color = FAINT if few else colors[row["encoder"]]
         axes.plot([row["low"], row["high"]], [place] * 2, color=color, lw=2.4 if whole else 1.3)
         axes.plot(row["value"], place, "o" if whole else "s", color=color, ms=6.5 if whole else 4)
         head = "" if row["head"] in ("linear", COLUMNS_HEAD) else f" + {row['head']}"

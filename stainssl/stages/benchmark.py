@@ -15,9 +15,11 @@ from stainssl.config import Config, Run, Task
 from stainssl.errors import StainsslError
 from stainssl.evaluation import baselines, published, table
 from stainssl.evaluation.folds import class_name, read_folds
-from stainssl.evaluation.metrics import average_repeats, evaluate, roc_band, scored_units
+from stainssl.evaluation.metrics import evaluate, roc_band
+from stainssl.evaluation.predictions import ensemble, read_scored
 from stainssl.evaluation.projection import project
 from stainssl.evaluation.published import Published
+from stainssl.evaluation.ranking import classes_ranked
 from stainssl.evaluation.table import Answer, ResultGrid, Robustness
 from stainssl.figures import benchmark as figures
 from stainssl.plan.paths import Paths
@@ -132,7 +134,8 @@ def _external_answers(
     """A task's answers on cohorts that none of its models was trained on, as tasks of their own."""
     spec = config.tasks[task]
     for cohort in spec.external:
-        predictions = read_table(folder / f"external-{cohort}.parquet", "predictions")
+        found = read_table(folder / f"external-{cohort}.parquet", "predictions")
+        predictions = ensemble(found, spec.level)
         metrics = _read_metrics(folder / f"external-{cohort}.csv")
         tested = predictions[["patient_id"]].drop_duplicates().assign(cohort=cohort)
         seen = _seen(Paths(config.results).seen(run.name), tested)
@@ -255,8 +258,8 @@ def _curves(answers: list[Answer], seed: int) -> dict[str, dict[str, tuple[str, 
     """Panel → legend label → (encoder, ROC curve) of the tasks of two classes."""
     curves: dict[str, dict[str, tuple[str, pd.DataFrame]]] = {}
     for answer in answers:
-        scored = scored_units(average_repeats(answer.predictions, answer.level))
-        if len(scored.classes) != 2 or len(scored.present()) < 2:
+        scored = read_scored(answer.predictions, answer.level)
+        if len(scored.classes) != 2 or not classes_ranked(scored):
             continue
         panel = f"{answer.task}, {scored.patients} patients"
         auroc = answer.metrics.query("metric == 'auroc' and group == 'all'").iloc[0]

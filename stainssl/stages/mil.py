@@ -15,6 +15,7 @@ from stainssl.config import Config, Task
 from stainssl.errors import StainsslError
 from stainssl.evaluation.folds import class_name, class_order, each_fold, read_folds
 from stainssl.evaluation.metrics import evaluate
+from stainssl.evaluation.predictions import ensemble
 from stainssl.mil import bags as bagging
 from stainssl.mil.attention import AttentionMean, attention_table
 from stainssl.mil.bags import Bag, SlideTiles
@@ -73,7 +74,7 @@ def run(config: Config, task: str, encoder: str, head: str) -> None:
             for cohort in spec.external:
                 found = _external(config, spec, cohort, encoder, classes, folder / "models")
                 write_table(folder / f"external-{cohort}.parquet", found, "predictions", made_by)
-                metrics = evaluate(found, spec.level, config.seed)
+                metrics = evaluate(ensemble(found, spec.level), spec.level, config.seed)
                 metrics.to_csv(folder / f"external-{cohort}.csv", index=False)
     except StainsslError as error:
         raise StainsslError(f"tasks.{task}: {error}") from None

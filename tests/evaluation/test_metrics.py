@@ -1,5 +1,7 @@
 """Metrics equal scikit-learn's, resampled ones too; intervals cover; undefined is NaN."""
 
+import dataclasses
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -16,16 +18,14 @@ from torchmetrics.functional.classification import (
 from stainssl.errors import StainsslError
 from stainssl.evaluation.metrics import (
     METRICS,
-    ScoredUnits,
-    average_repeats,
-    bootstrap_interval,
+    confidence_interval,
     evaluate,
+    metrics_of,
     patient_weights,
     roc_band,
-    scored_units,
-    weighted_auprc,
-    weighted_auroc,
 )
+from stainssl.evaluation.predictions import ScoredUnits, average_repeats, read_scored
+from stainssl.evaluation.ranking import weighted_auprc, weighted_auroc
 
 
 def _scored(
@@ -57,7 +57,7 @@ def test_weighted_curves_equal_scikit_learns_on_resamples_with_ties(data, n, lev
         (weighted_auroc, sk.roc_auc_score),
         (weighted_auprc, sk.average_precision_score),
     ):
-        for row, found in zip(weights, weighted(positive, score, each, weights), strict=True):
+        for row, found in zip(weights, weighted(positive, score, each, weights)[0], strict=True):
             kept = row > 0
             if len(np.unique(positive[kept])) < 2:
                 assert np.isnan(found) or plain is sk.average_precision_score
@@ -66,22 +66,69 @@ def test_weighted_curves_equal_scikit_learns_on_resamples_with_ties(data, n, lev
                 assert found == pytest.approx(expected, abs=1e-12)
 
 
-@pytest.mark.parametrize("name", METRICS)
-@pytest.mark.parametrize("classes", [2, 3])
-def test_a_resample_of_everybody_once_is_the_metric_itself(rng, name, classes):
-    scored = _scored(rng, classes=classes)
-    once = np.ones((1, scored.patients))
-    assert METRICS[name].resampled(scored, once)[0] == pytest.approx(METRICS[name].value(scored))
+def _one_vs_rest(curve, s):
+    classes = [1] if len(s.classes) == 2 else s.present()
+    return np.mean([curve(s.y == k, s.p[:, k]) for k in classes])
 
 
-@pytest.mark.parametrize("name", METRICS)
-def test_a_resample_equals_the_metric_of_the_rows_it_repeats(rng, name):
-    scored = _scored(rng)
+def _called(s):
+    return (s.p[:, 1] >= s.rule_out).astype(int)
+
+
+SCIKIT_LEARN = {
+    "auroc": lambda s: _one_vs_rest(sk.roc_auc_score, s),
+    "auprc": lambda s: _one_vs_rest(sk.average_precision_score, s),
+    "accuracy": lambda s: sk.accuracy_score(s.y, s.predicted),
+    "balanced_accuracy": lambda s: sk.balanced_accuracy_score(s.y, s.predicted),
+    "f1_macro": lambda s: sk.f1_score(s.y, s.predicted, average="macro"),
+    "f1_weighted": lambda s: sk.f1_score(s.y, s.predicted, average="weighted"),
+    "sensitivity": lambda s: sk.recall_score(s.y, s.predicted),
+    "specificity": lambda s: sk.recall_score(s.y, s.predicted, pos_label=0),
+    "ppv": lambda s: sk.precision_score(s.y, s.predicted),
+    "npv": lambda s: sk.precision_score(s.y, s.predicted, pos_label=0),
+    "sensitivity_rule_out": lambda s: sk.recall_score(s.y, _called(s)),
+    "specificity_rule_out": lambda s: sk.recall_score(s.y, _called(s), pos_label=0),
+    "ppv_rule_out": lambda s: sk.precision_score(s.y, _called(s)),
+    "npv_rule_out": lambda s: sk.precision_score(s.y, _called(s), pos_label=0),
+    "brier": lambda s: sk.brier_score_loss(s.y, s.p[:, 1]),
+}
+SCIKIT_LEARN |= {f"{name}_pooled": SCIKIT_LEARN[name] for name in ("auroc", "auprc")}
+
+
+def _with_cuts(scored: ScoredUnits) -> ScoredUnits:
+    cuts = np.full((2, len(scored.y)), [[0.6], [0.3]])
+    return dataclasses.replace(scored, threshold=cuts[0], rule_out=cuts[1])
+
+
+@pytest.mark.parametrize("name", set(METRICS) - {"calibration_error"})
+def test_a_metric_is_scikit_learns_and_a_resample_that_of_the_rows_it_repeats(rng, name):
+    scored = _with_cuts(_scored(rng))
+    assert METRICS[name].value(scored) == pytest.approx(SCIKIT_LEARN[name](scored))
     weights = patient_weights(scored, 5, seed=1)
     for row, found in zip(weights, METRICS[name].resampled(scored, weights), strict=True):
         rows = np.repeat(np.arange(len(scored.y)), row[scored.patient].astype(int))
-        repeated = ScoredUnits(scored.y[rows], scored.p[rows], scored.patient[rows], scored.classes)
-        assert found == pytest.approx(METRICS[name].value(repeated))
+        cuts = (scored.threshold[rows], scored.rule_out[rows])
+        repeated = ScoredUnits(
+            scored.y[rows], scored.p[rows], scored.patient[rows], scored.classes, (), *cuts
+        )
+        assert found == pytest.approx(SCIKIT_LEARN[name](repeated))
+
+
+@pytest.mark.parametrize(
+    "name", ["auroc", "auprc", "accuracy", "balanced_accuracy", "f1_macro", "f1_weighted"]
+)
+def test_of_three_classes_a_metric_is_scikit_learns(rng, name):
+    scored = _scored(rng, classes=3)
+    assert METRICS[name].value(scored) == pytest.approx(SCIKIT_LEARN[name](scored))
+
+
+@pytest.mark.parametrize("name", METRICS)
+@pytest.mark.parametrize("units", [40, 200])
+def test_every_value_lies_in_its_interval(rng, name, units):
+    scored = _with_cuts(_scored(rng, n=units, patients=40))
+    low, high = confidence_interval(name, scored, resamples=200)
+    value = METRICS[name].value(scored)
+    assert low - 1e-9 <= value <= high + 1e-9
 
 
 @pytest.mark.parametrize("classes", [2, 3])
@@ -134,7 +181,7 @@ def test_intervals_over_patients_cover_the_truth_about_as_often_as_they_say():
     truth = METRICS["auroc"].value(_draw(rng, patients=20_000, tiles=1))
     inside = 0
     for trial in range(200):
-        low, high = bootstrap_interval("auroc", _draw(rng), resamples=300, seed=trial)
+        low, high = confidence_interval("auroc", _draw(rng), resamples=300, seed=trial)
         inside += low <= truth <= high
     assert 0.89 <= inside / 200 <= 0.99
 
@@ -142,13 +189,13 @@ def test_intervals_over_patients_cover_the_truth_about_as_often_as_they_say():
 def test_shuffled_labels_give_a_half_inside_the_interval(rng):
     scored = _scored(rng, n=600, patients=30)
     shuffled = ScoredUnits(rng.permutation(scored.y), scored.p, scored.patient, scored.classes)
-    low, high = bootstrap_interval("auroc", shuffled)
+    low, high = confidence_interval("auroc", shuffled)
     assert low < 0.5 < high
 
 
 def test_the_same_seed_gives_the_same_interval(rng):
     scored = _scored(rng)
-    assert bootstrap_interval("auroc", scored, seed=3) == bootstrap_interval(
+    assert confidence_interval("auroc", scored, seed=3) == confidence_interval(
         "auroc", scored, seed=3
     )
 
@@ -158,7 +205,8 @@ def test_evaluate_gives_every_metric_over_all_and_by_site(rng):
     site = np.where(scored.patient % 2 == 0, "a", "b")
     rows = evaluate(_predictions(scored, site=site), "tile", 0, resamples=50)
     assert set(rows["group"]) == {"all", "site=a", "site=b"}
-    assert set(rows["metric"]) == set(METRICS)
+    assert list(rows.loc[rows["group"] == "all", "metric"]) == metrics_of(scored)
+    assert set(METRICS) - set(rows["metric"]) == {m for m in METRICS if m.endswith("rule_out")}
     assert (rows["low"] <= rows["value"]).all()
     assert (rows["value"] <= rows["high"]).all()
     assert rows.loc[rows["group"] == "site=a", "patients"].eq(10).all()
@@ -194,9 +242,9 @@ def test_a_single_patient_gives_a_value_and_no_interval(rng):
 def test_a_class_without_probability_or_a_lost_probability_is_refused(rng):
     frame = _predictions(_scored(rng))
     with pytest.raises(StainsslError, match="'2'"):
-        scored_units(average_repeats(frame.assign(y="2"), "tile"))
+        read_scored(frame.assign(y="2"), "tile")
     with pytest.raises(StainsslError, match="not finite"):
-        scored_units(average_repeats(frame.assign(p_1=np.nan), "tile"))
+        read_scored(frame.assign(p_1=np.nan), "tile")
     with pytest.raises(StainsslError, match="p_<class>"):
         average_repeats(frame.drop(columns="p_0"), "tile")
 

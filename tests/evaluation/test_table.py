@@ -127,7 +127,7 @@ def test_the_header_says_how_many_patients_and_what_chance_is(benchmark):
     assert grid.columns[3] == "tumor: site predictability (40 patients, chance 0.33)"
 
 
-def test_seeds_are_a_row_of_mean_and_spread_over_rows_of_their_own():
+def test_seeds_are_a_row_of_their_mean_and_its_interval_over_rows_of_their_own():
     runs = [_answer("simclr", s, run=f"simclr.{i}") for i, s in enumerate((1.0, 2.0, 3.0))]
     answers = [*runs, _answer("random", 0.0)]
     long = table.long_table(answers, [])
@@ -135,10 +135,14 @@ def test_seeds_are_a_row_of_mean_and_spread_over_rows_of_their_own():
     assert [name for name, _ in grid.rows] == [
         "simclr (3 seeds)", "simclr.0", "simclr.1", "simclr.2", "random",
     ]  # fmt: skip
-    values = long.query("metric == 'auroc' and encoder == 'simclr'")["value"]
-    assert grid.cells[0][0].text == f"{values.mean():.2f} ± {values.std(ddof=1):.2f}"
+    own = long.query("metric == 'auroc' and encoder == 'simclr'").set_index("run")
+    mean = own.loc["simclr (3 seeds)"]
+    assert (mean["seeds"], own.loc["simclr.0", "seeds"]) == (3, 1)
+    assert mean["value"] == pytest.approx(own.query("seeds == 1")["value"].mean())
+    assert mean["low"] < own["low"].mean() and mean["high"] <= 1
+    assert grid.cells[0][0].text == table.number(mean["value"], mean["low"], mean["high"])
     assert grid.cells[0][0].bold
-    assert table.SPREAD in grid.notes
+    assert table.SEEDS in grid.notes
 
 
 def test_heads_are_rows_and_robustness_stands_once_an_encoder():

@@ -68,7 +68,7 @@ def test_the_probe_scores_valid_labelled_tiles_of_test_patients_only(world):
 
 def test_color_fails_at_the_unseen_site_where_morphology_does_not(world):
     color, morphology = (_metrics(world.paths.probe("tumor", name)) for name in ENCODERS)
-    assert morphology.loc["auroc", "low"] > 0.9
+    assert morphology.loc["auroc", "value"] > 0.95
     assert morphology.loc["auroc", "value"] > color.loc["auroc", "value"]
     assert "knn_auroc" in color.index
 
@@ -155,7 +155,7 @@ def test_comparisons_cover_every_column_with_one_correction(world):
         ("tumor", "auroc"), ("her2", "auroc"), ("tumor", "confounded_auroc"),
     ]  # fmt: skip
     assert (compared["p_holm"] >= compared["p"]).all()
-    assert compared["p_delong"].notna().tolist() == [False, True, False]
+    assert (compared["p"] >= 2 / 2**4).all()  # no test of so few patients can give less
 
 
 @pytest.mark.parametrize("name", ["roc", "forest", "robustness", "few_shot", "umap"])

@@ -1,0 +1,307 @@
+"""Intervals and tests that hold where patients are few.
+
+An `Estimate` is a value with limits at any confidence. Two kinds are made: by inverting a test
+whose variance is that of the hypothesis (AUROC, shares of patients), which gives an interval where
+an answer is perfect too; and by resampling patients (everything else). Estimates are combined by
+the method of variance estimates recovery (MOVER), so that averages and paired differences have the
+limits of what they are made of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from scipy import special, stats
+
+from stainssl.evaluation.predictions import Floats
+from stainssl.evaluation.ranking import Pairs
+
+CONFIDENCE = 0.95
+Z = float(stats.norm.ppf((1 + CONFIDENCE) / 2))
+Limits = Callable[[float], tuple[float, float]]
+NAN = float("nan")
+_LARGEST_Z = 8.0  # beyond it p-values are below 1e-15
+
+
+def _unknown(z: float) -> tuple[float, float]:
+    del z
+    return NAN, NAN
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value with limits, and what tells how it varies with the patients.
+
+    Attributes:
+        value: the figure.
+        limits: from a normal deviate (1.96 is 95 %) to (low, high); NaN where nothing tells them.
+        influence: (P,) derivative by each patient's weight; None where `draws` tells.
+        draws: (R,) resampled values; None where `influence` tells.
+        patients: that were resampled.
+    """
+
+    value: float
+    limits: Limits = _unknown
+    influence: Floats | None = None
+    draws: Floats | None = None
+    patients: int = 0
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95 % limits."""
+        return self.limits(Z)
+
+
+UNDEFINED = Estimate(NAN)
+
+
+# --- by inverting a test ----------------------------------------------------------------------
+
+
+def _root(distance: Callable[[float], float], inside: float, outside: float) -> float:
+    # Where a function that is below zero at `inside` crosses it; `outside` where it never does.
+    if distance(outside) <= 0:
+        return outside
+    for _ in range(50):
+        middle = (inside + outside) / 2
+        inside, outside = (middle, outside) if distance(middle) <= 0 else (inside, middle)
+    return inside
+
+
+def auroc_estimate(pairs: Pairs, is_cross_validated: bool) -> Estimate:
+    r"""AUROC with the interval of a test whose variance is that of the hypothesis.
+
+    Limits are the :math:`\theta` with :math:`|A - \theta| = z \sqrt{V(\theta)}`, where
+
+    .. math::
+        V(\theta) = \theta(1-\theta) \sum_{ij} c_{ij}^2 + (\tfrac{Q_1 + Q_2}{2} - \theta^2)\, S,
+        \quad Q_1 = \tfrac{\theta}{2-\theta}, \quad Q_2 = \tfrac{2\theta^2}{1+\theta}
+
+    (Newcombe, Statistics in Medicine 2006, method 5, after Hanley and McNeil 1982), for pairs of
+    any weights :math:`c_{ij}`; :math:`S` sums products of pairs that share one patient. At one
+    half it is the variance of the Mann–Whitney test. Cross-validated, :math:`V` is multiplied by
+    `cross_validation_factor`.
+    """
+
+    def variance(t: float) -> float:
+        q = (t / (2 - t) + 2 * t**2 / (1 + t)) / 2
+        own = t * (1 - t) * pairs.squares + (q - t**2) * pairs.shared
+        return own * (cross_validation_factor(t) if is_cross_validated else 1.0)
+
+    def limits(z: float) -> tuple[float, float]:
+        def distance(t: float) -> float:
+            return (pairs.value - t) ** 2 - z**2 * variance(t)
+
+        return _root(distance, pairs.value, 0.0), _root(distance, pairs.value, 1.0)
+
+    return Estimate(pairs.value, limits, pairs.influence)
+
+
+def cross_validation_factor(value: float, called: bool = False) -> float:
+    r"""How much more an AUROC varies for being cross-validated.
+
+    Two test patients of different folds each trained the other's model. Where a model learnt
+    nothing but noise, both their answers rest on the one likeness between them, and the variance
+    is twice that of independent answers; where it learnt a signal, an answer rests on the
+    patient's own. Between the two the factor is :math:`1 + 4 A (1 - A)`, which is 2 at one half
+    and 1 for a perfect answer. Of shares of right calls (`called`) the second term is
+    :math:`2/\pi` of that, as signs correlate less than scores.
+
+    Args:
+        value: the AUROC, or the (balanced) accuracy.
+        called: whether it is of calls at a threshold.
+    """
+    return 1 + 4 * value * (1 - value) * (2 / np.pi if called else 1.0)
+
+
+def share_estimate(hits: Floats, of: Floats) -> Estimate:
+    """A share of independent patients with Wilson's interval (JASA 1927).
+
+    Args:
+        hits: (P,) 1 where a patient counts for the share.
+        of: (P,) 1 where a patient counts at all; NaN where nobody does.
+    """
+    n, k = float(of.sum()), float((hits * of).sum())
+    if not n:
+        return UNDEFINED
+    share = k / n
+
+    def limits(z: float) -> tuple[float, float]:
+        centre = (k + z**2 / 2) / (n + z**2)
+        reach = z / (n + z**2) * np.sqrt(k * (n - k) / n + z**2 / 4)
+        return max(0.0, centre - reach), min(1.0, centre + reach)
+
+    return Estimate(share, limits, (hits - share) * of / n)
+
+
+def widened(estimate: Estimate, factor: float) -> Estimate:
+    """The same value where the variance is `factor` times as large."""
+    return replace(estimate, limits=lambda z: estimate.limits(z * factor**0.5))
+
+
+def bounded(estimate: Estimate, least: float, most: float) -> Estimate:
+    """The same value, its limits cut where the figure ends."""
+
+    def limits(z: float) -> tuple[float, float]:
+        low, high = estimate.limits(z)
+        return max(low, least), min(high, most)
+
+    return replace(estimate, limits=limits)
+
+
+# --- by resampling patients -------------------------------------------------------------------
+
+
+def drawn_estimate(value: float, draws: Floats, patients: int) -> Estimate:
+    """A value with percentiles of its resamples, taken further out where patients are few.
+
+    A percentile interval is too narrow by the factor of a variance that is divided by n instead of
+    n - 1, and by taking a normal deviate for Student's; both are mended by percentiles further out
+    (Hesterberg, The American Statistician 2015, expanded percentile interval).
+
+    Args:
+        value: the figure.
+        draws: (R,) resampled; NaN where a resample does not define it.
+        patients: that were resampled.
+
+    Returns:
+        Limits are NaN where fewer than half of the resamples are defined, or all are alike: then
+        resampling tells nothing of the spread. Only where all are 0 or all are 1 (no patient speaks
+        against it) they are Wilson's for a share of as many patients.
+    """
+    unknown = Estimate(value, draws=draws, patients=patients)
+    defined = np.sort(draws[np.isfinite(draws)])
+    if len(defined) * 2 < len(draws) or not len(defined) or patients < 2:
+        return unknown
+    if defined[-1] - defined[0] < 1e-12:
+        if not min(abs(value), abs(value - 1)) < 1e-12:
+            return unknown
+        same = share_estimate(np.full(patients, round(value)), np.ones(patients))
+        return replace(unknown, limits=same.limits)
+
+    def limits(z: float) -> tuple[float, float]:
+        student = stats.t.isf(special.ndtr(-z), patients - 1)
+        tail = float(special.ndtr(-student * np.sqrt(patients / (patients - 1))))
+        low, high = np.quantile(defined, [tail, 1 - tail])
+        return float(low), float(high)
+
+    return Estimate(value, limits, draws=draws, patients=patients)
+
+
+# --- combining --------------------------------------------------------------------------------
+
+
+def combine(
+    parts: Sequence[Estimate], factors: Sequence[float], *, independent: bool = False
+) -> Estimate:
+    r"""A sum of estimates of the same patients, each times a factor.
+
+    Of resampled estimates the resamples are summed. Else limits are found by MOVER (Zou and
+    Donner, Statistics in Medicine 2008; Zou and Yue, 2013, for AUROCs):
+
+    .. math::
+        L = \hat\theta - \sqrt{\textstyle\sum_{kl} \rho_{kl} d_k d_l}
+
+    where :math:`d_k` is the factor times the distance to the limit on that side, and :math:`\rho`
+    the correlation of the patients' influences. Where a part has none (a perfect answer),
+    it is taken to vary together with the parts of the same sign, and apart from the others.
+
+    Args:
+        parts: at least one.
+        factors: one each.
+        independent: whether no patient counts in two of the parts.
+    """
+    w = np.asarray(factors, float)
+    value = float(w @ [part.value for part in parts])
+    if not np.isfinite(value):
+        return UNDEFINED
+    if (drawn := [part.draws for part in parts if part.draws is not None]) and len(drawn) == len(w):
+        return drawn_estimate(value, w @ np.stack(drawn), parts[0].patients)
+    if any(part.influence is None for part in parts):
+        return Estimate(value)
+    influence = np.stack([part.influence for part in parts if part.influence is not None])
+    rho = np.eye(len(w)) if independent else _correlations(influence, w)
+
+    def limits(z: float) -> tuple[float, float]:
+        ends = np.array([part.limits(z) for part in parts])
+        values = np.array([part.value for part in parts])
+        below, above = values - ends[:, 0], ends[:, 1] - values
+        reach = []
+        for first, second in ((below, above), (above, below)):
+            d = w * np.where(w > 0, first, second)
+            reach.append(float(np.sqrt(max(d @ rho @ d, 0.0))))
+        return value - reach[0], value + reach[1]
+
+    return Estimate(value, limits, w @ influence)
+
+
+def _correlations(influence: Floats, factors: Floats) -> Floats:
+    norm = np.sqrt((influence**2).sum(axis=1))
+    product = norm[:, None] * norm[None]
+    known = product > 1e-12
+    rho = np.divide(influence @ influence.T, product, out=np.zeros_like(product), where=known)
+    together = np.sign(factors)[:, None] * np.sign(factors)[None] > 0
+    return np.where(known, rho, together.astype(float))
+
+
+def with_seeds(estimate: Estimate, sides: Sequence[Sequence[float]]) -> Estimate:
+    """The limits of means over pretraining seeds, with what the seeds add to the patients' part.
+
+    Patients and seeds are two independent sources of error: the distances of both are combined as
+    the sides of a right angle (MOVER). The seeds' is that of a mean of few values, by Student's t.
+
+    Args:
+        estimate: of the mean over seeds, or of a difference of two such means.
+        sides: the values under each seed, of each side; a single seed adds nothing.
+    """
+    several = [np.asarray(side, float) for side in sides if len(side) > 1]
+    if not several:
+        return estimate
+
+    def limits(z: float) -> tuple[float, float]:
+        low, high = estimate.limits(z)
+        tail = special.ndtr(-z)
+        errors = [
+            stats.t.isf(tail, len(side) - 1) * side.std(ddof=1) / np.sqrt(len(side))
+            for side in several
+        ]
+        seeds = float(np.sum(np.square(errors)))
+        value = estimate.value
+        return (
+            value - float(np.sqrt((value - low) ** 2 + seeds)),
+            value + float(np.sqrt((high - value) ** 2 + seeds)),
+        )
+
+    return replace(estimate, limits=limits)
+
+
+def p_value(difference: Estimate, floor: float = 0.0) -> float:
+    """Two-sided p-value of no difference: one less the confidence at which zero is a limit.
+
+    Args:
+        difference: an estimate that is 0 where nothing differs.
+        floor: the least that an exact test of as many patients could give.
+
+    Returns:
+        NaN where the difference has no limits; of resampled differences it is never below two in
+        as many resamples (Davison and Hinkley, 1997).
+    """
+    if not np.isfinite(difference.value) or not np.isfinite(difference.interval).all():
+        return NAN
+    if abs(difference.value) < 1e-12:
+        return 1.0
+
+    if difference.draws is not None:
+        floor = max(floor, 2 / (len(difference.draws) + 1))
+
+    def holds_zero(z: float) -> bool:
+        low, high = difference.limits(z)
+        return low <= 0 <= high
+
+    inside, outside = 0.0, _LARGEST_Z
+    for _ in range(40):
+        middle = (inside + outside) / 2
+        inside, outside = (inside, middle) if holds_zero(middle) else (middle, outside)
+    return float(min(1.0, max(2 * special.ndtr(-outside), floor)))

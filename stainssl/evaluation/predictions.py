@@ -1,0 +1,224 @@
+"""Predictions as they are judged: units averaged over repeats, and what each fold's model said."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from stainssl.errors import StainsslError
+from stainssl.evaluation.folds import class_name
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+UNIT = {"tile": ["slide_id", "tile"], "slide": ["slide_id"], "patient": ["patient_id"]}
+FOLD = ["repeat", "fold"]
+THRESHOLD, RULE_OUT = "threshold", "threshold_rule_out"  # columns of decision thresholds
+
+
+@dataclass(frozen=True)
+class FoldScores:
+    """What one fold's model said of its test units; only these may be ranked among themselves.
+
+    Attributes:
+        repeat: of the split.
+        unit: (n,) rows of `ScoredUnits`.
+        p: (n, K) probability of each class.
+    """
+
+    repeat: int
+    unit: Ints
+    p: Floats
+
+
+@dataclass(frozen=True)
+class ScoredUnits:
+    """Units (tiles, slides or patients) with their true class, scores and patients.
+
+    Attributes:
+        y: (N,) true class, an index into `classes`.
+        p: (N, K) probability of each class, averaged over repeats.
+        patient: (N,) index of each unit's patient, 0 … P-1.
+        classes: K class words; of two, the second is the positive one.
+        folds: what each fold's model said; empty where one model scored all units.
+        threshold: (N,) probability from which on a unit is called positive (two classes), as the
+            validation patients chose it; None: the most probable class is called.
+        rule_out: (N,) likewise for a stated sensitivity; None where nobody chose it.
+    """
+
+    y: Ints
+    p: Floats
+    patient: Ints
+    classes: tuple[str, ...]
+    folds: tuple[FoldScores, ...] = ()
+    threshold: Floats | None = None
+    rule_out: Floats | None = None
+
+    @property
+    def patients(self) -> int:
+        """Number of patients."""
+        return int(self.patient.max()) + 1 if len(self.patient) else 0
+
+    @property
+    def predicted(self) -> Ints:
+        """(N,) the class called: by the threshold, else the most probable."""
+        if self.threshold is None or len(self.classes) != 2:
+            return self.p.argmax(axis=1)
+        return (self.p[:, 1] >= self.threshold).astype(np.int64)
+
+    @property
+    def ranked(self) -> tuple[FoldScores, ...]:
+        """`folds`, or all units as one fold."""
+        return self.folds or (FoldScores(0, np.arange(len(self.y)), self.p),)
+
+    @property
+    def is_by_patient(self) -> bool:
+        """Whether every patient is one unit."""
+        return self.patients == len(self.y)
+
+    @property
+    def is_cross_validated(self) -> bool:
+        """Whether several models were tested, each on patients that trained the others."""
+        repeats = [fold.repeat for fold in self.ranked]
+        return len(repeats) > len(set(repeats))
+
+    def present(self) -> list[int]:
+        """Classes that some unit has."""
+        return np.unique(self.y).tolist()
+
+    def take(self, kept: NDArray[np.bool_]) -> ScoredUnits:
+        """The units where (N,) `kept` is true."""
+        place = np.cumsum(kept) - 1
+        folds = []
+        for fold in self.folds:
+            inside = kept[fold.unit]
+            if inside.any():
+                folds.append(FoldScores(fold.repeat, place[fold.unit[inside]], fold.p[inside]))
+        patient = np.unique(self.patient[kept], return_inverse=True)[1]
+        threshold, rule_out = (
+            None if cut is None else cut[kept] for cut in (self.threshold, self.rule_out)
+        )
+        return ScoredUnits(
+            self.y[kept], self.p[kept], patient, self.classes, tuple(folds), threshold, rule_out
+        )
+
+    def pooled(self) -> ScoredUnits:
+        """The same units as if one model had scored them all: for the pooled figures."""
+        return replace(self, folds=())
+
+
+def probability_columns(predictions: pd.DataFrame) -> list[str]:
+    """The columns `p_<class>` as they stand; of two, the last is positive.
+
+    Raises:
+        StainsslError: fewer than two.
+    """
+    found = [c for c in map(str, predictions.columns) if c.startswith("p_")]
+    if len(found) < 2:
+        raise StainsslError(
+            "Predictions need a column p_<class> for each of two classes at least; found"
+            f" {', '.join(map(str, predictions.columns))}."
+        )
+    return found
+
+
+def average_repeats(predictions: pd.DataFrame, level: str) -> pd.DataFrame:
+    """One row per tile, slide or patient: its probabilities averaged over repeats and folds.
+
+    Args:
+        predictions: test rows: `patient_id`, `slide_id`, `y`, `p_<class>`…, `tile` at level tile;
+            `site` and thresholds are kept where they are there.
+        level: `tile`, `slide` or `patient`.
+
+    Returns:
+        The unit's columns, `patient_id`, `site`, `y` (class word), `p_<class>` and thresholds,
+        sorted by unit.
+
+    Raises:
+        StainsslError: a unit has two true classes or two patients.
+    """
+    unit = UNIT[level]
+    averaged = [*probability_columns(predictions), THRESHOLD, RULE_OUT]
+    kept = [c for c in dict.fromkeys(["patient_id", "slide_id", "site", "y"]) if c in predictions]
+    grouped = predictions.assign(y=predictions["y"].map(class_name)).groupby(unit, sort=True)
+    for column in {"patient_id", "y"} - set(unit):
+        if (grouped[column].nunique() > 1).any():
+            raise StainsslError(f"Predictions: a {level} has two values of {column!r}.")
+    how = {c: (c, "first") for c in kept if c not in unit}
+    how |= {c: (c, "mean") for c in averaged if c in predictions}
+    return grouped.agg(**how).reset_index()
+
+
+def read_scored(predictions: pd.DataFrame, level: str) -> ScoredUnits:
+    """`ScoredUnits` of a table of test predictions.
+
+    Args:
+        predictions: as `average_repeats` takes them; without `repeat` and `fold` one model scored
+            all rows.
+        level: `tile`, `slide` or `patient`.
+
+    Raises:
+        StainsslError: a true class has no `p_<class>`, a probability is not finite, or a unit has
+            two true classes or two patients.
+    """
+    return scored_units(average_repeats(predictions, level), predictions, level)
+
+
+def scored_units(units: pd.DataFrame, predictions: pd.DataFrame, level: str) -> ScoredUnits:
+    """As `read_scored` of units that `average_repeats` gave already, in their order."""
+    columns = probability_columns(predictions)
+    classes = tuple(c.removeprefix("p_") for c in columns)
+    y = units["y"].map({name: i for i, name in enumerate(classes)})
+    if y.isna().any():
+        strange = sorted(set(units.loc[y.isna(), "y"].astype(str)))
+        raise StainsslError(f"Predictions: true class {strange} has no column p_<class>.")
+    p = units[columns].to_numpy(float)
+    if not np.isfinite(p).all():
+        lost = int((~np.isfinite(p)).any(1).sum())
+        raise StainsslError(f"Predictions: {lost} rows are not finite.")
+    patient = np.unique(units["patient_id"].to_numpy(str), return_inverse=True)[1]
+    cuts = [units[c].to_numpy(float) if c in units else None for c in (THRESHOLD, RULE_OUT)]
+    folds = _fold_scores(predictions, units, level, columns)
+    return ScoredUnits(np.asarray(y, np.int64), p, patient, classes, folds, *cuts)
+
+
+def _fold_scores(
+    predictions: pd.DataFrame, units: pd.DataFrame, level: str, columns: Sequence[str]
+) -> tuple[FoldScores, ...]:
+    if not set(FOLD) <= set(predictions.columns):
+        return ()
+    unit = UNIT[level]
+    place = units[unit].assign(_unit=range(len(units)))
+    rows = predictions[[*FOLD, *unit, *columns]].merge(place, on=unit)
+    by_fold = rows.groupby([*FOLD, "_unit"], sort=True)[list(columns)].mean().reset_index()
+    return tuple(
+        FoldScores(int(repeat), mine["_unit"].to_numpy(np.int64), mine[columns].to_numpy(float))
+        for (repeat, _), mine in by_fold.groupby(FOLD, sort=True)
+    )
+
+
+def ensemble(predictions: pd.DataFrame, level: str) -> pd.DataFrame:
+    """Predictions of models that were all tested on all units: their average is one model's.
+
+    So is an external cohort judged, which every fold's model is tested on and none is trained on.
+
+    Args:
+        predictions: as `average_repeats` takes them, and returned likewise.
+        level: `slide` or `patient`.
+    """
+    return average_repeats(predictions, level).assign(repeat=0, fold=0)
+
+
+def site_groups(units: pd.DataFrame) -> Iterator[tuple[str, NDArray[np.bool_]]]:
+    """`("all", everything)`, then `("site=a", its rows)` for each site where there are two.
+
+    Args:
+        units: rows of `average_repeats`.
+    """
+    yield "all", np.ones(len(units), bool)
+    if "site" in units and units["site"].nunique() > 1:
+        for site in sorted(units["site"].dropna().unique()):
+            yield f"site={site}", (units["site"] == site).to_numpy()

@@ -1,0 +1,190 @@
+"""How well scores rank: over pairs of units that one model scored, in each fold and repeat.
+
+Every fold has a model of its own, whose scores have a level of their own: scores of different
+folds cannot be ranked against each other. Pooling them turns a perfect answer at every site into
+chance, and no signal into figures below one half (Airola et al., *A comparison of AUC estimators
+in small-sample studies*, MLSB 2009). Here a figure is computed in each fold, folds are weighted by
+their pairs, and repeats are averaged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import rankdata
+
+from stainssl.evaluation.predictions import Floats, FoldScores, Ints, ScoredUnits
+
+Bools = NDArray[np.bool_]
+Curve = Callable[[Bools, Floats, Ints, Floats], tuple[Floats, Floats]]
+_BLOCK = 400_000  # weights worked on at once: 3 MB, about a core's cache
+
+
+def _in_order(
+    positive: Bools, score: Floats, patient: Ints, weights: Floats
+) -> Iterator[tuple[Floats, Floats]]:
+    # Weights of positive and of negative units, scores rising and equal scores summed: (G, r)
+    # each, in blocks of resamples that stay in the cache.
+    order = np.argsort(score, kind="stable")
+    starts = np.flatnonzero(np.r_[True, np.diff(score[order]) != 0])
+    ties = len(starts) < len(order)
+    by_patient = np.ascontiguousarray(weights.T)
+    columns = max(_BLOCK // max(len(order), 1), 8)
+    for start in range(0, len(weights), columns):
+        both = np.ascontiguousarray(by_patient[:, start : start + columns])[patient[order]]
+        pos = both * positive[order, None]
+        if ties:
+            both, pos = (np.add.reduceat(part, starts, axis=0) for part in (both, pos))
+        yield pos, both - pos
+
+
+def safe_divide(top: Floats, bottom: Floats) -> Floats:
+    """`top / bottom`, NaN where `bottom` is not above zero."""
+    return np.divide(top, bottom, out=np.full(np.shape(bottom), np.nan), where=bottom > 0)
+
+
+def weighted_auroc(
+    positive: Bools, score: Floats, patient: Ints, weights: Floats
+) -> tuple[Floats, Floats]:
+    """AUROC under each row of patient weights: a weighted Mann–Whitney statistic, ties half.
+
+    Args:
+        positive: (N,) bool.
+        score: (N,) higher speaks for positive.
+        patient: (N,) index of the unit's patient.
+        weights: (R, P) of the patients, at least 0.
+
+    Returns:
+        (R,) values, NaN where a row leaves one class without weight, and (R,) weights of pairs.
+        A value equals `sklearn.metrics.roc_auc_score(..., sample_weight=row[patient])`.
+    """
+    values, pairs = [], []
+    for pos, neg in _in_order(positive, score, patient, weights):
+        below = np.cumsum(neg, axis=0)
+        below -= neg / 2
+        pairs.append(pos.sum(axis=0) * neg.sum(axis=0))
+        values.append(safe_divide(np.einsum("gr,gr->r", pos, below), pairs[-1]))
+    return np.concatenate(values), np.concatenate(pairs)
+
+
+def weighted_auprc(
+    positive: Bools, score: Floats, patient: Ints, weights: Floats
+) -> tuple[Floats, Floats]:
+    """Average precision under each row of patient weights.
+
+    Args and returns as `weighted_auroc`; a value equals `sklearn.metrics.average_precision_score`.
+    """
+    values, pairs = [], []
+    for pos, neg in _in_order(positive, -score, patient, weights):
+        found = np.cumsum(pos, axis=0)
+        named = found + np.cumsum(neg, axis=0)
+        precision = np.divide(found, named, out=np.zeros_like(found), where=named > 0)
+        values.append(safe_divide(np.einsum("gr,gr->r", pos, precision), found[-1]))
+        pairs.append(found[-1] * (named[-1] - found[-1]))
+    return np.concatenate(values), np.concatenate(pairs)
+
+
+def folds_with_pairs(scored: ScoredUnits, k: int) -> Iterator[tuple[FoldScores, Bools]]:
+    """The folds that test units of class `k` and of others, with (n,) which units are of `k`."""
+    for fold in scored.ranked:
+        positive = scored.y[fold.unit] == k
+        if 0 < positive.sum() < len(positive):
+            yield fold, positive
+
+
+def classes_ranked(scored: ScoredUnits) -> list[int]:
+    """The classes that can be ranked against the rest; of two, the positive one alone."""
+    classes = [1] if len(scored.classes) == 2 else scored.present()
+    return [k for k in classes if any(folds_with_pairs(scored, k))]
+
+
+def within_folds(curve: Curve, scored: ScoredUnits, k: int, weights: Floats) -> Floats:
+    """(R,) a figure of class `k` against the rest, under each row of patient weights.
+
+    The mean over folds, weighted by their pairs, of each repeat; then the mean over repeats.
+    """
+    sums: dict[int, Floats] = {}
+    for fold, positive in folds_with_pairs(scored, k):
+        value, pairs = curve(positive, fold.p[:, k], scored.patient[fold.unit], weights)
+        part = np.stack([np.where(pairs > 0, value, 0.0) * pairs, pairs])
+        sums[fold.repeat] = sums.get(fold.repeat, 0.0) + part
+    repeats = np.stack([safe_divide(*both) for both in sums.values()])
+    defined = np.isfinite(repeats)
+    return safe_divide(np.where(defined, repeats, 0.0).sum(axis=0), defined.sum(axis=0))
+
+
+def macro(curve: Curve) -> Callable[[ScoredUnits, Floats], Floats]:
+    """A figure over all classes: of two the positive one's, of more the mean of one-vs-rest."""
+
+    def metric(scored: ScoredUnits, weights: Floats) -> Floats:
+        classes = classes_ranked(scored)
+        if not classes:
+            return np.full(len(weights), np.nan)
+        each = [within_folds(curve, scored, k, weights) for k in classes]
+        return np.mean(each, axis=0)
+
+    return metric
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """How the pairs behind an AUROC share patients, and what each patient contributes.
+
+    Attributes:
+        value: the AUROC within folds.
+        squares: sum of the pairs' squared weights.
+        shared: sum of products of the weights of pairs that have one patient in common.
+        influence: (P,) derivative of the value by each patient's weight; sums to 0.
+    """
+
+    value: float
+    squares: float
+    shared: float
+    influence: Floats
+
+
+def pairs_of(scored: ScoredUnits, k: int) -> Pairs:
+    """The pairs of class `k` and the rest, every patient being one unit.
+
+    A pair's weight is its share in the figure: one over the pairs of its repeat, averaged over
+    repeats; the weights of all pairs sum to one.
+    """
+    folds = list(folds_with_pairs(scored, k))
+    repeats = sorted({fold.repeat for fold, _ in folds})
+    won, reach = np.zeros((2, len(repeats), len(scored.y)))
+    for fold, positive in folds:
+        row = repeats.index(fold.repeat)
+        won[row, fold.unit] += _wins(positive, fold.p[:, k])
+        reach[row, fold.unit] += np.where(positive, (~positive).sum(), positive.sum())
+    is_k = scored.y == k
+    total = reach[:, is_k].sum(axis=1)  # pairs of each repeat
+    values = won[:, is_k].sum(axis=1) / total
+    share = 1 / (total * len(repeats))
+    squares = _squared_weights(folds, dict(zip(repeats, share, strict=True)))
+    shared = float(((share @ reach) ** 2).sum()) - 2 * squares
+    influence = np.zeros(scored.patients)
+    influence[scored.patient] = share @ (won - values[:, None] * reach)
+    return Pairs(float(values.mean()), squares, shared, influence)
+
+
+def _wins(positive: Bools, score: Floats) -> Floats:
+    """(n,) pairs that each unit is in and that are ranked rightly, ties half."""
+    both = rankdata(score)
+    own = np.empty(len(score))
+    for side in (positive, ~positive):
+        own[side] = rankdata(score[side])
+    below = both - own  # units of the other class below, ties half
+    return np.where(positive, below, positive.sum() - below)
+
+
+def _squared_weights(folds: list[tuple[FoldScores, Bools]], share: dict[int, float]) -> float:
+    # A pair that stands in one fold in two repeats has the sum of both repeats' weights.
+    out = 0.0
+    for one, is_positive in folds:
+        for two, _ in folds:
+            both = is_positive[np.isin(one.unit, two.unit)]
+            out += both.sum() * (~both).sum() * share[one.repeat] * share[two.repeat]
+    return float(out)

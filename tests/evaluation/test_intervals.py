@@ -1,0 +1,150 @@
+"""Intervals hold in small cohorts, equal known ones in large, and combine as variances do."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from stainssl.evaluation.intervals import (
+    Estimate,
+    auroc_estimate,
+    combine,
+    drawn_estimate,
+    p_value,
+    share_estimate,
+    widened,
+    with_seeds,
+)
+from stainssl.evaluation.metrics import confidence_interval, estimate
+from stainssl.evaluation.predictions import ScoredUnits
+from stainssl.evaluation.ranking import pairs_of
+
+
+def _scored(y, score):
+    p = np.asarray(score, float)
+    return ScoredUnits(np.asarray(y), np.stack([1 - p, p], 1), np.arange(len(p)), ("0", "1"))
+
+
+def _normal(rng, n, auroc):
+    shift = np.sqrt(2) * stats.norm.ppf(auroc)
+    score = np.r_[rng.normal(size=n), rng.normal(shift, 1, n)]
+    return _scored(np.repeat([0, 1], n), stats.norm.cdf(score))
+
+
+def test_shares_have_wilsons_interval():
+    hits, of = np.r_[np.ones(7), np.zeros(13)], np.r_[np.ones(18), 0, 0]
+    found = share_estimate(hits, of)
+    assert found.value == pytest.approx(7 / 18)
+    assert found.interval == pytest.approx(stats.binomtest(7, 18).proportion_ci(method="wilson"))
+    assert np.isnan(share_estimate(hits, np.zeros(20)).value)
+
+
+def test_aurocs_interval_ends_at_a_half_where_the_mann_whitney_test_is_at_five_percent(rng):
+    y = np.repeat([0, 1], [9, 7])
+    for _ in range(20):
+        score = rng.normal(size=16)
+        found = auroc_estimate(pairs_of(_scored(y, stats.norm.cdf(score)), 1), False)
+        test = stats.mannwhitneyu(
+            score[y == 1], score[y == 0], method="asymptotic", use_continuity=False
+        )
+        # At one half the variance is that test's, whatever the sizes of the classes.
+        assert p_value(Estimate(found.value - 0.5, _shifted(found))) == pytest.approx(
+            test.pvalue, abs=1e-6
+        )
+
+
+def _shifted(found):
+    def limits(z):
+        low, high = found.limits(z)
+        return low - 0.5, high - 0.5
+
+    return limits
+
+
+def test_aurocs_interval_is_delongs_where_patients_are_many(rng):
+    scored = _normal(rng, 1000, 0.8)
+    pairs = pairs_of(scored, 1)
+    error = np.sqrt((pairs.influence**2).sum())  # DeLong's, but for n - 1
+    low, high = confidence_interval("auroc", scored)
+    assert low == pytest.approx(pairs.value - 1.96 * error, abs=2e-3)
+    assert high == pytest.approx(pairs.value + 1.96 * error, abs=2e-3)
+
+
+@pytest.mark.parametrize("n", [3, 5, 20])
+def test_a_perfect_answer_of_few_patients_is_not_certain(n):
+    scored = _scored(np.repeat([0, 1], n), np.repeat([0.2, 0.8], n))
+    low, high = confidence_interval("auroc", scored)
+    assert high == pytest.approx(1.0) and 0.4 < low < 1 - 1 / n
+    assert np.isnan(confidence_interval("brier", scored)).all()  # no resample differs
+    for metric in ("auprc", "f1_macro"):  # likewise, and nobody speaks against them
+        wilson = stats.binomtest(2 * n, 2 * n).proportion_ci(method="wilson")
+        assert confidence_interval(metric, scored) == pytest.approx(tuple(wilson))
+
+
+@pytest.mark.parametrize("n", [3, 6, 20])
+def test_aurocs_interval_covers_in_tiny_cohorts(n):
+    rng = np.random.default_rng(n)
+    intervals = [confidence_interval("auroc", _normal(rng, n, 0.9)) for _ in range(200)]
+    covered = np.mean([low <= 0.9 <= high for low, high in intervals])
+    assert 0.92 <= covered <= 0.995
+
+
+def test_cross_validation_doubles_the_variance_at_a_half_and_leaves_a_perfect_answer(rng):
+    flat = pairs_of(_scored([0, 1] * 300, np.full(600, 0.5)), 1)
+    widths = [np.diff(auroc_estimate(flat, crossed).interval)[0] for crossed in (False, True)]
+    assert widths[1] / widths[0] == pytest.approx(np.sqrt(2), rel=0.01)
+    perfect = pairs_of(_scored([0, 1] * 20, [0.1, 0.9] * 20), 1)
+    assert auroc_estimate(perfect, True).interval[1] == pytest.approx(1.0)
+
+
+def test_percentiles_lie_further_out_where_patients_are_few(rng):
+    draws = rng.normal(size=20_000)
+    many, few = (drawn_estimate(0.0, draws, n).interval for n in (10_000, 8))
+    assert many == pytest.approx((-1.96, 1.96), abs=0.06)
+    wide = stats.t.ppf(0.975, 7) * np.sqrt(8 / 7)
+    assert few == pytest.approx((-wide, wide), abs=0.12)
+    assert np.isnan(drawn_estimate(0.7, np.full(100, 0.7), 8).interval).all()
+    assert np.isnan(drawn_estimate(1.0, draws, 1).interval).all()
+
+
+def _gauss(value, error, influence):
+    return Estimate(value, lambda z: (value - z * error, value + z * error), influence)
+
+
+def test_combining_adds_variances_with_their_correlation():
+    a, b = np.array([3.0, 0.0, 4.0]), np.array([3.0, 4.0, 0.0])  # correlation 9 / 25
+    parts = [_gauss(0.8, 0.05, a), _gauss(0.7, 0.05, b)]
+    found = combine(parts, [1, -1])
+    error = 0.05 * np.sqrt(2 - 2 * 9 / 25)
+    assert found.value == pytest.approx(0.1)
+    assert found.interval == pytest.approx((0.1 - 1.959964 * error, 0.1 + 1.959964 * error))
+    assert p_value(found) == pytest.approx(2 * stats.norm.sf(0.1 / error), rel=1e-4)
+    alone = combine(parts[:1], [1])
+    assert alone.interval == pytest.approx(parts[0].interval)
+
+
+def test_an_answer_less_itself_differs_in_nothing(rng):
+    one = estimate("auroc", _normal(rng, 10, 0.8))
+    same = combine([one, one], [1, -1])
+    assert same.value == 0 and p_value(same) == 1.0
+
+
+def test_widening_multiplies_the_variance():
+    assert widened(_gauss(0.5, 0.1, np.ones(1)), 4.0).interval == pytest.approx(
+        (0.5 - 2 * 0.1959964, 0.5 + 2 * 0.1959964)
+    )
+
+
+def test_seeds_add_their_own_error_to_the_patients():
+    patients = _gauss(0.8, 0.03, np.ones(1))
+    values = [0.78, 0.80, 0.82]
+    reach = stats.t.ppf(0.975, 2) * 0.02 / np.sqrt(3)
+    low, high = with_seeds(patients, [values]).interval
+    assert 0.8 - low == pytest.approx(np.hypot(1.959964 * 0.03, reach))
+    assert high - 0.8 == pytest.approx(np.hypot(1.959964 * 0.03, reach))
+    assert with_seeds(patients, [[0.8]]) is patients
+
+
+def test_a_p_value_of_resamples_is_never_below_what_they_can_tell():
+    difference = drawn_estimate(0.5, 0.5 + 0.01 * np.random.default_rng(0).normal(size=999), 40)
+    assert p_value(difference) == pytest.approx(2 / 1000)
+    assert np.isnan(p_value(drawn_estimate(0.5, np.full(99, np.nan), 40)))
