@@ -118,7 +118,14 @@ def demo(config: ConfigFile = DEFAULT, threads: Threads = 0) -> None:
 @cohort_app.command("check")
 def cohort_check(config: ConfigFile = DEFAULT) -> None:
     """Tell every problem of the config and its sheets at once; exit 1 where there is one."""
-    from stainssl.cohort import PART, check, read_sheet, release_warnings, sheet_notes, sheet_summary
+    from stainssl.cohort import (
+        PART,
+        check,
+        read_sheet,
+        release_warnings,
+        sheet_notes,
+        sheet_summary,
+    )
     from stainssl.errors import StainsslError
 
     loaded = _load(config)
