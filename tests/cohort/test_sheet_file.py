@@ -96,9 +96,7 @@ def test_a_name_of_ours_written_otherwise_is_asked_for(tmp_path: Path) -> None:
     assert "no column; did you mean 'Slide ID'" in refused(
         tmp_path, text, columns={"slide_id": "SlideID"}
     )
-    assert "; did you mean 'slide'?" in refused(
-        tmp_path, "slide,patient_id,path\ns0,p0,s0.svs\n"
-    )
+    assert "; did you mean 'slide'?" in refused(tmp_path, "slide,patient_id,path\ns0,p0,s0.svs\n")
 
 
 @pytest.mark.parametrize("word", ["MPP", "Exclude", "Site", "Split", "Mpp "])
