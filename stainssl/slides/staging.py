@@ -11,11 +11,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from stainssl.runtime.leftovers import is_left_over, owner_mark
+
 log = logging.getLogger(__name__)
 
 # Formats of which the file is only the index: their data stand beside it.
 MANY_FILES = (".mrxs", ".dcm", ".vms", ".vmu", ".vsi", ".ets", ".bif.xml")
 PREFIX = "stainssl-"
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Remove the copies of jobs of this machine that were killed."""
+    for path in folder.glob(f"{PREFIX}*"):
+        mark = path.name.removeprefix(PREFIX).rpartition("-")[0]
+        if is_left_over(mark):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _held_bytes(folder: Path) -> int:
@@ -56,12 +66,13 @@ def staged(path: Path, folder: Path | None, most_bytes: int = 0) -> Iterator[Pat
         yield path
         return
     folder.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(folder)
     size_bytes = path.stat().st_size
     if _held_bytes(folder) + size_bytes > most_bytes:
         log.info("%s: read where it is: the staging folder is full", path.name)
         yield path
         return
-    with tempfile.TemporaryDirectory(prefix=PREFIX, dir=folder) as made:
+    with tempfile.TemporaryDirectory(prefix=f"{PREFIX}{owner_mark()}-", dir=folder) as made:
         place = Path(made) / path.name
         _copy(path, place, size_bytes)
         yield place

@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
+
+from stainssl.runtime.leftovers import is_left_over, owner_mark
+
+_TEMPORARY = re.compile(r"\.(tmp|old)-([0-9a-f]{8}-\d+)-(.+)", re.DOTALL)
+_NAME_LETTERS = (
+    160  # letters of a name that its temporary name ends with: file systems allow 255 bytes
+)
 
 
 def _remove(path: Path) -> None:
@@ -16,15 +25,38 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def _temporary(path: Path, kind: str) -> Path:
+    return path.with_name(f".{kind}-{owner_mark()}-{path.name[-_NAME_LETTERS:]}")
+
+
 def _swap_in(made: Path, path: Path) -> None:
     if not path.is_dir():
         os.replace(made, path)
         return
     # A non-empty folder cannot be renamed over: the old one steps aside for the rename.
-    old = path.with_name(f".{path.name}.old-{os.getpid()}")
+    old = _temporary(path, "old")
     os.rename(path, old)
     os.rename(made, path)
     shutil.rmtree(old)
+
+
+@lru_cache(maxsize=1024)
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed processes of this machine left in a folder; once a folder and process.
+
+    What had stepped aside for a new one that never came is put back.
+    """
+    with os.scandir(folder) as entries:
+        found = [_TEMPORARY.fullmatch(entry.name) for entry in entries]
+    for name in found:
+        if name is None or not is_left_over(name[2]):
+            continue
+        path, whole = folder / name[0], folder / name[3]
+        with suppress(OSError):  # another process removes it at the same time, or it is not ours
+            if name[1] == "old" and not whole.exists():
+                os.rename(path, whole)
+            else:
+                _remove(path)
 
 
 @contextmanager
@@ -43,7 +75,8 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    made = path.with_name(f".tmp-{os.getpid()}-{path.name}")
+    remove_leftovers(path.parent)
+    made = _temporary(path, "tmp")
     _remove(made)
     try:
         yield made

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import zarr
 
 from stainssl.stores.atomic import replacing
-from stainssl.stores.pixels import open_group
+from stainssl.stores.pixels import consolidate, open_group
 from stainssl.stores.shards import plain_column, read_rows
 from stainssl.stores.tables import header
 
@@ -20,13 +20,26 @@ CHUNK_ROWS = 4096  # a bag of a few thousand tiles is one or two reads
 SHARD_ROWS = 32 * CHUNK_ROWS
 
 
+def _layout(n: int) -> tuple[int, int]:
+    """Rows of a chunk and of a shard: as large as they may be, and no larger than `n` rows fill.
+
+    A chunk is written whole, however few of its rows there are.
+    """
+    if n > SHARD_ROWS:
+        return CHUNK_ROWS, SHARD_ROWS
+    count = max(1, -(-n // CHUNK_ROWS))
+    rows = max(1, -(-n // count))
+    return rows, count * rows
+
+
 def _create_features(group: zarr.Group, n: int, dim: int) -> Any:
+    chunk, shard = _layout(n)
     return group.create_array(
         "features",
         shape=(n, dim),
         dtype="float16",
-        chunks=(CHUNK_ROWS, dim),
-        shards=(SHARD_ROWS, dim),
+        chunks=(chunk, max(dim, 1)),
+        shards=(shard, max(dim, 1)),
         compressors=None,  # float16 of a network shrinks by a tenth, and reads ten times slower
         dimension_names=["tile", "feature"],
     )
@@ -96,6 +109,7 @@ def write_embeddings(
             _put(group, name, values, "tile")
         _put(group, "start", np.concatenate([[0], np.cumsum(counts)]).astype(np.int64), "bound")
         group.attrs.update(header("embeddings", settings) | {"slide_id": list(slide_id)})
+        consolidate(made)
 
 
 class Embeddings:

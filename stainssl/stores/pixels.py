@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -180,6 +181,7 @@ def write_pixels(
         group.attrs.update(header("pixels", settings) | {
             "slide_id": ids, "size_px": size_px, "mpp": mpp,
         })  # fmt: skip
+        consolidate(made)
 
 
 class Pixels:
@@ -263,6 +265,17 @@ def open_pixels(path: Path) -> Pixels:
         StainsslError: the store is missing, half written or of another schema.
     """
     return Pixels(open_group(path, "pixels"), path)
+
+
+def consolidate(path: Path) -> None:
+    """Note in a new store's root what it holds.
+
+    Whoever opens it, as xarray does, need not list its folder then, where workflow engines leave
+    files of their own.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # zarr: it is an extension of the format
+        zarr.consolidate_metadata(path)
 
 
 def open_group(path: Path, kind: str) -> zarr.Group:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -48,3 +50,18 @@ def test_what_is_more_than_a_file_is_read_where_it_is(tmp_path: Path, name: str)
         assert place == path
     with staged(path, None) as place:
         assert place == path
+
+
+def test_copies_of_a_killed_job_are_removed_and_do_not_count(slide: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "fast"
+    code = (
+        "import os, signal, sys; from pathlib import Path\n"
+        "from stainssl.slides.staging import staged\n"
+        "with staged(Path(sys.argv[1]), Path(sys.argv[2]), 1_500):\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    subprocess.run([sys.executable, "-c", code, slide, folder], check=False)
+    assert list(folder.glob("*/a.svs"))
+    with staged(slide, folder, 1_500) as place:
+        assert place != slide
+    assert not list(folder.iterdir())

@@ -1,5 +1,6 @@
 """A bag is one slice; a tile that could not be embedded is NaN and not valid."""
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import zarr
 
 from stainssl.stores import embeddings as store
 from stainssl.stores.embeddings import open_embeddings, write_embeddings
+from stainssl.stores.pixels import consolidate
 
 
 def _write(path: Path, features: np.ndarray, counts: list[int], block: int) -> store.Embeddings:
@@ -74,9 +76,10 @@ def test_rows_read_straight_are_zarrs_own(tmp_path, monkeypatch, rng, compressed
         tile=index.astype(np.int32), x=index, y=index, settings={},
     )  # fmt: skip
     if compressed:
-        group = zarr.open_group(tmp_path / "e.zarr", mode="a")
+        group = zarr.open_group(tmp_path / "e.zarr", mode="a", use_consolidated=False)
         del group["features"]
         group.create_array("features", data=features, chunks=(4, 3), shards=(16, 3))
+        consolidate(tmp_path / "e.zarr")
     np.testing.assert_array_equal(open_embeddings(tmp_path / "e.zarr").read(rows), features[rows])
 
 
@@ -91,12 +94,33 @@ def test_columns_are_those_that_zarr_reads(tmp_path, monkeypatch, rng, rows, aga
         tmp_path / "e.zarr", slide_id=["s"], counts=[rows], dim=1, x=x, y=x * 0, settings={},
         blocks=[np.ones((rows, 1), np.float16)], tile=np.arange(rows, dtype=np.int32),
     )  # fmt: skip
-    group = zarr.open_group(tmp_path / "e.zarr", mode="a")
+    group = zarr.open_group(tmp_path / "e.zarr", mode="a", use_consolidated=False)
     if again:
         del group["x"]
         group.create_array("x", data=x, **again)
+        consolidate(tmp_path / "e.zarr")
     found = open_embeddings(tmp_path / "e.zarr")
     for name in ("tile", "x", "y", "valid", "start"):
         expected = np.asarray(group[name][...])
         np.testing.assert_array_equal(getattr(found, name), expected)
         assert getattr(found, name).dtype == expected.dtype
+
+
+@pytest.mark.parametrize("counts", [[20, 18], [store.CHUNK_ROWS + 1], [0], []])
+def test_a_small_store_takes_little_more_than_its_vectors(
+    tmp_path: Path, counts: list[int]
+) -> None:
+    vectors = np.random.default_rng(0).normal(size=(sum(counts), 64)).astype(np.float16)
+    found = _write(tmp_path / "part.zarr", vectors, counts, 1000)
+    files = [path for path in (tmp_path / "part.zarr/features").rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 1.01 * vectors.nbytes + 5_000
+    np.testing.assert_array_equal(found.read(slice(0, len(vectors))), vectors)
+    np.testing.assert_array_equal(np.asarray(found.features[:]), vectors)
+
+
+def test_xarray_opens_a_store_beside_snakemakes_own_file_without_a_warning(tmp_path: Path) -> None:
+    _write(tmp_path / "part.zarr", np.ones((3, 4), np.float16), [3], 3)
+    (tmp_path / "part.zarr" / ".snakemake_timestamp").touch()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert xr.open_zarr(tmp_path / "part.zarr").sizes["tile"] == 3
