@@ -121,6 +121,7 @@ def cohort_check(config: ConfigFile = DEFAULT) -> None:
     from stainssl.cohort import (
         PART,
         check,
+        outlined,
         read_sheet,
         release_warnings,
         sheet_notes,
@@ -129,7 +130,7 @@ def cohort_check(config: ConfigFile = DEFAULT) -> None:
     from stainssl.errors import StainsslError
 
     loaded = _load(config)
-    if problems := check(loaded):
+    if problems := check(loaded, thorough=True):
         raise StainsslError("\n".join(problems))
     for name in loaded.cohorts:
         sheet = read_sheet(loaded, name)
@@ -138,6 +139,9 @@ def cohort_check(config: ConfigFile = DEFAULT) -> None:
             f"in {sheet[PART].nunique()} parts, no problem found"
         )
         for sentence in [*sheet_summary(sheet), *sheet_notes(loaded, name)]:
+            typer.echo(f"  {sentence}")
+        drawn = outlined(loaded, name)
+        for sentence in drawn.told() if drawn else ():
             typer.echo(f"  {sentence}")
         for sentence in release_warnings(loaded, name):
             typer.echo(f"  {sentence}")

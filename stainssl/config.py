@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import logging
 import re
+import string
 import unicodedata
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -76,6 +77,7 @@ class Outlines(Model):
 
     of: Annotated[list[str], Field(min_length=1)]
     without: list[str] = []  # classes that are cut out of them
+    ignore: list[str] = []  # classes that read like one of these and are something else
 
 
 class Cohort(Model):
@@ -114,6 +116,13 @@ class Cohort(Model):
         return {**known, **given, "options": options}
 
     @model_validator(mode="after")
+    def _patterns_name_the_slide(self) -> Cohort:
+        for key in ("annotations", "regions"):
+            if (pattern := getattr(self, key)) is not None:
+                _check_pattern(key, pattern)
+        return self
+
+    @model_validator(mode="after")
     def _one_source(self) -> Cohort:
         given = [key for key in ("sheet", "demo", "release") if getattr(self, key) is not None]
         if len(given) != 1:
@@ -128,8 +137,22 @@ class Cohort(Model):
         return self
 
 
+def _check_pattern(key: str, pattern: str) -> None:
+    """Raise unless a pattern of files has {slide_id} and no other field."""
+    try:
+        fields = {name for _, name, _, _ in string.Formatter().parse(pattern) if name is not None}
+    except ValueError as error:
+        raise ValueError(f"{key}: {error}: write {{{{ for a brace that is one") from None
+    if fields != {"slide_id"}:
+        found = ", ".join(f"{{{name}}}" for name in sorted(fields)) or "no field"
+        raise ValueError(f"{key} has {found}: write {{slide_id}} where a slide's id stands")
+
+
 def _under(root: Path, pattern: str | None) -> str | None:
-    return None if pattern is None else str(root / pattern)
+    if pattern is None:
+        return None
+    escaped = str(root).replace("{", "{{").replace("}", "}}")
+    return str(Path(escaped) / pattern)
 
 
 class Mask(Model):

@@ -1,6 +1,7 @@
 """Cohorts: their sheets, their parts, and the checks that are made before any job."""
 
 from stainssl.cohort.checks import check, missing_files
+from stainssl.cohort.outlines import outlined
 from stainssl.cohort.parts import parts, site_columns, train_parts
 from stainssl.cohort.sheet import (
     ALL,
@@ -21,6 +22,7 @@ __all__ = [
     "SheetRow",
     "check",
     "missing_files",
+    "outlined",
     "parts",
     "read_sheet",
     "release_warnings",

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pandas as pd
 
+from stainssl.cohort.outlines import MAX_QUICK_BYTES, outline_problems
 from stainssl.cohort.parts import train_parts
 from stainssl.cohort.sheet import read_sheet, root, source_of
 from stainssl.config import Config, Encoder, Task, nearest
@@ -148,10 +149,14 @@ def _tiling_problems(config: Config) -> Iterator[str]:
                 )
 
 
-def check(config: Config) -> list[str]:
+def check(config: Config, thorough: bool = False) -> list[str]:
     """Every problem that can be known before a job starts, a sentence each; empty where none.
 
-    Files that do not exist, sheets, ids, labels, folds, splits, frozen encoders.
+    Files that do not exist, sheets, ids, labels, annotations, folds, splits, frozen encoders.
+
+    Args:
+        thorough: read every annotation file, however long it takes; without it, those of a cohort
+            that has no more than `MAX_QUICK_BYTES` of them.
     """
     problems: list[str] = []
     sound = True
@@ -165,6 +170,9 @@ def check(config: Config) -> list[str]:
             sound = False
     if not sound:  # tasks and encoders cannot be judged on sheets that cannot be read
         return problems
+    for name in config.cohorts:
+        most = float("inf") if thorough else MAX_QUICK_BYTES
+        problems += outline_problems(config, name, most)
     for name, task in config.tasks.items():
         found = [*_task_problems(config, name, task), *_external_problems(config, name, task)]
         problems += found or list(_fold_problems(config, name, task))

@@ -134,11 +134,9 @@ def _row_faults(frame: pd.DataFrame) -> Iterator[_Fault]:
         flag = str(row.get("exclude", "")).lower()
         if flag not in TRUE | FALSE:
             yield _Fault(line, "exclude", flag, "is true or false (1, 0, yes, no, x), or nothing")
-        for column in ("slide_id", "patient_id"):
-            if str(row[column]).lower() in UNKNOWN_IDS:
-                yield _Fault(
-                    line, column, row[column], "names one: exclude the row if none is known"
-                )
+        if str(row["patient_id"]).lower() in UNKNOWN_IDS:
+            wanted = "is a patient's name: give every unknown patient one, or exclude the row"
+            yield _Fault(line, "patient_id", row["patient_id"], wanted)
         values = {
             str(k): v for k, v in row.items() if k != "exclude" and (v != "" or k in REQUIRED)
         }

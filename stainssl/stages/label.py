@@ -9,26 +9,16 @@ import numpy as np
 import pandas as pd
 
 from stainssl.cohort import parts
+from stainssl.cohort.outlines import file_of_slide, known_classes, label_names, outlines_of
 from stainssl.config import Cohort, Config, Outlines
 from stainssl.errors import StainsslError
 from stainssl.evaluation.folds import class_name
 from stainssl.plan.paths import Paths
-from stainssl.slides.annotations import (
-    MIN_SHARE,
-    Areas,
-    area_of,
-    read_polygons,
-    tile_fractions,
-)
+from stainssl.slides.annotation_files import Annotations, Areas, read_annotations
+from stainssl.slides.annotations import MIN_SHARE, area_of, near_classes, tile_fractions
 from stainssl.stores.tiles import read_tiles, write_labels
 
 log = logging.getLogger(__name__)
-
-
-def label_names(config: Config, cohort: str) -> list[str]:
-    """Labels of the tile tasks that use a cohort, each once, in the config's order."""
-    tasks = [t for t in config.tasks.values() if t.level == "tile" and cohort in t.cohorts]
-    return list(dict.fromkeys(task.label for task in tasks))
 
 
 def from_sheet(values: pd.Series) -> pd.Series:
@@ -75,23 +65,48 @@ def _without_outlines(row: dict[str, str], name: str) -> float:
 def _annotated(
     tiles: pd.DataFrame, row: dict[str, str], names: list[str], cohort: Cohort
 ) -> pd.DataFrame:
-    """The labels of one slide's tiles; unknown, never normal, where nobody looked at it."""
+    """The labels of one slide's tiles; unknown, never normal, where nobody can say."""
     out = tiles[["slide_id", "tile"]].copy()
-    path = _outline_path(cohort, row["slide_id"])
-    areas = read_polygons(path) if path is not None else []
+    path = file_of_slide(cohort.annotations, row["slide_id"])
+    drawn = _read(path, row["slide_id"]) if path is not None else None
     for name in names:
-        outlines = cohort.outlines.get(name, Outlines(of=[name]))
         if path is None:
             out[name] = np.full(len(tiles), _without_outlines(row, name), np.float32)
+        elif drawn is None or _is_doubtful(drawn, row["slide_id"], name, names, cohort):
+            out[name] = np.full(len(tiles), np.nan, np.float32)
         else:
-            out[name] = from_polygons(tiles, areas, outlines)
+            out[name] = from_polygons(tiles, drawn.areas, outlines_of(cohort, name))
+    if drawn is not None:
+        counts = ", ".join(f"{name} {int((out[name] == 1).sum())}" for name in names)
+        log.info(
+            "%s: of %d tiles are %s; classes found: %s",
+            row["slide_id"], len(out), counts or "none labeled", drawn.told(),
+        )  # fmt: skip
     return out
 
 
-def _outline_path(cohort: Cohort, slide_id: str) -> Path | None:
-    """The slide's annotation file, None where there is none."""
-    path = cohort.annotations and Path(cohort.annotations.format(slide_id=slide_id))
-    return path if path and path.exists() else None
+def _read(path: Path, slide_id: str) -> Annotations | None:
+    """The annotations of one slide; None, and a warning, where they cannot be read."""
+    try:
+        return read_annotations(path)
+    except StainsslError as error:
+        log.warning("%s: its tiles are unknown: %s", slide_id, error)
+        return None
+
+
+def _is_doubtful(
+    drawn: Annotations, slide_id: str, name: str, names: list[str], cohort: Cohort
+) -> bool:
+    """Whether a class that stands there may be meant by a label, and the config does not say."""
+    of = outlines_of(cohort, name).of
+    near = near_classes(drawn.classes(), of, known_classes(cohort, names))
+    if near:
+        log.warning(
+            "%s: its %r is unknown: it has areas of class %s, which may be meant by %s: say so in"
+            " the cohort's outlines (of, or ignore)",
+            slide_id, name, ", ".join(map(repr, near)), ", ".join(map(repr, of)),
+        )  # fmt: skip
+    return bool(near)
 
 
 def _label_slides(
@@ -101,10 +116,9 @@ def _label_slides(
     for row in rows.to_dict("records"):
         mine = tiles[tiles["slide_id"] == row["slide_id"]]
         frames.append(_annotated(mine, {str(k): v for k, v in row.items()}, names, cohort))
-    unknown = [s for s in rows["slide_id"] if _outline_path(cohort, s) is None]
+    unknown = [s for s in rows["slide_id"] if file_of_slide(cohort.annotations, s) is None]
     if unknown and names:
-        shown = ", ".join(unknown[:5])
-        log.info("%d slides without annotations: %s", len(unknown), shown)
+        log.info("%d slides without annotations: %s", len(unknown), ", ".join(unknown[:5]))
     found = pd.concat([f for f in frames if len(f)] or frames[:1], ignore_index=True)
     return found.astype(dict.fromkeys(names, np.float32))
 
@@ -115,11 +129,11 @@ def run(config: Config, cohort: str, part: str) -> None:
     For slides, a label is a class of the annotations: 1 where at least half of the tile is under
     it, 0 elsewhere (the cohort's `outlines` say where several classes make a label). On a slide
     without an annotation file it is unknown, unless the sheet has a column of that name with a 0:
-    nothing of it is on the slide. For patches it is the sheet's column of that name.
+    nothing of it is on the slide. It is unknown, too, where the file cannot be read, or has a class
+    that reads like the label's. For patches it is the sheet's column of that name.
 
     Raises:
-        StainsslError: the tiles are missing, an annotation cannot be read, or the sheet lacks a
-            label.
+        StainsslError: the tiles are missing, or the sheet lacks a label.
     """
     paths, found = Paths(config.results), config.cohorts[cohort]
     rows, names = parts(config, cohort)[part], label_names(config, cohort)

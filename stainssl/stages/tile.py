@@ -20,7 +20,8 @@ from stainssl.config import Config, Tiling
 from stainssl.errors import SlideError, StainsslError, Status
 from stainssl.figures.slides import preview
 from stainssl.plan.paths import Paths
-from stainssl.slides.annotations import Areas, read_polygons, within
+from stainssl.slides.annotation_files import Areas, read_annotations
+from stainssl.slides.annotations import within
 from stainssl.slides.errors import require_file
 from stainssl.slides.readers import open_slide
 from stainssl.slides.scale import read_thumbnail, resolve_mpp
@@ -112,7 +113,7 @@ def _refuse_grey(thumbnail: np.ndarray) -> None:
 def _outlined(path: Path) -> Areas:
     """The outlines in which a slide's tiles stand; a file that says none costs the slide."""
     try:
-        return read_polygons(path)
+        return read_annotations(path).areas
     except FileNotFoundError:
         raise SlideError(Status.EMPTY, f"No outlines: {path} does not exist.") from None
     except StainsslError as error:

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from shapely.geometry import Polygon, box
 
 from stainssl.errors import StainsslError
-from stainssl.slides.annotations import area_of, read_polygons, tile_fractions, within
+from stainssl.slides.annotation_files import Areas, read_annotations
+from stainssl.slides.annotations import area_of, is_near, near_classes, tile_fractions, within
 
 SQUARE = [[[0, 0], [100, 0], [100, 100], [0, 100], [0, 0]]]
 
@@ -60,9 +61,97 @@ def test_holes_points_and_crossings(tmp_path: Path) -> None:
     assert [polygon.area for _, polygon in found] == [7500, 5000]
 
 
-def test_an_area_without_a_class_is_named(tmp_path: Path) -> None:
-    with pytest.raises(StainsslError, match="feature 2 has no class"):
-        read_polygons(written(tmp_path / "a.geojson", [feature(), feature("")]))
+def test_an_area_without_a_class_is_kept_without_one(tmp_path: Path) -> None:
+    found = read_annotations(written(tmp_path / "a.geojson", [feature(), feature("")]))
+    assert [name for name, _ in found.areas] == ["tumor", ""]
+    assert found.told() == "tumor 1, no class 1"
+    trident = [feature("") | {"properties": {"tissue_id": 0}}]
+    assert len(read_polygons(written(tmp_path / "b.geojson", trident))) == 1
+
+
+def test_what_is_no_area_is_counted(tmp_path: Path) -> None:
+    square, two = SQUARE[0], [[[0, 0], [5, 5], [0, 0]]]
+    collection = feature() | {
+        "geometry": {
+            "type": "GeometryCollection",
+            "geometries": [{"type": "Polygon", "coordinates": SQUARE}, {"type": "Point"}],
+        }
+    }
+    features = [
+        collection, feature(coordinates=square, kind="LineString"), feature("x", two),
+        feature() | {"geometry": None}, feature(coordinates=square[:3], kind="LineString"),
+    ]  # fmt: skip
+    found = read_annotations(written(tmp_path / "a.geojson", {"features": features}))
+    assert [(name, area.area) for name, area in found.areas] == [("tumor", 10_000)] * 2
+    assert dict(found.notes) == {
+        "Point left out": 1, "closed line read as an outline": 1,
+        "outline of fewer than three corners left out": 1,
+        "object without geometry left out": 1, "LineString left out": 1,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        ({}, "it has no keys and no 'features'"),
+        ({"name": "t", "elements": []}, "Digital Slide Archive"),
+        ({"annotation": {"elements": []}}, "Digital Slide Archive"),
+        ([{"label": "tumor", "polygon": SQUARE}], "'label', 'polygon' and no 'geometry'"),
+        ([feature(coordinates=[[[0, 0], [float("nan"), 1], [2, 2], [0, 0]]])], "no finite number"),
+        ([feature(coordinates=[[[0, 0], [float("inf"), 1], [2, 2], [0, 0]]])], "no finite number"),
+        ([feature(coordinates=[[0, 1], [2, 2], [0, 0]])], ""),
+    ],
+)
+def test_json_of_other_kinds_is_named(tmp_path: Path, data: Any, said: str) -> None:
+    with pytest.raises(StainsslError, match=r"a\.json is not GeoJSON") as caught:
+        read_annotations(written(tmp_path / "a.json", data))
+    assert said in str(caught.value)
+
+
+def test_deep_nesting_and_encodings(tmp_path: Path) -> None:
+    path = tmp_path / "a.geojson"
+    path.write_text("[" * 100_000)
+    with pytest.raises(StainsslError, match="is not GeoJSON"):
+        read_annotations(path)
+    for encoding in ("utf-8-sig", "utf-16"):
+        path.write_text(json.dumps([feature("Größe")], ensure_ascii=False), encoding=encoding)
+        assert read_annotations(path).areas[0][0] == "Größe"
+
+
+def test_an_outline_of_millions_of_crossings_is_refused_before_it_takes_memory(
+    tmp_path: Path,
+) -> None:
+    ring = np.random.default_rng(0).uniform(0, 10_000, (3000, 2)).tolist()
+    path = written(tmp_path / "a.geojson", [feature(coordinates=[[*ring, ring[0]]])])
+    with pytest.raises(StainsslError, match="crosses itself more than"):
+        read_annotations(path)
+
+
+def test_asap_in_other_locales_and_without_a_group(tmp_path: Path) -> None:
+    path = asap_file(tmp_path / "a.xml", ("Polygon", "None", CORNERS))
+    path.write_text(path.read_text().replace("100.0", "100,5"))
+    ((name, polygon),) = read_polygons(path)
+    assert (name, polygon.area) == ("A0", 100.5**2)
+    path.write_text(path.read_text().replace('Order="2"', 'Order="inf"'))
+    read_annotations(path)
+
+
+@pytest.mark.parametrize(
+    ("found", "near"),
+    [
+        ("Tumor", True), ("TUMOR", True), ("Tumour", True), ("tumors", True),
+        ("tumor: Positive", True), ("Tumor: in situ", True), ("stroma", False),
+        ("non-tumor", False), ("tumor bed", False), ("humor", False),
+    ],
+)  # fmt: skip
+def test_near_words(found: str, near: bool) -> None:
+    assert is_near(found, "tumor") == near
+    assert near_classes(["tumor", found], ["tumor"], {"tumor"}) == ([found] if near else [])
+    assert near_classes([found], ["tumor"], {"tumor", found}) == []
+
+
+def read_polygons(path: Path) -> Areas:
+    return read_annotations(path).areas
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from stainssl.cohort import check, outlined
 from stainssl.config import Config, parse
 from stainssl.errors import StainsslError
 from stainssl.plan.paths import Paths
@@ -125,12 +126,59 @@ def test_no_tile_task_gives_no_label_column(tmp_path: Path) -> None:
     assert list(labels_of(config).columns) == ["slide_id", "tile"]
 
 
-def test_an_annotation_that_cannot_be_read_ends_the_verb(tmp_path: Path) -> None:
+def test_an_annotation_that_cannot_be_read_costs_its_slide(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     config = config_of(tmp_path, SHEET, ["tumor"], annotations=str(tmp_path / "{slide_id}.geojson"))
     tiles_of(config, TILES)
     (tmp_path / "s1.geojson").write_text("{")
-    with pytest.raises(StainsslError, match=r"s1\.geojson"):
-        label.run(config, "c", PART)
+    (tmp_path / "s2.geojson").write_text(json.dumps([square("tumor", 0, 100)]))
+    (tmp_path / "s3.geojson").write_text("[]")
+    found = labels_of(config)["tumor"].tolist()
+    assert found == pytest.approx([np.nan] * 3 + [1, 0], nan_ok=True)
+    assert "s1: its tiles are unknown" in caplog.text
+
+
+def test_a_class_that_may_be_meant_makes_a_slide_unknown_and_is_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pattern = str(tmp_path / "{slide_id}.geojson")
+    config = config_of(tmp_path, SHEET, ["tumor"], annotations=pattern)
+    tiles_of(config, TILES)
+    for slide, word in (("s1", "Tumor"), ("s2", " tumor "), ("s3", "tumor: Positive")):
+        (tmp_path / f"{slide}.geojson").write_text(json.dumps([square(word, 0, 100)]))
+    found = labels_of(config)["tumor"].tolist()
+    assert found == pytest.approx([np.nan] * 3 + [1, np.nan], nan_ok=True)
+    assert "s1: its 'tumor' is unknown: it has areas of class 'Tumor'" in caplog.text
+    said = "\n".join(check(config))
+    assert "2 file(s) have areas of class 'Tumor', 'tumor: Positive'" in said
+    assert "outlines: {tumor: {of: [tumor, Tumor, tumor: Positive]}}" in said
+    outlines = {"tumor": {"of": ["tumor", "Tumor"], "ignore": ["tumor: Positive"]}}
+    config = config_of(tmp_path, SHEET, ["tumor"], annotations=pattern, outlines=outlines)
+    assert labels_of(config)["tumor"].tolist() == [1, 0, 0, 1, 0]
+    assert "cohorts.c.annotations" not in "\n".join(check(config))
+
+
+def test_annotations_that_make_no_label_are_told_before_any_job(tmp_path: Path) -> None:
+    pattern = str(tmp_path / "{slide_id}.geojson")
+    config = config_of(tmp_path, SHEET, ["tumor"], annotations=pattern)
+    assert "names no file that exists, for none of 3 slides" in "\n".join(check(config))
+    (tmp_path / "s1.geojson").write_text(json.dumps([square("DCIS", 0, 1)]))
+    assert "no area in 1 files is of class 'tumor'" in "\n".join(check(config))
+    (tmp_path / "s2.geojson").write_text("{}")
+    found = outlined(config, "c")
+    assert found is not None
+    said = "\n".join(found.told())
+    assert "annotations: 2 files for 3 slides" in said
+    assert "classes of their areas: DCIS 1" in said
+    assert "1 cannot be read" in said
+
+
+@pytest.mark.parametrize("pattern", ["all.geojson", "{slide}.geojson", "{}.json", "{slide_id"])
+@pytest.mark.parametrize("key", ["annotations", "regions"])
+def test_a_pattern_names_the_slide(tmp_path: Path, key: str, pattern: str) -> None:
+    with pytest.raises(StainsslError, match=f"{key}"):
+        config_of(tmp_path, SHEET, ["tumor"], **{key: pattern})
 
 
 def test_patches_take_the_sheets_column(tmp_path: Path) -> None:

@@ -175,9 +175,9 @@ def test_a_slide_that_disappears_half_way_costs_that_slide(
 def test_the_sheets_pixel_size_wins_and_mends(
     tmp_path: Path, root: Path, picture: np.ndarray
 ) -> None:
-    write_svs(root / "none.svs", picture, mpp=None)
+    write_svs(root / "bare.svs", picture, mpp=None)
     write_svs(root / "other.svs", picture, mpp=0.25)
-    rows = [{"slide_id": n, "path": f"{n}.svs", "mpp": 0.5} for n in ("none", "other")]
+    rows = [{"slide_id": n, "path": f"{n}.svs", "mpp": 0.5} for n in ("bare", "other")]
     config = cohort(tmp_path, rows)
     tile.run(config, "c", PART)
     tiles, qc, _ = outputs(config)

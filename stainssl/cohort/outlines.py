@@ -1,0 +1,144 @@
+"""What the annotations of a cohort hold, and whether it is what its tile tasks ask for."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+
+from stainssl.cohort.sheet import read_sheet
+from stainssl.cohort.sheet_file import shown
+from stainssl.config import Cohort, Config, Outlines
+from stainssl.errors import StainsslError
+from stainssl.slides.annotation_files import named, read_annotations
+from stainssl.slides.annotations import near_classes
+
+MAX_QUICK_BYTES = 50_000_000  # of annotations that are read whenever a run starts: two seconds
+
+
+@dataclass(frozen=True)
+class Outlined:
+    """The annotation files of a cohort.
+
+    Attributes:
+        classes: file → class → how many areas.
+        notes: what else stands in the files → how many.
+        unreadable: a sentence for each file that cannot be read.
+        slides: how many slides there are.
+    """
+
+    classes: dict[Path, Counter[str]]
+    notes: Counter[str] = field(default_factory=Counter)
+    unreadable: tuple[str, ...] = ()
+    slides: int = 0
+
+    def total(self) -> Counter[str]:
+        """Class → how many areas in all files."""
+        return sum(self.classes.values(), Counter())
+
+    def told(self) -> Iterator[str]:
+        """What stands in the files, a line each, for a person."""
+        yield f"annotations: {len(self.classes)} files for {self.slides} slides"
+        if counts := self.total().most_common():
+            words = [f"{name or 'without class'} {n}" for name, n in counts]
+            yield f"classes of their areas: {shown(words, 12)}"
+        yield from (f"{count} × {note}" for note, count in self.notes.items())
+        if self.unreadable:
+            yield f"{len(self.unreadable)} cannot be read, their tiles are unknown: " + (
+                "; ".join(self.unreadable[:3])
+            )
+
+
+def label_names(config: Config, cohort: str) -> list[str]:
+    """Labels of the tile tasks that use a cohort, each once, in the config's order."""
+    tasks = [t for t in config.tasks.values() if t.level == "tile" and cohort in t.cohorts]
+    return list(dict.fromkeys(task.label for task in tasks))
+
+
+def outlines_of(cohort: Cohort, label: str) -> Outlines:
+    """Which classes make a label: those that the config says, else the class of its name."""
+    return cohort.outlines.get(label, Outlines(of=[label]))
+
+
+def known_classes(cohort: Cohort, labels: list[str]) -> set[str]:
+    """Every class that the config names, whatever for."""
+    every = [*cohort.outlines.values(), *(outlines_of(cohort, label) for label in labels)]
+    return {name for one in every for name in (*one.of, *one.without, *one.ignore)}
+
+
+def file_of_slide(pattern: str | None, slide_id: str) -> Path | None:
+    """The file of a pattern with {slide_id} for one slide, None where there is none."""
+    path = pattern and Path(pattern.format(slide_id=slide_id))
+    return path if path and path.exists() else None
+
+
+@lru_cache(maxsize=100_000)
+def _read(path: Path, stamp: tuple[int, int]) -> tuple[Counter[str], Counter[str], str]:
+    """Classes, notes, and why the file cannot be read."""
+    try:
+        found = read_annotations(path)
+    except StainsslError as error:
+        return Counter(), Counter(), str(error)
+    return found.classes(), Counter(found.notes), ""
+
+
+def outlined(config: Config, name: str, max_bytes: float = float("inf")) -> Outlined | None:
+    """What the annotations of a cohort hold; None where there are none, or too much to read now.
+
+    The synthetic cohort's are made by a job.
+    """
+    cohort = config.cohorts[name]
+    if cohort.annotations is None or cohort.demo is not None or cohort.kind != "slides":
+        return None
+    slides = read_sheet(config, name)["slide_id"]
+    files = [f for s in slides if (f := file_of_slide(cohort.annotations, s)) is not None]
+    stats = {file: file.stat() for file in files}
+    if sum(stat.st_size for stat in stats.values()) > max_bytes:
+        return None
+    read = {f: _read(f, (stat.st_mtime_ns, stat.st_size)) for f, stat in stats.items()}
+    notes: Counter[str] = sum((found for _, found, _ in read.values()), Counter())
+    unreadable = tuple(why for _, _, why in read.values() if why)
+    return Outlined(
+        {f: classes for f, (classes, _, _) in read.items()}, notes, unreadable, len(slides)
+    )
+
+
+def _near_problem(name: str, label: str, found: Outlined, near: list[str], of: list[str]) -> str:
+    files = sum(any(word in classes for word in near) for classes in found.classes.values())
+    both = ", ".join(map(repr, near))
+    return (
+        f"cohorts.{name}.annotations: {files} file(s) have areas of class {both}, and the label"
+        f" {label!r} is made of {', '.join(map(repr, of))}: is it meant? Then"
+        f" cohorts.{name}.outlines: {{{label}: {{of: [{', '.join([*of, *near])}]}}}}; else name it"
+        " under 'ignore' there."
+    )
+
+
+def outline_problems(config: Config, name: str, max_bytes: float) -> Iterator[str]:
+    """Annotations that are there and would make no label, or not the label that is meant."""
+    cohort, labels = config.cohorts[name], label_names(config, name)
+    if not labels or cohort.annotations is None:
+        return
+    found = outlined(config, name, max_bytes)
+    if found is None:
+        return
+    if not found.classes:
+        yield (
+            f"cohorts.{name}.annotations: {cohort.annotations} names no file that exists, for none"
+            f" of {found.slides} slides."
+        )
+        return
+    total = found.total()
+    for label in labels:
+        of = outlines_of(cohort, label).of
+        if near := near_classes(total, of, known_classes(cohort, labels)):
+            yield _near_problem(name, label, found, near, of)
+        elif not any(named(word) in total for word in of):
+            known = ", ".join(repr(word) for word, _ in total.most_common(12) if word) or "none"
+            yield (
+                f"cohorts.{name}.annotations: no area in {len(found.classes)} files is of class"
+                f" {', '.join(map(repr, of))}, of which the label {label!r} is made; classes found:"
+                f" {known}. Name them in cohorts.{name}.outlines."
+            )
