@@ -1,9 +1,10 @@
 # make demo and make test work on a fresh clone with Python >= 3.11 and make.
 PYTHON ?= python3
 BIN := .venv/bin
+VIEWER := stainssl/view/node_modules/.package-lock.json
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: demo report test test-slurm lint format lock clean
+.PHONY: demo report view test test-slurm lint format lock clean
 
 demo: .venv/ready
 	snakemake --cores all
@@ -12,7 +13,12 @@ demo: .venv/ready
 report: .venv/ready
 	snakemake --report results/report.html
 
-test: .venv/ready
+# The page that opens the slides: after `make demo`.
+view: .venv/ready $(VIEWER)
+	stainssl view
+
+# Where there is no npm, the tests of the page skip.
+test: .venv/ready $(if $(shell command -v npm),$(VIEWER))
 	pytest -n auto --dist loadgroup
 
 # A real SLURM on this machine, by hand: needs root, slurmctld, slurmd, slurmdbd, munge, mariadb-server.
@@ -38,6 +44,11 @@ format: .venv/ready
 	test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet uv
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --requirement requirements.lock
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
+	touch $@
+
+# OpenSeadragon for the page, axe-core for its test; the lock holds their checksums.
+$(VIEWER): stainssl/view/package-lock.json
+	cd stainssl/view && npm ci --ignore-scripts --no-audit --no-fund
 	touch $@
 
 # After a change of requirements.in or of a model in stainssl/config.py.

@@ -309,6 +309,30 @@ def import_features(
 
 
 @app.command()
+def view(
+    results: Annotated[
+        Path | None,
+        typer.Argument(help="A folder that `predict` or a run wrote, instead of --config."),
+    ] = None,
+    config: ConfigFile = DEFAULT,
+    host: Annotated[
+        str, typer.Option("--host", help="Other than loopback, the address holds a token.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", help="0: any free one.")] = 8765,
+    export: Annotated[
+        Path | None, typer.Option("--export", help="Write static files to this folder instead.")
+    ] = None,
+    slide: Annotated[
+        list[str] | None, typer.Option("--slide", help="To export; again for several; all without.")
+    ] = None,
+) -> None:
+    """Open slides in a browser: tissue, tiles, attention and stain over their own pixels."""
+    from stainssl.view.run import run
+
+    run(results, config, host, port, export, slide or [], typer.echo)
+
+
+@app.command()
 def doctor() -> None:
     """Tell what is installed, what reads which format, which device is used, what is wrong."""
     from stainssl.runtime.doctor import report

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from stainssl.cohort import parts
-from stainssl.config import Cohort, Config, Encoder
+from stainssl.config import Cohort, Config, Encoder, dump
 from stainssl.errors import StainsslError
 from stainssl.mil import bags as bagging
 from stainssl.mil.attention import AttentionMean, attention_table
@@ -88,6 +88,7 @@ def run(
     models = load_models(trained / "models")
     reference = references(read_table(trained / "reference.parquet", "reference"))
     new = config_of_new(config, task, encoder, sheet, root, out)
+    write_text(Paths(out).config(), dump(new))  # `stainssl view` opens the folder by it
     slides = _prepared(new, encoder)
     scored = list(_scored(slides, level, slide_reader(new, encoder, slides), models))
     slides = _with_distances(slides, scored, reference, stain_of_slides(new, slides))

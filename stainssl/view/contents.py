@@ -1,0 +1,197 @@
+"""All that the page asks for, by name: the same for the server and for an export.
+
+A name is a few words (`slide clinic a-001`); each is looked up among what config and sheets hold,
+so that nothing of a request becomes a path.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from stainssl.config import Config
+from stainssl.errors import SlideError, StainsslError
+from stainssl.slides.readers import open_slide
+from stainssl.slides.scale import read_square
+from stainssl.slides.slide import Slide
+from stainssl.stores.pixels import encode
+from stainssl.view.handles import Handles, Key, Recent
+from stainssl.view.layers import SCALE, Layers, geometry
+from stainssl.view.neighbors import Neighbors
+from stainssl.view.pyramid import Pyramid, read_overview, read_picture
+from stainssl.view.records import HIDDEN, Json, Records
+
+PICTURES_BYTES = 128 << 20  # of encoded pictures that are kept
+DATA_ITEMS = 64  # of what was computed of slides that is kept
+THUMBNAIL_PX = 160
+QUALITY = 85
+FAULTS = (StainsslError, SlideError, OSError)
+
+
+class Contents:
+    """What a config's cohorts and results have to show.
+
+    Args:
+        config: see `Records`.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.records = Records(config)
+        self.layers = Layers(self.records)
+        self.neighbors = Neighbors(self.records)
+        self.handles = Handles(self._open)
+        self._pictures: Recent[bytes] = Recent(PICTURES_BYTES, len)
+        self._outlines: Recent[Json] = Recent(DATA_ITEMS, lambda _: 1)
+        self._pyramids: Recent[Pyramid] = Recent(4096, lambda _: 1)
+        # How many words follow the first, and what answers.
+        self._data: dict[str, tuple[int, Callable[..., Json]]] = {
+            "overview": (0, lambda: {**self.records.overview(), "scale": SCALE}),
+            "cohort": (1, self.records.cohort),
+            "predictions": (2, self.records.predictions),
+            "slide": (2, self._slide),
+            "outlines": (2, self._outlined),
+            "attention": (3, self.layers.attention),
+            "probability": (3, self.layers.probability),
+            "stain": (2, self.layers.stain),
+            "neighbors": (4, self._neighbors),
+        }
+        self._jpegs: dict[str, tuple[int, Callable[..., bytes]]] = {
+            "picture": (5, self._picture),
+            "thumbnail": (2, self._thumbnail),
+            "tile": (3, self._tile),
+        }
+
+    def data(self, kind: str, *words: str) -> Json:
+        """What JSON is asked for; `{"problem": sentence}` where the slide or the results fail.
+
+        Raises:
+            KeyError: nothing has that name.
+        """
+        count, answer = self._data[kind]
+        if len(words) != count:
+            raise KeyError(words)
+        try:
+            return answer(*words)
+        except FAULTS as error:
+            return {"problem": str(error)}
+
+    def picture(self, kind: str, *words: str) -> bytes:
+        """A JPEG.
+
+        Raises:
+            KeyError: nothing has that name.
+            StainsslError, SlideError, OSError: it cannot be made.
+        """
+        count, make = self._jpegs[kind]
+        if len(words) != count:
+            raise KeyError(words)
+        return self._pictures.get((kind, *words), lambda: make(*words))
+
+    def close(self) -> None:
+        """Close the slides that are open."""
+        self.handles.close()
+
+    def _open(self, key: Key) -> Slide:
+        row = self.records.row(*key)
+        is_patch = self.records.config.cohorts[key[0]].kind == "patches"
+        reader = "patches" if is_patch else self.records.config.slides.reader
+        return open_slide(Path(row["path"]), reader)
+
+    def pyramid(self, cohort: str, slide: str) -> Pyramid:
+        """The pyramid of a slide, whose file is opened for it once."""
+
+        def made() -> Pyramid:
+            with self.handles.use((cohort, slide)) as opened:
+                return Pyramid.of(opened)
+
+        return self._pyramids.get((cohort, slide), made)
+
+    def _slide(self, cohort: str, slide: str) -> Json:
+        row = self.records.row(cohort, slide)
+        problems: list[str] = []
+        found: Json = {"cohort": cohort, "slide": slide, "geometry": None, "problems": problems}
+        sheet = {k: v for k, v in row.items() if k not in HIDDEN}
+        found["sheet"] = {k: str(v) for k, v in sheet.items() if v == v and v != ""}
+        found["encoders"] = self.records.encoders(cohort)
+        found["answers"] = [
+            {"name": a.name, "title": a.title} for a in self.records.answers(cohort)
+        ]
+        found["tile_answers"] = list(self.records.tile_answers(cohort))
+        try:
+            with self.handles.use((cohort, slide)) as opened:
+                found["geometry"] = geometry(opened, row["mpp"])
+        except FAULTS as error:
+            problems.append(f"The slide cannot be opened: {error}")
+            return found
+        pyramid = self.pyramid(cohort, slide)
+        for name in ("tiles", "annotations"):
+            try:
+                found[name] = getattr(self.layers, name)(cohort, slide, pyramid)
+            except FAULTS as error:
+                problems.append(str(error))
+        return found
+
+    def _neighbors(self, cohort: str, slide: str, encoder: str, tile: str) -> Json:
+        return self.neighbors.of(cohort, slide, encoder, _number(tile))
+
+    def _outlined(self, cohort: str, slide: str) -> Json:
+        row = self.records.row(cohort, slide)
+
+        def made() -> Json:
+            with self.handles.use((cohort, slide)) as opened:
+                return self.layers.outlines(opened, row["mpp"], cohort)
+
+        return self._outlines.get((cohort, slide), made)
+
+    def _picture(self, cohort: str, slide: str, level: str, column: str, row: str) -> bytes:
+        at = _number(level), _number(column), _number(row)
+        pyramid = self.pyramid(cohort, slide)
+        if not pyramid.has(*at):
+            raise KeyError(at)
+        with self.handles.use((cohort, slide)) as opened:
+            return encode(read_picture(opened, pyramid, *at), QUALITY)
+
+    def _thumbnail(self, cohort: str, slide: str) -> bytes:
+        pyramid = self.pyramid(cohort, slide)
+        with self.handles.use((cohort, slide)) as opened:
+            overview = read_overview(opened, pyramid, 2 * THUMBNAIL_PX)
+        scale = THUMBNAIL_PX / max(overview.shape[:2])
+        size = [max(1, round(n * scale)) for n in overview.shape[1::-1]]
+        small = cv2.resize(overview, size, interpolation=cv2.INTER_AREA) if scale < 1 else overview
+        return encode(np.asarray(small, np.uint8), QUALITY)
+
+    def _tile(self, cohort: str, slide: str, tile: str) -> bytes:
+        """A tile as it was encoded, or read from the slide where no pixels are there."""
+        try:
+            pixels, rows = self.layers.pixels(cohort, slide)
+            row = rows[pixels.tile[rows] == _number(tile)]
+            if len(row) and (jpeg := pixels.jpegs(int(row[0]), int(row[0]) + 1)[0]):
+                return jpeg
+        except StainsslError:
+            pass  # before `pixels` has run, or after its store was removed
+        return encode(self.read_tile(cohort, slide, _number(tile)), QUALITY)
+
+    def read_tile(self, cohort: str, slide: str, tile: int) -> np.ndarray:
+        """A tile's pixels, (size, size, 3) uint8, read from the slide.
+
+        Raises:
+            KeyError: the slide has no such tile.
+        """
+        table = self.layers.tile_table(cohort, slide)
+        found = table[table["tile"] == tile]
+        if found.empty:
+            raise KeyError(tile)
+        row: Any = next(found.itertuples())
+        size = self.records.config.tilings[self.records.tiling(cohort)].size
+        with self.handles.use((cohort, slide)) as opened:
+            return read_square(opened, row.x, row.y, row.side, size)
+
+
+def _number(word: str) -> int:
+    if not word.isdecimal():
+        raise KeyError(word)
+    return int(word)

@@ -1,0 +1,163 @@
+"""The page as static files, which open from a disk or from any web server."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from urllib.parse import quote
+
+import numpy as np
+
+from stainssl.config import nearest
+from stainssl.errors import StainsslError
+from stainssl.stores.atomic import replacing
+from stainssl.view.contents import FAULTS, Contents
+from stainssl.view.files import page_files
+from stainssl.view.records import Json
+
+STRIP = 12  # tiles of each end of attention, whose pictures are written
+MARK = '<html lang="en"'
+Words = tuple[str, ...]
+
+
+def write_export(
+    contents: Contents,
+    folder: Path,
+    slides: Sequence[str],
+    say: Callable[[str], object],
+    threads: int = 2,
+) -> None:
+    """Write the page with some slides: every picture of their pyramids, and all layers.
+
+    Neighbors are left out: they would be a file for each tile and encoder. A slide that cannot be
+    read costs its pictures.
+
+    Args:
+        folder: is made; one that is there is replaced where an export wrote it.
+        slides: their names; empty: all of the config's cohorts.
+        say: told how far it is.
+
+    Raises:
+        StainsslError: no such slide, or the folder holds something else.
+    """
+    files = page_files()
+    chosen = list(_chosen(contents, slides))
+    if folder.exists() and any(folder.iterdir()) and not (folder / "core.js").is_file():
+        raise StainsslError(f"{folder} is not empty and no earlier export: give another folder.")
+    with replacing(folder) as made:
+        made.mkdir()
+        for name, (path, _) in files.items():
+            body = path.read_bytes()
+            if name == "index.html":
+                body = body.replace(MARK.encode(), f'{MARK} data-exported="yes"'.encode())
+            (made / name).write_bytes(body)
+        _write_data(made, ("overview",), _overview(contents, chosen))
+        for cohort in dict.fromkeys(cohort for cohort, _ in chosen):
+            _write_cohort(contents, made, cohort, {s for c, s in chosen if c == cohort})
+        with ThreadPoolExecutor(threads) as pool:
+            for number, (cohort, slide) in enumerate(chosen, start=1):
+                _write_layers(contents, made, cohort, slide)
+                list(
+                    pool.map(
+                        lambda w: _write_picture(contents, made, w),
+                        _pictures(contents, cohort, slide),
+                    )
+                )
+                say(f"{slide} ({number} of {len(chosen)})")
+    say(f"{folder / 'index.html'} can be opened.")
+
+
+def _chosen(contents: Contents, slides: Sequence[str]) -> Iterator[tuple[str, str]]:
+    every = [
+        (cohort, str(slide))
+        for cohort in contents.records.config.cohorts
+        for slide in contents.records.sheet(cohort)["slide_id"]
+    ]
+    names = {slide for _, slide in every}
+    for asked in slides:
+        if asked not in names:
+            raise StainsslError(f"--slide: no such slide {asked!r}{nearest(asked, sorted(names))}")
+    yield from (one for one in every if not slides or one[1] in slides)
+
+
+def _overview(contents: Contents, chosen: list[tuple[str, str]]) -> Json:
+    found = contents.data("overview")
+    counts = {cohort: sum(c == cohort for c, _ in chosen) for cohort, _ in chosen}
+    found["cohorts"] = [
+        {**one, "slides": counts[one["name"]]} for one in found["cohorts"] if one["name"] in counts
+    ]
+    return found
+
+
+def _write_data(folder: Path, words: Words, value: Json) -> None:
+    name = json.dumps("/".join(words))
+    path = folder.joinpath("data", *map(_safe, words)).with_name(f"{_safe(words[-1])}.js")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(value, separators=(",", ":"))
+    path.write_text(f"stainssl.deliver({name},{text});\n", encoding="utf-8")
+
+
+def _safe(word: str) -> str:
+    """As the page's address writes a word, so that the file is found under it."""
+    return quote(word, safe="~!*'()")
+
+
+def _write_cohort(contents: Contents, folder: Path, cohort: str, slides: set[str]) -> None:
+    table = contents.data("cohort", cohort)
+    kept = [i for i, slide in enumerate(table["columns"]["slide_id"]) if slide in slides]
+    table["columns"] = _rows(table["columns"], kept)
+    _write_data(folder, ("cohort", cohort), table)
+    for answer in table["answers"]:
+        found = contents.data("predictions", cohort, answer["name"])
+        if "columns" in found:
+            found["columns"] = _rows(found["columns"], kept)
+        _write_data(folder, ("predictions", cohort, answer["name"]), found)
+
+
+def _rows(columns: Json, kept: list[int]) -> Json:
+    return {name: [values[i] for i in kept] for name, values in columns.items()}
+
+
+def _write_layers(contents: Contents, folder: Path, cohort: str, slide: str) -> None:
+    found = contents.data("slide", cohort, slide)
+    own: list[Words] = [("outlines", cohort, slide), ("stain", cohort, slide)]
+    own += [("attention", cohort, slide, a["name"]) for a in found["answers"]]
+    own += [("probability", cohort, slide, name) for name in found["tile_answers"]]
+    for words in own:
+        _write_data(folder, words, contents.data(*words))
+    _write_data(folder, ("slide", cohort, slide), {**found, "encoders": []})
+
+
+def _pictures(contents: Contents, cohort: str, slide: str) -> Iterator[Words]:
+    yield "thumbnail", cohort, slide
+    for tile in _strip_tiles(contents, cohort, slide):
+        yield "tile", cohort, slide, str(tile)
+    try:
+        pyramid = contents.pyramid(cohort, slide)
+    except FAULTS:
+        return
+    for level in range(pyramid.deepest + 1):
+        columns, rows = pyramid.pictures(level)
+        for column, row in np.ndindex(columns, rows):
+            yield "picture", cohort, slide, str(level), str(column), str(row)
+
+
+def _strip_tiles(contents: Contents, cohort: str, slide: str) -> set[int]:
+    tiles: set[int] = set()
+    for answer in contents.records.answers(cohort):
+        found = contents.data("attention", cohort, slide, answer.name)
+        pairs = sorted(zip(found.get("value", []), found.get("tile", []), strict=True))
+        tiles |= {tile for _, tile in pairs[:STRIP] + pairs[-STRIP:]}
+    return tiles
+
+
+def _write_picture(contents: Contents, folder: Path, words: Words) -> None:
+    path = folder.joinpath("pictures", *map(_safe, words)).with_name(f"{_safe(words[-1])}.jpg")
+    try:
+        body = contents.picture(*words)
+    except FAULTS:
+        return  # the page says what it lacks
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(body)

@@ -1,0 +1,42 @@
+"""The files of the page: its own, and those of OpenSeadragon, which npm installs beside them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from stainssl.errors import StainsslError
+
+HERE = Path(__file__).resolve().parent
+OWN = {
+    "index.html": "text/html",
+    "style.css": "text/css",
+    "icon.svg": "image/svg+xml",
+    "core.js": "text/javascript",
+    "cohort.js": "text/javascript",
+    "overlay.js": "text/javascript",
+    "slide.js": "text/javascript",
+    "main.js": "text/javascript",
+}
+INSTALLED = {
+    "openseadragon.js": "openseadragon/build/openseadragon/openseadragon.min.js",
+    "openseadragon-license.txt": "openseadragon/LICENSE.txt",
+}
+MEDIA_TYPES = {".js": "text/javascript", ".txt": "text/plain"}
+
+
+def page_files() -> dict[str, tuple[Path, str]]:
+    """Name in the page's address → the file, and its media type.
+
+    Raises:
+        StainsslError: OpenSeadragon is not installed.
+    """
+    own = {name: (HERE / "page" / name, kind) for name, kind in OWN.items()}
+    for name, place in INSTALLED.items():
+        path = HERE / "node_modules" / place
+        if not path.is_file():
+            raise StainsslError(
+                f"{path} is missing: install OpenSeadragon with `npm ci --omit=dev` in {HERE} "
+                "(`make view` does), or install a wheel of stainssl, which has it."
+            )
+        own[name] = path, MEDIA_TYPES[path.suffix]
+    return own

@@ -1,0 +1,92 @@
+"""Open slides for many requests at once: a bounded number of handles, each used by one thread."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from threading import Lock
+from typing import Generic, TypeVar
+
+from stainssl.slides.slide import Slide
+
+Key = tuple[str, str]  # cohort, slide
+V = TypeVar("V")
+
+
+class Handles:
+    """Slides that were opened, kept for the next request; the least recently used is closed.
+
+    Args:
+        open_slide: opens the slide of a key.
+        most: how many idle ones are kept; as many again can be in use as there are threads.
+    """
+
+    def __init__(self, open_slide: Callable[[Key], Slide], most: int = 4) -> None:
+        self._open, self._most = open_slide, most
+        self._idle: OrderedDict[tuple[Key, int], Slide] = OrderedDict()
+        self._lock, self._count = Lock(), 0
+
+    @contextmanager
+    def use(self, key: Key) -> Iterator[Slide]:
+        """An open slide that no other thread uses meanwhile.
+
+        Raises:
+            SlideError, OSError: it cannot be opened.
+        """
+        slide = self._taken(key) or self._open(key)
+        try:
+            yield slide
+        except BaseException:
+            slide.close()  # what failed once may be left in any state
+            raise
+        self._put_back(key, slide)
+
+    def close(self) -> None:
+        """Close what is idle."""
+        with self._lock:
+            idle, self._idle = self._idle, OrderedDict()
+        for slide in idle.values():
+            slide.close()
+
+    def _taken(self, key: Key) -> Slide | None:
+        with self._lock:
+            found = next((at for at in reversed(self._idle) if at[0] == key), None)
+            return self._idle.pop(found) if found else None
+
+    def _put_back(self, key: Key, slide: Slide) -> None:
+        with self._lock:
+            self._count += 1
+            self._idle[key, self._count] = slide
+            surplus = len(self._idle) - self._most
+            old = [self._idle.popitem(last=False)[1] for _ in range(surplus)]
+        for one in old:
+            one.close()
+
+
+class Recent(Generic[V]):
+    """The most recently used values, up to a total of bytes; used by many threads."""
+
+    def __init__(self, most_bytes: int, size: Callable[[V], int]) -> None:
+        self._most, self._size, self._held = most_bytes, size, 0
+        self._values: OrderedDict[object, V] = OrderedDict()
+        self._lock = Lock()
+
+    def get(self, key: object, make: Callable[[], V]) -> V:
+        """The value of a key; made where it is not kept. What cannot be made is not kept."""
+        with self._lock:
+            if key in self._values:
+                self._values.move_to_end(key)
+                return self._values[key]
+        value = make()
+        self._keep(key, value)
+        return value
+
+    def _keep(self, key: object, value: V) -> None:
+        with self._lock:
+            if key in self._values:  # another thread was faster
+                return
+            self._values[key] = value
+            self._held += self._size(value)
+            while self._held > self._most:
+                self._held -= self._size(self._values.popitem(last=False)[1])

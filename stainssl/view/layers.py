@@ -1,0 +1,207 @@
+"""What is laid over a slide: tiles, outlines of tissue and ink, annotations, attention, stain.
+
+Every length and place is in image px: level-0 px less the corner of the slide's bounds.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pandas as pd
+from matplotlib import colormaps
+from matplotlib.colors import to_hex
+
+from stainssl.cohort.outlines import file_of_slide
+from stainssl.errors import SlideError, StainsslError
+from stainssl.slides.annotation_files import read_annotations
+from stainssl.slides.scale import read_thumbnail, resolve_mpp
+from stainssl.slides.slide import Slide
+from stainssl.slides.tissue import masked
+from stainssl.stores.pixels import Pixels, open_pixels
+from stainssl.stores.tables import read_table
+from stainssl.stores.tiles import read_tiles
+from stainssl.view.pyramid import TILE_PX, Pyramid
+from stainssl.view.records import Json, Records, column, columns
+
+STAIN = "macenko"  # whose profiles are shown
+COLORS = 64  # steps of the scale of colors
+TOLERANCE = 0.5  # mask px by which an outline may be off, for a tenth of the points
+SCALE = [to_hex(c) for c in colormaps["viridis"](np.linspace(0, 1, COLORS))]
+
+
+def level0_mpp(slide: Slide, sheet_mpp: float) -> float | None:
+    """µm in a level-0 px; None where neither the sheet nor the slide says."""
+    try:
+        return resolve_mpp(sheet_mpp, slide)[0]
+    except SlideError:
+        return None
+
+
+def geometry(slide: Slide, sheet_mpp: float) -> Json:
+    """What the page must know to show an open slide's pixels."""
+    pyramid = Pyramid.of(slide)
+    return {
+        "width": pyramid.width_px,
+        "height": pyramid.height_px,
+        "left": pyramid.left_level0_px,
+        "top": pyramid.top_level0_px,
+        "deepest": pyramid.deepest,
+        "picture": TILE_PX,
+        "mpp": level0_mpp(slide, sheet_mpp),
+        "objective": slide.objective_power,
+        "vendor": slide.vendor,
+        "reader": slide.reader,
+    }
+
+
+class Layers:
+    """The layers of the slides of a config's cohorts."""
+
+    def __init__(self, records: Records) -> None:
+        self.records = records
+
+    def tile_table(self, cohort: str, slide: str) -> pd.DataFrame:
+        """A slide's tiles, kept or not.
+
+        Raises:
+            StainsslError: it has not been tiled.
+        """
+        part = self.records.part(cohort, slide)
+        tiles = read_tiles(self.records.paths.tiles(cohort, self.records.tiling(cohort), part))
+        return tiles[tiles["slide_id"] == slide]
+
+    def tiles(self, cohort: str, slide: str, pyramid: Pyramid) -> Json:
+        """The tile grid: where each tile is, and why it was left out."""
+        found = self.tile_table(cohort, slide)
+        shown = pd.DataFrame(
+            {
+                "tile": found["tile"],
+                "x": found["x"] - pyramid.left_level0_px,
+                "y": found["y"] - pyramid.top_level0_px,
+                "reason": found["reason"],
+                "tissue": found["tissue"],
+                "sharpness": found["sharpness"],
+            }
+        )
+        side = float(found["side"].iloc[0]) if len(found) else 0.0
+        return {"side": side, "columns": columns(shown)}
+
+    def annotations(self, cohort: str, slide: str, pyramid: Pyramid) -> list[Json]:
+        """Outlines that people drew: class and rings of each; none where there is no file.
+
+        Raises:
+            StainsslError: the file cannot be read.
+        """
+        path = file_of_slide(self.records.config.cohorts[cohort].annotations, slide)
+        if path is None:
+            return []
+        corner = np.array([pyramid.left_level0_px, pyramid.top_level0_px])
+        return [
+            {"class": name, "rings": [_points(np.asarray(r.coords) - corner) for r in rings(area)]}
+            for name, area in read_annotations(path).areas
+        ]
+
+    def outlines(self, slide: Slide, sheet_mpp: float, cohort: str) -> Json:
+        """Rings around tissue and around ink, by the mask that tiling draws.
+
+        Raises:
+            SlideError: the slide has no pixel size, or cannot be read.
+        """
+        mpp = resolve_mpp(sheet_mpp, slide)[0]
+        mask = self.records.config.tilings[self.records.tiling(cohort)].mask
+        mask_mpp = max(mask.mpp, mpp)
+        thumbnail = read_thumbnail(slide, mask_mpp, mpp)
+        found = masked(thumbnail, mask_mpp, mask.kind, mask.min_area_um2, mask.min_hole_um2)
+        ratio = mask_mpp / mpp
+        return {"tissue": contours(found.tissue, ratio), "ink": contours(found.pen, ratio)}
+
+    def attention(self, cohort: str, slide: str, name: str) -> Json:
+        """The percentile rank of each tile's attention in its slide.
+
+        Raises:
+            KeyError: there is no such answer.
+        """
+        answer = self.records.answer(cohort, name)
+        found = _of_slide(answer.folder / "attention.parquet", "attention", slide)
+        return {
+            "title": answer.title,
+            "said": "percentile rank of a tile's attention in its slide",
+            "tile": column(found["tile"]),
+            "value": column(found["attention"].astype(float)),
+        }
+
+    def probability(self, cohort: str, slide: str, name: str) -> Json:
+        """The probability that a linear probe gives each test tile; the mean over repeats.
+
+        Raises:
+            KeyError: there is no such probe.
+        """
+        path = self.records.tile_answers(cohort)[name]
+        found = _of_slide(path, "predictions", slide)
+        positive = [c for c in found if c.startswith("p_")][-1]
+        means = found.groupby("tile")[positive].mean()
+        task, encoder = name.split("~")
+        return {
+            "title": f"{task}: linear probe on {encoder}",
+            "said": f"probability of {positive.removeprefix('p_')}, of test tiles",
+            "tile": column(means.index.to_numpy()),
+            "value": column(means.astype(float)),
+        }
+
+    def pixels(self, cohort: str, slide: str) -> tuple[Pixels, np.ndarray]:
+        """The store of encoded tiles that a slide is in, and the rows that are its own.
+
+        Raises:
+            StainsslError: there is none.
+        """
+        part = self.records.part(cohort, slide)
+        path = self.records.paths.pixels(cohort, self.records.tiling(cohort), part)
+        pixels = open_pixels(path)
+        own = pixels.slide_id.index(slide) if slide in pixels.slide_id else -1
+        return pixels, np.flatnonzero(pixels.slide == own)
+
+    def stain(self, cohort: str, slide: str) -> Json:
+        """How strong each tile's hematoxylin and eosin is.
+
+        Raises:
+            StainsslError: the slide's pixels are not there, or hold no profiles.
+        """
+        pixels, rows = self.pixels(cohort, slide)
+        fields = pixels.profile(STAIN)
+        if not fields:
+            raise StainsslError(f"The pixels of {slide} hold no {STAIN} profiles.")
+        valid = rows[fields["valid"][rows].astype(bool)]
+        strength = fields["scale"][valid].astype(float)
+        return {
+            "said": "99th percentile of a stain's concentration in a tile (Macenko)",
+            "tile": column(pixels.tile[valid]),
+            "hematoxylin": column(strength[:, 0]),
+            "eosin": column(strength[:, 1]),
+        }
+
+
+def _of_slide(path: Path, kind: str, slide: str) -> pd.DataFrame:
+    table = read_table(path, kind)
+    return table[table["slide_id"] == slide]
+
+
+def _points(xy: np.ndarray) -> list[list[float]]:
+    return [[round(float(x), 1), round(float(y), 1)] for x, y in xy[:, :2]]
+
+
+def rings(area: Any) -> list[Any]:
+    """The outer and inner rings of a shapely polygon or of several."""
+    polygons = getattr(area, "geoms", [area])
+    return [ring for p in polygons if not p.is_empty for ring in (p.exterior, *p.interiors)]
+
+
+def contours(mask: np.ndarray, image_px_per_px: float) -> list[list[list[float]]]:
+    """The rings around the regions of a mask (h, w) bool, in image px; holes are rings too."""
+    # Twice as large, so that a ring runs along the edges of the mask's pixels, not their middles.
+    large = np.repeat(np.repeat(mask.astype(np.uint8), 2, 0), 2, 1)
+    found, _ = cv2.findContours(large, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
+    simple = [cv2.approxPolyDP(ring, 2 * TOLERANCE, True)[:, 0] for ring in found]
+    return [_points((ring + 0.5) / 2 * image_px_per_px) for ring in simple if len(ring) > 2]

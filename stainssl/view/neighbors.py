@@ -1,0 +1,136 @@
+"""The tiles whose vectors lie nearest to one tile's, by site."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from stainssl.cohort import parts
+from stainssl.errors import StainsslError
+from stainssl.stores.embeddings import Embeddings, open_embeddings
+from stainssl.view.handles import Recent
+from stainssl.view.records import Json, Records, column
+
+MOST_BYTES = 128 << 20  # of the vectors of one encoder that are searched
+MOST_A_SLIDE = 2  # neighbors shown of one slide: those beside each other say the same
+SHOWN = 6  # neighbors of each site
+CHUNK_ROWS = 16_384
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Vectors that are searched.
+
+    Attributes:
+        vectors: (N, D) float16, of length 1.
+        place: N rows: `cohort`, `slide_id`, `patient_id`, `site`, `tile`.
+        total: tiles that they were drawn from.
+    """
+
+    vectors: np.ndarray
+    place: pd.DataFrame
+    total: int
+
+
+def unit(vectors: np.ndarray) -> np.ndarray:
+    """(n, D) → (n, D) float32 of length 1."""
+    wide = vectors.astype(np.float32)
+    return wide / np.maximum(np.linalg.norm(wide, axis=1, keepdims=True), 1e-12)
+
+
+class Neighbors:
+    """Nearest tiles over all cohorts that an encoder has embedded.
+
+    As many vectors are searched as fit in `MOST_BYTES`, evenly spread over each slide.
+    """
+
+    def __init__(self, records: Records) -> None:
+        self._records = records
+        self._samples: Recent[Sample] = Recent(2 * MOST_BYTES, lambda one: one.vectors.nbytes)
+
+    def of(self, cohort: str, slide: str, encoder: str, tile: int) -> Json:
+        """The nearest tiles of other slides, the best `SHOWN` of each site.
+
+        Raises:
+            KeyError: no such slide or encoder.
+            StainsslError: the tile has no vector.
+        """
+        if encoder not in self._records.encoders(cohort):
+            raise KeyError(encoder)
+        own = unit(self._vector(cohort, slide, encoder, tile)[None])[0]
+        sample = self._samples.get(encoder, lambda: self._sampled(encoder))
+        cosine = np.concatenate(
+            [
+                sample.vectors[at : at + CHUNK_ROWS].astype(np.float32) @ own
+                for at in range(0, len(sample.vectors), CHUNK_ROWS)
+            ]
+        )
+        found = sample.place.assign(cosine=cosine)
+        found = found[(found["slide_id"] != slide) | (found["cohort"] != cohort)]
+        best = nearest_by_site(found)
+        return {
+            "searched": len(sample.vectors),
+            "total": sample.total,
+            "columns": {name: column(best[name]) for name in best},
+        }
+
+    def _vector(self, cohort: str, slide: str, encoder: str, tile: int) -> np.ndarray:
+        part = self._records.part(cohort, slide)
+        store = self._store(cohort, encoder, part)
+        rows = store.rows(slide)
+        at = np.flatnonzero((store.tile[rows] == tile) & store.valid[rows])
+        if not len(at):
+            raise StainsslError(f"Tile {tile} of {slide} has no vector of {encoder}.")
+        row = rows.start + int(at[0])
+        return store.read(slice(row, row + 1))[0]
+
+    def _store(self, cohort: str, encoder: str, part: str) -> Embeddings:
+        tiling = self._records.tiling(cohort)
+        return open_embeddings(self._records.paths.embeddings(cohort, tiling, encoder, part))
+
+    def _stores(self, encoder: str) -> Iterator[tuple[str, pd.DataFrame, Embeddings]]:
+        for cohort in self._records.config.cohorts:
+            if encoder not in self._records.encoders(cohort):
+                continue
+            for part, sheet in parts(self._records.config, cohort).items():
+                try:
+                    yield cohort, sheet, self._store(cohort, encoder, part)
+                except StainsslError:
+                    continue  # half a run: what is there is searched
+
+    def _sampled(self, encoder: str) -> Sample:
+        stores = list(self._stores(encoder))
+        total = sum(len(store) for _, _, store in stores)
+        dim = stores[0][2].features.shape[1]
+        step = max(1, -(-total * dim * 2 // MOST_BYTES))
+        drawn = [self._drawn(*store, step) for store in stores]
+        vectors = np.concatenate([v for v, _ in drawn])
+        return Sample(vectors, pd.concat([p for _, p in drawn], ignore_index=True), total)
+
+    def _drawn(
+        self, cohort: str, sheet: pd.DataFrame, store: Embeddings, step: int
+    ) -> tuple[np.ndarray, pd.DataFrame]:
+        rows = np.arange(0, len(store), step)
+        rows = rows[store.valid[rows]]
+        vectors = unit(store.read(slice(0, len(store)))[rows]).astype(np.float16)
+        slide = np.searchsorted(store.start, rows, side="right") - 1
+        place = pd.DataFrame(
+            {
+                "cohort": cohort,
+                "slide_id": np.asarray(store.slide_id, object)[slide],
+                "tile": store.tile[rows],
+            }
+        )
+        told = sheet[["slide_id", "patient_id", "site"]]
+        return vectors, place.merge(told, on="slide_id", how="left")
+
+
+def nearest_by_site(found: pd.DataFrame) -> pd.DataFrame:
+    """The rows of highest `cosine`, at most two a slide and six a site; sites in order of name."""
+    ordered = found.sort_values("cosine", ascending=False, kind="stable")
+    few = ordered[ordered.groupby(["cohort", "slide_id"]).cumcount() < MOST_A_SLIDE]
+    best = few[few.groupby("site").cumcount() < SHOWN]
+    return best.sort_values(["site", "cosine"], ascending=[True, False], kind="stable")

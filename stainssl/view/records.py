@@ -1,0 +1,248 @@
+"""What config, sheets and results say of cohorts and their slides, in JSON's types."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from stainssl.cohort import parts, read_sheet
+from stainssl.cohort.sheet import PART
+from stainssl.config import Config
+from stainssl.errors import StainsslError
+from stainssl.plan.paths import Paths
+from stainssl.stores.tables import read_table
+from stainssl.stores.tiles import read_qc
+
+HIDDEN = ("path", "exclude", "mpp", PART)  # columns of a sheet that the page does not show
+QC_SHOWN = ("status", "detail", "tissue_mm2", "tiles_kept", "mpp", "vendor")
+DISTANCES = ("feature_distance", "stain_distance")
+NOT_TILED = "not tiled"  # the status of a slide that no stage has seen yet
+INTERVAL = (0.025, 0.975)  # quantiles over repeats, as `predict` gives them over fold models
+Json = dict[str, Any]
+
+
+def column(values: pd.Series | np.ndarray) -> list[Any]:
+    """A column in JSON's types: what is not a number is null, and floats have five digits."""
+    series = pd.Series(values)
+    if pd.api.types.is_float_dtype(series):
+        return [float(f"{v:.5g}") if np.isfinite(v) else None for v in series.to_numpy(float)]
+    if pd.api.types.is_bool_dtype(series) or pd.api.types.is_integer_dtype(series):
+        return list(series.tolist())
+    return ["" if pd.isna(v) else str(v) for v in series]
+
+
+def columns(frame: pd.DataFrame) -> Json:
+    """A table by columns, which is a third of the length of a list of rows."""
+    return {str(name): column(frame[name]) for name in frame}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A head's answers to a task on one encoder's vectors, or those of `predict`.
+
+    Attributes:
+        name: what the page's address calls it.
+        folder: with `predictions.parquet` (or `.csv`) and `attention.parquet`.
+        level: `slide` or `patient`.
+    """
+
+    name: str
+    title: str
+    folder: Path
+    level: str
+
+
+class Records:
+    """The cohorts of a config and what its results hold of them; nothing is written.
+
+    Args:
+        config: of a run, or the `config.yaml` in a folder that `predict` wrote.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.config, self.paths = config, Paths(config.results)
+
+    def tiling(self, cohort: str) -> str:
+        """The name of a cohort's tiling."""
+        return self.config.cohorts[cohort].tiling
+
+    def sheet(self, cohort: str) -> pd.DataFrame:
+        """The cohort's slides, in sheet order."""
+        return read_sheet(self.config, cohort)
+
+    @cached_property
+    def _places(self) -> dict[str, dict[str, dict[str, Any]]]:
+        return {
+            cohort: {row["slide_id"]: row for row in self.sheet(cohort).to_dict("records")}
+            for cohort in self.config.cohorts
+        }
+
+    def row(self, cohort: str, slide: str) -> dict[str, Any]:
+        """A slide's row of its sheet.
+
+        Raises:
+            KeyError: there is no such cohort or slide.
+        """
+        return self._places[cohort][slide]
+
+    def part(self, cohort: str, slide: str) -> str:
+        """The part that a slide is in; raises as `row`."""
+        return str(self.row(cohort, slide)[PART])
+
+    def encoders(self, cohort: str) -> list[str]:
+        """The encoders whose vectors of some part of a cohort are there."""
+        return [
+            run.name
+            for run in self.config.runs()
+            if run.encoder.tiling == self.tiling(cohort)
+            and any(
+                self.paths.embeddings(cohort, self.tiling(cohort), run.name, part).exists()
+                for part in parts(self.config, cohort)
+            )
+        ]
+
+    def answers(self, cohort: str) -> list[Answer]:
+        """The answers about a cohort's slides that are there."""
+        found = [a for a in self._all_answers(cohort) if (a.folder / "attention.parquet").exists()]
+        return found
+
+    def _all_answers(self, cohort: str) -> Iterator[Answer]:
+        if (self.paths.results / "predictions.csv").exists():
+            yield Answer("predictions", "predictions", self.paths.results, self._predicted_level())
+        for task, spec in self.config.tasks.items():
+            if spec.level == "tile" or cohort not in (*spec.cohorts, *spec.external):
+                continue
+            for run in self.config.runs():
+                for head in self.config.heads:
+                    folder = self.paths.mil(task, run.name, head)
+                    title = f"{task}: {head} on {run.name}"
+                    yield Answer(f"{task}~{run.name}~{head}", title, folder, spec.level)
+
+    def _predicted_level(self) -> str:
+        known = pd.read_csv(self.paths.results / "predictions.csv", nrows=0).columns
+        return "slide" if "slide_id" in known else "patient"
+
+    def tile_answers(self, cohort: str) -> dict[str, Path]:
+        """Name → table of what a linear probe says of a cohort's tiles."""
+        return {
+            f"{task}~{run.name}": table
+            for task, spec in self.config.tasks.items()
+            if spec.level == "tile" and cohort in spec.cohorts
+            for run in self.config.runs()
+            if (table := self.paths.probe(task, run.name) / "predictions.parquet").exists()
+        }
+
+    def overview(self) -> Json:
+        """The cohorts, and what is wrong with those that cannot be shown."""
+        cohorts: list[Json] = []
+        for name in self.config.cohorts:
+            try:
+                count, problem = len(self.sheet(name)), ""
+            except StainsslError as error:
+                count, problem = 0, str(error)
+            cohorts.append({"name": name, "slides": count, "problem": problem})
+        return {"cohorts": cohorts, "results": self.paths.results.name}
+
+    def cohort(self, name: str) -> Json:
+        """A cohort's table: a row per slide, and the parts that are not there yet.
+
+        Raises:
+            KeyError: there is no such cohort.
+            StainsslError: its sheet cannot be read.
+        """
+        sheet = self.sheet(name)
+        qc, problems = self._qc(name)
+        told = sheet.drop(columns=[c for c in HIDDEN if c in sheet])
+        slides = with_numbers(told).merge(qc, on="slide_id", how="left")
+        slides["status"] = slides["status"].fillna(NOT_TILED)
+        slides["detail"] = slides["detail"].fillna("")
+        slides = self._with_distances(slides)
+        empty = [c for c in slides if column(slides[c]).count("") == len(slides)]
+        return {
+            "columns": columns(slides.drop(columns=[c for c in empty if c != "detail"])),
+            "answers": [{"name": a.name, "title": a.title} for a in self.answers(name)],
+            "problems": problems,
+        }
+
+    def _qc(self, cohort: str) -> tuple[pd.DataFrame, list[str]]:
+        tables, problems = [pd.DataFrame(columns=["slide_id", *QC_SHOWN])], []
+        for part in parts(self.config, cohort):
+            try:
+                qc = read_qc(self.paths.qc(cohort, self.tiling(cohort), part))
+                tables.append(qc[["slide_id", *QC_SHOWN]])
+            except StainsslError as error:
+                problems.append(str(error))
+        frame = pd.concat([t for t in tables if len(t)] or tables[:1], ignore_index=True)
+        numbers = ["tissue_mm2", "tiles_kept", "mpp"]
+        return frame.astype(dict.fromkeys(numbers, float)), problems
+
+    def _with_distances(self, slides: pd.DataFrame) -> pd.DataFrame:
+        path = self.paths.results / "slides.csv"
+        if not path.exists():
+            return slides
+        found = pd.read_csv(path, dtype={"slide_id": str})
+        kept = [c for c in DISTANCES if c in found]
+        return slides.merge(found[["slide_id", *kept]], on="slide_id", how="left")
+
+    def predictions(self, cohort: str, name: str) -> Json:
+        """Probabilities by slide: the mean, and its interval where there are several models.
+
+        Raises:
+            KeyError: there is no such cohort or answer.
+        """
+        answer = self.answer(cohort, name)
+        unit = f"{answer.level}_id"
+        table = self._by_unit(answer, cohort, unit)
+        slides = self.sheet(cohort)[["slide_id", "patient_id"]]
+        found = slides.merge(table, left_on=unit, right_index=True, how="left")
+        classes = [c.removeprefix("p_") for c in table if str(c).startswith("p_")]
+        numbers = found.drop(columns=["slide_id", "patient_id"])
+        return {"classes": classes, "level": answer.level, "columns": columns(numbers)}
+
+    def answer(self, cohort: str, name: str) -> Answer:
+        """The answer of that name.
+
+        Raises:
+            KeyError: there is none.
+        """
+        return {a.name: a for a in self.answers(cohort)}[name]
+
+    def _by_unit(self, answer: Answer, cohort: str, unit: str) -> pd.DataFrame:
+        if answer.name == "predictions":
+            table = pd.read_csv(answer.folder / "predictions.csv", dtype={unit: str})
+            known = [c for c in table if c.startswith(("p_", "low_", "high_"))]
+            return table.set_index(unit)[known]
+        external = answer.folder / f"external-{cohort}.parquet"
+        table = read_table(
+            external if external.exists() else answer.folder / "predictions.parquet", "predictions"
+        )
+        return summarized(table, unit)
+
+
+def with_numbers(sheet: pd.DataFrame) -> pd.DataFrame:
+    """A sheet whose columns of numbers, labels among them, are numbers; names stay text."""
+    out = sheet.copy()
+    for name in sheet.columns.difference(["slide_id", "patient_id", "site", "split"]):
+        numbers = pd.to_numeric(sheet[name], errors="coerce")
+        if numbers.notna().any() and (numbers.notna() | (sheet[name] == "")).all():
+            out[name] = numbers.astype(float)
+    return out
+
+
+def summarized(table: pd.DataFrame, unit: str) -> pd.DataFrame:
+    """Mean of each class's probability by unit, and quantiles where a unit has several rows."""
+    classes = [c for c in table if str(c).startswith("p_")]
+    groups = table.groupby(unit, sort=False)[classes]
+    out = groups.mean()
+    if groups.size().max() > 1:
+        for side, share in zip(("low", "high"), INTERVAL, strict=True):
+            bound = groups.quantile(share)
+            for name in classes:
+                out[name.replace("p_", f"{side}_", 1)] = bound[name]
+    return out

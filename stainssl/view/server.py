@@ -1,0 +1,186 @@
+"""The server of the page: read-only, on loopback unless told otherwise."""
+
+from __future__ import annotations
+
+import hmac
+import json
+import os
+import secrets
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import anyio
+import anyio.to_thread
+import uvicorn
+from starlette.applications import Starlette
+from starlette.datastructures import URL
+from starlette.middleware import Middleware
+from starlette.middleware.base import BaseHTTPMiddleware, RequestResponseEndpoint
+from starlette.middleware.gzip import GZipMiddleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, RedirectResponse, Response
+from starlette.routing import Route
+
+from stainssl.errors import SlideError, StainsslError
+from stainssl.view.contents import FAULTS, Contents
+from stainssl.view.files import page_files
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+HEADERS = {
+    "Content-Security-Policy": POLICY,
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cross-Origin-Opener-Policy": "same-origin",
+}
+COOKIE = "stainssl"
+KEPT = {"Cache-Control": "private, max-age=3600"}
+FRESH = {"Cache-Control": "no-store"}
+
+
+def _guard(token: str | None) -> type[BaseHTTPMiddleware]:
+    """Headers for every answer; no answer to another site's page, nor without the token."""
+
+    class Guard(BaseHTTPMiddleware):
+        async def dispatch(self, request: Request, go_on: RequestResponseEndpoint) -> Response:
+            response = self._refused(request) or await go_on(request)
+            response.headers.update(HEADERS)
+            return response
+
+        def _refused(self, request: Request) -> Response | None:
+            # Browsers send it; a link that a person follows is `navigate`.
+            from_elsewhere = request.headers.get("sec-fetch-site") in ("cross-site", "same-site")
+            if from_elsewhere and request.headers.get("sec-fetch-mode") != "navigate":
+                return PlainTextResponse("Asked by another site's page.", 403)
+            if token is None:
+                return None
+            if hmac.compare_digest(request.query_params.get("token", ""), token):
+                response = RedirectResponse(URL("/"), 303)
+                response.set_cookie(COOKIE, token, httponly=True, samesite="lax")
+                return response
+            if hmac.compare_digest(request.cookies.get(COOKIE, ""), token):
+                return None
+            return PlainTextResponse("Open the address that `stainssl view` printed.", 401)
+
+    return Guard
+
+
+def application(contents: Contents, token: str | None = None, hosts: list[str] | None = None):  # type: ignore[no-untyped-def]
+    """The ASGI application.
+
+    Args:
+        contents: what there is to show.
+        token: asked of whoever comes; None: of nobody.
+        hosts: names under which it may be asked for (a page elsewhere may resolve its own name to
+            this machine); None: any.
+    """
+    files = page_files()
+    readers = anyio.CapacityLimiter(max(2, os.cpu_count() or 2))
+
+    async def page(request: Request) -> Response:
+        name = request.path_params.get("name", "index.html")
+        if name not in files:
+            return PlainTextResponse("There is no such page.", 404)
+        path, media_type = files[name]
+        body = await anyio.to_thread.run_sync(path.read_bytes)
+        return Response(body, media_type=media_type, headers={"Cache-Control": "no-cache"})
+
+    async def data(request: Request) -> Response:
+        def made() -> str:
+            return json.dumps(contents.data(*_words(request)), separators=(",", ":"))
+
+        return await _answered(made, "application/json", FRESH)
+
+    async def picture(request: Request) -> Response:
+        def made() -> bytes:
+            return contents.picture(*_words(request))
+
+        # As many slides are read at once as there are cores; tables need not wait for them.
+        async with readers:
+            if await request.is_disconnected():
+                return Response(status_code=499)
+            return await _answered(made, "image/jpeg", KEPT)
+
+    return Starlette(
+        routes=[
+            Route("/", page),
+            Route("/data/{words:path}", data),
+            Route("/pictures/{words:path}.jpg", picture),
+            Route("/{name}", page),
+        ],
+        middleware=[
+            Middleware(TrustedHostMiddleware, allowed_hosts=hosts or ["*"], www_redirect=False),
+            Middleware(_guard(token)),
+            Middleware(GZipMiddleware, minimum_size=2048, compresslevel=4),
+        ],
+    )
+
+
+def _words(request: Request) -> list[str]:
+    return str(request.path_params["words"]).removesuffix(".json").split("/")
+
+
+async def _answered(
+    make: Callable[[], str | bytes], media_type: str, headers: dict[str, str]
+) -> Response:
+    try:
+        body = await anyio.to_thread.run_sync(make)
+    except KeyError:
+        return PlainTextResponse("There is no such thing in the config's cohorts.", 404)
+    except FAULTS as error:
+        return PlainTextResponse(str(error), 422 if isinstance(error, SlideError) else 503)
+    return Response(body, media_type=media_type, headers=headers)
+
+
+def bound(host: str, port: int) -> socket.socket:
+    """A socket to serve on.
+
+    Raises:
+        StainsslError: the port is taken or may not be used, or the host is not this machine's.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    found = socket.socket(family, socket.SOCK_STREAM)
+    found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        found.bind((host, port))
+    except OSError as error:
+        found.close()
+        raise StainsslError(
+            f"Port {port} of {host} cannot be used ({error.strerror or error}): give another with "
+            "--port, or --port 0 for any free one."
+        ) from error
+    return found
+
+
+def serve(contents: Contents, host: str, port: int, say: Callable[[str], object]) -> None:
+    """Serve the page until interrupted.
+
+    Args:
+        host: other than loopback, a token is asked for; it is in the address that is said.
+        port: 0: any free one.
+        say: told the address once it can be opened.
+
+    Raises:
+        StainsslError: the port cannot be used, or a file of the page is missing.
+    """
+    page_files()
+    is_local = host in LOOPBACK
+    token = None if is_local else secrets.token_urlsafe(24)
+    sock = bound(host, port)
+    address = f"http://{f'[{host}]' if ':' in host else host}:{sock.getsockname()[1]}/"
+    app = application(contents, token, list(LOOPBACK) if is_local else None)
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False))
+    say(address + (f"?token={token}" if token else ""))
+    try:
+        server.run(sockets=[sock])
+    finally:
+        contents.close()
+
+
+__all__ = ["Path", "application", "bound", "serve"]

@@ -1,0 +1,130 @@
+"""A cohort with results, the server over it, and a browser."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import uvicorn
+
+from stainssl.errors import StainsslError
+from stainssl.view.contents import Contents
+from stainssl.view.files import page_files
+from stainssl.view.server import LOOPBACK, application, bound
+from tests.stages.trained import Trained, build
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+
+
+@pytest.fixture(scope="session")
+def shown(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """A cohort whose tasks are trained; tests read it only."""
+    return build(tmp_path_factory.mktemp("shown"))
+
+
+@pytest.fixture(scope="session")
+def contents(shown: Trained) -> Iterator[Contents]:
+    made = Contents(shown.config)
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="session")
+def page() -> None:
+    """Skips where OpenSeadragon is not installed."""
+    try:
+        page_files()
+    except StainsslError as error:
+        pytest.skip(str(error))
+
+
+class Served:
+    """A server in a thread of this process, on a free port of loopback."""
+
+    def __init__(self, contents: Contents, token: str | None = None) -> None:
+        app = application(contents, token, list(LOOPBACK))
+        self._socket = bound("127.0.0.1", 0)
+        self.address = f"http://127.0.0.1:{self._socket.getsockname()[1]}/"
+        self._server = uvicorn.Server(uvicorn.Config(app, log_level="error"))
+        self._thread = threading.Thread(target=self._server.run, args=([self._socket],))
+
+    def __enter__(self) -> Served:
+        self._thread.start()
+        while not self._server.started:
+            assert self._thread.is_alive(), "the server did not start"
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.should_exit = True
+        self._thread.join(20)
+
+
+@pytest.fixture(scope="session")
+def served(page: None, contents: Contents) -> Iterator[str]:
+    """The address of the page over `contents`."""
+    with Served(contents) as server:
+        yield server.address
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[object]:
+    """A headless Chromium; skips where there is none."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    found = next((path for name in BROWSERS if (path := shutil.which(name))), None)
+    if found is None:
+        pytest.skip(f"no browser: none of {', '.join(BROWSERS)} is on the path")
+    with playwright.sync_playwright() as running:
+        opened = running.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def tab(browser: object) -> Iterator[Tab]:
+    """A page of the browser; at its end, nothing went wrong in it and nothing left loopback."""
+    one = Tab(browser)
+    yield one
+    one.close()
+
+
+class Tab:
+    """A page of the browser that keeps what went wrong in it."""
+
+    def __init__(self, browser: object) -> None:
+        self.page = browser.new_page(viewport={"width": 1300, "height": 850})  # type: ignore[attr-defined]
+        self.errors: list[str] = []
+        self.asked: list[str] = []
+        self.expected: tuple[str, ...] = ()  # in the text of errors that a test means to cause
+        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.page.on("console", self._said)
+        self.page.on("request", lambda request: self.asked.append(request.url))
+        self.page.set_default_timeout(60_000)
+
+    def _said(self, message: object) -> None:
+        if message.type == "error":  # type: ignore[attr-defined]
+            self.errors.append(message.text)  # type: ignore[attr-defined]
+
+    def open(self, address: str) -> None:
+        """Open an address and wait until its view is there."""
+        self.page.goto("about:blank")
+        self.page.goto(address)
+        self.page.wait_for_selector("main[data-ready=yes]")
+
+    def leave(self) -> None:
+        """Ask for nothing any more, before a server ends."""
+        self.page.goto("about:blank")
+
+    def close(self) -> None:
+        self.page.close()
+        unexpected = [e for e in self.errors if not any(text in e for text in self.expected)]
+        assert not unexpected
+        local = ("http://127.0.0.1:", "file:", "data:", "blob:", "about:")
+        assert all(url.startswith(local) for url in self.asked)
+
+
+@pytest.fixture(scope="session")
+def real_slides(real_data: Path) -> Path:
+    return real_data / "slides"

@@ -1,0 +1,267 @@
+"""The page in a real browser: tables, slides, layers, tiles, links, exports."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from stainssl.config import parse
+from stainssl.view.contents import Contents
+from stainssl.view.export import write_export
+from stainssl.view.files import HERE
+from stainssl.view.run import config_of
+from tests.stages.trained import Trained
+from tests.view.conftest import Served, Tab
+from tests.view.test_server import sheet_config, slide_of
+
+AXE = HERE / "node_modules" / "axe-core" / "axe.min.js"
+LAYERS = ("tissue", "ink", "grid", "annotations", "attention", "hematoxylin", "eosin")
+
+
+def drawn(tab: Tab) -> int:
+    """How many pixels of the first overlay are not transparent."""
+    return int(
+        tab.page.evaluate(
+            """() => {
+              const canvas = current.panes[0].overlay.canvas;
+              const data = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+              return data.data.filter((v, i) => i % 4 === 3 && v > 0).length;
+            }"""
+        )
+    )
+
+
+def wait_for_pixels(tab: Tab) -> None:
+    """Until the slide's own pixels are on the screen."""
+    tab.page.wait_for_function("() => current.panes[0].viewer.world.getItemAt(0).getFullyLoaded()")
+
+
+def test_cohort_sorts_filters_and_leads_to_a_slide(tab: Tab, served: str, shown: Trained) -> None:
+    tab.expected = ("422",)  # the thumbnail of a slide that is truncated
+    tab.open(served)
+    page = tab.page
+    rows = page.locator("table.slides tbody tr:not(.space)")
+    assert rows.count() == len(shown.sheet)
+    page.get_by_role("button", name="tiles").click()
+    page.get_by_role("button", name="tiles").click()  # falling
+    counts = [int(t) for t in page.locator("tbody tr td:nth-child(7)").all_inner_texts()]
+    assert counts == sorted(counts, reverse=True) and counts[0] > counts[-1]
+    page.get_by_label("Filter tiles").fill(">0")
+    page.get_by_label("Filter site").fill("b")
+    sites = page.locator("tbody tr td:nth-child(4)").all_inner_texts()
+    assert set(sites) == {"b"}
+    page.get_by_label("Filter site").fill("")
+    page.get_by_label("Filter tiles").fill("")
+    page.get_by_role("button", name="truncated: 1").click()
+    assert rows.count() == 1 and "ends at byte" in rows.inner_text()
+    page.get_by_role("button", name="truncated: 1").click()
+    page.get_by_label("Predictions").select_option(label="slide: abmil on enc")
+    page.get_by_label("Search", exact=True).fill(slide_of(shown))
+    assert rows.count() == 1 and "–" in rows.inner_text()  # an interval
+    page.get_by_role("link", name=slide_of(shown)).click()
+    page.wait_for_selector("main[data-ready=yes] .osd canvas")
+    assert page.title().startswith(slide_of(shown))
+
+
+def test_slide_zooms_and_every_layer_draws(tab: Tab, served: str, shown: Trained) -> None:
+    slide = slide_of(shown)
+    tab.open(f"{served}#slide/clinic/{slide}?layers=none:0")
+    wait_for_pixels(tab)
+    page = tab.page
+    assert page.locator(".scalebar span").inner_text().endswith("µm")
+    before = page.evaluate("current.panes[0].where().z")
+    page.get_by_role("button", name="Zoom in").click()
+    page.wait_for_function(f"() => current.panes[0].where().z > {1.5 * before}")
+    page.locator(".osd .openseadragon-canvas").first.press("ArrowRight")
+    page.get_by_role("button", name="Show the whole slide").click()
+    assert drawn(tab) == 0
+    for name in LAYERS:
+        box = page.locator(f"#layer-{name}")
+        box.check()
+        page.wait_for_function(f"() => current.panes[0].overlay.layers.has('{name}')")
+        assert drawn(tab) > 0 or name == "ink"  # most slides have none
+        box.uncheck()
+        page.wait_for_function(f"() => !current.panes[0].overlay.layers.has('{name}')")
+    assert drawn(tab) == 0
+
+
+def test_a_click_tells_of_a_tile_and_the_link_opens_it_again(
+    tab: Tab, served: str, shown: Trained, contents: Contents
+) -> None:
+    slide = slide_of(shown)
+    tab.open(f"{served}#slide/clinic/{slide}?layers=attention:0.5")
+    wait_for_pixels(tab)
+    page = tab.page
+    found = contents.data("attention", "clinic", slide, "patient~enc~abmil")
+    tile = found["tile"][len(found["tile"]) // 2]
+    place = page.evaluate(
+        f"""() => {{
+          const {{ tiles, panes }} = current;
+          const row = tiles.at.get({tile});
+          const view = panes[0].overlay.view();
+          const box = panes[0].viewer.container.getBoundingClientRect();
+          return [box.x + view.x + view.scale * (tiles.x[row] + tiles.side / 2),
+                  box.y + view.y + view.scale * (tiles.y[row] + tiles.side / 2)];
+        }}"""
+    )
+    page.mouse.click(*place)
+    page.get_by_role("heading", name=f"Tile {tile}", exact=True).wait_for()
+    page.get_by_text("Cosine of enc's vectors").wait_for()
+    box = page.locator(".tilebox")
+    assert "µm" in box.inner_text() and "hematoxylin" in box.inner_text()
+    page.wait_for_function(f"() => location.hash.includes('tile={tile}')")
+    link = page.url
+    tab.open(link)
+    page.get_by_role("heading", name=f"Tile {tile}", exact=True).wait_for()
+    assert page.locator("#layer-attention").is_checked()
+    assert not page.locator("#layer-tissue").is_checked()
+    neighbor = page.locator(".near .tiles a").first
+    neighbor.wait_for()
+    neighbor.click()
+    page.wait_for_function(f"() => current && current.data.slide !== '{slide}'")
+    page.get_by_role("heading", name="Nearest tiles").wait_for()
+
+
+def test_strip_leads_to_a_tile(tab: Tab, served: str, shown: Trained) -> None:
+    tab.open(f"{served}#slide/clinic/{slide_of(shown)}")
+    wait_for_pixels(tab)
+    first = tab.page.locator(".strip button").first
+    first.wait_for()
+    name = first.get_attribute("aria-label") or ""
+    before = tab.page.evaluate("current.panes[0].where().z")
+    first.press("Enter")  # by keyboard
+    tab.page.get_by_role("heading", name=name.split(",")[0].capitalize(), exact=True).wait_for()
+    tab.page.wait_for_function(f"() => current.panes[0].where().z > {before}")
+
+
+def test_side_by_side_goes_in_step(tab: Tab, served: str, shown: Trained) -> None:
+    tab.open(f"{served}#slide/clinic/{slide_of(shown)}?layers=attention:0.5&beside=slide~enc~abmil")
+    wait_for_pixels(tab)
+    assert tab.page.locator(".pane").count() == 2
+    tab.page.get_by_role("button", name="Zoom in").first.click()
+    tab.page.wait_for_function(
+        """() => {
+          const [a, b] = current.panes.map((pane) => pane.where());
+          return Math.abs(a.z - b.z) < 1e-3 * a.z && Math.abs(a.x - b.x) < 2;
+        }"""
+    )
+
+
+def test_accessible(tab: Tab, served: str, shown: Trained) -> None:
+    if not AXE.is_file():
+        pytest.skip(f"axe-core is not installed: `npm ci` in {HERE}")
+    tab.expected = ("422",)
+    for place in ("#cohort/clinic", f"#slide/clinic/{slide_of(shown)}?layers=grid:1,attention:0.5"):
+        tab.open(served + place)
+        tab.page.evaluate(AXE.read_text(encoding="utf-8"))  # not a script of the page, whose policy
+        found = tab.page.evaluate("axe.run()")
+        told = [f"{v['id']}: {[n['html'] for n in v['nodes']][:3]}" for v in found["violations"]]
+        assert not told
+
+
+def test_names_with_html_stay_text(tab: Tab, page: None, tmp_path: Path) -> None:
+    text = '<img src=x onerror="window.hit=1">'
+    rows = [{"slide_id": "s1", "patient_id": "p1", "path": "gone.svs", "site": text, "note": text}]
+    tab.expected = ("503",)
+    with Served(Contents(sheet_config(tmp_path, rows))) as server:
+        tab.open(server.address)
+        assert text in tab.page.locator("tbody").inner_text()
+        tab.open(f"{server.address}#slide/c/s1")
+        assert text in tab.page.locator("main").inner_text()
+        assert "cannot be opened" in tab.page.locator(".problem").inner_text()
+        assert tab.page.evaluate("window.hit") is None
+        tab.leave()
+
+
+def test_ten_thousand_slides(tab: Tab, page: None, tmp_path: Path) -> None:
+    rows = [
+        {"slide_id": f"s{i:05d}", "patient_id": f"p{i // 2:05d}", "path": "gone.svs", "her2": i % 2}
+        for i in range(10_000)
+    ]
+    tab.expected = ("503",)
+    sizes: list[int] = []
+    tab.page.on("response", lambda r: sizes.append(int(r.headers.get("content-length", 0))))
+    with Served(Contents(sheet_config(tmp_path, rows))) as server:
+        tab.open(server.address)
+        assert "10,000 of 10,000" in tab.page.locator(".count").inner_text()
+        assert tab.page.locator("tbody tr").count() < 100  # only those in sight are elements
+        tab.page.evaluate("document.querySelector('.scroller').scrollTop = 48 * 9000")
+        tab.page.get_by_role("link", name="s09000", exact=True).wait_for()
+        tab.page.get_by_label("Filter slide").fill("s0123")
+        assert "10 of 10,000" in tab.page.locator(".count").inner_text()
+        tab.leave()
+    assert sum(sizes) < 1e6
+
+
+@pytest.mark.parametrize("name", ["CMU-1-Small-Region.svs", "fluorescence-tritc.ndpi"])
+def test_real_slides(tab: Tab, page: None, real_slides: Path, tmp_path: Path, name: str) -> None:
+    """Without any result: the slide itself, its outline, its scale."""
+    row = {"slide_id": "s1", "patient_id": "p1", "path": str(real_slides / name)}
+    with Served(Contents(sheet_config(tmp_path, [row]))) as server:
+        tab.open(f"{server.address}#slide/c/s1")
+        wait_for_pixels(tab)
+        colors = tab.page.evaluate(
+            """() => {
+              const canvas = current.panes[0].viewer.drawer.canvas;
+              const { width, height } = canvas;
+              const data = canvas.getContext("2d").getImageData(0, 0, width, height).data;
+              return new Set(new Uint32Array(data.buffer)).size;
+            }"""
+        )
+        assert colors > 50
+        tab.page.locator("#layer-tissue").wait_for()
+        assert "µm" in tab.page.locator(".scalebar").inner_text()
+        assert "missing" in tab.page.locator(".problem").first.inner_text()
+        tab.leave()
+
+
+def test_export_opens_from_disk(
+    tab: Tab, page: None, contents: Contents, shown: Trained, tmp_path: Path
+) -> None:
+    slide, said = slide_of(shown), list[str]()
+    write_export(contents, tmp_path / "out", [slide], said.append)
+    tab.open((tmp_path / "out" / "index.html").as_uri())
+    rows = tab.page.locator("table.slides tbody tr:not(.space)")
+    assert rows.count() == 1
+    tab.page.get_by_role("link", name=slide).click()
+    tab.page.wait_for_selector("main[data-ready=yes] .osd canvas")
+    wait_for_pixels(tab)
+    tab.page.locator("#layer-attention").check()
+    tab.page.wait_for_function("() => current.panes[0].overlay.layers.has('attention')")
+    assert drawn(tab) > 0
+    assert tab.page.locator(".strip img").count() == 24
+    broken = tab.page.evaluate(
+        "[...document.images].filter((i) => i.complete && !i.naturalWidth).map((i) => i.src)"
+    )
+    assert broken == []
+
+
+def test_predictions_of_new_slides(tab: Tab, page: None, shown: Trained, tmp_path: Path) -> None:
+    """A folder as `predict` writes it: intervals and distances, and attention on its slides."""
+    contents = Contents(shown.config)
+    answer = contents.records.answer("clinic", "slide~enc~abmil")
+    data = json.loads(shown.config.model_dump_json()) | {"tasks": {}, "heads": {}}
+    config = parse(data)
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "config.yaml").write_text(json.dumps(json.loads(config.model_dump_json())))
+    (out / "cohorts").symlink_to(shown.config.results / "cohorts")
+    (out / "attention.parquet").write_bytes((answer.folder / "attention.parquet").read_bytes())
+    slide = slide_of(shown)
+    pd.DataFrame(
+        {"slide_id": [slide], "p_1": [0.7], "low_1": [0.6], "high_1": [0.8], "note": [""]}
+    ).to_csv(out / "predictions.csv", index=False)
+    pd.DataFrame({"slide_id": [slide], "feature_distance": [1.25]}).to_csv(
+        out / "slides.csv", index=False
+    )
+    tab.expected = ("422",)
+    with Served(Contents(config_of(out))) as server:
+        tab.open(f"{server.address}#cohort/clinic?answer=predictions&q={slide}")
+        text = tab.page.locator("tbody").inner_text()
+        assert "0.70 (0.60–0.80)" in text and "1.25" in text
+        tab.open(f"{server.address}#slide/clinic/{slide}?layers=attention:0.5")
+        tab.page.wait_for_function("() => current.panes[0].overlay.layers.has('attention')")
+        tab.leave()

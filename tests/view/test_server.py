@@ -1,0 +1,268 @@
+"""What the server answers, refuses and survives."""
+
+from __future__ import annotations
+
+import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import cv2
+import httpx
+import numpy as np
+import pandas as pd
+import pytest
+from starlette.testclient import TestClient
+
+from stainssl.config import Config, parse
+from stainssl.errors import StainsslError
+from stainssl.view import server
+from stainssl.view.contents import Contents
+from stainssl.view.handles import Recent
+from stainssl.view.run import config_of
+from stainssl.view.server import application, bound
+from tests.stages.trained import Trained
+from tests.view.conftest import Served
+
+pytestmark = pytest.mark.usefixtures("page")
+
+
+@pytest.fixture
+def client(contents: Contents) -> TestClient:
+    return TestClient(application(contents), base_url="http://127.0.0.1")
+
+
+def sheet_config(folder: Path, rows: list[dict[str, object]], **more: object) -> Config:
+    """A config of one cohort without results, from rows of a sheet."""
+    pd.DataFrame(rows).to_csv(folder / "slides.csv", index=False)
+    cohort = {"sheet": str(folder / "slides.csv"), "root": str(folder)}
+    return parse({"results": str(folder / "none"), "cohorts": {"c": cohort}, **more})
+
+
+def slide_of(trained: Trained, status: str = "ok") -> str:
+    table = Contents(trained.config).data("cohort", "clinic")["columns"]
+    return str(table["slide_id"][table["status"].index(status)])
+
+
+def test_cohort_table(client: TestClient, shown: Trained) -> None:
+    table = client.get("/data/cohort/clinic.json").json()
+    columns = table["columns"]
+    assert columns["slide_id"] == shown.sheet["slide_id"].tolist()
+    assert {len(values) for values in columns.values()} == {len(shown.sheet)}
+    bad = [d for s, d in zip(columns["status"], columns["detail"], strict=True) if s != "ok"]
+    assert bad and all(bad)  # each slide that was left out says why
+    assert {a["name"] for a in table["answers"]} == {"patient~enc~abmil", "slide~enc~abmil"}
+
+
+def test_predictions_have_their_interval(client: TestClient, shown: Trained) -> None:
+    found = client.get("/data/predictions/clinic/slide~enc~abmil.json").json()
+    columns = found["columns"]
+    assert found["classes"] == ["0", "1"]
+    for low, p, high in zip(columns["low_1"], columns["p_1"], columns["high_1"], strict=True):
+        assert (low is None) == (p is None)
+        assert p is None or low <= p <= high
+
+
+def test_slide_and_its_layers(client: TestClient, shown: Trained) -> None:
+    slide = slide_of(shown)
+    found = client.get(f"/data/slide/clinic/{slide}.json").json()
+    assert found["problems"] == []
+    assert found["geometry"]["mpp"] == pytest.approx(0.5)
+    tiles = found["tiles"]["columns"]
+    kept = {t for t, r in zip(tiles["tile"], tiles["reason"], strict=True) if not r}
+    attention = client.get(f"/data/attention/clinic/{slide}/slide~enc~abmil.json").json()
+    assert set(attention["tile"]) == kept
+    assert all(0 < v <= 1 for v in attention["value"])
+    stain = client.get(f"/data/stain/clinic/{slide}.json").json()
+    assert set(stain["tile"]) <= kept and min(stain["hematoxylin"]) > 0
+    assert found["annotations"] and all(a["rings"] for a in found["annotations"])
+
+
+def test_outline_holds_the_kept_tiles(client: TestClient, shown: Trained) -> None:
+    slide = slide_of(shown)
+    found = client.get(f"/data/slide/clinic/{slide}.json").json()
+    outlines = client.get(f"/data/outlines/clinic/{slide}.json").json()
+    mask = np.zeros((found["geometry"]["height"], found["geometry"]["width"]), np.uint8)
+    cv2.fillPoly(mask, [np.rint(ring).astype(np.int32) for ring in outlines["tissue"]], 1)
+    tiles, side = found["tiles"]["columns"], int(found["tiles"]["side"])
+    for x, y, tissue in zip(tiles["x"], tiles["y"], tiles["tissue"], strict=True):
+        share = mask[y : y + side, x : x + side].mean()
+        assert share == pytest.approx(tissue, abs=0.25)
+
+
+def test_pictures(client: TestClient, shown: Trained) -> None:
+    slide = slide_of(shown)
+    geometry = client.get(f"/data/slide/clinic/{slide}.json").json()["geometry"]
+    response = client.get(f"/pictures/picture/clinic/{slide}/{geometry['deepest']}/0/0.jpg")
+    image = cv2.imdecode(np.frombuffer(response.content, np.uint8), cv2.IMREAD_COLOR)
+    assert image.shape == (256, 256, 3)
+    assert client.get(f"/pictures/thumbnail/clinic/{slide}.jpg").status_code == 200
+    tile = client.get(f"/data/attention/clinic/{slide}/slide~enc~abmil.json").json()["tile"][0]
+    assert client.get(f"/pictures/tile/clinic/{slide}/{tile}.jpg").status_code == 200
+
+
+def test_neighbors_are_of_other_slides_and_nearest(client: TestClient, shown: Trained) -> None:
+    slide = slide_of(shown)
+    tile = client.get(f"/data/attention/clinic/{slide}/slide~enc~abmil.json").json()["tile"][0]
+    found = client.get(f"/data/neighbors/clinic/{slide}/enc/{tile}.json").json()
+    columns = found["columns"]
+    assert slide not in columns["slide_id"]
+    assert set(columns["site"]) == {"a", "b"}
+    assert pd.Series(columns["slide_id"]).value_counts().max() <= 2
+    assert all(-1.001 <= c <= 1.001 for c in columns["cosine"])
+    assert found["searched"] == found["total"]
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/data/../../etc/passwd", "/data/%2e%2e/%2e%2e/etc/passwd.json", "/..%2fserver.py",
+        "/data/cohort/nobody.json", "/data/cohort.json", "/data/slide/clinic/nobody.json",
+        "/data/slide/clinic.json", "/data/nothing.json", "/pictures/nothing.jpg",
+        "/pictures/picture/clinic/nobody/0/0/0.jpg", "/server.py",
+    ],
+)  # fmt: skip
+def test_unknown_names_are_not_found(client: TestClient, path: str) -> None:
+    assert client.get(path).status_code == 404
+
+
+@pytest.mark.parametrize("at", ["99/0/0", "0/1/0", "-1/0/0", "x/0/0", "0/0", "0/0/0/0", "0/0/²"])
+def test_pictures_that_are_not_there(client: TestClient, shown: Trained, at: str) -> None:
+    assert client.get(f"/pictures/picture/clinic/{slide_of(shown)}/{at}.jpg").status_code == 404
+
+
+def test_headers_are_on_every_answer(client: TestClient) -> None:
+    for path in ("/", "/core.js", "/data/overview.json", "/nothing"):
+        headers = client.get(path).headers
+        assert "default-src 'none'" in headers["content-security-policy"]
+        assert headers["x-content-type-options"] == "nosniff"
+
+
+def test_other_sites_get_nothing(client: TestClient, contents: Contents) -> None:
+    elsewhere = {"sec-fetch-site": "cross-site", "sec-fetch-mode": "no-cors"}
+    assert client.get("/data/overview.json", headers=elsewhere).status_code == 403
+    followed = {"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate"}
+    assert client.get("/", headers=followed).status_code == 200
+    named = TestClient(application(contents, None, ["127.0.0.1"]), base_url="http://evil.example")
+    assert named.get("/").status_code == 400
+
+
+def test_token(contents: Contents) -> None:
+    app = application(contents, "secret")
+    assert TestClient(app).get("/data/overview.json").status_code == 401
+    assert TestClient(app).get("/?token=wrong").status_code == 401
+    client = TestClient(app)
+    assert client.get("/?token=secret").status_code == 200
+    assert client.get("/data/overview.json").status_code == 200
+
+
+def test_no_write(client: TestClient) -> None:
+    for method in ("POST", "PUT", "DELETE"):
+        assert client.request(method, "/data/overview.json").status_code == 405
+
+
+def test_bad_slides_say_why(client: TestClient, shown: Trained) -> None:
+    columns = client.get("/data/cohort/clinic.json").json()["columns"]
+    for slide, status in zip(columns["slide_id"], columns["status"], strict=True):
+        found = client.get(f"/data/slide/clinic/{slide}.json").json()
+        if status == "truncated":
+            assert found["geometry"] is None and "ends at byte" in found["problems"][0]
+            assert client.get(f"/pictures/thumbnail/clinic/{slide}.jpg").status_code == 422
+        if status == "no-mpp":
+            assert found["geometry"]["mpp"] is None
+            outlines = client.get(f"/data/outlines/clinic/{slide}.json").json()
+            assert "no pixel size" in outlines["problem"]
+
+
+def test_a_missing_slide_and_no_results(tmp_path: Path) -> None:
+    rows = [{"slide_id": "s1", "patient_id": "p1", "path": "gone.svs", "site": "<img src=x>"}]
+    client = TestClient(application(Contents(sheet_config(tmp_path, rows))))
+    table = client.get("/data/cohort/c.json").json()
+    assert table["columns"]["status"] == ["not tiled"]
+    assert table["columns"]["site"] == ["<img src=x>"]
+    assert "missing" in table["problems"][0]
+    found = client.get("/data/slide/c/s1.json").json()
+    assert "cannot be opened" in found["problems"][0]
+    assert client.get("/pictures/thumbnail/c/s1.jpg").status_code == 503
+
+
+def test_a_broken_sheet_is_told(tmp_path: Path) -> None:
+    config = sheet_config(tmp_path, [{"slide_id": "s1", "patient_id": "p1", "file": "x"}])
+    client = TestClient(application(Contents(config)))
+    assert "path" in client.get("/data/overview.json").json()["cohorts"][0]["problem"]
+    assert "path" in client.get("/data/cohort/c.json").json()["problem"]
+
+
+def test_results_of_another_schema_are_told(tmp_path: Path, shown: Trained) -> None:
+    config = shown.config.model_copy(update={"results": tmp_path})
+    contents = Contents(config)
+    part = contents.records.part("clinic", slide_of(shown))
+    path = contents.records.paths.tiles("clinic", "default", part)
+    path.parent.mkdir(parents=True)
+    pd.DataFrame({"slide_id": ["x"]}).to_parquet(path)
+    found = contents.data("slide", "clinic", slide_of(shown))
+    assert found["geometry"] and "expected tiles of schema" in found["problems"][0]
+
+
+def test_many_requests_for_slow_pictures_leave_tables_free(
+    shown: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    contents, slide, free = Contents(shown.config), slide_of(shown), threading.Event()
+    contents.pyramid("clinic", slide)
+    at_once: list[int] = []
+    lock, held = threading.Lock(), [0]
+
+    def slow(*_: object) -> np.ndarray:
+        with lock:
+            held[0] += 1
+            at_once.append(held[0])
+        free.wait(30)
+        with lock:
+            held[0] -= 1
+        return np.zeros((8, 8, 3), np.uint8)
+
+    monkeypatch.setattr("stainssl.view.contents.read_picture", slow)
+    monkeypatch.setattr(server.os, "cpu_count", lambda: 2)
+    pyramid = contents.pyramid("clinic", slide)
+    names = [(n, 0, 0) for n in range(pyramid.deepest + 1)] * 10
+    with Served(contents) as served, ThreadPoolExecutor(100) as pool:
+        urls = [f"{served.address}pictures/picture/clinic/{slide}/{n}/{c}/{r}.jpg"
+                for n, c, r in names]  # fmt: skip
+        jobs = [pool.submit(httpx.get, url, timeout=60) for url in urls]
+        try:
+            assert httpx.get(f"{served.address}data/overview.json", timeout=20).status_code == 200
+        finally:
+            free.set()
+        assert {job.result().status_code for job in jobs} == {200}
+    assert max(at_once) <= 2
+
+
+def test_port_taken() -> None:
+    first = bound("127.0.0.1", 0)
+    first.listen()
+    with first, pytest.raises(StainsslError, match="--port"):
+        bound("127.0.0.1", first.getsockname()[1])
+
+
+def test_config_of_a_folder(tmp_path: Path, shown: Trained) -> None:
+    with pytest.raises(StainsslError, match=r"config\.yaml does not exist"):
+        config_of(tmp_path)
+    data = json.loads(shown.config.model_dump_json())
+    (tmp_path / "config.yaml").write_text(json.dumps(data))
+    assert config_of(tmp_path).results == tmp_path
+
+
+def test_recent_is_bounded_and_keeps_the_last() -> None:
+    recent: Recent[bytes] = Recent(10, len)
+    made: list[str] = []
+
+    def get(key: str) -> bytes:
+        def make() -> bytes:
+            made.append(key)
+            return b"1234"
+
+        return recent.get(key, make)
+
+    for key in ("a", "b", "a", "c", "a", "b"):
+        get(key)
+    assert made == ["a", "b", "c", "b"]
