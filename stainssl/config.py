@@ -54,7 +54,9 @@ class Staging(Model):
 class Slides(Model):
     """How slides are opened and what a bad one costs."""
 
-    reader: Literal["auto", "tiff", "openslide", "patches", "tiatoolbox", "fastslide"] = "auto"
+    reader: Literal[
+        "auto", "tiff", "openslide", "patches", "tiatoolbox", "fastslide", "tifffile"
+    ] = "auto"
     part_size: Positive = 32  # slides a part, the unit of a job
     on_missing: Literal["error", "quarantine"] = "error"
     staging: Staging | None = None
@@ -178,6 +180,7 @@ class Tiling(Model):
     mpp: Annotated[float, Field(ge=0.05, le=50)] = 0.5  # µm/px
     size: Positive = 256  # px at `mpp`
     overlap: Annotated[int, Field(ge=0)] = 0  # px at `mpp`
+    max_enlargement: Annotated[float, Field(ge=1)] = 1.5  # of a slide coarser than `mpp`
     min_tissue: Share = 0.5  # share of the tile's area
     mask: Mask = Mask()
     filters: Filters = Filters()

@@ -15,6 +15,9 @@ class Status(StrEnum):
     NO_MPP = "no-mpp"
     ABSURD_MPP = "absurd-mpp"
     TOO_SMALL = "too-small"
+    TOO_COARSE = "too-coarse"
+    NOT_BRIGHTFIELD = "not-brightfield"
+    CHANGED = "changed"
     MISSING = "missing"
     UNSUPPORTED = "unsupported"
 

@@ -13,6 +13,7 @@ import torch
 from stainssl.errors import SlideError, Status
 from stainssl.export.source import FILES
 
+MOST_COMPRESSED = 1100  # times; deflate reaches 1032 on zeros
 UNKNOWN = -1  # x and y of a tile whose place its file does not tell
 
 
@@ -35,38 +36,60 @@ def read_slide(tool: str, folder: Path, slide_id: str) -> Features | None:
     Raises:
         SlideError: its file is not whole, or not laid out as the tool does.
     """
-    for name in FILES[tool]:
-        path = folder / name.format(slide_id)
-        if path.is_file():
-            return _read_pt(path) if path.suffix == ".pt" else _read_h5(path)
-    return None
+    path = feature_file(tool, folder, slide_id)
+    if path is None:
+        return None
+    return _read_pt(path) if path.suffix == ".pt" else _read_h5(path)
+
+
+def feature_file(tool: str, folder: Path, slide_id: str) -> Path | None:
+    """The file that holds a slide's features, where the folder has one."""
+    files = (folder / name.format(slide_id) for name in FILES[tool])
+    return next((path for path in files if path.is_file()), None)
 
 
 def _read_h5(path: Path) -> Features:
     try:
         with h5py.File(path, "r") as h5:
-            features, coords = np.asarray(h5["features"]), np.asarray(h5["coords"])
-    except (OSError, KeyError) as error:
+            features, coords = (_array(h5, name) for name in ("features", "coords"))
+    except (OSError, KeyError, ValueError) as error:
         raise SlideError(
             Status.UNREADABLE, f"{path} is no feature file ('features', 'coords'): {error}"
         ) from error
     return _checked(path, features, coords)
 
 
+def _array(h5: h5py.File, name: str) -> np.ndarray:
+    """An array of numbers that lies in the file itself.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    found = h5[name]
+    if not isinstance(found, h5py.Dataset) or found.dtype.kind not in "fiu":
+        raise ValueError(f"{name!r} holds no numbers")
+    if found.external or found.is_virtual:
+        raise ValueError(f"{name!r} lies in another file")
+    if found.nbytes > MOST_COMPRESSED * found.id.get_storage_size() + 2**20:
+        raise ValueError(f"{name!r} declares {found.nbytes:,} bytes that are not in the file")
+    return np.asarray(found)
+
+
 def _read_pt(path: Path) -> Features:
     try:
         features = torch.load(path, map_location="cpu", weights_only=True)
         values = features.float().numpy()
+        count = values.shape[-2]
     except Exception as error:  # torch, zip and pickle each raise their own kinds
         raise SlideError(Status.UNREADABLE, f"{path} holds no tensor: {error}") from error
-    return _checked(path, values, np.full((values.shape[-2], 2), UNKNOWN))
+    return _checked(path, values, np.full((count, 2), UNKNOWN))
 
 
 def _checked(path: Path, features: np.ndarray, coords: np.ndarray) -> Features:
     # Some versions keep a leading axis of one.
     features = features[0] if features.ndim == 3 and len(features) == 1 else features
     coords = coords[0] if coords.ndim == 3 and len(coords) == 1 else coords
-    if features.ndim != 2 or coords.shape != (len(features), 2):
+    if features.ndim != 2 or not features.shape[1] or coords.shape != (len(features), 2):
         raise SlideError(
             Status.UNREADABLE,
             f"{path}: features {features.shape}, coords {coords.shape}; expected (N, D), (N, 2).",

@@ -45,7 +45,7 @@ def _status_of(error: BaseException) -> Status:
     message = str(error).lower()
     if any(word in message for word in _UNSUPPORTED_WORDS):
         return Status.UNSUPPORTED
-    if any(word in message for word in _TRUNCATED_WORDS):
+    if "corrupt" not in message and any(word in message for word in _TRUNCATED_WORDS):
         return Status.TRUNCATED
     return Status.UNREADABLE
 

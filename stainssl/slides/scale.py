@@ -15,6 +15,7 @@ from PIL import Image
 from scipy import sparse
 
 from stainssl.errors import SlideError, Status
+from stainssl.slides.pixel_size import INCH_UM, MAX_ANISOTROPY, is_print
 from stainssl.slides.slide import Slide
 
 MIN_MPP, MAX_MPP = 0.05, 50.0  # µm/px outside which a statement cannot be meant
@@ -33,6 +34,49 @@ def _differences(source: str, mpp: float, others: Mapping[str, float]) -> str:
     return f"{source} says {mpp:.4g} µm/px and is used; {', '.join(far)}." if far else ""
 
 
+def _usable(sources: Mapping[str, float]) -> dict[str, float]:
+    """The sources without a TIFF resolution that is meant for a print."""
+    return {
+        name: mpp for name, mpp in sources.items() if name != "tiff-resolution" or not is_print(mpp)
+    }
+
+
+def _no_mpp(sources: Mapping[str, float]) -> SlideError:
+    """The error where no source can be used."""
+    mend = "write the true pixel size in the sheet's column mpp."
+    if not sources:
+        return SlideError(Status.NO_MPP, f"The slide states no pixel size: {mend}")
+    mpp = sources["tiff-resolution"]
+    return SlideError(
+        Status.ABSURD_MPP,
+        f"The TIFF's {INCH_UM / mpp:,.0f} dpi ({mpp:.4g} µm/px) are those of a print: {mend}",
+    )
+
+
+def enlarged(slide_mpp: float, mpp: float, most: float) -> str:
+    """A sentence where tiles are finer than the slide, "" where they are not (2 % tolerated).
+
+    Args:
+        slide_mpp: µm in a level-0 px.
+        mpp: µm in a px of the tiles.
+        most: how many times a slide may be enlarged.
+
+    Raises:
+        SlideError: `too-coarse` where it would be enlarged more.
+    """
+    times = slide_mpp / mpp
+    if times <= COARSER_BY:
+        return ""
+    said = f"The slide has {slide_mpp:.4g} µm/px, tiles of {mpp:g} enlarge it {times:.3g} times"
+    if times > most:
+        raise SlideError(
+            Status.TOO_COARSE,
+            f"{said}, above the tiling's max_enlargement {most:g}: what is not in the slide cannot "
+            "be seen. Use a tiling of a coarser mpp, or raise the limit.",
+        )
+    return f"{said}."
+
+
 def resolve_mpp(sheet_mpp: float | None, slide: Slide) -> tuple[float, str, str]:
     """The µm in a level-0 pixel: the sheet's, else the first that the slide states.
 
@@ -45,15 +89,21 @@ def resolve_mpp(sheet_mpp: float | None, slide: Slide) -> tuple[float, str, str]
         "objective-power"), and a sentence where another source differs by more than 10 %, else "".
 
     Raises:
-        SlideError: `no-mpp`, or `absurd-mpp` outside 0.05–50 µm/px.
+        SlideError: `no-mpp`, or `absurd-mpp`: outside 0.05–50 µm/px, the resolution of a print, or
+            pixels that are not square.
     """
-    sources = dict(slide.mpp_sources)
+    sources = _usable(slide.mpp_sources)
     if sheet_mpp is not None and not math.isnan(sheet_mpp):
         sources = {"sheet": float(sheet_mpp), **sources}
     source, mpp = next(iter(sources.items()), (None, None))
     if source is None or mpp is None:
+        raise _no_mpp(slide.mpp_sources)
+    if source != "sheet" and slide.anisotropy > MAX_ANISOTROPY:
         raise SlideError(
-            Status.NO_MPP, "The slide states no pixel size: write it in the sheet's column mpp."
+            Status.ABSURD_MPP,
+            f"{source} gives x and y pixel sizes that differ {slide.anisotropy:.3g}-fold: pixels "
+            "that are not square are not read. Resample the slide, or, where the file is wrong, "
+            "write the true size in the sheet's column mpp.",
         )
     if not MIN_MPP <= mpp <= MAX_MPP:
         raise SlideError(

@@ -23,6 +23,7 @@ class Slide(ABC):
     bounds_level0_px: tuple[int, int, int, int]  # x, y, w, h of what was scanned
     mpp_sources: dict[str, float]  # "format", "tiff-resolution", "objective-power" → µm/px
     objective_power: float | None
+    anisotropy: float = 1.0  # µm/px of the coarser axis over the finer one, where both are stated
 
     @property
     def mpp(self) -> float | None:

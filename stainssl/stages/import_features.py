@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from stainssl.cohort import parts
+from stainssl.cohort import parts, read_sheet
 from stainssl.config import Config
 from stainssl.errors import SlideError, StainsslError
-from stainssl.export.read import Features, read_slide
+from stainssl.export.read import Features, feature_file, read_slide
 from stainssl.export.source import source
 from stainssl.plan.paths import Paths
 from stainssl.stores.embeddings import write_embeddings
@@ -25,19 +25,22 @@ def run(config: Config, cohort: str, encoder: str, part: str | None = None) -> N
     A slide without a file, or with one that is not whole, costs that slide.
 
     Raises:
-        StainsslError: the encoder has no `features`, their folder does not exist, a whole part has
-            no file, or slides differ in width.
+        StainsslError: the encoder has no `features`, their folder does not exist, it has no
+            file of the cohort, or slides differ in width.
     """
     text = config.run(encoder).encoder.features
     if text is None:
         raise StainsslError(f"encoders.{encoder} has no 'features: clam:FOLDER' to import.")
     tool, folder = source(text)
+    slides = read_sheet(config, cohort)["slide_id"].tolist()
+    if not any(feature_file(tool, folder, slide) for slide in slides):
+        raise StainsslError(
+            f"{text}: no feature file of any of the {len(slides)} slides of {cohort}."
+        )
     paths, tiling = Paths(config.results), config.cohorts[cohort].tiling
     for name, sheet in parts(config, cohort).items():
         if part in (None, name):
             found = dict(_found(sheet["slide_id"].tolist(), tool, folder))
-            if not found:
-                raise StainsslError(f"{text}: no feature file of a slide of {cohort}, part {name}.")
             path = paths.embeddings(cohort, tiling, encoder, name)
             _write(path, found, {"encoder": encoder, "source": text})
             log.info("%s: %d of %d slides imported from %s", name, len(found), len(sheet), text)
@@ -63,14 +66,14 @@ def _write(path: Path, found: dict[str, Features], settings: dict[str, str]) -> 
         told = ", ".join(f"{width} ({slide})" for width, slide in sorted(first.items()))
         raise StainsslError(f"{settings['source']}: features of several widths: {told}.")
     counts = [len(one.features) for one in found.values()]
-    xy = np.concatenate([one.xy_level0_px for one in found.values()])
+    xy = np.concatenate([np.empty((0, 2), np.int64), *(f.xy_level0_px for f in found.values())])
     write_embeddings(
         path,
         slide_id=list(found),
         counts=counts,
-        dim=next(iter(widths.values())),
+        dim=max(widths.values(), default=0),
         blocks=(_half(slide, one) for slide, one in found.items()),
-        tile=np.concatenate([np.arange(n) for n in counts]).astype(np.int32),
+        tile=np.concatenate([np.arange(n, dtype=np.int32) for n in (0, *counts)]),
         x=xy[:, 0],
         y=xy[:, 1],
         settings=settings,

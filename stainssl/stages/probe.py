@@ -88,13 +88,8 @@ def _blocks(config: Config, task: Task, encoder: str) -> Iterator[tuple[pd.DataF
         for part, sheet in parts(config, cohort).items():
             labels = part_labels(config, task, cohort, part)
             store = open_embeddings(paths.embeddings(cohort, tiling, encoder, part))
-            counts = np.diff(store.start)
             rows = pd.DataFrame(
-                {
-                    "slide_id": np.repeat(store.slide_id, counts),
-                    "tile": store.tile,
-                    "row": range(len(store)),
-                }
+                {"slide_id": store.slide_of_row, "tile": store.tile, "row": range(len(store))}
             )
             found = rows.merge(labels, on=["slide_id", "tile"])
             known = found[(found["label"] != "") & store.valid[found["row"].to_numpy(int)]]

@@ -24,7 +24,7 @@ from stainssl.slides.annotation_files import Areas, read_annotations
 from stainssl.slides.annotations import within
 from stainssl.slides.errors import require_file
 from stainssl.slides.readers import open_slide
-from stainssl.slides.scale import read_thumbnail, resolve_mpp
+from stainssl.slides.scale import enlarged, read_thumbnail, resolve_mpp
 from stainssl.slides.slide import Slide
 from stainssl.slides.staging import staged
 from stainssl.slides.tiling import (
@@ -142,6 +142,8 @@ def _tile_slide(outcome: Outcome, slide: Slide, sheet_mpp: float, tiling: Tiling
     """Mask, tile and picture one open slide into `outcome`."""
     _probe(slide)
     outcome.mpp, outcome.mpp_source, outcome.detail = resolve_mpp(sheet_mpp, slide)
+    coarse = enlarged(outcome.mpp, tiling.mpp, tiling.max_enlargement)
+    outcome.detail = f"{coarse} {outcome.detail}".strip()
     squares = grid(slide.bounds_level0_px, outcome.mpp, tiling.mpp, tiling.size, tiling.overlap)
     mask = tiling.mask
     mask_mpp = max(mask.mpp, outcome.mpp)  # never finer than the slide is

@@ -160,6 +160,11 @@ class Embeddings:
     def __len__(self) -> int:
         return int(self.start[-1])
 
+    @property
+    def slide_of_row(self) -> npt.NDArray[np.object_]:
+        """(N,) name of each row's slide; of type str also where there is no row."""
+        return np.repeat(np.array(self.slide_id, object), np.diff(self.start))
+
     def rows(self, slide_id: str) -> slice:
         """The rows of a slide; empty where the slide has no tiles."""
         if slide_id not in self.slide_id:

@@ -29,6 +29,7 @@ class Stated:
     """A slide of which only the statements of its scale are asked."""
 
     def __init__(self, **sources: float) -> None:
+        self.anisotropy = sources.pop("anisotropy", 1.0)
         self.mpp_sources = {name.replace("_", "-"): value for name, value in sources.items()}
 
 

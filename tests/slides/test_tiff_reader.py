@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -39,7 +40,7 @@ def test_any_region_is_openslides_to_the_grey_level(
     if level == 0:
         assert np.array_equal(ours, theirs)
     else:  # between the px of a level OpenSlide interpolates, and at its rim lays that over white
-        assert np.abs(ours.astype(int) - theirs).mean() <= 8
+        assert np.abs(ours.astype(int) - theirs).mean() <= 8 + 64 / side
 
 
 @pytest.mark.parametrize("subsampling", [(1, 1), (2, 1), (2, 2)])
@@ -137,3 +138,82 @@ def test_handles_are_given_back(svs: Callable[..., Path]) -> None:
         with open_slide(path, "tiff") as slide:
             slide.read_region(0, 0, 0, (8, 8))
     assert len(os.listdir("/proc/self/fd")) <= before + 1
+
+
+# --- damage -----------------------------------------------------------------------------------
+
+
+def whole(path: Path, reader: str) -> np.ndarray | None:
+    """Level 0 of a slide, None where the reader refuses it."""
+    try:
+        with open_slide(path, reader) as slide:
+            return slide.read_region(0, 0, 0, slide.level_sizes_px[0])
+    except SlideError:
+        return None
+
+
+@given(st.data())
+def test_a_damaged_byte_is_refused_wherever_openslide_refuses_it(
+    pair: Path, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    with tifffile.TiffFile(pair) as file:
+        page = file.pages.first
+        start, stop = page.dataoffsets[0], page.dataoffsets[-1] + page.databytecounts[-1]
+    content = bytearray(pair.read_bytes())
+    for _ in range(data.draw(st.integers(1, 3))):
+        content[data.draw(st.integers(start, stop - 1))] ^= data.draw(st.integers(1, 255))
+    path = tmp_path_factory.mktemp("damaged") / "a.svs"
+    path.write_bytes(content)
+    ours, theirs = whole(path, "tiff"), whole(path, "openslide")
+    if theirs is None:
+        assert ours is None
+    else:
+        assert ours is not None and np.array_equal(ours, theirs)
+
+
+def test_a_block_of_zeros_is_unreadable_and_costs_its_tiles_only(
+    tmp_path: Path, real_data: Path
+) -> None:
+    content = bytearray((real_data / "slides" / "CMU-1-Small-Region.svs").read_bytes())
+    content[403_000:403_512] = bytes(512)
+    path = tmp_path / "a.svs"
+    path.write_bytes(content)
+    with open_slide(path) as slide:
+        assert slide.reader == "tiff"
+        with pytest.raises(SlideError, match="unreadable"):
+            slide.read_region(0, 0, 0, slide.level_sizes_px[0])
+        assert slide.read_region(1200, 2400, 0, (240, 240)).std() > 0
+
+
+def test_another_page_of_a_levels_size_is_not_taken_for_the_level(
+    tmp_path: Path, rng: np.random.Generator
+) -> None:
+    image = stained(rng, (512, 640))[0]
+    half, path = image[::2, ::2], tmp_path / "a.tif"
+    words = {"tile": (128, 128), "photometric": "rgb", "compression": "jpeg", "metadata": None}
+    with tifffile.TiffWriter(path) as writer:
+        writer.write(image, **words)
+        writer.write(255 - half, **words)  # no level: it is not marked as a smaller image
+        writer.write(half, subfiletype=1, **words)
+    with open_slide(path, "tiff") as one, open_slide(path, "openslide") as other:
+        assert one.level_sizes_px == other.level_sizes_px
+        for level, size in enumerate(one.level_sizes_px):
+            ours = one.read_region(0, 0, level, size)
+            assert np.array_equal(ours, other.read_region(0, 0, level, size))
+
+
+def test_a_tile_that_says_it_is_huge_is_refused_before_memory_is_taken(
+    svs: Callable[..., Path],
+) -> None:
+    path = svs()
+    with tifffile.TiffFile(path) as file:
+        start = file.pages.first.dataoffsets[0]
+    content = bytearray(path.read_bytes())
+    frame = content.index(b"\xff\xc0", start) + 5  # SOF0: marker, length, bits, then the size
+    content[frame : frame + 4] = (65_500).to_bytes(2, "big") * 2
+    path.write_bytes(content)
+    tracemalloc.start()
+    with open_slide(path, "tiff") as slide, pytest.raises(SlideError, match="unreadable"):
+        slide.read_region(0, 0, 0, (128, 128))
+    assert tracemalloc.get_traced_memory()[1] < 50e6
+    tracemalloc.stop()

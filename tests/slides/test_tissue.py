@@ -183,7 +183,7 @@ def test_optical_density_is_that_of_the_definition() -> None:
         ("TCGA-A2-A0YM-01Z-00-DX1.jpg", 0.15, 0.30, 0.01),  # fat, black frame, ink at the margin
         ("TCGA-A2-A0CX-01Z-00-DX1.png", 0.10, 0.25, 0.01),  # fat, transparent frame
         ("hs2p-slide.jpg", 0.40, 0.50, 0.01),
-        ("histolab-pen-multicolor.jpg", 0.25, 0.50, 0.45),  # green, red and black pen
+        ("histolab-pen-multicolour.jpg", 0.25, 0.50, 0.45),  # green, red and black pen
     ],
 )
 def test_real_thumbnails(

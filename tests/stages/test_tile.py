@@ -143,7 +143,7 @@ def test_odd_pictures_end_as_tiles_or_with_a_reason(
         "line": "too-small",
         "grey": "unsupported",
         "float": "unreadable",
-        "strips": "unsupported",
+        "strips": "ok",
     }
     assert (qc.loc[qc["status"] != "ok", "detail"] != "").all()
     assert "greyscale" in qc.loc["grey", "detail"]

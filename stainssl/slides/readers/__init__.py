@@ -16,6 +16,7 @@ READERS: dict[str, str] = {
     "openslide": "stainssl.slides.readers.openslide",
     "patches": "stainssl.slides.readers.patches",
     "fastslide": "stainssl.slides.readers.fastslide",
+    "tifffile": "stainssl.slides.readers.tifffile",
 }
 """Config word → module with `recognises(path) -> bool` and `open_file(path) -> Slide`; `auto` asks
 them in this order."""
@@ -29,6 +30,7 @@ FORMATS: dict[str, str] = {
     "OME-TIFF, NGFF (zarr), JPEG 2000 (jp2)": "tiatoolbox",
     "CZI, VSI, iSyntax, QPTIFF": "fastslide",
     "PNG, JPEG, BMP": "patches",
+    "ordinary TIFF: strips, LZW, Fiji, JPEG 2000, WebP, PNG in TIFF": "tifffile",
 }
 """Format → the key of `READERS` that `auto` reads it with."""
 
@@ -45,7 +47,7 @@ def _open_first(path: Path) -> Slide:
         except SlideError as error:
             if error.status is not Status.UNSUPPORTED:
                 raise
-            refused = refused or error
+            refused = error  # the last reader says best what else to do
     raise refused or SlideError(
         Status.UNSUPPORTED, f"No reader recognises {path.name}: it is not a slide."
     )

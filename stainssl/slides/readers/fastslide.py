@@ -14,6 +14,7 @@ import numpy as np
 from stainssl.errors import SlideError, Status
 from stainssl.slides.errors import translate_errors
 from stainssl.slides.padding import read_padded
+from stainssl.slides.pixel_size import anisotropy
 from stainssl.slides.readers.isolated import IsolatedFile
 from stainssl.slides.slide import Slide
 
@@ -66,7 +67,8 @@ class FastFile(Slide):
         self._state_scale()
 
     def _state_scale(self) -> None:
-        mpp = float(np.mean(self._slide.mpp))
+        x, y = (float(value) for value in self._slide.mpp)
+        mpp, self.anisotropy = (x + y) / 2, anisotropy(x, y)
         power = float(self._slide.properties.get("objective_magnification") or 0)
         name = "tiff-resolution" if "generic" in self.vendor else "format"
         found = {name: mpp, "objective-power": UM_OBJECTIVE_POWER / power if power else 0.0}

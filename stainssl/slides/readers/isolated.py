@@ -30,13 +30,14 @@ class Described:
     bounds_level0_px: tuple[int, int, int, int]
     mpp_sources: dict[str, float]
     objective_power: float | None
+    anisotropy: float
 
     @classmethod
     def of(cls, slide: Slide) -> Described:
         """The description of an open slide."""
         return cls(
             slide.vendor, slide.level_sizes_px, slide.downsamples, slide.bounds_level0_px,
-            slide.mpp_sources, slide.objective_power,
+            slide.mpp_sources, slide.objective_power, slide.anisotropy,
         )  # fmt: skip
 
 
@@ -99,6 +100,7 @@ class IsolatedFile(Slide):
         self.vendor, self.level_sizes_px = found.vendor, found.level_sizes_px
         self.downsamples, self.bounds_level0_px = found.downsamples, found.bounds_level0_px
         self.mpp_sources, self.objective_power = found.mpp_sources, found.objective_power
+        self.anisotropy = found.anisotropy
 
     def _answer(self, doing: str, patience_s: float) -> Any:
         """What the process says next; an error that it reports is raised."""

@@ -9,9 +9,9 @@ import numpy as np
 import openslide
 
 from stainssl.slides.errors import translate_errors
+from stainssl.slides.pixel_size import UM_PER_UNIT, anisotropy, mean_mpp, of_resolution
 from stainssl.slides.slide import Slide
 
-UM_PER_UNIT = {"inch": 25_400.0, "centimeter": 10_000.0}
 UM_OBJECTIVE_POWER = 10.0  # a 10x objective is taken as 1 µm/px, hence 40x as 0.25
 MIN_CACHE_BYTES, MAX_CACHE_BYTES = 32 * 2**20, 256 * 2**20
 CACHE_ROW_PX = 2.5 * 256  # tiles read row by row find the decoded tiles of the row above them
@@ -48,9 +48,16 @@ def _number(properties: Mapping[str, str], key: str) -> float | None:
     return value if np.isfinite(value) and value > 0 else None
 
 
-def _mean(values: list[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None
+def _own_mpp(properties: Mapping[str, str]) -> tuple[float | None, float | None]:
+    """µm/px of x and y as OpenSlide states them."""
+    return _number(properties, "openslide.mpp-x"), _number(properties, "openslide.mpp-y")
+
+
+def _tiff_mpp(properties: Mapping[str, str]) -> tuple[float | None, float | None]:
+    """µm/px of x and y by the TIFF's resolution."""
+    unit_um = UM_PER_UNIT.get(properties.get("tiff.ResolutionUnit", ""))
+    x, y = (of_resolution(_number(properties, f"tiff.{a}Resolution"), unit_um) for a in "XY")
+    return x, y
 
 
 def mpp_sources(properties: Mapping[str, str], vendor: str) -> dict[str, float]:
@@ -64,13 +71,10 @@ def mpp_sources(properties: Mapping[str, str], vendor: str) -> dict[str, float]:
         "format", "tiff-resolution", "objective-power" → µm/px, only those that are there; the
         mean of x and y.
     """
-    unit_um = UM_PER_UNIT.get(properties.get("tiff.ResolutionUnit", ""))
-    resolution = _mean([_number(properties, f"tiff.{axis}Resolution") for axis in "XY"])
     power = _number(properties, openslide.PROPERTY_NAME_OBJECTIVE_POWER)
-    own = _mean([_number(properties, f"openslide.mpp-{axis}") for axis in "xy"])
     found = {
-        "format": None if vendor == "generic-tiff" else own,
-        "tiff-resolution": unit_um / resolution if unit_um and resolution else None,
+        "format": None if vendor == "generic-tiff" else mean_mpp(*_own_mpp(properties)),
+        "tiff-resolution": mean_mpp(*_tiff_mpp(properties)),
         "objective-power": UM_OBJECTIVE_POWER / power if power else None,
     }
     return {source: mpp for source, mpp in found.items() if mpp is not None}
@@ -110,6 +114,8 @@ class OpenSlideFile(Slide):
         self.downsamples = list(handle.level_downsamples)
         self.objective_power = _number(properties, openslide.PROPERTY_NAME_OBJECTIVE_POWER)
         self.mpp_sources = mpp_sources(properties, self.vendor)
+        axes = _tiff_mpp if next(iter(self.mpp_sources), "") == "tiff-resolution" else _own_mpp
+        self.anisotropy = anisotropy(*axes(properties))
         self.bounds_level0_px = _bounds(properties, handle.dimensions)
 
     def read_region(

@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 import openslide
 import tifffile
+from defusedxml.ElementTree import fromstring
 
 from stainssl.errors import SlideError, Status
 from stainssl.slides.errors import translate_errors
 from stainssl.slides.padding import read_padded
+from stainssl.slides.pixel_size import anisotropy, mean_mpp, of_size
 from stainssl.slides.slide import Slide
 
 JP2 = (b"\x00\x00\x00\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51")  # a file, a bare codestream
@@ -81,6 +83,30 @@ def open_file(path: Path) -> Slide:
         return ToolboxFile(path, _reader(path))
 
 
+def _stated_mpp(path: Path, info: Any) -> tuple[float | None, float | None]:
+    """µm/px of x and y; of OME by its own words, since tiatoolbox 2.1.3 leaves out the unit."""
+    if _kind(path) == "ome-tiff":
+        return _ome_mpp(path)
+    if info.mpp is None:
+        return None, None
+    x, y = (float(value) for value in info.mpp)
+    return x, y
+
+
+def _ome_mpp(path: Path) -> tuple[float | None, float | None]:
+    """µm/px of x and y of an OME-TIFF's first picture, None where it states no length."""
+    with tifffile.TiffFile(path) as file:
+        root = fromstring(file.ome_metadata or "<OME/>")
+    pixels = next((one for one in root.iter() if one.tag.endswith("}Pixels")), None)
+    if pixels is None:
+        return None, None
+    x, y = (
+        of_size(pixels.get(f"PhysicalSize{axis}"), pixels.get(f"PhysicalSize{axis}Unit"))
+        for axis in "XY"
+    )
+    return x, y
+
+
 class ToolboxFile(Slide):
     """A slide that tiatoolbox holds open. See `stainssl.slides.slide.Slide`."""
 
@@ -98,10 +124,12 @@ class ToolboxFile(Slide):
         self.downsamples = [(whole[0] / w + whole[1] / h) / 2 for w, h in self.level_sizes_px]
         self.bounds_level0_px = (0, 0, *self.level_sizes_px[0])
         self.objective_power = float(info.objective_power) if info.objective_power else None
+        x, y = _stated_mpp(path, info)
+        self.anisotropy = anisotropy(x, y)
         self.mpp_sources: dict[str, float] = {}
-        if info.mpp is not None:  # then the power may be derived from it
-            self.mpp_sources = {"format": float(np.mean(info.mpp))}
-        elif self.objective_power:
+        if (mpp := mean_mpp(x, y)) is not None:  # then the power may be derived from it
+            self.mpp_sources = {"format": mpp}
+        elif self.objective_power and info.mpp is None:
             self.mpp_sources = {"objective-power": UM_OBJECTIVE_POWER / self.objective_power}
 
     def read_region(

@@ -1,18 +1,19 @@
 """JPEG-tiled TIFF slides (SVS and plain ones) decoded straight: OpenSlide's pixels, faster.
 
 OpenSlide opens the slide and says what it is: levels, bounds, pixel size. Only the pixels of levels
-that are stored as JPEG tiles take the short way, tifffile for where the tiles lie and imagecodecs
-for decoding them; any other level is read by OpenSlide.
+that are stored as JPEG tiles take the short way, tifffile for where the tiles lie and libjpeg-turbo
+for decoding them; any other level is read by OpenSlide. A tile that libjpeg has a warning for is
+handed to OpenSlide, which refuses it too unless only the end of it is odd.
 """
 
 from __future__ import annotations
 
 import os
-from collections import OrderedDict
+from collections import Counter, OrderedDict
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-import imagecodecs
 import numpy as np
 import openslide
 import tifffile
@@ -20,13 +21,13 @@ import tifffile
 from stainssl.errors import SlideError, Status
 from stainssl.slides.errors import translate_errors
 from stainssl.slides.readers import openslide as openslide_reader
+from stainssl.slides.readers.jpeg import decode_tile
 from stainssl.slides.readers.openslide import OpenSlideFile, cache_bytes
 from stainssl.slides.slide import Slide
 
 VENDORS = ("aperio", "generic-tiff")  # whose levels are pages of plain, whole tiles
 RGB, YCBCR = 2, 6  # TIFF's photometric interpretation
 JPEG = 7  # TIFF's compression
-JFIF = b"\xff\xd8\xff\xe0"  # the start of a JPEG that says itself that it is YCbCr
 
 
 @dataclass(frozen=True)
@@ -58,13 +59,21 @@ def _level(page: tifffile.TiffPage) -> _Level | None:
 
 
 def _levels(path: Path) -> dict[tuple[int, int], _Level]:
-    """Width and height → tiles, of the pages that can be decoded straight."""
+    """Width and height → tiles, of the pages that can be decoded straight.
+
+    Where several pages have one size, only OpenSlide knows which of them is the level.
+    """
     found: dict[tuple[int, int], _Level] = {}
+    pages: Counter[tuple[int, int]] = Counter()
     with tifffile.TiffFile(path) as file:
         for page in file.pages:
-            if isinstance(page, tifffile.TiffPage) and (level := _level(page)):
-                found.setdefault((page.imagewidth, page.imagelength), level)
-    return found
+            if not isinstance(page, tifffile.TiffPage):
+                continue
+            size = page.imagewidth, page.imagelength
+            pages[size] += 1
+            if level := _level(page):
+                found[size] = level
+    return {size: level for size, level in found.items() if pages[size] == 1}
 
 
 def recognises(path: Path) -> bool:
@@ -103,6 +112,7 @@ class TiffFile(Slide):
         self.level_sizes_px, self.downsamples = whole.level_sizes_px, whole.downsamples
         self.bounds_level0_px = whole.bounds_level0_px
         self.mpp_sources, self.objective_power = whole.mpp_sources, whole.objective_power
+        self.anisotropy = whole.anisotropy
         self._whole, self._levels = whole, levels
         self._file = os.open(self.path, os.O_RDONLY)
         self._cache: OrderedDict[tuple[int, int], np.ndarray] = OrderedDict()
@@ -121,7 +131,7 @@ class TiffFile(Slide):
         with translate_errors(self.path, where):
             index = self._only_tile(level, tiles, (left, top), size_px)
             if index is not None and (level, index) not in self._cache:
-                return self._decoded(tiles, index)
+                return self._decoded(level, tiles, index)
             return self._pasted(level, tiles, left, top, size_px)
 
     def _only_tile(
@@ -165,7 +175,7 @@ class TiffFile(Slide):
         key = level, index
         tile = self._cache.pop(key, None)
         if tile is None:
-            tile = self._decoded(tiles, index)
+            tile = self._decoded(level, tiles, index)
             if not is_part:
                 return tile
             while self._cache and len(self._cache) * tile.nbytes >= self._room_bytes:
@@ -173,20 +183,25 @@ class TiffFile(Slide):
         self._cache[key] = tile
         return tile
 
-    def _decoded(self, tiles: _Level, index: int) -> np.ndarray:
+    def _decoded(self, level: int, tiles: _Level, index: int) -> np.ndarray:
         length = tiles.lengths[index]
         data = os.pread(self._file, length, tiles.offsets[index])
         if len(data) < length:
             raise SlideError(
                 Status.TRUNCATED, f"The file ends inside tile {index}: it has shrunk since."
             )
-        colors = RGB if tiles.is_rgb and not data.startswith(JFIF) else None
-        tile = imagecodecs.jpeg8_decode(
-            data, tables=tiles.tables, colorspace=colors, outcolorspace=RGB
-        )
-        if tile.shape != (tiles.tile_px[1], tiles.tile_px[0], 3):
-            raise ValueError(f"a tile of shape {tile.shape} where {tiles.tile_px} px should be")
-        return tile
+        try:
+            return decode_tile(data, tiles.tables, tiles.is_rgb, tiles.tile_px)
+        except ValueError:
+            return self._by_openslide(level, tiles, index)
+
+    def _by_openslide(self, level: int, tiles: _Level, index: int) -> np.ndarray:
+        """One tile by a handle of its own: OpenSlide's is dead after a failed read."""
+        row, column = divmod(index, tiles.columns)
+        wide, high = tiles.tile_px
+        corner = [round(v * self.downsamples[level]) for v in (column * wide, row * high)]
+        with closing(openslide_reader.open_file(self.path)) as whole:
+            return whole.read_region(corner[0], corner[1], level, tiles.tile_px)
 
     def close(self) -> None:
         """Free the handles and the tiles."""

@@ -1,0 +1,70 @@
+"""A feature file that is not what it should be costs its slide, and no memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+from stainssl.errors import SlideError
+from stainssl.export.read import read_slide
+
+
+def _h5(**arrays: object) -> Callable[[Path], None]:
+    def write(folder: Path) -> None:
+        with h5py.File(folder / "s.h5", "w") as file:
+            for name, values in arrays.items():
+                file[name] = values
+
+    return write
+
+
+def _huge(folder: Path) -> None:
+    with h5py.File(folder / "s.h5", "w") as file:
+        file.create_dataset("features", (10**9, 1536), "f4", chunks=(1024, 1536))
+        file["coords"] = np.zeros((1, 2))
+
+
+def _elsewhere(folder: Path) -> None:
+    (folder / "secret").write_bytes(bytes(64))
+    with h5py.File(folder / "s.h5", "w") as file:
+        place = [(str(folder / "secret"), 0, 64)]
+        file.create_dataset("features", (4, 4), "f4", external=place)
+        file["coords"] = np.zeros((4, 2))
+
+
+XY = np.zeros((4, 2), np.int64)
+
+
+@pytest.mark.parametrize(
+    ("write", "said"),
+    [
+        (_h5(features=b"text", coords=XY), "holds no numbers"),
+        (_h5(features=np.zeros((4, 0)), coords=XY), r"features \(4, 0\)"),
+        (_h5(features=np.zeros(4), coords=XY), r"features \(4,\)"),
+        (_h5(**{"features/deeper": np.zeros(4)}, coords=XY), "holds no numbers"),
+        (_h5(features=np.zeros((4, 3)), coords=XY[:3]), r"coords \(3, 2\)"),
+        (_huge, "declares .* bytes that are not in the file"),
+        (_elsewhere, "lies in another file"),
+        (lambda folder: torch.save(torch.zeros(4), folder / "s.pt"), "holds no tensor|features"),
+        (lambda folder: torch.save(["text"], folder / "s.pt"), "holds no tensor"),
+    ],
+)
+def test_what_is_no_feature_file(tmp_path: Path, write: Callable[[Path], None], said: str) -> None:
+    write(tmp_path)
+    with pytest.raises(SlideError, match=said):
+        read_slide("clam", tmp_path, "s")
+
+
+def test_features_that_compress_well_are_read(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "s.h5", "w") as file:
+        zeros = np.zeros((5000, 512), np.float32)
+        file.create_dataset("features", data=zeros, compression="gzip", compression_opts=9)
+        file["coords"] = np.zeros((5000, 2))
+    found = read_slide("clam", tmp_path, "s")
+    assert found is not None
+    assert found.features.shape == (5000, 512)
