@@ -126,6 +126,7 @@ def cohort_check(config: ConfigFile = DEFAULT) -> None:
         release_warnings,
         sheet_notes,
         sheet_summary,
+        task_summary,
     )
     from stainssl.errors import StainsslError
 
@@ -144,6 +145,10 @@ def cohort_check(config: ConfigFile = DEFAULT) -> None:
         for sentence in drawn.told() if drawn else ():
             typer.echo(f"  {sentence}")
         for sentence in release_warnings(loaded, name):
+            typer.echo(f"  {sentence}")
+    for name in loaded.tasks:
+        typer.echo(f"task {name}:")
+        for sentence in task_summary(loaded, name):
             typer.echo(f"  {sentence}")
 
 

@@ -335,16 +335,62 @@ class Split(Model):
 Score = Literal["auroc", "auprc", "accuracy", "balanced_accuracy", "f1_macro", "f1_weighted"]
 
 
+def _as_word(value: Any) -> Any:
+    """A number of YAML as the word that a sheet has for it; `true` is no word of a sheet."""
+    if isinstance(value, bool):
+        raise ValueError(f"YAML reads {value} where a word is meant: put it in quotes")
+    return f"{value:g}" if isinstance(value, int | float) else value
+
+
 class Task(Model):
     """A question: a label, its level, cohorts and a split."""
 
     level: Literal["tile", "slide", "patient"]
     label: str
+    na: list[str] = []  # words of the label that are unknown, beside the usual ones
+    classes: dict[str, list[str]] = {}  # class → its words, in the classes' order; {}: every word
+    positive: str | None = None  # of two classes; null: the one named 'positive', else the last
+    class_weight: Literal["balanced", "none"] = "balanced"  # in training
+    threshold: Literal["validation"] | Share = "validation"  # or a probability; of two classes
+    sensitivity: Annotated[float, Field(gt=0, le=1)] = 0.95  # that the second threshold is to have
     cohorts: Annotated[list[str], Field(min_length=1)]
     split: Split = Split()
     external: list[str] = []  # cohorts that every fold's model is tested on and none is trained on
     clinical: list[str] = []  # columns of the sheet that a baseline may know: age, grade …
     metrics: Annotated[list[Score], Field(min_length=1)] = ["auroc"]  # columns shown and compared
+
+    @model_validator(mode="before")
+    @classmethod
+    def _words_are_text(cls, given: Any) -> Any:
+        """Words of a label may be written as numbers in YAML."""
+        if not isinstance(given, dict):
+            return given
+        known = dict(given)
+        if isinstance(known.get("na"), list):
+            known["na"] = [_as_word(word) for word in known["na"]]
+        if isinstance(known.get("classes"), dict):
+            known["classes"] = {
+                _as_word(name): [_as_word(word) for word in words or []]
+                for name, words in known["classes"].items()
+            }
+        if known.get("positive") is not None:
+            known["positive"] = _as_word(known["positive"])
+        return known
+
+    @model_validator(mode="after")
+    def _words_are_of_one_class(self) -> Task:
+        every = [
+            word
+            for name, words in self.classes.items()
+            for word in {one.strip().casefold() for one in (name, *words)}
+        ]
+        if twice := sorted({word for word in every if every.count(word) > 1}):
+            raise ValueError(f"classes: {', '.join(map(repr, twice))} stand under two classes")
+        if len(self.classes) == 1:
+            raise ValueError("classes: a task needs two classes at least")
+        if self.classes and self.positive not in (None, *self.classes):
+            raise ValueError(f"positive is {self.positive!r}, which is none of 'classes'")
+        return self
 
     @model_validator(mode="after")
     def _external_is_outside(self) -> Task:

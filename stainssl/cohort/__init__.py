@@ -1,6 +1,6 @@
 """Cohorts: their sheets, their parts, and the checks that are made before any job."""
 
-from stainssl.cohort.checks import check, missing_files
+from stainssl.cohort.checks import check, missing_files, task_summary
 from stainssl.cohort.outlines import outlined
 from stainssl.cohort.parts import parts, site_columns, train_parts
 from stainssl.cohort.sheet import (
@@ -30,5 +30,6 @@ __all__ = [
     "sheet_notes",
     "sheet_summary",
     "site_columns",
+    "task_summary",
     "train_parts",
 ]

@@ -91,12 +91,52 @@ def _external_problems(config: Config, name: str, task: Task) -> Iterator[str]:
             )
 
 
-def _fold_problems(config: Config, name: str, task: Task) -> Iterator[str]:
-    from stainssl.evaluation.folds import problems
-
+def _task_rows(config: Config, task: Task) -> pd.DataFrame:
     frames = [read_sheet(config, cohort).assign(cohort=cohort) for cohort in task.cohorts]
-    for sentence in problems(pd.concat(frames, ignore_index=True), task.level, task.label, task):
-        yield f"tasks.{name}: {sentence}"
+    return pd.concat(frames, ignore_index=True)
+
+
+def _fold_problems(config: Config, name: str, task: Task) -> Iterator[str]:
+    from stainssl.evaluation.folds import folds_of, ranking_problem
+    from stainssl.evaluation.labels import label_problems, labels_of
+    from stainssl.evaluation.metrics import RANKING
+
+    labels, rows = labels_of(task), _task_rows(config, task)
+    if task.label in rows and (found := label_problems(labels, rows)):
+        yield from (f"tasks.{name}: {sentence}" for sentence in found)
+        return
+    rows = labels.read(rows)
+    order = labels.order(rows[task.label]) if task.label in rows else ()
+    try:
+        patients, folds = folds_of(rows, task.level, task.label, task.split, order=order)
+    except StainsslError as error:
+        unknown = _unknown_words(config, task)
+        yield from (f"tasks.{name}: {sentence}{unknown}" for sentence in str(error).split("\n"))
+        return
+    ranks = set(task.metrics) & set(RANKING)
+    if ranks and task.level == "patient" and (problem := ranking_problem(patients, folds)):
+        yield f"tasks.{name}: {problem}"
+
+
+def _unknown_words(config: Config, task: Task) -> str:
+    """The end of a sentence that says which words of a label were read as unknown."""
+    from stainssl.evaluation.labels import label_summary, labels_of
+
+    lines = label_summary(labels_of(task), _task_rows(config, task))
+    return "".join(f" Read as {line}." for line in lines if line.startswith("unknown"))
+
+
+def task_summary(config: Config, name: str) -> list[str]:
+    """The classes of a task with patients and slides, its unknown words, and small folds."""
+    from stainssl.evaluation.folds import fold_notes, folds_of
+    from stainssl.evaluation.labels import label_summary, labels_of
+
+    task = config.tasks[name]
+    labels, rows = labels_of(task), _task_rows(config, task)
+    lines = label_summary(labels, rows)
+    rows = labels.read(rows)
+    order = labels.order(rows[task.label]) if task.label in rows else ()
+    return lines + fold_notes(*folds_of(rows, task.level, task.label, task.split, order=order))
 
 
 def _encoder_problems(config: Config, name: str, encoder: Encoder) -> Iterator[str]:

@@ -6,38 +6,70 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from stainssl.errors import StainsslError
-from stainssl.evaluation.folds import class_order, each_fold
+from stainssl.evaluation.folds import each_fold
+from stainssl.evaluation.labels import is_unknown
+from stainssl.evaluation.predictions import FOLD, UNIT
 from stainssl.evaluation.probe import Floats, linear_probe
 
 SITE, CLINICAL = "site only", "clinical only"  # how the table names them
 HEAD = "columns"
 
 
-def column_features(table: pd.DataFrame, columns: Sequence[str]) -> Floats:
+def column_features(
+    table: pd.DataFrame, columns: Sequence[str], training: NDArray[np.bool_] | None = None
+) -> Floats:
     """Columns of a sheet as numbers for a linear probe.
 
-    A column of numbers is taken as such, its unknown values at the median, and says in a second
-    feature where it was unknown; any other column is a feature a word, an unknown one being a word.
+    A column of numbers is taken as such, its unknown values at the median of the training rows, and
+    says in a second feature where it was unknown; any other column is a feature a word, unknown
+    being one. What says 'unknown' is told by `labels.is_unknown`.
+
+    Args:
+        table: a row per unit.
+        columns: of the table.
+        training: (N,) rows whose median is taken; None: all.
 
     Returns:
         (N, F) float32.
     """
+    training = np.ones(len(table), bool) if training is None else training
     parts: list[np.ndarray] = []
     for column in columns:
-        words = table[column].fillna("").astype(str).str.strip()
-        numbers = pd.to_numeric(words.replace("", None), errors="coerce")
-        unknown = (words == "").to_numpy()
-        if numbers.notna().any() and (numbers.notna() | unknown).all():
-            parts += [numbers.fillna(numbers.median()).to_numpy(), unknown]
+        unknown = table[column].map(is_unknown).to_numpy(bool)
+        words = table[column].astype(str).str.strip().mask(unknown, "")
+        numbers = pd.to_numeric(words.mask(unknown), errors="coerce").to_numpy(float)
+        if not unknown.all() and np.isfinite(numbers[~unknown]).all():
+            known = numbers[training & ~unknown]
+            middle = np.median(known) if len(known) else 0.0
+            parts += [np.where(unknown, middle, numbers), unknown]
         else:
             parts += [(words == word).to_numpy() for word in sorted(set(words))]
     return np.stack(parts, axis=1).astype(np.float32)
 
 
+def same_rows(
+    predictions: pd.DataFrame, others: Sequence[pd.DataFrame], level: str
+) -> pd.DataFrame:
+    """The predictions of the units and folds that all other tables hold too.
+
+    So a baseline is judged on the patients that the encoders were judged on, though the sheet has
+    more: a slide without usable tiles is answered by the sheet alone.
+    """
+    keys = [*UNIT[level], *FOLD]
+    for other in others:
+        predictions = predictions.merge(other[keys].drop_duplicates(), on=keys)
+    return predictions
+
+
 def predict_from_columns(
-    units: pd.DataFrame, columns: Sequence[str], folds: pd.DataFrame, seed: int
+    units: pd.DataFrame,
+    columns: Sequence[str],
+    folds: pd.DataFrame,
+    seed: int,
+    classes: Sequence[str],
 ) -> pd.DataFrame:
     """Test predictions of a linear probe on columns of the sheet.
 
@@ -51,6 +83,7 @@ def predict_from_columns(
         columns: at least one.
         folds: as `make_folds` gives.
         seed: of the samples that bound the work.
+        classes: in their order; of two, the last is positive.
 
     Returns:
         Rows as `probe.probe` gives them, without `label` and the columns.
@@ -58,9 +91,8 @@ def predict_from_columns(
     Raises:
         StainsslError: the training part of a fold has one class only, or nothing is tested.
     """
-    classes = class_order(units["label"].unique().tolist())
     y = units["label"].map({name: i for i, name in enumerate(classes)}).to_numpy(np.int64)
-    features, patient = column_features(units, columns), units["patient_id"].to_numpy()
+    patient = units["patient_id"].to_numpy()
     names = [c for c in ("patient_id", "slide_id", "tile", "site") if c in units]
     tables = []
     for repeat, fold, role in each_fold(folds):
@@ -68,6 +100,8 @@ def predict_from_columns(
         test = np.flatnonzero(np.isin(patient, sorted(role["test"])))
         if not len(test):
             continue
+        is_training = np.isin(np.arange(len(units)), training)
+        features = column_features(units, columns, is_training)
         val = np.isin(patient[training], sorted(role["val"]))
         model, _ = linear_probe(
             features[training], y[training], patient[training], val, len(classes), seed

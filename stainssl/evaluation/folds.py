@@ -69,6 +69,7 @@ def patient_table(
     level: str,
     columns: Sequence[str] = (),
     strata: Sequence[str] = (),
+    order: Sequence[str] = (),
 ) -> pd.DataFrame:
     """One row per patient of a task, from the rows of its sheets.
 
@@ -79,6 +80,7 @@ def patient_table(
             the highest class among its slides).
         columns: further columns of which a patient may have one value only, as `split` or `site`.
         strata: further columns of which a patient's last value is taken.
+        order: the classes, lowest first; without: as `class_order` gives them.
 
     Returns:
         `patient_id`, `label` (class word; `""` where the label is None), `columns` and `strata`,
@@ -100,7 +102,7 @@ def patient_table(
     known = slides.assign(label=slides[label].map(class_name) if label else "")
     if label:
         known = _known_labels(known, label, level)
-    rank = {name: i for i, name in enumerate(class_order(known["label"].tolist()))}
+    rank = {name: i for i, name in enumerate(order or class_order(known["label"].tolist()))}
     known = known.assign(_rank=known["label"].map(rank)).sort_values(["patient_id", "_rank"])
     kept = [c for c in dict.fromkeys(["label", *columns, *strata]) if c != "patient_id"]
     # The last row has the highest class; of `columns` there is one value.
@@ -130,6 +132,7 @@ def patients_of(
     kind: str,
     group: str = "patient_id",
     stratify: Sequence[str] = (),
+    order: Sequence[str] = (),
 ) -> pd.DataFrame:
     """The patients of a task with what its split needs: `make_folds` takes it.
 
@@ -140,6 +143,7 @@ def patients_of(
             slides of several classes in patients who all have the highest.
         label: the task's label.
         kind, group, stratify: of the split, as in `make_folds`.
+        order: the classes, lowest first.
 
     Raises:
         StainsslError: a column is absent, or a patient has two values where it may have one.
@@ -149,7 +153,9 @@ def patients_of(
     single = {"sheet": ["split"], "leave-one-out": [group]}.get(kind, [])
     single = [column for column in single if column != "patient_id"]
     strata = [c for c in stratify if c not in (label, "patient_id", *single)]
-    patients = patient_table(slides, in_sheet, level=level, columns=single, strata=strata)
+    patients = patient_table(
+        slides, in_sheet, level=level, columns=single, strata=strata, order=order
+    )
     if level == "slide" and patients["label"].nunique() == 1 and _has_mixed_patients(slides, label):
         patients["label"] = ""  # every patient has a slide of the highest class, and others
     return patients
@@ -165,34 +171,92 @@ def _has_mixed_patients(slides: pd.DataFrame, label: str) -> bool:
 class _Split(Protocol):
     kind: Any
     folds: int
+    repeats: int
     group: str
     stratify: list[str]
 
 
-class _Task(Protocol):
-    split: Any
-
-
-def problems(slides: pd.DataFrame, level: str, label: str, task: _Task) -> list[str]:
-    """What would stop the folds of a task, a sentence each; empty where nothing would.
+def folds_of(
+    slides: pd.DataFrame,
+    level: str,
+    label: str,
+    split: _Split,
+    *,
+    order: Sequence[str] = (),
+    seed: int = 0,
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The patients of a task and their folds.
 
     Args:
-        slides: the rows of the task's sheets.
+        slides: the rows of the task's sheets, the label's words read.
         level, label: of the task.
-        task: has `split`: `kind`, `folds`, `group`, `stratify`.
+        split: `kind`, `folds`, `repeats`, `group`, `stratify`.
+        order: the classes, lowest first.
+        seed: of every draw.
+
+    Returns:
+        As `patients_of`, and as `make_folds`.
+
+    Raises:
+        StainsslError: the sheets do not carry the split.
     """
-    split: _Split = task.split
-    try:
-        patients = patients_of(
-            slides, level, label, kind=split.kind, group=split.group, stratify=split.stratify
-        )
-        if split.kind == "cv":
-            check_classes(patients, at_least=split.folds)
-        else:
-            make_folds(patients, kind=split.kind, group=split.group)
-    except StainsslError as error:
-        return str(error).split("\n")
-    return []
+    patients = patients_of(
+        slides,
+        level,
+        label,
+        kind=split.kind,
+        group=split.group,
+        stratify=split.stratify,
+        order=order,
+    )
+    folds = make_folds(
+        patients,
+        kind=split.kind,
+        folds=split.folds,
+        repeats=split.repeats,
+        group=split.group,
+        stratify=split.stratify,
+        seed=seed,
+    )
+    return patients, folds
+
+
+def ranking_problem(patients: pd.DataFrame, folds: pd.DataFrame) -> str | None:
+    """Why nothing could be ranked: no fold tests patients of two classes; None where one does.
+
+    Args:
+        patients: `patient_id` and `label`, `""` where the label is no patient's own.
+        folds: as `make_folds` gives.
+    """
+    test = folds[folds["role"] == "test"].merge(patients[["patient_id", "label"]], on="patient_id")
+    if (patients["label"] == "").any() or test.groupby(["repeat", "fold"])["label"].nunique().gt(
+        1
+    ).any():
+        return None
+    return (
+        "no fold tests patients of two classes, so that AUROC and AUPRC, which rank the patients"
+        " that one model was tested on, are undefined. Ask for 'kind: cv', for another 'group', or"
+        " for 'metrics' that rank nothing, as balanced_accuracy."
+    )
+
+
+def fold_notes(patients: pd.DataFrame, folds: pd.DataFrame) -> list[str]:
+    """What of the folds is too small to tell much, a sentence each.
+
+    Args:
+        patients, folds: as `ranking_problem` takes them.
+    """
+    test = folds[folds["role"] == "test"].merge(patients[["patient_id", "label"]], on="patient_id")
+    if (patients["label"] == "").any():
+        return []
+    counts = test.groupby(["repeat", "fold", "label"]).size().unstack(fill_value=0)
+    few = (counts < 2).any(axis=1)
+    if not few.any():
+        return []
+    return [
+        f"{int(few.sum())} of {len(counts)} folds test fewer than two patients of a class: they add"
+        " little to what is ranked. Fewer folds, or more repeats, would."
+    ]
 
 
 def check_classes(patients: pd.DataFrame, *, at_least: int = 1, where: str = "the task") -> None:

@@ -14,7 +14,8 @@ from stainssl.cohort import parts, read_sheet, site_columns
 from stainssl.config import Config, Run, Task
 from stainssl.errors import StainsslError
 from stainssl.evaluation import baselines, published, table
-from stainssl.evaluation.folds import class_name, read_folds
+from stainssl.evaluation.folds import read_folds
+from stainssl.evaluation.labels import labels_of
 from stainssl.evaluation.metrics import evaluate, roc_band
 from stainssl.evaluation.predictions import ensemble, read_scored
 from stainssl.evaluation.projection import project
@@ -40,7 +41,7 @@ def run(config: Config, benchmark: str) -> None:
     spec = config.benchmarks[benchmark]
     folder = Paths(config.results).benchmark(benchmark)
     answers = list(_answers(config, benchmark))
-    columns = [one for task in spec.tasks for one in _baselines(config, task)]
+    columns = [one for task in spec.tasks for one in _baselines(config, task, answers)]
     if not answers:
         raise StainsslError(
             f"benchmarks.{benchmark}: nothing to show: its tasks are of slides or patients and it"
@@ -145,9 +146,13 @@ def _external_answers(
         )
 
 
-def _baselines(config: Config, task: str) -> Iterator[Answer]:
-    """What the sheet's columns alone say of a task, as far as it has them."""
+def _baselines(config: Config, task: str, answers: list[Answer]) -> Iterator[Answer]:
+    """What the sheet's columns alone say of a task, as far as it has them.
+
+    They are judged on what all of the task's `answers` were judged on.
+    """
     spec = config.tasks[task]
+    answered = [answer.predictions for answer in answers if answer.task == task]
     units = _units(config, spec)
     folds = read_folds(Paths(config.results).folds(task))
     asked = {
@@ -157,7 +162,10 @@ def _baselines(config: Config, task: str) -> Iterator[Answer]:
     for name, columns in asked.items():
         if not columns or units[columns].astype(str).nunique().max() < 2:
             continue
-        predictions = baselines.predict_from_columns(units, columns, folds, config.seed)
+        predictions = baselines.predict_from_columns(
+            units, columns, folds, config.seed, labels_of(spec).order(units["label"])
+        )
+        predictions = baselines.same_rows(predictions, answered, spec.level)
         metrics = evaluate(predictions, spec.level, config.seed)
         if name == baselines.SITE:  # within one site it says the same of everybody
             metrics = metrics[metrics["group"] == "all"]
@@ -170,7 +178,7 @@ def _units(config: Config, task: Task) -> pd.DataFrame:
         return pd.concat(_labelled_tiles(config, task), ignore_index=True)
     sheets = [read_sheet(config, name) for name in task.cohorts]
     slides = pd.concat(sheets, ignore_index=True)
-    slides = slides.assign(label=slides[task.label].map(class_name)).query("label != ''")
+    slides = slides.assign(label=labels_of(task).words(slides[task.label])).query("label != ''")
     if task.level == "patient":
         slides = slides.drop_duplicates("patient_id").assign(slide_id="")
     return slides.reset_index(drop=True)

@@ -9,7 +9,8 @@ import pandas as pd
 from stainssl.cohort import read_sheet
 from stainssl.config import Config
 from stainssl.errors import StainsslError
-from stainssl.evaluation.folds import make_folds, patients_of
+from stainssl.evaluation.folds import folds_of
+from stainssl.evaluation.labels import labels_of
 from stainssl.plan.paths import Paths
 from stainssl.stores.atomic import write_text
 
@@ -24,24 +25,12 @@ def run(config: Config, task: str) -> None:
     """
     spec = config.tasks[task]
     slides = pd.concat([read_sheet(config, name) for name in spec.cohorts], ignore_index=True)
-    split = spec.split
+    labels = labels_of(spec)
     try:
-        patients = patients_of(
-            slides,
-            spec.level,
-            spec.label,
-            kind=split.kind,
-            group=split.group,
-            stratify=split.stratify,
-        )
-        folds = make_folds(
-            patients,
-            kind=split.kind,
-            folds=split.folds,
-            repeats=split.repeats,
-            group=split.group,
-            stratify=split.stratify,
-            seed=config.seed,
+        slides = labels.read(slides)
+        order = labels.order(slides[spec.label]) if spec.label in slides else ()
+        patients, folds = folds_of(
+            slides, spec.level, spec.label, spec.split, order=order, seed=config.seed
         )
     except StainsslError as error:
         raise StainsslError(f"tasks.{task}: {error}") from None

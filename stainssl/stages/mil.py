@@ -13,7 +13,8 @@ import pandas as pd
 from stainssl.cohort import parts
 from stainssl.config import Config, Task
 from stainssl.errors import StainsslError
-from stainssl.evaluation.folds import class_name, class_order, each_fold, read_folds
+from stainssl.evaluation.folds import each_fold, read_folds
+from stainssl.evaluation.labels import labels_of
 from stainssl.evaluation.metrics import evaluate
 from stainssl.evaluation.predictions import ensemble
 from stainssl.mil import bags as bagging
@@ -57,7 +58,7 @@ def run(config: Config, task: str, encoder: str, head: str) -> None:
     try:
         folds = read_folds(paths.folds(task))
         slides = labelled_slides(config, spec)
-        classes = class_order(slides["word"].unique().tolist())
+        classes = labels_of(spec).order(slides["word"])
         slides["label"] = slides["word"].map(classes.index)
         read = spooled(slide_reader(config, encoder, slides), paths.results)
         bags = _bags(slides, spec, read)
@@ -89,8 +90,9 @@ def labelled_slides(config: Config, task: Task) -> pd.DataFrame:
     Raises:
         StainsslError: no label is known, or two cohorts have a slide of the same name.
     """
+    labels = labels_of(task)
     rows = [
-        frame.assign(cohort=cohort, part=part, word=frame[task.label].map(class_name))
+        frame.assign(cohort=cohort, part=part, word=labels.words(frame[task.label]))
         for cohort in task.cohorts
         for part, frame in parts(config, cohort).items()
     ]

@@ -11,7 +11,8 @@ import pandas as pd
 from stainssl.cohort import parts
 from stainssl.config import Config, Task
 from stainssl.errors import StainsslError
-from stainssl.evaluation.folds import class_name, class_order, read_folds
+from stainssl.evaluation.folds import read_folds
+from stainssl.evaluation.labels import labels_of
 from stainssl.evaluation.metrics import evaluate
 from stainssl.evaluation.probe import Tiles, few_shot, probe
 from stainssl.plan.paths import Paths
@@ -75,7 +76,7 @@ def labelled_tiles(config: Config, task: Task, encoder: str) -> Tiles:
     table = pd.concat(kept, ignore_index=True)
     features = np.concatenate([x for frame, x in blocks if len(frame)])
     words = table.pop("label")
-    classes = tuple(class_order(sorted(set(words))))
+    classes = tuple(labels_of(task).order(words))
     y = words.map({name: i for i, name in enumerate(classes)})
     return Tiles(features, np.asarray(y, np.int64), classes, table)
 
@@ -117,7 +118,5 @@ def part_labels(config: Config, task: Task, cohort: str, part: str) -> pd.DataFr
             f" {', '.join(str(c) for c in labels if c not in ('slide_id', 'tile'))}. Correct"
             " the task's label, or name it in the annotations."
         )
-    words = {value: class_name(value) for value in labels[task.label].unique()}
-    return labels[["slide_id", "tile"]].assign(
-        label=[words.get(value, "") for value in labels[task.label]]
-    )
+    words = labels_of(task).words(labels[task.label])
+    return labels[["slide_id", "tile"]].assign(label=words.to_numpy())

@@ -13,12 +13,22 @@ from stainssl.evaluation.folds import (
     class_name,
     class_order,
     each_fold,
+    fold_notes,
+    folds_of,
     make_folds,
     patient_table,
     patients_of,
-    problems,
+    ranking_problem,
     read_folds,
 )
+
+
+def _problems(slides: pd.DataFrame, level: str, label: str, task: Task) -> list[str]:
+    try:
+        folds_of(slides, level, label, task.split)
+    except StainsslError as error:
+        return str(error).split("\n")
+    return []
 
 
 def _patients(n: int = 20, **columns: list) -> pd.DataFrame:
@@ -150,7 +160,7 @@ def test_an_absent_label_is_refused():
 )
 def test_problems_are_known_before_any_job(split, label, sentence):
     task = Task(level="patient", label=label, cohorts=["c"], split=split)
-    found = problems(_patients(one="x"), "patient", label, task)
+    found = _problems(_patients(one="x"), "patient", label, task)
     assert found == [] if sentence is None else sentence in found[0]
 
 
@@ -172,7 +182,7 @@ def test_patients_who_all_have_tiles_of_both_classes_are_split_without_balance()
     slides = pd.DataFrame(rows, columns=["patient_id", "tumor", "split"])
     slides["slide_id"] = range(len(slides))
     task = Task(level="tile", label="tumor", cohorts=["c"], split={"kind": "sheet"})
-    assert problems(slides, "tile", "tumor", task) == []
+    assert _problems(slides, "tile", "tumor", task) == []
     folds = make_folds(patients_of(slides, "tile", "tumor", kind="sheet"), kind="sheet")
     assert set(folds.loc[folds["role"] == "test", "patient_id"]) == {"p3", "p4"}
 
@@ -186,6 +196,20 @@ def test_patients_who_all_have_a_slide_of_the_highest_class_are_split_too():
         cohorts=["c"],
         split={"kind": "leave-one-out", "group": "site"},
     )
-    assert problems(slides, "slide", "stage", task) == []
+    assert _problems(slides, "slide", "stage", task) == []
     alone = slides.assign(stage="negative")
-    assert "one class only" in problems(alone, "slide", "stage", task)[0]
+    assert "one class only" in _problems(alone, "slide", "stage", task)[0]
+
+
+def test_a_split_that_ranks_nobody_is_told_before_any_job():
+    patients = _patients()
+    one_by_one = make_folds(patients, kind="leave-one-out")
+    assert "kind: cv" in ranking_problem(patients, one_by_one)
+    assert ranking_problem(patients, make_folds(patients, kind="cv")) is None
+    assert ranking_problem(patients.assign(label=""), one_by_one) is None
+
+
+def test_folds_with_fewer_than_two_patients_of_a_class_are_counted():
+    patients = _patients(10)
+    assert fold_notes(patients, make_folds(patients, kind="cv", folds=2)) == []
+    assert "5 of 5 folds" in fold_notes(patients, make_folds(patients, kind="cv", folds=5))[0]

@@ -1,0 +1,348 @@
+"""Do the figures say what they should in small cohorts? Null behavior and coverage by simulation.
+
+    nice -n 19 python -m benchmarks.statistics --cohorts 400 --work WORK
+    python -m benchmarks.statistics --work WORK --write
+
+A cohort is drawn: patients at one to three sites, whose features are noise, a shift of the site
+and, where there is a signal, a shift of the class along one feature. Two encoders see features
+whose noise they share by half. Folds, probe, figures and comparisons are the project's own. Every
+block of cohorts of a cell of the design is one line of `WORK/blocks.jsonl`, written when it is
+done: an interrupted run goes on where it was, and what is done can be written at any time.
+`--write` sums up `benchmarks/results/statistics.json` and puts the tables into
+`docs/benchmarks.md`.
+
+What an AUROC should be is known for every model: of a linear score of Gaussian features the chance
+that a positive patient lies above a negative one of the same test part is a normal integral. The
+truth of a cell is its mean over cohorts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy.stats import norm
+
+from stainssl.evaluation.compare import least_p, paired_difference
+from stainssl.evaluation.folds import each_fold, make_folds
+from stainssl.evaluation.metrics import METRICS, estimate, patient_weights
+from stainssl.evaluation.predictions import FoldScores, ScoredUnits
+from stainssl.evaluation.probe import fit_linear
+from stainssl.stores.atomic import write_text
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results" / "statistics.json"
+DOCS = ROOT / "docs" / "benchmarks.md"
+BEGIN, END = "<!-- statistics: generated -->", "<!-- statistics: end -->"
+DIM = 32
+PENALTY = 0.1  # of the probe; fixed, so that a cohort costs one fit a fold
+SHARED = 0.5  # of the noise's variance that two encoders share
+RESAMPLES = 200  # of the pooled figure's percentile interval
+BLOCK = 25  # cohorts
+SIGNAL = 2.0  # distance of the classes along the first feature, in standard deviations
+UNEVEN = {1: (0.5,), 2: (0.25, 0.75), 3: (0.25, 0.5, 0.75)}  # share of positives at each site
+log = logging.getLogger("statistics")
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell of the design.
+
+    Attributes:
+        patients: of the cohort.
+        sites: how many; patients are spread evenly over them.
+        effect: length of a site's shift of the features, in standard deviations of one.
+        even: whether every site has as many positives.
+        split: `cv`, `cv, 3 repeats`, `site left out` or `one split`.
+        signal: distance of the classes; 0 is the null.
+    """
+
+    patients: int
+    sites: int
+    effect: float
+    even: bool
+    split: str
+    signal: float = 0.0
+
+    @property
+    def site_is_a_signal(self) -> bool:
+        """Whether the site tells the class, and pairs of patients of two sites are ranked."""
+        return not self.even and self.effect > 0 and self.split != "site left out"
+
+
+def design() -> Iterator[Cell]:
+    """Every cell: the null first, then a known signal."""
+    for signal in (0.0, SIGNAL):
+        for patients in (16, 32, 100):
+            for split in ("cv", "cv, 3 repeats", "one split"):
+                yield Cell(patients, 1, 0.0, True, split, signal)
+            for sites in (2, 3):
+                for effect in (0.0, 0.5, 2.0):
+                    for even in (True, False):
+                        if signal and not even:
+                            continue
+                        for split in ("cv", "site left out"):
+                            yield Cell(patients, sites, effect, even, split, signal)
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """Drawn patients: class, site, the (N, D) features of two encoders, and the sites' shifts."""
+
+    y: NDArray[np.int64]
+    site: NDArray[np.int64]
+    features: tuple[Floats, Floats]
+    shifts: Floats
+
+
+def draw(cell: Cell, rng: np.random.Generator) -> Cohort:
+    """A cohort of a cell."""
+    n = cell.patients
+    site = np.sort(np.arange(n) % cell.sites)
+    shares = (0.5,) * cell.sites if cell.even else UNEVEN[cell.sites]
+    y = np.zeros(n, np.int64)
+    for s, share in enumerate(shares):
+        members = rng.permutation(np.flatnonzero(site == s))
+        y[members[: max(round(share * len(members)), 1)]] = 1
+    directions = rng.normal(size=(cell.sites, DIM))
+    directions *= cell.effect / np.linalg.norm(directions, axis=1, keepdims=True)
+    common = rng.normal(size=(n, DIM))
+    features = []
+    for _ in range(2):
+        noise = SHARED**0.5 * common + (1 - SHARED) ** 0.5 * rng.normal(size=(n, DIM))
+        noise[:, 0] += cell.signal * y
+        features.append(noise + directions[site])
+    return Cohort(y, site, (features[0], features[1]), directions)
+
+
+def folds_of(cell: Cell, cohort: Cohort, seed: int) -> pd.DataFrame:
+    """The project's folds of a cohort."""
+    ids = [f"p{i:03d}" for i in range(cell.patients)]
+    patients = pd.DataFrame(
+        {"patient_id": ids, "label": cohort.y.astype(str), "site": cohort.site.astype(str)}
+    )
+    if cell.split == "site left out":
+        return make_folds(patients, kind="leave-one-out", group="site", seed=seed)
+    if cell.split == "one split":
+        rng = np.random.default_rng(seed)
+        test = np.concatenate([rng.permutation(np.flatnonzero(cohort.y == k))[::2] for k in (0, 1)])
+        split = np.where(np.isin(np.arange(cell.patients), test), "test", "train")
+        return make_folds(patients.assign(split=split), kind="sheet", seed=seed)
+    repeats = 3 if "repeats" in cell.split else 1
+    return make_folds(patients, kind="cv", folds=4, repeats=repeats, seed=seed)
+
+
+def true_auroc(weights: Floats, cell: Cell, cohort: Cohort, test: NDArray[np.int64]) -> float:
+    """AUROC of a linear score in the population that the test patients are drawn from."""
+    level = cohort.shifts @ weights
+    spread = np.sqrt(2) * np.linalg.norm(weights)
+    pos, neg = (cohort.site[test[cohort.y[test] == k]] for k in (1, 0))
+    gaps = cell.signal * weights[0] + level[pos][:, None] - level[neg][None]
+    return float(norm.cdf(gaps / spread).mean()) if gaps.size else float("nan")
+
+
+def answer(
+    cell: Cell, cohort: Cohort, features: Floats, folds: pd.DataFrame
+) -> tuple[ScoredUnits, float]:
+    """One encoder's answers on the test patients; the mean true AUROC of its models by pairs."""
+    ids = np.array([f"p{i:03d}" for i in range(cell.patients)])
+    answers, truths, pairs = [], [], []
+    for repeat, _, role in each_fold(folds):
+        train = np.flatnonzero(np.isin(ids, sorted(role["train"] | role["val"])))
+        test = np.flatnonzero(np.isin(ids, sorted(role["test"])))
+        model = fit_linear(features[train].astype(np.float32), cohort.y[train], 2, PENALTY)
+        answers.append(FoldScores(repeat, test, model(features[test].astype(np.float32))))
+        weights = model.model.coef_[0] / model.scaler.scale_
+        truths.append(true_auroc(weights, cell, cohort, test))
+        pairs.append(int(cohort.y[test].sum() * (1 - cohort.y[test]).sum()))
+    known = np.array(pairs) > 0
+    truth = np.average(np.array(truths)[known], weights=np.array(pairs)[known])
+    sums, counts = np.zeros((cell.patients, 2)), np.zeros(cell.patients)
+    for fold in answers:
+        sums[fold.unit] += fold.p
+        counts[fold.unit] += 1
+    p = sums / np.maximum(counts, 1)[:, None]
+    whole = ScoredUnits(cohort.y, p, np.arange(cell.patients), ("0", "1"), tuple(answers))
+    return whole.take(counts > 0), float(truth)
+
+
+def one_cohort(cell: Cell, seed: int) -> dict[str, float]:
+    """What is kept of one cohort."""
+    rng = np.random.default_rng([seed, cell.patients, cell.sites])
+    cohort = draw(cell, rng)
+    folds = folds_of(cell, cohort, seed)
+    (first, truth), (second, _) = (
+        answer(cell, cohort, features, folds) for features in cohort.features
+    )
+    found = estimate("auroc", first)
+    low, high = found.interval
+    ends = paired_difference([first], [second], metric="auroc").interval
+    differ = (ends[0] > 0 or ends[1] < 0) and least_p(first) < 0.05  # p-value below 5 %
+    pooled = METRICS["auroc_pooled"].value(first)
+    pooled_low, pooled_high = _percentiles(first, seed)
+    return {
+        "auroc": found.value, "low": low, "high": high,
+        "truth": truth, "differ": float(differ),
+        "pooled": pooled, "pooled_low": pooled_low, "pooled_high": pooled_high,
+    }  # fmt: skip
+
+
+def _percentiles(scored: ScoredUnits, seed: int) -> tuple[float, float]:
+    """The plain percentile interval of the pooled figure, as is usual."""
+    weights = patient_weights(scored, RESAMPLES, seed)
+    drawn = METRICS["auroc_pooled"].resampled(scored, weights)
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def summary(cell: Cell, rows: pd.DataFrame) -> dict[str, Any]:
+    """One cell's figures over its cohorts."""
+    rows = rows[rows["auroc"].notna()]
+    truth = float(rows["truth"].mean())
+    missed = (rows["low"] > truth) | (rows["high"] < truth)
+    pooled_missed = (rows["pooled_low"] > truth) | (rows["pooled_high"] < truth)
+    return {
+        **asdict(cell), "site_is_a_signal": cell.site_is_a_signal, "cohorts": len(rows),
+        "truth": truth, "auroc": float(rows["auroc"].mean()), "missed": float(missed.mean()),
+        "p_below_5_percent": float(rows["differ"].mean()),
+        "pooled": float(rows["pooled"].mean()), "pooled_missed": float(pooled_missed.mean()),
+    }  # fmt: skip
+
+
+def run(work: Path, cohorts: int) -> None:
+    """Every block of cohorts that `work` does not hold yet."""
+    work.mkdir(parents=True, exist_ok=True)
+    file = work / "blocks.jsonl"
+    known = {(_key(one["cell"]), one["block"]) for one in _read(file)}
+    for block in range(cohorts // BLOCK):
+        for cell in design():
+            if (_key(asdict(cell)), block) in known:
+                continue
+            seeds = range(block * BLOCK, (block + 1) * BLOCK)
+            rows = pd.DataFrame([one_cohort(cell, seed) for seed in seeds])
+            record = {"cell": asdict(cell), "block": block, "rows": rows.round(5).to_dict("list")}
+            with file.open("a") as out:
+                out.write(json.dumps(record) + "\n")
+            log.info("block %d, %s", block, cell)
+
+
+def _read(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def _key(one: dict[str, Any]) -> tuple:
+    return tuple(one[name] for name in Cell.__dataclass_fields__)
+
+
+# --- the tables -------------------------------------------------------------------------------
+
+
+def collect(work: Path) -> None:
+    """Write the results file from a work folder's blocks."""
+    blocks: dict[tuple, list[pd.DataFrame]] = {}
+    for one in _read(work / "blocks.jsonl"):
+        blocks.setdefault(_key(one["cell"]), []).append(pd.DataFrame(one["rows"]))
+    cells = [summary(Cell(*key), pd.concat(rows)) for key, rows in blocks.items()]
+    rounded = [{k: round(v, 4) if isinstance(v, float) else v for k, v in c.items()} for c in cells]
+    text = ",\n ".join(json.dumps(cell) for cell in rounded)
+    write_text(RESULTS, f"[{text}]\n")
+
+
+def _least_most(values: pd.Series) -> str:
+    low, high = values.min(), values.max()
+    return f"{low:.2f}" if f"{low:.2f}" == f"{high:.2f}" else f"{low:.2f} to {high:.2f}"
+
+
+def _rate(rows: pd.DataFrame, column: str) -> str:
+    """Over the row's cohorts, and the least and most of its cells where there are several."""
+    rate = float(np.average(rows[column], weights=rows["cohorts"]))
+    if len(rows) == 1:
+        return f"{rate:.1%}".replace("%", " %")
+    return f"{rate:.1%} ({rows[column].min():.0%} to {rows[column].max():.0%})".replace("%", " %")
+
+
+def _lines(cells: pd.DataFrame, is_null: bool) -> Iterator[str]:
+    for (patients, split), rows in cells.groupby(["patients", "split"], sort=False):
+        base = 0.0 if is_null else rows["truth"]
+        parts = [
+            str(patients), str(split), str(len(rows)), str(rows["cohorts"].sum()),
+            _least_most(rows["auroc"] - base), _rate(rows, "missed"),
+            _rate(rows, "p_below_5_percent"),
+            _least_most(rows["pooled"] - base), _rate(rows, "pooled_missed"),
+        ]  # fmt: skip
+        yield "| " + " | ".join(parts) + " |"
+
+
+def tables(cells: list[dict[str, Any]]) -> str:
+    """The text between the marks of `docs/benchmarks.md`."""
+    frame = pd.DataFrame(cells)
+    null = frame[(frame["signal"] == 0) & ~frame["site_is_a_signal"]]
+    known = frame[(frame["signal"] > 0) & ~frame["site_is_a_signal"]]
+    told = frame[frame["site_is_a_signal"]]
+    head = (
+        "| patients | split | cells | cohorts | {} | intervals that leave out {} |"
+        " paired p < 0.05 | pooled: {} | pooled, percentiles: leave out {} |\n|" + " --- |" * 9
+    )
+    parts = [
+        "A row sums up cells that differ in their number of sites, the sites' effect and, without a"
+        " signal, in whether labels are even over sites; in brackets the least and the most of its"
+        " cells. The last two columns are what is usual: predictions of all folds ranked together,"
+        " with a percentile bootstrap.",
+        "",
+        "No signal:",
+        "",
+        head.format("mean AUROC", "0.5", "mean AUROC", "0.5"),
+        *_lines(null, True),
+        "",
+        "A known signal (the same of both encoders):",
+        "",
+        head.format("mean AUROC less truth", "the truth", "mean less truth", "the truth"),
+        *_lines(known, False),
+    ]
+    if len(told):
+        parts += [
+            "",
+            f"In {len(told)} further cells the site itself tells the label, and patients of several"
+            f" sites are ranked together: AUROC is {_least_most(told['auroc'])} there though the"
+            " tissue tells nothing. `site only` says so in the benchmark's table; leaving sites out"
+            " does not have it.",
+        ]
+    return "\n".join(parts)
+
+
+def write(docs: Path = DOCS) -> str:
+    """The page with the tables of the results file."""
+    text = docs.read_text()
+    before, rest = text.split(BEGIN)
+    after = rest.split(END)[1]
+    return f"{before}{BEGIN}\n\n{tables(json.loads(RESULTS.read_text()))}\n\n{END}{after}"
+
+
+def main() -> None:
+    """Run, or write what was run."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--work", type=Path)
+    parser.add_argument("--cohorts", type=int, default=400)
+    parser.add_argument("--write", action="store_true")
+    asked = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
+    if not asked.write:
+        run(asked.work, asked.cohorts)
+        return
+    if asked.work:
+        collect(asked.work)
+    write_text(DOCS, write())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,179 @@
+"""What the words of a label's column mean: which are classes, in which order, and which unknown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import pandas as pd
+
+from stainssl.errors import StainsslError
+from stainssl.evaluation.folds import class_name, class_order
+
+CODES = frozenset({"-1", "-9", "-99", "99", "-999", "999", "9999"})  # that may mean unknown
+MOST_CLASSES = 10  # of a task; more are rather a number
+# Words by which tables say that a value is not known, in any case: those that pandas takes for NaN,
+# and those of R, SAS, Excel, TCGA, cBioPortal and registries.
+UNKNOWN = frozenset(
+    word.casefold()
+    for word in (
+        "", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN",
+        "<NA>", "N/A", "NA", "NULL", "NaN", "None", "n/a", "n.a.", ".", "-", "--", "?", "unknown",
+        "[unknown]", "not available", "[not available]", "not evaluated", "[not evaluated]",
+        "not applicable", "[not applicable]", "not reported", "not done", "not known", "missing",
+        "indeterminate", "[discrepancy]", "#VALUE!", "#REF!", "#DIV/0!",
+    )
+)  # fmt: skip
+
+
+def is_unknown(value: object, more: Iterable[str] = ()) -> bool:
+    """Whether a cell of a table says that its value is not known; case and blanks do not count.
+
+    Args:
+        value: of a cell.
+        more: further words that say so.
+    """
+    word = class_name(value).strip().casefold()
+    return word in UNKNOWN or word in {str(one).strip().casefold() for one in more}
+
+
+class _Task(Protocol):
+    label: Any
+    na: Any
+    classes: Any
+    positive: Any
+
+
+@dataclass(frozen=True)
+class Labels:
+    """How the words of one label are read.
+
+    Attributes:
+        label: the column.
+        na: words that are unknown, beside `UNKNOWN`.
+        classes: class → the words that are it, in the classes' order; empty: every word is a class.
+        positive: the class that is positive where there are two; None: the one named `positive`,
+            else the last.
+    """
+
+    label: str
+    na: Sequence[str] = ()
+    classes: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    positive: str | None = None
+
+    def word(self, value: object) -> str:
+        """The class of a cell: `""` where it is not known, the word itself where none takes it."""
+        word = class_name(value).strip()
+        if (found := self._mapped().get(word.casefold())) is not None:
+            return found
+        return "" if is_unknown(word, self.na) else word
+
+    def _mapped(self) -> dict[str, str]:
+        pairs = {name.casefold(): name for name in self.classes}
+        for name, words in self.classes.items():
+            pairs |= {class_name(word).strip().casefold(): name for word in words}
+        return pairs
+
+    def words(self, values: pd.Series) -> pd.Series:
+        """The class of every cell, `""` where it is not known.
+
+        Raises:
+            StainsslError: `classes` is given and takes neither the word nor is it unknown.
+        """
+        codes, found = pd.factorize(values)  # code -1: NaN
+        read = [self.word(value) for value in found]
+        if self.classes:
+            left = [i for i, word in enumerate(read) if word and word not in self.classes]
+            told = ", ".join(f"{str(found[i])!r} ({int((codes == i).sum())})" for i in left)
+            if told:
+                raise StainsslError(
+                    f"label {self.label!r} has words that no class takes: {told}. Name each in"
+                    " 'classes', or in 'na' where it is not known."
+                )
+        return pd.Series([*read, ""], dtype=object).iloc[codes].set_axis(values.index)
+
+    def order(self, words: Iterable[str]) -> list[str]:
+        """The known classes among some words in their order; of two, the last is positive."""
+        found = set(words) - {""}
+        ordered = [name for name in self.classes if name in found] or class_order(sorted(found))
+        if len(ordered) != 2:
+            return ordered
+        named = [name for name in ordered if name.casefold() == "positive"]
+        positive = self.positive or (named[0] if named else ordered[1])
+        return sorted(ordered, key=lambda name: name == positive)
+
+    def read(self, rows: pd.DataFrame) -> pd.DataFrame:
+        """Rows of a sheet with the label's column read; as they are where they have none."""
+        if self.label not in rows:
+            return rows
+        return rows.assign(**{self.label: self.words(rows[self.label])})
+
+
+def labels_of(task: _Task) -> Labels:
+    """How a task reads its label: of a config's task."""
+    return Labels(task.label, tuple(task.na), dict(task.classes), task.positive)
+
+
+def label_problems(labels: Labels, rows: pd.DataFrame) -> list[str]:
+    """What is wrong with a label's words, a sentence each.
+
+    Args:
+        labels: how they are read.
+        rows: of the task's sheets.
+    """
+    try:
+        words = sorted(set(labels.words(rows[labels.label])) - {""})
+    except StainsslError as error:
+        return [str(error)]
+    found = []
+    by_case: dict[str, list[str]] = {}
+    for word in words:
+        by_case.setdefault(word.casefold(), []).append(word)
+    for same in by_case.values():
+        if len(same) > 1:
+            found.append(
+                f"classes {' and '.join(map(repr, same))} of {labels.label!r} differ in case only:"
+                " write one of them, or name the task's 'classes', whose case does not count."
+            )
+    if len(words) > MOST_CLASSES:
+        found.append(
+            f"label {labels.label!r} has {len(words)} classes ({', '.join(words[:5])} …): is it a"
+            " number? Group them by 'classes', or name another column."
+        )
+    if labels.positive and labels.positive not in words:
+        found.append(
+            f"positive is {labels.positive!r}, and {labels.label!r} has the classes"
+            f" {', '.join(words) or 'none'}."
+        )
+    return found
+
+
+def label_summary(labels: Labels, rows: pd.DataFrame) -> list[str]:
+    """The classes of a label with their patients and slides, and what was read as unknown.
+
+    Args:
+        labels: how they are read.
+        rows: of the task's sheets: `patient_id` and the label's column.
+    """
+    if labels.label not in rows:
+        return ["labels come from the annotations"]
+    read = labels.words(rows[labels.label])
+    parts = [f"{name} {_count(rows[read == name])}" for name in labels.order(read)]
+    lines = [f"classes: {', '.join(parts)}"]
+    if codes := sorted(CODES & set(read)):
+        lines.append(f"{', '.join(codes)}: if that means unknown, name it in the task's 'na'")
+    if (read == "").any():
+        left = rows[read == ""].groupby(rows.loc[read == "", labels.label].map(_shown))
+        words = [f"{word} {_count(mine)}" for word, mine in left]
+        lines.append(f"unknown: {', '.join(words)}")
+    return lines
+
+
+def _shown(value: object) -> str:
+    return repr(str(value)) if class_name(value) else "empty"
+
+
+def _count(rows: pd.DataFrame) -> str:
+    patients, slides = rows["patient_id"].nunique(), len(rows)
+    return f"({patients} patient{'s' * (patients != 1)}, {slides} slide{'s' * (slides != 1)})"
