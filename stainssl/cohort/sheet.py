@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from stainssl.cohort.sheet_file import SheetFile, read_sheet_file, shown
 from stainssl.config import NAME, Cohort, Config, nearest
 from stainssl.errors import StainsslError
+from stainssl.evaluation.labels import is_unknown
 from stainssl.plan.paths import Paths
 
 MAX_ID = 150  # files are named by ids, and a file's name has at most 255 bytes
@@ -326,13 +327,20 @@ def _judged(asked: _Asked) -> pd.DataFrame:
     for a dozen times before a job runs.
     """
     config, name = asked.config, asked.name
-    frame = _loaded(asked).rows
+    frame = _unknown_as_empty(_loaded(asked).rows)
     if problems := _sheet_problems(frame, source_of(config, name)):
         raise StainsslError("\n".join(problems))
     frame = _tidy(frame, root(config, name))
     if PART not in frame:
         frame[PART] = _name_parts(frame, config.slides.part_size)
     return frame[~frame["exclude"]].reset_index(drop=True)
+
+
+def _unknown_as_empty(frame: pd.DataFrame) -> pd.DataFrame:
+    """Rows whose `mpp` and `exclude` are empty where they say that they are not known."""
+    given = [column for column in ("mpp", "exclude") if column in frame]
+    known = {column: frame[column].mask(frame[column].map(is_unknown), "") for column in given}
+    return frame.assign(**known)
 
 
 @lru_cache(maxsize=32)

@@ -182,3 +182,30 @@ def test_an_external_cohort_has_the_label_and_nobody_who_trains(tmp_path: Path) 
     data["tasks"]["t"] |= {"external": ["o"], "level": "tile"}
     with pytest.raises(StainsslError, match="for tasks of level slide or patient"):
         parse(data)
+
+
+def test_an_unknown_mpp_is_none_whatever_the_word(tmp_path: Path) -> None:
+    _touch(tmp_path, 2)
+    config = _config(tmp_path, [_row(0, mpp="NA", exclude="NA"), _row(1, mpp="0.5", exclude="")])
+    rows = cohorts.read_sheet(config, "c")
+    assert rows["mpp"].isna().tolist() == [True, False]
+    assert _problems(config) == ""
+
+
+def test_a_split_that_ranks_nobody_is_refused_with_what_would(tmp_path: Path) -> None:
+    _touch(tmp_path, 8)
+    rows = [_row(i, y=str(i % 2)) for i in range(8)]
+    alone = {"split": {"kind": "leave-one-out"}}
+    assert "kind: cv" in _problems(_config(tmp_path, rows, **_task(**alone)))
+    called = _task(**alone, metrics=["balanced_accuracy"])
+    assert _problems(_config(tmp_path, rows, **called)) == ""
+
+
+def test_a_tasks_classes_and_unknown_words_are_counted(tmp_path: Path) -> None:
+    _touch(tmp_path, 9)
+    rows = [_row(i, y=["0", "3+", "n/a"][i % 3]) for i in range(9)]
+    task = _task(classes={"low": ["0"], "high": ["3+"]}, split={"folds": 3})
+    lines = cohorts.task_summary(_config(tmp_path, rows, **task), "t")
+    assert lines[0] == "classes: low (3 patients, 3 slides), high (3 patients, 3 slides)"
+    assert lines[1] == "unknown: 'n/a' (3 patients, 3 slides)"
+    assert "3 of 3 folds test fewer than two" in lines[2]
