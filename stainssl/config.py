@@ -226,6 +226,7 @@ class Geometry(Model):
         return self
 
 
+DEFAULT_BACKBONE = "resnet50"
 Normalizer = Literal["macenko", "vahadane", "ruifrok", "reinhard"]
 
 
@@ -237,7 +238,8 @@ class Encoder(Model):
     features: str | None = None  # clam:FOLDER or trident:FOLDER, files of vectors
     train: Train | None = None
     tiling: str = "default"
-    backbone: str = "resnet50"  # any timm name
+    backbone: str | None = None  # any timm name; null: resnet50, or the network of `init`
+    init: str | None = None  # weights that training starts from: as `weights`, or an encoder's name
     input_size: Annotated[int, Field(ge=32)] | None = None  # px; null: the tiling's size
     target: Target = Target()
     normalizer: Normalizer | Annotated[list[Normalizer], Field(min_length=1)] = "macenko"
@@ -279,6 +281,8 @@ class Encoder(Model):
             raise ValueError(
                 "give one of 'method' (trained here), 'weights' (given), 'features' (files)"
             )
+        if self.init is not None and not self.is_trained:
+            raise ValueError("'init' is where training starts from: give a method that trains")
         if self.is_trained and self.train is None:
             raise ValueError(f"method {self.method} needs 'train: {{cohorts: [...]}}'")
         return self
@@ -310,6 +314,11 @@ class Encoder(Model):
     def is_trained(self) -> bool:
         """Whether pretraining sees tiles."""
         return self.method not in (None, "random")
+
+    @property
+    def architecture(self) -> str:
+        """The timm name of a network that starts from random weights."""
+        return self.backbone or DEFAULT_BACKBONE
 
     @property
     def needs_target(self) -> bool:
@@ -473,6 +482,17 @@ class Config(Model):
         ]
         return [run for key in dict.fromkeys(keys) for run in self.runs_of(key)]
 
+    def initial_run(self, run: Run) -> Run | None:
+        """The run that another starts from where `init` names an encoder of this config.
+
+        Of several seeds it is the same one, else the first.
+        """
+        key = run.encoder.init
+        if key is None or key == run.key or key not in self.encoders:
+            return None
+        runs = self.runs_of(key)
+        return next((other for other in runs if other.seed == run.seed), runs[0])
+
     def run(self, name: str) -> Run:
         """The run of that name.
 
@@ -541,6 +561,21 @@ def _references(config: Config) -> Iterator[str]:
     for kind, name, key, word, known in _uses(config):
         if word not in known:
             yield f"{kind}.{name}.{key}: no such name {word!r}{nearest(word, known)}"
+    for name in config.encoders:
+        yield from _init_problems(config, name)
+
+
+def _init_problems(config: Config, name: str) -> Iterator[str]:
+    """An encoder starts from a network, and not, over others, from itself."""
+    chain = [name]
+    while (key := config.encoders[chain[-1]].init) in config.encoders and key != chain[-1]:
+        assert key is not None
+        if key in chain:
+            yield f"encoders.{name}.init: {' starts from '.join([*chain, key])}: a circle."
+            return
+        chain.append(key)
+    if len(chain) > 1 and config.encoders[chain[1]].features is not None:
+        yield f"encoders.{name}.init: {chain[1]!r} is imported features, there is no network."
 
 
 def _uses(config: Config) -> Iterator[tuple[str, str, str, str, Mapping[str, Any]]]:

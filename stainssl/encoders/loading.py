@@ -99,7 +99,7 @@ def load(source: Path | str, device: torch.device | str = "cpu") -> LoadedEncode
     Raises:
         StainsslError: no such folder or name, weights that do not fit or cannot be had.
     """
-    model = _model(str(source)).eval().requires_grad_(False).to(device)
+    model = load_network(str(source)).eval().requires_grad_(False).to(device)
     model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     data = resolve_model_data_config(model)
     if data["input_size"][1] != data["input_size"][2]:
@@ -138,7 +138,14 @@ def vector_length(model: nn.Module, input_size: int) -> int:
     return int(length)
 
 
-def _model(source: str) -> nn.Module:
+def load_network(source: str) -> nn.Module:
+    """A timm network with the weights of a source as `load` takes it, without a classifier.
+
+    Its `pretrained_cfg` says how its images are prepared.
+
+    Raises:
+        StainsslError: as `load`.
+    """
     if source.startswith(HUB):
         return _from_hub(source)
     if FILE in source and timm.is_model(source.partition(FILE)[0].split(".")[0]):
@@ -257,7 +264,7 @@ def new_backbone(name: str, input_size: int) -> tuple[nn.Module, dict[str, Any]]
         The network, and the arguments beside the name that made it.
 
     Raises:
-        StainsslError: no such name.
+        StainsslError: no such name, or its patches do not fill the size.
     """
     if not timm.is_model(name.split(".")[0]):
         raise StainsslError(f"backbone {name!r} is not a timm name{_close(name)}")
@@ -265,7 +272,24 @@ def new_backbone(name: str, input_size: int) -> tuple[nn.Module, dict[str, Any]]
     built_for: Any = model.pretrained_cfg
     if not built_for.get("fixed_input_size"):
         return model, {}
+    whole_patches(model, input_size)
     return timm.create_model(name, num_classes=0, img_size=input_size), {"img_size": input_size}
+
+
+def whole_patches(model: nn.Module, input_size: int) -> None:
+    """Refuse a size whose last columns a transformer would leave out: timm drops them silently.
+
+    Raises:
+        StainsslError: the size is no multiple of the network's patches.
+    """
+    patch = getattr(getattr(model, "patch_embed", None), "patch_size", None)
+    side = patch[0] if isinstance(patch, tuple) else patch
+    if side and input_size % side:
+        low = input_size // side * side
+        raise StainsslError(
+            f"{input_size} px are no multiple of patches of {side} px: set input_size to "
+            f"{low or side} or {low + side}."
+        )
 
 
 def save_local_dir(

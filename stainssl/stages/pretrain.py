@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from torch import nn
 
 from stainssl.cohort import read_sheet, train_parts
 from stainssl.config import Config, Encoder, Run
-from stainssl.encoders.loading import new_backbone, save_local_dir, vector_length
+from stainssl.encoders.initial import Backbone, backbone_of, digest, seen_too, source_of
+from stainssl.encoders.loading import save_local_dir, vector_length
 from stainssl.errors import StainsslError
 from stainssl.figures.pretrain import curves
 from stainssl.plan.paths import Paths
@@ -103,31 +103,26 @@ def run(config: Config, encoder: str, gpus: int = 0) -> None:
     take(gpus)
     torch.manual_seed(wanted.seed)  # the backbone's weights are the same under every method
     size = wanted.encoder.input_size or config.tilings[wanted.encoder.tiling].size
-    backbone, model_args = new_backbone(wanted.encoder.backbone, size)
+    backbone = backbone_of(config, wanted, size)
     trained = Trained(pd.DataFrame(columns=list(SEEN)), pd.DataFrame(columns=list(METRICS)))
     if METHODS[wanted.encoder.method].trains:
         trained = _train(config, wanted, backbone, size)
     if not is_main():  # of several processes one writes
         return
-    preprocessing = _preprocessing(backbone)
+    seen = seen_too(trained.seen, source_of(config, wanted))
     save_local_dir(
-        backbone, paths.model(encoder), backbone=wanted.encoder.backbone, input_size=size,
-        mean=preprocessing.mean, std=preprocessing.std, model_args=model_args,
-        card=_card(config, wanted, trained.seen),
+        backbone.model, paths.model(encoder), backbone=backbone.name, input_size=size,
+        mean=backbone.mean, std=backbone.std, model_args=backbone.model_args,
+        card=_card(config, wanted, trained.seen, seen),
         standard=trained.standard.target if trained.standard else None,
     )  # fmt: skip
-    _write_csv(paths.seen(encoder), trained.seen)
+    _write_csv(paths.seen(encoder), seen)
     _write_csv(paths.metrics(encoder), trained.metrics)
     with replacing(paths.curves(encoder)) as made:
         curves({encoder: trained.metrics}).savefig(made)
 
 
-def _preprocessing(backbone: nn.Module) -> Preprocessing:
-    found: Any = backbone.pretrained_cfg
-    return Preprocessing(tuple(found["mean"]), tuple(found["std"]))
-
-
-def _train(config: Config, run: Run, backbone: nn.Module, size: int) -> Trained:
+def _train(config: Config, run: Run, backbone: Backbone, size: int) -> Trained:
     """Train `backbone` in place."""
     encoder, paths = run.encoder, Paths(config.results)
     cohorts = _open(config, encoder)
@@ -138,34 +133,37 @@ def _train(config: Config, run: Run, backbone: nn.Module, size: int) -> Trained:
     target = _target(paths.target(run.name)) if encoder.needs_target else None
     recipe = _recipe(run, size, cohorts, target)
     facts = _facts(cohorts, encoder)
+    identity = _identity(run, size, cohorts, target)
+    if run.encoder.init is not None:
+        identity = {**identity, "init": digest(backbone.model)}
     module = _learner(
         run, backbone, size, recipe, _stain(cohorts, encoder, target), facts, settings
     )
     log.info(
-        "%s: %s on %d tiles of %d slides, %d px, %d steps of %d tiles", run.name, encoder.backbone,
+        "%s: %s on %d tiles of %d slides, %d px, %d steps of %d tiles", run.name, backbone.name,
         len(tiles), len(cohorts.slides), size, settings.steps, batch_size,
     )  # fmt: skip
     metrics = fit(
         module, tiles, settings, batch_size=batch_size, seed=run.seed, facts=facts,
         checkpoints=paths.checkpoints(run.name), on_row=_Live(paths.checkpoints(run.name)),
-        mark=fingerprint(_identity(run, size, cohorts, target)),
+        mark=fingerprint(identity),
     )  # fmt: skip
     return Trained(_seen(cohorts.slides), metrics, recipe.standard)
 
 
 def _learner(
-    run: Run, backbone: nn.Module, size: int, recipe: Recipe, stain: StainTargets | None,
+    run: Run, backbone: Backbone, size: int, recipe: Recipe, stain: StainTargets | None,
     facts: TileMetadata, settings: TrainSettings,
 ) -> Learner:  # fmt: skip
-    encoder, dim = run.encoder, vector_length(backbone, size)
+    encoder, dim = run.encoder, vector_length(backbone.model, size)
     torch.manual_seed(run.seed)  # as is the head's
-    objective = OBJECTIVES[encoder.loss](backbone, dim, encoder.temperature, encoder.queue)
+    objective = OBJECTIVES[encoder.loss](backbone.model, dim, encoder.temperature, encoder.queue)
     weight = encoder.supervised_weight
     return Learner(
-        backbone,
+        backbone.model,
         objective,
         METHODS[encoder.method or ""](recipe, stain),
-        _preprocessing(backbone),
+        Preprocessing(backbone.mean, backbone.std),
         settings,
         Supervision(dim, facts.label, weight) if weight else None,
     )
@@ -350,16 +348,19 @@ def _seen(slides: pd.DataFrame) -> pd.DataFrame:
     ]
 
 
-def _card(config: Config, run: Run, seen: pd.DataFrame) -> dict[str, Any]:
+def _card(config: Config, run: Run, trained: pd.DataFrame, seen: pd.DataFrame) -> dict[str, Any]:
+    """What made a model; `trained` and `seen` are the patients of this training, and of all."""
     encoder, tiling = run.encoder, config.tilings[run.encoder.tiling]
     card: dict[str, Any] = {"method": encoder.method, "seed": run.seed}
-    if encoder.train is None or seen.empty:
+    if encoder.train is None or trained.empty:
         return card | {"training": "none: random weights"}
+    if encoder.init:
+        card["initial weights"] = encoder.init
     card |= {
         "cohorts": ", ".join(encoder.train.cohorts),
         "splits": ", ".join(encoder.train.splits),
-        "tiles": f"{int(seen['tiles'].sum())} of {tiling.size} px at {tiling.mpp:g} µm/px",
-        "slides": int(seen["slides"].sum()),
+        "tiles": f"{int(trained['tiles'].sum())} of {tiling.size} px at {tiling.mpp:g} µm/px",
+        "slides": int(trained["slides"].sum()),
         "patients seen": f"{len(seen)}: {', '.join(seen['patient_id'])}",
         "color jitter": f"{encoder.color}, of stain: {encoder.stain_jitter}",
         "loss": f"{encoder.loss}, temperature {encoder.temperature:g}",

@@ -234,7 +234,15 @@ def pretrain_settings(wildcards):
     """The keys of an encoder that `pretrain` reads, and its seed."""
     run = RUNS[wildcards.encoder]
     keys = set(type(run.encoder).model_fields) - {"seeds", "frozen", "train", "weights"}
-    return settings_of(run.encoder, *keys) + as_param([run.seed, CONFIG.seed])
+    other = CONFIG.initial_run(run)
+    given = other.encoder.weights if other else None
+    return settings_of(run.encoder, *keys) + as_param([run.seed, CONFIG.seed, given])
+
+
+def initial_model_of(wildcards):
+    """The model that training starts from, where it is another encoder's of this config."""
+    other = CONFIG.initial_run(RUNS[wildcards.encoder])
+    return [PATHS.model(other.name)] if other and other.encoder.method else []
 
 
 def trainable(names):

@@ -6,6 +6,7 @@ rule pretrain:
         pixels=train_pixels,
         target=target_of,
         labels=train_labels,
+        init=initial_model_of,
     output:
         model=directory(PATHS.model("{encoder}")),
         metrics=PATHS.metrics("{encoder}"),

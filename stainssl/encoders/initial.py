@@ -1,0 +1,165 @@
+"""Where pretraining starts: the weights of a given network, built for the training's size."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import timm
+from timm.models import load_model_config_from_hf
+from timm.models._hub import load_model_config_from_path
+from torch import nn
+
+from stainssl.config import Config, Run
+from stainssl.encoders.loading import (
+    FILE,
+    HUB,
+    LOCAL,
+    STANDARD,
+    TIMM,
+    load_network,
+    new_backbone,
+    whole_patches,
+)
+from stainssl.errors import StainsslError
+from stainssl.plan.paths import Paths
+
+SEEN = "seen.csv"
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A network to train, and what it takes to build it again.
+
+    Attributes:
+        model: (B, 3, S, S) → (B, D), without a classifier.
+        name: timm name of its architecture.
+        model_args: arguments beside the name that make the architecture.
+        mean, std: of RGB in [0, 1], as the network has learnt to expect them.
+    """
+
+    model: nn.Module
+    name: str
+    model_args: Mapping[str, Any]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+def source_of(config: Config, run: Run) -> str | None:
+    """The weights that a run starts from, as `load` takes them; None: random ones."""
+    if (other := config.initial_run(run)) is None:
+        return run.encoder.init
+    return other.encoder.weights or f"{LOCAL}{Paths(config.results).model(other.name)}"
+
+
+def backbone_of(config: Config, run: Run, input_size: int) -> Backbone:
+    """The network that a run trains: of random weights (from torch's seed), or those of `init`.
+
+    Raises:
+        StainsslError: no such name, or `initial_backbone` refuses.
+    """
+    source = source_of(config, run)
+    if source is not None:
+        return initial_backbone(source, input_size, run.encoder.backbone)
+    name = run.encoder.architecture
+    model, args = new_backbone(name, input_size)
+    return _backbone(model, name, args)
+
+
+def initial_backbone(source: str, input_size: int, wanted: str | None = None) -> Backbone:
+    """A network with given weights, for images of another size than its own if need be.
+
+    Position embeddings are resampled to the size as timm does it; mean and standard deviation
+    stay those of the source.
+
+    Args:
+        source: as `load` takes it.
+        input_size: side in px.
+        wanted: timm name of the architecture that it must be; None: any.
+
+    Raises:
+        StainsslError: the weights cannot be loaded, are of another architecture than wanted, or
+            their network cannot be built for that size.
+    """
+    model = load_network(source)
+    name, args = _architecture(source)
+    if wanted is not None and wanted.split(".")[0] != name.split(".")[0]:
+        raise StainsslError(
+            f"init {source} is a {name} and `backbone` says {wanted}: leave `backbone` out."
+        )
+    if (Path(source.removeprefix(LOCAL)) / STANDARD).is_file():
+        log.warning("%s saw normalized tiles; here they are not unless `preprocess` is set", source)
+    found: Any = model.pretrained_cfg
+    if found.get("fixed_input_size") and found["input_size"][1] != input_size:
+        model, args = _resized(model, name, args, input_size, source)
+    log.info("starting from %s: %s at %d px", source, name, input_size)
+    return _backbone(model, name, args)
+
+
+def seen_too(seen: pd.DataFrame, source: str | None) -> pd.DataFrame:
+    """The patients that a network has seen, those of the model that it started from included.
+
+    Args:
+        seen: a row per `patient_id` and `cohort` with its `slides` and `tiles`.
+        source: what it started from; a model made here has its `seen.csv` beside it.
+    """
+    path = Path((source or "").removeprefix(LOCAL)).parent / SEEN
+    if source is None or not source.startswith(LOCAL) or not path.is_file():
+        return seen
+    earlier = pd.read_csv(path, dtype={"patient_id": str, "cohort": str}, keep_default_na=False)
+    both = pd.concat([seen, earlier]) if len(earlier) else seen
+    # A patient of both trainings counts once: the larger of the two.
+    return both.groupby(["patient_id", "cohort"], as_index=False)[["slides", "tiles"]].max()
+
+
+def digest(model: nn.Module) -> str:
+    """SHA-256 of a network's tensors: other weights under the same name are told apart."""
+    found = hashlib.sha256()
+    for name, value in model.state_dict().items():
+        found.update(name.encode())
+        found.update(value.detach().contiguous().cpu().numpy().tobytes())
+    return found.hexdigest()
+
+
+def _backbone(model: nn.Module, name: str, args: Mapping[str, Any]) -> Backbone:
+    found: Any = model.pretrained_cfg
+    return Backbone(model, name, args, tuple(found["mean"]), tuple(found["std"]))
+
+
+def _architecture(source: str) -> tuple[str, dict[str, Any]]:
+    """The timm name of a source that loads, and the arguments that its architecture takes."""
+    name = source.partition(FILE)[0] if FILE in source else source.removeprefix(TIMM)
+    if not source.startswith(HUB) and timm.is_model(name.split(".")[0]):
+        return name, {}
+    if source.startswith(HUB):
+        _, name, args = load_model_config_from_hf(source.removeprefix(HUB))
+    else:
+        _, name, args = load_model_config_from_path(source.removeprefix(LOCAL))
+    return name, {k: v for k, v in (args or {}).items() if k != "num_classes"}
+
+
+def _resized(
+    model: nn.Module, name: str, args: Mapping[str, Any], input_size: int, source: str
+) -> tuple[nn.Module, dict[str, Any]]:
+    """The same weights in an architecture that is built for another size, and its arguments."""
+    args = {**args, "img_size": input_size}
+    try:
+        whole_patches(model, input_size)
+        model.set_input_size(img_size=(input_size, input_size))  # type: ignore[operator]
+        built = timm.create_model(name, num_classes=0, **args)
+        built.load_state_dict(model.state_dict())
+    except Exception as error:  # asserts, missing methods and shapes: each family has its own
+        own: Any = model.pretrained_cfg
+        raise StainsslError(
+            f"init {source}: a {name} of {own['input_size'][1]} px cannot be built for "
+            f"{input_size} px ({type(error).__name__}: {str(error).splitlines()[0][:200]}). Set "
+            f"`input_size: {own['input_size'][1]}`."
+        ) from error
+    built.pretrained_cfg = model.pretrained_cfg
+    return built, args
