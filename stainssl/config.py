@@ -91,6 +91,7 @@ class Cohort(Model):
     release: str | None = None  # instead of a sheet: a public data set, whose folder is `root`
     options: dict[str, str] = {}  # of the release, as its page in docs/cohorts/ names them
     columns: dict[str, str | None] = {}  # our column → the sheet's; null: ours is not in the sheet
+    patient_ids: Literal["shared", "local"] | None = None  # whether an id is one person everywhere
     kind: Literal["slides", "patches"] = "slides"
     annotations: str | None = None  # pattern with {slide_id}: GeoJSON, ASAP or ImageScope XML
     outlines: dict[str, Outlines] = {}  # tile label → classes; without: the class of its name

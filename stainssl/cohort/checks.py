@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pandas as pd
 
+from stainssl.cohort.identity import file_problems, patient_problems
 from stainssl.cohort.outlines import MAX_QUICK_BYTES, outline_problems
 from stainssl.cohort.parts import train_parts
 from stainssl.cohort.sheet import read_sheet, root, source_of
@@ -87,7 +88,8 @@ def _external_problems(config: Config, name: str, task: Task) -> Iterator[str]:
         if both := sorted(own & set(frame["patient_id"])):
             yield (
                 f"tasks.{name}.external: {len(both)} patients of {cohort} have the names of "
-                f"patients that train: {', '.join(both[:5])}. Leave them out or rename them."
+                f"patients that train: {', '.join(both[:5])}. Leave them out; if they are other"
+                f" people, set cohorts.{cohort}.patient_ids: local."
             )
 
 
@@ -195,8 +197,8 @@ def check(config: Config, thorough: bool = False) -> list[str]:
     Files that do not exist, sheets, ids, labels, annotations, folds, splits, frozen encoders.
 
     Args:
-        thorough: read every annotation file, however long it takes; without it, those of a cohort
-            that has no more than `MAX_QUICK_BYTES` of them.
+        thorough: read every annotation file, and compare the contents of all files of equal size,
+            however long it takes; without it, where there are not too many.
     """
     problems: list[str] = []
     sound = True
@@ -210,6 +212,7 @@ def check(config: Config, thorough: bool = False) -> list[str]:
             sound = False
     if not sound:  # tasks and encoders cannot be judged on sheets that cannot be read
         return problems
+    problems += [*file_problems(config, thorough), *patient_problems(config)]
     for name in config.cohorts:
         most = float("inf") if thorough else MAX_QUICK_BYTES
         problems += outline_problems(config, name, most)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -46,6 +47,8 @@ OPTIONAL = ("site", "split", "mpp", "exclude")
 REQUIRED = ("slide_id", "patient_id", "path")
 COLUMNS = (*REQUIRED, *OPTIONAL)
 KNOWN = (*COLUMNS, PART)  # every column that means something here
+OF_COHORT = ":"  # `clinic:17` is a patient of a cohort whose ids are its own; no id has it
+TCGA_SAMPLE = re.compile(r"TCGA-\w{2}-\w{4}-.+")
 UNKNOWN_IDS = {"na", "n/a", "nan", "none", "null", "unknown", "missing"}
 
 
@@ -137,6 +140,9 @@ def _row_faults(frame: pd.DataFrame) -> Iterator[_Fault]:
             yield _Fault(line, "exclude", flag, "is true or false (1, 0, yes, no, x), or nothing")
         if str(row["patient_id"]).lower() in UNKNOWN_IDS:
             wanted = "is a patient's name: give every unknown patient one, or exclude the row"
+            yield _Fault(line, "patient_id", row["patient_id"], wanted)
+        if TCGA_SAMPLE.fullmatch(str(row["patient_id"])):
+            wanted = "is a sample's or slide's barcode: a patient's is its first three words"
             yield _Fault(line, "patient_id", row["patient_id"], wanted)
         values = {
             str(k): v for k, v in row.items() if k != "exclude" and (v != "" or k in REQUIRED)
@@ -286,7 +292,8 @@ def read_sheet(config: Config, name: str) -> pd.DataFrame:
     """The slides of a cohort, excluded rows dropped.
 
     Returns:
-        A row per slide in sheet order: `slide_id`, `patient_id`, `path` (str, under the cohort's
+        A row per slide in sheet order: `slide_id`, `patient_id` (`{cohort}:{id}` where the cohort's
+        ids are its own), `path` (str, under the cohort's
         root), `site`, `split` (str, empty where unknown), `mpp` (float, µm/px, NaN where not
         given), `exclude` (False), `stainssl_part` (str), and every other column as str, empty where
         unknown.
@@ -331,6 +338,8 @@ def _judged(asked: _Asked) -> pd.DataFrame:
     if problems := _sheet_problems(frame, source_of(config, name)):
         raise StainsslError("\n".join(problems))
     frame = _tidy(frame, root(config, name))
+    if config.cohorts[name].patient_ids == "local":
+        frame["patient_id"] = f"{name}{OF_COHORT}" + frame["patient_id"]
     if PART not in frame:
         frame[PART] = _name_parts(frame, config.slides.part_size)
     return frame[~frame["exclude"]].reset_index(drop=True)

@@ -434,7 +434,8 @@ def read_folds(path: Path) -> pd.DataFrame:
         StainsslError: the file is missing, or a patient stands in two roles of one fold.
     """
     try:
-        folds = pd.read_csv(path, dtype={"patient_id": str, "role": str, "task": str})
+        words = {"patient_id": str, "role": str, "task": str}
+        folds = pd.read_csv(path, dtype=words, keep_default_na=False)
     except FileNotFoundError:
         raise StainsslError(f"{path} is missing: run `stainssl folds` first.") from None
     check_folds(folds, path)

@@ -211,11 +211,12 @@ def _cohort_patients(config: Config, task: str) -> pd.DataFrame:
 
 
 def _seen(path: Path, tested: pd.DataFrame) -> int:
-    # How many test patients pretraining saw; given weights leave no list, and none is counted.
+    # How many test patients pretraining saw, in whatever cohort; given weights leave no list, and
+    # none is counted.
     if not path.exists():
         return 0
-    seen = pd.read_csv(path, dtype={"patient_id": str, "cohort": str})
-    return len(tested.merge(seen[["patient_id", "cohort"]].drop_duplicates()))
+    seen = pd.read_csv(path, dtype={"patient_id": str}, keep_default_na=False)
+    return len(set(tested["patient_id"]) & set(seen["patient_id"]))
 
 
 def _robustness(config: Config, benchmark: str) -> Iterator[Robustness]:

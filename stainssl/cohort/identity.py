@@ -1,0 +1,179 @@
+"""One file under two names, and one patient in two cohorts: the same tissue on both sides."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from stat import S_ISREG
+from typing import TypeVar
+
+from stainssl.cohort.sheet import read_sheet, source_of
+from stainssl.cohort.sheet_file import shown
+from stainssl.config import Config
+from stainssl.slides.hdf5_patch import file_of
+
+THREADS = 16  # files are asked for at once; on network storage each takes a millisecond
+SAMPLES = 8  # blocks of a file that are compared, spread over it
+SAMPLE_BYTES = 64 * 1024
+MAX_QUICK_FILES = 5_000  # of equal size, whose contents are compared whenever a run starts
+MAX_TOLD = 3
+A = TypeVar("A", bound=Hashable)
+B = TypeVar("B")
+K = TypeVar("K", bound=Hashable)
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A row of a sheet, as far as it tells whose tissue a file holds."""
+
+    cohort: str
+    slide_id: str
+    patient_id: str
+    split: str
+    path: str
+
+    def named(self) -> str:
+        """The row as a sentence has it."""
+        split = f", split {self.split}" if self.split else ""
+        return f"{self.slide_id!r} (patient {self.patient_id}{split}: {self.path})"
+
+
+def content_key(path: Path, size_bytes: int) -> bytes | None:
+    """A hash of a file's size and of blocks spread over it; None where it cannot be read.
+
+    Slides that agree in all blocks, of half a megabyte in all, are one scan for any purpose here.
+    """
+    digest = hashlib.blake2b(str(size_bytes).encode(), digest_size=16)
+    last = max(0, size_bytes - SAMPLE_BYTES)
+    try:
+        with path.open("rb") as file:
+            for start in sorted({last * i // (SAMPLES - 1) for i in range(SAMPLES)}):
+                file.seek(start)
+                digest.update(file.read(SAMPLE_BYTES))
+    except OSError:
+        return None
+    return digest.digest()
+
+
+def _stat(path: Path) -> os.stat_result | None:
+    try:
+        return path.stat()
+    except (OSError, RuntimeError):  # absent, or a loop of links: told elsewhere
+        return None
+
+
+def _each(work: Callable[[A], B], of: Iterable[A]) -> dict[A, B]:
+    items = list(dict.fromkeys(of))
+    with ThreadPoolExecutor(THREADS) as pool:
+        return dict(zip(items, pool.map(work, items), strict=True))
+
+
+def _alike(keys: Mapping[Path, K]) -> dict[K, list[Path]]:
+    """Key → the files that have it, of keys that several have."""
+    found: dict[K, list[Path]] = {}
+    for path, key in keys.items():
+        found.setdefault(key, []).append(path)
+    return {key: paths for key, paths in found.items() if len(paths) > 1}
+
+
+def file_keys(paths: Iterable[Path], max_files: float = float("inf")) -> dict[Path, Hashable]:
+    """File → what tells it from others: its inode, or its content where another's is equal.
+
+    Links, `./` and hard links give one key; so do copies, unless more than `max_files` are of equal
+    sizes. Files that are not there are left out.
+    """
+    stats = {path: stat for path, stat in _each(_stat, paths).items() if stat is not None}
+    keys: dict[Path, Hashable] = {p: (s.st_dev, s.st_ino) for p, s in stats.items()}
+    first = {key: path for path, key in reversed(list(keys.items()))}
+    sizes = {p: stats[p].st_size for p in first.values() if S_ISREG(stats[p].st_mode)}
+    twins = [p for s, found in _alike(sizes).items() if s for p in found]
+    if len(twins) <= max_files:
+        contents = _each(lambda path: content_key(path, sizes[path]), twins)
+        known = {path: key for path, key in contents.items() if key is not None}
+        equal = {keys[p]: key for key, found in _alike(known).items() for p in found}
+        keys = {path: equal.get(key, key) for path, key in keys.items()}
+    return keys
+
+
+def _listed(config: Config, thorough: bool) -> Iterator[Listed]:
+    for name, cohort in config.cohorts.items():
+        if cohort.demo is None and (cohort.release is None or thorough):
+            columns = ["slide_id", "patient_id", "split", "path"]
+            for row in read_sheet(config, name)[columns].itertuples(index=False):
+                yield Listed(name, *row)
+
+
+def _groups(config: Config, thorough: bool) -> list[list[Listed]]:
+    """Rows that name one picture, of pictures that several rows name."""
+    rows = list(_listed(config, thorough))
+    limit = float("inf") if thorough else MAX_QUICK_FILES
+    keys = file_keys([file_of(row.path) for row in rows], limit)
+    found: dict[Hashable, list[Listed]] = {}
+    for row in rows:
+        file = file_of(row.path)
+        if file in keys:
+            picture = row.path[len(str(file)) :]  # `#17` of a packed file
+            found.setdefault((keys[file], picture), []).append(row)
+    return [group for group in found.values() if len(group) > 1]
+
+
+def _first_pair(group: list[Listed]) -> tuple[Listed, Listed] | None:
+    """Two rows of one picture that cannot both be right; None where there are none.
+
+    In two cohorts a picture may stand under one patient: tiled in two ways, say.
+    """
+    for one, other in combinations(group, 2):
+        if one.cohort == other.cohort or one.patient_id != other.patient_id:
+            return one, other
+    return None
+
+
+def file_problems(config: Config, thorough: bool) -> Iterator[str]:
+    """Files that stand in the sheets twice: by another path, a link, or a copy."""
+    pairs = [pair for group in _groups(config, thorough) if (pair := _first_pair(group))]
+    for one, other in pairs[:MAX_TOLD]:
+        both = f"{one.named()} and {other.named()}"
+        if one.cohort == other.cohort:
+            where = f"{source_of(config, one.cohort)}: slides"
+            yield f"{where} {both} are one file or equal copies of it: exclude one of them."
+        else:
+            yield (
+                f"cohorts {one.cohort} and {other.cohort}: slides {both} are one file or equal"
+                " copies of it under two patients: exclude one, or give them one patient_id (and"
+                " patient_ids: shared)."
+            )
+    if len(pairs) > MAX_TOLD:
+        yield f"{len(pairs) - MAX_TOLD} more files stand in the sheets twice."
+
+
+def _may_share(config: Config, one: str, other: str) -> bool:
+    """Whether nobody said if two cohorts' patient ids mean the same people."""
+    cohorts = [config.cohorts[name] for name in (one, other)]
+    if any(cohort.demo is not None for cohort in cohorts):
+        return False
+    if all(cohort.patient_ids == "shared" for cohort in cohorts):
+        return False
+    sheets = {cohort.sheet and cohort.sheet.resolve() for cohort in cohorts}
+    return len(sheets) == 2 or None in sheets
+
+
+def patient_problems(config: Config) -> Iterator[str]:
+    """Ids that stand in two cohorts, where nobody said whether they are the same people.
+
+    An external cohort's are judged with its task.
+    """
+    told = {frozenset((c, e)) for t in config.tasks.values() for c in t.cohorts for e in t.external}
+    people = {name: set(read_sheet(config, name)["patient_id"]) for name in config.cohorts}
+    for one, other in combinations(config.cohorts, 2):
+        both = sorted(people[one] & people[other])
+        if both and {one, other} not in told and _may_share(config, one, other):
+            yield (
+                f"cohorts {one} and {other} have {len(both)} patient ids in common ({shown(both)})."
+                " Set patient_ids in both: shared, if an id is one person in all cohorts; local, if"
+                " each cohort counts for itself."
+            )
