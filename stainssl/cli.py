@@ -166,9 +166,15 @@ def cohort_import(
         typer.echo(line)
 
 
+@cohort_app.command("statuses")
+def cohort_statuses(cohort: CohortName, config: ConfigFile = DEFAULT) -> None:
+    """Collect what happened to each slide: table, page and picture of tissue masks."""
+    _run("statuses", config, cohort=cohort)
+
+
 @cohort_app.command("gate")
 def cohort_gate(cohort: CohortName, config: ConfigFile = DEFAULT) -> None:
-    """Collect the slides' statuses; stop where more than `max_bad_slides` are bad."""
+    """Stop where more slides are bad than `slides.max_bad_slides` allows."""
     _run("gate", config, cohort=cohort)
 
 

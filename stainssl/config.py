@@ -60,7 +60,7 @@ class Slides(Model):
     part_size: Positive = 32  # slides a part, the unit of a job
     on_missing: Literal["error", "quarantine"] = "error"
     staging: Staging | None = None
-    max_bad_slides: Share = 0.1  # share of a cohort's slides past which the run stops
+    max_bad_slides: Share = 0.1  # share of a cohort's slides, rounded up, past which the run stops
 
     def staging_place(self) -> tuple[Path | None, int]:
         """The staging folder and the bytes that it may hold; None: slides are read in place."""

@@ -39,7 +39,7 @@ def test_a_mistake_is_a_sentence_and_exit_1(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("module", ["tile", "label", "folds", "gate", "embedded"])
+@pytest.mark.parametrize("module", ["tile", "label", "folds", "statuses", "gate", "embedded"])
 def test_light_stages_import_neither_torch_nor_tiatoolbox(module: str) -> None:
     code = (
         f"import sys, stainssl.stages.{module}, stainssl.slides.tiling, stainssl.cohort;"

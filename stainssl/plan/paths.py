@@ -36,8 +36,16 @@ class Paths:
         return self._tiling(cohort, tiling) / "qc" / f"{part}.parquet"
 
     def checked(self, cohort: str, tiling: str) -> Path:
-        """The cohort's slides and their statuses, written where few enough are bad (CSV)."""
+        """The cohort's slides and their statuses (CSV)."""
         return self._tiling(cohort, tiling) / "slides.csv"
+
+    def slides_page(self, cohort: str, tiling: str) -> Path:
+        """The same as a page with reasons (HTML)."""
+        return self._tiling(cohort, tiling) / "slides.html"
+
+    def gate(self, cohort: str, tiling: str) -> Path:
+        """Written where few enough of the cohort's slides are bad (JSON)."""
+        return self._tiling(cohort, tiling) / "gate.json"
 
     def overview(self, cohort: str, tiling: str) -> Path:
         """Contact sheet of the cohort's tissue masks (PNG)."""

@@ -1,72 +1,73 @@
-"""`stainssl cohort gate`: the statuses of a cohort's slides, and whether too many are bad."""
+"""`stainssl cohort gate`: whether too many of a cohort's slides are bad."""
 
 from __future__ import annotations
 
-import logging
+import json
+import math
+from pathlib import Path
 
 import pandas as pd
 
-from stainssl.cohort import PART, parts, read_sheet
 from stainssl.config import Config
 from stainssl.errors import StainsslError, Status
 from stainssl.plan.paths import Paths
-from stainssl.stores.atomic import replacing
-from stainssl.stores.tiles import read_qc
+from stainssl.stages.statuses import counted
+from stainssl.stores.atomic import write_text
 
-log = logging.getLogger(__name__)
+MOST_LISTED = 20  # bad slides that a message lists; the file has all
 
 
-def too_many_bad(slides: pd.DataFrame, max_share: float) -> str:
-    """A message that lists the bad slides where their share exceeds `max_share`; else empty.
+def allowed_bad(slides: int, max_share: float) -> int:
+    """How many of so many slides may be bad: the share, rounded up, and below 1 never all of them.
+
+    Rounded up, since a share below one slide would stop a small cohort at its first bad one.
+    """
+    most = slides if max_share >= 1 else max(slides - 1, 0)
+    return min(math.ceil(max_share * slides - 1e-9), most)
+
+
+def too_many_bad(slides: pd.DataFrame, max_share: float, table: Path) -> str:
+    """A message where more slides are bad than `allowed_bad`; else empty.
 
     Args:
         slides: a row per slide: `slide_id`, `status`, `detail`.
         max_share: 0 to 1.
+        table: the file that says what happened to each slide.
     """
     bad = slides[slides["status"] != Status.OK.value]
-    if len(bad) <= max_share * len(slides):
+    allowed = allowed_bad(len(slides), max_share)
+    if len(bad) <= allowed:
         return ""
-    listed = (f"{row.slide_id}: {row.status}: {row.detail}" for row in bad.itertuples())
+    listed = [f"{row.slide_id}: {row.status}: {row.detail}" for row in bad.itertuples()]
+    if (more := len(listed) - MOST_LISTED) > 0:
+        listed[MOST_LISTED:] = [f"and {more} more"]
     return "\n".join(
         [
-            f"{len(bad)} of {len(slides)} slides are bad, more than slides.max_bad_slides "
-            f"({max_share:g}) allows. Fix them, exclude them in the sheet, or raise the limit:",
+            f"{len(bad)} of {len(slides)} slides are bad ({counted(bad['status'])}); "
+            f"slides.max_bad_slides ({max_share:g}) allows {allowed}. {table} says why, and "
+            "tissue.png beside it shows the others. Fix the slides, exclude them in the sheet, or "
+            "raise the limit:",
             *listed,
         ]
     )
 
 
 def run(config: Config, cohort: str) -> None:
-    """Write the cohort's `slides.csv` and its picture of tissue masks.
+    """Write that the cohort passed, and by how much.
 
     Raises:
-        StainsslError: more than `slides.max_bad_slides` of the cohort's slides are bad.
+        StainsslError: more of the cohort's slides are bad than `slides.max_bad_slides` allows.
     """
     paths, tiling = Paths(config.results), config.cohorts[cohort].tiling
-    names = list(parts(config, cohort))
-    qc = pd.concat([read_qc(paths.qc(cohort, tiling, part)) for part in names], ignore_index=True)
-    sheet = read_sheet(config, cohort)[["slide_id", "patient_id", "site", "split", PART]].rename(
-        columns={PART: "part"}
-    )
-    slides = sheet.merge(qc, on="slide_id", how="left", validate="one_to_one")
-    counts = slides["status"].value_counts()
-    log.info("%s", ", ".join(f"{count} {status}" for status, count in counts.items()))
-    if message := too_many_bad(slides, config.slides.max_bad_slides):
+    table = paths.checked(cohort, tiling)
+    try:
+        columns = ["slide_id", "status", "detail"]
+        slides = pd.read_csv(table, usecols=columns, dtype=str, keep_default_na=False)
+    except FileNotFoundError:
+        raise StainsslError(f"{table} is missing: run `stainssl cohort statuses` first.") from None
+    if message := too_many_bad(slides, config.slides.max_bad_slides, table):
         raise StainsslError(message)
-    _write_overview(config, cohort, slides)
-    with replacing(paths.checked(cohort, tiling)) as made:
-        slides.to_csv(made, index=False, float_format="%.6g")
-
-
-def _write_overview(config: Config, cohort: str, slides: pd.DataFrame) -> None:
-    from stainssl.figures.slides import tissue_overview
-
-    paths, tiling = Paths(config.results), config.cohorts[cohort].tiling
-    previews = {
-        row.slide_id: paths.previews(cohort, tiling, row.part) / f"{row.slide_id}.png"
-        for row in slides.itertuples()
-    }
-    with replacing(paths.overview(cohort, tiling)) as made:
-        tissue_overview(
-            previews, dict(zip(slides["slide_id"], slides["status"], strict=True)), made
-        )
+    bad = int((slides["status"] != Status.OK.value).sum())
+    allowed = allowed_bad(len(slides), config.slides.max_bad_slides)
+    passed = {"slides": len(slides), "bad": bad, "allowed": allowed}
+    write_text(paths.gate(cohort, tiling), json.dumps(passed) + "\n")

@@ -61,3 +61,12 @@ def test_lint_finds_nothing() -> None:
         cwd=REPO, env=ENV, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_what_the_gate_stops_can_be_read(fresh: Workflow) -> None:
+    fresh.edit("config.yaml", lambda text: text.replace("max_bad_slides: 0.3", "max_bad_slides: 0"))
+    table = "results/cohorts/clinic/default/slides.csv"
+    text = fresh.run("results/cohorts/clinic/default/gate.json", fails=True)
+    assert f"{table} says why" in text
+    for name in (table, table.replace("csv", "html"), table.replace("slides.csv", "tissue.png")):
+        assert (fresh.folder / name).exists()

@@ -18,6 +18,7 @@ def run_all(config: Config) -> None:
     for cohort, part in each:
         verb("tile", cohort=cohort, part=part)
     for cohort in config.cohorts:
+        verb("statuses", cohort=cohort)
         verb("gate", cohort=cohort)
     for cohort, part in each:
         verb("label", cohort=cohort, part=part)

@@ -27,6 +27,7 @@ from stainssl.stages import (
     pretrain,
     probe,
     robustness,
+    statuses,
     target,
     tile,
 )
@@ -89,6 +90,7 @@ def test_its_tables_and_stores_are_there_and_empty(config: Config) -> None:
 
 
 def test_the_gate_and_the_count_of_vectors(config: Config) -> None:
+    statuses.run(config, "clinic")
     gate.run(config, "clinic")
     embedded.run(config, "clinic", "enc")
     slides = pd.read_csv(Paths(config.results).embedded("clinic", "default", "enc"))

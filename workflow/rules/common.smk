@@ -408,7 +408,7 @@ def wanted_files():
     """What a plain run makes: tables, and what no table asks for but the config names."""
     files = [PATHS.benchmark(name) / "table.csv" for name in CONFIG.benchmarks]
     for cohort, one in CONFIG.cohorts.items() if CONFIG.needs_slides else ():
-        files += [PATHS.checked(cohort, one.tiling), PATHS.overview(cohort, one.tiling)]
+        files += [PATHS.gate(cohort, one.tiling), PATHS.overview(cohort, one.tiling)]
     for cohort, one in CONFIG.cohorts.items():
         runs = CONFIG.runs_on(cohort)
         files += [PATHS.embedded(cohort, one.tiling, run.name) for run in runs]

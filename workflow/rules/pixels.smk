@@ -6,7 +6,7 @@ rule pixels:
         tiles=PATHS.tiles("{cohort}", "{tiling}", "{part}"),
         slides=slide_files,
         # Stops a run with too many bad slides; a status that changed later re-reads nothing.
-        gate=ancient(PATHS.checked("{cohort}", "{tiling}")),
+        gate=ancient(PATHS.gate("{cohort}", "{tiling}")),
     output:
         directory(PATHS.pixels("{cohort}", "{tiling}", "{part}")),
     log:

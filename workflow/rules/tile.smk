@@ -28,12 +28,13 @@ rule tile:
         " --part {wildcards.part} --threads {threads} 2>&1 | tee {log}"
 
 
-rule gate:
+rule statuses:
     input:
         qc=qc_of_cohort,
     output:
-        slides=report(
-            PATHS.checked("{cohort}", "{tiling}"),
+        table=PATHS.checked("{cohort}", "{tiling}"),
+        page=report(
+            PATHS.slides_page("{cohort}", "{tiling}"),
             caption="../report/slides.rst",
             category="Slides",
             labels={"cohort": "{cohort}", "shows": "what happened to each slide"},
@@ -45,14 +46,36 @@ rule gate:
             labels={"cohort": "{cohort}", "shows": "tissue masks"},
         ),
     log:
+        LOGS / "statuses/{cohort}/{tiling}.log",
+    benchmark:
+        TIMES / "statuses/{cohort}/{tiling}.tsv"
+    conda:
+        CONDA
+    resources:
+        mem_mb=lambda wildcards, attempt: 2000 * attempt,
+        runtime=30,
+    params:
+        config=RESOLVED,
+    shell:
+        "stainssl cohort statuses --config {params.config} --cohort {wildcards.cohort}"
+        " 2>&1 | tee {log}"
+
+
+# A rule of its own: what a job that fails has written is removed, and one wants to read it then.
+rule gate:
+    input:
+        table=PATHS.checked("{cohort}", "{tiling}"),
+    output:
+        PATHS.gate("{cohort}", "{tiling}"),
+    log:
         LOGS / "gate/{cohort}/{tiling}.log",
     benchmark:
         TIMES / "gate/{cohort}/{tiling}.tsv"
     conda:
         CONDA
     resources:
-        mem_mb=lambda wildcards, attempt: 2000 * attempt,
-        runtime=30,
+        mem_mb=lambda wildcards, attempt: 1000 * attempt,
+        runtime=10,
     params:
         config=RESOLVED,
         max_bad_slides=CONFIG.slides.max_bad_slides,

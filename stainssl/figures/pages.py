@@ -1,0 +1,70 @@
+"""Pages of a report that are no pictures: one HTML file each, which needs no other."""
+
+from __future__ import annotations
+
+import html
+
+import pandas as pd
+
+_STYLE = """
+body { font: 14px/1.4 system-ui, sans-serif; color: #1b1b1b; margin: 1.2em; }
+table { border-collapse: collapse; width: 100%; table-layout: auto; }
+th, td { padding: .3em .6em; text-align: left; vertical-align: top; overflow-wrap: anywhere; }
+th { position: sticky; top: 0; background: #fff; border-bottom: 2px solid #444; }
+td.number { text-align: right; font-variant-numeric: tabular-nums; }
+tr { border-bottom: 1px solid #ddd; }
+tr.bad td:nth-child(2) { color: #a33c00; font-weight: 600; }
+"""
+# Column of `slides.csv` → its title on the page, and how a number is written.
+_COLUMNS = {
+    "slide_id": ("slide", ""),
+    "status": ("status", ""),
+    "detail": ("reason", ""),
+    "tiles_kept": ("tiles", ".0f"),
+    "tissue_mm2": ("tissue, mm²", ".3g"),
+    "mpp": ("µm/px", ".4g"),
+    "mpp_source": ("of", ""),
+    "patient_id": ("patient", ""),
+    "site": ("site", ""),
+    "part": ("part", ""),
+}
+
+
+def page(title: str, body: str, style: str = _STYLE) -> str:
+    """A whole HTML page; `body` is HTML."""
+    return (
+        "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>"
+        f"<title>{html.escape(title)}</title><style>{style}</style></head><body>"
+        f"<h1>{html.escape(title)}</h1>\n{body}</body></html>\n"
+    )
+
+
+def slides_page(slides: pd.DataFrame, cohort: str) -> str:
+    """What happened to each slide of a cohort, with reasons; those that are not ok come first.
+
+    Args:
+        slides: the columns of `slides.csv`, a row per slide.
+    """
+    is_bad = slides["status"] != "ok"
+    ordered = pd.concat([slides[is_bad], slides[~is_bad]])
+    shown = {name: column for name, column in _COLUMNS.items() if name in ordered}
+    head = "".join(f"<th>{html.escape(title)}</th>" for title, _ in shown.values())
+    rows = [
+        f"<tr{'' if row['status'] == 'ok' else ' class=bad'}>"
+        + "".join(_cell(row[name], number) for name, (_, number) in shown.items())
+        + "</tr>"
+        for row in ordered.to_dict("records")
+    ]
+    counts = ", ".join(f"{n} {status}" for status, n in slides["status"].value_counts().items())
+    body = (
+        f"<p>{len(slides)} slides: {html.escape(counts)}.</p>\n"
+        f"<table><thead><tr>{head}</tr></thead>\n<tbody>\n" + "\n".join(rows) + "\n</tbody></table>"
+    )
+    return page(f"Slides of {cohort}", body)
+
+
+def _cell(value: object, number: str) -> str:
+    if not number:
+        return f"<td>{'' if pd.isna(value) else html.escape(str(value))}</td>"
+    text = "" if pd.isna(value) else format(float(str(value)), number)
+    return f"<td class='number'>{text}</td>"
