@@ -4,7 +4,7 @@ BIN := .venv/bin
 VIEWER := stainssl/view/node_modules/.package-lock.json
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: demo report view test test-slurm lint format lock clean
+.PHONY: demo report view test test-quick test-slurm lint format lock clean
 
 demo: .venv/ready
 	snakemake --cores all
@@ -21,6 +21,10 @@ view: .venv/ready $(VIEWER)
 test: .venv/ready $(if $(shell command -v npm),$(VIEWER))
 	pytest -n auto --dist loadgroup
 
+# Under 90 seconds on two cores: no Snakemake, no training.
+test-quick: .venv/ready
+	HYPOTHESIS_PROFILE=quick pytest -n auto --dist loadgroup -m "not slow"
+
 # A real SLURM on this machine, by hand: needs root, slurmctld, slurmd, slurmdbd, munge, mariadb-server.
 test-slurm: .venv/ready
 	tests/slurm/run.sh
@@ -29,20 +33,21 @@ lint: .venv/ready
 	ruff check .
 	ruff format --check .
 	mypy
-	snakefmt --check Snakefile workflow/rules
+	deptry .
+	snakefmt --check Snakefile workflow
 	snakemake --lint
 
 format: .venv/ready
 	ruff check --fix .
 	ruff format .
-	snakefmt Snakefile workflow/rules
+	snakefmt Snakefile workflow
 
 # The environment: uv inside it, the lock synced, this clone on its path.
 .venv: .venv/ready
 .venv/ready: requirements.lock pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet uv
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --requirement requirements.lock
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --requirement requirements.lock
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
 	touch $@
 
@@ -51,9 +56,11 @@ $(VIEWER): stainssl/view/package-lock.json
 	cd stainssl/view && npm ci --ignore-scripts --no-audit --no-fund
 	touch $@
 
-# After a change of requirements.in or of a model in stainssl/config.py.
+# After a change of pyproject.toml or of a model in stainssl/config.py. tiatoolbox asks for the OpenCV
+# with windows, whose files are those of the one without.
 lock: .venv/ready
-	uv pip compile requirements.in --output-file requirements.lock --python-version 3.11 \
+	echo 'opencv-python; sys_platform == "never"' | uv pip compile pyproject.toml --extra all --group dev \
+		--override - --output-file requirements.lock --python-version 3.11 \
 		--no-header --no-annotate --no-emit-index-url --quiet
 	python tools/generated.py
 

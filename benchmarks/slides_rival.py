@@ -2,7 +2,7 @@
 
     RIVAL_ENV/bin/python benchmarks/slides_rival.py TOOL SLIDE
 
-TOOL is hs2p, lazyslide, histolab or tiatoolbox; the environment has it (requirements-rivals.in).
+TOOL is hs2p, lazyslide, histolab or tiatoolbox; the environment has it (group `rivals`).
 Imports are not counted; of the fast ones it is the median of three rounds in one process, as ours.
 Tiles of 256 px at 0.5 µm/px, half of each tissue, each tool's own default mask, at the thumbnail
 scale nearest to 8 µm/px that it offers.

@@ -3,7 +3,7 @@
     PYTHONPATH=.:FOLDER_WITH_MFUSEPY python benchmarks/staging.py SLIDE [--tiles 3000]
         [--latency-ms 5] [--mb-per-s 100]
 
-The slow storage is a folder mounted by FUSE (mfusepy, requirements-rivals.in) that answers every
+The slow storage is a folder mounted by FUSE (mfusepy, group `rivals`) that answers every
 read after the latency, and no faster than the rate. Reads are of up to 128 kB, as the kernel asks.
 """
 

@@ -7,7 +7,7 @@ rounds, the sides by turns. Agreement: mean absolute difference in grey levels o
 normalized to one target image, each side by its own estimates, ours with the other side's
 constants and tissue mask. Recovery: angle to the vectors that synthetic tiles were rendered with.
 Step: what normalizing takes of a pretraining step of the demo. Rivals that are not installed
-(requirements-rivals.in) are left out.
+(group `rivals`) are left out.
 """
 
 from __future__ import annotations

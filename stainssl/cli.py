@@ -319,6 +319,35 @@ def import_features(
     _run("import_features", config, cohort=cohort, encoder=encoder, **chosen)
 
 
+@app.command(
+    "run",
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    options_metavar="[--config FILE] [SNAKEMAKE'S OPTIONS]",
+)
+def run_workflow(context: typer.Context) -> None:
+    """Run the workflow here: `--config my.yaml`, and any option of Snakemake.
+
+    Without `--config` the file is config.yaml. `stainssl run -n` tells what would run,
+    `stainssl run --cores all` runs it, `stainssl run --profile profiles/slurm` on a cluster.
+    `snakemake --help` lists the options; of them `--config KEY=VALUE` is passed on too.
+    """
+    from stainssl.launch import run
+
+    run(context.args)
+
+
+@app.command()
+def init(
+    folder: Annotated[Path, typer.Argument(help="Where to; it is made.")] = Path("."),
+    demo: Annotated[bool, typer.Option("--demo", help="The demo's config alone.")] = False,
+) -> None:
+    """Write a config to edit, an example sheet and profiles; nothing is overwritten."""
+    from stainssl.launch import init as write_starters
+
+    for path in write_starters(folder, demo):
+        typer.echo(f"wrote {path}")
+
+
 @app.command()
 def view(
     results: Annotated[
@@ -354,10 +383,16 @@ def doctor() -> None:
 def main() -> None:
     """Run a verb; what the user can fix ends it with one message and exit code 1."""
     from stainssl.errors import StainsslError
+    from stainssl.extras import advice, extra_of
 
     try:
         app()
     except StainsslError as error:
         for line in str(error).split("\n"):
             print(f"error: {line}", file=sys.stderr)
+        sys.exit(1)
+    except ModuleNotFoundError as error:
+        if (extra := extra_of(error.name)) is None:
+            raise
+        print(f"error: {error.name} is not installed: {advice(extra)}", file=sys.stderr)
         sys.exit(1)

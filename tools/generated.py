@@ -38,7 +38,7 @@ def files() -> dict[Path, str]:
     return {
         Path("workflow/schemas/config.schema.json"): schema_text(Config),
         Path("workflow/schemas/sheet.schema.json"): schema_text(SheetRow),
-        Path("envs/stainssl.yaml"): conda_text((ROOT / "requirements.lock").read_text()),
+        Path("workflow/envs/stainssl.yaml"): conda_text((ROOT / "requirements.lock").read_text()),
     }
 
 

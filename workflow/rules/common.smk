@@ -3,35 +3,33 @@
 import json
 import sys
 
-# The package of this clone, whatever else is installed.
-sys.path.insert(0, str(workflow.basedir))
+# In a clone its own package, whatever else is installed; in a wheel the workflow is inside of it.
+CLONE = Path(str(workflow.current_basedir)).parents[1]
+if (CLONE / "stainssl" / "cli.py").is_file():
+    sys.path.insert(0, str(CLONE))
 
 from stainssl import cohort as cohorts
 from stainssl import config as models
+from stainssl import extras, launch
 from stainssl.encoders import groups as readings
 from stainssl.plan.paths import Paths
 from stainssl.slides.hdf5_patch import file_of
 from stainssl.errors import StainsslError
 from stainssl.stores.atomic import write_text
 
-# Jobs run the clone's package: under --sdm conda with the environment's Python, else with the one
-# that runs Snakemake, whether or not its environment is active.
-CONDA_USED = "conda" in map(str, workflow.deployment_settings.deployment_method)
-PYTHON = "python" if CONDA_USED else f'"{sys.executable}"'
-# A prefix of one's own replaces Snakemake's, and with it the options that let `verb | tee` fail.
-shell.prefix(
-    "set -euo pipefail; "
-    f'stainssl() {{{{ PYTHONPATH="{workflow.basedir}" {PYTHON} -m stainssl "$@"; }}}}; '
-)
+DEPLOYMENT = set(map(str, workflow.deployment_settings.deployment_method))
 
 
 def resolve_config():
     """The config as typed models; every problem is told at once, before any job."""
     try:
         for path in workflow.configfiles:
-            models.read_yaml(path)  # Snakemake itself lets the last of two equal keys win
+            models.read_yaml(
+                path
+            )  # Snakemake itself lets the last of two equal keys win
         resolved = models.parse(config, "config")
         problems = cohorts.check(resolved) if workflow.is_main_process else []
+        problems += [] if DEPLOYMENT else extras.problems(resolved)
     except StainsslError as error:
         problems = str(error).split("\n")
     if problems:
@@ -51,6 +49,7 @@ def write_resolved():
 
 CONFIG = resolve_config()
 PATHS = Paths(CONFIG.results)
+shell.prefix(launch.shell_prefix(DEPLOYMENT, PATHS.results))
 RESOLVED = write_resolved()
 PARTS = {name: cohorts.parts(CONFIG, name) for name in CONFIG.cohorts}
 MISSING = {
@@ -60,7 +59,7 @@ RUNS = {run.name: run for run in CONFIG.runs()}
 TRAIN = {name: cohorts.train_parts(CONFIG, run.encoder) for name, run in RUNS.items()}
 LOGS = PATHS.results / "logs"
 TIMES = PATHS.results / "times"
-CONDA = "../../envs/stainssl.yaml"
+CONDA = "../envs/stainssl.yaml"
 
 
 wildcard_constraints:

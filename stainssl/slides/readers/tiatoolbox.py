@@ -14,6 +14,7 @@ import tifffile
 from defusedxml.ElementTree import fromstring
 
 from stainssl.errors import SlideError, Status
+from stainssl.extras import advice
 from stainssl.slides.errors import translate_errors
 from stainssl.slides.padding import read_padded
 from stainssl.slides.pixel_size import anisotropy, mean_mpp, of_size
@@ -60,7 +61,15 @@ def _is_openslides(path: Path) -> bool:
 
 def _reader(path: Path) -> Any:
     """tiatoolbox's reader of the format, which it would otherwise choose by the file's name."""
-    from tiatoolbox.wsicore import wsireader
+    try:
+        from tiatoolbox.wsicore import wsireader
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] != "tiatoolbox":
+            raise
+        raise SlideError(
+            Status.UNSUPPORTED,
+            f"{path.name} is read by tiatoolbox, which is not installed: {advice('tiatoolbox')}",
+        ) from error
 
     kinds = {
         "ngff": wsireader.NGFFWSIReader,

@@ -1,0 +1,57 @@
+"""What a plain install leaves out, and where it is asked for."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from stainssl.config import Config
+
+EXTRAS: dict[str, tuple[str, ...]] = {
+    "workflow": ("snakemake",),
+    "train": ("lightly", "lightning"),
+    "tiatoolbox": ("tiatoolbox",),
+    "view": ("starlette", "uvicorn"),
+}
+"""Extra of the package → modules that it brings and that a plain install must not need."""
+
+
+def advice(extra: str) -> str:
+    """How to install an extra."""
+    return f"pip install 'stainssl[{extra}]'"
+
+
+def extra_of(module: str | None) -> str | None:
+    """The extra that brings a module, None where no extra does."""
+    top = (module or "").split(".")[0]
+    return next((extra for extra, modules in EXTRAS.items() if top in modules), None)
+
+
+def is_missing(extra: str) -> bool:
+    """Whether a module of an extra is not installed."""
+    return any(find_spec(module) is None for module in EXTRAS[extra])
+
+
+def problems(config: Config) -> list[str]:
+    """What the config asks for that is not installed here, a sentence each."""
+    asked = {
+        "train": [
+            f"encoders.{name}.method: {encoder.method} needs lightning and lightly"
+            for name, encoder in config.encoders.items()
+            if encoder.method and not encoder.frozen
+        ],
+        "tiatoolbox": [
+            f"tilings.{name}.mask.kind: {tiling.mask.kind} is a masker of tiatoolbox"
+            for name, tiling in config.tilings.items()
+            if tiling.mask.kind != "stain"
+        ],
+    }
+    if config.slides.reader == "tiatoolbox":
+        asked["tiatoolbox"].append("slides.reader: tiatoolbox")
+    return [
+        f"{reason}, which is not installed: {advice(extra)}"
+        for extra, reasons in asked.items()
+        if reasons and is_missing(extra)
+        for reason in reasons
+    ]

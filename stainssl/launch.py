@@ -1,0 +1,148 @@
+"""The workflow from anywhere: its files, a call of Snakemake, and a folder to begin with."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Collection, Sequence
+from importlib.util import find_spec
+from itertools import pairwise
+from pathlib import Path
+
+from stainssl.errors import StainsslError
+from stainssl.stores.atomic import write_text
+
+PACKAGE = Path(__file__).resolve().parent
+CONFIG = "config.yaml"
+# Of the workflow's files → of the user's folder.
+STARTERS = {
+    "config/config.yaml": CONFIG,
+    "config/slides.csv": "slides.csv",
+    "profiles/local/config.yaml": "profiles/local/config.yaml",
+    "profiles/slurm/config.yaml": "profiles/slurm/config.yaml",
+}
+PLACES_OF_CONFIG = ("--configfile", "--configfiles", "--directory", "-d")
+
+
+def workflow_files() -> Path:
+    """The folder that holds `workflow/`, `config/` and `profiles/`: the wheel's, or the clone."""
+    bundled = PACKAGE / "bundled"
+    return bundled if bundled.is_dir() else PACKAGE.parent
+
+
+def snakemake_command(words: Sequence[str], folder: Path) -> list[str]:
+    """The command that runs the workflow of this package.
+
+    Args:
+        words: Snakemake's own options and targets, left as they are. `--config my.yaml` becomes
+            `--configfile my.yaml`; `--config key=value` is Snakemake's.
+        folder: where it will run.
+
+    Raises:
+        StainsslError: Snakemake is not installed; a named config file, or any, is missing.
+    """
+    if find_spec("snakemake") is None:
+        raise StainsslError("Snakemake is not installed: pip install 'stainssl[workflow]'")
+    passed = _config_as_configfile(list(words))
+    _check_config(passed, folder)
+    snakefile = workflow_files() / "workflow" / "Snakefile"
+    return [sys.executable, "-m", "snakemake", "--snakefile", str(snakefile), *passed]
+
+
+def _config_as_configfile(words: list[str]) -> list[str]:
+    """`--config FILE` and `--config=FILE` as Snakemake's `--configfile FILE`."""
+    passed: list[str] = []
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        if word == "--config" and following and "=" not in following:
+            passed.append("--configfile")
+        elif word.startswith("--config=") and word.count("=") == 1:
+            passed += ["--configfile", word.removeprefix("--config=")]
+        else:
+            passed.append(word)
+    return passed
+
+
+def _check_config(words: list[str], folder: Path) -> None:
+    """Refuse a run without a config, before Snakemake says so less plainly."""
+    for word, following in pairwise(words):
+        if word == "--configfile" and not (folder / following).is_file():
+            raise StainsslError(f"--config: there is no file {following}")
+    if (folder / CONFIG).is_file() or any(w.split("=")[0] in PLACES_OF_CONFIG for w in words):
+        return
+    raise StainsslError(
+        f"there is no {CONFIG} in {folder.resolve()}: `stainssl init` writes one, "
+        "`stainssl init --demo` that of the demo; or name yours: --config my.yaml"
+    )
+
+
+def run(words: Sequence[str]) -> None:
+    """Become Snakemake, on the workflow of this package, in the working folder.
+
+    Raises:
+        StainsslError: as `snakemake_command`.
+    """
+    command = snakemake_command(words, Path.cwd())
+    os.execv(command[0], command)  # signals and the exit code are Snakemake's own
+
+
+def shell_prefix(deployment: Collection[str], results: Path) -> str:
+    """What stands before a job's shell line: `stainssl VERB` is then the right package's.
+
+    Args:
+        deployment: Snakemake's methods of software deployment in use: conda, apptainer.
+        results: the results folder.
+
+    Returns:
+        Shell code, with braces as Snakemake wants them. A container has the package; a conda
+        environment has its dependencies, and the package is this one; else all is this Python's.
+        The options are Snakemake's own, which a prefix would replace: `verb | tee` must fail.
+    """
+    if "conda" in deployment:
+        call = f'PYTHONPATH="{_package_alone(results)}" python'
+    elif "apptainer" in deployment:
+        call = "python"
+    else:
+        call = f'PYTHONPATH="{PACKAGE.parent}" "{sys.executable}"'
+    return f'set -euo pipefail; stainssl() {{{{ {call} -m stainssl "$@"; }}}}; '
+
+
+def _package_alone(results: Path) -> Path:
+    """A folder that holds this package and none of what is installed beside it."""
+    if not (PACKAGE / "bundled").is_dir():
+        return PACKAGE.parent  # a clone
+    folder = results.resolve() / ".package"
+    folder.mkdir(parents=True, exist_ok=True)
+    link = folder / "stainssl"
+    if not link.exists() or link.resolve() != PACKAGE:
+        link.unlink(missing_ok=True)
+        link.symlink_to(PACKAGE)
+    return folder
+
+
+def starter_texts(demo: bool) -> dict[str, str]:
+    """Name in the user's folder → text: config, sheet and profiles; or the demo's config."""
+    files = workflow_files()
+    if demo:
+        return {CONFIG: (files / CONFIG).read_text()}
+    texts = {name: (files / source).read_text() for source, name in STARTERS.items()}
+    texts[CONFIG] = texts[CONFIG].replace("config/slides.csv", "slides.csv")
+    return texts
+
+
+def init(folder: Path, demo: bool = False) -> list[Path]:
+    """Write a config to edit, an example sheet and profiles; returns the files written.
+
+    Args:
+        folder: is made where it is missing; files of other names in it stay.
+        demo: write the demo's config alone, which needs no slides.
+
+    Raises:
+        StainsslError: one of the files is there already; then none is written.
+    """
+    texts = starter_texts(demo)
+    if there := [name for name in texts if (folder / name).exists()]:
+        raise StainsslError(f"{folder.resolve()} has {', '.join(there)} already: nothing written")
+    for name, text in texts.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        write_text(folder / name, text)
+    return [folder / name for name in texts]

@@ -1,0 +1,102 @@
+"""`stainssl run` is Snakemake on the package's workflow; `stainssl init` makes a folder for it."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from stainssl import launch
+from stainssl.cohort import check
+from stainssl.config import load
+from stainssl.errors import StainsslError
+
+SNAKEFILE = launch.workflow_files() / "workflow" / "Snakefile"
+
+
+def words_of(folder: Path, *words: str) -> list[str]:
+    command = launch.snakemake_command(words, folder)
+    assert command[:5] == [sys.executable, "-m", "snakemake", "--snakefile", str(SNAKEFILE)]
+    return command[5:]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "config.yaml").write_text("seed: 0\n")
+    (tmp_path / "my.yaml").write_text("seed: 0\n")
+    return tmp_path
+
+
+def test_options_of_snakemake_are_passed_as_they_are(folder: Path) -> None:
+    words = ["-n", "--cores", "all", "--config", "seed=1", "results=r", "results/tile.txt", "-p"]
+    assert words_of(folder, *words) == words
+
+
+@pytest.mark.parametrize("words", [("--config", "my.yaml"), ("--config=my.yaml",)])
+def test_a_named_config_replaces_the_default(folder: Path, words: tuple[str, ...]) -> None:
+    assert words_of(folder, *words, "-n") == ["--configfile", "my.yaml", "-n"]
+
+
+def test_a_config_that_is_not_there_is_told(tmp_path: Path) -> None:
+    with pytest.raises(StainsslError, match="stainssl init"):
+        words_of(tmp_path, "-n")
+    with pytest.raises(StainsslError, match=r"no file my\.yaml"):
+        words_of(tmp_path, "--config", "my.yaml")
+
+
+@pytest.mark.parametrize("words", [("-d", "other"), ("--directory=other",)])
+def test_another_working_folder_is_snakemakes_business(
+    tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    assert words_of(tmp_path, *words) == list(words)
+
+
+def test_init_writes_what_cohort_check_then_finds_only_slides_missing_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = launch.init(tmp_path / "study")
+    monkeypatch.chdir(tmp_path / "study")
+    names = {str(path.relative_to(tmp_path / "study")) for path in written}
+    assert {"config.yaml", "slides.csv", "profiles/slurm/config.yaml"} <= names
+    (tmp_path / "study" / "slides").mkdir()
+    problems = check(load(Path("config.yaml")))
+    assert problems, "the example names slides that nobody has"
+    assert all("s00" in problem for problem in problems), problems
+
+
+def test_init_overwrites_nothing(tmp_path: Path) -> None:
+    (tmp_path / "slides.csv").write_text("mine")
+    with pytest.raises(StainsslError, match=r"has slides\.csv already"):
+        launch.init(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["slides.csv"]
+
+
+def test_init_demo_writes_the_demos_config_alone(tmp_path: Path) -> None:
+    assert launch.init(tmp_path, demo=True) == [tmp_path / "config.yaml"]
+    assert load(tmp_path / "config.yaml").cohorts["demo"].demo is not None
+
+
+@pytest.mark.parametrize(
+    ("deployment", "python"),
+    [((), sys.executable), (("conda",), "python"), (("apptainer",), "python")],
+)
+def test_jobs_run_the_python_of_their_deployment(
+    tmp_path: Path, deployment: tuple[str, ...], python: str
+) -> None:
+    prefix = launch.shell_prefix(deployment, tmp_path)
+    assert prefix.startswith("set -euo pipefail")
+    assert python in prefix
+    assert ("PYTHONPATH" in prefix) == (deployment != ("apptainer",))
+
+
+def test_a_conda_job_of_a_wheel_sees_the_package_and_nothing_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "site-packages" / "stainssl"
+    (package / "bundled").mkdir(parents=True)
+    (package.parent / "numpy").mkdir()
+    monkeypatch.setattr(launch, "PACKAGE", package)
+    for _ in range(2):
+        prefix = launch.shell_prefix(["conda"], tmp_path / "results")
+    folder = Path(prefix.split('PYTHONPATH="')[1].split('"')[0])
+    assert [path.name for path in folder.iterdir()] == ["stainssl"]
+    assert (folder / "stainssl").resolve() == package
