@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from threading import Lock
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
@@ -18,12 +19,15 @@ from stainssl.errors import SlideError, StainsslError
 from stainssl.slides.readers import open_slide
 from stainssl.slides.scale import read_square
 from stainssl.slides.slide import Slide
-from stainssl.stores.pixels import encode
+from stainssl.stores.pixels import decode, encode
 from stainssl.view.handles import Handles, Key, Recent
 from stainssl.view.layers import SCALE, Layers, geometry
 from stainssl.view.neighbors import Neighbors
 from stainssl.view.pyramid import Pyramid, read_overview, read_picture
 from stainssl.view.records import HIDDEN, Json, Records
+
+if TYPE_CHECKING:
+    from stainssl.view.restained import Restained
 
 PICTURES_BYTES = 128 << 20  # of encoded pictures that are kept
 DATA_ITEMS = 64  # of what was computed of slides that is kept
@@ -46,6 +50,8 @@ class Contents:
         self.handles = Handles(self._open)
         self._pictures: Recent[bytes] = Recent(PICTURES_BYTES, len)
         self._outlines: Recent[Json] = Recent(DATA_ITEMS, lambda _: 1)
+        self._made: Restained | None = None
+        self._lock = Lock()
         self._pyramids: Recent[Pyramid] = Recent(4096, lambda _: 1)
         # How many words follow the first, and what answers.
         self._data: dict[str, tuple[int, Callable[..., Json]]] = {
@@ -58,11 +64,13 @@ class Contents:
             "probability": (3, self.layers.probability),
             "stain": (2, self.layers.stain),
             "neighbors": (4, self._neighbors),
+            "stains": (3, self._stains),
         }
         self._jpegs: dict[str, tuple[int, Callable[..., bytes]]] = {
             "picture": (5, self._picture),
             "thumbnail": (2, self._thumbnail),
             "tile": (3, self._tile),
+            "stained": (4, self._stained),
         }
 
     def data(self, kind: str, *words: str) -> Json:
@@ -138,6 +146,21 @@ class Contents:
     def _neighbors(self, cohort: str, slide: str, encoder: str, tile: str) -> Json:
         return self.neighbors.of(cohort, slide, encoder, _number(tile))
 
+    def _stains(self, cohort: str, slide: str, tile: str) -> Json:
+        # Imported late: torch takes seconds, and most pages need none of it.
+        return self._restained().of(cohort, slide, _number(tile))
+
+    def _stained(self, cohort: str, slide: str, tile: str, stain: str) -> bytes:
+        return encode(self._restained().picture(cohort, slide, _number(tile), stain), QUALITY)
+
+    def _restained(self) -> Restained:
+        from stainssl.view.restained import Restained
+
+        with self._lock:
+            if self._made is None:
+                self._made = Restained(self.records, self.neighbors, self.pixels_of)
+            return self._made
+
     def _outlined(self, cohort: str, slide: str) -> Json:
         row = self.records.row(cohort, slide)
 
@@ -174,6 +197,10 @@ class Contents:
         except StainsslError:
             pass  # before `pixels` has run, or after its store was removed
         return encode(self.read_tile(cohort, slide, _number(tile)), QUALITY)
+
+    def pixels_of(self, cohort: str, slide: str, tile: int) -> np.ndarray:
+        """A tile's pixels, (size, size, 3) uint8, as encoders saw them; raises as `read_tile`."""
+        return decode(self.picture("tile", cohort, slide, str(tile)))
 
     def read_tile(self, cohort: str, slide: str, tile: int) -> np.ndarray:
         """A tile's pixels, (size, size, 3) uint8, read from the slide.

@@ -15,6 +15,7 @@ OWN = {
     "cohort.js": "text/javascript",
     "overlay.js": "text/javascript",
     "slide.js": "text/javascript",
+    "stain.js": "text/javascript",
     "main.js": "text/javascript",
 }
 INSTALLED = {

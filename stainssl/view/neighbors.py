@@ -41,6 +41,12 @@ def unit(vectors: np.ndarray) -> np.ndarray:
     return wide / np.maximum(np.linalg.norm(wide, axis=1, keepdims=True), 1e-12)
 
 
+def _cosines(vectors: np.ndarray, one: np.ndarray) -> np.ndarray:
+    """(N,) float32: the product of (N, D) with (D,), a block of float32 at a time."""
+    starts = range(0, len(vectors), CHUNK_ROWS)
+    return np.concatenate([vectors[s : s + CHUNK_ROWS].astype(np.float32) @ one for s in starts])
+
+
 class Neighbors:
     """Nearest tiles over all cohorts that an encoder has embedded.
 
@@ -61,13 +67,8 @@ class Neighbors:
         if encoder not in self._records.encoders(cohort):
             raise KeyError(encoder)
         own = unit(self._vector(cohort, slide, encoder, tile)[None])[0]
-        sample = self._samples.get(encoder, lambda: self._sampled(encoder))
-        cosine = np.concatenate(
-            [
-                sample.vectors[at : at + CHUNK_ROWS].astype(np.float32) @ own
-                for at in range(0, len(sample.vectors), CHUNK_ROWS)
-            ]
-        )
+        sample = self._searched(encoder)
+        cosine = _cosines(sample.vectors, own)
         found = sample.place.assign(cosine=cosine)
         found = found[(found["slide_id"] != slide) | (found["cohort"] != cohort)]
         best = nearest_by_site(found)
@@ -76,6 +77,16 @@ class Neighbors:
             "total": sample.total,
             "columns": {name: column(best[name]) for name in best},
         }
+
+    def median_cosine(self, encoder: str, vector: np.ndarray) -> float | None:
+        """The median cosine of a unit vector (D,) to all that is searched; None: nothing is."""
+        if not list(self._stores(encoder)):
+            return None
+        sample = self._searched(encoder)
+        return float(f"{np.median(_cosines(sample.vectors, vector)):.4g}")
+
+    def _searched(self, encoder: str) -> Sample:
+        return self._samples.get(encoder, lambda: self._sampled(encoder))
 
     def _vector(self, cohort: str, slide: str, encoder: str, tile: int) -> np.ndarray:
         part = self._records.part(cohort, slide)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -40,6 +41,18 @@ def column(values: pd.Series | np.ndarray) -> list[Any]:
 def columns(frame: pd.DataFrame) -> Json:
     """A table by columns, which is a third of the length of a list of rows."""
     return {str(name): column(frame[name]) for name in frame}
+
+
+def read_json(path: Path) -> Json:
+    """What a JSON file of the results holds.
+
+    Raises:
+        StainsslError: it is not whole.
+    """
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except ValueError as error:
+        raise StainsslError(f"{path} is not whole ({error}). Delete it and run again.") from error
 
 
 @dataclass(frozen=True)

@@ -125,6 +125,19 @@ def test_a_click_tells_of_a_tile_and_the_link_opens_it_again(
     page.get_by_role("heading", name="Nearest tiles").wait_for()
 
 
+def test_a_tile_under_other_stains(tab: Tab, served: str, shown: Trained) -> None:
+    tab.open(f"{served}#slide/clinic/{slide_of(shown)}")
+    tab.page.locator(".strip button").first.click()
+    tab.page.get_by_role("link", name="This tile under other stains").click()
+    tab.page.locator("table.stains tbody").wait_for()
+    tab.page.wait_for_function("() => [...document.images].every((i) => i.complete)")
+    sizes = tab.page.evaluate("() => [...document.images].map((i) => i.naturalWidth)")
+    assert sizes == [64] * 7
+    assert "enc" in tab.page.locator("table.stains tbody").inner_text()
+    tab.page.get_by_role("link", name=slide_of(shown)).click()
+    tab.page.wait_for_function("() => current && current.tile !== null")
+
+
 def test_strip_leads_to_a_tile(tab: Tab, served: str, shown: Trained) -> None:
     tab.open(f"{served}#slide/clinic/{slide_of(shown)}")
     wait_for_pixels(tab)
@@ -154,7 +167,13 @@ def test_accessible(tab: Tab, served: str, shown: Trained) -> None:
     if not AXE.is_file():
         pytest.skip(f"axe-core is not installed: `npm ci` in {HERE}")
     tab.expected = ("422",)
-    for place in ("#cohort/clinic", f"#slide/clinic/{slide_of(shown)}?layers=grid:1,attention:0.5"):
+    slide = slide_of(shown)
+    tile = Contents(shown.config).data("stain", "clinic", slide)["tile"][0]
+    for place in (
+        "#cohort/clinic",
+        f"#slide/clinic/{slide}?layers=grid:1,attention:0.5&tile={tile}",
+        f"#stain/clinic/{slide}/{tile}",
+    ):
         tab.open(served + place)
         tab.page.evaluate(AXE.read_text(encoding="utf-8"))  # not a script of the page, whose policy
         found = tab.page.evaluate("axe.run()")

@@ -12,10 +12,12 @@ import httpx
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from starlette.testclient import TestClient
 
 from stainssl.config import Config, parse
 from stainssl.errors import StainsslError
+from stainssl.stain import estimate
 from stainssl.view import server
 from stainssl.view.contents import Contents
 from stainssl.view.handles import Recent
@@ -111,6 +113,29 @@ def test_neighbors_are_of_other_slides_and_nearest(client: TestClient, shown: Tr
     assert pd.Series(columns["slide_id"]).value_counts().max() <= 2
     assert all(-1.001 <= c <= 1.001 for c in columns["cosine"])
     assert found["searched"] == found["total"]
+
+
+def test_a_tile_under_other_stains(client: TestClient, contents: Contents, shown: Trained) -> None:
+    slide = slide_of(shown)
+    tile = client.get(f"/data/attention/clinic/{slide}/slide~enc~abmil.json").json()["tile"][0]
+    found = client.get(f"/data/stains/clinic/{slide}/{tile}.json").json()
+    titles = [s["title"] for s in found["stains"]]
+    assert titles == ["a", "b", "macenko", "vahadane", "ruifrok", "reinhard"]
+    [encoder] = found["encoders"]
+    assert len(encoder["cosine"]) == len(titles)
+    assert all(-1.001 <= c <= 1.001 for c in [*encoder["cosine"], encoder["other"]])
+    shown_as = contents._restained()
+    own = shown_as.picture("clinic", slide, tile, "original")
+    assert np.array_equal(own, contents.pixels_of("clinic", slide, tile))
+    [goal] = [s for s in shown_as.stains("clinic") if s.name == "site-1"]
+    batch = torch.from_numpy(np.ascontiguousarray(own)).permute(2, 0, 1)[None]
+    moved = torch.from_numpy(shown_as.picture("clinic", slide, tile, "site-1").transpose(2, 0, 1))
+    before, after = (
+        (estimate(x, "macenko").coordinates() - goal.profile.coordinates()).norm()
+        for x in (batch, moved[None].contiguous())
+    )
+    assert after < before / 2
+    assert client.get(f"/pictures/stained/clinic/{slide}/{tile}/site-9.jpg").status_code == 404
 
 
 @pytest.mark.parametrize(

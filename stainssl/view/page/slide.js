@@ -347,7 +347,10 @@ class SlideView {
     this.fact(facts, "tissue", `${shown(100 * this.tiles.tissue[row], 3)} %`);
     this.fact(facts, "sharpness", shown(this.tiles.sharpness[row]));
     await this.numbersOf(tile, facts);
-    if (!this.tiles.reason[row]) this.neighbors(tile, near);
+    if (this.tiles.reason[row] || stainssl.exported) return;
+    const { cohort, slide } = this.data;
+    facts.after(el("p", {}, el("a", { href: address.make(["stain", cohort, slide, tile]), text: "This tile under other stains" })));
+    this.neighbors(tile, near);
   }
 
   tilePicture(tile, cohort = this.data.cohort, slide = this.data.slide) {

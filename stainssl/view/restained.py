@@ -1,0 +1,215 @@
+"""One tile under other stains, and how far its vector moves: what 'stain-invariant' means."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from stainssl.cohort import parts
+from stainssl.encoders.loading import LoadedEncoder, load
+from stainssl.errors import StainsslError
+from stainssl.runtime.devices import pick
+from stainssl.stain import METHODS, StainProfile, estimate, normalize
+from stainssl.stain.targets import profile_from_json
+from stainssl.stores.pixels import open_pixels
+from stainssl.view.handles import Recent
+from stainssl.view.neighbors import Neighbors, unit
+from stainssl.view.records import Json, Records, read_json
+
+METHOD = "macenko"  # that sites' mean stains are shown by
+MAX_CANDIDATES = 3  # of a target that are shown
+MAX_ENCODERS = 2  # whose networks stay in memory
+ORIGINAL = "original"
+Tile = Callable[[str, str, int], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Stain:
+    """A stain that tiles can be shown under.
+
+    Attributes:
+        name: what the page's address calls it.
+        group: `site`, `normalizer` or `target`.
+        title: what a person reads.
+        profile: one valid profile.
+    """
+
+    name: str
+    group: str
+    title: str
+    profile: StainProfile
+
+
+class Restained:
+    """Tiles under each site's mean stain, each normalizer and each encoder's targets.
+
+    Args:
+        records: whose cohorts' pixels the mean stains are of.
+        neighbors: for what the cosine to other tissue is.
+        tile: gives the pixels of a tile, (H, W, 3) uint8.
+    """
+
+    def __init__(self, records: Records, neighbors: Neighbors, tile: Tile) -> None:
+        self._records, self._neighbors, self._tile = records, neighbors, tile
+        self._stains: Recent[list[Stain]] = Recent(8, lambda _: 1)
+        self._loaded: Recent[LoadedEncoder] = Recent(MAX_ENCODERS, lambda _: 1)
+        self._lock = Lock()  # one network at a time: memory, and torch has threads of its own
+
+    def of(self, cohort: str, slide: str, tile: int) -> Json:
+        """The stains a tile can be shown under, and its vectors' cosines to the original's.
+
+        Raises:
+            KeyError: no such tile.
+            StainsslError: no pixels are there, so that no mean stain is known.
+        """
+        stains = self.stains(cohort)
+        image = _batch(self._tile(cohort, slide, tile))
+        shown = [image, *(restain(image, stain.profile) for stain in stains)]
+        return {
+            "stains": [{"name": s.name, "group": s.group, "title": s.title} for s in stains],
+            "told": {m: bool(estimate(image, m).valid[0]) for m in METHODS},
+            "encoders": [
+                self._cosines(name, source, torch.cat(shown))
+                for name, source in self._sources(cohort)
+            ],
+        }
+
+    def picture(self, cohort: str, slide: str, tile: int, name: str) -> np.ndarray:
+        """A tile under one stain, (H, W, 3) uint8.
+
+        Raises:
+            KeyError: no such tile or stain.
+        """
+        image = _batch(self._tile(cohort, slide, tile))
+        if name != ORIGINAL:
+            profile = {stain.name: stain.profile for stain in self.stains(cohort)}[name]
+            image = restain(image, profile)
+        return image[0].permute(1, 2, 0).contiguous().numpy()
+
+    def stains(self, cohort: str) -> list[Stain]:
+        """The stains that a cohort's tiles can be shown under.
+
+        Raises:
+            StainsslError: no part of any cohort of the tiling has pixels.
+        """
+        tiling = self._records.tiling(cohort)
+        stores = list(self._stores(tiling))
+        if not stores:
+            raise StainsslError("No pixels are there yet, so that no site's stain is known.")
+        targets = list(self._targets())
+        stamp = (tiling, *(path for path, _ in stores), *(path for _, path in targets))
+
+        def made() -> list[Stain]:
+            return [*_of_stores(stores), *(s for name, p in targets for s in _of_target(name, p))]
+
+        return self._stains.get(stamp, made)
+
+    def _stores(self, tiling: str) -> Iterator[tuple[Path, pd.DataFrame]]:
+        for name, spec in self._records.config.cohorts.items():
+            if spec.tiling != tiling:
+                continue
+            for part, sheet in parts(self._records.config, name).items():
+                path = self._records.paths.pixels(name, tiling, part)
+                if path.exists():
+                    yield path, sheet
+
+    def _targets(self) -> Iterator[tuple[str, Path]]:
+        for run in self._records.config.runs():
+            path = self._records.paths.target(run.name)
+            if path.exists():
+                yield run.name, path
+
+    def _sources(self, cohort: str) -> Iterator[tuple[str, str]]:
+        """The encoders whose weights lie on this machine: nothing is downloaded for a picture."""
+        tiling = self._records.tiling(cohort)
+        for run in self._records.config.runs():
+            model = self._records.paths.model(run.name)
+            given = run.encoder.weights or ""
+            if run.encoder.tiling != tiling or run.encoder.features:
+                continue
+            if given.startswith("local-dir:") or (not given and model.is_dir()):
+                yield run.name, given or str(model)
+
+    def _cosines(self, name: str, source: str, images: Tensor) -> Json:
+        try:
+            with self._lock:
+                loaded = self._loaded.get(source, lambda: load(source, pick()))
+                vectors = unit(loaded(images).cpu().numpy())
+        except StainsslError as error:
+            return {"name": name, "problem": str(error)}
+        cosine = (vectors[1:] @ vectors[0]).astype(float)
+        return {
+            "name": name,
+            "cosine": [float(f"{c:.4g}") for c in cosine],
+            "other": self._neighbors.median_cosine(name, vectors[0]),
+        }
+
+
+def _batch(image: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None]
+
+
+def restain(images: Tensor, profile: StainProfile) -> Tensor:
+    """Images (B, 3, H, W) uint8 as if stained like a profile, as pretraining restains them.
+
+    An image whose own stain cannot be told is taken as stained like the profile.
+    """
+    own = estimate(images, profile.method).where_valid(profile)
+    return normalize(images, own, profile)
+
+
+def _of_stores(stores: list[tuple[Path, pd.DataFrame]]) -> list[Stain]:
+    """Mean stain of each site, and of all slides under each normalizer."""
+    fields: dict[str, list[dict[str, Any]]] = {method: [] for method in METHODS}
+    sites: dict[str, list[np.ndarray]] = {method: [] for method in METHODS}
+    for path, sheet in stores:
+        pixels = open_pixels(path)
+        site = sheet.set_index("slide_id")["site"].reindex(pixels.slide_id).fillna("")
+        for method in METHODS:
+            if pooled := pixels.pooled(method):
+                fields[method].append(pooled)
+                sites[method].append(site.to_numpy(object))
+    joined = {m: (_joined(f), np.concatenate(sites[m])) for m, f in fields.items() if f}
+    return [*_of_sites(joined), *_of_methods(joined)]
+
+
+def _joined(fields: list[dict[str, Any]]) -> dict[str, np.ndarray]:
+    return {name: np.concatenate([one[name] for one in fields]) for name in fields[0]}
+
+
+def _mean(method: str, fields: dict[str, np.ndarray], rows: np.ndarray) -> StainProfile:
+    return StainProfile.from_arrays(method, {k: v[rows] for k, v in fields.items()}).pooled()
+
+
+def _of_sites(joined: dict[str, tuple[dict[str, np.ndarray], np.ndarray]]) -> Iterator[Stain]:
+    if METHOD not in joined:
+        return
+    fields, sites = joined[METHOD]
+    for number, site in enumerate(sorted(set(sites))):
+        profile = _mean(METHOD, fields, sites == site)
+        if bool(profile.valid):
+            yield Stain(f"site-{number}", "site", site or "not given", profile)
+
+
+def _of_methods(joined: dict[str, tuple[dict[str, np.ndarray], np.ndarray]]) -> Iterator[Stain]:
+    for method, (fields, sites) in joined.items():
+        profile = _mean(method, fields, np.ones(len(sites), bool))
+        if bool(profile.valid):
+            yield Stain(f"normalizer-{method}", "normalizer", method, profile)
+
+
+def _of_target(encoder: str, path: Path) -> Iterator[Stain]:
+    """An encoder's candidates; where it draws from its batches, their mean stands for them."""
+    data = read_json(path)
+    found = [c["profile"] for c in data.get("candidates", [])][:MAX_CANDIDATES]
+    for number, profile in enumerate(found or [data["fallback"]]):
+        title = f"{encoder}, candidate {number + 1}" if found else f"{encoder}, mean of its batches"
+        yield Stain(f"target-{encoder}-{number}", "target", title, profile_from_json(profile))
