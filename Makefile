@@ -33,6 +33,7 @@ lint: .venv/ready
 	ruff check .
 	ruff format --check .
 	mypy
+	lint-imports
 	deptry .
 	snakefmt --check Snakefile workflow
 	snakemake --lint

@@ -28,8 +28,8 @@ from sklearn.metrics import roc_auc_score
 
 from stainssl.cohort import parts, read_sheet
 from stainssl.config import Config, Head, Split, Task, load
-from stainssl.plan.paths import Paths
-from stainssl.stages import folds, mil
+from stainssl.paths import Paths
+from stainssl.stages import run_stage
 from stainssl.stores.tables import read_table
 from stainssl.stores.tiles import read_labels
 
@@ -69,7 +69,7 @@ def truth(config: Config, cohort: str) -> pd.DataFrame:
 def measure(config: Config, encoder: str, head: str) -> dict[str, Any]:
     """A row of the table."""
     (cohort,) = config.cohorts
-    mil.run(config, task=TASK, encoder=encoder, head=head)
+    run_stage("mil", config, TASK, encoder, head)
     folder = Paths(config.results).mil(TASK, encoder, head)
     sheet = read_sheet(config, cohort)
     positive = sheet[sheet[TASK] == "1"][["slide_id", "patient_id"]]
@@ -108,7 +108,7 @@ def main() -> None:
     words = parser.parse_args()
     logging.basicConfig(level=logging.WARNING)
     config = config_of(words.config, words.work, words.heads)
-    folds.run(config, task=TASK)
+    run_stage("folds", config, TASK)
     rows = [measure(config, e, h) for e in words.encoders for h in words.heads]
     training = pd.read_csv(Paths(config.results).folds(TASK))
     least = training[training["role"] != "test"].groupby("fold")["patient_id"].nunique().min()

@@ -43,8 +43,9 @@ import yaml
 from stainssl.config import Config, parse
 from stainssl.mil.bags import Bag, SlideTiles
 from stainssl.mil.train import HeadSettings, fit
-from stainssl.plan.paths import Paths
-from stainssl.stages import folds, mil
+from stainssl.paths import Paths
+from stainssl.plan import tasks as plan_tasks
+from stainssl.stages import mil, run_stage
 from stainssl.stores.embeddings import write_embeddings
 
 RUNS = 5
@@ -85,7 +86,8 @@ def seconds(run: Callable[[], object]) -> float:
 def loading(work: Path, slides: int, tiles: int = 10_000, dim: int = 1024) -> Rows:
     rng, names = np.random.default_rng(0), [f"s{i}" for i in range(slides)]
     config = cohort(work, slides, tiles, dim, {"kind": "cv", "folds": 2})
-    sheet = mil.labelled_slides(config, config.tasks["her2"])
+    job = plan_tasks.mil(config, "her2", "e", "abmil")
+    sheet = mil.labelled_slides(job.rows, job.label)
     for name in names:
         half = torch.from_numpy(vectors(rng, tiles, dim))
         torch.save(half, work / f"{name}-half.pt")
@@ -94,7 +96,7 @@ def loading(work: Path, slides: int, tiles: int = 10_000, dim: int = 1024) -> Ro
             h5.create_dataset("features", data=half.float().numpy(), chunks=(1, dim))
 
     def ours() -> None:  # with places of tiles and the choice of those that were read
-        read = mil.slide_reader(config, "e", sheet)
+        read = mil.slide_reader(job.embeddings, sheet)
         for name in names:
             read(name)
 
@@ -215,20 +217,20 @@ def cohort(work: Path, slides: int, tiles: int, dim: int, split: dict[str, Any])
         names = [f"s{i}" for i in range(part * 32, min(slides, part * 32 + 32))]
         path = Paths(config.results).embeddings("c", "default", "e", f"all-{part:04d}")
         write_store(path, names, tiles, dim, rng)
-    folds.run(config, task="her2")
+    run_stage("folds", config, "her2")
     return config
 
 
 def run_folds(work: Path, slides: int, tiles: int = 5000, dim: int = 512) -> Rows:
     config = cohort(work, slides, tiles, dim, {"kind": "cv", "folds": 5, "repeats": 5})
-    taken = seconds(lambda: mil.run(config, task="her2", encoder="e", head="abmil"))
+    taken = seconds(lambda: run_stage("mil", config, "her2", "e", "abmil"))
     return [{"slides": slides, "tiles": tiles, "dim": dim, "models": 25, "s": round(taken, 1)}]
 
 
 def huge(work: Path, slides: int, tiles: int = 500_000, dim: int = 1024) -> Rows:
     config = cohort(work, slides, tiles, dim, {"kind": "cv", "folds": 2})
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak of making the embeddings
-    taken = seconds(lambda: mil.run(config, task="her2", encoder="e", head="abmil"))
+    taken = seconds(lambda: run_stage("mil", config, "her2", "e", "abmil"))
     peak = Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]
     size = slides * tiles * dim * 2 / 1e9
     return [{"bags": slides, "tiles": tiles, "dim": dim, "embeddings GB": round(size, 1),

@@ -39,7 +39,8 @@ from stainssl.evaluation.folds import read_folds
 from stainssl.evaluation.metrics import METRICS
 from stainssl.evaluation.predictions import read_scored
 from stainssl.evaluation.probe import Tiles, color_features, probe
-from stainssl.plan.paths import Paths
+from stainssl.paths import Paths
+from stainssl.plan import tasks as plan_tasks
 from stainssl.stages.probe import labelled_tiles
 from stainssl.stores.atomic import write_text
 from stainssl.stores.pixels import open_pixels
@@ -234,7 +235,7 @@ def measure(config: Config, cores: int) -> dict[str, Any]:
         "site c": comparison(config, site_predictions),
         "confounded": comparison(config, confounded_predictions),
     }
-    tiles = labelled_tiles(config, config.tasks[TASK], UNTRAINED)
+    tiles = labelled_tiles(plan_tasks.probe(config, TASK, UNTRAINED))
     oracles = {
         "color": oracle(config, tiles, colors(config, tiles.table)),
         "morphology": oracle(config, tiles, true_morphology(config, tiles.table, cores)),

@@ -58,9 +58,9 @@ from stainssl.demo import make as make_demo
 from stainssl.demo import sheet as demo_sheet
 from stainssl.encoders.loading import load as load_encoder
 from stainssl.evaluation.probe import balanced_sample
-from stainssl.plan.paths import Paths
+from stainssl.paths import Paths
 from stainssl.slides.readers import open_slide
-from stainssl.stages import label, pixels, pretrain, target, tile
+from stainssl.stages import run_stage
 from stainssl.stores.atomic import replacing, write_text
 from stainssl.stores.pixels import Pixels, decode, open_pixels
 from stainssl.stores.tiles import read_labels
@@ -241,9 +241,9 @@ def prepare(config: Config) -> None:
     paths, tiling = Paths(config.results), config.cohorts[COHORT].tiling
     for part in parts(config, COHORT):
         if not paths.pixels(COHORT, tiling, part).exists():
-            tile.run(config, COHORT, part)
-            label.run(config, COHORT, part)
-            pixels.run(config, COHORT, part)
+            run_stage("tile", config, COHORT, part)
+            run_stage("label", config, COHORT, part)
+            run_stage("pixels", config, COHORT, part)
 
 
 # --- tiles ----------------------------------------------------------------------------------------
@@ -366,8 +366,8 @@ def _measured(
     run, paths = config.run(name), Paths(config.results)
     if not paths.model(name).exists():
         if run.encoder.needs_target:
-            target.run(config, name)
-        pretrain.run(config, name)
+            run_stage("target", config, name)
+        run_stage("pretrain", config, name)
         shutil.rmtree(paths.checkpoints(name), ignore_errors=True)  # of a run that has ended
     embed = embedder(paths.model(name))
     return run_values(embed, stains, centres, knows_reinhard(run.encoder))

@@ -5,8 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -59,7 +57,9 @@ def _all_verbs(
 
 def _load(path: Path) -> Config:
     from stainssl.config import load
+    from stainssl.plan.run import restore
 
+    restore(path)
     return load(path)
 
 
@@ -70,7 +70,7 @@ def _use_threads(threads: int) -> None:
         os.environ[name] = count
 
 
-def _check_words(config: Config, words: dict[str, Any]) -> None:
+def _check_names(config: Config, names: dict[str, Any]) -> None:
     """Refuse a name that the config does not have, with the nearest that it has."""
     from stainssl.cohort import parts
     from stainssl.config import nearest
@@ -83,36 +83,50 @@ def _check_words(config: Config, words: dict[str, Any]) -> None:
         "head": config.heads,
         "benchmark": config.benchmarks,
     }
-    for word in known.keys() & words.keys():
-        for name in words[word] if isinstance(words[word], list) else [words[word]]:
-            if name not in known[word]:
-                ending = nearest(name, list(known[word]))
-                raise StainsslError(f"--{word}: no such name {name!r}{ending}")
-    if "part" in words and words["part"] not in (found := parts(config, words["cohort"])):
-        ending = nearest(words["part"], list(found))
-        raise StainsslError(f"--part: {words['cohort']} has no part {words['part']!r}{ending}")
+    for option in known.keys() & names.keys():
+        given = names[option]
+        for name in given if isinstance(given, list) else [given]:
+            if name not in known[option]:
+                ending = nearest(name, list(known[option]))
+                raise StainsslError(f"--{option}: no such name {name!r}{ending}")
+    if "part" in names and names["part"] not in (found := parts(config, names["cohort"])):
+        ending = nearest(names["part"], list(found))
+        raise StainsslError(f"--part: {names['cohort']} has no part {names['part']!r}{ending}")
 
 
-def _run(verb: str, config: Path, threads: int = 1, **words: Any) -> None:
-    """Check the words, then call the verb's stage; log lines say whose they are."""
+def _begin(verb: str, config: Path, threads: int, names: dict[str, Any]) -> Config:
+    """The config, once the names are known in it; log lines say whose they are."""
     _use_threads(threads)
     loaded = _load(config)
-    _check_words(loaded, words)
-    names = " ".join(str(word) for word in words.values() if not isinstance(word, int))
+    _check_names(loaded, names)
+    shown = " ".join(str(name) for name in names.values() if not isinstance(name, int))
     logging.basicConfig(
         level=logging.INFO,
-        format=f"%(asctime)s {verb} {names}: %(message)s",
+        format=f"%(asctime)s {verb} {shown}: %(message)s",
         datefmt="%H:%M:%S",
         force=True,
     )
-    stage: Callable[..., None] = import_module(f"stainssl.stages.{verb}").run
-    stage(loaded, **words)
+    return loaded
+
+
+def _run_job(
+    verb: str,
+    config: Path,
+    names: dict[str, Any] | None = None,
+    threads: int = 1,
+    **options: Any,
+) -> None:
+    """Plan the verb's job and run its stage, which is handed that job and nothing else."""
+    from stainssl.stages import run_stage
+
+    loaded = _begin(verb, config, threads, names or {})
+    run_stage(verb, loaded, *(names or {}).values(), **options)
 
 
 @app.command()
 def demo(config: ConfigFile = DEFAULT, threads: Threads = 0) -> None:
     """Make the synthetic cohort: slides, sheet and truth polygons."""
-    _run("demo", config, threads=1, processes=threads or os.cpu_count() or 1)
+    _run_job("demo", config, processes=threads or os.cpu_count() or 1)
 
 
 @cohort_app.command("check")
@@ -169,19 +183,19 @@ def cohort_import(
 @cohort_app.command("statuses")
 def cohort_statuses(cohort: CohortName, config: ConfigFile = DEFAULT) -> None:
     """Collect what happened to each slide: table, page and picture of tissue masks."""
-    _run("statuses", config, cohort=cohort)
+    _run_job("statuses", config, {"cohort": cohort})
 
 
 @cohort_app.command("gate")
 def cohort_gate(cohort: CohortName, config: ConfigFile = DEFAULT) -> None:
     """Stop where more slides are bad than `slides.max_bad_slides` allows."""
-    _run("gate", config, cohort=cohort)
+    _run_job("gate", config, {"cohort": cohort})
 
 
 @cohort_app.command("embedded")
 def cohort_embedded(cohort: CohortName, encoder: EncoderName, config: ConfigFile = DEFAULT) -> None:
     """Tell how many tiles of each slide have a vector, and how many were lost."""
-    _run("embedded", config, cohort=cohort, encoder=encoder)
+    _run_job("embedded", config, {"cohort": cohort, "encoder": encoder})
 
 
 @app.command()
@@ -189,13 +203,13 @@ def tile(
     cohort: CohortName, part: PartName, config: ConfigFile = DEFAULT, threads: Threads = 1
 ) -> None:
     """Find tissue and lay out tiles: slides of a part → tiles, qc, previews."""
-    _run("tile", config, threads, cohort=cohort, part=part)
+    _run_job("tile", config, {"cohort": cohort, "part": part}, threads)
 
 
 @app.command()
 def label(cohort: CohortName, part: PartName, config: ConfigFile = DEFAULT) -> None:
     """Label tiles: annotations or the sheet → labels of a part."""
-    _run("label", config, cohort=cohort, part=part)
+    _run_job("label", config, {"cohort": cohort, "part": part})
 
 
 @app.command()
@@ -203,13 +217,13 @@ def pixels(
     cohort: CohortName, part: PartName, config: ConfigFile = DEFAULT, threads: Threads = 1
 ) -> None:
     """Read, encode and stain-profile the tiles of a part."""
-    _run("pixels", config, threads, cohort=cohort, part=part)
+    _run_job("pixels", config, {"cohort": cohort, "part": part}, threads)
 
 
 @app.command()
 def target(encoder: EncoderName, config: ConfigFile = DEFAULT, threads: Threads = 1) -> None:
     """Choose the stain target of an encoder from its own training parts."""
-    _run("target", config, threads, encoder=encoder)
+    _run_job("target", config, {"encoder": encoder}, threads)
 
 
 @app.command()
@@ -217,7 +231,7 @@ def pretrain(
     encoder: EncoderName, config: ConfigFile = DEFAULT, threads: Threads = 1, gpus: Gpus = 0
 ) -> None:
     """Train an encoder; killed and started again, it goes on from its last checkpoint."""
-    _run("pretrain", config, threads, encoder=encoder, gpus=gpus)
+    _run_job("pretrain", config, {"encoder": encoder}, threads, gpus=gpus)
 
 
 @app.command()
@@ -229,13 +243,13 @@ def embed(
     threads: Threads = 1,
 ) -> None:
     """Embed the tiles of a part; several encoders in one reading of it."""
-    _run("embed", config, threads, cohort=cohort, part=part, encoder=encoder)
+    _run_job("embed", config, {"cohort": cohort, "encoder": encoder, "part": part}, threads)
 
 
 @app.command()
 def folds(task: TaskName, config: ConfigFile = DEFAULT) -> None:
     """Draw the training, validation and test patients of a task, once."""
-    _run("folds", config, task=task)
+    _run_job("folds", config, {"task": task})
 
 
 @app.command()
@@ -243,7 +257,7 @@ def probe(
     task: TaskName, encoder: EncoderName, config: ConfigFile = DEFAULT, threads: Threads = 1
 ) -> None:
     """Answer a tile task by a linear probe."""
-    _run("probe", config, threads, task=task, encoder=encoder)
+    _run_job("probe", config, {"task": task, "encoder": encoder}, threads)
 
 
 @app.command()
@@ -255,19 +269,19 @@ def mil(
     threads: Threads = 1,
 ) -> None:
     """Answer a slide or patient task by multiple-instance learning."""
-    _run("mil", config, threads, task=task, encoder=encoder, head=head)
+    _run_job("mil", config, {"task": task, "encoder": encoder, "head": head}, threads)
 
 
 @app.command()
 def robustness(encoder: EncoderName, config: ConfigFile = DEFAULT, threads: Threads = 1) -> None:
     """Measure what a change of stain does to an encoder."""
-    _run("robustness", config, threads, encoder=encoder)
+    _run_job("robustness", config, {"encoder": encoder}, threads)
 
 
 @app.command()
 def benchmark(benchmark: BenchmarkName, config: ConfigFile = DEFAULT, threads: Threads = 1) -> None:
     """Write the table and figures of a benchmark."""
-    _run("benchmark", config, threads, benchmark=benchmark)
+    _run_job("benchmark", config, {"benchmark": benchmark}, threads)
 
 
 @app.command()
@@ -285,8 +299,11 @@ def predict(
     threads: Threads = 1,
 ) -> None:
     """Answer a trained task for new slides: tile, embed, score with all fold models."""
-    words = {"task": task, "encoder": encoder, "head": head}
-    _run("predict", config, threads, **words, sheet=sheet, root=root, out=out, pictures=pictures)
+    from stainssl.stages.predict import run
+
+    names = {"task": task, "encoder": encoder, "head": head}
+    loaded = _begin("predict", config, threads, names)
+    run(loaded, **names, sheet=sheet, root=root, out=out, pictures=pictures)
 
 
 @app.command()
@@ -301,10 +318,11 @@ def export(
     config: ConfigFile = DEFAULT,
 ) -> None:
     """Write embeddings, or attention, as files of another tool."""
-    chosen: dict[str, Any] = {"task": task, "head": head}
-    chosen = {name: word for name, word in chosen.items() if word is not None}
-    chosen |= {"out": out, "pictures": pictures}
-    _run("export", config, to=to, cohort=cohort, encoder=encoder, **chosen)
+    from stainssl.stages.export import run
+
+    asked = {"cohort": cohort, "encoder": encoder, "task": task, "head": head}
+    names = {option: name for option, name in asked.items() if name is not None}
+    run(_begin("export", config, 1, names), to=to, out=out, pictures=pictures, **names)
 
 
 @app.command("import")
@@ -315,8 +333,14 @@ def import_features(
     config: ConfigFile = DEFAULT,
 ) -> None:
     """Take an encoder's `features`, files of CLAM or TRIDENT, as a cohort's embeddings."""
-    chosen: dict[str, Any] = {} if part is None else {"part": part}
-    _run("import_features", config, cohort=cohort, encoder=encoder, **chosen)
+    from stainssl.cohort import parts
+    from stainssl.errors import StainsslError
+
+    loaded = _begin("import", config, 1, {"cohort": cohort, "encoder": encoder})
+    if loaded.run(encoder).encoder.features is None:
+        raise StainsslError(f"encoders.{encoder} has no 'features: clam:FOLDER' to import.")
+    for name in parts(loaded, cohort) if part is None else [part]:
+        _run_job("embed", config, {"cohort": cohort, "encoder": encoder, "part": name})
 
 
 @app.command(
@@ -375,7 +399,7 @@ def view(
 @app.command()
 def doctor() -> None:
     """Tell what is installed, what reads which format, which device is used, what is wrong."""
-    from stainssl.runtime.doctor import report
+    from stainssl.doctor import report
 
     raise typer.Exit(report())
 

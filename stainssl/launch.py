@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections.abc import Collection, Sequence
 from importlib.util import find_spec
@@ -98,12 +99,17 @@ def shell_prefix(deployment: Collection[str], results: Path) -> str:
         The options are Snakemake's own, which a prefix would replace: `verb | tee` must fail.
     """
     if "conda" in deployment:
-        call = f'PYTHONPATH="{_package_alone(results)}" python'
+        call = f"PYTHONPATH={quoted(_package_alone(results))} python"
     elif "apptainer" in deployment:
         call = "python"
     else:
-        call = f'PYTHONPATH="{PACKAGE.parent}" "{sys.executable}"'
+        call = f"PYTHONPATH={quoted(PACKAGE.parent)} {quoted(sys.executable)}"
     return f'set -euo pipefail; stainssl() {{{{ {call} -m stainssl "$@"; }}}}; '
+
+
+def quoted(path: Path | str) -> str:
+    """A path as one word of a shell line that Snakemake formats."""
+    return shlex.quote(str(path)).replace("{", "{{").replace("}", "}}")
 
 
 def _package_alone(results: Path) -> Path:

@@ -1,9 +1,10 @@
-"""Files that are made from the package and the lock: JSON schemas and the conda environment."""
+"""Files that are made: JSON schemas, the conda environment, the table of what reruns what."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -13,6 +14,8 @@ from stainssl.stores.atomic import write_text
 
 ROOT = Path(__file__).resolve().parent.parent
 PYTHON = "3.11"
+CONFIG_PAGE = Path("docs/reference/config.md")
+BEGIN, END = "<!-- generated: reruns -->", "<!-- end -->"
 
 
 def schema_text(model: type[Config] | type[SheetRow]) -> str:
@@ -33,11 +36,27 @@ def conda_text(lock: str) -> str:
     return yaml.safe_dump(environment, sort_keys=False)
 
 
+def reruns_text(page: str) -> str:
+    """The page of the config with its table of what each key reruns, as the test's list has it."""
+    keys = yaml.safe_load((ROOT / "tests/chain/keys.yaml").read_text(encoding="utf-8"))
+    rows = [f"| `{key}` | {_reruns(entry)} |" for key, entry in keys.items()]
+    table = "\n".join(["| key | reruns |", "|---|---|", *rows])
+    before, rest = page.split(BEGIN)
+    return f"{before}{BEGIN}\n{table}\n{END}{rest.split(END, 1)[1]}"
+
+
+def _reruns(entry: dict[str, Any]) -> str:
+    if "not" in entry:
+        return f"{entry['not']}"
+    return ", ".join(f"`{rule}`" for rule in entry["reruns"]) or "–"
+
+
 def files() -> dict[Path, str]:
     """Every generated file, relative to the repository, with the text that it should have."""
     return {
         Path("workflow/schemas/config.schema.json"): schema_text(Config),
         Path("workflow/schemas/sheet.schema.json"): schema_text(SheetRow),
+        CONFIG_PAGE: reruns_text((ROOT / CONFIG_PAGE).read_text(encoding="utf-8")),
         Path("workflow/envs/stainssl.yaml"): conda_text((ROOT / "requirements.lock").read_text()),
     }
 

@@ -12,7 +12,7 @@ from stainssl.cohort.parts import train_parts
 from stainssl.cohort.sheet import read_sheet, root, source_of
 from stainssl.config import Config, Encoder, Task, nearest
 from stainssl.errors import StainsslError
-from stainssl.plan.paths import Paths
+from stainssl.paths import Paths
 from stainssl.slides.hdf5_patch import file_of
 
 

@@ -16,7 +16,7 @@ from stainssl.cohort.sheet_file import SheetFile, read_sheet_file, shown
 from stainssl.config import NAME, Cohort, Config, nearest
 from stainssl.errors import StainsslError
 from stainssl.evaluation.labels import is_unknown
-from stainssl.plan.paths import Paths
+from stainssl.paths import Paths
 
 MAX_ID = 150  # files are named by ids, and a file's name has at most 255 bytes
 Id = Annotated[str, StringConstraints(pattern=f"^{NAME}$", max_length=MAX_ID)]

@@ -15,7 +15,6 @@ from timm.models import load_model_config_from_hf
 from timm.models._hub import load_model_config_from_path
 from torch import nn
 
-from stainssl.config import Config, Run
 from stainssl.encoders.loading import (
     FILE,
     HUB,
@@ -27,7 +26,6 @@ from stainssl.encoders.loading import (
     whole_patches,
 )
 from stainssl.errors import StainsslError
-from stainssl.plan.paths import Paths
 
 SEEN = "seen.csv"
 log = logging.getLogger(__name__)
@@ -51,25 +49,24 @@ class Backbone:
     std: tuple[float, float, float]
 
 
-def source_of(config: Config, run: Run) -> str | None:
-    """The weights that a run starts from, as `load` takes them; None: random ones."""
-    if (other := config.initial_run(run)) is None:
-        return run.encoder.init
-    return other.encoder.weights or f"{LOCAL}{Paths(config.results).model(other.name)}"
+def backbone_of(
+    source: str | None, architecture: str, wanted: str | None, input_size: int
+) -> Backbone:
+    """The network that a run trains: of random weights (from torch's seed), or given ones.
 
-
-def backbone_of(config: Config, run: Run, input_size: int) -> Backbone:
-    """The network that a run trains: of random weights (from torch's seed), or those of `init`.
+    Args:
+        source: weights that training starts from, as `load` takes them; None: random ones.
+        architecture: timm name of a network of random weights.
+        wanted: timm name of what the given weights must be of; None: any.
+        input_size: side in px.
 
     Raises:
         StainsslError: no such name, or `initial_backbone` refuses.
     """
-    source = source_of(config, run)
     if source is not None:
-        return initial_backbone(source, input_size, run.encoder.backbone)
-    name = run.encoder.architecture
-    model, args = new_backbone(name, input_size)
-    return _backbone(model, name, args)
+        return initial_backbone(source, input_size, wanted)
+    model, args = new_backbone(architecture, input_size)
+    return _backbone(model, architecture, args)
 
 
 def initial_backbone(source: str, input_size: int, wanted: str | None = None) -> Backbone:

@@ -19,13 +19,12 @@ from timm.models import save_for_hf
 from torch import Tensor, nn
 
 from stainssl import __version__
+from stainssl.encoders.weights import FILE, HUB, LOCAL, TIMM
 from stainssl.errors import StainsslError
 from stainssl.stain import StainProfile, estimate, normalize
 from stainssl.stain.targets import profile_from_json, profile_to_json
 from stainssl.stores.atomic import replacing
 
-LOCAL, HUB, TIMM = "local-dir:", "hf-hub:", "timm:"
-FILE = "@"  # ARCHITECTURE@FILE
 # Where checkpoints keep a network's tensors, and what training code puts before their names.
 NESTED = ("state_dict", "model", "model_state_dict", "teacher", "student", "net")
 PREFIXES = ("module.", "backbone.", "encoder.", "model.", "student.", "teacher.", "trunk.")

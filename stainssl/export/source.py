@@ -24,3 +24,21 @@ def source(text: str) -> tuple[str, Path]:
     if not Path(folder).is_dir():
         raise StainsslError(f"{text}: the folder {folder} does not exist: is its disk mounted?")
     return tool, Path(folder)
+
+
+def feature_files(text: str, slides: list[str]) -> dict[str, Path]:
+    """Slide → its feature file, for the slides that have one.
+
+    Args:
+        text: `clam:FOLDER` or `trident:FOLDER`.
+
+    Raises:
+        StainsslError: as `source`.
+    """
+    tool, folder = source(text)
+    found = {}
+    for slide in slides:
+        files = (folder / name.format(slide) for name in FILES[tool])
+        if file := next((file for file in files if file.is_file()), None):
+            found[slide] = file
+    return found

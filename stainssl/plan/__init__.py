@@ -1,1 +1,1 @@
-"""What each stage reads and writes."""
+"""What each stage reads, writes and depends on: the Snakefile and the stages both ask here."""

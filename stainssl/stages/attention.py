@@ -15,7 +15,7 @@ from stainssl.config import Config
 from stainssl.errors import SlideError
 from stainssl.export.qupath import tile_objects, write_geojson
 from stainssl.figures.mil import attention_overlay, tile_strip
-from stainssl.plan.paths import Paths
+from stainssl.paths import Paths
 from stainssl.slides.readers import open_slide
 from stainssl.slides.scale import read_thumbnail, resolve_mpp
 from stainssl.stores.atomic import replacing

@@ -11,11 +11,10 @@ import numpy as np
 import pandas as pd
 import torch
 
-from stainssl.config import Config
 from stainssl.encoders.embedding import Vectors, embed_pixels
 from stainssl.encoders.loading import LoadedEncoder, load
 from stainssl.errors import StainsslError
-from stainssl.plan.paths import Paths
+from stainssl.plan.encoders import EmbedJob
 from stainssl.runtime.devices import pick
 from stainssl.stages import import_features
 from stainssl.stores.embeddings import write_embeddings
@@ -26,7 +25,7 @@ from stainssl.stores.tiles import read_tiles
 log = logging.getLogger(__name__)
 
 
-def run(config: Config, cohort: str, encoder: str | list[str], part: str) -> None:
+def run(job: EmbedJob) -> None:
     """Embed one part, or import what an encoder's `features` hold.
 
     Several encoders are embedded in one reading of the part: its tiles are decoded once. Where
@@ -35,42 +34,40 @@ def run(config: Config, cohort: str, encoder: str | list[str], part: str) -> Non
     Raises:
         StainsslError: an input is missing or not whole, or an encoder cannot be loaded.
     """
-    names = [encoder] if isinstance(encoder, str) else encoder
-    made = [name for name in names if not config.run(name).encoder.features]
-    for name in names:
-        if name not in made:
-            import_features.run(config, cohort, name, part)
-    if made:
-        _embed_together(config, cohort, made, part)
+    for name, source in job.sources.items():
+        if source.features:
+            import_features.run(source.features, job.slides, name, job.embeddings[name])
+    if made := [name for name, source in job.sources.items() if not source.features]:
+        _embed_together(job, made)
 
 
-def _embed_together(config: Config, cohort: str, names: list[str], part: str) -> None:
+def _embed_together(job: EmbedJob, names: list[str]) -> None:
     try:
-        return _embed(config, cohort, names, part)
+        return _embed(job, names)
     except torch.OutOfMemoryError as error:
         if len(names) == 1:
             raise
         log.warning("%d encoders do not fit in memory together: %s", len(names), error)
     for name in names:  # here, where the error no longer holds what it failed with
-        _embed(config, cohort, [name], part)
+        _embed(job, [name])
 
 
-def _embed(config: Config, cohort: str, names: list[str], part: str) -> None:
-    paths, tiling = Paths(config.results), config.cohorts[cohort].tiling
-    pixels = open_pixels(paths.pixels(cohort, tiling, part))
+def _embed(job: EmbedJob, names: list[str]) -> None:
+    assert job.pixels is not None and job.tiles is not None
+    pixels = open_pixels(job.pixels)
     device = pick()
-    sources = [config.run(n).encoder.weights or str(paths.model(n)) for n in names]
+    sources = [job.sources[name].model for name in names]
     loaded = [load(source, device) for source in sources]
-    place = _places(pixels, read_tiles(paths.tiles(cohort, tiling, part)), f"{cohort}/{part}")
+    place = _places(pixels, read_tiles(job.tiles), job.part)
     started = time.monotonic()
-    blocks = _apart(embed_pixels(loaded, pixels), len(names), paths.results)
+    blocks = _apart(embed_pixels(loaded, pixels), len(names), job.scratch)
     for name, source, one, own in zip(names, sources, loaded, blocks, strict=True):
         write_embeddings(
-            paths.embeddings(cohort, tiling, name, part),
+            job.embeddings[name],
             slide_id=pixels.slide_id,
             counts=np.bincount(pixels.slide, minlength=len(pixels.slide_id)).tolist(),
             dim=one.dim,
-            blocks=_counted(own, len(pixels), f"{part} {name}"),
+            blocks=_counted(own, len(pixels), f"{job.part} {name}"),
             tile=pixels.tile,
             x=place["x"].to_numpy(np.int64),
             y=place["y"].to_numpy(np.int64),
@@ -78,7 +75,7 @@ def _embed(config: Config, cohort: str, names: list[str], part: str) -> None:
         )
     rate = len(pixels) / max(time.monotonic() - started, 1e-9)
     dims = "+".join(str(one.dim) for one in loaded)
-    log.info("%s: %d tiles, %s numbers each, %.0f tiles/s", part, len(pixels), dims, rate)
+    log.info("%s: %d tiles, %s numbers each, %.0f tiles/s", job.part, len(pixels), dims, rate)
 
 
 def _apart(blocks: Iterator[list[Vectors]], count: int, folder: Path) -> list[Iterator[Vectors]]:

@@ -14,7 +14,7 @@ from stainssl.cohort import COLUMNS, PART, parts, read_sheet
 from stainssl.config import Config, nearest
 from stainssl.errors import StainsslError
 from stainssl.export.slide import ExportedSlide
-from stainssl.plan.paths import Paths
+from stainssl.paths import Paths
 from stainssl.stores.embeddings import Embeddings, open_embeddings
 from stainssl.stores.tables import read_table
 from stainssl.stores.tiles import read_qc, read_tiles

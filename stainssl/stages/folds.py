@@ -6,37 +6,30 @@ import logging
 
 import pandas as pd
 
-from stainssl.cohort import read_sheet
-from stainssl.config import Config
 from stainssl.errors import StainsslError
 from stainssl.evaluation.folds import folds_of
-from stainssl.evaluation.labels import labels_of
-from stainssl.plan.paths import Paths
+from stainssl.plan.tasks import FoldsJob
 from stainssl.stores.atomic import write_text
 
 log = logging.getLogger(__name__)
 
 
-def run(config: Config, task: str) -> None:
+def run(job: FoldsJob) -> None:
     """Write `folds.csv` of a task: the same sheets and seed give the same bytes.
 
     Raises:
         StainsslError: the sheets do not carry the split, naming the task.
     """
-    spec = config.tasks[task]
-    slides = pd.concat([read_sheet(config, name) for name in spec.cohorts], ignore_index=True)
-    labels = labels_of(spec)
     try:
-        slides = labels.read(slides)
-        order = labels.order(slides[spec.label]) if spec.label in slides else ()
-        patients, folds = folds_of(
-            slides, spec.level, spec.label, spec.split, order=order, seed=config.seed
-        )
+        slides = job.label.read(job.rows)
+        column = job.label.label
+        order = job.label.order(slides[column]) if column in slides else ()
+        patients, folds = folds_of(slides, job.level, column, job.split, order=order, seed=job.seed)
     except StainsslError as error:
-        raise StainsslError(f"tasks.{task}: {error}") from None
-    folds.insert(0, "task", task)
-    write_text(Paths(config.results).folds(task), folds.to_csv(index=False))
-    log.info("%s: %d patients in %d folds", task, len(patients), _count(folds))
+        raise StainsslError(f"tasks.{job.task}: {error}") from None
+    folds.insert(0, "task", job.task)
+    write_text(job.folds, folds.to_csv(index=False))
+    log.info("%s: %d patients in %d folds", job.task, len(patients), _count(folds))
 
 
 def _count(folds: pd.DataFrame) -> int:

@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from stainssl.config import Config
 from stainssl.errors import StainsslError, Status
-from stainssl.plan.paths import Paths
+from stainssl.plan.slides import GateJob
 from stainssl.stages.statuses import counted
 from stainssl.stores.atomic import write_text
 
@@ -52,22 +51,22 @@ def too_many_bad(slides: pd.DataFrame, max_share: float, table: Path) -> str:
     )
 
 
-def run(config: Config, cohort: str) -> None:
+def run(job: GateJob) -> None:
     """Write that the cohort passed, and by how much.
 
     Raises:
         StainsslError: more of the cohort's slides are bad than `slides.max_bad_slides` allows.
     """
-    paths, tiling = Paths(config.results), config.cohorts[cohort].tiling
-    table = paths.checked(cohort, tiling)
     try:
         columns = ["slide_id", "status", "detail"]
-        slides = pd.read_csv(table, usecols=columns, dtype=str, keep_default_na=False)
+        slides = pd.read_csv(job.table, usecols=columns, dtype=str, keep_default_na=False)
     except FileNotFoundError:
-        raise StainsslError(f"{table} is missing: run `stainssl cohort statuses` first.") from None
-    if message := too_many_bad(slides, config.slides.max_bad_slides, table):
+        raise StainsslError(
+            f"{job.table} is missing: run `stainssl cohort statuses` first."
+        ) from None
+    if message := too_many_bad(slides, job.max_bad_slides, job.table):
         raise StainsslError(message)
     bad = int((slides["status"] != Status.OK.value).sum())
-    allowed = allowed_bad(len(slides), config.slides.max_bad_slides)
+    allowed = allowed_bad(len(slides), job.max_bad_slides)
     passed = {"slides": len(slides), "bad": bad, "allowed": allowed}
-    write_text(paths.gate(cohort, tiling), json.dumps(passed) + "\n")
+    write_text(job.gate, json.dumps(passed) + "\n")

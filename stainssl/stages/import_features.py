@@ -8,42 +8,31 @@ from pathlib import Path
 
 import numpy as np
 
-from stainssl.cohort import parts, read_sheet
-from stainssl.config import Config
 from stainssl.errors import SlideError, StainsslError
-from stainssl.export.read import Features, feature_file, read_slide
+from stainssl.export.read import Features, read_slide
 from stainssl.export.source import source
-from stainssl.plan.paths import Paths
 from stainssl.stores.embeddings import write_embeddings
 
 log = logging.getLogger(__name__)
 
 
-def run(config: Config, cohort: str, encoder: str, part: str | None = None) -> None:
-    """Write the embeddings of a cohort, or of one part, from the encoder's feature files.
+def run(text: str, slides: list[str], encoder: str, path: Path) -> None:
+    """Write the embeddings of some slides from an encoder's feature files.
 
-    A slide without a file, or with one that is not whole, costs that slide.
+    A slide without a file, or with one that is not whole, costs that slide; where no slide of a
+    part has any, the store is empty.
+
+    Args:
+        text: `clam:FOLDER` or `trident:FOLDER`.
+        path: of the store.
 
     Raises:
-        StainsslError: the encoder has no `features`, their folder does not exist, it has no
-            file of the cohort, or slides differ in width.
+        StainsslError: the folder does not exist, or slides differ in width.
     """
-    text = config.run(encoder).encoder.features
-    if text is None:
-        raise StainsslError(f"encoders.{encoder} has no 'features: clam:FOLDER' to import.")
     tool, folder = source(text)
-    slides = read_sheet(config, cohort)["slide_id"].tolist()
-    if not any(feature_file(tool, folder, slide) for slide in slides):
-        raise StainsslError(
-            f"{text}: no feature file of any of the {len(slides)} slides of {cohort}."
-        )
-    paths, tiling = Paths(config.results), config.cohorts[cohort].tiling
-    for name, sheet in parts(config, cohort).items():
-        if part in (None, name):
-            found = dict(_found(sheet["slide_id"].tolist(), tool, folder))
-            path = paths.embeddings(cohort, tiling, encoder, name)
-            _write(path, found, {"encoder": encoder, "source": text})
-            log.info("%s: %d of %d slides imported from %s", name, len(found), len(sheet), text)
+    found = dict(_found(slides, tool, folder))
+    _write(path, found, {"encoder": encoder, "source": text})
+    log.info("%s: %d of %d slides imported from %s", path.stem, len(found), len(slides), text)
 
 
 def _found(slides: list[str], tool: str, folder: Path) -> Iterator[tuple[str, Features]]:

@@ -8,12 +8,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from stainssl.cohort import parts
-from stainssl.cohort.outlines import file_of_slide, known_classes, label_names, outlines_of
-from stainssl.config import Cohort, Config, Outlines
+from stainssl.config import Outlines
 from stainssl.errors import StainsslError
 from stainssl.evaluation.folds import class_name
-from stainssl.plan.paths import Paths
+from stainssl.plan.slides import LabelJob
 from stainssl.slides.annotation_files import Annotations, Areas, read_annotations
 from stainssl.slides.annotations import MIN_SHARE, area_of, near_classes, tile_fractions
 from stainssl.stores.tiles import read_tiles, write_labels
@@ -62,22 +60,20 @@ def _without_outlines(row: dict[str, str], name: str) -> float:
     return 0.0 if class_name(row.get(name, "")) == "0" else float("nan")
 
 
-def _annotated(
-    tiles: pd.DataFrame, row: dict[str, str], names: list[str], cohort: Cohort
-) -> pd.DataFrame:
+def _annotated(job: LabelJob, tiles: pd.DataFrame, row: dict[str, str]) -> pd.DataFrame:
     """The labels of one slide's tiles; unknown, never normal, where nobody can say."""
     out = tiles[["slide_id", "tile"]].copy()
-    path = file_of_slide(cohort.annotations, row["slide_id"])
+    path = job.annotation_files.get(row["slide_id"])
     drawn = _read(path, row["slide_id"]) if path is not None else None
-    for name in names:
+    for name in job.names:
         if path is None:
             out[name] = np.full(len(tiles), _without_outlines(row, name), np.float32)
-        elif drawn is None or _is_doubtful(drawn, row["slide_id"], name, names, cohort):
+        elif drawn is None or _is_doubtful(job, drawn, row["slide_id"], name):
             out[name] = np.full(len(tiles), np.nan, np.float32)
         else:
-            out[name] = from_polygons(tiles, drawn.areas, outlines_of(cohort, name))
+            out[name] = from_polygons(tiles, drawn.areas, job.outlines[name])
     if drawn is not None:
-        counts = ", ".join(f"{name} {int((out[name] == 1).sum())}" for name in names)
+        counts = ", ".join(f"{name} {int((out[name] == 1).sum())}" for name in job.names)
         log.info(
             "%s: of %d tiles are %s; classes found: %s",
             row["slide_id"], len(out), counts or "none labeled", drawn.told(),
@@ -94,12 +90,10 @@ def _read(path: Path, slide_id: str) -> Annotations | None:
         return None
 
 
-def _is_doubtful(
-    drawn: Annotations, slide_id: str, name: str, names: list[str], cohort: Cohort
-) -> bool:
+def _is_doubtful(job: LabelJob, drawn: Annotations, slide_id: str, name: str) -> bool:
     """Whether a class that stands there may be meant by a label, and the config does not say."""
-    of = outlines_of(cohort, name).of
-    near = near_classes(drawn.classes(), of, known_classes(cohort, names))
+    of = job.outlines[name].of
+    near = near_classes(drawn.classes(), of, job.known_classes)
     if near:
         log.warning(
             "%s: its %r is unknown: it has areas of class %s, which may be meant by %s: say so in"
@@ -109,21 +103,20 @@ def _is_doubtful(
     return bool(near)
 
 
-def _label_slides(
-    tiles: pd.DataFrame, rows: pd.DataFrame, names: list[str], cohort: Cohort
-) -> pd.DataFrame:
-    frames = [tiles.head(0)[["slide_id", "tile"]].assign(**dict.fromkeys(names, np.float32(0)))]
-    for row in rows.to_dict("records"):
+def _label_slides(job: LabelJob, tiles: pd.DataFrame) -> pd.DataFrame:
+    none = dict.fromkeys(job.names, np.float32(0))
+    frames = [tiles.head(0)[["slide_id", "tile"]].assign(**none)]
+    for row in job.rows.to_dict("records"):
         mine = tiles[tiles["slide_id"] == row["slide_id"]]
-        frames.append(_annotated(mine, {str(k): v for k, v in row.items()}, names, cohort))
-    unknown = [s for s in rows["slide_id"] if file_of_slide(cohort.annotations, s) is None]
-    if unknown and names:
+        frames.append(_annotated(job, mine, {str(k): v for k, v in row.items()}))
+    unknown = [s for s in job.rows["slide_id"] if s not in job.annotation_files]
+    if unknown and job.names:
         log.info("%d slides without annotations: %s", len(unknown), ", ".join(unknown[:5]))
     found = pd.concat([f for f in frames if len(f)] or frames[:1], ignore_index=True)
-    return found.astype(dict.fromkeys(names, np.float32))
+    return found.astype(dict.fromkeys(job.names, np.float32))
 
 
-def run(config: Config, cohort: str, part: str) -> None:
+def run(job: LabelJob) -> None:
     """Write the labels of the kept tiles of a part, in the order of its tiles.
 
     For slides, a label is a class of the annotations: 1 where at least half of the tile is under
@@ -135,15 +128,13 @@ def run(config: Config, cohort: str, part: str) -> None:
     Raises:
         StainsslError: the tiles are missing, or the sheet lacks a label.
     """
-    paths, found = Paths(config.results), config.cohorts[cohort]
-    rows, names = parts(config, cohort)[part], label_names(config, cohort)
-    tiles = read_tiles(paths.tiles(cohort, found.tiling, part))
+    tiles = read_tiles(job.tiles)
     kept = tiles[tiles["kept"]].reset_index(drop=True)
-    if found.kind == "patches":
-        labels = _label_patches(kept, rows, names)
+    if job.kind == "patches":
+        labels = _label_patches(kept, job.rows, job.names)
     else:
-        labels = _label_slides(kept, rows, names, found)
+        labels = _label_slides(job, kept)
     labels["tile"] = labels["tile"].astype(np.int32)
-    settings = {"labels": names, "annotations": found.annotations, "least_share": MIN_SHARE}
-    write_labels(paths.labels(cohort, found.tiling, part), labels, settings)
-    log.info("%d tiles, labels: %s", len(labels), ", ".join(names) or "none")
+    settings = {"labels": job.names, "annotations": job.annotations, "least_share": MIN_SHARE}
+    write_labels(job.labels, labels, settings)
+    log.info("%d tiles, labels: %s", len(labels), ", ".join(job.names) or "none")

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from stainssl.cohort import parts
-from stainssl.config import Config, Task
 from stainssl.errors import StainsslError
 from stainssl.evaluation.folds import each_fold, read_folds
-from stainssl.evaluation.labels import labels_of
+from stainssl.evaluation.labels import Labels
 from stainssl.evaluation.metrics import evaluate
 from stainssl.evaluation.predictions import ensemble
 from stainssl.mil import bags as bagging
@@ -23,10 +21,11 @@ from stainssl.mil.bags import Bag, SlideTiles
 from stainssl.mil.predict import load_models, model_name, predict_bag, prediction_table, save_model
 from stainssl.mil.reference import reference_table
 from stainssl.mil.train import FoldModel, HeadSettings, fit
-from stainssl.plan.paths import Paths
+from stainssl.plan.encoders import Part
+from stainssl.plan.tasks import MilJob
 from stainssl.stain import StainProfile
 from stainssl.stores.atomic import replacing
-from stainssl.stores.embeddings import Embeddings, open_embeddings
+from stainssl.stores.embeddings import open_embeddings
 from stainssl.stores.pixels import open_pixels
 from stainssl.stores.spool import Spool
 from stainssl.stores.tables import write_table
@@ -37,7 +36,7 @@ STAIN = "macenko"  # the profiles by which slides are compared
 log = logging.getLogger(__name__)
 
 
-def run(config: Config, task: str, encoder: str, head: str) -> None:
+def run(job: MilJob) -> None:
     """Answer a slide or patient task by a head on the tile embeddings.
 
     Writes a folder: `predictions.parquet` (test bags), `metrics.csv`, `attention.parquet` (tiles of
@@ -45,44 +44,44 @@ def run(config: Config, task: str, encoder: str, head: str) -> None:
     For an external cohort: `external-{cohort}.parquet` and `.csv`, its predictions and metrics.
 
     Raises:
-        StainsslError: the task is of level tile, its folds share patients between roles, or its
-            bags cannot be trained on.
+        StainsslError: its folds share patients between roles, or its bags cannot be trained on.
     """
-    spec, paths = config.tasks[task], Paths(config.results)
-    if spec.level == "tile":
-        raise StainsslError(
-            f"tasks.{task} is of level tile: `mil` answers the others, `probe` this one."
-        )
-    settings = HeadSettings(**config.heads[head].model_dump())
-    made_by = {"task": task, "encoder": encoder, "head": head, "seed": config.seed}
+    settings = HeadSettings(**job.head.model_dump())
+    made_by = {
+        "task": job.task, "encoder": job.encoder, "head": job.head_name, "seed": job.seed,
+    }  # fmt: skip
     try:
-        folds = read_folds(paths.folds(task))
-        slides = labelled_slides(config, spec)
-        classes = labels_of(spec).order(slides["word"])
+        folds = read_folds(job.folds)
+        slides = labelled_slides(job.rows, job.label)
+        classes = job.label.order(slides["word"])
         slides["label"] = slides["word"].map(classes.index)
-        read = spooled(slide_reader(config, encoder, slides), paths.results)
-        bags = _bags(slides, spec, read)
+        read = spooled(slide_reader(job.embeddings, slides), job.scratch)
+        bags = _bags(slides, job.level, read)
         trained = set(folds["patient_id"][folds["role"] != "test"])
-        reference = reference_table(bags, trained, stain_of_slides(config, slides))
-        with replacing(paths.mil(task, encoder, head)) as folder:
+        reference = reference_table(bags, trained, stain_of_slides(job.pixels, slides))
+        with replacing(job.output) as folder:
             folder.mkdir()
-            predictions, attention = _answer(bags, folds, classes, settings, config.seed, folder)
-            metrics = evaluate(predictions, spec.level, config.seed)
+            predictions, attention = _answer(bags, folds, classes, settings, job.seed, folder)
+            metrics = evaluate(predictions, job.level, job.seed)
             write_table(folder / "predictions.parquet", predictions, "predictions", made_by)
             write_table(folder / "attention.parquet", attention, "attention", made_by)
             write_table(folder / "reference.parquet", reference, "reference", made_by)
             metrics.to_csv(folder / "metrics.csv", index=False)
-            for cohort in spec.external:
-                found = _external(config, spec, cohort, encoder, classes, folder / "models")
+            for cohort in job.external:
+                found = _external(job, cohort, classes, folder / "models")
                 write_table(folder / f"external-{cohort}.parquet", found, "predictions", made_by)
-                metrics = evaluate(ensemble(found, spec.level), spec.level, config.seed)
+                metrics = evaluate(ensemble(found, job.level), job.level, job.seed)
                 metrics.to_csv(folder / f"external-{cohort}.csv", index=False)
     except StainsslError as error:
-        raise StainsslError(f"tasks.{task}: {error}") from None
+        raise StainsslError(f"tasks.{job.task}: {error}") from None
 
 
-def labelled_slides(config: Config, task: Task) -> pd.DataFrame:
-    """The slides of a task whose label is known.
+def labelled_slides(rows: pd.DataFrame, label: Labels) -> pd.DataFrame:
+    """The slides whose label is known.
+
+    Args:
+        rows: `cohort`, `part`, `slide_id`, `patient_id`, `site` and the label.
+        label: the column, and what its words mean.
 
     Returns:
         `slide_id`, `patient_id`, `site`, `cohort`, `part` and `word` (class), in sheet order.
@@ -90,17 +89,12 @@ def labelled_slides(config: Config, task: Task) -> pd.DataFrame:
     Raises:
         StainsslError: no label is known, or two cohorts have a slide of the same name.
     """
-    labels = labels_of(task)
-    rows = [
-        frame.assign(cohort=cohort, part=part, word=labels.words(frame[task.label]))
-        for cohort in task.cohorts
-        for part, frame in parts(config, cohort).items()
-    ]
-    slides = pd.concat(rows, ignore_index=True)
+    slides = rows.assign(word=label.words(rows[label.label]))
     known = slides[slides["word"] != ""].reset_index(drop=True)
-    log.info("%d of %d slides have a known %r", len(known), len(slides), task.label)
+    log.info("%d of %d slides have a known %r", len(known), len(slides), label.label)
     if known.empty:
-        raise StainsslError(f"no slide of {', '.join(task.cohorts)} has a known {task.label!r}.")
+        cohorts = ", ".join(rows["cohort"].unique())
+        raise StainsslError(f"no slide of {cohorts} has a known {label.label!r}.")
     if (twice := known["slide_id"].duplicated()).any():
         names = _some(known["slide_id"][twice].tolist())
         raise StainsslError(
@@ -109,17 +103,17 @@ def labelled_slides(config: Config, task: Task) -> pd.DataFrame:
     return known[["slide_id", "patient_id", "site", "cohort", "part", "word"]]
 
 
-def slide_reader(config: Config, encoder: str, slides: pd.DataFrame) -> Callable[[str], SlideTiles]:
+def slide_reader(
+    embeddings: Mapping[Part, Path], slides: pd.DataFrame
+) -> Callable[[str], SlideTiles]:
     """A function that gives the usable tiles of a slide; each part's store is opened once.
 
     Args:
+        embeddings: (cohort, part) → store.
         slides: `slide_id`, `cohort` and `part` of every slide that will be asked for.
     """
-    stores: dict[tuple[str, str], Embeddings] = {}
-    for cohort, part in slides[["cohort", "part"]].drop_duplicates().itertuples(index=False):
-        tiling = config.cohorts[cohort].tiling
-        path = Paths(config.results).embeddings(cohort, tiling, encoder, part)
-        stores[cohort, part] = open_embeddings(path)
+    wanted = slides[["cohort", "part"]].drop_duplicates().itertuples(index=False, name=None)
+    stores = {part: open_embeddings(embeddings[part]) for part in wanted}
     place = {
         row.slide_id: stores[row.cohort, row.part]
         for row in slides[["slide_id", "cohort", "part"]].itertuples(index=False)
@@ -156,31 +150,33 @@ def spooled(read: Callable[[str], SlideTiles], folder: Path) -> Callable[[str], 
     return spooling
 
 
-def stain_of_slides(config: Config, slides: pd.DataFrame) -> dict[str, np.ndarray]:
+def stain_of_slides(pixels: Mapping[Part, Path], slides: pd.DataFrame) -> dict[str, np.ndarray]:
     """Slide → coordinates of its pooled stain profile, where its pixels are there and tell it.
 
     Args:
+        pixels: (cohort, part) → store.
         slides: `slide_id`, `cohort` and `part`.
     """
     found: dict[str, np.ndarray] = {}
-    for cohort, part in slides[["cohort", "part"]].drop_duplicates().itertuples(index=False):
-        path = Paths(config.results).pixels(cohort, config.cohorts[cohort].tiling, part)
-        fields = open_pixels(path).pooled(STAIN) if path.exists() else {}
-        if not fields:
+    wanted = slides[["cohort", "part"]].drop_duplicates().itertuples(index=False, name=None)
+    for path in (pixels[part] for part in wanted if part in pixels):
+        store = open_pixels(path) if path.exists() else None
+        fields = store.pooled(STAIN) if store else {}
+        if store is None or not fields:
             continue
         profiles = StainProfile.from_arrays(STAIN, fields)
         points = profiles.coordinates().numpy()
-        names = np.asarray(open_pixels(path).slide_id, object)
+        names = np.asarray(store.slide_id, object)
         found |= {names[i]: points[i] for i in np.flatnonzero(profiles.valid.numpy())}
     return {slide: found[slide] for slide in slides["slide_id"] if slide in found}
 
 
-def _bags(slides: pd.DataFrame, task: Task, read: Callable[[str], SlideTiles]) -> list[Bag]:
-    bags, empty = bagging.build(slides, task.level, read)
+def _bags(slides: pd.DataFrame, level: str, read: Callable[[str], SlideTiles]) -> list[Bag]:
+    bags, empty = bagging.build(slides, level, read)
     if empty:
         log.warning(
             "%d %s(s) left out, no slide of theirs has a usable tile: %s",
-            len(empty), task.level, _some(empty),
+            len(empty), level, _some(empty),
         )  # fmt: skip
     if not bags:
         raise StainsslError("no slide has a usable tile: see the cohort's slides.csv for why.")
@@ -211,24 +207,20 @@ def _answer(
     return pd.concat(tables, ignore_index=True), attention_table(bags, looked_at.means())
 
 
-def _external(
-    config: Config, task: Task, cohort: str, encoder: str, classes: list[str], models: Path
-) -> pd.DataFrame:
+def _external(job: MilJob, cohort: str, classes: list[str], models: Path) -> pd.DataFrame:
     """Every fold's model on a cohort that none of them was trained on, each as a repeat.
 
     Raises:
         StainsslError: the cohort has no labelled slide with tiles, or a class that is not trained.
     """
-    asked = task.model_copy(update={"cohorts": [cohort]})
-    slides = labelled_slides(config, asked)
+    slides = labelled_slides(job.external[cohort], job.label)
     if strange := sorted(set(slides["word"]) - set(classes)):
         raise StainsslError(
             f"external cohort {cohort} has classes that nothing was trained on: "
             f"{', '.join(strange)}; trained: {', '.join(classes)}."
         )
     slides["label"] = slides["word"].map(classes.index)
-    read = spooled(slide_reader(config, encoder, slides), Paths(config.results).results)
-    bags = _bags(slides, asked, read)
+    bags = _bags(slides, job.level, spooled(slide_reader(job.embeddings, slides), job.scratch))
     tables = []
     for number, model in enumerate(load_models(models).values()):
         p = np.stack([predict_bag(model, bag)[0] for bag in bags])

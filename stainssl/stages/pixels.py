@@ -12,10 +12,8 @@ import numpy.typing as npt
 import pandas as pd
 import torch
 
-from stainssl.cohort import parts
-from stainssl.config import Config
 from stainssl.errors import SlideError
-from stainssl.plan.paths import Paths
+from stainssl.plan.slides import PixelsJob
 from stainssl.runtime.prefetch import prefetched
 from stainssl.slides.readers import open_slide
 from stainssl.slides.scale import read_square
@@ -89,21 +87,18 @@ def slide_pixels(slide: Slide, slide_id: str, tiles: pd.DataFrame, size_px: int)
     )
 
 
-def _each_slide(
-    rows: pd.DataFrame,
-    tiles: pd.DataFrame,
-    reader: str,
-    size_px: int,
-    staging: tuple[Path | None, int],
-) -> Iterator[SlidePixels]:
+def _each_slide(job: PixelsJob, tiles: pd.DataFrame) -> Iterator[SlidePixels]:
     by_slide = dict(list(tiles[tiles["kept"]].groupby("slide_id")))
-    for slide_id, path in zip(rows["slide_id"], rows["path"], strict=True):
+    for slide_id, path in zip(job.rows["slide_id"], job.rows["path"], strict=True):
         if slide_id not in by_slide:
             continue
         started = time.monotonic()
         try:
-            with staged(Path(path), *staging) as place, open_slide(place, reader) as slide:
-                found = slide_pixels(slide, slide_id, by_slide[slide_id], size_px)
+            with (
+                staged(Path(path), *job.staging) as place,
+                open_slide(place, job.reader) as slide,
+            ):
+                found = slide_pixels(slide, slide_id, by_slide[slide_id], job.tiling.size)
         except SlideError as error:  # tiling read it, this did not: the other slides stay
             log.warning("%s: left out: %s", slide_id, error)
             continue
@@ -112,17 +107,12 @@ def _each_slide(
         yield found
 
 
-def run(config: Config, cohort: str, part: str) -> None:
+def run(job: PixelsJob) -> None:
     """Write the pixels of a part; a slide that cannot be read any more is left out and logged."""
-    paths, name = Paths(config.results), config.cohorts[cohort].tiling
-    tiling = config.tilings[name]
-    reader = "patches" if config.cohorts[cohort].kind == "patches" else config.slides.reader
-    rows, staging = parts(config, cohort)[part], config.slides.staging_place()
-    tiles = read_tiles(paths.tiles(cohort, name, part))
     write_pixels(
-        paths.pixels(cohort, name, part),
-        _each_slide(rows, tiles, reader, tiling.size, staging),
-        size_px=tiling.size,
-        mpp=tiling.mpp,
-        settings={"tiling": tiling.model_dump(mode="json"), "normalizers": list(METHODS)},
+        job.pixels,
+        _each_slide(job, read_tiles(job.tiles)),
+        size_px=job.tiling.size,
+        mpp=job.tiling.mpp,
+        settings={"tiling": job.tiling.model_dump(mode="json"), "normalizers": list(METHODS)},
     )

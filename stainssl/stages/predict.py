@@ -19,8 +19,9 @@ from stainssl.mil.bags import ID_COLUMNS, Bag, SlideTiles
 from stainssl.mil.predict import load_models, predict_bag, prediction_table
 from stainssl.mil.reference import Reference, references, slide_means, stacked
 from stainssl.mil.train import FoldModel
-from stainssl.plan.paths import Paths
-from stainssl.stages import embed, pixels, tile
+from stainssl.paths import Paths
+from stainssl.plan.encoders import Part
+from stainssl.stages import run_stage
 from stainssl.stages.attention import write_attention
 from stainssl.stages.mil import slide_reader, stain_of_slides
 from stainssl.stores.atomic import write_text
@@ -90,8 +91,8 @@ def run(
     new = config_of_new(config, task, encoder, sheet, root, out)
     write_text(Paths(out).config(), dump(new))  # `stainssl view` opens the folder by it
     slides = _prepared(new, encoder)
-    scored = list(_scored(slides, level, slide_reader(new, encoder, slides), models))
-    slides = _with_distances(slides, scored, reference, stain_of_slides(new, slides))
+    scored = list(_scored(slides, level, slide_reader(_stores(new, encoder), slides), models))
+    slides = _with_distances(slides, scored, reference, stain_of_slides(_pixels(new), slides))
     write_text(out / "slides.csv", slides.drop(columns=["cohort", "part"]).to_csv(index=False))
     if not scored:
         raise StainsslError(
@@ -134,14 +135,24 @@ def _prepared(new: Config, encoder: str) -> pd.DataFrame:
     paths, tables = Paths(new.results), []
     tiling = new.cohorts[NEW].tiling
     for part, rows in parts(new, NEW).items():
-        tile.run(new, NEW, part)
-        pixels.run(new, NEW, part)
-        embed.run(new, NEW, encoder, part)
+        run_stage("tile", new, NEW, part)
+        run_stage("pixels", new, NEW, part)
+        run_stage("embed", new, NEW, encoder, part)
         qc = read_qc(paths.qc(NEW, tiling, part))
         qc = qc.rename(columns={"tiles_kept": "tiles"})
         kept = rows[["slide_id", "patient_id", "site"]].assign(cohort=NEW, part=part)
         tables.append(kept.merge(qc[["slide_id", "status", "detail", "tiles"]], on="slide_id"))
     return pd.concat(tables, ignore_index=True)
+
+
+def _stores(new: Config, encoder: str) -> dict[Part, Path]:
+    paths, tiling = Paths(new.results), new.cohorts[NEW].tiling
+    return {(NEW, p): paths.embeddings(NEW, tiling, encoder, p) for p in parts(new, NEW)}
+
+
+def _pixels(new: Config) -> dict[Part, Path]:
+    paths, tiling = Paths(new.results), new.cohorts[NEW].tiling
+    return {(NEW, p): paths.pixels(NEW, tiling, p) for p in parts(new, NEW)}
 
 
 def _scored(

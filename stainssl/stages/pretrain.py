@@ -13,13 +13,12 @@ import numpy as np
 import pandas as pd
 import torch
 
-from stainssl.cohort import read_sheet, train_parts
-from stainssl.config import Config, Encoder, Run
-from stainssl.encoders.initial import Backbone, backbone_of, digest, seen_too, source_of
+from stainssl.config import Encoder
+from stainssl.encoders.initial import Backbone, backbone_of, digest, seen_too
 from stainssl.encoders.loading import save_local_dir, vector_length
 from stainssl.errors import StainsslError
 from stainssl.figures.pretrain import curves
-from stainssl.plan.paths import Paths
+from stainssl.plan.encoders import PretrainJob
 from stainssl.pretrain import knowledge
 from stainssl.pretrain.data import TrainTiles
 from stainssl.pretrain.distributed import is_main, placement
@@ -66,7 +65,7 @@ class Cohorts:
 
     Attributes:
         stores: a store a part.
-        labels: the table of tile labels a part, where the encoder has a label.
+        labels: the table of tile labels a part; none where the encoder has no label.
         slides: a row per slide that has tiles, in the stores' order: `store`, `slide_id`,
             `patient_id`, `cohort`, `site`, `tiles`.
     """
@@ -85,78 +84,73 @@ class Trained:
     standard: StainNormalizer | None = None
 
 
-def run(config: Config, encoder: str, gpus: int = 0) -> None:
+def run(job: PretrainJob, gpus: int = 0) -> None:
     """Train one encoder under one seed, or write its random weights.
 
     Args:
-        config: the whole.
-        encoder: a run's name.
         gpus: to train on, of those that the process sees; 0 for all.
 
     Raises:
         StainsslError: an input is missing, too few tiles, or training failed; see
             `stainssl.pretrain.train.fit`.
     """
-    wanted, paths = config.run(encoder), Paths(config.results)
-    if wanted.encoder.method is None:
-        raise StainsslError(f"{encoder} has `weights`: there is nothing to train.")
+    encoder = job.encoder
     take(gpus)
-    torch.manual_seed(wanted.seed)  # the backbone's weights are the same under every method
-    size = wanted.encoder.input_size or config.tilings[wanted.encoder.tiling].size
-    backbone = backbone_of(config, wanted, size)
+    torch.manual_seed(job.seed)  # the backbone's weights are the same under every method
+    size = encoder.input_size or job.tile_px
+    backbone = backbone_of(job.init, encoder.architecture, encoder.backbone, size)
     trained = Trained(pd.DataFrame(columns=list(SEEN)), pd.DataFrame(columns=list(METRICS)))
-    if METHODS[wanted.encoder.method].trains:
-        trained = _train(config, wanted, backbone, size)
+    if METHODS[encoder.method or ""].trains:
+        trained = _train(job, backbone, size)
     if not is_main():  # of several processes one writes
         return
-    seen = seen_too(trained.seen, source_of(config, wanted))
+    seen = seen_too(trained.seen, job.init)
     save_local_dir(
-        backbone.model, paths.model(encoder), backbone=backbone.name, input_size=size,
+        backbone.model, job.model, backbone=backbone.name, input_size=size,
         mean=backbone.mean, std=backbone.std, model_args=backbone.model_args,
-        card=_card(config, wanted, trained.seen, seen),
+        card=_card(job, trained.seen, seen),
         standard=trained.standard.target if trained.standard else None,
     )  # fmt: skip
-    _write_csv(paths.seen(encoder), seen)
-    _write_csv(paths.metrics(encoder), trained.metrics)
-    with replacing(paths.curves(encoder)) as made:
-        curves({encoder: trained.metrics}).savefig(made)
+    _write_csv(job.seen, seen)
+    _write_csv(job.metrics, trained.metrics)
+    with replacing(job.curves) as made:
+        curves({job.name: trained.metrics}).savefig(made)
 
 
-def _train(config: Config, run: Run, backbone: Backbone, size: int) -> Trained:
+def _train(job: PretrainJob, backbone: Backbone, size: int) -> Trained:
     """Train `backbone` in place."""
-    encoder, paths = run.encoder, Paths(config.results)
-    cohorts = _open(config, encoder)
+    encoder, cohorts = job.encoder, _open(job)
     gpu = torch.cuda.is_available()
     tiles = TrainTiles(cohorts.stores, workers=torch.get_num_threads(), gpu=gpu)
     batch_size = _batch_size(encoder.batch_size, len(tiles), placement().processes)
     settings = _settings(encoder, len(tiles) // batch_size)
-    target = _target(paths.target(run.name)) if encoder.needs_target else None
-    recipe = _recipe(run, size, cohorts, target)
+    target = _target(job.target) if job.target else None
+    recipe = _recipe(job, size, cohorts, target)
     facts = _facts(cohorts, encoder)
-    identity = _identity(run, size, cohorts, target)
-    if run.encoder.init is not None:
+    identity = _identity(job, size, cohorts, target)
+    if job.init is not None:
         identity = {**identity, "init": digest(backbone.model)}
     module = _learner(
-        run, backbone, size, recipe, _stain(cohorts, encoder, target), facts, settings
+        job, backbone, size, recipe, _stain(cohorts, encoder, target), facts, settings
     )
     log.info(
-        "%s: %s on %d tiles of %d slides, %d px, %d steps of %d tiles", run.name, backbone.name,
+        "%s: %s on %d tiles of %d slides, %d px, %d steps of %d tiles", job.name, backbone.name,
         len(tiles), len(cohorts.slides), size, settings.steps, batch_size,
     )  # fmt: skip
     metrics = fit(
-        module, tiles, settings, batch_size=batch_size, seed=run.seed, facts=facts,
-        checkpoints=paths.checkpoints(run.name), on_row=_Live(paths.checkpoints(run.name)),
+        module, tiles, settings, batch_size=batch_size, seed=job.seed, facts=facts,
+        checkpoints=job.checkpoints, on_row=_Live(job.checkpoints),
         mark=fingerprint(identity),
     )  # fmt: skip
     return Trained(_seen(cohorts.slides), metrics, recipe.standard)
 
 
 def _learner(
-    run: Run, backbone: Backbone, size: int, recipe: Recipe, stain: StainTargets | None,
+    job: PretrainJob, backbone: Backbone, size: int, recipe: Recipe, stain: StainTargets | None,
     facts: TileMetadata, settings: TrainSettings,
 ) -> Learner:  # fmt: skip
-    encoder, dim = run.encoder, vector_length(backbone.model, size)
-    torch.manual_seed(run.seed)  # as is the head's
+    encoder, dim = job.encoder, vector_length(backbone.model, size)
+    torch.manual_seed(job.seed)  # as is the head's
     objective = OBJECTIVES[encoder.loss](backbone.model, dim, encoder.temperature, encoder.queue)
     weight = encoder.supervised_weight
     return Learner(
@@ -180,26 +174,19 @@ class _Live:
         self._board(rows)
 
 
-def _open(config: Config, encoder: Encoder) -> Cohorts:
+def _open(job: PretrainJob) -> Cohorts:
     """Open the pixels of the training parts."""
-    paths = Paths(config.results)
     stores: list[Pixels] = []
     frames: list[pd.DataFrame] = []
-    labels: list[Path] = []
-    sheets = {
-        name: read_sheet(config, name).set_index("slide_id")
-        for name in (encoder.train.cohorts if encoder.train else [])
-    }
-    for cohort, part in train_parts(config, encoder):
-        tiling = config.cohorts[cohort].tiling
-        store = open_pixels(paths.pixels(cohort, tiling, part))
+    sheets = {name: rows.set_index("slide_id") for name, rows in job.rows.groupby("cohort")}
+    for (cohort, _), path in job.pixels.items():
+        store = open_pixels(path)
         rows = sheets[cohort].loc[store.slide_id, ["patient_id", "site"]].reset_index()
         rows["site"] = rows["site"].where(rows["site"] != "", cohort)  # as in `target`
         counts = np.bincount(store.slide, minlength=len(store.slide_id))
         frames.append(rows.assign(cohort=cohort, store=len(stores), tiles=counts))
-        labels.append(paths.labels(cohort, tiling, part))
         stores.append(store)
-    return Cohorts(stores, labels, pd.concat(frames, ignore_index=True))
+    return Cohorts(stores, list(job.labels.values()), pd.concat(frames, ignore_index=True))
 
 
 def _facts(cohorts: Cohorts, encoder: Encoder) -> TileMetadata:
@@ -254,8 +241,10 @@ def _settings(encoder: Encoder, steps_per_epoch: int) -> TrainSettings:
     )
 
 
-def _recipe(run: Run, size: int, cohorts: Cohorts, target: Mapping[str, Any] | None) -> Recipe:
-    encoder, geometry = run.encoder, run.encoder.geometry
+def _recipe(
+    job: PretrainJob, size: int, cohorts: Cohorts, target: Mapping[str, Any] | None
+) -> Recipe:
+    encoder, geometry = job.encoder, job.encoder.geometry
     standard = None
     if encoder.preprocess and target is not None:
         # As where the encoder is used: nothing is known of a slide there, so no tile takes its.
@@ -264,7 +253,7 @@ def _recipe(run: Run, size: int, cohorts: Cohorts, target: Mapping[str, Any] | N
     return Recipe(
         size_px=size,
         color=encoder.color,
-        seed=run.seed,
+        seed=job.seed,
         geometry=ViewGeometry(geometry.area, geometry.ratio, geometry.turns),
         stain_jitter=_stain_jitter(cohorts, encoder),
         standard=standard,
@@ -327,12 +316,12 @@ def _number(candidate: Mapping[str, Any], cohorts: Cohorts) -> int:
 
 
 def _identity(
-    run: Run, size: int, cohorts: Cohorts, target: Mapping[str, Any] | None
+    job: PretrainJob, size: int, cohorts: Cohorts, target: Mapping[str, Any] | None
 ) -> Mapping[str, Any]:
     """All that decides a run's weights."""
     return {
-        "encoder": run.encoder.model_dump(mode="json", exclude={"seeds", "frozen"}),
-        "seed": run.seed,
+        "encoder": job.encoder.model_dump(mode="json"),
+        "seed": job.seed,
         "input_size": size,
         "slides": cohorts.slides[["slide_id", "tiles"]].values.tolist(),
         "target": target,
@@ -348,10 +337,10 @@ def _seen(slides: pd.DataFrame) -> pd.DataFrame:
     ]
 
 
-def _card(config: Config, run: Run, trained: pd.DataFrame, seen: pd.DataFrame) -> dict[str, Any]:
+def _card(job: PretrainJob, trained: pd.DataFrame, seen: pd.DataFrame) -> dict[str, Any]:
     """What made a model; `trained` and `seen` are the patients of this training, and of all."""
-    encoder, tiling = run.encoder, config.tilings[run.encoder.tiling]
-    card: dict[str, Any] = {"method": encoder.method, "seed": run.seed}
+    encoder = job.encoder
+    card: dict[str, Any] = {"method": encoder.method, "seed": job.seed}
     if encoder.train is None or trained.empty:
         return card | {"training": "none: random weights"}
     if encoder.init:
@@ -359,7 +348,7 @@ def _card(config: Config, run: Run, trained: pd.DataFrame, seen: pd.DataFrame) -
     card |= {
         "cohorts": ", ".join(encoder.train.cohorts),
         "splits": ", ".join(encoder.train.splits),
-        "tiles": f"{int(trained['tiles'].sum())} of {tiling.size} px at {tiling.mpp:g} µm/px",
+        "tiles": f"{int(trained['tiles'].sum())} of {job.tile_px} px at {job.tile_mpp:g} µm/px",
         "slides": int(trained["slides"].sum()),
         "patients seen": f"{len(seen)}: {', '.join(seen['patient_id'])}",
         "color jitter": f"{encoder.color}, of stain: {encoder.stain_jitter}",

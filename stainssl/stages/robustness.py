@@ -11,17 +11,15 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
-from stainssl.cohort import parts
-from stainssl.config import Config, Task
 from stainssl.encoders.loading import LoadedEncoder, load
 from stainssl.errors import StainsslError
 from stainssl.evaluation.folds import read_folds
 from stainssl.evaluation.probe import balanced_sample
 from stainssl.evaluation.projection import MAX_TILES
 from stainssl.evaluation.robustness import Figure, Stainings, measure, most_different
-from stainssl.plan.paths import Paths
+from stainssl.plan.encoders import RobustnessJob
 from stainssl.runtime.devices import pick
-from stainssl.stages.probe import part_labels
+from stainssl.stages.probe import part_labels, rows_of_part
 from stainssl.stain import LabStats, StainProfile, estimate, normalize
 from stainssl.stain.restain import reinhard_to
 from stainssl.stores.atomic import replacing
@@ -44,7 +42,7 @@ class TileSample:
     table: pd.DataFrame
 
 
-def run(config: Config, encoder: str) -> None:
+def run(job: RobustnessJob) -> None:
     """Measure an encoder on the tile tasks of every benchmark that asks for robustness.
 
     Writes the folder `robustness/{encoder}/`: `metrics.csv` with a column `task`,
@@ -52,57 +50,36 @@ def run(config: Config, encoder: str) -> None:
     their vectors.
 
     Raises:
-        StainsslError: no tile task of a benchmark asks for it, or an input is missing.
+        StainsslError: an input is missing.
     """
-    paths = Paths(config.results)
-    chosen = config.run(encoder)
-    source = chosen.encoder.weights or str(paths.model(encoder))
-    tasks = _tasks(config, chosen.key)
-    loaded = load(source, pick())
-    family = "macenko" if "reinhard" in chosen.encoder.normalizers else "reinhard"
+    loaded = load(job.source, pick())
     figures, predictions, samples = [], [], []
-    for name in tasks:
-        found, predicted, sampled = _measure_task(config, name, loaded, family)
+    for name in job.tasks:
+        found, predicted, sampled = _measure_task(job, name, loaded)
         samples.append(sampled.assign(task=name))
         figures.append(pd.DataFrame(found, columns=Figure._fields).assign(task=name))
         predictions.append(predicted.assign(task=name))
-    settings = {"encoder": encoder, "seed": config.seed, "stain_method": family}
-    with replacing(paths.robustness(encoder)) as folder:
+    settings = {"encoder": job.encoder, "seed": job.seed, "stain_method": job.family}
+    with replacing(job.output) as folder:
         folder.mkdir()
         sample = pd.concat(samples, ignore_index=True)
         write_table(folder / "sample.parquet", sample, "sample", settings)
         pd.concat(figures)[["task", *Figure._fields]].to_csv(folder / "metrics.csv", index=False)
-        write_table(
-            folder / "confounded.parquet",
-            pd.concat(predictions, ignore_index=True),
-            "predictions",
-            settings,
-        )
-
-
-def _tasks(config: Config, key: str) -> list[str]:
-    asking = [b for b in config.benchmarks.values() if b.robustness and key in b.encoders]
-    named = dict.fromkeys(task for benchmark in asking for task in benchmark.tasks)
-    tasks = [name for name in named if config.tasks[name].level == "tile"]
-    if not tasks:
-        raise StainsslError(
-            f"No benchmark with 'robustness: true' and a tile task lists the encoder {key!r}: add"
-            " it to one."
-        )
-    return tasks
+        confounded = pd.concat(predictions, ignore_index=True)
+        write_table(folder / "confounded.parquet", confounded, "predictions", settings)
 
 
 def _measure_task(
-    config: Config, name: str, encoder: LoadedEncoder, family: str
+    job: RobustnessJob, name: str, encoder: LoadedEncoder
 ) -> tuple[list[Figure], pd.DataFrame, pd.DataFrame]:
-    folds = read_folds(Paths(config.results).folds(name))
-    sample = draw_sample(config, config.tasks[name], set(folds["patient_id"]))
+    folds = read_folds(job.folds[name])
+    sample = draw_sample(job, name, set(folds["patient_id"]))
     first_fold = folds[(folds["repeat"] == folds["repeat"].min()) & (folds["fold"] == 0)]
     training = set(first_fold["patient_id"][first_fold["role"] != "test"])
-    targets = two_targets(sample, training, family)
-    log.info("%s: %d tiles re-stained by %s", name, len(sample.jpegs), family)
+    targets = two_targets(sample, training, job.family)
+    log.info("%s: %d tiles re-stained by %s", name, len(sample.jpegs), job.family)
     stainings = embed_stainings(sample, encoder, targets)
-    return *measure(stainings, folds, seed=config.seed), _some_vectors(stainings, config.seed)
+    return *measure(stainings, folds, seed=job.seed), _some_vectors(stainings, job.seed)
 
 
 def _some_vectors(stainings: Stainings, seed: int) -> pd.DataFrame:
@@ -113,21 +90,21 @@ def _some_vectors(stainings: Stainings, seed: int) -> pd.DataFrame:
     return stainings.table.iloc[rows].assign(vector=vectors)
 
 
-def draw_sample(config: Config, task: Task, patients: set[str]) -> TileSample:
+def draw_sample(job: RobustnessJob, task: str, patients: set[str]) -> TileSample:
     """At most 1,500 labelled tiles of a task, balanced over its patients; the same for every
     encoder.
 
     Raises:
         StainsslError: there is none.
     """
-    tiles = pd.concat(_tile_tables(config, task), ignore_index=True)
+    tiles = pd.concat(_tile_tables(job, task), ignore_index=True)
     tiles = tiles[tiles["patient_id"].isin(patients)].reset_index(drop=True)
     if not len(tiles):
         raise StainsslError(
-            f"No tile of {', '.join(task.cohorts)} can be used for robustness: none has a known"
-            f" {task.label!r} and a patient of the folds."
+            f"No tile of tasks.{task} can be used for robustness: none has a known"
+            f" {job.tasks[task]['label']!r} and a patient of the folds."
         )
-    rng = np.random.default_rng(config.seed)
+    rng = np.random.default_rng(job.seed)
     rows = balanced_sample(tiles["patient_id"].to_numpy(), MAX_COMPARED_TILES, rng)
     tiles = tiles.iloc[rows].reset_index(drop=True)
     jpegs: list[bytes] = []
@@ -147,19 +124,16 @@ def read_jpegs(store: Pixels, rows: NDArray[np.int64]) -> list[bytes]:
     return out
 
 
-def _tile_tables(config: Config, task: Task) -> Iterator[pd.DataFrame]:
-    paths = Paths(config.results)
-    for cohort in task.cohorts:
-        for part, sheet in parts(config, cohort).items():
-            path = paths.pixels(cohort, config.cohorts[cohort].tiling, part)
-            store = open_pixels(path)
-            slide = np.asarray(store.slide_id, object)[store.slide]
-            tiles = pd.DataFrame({"slide_id": slide, "tile": store.tile, "row": range(len(store))})
-            tiles = tiles.merge(part_labels(config, task, cohort, part), on=["slide_id", "tile"])
-            tiles = tiles[tiles["label"] != ""].merge(
-                sheet[["slide_id", "patient_id", "site"]], on="slide_id"
-            )
-            yield tiles.sort_values("row").assign(store=path)
+def _tile_tables(job: RobustnessJob, task: str) -> Iterator[pd.DataFrame]:
+    for part in job.tasks[task]["parts"]:
+        store = open_pixels(job.pixels[part])
+        slide = np.asarray(store.slide_id, object)[store.slide]
+        tiles = pd.DataFrame({"slide_id": slide, "tile": store.tile, "row": range(len(store))})
+        labels = part_labels(job.labels[part], job.tasks[task]["label"])
+        tiles = tiles.merge(labels, on=["slide_id", "tile"])
+        sheet = rows_of_part(job.rows, *part)[["slide_id", "patient_id", "site"]]
+        tiles = tiles[tiles["label"] != ""].merge(sheet, on="slide_id")
+        yield tiles.sort_values("row").assign(store=job.pixels[part])
 
 
 def _batches(jpegs: list[bytes]) -> Iterator[torch.Tensor]:

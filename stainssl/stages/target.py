@@ -13,11 +13,9 @@ import numpy as np
 import torch
 
 from stainssl import __version__
-from stainssl.cohort import read_sheet, train_parts
-from stainssl.config import Config, Encoder, Run, Train
 from stainssl.errors import StainsslError
 from stainssl.figures.stain import target_figure
-from stainssl.plan.paths import Paths
+from stainssl.plan.encoders import TargetJob
 from stainssl.stain import StainProfile, TwoStain, normalize, targets
 from stainssl.stain.targets import Pool
 from stainssl.stores.atomic import replacing, write_text
@@ -50,61 +48,39 @@ class PartSummary(NamedTuple):
     patients: frozenset[str]  # "cohort/patient_id"
 
 
-def run(config: Config, encoder: str) -> None:
+def run(job: TargetJob) -> None:
     """Choose a run's stain target and write `target.json` and `target.png`.
 
     Only tiles of the parts that the encoder itself is trained on are looked at.
 
-    Args:
-        encoder: name of a run.
-
     Raises:
-        StainsslError: the encoder is not trained here, its training part has no tile, or its
-            fixed target is of another method or of tiles that it is not trained on.
+        StainsslError: the training part has no tile, or the fixed target is of another method or
+            of tiles that the encoder is not trained on.
     """
-    found = config.run(encoder)
-    if found.encoder.train is None:
-        raise StainsslError(f"encoders.{found.key} is not trained here, so it has no target.")
-    paths = Paths(config.results)
-    sources = _sources(config, found.encoder, paths)
-    summary = reduce_parts(sources, found.encoder.normalizers[0], config.seed)
-    _refuse_empty(summary, found, sources)
-    content = describe(summary, found, config.seed)
+    sources = _sources(job)
+    summary = reduce_parts(sources, job.normalizer, job.seed)
+    _refuse_empty(summary, job)
+    content = describe(summary, job)
     figure = picture(summary.pool, content, sources)
-    with replacing(paths.target_png(encoder)) as made:
+    with replacing(job.picture) as made:
         figure.savefig(made)
     # Last: with it the stage is done.
-    write_text(paths.target(encoder), json.dumps(content, indent=1) + "\n")
+    write_text(job.json, json.dumps(content, indent=1) + "\n")
     log.info(
-        "%s: %s target from %d tiles of %d patients", encoder, content["policy"],
+        "%s: %s target from %d tiles of %d patients", job.encoder, content["policy"],
         content["pool"]["valid"], content["pool"]["patients"],
     )  # fmt: skip
 
 
-def _pooled(encoder: Encoder) -> Train:
-    """Whose tiles are candidates: those that the encoder is trained on, or fewer."""
-    assert encoder.train is not None
-    return Train(
-        cohorts=encoder.target.cohorts or encoder.train.cohorts,
-        splits=encoder.target.splits or encoder.train.splits,
-    )
-
-
-def _sources(config: Config, encoder: Encoder, paths: Paths) -> list[Source]:
-    pooled, site, patient = _pooled(encoder), {}, {}
-    for name in pooled.cohorts:
-        frame = read_sheet(config, name).set_index("slide_id")
+def _sources(job: TargetJob) -> list[Source]:
+    site, patient = {}, {}
+    for name, rows in job.rows.groupby("cohort", sort=False):
+        frame = rows.set_index("slide_id")
         site[name] = frame["site"].where(frame["site"] != "", name).to_dict()
         patient[name] = frame["patient_id"].to_dict()
     return [
-        Source(
-            cohort,
-            part,
-            paths.pixels(cohort, encoder.tiling, part),
-            site[cohort],
-            patient[cohort],
-        )
-        for cohort, part in train_parts(config, encoder.model_copy(update={"train": pooled}))
+        Source(cohort, part, path, site[cohort], patient[cohort])
+        for (cohort, part), path in job.pixels.items()
     ]
 
 
@@ -167,36 +143,34 @@ def _joined(first: PartSummary, second: PartSummary) -> PartSummary:
     )
 
 
-def _refuse_empty(summary: PartSummary, found: Run, sources: Sequence[Source]) -> None:
+def _refuse_empty(summary: PartSummary, job: TargetJob) -> None:
     if sum(summary.pool.tiles.values()) == 0:
-        parts = ", ".join(f"{source.cohort}/{source.part}" for source in sources)
+        parts = ", ".join("/".join(part) for part in job.pixels)
         raise StainsslError(
-            f"encoders.{found.key}: its training part ({parts}) has no tiles at all: look at the "
+            f"encoders.{job.encoder}: its training part ({parts}) has no tiles at all: look at the "
             "status of its slides in the qc tables, or train on other cohorts or splits."
         )
 
 
-def describe(summary: PartSummary, found: Run, seed: int) -> dict[str, Any]:
+def describe(summary: PartSummary, job: TargetJob) -> dict[str, Any]:
     """What `target.json` holds.
 
     Raises:
         StainsslError: a fixed target that the encoder must not use.
     """
-    pool, encoder = summary.pool, found.encoder
+    pool, wanted = summary.pool, job.target
     means = pool.site_means()
-    candidates = (
-        _fixed(found) if encoder.target.policy == "fixed" else _chosen(pool, encoder, means)
-    )
+    candidates = _fixed(job) if wanted.policy == "fixed" else _chosen(pool, job, means)
     fallback = pool.mean()
     return {
         "schema": targets.SCHEMA,
         "version": __version__,
-        "policy": encoder.target.policy,
-        "per": encoder.target.per,
-        "by": encoder.target.by,
-        "normalizer": encoder.normalizers[0],
-        "seed": seed,
-        "pool": _pool_json(summary, encoder),
+        "policy": wanted.policy,
+        "per": wanted.per,
+        "by": wanted.by,
+        "normalizer": job.normalizer,
+        "seed": job.seed,
+        "pool": _pool_json(summary, job),
         "sites": {
             name: {
                 "tiles": pool.tiles[name],
@@ -212,11 +186,10 @@ def describe(summary: PartSummary, found: Run, seed: int) -> dict[str, Any]:
     }
 
 
-def _pool_json(summary: PartSummary, encoder: Encoder) -> dict[str, Any]:
-    pooled = _pooled(encoder)
+def _pool_json(summary: PartSummary, job: TargetJob) -> dict[str, Any]:
     return {
-        "cohorts": list(pooled.cohorts),
-        "splits": list(pooled.splits),
+        "cohorts": list(job.pooled.cohorts),
+        "splits": list(job.pooled.splits),
         "tiles": sum(summary.pool.tiles.values()),
         "valid": sum(summary.pool.valid.values()),
         "slides": len(summary.slides),
@@ -225,8 +198,8 @@ def _pool_json(summary: PartSummary, encoder: Encoder) -> dict[str, Any]:
     }
 
 
-def _chosen(pool: Pool, encoder: Encoder, means: Mapping[str, StainProfile]) -> list[Any]:
-    wanted = encoder.target
+def _chosen(pool: Pool, job: TargetJob, means: Mapping[str, StainProfile]) -> list[Any]:
+    wanted = job.target
     chosen = targets.choose(pool, wanted.policy, by_site=wanted.by == "site", count=wanted.count)
     profiles = pool.profiles()
     return [
@@ -276,9 +249,9 @@ def _coverage(pool: Pool, candidates: Sequence[Mapping[str, Any]]) -> dict[str, 
     }
 
 
-def _fixed(found: Run) -> list[Any]:
+def _fixed(job: TargetJob) -> list[Any]:
     """The candidates of the file that a fixed target names."""
-    path, where = found.encoder.target.path, f"encoders.{found.key}.target.path"
+    path, where = job.target.path, f"encoders.{job.encoder}.target.path"
     if path is None:
         raise StainsslError(f"{where} is missing: name the target.json that is to be used.")
     try:
@@ -288,20 +261,18 @@ def _fixed(found: Run) -> list[Any]:
         raise StainsslError(f"{where}: {path} does not exist.") from None
     except (ValueError, KeyError) as error:
         raise StainsslError(f"{where}: {path} is not a stain target: {error}") from None
-    _refuse_leak(content, found, where)
+    _refuse_leak(content, job, where)
     fallback = {"site": "", "profile": content["fallback"]}
     return content["candidates"] or [fallback]
 
 
-def _refuse_leak(content: Mapping[str, Any], found: Run, where: str) -> None:
-    encoder = found.encoder
-    assert encoder.train is not None
-    if content["fallback"]["method"] != encoder.normalizers[0]:
+def _refuse_leak(content: Mapping[str, Any], job: TargetJob, where: str) -> None:
+    if content["fallback"]["method"] != job.normalizer:
         raise StainsslError(
             f"{where} is a target for {content['fallback']['method']}, the encoder's normalizer is "
-            f"{encoder.normalizers[0]}: choose a target of the same method."
+            f"{job.normalizer}: choose a target of the same method."
         )
-    for key, allowed in (("cohorts", encoder.train.cohorts), ("splits", encoder.train.splits)):
+    for key, allowed in (("cohorts", job.train.cohorts), ("splits", job.train.splits)):
         if foreign := sorted(set(content["pool"][key]) - set(allowed)):
             raise StainsslError(
                 f"{where} was chosen from {key} {foreign}, which the encoder is not trained on "

@@ -6,7 +6,6 @@ import errno
 import json
 import logging
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,11 +14,10 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from stainssl.cohort import parts, root
-from stainssl.config import Config, Tiling
+from stainssl.config import Tiling
 from stainssl.errors import SlideError, StainsslError, Status
 from stainssl.figures.slides import preview
-from stainssl.plan.paths import Paths
+from stainssl.plan.slides import TileJob
 from stainssl.slides.annotation_files import Areas, read_annotations
 from stainssl.slides.annotations import within
 from stainssl.slides.errors import require_file
@@ -207,64 +205,42 @@ def _vanished(path: Path, folder: Path) -> tuple[Status, str]:
     raise FileNotFoundError(errno.ENOENT, "gone for a moment", str(path))
 
 
-@dataclass(frozen=True)
-class _Job:
-    """What is the same for all slides of a part."""
+def _one(job: TileJob, row: Any, number: int) -> Outcome:
+    """The outcome of a row of the sheet, the `number`-th of its part.
 
-    root: Path
-    reader: str
-    may_miss: bool  # a missing file is a status
-    tiling: Tiling
-    regions: str | None  # pattern with {slide_id}
-    work: Callable[[Outcome, Slide, float, Tiling], None]
-    staging: tuple[Path | None, int] = (None, 0)  # the folder, and the bytes it may hold
-
-    def begun(self, slide_id: str) -> Outcome:
-        """The outcome of a slide before anything was done."""
-        found = self.regions and Path(self.regions.format(slide_id=slide_id))
-        return Outcome(slide_id, regions=found or None)
-
-    def one(self, row: Any, with_patch_picture: bool) -> Outcome:
-        """The outcome of a row of the sheet.
-
-        Raises:
-            StainsslError: a file is missing and may not be.
-            OSError: the machine's or the mount's fault.
-        """
-        outcome, started = self.begun(str(row.slide_id)), time.monotonic()
-        try:
-            require_file(Path(row.path), self.root)
-            with (
-                staged(Path(row.path), *self.staging) as place,
-                open_slide(place, self.reader) as slide,
-            ):
-                outcome.vendor, outcome.reader = slide.vendor, slide.reader
-                outcome.levels = list(slide.level_sizes_px)
-                self.work(outcome, slide, float(row.mpp), self.tiling)
-                if with_patch_picture:
-                    outcome.picture = _patch_picture(outcome, slide)
-        except SlideError as error:
-            if error.status is Status.MISSING and not self.may_miss:
-                _refuse_missing(error, outcome.slide_id)
-            outcome.status, outcome.detail = error.status, error.detail
-        except FileNotFoundError:
-            outcome.status, outcome.detail = _vanished(Path(row.path), self.root)
-        outcome.seconds = time.monotonic() - started
-        return outcome
+    Raises:
+        StainsslError: a file is missing and may not be.
+        OSError: the machine's or the mount's fault.
+    """
+    regions = job.regions and Path(job.regions.format(slide_id=row.slide_id))
+    outcome, started = Outcome(str(row.slide_id), regions or None), time.monotonic()
+    try:
+        require_file(Path(row.path), job.root)
+        with (
+            staged(Path(row.path), *job.staging) as place,
+            open_slide(place, job.reader) as slide,
+        ):
+            _work(job, outcome, slide, float(row.mpp), number)
+    except SlideError as error:
+        if error.status is Status.MISSING and not job.may_miss:
+            _refuse_missing(error, outcome.slide_id)
+        outcome.status, outcome.detail = error.status, error.detail
+    except FileNotFoundError:
+        outcome.status, outcome.detail = _vanished(Path(row.path), job.root)
+    outcome.seconds = time.monotonic() - started
+    return outcome
 
 
-def _job(config: Config, cohort: str) -> _Job:
-    found = config.cohorts[cohort]
-    is_patches = found.kind == "patches"
-    return _Job(
-        root=root(config, cohort),
-        reader="patches" if is_patches else config.slides.reader,
-        may_miss=config.slides.on_missing == "quarantine",
-        tiling=config.tilings[found.tiling],
-        regions=found.regions,
-        work=_tile_patch if is_patches else _tile_slide,
-        staging=config.slides.staging_place(),
-    )
+def _work(job: TileJob, outcome: Outcome, slide: Slide, sheet_mpp: float, number: int) -> None:
+    """Tile and picture one open slide or patch into `outcome`."""
+    outcome.vendor, outcome.reader = slide.vendor, slide.reader
+    outcome.levels = list(slide.level_sizes_px)
+    if job.kind != "patches":
+        _tile_slide(outcome, slide, sheet_mpp, job.tiling)
+        return
+    _tile_patch(outcome, slide, sheet_mpp, job.tiling)
+    if number < MAX_PATCH_PREVIEWS:
+        outcome.picture = _patch_picture(outcome, slide)
 
 
 def _joined(outcomes: list[Outcome]) -> pd.DataFrame:
@@ -276,7 +252,7 @@ def _no_tiles() -> pd.DataFrame:
     return pd.DataFrame(columns=["slide_id", *COLUMNS])
 
 
-def run(config: Config, cohort: str, part: str) -> None:
+def run(job: TileJob) -> None:
     """Write tiles, qc and previews of a part.
 
     A slide that cannot be used costs that slide: it has a row in qc with its status and a
@@ -287,23 +263,20 @@ def run(config: Config, cohort: str, part: str) -> None:
         OSError: the cohort's folder is gone, or the disk, the mount or the memory failed: nothing
             is written, so that the job can be tried again.
     """
-    paths, name = Paths(config.results), config.cohorts[cohort].tiling
-    job, rows = _job(config, cohort), parts(config, cohort)[part]
     outcomes = []
-    with replacing(paths.previews(cohort, name, part)) as folder:
+    with replacing(job.previews) as folder:
         folder.mkdir()
-        for number, row in enumerate(rows.itertuples(index=False)):
-            is_pictured = job.work is _tile_patch and number < MAX_PATCH_PREVIEWS
-            outcome = job.one(row, is_pictured)
+        for number, row in enumerate(job.rows.itertuples(index=False)):
+            outcome = _one(job, row, number)
             if outcome.picture is not None:
                 outcome.picture.savefig(folder / f"{outcome.slide_id}.png")
                 outcome.picture = None
             _tell(outcome)
             outcomes.append(outcome)
         settings = {"tiling": job.tiling.model_dump(mode="json"), "reader": job.reader}
-        write_tiles(paths.tiles(cohort, name, part), _joined(outcomes), settings)
+        write_tiles(job.tiles, _joined(outcomes), settings)
         qc = pd.DataFrame([outcome.row() for outcome in outcomes])
-        write_qc(paths.qc(cohort, name, part), qc, settings)
+        write_qc(job.qc, qc, settings)
 
 
 def _tell(outcome: Outcome) -> None:

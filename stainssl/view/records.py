@@ -16,7 +16,7 @@ from stainssl.cohort import parts, read_sheet
 from stainssl.cohort.sheet import PART
 from stainssl.config import Config
 from stainssl.errors import StainsslError
-from stainssl.plan.paths import Paths
+from stainssl.paths import Paths
 from stainssl.stores.tables import read_table
 from stainssl.stores.tiles import read_qc
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from stainssl.config import Config, load
 from stainssl.errors import StainsslError
-from stainssl.plan.paths import Paths
+from stainssl.paths import Paths
 from stainssl.view.contents import Contents
 from stainssl.view.export import write_export
 from stainssl.view.server import serve

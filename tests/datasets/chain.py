@@ -2,42 +2,38 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-
 from stainssl.cohort import parts
 from stainssl.config import Config
+from stainssl.stages import run_stage
 
 
 def run_all(config: Config) -> None:
     """Run every stage that the config's benchmarks need."""
 
-    def verb(name: str, **words: str) -> None:
-        import_module(f"stainssl.stages.{name}").run(config, **words)
-
     each = [(cohort, part) for cohort in config.cohorts for part in parts(config, cohort)]
     for cohort, part in each:
-        verb("tile", cohort=cohort, part=part)
+        run_stage("tile", config, cohort, part)
     for cohort in config.cohorts:
-        verb("statuses", cohort=cohort)
-        verb("gate", cohort=cohort)
+        run_stage("statuses", config, cohort)
+        run_stage("gate", config, cohort)
     for cohort, part in each:
-        verb("label", cohort=cohort, part=part)
-        verb("pixels", cohort=cohort, part=part)
+        run_stage("label", config, cohort, part)
+        run_stage("pixels", config, cohort, part)
     for run in config.runs():
         if run.encoder.needs_target:
-            verb("target", encoder=run.name)
-        verb("pretrain", encoder=run.name)
+            run_stage("target", config, run.name)
+        run_stage("pretrain", config, run.name)
         for cohort, part in each:
-            verb("embed", cohort=cohort, part=part, encoder=run.name)
+            run_stage("embed", config, cohort, run.name, part)
     for name, task in config.tasks.items():
-        verb("folds", task=name)
+        run_stage("folds", config, name)
         for run in config.runs():
             if task.level == "tile":
-                verb("probe", task=name, encoder=run.name)
+                run_stage("probe", config, name, run.name)
             for head in config.heads if task.level != "tile" else ():
-                verb("mil", task=name, encoder=run.name, head=head)
+                run_stage("mil", config, name, run.name, head)
     for name, benchmark in config.benchmarks.items():
         has_tiles = any(config.tasks[task].level == "tile" for task in benchmark.tasks)
         for run in config.runs() if benchmark.robustness and has_tiles else ():
-            verb("robustness", encoder=run.name)
-        verb("benchmark", benchmark=name)
+            run_stage("robustness", config, run.name)
+        run_stage("benchmark", config, name)

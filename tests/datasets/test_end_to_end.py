@@ -11,7 +11,8 @@ import pytest
 
 from stainssl.config import Config, parse
 from stainssl.datasets import _loaded
-from stainssl.plan.paths import Paths
+from stainssl.paths import Paths
+from stainssl.stages import run_stage
 from stainssl.stores.embeddings import open_embeddings
 from stainssl.stores.tiles import read_labels, read_qc, read_tiles
 from tests.datasets.chain import run_all
@@ -105,16 +106,15 @@ def test_tiles_labels_and_pixels_of_the_other_ways_to_read(
 ) -> None:
     """ASAP outlines with unknown tiles, pictures in HDF5, outlines as vertices."""
     from stainssl.cohort import parts
-    from stainssl.stages import embed, label, pixels, pretrain, tile
 
     config = lean(name, releases, tmp_path)
     tiling = config.cohorts[cohort].tiling
     part = next(iter(parts(config, cohort)))
     paths = Paths(config.results)
-    for stage in (tile, label, pixels):
-        stage.run(config, cohort, part)
-    pretrain.run(config, "random")
-    embed.run(config, cohort=cohort, part=part, encoder="random")
+    for verb in ("tile", "label", "pixels"):
+        run_stage(verb, config, cohort, part)
+    run_stage("pretrain", config, "random")
+    run_stage("embed", config, cohort, "random", part)
     store = open_embeddings(paths.embeddings(cohort, tiling, "random", part))
     assert len(store) > 0
     assert store.valid.all()

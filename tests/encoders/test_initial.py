@@ -14,8 +14,8 @@ from stainssl.config import dump, parse
 from stainssl.encoders.initial import backbone_of, initial_backbone
 from stainssl.encoders.loading import load, save_local_dir
 from stainssl.errors import StainsslError
-from stainssl.plan.paths import Paths
-from stainssl.stages import pretrain, target
+from stainssl.paths import Paths
+from stainssl.stages import pretrain, run_stage
 from tests.pretrain.world import cohort
 
 MEAN, STD = (0.7, 0.5, 0.6), (0.2, 0.3, 0.25)
@@ -91,8 +91,8 @@ def _train(folder, source, method, **keys):
     config = cohort(folder, init=source, backbone=None, **keys)
     name = {"stain-invariant": "si", "simclr": "simclr"}[method]
     if method == "stain-invariant":
-        target.run(config, name)
-    pretrain.run(config, name)
+        run_stage("target", config, name)
+    run_stage("pretrain", config, name)
     return config, Paths(config.results).model(name)
 
 
@@ -137,11 +137,11 @@ def _chained(tmp_path, **second):
 def test_another_encoder_of_the_config_and_the_patients_that_it_has_seen(tmp_path):
     config = _chained(tmp_path)
     paths = Paths(config.results)
-    pretrain.run(config, "simclr")
+    run_stage("pretrain", config, "simclr")
     earlier = pd.read_csv(paths.seen("simclr"))
     earlier.loc[len(earlier)] = ["p9", "elsewhere", 2, 7]
     earlier.to_csv(paths.seen("simclr"), index=False)
-    pretrain.run(config, "next")
+    run_stage("pretrain", config, "next")
     seen = pd.read_csv(paths.seen("next"))
     assert seen["patient_id"].tolist() == ["p1", "p2", "p3", "p9"]
     assert seen["tiles"].tolist() == [23, 10, 9, 7]
@@ -189,7 +189,7 @@ def test_imported_features_are_no_network(tmp_path):
 def test_without_init_the_weights_are_random_from_the_seed_as_before(tmp_path):
     config = parse(dump_of(cohort(tmp_path)))
     torch.manual_seed(0)
-    first = backbone_of(config, config.run("simclr"), 32)
+    first = backbone_of(None, config.encoders["simclr"].architecture, None, 32)
     torch.manual_seed(0)
     _same(first.model, timm.create_model("test_resnet", num_classes=0))
 

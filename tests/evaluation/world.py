@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 
 from stainssl.config import Config, parse
-from stainssl.plan.paths import Paths
+from stainssl.paths import Paths
 from stainssl.stores.embeddings import write_embeddings
 from stainssl.stores.pixels import SlidePixels, encode, write_pixels
 from stainssl.stores.tiles import write_labels

@@ -10,7 +10,7 @@ import pytest
 
 from stainssl.errors import StainsslError
 from stainssl.evaluation.metrics import evaluate
-from stainssl.stages import benchmark, folds, probe, robustness
+from stainssl.stages import benchmark, robustness, run_stage
 from stainssl.stores.tables import read_table, write_table
 from tests.evaluation.world import ColorEncoder, MorphologyEncoder, World, build
 
@@ -40,15 +40,15 @@ def world(tmp_path_factory):
         # UMAP compiles for half a minute; the chain's own test runs it.
         patch.setattr(benchmark, "project", lambda vectors, seed: vectors[:, :2])
         for task in made.config.tasks:
-            folds.run(made.config, task=task)
+            run_stage("folds", made.config, task)
         for name in ENCODERS:
-            probe.run(made.config, task="tumor", encoder=name)
-            robustness.run(made.config, encoder=name)
+            run_stage("probe", made.config, "tumor", name)
+            run_stage("robustness", made.config, name)
         _fake_mil(made)
         seen = made.paths.seen("morphology")
         seen.parent.mkdir(parents=True)
         pd.DataFrame({"patient_id": ["c1", "a0"], "cohort": "clinic"}).to_csv(seen, index=False)
-        benchmark.run(made.config, benchmark="main")
+        run_stage("benchmark", made.config, "main")
     return made
 
 
@@ -170,7 +170,7 @@ def test_a_missing_answer_says_which(world):
     shutil.move(folder, folder.with_name("away"))
     try:
         with pytest.raises(StainsslError, match=r"her2/color/mean/predictions\.parquet"):
-            benchmark.run(world.config, benchmark="main")
+            run_stage("benchmark", world.config, "main")
     finally:
         shutil.move(folder.with_name("away"), folder)
 
@@ -180,16 +180,16 @@ def test_a_benchmark_of_slide_tasks_needs_a_head(world):
     bare = main.model_copy(update={"tasks": ["her2"], "heads": []})
     config = world.config.model_copy(update={"benchmarks": {"main": bare}})
     with pytest.raises(StainsslError, match="heads"):
-        benchmark.run(config, benchmark="main")
+        run_stage("benchmark", config, "main")
 
 
 def test_the_probe_refuses_another_level_and_an_unknown_label(world):
     with pytest.raises(StainsslError, match="level patient"):
-        probe.run(world.config, task="her2", encoder="color")
+        run_stage("probe", world.config, "her2", "color")
     task = world.config.tasks["tumor"].model_copy(update={"label": "necrosis"})
     config = world.config.model_copy(update={"tasks": {"tumor": task}})
     with pytest.raises(StainsslError, match=r"tasks\.tumor: .*no label 'necrosis'; it has tumor"):
-        probe.run(config, task="tumor", encoder="color")
+        run_stage("probe", config, "tumor", "color")
 
 
 def test_robustness_needs_a_benchmark_that_asks(world):

@@ -9,8 +9,8 @@ import torch
 
 from stainssl.encoders.loading import load
 from stainssl.errors import StainsslError
-from stainssl.plan.paths import Paths
-from stainssl.stages import embed, pretrain
+from stainssl.paths import Paths
+from stainssl.stages import embed, run_stage
 from stainssl.stores.embeddings import open_embeddings
 from stainssl.stores.pixels import open_pixels
 from stainssl.stores.tiles import read_tiles, write_tiles
@@ -22,12 +22,12 @@ WORDS = ("small", "default", "train-0000")
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
     made = cohort(tmp_path_factory.mktemp("embed"))
-    pretrain.run(made, "random")
+    run_stage("pretrain", made, "random")
     return made
 
 
 def _embedded(config):
-    embed.run(config, cohort="small", encoder="random", part="train-0000")
+    run_stage("embed", config, "small", "random", "train-0000")
     return open_embeddings(
         Paths(config.results).embeddings("small", "default", "random", "train-0000")
     )
@@ -55,7 +55,7 @@ def test_places_are_those_of_the_tile_table_whatever_its_order(config):
 
 def test_pixels_of_another_tile_table_are_refused(tmp_path):
     config = cohort(tmp_path, counts=(4, 4))
-    pretrain.run(config, "random")
+    run_stage("pretrain", config, "random")
     paths = Paths(config.results)
     write_tiles(paths.tiles(*WORDS), read_tiles(paths.tiles(*WORDS)).iloc[:6], {})
     with pytest.raises(StainsslError, match="2 of 8 tiles of the pixels are not in the tile table"):
@@ -74,10 +74,10 @@ def test_encoders_that_do_not_fit_together_read_one_after_the_other(config, monk
     monkeypatch.setattr(embed, "_embed", full)
     encoders = {**config.encoders, "huge": config.encoders["random"]}
     more = config.model_copy(update={"encoders": encoders})
-    embed.run(more, cohort="small", encoder=["random", "si"], part="train-0000")
+    run_stage("embed", more, "small", ["random", "si"], "train-0000")
     assert asked == [["random", "si"], ["random"], ["si"]]
     with pytest.raises(torch.OutOfMemoryError):
-        embed.run(more, cohort="small", encoder="huge", part="train-0000")
+        run_stage("embed", more, "small", "huge", "train-0000")
 
 
 def test_two_encoders_in_one_reading_are_as_one_after_the_other(config):
@@ -89,7 +89,7 @@ def test_two_encoders_in_one_reading_are_as_one_after_the_other(config):
         paths.model("again").parent.mkdir(parents=True)
         paths.model("again").symlink_to(paths.model("random").resolve())
     alone = np.asarray(_embedded(config).features)
-    embed.run(twice, cohort="small", encoder=["random", "again"], part="train-0000")
+    run_stage("embed", twice, "small", ["random", "again"], "train-0000")
     for name in ("random", "again"):
         store = open_embeddings(paths.embeddings("small", "default", name, "train-0000"))
         np.testing.assert_array_equal(np.asarray(store.features), alone)

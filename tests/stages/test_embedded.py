@@ -5,8 +5,8 @@ from __future__ import annotations
 import pandas as pd
 import zarr
 
-from stainssl.plan.paths import Paths
-from stainssl.stages import embed, embedded, pretrain
+from stainssl.paths import Paths
+from stainssl.stages import run_stage
 from stainssl.stores.tiles import read_tiles, write_tiles
 from tests.pretrain.world import cohort, tile_table
 
@@ -23,10 +23,10 @@ def _spoil(path, tile: int) -> None:
 def test_lost_tiles_are_counted_by_slide(tmp_path):
     config = cohort(tmp_path, counts=(4, 5))
     paths = Paths(config.results)
-    pretrain.run(config, "random")
+    run_stage("pretrain", config, "random")
     _spoil(paths.pixels(*WORDS), 5)  # the second tile of the second slide
-    embed.run(config, cohort="small", encoder="random", part="train-0000")
-    embedded.run(config, cohort="small", encoder="random")
+    run_stage("embed", config, "small", "random", "train-0000")
+    run_stage("embedded", config, "small", "random")
     found = pd.read_csv(paths.embedded("small", "default", "random")).set_index("slide_id")
     assert found["tiles"].to_dict() == {"a0": 4, "b1": 5}
     assert found["lost"].to_dict() == {"a0": 0, "b1": 1}
@@ -35,7 +35,7 @@ def test_lost_tiles_are_counted_by_slide(tmp_path):
 def test_a_slide_that_broke_after_it_was_tiled_is_lost_whole(tmp_path):
     config = cohort(tmp_path, counts=(4, 5))
     paths = Paths(config.results)
-    pretrain.run(config, "random")
+    run_stage("pretrain", config, "random")
     sheet = pd.read_csv(tmp_path / "slides.csv")
     more = sheet.iloc[:1].assign(slide_id="broken"), sheet.iloc[:1].assign(slide_id="empty")
     pd.concat([sheet, *more]).to_csv(tmp_path / "slides.csv", index=False)
@@ -43,8 +43,8 @@ def test_a_slide_that_broke_after_it_was_tiled_is_lost_whole(tmp_path):
     write_tiles(
         paths.tiles(*WORDS), pd.concat([*tiles, tiles[1].iloc[:1].assign(tile=9, kept=False)]), {}
     )
-    embed.run(config, cohort="small", encoder="random", part="train-0000")
-    embedded.run(config, cohort="small", encoder="random")
+    run_stage("embed", config, "small", "random", "train-0000")
+    run_stage("embedded", config, "small", "random")
     found = pd.read_csv(paths.embedded("small", "default", "random")).set_index("slide_id")
     assert found.loc["broken", ["tiles", "vectors", "lost"]].tolist() == [3, 0, 3]
     assert found.loc["empty", ["tiles", "vectors", "lost"]].tolist() == [0, 0, 0]

@@ -12,25 +12,8 @@ import pytest
 from stainssl.cohort import parts
 from stainssl.config import Config, parse
 from stainssl.demo import make
-from stainssl.plan.paths import Paths
-from stainssl.stages import (
-    benchmark,
-    embed,
-    embedded,
-    export,
-    folds,
-    gate,
-    import_features,
-    label,
-    mil,
-    pixels,
-    pretrain,
-    probe,
-    robustness,
-    statuses,
-    target,
-    tile,
-)
+from stainssl.paths import Paths
+from stainssl.stages import run_stage
 from stainssl.stores.embeddings import open_embeddings
 from tests.stages.trained import save_encoder
 
@@ -73,12 +56,12 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
                                 "heads": ["mean"]}},
     })  # fmt: skip
     for part in parts(config, "clinic"):
-        tile.run(config, "clinic", part)
-        pixels.run(config, "clinic", part)
-        label.run(config, "clinic", part)
-        embed.run(config, "clinic", "enc", part)
+        run_stage("tile", config, "clinic", part)
+        run_stage("pixels", config, "clinic", part)
+        run_stage("label", config, "clinic", part)
+        run_stage("embed", config, "clinic", "enc", part)
     for task in config.tasks:
-        folds.run(config, task)
+        run_stage("folds", config, task)
     return config
 
 
@@ -90,24 +73,24 @@ def test_its_tables_and_stores_are_there_and_empty(config: Config) -> None:
 
 
 def test_the_gate_and_the_count_of_vectors(config: Config) -> None:
-    statuses.run(config, "clinic")
-    gate.run(config, "clinic")
-    embedded.run(config, "clinic", "enc")
+    run_stage("statuses", config, "clinic")
+    run_stage("gate", config, "clinic")
+    run_stage("embedded", config, "clinic", "enc")
     slides = pd.read_csv(Paths(config.results).embedded("clinic", "default", "enc"))
     assert slides.set_index("slide_id")["tiles"]["bad"] == 0
 
 
 def test_probe_mil_robustness_and_the_table(config: Config) -> None:
-    probe.run(config, "tumor", "enc")
-    mil.run(config, "her2", "enc", "mean")
-    robustness.run(config, "enc")
-    benchmark.run(config, "main")
+    run_stage("probe", config, "tumor", "enc")
+    run_stage("mil", config, "her2", "enc", "mean")
+    run_stage("robustness", config, "enc")
+    run_stage("benchmark", config, "main")
     assert Paths(config.results).benchmark("main").joinpath("table.csv").exists()
 
 
 def test_target_and_pretraining(config: Config) -> None:
-    target.run(config, "own")
-    pretrain.run(config, "own")
+    run_stage("target", config, "own")
+    run_stage("pretrain", config, "own")
     assert Paths(config.results).model("own").exists()
 
 
@@ -124,8 +107,9 @@ def test_import_of_a_part_without_files(config: Config) -> None:
             with h5py.File(folder / f"{slide}.h5", "w") as file:
                 file["features"] = np.ones((5, 8), np.float32)
                 file["coords"] = np.zeros((5, 2), np.int64)
-    import_features.run(config, "clinic", "files")
-    embedded.run(config, "clinic", "files")
-    mil.run(config, "her2", "files", "mean")
+    for part in parts(config, "clinic"):
+        run_stage("embed", config, "clinic", "files", part)
+    run_stage("embedded", config, "clinic", "files")
+    run_stage("mil", config, "her2", "files", "mean")
     paths = Paths(config.results)
     assert len(open_embeddings(paths.embeddings("clinic", "default", "files", PART))) == 0

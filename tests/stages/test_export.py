@@ -18,8 +18,8 @@ import zarr
 
 from stainssl.config import Encoder
 from stainssl.errors import StainsslError
-from stainssl.plan.paths import Paths
-from stainssl.stages import export, import_features
+from stainssl.paths import Paths
+from stainssl.stages import export, run_stage
 from stainssl.stores.embeddings import open_embeddings
 from stainssl.stores.tables import read_table
 
@@ -154,7 +154,7 @@ def _imported(config, part="train-0000"):
 )
 def test_what_went_out_comes_back(trained, exported, tmp_path, where):
     config = _importing(trained, tmp_path, where.format(exported))
-    import_features.run(config, "clinic", "theirs")
+    run_stage("embed", config, "clinic", "theirs", "train-0000")
     store = _imported(config)
     features, xy = _bag(trained)
     rows = store.rows(SLIDE)
@@ -165,7 +165,7 @@ def test_what_went_out_comes_back(trained, exported, tmp_path, where):
 
 def test_a_tensor_alone_has_no_places(trained, exported, tmp_path):
     config = _importing(trained, tmp_path, f"clam:{exported}/clam/pt_files")
-    import_features.run(config, "clinic", "theirs", part="train-0000")
+    run_stage("embed", config, "clinic", "theirs", "train-0000")
     store = _imported(config)
     assert len(store) and (store.x == -1).all()
 
@@ -179,7 +179,7 @@ def test_a_bad_file_costs_its_slide(exported, trained, tmp_path, caplog):
     with h5py.File(folder / "a-004-1.h5", "w") as h5:
         h5["features"], h5["coords"] = np.ones((3, 2)), np.zeros((4, 2))
     config = _importing(trained, tmp_path, f"trident:{folder}")
-    import_features.run(config, "clinic", "theirs", part="train-0000")
+    run_stage("embed", config, "clinic", "theirs", "train-0000")
     assert _imported(config).slide_id == [SLIDE]
     for told in ("a-003-1: left out", "a-004-1: left out", "a-001-2: left out"):
         assert told in caplog.text
@@ -193,7 +193,7 @@ def test_features_of_two_widths_are_refused(exported, trained, tmp_path):
             h5["features"], h5["coords"] = np.ones((3, width)), np.zeros((3, 2), int)
     config = _importing(trained, tmp_path, f"trident:{folder}")
     with pytest.raises(StainsslError, match=r"several widths: 4 \(a-001-1\), 5 \(a-003-1\)"):
-        import_features.run(config, "clinic", "theirs", part="train-0000")
+        run_stage("embed", config, "clinic", "theirs", "train-0000")
 
 
 @pytest.mark.parametrize("text", ["clam:/nowhere", "uni:/tmp", "clam"])

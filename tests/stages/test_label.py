@@ -13,8 +13,8 @@ import pytest
 from stainssl.cohort import check, outlined
 from stainssl.config import Config, parse
 from stainssl.errors import StainsslError
-from stainssl.plan.paths import Paths
-from stainssl.stages import label
+from stainssl.paths import Paths
+from stainssl.stages import label, run_stage
 from stainssl.stores.tiles import read_labels, write_tiles
 
 PART = "all-0000"
@@ -41,7 +41,7 @@ def tiles_of(config: Config, rows: list[tuple[str, int, int, int, bool]]) -> Non
 
 
 def labels_of(config: Config) -> pd.DataFrame:
-    label.run(config, "c", PART)
+    run_stage("label", config, "c", PART)
     return read_labels(Paths(config.results).labels("c", "default", PART))
 
 
@@ -196,7 +196,7 @@ def test_a_column_that_is_not_there_is_named(tmp_path: Path) -> None:
     config = config_of(tmp_path, SHEET, ["tumor"], kind="patches")
     tiles_of(config, TILES)
     with pytest.raises(StainsslError, match="'tumor'"):
-        label.run(config, "c", PART)
+        run_stage("label", config, "c", PART)
 
 
 def test_a_sheets_column_keeps_its_kind() -> None:

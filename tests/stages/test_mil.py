@@ -9,8 +9,8 @@ import pytest
 from stainssl.config import Config, parse
 from stainssl.errors import StainsslError
 from stainssl.mil.predict import load_model
-from stainssl.plan.paths import Paths
-from stainssl.stages import folds, mil
+from stainssl.paths import Paths
+from stainssl.stages import mil, run_stage
 from stainssl.stores.embeddings import write_embeddings
 from stainssl.stores.tables import read_table
 
@@ -66,14 +66,14 @@ def config(tmp_path, rng) -> Config:
     )
     _write_parts(made, sheet, rng)
     for task in made.tasks:
-        folds.run(made, task=task)
+        run_stage("folds", made, task)
     return made
 
 
 @pytest.mark.parametrize("head", ["mean", "abmil"])
 def test_every_known_patient_with_tiles_is_tested_once_a_repeat(config, head, caplog):
     caplog.set_level("INFO")
-    mil.run(config, task="patient", encoder="enc", head=head)
+    run_stage("mil", config, "patient", "enc", head)
     folder = Paths(config.results).mil("patient", "enc", head)
     predictions = read_table(folder / "predictions.parquet", "predictions")
     assert list(predictions) == [
@@ -90,7 +90,7 @@ def test_every_known_patient_with_tiles_is_tested_once_a_repeat(config, head, ca
 
 
 def test_a_slide_task_keeps_slides_apart(config):
-    mil.run(config, task="slide", encoder="enc", head="mean")
+    run_stage("mil", config, "slide", "enc", "mean")
     folder = Paths(config.results).mil("slide", "enc", "mean")
     predictions = read_table(folder / "predictions.parquet", "predictions")
     assert {"s0", "s0-second"} <= set(predictions["slide_id"])
@@ -98,7 +98,7 @@ def test_a_slide_task_keeps_slides_apart(config):
 
 
 def test_attention_names_the_tiles_of_test_slides(config):
-    mil.run(config, task="patient", encoder="enc", head="abmil")
+    run_stage("mil", config, "patient", "enc", "abmil")
     folder = Paths(config.results).mil("patient", "enc", "abmil")
     table = read_table(folder / "attention.parquet", "attention")
     assert list(table) == ["slide_id", "tile", "x", "y", "attention"]
@@ -109,7 +109,7 @@ def test_attention_names_the_tiles_of_test_slides(config):
 
 
 def test_each_fold_leaves_its_model(config):
-    mil.run(config, task="patient", encoder="enc", head="abmil")
+    run_stage("mil", config, "patient", "enc", "abmil")
     models = Paths(config.results).mil("patient", "enc", "abmil") / "models"
     names = {f"repeat{r}-fold{f}" for r in range(2) for f in range(3)}
     assert {path.stem for path in models.iterdir()} == names
@@ -118,9 +118,9 @@ def test_each_fold_leaves_its_model(config):
 
 def test_run_twice_gives_the_same_predictions(config):
     file = Paths(config.results).mil("patient", "enc", "abmil") / "predictions.parquet"
-    mil.run(config, task="patient", encoder="enc", head="abmil")
+    run_stage("mil", config, "patient", "enc", "abmil")
     first = file.read_bytes()
-    mil.run(config, task="patient", encoder="enc", head="abmil")
+    run_stage("mil", config, "patient", "enc", "abmil")
     assert file.read_bytes() == first
 
 
@@ -130,7 +130,7 @@ def test_a_leaked_patient_is_refused_and_nothing_is_written(config):
     leaked = table[(table["role"] == "train") & (table["fold"] == 0)].head(1).assign(role="test")
     pd.concat([table, leaked]).to_csv(path, index=False)
     with pytest.raises(StainsslError, match=leaked["patient_id"].item()):
-        mil.run(config, task="patient", encoder="enc", head="mean")
+        run_stage("mil", config, "patient", "enc", "mean")
     assert not Paths(config.results).mil("patient", "enc", "mean").exists()
 
 
@@ -140,7 +140,7 @@ def test_folds_of_one_training_class_name_task_and_fold(config):
     negative = table["patient_id"].str[1:].astype(int) % 2 == 0
     table[negative | (table["role"] == "test")].to_csv(path, index=False)
     with pytest.raises(StainsslError, match=r"tasks\.patient: repeat 0 fold 0: .*two classes"):
-        mil.run(config, task="patient", encoder="enc", head="mean")
+        run_stage("mil", config, "patient", "enc", "mean")
 
 
 def test_a_fold_whose_test_patients_have_one_class_is_pooled(config):
@@ -148,7 +148,7 @@ def test_a_fold_whose_test_patients_have_one_class_is_pooled(config):
     table = pd.read_csv(path)
     negative = table["patient_id"].str[1:].astype(int) % 2 == 0
     table[~((table["fold"] == 0) & (table["role"] == "test") & negative)].to_csv(path, index=False)
-    mil.run(config, task="patient", encoder="enc", head="mean")
+    run_stage("mil", config, "patient", "enc", "mean")
     metrics = pd.read_csv(Paths(config.results).mil("patient", "enc", "mean") / "metrics.csv")
     assert np.isfinite(metrics.query("metric == 'auroc' and group == 'all'")["value"].item())
 
@@ -157,12 +157,12 @@ def test_a_tile_task_is_refused(config):
     tile = config.tasks["patient"].model_copy(update={"level": "tile"})
     changed = config.model_copy(update={"tasks": {"tumor": tile}})
     with pytest.raises(StainsslError, match=r"level tile: .*`probe`"):
-        mil.run(changed, task="tumor", encoder="enc", head="mean")
+        run_stage("mil", changed, "tumor", "enc", "mean")
 
 
 def test_missing_embeddings_are_named(config):
     with pytest.raises(StainsslError, match="other"):
-        mil.run(config, task="patient", encoder="other", head="mean")
+        run_stage("mil", config, "patient", "other", "mean")
 
 
 def test_two_cohorts_with_a_slide_of_one_name_are_refused(config):
@@ -174,15 +174,15 @@ def test_two_cohorts_with_a_slide_of_one_name_are_refused(config):
         }
     )
     with pytest.raises(StainsslError, match=r"same name.*s0"):
-        mil.run(changed, task="patient", encoder="enc", head="mean")
+        run_stage("mil", changed, "patient", "enc", "mean")
 
 
 def test_a_task_that_does_not_fit_in_memory_gives_the_same_predictions(config, monkeypatch):
     file = Paths(config.results).mil("patient", "enc", "abmil") / "predictions.parquet"
-    mil.run(config, task="patient", encoder="enc", head="abmil")
+    run_stage("mil", config, "patient", "enc", "abmil")
     first = file.read_bytes()
     monkeypatch.setattr(mil, "MAX_BYTES", 300)
-    mil.run(config, task="patient", encoder="enc", head="abmil")
+    run_stage("mil", config, "patient", "enc", "abmil")
     assert file.read_bytes() == first
 
 
@@ -213,10 +213,10 @@ def _with_external(config: Config, rng: np.random.Generator, **columns: object) 
 
 def test_an_external_cohort_is_answered_by_every_model_and_trains_none(config, rng):
     made = _with_external(config, rng)
-    mil.run(config, task="patient", encoder="enc", head="mean")
+    run_stage("mil", config, "patient", "enc", "mean")
     folder = Paths(made.results).mil("patient", "enc", "mean")
     before = read_table(folder / "predictions.parquet", "predictions")
-    mil.run(made, task="patient", encoder="enc", head="mean")
+    run_stage("mil", made, "patient", "enc", "mean")
     pd.testing.assert_frame_equal(read_table(folder / "predictions.parquet", "predictions"), before)
     found = read_table(folder / "external-other.parquet", "predictions")
     assert found.groupby("repeat")["patient_id"].nunique().tolist() == [15] * 6  # 2 × 3 models
@@ -229,4 +229,4 @@ def test_an_external_cohort_is_answered_by_every_model_and_trains_none(config, r
 def test_an_external_class_that_nothing_was_trained_on_is_named(config, rng):
     made = _with_external(config, rng, her2="2")
     with pytest.raises(StainsslError, match="nothing was trained on: 2; trained: 0, 1"):
-        mil.run(made, task="patient", encoder="enc", head="mean")
+        run_stage("mil", made, "patient", "enc", "mean")

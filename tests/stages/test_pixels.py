@@ -9,8 +9,8 @@ from PIL import Image
 
 from stainssl.config import Config, parse
 from stainssl.errors import SlideError, Status
-from stainssl.plan.paths import Paths
-from stainssl.stages import pixels, tile
+from stainssl.paths import Paths
+from stainssl.stages import pixels, run_stage
 from stainssl.stores.pixels import SlidePixels, open_pixels
 from tests.pretrain.world import images
 
@@ -34,7 +34,7 @@ def patches(tmp_path: Path, rng: np.random.Generator) -> Config:
             "tilings": {"default": {"mpp": 1.0, "size": SIZE}},
         }
     )
-    tile.run(config, cohort="c", part="all-0000")
+    run_stage("tile", config, "c", "all-0000")
     return config
 
 
@@ -43,7 +43,7 @@ def _store(config: Config) -> Path:
 
 
 def test_every_tile_is_stored_with_its_profiles(patches: Config, tmp_path: Path) -> None:
-    pixels.run(patches, cohort="c", part="all-0000")
+    run_stage("pixels", patches, "c", "all-0000")
     store = open_pixels(_store(patches))
     assert store.slide_id == [f"t{number}" for number in range(5)]
     assert store.profile("macenko")["matrix"].shape == (5, 2, 3)
@@ -57,7 +57,7 @@ def test_a_slide_that_broke_since_costs_that_slide(
     patches: Config, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "t2.png").write_bytes(b"no longer a picture")
-    pixels.run(patches, cohort="c", part="all-0000")
+    run_stage("pixels", patches, "c", "all-0000")
     assert open_pixels(_store(patches)).slide_id == ["t0", "t1", "t3", "t4"]
     assert "t2: left out" in caplog.text
 
@@ -95,5 +95,5 @@ def _read_with_faults(monkeypatch: pytest.MonkeyPatch, bad: set[int]) -> SlidePi
 def test_a_vanished_file_is_an_error_and_leaves_no_store(patches: Config, tmp_path: Path) -> None:
     (tmp_path / "t2.png").unlink()
     with pytest.raises(OSError):
-        pixels.run(patches, cohort="c", part="all-0000")
+        run_stage("pixels", patches, "c", "all-0000")
     assert not _store(patches).exists()

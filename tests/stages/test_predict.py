@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from stainssl.errors import StainsslError
-from stainssl.plan.paths import Paths
+from stainssl.paths import Paths
 from stainssl.stages import predict
 from stainssl.stores.tables import read_table
 

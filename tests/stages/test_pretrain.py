@@ -19,8 +19,8 @@ import torch
 from stainssl.config import dump
 from stainssl.encoders.loading import load
 from stainssl.errors import StainsslError
-from stainssl.plan.paths import Paths
-from stainssl.stages import pretrain, target
+from stainssl.paths import Paths
+from stainssl.stages import pretrain, run_stage
 from stainssl.stain import StainProfile, normalize
 from stainssl.stores.tiles import read_tiles, write_labels
 from tests.pretrain.world import cohort, images, profiles
@@ -31,9 +31,9 @@ REPO = Path(__file__).resolve().parents[2]
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     config = cohort(tmp_path_factory.mktemp("trained"))
-    target.run(config, "si")
+    run_stage("target", config, "si")
     for name in ("si", "simclr", "random"):
-        pretrain.run(config, name)
+        run_stage("pretrain", config, name)
     return config
 
 
@@ -105,7 +105,7 @@ pretrain.run(load(Path(sys.argv[1])), "si")
 def test_a_killed_process_goes_on_to_the_same_weights(trained, tmp_path, caplog):
     config = cohort(tmp_path)
     (tmp_path / "config.yaml").write_text(dump(config), encoding="utf-8")
-    target.run(config, "si")
+    run_stage("target", config, "si")
     env = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
     done = subprocess.run(
         [sys.executable, "-c", KILLED, str(tmp_path / "config.yaml")], cwd=REPO, env=env,
@@ -114,22 +114,22 @@ def test_a_killed_process_goes_on_to_the_same_weights(trained, tmp_path, caplog)
     assert done.returncode == -9, done.stderr
     assert not Paths(config.results).model("si").exists()
     with caplog.at_level("INFO"):
-        pretrain.run(config, "si")
+        run_stage("pretrain", config, "si")
     assert "going on from step 6 of 10" in caplog.text  # in the middle of the second epoch
     assert _weights(config, "si") == _weights(trained, "si")
 
 
 def test_another_configs_checkpoint_is_not_taken_up(tmp_path, caplog):
     first = cohort(tmp_path, steps=2)
-    pretrain.run(first, "simclr")
+    run_stage("pretrain", first, "simclr")
     second = cohort(tmp_path, steps=2, lr=5e-4)
-    pretrain.run(second, "simclr")
+    run_stage("pretrain", second, "simclr")
     assert "is of another config" in caplog.text
 
 
 def test_a_batch_larger_than_the_cohort_shrinks(tmp_path, caplog):
     config = cohort(tmp_path, counts=(5, 4), batch_size=256, steps=1)
-    pretrain.run(config, "simclr")
+    run_stage("pretrain", config, "simclr")
     assert "batch_size 256 is more than the 9 training tiles: using 9" in caplog.text
 
 
@@ -141,25 +141,25 @@ def test_one_tile_is_a_sentence(tmp_path):
 def test_a_missing_target_and_given_weights_are_sentences(tmp_path):
     config = cohort(tmp_path, counts=(4, 4))
     with pytest.raises(StainsslError, match="run `stainssl target` first"):
-        pretrain.run(config, "si")
+        run_stage("pretrain", config, "si")
     given = config.model_copy(
         update={"encoders": {"x": config.encoders["si"].model_copy(
             update={"method": None, "weights": "resnet18"})}}
     )  # fmt: skip
     with pytest.raises(StainsslError, match="nothing to train"):
-        pretrain.run(given, "x")
+        run_stage("pretrain", given, "x")
 
 
 def test_no_valid_profile_at_all_is_a_sentence(tmp_path, monkeypatch):
     config = cohort(tmp_path, counts=(4, 4))
-    target.run(config, "si")
+    run_stage("target", config, "si")
     true = StainProfile.from_arrays
     monkeypatch.setattr(
         StainProfile, "from_arrays",
         lambda method, arrays: true(method, {**arrays, "valid": arrays["valid"] & False}),
     )  # fmt: skip
     with pytest.raises(StainsslError, match="None of the 8 training tiles has a valid macenko"):
-        pretrain.run(config, "si")
+        run_stage("pretrain", config, "si")
 
 
 @pytest.mark.parametrize(
@@ -173,8 +173,8 @@ def test_no_valid_profile_at_all_is_a_sentence(tmp_path, monkeypatch):
 )
 def test_every_dial_of_the_method_trains(tmp_path, keys):
     config = cohort(tmp_path, counts=(6, 6), steps=2, **keys)
-    target.run(config, "si")
-    pretrain.run(config, "si")
+    run_stage("target", config, "si")
+    run_stage("pretrain", config, "si")
     assert pd.read_csv(Paths(config.results).metrics("si"))["loss"].notna().any()
 
 
@@ -182,7 +182,7 @@ def test_a_drawn_normalizer_has_the_same_tiles_for_targets(tmp_path):
     config = cohort(
         tmp_path, counts=(6, 6), normalizer=["macenko", "reinhard"], target={"policy": "spread"}
     )
-    target.run(config, "si")
+    run_stage("target", config, "si")
     paths, encoder = Paths(config.results), config.encoders["si"]
     cohorts = pretrain._open(config, encoder)
     content = pretrain._target(paths.target("si"))
@@ -200,7 +200,7 @@ def test_a_drawn_normalizer_has_the_same_tiles_for_targets(tmp_path):
 @pytest.mark.parametrize("jitter", ["hed", "randstainna", "mix"])
 def test_rivals_with_stain_jitter_train(tmp_path, jitter):
     config = cohort(tmp_path, counts=(6, 6), steps=2, stain_jitter=jitter, method="simclr")
-    pretrain.run(config, "simclr")
+    run_stage("pretrain", config, "simclr")
     card = (Paths(config.results).model("simclr") / "README.md").read_text(encoding="utf-8")
     assert f"of stain: {jitter}" in card
 
@@ -209,8 +209,8 @@ def test_preprocessing_is_done_in_use_too(tmp_path):
     config = cohort(tmp_path, steps=2)
     changed = {"simclr": config.encoders["simclr"].model_copy(update={"preprocess": True})}
     config = config.model_copy(update={"encoders": changed})
-    target.run(config, "simclr")
-    pretrain.run(config, "simclr")
+    run_stage("target", config, "simclr")
+    run_stage("pretrain", config, "simclr")
     path = Paths(config.results).model("simclr")
     encoder = load(path)
     wanted = json.loads(Paths(config.results).target("simclr").read_text())["fallback"]
@@ -234,15 +234,15 @@ def test_a_tile_label_supervises(tmp_path):
     paths = Paths(config.results)
     table = read_tiles(paths.tiles("small", "default", "train-0000"))[["slide_id", "tile"]]
     path = paths.labels("small", "default", "train-0000")
-    target.run(config, "si")
+    run_stage("target", config, "si")
     write_labels(path, table.assign(tumor=np.float32(1)), {})
     with pytest.raises(StainsslError, match="fewer than two classes of 'tumor'"):
-        pretrain.run(config, "si")
+        run_stage("pretrain", config, "si")
     write_labels(path, table.assign(other=np.float32(1)), {})
     with pytest.raises(StainsslError, match="have no 'tumor'; they have other"):
-        pretrain.run(config, "si")
+        run_stage("pretrain", config, "si")
     write_labels(path, table.assign(tumor=(table["tile"] % 2).astype(np.float32)), {})
-    pretrain.run(config, "si")
+    run_stage("pretrain", config, "si")
     rows = pd.read_csv(paths.metrics("si"))
     assert rows["knn_label"].notna().all() and rows["knn_site"].notna().all()
     assert "label tumor, weight 1" in (paths.model("si") / "README.md").read_text(encoding="utf-8")
@@ -269,12 +269,12 @@ def test_a_half_written_store_and_another_schema_are_sentences(tmp_path):
     with pytest.raises(
         StainsslError, match="expected pixels of schema 1, found pixels of schema 99"
     ):
-        pretrain.run(config, "simclr")
+        run_stage("pretrain", config, "simclr")
     header["attributes"] = {}  # written last: a store that was cut off has none
     (store / "zarr.json").write_text(json.dumps(header))
     with pytest.raises(StainsslError, match="Delete it and run again"):
-        pretrain.run(config, "simclr")
+        run_stage("pretrain", config, "simclr")
     shutil.rmtree(store)
     with pytest.raises(StainsslError, match="is missing"):
-        pretrain.run(config, "simclr")
+        run_stage("pretrain", config, "simclr")
     assert not Paths(config.results).model("simclr").exists()

@@ -16,8 +16,8 @@ from PIL import Image
 
 from stainssl.config import Config, parse
 from stainssl.errors import StainsslError
-from stainssl.plan.paths import Paths
-from stainssl.stages import target
+from stainssl.paths import Paths
+from stainssl.stages import run_stage, target
 from stainssl.stain import METHODS, StainProfile, estimate, targets
 from stainssl.stores.pixels import SlidePixels, encode, write_pixels
 
@@ -90,7 +90,7 @@ def unpainted(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run(config: Config) -> dict:
-    target.run(config, "e")
+    run_stage("target", config, "e")
     return json.loads(Paths(config.results).target("e").read_text())
 
 

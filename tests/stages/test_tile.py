@@ -20,9 +20,9 @@ from PIL import Image
 from stainssl.config import Config, parse
 from stainssl.errors import StainsslError
 from stainssl.figures.slides import MAX_PICTURES, tissue_overview
-from stainssl.plan.paths import Paths
+from stainssl.paths import Paths
 from stainssl.slides.readers.tiff import TiffFile
-from stainssl.stages import tile
+from stainssl.stages import run_stage, tile
 from stainssl.stores.tiles import read_qc, read_tiles
 from tests.slides.conftest import GLASS, stained, write_svs, write_tiff
 
@@ -85,7 +85,7 @@ def test_each_fault_costs_its_own_slide_and_no_other(
     names = ["good", "cut", "zero", "text", "no-mpp", "fine", "coarse", "glass", "small", "thin"]
     rows = [{"slide_id": name, "path": f"{name}.svs"} for name in [*names, "gone"]]
     config = cohort(tmp_path, rows, slides={"on_missing": "quarantine"})
-    tile.run(config, "c", PART)
+    run_stage("tile", config, "c", PART)
     tiles, qc, previews = outputs(config)
     assert qc["status"].to_dict() == {
         "good": "ok",
@@ -134,7 +134,7 @@ def test_odd_pictures_end_as_tiles_or_with_a_reason(
     write_tiff(root / "strips.tif", picture, tile=None, **scale)
     names = ["deep", "rgba", "wide", "line", "grey", "float", "strips"]
     config = cohort(tmp_path, [{"slide_id": n, "path": f"{n}.tif"} for n in names])
-    tile.run(config, "c", PART)
+    run_stage("tile", config, "c", PART)
     tiles, qc, _ = outputs(config)
     assert qc["status"].to_dict() == {
         "deep": "ok",
@@ -166,7 +166,7 @@ def test_a_slide_that_disappears_half_way_costs_that_slide(
         return read(slide, *words)
 
     monkeypatch.setattr(TiffFile, "read_region", fail)
-    tile.run(config, "c", PART)
+    run_stage("tile", config, "c", PART)
     _, qc, _ = outputs(config)
     assert qc["status"].tolist() == ["missing", "ok"]
     assert "while it was read" in qc.loc["a", "detail"]
@@ -179,7 +179,7 @@ def test_the_sheets_pixel_size_wins_and_mends(
     write_svs(root / "other.svs", picture, mpp=0.25)
     rows = [{"slide_id": n, "path": f"{n}.svs", "mpp": 0.5} for n in ("bare", "other")]
     config = cohort(tmp_path, rows)
-    tile.run(config, "c", PART)
+    run_stage("tile", config, "c", PART)
     tiles, qc, _ = outputs(config)
     assert qc["mpp_source"].tolist() == ["sheet", "sheet"]
     assert qc["detail"].tolist() == ["", "sheet says 0.5 µm/px and is used; format says 0.25."]
@@ -192,7 +192,7 @@ def test_tiff_resolution_with_a_unit_is_a_pixel_size(
     write_tiff(root / "a.tif", picture, resolution=(20_000, 20_000), resolutionunit="CENTIMETER")
     write_tiff(root / "b.tif", picture, resolution=(72, 72), resolutionunit="INCH")
     config = cohort(tmp_path, [{"slide_id": n, "path": f"{n}.tif"} for n in "ab"])
-    tile.run(config, "c", PART)
+    run_stage("tile", config, "c", PART)
     _, qc, _ = outputs(config)
     assert qc["status"].tolist() == ["ok", "absurd-mpp"]
     assert qc.loc["a", "mpp_source"] == "tiff-resolution"
@@ -201,7 +201,7 @@ def test_tiff_resolution_with_a_unit_is_a_pixel_size(
 def test_a_part_of_bad_slides_alone_has_whole_empty_tables(tmp_path: Path, root: Path) -> None:
     (root / "text.svs").write_text("no slide")
     config = cohort(tmp_path, [{"slide_id": "text", "path": "text.svs"}])
-    tile.run(config, "c", PART)
+    run_stage("tile", config, "c", PART)
     tiles, qc, previews = outputs(config)
     assert len(tiles) == 0
     assert tiles["kept"].dtype == bool
@@ -215,7 +215,7 @@ def test_a_missing_file_is_an_error_unless_it_may_be_quarantined(
     (root / "other.svs").touch()
     config = cohort(tmp_path, [{"slide_id": "gone", "path": "gone.svs"}])
     with pytest.raises(StainsslError, match="on_missing: quarantine"):
-        tile.run(config, "c", PART)
+        run_stage("tile", config, "c", PART)
 
 
 @pytest.mark.parametrize("on_missing", ["error", "quarantine"])
@@ -227,10 +227,10 @@ def test_a_root_that_is_gone_ends_the_job_and_writes_nothing(
     config = cohort(tmp_path, rows, slides={"on_missing": on_missing})
     shutil.rmtree(root)
     with pytest.raises(OSError, match="mounted"):
-        tile.run(config, "c", PART)
+        run_stage("tile", config, "c", PART)
     root.mkdir()  # the mount point without its mount
     with pytest.raises(OSError, match="mounted"):
-        tile.run(config, "c", PART)
+        run_stage("tile", config, "c", PART)
     assert not [path for path in config.results.rglob("*") if path.is_file()]
     assert not Paths(config.results).previews("c", "default", PART).exists()
 
@@ -241,7 +241,7 @@ def test_a_machine_that_fails_half_way_ends_the_job_and_keeps_what_was_there(
 ) -> None:
     write_svs(root / "good.svs", picture)
     config = cohort(tmp_path, [{"slide_id": "good", "path": "good.svs"}])
-    tile.run(config, "c", PART)
+    run_stage("tile", config, "c", PART)
     before = outputs(config)[0]
 
     def fail(*_: object) -> None:
@@ -249,7 +249,7 @@ def test_a_machine_that_fails_half_way_ends_the_job_and_keeps_what_was_there(
 
     monkeypatch.setattr(TiffFile, "read_region", fail)
     with pytest.raises(OSError, match=os.strerror(number)):
-        tile.run(config, "c", PART)
+        run_stage("tile", config, "c", PART)
     pd.testing.assert_frame_equal(outputs(config)[0], before)
 
 
@@ -263,7 +263,7 @@ def test_a_slide_that_fails_in_a_level_is_unreadable(
         file.seek(place)
         file.write(b"\x5a" * length)
     config = cohort(tmp_path, [{"slide_id": "bad", "path": "bad.svs"}])
-    tile.run(config, "c", PART)
+    run_stage("tile", config, "c", PART)
     _, qc, _ = outputs(config)
     assert qc.loc["bad", "status"] == "unreadable"
     assert "level 0" in qc.loc["bad", "detail"]
@@ -279,7 +279,7 @@ def test_tissue_without_a_kept_tile_says_why(
     pale = strict.filters.model_copy(update={"min_saturation": 0.99})
     strict = strict.model_copy(update={"filters": pale})
     config = config.model_copy(update={"tilings": {"default": strict}})
-    tile.run(config, "c", PART)
+    run_stage("tile", config, "c", PART)
     tiles, qc, _ = outputs(config)
     assert qc.loc["a", "status"] == "empty"
     assert "by pale" in qc.loc["a", "detail"]
@@ -295,7 +295,7 @@ def test_patches_are_one_tile_a_file(tmp_path: Path, root: Path, rng: np.random.
     Image.new("RGB", (50, 50), (255, 255, 255)).save(root / "d.png")
     rows = [{"slide_id": n, "path": f"{n}.png", "mpp": 0.3 if n == "b" else None} for n in "abcd"]
     config = cohort(tmp_path, rows, kind="patches")
-    tile.run(config, "c", PART)
+    run_stage("tile", config, "c", PART)
     tiles, qc, previews = outputs(config)
     assert tiles[["slide_id", "tile", "x", "y", "side"]].to_numpy().tolist() == [
         ["a", 0, 0, 0, 96],
@@ -318,7 +318,7 @@ def test_many_patches_have_a_bounded_number_of_pictures(
         Image.new("RGB", (16, 16), (200, 100, 150)).save(root / f"{number}.png")
     rows = [{"slide_id": str(n), "path": f"{n}.png"} for n in range(4)]
     config = cohort(tmp_path, rows, kind="patches")
-    tile.run(config, "c", PART)
+    run_stage("tile", config, "c", PART)
     assert len(list(outputs(config)[2].iterdir())) == 2
 
 
@@ -345,7 +345,7 @@ def test_real_slides_end_as_they_should(tmp_path: Path, real_data: Path) -> None
     }
     rows = [{"slide_id": n, "path": path, "mpp": mpp} for n, (path, mpp, _) in files.items()]
     config = cohort(tmp_path, rows, root=real_data / "slides")
-    tile.run(config, "c", PART)
+    run_stage("tile", config, "c", PART)
     tiles, qc, _ = outputs(config)
     assert qc["status"].to_dict() == {name: status for name, (_, _, status) in files.items()}
     assert tiles.groupby("slide_id")["kept"].sum().min() > 30

@@ -11,7 +11,7 @@ import torch
 from stainssl.config import Config, parse
 from stainssl.demo import make
 from stainssl.encoders.loading import new_backbone, save_local_dir
-from stainssl.stages import embed, folds, mil, pixels, tile
+from stainssl.stages import run_stage
 
 SIDE_PX = 512
 
@@ -57,12 +57,12 @@ def build(folder: Path) -> Trained:
         "heads": {"abmil": {"kind": "abmil", "epochs": 4, "hidden": 8}},
     })  # fmt: skip
     for part in _parts(config):
-        tile.run(config, "clinic", part)
-        pixels.run(config, "clinic", part)
-        embed.run(config, "clinic", "enc", part)
+        run_stage("tile", config, "clinic", part)
+        run_stage("pixels", config, "clinic", part)
+        run_stage("embed", config, "clinic", "enc", part)
     for task in config.tasks:
-        folds.run(config, task=task)
-        mil.run(config, task=task, encoder="enc", head="abmil")
+        run_stage("folds", config, task)
+        run_stage("mil", config, task, "enc", "abmil")
     return Trained(folder / "clinic", sheet, config)
 
 

@@ -5,8 +5,7 @@ BENCHMARK = PATHS.benchmark("{benchmark}")
 
 rule benchmark:
     input:
-        answers=benchmark_answers,
-        seen=benchmark_seen,
+        unpack(PLAN.inputs("benchmark", "benchmark")),
     output:
         table=BENCHMARK / "table.csv",
         md=BENCHMARK / "table.md",
@@ -59,9 +58,8 @@ rule benchmark:
         mem_mb=lambda wildcards, attempt: 4000 * attempt,
         runtime=lambda wildcards, attempt: 60 * attempt,
     params:
-        config=RESOLVED,
-        settings=benchmark_settings,
-        rows=benchmark_rows,
+        config=config_file,
+        job=PLAN.param("benchmark", "benchmark"),
     shell:
-        "stainssl benchmark --config {params.config} --benchmark {wildcards.benchmark}"
-        " --threads {threads} 2>&1 | tee {log}"
+        "stainssl benchmark --config {params.config:q} --benchmark {wildcards.benchmark}"
+        " --threads {threads} 2>&1 | tee {log:q}"

@@ -1,12 +1,10 @@
 """The synthetic cohort: seed → slides, sheet, truth polygons."""
 
-if demo_files("slides"):
+if PLAN.demo_files()["slides"]:
 
     rule demo:
         output:
-            sheet=PATHS.demo() / "slides.csv",
-            slides=demo_files("slides"),
-            truth=demo_files("truth"),
+            **PLAN.demo_files(),
         log:
             LOGS / "demo.log",
         benchmark:
@@ -18,9 +16,7 @@ if demo_files("slides"):
             mem_mb=lambda wildcards, attempt: 3000 * attempt,
             runtime=30,
         params:
-            config=RESOLVED,
-            settings=as_param(
-                [one.demo.model_dump() for one in CONFIG.cohorts.values() if one.demo]
-            ),
+            config=config_file,
+            job=PLAN.param("demo"),
         shell:
-            "stainssl demo --config {params.config} --threads {threads} 2>&1 | tee {log}"
+            "stainssl demo --config {params.config:q} --threads {threads} 2>&1 | tee {log:q}"

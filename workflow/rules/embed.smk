@@ -3,9 +3,7 @@
 
 rule embed:
     input:
-        pixels=embedded_pixels,
-        tiles=embedded_tiles,
-        model=model_of,
+        unpack(PLAN.inputs("embed", "cohort", "part", "encoder")),
     output:
         directory(PATHS.embeddings("{cohort}", "{tiling}", "{encoder}", "{part}")),
     log:
@@ -19,17 +17,17 @@ rule embed:
         runtime=lambda wildcards, attempt: 240 * attempt,
         gpu=1,
     params:
-        config=RESOLVED,
-        weights=weights_of,
+        config=config_file,
+        job=PLAN.param("embed", "cohort", "part", "encoder"),
     shell:
-        "stainssl embed --config {params.config} --cohort {wildcards.cohort}"
+        "stainssl embed --config {params.config:q} --cohort {wildcards.cohort}"
         " --part {wildcards.part} --encoder {wildcards.encoder}"
-        " --threads {threads} 2>&1 | tee {log}"
+        " --threads {threads} 2>&1 | tee {log:q}"
 
 
-# Given encoders of a cohort read it together. What they embed is a reading's for good: an encoder
-# that comes later, or gets other weights, reads the cohort alone.
-for number, (together, reading, encoders, read_cohorts) in enumerate(plan_readings()):
+# Given encoders of a cohort read it together. What they embed is their group's for good: an encoder
+# that comes later, or gets other weights, reads the cohort in another one.
+for number, (together, encoders, read_cohorts, group) in enumerate(PLAN.together()):
 
     rule:
         name:
@@ -47,7 +45,7 @@ for number, (together, reading, encoders, read_cohorts) in enumerate(plan_readin
         benchmark:
             TIMES / f"embed/{{cohort}}/{{tiling}}/together-{number}/{{part}}.tsv"
         wildcard_constraints:
-            cohort="|".join(map(re.escape, read_cohorts)),
+            cohort=any_of(read_cohorts),
         conda:
             CONDA
         resources:
@@ -55,24 +53,23 @@ for number, (together, reading, encoders, read_cohorts) in enumerate(plan_readin
             runtime=lambda wildcards, attempt: 480 * attempt,
             gpu=1,
         params:
-            config=RESOLVED,
-            reading=reading,
+            config=config_file,
+            group=group,
             # Of the output, and so none of what the job is compared by: one encoder may leave.
             encoders=lambda wildcards, output: [
                 f"--encoder {Path(path).parent.name}" for path in output
             ],
         shell:
-            "stainssl embed --config {params.config} --cohort {wildcards.cohort}"
+            "stainssl embed --config {params.config:q} --cohort {wildcards.cohort}"
             " --part {wildcards.part} {params.encoders}"
-            " --threads {threads} 2>&1 | tee {log}"
+            " --threads {threads} 2>&1 | tee {log:q}"
 
     workflow.ruleorder(together, "embed")
 
 
 rule embedded:
     input:
-        embeddings=embeddings_of_cohort,
-        tiles=tiles_of_cohort,
+        unpack(PLAN.inputs("embedded", "cohort", "encoder")),
     output:
         slides=report(
             PATHS.embedded("{cohort}", "{tiling}", "{encoder}"),
@@ -93,7 +90,8 @@ rule embedded:
         mem_mb=lambda wildcards, attempt: 2000 * attempt,
         runtime=30,
     params:
-        config=RESOLVED,
+        config=config_file,
+        job=PLAN.param("embedded", "cohort", "encoder"),
     shell:
-        "stainssl cohort embedded --config {params.config} --cohort {wildcards.cohort}"
-        " --encoder {wildcards.encoder} 2>&1 | tee {log}"
+        "stainssl cohort embedded --config {params.config:q} --cohort {wildcards.cohort}"
+        " --encoder {wildcards.encoder} 2>&1 | tee {log:q}"

@@ -14,8 +14,7 @@ rule folds:
         mem_mb=lambda wildcards, attempt: 1000 * attempt,
         runtime=10,
     params:
-        config=RESOLVED,
-        task=task_settings,
-        rows=task_rows,
+        config=config_file,
+        job=PLAN.param("folds", "task"),
     shell:
-        "stainssl folds --config {params.config} --task {wildcards.task} 2>&1 | tee {log}"
+        "stainssl folds --config {params.config:q} --task {wildcards.task} 2>&1 | tee {log:q}"

@@ -3,8 +3,7 @@
 
 rule label:
     input:
-        tiles=PATHS.tiles("{cohort}", "{tiling}", "{part}"),
-        annotations=annotation_files,
+        unpack(PLAN.inputs("label", "cohort", "part")),
     output:
         PATHS.labels("{cohort}", "{tiling}", "{part}"),
     log:
@@ -17,8 +16,8 @@ rule label:
         mem_mb=lambda wildcards, attempt: 2000 * attempt,
         runtime=30,
     params:
-        config=RESOLVED,
-        labels=label_rows,
+        config=config_file,
+        job=PLAN.param("label", "cohort", "part"),
     shell:
-        "stainssl label --config {params.config} --cohort {wildcards.cohort}"
-        " --part {wildcards.part} 2>&1 | tee {log}"
+        "stainssl label --config {params.config:q} --cohort {wildcards.cohort}"
+        " --part {wildcards.part} 2>&1 | tee {log:q}"

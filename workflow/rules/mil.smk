@@ -3,8 +3,7 @@
 
 rule mil:
     input:
-        embeddings=task_embeddings,
-        folds=PATHS.folds("{task}"),
+        unpack(PLAN.inputs("mil", "task", "encoder", "head")),
     output:
         directory(PATHS.mil("{task}", "{encoder}", "{head}")),
     log:
@@ -12,18 +11,16 @@ rule mil:
     benchmark:
         TIMES / "mil/{task}/{encoder}/{head}.tsv"
     wildcard_constraints:
-        head="|".join(map(re.escape, CONFIG.heads)) or "(?!)",
+        head=any_of(PLAN.config.heads),
     conda:
         CONDA
     resources:
         mem_mb=lambda wildcards, attempt: 4000 * attempt,
         runtime=lambda wildcards, attempt: 240 * attempt,
     params:
-        config=RESOLVED,
-        head=head_settings,
-        external=external_rows,
-        seed=CONFIG.seed,
+        config=config_file,
+        job=PLAN.param("mil", "task", "encoder", "head"),
     shell:
-        "stainssl mil --config {params.config} --task {wildcards.task}"
+        "stainssl mil --config {params.config:q} --task {wildcards.task}"
         " --encoder {wildcards.encoder} --head {wildcards.head}"
-        " --threads {threads} 2>&1 | tee {log}"
+        " --threads {threads} 2>&1 | tee {log:q}"

@@ -3,8 +3,7 @@
 
 rule pixels:
     input:
-        tiles=PATHS.tiles("{cohort}", "{tiling}", "{part}"),
-        slides=slide_files,
+        unpack(PLAN.inputs("pixels", "cohort", "part")),
         # Stops a run with too many bad slides; a status that changed later re-reads nothing.
         gate=ancient(PATHS.gate("{cohort}", "{tiling}")),
     output:
@@ -19,11 +18,8 @@ rule pixels:
         mem_mb=lambda wildcards, attempt: 3000 * attempt,
         runtime=lambda wildcards, attempt: 120 * attempt,
     params:
-        config=RESOLVED,
-        tiling=lambda wildcards: settings_of(
-            CONFIG.tilings[wildcards.tiling], "mpp", "size"
-        ),
-        reader=CONFIG.slides.reader,
+        config=config_file,
+        job=PLAN.param("pixels", "cohort", "part"),
     shell:
-        "stainssl pixels --config {params.config} --cohort {wildcards.cohort}"
-        " --part {wildcards.part} --threads {threads} 2>&1 | tee {log}"
+        "stainssl pixels --config {params.config:q} --cohort {wildcards.cohort}"
+        " --part {wildcards.part} --threads {threads} 2>&1 | tee {log:q}"

@@ -3,10 +3,7 @@
 
 rule pretrain:
     input:
-        pixels=train_pixels,
-        target=target_of,
-        labels=train_labels,
-        init=initial_model_of,
+        unpack(PLAN.inputs("pretrain", "encoder")),
     output:
         model=directory(PATHS.model("{encoder}")),
         metrics=PATHS.metrics("{encoder}"),
@@ -22,7 +19,7 @@ rule pretrain:
     benchmark:
         TIMES / "pretrain/{encoder}.tsv"
     wildcard_constraints:
-        encoder=trainable(RUNS),
+        encoder=PLAN.trainable(),
     conda:
         CONDA
     resources:
@@ -30,9 +27,8 @@ rule pretrain:
         runtime=lambda wildcards, attempt: 1440 * attempt,
         gpu=1,
     params:
-        config=RESOLVED,
-        settings=pretrain_settings,
-        rows=train_rows,
+        config=config_file,
+        job=PLAN.param("pretrain", "encoder"),
     shell:
-        "stainssl pretrain --config {params.config} --encoder {wildcards.encoder}"
-        " --threads {threads} --gpus {resources.gpu} 2>&1 | tee {log}"
+        "stainssl pretrain --config {params.config:q} --encoder {wildcards.encoder}"
+        " --threads {threads} --gpus {resources.gpu} 2>&1 | tee {log:q}"

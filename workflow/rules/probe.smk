@@ -3,9 +3,7 @@
 
 rule probe:
     input:
-        embeddings=task_embeddings,
-        labels=task_labels,
-        folds=PATHS.folds("{task}"),
+        unpack(PLAN.inputs("probe", "task", "encoder")),
     output:
         directory(PATHS.probe("{task}", "{encoder}")),
     log:
@@ -18,8 +16,8 @@ rule probe:
         mem_mb=lambda wildcards, attempt: 4000 * attempt,
         runtime=lambda wildcards, attempt: 60 * attempt,
     params:
-        config=RESOLVED,
-        seed=CONFIG.seed,
+        config=config_file,
+        job=PLAN.param("probe", "task", "encoder"),
     shell:
-        "stainssl probe --config {params.config} --task {wildcards.task}"
-        " --encoder {wildcards.encoder} --threads {threads} 2>&1 | tee {log}"
+        "stainssl probe --config {params.config:q} --task {wildcards.task}"
+        " --encoder {wildcards.encoder} --threads {threads} 2>&1 | tee {log:q}"

@@ -3,8 +3,7 @@
 
 rule robustness:
     input:
-        stores=robust_inputs,
-        model=model_of,
+        unpack(PLAN.inputs("robustness", "encoder")),
     output:
         directory(PATHS.robustness("{encoder}")),
     log:
@@ -18,9 +17,8 @@ rule robustness:
         runtime=lambda wildcards, attempt: 60 * attempt,
         gpu=1,
     params:
-        config=RESOLVED,
-        weights=weights_of,
-        seed=CONFIG.seed,
+        config=config_file,
+        job=PLAN.param("robustness", "encoder"),
     shell:
-        "stainssl robustness --config {params.config} --encoder {wildcards.encoder}"
-        " --threads {threads} 2>&1 | tee {log}"
+        "stainssl robustness --config {params.config:q} --encoder {wildcards.encoder}"
+        " --threads {threads} 2>&1 | tee {log:q}"

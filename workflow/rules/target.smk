@@ -3,7 +3,7 @@
 
 rule target:
     input:
-        pixels=train_pixels,
+        unpack(PLAN.inputs("target", "encoder")),
     output:
         target=PATHS.target("{encoder}"),
         picture=report(
@@ -22,9 +22,8 @@ rule target:
         mem_mb=lambda wildcards, attempt: 4000 * attempt,
         runtime=60,
     params:
-        config=RESOLVED,
-        settings=target_settings,
-        rows=train_rows,
+        config=config_file,
+        job=PLAN.param("target", "encoder"),
     shell:
-        "stainssl target --config {params.config} --encoder {wildcards.encoder}"
-        " --threads {threads} 2>&1 | tee {log}"
+        "stainssl target --config {params.config:q} --encoder {wildcards.encoder}"
+        " --threads {threads} 2>&1 | tee {log:q}"

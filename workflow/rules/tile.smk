@@ -3,8 +3,7 @@
 
 rule tile:
     input:
-        slides=slide_files,
-        regions=region_files,
+        unpack(PLAN.inputs("tile", "cohort", "part")),
     output:
         tiles=PATHS.tiles("{cohort}", "{tiling}", "{part}"),
         qc=PATHS.qc("{cohort}", "{tiling}", "{part}"),
@@ -19,18 +18,16 @@ rule tile:
         mem_mb=lambda wildcards, attempt: 2000 * attempt,
         runtime=lambda wildcards, attempt: 60 * attempt,
     params:
-        config=RESOLVED,
-        rows=tile_rows,
-        tiling=tiling_settings,
-        reader=CONFIG.slides.reader,
+        config=config_file,
+        job=PLAN.param("tile", "cohort", "part"),
     shell:
-        "stainssl tile --config {params.config} --cohort {wildcards.cohort}"
-        " --part {wildcards.part} --threads {threads} 2>&1 | tee {log}"
+        "stainssl tile --config {params.config:q} --cohort {wildcards.cohort}"
+        " --part {wildcards.part} --threads {threads} 2>&1 | tee {log:q}"
 
 
 rule statuses:
     input:
-        qc=qc_of_cohort,
+        unpack(PLAN.inputs("statuses", "cohort")),
     output:
         table=PATHS.checked("{cohort}", "{tiling}"),
         page=report(
@@ -55,16 +52,17 @@ rule statuses:
         mem_mb=lambda wildcards, attempt: 2000 * attempt,
         runtime=30,
     params:
-        config=RESOLVED,
+        config=config_file,
+        job=PLAN.param("statuses", "cohort"),
     shell:
-        "stainssl cohort statuses --config {params.config} --cohort {wildcards.cohort}"
-        " 2>&1 | tee {log}"
+        "stainssl cohort statuses --config {params.config:q} --cohort {wildcards.cohort}"
+        " 2>&1 | tee {log:q}"
 
 
 # A rule of its own: what a job that fails has written is removed, and one wants to read it then.
 rule gate:
     input:
-        table=PATHS.checked("{cohort}", "{tiling}"),
+        unpack(PLAN.inputs("gate", "cohort")),
     output:
         PATHS.gate("{cohort}", "{tiling}"),
     log:
@@ -77,7 +75,7 @@ rule gate:
         mem_mb=lambda wildcards, attempt: 1000 * attempt,
         runtime=10,
     params:
-        config=RESOLVED,
-        max_bad_slides=CONFIG.slides.max_bad_slides,
+        config=config_file,
+        job=PLAN.param("gate", "cohort"),
     shell:
-        "stainssl cohort gate --config {params.config} --cohort {wildcards.cohort} 2>&1 | tee {log}"
+        "stainssl cohort gate --config {params.config:q} --cohort {wildcards.cohort} 2>&1 | tee {log:q}"

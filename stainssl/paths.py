@@ -13,12 +13,16 @@ class Paths:
     results: Path
 
     def config(self) -> Path:
-        """The config as resolved."""
+        """The config of the latest run, as resolved (YAML)."""
         return self.results / "config.yaml"
 
-    def readings(self) -> Path:
+    def run_config(self, digest: str) -> Path:
+        """The config that a run was started with, as resolved (YAML)."""
+        return self.results / "configs" / f"{digest}.yaml"
+
+    def groups(self) -> Path:
         """Which given encoders embed a cohort together (JSON)."""
-        return self.results / "readings.json"
+        return self.results / "encoder-groups.json"
 
     def demo(self) -> Path:
         """Folder of the synthetic cohort."""

@@ -1,0 +1,395 @@
+"""Jobs on encoders: `target`, `pretrain`, `embed`, `embedded`, `robustness`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from stainssl.cohort import PART, parts, read_sheet, train_parts
+from stainssl.config import Config, Encoder, Run, Target, Task, Train
+from stainssl.encoders.weights import LOCAL, identity
+from stainssl.errors import StainsslError
+from stainssl.evaluation.labels import labels_of
+from stainssl.export.source import feature_files
+from stainssl.paths import Paths
+from stainssl.plan.job import Job, Reads, Resource, Setting, Writes, columns_of
+
+Part = tuple[str, str]  # cohort, part
+
+
+def acting(encoder: Encoder) -> Encoder:
+    """An encoder trained here, with every key that does not act on it at its default.
+
+    So a change of a temperature that no loss uses retrains nothing, and a stage that is handed
+    this cannot read such a key.
+    """
+    idle = {"seeds", "frozen"}
+    if not encoder.is_trained:
+        idle |= set(Encoder.model_fields) - {"method", "backbone", "input_size", "tiling"}
+        return _without(encoder, idle)
+    if encoder.loss != "nt-xent":
+        idle |= {"temperature", "queue"}
+    if not encoder.needs_target:
+        idle |= {"target", "normalizer"}
+    if encoder.method != "stain-invariant":
+        idle |= {"views", "stain_probability"}
+    if encoder.stain_jitter == "none":
+        idle |= {"stain_jitter_strength"}
+    kept = encoder.model_copy(update={"target": acting_target(encoder.target)})
+    return _without(kept, idle)
+
+
+def acting_target(target: Target) -> Target:
+    """A target with every key that its policy does not use at its default.
+
+    Whose tiles are candidates is another setting: `pooled`.
+    """
+    used = {"medoid": {"by"}, "spread": {"count"}, "fixed": {"path"}}.get(target.policy, set())
+    default = Target()
+    idle = {
+        key: getattr(default, key) for key in {"by", "count", "path", "cohorts", "splits"} - used
+    }
+    return target.model_copy(update=idle)
+
+
+def _without(encoder: Encoder, keys: set[str]) -> Encoder:
+    fields = Encoder.model_fields
+    return encoder.model_copy(
+        update={key: fields[key].get_default(call_default_factory=True) for key in keys}
+    )
+
+
+def _pooled(encoder: Encoder) -> Train:
+    """Whose tiles are candidates for a target: the training tiles, or fewer."""
+    assert encoder.train is not None
+    return Train(
+        cohorts=encoder.target.cohorts or encoder.train.cohorts,
+        splits=encoder.target.splits or encoder.train.splits,
+    )
+
+
+def _trained_run(config: Config, name: str) -> Run:
+    run = config.run(name)
+    if run.encoder.method is None:
+        raise StainsslError(
+            f"encoders.{run.key} is given, not trained here: there is nothing to train, and no "
+            "stain target."
+        )
+    return run
+
+
+def _rows(config: Config, found: list[Part], *columns: str) -> pd.DataFrame:
+    """`cohort`, `part` and some columns of the rows of some parts."""
+    frames = [
+        columns_of(
+            parts(config, cohort)[part].assign(cohort=cohort, part=part), "cohort", "part", *columns
+        )
+        for cohort, part in found
+    ]
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+
+
+@dataclass(frozen=True)
+class TargetJob(Job):
+    """The stain target of an encoder, from its own training parts.
+
+    Attributes:
+        pixels: (cohort, part) → the store of each part that is looked at.
+        fixed: the file that a fixed target names.
+        rows: `cohort`, `part`, `slide_id`, `patient_id`, `site` of the slides of these parts.
+        target: the keys that its policy uses.
+        normalizer: under which targets are chosen.
+        pooled: the cohorts and splits that are looked at.
+        train: those that the encoder is trained on.
+    """
+
+    encoder: Resource[str]
+    pixels: Reads[dict[Part, Path]]
+    fixed: Reads[Path | None]
+    json: Writes[Path]
+    picture: Writes[Path]
+    rows: Setting[pd.DataFrame]
+    target: Setting[Target]
+    normalizer: Setting[str]
+    pooled: Setting[Train]
+    train: Setting[Train]
+    seed: Setting[int]
+
+
+def target(config: Config, encoder: str) -> TargetJob:
+    """The `target` job of a run.
+
+    Raises:
+        StainsslError: the encoder is not trained here.
+    """
+    run, paths = _trained_run(config, encoder), Paths(config.results)
+    if run.encoder.train is None:
+        raise StainsslError(f"encoders.{run.key} is not trained here, so it has no target.")
+    pooled = _pooled(run.encoder)
+    found = train_parts(config, run.encoder.model_copy(update={"train": pooled}))
+    own, tiling = acting_target(run.encoder.target), run.encoder.tiling
+    return TargetJob(
+        encoder=encoder,
+        pixels={(c, p): paths.pixels(c, tiling, p) for c, p in found},
+        fixed=own.path if own.path and own.path.exists() else None,
+        json=paths.target(encoder),
+        picture=paths.target_png(encoder),
+        rows=_rows(config, found, "slide_id", "patient_id", "site"),
+        target=own,
+        normalizer=run.encoder.normalizers[0],
+        pooled=pooled,
+        train=run.encoder.train,
+        seed=config.seed,
+    )
+
+
+@dataclass(frozen=True)
+class PretrainJob(Job):
+    """Pixels and target → a model, its figures, and the patients it has seen.
+
+    Attributes:
+        pixels: (cohort, part) → store of each training part, in order.
+        labels: likewise the tile labels, where the encoder has a label.
+        target: the stain target, where the encoder normalizes to one.
+        encoder: its keys, those that do not act at their defaults.
+        rows: `cohort`, `part`, `slide_id`, `patient_id`, `site` of the training slides.
+        initial_model: of the encoder of this config that training starts from.
+        tile_px, tile_mpp: side of a tile and µm/px.
+        init, init_identity: what training starts from, as `load` takes it, and given weights by
+            name and content.
+        checkpoints: a folder from which a killed training goes on.
+    """
+
+    name: Resource[str]
+    pixels: Reads[dict[Part, Path]]
+    target: Reads[Path | None]
+    labels: Reads[dict[Part, Path]]
+    initial_model: Reads[Path | None]
+    model: Writes[Path]
+    metrics: Writes[Path]
+    seen: Writes[Path]
+    curves: Writes[Path]
+    encoder: Setting[Encoder]
+    seed: Setting[int]
+    rows: Setting[pd.DataFrame]
+    tile_px: Setting[int]
+    tile_mpp: Setting[float]
+    init_identity: Setting[str]
+    init: Resource[str | None]
+    checkpoints: Resource[Path]
+
+
+def pretrain(config: Config, encoder: str) -> PretrainJob:
+    """The `pretrain` job of a run.
+
+    Raises:
+        StainsslError: the encoder is not trained here.
+    """
+    run, paths = _trained_run(config, encoder), Paths(config.results)
+    found = train_parts(config, run.encoder) if run.encoder.is_trained else []
+    own, tiling = acting(run.encoder), config.tilings[run.encoder.tiling]
+    labelled = found if own.label else []
+    other = config.initial_run(run)
+    given = other.encoder.weights if other else own.init
+    return PretrainJob(
+        name=encoder,
+        pixels={(c, p): paths.pixels(c, own.tiling, p) for c, p in found},
+        target=paths.target(encoder) if own.needs_target else None,
+        labels={(c, p): paths.labels(c, own.tiling, p) for c, p in labelled},
+        initial_model=paths.model(other.name) if other and other.encoder.method else None,
+        model=paths.model(encoder),
+        metrics=paths.metrics(encoder),
+        seen=paths.seen(encoder),
+        curves=paths.curves(encoder),
+        encoder=own,
+        seed=run.seed,
+        rows=_rows(config, found, "slide_id", "patient_id", "site"),
+        tile_px=tiling.size,
+        tile_mpp=tiling.mpp,
+        init_identity=identity(given) if given else "",
+        init=f"{LOCAL}{paths.model(other.name)}" if other and not given else given,
+        checkpoints=paths.checkpoints(encoder),
+    )
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where an encoder's vectors come from.
+
+    Attributes:
+        model: the folder of a model trained here, or the config's `weights`.
+        features: the config's `features`, where they are imported.
+    """
+
+    model: str = ""
+    features: str = ""
+
+
+@dataclass(frozen=True)
+class EmbedJob(Job):
+    """Pixels and encoders, or feature files → the vectors of a part.
+
+    Attributes:
+        pixels, tiles: None where every encoder's features are imported.
+        models: of the encoders that are trained here.
+        features: feature files of the part's slides.
+        embeddings: encoder → its store, in the order in which they are written.
+        slides: the part's slides, where features are imported.
+        sources: encoder → where its vectors come from.
+        identities: given weights by name and content; imported files by name and size.
+        scratch: a folder for what does not fit in memory.
+    """
+
+    pixels: Reads[Path | None]
+    tiles: Reads[Path | None]
+    models: Reads[dict[str, Path]]
+    features: Reads[list[Path]]
+    embeddings: Writes[dict[str, Path]]
+    part: Resource[str]
+    sources: Resource[dict[str, Source]]
+    slides: Setting[list[str]]
+    identities: Setting[dict[str, Any]]
+    scratch: Resource[Path]
+
+
+def embed(config: Config, cohort: str, encoder: str | Sequence[str], part: str) -> EmbedJob:
+    """The job that embeds a part under one encoder, or under several in one reading of it."""
+    names = [encoder] if isinstance(encoder, str) else list(encoder)
+    paths, tiling = Paths(config.results), config.cohorts[cohort].tiling
+    runs = {name: config.run(name).encoder for name in names}
+    slides = parts(config, cohort)[part]["slide_id"].tolist()
+    imported = {n: e.features for n, e in runs.items() if e.features}
+    given = {n: e.weights for n, e in runs.items() if e.weights}
+    files = [f for text in imported.values() for f in feature_files(text, slides).values()]
+    sizes = {str(f): f.stat().st_size for f in files}
+    identities: dict[str, Any] = {n: identity(weights) for n, weights in given.items()}
+    is_read = len(imported) < len(runs)
+    return EmbedJob(
+        pixels=paths.pixels(cohort, tiling, part) if is_read else None,
+        tiles=paths.tiles(cohort, tiling, part) if is_read else None,
+        models={n: paths.model(n) for n, e in runs.items() if e.method},
+        features=files,
+        embeddings={n: paths.embeddings(cohort, tiling, n, part) for n in names},
+        part=part,
+        sources={n: _source(n, e, paths) for n, e in runs.items()},
+        slides=slides if imported else [],
+        identities=identities | {n: [text, sizes] for n, text in imported.items()},
+        scratch=paths.results,
+    )
+
+
+def _source(name: str, encoder: Encoder, paths: Paths) -> Source:
+    if encoder.features:
+        return Source(features=encoder.features)
+    return Source(model=encoder.weights or str(paths.model(name)))
+
+
+@dataclass(frozen=True)
+class EmbeddedJob(Job):
+    """How many tiles of each slide of a cohort have a vector.
+
+    Attributes:
+        embeddings: part → store.
+        tiles: part → table; none where features are imported, which come without our tiles.
+        rows: `slide_id`, `patient_id`, `site`, `part`.
+    """
+
+    encoder: Resource[str]
+    cohort: Resource[str]
+    embeddings: Reads[dict[str, Path]]
+    tiles: Reads[dict[str, Path]]
+    slides: Writes[Path]
+    rows: Setting[pd.DataFrame]
+
+
+def embedded(config: Config, cohort: str, encoder: str) -> EmbeddedJob:
+    """The `embedded` job of a cohort under one encoder."""
+    paths, tiling = Paths(config.results), config.cohorts[cohort].tiling
+    names = list(parts(config, cohort))
+    sheet = read_sheet(config, cohort).rename(columns={PART: "part"})
+    tiled = [] if config.run(encoder).encoder.features else names
+    return EmbeddedJob(
+        encoder=encoder,
+        cohort=cohort,
+        embeddings={p: paths.embeddings(cohort, tiling, encoder, p) for p in names},
+        tiles={p: paths.tiles(cohort, tiling, p) for p in tiled},
+        slides=paths.embedded(cohort, tiling, encoder),
+        rows=columns_of(sheet, "slide_id", "patient_id", "site", "part"),
+    )
+
+
+@dataclass(frozen=True)
+class RobustnessJob(Job):
+    """What a change of stain does to an encoder.
+
+    Attributes:
+        pixels, labels: (cohort, part) → store and tile labels of the tasks' parts.
+        folds: task → its folds.
+        model: of an encoder that is trained here.
+        identity: of given weights, by name and content.
+        rows: `cohort`, `part`, `slide_id`, `patient_id`, `site`.
+        tasks: task → its label and parts.
+        family: of the normalizers by which tiles are stained anew; never the encoder's own.
+    """
+
+    encoder: Resource[str]
+    pixels: Reads[dict[Part, Path]]
+    labels: Reads[dict[Part, Path]]
+    folds: Reads[dict[str, Path]]
+    model: Reads[Path | None]
+    output: Writes[Path]
+    rows: Setting[pd.DataFrame]
+    tasks: Setting[dict[str, dict[str, Any]]]
+    identity: Setting[str]
+    family: Setting[str]
+    seed: Setting[int]
+    source: Resource[str]
+
+
+def robust_tasks(config: Config, key: str) -> dict[str, Task]:
+    """The tile tasks of the benchmarks that ask how robust an encoder is."""
+    if config.encoders[key].features:  # there is no network to show tiles to
+        return {}
+    asking = [b for b in config.benchmarks.values() if b.robustness and key in b.encoders]
+    names = dict.fromkeys(task for benchmark in asking for task in benchmark.tasks)
+    return {n: config.tasks[n] for n in names if config.tasks[n].level == "tile"}
+
+
+def robustness(config: Config, encoder: str) -> RobustnessJob:
+    """The `robustness` job of a run.
+
+    Raises:
+        StainsslError: no benchmark asks for it.
+    """
+    run, paths = config.run(encoder), Paths(config.results)
+    tasks = robust_tasks(config, run.key)
+    if not tasks:
+        raise StainsslError(
+            f"No benchmark with 'robustness: true' and a tile task lists the encoder {run.key!r}: "
+            "add it to one."
+        )
+    own = {
+        name: [(c, p) for c in task.cohorts for p in parts(config, c)]
+        for name, task in tasks.items()
+    }
+    found = list(dict.fromkeys(pair for pairs in own.values() for pair in pairs))
+    tilings = {c: config.cohorts[c].tiling for c, _ in found}
+    weights = run.encoder.weights
+    return RobustnessJob(
+        encoder=encoder,
+        pixels={(c, p): paths.pixels(c, tilings[c], p) for c, p in found},
+        labels={(c, p): paths.labels(c, tilings[c], p) for c, p in found},
+        folds={name: paths.folds(name) for name in tasks},
+        model=None if weights else paths.model(encoder),
+        output=paths.robustness(encoder),
+        rows=_rows(config, found, "slide_id", "patient_id", "site"),
+        tasks={n: {"label": labels_of(t), "parts": own[n]} for n, t in tasks.items()},
+        identity=identity(weights) if weights else "",
+        family="macenko" if "reinhard" in run.encoder.normalizers else "reinhard",
+        seed=config.seed,
+        source=weights or str(paths.model(encoder)),
+    )

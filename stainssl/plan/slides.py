@@ -1,0 +1,247 @@
+"""Jobs on slides: `demo`, `tile`, `gate`, `label`, `pixels`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from stainssl.cohort import PART, parts, read_sheet, root
+from stainssl.cohort.outlines import known_classes, label_names, outlines_of
+from stainssl.config import Cohort, Config, Demo, Outlines, Tiling
+from stainssl.errors import StainsslError
+from stainssl.paths import Paths
+from stainssl.plan.job import Job, Reads, Resource, Setting, Writes, columns_of
+from stainssl.slides.hdf5_patch import file_of
+
+
+@dataclass(frozen=True)
+class DemoJob(Job):
+    """The synthetic cohort: slides, sheet and truth polygons."""
+
+    folder: Resource[Path]
+    sheet: Writes[Path]
+    slides: Writes[list[Path]]
+    truth: Writes[list[Path]]
+    demo: Setting[Demo]
+
+
+def demo(config: Config) -> DemoJob:
+    """The job that makes the config's synthetic cohort.
+
+    Raises:
+        StainsslError: not exactly one cohort of the config is synthetic.
+    """
+    names = [name for name, cohort in config.cohorts.items() if cohort.demo]
+    if len(names) != 1:
+        raise StainsslError(
+            f"{len(names)} cohorts have the key 'demo': `stainssl demo` makes exactly one."
+        )
+    spec, folder = config.cohorts[names[0]].demo, Paths(config.results).demo()
+    assert spec is not None
+    rows = read_sheet(config, names[0])
+    return DemoJob(
+        folder=folder,
+        sheet=folder / "slides.csv",
+        slides=[Path(path) for path in rows["path"]],
+        truth=[folder / "truth" / f"{slide}.geojson" for slide in rows["slide_id"]],
+        demo=spec,
+    )
+
+
+@dataclass(frozen=True)
+class TileJob(Job):
+    """Slides of a part → tiles, what happened to each slide, pictures.
+
+    Attributes:
+        rows: `slide_id`, `path`, `mpp` of the part's slides.
+        region_files: slide → the outlines that exist.
+        regions: the pattern with {slide_id} that names them; None: tiles stand anywhere.
+        root: the cohort's folder: where it is gone, its disk is, and no slide is to blame.
+        may_miss: whether a missing file is a status instead of an error.
+        staging: a local folder for copies of slides, and the bytes that it may hold.
+    """
+
+    slides: Reads[list[Path]]
+    region_files: Reads[dict[str, Path]]
+    tiles: Writes[Path]
+    qc: Writes[Path]
+    previews: Writes[Path]
+    rows: Setting[pd.DataFrame]
+    kind: Setting[str]
+    reader: Setting[str]
+    tiling: Setting[Tiling]
+    regions: Setting[str | None]
+    root: Resource[Path]
+    may_miss: Resource[bool]
+    staging: Resource[tuple[Path | None, int]]
+
+
+def tile(config: Config, cohort: str, part: str) -> TileJob:
+    """The `tile` job of a part."""
+    found, paths, rows = config.cohorts[cohort], Paths(config.results), parts(config, cohort)[part]
+    return TileJob(
+        slides=_slide_files(found, rows),
+        region_files=_files_by_slide(found, rows, found.regions),
+        tiles=paths.tiles(cohort, found.tiling, part),
+        qc=paths.qc(cohort, found.tiling, part),
+        previews=paths.previews(cohort, found.tiling, part),
+        rows=columns_of(rows, "slide_id", "path", "mpp"),
+        kind=found.kind,
+        reader=_reader(config, found),
+        tiling=config.tilings[found.tiling],
+        regions=found.regions,
+        root=root(config, cohort),
+        may_miss=config.slides.on_missing == "quarantine",
+        staging=config.slides.staging_place(),
+    )
+
+
+def _reader(config: Config, cohort: Cohort) -> str:
+    return "patches" if cohort.kind == "patches" else config.slides.reader
+
+
+def _slide_files(cohort: Cohort, rows: pd.DataFrame) -> list[Path]:
+    """The slides that exist, or that the demo makes; a release was listed to make its sheet."""
+    files = list(dict.fromkeys(file_of(path) for path in rows["path"]))
+    return files if cohort.demo or cohort.release else [file for file in files if file.exists()]
+
+
+def _files_by_slide(cohort: Cohort, rows: pd.DataFrame, pattern: str | None) -> dict[str, Path]:
+    """Slide → its file of a pattern with {slide_id}, where it exists or the demo makes it."""
+    if pattern is None:
+        return {}
+    files = {slide: Path(pattern.format(slide_id=slide)) for slide in rows["slide_id"]}
+    return {slide: file for slide, file in files.items() if cohort.demo or file.exists()}
+
+
+@dataclass(frozen=True)
+class StatusesJob(Job):
+    """What happened to each slide of a cohort: table, page and picture.
+
+    Attributes:
+        qc: part → its table.
+        previews: part → its folder of pictures.
+        rows: `slide_id`, `patient_id`, `site`, `split`, `part` of the cohort.
+    """
+
+    cohort: Resource[str]
+    qc: Reads[dict[str, Path]]
+    previews: Reads[dict[str, Path]]
+    table: Writes[Path]
+    page: Writes[Path]
+    overview: Writes[Path]
+    rows: Setting[pd.DataFrame]
+
+
+def statuses(config: Config, cohort: str) -> StatusesJob:
+    """The `statuses` job of a cohort."""
+    paths, tiling = Paths(config.results), config.cohorts[cohort].tiling
+    names = parts(config, cohort)
+    sheet = read_sheet(config, cohort).rename(columns={PART: "part"})
+    return StatusesJob(
+        cohort=cohort,
+        qc={part: paths.qc(cohort, tiling, part) for part in names},
+        previews={part: paths.previews(cohort, tiling, part) for part in names},
+        table=paths.checked(cohort, tiling),
+        page=paths.slides_page(cohort, tiling),
+        overview=paths.overview(cohort, tiling),
+        rows=columns_of(sheet, "slide_id", "patient_id", "site", "split", "part"),
+    )
+
+
+@dataclass(frozen=True)
+class GateJob(Job):
+    """Whether too many of a cohort's slides are bad."""
+
+    table: Reads[Path]
+    gate: Writes[Path]
+    max_bad_slides: Setting[float]
+
+
+def gate(config: Config, cohort: str) -> GateJob:
+    """The `gate` job of a cohort."""
+    paths, tiling = Paths(config.results), config.cohorts[cohort].tiling
+    return GateJob(
+        table=paths.checked(cohort, tiling),
+        gate=paths.gate(cohort, tiling),
+        max_bad_slides=config.slides.max_bad_slides,
+    )
+
+
+@dataclass(frozen=True)
+class LabelJob(Job):
+    """Tiles, and annotations or the sheet → labels of a part.
+
+    Attributes:
+        annotation_files: slide → its annotations; slides without any are left out.
+        rows: `slide_id` and the labels that the sheet has.
+        names: the labels of the tile tasks that ask the cohort.
+        outlines: label → the classes that make it.
+        known_classes: every class that the config names for the cohort.
+        annotations: the pattern with {slide_id} that names the annotations.
+    """
+
+    tiles: Reads[Path]
+    annotation_files: Reads[dict[str, Path]]
+    labels: Writes[Path]
+    kind: Setting[str]
+    rows: Setting[pd.DataFrame]
+    names: Setting[list[str]]
+    outlines: Setting[dict[str, Outlines]]
+    known_classes: Setting[set[str]]
+    annotations: Setting[str | None]
+
+
+def label(config: Config, cohort: str, part: str) -> LabelJob:
+    """The `label` job of a part."""
+    found, paths, rows = config.cohorts[cohort], Paths(config.results), parts(config, cohort)[part]
+    names = label_names(config, cohort)
+    pattern = found.annotations if names and found.kind == "slides" else None
+    return LabelJob(
+        tiles=paths.tiles(cohort, found.tiling, part),
+        annotation_files=_files_by_slide(found, rows, pattern),
+        labels=paths.labels(cohort, found.tiling, part),
+        kind=found.kind,
+        rows=columns_of(rows, "slide_id", *names),
+        names=names,
+        outlines={name: outlines_of(found, name) for name in names},
+        known_classes=known_classes(found, names) if names else set(),
+        annotations=pattern,
+    )
+
+
+@dataclass(frozen=True)
+class PixelsJob(Job):
+    """Slides and tiles of a part → encoded tiles and their stain profiles.
+
+    Attributes:
+        gate: stops a run with too many bad slides; a status that changed later re-reads nothing, so
+            that it is no plain input.
+        rows: `slide_id` and `path`.
+    """
+
+    tiles: Reads[Path]
+    slides: Reads[list[Path]]
+    gate: Resource[Path]
+    pixels: Writes[Path]
+    rows: Setting[pd.DataFrame]
+    reader: Setting[str]
+    tiling: Setting[Tiling]
+    staging: Resource[tuple[Path | None, int]]
+
+
+def pixels(config: Config, cohort: str, part: str) -> PixelsJob:
+    """The `pixels` job of a part."""
+    found, paths, rows = config.cohorts[cohort], Paths(config.results), parts(config, cohort)[part]
+    return PixelsJob(
+        tiles=paths.tiles(cohort, found.tiling, part),
+        slides=_slide_files(found, rows),
+        gate=paths.gate(cohort, found.tiling),
+        pixels=paths.pixels(cohort, found.tiling, part),
+        rows=columns_of(rows, "slide_id", "path"),
+        reader=_reader(config, found),
+        tiling=config.tilings[found.tiling],
+        staging=config.slides.staging_place(),
+    )

@@ -1,0 +1,271 @@
+"""Jobs on tasks: `folds`, `probe`, `mil`, `benchmark`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from stainssl.cohort import PART, parts, read_sheet, site_columns
+from stainssl.config import Benchmark, Config, Head, Split, Task
+from stainssl.errors import StainsslError
+from stainssl.evaluation.labels import Labels, labels_of
+from stainssl.paths import Paths
+from stainssl.plan.encoders import Part, robust_tasks
+from stainssl.plan.job import Job, Reads, Resource, Setting, Writes, columns_of
+
+
+@dataclass(frozen=True)
+class FoldsJob(Job):
+    """Training, validation and test patients of a task, drawn once.
+
+    Attributes:
+        rows: a row per slide of the task's cohorts: the columns that the split needs.
+    """
+
+    task: Resource[str]
+    folds: Writes[Path]
+    rows: Setting[pd.DataFrame]
+    level: Setting[str]
+    label: Setting[Labels]
+    split: Setting[Split]
+    seed: Setting[int]
+
+
+def folds(config: Config, task: str) -> FoldsJob:
+    """The `folds` job of a task."""
+    spec = config.tasks[task]
+    columns = ["slide_id", "patient_id", "split", spec.label, *spec.split.stratify]
+    columns += [spec.split.group] if spec.split.kind == "leave-one-out" else []
+    frames = [columns_of(read_sheet(config, name), *columns) for name in spec.cohorts]
+    return FoldsJob(
+        task=task,
+        folds=Paths(config.results).folds(task),
+        rows=pd.concat(frames, ignore_index=True),
+        level=spec.level,
+        label=labels_of(spec),
+        split=_acting_split(spec.split),
+        seed=config.seed,
+    )
+
+
+def _acting_split(split: Split) -> Split:
+    """A split with the keys that its kind does not use at their defaults."""
+    used = {"cv": {"folds", "repeats", "stratify"}, "leave-one-out": {"group"}}
+    idle = set(Split.model_fields) - {"kind"} - used.get(split.kind, set())
+    default = Split()
+    return split.model_copy(update={key: getattr(default, key) for key in idle})
+
+
+def _rows(config: Config, cohorts: list[str], *columns: str) -> pd.DataFrame:
+    """`cohort`, `part` and some columns of every slide of some cohorts."""
+    frames = [
+        columns_of(rows.assign(cohort=cohort, part=part), "cohort", "part", *columns)
+        for cohort in cohorts
+        for part, rows in parts(config, cohort).items()
+    ]
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+
+
+def _parts(config: Config, cohorts: list[str]) -> list[Part]:
+    return [(cohort, part) for cohort in cohorts for part in parts(config, cohort)]
+
+
+@dataclass(frozen=True)
+class ProbeJob(Job):
+    """Embeddings, tile labels and folds → the answers of a linear probe.
+
+    Attributes:
+        embeddings, labels: (cohort, part) → store and table.
+        rows: `cohort`, `part`, `slide_id`, `patient_id`, `site`.
+    """
+
+    task: Resource[str]
+    encoder: Resource[str]
+    embeddings: Reads[dict[Part, Path]]
+    labels: Reads[dict[Part, Path]]
+    folds: Reads[Path]
+    output: Writes[Path]
+    label: Setting[Labels]
+    rows: Setting[pd.DataFrame]
+    seed: Setting[int]
+
+
+def probe(config: Config, task: str, encoder: str) -> ProbeJob:
+    """The `probe` job of a tile task under one encoder.
+
+    Raises:
+        StainsslError: the task is of another level.
+    """
+    spec, paths = config.tasks[task], Paths(config.results)
+    if spec.level != "tile":
+        raise StainsslError(
+            f"tasks.{task} is of level {spec.level}: a probe answers tile tasks; ask `mil`."
+        )
+    found = _parts(config, spec.cohorts)
+    tilings = {c: config.cohorts[c].tiling for c in spec.cohorts}
+    return ProbeJob(
+        task=task,
+        encoder=encoder,
+        embeddings={(c, p): paths.embeddings(c, tilings[c], encoder, p) for c, p in found},
+        labels={(c, p): paths.labels(c, tilings[c], p) for c, p in found},
+        folds=paths.folds(task),
+        output=paths.probe(task, encoder),
+        label=labels_of(spec),
+        rows=_rows(config, spec.cohorts, "slide_id", "patient_id", "site"),
+        seed=config.seed,
+    )
+
+
+@dataclass(frozen=True)
+class MilJob(Job):
+    """Embeddings, slide labels and folds → predictions, metrics, models and attention.
+
+    Attributes:
+        embeddings: (cohort, part) → store, of the task's own and its external cohorts.
+        pixels: likewise of its own cohorts, for the stain of the slides; none where features are
+            imported.
+        rows: `cohort`, `part`, `slide_id`, `patient_id`, `site` and the label, of its own cohorts.
+        external: cohort → its rows likewise.
+        scratch: a folder for what does not fit in memory.
+    """
+
+    task: Resource[str]
+    encoder: Resource[str]
+    head_name: Resource[str]
+    embeddings: Reads[dict[Part, Path]]
+    pixels: Reads[dict[Part, Path]]
+    folds: Reads[Path]
+    output: Writes[Path]
+    level: Setting[str]
+    label: Setting[Labels]
+    rows: Setting[pd.DataFrame]
+    external: Setting[dict[str, pd.DataFrame]]
+    head: Setting[Head]
+    seed: Setting[int]
+    scratch: Resource[Path]
+
+
+def mil(config: Config, task: str, encoder: str, head: str) -> MilJob:
+    """The `mil` job of a slide or patient task under one encoder and head.
+
+    Raises:
+        StainsslError: the task is of level tile.
+    """
+    spec, paths = config.tasks[task], Paths(config.results)
+    if spec.level == "tile":
+        raise StainsslError(
+            f"tasks.{task} is of level tile: `mil` answers the others, `probe` this one."
+        )
+    own, every = (_parts(config, c) for c in (spec.cohorts, [*spec.cohorts, *spec.external]))
+    tilings = {c: config.cohorts[c].tiling for c, _ in every}
+    seen = [] if config.run(encoder).encoder.features else own
+    columns = ("slide_id", "patient_id", "site", spec.label)
+    return MilJob(
+        task=task,
+        encoder=encoder,
+        head_name=head,
+        embeddings={(c, p): paths.embeddings(c, tilings[c], encoder, p) for c, p in every},
+        pixels={(c, p): paths.pixels(c, tilings[c], p) for c, p in seen},
+        folds=paths.folds(task),
+        output=paths.mil(task, encoder, head),
+        level=spec.level,
+        label=labels_of(spec),
+        rows=_rows(config, spec.cohorts, *columns),
+        external={c: _rows(config, [c], *columns) for c in spec.external},
+        head=config.heads[head],
+        seed=config.seed,
+        scratch=paths.results,
+    )
+
+
+@dataclass(frozen=True)
+class BenchmarkJob(Job):
+    """Tasks × encoders × heads: one table and its figures.
+
+    Attributes:
+        answers: (task, run, head) → the folder of the answer; of tile tasks the head is "probe".
+        robustness: run → its folder.
+        folds: task → its folds.
+        labels: (cohort, part) → tile labels of the tile tasks' parts.
+        seen: run → the patients that its pretraining saw.
+        tasks: the benchmark's tasks, without the keys of their split.
+        runs: encoder → the names of its runs.
+        rows: cohort → a row per slide: `part`, `slide_id`, `patient_id`, where it was made, and
+            the labels and clinical columns of the tasks.
+        releases: cohort → the public data set that it is.
+    """
+
+    name: Resource[str]
+    answers: Reads[dict[tuple[str, str, str], Path]]
+    robustness: Reads[dict[str, Path]]
+    folds: Reads[dict[str, Path]]
+    labels: Reads[dict[Part, Path]]
+    seen: Reads[dict[str, Path]]
+    folder: Resource[Path]
+    files: Writes[dict[str, Path]]
+    benchmark: Setting[Benchmark]
+    tasks: Setting[dict[str, Task]]
+    runs: Setting[dict[str, list[str]]]
+    rows: Setting[dict[str, pd.DataFrame]]
+    releases: Setting[dict[str, str]]
+    seed: Setting[int]
+
+
+BENCHMARK_FILES = (
+    "table.csv", "table.md", "table.tex", "table.html", "comparisons.csv", "robustness.json",
+    "roc.png", "forest.png", "robustness.png", "few_shot.png", "umap.png",
+)  # fmt: skip
+PROBE = "probe"
+
+
+def benchmark(config: Config, benchmark: str) -> BenchmarkJob:
+    """The `benchmark` job."""
+    spec, paths = config.benchmarks[benchmark], Paths(config.results)
+    runs = {key: [run.name for run in config.runs_of(key)] for key in spec.encoders}
+    names = [name for several in runs.values() for name in several]
+    tasks = {name: config.tasks[name] for name in spec.tasks}
+    tiled = [task for task in tasks.values() if task.level == "tile"]
+    cohorts = list(dict.fromkeys(c for task in tasks.values() for c in task.cohorts))
+    labelled = _parts(config, list(dict.fromkeys(c for task in tiled for c in task.cohorts)))
+    folder = paths.benchmark(benchmark)
+    is_robust = {key for key in runs if spec.robustness and tiled and robust_tasks(config, key)}
+    return BenchmarkJob(
+        name=benchmark,
+        answers=_answers(paths, spec, tasks, names),
+        robustness={n: paths.robustness(n) for key in runs if key in is_robust for n in runs[key]},
+        folds={name: paths.folds(name) for name in tasks},
+        labels={(c, p): paths.labels(c, config.cohorts[c].tiling, p) for c, p in labelled},
+        seen={n: paths.seen(n) for k, ns in runs.items() for n in ns if config.encoders[k].method},
+        folder=folder,
+        files={name: folder / name for name in BENCHMARK_FILES},
+        benchmark=spec,
+        tasks={name: task.model_copy(update={"split": Split()}) for name, task in tasks.items()},
+        runs=runs,
+        rows={cohort: _benchmark_rows(config, cohort, tasks) for cohort in cohorts},
+        releases={c: r for c in cohorts if (r := config.cohorts[c].release)},
+        seed=config.seed,
+    )
+
+
+def _answers(
+    paths: Paths, spec: Benchmark, tasks: dict[str, Task], runs: list[str]
+) -> dict[tuple[str, str, str], Path]:
+    found = {}
+    for name, task in tasks.items():
+        for run in runs:
+            if task.level == "tile":
+                found[name, run, PROBE] = paths.probe(name, run)
+            else:
+                found |= {(name, run, head): paths.mil(name, run, head) for head in spec.heads}
+    return found
+
+
+def _benchmark_rows(config: Config, cohort: str, tasks: dict[str, Task]) -> pd.DataFrame:
+    rows = read_sheet(config, cohort).rename(columns={PART: "part"})
+    asked = [task for task in tasks.values() if cohort in task.cohorts]
+    labels = [task.label for task in asked]
+    clinical = [column for task in asked for column in task.clinical]
+    sites = site_columns(rows)
+    return columns_of(rows, "part", "slide_id", "patient_id", *sites, *labels, *clinical)

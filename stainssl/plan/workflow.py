@@ -1,0 +1,158 @@
+"""What the Snakefile asks: the job of each rule, and the files that a plain run makes."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from stainssl import cohort as cohorts
+from stainssl import config as models
+from stainssl.errors import StainsslError
+from stainssl.paths import Paths
+from stainssl.plan import encoders, groups, slides, tasks
+from stainssl.plan.job import Job, as_text
+from stainssl.plan.run import FixedRun, digest, latest
+
+BUILDERS: dict[str, Callable[..., Job]] = {
+    "demo": slides.demo,
+    "tile": slides.tile,
+    "statuses": slides.statuses,
+    "gate": slides.gate,
+    "label": slides.label,
+    "pixels": slides.pixels,
+    "target": encoders.target,
+    "pretrain": encoders.pretrain,
+    "embed": encoders.embed,
+    "embedded": encoders.embedded,
+    "folds": tasks.folds,
+    "probe": tasks.probe,
+    "mil": tasks.mil,
+    "robustness": encoders.robustness,
+    "benchmark": tasks.benchmark,
+}
+"""Verb → the function that plans its job out of the config and the names on its command line."""
+
+NOTHING = "(?!)"  # a pattern that matches no wildcard
+
+
+class Plan:
+    """One config as Snakemake needs it.
+
+    Attributes:
+        config: with the results where the Snakefile says; a module's prefix comes on top.
+        run_config: with the results where they really are; what the verbs read.
+        config_file: where the verbs read it. Its name is a digest of it.
+    """
+
+    def __init__(
+        self, data: Mapping[str, Any], is_main: bool, moved: Callable[[str], str] = str
+    ) -> None:
+        """Read the config; in the process of one job, the one that its run was started with.
+
+        Args:
+            data: the config as Snakemake parsed it.
+            is_main: False in the process of one job.
+            moved: what Snakemake makes of a path of this workflow where that is used as a module.
+
+        Raises:
+            StainsslError: every problem of the config and its sheets, a line each.
+        """
+        folder = str(data.get("results", "results"))
+        fixed = None if is_main else latest(moved(f"{folder}/"))
+        read = yaml.safe_load(fixed.config) if fixed else dict(data)
+        self.config = models.parse({**read, "results": folder}, "config")
+        results = Path(moved(f"{folder}/"))
+        self.run_config = self.config.model_copy(update={"results": results})
+        if is_main and (problems := cohorts.check(self.run_config)):
+            raise StainsslError("\n".join(problems))
+        self.paths, real = Paths(self.config.results), Paths(results)
+        text, kept = models.dump(self.run_config), real.groups()
+        self.config_file = real.run_config(digest(text))
+        known = groups.read(kept)
+        self.groups = fixed.groups if fixed else groups.plan(self.run_config, known)
+        FixedRun(text, self.groups, str(kept)).announce(moved(f"{folder}/"))
+        self.job = lru_cache(maxsize=None)(self._job)
+
+    def _job(self, verb: str, **names: Any) -> Job:
+        return BUILDERS[verb](self.config, **names)
+
+    def inputs(self, verb: str, *words: str) -> Callable[[Any], dict[str, list[str]]]:
+        """An input function: wildcards → field → files.
+
+        Args:
+            words: the wildcards that name the job.
+        """
+
+        def found(wildcards: Any) -> dict[str, list[str]]:
+            inputs = self._of(verb, words, wildcards).inputs()
+            return {name: list(map(self._placed, files)) for name, files in inputs.items()}
+
+        return found
+
+    def _placed(self, file: str) -> str:
+        """A file outside of the results as an absolute path: no module's prefix moves it."""
+        inside = self.config.results == Path(".") or Path(file).is_relative_to(self.config.results)
+        return file if inside else os.path.abspath(file)
+
+    def param(self, verb: str, *words: str) -> Callable[[Any], str]:
+        """A function for `params`: wildcards → all that the job depends on, as text."""
+        return lambda wildcards: self._of(verb, words, wildcards).param()
+
+    def _of(self, verb: str, words: Iterable[str], wildcards: Any) -> Job:
+        return self.job(verb, **{word: getattr(wildcards, word) for word in words})
+
+    def trainable(self) -> str:
+        """A pattern of the encoders that may be trained: no frozen and no given one."""
+        runs = self.config.runs()
+        return any_of(r.name for r in runs if r.encoder.method and not r.encoder.frozen)
+
+    def together(self) -> list[tuple[str, list[str], list[str], str]]:
+        """(rule, its encoders, the cohorts that it reads, its param) of each group of encoders."""
+        found: dict[tuple[str, tuple[str, ...]], list[str]] = {}
+        for cohort, planned in self.groups.items():
+            for group in planned if cohort in self.config.cohorts else ():
+                members = tuple(groups.members(self.run_config, cohort, group))
+                if len(group) > 1 and members:
+                    found.setdefault((as_text(group), members), []).append(cohort)
+        return [
+            (f"embed_together_{i}" if i else "embed_together", list(members), read, text)
+            for i, ((text, members), read) in enumerate(found.items())
+        ]
+
+    def demo_files(self) -> dict[str, list[str]]:
+        """What `stainssl demo` makes; nothing where no cohort is synthetic."""
+        if not any(cohort.demo for cohort in self.config.cohorts.values()):
+            return {"sheet": [str(self.paths.demo() / "slides.csv")], "slides": [], "truth": []}
+        return self.job("demo").outputs()
+
+    def wanted(self) -> list[Path]:
+        """What a plain run makes: tables, and what no table asks for but the config names."""
+        config, paths = self.config, self.paths
+        files = [paths.benchmark(name) / "table.csv" for name in config.benchmarks]
+        for cohort, one in config.cohorts.items():
+            if config.needs_slides:
+                files += [paths.gate(cohort, one.tiling), paths.overview(cohort, one.tiling)]
+        for cohort, one in config.cohorts.items():
+            files += [paths.embedded(cohort, one.tiling, r.name) for r in config.runs_on(cohort)]
+        files += [paths.curves(run.name) for run in config.runs() if run.encoder.is_trained]
+        return files if config.benchmarks else [*files, *self._pixels()]
+
+    def _pixels(self) -> list[Path]:
+        if not self.config.needs_slides:
+            return []
+        return [
+            self.paths.pixels(name, one.tiling, part)
+            for name, one in self.config.cohorts.items()
+            for part in cohorts.parts(self.config, name)
+        ]
+
+
+def any_of(names: Iterable[str]) -> str:
+    """A pattern that matches one of some names."""
+    return "|".join(map(re.escape, names)) or NOTHING

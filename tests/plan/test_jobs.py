@@ -1,0 +1,91 @@
+"""A stage is handed its job and nothing else; a job says what it reads, writes and depends on."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+from importlib import import_module
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stainssl.config import Config, Encoder, parse
+from stainssl.paths import Paths
+from stainssl.plan.encoders import acting
+from stainssl.plan.job import Job, Role, as_text
+from stainssl.plan.workflow import BUILDERS
+
+KINDS = {verb: get_type_hints(build)["return"] for verb, build in BUILDERS.items()}
+WHOLE = {"stainssl.config": {"Config", "load", "parse"}, "stainssl.paths": {"Paths"}}
+
+
+def _types(annotation: Any) -> set[Any]:
+    return {annotation}.union(*map(_types, get_args(annotation)))
+
+
+@pytest.mark.parametrize("verb", BUILDERS)
+def test_a_stage_takes_its_own_job_first(verb: str) -> None:
+    run = import_module(f"stainssl.stages.{verb}").run
+    first = next(iter(inspect.signature(run).parameters))
+    assert get_type_hints(run)[first] is KINDS[verb]
+
+
+@pytest.mark.parametrize("verb", BUILDERS)
+def test_no_job_carries_the_whole_config_or_every_path(verb: str) -> None:
+    for name, hint in get_type_hints(KINDS[verb], include_extras=True).items():
+        assert isinstance(hint.__metadata__[0], Role), name
+        assert not _types(hint) & {Config, Paths}, name
+
+
+@pytest.mark.parametrize("verb", BUILDERS)
+def test_no_stage_can_load_a_config_a_sheet_or_a_path_of_its_own(verb: str) -> None:
+    file = Path(import_module(f"stainssl.stages.{verb}").__file__ or "")
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom):
+            names = {alias.name for alias in node.names}
+            assert not names & WHOLE.get(node.module or "", set())
+            if node.module == "stainssl.cohort":
+                assert names <= {"site_columns", "PART"}
+
+
+@given(st.dictionaries(st.text(max_size=3), st.integers() | st.text(max_size=3), max_size=4))
+def test_text_tells_values_apart(values: dict[str, Any]) -> None:
+    assert as_text(values) == as_text(dict(reversed(values.items())))
+    assert as_text({**values, "more": 1}) != as_text(values)
+
+
+def test_text_tells_tables_apart() -> None:
+    table = pd.DataFrame({"slide_id": ["a", "b"], "mpp": [0.5, float("nan")]})
+    assert as_text(table) == as_text(table.copy())
+    assert as_text(table) != as_text(table.iloc[::-1])
+    assert as_text(table) != as_text(table.rename(columns={"mpp": "site"}))
+
+
+def test_keys_that_do_not_act_are_at_their_defaults() -> None:
+    train = {"cohorts": ["c"]}
+    simclr = Encoder.model_validate({"method": "simclr", "train": train, "views": "same"})
+    assert acting(simclr).views == "one"
+    vicreg = simclr.model_copy(update={"loss": "vicreg", "temperature": 0.9, "seeds": [4]})
+    assert (acting(vicreg).temperature, acting(vicreg).seeds) == (0.2, [0])
+    random = Encoder.model_validate({"method": "random", "lr": 7.0, "backbone": "resnet18"})
+    assert (acting(random).lr, acting(random).backbone) == (1e-3, "resnet18")
+
+
+def test_the_seed_is_a_setting_of_what_draws_by_it(tmp_path: Path) -> None:
+    (tmp_path / "c.csv").write_text("slide_id,patient_id,path,her2\na,p,a.svs,1\nb,q,b.svs,0\n")
+    made = {
+        "cohorts": {"c": {"sheet": str(tmp_path / "c.csv"), "root": str(tmp_path)}},
+        "encoders": {"e": {"method": "simclr", "train": {"cohorts": ["c"], "splits": ["all"]}}},
+        "tasks": {"t": {"level": "patient", "label": "her2", "cohorts": ["c"]}},
+    }
+    jobs: list[list[Job]] = []
+    for seed in (0, 1):
+        config = parse({**made, "seed": seed})
+        jobs.append([BUILDERS["folds"](config, "t"), BUILDERS["pretrain"](config, "e")])
+    (folds, pretrain), (folds_1, pretrain_1) = jobs
+    assert folds.param() != folds_1.param()
+    assert pretrain.param() == pretrain_1.param()
