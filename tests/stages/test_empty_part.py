@@ -13,7 +13,7 @@ from stainssl.cohort import parts
 from stainssl.config import Config, parse
 from stainssl.demo import make
 from stainssl.paths import Paths
-from stainssl.stages import run_stage
+from stainssl.stages import export, run_stage
 from stainssl.stores.embeddings import open_embeddings
 from tests.stages.trained import save_encoder
 
