@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from stainssl.config import Config, parse
 from stainssl.paths import Paths
 from stainssl.plan import groups
+from stainssl.plan.run import FixedRun, digest, latest, restore
 
 
 def _config(folder: Path, **weights: str) -> Config:
@@ -53,8 +55,21 @@ def test_an_encoder_that_is_gone_takes_nothing_with_it(tmp_path):
     assert groups.plan(config, {"c": [{"a": "x", "b": "y"}]})["c"] == [{"a": "x", "b": "y"}]
 
 
-def test_a_plan_is_read_as_written(tmp_path):
+def test_a_plan_is_read_as_a_run_wrote_it(tmp_path):
     path = tmp_path / "results" / "g.json"
     assert groups.read(path) == {}
-    groups.write(path, {"c": [{"a": "x"}]})
+    run = FixedRun("a: 1\n", {"c": [{"a": "x"}]}, str(path))
+    run.write(tmp_path / "results" / "configs" / "0.yaml")
     assert groups.read(path) == {"c": [{"a": "x"}]}
+
+
+def test_a_run_reaches_its_jobs_and_no_later_one_takes_its_place(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.environ", dict(os.environ))
+    first, second = (FixedRun(f"a: {i}\n", {}, str(tmp_path / "g.json")) for i in (1, 2))
+    first.announce("results/")
+    file = tmp_path / "results" / "configs" / f"{digest(first.config)}.yaml"
+    second.announce("results/")
+    assert latest("results/") == second
+    restore(file)
+    assert file.read_text() == first.config
+    assert not list(tmp_path.rglob("g.json"))
