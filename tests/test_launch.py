@@ -1,5 +1,6 @@
 """`stainssl run` is Snakemake on the package's workflow; `stainssl init` makes a folder for it."""
 
+import shlex
 import sys
 from pathlib import Path
 
@@ -97,6 +98,6 @@ def test_a_conda_job_of_a_wheel_sees_the_package_and_nothing_beside_it(
     monkeypatch.setattr(launch, "PACKAGE", package)
     for _ in range(2):
         prefix = launch.shell_prefix(["conda"], tmp_path / "results")
-    folder = Path(prefix.split('PYTHONPATH="')[1].split('"')[0])
+    folder = Path(shlex.split(prefix.split("PYTHONPATH=")[1])[0])
     assert [path.name for path in folder.iterdir()] == ["stainssl"]
     assert (folder / "stainssl").resolve() == package

@@ -194,4 +194,4 @@ def test_the_probe_refuses_another_level_and_an_unknown_label(world):
 
 def test_robustness_needs_a_benchmark_that_asks(world):
     with pytest.raises(StainsslError, match="robustness: true"):
-        robustness._tasks(world.config.model_copy(update={"benchmarks": {}}), "color")
+        run_stage("robustness", world.config.model_copy(update={"benchmarks": {}}), "color")

@@ -66,7 +66,7 @@ def test_pixels_of_another_tile_table_are_refused(tmp_path):
 def test_encoders_that_do_not_fit_together_read_one_after_the_other(config, monkeypatch):
     asked = []
 
-    def full(config, cohort, names, part):
+    def full(job, names):
         asked.append(names)
         if len(names) > 1 or names == ["huge"]:
             raise torch.OutOfMemoryError("no memory")

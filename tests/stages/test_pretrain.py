@@ -20,6 +20,7 @@ from stainssl.config import dump
 from stainssl.encoders.loading import load
 from stainssl.errors import StainsslError
 from stainssl.paths import Paths
+from stainssl.plan import encoders as plan_encoders
 from stainssl.stages import pretrain, run_stage
 from stainssl.stain import StainProfile, normalize
 from stainssl.stores.tiles import read_tiles, write_labels
@@ -85,7 +86,7 @@ import dataclasses, os, signal, sys
 from pathlib import Path
 from stainssl.config import load
 from stainssl.pretrain.train import Learner
-from stainssl.stages import pretrain
+from stainssl.stages import pretrain, run_stage
 
 settings, step = pretrain._settings, Learner.training_step
 
@@ -98,7 +99,7 @@ def killed(self, batch, batch_idx):
     return step(self, batch, batch_idx)
 
 pretrain._settings, Learner.training_step = often, killed
-pretrain.run(load(Path(sys.argv[1])), "si")
+run_stage("pretrain", load(Path(sys.argv[1])), "si")
 """
 
 
@@ -135,7 +136,7 @@ def test_a_batch_larger_than_the_cohort_shrinks(tmp_path, caplog):
 
 def test_one_tile_is_a_sentence(tmp_path):
     with pytest.raises(StainsslError, match="two tiles at least, found 1"):
-        pretrain.run(cohort(tmp_path, counts=(1,)), "simclr")
+        run_stage("pretrain", cohort(tmp_path, counts=(1,)), "simclr")
 
 
 def test_a_missing_target_and_given_weights_are_sentences(tmp_path):
@@ -183,8 +184,8 @@ def test_a_drawn_normalizer_has_the_same_tiles_for_targets(tmp_path):
         tmp_path, counts=(6, 6), normalizer=["macenko", "reinhard"], target={"policy": "spread"}
     )
     run_stage("target", config, "si")
-    paths, encoder = Paths(config.results), config.encoders["si"]
-    cohorts = pretrain._open(config, encoder)
+    paths, job = Paths(config.results), plan_encoders.pretrain(config, "si")
+    cohorts, encoder = pretrain._open(job), job.encoder
     content = pretrain._target(paths.target("si"))
     macenko, reinhard = pretrain._stain(cohorts, encoder, content).stainings
     assert reinhard.profiles.method == "reinhard"
