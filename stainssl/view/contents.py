@@ -20,6 +20,7 @@ from stainssl.slides.readers import open_slide
 from stainssl.slides.scale import read_square
 from stainssl.slides.slide import Slide
 from stainssl.stores.pixels import decode, encode
+from stainssl.view.benchmarks import Benchmarks
 from stainssl.view.handles import Handles, Key, Recent
 from stainssl.view.layers import SCALE, Layers, geometry
 from stainssl.view.neighbors import Neighbors
@@ -47,6 +48,8 @@ class Contents:
         self.records = Records(config)
         self.layers = Layers(self.records)
         self.neighbors = Neighbors(self.records)
+        self.benchmarks = Benchmarks(self.records)
+        self._planes: Recent[Json] = Recent(DATA_ITEMS, lambda _: 1)
         self.handles = Handles(self._open)
         self._pictures: Recent[bytes] = Recent(PICTURES_BYTES, len)
         self._outlines: Recent[Json] = Recent(DATA_ITEMS, lambda _: 1)
@@ -55,7 +58,7 @@ class Contents:
         self._pyramids: Recent[Pyramid] = Recent(4096, lambda _: 1)
         # How many words follow the first, and what answers.
         self._data: dict[str, tuple[int, Callable[..., Json]]] = {
-            "overview": (0, lambda: {**self.records.overview(), "scale": SCALE}),
+            "overview": (0, self._overview),
             "cohort": (1, self.records.cohort),
             "predictions": (2, self.records.predictions),
             "slide": (2, self._slide),
@@ -65,6 +68,9 @@ class Contents:
             "stain": (2, self.layers.stain),
             "neighbors": (4, self._neighbors),
             "stains": (3, self._stains),
+            "benchmark": (1, self.benchmarks.table),
+            "answer": (3, self.benchmarks.answer),
+            "plane": (1, self._plane),
         }
         self._jpegs: dict[str, tuple[int, Callable[..., bytes]]] = {
             "picture": (5, self._picture),
@@ -145,6 +151,13 @@ class Contents:
 
     def _neighbors(self, cohort: str, slide: str, encoder: str, tile: str) -> Json:
         return self.neighbors.of(cohort, slide, encoder, _number(tile))
+
+    def _overview(self) -> Json:
+        benchmarks = self.benchmarks.names()
+        return {**self.records.overview(), "scale": SCALE, "benchmarks": benchmarks}
+
+    def _plane(self, run: str) -> Json:
+        return self._planes.get(run, lambda: self.benchmarks.plane(run))
 
     def _stains(self, cohort: str, slide: str, tile: str) -> Json:
         # Imported late: torch takes seconds, and most pages need none of it.

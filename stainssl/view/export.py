@@ -31,8 +31,8 @@ def write_export(
 ) -> None:
     """Write the page with some slides: every picture of their pyramids, and all layers.
 
-    Neighbors are left out: they would be a file for each tile and encoder. A slide that cannot be
-    read costs its pictures.
+    Neighbors, other stains and benchmarks are left out: they would be files for each tile. A slide
+    that cannot be read costs its pictures.
 
     Args:
         folder: is made; one that is there is replaced where an export wrote it.
@@ -84,6 +84,7 @@ def _chosen(contents: Contents, slides: Sequence[str]) -> Iterator[tuple[str, st
 
 def _overview(contents: Contents, chosen: list[tuple[str, str]]) -> Json:
     found = contents.data("overview")
+    found["benchmarks"] = []  # their pages ask for more than files can answer
     counts = {cohort: sum(c == cohort for c, _ in chosen) for cohort, _ in chosen}
     found["cohorts"] = [
         {**one, "slides": counts[one["name"]]} for one in found["cohorts"] if one["name"] in counts

@@ -15,6 +15,8 @@ OWN = {
     "cohort.js": "text/javascript",
     "overlay.js": "text/javascript",
     "slide.js": "text/javascript",
+    "plots.js": "text/javascript",
+    "benchmark.js": "text/javascript",
     "stain.js": "text/javascript",
     "main.js": "text/javascript",
 }

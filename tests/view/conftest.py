@@ -12,10 +12,11 @@ import uvicorn
 
 from stainssl.errors import StainsslError
 from stainssl.view.contents import Contents
-from stainssl.view.files import page_files
+from stainssl.view.files import HERE, page_files
 from stainssl.view.server import LOOPBACK, application, bound
 from tests.stages.trained import Trained, build
 
+AXE = HERE / "node_modules" / "axe-core" / "axe.min.js"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
@@ -123,6 +124,15 @@ class Tab:
         assert not unexpected
         local = ("http://127.0.0.1:", "file:", "data:", "blob:", "about:")
         assert all(url.startswith(local) for url in self.asked)
+
+
+def inaccessible(tab: Tab) -> list[str]:
+    """What axe-core finds wrong with the page that is open; skips where it is not installed."""
+    if not AXE.is_file():
+        pytest.skip(f"axe-core is not installed: `npm ci` in {HERE}")
+    tab.page.evaluate(AXE.read_text(encoding="utf-8"))  # not by the page, whose policy forbids it
+    found = tab.page.evaluate("axe.run()")["violations"]
+    return [f"{one['id']}: {[n['html'] for n in one['nodes']][:3]}" for one in found]
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ const MARGIN_ROWS = 8;
 const TITLES = {
   slide_id: "slide", patient_id: "patient", tissue_mm2: "tissue (mm²)", tiles_kept: "tiles",
   feature_distance: "feature distance", stain_distance: "stain distance", mpp: "µm/px",
+  auroc: "AUROC", auprc: "AUPRC", brier: "Brier score", f1_macro: "F1 (macro)", f1_weighted: "F1 (weighted)", knn_auroc: "k-NN AUROC",
 };
 const FIRST = ["slide_id", "patient_id", "site", "status", "tissue_mm2", "tiles_kept"];
 const LAST = ["detail"];

@@ -6,7 +6,7 @@ async function open() {
   const [kind, ...rest] = words;
   const main = document.getElementById("main");
   document.querySelectorAll("#cohorts a").forEach((link) => {
-    if (link.dataset.name === rest[0]) link.setAttribute("aria-current", "page");
+    if (link.hash.startsWith(`#${kind === "benchmark" ? kind : "cohort"}/`) && link.dataset.name === rest[0]) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");
   });
   if (current) {
@@ -17,6 +17,7 @@ async function open() {
   if (kind === "cohort" && rest.length === 1) await showCohort(rest[0], query);
   else if (kind === "slide" && rest.length === 2) await showSlide(rest[0], rest[1], query);
   else if (kind === "stain" && rest.length === 3) await showStains(...rest);
+  else if (kind === "benchmark" && rest.length === 1) await showBenchmark(rest[0], query);
   else await showFirst();
   main.dataset.ready = "yes";
 }
@@ -35,6 +36,7 @@ async function showFirst() {
 async function begin() {
   const overview = await stainssl.data("overview");
   const links = (overview.cohorts || []).map((c) => el("a", { href: address.make(["cohort", c.name]), "data-name": c.name, text: c.name }));
+  links.push(...(overview.benchmarks || []).map((name) => el("a", { href: address.make(["benchmark", name]), "data-name": name, text: `benchmark ${name}` })));
   document.getElementById("cohorts").replaceChildren(...links);
   document.getElementById("copy").addEventListener("click", copyLink);
   document.getElementById("skip").addEventListener("click", (event) => {

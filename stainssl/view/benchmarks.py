@@ -1,0 +1,164 @@
+"""Benchmarks' tables, and what stands behind a cell: curves, cases, tiles on a plane."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from stainssl.errors import StainsslError
+from stainssl.evaluation.metrics import roc_band
+from stainssl.evaluation.predictions import UNIT, ScoredUnits, average_repeats, scored_units
+from stainssl.evaluation.projection import project
+from stainssl.stores.tables import read_table
+from stainssl.view.records import Json, Records, columns
+
+SHOWN = ["encoder", "run", "head", "task", "metric", "group", "value", "low", "high", "patients",
+         "units"]  # fmt: skip
+MAX_CASES = 500  # of a task's units that are listed, worst first
+BINS = 10  # of equal size, of the calibration curve
+MIN_IN_BIN = 5
+LINEAR = "linear"  # what the table calls the head of a probe
+
+
+class Benchmarks:
+    """The benchmarks of a config whose tables are there.
+
+    Args:
+        records: whose results and sheets are shown.
+    """
+
+    def __init__(self, records: Records) -> None:
+        self._records = records
+
+    def names(self) -> list[str]:
+        """Those that have a table."""
+        return [name for name in self._records.config.benchmarks if self._table(name).exists()]
+
+    def _table(self, name: str) -> Path:
+        return self._records.paths.benchmark(name) / "table.csv"
+
+    def table(self, name: str) -> Json:
+        """A benchmark's metrics with their intervals, all patients and by site.
+
+        Raises:
+            KeyError: no such benchmark, or it has no table.
+        """
+        if name not in self.names():
+            raise KeyError(name)
+        found = pd.read_csv(self._table(name), dtype={"run": str, "head": str})
+        answers = [self._has_answer(*row) for row in found[["task", "run", "head"]].to_numpy()]
+        runs = [run.name for run in self._records.config.runs()]
+        samples = [run for run in runs if self._sample(run).exists()]
+        kept = [c for c in SHOWN if c in found]
+        return {"columns": columns(found[kept].assign(answer=answers)), "samples": samples}
+
+    def _folder(self, task: str, run: str, head: str) -> Path:
+        if head == LINEAR:
+            return self._records.paths.probe(task, run)
+        return self._records.paths.mil(task, run, head)
+
+    def _has_answer(self, task: str, run: str, head: str) -> bool:
+        try:
+            self._known(task, run, head)
+        except KeyError:
+            return False
+        return (self._folder(task, run, head) / "predictions.parquet").exists()
+
+    def _known(self, task: str, run: str, head: str) -> None:
+        config = self._records.config
+        runs = {r.name for r in config.runs()}
+        if task not in config.tasks or run not in runs or head not in {LINEAR, *config.heads}:
+            raise KeyError((task, run, head))
+
+    def answer(self, task: str, run: str, head: str) -> Json:
+        """What stands behind one answer: cases, ROC and calibration.
+
+        Curves are of the last class against the rest, as the table's; cases are ordered by the
+        probability of their true class, lowest first: wrong ones, then uncertain ones.
+
+        Raises:
+            KeyError: there is no such task, encoder or head.
+            StainsslError: its predictions are missing or not whole.
+        """
+        self._known(task, run, head)
+        level = self._records.config.tasks[task].level
+        path = self._folder(task, run, head) / "predictions.parquet"
+        predictions = read_table(path, "predictions")
+        units = average_repeats(predictions, level)
+        scored = scored_units(units, predictions, level)
+        found: Json = {
+            "level": level,
+            "classes": list(scored.classes),
+            "cases": self._cases(task, level, units, scored),
+            "units": len(units),
+            "calibration": columns(calibration(scored)),
+        }
+        if len(scored.classes) == 2 and len(scored.present()) == 2:
+            found["roc"] = columns(roc_band(scored, seed=self._records.config.seed))
+        return found
+
+    def _cases(self, task: str, level: str, units: pd.DataFrame, scored: ScoredUnits) -> Json:
+        truth = scored.p[np.arange(len(units)), scored.y]
+        order = np.argsort(truth, kind="stable")[:MAX_CASES]
+        names = np.asarray(scored.classes, object)
+        kept = [*UNIT[level], *(c for c in ("patient_id", "site") if c not in UNIT[level])]
+        table = units[kept].assign(
+            truth=names[scored.y],
+            predicted=names[scored.predicted],
+            p_truth=truth,
+            wrong=scored.predicted != scored.y,
+        )
+        cases = table.iloc[order]
+        return columns(cases) | {"slides": self._slides(task, level, cases)}
+
+    def _slides(self, task: str, level: str, cases: pd.DataFrame) -> list[list[list[str]]]:
+        """(cohort, slide) of each case's slides."""
+        unit = "patient_id" if level == "patient" else "slide_id"
+        places: dict[str, list[list[str]]] = {}
+        for cohort in self._records.config.tasks[task].cohorts:
+            for slide, name in self._records.sheet(cohort)[["slide_id", unit]].to_numpy():
+                places.setdefault(str(name), []).append([cohort, str(slide)])
+        return [places.get(str(name), []) for name in cases[unit]]
+
+    def _sample(self, run: str) -> Path:
+        return self._records.paths.robustness(run) / "sample.parquet"
+
+    def plane(self, run: str) -> Json:
+        """Tiles on a plane (UMAP) by an encoder's vectors, those of its first tile task.
+
+        Raises:
+            KeyError: there is no such encoder.
+            StainsslError: its sample of tiles is missing.
+        """
+        if run not in {r.name for r in self._records.config.runs()}:
+            raise KeyError(run)
+        sample = read_table(self._sample(run), "sample")
+        task = sample["task"].iloc[0] if len(sample) else ""
+        sample = sample[sample["task"] == task].reset_index(drop=True)
+        if sample.empty:
+            raise StainsslError(f"The sample of {run} holds no tiles.")
+        x, y = project(np.stack(sample["vector"].to_list()), self._records.config.seed).T
+        told = ["slide_id", "tile", "label", "patient_id", "site"]
+        places = self._slides(str(task), "tile", sample)
+        cohorts = [found[0][0] if found else "" for found in places]
+        shown = sample[told].assign(x=x.astype(float), y=y.astype(float), cohort=cohorts)
+        return {"task": str(task), "columns": columns(shown)}
+
+
+def calibration(scored: ScoredUnits) -> pd.DataFrame:
+    """Reliability of the last class's probability, in bins of as many units each.
+
+    Returns:
+        A row per bin: `said` (mean probability), `came` (share of the class), `units`.
+    """
+    said = scored.p[:, -1]
+    came = (scored.y == len(scored.classes) - 1).astype(float)
+    bins = max(1, min(BINS, len(said) // MIN_IN_BIN))
+    rows = [
+        (said[part].mean(), came[part].mean(), len(part))
+        for part in np.array_split(np.argsort(said, kind="stable"), bins)
+        if len(part)
+    ]
+    return pd.DataFrame(rows, columns=["said", "came", "units"])

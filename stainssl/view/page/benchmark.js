@@ -1,0 +1,195 @@
+"use strict";
+// A benchmark's table, and what stands behind a row: curves, cases, tiles on a plane.
+
+const HIGHEST_UNIT = 1.0001; // metrics below it share an axis from 0 to 1
+
+// As the benchmark's own table rounds.
+function rounded(value) {
+  return value === null ? "–" : value.toFixed(2);
+}
+
+class BenchmarkView {
+  constructor(name, data, query) {
+    this.name = name;
+    this.data = data;
+    this.columns = data.columns;
+    this.task = query.get("task") || this.columns.task[0];
+    this.metric = query.get("metric") || "auroc";
+    this.sort = query.get("sort") || "-value";
+    this.group = query.get("group") || "all";
+    this.open = query.get("open") || "";
+    this.plane = query.get("plane") || "";
+    this.by = query.get("by") || "site";
+  }
+
+  build() {
+    const main = document.getElementById("main");
+    this.box = el("div", { class: "bench scroller plain", tabindex: "0", role: "region", "aria-label": "Benchmark" });
+    main.replaceChildren(el("h1", { text: `Benchmark ${this.name}` }), this.box);
+    this.tableBox = el("div");
+    this.behind = el("section", { "aria-label": "Behind a row" });
+    this.planeBox = el("section", { "aria-label": "Tiles on a plane" });
+    this.box.append(this.tableBox, this.behind, this.planeBox);
+    this.draw();
+    if (this.open) this.show(this.open);
+    this.choosePlane();
+  }
+
+  keep() {
+    const { task, metric, group, sort, open, plane, by } = this;
+    address.keep(["benchmark", this.name], { task, metric, group, sort, open, plane, by: plane ? by : "" });
+  }
+
+  unique(name, rows) {
+    return [...new Set(rows.map((i) => this.columns[name][i]))];
+  }
+
+  rows() {
+    const c = this.columns;
+    const all = c.task.map((_, i) => i);
+    const ofTask = all.filter((i) => c.task[i] === this.task);
+    const metrics = this.unique("metric", ofTask);
+    if (!metrics.includes(this.metric)) this.metric = metrics.includes("auroc") ? "auroc" : metrics[0];
+    const ofMetric = ofTask.filter((i) => c.metric[i] === this.metric);
+    const groups = this.unique("group", ofMetric);
+    if (!groups.includes(this.group)) this.group = "all";
+    const found = ofMetric.filter((i) => c.group[i] === this.group);
+    const falling = this.sort.startsWith("-");
+    const values = c[this.sort.replace(/^-/, "")] || c.value;
+    found.sort((i, j) => {
+      const [a, b] = [values[i], values[j]];
+      if (a === null) return 1;
+      if (b === null) return -1;
+      const way = typeof a === "number" ? a - b : String(a).localeCompare(String(b));
+      return falling ? -way : way;
+    });
+    return { tasks: this.unique("task", all), metrics, groups, found };
+  }
+
+  select(label, id, options, value, act) {
+    return [el("label", { for: id, text: label }), el("select", { id, onchange: (event) => act(event.target.value) },
+      ...options.map((o) => el("option", { value: o, text: titleOf(o), selected: o === value })))];
+  }
+
+  draw() {
+    const { tasks, metrics, groups, found } = this.rows();
+    this.keep();
+    const controls = el("div", { class: "controls" },
+      ...this.select("Task", "task", tasks, this.task, (v) => { this.task = v; this.draw(); }),
+      ...this.select("Metric", "metric", metrics, this.metric, (v) => { this.metric = v; this.draw(); }),
+      ...this.select("Patients", "group", groups, this.group, (v) => { this.group = v; this.draw(); }));
+    const heads = [["encoder", "encoder"], ["head", "head"], ["value", titleOf(this.metric)], ["patients", "patients"]].map(([key, title]) => {
+      const way = this.sort === key ? "ascending" : this.sort === `-${key}` ? "descending" : "none";
+      const arrow = { ascending: " ▲", descending: " ▼", none: "" }[way];
+      return el("th", { scope: "col", "aria-sort": way }, el("button", { type: "button", text: title + arrow, onclick: () => { this.sort = this.sort === `-${key}` ? key : `-${key}`; this.draw(); } }));
+    });
+    const table = el("table", { class: "slides" }, el("thead", {}, el("tr", {}, ...heads, el("th", { scope: "col", text: "95 % interval" }), el("th", { scope: "col", text: "behind it" }))), el("tbody", {}, ...found.map((i) => this.row(i, found))));
+    this.tableBox.replaceChildren(controls, table, el("p", { class: "hint", text: "In brackets and drawn: 95 % intervals over patients, as the benchmark made them." }));
+  }
+
+  row(i, found) {
+    const c = this.columns;
+    const interval = c.low[i] === null ? "" : ` (${rounded(c.low[i])}–${rounded(c.high[i])})`;
+    const key = [c.task[i], c.run[i], c.head[i]].join("~");
+    const behind = c.answer[i] ? el("button", { type: "button", text: "curves and cases", "aria-label": `curves and cases of ${c.encoder[i]}, ${c.head[i]}, ${c.task[i]}`, onclick: () => this.show(key) }) : "–";
+    return el("tr", {}, el("th", { scope: "row", text: c.encoder[i] }), el("td", { text: c.head[i] }),
+      el("td", { class: "number", text: rounded(c.value[i]) + interval }), el("td", { class: "number", text: shown(c.patients[i]) }),
+      el("td", {}, this.bar(i, found)), el("td", {}, behind));
+  }
+
+  // The interval on an axis that all rows share.
+  bar(i, found) {
+    const c = this.columns;
+    const all = found.flatMap((j) => [c.value[j], c.low[j], c.high[j]]).filter((v) => v !== null);
+    const isShare = Math.min(...all) >= 0 && Math.max(...all) <= HIGHEST_UNIT;
+    const [from, to] = isShare ? [0, 1] : [Math.min(...all), Math.max(...all)];
+    const at = (v) => 4 + (152 * (v - from)) / (to - from || 1);
+    const made = svg("svg", { width: 160, height: 16, "aria-hidden": "true" }, svg("line", { x1: at(from), x2: at(to), y1: 8, y2: 8, class: "grid" }));
+    if (isShare) made.append(svg("line", { x1: at(0.5), x2: at(0.5), y1: 2, y2: 14, class: "grid" }));
+    if (c.low[i] !== null) made.append(svg("line", { x1: at(c.low[i]), x2: at(c.high[i]), y1: 8, y2: 8, class: "line" }));
+    if (c.value[i] !== null) made.append(svg("circle", { cx: at(c.value[i]), cy: 8, r: 4, class: "point" }));
+    return made;
+  }
+
+  async show(key) {
+    this.open = key;
+    this.keep();
+    const [task, run, head] = key.split("~");
+    const title = el("h2", { tabindex: "-1", text: `${task}: ${head} on ${run}` });
+    this.behind.replaceChildren(title, el("p", { class: "hint", text: "…" }));
+    const found = await stainssl.data("answer", task, run, head);
+    if (this.open !== key) return;
+    if (found.problem) {
+      this.behind.replaceChildren(title, problem(found.problem));
+      return;
+    }
+    const label = `class ${found.classes.at(-1)}`;
+    const plots = found.roc ? [rocPlot(found.roc, label)] : [];
+    plots.push(calibrationPlot(found.calibration, label));
+    this.behind.replaceChildren(title, el("div", { class: "plots" }, ...plots), this.cases(found, `${task}~${run}~${head}`));
+    title.scrollIntoView({ block: "start" });
+    title.focus({ preventScroll: true });
+  }
+
+  cases(found, answer) {
+    const c = found.cases;
+    const wrong = c.wrong.filter(Boolean).length;
+    const names = ["patient_id", "site", "truth", "predicted"];
+    const heads = [...names.map(titleOf), "p of the truth", "slides"].map((text) => el("th", { scope: "col", text }));
+    heads[names.length].className = "number";
+    const rows = c.truth.map((_, i) => el("tr", { class: c.wrong[i] ? "wrong" : null },
+      ...names.map((name) => el("td", { text: shown(c[name][i]) })), el("td", { class: "number", text: shown(c.p_truth[i], 2) }),
+      el("td", {}, ...this.links(found, i, answer))));
+    const count = c.truth.length < found.units ? `${c.truth.length} of ${shown(found.units)} shown, ` : `${found.units} in all, `;
+    return el("details", { open: true }, el("summary", { text: `Cases, the worst first: ${count}${wrong} wrong` }), el("div", { class: "cases", tabindex: "0", role: "region", "aria-label": "Cases" }, el("table", { class: "slides" }, el("thead", {}, el("tr", {}, ...heads)), el("tbody", {}, ...rows))));
+  }
+
+  links(found, i, answer) {
+    const tile = found.level === "tile" ? found.cases.tile[i] : "";
+    return found.cases.slides[i].flatMap(([cohort, slide]) => {
+      const query = found.level === "tile" ? { tile, go: 1 } : { answer };
+      return [el("a", { href: address.make(["slide", cohort, slide], query), text: tile === "" ? slide : `${slide}, tile ${tile}` }), " "];
+    });
+  }
+
+  choosePlane() {
+    if (!this.data.samples.length || stainssl.exported) return;
+    const samples = ["", ...this.data.samples];
+    const select = el("select", { id: "plane", onchange: (event) => { this.plane = event.target.value; this.showPlane(); } },
+      ...samples.map((name) => el("option", { value: name, text: name || "none", selected: name === this.plane })));
+    const by = el("select", { id: "by", onchange: (event) => { this.by = event.target.value; this.showPlane(); } },
+      ...["site", "label", "patient_id"].map((name) => el("option", { value: name, text: titleOf(name), selected: name === this.by })));
+    this.planeShown = el("div");
+    this.planeBox.replaceChildren(el("h2", { text: "Tiles on a plane (UMAP)" }), el("div", { class: "controls" }, el("label", { for: "plane", text: "Encoder" }), select, el("label", { for: "by", text: "Colors" }), by), this.planeShown);
+    if (this.plane) this.showPlane();
+  }
+
+  async showPlane() {
+    this.keep();
+    this.planeShown.replaceChildren();
+    if (!this.plane) return;
+    this.planeShown.append(el("p", { class: "hint", text: "The first plane takes some seconds." }));
+    const asked = this.plane;
+    const found = await stainssl.data("plane", asked);
+    if (this.plane !== asked) return;
+    if (found.problem) {
+      this.planeShown.replaceChildren(problem(found.problem));
+      return;
+    }
+    const c = found.columns;
+    const card = el("div", { class: "card" }, el("p", { class: "hint", text: "Point at a tile; a click opens it on its slide." }));
+    const link = (i) => address.make(["slide", c.cohort[i], c.slide_id[i]], { tile: c.tile[i], go: 1 });
+    const tell = (i) => card.replaceChildren(
+      el("img", { class: "tile", alt: "", src: stainssl.picture("tile", c.cohort[i], c.slide_id[i], c.tile[i]) }),
+      el("p", {}, el("a", { href: link(i), text: `${c.slide_id[i]}, tile ${c.tile[i]}` }), ` · patient ${c.patient_id[i]} · site ${c.site[i]} · ${found.task} ${c.label[i]}`));
+    const plot = planePlot(c, this.by, tell, (i) => { location.hash = link(i); });
+    this.planeShown.replaceChildren(el("div", { class: "plots" }, plot, card), el("p", { class: "hint", text: "Who is whose neighbor, not how far apart groups are." }));
+  }
+}
+
+async function showBenchmark(name, query) {
+  document.title = `benchmark ${name} – stainssl`;
+  const data = await stainssl.data("benchmark", name);
+  if (data.problem) document.getElementById("main").replaceChildren(el("h1", { text: name }), problem(data.problem));
+  else new BenchmarkView(name, data, query).build();
+}

@@ -1,0 +1,105 @@
+"use strict";
+// Small plots as SVG: axes from 0 to 1 with lines and points, and points on a plane.
+
+const PLOT_PX = 300;
+const EDGE = { left: 44, right: 10, top: 10, bottom: 40 };
+// Okabe and Ito's palette, told apart by color-blind readers; more groups repeat it.
+const PALETTE = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f", "#000000"];
+
+function svg(tag, given = {}, ...children) {
+  const made = document.createElementNS("http://www.w3.org/2000/svg", tag);
+  for (const [key, value] of Object.entries(given)) {
+    if (key.startsWith("on")) made.addEventListener(key.slice(2), value);
+    else if (key === "text") made.textContent = value;
+    else made.setAttribute(key, value);
+  }
+  made.append(...children);
+  return made;
+}
+
+class UnitPlot {
+  constructor(label, xTitle, yTitle) {
+    this.inner = PLOT_PX - EDGE.left - EDGE.right;
+    this.high = PLOT_PX - EDGE.top - EDGE.bottom;
+    this.told = el("p", { class: "hint told", "aria-live": "polite", text: " " });
+    this.svg = svg("svg", { viewBox: `0 0 ${PLOT_PX} ${PLOT_PX}`, width: PLOT_PX, height: PLOT_PX, role: "img", "aria-label": label });
+    this.axes(xTitle, yTitle);
+    this.element = el("figure", {}, el("figcaption", { text: label }), this.svg, this.told);
+  }
+
+  x(value) { return EDGE.left + value * this.inner; }
+
+  y(value) { return EDGE.top + (1 - value) * this.high; }
+
+  axes(xTitle, yTitle) {
+    for (const at of [0, 0.25, 0.5, 0.75, 1]) {
+      this.svg.append(
+        svg("line", { x1: this.x(at), x2: this.x(at), y1: this.y(0), y2: this.y(1), class: "grid" }),
+        svg("line", { x1: this.x(0), x2: this.x(1), y1: this.y(at), y2: this.y(at), class: "grid" }),
+        svg("text", { x: this.x(at), y: this.y(0) + 14, "text-anchor": "middle", text: String(at) }),
+        svg("text", { x: this.x(0) - 5, y: this.y(at) + 4, "text-anchor": "end", text: String(at) }));
+    }
+    this.svg.append(
+      svg("line", { x1: this.x(0), x2: this.x(1), y1: this.y(0), y2: this.y(1), class: "chance" }),
+      svg("text", { x: this.x(0.5), y: PLOT_PX - 6, "text-anchor": "middle", text: xTitle }),
+      svg("text", { transform: `translate(11 ${this.y(0.5)}) rotate(-90)`, "text-anchor": "middle", text: yTitle }));
+  }
+
+  path(xs, ys) {
+    return xs.map((x, i) => `${i ? "L" : "M"}${this.x(x)} ${this.y(ys[i])}`).join("");
+  }
+
+  band(xs, low, high) {
+    if (low.some((v) => v === null)) return;
+    const back = [...xs].reverse();
+    this.svg.append(svg("path", { class: "band", d: `${this.path(xs, high)}${this.path(back, [...low].reverse()).replace("M", "L")}Z` }));
+  }
+
+  line(xs, ys) {
+    this.svg.append(svg("path", { class: "line", d: this.path(xs, ys) }));
+  }
+
+  // Points that say `text(i)` under the pointer; small ones have a larger, unseen mark.
+  points(xs, ys, text, radius) {
+    xs.forEach((x, i) => {
+      const tell = () => { this.told.textContent = text(i); };
+      const place = { cx: this.x(x), cy: this.y(ys[i]) };
+      this.svg.append(svg("circle", { ...place, r: radius, class: radius ? "point" : "unseen" }),
+        svg("circle", { ...place, r: Math.max(radius, 6), class: "unseen", onpointerenter: tell }));
+    });
+  }
+}
+
+function rocPlot(roc, label) {
+  const plot = new UnitPlot(`ROC, ${label}`, "false positive rate", "sensitivity");
+  plot.band(roc.fpr, roc.low, roc.high);
+  plot.line(roc.fpr, roc.tpr);
+  const bounds = (i) => (roc.low[i] === null ? "" : ` (${shown(roc.low[i], 2)}–${shown(roc.high[i], 2)})`);
+  plot.points(roc.fpr, roc.tpr, (i) => `false positive rate ${shown(roc.fpr[i], 2)}: sensitivity ${shown(roc.tpr[i], 2)}${bounds(i)}`, 0);
+  return plot.element;
+}
+
+function calibrationPlot(found, label) {
+  const plot = new UnitPlot(`Calibration, ${label}`, "mean probability that was given", "share that came true");
+  plot.line(found.said, found.came);
+  plot.points(found.said, found.came, (i) => `given ${shown(found.said[i], 2)}, came true ${shown(found.came[i], 2)}, ${shown(found.units[i])} units`, 4);
+  return plot.element;
+}
+
+// Tiles on a plane in the color of a column; `tell(i)` on hover, `open(i)` on a click.
+function planePlot(found, by, tell, open) {
+  const side = 520;
+  const { x, y } = found;
+  const [left, right, low, high] = [Math.min(...x), Math.max(...x), Math.min(...y), Math.max(...y)];
+  const groups = [...new Set(found[by])].sort();
+  const color = new Map(groups.map((group, i) => [group, PALETTE[i % PALETTE.length]]));
+  const at = (v, from, to) => 8 + ((v - from) / (to - from || 1)) * (side - 16);
+  const dots = x.map((_, i) => svg("circle", {
+    cx: at(x[i], left, right), cy: side - at(y[i], low, high), r: 4, fill: color.get(found[by][i]), class: "dot",
+    onpointerenter: () => tell(i), onclick: () => open(i),
+  }));
+  const picture = svg("svg", { viewBox: `0 0 ${side} ${side}`, width: side, height: side, role: "img", "aria-label": `tiles on a plane, colored by ${titleOf(by)}` }, ...dots);
+  const legend = groups.length > 12 ? el("p", { class: "legend", text: `${groups.length} groups; colors repeat` })
+    : el("ul", { class: "legend" }, ...groups.map((group) => el("li", {}, el("i", { style: { background: color.get(group) } }), String(group === "" ? "not given" : group))));
+  return el("div", {}, picture, legend);
+}

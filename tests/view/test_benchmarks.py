@@ -1,0 +1,133 @@
+"""Benchmarks' tables, and the curves, cases and planes behind them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stainssl.config import Benchmark
+from stainssl.evaluation.predictions import ScoredUnits
+from stainssl.stores.embeddings import open_embeddings
+from stainssl.stores.tables import write_table
+from stainssl.view.benchmarks import calibration
+from stainssl.view.contents import Contents
+from tests.stages.trained import Trained
+from tests.view.conftest import Served, Tab, inaccessible
+
+TILES = 10  # fewer than UMAP lays out: a plane of zeros, without its eight seconds
+
+
+@pytest.fixture(scope="module")
+def compared(shown: Trained) -> Iterator[Contents]:
+    """The cohort with a benchmark's table, of the tasks' own metrics, and a sample of tiles."""
+    benchmark = Benchmark(tasks=["patient", "slide"], encoders=["enc"], heads=["abmil"])
+    contents = Contents(shown.config.model_copy(update={"benchmarks": {"main": benchmark}}))
+    paths = contents.records.paths
+    tables = [
+        pd.read_csv(paths.mil(task, "enc", "abmil") / "metrics.csv").assign(task=task)
+        for task in ("patient", "slide")
+    ]
+    table = pd.concat(tables).assign(encoder="enc", run="enc", head="abmil")
+    columns_only = table.head(1).assign(encoder="site only", run="site only", head="columns")
+    path = paths.benchmark("main") / "table.csv"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pd.concat([table, columns_only]).to_csv(path, index=False)
+    write_sample(contents)
+    yield contents
+    contents.close()
+
+
+def write_sample(contents: Contents) -> None:
+    """As `robustness` writes it, of the first tiles of a part."""
+    paths, sheet = contents.records.paths, contents.records.sheet("clinic")
+    part = contents.records.part("clinic", sheet["slide_id"].iloc[0])
+    store = open_embeddings(paths.embeddings("clinic", "default", "enc", part))
+    row = sheet.set_index("slide_id").loc[store.slide_id[0]]
+    assert store.start[1] >= TILES
+    sample = pd.DataFrame(
+        {
+            "slide_id": store.slide_id[0], "tile": store.tile[:TILES], "label": "1",
+            "patient_id": row["patient_id"], "site": row["site"], "task": "patient",
+            "vector": list(store.read(slice(0, TILES)).astype(np.float32)),
+        }
+    )  # fmt: skip
+    write_table(paths.robustness("enc") / "sample.parquet", sample, "sample", {})
+
+
+def test_table_says_what_has_predictions(compared: Contents) -> None:
+    assert compared.data("overview")["benchmarks"] == ["main"]
+    found = compared.data("benchmark", "main")
+    columns = found["columns"]
+    assert {len(v) for v in columns.values()} == {len(columns["task"])}
+    has = dict(zip(columns["run"], columns["answer"], strict=True))
+    assert has == {"enc": True, "site only": False}
+    assert found["samples"] == ["enc"]
+
+
+@pytest.mark.parametrize("task", ["patient", "slide"])
+def test_behind_an_answer(compared: Contents, task: str) -> None:
+    found = compared.data("answer", task, "enc", "abmil")
+    metrics = pd.read_csv(compared.records.paths.mil(task, "enc", "abmil") / "metrics.csv")
+    auroc = metrics.query("metric == 'auroc' and group == 'all'")["value"].item()
+    area = np.trapezoid(found["roc"]["tpr"], found["roc"]["fpr"])
+    assert area == pytest.approx(auroc, abs=0.05)  # a grid of 101 points
+    cases = found["cases"]
+    assert len(cases["truth"]) == found["units"]
+    assert cases["p_truth"] == sorted(cases["p_truth"])
+    assert all(slides for slides in cases["slides"])
+    wrong = [t != p for t, p in zip(cases["truth"], cases["predicted"], strict=True)]
+    assert wrong == cases["wrong"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("answer", "nothing", "enc", "abmil"), ("answer", "slide", "..", "abmil"),
+     ("answer", "slide", "enc", "linear/.."), ("benchmark", "nothing"), ("plane", "..")],
+)  # fmt: skip
+def test_unknown_answers(compared: Contents, words: tuple[str, ...]) -> None:
+    with pytest.raises(KeyError):
+        compared.data(*words)
+
+
+def test_an_answer_that_is_not_there_is_told(compared: Contents) -> None:
+    assert "missing" in compared.data("answer", "slide", "enc", "linear")["problem"]
+
+
+@given(st.lists(st.tuples(st.floats(0, 1), st.booleans()), min_size=1, max_size=80))
+def test_calibration_counts_everyone_once(units: list[tuple[float, bool]]) -> None:
+    p, y = (np.asarray(values) for values in zip(*units, strict=True))
+    scored = ScoredUnits(y.astype(np.int64), np.stack([1 - p, p], 1), np.arange(len(p)), ("0", "1"))
+    found = calibration(scored)
+    assert found["units"].sum() == len(p)
+    assert np.average(found["said"], weights=found["units"]) == pytest.approx(p.mean())
+    assert np.average(found["came"], weights=found["units"]) == pytest.approx(y.mean())
+    assert found["said"].is_monotonic_increasing or np.ptp(np.diff(found["said"])) < 1e-9
+
+
+def test_page_of_a_benchmark(tab: Tab, page: None, compared: Contents) -> None:
+    with Served(compared) as server:
+        tab.open(f"{server.address}#benchmark/main")
+        rows = tab.page.locator("table.slides tbody tr")
+        assert rows.count() == 2 and "(" in rows.first.inner_text()
+        tab.page.get_by_role("button", name="curves and cases of enc").click()
+        tab.page.get_by_text("Cases, the worst first").wait_for()
+        point = tab.page.locator("figure").nth(1).locator("circle.unseen").first
+        point.hover()
+        assert "came true" in tab.page.locator("figure .told").nth(1).inner_text()
+        tab.page.get_by_label("Encoder").select_option("enc")
+        tab.page.locator("circle.dot").first.wait_for()
+        assert tab.page.locator("circle.dot").count() == TILES
+        tab.page.locator("circle.dot").last.hover()
+        tab.page.locator(".card img").wait_for()
+        assert not inaccessible(tab)
+        link = tab.page.url
+        tab.open(link)
+        tab.page.locator("circle.dot").first.wait_for()
+        tab.page.locator(".cases a").first.click()
+        tab.page.wait_for_selector("main[data-ready=yes] .title")
+        tab.leave()
