@@ -128,6 +128,7 @@ class Contents:
         row = self.records.row(cohort, slide)
         problems: list[str] = []
         found: Json = {"cohort": cohort, "slide": slide, "geometry": None, "problems": problems}
+        found["tiled"] = self.layers.tiles_path(cohort, slide).exists()
         sheet = {k: v for k, v in row.items() if k not in HIDDEN}
         found["sheet"] = {k: str(v) for k, v in sheet.items() if v == v and v != ""}
         found["encoders"] = self.records.encoders(cohort)
@@ -142,7 +143,7 @@ class Contents:
             problems.append(f"The slide cannot be opened: {error}")
             return found
         pyramid = self.pyramid(cohort, slide)
-        for name in ("tiles", "annotations"):
+        for name in ("tiles", "annotations") if found["tiled"] else ("annotations",):
             try:
                 found[name] = getattr(self.layers, name)(cohort, slide, pyramid)
             except FAULTS as error:

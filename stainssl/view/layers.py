@@ -63,14 +63,18 @@ class Layers:
     def __init__(self, records: Records) -> None:
         self.records = records
 
+    def tiles_path(self, cohort: str, slide: str) -> Path:
+        """The tile table of the part that a slide is in."""
+        part, tiling = self.records.part(cohort, slide), self.records.tiling(cohort)
+        return self.records.paths.tiles(cohort, tiling, part)
+
     def tile_table(self, cohort: str, slide: str) -> pd.DataFrame:
         """A slide's tiles, kept or not.
 
         Raises:
             StainsslError: it has not been tiled.
         """
-        part = self.records.part(cohort, slide)
-        tiles = read_tiles(self.records.paths.tiles(cohort, self.records.tiling(cohort), part))
+        tiles = read_tiles(self.tiles_path(cohort, slide))
         return tiles[tiles["slide_id"] == slide]
 
     def tiles(self, cohort: str, slide: str, pyramid: Pyramid) -> Json:

@@ -226,7 +226,7 @@ def test_real_slides(tab: Tab, page: None, real_slides: Path, tmp_path: Path, na
         assert colors > 50
         tab.page.locator("#layer-tissue").wait_for()
         assert "µm" in tab.page.locator(".scalebar").inner_text()
-        assert "missing" in tab.page.locator(".problem").first.inner_text()
+        assert "Not tiled yet" in tab.page.locator(".note").inner_text()
         tab.leave()
 
 

@@ -11,6 +11,12 @@ const TITLES = {
 const FIRST = ["slide_id", "patient_id", "site", "status", "tissue_mm2", "tiles_kept"];
 const LAST = ["detail"];
 
+const LATER = "not tiled"; // the status of a slide that no stage has seen yet
+
+function statusClass(status) {
+  return `status ${{ ok: "ok", [LATER]: "later" }[status] || "bad"}`;
+}
+
 function titleOf(name) {
   return TITLES[name] || name.replace(/_/g, " ");
 }
@@ -122,15 +128,17 @@ class CohortTable {
     const counts = new Map();
     for (const status of this.columns.status) counts.set(status, (counts.get(status) || 0) + 1);
     const bad = [...counts].filter(([status]) => status !== "ok").sort((a, b) => b[1] - a[1]);
-    if (!bad.length) return el("p", { class: "leftout", text: "No slide was left out." });
-    const buttons = bad.map(([status, count]) => el("button", {
-      type: "button", class: "status bad",
+    const isLater = ([status]) => status === LATER;
+    const button = ([status, count]) => el("button", {
+      type: "button", class: statusClass(status),
       onclick: () => {
         this.filters.set("status", this.filters.get("status") === status ? "" : status);
         this.rebuild();
       },
-    }, `${status}: ${count}`));
-    return el("p", { class: "leftout" }, "Left out: ", ...buttons);
+    }, `${status}: ${count}`);
+    const left = bad.filter((one) => !isLater(one));
+    const said = left.length ? ["Left out: ", ...left.map(button)] : ["No slide was left out. "];
+    return el("p", { class: "leftout" }, ...said, ...bad.filter(isLater).map(button));
   }
 
   async withPredictions() {
@@ -203,7 +211,7 @@ class CohortTable {
   cell(name, i, link) {
     const value = this.columns[name][i];
     if (name === "slide_id") return el("th", { scope: "row" }, el("a", { href: link, text: value }));
-    if (name === "status") return el("td", {}, el("span", { class: value === "ok" ? "status ok" : "status bad", text: value }));
+    if (name === "status") return el("td", {}, el("span", { class: statusClass(value), text: value }));
     if (name.startsWith("p_")) return el("td", { class: "number", text: this.withInterval(name, value, i) });
     return el("td", { class: typeof value === "number" ? "number" : "text", text: shown(value), title: name === "detail" ? value : null });
   }
@@ -224,7 +232,7 @@ async function showCohort(name, query) {
     return;
   }
   const table = new CohortTable(name, data, query);
-  const missing = data.problems.length ? [el("details", { class: "missing" }, el("summary", { text: `${data.problems.length} parts have no results yet` }), ...data.problems.map((text) => el("p", { text })))] : [];
+  const missing = data.problems.length ? [el("details", { class: "missing" }, el("summary", { text: data.problems.length === 1 ? "One part of the cohort has no results yet" : `${data.problems.length} parts of the cohort have no results yet` }), ...data.problems.map((text) => el("p", { text })))] : [];
   main.replaceChildren(el("h1", { text: name }), ...missing, ...table.build());
   table.draw();
   if (table.answer) await table.withPredictions();

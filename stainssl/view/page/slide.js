@@ -71,6 +71,7 @@ class Pane {
     const [text, line] = this.bar.children;
     if (!mpp) {
       text.textContent = "no pixel size known";
+      line.style.width = "0";
       this.zoom.textContent = `${shown(view.scale * 100)} %`;
       return;
     }
@@ -180,6 +181,7 @@ class SlideView {
     this.panes = [];
     const main = document.getElementById("main");
     const problems = data.problems.map((text) => problem(text));
+    if (!data.tiled) problems.push(el("p", { class: "note", text: "Not tiled yet: the slide is shown without layers that need results." }));
     main.replaceChildren(this.title(), ...problems, el("div", { class: "work" }, this.place = el("div", { class: "panes" }), this.side), this.strip = el("section", { class: this.answer && this.tiles ? "strip waits" : "strip", "aria-label": "Tiles by attention" }));
     if (!data.geometry) {
       this.place.append(el("p", { class: "empty", text: "There is nothing to show of this slide." }));
@@ -191,7 +193,7 @@ class SlideView {
     this.buildLayers();
     this.showStrip();
     if (this.tile !== null) this.choose(this.tile, false);
-    else this.tileBox.append(el("h2", { text: "Tile" }), el("p", { class: "hint", text: this.tiles ? "Click a tile on the slide, or take one of the strip." : "This slide has no tiles." }));
+    else this.tileBox.append(el("h2", { text: "Tile" }), el("p", { class: "hint", text: this.tiles?.count ? "Click a tile on the slide, or take one of the strip." : "This slide has no tiles." }));
   }
 
   title() {

@@ -1,0 +1,85 @@
+"""Pictures of the page for the docs, by headless Chromium.
+
+    python tools/view_pictures.py CONFIG [OUT]
+
+CONFIG is of a cohort whose run is complete; the pictures show its first slide that was kept and has
+attention. Writes `view-slide.jpg` and `view-stain.jpg` to OUT (docs/pictures).
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import threading
+from pathlib import Path
+
+import uvicorn
+from playwright.sync_api import Page, sync_playwright
+
+from stainssl.config import load
+from stainssl.errors import StainsslError
+from stainssl.view.contents import Contents
+from stainssl.view.server import LOOPBACK, application, bound
+
+WIDTH_PX = 1300
+HEIGHT_PX = {"view-slide.jpg": 800, "view-stain.jpg": 440}
+QUALITY = 82
+
+
+def views(contents: Contents) -> dict[str, str]:
+    """Picture → address of the view that it shows.
+
+    Raises:
+        StainsslError: no slide has attention.
+    """
+    for cohort in contents.records.config.cohorts:
+        for answer in contents.records.answers(cohort):
+            for slide in contents.records.sheet(cohort)["slide_id"]:
+                found = contents.data("attention", cohort, slide, answer.name)
+                if not found.get("tile"):
+                    continue
+                best = max(zip(found["value"], found["tile"], strict=True))[1]
+                asked = f"layers=tissue:1,attention:0.55&answer={answer.name}&tile={best}"
+                return {
+                    "view-slide.jpg": f"#slide/{cohort}/{slide}?{asked}",
+                    "view-stain.jpg": f"#stain/{cohort}/{slide}/{best}",
+                }
+    raise StainsslError("No slide of the config has attention: run it first.")
+
+
+def shoot(page: Page, address: str, path: Path) -> None:
+    """One picture, once nothing is asked for any more."""
+    page.set_viewport_size({"width": WIDTH_PX, "height": HEIGHT_PX[path.name]})
+    page.goto("about:blank")
+    page.goto(address)
+    page.wait_for_selector("main[data-ready=yes]", timeout=120_000)
+    page.wait_for_load_state("networkidle")
+    page.wait_for_timeout(1000)  # fading pictures
+    page.screenshot(path=path, type="jpeg", quality=QUALITY)
+
+
+def main() -> None:
+    """Serve, open, shoot."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("config", type=Path)
+    parser.add_argument("out", type=Path, nargs="?", default=Path("docs/pictures"))
+    asked = parser.parse_args()
+    contents, sock = Contents(load(asked.config)), bound("127.0.0.1", 0)
+    app = application(contents, None, list(LOOPBACK))
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
+    thread = threading.Thread(target=server.run, args=([sock],))
+    thread.start()
+    try:
+        with sync_playwright() as running:
+            path = shutil.which("chromium")
+            browser = running.chromium.launch(executable_path=path, args=["--no-sandbox"])
+            page = browser.new_page()
+            for name, place in views(contents).items():
+                shoot(page, f"http://127.0.0.1:{sock.getsockname()[1]}/{place}", asked.out / name)
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+if __name__ == "__main__":
+    main()
