@@ -4,7 +4,7 @@ BIN := .venv/bin
 VIEWER := stainssl/view/node_modules/.package-lock.json
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: demo report view test test-quick test-slurm lint format lock clean
+.PHONY: demo report view test test-quick test-slurm docs lint format lock clean
 
 demo: .venv/ready
 	snakemake --cores all
@@ -23,11 +23,15 @@ test: .venv/ready $(if $(shell command -v npm),$(VIEWER))
 
 # Under 90 seconds on two cores: no Snakemake, no training.
 test-quick: .venv/ready
-	HYPOTHESIS_PROFILE=quick pytest -n auto --dist loadgroup -m "not slow"
+	STAINSSL_QUICK=1 pytest -n auto --dist loadgroup
 
 # A real SLURM on this machine, by hand: needs root, slurmctld, slurmd, slurmdbd, munge, mariadb-server.
 test-slurm: .venv/ready
 	tests/slurm/run.sh
+
+# The site, in site/.
+docs: .venv/ready
+	mkdocs build --strict
 
 lint: .venv/ready
 	ruff check .

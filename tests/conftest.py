@@ -15,13 +15,16 @@ from hypothesis import HealthCheck, settings
 # No test asserts a time: a busy machine is not a fault.
 settings.register_profile("timeless", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("quick", settings.get_profile("timeless"), max_examples=10)
-settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "timeless"))
-# What `make test-quick` leaves out: runs of Snakemake, training, rendered slides, other processes.
+QUICK = bool(os.environ.get("STAINSSL_QUICK"))  # of `make test-quick`
+settings.load_profile("quick" if QUICK else "timeless")
+# What a quick run leaves out: runs of Snakemake, training, rendered slides, other processes.
 SLOW = (
     "chain", "datasets", "demo", "distribution", "mil", "pretrain", "runtime", "slurm", "stages",
     "docs", "view", "evaluation/test_robustness.py", "slides/test_isolated.py",
-    "slides/test_backends.py", "test_cli.py", "test_extras.py",
+    "slides/test_backends.py", "slides/test_tissue.py", "encoders/test_initial.py", "test_cli.py",
+    "test_extras.py",
 )  # fmt: skip
+collect_ignore = list(SLOW) if QUICK else []
 REPO = Path(__file__).resolve().parent.parent
 
 
@@ -43,9 +46,6 @@ def real_data() -> Path:
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests of one module go to one worker, so that its fixtures are made once."""
-    tests = REPO / "tests"
     for item in items:
-        if any(item.path.is_relative_to(tests / slow) for slow in SLOW):
-            item.add_marker(pytest.mark.slow)
         if not item.get_closest_marker("xdist_group"):
             item.add_marker(pytest.mark.xdist_group(str(item.path.relative_to(REPO))))

@@ -1,13 +1,21 @@
-"""Files that are made: JSON schemas, the conda environment, the table of what reruns what."""
+"""Files that are made from the package and the lock: schemas, environments, references."""
 
 from __future__ import annotations
 
 import json
+import re
+import tomllib
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import typer
 import yaml
+from packaging.requirements import Requirement
 
+from stainssl.cli import app
 from stainssl.cohort import SheetRow
 from stainssl.config import Config
 from stainssl.stores.atomic import write_text
@@ -23,12 +31,58 @@ def schema_text(model: type[Config] | type[SheetRow]) -> str:
     return json.dumps(model.model_json_schema(), indent=2, sort_keys=True) + "\n"
 
 
-def conda_text(lock: str) -> str:
-    """The conda environment that holds what `requirements.lock` pins.
+NOT_FOR_STATISTICS = (
+    "croma", "dask", "distributed", "fastslide", "imagecodecs", "openslide-bin", "openslide-python",
+    "pillow", "safetensors", "simplejpeg", "timm", "torch", "torchvision",
+)  # fmt: skip
+
+
+def environments() -> dict[str, list[str]]:
+    """Name of a conda environment → what is asked for in it: labels and tables need no torch."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    plain, extras = project["dependencies"], project["optional-dependencies"]
+    return {
+        "statistics": [one for one in plain if Requirement(one).name not in NOT_FOR_STATISTICS],
+        "reading": [*plain, *extras["tiatoolbox"]],
+        "training": [*plain, *extras["train"]],
+    }
+
+
+def _normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def distributions(asked: Iterable[str]) -> set[str]:
+    """What an install of some requirements brings, as the environment of the lock has it."""
+    todo, done = list(asked), set()
+    while todo:
+        one = Requirement(todo.pop())
+        extras = tuple(sorted(one.extras))
+        if (key := (_normal(one.name), extras)) in done or not _holds(one):
+            continue
+        done.add(key)
+        with suppress(metadata.PackageNotFoundError):
+            brought = map(Requirement, metadata.requires(one.name) or [])
+            todo += [str(_without_marker(other)) for other in brought if _holds(other, extras)]
+    return {name for name, _ in done}
+
+
+def _holds(one: Requirement, extras: Iterable[str] = ()) -> bool:
+    return one.marker is None or any(one.marker.evaluate({"extra": e}) for e in (*extras, ""))
+
+
+def _without_marker(one: Requirement) -> Requirement:
+    one.marker = None
+    return one
+
+
+def conda_text(lock: str, asked: Iterable[str]) -> str:
+    """The conda environment that holds what `requirements.lock` pins of some requirements.
 
     Snakemake copies the file before it makes the environment, so that it cannot point to the lock.
     """
-    pins = [line for line in lock.splitlines() if line and not line.startswith(("#", " ", "-"))]
+    wanted = distributions(asked)
+    pins = [line for line in lock.splitlines() if _normal(line.split("==")[0]) in wanted]
     environment = {
         "channels": ["conda-forge", "nodefaults"],
         "dependencies": [f"python ={PYTHON}", "pip", {"pip": pins}],
@@ -51,13 +105,46 @@ def _reruns(entry: dict[str, Any]) -> str:
     return ", ".join(f"`{rule}`" for rule in entry["reruns"]) or "–"
 
 
+def cli_text() -> str:
+    """The reference of the command line: every verb with its options, from the verbs themselves."""
+    root = typer.main.get_command(app)
+    text = ["# Command line", f"`stainssl VERB`. {root.help}", ""]
+    for path, command in sorted(_verbs(root)):
+        text += [f"## {path}", "", " ".join((command.help or "").split()), ""]
+        rows = [_option_row(option) for option in command.params if option.name != "help"]
+        if rows:
+            text += ["| | | default |", "| --- | --- | --- |", *rows, ""]
+    return "\n".join(text).rstrip() + "\n"
+
+
+def _verbs(group: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, command in group.commands.items():
+        path = f"{prefix} {name}".strip()
+        if hasattr(command, "commands"):
+            yield from _verbs(command, path)
+        else:
+            yield path, command
+
+
+def _option_row(option: Any) -> str:
+    names = ", ".join(f"`{name}`" for name in [*option.opts, *option.secondary_opts])
+    default = "required" if option.required else "" if option.default is None else option.default
+    told = (getattr(option, "help", "") or "").replace("|", "\\|")
+    return f"| {names} | {told} | {default} |"
+
+
 def files() -> dict[Path, str]:
     """Every generated file, relative to the repository, with the text that it should have."""
+    lock = (ROOT / "requirements.lock").read_text()
     return {
         Path("workflow/schemas/config.schema.json"): schema_text(Config),
         Path("workflow/schemas/sheet.schema.json"): schema_text(SheetRow),
         CONFIG_PAGE: reruns_text((ROOT / CONFIG_PAGE).read_text(encoding="utf-8")),
-        Path("workflow/envs/stainssl.yaml"): conda_text((ROOT / "requirements.lock").read_text()),
+        Path("docs/reference/cli.md"): cli_text(),
+        **{
+            Path(f"workflow/envs/{name}.yaml"): conda_text(lock, asked)
+            for name, asked in environments().items()
+        },
     }
 
 

@@ -1,5 +1,7 @@
 """Tasks × encoders × heads: one table and its figures."""
 
+CONDA = "../envs/statistics.yaml"
+
 BENCHMARK = PATHS.benchmark("{benchmark}")
 
 

@@ -1,5 +1,6 @@
 """What all rules share: the plan, and how a verb is called."""
 
+import os
 import re
 import sys
 
@@ -14,7 +15,10 @@ from stainssl.errors import StainsslError
 from stainssl.plan.workflow import Plan, any_of
 
 DEPLOYMENT = set(map(str, workflow.deployment_settings.deployment_method))
-CONDA = "../envs/stainssl.yaml"
+
+
+# Of `--sdm apptainer`: built by stainssl.def, in the working folder or where the variable says.
+container: os.environ.get("STAINSSL_IMAGE", "stainssl.sif")
 
 
 def planned():

@@ -1,5 +1,7 @@
 """The synthetic cohort: seed → slides, sheet, truth polygons."""
 
+CONDA = "../envs/reading.yaml"
+
 if PLAN.demo_files()["slides"]:
 
     rule demo:

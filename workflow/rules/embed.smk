@@ -1,5 +1,7 @@
 """Embeddings: pixels, encoder → vectors of a part."""
 
+CONDA = "../envs/reading.yaml"
+
 
 rule embed:
     input:

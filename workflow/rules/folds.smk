@@ -1,5 +1,7 @@
 """Training, validation and test patients of a task, drawn once."""
 
+CONDA = "../envs/statistics.yaml"
+
 
 rule folds:
     output:

@@ -1,5 +1,7 @@
 """Tile labels: tiles and annotations, or the sheet → labels of a part."""
 
+CONDA = "../envs/statistics.yaml"
+
 
 rule label:
     input:

@@ -1,5 +1,7 @@
 """Slide and patient tasks: embeddings, folds → predictions, metrics, models, attention."""
 
+CONDA = "../envs/reading.yaml"
+
 
 rule mil:
     input:

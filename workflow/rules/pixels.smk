@@ -1,5 +1,7 @@
 """Encoded tiles and their stain profiles: slides, tiles → pixels of a part."""
 
+CONDA = "../envs/reading.yaml"
+
 
 rule pixels:
     input:

@@ -1,5 +1,7 @@
 """Encoders: pixels, target → model, metrics, the patients seen, curves."""
 
+CONDA = "../envs/training.yaml"
+
 
 rule pretrain:
     input:

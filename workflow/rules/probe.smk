@@ -1,5 +1,7 @@
 """Tile tasks: embeddings, labels, folds → predictions and metrics of a linear probe."""
 
+CONDA = "../envs/statistics.yaml"
+
 
 rule probe:
     input:

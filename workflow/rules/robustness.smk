@@ -1,5 +1,7 @@
 """What a change of stain does to an encoder."""
 
+CONDA = "../envs/reading.yaml"
+
 
 rule robustness:
     input:

@@ -1,5 +1,7 @@
 """The stain target of an encoder, from its own training parts."""
 
+CONDA = "../envs/reading.yaml"
+
 
 rule target:
     input:

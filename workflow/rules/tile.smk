@@ -1,5 +1,7 @@
 """Tissue and tiles: slides of a part → tiles, qc, previews; then the cohort's statuses."""
 
+CONDA = "../envs/reading.yaml"
+
 
 rule tile:
     input:
