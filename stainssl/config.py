@@ -342,7 +342,10 @@ class Split(Model):
     stratify: list[str] = []
 
 
-Score = Literal["auroc", "auprc", "accuracy", "balanced_accuracy", "f1_macro", "f1_weighted"]
+Score = Literal[
+    "auroc", "auprc", "accuracy", "balanced_accuracy", "f1_macro", "f1_weighted",
+    "sensitivity", "specificity", "ppv", "npv",
+]  # fmt: skip
 
 
 def _as_word(value: Any) -> Any:

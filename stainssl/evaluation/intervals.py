@@ -70,7 +70,7 @@ def _root(distance: Callable[[float], float], inside: float, outside: float) -> 
     return inside
 
 
-def auroc_estimate(pairs: Pairs, is_cross_validated: bool) -> Estimate:
+def auroc_estimate(pairs: Pairs, likeness: float = 0.0) -> Estimate:
     r"""AUROC with the interval of a test whose variance is that of the hypothesis.
 
     Limits are the :math:`\theta` with :math:`|A - \theta| = z \sqrt{V(\theta)}`, where
@@ -88,7 +88,7 @@ def auroc_estimate(pairs: Pairs, is_cross_validated: bool) -> Estimate:
     def variance(t: float) -> float:
         q = (t / (2 - t) + 2 * t**2 / (1 + t)) / 2
         own = t * (1 - t) * pairs.squares + (q - t**2) * pairs.shared
-        return own * (cross_validation_factor(t) if is_cross_validated else 1.0)
+        return own * cross_validation_factor(t, likeness)
 
     def limits(z: float) -> tuple[float, float]:
         def distance(t: float) -> float:
@@ -99,21 +99,35 @@ def auroc_estimate(pairs: Pairs, is_cross_validated: bool) -> Estimate:
     return Estimate(pairs.value, limits, pairs.influence)
 
 
-def cross_validation_factor(value: float, called: bool = False) -> float:
-    r"""How much more an AUROC varies for being cross-validated.
+def cross_validation_factor(value: float, likeness: float) -> float:
+    r"""How much more a figure varies for being cross-validated.
 
     Two test patients of different folds each trained the other's model. Where a model learnt
-    nothing but noise, both their answers rest on the one likeness between them, and the variance
-    is twice that of independent answers; where it learnt a signal, an answer rests on the
-    patient's own. Between the two the factor is :math:`1 + 4 A (1 - A)`, which is 2 at one half
-    and 1 for a perfect answer. Of shares of right calls (`called`) the second term is
-    :math:`2/\pi` of that, as signs correlate less than scores.
+    nothing but noise, both their answers rest on the one likeness between them, and the variance of
+    a sum of scores is twice that of independent ones; where it learnt a signal, an answer rests on
+    the patient's own. Between the two the factor is :math:`1 + 4 A (1 - A)\,r`: at one half
+    :math:`1 + r`, and 1 for a perfect answer.
 
     Args:
         value: the AUROC, or the (balanced) accuracy.
-        called: whether it is of calls at a threshold.
+        likeness: r, the squared correlation of what is counted with the score: `rank_likeness`, or
+            `CALL_LIKENESS`.
     """
-    return 1 + 4 * value * (1 - value) * (2 / np.pi if called else 1.0)
+    return 1 + 4 * value * (1 - value) * likeness
+
+
+CALL_LIKENESS = 2 / np.pi  # of the side of a threshold, with a normal score
+
+
+def rank_likeness(units: float) -> float:
+    """Squared correlation of a normal score, less its fold's mean, with its rank among m units.
+
+    It is 2/π of a pair, whose rank is the sign of the difference, and 3/π of many.
+
+    Args:
+        units: m, that are ranked together.
+    """
+    return 3 * units / (np.pi * (units + 1))
 
 
 def share_estimate(hits: Floats, of: Floats) -> Estimate:

@@ -18,12 +18,14 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from stainssl.evaluation.intervals import (
+    CALL_LIKENESS,
     UNDEFINED,
     Estimate,
     auroc_estimate,
     combine,
     cross_validation_factor,
     drawn_estimate,
+    rank_likeness,
     share_estimate,
     widened,
 )
@@ -176,18 +178,25 @@ def _calibration_error(scored: ScoredUnits, weights: Floats) -> Floats:
 # --- in closed form, where every patient is one unit -------------------------------------------
 
 
+def _rank_likeness(scored: ScoredUnits, classes: list[int]) -> float:
+    # 0 where no repeat has two folds that rank: then nobody trained another's model.
+    folds = {id(fold): fold for k in classes for fold, _ in folds_with_pairs(scored, k)}
+    if len(folds) <= len({fold.repeat for fold in folds.values()}):
+        return 0.0
+    return rank_likeness(float(np.mean([len(fold.unit) for fold in folds.values()])))
+
+
 def _auroc_exact(scored: ScoredUnits) -> Estimate:
     classes = classes_ranked(scored)
-    folds = [fold for k in classes for fold, _ in folds_with_pairs(scored, k)]
-    crossed = len({id(fold) for fold in folds}) > len({fold.repeat for fold in folds})
-    each = [auroc_estimate(pairs_of(scored, k), crossed) for k in classes]
+    likeness = _rank_likeness(scored, classes)
+    each = [auroc_estimate(pairs_of(scored, k), likeness) for k in classes]
     return combine(each, [1 / len(each)] * len(each))
 
 
 def _calls_widened(scored: ScoredUnits, estimate: Estimate) -> Estimate:
     if not scored.is_cross_validated or not np.isfinite(estimate.value):
         return estimate
-    return widened(estimate, cross_validation_factor(estimate.value, called=True))
+    return widened(estimate, cross_validation_factor(estimate.value, CALL_LIKENESS))
 
 
 def _accuracy_exact(scored: ScoredUnits) -> Estimate:
@@ -340,9 +349,10 @@ def estimate(
     if weights is None:
         weights = patient_weights(scored, resamples, seed)
     draws = known.resampled(scored, weights)
-    if known.ranks and scored.is_cross_validated:
-        factor = cross_validation_factor(float(_auroc(scored, np.ones((1, scored.patients)))[0]))
-        draws = value + (draws - value) * factor**0.5
+    if known.ranks:
+        auroc = float(_auroc(scored, np.ones((1, scored.patients)))[0])
+        likeness = _rank_likeness(scored, classes_ranked(scored))
+        draws = value + (draws - value) * cross_validation_factor(auroc, likeness) ** 0.5
     return drawn_estimate(value, draws, scored.patients)
 
 

@@ -180,9 +180,15 @@ def scored_units(units: pd.DataFrame, predictions: pd.DataFrame, level: str) -> 
         lost = int((~np.isfinite(p)).any(1).sum())
         raise StainsslError(f"Predictions: {lost} rows are not finite.")
     patient = np.unique(units["patient_id"].to_numpy(str), return_inverse=True)[1]
-    cuts = [units[c].to_numpy(float) if c in units else None for c in (THRESHOLD, RULE_OUT)]
+    cuts = [_cut(units, column) for column in (THRESHOLD, RULE_OUT)]
     folds = _fold_scores(predictions, units, level, columns)
     return ScoredUnits(np.asarray(y, np.int64), p, patient, classes, folds, *cuts)
+
+
+def _cut(units: pd.DataFrame, column: str) -> Floats | None:
+    if column not in units or units[column].isna().any():
+        return None
+    return units[column].to_numpy(float)
 
 
 def _fold_scores(

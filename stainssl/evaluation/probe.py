@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
@@ -12,9 +13,11 @@ from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss, roc_auc_score
 from sklearn.preprocessing import StandardScaler
+from sklearn.utils.class_weight import compute_sample_weight
 
 from stainssl.errors import StainsslError
 from stainssl.evaluation.folds import each_fold
+from stainssl.evaluation.thresholds import Calls
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
@@ -70,11 +73,16 @@ def balanced_sample(patient: NDArray, count: int, rng: np.random.Generator) -> I
 
 @dataclass(frozen=True)
 class Linear:
-    """Standardisation and logistic regression over K classes, some maybe unseen in training."""
+    """Standardisation and logistic regression over K classes, some maybe unseen in training.
+
+    Attributes:
+        cuts: thresholds that validation tiles chose, by column of the predictions.
+    """
 
     scaler: StandardScaler
     model: LogisticRegression
     classes: int
+    cuts: Mapping[str, float] = field(default_factory=dict)
 
     def __call__(self, features: Floats) -> NDArray[np.float64]:
         """(N, K) class probabilities of (N, D) features; 0 for classes unseen in training."""
@@ -83,7 +91,13 @@ class Linear:
         return out
 
 
-def _path(features: Floats, y: Ints, classes: int, penalties: Sequence[float]) -> Iterator[Linear]:
+def _path(
+    features: Floats,
+    y: Ints,
+    classes: int,
+    penalties: Sequence[float],
+    class_weight: str | None = None,
+) -> Iterator[Linear]:
     # One probe after another, each starting from the last one's weights.
     if len(np.unique(y)) < 2:
         raise StainsslError(
@@ -95,7 +109,11 @@ def _path(features: Floats, y: Ints, classes: int, penalties: Sequence[float]) -
     last: LogisticRegression | None = None
     for penalty in penalties:
         model = LogisticRegression(
-            C=1 / (penalty * len(y)), max_iter=300, tol=1e-3, warm_start=last is not None
+            C=1 / (penalty * len(y)),
+            max_iter=300,
+            tol=1e-3,
+            warm_start=last is not None,
+            class_weight=class_weight,
         )
         if last is not None:
             model.coef_, model.intercept_ = last.coef_, last.intercept_
@@ -104,7 +122,9 @@ def _path(features: Floats, y: Ints, classes: int, penalties: Sequence[float]) -
         yield Linear(scaler, model, classes)
 
 
-def fit_linear(features: Floats, y: Ints, classes: int, penalty: float) -> Linear:
+def fit_linear(
+    features: Floats, y: Ints, classes: int, penalty: float, class_weight: str | None = None
+) -> Linear:
     """Logistic regression on standardised features.
 
     Args:
@@ -112,14 +132,20 @@ def fit_linear(features: Floats, y: Ints, classes: int, penalty: float) -> Linea
         y: (N,) class index, 0 … classes-1.
         classes: K.
         penalty: on the squared weights beside the mean loss.
+        class_weight: `balanced`, so that all classes weigh the same, or None.
 
     Raises:
         StainsslError: one class only.
     """
-    return next(_path(features, y, classes, (penalty,)))
+    return next(_path(features, y, classes, (penalty,), class_weight))
 
 
-def choose_penalty(train: tuple[Floats, Ints], val: tuple[Floats, Ints], classes: int) -> float:
+def choose_penalty(
+    train: tuple[Floats, Ints],
+    val: tuple[Floats, Ints],
+    classes: int,
+    class_weight: str | None = None,
+) -> tuple[float, Linear | None]:
     """The penalty of `PENALTIES` with the least log-loss on the validation patients' tiles.
 
     Weaker penalties are not tried once the loss has risen: they take longest to fit.
@@ -127,22 +153,41 @@ def choose_penalty(train: tuple[Floats, Ints], val: tuple[Floats, Ints], classes
     Args:
         train: (features, y) to fit on.
         val: (features, y) of other patients.
+        classes: K.
+        class_weight: `balanced` or None, of the fit and of the loss.
+
+    Returns:
+        The penalty and the probe that it gave; `DEFAULT_PENALTY` and None without validation tiles.
 
     Raises:
         StainsslError: one class only in training.
     """
     if not len(val[1]):
-        return DEFAULT_PENALTY
+        return DEFAULT_PENALTY, None
+    weights = compute_sample_weight(class_weight, val[1])
     losses: list[float] = []
-    for model in _path(*train, classes, PENALTIES):
-        losses.append(log_loss(val[1], model(val[0]), labels=np.arange(classes)))
+    models: list[Linear] = []
+    for model in _path(*train, classes, PENALTIES, class_weight):
+        # A copy: the next fit starts from this one's weights.
+        models.append(replace(model, model=deepcopy(model.model)))
+        p = model(val[0])
+        losses.append(log_loss(val[1], p, labels=np.arange(classes), sample_weight=weights))
         if losses[-1] > min(losses):
             break
-    return PENALTIES[int(np.argmin(losses))]
+    best = int(np.argmin(losses))
+    return PENALTIES[best], models[best]
 
 
 def linear_probe(
-    features: Floats, y: Ints, patient: NDArray, val: NDArray[np.bool_], classes: int, seed: int
+    features: Floats,
+    y: Ints,
+    patient: NDArray,
+    val: NDArray[np.bool_],
+    classes: int,
+    seed: int,
+    *,
+    class_weight: str | None = None,
+    calls: Calls | None = None,
 ) -> tuple[Linear, float]:
     """A linear probe whose penalty the validation patients choose and which all then train.
 
@@ -153,6 +198,9 @@ def linear_probe(
         val: (N,) True where the patient validates.
         classes: K.
         seed: of the sample of tiles that bounds the work, balanced over patients.
+        class_weight: `balanced` or None.
+        calls: how thresholds are chosen, by the validation patients' answers of the probe that was
+            fitted without them; None: none are.
 
     Returns:
         The probe and its penalty.
@@ -164,9 +212,14 @@ def linear_probe(
     of_train, of_val = np.flatnonzero(~val), np.flatnonzero(val)
     fit = of_train[balanced_sample(patient[of_train], MAX_CHOOSING_TILES, rng)]
     check = of_val[balanced_sample(patient[of_val], MAX_CHOOSING_TILES, rng)]
-    penalty = choose_penalty((features[fit], y[fit]), (features[check], y[check]), classes)
+    train, held_out = (features[fit], y[fit]), (features[check], y[check])
+    penalty, chosen = choose_penalty(train, held_out, classes, class_weight)
     final = balanced_sample(patient, MAX_TRAIN_TILES, rng)
-    return fit_linear(features[final], y[final], classes, penalty), penalty
+    made = fit_linear(features[final], y[final], classes, penalty, class_weight)
+    if calls is None:
+        return made, penalty
+    answers = chosen(held_out[0]) if chosen else np.empty((0, classes))
+    return replace(made, cuts=calls.cuts(held_out[1], answers)), penalty
 
 
 def _unit_length(features: Floats) -> Floats:
@@ -203,17 +256,27 @@ def _prediction_rows(tiles: Tiles, rows: Ints, p: NDArray) -> pd.DataFrame:
     return table
 
 
-def probe(tiles: Tiles, folds: pd.DataFrame, *, seed: int = 0) -> tuple[pd.DataFrame, pd.DataFrame]:
+def probe(
+    tiles: Tiles,
+    folds: pd.DataFrame,
+    *,
+    seed: int = 0,
+    class_weight: str | None = "balanced",
+    calls: Calls | None = None,
+) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Test predictions of the linear and the nearest-neighbour probe over every fold.
 
     Args:
         tiles: labelled tiles of the task.
         folds: as `make_folds` gives.
         seed: of the samples that bound the work.
+        class_weight: `balanced` or None, of the linear probe.
+        calls: how thresholds are chosen; None: as `Calls()`.
 
     Returns:
         Two tables (linear, neighbours): `patient_id`, `slide_id`, `tile`, `site`, `repeat`,
-        `fold`, `y` (class word), `p_<class>`.
+        `fold`, `y` (class word), `p_<class>`, and of the linear probe of two classes the
+        thresholds.
 
     Raises:
         StainsslError: the training part of a fold has one class only, or no test tile is labelled.
@@ -224,7 +287,10 @@ def probe(tiles: Tiles, folds: pd.DataFrame, *, seed: int = 0) -> tuple[pd.DataF
         x, y = tiles.features[training], tiles.y[training]
         patient = tiles.table["patient_id"].to_numpy()[training]
         val = np.isin(patient, sorted(role["val"]))
-        model, penalty = linear_probe(x, y, patient, val, len(tiles.classes), seed)
+        model, penalty = linear_probe(
+            x, y, patient, val, len(tiles.classes), seed,
+            class_weight=class_weight, calls=calls or Calls(),
+        )  # fmt: skip
         log.info(
             "repeat %d fold %d: %d training and %d test tiles, penalty %g",
             repeat, fold, len(training), len(test), penalty,
@@ -232,7 +298,8 @@ def probe(tiles: Tiles, folds: pd.DataFrame, *, seed: int = 0) -> tuple[pd.DataF
         near = balanced_sample(patient, MAX_TRAIN_TILES, np.random.default_rng(seed))
         scored = nearest_neighbours(x[near], y[near], tiles.features[test], len(tiles.classes))
         place = {"repeat": repeat, "fold": fold}
-        linear.append(_prediction_rows(tiles, test, model(tiles.features[test])).assign(**place))
+        rows = _prediction_rows(tiles, test, model(tiles.features[test]))
+        linear.append(rows.assign(**place, **model.cuts))
         neighbours.append(_prediction_rows(tiles, test, scored).assign(**place))
     if not sum(map(len, linear)):
         raise StainsslError("No test patient has a labelled tile: check labels and split.")

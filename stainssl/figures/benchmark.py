@@ -9,10 +9,12 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from numpy.typing import NDArray
 
 from stainssl.evaluation.baselines import CLINICAL, SITE
 from stainssl.evaluation.baselines import HEAD as COLUMNS_HEAD
 from stainssl.evaluation.table import FEW_PATIENTS
+from stainssl.evaluation.thresholds import calibration_curve, net_benefit
 
 # Okabe & Ito 2008: told apart by the color-blind. Grey is kept for what saw nothing.
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8C6D1F", "#5D3A9B")
@@ -81,6 +83,56 @@ def _roc_panel(
     axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal", title=title)
     axes.set(xlabel="false positive rate", ylabel="true positive rate (95 % band over patients)")
     axes.legend(framealpha=0.85, edgecolor="none", fontsize=8.5, loc="lower right")
+
+
+Answers = tuple[str, NDArray[np.bool_], NDArray[np.float64]]  # encoder, positive, probability
+
+
+def calibration(answers: Mapping[str, Mapping[str, Answers]], encoders: Sequence[str]) -> Figure:
+    """Calibration plots and decision curves, a row a task of two classes.
+
+    Args:
+        answers: panel title → legend label → (encoder, (n,) positive, (n,) probability) of units.
+        encoders: all of the benchmark, in its order, for their colors.
+    """
+    if not answers:
+        return _message("No calibration plot: no task has two classes among its test patients.")
+    figure = Figure(figsize=(10, 4.6 * len(answers)), dpi=_INCH, layout="constrained")
+    rows = figure.subplots(len(answers), 2, squeeze=False)
+    for (left, right), (title, lines) in zip(rows, answers.items(), strict=True):
+        colors = encoder_colors(encoders)
+        left.plot([0, 1], [0, 1], color="#bbbbbb", lw=1, ls=(0, (4, 3)), zorder=1)
+        for place, (label, (encoder, positive, p)) in enumerate(lines.items()):
+            stated, true, _ = calibration_curve(positive, p)
+            marker, color = MARKERS[place % len(MARKERS)], colors[encoder]
+            left.plot(stated, true, color=color, lw=1.4, marker=marker, ms=5, label=label)
+            _decision_line(right, positive, p, color, label)
+        _decision_floor(right, positive)
+        _quiet(left)
+        _quiet(right)
+        left.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), title=title)
+        left.set(xlabel="probability that was said", ylabel="share that is positive (fifths)")
+        right.set(xlabel="threshold", ylabel="net benefit", title="decision curve")
+        left.legend(framealpha=0.85, edgecolor="none", fontsize=8.5, loc="upper left")
+        right.legend(framealpha=0.85, edgecolor="none", fontsize=8.5, loc="upper right")
+    return figure
+
+
+_THRESHOLDS = np.linspace(0.0, 0.95, 96)
+
+
+def _decision_line(
+    axes: Axes, positive: NDArray[np.bool_], p: NDArray[np.float64], color: str, label: str
+) -> None:
+    axes.plot(_THRESHOLDS, net_benefit(positive, p, _THRESHOLDS), color=color, lw=1.6, label=label)
+
+
+def _decision_floor(axes: Axes, positive: NDArray[np.bool_]) -> None:
+    everybody = net_benefit(positive, np.ones(len(positive)), _THRESHOLDS)
+    axes.plot(_THRESHOLDS, everybody, color="#999999", lw=1, ls=":", label="all are called")
+    axes.axhline(0, color="#999999", lw=1, ls=(0, (4, 3)), label="none is called")
+    share = positive.mean()
+    axes.set_ylim(-0.15 * max(share, 0.1), 1.1 * max(share, 0.1))
 
 
 def forest(long: pd.DataFrame, encoders: Sequence[str]) -> Figure:

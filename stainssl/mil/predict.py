@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from stainssl.errors import StainsslError
+from stainssl.evaluation.thresholds import Calls
 from stainssl.mil import heads
 from stainssl.mil.bags import Bag
 from stainssl.mil.train import FoldModel, HeadSettings
@@ -42,6 +43,20 @@ def predict_bag(
         torch.from_numpy((block - model.mean) / model.std) for block in bag.chunks(chunk)
     )
     return torch.softmax(logits, dim=0).numpy(), attention.numpy()
+
+
+def with_cuts(model: FoldModel, val: Sequence[Bag], calls: Calls) -> FoldModel:
+    """The model with the thresholds that its validation bags choose; none choose one half.
+
+    Args:
+        model: of a fold.
+        val: its validation bags.
+        calls: how thresholds are chosen.
+    """
+    answers = [predict_bag(model, bag)[0] for bag in val]
+    p = np.stack(answers) if answers else np.empty((0, len(model.classes)))
+    y = np.array([bag.label for bag in val], np.int64)
+    return dataclasses.replace(model, cuts=calls.cuts(y, p))
 
 
 def prediction_table(
@@ -108,6 +123,7 @@ def save_model(model: FoldModel, path: Path) -> None:
         "classes": list(model.classes),
         "dim": len(model.mean),
         "epoch": model.epoch,
+        "cuts": {name: value for name, value in model.cuts.items() if np.isfinite(value)},
         "history": [[round(train, 6), round(val, 6)] for train, val in model.history],
     }
     with replacing(path.with_name(path.name + ".json")) as temporary:
@@ -135,5 +151,12 @@ def load_model(path: Path) -> FoldModel:
     head.load_state_dict({name.removeprefix("head."): v for name, v in tensors.items()})
     history = [(train, float("nan") if val is None else val) for train, val in card["history"]]
     return FoldModel(
-        head.eval(), settings, tuple(card["classes"]), mean, std, card["epoch"], history
+        head.eval(),
+        settings,
+        tuple(card["classes"]),
+        mean,
+        std,
+        card["epoch"],
+        history,
+        card.get("cuts", {}),
     )

@@ -56,6 +56,7 @@ class FoldModel:
         std: (D,) float32 over the training tiles, positive.
         epoch: the epoch, from 0, whose weights were kept.
         history: (training loss, validation loss) of each epoch; NaN without validation bags.
+        cuts: thresholds that the validation bags chose, by column of the predictions.
     """
 
     head: Head
@@ -65,6 +66,7 @@ class FoldModel:
     std: np.ndarray
     epoch: int
     history: list[tuple[float, float]] = field(default_factory=list)
+    cuts: dict[str, float] = field(default_factory=dict)
 
 
 def fit(
@@ -73,12 +75,15 @@ def fit(
     classes: Sequence[str],
     settings: HeadSettings,
     seed: int,
+    *,
+    is_balanced: bool = True,
 ) -> FoldModel:
     """Train a head; the weights of the epoch with the lowest validation loss are kept.
 
     Features are standardised with the training tiles' statistics, and classes weigh the same
-    whatever their number. Without validation bags all epochs run and the last is kept. The result
-    depends on the arguments alone; the caller's random state is left as it was.
+    whatever their number, unless told otherwise. Without validation bags all epochs run and the
+    last is kept. The result depends on the arguments alone; the caller's random state is left as it
+    was.
 
     Args:
         train: bags of at least two classes.
@@ -86,6 +91,7 @@ def fit(
         classes: the names of all classes of the task.
         settings: the head's settings.
         seed: of initialisation, order, drawing and dropout.
+        is_balanced: whether classes weigh the same; else every bag does.
 
     Returns:
         The fold's model.
@@ -101,7 +107,8 @@ def fit(
         head = heads.create(
             settings.kind, train[0].dim, len(classes), settings.hidden, settings.dropout
         )
-        loop = _Loop(head, settings, mean, std, class_weights(train, len(classes)), rng)
+        weights = class_weights(train, len(classes)) if is_balanced else torch.ones(len(classes))
+        loop = _Loop(head, settings, mean, std, weights, rng)
         epoch, history = loop.run(train, val)
     return FoldModel(head.eval(), settings, tuple(classes), mean, std, epoch, history)
 

@@ -11,6 +11,7 @@ from stainssl.cohort import PART, parts, read_sheet, site_columns
 from stainssl.config import Benchmark, Config, Head, Split, Task
 from stainssl.errors import StainsslError
 from stainssl.evaluation.labels import Labels, labels_of
+from stainssl.evaluation.thresholds import Calls, calls_of
 from stainssl.paths import Paths
 from stainssl.plan.encoders import Part, robust_tasks
 from stainssl.plan.job import Job, Reads, Resource, Setting, Writes, columns_of
@@ -88,6 +89,8 @@ class ProbeJob(Job):
     folds: Reads[Path]
     output: Writes[Path]
     label: Setting[Labels]
+    calls: Setting[Calls]
+    is_balanced: Setting[bool]
     rows: Setting[pd.DataFrame]
     seed: Setting[int]
 
@@ -113,6 +116,8 @@ def probe(config: Config, task: str, encoder: str) -> ProbeJob:
         folds=paths.folds(task),
         output=paths.probe(task, encoder),
         label=labels_of(spec),
+        calls=calls_of(spec),
+        is_balanced=spec.class_weight == "balanced",
         rows=_rows(config, spec.cohorts, "slide_id", "patient_id", "site"),
         seed=config.seed,
     )
@@ -140,6 +145,8 @@ class MilJob(Job):
     output: Writes[Path]
     level: Setting[str]
     label: Setting[Labels]
+    calls: Setting[Calls]
+    is_balanced: Setting[bool]
     rows: Setting[pd.DataFrame]
     external: Setting[dict[str, pd.DataFrame]]
     head: Setting[Head]
@@ -172,6 +179,8 @@ def mil(config: Config, task: str, encoder: str, head: str) -> MilJob:
         output=paths.mil(task, encoder, head),
         level=spec.level,
         label=labels_of(spec),
+        calls=calls_of(spec),
+        is_balanced=spec.class_weight == "balanced",
         rows=_rows(config, spec.cohorts, *columns),
         external={c: _rows(config, [c], *columns) for c in spec.external},
         head=config.heads[head],
@@ -215,7 +224,7 @@ class BenchmarkJob(Job):
 
 BENCHMARK_FILES = (
     "table.csv", "table.md", "table.tex", "table.html", "comparisons.csv", "robustness.json",
-    "roc.png", "forest.png", "robustness.png", "few_shot.png", "umap.png",
+    "roc.png", "calibration.png", "forest.png", "robustness.png", "few_shot.png", "umap.png",
 )  # fmt: skip
 PROBE = "probe"
 

@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 def run(job: BenchmarkJob) -> None:
     """Write `table.csv|md|tex|html`, `comparisons.csv`, `robustness.json` and the figures: `roc`,
-    `forest`, `robustness`, `few_shot` and `umap`, each a PNG.
+    `calibration`, `forest`, `robustness`, `few_shot` and `umap`, each a PNG.
 
     Raises:
         StainsslError: an answer is missing, or the benchmark has no slide task's head.
@@ -61,6 +61,7 @@ def run(job: BenchmarkJob) -> None:
     tree = table.robustness_tree(robustness)
     write_text(files["robustness.json"], json.dumps(tree, indent=1, allow_nan=False))
     _save(files["roc.png"], figures.roc(_curves(answers, job.seed), encoders))
+    _save(files["calibration.png"], figures.calibration(_calibrations(answers), encoders))
     _save(files["forest.png"], figures.forest(long, _shown(encoders, columns)))
     _save(files["robustness.png"], figures.robustness(long, encoders))
     curves = {task: _few_shots(job, task) for task in job.tasks}
@@ -269,6 +270,19 @@ def _curves(answers: list[Answer], seed: int) -> dict[str, dict[str, tuple[str, 
         curve = roc_band(scored, seed=seed)
         curves.setdefault(panel, {})[label] = (answer.encoder, curve)
     return curves
+
+
+def _calibrations(answers: list[Answer]) -> dict[str, dict[str, figures.Answers]]:
+    """Panel → legend label → answers on the units of the tasks of two classes."""
+    found: dict[str, dict[str, figures.Answers]] = {}
+    for answer in answers:
+        scored = read_scored(answer.predictions, answer.level)
+        if len(scored.classes) != 2 or len(scored.present()) < 2:
+            continue
+        panel = f"{answer.task}, {scored.patients} patients"
+        units = (answer.encoder, scored.y == 1, scored.p[:, 1])
+        found.setdefault(panel, {})[_row_name(answer)] = units
+    return found
 
 
 def _row_name(answer: Answer) -> str:

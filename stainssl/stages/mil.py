@@ -18,7 +18,14 @@ from stainssl.evaluation.predictions import ensemble
 from stainssl.mil import bags as bagging
 from stainssl.mil.attention import AttentionMean, attention_table
 from stainssl.mil.bags import Bag, SlideTiles
-from stainssl.mil.predict import load_models, model_name, predict_bag, prediction_table, save_model
+from stainssl.mil.predict import (
+    load_models,
+    model_name,
+    predict_bag,
+    prediction_table,
+    save_model,
+    with_cuts,
+)
 from stainssl.mil.reference import reference_table
 from stainssl.mil.train import FoldModel, HeadSettings, fit
 from stainssl.plan.encoders import Part
@@ -46,7 +53,6 @@ def run(job: MilJob) -> None:
     Raises:
         StainsslError: its folds share patients between roles, or its bags cannot be trained on.
     """
-    settings = HeadSettings(**job.head.model_dump())
     made_by = {
         "task": job.task, "encoder": job.encoder, "head": job.head_name, "seed": job.seed,
     }  # fmt: skip
@@ -61,7 +67,7 @@ def run(job: MilJob) -> None:
         reference = reference_table(bags, trained, stain_of_slides(job.pixels, slides))
         with replacing(job.output) as folder:
             folder.mkdir()
-            predictions, attention = _answer(bags, folds, classes, settings, job.seed, folder)
+            predictions, attention = _answer(job, bags, folds, classes, folder)
             metrics = evaluate(predictions, job.level, job.seed)
             write_table(folder / "predictions.parquet", predictions, "predictions", made_by)
             write_table(folder / "attention.parquet", attention, "attention", made_by)
@@ -186,22 +192,17 @@ def _bags(slides: pd.DataFrame, level: str, read: Callable[[str], SlideTiles]) -
 
 
 def _answer(
-    bags: list[Bag],
-    folds: pd.DataFrame,
-    classes: list[str],
-    settings: HeadSettings,
-    seed: int,
-    folder: Path,
+    job: MilJob, bags: list[Bag], folds: pd.DataFrame, classes: list[str], folder: Path
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Every fold's model, saved under `folder`; the test bags' predictions and attention."""
     tables, looked_at = [], AttentionMean()
-    for repeat, fold, model, test in _fold_models(bags, folds, classes, settings, seed):
+    for repeat, fold, model, test in _fold_models(job, bags, folds, classes):
         save_model(model, folder / "models" / model_name(repeat, fold))
         answers = [predict_bag(model, bag) for bag in test]
         for bag, (_, attention) in zip(test, answers, strict=True):
             looked_at.add(bag, attention)
         p = np.stack([probability for probability, _ in answers])
-        tables.append(prediction_table(test, p, classes, repeat, fold))
+        tables.append(prediction_table(test, p, classes, repeat, fold).assign(**model.cuts))
     if not tables:
         raise StainsslError("no test patient has a usable tile: see the cohort's slides.csv.")
     return pd.concat(tables, ignore_index=True), attention_table(bags, looked_at.means())
@@ -224,15 +225,16 @@ def _external(job: MilJob, cohort: str, classes: list[str], models: Path) -> pd.
     tables = []
     for number, model in enumerate(load_models(models).values()):
         p = np.stack([predict_bag(model, bag)[0] for bag in bags])
-        tables.append(prediction_table(bags, p, classes, number, 0))
+        tables.append(prediction_table(bags, p, classes, number, 0).assign(**model.cuts))
     log.info("%d bags of %s, which is external, by %d models", len(bags), cohort, len(tables))
     return pd.concat(tables, ignore_index=True)
 
 
 def _fold_models(
-    bags: list[Bag], folds: pd.DataFrame, classes: list[str], settings: HeadSettings, seed: int
+    job: MilJob, bags: list[Bag], folds: pd.DataFrame, classes: list[str]
 ) -> Iterator[tuple[int, int, FoldModel, list[Bag]]]:
     """(repeat, fold, model, test bags) of every fold that has a test bag."""
+    settings = HeadSettings(**job.head.model_dump())
     for repeat, fold, patients in each_fold(folds):
         train, val, test = (
             [bag for bag in bags if bag.patient_id in patients[role]]
@@ -241,9 +243,10 @@ def _fold_models(
         if not test:
             log.warning("repeat %d fold %d has no test bag and is left out", repeat, fold)
             continue
-        own_seed = int(np.random.default_rng([seed, repeat, fold]).integers(2**31))
+        own_seed = int(np.random.default_rng([job.seed, repeat, fold]).integers(2**31))
         try:
-            model = fit(train, val, classes, settings, own_seed)
+            model = fit(train, val, classes, settings, own_seed, is_balanced=job.is_balanced)
+            model = with_cuts(model, val, job.calls)
         except StainsslError as error:
             raise StainsslError(f"repeat {repeat} fold {fold}: {error}") from None
         log.info(

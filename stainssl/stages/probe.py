@@ -34,7 +34,10 @@ def run(job: ProbeJob) -> None:
     try:
         tiles = labelled_tiles(job)
         folds = read_folds(job.folds)
-        linear, neighbours = probe(tiles, folds, seed=job.seed)
+        weight = "balanced" if job.is_balanced else None
+        linear, neighbours = probe(
+            tiles, folds, seed=job.seed, class_weight=weight, calls=job.calls
+        )
     except StainsslError as error:
         raise StainsslError(f"tasks.{job.task}: {error}") from None
     metrics = pd.concat(

@@ -209,3 +209,10 @@ def test_a_tasks_classes_and_unknown_words_are_counted(tmp_path: Path) -> None:
     assert lines[0] == "classes: low (3 patients, 3 slides), high (3 patients, 3 slides)"
     assert lines[1] == "unknown: 'n/a' (3 patients, 3 slides)"
     assert "3 of 3 folds test fewer than two" in lines[2]
+
+
+def test_sensitivity_is_of_two_classes(tmp_path: Path) -> None:
+    _touch(tmp_path, 9)
+    rows = [_row(i, y="abc"[i % 3]) for i in range(9)]
+    task = _task(metrics=["sensitivity"], split={"folds": 3})
+    assert "are of two classes" in _problems(_config(tmp_path, rows, **task))

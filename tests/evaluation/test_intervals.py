@@ -10,6 +10,7 @@ from stainssl.evaluation.intervals import (
     combine,
     drawn_estimate,
     p_value,
+    rank_likeness,
     share_estimate,
     widened,
     with_seeds,
@@ -17,6 +18,8 @@ from stainssl.evaluation.intervals import (
 from stainssl.evaluation.metrics import confidence_interval, estimate
 from stainssl.evaluation.predictions import ScoredUnits
 from stainssl.evaluation.ranking import pairs_of
+from stainssl.evaluation.table import number
+from tools.generated import ROOT
 
 
 def _scored(y, score):
@@ -42,7 +45,7 @@ def test_aurocs_interval_ends_at_a_half_where_the_mann_whitney_test_is_at_five_p
     y = np.repeat([0, 1], [9, 7])
     for _ in range(20):
         score = rng.normal(size=16)
-        found = auroc_estimate(pairs_of(_scored(y, stats.norm.cdf(score)), 1), False)
+        found = auroc_estimate(pairs_of(_scored(y, stats.norm.cdf(score)), 1))
         test = stats.mannwhitneyu(
             score[y == 1], score[y == 0], method="asymptotic", use_continuity=False
         )
@@ -74,6 +77,8 @@ def test_a_perfect_answer_of_few_patients_is_not_certain(n):
     scored = _scored(np.repeat([0, 1], n), np.repeat([0.2, 0.8], n))
     low, high = confidence_interval("auroc", scored)
     assert high == pytest.approx(1.0) and 0.4 < low < 1 - 1 / n
+    if n == 3:
+        assert number(1.0, low, high) in (ROOT / "docs" / "statistics.md").read_text()
     assert np.isnan(confidence_interval("brier", scored)).all()  # no resample differs
     for metric in ("auprc", "f1_macro"):  # likewise, and nobody speaks against them
         wilson = stats.binomtest(2 * n, 2 * n).proportion_ci(method="wilson")
@@ -90,10 +95,10 @@ def test_aurocs_interval_covers_in_tiny_cohorts(n):
 
 def test_cross_validation_doubles_the_variance_at_a_half_and_leaves_a_perfect_answer(rng):
     flat = pairs_of(_scored([0, 1] * 300, np.full(600, 0.5)), 1)
-    widths = [np.diff(auroc_estimate(flat, crossed).interval)[0] for crossed in (False, True)]
+    widths = [np.diff(auroc_estimate(flat, likeness).interval)[0] for likeness in (0, 1)]
     assert widths[1] / widths[0] == pytest.approx(np.sqrt(2), rel=0.01)
     perfect = pairs_of(_scored([0, 1] * 20, [0.1, 0.9] * 20), 1)
-    assert auroc_estimate(perfect, True).interval[1] == pytest.approx(1.0)
+    assert auroc_estimate(perfect, 1.0).interval[1] == pytest.approx(1.0)
 
 
 def test_percentiles_lie_further_out_where_patients_are_few(rng):
@@ -148,3 +153,12 @@ def test_a_p_value_of_resamples_is_never_below_what_they_can_tell():
     difference = drawn_estimate(0.5, 0.5 + 0.01 * np.random.default_rng(0).normal(size=999), 40)
     assert p_value(difference) == pytest.approx(2 / 1000)
     assert np.isnan(p_value(drawn_estimate(0.5, np.full(99, np.nan), 40)))
+
+
+@pytest.mark.parametrize("units", [2, 5, 40])
+def test_rank_likeness_is_the_squared_correlation_of_centered_scores_with_ranks(units):
+    scores = np.random.default_rng(0).normal(size=(40_000, units))
+    ranks = stats.rankdata(scores, axis=1)
+    centered = scores - scores.mean(axis=1, keepdims=True)
+    correlation = np.corrcoef(centered.ravel(), ranks.ravel())[0, 1]
+    assert rank_likeness(units) == pytest.approx(correlation**2, abs=0.01)

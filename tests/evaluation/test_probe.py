@@ -95,12 +95,13 @@ def test_noise_gets_a_stronger_penalty_than_signal(rng):
         x = rng.normal(size=(200, 60)).astype(np.float32)
         y = np.arange(200) % 2
         x[:, 0] += signal * y
-        return choose_penalty((x[:100], y[:100]), (x[100:], y[100:]), 2)
+        return choose_penalty((x[:100], y[:100]), (x[100:], y[100:]), 2)[0]
 
     assert half(0.0) > half(6.0)
     nothing = np.zeros((0, 60), np.float32), np.zeros(0, int)
     assert (
-        choose_penalty((rng.normal(size=(9, 60)), np.arange(9) % 2), nothing, 2) == DEFAULT_PENALTY
+        choose_penalty((rng.normal(size=(9, 60)), np.arange(9) % 2), nothing, 2)[0]
+        == DEFAULT_PENALTY
     )
 
 

@@ -62,7 +62,8 @@ def test_the_probe_scores_valid_labelled_tiles_of_test_patients_only(world):
     rows = read_table(world.paths.probe("tumor", "color") / "predictions.parquet", "predictions")
     assert set(rows["patient_id"]) == {"c0", "c1", "c2", "c3"}
     assert len(rows) == 4 * 16 - 4 - 1  # one unknown label a slide, one vector that is NaN
-    columns = {"patient_id", "slide_id", "tile", "site", "repeat", "fold", "y", "p_0", "p_1"}
+    columns = {"patient_id", "slide_id", "tile", "site", "repeat", "fold", "y", "p_0", "p_1",
+               "threshold", "threshold_rule_out"}  # fmt: skip
     assert set(rows.columns) == columns
 
 
@@ -158,7 +159,7 @@ def test_comparisons_cover_every_column_with_one_correction(world):
     assert (compared["p"] >= 2 / 2**4).all()  # no test of so few patients can give less
 
 
-@pytest.mark.parametrize("name", ["roc", "forest", "robustness", "few_shot", "umap"])
+@pytest.mark.parametrize("name", ["roc", "calibration", "forest", "robustness", "few_shot", "umap"])
 def test_the_figures_are_pictures(world, name):
     data = (world.paths.benchmark("main") / f"{name}.png").read_bytes()
     assert data.startswith(b"\x89PNG")

@@ -78,6 +78,7 @@ def test_every_known_patient_with_tiles_is_tested_once_a_repeat(config, head, ca
     predictions = read_table(folder / "predictions.parquet", "predictions")
     assert list(predictions) == [
         "patient_id", "slide_id", "site", "repeat", "fold", "y", "p_0", "p_1",
+        "threshold", "threshold_rule_out",
     ]  # fmt: skip
     tested = predictions.groupby("repeat")["patient_id"].apply(sorted)
     known = sorted(f"p{i}" for i in range(PATIENTS) if i not in (3, 15))

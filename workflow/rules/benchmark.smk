@@ -26,6 +26,12 @@ rule benchmark:
             category="Benchmark",
             labels={"benchmark": "{benchmark}", "shows": "ROC"},
         ),
+        calibration=report(
+            BENCHMARK / "calibration.png",
+            caption="../report/calibration.rst",
+            category="Benchmark",
+            labels={"benchmark": "{benchmark}", "shows": "calibration and decision curves"},
+        ),
         forest=report(
             BENCHMARK / "forest.png",
             caption="../report/forest.rst",

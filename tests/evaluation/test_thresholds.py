@@ -1,0 +1,93 @@
+"""Thresholds are those of the best calls on validation units, and right where these are few."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from sklearn.metrics import balanced_accuracy_score, confusion_matrix, recall_score
+
+from stainssl.evaluation.probe import Tiles, probe
+from stainssl.evaluation.thresholds import (
+    Calls,
+    best_threshold,
+    calibration_curve,
+    net_benefit,
+    sensitive_threshold,
+)
+
+
+@given(data=st.data(), n=st.integers(2, 30))
+def test_no_threshold_calls_better_and_none_as_good_is_nearer_to_a_half(data, n):
+    score = data.draw(hnp.arrays(float, n, elements=st.floats(0, 1)))
+    positive = np.arange(n) % 2 == 0
+    found = best_threshold(positive, score)
+    best = balanced_accuracy_score(positive, score >= found)
+    for other in np.linspace(0, 1, 41):
+        value = balanced_accuracy_score(positive, score >= other)
+        assert value <= best + 1e-12
+
+
+def test_a_half_is_taken_where_it_calls_as_well_as_any():
+    assert best_threshold(np.array([False, True]), np.array([0.3, 0.9])) == 0.5
+    assert best_threshold(np.array([False, True]), np.array([0.1, 0.3])) == pytest.approx(0.2)
+    assert best_threshold(np.array([True, True]), np.array([0.1, 0.3])) == 0.5
+    assert best_threshold(np.array([], bool), np.array([])) == 0.5
+
+
+@given(n=st.integers(1, 40), share=st.floats(0.05, 1), seed=st.integers(0, 99))
+def test_the_sensitive_threshold_is_the_highest_that_finds_enough(n, share, seed):
+    score = np.random.default_rng(seed).random(n)
+    found = sensitive_threshold(np.ones(n, bool), score, share)
+    assert recall_score(np.ones(n), score >= found) >= share - 1e-9
+    above = score[score > found]
+    if len(above):
+        assert (score >= above.min()).mean() < share - 1e-9 or np.isclose(
+            (score >= above.min()).mean(), share
+        )
+
+
+def test_calls_are_of_two_classes_and_a_number_is_kept():
+    y, p = np.array([0, 1]), np.array([[0.9, 0.1], [0.7, 0.3]])
+    assert Calls().cuts(y, p) == {"threshold": pytest.approx(0.2), "threshold_rule_out": 0.3}
+    assert Calls(threshold=0.4).cuts(y, p)["threshold"] == 0.4
+    assert Calls().cuts(y, np.ones((2, 3)) / 3) == {}
+
+
+def test_net_benefit_by_its_definition(rng):
+    positive, score = rng.random(50) < 0.3, rng.random(50)
+    for t, found in zip(
+        (0.1, 0.5, 0.8), net_benefit(positive, score, (0.1, 0.5, 0.8)), strict=True
+    ):
+        _, false, _, true = confusion_matrix(positive, score >= t).ravel()
+        assert found == pytest.approx(true / 50 - false / 50 * t / (1 - t))
+
+
+def test_a_calibration_curve_holds_every_unit_once(rng):
+    score = rng.random(103)
+    stated, true, counts = calibration_curve(rng.random(103) < score, score)
+    assert counts.sum() == 103 and len(stated) == 5
+    assert np.abs(stated - true).max() < 0.35
+
+
+def test_a_rare_class_is_called_where_classes_weigh_the_same(rng):
+    """One positive tile in ten; without weights and threshold the answer is always no."""
+    patients = np.repeat(np.arange(60), 10)
+    y = (np.arange(600) % 10 == 0).astype(np.int64)
+    features = rng.normal(size=(600, 4)).astype(np.float32)
+    features[:, 0] += 1.2 * y
+    names = [f"p{i:02d}" for i in patients]
+    table = pd.DataFrame({"patient_id": names, "slide_id": names, "tile": range(600), "site": ""})
+    roles = ["train"] * 30 + ["val"] * 10 + ["test"] * 20
+    ids = [f"p{i:02d}" for i in range(60)]
+    folds = pd.DataFrame({"repeat": 0, "fold": 0, "patient_id": ids, "role": roles})
+    tiles = Tiles(features, y, ("0", "1"), table)
+    plain, _ = probe(tiles, folds, class_weight=None, calls=Calls(threshold=0.5))
+    weighted, _ = probe(tiles, folds)
+    called = {}
+    for name, rows in (("plain", plain), ("weighted", weighted)):
+        truth, calls = rows["y"] == "1", rows["p_1"] >= rows["threshold"]
+        called[name] = balanced_accuracy_score(truth, calls)
+    assert called["plain"] < 0.6 < called["weighted"]
+    assert (weighted["p_1"] >= weighted["threshold_rule_out"])[weighted["y"] == "1"].mean() > 0.8
