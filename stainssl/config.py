@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 Name = Annotated[str, StringConstraints(pattern=f"^{NAME}$")]
 Share = Annotated[float, Field(ge=0, le=1)]
+Frame = Literal["auto", "bounds", "slide"]
 Positive = Annotated[int, Field(ge=1)]
 Ratio = Annotated[float, Field(gt=0)]
 
@@ -95,7 +96,9 @@ class Cohort(Model):
     kind: Literal["slides", "patches"] = "slides"
     annotations: str | None = None  # pattern with {slide_id}: GeoJSON, ASAP or ImageScope XML
     outlines: dict[str, Outlines] = {}  # tile label → classes; without: the class of its name
+    annotations_frame: Frame = "auto"  # of slides with bounds: where the outlines count from
     regions: str | None = None  # pattern with {slide_id}: tiles stand inside these outlines only
+    regions_frame: Frame = "auto"  # likewise
     tiling: str = "default"
 
     @model_validator(mode="before")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -15,11 +14,10 @@ from typing import TypeVar
 from stainssl.cohort.sheet import read_sheet, source_of
 from stainssl.cohort.sheet_file import shown
 from stainssl.config import Config
+from stainssl.slides.content import content_key
 from stainssl.slides.hdf5_patch import file_of
 
 THREADS = 16  # files are asked for at once; on network storage each takes a millisecond
-SAMPLES = 8  # blocks of a file that are compared, spread over it
-SAMPLE_BYTES = 64 * 1024
 MAX_QUICK_FILES = 5_000  # of equal size, whose contents are compared whenever a run starts
 MAX_TOLD = 3
 A = TypeVar("A", bound=Hashable)
@@ -41,23 +39,6 @@ class Listed:
         """The row as a sentence has it."""
         split = f", split {self.split}" if self.split else ""
         return f"{self.slide_id!r} (patient {self.patient_id}{split}: {self.path})"
-
-
-def content_key(path: Path, size_bytes: int) -> bytes | None:
-    """A hash of a file's size and of blocks spread over it; None where it cannot be read.
-
-    Slides that agree in all blocks, of half a megabyte in all, are one scan for any purpose here.
-    """
-    digest = hashlib.blake2b(str(size_bytes).encode(), digest_size=16)
-    last = max(0, size_bytes - SAMPLE_BYTES)
-    try:
-        with path.open("rb") as file:
-            for start in sorted({last * i // (SAMPLES - 1) for i in range(SAMPLES)}):
-                file.seek(start)
-                digest.update(file.read(SAMPLE_BYTES))
-    except OSError:
-        return None
-    return digest.digest()
 
 
 def _stat(path: Path) -> os.stat_result | None:

@@ -19,19 +19,24 @@ def tile_objects(
     y_level0_px: npt.NDArray[np.int64],
     side_level0_px: npt.NDArray[np.float64],
     measurements: Mapping[str, npt.NDArray[np.floating]],
+    origin_level0_px: tuple[int, int] = (0, 0),
 ) -> dict[str, object]:
     """A GeoJSON FeatureCollection, as QuPath ≥ 0.4 writes and reads its tile objects.
 
-    QuPath counts, as we do, in px of the full image from its top left corner.
+    QuPath counts in px of the full image from the corner of the slide's bounds, to which it crops
+    what it shows.
 
     Args:
         x_level0_px, y_level0_px: (N,) corners.
         side_level0_px: (N,) sides.
         measurements: name → (N,) numbers, which QuPath colors tiles by (Measure → Show
             measurement maps).
+        origin_level0_px: the corner of the slide's bounds.
     """
+    left, top = origin_level0_px
     columns = {name: np.asarray(values, float).tolist() for name, values in measurements.items()}
-    corners = zip(x_level0_px.tolist(), y_level0_px.tolist(), side_level0_px.tolist(), strict=True)
+    lefts, tops = (x_level0_px - left).tolist(), (y_level0_px - top).tolist()
+    corners = zip(lefts, tops, side_level0_px.tolist(), strict=True)
     features = [
         {
             "type": "Feature",

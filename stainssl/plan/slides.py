@@ -9,7 +9,7 @@ import pandas as pd
 
 from stainssl.cohort import PART, parts, read_sheet, root
 from stainssl.cohort.outlines import known_classes, label_names, outlines_of
-from stainssl.config import Cohort, Config, Demo, Outlines, Tiling
+from stainssl.config import Cohort, Config, Demo, Frame, Outlines, Tiling
 from stainssl.errors import StainsslError
 from stainssl.paths import Paths
 from stainssl.plan.job import Job, Reads, Resource, Setting, Writes, columns_of
@@ -73,6 +73,7 @@ class TileJob(Job):
     reader: Setting[str]
     tiling: Setting[Tiling]
     regions: Setting[str | None]
+    regions_frame: Setting[Frame]
     root: Resource[Path]
     may_miss: Resource[bool]
     staging: Resource[tuple[Path | None, int]]
@@ -92,6 +93,7 @@ def tile(config: Config, cohort: str, part: str) -> TileJob:
         reader=_reader(config, found),
         tiling=config.tilings[found.tiling],
         regions=found.regions,
+        regions_frame=found.regions_frame,
         root=root(config, cohort),
         may_miss=config.slides.on_missing == "quarantine",
         staging=config.slides.staging_place(),
@@ -184,6 +186,7 @@ class LabelJob(Job):
     """
 
     tiles: Reads[Path]
+    qc: Reads[Path]
     annotation_files: Reads[dict[str, Path]]
     labels: Writes[Path]
     kind: Setting[str]
@@ -192,6 +195,7 @@ class LabelJob(Job):
     outlines: Setting[dict[str, Outlines]]
     known_classes: Setting[set[str]]
     annotations: Setting[str | None]
+    annotations_frame: Setting[Frame]
 
 
 def label(config: Config, cohort: str, part: str) -> LabelJob:
@@ -201,6 +205,7 @@ def label(config: Config, cohort: str, part: str) -> LabelJob:
     pattern = found.annotations if names and found.kind == "slides" else None
     return LabelJob(
         tiles=paths.tiles(cohort, found.tiling, part),
+        qc=paths.qc(cohort, found.tiling, part),
         annotation_files=_files_by_slide(found, rows, pattern),
         labels=paths.labels(cohort, found.tiling, part),
         kind=found.kind,
@@ -209,6 +214,7 @@ def label(config: Config, cohort: str, part: str) -> LabelJob:
         outlines={name: outlines_of(found, name) for name in names},
         known_classes=known_classes(found, names) if names else set(),
         annotations=pattern,
+        annotations_frame=found.annotations_frame,
     )
 
 
@@ -223,6 +229,7 @@ class PixelsJob(Job):
     """
 
     tiles: Reads[Path]
+    qc: Reads[Path]
     slides: Reads[list[Path]]
     gate: Resource[Path]
     pixels: Writes[Path]
@@ -237,6 +244,7 @@ def pixels(config: Config, cohort: str, part: str) -> PixelsJob:
     found, paths, rows = config.cohorts[cohort], Paths(config.results), parts(config, cohort)[part]
     return PixelsJob(
         tiles=paths.tiles(cohort, found.tiling, part),
+        qc=paths.qc(cohort, found.tiling, part),
         slides=_slide_files(found, rows),
         gate=paths.gate(cohort, found.tiling),
         pixels=paths.pixels(cohort, found.tiling, part),

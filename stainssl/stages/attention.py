@@ -18,9 +18,10 @@ from stainssl.figures.mil import attention_overlay, tile_strip
 from stainssl.paths import Paths
 from stainssl.slides.readers import open_slide
 from stainssl.slides.scale import read_thumbnail, resolve_mpp
+from stainssl.slides.unchanged import Identity, recorded
 from stainssl.stores.atomic import replacing
 from stainssl.stores.pixels import Pixels, open_pixels
-from stainssl.stores.tiles import read_tiles
+from stainssl.stores.tiles import read_bounds, read_qc, read_tiles
 
 LONGEST_PX = 900  # side of the slide's picture
 STRIP = 8  # tiles of highest and of lowest attention
@@ -53,23 +54,29 @@ def write_attention(
         if here.empty:
             continue
         tiles = read_tiles(paths.tiles(cohort, tiling, part))
+        qc = paths.qc(cohort, tiling, part)
+        bounds, identities = read_bounds(qc), recorded(read_qc(qc))
         store = paths.pixels(cohort, tiling, part)
         pixels = open_pixels(store) if store.exists() else None
         for row in here.itertuples(index=False):
             found = by_slide[row.slide_id].merge(tiles[["slide_id", "tile", "side"]])
-            _geojson(found, folder / f"{row.slide_id}.geojson")
+            origin = bounds[row.slide_id][:2]
+            _geojson(found, folder / f"{row.slide_id}.geojson", origin)
             if not pictures:
                 continue
             name = f"{row.slide_id}, {title}"
-            for suffix, figure in _pictures(config, cohort, row, found, pixels, name):
+            for suffix, figure in _pictures(
+                config, cohort, row, found, pixels, name, identities.get(row.slide_id)
+            ):
                 with replacing(folder / f"{row.slide_id}{suffix}.png") as made:
                     figure.savefig(made, format="png")
 
 
-def _geojson(found: pd.DataFrame, path: Path) -> None:
+def _geojson(found: pd.DataFrame, path: Path, origin_level0_px: tuple[int, int]) -> None:
     x, y, side = (found[c].to_numpy() for c in ("x", "y", "side"))
     ranks = found["attention"].to_numpy(float)
-    write_geojson(path, tile_objects(x, y, side.astype(float), {"attention": ranks}))
+    shown = tile_objects(x, y, side.astype(float), {"attention": ranks}, origin_level0_px)
+    write_geojson(path, shown)
 
 
 def _pictures(
@@ -79,19 +86,29 @@ def _pictures(
     found: pd.DataFrame,
     pixels: Pixels | None,
     title: str,
+    identity: Identity | None,
 ) -> Iterator[tuple[str, Figure]]:
     try:
-        yield "", _overlay(config, cohort, row, found, title)
+        yield "", _overlay(config, cohort, row, found, title, identity)
     except SlideError as error:
         log.warning("%s: no picture of its attention: %s", title, error)
     if pixels is not None:
         yield "-tiles", _strip(pixels, found, title)
 
 
-def _overlay(config: Config, cohort: str, row: object, found: pd.DataFrame, title: str) -> Figure:
+def _overlay(
+    config: Config,
+    cohort: str,
+    row: object,
+    found: pd.DataFrame,
+    title: str,
+    identity: Identity | None,
+) -> Figure:
     is_patches = config.cohorts[cohort].kind == "patches"
     reader = "patches" if is_patches else config.slides.reader
     with open_slide(Path(row.path), reader) as slide:  # type: ignore[attr-defined]
+        if identity is not None:
+            identity.require(slide.path, slide)
         mpp = row.mpp  # type: ignore[attr-defined]
         if is_patches and np.isnan(mpp):
             mpp = config.tilings[config.cohorts[cohort].tiling].mpp

@@ -14,7 +14,8 @@ from stainssl.evaluation.folds import class_name
 from stainssl.plan.slides import LabelJob
 from stainssl.slides.annotation_files import Annotations, Areas, read_annotations
 from stainssl.slides.annotations import MIN_SHARE, area_of, near_classes, tile_fractions
-from stainssl.stores.tiles import read_tiles, write_labels
+from stainssl.slides.frames import in_slide, origin_of
+from stainssl.stores.tiles import Bounds, read_bounds, read_tiles, write_labels
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +61,9 @@ def _without_outlines(row: dict[str, str], name: str) -> float:
     return 0.0 if class_name(row.get(name, "")) == "0" else float("nan")
 
 
-def _annotated(job: LabelJob, tiles: pd.DataFrame, row: dict[str, str]) -> pd.DataFrame:
+def _annotated(
+    job: LabelJob, tiles: pd.DataFrame, row: dict[str, str], bounds: Bounds
+) -> pd.DataFrame:
     """The labels of one slide's tiles; unknown, never normal, where nobody can say."""
     out = tiles[["slide_id", "tile"]].copy()
     path = job.annotation_files.get(row["slide_id"])
@@ -71,7 +74,8 @@ def _annotated(job: LabelJob, tiles: pd.DataFrame, row: dict[str, str]) -> pd.Da
         elif drawn is None or _is_doubtful(job, drawn, row["slide_id"], name):
             out[name] = np.full(len(tiles), np.nan, np.float32)
         else:
-            out[name] = from_polygons(tiles, drawn.areas, job.outlines[name])
+            areas = in_slide(drawn.areas, origin_of(path, job.annotations_frame, bounds))
+            out[name] = from_polygons(tiles, areas, job.outlines[name])
     if drawn is not None:
         counts = ", ".join(f"{name} {int((out[name] == 1).sum())}" for name in job.names)
         log.info(
@@ -104,11 +108,12 @@ def _is_doubtful(job: LabelJob, drawn: Annotations, slide_id: str, name: str) ->
 
 
 def _label_slides(job: LabelJob, tiles: pd.DataFrame) -> pd.DataFrame:
-    none = dict.fromkeys(job.names, np.float32(0))
+    none, bounds = dict.fromkeys(job.names, np.float32(0)), read_bounds(job.qc)
     frames = [tiles.head(0)[["slide_id", "tile"]].assign(**none)]
     for row in job.rows.to_dict("records"):
         mine = tiles[tiles["slide_id"] == row["slide_id"]]
-        frames.append(_annotated(job, mine, {str(k): v for k, v in row.items()}))
+        words = {str(k): v for k, v in row.items()}
+        frames.append(_annotated(job, mine, words, bounds[row["slide_id"]]))
     unknown = [s for s in job.rows["slide_id"] if s not in job.annotation_files]
     if unknown and job.names:
         log.info("%d slides without annotations: %s", len(unknown), ", ".join(unknown[:5]))

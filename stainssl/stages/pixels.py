@@ -19,9 +19,10 @@ from stainssl.slides.readers import open_slide
 from stainssl.slides.scale import read_square
 from stainssl.slides.slide import Slide
 from stainssl.slides.staging import staged
+from stainssl.slides.unchanged import recorded
 from stainssl.stain import METHODS, StainProfile, estimate
 from stainssl.stores.pixels import JpegSpool, SlidePixels, encode, write_pixels
-from stainssl.stores.tiles import read_tiles
+from stainssl.stores.tiles import read_qc, read_tiles
 
 BLOCK = 64  # tiles whose profiles are estimated at once
 MAX_UNREADABLE = 0.1  # share of a slide's tiles past which it is not tried any longer
@@ -89,6 +90,7 @@ def slide_pixels(slide: Slide, slide_id: str, tiles: pd.DataFrame, size_px: int)
 
 def _each_slide(job: PixelsJob, tiles: pd.DataFrame) -> Iterator[SlidePixels]:
     by_slide = dict(list(tiles[tiles["kept"]].groupby("slide_id")))
+    identities = recorded(read_qc(job.qc))
     for slide_id, path in zip(job.rows["slide_id"], job.rows["path"], strict=True):
         if slide_id not in by_slide:
             continue
@@ -98,6 +100,8 @@ def _each_slide(job: PixelsJob, tiles: pd.DataFrame) -> Iterator[SlidePixels]:
                 staged(Path(path), *job.staging) as place,
                 open_slide(place, job.reader) as slide,
             ):
+                if slide_id in identities:
+                    identities[slide_id].require(place, slide)
                 found = slide_pixels(slide, slide_id, by_slide[slide_id], job.tiling.size)
         except SlideError as error:  # tiling read it, this did not: the other slides stay
             log.warning("%s: left out: %s", slide_id, error)

@@ -21,6 +21,7 @@ from stainssl.plan.slides import TileJob
 from stainssl.slides.annotation_files import Areas, read_annotations
 from stainssl.slides.annotations import within
 from stainssl.slides.errors import require_file
+from stainssl.slides.frames import Frame, in_slide, origin_of
 from stainssl.slides.readers import open_slide
 from stainssl.slides.scale import enlarged, read_thumbnail, resolve_mpp
 from stainssl.slides.slide import Slide
@@ -36,6 +37,7 @@ from stainssl.slides.tiling import (
     tile_table,
 )  # fmt: skip
 from stainssl.slides.tissue import TissueMap, masked
+from stainssl.slides.unchanged import NOT_OPENED, Identity
 from stainssl.stores.atomic import replacing
 from stainssl.stores.tiles import write_qc, write_tiles
 
@@ -53,13 +55,15 @@ class Outcome:
 
     slide_id: str
     regions: Path | None = None  # outlines in which its tiles stand; None: anywhere
+    regions_frame: Frame = "auto"  # where those count from
     status: Status = Status.OK
     detail: str = ""
     mpp: float = float("nan")  # µm in a level-0 px
     mpp_source: str = ""
     vendor: str = ""
     reader: str = ""
-    levels: list[tuple[int, int]] = field(default_factory=list)
+    identity: Identity = NOT_OPENED
+    bounds_level0_px: tuple[int, int, int, int] = (0, 0, 0, 0)
     tissue_mm2: float = float("nan")
     counts: dict[str, int] = field(
         default_factory=lambda: dict.fromkeys(("kept", *REASONS, BACKGROUND), 0)
@@ -78,7 +82,10 @@ class Outcome:
             "mpp_source": self.mpp_source,
             "vendor": self.vendor,
             "reader": self.reader,
-            "levels": json.dumps(self.levels),
+            "levels": self.identity.levels,
+            "bounds": json.dumps(self.bounds_level0_px),
+            "size_bytes": self.identity.size_bytes,
+            "content": self.identity.content,
             "tissue_mm2": self.tissue_mm2,
             **{f"tiles_{name}": count for name, count in self.counts.items()},
             "seconds": round(self.seconds, 3),
@@ -108,14 +115,17 @@ def _refuse_grey(thumbnail: np.ndarray) -> None:
         )
 
 
-def _outlined(path: Path) -> Areas:
+def _outlined(outcome: Outcome, slide: Slide) -> Areas:
     """The outlines in which a slide's tiles stand; a file that says none costs the slide."""
+    path = outcome.regions
+    assert path is not None
     try:
-        return read_annotations(path).areas
+        areas = read_annotations(path).areas
     except FileNotFoundError:
         raise SlideError(Status.EMPTY, f"No outlines: {path} does not exist.") from None
     except StainsslError as error:
         raise SlideError(Status.UNREADABLE, str(error)) from error
+    return in_slide(areas, origin_of(path, outcome.regions_frame, slide.bounds_level0_px))
 
 
 def _why_empty(outcome: Outcome, tiling: Tiling) -> str:
@@ -151,7 +161,7 @@ def _tile_slide(outcome: Outcome, slide: Slide, sheet_mpp: float, tiling: Tiling
     outcome.tissue_mm2 = float(tissue.tissue.sum() * mask_mpp**2 / 1e6)
     outcome.tiles = tile_table(slide, outcome.mpp, squares, tissue, _limits(tiling))
     if outcome.regions is not None:
-        outcome.tiles = within(outcome.tiles, _outlined(outcome.regions))
+        outcome.tiles = within(outcome.tiles, _outlined(outcome, slide))
     outcome.counts = counts(outcome.tiles, len(squares))
     if not outcome.counts["kept"]:
         outcome.status = Status.EMPTY
@@ -213,7 +223,8 @@ def _one(job: TileJob, row: Any, number: int) -> Outcome:
         OSError: the machine's or the mount's fault.
     """
     regions = job.regions and Path(job.regions.format(slide_id=row.slide_id))
-    outcome, started = Outcome(str(row.slide_id), regions or None), time.monotonic()
+    outcome = Outcome(str(row.slide_id), regions or None, job.regions_frame)
+    started = time.monotonic()
     try:
         require_file(Path(row.path), job.root)
         with (
@@ -234,7 +245,8 @@ def _one(job: TileJob, row: Any, number: int) -> Outcome:
 def _work(job: TileJob, outcome: Outcome, slide: Slide, sheet_mpp: float, number: int) -> None:
     """Tile and picture one open slide or patch into `outcome`."""
     outcome.vendor, outcome.reader = slide.vendor, slide.reader
-    outcome.levels = list(slide.level_sizes_px)
+    outcome.identity = Identity.of(slide.path, slide)
+    outcome.bounds_level0_px = slide.bounds_level0_px
     if job.kind != "patches":
         _tile_slide(outcome, slide, sheet_mpp, job.tiling)
         return

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from stainssl.errors import StainsslError
 from stainssl.stores.tables import read_table, write_table
+
+Bounds = tuple[int, int, int, int]
+"""x, y, width, height in level-0 px of what was scanned."""
 
 TILE_COLUMNS = {
     "slide_id": "str",
@@ -44,6 +49,18 @@ def write_qc(path: Path, frame: pd.DataFrame, settings: Mapping[str, Any]) -> No
 def read_qc(path: Path) -> pd.DataFrame:
     """Read what happened to the slides of a part."""
     return read_table(path, "qc")
+
+
+def read_bounds(path: Path) -> dict[str, Bounds]:
+    """Slide → its scanned bounds, by the `qc` table of its part; 0s where it was never opened."""
+    qc = read_qc(path)
+    if "bounds" not in qc:
+        raise StainsslError(f"{path} was written by an older version: remove it and tile again.")
+    bounds = {}
+    for slide, text in zip(qc["slide_id"], qc["bounds"], strict=True):
+        x, y, width, height = json.loads(text)
+        bounds[str(slide)] = (x, y, width, height)
+    return bounds
 
 
 def write_labels(path: Path, frame: pd.DataFrame, settings: Mapping[str, Any]) -> None:

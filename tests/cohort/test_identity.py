@@ -13,8 +13,9 @@ import pandas as pd
 import pytest
 
 from stainssl.cohort import check, read_sheet
-from stainssl.cohort.identity import SAMPLE_BYTES, content_key, file_keys
+from stainssl.cohort.identity import file_keys
 from stainssl.config import Config, parse
+from stainssl.slides.content import SAMPLE_BYTES, content_key
 
 COLUMNS = ["slide_id", "patient_id", "path", "split", "her2"]
 Row = tuple[str, str, str, str, int]

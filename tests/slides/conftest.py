@@ -53,6 +53,50 @@ def write_tiff(path: Path, image: np.ndarray, **words: object) -> Path:
     return path
 
 
+SCN = """<?xml version='1.0'?>
+<scn xmlns='http://www.leica-microsystems.com/scn/2010/10/01' uuid='u'>
+<collection name='c' uuid='u' sizeX='{W}' sizeY='{H}'><barcode>x</barcode>
+<image name='macro' uuid='m'>{device}<pixels sizeX='{mw}' sizeY='{mh}'>
+<dimension sizeX='{mw}' sizeY='{mh}' r='0' ifd='0'/></pixels>
+<view sizeX='{W}' sizeY='{H}' offsetX='0' offsetY='0' spacingZ='0'/>{low}</image>
+<image name='main' uuid='i'>{device}<pixels sizeX='{w}' sizeY='{h}'>
+<dimension sizeX='{w}' sizeY='{h}' r='0' ifd='1'/></pixels>
+<view sizeX='{vw}' sizeY='{vh}' offsetX='{x}' offsetY='{y}' spacingZ='0'/>{high}</image>
+</collection></scn>"""
+SCN_DEVICE = (
+    "<creationDate>2013-01-01T00:00:00.00Z</creationDate><device model='Leica SCN400' version='1'/>"
+)
+SCN_SETTINGS = (
+    "<scanSettings><objectiveSettings><objective>{}</objective></objectiveSettings>"
+    "<illuminationSettings><numericalAperture>0.65</numericalAperture>"
+    "<illuminationSource>brightfield</illuminationSource></illuminationSettings></scanSettings>"
+)
+
+
+def write_scn(path: Path, image: np.ndarray, corner: tuple[int, int], mpp: float = 0.5) -> Path:
+    """Write `image` (h, w, 3) uint8 RGB as a Leica SCN whose bounds begin at `corner`.
+
+    The whole slide is twice as large as the image and its corner.
+    """
+    (height, width), nm = image.shape[:2], round(mpp * 1000)
+    whole = 2 * (width + corner[0]), 2 * (height + corner[1])
+    macro = np.full((whole[1] // 16, whole[0] // 16, 3), 240, np.uint8)
+    words = {
+        "W": whole[0] * nm, "H": whole[1] * nm, "mw": macro.shape[1], "mh": macro.shape[0],
+        "w": width, "h": height, "vw": width * nm, "vh": height * nm,
+        "x": corner[0] * nm, "y": corner[1] * nm,
+        "device": SCN_DEVICE, "low": SCN_SETTINGS.format(0.6), "high": SCN_SETTINGS.format(20),
+    }  # fmt: skip
+    common = {
+        "compression": "jpeg", "compressionargs": {"level": 90}, "photometric": "rgb",
+        "metadata": None, "tile": (128, 128), "resolutionunit": "CENTIMETER",
+    }  # fmt: skip
+    with tifffile.TiffWriter(path, bigtiff=True) as writer:
+        writer.write(macro, description=SCN.format(**words), resolution=(1250, 1250), **common)
+        writer.write(image, description="", resolution=(1e4 / mpp,) * 2, **common)
+    return path
+
+
 def stained(
     rng: np.random.Generator, shape: tuple[int, int], share: float = 0.5
 ) -> tuple[np.ndarray, np.ndarray]:

@@ -15,7 +15,7 @@ from stainssl.config import Config, parse
 from stainssl.errors import StainsslError
 from stainssl.paths import Paths
 from stainssl.stages import label, run_stage
-from stainssl.stores.tiles import read_labels, write_tiles
+from stainssl.stores.tiles import read_labels, write_qc, write_tiles
 
 PART = "all-0000"
 
@@ -33,11 +33,17 @@ def config_of(folder: Path, sheet: pd.DataFrame, labels: list[str], **words: Any
     )
 
 
-def tiles_of(config: Config, rows: list[tuple[str, int, int, int, bool]]) -> None:
+def tiles_of(
+    config: Config,
+    rows: list[tuple[str, int, int, int, bool]],
+    bounds: tuple[int, int, int, int] = (0, 0, 1000, 1000),
+) -> None:
     frame = pd.DataFrame(rows, columns=["slide_id", "tile", "x", "y", "kept"])
     frame = frame.assign(side=100, tissue=1.0, sharpness=1.0, pen=0.0, saturation=0.1, od=0.1)
     frame = frame.assign(reason=["" if kept else "tissue" for kept in frame["kept"]])
     write_tiles(Paths(config.results).tiles("c", "default", PART), frame, {})
+    qc = pd.DataFrame({"slide_id": SHEET["slide_id"], "bounds": json.dumps(bounds)})
+    write_qc(Paths(config.results).qc("c", "default", PART), qc, {})
 
 
 def labels_of(config: Config) -> pd.DataFrame:

@@ -1,5 +1,6 @@
 """The pixels of a part hold every readable kept tile, with its stain profiles."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -97,3 +98,14 @@ def test_a_vanished_file_is_an_error_and_leaves_no_store(patches: Config, tmp_pa
     with pytest.raises(OSError):
         run_stage("pixels", patches, "c", "all-0000")
     assert not _store(patches).exists()
+
+
+def test_a_slide_that_was_replaced_by_an_older_one_is_left_out(
+    patches: Config, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "t2.png"
+    Image.fromarray(np.full((SIZE, SIZE, 3), 200, np.uint8)).save(path)
+    os.utime(path, (1e9, 1e9))
+    run_stage("pixels", patches, "c", "all-0000")
+    assert open_pixels(_store(patches)).slide_id == ["t0", "t1", "t3", "t4"]
+    assert "t2: left out: changed" in caplog.text

@@ -1,0 +1,86 @@
+"""Whether a slide is still the one that was tiled, whatever its time says.
+
+A copy may keep an older time (`rsync -t`), so that nothing is made again; reading it on the old
+grid would give tiles of other places without a word.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import pandas as pd
+
+from stainssl.errors import SlideError, Status
+from stainssl.slides.content import content_key
+from stainssl.slides.hdf5_patch import file_of
+from stainssl.slides.slide import Slide
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What tells one slide from another under the same name.
+
+    Attributes:
+        size_bytes: of the file; 0 for a folder, and for a picture of a file of many.
+        content: a hash of the size and of blocks spread over the file, "" likewise.
+        levels: JSON of the levels' sizes.
+    """
+
+    size_bytes: int
+    content: str
+    levels: str
+
+    @classmethod
+    def of(cls, path: Path, slide: Slide) -> Self:
+        """The identity of an open slide.
+
+        Raises:
+            OSError: the file cannot be read.
+        """
+        levels = json.dumps(list(slide.level_sizes_px))
+        file = file_of(path)
+        if not file.is_file() or file != Path(path):
+            return cls(0, "", levels)
+        size_bytes = file.stat().st_size
+        key = content_key(file, size_bytes)
+        if key is None:
+            raise OSError(errno.EIO, "cannot be read again", str(file))
+        return cls(size_bytes, key.hex(), levels)
+
+    def require(self, path: Path, slide: Slide) -> None:
+        """Raise where an open slide is another one.
+
+        Raises:
+            SlideError: `changed`, with what differs.
+            OSError: the file cannot be read.
+        """
+        now = Identity.of(path, slide)
+        if now == self:
+            return
+        said = {"levels": "levels", "size_bytes": "bytes", "content": "content"}
+        key = next(key for key in said if getattr(now, key) != getattr(self, key))
+        what = f"{said[key]} {getattr(now, key)}, not {getattr(self, key)}"
+        raise SlideError(
+            Status.CHANGED,
+            f"{path} is not the file that was tiled ({what}): give it a new time (touch), and its "
+            "part is tiled again.",
+        )
+
+
+NOT_OPENED = Identity(0, "", "[]")
+
+
+def recorded(qc: pd.DataFrame) -> dict[str, Identity]:
+    """Slide → its identity when it was tiled, of the rows of `qc` that were opened."""
+    if "content" not in qc:
+        return {}
+    columns = (qc[name] for name in ("slide_id", "size_bytes", "content", "levels"))
+    return {
+        str(slide): Identity(int(size_bytes), str(content), str(levels))
+        for slide, size_bytes, content, levels in zip(*columns, strict=True)
+        if levels != NOT_OPENED.levels
+    }

@@ -1,0 +1,65 @@
+"""A slide that was replaced is told from the one that was tiled, whatever its time says."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from stainssl.errors import SlideError, Status
+from stainssl.slides.readers import open_slide
+from stainssl.slides.unchanged import NOT_OPENED, Identity, recorded
+
+
+@pytest.mark.parametrize(
+    ("words", "said"), [({"shape": (512, 1024)}, "levels"), ({"quality": 60}, "bytes")]
+)
+def test_another_slide_under_the_same_name_is_changed(
+    svs: Callable[..., Path], words: dict[str, object], said: str
+) -> None:
+    path = svs()
+    with open_slide(path) as slide:
+        before = Identity.of(path, slide)
+        before.require(path, slide)
+    time = path.stat().st_mtime - 1000
+    svs(**words)
+    os.utime(path, (time, time))
+    with open_slide(path) as slide, pytest.raises(SlideError, match=rf"tiled \({said}") as caught:
+        before.require(path, slide)
+    assert caught.value.status is Status.CHANGED
+
+
+def test_other_content_of_the_same_size_is_changed(svs: Callable[..., Path]) -> None:
+    path = svs()
+    with open_slide(path) as slide:
+        before = Identity.of(path, slide)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with open_slide(path) as slide, pytest.raises(SlideError, match=r"tiled \(content"):
+        before.require(path, slide)
+
+
+def test_a_touched_or_copied_slide_is_the_same(svs: Callable[..., Path], tmp_path: Path) -> None:
+    path = svs()
+    with open_slide(path) as slide:
+        before = Identity.of(path, slide)
+    copy = tmp_path / "copy.svs"
+    copy.write_bytes(path.read_bytes())
+    with open_slide(copy) as slide:
+        before.require(copy, slide)
+
+
+def test_what_qc_has_is_read_back(svs: Callable[..., Path]) -> None:
+    path = svs()
+    with open_slide(path) as slide:
+        one = Identity.of(path, slide)
+    rows = {"good": one, "never-opened": NOT_OPENED, "folder": Identity(0, "", "[[4, 4]]")}
+    qc = pd.DataFrame([vars(identity) for identity in rows.values()]).assign(slide_id=list(rows))
+    assert recorded(qc) == {"good": one, "folder": rows["folder"]}
+    assert recorded(pd.DataFrame({"slide_id": ["a"]})) == {}
+    assert np.isin(qc["size_bytes"], [0, path.stat().st_size]).all()
