@@ -49,7 +49,6 @@ COLUMNS = (*REQUIRED, *OPTIONAL)
 KNOWN = (*COLUMNS, PART)  # every column that means something here
 OF_COHORT = ":"  # `clinic:17` is a patient of a cohort whose ids are its own; no id has it
 TCGA_SAMPLE = re.compile(r"TCGA-\w{2}-\w{4}-.+")
-UNKNOWN_IDS = {"na", "n/a", "nan", "none", "null", "unknown", "missing"}
 
 
 def _raw_sheet(config: Config, name: str) -> SheetFile:
@@ -138,7 +137,7 @@ def _row_faults(frame: pd.DataFrame) -> Iterator[_Fault]:
         flag = str(row.get("exclude", "")).lower()
         if flag not in TRUE | FALSE:
             yield _Fault(line, "exclude", flag, "is true or false (1, 0, yes, no, x), or nothing")
-        if str(row["patient_id"]).lower() in UNKNOWN_IDS:
+        if row["patient_id"] and is_unknown(row["patient_id"]):
             wanted = "is a patient's name: give every unknown patient one, or exclude the row"
             yield _Fault(line, "patient_id", row["patient_id"], wanted)
         if TCGA_SAMPLE.fullmatch(str(row["patient_id"])):

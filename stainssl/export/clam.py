@@ -6,10 +6,10 @@ from pathlib import Path
 
 import h5py
 import numpy as np
-import pandas as pd
 import torch
 
 from stainssl.export.slide import ExportedSlide
+from stainssl.export.tables import Tables
 from stainssl.stores.atomic import replacing
 
 CHUNK_ROWS = 256  # CLAM's own files have a row a chunk, which its readers do not ask for
@@ -48,9 +48,9 @@ def put(h5: h5py.File, name: str, values: np.ndarray) -> h5py.Dataset:
     return h5.create_dataset(name, data=values, chunks=(rows, *shape), maxshape=(None, *shape))
 
 
-def write_tables(folder: Path, sheet: pd.DataFrame) -> None:
+def write_tables(folder: Path, tables: Tables) -> None:
     """Write `dataset.csv` as CLAM's `csv_path`: `case_id`, `slide_id`, then the sheet's labels."""
-    named = sheet.rename(columns={"patient_id": "case_id"})
+    named = tables.slides.rename(columns={"patient_id": "case_id"})
     first = ["case_id", "slide_id"]
     with replacing(folder / "dataset.csv") as made:
         named[first + [c for c in named if c not in first]].to_csv(made, index=False)

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import shapely
@@ -22,6 +21,7 @@ import zarr
 from zarr.errors import ZarrUserWarning
 
 from stainssl.export.slide import ExportedSlide
+from stainssl.export.tables import Tables
 from stainssl.stores.atomic import replacing
 
 TILES = "tiles"  # wsidata's key of the tiles
@@ -145,7 +145,8 @@ def _strings(group: zarr.Group, name: str, words: list[str]) -> None:
     made.attrs.update(_encoding("string-array", "0.2.0"))
 
 
-def write_tables(folder: Path, sheet: pd.DataFrame) -> None:
+def write_tables(folder: Path, tables: Tables) -> None:
     """Write `slides.csv`: the sheet's labels and each slide's `store`."""
     with replacing(folder / "slides.csv") as made:
-        sheet.assign(store=sheet["slide_id"] + ".zarr").to_csv(made, index=False)
+        slides = tables.slides
+        slides.assign(store=slides["slide_id"] + ".zarr").to_csv(made, index=False)

@@ -10,6 +10,7 @@ import pandas as pd
 
 from stainssl.export.clam import put
 from stainssl.export.slide import ExportedSlide
+from stainssl.export.tables import Tables
 from stainssl.stores.atomic import replacing
 
 LAYOUT = "2.1.0"  # the version of STAMP whose layout this is; a reader refuses newer ones than it
@@ -28,11 +29,11 @@ def write_slide(folder: Path, slide: ExportedSlide) -> None:
         })  # fmt: skip
 
 
-def write_tables(folder: Path, sheet: pd.DataFrame) -> None:
+def write_tables(folder: Path, tables: Tables) -> None:
     """Write `slide.csv` (`PATIENT`, `FILENAME`) and `clini.csv` (`PATIENT`, then labels)."""
-    slides = pd.DataFrame({"PATIENT": sheet["patient_id"], "FILENAME": sheet["slide_id"] + ".h5"})
-    clinical = sheet.drop(columns=["slide_id"]).rename(columns={"patient_id": "PATIENT"})
+    files = tables.slides["slide_id"] + ".h5"
+    slides = pd.DataFrame({"PATIENT": tables.slides["patient_id"], "FILENAME": files})
     with replacing(folder / "slide.csv") as made:
         slides.to_csv(made, index=False)
     with replacing(folder / "clini.csv") as made:
-        clinical.drop_duplicates("PATIENT").to_csv(made, index=False)
+        tables.patients.rename(columns={"patient_id": "PATIENT"}).to_csv(made, index=False)

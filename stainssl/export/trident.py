@@ -6,10 +6,10 @@ from pathlib import Path
 
 import h5py
 import numpy as np
-import pandas as pd
 
 from stainssl.export.clam import put
 from stainssl.export.slide import ExportedSlide
+from stainssl.export.tables import Tables
 from stainssl.stores.atomic import replacing
 
 UM_AT_1X = 10.0  # µm in a px of a 1x picture: TRIDENT's 20x is 0.5 µm/px
@@ -58,5 +58,5 @@ def _attributes(slide: ExportedSlide, base: Path) -> dict[str, int | float | str
     }
 
 
-def write_tables(folder: Path, sheet: pd.DataFrame) -> None:
+def write_tables(folder: Path, tables: Tables) -> None:
     """TRIDENT keeps no table of labels."""

@@ -11,9 +11,13 @@ from pathlib import Path
 import numpy as np
 
 from stainssl.cohort import COLUMNS, PART, parts, read_sheet
+from stainssl.cohort.sheet import OF_COHORT
+from stainssl.cohort.sheet_file import shown
 from stainssl.config import Config, nearest
 from stainssl.errors import StainsslError
+from stainssl.evaluation.labels import Labels, labels_of
 from stainssl.export.slide import ExportedSlide
+from stainssl.export.tables import tables_of
 from stainssl.paths import Paths
 from stainssl.stores.embeddings import Embeddings, open_embeddings
 from stainssl.stores.tables import read_table
@@ -47,15 +51,26 @@ def run(
     if to not in FORMATS:
         raise StainsslError(f"--to: no such tool {to!r}{nearest(to, [*FORMATS, QUPATH])}")
     tool = import_module(f"stainssl.export.{to}")
-    slides = tiles = 0
+    tiles: dict[str, int] = {}
     for slide in _slides(config, cohort, encoder):
         tool.write_slide(out, slide)
-        slides, tiles = slides + 1, tiles + len(slide)
+        tiles[slide.slide_id] = len(slide)
     sheet = read_sheet(config, cohort)
-    labels = [c for c in sheet if c not in (*COLUMNS, PART)]
-    tool.write_tables(out, sheet[["slide_id", "patient_id", *labels]])
-    log.info("%d slides, %d tiles for %s: %s", slides, tiles, to, out)
+    columns = [c for c in sheet if c not in (*COLUMNS, PART)]
+    sheet = sheet[["slide_id", "patient_id", *columns]]
+    own = sheet["patient_id"].str.removeprefix(f"{cohort}{OF_COHORT}")  # as the sheet has them
+    sheet = sheet.assign(patient_id=own)
+    tool.write_tables(out, tables_of(sheet, list(tiles), _labels(config, cohort)))
+    log.info("%d slides, %d tiles for %s: %s", len(tiles), sum(tiles.values()), to, out)
+    if left := sorted(set(sheet["slide_id"]) - set(tiles)):
+        log.info("%d slides of the sheet have no features: %s", len(left), shown(left))
     return None
+
+
+def _labels(config: Config, cohort: str) -> dict[str, Labels]:
+    """Column → how the first task that asks a cohort for it reads it."""
+    asked = [t for t in config.tasks.values() if cohort in (*t.cohorts, *t.external)]
+    return {t.label: labels_of(t) for t in reversed(asked) if t.level != "tile"}
 
 
 def _to_qupath(

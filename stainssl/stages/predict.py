@@ -25,7 +25,7 @@ from stainssl.stages import run_stage
 from stainssl.stages.attention import write_attention
 from stainssl.stages.mil import slide_reader, stain_of_slides
 from stainssl.stores.atomic import write_text
-from stainssl.stores.tables import read_table, write_table
+from stainssl.stores.tables import read_table, without_formulas, write_table
 from stainssl.stores.tiles import read_qc
 
 NEW = "new"  # the cohort's name in the folder of predictions
@@ -93,7 +93,8 @@ def run(
     slides = _prepared(new, encoder)
     scored = list(_scored(slides, level, slide_reader(_stores(new, encoder), slides), models))
     slides = _with_distances(slides, scored, reference, stain_of_slides(_pixels(new), slides))
-    write_text(out / "slides.csv", slides.drop(columns=["cohort", "part"]).to_csv(index=False))
+    shown = without_formulas(slides.drop(columns=["cohort", "part"]))
+    write_text(out / "slides.csv", shown.to_csv(index=False))
     if not scored:
         raise StainsslError(
             f"No slide of {sheet} has a usable tile: {out / 'slides.csv'} says why."

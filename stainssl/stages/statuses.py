@@ -10,6 +10,7 @@ from stainssl.figures.pages import slides_page
 from stainssl.figures.slides import tissue_overview
 from stainssl.plan.slides import StatusesJob
 from stainssl.stores.atomic import replacing, write_text
+from stainssl.stores.tables import without_formulas
 from stainssl.stores.tiles import read_qc
 
 log = logging.getLogger(__name__)
@@ -23,7 +24,7 @@ def run(job: StatusesJob) -> None:
     _write_overview(job, slides)
     write_text(job.page, slides_page(slides, job.cohort))
     with replacing(job.table) as made:
-        slides.to_csv(made, index=False, float_format="%.6g")
+        without_formulas(slides).to_csv(made, index=False, float_format="%.6g")
 
 
 def counted(statuses: pd.Series) -> str:

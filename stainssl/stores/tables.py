@@ -66,3 +66,14 @@ def read_table(path: Path, kind: str) -> pd.DataFrame:
         raise StainsslError(f"{path} is not whole ({error}). Delete it and run again.") from error
     check_header(json.loads((table.schema.metadata or {}).get(_KEY, b"{}")), kind, path)
     return table.to_pandas()
+
+
+def without_formulas(frame: pd.DataFrame) -> pd.DataFrame:
+    """Text cells that a spreadsheet would run as a formula, with the apostrophe that stops it."""
+    words = frame.select_dtypes(exclude=["number", "bool"]).columns
+    starts = tuple("=+-@\t\r")
+
+    def as_text(cell: object) -> object:
+        return f"'{cell}" if isinstance(cell, str) and cell.startswith(starts) else cell
+
+    return frame.assign(**{column: frame[column].map(as_text) for column in words})

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from stainssl.errors import StainsslError
-from stainssl.stores.tables import read_table, write_table
+from stainssl.stores.tables import read_table, without_formulas, write_table
 from stainssl.stores.tiles import TILE_COLUMNS, read_tiles, write_tiles
 
 
@@ -35,3 +35,10 @@ def test_half_a_file_is_refused(tmp_path: Path) -> None:
 def test_a_missing_file_is_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(StainsslError, match="is missing"):
         read_table(tmp_path / "none.parquet", "qc")
+
+
+def test_what_a_spreadsheet_would_run_is_text() -> None:
+    frame = pd.DataFrame({"site": ["=1+1", "@x", "leeds", ""], "mpp": [-1.0, 2.0, 3.0, 4.0]})
+    found = without_formulas(frame)
+    assert found["site"].tolist() == ["'=1+1", "'@x", "leeds", ""]
+    assert found["mpp"].equals(frame["mpp"])
