@@ -37,7 +37,7 @@ Ratio = Annotated[float, Field(gt=0)]
 class Model(BaseModel):
     """A frozen part of the config that refuses keys it does not know."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Staging(Model):
@@ -92,6 +92,7 @@ class Cohort(Model):
     release: str | None = None  # instead of a sheet: a public data set, whose folder is `root`
     options: dict[str, str] = {}  # of the release, as its page in docs/cohorts/ names them
     columns: dict[str, str | None] = {}  # our column → the sheet's; null: ours is not in the sheet
+    outside_root: bool = False  # whether paths may leave the root
     patient_ids: Literal["shared", "local"] | None = None  # whether an id is one person everywhere
     kind: Literal["slides", "patches"] = "slides"
     annotations: str | None = None  # pattern with {slide_id}: GeoJSON, ASAP or ImageScope XML
@@ -265,9 +266,9 @@ class Encoder(Model):
     steps: Positive | None = None  # stop after so many steps; null: after `epochs`
     batch_size: Annotated[int, Field(ge=2)] = 256  # of all devices together
     optimizer: Literal["adamw", "lars"] = "adamw"
-    lr: Annotated[float, Field(gt=0)] = 1e-3
+    lr: Annotated[float, Field(gt=0, le=100)] = 1e-3
     warm_up: Share = 0.1  # of the steps
-    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    weight_decay: Annotated[float, Field(ge=0, le=100)] = 1e-4
     precision: Literal["auto", "32", "bf16"] = "auto"  # auto: half on a GPU, 32 bits on a CPU
 
     @model_validator(mode="before")
@@ -422,8 +423,8 @@ class Head(Model):
 
     kind: Literal["mean", "abmil", "clam", "dsmil", "transmil"]
     epochs: Positive = 40
-    lr: Annotated[float, Field(gt=0)] = 2e-3
-    weight_decay: Annotated[float, Field(ge=0)] = 1e-2
+    lr: Annotated[float, Field(gt=0, le=100)] = 2e-3
+    weight_decay: Annotated[float, Field(ge=0, le=100)] = 1e-2
     hidden: Positive = 64  # width of a tile's representation; mean pooling has none
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.25
     max_tiles: Positive = 512  # tiles of a bag drawn for a step; prediction takes all
@@ -641,7 +642,10 @@ def parse(data: Mapping[str, Any], source: str = "config") -> Config:
         config = Config.model_validate(data)
     except ValidationError as error:
         raise StainsslError("\n".join(_sentences(error, source))) from None
-    if problems := [f"{source}: {sentence}" for sentence in _references(config)]:
+    from stainssl.config_names import name_problems
+
+    found = [*_references(config), *name_problems(config)]
+    if problems := [f"{source}: {sentence}" for sentence in found]:
         raise StainsslError("\n".join(problems))
     return config
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from itertools import combinations
 
 import pandas as pd
 
 from stainssl.cohort.identity import file_problems, patient_problems
 from stainssl.cohort.outlines import MAX_QUICK_BYTES, outline_problems
 from stainssl.cohort.parts import train_parts
-from stainssl.cohort.sheet import read_sheet, root, source_of
+from stainssl.cohort.sheet import MAX_EQUAL, read_sheet, root, source_of
+from stainssl.cohort.sheet_file import shown
 from stainssl.config import Config, Encoder, Task, nearest
 from stainssl.errors import StainsslError
 from stainssl.paths import Paths
@@ -34,16 +37,46 @@ def _file_problems(config: Config, name: str) -> Iterator[str]:
     if config.cohorts[name].demo is None and not folder.is_dir():
         yield f"cohorts.{name}.root: the folder {folder} does not exist: is its disk mounted?"
         return
+    yield from _path_problems(config, name)
     if config.slides.on_missing == "quarantine":
         return
-    missing = missing_files(config, name)
-    for row in missing.head(20).itertuples():
+    rows, missing = read_sheet(config, name), missing_files(config, name)
+    advice = "fix the path, exclude the row, or set slides.on_missing: quarantine."
+    if len(missing) > MAX_EQUAL:
+        first = missing["path"].iloc[0]
         yield (
-            f"{source_of(config, name)}: slide {row.slide_id!r}: {row.path} does not exist: fix "
-            "the path, exclude the row, or set slides.on_missing: quarantine."
+            f"{source_of(config, name)}: {len(missing)} of {len(rows)} files do not exist, as"
+            f" {first} (slide {missing['slide_id'].iloc[0]!r}): {advice}"
         )
-    if len(missing) > 20:
-        yield f"{source_of(config, name)}: {len(missing) - 20} more files do not exist."
+        return
+    for row in missing.itertuples():
+        yield (
+            f"{source_of(config, name)}: slide {row.slide_id!r}: {row.path} does not exist: "
+            f"{advice}"
+        )
+
+
+def _path_problems(config: Config, name: str) -> Iterator[str]:
+    """Paths that leave the cohort's folder, and those that Snakemake would read as patterns."""
+    cohort, rows = config.cohorts[name], read_sheet(config, name)
+    if cohort.sheet is None:
+        return
+    folder = os.path.normpath(root(config, name).absolute())
+    paths = rows["path"].map(os.path.abspath)
+    outside = rows[paths.map(lambda path: os.path.commonpath([path, folder]) != folder)]
+    if len(outside) and not cohort.outside_root:
+        yield (
+            f"{source_of(config, name)}: {len(outside)} path(s) lie outside of {folder}, as"
+            f" {outside['path'].iloc[0]}: set cohorts.{name}.root to a folder above them, or"
+            " outside_root: true."
+        )
+    braces = rows[rows["path"].str.contains(r"[{}\n\r]", regex=True)]
+    if len(braces):
+        yield (
+            f"{source_of(config, name)}: {len(braces)} path(s) have braces or line breaks, as"
+            f" {braces['path'].iloc[0]!r}, which Snakemake reads as a pattern: rename the files, or"
+            " link to them under other names."
+        )
 
 
 def _task_problems(config: Config, name: str, task: Task) -> Iterator[str]:
@@ -85,11 +118,49 @@ def _external_problems(config: Config, name: str, task: Task) -> Iterator[str]:
                 f"tasks.{name}.label: {source_of(config, cohort)} (external) has no column "
                 f"{task.label!r}{nearest(task.label, list(frame.columns))}"
             )
+        elif strange := _words_of_no_class(config, task, frame):
+            yield (
+                f"tasks.{name}.external: {source_of(config, cohort)} has {task.label!r} {strange},"
+                f" which no slide of {', '.join(task.cohorts)} has: name them in 'classes', or in"
+                " 'na' where they are not known."
+            )
         if both := sorted(own & set(frame["patient_id"])):
             yield (
                 f"tasks.{name}.external: {len(both)} patients of {cohort} have the names of "
                 f"patients that train: {', '.join(both[:5])}. Leave them out; if they are other"
                 f" people, set cohorts.{cohort}.patient_ids: local."
+            )
+
+
+def _words_of_no_class(config: Config, task: Task, frame: pd.DataFrame) -> str:
+    """The words of an external cohort's label that the task's own cohorts do not have."""
+    from stainssl.evaluation.labels import labels_of
+
+    labels, rows = labels_of(task), _task_rows(config, task)
+    if task.label not in rows:
+        return ""
+    try:
+        own, words = set(labels.words(rows[task.label])), labels.words(frame[task.label])
+    except StainsslError as error:
+        return str(error)
+    counts = words[(words != "") & ~words.isin(own)].value_counts()
+    return shown([f"{word!r} ({count})" for word, count in counts.items()])
+
+
+def _strangers(config: Config, name: str, task: Task) -> Iterator[str]:
+    """Cohorts of one task whose labels have no word in common: 0 and 1 here, neg and pos there."""
+    from stainssl.evaluation.labels import labels_of
+
+    labels = labels_of(task)
+    frames = {cohort: read_sheet(config, cohort) for cohort in task.cohorts}
+    read = {c: labels.read(f)[task.label] for c, f in frames.items() if task.label in f}
+    words = {cohort: set(found) - {""} for cohort, found in read.items()}
+    for one, other in combinations(words, 2):
+        if words[one] and words[other] and not words[one] & words[other]:
+            both = " and ".join(shown(sorted(words[cohort])) for cohort in (one, other))
+            yield (
+                f"tasks.{name}: {task.label!r} of cohorts {one} and {other} has no word in common"
+                f" ({both}): write them alike, or name them in 'classes'."
             )
 
 
@@ -171,6 +242,8 @@ def _features_problems(config: Config) -> Iterator[str]:
             source(encoder.features)
         except StainsslError as error:
             yield f"encoders.{name}.features: {error}"
+        else:
+            yield from _unmatched_features(config, name, encoder.features)
         for key, benchmark in config.benchmarks.items():
             tile_tasks = [t for t in benchmark.tasks if config.tasks[t].level == "tile"]
             if name in benchmark.encoders and tile_tasks:
@@ -178,6 +251,23 @@ def _features_problems(config: Config) -> Iterator[str]:
                     f"benchmarks.{key}: tasks.{tile_tasks[0]} is of level tile, and the tiles of"
                     f" encoders.{name} (imported features) are not ours: give it another benchmark."
                 )
+
+
+def _unmatched_features(config: Config, name: str, features: str) -> Iterator[str]:
+    """Cohorts of which a folder of features has no slide."""
+    from stainssl.export.source import FILES, source
+
+    tool, folder = source(features)
+    asked = [c for c in config.cohorts if any(run.key == name for run in config.runs_on(c))]
+    for cohort in asked:
+        slides = read_sheet(config, cohort)["slide_id"]
+        if not any((folder / file.format(s)).is_file() for s in slides for file in FILES[tool]):
+            there = sorted(file.name for file in folder.iterdir())
+            yield (
+                f"encoders.{name}.features: {folder} has no file of any of the {len(slides)} slides"
+                f" of {cohort}: looked for {FILES[tool][0].format(slides.iloc[0])}, found"
+                f" {shown(there) or 'nothing'}."
+            )
 
 
 def _tiling_problems(config: Config) -> Iterator[str]:
@@ -223,7 +313,7 @@ def check(config: Config, thorough: bool = False) -> list[str]:
         problems += outline_problems(config, name, most)
     for name, task in config.tasks.items():
         found = [*_task_problems(config, name, task), *_external_problems(config, name, task)]
-        problems += found or list(_fold_problems(config, name, task))
+        problems += found or [*_strangers(config, name, task), *_fold_problems(config, name, task)]
     for name, encoder in config.encoders.items():
         problems += _encoder_problems(config, name, encoder)
     return [*problems, *_tiling_problems(config), *_features_problems(config)]

@@ -444,11 +444,16 @@ def _lines(grid: ResultGrid) -> Iterator[tuple[tuple[str, str], list[Cell]]]:
 def to_markdown(grid: ResultGrid) -> str:
     """The grid as a GitHub-flavoured Markdown table with its notes."""
     head = [*grid.names, *grid.columns]
-    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
+    lines = ["| " + " | ".join(map(markdown, head)) + " |", "|" + " --- |" * len(head)]
     for names, cells in _lines(grid):
         shown = [f"**{_marked(cell)}**" if cell.bold else _marked(cell) for cell in cells]
-        lines.append("| " + " | ".join([*names, *shown]) + " |")
-    return "\n".join([*lines, "", *grid.notes]) + "\n"
+        lines.append("| " + " | ".join([*map(markdown, names), *shown]) + " |")
+    return "\n".join([*lines, "", *(html.escape(note, quote=False) for note in grid.notes)]) + "\n"
+
+
+def markdown(text: str) -> str:
+    """Text that a Markdown table shows as it stands: no column more, no tag."""
+    return html.escape(text, quote=False).replace("|", "\\|").replace("\n", " ")
 
 
 _TEX = {"&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "$": r"\$", "–": "--", "±": r"$\pm$",

@@ -89,8 +89,8 @@ def _label_space(left: Axes, right: Axes, family: type[StainProfile]) -> None:
         return
     left.set(
         title="Stain vectors: hematoxylin filled, eosin hollow",
-        xlabel="HSD $c_x$: more red absorbed →",
-        ylabel="HSD $c_y$: more green than blue absorbed →",
+        xlabel="HSD cx: more red absorbed →",
+        ylabel="HSD cy: more green than blue absorbed →",
     )
     right.set(
         title="Stain strength (99th percentile)",

@@ -199,3 +199,7 @@ def test_names_are_escaped_where_the_format_needs_it(benchmark):
     odd = table.ResultGrid(["a < b & c"], [("x", "y")], [[table.Cell("1.00")]])
     assert "a &lt; b &amp; c" in table.to_html(odd, "t")
     assert r"a < b \& c" in table.to_latex(odd)
+
+
+def test_names_break_no_markdown_table() -> None:
+    assert table.markdown("a|b <script>") == r"a\|b &lt;script&gt;"

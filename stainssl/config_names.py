@@ -1,0 +1,86 @@
+"""Names of a config that stand twice, collide in the results folder, or mean something else."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from stainssl.config import Config, Task
+
+RESERVED_HEADS = ("probe",)  # the folder of a tile task's own answer
+RESERVED_ENCODERS = ("folds.csv", "slides.csv")  # files beside the folders of encoders
+MAX_NAME = 100  # files are named by them, with more words before and after
+# Columns that the package adds to a sheet's rows or to tables of tiles.
+RESERVED_COLUMNS = ("cohort", "tile", "stainssl_part")
+NO_LABELS = (*RESERVED_COLUMNS, "slide_id", "patient_id", "path", "mpp", "exclude")
+
+
+def name_problems(config: Config) -> Iterator[str]:
+    """What is wrong with the names of a config, a sentence each."""
+    yield from _twice(config.model_dump(exclude={"results", "tilings"}), "")
+    yield from _colliding_runs(config)
+    yield from _reserved(config)
+    for kind in ("cohorts", "tilings", "encoders", "tasks", "heads", "benchmarks"):
+        yield from _alike(kind, list(getattr(config, kind)))
+    for name, task in config.tasks.items():
+        yield from _columns(name, task)
+
+
+def _twice(found: Any, where: str) -> Iterator[str]:
+    """Lists that hold a word twice: cohorts, seeds, columns …"""
+    if isinstance(found, Mapping):
+        for key, value in found.items():
+            yield from _twice(value, f"{where}.{key}" if where else str(key))
+    elif isinstance(found, list):
+        words = Counter(item for item in found if isinstance(item, (str, int)))
+        for word, count in words.items():
+            if count > 1:
+                yield f"{where} has {word!r} {count} times: keep one."
+
+
+def _colliding_runs(config: Config) -> Iterator[str]:
+    """`x` with seeds 0 and 1 makes `x.1`, which may be an encoder's own name."""
+    keys: dict[str, set[str]] = {}
+    for run in config.runs():
+        keys.setdefault(run.name, set()).add(run.key)
+    for name, several in keys.items():
+        if len(several) > 1:
+            both = " and ".join(sorted(several))
+            yield f"encoders {both} both make the run {name!r}, whose files are one: rename one."
+
+
+def _reserved(config: Config) -> Iterator[str]:
+    for kind, names in (("heads", RESERVED_HEADS), ("encoders", RESERVED_ENCODERS)):
+        for name in names:
+            if name in getattr(config, kind):
+                yield f"{kind}.{name}: the name is taken by files of the results: choose another."
+
+
+def _alike(kind: str, names: list[str]) -> Iterator[str]:
+    """Folders are named so, and some file systems see no capitals."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(name.casefold(), []).append(name)
+        if len(name) > MAX_NAME:
+            yield f"{kind}.{name}: {len(name)} letters: at most {MAX_NAME}."
+    for same in groups.values():
+        if len(same) > 1:
+            yield f"{kind}: {' and '.join(same)} differ in capitals alone: rename one."
+
+
+def _columns(name: str, task: Task) -> Iterator[str]:
+    if task.label in NO_LABELS:
+        yield (
+            f"tasks.{name}.label: {task.label!r} means something else in our tables: rename the"
+            " column, or name it otherwise by the cohort's 'columns'."
+        )
+    for key, columns in (("clinical", task.clinical), ("split.stratify", task.split.stratify)):
+        for column in columns:
+            if column in RESERVED_COLUMNS:
+                yield f"tasks.{name}.{key}: the name {column!r} is taken: rename the column."
+    if task.split.group in RESERVED_COLUMNS:
+        yield f"tasks.{name}.split.group: {task.split.group!r} is taken: rename the column."
+    if task.label in task.clinical:
+        yield f"tasks.{name}.clinical has the label {task.label!r}: it would know the answer."

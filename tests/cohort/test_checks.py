@@ -1,0 +1,134 @@
+"""What can be known before a job is told before a job: names, paths, labels, features."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from stainssl.cohort import check
+from stainssl.config import Config, parse
+from stainssl.errors import StainsslError
+
+BASE: dict[str, Any] = {
+    "cohorts": {"c": {"sheet": "c.csv"}, "b": {"sheet": "b.csv"}},
+    "encoders": {"x": {"method": "random"}},
+    "heads": {"mean": {"kind": "mean"}},
+    "tasks": {"t": {"level": "patient", "label": "her2", "cohorts": ["c"]}},
+}
+
+
+def refusal(**changes: Any) -> str:
+    data = {key: dict(value) for key, value in BASE.items()}
+    for path, value in changes.items():
+        kind, name = path.split("__", 1)
+        data[kind][name] = {**data[kind].get(name, {}), **value}
+    with pytest.raises(StainsslError) as caught:
+        parse(data)
+    return str(caught.value)
+
+
+def test_lists_that_name_one_twice() -> None:
+    assert "tasks.t.cohorts has 'c' 2 times" in refusal(tasks__t={"cohorts": ["c", "c"]})
+    assert "encoders.x.seeds has 0 2 times" in refusal(encoders__x={"seeds": [0, 0]})
+
+
+def test_names_that_would_be_one_folder() -> None:
+    data = parse(BASE).model_dump(mode="json")
+    data["encoders"] |= {"x": {"method": "random", "seeds": [0, 1]}, "x.1": {"method": "random"}}
+    with pytest.raises(StainsslError, match=r"encoders x and x\.1 both make the run 'x\.1'"):
+        parse(data)
+    assert "heads.probe: the name is taken" in refusal(heads__probe={"kind": "mean"})
+    assert "x and X differ in capitals" in refusal(encoders__X={"method": "random"})
+    long = {f"encoders__{'e' * 252}": {"method": "random"}}
+    assert "252 letters: at most 100" in refusal(**long)
+
+
+@pytest.mark.parametrize("column", ["tile", "cohort", "slide_id", "stainssl_part"])
+def test_columns_that_mean_something_else(column: str) -> None:
+    assert f"tasks.t.label: '{column}' means" in refusal(tasks__t={"label": column})
+
+
+def test_the_label_is_no_clinical_column() -> None:
+    assert "it would know the answer" in refusal(tasks__t={"clinical": ["age", "her2"]})
+
+
+@pytest.mark.parametrize("lr", [1e30, float("inf"), float("nan")])
+def test_rates_that_no_training_survives(lr: float) -> None:
+    assert "lr" in refusal(heads__mean={"lr": lr})
+    assert "lr" in refusal(encoders__x={"lr": lr})
+
+
+def config_of(folder: Path, task: dict[str, Any], extra: dict[str, Any], **sheets: Any) -> Config:
+    cohorts = {}
+    for name, (rows, keys) in sheets.items():
+        columns = ["slide_id", "patient_id", "path", "her2"]
+        pd.DataFrame(rows, columns=columns).to_csv(folder / f"{name}.csv", index=False)
+        cohorts[name] = {"sheet": str(folder / f"{name}.csv"), "root": str(folder), **keys}
+    asked = {"level": "patient", "label": "her2", "cohorts": ["c"], "split": {"folds": 2}}
+    return parse({"cohorts": cohorts, "tasks": {"t": asked | task}} | extra)
+
+
+def rows_of(folder: Path, name: str, words: list[str], count: int = 12) -> list[tuple[Any, ...]]:
+    for i in range(count):
+        (folder / f"{name}{i}.svs").write_text(f"{name}{i}")
+    return [
+        (f"{name}{i}", f"{name}p{i}", f"{name}{i}.svs", words[i % len(words)]) for i in range(count)
+    ]
+
+
+def test_words_of_an_external_cohort_that_no_class_has(tmp_path: Path) -> None:
+    own = (rows_of(tmp_path, "c", ["0", "1"]), {})
+    other = (rows_of(tmp_path, "b", ["negative", "positive", "NA"]), {})
+    external = {"external": ["b"]}
+    (found,) = check(config_of(tmp_path, external, {}, c=own, b=other))
+    assert "has 'her2' 'negative' (4), 'positive' (4), which no slide of c has" in found
+    classes = {"neg": ["0", "negative"], "pos": ["1", "positive"]}
+    assert check(config_of(tmp_path, external | {"classes": classes}, {}, c=own, b=other)) == []
+    same = (rows_of(tmp_path, "b", ["1", "0", ""]), {})
+    assert check(config_of(tmp_path, external, {}, c=own, b=same)) == []
+
+
+def test_cohorts_of_one_task_that_have_no_word_in_common(tmp_path: Path) -> None:
+    own = (rows_of(tmp_path, "c", ["0", "1"]), {})
+    other = (rows_of(tmp_path, "b", ["neg", "pos"]), {})
+    found = check(config_of(tmp_path, {"cohorts": ["c", "b"]}, {}, c=own, b=other))
+    assert "cohorts c and b has no word in common (0, 1 and neg, pos)" in "\n".join(found)
+
+
+def test_a_folder_of_features_that_has_no_slide(tmp_path: Path) -> None:
+    features = tmp_path / "features"
+    features.mkdir()
+    (features / "C-0.h5").touch()
+    extra = {"encoders": {"uni": {"features": f"trident:{features}"}}}
+    config = config_of(tmp_path, {}, extra, c=(rows_of(tmp_path, "c", ["0", "1"]), {}))
+    (found,) = check(config)
+    assert "has no file of any of the 12 slides of c: looked for c0.h5, found C-0.h5" in found
+    (features / "c3.h5").touch()
+    assert check(config) == []
+
+
+def test_paths_stay_under_the_root_unless_a_key_allows_it(tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    root.mkdir()
+    rows = rows_of(tmp_path, "c", ["0", "1"])
+    for up in ("../", f"{tmp_path}/"):
+        moved = [(slide, patient, up + path, word) for slide, patient, path, word in rows]
+        keys = {"root": str(root)}
+        (found,) = check(config_of(tmp_path, {}, {}, c=(moved, keys)))
+        assert "12 path(s) lie outside of" in found
+        assert check(config_of(tmp_path, {}, {}, c=(moved, keys | {"outside_root": True}))) == []
+    absolute = [(s, p, f"{tmp_path}/{path}", word) for s, p, path, word in rows]
+    assert check(config_of(tmp_path, {}, {}, c=(absolute, {}))) == []
+
+
+def test_braces_in_a_path_and_many_missing_files_are_one_sentence(tmp_path: Path) -> None:
+    rows = rows_of(tmp_path, "c", ["0", "1"])
+    (tmp_path / "{a}.svs").write_text("a")
+    (found,) = check(config_of(tmp_path, {}, {}, c=([*rows, ("a", "a", "{a}.svs", "0")], {})))
+    assert "1 path(s) have braces" in found
+    gone = [(slide, patient, f"gone/{path}", word) for slide, patient, path, word in rows]
+    (found,) = check(config_of(tmp_path, {}, {}, c=(gone, {})))
+    assert "12 of 12 files do not exist" in found
