@@ -132,27 +132,41 @@ def file_problems(config: Config, thorough: bool) -> Iterator[str]:
         yield f"{len(pairs) - MAX_TOLD} more files stand in the sheets twice."
 
 
-def _may_share(config: Config, one: str, other: str) -> bool:
+def _is_asked(config: Config, one: str, other: str) -> bool:
     """Whether nobody said if two cohorts' patient ids mean the same people."""
     cohorts = [config.cohorts[name] for name in (one, other)]
     if any(cohort.demo is not None for cohort in cohorts):
         return False
     if all(cohort.patient_ids == "shared" for cohort in cohorts):
         return False
-    sheets = {cohort.sheet and cohort.sheet.resolve() for cohort in cohorts}
-    return len(sheets) == 2 or None in sheets
+    sources = {(cohort.sheet and cohort.sheet.resolve(), cohort.release) for cohort in cohorts}
+    return len(sources) == 2  # of one sheet or data set, an id is one person
+
+
+def _used_together(config: Config) -> set[frozenset[str]]:
+    """Pairs of cohorts that one task asks, or one encoder is trained and tested on.
+
+    An external cohort's patients are judged with its task.
+    """
+    groups = [task.cohorts for task in config.tasks.values()]
+    for benchmark in config.benchmarks.values():
+        tasks = [config.tasks[name] for name in benchmark.tasks]
+        tested = [c for task in tasks for c in (*task.cohorts, *task.external)]
+        trained = [config.encoders[name].train for name in benchmark.encoders]
+        groups += [[*train.cohorts, cohort] for train in trained if train for cohort in tested]
+    pairs = {frozenset(pair) for group in groups for pair in combinations(group, 2)}
+    told = {frozenset((c, e)) for t in config.tasks.values() for c in t.cohorts for e in t.external}
+    return pairs - told
 
 
 def patient_problems(config: Config) -> Iterator[str]:
-    """Ids that stand in two cohorts, where nobody said whether they are the same people.
-
-    An external cohort's are judged with its task.
-    """
-    told = {frozenset((c, e)) for t in config.tasks.values() for c in t.cohorts for e in t.external}
-    people = {name: set(read_sheet(config, name)["patient_id"]) for name in config.cohorts}
+    """Ids that stand in two cohorts, where it matters whether they are the same people."""
+    used = _used_together(config)
     for one, other in combinations(config.cohorts, 2):
-        both = sorted(people[one] & people[other])
-        if both and {one, other} not in told and _may_share(config, one, other):
+        if frozenset((one, other)) not in used or not _is_asked(config, one, other):
+            continue
+        people = [set(read_sheet(config, name)["patient_id"]) for name in (one, other)]
+        if both := sorted(people[0] & people[1]):
             yield (
                 f"cohorts {one} and {other} have {len(both)} patient ids in common ({shown(both)})."
                 " Set patient_ids in both: shared, if an id is one person in all cohorts; local, if"

@@ -157,3 +157,16 @@ def test_slide_barcodes_are_no_patients(tmp_path: Path) -> None:
     rows = [(f"s{i}", f"TCGA-AA-{i:04d}-01Z-00-DX1", f"s/{i}.svs", "train", 0) for i in range(3)]
     found = "\n".join(check(config_of(tmp_path, c=rows)))
     assert "patient_id is 'TCGA-AA-0000-01Z-00-DX1': it is a sample's or slide's barcode" in found
+
+
+def test_ids_are_asked_about_where_an_encoder_is_trained_in_one_and_tested_in_the_other(
+    tmp_path: Path, slides: Path
+) -> None:
+    config = config_of(tmp_path, c=base(), b=other_hospital())
+    assert check(config) == []  # nothing uses both
+    data = config.model_dump(mode="json")
+    data["encoders"]["e"] = {"method": "simclr", "train": {"cohorts": ["b"], "splits": ["test"]}}
+    data["heads"]["mean"] = {"kind": "mean"}
+    data["benchmarks"]["main"] = {"tasks": ["t"], "encoders": ["e"], "heads": ["mean"]}
+    (found,) = check(parse(data))
+    assert "cohorts c and b have 2 patient ids in common" in found
