@@ -20,6 +20,7 @@ RELEASES: dict[str, str] = {
     "impress": "stainssl.datasets.impress",
     "bcnb": "stainssl.datasets.bcnb",
     "herohe": "stainssl.datasets.herohe",
+    "amibr": "stainssl.datasets.amibr",
 }
 """Config word → module with a `RELEASE`."""
 

@@ -381,6 +381,26 @@ def herohe(root: Path, pictures: Pictures) -> Path:
     return root
 
 
+def amibr(root: Path, pictures: Pictures) -> Path:
+    """Two cases a site, with an atypical figure by majority, a torn vote and a normal one each."""
+    cases = [("MIDOG21", f"{n:03d}.tiff") for n in (2, 50, 51, 100, 101, 150)]
+    cases += [("TUPAC16", f"{n:02d}_stitched1.tif") for n in (1, 23)]
+    cases += [("TUPAC16", f"{n}.tif") for n in (24, 73)]
+    rows = []
+    for place, (dataset, slide) in enumerate(cases):
+        for figure, votes in enumerate(((1, 1, 0), (1, 0, 0), (0, 0, 0))):
+            uid, atypical = 10 * place + figure, sum(votes) > 1
+            folder = root / "patches" / ("atypical" if atypical else "normal")
+            write_png(folder / f"{dataset}_{uid}.png", pictures.patches(place, atypical, 3)[figure])
+            truths = [bool(vote) for vote in votes]
+            kinds = ["AMF segregation" if truth else "NMF metaphase" for truth in truths[:2]]
+            rows.append((slide, dataset, uid, 400, 200, *kinds, *truths, atypical))
+    labels = [f"expert{n}_label" for n in (1, 2)] + [f"expert{n}_atypical" for n in (1, 2, 3)]
+    columns = ["slide", "dataset", "uid", "x", "y", *labels, "majority_atypical"]
+    pd.DataFrame(rows, columns=columns).to_csv(root / "AMI-BR.csv")
+    return root
+
+
 MINIATURES: dict[str, Callable[[Path, Pictures], Path]] = {
     "camelyon17-wilds": camelyon17_wilds,
     "bracs-roi": bracs_roi,
@@ -393,4 +413,5 @@ MINIATURES: dict[str, Callable[[Path, Pictures], Path]] = {
     "impress": impress,
     "bcnb": bcnb,
     "herohe": herohe,
+    "amibr": amibr,
 }

@@ -214,6 +214,59 @@ def test_herohe_says_which_columns_it_took(releases: dict[str, Path]) -> None:
     assert "column 'Case', HER2 from 'HER2 status'" in load("herohe", releases["herohe"]).notes[0]
 
 
+def test_amibr_tells_sites_by_case_and_counts_votes(releases: dict[str, Path]) -> None:
+    rows = used("amibr", releases["amibr"])
+    by_site = rows.groupby("site")["patient_id"].unique().map(sorted).to_dict()
+    assert by_site == {
+        "midog-xr": ["MIDOG21_002", "MIDOG21_050"],
+        "midog-s360": ["MIDOG21_051", "MIDOG21_100"],
+        "midog-cs2": ["MIDOG21_101", "MIDOG21_150"],
+        "tupac-1-23": ["TUPAC16_01", "TUPAC16_23"],
+        "tupac-24-73": ["TUPAC16_24", "TUPAC16_73"],
+    }
+    votes = rows.groupby("atypical")["atypical_votes"].unique().map(sorted).to_dict()
+    assert votes == {"0": ["0", "1"], "1": ["2"]}
+    for row in rows.itertuples():
+        assert (releases["amibr"] / str(row.path)).is_file()
+
+
+def changed(root: Path, column: str, value: object) -> None:
+    """The table of AMi-Br with another value in its first row."""
+    table = pd.read_csv(root / "AMI-BR.csv", dtype=str, index_col=0)
+    table.loc[table.index[0], column] = value
+    table.to_csv(root / "AMI-BR.csv")
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "said"),
+    [
+        ("slide", "151.tiff", "no known site: MIDOG21_151"),
+        ("expert1_atypical", "False", "not that of the votes: MIDOG21_0"),
+    ],
+)
+def test_amibr_rows_that_contradict_themselves_are_named(
+    releases: dict[str, Path], tmp_path: Path, column: str, value: str, said: str
+) -> None:
+    root = copied(releases, "amibr", tmp_path)
+    changed(root, column, value)
+    _loaded.cache_clear()
+    assert said in load("amibr", root).problems[0]
+
+
+def test_an_amibr_patch_in_the_other_class_or_a_word_for_a_truth_is_told(
+    releases: dict[str, Path], tmp_path: Path
+) -> None:
+    root = copied(releases, "amibr", tmp_path)
+    patches = root / "patches"
+    (patches / "atypical" / "MIDOG21_0.png").rename(patches / "normal" / "MIDOG21_0.png")
+    _loaded.cache_clear()
+    assert "that the table denies them: MIDOG21_0" in load("amibr", root).problems[0]
+    changed(root, "majority_atypical", "maybe")
+    _loaded.cache_clear()
+    with pytest.raises(StainsslError, match="majority_atypical is maybe"):
+        load("amibr", root)
+
+
 def test_the_verb_ends_with_every_problem_and_writes_nothing(
     releases: dict[str, Path], tmp_path: Path
 ) -> None:

@@ -1,0 +1,113 @@
+"""AMi-Br: 3,720 mitotic figures of human breast cancer, each atypical or normal, from five sites.
+
+Layout of `DeepMicroscopy/AMi-Br`: `AMI-BR.csv` (`slide`, `dataset`, `uid`, `x`, `y`,
+`expert<n>_label`, `expert<n>_atypical`, `majority_atypical`) and `patches/{atypical,normal}/
+<dataset>_<uid>.png`, 128 px with the figure in the middle. The slides are those of MIDOG 2021 and
+of the auxiliary mitosis set of TUPAC16; one slide is one case.
+
+The table names no site. MIDOG 2021 numbers its labelled cases by scanner, fifty each; of TUPAC16's,
+1 to 23 are named otherwise than 24 to 73 and are of another centre.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+
+from stainssl.datasets.release import (
+    FolderContents,
+    Options,
+    Release,
+    column,
+    find_files,
+    read_text_table,
+)
+from stainssl.datasets.validate import named
+from stainssl.errors import StainsslError
+
+SITES = {
+    "MIDOG21": {"midog-xr": (1, 50), "midog-s360": (51, 100), "midog-cs2": (101, 150)},
+    "TUPAC16": {"tupac-1-23": (1, 23), "tupac-24-73": (24, 73)},
+}
+"""Data set → site → its first and last case."""
+EXPERTS = (1, 2, 3)
+MPP = "0.25"  # µm/px, nominal for the 40x of all scanners: the table has no scale
+_FOLDERS = {"True": "atypical", "False": "normal"}
+
+
+def _site(dataset: str, number: str) -> str:
+    """The site of a case, empty where the case is not one of the data set's."""
+    if not number.isdigit():
+        return ""
+    ranges = SITES.get(dataset, {}).items()
+    return next((site for site, (low, high) in ranges if low <= int(number) <= high), "")
+
+
+def _truths(table: pd.DataFrame, name: str, path: Path) -> pd.Series:
+    """A column of `True` and `False`, as it stands.
+
+    Raises:
+        StainsslError: it holds something else.
+    """
+    found = column(table, name, path)
+    if len(strange := found[~found.isin(list(_FOLDERS))].unique()):
+        raise StainsslError(
+            f"{path}: {name} is {named(strange)}: it must be True or False in every row."
+        )
+    return found
+
+
+def _problems(rows: pd.DataFrame, files: list[str]) -> list[str]:
+    """What table and folders say of each other that cannot be."""
+    swapped = rows["atypical"].map({"0": "atypical", "1": "normal"})
+    wrong = ("patches/" + swapped + "/" + rows["slide_id"] + ".png").isin(set(files))
+    unknown = rows["site"] == ""
+    outvoted = (rows["atypical_votes"].astype(int) >= 2) != (rows["atypical"] == "1")
+    found = [
+        (wrong, "slide_id", "patches lie in the folder of the class that the table denies them"),
+        (unknown, "patient_id", "patches are of cases of no known site"),
+        (outvoted, "slide_id", "patches have a majority that is not that of the votes"),
+    ]
+    return [
+        f"{int(bad.sum())} {what}: {named(rows.loc[bad, key].drop_duplicates())}"
+        for bad, key, what in found
+        if bad.any()
+    ]
+
+
+def _read(root: Path, options: Options) -> FolderContents:
+    path = root / "AMI-BR.csv"
+    table = read_text_table(path)
+    dataset, slide = column(table, "dataset", path), column(table, "slide", path)
+    majority = _truths(table, "majority_atypical", path)
+    votes = [_truths(table, f"expert{n}_atypical", path) == "True" for n in EXPERTS]
+    case = slide.str.extract(r"^(\d+)", expand=False).fillna(slide)
+    patch = dataset + "_" + column(table, "uid", path)
+    rows = pd.DataFrame(
+        {
+            "slide_id": patch,
+            "patient_id": dataset + "_" + case,
+            "path": "patches/" + majority.map(_FOLDERS) + "/" + patch + ".png",
+            "site": [_site(*pair) for pair in zip(dataset, case, strict=True)],
+            "mpp": MPP,
+            "atypical": majority.map({"True": "1", "False": "0"}),
+            "atypical_votes": pd.concat(votes, axis=1).sum(axis=1).astype(str),
+            "slide": dataset + "_" + slide.str.rsplit(".", n=1).str[0],
+        }
+    )
+    files = find_files(root, "patches/*/*.png")
+    return FolderContents(
+        rows, files, ["sites are told by the numbers of the cases"], _problems(rows, files)
+    )
+
+
+RELEASE = Release(
+    name="amibr",
+    title="AMi-Br, atypical and normal mitotic figures of breast cancer",
+    kind="patches",
+    read=_read,
+    classes={"atypical": frozenset({"0", "1"})},
+    # The paper counts 223 cases: 21 of them have no mitotic figure and so no row.
+    published={"slides": 3720, "patients": 202, "atypical=1": 832, "atypical=0": 2888},
+)
