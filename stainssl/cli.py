@@ -383,6 +383,9 @@ def view(
         str, typer.Option("--host", help="Other than loopback, the address holds a token.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", help="0: any free one.")] = 8765,
+    token: Annotated[
+        bool, typer.Option("--token", help="Ask for a token on loopback too, where others log in.")
+    ] = False,
     export: Annotated[
         Path | None, typer.Option("--export", help="Write static files to this folder instead.")
     ] = None,
@@ -393,7 +396,7 @@ def view(
     """Open slides in a browser: tissue, tiles, attention and stain over their own pixels."""
     from stainssl.view.run import run
 
-    run(results, config, host, port, export, slide or [], typer.echo)
+    run(results, config, host, port, token, export, slide or [], typer.echo)
 
 
 @app.command()

@@ -108,6 +108,7 @@ class Benchmarks:
             truth=names[scored.y],
             predicted=names[scored.predicted],
             p_truth=truth,
+            p_last=scored.p[:, -1],
             wrong=scored.predicted != scored.y,
         )
         cases = table.iloc[order]
@@ -151,14 +152,15 @@ def calibration(scored: ScoredUnits) -> pd.DataFrame:
     """Reliability of the last class's probability, in bins of as many units each.
 
     Returns:
-        A row per bin: `said` (mean probability), `came` (share of the class), `units`.
+        A row per bin: `said` (mean probability), `came` (share of the class), `units`, `low` and
+        `high` (least and largest probability).
     """
     said = scored.p[:, -1]
     came = (scored.y == len(scored.classes) - 1).astype(float)
     bins = max(1, min(BINS, len(said) // MIN_IN_BIN))
     rows = [
-        (said[part].mean(), came[part].mean(), len(part))
+        (said[part].mean(), came[part].mean(), len(part), said[part].min(), said[part].max())
         for part in np.array_split(np.argsort(said, kind="stable"), bins)
         if len(part)
     ]
-    return pd.DataFrame(rows, columns=["said", "came", "units"])
+    return pd.DataFrame(rows, columns=["said", "came", "units", "low", "high"])

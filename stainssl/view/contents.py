@@ -17,7 +17,7 @@ import numpy as np
 from stainssl.config import Config
 from stainssl.errors import SlideError, StainsslError
 from stainssl.slides.readers import open_slide
-from stainssl.slides.scale import read_square
+from stainssl.slides.scale import read_rectangle, read_square
 from stainssl.slides.slide import Slide
 from stainssl.stores.pixels import decode, encode
 from stainssl.view.benchmarks import Benchmarks
@@ -34,6 +34,7 @@ PICTURES_BYTES = 128 << 20  # of encoded pictures that are kept
 DATA_ITEMS = 64  # of what was computed of slides that is kept
 THUMBNAIL_PX = 160
 QUALITY = 85
+FIELD_TILES = 4  # side of the field around a tile that is shown under other stains
 FAULTS = (StainsslError, SlideError, OSError)
 
 
@@ -77,6 +78,7 @@ class Contents:
             "thumbnail": (2, self._thumbnail),
             "tile": (3, self._tile),
             "stained": (4, self._stained),
+            "field": (4, self._field),
         }
 
     def data(self, kind: str, *words: str) -> Json:
@@ -167,6 +169,10 @@ class Contents:
     def _stained(self, cohort: str, slide: str, tile: str, stain: str) -> bytes:
         return encode(self._restained().picture(cohort, slide, _number(tile), stain), QUALITY)
 
+    def _field(self, cohort: str, slide: str, tile: str, stain: str) -> bytes:
+        image = self.read_tile(cohort, slide, _number(tile), FIELD_TILES)
+        return encode(self._restained().under(cohort, image, stain), QUALITY)
+
     def _restained(self) -> Restained:
         from stainssl.view.restained import Restained
 
@@ -216,8 +222,14 @@ class Contents:
         """A tile's pixels, (size, size, 3) uint8, as encoders saw them; raises as `read_tile`."""
         return decode(self.picture("tile", cohort, slide, str(tile)))
 
-    def read_tile(self, cohort: str, slide: str, tile: int) -> np.ndarray:
-        """A tile's pixels, (size, size, 3) uint8, read from the slide.
+    def read_tile(self, cohort: str, slide: str, tile: int, tiles: int = 1) -> np.ndarray:
+        """A tile's pixels read from the slide, or a field of several around it.
+
+        Args:
+            tiles: side of the field in tiles; it is moved into the slide where it reaches out.
+
+        Returns:
+            (h, w, 3) uint8, less than `tiles` tiles a side where the slide is.
 
         Raises:
             KeyError: the slide has no such tile.
@@ -229,7 +241,20 @@ class Contents:
         row: Any = next(found.itertuples())
         size = self.records.config.tilings[self.records.tiling(cohort)].size
         with self.handles.use((cohort, slide)) as opened:
-            return read_square(opened, row.x, row.y, row.side, size)
+            if tiles == 1:
+                return read_square(opened, row.x, row.y, row.side, size)
+            left, top, width, height = opened.bounds_level0_px
+            x, wide = _around(row.x, row.side, tiles, left, width)
+            y, high = _around(row.y, row.side, tiles, top, height)
+            size_px = max(1, round(wide / row.side * size)), max(1, round(high / row.side * size))
+            return read_rectangle(opened, x, y, (wide, high), size_px)
+
+
+def _around(start: float, side: float, tiles: int, low: int, length: int) -> tuple[float, float]:
+    """Start and length of `tiles` sides around a tile of one axis, inside what was scanned."""
+    wanted = min(tiles * side, length)
+    first = start - (tiles - 1) / 2 * side
+    return min(max(first, low), low + length - wanted), wanted
 
 
 def _number(word: str) -> int:

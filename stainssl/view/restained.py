@@ -88,11 +88,18 @@ class Restained:
         Raises:
             KeyError: no such tile or stain.
         """
-        image = _batch(self._tile(cohort, slide, tile))
-        if name != ORIGINAL:
-            profile = {stain.name: stain.profile for stain in self.stains(cohort)}[name]
-            image = restain(image, profile)
-        return image[0].permute(1, 2, 0).contiguous().numpy()
+        return self.under(cohort, self._tile(cohort, slide, tile), name)
+
+    def under(self, cohort: str, image: np.ndarray, name: str) -> np.ndarray:
+        """An image (H, W, 3) uint8 of a cohort under one stain, or as it is.
+
+        Raises:
+            KeyError: no such stain.
+        """
+        if name == ORIGINAL:
+            return image
+        profile = {stain.name: stain.profile for stain in self.stains(cohort)}[name]
+        return restain(_batch(image), profile)[0].permute(1, 2, 0).contiguous().numpy()
 
     def stains(self, cohort: str) -> list[Stain]:
         """The stains that a cohort's tiles can be shown under.

@@ -20,6 +20,7 @@ def run(
     config: Path,
     host: str,
     port: int,
+    token: bool,
     export: Path | None,
     slides: Sequence[str],
     say: Say,
@@ -30,6 +31,7 @@ def run(
         results: a folder that a run or `predict` wrote; None: `config` says where results are.
         config: read where `results` is None.
         host, port: to serve on.
+        token: whether the address holds a token on loopback too.
         export: a folder for static files; None: serve.
         slides: those that are exported; empty: all.
         say: told what a person is to know.
@@ -43,7 +45,7 @@ def run(
     if export is not None:
         write_export(contents, export, slides, say)
     else:
-        serve(contents, host, port, lambda address: say(f"{address}\nCtrl-C ends it."))
+        serve(contents, host, port, token, lambda address: say(f"{address}\nCtrl-C ends it."))
 
 
 def config_of(results: Path) -> Config:

@@ -8,7 +8,7 @@ import os
 import secrets
 import socket
 from collections.abc import Callable
-from pathlib import Path
+from importlib import import_module
 
 import anyio
 import anyio.to_thread
@@ -24,6 +24,7 @@ from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.routing import Route
 
 from stainssl.errors import SlideError, StainsslError
+from stainssl.slides.readers import READERS
 from stainssl.view.contents import FAULTS, Contents
 from stainssl.view.files import page_files
 
@@ -139,7 +140,7 @@ async def _answered(
 
 
 def bound(host: str, port: int) -> socket.socket:
-    """A socket to serve on.
+    """A socket that listens.
 
     Raises:
         StainsslError: the port is taken or may not be used, or the host is not this machine's.
@@ -149,6 +150,7 @@ def bound(host: str, port: int) -> socket.socket:
     found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         found.bind((host, port))
+        found.listen()  # whoever comes before the server has started waits for it
     except OSError as error:
         found.close()
         raise StainsslError(
@@ -158,20 +160,24 @@ def bound(host: str, port: int) -> socket.socket:
     return found
 
 
-def serve(contents: Contents, host: str, port: int, say: Callable[[str], object]) -> None:
+def serve(
+    contents: Contents, host: str, port: int, with_token: bool, say: Callable[[str], object]
+) -> None:
     """Serve the page until interrupted.
 
     Args:
         host: other than loopback, a token is asked for; it is in the address that is said.
         port: 0: any free one.
+        with_token: whether it is asked for on loopback too.
         say: told the address once it can be opened.
 
     Raises:
         StainsslError: the port cannot be used, or a file of the page is missing.
     """
     page_files()
+    import_module(READERS["tiff"])  # so that the first slide does not wait for it
     is_local = host in LOOPBACK
-    token = None if is_local else secrets.token_urlsafe(24)
+    token = secrets.token_urlsafe(24) if with_token or not is_local else None
     sock = bound(host, port)
     address = f"http://{f'[{host}]' if ':' in host else host}:{sock.getsockname()[1]}/"
     app = application(contents, token, list(LOOPBACK) if is_local else None)
@@ -181,6 +187,3 @@ def serve(contents: Contents, host: str, port: int, say: Callable[[str], object]
         server.run(sockets=[sock])
     finally:
         contents.close()
-
-
-__all__ = ["Path", "application", "bound", "serve"]

@@ -12,6 +12,8 @@ from stainssl.errors import StainsslError
 from stainssl.paths import Paths
 from stainssl.stages import predict
 from stainssl.stores.tables import read_table
+from stainssl.view.contents import Contents
+from stainssl.view.run import config_of
 
 pytestmark = pytest.mark.xdist_group("trained")
 
@@ -90,6 +92,15 @@ def test_attention_is_there_as_table_picture_and_geojson(trained, predicted):
     for name in ("b-003-1.png", "b-003-1-tiles.png"):
         assert (out / "attention" / name).read_bytes().startswith(b"\x89PNG")
     assert not (out / "attention" / "x.png").exists()
+
+
+def test_the_folder_says_what_view_opens_it_by(predicted):
+    out = predicted[0]
+    contents = Contents(config_of(out))
+    columns = contents.data("cohort", "new")["columns"]
+    assert "b-003-1" in columns["slide_id"] and "feature_distance" in columns
+    assert contents.data("attention", "new", "b-003-1", "predictions")["tile"]
+    assert contents.data("predictions", "new", "predictions")["columns"]["low_1"]
 
 
 def test_another_stain_is_told(trained, tmp_path, caplog):

@@ -119,6 +119,9 @@ def test_page_of_a_benchmark(tab: Tab, page: None, compared: Contents) -> None:
         point = tab.page.locator("figure").nth(1).locator("circle.unseen").first
         point.hover()
         assert "came true" in tab.page.locator("figure .told").nth(1).inner_text()
+        point.click()
+        tab.page.get_by_text("Cases given").wait_for()
+        tab.page.get_by_role("button", name="Show all cases").click()
         tab.page.get_by_label("Encoder").select_option("enc")
         tab.page.locator("circle.dot").first.wait_for()
         assert tab.page.locator("circle.dot").count() == TILES

@@ -132,6 +132,8 @@ def test_a_tile_under_other_stains(tab: Tab, served: str, shown: Trained) -> Non
     sizes = tab.page.evaluate("() => [...document.images].map((i) => i.naturalWidth)")
     assert sizes == [64] * 7
     assert "enc" in tab.page.locator("table.stains tbody").inner_text()
+    tab.page.get_by_label("Show the field").check()
+    tab.page.wait_for_function("() => [...document.images].some((i) => i.naturalWidth === 256)")
     tab.page.get_by_role("link", name=slide_of(shown)).click()
     tab.page.wait_for_function("() => current && current.tile !== null")
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -136,6 +138,8 @@ def test_a_tile_under_other_stains(client: TestClient, contents: Contents, shown
     )
     assert after < before / 2
     assert client.get(f"/pictures/stained/clinic/{slide}/{tile}/site-9.jpg").status_code == 404
+    field = client.get(f"/pictures/field/clinic/{slide}/{tile}/site-1.jpg").content
+    assert cv2.imdecode(np.frombuffer(field, np.uint8), cv2.IMREAD_COLOR).shape == (256, 256, 3)
 
 
 @pytest.mark.parametrize(
@@ -264,7 +268,6 @@ def test_many_requests_for_slow_pictures_leave_tables_free(
 
 def test_port_taken() -> None:
     first = bound("127.0.0.1", 0)
-    first.listen()
     with first, pytest.raises(StainsslError, match="--port"):
         bound("127.0.0.1", first.getsockname()[1])
 
@@ -291,3 +294,41 @@ def test_recent_is_bounded_and_keeps_the_last() -> None:
     for key in ("a", "b", "a", "c", "a", "b"):
         get(key)
     assert made == ["a", "b", "c", "b"]
+
+
+def test_a_field_holds_its_tile_and_stays_inside(contents: Contents, shown: Trained) -> None:
+    slide = slide_of(shown)
+    table = contents.layers.tile_table("clinic", slide)
+    for row in table.iloc[[0, len(table) // 2, -1]].itertuples():
+        tile = contents.read_tile("clinic", slide, row.tile)
+        field = contents.read_tile("clinic", slide, row.tile, 3)
+        assert field.shape == (192, 192, 3)
+        found = cv2.matchTemplate(field, tile, cv2.TM_SQDIFF)
+        assert found.min() == pytest.approx(0, abs=1e-3)
+
+
+@pytest.mark.parametrize("with_token", [False, True])
+def test_the_verb_serves(shown: Trained, tmp_path: Path, with_token: bool) -> None:
+    (tmp_path / "config.yaml").write_text(shown.config.model_dump_json())
+    words = ["view", "--config", str(tmp_path / "config.yaml"), "--port", "0"]
+    command = [sys.executable, "-m", "stainssl", *words, *(["--token"] if with_token else [])]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=tmp_path)
+    try:
+        assert process.stdout
+        address = process.stdout.readline().strip()
+        assert address.startswith("http://127.0.0.1:") and ("token=" in address) == with_token
+        bare = address.split("?")[0]
+        with httpx.Client(follow_redirects=True, timeout=60) as client:
+            refused = client.get(f"{bare}data/overview.json").status_code
+            assert refused == (401 if with_token else 200)
+            assert "stainssl" in client.get(address).text
+            assert client.get(f"{bare}data/overview.json").json()["cohorts"][0]["name"] == "clinic"
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+def test_the_verb_tells_what_is_wrong(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "stainssl", "view", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and "config.yaml does not exist" in done.stderr

@@ -125,23 +125,33 @@ class BenchmarkView {
     }
     const label = `class ${found.classes.at(-1)}`;
     const plots = found.roc ? [rocPlot(found.roc, label)] : [];
-    plots.push(calibrationPlot(found.calibration, label));
-    this.behind.replaceChildren(title, el("div", { class: "plots" }, ...plots), this.cases(found, `${task}~${run}~${head}`));
+    const cases = el("div");
+    const list = (bin) => cases.replaceChildren(this.cases(found, key, bin, () => list(null)));
+    plots.push(calibrationPlot(found.calibration, label, list));
+    list(null);
+    this.behind.replaceChildren(title, el("div", { class: "plots" }, ...plots), cases);
     title.scrollIntoView({ block: "start" });
     title.focus({ preventScroll: true });
   }
 
-  cases(found, answer) {
+  // All cases, or those of one bin of the calibration.
+  cases(found, answer, bin, all) {
     const c = found.cases;
-    const wrong = c.wrong.filter(Boolean).length;
+    const { low, high } = found.calibration;
+    const inBin = (i) => bin === null || (c.p_last[i] >= low[bin] && c.p_last[i] <= high[bin]);
+    const chosen = c.truth.map((_, i) => i).filter(inBin);
+    const wrong = chosen.filter((i) => c.wrong[i]).length;
     const names = ["patient_id", "site", "truth", "predicted"];
     const heads = [...names.map(titleOf), "p of the truth", "slides"].map((text) => el("th", { scope: "col", text }));
     heads[names.length].className = "number";
-    const rows = c.truth.map((_, i) => el("tr", { class: c.wrong[i] ? "wrong" : null },
+    const rows = chosen.map((i) => el("tr", { class: c.wrong[i] ? "wrong" : null },
       ...names.map((name) => el("td", { text: shown(c[name][i]) })), el("td", { class: "number", text: shown(c.p_truth[i], 2) }),
       el("td", {}, ...this.links(found, i, answer))));
-    const count = c.truth.length < found.units ? `${c.truth.length} of ${shown(found.units)} shown, ` : `${found.units} in all, `;
-    return el("details", { open: true }, el("summary", { text: `Cases, the worst first: ${count}${wrong} wrong` }), el("div", { class: "cases", tabindex: "0", role: "region", "aria-label": "Cases" }, el("table", { class: "slides" }, el("thead", {}, el("tr", {}, ...heads)), el("tbody", {}, ...rows))));
+    const of = bin === null ? "Cases, the worst first" : `Cases given ${shown(low[bin], 2)} to ${shown(high[bin], 2)}`;
+    const said = el("h3", { text: `${of}: ${shown(rows.length)} of ${shown(found.units)}, ${shown(wrong)} wrong` });
+    const back = bin === null ? null : el("button", { type: "button", text: "Show all cases", onclick: all });
+    const table = el("table", { class: "slides" }, el("thead", {}, el("tr", {}, ...heads)), el("tbody", {}, ...rows));
+    return el("div", {}, said, back, el("div", { class: "cases", tabindex: "0", role: "region", "aria-label": "Cases" }, table));
   }
 
   links(found, i, answer) {

@@ -16,7 +16,7 @@ async function open() {
   main.dataset.ready = "no";
   if (kind === "cohort" && rest.length === 1) await showCohort(rest[0], query);
   else if (kind === "slide" && rest.length === 2) await showSlide(rest[0], rest[1], query);
-  else if (kind === "stain" && rest.length === 3) await showStains(...rest);
+  else if (kind === "stain" && rest.length === 3) await showStains(...rest, query);
   else if (kind === "benchmark" && rest.length === 1) await showBenchmark(rest[0], query);
   else await showFirst();
   main.dataset.ready = "yes";

@@ -60,12 +60,12 @@ class UnitPlot {
   }
 
   // Points that say `text(i)` under the pointer; small ones have a larger, unseen mark.
-  points(xs, ys, text, radius) {
+  points(xs, ys, text, radius, act) {
     xs.forEach((x, i) => {
       const tell = () => { this.told.textContent = text(i); };
       const place = { cx: this.x(x), cy: this.y(ys[i]) };
       this.svg.append(svg("circle", { ...place, r: radius, class: radius ? "point" : "unseen" }),
-        svg("circle", { ...place, r: Math.max(radius, 6), class: "unseen", onpointerenter: tell }));
+        svg("circle", { ...place, r: Math.max(radius, 6), class: act ? "unseen active" : "unseen", onpointerenter: tell, ...(act ? { onclick: () => act(i) } : {}) }));
     });
   }
 }
@@ -79,10 +79,11 @@ function rocPlot(roc, label) {
   return plot.element;
 }
 
-function calibrationPlot(found, label) {
+// `act(i)`: a click on a point.
+function calibrationPlot(found, label, act) {
   const plot = new UnitPlot(`Calibration, ${label}`, "mean probability that was given", "share that came true");
   plot.line(found.said, found.came);
-  plot.points(found.said, found.came, (i) => `given ${shown(found.said[i], 2)}, came true ${shown(found.came[i], 2)}, ${shown(found.units[i])} units`, 4);
+  plot.points(found.said, found.came, (i) => `given ${shown(found.said[i], 2)}, came true ${shown(found.came[i], 2)}, ${shown(found.units[i])} units; a click shows them`, 4, act);
   return plot.element;
 }
 

@@ -10,7 +10,7 @@ function cosineColors(value, other) {
   return { background: `rgb(${[94, 60, 153].map((c) => Math.round(255 - share * (255 - c))).join(",")})`, color: share > 0.55 ? "#fff" : "#1d1b22" };
 }
 
-async function showStains(cohort, slide, tile) {
+async function showStains(cohort, slide, tile, query) {
   const main = document.getElementById("main");
   document.title = `${slide}, tile ${tile}: stains – stainssl`;
   const back = el("h1", {}, el("a", { href: address.make(["slide", cohort, slide], { tile, go: 1 }), text: slide }), ` / tile ${tile} under other stains`);
@@ -22,11 +22,18 @@ async function showStains(cohort, slide, tile) {
   }
   const untold = Object.entries(found.told).filter(([, told]) => !told).map(([method]) => method);
   const notes = untold.length ? [problem(`The tile's own stain cannot be told by ${untold.join(", ")}: there it is shown as it is, less what no two stains make.`)] : [];
-  main.replaceChildren(back, el("p", { text: "Numbers: cosine of the tile's vector under a stain to its vector as it is; 1 is no change. Colors span from the median cosine to other tiles (white) to 1." }), ...notes, stainTable(found, cohort, slide, tile));
+  main.replaceChildren(back, el("p", { text: "Numbers: cosine of the tile's vector under a stain to its vector as it is; 1 is no change. Colors span from the median cosine to other tiles (white) to 1." }), ...notes, fieldSwitch(cohort, slide, tile, query), stainTable(found, cohort, slide, tile, query.has("field")));
 }
 
-function stainTable(found, cohort, slide, tile) {
-  const image = (name, title) => el("img", { src: stainssl.picture("stained", cohort, slide, tile, name), alt: `the tile: ${title}`, width: 112, height: 112 });
+function fieldSwitch(cohort, slide, tile, query) {
+  const words = ["stain", cohort, slide, tile];
+  const box = el("input", { type: "checkbox", id: "field", checked: query.has("field"), onchange: () => { location.hash = address.make(words, box.checked ? { field: 1 } : {}); } });
+  return el("div", { class: "controls" }, box, el("label", { for: "field", text: "Show the field around the tile (numbers stay the tile's)" }));
+}
+
+function stainTable(found, cohort, slide, tile, isField) {
+  const side = isField ? 224 : 112;
+  const image = (name, title) => el("img", { src: stainssl.picture(isField ? "field" : "stained", cohort, slide, tile, name), alt: `the tile: ${title}`, width: side });
   const groups = [...new Set(found.stains.map((s) => s.group))];
   const above = el("tr", {}, el("td"), el("th", { scope: "col", text: "as it is" }), ...groups.map((group) =>
     el("th", { scope: "colgroup", colspan: found.stains.filter((s) => s.group === group).length, text: GROUPS[group] })), el("td"));
