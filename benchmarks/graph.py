@@ -30,11 +30,18 @@ MAKE = (
     " done"
 )
 ENCODERS = 6
+TUMOR = {
+    "type": "Feature",
+    "properties": {"classification": {"name": "tumor"}},
+    "geometry": {"type": "Polygon", "coordinates": [[[0, 0], [9, 0], [9, 9], [0, 0]]]},
+}
 
 
 def write_cohort(folder: Path, slides: int) -> None:
     """Empty slides, their sheet, and a config of one cohort, six encoders and two tasks."""
     (folder / "slides").mkdir()
+    (folder / "truth").mkdir()
+    (folder / "truth" / "s00000.geojson").write_text(json.dumps(TUMOR))
     names = [f"s{i:05d}" for i in range(slides)]
     for name in names:
         (folder / "slides" / f"{name}.svs").touch()

@@ -653,15 +653,17 @@ def parse(data: Mapping[str, Any], source: str = "config") -> Config:
 class _UniqueKeys(yaml.SafeLoader):
     """YAML whose mappings name each key once; the language lets the last one win."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        given = [key for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)
         seen: set[str] = set()
-        for key in given:
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":
+                continue
             if key.value in seen:
                 line = key.start_mark.line + 1
                 raise yaml.YAMLError(f"line {line}: the key {key.value!r} stands there again")
             seen.add(key.value)
-        return super().construct_mapping(node, deep)
+        return node
 
 
 def read_yaml(path: Path) -> Any:

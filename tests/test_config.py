@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from stainssl.config import Config, dump, load, parse
+from stainssl.config import Config, dump, load, parse, read_yaml
 from stainssl.errors import StainsslError
 
 REPO = Path(__file__).resolve().parent.parent
@@ -85,3 +85,11 @@ def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
     path.write_text("seed: 1\ncohorts:\n  c: {sheet: a.csv}\n  c: {sheet: b.csv}\n")
     with pytest.raises(StainsslError, match="line 4: the key 'c' stands there again"):
         load(path)
+
+
+def test_keys_that_are_merged_in_may_be_given_again(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(
+        "a: &a {x: 1, y: 1}\nb: &b {<<: *a, x: 2}\nc: &c {<<: *b, x: 3}\nd: {<<: [*c, *a], x: 4}\n"
+    )
+    assert [value["x"] for value in read_yaml(path).values()] == [1, 2, 3, 4]
