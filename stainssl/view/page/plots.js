@@ -102,5 +102,5 @@ function planePlot(found, by, tell, open) {
   const picture = svg("svg", { viewBox: `0 0 ${side} ${side}`, width: side, height: side, role: "img", "aria-label": `tiles on a plane, colored by ${titleOf(by)}` }, ...dots);
   const legend = groups.length > 12 ? el("p", { class: "legend", text: `${groups.length} groups; colors repeat` })
     : el("ul", { class: "legend" }, ...groups.map((group) => el("li", {}, el("i", { style: { background: color.get(group) } }), String(group === "" ? "not given" : group))));
-  return el("div", {}, picture, legend);
+  return el("div", {}, legend, picture);
 }
