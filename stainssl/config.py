@@ -95,6 +95,7 @@ class Cohort(Model):
     outside_root: bool = False  # whether paths may leave the root
     patient_ids: Literal["shared", "local"] | None = None  # whether an id is one person everywhere
     kind: Literal["slides", "patches"] = "slides"
+    patches: Literal["whole", "cut"] = "whole"  # one tile a picture, or as many as fit at `mpp`
     annotations: str | None = None  # pattern with {slide_id}: GeoJSON, ASAP or ImageScope XML
     outlines: dict[str, Outlines] = {}  # tile label → classes; without: the class of its name
     annotations_frame: Frame = "auto"  # of slides with bounds: where the outlines count from

@@ -70,6 +70,7 @@ class TileJob(Job):
     previews: Writes[Path]
     rows: Setting[pd.DataFrame]
     kind: Setting[str]
+    patches: Setting[str]
     reader: Setting[str]
     tiling: Setting[Tiling]
     regions: Setting[str | None]
@@ -90,6 +91,7 @@ def tile(config: Config, cohort: str, part: str) -> TileJob:
         previews=paths.previews(cohort, found.tiling, part),
         rows=columns_of(rows, "slide_id", "path", "mpp"),
         kind=found.kind,
+        patches=found.patches,
         reader=_reader(config, found),
         tiling=config.tilings[found.tiling],
         regions=found.regions,

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+if TYPE_CHECKING:
+    import h5py
+
 DATASET = "x"
 SUFFIXES = (".h5", ".hdf5")
+MAX_PIXELS = 100_000_000  # as of a picture in a file of its own
 
 
 def file_of(path: str | Path) -> Path:
@@ -31,7 +36,33 @@ def read_picture(path: Path) -> np.ndarray:
     import h5py
 
     with h5py.File(file_of(path), "r") as file:
-        picture = np.asarray(file[DATASET][int(str(path).rpartition("#")[2])])
-    if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8:
-        raise ValueError(f"pictures are {picture.shape} {picture.dtype}, not (h, w, 3) uint8")
-    return picture
+        pictures = own_dataset(file, DATASET)
+        _check_pictures(pictures.shape[1:], pictures.dtype)
+        return np.asarray(pictures[int(str(path).rpartition("#")[2])])
+
+
+def _check_pictures(shape: tuple[int, ...], dtype: np.dtype) -> None:
+    """Raise ValueError before anything is read for pictures of another kind, or too large ones."""
+    if len(shape) != 3 or shape[2] != 3 or dtype != np.uint8:
+        raise ValueError(f"pictures are {shape} {dtype}, not (h, w, 3) uint8")
+    if shape[0] * shape[1] > MAX_PIXELS:
+        raise ValueError(f"pictures are {shape[1]}×{shape[0]} px, above {MAX_PIXELS:,}")
+
+
+def own_dataset(file: h5py.File, name: str) -> h5py.Dataset:
+    """A dataset whose values stand in the file itself.
+
+    HDF5 can name any file of the machine as the place of a dataset's values; such a one is not
+    followed.
+
+    Raises:
+        KeyError: there is no such dataset.
+        ValueError: it, or its values, stand in another file.
+    """
+    import h5py
+
+    link = file.get(name, getlink=True)
+    found = None if isinstance(link, h5py.ExternalLink) else file[name]
+    if not isinstance(found, h5py.Dataset) or found.external or found.is_virtual:
+        raise ValueError(f"{name} is no dataset of the file itself: other files are not followed")
+    return found

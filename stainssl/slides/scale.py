@@ -22,6 +22,7 @@ MIN_MPP, MAX_MPP = 0.05, 50.0  # µm/px outside which a statement cannot be mean
 MAX_DIFFERENCE = 0.10  # between two sources before it is reported
 COARSER_BY = 1.02  # a level this little too coarse still serves: TCGA's level 1 is 2.0005, not 2
 AREA_FROM = 1.25  # level px in a result px from which area averaging is sharp; bicubic below
+MAX_THUMBNAIL_PX = 200_000_000  # 600 MB; a slide of 75 × 50 mm at 8 µm/px has 59 million
 READ_PX = 2048  # side of the largest region that is read at once: 12 MB
 
 
@@ -260,6 +261,13 @@ def read_thumbnail(slide: Slide, mpp: float, slide_mpp: float) -> np.ndarray:
     x, y, width, height = slide.bounds_level0_px
     ratio = mpp / slide_mpp
     size_px = math.ceil(width / ratio - 1e-6), math.ceil(height / ratio - 1e-6)
+    if size_px[0] * size_px[1] > MAX_THUMBNAIL_PX:
+        raise SlideError(
+            Status.UNREADABLE,
+            f"The slide says that it is {width * slide_mpp / 1e3:,.0f} × "
+            f"{height * slide_mpp / 1e3:,.0f} mm: its overview at {mpp:.3g} µm/px would have more "
+            f"than {MAX_THUMBNAIL_PX:,} px. Check its pixel size.",
+        )
     level = level_for(slide.downsamples, ratio)
     block_px = max(1, math.floor(READ_PX * slide.downsamples[level] / ratio))
     out = np.empty((size_px[1], size_px[0], 3), np.uint8)

@@ -17,6 +17,7 @@ _BYTES_OF_TYPE |= {13: 4, 16: 8, 17: 8, 18: 8}
 _LETTER_OF_TYPE = {3: "u2", 4: "u4", 16: "u8"}
 _DATA_TAGS = {273: 279, 324: 325}  # offsets → byte counts, of strips and of tiles
 _TILE_SIDE_TAGS = (322, 323)
+_ORIENTATION_TAG, UPRIGHT = 274, 1
 MAX_TILE_SIDE_PX = 16_384  # OpenSlide ends the process where it cannot allocate a tile
 _NDPI_TAG = 65420  # Hamamatsu keeps 64-bit offsets in classic TIFF: its directories read otherwise
 _MAX_DIRECTORIES = 4096  # a chain that is longer is a loop
@@ -121,6 +122,19 @@ def _check_tiles(tiff: _Tiff, entries: dict[int, _Entry]) -> None:
             )
 
 
+def _check_orientation(tiff: _Tiff, entries: dict[int, _Entry]) -> None:
+    """Raise for tiles that are to be turned: readers turn each in its own place, or none."""
+    if _ORIENTATION_TAG not in entries or _TILE_SIDE_TAGS[0] not in entries:
+        return
+    turned = tiff.numbers(entries[_ORIENTATION_TAG])
+    if turned.size and turned[0] not in (0, UPRIGHT):
+        raise SlideError(
+            Status.UNSUPPORTED,
+            f"A directory has the TIFF orientation {turned[0]:.0f}: tiles that are to be turned "
+            "are not read. Turn it for good: vips autorot in.tif out.tif[tile,pyramid,bigtiff].",
+        )
+
+
 def _shortfalls(tiff: _Tiff) -> Iterator[str]:
     """What lies past the end, directory by directory."""
     offset = tiff.number(tiff.layout.word, 8 if tiff.layout.is_big else 4, "the header")
@@ -136,6 +150,7 @@ def _shortfalls(tiff: _Tiff) -> Iterator[str]:
         if end > tiff.size_bytes:
             yield f"image data up to byte {end:,}"
         _check_tiles(tiff, entries)
+        _check_orientation(tiff, entries)
 
 
 def shortfall(path: Path) -> str | None:

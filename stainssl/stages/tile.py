@@ -20,6 +20,7 @@ from stainssl.figures.slides import preview
 from stainssl.plan.slides import TileJob
 from stainssl.slides.annotation_files import Areas, read_annotations
 from stainssl.slides.annotations import within
+from stainssl.slides.brightfield import require_brightfield
 from stainssl.slides.errors import require_file
 from stainssl.slides.frames import Frame, in_slide, origin_of
 from stainssl.slides.readers import open_slide
@@ -46,6 +47,8 @@ log = logging.getLogger(__name__)
 MAX_PATCH_PREVIEWS = 40  # patches of a part that get a picture of their own
 MAX_GREY_COLOR = 2  # grey levels between the channels of a picture without color
 GREY_SPREAD = 60  # grey levels in a picture below which it may be blank glass
+MIN_SHARE_USED = 0.95  # of a patch, and
+MAX_SCALE_ERROR = 0.05  # of its scale, before it is told that a patch is no tile of the tiling
 PROBE_PX = 64  # side of the regions read to see whether a level can be read at all
 
 
@@ -156,6 +159,7 @@ def _tile_slide(outcome: Outcome, slide: Slide, sheet_mpp: float, tiling: Tiling
     mask = tiling.mask
     mask_mpp = max(mask.mpp, outcome.mpp)  # never finer than the slide is
     thumbnail = read_thumbnail(slide, mask_mpp, outcome.mpp)
+    require_brightfield(thumbnail)
     _refuse_grey(thumbnail)
     tissue = masked(thumbnail, mask_mpp, mask.kind, mask.min_area_um2, mask.min_hole_um2)
     outcome.tissue_mm2 = float(tissue.tissue.sum() * mask_mpp**2 / 1e6)
@@ -169,20 +173,42 @@ def _tile_slide(outcome: Outcome, slide: Slide, sheet_mpp: float, tiling: Tiling
     outcome.picture = _picture(outcome, slide, thumbnail, tissue)
 
 
-def _tile_patch(outcome: Outcome, slide: Slide, sheet_mpp: float, tiling: Tiling) -> None:
-    """One tile that covers the largest square at the corner of a patch; no mask, no limits."""
+def _tile_patch(
+    outcome: Outcome, slide: Slide, sheet_mpp: float, tiling: Tiling, is_cut: bool
+) -> None:
+    """The tiles of a picture that is no slide; no mask, no limits: all are kept."""
     is_given = not np.isnan(sheet_mpp)
     outcome.mpp, outcome.mpp_source, _ = resolve_mpp(sheet_mpp if is_given else tiling.mpp, slide)
     if not is_given:
         outcome.mpp_source = "tiling"
-    _, _, width, height = slide.bounds_level0_px
-    side = min(width, height)
-    tiles = pd.DataFrame({"tile": [0], "x": [0], "y": [0], "side": [float(side)]})
+    if is_cut:
+        outcome.detail = enlarged(outcome.mpp, tiling.mpp, tiling.max_enlargement)
+        bounds = slide.bounds_level0_px
+        squares = grid(bounds, outcome.mpp, tiling.mpp, tiling.size, tiling.overlap)
+        x, y = squares.corners()
+        tiles = pd.DataFrame({"tile": np.arange(len(x)), "x": x, "y": y})
+        tiles["side"] = squares.side_level0_px
+    else:
+        side = float(min(slide.bounds_level0_px[2:]))
+        tiles = pd.DataFrame({"tile": [0], "x": [0], "y": [0], "side": [side]})
+        outcome.detail = _is_no_tile(outcome, slide, side, tiling)
     measured = measure(slide, tiles, outcome.mpp)
     tiles = tiles.assign(tissue=1.0, pen=0.0, kept=True, reason="", **vars(measured))
     outcome.tiles = tiles[list(COLUMNS)]
-    outcome.counts = counts(outcome.tiles, 1)
+    outcome.counts = counts(outcome.tiles, len(tiles))
     outcome.tissue_mm2 = float("nan")
+
+
+def _is_no_tile(outcome: Outcome, slide: Slide, side_level0_px: float, tiling: Tiling) -> str:
+    """A sentence where a picture's largest square is not what a tile of the tiling shows."""
+    _, _, width, height = slide.bounds_level0_px
+    share, mpp = side_level0_px**2 / (width * height), side_level0_px * outcome.mpp / tiling.size
+    if share >= MIN_SHARE_USED and abs(mpp / tiling.mpp - 1) <= MAX_SCALE_ERROR:
+        return ""
+    return (
+        f"One tile of {share:.0%} of the picture ({width}×{height} px), whose px is {mpp:.3g} µm "
+        f"and not {tiling.mpp:g}: the cohort's patches: cut makes tiles of the tiling's scale."
+    )
 
 
 def _patch_picture(outcome: Outcome, slide: Slide) -> Figure:
@@ -250,7 +276,7 @@ def _work(job: TileJob, outcome: Outcome, slide: Slide, sheet_mpp: float, number
     if job.kind != "patches":
         _tile_slide(outcome, slide, sheet_mpp, job.tiling)
         return
-    _tile_patch(outcome, slide, sheet_mpp, job.tiling)
+    _tile_patch(outcome, slide, sheet_mpp, job.tiling, job.patches == "cut")
     if number < MAX_PATCH_PREVIEWS:
         outcome.picture = _patch_picture(outcome, slide)
 
@@ -285,6 +311,7 @@ def run(job: TileJob) -> None:
                 outcome.picture = None
             _tell(outcome)
             outcomes.append(outcome)
+        _tell_no_tiles(outcomes, job)
         settings = {"tiling": job.tiling.model_dump(mode="json"), "reader": job.reader}
         write_tiles(job.tiles, _joined(outcomes), settings)
         qc = pd.DataFrame([outcome.row() for outcome in outcomes])
@@ -297,3 +324,11 @@ def _tell(outcome: Outcome) -> None:
         log.info("%s: %d tiles kept in %.1f s %s", outcome.slide_id, kept, seconds, outcome.detail)
     else:
         log.warning("%s: %s: %s", outcome.slide_id, outcome.status.value, outcome.detail)
+
+
+def _tell_no_tiles(outcomes: list[Outcome], job: TileJob) -> None:
+    """One line for the pictures of a part that are no tiles of the tiling."""
+    told = [o for o in outcomes if o.status is Status.OK and o.detail]
+    if job.kind == "patches" and told:
+        shown, count = told[0], len(outcomes)
+        log.warning("%d of %d: as %s: %s", len(told), count, shown.slide_id, shown.detail)

@@ -10,6 +10,8 @@ from stainssl.stain.density import DEFAULTS, Constants
 from stainssl.stain.estimate import unmix
 from stainssl.stain.profile import LabStats, P, StainProfile, TwoStain
 
+MAX_FLOAT = 2.0  # jitter before may exceed 1 by a little
+
 
 def normalize(
     images: Tensor,
@@ -39,9 +41,11 @@ def normalize(
         `source.where_valid(...)` gives them a better one.
 
     Raises:
-        ValueError: profiles of two families, or another number of profiles than of images.
+        ValueError: profiles of two families, another number of profiles than of images, or float
+            images beyond [0, 1].
     """
     source._same_family(target)
+    _refuse_levels(images)
     source, target = (
         _one_each(p, images, name) for p, name in ((source, "source"), (target, "target"))
     )
@@ -53,6 +57,17 @@ def normalize(
     assert isinstance(source, LabStats) and isinstance(target, LabStats)
     gain = target.std / source.std.clamp_min(1e-6)
     return _map_lab(images, gain, target.mean - gain * source.mean)
+
+
+def _refuse_levels(images: Tensor) -> None:
+    """Raise for float images in 0–255, which would come out all white; a few pixels tell."""
+    if images.is_floating_point() and images.numel() and not torch.compiler.is_compiling():
+        most = float(images.detach()[..., ::8, ::8].amax())
+        if most > MAX_FLOAT:
+            raise ValueError(
+                f"float images are in [0, 1], and these reach {most:.4g}: divide them by 255, or "
+                "give uint8"
+            )
 
 
 def separate(

@@ -310,6 +310,44 @@ def test_patches_are_one_tile_a_file(tmp_path: Path, root: Path, rng: np.random.
     assert {path.stem for path in previews.iterdir()} == {"a", "b", "d"}
 
 
+def test_pictures_that_are_no_tiles_say_what_was_made_of_them(
+    tmp_path: Path, root: Path, rng: np.random.Generator, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name, shape in (("wide", (512, 1024)), ("tile", (128, 128))):
+        image = rng.integers(0, 256, (*shape, 3), dtype=np.uint8)
+        Image.fromarray(image).save(root / f"{name}.png")
+    rows = [{"slide_id": n, "path": f"{n}.png", "mpp": 0.5} for n in ("wide", "tile")]
+    config = cohort(tmp_path, rows, kind="patches")
+    run_stage("tile", config, "c", PART)
+    qc = outputs(config)[1]
+    assert "50% of the picture" in qc.loc["wide", "detail"]
+    assert "2 µm" in qc.loc["wide", "detail"]  # 512 px of 0.5 µm in a tile of 128 px
+    assert qc.loc["tile", "detail"] == ""
+    assert "1 of 2: as wide" in caplog.text
+
+
+def test_pictures_are_cut_at_the_tilings_scale(
+    tmp_path: Path, root: Path, rng: np.random.Generator
+) -> None:
+    for name, shape in (("wide", (300, 600)), ("small", (60, 60)), ("coarse", (300, 300))):
+        image = rng.integers(0, 256, (*shape, 3), dtype=np.uint8)
+        Image.fromarray(image).save(root / f"{name}.png")
+    rows = [
+        {"slide_id": "wide", "path": "wide.png", "mpp": 0.25},
+        {"slide_id": "small", "path": "small.png", "mpp": 0.25},
+        {"slide_id": "coarse", "path": "coarse.png", "mpp": 2.0},
+    ]
+    config = cohort(tmp_path, rows, kind="patches", patches="cut")
+    run_stage("tile", config, "c", PART)
+    tiles, qc, _ = outputs(config)
+    assert tiles[["slide_id", "tile", "x", "y", "side"]].to_numpy().tolist() == [
+        ["wide", 0, 0, 0, 256],
+        ["wide", 1, 256, 0, 256],
+    ]
+    assert tiles["kept"].all()
+    assert qc["status"].to_dict() == {"wide": "ok", "small": "too-small", "coarse": "too-coarse"}
+
+
 def test_many_patches_have_a_bounded_number_of_pictures(
     tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -342,6 +380,7 @@ def test_real_slides_end_as_they_should(tmp_path: Path, real_data: Path) -> None
         "unreadable": ("unreadable.svs", None, "unreadable"),
         "unopenable": ("unopenable.tiff", None, "unsupported"),
         "broken": ("broken.svs", None, "unsupported"),
+        "fluorescence": ("fluorescence-tritc.ndpi", None, "not-brightfield"),
     }
     rows = [{"slide_id": n, "path": path, "mpp": mpp} for n, (path, mpp, _) in files.items()]
     config = cohort(tmp_path, rows, root=real_data / "slides")

@@ -262,3 +262,11 @@ def test_what_does_not_fit_is_refused():
         normalize(images, own, own[:2])
     with pytest.raises(ValueError, match="no stains"):
         separate(images, lab)
+
+
+def test_float_images_in_levels_are_refused() -> None:
+    images = tiles(2)
+    own, goal = estimate(images), StainProfile.reference("macenko")
+    normalize(images.float() / 255, own, goal)
+    with pytest.raises(ValueError, match="divide them by 255"):
+        normalize(images.float(), own, goal)

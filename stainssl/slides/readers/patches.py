@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from stainssl.errors import SlideError, Status
 from stainssl.slides.errors import translate_errors
@@ -72,7 +72,9 @@ def open_file(path: Path) -> PatchFile:
             raise SlideError(Status.UNSUPPORTED, f"{path.name}: {error}") from None
         with image:
             _refuse(image, path)
-            return PatchFile(path, image.format or "", _white_backed(image))
+            # Cameras turn the picture by a word in its EXIF, not by its pixels.
+            upright = ImageOps.exif_transpose(image)
+            return PatchFile(path, image.format or "", _white_backed(upright))
 
 
 class PatchFile(Slide):

@@ -99,6 +99,9 @@ def _check(path: Path, page: tifffile.TiffPage) -> None:
     """
     compression = getattr(page.compression, "name", page.compression)
     kind = f"is a TIFF of {page.imagewidth}×{page.imagelength} px ({compression}) that"
+    if "Orientation" in page.tags and page.tags["Orientation"].value not in (0, 1):
+        advice = "turn it for good: vips autorot"
+        raise _refuse(path, f"{kind} is to be turned (TIFF orientation); {advice}")
     if page.photometric in GRAY:
         raise _refuse(path, f"{kind} is gray: stain cannot be told without color")
     if page.photometric not in (RGB, YCBCR) or page.samplesperpixel not in (3, 4):
