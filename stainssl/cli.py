@@ -142,6 +142,7 @@ def cohort_check(config: ConfigFile = DEFAULT) -> None:
         sheet_summary,
         task_summary,
     )
+    from stainssl.encoders.checks import warnings as encoder_warnings
     from stainssl.errors import StainsslError
 
     loaded = _load(config)
@@ -160,10 +161,21 @@ def cohort_check(config: ConfigFile = DEFAULT) -> None:
             typer.echo(f"  {sentence}")
         for sentence in release_warnings(loaded, name):
             typer.echo(f"  {sentence}")
+    for sentence in encoder_warnings(loaded):
+        typer.echo(f"warning: {sentence}")
     for name in loaded.tasks:
         typer.echo(f"task {name}:")
         for sentence in task_summary(loaded, name):
             typer.echo(f"  {sentence}")
+
+
+@app.command()
+def encoders() -> None:
+    """List the encoders that are known by name, and which of them are on this machine."""
+    from stainssl.encoders.listing import lines
+
+    for line in lines():
+        typer.echo(line)
 
 
 @cohort_app.command("import")

@@ -240,13 +240,13 @@ class Encoder(Model):
     """Tile → vector: trained here (`method`), given (`weights`), or made before (`features`)."""
 
     method: Literal["stain-invariant", "simclr", "random"] | None = None
-    weights: str | None = None  # local-dir:FOLDER, hf-hub:NAME, a timm name or NAME@FILE
+    weights: str | None = None  # a name of docs/encoders.md, local-dir:, hf-hub:, timm, NAME@FILE
     features: str | None = None  # clam:FOLDER or trident:FOLDER, files of vectors
     train: Train | None = None
     tiling: str = "default"
     backbone: str | None = None  # any timm name; null: resnet50, or the network of `init`
     init: str | None = None  # weights that training starts from: as `weights`, or an encoder's name
-    input_size: Annotated[int, Field(ge=32)] | None = None  # px; null: the tiling's size
+    input_size: Annotated[int, Field(ge=32)] | None = None  # px; null: the tiling's, the weights'
     target: Target = Target()
     normalizer: Normalizer | Annotated[list[Normalizer], Field(min_length=1)] = "macenko"
     views: Literal["one", "same", "different"] = "one"  # which views are normalized
@@ -325,6 +325,11 @@ class Encoder(Model):
     def architecture(self) -> str:
         """The timm name of a network that starts from random weights."""
         return self.backbone or DEFAULT_BACKBONE
+
+    @property
+    def given_size(self) -> int | None:
+        """The side in px that given weights see where it is not their own; a model has its own."""
+        return self.input_size if self.weights else None
 
     @property
     def needs_target(self) -> bool:

@@ -18,11 +18,14 @@ from packaging.requirements import Requirement
 from stainssl.cli import app
 from stainssl.cohort import SheetRow
 from stainssl.config import Config
+from stainssl.encoders.listing import table
 from stainssl.stores.atomic import write_text
 
 ROOT = Path(__file__).resolve().parent.parent
 PYTHON = "3.11"
 CONFIG_PAGE = Path("docs/reference/config.md")
+ENCODERS_PAGE = Path("docs/encoders.md")
+TABLE = ("<!-- table -->", "<!-- end of table -->")
 BEGIN, END = "<!-- generated: reruns -->", "<!-- end -->"
 
 
@@ -133,6 +136,12 @@ def _option_row(option: Any) -> str:
     return f"| {names} | {told} | {default} |"
 
 
+def encoders_text(page: str) -> str:
+    """The page of encoders with its table of those that are known by name."""
+    before, rest = page.split(TABLE[0])
+    return f"{before}{TABLE[0]}\n{table()}{TABLE[1]}{rest.split(TABLE[1])[1]}"
+
+
 def files() -> dict[Path, str]:
     """Every generated file, relative to the repository, with the text that it should have."""
     lock = (ROOT / "requirements.lock").read_text()
@@ -145,6 +154,7 @@ def files() -> dict[Path, str]:
             Path(f"workflow/envs/{name}.yaml"): conda_text(lock, asked)
             for name, asked in environments().items()
         },
+        ENCODERS_PAGE: encoders_text((ROOT / ENCODERS_PAGE).read_text(encoding="utf-8")),
     }
 
 

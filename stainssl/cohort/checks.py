@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from itertools import combinations
+from pathlib import Path
 
 import pandas as pd
 
@@ -292,8 +293,9 @@ def check(config: Config, thorough: bool = False) -> list[str]:
     Files that do not exist, sheets, ids, labels, annotations, folds, splits, frozen encoders.
 
     Args:
-        thorough: read every annotation file, and compare the contents of all files of equal size,
-            however long it takes; without it, where there are not too many.
+        thorough: read every annotation file and the headers of given weights, and compare the
+            contents of all files of equal size, however long it takes; without it, where there
+            are not too many.
     """
     problems: list[str] = []
     sound = True
@@ -316,4 +318,21 @@ def check(config: Config, thorough: bool = False) -> list[str]:
         problems += found or [*_strangers(config, name, task), *_fold_problems(config, name, task)]
     for name, encoder in config.encoders.items():
         problems += _encoder_problems(config, name, encoder)
-    return [*problems, *_tiling_problems(config), *_features_problems(config)]
+    problems += [*_tiling_problems(config), *_features_problems(config)]
+    return [*problems, *(_network_problems(config) if thorough else _given_files(config))]
+
+
+def _network_problems(config: Config) -> Iterator[str]:
+    from stainssl.encoders.checks import problems  # torch: not wherever a workflow is parsed
+
+    yield from problems(config)
+
+
+def _given_files(config: Config) -> Iterator[str]:
+    """Files and folders of weights that do not exist: what can be known without torch."""
+    for name, encoder in config.encoders.items():
+        for key in ("weights", "init"):
+            given = getattr(encoder, key) or ""
+            path = given.partition("@")[2] or given.removeprefix("local-dir:")
+            if path != given and not given.startswith("hf-hub:") and not Path(path).exists():
+                yield f"encoders.{name}.{key}: {path} does not exist."

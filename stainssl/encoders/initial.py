@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from timm.models import load_model_config_from_hf
 from timm.models._hub import load_model_config_from_path
 from torch import nn
 
+from stainssl.encoders import recipes
 from stainssl.encoders.loading import (
     FILE,
     HUB,
@@ -25,6 +25,7 @@ from stainssl.encoders.loading import (
     new_backbone,
     whole_patches,
 )
+from stainssl.encoders.recipes import EncoderRecipe
 from stainssl.errors import StainsslError
 
 SEEN = "seen.csv"
@@ -84,6 +85,8 @@ def initial_backbone(source: str, input_size: int, wanted: str | None = None) ->
         StainsslError: the weights cannot be loaded, are of another architecture than wanted, or
             their network cannot be built for that size.
     """
+    if (found := recipes.find(source)) is not None:
+        _of_recipe(*found[:2])  # refused before a gigabyte is read
     model = load_network(source)
     name, args = _architecture(source)
     if wanted is not None and wanted.split(".")[0] != name.split(".")[0]:
@@ -92,8 +95,8 @@ def initial_backbone(source: str, input_size: int, wanted: str | None = None) ->
         )
     if (Path(source.removeprefix(LOCAL)) / STANDARD).is_file():
         log.warning("%s saw normalized tiles; here they are not unless `preprocess` is set", source)
-    found: Any = model.pretrained_cfg
-    if found.get("fixed_input_size") and found["input_size"][1] != input_size:
+    own: Any = model.pretrained_cfg
+    if own.get("fixed_input_size") and own["input_size"][1] != input_size:
         model, args = _resized(model, name, args, input_size, source)
     log.info("starting from %s: %s at %d px", source, name, input_size)
     return _backbone(model, name, args)
@@ -115,15 +118,6 @@ def seen_too(seen: pd.DataFrame, source: str | None) -> pd.DataFrame:
     return both.groupby(["patient_id", "cohort"], as_index=False)[["slides", "tiles"]].max()
 
 
-def digest(model: nn.Module) -> str:
-    """SHA-256 of a network's tensors: other weights under the same name are told apart."""
-    found = hashlib.sha256()
-    for name, value in model.state_dict().items():
-        found.update(name.encode())
-        found.update(value.detach().contiguous().cpu().numpy().tobytes())
-    return found.hexdigest()
-
-
 def _backbone(model: nn.Module, name: str, args: Mapping[str, Any]) -> Backbone:
     found: Any = model.pretrained_cfg
     return Backbone(model, name, args, tuple(found["mean"]), tuple(found["std"]))
@@ -131,6 +125,8 @@ def _backbone(model: nn.Module, name: str, args: Mapping[str, Any]) -> Backbone:
 
 def _architecture(source: str) -> tuple[str, dict[str, Any]]:
     """The timm name of a source that loads, and the arguments that its architecture takes."""
+    if found := recipes.find(source):
+        return _of_recipe(*found[:2])
     name = source.partition(FILE)[0] if FILE in source else source.removeprefix(TIMM)
     if not source.startswith(HUB) and timm.is_model(name.split(".")[0]):
         return name, {}
@@ -139,6 +135,24 @@ def _architecture(source: str) -> tuple[str, dict[str, Any]]:
     else:
         _, name, args = load_model_config_from_path(source.removeprefix(LOCAL))
     return name, {k: v for k, v in (args or {}).items() if k != "num_classes"}
+
+
+def _of_recipe(name: str, recipe: EncoderRecipe) -> tuple[str, dict[str, Any]]:
+    """What a saved model of a recipe's network says: names and numbers, no classes."""
+    if not is_saved_by_timm(name):
+        raise StainsslError(
+            f"init {name}: timm's folders cannot hold its network (SwiGLU layers by class, or class"
+            " token and mean of patches), so what is trained could not be saved. Start from "
+            f"{', '.join(n for n in sorted(recipes.RECIPES) if is_saved_by_timm(n))}."
+        )
+    return recipe.architecture, {**recipe.arguments, "img_size": recipe.input_px}
+
+
+def is_saved_by_timm(name: str) -> bool:
+    """Whether a timm folder can hold a recipe's network, so that it can be trained further."""
+    recipe = recipes.RECIPES[name]
+    classes = any(isinstance(value, type) for value in recipe.arguments.values())
+    return recipe.pooling == "cls" and not classes
 
 
 def _resized(

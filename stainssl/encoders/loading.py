@@ -1,11 +1,12 @@
-"""Any encoder with its own preprocessing: one trained here, a timm name, a hub name, a folder."""
+"""Any encoder with its own preprocessing: by name, trained here, of timm, the hub or a folder."""
 
 from __future__ import annotations
 
 import difflib
+import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,21 +14,22 @@ from typing import Any
 import timm
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
+from huggingface_hub import hf_hub_download
 from timm.data import resolve_model_data_config
 from timm.models import save_for_hf
 from torch import Tensor, nn
 
 from stainssl import __version__
+from stainssl.encoders import recipes, tensors
+from stainssl.encoders.recipes import EncoderRecipe
+from stainssl.encoders.tensors import first_line
 from stainssl.encoders.weights import FILE, HUB, LOCAL, TIMM
 from stainssl.errors import StainsslError
 from stainssl.stain import StainProfile, estimate, normalize
 from stainssl.stain.targets import profile_from_json, profile_to_json
 from stainssl.stores.atomic import replacing
 
-# Where checkpoints keep a network's tensors, and what training code puts before their names.
-NESTED = ("state_dict", "model", "model_state_dict", "teacher", "student", "net")
-PREFIXES = ("module.", "backbone.", "encoder.", "model.", "student.", "teacher.", "trunk.")
+RESIZES = ("bilinear", "bicubic")
 STANDARD = "stain.json"  # in a local-dir folder: the stain that its tiles are normalized to
 
 
@@ -43,6 +45,9 @@ class LoadedEncoder:
         interpolation: `bilinear` or `bicubic`.
         device: where the network is.
         standard: the stain that tiles are normalized to first; None: they are taken as they are.
+        resize_px: side that tiles are resized to first, of which the middle is seen; None: the
+            whole tile is seen.
+        weights_sha256: of the network's tensors.
     """
 
     model: nn.Module
@@ -53,6 +58,8 @@ class LoadedEncoder:
     interpolation: str
     device: torch.device
     standard: StainProfile | None = None
+    resize_px: int | None = None
+    weights_sha256: str = ""
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Tensor:
@@ -65,10 +72,13 @@ class LoadedEncoder:
             (B, D) float32 on the encoder's device.
         """
         pixels = self._standardised(images.to(self.device)).float().div(255)
-        if pixels.shape[-2:] != (self.input_size, self.input_size):
+        side = self.resize_px or self.input_size
+        if pixels.shape[-2:] != (side, side):
             pixels = F.interpolate(
-                pixels, (self.input_size,) * 2, mode=self.interpolation, antialias=True
+                pixels, (side, side), mode=self.interpolation, antialias=True
             ).clamp(0, 1)
+        edge = (side - self.input_size) // 2
+        pixels = pixels[..., edge : edge + self.input_size, edge : edge + self.input_size]
         pixels = ((pixels - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
         # Half precision as float16: bfloat16's eight bits would change vectors by a hundredth.
         with torch.autocast(self.device.type, torch.float16, enabled=self.device.type == "cuda"):
@@ -86,34 +96,74 @@ class LoadedEncoder:
         return torch.where(own.valid[:, None, None, None], changed, images)
 
 
-def load(source: Path | str, device: torch.device | str = "cpu") -> LoadedEncoder:
+def load(
+    source: Path | str, device: torch.device | str = "cpu", input_size: int | None = None
+) -> LoadedEncoder:
     """Load an encoder.
 
     Args:
-        source: a timm `local-dir` folder (`local-dir:PATH` or a path), `hf-hub:OWNER/NAME`, a timm
-            name with or without `timm:` (its pretrained weights), or `ARCHITECTURE@FILE`: a timm
-            name, and a file of weights for it (safetensors, or torch's without code in it).
+        source: a name of `recipes.RECIPES`, with `@FILE` or `@FOLDER` where its weights are not to
+            be downloaded; a timm `local-dir` folder (`local-dir:PATH` or a path);
+            `hf-hub:OWNER/NAME`; a timm name with or without `timm:` (its pretrained weights); or
+            `ARCHITECTURE@FILE`: a timm name, and a file of weights for it (safetensors, or torch's
+            without code in it).
         device: where it runs.
+        input_size: side in px that the network sees, where not its own.
 
     Raises:
-        StainsslError: no such folder or name, weights that do not fit or cannot be had.
+        StainsslError: no such folder or name, weights that do not fit or cannot be had, or a
+            network that gives no vector an image.
     """
-    model = load_network(str(source)).eval().requires_grad_(False).to(device)
+    model = load_network(str(source)).eval().requires_grad_(False)
+    if input_size is not None:
+        set_input_size(model, input_size)
+    sha256, model = digest(model), model.to(device)
     model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     data = resolve_model_data_config(model)
     if data["input_size"][1] != data["input_size"][2]:
         raise StainsslError(f"{source}: it takes {data['input_size']}; tiles are squares.")
-    interpolation = data["interpolation"]
+    found = recipes.find(str(source))
     return LoadedEncoder(
         model=model,
         dim=vector_length(model, data["input_size"][1]),
         input_size=data["input_size"][1],
         mean=torch.tensor(data["mean"], device=device).view(1, 3, 1, 1),
         std=torch.tensor(data["std"], device=device).view(1, 3, 1, 1),
-        interpolation=interpolation if interpolation in ("bilinear", "bicubic") else "bicubic",
+        interpolation=data["interpolation"] if data["interpolation"] in RESIZES else "bicubic",
         device=torch.device(device),
         standard=_standard(str(source)),
+        resize_px=found[1].resize_px if found and input_size is None else None,
+        weights_sha256=sha256,
     )
+
+
+def digest(model: nn.Module) -> str:
+    """SHA-256 of a network's tensors: other weights under the same name are told apart."""
+    found = hashlib.sha256()
+    for name, value in model.state_dict().items():
+        found.update(name.encode())
+        found.update(value.detach().contiguous().cpu().numpy().tobytes())
+    return found.hexdigest()
+
+
+def set_input_size(model: nn.Module, input_size: int) -> None:
+    """Have a network take images of another size; positions are resampled as timm does it.
+
+    Raises:
+        StainsslError: it is built for one size and cannot be changed.
+    """
+    own: Any = model.pretrained_cfg
+    if own["input_size"][1] == input_size:
+        return
+    if own.get("fixed_input_size"):
+        whole_patches(model, input_size)
+        if not hasattr(model, "set_input_size"):
+            raise StainsslError(
+                f"A {type(model).__name__} of {own['input_size'][1]} px cannot take {input_size} px"
+                f": set input_size: {own['input_size'][1]}, or leave it out."
+            )
+        model.set_input_size(img_size=(input_size, input_size))  # type: ignore[operator]
+    model.pretrained_cfg = {**own, "input_size": (3, input_size, input_size)}  # type: ignore[assignment]
 
 
 def _standard(source: str) -> StainProfile | None:
@@ -129,12 +179,21 @@ def vector_length(model: nn.Module, input_size: int) -> int:
 
     Args:
         input_size: side in px of what it is shown.
+
+    Raises:
+        StainsslError: it gives something else than one vector.
     """
     was_training, device = model.training, next(model.parameters()).device
     model.eval()  # one image more in the statistics of its norms would change the network
-    length = model(torch.zeros(1, 3, input_size, input_size, device=device)).shape[-1]
+    shape = model(torch.zeros(1, 3, input_size, input_size, device=device)).shape
     model.train(was_training)
-    return int(length)
+    if len(shape) != 2:
+        raise StainsslError(
+            f"A {type(model).__name__} gives {tuple(shape[1:])} for an image, not one vector: its "
+            "config says no pooling (`global_pool`). Give the encoder by its name, if it is one of "
+            "`stainssl encoders`, or set global_pool in its config.json."
+        )
+    return int(shape[1])
 
 
 def load_network(source: str) -> nn.Module:
@@ -145,6 +204,13 @@ def load_network(source: str) -> nn.Module:
     Raises:
         StainsslError: as `load`.
     """
+    if found := recipes.find(source):
+        return _from_recipe(*found)
+    if recipes.canonical(source.partition(FILE)[0]) in recipes.ELSEWHERE:
+        raise StainsslError(
+            f"{source}: timm has no such network. Embed with another tool and import its vectors: "
+            "features: trident:FOLDER or clam:FOLDER."
+        )
     if source.startswith(HUB):
         return _from_hub(source)
     if FILE in source and timm.is_model(source.partition(FILE)[0].split(".")[0]):
@@ -160,69 +226,136 @@ def _from_folder(folder: Path, source: str) -> nn.Module:
     if not (folder / "config.json").is_file():
         raise StainsslError(
             f"{source}: neither a folder with config.json and model.safetensors nor a timm name"
-            f"{_close(source)}"
+            f"{nearest_network(source)}"
+        )
+    if "architecture" not in json.loads((folder / "config.json").read_text(encoding="utf-8")):
+        raise StainsslError(
+            f"{folder}: its config.json names no timm `architecture` (one of transformers?). If it "
+            f"is an encoder of `stainssl encoders`, write its name first: NAME@{folder}."
         )
     try:
-        return timm.create_model(f"{LOCAL}{folder}", pretrained=True, num_classes=0)
+        model = timm.create_model(f"{LOCAL}{folder}", pretrained=True, num_classes=0)
     except Exception as error:  # timm, torch and safetensors each raise their own kinds
         raise StainsslError(
             f"{folder}: its weights do not fit its config.json or are not whole "
-            f"({_first_line(error)}). Make it again."
+            f"({first_line(error)}). Make it again."
         ) from error
+    weights = folder / "model.safetensors"
+    if weights.is_file():  # timm passes over what does not fit where there is a classifier
+        found = tensors.fit(model.state_dict(), tensors.read(weights, "meta"))
+        found = replace(found, reshaped=[])  # timm resamples positions, and refuses the rest
+        if problem := found.problem(str(folder), type(model).__name__):
+            raise StainsslError(problem)
+    return model
 
 
 def _from_file(architecture: str, file: Path) -> nn.Module:
     """A timm architecture with the weights of a file; preprocessing is the architecture's."""
-    weights = _tensors(file)
     model = timm.create_model(architecture, num_classes=0)
-    wanted = model.state_dict()
-    fitting = _named_as(wanted, weights)
-    missing = sorted(set(wanted) - set(fitting))
-    wrong = [n for n, value in fitting.items() if value.shape != wanted[n].shape]
-    if missing or wrong:
-        named = ", ".join([*missing, *wrong][:3])
-        raise StainsslError(
-            f"{file}: its weights are not those of {architecture}: {len(missing)} of {len(wanted)}"
-            f" tensors are missing and {len(wrong)} have another shape ({named} …); it holds"
-            f" {', '.join(sorted(weights)[:3])} … Name the architecture that they were trained as."
-        )
-    model.load_state_dict(fitting)
+    _fill(model, tensors.read(file), str(file), architecture)
     return model
 
 
-def _tensors(file: Path) -> dict[str, Tensor]:
-    """The tensors of a weights file by name, taken out of what a checkpoint wraps them in."""
-    try:
-        if file.suffix == ".safetensors":
-            return load_file(file)
-        found = torch.load(file, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise StainsslError(f"{file}: no such file of weights.") from None
-    except Exception as error:  # torch, pickle, zip and safetensors each raise their own kinds
+def _fill(model: nn.Module, weights: Mapping[str, Tensor], of: str, architecture: str) -> None:
+    """Put weights into a network, all of them and no others."""
+    found = tensors.fit(model.state_dict(), weights)
+    if problem := found.problem(of, architecture):
+        raise StainsslError(problem)
+    model.load_state_dict(found.tensors)
+
+
+class ClassAndMean(nn.Module):
+    """A transformer's class token and the mean of its patch tokens, one after the other.
+
+    Args:
+        model: of timm.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.pretrained_cfg: Any = model.pretrained_cfg
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, S, S) → (B, 2C); registers are in neither."""
+        tokens = self.model.forward_features(images)  # type: ignore[operator]
+        patches = tokens[:, self.model.num_prefix_tokens :]
+        return torch.cat([tokens[:, 0], patches.mean(1)], dim=-1)
+
+
+def build(recipe: EncoderRecipe, config: Mapping[str, Any] | None = None) -> nn.Module:
+    """A recipe's network with random weights.
+
+    Args:
+        config: of the folder that the weights lie in, as timm writes it.
+    """
+    name, args = recipe.architecture, dict(recipe.arguments)
+    if config and "architecture" in config and recipe.layout == "timm":
+        name, args = config["architecture"], {**(config.get("model_args") or {}), **args}
+    args |= {"img_size": recipe.input_px, "num_classes": 0, "global_pool": "token"}
+    args.pop("dynamic_img_size", None)
+    model = timm.create_model(name, **args)
+    mean, std = recipe.normalization
+    own: Any = model.pretrained_cfg
+    model.pretrained_cfg = {  # type: ignore[assignment]
+        **dict(own), "architecture": name, "mean": mean, "std": std, "crop_pct": 1.0,
+        "interpolation": recipe.interpolation, "input_size": (3, recipe.input_px, recipe.input_px),
+    }  # fmt: skip
+    return model
+
+
+def _from_recipe(name: str, recipe: EncoderRecipe, given: str | None) -> nn.Module:
+    file, config = _recipe_files(name, recipe, given)
+    if recipe.needs_config and config is None:
+        raise StainsslError(f"{name}: give the folder that {file} lies in with its config.json.")
+    model = build(recipe, config)
+    weights = tensors.read(file)
+    if recipe.layout == "transformers":
+        weights = tensors.from_transformers(weights, model)
+    _fill(model, weights, str(file), name)
+    return ClassAndMean(model) if recipe.pooling == "cls+mean" else model
+
+
+def weights_file(name: str, recipe: EncoderRecipe, given: str) -> Path:
+    """The file of weights of a recipe in a file or folder that is given.
+
+    Raises:
+        StainsslError: none is there.
+    """
+    path = Path(given)
+    found = [path] if path.is_file() else [path / n for n in recipe.files if (path / n).is_file()]
+    if not found:
         raise StainsslError(
-            f"{file} is no whole file of weights, or holds code ({_first_line(error)}). Save the"
-            " network's state_dict() alone."
-        ) from error
-    while inner := next((found[k] for k in NESTED if isinstance(found.get(k), dict)), None):
-        found = inner
-    return {name: value for name, value in found.items() if isinstance(value, Tensor)}
+            f"{name}@{given}: no {' nor '.join(recipe.files)} there. Download it from "
+            f"https://huggingface.co/{recipe.repository}."
+        )
+    return found[0]
 
 
-def _named_as(wanted: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors that an architecture has, whatever prefixes training put before their names."""
-    found: dict[str, Tensor] = {}
-    for name, value in weights.items():
-        short = name
-        while short not in wanted and (p := next((p for p in PREFIXES if short.startswith(p)), "")):
-            short = short.removeprefix(p)
-        if short in wanted:
-            found[short] = value
-    return found
+def _recipe_files(
+    name: str, recipe: EncoderRecipe, given: str | None
+) -> tuple[Path, dict[str, Any] | None]:
+    """A recipe's weights, and the config beside them if there is one."""
+    file = weights_file(name, recipe, given) if given else _downloaded(name, recipe)
+    config = file.parent / "config.json"
+    return file, json.loads(config.read_text(encoding="utf-8")) if config.is_file() else None
+
+
+def _downloaded(name: str, recipe: EncoderRecipe) -> Path:
+    errors = []
+    for file in recipe.files:
+        try:
+            if recipe.layout == "timm" and recipe.files[0] == "model.safetensors":
+                hf_hub_download(recipe.repository, "config.json")
+            return Path(hf_hub_download(recipe.repository, file))
+        except Exception as error:  # no network, no right, no such file: each has its own
+            errors.append(error)
+    raise _cannot_be_had(f"{name} (the hub's {recipe.repository})", errors[0]) from errors[0]
 
 
 def _from_timm(name: str) -> nn.Module:
     if not timm.is_model(name.split(".")[0]):
-        raise StainsslError(f"{name!r} is not a timm name{_close(name)}")
+        raise StainsslError(f"{name!r} is not a timm name{nearest_network(name)}")
     return _download(name, name)
 
 
@@ -234,22 +367,23 @@ def _download(name: str, what: str) -> nn.Module:
     try:
         return timm.create_model(name, pretrained=True, num_classes=0)
     except Exception as error:  # no network, no right, no such name: each library has its own
-        raise StainsslError(
-            f"The weights of {what} cannot be had ({_first_line(error)}). Check the name and the "
-            "network; a gated model needs its licence accepted and `hf auth login`; or download "
-            "it elsewhere and give its folder as weights: local-dir:FOLDER."
-        ) from error
+        raise _cannot_be_had(what, error) from error
 
 
-def _close(name: str) -> str:
-    """The end of a sentence: the nearest timm name, if any is near (there are over a thousand)."""
-    found = difflib.get_close_matches(name, timm.list_models(), n=1)
+def _cannot_be_had(what: str, error: Exception) -> StainsslError:
+    return StainsslError(
+        f"The weights of {what} cannot be had ({first_line(error)}). Check the name and the "
+        "network; a gated model needs its license accepted and `hf auth login`; or download "
+        "it elsewhere and give its folder as weights: local-dir:FOLDER, or NAME@FOLDER for an "
+        "encoder of `stainssl encoders`."
+    )
+
+
+def nearest_network(name: str) -> str:
+    """The end of a sentence: the nearest known name, if any is near (there are over a thousand)."""
+    known = [*recipes.RECIPES, *timm.list_models()]
+    found = difflib.get_close_matches(name.lower(), known, n=1)
     return f"; did you mean {found[0]!r}?" if found else "."
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
 
 
 def new_backbone(name: str, input_size: int) -> tuple[nn.Module, dict[str, Any]]:
@@ -266,7 +400,7 @@ def new_backbone(name: str, input_size: int) -> tuple[nn.Module, dict[str, Any]]
         StainsslError: no such name, or its patches do not fill the size.
     """
     if not timm.is_model(name.split(".")[0]):
-        raise StainsslError(f"backbone {name!r} is not a timm name{_close(name)}")
+        raise StainsslError(f"backbone {name!r} is not a timm name{nearest_network(name)}")
     model = timm.create_model(name, num_classes=0)
     built_for: Any = model.pretrained_cfg
     if not built_for.get("fixed_input_size"):

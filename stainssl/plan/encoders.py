@@ -222,11 +222,13 @@ class Source:
 
     Attributes:
         model: the folder of a model trained here, or the config's `weights`.
+        input_size: side in px that given weights see, where it is not their own.
         features: the config's `features`, where they are imported.
     """
 
     model: str = ""
     features: str = ""
+    input_size: int | None = None
 
 
 @dataclass(frozen=True)
@@ -263,10 +265,10 @@ def embed(config: Config, cohort: str, encoder: str | Sequence[str], part: str) 
     runs = {name: config.run(name).encoder for name in names}
     slides = parts(config, cohort)[part]["slide_id"].tolist()
     imported = {n: e.features for n, e in runs.items() if e.features}
-    given = {n: e.weights for n, e in runs.items() if e.weights}
+    given = {n: (e.weights, e.given_size) for n, e in runs.items() if e.weights}
     files = [f for text in imported.values() for f in feature_files(text, slides).values()]
     sizes = {str(f): f.stat().st_size for f in files}
-    identities: dict[str, Any] = {n: identity(weights) for n, weights in given.items()}
+    identities: dict[str, Any] = {n: identity(*weights) for n, weights in given.items()}
     is_read = len(imported) < len(runs)
     return EmbedJob(
         pixels=paths.pixels(cohort, tiling, part) if is_read else None,
@@ -285,7 +287,7 @@ def embed(config: Config, cohort: str, encoder: str | Sequence[str], part: str) 
 def _source(name: str, encoder: Encoder, paths: Paths) -> Source:
     if encoder.features:
         return Source(features=encoder.features)
-    return Source(model=encoder.weights or str(paths.model(name)))
+    return Source(encoder.weights or str(paths.model(name)), input_size=encoder.given_size)
 
 
 @dataclass(frozen=True)
@@ -333,6 +335,7 @@ class RobustnessJob(Job):
         identity: of given weights, by name and content.
         rows: `cohort`, `part`, `slide_id`, `patient_id`, `site`.
         tasks: task → its label and parts.
+        input_size: side in px that given weights see, where it is not their own.
         family: of the normalizers by which tiles are stained anew; never the encoder's own.
     """
 
@@ -348,6 +351,7 @@ class RobustnessJob(Job):
     family: Setting[str]
     seed: Setting[int]
     source: Resource[str]
+    input_size: Resource[int | None]
 
 
 def robust_tasks(config: Config, key: str) -> dict[str, Task]:
@@ -388,7 +392,8 @@ def robustness(config: Config, encoder: str) -> RobustnessJob:
         output=paths.robustness(encoder),
         rows=_rows(config, found, "slide_id", "patient_id", "site"),
         tasks={n: {"label": labels_of(t), "parts": own[n]} for n, t in tasks.items()},
-        identity=identity(weights) if weights else "",
+        identity=identity(weights, run.encoder.given_size) if weights else "",
+        input_size=run.encoder.given_size,
         family="macenko" if "reinhard" in run.encoder.normalizers else "reinhard",
         seed=config.seed,
         source=weights or str(paths.model(encoder)),

@@ -36,7 +36,8 @@ def _plan(config: Config, cohort: str, known: list[EncoderGroup]) -> list[Encode
 def _given(config: Config, cohort: str) -> dict[str, str]:
     """The given encoders that a cohort is embedded by, and what their weights are."""
     runs = config.runs_on(cohort)
-    return {run.name: identity(run.encoder.weights) for run in runs if run.encoder.weights}
+    given = ((run.name, run.encoder) for run in runs)
+    return {name: identity(e.weights, e.given_size) for name, e in given if e.weights}
 
 
 def members(config: Config, cohort: str, group: EncoderGroup) -> list[str]:

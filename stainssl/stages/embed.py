@@ -57,7 +57,8 @@ def _embed(job: EmbedJob, names: list[str]) -> None:
     pixels = open_pixels(job.pixels)
     device = pick()
     sources = [job.sources[name].model for name in names]
-    loaded = [load(source, device) for source in sources]
+    sizes = [job.sources[name].input_size for name in names]
+    loaded = [load(source, device, px) for source, px in zip(sources, sizes, strict=True)]
     place = _places(pixels, read_tiles(job.tiles), job.part)
     started = time.monotonic()
     blocks = _apart(embed_pixels(loaded, pixels), len(names), job.scratch)
@@ -107,6 +108,7 @@ def _settings(
         "encoder": encoder,
         "source": source,
         "input_size": loaded.input_size,
+        "weights_sha256": loaded.weights_sha256,
         "size_px": pixels.size_px,
         "mpp": pixels.mpp,
     }

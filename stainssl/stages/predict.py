@@ -127,7 +127,11 @@ def config_of_new(
         slides=config.slides.model_copy(update={"on_missing": "quarantine"}),
         cohorts={NEW: Cohort(sheet=sheet, root=root, kind=like.kind, tiling=run.encoder.tiling)},
         tilings=config.tilings,
-        encoders={encoder: Encoder(weights=weights, tiling=run.encoder.tiling)},
+        encoders={
+            encoder: Encoder(
+                weights=weights, tiling=run.encoder.tiling, input_size=run.encoder.given_size
+            )
+        },
     )
 
 

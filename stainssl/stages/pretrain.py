@@ -14,8 +14,8 @@ import pandas as pd
 import torch
 
 from stainssl.config import Encoder
-from stainssl.encoders.initial import Backbone, backbone_of, digest, seen_too
-from stainssl.encoders.loading import save_local_dir, vector_length
+from stainssl.encoders.initial import Backbone, backbone_of, seen_too
+from stainssl.encoders.loading import digest, save_local_dir, vector_length
 from stainssl.errors import StainsslError
 from stainssl.figures.pretrain import curves
 from stainssl.plan.encoders import PretrainJob

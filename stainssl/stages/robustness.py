@@ -52,7 +52,7 @@ def run(job: RobustnessJob) -> None:
     Raises:
         StainsslError: an input is missing.
     """
-    loaded = load(job.source, pick())
+    loaded = load(job.source, pick(), job.input_size)
     figures, predictions, samples = [], [], []
     for name in job.tasks:
         found, predicted, sampled = _measure_task(job, name, loaded)

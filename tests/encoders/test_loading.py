@@ -209,9 +209,7 @@ def test_a_file_of_weights_loads_into_the_architecture_that_is_named(tmp_path, n
 def test_weights_of_another_architecture_are_a_sentence(tmp_path):
     path = tmp_path / "w.safetensors"
     save_file(timm.create_model("test_resnet", num_classes=0).state_dict(), path)
-    with pytest.raises(
-        StainsslError, match=r"not those of test_vit: \d+ of \d+ tensors are missing"
-    ):
+    with pytest.raises(StainsslError, match=r"not those of test_vit: \d+ are missing: .*left over"):
         load(f"test_vit@{path}")
 
 

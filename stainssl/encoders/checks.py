@@ -1,0 +1,157 @@
+"""What can be known of an encoder's network before a job: names, files, headers, sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+
+from stainssl.config import Config, Encoder
+from stainssl.encoders import recipes, tensors
+from stainssl.encoders.initial import is_saved_by_timm
+from stainssl.encoders.loading import (
+    FILE,
+    HUB,
+    LOCAL,
+    TIMM,
+    build,
+    nearest_network,
+    weights_file,
+    whole_patches,
+)
+from stainssl.encoders.recipes import EncoderRecipe
+from stainssl.errors import StainsslError
+
+MPP_SLACK = 1.1  # of a ratio of µm/px: scanners of one magnification differ by so much
+
+
+def problems(config: Config) -> Iterator[str]:
+    """Sentences about backbones, given weights and `init` that no job could load.
+
+    Of files only names, shapes and headers are read; nothing is downloaded.
+    """
+    for name, encoder in config.encoders.items():
+        for key, sentence in _problems(config, name, encoder):
+            yield f"encoders.{name}.{key}: {sentence}"
+
+
+def _problems(config: Config, name: str, encoder: Encoder) -> Iterator[tuple[str, str]]:
+    if encoder.weights is not None:
+        yield from (("weights", found) for found in source_problems(encoder.weights))
+    elif encoder.init is not None:
+        if config.initial_run(config.runs_of(name)[0]) is None:
+            yield from (("init", found) for found in source_problems(encoder.init))
+            yield from (("init", found) for found in _unsaved(encoder.init))
+    elif encoder.method is not None:
+        size = encoder.input_size or config.tilings[encoder.tiling].size
+        yield from (("backbone", found) for found in _backbone(encoder.architecture, size))
+
+
+def _backbone(name: str, input_size: int) -> Iterator[str]:
+    if not timm.is_model(name.split(".")[0]):
+        yield f"{name!r} is not a timm name{nearest_network(name)}"
+        return
+    try:
+        with torch.device("meta"):
+            model = timm.create_model(name, num_classes=0)
+        own: Any = model.pretrained_cfg
+        if own.get("fixed_input_size"):
+            whole_patches(model, input_size)
+    except StainsslError as error:
+        yield str(error)
+    except Exception:  # some families make tensors with values as they are built: a job will tell
+        return
+
+
+def _unsaved(source: str) -> Iterator[str]:
+    found = recipes.find(source)
+    if found and not is_saved_by_timm(found[0]):
+        yield f"{found[0]} can be embedded with and not be trained further: see docs/encoders.md."
+
+
+def source_problems(source: str) -> Iterator[str]:
+    """Sentences about weights that cannot be loaded; none where a download has to tell.
+
+    Args:
+        source: as `loading.load` takes it.
+    """
+    name, _, file = source.partition(FILE)
+    plain = name.removeprefix(TIMM)
+    try:
+        if found := recipes.find(source):
+            yield from _recipe(*found)
+        elif recipes.canonical(name) in recipes.ELSEWHERE:
+            yield f"timm has no network of {name}: import its vectors (features: trident:FOLDER)."
+        elif file and timm.is_model(plain.split(".")[0]):
+            yield from _file(plain, Path(file))
+        elif source.startswith(HUB):
+            yield from _hub(source)
+        elif not timm.is_model(plain.split(".")[0]):
+            yield from _folder(Path(source.removeprefix(LOCAL)), source)
+    except StainsslError as error:
+        yield str(error)
+
+
+def _hub(source: str) -> Iterator[str]:
+    if len(source.removeprefix(HUB).split("/")) != 2:
+        yield f"{source!r}: a model of the hub is written hf-hub:OWNER/NAME."
+
+
+def _file(architecture: str, file: Path) -> Iterator[str]:
+    with torch.device("meta"):
+        model = timm.create_model(architecture, num_classes=0)
+    found = tensors.fit(model.state_dict(), tensors.read(file, "meta"))
+    if problem := found.problem(str(file), architecture):
+        yield problem
+
+
+def _recipe(name: str, recipe: EncoderRecipe, given: str | None) -> Iterator[str]:
+    if given is None:
+        return
+    file = weights_file(name, recipe, given)
+    if recipe.needs_config:  # read with its weights
+        return
+    with torch.device("meta"):
+        model = build(recipe)
+        weights = tensors.read(file, "meta")
+        if recipe.layout == "transformers":
+            weights = tensors.from_transformers(weights, model)
+    if problem := tensors.fit(model.state_dict(), weights).problem(str(file), name):
+        yield problem
+
+
+def _folder(folder: Path, source: str) -> Iterator[str]:
+    if not (folder / "config.json").is_file():
+        yield (
+            f"{source!r} is no encoder of `stainssl encoders`, no timm name, and no folder with "
+            f"config.json and model.safetensors{nearest_network(source)}"
+        )
+    elif not (folder / "model.safetensors").is_file() and not list(folder.glob("*.bin")):
+        yield f"{folder} has a config.json and no model.safetensors: was the download whole?"
+    elif (folder / "model.safetensors").is_file():
+        tensors.read(folder / "model.safetensors", "meta")  # half a file is a StainsslError
+
+
+def warnings(config: Config) -> Iterator[str]:
+    """Sentences about tiles of another scale or size than an encoder was trained at."""
+    for name, encoder in config.encoders.items():
+        found = recipes.find(encoder.weights or encoder.init or "")
+        if found is None:
+            continue
+        recipe, tiling = found[1], config.tilings[encoder.tiling]
+        if not any(1 / MPP_SLACK < tiling.mpp / mpp < MPP_SLACK for mpp in recipe.mpp):
+            trained = ", ".join(f"{mpp:g}" for mpp in recipe.mpp)
+            yield (
+                f"encoders.{name}: {found[0]} was trained at {trained} µm/px, and tiling "
+                f"{encoder.tiling!r} has {tiling.mpp:g}."
+            )
+        sizes = (recipe.input_px, recipe.resize_px or recipe.input_px, recipe.tile_px, 256)
+        if encoder.input_size is None and tiling.size not in sizes:
+            yield (
+                f"encoders.{name}: {found[0]} was trained on tiles of {recipe.tile_px} px; "
+                f"tiling {encoder.tiling!r}'s tiles of {tiling.size} px are resized to "
+                f"{recipe.resize_px or recipe.input_px} px, so that their scale changes."
+            )

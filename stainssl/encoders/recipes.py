@@ -1,0 +1,187 @@
+"""Pathology encoders by name: where each is had, how it is built, prepared and pooled.
+
+Architectures, means and pooling are those of the cards on the hub (`https://huggingface.co/` and
+`repository`), as the loaders of TRIDENT (github.com/mahmoodlab/TRIDENT,
+trident/patch_encoder_models/load.py) and slide2vec (github.com/clemsgrs/slide2vec,
+slide2vec/encoders/models/) write them out as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, Literal
+
+from timm.layers import SwiGLUPacked
+from torch import nn
+
+Rgb = tuple[float, float, float]
+Pooling = Literal["cls", "cls+mean"]
+Layout = Literal["timm", "transformers"]
+
+IMAGENET: tuple[Rgb, Rgb] = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+HALF: tuple[Rgb, Rgb] = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+BIOPTIMUS: tuple[Rgb, Rgb] = ((0.707223, 0.578729, 0.703617), (0.211883, 0.230117, 0.177517))
+HIBOU: tuple[Rgb, Rgb] = ((0.7068, 0.5755, 0.722), (0.195, 0.2316, 0.1816))
+LUNIT: tuple[Rgb, Rgb] = (
+    (0.70322989, 0.53606487, 0.66096631),
+    (0.21716536, 0.26081574, 0.20723464),
+)
+SWIGLU = {"mlp_layer": SwiGLUPacked, "act_layer": nn.SiLU}  # classes: no config can hold them
+NON_COMMERCIAL = "CC-BY-NC-ND-4.0"
+
+
+@dataclass(frozen=True)
+class EncoderRecipe:
+    """A published encoder.
+
+    Attributes:
+        repository: OWNER/NAME on the hub.
+        architecture: timm name.
+        dim: D, length of a vector.
+        normalization: mean and standard deviation of RGB in [0, 1].
+        license: as the card says it; "see the card" where that was not verified.
+        arguments: beside the name, that make the architecture.
+        pooling: the class token, or it and the mean of the patch tokens, one after the other.
+        input_px: side of what the network sees.
+        resize_px: side that a tile is resized to first, of which the middle is seen; None:
+            `input_px`.
+        interpolation: `bilinear` or `bicubic`.
+        mpp: µm/px that it was trained at.
+        tile_px: side of the tiles that it was trained on, at `mpp`.
+        layout: whose names the tensors have.
+        gated: whether the hub asks for the license to be accepted first; None: not known here.
+        files: names that the weights may have, in the order in which they are looked for.
+        needs_config: whether the architecture is complete only with the folder's config.json.
+    """
+
+    repository: str
+    architecture: str
+    dim: int
+    normalization: tuple[Rgb, Rgb]
+    license: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    pooling: Pooling = "cls"
+    input_px: int = 224
+    resize_px: int | None = None
+    interpolation: str = "bicubic"
+    mpp: tuple[float, ...] = (0.5,)
+    tile_px: int = 224
+    layout: Layout = "timm"
+    gated: bool | None = None
+    files: tuple[str, ...] = ("model.safetensors", "pytorch_model.bin")
+    needs_config: bool = False
+
+
+def _kaiko(name: str, dim: int, **arguments: Any) -> EncoderRecipe:
+    return EncoderRecipe(
+        f"1aurent/{name}.kaiko_ai_towards_large_pathology_fms", name, dim, HALF,
+        "kaiko-non-commercial", arguments, interpolation="bilinear", gated=False,
+        mpp=(0.25, 0.5, 1.0, 2.0),
+    )  # fmt: skip
+
+
+_VIRCHOW = {"init_values": 1e-5, "mlp_ratio": 5.3375, **SWIGLU}
+_OPTIMUS = {"init_values": 1e-5}
+
+RECIPES: Mapping[str, EncoderRecipe] = MappingProxyType({
+    "uni": EncoderRecipe(
+        "MahmoodLab/UNI", "vit_large_patch16_224", 1024, IMAGENET, NON_COMMERCIAL,
+        {"init_values": 1e-5}, interpolation="bilinear", gated=True,
+    ),
+    "uni2-h": EncoderRecipe(
+        "MahmoodLab/UNI2-h", "vit_giant_patch14_224", 1536, IMAGENET, NON_COMMERCIAL,
+        {"patch_size": 14, "depth": 24, "num_heads": 24, "init_values": 1e-5, "embed_dim": 1536,
+         "mlp_ratio": 2.66667 * 2, "no_embed_class": True, "reg_tokens": 8, **SWIGLU},
+        interpolation="bilinear", gated=True,
+    ),
+    "virchow": EncoderRecipe(
+        "paige-ai/Virchow", "vit_huge_patch14_224", 2560, IMAGENET, "Apache-2.0", _VIRCHOW,
+        pooling="cls+mean", gated=True,
+    ),
+    "virchow2": EncoderRecipe(
+        "paige-ai/Virchow2", "vit_huge_patch14_224", 2560, IMAGENET, NON_COMMERCIAL,
+        {"reg_tokens": 4, **_VIRCHOW}, pooling="cls+mean", gated=True,
+        mpp=(0.25, 0.5, 1.0, 2.0),
+    ),
+    "prov-gigapath": EncoderRecipe(
+        "prov-gigapath/prov-gigapath", "vit_giant_patch14_dinov2", 1536, IMAGENET, "see the card",
+        {"patch_size": 16, "mlp_ratio": 5.33334}, resize_px=256, tile_px=256, gated=True,
+    ),
+    "h-optimus-0": EncoderRecipe(
+        "bioptimus/H-optimus-0", "vit_giant_patch14_reg4_dinov2", 1536, BIOPTIMUS, "Apache-2.0",
+        _OPTIMUS,
+    ),
+    "h-optimus-1": EncoderRecipe(
+        "bioptimus/H-optimus-1", "vit_giant_patch14_reg4_dinov2", 1536, BIOPTIMUS, "see the card",
+        _OPTIMUS,
+    ),
+    "h0-mini": EncoderRecipe(
+        "bioptimus/H0-mini", "vit_base_patch14_reg4_dinov2", 1536, BIOPTIMUS, "see the card",
+        SWIGLU, pooling="cls+mean", gated=True, needs_config=True,
+    ),
+    "phikon": EncoderRecipe(
+        "owkin/phikon", "vit_base_patch16_224", 768, IMAGENET, "Owkin non-commercial",
+        interpolation="bilinear", layout="transformers", gated=False,
+    ),
+    "phikon-v2": EncoderRecipe(
+        "owkin/phikon-v2", "vit_large_patch14_dinov2", 1024, IMAGENET, "Owkin non-commercial",
+        {"patch_size": 16}, interpolation="bilinear", layout="transformers", gated=False,
+    ),
+    "hibou-b": EncoderRecipe(
+        "histai/hibou-b", "vit_base_patch14_reg4_dinov2", 768, HIBOU, "Apache-2.0",
+        {"mlp_ratio": 5.33334, **SWIGLU}, layout="transformers", gated=False,
+    ),
+    "hibou-l": EncoderRecipe(
+        "histai/hibou-L", "vit_large_patch14_reg4_dinov2", 1024, HIBOU, "see the card",
+        {"mlp_ratio": 5.34375, **SWIGLU}, layout="transformers", gated=True,
+    ),
+    "midnight": EncoderRecipe(
+        "kaiko-ai/midnight", "vit_giant_patch14_dinov2", 3072, HALF, "see the card",
+        pooling="cls+mean", interpolation="bilinear", layout="transformers",
+        mpp=(0.25, 0.5, 1.0, 2.0),
+    ),
+    "gpfm": EncoderRecipe(
+        "majiabo/GPFM", "vit_large_patch14_dinov2", 1024, IMAGENET, "MIT", {"init_values": 1e-5},
+        gated=False, files=("GPFM.pth",), tile_px=256,
+    ),
+    "kaiko-vits16": _kaiko("vit_small_patch16_224", 384),
+    "kaiko-vits8": _kaiko("vit_small_patch8_224", 384),
+    "kaiko-vitb16": _kaiko("vit_base_patch16_224", 768),
+    "kaiko-vitb8": _kaiko("vit_base_patch8_224", 768),
+    "lunit-vits8": EncoderRecipe(
+        "1aurent/vit_small_patch8_224.lunit_dino", "vit_small_patch8_224", 384, LUNIT,
+        "see the card", gated=False,
+    ),
+})  # fmt: skip
+
+ALIASES = {
+    "uni-v1": "uni", "uni-v2": "uni2-h", "uni2": "uni2-h", "gigapath": "prov-gigapath",
+    "hoptimus0": "h-optimus-0", "hoptimus1": "h-optimus-1", "phikonv2": "phikon-v2",
+    "lunit": "lunit-vits8",
+}  # fmt: skip
+
+# Known encoders whose networks timm does not have: refused by name rather than loaded half.
+ELSEWHERE = ("conch", "conch-v1", "conch-v15", "ctranspath", "retccl", "musk", "keep", "chief")
+
+
+def canonical(name: str) -> str:
+    """A recipe's name however it is spelt: `UNI_v1` is `uni`."""
+    plain = name.lower().replace("_", "-")
+    return ALIASES.get(plain, plain)
+
+
+def find(source: str) -> tuple[str, EncoderRecipe, str | None] | None:
+    """The recipe of a source: name, recipe, and the file or folder of weights if one is given.
+
+    Args:
+        source: `NAME`, `NAME@FILE`, `NAME@FOLDER`, or the `hf-hub:` name of one's repository.
+    """
+    name, _, file = source.partition("@")
+    repository = name.removeprefix("hf-hub:").lower()
+    if name.startswith("hf-hub:"):
+        found = next((k for k, r in RECIPES.items() if r.repository.lower() == repository), "")
+    else:
+        found = canonical(name)
+    return (found, RECIPES[found], file or None) if found in RECIPES else None

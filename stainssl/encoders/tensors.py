@@ -1,0 +1,205 @@
+"""Tensors of weights: read from files, given timm's names, and fitted or refused."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from stainssl.errors import StainsslError
+
+# Where checkpoints keep a network's tensors, and what training code puts before their names.
+NESTED = ("state_dict", "model", "model_state_dict", "teacher", "student", "net")
+PREFIXES = ("module.", "backbone.", "encoder.", "model.", "student.", "teacher.", "trunk.")
+# What a frozen encoder has no use for: classifiers, heads of pretraining, tokens of masking.
+UNUSED = re.compile(r"^(head|head_dist|fc|classifier|last_linear|mask_token|pooler)\b")
+TRANSFORMERS = (  # of transformers' ViT and DINOv2, and timm's
+    (r"^(vit|dinov2)\.", ""),
+    (r"^embeddings\.(cls_token|mask_token)", r"\1"),
+    (r"^embeddings\.position_embeddings", "pos_embed"),
+    (r"^embeddings\.register_tokens", "reg_token"),
+    (r"^embeddings\.patch_embeddings\.projection", "patch_embed.proj"),
+    (r"^encoder\.layer\.", "blocks."),
+    (r"\.attention\.attention\.", ".attn."),
+    (r"\.attention\.output\.dense\.", ".attn.proj."),
+    (r"\.layernorm_before\.", ".norm1."),
+    (r"\.layernorm_after\.", ".norm2."),
+    (r"\.intermediate\.dense\.", ".mlp.fc1."),
+    (r"^(blocks\.\d+)\.output\.dense\.", r"\1.mlp.fc2."),
+    (r"\.mlp\.weights_in\.", ".mlp.fc1."),
+    (r"\.mlp\.weights_out\.", ".mlp.fc2."),
+    (r"\.layer_scale([12])\.lambda1", r".ls\1.gamma"),
+    (r"^layernorm\.", "norm."),
+)
+
+
+def read(file: Path, device: str = "cpu") -> dict[str, Tensor]:
+    """The tensors of a weights file by name, taken out of what a checkpoint wraps them in.
+
+    Args:
+        file: safetensors, or torch's without code in it.
+        device: `meta` reads names and shapes alone.
+
+    Raises:
+        StainsslError: no such file, not whole, or with code in it.
+    """
+    try:
+        if file.suffix == ".safetensors":
+            return _safetensors_shapes(file) if device == "meta" else load_file(file)
+        found = torch.load(file, map_location=device, weights_only=True)
+    except FileNotFoundError:
+        raise StainsslError(f"{file}: no such file of weights.") from None
+    except Exception as error:  # torch, pickle, zip and safetensors each raise their own kinds
+        raise StainsslError(
+            f"{file} is no whole file of weights, or holds code ({first_line(error)}). Save the"
+            " network's state_dict() alone."
+        ) from error
+    if not isinstance(found, dict):
+        raise StainsslError(f"{file} holds a {type(found).__name__}, not tensors by name.")
+    while inner := next((found[k] for k in NESTED if isinstance(found.get(k), dict)), None):
+        found = inner
+    return {name: value for name, value in found.items() if isinstance(value, Tensor)}
+
+
+def _safetensors_shapes(file: Path) -> dict[str, Tensor]:
+    with safe_open(file, framework="pt") as header:
+        names = list(header.keys())
+        shapes = {name: header.get_slice(name).get_shape() for name in names}
+    return {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+
+
+def first_line(error: Exception) -> str:
+    """An error's type and first line."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How tensors fit an architecture.
+
+    Attributes:
+        tensors: those that it has, by its names.
+        missing: names that it has and the weights lack.
+        unexpected: names that the weights have, it lacks, and no classifier is.
+        reshaped: names of another shape.
+    """
+
+    tensors: dict[str, Tensor]
+    missing: list[str]
+    unexpected: list[str]
+    reshaped: list[str]
+
+    def problem(self, of: str, architecture: str) -> str | None:
+        """A sentence that names every tensor that does not fit; None where all do.
+
+        Args:
+            of: the weights' name in the sentence.
+            architecture: and the network's.
+        """
+        kinds = (("are missing", self.missing), ("are left over", self.unexpected),
+                 ("have another shape", self.reshaped))  # fmt: skip
+        found = "; ".join(f"{len(n)} {kind}: {', '.join(_by_block(n))}" for kind, n in kinds if n)
+        if not found:
+            return None
+        return f"{of}: its weights are not those of {architecture}: {found}. {self._cause()}"
+
+    def _cause(self) -> str:
+        names = " ".join((*self.missing, *self.unexpected))
+        if ".ls1.gamma" in names:
+            return (
+                "LayerScale: the network has it or lacks it. Name the encoder itself (`uni@FILE`)."
+            )
+        if "reg_token" in names:
+            return "Register tokens: name the architecture that has as many (…_reg4_…)."
+        if "pos_embed" in self.reshaped:
+            return "It was trained at another image or patch size: name that architecture."
+        return "Name the architecture that they were trained as."
+
+
+def _by_block(names: Iterable[str]) -> list[str]:
+    """Names of which those that differ in a block's number only are one: `blocks.*.norm1.bias`."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(re.sub(r"\.\d+(?=\.)", ".*", name), []).append(name)
+    return [one[0] if len(one) == 1 else f"{key} ({len(one)})" for key, one in groups.items()]
+
+
+def fit(wanted: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> Fit:
+    """How weights fit an architecture, whatever prefixes training put before their names.
+
+    Args:
+        wanted: the architecture's `state_dict()`.
+        weights: as `read` gives them.
+    """
+    found: dict[str, Tensor] = {}
+    unexpected: list[str] = []
+    for name, value in weights.items():
+        short = _without_prefixes(name, wanted)
+        if short in wanted:
+            found[short] = value
+        elif not UNUSED.match(short):
+            unexpected.append(name)
+    reshaped = sorted(n for n, value in found.items() if value.shape != wanted[n].shape)
+    return Fit(found, sorted(set(wanted) - set(found)), sorted(unexpected), reshaped)
+
+
+def _without_prefixes(name: str, wanted: Iterable[str]) -> str:
+    short = name
+    while short not in wanted and (p := next((p for p in PREFIXES if short.startswith(p)), "")):
+        short = short.removeprefix(p)
+    return short
+
+
+def from_transformers(weights: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """The tensors of transformers' ViT or DINOv2 by timm's names, for a timm network.
+
+    Queries, keys and values become one matrix; where the network adds no position to its class
+    token, that of the class token is added to it here; positions of another image size are
+    interpolated as transformers does it (bicubic).
+
+    Args:
+        weights: as `read` gives them.
+        model: of timm, says how many patches there are.
+    """
+    named = {_timm_name(name): value for name, value in weights.items()}
+    out = {name: value for name, value in named.items() if not _is_part(name)}
+    for name in (name for name in named if ".attn.query." in name):
+        parts = [named[name.replace("query", part)] for part in ("query", "key", "value")]
+        out[name.replace("query", "qkv")] = torch.cat(parts)
+    if "pos_embed" in out:
+        _set_positions(out, model)
+    return out
+
+
+def _timm_name(name: str) -> str:
+    for pattern, replacement in TRANSFORMERS:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def _is_part(name: str) -> bool:
+    return any(f".attn.{part}." in name for part in ("query", "key", "value"))
+
+
+def _set_positions(tensors: dict[str, Tensor], model: nn.Module) -> None:
+    """Positions for the model's grid of patches; without that of the class token if it has none."""
+    grid: tuple[int, int] = model.patch_embed.grid_size  # type: ignore[union-attr, assignment]
+    first, patches = tensors["pos_embed"][:, :1], tensors["pos_embed"][:, 1:]
+    side = round(patches.shape[1] ** 0.5)
+    if (side, side) != grid:
+        planes = patches.reshape(1, side, side, -1).permute(0, 3, 1, 2)
+        planes = F.interpolate(planes.float(), grid, mode="bicubic", align_corners=False)
+        patches = planes.permute(0, 2, 3, 1).reshape(1, grid[0] * grid[1], -1).to(first.dtype)
+    if model.no_embed_class:
+        tensors["cls_token"] = tensors["cls_token"] + first
+        tensors["pos_embed"] = patches
+    else:
+        tensors["pos_embed"] = torch.cat([first, patches], dim=1)

@@ -1,0 +1,126 @@
+"""What no job could load is told before any."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+
+from stainssl.cohort import check
+from stainssl.config import parse
+from stainssl.encoders import recipes
+from stainssl.encoders.checks import problems, warnings
+from stainssl.encoders.loading import save_local_dir
+from tests.encoders.test_recipes import _tiny
+
+
+def _config(tiling=None, **encoder):
+    return parse({
+        "cohorts": {"d": {"demo": {}}},
+        "tilings": {"default": tiling or {}},
+        "encoders": {"e": encoder},
+    })  # fmt: skip
+
+
+def _told(**encoder):
+    return list(problems(_config(**encoder)))
+
+
+TRAIN = {"method": "simclr", "train": {"cohorts": ["d"]}}
+
+
+@pytest.mark.parametrize(("encoder", "sentence"), [
+    ({**TRAIN, "backbone": "resnot50"}, "'resnot50' is not a timm name; did you mean"),
+    ({**TRAIN, "backbone": "vit_tiny_patch16_224", "input_size": 100}, "patches of 16 px"),
+    ({"method": "random", "backbone": "nothing"}, "is not a timm name"),
+    ({"weights": "vircow2"}, "did you mean 'virchow2'"),
+    ({"weights": "musk"}, "timm has no network of musk"),
+    ({"weights": "hf-hub:UNI"}, "hf-hub:OWNER/NAME"),
+    ({"weights": "local-dir:/nowhere"}, "no folder with config.json"),
+    ({"weights": "resnet18@/nowhere.pth"}, "/nowhere.pth: no such file"),
+    ({"weights": "uni@/nowhere"}, "uni@/nowhere: no model.safetensors nor pytorch_model.bin there"),
+    ({**TRAIN, "init": "resnet81"}, "e.init: 'resnet81' is no encoder"),
+    ({**TRAIN, "init": "virchow2"}, "can be embedded with and not be trained further"),
+])  # fmt: skip
+def test_a_source_that_cannot_be_loaded_is_told(encoder, sentence):
+    found = _told(**encoder)
+    assert len(found) == 1 and sentence in found[0]
+
+
+@pytest.mark.parametrize("encoder", [
+    {**TRAIN, "backbone": "vit_tiny_patch16_224", "input_size": 224}, {**TRAIN, "init": "uni"},
+    {**TRAIN, "backbone": "convnext_nano"}, {"weights": "resnet18.a1_in1k"},
+    {"weights": "virchow2"},
+    {"weights": "hf-hub:somebody/model"}, {"features": "trident:/there"}, {"method": "random"},
+])  # fmt: skip
+def test_what_only_a_download_can_tell_is_no_problem(encoder):
+    assert _told(**encoder) == []
+
+
+def test_headers_of_files_are_compared(tmp_path):
+    save_file(
+        timm.create_model("test_resnet", num_classes=0).state_dict(), tmp_path / "w.safetensors"
+    )
+    torch.save(timm.create_model("test_resnet", num_classes=0).state_dict(), tmp_path / "w.pth")
+    for file in ("w.safetensors", "w.pth"):
+        assert _told(weights=f"test_resnet@{tmp_path / file}") == []
+        [found] = _told(weights=f"test_vit@{tmp_path / file}")
+        assert "not those of test_vit" in found and "left over" in found
+        [found] = _told(**TRAIN, init=f"test_vit@{tmp_path / file}")
+        assert "e.init" in found
+
+
+def test_half_a_download_is_told(tmp_path):
+    model = timm.create_model("test_resnet", num_classes=0)
+    save_local_dir(model, tmp_path / "m", backbone="test_resnet", input_size=32, mean=(0.5,) * 3,
+                   std=(0.5,) * 3, model_args={}, card={})  # fmt: skip
+    assert _told(weights=f"local-dir:{tmp_path / 'm'}") == []
+    weights = tmp_path / "m" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    assert "no whole file of weights" in _told(weights=f"local-dir:{tmp_path / 'm'}")[0]
+    weights.unlink()
+    assert "was the download whole" in _told(weights=f"local-dir:{tmp_path / 'm'}")[0]
+
+
+def test_a_recipes_files_are_compared_too(monkeypatch, tmp_path):
+    recipe = _tiny(monkeypatch, "virchow2")
+    model = timm.create_model(recipe.architecture, img_size=224, num_classes=0, **recipe.arguments)
+    save_file(model.state_dict(), tmp_path / "model.safetensors")
+    assert _told(weights=f"virchow2@{tmp_path}") == []
+    _tiny(monkeypatch, "virchow")
+    [found] = _told(weights=f"virchow@{tmp_path}")
+    assert "1 are left over: reg_token" in found
+
+
+def test_a_file_of_transformers_is_compared_by_its_names(monkeypatch, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    _tiny(monkeypatch, "phikon")
+    config = transformers.ViTConfig(hidden_size=48, num_hidden_layers=2, num_attention_heads=3,
+                                    intermediate_size=192)  # fmt: skip
+    transformers.ViTModel(config).save_pretrained(tmp_path)
+    assert _told(weights=f"phikon@{tmp_path}") == []
+
+
+def test_without_reading_headers_missing_files_are_told(tmp_path):
+    config = _config(weights=f"resnet18@{tmp_path / 'none.pth'}")
+    assert [s for s in check(config) if "none.pth does not exist" in s]
+
+
+def test_other_scales_and_sizes_are_warned_of():
+    uni = {"weights": "uni"}
+    assert list(warnings(_config({"mpp": 0.5, "size": 256}, **uni))) == []
+    assert list(warnings(_config({"mpp": 0.49, "size": 224}, **uni))) == []
+    [found] = warnings(_config({"mpp": 0.25, "size": 224}, **uni))
+    assert "uni was trained at 0.5 µm/px, and tiling 'default' has 0.25" in found
+    assert list(warnings(_config({"mpp": 0.25, "size": 224}, weights="virchow2"))) == []
+    [found] = warnings(_config({"mpp": 0.5, "size": 512}, **uni))
+    assert "tiles of 512 px are resized to 224 px" in found
+
+
+def test_every_recipe_says_where_it_is_had():
+    for name, recipe in recipes.RECIPES.items():
+        assert recipe.repository.count("/") == 1 and recipe.license, name
+        assert json.dumps([*recipe.normalization, recipe.mpp])

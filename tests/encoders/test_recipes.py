@@ -1,0 +1,251 @@
+"""Every recipe loads what the hub stores and gives the vectors that the card's own code gives.
+
+The networks are tiny, of the same architecture and layout, with random weights; what each card (or
+TRIDENT's loader of it) does is written out here. Real weights of gated models cannot be had.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from torchvision import transforms as T
+
+from stainssl.encoders import recipes
+from stainssl.encoders.loading import build, load
+from stainssl.encoders.recipes import RECIPES
+from stainssl.errors import StainsslError
+
+TINY = {"depth": 2, "embed_dim": 48, "num_heads": 3}
+IMAGES = torch.from_numpy(
+    np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), dtype=np.uint8)
+).permute(0, 3, 1, 2)
+IMAGES = torch.nn.functional.interpolate(IMAGES.float(), (256, 256), mode="bilinear").to(
+    torch.uint8
+)
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+# name: (resize, mean, std, interpolation) of the card; cls+mean: tokens from this one on.
+CARDS = {
+    "uni": (224, *IMAGENET, "bilinear", None),
+    "uni2-h": (224, *IMAGENET, "bilinear", None),
+    "virchow": (224, *IMAGENET, "bicubic", 1),
+    "virchow2": (224, *IMAGENET, "bicubic", 5),
+    "prov-gigapath": (256, *IMAGENET, "bicubic", None),
+    "h-optimus-0": (
+        224, (0.707223, 0.578729, 0.703617), (0.211883, 0.230117, 0.177517), "bicubic", None,
+    ),
+    "gpfm": (224, *IMAGENET, "bicubic", None),
+    "kaiko-vits16": (224, (0.5,) * 3, (0.5,) * 3, "bilinear", None),
+}  # fmt: skip
+
+
+def _tiny(monkeypatch, name, **keys):
+    recipe = RECIPES[name]
+    dim = TINY["embed_dim"] * (2 if recipe.pooling == "cls+mean" else 1)
+    small = replace(recipe, dim=dim, arguments={**recipe.arguments, **TINY}, **keys)
+    monkeypatch.setattr(recipes, "RECIPES", {**RECIPES, name: small})
+    return small
+
+
+def _shaken(model):
+    torch.manual_seed(1)
+    for value in model.parameters():
+        value.data = torch.randn_like(value) * 0.2
+    return model.eval()
+
+
+def _prepared(resize, mean, std, interpolation):
+    """A card's transform, on PIL images."""
+    mode = T.InterpolationMode(interpolation)
+    steps = T.Compose(
+        [T.Resize(resize, mode), T.CenterCrop(224), T.ToTensor(), T.Normalize(mean, std)]
+    )
+    return torch.stack([steps(Image.fromarray(i.permute(1, 2, 0).numpy())) for i in IMAGES])
+
+
+def _cosine(found, expected):
+    assert found.shape == expected.shape
+    return torch.nn.functional.cosine_similarity(found, expected).min()
+
+
+@pytest.mark.parametrize("name", CARDS)
+def test_vectors_are_those_of_the_card(monkeypatch, tmp_path, name):
+    recipe = _tiny(monkeypatch, name)
+    args = {"img_size": 224, "num_classes": 0, **recipe.arguments}
+    resize, mean, std, interpolation, first_patch = CARDS[name]
+    if first_patch is not None:
+        args["global_pool"] = ""  # as Paige's configs say
+    card = _shaken(timm.create_model(recipe.architecture, **args))
+    torch.save(card.state_dict(), tmp_path / recipe.files[-1])
+    with torch.no_grad():
+        expected = card(_prepared(resize, mean, std, interpolation))
+    if first_patch is not None:
+        expected = torch.cat([expected[:, 0], expected[:, first_patch:].mean(1)], dim=-1)
+    encoder = load(f"{name}@{tmp_path}")
+    assert encoder.dim == recipe.dim
+    assert _cosine(encoder(IMAGES), expected) > 0.9995  # Pillow rounds to bytes
+
+
+def test_a_config_of_the_folder_completes_the_architecture(monkeypatch, tmp_path):
+    """H0-mini's card passes SwiGLU by class; everything else stands in its config."""
+    _tiny(monkeypatch, "h0-mini")
+    args = {"init_values": 1e-5, "reg_tokens": 4, "mlp_ratio": 5.33334, "global_pool": ""}
+    swiglu = {"mlp_layer": timm.layers.SwiGLUPacked, "act_layer": torch.nn.SiLU}
+    card = _shaken(timm.create_model("vit_base_patch14_dinov2", num_classes=0, img_size=224,
+                                     **args, **TINY, **swiglu))  # fmt: skip
+    save_file(card.state_dict(), tmp_path / "model.safetensors")
+    with pytest.raises(StainsslError, match=r"with its config\.json"):
+        load(f"h0-mini@{tmp_path}")
+    config = {"architecture": "vit_base_patch14_dinov2", "model_args": {**args, **TINY}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    mean, std = (0.707223, 0.578729, 0.703617), (0.211883, 0.230117, 0.177517)
+    with torch.no_grad():
+        tokens = card(_prepared(224, mean, std, "bicubic"))
+    expected = torch.cat([tokens[:, 0], tokens[:, 5:].mean(1)], dim=-1)
+    assert _cosine(load(f"h0-mini@{tmp_path}")(IMAGES), expected) > 0.9995
+
+
+def _vit(**keys):
+    from transformers import ViTConfig, ViTModel
+
+    return ViTModel(ViTConfig(**keys), add_pooling_layer=False)
+
+
+def _dino(registers=False, **keys):
+    import transformers as t
+
+    if registers:
+        config = t.Dinov2WithRegistersConfig(num_register_tokens=4, **keys)
+        return t.Dinov2WithRegistersModel(config)
+    return t.Dinov2Model(t.Dinov2Config(**keys))
+
+
+SHAPE = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 3}
+HIBOU = ((0.7068, 0.5755, 0.722), (0.195, 0.2316, 0.1816))
+HALF = ((0.5,) * 3, (0.5,) * 3)
+TRANSFORMERS = {
+    "phikon": (_vit, {"patch_size": 16, "intermediate_size": 192}, IMAGENET, "bilinear"),
+    "phikon-v2": (_dino, {"patch_size": 16, "image_size": 224}, IMAGENET, "bilinear"),
+    "midnight": (
+        _dino, {"patch_size": 14, "image_size": 518, "use_swiglu_ffn": True}, HALF, "bilinear",
+    ),
+    "hibou-b": (
+        _dino,
+        {"patch_size": 14, "image_size": 224, "use_swiglu_ffn": True, "registers": True},
+        HIBOU, "bicubic",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TRANSFORMERS)
+def test_vectors_are_those_of_transformers(monkeypatch, tmp_path, name):
+    pytest.importorskip("transformers")
+    make, keys, normalization, interpolation = TRANSFORMERS[name]
+    recipe = _tiny(monkeypatch, name)
+    card = _shaken(make(**SHAPE, **keys))
+    card.save_pretrained(tmp_path)  # the names of the hub's files, which its own are not
+    with torch.no_grad():
+        tokens = card(_prepared(224, *normalization, interpolation)).last_hidden_state
+    expected = tokens[:, 0]
+    if recipe.pooling == "cls+mean":
+        expected = torch.cat([tokens[:, 0], tokens[:, 1:].mean(1)], dim=-1)
+    assert _cosine(load(f"{name}@{tmp_path}")(IMAGES), expected) > 0.9995
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipes_network_gives_vectors_of_its_length(monkeypatch, name):
+    recipe = RECIPES[name]
+    with torch.device("meta"):
+        model = build(recipe)
+    width = model.num_features * (2 if recipe.pooling == "cls+mean" else 1)
+    assert width == recipe.dim
+    side = model.patch_embed.patch_size[0]
+    assert recipe.input_px % side == 0
+
+
+@pytest.mark.parametrize(("source", "name"), [
+    ("virchow2", "virchow2"), ("UNI_v2", "uni2-h"), ("uni@/a/b", "uni"),
+    ("hoptimus1", "h-optimus-1"),
+    ("hf-hub:paige-ai/Virchow2", "virchow2"), ("hf-hub:MahmoodLab/uni", "uni"),
+    ("hf-hub:somebody/else", None), ("local-dir:uni", None), ("resnet18", None),
+])  # fmt: skip
+def test_a_source_is_found_however_it_is_spelt(source, name):
+    found = recipes.find(source)
+    assert (found[0] if found else None) == name
+
+
+def test_a_misspelt_name_names_the_nearest():
+    with pytest.raises(StainsslError, match="did you mean 'virchow2'"):
+        load("vircow2")
+
+
+@pytest.mark.parametrize("name", ["conch_v15", "ctranspath"])
+def test_what_timm_does_not_have_is_refused_by_name(name):
+    with pytest.raises(StainsslError, match="import its vectors"):
+        load(name)
+
+
+def test_a_folder_without_weights_is_a_sentence(tmp_path):
+    with pytest.raises(
+        StainsslError, match=r"virchow2@.*no model.safetensors nor pytorch_model.bin"
+    ):
+        load(f"virchow2@{tmp_path}")
+
+
+def test_weights_of_another_encoder_are_refused(monkeypatch, tmp_path):
+    recipe = _tiny(monkeypatch, "virchow2")
+    args = {k: v for k, v in recipe.arguments.items() if k != "reg_tokens"}
+    other = timm.create_model(recipe.architecture, img_size=224, num_classes=0, **args)
+    save_file(other.state_dict(), tmp_path / "model.safetensors")
+    with pytest.raises(StainsslError, match=r"1 are missing: reg_token.*Register tokens"):
+        load(f"virchow2@{tmp_path}")
+
+
+def test_a_tensor_left_over_is_refused_and_named(tmp_path):
+    """LayerScale that the named architecture lacks changed the vectors without a word."""
+    model = timm.create_model("test_vit", num_classes=0, init_values=1e-5)
+    save_file(model.state_dict(), tmp_path / "w.safetensors")
+    with pytest.raises(StainsslError, match=r"left over: blocks.\*.ls1.gamma \(6\).*LayerScale"):
+        load(f"test_vit@{tmp_path / 'w.safetensors'}")
+
+
+def test_a_config_without_pooling_is_a_sentence(tmp_path):
+    model = timm.create_model("test_vit", num_classes=0, global_pool="", fc_norm=False)
+    config = {"architecture": "test_vit", "num_classes": 0, "model_args": {"global_pool": ""}}
+    save_file(model.state_dict(), tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(config | {"pretrained_cfg": {}}))
+    with pytest.raises(StainsslError, match=r"for an image, not one vector"):
+        load(tmp_path)
+
+
+def test_a_folder_of_transformers_is_a_sentence(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "vit"}))
+    with pytest.raises(StainsslError, match="names no timm `architecture`"):
+        load(tmp_path)
+
+
+def test_given_weights_take_another_size(tmp_path):
+    model = timm.create_model("test_vit", num_classes=0)
+    save_file(model.state_dict(), tmp_path / "w.safetensors")
+    source = f"test_vit@{tmp_path / 'w.safetensors'}"
+    assert load(source).input_size == 160
+    encoder = load(source, input_size=96)
+    assert encoder.input_size == 96 and encoder(IMAGES).shape == (2, encoder.dim)
+    with pytest.raises(StainsslError, match="no multiple of patches of 16 px"):
+        load(source, input_size=100)
+
+
+def test_other_weights_have_another_digest(tmp_path):
+    found = set()
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        model = timm.create_model("test_vit", num_classes=0)
+        save_file(model.state_dict(), tmp_path / "w.safetensors")
+        found.add(load(f"test_vit@{tmp_path / 'w.safetensors'}").weights_sha256)
+    assert len(found) == 2
