@@ -135,6 +135,7 @@ def cohort_check(config: ConfigFile = DEFAULT) -> None:
     from stainssl.cohort import (
         PART,
         check,
+        dated_in_future,
         outlined,
         read_sheet,
         release_warnings,
@@ -159,7 +160,7 @@ def cohort_check(config: ConfigFile = DEFAULT) -> None:
         drawn = outlined(loaded, name)
         for sentence in drawn.told() if drawn else ():
             typer.echo(f"  {sentence}")
-        for sentence in release_warnings(loaded, name):
+        for sentence in [*release_warnings(loaded, name), *dated_in_future(loaded, name)]:
             typer.echo(f"  {sentence}")
     for sentence in encoder_warnings(loaded):
         typer.echo(f"warning: {sentence}")

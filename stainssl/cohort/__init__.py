@@ -1,6 +1,7 @@
 """Cohorts: their sheets, their parts, and the checks that are made before any job."""
 
-from stainssl.cohort.checks import check, missing_files, task_summary
+from stainssl.cohort.archive import dated_in_future
+from stainssl.cohort.checks import check, missing_files, needed_files, task_summary
 from stainssl.cohort.outlines import outlined
 from stainssl.cohort.parts import parts, site_columns, train_parts
 from stainssl.cohort.sheet import (
@@ -21,7 +22,9 @@ __all__ = [
     "PART",
     "SheetRow",
     "check",
+    "dated_in_future",
     "missing_files",
+    "needed_files",
     "outlined",
     "parts",
     "read_sheet",

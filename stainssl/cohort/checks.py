@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from stainssl.cohort.archive import archived
 from stainssl.cohort.identity import file_problems, patient_problems
 from stainssl.cohort.outlines import MAX_QUICK_BYTES, outline_problems
 from stainssl.cohort.parts import train_parts
@@ -33,6 +34,12 @@ def missing_files(config: Config, name: str) -> pd.DataFrame:
     return rows[~files.map(there).astype(bool)]
 
 
+def needed_files(config: Config, name: str) -> pd.DataFrame:
+    """The rows of a cohort whose file does not exist and is still to be read."""
+    missing = missing_files(config, name)
+    return missing[~missing["slide_id"].isin(archived(config, name, set(missing["slide_id"])))]
+
+
 def _file_problems(config: Config, name: str) -> Iterator[str]:
     folder = root(config, name)
     if config.cohorts[name].demo is None and not folder.is_dir():
@@ -41,7 +48,7 @@ def _file_problems(config: Config, name: str) -> Iterator[str]:
     yield from _path_problems(config, name)
     if config.slides.on_missing == "quarantine":
         return
-    rows, missing = read_sheet(config, name), missing_files(config, name)
+    rows, missing = read_sheet(config, name), needed_files(config, name)
     advice = "fix the path, exclude the row, or set slides.on_missing: quarantine."
     if len(missing) > MAX_EQUAL:
         first = missing["path"].iloc[0]

@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from stainssl.cohort import PART, parts, read_sheet, root
+from stainssl.cohort.archive import archived
 from stainssl.cohort.outlines import known_classes, label_names, outlines_of
 from stainssl.config import Cohort, Config, Demo, Frame, Outlines, Tiling
 from stainssl.errors import StainsslError
@@ -84,7 +85,7 @@ def tile(config: Config, cohort: str, part: str) -> TileJob:
     """The `tile` job of a part."""
     found, paths, rows = config.cohorts[cohort], Paths(config.results), parts(config, cohort)[part]
     return TileJob(
-        slides=_slide_files(found, rows),
+        slides=_slide_files(config, cohort, rows),
         region_files=_files_by_slide(found, rows, found.regions),
         tiles=paths.tiles(cohort, found.tiling, part),
         qc=paths.qc(cohort, found.tiling, part),
@@ -106,10 +107,18 @@ def _reader(config: Config, cohort: Cohort) -> str:
     return "patches" if cohort.kind == "patches" else config.slides.reader
 
 
-def _slide_files(cohort: Cohort, rows: pd.DataFrame) -> list[Path]:
-    """The slides that exist, or that the demo makes; a release was listed to make its sheet."""
-    files = list(dict.fromkeys(file_of(path) for path in rows["path"]))
-    return files if cohort.demo or cohort.release else [file for file in files if file.exists()]
+def _slide_files(config: Config, name: str, rows: pd.DataFrame) -> list[Path]:
+    """The slides that exist, or that the demo makes; a release was listed to make its sheet.
+
+    So are those that were put away after their pixels were made: Snakemake takes what a job has
+    made as it is where the job's inputs are gone, and would make it again where they are others.
+    """
+    cohort, files = config.cohorts[name], rows["path"].map(file_of)
+    if not (cohort.demo or cohort.release):
+        is_missing = ~files.map(Path.exists).astype(bool)
+        away = archived(config, name, set(rows["slide_id"][is_missing]))
+        files = files[~is_missing | rows["slide_id"].isin(away)]
+    return list(dict.fromkeys(files))
 
 
 def _files_by_slide(cohort: Cohort, rows: pd.DataFrame, pattern: str | None) -> dict[str, Path]:
@@ -247,7 +256,7 @@ def pixels(config: Config, cohort: str, part: str) -> PixelsJob:
     return PixelsJob(
         tiles=paths.tiles(cohort, found.tiling, part),
         qc=paths.qc(cohort, found.tiling, part),
-        slides=_slide_files(found, rows),
+        slides=_slide_files(config, cohort, rows),
         gate=paths.gate(cohort, found.tiling),
         pixels=paths.pixels(cohort, found.tiling, part),
         rows=columns_of(rows, "slide_id", "path"),

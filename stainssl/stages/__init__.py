@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import Any
 
 from stainssl.config import Config
+from stainssl.errors import disk_faults_told
 from stainssl.plan.workflow import BUILDERS
 
 
@@ -17,4 +18,6 @@ def run_stage(verb: str, config: Config, *names: Any, **options: Any) -> None:
         names: what the job is of, in the order of the function that plans it.
         options: of the machine: `gpus` of `pretrain`, `processes` of `demo`.
     """
-    import_module(f"stainssl.stages.{verb}").run(BUILDERS[verb](config, *names), **options)
+    run = import_module(f"stainssl.stages.{verb}").run
+    with disk_faults_told(config.results):
+        run(BUILDERS[verb](config, *names), **options)

@@ -86,6 +86,11 @@ def _to_qupath(
 
     if task is None or head is None:
         raise StainsslError("--to qupath: name the --task and --head whose attention you want.")
+    if source := config.run(encoder).encoder.features:
+        raise StainsslError(
+            f"--to qupath: encoders.{encoder} is imported ({source}), and its files do not say how "
+            "large a tile is: there are no outlines to draw."
+        )
     path = Paths(config.results).mil(task, encoder, head) / "attention.parquet"
     attention = read_table(path, "attention")
     write_attention(config, cohort, attention, out, f"{task}, {head} on {encoder}", pictures)

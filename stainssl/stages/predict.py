@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,6 +14,7 @@ import pandas as pd
 from stainssl.cohort import parts
 from stainssl.config import Cohort, Config, Encoder, dump
 from stainssl.errors import StainsslError
+from stainssl.evaluation.folds import read_folds
 from stainssl.mil import bags as bagging
 from stainssl.mil.attention import AttentionMean, attention_table
 from stainssl.mil.bags import ID_COLUMNS, Bag, SlideTiles
@@ -85,6 +87,11 @@ def run(
         raise StainsslError(
             f"tasks.{task} is of level tile: `predict` answers slide and patient tasks."
         )
+    if source := config.run(encoder).encoder.features:
+        raise StainsslError(
+            f"encoders.{encoder} is files of vectors ({source}), and no network that new slides "
+            "could be embedded with: name an encoder with `method` or `weights`."
+        )
     trained = Paths(config.results).mil(task, encoder, head)
     models = load_models(trained / "models")
     reference = references(read_table(trained / "reference.parquet", "reference"))
@@ -101,7 +108,8 @@ def run(
         )
     by_model = pd.concat([one.predictions for one in scored], ignore_index=True)
     attention = pd.concat([one.attention for one in scored], ignore_index=True)
-    answers = summary(by_model, slides, level)
+    known = known_patients(config, task, encoder)
+    answers = summary(by_model, slides.assign(known=slides["patient_id"].map(known)), level)
     settings = {"task": task, "encoder": encoder, "head": head, "models": len(models)}
     write_table(out / "by-model.parquet", by_model, "predictions", settings)
     write_table(out / "attention.parquet", attention, "attention", settings)
@@ -217,7 +225,7 @@ def summary(by_model: pd.DataFrame, slides: pd.DataFrame, level: str) -> pd.Data
     Returns:
         The unit's id, `slides` and `tiles` that were used, `predicted`, `p_<class>` (mean over the
         fold models) with `low_<class>` and `high_<class>` (95 % of them), `models`, the largest of
-        its slides' distances, and `note`.
+        its slides' distances, and `note`: what lies outside, and whether the patient is known.
     """
     unit = ID_COLUMNS[level]
     classes = [c.removeprefix("p_") for c in by_model if c.startswith("p_")]
@@ -234,8 +242,27 @@ def summary(by_model: pd.DataFrame, slides: pd.DataFrame, level: str) -> pd.Data
     probabilities = out[[f"p_{name}" for name in classes]].to_numpy()
     out.insert(2, "predicted", np.asarray(classes, object)[probabilities.argmax(axis=1)])
     out["models"] = groups.size()
+    known = slides.groupby(unit, sort=False)["known"].first() if "known" in slides else pd.Series()
+    for name in out.index.intersection(known.dropna().index):
+        log.warning("%s: %s", name, known[name])
     out["note"] = [
-        "; ".join(said for column, said in FOREIGN.items() if row[column] > 1)
-        for row in out.to_dict("records")
+        "; ".join(_notes(row, known.get(name))) for name, row in out.to_dict("index").items()
     ]
     return out.reset_index()
+
+
+def _notes(row: dict[Hashable, Any], known: object) -> list[str]:
+    outside = [said for column, said in FOREIGN.items() if row[column] > 1]
+    return [*outside, known] if isinstance(known, str) else outside
+
+
+def known_patients(config: Config, task: str, encoder: str) -> dict[str, str]:
+    """Patients that the models, or the encoder in pretraining, were trained on: id → a note."""
+    paths, known = Paths(config.results), {}
+    if (seen := paths.seen(encoder)).exists():
+        names = pd.read_csv(seen, dtype=str, keep_default_na=False)["patient_id"]
+        known = dict.fromkeys(names, "pretraining saw a patient of this name")
+    if paths.folds(task).exists():
+        names = read_folds(paths.folds(task))["patient_id"]
+        known |= dict.fromkeys(names, "the models were trained on a patient of this name")
+    return known

@@ -52,6 +52,20 @@ def write_table(path: Path, frame: pd.DataFrame, kind: str, settings: Mapping[st
         pq.write_table(table, made, compression="zstd")
 
 
+def read_settings(path: Path, kind: str) -> dict[str, Any]:
+    """The settings that made a table, without reading its rows.
+
+    Raises:
+        StainsslError: the file is not parquet, of another kind or of another schema.
+    """
+    try:
+        found = json.loads((pq.read_schema(path).metadata or {}).get(_KEY, b"{}"))
+    except pa.ArrowInvalid as error:
+        raise StainsslError(f"{path} is not whole ({error}). Delete it and run again.") from error
+    check_header(found, kind, path)
+    return dict(found["settings"])
+
+
 def read_table(path: Path, kind: str) -> pd.DataFrame:
     """Read a table that `write_table` wrote.
 

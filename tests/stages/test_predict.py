@@ -10,7 +10,7 @@ import pytest
 
 from stainssl.errors import StainsslError
 from stainssl.paths import Paths
-from stainssl.stages import predict
+from stainssl.stages import export, predict
 from stainssl.stores.tables import read_table
 from stainssl.view.contents import Contents
 from stainssl.view.run import config_of
@@ -76,7 +76,7 @@ def test_a_patient_has_all_slides_and_a_broken_one_costs_itself(predicted):
 def test_slides_that_were_trained_on_are_not_foreign(predicted):
     slides = pd.read_csv(predicted[0] / "slides.csv").dropna()
     assert (slides[["feature_distance", "stain_distance"]] <= 1).all(axis=None)
-    assert set(predicted[1]["note"]) == {""}
+    assert set(predicted[1]["note"]) == {"the models were trained on a patient of this name"}
 
 
 def test_attention_is_there_as_table_picture_and_geojson(trained, predicted):
@@ -133,3 +133,19 @@ def test_a_task_without_models_says_what_to_run(trained, tmp_path):
             trained.config, "patient", "enc", "mean", sheet=tmp_path / "s.csv", root=tmp_path,
             out=tmp_path / "out",
         )  # fmt: skip
+
+
+def test_imported_features_are_refused_before_any_work(trained, tmp_path):
+    features = trained.config.encoders["enc"].model_copy(
+        update={"weights": None, "features": "clam:somewhere"}
+    )
+    config = trained.config.model_copy(update={"encoders": {"enc": features}})
+    with pytest.raises(StainsslError, match=r"clam:somewhere.*no network"):
+        predict.run(config, "patient", "enc", "abmil", tmp_path / "s.csv", tmp_path, tmp_path)
+    with pytest.raises(StainsslError, match="do not say how large a tile is"):
+        export.run(config, "qupath", "clinic", "enc", tmp_path, task="patient", head="abmil")
+
+
+def test_only_patients_that_were_trained_on_are_noted(trained, tmp_path):
+    known = predict.known_patients(trained.config, "patient", "enc")
+    assert set(known) == set(trained.sheet["patient_id"])

@@ -1,0 +1,78 @@
+"""Slides that were put away after their pixels were made, and files whose dates cannot be true."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from stainssl.cohort.parts import parts
+from stainssl.cohort.sheet import read_sheet, source_of
+from stainssl.config import Config
+from stainssl.errors import StainsslError, Status
+from stainssl.paths import Paths
+from stainssl.slides.hdf5_patch import file_of
+from stainssl.stores.tables import read_settings
+from stainssl.stores.tiles import read_qc
+
+AHEAD_SECONDS = 120.0  # by which the clock of a file server may be ahead
+MOST_LISTED = 5
+
+
+def archived(config: Config, name: str, missing: set[str]) -> set[str]:
+    """Those of the missing slides that no job reads any more.
+
+    Their part was tiled with the present tiling and the present slides, and has its pixels.
+
+    Args:
+        missing: `slide_id` of slides whose file does not exist.
+    """
+    found: set[str] = set()
+    for part, rows in parts(config, name).items() if missing else ():
+        slides = set(rows["slide_id"])
+        if slides & missing and _is_made(config, name, part, slides):
+            qc = read_qc(Paths(config.results).qc(name, config.cohorts[name].tiling, part))
+            was_there = qc.loc[qc["status"] != Status.MISSING.value, "slide_id"]
+            found |= missing & slides & set(was_there)
+    return found
+
+
+def _is_made(config: Config, name: str, part: str, slides: set[str]) -> bool:
+    paths, tiling = Paths(config.results), config.cohorts[name].tiling
+    qc, pixels = paths.qc(name, tiling, part), paths.pixels(name, tiling, part)
+    if not (pixels.exists() and paths.tiles(name, tiling, part).exists() and qc.exists()):
+        return False
+    try:
+        made_by = read_settings(qc, "qc").get("tiling")
+        return made_by == config.tilings[tiling].model_dump(mode="json") and slides == set(
+            read_qc(qc)["slide_id"]
+        )
+    except StainsslError:  # of another version: to be made again
+        return False
+
+
+def dated_in_future(config: Config, name: str) -> list[str]:
+    """A sentence where files of a cohort are dated in the future; Snakemake goes by the dates.
+
+    What was made from such a file is older than the file, and is made again by every run.
+    """
+    cohort, latest = config.cohorts[name], time.time() + AHEAD_SECONDS
+    files = [cohort.sheet] if cohort.sheet else []
+    for row in read_sheet(config, name)[["slide_id", "path"]].itertuples(index=False):
+        files.append(file_of(row.path))
+        patterns = (cohort.annotations, cohort.regions)
+        files += [Path(p.format(slide_id=row.slide_id)) for p in patterns if p]
+    ahead = [str(file) for file in dict.fromkeys(files) if _time(file) > latest]
+    if not ahead:
+        return []
+    listed = ", ".join(ahead[:MOST_LISTED]) + (" …" if len(ahead) > MOST_LISTED else "")
+    return [
+        f"{source_of(config, name)}: {len(ahead)} files are dated in the future, and what is made "
+        f"from them would be made again by every run: touch them. {listed}"
+    ]
+
+
+def _time(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0

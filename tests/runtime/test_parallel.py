@@ -1,0 +1,78 @@
+"""Side by side as one after the other: the same results in the same order, and bounded."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stainssl.runtime.parallel import TimeSpent, in_order
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.integers(0, 3)), st.integers(1, 5))
+def test_results_are_in_order_whatever_takes_long(items: list[int], threads: int) -> None:
+    def work(item: int) -> int:
+        time.sleep(item / 2000)
+        return item * 10
+
+    assert list(in_order(work, items, threads)) == [item * 10 for item in items]
+
+
+def test_as_many_at_a_time_as_threads_and_few_wait() -> None:
+    running, most, begun = 0, 0, 0
+    lock = threading.Lock()
+
+    def work(item: int) -> int:
+        nonlocal running, most, begun
+        with lock:
+            running, begun = running + 1, begun + 1
+            most = max(most, running)
+        time.sleep(0.002)
+        with lock:
+            running -= 1
+        return item
+
+    results = in_order(work, range(100), 3)
+    assert next(results) == 0
+    time.sleep(0.1)
+    assert begun <= 2 * 3 + 1  # the rest is not begun before somebody takes what is there
+    assert list(results) == list(range(1, 100))
+    assert most == 3
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_an_error_comes_at_its_place_and_nothing_is_begun_after_it(threads: int) -> None:
+    seen = []
+
+    def work(item: int) -> int:
+        seen.append(item)
+        if item == 5:
+            raise ValueError("five")
+        return item
+
+    results = in_order(work, range(1000), threads)
+    assert [next(results) for _ in range(5)] == [0, 1, 2, 3, 4]
+    with pytest.raises(ValueError, match="five"):
+        next(results)
+    assert len(seen) <= 5 + 1 + 2 * threads
+
+
+def test_a_reader_that_stops_ends_the_work() -> None:
+    before = threading.active_count()
+    results = in_order(lambda item: item, range(1000), 4)
+    next(results)
+    results.close()
+    assert threading.active_count() == before
+
+
+def test_the_line_says_what_limits() -> None:
+    spent = TimeSpent()
+    spent.add("reading", 3.0)
+    spent.add("network", 1.0)
+    assert spent.line(10, "tiles").endswith(" tiles/s: reading 75%, network 25%")
+    assert spent.line(10, "tiles").startswith("10 tiles in 00:00:00, ")
+    assert ":" not in TimeSpent().line(0, "tiles").split(",")[1]
