@@ -64,10 +64,13 @@ def _load(path: Path) -> Config:
 
 
 def _use_threads(threads: int) -> None:
-    """Bound the thread pools of numpy, OpenCV and torch before they are imported."""
-    count = str(threads or os.cpu_count() or 1)
+    """Bound the thread pools of numpy, OpenCV and torch before they are imported, and our own."""
+    from stainssl.runtime.parallel import use_threads
+
+    count = threads or os.cpu_count() or 1
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ[name] = count
+        os.environ[name] = str(count)
+    use_threads(count)
 
 
 def _check_names(config: Config, names: dict[str, Any]) -> None:

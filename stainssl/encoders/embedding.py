@@ -2,39 +2,69 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from stainssl.encoders.loading import LoadedEncoder
+from stainssl.runtime.parallel import TimeSpent, job_threads
 from stainssl.runtime.prefetch import prefetched
 from stainssl.stores.pixels import Pixels, decode
 
 BATCH = 64  # tiles; larger ones gain nothing on a CPU and little on a GPU
 GPU_BATCH = 512
 Images = npt.NDArray[np.uint8]
+Readable = npt.NDArray[np.bool_]
+Block = tuple[torch.Tensor, Readable]  # (m, 3, H, W) uint8, and (n,) of which m are true
 Vectors = npt.NDArray[np.float16]
+log = logging.getLogger(__name__)
 
 
 def embed_pixels(
-    encoders: Sequence[LoadedEncoder], pixels: Pixels, batch: int | None = None
+    encoders: Sequence[LoadedEncoder],
+    pixels: Pixels,
+    batch: int | None = None,
+    spent: TimeSpent | None = None,
 ) -> Iterator[list[Vectors]]:
     """Vectors of a store of tiles, in its order, read and decoded once in contiguous blocks.
 
     Args:
         encoders: all on one device.
-        batch: tiles a block.
+        batch: tiles a block; halved where the device's memory does not hold it.
+        spent: takes note of where the time goes.
 
     Yields:
         A (n, D) float16 block an encoder, end to end a row per tile; NaN where a JPEG cannot be
         decoded or the vector does not fit float16.
     """
-    size = batch or (GPU_BATCH if encoders[0].device.type == "cuda" else BATCH)
-    for images, readable in prefetched(_decoded(pixels, size)):
-        tensor = torch.from_numpy(images).permute(0, 3, 1, 2).to(encoders[0].device)
-        yield [_vectors(encoder, tensor, readable) for encoder in encoders]
+    device, spent = encoders[0].device, spent or TimeSpent()
+    size = batch or (GPU_BATCH if device.type == "cuda" else BATCH)
+    with ThreadPoolExecutor(job_threads()) as pool:
+        blocks = prefetched(_on_device(_decoded(pixels, size, pool), device))
+        while True:
+            with spent.on("waiting for tiles"):
+                block = next(blocks, None)
+            if block is None:
+                return
+            with spent.on("network"):
+                vectors = [_vectors(encoder, *block) for encoder in encoders]
+            with spent.on("writing"):
+                yield vectors
+
+
+def _on_device(blocks: Iterator[Block], device: torch.device) -> Iterator[Block]:
+    """The blocks, copied ahead of their use where the device is a GPU."""
+    for images, readable in blocks:
+        if device.type == "cuda":
+            yield images.pin_memory().to(device, non_blocking=True), readable
+        else:
+            yield images, readable
 
 
 def _vectors(
@@ -43,23 +73,45 @@ def _vectors(
     out = np.full((len(readable), encoder.dim), np.nan, np.float16)
     if len(tensor):
         with np.errstate(over="ignore"):
-            out[readable] = encoder(tensor).cpu().numpy().astype(np.float16)
+            out[readable] = _halving(encoder, tensor).cpu().numpy().astype(np.float16)
     out[~np.isfinite(out).all(axis=1)] = np.nan
     return out
 
 
-def _decoded(pixels: Pixels, size: int) -> Iterator[tuple[Images, npt.NDArray[np.bool_]]]:
-    """Blocks of `size` tiles: (m, H, W, 3) of the readable ones, and which of the block are."""
-    for start in range(0, len(pixels), size):
-        images = [_image(jpeg) for jpeg in pixels.jpegs(start, min(start + size, len(pixels)))]
-        shape = (pixels.size_px, pixels.size_px, 3)
-        good = [image for image in images if image is not None and image.shape == shape]
-        readable = np.array([image is not None and image.shape == shape for image in images])
-        yield np.stack(good) if good else np.empty((0, *shape), np.uint8), readable
+def _halving(encoder: LoadedEncoder, tensor: torch.Tensor) -> torch.Tensor:
+    """The vectors of a batch, in two halves where it does not fit in the device's memory.
 
-
-def _image(jpeg: bytes) -> Images | None:
+    Raises:
+        torch.OutOfMemoryError: a single tile does not fit.
+    """
     try:
-        return decode(jpeg)
-    except ValueError:
-        return None
+        return encoder(tensor)
+    except torch.OutOfMemoryError:
+        if len(tensor) == 1:
+            raise
+    log.warning("%d tiles do not fit in the device's memory: trying half", len(tensor))
+    torch.cuda.empty_cache()
+    return torch.cat([_halving(encoder, half) for half in tensor.tensor_split(2)])
+
+
+def _decoded(pixels: Pixels, size: int, pool: ThreadPoolExecutor) -> Iterator[Block]:
+    """Blocks of `size` tiles: (m, 3, H, W) of the readable ones, and which of the block are."""
+    shape = (pixels.size_px, pixels.size_px, 3)
+    for start in range(0, len(pixels), size):
+        jpegs = pixels.jpegs(start, min(start + size, len(pixels)))
+        images = np.empty((len(jpegs), *shape), np.uint8)
+        # A share a thread: a task a tile would cost a quarter of its decoding.
+        shares = np.array_split(np.arange(len(jpegs)), max(1, min(job_threads(), len(jpegs))))
+        readable = np.concatenate(list(pool.map(partial(_decode, jpegs, images), shares)))
+        good = images if readable.all() else images[readable]
+        yield torch.from_numpy(good).permute(0, 3, 1, 2), readable
+
+
+def _decode(jpegs: list[bytes], images: Images, rows: npt.NDArray[np.intp]) -> Readable:
+    """Decode some JPEGs into their rows of `images`; which of them could be."""
+    readable = np.zeros(len(rows), bool)
+    for i, row in enumerate(rows.tolist()):
+        with suppress(ValueError):  # no JPEG, or one of another size
+            decode(jpegs[row], images[row])
+            readable[i] = True
+    return readable

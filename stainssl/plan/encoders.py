@@ -93,6 +93,18 @@ def _rows(config: Config, found: list[Part], *columns: str) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
 
+def training_slides(config: Config, run: Run) -> set[tuple[str, str]]:
+    """(cohort, slide) of every slide of the parts that a run is trained on."""
+    found = set(train_parts(config, run.encoder))
+    return {
+        (cohort, slide)
+        for cohort in {cohort for cohort, _ in found}
+        for part, rows in parts(config, cohort).items()
+        if (cohort, part) in found
+        for slide in rows["slide_id"]
+    }
+
+
 @dataclass(frozen=True)
 class TargetJob(Job):
     """The stain target of an encoder, from its own training parts.

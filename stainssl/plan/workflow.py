@@ -17,6 +17,7 @@ from stainssl.errors import StainsslError
 from stainssl.paths import Paths
 from stainssl.plan import encoders, groups, slides, tasks
 from stainssl.plan.job import Job, as_text
+from stainssl.plan.retraining import retraining_notices
 from stainssl.plan.run import FixedRun, digest, latest
 
 BUILDERS: dict[str, Callable[..., Job]] = {
@@ -48,6 +49,7 @@ class Plan:
         config: with the results where the Snakefile says; a module's prefix comes on top.
         run_config: with the results where they really are; what the verbs read.
         config_file: where the verbs read it. Its name is a digest of it.
+        notices: sentences to tell before anything starts.
     """
 
     def __init__(
@@ -77,6 +79,7 @@ class Plan:
         known = groups.read(kept)
         self.groups = fixed.groups if fixed else groups.plan(self.run_config, known)
         FixedRun(text, self.groups, str(kept)).announce(moved(f"{folder}/"))
+        self.notices = retraining_notices(self.run_config) if is_main else []
         self.job = lru_cache(maxsize=None)(self._job)
 
     def _job(self, verb: str, **names: Any) -> Job:
@@ -106,6 +109,14 @@ class Plan:
 
     def _of(self, verb: str, words: Iterable[str], wildcards: Any) -> Job:
         return self.job(verb, **{word: getattr(wildcards, word) for word in words})
+
+    def threads(self, cohort: str, cores: int | None) -> int:
+        """Threads of a job on a part's slides: all cores, where parts are fewer than they are.
+
+        Args:
+            cores: of this machine; None on a cluster, whose profile says how many.
+        """
+        return max(1, (cores or 1) // max(1, len(cohorts.parts(self.run_config, cohort))))
 
     def trainable(self) -> str:
         """A pattern of the encoders that may be trained: no frozen and no given one."""

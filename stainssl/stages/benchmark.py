@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from stainssl.evaluation.predictions import ensemble, read_scored
 from stainssl.evaluation.projection import project
 from stainssl.evaluation.published import Published
 from stainssl.evaluation.ranking import classes_ranked
+from stainssl.evaluation.spread import alike_notes
 from stainssl.evaluation.table import Answer, ResultGrid, Robustness
 from stainssl.figures import benchmark as figures
 from stainssl.plan.tasks import PROBE, BenchmarkJob
@@ -50,6 +52,7 @@ def run(job: BenchmarkJob) -> None:
     long = table.long_table([*answers, *columns], robustness)
     compared = table.comparisons(answers, robustness, job.seed)
     grid = table.make_grid(long, compared, {a.task: a.shown for a in answers})
+    grid = replace(grid, notes=[*grid.notes, *alike_notes(_folders_by_run(job))])
     others = published.figures_for(_questions(job))
     every = pd.concat([long, published.to_rows(others)], ignore_index=True) if others else long
     markdown = table.to_markdown(grid) + published.to_markdown(others)
@@ -102,6 +105,13 @@ def _questions(job: BenchmarkJob) -> Iterator[tuple[str, str, str]]:
 def _save(path: Path, figure: figures.Figure) -> None:
     with replacing(path) as made:
         figure.savefig(made, format="png")
+
+
+def _folders_by_run(job: BenchmarkJob) -> dict[str, list[Path]]:
+    folders: dict[str, list[Path]] = {}
+    for (_, run, _), folder in job.answers.items():
+        folders.setdefault(run, []).append(folder)
+    return folders
 
 
 def _answers(job: BenchmarkJob) -> Iterator[Answer]:

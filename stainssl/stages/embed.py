@@ -16,6 +16,7 @@ from stainssl.encoders.loading import LoadedEncoder, load
 from stainssl.errors import StainsslError
 from stainssl.plan.encoders import EmbedJob
 from stainssl.runtime.devices import pick
+from stainssl.runtime.parallel import TimeSpent
 from stainssl.stages import import_features
 from stainssl.stores.embeddings import write_embeddings
 from stainssl.stores.pixels import Pixels, open_pixels
@@ -60,8 +61,8 @@ def _embed(job: EmbedJob, names: list[str]) -> None:
     sizes = [job.sources[name].input_size for name in names]
     loaded = [load(source, device, px) for source, px in zip(sources, sizes, strict=True)]
     place = _places(pixels, read_tiles(job.tiles), job.part)
-    started = time.monotonic()
-    blocks = _apart(embed_pixels(loaded, pixels), len(names), job.scratch)
+    spent = TimeSpent()
+    blocks = _apart(embed_pixels(loaded, pixels, spent=spent), len(names), job.scratch)
     for name, source, one, own in zip(names, sources, loaded, blocks, strict=True):
         write_embeddings(
             job.embeddings[name],
@@ -74,9 +75,8 @@ def _embed(job: EmbedJob, names: list[str]) -> None:
             y=place["y"].to_numpy(np.int64),
             settings=_settings(name, source, one, pixels),
         )
-    rate = len(pixels) / max(time.monotonic() - started, 1e-9)
     dims = "+".join(str(one.dim) for one in loaded)
-    log.info("%s: %d tiles, %s numbers each, %.0f tiles/s", job.part, len(pixels), dims, rate)
+    log.info("%s: vectors of %s numbers; %s", job.part, dims, spent.line(len(pixels), "tiles"))
 
 
 def _apart(blocks: Iterator[list[Vectors]], count: int, folder: Path) -> list[Iterator[Vectors]]:

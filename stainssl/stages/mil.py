@@ -15,6 +15,7 @@ from stainssl.evaluation.folds import each_fold, read_folds
 from stainssl.evaluation.labels import Labels
 from stainssl.evaluation.metrics import evaluate
 from stainssl.evaluation.predictions import ensemble
+from stainssl.evaluation.spread import write_spread
 from stainssl.mil import bags as bagging
 from stainssl.mil.attention import AttentionMean, attention_table
 from stainssl.mil.bags import Bag, SlideTiles
@@ -70,6 +71,7 @@ def run(job: MilJob) -> None:
             predictions, attention = _answer(job, bags, folds, classes, folder)
             metrics = evaluate(predictions, job.level, job.seed)
             write_table(folder / "predictions.parquet", predictions, "predictions", made_by)
+            write_spread(folder, (t.features[:] for bag in bags for t in bag.tiles))
             write_table(folder / "attention.parquet", attention, "attention", made_by)
             write_table(folder / "reference.parquet", reference, "reference", made_by)
             metrics.to_csv(folder / "metrics.csv", index=False)

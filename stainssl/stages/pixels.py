@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
+from queue import SimpleQueue
 
 import numpy as np
 import numpy.typing as npt
@@ -14,12 +17,12 @@ import torch
 
 from stainssl.errors import SlideError
 from stainssl.plan.slides import PixelsJob
-from stainssl.runtime.prefetch import prefetched
+from stainssl.runtime.parallel import TimeSpent, in_order, job_threads
 from stainssl.slides.readers import open_slide
 from stainssl.slides.scale import read_square
 from stainssl.slides.slide import Slide
 from stainssl.slides.staging import staged
-from stainssl.slides.unchanged import recorded
+from stainssl.slides.unchanged import Identity, recorded
 from stainssl.stain import METHODS, StainProfile, estimate
 from stainssl.stores.pixels import JpegSpool, SlidePixels, encode, write_pixels
 from stainssl.stores.tiles import read_qc, read_tiles
@@ -34,50 +37,91 @@ def _profiles(images: npt.NDArray[np.uint8]) -> dict[str, StainProfile]:
     return {method: estimate(batch, method) for method in METHODS}
 
 
+@dataclass(frozen=True)
+class _Block:
+    """Some tiles of a slide, in their order, and why some of them could not be read."""
+
+    jpegs: list[bytes]
+    profiles: dict[str, StainProfile]
+    errors: list[SlideError]
+
+
+def _read(
+    slide: Slide, rows: pd.DataFrame, size_px: int, allowed: float
+) -> tuple[npt.NDArray[np.uint8], dict[int, SlideError]]:
+    """Images of some tiles, blank where one could not be read; given up past `allowed` of them."""
+    images = np.full((len(rows), size_px, size_px, 3), 255, np.uint8)
+    errors: dict[int, SlideError] = {}
+    for i, (x, y, side) in enumerate(zip(rows["x"], rows["y"], rows["side"], strict=True)):
+        try:
+            images[i] = read_square(slide, x, y, side, size_px)
+        except SlideError as error:
+            errors[i] = error
+            if len(errors) > allowed:
+                break
+    return images, errors
+
+
 def _blocks(
-    slide: Slide, tiles: pd.DataFrame, size_px: int
-) -> Iterator[tuple[npt.NDArray[np.uint8], list[bool]]]:
-    """Images of some tiles and which could be read; the others are blank."""
-    allowed = MAX_UNREADABLE * len(tiles)
-    for start in range(0, len(tiles), BLOCK):
-        rows = tiles.iloc[start : start + BLOCK]
-        images = np.full((len(rows), size_px, size_px, 3), 255, np.uint8)
-        readable = [True] * len(rows)
-        for i, (x, y, side) in enumerate(zip(rows["x"], rows["y"], rows["side"], strict=True)):
-            try:
-                images[i] = read_square(slide, x, y, side, size_px)
-            except SlideError:
-                readable[i] = False
-                allowed -= 1
-                if allowed < 0:
-                    raise
-        yield images, readable
+    slides: Sequence[Slide], tiles: pd.DataFrame, size_px: int, workers: int, spent: TimeSpent
+) -> Iterator[_Block]:
+    """The blocks of a slide in their order, made by some workers; a handle reads one at a time."""
+    free: SimpleQueue[Slide] = SimpleQueue()
+    for slide in slides:
+        free.put(slide)
+
+    def work(rows: pd.DataFrame) -> _Block:
+        torch.set_num_threads(1)  # of this thread: the work beside it has the other cores
+        slide = free.get()
+        try:
+            with spent.on("reading"):
+                images, errors = _read(slide, rows, size_px, MAX_UNREADABLE * len(tiles))
+        finally:
+            free.put(slide)
+        with spent.on("JPEG"):
+            jpegs = [b"" if i in errors else encode(image) for i, image in enumerate(images)]
+        with spent.on("stain profiles"):
+            return _Block(jpegs, _profiles(images), list(errors.values()))
+
+    rows = (tiles.iloc[start : start + BLOCK] for start in range(0, len(tiles), BLOCK))
+    return in_order(work, rows, workers)
 
 
-def slide_pixels(slide: Slide, slide_id: str, tiles: pd.DataFrame, size_px: int) -> SlidePixels:
+def slide_pixels(
+    slides: Sequence[Slide],
+    slide_id: str,
+    tiles: pd.DataFrame,
+    size_px: int,
+    *,
+    workers: int = 1,
+    spent: TimeSpent | None = None,
+) -> SlidePixels:
     """Read, encode and stain-profile the tiles of one slide.
 
     A tile that cannot be read has no bytes and a profile that is not valid.
 
     Args:
-        slide: an open slide.
+        slides: the slide, open once or several times; each handle reads one region at a time.
         tiles: its kept tiles, columns as in `stores.tiles`; at least one.
         size_px: side of an encoded tile.
+        workers: threads, which read where a handle is free, or encode and profile meanwhile.
+        spent: takes note of where the time goes.
 
     Raises:
         SlideError: more than `MAX_UNREADABLE` of the tiles cannot be read.
     """
-    jpeg = JpegSpool()
+    jpeg, errors = JpegSpool(), []
     profiles: dict[str, list[StainProfile]] = {method: [] for method in METHODS}
-    bad = 0
-    for images, readable in prefetched(_blocks(slide, tiles, size_px)):  # reading overlaps the rest
-        for image, good in zip(images, readable, strict=True):
-            jpeg.append(encode(image) if good else b"")
-        bad += readable.count(False)
-        for method, profile in _profiles(images).items():
+    for block in _blocks(slides, tiles, size_px, workers, spent or TimeSpent()):
+        errors += block.errors
+        if len(errors) > MAX_UNREADABLE * len(tiles):
+            raise errors[int(MAX_UNREADABLE * len(tiles))]
+        for encoded in block.jpegs:
+            jpeg.append(encoded)
+        for method, profile in block.profiles.items():
             profiles[method].append(profile)
-    if bad:
-        log.warning("%s: %d of %d tiles cannot be read", slide_id, bad, len(tiles))
+    if errors:
+        log.warning("%s: %d of %d tiles cannot be read", slide_id, len(errors), len(tiles))
     joined = {method: StainProfile.cat(found) for method, found in profiles.items()}
     return SlidePixels(
         slide_id=slide_id,
@@ -88,35 +132,63 @@ def slide_pixels(slide: Slide, slide_id: str, tiles: pd.DataFrame, size_px: int)
     )
 
 
-def _each_slide(job: PixelsJob, tiles: pd.DataFrame) -> Iterator[SlidePixels]:
+def _each_slide(job: PixelsJob, tiles: pd.DataFrame, spent: TimeSpent) -> Iterator[SlidePixels]:
+    """The slides of a part in their order; as many side by side as the job has threads.
+
+    Where they are fewer, the tiles of each are read by several threads.
+    """
     by_slide = dict(list(tiles[tiles["kept"]].groupby("slide_id")))
+    places = zip(job.rows["slide_id"], job.rows["path"], strict=True)
+    todo = [(slide_id, Path(path)) for slide_id, path in places if slide_id in by_slide]
+    at_once = max(1, min(job_threads(), len(todo)))
+    handles = max(1, job_threads() // at_once)
     identities = recorded(read_qc(job.qc))
-    for slide_id, path in zip(job.rows["slide_id"], job.rows["path"], strict=True):
-        if slide_id not in by_slide:
-            continue
-        started = time.monotonic()
-        try:
-            with (
-                staged(Path(path), *job.staging) as place,
-                open_slide(place, job.reader) as slide,
-            ):
-                if slide_id in identities:
-                    identities[slide_id].require(place, slide)
-                found = slide_pixels(slide, slide_id, by_slide[slide_id], job.tiling.size)
-        except SlideError as error:  # tiling read it, this did not: the other slides stay
-            log.warning("%s: left out: %s", slide_id, error)
-            continue
-        seconds = time.monotonic() - started
-        log.info("%s: %d tiles in %.1f s", slide_id, len(found.tile), seconds)
-        yield found
+
+    def work(place: tuple[str, Path]) -> SlidePixels | None:
+        slide_id, path = place
+        identity = identities.get(slide_id)
+        return _one(job, slide_id, path, by_slide[slide_id], identity, handles, spent)
+
+    return (found for found in in_order(work, todo, at_once) if found is not None)
+
+
+def _one(
+    job: PixelsJob,
+    slide_id: str,
+    path: Path,
+    tiles: pd.DataFrame,
+    identity: Identity | None,
+    handles: int,
+    spent: TimeSpent,
+) -> SlidePixels | None:
+    """The pixels of one slide, open `handles` times; None, and logged, where it cannot be read."""
+    # A job of one thread too reads while it encodes: reading mostly waits for a disk.
+    workers = 2 if job_threads() == 1 else handles
+    started = time.monotonic()
+    try:
+        with ExitStack() as opened:
+            here = opened.enter_context(staged(path, *job.staging))
+            slides = [opened.enter_context(open_slide(here, job.reader)) for _ in range(handles)]
+            if identity is not None:
+                identity.require(here, slides[0])
+            found = slide_pixels(
+                slides, slide_id, tiles, job.tiling.size, workers=workers, spent=spent
+            )
+    except SlideError as error:  # tiling read it, this did not: the other slides stay
+        log.warning("%s: left out: %s", slide_id, error)
+        return None
+    log.info("%s: %d tiles in %.1f s", slide_id, len(found.tile), time.monotonic() - started)
+    return found
 
 
 def run(job: PixelsJob) -> None:
     """Write the pixels of a part; a slide that cannot be read any more is left out and logged."""
+    spent, tiles = TimeSpent(), read_tiles(job.tiles)
     write_pixels(
         job.pixels,
-        _each_slide(job, read_tiles(job.tiles)),
+        _each_slide(job, tiles, spent),
         size_px=job.tiling.size,
         mpp=job.tiling.mpp,
         settings={"tiling": job.tiling.model_dump(mode="json"), "normalizers": list(METHODS)},
     )
+    log.info("%s", spent.line(int(tiles["kept"].sum()), "tiles"))

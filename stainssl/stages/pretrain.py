@@ -19,6 +19,7 @@ from stainssl.encoders.loading import digest, save_local_dir, vector_length
 from stainssl.errors import StainsslError
 from stainssl.figures.pretrain import curves
 from stainssl.plan.encoders import PretrainJob
+from stainssl.plan.retraining import write_trained_on
 from stainssl.pretrain import knowledge
 from stainssl.pretrain.data import TrainTiles
 from stainssl.pretrain.distributed import is_main, placement
@@ -111,6 +112,8 @@ def run(job: PretrainJob, gpus: int = 0) -> None:
         card=_card(job, trained.seen, seen),
         standard=trained.standard.target if trained.standard else None,
     )  # fmt: skip
+    if METHODS[encoder.method or ""].trains:
+        write_trained_on(job.checkpoints, job.rows)
     _write_csv(job.seen, seen)
     _write_csv(job.metrics, trained.metrics)
     with replacing(job.curves) as made:

@@ -13,6 +13,7 @@ from stainssl.evaluation.folds import read_folds
 from stainssl.evaluation.labels import Labels
 from stainssl.evaluation.metrics import evaluate
 from stainssl.evaluation.probe import Tiles, few_shot, probe
+from stainssl.evaluation.spread import write_spread
 from stainssl.plan.tasks import ProbeJob
 from stainssl.stores.atomic import replacing
 from stainssl.stores.embeddings import open_embeddings
@@ -49,6 +50,7 @@ def run(job: ProbeJob) -> None:
         write_table(folder / "predictions.parquet", linear, "predictions", settings)
         write_table(folder / "neighbours.parquet", neighbours, "predictions", settings)
         metrics.to_csv(folder / "metrics.csv", index=False)
+        write_spread(folder, [tiles.features])
         few_shot(tiles, folds, seed=job.seed).to_csv(folder / "few_shot.csv", index=False)
 
 

@@ -7,6 +7,7 @@ import json
 import logging
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from stainssl.config import Tiling
 from stainssl.errors import SlideError, StainsslError, Status
 from stainssl.figures.slides import preview
 from stainssl.plan.slides import TileJob
+from stainssl.runtime.pace import duration
+from stainssl.runtime.parallel import in_order, job_threads
 from stainssl.slides.annotation_files import Areas, read_annotations
 from stainssl.slides.annotations import within
 from stainssl.slides.brightfield import require_brightfield
@@ -301,11 +304,11 @@ def run(job: TileJob) -> None:
         OSError: the cohort's folder is gone, or the disk, the mount or the memory failed: nothing
             is written, so that the job can be tried again.
     """
-    outcomes = []
+    outcomes, started = [], time.monotonic()
+    rows = enumerate(job.rows.itertuples(index=False))
     with replacing(job.previews) as folder:
         folder.mkdir()
-        for number, row in enumerate(job.rows.itertuples(index=False)):
-            outcome = _one(job, row, number)
+        for outcome in in_order(partial(_numbered, job), rows, job_threads()):
             if outcome.picture is not None:
                 outcome.picture.savefig(folder / f"{outcome.slide_id}.png")
                 outcome.picture = None
@@ -316,6 +319,14 @@ def run(job: TileJob) -> None:
         write_tiles(job.tiles, _joined(outcomes), settings)
         qc = pd.DataFrame([outcome.row() for outcome in outcomes])
         write_qc(job.qc, qc, settings)
+    log.info(
+        "%d slides in %s on %d threads; a slide took %.3g s of one", len(outcomes),
+        duration(time.monotonic() - started), job_threads(), qc["seconds"].mean(),
+    )  # fmt: skip
+
+
+def _numbered(job: TileJob, row: tuple[int, Any]) -> Outcome:
+    return _one(job, row[1], row[0])
 
 
 def _tell(outcome: Outcome) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from torch import nn
 from stainssl.encoders import embedding as embed
 from stainssl.encoders.embedding import embed_pixels
 from stainssl.encoders.loading import LoadedEncoder
+from stainssl.runtime.parallel import TimeSpent
 from stainssl.runtime.prefetch import prefetched
 from stainssl.stores.pixels import SlidePixels, decode, encode, open_pixels, write_pixels
 
@@ -63,7 +66,8 @@ def test_a_vector_too_large_for_float16_is_nan(tmp_path, jpegs):
 
 def test_two_encoders_see_each_block_once(tmp_path, jpegs, monkeypatch):
     decoded = []
-    monkeypatch.setattr(embed, "decode", lambda jpeg: decoded.append(jpeg) or decode(jpeg))
+    spied = lambda jpeg, out=None: decoded.append(jpeg) or decode(jpeg, out)  # noqa: E731
+    monkeypatch.setattr(embed, "decode", spied)
     pixels = _write(tmp_path / "p.zarr", jpegs)
     pairs = list(embed_pixels([_encoder(), _encoder(2.0)], pixels, 4))
     assert decoded == jpegs
@@ -105,3 +109,28 @@ def test_prefetching_stops_when_nobody_asks_any_more():
     items.close()
     count = len(made)
     assert count <= 5
+
+
+class SmallDevice(MeanColor):
+    """A network whose device holds two tiles at a time."""
+
+    def forward(self, x):
+        if len(x) > 2:
+            raise torch.OutOfMemoryError("out of memory")
+        return super().forward(x)
+
+
+def test_a_batch_that_does_not_fit_is_halved_and_told(tmp_path, jpegs, caplog):
+    pixels = _write(tmp_path / "p.zarr", jpegs)
+    small = dataclasses.replace(_encoder(), model=SmallDevice())
+    np.testing.assert_array_equal(
+        np.concatenate(_embed(small, pixels)), np.concatenate(_embed(_encoder(), pixels))
+    )
+    assert "11 tiles do not fit in the device's memory: trying half" in caplog.text
+
+
+def test_the_time_is_told_by_what_it_went_into(tmp_path, jpegs):
+    spent = TimeSpent()
+    list(embed_pixels([_encoder()], _write(tmp_path / "p.zarr", jpegs), 4, spent))
+    line = spent.line(11, "tiles")
+    assert all(name in line for name in ("waiting for tiles", "network", "writing"))

@@ -90,7 +90,7 @@ def _read_with_faults(monkeypatch: pytest.MonkeyPatch, bad: set[int]) -> SlidePi
 
     monkeypatch.setattr(pixels, "read_square", read)
     tiles = pd.DataFrame({"tile": range(100), "x": range(100), "y": 0, "side": SIZE})
-    return pixels.slide_pixels(None, "s", tiles, len(image))  # type: ignore[arg-type]
+    return pixels.slide_pixels([None], "s", tiles, len(image), workers=2)  # type: ignore[arg-type]
 
 
 def test_a_vanished_file_is_an_error_and_leaves_no_store(patches: Config, tmp_path: Path) -> None:

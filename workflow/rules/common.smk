@@ -4,6 +4,8 @@ import os
 import re
 import sys
 
+from snakemake.logging import logger
+
 # In a clone its own package, whatever else is installed; in a wheel the workflow is inside of it.
 CLONE = Path(str(workflow.current_basedir)).parents[1]
 if (CLONE / "stainssl" / "cli.py").is_file():
@@ -39,6 +41,9 @@ except StainsslError as error:
     raise WorkflowError(
         f"{len(problems)} problem(s), nothing was run:\n  " + "\n  ".join(problems)
     ) from None
+
+for sentence in PLAN.notices:
+    logger.warning(sentence)
 
 PATHS = PLAN.paths
 LOGS = PATHS.results / "logs"

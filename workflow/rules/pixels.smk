@@ -16,6 +16,7 @@ rule pixels:
         TIMES / "pixels/{cohort}/{tiling}/{part}.tsv"
     conda:
         CONDA
+    threads: lambda wildcards: PLAN.threads(wildcards.cohort, workflow.cores)
     resources:
         mem_mb=lambda wildcards, attempt: 3000 * attempt,
         runtime=lambda wildcards, attempt: 120 * attempt,

@@ -16,6 +16,7 @@ rule tile:
         TIMES / "tile/{cohort}/{tiling}/{part}.tsv"
     conda:
         CONDA
+    threads: lambda wildcards: PLAN.threads(wildcards.cohort, workflow.cores)
     resources:
         mem_mb=lambda wildcards, attempt: 2000 * attempt,
         runtime=lambda wildcards, attempt: 60 * attempt,

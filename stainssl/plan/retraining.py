@@ -1,0 +1,66 @@
+"""Which encoders a run would train again because their training slides are others, told before."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pandas as pd
+
+from stainssl.config import Config, Run
+from stainssl.paths import Paths
+from stainssl.plan.encoders import training_slides
+from stainssl.runtime.pace import duration
+
+TRAINED_ON = "trained-on.csv"  # beside the checkpoint: the slides asked for, with tiles or without
+MOST_LISTED = 3
+
+
+def write_trained_on(checkpoints: Path, rows: pd.DataFrame) -> None:
+    """Note the `cohort` and `slide_id` of the slides that an encoder was trained on."""
+    from stainssl.stores.atomic import write_text
+
+    slides = rows[["cohort", "slide_id"]] if len(rows) else rows
+    write_text(checkpoints / TRAINED_ON, slides.to_csv(index=False))
+
+
+def retraining_notices(config: Config) -> list[str]:
+    """A sentence for each trained encoder that other slides are now asked for.
+
+    It says which, what the training took last time, and how to keep the encoder.
+    """
+    found = (_notice(config, run) for run in config.runs() if run.encoder.is_trained)
+    return [sentence for sentence in found if sentence]
+
+
+def _notice(config: Config, run: Run) -> str:
+    paths = Paths(config.results)
+    known = paths.checkpoints(run.name) / TRAINED_ON
+    if run.encoder.frozen or not (known.exists() and paths.model(run.name).exists()):
+        return ""
+    with known.open(encoding="utf-8", newline="") as file:
+        before = {(row["cohort"], row["slide_id"]) for row in csv.DictReader(file)}
+    now = training_slides(config, run)
+    changes = {"new": now - before, "gone": before - now}
+    said = [f"{len(rows)} {word} ({_some(rows)})" for word, rows in changes.items() if rows]
+    if not said:
+        return ""
+    return (
+        f"encoders.{run.key} ({run.name}) will be trained again: of its training slides "
+        f"{' and '.join(said)}.{_cost(config, run)} To keep it as it is, set `frozen: true` under "
+        f"encoders.{run.key}, or give the new slides a split that it is not trained on."
+    )
+
+
+def _some(rows: set[tuple[str, str]]) -> str:
+    names = sorted(slide for _, slide in rows)
+    return ", ".join(names[:MOST_LISTED]) + (" …" if len(names) > MOST_LISTED else "")
+
+
+def _cost(config: Config, run: Run) -> str:
+    """What the last training took, by Snakemake's own record of it."""
+    try:
+        times = pd.read_csv(config.results / "times" / "pretrain" / f"{run.name}.tsv", sep="\t")
+        return f" The last training took {duration(float(times['s'].iloc[-1]))}."
+    except (OSError, ValueError, KeyError, IndexError):
+        return ""

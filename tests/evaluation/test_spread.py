@@ -1,0 +1,42 @@
+"""Vectors that are all alike are told, however high their rank is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics.pairwise import cosine_similarity
+
+from stainssl.evaluation.robustness import effective_rank
+from stainssl.evaluation.spread import alike_notes, mean_cosine, write_spread
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(2, 30), st.integers(1, 8), st.integers(0, 99), st.integers(1, 30))
+def test_it_is_the_mean_over_all_pairs(count: int, dim: int, seed: int, cut: int) -> None:
+    vectors = np.random.default_rng(seed).normal(0.5, 1, (count, dim)).astype(np.float32)
+    expected = cosine_similarity(vectors)[~np.eye(count, dtype=bool)].mean()
+    blocks = [vectors[:cut], vectors[cut:]]
+    assert mean_cosine(blocks) == (pytest.approx(expected, abs=1e-5), count)
+
+
+def test_too_few_and_empty_vectors() -> None:
+    assert np.isnan(mean_cosine([])[0])
+    assert np.isnan(mean_cosine([np.zeros((5, 3)), np.ones((1, 3))])[0])
+
+
+def test_a_table_notes_an_encoder_whose_rank_looks_well(tmp_path: Path) -> None:
+    vectors = np.random.default_rng(0).normal(size=(200, 128)).astype(np.float32)
+    alike = (100 + vectors).astype(np.float16)
+    assert effective_rank(alike.astype(np.float32)) > 90
+    for name, values in (("well", vectors), ("alike", alike)):
+        (tmp_path / name).mkdir()
+        write_spread(tmp_path / name, [values])
+    folders = {name: [tmp_path / name] for name in ("well", "alike", "none")}
+    (note,) = alike_notes(folders)
+    assert "alike (0.9999)" in note
+    assert "well" not in note
+    assert alike_notes({"well": folders["well"]}) == []

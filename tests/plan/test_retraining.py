@@ -1,0 +1,63 @@
+"""Before a run starts it is told which encoders new slides would train again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from stainssl.config import Config, parse
+from stainssl.paths import Paths
+from stainssl.plan.encoders import pretrain
+from stainssl.plan.retraining import retraining_notices, write_trained_on
+
+
+def _sheet(path: Path, *slides: str) -> None:
+    splits = ["test" if slide.startswith("t") else "train" for slide in slides]
+    rows = {"slide_id": slides, "patient_id": slides, "path": "x.svs", "split": splits}
+    pd.DataFrame(rows).to_csv(path, index=False)
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    """An encoder that was trained on the slides a and b in 26 hours."""
+    _sheet(tmp_path / "sheet.csv", "a", "b", "t")
+    config = parse({
+        "results": str(tmp_path / "results"),
+        "cohorts": {"c": {"sheet": str(tmp_path / "sheet.csv")}},
+        "tilings": {"default": {}},
+        "encoders": {"own": {"method": "simclr", "train": {"cohorts": ["c"]}}},
+    })  # fmt: skip
+    paths = Paths(config.results)
+    paths.model("own").mkdir(parents=True)
+    write_trained_on(paths.checkpoints("own"), pretrain(config, "own").rows)
+    times = config.results / "times" / "pretrain"
+    times.mkdir(parents=True)
+    (times / "own.tsv").write_text("s\th:m:s\n93600.0\t1 day, 2:00:00\n")
+    return config
+
+
+def test_nothing_is_said_of_what_stays(config: Config, tmp_path: Path) -> None:
+    assert retraining_notices(config) == []
+    _sheet(tmp_path / "sheet.csv", "a", "b", "t", "t2")
+    assert retraining_notices(config) == []
+
+
+def test_a_new_training_slide_is_told_with_its_cost_and_the_way_out(
+    config: Config, tmp_path: Path
+) -> None:
+    _sheet(tmp_path / "sheet.csv", "a", "t", "new")
+    (told,) = retraining_notices(config)
+    assert "encoders.own (own) will be trained again" in told
+    assert "1 new (new) and 1 gone (b)" in told
+    assert "took 1 d 02:00:00" in told
+    assert "frozen: true" in told
+
+
+def test_a_frozen_encoder_or_one_without_a_model_is_not(config: Config, tmp_path: Path) -> None:
+    _sheet(tmp_path / "sheet.csv", "a", "b", "new")
+    frozen = config.encoders["own"].model_copy(update={"frozen": True})
+    assert retraining_notices(config.model_copy(update={"encoders": {"own": frozen}})) == []
+    Paths(config.results).model("own").rmdir()
+    assert retraining_notices(config) == []
