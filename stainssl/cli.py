@@ -416,6 +416,19 @@ def view(
 
 
 @app.command()
+def times(config: ConfigFile = DEFAULT) -> None:
+    """Tell where the time of a run went, a line a rule, and write `results/times.html`."""
+    from stainssl.figures.times import times_by_rule, times_page
+    from stainssl.stores.atomic import write_text
+
+    results = _load(config).results
+    found = times_by_rule(results / "times")
+    write_text(results / "times.html", times_page(found))
+    typer.echo(found.to_string(index=False, float_format="%.3g") if len(found) else "no job yet")
+    typer.echo(f"{results / 'times.html'}")
+
+
+@app.command()
 def doctor() -> None:
     """Tell what is installed, what reads which format, which device is used, what is wrong."""
     from stainssl.doctor import report
