@@ -30,7 +30,10 @@ rule benchmark:
             BENCHMARK / "calibration.png",
             caption="../report/calibration.rst",
             category="Benchmark",
-            labels={"benchmark": "{benchmark}", "shows": "calibration and decision curves"},
+            labels={
+                "benchmark": "{benchmark}",
+                "shows": "calibration and decision curves",
+            },
         ),
         forest=report(
             BENCHMARK / "forest.png",
