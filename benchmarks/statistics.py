@@ -296,8 +296,8 @@ def tables(cells: list[dict[str, Any]]) -> str:
     parts = [
         "A row sums up cells that differ in their number of sites, the sites' effect and, without a"
         " signal, in whether labels are even over sites; in brackets the least and the most of its"
-        " cells. The last two columns are what is usual: predictions of all folds ranked together,"
-        " with a percentile bootstrap.",
+        " cells, whose cohorts share random draws. The last two columns are what is usual:"
+        " predictions of all folds ranked together, with a percentile bootstrap.",
         "",
         "No signal:",
         "",

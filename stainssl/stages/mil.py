@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from stainssl.config import Head
 from stainssl.errors import StainsslError
 from stainssl.evaluation.folds import each_fold, read_folds
 from stainssl.evaluation.labels import Labels
@@ -64,6 +65,7 @@ def run(job: MilJob) -> None:
         slides["label"] = slides["word"].map(classes.index)
         read = spooled(slide_reader(job.embeddings, slides), job.scratch)
         bags = _bags(slides, job.level, read)
+        _tell_limits(bags, job.head)
         trained = set(folds["patient_id"][folds["role"] != "test"])
         reference = reference_table(bags, trained, stain_of_slides(job.pixels, slides))
         with replacing(job.output) as folder:
@@ -191,6 +193,20 @@ def _bags(slides: pd.DataFrame, level: str, read: Callable[[str], SlideTiles]) -
     tiles = [len(bag) for bag in bags]
     log.info("%d bags of %d to %d tiles", len(bags), min(tiles), max(tiles))
     return bags
+
+
+def _tell_limits(bags: list[Bag], head: Head) -> None:
+    """What the head does not use of the bags, in the log."""
+    sizes = np.array([len(bag) for bag in bags])
+    if (large := sizes > head.max_tiles).any():
+        share = head.max_tiles / sizes[large].mean()
+        log.info(
+            "max_tiles: %d of %d bags have more than %d tiles: a training step draws as many, on"
+            " average %.0f %% of a bag; prediction takes all",
+            int(large.sum()), len(bags), head.max_tiles, 100 * share,
+        )  # fmt: skip
+    if head.kind == "mean":
+        log.info("head of kind mean: every tile weighs the same, its attention tells nothing")
 
 
 def _answer(
