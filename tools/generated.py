@@ -36,7 +36,7 @@ def schema_text(model: type[Config] | type[SheetRow]) -> str:
 
 NOT_FOR_STATISTICS = (
     "croma", "dask", "distributed", "fastslide", "imagecodecs", "openslide-bin", "openslide-python",
-    "pillow", "safetensors", "simplejpeg", "timm", "torch", "torchvision",
+    "huggingface-hub", "pillow", "safetensors", "simplejpeg", "timm", "torch", "torchvision",
 )  # fmt: skip
 
 
