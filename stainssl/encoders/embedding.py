@@ -40,8 +40,8 @@ def embed_pixels(
         spent: takes note of where the time goes.
 
     Yields:
-        A (n, D) float16 block an encoder, end to end a row per tile; NaN where a JPEG cannot be
-        decoded or the vector does not fit float16.
+        A (n, D) float16 block an encoder, end to end a row per tile, times its `scale`; NaN where a
+        JPEG cannot be decoded or the vector does not fit float16.
     """
     device, spent = encoders[0].device, spent or TimeSpent()
     size = batch or (GPU_BATCH if device.type == "cuda" else BATCH)
@@ -73,7 +73,8 @@ def _vectors(
     out = np.full((len(readable), encoder.dim), np.nan, np.float16)
     if len(tensor):
         with np.errstate(over="ignore"):
-            out[readable] = _halving(encoder, tensor).cpu().numpy().astype(np.float16)
+            vectors = _halving(encoder, tensor) * encoder.scale
+            out[readable] = vectors.cpu().numpy().astype(np.float16)
     out[~np.isfinite(out).all(axis=1)] = np.nan
     return out
 

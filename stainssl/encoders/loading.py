@@ -5,8 +5,10 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -86,6 +88,22 @@ class LoadedEncoder:
         if self.device.type == "cuda" and not vectors.isfinite().all():
             vectors = self.model(pixels).float()  # beyond float16's range inside
         return vectors
+
+    @cached_property
+    def scale(self) -> float:
+        """A power of two that brings the vectors near 1, for stores of float16; 1 where they are.
+
+        float16 holds 6e-8 to 65,504, and eleven bits from 6e-5 on: vectors of 1e-7, as an untrained
+        network may give, would be a handful of distinct values. It is asked of two images of noise,
+        the same for every store of an encoder.
+        """
+        rng = torch.Generator().manual_seed(0)
+        shape = (2, 3, self.input_size, self.input_size)
+        noise = torch.randint(64, 256, shape, generator=rng, dtype=torch.uint8)
+        size = float(self(noise).square().mean().sqrt())
+        if not math.isfinite(size) or size == 0 or 2**-8 <= size <= 2**8:
+            return 1.0
+        return 2.0 ** -round(math.log2(size))
 
     def _standardised(self, images: Tensor) -> Tensor:
         """The images in the standard's stain; those whose own cannot be told stay as they are."""

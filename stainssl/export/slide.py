@@ -15,7 +15,7 @@ class ExportedSlide:
     Attributes:
         slide_id: its name, which the files are named by.
         encoder: what made the vectors.
-        features: (N, D) float16, finite.
+        features: (N, D) float16, finite; float32 where they are tiny or huge.
         xy_level0_px: (N, 2) int64, left and top edges of the tiles.
         side_level0_px: side of a tile, a fraction where the scale asks for one.
         level0_mpp: µm in a level-0 px.
@@ -25,7 +25,7 @@ class ExportedSlide:
 
     slide_id: str
     encoder: str
-    features: npt.NDArray[np.float16]
+    features: npt.NDArray[np.float16] | npt.NDArray[np.float32]
     xy_level0_px: npt.NDArray[np.int64]
     side_level0_px: float
     level0_mpp: float

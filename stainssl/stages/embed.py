@@ -109,6 +109,7 @@ def _settings(
         "source": source,
         "input_size": loaded.input_size,
         "weights_sha256": loaded.weights_sha256,
+        "scale": loaded.scale,
         "size_px": pixels.size_px,
         "mpp": pixels.mpp,
     }

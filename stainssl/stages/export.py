@@ -130,4 +130,6 @@ def _valid(store: Embeddings, slide_id: str) -> tuple[np.ndarray, np.ndarray]:
     if bad := int((~valid).sum()):
         log.warning("%s: %d of %d tiles have no vector: left out", slide_id, bad, len(valid))
     features = np.asarray(store.features[rows])[valid]
+    if store.scale != 1:
+        features = features.astype(np.float32) / store.scale
     return features, np.stack([store.x[rows][valid], store.y[rows][valid]], axis=1)

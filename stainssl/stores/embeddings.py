@@ -125,8 +125,14 @@ class Embeddings:
 
     @cached_property
     def features(self) -> Any:
-        """The zarr array (N, D) float16."""
+        """The zarr array (N, D) float16: the encoder's vectors times `scale`."""
         return self._group["features"]
+
+    @property
+    def scale(self) -> float:
+        """A power of two by which the encoder's vectors were multiplied to fit float16."""
+        settings: Any = self._group.attrs["settings"]
+        return float(settings.get("scale", 1.0))
 
     @cached_property
     def start(self) -> npt.NDArray[np.int64]:

@@ -59,8 +59,20 @@ def test_a_bad_jpeg_is_a_row_of_nan(tmp_path, jpegs, batch):
     np.testing.assert_allclose(found[10] * 255, 100, atol=1)
 
 
-def test_a_vector_too_large_for_float16_is_nan(tmp_path, jpegs):
-    found = np.concatenate(_embed(_encoder(1e6), _write(tmp_path / "p.zarr", jpegs)))
+@pytest.mark.parametrize("size", [1e-8, 1e-5, 1, 1e6])
+def test_vectors_of_any_size_keep_their_figures(tmp_path, jpegs, size):
+    encoder = _encoder(size)
+    found = np.concatenate(_embed(encoder, _write(tmp_path / "p.zarr", jpegs)))
+    assert encoder.scale == 2.0 ** round(np.log2(encoder.scale))
+    values = found[:, 0].astype(np.float64) / encoder.scale / size * 255
+    np.testing.assert_allclose(values, np.arange(11) * 10, atol=1)
+    assert len(np.unique(found[:, 0])) == 11
+
+
+def test_a_vector_that_fits_no_float16_is_nan(tmp_path, jpegs):
+    encoder = _encoder()
+    encoder.__dict__["scale"] = 1e6
+    found = np.concatenate(_embed(encoder, _write(tmp_path / "p.zarr", jpegs)))
     assert np.isnan(found[10]).all() and not np.isnan(found[0]).any()
 
 
