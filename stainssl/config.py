@@ -18,6 +18,7 @@ from pydantic import (
     Field,
     StringConstraints,
     ValidationError,
+    field_validator,
     model_validator,
 )
 
@@ -458,7 +459,7 @@ class Run(NamedTuple):
 class Config(Model):
     """Everything a run needs to know; `load` reads it."""
 
-    results: Path = Path("results")
+    results: Path = Path("results")  # a folder; braces would be wildcards
     seed: int = 0
     slides: Slides = Slides()
     cohorts: dict[Name, Cohort]
@@ -467,6 +468,13 @@ class Config(Model):
     tasks: dict[Name, Task] = {}
     heads: dict[Name, Head] = {}
     benchmarks: dict[Name, Benchmark] = {}
+
+    @field_validator("results")
+    @classmethod
+    def _no_wildcard(cls, given: Path) -> Path:
+        if set("{}") & set(str(given)):
+            raise ValueError("a folder with braces: Snakemake would take them for a wildcard")
+        return given
 
     @property
     def needs_slides(self) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import os
 from importlib import import_module
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -89,3 +90,41 @@ def test_the_seed_is_a_setting_of_what_draws_by_it(tmp_path: Path) -> None:
     (folds, pretrain), (folds_1, pretrain_1) = jobs
     assert folds.param() != folds_1.param()
     assert pretrain.param() == pretrain_1.param()
+
+
+def _given(folder: Path, encoder: dict[str, str]) -> Config:
+    (folder / "c.csv").write_text("slide_id,patient_id,path\na,p,a.svs\nb,q,b.svs\n")
+    cohort = {"sheet": str(folder / "c.csv"), "root": str(folder)}
+    return parse({"cohorts": {"c": cohort}, "encoders": {"e": encoder}})
+
+
+def test_other_weights_in_the_same_file_are_another_job_and_a_touched_file_is_not(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "w.pth"
+    file.write_bytes(bytes(3_000_000))
+    config = _given(tmp_path, {"weights": f"resnet18@{file}"})
+    first = BUILDERS["embed"](config, "c", "e", "all-0000").param()
+    os.utime(file, (1, 1))
+    assert BUILDERS["embed"](config, "c", "e", "all-0000").param() == first
+    with file.open("r+b") as opened:
+        opened.seek(1_500_000)
+        opened.write(b"other" * 20_000)
+    assert BUILDERS["embed"](config, "c", "e", "all-0000").param() != first
+
+
+def test_feature_files_that_arrive_or_change_are_another_job(tmp_path: Path) -> None:
+    (tmp_path / "f").mkdir()
+    (tmp_path / "f" / "a.h5").write_bytes(b"1")
+    config = _given(tmp_path, {"features": f"trident:{tmp_path / 'f'}"})
+
+    def job() -> tuple[str, dict[str, list[str]]]:
+        made = BUILDERS["embed"](config, "c", "e", "all-0000")
+        return made.param(), made.inputs()
+
+    first = job()
+    (tmp_path / "f" / "b.h5").write_bytes(b"1")
+    second = job()
+    (tmp_path / "f" / "a.h5").write_bytes(b"12")
+    assert first[1] != second[1]
+    assert job()[0] != second[0]
