@@ -146,7 +146,7 @@ def cohort_check(config: ConfigFile = DEFAULT) -> None:
         sheet_summary,
         task_summary,
     )
-    from stainssl.encoders.checks import warnings as encoder_warnings
+    from stainssl.cohort.encoder_checks import warnings as encoder_warnings
     from stainssl.errors import StainsslError
 
     loaded = _load(config)

@@ -330,7 +330,7 @@ def check(config: Config, thorough: bool = False) -> list[str]:
 
 
 def _network_problems(config: Config) -> Iterator[str]:
-    from stainssl.encoders.checks import problems  # torch: not wherever a workflow is parsed
+    from stainssl.cohort.encoder_checks import problems  # torch: not wherever a workflow is parsed
 
     yield from problems(config)
 

@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import save_file
 
 from stainssl.cohort import check
+from stainssl.cohort.encoder_checks import problems, warnings
 from stainssl.config import parse
 from stainssl.encoders import recipes
-from stainssl.encoders.checks import problems, warnings
 from stainssl.encoders.loading import save_local_dir
 from tests.encoders.test_recipes import _tiny
 
