@@ -1,0 +1,259 @@
+"""Atypical mitoses at a site that was never seen: frozen encoders on the real tiles of AMi-Br.
+
+    python -m benchmarks.evidence_amibr measure --root AMi-Br --work FOLDER --encoder NAME=SOURCE …
+    python -m benchmarks.evidence_amibr table --work FOLDER --json docs/evidence/amibr.json
+    python -m benchmarks.evidence_amibr docs --json docs/evidence/amibr.json
+
+Each of the five sites is left out in turn. A linear probe learns `atypical` from the cases of the
+other four; a fifth of these cases, the validation cases, choose its penalty and the threshold from
+which on a figure is called atypical. The site that is left out chooses nothing. Cases are never
+divided. Intervals are over cases (2,000 resamples), of the mean over sites too.
+
+SOURCE is what an encoder of a config takes as `weights`; with `{site}` in it, the encoder that was
+trained without that site. Further words: `color` (means, deviations and covariances of RGB, no
+network), `random:NAME` (a timm architecture of random weights), and `macenko+SOURCE` or
+`reinhard+SOURCE`, which normalize every tile to the mean stain of the training cases first;
+`macenko-reference+SOURCE` takes the published reference instead, which no tile here has chosen.
+
+Predictions go into `WORK/runs/`, a file per encoder and site, so that an interrupted measurement
+goes on. `table` compares the encoders that have all five sites and names those that have not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from sklearn.metrics import roc_curve
+
+from benchmarks import evidence_table
+from stainssl.datasets import load as load_release
+from stainssl.encoders.loading import LoadedEncoder, new_backbone
+from stainssl.encoders.loading import load as load_encoder
+from stainssl.evaluation.folds import each_fold, make_folds
+from stainssl.evaluation.predictions import THRESHOLD
+from stainssl.evaluation.probe import color_features, fit_linear, linear_probe
+from stainssl.stain.estimate import estimate
+from stainssl.stain.normalize import normalize
+from stainssl.stain.profile import StainProfile
+from stainssl.stores.atomic import replacing, write_text
+
+log = logging.getLogger("evidence_amibr")
+LABEL, BATCH = "atypical", 64  # tiles at once
+REFERENCE = "-reference"  # after a normalizer's name
+
+Images = NDArray[np.uint8]
+Vectors = NDArray[np.float32]
+
+
+# --- data -----------------------------------------------------------------------------------------
+
+
+def read_tiles(root: Path, per_case: int | None) -> tuple[pd.DataFrame, Images]:
+    """The release's sheet and its (N, 128, 128, 3) pixels.
+
+    Args:
+        root: the release's folder.
+        per_case: at most so many tiles of a case, drawn by seed 0; None: all.
+    """
+    sheet = load_release("amibr", root).sheet
+    sheet = sheet[sheet["exclude"] == ""].reset_index(drop=True)
+    if per_case is not None:
+        sheet = sheet.sample(frac=1, random_state=0).groupby("patient_id").head(per_case)
+        sheet = sheet.sort_index().reset_index(drop=True)
+    images = [np.asarray(Image.open(root / path).convert("RGB")) for path in sheet["path"]]
+    return sheet, np.stack(images)
+
+
+def site_folds(sheet: pd.DataFrame) -> dict[str, dict[str, set[str]]]:
+    """Site left out → role → its cases, validation cases drawn from the other sites."""
+    by_case = sheet.groupby("patient_id", as_index=False)
+    cases = by_case.agg(site=("site", "first"), label=(LABEL, "max"))
+    folds = make_folds(cases, kind="leave-one-out", group="site")
+    site = cases.set_index("patient_id")["site"]
+    return {str(site[min(role["test"])]): role for _, _, role in each_fold(folds)}
+
+
+# --- vectors --------------------------------------------------------------------------------------
+
+
+def network(source: str, input_size: int) -> LoadedEncoder:
+    """An encoder of a source, at one size for all."""
+    if not source.startswith("random:"):
+        return replace(load_encoder(source), input_size=input_size)
+    torch.manual_seed(0)
+    model, _ = new_backbone(source.removeprefix("random:"), input_size)
+    config: Any = model.pretrained_cfg
+    mean, std = (torch.tensor(config[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
+    return LoadedEncoder(
+        model.eval(), model.num_features, input_size, mean, std, "bicubic", torch.device("cpu")
+    )
+
+
+def embed(encoder: LoadedEncoder, images: Images) -> Vectors:
+    """(N, D) vectors of (N, H, W, 3) images."""
+    blocks = torch.from_numpy(images).permute(0, 3, 1, 2).split(BATCH)
+    return np.concatenate([encoder(block).numpy() for block in blocks])
+
+
+def profiles(images: Images, method: str) -> StainProfile:
+    """Each image's own stain."""
+    blocks = torch.from_numpy(images).permute(0, 3, 1, 2).split(BATCH)
+    return StainProfile.cat([estimate(block, method) for block in blocks])
+
+
+def normalized(images: Images, own: StainProfile, target: StainProfile) -> Images:
+    """(N, H, W, 3) in the target's stain; images whose own cannot be told stay as they are."""
+    out = images.copy()
+    for rows in torch.arange(len(images)).split(BATCH):
+        rows = rows[own.valid[rows]]
+        given = torch.from_numpy(images[rows.numpy()]).permute(0, 3, 1, 2)
+        out[rows.numpy()] = normalize(given, own[rows], target).permute(0, 2, 3, 1).numpy()
+    return out
+
+
+class Embedder:
+    """Vectors of all tiles as one encoder sees them when a site is left out."""
+
+    def __init__(self, source: str, images: Images, input_size: int) -> None:
+        self.source, self.images, self.input_size = source, images, input_size
+        self._whatever_the_site = cache(self._vectors)
+        self._in_reference = cache(
+            lambda method, plain: self._normalized(method, plain, StainProfile.reference(method))
+        )
+        self._profiles = cache(partial(profiles, images))
+
+    def __call__(self, site: str, training: NDArray[np.bool_]) -> Vectors:
+        """(N, D); `training` marks the tiles whose stain may be a target."""
+        method, _, plain = self.source.rpartition("+")
+        source = plain.format(site=site)
+        if not method:
+            return self._whatever_the_site(source)
+        if method.endswith(REFERENCE):
+            return self._in_reference(method.removesuffix(REFERENCE), source)
+        target = self._profiles(method)[torch.tensor(training)].pooled()
+        return self._normalized(method, source, target)
+
+    def _vectors(self, source: str) -> Vectors:
+        if source == "color":
+            return color_features(self.images)
+        return embed(network(source, self.input_size), self.images)
+
+    def _normalized(self, method: str, source: str, target: StainProfile) -> Vectors:
+        changed = normalized(self.images, self._profiles(method), target)
+        return embed(network(source, self.input_size), changed)
+
+
+# --- runs -----------------------------------------------------------------------------------------
+
+
+def best_threshold(y: NDArray, p: NDArray) -> float:
+    """The probability from which on a positive call has the best balanced accuracy."""
+    false, true, thresholds = roc_curve(y, p)
+    return float(min(thresholds[np.argmax(true - false)], 1.0))
+
+
+def predictions(sheet: pd.DataFrame, vectors: Vectors, role: Mapping[str, set[str]]) -> Any:
+    """Test predictions of a fold: a row per tile, with the threshold that validation chose."""
+    y = (sheet[LABEL] == "1").to_numpy(np.int64)
+    case = sheet["patient_id"].to_numpy(str)
+    train, val, test = (np.isin(case, sorted(role[name])) for name in ("train", "val", "test"))
+    both = train | val
+    model, penalty = linear_probe(vectors[both], y[both], case[both], val[both], 2, seed=0)
+    chooser = fit_linear(vectors[train], y[train], 2, penalty)
+    p = model(vectors[test])
+    table = sheet.loc[test, ["patient_id", "slide_id", "site"]].assign(tile=0)
+    table["y"], table["p_0"], table["p_1"] = sheet.loc[test, LABEL], p[:, 0], p[:, 1]
+    table[THRESHOLD] = best_threshold(y[val], chooser(vectors[val])[:, 1])
+    return table.assign(penalty=penalty).reset_index(drop=True)
+
+
+def run_path(work: Path, encoder: str, site: str) -> Path:
+    """Where a finished run is."""
+    return work / "runs" / f"{encoder}@{site}.parquet"
+
+
+def measure(given: argparse.Namespace) -> None:
+    """Every encoder at every site that is not there yet."""
+    (given.work / "runs").mkdir(parents=True, exist_ok=True)
+    sheet, images = read_tiles(given.root, given.per_case)
+    folds = site_folds(sheet)
+    options = {"input_size": given.input_size, "per_case": given.per_case}
+    counts = {"tiles": len(sheet), "cases": int(sheet["patient_id"].nunique())}
+    for name, source in (word.split("=", 1) for word in given.encoder):
+        described = {"source": described_source(source), **options, **counts}
+        write_text(given.work / "runs" / f"{name}.json", json.dumps(described))
+        embedder = Embedder(source, images, given.input_size)
+        for site, role in folds.items():
+            if (path := run_path(given.work, name, site)).exists():
+                continue
+            training = sheet["patient_id"].isin(role["train"] | role["val"]).to_numpy()
+            found = predictions(sheet, embedder(site, training), role)
+            with replacing(path) as made:
+                found.to_parquet(made, index=False)
+            log.info("%s without %s: %d tiles tested", name, site, len(found))
+
+
+def described_source(source: str) -> str:
+    """A source without the folder of its file, which is of one machine."""
+    name, at, file = source.partition("@")
+    return f"{name}{at}{Path(file).name}"
+
+
+def finished(work: Path) -> dict[str, dict[str, pd.DataFrame]]:
+    """Encoder → site → predictions of every finished run."""
+    found: dict[str, dict[str, pd.DataFrame]] = {}
+    for path in sorted((work / "runs").glob("*@*.parquet")):
+        encoder, site = path.stem.split("@")
+        found.setdefault(encoder, {})[site] = pd.read_parquet(path)
+    return found
+
+
+def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    one = verbs.add_parser("measure", help="make the runs that are not there")
+    one.add_argument("--root", type=Path, required=True, help="the release's folder")
+    one.add_argument("--work", type=Path, required=True)
+    one.add_argument("--encoder", nargs="+", required=True, metavar="NAME=SOURCE")
+    one.add_argument("--input-size", type=int, default=128, help="side in px of every network")
+    one.add_argument("--per-case", type=int, help="at most so many tiles of a case; default: all")
+    two = verbs.add_parser("table", help="figures of the finished runs as JSON")
+    two.add_argument("--work", type=Path, required=True)
+    two.add_argument("--json", type=Path, required=True)
+    two.add_argument("--resamples", type=int, default=2000)
+    three = verbs.add_parser("docs", help="write the JSON's section of docs/results.md")
+    three.add_argument("--json", type=Path, required=True)
+    return parser.parse_args(words)
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Measure, compare, or write."""
+    given = arguments(words)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    if given.verb == "measure":
+        measure(given)
+        return
+    if given.verb == "table":
+        runs = {p.stem: json.loads(p.read_text()) for p in (given.work / "runs").glob("*.json")}
+        record = evidence_table.record(finished(given.work), runs, given.resamples)
+        given.json.parent.mkdir(parents=True, exist_ok=True)
+        write_text(given.json, json.dumps(record, indent=1) + "\n")
+        return
+    evidence_table.write_section(json.loads(given.json.read_text(encoding="utf-8")))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,213 @@
+"""Figures of encoders at sites left out: the record, and its section of docs/results.md.
+
+`evidence_amibr.py` makes the predictions. Every number of the section is of the record.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from stainssl.evaluation.compare import holm
+from stainssl.evaluation.intervals import Estimate, combine, p_value
+from stainssl.evaluation.metrics import estimate, patient_weights
+from stainssl.evaluation.predictions import read_scored
+from stainssl.stores.atomic import write_text
+
+RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results.md"
+START, END = "<!-- amibr: generated -->", "<!-- amibr: end -->"
+METRICS = {"auroc": "AUROC", "balanced_accuracy": "balanced accuracy"}
+BASELINE = "imagenet"  # which every other encoder is compared with, and all pairs are in the record
+
+Runs = Mapping[str, Mapping[str, pd.DataFrame]]
+Estimates = dict[str, Estimate]  # of one encoder by site
+
+
+# --- the record -----------------------------------------------------------------------------------
+
+
+def site_estimates(runs: Mapping[str, pd.DataFrame], metric: str, resamples: int) -> Estimates:
+    """Site → its figure; the same cases are drawn for every encoder, others at every site."""
+    found = {}
+    for place, site in enumerate(sorted(runs)):
+        scored = read_scored(runs[site].sort_values("slide_id"), "tile")
+        weights = patient_weights(scored, resamples, place)
+        found[site] = estimate(metric, scored, weights=weights)
+    return found
+
+
+def mean_of(sites: Estimates) -> Estimate:
+    """The mean over sites, each counting alike; no case is of two sites."""
+    return combine(list(sites.values()), [1 / len(sites)] * len(sites), independent=True)
+
+
+def difference(first: Estimates, second: Estimates) -> Estimate:
+    """First minus second, of the means over the same sites and the same cases."""
+    parts = [*first.values(), *second.values()]
+    share = 1 / len(first)
+    return combine(parts, [share] * len(first) + [-share] * len(second))
+
+
+def figure(found: Estimate) -> dict[str, float]:
+    """A figure with its 95 % limits."""
+    low, high = found.interval
+    return {"value": round(found.value, 4), "low": round(low, 4), "high": round(high, 4)}
+
+
+def record(runs: Runs, described: Mapping[str, Any], resamples: int) -> dict[str, Any]:
+    """What has been measured, as JSON.
+
+    Args:
+        runs: encoder → site → predictions.
+        described: encoder → how it was made.
+        resamples: of the cases.
+    """
+    most = max(len(sites) for sites in runs.values())
+    whole = {name: sites for name, sites in runs.items() if len(sites) == most}
+    estimates = {
+        metric: {name: site_estimates(sites, metric, resamples) for name, sites in whole.items()}
+        for metric in METRICS
+    }
+    encoders = {
+        name: {
+            "mean": {m: figure(mean_of(found[name])) for m, found in estimates.items()},
+            "sites": {
+                m: {site: figure(one) for site, one in found[name].items()}
+                for m, found in estimates.items()
+            },
+            **described[name],
+        }
+        for name in whole
+    }
+    return {
+        "sites": site_counts(next(iter(whole.values()))),
+        "encoders": encoders,
+        "differences": {m: differences(found) for m, found in estimates.items()},
+        "unfinished": sorted(set(described) - set(whole)),
+        "resamples": resamples,
+    }
+
+
+def site_counts(runs: Mapping[str, pd.DataFrame]) -> dict[str, dict[str, int]]:
+    """Site → its cases, tiles, and the atypical ones of these."""
+    return {
+        site: {
+            "cases": int(table["patient_id"].nunique()),
+            "tiles": len(table),
+            "atypical": int((table["y"].astype(str) == "1").sum()),
+        }
+        for site, table in runs.items()
+    }
+
+
+def differences(found: Mapping[str, Estimates]) -> list[dict[str, Any]]:
+    """Every pair of encoders, with p-values corrected over all pairs."""
+    rows = []
+    for first, second in combinations(found, 2):
+        one = difference(found[first], found[second])
+        rows.append({"first": first, "second": second, **figure(one), "p": p_value(one)})
+    for row, corrected in zip(rows, holm([row["p"] for row in rows]), strict=True):
+        row["p"], row["p_holm"] = round(row["p"], 4), round(corrected, 4)
+    return rows
+
+
+# --- the section ----------------------------------------------------------------------------------
+
+
+def span(found: Mapping[str, float], signed: bool = False) -> str:
+    """`0.634 (0.601–0.667)`, or `+0.012 (−0.010 to +0.034)`."""
+    if not signed:
+        return f"{found['value']:.3f} ({found['low']:.3f}–{found['high']:.3f})"
+    value, low, high = (f"{found[key]:+.3f}".replace("-", "−") for key in ("value", "low", "high"))
+    return f"{value} ({low} to {high})"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """A Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return ["| " + " | ".join(line) + " |" for line in lines] + [""]
+
+
+def by_mean(made: Mapping[str, Any]) -> list[str]:
+    """Encoders, the best mean AUROC first."""
+    return sorted(
+        made["encoders"], key=lambda name: -made["encoders"][name]["mean"]["auroc"]["value"]
+    )
+
+
+def means(made: Mapping[str, Any]) -> list[str]:
+    """The means over sites."""
+    head = ["encoder", "source", *(f"{word}, mean over sites" for word in METRICS.values())]
+    rows = [
+        [f"`{name}`", f"`{one['source']}`", *(span(one["mean"][metric]) for metric in METRICS)]
+        for name in by_mean(made)
+        for one in [made["encoders"][name]]
+    ]
+    return table(head, rows)
+
+
+def at_sites(made: Mapping[str, Any]) -> list[str]:
+    """AUROC at every site."""
+    sites = made["sites"]
+    head = ["AUROC at the site left out", *(f"`{site}`" for site in sites)]
+    counts = [f"{n['cases']} cases, {n['tiles']:,} tiles, {n['atypical']} atypical"
+              for n in sites.values()]  # fmt: skip
+    rows = [
+        [f"`{n}`", *(span(made["encoders"][n]["sites"]["auroc"][site]) for site in sites)]
+        for n in by_mean(made)
+    ]
+    return table(head, [["tested there", *counts], *rows])
+
+
+def pairs(made: Mapping[str, Any]) -> list[str]:
+    """AUROC of every pair of encoders, the better one first."""
+    rows = []
+    order = by_mean(made)
+    for row in made["differences"]["auroc"]:
+        first, second, sign = row["first"], row["second"], 1
+        if order.index(first) > order.index(second):
+            first, second, sign = second, first, -1
+        low, high = sorted((sign * row["low"], sign * row["high"]))
+        shown = {"value": sign * row["value"], "low": low, "high": high}
+        better = "**" if low > 0 and row["p_holm"] < 0.05 else ""
+        rows.append([
+            f"`{first}` minus `{second}`", f"{better}{span(shown, signed=True)}{better}",
+            f"{row['p_holm']:.3f}",
+        ])  # fmt: skip
+    return table(["AUROC, mean over sites, paired", "difference", "p (Holm)"], rows)
+
+
+def section(made: Mapping[str, Any]) -> str:
+    """The section between the two marks."""
+    one = next(iter(made["encoders"].values()))
+    counted = "all tiles" if one["per_case"] is None else f"at most {one['per_case']} tiles a case"
+    lines = [
+        f"{one['cases']} cases, {one['tiles']:,} tiles ({counted}), networks at "
+        f"{one['input_size']} px; 95 % intervals over cases, {made['resamples']:,} resamples. "
+        "Best mean AUROC first; in the third table a difference is bold where its "
+        "interval is above zero and its corrected p-value below 0.05.",
+        "",
+        *means(made),
+        *at_sites(made),
+        *pairs(made),
+    ]
+    if made["unfinished"]:
+        names = ", ".join(f"`{name}`" for name in made["unfinished"])
+        lines += [f"Begun and not finished at all sites, so not compared: {names}.", ""]
+    return "\n".join(lines)
+
+
+def with_section(text: str, made: Mapping[str, Any]) -> str:
+    """A page with the section in place of what stood between its marks."""
+    before, _, rest = text.partition(START)
+    _, _, after = rest.partition(END)
+    return f"{before}{START}\n\n{section(made)}\n{END}{after}"
+
+
+def write_section(made: Mapping[str, Any], page: Path = RESULTS) -> None:
+    """Write the section into the page."""
+    write_text(page, with_section(page.read_text(encoding="utf-8"), made))
