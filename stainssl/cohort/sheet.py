@@ -115,6 +115,7 @@ def sheet_summary(rows: pd.DataFrame) -> list[str]:
 
 
 def source_of(config: Config, name: str) -> str:
+    """What a cohort's rows come from, for messages."""
     cohort = config.cohorts[name]
     if cohort.release:
         return f"release {cohort.release}"

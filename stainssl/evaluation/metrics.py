@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -453,7 +454,9 @@ def evaluate(
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def _group_rows(group: str, scored: ScoredUnits, seed: int, resamples: int) -> Iterator[tuple]:
+def _group_rows(
+    group: str, scored: ScoredUnits, seed: int, resamples: int
+) -> Iterator[tuple[Any, ...]]:
     _tell_undefined(group, scored)
     weights = patient_weights(scored, resamples, seed) if can_resample(scored) else None
     counts = (scored.patients, len(scored.y), len(scored.present()))

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -55,7 +56,7 @@ class Tiles:
         return np.flatnonzero(self.table["patient_id"].isin(patients).to_numpy())
 
 
-def balanced_sample(patient: NDArray, count: int, rng: np.random.Generator) -> Ints:
+def balanced_sample(patient: NDArray[Any], count: int, rng: np.random.Generator) -> Ints:
     """At most `count` rows, taken from patients as evenly as their numbers of rows allow.
 
     Args:
@@ -181,7 +182,7 @@ def choose_penalty(
 def linear_probe(
     features: Floats,
     y: Ints,
-    patient: NDArray,
+    patient: NDArray[Any],
     val: NDArray[np.bool_],
     classes: int,
     seed: int,
@@ -248,7 +249,7 @@ def nearest_neighbours(
     return out
 
 
-def _prediction_rows(tiles: Tiles, rows: Ints, p: NDArray) -> pd.DataFrame:
+def _prediction_rows(tiles: Tiles, rows: Ints, p: NDArray[Any]) -> pd.DataFrame:
     table = tiles.table.iloc[rows].reset_index(drop=True)
     table["y"] = np.asarray(tiles.classes, object)[tiles.y[rows]]
     for c, name in enumerate(tiles.classes):

@@ -6,7 +6,7 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -93,13 +93,13 @@ def _figure(
     return Figure(metric, group, float(value), low, high, patients, len(patient))
 
 
-def mean_figure(metric: str, values: NDArray, patient: Ints, seed: int) -> Figure:
+def mean_figure(metric: str, values: NDArray[Any], patient: Ints, seed: int) -> Figure:
     """Mean of (N,) tile values with its bootstrap interval over patients."""
     drawn = weighted_mean(np.asarray(values, float), patient, _plain_weights(patient, seed))
     return _figure(metric, float(np.mean(values)), drawn, patient)
 
 
-def median_figure(metric: str, values: NDArray, patient: Ints, seed: int) -> Figure:
+def median_figure(metric: str, values: NDArray[Any], patient: Ints, seed: int) -> Figure:
     """Median of (N,) tile values with its bootstrap interval over patients."""
     order = np.argsort(values)
     cumulative = np.cumsum(_plain_weights(patient, seed)[:, patient[order]], axis=1)
@@ -447,7 +447,7 @@ def measure(
     return [*figures, *tests, *site_figures(stainings, folds, seed)], predictions
 
 
-def most_different(coordinates: NDArray, names: Sequence[str]) -> tuple[str, str]:
+def most_different(coordinates: NDArray[Any], names: Sequence[str]) -> tuple[str, str]:
     """The two names whose (G, D) coordinates lie farthest apart, in order of the names."""
     distance = np.linalg.norm(coordinates[:, None] - coordinates[None], axis=-1)
     i, j = np.unravel_index(int(np.argmax(np.triu(distance))), distance.shape)

@@ -32,6 +32,7 @@ class PoolingHead(Head):
         """(B, H) pooled representations → (B, C) logits."""
 
     def pool(self, embedded: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Head.pool`."""
         weights = masked_softmax(self.score(embedded), mask)
         return self.classify(torch.einsum("bn,bnh->bh", weights, embedded)), weights
 
@@ -69,12 +70,15 @@ class MeanHead(PoolingHead):
         self.classifier = nn.Linear(dim, classes)
 
     def embed(self, features: Tensor) -> Tensor:
+        """See `Head.embed`."""
         return features
 
     def score(self, embedded: Tensor) -> Tensor:
+        """See `PoolingHead.score`."""
         return embedded.new_zeros(embedded.shape[:-1])
 
     def classify(self, pooled: Tensor) -> Tensor:
+        """See `PoolingHead.classify`."""
         return self.classifier(self.dropout(pooled))
 
 
@@ -102,13 +106,16 @@ class GatedAttentionHead(PoolingHead):
         self.classifier = nn.Linear(hidden, classes)
 
     def embed(self, features: Tensor) -> Tensor:
+        """See `Head.embed`."""
         return torch.relu(self.project(features))
 
     def score(self, embedded: Tensor) -> Tensor:
+        """See `PoolingHead.score`."""
         gate = torch.sigmoid(self.sigmoid_branch(embedded))
         return self.weigh(torch.tanh(self.tanh_branch(embedded)) * gate).squeeze(-1)
 
     def classify(self, pooled: Tensor) -> Tensor:
+        """See `PoolingHead.classify`."""
         # Dropped here and not at each tile: drawing a number per tile and unit costs as much as
         # the attention itself.
         return self.classifier(self.dropout(pooled))
@@ -141,6 +148,7 @@ class ClamHead(GatedAttentionHead):
         self.tile_classifiers = nn.Linear(hidden, 2 * classes)
 
     def losses(self, features: Tensor, mask: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+        """See `Head.losses`."""
         embedded = self.embed(features)
         logits, attention = self.pool(embedded, mask)
         of_tiles = torch.stack([
@@ -190,6 +198,7 @@ class DualStreamHead(Head):
         self.bag_classifier = nn.Linear(classes * hidden, classes)
 
     def embed(self, features: Tensor) -> Tensor:
+        """See `Head.embed`."""
         return torch.relu(self.project(features))
 
     def streams(self, embedded: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -205,10 +214,12 @@ class DualStreamHead(Head):
         return largest, logits, attention.transpose(1, 2)
 
     def pool(self, embedded: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Head.pool`."""
         of_tile, of_bag, attention = self.streams(embedded, mask)
         return (of_tile + of_bag) / 2, attention.mean(dim=-1)
 
     def losses(self, features: Tensor, mask: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+        """See `Head.losses`."""
         of_tile, of_bag, _ = self.streams(self.embed(features), mask)
         both = [weighted_loss(logits, labels, weights) for logits in (of_tile, of_bag)]
         return torch.stack(both).mean(dim=0)

@@ -106,9 +106,11 @@ class TransformerHead(Head):
         self.classifier = nn.Linear(hidden, classes)
 
     def embed(self, features: Tensor) -> Tensor:
+        """See `Head.embed`."""
         return torch.relu(self.project(features))
 
     def pool(self, embedded: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Head.pool`."""
         logits, attention = [], torch.zeros(mask.shape)
         for i, present in enumerate(mask):
             token, weights = self.one_bag(embedded[i, present])

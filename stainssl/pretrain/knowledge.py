@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -56,7 +57,7 @@ def codes(words: pd.Series) -> Codes:
     return words.map({name: i for i, name in enumerate(names)}).fillna(-1).to_numpy(np.int32)
 
 
-def of_tiles(values: npt.NDArray, stores: Sequence[Pixels]) -> npt.NDArray:
+def of_tiles(values: npt.NDArray[Any], stores: Sequence[Pixels]) -> npt.NDArray[Any]:
     """A value a slide, slides of all stores in order → a value a tile."""
     first = np.cumsum([0] + [len(store.slide_id) for store in stores])
     parts = [values[a + store.slide] for a, store in zip(first[:-1], stores, strict=True)]

@@ -102,7 +102,7 @@ class StainMix:
 
 
 @dataclass(frozen=True)
-class StainNormalizer:
+class TileNormalizer:
     """Stain normalization as preprocessing: every tile to one target.
 
     Attributes:
@@ -137,7 +137,7 @@ class Recipe:
     seed: int
     geometry: ViewGeometry = DEFAULT_GEOMETRY
     stain_jitter: StainJitter | None = None
-    standard: StainNormalizer | None = None
+    standard: TileNormalizer | None = None
 
     def crops(self, batch: Batch, step: int) -> Views:
         """Two random crops of each of B tiles: (B, 3, S, S) float32 in [0, 1]."""

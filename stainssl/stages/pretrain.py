@@ -31,8 +31,8 @@ from stainssl.pretrain.methods import (
     Recipe,
     StainJitter,
     StainMix,
-    StainNormalizer,
     StainTargets,
+    TileNormalizer,
 )
 from stainssl.pretrain.objectives import OBJECTIVES
 from stainssl.pretrain.train import (
@@ -82,7 +82,7 @@ class Trained:
 
     seen: pd.DataFrame
     metrics: pd.DataFrame
-    standard: StainNormalizer | None = None
+    standard: TileNormalizer | None = None
 
 
 def run(job: PretrainJob, gpus: int = 0) -> None:
@@ -252,7 +252,7 @@ def _recipe(
     if encoder.preprocess and target is not None:
         # As where the encoder is used: nothing is known of a slide there, so no tile takes its.
         own = knowledge.profiles(cohorts.stores, encoder.normalizers[0], slides=False)
-        standard = StainNormalizer(own, stain_targets.profile_from_json(target["fallback"]))
+        standard = TileNormalizer(own, stain_targets.profile_from_json(target["fallback"]))
     return Recipe(
         size_px=size,
         color=encoder.color,

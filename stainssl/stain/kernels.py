@@ -195,6 +195,7 @@ def _store_as(x, out):
 
 @_jit
 def map_density(first, last, pixels, table, settings, matrix, shift, io, offset, out):
+    """The affine map of optical density of images `first` to `last`, into `out`."""
     total = pixels.shape[2]
     work = np.empty((5, BLOCK), f32)
     bits = work.view(np.int32)
@@ -302,7 +303,7 @@ def angles(first, last, pixels, mask, table, settings, beta, basis, shares, out)
             _diamond(work[3, :n], work[4, :n])
             for q in range(n):
                 values[kept] = work[4, q]
-                kept += np.int64(work[5, q])
+                kept += np.int64(work[5, q])  # type: ignore[assignment]
         _quantiles(values[:kept], counts, shares, out[i])
         for k in range(shares.size):
             d = out[i, k]
@@ -372,6 +373,7 @@ def _find_bins(values, low, per_width, found):
 
 @_jit
 def concentrations(first, last, pixels, table, settings, unmix, shares, out):
+    """Quantiles of both stains' concentrations of images `first` to `last`, into `out`."""
     total = pixels.shape[2]
     work = np.empty((4, BLOCK), f32)
     bits = work.view(np.int32)

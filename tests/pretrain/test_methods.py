@@ -16,8 +16,8 @@ from stainssl.pretrain.methods import (
     SimClr,
     StainInvariant,
     StainMix,
-    StainNormalizer,
     StainTargets,
+    TileNormalizer,
 )
 from stainssl.stain import StainProfile, estimate
 from stainssl.stain.targets import BatchTarget, PoolTarget
@@ -199,7 +199,7 @@ def test_each_process_of_a_group_makes_its_rows_of_the_steps_views(name):
 
 def test_preprocessing_takes_every_view_to_one_stain():
     found = profiles(TILES)
-    standard = StainNormalizer(found, found[2])
+    standard = TileNormalizer(found, found[2])
     views = SimClr(Recipe(48, "none", 0, standard=standard), None).views(BATCH, 0)
     for view in views:
         seen = estimate(view)
