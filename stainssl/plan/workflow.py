@@ -66,6 +66,7 @@ class Plan:
             StainsslError: every problem of the config and its sheets, a line each.
         """
         folder = str(data.get("results", "results"))
+        self._moved = moved
         fixed = None if is_main else latest(moved(f"{folder}/"))
         read = yaml.safe_load(fixed.config) if fixed else dict(data)
         self.config = models.parse({**read, "results": folder}, "config")
@@ -99,9 +100,9 @@ class Plan:
         return found
 
     def _placed(self, file: str) -> str:
-        """A file outside of the results as an absolute path: no module's prefix moves it."""
+        """A file outside of the results, absolute where a module's prefix would move it."""
         inside = self.config.results == Path(".") or Path(file).is_relative_to(self.config.results)
-        return file if inside else os.path.abspath(file)
+        return file if inside or self._moved(file) == file else os.path.abspath(file)
 
     def param(self, verb: str, *words: str) -> Callable[[Any], str]:
         """A function for `params`: wildcards → all that the job depends on, as text."""

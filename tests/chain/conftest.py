@@ -45,7 +45,8 @@ class Workflow:
         for rule, block in re.findall(r"^rule (\w+):\n((?:    .*\n)*)", text, re.M):
             output = re.search(r"^    output: (.*)$", block, re.M)
             jobs.setdefault(rule, []).append(output.group(1) if output else "")
-        jobs.pop("all", None)
+        for rule in ("all", "default"):
+            jobs.pop(rule, None)
         return jobs
 
     def edit(self, name: str, change: Callable[[str], str]) -> None:

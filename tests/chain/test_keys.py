@@ -22,7 +22,8 @@ KEYS: dict[str, dict[str, Any]] = yaml.safe_load(
     (Path(__file__).parent / "keys.yaml").read_text(encoding="utf-8")
 )
 FOLLOWS = {
-    "tile": {"gate", "label", "pixels", "embed", "embedded"},
+    "tile": {"statuses", "label", "pixels", "embed", "embedded"},
+    "statuses": {"gate"},
     "label": {"probe", "robustness", "benchmark"},
     "pixels": {"target", "pretrain", "embed", "mil", "robustness"},
     "target": {"pretrain"},
@@ -105,11 +106,11 @@ def test_each_key_reruns_what_depends_on_it_and_nothing_else(finished: Workflow)
 
 
 SHEET = {
-    "site": ("z", ["gate", "target", "pretrain", "embedded", "probe", "mil", "robustness"]),
+    "site": ("z", ["statuses", "target", "pretrain", "embedded", "probe", "mil", "robustness"]),
     "her2": (None, ["folds", "mil", "benchmark"]),
     "response": (None, []),
     "mpp": ("0.51", ["tile"]),
-    "exclude": ("yes", ["tile", "gate", "label", "pixels", "target", "embedded", "folds"]),
+    "exclude": ("yes", ["tile", "statuses", "label", "pixels", "target", "embedded", "folds"]),
     "notes": ("anything", []),
 }
 """Column → what a training patient's slides get there (None: the other class), and the reruns."""

@@ -36,7 +36,7 @@ def _dry_run(folder: Path, config: dict[str, Any]) -> list[str] | str:
     if status:
         return text[-3000:]
     found = re.findall(r"^(?:local)?rule (\w+):\n(?:    .*\n)*", text, re.M)
-    return sorted(set(found) - {"all"})
+    return sorted(set(found) - {"all", "default"})
 
 
 def _child(folder: Path, config: Path, said: Path) -> None:
