@@ -52,7 +52,7 @@ from benchmarks.robustness_measure import (
     run_values,
     stained,
 )
-from stainssl.cohort import parts, read_sheet
+from stainssl.cohort import PART, parts, read_sheet
 from stainssl.config import Config, Encoder, load, parse
 from stainssl.demo import make as make_demo
 from stainssl.demo import sheet as demo_sheet
@@ -189,7 +189,7 @@ def folded(data: dict[str, Any], work: Path, folds: int) -> dict[str, Any]:
     patients = rng.permutation(sheet["patient_id"].unique())
     fold = {patient: f"f{i % folds}" for i, patient in enumerate(patients)}
     sheet["split"] = sheet["patient_id"].map(fold)
-    sheet.drop(columns=["part"]).to_csv(work / "folded.csv", index=False)
+    sheet.drop(columns=[PART]).to_csv(work / "folded.csv", index=False)
     # The sheet is a release's too: what is known of it stands in the cohort's other keys.
     own = {k: v for k, v in data["cohorts"][COHORT].items() if k not in ("release", "options")}
     cohort = {**own, "sheet": str(work / "folded.csv"), "root": "/"}

@@ -139,6 +139,7 @@ def cohort_check(config: ConfigFile = DEFAULT) -> None:
         PART,
         check,
         dated_in_future,
+        encoder_checks,
         outlined,
         read_sheet,
         release_warnings,
@@ -146,11 +147,10 @@ def cohort_check(config: ConfigFile = DEFAULT) -> None:
         sheet_summary,
         task_summary,
     )
-    from stainssl.cohort.encoder_checks import warnings as encoder_warnings
     from stainssl.errors import StainsslError
 
     loaded = _load(config)
-    if problems := check(loaded, thorough=True):
+    if problems := [*check(loaded, thorough=True), *encoder_checks.problems(loaded)]:
         raise StainsslError("\n".join(problems))
     for name in loaded.cohorts:
         sheet = read_sheet(loaded, name)
@@ -165,7 +165,7 @@ def cohort_check(config: ConfigFile = DEFAULT) -> None:
             typer.echo(f"  {sentence}")
         for sentence in [*release_warnings(loaded, name), *dated_in_future(loaded, name)]:
             typer.echo(f"  {sentence}")
-    for sentence in encoder_warnings(loaded):
+    for sentence in encoder_checks.warnings(loaded):
         typer.echo(f"warning: {sentence}")
     for name in loaded.tasks:
         typer.echo(f"task {name}:")

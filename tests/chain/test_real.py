@@ -24,7 +24,6 @@ def test_real_slides_end_as_embeddings_or_as_a_status(real_data: Path, tmp_path:
     status = pd.read_csv(folder / "slides.csv", index_col="slide_id")["status"]
     assert status["cmu-1"] == "ok"
     assert status["tcga"] == "ok"
-    assert status["tcga-no-mpp"] == "no-mpp"
     assert status["boxes"] == "absurd-mpp"
     assert status["dicom"] == "too-small"  # 16 × 16 px
     assert set(status[["unreadable", "unopenable", "broken"]]) <= {"unreadable", "unsupported"}
