@@ -48,7 +48,10 @@ def test_min_tissue_reruns_tiling_and_what_hangs_on_it(workflow: Workflow) -> No
 def test_an_appended_test_slide_retrains_nothing(workflow: Workflow) -> None:
     sheet = workflow.folder / "clinic" / "slides.csv"
     row = pd.read_csv(sheet, dtype=str).query("split == 'test'").iloc[-1:]
-    row.assign(slide_id="new", patient_id="new").to_csv(sheet, mode="a", header=False, index=False)
+    copied = workflow.folder / "clinic" / "slides" / "new.svs"
+    copied.write_bytes((workflow.folder / "clinic" / row["path"].iloc[0]).read_bytes() + b" ")
+    row = row.assign(slide_id="new", patient_id="new", path="slides/new.svs")
+    row.to_csv(sheet, mode="a", header=False, index=False)
     planned = workflow.planned()
     assert not TRAINING & set(planned)
     for rule in ("tile", "label", "pixels", "embed"):
