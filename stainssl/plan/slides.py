@@ -92,7 +92,7 @@ def tile(config: Config, cohort: str, part: str) -> TileJob:
         previews=paths.previews(cohort, found.tiling, part),
         rows=columns_of(rows, "slide_id", "path", "mpp"),
         kind=found.kind,
-        patches=found.patches,
+        patches=found.patches if found.kind == "patches" else "whole",
         reader=_reader(config, found),
         tiling=config.tilings[found.tiling],
         regions=found.regions,
