@@ -3,7 +3,7 @@
 from stainssl.cohort.archive import dated_in_future
 from stainssl.cohort.checks import check, missing_files, needed_files, task_summary
 from stainssl.cohort.outlines import outlined
-from stainssl.cohort.parts import parts, site_columns, train_parts
+from stainssl.cohort.parts import part_names, part_rows, parts, site_columns, train_parts
 from stainssl.cohort.sheet import (
     ALL,
     COLUMNS,
@@ -26,6 +26,8 @@ __all__ = [
     "missing_files",
     "needed_files",
     "outlined",
+    "part_names",
+    "part_rows",
     "parts",
     "read_sheet",
     "release_warnings",

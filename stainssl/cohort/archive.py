@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from stainssl.cohort.parts import parts
+from stainssl.cohort.parts import part_names, part_rows
 from stainssl.cohort.sheet import read_sheet, source_of
 from stainssl.config import Config
 from stainssl.errors import StainsslError, Status
@@ -27,13 +27,19 @@ def archived(config: Config, name: str, missing: set[str]) -> set[str]:
         missing: `slide_id` of slides whose file does not exist.
     """
     found: set[str] = set()
-    for part, rows in parts(config, name).items() if missing else ():
-        slides = set(rows["slide_id"])
-        if slides & missing and _is_made(config, name, part, slides):
-            qc = read_qc(Paths(config.results).qc(name, config.cohorts[name].tiling, part))
-            was_there = qc.loc[qc["status"] != Status.MISSING.value, "slide_id"]
-            found |= missing & slides & set(was_there)
+    for part in part_names(config, name) if missing else ():
+        found |= archived_of_part(config, name, part, missing)
     return found
+
+
+def archived_of_part(config: Config, name: str, part: str, missing: set[str]) -> set[str]:
+    """As `archived`, of the slides of one part."""
+    slides = set(part_rows(config, name, part)["slide_id"])
+    if not (slides & missing and _is_made(config, name, part, slides)):
+        return set()
+    qc = read_qc(Paths(config.results).qc(name, config.cohorts[name].tiling, part))
+    was_there = qc.loc[qc["status"] != Status.MISSING.value, "slide_id"]
+    return missing & slides & set(was_there)
 
 
 def _is_made(config: Config, name: str, part: str, slides: set[str]) -> bool:

@@ -178,9 +178,8 @@ def _task_rows(config: Config, task: Task) -> pd.DataFrame:
 
 
 def _fold_problems(config: Config, name: str, task: Task) -> Iterator[str]:
-    from stainssl.evaluation.folds import folds_of, ranking_problem
+    from stainssl.evaluation.folds import OF_TWO_CLASSES, RANKING, folds_of, ranking_problem
     from stainssl.evaluation.labels import label_problems, labels_of
-    from stainssl.evaluation.metrics import RANKING, SHARES
 
     labels, rows = labels_of(task), _task_rows(config, task)
     if task.label in rows and (found := label_problems(labels, rows)):
@@ -194,7 +193,9 @@ def _fold_problems(config: Config, name: str, task: Task) -> Iterator[str]:
         unknown = _unknown_words(config, task)
         yield from (f"tasks.{name}: {sentence}{unknown}" for sentence in str(error).split("\n"))
         return
-    if len(order) > 2 and (binary := [metric for metric in task.metrics if metric in SHARES]):
+    if len(order) > 2 and (
+        binary := [metric for metric in task.metrics if metric in OF_TWO_CLASSES]
+    ):
         yield (
             f"tasks.{name}.metrics: {', '.join(binary)} are of two classes, and {task.label!r} has"
             f" {len(order)}: {', '.join(order)}. Group them by 'classes', or ask for others."

@@ -3,18 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import lru_cache
 
 import pandas as pd
 
-from stainssl.cohort.sheet import ALL, PART, SCANNER_WORDS, read_sheet
+from stainssl.cohort.sheet import (
+    ALL,
+    PART,
+    SCANNER_WORDS,
+    SheetState,
+    judged,
+    read_sheet,
+    sheet_state,
+)
 from stainssl.config import Config, Encoder
 from stainssl.errors import StainsslError
 
 
 def parts(config: Config, name: str) -> dict[str, pd.DataFrame]:
     """The parts of a cohort in sheet order: name → rows as in `read_sheet`."""
-    frame = read_sheet(config, name)
-    return {str(part): rows for part, rows in frame.groupby(PART, sort=False)}
+    found = _grouped(sheet_state(config, name))
+    return {part: rows.copy(deep=False) for part, rows in found.items()}
+
+
+def part_names(config: Config, name: str) -> list[str]:
+    """The names of a cohort's parts in sheet order."""
+    return list(_grouped(sheet_state(config, name)))
+
+
+def part_rows(config: Config, name: str, part: str) -> pd.DataFrame:
+    """The rows of one part, as in `read_sheet`."""
+    return _grouped(sheet_state(config, name))[part].copy(deep=False)
+
+
+@lru_cache(maxsize=32)
+def _grouped(asked: SheetState) -> dict[str, pd.DataFrame]:
+    """Part → rows: thousands of jobs are planned of one sheet, each by the rows of a part."""
+    return {str(part): rows for part, rows in judged(asked).groupby(PART, sort=False)}
 
 
 def site_columns(columns: Iterable[str]) -> list[str]:

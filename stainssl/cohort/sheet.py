@@ -101,7 +101,7 @@ def release_warnings(config: Config, name: str) -> list[str]:
 
 def sheet_notes(config: Config, name: str) -> list[str]:
     """What of a cohort's sheet was not read as it stands, a sentence each."""
-    return list(_loaded(_Asked(_state(config, name), config, name)).notes)
+    return list(_loaded(sheet_state(config, name)).notes)
 
 
 def sheet_summary(rows: pd.DataFrame) -> list[str]:
@@ -301,11 +301,11 @@ def read_sheet(config: Config, name: str) -> pd.DataFrame:
     Raises:
         StainsslError: every problem of the sheet at once, with line, column, value.
     """
-    return _judged(_Asked(_state(config, name), config, name)).copy(deep=False)
+    return judged(sheet_state(config, name)).copy(deep=False)
 
 
 @dataclass(frozen=True)
-class _Asked:
+class SheetState:
     """A cohort's sheet in one state: what is the same for the same rows is `state` alone."""
 
     state: tuple[object, ...]
@@ -313,7 +313,7 @@ class _Asked:
     name: str
 
 
-def _state(config: Config, name: str) -> tuple[object, ...]:
+def sheet_state(config: Config, name: str) -> SheetState:
     """All that a cohort's rows depend on; a sheet by its time and size."""
     cohort = config.cohorts[name]
     stamp: object = None
@@ -325,11 +325,12 @@ def _state(config: Config, name: str) -> tuple[object, ...]:
         stat = cohort.sheet.stat()
         stamp = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
     folder = str(root(config, name))
-    return cohort.model_dump_json(), config.slides.part_size, folder, stamp
+    state = cohort.model_dump_json(), config.slides.part_size, folder, stamp
+    return SheetState(state, config, name)
 
 
 @lru_cache(maxsize=32)
-def _judged(asked: _Asked) -> pd.DataFrame:
+def judged(asked: SheetState) -> pd.DataFrame:
     """The rows of `read_sheet`. A sheet of half a million rows takes seconds to judge, and is asked
     for a dozen times before a job runs.
     """
@@ -353,5 +354,5 @@ def _unknown_as_empty(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 @lru_cache(maxsize=32)
-def _loaded(asked: _Asked) -> SheetFile:
+def _loaded(asked: SheetState) -> SheetFile:
     return _raw_sheet(asked.config, asked.name)

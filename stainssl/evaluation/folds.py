@@ -14,6 +14,8 @@ import pandas as pd
 from stainssl.errors import StainsslError
 
 ROLES = ("train", "val", "test")
+RANKING = ("auroc", "auprc")  # metrics that rank the units that one model was tested on
+OF_TWO_CLASSES = ("sensitivity", "specificity", "ppv", "npv")  # metrics of a positive class
 VALIDATION_SHARE = 0.2  # of the training patients, where the sheet names none
 _SHOWN = 10  # patients a message names before it counts the rest
 log = logging.getLogger(__name__)

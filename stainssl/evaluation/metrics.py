@@ -265,7 +265,6 @@ METRICS: dict[str, Metric] = {
     **{name: _share_metric(share) for name, share in SHARES.items()},
     **{name: _share_metric(share) for name, share in RULE_OUT_SHARES.items()},
 }
-RANKING = tuple(name for name, metric in METRICS.items() if metric.ranks)
 
 
 def metrics_of(scored: ScoredUnits) -> list[str]:

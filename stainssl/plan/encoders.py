@@ -9,16 +9,15 @@ from typing import Any
 
 import pandas as pd
 
-from stainssl.cohort import PART, parts, read_sheet, train_parts
+from stainssl.cohort import PART, part_names, part_rows, parts, read_sheet, train_parts
 from stainssl.config import Config, Encoder, Run, Target, Task, Train
 from stainssl.encoders.weights import LOCAL, identity
 from stainssl.errors import StainsslError
 from stainssl.evaluation.labels import labels_of
 from stainssl.export.source import feature_files
 from stainssl.paths import Paths
-from stainssl.plan.job import Job, Reads, Resource, Setting, Writes, columns_of
-
-Part = tuple[str, str]  # cohort, part
+from stainssl.plan.job import Job, Reads, Resource, Setting, Writes
+from stainssl.plan.rows import Part, columns_of, parts_of, rows_of
 
 
 def acting(encoder: Encoder) -> Encoder:
@@ -82,17 +81,6 @@ def _trained_run(config: Config, name: str) -> Run:
     return run
 
 
-def _rows(config: Config, found: list[Part], *columns: str) -> pd.DataFrame:
-    """`cohort`, `part` and some columns of the rows of some parts."""
-    frames = [
-        columns_of(
-            parts(config, cohort)[part].assign(cohort=cohort, part=part), "cohort", "part", *columns
-        )
-        for cohort, part in found
-    ]
-    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
-
-
 def training_slides(config: Config, run: Run) -> set[tuple[str, str]]:
     """(cohort, slide) of every slide of the parts that a run is trained on."""
     found = set(train_parts(config, run.encoder))
@@ -150,7 +138,7 @@ def target(config: Config, encoder: str) -> TargetJob:
         fixed=own.path if own.path and own.path.exists() else None,
         json=paths.target(encoder),
         picture=paths.target_png(encoder),
-        rows=_rows(config, found, "slide_id", "patient_id", "site"),
+        rows=rows_of(config, found, "slide_id", "patient_id", "site"),
         target=own,
         normalizer=run.encoder.normalizers[0],
         pooled=pooled,
@@ -219,7 +207,7 @@ def pretrain(config: Config, encoder: str) -> PretrainJob:
         curves=paths.curves(encoder),
         encoder=own,
         seed=run.seed,
-        rows=_rows(config, found, "slide_id", "patient_id", "site"),
+        rows=rows_of(config, found, "slide_id", "patient_id", "site"),
         tile_px=tiling.size,
         tile_mpp=tiling.mpp,
         init_identity=identity(given) if given else "",
@@ -275,7 +263,7 @@ def embed(config: Config, cohort: str, encoder: str | Sequence[str], part: str) 
     names = [encoder] if isinstance(encoder, str) else list(encoder)
     paths, tiling = Paths(config.results), config.cohorts[cohort].tiling
     runs = {name: config.run(name).encoder for name in names}
-    slides = parts(config, cohort)[part]["slide_id"].tolist()
+    slides = part_rows(config, cohort, part)["slide_id"].tolist()
     imported = {n: e.features for n, e in runs.items() if e.features}
     given = {n: (e.weights, e.given_size) for n, e in runs.items() if e.weights}
     files = [f for text in imported.values() for f in feature_files(text, slides).values()]
@@ -323,7 +311,7 @@ class EmbeddedJob(Job):
 def embedded(config: Config, cohort: str, encoder: str) -> EmbeddedJob:
     """The `embedded` job of a cohort under one encoder."""
     paths, tiling = Paths(config.results), config.cohorts[cohort].tiling
-    names = list(parts(config, cohort))
+    names = part_names(config, cohort)
     sheet = read_sheet(config, cohort).rename(columns={PART: "part"})
     tiled = [] if config.run(encoder).encoder.features else names
     return EmbeddedJob(
@@ -388,10 +376,7 @@ def robustness(config: Config, encoder: str) -> RobustnessJob:
             f"No benchmark with 'robustness: true' and a tile task lists the encoder {run.key!r}: "
             "add it to one."
         )
-    own = {
-        name: [(c, p) for c in task.cohorts for p in parts(config, c)]
-        for name, task in tasks.items()
-    }
+    own = {name: parts_of(config, task.cohorts) for name, task in tasks.items()}
     found = list(dict.fromkeys(pair for pairs in own.values() for pair in pairs))
     tilings = {c: config.cohorts[c].tiling for c, _ in found}
     weights = run.encoder.weights
@@ -402,7 +387,7 @@ def robustness(config: Config, encoder: str) -> RobustnessJob:
         folds={name: paths.folds(name) for name in tasks},
         model=None if weights else paths.model(encoder),
         output=paths.robustness(encoder),
-        rows=_rows(config, found, "slide_id", "patient_id", "site"),
+        rows=rows_of(config, found, "slide_id", "patient_id", "site"),
         tasks={n: {"label": labels_of(t), "parts": own[n]} for n, t in tasks.items()},
         identity=identity(weights, run.encoder.given_size) if weights else "",
         input_size=run.encoder.given_size,

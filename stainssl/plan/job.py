@@ -100,8 +100,3 @@ def _plain(value: Any) -> Any:
         plain = [_plain(one) for one in value]
         return sorted(plain) if isinstance(value, (set, frozenset)) else plain
     return value
-
-
-def columns_of(rows: pd.DataFrame, *names: str) -> pd.DataFrame:
-    """Some columns of a sheet's rows, in the order asked for; those that it lacks are left out."""
-    return rows[[name for name in dict.fromkeys(names) if name in rows]].reset_index(drop=True)

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pandas as pd
 
-from stainssl.cohort import PART, parts, read_sheet, root
-from stainssl.cohort.archive import archived
+from stainssl.cohort import PART, part_names, part_rows, read_sheet, root
+from stainssl.cohort.archive import archived_of_part
 from stainssl.cohort.outlines import known_classes, label_names, outlines_of
 from stainssl.config import Cohort, Config, Demo, Frame, Outlines, Tiling
 from stainssl.errors import StainsslError
 from stainssl.paths import Paths
-from stainssl.plan.job import Job, Reads, Resource, Setting, Writes, columns_of
+from stainssl.plan.job import Job, Reads, Resource, Setting, Writes
+from stainssl.plan.rows import columns_of
 from stainssl.slides.hdf5_patch import file_of
 
 
@@ -83,9 +84,13 @@ class TileJob(Job):
 
 def tile(config: Config, cohort: str, part: str) -> TileJob:
     """The `tile` job of a part."""
-    found, paths, rows = config.cohorts[cohort], Paths(config.results), parts(config, cohort)[part]
+    found, paths, rows = (
+        config.cohorts[cohort],
+        Paths(config.results),
+        part_rows(config, cohort, part),
+    )
     return TileJob(
-        slides=_slide_files(config, cohort, rows),
+        slides=_slide_files(config, cohort, part, rows),
         region_files=_files_by_slide(found, rows, found.regions),
         tiles=paths.tiles(cohort, found.tiling, part),
         qc=paths.qc(cohort, found.tiling, part),
@@ -107,7 +112,7 @@ def _reader(config: Config, cohort: Cohort) -> str:
     return "patches" if cohort.kind == "patches" else config.slides.reader
 
 
-def _slide_files(config: Config, name: str, rows: pd.DataFrame) -> list[Path]:
+def _slide_files(config: Config, name: str, part: str, rows: pd.DataFrame) -> list[Path]:
     """The slides that exist, or that the demo makes; a release was listed to make its sheet.
 
     So are those that were put away after their pixels were made: Snakemake takes what a job has
@@ -116,7 +121,7 @@ def _slide_files(config: Config, name: str, rows: pd.DataFrame) -> list[Path]:
     cohort, files = config.cohorts[name], rows["path"].map(file_of)
     if not (cohort.demo or cohort.release):
         is_missing = ~files.map(Path.exists).astype(bool)
-        away = archived(config, name, set(rows["slide_id"][is_missing]))
+        away = archived_of_part(config, name, part, set(rows["slide_id"][is_missing]))
         files = files[~is_missing | rows["slide_id"].isin(away)]
     return list(dict.fromkeys(files))
 
@@ -151,7 +156,7 @@ class StatusesJob(Job):
 def statuses(config: Config, cohort: str) -> StatusesJob:
     """The `statuses` job of a cohort."""
     paths, tiling = Paths(config.results), config.cohorts[cohort].tiling
-    names = parts(config, cohort)
+    names = part_names(config, cohort)
     sheet = read_sheet(config, cohort).rename(columns={PART: "part"})
     return StatusesJob(
         cohort=cohort,
@@ -211,7 +216,11 @@ class LabelJob(Job):
 
 def label(config: Config, cohort: str, part: str) -> LabelJob:
     """The `label` job of a part."""
-    found, paths, rows = config.cohorts[cohort], Paths(config.results), parts(config, cohort)[part]
+    found, paths, rows = (
+        config.cohorts[cohort],
+        Paths(config.results),
+        part_rows(config, cohort, part),
+    )
     names = label_names(config, cohort)
     pattern = found.annotations if names and found.kind == "slides" else None
     return LabelJob(
@@ -252,11 +261,15 @@ class PixelsJob(Job):
 
 def pixels(config: Config, cohort: str, part: str) -> PixelsJob:
     """The `pixels` job of a part."""
-    found, paths, rows = config.cohorts[cohort], Paths(config.results), parts(config, cohort)[part]
+    found, paths, rows = (
+        config.cohorts[cohort],
+        Paths(config.results),
+        part_rows(config, cohort, part),
+    )
     return PixelsJob(
         tiles=paths.tiles(cohort, found.tiling, part),
         qc=paths.qc(cohort, found.tiling, part),
-        slides=_slide_files(config, cohort, rows),
+        slides=_slide_files(config, cohort, part, rows),
         gate=paths.gate(cohort, found.tiling),
         pixels=paths.pixels(cohort, found.tiling, part),
         rows=columns_of(rows, "slide_id", "path"),

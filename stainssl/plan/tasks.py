@@ -7,14 +7,15 @@ from pathlib import Path
 
 import pandas as pd
 
-from stainssl.cohort import PART, parts, read_sheet, site_columns
+from stainssl.cohort import PART, read_sheet, site_columns
 from stainssl.config import Benchmark, Config, Head, Split, Task
 from stainssl.errors import StainsslError
 from stainssl.evaluation.labels import Labels, labels_of
 from stainssl.evaluation.thresholds import Calls, calls_of
 from stainssl.paths import Paths
-from stainssl.plan.encoders import Part, robust_tasks
-from stainssl.plan.job import Job, Reads, Resource, Setting, Writes, columns_of
+from stainssl.plan.encoders import robust_tasks
+from stainssl.plan.job import Job, Reads, Resource, Setting, Writes
+from stainssl.plan.rows import Part, columns_of, parts_of, rows_of
 
 
 @dataclass(frozen=True)
@@ -59,20 +60,6 @@ def _acting_split(split: Split) -> Split:
     return split.model_copy(update={key: getattr(default, key) for key in idle})
 
 
-def _rows(config: Config, cohorts: list[str], *columns: str) -> pd.DataFrame:
-    """`cohort`, `part` and some columns of every slide of some cohorts."""
-    frames = [
-        columns_of(rows.assign(cohort=cohort, part=part), "cohort", "part", *columns)
-        for cohort in cohorts
-        for part, rows in parts(config, cohort).items()
-    ]
-    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
-
-
-def _parts(config: Config, cohorts: list[str]) -> list[Part]:
-    return [(cohort, part) for cohort in cohorts for part in parts(config, cohort)]
-
-
 @dataclass(frozen=True)
 class ProbeJob(Job):
     """Embeddings, tile labels and folds → the answers of a linear probe.
@@ -106,7 +93,7 @@ def probe(config: Config, task: str, encoder: str) -> ProbeJob:
         raise StainsslError(
             f"tasks.{task} is of level {spec.level}: a probe answers tile tasks; ask `mil`."
         )
-    found = _parts(config, spec.cohorts)
+    found = parts_of(config, spec.cohorts)
     tilings = {c: config.cohorts[c].tiling for c in spec.cohorts}
     return ProbeJob(
         task=task,
@@ -118,7 +105,7 @@ def probe(config: Config, task: str, encoder: str) -> ProbeJob:
         label=labels_of(spec),
         calls=calls_of(spec),
         is_balanced=spec.class_weight == "balanced",
-        rows=_rows(config, spec.cohorts, "slide_id", "patient_id", "site"),
+        rows=rows_of(config, found, "slide_id", "patient_id", "site"),
         seed=config.seed,
     )
 
@@ -165,7 +152,7 @@ def mil(config: Config, task: str, encoder: str, head: str) -> MilJob:
         raise StainsslError(
             f"tasks.{task} is of level tile: `mil` answers the others, `probe` this one."
         )
-    own, every = (_parts(config, c) for c in (spec.cohorts, [*spec.cohorts, *spec.external]))
+    own, every = (parts_of(config, c) for c in (spec.cohorts, [*spec.cohorts, *spec.external]))
     tilings = {c: config.cohorts[c].tiling for c, _ in every}
     seen = [] if config.run(encoder).encoder.features else own
     columns = ("slide_id", "patient_id", "site", spec.label)
@@ -181,8 +168,8 @@ def mil(config: Config, task: str, encoder: str, head: str) -> MilJob:
         label=labels_of(spec),
         calls=calls_of(spec),
         is_balanced=spec.class_weight == "balanced",
-        rows=_rows(config, spec.cohorts, *columns),
-        external={c: _rows(config, [c], *columns) for c in spec.external},
+        rows=rows_of(config, own, *columns),
+        external={c: rows_of(config, parts_of(config, [c]), *columns) for c in spec.external},
         head=config.heads[head],
         seed=config.seed,
         scratch=paths.results,
@@ -237,7 +224,7 @@ def benchmark(config: Config, benchmark: str) -> BenchmarkJob:
     tasks = {name: config.tasks[name] for name in spec.tasks}
     tiled = [task for task in tasks.values() if task.level == "tile"]
     cohorts = list(dict.fromkeys(c for task in tasks.values() for c in task.cohorts))
-    labelled = _parts(config, list(dict.fromkeys(c for task in tiled for c in task.cohorts)))
+    labelled = parts_of(config, list(dict.fromkeys(c for task in tiled for c in task.cohorts)))
     folder = paths.benchmark(benchmark)
     is_robust = {key for key in runs if spec.robustness and tiled and robust_tasks(config, key)}
     return BenchmarkJob(

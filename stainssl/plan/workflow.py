@@ -101,8 +101,10 @@ class Plan:
 
     def _placed(self, file: str) -> str:
         """A file outside of the results, absolute where a module's prefix would move it."""
+        if self._moved(file) == file:
+            return file
         inside = self.config.results == Path(".") or Path(file).is_relative_to(self.config.results)
-        return file if inside or self._moved(file) == file else os.path.abspath(file)
+        return file if inside else os.path.abspath(file)
 
     def param(self, verb: str, *words: str) -> Callable[[Any], str]:
         """A function for `params`: wildcards → all that the job depends on, as text."""
@@ -117,7 +119,7 @@ class Plan:
         Args:
             cores: of this machine; None on a cluster, whose profile says how many.
         """
-        return max(1, (cores or 1) // max(1, len(cohorts.parts(self.run_config, cohort))))
+        return max(1, (cores or 1) // max(1, len(cohorts.part_names(self.run_config, cohort))))
 
     def trainable(self) -> str:
         """A pattern of the encoders that may be trained: no frozen and no given one."""
@@ -161,7 +163,7 @@ class Plan:
         return [
             self.paths.pixels(name, one.tiling, part)
             for name, one in self.config.cohorts.items()
-            for part in cohorts.parts(self.config, name)
+            for part in cohorts.part_names(self.config, name)
         ]
 
 

@@ -30,7 +30,7 @@ from stainssl.mil.predict import (
 )
 from stainssl.mil.reference import reference_table
 from stainssl.mil.train import FoldModel, HeadSettings, fit
-from stainssl.plan.encoders import Part
+from stainssl.plan.rows import Part
 from stainssl.plan.tasks import MilJob
 from stainssl.stain import StainProfile
 from stainssl.stores.atomic import replacing

@@ -22,7 +22,7 @@ from stainssl.mil.predict import load_models, predict_bag, prediction_table
 from stainssl.mil.reference import Reference, references, slide_means, stacked
 from stainssl.mil.train import FoldModel
 from stainssl.paths import Paths
-from stainssl.plan.encoders import Part
+from stainssl.plan.rows import Part
 from stainssl.stages import run_stage
 from stainssl.stages.attention import write_attention
 from stainssl.stages.mil import slide_reader, stain_of_slides

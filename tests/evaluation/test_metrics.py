@@ -16,8 +16,10 @@ from torchmetrics.functional.classification import (
 )
 
 from stainssl.errors import StainsslError
+from stainssl.evaluation.folds import OF_TWO_CLASSES, RANKING
 from stainssl.evaluation.metrics import (
     METRICS,
+    SHARES,
     confidence_interval,
     evaluate,
     metrics_of,
@@ -256,3 +258,8 @@ def test_the_roc_curve_has_the_aurocs_area_and_lies_in_its_band(rng):
     assert area == pytest.approx(METRICS["auroc"].value(scored), abs=5e-3)
     inner = curve.iloc[5:-5]
     assert ((inner["low"] <= inner["tpr"] + 0.02) & (inner["tpr"] <= inner["high"] + 0.02)).all()
+
+
+def test_the_checks_before_any_job_know_what_ranks_and_what_needs_two_classes():
+    assert {name for name, metric in METRICS.items() if metric.ranks} == set(RANKING)
+    assert set(SHARES) == set(OF_TWO_CLASSES)

@@ -1,0 +1,43 @@
+"""The rows of sheets that jobs depend on."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import pandas as pd
+
+from stainssl.cohort import PART, part_names, part_rows
+from stainssl.cohort.sheet import SheetState, sheet_state
+from stainssl.config import Config
+
+Part = tuple[str, str]  # cohort, part
+
+
+def columns_of(rows: pd.DataFrame, *names: str) -> pd.DataFrame:
+    """Some columns of a sheet's rows, in the order asked for; those that it lacks are left out."""
+    return rows[[name for name in dict.fromkeys(names) if name in rows]].reset_index(drop=True)
+
+
+def parts_of(config: Config, cohorts: list[str]) -> list[Part]:
+    """The parts of some cohorts."""
+    return [(cohort, part) for cohort in cohorts for part in part_names(config, cohort)]
+
+
+def rows_of(config: Config, found: list[Part], *columns: str) -> pd.DataFrame:
+    """`cohort`, `part` and some columns of the rows of some parts, in their order."""
+    states = tuple(sheet_state(config, cohort) for cohort in dict.fromkeys(c for c, _ in found))
+    return _rows_of(states, tuple(found), columns).copy(deep=False)
+
+
+@lru_cache(maxsize=64)
+def _rows_of(
+    states: tuple[SheetState, ...], found: tuple[Part, ...], columns: tuple[str, ...]
+) -> pd.DataFrame:
+    """The rows of `rows_of`: each encoder and head of a task is planned by the same ones."""
+    frames = []
+    for state in states:
+        own = [part_rows(state.config, c, part) for c, part in found if c == state.name]
+        rows = pd.concat(own)
+        rows = rows.assign(cohort=state.name, part=rows[PART])
+        frames.append(columns_of(rows, "cohort", "part", *columns))
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
