@@ -37,6 +37,7 @@ from torch import Tensor, nn
 from stainssl.errors import StainsslError
 from stainssl.pretrain.checkpoints import CHECKPOINT, Checkpoints, RequeueSignal, usable_checkpoint
 from stainssl.pretrain.data import Batch, Stream, TrainTiles
+from stainssl.pretrain.depthwise import speed_up
 from stainssl.pretrain.distributed import Placement, is_main, placement, synchronised
 from stainssl.pretrain.lock import training_lock
 from stainssl.pretrain.methods import Method
@@ -164,6 +165,7 @@ class Learner(lightning.LightningModule):
         self.backbone = backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.objective, self.supervision = objective, supervision
         self._method, self._preprocessing, self._settings = method, preprocessing, settings
+        speed_up(self.backbone)
 
     @torch.no_grad()
     def views(self, batch: Batch, step: int) -> tuple[Tensor, Tensor]:

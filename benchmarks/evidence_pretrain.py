@@ -1,0 +1,121 @@
+"""Networks continued on the tiles of AMi-Br, for `evidence_amibr.py measure`.
+
+    python -m benchmarks.evidence_pretrain --root AMi-Br --work FOLDER --init tf_efficientnet_lite0@FILE
+
+Writes a sheet a site and a config into the folder and has the workflow train, from the given
+weights: `METHOD-without-SITE`, which sees the tiles of the four other sites, and `METHOD-all`,
+which sees those of every site without their labels, as a laboratory can on slides of its own.
+Methods are equal but for what `METHODS` says. An interrupted training goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from stainssl.config import load
+from stainssl.datasets import load as load_release
+from stainssl.paths import Paths
+from stainssl.stores.atomic import write_text
+
+REPO = Path(__file__).resolve().parent.parent
+METHODS: dict[str, dict[str, Any]] = {
+    "stain-invariant": {"method": "stain-invariant"},
+    "simclr": {"method": "simclr"},
+    "macenko-simclr": {"method": "simclr", "preprocess": True},
+    "stain-invariant-no-hed": {"method": "stain-invariant", "stain_jitter": "none"},
+    "simclr-randstainna": {"method": "simclr", "stain_jitter": "randstainna"},
+}
+# Rate and batch are those of the demo's encoders, tried on the synthetic cohort. Crops hold half of
+# a tile at least: the label is one cell in its middle.
+COMMON: dict[str, Any] = {"batch_size": 64, "lr": 3e-4, "geometry": {"area": [0.5, 1.0]}}
+
+
+def write_sheets(root: Path, work: Path) -> dict[str, str]:
+    """Site → its sheet, as cohorts of the config."""
+    rows = load_release("amibr", root).sheet
+    rows = rows[rows["exclude"] == ""]
+    (work / "sheets").mkdir(parents=True, exist_ok=True)
+    found = {}
+    for site, of_site in rows.groupby("site"):
+        found[str(site)] = str(work / "sheets" / f"{site}.csv")
+        text = of_site[["slide_id", "patient_id", "path", "site", "mpp"]].to_csv(index=False)
+        write_text(Path(found[str(site)]), text)
+    return found
+
+
+def encoders(sites: Sequence[str], given: argparse.Namespace) -> dict[str, Any]:
+    """Every encoder that is asked for."""
+    common = {**COMMON, "init": given.init, "input_size": given.input_size, "steps": given.steps}
+    seen = {f"without-{site}": [s for s in sites if s != site] for site in sites}
+    seeds = {name: given.seeds for name in seen} | {"all": given.seeds_all}
+    seen["all"] = list(sites)
+    return {
+        f"{method}-{name}": {
+            **common,
+            **METHODS[method],
+            "train": {"cohorts": cohorts, "splits": ["all"]},
+            "seeds": seeds[name],
+        }
+        for method in given.methods
+        for name, cohorts in seen.items()
+        if seeds[name]
+    }
+
+
+def config(root: Path, work: Path, given: argparse.Namespace) -> dict[str, Any]:
+    """A cohort a site, and the encoders."""
+    sheets = write_sheets(root, work)
+    cohorts = {
+        site: {"sheet": sheet, "root": str(root), "kind": "patches"}
+        for site, sheet in sheets.items()
+    }
+    return {
+        "results": str(work / "results"),
+        "slides": {"part_size": 2000},
+        "cohorts": cohorts,
+        "tilings": {"default": {"mpp": 0.25, "size": 128, "min_tissue": 0.0, "filters": NO_FILTER}},
+        "encoders": encoders(list(sheets), given),
+    }
+
+
+NO_FILTER = {"max_pen": None, "min_sharpness": None}  # every published tile counts
+
+
+def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--root", type=Path, required=True, help="the release's folder")
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--init", required=True, metavar="ARCHITECTURE@FILE")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS)[:2])
+    parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2], help="a site left out")
+    parser.add_argument("--seeds-all", nargs="*", type=int, default=[0, 1, 2, 3, 4])
+    parser.add_argument("--steps", type=int, default=120)
+    parser.add_argument("--input-size", type=int, default=64, help="side in px")
+    parser.add_argument("--cores", type=int, default=1)
+    return parser.parse_args(words)
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Write sheets and config, then train."""
+    given = arguments(words)
+    root, work = given.root.resolve(), given.work.resolve()
+    made = config(root, work, given)
+    write_text(work / "config.yaml", yaml.safe_dump(made, sort_keys=False))
+    read = load(work / "config.yaml")
+    targets = [str(Paths(read.results).model(run.name)) for run in read.runs()]
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(REPO / "Snakefile")]
+    command += ["--configfile", str(work / "config.yaml"), "--directory", str(work)]
+    command += ["--cores", str(given.cores), "--rerun-incomplete", "--keep-going", *targets]
+    subprocess.run(command, check=True)
+
+
+if __name__ == "__main__":
+    main()
