@@ -1,6 +1,7 @@
 """Networks continued on the tiles of AMi-Br, for `evidence_amibr.py measure`.
 
-    python -m benchmarks.evidence_pretrain --root AMi-Br --work FOLDER --init tf_efficientnet_lite0@FILE
+    python -m benchmarks.evidence_pretrain --root AMi-Br --work FOLDER \\
+        --init tf_efficientnet_lite0@FILE
 
 Writes a sheet a site and a config into the folder and has the workflow train, from the given
 weights: `METHOD-without-SITE`, which sees the tiles of the four other sites, and `METHOD-all`,
@@ -54,7 +55,7 @@ def encoders(sites: Sequence[str], given: argparse.Namespace) -> dict[str, Any]:
     """Every encoder that is asked for."""
     common = {**COMMON, "init": given.init, "input_size": given.input_size, "steps": given.steps}
     seen = {f"without-{site}": [s for s in sites if s != site] for site in sites}
-    seeds = {name: given.seeds for name in seen} | {"all": given.seeds_all}
+    seeds = dict.fromkeys(seen, given.seeds) | {"all": given.seeds_all}
     seen["all"] = list(sites)
     return {
         f"{method}-{name}": {

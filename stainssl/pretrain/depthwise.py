@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.grad import conv2d_input
 
 Geometry = tuple[int, int, int]  # stride, padding and kernel side in px, the same along both axes
 
@@ -53,14 +54,12 @@ class _Depthwise(torch.autograd.Function):
         return F.conv2d(images, weight, None, stride, padding, 1, len(weight))
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         images, weight = ctx.saved_tensors
         stride, padding, _ = ctx.geometry
         of_images = None
         if ctx.needs_input_grad[0]:
-            of_images = torch.nn.grad.conv2d_input(
-                images.shape, weight, grad, stride, padding, 1, len(weight)
-            )
+            of_images = conv2d_input(images.shape, weight, grad, stride, padding, 1, len(weight))
         return of_images, _weight_gradient(images, grad, ctx.geometry), None, None
 
 
