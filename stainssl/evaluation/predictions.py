@@ -65,9 +65,7 @@ class ScoredUnits:
     @property
     def predicted(self) -> Ints:
         """(N,) the class called: by the threshold, else the most probable."""
-        if self.threshold is None or len(self.classes) != 2:
-            return self.p.argmax(axis=1)
-        return (self.p[:, 1] >= self.threshold).astype(np.int64)
+        return called(self.p, self.threshold)
 
     @property
     def ranked(self) -> tuple[FoldScores, ...]:
@@ -108,6 +106,37 @@ class ScoredUnits:
     def pooled(self) -> ScoredUnits:
         """The same units as if one model had scored them all: for the pooled figures."""
         return replace(self, folds=())
+
+
+def called(p: Floats, threshold: Floats | None) -> Ints:
+    """The class called: of two the second from the threshold on, else the most probable.
+
+    Args:
+        p: (N, K) probability of each class.
+        threshold: (N,) of the second class, where it is not NaN; None: there is none.
+
+    Returns:
+        (N,) index of a class.
+    """
+    most = p.argmax(axis=1)
+    if threshold is None or p.shape[1] != 2:
+        return most
+    return np.where(np.isnan(threshold), most, p[:, 1] >= threshold).astype(np.int64)
+
+
+def words_called(table: pd.DataFrame) -> NDArray[np.object_]:
+    """The class that each row of a table calls.
+
+    Args:
+        table: `p_<class>`…, and `threshold` where there is one.
+
+    Returns:
+        (N,) class words.
+    """
+    columns = probability_columns(table)
+    threshold = table[THRESHOLD].to_numpy(float) if THRESHOLD in table else None
+    words = np.array([column.removeprefix("p_") for column in columns], object)
+    return words[called(table[columns].to_numpy(float), threshold)]
 
 
 def probability_columns(predictions: pd.DataFrame) -> list[str]:

@@ -15,6 +15,7 @@ from stainssl.cohort import parts
 from stainssl.config import Cohort, Config, Encoder, dump
 from stainssl.errors import StainsslError
 from stainssl.evaluation.folds import read_folds
+from stainssl.evaluation.predictions import THRESHOLD, words_called
 from stainssl.mil import bags as bagging
 from stainssl.mil.attention import AttentionMean, attention_table
 from stainssl.mil.bags import ID_COLUMNS, Bag, SlideTiles
@@ -182,7 +183,8 @@ def _score(bag: Bag, models: Models) -> ScoredBag:
     for (repeat, fold), model in models.items():
         p, attention = predict_bag(model, bag)
         mean.add(bag, attention)
-        tables.append(prediction_table([bag], p[None], model.classes, repeat, fold))
+        table = prediction_table([bag], p[None], model.classes, repeat, fold).assign(**model.cuts)
+        tables.append(table.assign(predicted=words_called(table)))
     means = dict(zip(bag.slides, slide_means(bag), strict=True))
     return ScoredBag(means, pd.concat(tables), attention_table([bag], mean.means()))
 
@@ -218,13 +220,15 @@ def summary(by_model: pd.DataFrame, slides: pd.DataFrame, level: str) -> pd.Data
     """One row per patient or slide.
 
     Args:
-        by_model: a row per unit and fold model, with `p_<class>`.
+        by_model: a row per unit and fold model, with `p_<class>` and, of two classes, `threshold`.
         slides: a row per slide, with `tiles`, `feature_distance`, `stain_distance`.
         level: `patient` or `slide`.
 
     Returns:
-        The unit's id, `slides` and `tiles` that were used, `predicted`, `p_<class>` (mean over the
-        fold models) with `low_<class>` and `high_<class>` (95 % of them), `models`, the largest of
+        The unit's id, `slides` and `tiles` that were used, `predicted` (by the mean of the fold
+        models' thresholds, as an external cohort is judged; without thresholds the most probable
+        class), `threshold`, where there are two classes, `p_<class>` (mean over the fold models)
+        with `low_<class>` and `high_<class>` (95 % of them), `models`, the largest of
         its slides' distances, and `note`: what lies outside, and whether the patient is known.
     """
     unit = ID_COLUMNS[level]
@@ -239,8 +243,9 @@ def summary(by_model: pd.DataFrame, slides: pd.DataFrame, level: str) -> pd.Data
         out[f"p_{name}"] = groups[f"p_{name}"].mean()
         for side, share in zip(("low", "high"), INTERVAL, strict=True):
             out[f"{side}_{name}"] = groups[f"p_{name}"].quantile(share)
-    probabilities = out[[f"p_{name}" for name in classes]].to_numpy()
-    out.insert(2, "predicted", np.asarray(classes, object)[probabilities.argmax(axis=1)])
+    if THRESHOLD in by_model:
+        out.insert(2, THRESHOLD, groups[THRESHOLD].mean())
+    out.insert(2, "predicted", words_called(out))
     out["models"] = groups.size()
     known = slides.groupby(unit, sort=False)["known"].first() if "known" in slides else pd.Series()
     for name in out.index.intersection(known.dropna().index):

@@ -59,7 +59,43 @@ def test_the_answer_is_the_mean_of_all_models_with_their_interval(predicted):
     assert row["p_1"] == pytest.approx(ours["p_1"].mean(), rel=1e-4)
     assert ours["p_1"].min() - 1e-6 <= row["low_1"] <= row["p_1"] <= row["high_1"]
     assert row["p_0"] + row["p_1"] == pytest.approx(1, abs=1e-4)
-    assert str(row["predicted"]) == str(int(row["p_1"] > 0.5))
+
+
+def test_calls_are_by_the_thresholds_that_the_heads_were_judged_with(trained, predicted):
+    out, answers = predicted
+    ours = read_table(out / "by-model.parquet", "predictions")
+    judged = _own(trained, "patient", "predictions")
+    keys = ["patient_id", "repeat", "fold"]
+    both = judged.merge(ours, on=keys, suffixes=("", "_new"))
+    np.testing.assert_array_equal(both["threshold"], both["threshold_new"])
+    assert (ours["predicted"] == (ours["p_1"] >= ours["threshold"]).astype(int).astype(str)).all()
+    mean = ours.groupby("patient_id")["threshold"].mean()
+    np.testing.assert_allclose(answers.set_index("patient_id")["threshold"], mean, rtol=1e-5)
+    called = (answers["p_1"] >= answers["threshold"]).astype(int)
+    assert answers["predicted"].astype(int).tolist() == called.tolist()
+
+
+def _by_model(**columns):
+    rows = {"patient_id": ["a", "a", "b", "b"], "p_0": [0.7, 0.6, 0.2, 0.3]}
+    return pd.DataFrame(rows | {"p_1": [0.3, 0.4, 0.8, 0.7]} | columns)
+
+
+def _summary(by_model):
+    rows = {"slide_id": ["a", "b"], "patient_id": ["a", "b"], "tiles": [5, 5]}
+    distances = dict.fromkeys(predict.FOREIGN, [0.1, 0.1])
+    return predict.summary(by_model, pd.DataFrame(rows | distances), "patient")
+
+
+def test_a_low_threshold_calls_what_is_less_probable():
+    found = _summary(_by_model(threshold=[0.2, 0.4, 0.2, 0.4]))
+    assert found["predicted"].tolist() == ["1", "1"]
+    assert found["threshold"].tolist() == pytest.approx([0.3, 0.3])
+
+
+def test_models_without_thresholds_call_the_most_probable_class():
+    found = _summary(_by_model())
+    assert found["predicted"].tolist() == ["0", "1"]
+    assert "threshold" not in found
 
 
 def test_a_patient_has_all_slides_and_a_broken_one_costs_itself(predicted):
