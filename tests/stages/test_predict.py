@@ -82,7 +82,7 @@ def _by_model(**columns):
 
 def _summary(by_model):
     rows = {"slide_id": ["a", "b"], "patient_id": ["a", "b"], "tiles": [5, 5]}
-    distances = dict.fromkeys(predict.FOREIGN, [0.1, 0.1])
+    distances = {column: [0.1, 0.1] for column in predict.FOREIGN}
     return predict.summary(by_model, pd.DataFrame(rows | distances), "patient")
 
 
