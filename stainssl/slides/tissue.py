@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import astuple, dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import cv2
@@ -33,10 +33,51 @@ INK_REACH_UM = 2000.0  # how far a faint stroke is followed from where its color
 INK_MPP = 16.0  # µm/px at which ink is told: strokes are wide
 FRAME_DENSITY = 1.2  # what is black to this optical density and touches the border is no slide
 SAMPLE = 100_000  # pixels that thresholds and the glass's color are estimated from
-INK_LEAST_UM2 = 10_000.0  # a smaller spot is pigment or a fold
 STRIP_PX = 16  # rows that are tested at once
-GLASS_LEAST = 180  # grey level below which nothing is taken for glass
-DEFAULT_WHITE = 245.0  # where no glass is in the picture
+EPS_OD = 1e-3  # optical density below which no ratio is taken
+
+# Glass, in grey levels.
+GLASS_LEAST = 180  # nothing darker is taken for glass
+GLASS_SPREAD = 40  # the channels of glass are no further apart
+PADDING_LEAST = 254  # pure white, which scanners put where nothing was scanned
+PADDING_SHARE = 0.1  # of the bright pixels that must be no padding for it to be left out
+GLASS_SHARE = 0.005  # of the picture that must be glass for its color to be taken
+MODE_WIDTH, MODE_REACH = 5, 3  # the commonest grey is counted over these; so far from it is glass
+DEFAULT_WHITE, DEFAULT_REACH = 245.0, 15.0  # where no glass is in the picture
+
+# Ink, in optical densities of a channel (`_OD`), of the mean of the three (`_MEAN`, `_TIMES`: in
+# medians of the slide's stained px), and in ratios of two channels' densities (`RED_GREEN`: red
+# over green). At 16 µm/px real H&E has red over green 0.06–0.8, blue over green 0.35–0.85, and no
+# channel above 1.1.
+INK_LEAST_UM2 = 10_000.0  # a smaller spot is pigment or a fold
+BLUE_OD, BLUE_RED_GREEN, BLUE_MARGIN_OD = 0.12, 1.15, 0.02  # blue and green ink: red most
+OVER_TISSUE_OD, OVER_TISSUE_TIMES = 0.2, 1.2  # the same over tissue: red
+CLEAR_OD, CLEAR_RED_GREEN, CLEAR_TIMES = 0.35, 0.7, 1.3  # blue ink over tissue: red
+CLEAR_OF_USUAL, CLEAR_BLUE_RED = 0.6, 0.7  # its blue over red: in the slide's median; at most
+RED_OD, RED_RED_GREEN, RED_BLUE_GREEN = 0.45, 0.16, 0.75  # red ink: green; blood has more red
+BLACK_OD, BLACK_EVEN = 0.6, 0.72  # black ink: least channel; in the most absorbed one
+BLACK_LESS_EVEN, BLACK_TIMES = 0.5, 2.5  # the same over tissue
+OFTEN_PERCENT = 95  # of the slide's red over green, from which its own bluest is told
+BLUEST_MORE, BLUEST_LEAST, BLUEST_MOST = 0.1, 0.9, 1.05  # red over green
+BEYOND_MORE, BEYOND_LEAST, BEYOND_UNKNOWN = 0.2, 0.97, 1.15
+# Faint ink: the same colors, followed from where they are plain.
+FAINT_TIMES = 1.6
+FAINT_BLUE_OD, FAINT_BLUE_RED_GREEN = 0.06, 1.05
+FAINT_RED_OD, FAINT_RED_RED_GREEN, FAINT_RED_BLUE_GREEN = 0.25, 0.3, 0.62
+FAINT_DARK_OD, FAINT_DARK_RED_GREEN = 0.25, 0.8
+FAINT_OVER_TISSUE_TIMES = 1.15
+FAINT_BLACK_OD, FAINT_BLACK_EVEN = 0.3, 0.55
+# Strange ink: colors that stain may have, and that are ink where a stroke of them lies on glass.
+YELLOW_OD, YELLOW_BLUE_GREEN = 0.2, 1.25  # orange, yellow, brown: blue
+VIOLET_OD, VIOLET_RED_GREEN = 0.3, 0.25  # green; eosin has less red
+VIOLET_BLUE_GREEN, VIOLET_OF_USUAL = 0.35, 0.72  # at most; in the slide's median
+PINK_OD, PINK_RED_GREEN = 0.7, 0.04  # green; eosin has a red over green of 0.07 and more
+OPAQUE_OD, OPAQUE_TIMES = 1.6, 4.0  # the most absorbed channel, above any tissue's
+FAINT_STRANGE_OD, FAINT_YELLOW_BLUE_GREEN = 0.08, 1.0
+MIXED_MEAN, MIXED_RED_GREEN = 0.1, 0.75  # px that count for it; grey and green have more red
+MIXED_BLUE_GREEN, MIXED_SHARE = 0.9, 0.3  # between H&E and yellow; of yellow px: yellow is stain
+RIM_PX = (2, 4)  # from a piece at `INK_MPP`: where its surroundings are looked at
+GLASS_RIM, GLASS_OD = 0.5, 0.06  # share of the rim that is glass; most absorbed channel of glass
 
 
 @dataclass(frozen=True)
@@ -66,16 +107,16 @@ def glass_white(image: np.ndarray) -> np.ndarray:
     pixels = pixels[:: _sample_step(len(pixels))]
     red, green, blue = pixels.T.copy()
     low, high = (f(f(red, green), blue) for f in (np.minimum, np.maximum))
-    bright = (low >= GLASS_LEAST) & (high - low <= 40)
-    inner = bright & (low < 254)
-    candidates = pixels[inner if inner.sum() > 0.1 * bright.sum() else bright]
-    if len(candidates) < 0.005 * len(pixels):
+    bright = (low >= GLASS_LEAST) & (high - low <= GLASS_SPREAD)
+    inner = bright & (low < PADDING_LEAST)
+    candidates = pixels[inner if inner.sum() > PADDING_SHARE * bright.sum() else bright]
+    if len(candidates) < GLASS_SHARE * len(pixels):
         top = np.percentile(pixels, 99, axis=0)
-        return np.clip(top, DEFAULT_WHITE - 15, 255).astype(np.float32)
+        return np.clip(top, DEFAULT_WHITE - DEFAULT_REACH, 255).astype(np.float32)
     grey = candidates.mean(axis=1)
     counts = np.bincount(grey.astype(int), minlength=256).astype(float)
-    mode = int(np.argmax(np.convolve(counts, np.ones(5), "same")))
-    return np.median(candidates[np.abs(grey - mode) <= 3], axis=0).astype(np.float32)
+    mode = int(np.argmax(np.convolve(counts, np.ones(MODE_WIDTH), "same")))
+    return np.median(candidates[np.abs(grey - mode) <= MODE_REACH], axis=0).astype(np.float32)
 
 
 def optical_density_log10(image: np.ndarray, white: np.ndarray | float = 255.0) -> np.ndarray:
@@ -234,27 +275,51 @@ def _frame(picture: _Picture) -> np.ndarray:
 
 @dataclass(frozen=True)
 class _Stain:
-    """What a slide's own stain looks like, so that ink over tissue can be told from it.
+    """What a slide's own stain looks like, so that ink can be told from it.
 
-    `bluest` is the red over green that hardly any of it reaches, `beyond` one that none does;
-    `clearest` is a blue over red that no area of it falls below.
+    `density` is its median optical density. `bluest` is the red over green that hardly any of it
+    reaches, `beyond` one that none does; `clearest` is a blue over red that no area of it falls
+    below, `purest` a blue over green likewise. `yellow` says that it has brown or yellow of its
+    own: DAB, saffron, blood.
     """
 
     density: float
     bluest: float
     beyond: float
     clearest: float
+    purest: float
+    yellow: bool
 
     @classmethod
     def of(cls, sample: _Density) -> _Stain:
         """By a sample of the picture; ink that covers less than a twentieth changes little."""
         stained = sample.at(sample.mean > DENSITY_CEILING)
         if not stained.mean.size:
-            return cls(0.0, 1.05, 1.15, 0.0)
-        often = float(np.percentile(stained.red / np.maximum(stained.green, 1e-3), 95))
-        bluest, beyond = min(max(often + 0.1, 0.9), 1.05), max(often + 0.2, 0.97)
-        usual = float(np.median(stained.blue / np.maximum(stained.red, 1e-3)))
-        return cls(float(np.median(stained.mean)), bluest, beyond, min(0.6 * usual, 0.7))
+            return cls(0.0, BLUEST_MOST, BEYOND_UNKNOWN, 0.0, 0.0, False)
+        often = float(np.percentile(stained.red / np.maximum(stained.green, EPS_OD), OFTEN_PERCENT))
+        blue_red = float(np.median(stained.blue / np.maximum(stained.red, EPS_OD)))
+        blue_green = float(np.median(stained.blue / np.maximum(stained.green, EPS_OD)))
+        return cls(
+            density=float(np.median(stained.mean)),
+            bluest=min(max(often + BLUEST_MORE, BLUEST_LEAST), BLUEST_MOST),
+            beyond=max(often + BEYOND_MORE, BEYOND_LEAST),
+            clearest=min(CLEAR_OF_USUAL * blue_red, CLEAR_BLUE_RED),
+            purest=min(VIOLET_OF_USUAL * blue_green, VIOLET_BLUE_GREEN),
+            yellow=_own_yellow(stained),
+        )
+
+
+def _own_yellow(stained: _Density) -> bool:
+    """Whether the stain itself has colors that absorb blue the most.
+
+    DAB and saffron lie on tissue that is stained otherwise too, so that there is every color in
+    between; a stroke beside the tissue is of one color.
+    """
+    grey = stained.red > MIXED_RED_GREEN * stained.green
+    seen = stained.at((stained.mean > MIXED_MEAN) & ~grey)
+    yellow = (seen.blue > YELLOW_BLUE_GREEN * seen.green).sum()
+    mixed = (seen.blue > MIXED_BLUE_GREEN * seen.green).sum() - yellow
+    return bool(mixed > MIXED_SHARE * yellow)
 
 
 def _plain_ink(od: _Density, stain: _Stain) -> np.ndarray:
@@ -264,45 +329,101 @@ def _plain_ink(od: _Density, stain: _Stain) -> np.ndarray:
     nearly as much as green and no red; black ink absorbs all alike, and far more than the tissue
     under it.
     """
-    blue_or_green = (od.red > 0.12) & (od.red > 1.15 * od.green + 0.02)
-    over_tissue = (od.red > stain.beyond * od.green) & (od.mean > 1.2 * stain.density)
+    blue = (od.red > BLUE_OD) & (od.red > BLUE_RED_GREEN * od.green + BLUE_MARGIN_OD)
+    beyond = (od.red > OVER_TISSUE_OD) & (od.red > stain.beyond * od.green)
+    over_tissue = beyond & (od.mean > OVER_TISSUE_TIMES * stain.density)
     # Blue ink over tissue has the colors of pure hematoxylin, which fills no area as wide as a
     # stroke: at this scale there is eosin everywhere, which takes blue and hardly red.
-    clear = od.blue < stain.clearest * od.red
-    blue_over_tissue = clear & (od.red > 0.7 * od.green) & (od.mean > 1.3 * stain.density)
-    red_ink = (od.green > 0.45) & (od.red < 0.25 * od.green) & (od.blue > 0.75 * od.green)
-    black = (od.least > 0.6) & (
-        (od.least > 0.72 * od.most) | ((od.least > 0.5 * od.most) & (od.mean > 2.5 * stain.density))
-    )
-    dense = (over_tissue & (od.red > 0.2)) | (blue_over_tissue & (od.red > 0.35))
-    return blue_or_green | dense | red_ink | black
+    clear = (od.blue < stain.clearest * od.red) & (od.mean > CLEAR_TIMES * stain.density)
+    blue_over_tissue = clear & (od.red > CLEAR_RED_GREEN * od.green) & (od.red > CLEAR_OD)
+    no_red = (od.green > RED_OD) & (od.red < RED_RED_GREEN * od.green)
+    red = no_red & (od.blue > RED_BLUE_GREEN * od.green)
+    dense = od.mean > BLACK_TIMES * stain.density
+    even = (od.least > BLACK_EVEN * od.most) | ((od.least > BLACK_LESS_EVEN * od.most) & dense)
+    return blue | over_tissue | blue_over_tissue | red | ((od.least > BLACK_OD) & even)
 
 
 def _faint_ink(od: _Density, stain: _Stain) -> np.ndarray:
     """(h, w) bool, pixels that stain could have too, and that are ink where they join plain ink."""
-    dense = od.mean > 1.6 * stain.density
-    blue_or_green = (od.red > 0.06) & (od.red > 1.05 * od.green)
-    red_ink = (od.green > 0.25) & (od.red < 0.3 * od.green) & (od.blue > 0.62 * od.green)
-    dark = (od.least > 0.25) & (od.red > 0.8 * od.green) & dense
-    over_tissue = (od.red > stain.bluest * od.green) & (od.mean > 1.15 * stain.density)
-    black = (od.least > 0.3) & (od.least > 0.55 * od.most) & dense
-    return blue_or_green | red_ink | dark | over_tissue | black
+    dense = od.mean > FAINT_TIMES * stain.density
+    blue = (od.red > FAINT_BLUE_OD) & (od.red > FAINT_BLUE_RED_GREEN * od.green)
+    no_red = (od.green > FAINT_RED_OD) & (od.red < FAINT_RED_RED_GREEN * od.green)
+    red = no_red & (od.blue > FAINT_RED_BLUE_GREEN * od.green)
+    dark = (od.least > FAINT_DARK_OD) & (od.red > FAINT_DARK_RED_GREEN * od.green)
+    bluest = od.red > stain.bluest * od.green
+    over_tissue = bluest & (od.mean > FAINT_OVER_TISSUE_TIMES * stain.density)
+    black = (od.least > FAINT_BLACK_OD) & (od.least > FAINT_BLACK_EVEN * od.most)
+    return blue | red | over_tissue | ((dark | black) & dense)
+
+
+def _strange(od: _Density, stain: _Stain) -> np.ndarray:
+    """(h, w) bool, pixels of a color that this slide's stain does not have, though others may.
+
+    Orange, yellow and brown ink absorb blue the most, as DAB does; violet ink absorbs less blue
+    than any mix of hematoxylin and eosin, neon pink no red at all.
+    """
+    yellow = (od.blue > YELLOW_BLUE_GREEN * od.green) & (od.blue > YELLOW_OD) & (not stain.yellow)
+    violet = (od.blue < stain.purest * od.green) & (od.red > VIOLET_RED_GREEN * od.green)
+    pink = (od.green > PINK_OD) & (od.red < PINK_RED_GREEN * od.green)
+    opaque = od.most > max(OPAQUE_OD, OPAQUE_TIMES * stain.density)
+    return yellow | (violet & (od.green > VIOLET_OD)) | pink | opaque
+
+
+def _strange_faint(od: _Density, stain: _Stain) -> np.ndarray:
+    """(h, w) bool, the same colors where they are pale or lie on tissue."""
+    yellow = (od.blue > FAINT_YELLOW_BLUE_GREEN * od.green) & (od.blue > FAINT_STRANGE_OD)
+    violet = (od.blue < stain.purest * od.green) & (od.green > FAINT_STRANGE_OD)
+    return (yellow & (not stain.yellow)) | violet
+
+
+def _on_glass(mask: np.ndarray, glass: np.ndarray) -> np.ndarray:
+    """The connected pieces of `mask` that have glass along most of their outline.
+
+    Ink beside tissue has it. Pigment, blood, and tissue that took up one stain alone lie among
+    tissue of other colors.
+    """
+    labels = _pieces(mask)
+    kept = np.zeros(labels.max() + 1, bool)
+    inner, outer = (cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * n + 1,) * 2) for n in RIM_PX)
+    margin = RIM_PX[1]
+    padded, bright = np.pad(labels, margin), np.pad(glass, margin)
+    within = np.pad(np.ones_like(glass), margin)
+    boxes = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)[2]
+    for label, (x, y, width, height, _) in enumerate(boxes[1:], 1):
+        box = np.s_[y : y + height + 2 * margin, x : x + width + 2 * margin]
+        piece = (padded[box] == label).astype(np.uint8)
+        rim = (cv2.dilate(piece, outer) & ~cv2.dilate(piece, inner)).astype(bool) & within[box]
+        kept[label] = not rim.any() or bright[box][rim].mean() >= GLASS_RIM
+    kept[0] = False
+    return np.take(kept, labels)
+
+
+def _strokes(plain: np.ndarray, faint: np.ndarray, mpp: float) -> np.ndarray:
+    """(h, w) bool: plain ink, and faint ink that is joined to it within `INK_REACH_UM`."""
+    if not plain.any():
+        return plain
+    away_px = cv2.distanceTransform((~plain).astype(np.uint8), cv2.DIST_L2, 3)
+    faint = faint & (away_px * mpp < INK_REACH_UM)
+    opened = cv2.morphologyEx(faint.view(np.uint8), cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))
+    return _touching(plain | opened.astype(bool), plain)
 
 
 def _ink(picture: _Picture) -> np.ndarray:
     stain = _Stain.of(picture.sample)
     coarse = picture.coarse(INK_MPP)
-    plain, faint = coarse.where(lambda od: _plain_ink(od, stain), lambda od: _faint_ink(od, stain))
-    if plain.any():
-        plain = drop_small(plain, INK_LEAST_UM2 / coarse.mpp**2)
+    tests = (_plain_ink, _faint_ink, _strange, _strange_faint)
+    plain, faint, strange, strange_faint, glass = coarse.where(
+        *(partial(test, stain=stain) for test in tests), lambda od: od.most < GLASS_OD
+    )
+    least_px = INK_LEAST_UM2 / coarse.mpp**2
+    plain = drop_small(plain, least_px)
+    stroke = _strokes(plain, faint, coarse.mpp)
+    strange = _on_glass(drop_small(strange, least_px), glass | stroke)
+    stroke |= _strokes(strange, strange_faint, coarse.mpp)
     height, width = picture.levels.shape[:2]
-    if not plain.any():
+    if not stroke.any():
         return np.zeros((height, width), bool)
-    away_px = cv2.distanceTransform((~plain).astype(np.uint8), cv2.DIST_L2, 3)
-    faint &= away_px * coarse.mpp < INK_REACH_UM
-    opened = cv2.morphologyEx(faint.view(np.uint8), cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))
-    stroke = _touching(plain | opened.astype(bool), plain).view(np.uint8)
-    ink = cv2.resize(stroke, (width, height), interpolation=cv2.INTER_NEAREST)
+    ink = cv2.resize(stroke.view(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST)
     return cv2.dilate(ink, _disk(INK_GROW_UM, picture.mpp)).astype(bool)
 
 

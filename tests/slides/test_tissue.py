@@ -60,8 +60,23 @@ def test_tinted_glass_is_glass(rng: np.random.Generator, glass: tuple[int, int, 
 
 @pytest.mark.parametrize(
     "ink",
-    [(0.7, 0.45, 0.05), (0.75, 0.25, 0.4), (1.4, 1.45, 1.4), (0.05, 0.95, 0.9)],
-    ids=["blue", "green", "black", "red"],
+    [
+        (0.7, 0.45, 0.05),
+        (0.75, 0.25, 0.4),
+        (1.4, 1.45, 1.4),
+        (0.05, 0.95, 0.9),
+        (0.0, 0.26, 1.2),
+        (0.0, 0.03, 0.75),
+        (0.0, 0.0, 0.3),
+        (0.26, 0.75, 0.05),
+        (0.32, 0.55, 0.85),
+        (0.0, 1.05, 0.23),
+        (0.3, 1.9, 0.3),
+    ],
+    ids=[
+        *("blue", "green", "black", "red", "orange", "yellow", "highlighter", "violet", "brown"),
+        *("neon pink", "purple"),
+    ],
 )
 def test_ink_of_any_color_is_pen_and_not_tissue(
     rng: np.random.Generator, ink: tuple[float, float, float]
@@ -109,6 +124,59 @@ def test_a_crowd_of_dark_nuclei_is_tissue_and_no_ink(rng: np.random.Generator) -
     found = tissue_map(image, MPP)
     assert not found.pen.any()
     assert found.tissue[crowd].all()
+
+
+DAB = np.array([0.27, 0.57, 0.78])
+BLOOD = np.array([0.15, 0.75, 0.68])
+
+
+def textured(
+    rng: np.random.Generator, od: np.ndarray, shape: tuple[int, int], spread: float = 0.5
+) -> np.ndarray:
+    """(h, w, 3) optical densities that go up and down as cells do."""
+    cells = cv2.GaussianBlur(rng.normal(0, 1, shape).astype(np.float32), (0, 0), 1.0)
+    return od * np.clip(1 + spread * cells, 0.3, 1.7)[..., None]
+
+
+@pytest.mark.parametrize(
+    ("name", "od"),
+    [("eosin", 0.7 * EOSIN), ("pure eosin", np.array([0.04, 0.6, 0.07])), ("blood", BLOOD)]
+    + [("dense", 1.2 * (0.7 * HEMATOXYLIN + 0.3 * EOSIN))],
+)
+@pytest.mark.parametrize("center", [(100, 80), (172, 30)], ids=["inside", "beside"])
+def test_a_piece_of_one_stain_is_tissue_and_no_ink(
+    rng: np.random.Generator, name: str, od: np.ndarray, center: tuple[int, int]
+) -> None:
+    image, disk = slide(rng)
+    piece = cv2.circle(np.zeros(disk.shape, np.uint8), center, 18, 1, -1).astype(bool)
+    image[piece] = colored(textured(rng, od, piece.shape))[piece]
+    found = tissue_map(image, MPP)
+    assert not found.pen.any(), name
+    assert found.tissue[piece].all()
+
+
+@pytest.mark.parametrize("share", [0.05, 0.3, 1.0])
+def test_brown_chromogen_is_tissue_on_a_fragment_too(
+    rng: np.random.Generator, share: float
+) -> None:
+    _, disk = slide(rng)
+    fragment = cv2.circle(np.zeros(disk.shape, np.uint8), (175, 25), 20, 1, -1).astype(bool)
+    hills = cv2.GaussianBlur(rng.random(disk.shape).astype(np.float32), (0, 0), 6)
+    positive = (hills >= np.quantile(hills, 1 - share)) | fragment
+    brown = cv2.GaussianBlur(positive.astype(np.float32), (0, 0), 1.0)[..., None]
+    od = brown * textured(rng, 1.2 * DAB, disk.shape)
+    od = (od + textured(rng, 0.3 * HEMATOXYLIN, disk.shape)) * (disk | fragment)[..., None]
+    noisy = colored(od) + rng.normal(0, 1.2, od.shape)
+    found = tissue_map(np.clip(np.rint(noisy), 0, 255).astype(np.uint8), MPP)
+    assert not found.pen.any()
+    assert found.tissue[disk | fragment].mean() > 0.98
+
+
+def test_brown_pigment_among_tissue_is_no_ink(rng: np.random.Generator) -> None:
+    image, disk = slide(rng)
+    pigment = cv2.circle(np.zeros(disk.shape, np.uint8), (100, 80), 18, 1, -1).astype(bool)
+    image[pigment] = colored(textured(rng, 1.3 * DAB, disk.shape))[pigment]
+    assert not tissue_map(image, MPP).pen.any()
 
 
 def test_a_black_frame_is_neither_tissue_nor_pen(rng: np.random.Generator) -> None:
@@ -194,6 +262,31 @@ def test_real_thumbnails(
     found = tissue_map(image, 16.0)
     assert least < found.tissue.mean() < most
     assert found.pen.mean() < most_pen
+
+
+OVERVIEWS = ("TCGA-A2-A04P-01Z-00-DX1_01.jpg", "TCGA-A2-A0ST-01Z-00-DX1_01.jpg", "hs2p-slide.jpg")
+OVERVIEWS += ("TCGA-A2-A0CR-01Z-00-DX1_01.jpg", "histoqc-prostate-edge-region.jpg")
+PENS = {"orange": (255, 140, 0), "yellow": (255, 235, 40), "violet": (138, 43, 226)}
+PENS |= {"brown": (120, 70, 30), "neon pink": (255, 20, 147)}
+
+
+@pytest.mark.parametrize("name", OVERVIEWS)
+def test_real_thumbnails_have_no_ink_until_some_is_drawn(real_data: Path, name: str) -> None:
+    with open_slide(real_data / "thumbnails" / name, "patches") as picture:
+        image = picture.read_region(0, 0, 0, picture.level_sizes_px[0])
+    clean = tissue_map(image, 16.0)
+    assert not clean.pen.any()
+    around = cv2.dilate(clean.tissue.astype(np.uint8), np.ones((41, 41), np.uint8))
+    rings, _ = cv2.findContours(around, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    ring = max(rings, key=len)
+    stroke = cv2.polylines(np.zeros_like(around), [ring[: len(ring) // 3]], False, 1, 14)
+    through = cv2.GaussianBlur(stroke.astype(np.float32), (0, 0), 0.8)[..., None]
+    beside = stroke.astype(bool) & ~clean.tissue
+    for color, rgb in PENS.items():
+        drawn = image * (1 - through + through * np.array(rgb) / 255)
+        found = tissue_map(np.rint(drawn).astype(np.uint8), 16.0)
+        assert found.pen[beside].mean() > 0.98, color
+        assert not found.tissue[beside].any(), color
 
 
 @pytest.mark.parametrize("kind", ["otsu", "morphological"])
