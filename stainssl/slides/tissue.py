@@ -392,7 +392,7 @@ def _on_glass(mask: np.ndarray, glass: np.ndarray) -> np.ndarray:
     for label, (x, y, width, height, _) in enumerate(boxes[1:], 1):
         box = np.s_[y : y + height + 2 * margin, x : x + width + 2 * margin]
         piece = (padded[box] == label).astype(np.uint8)
-        rim = (cv2.dilate(piece, outer) & ~cv2.dilate(piece, inner)).astype(bool) & within[box]
+        rim = (cv2.dilate(piece, outer) > cv2.dilate(piece, inner)) & within[box]
         kept[label] = not rim.any() or bright[box][rim].mean() >= GLASS_RIM
     kept[0] = False
     return np.take(kept, labels)

@@ -140,8 +140,12 @@ def textured(
 
 @pytest.mark.parametrize(
     ("name", "od"),
-    [("eosin", 0.7 * EOSIN), ("pure eosin", np.array([0.04, 0.6, 0.07])), ("blood", BLOOD)]
-    + [("dense", 1.2 * (0.7 * HEMATOXYLIN + 0.3 * EOSIN))],
+    [
+        ("eosin", 0.7 * EOSIN),
+        ("pure eosin", np.array([0.04, 0.6, 0.07])),
+        ("blood", BLOOD),
+        ("dense", 1.2 * (0.7 * HEMATOXYLIN + 0.3 * EOSIN)),
+    ],
 )
 @pytest.mark.parametrize("center", [(100, 80), (172, 30)], ids=["inside", "beside"])
 def test_a_piece_of_one_stain_is_tissue_and_no_ink(
