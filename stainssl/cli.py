@@ -140,6 +140,7 @@ def cohort_check(config: ConfigFile = DEFAULT) -> None:
         check,
         dated_in_future,
         encoder_checks,
+        feature_warnings,
         outlined,
         read_sheet,
         release_warnings,
@@ -165,7 +166,7 @@ def cohort_check(config: ConfigFile = DEFAULT) -> None:
             typer.echo(f"  {sentence}")
         for sentence in [*release_warnings(loaded, name), *dated_in_future(loaded, name)]:
             typer.echo(f"  {sentence}")
-    for sentence in encoder_checks.warnings(loaded):
+    for sentence in [*encoder_checks.warnings(loaded), *feature_warnings(loaded)]:
         typer.echo(f"warning: {sentence}")
     for name in loaded.tasks:
         typer.echo(f"task {name}:")

@@ -1,7 +1,13 @@
 """Cohorts: their sheets, their parts, and the checks that are made before any job."""
 
 from stainssl.cohort.archive import dated_in_future
-from stainssl.cohort.checks import check, missing_files, needed_files, task_summary
+from stainssl.cohort.checks import (
+    check,
+    feature_warnings,
+    missing_files,
+    needed_files,
+    task_summary,
+)
 from stainssl.cohort.outlines import outlined
 from stainssl.cohort.parts import part_names, part_rows, parts, site_columns, train_parts
 from stainssl.cohort.sheet import (
@@ -23,6 +29,7 @@ __all__ = [
     "SheetRow",
     "check",
     "dated_in_future",
+    "feature_warnings",
     "missing_files",
     "needed_files",
     "outlined",

@@ -264,19 +264,40 @@ def _features_problems(config: Config) -> Iterator[str]:
 
 def _unmatched_features(config: Config, name: str, features: str) -> Iterator[str]:
     """Cohorts of which a folder of features has no slide."""
-    from stainssl.export.source import FILES, source
+    from stainssl.export.source import FILES, feature_file, source
 
     tool, folder = source(features)
-    asked = [c for c in config.cohorts if any(run.key == name for run in config.runs_on(c))]
-    for cohort in asked:
+    for cohort in _embedded_by(config, name):
         slides = read_sheet(config, cohort)["slide_id"]
-        if not any((folder / file.format(s)).is_file() for s in slides for file in FILES[tool]):
+        if not any(feature_file(tool, folder, slide) for slide in slides):
             there = sorted(file.name for file in folder.iterdir())
             yield (
                 f"encoders.{name}.features: {folder} has no file of any of the {len(slides)} slides"
                 f" of {cohort}: looked for {FILES[tool][0].format(slides.iloc[0])}, found"
                 f" {shown(there) or 'nothing'}."
             )
+
+
+def _embedded_by(config: Config, encoder: str) -> list[str]:
+    """The cohorts whose embeddings by an encoder are asked for."""
+    return [c for c in config.cohorts if any(run.key == encoder for run in config.runs_on(c))]
+
+
+def feature_warnings(config: Config) -> list[str]:
+    """A sentence for each cohort of which a folder of features has some slides and not others."""
+    from stainssl.export.source import feature_files
+
+    told = []
+    for name, encoder in config.encoders.items():
+        for cohort in _embedded_by(config, name) if encoder.features else ():
+            slides = read_sheet(config, cohort)["slide_id"].tolist()
+            found = feature_files(str(encoder.features), slides)
+            if absent := [slide for slide in slides if slide not in found]:
+                told.append(
+                    f"encoders.{name}.features: {len(absent)} of {len(slides)} slides of {cohort}"
+                    f" have no file in {encoder.features} and are left out: {shown(absent)}."
+                )
+    return told
 
 
 def _tiling_problems(config: Config) -> Iterator[str]:

@@ -11,7 +11,8 @@ import numpy.typing as npt
 import torch
 
 from stainssl.errors import SlideError, Status
-from stainssl.export.source import FILES
+from stainssl.export.source import feature_file
+from stainssl.slides.hdf5_patch import own_dataset
 
 MOST_COMPRESSED = 1100  # times; deflate reaches 1032 on zeros
 UNKNOWN = -1  # x and y of a tile whose place its file does not tell
@@ -42,12 +43,6 @@ def read_slide(tool: str, folder: Path, slide_id: str) -> Features | None:
     return _read_pt(path) if path.suffix == ".pt" else _read_h5(path)
 
 
-def feature_file(tool: str, folder: Path, slide_id: str) -> Path | None:
-    """The file that holds a slide's features, where the folder has one."""
-    files = (folder / name.format(slide_id) for name in FILES[tool])
-    return next((path for path in files if path.is_file()), None)
-
-
 def _read_h5(path: Path) -> Features:
     try:
         with h5py.File(path, "r") as h5:
@@ -63,13 +58,11 @@ def _array(h5: h5py.File, name: str) -> np.ndarray:
     """An array of numbers that lies in the file itself.
 
     Raises:
-        ValueError: it is something else.
+        KeyError, ValueError: it is something else.
     """
-    found = h5[name]
-    if not isinstance(found, h5py.Dataset) or found.dtype.kind not in "fiu":
+    found = own_dataset(h5, name)
+    if found.dtype.kind not in "fiu":
         raise ValueError(f"{name!r} holds no numbers")
-    if found.external or found.is_virtual:
-        raise ValueError(f"{name!r} lies in another file")
     if found.nbytes > MOST_COMPRESSED * found.id.get_storage_size() + 2**20:
         raise ValueError(f"{name!r} declares {found.nbytes:,} bytes that are not in the file")
     return np.asarray(found)

@@ -36,9 +36,11 @@ def feature_files(text: str, slides: list[str]) -> dict[str, Path]:
         StainsslError: as `source`.
     """
     tool, folder = source(text)
-    found = {}
-    for slide in slides:
-        files = (folder / name.format(slide) for name in FILES[tool])
-        if file := next((file for file in files if file.is_file()), None):
-            found[slide] = file
-    return found
+    found = ((slide, feature_file(tool, folder, slide)) for slide in slides)
+    return {slide: file for slide, file in found if file is not None}
+
+
+def feature_file(tool: str, folder: Path, slide_id: str) -> Path | None:
+    """The file that holds a slide's features, where the folder has one."""
+    files = (folder / name.format(slide_id) for name in FILES[tool])
+    return next((path for path in files if path.is_file()), None)

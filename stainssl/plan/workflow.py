@@ -80,7 +80,10 @@ class Plan:
         known = groups.read(kept)
         self.groups = fixed.groups if fixed else groups.plan(self.run_config, known)
         FixedRun(text, self.groups, str(kept)).announce(moved(f"{folder}/"))
-        self.notices = retraining_notices(self.run_config) if is_main else []
+        self.notices: list[str] = []
+        if is_main:
+            found = cohorts.feature_warnings(self.run_config)
+            self.notices = [*found, *retraining_notices(self.run_config)]
         self.job = lru_cache(maxsize=None)(self._job)
 
     def _job(self, verb: str, **names: Any) -> Job:

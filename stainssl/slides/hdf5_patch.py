@@ -62,6 +62,8 @@ def own_dataset(file: h5py.File, name: str) -> h5py.Dataset:
     import h5py
 
     link = file.get(name, getlink=True)
+    if isinstance(link, h5py.SoftLink):  # its path may lead on through another file
+        raise ValueError(f"{name} is a link to {link.path}: links are not followed")
     found = None if isinstance(link, h5py.ExternalLink) else file[name]
     if not isinstance(found, h5py.Dataset) or found.external or found.is_virtual:
         raise ValueError(f"{name} is no dataset of the file itself: other files are not followed")

@@ -206,11 +206,13 @@ def _is_no_tile(outcome: Outcome, slide: Slide, side_level0_px: float, tiling: T
     """A sentence where a picture's largest square is not what a tile of the tiling shows."""
     _, _, width, height = slide.bounds_level0_px
     share, mpp = side_level0_px**2 / (width * height), side_level0_px * outcome.mpp / tiling.size
-    if share >= MIN_SHARE_USED and abs(mpp / tiling.mpp - 1) <= MAX_SCALE_ERROR:
+    is_other_scale = abs(mpp / tiling.mpp - 1) > MAX_SCALE_ERROR
+    if share >= MIN_SHARE_USED and not is_other_scale:
         return ""
+    scale = f", whose px is {mpp:.3g} µm and not {tiling.mpp:g}" if is_other_scale else ""
     return (
-        f"One tile of {share:.0%} of the picture ({width}×{height} px), whose px is {mpp:.3g} µm "
-        f"and not {tiling.mpp:g}: the cohort's patches: cut makes tiles of the tiling's scale."
+        f"One tile of {share:.0%} of the picture ({width}×{height} px){scale}: the cohort's "
+        "patches: cut makes tiles of the tiling's scale."
     )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from stainssl.cohort import check
+from stainssl.cohort import check, feature_warnings
 from stainssl.config import Config, parse
 from stainssl.errors import StainsslError
 
@@ -108,6 +108,12 @@ def test_a_folder_of_features_that_has_no_slide(tmp_path: Path) -> None:
     assert "has no file of any of the 12 slides of c: looked for c0.h5, found C-0.h5" in found
     (features / "c3.h5").touch()
     assert check(config) == []
+    (told,) = feature_warnings(config)
+    assert "11 of 12 slides of c have no file" in told
+    assert "c0, c1, c2, c4, c5 … (11 in all)" in told
+    for number in range(12):
+        (features / f"c{number}.h5").touch()
+    assert feature_warnings(config) == []
 
 
 def test_paths_stay_under_the_root_unless_a_key_allows_it(tmp_path: Path) -> None:

@@ -37,6 +37,18 @@ def _elsewhere(folder: Path) -> None:
         file["coords"] = np.zeros((4, 2))
 
 
+def _linked(link: h5py.ExternalLink | h5py.SoftLink) -> Callable[[Path], None]:
+    def write(folder: Path) -> None:
+        with h5py.File(folder / "other.h5", "w") as file:
+            file["features"] = np.zeros((4, 4))
+        with h5py.File(folder / "s.h5", "w") as file:
+            file["folder"] = h5py.ExternalLink("other.h5", "/")
+            file["features"] = link
+            file["coords"] = np.zeros((4, 2))
+
+    return write
+
+
 XY = np.zeros((4, 2), np.int64)
 
 
@@ -46,10 +58,12 @@ XY = np.zeros((4, 2), np.int64)
         (_h5(features=b"text", coords=XY), "holds no numbers"),
         (_h5(features=np.zeros((4, 0)), coords=XY), r"features \(4, 0\)"),
         (_h5(features=np.zeros(4), coords=XY), r"features \(4,\)"),
-        (_h5(**{"features/deeper": np.zeros(4)}, coords=XY), "holds no numbers"),
+        (_h5(**{"features/deeper": np.zeros(4)}, coords=XY), "no dataset of the file itself"),
         (_h5(features=np.zeros((4, 3)), coords=XY[:3]), r"coords \(3, 2\)"),
         (_huge, "declares .* bytes that are not in the file"),
-        (_elsewhere, "lies in another file"),
+        (_elsewhere, "other files are not followed"),
+        (_linked(h5py.ExternalLink("other.h5", "/features")), "other files are not followed"),
+        (_linked(h5py.SoftLink("/folder/features")), "links are not followed"),
         (lambda folder: torch.save(torch.zeros(4), folder / "s.pt"), "holds no tensor|features"),
         (lambda folder: torch.save(["text"], folder / "s.pt"), "holds no tensor"),
     ],

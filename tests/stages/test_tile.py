@@ -326,6 +326,18 @@ def test_pictures_that_are_no_tiles_say_what_was_made_of_them(
     assert "1 of 2: as wide" in caplog.text
 
 
+def test_a_picture_that_is_not_square_is_not_said_to_have_another_scale(
+    tmp_path: Path, root: Path, rng: np.random.Generator
+) -> None:
+    image = rng.integers(0, 256, (128, 512, 3), dtype=np.uint8)
+    Image.fromarray(image).save(root / "strip.png")
+    rows = [{"slide_id": "strip", "path": "strip.png", "mpp": 0.5}]
+    config = cohort(tmp_path, rows, kind="patches")
+    run_stage("tile", config, "c", PART)
+    detail = outputs(config)[1].loc["strip", "detail"]
+    assert detail.startswith("One tile of 25% of the picture (512×128 px): the cohort's patches")
+
+
 def test_pictures_are_cut_at_the_tilings_scale(
     tmp_path: Path, root: Path, rng: np.random.Generator
 ) -> None:
