@@ -312,6 +312,9 @@ def predict(
         Path, typer.Option("--root", help="Paths in the sheet are relative to it.")
     ] = Path("."),
     pictures: Annotated[bool, typer.Option(help="Draw attention, beside its GeoJSON.")] = True,
+    outside_root: Annotated[
+        bool, typer.Option("--outside-root", help="Paths in the sheet may leave --root.")
+    ] = False,
     config: ConfigFile = DEFAULT,
     threads: Threads = 1,
 ) -> None:
@@ -320,7 +323,8 @@ def predict(
 
     names = {"task": task, "encoder": encoder, "head": head}
     loaded = _begin("predict", config, threads, names)
-    run(loaded, **names, sheet=sheet, root=root, out=out, pictures=pictures)
+    given = {"sheet": sheet, "root": root, "out": out, "outside_root": outside_root}
+    run(loaded, **names, **given, pictures=pictures)
 
 
 @app.command()

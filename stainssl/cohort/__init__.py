@@ -6,6 +6,7 @@ from stainssl.cohort.checks import (
     feature_warnings,
     missing_files,
     needed_files,
+    outside_problems,
     task_summary,
 )
 from stainssl.cohort.outlines import outlined
@@ -33,6 +34,7 @@ __all__ = [
     "missing_files",
     "needed_files",
     "outlined",
+    "outside_problems",
     "part_names",
     "part_rows",
     "parts",

@@ -66,24 +66,33 @@ def _file_problems(config: Config, name: str) -> Iterator[str]:
 
 def _path_problems(config: Config, name: str) -> Iterator[str]:
     """Paths that leave the cohort's folder, and those that Snakemake would read as patterns."""
-    cohort, rows = config.cohorts[name], read_sheet(config, name)
-    if cohort.sheet is None:
+    rows = read_sheet(config, name)
+    if config.cohorts[name].sheet is None:
         return
-    folder = os.path.normpath(root(config, name).absolute())
-    paths = rows["path"].map(os.path.abspath)
-    outside = rows[paths.map(lambda path: os.path.commonpath([path, folder]) != folder)]
-    if len(outside) and not cohort.outside_root:
-        yield (
-            f"{source_of(config, name)}: {len(outside)} path(s) lie outside of {folder}, as"
-            f" {outside['path'].iloc[0]}: set cohorts.{name}.root to a folder above them, or"
-            " outside_root: true."
-        )
+    yield from outside_problems(config, name, f"cohorts.{name}.root", "outside_root: true")
     braces = rows[rows["path"].str.contains(r"[{}\n\r]", regex=True)]
     if len(braces):
         yield (
             f"{source_of(config, name)}: {len(braces)} path(s) have braces or line breaks, as"
             f" {braces['path'].iloc[0]!r}, which Snakemake reads as a pattern: rename the files, or"
             " link to them under other names."
+        )
+
+
+def outside_problems(config: Config, name: str, root_key: str, outside_key: str) -> Iterator[str]:
+    """A sentence where paths of a sheet leave the cohort's folder and may not.
+
+    Args:
+        root_key: how a user sets that folder; `outside_key`: how they allow such paths.
+    """
+    cohort, rows = config.cohorts[name], read_sheet(config, name)
+    folder = os.path.normpath(root(config, name).absolute())
+    paths = rows["path"].map(os.path.abspath)
+    outside = rows[paths.map(lambda path: os.path.commonpath([path, folder]) != folder)]
+    if len(outside) and not cohort.outside_root:
+        yield (
+            f"{source_of(config, name)}: {len(outside)} path(s) lie outside of {folder}, as"
+            f" {outside['path'].iloc[0]}: set {root_key} to a folder above them, or {outside_key}."
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import h5py
@@ -10,7 +11,8 @@ import torch
 
 from stainssl.export.slide import ExportedSlide
 from stainssl.export.tables import Tables
-from stainssl.stores.atomic import replacing
+from stainssl.stores.atomic import replacing, write_bytes
+from stainssl.stores.hdf5 import new_hdf5
 
 CHUNK_ROWS = 256  # CLAM's own files have a row a chunk, which its readers do not ask for
 
@@ -24,15 +26,13 @@ def write_slide(folder: Path, slide: ExportedSlide) -> None:
     """
     features = slide.features.astype(np.float32)
     coords = slide.xy_level0_px.astype(np.int32)
-    with (
-        replacing(folder / "h5_files" / f"{slide.slide_id}.h5") as made,
-        h5py.File(made, "w") as h5,
-    ):
+    with new_hdf5(folder / "h5_files" / f"{slide.slide_id}.h5") as h5:
         put(h5, "features", features)
         put(h5, "coords", coords)
-    with replacing(folder / "pt_files" / f"{slide.slide_id}.pt") as made:
-        torch.save(torch.from_numpy(features), made)
-    with replacing(folder / "patches" / f"{slide.slide_id}.h5") as made, h5py.File(made, "w") as h5:
+    tensor = io.BytesIO()
+    torch.save(torch.from_numpy(features), tensor)
+    write_bytes(folder / "pt_files" / f"{slide.slide_id}.pt", tensor.getbuffer())
+    with new_hdf5(folder / "patches" / f"{slide.slide_id}.h5") as h5:
         size = np.array(slide.size_level0_px)
         put(h5, "coords", coords).attrs.update({
             "patch_size": round(slide.side_level0_px), "patch_level": 0, "downsample": np.ones(2),

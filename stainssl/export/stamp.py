@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pandas as pd
 
@@ -12,6 +11,7 @@ from stainssl.export.clam import put
 from stainssl.export.slide import ExportedSlide
 from stainssl.export.tables import Tables
 from stainssl.stores.atomic import replacing
+from stainssl.stores.hdf5 import new_hdf5
 
 LAYOUT = "2.1.0"  # the version of STAMP whose layout this is; a reader refuses newer ones than it
 
@@ -19,7 +19,7 @@ LAYOUT = "2.1.0"  # the version of STAMP whose layout this is; a reader refuses 
 def write_slide(folder: Path, slide: ExportedSlide) -> None:
     """Write `features/{slide}.h5`: `feats` (N, D) float16, `coords` (N, 2) float32 in µm."""
     path = folder / "features" / f"{slide.slide_id}.h5"
-    with replacing(path) as made, h5py.File(made, "w") as h5:
+    with new_hdf5(path) as h5:
         put(h5, "feats", slide.features)
         put(h5, "coords", (slide.xy_level0_px * slide.level0_mpp).astype(np.float32))
         h5.attrs.update({

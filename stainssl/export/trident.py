@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import h5py
 import numpy as np
 
 from stainssl.export.clam import put
 from stainssl.export.slide import ExportedSlide
 from stainssl.export.tables import Tables
-from stainssl.stores.atomic import replacing
+from stainssl.stores.hdf5 import new_hdf5
 
 UM_AT_1X = 10.0  # µm in a px of a 1x picture: TRIDENT's 20x is 0.5 µm/px
 
@@ -35,12 +34,12 @@ def write_slide(folder: Path, slide: ExportedSlide) -> None:
     """
     base = coords_folder(folder, slide)
     path = base / f"features_{slide.encoder}" / f"{slide.slide_id}.h5"
-    with replacing(path) as made, h5py.File(made, "w") as h5:
+    with new_hdf5(path) as h5:
         features = put(h5, "features", slide.features.astype(np.float32))
         features.attrs.update({"name": slide.slide_id, "savetodir": str(path.parent)})
         put(h5, "coords", slide.xy_level0_px).attrs.update(_attributes(slide, base))
     path = base / "patches" / f"{slide.slide_id}_patches.h5"
-    with replacing(path) as made, h5py.File(made, "w") as h5:
+    with new_hdf5(path) as h5:
         put(h5, "coords", slide.xy_level0_px).attrs.update(_attributes(slide, base))
 
 

@@ -14,7 +14,7 @@ from stainssl.cohort import COLUMNS, PART, parts, read_sheet
 from stainssl.cohort.sheet import OF_COHORT
 from stainssl.cohort.sheet_file import shown
 from stainssl.config import Config, nearest
-from stainssl.errors import StainsslError
+from stainssl.errors import StainsslError, disk_faults_told
 from stainssl.evaluation.labels import Labels, labels_of
 from stainssl.export.slide import ExportedSlide
 from stainssl.export.tables import tables_of
@@ -44,12 +44,19 @@ def run(
     a vector are left out: no tool has a word for them.
 
     Raises:
-        StainsslError: an unknown tool, no task and head for `qupath`, or an input is missing.
+        StainsslError: an unknown tool, no task and head for `qupath`, an input is missing, or the
+            disk is full.
     """
-    if to == QUPATH:
-        return _to_qupath(config, cohort, encoder, out, task, head, pictures)
-    if to not in FORMATS:
+    if to not in (*FORMATS, QUPATH):
         raise StainsslError(f"--to: no such tool {to!r}{nearest(to, [*FORMATS, QUPATH])}")
+    with disk_faults_told(out):
+        if to == QUPATH:
+            _to_qupath(config, cohort, encoder, out, task, head, pictures)
+        else:
+            _to_folder(config, to, cohort, encoder, out)
+
+
+def _to_folder(config: Config, to: str, cohort: str, encoder: str, out: Path) -> None:
     tool = import_module(f"stainssl.export.{to}")
     tiles: dict[str, int] = {}
     for slide in _slides(config, cohort, encoder):
@@ -64,7 +71,6 @@ def run(
     log.info("%d slides, %d tiles for %s: %s", len(tiles), sum(tiles.values()), to, out)
     if left := sorted(set(sheet["slide_id"]) - set(tiles)):
         log.info("%d slides of the sheet have no features: %s", len(left), shown(left))
-    return None
 
 
 def _labels(config: Config, cohort: str) -> dict[str, Labels]:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Hashable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from stainssl.cohort import parts
+from stainssl.cohort import outside_problems, parts
 from stainssl.config import Cohort, Config, Encoder, dump
-from stainssl.errors import StainsslError
+from stainssl.errors import StainsslError, disk_faults_told
 from stainssl.evaluation.folds import read_folds
 from stainssl.evaluation.predictions import THRESHOLD, words_called
 from stainssl.mil import bags as bagging
@@ -42,6 +42,15 @@ Models = dict[tuple[int, int], FoldModel]
 
 
 @dataclass(frozen=True)
+class Asked:
+    """Which of a config's models answer."""
+
+    task: str
+    encoder: str
+    head: str
+
+
+@dataclass(frozen=True)
 class ScoredBag:
     """What the fold models say of one bag.
 
@@ -65,6 +74,7 @@ def run(
     root: Path,
     out: Path,
     pictures: bool = True,
+    outside_root: bool = False,
 ) -> None:
     """Tile, embed and score new slides with all fold models of a trained task.
 
@@ -79,12 +89,29 @@ def run(
         root: what the sheet's paths are relative to.
         out: a folder for what is made.
         pictures: whether to draw attention, beside its GeoJSON.
+        outside_root: whether the sheet's paths may leave `root`.
 
     Raises:
-        StainsslError: the task is of level tile or has no models, or no slide can be used.
+        StainsslError: the task is of level tile or has no models, a path leaves `root`, no slide
+            can be used, or the disk is full.
     """
-    level = config.tasks[task].level
-    if level == "tile":
+    models, reference = _trained(config, task, encoder, head)
+    new = config_of_new(config, task, encoder, sheet, root, out, outside_root)
+    if found := list(outside_problems(new, NEW, "--root", "give --outside-root")):
+        raise StainsslError("\n".join(found))
+    with disk_faults_told(out):
+        _predict(config, new, Asked(task, encoder, head), models, reference, pictures)
+
+
+def _trained(
+    config: Config, task: str, encoder: str, head: str
+) -> tuple[Models, tuple[Reference, Reference]]:
+    """The fold models of a task, and what slides are compared with.
+
+    Raises:
+        StainsslError: there are none that new slides could be given to.
+    """
+    if config.tasks[task].level == "tile":
         raise StainsslError(
             f"tasks.{task} is of level tile: `predict` answers slide and patient tasks."
         )
@@ -95,8 +122,19 @@ def run(
         )
     trained = Paths(config.results).mil(task, encoder, head)
     models = load_models(trained / "models")
-    reference = references(read_table(trained / "reference.parquet", "reference"))
-    new = config_of_new(config, task, encoder, sheet, root, out)
+    return models, references(read_table(trained / "reference.parquet", "reference"))
+
+
+def _predict(
+    config: Config,
+    new: Config,
+    asked: Asked,
+    models: Models,
+    reference: tuple[Reference, Reference],
+    pictures: bool,
+) -> None:
+    """Answer for the slides of `new`, and write it where that has its results."""
+    out, encoder, level = new.results, asked.encoder, config.tasks[asked.task].level
     write_text(Paths(out).config(), dump(new))  # `stainssl view` opens the folder by it
     slides = _prepared(new, encoder)
     scored = list(_scored(slides, level, slide_reader(_stores(new, encoder), slides), models))
@@ -105,23 +143,30 @@ def run(
     write_text(out / "slides.csv", shown.to_csv(index=False))
     if not scored:
         raise StainsslError(
-            f"No slide of {sheet} has a usable tile: {out / 'slides.csv'} says why."
+            f"No slide of {new.cohorts[NEW].sheet} has a usable tile: "
+            f"{out / 'slides.csv'} says why."
         )
     by_model = pd.concat([one.predictions for one in scored], ignore_index=True)
     attention = pd.concat([one.attention for one in scored], ignore_index=True)
-    known = known_patients(config, task, encoder)
+    known = known_patients(config, asked.task, encoder)
     answers = summary(by_model, slides.assign(known=slides["patient_id"].map(known)), level)
-    settings = {"task": task, "encoder": encoder, "head": head, "models": len(models)}
+    settings = {**asdict(asked), "models": len(models)}
     write_table(out / "by-model.parquet", by_model, "predictions", settings)
     write_table(out / "attention.parquet", attention, "attention", settings)
     write_text(out / "predictions.csv", answers.to_csv(index=False, float_format="%.6g"))
-    title = f"{task}, {head} on {encoder}"
+    title = f"{asked.task}, {asked.head} on {encoder}"
     write_attention(new, NEW, attention, out / "attention", title, pictures)
     log.info("%d %s(s) scored by %d models: %s", len(answers), level, len(models), out)
 
 
 def config_of_new(
-    config: Config, task: str, encoder: str, sheet: Path, root: Path, out: Path
+    config: Config,
+    task: str,
+    encoder: str,
+    sheet: Path,
+    root: Path,
+    out: Path,
+    outside_root: bool = False,
 ) -> Config:
     """The config under which new slides are tiled and embedded as the task's own were.
 
@@ -130,11 +175,18 @@ def config_of_new(
     run = config.run(encoder)
     like = config.cohorts[config.tasks[task].cohorts[0]]
     weights = run.encoder.weights or str(Paths(config.results).model(encoder))
+    cohort = Cohort(
+        sheet=sheet,
+        root=root,
+        kind=like.kind,
+        tiling=run.encoder.tiling,
+        outside_root=outside_root,
+    )
     return Config(
         results=out,
         seed=config.seed,
         slides=config.slides.model_copy(update={"on_missing": "quarantine"}),
-        cohorts={NEW: Cohort(sheet=sheet, root=root, kind=like.kind, tiling=run.encoder.tiling)},
+        cohorts={NEW: cohort},
         tilings=config.tilings,
         encoders={
             encoder: Encoder(

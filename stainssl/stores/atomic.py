@@ -85,6 +85,12 @@ def replacing(path: Path) -> Iterator[Path]:
         _remove(made)
 
 
+def write_bytes(path: Path, data: bytes | memoryview) -> None:
+    """Write `data` to `path`, whole or not at all."""
+    with replacing(path) as made:
+        made.write_bytes(data)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write `text` to `path` in UTF-8, whole or not at all."""
     with replacing(path) as made:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import json
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from stainssl.cohort import outside_problems
 from stainssl.errors import StainsslError
 from stainssl.paths import Paths
 from stainssl.stages import export, predict
@@ -150,7 +153,9 @@ def test_another_stain_is_told(trained, tmp_path, caplog):
     blue = np.ascontiguousarray(image[..., ::-1])
     write_svs(tmp_path / "blue.svs", blue, quality=90, mpp=0.5, magnification=20)
     row = {"slide_id": "g", "patient_id": "g", "path": str(tmp_path / "blue.svs")}
-    answers = _predict(trained, pd.DataFrame([row]), tmp_path / "out", "slide", pictures=False)
+    answers = _predict(
+        trained, pd.DataFrame([row]), tmp_path / "out", "slide", pictures=False, outside_root=True
+    )
     assert "its stain lies outside" in answers["note"].item()
     assert "g: its stain lies outside what the task was trained on" in caplog.text
     assert [p.name for p in (tmp_path / "out" / "attention").iterdir()] == ["g.geojson"]
@@ -185,3 +190,36 @@ def test_imported_features_are_refused_before_any_work(trained, tmp_path):
 def test_only_patients_that_were_trained_on_are_noted(trained, tmp_path):
     known = predict.known_patients(trained.config, "patient", "enc")
     assert set(known) == set(trained.sheet["patient_id"])
+
+
+def test_a_path_that_leaves_the_root_is_refused_unless_it_may(trained, tmp_path):
+    rows = trained.rows("a-001-1").assign(path="../slides/a-001-1.svs")
+    rows.to_csv(tmp_path / "s.csv", index=False)
+    root = trained.root / "elsewhere"
+    with pytest.raises(
+        StainsslError, match=r"1 path.s. lie outside of .*elsewhere.* --outside-root"
+    ):
+        predict.run(
+            trained.config, "patient", "enc", "abmil", tmp_path / "s.csv", root, tmp_path / "out"
+        )
+    assert not (tmp_path / "out").exists()
+    new = predict.config_of_new(
+        trained.config, "patient", "enc", tmp_path / "s.csv", root, tmp_path / "out", True
+    )
+    assert not list(outside_problems(new, predict.NEW, "--root", "give --outside-root"))
+
+
+def test_a_full_disk_is_told_with_its_folder_and_what_is_free(trained, tmp_path, monkeypatch):
+    def full(*_args, **_words):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    sheet = tmp_path / "s.csv"
+    trained.rows("a-001-1").to_csv(sheet, index=False)
+    monkeypatch.setattr(predict, "write_text", full)
+    with pytest.raises(StainsslError, match=rf"No space left.* {tmp_path}.*GB free"):
+        predict.run(trained.config, "patient", "enc", "abmil", sheet, trained.root, tmp_path)
+    monkeypatch.setattr(Path, "write_bytes", full)
+    for tool in ("clam", "trident", "stamp"):
+        with pytest.raises(StainsslError, match=rf"No space left.* {tmp_path}.*GB free"):
+            export.run(trained.config, tool, "clinic", "enc", tmp_path / tool)
+        assert not [path for path in (tmp_path / tool).rglob("*") if path.is_file()]
