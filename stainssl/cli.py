@@ -323,8 +323,10 @@ def predict(
 
     names = {"task": task, "encoder": encoder, "head": head}
     loaded = _begin("predict", config, threads, names)
-    given = {"sheet": sheet, "root": root, "out": out, "outside_root": outside_root}
-    run(loaded, **names, **given, pictures=pictures)
+    run(
+        loaded, **names, sheet=sheet, root=root, out=out, pictures=pictures,
+        outside_root=outside_root,
+    )  # fmt: skip
 
 
 @app.command()
@@ -418,6 +420,26 @@ def view(
     from stainssl.view.run import run
 
     run(results, config, host, port, token, export, slide or [], typer.echo)
+
+
+@app.command()
+def slide(
+    file: Annotated[Path, typer.Argument(help="The slide's file.")],
+    mpp: Annotated[
+        float, typer.Option("--mpp", help="µm/px, where the slide is silent or wrong.")
+    ] = float("nan"),
+    reader: Annotated[str, typer.Option("--reader", help="As `slides.reader`.")] = "auto",
+    picture: Annotated[
+        Path | None, typer.Option("--picture", help="A PNG of tissue, ink and tiles.")
+    ] = None,
+    threads: Threads = 1,
+) -> None:
+    """Tell what one slide is, and the tissue and tiles that the default tiling finds on it."""
+    _use_threads(threads)
+    from stainssl.stages.slide import run
+
+    for line in run(file, mpp, reader, picture):
+        typer.echo(line)
 
 
 @app.command()

@@ -21,7 +21,7 @@ def test_help_names_every_verb(tmp_path: Path) -> None:
     out = _stainssl("--help", cwd=tmp_path).stdout
     verbs = (
         "demo cohort tile label pixels target pretrain embed folds probe mil robustness benchmark"
-        " predict export import"
+        " predict export import slide"
     )
     for verb in [*verbs.split(), "doctor"]:
         assert verb in out
@@ -39,7 +39,9 @@ def test_a_mistake_is_a_sentence_and_exit_1(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("module", ["tile", "label", "folds", "statuses", "gate", "embedded"])
+@pytest.mark.parametrize(
+    "module", ["tile", "slide", "label", "folds", "statuses", "gate", "embedded"]
+)
 def test_light_stages_import_neither_torch_nor_tiatoolbox(module: str) -> None:
     code = (
         f"import sys, stainssl.stages.{module}, stainssl.slides.tiling, stainssl.cohort;"

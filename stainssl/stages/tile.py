@@ -23,7 +23,7 @@ from stainssl.runtime.pace import duration
 from stainssl.runtime.parallel import in_order, job_threads
 from stainssl.slides.annotation_files import Areas, read_annotations
 from stainssl.slides.annotations import within
-from stainssl.slides.brightfield import require_brightfield
+from stainssl.slides.brightfield import is_brightfield, require_brightfield
 from stainssl.slides.errors import require_file
 from stainssl.slides.frames import Frame, in_slide, origin_of
 from stainssl.slides.readers import open_slide
@@ -70,6 +70,7 @@ class Outcome:
     reader: str = ""
     identity: Identity = NOT_OPENED
     bounds_level0_px: tuple[int, int, int, int] = (0, 0, 0, 0)
+    is_brightfield: bool | None = None  # None: not looked at
     tissue_mm2: float = float("nan")
     counts: dict[str, int] = field(
         default_factory=lambda: dict.fromkeys(("kept", *REASONS, BACKGROUND), 0)
@@ -152,8 +153,13 @@ def _picture(outcome: Outcome, slide: Slide, thumbnail: np.ndarray, tissue: Tiss
     )
 
 
-def _tile_slide(outcome: Outcome, slide: Slide, sheet_mpp: float, tiling: Tiling) -> None:
-    """Mask, tile and picture one open slide into `outcome`."""
+def tile_slide(outcome: Outcome, slide: Slide, sheet_mpp: float, tiling: Tiling) -> None:
+    """Mask, tile and picture one open slide into `outcome`.
+
+    Raises:
+        SlideError: what makes the slide unusable; `outcome` has what was found before.
+        OSError: the machine's or the mount's fault.
+    """
     _probe(slide)
     outcome.mpp, outcome.mpp_source, outcome.detail = resolve_mpp(sheet_mpp, slide)
     coarse = enlarged(outcome.mpp, tiling.mpp, tiling.max_enlargement)
@@ -162,6 +168,7 @@ def _tile_slide(outcome: Outcome, slide: Slide, sheet_mpp: float, tiling: Tiling
     mask = tiling.mask
     mask_mpp = max(mask.mpp, outcome.mpp)  # never finer than the slide is
     thumbnail = read_thumbnail(slide, mask_mpp, outcome.mpp)
+    outcome.is_brightfield = is_brightfield(thumbnail)
     require_brightfield(thumbnail)
     _refuse_grey(thumbnail)
     tissue = masked(thumbnail, mask_mpp, mask.kind, mask.min_area_um2, mask.min_hole_um2)
@@ -279,7 +286,7 @@ def _work(job: TileJob, outcome: Outcome, slide: Slide, sheet_mpp: float, number
     outcome.identity = Identity.of(slide.path, slide)
     outcome.bounds_level0_px = slide.bounds_level0_px
     if job.kind != "patches":
-        _tile_slide(outcome, slide, sheet_mpp, job.tiling)
+        tile_slide(outcome, slide, sheet_mpp, job.tiling)
         return
     _tile_patch(outcome, slide, sheet_mpp, job.tiling, job.patches == "cut")
     if number < MAX_PATCH_PREVIEWS:

@@ -1,0 +1,99 @@
+"""`stainssl slide` says of one slide what the stage `tile` finds on it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from stainssl.cli import app
+from stainssl.errors import StainsslError
+from stainssl.paths import Paths
+from stainssl.stages import run_stage, slide
+from stainssl.stores.tiles import read_qc
+from tests.slides.conftest import stained, write_svs
+from tests.stages.test_tile import PART, cohort
+
+
+@pytest.fixture
+def picture(rng: np.random.Generator) -> np.ndarray:
+    return stained(rng, (1024, 1280))[0]
+
+
+def _qc_row(folder: Path, **columns: object) -> dict[str, object]:
+    """The row that `tile` writes of `root/s.svs` under the default tiling."""
+    config = cohort(folder, [{"slide_id": "s", "path": "s.svs", **columns}], root=str(folder))
+    default = type(config.tilings["default"])()
+    config = config.model_copy(update={"tilings": {"default": default}})
+    run_stage("tile", config, "c", PART)
+    return dict(read_qc(Paths(config.results).qc("c", "default", PART)).iloc[0])
+
+
+def test_a_slide_is_told_as_it_is_tiled(tmp_path: Path, picture: np.ndarray) -> None:
+    path = write_svs(tmp_path / "s.svs", picture)
+    lines = list(slide.run(path, picture=tmp_path / "out.png"))
+    row = _qc_row(tmp_path)
+    said = dict(line.split(": ", 1) for line in lines)
+    assert said["reader"] == "tiff (vendor: aperio)"
+    assert said["size"] == "1280×1024 px"
+    assert said["level 0"] == "1280×1024 px, downsample 1"
+    assert said["µm/px"].startswith(f"{row['mpp']:.4g} ({row['mpp_source']}; stated: format")
+    assert said["bounds"] == "the whole slide"
+    assert said["brightfield"] == "yes"
+    assert said["tissue"].startswith(f"{row['tissue_mm2']:.4g} mm²")
+    assert said["tiles"].startswith(f"{row['tiles_kept']} of ")
+    assert said["status"] == "ok"
+    assert Image.open(tmp_path / "out.png").width > 100
+
+
+def test_the_users_pixel_size_comes_first(tmp_path: Path, picture: np.ndarray) -> None:
+    path = write_svs(tmp_path / "s.svs", picture, mpp=None)
+    lines = list(slide.run(path, mpp=0.25))
+    assert any(line.startswith("µm/px: 0.25 (--mpp") for line in lines)
+
+
+@pytest.mark.parametrize("fault", ["cut", "text", "no-mpp"])
+def test_a_bad_slide_has_the_sentence_of_the_stage(
+    tmp_path: Path, picture: np.ndarray, fault: str
+) -> None:
+    path = tmp_path / "s.svs"
+    write_svs(path, picture, mpp=None if fault == "no-mpp" else 0.5)
+    if fault == "cut":
+        os.truncate(path, int(path.stat().st_size * 0.7))
+    elif fault == "text":
+        path.write_text("no slide")
+    row = _qc_row(tmp_path)
+    with pytest.raises(StainsslError) as caught:
+        list(slide.run(path, picture=tmp_path / "out.png"))
+    assert str(caught.value) == f"{path}: {row['status']}: {row['detail']}"
+    assert not (tmp_path / "out.png").exists()
+
+
+def test_a_dark_field_is_told(tmp_path: Path, rng: np.random.Generator) -> None:
+    dark = rng.integers(0, 12, (1024, 1024, 3), dtype=np.uint8)
+    lines: list[str] = []
+    with pytest.raises(StainsslError, match="not-brightfield"):
+        for line in slide.run(write_svs(tmp_path / "s.svs", dark)):
+            lines.append(line)  # noqa: PERF402 what was told before it was raised
+    assert lines[-1] == "brightfield: no"
+
+
+def test_the_command_prints_and_a_missing_file_is_a_sentence(
+    tmp_path: Path, picture: np.ndarray
+) -> None:
+    path = write_svs(tmp_path / "s.svs", picture)
+    done = CliRunner().invoke(app, ["slide", str(path)])
+    assert done.exit_code == 0, done.output
+    assert "status: ok" in done.output
+    with pytest.raises(StainsslError, match=r"missing: .*gone\.svs does not exist"):
+        list(slide.run(tmp_path / "gone.svs"))
+
+
+def test_real_slides(real_data: Path) -> None:
+    lines = list(slide.run(real_data / "slides" / "CMU-1-Small-Region.svs"))
+    assert "objective: 20x" in lines
+    assert lines[-1].startswith("status: ok")
