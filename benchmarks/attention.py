@@ -9,8 +9,8 @@ attention of its tiles tells tumour from the rest: AUROC against the truth polyg
 slides with its 95 % bootstrap interval over patients. HER2 shows in tumour cells alone: a ring and
 a size. Prints a table and writes `attention.json`.
 
-With `--encoders imagenet`, `encoders: {imagenet: {weights: tf_efficientnet_lite0@OUT.pth}}` in the
-config (`imagenet_weights.py` writes OUT.pth) and `stainssl embed` of every part before.
+With `--encoders imagenet`, `encoders: {imagenet: {weights: efficientnet-lite0}}` in the config and
+`stainssl embed` of every part before.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Networks continued on the tiles of AMi-Br, for `evidence_amibr.py measure`.
 
-    python -m benchmarks.evidence_pretrain --root AMi-Br --work FOLDER \\
-        --init tf_efficientnet_lite0@FILE
+    python -m benchmarks.evidence_pretrain --root AMi-Br --work FOLDER
 
 Writes a sheet a site and a config into the folder and has the workflow train, from the given
 weights: `METHOD-without-SITE`, which sees the tiles of the four other sites, and `METHOD-all`,
@@ -94,7 +93,7 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--root", type=Path, required=True, help="the release's folder")
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--init", required=True, metavar="ARCHITECTURE@FILE")
+    parser.add_argument("--init", default="efficientnet-lite0")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS)[:2])
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2], help="a site left out")
     parser.add_argument("--seeds-all", nargs="*", type=int, default=[0, 1, 2, 3, 4])
@@ -114,7 +113,15 @@ def main(words: Sequence[str] | None = None) -> None:
     targets = [str(Paths(read.results).model(run.name)) for run in read.runs()]
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(REPO / "Snakefile")]
     command += ["--configfile", str(work / "config.yaml"), "--directory", str(work)]
-    command += ["--cores", str(given.cores), "--rerun-incomplete", "--keep-going", *targets]
+    command += [
+        "--cores",
+        str(given.cores),
+        "--rerun-incomplete",
+        "--keep-going",
+        "--quiet",
+        "rules",
+    ]
+    command += ["--quiet", "rules", "host", "--", *targets]
     subprocess.run(command, check=True)
 
 

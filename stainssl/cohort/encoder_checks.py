@@ -19,6 +19,7 @@ from stainssl.encoders.loading import (
     TIMM,
     build,
     nearest_network,
+    packaged,
     weights_file,
     whole_patches,
 )
@@ -110,6 +111,8 @@ def _file(architecture: str, file: Path) -> Iterator[str]:
 
 def _recipe(name: str, recipe: EncoderRecipe, given: str | None) -> Iterator[str]:
     if given is None:
+        if recipe.package:
+            packaged(name, recipe)
         return
     file = weights_file(name, recipe, given)
     if recipe.needs_config:  # read with its weights
@@ -119,6 +122,8 @@ def _recipe(name: str, recipe: EncoderRecipe, given: str | None) -> Iterator[str
         weights = tensors.read(file, "meta")
         if recipe.layout == "transformers":
             weights = tensors.from_transformers(weights, model)
+        if recipe.layout == "ordered":
+            weights = tensors.in_order(weights, model.state_dict())
     if problem := tensors.fit(model.state_dict(), weights).problem(str(file), name):
         yield problem
 
@@ -139,7 +144,7 @@ def warnings(config: Config) -> Iterator[str]:
     """Sentences about tiles of another scale or size than an encoder was trained at."""
     for name, encoder in config.encoders.items():
         found = recipes.find(encoder.weights or encoder.init or "")
-        if found is None:
+        if found is None or not found[1].mpp:
             continue
         recipe, tiling = found[1], config.tilings[encoder.tiling]
         if not any(1 / MPP_SLACK < tiling.mpp / mpp < MPP_SLACK for mpp in recipe.mpp):

@@ -145,14 +145,15 @@ def _of_recipe(name: str, recipe: EncoderRecipe) -> tuple[str, dict[str, Any]]:
             " token and mean of patches), so what is trained could not be saved. Start from "
             f"{', '.join(n for n in sorted(recipes.RECIPES) if is_saved_by_timm(n))}."
         )
-    return recipe.architecture, {**recipe.arguments, "img_size": recipe.input_px}
+    size = {} if recipe.pooling == "average" else {"img_size": recipe.input_px}
+    return recipe.architecture, {**recipe.arguments, **size}
 
 
 def is_saved_by_timm(name: str) -> bool:
     """Whether a timm folder can hold a recipe's network, so that it can be trained further."""
     recipe = recipes.RECIPES[name]
     classes = any(isinstance(value, type) for value in recipe.arguments.values())
-    return recipe.pooling == "cls" and not classes
+    return recipe.pooling != "cls+mean" and not classes
 
 
 def _resized(

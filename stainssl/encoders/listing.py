@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterator
 
 from huggingface_hub import try_to_load_from_cache
@@ -9,21 +10,27 @@ from huggingface_hub import try_to_load_from_cache
 from stainssl.encoders.recipes import RECIPES, EncoderRecipe
 
 GATED = {True: "gated", False: "open", None: "see the card"}
-VECTOR = {"cls": "class token", "cls+mean": "class token, mean of patches"}
+VECTOR = {
+    "cls": "class token",
+    "cls+mean": "class token, mean of patches",
+    "average": "average of the last map",
+}
 
 
 def lines() -> Iterator[str]:
     """A line an encoder: name, length of its vector, µm/px, license, access, where it is here."""
-    yield f"{'name':<14} {'dim':>5}  {'µm/px':<16} {'license':<22} {'access':<13} here"
+    yield f"{'name':<18} {'dim':>5}  {'µm/px':<16} {'license':<22} {'access':<13} here"
     for name, recipe in RECIPES.items():
         yield (
-            f"{name:<14} {recipe.dim:>5}  {_mpp(recipe):<16} {recipe.license:<22} "
+            f"{name:<18} {recipe.dim:>5}  {_mpp(recipe):<16} {recipe.license:<22} "
             f"{GATED[recipe.gated]:<13} {cached(recipe) or '-'}"
         )
 
 
 def cached(recipe: EncoderRecipe) -> str | None:
-    """The file of a recipe's weights in the hub's cache on this machine, if it is there."""
+    """A recipe's weights on this machine, in the hub's cache or a package, if they are there."""
+    if recipe.package:
+        return recipe.package if importlib.util.find_spec(recipe.package) else None
     found = (try_to_load_from_cache(recipe.repository, file) for file in recipe.files)
     return next((path for path in found if isinstance(path, str)), None)
 
@@ -43,11 +50,15 @@ def _cells(name: str, recipe: EncoderRecipe) -> list[str]:
         sees = f"{recipe.resize_px} px, of it the middle {recipe.input_px}, {recipe.interpolation}"
     mean, std = (", ".join(f"{v:.4g}" for v in values) for values in recipe.normalization)
     return [
-        f"`{name}`", f"[{recipe.repository}](https://huggingface.co/{recipe.repository})",
+        f"`{name}`", _link(recipe),
         VECTOR[recipe.pooling], str(recipe.dim), sees, f"{mean}; {std}", _mpp(recipe),
         recipe.license, GATED[recipe.gated],
     ]  # fmt: skip
 
 
+def _link(recipe: EncoderRecipe) -> str:
+    return recipe.address if recipe.package else f"[{recipe.repository}]({recipe.address})"
+
+
 def _mpp(recipe: EncoderRecipe) -> str:
-    return ", ".join(f"{mpp:g}" for mpp in recipe.mpp)
+    return ", ".join(f"{mpp:g}" for mpp in recipe.mpp) or "photographs"

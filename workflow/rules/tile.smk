@@ -51,6 +51,7 @@ rule statuses:
         TIMES / "statuses/{cohort}/{tiling}.tsv"
     conda:
         CONDA
+    priority: 1  # before or beside the gate, whose message sends one to the table
     resources:
         mem_mb=lambda wildcards, attempt: 2000 * attempt,
         runtime=30,
@@ -62,7 +63,7 @@ rule statuses:
         " 2>&1 | tee {log:q}"
 
 
-# A rule of its own: what a job that fails has written is removed, and one wants to read it then.
+# Not in `statuses`: what a job that fails has written is removed, and one wants to read it then.
 rule gate:
     input:
         unpack(PLAN.inputs("gate", "cohort")),
