@@ -10,10 +10,12 @@ which on a figure is called atypical. The site that is left out chooses nothing.
 divided. Intervals are over cases (2,000 resamples), of the mean over sites too.
 
 SOURCE is what an encoder of a config takes as `weights`; with `{site}` in it, the encoder that was
-trained without that site. Further words: `color` (means, deviations and covariances of RGB, no
-network), `random:NAME` (a timm architecture of random weights), and `macenko+SOURCE` or
-`reinhard+SOURCE`, which normalize every tile to the mean stain of the training cases first;
-`macenko-reference+SOURCE` takes the published reference instead, which no tile here has chosen.
+trained without that site (`evidence_pretrain.py` trains them). `NAME.0`, `NAME.1` … are the seeds
+of one encoder: its figures are their means, and its intervals over patients and seeds. Further
+words: `color` (means, deviations and covariances of RGB, no network), `random:NAME` (a timm
+architecture of random weights), and `macenko+SOURCE` or `reinhard+SOURCE`, which normalize every
+tile to the mean stain of the training cases first; `macenko-reference+SOURCE` takes the published
+reference instead, which no tile here has chosen.
 
 Predictions go into `WORK/runs/`, a file per encoder and site, so that an interrupted measurement
 goes on. `table` compares the encoders that have all five sites and names those that have not.

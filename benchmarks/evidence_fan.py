@@ -1,9 +1,8 @@
 """Real stains: the same 25 fields of tissue under nine H&E protocols, looked for across protocols.
 
-    python -m benchmarks.evidence_fan measure --tiles FAN --json docs/evidence/fan.json \\
-        --encoder NAME=SOURCE …
+    python -m benchmarks.evidence_fan measure --tiles FAN --json FILE --encoder NAME=SOURCE
     python -m benchmarks.evidence_fan picture --tiles FAN
-    python -m benchmarks.evidence_fan docs --json docs/evidence/fan.json
+    python -m benchmarks.evidence_fan docs --json FILE
 
 FAN is a folder with `tiles.csv` (`path`, `patient_id`, `site`, `field`) and its pictures. A field is
 looked for among the 25 under another protocol, by cosine, ties against it. No encoder has seen a

@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import pandas as pd
 
 from stainssl.evaluation.compare import holm
-from stainssl.evaluation.intervals import Estimate, combine, p_value
+from stainssl.evaluation.intervals import Estimate, combine, p_value, with_seeds
 from stainssl.evaluation.metrics import estimate, patient_weights
 from stainssl.evaluation.predictions import read_scored
 from stainssl.stores.atomic import write_text
@@ -24,7 +25,9 @@ METRICS = {"auroc": "AUROC", "balanced_accuracy": "balanced accuracy"}
 BASELINE = "imagenet"  # which every other encoder is compared with, and all pairs are in the record
 
 Runs = Mapping[str, Mapping[str, pd.DataFrame]]
-Estimates = dict[str, Estimate]  # of one encoder by site
+Estimates = dict[str, Estimate]  # of one run by site
+Seeds = Sequence[Estimates]  # of one encoder
+SEED = re.compile(r"\.\d+$")  # of a run's name: `simclr.0`
 
 
 # --- the record -----------------------------------------------------------------------------------
@@ -40,16 +43,38 @@ def site_estimates(runs: Mapping[str, pd.DataFrame], metric: str, resamples: int
     return found
 
 
-def mean_of(sites: Estimates) -> Estimate:
-    """The mean over sites, each counting alike; no case is of two sites."""
-    return combine(list(sites.values()), [1 / len(sites)] * len(sites), independent=True)
+def by_encoder(runs: Iterable[str]) -> dict[str, list[str]]:
+    """Encoder → its runs, one a seed."""
+    found: dict[str, list[str]] = {}
+    for name in sorted(runs):
+        found.setdefault(SEED.sub("", name), []).append(name)
+    return found
 
 
-def difference(first: Estimates, second: Estimates) -> Estimate:
+def mean_of(seeds: Seeds, site: str | None = None) -> Estimate:
+    """The mean over seeds, and over sites alike; of patients and seeds both.
+
+    Args:
+        site: of this one alone.
+    """
+    return _contrast([(seeds, 1.0)], site)
+
+
+def difference(first: Seeds, second: Seeds) -> Estimate:
     """First minus second, of the means over the same sites and the same cases."""
-    parts = [*first.values(), *second.values()]
-    share = 1 / len(first)
-    return combine(parts, [share] * len(first) + [-share] * len(second))
+    return _contrast([(first, 1.0), (second, -1.0)])
+
+
+def _contrast(sides: Sequence[tuple[Seeds, float]], site: str | None = None) -> Estimate:
+    parts: list[Estimate] = []
+    factors: list[float] = []
+    by_seed: list[list[float]] = []
+    for seeds, sign in sides:
+        chosen = [[one[site]] if site else list(one.values()) for one in seeds]
+        parts += [estimate for one in chosen for estimate in one]
+        factors += [sign / len(seeds) / len(one) for one in chosen for _ in one]
+        by_seed.append([sum(e.value for e in one) / len(one) for one in chosen])
+    return with_seeds(combine(parts, factors), by_seed)
 
 
 def figure(found: Estimate) -> dict[str, float]:
@@ -68,20 +93,26 @@ def record(runs: Runs, described: Mapping[str, Any], resamples: int) -> dict[str
     """
     most = max(len(sites) for sites in runs.values())
     whole = {name: sites for name, sites in runs.items() if len(sites) == most}
-    estimates = {
+    of_runs = {
         metric: {name: site_estimates(sites, metric, resamples) for name, sites in whole.items()}
         for metric in METRICS
     }
+    estimates = {
+        metric: {name: [found[run] for run in seeds] for name, seeds in by_encoder(found).items()}
+        for metric, found in of_runs.items()
+    }
+    sites = list(next(iter(whole.values())))
     encoders = {
         name: {
+            "seeds": len(seeds),
             "mean": {m: figure(mean_of(found[name])) for m, found in estimates.items()},
             "sites": {
-                m: {site: figure(one) for site, one in found[name].items()}
+                m: {site: figure(mean_of(found[name], site)) for site in sites}
                 for m, found in estimates.items()
             },
-            **described[name],
+            **described[seeds[0]],
         }
-        for name in whole
+        for name, seeds in by_encoder(whole).items()
     }
     return {
         "sites": site_counts(next(iter(whole.values()))),
@@ -104,7 +135,7 @@ def site_counts(runs: Mapping[str, pd.DataFrame]) -> dict[str, dict[str, int]]:
     }
 
 
-def differences(found: Mapping[str, Estimates]) -> list[dict[str, Any]]:
+def differences(found: Mapping[str, Seeds]) -> list[dict[str, Any]]:
     """Every pair of encoders, with p-values corrected over all pairs."""
     rows = []
     for first, second in combinations(found, 2):
@@ -141,9 +172,19 @@ def by_mean(made: Mapping[str, Any]) -> list[str]:
 
 def means(made: Mapping[str, Any]) -> list[str]:
     """The means over sites."""
-    head = ["encoder", "source", *(f"{word}, mean over sites" for word in METRICS.values())]
+    head = [
+        "encoder",
+        "source",
+        "seeds",
+        *(f"{word}, mean over sites" for word in METRICS.values()),
+    ]
     rows = [
-        [f"`{name}`", f"`{one['source']}`", *(span(one["mean"][metric]) for metric in METRICS)]
+        [
+            f"`{name}`",
+            f"`{one['source']}`",
+            str(one["seeds"]),
+            *(span(one["mean"][metric]) for metric in METRICS),
+        ]
         for name in by_mean(made)
         for one in [made["encoders"][name]]
     ]
