@@ -14,7 +14,7 @@ from typing import TypeVar
 from stainssl.cohort.sheet import read_sheet, source_of
 from stainssl.cohort.sheet_file import shown
 from stainssl.config import Config
-from stainssl.slides.content import content_key
+from stainssl.runtime.content import content_key
 from stainssl.slides.hdf5_patch import file_of
 
 THREADS = 16  # files are asked for at once; on network storage each takes a millisecond
@@ -62,6 +62,13 @@ def _alike(keys: Mapping[Path, K]) -> dict[K, list[Path]]:
     return {key: paths for key, paths in found.items() if len(paths) > 1}
 
 
+def _content(path: Path) -> bytes | None:
+    try:
+        return content_key(path)
+    except OSError:  # reading the slide will say why
+        return None
+
+
 def file_keys(paths: Iterable[Path], max_files: float = float("inf")) -> dict[Path, Hashable]:
     """File → what tells it from others: its inode, or its content where another's is equal.
 
@@ -74,7 +81,7 @@ def file_keys(paths: Iterable[Path], max_files: float = float("inf")) -> dict[Pa
     sizes = {p: stats[p].st_size for p in first.values() if S_ISREG(stats[p].st_mode)}
     twins = [p for s, found in _alike(sizes).items() if s for p in found]
     if len(twins) <= max_files:
-        contents = _each(lambda path: content_key(path, sizes[path]), twins)
+        contents = _each(_content, twins)
         known = {path: key for path, key in contents.items() if key is not None}
         equal = {keys[p]: key for key, found in _alike(known).items() for p in found}
         keys = {path: equal.get(key, key) for path, key in keys.items()}

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
+
+from stainssl.runtime.content import content_key
 
 LOCAL, HUB, TIMM = "local-dir:", "hf-hub:", "timm:"
 FILE = "@"  # ARCHITECTURE@FILE, RECIPE@FILE or RECIPE@FOLDER
-SAMPLE_BYTES = 1 << 16  # of each place that a digest reads
-SAMPLES = 16
+SAMPLES = 16  # blocks of a file by which weights are told from others
 
 
 def weight_files(weights: str) -> list[Path]:
@@ -29,19 +29,10 @@ def weight_files(weights: str) -> list[Path]:
 def identity(weights: str, input_size: int | None = None) -> str:
     """The name of given weights, a digest of their files where they are local, and their size.
 
-    The digest is of each file's size and of sixteen samples of it, so that a file of gigabytes
-    costs a megabyte of reading; a time stamp plays no part, since copying changes it.
+    The digest is `content_key` of sixteen blocks, so that a file of gigabytes costs a megabyte of
+    reading; a time stamp plays no part, since copying changes it.
     """
-    digests = [_digest(path) for path in weight_files(weights) if path.is_file()]
+    files = [path for path in weight_files(weights) if path.is_file()]
+    digests = [f"{path.name} {content_key(path, SAMPLES).hex()[:16]}" for path in files]
     size = [f"at {input_size} px"] if input_size else []
     return " ".join([weights, *digests, *size])
-
-
-def _digest(path: Path) -> str:
-    size_bytes = path.stat().st_size
-    found = hashlib.sha256(f"{path.name} {size_bytes}".encode())
-    with path.open("rb") as file:
-        for sample in range(SAMPLES):
-            file.seek(max(0, size_bytes - SAMPLE_BYTES) * sample // (SAMPLES - 1))
-            found.update(file.read(SAMPLE_BYTES))
-    return found.hexdigest()[:16]

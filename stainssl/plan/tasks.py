@@ -199,7 +199,6 @@ class BenchmarkJob(Job):
     folds: Reads[dict[str, Path]]
     labels: Reads[dict[Part, Path]]
     seen: Reads[dict[str, Path]]
-    folder: Resource[Path]
     files: Writes[dict[str, Path]]
     benchmark: Setting[Benchmark]
     tasks: Setting[dict[str, Task]]
@@ -234,7 +233,6 @@ def benchmark(config: Config, benchmark: str) -> BenchmarkJob:
         folds={name: paths.folds(name) for name in tasks},
         labels={(c, p): paths.labels(c, config.cohorts[c].tiling, p) for c, p in labelled},
         seen={n: paths.seen(n) for k, ns in runs.items() for n in ns if config.encoders[k].method},
-        folder=folder,
         files={name: folder / name for name in BENCHMARK_FILES},
         benchmark=spec,
         tasks={name: task.model_copy(update={"split": Split()}) for name, task in tasks.items()},

@@ -15,7 +15,7 @@ from typing import Self
 import pandas as pd
 
 from stainssl.errors import SlideError, Status
-from stainssl.slides.content import content_key
+from stainssl.runtime.content import content_key
 from stainssl.slides.hdf5_patch import file_of
 from stainssl.slides.slide import Slide
 
@@ -45,11 +45,11 @@ class Identity:
         file = file_of(path)
         if not file.is_file() or file != Path(path):
             return cls(0, "", levels)
-        size_bytes = file.stat().st_size
-        key = content_key(file, size_bytes)
-        if key is None:
-            raise OSError(errno.EIO, "cannot be read again", str(file))
-        return cls(size_bytes, key.hex(), levels)
+        try:
+            key = content_key(file)
+        except OSError as error:
+            raise OSError(errno.EIO, "cannot be read again", str(file)) from error
+        return cls(file.stat().st_size, key.hex(), levels)
 
     def require(self, path: Path, slide: Slide) -> None:
         """Raise where an open slide is another one.

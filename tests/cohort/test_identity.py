@@ -15,7 +15,7 @@ import pytest
 from stainssl.cohort import check, read_sheet
 from stainssl.cohort.identity import file_keys
 from stainssl.config import Config, parse
-from stainssl.slides.content import SAMPLE_BYTES, content_key
+from stainssl.runtime.content import SAMPLE_BYTES, content_key
 
 COLUMNS = ["slide_id", "patient_id", "path", "split", "her2"]
 Row = tuple[str, str, str, str, int]
@@ -108,7 +108,7 @@ def test_contents_are_compared_by_blocks_spread_over_the_file(tmp_path: Path) ->
         if change is not None:
             changed[change] ^= 1
         (tmp_path / name).write_bytes(changed.tobytes())
-    keys = [content_key(tmp_path / name, data.size) for name in "abcd"]
+    keys = [content_key(tmp_path / name) for name in "abcd"]
     assert len(set(keys)) == 3
     assert keys[0] == keys[1]
 

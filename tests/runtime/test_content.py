@@ -1,0 +1,45 @@
+"""A file's key follows what it holds, and nothing else."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from stainssl.runtime.content import content_key
+
+
+def test_a_copy_under_another_name_and_time_has_the_key(tmp_path: Path) -> None:
+    data = np.random.default_rng(0).bytes(3_000_000)
+    for name in ("a", "b"):
+        (tmp_path / name).write_bytes(data)
+    os.utime(tmp_path / "b", (1, 1))
+    assert content_key(tmp_path / "a") == content_key(tmp_path / "b")
+
+
+def test_what_is_written_over_a_file_is_seen_though_its_time_is_set_back(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(bytes(100_000))
+    before, stat = content_key(path), path.stat()
+    with path.open("r+b") as file:
+        file.write(b"x")
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert content_key(path) != before
+
+
+def test_a_file_is_read_once_a_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(bytes(1000))
+    key = content_key(path)
+    monkeypatch.setattr(Path, "open", None)
+    assert content_key(path) == key
+
+
+def test_the_size_counts_and_a_file_that_is_not_there_is_an_error(tmp_path: Path) -> None:
+    for name, count in (("a", 1000), ("b", 1001)):
+        (tmp_path / name).write_bytes(bytes(count))
+    assert content_key(tmp_path / "a") != content_key(tmp_path / "b")
+    with pytest.raises(FileNotFoundError):
+        content_key(tmp_path / "c")
