@@ -4,7 +4,7 @@
     python -m benchmarks.evidence_fan picture --tiles FAN
     python -m benchmarks.evidence_fan docs --json FILE
 
-FAN is a folder with `tiles.csv` (`path`, `patient_id`, `site`, `field`) and its pictures. A field is
+FAN is a folder with `tiles.csv` (`path`, `patient_id`, `site`, `field`) and pictures. A field is
 looked for among the 25 under another protocol, by cosine, ties against it. No encoder has seen a
 tile. Sections are serial: columns that stand far apart differ in tissue as well, so figures are
 given by their distance. SOURCE is as in `evidence_amibr`; sources of one name, joined by commas,

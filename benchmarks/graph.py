@@ -74,7 +74,7 @@ def write_cohort(folder: Path, slides: int) -> None:
 def copy_workflow(folder: Path) -> Path:
     """The workflow with shell lines that only make their outputs; returns its Snakefile."""
     shutil.copy(REPO / "Snakefile", folder)
-    for name in ("workflow", "stainssl", "envs"):
+    for name in ("workflow", "stainssl"):
         shutil.copytree(REPO / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     for file in (folder / "workflow" / "rules").glob("*.smk"):
         make = rf'\1shell:\n\1    "{MAKE}"\n'
