@@ -42,6 +42,7 @@ import yaml
 
 from stainssl.config import Config, parse
 from stainssl.mil.bags import Bag, SlideTiles
+from stainssl.mil.targets import Classes
 from stainssl.mil.train import HeadSettings, fit
 from stainssl.paths import Paths
 from stainssl.plan import tasks as plan_tasks
@@ -161,7 +162,7 @@ def epoch(work: Path, slides: int, tiles: int = 2000, clone: Path | None = None)
     def ours(**words: Any) -> float:
         def train(epochs: int) -> float:
             settings = HeadSettings(epochs=epochs, **words)
-            return seconds(lambda: fit(bags, [], ("0", "1"), settings, 0))
+            return seconds(lambda: fit(bags, [], Classes(("0", "1")), settings, 0))
 
         return (train(3) - train(1)) / 2  # without what is done once
 

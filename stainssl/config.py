@@ -355,8 +355,10 @@ class Split(Model):
 
 Score = Literal[
     "auroc", "auprc", "accuracy", "balanced_accuracy", "f1_macro", "f1_weighted",
-    "sensitivity", "specificity", "ppv", "npv",
+    "sensitivity", "specificity", "ppv", "npv", "pearson", "spearman", "mae", "r2",
 ]  # fmt: skip
+SCORES_OF_NUMBERS = ("spearman", "pearson", "mae", "r2")  # the first where a task names none
+OF_CLASSES = ("classes", "positive", "class_weight", "threshold", "sensitivity")  # keys of a task
 
 
 def _as_word(value: Any) -> Any:
@@ -370,6 +372,7 @@ class Task(Model):
     """A question: a label, its level, cohorts and a split."""
 
     level: Literal["tile", "slide", "patient"]
+    kind: Literal["classification", "regression"] = "classification"  # regression: a number
     label: str
     na: list[str] = []  # words of the label that are unknown, beside the usual ones
     classes: dict[str, list[str]] = {}  # class → its words, in the classes' order; {}: every word
@@ -381,7 +384,9 @@ class Task(Model):
     split: Split = Split()
     external: list[str] = []  # cohorts that every fold's model is tested on and none is trained on
     clinical: list[str] = []  # columns of the sheet that a baseline may know: age, grade …
-    metrics: Annotated[list[Score], Field(min_length=1)] = ["auroc"]  # columns shown and compared
+    metrics: Annotated[list[Score], Field(min_length=1)] = [
+        "auroc"
+    ]  # shown and compared; regression: spearman
 
     @model_validator(mode="before")
     @classmethod
@@ -390,6 +395,8 @@ class Task(Model):
         if not isinstance(given, dict):
             return given
         known = dict(given)
+        if known.get("kind") == "regression":
+            known.setdefault("metrics", [SCORES_OF_NUMBERS[0]])
         if isinstance(known.get("na"), list):
             known["na"] = [_as_word(word) for word in known["na"]]
         if isinstance(known.get("classes"), dict):
@@ -400,6 +407,30 @@ class Task(Model):
         if known.get("positive") is not None:
             known["positive"] = _as_word(known["positive"])
         return known
+
+    @model_validator(mode="after")
+    def _keys_are_of_the_kind(self) -> Task:
+        is_number = self.kind == "regression"
+        strange = [one for one in self.metrics if (one in SCORES_OF_NUMBERS) != is_number]
+        if strange:
+            known = SCORES_OF_NUMBERS if is_number else ("auroc", "auprc", "balanced_accuracy")
+            raise ValueError(
+                f"metrics: {', '.join(strange)} is none of kind {self.kind}: ask for"
+                f" {', '.join(known)}"
+            )
+        fields = type(self).model_fields
+        given = [k for k in OF_CLASSES if getattr(self, k) != fields[k].default]
+        if is_number and given:
+            raise ValueError(
+                f"{', '.join(given)} {'is' if len(given) == 1 else 'are'} of classes, and a task of"
+                " kind regression has a number: leave out"
+            )
+        if is_number and self.level == "tile":
+            raise ValueError(
+                "kind regression is for tasks of level slide or patient: tiles are answered by a"
+                " linear probe of classes; group the numbers by 'classes' of kind classification"
+            )
+        return self
 
     @model_validator(mode="after")
     def _words_are_of_one_class(self) -> Task:
@@ -585,6 +616,21 @@ def _references(config: Config) -> Iterator[str]:
             yield f"{kind}.{name}.{key}: no such name {word!r}{nearest(word, known)}"
     for name in config.encoders:
         yield from _init_problems(config, name)
+    for name in config.benchmarks:
+        yield from _heads_of_classes(config, name)
+
+
+def _heads_of_classes(config: Config, name: str) -> Iterator[str]:
+    """CLAM learns tiles by classes, which a number does not have."""
+    benchmark = config.benchmarks[name]
+    tasks = [t for t in benchmark.tasks if t in config.tasks]
+    numbers = [t for t in tasks if config.tasks[t].kind == "regression"]
+    heads = [h for h in benchmark.heads if h in config.heads and config.heads[h].kind == "clam"]
+    if numbers and heads:
+        yield (
+            f"benchmarks.{name}.heads: {heads[0]} is of kind clam, which teaches tiles by classes,"
+            f" and tasks.{numbers[0]} (kind: regression) has none: give them two benchmarks."
+        )
 
 
 def _init_problems(config: Config, name: str) -> Iterator[str]:

@@ -135,12 +135,8 @@ def _external_problems(config: Config, name: str, task: Task) -> Iterator[str]:
                 f"tasks.{name}.label: {source_of(config, cohort)} (external) has no column "
                 f"{task.label!r}{nearest(task.label, list(frame.columns))}"
             )
-        elif strange := _words_of_no_class(config, task, frame):
-            yield (
-                f"tasks.{name}.external: {source_of(config, cohort)} has {task.label!r} {strange},"
-                f" which no slide of {', '.join(task.cohorts)} has: name them in 'classes', or in"
-                " 'na' where they are not known."
-            )
+        else:
+            yield from _external_words(config, name, cohort)
         if both := sorted(own & set(frame["patient_id"])):
             yield (
                 f"tasks.{name}.external: {len(both)} patients of {cohort} have the names of "
@@ -149,31 +145,46 @@ def _external_problems(config: Config, name: str, task: Task) -> Iterator[str]:
             )
 
 
-def _words_of_no_class(config: Config, task: Task, frame: pd.DataFrame) -> str:
-    """The words of an external cohort's label that the task's own cohorts do not have."""
-    from stainssl.evaluation.labels import labels_of
+def _external_words(config: Config, name: str, cohort: str) -> Iterator[str]:
+    """Words of an external cohort's label that the task's own cohorts do not have."""
+    from stainssl.evaluation.kinds import labels_of
 
+    task, source = config.tasks[name], source_of(config, cohort)
     labels, rows = labels_of(task), _task_rows(config, task)
     if task.label not in rows:
-        return ""
+        return
     try:
-        own, words = set(labels.words(rows[task.label])), labels.words(frame[task.label])
+        own = labels.words(rows[task.label])
+    except StainsslError:  # `_fold_problems` says so
+        return
+    try:
+        words = labels.words(read_sheet(config, cohort)[task.label])
     except StainsslError as error:
-        return str(error)
-    counts = words[(words != "") & ~words.isin(own)].value_counts()
-    return shown([f"{word!r} ({count})" for word, count in counts.items()])
+        yield f"tasks.{name}.external: {source}: {error}"
+        return
+    counts = labels.strangers(own, words).value_counts()
+    if strange := shown([f"{word!r} ({count})" for word, count in counts.items()]):
+        yield (
+            f"tasks.{name}.external: {source} has {task.label!r} {strange},"
+            f" which no slide of {', '.join(task.cohorts)} has: name them in 'classes', or in"
+            " 'na' where they are not known."
+        )
 
 
 def _strangers(config: Config, name: str, task: Task) -> Iterator[str]:
     """Cohorts of one task whose labels have no word in common: 0 and 1 here, neg and pos there."""
-    from stainssl.evaluation.labels import labels_of
+    from stainssl.evaluation.kinds import labels_of
 
     labels = labels_of(task)
     frames = {cohort: read_sheet(config, cohort) for cohort in task.cohorts}
-    read = {c: labels.read(f)[task.label] for c, f in frames.items() if task.label in f}
+    try:
+        read = {c: labels.read(f)[task.label] for c, f in frames.items() if task.label in f}
+    except StainsslError:  # `_fold_problems` says so
+        return
     words = {cohort: set(found) - {""} for cohort, found in read.items()}
     for one, other in combinations(words, 2):
-        if words[one] and words[other] and not words[one] & words[other]:
+        strange = labels.strangers(read[one], read[other])
+        if words[one] and len(strange) and not words[one] & words[other]:
             both = " and ".join(shown(sorted(words[cohort])) for cohort in (one, other))
             yield (
                 f"tasks.{name}: {task.label!r} of cohorts {one} and {other} has no word in common"
@@ -188,16 +199,18 @@ def _task_rows(config: Config, task: Task) -> pd.DataFrame:
 
 def _fold_problems(config: Config, name: str, task: Task) -> Iterator[str]:
     from stainssl.evaluation.folds import OF_TWO_CLASSES, RANKING, folds_of, ranking_problem
-    from stainssl.evaluation.labels import label_problems, labels_of
+    from stainssl.evaluation.kinds import labels_of
 
     labels, rows = labels_of(task), _task_rows(config, task)
-    if task.label in rows and (found := label_problems(labels, rows)):
+    if task.label in rows and (found := labels.problems(rows)):
         yield from (f"tasks.{name}: {sentence}" for sentence in found)
         return
     rows = labels.read(rows)
     order = labels.order(rows[task.label]) if task.label in rows else ()
     try:
-        patients, folds = folds_of(rows, task.level, task.label, task.split, order=order)
+        patients, folds = folds_of(
+            rows, task.level, task.label, task.split, order=order, strata=labels.strata
+        )
     except StainsslError as error:
         unknown = _unknown_words(config, task)
         yield from (f"tasks.{name}: {sentence}{unknown}" for sentence in str(error).split("\n"))
@@ -216,23 +229,24 @@ def _fold_problems(config: Config, name: str, task: Task) -> Iterator[str]:
 
 def _unknown_words(config: Config, task: Task) -> str:
     """The end of a sentence that says which words of a label were read as unknown."""
-    from stainssl.evaluation.labels import label_summary, labels_of
+    from stainssl.evaluation.kinds import labels_of
 
-    lines = label_summary(labels_of(task), _task_rows(config, task))
+    lines = labels_of(task).summary(_task_rows(config, task))
     return "".join(f" Read as {line}." for line in lines if line.startswith("unknown"))
 
 
 def task_summary(config: Config, name: str) -> list[str]:
     """The classes of a task with patients and slides, its unknown words, and small folds."""
     from stainssl.evaluation.folds import fold_notes, folds_of
-    from stainssl.evaluation.labels import label_summary, labels_of
+    from stainssl.evaluation.kinds import labels_of
 
     task = config.tasks[name]
     labels, rows = labels_of(task), _task_rows(config, task)
-    lines = label_summary(labels, rows)
+    lines = labels.summary(rows)
     rows = labels.read(rows)
     order = labels.order(rows[task.label]) if task.label in rows else ()
-    return lines + fold_notes(*folds_of(rows, task.level, task.label, task.split, order=order))
+    made = folds_of(rows, task.level, task.label, task.split, order=order, strata=labels.strata)
+    return lines + fold_notes(*made)
 
 
 def _encoder_problems(config: Config, name: str, encoder: Encoder) -> Iterator[str]:

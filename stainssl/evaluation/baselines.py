@@ -9,12 +9,14 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from stainssl.errors import StainsslError
-from stainssl.evaluation.folds import each_fold
+from stainssl.evaluation.folds import VALUE, each_fold
 from stainssl.evaluation.labels import is_unknown
 from stainssl.evaluation.predictions import FOLD, UNIT
 from stainssl.evaluation.probe import Floats, linear_probe
 
 SITE, CLINICAL = "site only", "clinical only"  # how the table names them
+MEAN = "mean of training"  # of a label that is a number
+PENALTIES = np.logspace(-3, 4, 15)  # of the ridge, for columns in standard deviations
 HEAD = "columns"
 
 
@@ -116,3 +118,52 @@ def predict_from_columns(
     if not tables:
         raise StainsslError("No test patient has a known label: check labels and split.")
     return pd.concat(tables, ignore_index=True)
+
+
+def predict_number_from_columns(
+    units: pd.DataFrame, columns: Sequence[str], folds: pd.DataFrame
+) -> pd.DataFrame:
+    """Test predictions of a ridge regression on columns of the sheet; without columns of the mean.
+
+    The penalty is chosen by leaving out one unit of the training part at a time.
+
+    Args:
+        units: a row per slide or patient: `patient_id`, `slide_id`, `site`, `label` (a number or
+            its word), and the columns.
+        columns: none: the training part's mean is said of everybody.
+        folds: as `make_folds` gives.
+
+    Returns:
+        `patient_id`, `slide_id`, `site`, `repeat`, `fold`, `y` and `value`.
+
+    Raises:
+        StainsslError: nothing is tested.
+    """
+    y = pd.to_numeric(units["label"]).to_numpy(float)
+    patient = units["patient_id"].to_numpy()
+    names = [c for c in ("patient_id", "slide_id", "site") if c in units]
+    tables = []
+    for repeat, fold, role in each_fold(folds):
+        training = np.isin(patient, sorted(role["train"] | role["val"]))
+        test = np.isin(patient, sorted(role["test"]))
+        if not test.any():
+            continue
+        features = column_features(units, columns, training) if columns else None
+        said = _fitted_numbers(features, y, training)[test]
+        own = {"repeat": repeat, "fold": fold, "y": y[test], VALUE: said}
+        tables.append(units.loc[test, names].assign(**own))
+    if not tables:
+        raise StainsslError("No test patient has a known label: check labels and split.")
+    return pd.concat(tables, ignore_index=True)
+
+
+def _fitted_numbers(features: Floats | None, y: Floats, training: NDArray[np.bool_]) -> Floats:
+    """(N,) what is said of every unit by a model of the training ones."""
+    if features is None:
+        return np.full(len(y), y[training].mean())
+    from sklearn.linear_model import RidgeCV  # half a second; only benchmarks of numbers need it
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    model = make_pipeline(StandardScaler(), RidgeCV(PENALTIES))
+    return np.asarray(model.fit(features[training], y[training]).predict(features))

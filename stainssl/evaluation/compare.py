@@ -17,7 +17,7 @@ from stainssl.evaluation.intervals import (
     p_value,
     with_seeds,
 )
-from stainssl.evaluation.metrics import RESAMPLES, can_resample, estimate, patient_weights
+from stainssl.evaluation.metrics import METRICS, RESAMPLES, can_resample, estimate, patient_weights
 from stainssl.evaluation.predictions import (
     FOLD,
     UNIT,
@@ -44,7 +44,8 @@ def mean_over_seeds(
     parts = _estimates(metric, seeds, resamples, seed)
     mean = combine(parts, [1 / len(parts)] * len(parts))
     within = with_seeds(mean, [[part.value for part in parts]])
-    return bounded(within, 0.0, 1.0) if 0 <= mean.value <= 1 else within
+    least, most = METRICS[metric].bounds
+    return bounded(within, least, most) if least <= mean.value <= most else within
 
 
 def paired_difference(
@@ -134,7 +135,7 @@ def shared_rows(predictions: Sequence[pd.DataFrame], level: str) -> list[pd.Data
     agree = [int((one["y"] == tables[0]["y"]).sum()) for one in tables]
     if not len(shared) or min(agree) < len(shared):
         raise StainsslError(
-            f"The prediction tables of one task share {len(shared)} {level}s and agree on the class"
+            f"The prediction tables of one task share {len(shared)} {level}s and agree on the label"
             f" of {min(agree)}: they were made from different labels. Delete the older ones and run"
             " again."
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,9 +14,16 @@ import pandas as pd
 from stainssl.errors import StainsslError
 
 ROLES = ("train", "val", "test")
-RANKING = ("auroc", "auprc")  # metrics that rank the units that one model was tested on
+VALUE = "value"  # the column of a number: of patients their label, of predictions what was said
+RANKING = (
+    "auroc",
+    "auprc",
+    "pearson",
+    "spearman",
+)  # metrics that rank the units that one model was tested on
 OF_TWO_CLASSES = ("sensitivity", "specificity", "ppv", "npv")  # metrics of a positive class
 VALIDATION_SHARE = 0.2  # of the training patients, where the sheet names none
+FEW_NUMBERS = 4  # patients of a fold, among whom a correlation tells next to nothing
 _SHOWN = 10  # patients a message names before it counts the rest
 log = logging.getLogger(__name__)
 
@@ -170,6 +177,9 @@ def _has_mixed_patients(slides: pd.DataFrame, label: str) -> bool:
     return bool((words[known].groupby(slides.loc[known, "patient_id"]).nunique() > 1).any())
 
 
+Strata = Callable[[pd.DataFrame, int], pd.DataFrame]
+
+
 class _Split(Protocol):
     kind: Any
     folds: int
@@ -185,6 +195,7 @@ def folds_of(
     split: _Split,
     *,
     order: Sequence[str] = (),
+    strata: Strata | None = None,
     seed: int = 0,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The patients of a task and their folds.
@@ -194,10 +205,11 @@ def folds_of(
         level, label: of the task.
         split: `kind`, `folds`, `repeats`, `group`, `stratify`.
         order: the classes, lowest first.
+        strata: what gives the patients a `label` to balance folds by, where it is not their class.
         seed: of every draw.
 
     Returns:
-        As `patients_of`, and as `make_folds`.
+        As `patients_of`, of numbers with `value` and its stratum as `label`, and as `make_folds`.
 
     Raises:
         StainsslError: the sheets do not carry the split.
@@ -211,6 +223,8 @@ def folds_of(
         stratify=split.stratify,
         order=order,
     )
+    if strata is not None:
+        patients = strata(patients, split.folds)
     folds = make_folds(
         patients,
         kind=split.kind,
@@ -227,9 +241,12 @@ def ranking_problem(patients: pd.DataFrame, folds: pd.DataFrame) -> str | None:
     """Why nothing could be ranked: no fold tests patients of two classes; None where one does.
 
     Args:
-        patients: `patient_id` and `label`, `""` where the label is no patient's own.
+        patients: `patient_id` and `label`, `""` where the label is no patient's own; `value` where
+            it is a number.
         folds: as `make_folds` gives.
     """
+    if VALUE in patients:
+        return _number_ranking_problem(patients, folds)
     test = folds[folds["role"] == "test"].merge(patients[["patient_id", "label"]], on="patient_id")
     if (patients["label"] == "").any() or test.groupby(["repeat", "fold"])["label"].nunique().gt(
         1
@@ -242,12 +259,35 @@ def ranking_problem(patients: pd.DataFrame, folds: pd.DataFrame) -> str | None:
     )
 
 
+def _tested_numbers(patients: pd.DataFrame, folds: pd.DataFrame) -> Any:
+    """The numbers of the test patients, grouped by repeat and fold."""
+    test = folds[folds["role"] == "test"].merge(patients[["patient_id", VALUE]], on="patient_id")
+    return test.groupby(["repeat", "fold"])[VALUE]
+
+
+def _number_ranking_problem(patients: pd.DataFrame, folds: pd.DataFrame) -> str | None:
+    if (_tested_numbers(patients, folds).nunique() > 1).any():
+        return None
+    return (
+        "no fold tests patients of two values, so that Pearson's and Spearman's correlations, which"
+        " are among the patients that one model was tested on, are undefined. Ask for 'kind: cv',"
+        " for another 'group', or for 'metrics: [mae]'."
+    )
+
+
 def fold_notes(patients: pd.DataFrame, folds: pd.DataFrame) -> list[str]:
     """What of the folds is too small to tell much, a sentence each.
 
     Args:
         patients, folds: as `ranking_problem` takes them.
     """
+    if VALUE in patients:
+        counts = _tested_numbers(patients, folds).size()
+        few = int((counts < FEW_NUMBERS).sum())
+        told = (
+            f"{few} of {len(counts)} folds test fewer than {FEW_NUMBERS} patients: they add little"
+        )
+        return [f"{told} to a correlation. Fewer folds, or more repeats, would."] if few else []
     test = folds[folds["role"] == "test"].merge(patients[["patient_id", "label"]], on="patient_id")
     if (patients["label"] == "").any():
         return []
@@ -266,10 +306,14 @@ def check_classes(patients: pd.DataFrame, *, at_least: int = 1, where: str = "th
 
     Args:
         patients: `label`; all `""` (labels that are not in the sheet) passes, if enough patients.
+            Of numbers `value`: they must differ.
 
     Raises:
         StainsslError: with the count of patients of each class, and what to do.
     """
+    if VALUE in patients:
+        _check_numbers(patients, at_least, where)
+        return
     counts = patients["label"].value_counts()
     found = ", ".join(f"{n or 'unlabelled'}: {counts[n]}" for n in sorted(counts.index))
     if not len(patients) or (len(counts) == 1 and "" not in counts.index):
@@ -281,6 +325,19 @@ def check_classes(patients: pd.DataFrame, *, at_least: int = 1, where: str = "th
         raise StainsslError(
             f"{where} has fewer patients than folds ({at_least}) in a class (patients by class:"
             f" {found}). Ask for at most {max(counts.min(), 1)} folds, or add patients."
+        )
+
+
+def _check_numbers(patients: pd.DataFrame, at_least: int, where: str) -> None:
+    if (found := patients[VALUE].nunique()) < 2:
+        raise StainsslError(
+            f"{where} has {len(patients)} patient(s) of {found} value(s). A number can be learnt"
+            " where patients differ: add labelled patients, or correct the label's column."
+        )
+    if len(patients) < at_least:
+        raise StainsslError(
+            f"{where} has fewer patients ({len(patients)}) than folds ({at_least}): ask for fewer"
+            " folds, or add patients."
         )
 
 
@@ -394,8 +451,8 @@ def make_folds(
         taken from the training part.
 
     Raises:
-        StainsslError: one class only, fewer patients of a class than folds, a split or group that
-            cannot be used, or a patient listed twice.
+        StainsslError: one class or number only, fewer patients of a class than folds, a split or
+            group that cannot be used, or a patient listed twice.
     """
     check_classes(patients)
     rows = []

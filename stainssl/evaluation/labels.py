@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
 
 import pandas as pd
 
@@ -36,13 +35,6 @@ def is_unknown(value: object, more: Iterable[str] = ()) -> bool:
     """
     word = class_name(value).strip().casefold()
     return word in UNKNOWN or word in {str(one).strip().casefold() for one in more}
-
-
-class _Task(Protocol):
-    label: Any
-    na: Any
-    classes: Any
-    positive: Any
 
 
 @dataclass(frozen=True)
@@ -109,10 +101,39 @@ class Labels:
             return rows
         return rows.assign(**{self.label: self.words(rows[self.label])})
 
+    def strata(self, patients: pd.DataFrame, folds: int) -> pd.DataFrame:
+        """The patients of a task, whose `label` folds are balanced by: their class.
 
-def labels_of(task: _Task) -> Labels:
-    """How a task reads its label: of a config's task."""
-    return Labels(task.label, tuple(task.na), dict(task.classes), task.positive)
+        Args:
+            patients: `label`, a class word.
+            folds: that every stratum is to be spread over.
+        """
+        del folds
+        return patients
+
+    def problems(self, rows: pd.DataFrame) -> list[str]:
+        """What is wrong with the label's words, a sentence each; of rows of the task's sheets."""
+        return label_problems(self, rows)
+
+    def summary(self, rows: pd.DataFrame) -> list[str]:
+        """What the label is in the task's sheets, and what was read as unknown."""
+        return label_summary(self, rows)
+
+    def strangers(self, own: pd.Series, words: pd.Series) -> pd.Series:
+        """The known words among some that the task's own cohorts do not have."""
+        return words[(words != "") & ~words.isin(set(own))]
+
+    def unknown_lines(self, rows: pd.DataFrame, read: pd.Series) -> list[str]:
+        """A line that counts what was read as unknown, where anything was.
+
+        Args:
+            rows: of the task's sheets.
+            read: their words.
+        """
+        if not (read == "").any():
+            return []
+        left = rows[read == ""].groupby(rows.loc[read == "", self.label].map(_shown))
+        return [f"unknown: {', '.join(f'{word} {counted(mine)}' for word, mine in left)}"]
 
 
 def label_problems(labels: Labels, rows: pd.DataFrame) -> list[str]:
@@ -159,21 +180,18 @@ def label_summary(labels: Labels, rows: pd.DataFrame) -> list[str]:
     if labels.label not in rows:
         return ["labels come from the annotations"]
     read = labels.words(rows[labels.label])
-    parts = [f"{name} {_count(rows[read == name])}" for name in labels.order(read)]
+    parts = [f"{name} {counted(rows[read == name])}" for name in labels.order(read)]
     lines = [f"classes: {', '.join(parts)}"]
     if codes := sorted(CODES & set(read)):
         lines.append(f"{', '.join(codes)}: if that means unknown, name it in the task's 'na'")
-    if (read == "").any():
-        left = rows[read == ""].groupby(rows.loc[read == "", labels.label].map(_shown))
-        words = [f"{word} {_count(mine)}" for word, mine in left]
-        lines.append(f"unknown: {', '.join(words)}")
-    return lines
+    return lines + labels.unknown_lines(rows, read)
 
 
 def _shown(value: object) -> str:
     return repr(str(value)) if class_name(value) else "empty"
 
 
-def _count(rows: pd.DataFrame) -> str:
+def counted(rows: pd.DataFrame) -> str:
+    """`(3 patients, 4 slides)` of rows of a sheet."""
     patients, slides = rows["patient_id"].nunique(), len(rows)
     return f"({patients} patient{'s' * (patients != 1)}, {slides} slide{'s' * (slides != 1)})"

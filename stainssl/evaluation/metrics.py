@@ -30,9 +30,16 @@ from stainssl.evaluation.intervals import (
     share_estimate,
     widened,
 )
+from stainssl.evaluation.metric import Metric, Resampled, weighted_mean, weighted_share
+from stainssl.evaluation.number_metrics import (
+    NUMBER_METRICS,
+    drawn_number,
+    tell_undefined_numbers,
+)
 from stainssl.evaluation.predictions import (
     Floats,
     FoldScores,
+    NumberUnits,
     ScoredUnits,
     average_repeats,
     scored_units,
@@ -48,7 +55,6 @@ from stainssl.evaluation.ranking import (
     weighted_auroc,
 )
 
-Resampled = Callable[[ScoredUnits, Floats], Floats]
 RESAMPLES = 2000
 CALIBRATION_BINS = 10  # of equal width
 COLUMNS = ["metric", "group", "value", "low", "high", "patients", "units", "classes"]
@@ -61,22 +67,6 @@ log = logging.getLogger(__name__)
 
 
 # --- calls and probabilities, for many resamples -----------------------------------------------
-
-
-def weighted_share(hits: Floats, of: Floats, patient: NDArray[np.int64], weights: Floats) -> Floats:
-    """(R,) share of the units in `of` that are hits, under each row of (R, P) patient weights.
-
-    Args:
-        hits, of: (N,) 0 or 1; any number in `hits` makes it a mean.
-    """
-    top = np.bincount(patient, hits * of, weights.shape[1])
-    bottom = np.bincount(patient, of, weights.shape[1])
-    return safe_divide(weights @ top, weights @ bottom)
-
-
-def weighted_mean(values: Floats, patient: NDArray[np.int64], weights: Floats) -> Floats:
-    """(R,) mean of (N,) unit values under each row of (R, P) patient weights."""
-    return weighted_share(values, np.ones(len(values)), patient, weights)
 
 
 @dataclass(frozen=True)
@@ -213,80 +203,63 @@ def _balanced_accuracy_exact(scored: ScoredUnits) -> Estimate:
 # --- the metrics ------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Metric:
-    """A metric under rows of patient weights, where it is defined and how its interval is made.
-
-    Attributes:
-        resampled: (R, P) weights → (R,).
-        exact: the estimate in closed form, where every patient is one unit; None: resampled.
-        ranks: whether it is of pairs within folds.
-    """
-
-    resampled: Resampled
-    exact: Callable[[ScoredUnits], Estimate] | None = None
-    ranks: bool = False
-    needs_two_classes: bool = True
-    higher_is_better: bool = True
-
-    def value(self, scored: ScoredUnits) -> float:
-        """The metric of everybody once."""
-        return float(self.resampled(scored, np.ones((1, scored.patients)))[0])
-
-    def is_defined(self, scored: ScoredUnits) -> bool:
-        """Whether the units have what the metric needs."""
-        if self.ranks and not classes_ranked(scored):
-            return False
-        return not self.needs_two_classes or len(scored.present()) > 1
-
-
 def _pooled(metric: Resampled) -> Resampled:
     return lambda scored, weights: metric(scored.pooled(), weights)
 
 
+def _is_given(scored: ScoredUnits) -> bool:
+    return True
+
+
+def _has_two_classes(scored: ScoredUnits) -> bool:
+    return len(scored.present()) > 1
+
+
+def _is_ranked(scored: ScoredUnits) -> bool:
+    return bool(classes_ranked(scored)) and _has_two_classes(scored)
+
+
+def _spread(scored: ScoredUnits, value: float) -> float:
+    # By the AUROC, whatever ranking figure it is.
+    auroc = float(_auroc(scored, np.ones((1, scored.patients)))[0])
+    return cross_validation_factor(auroc, _rank_likeness(scored, classes_ranked(scored)))
+
+
 def _share_metric(share: Share) -> Metric:
-    return Metric(share.resampled, share.exact)
+    return Metric(share.resampled, _has_two_classes, share.exact)
 
 
 _auroc, _auprc = macro(weighted_auroc), macro(weighted_auprc)
-METRICS: dict[str, Metric] = {
-    "auroc": Metric(_auroc, _auroc_exact, ranks=True),
-    "auprc": Metric(_auprc, ranks=True),
-    "auroc_pooled": Metric(_pooled(_auroc)),
-    "auprc_pooled": Metric(_pooled(_auprc)),
-    "accuracy": Metric(ACCURACY.resampled, _accuracy_exact),
-    "balanced_accuracy": Metric(_balanced_accuracy, _balanced_accuracy_exact),
-    "f1_macro": Metric(_f1_macro),
-    "f1_weighted": Metric(_f1_weighted),
-    "brier": Metric(_brier, needs_two_classes=False, higher_is_better=False),
-    "calibration_error": Metric(
-        _calibration_error, needs_two_classes=False, higher_is_better=False
-    ),
+CLASS_METRICS: dict[str, Metric] = {
+    "auroc": Metric(_auroc, _is_ranked, _auroc_exact, _spread),
+    "auprc": Metric(_auprc, _is_ranked, spread=_spread),
+    "auroc_pooled": Metric(_pooled(_auroc), _has_two_classes),
+    "auprc_pooled": Metric(_pooled(_auprc), _has_two_classes),
+    "accuracy": Metric(ACCURACY.resampled, _has_two_classes, _accuracy_exact),
+    "balanced_accuracy": Metric(_balanced_accuracy, _has_two_classes, _balanced_accuracy_exact),
+    "f1_macro": Metric(_f1_macro, _has_two_classes),
+    "f1_weighted": Metric(_f1_weighted, _has_two_classes),
+    "brier": Metric(_brier, _is_given, higher_is_better=False),
+    "calibration_error": Metric(_calibration_error, _is_given, higher_is_better=False),
     **{name: _share_metric(share) for name, share in SHARES.items()},
     **{name: _share_metric(share) for name, share in RULE_OUT_SHARES.items()},
 }
+METRICS: dict[str, Metric] = {**CLASS_METRICS, **NUMBER_METRICS}
 
 
 def metrics_of(scored: ScoredUnits) -> list[str]:
     """The metrics that such a task has: those of one positive class only where there are two."""
+    if isinstance(scored, NumberUnits):
+        return list(NUMBER_METRICS)
     absent: set[str] = set()
     if len(scored.classes) != 2:
         absent |= set(SHARES) | set(RULE_OUT_SHARES)
     if scored.rule_out is None:
         absent |= set(RULE_OUT_SHARES)
-    return [name for name in METRICS if name not in absent]
+    return [name for name in CLASS_METRICS if name not in absent]
 
 
 # --- intervals --------------------------------------------------------------------------------
-
-
-def _strata(scored: ScoredUnits) -> NDArray[np.int64]:
-    # A patient's class, where every patient has one; else one stratum.
-    low = np.full(scored.patients, len(scored.classes))
-    high = np.full(scored.patients, -1)
-    np.minimum.at(low, scored.patient, scored.y)
-    np.maximum.at(high, scored.patient, scored.y)
-    return high if np.array_equal(low, high) else np.zeros(scored.patients, int)
 
 
 def patient_weights(scored: ScoredUnits, resamples: int, seed: int) -> Floats:
@@ -299,7 +272,7 @@ def patient_weights(scored: ScoredUnits, resamples: int, seed: int) -> Floats:
         (R, P) whole numbers as float; every row sums to P.
     """
     rng = np.random.default_rng(seed)
-    strata = _strata(scored)
+    strata = scored.strata
     weights = np.zeros((resamples, scored.patients))
     for stratum in np.unique(strata):
         members = np.flatnonzero(strata == stratum)
@@ -310,9 +283,7 @@ def patient_weights(scored: ScoredUnits, resamples: int, seed: int) -> Floats:
 
 def can_resample(scored: ScoredUnits) -> bool:
     """Whether patients tell of their spread: two at least, and two a class where stratified."""
-    return scored.patients >= 2 and bool(
-        np.unique(_strata(scored), return_counts=True)[1].min() > 1
-    )
+    return scored.patients >= 2 and bool(np.unique(scored.strata, return_counts=True)[1].min() > 1)
 
 
 def estimate(
@@ -349,10 +320,10 @@ def estimate(
     if weights is None:
         weights = patient_weights(scored, resamples, seed)
     draws = known.resampled(scored, weights)
-    if known.ranks:
-        auroc = float(_auroc(scored, np.ones((1, scored.patients)))[0])
-        likeness = _rank_likeness(scored, classes_ranked(scored))
-        draws = value + (draws - value) * cross_validation_factor(auroc, likeness) ** 0.5
+    if known.spread is not None:
+        draws = value + (draws - value) * known.spread(scored, value) ** 0.5
+    if not known.is_share:
+        return drawn_number(value, draws, scored.patients, known.bounds)
     return drawn_estimate(value, draws, scored.patients)
 
 
@@ -456,7 +427,8 @@ def evaluate(
 def _group_rows(
     group: str, scored: ScoredUnits, seed: int, resamples: int
 ) -> Iterator[tuple[Any, ...]]:
-    _tell_undefined(group, scored)
+    tell = tell_undefined_numbers if isinstance(scored, NumberUnits) else _tell_undefined
+    tell(group, scored)
     weights = patient_weights(scored, resamples, seed) if can_resample(scored) else None
     counts = (scored.patients, len(scored.y), len(scored.present()))
     for name in metrics_of(scored):

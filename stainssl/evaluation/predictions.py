@@ -10,7 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from stainssl.errors import StainsslError
-from stainssl.evaluation.folds import class_name
+from stainssl.evaluation.folds import VALUE, class_name
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -26,7 +26,7 @@ class FoldScores:
     Attributes:
         repeat: of the split.
         unit: (n,) rows of `ScoredUnits`.
-        p: (n, K) probability of each class.
+        p: (n, K) probability of each class; (n, 1) the number that was said.
     """
 
     repeat: int
@@ -87,6 +87,15 @@ class ScoredUnits:
         """Classes that some unit has."""
         return np.unique(self.y).tolist()
 
+    @property
+    def strata(self) -> Ints:
+        """(P,) a patient's class, where every patient has one; else one stratum."""
+        low = np.full(self.patients, len(self.classes))
+        high = np.full(self.patients, -1)
+        np.minimum.at(low, self.patient, self.y)
+        np.maximum.at(high, self.patient, self.y)
+        return high if np.array_equal(low, high) else np.zeros(self.patients, int)
+
     def take(self, kept: NDArray[np.bool_]) -> ScoredUnits:
         """The units where (N,) `kept` is true."""
         place = np.cumsum(kept) - 1
@@ -99,13 +108,33 @@ class ScoredUnits:
         threshold, rule_out = (
             None if cut is None else cut[kept] for cut in (self.threshold, self.rule_out)
         )
-        return ScoredUnits(
-            self.y[kept], self.p[kept], patient, self.classes, tuple(folds), threshold, rule_out
-        )
+        return replace(
+            self, y=self.y[kept], p=self.p[kept], patient=patient, folds=tuple(folds),
+            threshold=threshold, rule_out=rule_out,
+        )  # fmt: skip
 
     def pooled(self) -> ScoredUnits:
         """The same units as if one model had scored them all: for the pooled figures."""
         return replace(self, folds=())
+
+
+@dataclass(frozen=True)
+class NumberUnits(ScoredUnits):
+    """Units whose label is a number: `y` (N,) float is the true one, `p` (N, 1) what was said."""
+
+    @property
+    def value(self) -> Floats:
+        """(N,) what was said, averaged over repeats."""
+        return self.p[:, 0]
+
+    def present(self) -> list[int]:
+        """Numbers have no classes."""
+        return []
+
+    @property
+    def strata(self) -> Ints:
+        """(P,) one stratum."""
+        return np.zeros(self.patients, np.int64)
 
 
 def called(p: Floats, threshold: Floats | None) -> Ints:
@@ -154,25 +183,37 @@ def probability_columns(predictions: pd.DataFrame) -> list[str]:
     return found
 
 
+def answer_columns(predictions: pd.DataFrame) -> list[str]:
+    """The columns that hold an answer: `value` of a number, else `p_<class>`…
+
+    Raises:
+        StainsslError: neither is there.
+    """
+    return [VALUE] if VALUE in predictions else probability_columns(predictions)
+
+
 def average_repeats(predictions: pd.DataFrame, level: str) -> pd.DataFrame:
-    """One row per tile, slide or patient: its probabilities averaged over repeats and folds.
+    """One row per tile, slide or patient: its answers averaged over repeats and folds.
 
     Args:
-        predictions: test rows: `patient_id`, `slide_id`, `y`, `p_<class>`…, `tile` at level tile;
-            `site` and thresholds are kept where they are there.
+        predictions: test rows: `patient_id`, `slide_id`, `y`, `p_<class>`… or `value`, `tile` at
+            level tile; `site` and thresholds are kept where they are there.
         level: `tile`, `slide` or `patient`.
 
     Returns:
-        The unit's columns, `patient_id`, `site`, `y` (class word), `p_<class>` and thresholds,
-        sorted by unit.
+        The unit's columns, `patient_id`, `site`, `y` (class word, or the number), `p_<class>` or
+        `value`, and thresholds, sorted by unit.
 
     Raises:
         StainsslError: a unit has two true classes or two patients.
     """
     unit = UNIT[level]
-    averaged = [*probability_columns(predictions), THRESHOLD, RULE_OUT]
+    averaged = [*answer_columns(predictions), THRESHOLD, RULE_OUT]
     kept = [c for c in dict.fromkeys(["patient_id", "slide_id", "site", "y"]) if c in predictions]
-    grouped = predictions.assign(y=predictions["y"].map(class_name)).groupby(unit, sort=True)
+    read = predictions if VALUE in predictions else predictions.assign(
+        y=predictions["y"].map(class_name)
+    )  # fmt: skip
+    grouped = read.groupby(unit, sort=True)
     for column in {"patient_id", "y"} - set(unit):
         if (grouped[column].nunique() > 1).any():
             raise StainsslError(f"Predictions: a {level} has two values of {column!r}.")
@@ -182,7 +223,7 @@ def average_repeats(predictions: pd.DataFrame, level: str) -> pd.DataFrame:
 
 
 def read_scored(predictions: pd.DataFrame, level: str) -> ScoredUnits:
-    """`ScoredUnits` of a table of test predictions.
+    """`ScoredUnits` of a table of test predictions; `NumberUnits` where the label is a number.
 
     Args:
         predictions: as `average_repeats` takes them; without `repeat` and `fold` one model scored
@@ -198,20 +239,33 @@ def read_scored(predictions: pd.DataFrame, level: str) -> ScoredUnits:
 
 def scored_units(units: pd.DataFrame, predictions: pd.DataFrame, level: str) -> ScoredUnits:
     """As `read_scored` of units that `average_repeats` gave already, in their order."""
-    columns = probability_columns(predictions)
+    columns = answer_columns(predictions)
+    if VALUE in predictions:
+        return _number_units(units, predictions, level)
     classes = tuple(c.removeprefix("p_") for c in columns)
     y = units["y"].map({name: i for i, name in enumerate(classes)})
     if y.isna().any():
         strange = sorted(set(units.loc[y.isna(), "y"].astype(str)))
         raise StainsslError(f"Predictions: true class {strange} has no column p_<class>.")
-    p = units[columns].to_numpy(float)
-    if not np.isfinite(p).all():
-        lost = int((~np.isfinite(p)).any(1).sum())
-        raise StainsslError(f"Predictions: {lost} rows are not finite.")
+    p = _finite(units, columns)
     patient = np.unique(units["patient_id"].to_numpy(str), return_inverse=True)[1]
     cuts = [_cut(units, column) for column in (THRESHOLD, RULE_OUT)]
     folds = _fold_scores(predictions, units, level, columns)
     return ScoredUnits(np.asarray(y, np.int64), p, patient, classes, folds, *cuts)
+
+
+def _number_units(units: pd.DataFrame, predictions: pd.DataFrame, level: str) -> NumberUnits:
+    both = _finite(units, ["y", VALUE])
+    patient = np.unique(units["patient_id"].to_numpy(str), return_inverse=True)[1]
+    folds = _fold_scores(predictions, units, level, [VALUE])
+    return NumberUnits(both[:, 0], both[:, 1:], patient, (), folds)  # type: ignore[arg-type]
+
+
+def _finite(units: pd.DataFrame, columns: Sequence[str]) -> Floats:
+    found = units[list(columns)].to_numpy(float)
+    if lost := int((~np.isfinite(found)).any(axis=1).sum()):
+        raise StainsslError(f"Predictions: {lost} rows are not finite.")
+    return found
 
 
 def _cut(units: pd.DataFrame, column: str) -> Floats | None:

@@ -12,8 +12,11 @@ import numpy as np
 import pandas as pd
 
 from stainssl.evaluation.baselines import HEAD as COLUMNS_HEAD
+from stainssl.evaluation.baselines import MEAN
 from stainssl.evaluation.compare import COLUMNS as COMPARISON_COLUMNS
 from stainssl.evaluation.compare import compare_all, holm, mean_over_seeds, shared_rows
+from stainssl.evaluation.metrics import METRICS
+from stainssl.evaluation.number_metrics import NUMBER_METRICS
 from stainssl.evaluation.predictions import read_scored
 
 TITLES = {
@@ -29,8 +32,13 @@ TITLES = {
     "npv": "NPV",
     "brier": "Brier score",
     "calibration_error": "calibration error",
+    "pearson": "Pearson",
+    "spearman": "Spearman",
+    "mae": "MAE",
+    "r2": "R²",
 }
 SITE_METRICS = ("auroc", "brier", "calibration_error")
+NUMBER_SITE_METRICS = ("spearman", "mae")
 LEVEL_OF_SIGNIFICANCE = 0.05
 FEW_PATIENTS = 5
 LINEAR = "linear"  # the head of a tile task
@@ -49,6 +57,12 @@ INTERVALS = (
     "In brackets 95 % intervals over patients. AUROC and AUPRC rank test patients within a fold and"
     " repeat; a dash is a figure that is undefined."
 )
+OF_NUMBERS = (
+    "Pearson, Spearman: correlation of what was said with what is true, of test patients within a"
+    " fold and repeat; MAE: mean absolute error in the label's unit; R²: 1 is perfect, 0 as good as"
+    " the test patients' mean."
+)
+MEAN_OF_TRAINING = "mean of training: the training patients' mean, said of everybody."
 SEEDS = "Rows of several seeds: the mean, its interval over patients and pretraining seeds."
 FEW_MARK = "‡"
 FEW = (
@@ -275,13 +289,17 @@ def _patients(rows: pd.DataFrame) -> str:
     return f"{said}, {int(classes)} classes" if classes > 2 else said
 
 
-def number(value: float, low: float, high: float) -> str:
-    """`0.87 (0.80–0.93)`; without brackets where there is no interval, `–` where no value."""
+def number(value: float, low: float, high: float, *, between: str = "–") -> str:
+    """`0.87 (0.80–0.93)`; without brackets where there is no interval, `–` where no value.
+
+    Args:
+        between: the limits; a figure that may be negative reads better with words.
+    """
     if not np.isfinite(value):
         return NOTHING
     if not np.isfinite(low):
         return f"{value:.2f}"
-    return f"{value:.2f} ({low:.2f}–{high:.2f})"
+    return f"{value:.2f} ({low:.2f}{between}{high:.2f})"
 
 
 def spread(values: Sequence[float]) -> str:
@@ -321,6 +339,8 @@ def make_grid(
             mine = [f[f["run"] == run] for f in figures]
             cells.append([_single(f, b) for f, b in zip(mine, bold, strict=True)])
     notes = _notes(cells)
+    notes += [OF_NUMBERS] if long["metric"].isin(NUMBER_METRICS).any() else []
+    notes += [MEAN_OF_TRAINING] if (long["encoder"] == MEAN).any() else []
     notes += [SEEDS] if (long["seeds"] > 1).any() else []
     notes += [BASELINES] if any(h == COLUMNS_HEAD for _, h in heads) else []
     return ResultGrid([c.title for c in columns], rows, cells, notes)
@@ -352,7 +372,8 @@ def _single(rows: pd.DataFrame, bold: bool) -> Cell:
     if not len(rows):
         return Cell()
     row = rows.iloc[0]
-    text = number(row["value"], row["low"], row["high"])
+    between = " to " if row["metric"] in NUMBER_METRICS else "–"
+    text = number(row["value"], row["low"], row["high"], between=between)
     few = str(row["group"]).startswith("site=") and row["patients"] < FEW_PATIENTS
     return Cell(text, bold and text != NOTHING, bool(row["seen"]), bool(few))
 
@@ -380,7 +401,8 @@ def _in_bold(
     me = side_name(encoder, "" if column.of_encoder else head)
     if len(means) < 2 or me not in means.index:
         return False
-    best = str(means.idxmax())
+    is_higher_better = test not in METRICS or METRICS[test].higher_is_better
+    best = str(means.idxmax() if is_higher_better else means.idxmin())
     return me == best or not _beats(compared, column.task, test, best, me)
 
 
@@ -414,18 +436,25 @@ def make_site_grid(long: pd.DataFrame) -> ResultGrid:
         long: `long_table`; tasks whose patients are of one site have no row.
     """
     answers = long[(long["head"] != "") & long["group"].str.startswith("site=")]
+    metrics = _site_metrics(answers)
     rows: list[tuple[str, str]] = []
     cells: list[list[Cell]] = []
     keys = ["task", "run", "head", "group"]
     for (task, run, head, group), mine in answers.groupby(keys, sort=False):
-        figures = mine.set_index("metric")
-        patients = int(figures["patients"].iloc[0])
+        patients = int(mine["patients"].iloc[0])
         site = str(group).removeprefix("site=")
         rows.append((f"{task}: {side_name(str(run), str(head))}", f"{site} ({patients} patients)"))
-        cells.append([_single(figures[figures.index == m], False) for m in SITE_METRICS])
-    notes = [*_notes(cells), CALIBRATION]
-    columns = [TITLES[metric] for metric in SITE_METRICS]
+        cells.append([_single(mine[mine["metric"] == m], False) for m in metrics])
+    notes = [*_notes(cells), *([CALIBRATION] if "calibration_error" in metrics else [OF_NUMBERS])]
+    columns = [TITLES[metric] for metric in metrics]
     return ResultGrid(columns, rows, cells, notes, ("task and encoder", "site"))
+
+
+def _site_metrics(answers: pd.DataFrame) -> list[str]:
+    """The columns of the table by site: those of classes, of numbers, or both."""
+    kinds = (SITE_METRICS, NUMBER_SITE_METRICS)
+    shown = [m for kind in kinds if answers["metric"].isin(kind).any() for m in kind]
+    return shown or list(SITE_METRICS)
 
 
 # --- the formats ------------------------------------------------------------------------------
@@ -457,7 +486,7 @@ def markdown(text: str) -> str:
 
 
 _TEX = {"&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "$": r"\$", "–": "--", "±": r"$\pm$",
-        "†": r"$^\dagger$", "‡": r"$^\ddagger$", "~": r"\textasciitilde{}",
+        "†": r"$^\dagger$", "‡": r"$^\ddagger$", "²": r"$^2$", "~": r"\textasciitilde{}",
         "^": r"\textasciicircum{}",
         "{": r"\{", "}": r"\}", "\\": r"\textbackslash{}"}  # fmt: skip
 

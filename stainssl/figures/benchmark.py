@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
-from stainssl.evaluation.baselines import CLINICAL, SITE
+from stainssl.evaluation.baselines import CLINICAL, MEAN, SITE
 from stainssl.evaluation.baselines import HEAD as COLUMNS_HEAD
 from stainssl.evaluation.table import FEW_PATIENTS
 from stainssl.evaluation.thresholds import calibration_curve, net_benefit
@@ -27,7 +27,7 @@ _INCH = 100  # px
 
 def encoder_colors(encoders: Sequence[str]) -> dict[str, str]:
     """A color for each encoder, the same in every figure; grey for `random` and the sheet's."""
-    floor = {"random", SITE, CLINICAL}
+    floor = {"random", SITE, CLINICAL, MEAN}
     named = [name for name in encoders if name not in floor]
     colors = {name: PALETTE[i % len(PALETTE)] for i, name in enumerate(named)}
     return colors | {name: GREY for name in encoders if name in floor}
@@ -135,8 +135,49 @@ def _decision_floor(axes: Axes, positive: NDArray[np.bool_]) -> None:
     axes.set_ylim(-0.15 * max(share, 0.1), 1.1 * max(share, 0.1))
 
 
+Numbers = tuple[str, NDArray[np.float64], NDArray[np.float64]]  # encoder, true, predicted
+
+
+def scatter(answers: Mapping[str, Mapping[str, Numbers]], encoders: Sequence[str]) -> Figure:
+    """Predicted against true numbers, a row of panels a task, a panel an answer.
+
+    Args:
+        answers: task → title → (encoder, (n,) true, (n,) predicted) of units.
+        encoders: all of the benchmark, in its order, for their colors.
+    """
+    if not answers:
+        return _message("No scatter plot: no task has a number as label (kind: regression).")
+    across = min(max(map(len, answers.values())), _ACROSS)
+    down = [-(-len(panels) // across) for panels in answers.values()]
+    figure = Figure(figsize=(3.9 * across, 4.3 * sum(down)), dpi=_INCH, layout="constrained")
+    grid = iter(figure.subplots(sum(down), across, squeeze=False))
+    colors = encoder_colors(encoders)
+    for (task, panels), lines in zip(answers.items(), down, strict=True):
+        axes = [one for _ in range(lines) for one in next(grid)]
+        every = np.concatenate([np.concatenate(units[1:]) for units in panels.values()])
+        margin = 0.04 * max(float(np.ptp(every)), 1e-9)
+        limits = (float(every.min()) - margin, float(every.max()) + margin)
+        for panel, (title, units) in zip(axes, panels.items(), strict=False):
+            _scatter_panel(panel, f"{task}: {title}", units, limits, colors)
+        for panel in axes[len(panels) :]:
+            panel.set_visible(False)
+    return figure
+
+
+def _scatter_panel(
+    axes: Axes, title: str, units: Numbers, limits: tuple[float, float], colors: dict[str, str]
+) -> None:
+    encoder, true, said = units
+    axes.plot(limits, limits, color="#bbbbbb", lw=1, ls=(0, (4, 3)), zorder=1)
+    axes.scatter(true, said, s=16, color=colors[encoder], alpha=0.65, lw=0)
+    _quiet(axes)
+    axes.set(xlim=limits, ylim=limits, aspect="equal", xlabel="true", ylabel="predicted")
+    axes.set_title(title, fontsize=9.5)
+
+
 def forest(long: pd.DataFrame, encoders: Sequence[str]) -> Figure:
-    """AUROC with its interval for every task, encoder, head and seed, and for every site.
+    """AUROC, of numbers Spearman's correlation, with its interval for every task, encoder, head and
+    seed, and for every site.
 
     Sites of few patients are drawn in light gray.
 
@@ -144,7 +185,7 @@ def forest(long: pd.DataFrame, encoders: Sequence[str]) -> Figure:
         long: `table.long_table`.
         encoders: all of the benchmark, in its order, for their colors.
     """
-    rows = long[(long["metric"] == "auroc") & (long["head"] != "")]
+    rows = long[long["metric"].isin(_FOREST) & (long["head"] != "")]
     rows = rows[np.isfinite(rows["value"])]
     if not len(rows):
         return _message("No AUROC: no task has two classes among its test patients.")
@@ -153,13 +194,22 @@ def forest(long: pd.DataFrame, encoders: Sequence[str]) -> Figure:
     height = max(0.27 * sum(sizes) + 0.9 * len(tasks), 2.4)
     figure = Figure(figsize=(9, height), dpi=_INCH, layout="constrained")
     panels = figure.subplots(
-        len(tasks), 1, sharex=True, squeeze=False, gridspec_kw={"height_ratios": sizes}
-    )[:, 0]
+        len(tasks), 1, sharex=rows["metric"].nunique() == 1, squeeze=False,
+        gridspec_kw={"height_ratios": sizes},
+    )[:, 0]  # fmt: skip
     colors = encoder_colors(encoders)
+    last: dict[str, Axes] = {}
     for axes, task in zip(panels, tasks, strict=True):
-        _forest_panel(axes, task, rows[rows["task"] == task], colors)
-    panels[-1].set_xlabel("AUROC, 95 % interval over patients")
+        mine = rows[rows["task"] == task]
+        _forest_panel(axes, task, mine, colors)
+        last[mine["metric"].iloc[0]] = axes
+    for metric, axes in last.items():
+        axes.set_xlabel(f"{_FOREST[metric][0]}, 95 % interval over patients")
     return figure
+
+
+# metric: (name, what no signal has)
+_FOREST = {"auroc": ("AUROC", 0.5), "spearman": ("Spearman's correlation", 0.0)}
 
 
 def _entries(rows: pd.DataFrame) -> pd.DataFrame:
@@ -186,10 +236,11 @@ def _forest_panel(axes: Axes, task: str, rows: pd.DataFrame, colors: dict[str, s
         names.append(f"{row['run']}{head}{site} ({row['patients']} patients)")
         places.append(place)
         place += 1.0
-    axes.axvline(0.5, color="#999999", lw=1, ls=(0, (4, 3)))
+    name, nothing = _FOREST[rows["metric"].iloc[0]]
+    axes.axvline(nothing, color="#999999", lw=1, ls=(0, (4, 3)))
     axes.set_yticks(places, names, fontsize=8.5)
     axes.set_ylim(place - 0.4, -0.6)
-    axes.set_title(f"{task}: AUROC over all test patients and by site", loc="left", fontsize=10.5)
+    axes.set_title(f"{task}: {name} over all test patients and by site", loc="left", fontsize=10.5)
     _quiet(axes)
 
 

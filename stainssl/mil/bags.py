@@ -57,7 +57,7 @@ class Bag:
         patient_id: whose tissue it is.
         slide_id: the slide, or "" where the bag is a patient's.
         site: where it was stained and scanned; several sites are joined by "+".
-        label: the class index; -1 where it is not known.
+        label: the class index, or the number; -1, or NaN, where it is not known.
         slides: the slides in the bag, in the order of their tiles.
         tiles: one `SlideTiles` a slide.
     """
@@ -65,7 +65,7 @@ class Bag:
     patient_id: str
     slide_id: str
     site: str
-    label: int
+    label: float
     slides: tuple[str, ...]
     tiles: tuple[SlideTiles, ...]
 
@@ -142,7 +142,8 @@ def build(
     """Bags of a task, one a patient or one a slide.
 
     Args:
-        slides: a row per slide with `slide_id`, `patient_id`, `site`, `label` (class index).
+        slides: a row per slide with `slide_id`, `patient_id`, `site`, `label` (class index, or
+            number).
         level: "patient" or "slide".
         read: gives the usable tiles of a slide.
 
@@ -169,7 +170,7 @@ def _bag(rows: pd.DataFrame, level: str, read: Callable[[str], SlideTiles]) -> B
         patient_id=str(first["patient_id"]),
         slide_id=str(first["slide_id"]) if level == "slide" else "",
         site="+".join(sorted(set(rows["site"].dropna().astype(str)))),
-        label=int(first["label"]),
+        label=rows["label"].iloc[0].item(),
         slides=tuple(tiles),
         tiles=tuple(tiles.values()),
     )

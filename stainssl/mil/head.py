@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
 
+Loss = Callable[[Tensor, Tensor], Tensor]  # (B, C) outputs, (B,) labels → (B,)
+
 
 class Head(nn.Module, ABC):
-    """A network from padded bags to logits, and to the attention that each tile got."""
+    """A network from padded bags to logits, and to the attention that each tile got.
+
+    Attributes:
+        needs_classes: whether its loss is of classes alone.
+    """
+
+    needs_classes = False
 
     @abstractmethod
     def embed(self, features: Tensor) -> Tensor:
@@ -36,18 +44,18 @@ class Head(nn.Module, ABC):
         """(B, N) weights that sum to one over the tiles of each bag and are 0 at padding."""
         return self.pool(self.embed(features), mask)[1]
 
-    def losses(self, features: Tensor, mask: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+    def losses(self, features: Tensor, mask: Tensor, labels: Tensor, loss: Loss) -> Tensor:
         """What training minimises the mean of.
 
         Args:
             features, mask: as `forward` takes them.
-            labels: (B,) class indices.
-            weights: (C,) of the classes.
+            labels: (B,) of the bags: class indices, or numbers.
+            loss: of the task.
 
         Returns:
-            (B,): the class-weighted cross-entropy, and what a head adds to it.
+            (B,): the loss, and what a head adds to it.
         """
-        return weighted_loss(self(features, mask), labels, weights)
+        return loss(self(features, mask), labels)
 
     def stream(self, blocks: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
         """Logits and attention of one bag given in blocks.

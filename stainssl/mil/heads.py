@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from stainssl.mil.head import Head, masked_softmax, weighted_loss
+from stainssl.mil.head import Head, Loss, masked_softmax
 from stainssl.mil.transmil import TransformerHead
 
 
@@ -140,6 +140,7 @@ class ClamHead(GatedAttentionHead):
     classes, and takes padding for tiles.
     """
 
+    needs_classes = True
     TILES = 8  # k, or half of a smaller bag
     BAG_SHARE = 0.7  # c_1
 
@@ -147,7 +148,7 @@ class ClamHead(GatedAttentionHead):
         super().__init__(dim, classes, hidden, dropout)
         self.tile_classifiers = nn.Linear(hidden, 2 * classes)
 
-    def losses(self, features: Tensor, mask: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+    def losses(self, features: Tensor, mask: Tensor, labels: Tensor, loss: Loss) -> Tensor:
         """See `Head.losses`."""
         embedded = self.embed(features)
         logits, attention = self.pool(embedded, mask)
@@ -155,7 +156,7 @@ class ClamHead(GatedAttentionHead):
             self.tile_loss(embedded[i], attention[i].detach(), mask[i], int(labels[i]))
             for i in range(len(labels))
         ])  # fmt: skip
-        of_bags = weighted_loss(logits, labels, weights)
+        of_bags = loss(logits, labels)
         return self.BAG_SHARE * of_bags + (1 - self.BAG_SHARE) * of_tiles
 
     def tile_loss(self, embedded: Tensor, attention: Tensor, mask: Tensor, label: int) -> Tensor:
@@ -184,7 +185,7 @@ class DualStreamHead(Head):
         b_c = \sum_n a_{nc} W_v h_n, \quad
         \text{logits} = \tfrac{1}{2}\big(\max_n s_n + W_b [b_1, \dots, b_C]\big)
 
-    Training minimises the mean of the cross-entropies of the two streams. Shown is the attention's
+    Training minimises the mean of the losses of the two streams. Shown is the attention's
     mean over classes. torchmil's is for two classes, and may choose padding as critical tile.
     """
 
@@ -218,10 +219,10 @@ class DualStreamHead(Head):
         of_tile, of_bag, attention = self.streams(embedded, mask)
         return (of_tile + of_bag) / 2, attention.mean(dim=-1)
 
-    def losses(self, features: Tensor, mask: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+    def losses(self, features: Tensor, mask: Tensor, labels: Tensor, loss: Loss) -> Tensor:
         """See `Head.losses`."""
         of_tile, of_bag, _ = self.streams(self.embed(features), mask)
-        both = [weighted_loss(logits, labels, weights) for logits in (of_tile, of_bag)]
+        both = [loss(logits, labels) for logits in (of_tile, of_bag)]
         return torch.stack(both).mean(dim=0)
 
 
@@ -240,7 +241,7 @@ def create(kind: str, dim: int, classes: int, hidden: int, dropout: float) -> He
     Args:
         kind: a key of `HEADS`.
         dim: width D of the tile embeddings.
-        classes: number of classes C.
+        classes: number of classes C; 1 for a number.
         hidden: width of the tile representation, for heads that have one.
         dropout: share of units dropped in training, [0, 1).
     """

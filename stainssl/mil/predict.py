@@ -17,6 +17,7 @@ from stainssl.errors import StainsslError
 from stainssl.evaluation.thresholds import Calls
 from stainssl.mil import heads
 from stainssl.mil.bags import Bag
+from stainssl.mil.targets import Target, target_of_card
 from stainssl.mil.train import FoldModel, HeadSettings
 from stainssl.stores.atomic import replacing
 
@@ -29,7 +30,7 @@ CHUNK_TILES = 16_384
 def predict_bag(
     model: FoldModel, bag: Bag, chunk: int = CHUNK_TILES
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Class probabilities of one bag, all of its tiles used, and the attention they got.
+    """What a model says of one bag, all of its tiles used, and the attention they got.
 
     Args:
         model: the fold's model.
@@ -37,12 +38,13 @@ def predict_bag(
         chunk: tiles in memory as float32 at once.
 
     Returns:
-        (C,) float32 probabilities that sum to one, and (N,) float32 attention that does so too.
+        (C,) float32 probabilities that sum to one, or (1,) the number, and (N,) float32 attention
+        that sums to one.
     """
     logits, attention = model.head.stream(
         torch.from_numpy((block - model.mean) / model.std) for block in bag.chunks(chunk)
     )
-    return torch.softmax(logits, dim=0).numpy(), attention.numpy()
+    return model.target.answer(logits), attention.numpy()
 
 
 def with_cuts(model: FoldModel, val: Sequence[Bag], calls: Calls) -> FoldModel:
@@ -54,40 +56,38 @@ def with_cuts(model: FoldModel, val: Sequence[Bag], calls: Calls) -> FoldModel:
         calls: how thresholds are chosen.
     """
     answers = [predict_bag(model, bag)[0] for bag in val]
-    p = np.stack(answers) if answers else np.empty((0, len(model.classes)))
-    y = np.array([bag.label for bag in val], np.int64)
-    return dataclasses.replace(model, cuts=calls.cuts(y, p))
+    said = np.stack(answers) if answers else np.empty((0, model.target.outputs))
+    cuts = model.target.cuts(calls, [bag.label for bag in val], said)
+    return dataclasses.replace(model, cuts=cuts)
 
 
 def prediction_table(
-    bags: Sequence[Bag], probabilities: np.ndarray, classes: Sequence[str], repeat: int, fold: int
+    bags: Sequence[Bag], answers: np.ndarray, target: Target, repeat: int, fold: int
 ) -> pd.DataFrame:
     """Rows of `predictions.parquet` for the test bags of one fold.
 
     Args:
         bags: the B test bags.
-        probabilities: (B, C).
-        classes: C class names.
+        answers: (B, C) as `predict_bag` gives them.
+        target: what they say.
         repeat: repeat of the split, from 0.
         fold: fold of the repeat, from 0.
 
     Returns:
         Columns `patient_id`, `slide_id` ("" for a patient), `site`, `repeat`, `fold`, `y` (class
-        name, "" where the label is not known) and `p_<class>` (float32).
+        name, "" where the label is not known; or the number) and `p_<class>` or `value` (float32).
     """
-    table = pd.DataFrame(
+    return pd.DataFrame(
         {
             "patient_id": [bag.patient_id for bag in bags],
             "slide_id": [bag.slide_id for bag in bags],
             "site": [bag.site for bag in bags],
             "repeat": np.full(len(bags), repeat, np.int32),
             "fold": np.full(len(bags), fold, np.int32),
-            "y": [classes[bag.label] if bag.label >= 0 else "" for bag in bags],
+            "y": target.truth(bags),
+            **target.columns(answers),
         }
     )
-    for column, name in enumerate(classes):
-        table[f"p_{name}"] = probabilities[:, column].astype(np.float32)
-    return table
 
 
 def model_name(repeat: int, fold: int) -> str:
@@ -120,7 +120,7 @@ def save_model(model: FoldModel, path: Path) -> None:
     card = {
         "schema": SCHEMA,
         "settings": dataclasses.asdict(model.settings),
-        "classes": list(model.classes),
+        **model.target.card(),
         "dim": len(model.mean),
         "epoch": model.epoch,
         "cuts": {name: value for name, value in model.cuts.items() if np.isfinite(value)},
@@ -144,16 +144,16 @@ def load_model(path: Path) -> FoldModel:
         )
     tensors = load_file(path.with_name(path.name + ".safetensors"))
     mean, std = tensors.pop("mean").numpy(), tensors.pop("std").numpy()
-    settings = HeadSettings(**card["settings"])
+    settings, target = HeadSettings(**card["settings"]), target_of_card(card)
     head = heads.create(
-        settings.kind, card["dim"], len(card["classes"]), settings.hidden, settings.dropout
+        settings.kind, card["dim"], target.outputs, settings.hidden, settings.dropout
     )
     head.load_state_dict({name.removeprefix("head."): v for name, v in tensors.items()})
     history = [(train, float("nan") if val is None else val) for train, val in card["history"]]
     return FoldModel(
         head.eval(),
         settings,
-        tuple(card["classes"]),
+        target,
         mean,
         std,
         card["epoch"],

@@ -13,7 +13,8 @@ from stainssl.errors import StainsslError
 from stainssl.mil import heads
 from stainssl.mil.adamw import AdamW
 from stainssl.mil.bags import Bag, draw, pad, statistics
-from stainssl.mil.head import Head, weighted_loss
+from stainssl.mil.head import Head, Loss
+from stainssl.mil.targets import Classes, Target
 
 # Bags of a step. Small: a cohort of forty patients then still gives several steps an epoch.
 BATCH_BAGS = 8
@@ -51,7 +52,7 @@ class FoldModel:
     Attributes:
         head: in evaluation mode.
         settings: how it was made.
-        classes: the C class names, in the order of the logits.
+        target: what its outputs say, with what was learnt of the training labels.
         mean: (D,) float32 over the training tiles.
         std: (D,) float32 over the training tiles, positive.
         epoch: the epoch, from 0, whose weights were kept.
@@ -61,7 +62,7 @@ class FoldModel:
 
     head: Head
     settings: HeadSettings
-    classes: tuple[str, ...]
+    target: Target
     mean: np.ndarray
     std: np.ndarray
     epoch: int
@@ -72,63 +73,49 @@ class FoldModel:
 def fit(
     train: Sequence[Bag],
     val: Sequence[Bag],
-    classes: Sequence[str],
+    target: Target,
     settings: HeadSettings,
     seed: int,
-    *,
-    is_balanced: bool = True,
 ) -> FoldModel:
     """Train a head; the weights of the epoch with the lowest validation loss are kept.
 
-    Features are standardised with the training tiles' statistics, and classes weigh the same
-    whatever their number, unless told otherwise. Without validation bags all epochs run and the
-    last is kept. The result depends on the arguments alone; the caller's random state is left as it
-    was.
+    Features are standardised with the training tiles' statistics. Without validation bags all
+    epochs run and the last is kept. The result depends on the arguments alone; the caller's random
+    state is left as it was.
 
     Args:
-        train: bags of at least two classes.
+        train: bags of at least two classes, or two numbers.
         val: bags of other patients of the training part; may be empty.
-        classes: the names of all classes of the task.
+        target: what is learnt.
         settings: the head's settings.
         seed: of initialisation, order, drawing and dropout.
-        is_balanced: whether classes weigh the same; else every bag does.
 
     Returns:
         The fold's model.
 
     Raises:
-        StainsslError: the training bags hold fewer than two classes.
+        StainsslError: the training bags hold fewer than two classes or numbers, or the head is
+            for classes alone.
     """
-    _require_two_classes(train, classes)
+    target = target.fitted(train)
     mean, std = statistics(train)
     rng = np.random.default_rng(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(rng.integers(2**31)))
         head = heads.create(
-            settings.kind, train[0].dim, len(classes), settings.hidden, settings.dropout
+            settings.kind, train[0].dim, target.outputs, settings.hidden, settings.dropout
         )
-        weights = class_weights(train, len(classes)) if is_balanced else torch.ones(len(classes))
-        loop = _Loop(head, settings, mean, std, weights, rng)
+        _require_classes(head, settings, target)
+        loop = _Loop(head, settings, mean, std, target.loss(), rng)
         epoch, history = loop.run(train, val)
-    return FoldModel(head.eval(), settings, tuple(classes), mean, std, epoch, history)
+    return FoldModel(head.eval(), settings, target, mean, std, epoch, history)
 
 
-def class_weights(bags: Sequence[Bag], classes: int) -> Tensor:
-    """(C,) float32 weights inverse to class counts with mean 1 over bags; 0 where none."""
-    counts = np.bincount([bag.label for bag in bags], minlength=classes).astype(np.float32)
-    present = counts > 0
-    weights = np.zeros(classes, np.float32)
-    weights[present] = len(bags) / (present.sum() * counts[present])
-    return torch.from_numpy(weights)
-
-
-def _require_two_classes(train: Sequence[Bag], classes: Sequence[str]) -> None:
-    found = {bag.label for bag in train}
-    if len(found) < 2:
-        named = ", ".join(classes[label] for label in sorted(found)) or "none"
+def _require_classes(head: Head, settings: HeadSettings, target: Target) -> None:
+    if head.needs_classes and not isinstance(target, Classes):
         raise StainsslError(
-            f"a head needs training bags of at least two classes and got {len(train)} of: {named}. "
-            "Use fewer folds, or stratify the task's split by its label."
+            f"a head of kind {settings.kind} teaches tiles by classes, and the task's label is a"
+            " number: use another head."
         )
 
 
@@ -140,7 +127,7 @@ class _Loop:
     settings: HeadSettings
     mean: np.ndarray
     std: np.ndarray
-    weights: Tensor
+    loss: Loss
     rng: np.random.Generator
 
     def run(
@@ -155,7 +142,7 @@ class _Loop:
         history: list[tuple[float, float]] = []
         best, best_state = -1, self.head.state_dict()
         for epoch in range(self.settings.epochs):
-            history.append((self._train_epoch(train, optimizer, memory), self._loss(held_out)))
+            history.append((self._train_epoch(train, optimizer, memory), self._val_loss(held_out)))
             if best < 0 or not val or history[epoch][1] < history[best][1]:
                 best = epoch
                 best_state = {k: v.clone() for k, v in self.head.state_dict().items()}
@@ -173,19 +160,19 @@ class _Loop:
             features, mask, labels = self._batch([train[i] for i in part], memory)
             # Divided by the number of bags: with torch's weighted mean, a batch of one class
             # would cancel its own weight.
-            loss = self.head.losses(features, mask, labels, self.weights).mean()
+            loss = self.head.losses(features, mask, labels, self.loss).mean()
             loss.backward()
             optimizer.step()
             losses.append(loss.item())
         return float(np.mean(losses))
 
     @torch.no_grad()
-    def _loss(self, batches: list[tuple[Tensor, Tensor, Tensor]]) -> float:
-        """Mean class-weighted loss over held-out bags; NaN without any."""
+    def _val_loss(self, batches: list[tuple[Tensor, Tensor, Tensor]]) -> float:
+        """Mean loss over held-out bags; NaN without any."""
         if not batches:
             return float("nan")
         self.head.eval()
-        losses = [weighted_loss(self.head(x, m), labels, self.weights) for x, m, labels in batches]
+        losses = [self.loss(self.head(x, m), labels) for x, m, labels in batches]
         return torch.cat(losses).mean().item()
 
     def _batch(

@@ -13,7 +13,7 @@ from stainssl.cohort import PART, part_names, part_rows, parts, read_sheet, trai
 from stainssl.config import Config, Encoder, Run, Target, Task, Train
 from stainssl.encoders.weights import LOCAL, identity
 from stainssl.errors import StainsslError
-from stainssl.evaluation.labels import labels_of
+from stainssl.evaluation.kinds import labels_of
 from stainssl.export.source import feature_files
 from stainssl.paths import Paths
 from stainssl.plan.job import Job, Reads, Resource, Setting, Writes

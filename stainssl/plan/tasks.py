@@ -10,7 +10,8 @@ import pandas as pd
 from stainssl.cohort import PART, read_sheet, site_columns
 from stainssl.config import Benchmark, Config, Head, Split, Task
 from stainssl.errors import StainsslError
-from stainssl.evaluation.labels import Labels, labels_of
+from stainssl.evaluation.kinds import labels_of
+from stainssl.evaluation.labels import Labels
 from stainssl.evaluation.thresholds import Calls, calls_of
 from stainssl.paths import Paths
 from stainssl.plan.encoders import robust_tasks
@@ -210,7 +211,8 @@ class BenchmarkJob(Job):
 
 BENCHMARK_FILES = (
     "table.csv", "table.md", "table.tex", "table.html", "comparisons.csv", "robustness.json",
-    "roc.png", "calibration.png", "forest.png", "robustness.png", "few_shot.png", "umap.png",
+    "roc.png", "calibration.png", "scatter.png", "forest.png", "robustness.png", "few_shot.png",
+    "umap.png",
 )  # fmt: skip
 PROBE = "probe"
 

@@ -16,9 +16,9 @@ from stainssl.config import Task
 from stainssl.errors import StainsslError
 from stainssl.evaluation import baselines, published, table
 from stainssl.evaluation.folds import read_folds
-from stainssl.evaluation.labels import labels_of
+from stainssl.evaluation.kinds import labels_of
 from stainssl.evaluation.metrics import evaluate, roc_band
-from stainssl.evaluation.predictions import ensemble, read_scored
+from stainssl.evaluation.predictions import NumberUnits, ensemble, read_scored
 from stainssl.evaluation.projection import project
 from stainssl.evaluation.published import Published
 from stainssl.evaluation.ranking import classes_ranked
@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 
 def run(job: BenchmarkJob) -> None:
     """Write `table.csv|md|tex|html`, `comparisons.csv`, `robustness.json` and the figures: `roc`,
-    `calibration`, `forest`, `robustness`, `few_shot` and `umap`, each a PNG.
+    `calibration`, `scatter`, `forest`, `robustness`, `few_shot` and `umap`, each a PNG.
 
     Raises:
         StainsslError: an answer is missing, or the benchmark has no slide task's head.
@@ -65,6 +65,7 @@ def run(job: BenchmarkJob) -> None:
     write_text(files["robustness.json"], json.dumps(tree, indent=1, allow_nan=False))
     _save(files["roc.png"], figures.roc(_curves(answers, job.seed), encoders))
     _save(files["calibration.png"], figures.calibration(_calibrations(answers), encoders))
+    _save(files["scatter.png"], figures.scatter(_scatters(answers), encoders))
     _save(files["forest.png"], figures.forest(long, _shown(encoders, columns)))
     _save(files["robustness.png"], figures.robustness(long, encoders))
     curves = {task: _few_shots(job, task) for task in job.tasks}
@@ -158,21 +159,30 @@ def _baselines(job: BenchmarkJob, task: str, answers: list[Answer]) -> Iterator[
     answered = [answer.predictions for answer in answers if answer.task == task]
     units = _units(job, spec)
     folds = read_folds(job.folds[task])
-    asked = {
+    asked: dict[str, list[str]] = {
         baselines.SITE: site_columns(units),
         baselines.CLINICAL: spec.clinical,
     }
-    for name, columns in asked.items():
-        if not columns or units[columns].astype(str).nunique().max() < 2:
-            continue
-        predictions = baselines.predict_from_columns(
-            units, columns, folds, job.seed, labels_of(spec).order(units["label"])
-        )
+    told = {n: c for n, c in asked.items() if c and units[c].astype(str).nunique().max() > 1}
+    if spec.kind == "regression":
+        told = {baselines.MEAN: [], **told}
+    for name, columns in told.items():
+        predictions = _from_columns(job, spec, units, columns, folds)
         predictions = baselines.same_rows(predictions, answered, spec.level)
         metrics = evaluate(predictions, spec.level, job.seed)
         if name == baselines.SITE:  # within one site it says the same of everybody
             metrics = metrics[metrics["group"] == "all"]
         yield Answer(task, spec.level, name, name, baselines.HEAD, metrics, predictions)
+
+
+def _from_columns(
+    job: BenchmarkJob, task: Task, units: pd.DataFrame, columns: list[str], folds: pd.DataFrame
+) -> pd.DataFrame:
+    """Test predictions of a task by columns of the sheet, as its kind asks for."""
+    if task.kind == "regression":
+        return baselines.predict_number_from_columns(units, columns, folds)
+    order = labels_of(task).order(units["label"])
+    return baselines.predict_from_columns(units, columns, folds, job.seed, order)
 
 
 def _units(job: BenchmarkJob, task: Task) -> pd.DataFrame:
@@ -292,6 +302,24 @@ def _calibrations(answers: list[Answer]) -> dict[str, dict[str, figures.Answers]
         panel = f"{answer.task}, {scored.patients} patients"
         units = (answer.encoder, scored.y == 1, scored.p[:, 1])
         found.setdefault(panel, {})[_row_name(answer)] = units
+    return found
+
+
+def _scatters(answers: list[Answer]) -> dict[str, dict[str, figures.Numbers]]:
+    """Task → answer → numbers of its units, of the tasks whose label is a number."""
+    found: dict[str, dict[str, figures.Numbers]] = {}
+    for answer in answers:
+        scored = read_scored(answer.predictions, answer.level)
+        if not isinstance(scored, NumberUnits):
+            continue
+        rows = answer.metrics[answer.metrics["group"] == "all"].set_index("metric")
+        figure = rows[["value", "low", "high"]].astype(float)
+        said = [
+            f"{table.TITLES[m]} {table.number(*figure.loc[m], between=' to ')}"
+            for m in table.NUMBER_SITE_METRICS
+        ]
+        units = (answer.encoder, scored.y.astype(float), scored.value)
+        found.setdefault(answer.task, {})["\n".join([_row_name(answer), *said])] = units
     return found
 
 

@@ -15,7 +15,8 @@ from stainssl.cohort.sheet import OF_COHORT
 from stainssl.cohort.sheet_file import shown
 from stainssl.config import Config, nearest
 from stainssl.errors import StainsslError, disk_faults_told
-from stainssl.evaluation.labels import Labels, labels_of
+from stainssl.evaluation.kinds import labels_of
+from stainssl.evaluation.labels import Labels
 from stainssl.export.slide import ExportedSlide
 from stainssl.export.tables import tables_of
 from stainssl.paths import Paths

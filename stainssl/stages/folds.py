@@ -24,7 +24,10 @@ def run(job: FoldsJob) -> None:
         slides = job.label.read(job.rows)
         column = job.label.label
         order = job.label.order(slides[column]) if column in slides else ()
-        patients, folds = folds_of(slides, job.level, column, job.split, order=order, seed=job.seed)
+        patients, folds = folds_of(
+            slides, job.level, column, job.split,
+            order=order, strata=job.label.strata, seed=job.seed,
+        )  # fmt: skip
     except StainsslError as error:
         raise StainsslError(f"tasks.{job.task}: {error}") from None
     folds.insert(0, "task", job.task)

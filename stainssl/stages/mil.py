@@ -29,6 +29,7 @@ from stainssl.mil.predict import (
     with_cuts,
 )
 from stainssl.mil.reference import reference_table
+from stainssl.mil.targets import Target, target_of
 from stainssl.mil.train import FoldModel, HeadSettings, fit
 from stainssl.plan.rows import Part
 from stainssl.plan.tasks import MilJob
@@ -61,8 +62,8 @@ def run(job: MilJob) -> None:
     try:
         folds = read_folds(job.folds)
         slides = labelled_slides(job.rows, job.label)
-        classes = job.label.order(slides["word"])
-        slides["label"] = slides["word"].map(classes.index)
+        target = target_of(job.label, slides["word"], job.is_balanced)
+        slides["label"] = target.codes(slides["word"])
         read = spooled(slide_reader(job.embeddings, slides), job.scratch)
         bags = _bags(slides, job.level, read)
         _tell_limits(bags, job.head)
@@ -70,7 +71,7 @@ def run(job: MilJob) -> None:
         reference = reference_table(bags, trained, stain_of_slides(job.pixels, slides))
         with replacing(job.output) as folder:
             folder.mkdir()
-            predictions, attention = _answer(job, bags, folds, classes, folder)
+            predictions, attention = _answer(job, bags, folds, target, folder)
             metrics = evaluate(predictions, job.level, job.seed)
             write_table(folder / "predictions.parquet", predictions, "predictions", made_by)
             write_spread(folder, (t.features[:] for bag in bags for t in bag.tiles))
@@ -78,7 +79,7 @@ def run(job: MilJob) -> None:
             write_table(folder / "reference.parquet", reference, "reference", made_by)
             metrics.to_csv(folder / "metrics.csv", index=False)
             for cohort in job.external:
-                found = _external(job, cohort, classes, folder / "models")
+                found = _external(job, cohort, target, folder / "models")
                 write_table(folder / f"external-{cohort}.parquet", found, "predictions", made_by)
                 metrics = evaluate(ensemble(found, job.level), job.level, job.seed)
                 metrics.to_csv(folder / f"external-{cohort}.csv", index=False)
@@ -210,46 +211,45 @@ def _tell_limits(bags: list[Bag], head: Head) -> None:
 
 
 def _answer(
-    job: MilJob, bags: list[Bag], folds: pd.DataFrame, classes: list[str], folder: Path
+    job: MilJob, bags: list[Bag], folds: pd.DataFrame, target: Target, folder: Path
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Every fold's model, saved under `folder`; the test bags' predictions and attention."""
     tables, looked_at = [], AttentionMean()
-    for repeat, fold, model, test in _fold_models(job, bags, folds, classes):
+    for repeat, fold, model, test in _fold_models(job, bags, folds, target):
         save_model(model, folder / "models" / model_name(repeat, fold))
         answers = [predict_bag(model, bag) for bag in test]
         for bag, (_, attention) in zip(test, answers, strict=True):
             looked_at.add(bag, attention)
-        p = np.stack([probability for probability, _ in answers])
-        tables.append(prediction_table(test, p, classes, repeat, fold).assign(**model.cuts))
+        said = np.stack([answer for answer, _ in answers])
+        table = prediction_table(test, said, model.target, repeat, fold)
+        tables.append(table.assign(**model.cuts))
     if not tables:
         raise StainsslError("no test patient has a usable tile: see the cohort's slides.csv.")
     return pd.concat(tables, ignore_index=True), attention_table(bags, looked_at.means())
 
 
-def _external(job: MilJob, cohort: str, classes: list[str], models: Path) -> pd.DataFrame:
+def _external(job: MilJob, cohort: str, target: Target, models: Path) -> pd.DataFrame:
     """Every fold's model on a cohort that none of them was trained on, each as a repeat.
 
     Raises:
         StainsslError: the cohort has no labelled slide with tiles, or a class that is not trained.
     """
     slides = labelled_slides(job.external[cohort], job.label)
-    if strange := sorted(set(slides["word"]) - set(classes)):
-        raise StainsslError(
-            f"external cohort {cohort} has classes that nothing was trained on: "
-            f"{', '.join(strange)}; trained: {', '.join(classes)}."
-        )
-    slides["label"] = slides["word"].map(classes.index)
+    if strange := target.strange(slides["word"].tolist()):
+        raise StainsslError(f"external cohort {cohort} has {strange}.")
+    slides["label"] = target.codes(slides["word"])
     bags = _bags(slides, job.level, spooled(slide_reader(job.embeddings, slides), job.scratch))
     tables = []
     for number, model in enumerate(load_models(models).values()):
-        p = np.stack([predict_bag(model, bag)[0] for bag in bags])
-        tables.append(prediction_table(bags, p, classes, number, 0).assign(**model.cuts))
+        said = np.stack([predict_bag(model, bag)[0] for bag in bags])
+        table = prediction_table(bags, said, model.target, number, 0)
+        tables.append(table.assign(**model.cuts))
     log.info("%d bags of %s, which is external, by %d models", len(bags), cohort, len(tables))
     return pd.concat(tables, ignore_index=True)
 
 
 def _fold_models(
-    job: MilJob, bags: list[Bag], folds: pd.DataFrame, classes: list[str]
+    job: MilJob, bags: list[Bag], folds: pd.DataFrame, target: Target
 ) -> Iterator[tuple[int, int, FoldModel, list[Bag]]]:
     """(repeat, fold, model, test bags) of every fold that has a test bag."""
     settings = HeadSettings(**job.head.model_dump())
@@ -263,7 +263,7 @@ def _fold_models(
             continue
         own_seed = int(np.random.default_rng([job.seed, repeat, fold]).integers(2**31))
         try:
-            model = fit(train, val, classes, settings, own_seed, is_balanced=job.is_balanced)
+            model = fit(train, val, target, settings, own_seed)
             model = with_cuts(model, val, job.calls)
         except StainsslError as error:
             raise StainsslError(f"repeat {repeat} fold {fold}: {error}") from None

@@ -14,8 +14,8 @@ import pandas as pd
 from stainssl.cohort import outside_problems, parts
 from stainssl.config import Cohort, Config, Encoder, dump
 from stainssl.errors import StainsslError, disk_faults_told
-from stainssl.evaluation.folds import read_folds
-from stainssl.evaluation.predictions import THRESHOLD, words_called
+from stainssl.evaluation.folds import VALUE, read_folds
+from stainssl.evaluation.predictions import THRESHOLD, answer_columns, words_called
 from stainssl.mil import bags as bagging
 from stainssl.mil.attention import AttentionMean, attention_table
 from stainssl.mil.bags import ID_COLUMNS, Bag, SlideTiles
@@ -225,7 +225,8 @@ def _scored(
     slides: pd.DataFrame, level: str, read: Callable[[str], SlideTiles], models: Models
 ) -> Iterator[ScoredBag]:
     """Bags one after another, so that the tiles of one are in memory at a time."""
-    for _, rows in slides.assign(label=-1).groupby(ID_COLUMNS[level], sort=False):
+    unknown = next(iter(models.values())).target.unknown
+    for _, rows in slides.assign(label=unknown).groupby(ID_COLUMNS[level], sort=False):
         for bag in bagging.build(rows, level, read)[0]:
             yield _score(bag, models)
 
@@ -233,12 +234,17 @@ def _scored(
 def _score(bag: Bag, models: Models) -> ScoredBag:
     mean, tables = AttentionMean(), []
     for (repeat, fold), model in models.items():
-        p, attention = predict_bag(model, bag)
+        said, attention = predict_bag(model, bag)
         mean.add(bag, attention)
-        table = prediction_table([bag], p[None], model.classes, repeat, fold).assign(**model.cuts)
-        tables.append(table.assign(predicted=words_called(table)))
+        table = prediction_table([bag], said[None], model.target, repeat, fold)
+        tables.append(_called(table.assign(**model.cuts)))
     means = dict(zip(bag.slides, slide_means(bag), strict=True))
     return ScoredBag(means, pd.concat(tables), attention_table([bag], mean.means()))
+
+
+def _called(table: pd.DataFrame) -> pd.DataFrame:
+    """Predictions with the class that is called, where they are of classes."""
+    return table if VALUE in table else table.assign(predicted=words_called(table))
 
 
 def _with_distances(
@@ -272,7 +278,8 @@ def summary(by_model: pd.DataFrame, slides: pd.DataFrame, level: str) -> pd.Data
     """One row per patient or slide.
 
     Args:
-        by_model: a row per unit and fold model, with `p_<class>` and, of two classes, `threshold`.
+        by_model: a row per unit and fold model, with `p_<class>` and, of two classes, `threshold`;
+            or with `value`.
         slides: a row per slide, with `tiles`, `feature_distance`, `stain_distance`.
         level: `patient` or `slide`.
 
@@ -280,24 +287,26 @@ def summary(by_model: pd.DataFrame, slides: pd.DataFrame, level: str) -> pd.Data
         The unit's id, `slides` and `tiles` that were used, `predicted` (by the mean of the fold
         models' thresholds, as an external cohort is judged; without thresholds the most probable
         class), `threshold`, where there are two classes, `p_<class>` (mean over the fold models)
-        with `low_<class>` and `high_<class>` (95 % of them), `models`, the largest of
+        with `low_<class>` and `high_<class>` (95 % of them); of a number `value`, `low` and `high`
+        instead of all these; `models`, the largest of
         its slides' distances, and `note`: what lies outside, and whether the patient is known.
     """
     unit = ID_COLUMNS[level]
-    classes = [c.removeprefix("p_") for c in by_model if c.startswith("p_")]
     groups = by_model.groupby(unit, sort=False)
     out = slides[slides["tiles"] > 0].groupby(unit, sort=False).agg(
         slides=("slide_id", "size"), tiles=("tiles", "sum"),
         **{column: (column, "max") for column in FOREIGN},
     )  # fmt: skip
     out = out.loc[[name for name, _ in groups]]
-    for name in classes:
-        out[f"p_{name}"] = groups[f"p_{name}"].mean()
+    for column in answer_columns(by_model):
+        out[column] = groups[column].mean()
         for side, share in zip(("low", "high"), INTERVAL, strict=True):
-            out[f"{side}_{name}"] = groups[f"p_{name}"].quantile(share)
+            name = side if column == VALUE else column.replace("p_", f"{side}_", 1)
+            out[name] = groups[column].quantile(share)
     if THRESHOLD in by_model:
         out.insert(2, THRESHOLD, groups[THRESHOLD].mean())
-    out.insert(2, "predicted", words_called(out))
+    if VALUE not in by_model:
+        out.insert(2, "predicted", words_called(out))
     out["models"] = groups.size()
     known = slides.groupby(unit, sort=False)["known"].first() if "known" in slides else pd.Series()
     for name in out.index.intersection(known.dropna().index):

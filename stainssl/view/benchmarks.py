@@ -64,6 +64,8 @@ class Benchmarks:
             self._known(task, run, head)
         except KeyError:
             return False
+        if self._records.config.tasks[task].kind == "regression":  # no curve, no wrong case
+            return False
         return (self._folder(task, run, head) / "predictions.parquet").exists()
 
     def _known(self, task: str, run: str, head: str) -> None:
@@ -83,6 +85,8 @@ class Benchmarks:
             StainsslError: its predictions are missing or not whole.
         """
         self._known(task, run, head)
+        if self._records.config.tasks[task].kind == "regression":
+            raise StainsslError(f"{task}: a number has no curves; scatter.png shows its cases.")
         level = self._records.config.tasks[task].level
         path = self._folder(task, run, head) / "predictions.parquet"
         predictions = read_table(path, "predictions")

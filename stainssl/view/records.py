@@ -251,6 +251,8 @@ def with_numbers(sheet: pd.DataFrame) -> pd.DataFrame:
 def summarized(table: pd.DataFrame, unit: str) -> pd.DataFrame:
     """Mean of each class's probability by unit, and quantiles where a unit has several rows."""
     classes = [c for c in table if str(c).startswith("p_")]
+    if not classes:  # numbers
+        return table[[unit]].drop_duplicates().set_index(unit)
     groups = table.groupby(unit, sort=False)[classes]
     out = groups.mean()
     if groups.size().max() > 1:

@@ -7,12 +7,12 @@ from pandas._libs.parsers import STR_NA_VALUES
 
 from stainssl.config import parse
 from stainssl.errors import StainsslError
+from stainssl.evaluation.kinds import labels_of
 from stainssl.evaluation.labels import (
     Labels,
     is_unknown,
     label_problems,
     label_summary,
-    labels_of,
 )
 
 

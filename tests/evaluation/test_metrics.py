@@ -18,6 +18,7 @@ from torchmetrics.functional.classification import (
 from stainssl.errors import StainsslError
 from stainssl.evaluation.folds import OF_TWO_CLASSES, RANKING
 from stainssl.evaluation.metrics import (
+    CLASS_METRICS,
     METRICS,
     SHARES,
     confidence_interval,
@@ -26,6 +27,7 @@ from stainssl.evaluation.metrics import (
     patient_weights,
     roc_band,
 )
+from stainssl.evaluation.number_metrics import NUMBER_METRICS
 from stainssl.evaluation.predictions import ScoredUnits, average_repeats, read_scored
 from stainssl.evaluation.ranking import weighted_auprc, weighted_auroc
 
@@ -102,7 +104,7 @@ def _with_cuts(scored: ScoredUnits) -> ScoredUnits:
     return dataclasses.replace(scored, threshold=cuts[0], rule_out=cuts[1])
 
 
-@pytest.mark.parametrize("name", sorted(set(METRICS) - {"calibration_error"}))
+@pytest.mark.parametrize("name", sorted(set(CLASS_METRICS) - {"calibration_error"}))
 def test_a_metric_is_scikit_learns_and_a_resample_that_of_the_rows_it_repeats(rng, name):
     scored = _with_cuts(_scored(rng))
     assert METRICS[name].value(scored) == pytest.approx(SCIKIT_LEARN[name](scored))
@@ -124,7 +126,7 @@ def test_of_three_classes_a_metric_is_scikit_learns(rng, name):
     assert METRICS[name].value(scored) == pytest.approx(SCIKIT_LEARN[name](scored))
 
 
-@pytest.mark.parametrize("name", METRICS)
+@pytest.mark.parametrize("name", CLASS_METRICS)
 @pytest.mark.parametrize("units", [40, 200])
 def test_every_value_lies_in_its_interval(rng, name, units):
     scored = _with_cuts(_scored(rng, n=units, patients=40))
@@ -208,7 +210,8 @@ def test_evaluate_gives_every_metric_over_all_and_by_site(rng):
     rows = evaluate(_predictions(scored, site=site), "tile", 0, resamples=50)
     assert set(rows["group"]) == {"all", "site=a", "site=b"}
     assert list(rows.loc[rows["group"] == "all", "metric"]) == metrics_of(scored)
-    assert set(METRICS) - set(rows["metric"]) == {m for m in METRICS if m.endswith("rule_out")}
+    absent = {m for m in METRICS if m.endswith("rule_out")} | set(NUMBER_METRICS)
+    assert set(METRICS) - set(rows["metric"]) == absent
     assert (rows["low"] <= rows["value"]).all()
     assert (rows["value"] <= rows["high"]).all()
     assert rows.loc[rows["group"] == "site=a", "patients"].eq(10).all()

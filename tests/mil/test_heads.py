@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 
-from stainssl.mil.head import masked_softmax
+from stainssl.mil.head import masked_softmax, weighted_loss
 from stainssl.mil.heads import HEADS, create
 from stainssl.mil.transmil import NystromAttention, pseudo_inverse
 
@@ -22,6 +24,10 @@ def _head(kind: str):
 
 def _bag(n: int = 7) -> torch.Tensor:
     return torch.randn(1, n, DIM, generator=torch.Generator().manual_seed(n))
+
+
+def _loss(weights: torch.Tensor):
+    return partial(weighted_loss, weights=weights)
 
 
 def _all(features: torch.Tensor) -> torch.Tensor:
@@ -87,7 +93,7 @@ def test_a_bag_of_one_tile_gets_all_attention(kind):
 def test_every_parameter_learns(kind):
     head, bags = _head(kind), torch.randn(6, 7, DIM)
     labels = torch.tensor([0, 1, 2, 0, 1, 2])
-    head.losses(bags, _all(bags), labels, torch.ones(CLASSES)).sum().backward()
+    head.losses(bags, _all(bags), labels, _loss(torch.ones(CLASSES))).sum().backward()
     assert all(p.grad is not None and p.grad.any() for p in head.parameters())
 
 
@@ -96,18 +102,18 @@ def test_the_loss_of_a_bag_is_its_own_and_its_padding_counts_for_nothing(kind):
     head, bags = _head(kind), torch.randn(2, 9, DIM)
     mask = torch.arange(9)[None] < torch.tensor([[9], [5]])
     labels, weights = torch.tensor([2, 0]), torch.tensor([0.5, 1.0, 2.0])
-    both = head.losses(bags, mask, labels, weights)
+    both = head.losses(bags, mask, labels, _loss(weights))
     for i, n in enumerate((9, 5)):
         one = bags[i : i + 1, :n]
         torch.testing.assert_close(
-            head.losses(one, _all(one), labels[i : i + 1], weights), both[i : i + 1]
+            head.losses(one, _all(one), labels[i : i + 1], _loss(weights)), both[i : i + 1]
         )
 
 
 @every_set_head
 def test_class_weights_scale_the_loss_of_bags(kind):
     head, bags, labels = _head(kind), torch.randn(2, 9, DIM), torch.tensor([0, 1])
-    one, five = (head.losses(bags, _all(bags), labels, w) for w in
+    one, five = (head.losses(bags, _all(bags), labels, _loss(w)) for w in
                  (torch.ones(3), torch.tensor([5.0, 1.0, 1.0])))  # fmt: skip
     assert five[0] > one[0] and five[1] == one[1]
 
@@ -160,7 +166,7 @@ def test_clam_follows_its_equations():
         others = sum(svm(g(c, top), 0).mean() for c in range(CLASSES) if c != label)
         p = torch.softmax(head(bag, _all(bag))[0], dim=0)[label]
         expected = 0.7 * weights[label] * -torch.log(p) + 0.3 * (own + others) / CLASSES
-        found = head.losses(bag, _all(bag), torch.tensor([label]), weights)
+        found = head.losses(bag, _all(bag), torch.tensor([label]), _loss(weights))
         torch.testing.assert_close(found[0], expected)
 
 
@@ -182,7 +188,7 @@ def test_dsmil_follows_its_equations():
     torch.testing.assert_close(
         head.attention(bag, _all(bag))[0], torch.stack(attention).mean(dim=0)
     )
-    loss = head.losses(bag, _all(bag), torch.tensor([1]), torch.ones(3))
+    loss = head.losses(bag, _all(bag), torch.tensor([1]), _loss(torch.ones(3)))
     each = [-torch.log_softmax(logits, dim=0)[1] for logits in (of_bag, of_tile)]
     torch.testing.assert_close(loss[0], sum(each) / 2)
 

@@ -10,13 +10,14 @@ import pytest
 from stainssl.errors import StainsslError
 from stainssl.mil.heads import HEADS
 from stainssl.mil.predict import load_model, predict_bag, prediction_table, save_model
+from stainssl.mil.targets import Classes
 from stainssl.mil.train import HeadSettings, fit
 
 
 @pytest.fixture(params=sorted(HEADS))
 def model(request, make_cohort):
     settings = HeadSettings(kind=request.param, epochs=3, hidden=8, max_tiles=8)
-    return fit(make_cohort(8, shift=1.0), [], ("neg", "pos"), settings, seed=0)
+    return fit(make_cohort(8, shift=1.0), [], Classes(("neg", "pos")), settings, seed=0)
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 1000])
@@ -36,7 +37,7 @@ def test_a_model_read_back_predicts_the_same(model, make_bag, tmp_path):
     again = load_model(tmp_path / "models" / "repeat0-fold1")
     for ours, theirs in zip(predict_bag(model, bag), predict_bag(again, bag), strict=True):
         np.testing.assert_array_equal(ours, theirs)
-    assert again.settings == model.settings and again.classes == model.classes
+    assert again.settings == model.settings and again.target.names == model.target.names
 
 
 def test_a_model_of_another_schema_is_refused(model, tmp_path):
@@ -48,7 +49,8 @@ def test_a_model_of_another_schema_is_refused(model, tmp_path):
 
 
 def test_prediction_rows(make_bag):
-    table = prediction_table([make_bag(4, 1)], np.array([[0.25, 0.75]]), ["neg", "pos"], 2, 1)
+    target = Classes(("neg", "pos"))
+    table = prediction_table([make_bag(4, 1)], np.array([[0.25, 0.75]]), target, 2, 1)
     assert table.to_dict("records") == [
         {
             "patient_id": "p4", "slide_id": "", "site": "a", "repeat": 2, "fold": 1, "y": "pos",

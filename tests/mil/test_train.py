@@ -12,7 +12,8 @@ from sklearn.metrics import roc_auc_score
 from stainssl.errors import StainsslError
 from stainssl.mil.heads import HEADS
 from stainssl.mil.predict import predict_bag
-from stainssl.mil.train import HeadSettings, class_weights, fit
+from stainssl.mil.targets import Classes, class_weights
+from stainssl.mil.train import HeadSettings, fit
 
 QUICK = HeadSettings(epochs=30, hidden=16, max_tiles=16, lr=5e-3)
 NAMES = ("0", "1")
@@ -31,7 +32,7 @@ def _out_of_fold(bags, kind, folds=4):
         role = (np.arange(len(bags)) // 2 - fold) % folds
         train = [bag for bag, r in zip(bags, role, strict=True) if r > 1]
         val = [bag for bag, r in zip(bags, role, strict=True) if r == 1]
-        model = fit(train, val, NAMES, _settings(kind), seed=fold)
+        model = fit(train, val, Classes(NAMES), _settings(kind), seed=fold)
         for i in np.flatnonzero(role == 0):
             scores[i] = predict_bag(model, bags[i])[0][1]
     return scores
@@ -63,11 +64,11 @@ def test_the_same_seed_gives_the_same_model_and_leaves_torch_alone(kind, make_co
     bags = make_cohort(12, shift=1.0)
     torch.manual_seed(5)
     state = torch.get_rng_state()
-    first = fit(bags[:8], bags[8:], NAMES, _settings(kind), seed=3)
+    first = fit(bags[:8], bags[8:], Classes(NAMES), _settings(kind), seed=3)
     assert torch.equal(state, torch.get_rng_state())
     torch.manual_seed(6)
-    second = fit(bags[:8], bags[8:], NAMES, _settings(kind), seed=3)
-    other = fit(bags[:8], bags[8:], NAMES, _settings(kind), seed=4)
+    second = fit(bags[:8], bags[8:], Classes(NAMES), _settings(kind), seed=3)
+    other = fit(bags[:8], bags[8:], Classes(NAMES), _settings(kind), seed=4)
     answers = [predict_bag(model, bags[0])[0] for model in (first, second, other)]
     np.testing.assert_array_equal(answers[0], answers[1])
     assert first.history == second.history
@@ -77,21 +78,21 @@ def test_the_same_seed_gives_the_same_model_and_leaves_torch_alone(kind, make_co
 def test_the_weights_of_the_lowest_validation_loss_are_kept(make_cohort):
     bags = make_cohort(16, shift=0.0)
     settings = dataclasses.replace(QUICK, patience=4, epochs=60)
-    model = fit(bags[:10], bags[10:], NAMES, settings, seed=0)
+    model = fit(bags[:10], bags[10:], Classes(NAMES), settings, seed=0)
     losses = [val for _, val in model.history]
     assert losses[model.epoch] == min(losses)
     assert len(losses) == model.epoch + settings.patience + 1 < settings.epochs
 
 
 def test_without_validation_bags_every_epoch_runs_and_the_last_is_kept(make_cohort):
-    model = fit(make_cohort(8, shift=1.0), [], NAMES, QUICK, seed=0)
+    model = fit(make_cohort(8, shift=1.0), [], Classes(NAMES), QUICK, seed=0)
     assert model.epoch == QUICK.epochs - 1 == len(model.history) - 1
     assert all(np.isnan(val) for _, val in model.history)
 
 
 def test_bags_of_one_tile_train(make_bag):
     bags = [make_bag(i, i % 2, n=1, shift=3.0) for i in range(9)]
-    model = fit(bags[:6], bags[6:], NAMES, QUICK, seed=0)
+    model = fit(bags[:6], bags[6:], Classes(NAMES), QUICK, seed=0)
     probability, attention = predict_bag(model, bags[0])
     assert np.isfinite(probability).all() and attention.tolist() == [1.0]
 
@@ -99,7 +100,7 @@ def test_bags_of_one_tile_train(make_bag):
 def test_test_bags_cannot_change_a_model(make_cohort):
     """Statistics come from the training bags alone."""
     bags = make_cohort(12, shift=1.0)
-    model = fit(bags[:8], bags[8:], NAMES, QUICK, seed=0)
+    model = fit(bags[:8], bags[8:], Classes(NAMES), QUICK, seed=0)
     everything = np.concatenate([block for bag in bags[:8] for block in bag.chunks(99)])
     np.testing.assert_allclose(model.mean, everything.mean(0), atol=1e-6)
 
@@ -107,7 +108,7 @@ def test_test_bags_cannot_change_a_model(make_cohort):
 def test_one_class_is_refused_by_name(make_bag):
     bags = [make_bag(i, 1) for i in range(4)]
     with pytest.raises(StainsslError, match=r"4 of: 1\. .*stratify"):
-        fit(bags, [], NAMES, QUICK, seed=0)
+        fit(bags, [], Classes(NAMES), QUICK, seed=0)
 
 
 def test_classes_weigh_the_same_whatever_their_number(make_bag):
@@ -120,6 +121,6 @@ def test_classes_weigh_the_same_whatever_their_number(make_bag):
 @pytest.mark.parametrize("kind", sorted(set(HEADS) - {"transmil"}))
 def test_three_classes(kind, make_bag):
     bags = [make_bag(i, i % 3, shift=2.0) for i in range(24)]
-    model = fit(bags[:18], bags[18:], ("a", "b", "c"), _settings(kind), seed=0)
+    model = fit(bags[:18], bags[18:], Classes(("a", "b", "c")), _settings(kind), seed=0)
     guessed = [int(predict_bag(model, bag)[0].argmax()) for bag in bags[18:]]
     assert np.mean([g == bag.label for g, bag in zip(guessed, bags[18:], strict=True)]) > 0.8

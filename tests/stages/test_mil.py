@@ -115,7 +115,7 @@ def test_each_fold_leaves_its_model(config):
     models = Paths(config.results).mil("patient", "enc", "abmil") / "models"
     names = {f"repeat{r}-fold{f}" for r in range(2) for f in range(3)}
     assert {path.stem for path in models.iterdir()} == names
-    assert load_model(models / "repeat1-fold2").classes == ("0", "1")
+    assert load_model(models / "repeat1-fold2").target.names == ("0", "1")
 
 
 def test_run_twice_gives_the_same_predictions(config):

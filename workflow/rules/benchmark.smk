@@ -35,6 +35,12 @@ rule benchmark:
                 "shows": "calibration and decision curves",
             },
         ),
+        scatter=report(
+            BENCHMARK / "scatter.png",
+            caption="../report/scatter.rst",
+            category="Benchmark",
+            labels={"benchmark": "{benchmark}", "shows": "predicted against true"},
+        ),
         forest=report(
             BENCHMARK / "forest.png",
             caption="../report/forest.rst",

@@ -1,0 +1,250 @@
+"""What a head learns: how many outputs it has, its loss, and what its outputs say of a bag.
+
+A kind of label is a class here and one in `evaluation.kinds`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, ClassVar
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from stainssl.errors import StainsslError
+from stainssl.evaluation.folds import VALUE
+from stainssl.evaluation.labels import Labels
+from stainssl.evaluation.numbers import NumberLabels
+from stainssl.evaluation.thresholds import Calls
+from stainssl.mil.bags import Bag
+from stainssl.mil.head import Loss, weighted_loss
+
+
+class Target(ABC):
+    """What a head learns."""
+
+    unknown: ClassVar[float]  # a bag's label that is not known
+
+    @property
+    @abstractmethod
+    def outputs(self) -> int:
+        """C, the head's outputs."""
+
+    @abstractmethod
+    def codes(self, words: pd.Series) -> pd.Series:
+        """The labels of bags, of a label's known words."""
+
+    @abstractmethod
+    def strange(self, words: Sequence[str]) -> str:
+        """What cannot be judged of some words, as nothing was trained on it; else empty."""
+
+    @abstractmethod
+    def fitted(self, train: Sequence[Bag]) -> Target:
+        """The target with what is learnt of the training bags' labels.
+
+        Raises:
+            StainsslError: nothing can be learnt of these labels.
+        """
+
+    @abstractmethod
+    def loss(self) -> Loss:
+        """From (B, C) outputs and (B,) labels to (B,) losses."""
+
+    @abstractmethod
+    def answer(self, outputs: Tensor) -> np.ndarray:
+        """(C,) outputs of a bag → (C,) float32 what they say."""
+
+    @abstractmethod
+    def columns(self, answers: np.ndarray) -> dict[str, np.ndarray]:
+        """Columns of the predictions, of (B, C) answers."""
+
+    @abstractmethod
+    def truth(self, bags: Sequence[Bag]) -> list[Any]:
+        """What stands in the predictions' `y`."""
+
+    @abstractmethod
+    def cuts(self, calls: Calls, labels: Sequence[float], answers: np.ndarray) -> dict[str, float]:
+        """Thresholds by column of the predictions, of B validation bags and their (B, C) answers.
+
+        Args:
+            calls: how thresholds are chosen.
+            labels: B labels of bags.
+            answers: (B, C).
+        """
+
+    @abstractmethod
+    def card(self) -> dict[str, Any]:
+        """What a saved model keeps of it: JSON types."""
+
+
+@dataclass(frozen=True)
+class Classes(Target):
+    """One of C classes: cross-entropy, a probability each.
+
+    Attributes:
+        names: C class words; of two, the second is positive.
+        is_balanced: whether classes weigh the same; else every bag does.
+        weights: (C,) of the classes; None: not fitted yet.
+    """
+
+    unknown = -1
+    names: tuple[str, ...]
+    is_balanced: bool = True
+    weights: Tensor | None = None
+
+    @property
+    def outputs(self) -> int:
+        """See `Target.outputs`."""
+        return len(self.names)
+
+    def codes(self, words: pd.Series) -> pd.Series:
+        """See `Target.codes`: the index of the class."""
+        return words.map(self.names.index)
+
+    def strange(self, words: Sequence[str]) -> str:
+        """See `Target.strange`: classes that are none of the names."""
+        found = ", ".join(sorted(set(words) - set(self.names)))
+        told = f"classes that nothing was trained on: {found}; trained: {', '.join(self.names)}"
+        return told if found else ""
+
+    def fitted(self, train: Sequence[Bag]) -> Classes:
+        """See `Target.fitted`: with the classes' weights."""
+        found = {int(bag.label) for bag in train}
+        if len(found) < 2:
+            named = ", ".join(self.names[label] for label in sorted(found)) or "none"
+            raise StainsslError(
+                f"a head needs training bags of at least two classes and got {len(train)} of:"
+                f" {named}. Use fewer folds, or stratify the task's split by its label."
+            )
+        count = self.outputs
+        weights = class_weights(train, count) if self.is_balanced else torch.ones(count)
+        return replace(self, weights=weights)
+
+    def loss(self) -> Loss:
+        """See `Target.loss`: cross-entropy, each times the weight of its class."""
+        weights = torch.ones(self.outputs) if self.weights is None else self.weights
+        return partial(weighted_loss, weights=weights)
+
+    def answer(self, outputs: Tensor) -> np.ndarray:
+        """See `Target.answer`: probabilities that sum to one."""
+        return torch.softmax(outputs, dim=0).numpy()
+
+    def columns(self, answers: np.ndarray) -> dict[str, np.ndarray]:
+        """See `Target.columns`: `p_<class>`."""
+        found = {f"p_{name}": answers[:, i] for i, name in enumerate(self.names)}
+        return {name: column.astype(np.float32) for name, column in found.items()}
+
+    def truth(self, bags: Sequence[Bag]) -> list[str]:
+        """See `Target.truth`: class words, "" where not known."""
+        return [self.names[int(bag.label)] if bag.label >= 0 else "" for bag in bags]
+
+    def cuts(self, calls: Calls, labels: Sequence[float], answers: np.ndarray) -> dict[str, float]:
+        """See `Target.cuts`: of two classes."""
+        return calls.cuts(np.array(labels, np.int64), answers)
+
+    def card(self) -> dict[str, Any]:
+        """See `Target.card`."""
+        return {"classes": list(self.names)}
+
+
+@dataclass(frozen=True)
+class Number(Target):
+    """A number: one output, Huber's loss of labels in standard deviations of the training bags'.
+
+    Attributes:
+        center: mean of the training bags' labels.
+        spread: their standard deviation, positive.
+    """
+
+    unknown = float("nan")
+    center: float = 0.0
+    spread: float = 1.0
+
+    @property
+    def outputs(self) -> int:
+        """See `Target.outputs`."""
+        return 1
+
+    def codes(self, words: pd.Series) -> pd.Series:
+        """See `Target.codes`: the number itself."""
+        return pd.to_numeric(words).astype(float)
+
+    def strange(self, words: Sequence[str]) -> str:
+        """See `Target.strange`: no number is."""
+        del words
+        return ""
+
+    def fitted(self, train: Sequence[Bag]) -> Number:
+        """See `Target.fitted`: with the labels' mean and standard deviation."""
+        labels = np.array([bag.label for bag in train], float)
+        if len(np.unique(labels)) < 2:
+            raise StainsslError(
+                f"a head needs training bags of different numbers and got {len(train)} of:"
+                f" {', '.join(f'{label:g}' for label in np.unique(labels)) or 'none'}. Use fewer"
+                " folds, or add patients."
+            )
+        return Number(float(labels.mean()), float(labels.std()))
+
+    def loss(self) -> Loss:
+        """See `Target.loss`: Huber's, quadratic within one standard deviation."""
+
+        def huber(outputs: Tensor, labels: Tensor) -> Tensor:
+            standard = ((labels - self.center) / self.spread).to(outputs.dtype)
+            return nn.functional.huber_loss(outputs[:, 0], standard, reduction="none")
+
+        return huber
+
+    def answer(self, outputs: Tensor) -> np.ndarray:
+        """See `Target.answer`: the number, in the label's own unit."""
+        return (outputs * self.spread + self.center).numpy().astype(np.float32)
+
+    def columns(self, answers: np.ndarray) -> dict[str, np.ndarray]:
+        """See `Target.columns`: `value`."""
+        return {VALUE: answers[:, 0].astype(np.float32)}
+
+    def truth(self, bags: Sequence[Bag]) -> list[float]:
+        """See `Target.truth`: the number, NaN where not known."""
+        return [float(bag.label) for bag in bags]
+
+    def cuts(self, calls: Calls, labels: Sequence[float], answers: np.ndarray) -> dict[str, float]:
+        """See `Target.cuts`: a number has none."""
+        del calls, labels, answers
+        return {}
+
+    def card(self) -> dict[str, Any]:
+        """See `Target.card`."""
+        return {"number": {"center": self.center, "spread": self.spread}}
+
+
+def target_of(label: Labels, words: pd.Series, is_balanced: bool) -> Target:
+    """What the heads of a task learn.
+
+    Args:
+        label: how its label is read.
+        words: its known words.
+        is_balanced: whether classes weigh the same.
+    """
+    if isinstance(label, NumberLabels):
+        return Number()
+    return Classes(tuple(label.order(words)), is_balanced)
+
+
+def target_of_card(card: Mapping[str, Any]) -> Target:
+    """The target that `Target.card` kept."""
+    if "number" in card:
+        return Number(**card["number"])
+    return Classes(tuple(card["classes"]))
+
+
+def class_weights(bags: Sequence[Bag], classes: int) -> Tensor:
+    """(C,) float32 weights inverse to class counts with mean 1 over bags; 0 where none."""
+    counts = np.bincount([int(bag.label) for bag in bags], minlength=classes).astype(np.float32)
+    present = counts > 0
+    weights = np.zeros(classes, np.float32)
+    weights[present] = len(bags) / (present.sum() * counts[present])
+    return torch.from_numpy(weights)

@@ -1,0 +1,96 @@
+"""Heads that learn a number: what they find, how they are kept, and what they refuse."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy.stats import spearmanr
+from torch import nn
+
+from stainssl.errors import StainsslError
+from stainssl.evaluation.numbers import NumberLabels
+from stainssl.evaluation.thresholds import Calls
+from stainssl.mil.heads import HEADS
+from stainssl.mil.predict import load_model, predict_bag, prediction_table, save_model, with_cuts
+from stainssl.mil.targets import Classes, Number, target_of
+from stainssl.mil.train import HeadSettings, fit
+
+SETTINGS = HeadSettings(epochs=60, hidden=16, max_tiles=16, lr=5e-3)
+every_head = pytest.mark.parametrize("kind", sorted(set(HEADS) - {"clam"}))
+
+
+@pytest.fixture
+def numbered(make_bag, rng):
+    """Bags whose number is 40 and ten times how far a third of their tiles is shifted."""
+    strength = rng.uniform(0, 4, 72)
+    return [make_bag(i, 40 + 10 * s, n=21, shift=s / (40 + 10 * s)) for i, s in enumerate(strength)]
+
+
+@every_head
+def test_a_head_learns_a_number_in_its_own_unit(kind, numbered):
+    settings = dataclasses.replace(SETTINGS, kind=kind, epochs=8 if kind == "transmil" else 60)
+    model = fit(numbered[:44], numbered[44:54], Number(), settings, seed=0)
+    said = np.array([predict_bag(model, bag)[0][0] for bag in numbered[54:]])
+    true = np.array([bag.label for bag in numbered[54:]])
+    mean = np.mean([bag.label for bag in numbered[:44]])
+    assert spearmanr(said, true).statistic > 0.6
+    assert np.abs(said - true).mean() < 0.8 * np.abs(mean - true).mean()
+    assert model.epoch == int(np.argmin([val for _, val in model.history]))
+
+
+def test_labels_are_standardised_with_the_training_bags(numbered):
+    model = fit(numbered[:30], numbered[30:], Number(), SETTINGS, seed=0)
+    labels = np.array([bag.label for bag in numbered[:30]])
+    assert model.target == Number(pytest.approx(labels.mean()), pytest.approx(labels.std()))
+
+
+def test_units_of_the_label_change_nothing_but_the_unit(numbered):
+    quick = dataclasses.replace(SETTINGS, epochs=5)
+    scaled = [dataclasses.replace(bag, label=bag.label * 100 - 7) for bag in numbered]
+    one = fit(numbered[:30], numbered[30:], Number(), quick, seed=0)
+    other = fit(scaled[:30], scaled[30:], Number(), quick, seed=0)
+    a, b = (predict_bag(model, numbered[0])[0][0] for model in (one, other))
+    assert b == pytest.approx(a * 100 - 7, rel=1e-4)
+
+
+def test_the_loss_is_hubers_in_standard_deviations():
+    labels, outputs = torch.tensor([10.0, 20.0, 60.0]), torch.tensor([[0.1], [0.5], [0.0]])
+    found = Number(20.0, 10.0).loss()(outputs, labels)
+    expected = nn.HuberLoss(reduction="none")(outputs[:, 0], torch.tensor([-1.0, 0.0, 4.0]))
+    torch.testing.assert_close(found, expected)
+
+
+def test_a_saved_model_says_the_same(numbered, tmp_path):
+    model = fit(numbered[:20], [], Number(), dataclasses.replace(SETTINGS, epochs=2), seed=0)
+    save_model(with_cuts(model, numbered[20:], Calls()), tmp_path / "m")
+    again = load_model(tmp_path / "m")
+    assert again.target == model.target and again.cuts == {}
+    np.testing.assert_array_equal(
+        predict_bag(again, numbered[0])[0], predict_bag(model, numbered[0])[0]
+    )
+
+
+def test_predictions_hold_the_number_and_nan_where_it_is_not_known(make_bag):
+    bags = [make_bag(1, 4.5), make_bag(2, Number.unknown)]
+    table = prediction_table(bags, np.array([[4.0], [5.0]]), Number(), 0, 1)
+    assert table["value"].tolist() == [4, 5] and table["y"].iloc[0] == 4.5
+    assert np.isnan(table["y"].iloc[1]) and not [c for c in table if c.startswith("p_")]
+
+
+def test_numbers_that_are_all_alike_and_clam_are_sentences(make_bag, numbered):
+    with pytest.raises(StainsslError, match="different numbers and got 2 of: 3"):
+        fit([make_bag(1, 3.0), make_bag(2, 3.0)], [], Number(), SETTINGS, seed=0)
+    with pytest.raises(StainsslError, match="kind clam teaches tiles by classes"):
+        fit(numbered, [], Number(), dataclasses.replace(SETTINGS, kind="clam"), seed=0)
+
+
+def test_the_target_is_the_labels():
+    words = pd.Series(["2", "10", "2.5"])
+    number = target_of(NumberLabels("k"), words, is_balanced=True)
+    assert isinstance(number, Number) and number.codes(words).tolist() == [2, 10, 2.5]
+    assert number.strange(["77"]) == ""
+    assert "3; trained: 0, 1" in Classes(("0", "1")).strange(["0", "3"])

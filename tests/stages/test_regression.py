@@ -1,0 +1,172 @@
+"""A task whose label is a number, from its sheet to the table and to new slides."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.stats import spearmanr
+
+from stainssl.cohort import check, task_summary
+from stainssl.config import Config, parse
+from stainssl.errors import StainsslError
+from stainssl.paths import Paths
+from stainssl.stages import predict, run_stage
+from stainssl.stores.embeddings import write_embeddings
+from stainssl.stores.tables import read_table
+from stainssl.view.benchmarks import Benchmarks
+from stainssl.view.records import Records
+
+DIM, PATIENTS = 8, 28
+QUICK = {"epochs": 25, "hidden": 8, "lr": 5e-3, "max_tiles": 16}
+COHORTS = ("clinic", "other")
+
+
+def _write(config: Config, cohort: str, sheet: pd.DataFrame, rng: np.random.Generator) -> None:
+    """Embeddings in which a third of a slide's tiles is shifted by its number."""
+    blocks = []
+    for word in sheet["ki67"]:
+        features = rng.normal(size=(9, DIM))
+        features[:3, :3] += 0.0 if word == "NA" else float(word.replace(",", ".")) / 10
+        blocks.append(features.astype(np.float16))
+    index = np.tile(np.arange(9), len(sheet))
+    write_embeddings(
+        Paths(config.results).embeddings(cohort, "default", "enc", "all-0000"),
+        slide_id=sheet["slide_id"].tolist(), counts=[9] * len(sheet), dim=DIM, blocks=blocks,
+        tile=index.astype(np.int32), x=index * 256, y=index * 0, settings={},
+    )  # fmt: skip
+
+
+def _sheet(cohort: str, rng: np.random.Generator) -> pd.DataFrame:
+    numbers = np.round(rng.uniform(1, 60, PATIENTS), 1)
+    return pd.DataFrame({
+        "slide_id": [f"{cohort}{i}" for i in range(PATIENTS)],
+        "patient_id": [f"{cohort}-p{i}" for i in range(PATIENTS)],
+        "path": "x.svs", "site": ["ab"[i % 2] for i in range(PATIENTS)],
+        "age": rng.integers(30, 80, PATIENTS).astype(str),
+        "ki67": ["NA", *(str(n).replace(".", ",") for n in numbers[1:])],
+    })  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Folds, two heads and the benchmark of a task of numbers, with an external cohort."""
+    folder, rng = tmp_path_factory.mktemp("numbers"), np.random.default_rng(3)
+    sheets = {name: _sheet(name, rng) for name in COHORTS}
+    for name, sheet in sheets.items():
+        sheet.to_csv(folder / f"{name}.csv", index=False)
+        (folder / "x.svs").touch()
+    task = {
+        "level": "patient", "kind": "regression", "label": "ki67", "cohorts": ["clinic"],
+        "external": ["other"], "clinical": ["age"], "metrics": ["spearman", "mae"],
+        "split": {"kind": "cv", "folds": 3},
+    }  # fmt: skip
+    config = parse({
+        "results": str(folder / "results"),
+        "slides": {"on_missing": "quarantine"},
+        "cohorts": {n: {"sheet": str(folder / f"{n}.csv"), "root": str(folder)} for n in COHORTS},
+        "encoders": {"enc": {"method": "random"}}, "tasks": {"ki67": task},
+        "heads": {"mean": {"kind": "mean", **QUICK}, "abmil": {"kind": "abmil", **QUICK}},
+        "benchmarks": {"main": {"tasks": ["ki67"], "encoders": ["enc"], "heads": ["mean", "abmil"],
+                                "robustness": False}},
+    })  # fmt: skip
+    for name, sheet in sheets.items():
+        _write(config, name, sheet, rng)
+    run_stage("folds", config, "ki67")
+    for head in config.heads:
+        run_stage("mil", config, "ki67", "enc", head)
+    run_stage("benchmark", config, "main")
+    return config
+
+
+def test_predictions_are_numbers_near_the_true_ones(made):
+    folder = Paths(made.results).mil("ki67", "enc", "mean")
+    table = read_table(folder / "predictions.parquet", "predictions")
+    assert list(table) == [
+        "patient_id", "slide_id", "site", "repeat", "fold", "y", "value",
+    ]  # fmt: skip
+    assert len(table) == PATIENTS - 1  # one label is not known
+    assert spearmanr(table["y"], table["value"]).statistic > 0.7
+    metrics = pd.read_csv(folder / "metrics.csv").query("group == 'all'").set_index("metric")
+    assert list(metrics.index) == ["pearson", "spearman", "mae", "r2"]
+    assert metrics.loc["mae", "value"] == pytest.approx((table["y"] - table["value"]).abs().mean())
+    assert (metrics["low"] < metrics["value"]).all() and (metrics["value"] < metrics["high"]).all()
+
+
+def test_an_external_cohort_is_answered_in_the_labels_unit(made):
+    folder = Paths(made.results).mil("ki67", "enc", "mean")
+    found = read_table(folder / "external-other.parquet", "predictions")
+    assert found.groupby("repeat").size().tolist() == [PATIENTS - 1] * 3
+    metrics = pd.read_csv(folder / "external-other.csv").query("group == 'all'")
+    assert metrics.set_index("metric").loc["spearman", "value"] > 0.6
+
+
+def test_the_table_has_figures_baselines_and_comparisons(made):
+    folder = Paths(made.results).benchmark("main")
+    long = pd.read_csv(folder / "table.csv")
+    assert {"mean of training", "site only", "clinical only", "enc"} == set(long["encoder"])
+    floor = long.query("encoder == 'mean of training' and group == 'all'").set_index("metric")
+    own = long.query("encoder == 'enc' and head == 'mean' and task == 'ki67' and group == 'all'")
+    own = own.set_index("metric")
+    assert floor.loc["spearman", "value"] == 0 and floor.loc["r2", "value"] <= 0
+    assert own.loc["mae", "value"] < floor.loc["mae", "value"]
+    compared = pd.read_csv(folder / "comparisons.csv")
+    assert set(compared["metric"]) == {"spearman", "mae"}
+    assert set(compared["task"]) == {"ki67", "ki67 on other"}
+    text = (folder / "table.md").read_text()
+    assert "ki67: Spearman (27 patients)" in text and "ki67: MAE (27 patients)" in text
+    assert "said of everybody" in text and "## By site" in text
+    assert "R$^2$" in (folder / "table.tex").read_text()
+    for name in ("scatter.png", "forest.png", "roc.png", "table.html"):
+        assert (folder / name).stat().st_size > 0
+
+
+def test_the_view_shows_the_table_and_no_curves(made):
+    shown = Benchmarks(Records(made))
+    columns = shown.table("main")["columns"]
+    assert "mae" in columns["metric"] and not any(columns["answer"])
+    with pytest.raises(StainsslError, match="no curves"):
+        shown.answer("ki67", "enc", "mean")
+
+
+def test_checks_say_what_the_numbers_are_and_name_text(made, tmp_path):
+    lines = task_summary(made, "ki67")
+    assert lines[0].startswith("numbers: ") and lines[-1].startswith("unknown: 'NA'")
+    assert not [one for one in check(made) if "tasks" in one]
+    sheet = _sheet("clinic", np.random.default_rng(0))
+    sheet.loc[3, "ki67"] = "high"
+    sheet.to_csv(tmp_path / "text.csv", index=False)
+    data = made.model_dump(mode="json")
+    data["cohorts"]["clinic"]["sheet"] = str(tmp_path / "text.csv")
+    (told,) = [one for one in check(parse(data)) if "tasks" in one]
+    assert "slide clinic3: 'high'" in told
+    data["cohorts"]["other"]["sheet"] = str(tmp_path / "text.csv")
+    data["cohorts"]["clinic"]["sheet"] = made.model_dump(mode="json")["cohorts"]["clinic"]["sheet"]
+    assert any("tasks.ki67.external" in one and "'high'" in one for one in check(parse(data)))
+
+
+@pytest.mark.xdist_group("trained")
+def test_predict_gives_the_number_of_new_slides_with_its_interval(trained, tmp_path):
+    data = trained.config.model_dump(mode="json")
+    own = {"level": "patient", "kind": "regression", "label": "her2", "cohorts": ["clinic"],
+           "split": {"kind": "cv", "folds": 2}}  # fmt: skip
+    config = parse(data | {"tasks": data["tasks"] | {"number": own}})
+    run_stage("folds", config, "number")
+    run_stage("mil", config, "number", "enc", "abmil")
+    sheet = tmp_path / "new.csv"
+    trained.rows("a-001-1", "a-001-2", "b-003-1").to_csv(sheet, index=False)
+    predict.run(config, "number", "enc", "abmil", sheet, trained.root, tmp_path / "out", False)
+    answers = pd.read_csv(tmp_path / "out" / "predictions.csv")
+    assert not {"predicted", "threshold"} & set(answers)
+    assert (answers["low"] <= answers["value"]).all() and (
+        answers["value"] <= answers["high"]
+    ).all()
+    ours = read_table(tmp_path / "out" / "by-model.parquet", "predictions")
+    judged = Paths(config.results).mil("number", "enc", "abmil") / "predictions.parquet"
+    both = read_table(judged, "predictions").merge(
+        ours, on=["patient_id", "repeat", "fold"], suffixes=("", "_new")
+    )
+    assert len(both) == 2
+    np.testing.assert_array_equal(both["value"], both["value_new"])
+    mean = ours.groupby("patient_id")["value"].mean()
+    np.testing.assert_allclose(answers.set_index("patient_id")["value"], mean, rtol=1e-4)
