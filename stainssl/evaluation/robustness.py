@@ -427,6 +427,15 @@ def _seen_predictions(
         return None
 
 
+def measure_unlabelled(stainings: Stainings, *, seed: int = 0) -> list[Figure]:
+    """Every robustness figure that asks for no label: of two stainings, and whether sites show."""
+    return [
+        figure
+        for part in (similarity, retrieval, geometry, site_probe)
+        for figure in part(stainings, seed)
+    ]
+
+
 def measure(
     stainings: Stainings, folds: pd.DataFrame, *, seed: int = 0
 ) -> tuple[list[Figure], pd.DataFrame]:
@@ -440,9 +449,7 @@ def measure(
     Returns:
         Figures, and the predictions of the confounded test (empty where it does not apply).
     """
-    figures: list[Figure] = []
-    for part in (similarity, retrieval, geometry, site_probe, robustness_indices):
-        figures += part(stainings, seed)
+    figures = [*measure_unlabelled(stainings, seed=seed), *robustness_indices(stainings, seed)]
     tests, predictions = confounded_test(stainings, folds, seed)
     return [*figures, *tests, *site_figures(stainings, folds, seed)], predictions
 

@@ -252,20 +252,19 @@ _AGAINST = {
 
 
 def robustness(long: pd.DataFrame, encoders: Sequence[str]) -> Figure:
-    """Every figure of robustness with its interval, a block of panels a tile task.
+    """Every figure of robustness with its interval, a block of panels a task.
 
-    Some stand against AUROC, others alone, and AUROC by site; a marker an encoder and seed.
+    Of tile tasks some stand against AUROC, others alone, and AUROC by site; a marker an encoder
+    and seed.
 
     Args:
-        long: `table.long_table`; tile tasks with robustness figures are shown.
+        long: `table.long_table`; tasks with robustness figures are shown.
         encoders: all of the benchmark, in its order, for their colors.
     """
     found = long[(long["head"] == "") & np.isfinite(long["value"])]
     tasks = found.loc[found["metric"].isin([*_AGAINST, *_ALONE]), "task"].unique().tolist()
     if not tasks:
-        return _message(
-            "No figure of robustness: the benchmark asks for none, or has no tile task."
-        )
+        return _message("No figure of robustness: the benchmark asks for none, or none was found.")
     panels = {task: _panels(long[long["task"] == task]) for task in tasks}
     down = sum(-(-len(shown) // _ACROSS) for shown in panels.values())
     figure = Figure(figsize=(4.2 * _ACROSS, 3.9 * down), dpi=_INCH, layout="constrained")
@@ -295,7 +294,7 @@ def _block(
         axes.set_visible(False)
     for axes, metric in zip(panels, shown, strict=False):
         whole = rows[rows["group"] == "all"]
-        if metric in _AGAINST:
+        if metric in _AGAINST and "linear" in set(rows["head"]):
             _against(axes, task, whole, metric, colors)
         elif metric == _BY_SITE:
             _by_site(axes, task, rows, colors)
@@ -319,7 +318,7 @@ def _alone(axes: Axes, task: str, rows: pd.DataFrame, metric: str, colors: dict[
     axes.set_yticks(range(len(found)), names, fontsize=8)
     axes.set_ylim(len(found) - 0.5, -0.5)
     _quiet(axes)
-    title, sense = _ALONE[metric]
+    title, sense = (*_AGAINST.get(metric, ()), *_ALONE.get(metric, ()))[:2]
     axes.set_title(f"{task}: {title}\n({sense})", fontsize=10)
 
 

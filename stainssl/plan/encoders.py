@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -329,12 +329,12 @@ class RobustnessJob(Job):
     """What a change of stain does to an encoder.
 
     Attributes:
-        pixels, labels: (cohort, part) → store and tile labels of the tasks' parts.
+        pixels, labels: (cohort, part) → store of the tasks' parts, tile labels of the tile tasks'.
         folds: task → its folds.
         model: of an encoder that is trained here.
         identity: of given weights, by name and content.
         rows: `cohort`, `part`, `slide_id`, `patient_id`, `site`.
-        tasks: task → its label and parts.
+        tasks: task → its parts and, of a tile task, its label; else None.
         input_size: side in px that given weights see, where it is not their own.
         family: of the normalizers by which tiles are stained anew; never the encoder's own.
     """
@@ -354,13 +354,30 @@ class RobustnessJob(Job):
     input_size: Resource[int | None]
 
 
+def tasks_of_robustness(tasks: Mapping[str, Task]) -> list[str]:
+    """The tasks of a benchmark on whose tiles robustness is measured.
+
+    They are its tile tasks. Where there are none, tiles have no label, and what needs none is
+    measured once for each set of cohorts: under the first task that has it.
+    """
+    if tiled := [name for name, task in tasks.items() if task.level == "tile"]:
+        return tiled
+    first: dict[frozenset[str], str] = {}
+    for name, task in tasks.items():
+        first.setdefault(frozenset(task.cohorts), name)
+    return list(first.values())
+
+
 def robust_tasks(config: Config, key: str) -> dict[str, Task]:
-    """The tile tasks of the benchmarks that ask how robust an encoder is."""
+    """The tasks on whose tiles benchmarks ask how robust an encoder is."""
     if config.encoders[key].features:  # there is no network to show tiles to
         return {}
-    asking = [b for b in config.benchmarks.values() if b.robustness and key in b.encoders]
-    names = dict.fromkeys(task for benchmark in asking for task in benchmark.tasks)
-    return {n: config.tasks[n] for n in names if config.tasks[n].level == "tile"}
+    found: dict[str, Task] = {}
+    for benchmark in config.benchmarks.values():
+        if benchmark.robustness and key in benchmark.encoders:
+            tasks = {name: config.tasks[name] for name in benchmark.tasks}
+            found |= {name: tasks[name] for name in tasks_of_robustness(tasks)}
+    return found
 
 
 def robustness(config: Config, encoder: str) -> RobustnessJob:
@@ -373,22 +390,24 @@ def robustness(config: Config, encoder: str) -> RobustnessJob:
     tasks = robust_tasks(config, run.key)
     if not tasks:
         raise StainsslError(
-            f"No benchmark with 'robustness: true' and a tile task lists the encoder {run.key!r}: "
-            "add it to one."
+            f"No benchmark with 'robustness: true' lists the encoder {run.key!r}, or it is imported"
+            " features, which no other stain can be shown to."
         )
     own = {name: parts_of(config, task.cohorts) for name, task in tasks.items()}
     found = list(dict.fromkeys(pair for pairs in own.values() for pair in pairs))
+    tiled = {name: labels_of(task) for name, task in tasks.items() if task.level == "tile"}
+    labelled = list(dict.fromkeys(pair for name in tiled for pair in own[name]))
     tilings = {c: config.cohorts[c].tiling for c, _ in found}
     weights = run.encoder.weights
     return RobustnessJob(
         encoder=encoder,
         pixels={(c, p): paths.pixels(c, tilings[c], p) for c, p in found},
-        labels={(c, p): paths.labels(c, tilings[c], p) for c, p in found},
+        labels={(c, p): paths.labels(c, tilings[c], p) for c, p in labelled},
         folds={name: paths.folds(name) for name in tasks},
         model=None if weights else paths.model(encoder),
         output=paths.robustness(encoder),
         rows=rows_of(config, found, "slide_id", "patient_id", "site"),
-        tasks={n: {"label": labels_of(t), "parts": own[n]} for n, t in tasks.items()},
+        tasks={name: {"label": tiled.get(name), "parts": own[name]} for name in tasks},
         identity=identity(weights, run.encoder.given_size) if weights else "",
         input_size=run.encoder.given_size,
         family="macenko" if "reinhard" in run.encoder.normalizers else "reinhard",

@@ -227,7 +227,7 @@ def benchmark(config: Config, benchmark: str) -> BenchmarkJob:
     cohorts = list(dict.fromkeys(c for task in tasks.values() for c in task.cohorts))
     labelled = parts_of(config, list(dict.fromkeys(c for task in tiled for c in task.cohorts)))
     folder = paths.benchmark(benchmark)
-    is_robust = {key for key in runs if spec.robustness and tiled and robust_tasks(config, key)}
+    is_robust = {key for key in runs if spec.robustness and robust_tasks(config, key)}
     return BenchmarkJob(
         name=benchmark,
         answers=_answers(paths, spec, tasks, names),

@@ -25,6 +25,7 @@ from stainssl.evaluation.ranking import classes_ranked
 from stainssl.evaluation.spread import alike_notes
 from stainssl.evaluation.table import Answer, ResultGrid, Robustness
 from stainssl.figures import benchmark as figures
+from stainssl.plan.encoders import tasks_of_robustness
 from stainssl.plan.tasks import PROBE, BenchmarkJob
 from stainssl.stages.probe import part_labels
 from stainssl.stores.atomic import replacing, write_text
@@ -235,20 +236,18 @@ def _tile_tasks(job: BenchmarkJob) -> list[str]:
 
 
 def _robustness(job: BenchmarkJob) -> Iterator[Robustness]:
-    tasks = _tile_tasks(job)
+    tasks = tasks_of_robustness(job.tasks)
     for key, runs in job.runs.items():
         for run in runs:
             if run not in job.robustness:
                 continue
             folder = job.robustness[run]
             metrics = _read_metrics(folder / "metrics.csv")
+            metrics = metrics[metrics["task"].isin(tasks)]
+            if metrics.empty:  # its tiles told no two stainings
+                continue
             confounded = read_table(folder / "confounded.parquet", "predictions")
-            yield Robustness(
-                key,
-                run,
-                metrics[metrics["task"].isin(tasks)],
-                confounded[confounded["task"].isin(tasks)],
-            )
+            yield Robustness(key, run, metrics, confounded[confounded["task"].isin(tasks)])
 
 
 def _few_shots(job: BenchmarkJob, task: str) -> dict[str, pd.DataFrame]:

@@ -14,10 +14,18 @@ from numpy.typing import NDArray
 from stainssl.encoders.loading import LoadedEncoder, load
 from stainssl.errors import StainsslError
 from stainssl.evaluation.folds import read_folds
+from stainssl.evaluation.labels import Labels
 from stainssl.evaluation.probe import balanced_sample
 from stainssl.evaluation.projection import MAX_TILES
-from stainssl.evaluation.robustness import Figure, Stainings, measure, most_different
+from stainssl.evaluation.robustness import (
+    Figure,
+    Stainings,
+    measure,
+    measure_unlabelled,
+    most_different,
+)
 from stainssl.plan.encoders import RobustnessJob
+from stainssl.plan.rows import Part
 from stainssl.runtime.devices import pick
 from stainssl.stages.probe import part_labels, rows_of_part
 from stainssl.stain import LabStats, StainProfile, estimate, normalize
@@ -43,7 +51,10 @@ class TileSample:
 
 
 def run(job: RobustnessJob) -> None:
-    """Measure an encoder on the tile tasks of every benchmark that asks for robustness.
+    """Measure an encoder on tiles of every benchmark that asks for robustness.
+
+    Of a tile task all is measured. A task of slides or patients has no labels of tiles: what needs
+    none is measured, and where its tiles tell no two stainings that is said and nothing fails.
 
     Writes the folder `robustness/{encoder}/`: `metrics.csv` with a column `task`,
     `confounded.parquet`, the confounded test's predictions, and `sample.parquet`, some tiles with
@@ -54,8 +65,9 @@ def run(job: RobustnessJob) -> None:
     """
     loaded = load(job.source, pick(), job.input_size)
     figures, predictions, samples = [], [], []
-    for name in job.tasks:
-        found, predicted, sampled = _measure_task(job, name, loaded)
+    for name, task in job.tasks.items():
+        measured = _measure_task if task["label"] is not None else _measure_unlabelled
+        found, predicted, sampled = measured(job, name, loaded)
         samples.append(sampled.assign(task=name))
         figures.append(pd.DataFrame(found, columns=Figure._fields).assign(task=name))
         predictions.append(predicted.assign(task=name))
@@ -82,6 +94,22 @@ def _measure_task(
     return *measure(stainings, folds, seed=job.seed), _some_vectors(stainings, job.seed)
 
 
+def _measure_unlabelled(
+    job: RobustnessJob, name: str, encoder: LoadedEncoder
+) -> tuple[list[Figure], pd.DataFrame, pd.DataFrame]:
+    folds = read_folds(job.folds[name])
+    try:
+        sample = draw_sample(job, name, set(folds["patient_id"]))
+        targets = two_targets(sample, set(sample.table["patient_id"]), job.family)
+    except StainsslError as error:
+        log.warning("%s: no figure of robustness: %s", name, error)
+        return [], pd.DataFrame(), pd.DataFrame()
+    log.info("%s: %d tiles re-stained by %s", name, len(sample.jpegs), job.family)
+    stainings = embed_stainings(sample, encoder, targets)
+    figures = measure_unlabelled(stainings, seed=job.seed)
+    return figures, pd.DataFrame(), _some_vectors(stainings, job.seed)
+
+
 def _some_vectors(stainings: Stainings, seed: int) -> pd.DataFrame:
     """The table of at most 800 tiles as they are, with a list of numbers each: `vector`."""
     patient = stainings.table["patient_id"].to_numpy()
@@ -91,8 +119,8 @@ def _some_vectors(stainings: Stainings, seed: int) -> pd.DataFrame:
 
 
 def draw_sample(job: RobustnessJob, task: str, patients: set[str]) -> TileSample:
-    """At most 1,500 labelled tiles of a task, balanced over its patients; the same for every
-    encoder.
+    """At most 1,500 tiles of a task, balanced over its patients; the same for every encoder. Those
+    of a tile task have a label.
 
     Raises:
         StainsslError: there is none.
@@ -100,9 +128,11 @@ def draw_sample(job: RobustnessJob, task: str, patients: set[str]) -> TileSample
     tiles = pd.concat(_tile_tables(job, task), ignore_index=True)
     tiles = tiles[tiles["patient_id"].isin(patients)].reset_index(drop=True)
     if not len(tiles):
+        label = job.tasks[task]["label"]
+        asked = f"a known {label.label!r} and " if label else ""
         raise StainsslError(
-            f"No tile of tasks.{task} can be used for robustness: none has a known"
-            f" {job.tasks[task]['label']!r} and a patient of the folds."
+            f"No tile of tasks.{task} can be used for robustness: none has {asked}a patient of the"
+            " folds."
         )
     rng = np.random.default_rng(job.seed)
     rows = balanced_sample(tiles["patient_id"].to_numpy(), MAX_COMPARED_TILES, rng)
@@ -125,15 +155,31 @@ def read_jpegs(store: Pixels, rows: NDArray[np.int64]) -> list[bytes]:
 
 
 def _tile_tables(job: RobustnessJob, task: str) -> Iterator[pd.DataFrame]:
+    label = job.tasks[task]["label"]
     for part in job.tasks[task]["parts"]:
-        store = open_pixels(job.pixels[part])
-        slide = np.asarray(store.slide_id, object)[store.slide]
-        tiles = pd.DataFrame({"slide_id": slide, "tile": store.tile, "row": range(len(store))})
-        labels = part_labels(job.labels[part], job.tasks[task]["label"])
-        tiles = tiles.merge(labels, on=["slide_id", "tile"])
+        tiles = _some_tiles(job, part) if label is None else _labelled_tiles(job, part, label)
         sheet = rows_of_part(job.rows, *part)[["slide_id", "patient_id", "site"]]
-        tiles = tiles[tiles["label"] != ""].merge(sheet, on="slide_id")
+        tiles = tiles.merge(sheet, on="slide_id")
         yield tiles.sort_values("row").assign(store=job.pixels[part])
+
+
+def _labelled_tiles(job: RobustnessJob, part: Part, label: Labels) -> pd.DataFrame:
+    """`slide_id`, `tile`, `row` and `label` of the tiles of a part whose label is known."""
+    store = open_pixels(job.pixels[part])
+    slide = np.asarray(store.slide_id, object)[store.slide]
+    tiles = pd.DataFrame({"slide_id": slide, "tile": store.tile, "row": range(len(store))})
+    tiles = tiles.merge(part_labels(job.labels[part], label), on=["slide_id", "tile"])
+    return tiles[tiles["label"] != ""]
+
+
+def _some_tiles(job: RobustnessJob, part: Part) -> pd.DataFrame:
+    """The same of tiles without a label, as many of a part as of all that are compared."""
+    store = open_pixels(job.pixels[part])
+    rng = np.random.default_rng(job.seed)
+    rows = balanced_sample(np.asarray(store.slide), MAX_COMPARED_TILES, rng)
+    slide = np.asarray(store.slide_id, object)[np.asarray(store.slide)[rows]]
+    tile = np.asarray(store.tile)[rows]
+    return pd.DataFrame({"slide_id": slide, "tile": tile, "row": rows, "label": ""})
 
 
 def _batches(jpegs: list[bytes]) -> Iterator[torch.Tensor]:

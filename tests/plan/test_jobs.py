@@ -128,3 +128,27 @@ def test_feature_files_that_arrive_or_change_are_another_job(tmp_path: Path) -> 
     (tmp_path / "f" / "a.h5").write_bytes(b"12")
     assert first[1] != second[1]
     assert job()[0] != second[0]
+
+
+def test_robustness_without_a_tile_task_reads_no_label_and_one_task_of_the_same_cohorts(
+    tmp_path: Path,
+) -> None:
+    made = _given(tmp_path, {"method": "random"}).model_dump(mode="json")
+    task = {"level": "patient", "label": "her2", "cohorts": ["c"]}
+    tile = {"level": "tile", "label": "tumor", "cohorts": ["c"]}
+    made["tasks"] = {"a": task, "b": task, "t": tile}
+    benchmarks = {"s": {"tasks": ["a", "b"], "encoders": ["e"]}}
+    job = BUILDERS["robustness"](parse({**made, "benchmarks": benchmarks}), "e")
+    assert list(job.tasks) == ["a"]
+    assert job.tasks["a"]["label"] is None
+    assert not job.labels
+    benchmarks["t"] = {"tasks": ["t", "a"], "encoders": ["e"]}
+    both = BUILDERS["robustness"](parse({**made, "benchmarks": benchmarks}), "e")
+    assert {name: found["label"] is None for name, found in both.tasks.items()} == {
+        "a": True,
+        "t": False,
+    }
+    assert list(both.labels) == [("c", "all-0000")]
+    benchmarks["s"]["robustness"] = False
+    alone = BUILDERS["robustness"](parse({**made, "benchmarks": benchmarks}), "e")
+    assert list(alone.tasks) == ["t"]

@@ -10,6 +10,7 @@ import pytest
 
 from stainssl.errors import StainsslError
 from stainssl.evaluation.metrics import evaluate
+from stainssl.paths import Paths
 from stainssl.stages import benchmark, robustness, run_stage
 from stainssl.stores.tables import read_table, write_table
 from tests.evaluation.world import ColorEncoder, MorphologyEncoder, World, build
@@ -196,3 +197,53 @@ def test_the_probe_refuses_another_level_and_an_unknown_label(world):
 def test_robustness_needs_a_benchmark_that_asks(world):
     with pytest.raises(StainsslError, match="robustness: true"):
         run_stage("robustness", world.config.model_copy(update={"benchmarks": {}}), "color")
+
+
+def _of_patients_only(world, folder):
+    """The same results, asked by a benchmark without a tile task; no tile has a label."""
+    shutil.copytree(world.config.results, folder / "results")
+    main = world.config.benchmarks["main"].model_copy(update={"tasks": ["her2"]})
+    config = world.config.model_copy(
+        update={"results": folder / "results", "benchmarks": {"patients": main}}
+    )
+    shutil.rmtree(folder / "results" / "robustness")
+    for path in (folder / "results").rglob("labels/*"):
+        path.unlink()
+    return config, Paths(config.results)
+
+
+def test_without_a_tile_task_what_needs_no_label_is_measured(world, tmp_path, monkeypatch):
+    config, paths = _of_patients_only(world, tmp_path)
+    names = {str(paths.model(name)): encoder for name, encoder in ENCODERS.items()}
+    monkeypatch.setattr(robustness, "load", lambda source, *_: names[source])
+    for name in ENCODERS:
+        run_stage("robustness", config, name)
+    run_stage("benchmark", config, "patients")
+    found = {name: _metrics(paths.robustness(name))["value"] for name in ENCODERS}
+    assert found["morphology"]["stain_retrieval_top1"] > found["color"]["stain_retrieval_top1"]
+    assert found["color"]["site_predictability"] > found["color"]["site_chance"]
+    assert not {"confounded_auroc", "croma", "site_drop"} & set(found["color"].index)
+    table = pd.read_csv(paths.benchmark("patients") / "table.csv")
+    rows = table[(table["metric"] == "stain_retrieval_top1") & (table["run"] == "color")]
+    assert rows["task"].tolist() == ["her2"]
+    assert "her2: stain retrieval, top 1" in (paths.benchmark("patients") / "table.md").read_text(
+        encoding="utf-8"
+    )
+    sample = read_table(paths.robustness("color") / "sample.parquet", "sample")
+    assert set(sample["label"]) == {""}
+
+
+def test_tiles_that_tell_no_two_stainings_cost_the_figures_alone(
+    world, tmp_path, monkeypatch, caplog
+):
+    def none(*_args):
+        raise StainsslError("found 1 site")
+
+    config, paths = _of_patients_only(world, tmp_path)
+    monkeypatch.setattr(robustness, "load", lambda *_: ENCODERS["color"])
+    monkeypatch.setattr(robustness, "two_targets", none)
+    for name in ENCODERS:
+        run_stage("robustness", config, name)
+    assert "her2: no figure of robustness: found 1 site" in caplog.text
+    run_stage("benchmark", config, "patients")
+    assert json.loads((paths.benchmark("patients") / "robustness.json").read_text()) == {}
