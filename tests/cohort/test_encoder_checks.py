@@ -122,5 +122,6 @@ def test_other_scales_and_sizes_are_warned_of():
 
 def test_every_recipe_says_where_it_is_had():
     for name, recipe in recipes.RECIPES.items():
-        assert recipe.repository.count("/") == 1 and recipe.license, name
+        is_somewhere = recipe.package or recipe.repository.count("/") == 1
+        assert is_somewhere and recipe.license, name
         assert json.dumps([*recipe.normalization, recipe.mpp])
