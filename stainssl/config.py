@@ -356,9 +356,21 @@ class Split(Model):
 Score = Literal[
     "auroc", "auprc", "accuracy", "balanced_accuracy", "f1_macro", "f1_weighted",
     "sensitivity", "specificity", "ppv", "npv", "pearson", "spearman", "mae", "r2",
+    "kappa", "auroc_cuts",
 ]  # fmt: skip
-SCORES_OF_NUMBERS = ("spearman", "pearson", "mae", "r2")  # the first where a task names none
-OF_CLASSES = ("classes", "positive", "class_weight", "threshold", "sensitivity")  # keys of a task
+SCORES: dict[str, tuple[str, ...]] = {  # the first where a task names none
+    "classification": (
+        "auroc", "auprc", "accuracy", "balanced_accuracy", "f1_macro", "f1_weighted",
+        "sensitivity", "specificity", "ppv", "npv",
+    ),
+    "regression": ("spearman", "pearson", "mae", "r2"),
+    "ordinal": ("kappa", "auroc_cuts", "accuracy", "balanced_accuracy"),
+}  # fmt: skip
+LEAST_ORDERED = 3  # classes of kind ordinal
+NOT_OF: dict[str, tuple[str, ...]] = {  # keys of a task that say nothing to a kind
+    "regression": ("classes", "positive", "class_weight", "threshold", "sensitivity"),
+    "ordinal": ("positive", "class_weight", "threshold", "sensitivity"),
+}
 
 
 def _as_word(value: Any) -> Any:
@@ -372,7 +384,8 @@ class Task(Model):
     """A question: a label, its level, cohorts and a split."""
 
     level: Literal["tile", "slide", "patient"]
-    kind: Literal["classification", "regression"] = "classification"  # regression: a number
+    # What the label is: a class, a number (regression), one of ordered 'classes' (ordinal).
+    kind: Literal["classification", "regression", "ordinal"] = "classification"
     label: str
     na: list[str] = []  # words of the label that are unknown, beside the usual ones
     classes: dict[str, list[str]] = {}  # class → its words, in the classes' order; {}: every word
@@ -395,8 +408,8 @@ class Task(Model):
         if not isinstance(given, dict):
             return given
         known = dict(given)
-        if known.get("kind") == "regression":
-            known.setdefault("metrics", [SCORES_OF_NUMBERS[0]])
+        if (kind := known.get("kind")) in SCORES:
+            known.setdefault("metrics", [SCORES[kind][0]])
         if isinstance(known.get("na"), list):
             known["na"] = [_as_word(word) for word in known["na"]]
         if isinstance(known.get("classes"), dict):
@@ -410,25 +423,24 @@ class Task(Model):
 
     @model_validator(mode="after")
     def _keys_are_of_the_kind(self) -> Task:
-        is_number = self.kind == "regression"
-        strange = [one for one in self.metrics if (one in SCORES_OF_NUMBERS) != is_number]
-        if strange:
-            known = SCORES_OF_NUMBERS if is_number else ("auroc", "auprc", "balanced_accuracy")
+        if strange := [one for one in self.metrics if one not in SCORES[self.kind]]:
             raise ValueError(
                 f"metrics: {', '.join(strange)} is none of kind {self.kind}: ask for"
-                f" {', '.join(known)}"
+                f" {', '.join(SCORES[self.kind][:4])}"
             )
         fields = type(self).model_fields
-        given = [k for k in OF_CLASSES if getattr(self, k) != fields[k].default]
-        if is_number and given:
+        keys = NOT_OF.get(self.kind, ())
+        if given := [key for key in keys if getattr(self, key) != fields[key].default]:
             raise ValueError(
-                f"{', '.join(given)} {'is' if len(given) == 1 else 'are'} of classes, and a task of"
-                " kind regression has a number: leave out"
+                f"{', '.join(given)}: not for a task of kind {self.kind}, which calls by no"
+                " threshold and weighs every patient the same: leave out"
             )
-        if is_number and self.level == "tile":
+        if self.kind == "ordinal" and len(self.classes) < LEAST_ORDERED:
+            raise ValueError("kind ordinal needs three 'classes' at least, the lowest first")
+        if self.kind != "classification" and self.level == "tile":
             raise ValueError(
-                "kind regression is for tasks of level slide or patient: tiles are answered by a"
-                " linear probe of classes; group the numbers by 'classes' of kind classification"
+                f"kind {self.kind} is for tasks of level slide or patient: tiles are answered by a"
+                " linear probe of classes"
             )
         return self
 
@@ -621,15 +633,16 @@ def _references(config: Config) -> Iterator[str]:
 
 
 def _heads_of_classes(config: Config, name: str) -> Iterator[str]:
-    """CLAM learns tiles by classes, which a number does not have."""
+    """CLAM learns tiles by classes, which numbers and ordered classes do not give it."""
     benchmark = config.benchmarks[name]
     tasks = [t for t in benchmark.tasks if t in config.tasks]
-    numbers = [t for t in tasks if config.tasks[t].kind == "regression"]
+    others = [t for t in tasks if config.tasks[t].kind != "classification"]
     heads = [h for h in benchmark.heads if h in config.heads and config.heads[h].kind == "clam"]
-    if numbers and heads:
+    if others and heads:
         yield (
             f"benchmarks.{name}.heads: {heads[0]} is of kind clam, which teaches tiles by classes,"
-            f" and tasks.{numbers[0]} (kind: regression) has none: give them two benchmarks."
+            f" and tasks.{others[0]} is of kind {config.tasks[others[0]].kind}: give them two"
+            " benchmarks."
         )
 
 

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from stainssl.evaluation.labels import Labels
+from stainssl.evaluation.labels import Labels, OrderedLabels
 from stainssl.evaluation.numbers import NumberLabels
 
-LABELS: dict[str, type[Labels]] = {"classification": Labels, "regression": NumberLabels}
+LABELS: dict[str, type[Labels]] = {
+    "classification": Labels,
+    "regression": NumberLabels,
+    "ordinal": OrderedLabels,
+}
 
 
 class _Task(Protocol):

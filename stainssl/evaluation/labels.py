@@ -11,6 +11,7 @@ from stainssl.errors import StainsslError
 from stainssl.evaluation.folds import class_name, class_order
 
 CODES = frozenset({"-1", "-9", "-99", "99", "-999", "999", "9999"})  # that may mean unknown
+LEAST_FOUND = 3  # classes of an ordered label
 MOST_CLASSES = 10  # of a task; more are rather a number
 # Words by which tables say that a value is not known, in any case: those that pandas takes for NaN,
 # and those of R, SAS, Excel, TCGA, cBioPortal and registries.
@@ -134,6 +135,18 @@ class Labels:
             return []
         left = rows[read == ""].groupby(rows.loc[read == "", self.label].map(_shown))
         return [f"unknown: {', '.join(f'{word} {counted(mine)}' for word, mine in left)}"]
+
+
+@dataclass(frozen=True)
+class OrderedLabels(Labels):
+    """As `Labels`, of classes whose order is learnt and judged."""
+
+    def problems(self, rows: pd.DataFrame) -> list[str]:
+        """As `Labels.problems`; three of the classes at least must be there."""
+        found = label_problems(self, rows)
+        if not found and len(self.order(self.words(rows[self.label]))) < LEAST_FOUND:
+            found.append(f"label {self.label!r}: kind ordinal needs slides of three classes")
+        return found
 
 
 def label_problems(labels: Labels, rows: pd.DataFrame) -> list[str]:

@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from stainssl.evaluation.folds import MOST_CUTS
 from stainssl.evaluation.intervals import (
     CALL_LIKENESS,
     UNDEFINED,
@@ -40,6 +41,7 @@ from stainssl.evaluation.predictions import (
     Floats,
     FoldScores,
     NumberUnits,
+    OrderedUnits,
     ScoredUnits,
     average_repeats,
     scored_units,
@@ -124,12 +126,17 @@ def _balanced_accuracy(scored: ScoredUnits, weights: Floats) -> Floats:
     return np.mean([_recall(k).resampled(scored, weights) for k in scored.present()], axis=0)
 
 
-def _f1(scored: ScoredUnits, weights: Floats) -> tuple[Floats, Floats]:
-    # (R, K) F1 of each class, 0 where it is neither there nor predicted, and its true weight.
+def _confusion(scored: ScoredUnits, weights: Floats) -> Floats:
+    # (R, K, K) weight of the units of each true class that are called each class.
     k = len(scored.classes)
     per_patient = np.zeros((scored.patients, k * k))
     np.add.at(per_patient, (scored.patient, scored.y * k + scored.predicted), 1.0)
-    table = (weights @ per_patient).reshape(-1, k, k)
+    return (weights @ per_patient).reshape(-1, k, k)
+
+
+def _f1(scored: ScoredUnits, weights: Floats) -> tuple[Floats, Floats]:
+    # (R, K) F1 of each class, 0 where it is neither there nor predicted, and its true weight.
+    table = _confusion(scored, weights)
     hits = np.diagonal(table, axis1=1, axis2=2)
     true, guessed = table.sum(axis=2), table.sum(axis=1)
     return np.nan_to_num(safe_divide(2 * hits, true + guessed)), true
@@ -244,13 +251,81 @@ CLASS_METRICS: dict[str, Metric] = {
     **{name: _share_metric(share) for name, share in SHARES.items()},
     **{name: _share_metric(share) for name, share in RULE_OUT_SHARES.items()},
 }
-METRICS: dict[str, Metric] = {**CLASS_METRICS, **NUMBER_METRICS}
+
+
+def _of_cut(metric: Metric, place: int) -> Metric:
+    """A metric of two classes, of what lies above a cut between ordered classes."""
+    exact, spread = metric.exact, metric.spread
+    assert exact is not None and spread is not None
+
+    def is_defined(scored: ScoredUnits) -> bool:
+        return place + 1 < len(scored.classes) and metric.is_defined(_cut_of(scored, place))
+
+    return Metric(
+        lambda scored, weights: metric.resampled(_cut_of(scored, place), weights),
+        is_defined,
+        lambda scored: exact(_cut_of(scored, place)),
+        lambda scored, value: spread(_cut_of(scored, place), value),
+    )
+
+
+def _cut_of(scored: ScoredUnits, place: int) -> ScoredUnits:
+    assert isinstance(scored, OrderedUnits)
+    return scored.cut(place)
+
+
+CUT_METRICS = {
+    f"auroc_cut{place + 1}": _of_cut(CLASS_METRICS["auroc"], place) for place in range(MOST_CUTS)
+}
+
+
+def _cuts(scored: ScoredUnits) -> list[Metric]:
+    return [metric for metric in CUT_METRICS.values() if metric.is_defined(scored)]
+
+
+def _cuts_resampled(scored: ScoredUnits, weights: Floats) -> Floats:
+    return np.mean([cut.resampled(scored, weights) for cut in _cuts(scored)], axis=0)
+
+
+def _cuts_exact(scored: ScoredUnits) -> Estimate:
+    each = [cut.exact(scored) for cut in _cuts(scored) if cut.exact is not None]
+    return combine(each, [1 / len(each)] * len(each))
+
+
+def _cuts_spread(scored: ScoredUnits, value: float) -> float:
+    del value
+    return max(cut.spread(scored, 0.0) for cut in _cuts(scored) if cut.spread is not None)
+
+
+def _kappa(scored: ScoredUnits, weights: Floats) -> Floats:
+    # (R,) Cohen's kappa with quadratic weights (Cohen, Psychological Bulletin 1968).
+    k = len(scored.classes)
+    table = _confusion(scored, weights)
+    apart = (np.arange(k)[:, None] - np.arange(k)[None]) ** 2
+    chance = np.einsum("ri,rj->rij", table.sum(axis=2), table.sum(axis=1))
+    total = table.sum(axis=(1, 2))
+    expected = safe_divide((apart * chance).sum(axis=(1, 2)), total)
+    return 1 - safe_divide((apart * table).sum(axis=(1, 2)), expected)
+
+
+ORDER_METRICS: dict[str, Metric] = {
+    "kappa": Metric(_kappa, _has_two_classes, bounds=(-1.0, 1.0), is_share=False),
+    "auroc_cuts": Metric(
+        _cuts_resampled, lambda scored: bool(_cuts(scored)), _cuts_exact, _cuts_spread
+    ),
+    **CUT_METRICS,
+}
+SHARED = ("accuracy", "balanced_accuracy", "f1_macro", "brier")  # metrics of ordered classes too
+METRICS: dict[str, Metric] = {**CLASS_METRICS, **NUMBER_METRICS, **ORDER_METRICS}
 
 
 def metrics_of(scored: ScoredUnits) -> list[str]:
     """The metrics that such a task has: those of one positive class only where there are two."""
     if isinstance(scored, NumberUnits):
         return list(NUMBER_METRICS)
+    if isinstance(scored, OrderedUnits):
+        beyond = {f"auroc_cut{place}" for place in range(len(scored.classes), MOST_CUTS + 1)}
+        return [name for name in (*ORDER_METRICS, *SHARED) if name not in beyond]
     absent: set[str] = set()
     if len(scored.classes) != 2:
         absent |= set(SHARES) | set(RULE_OUT_SHARES)

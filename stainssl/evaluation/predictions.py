@@ -10,12 +10,13 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from stainssl.errors import StainsslError
-from stainssl.evaluation.folds import VALUE, class_name
+from stainssl.evaluation.folds import GRADE, VALUE, class_name
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 UNIT = {"tile": ["slide_id", "tile"], "slide": ["slide_id"], "patient": ["patient_id"]}
 FOLD = ["repeat", "fold"]
+MEDIAN = 0.5
 THRESHOLD, RULE_OUT = "threshold", "threshold_rule_out"  # columns of decision thresholds
 
 
@@ -137,6 +138,37 @@ class NumberUnits(ScoredUnits):
         return np.zeros(self.patients, np.int64)
 
 
+@dataclass(frozen=True)
+class OrderedUnits(ScoredUnits):
+    """Units of ordered classes: who lies above a cut between two of them is a task of its own."""
+
+    @property
+    def predicted(self) -> Ints:
+        """(N,) the median class: how many cuts it more probably lies above than not."""
+        return called_in_order(self.p)
+
+    @property
+    def strata(self) -> Ints:
+        """(P,) one stratum: how many are of each class counts for the agreement by chance."""
+        return np.zeros(self.patients, np.int64)
+
+    def cut(self, place: int) -> ScoredUnits:
+        """The units as a task of two classes: at most class `place` (from 0), or above it."""
+        folds = tuple(replace(f, p=_above(f.p, place)) for f in self.folds)
+        y = (self.y > place).astype(np.int64)
+        return ScoredUnits(y, _above(self.p, place), self.patient, ("below", "above"), folds)
+
+
+def _above(p: Floats, place: int) -> Floats:
+    above = p[:, place + 1 :].sum(axis=1)
+    return np.stack([1 - above, above], axis=1)
+
+
+def called_in_order(p: Floats) -> Ints:
+    """(N,) the median class of (N, K) probabilities of ordered classes."""
+    return (p[:, ::-1].cumsum(axis=1)[:, ::-1][:, 1:] > MEDIAN).sum(axis=1)
+
+
 def called(p: Floats, threshold: Floats | None) -> Ints:
     """The class called: of two the second from the threshold on, else the most probable.
 
@@ -165,6 +197,8 @@ def words_called(table: pd.DataFrame) -> NDArray[np.object_]:
     columns = probability_columns(table)
     threshold = table[THRESHOLD].to_numpy(float) if THRESHOLD in table else None
     words = np.array([column.removeprefix("p_") for column in columns], object)
+    if GRADE in table:
+        return words[called_in_order(table[columns].to_numpy(float))]
     return words[called(table[columns].to_numpy(float), threshold)]
 
 
@@ -208,7 +242,7 @@ def average_repeats(predictions: pd.DataFrame, level: str) -> pd.DataFrame:
         StainsslError: a unit has two true classes or two patients.
     """
     unit = UNIT[level]
-    averaged = [*answer_columns(predictions), THRESHOLD, RULE_OUT]
+    averaged = [*answer_columns(predictions), GRADE, THRESHOLD, RULE_OUT]
     kept = [c for c in dict.fromkeys(["patient_id", "slide_id", "site", "y"]) if c in predictions]
     read = predictions if VALUE in predictions else predictions.assign(
         y=predictions["y"].map(class_name)
@@ -251,6 +285,8 @@ def scored_units(units: pd.DataFrame, predictions: pd.DataFrame, level: str) -> 
     patient = np.unique(units["patient_id"].to_numpy(str), return_inverse=True)[1]
     cuts = [_cut(units, column) for column in (THRESHOLD, RULE_OUT)]
     folds = _fold_scores(predictions, units, level, columns)
+    if GRADE in predictions:
+        return OrderedUnits(np.asarray(y, np.int64), p, patient, classes, folds)
     return ScoredUnits(np.asarray(y, np.int64), p, patient, classes, folds, *cuts)
 
 

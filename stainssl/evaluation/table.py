@@ -36,9 +36,12 @@ TITLES = {
     "spearman": "Spearman",
     "mae": "MAE",
     "r2": "R²",
+    "kappa": "weighted kappa",
+    "auroc_cuts": "AUROC over cuts",
 }
 SITE_METRICS = ("auroc", "brier", "calibration_error")
 NUMBER_SITE_METRICS = ("spearman", "mae")
+ORDER_SITE_METRICS = ("kappa", "auroc_cuts")
 LEVEL_OF_SIGNIFICANCE = 0.05
 FEW_PATIENTS = 5
 LINEAR = "linear"  # the head of a tile task
@@ -61,6 +64,10 @@ OF_NUMBERS = (
     "Pearson, Spearman: correlation of what was said with what is true, of test patients within a"
     " fold and repeat; MAE: mean absolute error in the label's unit; R²: 1 is perfect, 0 as good as"
     " the test patients' mean."
+)
+OF_ORDER = (
+    "Weighted kappa: agreement of ordered classes beyond chance, by the squared distance of"
+    " classes; AUROC over cuts: the mean over cuts between classes of who lies above."
 )
 MEAN_OF_TRAINING = "mean of training: the training patients' mean, said of everybody."
 SEEDS = "Rows of several seeds: the mean, its interval over patients and pretraining seeds."
@@ -340,6 +347,7 @@ def make_grid(
             cells.append([_single(f, b) for f, b in zip(mine, bold, strict=True)])
     notes = _notes(cells)
     notes += [OF_NUMBERS] if long["metric"].isin(NUMBER_METRICS).any() else []
+    notes += [OF_ORDER] if (long["metric"] == "kappa").any() else []
     notes += [MEAN_OF_TRAINING] if (long["encoder"] == MEAN).any() else []
     notes += [SEEDS] if (long["seeds"] > 1).any() else []
     notes += [BASELINES] if any(h == COLUMNS_HEAD for _, h in heads) else []
@@ -372,7 +380,8 @@ def _single(rows: pd.DataFrame, bold: bool) -> Cell:
     if not len(rows):
         return Cell()
     row = rows.iloc[0]
-    between = " to " if row["metric"] in NUMBER_METRICS else "–"
+    is_signed = row["metric"] in NUMBER_METRICS or row["metric"] == "kappa"
+    between = " to " if is_signed else "–"
     text = number(row["value"], row["low"], row["high"], between=between)
     few = str(row["group"]).startswith("site=") and row["patients"] < FEW_PATIENTS
     return Cell(text, bold and text != NOTHING, bool(row["seen"]), bool(few))
@@ -445,15 +454,21 @@ def make_site_grid(long: pd.DataFrame) -> ResultGrid:
         site = str(group).removeprefix("site=")
         rows.append((f"{task}: {side_name(str(run), str(head))}", f"{site} ({patients} patients)"))
         cells.append([_single(mine[mine["metric"] == m], False) for m in metrics])
-    notes = [*_notes(cells), *([CALIBRATION] if "calibration_error" in metrics else [OF_NUMBERS])]
+    notes = [*_notes(cells), *_site_notes(metrics)]
     columns = [TITLES[metric] for metric in metrics]
     return ResultGrid(columns, rows, cells, notes, ("task and encoder", "site"))
 
 
+def _site_notes(metrics: Sequence[str]) -> list[str]:
+    notes = [CALIBRATION] if "calibration_error" in metrics else []
+    notes += [OF_NUMBERS] if set(metrics) & set(NUMBER_METRICS) else []
+    return notes + ([OF_ORDER] if "kappa" in metrics else [])
+
+
 def _site_metrics(answers: pd.DataFrame) -> list[str]:
     """The columns of the table by site: those of classes, of numbers, or both."""
-    kinds = (SITE_METRICS, NUMBER_SITE_METRICS)
-    shown = [m for kind in kinds if answers["metric"].isin(kind).any() for m in kind]
+    kinds = (SITE_METRICS, NUMBER_SITE_METRICS, ORDER_SITE_METRICS)
+    shown = [m for kind in kinds if answers["metric"].eq(kind[0]).any() for m in kind]
     return shown or list(SITE_METRICS)
 
 

@@ -176,8 +176,9 @@ def _scatter_panel(
 
 
 def forest(long: pd.DataFrame, encoders: Sequence[str]) -> Figure:
-    """AUROC, of numbers Spearman's correlation, with its interval for every task, encoder, head and
-    seed, and for every site.
+    """AUROC (of numbers Spearman's correlation, of ordered classes kappa) with its interval.
+
+    For every task, encoder, head and seed, and for every site.
 
     Sites of few patients are drawn in light gray.
 
@@ -209,7 +210,8 @@ def forest(long: pd.DataFrame, encoders: Sequence[str]) -> Figure:
 
 
 # metric: (name, what no signal has)
-_FOREST = {"auroc": ("AUROC", 0.5), "spearman": ("Spearman's correlation", 0.0)}
+_FOREST = {"auroc": ("AUROC", 0.5), "spearman": ("Spearman's correlation", 0.0),
+           "kappa": ("weighted kappa", 0.0)}  # fmt: skip
 
 
 def _entries(rows: pd.DataFrame) -> pd.DataFrame:

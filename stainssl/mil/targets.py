@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from stainssl.errors import StainsslError
-from stainssl.evaluation.folds import VALUE
-from stainssl.evaluation.labels import Labels
+from stainssl.evaluation.folds import GRADE, VALUE
+from stainssl.evaluation.labels import Labels, OrderedLabels
 from stainssl.evaluation.numbers import NumberLabels
 from stainssl.evaluation.thresholds import Calls
 from stainssl.mil.bags import Bag
@@ -121,13 +121,13 @@ class Classes(Target):
                 f"a head needs training bags of at least two classes and got {len(train)} of:"
                 f" {named}. Use fewer folds, or stratify the task's split by its label."
             )
-        count = self.outputs
+        count = len(self.names)
         weights = class_weights(train, count) if self.is_balanced else torch.ones(count)
         return replace(self, weights=weights)
 
     def loss(self) -> Loss:
         """See `Target.loss`: cross-entropy, each times the weight of its class."""
-        weights = torch.ones(self.outputs) if self.weights is None else self.weights
+        weights = torch.ones(len(self.names)) if self.weights is None else self.weights
         return partial(weighted_loss, weights=weights)
 
     def answer(self, outputs: Tensor) -> np.ndarray:
@@ -150,6 +150,58 @@ class Classes(Target):
     def card(self) -> dict[str, Any]:
         """See `Target.card`."""
         return {"classes": list(self.names)}
+
+
+@dataclass(frozen=True)
+class Ordered(Classes):
+    """One of K ordered classes, learnt by CORN.
+
+    Shi, Cao and Raschka, Pattern Analysis and Applications 2023: K - 1 outputs say how probably a
+    bag lies above each class if it is not below it; their products fall from cut to cut, so that no
+    class has a probability below zero. Every bag weighs the same.
+    """
+
+    @property
+    def outputs(self) -> int:
+        """See `Target.outputs`: a cut each."""
+        return len(self.names) - 1
+
+    def fitted(self, train: Sequence[Bag]) -> Ordered:
+        """See `Target.fitted`: two classes at least; nothing is learnt of the labels alone."""
+        super().fitted(train)
+        return self
+
+    def loss(self) -> Loss:
+        """See `Target.loss`: cross-entropy of the cuts that a bag reaches, over all cuts."""
+
+        def corn(outputs: Tensor, labels: Tensor) -> Tensor:
+            cuts = torch.arange(outputs.shape[1])
+            above = (labels[:, None] > cuts).to(outputs.dtype)
+            reached = (labels[:, None] >= cuts).to(outputs.dtype)
+            each = nn.functional.binary_cross_entropy_with_logits(outputs, above, reduction="none")
+            return (each * reached).sum(dim=1) / outputs.shape[1]
+
+        return corn
+
+    def answer(self, outputs: Tensor) -> np.ndarray:
+        """See `Target.answer`: (K,) probabilities that sum to one."""
+        above = torch.cumprod(torch.sigmoid(outputs), dim=0)
+        ends = torch.cat([torch.ones(1), above, torch.zeros(1)])
+        return (ends[:-1] - ends[1:]).numpy()
+
+    def columns(self, answers: np.ndarray) -> dict[str, np.ndarray]:
+        """See `Target.columns`: `p_<class>`, and `grade`, the mean place among the classes."""
+        grade = (answers @ np.arange(len(self.names))).astype(np.float32)
+        return {**super().columns(answers), GRADE: grade}
+
+    def cuts(self, calls: Calls, labels: Sequence[float], answers: np.ndarray) -> dict[str, float]:
+        """See `Target.cuts`: the median class is called, by no threshold."""
+        del calls, labels, answers
+        return {}
+
+    def card(self) -> dict[str, Any]:
+        """See `Target.card`."""
+        return {"ordered": list(self.names)}
 
 
 @dataclass(frozen=True)
@@ -231,6 +283,8 @@ def target_of(label: Labels, words: pd.Series, is_balanced: bool) -> Target:
     """
     if isinstance(label, NumberLabels):
         return Number()
+    if isinstance(label, OrderedLabels):
+        return Ordered(tuple(label.order(words)), is_balanced=False)
     return Classes(tuple(label.order(words)), is_balanced)
 
 
@@ -238,6 +292,8 @@ def target_of_card(card: Mapping[str, Any]) -> Target:
     """The target that `Target.card` kept."""
     if "number" in card:
         return Number(**card["number"])
+    if "ordered" in card:
+        return Ordered(tuple(card["ordered"]), is_balanced=False)
     return Classes(tuple(card["classes"]))
 
 

@@ -112,10 +112,10 @@ def fit(
 
 
 def _require_classes(head: Head, settings: HeadSettings, target: Target) -> None:
-    if head.needs_classes and not isinstance(target, Classes):
+    if head.needs_classes and type(target) is not Classes:
         raise StainsslError(
             f"a head of kind {settings.kind} teaches tiles by classes, and the task's label is a"
-            " number: use another head."
+            " number or ordered: use another head."
         )
 
 

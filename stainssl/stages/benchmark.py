@@ -15,7 +15,7 @@ from stainssl.cohort import site_columns
 from stainssl.config import Task
 from stainssl.errors import StainsslError
 from stainssl.evaluation import baselines, published, table
-from stainssl.evaluation.folds import read_folds
+from stainssl.evaluation.folds import GRADE, read_folds
 from stainssl.evaluation.kinds import labels_of
 from stainssl.evaluation.metrics import evaluate, roc_band
 from stainssl.evaluation.predictions import NumberUnits, ensemble, read_scored
@@ -183,7 +183,11 @@ def _from_columns(
     if task.kind == "regression":
         return baselines.predict_number_from_columns(units, columns, folds)
     order = labels_of(task).order(units["label"])
-    return baselines.predict_from_columns(units, columns, folds, job.seed, order)
+    said = baselines.predict_from_columns(units, columns, folds, job.seed, order)
+    if task.kind == "ordinal":
+        p = said[[f"p_{name}" for name in order]].to_numpy(float)
+        said = said.assign(**{GRADE: p @ np.arange(len(order))})
+    return said
 
 
 def _units(job: BenchmarkJob, task: Task) -> pd.DataFrame:

@@ -14,7 +14,7 @@ import pandas as pd
 from stainssl.cohort import outside_problems, parts
 from stainssl.config import Cohort, Config, Encoder, dump
 from stainssl.errors import StainsslError, disk_faults_told
-from stainssl.evaluation.folds import VALUE, read_folds
+from stainssl.evaluation.folds import GRADE, VALUE, read_folds
 from stainssl.evaluation.predictions import THRESHOLD, answer_columns, words_called
 from stainssl.mil import bags as bagging
 from stainssl.mil.attention import AttentionMean, attention_table
@@ -287,7 +287,8 @@ def summary(by_model: pd.DataFrame, slides: pd.DataFrame, level: str) -> pd.Data
         The unit's id, `slides` and `tiles` that were used, `predicted` (by the mean of the fold
         models' thresholds, as an external cohort is judged; without thresholds the most probable
         class), `threshold`, where there are two classes, `p_<class>` (mean over the fold models)
-        with `low_<class>` and `high_<class>` (95 % of them); of a number `value`, `low` and `high`
+        with `low_<class>` and `high_<class>` (95 % of them); of ordered classes `grade`
+        and the median class; of a number `value`, `low` and `high`
         instead of all these; `models`, the largest of
         its slides' distances, and `note`: what lies outside, and whether the patient is known.
     """
@@ -305,6 +306,8 @@ def summary(by_model: pd.DataFrame, slides: pd.DataFrame, level: str) -> pd.Data
             out[name] = groups[column].quantile(share)
     if THRESHOLD in by_model:
         out.insert(2, THRESHOLD, groups[THRESHOLD].mean())
+    if GRADE in by_model:
+        out.insert(2, GRADE, groups[GRADE].mean())
     if VALUE not in by_model:
         out.insert(2, "predicted", words_called(out))
     out["models"] = groups.size()

@@ -20,6 +20,7 @@ from stainssl.evaluation.folds import OF_TWO_CLASSES, RANKING
 from stainssl.evaluation.metrics import (
     CLASS_METRICS,
     METRICS,
+    ORDER_METRICS,
     SHARES,
     confidence_interval,
     evaluate,
@@ -210,7 +211,9 @@ def test_evaluate_gives_every_metric_over_all_and_by_site(rng):
     rows = evaluate(_predictions(scored, site=site), "tile", 0, resamples=50)
     assert set(rows["group"]) == {"all", "site=a", "site=b"}
     assert list(rows.loc[rows["group"] == "all", "metric"]) == metrics_of(scored)
-    absent = {m for m in METRICS if m.endswith("rule_out")} | set(NUMBER_METRICS)
+    absent = (
+        {m for m in METRICS if m.endswith("rule_out")} | set(NUMBER_METRICS) | set(ORDER_METRICS)
+    )
     assert set(METRICS) - set(rows["metric"]) == absent
     assert (rows["low"] <= rows["value"]).all()
     assert (rows["value"] <= rows["high"]).all()

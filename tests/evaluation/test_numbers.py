@@ -86,8 +86,8 @@ def test_the_summary_says_where_the_numbers_lie_and_which_may_mean_unknown():
 @pytest.mark.parametrize(
     ("keys", "said"),
     [
-        ({"classes": {"a": [], "b": []}}, "classes is of classes"),
-        ({"threshold": 0.4, "class_weight": "none"}, "class_weight, threshold are of classes"),
+        ({"classes": {"a": [], "b": []}}, "classes: not for a task of kind regression"),
+        ({"threshold": 0.4, "class_weight": "none"}, "class_weight, threshold: not for"),
         ({"metrics": ["auroc"]}, "auroc is none of kind regression"),
         ({"level": "tile"}, "level slide or patient"),
         ({"kind": "classification", "metrics": ["mae"]}, "mae is none of kind classification"),

@@ -1,0 +1,148 @@
+"""Ordered classes: cuts between them, the class called, kappa and what is refused."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from sklearn.metrics import cohen_kappa_score, roc_auc_score
+
+from stainssl.config import parse
+from stainssl.errors import StainsslError
+from stainssl.evaluation.compare import compare_two
+from stainssl.evaluation.kinds import labels_of
+from stainssl.evaluation.metrics import METRICS, confidence_interval, evaluate
+from stainssl.evaluation.predictions import read_scored, words_called
+from stainssl.mil.head import weighted_loss
+from stainssl.mil.targets import Ordered, target_of, target_of_card
+
+GRADES = {"low": ["1"], "middle": ["2"], "high": ["3"], "top": ["4"]}
+
+
+def _task(**keys):
+    task = {"level": "patient", "kind": "ordinal", "label": "g", "cohorts": ["c"]}
+    return parse({
+        "cohorts": {"c": {"sheet": "c.csv"}}, "tasks": {"t": task | {"classes": GRADES} | keys},
+    }).tasks["t"]  # fmt: skip
+
+
+def _predictions(rng, patients=60, noise=1.0, folds=1, units=1):
+    y = np.repeat(rng.integers(0, 4, patients), units)
+    lies = y + rng.normal(0, noise, len(y))
+    p = np.exp(-((lies[:, None] - np.arange(4)) ** 2))
+    p /= p.sum(axis=1, keepdims=True)
+    patient = np.repeat(np.arange(patients), units)
+    return pd.DataFrame({
+        "patient_id": [f"p{i:03d}" for i in patient],
+        "slide_id": [f"s{i}" if units > 1 else "" for i in range(len(y))], "site": "a",
+        "repeat": 0, "fold": patient % folds, "y": np.array(list(GRADES), object)[y],
+        **{f"p_{name}": p[:, k] for k, name in enumerate(GRADES)}, "grade": p @ np.arange(4),
+    })  # fmt: skip
+
+
+@pytest.mark.parametrize("units", [1, 2])
+def test_kappa_and_each_cut_are_scikit_learns_under_resampling_too(rng, units):
+    scored = read_scored(_predictions(rng, units=units), "slide" if units > 1 else "patient")
+
+    def kappa(rows):
+        return cohen_kappa_score(scored.y[rows], scored.predicted[rows], weights="quadratic")
+
+    def auroc(rows, cut):
+        return roc_auc_score(scored.y[rows] > cut, scored.p[rows, cut + 1 :].sum(axis=1))
+
+    weights = rng.integers(0, 3, (4, scored.patients)).astype(float)
+    for row, found, cut in zip(
+        weights,
+        METRICS["kappa"].resampled(scored, weights),
+        METRICS["auroc_cut2"].resampled(scored, weights),
+        strict=True,
+    ):
+        rows = np.repeat(np.arange(len(scored.y)), row[scored.patient].astype(int))
+        assert found == pytest.approx(kappa(rows))
+        assert cut == pytest.approx(auroc(rows, 1))
+    every = np.arange(len(scored.y))
+    mean = np.mean([auroc(every, cut) for cut in range(3)])
+    assert METRICS["auroc_cuts"].value(scored) == pytest.approx(mean)
+
+
+def test_the_median_class_is_called():
+    table = pd.DataFrame(
+        {"p_a": [0.4, 0.45, 0.1], "p_b": [0.25, 0.2, 0.1], "p_c": [0.35, 0.35, 0.8]}
+    )
+    assert words_called(table.assign(grade=0.0)).tolist() == ["b", "b", "c"]
+    assert words_called(table).tolist() == ["a", "a", "c"]
+
+
+def test_evaluate_gives_a_row_a_cut_with_intervals(rng):
+    rows = evaluate(_predictions(rng, folds=3), "patient", 0, resamples=300).set_index("metric")
+    assert list(rows.index[:5]) == ["kappa", "auroc_cuts", "auroc_cut1", "auroc_cut2", "auroc_cut3"]
+    assert "auroc" not in rows.index and "auroc_cut4" not in rows.index
+    assert (rows["low"] <= rows["value"]).all() and (rows["value"] <= rows["high"]).all()
+
+
+def test_the_interval_of_kappa_covers_the_truth(rng):
+    truth = METRICS["kappa"].value(read_scored(_predictions(rng, 20_000), "patient"))
+    hits = []
+    for _ in range(100):
+        low, high = confidence_interval(
+            "kappa", read_scored(_predictions(rng, 40), "patient"), resamples=300
+        )
+        hits.append(low <= truth <= high)
+    assert np.mean(hits) > 0.87
+
+
+@pytest.mark.parametrize("metric", ["kappa", "auroc_cuts"])
+def test_the_better_of_two_is_told(rng, metric):
+    good = _predictions(np.random.default_rng(1), noise=0.4)
+    bad = _predictions(np.random.default_rng(1), noise=4.0)
+    found = compare_two([good], [bad], "patient", metric=metric, resamples=300)
+    assert found["difference"] > 0 and found["low"] > 0 and found["p"] < 0.05
+
+
+def test_corn_is_the_products_of_its_conditional_probabilities():
+    target = Ordered(tuple(GRADES))
+    outputs = torch.tensor([1.0, -0.5, 2.0])
+    q = torch.sigmoid(outputs).numpy()
+    above = np.cumprod(q)
+    expected = [1 - above[0], above[0] - above[1], above[1] - above[2], above[2]]
+    p = target.answer(outputs)
+    np.testing.assert_allclose(p, expected, rtol=1e-5)
+    assert p.sum() == pytest.approx(1) and (p >= 0).all()
+    # A bag's loss over its cuts is the cross-entropy of its class.
+    for label in range(4):
+        loss = target.loss()(outputs[None], torch.tensor([label])) * 3
+        own = weighted_loss(torch.log(torch.tensor(p))[None], torch.tensor([label]), torch.ones(4))
+        torch.testing.assert_close(loss, own, rtol=1e-4, atol=1e-5)
+
+
+def test_the_target_follows_the_label_and_is_kept():
+    words = pd.Series(["high", "low", "middle"])
+    target = target_of(labels_of(_task()), words, is_balanced=True)
+    assert isinstance(target, Ordered) and target.names == ("low", "middle", "high")
+    assert target_of_card(target.card()) == target and target.outputs == 2
+    found = target.columns(np.array([[0.2, 0.3, 0.5]]))
+    assert found["grade"][0] == pytest.approx(1.3)
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"classes": {"a": [], "b": []}}, "three 'classes' at least"),
+        ({"classes": {}}, "three 'classes' at least"),
+        ({"threshold": 0.3}, "threshold: not for a task of kind ordinal"),
+        ({"metrics": ["auroc"]}, "auroc is none of kind ordinal"),
+        ({"level": "tile"}, "level slide or patient"),
+    ],
+)
+def test_what_ordered_classes_do_not_take_is_refused(keys, said):
+    with pytest.raises(StainsslError, match=said):
+        _task(**keys)
+
+
+def test_kappa_is_shown_unless_asked_otherwise_and_two_classes_are_a_problem():
+    assert _task().metrics == ["kappa"]
+    rows = pd.DataFrame({"slide_id": list("ab"), "patient_id": list("ab"), "g": ["1", "2"]})
+    assert "three classes" in labels_of(_task()).problems(rows)[0]
+    more = pd.DataFrame({"slide_id": list("abc"), "patient_id": list("abc"), "g": ["1", "2", "4"]})
+    assert labels_of(_task()).problems(more) == []

@@ -1,0 +1,93 @@
+"""A task of ordered classes, from its sheet to the table."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from stainssl.cohort import check, task_summary
+from stainssl.config import parse
+from stainssl.mil.predict import load_models
+from stainssl.paths import Paths
+from stainssl.stages import run_stage
+from stainssl.stages.predict import FOREIGN, summary
+from stainssl.stores.tables import read_table
+from stainssl.view.benchmarks import Benchmarks
+from stainssl.view.records import Records
+from tests.stages.test_regression import COHORTS, PATIENTS, QUICK, _sheet, _write
+
+CLASSES = {"low": ["l"], "middle": ["m"], "high": ["h"]}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A trained task of three thirds of a number that shifts tiles, with an external cohort."""
+    folder, rng = tmp_path_factory.mktemp("ordered"), np.random.default_rng(5)
+    sheets = {}
+    for name in COHORTS:
+        sheet = _sheet(name, rng)
+        number = pd.to_numeric(sheet["ki67"].str.replace(",", "."), errors="coerce")
+        thirds = pd.cut(number, [0, 20, 40, 60], labels=list("lmh")).astype(object).fillna("NA")
+        sheets[name] = sheet.assign(third=thirds)
+        sheets[name].to_csv(folder / f"{name}.csv", index=False)
+    (folder / "x.svs").touch()
+    task = {
+        "level": "patient", "kind": "ordinal", "label": "third", "classes": CLASSES,
+        "cohorts": ["clinic"], "external": ["other"], "metrics": ["kappa", "auroc_cuts"],
+        "clinical": ["age"], "split": {"kind": "cv", "folds": 3},
+    }  # fmt: skip
+    config = parse({
+        "results": str(folder / "results"),
+        "cohorts": {n: {"sheet": str(folder / f"{n}.csv"), "root": str(folder)} for n in COHORTS},
+        "encoders": {"enc": {"method": "random"}}, "tasks": {"third": task},
+        "heads": {"mean": {"kind": "mean", **QUICK}},
+        "benchmarks": {"main": {"tasks": ["third"], "encoders": ["enc"], "heads": ["mean"],
+                                "robustness": False}},
+    })  # fmt: skip
+    for name, sheet in sheets.items():
+        _write(config, name, sheet, rng)
+    run_stage("folds", config, "third")
+    run_stage("mil", config, "third", "enc", "mean")
+    run_stage("benchmark", config, "main")
+    return config
+
+
+def test_heads_learn_the_order(made):
+    folder = Paths(made.results).mil("third", "enc", "mean")
+    table = read_table(folder / "predictions.parquet", "predictions")
+    assert list(table)[5:] == ["y", "p_low", "p_middle", "p_high", "grade"]
+    assert len(table) == PATIENTS - 1 and set(table["y"]) == set(CLASSES)
+    np.testing.assert_allclose(table[["p_low", "p_middle", "p_high"]].sum(axis=1), 1, atol=1e-5)
+    for name in ("metrics.csv", "external-other.csv"):
+        metrics = pd.read_csv(folder / name).query("group == 'all'").set_index("metric")
+        assert metrics.loc["auroc_cuts", "value"] > 0.75 and metrics.loc["kappa", "value"] > 0.2
+        assert {"auroc_cut1", "auroc_cut2", "accuracy"} <= set(metrics.index)
+
+
+def test_the_table_has_kappa_cuts_and_baselines(made):
+    folder = Paths(made.results).benchmark("main")
+    text = (folder / "table.md").read_text()
+    assert "third: weighted kappa (27 patients, 3 classes)" in text
+    assert "third: AUROC over cuts" in text and "Weighted kappa:" in text
+    long = pd.read_csv(folder / "table.csv").query("metric == 'kappa' and group == 'all'")
+    assert {"enc", "clinical only", "site only"} == set(long["encoder"])
+    assert (folder / "forest.png").stat().st_size > 0
+
+
+def test_new_cases_are_called_the_median_class(made):
+    models = load_models(Paths(made.results).mil("third", "enc", "mean") / "models")
+    target = next(iter(models.values())).target
+    answers = np.array([[0.4, 0.25, 0.35], [0.1, 0.1, 0.8]])
+    rows = pd.DataFrame({"patient_id": ["a", "b"], **target.columns(answers)})
+    slides = pd.DataFrame({"slide_id": ["a", "b"], "patient_id": ["a", "b"], "tiles": [3, 3]})
+    found = summary(rows, slides.assign(**dict.fromkeys(FOREIGN, 0.1)), "patient")
+    assert found["predicted"].tolist() == ["middle", "high"]
+    assert found["grade"].tolist() == pytest.approx([0.95, 1.7])
+
+
+def test_the_view_and_the_checks_take_it(made):
+    found = Benchmarks(Records(made)).answer("third", "enc", "mean")
+    assert found["classes"] == ["low", "middle", "high"]
+    assert task_summary(made, "third")[0].startswith("classes: low (")
+    assert not [one for one in check(made) if "tasks" in one]
