@@ -15,7 +15,8 @@ DEMO = {"cohorts": {"demo": {"demo": {"seed": 1}}}}
 def test_the_shipped_config_is_valid_and_survives_a_round_trip() -> None:
     config = load(REPO / "config.yaml")
     assert parse(yaml.safe_load(dump(config))) == config
-    assert [run.name for run in config.runs()] == ["imagenet", "stain-invariant", "simclr", "random"]
+    runs = [run.name for run in config.runs()]
+    assert runs == ["imagenet", "stain-invariant", "simclr", "random"]
 
 
 def test_several_seeds_are_several_runs() -> None:

@@ -12,12 +12,17 @@ import pandas as pd
 from stainssl.errors import StainsslError
 from stainssl.evaluation.intervals import (
     Estimate,
-    bounded,
     combine,
     p_value,
     with_seeds,
 )
-from stainssl.evaluation.metrics import METRICS, RESAMPLES, can_resample, estimate, patient_weights
+from stainssl.evaluation.metrics import (
+    RESAMPLES,
+    can_resample,
+    estimate,
+    patient_weights,
+    within_bounds,
+)
 from stainssl.evaluation.predictions import (
     FOLD,
     UNIT,
@@ -44,8 +49,7 @@ def mean_over_seeds(
     parts = _estimates(metric, seeds, resamples, seed)
     mean = combine(parts, [1 / len(parts)] * len(parts))
     within = with_seeds(mean, [[part.value for part in parts]])
-    least, most = METRICS[metric].bounds
-    return bounded(within, least, most) if least <= mean.value <= most else within
+    return within_bounds(metric, within)
 
 
 def paired_difference(

@@ -24,6 +24,7 @@ from stainssl.evaluation.intervals import (
     UNDEFINED,
     Estimate,
     auroc_estimate,
+    bounded,
     combine,
     cross_validation_factor,
     drawn_estimate,
@@ -410,8 +411,18 @@ def confidence_interval(
     Returns:
         (low, high); NaN where the metric is undefined or patients do not tell its spread.
     """
-    low, high = estimate(metric, scored, resamples=resamples, seed=seed).interval
+    found = estimate(metric, scored, resamples=resamples, seed=seed)
+    low, high = within_bounds(metric, found).interval
     return low, high
+
+
+def within_bounds(metric: str, found: Estimate) -> Estimate:
+    """A metric's own estimate with limits that it can have; of a difference they are others.
+
+    Resamples that are spread for cross-validation may pass the largest value.
+    """
+    least, most = METRICS[metric].bounds
+    return bounded(found, least, most) if least <= found.value <= most else found
 
 
 # --- the ROC curve ----------------------------------------------------------------------------
@@ -508,7 +519,7 @@ def _group_rows(
     counts = (scored.patients, len(scored.y), len(scored.present()))
     for name in metrics_of(scored):
         found = estimate(name, scored, weights=weights)
-        yield name, group, found.value, *found.interval, *counts
+        yield name, group, found.value, *within_bounds(name, found).interval, *counts
 
 
 def _tell_undefined(group: str, scored: ScoredUnits) -> None:

@@ -269,3 +269,18 @@ def test_the_roc_curve_has_the_aurocs_area_and_lies_in_its_band(rng):
 def test_the_checks_before_any_job_know_what_ranks_and_what_needs_two_classes():
     assert {name for name, metric in METRICS.items() if metric.ranks} == set(RANKING)
     assert set(SHARES) == set(OF_TWO_CLASSES)
+
+
+def test_limits_are_values_that_a_figure_can_have():
+    rng = np.random.default_rng(5)
+    rows = []
+    for repeat in range(2):
+        for place in range(16):
+            y, fold = place % 2, place // 4
+            p = float(np.clip(0.5 + 0.35 * (2 * y - 1) + rng.normal(0, 0.25), 0.01, 0.99))
+            rows.append((f"p{place}", "", "a", repeat, fold, str(y), 1 - p, p))
+    columns = ["patient_id", "slide_id", "site", "repeat", "fold", "y", "p_0", "p_1"]
+    found = evaluate(pd.DataFrame(rows, columns=columns), "patient", 0)
+    figures = found[found["metric"].map(lambda name: METRICS[name].bounds == (0.0, 1.0))]
+    assert len(figures)
+    assert figures["low"].dropna().ge(0).all() and figures["high"].dropna().le(1).all()

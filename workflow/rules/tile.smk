@@ -49,9 +49,9 @@ rule statuses:
         LOGS / "statuses/{cohort}/{tiling}.log",
     benchmark:
         TIMES / "statuses/{cohort}/{tiling}.tsv"
+    priority: 1  # before or beside the gate, whose message sends one to the table
     conda:
         CONDA
-    priority: 1  # before or beside the gate, whose message sends one to the table
     resources:
         mem_mb=lambda wildcards, attempt: 2000 * attempt,
         runtime=30,
