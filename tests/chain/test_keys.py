@@ -33,7 +33,7 @@ FOLLOWS = {
     "mil": {"benchmark"},
     "robustness": {"benchmark"},
 }
-"""Rule → the rules that read what it writes; `pixels` only waits for the gate."""
+"""Rule → the rules that read what it writes."""
 
 
 def following(rules: list[str]) -> set[str]:

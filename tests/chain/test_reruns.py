@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -45,13 +46,17 @@ def test_min_tissue_reruns_tiling_and_what_hangs_on_it(workflow: Workflow) -> No
     assert "folds" not in planned
 
 
-def test_an_appended_test_slide_retrains_nothing(workflow: Workflow) -> None:
+def _append_slide(workflow: Workflow) -> None:
     sheet = workflow.folder / "clinic" / "slides.csv"
     row = pd.read_csv(sheet, dtype=str).query("split == 'test'").iloc[-1:]
     copied = workflow.folder / "clinic" / "slides" / "new.svs"
     copied.write_bytes((workflow.folder / "clinic" / row["path"].iloc[0]).read_bytes() + b" ")
     row = row.assign(slide_id="new", patient_id="new", path="slides/new.svs")
     row.to_csv(sheet, mode="a", header=False, index=False)
+
+
+def test_an_appended_test_slide_retrains_nothing(workflow: Workflow) -> None:
+    _append_slide(workflow)
     planned = workflow.planned()
     assert not TRAINING & set(planned)
     for rule in ("tile", "label", "pixels", "embed"):
@@ -90,3 +95,13 @@ def test_a_frozen_encoder_that_is_not_there_is_an_error_before_any_job(fresh: Wo
 def test_the_report_is_written(workflow: Workflow) -> None:
     workflow.run("--report", "report.html")
     assert (workflow.folder / "report.html").stat().st_size > 100_000
+
+
+def test_what_is_missing_is_made_in_the_run_that_appends_a_slide(workflow: Workflow) -> None:
+    """The gate runs again for the slide; what lies behind it is planned all the same."""
+    clinic = "cohorts/clinic/default/embeddings/random/train-0000.zarr"
+    shutil.rmtree(workflow.folder / "results" / clinic)
+    _append_slide(workflow)
+    planned = workflow.planned()
+    assert "gate" in planned
+    assert any("train-0000" in output for output in planned["embed"])

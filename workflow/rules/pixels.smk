@@ -6,8 +6,6 @@ CONDA = "../envs/reading.yaml"
 rule pixels:
     input:
         unpack(PLAN.inputs("pixels", "cohort", "part")),
-        # Stops a run with too many bad slides; a status that changed later re-reads nothing.
-        gate=ancient(PATHS.gate("{cohort}", "{tiling}")),
     output:
         directory(PATHS.pixels("{cohort}", "{tiling}", "{part}")),
     log:

@@ -14,6 +14,7 @@ rule tile:
         LOGS / "tile/{cohort}/{tiling}/{part}.log",
     benchmark:
         TIMES / "tile/{cohort}/{tiling}/{part}.tsv"
+    priority: 1
     conda:
         CONDA
     threads: lambda wildcards: PLAN.threads(wildcards.cohort, workflow.cores)
@@ -49,7 +50,7 @@ rule statuses:
         LOGS / "statuses/{cohort}/{tiling}.log",
     benchmark:
         TIMES / "statuses/{cohort}/{tiling}.tsv"
-    priority: 1  # before or beside the gate, whose message sends one to the table
+    priority: 3  # before or beside the gate, whose message sends one to the table
     conda:
         CONDA
     resources:
@@ -63,7 +64,9 @@ rule statuses:
         " 2>&1 | tee {log:q}"
 
 
-# Not in `statuses`: what a job that fails has written is removed, and one wants to read it then.
+# Not in `statuses`: what a job that fails has written is removed, and one wants to read it then. Its
+# file is no input of `pixels`: where a gate has to run again, Snakemake would not look at what comes
+# after it. It stops the run by failing, and priorities have it run as soon as every slide is tiled.
 rule gate:
     input:
         unpack(PLAN.inputs("gate", "cohort")),
@@ -73,6 +76,7 @@ rule gate:
         LOGS / "gate/{cohort}/{tiling}.log",
     benchmark:
         TIMES / "gate/{cohort}/{tiling}.tsv"
+    priority: 2
     conda:
         CONDA
     resources:
