@@ -35,6 +35,9 @@ COLUMNS = [
     "p", "p_holm", "patients", "units", "seeds",
 ]  # fmt: skip
 
+RESAMPLES_PER_COMPARISON = 80  # the least corrected p-value is then 0.025
+MAX_RESAMPLES = 20_000  # for 250 comparisons; in larger tables the least one grows
+
 
 def mean_over_seeds(
     metric: str, seeds: Sequence[ScoredUnits], *, resamples: int = RESAMPLES, seed: int = 0
@@ -109,6 +112,15 @@ def least_p(scored: ScoredUnits) -> float:
 
 def _arrangements(counts: Sequence[int]) -> int:
     return prod(comb(sum(counts[: i + 1]), n) for i, n in enumerate(counts))
+
+
+def resamples_for(comparisons: int) -> int:
+    """How many resamples a family of comparisons needs to find any of them significant.
+
+    A resampled p-value is two in as many resamples at least, and Holm's correction takes it times
+    the number of comparisons.
+    """
+    return min(max(RESAMPLES, RESAMPLES_PER_COMPARISON * comparisons), MAX_RESAMPLES)
 
 
 def holm(p: Sequence[float]) -> list[float]:

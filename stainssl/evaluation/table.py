@@ -6,7 +6,8 @@ import html
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from math import comb
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -14,7 +15,13 @@ import pandas as pd
 from stainssl.evaluation.baselines import HEAD as COLUMNS_HEAD
 from stainssl.evaluation.baselines import MEAN
 from stainssl.evaluation.compare import COLUMNS as COMPARISON_COLUMNS
-from stainssl.evaluation.compare import compare_all, holm, mean_over_seeds, shared_rows
+from stainssl.evaluation.compare import (
+    compare_all,
+    holm,
+    mean_over_seeds,
+    resamples_for,
+    shared_rows,
+)
 from stainssl.evaluation.metrics import METRICS
 from stainssl.evaluation.number_metrics import NUMBER_METRICS
 from stainssl.evaluation.predictions import read_scored
@@ -228,24 +235,42 @@ def comparisons(
         `task`, `test` (a metric shown, or `confounded_auroc`) and `compare.COLUMNS`, where
         `first` and `second` are `encoder` or `encoder + head`. Seeds of one encoder are one side.
     """
-    parts = []
+    tests = list(_compared(answers, robustness))
+    resamples = resamples_for(sum(comb(len(test.sides), 2) for test in tests))
+    parts = [
+        compare_all(
+            test.sides, test.level, metric=test.metric, resamples=resamples, seed=seed
+        ).assign(task=test.task, test=test.name)
+        for test in tests
+    ]
+    table = pd.concat(parts, ignore_index=True)
+    return table.assign(p_holm=holm(table["p"].tolist()))[["task", "test", *COMPARISON_COLUMNS]]
+
+
+class _Test(NamedTuple):
+    """What is compared in one column: name of a side → its predictions, one table a seed."""
+
+    task: str
+    name: str
+    level: str
+    metric: str
+    sides: dict[str, list[pd.DataFrame]]
+
+
+def _compared(answers: Sequence[Answer], robustness: Sequence[Robustness]) -> Iterator[_Test]:
     for task in dict.fromkeys(a.task for a in answers):
         mine = [a for a in answers if a.task == task]
         sides: dict[str, list[pd.DataFrame]] = {}
         for a in mine:
             sides.setdefault(side_name(a.encoder, a.head), []).append(a.predictions)
         for metric in mine[0].shown:
-            found = compare_all(sides, mine[0].level, metric=metric, seed=seed)
-            parts.append(found.assign(task=task, test=metric))
+            yield _Test(task, metric, mine[0].level, metric, sides)
     for task in dict.fromkeys(t for r in robustness for t in _confounded_tasks(r)):
         sides = {}
         for r in robustness:
             mine_too = r.confounded[r.confounded["task"] == task].drop(columns="task")
             sides.setdefault(r.encoder, []).append(mine_too)
-        found = compare_all(sides, "tile", metric="auroc", seed=seed)
-        parts.append(found.assign(task=task, test="confounded_auroc"))
-    table = pd.concat(parts, ignore_index=True)
-    return table.assign(p_holm=holm(table["p"].tolist()))[["task", "test", *COMPARISON_COLUMNS]]
+        yield _Test(task, "confounded_auroc", "tile", "auroc", sides)
 
 
 def _confounded_tasks(one: Robustness) -> list[str]:

@@ -18,8 +18,9 @@ from stainssl.evaluation.compare import (
     least_p,
     mean_over_seeds,
     paired_difference,
+    resamples_for,
 )
-from stainssl.evaluation.intervals import p_value
+from stainssl.evaluation.intervals import drawn_estimate, p_value
 from stainssl.evaluation.predictions import FoldScores, ScoredUnits, read_scored
 
 
@@ -135,3 +136,10 @@ def test_holm_never_lowers_a_p_value_nor_changes_their_order(p):
     assert (corrected >= np.array(p) - 1e-15).all()
     assert (corrected <= 1).all()
     assert (np.diff(corrected[np.argsort(p, kind="stable")]) >= 0).all()
+
+
+@pytest.mark.parametrize("comparisons", [1, 10, 68, 240])
+def test_a_clear_difference_can_be_significant_in_a_table_of_many_rows(comparisons: int) -> None:
+    draws = np.random.default_rng(0).normal(0.4, 0.02, resamples_for(comparisons))
+    clear = drawn_estimate(0.4, draws, 40)
+    assert holm([p_value(clear), *[0.9] * (comparisons - 1)])[0] < 0.05
