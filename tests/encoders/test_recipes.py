@@ -165,8 +165,8 @@ def test_a_recipes_network_gives_vectors_of_its_length(monkeypatch, name):
         model = build(recipe)
     width = model.num_features * (2 if recipe.pooling == "cls+mean" else 1)
     assert width == recipe.dim
-    side = model.patch_embed.patch_size[0]
-    assert recipe.input_px % side == 0
+    if recipe.pooling != "average":
+        assert recipe.input_px % model.patch_embed.patch_size[0] == 0
 
 
 @pytest.mark.parametrize(("source", "name"), [

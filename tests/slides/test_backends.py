@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
+import glymur
 import imagecodecs
 import numpy as np
 import pydicom
@@ -131,6 +132,8 @@ def jp2(path: Path) -> Path:
 def test_what_openslide_lacks_is_read_by_tiatoolbox(
     tmp_path: Path, name: str, make: object, mpp: float | None
 ) -> None:
+    if make is jp2 and glymur.version.openjpeg_version == "0.0.0":
+        pytest.skip("no OpenJPEG library (Debian: libopenjp2-7), which tiatoolbox reads JP2 with")
     path = make(tmp_path / name)  # type: ignore[operator]
     with open_slide(path) as slide:
         assert slide.reader == "tiatoolbox"
