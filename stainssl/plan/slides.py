@@ -84,11 +84,8 @@ class TileJob(Job):
 
 def tile(config: Config, cohort: str, part: str) -> TileJob:
     """The `tile` job of a part."""
-    found, paths, rows = (
-        config.cohorts[cohort],
-        Paths(config.results),
-        part_rows(config, cohort, part),
-    )
+    found, paths = config.cohorts[cohort], Paths(config.results)
+    rows = part_rows(config, cohort, part)
     return TileJob(
         slides=_slide_files(config, cohort, part, rows),
         region_files=_files_by_slide(found, rows, found.regions),
@@ -160,7 +157,7 @@ def statuses(config: Config, cohort: str) -> StatusesJob:
     sheet = read_sheet(config, cohort).rename(columns={PART: "part"})
     return StatusesJob(
         cohort=cohort,
-        qc=_qc(config, cohort),
+        qc={part: paths.qc(cohort, tiling, part) for part in names},
         previews={part: paths.previews(cohort, tiling, part) for part in names},
         table=paths.checked(cohort, tiling),
         page=paths.slides_page(cohort, tiling),
@@ -169,24 +166,11 @@ def statuses(config: Config, cohort: str) -> StatusesJob:
     )
 
 
-def _qc(config: Config, cohort: str) -> dict[str, Path]:
-    """Part → what happened to its slides."""
-    paths, tiling = Paths(config.results), config.cohorts[cohort].tiling
-    return {part: paths.qc(cohort, tiling, part) for part in part_names(config, cohort)}
-
-
 @dataclass(frozen=True)
 class GateJob(Job):
-    """Whether too many of a cohort's slides are bad.
+    """Whether too many of a cohort's slides are bad, by the table of statuses."""
 
-    Attributes:
-        qc: part → its table. Not the table of statuses, which is made again whenever a patient's
-            site changes: Snakemake would then not look at what comes after the gate.
-        table: the table of statuses, for people.
-    """
-
-    qc: Reads[dict[str, Path]]
-    table: Resource[Path]
+    table: Reads[Path]
     gate: Writes[Path]
     max_bad_slides: Setting[float]
 
@@ -195,7 +179,6 @@ def gate(config: Config, cohort: str) -> GateJob:
     """The `gate` job of a cohort."""
     paths, tiling = Paths(config.results), config.cohorts[cohort].tiling
     return GateJob(
-        qc=_qc(config, cohort),
         table=paths.checked(cohort, tiling),
         gate=paths.gate(cohort, tiling),
         max_bad_slides=config.slides.max_bad_slides,
@@ -230,11 +213,8 @@ class LabelJob(Job):
 
 def label(config: Config, cohort: str, part: str) -> LabelJob:
     """The `label` job of a part."""
-    found, paths, rows = (
-        config.cohorts[cohort],
-        Paths(config.results),
-        part_rows(config, cohort, part),
-    )
+    found, paths = config.cohorts[cohort], Paths(config.results)
+    rows = part_rows(config, cohort, part)
     names = label_names(config, cohort)
     pattern = found.annotations if names and found.kind == "slides" else None
     return LabelJob(
@@ -272,11 +252,8 @@ class PixelsJob(Job):
 
 def pixels(config: Config, cohort: str, part: str) -> PixelsJob:
     """The `pixels` job of a part."""
-    found, paths, rows = (
-        config.cohorts[cohort],
-        Paths(config.results),
-        part_rows(config, cohort, part),
-    )
+    found, paths = config.cohorts[cohort], Paths(config.results)
+    rows = part_rows(config, cohort, part)
     return PixelsJob(
         tiles=paths.tiles(cohort, found.tiling, part),
         qc=paths.qc(cohort, found.tiling, part),

@@ -12,7 +12,6 @@ from stainssl.errors import StainsslError, Status
 from stainssl.plan.slides import GateJob
 from stainssl.stages.statuses import counted
 from stainssl.stores.atomic import write_text
-from stainssl.stores.tiles import read_qc
 
 MOST_LISTED = 20  # bad slides that a message lists; the file has all
 
@@ -44,9 +43,8 @@ def too_many_bad(slides: pd.DataFrame, max_share: float, table: Path) -> str:
     return "\n".join(
         [
             f"{len(bad)} of {len(slides)} slides are bad ({counted(bad['status'])}); "
-            f"slides.max_bad_slides ({max_share:g}) allows {allowed}. {table} says why "
-            "(where it is not there yet, `snakemake` with that path makes it), and tissue.png "
-            "beside it shows the others. Fix the slides, exclude them in the sheet, or "
+            f"slides.max_bad_slides ({max_share:g}) allows {allowed}. {table} says why, and "
+            "tissue.png beside it shows the others. Fix the slides, exclude them in the sheet, or "
             "raise the limit:",
             *listed,
         ]
@@ -59,7 +57,13 @@ def run(job: GateJob) -> None:
     Raises:
         StainsslError: more of the cohort's slides are bad than `slides.max_bad_slides` allows.
     """
-    slides = pd.concat([read_qc(path) for path in job.qc.values()], ignore_index=True)
+    try:
+        columns = ["slide_id", "status", "detail"]
+        slides = pd.read_csv(job.table, usecols=columns, dtype=str, keep_default_na=False)
+    except FileNotFoundError:
+        raise StainsslError(
+            f"{job.table} is missing: run `stainssl cohort statuses` first."
+        ) from None
     if message := too_many_bad(slides, job.max_bad_slides, job.table):
         raise StainsslError(message)
     bad = int((slides["status"] != Status.OK.value).sum())

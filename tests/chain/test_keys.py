@@ -22,7 +22,8 @@ KEYS: dict[str, dict[str, Any]] = yaml.safe_load(
     (Path(__file__).parent / "keys.yaml").read_text(encoding="utf-8")
 )
 FOLLOWS = {
-    "tile": {"statuses", "gate", "label", "pixels", "embed", "embedded"},
+    "tile": {"statuses", "label", "pixels", "embed", "embedded"},
+    "statuses": {"gate"},
     "label": {"probe", "robustness", "benchmark"},
     "pixels": {"target", "pretrain", "embed", "mil", "robustness"},
     "target": {"pretrain"},

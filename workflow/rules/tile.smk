@@ -50,7 +50,7 @@ rule statuses:
         LOGS / "statuses/{cohort}/{tiling}.log",
     benchmark:
         TIMES / "statuses/{cohort}/{tiling}.tsv"
-    priority: 3  # before or beside the gate, whose message sends one to the table
+    priority: 2
     conda:
         CONDA
     resources:
