@@ -119,11 +119,7 @@ def _recipe(name: str, recipe: EncoderRecipe, given: str | None) -> Iterator[str
         return
     with torch.device("meta"):
         model = build(recipe)
-        weights = tensors.read(file, "meta")
-        if recipe.layout == "transformers":
-            weights = tensors.from_transformers(weights, model)
-        if recipe.layout == "ordered":
-            weights = tensors.in_order(weights, model.state_dict())
+        weights = tensors.by_timm_names(tensors.read(file, "meta"), recipe.layout, model)
     if problem := tensors.fit(model.state_dict(), weights).problem(str(file), name):
         yield problem
 

@@ -145,8 +145,7 @@ def _of_recipe(name: str, recipe: EncoderRecipe) -> tuple[str, dict[str, Any]]:
             " token and mean of patches), so what is trained could not be saved. Start from "
             f"{', '.join(n for n in sorted(recipes.RECIPES) if is_saved_by_timm(n))}."
         )
-    size = {} if recipe.pooling == "average" else {"img_size": recipe.input_px}
-    return recipe.architecture, {**recipe.arguments, **size}
+    return recipe.architecture, {**recipe.arguments, **recipe.size_argument}
 
 
 def is_saved_by_timm(name: str) -> bool:

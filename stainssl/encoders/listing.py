@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator
 
 from huggingface_hub import try_to_load_from_cache
@@ -30,7 +29,7 @@ def lines() -> Iterator[str]:
 def cached(recipe: EncoderRecipe) -> str | None:
     """A recipe's weights on this machine, in the hub's cache or a package, if they are there."""
     if recipe.package:
-        return recipe.package if importlib.util.find_spec(recipe.package) else None
+        return recipe.package if recipe.package_folder else None
     found = (try_to_load_from_cache(recipe.repository, file) for file in recipe.files)
     return next((path for path in found if isinstance(path, str)), None)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import importlib.util
 import json
 import math
 from collections.abc import Mapping
@@ -311,9 +310,9 @@ def build(recipe: EncoderRecipe, config: Mapping[str, Any] | None = None) -> nn.
     name, args = recipe.architecture, dict(recipe.arguments)
     if config and "architecture" in config and recipe.layout == "timm":
         name, args = config["architecture"], {**(config.get("model_args") or {}), **args}
-    args["num_classes"] = 0
+    args |= {"num_classes": 0, **recipe.size_argument}
     if recipe.pooling != "average":
-        args |= {"img_size": recipe.input_px, "global_pool": "token"}
+        args["global_pool"] = "token"
     args.pop("dynamic_img_size", None)
     model = timm.create_model(name, **args)
     mean, std = recipe.normalization
@@ -330,11 +329,7 @@ def _from_recipe(name: str, recipe: EncoderRecipe, given: str | None) -> nn.Modu
     if recipe.needs_config and config is None:
         raise StainsslError(f"{name}: give the folder that {file} lies in with its config.json.")
     model = build(recipe, config)
-    weights = tensors.read(file)
-    if recipe.layout == "transformers":
-        weights = tensors.from_transformers(weights, model)
-    if recipe.layout == "ordered":
-        weights = tensors.in_order(weights, model.state_dict())
+    weights = tensors.by_timm_names(tensors.read(file), recipe.layout, model)
     _fill(model, weights, str(file), name)
     return ClassAndMean(model) if recipe.pooling == "cls+mean" else model
 
@@ -371,13 +366,12 @@ def packaged(name: str, recipe: EncoderRecipe) -> Path:
     Raises:
         StainsslError: it is not installed.
     """
-    found = importlib.util.find_spec(recipe.package or "")
-    if found is None or found.origin is None:
+    if (folder := recipe.package_folder) is None:
         raise StainsslError(
             f"{name} is in the package {recipe.package}, which is not installed: "
             "pip install 'stainssl[demo]'."
         )
-    return Path(found.origin).parent
+    return folder
 
 
 def _downloaded(name: str, recipe: EncoderRecipe) -> Path:

@@ -8,8 +8,10 @@ slide2vec/encoders/models/) write them out as well.
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -76,6 +78,17 @@ class EncoderRecipe:
     files: tuple[str, ...] = ("model.safetensors", "pytorch_model.bin")
     package: str | None = None
     needs_config: bool = False
+
+    @property
+    def size_argument(self) -> dict[str, int]:
+        """What a transformer is told of its images' side; a convolutional network takes any."""
+        return {} if self.pooling == "average" else {"img_size": self.input_px}
+
+    @property
+    def package_folder(self) -> Path | None:
+        """Where its package is installed; None where it is not, or there is none."""
+        found = importlib.util.find_spec(self.package) if self.package else None
+        return Path(found.origin).parent if found and found.origin else None
 
     @property
     def address(self) -> str:

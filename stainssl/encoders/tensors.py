@@ -13,6 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from stainssl.encoders.recipes import Layout
 from stainssl.errors import StainsslError
 
 # Where checkpoints keep a network's tensors, and what training code puts before their names.
@@ -177,6 +178,21 @@ def from_transformers(weights: Mapping[str, Tensor], model: nn.Module) -> dict[s
     if "pos_embed" in out:
         _set_positions(out, model)
     return out
+
+
+def by_timm_names(
+    weights: Mapping[str, Tensor], layout: Layout, model: nn.Module
+) -> Mapping[str, Tensor]:
+    """The tensors of a recipe's file by the names that its timm network has.
+
+    Args:
+        weights: as `read` gives them.
+        layout: whose names they have.
+        model: of timm.
+    """
+    if layout == "transformers":
+        return from_transformers(weights, model)
+    return in_order(weights, model.state_dict()) if layout == "ordered" else weights
 
 
 def in_order(weights: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
