@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 from math import comb, prod
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -78,10 +79,14 @@ def paired_difference(
         if not (np.array_equal(one.y, other.y) and np.array_equal(one.patient, other.patient)):
             raise ValueError("a paired comparison needs the same units in the same order")
     parts = _estimates(metric, [*first, *second], resamples, seed)
+    return _difference(parts[: len(first)], parts[len(first) :])
+
+
+def _difference(first: Sequence[Estimate], second: Sequence[Estimate]) -> Estimate:
+    """First minus second, of estimates of the same patients, one a seed."""
     factors = [1 / len(first)] * len(first) + [-1 / len(second)] * len(second)
-    values = [part.value for part in parts]
-    sides = [values[: len(first)], values[len(first) :]]
-    return with_seeds(combine(parts, factors), sides)
+    sides = [[part.value for part in side] for side in (first, second)]
+    return with_seeds(combine([*first, *second], factors), sides)
 
 
 def _estimates(
@@ -176,15 +181,47 @@ def compare_two(
         `difference`, `low`, `high`, `p` (two-sided, of the interval that ends at zero, and never
         below `least_p`), `patients`, `units`, `seeds` (of the side that has more).
     """
-    scored = [read_scored(rows, level) for rows in shared_rows([*first, *second], level)]
-    a, b = scored[: len(first)], scored[len(first) :]
-    found = paired_difference(a, b, metric=metric, resamples=resamples, seed=seed)
+    return _compared(*_sides([first, second], level, metric, resamples, seed))
+
+
+class _Side(NamedTuple):
+    """Answers on the units that all sides share, and their estimates, one a pretraining seed."""
+
+    scored: list[ScoredUnits]
+    estimates: list[Estimate]
+
+
+def _sides(
+    predictions: Sequence[Sequence[pd.DataFrame]],
+    level: str,
+    metric: str,
+    resamples: int,
+    seed: int,
+) -> list[_Side]:
+    tables = shared_rows([table for seeds in predictions for table in seeds], level)
+    scored = [read_scored(rows, level) for rows in tables]
+    estimates = _estimates(metric, scored, resamples, seed)
+    ends = np.cumsum([len(seeds) for seeds in predictions]).tolist()
+    starts = [0, *ends[:-1]]
+    return [_Side(scored[i:j], estimates[i:j]) for i, j in zip(starts, ends, strict=True)]
+
+
+def _compared(first: _Side, second: _Side) -> dict[str, float]:
+    found, one = _difference(first.estimates, second.estimates), first.scored[0]
     low, high = found.interval
     return {
         "difference": found.value, "low": low, "high": high,
-        "p": p_value(found, least_p(a[0])),
-        "patients": a[0].patients, "units": len(a[0].y), "seeds": max(len(a), len(b)),
+        "p": p_value(found, least_p(one)),
+        "patients": one.patients, "units": len(one.y),
+        "seeds": max(len(first.scored), len(second.scored)),
     }  # fmt: skip
+
+
+def _of_same_units(predictions: Sequence[Sequence[pd.DataFrame]], level: str) -> bool:
+    tables = [table for seeds in predictions for table in seeds]
+    keys = [*UNIT[level], *(c for c in FOLD if all(c in table for table in tables))]
+    units = [table.set_index(keys).index for table in tables]
+    return all(len(one) == len(units[0]) and not len(one.difference(units[0])) for one in units)
 
 
 def compare_all(
@@ -204,10 +241,24 @@ def compare_all(
         `COLUMNS`; `p_holm` is NaN: the family is the table's, corrected once all tasks are known.
     """
     rows = [
-        {"first": a, "second": b, "metric": metric, "p_holm": float("nan")}
-        | compare_two(
-            predictions[a], predictions[b], level, metric=metric, resamples=resamples, seed=seed
-        )
-        for a, b in combinations(predictions, 2)
+        {"first": a, "second": b, "metric": metric, "p_holm": float("nan"), **found}
+        for (a, b), found in _pairs(predictions, level, metric, resamples, seed)
     ]
     return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def _pairs(
+    predictions: Mapping[str, Sequence[pd.DataFrame]],
+    level: str, metric: str, resamples: int, seed: int,
+) -> Iterator[tuple[tuple[str, str], dict[str, float]]]:  # fmt: skip
+    """Every pair of names with its comparison; where all answer the same units, each once."""
+    sides = {}
+    if len(predictions) > 2 and _of_same_units(list(predictions.values()), level):
+        found = _sides(list(predictions.values()), level, metric, resamples, seed)
+        sides = dict(zip(predictions, found, strict=True))
+    for a, b in combinations(predictions, 2):
+        if sides:
+            yield (a, b), _compared(sides[a], sides[b])
+        else:
+            both = predictions[a], predictions[b]
+            yield (a, b), compare_two(*both, level, metric=metric, resamples=resamples, seed=seed)

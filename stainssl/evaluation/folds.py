@@ -15,11 +15,11 @@ from stainssl.errors import StainsslError
 
 ROLES = ("train", "val", "test")
 VALUE = "value"  # the column of a number: of patients their label, of predictions what was said
+MOST_CUTS = 9  # of ordered classes: one less than classes
 RANKING = (
     "auroc", "auprc", "pearson", "spearman", "auroc_cuts",
-    *(f"auroc_cut{cut}" for cut in range(1, 10)),
+    *(f"auroc_cut{cut}" for cut in range(1, MOST_CUTS + 1)),
 )  # fmt: skip
-MOST_CUTS = 9  # of ordered classes: one less than classes
 GRADE = "grade"  # the column of ordered classes: the mean place among them, from 0
 OF_TWO_CLASSES = ("sensitivity", "specificity", "ppv", "npv")  # metrics of a positive class
 VALIDATION_SHARE = 0.2  # of the training patients, where the sheet names none

@@ -143,3 +143,19 @@ def test_a_clear_difference_can_be_significant_in_a_table_of_many_rows(compariso
     draws = np.random.default_rng(0).normal(0.4, 0.02, resamples_for(comparisons))
     clear = drawn_estimate(0.4, draws, 40)
     assert holm([p_value(clear), *[0.9] * (comparisons - 1)])[0] < 0.05
+
+
+def test_comparing_all_at_once_is_comparing_each_pair() -> None:
+    rng = np.random.default_rng(3)
+    y = np.tile([0, 1], 30)
+    sides = {n: [_predictions(y, rng.normal(y * k, 1.0))] for k, n in enumerate("abc")}
+    found = compare_all(sides, "patient", metric="auprc", resamples=200, seed=1)
+    for row in found.to_dict("records"):
+        one = compare_two(
+            sides[row["first"]], sides[row["second"]], "patient",
+            metric="auprc", resamples=200, seed=1,
+        )  # fmt: skip
+        assert {key: row[key] for key in one} == one
+    fewer = {**sides, "c": [sides["c"][0].iloc[2:]]}
+    units = compare_all(fewer, "patient", resamples=200).set_index(["first", "second"])["units"]
+    assert units.to_dict() == {("a", "b"): 60, ("a", "c"): 58, ("b", "c"): 58}
