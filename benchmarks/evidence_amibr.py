@@ -236,15 +236,14 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     two.add_argument("--work", type=Path, required=True)
     two.add_argument("--json", type=Path, required=True)
     two.add_argument("--resamples", type=int, default=2000)
-    three = verbs.add_parser("docs", help="write the JSON's section of docs/results.md")
-    three.add_argument("--json", type=Path, required=True)
+    evidence_table.add_docs_verb(verbs)
     return parser.parse_args(words)
 
 
 def main(words: Sequence[str] | None = None) -> None:
     """Measure, compare, or write."""
     given = arguments(words)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    evidence_table.log_to_terminal()
     if given.verb == "measure":
         measure(given)
         return

@@ -30,14 +30,15 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from benchmarks.evidence_amibr import Embedder, described_source, normalized, profiles
-from benchmarks.evidence_table import span, table
+from benchmarks.evidence_table import RESULTS, add_docs_verb, log_to_terminal, span, table
 from stainssl.evaluation.robustness import mean_figure, unit_length
 from stainssl.stores.atomic import replacing, write_text
+from tools.pages import between
 
 log = logging.getLogger("evidence_fan")
 REPO = Path(__file__).resolve().parent.parent
-RESULTS, PICTURE = REPO / "docs" / "results.md", REPO / "docs" / "pictures" / "fan-protocols.jpg"
-START, END = "<!-- fan: generated -->", "<!-- fan: end -->"
+PICTURE = REPO / "docs" / "pictures" / "fan-protocols.jpg"
+MARKS = START, END = "<!-- fan: generated -->", "<!-- fan: end -->"
 FIGURES = {"top1": "top-1", "reciprocal_rank": "mean average precision", "margin": "margin"}
 SHOWN = "C2"  # the field of the picture, and the protocol that it is normalized to there
 TARGET = 4
@@ -155,9 +156,7 @@ def _row(name: str, one: Mapping[str, Any]) -> list[str]:
 
 def with_section(text: str, made: Mapping[str, Any]) -> str:
     """A page with the section in place of what stood between its marks."""
-    before, _, rest = text.partition(START)
-    _, _, after = rest.partition(END)
-    return f"{before}{START}\n\n{section(made)}\n{END}{after}"
+    return between(text, MARKS, f"\n\n{section(made)}\n")
 
 
 def draw(rows: pd.DataFrame, images: NDArray[np.uint8], path: Path) -> None:
@@ -199,15 +198,14 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     one.add_argument("--input-size", type=int, default=64, help="side in px of every network")
     two = verbs.add_parser("picture", help="draw docs/pictures/fan-protocols.jpg")
     two.add_argument("--tiles", type=Path, required=True)
-    three = verbs.add_parser("docs", help="write the JSON's section of docs/results.md")
-    three.add_argument("--json", type=Path, required=True)
+    add_docs_verb(verbs)
     return parser.parse_args(words)
 
 
 def main(words: Sequence[str] | None = None) -> None:
     """Measure, draw, or write."""
     given = arguments(words)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    log_to_terminal()
     if given.verb == "measure":
         write_text(given.json, json.dumps(measure(given), indent=1) + "\n")
     elif given.verb == "picture":

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
@@ -18,9 +19,10 @@ from stainssl.evaluation.intervals import Estimate, combine, p_value, with_seeds
 from stainssl.evaluation.metrics import estimate, patient_weights
 from stainssl.evaluation.predictions import read_scored
 from stainssl.stores.atomic import write_text
+from tools.pages import between
 
 RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results.md"
-START, END = "<!-- amibr: generated -->", "<!-- amibr: end -->"
+MARKS = START, END = "<!-- amibr: generated -->", "<!-- amibr: end -->"
 METRICS = {"auroc": "AUROC", "balanced_accuracy": "balanced accuracy"}
 BASELINE = "imagenet"  # which every other encoder is compared with, and all pairs are in the record
 
@@ -244,11 +246,23 @@ def section(made: Mapping[str, Any]) -> str:
 
 def with_section(text: str, made: Mapping[str, Any]) -> str:
     """A page with the section in place of what stood between its marks."""
-    before, _, rest = text.partition(START)
-    _, _, after = rest.partition(END)
-    return f"{before}{START}\n\n{section(made)}\n{END}{after}"
+    return between(text, MARKS, f"\n\n{section(made)}\n")
 
 
 def write_section(made: Mapping[str, Any], page: Path = RESULTS) -> None:
     """Write the section into the page."""
     write_text(page, with_section(page.read_text(encoding="utf-8"), made))
+
+
+# --- the command line -----------------------------------------------------------------------------
+
+
+def add_docs_verb(verbs: Any) -> None:
+    """The verb that writes a record's section, of a parser's subparsers."""
+    docs = verbs.add_parser("docs", help="write the JSON's section of docs/results.md")
+    docs.add_argument("--json", type=Path, required=True)
+
+
+def log_to_terminal() -> None:
+    """Progress, a line with its time each."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")

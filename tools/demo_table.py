@@ -1,4 +1,4 @@
-"""Put a finished demo's table into the README: `python tools/demo_table.py results`.
+"""Put a finished demo's table into the README: `python -m tools.demo_table results`.
 
 The table is kept in docs/evidence/demo-table.txt as the run wrote it, so that no figure is typed.
 """
@@ -8,16 +8,16 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from tools.pages import between
+
 REPO = Path(__file__).resolve().parent.parent
 README, KEPT = REPO / "README.md", REPO / "docs" / "evidence" / "demo-table.txt"
-START, END = "<!-- demo: generated -->", "<!-- demo: end -->"
+MARKS = START, END = "<!-- demo: generated -->", "<!-- demo: end -->"
 
 
 def with_section(text: str, table: str) -> str:
     """A page with the table in place of what stood between its marks."""
-    before, _, rest = text.partition(START)
-    _, _, after = rest.partition(END)
-    return f"{before}{START}\n\n{table}\n{END}{after}"
+    return between(text, MARKS, f"\n\n{table}\n")
 
 
 def main(results: Path) -> None:

@@ -1,0 +1,11 @@
+"""What is generated into a page that is otherwise written by hand."""
+
+from __future__ import annotations
+
+
+def between(page: str, marks: tuple[str, str], text: str) -> str:
+    """A page with a text in place of what stood between its two marks."""
+    start, end = marks
+    before, _, rest = page.partition(start)
+    _, _, after = rest.partition(end)
+    return f"{before}{start}{text}{end}{after}"
