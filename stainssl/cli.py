@@ -133,45 +133,53 @@ def demo(config: ConfigFile = DEFAULT, threads: Threads = 0) -> None:
 
 
 @cohort_app.command("check")
-def cohort_check(config: ConfigFile = DEFAULT) -> None:
+def cohort_check(
+    config: ConfigFile = DEFAULT,
+    open_to: Annotated[
+        Path | None,
+        typer.Option(
+            "--open",
+            metavar="FOLDER",
+            help="Open every slide too: pages and pictures of what is found go there.",
+        ),
+    ] = None,
+    threads: Threads = 0,
+) -> None:
     """Tell every problem of the config and its sheets at once; exit 1 where there is one."""
-    from stainssl.cohort import (
-        PART,
-        check,
-        dated_in_future,
-        encoder_checks,
-        feature_warnings,
-        outlined,
-        read_sheet,
-        release_warnings,
-        sheet_notes,
-        sheet_summary,
-        task_summary,
-    )
+    from stainssl.cohort import check, encoder_checks, feature_warnings, task_summary, told_of_sheet
     from stainssl.errors import StainsslError
 
+    _use_threads(threads)
     loaded = _load(config)
     if problems := [*check(loaded, thorough=True), *encoder_checks.problems(loaded)]:
         raise StainsslError("\n".join(problems))
     for name in loaded.cohorts:
-        sheet = read_sheet(loaded, name)
-        typer.echo(
-            f"{name}: {len(sheet)} slides of {sheet['patient_id'].nunique()} patients "
-            f"in {sheet[PART].nunique()} parts, no problem found"
-        )
-        for sentence in [*sheet_summary(sheet), *sheet_notes(loaded, name)]:
-            typer.echo(f"  {sentence}")
-        drawn = outlined(loaded, name)
-        for sentence in drawn.told() if drawn else ():
-            typer.echo(f"  {sentence}")
-        for sentence in [*release_warnings(loaded, name), *dated_in_future(loaded, name)]:
-            typer.echo(f"  {sentence}")
+        for sentence in told_of_sheet(loaded, name):
+            typer.echo(sentence)
     for sentence in [*encoder_checks.warnings(loaded), *feature_warnings(loaded)]:
         typer.echo(f"warning: {sentence}")
     for name in loaded.tasks:
         typer.echo(f"task {name}:")
         for sentence in task_summary(loaded, name):
             typer.echo(f"  {sentence}")
+    if open_to is not None:
+        _open_slides(loaded, open_to)
+
+
+def _open_slides(config: Config, folder: Path) -> None:
+    """Tell what every cohort's slides are; all cohorts are opened before a problem is raised."""
+    from stainssl.errors import StainsslError
+    from stainssl.stages import opened
+
+    problems = []
+    for name in config.cohorts:
+        try:
+            for sentence in opened.run(config, name, folder / name):
+                typer.echo(sentence)
+        except StainsslError as error:
+            problems.append(str(error))
+    if problems:
+        raise StainsslError("\n".join(problems))
 
 
 @app.command()

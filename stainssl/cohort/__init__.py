@@ -8,6 +8,7 @@ from stainssl.cohort.checks import (
     needed_files,
     outside_problems,
     task_summary,
+    told_of_sheet,
 )
 from stainssl.cohort.outlines import outlined
 from stainssl.cohort.parts import part_names, part_rows, parts, site_columns, train_parts
@@ -17,10 +18,8 @@ from stainssl.cohort.sheet import (
     PART,
     SheetRow,
     read_sheet,
-    release_warnings,
     root,
     sheet_notes,
-    sheet_summary,
 )
 
 __all__ = [
@@ -39,11 +38,10 @@ __all__ = [
     "part_rows",
     "parts",
     "read_sheet",
-    "release_warnings",
     "root",
     "sheet_notes",
-    "sheet_summary",
     "site_columns",
     "task_summary",
+    "told_of_sheet",
     "train_parts",
 ]

@@ -9,11 +9,20 @@ from pathlib import Path
 
 import pandas as pd
 
-from stainssl.cohort.archive import archived
+from stainssl.cohort.archive import archived, dated_in_future
 from stainssl.cohort.identity import file_problems, patient_problems
-from stainssl.cohort.outlines import MAX_QUICK_BYTES, outline_problems
+from stainssl.cohort.outlines import MAX_QUICK_BYTES, outline_problems, outlined
 from stainssl.cohort.parts import train_parts
-from stainssl.cohort.sheet import MAX_EQUAL, read_sheet, root, source_of
+from stainssl.cohort.sheet import (
+    MAX_EQUAL,
+    PART,
+    read_sheet,
+    release_warnings,
+    root,
+    sheet_notes,
+    sheet_summary,
+    source_of,
+)
 from stainssl.cohort.sheet_file import shown
 from stainssl.config import Config, Encoder, Task, nearest
 from stainssl.errors import StainsslError
@@ -337,6 +346,24 @@ def _tiling_problems(config: Config) -> Iterator[str]:
                     f"encoders.{name}.tiling is {encoder.tiling!r}, cohorts.{cohort}.tiling is "
                     f"{config.cohorts[cohort].tiling!r}: an encoder sees one tiling."
                 )
+
+
+def told_of_sheet(config: Config, name: str) -> Iterator[str]:
+    """Lines about a cohort in whose sheet no problem was found."""
+    sheet = read_sheet(config, name)
+    yield (
+        f"{name}: {len(sheet)} slides of {sheet['patient_id'].nunique()} patients "
+        f"in {sheet[PART].nunique()} parts, no problem found"
+    )
+    drawn = outlined(config, name)
+    for sentence in (
+        *sheet_summary(sheet),
+        *sheet_notes(config, name),
+        *(drawn.told() if drawn else ()),
+        *release_warnings(config, name),
+        *dated_in_future(config, name),
+    ):
+        yield f"  {sentence}"
 
 
 def check(config: Config, thorough: bool = False) -> list[str]:

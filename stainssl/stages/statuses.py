@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
+from pathlib import Path
 
 import pandas as pd
 
@@ -21,22 +23,34 @@ def run(job: StatusesJob) -> None:
     qc = pd.concat([read_qc(path) for path in job.qc.values()], ignore_index=True)
     slides = job.rows.merge(qc, on="slide_id", how="left", validate="one_to_one")
     log.info("%s", counted(slides["status"]))
-    _write_overview(job, slides)
-    write_text(job.page, slides_page(slides, job.cohort))
-    with replacing(job.table) as made:
+    write_statuses(slides, job.cohort, job.previews, job.table, job.page, job.overview)
+
+
+def write_statuses(
+    slides: pd.DataFrame,
+    cohort: str,
+    previews: Mapping[str, Path],
+    table: Path,
+    page: Path,
+    overview: Path,
+) -> None:
+    """Write a cohort's table of slides, the same as a page, and a picture of tissue masks.
+
+    Args:
+        slides: columns of the sheet and of `qc`, a row per slide.
+        previews: part → the folder with a PNG per slide.
+    """
+    pictures = {
+        row.slide_id: previews[row.part] / f"{row.slide_id}.png" for row in slides.itertuples()
+    }
+    statuses = dict(zip(slides["slide_id"], slides["status"], strict=True))
+    with replacing(overview) as made:
+        tissue_overview(pictures, statuses, made)
+    write_text(page, slides_page(slides, cohort))
+    with replacing(table) as made:
         without_formulas(slides).to_csv(made, index=False, float_format="%.6g")
 
 
 def counted(statuses: pd.Series) -> str:
     """How many slides ended as what: `36 ok, 2 truncated, 1 no-mpp`."""
     return ", ".join(f"{count} {status}" for status, count in statuses.value_counts().items())
-
-
-def _write_overview(job: StatusesJob, slides: pd.DataFrame) -> None:
-    previews = {
-        row.slide_id: job.previews[row.part] / f"{row.slide_id}.png" for row in slides.itertuples()
-    }
-    with replacing(job.overview) as made:
-        tissue_overview(
-            previews, dict(zip(slides["slide_id"], slides["status"], strict=True)), made
-        )

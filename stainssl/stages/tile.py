@@ -253,8 +253,8 @@ def _vanished(path: Path, folder: Path) -> tuple[Status, str]:
     raise FileNotFoundError(errno.ENOENT, "gone for a moment", str(path))
 
 
-def _one(job: TileJob, row: Any, number: int) -> Outcome:
-    """The outcome of a row of the sheet, the `number`-th of its part.
+def tile_row(job: TileJob, row: Any, number: int) -> Outcome:
+    """The outcome of a row of `job.rows`, the `number`-th of its part; nothing is written.
 
     Raises:
         StainsslError: a file is missing and may not be.
@@ -335,7 +335,7 @@ def run(job: TileJob) -> None:
 
 
 def _numbered(job: TileJob, row: tuple[int, Any]) -> Outcome:
-    return _one(job, row[1], row[0])
+    return tile_row(job, row[1], row[0])
 
 
 def _tell(outcome: Outcome) -> None:

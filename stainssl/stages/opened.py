@@ -1,0 +1,85 @@
+"""`cohort check --open`: every slide as the stage `tile` finds it, before anything is run."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from stainssl.config import Config
+from stainssl.errors import StainsslError, Status, disk_faults_told
+from stainssl.plan.slides import TileJob, statuses, tile
+from stainssl.runtime.parallel import in_order, job_threads
+from stainssl.stages.gate import too_many_bad
+from stainssl.stages.statuses import counted, write_statuses
+from stainssl.stages.tile import Outcome, tile_row
+
+log = logging.getLogger(__name__)
+
+Asked = tuple[TileJob, Path, int, Any]  # job, folder of pictures, place and row of a slide
+
+
+def run(config: Config, cohort: str, folder: Path) -> Iterator[str]:
+    """Lines about the slides of a cohort; `slides.csv`, `slides.html`, `tissue.png` in the folder.
+
+    Every slide is opened, masked and tiled as `tile` does, with the pictures that it draws; nothing
+    is written under `results`, and a slide that cannot be used costs itself.
+
+    Raises:
+        StainsslError: more slides are bad than `slides.max_bad_slides` allows; the disk is full.
+        OSError: the machine's or the mount's fault.
+    """
+    if config.cohorts[cohort].demo is not None:
+        yield f"{cohort}: the synthetic cohort is made by the run; nothing was opened"
+        return
+    job = statuses(config, cohort)
+    previews = {part: folder / "previews" / part for part in job.previews}
+    asked = chain.from_iterable(_slides_of(config, cohort, *part) for part in previews.items())
+    table, page, overview = (folder / name for name in ("slides.csv", "slides.html", "tissue.png"))
+    with disk_faults_told(folder):
+        found = [_kept(*opened) for opened in in_order(_opened, asked, job_threads())]
+        slides = job.rows.merge(pd.DataFrame(found), on="slide_id", validate="one_to_one")
+        write_statuses(slides, cohort, previews, table, page, overview)
+    yield f"{cohort}: {counted(slides['status'])}"
+    yield from _summary(slides)
+    yield f"  each slide: {page}"
+    if message := too_many_bad(slides, config.slides.max_bad_slides, table):
+        raise StainsslError(f"{cohort}: {message}")
+
+
+def _slides_of(config: Config, cohort: str, part: str, folder: Path) -> Iterator[Asked]:
+    job = replace(tile(config, cohort, part), may_miss=True)  # here a missing file is a status
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, row in enumerate(job.rows.itertuples(index=False)):
+        yield job, folder, number, row
+
+
+def _opened(asked: Asked) -> tuple[Path, Outcome]:
+    job, folder, number, row = asked
+    return folder, tile_row(job, row, number)
+
+
+def _kept(folder: Path, outcome: Outcome) -> dict[str, Any]:
+    """The row of one slide; its picture is written, and its tiles are let go of."""
+    if outcome.picture is not None:
+        outcome.picture.savefig(folder / f"{outcome.slide_id}.png")
+    log.info("%s: %s %s", outcome.slide_id, outcome.status.value, outcome.detail)
+    return outcome.row()
+
+
+def _summary(slides: pd.DataFrame) -> Iterator[str]:
+    """What the slides that can be used are like, and a line for each that cannot."""
+    usable = slides[slides["status"] == Status.OK.value]
+    if len(usable):
+        yield f"  {int(usable['tiles_kept'].sum())} tiles are kept, in {len(usable)} slides"
+        scales = usable.groupby("mpp_source")["mpp"].agg(["size", "min", "max"])
+        for source, (count, least, most) in scales.iterrows():
+            span = f"{least:.4g}" if least == most else f"{least:.4g} to {most:.4g}"
+            yield f"  {span} µm/px in {int(count)}, by {source}"
+    for row in slides[slides["status"] != Status.OK.value].itertuples():
+        yield f"  {row.slide_id}: {row.status}: {row.detail}"
