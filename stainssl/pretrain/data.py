@@ -8,7 +8,7 @@ spawned process could not open again: tiles and streams can be pickled.
 from __future__ import annotations
 
 import logging
-import sys
+import weakref
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -104,11 +104,11 @@ class TrainTiles:
 
     def _open(self) -> None:
         self._blocks: OrderedDict[int, list[bytes]] = OrderedDict()
-        self._buffers: list[npt.NDArray[np.uint8]] = []
+        self._free: list[npt.NDArray[np.uint8]] = []
         self._pool = ThreadPoolExecutor(self._workers) if self._workers > 1 else None
 
     def __getstate__(self) -> dict[str, Any]:
-        held = ("_blocks", "_buffers", "_pool")
+        held = ("_blocks", "_free", "_pool")
         return {k: v for k, v in self.__dict__.items() if k not in held}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -158,16 +158,18 @@ class TrainTiles:
         return _planes(batch)
 
     def _buffer(self, count: int) -> npt.NDArray[np.uint8]:
-        """(count, H, W, 3) uint8: memory of a batch that nobody holds any more, or new.
+        """(count, H, W, 3) uint8: memory of a batch that is gone, or new.
 
-        Fresh memory costs as much as half of the decoding, at its first touch.
+        Fresh memory costs as much as half of the decoding, at its first touch. What is given out is
+        a view: once neither it nor a tensor made of it is left, its memory is free again.
         """
-        for buffer in self._buffers:
-            # The list, the loop and the call hold it: no tensor does.
-            if len(buffer) == count and sys.getrefcount(buffer) == 3:
-                return buffer
-        self._buffers.append(np.empty((count, self.size_px, self.size_px, 3), np.uint8))
-        return self._buffers[-1]
+        shape = (count, self.size_px, self.size_px, 3)
+        fits = (i for i, buffer in enumerate(self._free) if buffer.shape == shape)
+        place = next(fits, None)
+        buffer = np.empty(shape, np.uint8) if place is None else self._free.pop(place)
+        lent = buffer.view()
+        weakref.finalize(lent, self._free.append, buffer).atexit = False
+        return lent
 
     def _replaced(self, index: Index) -> tuple[Index, Index]:
         """Replace the bad tiles of `index`; where they were, and whose place has what they got."""

@@ -59,6 +59,20 @@ def test_an_epoch_is_a_permutation_and_epochs_and_seeds_differ(stores):
     np.testing.assert_array_equal(orders[0], orders[3])
 
 
+def test_memory_is_used_again_once_no_tensor_of_a_batch_is_left(stores):
+    tiles = TrainTiles(stores)
+    index = np.arange(10)
+    place = tiles.batch(index).images.data_ptr()
+    held = tiles.batch(index).images[3:5, :, 2:8]  # a view keeps the memory of its batch
+    assert held.data_ptr() - place == 3 * 16 * 16 * 3 + 2 * 16 * 3
+    was = held.clone()
+    other = tiles.batch(index + 50).images
+    assert other.data_ptr() != place
+    assert torch.equal(held, was)
+    del held
+    assert tiles.batch(index).images.data_ptr() == place
+
+
 def test_a_buffer_holds_whole_blocks(stores, monkeypatch):
     monkeypatch.setattr(data, "BLOCK", 5)
     monkeypatch.setattr(data, "BUFFER", 2)
