@@ -52,7 +52,8 @@ def anndata(exports: Path, slide: Path) -> str:
     tables = exports / "spatialdata" / f"{slide.stem}.zarr" / "tables"
     (table,) = (path for path in tables.iterdir() if path.is_dir())
     found = anndata.read_zarr(table)
-    assert np.isfinite(found.X).all() and found.obs["library_id"].eq("tiles").all()
+    assert np.isfinite(found.X).all()
+    assert found.obs["library_id"].eq("tiles").all()
     return f"{found.n_obs} × {found.n_vars}, region {found.uns['spatialdata_attrs']['region']}"
 
 
@@ -87,7 +88,8 @@ def clam(exports: Path, slide: Path, clone: Path) -> str:
     features, _ = data[0]
     data.load_from_h5(True)
     same, _, coords = data[0]
-    assert (features == same).all() and coords.shape == (len(features), 2)
+    assert (features == same).all()
+    assert coords.shape == (len(features), 2)
     return f"features {tuple(features.shape)} {features.dtype}, coords {coords.dtype}"
 
 
@@ -110,7 +112,9 @@ def trident(exports: Path, slide: Path, clone: Path) -> str:
     size, level, _, legacy = read["read_coords_legacy"](
         str(exports / "clam" / "patches" / f"{slide.stem}.h5")
     )
-    assert (coords == again).all() and (coords == legacy).all() and level == 0
+    assert (coords == again).all()
+    assert (coords == legacy).all()
+    assert level == 0
     return (
         f"coords {coords.shape}, patch_size_level0 {attributes['patch_size_level0']}, clam {size}"
     )

@@ -29,7 +29,7 @@ def name_problems(config: Config) -> Iterator[str]:
 
 
 def _twice(found: Any, where: str) -> Iterator[str]:
-    """Lists that hold a word twice: cohorts, seeds, columns …"""
+    """Lists that hold a word twice: cohorts, seeds, columns."""
     if isinstance(found, Mapping):
         for key, value in found.items():
             yield from _twice(value, f"{where}.{key}" if where else str(key))

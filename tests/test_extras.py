@@ -35,8 +35,10 @@ def test_what_is_missing_is_told_with_its_extra(monkeypatch: pytest.MonkeyPatch)
         slides={"reader": "tiatoolbox"},
     )
     train, mask, reader = extras.problems(config)
-    assert train.startswith("encoders.random.method") and "stainssl[train]" in train
-    assert mask.startswith("tilings.default.mask.kind") and "stainssl[tiatoolbox]" in mask
+    assert train.startswith("encoders.random.method")
+    assert "stainssl[train]" in train
+    assert mask.startswith("tilings.default.mask.kind")
+    assert "stainssl[tiatoolbox]" in mask
     assert reader.startswith("slides.reader")
 
 

@@ -331,8 +331,10 @@ def sheet_state(config: Config, name: str) -> SheetState:
 
 @lru_cache(maxsize=32)
 def judged(asked: SheetState) -> pd.DataFrame:
-    """The rows of `read_sheet`. A sheet of half a million rows takes seconds to judge, and is asked
-    for a dozen times before a job runs.
+    """The rows of `read_sheet`, kept.
+
+    A sheet of half a million rows takes seconds to judge, and is asked for a dozen times before a
+    job runs.
     """
     config, name = asked.config, asked.name
     frame = _unknown_as_empty(_loaded(asked).rows)

@@ -257,7 +257,8 @@ CLASS_METRICS: dict[str, Metric] = {
 def _of_cut(metric: Metric, place: int) -> Metric:
     """A metric of two classes, of what lies above a cut between ordered classes."""
     exact, spread = metric.exact, metric.spread
-    assert exact is not None and spread is not None
+    assert exact is not None
+    assert spread is not None
 
     def is_defined(scored: ScoredUnits) -> bool:
         return place + 1 < len(scored.classes) and metric.is_defined(_cut_of(scored, place))

@@ -218,7 +218,7 @@ def probability_columns(predictions: pd.DataFrame) -> list[str]:
 
 
 def answer_columns(predictions: pd.DataFrame) -> list[str]:
-    """The columns that hold an answer: `value` of a number, else `p_<class>`…
+    """The columns that hold an answer: `value` of a number, else `p_<class>`.
 
     Raises:
         StainsslError: neither is there.

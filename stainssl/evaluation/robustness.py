@@ -366,11 +366,10 @@ def confounded_test(
 
 
 def site_figures(stainings: Stainings, folds: pd.DataFrame, seed: int) -> list[Figure]:
-    """AUROC of a probe on the tiles as they are: per site, of the worst site, and the drop to
-    sites that training has not seen.
+    """AUROC of a probe on the tiles as they are, per site, of the worst site, and its drop.
 
-    The drop is the out-of-fold AUROC on the training patients less that on the test patients; it
-    is left out where the folds test at sites that they train at.
+    The drop is to sites that training has not seen: the out-of-fold AUROC on the training patients
+    less that on the test patients; it is left out where the folds test at sites that they train at.
     """
     predicted = _probe_predictions(
         stainings.original, stainings.original, stainings.table, folds, seed

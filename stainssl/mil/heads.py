@@ -122,8 +122,10 @@ class GatedAttentionHead(PoolingHead):
 
 
 class ClamHead(GatedAttentionHead):
-    r"""CLAM-SB: Lu et al., *Data-efficient and weakly supervised computational pathology on
-    whole-slide images* (Nature Biomedical Engineering, 2021).
+    r"""CLAM-SB.
+
+    Lu et al., *Data-efficient and weakly supervised computational pathology on whole-slide images*
+    (Nature Biomedical Engineering, 2021).
 
     Gated attention, and in training a classifier of tiles a class that learns to tell the bag's
     `k` tiles of highest attention (in the class) from its `k` of lowest (not in it); classifiers of

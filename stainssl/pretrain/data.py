@@ -190,7 +190,6 @@ class TrainTiles:
 
     def _decode(self, tiles: Index, images: npt.NDArray[np.uint8], places: Index) -> None:
         """Decode tiles into rows of `images`; the bad ones are noted and named."""
-
         jpegs, good = self._jpegs(tiles), np.zeros(len(tiles), bool)
 
         def some(rows: range) -> None:

@@ -162,8 +162,10 @@ class _Density:
 
 @dataclass(frozen=True)
 class _Picture:
-    """A thumbnail whose optical densities are asked for piece by piece: whole planes of floats
-    would take ten times its memory."""
+    """A thumbnail whose optical densities are asked for piece by piece.
+
+    Whole planes of floats would take ten times its memory.
+    """
 
     levels: np.ndarray  # (h, w, 3) uint8
     white: np.ndarray
@@ -260,8 +262,10 @@ def _glass_noise(sample: _Density) -> float:
 
 
 def _frame(picture: _Picture) -> np.ndarray:
-    """(h, w) bool: black that touches the border, with its soft edge: what viewers and scanners
-    put around a slide."""
+    """(h, w) bool: black that touches the border, with its soft edge.
+
+    Viewers and scanners put it around a slide.
+    """
     # Black in every channel, by the level that is as dense.
     darkest = (picture.white + 1) * 10**-FRAME_DENSITY - 1
     black = cv2.inRange(picture.levels, (0, 0, 0), tuple(np.floor(darkest).tolist())).astype(bool)

@@ -35,8 +35,10 @@ log = logging.getLogger(__name__)
 
 
 def run(job: BenchmarkJob) -> None:
-    """Write `table.csv|md|tex|html`, `comparisons.csv`, `robustness.json` and the figures: `roc`,
-    `calibration`, `scatter`, `forest`, `robustness`, `few_shot` and `umap`, each a PNG.
+    """Write the tables and figures of a benchmark.
+
+    `table.csv|md|tex|html`, `comparisons.csv`, `robustness.json`, and as PNG `roc`, `calibration`,
+    `scatter`, `forest`, `robustness`, `few_shot` and `umap`.
 
     Raises:
         StainsslError: an answer is missing, or the benchmark has no slide task's head.

@@ -54,7 +54,8 @@ def _embed_together(job: EmbedJob, names: list[str]) -> None:
 
 
 def _embed(job: EmbedJob, names: list[str]) -> None:
-    assert job.pixels is not None and job.tiles is not None
+    assert job.pixels is not None
+    assert job.tiles is not None
     pixels = open_pixels(job.pixels)
     device = pick()
     sources = [job.sources[name].model for name in names]

@@ -119,8 +119,9 @@ def _some_vectors(stainings: Stainings, seed: int) -> pd.DataFrame:
 
 
 def draw_sample(job: RobustnessJob, task: str, patients: set[str]) -> TileSample:
-    """At most 1,500 tiles of a task, balanced over its patients; the same for every encoder. Those
-    of a tile task have a label.
+    """At most 1,500 tiles of a task, balanced over its patients; the same for every encoder.
+
+    Those of a tile task have a label.
 
     Raises:
         StainsslError: there is none.

@@ -54,7 +54,8 @@ def normalize(
         if keep_residual:
             matrix = matrix + torch.eye(3, device=images.device) - stain_map(source, source)
         return map_density(images, matrix, constants)
-    assert isinstance(source, LabStats) and isinstance(target, LabStats)
+    assert isinstance(source, LabStats)
+    assert isinstance(target, LabStats)
     gain = target.std / source.std.clamp_min(1e-6)
     return _map_lab(images, gain, target.mean - gain * source.mean)
 

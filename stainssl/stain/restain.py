@@ -37,7 +37,8 @@ def reinhard_to(images: Tensor, profile: StainProfile, constants: Constants = DE
     own, goal = estimate(images, "reinhard", constants), profile.batched().to(images.device)
     if len(goal) not in (1, len(images)):
         raise ValueError(f"{len(goal)} profiles for {len(images)} images: give one, or one each.")
-    assert isinstance(own, LabStats) and isinstance(goal, LabStats)
+    assert isinstance(own, LabStats)
+    assert isinstance(goal, LabStats)
     gain = (goal.std / own.std.clamp_min(1e-3)).clamp(*GAIN_LIMITS)
     gain = torch.where(own.valid[:, None], gain, 1.0)
     shift = torch.where(own.valid[:, None], goal.mean - gain * own.mean, 0.0)

@@ -46,8 +46,10 @@ class SlidePixels:
 
 
 class JpegSpool:
-    """JPEGs in the order of `append`: in a temporary file where they are many, so that a slide of
-    any size waits in bounded memory until it is known to be whole."""
+    """JPEGs in the order of `append`, in a temporary file where they are many.
+
+    So a slide of any size waits in bounded memory until it is known to be whole.
+    """
 
     def __init__(self) -> None:
         self._file = SpooledTemporaryFile(SPOOL_BYTES)  # noqa: SIM115 -- lives as long as this

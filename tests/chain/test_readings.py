@@ -30,7 +30,8 @@ def test_given_encoders_are_embedded_together_and_others_join_later(fresh: Workf
 
     _ask(fresh, a=models[0], b=models[1], c=models[2])
     planned = fresh.planned()
-    assert set(planned) == {"embed", "embedded"} and len(planned["embed"]) == 3
+    assert set(planned) == {"embed", "embedded"}
+    assert len(planned["embed"]) == 3
     assert all("/c/" in output for outputs in planned.values() for output in outputs)
 
     _ask(fresh, a=models[2], b=models[1])  # other weights

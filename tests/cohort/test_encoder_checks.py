@@ -47,7 +47,8 @@ TRAIN = {"method": "simclr", "train": {"cohorts": ["d"]}}
 ])  # fmt: skip
 def test_a_source_that_cannot_be_loaded_is_told(encoder, sentence):
     found = _told(**encoder)
-    assert len(found) == 1 and sentence in found[0]
+    assert len(found) == 1
+    assert sentence in found[0]
 
 
 @pytest.mark.parametrize("encoder", [
@@ -68,7 +69,8 @@ def test_headers_of_files_are_compared(tmp_path):
     for file in ("w.safetensors", "w.pth"):
         assert _told(weights=f"test_resnet@{tmp_path / file}") == []
         [found] = _told(weights=f"test_vit@{tmp_path / file}")
-        assert "not those of test_vit" in found and "left over" in found
+        assert "not those of test_vit" in found
+        assert "left over" in found
         [found] = _told(**TRAIN, init=f"test_vit@{tmp_path / file}")
         assert "e.init" in found
 
@@ -123,5 +125,6 @@ def test_other_scales_and_sizes_are_warned_of():
 def test_every_recipe_says_where_it_is_had():
     for name, recipe in recipes.RECIPES.items():
         is_somewhere = recipe.package or recipe.repository.count("/") == 1
-        assert is_somewhere and recipe.license, name
+        assert is_somewhere, name
+        assert recipe.license, name
         assert json.dumps([*recipe.normalization, recipe.mpp])

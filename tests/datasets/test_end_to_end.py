@@ -74,7 +74,8 @@ def test_bracs_regions_from_the_folder_to_the_table(
     assert set(rows["task"]) == {"subtype", "group"}
     assert (rows["units"] == 7).all()
     text = (Paths(config.results).benchmark("bracs") / "table.md").read_text()
-    assert "subtype: weighted F1 (" in text and "group: weighted F1 (" in text
+    assert "subtype: weighted F1 (" in text
+    assert "group: weighted F1 (" in text
     qc = read_qc(Paths(config.results).qc("bracs", "roi", "train-0000"))
     assert set(qc["status"]) == {"ok"}
     assert qc["mpp"].eq(0.25).all()

@@ -98,7 +98,8 @@ def test_the_record_compares_what_is_whole_and_names_the_rest(work: Path, tmp_pa
     evidence_table.write_section(made, page)
     first = page.read_text()
     assert "Was here" not in first
-    assert first.startswith("# A") and first.endswith("## B\n")
+    assert first.startswith("# A")
+    assert first.endswith("## B\n")
     evidence_table.write_section(made, page)
     assert page.read_text() == first
 

@@ -72,7 +72,8 @@ def test_it_measures_averages_seeds_and_fills_the_page(tiles: Path, tmp_path: Pa
     assert {**one, "seeds": 2} == two
     page = f"# A\n\n{evidence_fan.START}\nold\n{evidence_fan.END}\n\n## B\n"
     text = evidence_fan.with_section(page, made)
-    assert "old" not in text and text.endswith("## B\n")
+    assert "old" not in text
+    assert text.endswith("## B\n")
     assert evidence_fan.with_section(text, made) == text
 
 

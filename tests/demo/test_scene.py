@@ -99,7 +99,8 @@ def test_her2_makes_tumour_nuclei_larger_and_response_fills_tumour_with_lymphocy
 
 def test_empty_glass_has_nothing_on_it() -> None:
     empty = draw_scene(replace(SLIDE, fault="empty"), 1, 768)
-    assert not empty.region.any() and not len(empty.x)
+    assert not empty.region.any()
+    assert not len(empty.x)
 
 
 @pytest.mark.parametrize("side_px", [0, -256, 700])

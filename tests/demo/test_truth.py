@@ -22,9 +22,11 @@ def test_polygons_are_valid_and_inside_the_slide(small_cohort: Path) -> None:
         assert collection["type"] == "FeatureCollection"
         for feature in collection["features"]:
             polygon = shape(feature["geometry"])
-            assert polygon.is_valid and polygon.area > 0
+            assert polygon.is_valid
+            assert polygon.area > 0
             x0, y0, x1, y1 = polygon.bounds
-            assert 0 <= x0 < x1 <= SIDE_PX and 0 <= y0 < y1 <= SIDE_PX
+            assert 0 <= x0 < x1 <= SIDE_PX
+            assert 0 <= y0 < y1 <= SIDE_PX
             assert feature["properties"]["classification"]["name"] == "tumor"
             found += 1
         assert bool(collection["features"]) == (slide.fault != "empty")
@@ -58,7 +60,8 @@ def test_morphology_tells_tumour_tiles_and_does_not_know_the_stain() -> None:
     tumour = label_maps(scene, slide, SEED)["tumour"].reshape(12, 8, 12, 8).mean(axis=(1, 3))
     row, column = np.nonzero((tumour > 0.95) | (tumour < 0.05))
     x = morphology(SEED, PATIENTS, slide.slide_id, column * 128, row * 128, 128, side_px=1536)
-    assert x.shape == (len(row), len(FEATURES)) and x.dtype == np.float32
+    assert x.shape == (len(row), len(FEATURES))
+    assert x.dtype == np.float32
     assert np.isfinite(x).all()
     label, large = tumour[row, column] > 0.5, x[:, FEATURES.index("area_p90")]
     some = x[:, 0] > 0

@@ -146,7 +146,8 @@ def test_another_encoder_of_the_config_and_the_patients_that_it_has_seen(tmp_pat
     assert seen["patient_id"].tolist() == ["p1", "p2", "p3", "p9"]
     assert seen["tiles"].tolist() == [23, 10, 9, 7]
     card = (paths.model("next") / "README.md").read_text(encoding="utf-8")
-    assert "4: p1, p2, p3, p9" in card and "| initial weights | simclr |" in card
+    assert "4: p1, p2, p3, p9" in card
+    assert "| initial weights | simclr |" in card
 
 
 def test_a_run_starts_from_the_run_of_its_own_seed(tmp_path):

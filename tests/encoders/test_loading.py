@@ -39,12 +39,16 @@ def test_it_loads_with_nothing_but_timm(saved):
     torch.testing.assert_close(loaded(x), model(x))
     found = timm.data.resolve_model_data_config(loaded)
     assert tuple(found["input_size"]) == (3, 32, 32)
-    assert tuple(found["mean"]) == MEAN and tuple(found["std"]) == STD and found["crop_pct"] == 1
+    assert tuple(found["mean"]) == MEAN
+    assert tuple(found["std"]) == STD
+    assert found["crop_pct"] == 1
 
 
 def test_the_card_says_what_made_it(saved):
     text = (saved[0] / "README.md").read_text(encoding="utf-8")
-    assert "# ours" in text and '| patients seen | ["p1"] |' in text and "| torch |" in text
+    assert "# ours" in text
+    assert '| patients seen | ["p1"] |' in text
+    assert "| torch |" in text
 
 
 @pytest.mark.parametrize("prefix", ["", "local-dir:"])

@@ -236,7 +236,8 @@ def test_given_weights_take_another_size(tmp_path):
     source = f"test_vit@{tmp_path / 'w.safetensors'}"
     assert load(source).input_size == 160
     encoder = load(source, input_size=96)
-    assert encoder.input_size == 96 and encoder(IMAGES).shape == (2, encoder.dim)
+    assert encoder.input_size == 96
+    assert encoder(IMAGES).shape == (2, encoder.dim)
     with pytest.raises(StainsslError, match="no multiple of patches of 16 px"):
         load(source, input_size=100)
 

@@ -76,7 +76,8 @@ def test_aurocs_interval_is_delongs_where_patients_are_many(rng):
 def test_a_perfect_answer_of_few_patients_is_not_certain(n):
     scored = _scored(np.repeat([0, 1], n), np.repeat([0.2, 0.8], n))
     low, high = confidence_interval("auroc", scored)
-    assert high == pytest.approx(1.0) and 0.4 < low < 1 - 1 / n
+    assert high == pytest.approx(1.0)
+    assert 0.4 < low < 1 - 1 / n
     if n == 3:
         page = (ROOT / "docs" / "statistics.md").read_text()
         assert number(1.0, low, high) in " ".join(page.split())
@@ -131,7 +132,8 @@ def test_combining_adds_variances_with_their_correlation():
 def test_an_answer_less_itself_differs_in_nothing(rng):
     one = estimate("auroc", _normal(rng, 10, 0.8))
     same = combine([one, one], [1, -1])
-    assert same.value == 0 and p_value(same) == 1.0
+    assert same.value == 0
+    assert p_value(same) == 1.0
 
 
 def test_widening_multiplies_the_variance():

@@ -283,4 +283,5 @@ def test_limits_are_values_that_a_figure_can_have():
     found = evaluate(pd.DataFrame(rows, columns=columns), "patient", 0)
     figures = found[found["metric"].map(lambda name: METRICS[name].bounds == (0.0, 1.0))]
     assert len(figures)
-    assert figures["low"].dropna().ge(0).all() and figures["high"].dropna().le(1).all()
+    assert figures["low"].dropna().ge(0).all()
+    assert figures["high"].dropna().le(1).all()

@@ -77,8 +77,10 @@ def test_the_median_class_is_called():
 def test_evaluate_gives_a_row_a_cut_with_intervals(rng):
     rows = evaluate(_predictions(rng, folds=3), "patient", 0, resamples=300).set_index("metric")
     assert list(rows.index[:5]) == ["kappa", "auroc_cuts", "auroc_cut1", "auroc_cut2", "auroc_cut3"]
-    assert "auroc" not in rows.index and "auroc_cut4" not in rows.index
-    assert (rows["low"] <= rows["value"]).all() and (rows["value"] <= rows["high"]).all()
+    assert "auroc" not in rows.index
+    assert "auroc_cut4" not in rows.index
+    assert (rows["low"] <= rows["value"]).all()
+    assert (rows["value"] <= rows["high"]).all()
 
 
 def test_the_interval_of_kappa_covers_the_truth(rng):
@@ -97,7 +99,9 @@ def test_the_better_of_two_is_told(rng, metric):
     good = _predictions(np.random.default_rng(1), noise=0.4)
     bad = _predictions(np.random.default_rng(1), noise=4.0)
     found = compare_two([good], [bad], "patient", metric=metric, resamples=300)
-    assert found["difference"] > 0 and found["low"] > 0 and found["p"] < 0.05
+    assert found["difference"] > 0
+    assert found["low"] > 0
+    assert found["p"] < 0.05
 
 
 def test_corn_is_the_products_of_its_conditional_probabilities():
@@ -108,7 +112,8 @@ def test_corn_is_the_products_of_its_conditional_probabilities():
     expected = [1 - above[0], above[0] - above[1], above[1] - above[2], above[2]]
     p = target.answer(outputs)
     np.testing.assert_allclose(p, expected, rtol=1e-5)
-    assert p.sum() == pytest.approx(1) and (p >= 0).all()
+    assert p.sum() == pytest.approx(1)
+    assert (p >= 0).all()
     # A bag's loss over its cuts is the cross-entropy of its class.
     for label in range(4):
         loss = target.loss()(outputs[None], torch.tensor([label])) * 3
@@ -119,8 +124,10 @@ def test_corn_is_the_products_of_its_conditional_probabilities():
 def test_the_target_follows_the_label_and_is_kept():
     words = pd.Series(["high", "low", "middle"])
     target = target_of(labels_of(_task()), words, is_balanced=True)
-    assert isinstance(target, Ordered) and target.names == ("low", "middle", "high")
-    assert target_of_card(target.card()) == target and target.outputs == 2
+    assert isinstance(target, Ordered)
+    assert target.names == ("low", "middle", "high")
+    assert target_of_card(target.card()) == target
+    assert target.outputs == 2
     found = target.columns(np.array([[0.2, 0.3, 0.5]]))
     assert found["grade"][0] == pytest.approx(1.3)
 

@@ -93,7 +93,8 @@ def test_sites_have_their_brier_and_calibration_the_same_in_every_format():
     shown = metrics[
         metrics["group"].str.startswith("site=") & metrics["metric"].isin(table.SITE_METRICS)
     ]
-    assert set(shown["metric"]) == {"auroc", "brier", "calibration_error"} and len(shown) == 6
+    assert set(shown["metric"]) == {"auroc", "brier", "calibration_error"}
+    assert len(shown) == 6
     for row in shown.itertuples():
         assert table.number(row.value, row.low, row.high) in texts[0]
 
@@ -139,7 +140,8 @@ def test_seeds_are_a_row_of_their_mean_and_its_interval_over_rows_of_their_own()
     mean = own.loc["simclr (3 seeds)"]
     assert (mean["seeds"], own.loc["simclr.0", "seeds"]) == (3, 1)
     assert mean["value"] == pytest.approx(own.query("seeds == 1")["value"].mean())
-    assert mean["low"] < own["low"].mean() and mean["high"] <= 1
+    assert mean["low"] < own["low"].mean()
+    assert mean["high"] <= 1
     assert grid.cells[0][0].text == table.number(mean["value"], mean["low"], mean["high"])
     assert grid.cells[0][0].bold
     assert table.SEEDS in grid.notes
@@ -186,10 +188,12 @@ def test_the_robustness_tree_holds_every_figure_and_is_json():
     one = _robustness("simclr", 1.0, run="simclr.1")
     one.metrics.iloc[1, one.metrics.columns.get_loc("low")] = np.nan
     tree = json.loads(json.dumps(table.robustness_tree([one]), allow_nan=False))
-    assert list(tree) == ["tumor"] and list(tree["tumor"]) == ["simclr.1"]
+    assert list(tree) == ["tumor"]
+    assert list(tree["tumor"]) == ["simclr.1"]
     for row in one.metrics.itertuples():
         found = tree["tumor"]["simclr.1"][row.metric][row.group]
-        assert found["value"] == row.value and found["patients"] == row.patients
+        assert found["value"] == row.value
+        assert found["patients"] == row.patients
         assert found["low"] == (None if np.isnan(row.low) else row.low)
 
 

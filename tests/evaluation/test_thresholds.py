@@ -67,7 +67,8 @@ def test_net_benefit_by_its_definition(rng):
 def test_a_calibration_curve_holds_every_unit_once(rng):
     score = rng.random(103)
     stated, true, counts = calibration_curve(rng.random(103) < score, score)
-    assert counts.sum() == 103 and len(stated) == 5
+    assert counts.sum() == 103
+    assert len(stated) == 5
     assert np.abs(stated - true).max() < 0.35
 
 

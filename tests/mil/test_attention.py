@@ -21,7 +21,8 @@ def test_repeats_are_averaged_and_slides_ranked_apart(make_bag):
 
 def test_bags_never_tested_give_an_empty_table(make_bag):
     table = attention_table([make_bag(0, 1)], {})
-    assert table.empty and list(table) == COLUMNS
+    assert table.empty
+    assert list(table) == COLUMNS
 
 
 def test_equal_values_share_the_middle_rank():

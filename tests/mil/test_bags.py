@@ -56,7 +56,8 @@ def test_a_slide_bag_holds_one_slide():
 def test_a_slide_without_tiles_costs_its_patient_nothing_else():
     tiles = TILES | {"s1": _slide(0, 1)}
     bags, empty = build(SLIDES, "patient", tiles.__getitem__)
-    assert bags[0].slides == ("s3",) and len(bags[0]) == 4
+    assert bags[0].slides == ("s3",)
+    assert len(bags[0]) == 4
     assert empty == ["p3"]
 
 
@@ -82,7 +83,9 @@ def test_rows_and_chunks_read_across_slides(lengths, chunk, data):
 def test_a_draw_is_without_replacement_ascending_and_seeded(n, most, seed):
     drawn = draw(n, most, np.random.default_rng(seed))
     assert len(drawn) == min(n, most)
-    assert (np.diff(drawn) > 0).all() and drawn.min() >= 0 and drawn.max() < n
+    assert (np.diff(drawn) > 0).all()
+    assert drawn.min() >= 0
+    assert drawn.max() < n
     np.testing.assert_array_equal(drawn, draw(n, most, np.random.default_rng(seed)))
 
 
@@ -98,7 +101,8 @@ def test_padding_into_used_memory_gives_the_same():
     memory = torch.full((100,), 7.0)
     features, mask = pad(bags, memory)
     wanted, wanted_mask = pad(bags)
-    assert torch.equal(features, wanted) and torch.equal(mask, wanted_mask)
+    assert torch.equal(features, wanted)
+    assert torch.equal(mask, wanted_mask)
 
 
 def test_statistics_are_those_of_all_tiles(make_bag):
@@ -114,7 +118,8 @@ def test_a_feature_that_does_not_vary_divides_by_one(value):
     sheet = SLIDES.iloc[:2].assign(patient_id=["p1", "p2"])
     bags, _ = build(sheet, "patient", lambda _: _slide(5, value))
     mean, std = statistics(bags)
-    assert mean.tolist() == [value] * 3 and std.tolist() == [1.0] * 3
+    assert mean.tolist() == [value] * 3
+    assert std.tolist() == [1.0] * 3
 
 
 def test_statistics_of_a_large_slide_are_those_of_tiles_spread_over_it(make_bag, monkeypatch):

@@ -25,7 +25,8 @@ def test_chunks_do_not_change_the_answer(model, make_bag, chunk):
     bag = make_bag(99, 1, n=25, slides=2)
     probability, attention = predict_bag(model, bag, chunk)
     whole, whole_attention = predict_bag(model, bag)
-    assert probability.sum() == pytest.approx(1) and attention.sum() == pytest.approx(1)
+    assert probability.sum() == pytest.approx(1)
+    assert attention.sum() == pytest.approx(1)
     assert attention.shape == (50,)
     np.testing.assert_allclose(probability, whole, rtol=1e-4)
     np.testing.assert_allclose(attention, whole_attention, rtol=1e-4)
@@ -37,7 +38,8 @@ def test_a_model_read_back_predicts_the_same(model, make_bag, tmp_path):
     again = load_model(tmp_path / "models" / "repeat0-fold1")
     for ours, theirs in zip(predict_bag(model, bag), predict_bag(again, bag), strict=True):
         np.testing.assert_array_equal(ours, theirs)
-    assert again.settings == model.settings and again.target.names == model.target.names
+    assert again.settings == model.settings
+    assert again.target.names == model.target.names
 
 
 def test_a_model_of_another_schema_is_refused(model, tmp_path):

@@ -68,7 +68,8 @@ def test_a_saved_model_says_the_same(numbered, tmp_path):
     model = fit(numbered[:20], [], Number(), dataclasses.replace(SETTINGS, epochs=2), seed=0)
     save_model(with_cuts(model, numbered[20:], Calls()), tmp_path / "m")
     again = load_model(tmp_path / "m")
-    assert again.target == model.target and again.cuts == {}
+    assert again.target == model.target
+    assert again.cuts == {}
     np.testing.assert_array_equal(
         predict_bag(again, numbered[0])[0], predict_bag(model, numbered[0])[0]
     )
@@ -77,8 +78,10 @@ def test_a_saved_model_says_the_same(numbered, tmp_path):
 def test_predictions_hold_the_number_and_nan_where_it_is_not_known(make_bag):
     bags = [make_bag(1, 4.5), make_bag(2, Number.unknown)]
     table = prediction_table(bags, np.array([[4.0], [5.0]]), Number(), 0, 1)
-    assert table["value"].tolist() == [4, 5] and table["y"].iloc[0] == 4.5
-    assert np.isnan(table["y"].iloc[1]) and not [c for c in table if c.startswith("p_")]
+    assert table["value"].tolist() == [4, 5]
+    assert table["y"].iloc[0] == 4.5
+    assert np.isnan(table["y"].iloc[1])
+    assert not [c for c in table if c.startswith("p_")]
 
 
 def test_numbers_that_are_all_alike_and_clam_are_sentences(make_bag, numbered):
@@ -91,6 +94,7 @@ def test_numbers_that_are_all_alike_and_clam_are_sentences(make_bag, numbered):
 def test_the_target_is_the_labels():
     words = pd.Series(["2", "10", "2.5"])
     number = target_of(NumberLabels("k"), words, is_balanced=True)
-    assert isinstance(number, Number) and number.codes(words).tolist() == [2, 10, 2.5]
+    assert isinstance(number, Number)
+    assert number.codes(words).tolist() == [2, 10, 2.5]
     assert number.strange(["77"]) == ""
     assert "3; trained: 0, 1" in Classes(("0", "1")).strange(["0", "3"])

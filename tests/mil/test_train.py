@@ -94,7 +94,8 @@ def test_bags_of_one_tile_train(make_bag):
     bags = [make_bag(i, i % 2, n=1, shift=3.0) for i in range(9)]
     model = fit(bags[:6], bags[6:], Classes(NAMES), QUICK, seed=0)
     probability, attention = predict_bag(model, bags[0])
-    assert np.isfinite(probability).all() and attention.tolist() == [1.0]
+    assert np.isfinite(probability).all()
+    assert attention.tolist() == [1.0]
 
 
 def test_test_bags_cannot_change_a_model(make_cohort):

@@ -97,7 +97,8 @@ def test_a_block_is_read_once_while_its_buffer_lasts(stores, monkeypatch):
 def test_the_stream_goes_on_from_any_step(stores):
     stream = Stream(TrainTiles(stores), batch_size=8, steps=30, seed=4)
     whole = [batch.tile.tolist() for batch in stream]
-    assert len(whole) == 30 and stream.steps_per_epoch == 12
+    assert len(whole) == 30
+    assert stream.steps_per_epoch == 12
     assert len({tile for batch in whole[:12] for tile in batch}) == 96  # no tile twice
     stream.start = 17
     assert [batch.tile.tolist() for batch in stream] == whole[17:]

@@ -35,7 +35,8 @@ def test_gradients_are_those_of_pytorch(
         seen = images.clone().requires_grad_()
         out = one(seen)
         out.square().sum().backward()
-        assert one.weight.grad is not None and seen.grad is not None
+        assert one.weight.grad is not None
+        assert seen.grad is not None
         results.append((out.detach(), one.weight.grad, seen.grad))
     for found, expected in zip(results[1], results[0], strict=True):
         torch.testing.assert_close(found, expected)

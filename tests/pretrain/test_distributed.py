@@ -68,7 +68,8 @@ def test_where_a_training_runs(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     assert placement() == Placement(False)
     _env(monkeypatch, LOCAL_WORLD_SIZE="2", WORLD_SIZE="6")
-    assert placement() == Placement(False, 2, 3) and placement().processes == 6
+    assert placement() == Placement(False, 2, 3)
+    assert placement().processes == 6
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     _env(monkeypatch)
     assert placement() == Placement(True, 4)
@@ -105,4 +106,5 @@ def test_fused_norms_keep_their_activation():
     fused = [m.act for m in net.modules() if isinstance(m, BatchNormAct2d)]
     made = distributed.synchronised(net, gpu=True)
     kept = [m.act for m in made.modules() if type(m).__name__ == "SyncBatchNormAct"]
-    assert len(fused) == len(kept) > 0 and all(a is b for a, b in zip(fused, kept, strict=True))
+    assert len(fused) == len(kept) > 0
+    assert all(a is b for a, b in zip(fused, kept, strict=True))

@@ -154,8 +154,10 @@ def test_a_dose_lies_at_its_distance(world):
     centres = {n: measure.pooled_stain(x) for n, x in evidence.centre_images(world).items()}
     stains = measure.stained(_tiles(0), _tiles(1), centres)
     distance = [stains.distance[f"dose {share:g}"] for share in measure.DOSES]
-    assert distance == sorted(distance) and distance[0] < 0.3 * distance[-1]
-    assert set(stains.farthest) <= set(centres) and len(set(stains.farthest)) == 2
+    assert distance == sorted(distance)
+    assert distance[0] < 0.3 * distance[-1]
+    assert set(stains.farthest) <= set(centres)
+    assert len(set(stains.farthest)) == 2
 
 
 def test_the_patients_who_choose_a_penalty_have_both_classes_on_both_sides():
@@ -186,7 +188,8 @@ def test_no_patient_is_trained_on_and_tested(world):
     for train, test in folds:
         seen = set(sheet.loc[sheet["split"].isin(train), "patient_id"])
         tested = set(sheet.loc[sheet["split"] == test, "patient_id"])
-        assert not seen & tested and len(seen | tested) == 6
+        assert not seen & tested
+        assert len(seen | tested) == 6
 
 
 def test_average_precision_is_that_of_scikit_learn(rng):
@@ -217,7 +220,8 @@ def test_a_collapsed_encoder_finds_nothing_and_has_no_margin():
 def test_the_two_cohorts_of_ours_are_configs(real_data, tmp_path):
     tiles = parse(evidence.folded(evidence.tiles_cohort(real_data, tmp_path), tmp_path, 6))
     sheet = evidence.read_sheet(tiles, evidence.COHORT)
-    assert len(sheet) == 2130 and sheet["patient_id"].nunique() == 18
+    assert len(sheet) == 2130
+    assert sheet["patient_id"].nunique() == 18
     assert sheet.groupby("patient_id")["split"].nunique().max() == 1
 
 

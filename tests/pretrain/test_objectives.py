@@ -32,7 +32,8 @@ def test_a_few_steps_lower_the_loss(loss):
     seen = []
     for _ in range(30):
         value, vectors = objective(backbone, _views())
-        assert value.ndim == 0 and vectors.shape == (24, 16)
+        assert value.ndim == 0
+        assert vectors.shape == (24, 16)
         optimiser.zero_grad()
         value.backward()
         optimiser.step()
@@ -46,7 +47,8 @@ def test_both_views_are_learnt_from(loss):
     backbone, views = _backbone(), _views().requires_grad_()
     OBJECTIVES[loss](backbone, 16, 0.2, 0)(backbone, views)[0].backward()
     first, second = views.grad.chunk(2)
-    assert float(first.abs().sum()) > 0 and float(second.abs().sum()) > 0
+    assert float(first.abs().sum()) > 0
+    assert float(second.abs().sum()) > 0
 
 
 def test_a_teacher_follows_and_is_not_trained():

@@ -90,7 +90,8 @@ def test_figures_of_every_epoch(undisturbed):
     assert rows["epoch"].tolist() == [0, 1, 2, 3]
     assert rows["step"].tolist() == [0, 3, 6, 7]
     found = rows.drop(columns=["knn_site", "knn_label"])
-    assert np.isnan(rows["loss"][0]) and np.isfinite(found.iloc[1:].to_numpy()).all()
+    assert np.isnan(rows["loss"][0])
+    assert np.isfinite(found.iloc[1:].to_numpy()).all()
     assert rows["effective_rank"].between(1, 25).all()
 
 
@@ -240,7 +241,8 @@ def test_told_to_stop_it_writes_a_checkpoint_first(undisturbed, tiles, tmp_path,
 
 def test_the_learning_rate_warms_up_and_falls_to_zero():
     rates = [learning_rate(step, 100) for step in range(101)]
-    assert rates[0] == pytest.approx(0.1) and rates[9] == rates[10] == 1
+    assert rates[0] == pytest.approx(0.1)
+    assert rates[9] == rates[10] == 1
     assert all(a >= b for a, b in itertools.pairwise(rates[9:]))
     assert rates[100] == pytest.approx(0)
     assert learning_rate(0, 1) == 1
@@ -290,7 +292,8 @@ def test_supervision_learns_the_label_and_ignores_unknown_ones():
         return float(found(torch.tensor(vectors).repeat(2, 1), batch).detach())
 
     right, wrong = loss([[9.0, 0.0], [0.0, 9.0]], [0, 1]), loss([[0.0, 9.0], [9.0, 0.0]], [0, 1])
-    assert right < 0.01 and wrong == pytest.approx(18, abs=0.1)
+    assert right < 0.01
+    assert wrong == pytest.approx(18, abs=0.1)
     assert loss([[9.0, 0.0], [5.0, 5.0]], [0, 2]) == pytest.approx(right, abs=1e-3)
     assert loss([[1.0, 2.0], [3.0, 4.0]], [2, 3]) == 0
 
@@ -311,7 +314,8 @@ def test_half_precision_on_a_cpu_is_deterministic_and_near_full_precision(
     one, again = _module(settings), _module(settings)
     rows = _fit(one, tiles, tmp_path / "one", settings)
     _fit(again, tiles, tmp_path / "again", settings)
-    assert _same(one, again) and not _same(one, undisturbed[0])
+    assert _same(one, again)
+    assert not _same(one, undisturbed[0])
     assert rows["loss"][1] == pytest.approx(undisturbed[1]["loss"][1], rel=0.02)
     assert all(value.dtype != torch.bfloat16 for value in one.state_dict().values())
 

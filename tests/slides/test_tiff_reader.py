@@ -168,7 +168,8 @@ def test_a_damaged_byte_is_refused_wherever_openslide_refuses_it(
     if theirs is None:
         assert ours is None
     else:
-        assert ours is not None and np.array_equal(ours, theirs)
+        assert ours is not None
+        assert np.array_equal(ours, theirs)
 
 
 def test_a_block_of_zeros_is_unreadable_and_costs_its_tiles_only(

@@ -84,7 +84,8 @@ def test_robustness_tells_them_apart(world):
 
 def test_every_figure_of_robustness_is_in_one_json(world):
     tree = json.loads((world.paths.benchmark("main") / "robustness.json").read_text())
-    assert list(tree) == ["tumor"] and list(tree["tumor"]) == list(ENCODERS)
+    assert list(tree) == ["tumor"]
+    assert list(tree["tumor"]) == list(ENCODERS)
     for name in ENCODERS:
         rows = pd.read_csv(world.paths.robustness(name) / "metrics.csv")
         found = tree["tumor"][name]
@@ -124,7 +125,8 @@ def test_the_sites_own_row_stands_below_and_is_not_compared(world):
     folder = world.paths.benchmark("main")
     markdown = (folder / "table.md").read_text().split("## By site")[0]
     rows = [line for line in markdown.splitlines() if line.startswith("| ")][1:]
-    assert rows[-1].startswith("| site only | columns") and "**" not in rows[-1]
+    assert rows[-1].startswith("| site only | columns")
+    assert "**" not in rows[-1]
     assert "it sees no tissue" in markdown
     compared = pd.read_csv(folder / "comparisons.csv")
     assert "site only" not in set(compared["first"]) | set(compared["second"])
@@ -136,9 +138,11 @@ def test_the_sites_own_row_stands_below_and_is_not_compared(world):
 
 def test_few_labelled_tiles_and_a_sample_of_vectors_are_kept(world):
     curve = pd.read_csv(world.paths.probe("tumor", "morphology") / "few_shot.csv")
-    assert curve["shots"].min() == 1 and curve["auroc"].between(0, 1).all()
+    assert curve["shots"].min() == 1
+    assert curve["auroc"].between(0, 1).all()
     sample = read_table(world.paths.robustness("color") / "sample.parquet", "sample")
-    assert {"task", "site", "label", "vector"} <= set(sample) and len(sample["vector"][0]) == 3
+    assert {"task", "site", "label", "vector"} <= set(sample)
+    assert len(sample["vector"][0]) == 3
 
 
 def test_the_table_marks_test_patients_that_pretraining_saw(world):

@@ -36,7 +36,8 @@ def _embedded(config):
 def test_a_vector_per_tile_in_its_slides_bag(config):
     found = _embedded(config)
     assert found.slide_id == ["a0", "b1", "a2", "b3"]
-    assert found.features.shape == (42, 96) and bool(found.valid.all())
+    assert found.features.shape == (42, 96)
+    assert bool(found.valid.all())
     pixels = open_pixels(Paths(config.results).pixels(*WORDS))
     images = torch.from_numpy(pixels.images(np.arange(12, 23))).permute(0, 3, 1, 2)
     expected = load(Paths(config.results).model("random"))(images)

@@ -64,15 +64,18 @@ def test_every_embedded_slide_has_its_file_in_every_format(trained, exported):
 def test_clam(trained, exported):
     features, xy = _bag(trained)
     with h5py.File(exported / "clam" / "h5_files" / f"{SLIDE}.h5") as h5:
-        assert h5["features"].dtype == np.float32 and h5["coords"].dtype == np.int32
+        assert h5["features"].dtype == np.float32
+        assert h5["coords"].dtype == np.int32
         np.testing.assert_array_equal(h5["features"][:], features.astype(np.float32))
         np.testing.assert_array_equal(h5["coords"][:], xy)
     tensor = torch.load(exported / "clam" / "pt_files" / f"{SLIDE}.pt")
     np.testing.assert_array_equal(tensor.numpy(), features.astype(np.float32))
     with h5py.File(exported / "clam" / "patches" / f"{SLIDE}.h5") as h5:
-        assert h5["coords"].attrs["patch_size"] == 64 and h5["coords"].attrs["patch_level"] == 0
+        assert h5["coords"].attrs["patch_size"] == 64
+        assert h5["coords"].attrs["patch_level"] == 0
     table = pd.read_csv(exported / "clam" / "dataset.csv")
-    assert list(table)[:2] == ["case_id", "slide_id"] and "her2" in table
+    assert list(table)[:2] == ["case_id", "slide_id"]
+    assert "her2" in table
 
 
 def test_trident(trained, exported):
@@ -85,7 +88,8 @@ def test_trident(trained, exported):
     assert attributes["patch_size"] == attributes["patch_size_level0"] == 64
     assert attributes["level0_magnification"] == attributes["target_magnification"] == 20
     assert (attributes["level0_width"], attributes["level0_height"]) == (512, 512)
-    assert attributes["name"] == SLIDE and attributes["overlap"] == 0
+    assert attributes["name"] == SLIDE
+    assert attributes["overlap"] == 0
 
 
 def test_stamp_counts_in_micrometres(trained, exported):
@@ -93,12 +97,15 @@ def test_stamp_counts_in_micrometres(trained, exported):
     with h5py.File(exported / "stamp" / "features" / f"{SLIDE}.h5") as h5:
         np.testing.assert_array_equal(h5["feats"][:], features)
         np.testing.assert_allclose(h5["coords"][:], xy * 0.5)
-        assert h5.attrs["tile_size_um"] == 32 and h5.attrs["tile_size_px"] == 64
-        assert h5.attrs["unit"] == "um" and h5.attrs["feat_type"] == "tile"
+        assert h5.attrs["tile_size_um"] == 32
+        assert h5.attrs["tile_size_px"] == 64
+        assert h5.attrs["unit"] == "um"
+        assert h5.attrs["feat_type"] == "tile"
     slides = pd.read_csv(exported / "stamp" / "slide.csv")
     clinical = pd.read_csv(exported / "stamp" / "clini.csv")
     assert f"{SLIDE}.h5" in slides["FILENAME"].tolist()
-    assert clinical["PATIENT"].is_unique and set(slides["PATIENT"]) == set(clinical["PATIENT"])
+    assert clinical["PATIENT"].is_unique
+    assert set(slides["PATIENT"]) == set(clinical["PATIENT"])
 
 
 def test_spatialdata(trained, exported):
@@ -167,7 +174,8 @@ def test_a_tensor_alone_has_no_places(trained, exported, tmp_path):
     config = _importing(trained, tmp_path, f"clam:{exported}/clam/pt_files")
     run_stage("embed", config, "clinic", "theirs", "train-0000")
     store = _imported(config)
-    assert len(store) and (store.x == -1).all()
+    assert len(store)
+    assert (store.x == -1).all()
 
 
 def test_a_bad_file_costs_its_slide(exported, trained, tmp_path, caplog):

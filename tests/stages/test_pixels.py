@@ -95,7 +95,7 @@ def _read_with_faults(monkeypatch: pytest.MonkeyPatch, bad: set[int]) -> SlidePi
 
 def test_a_vanished_file_is_an_error_and_leaves_no_store(patches: Config, tmp_path: Path) -> None:
     (tmp_path / "t2.png").unlink()
-    with pytest.raises(OSError):
+    with pytest.raises(FileNotFoundError):
         run_stage("pixels", patches, "c", "all-0000")
     assert not _store(patches).exists()
 

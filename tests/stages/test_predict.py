@@ -137,7 +137,8 @@ def test_the_folder_says_what_view_opens_it_by(predicted):
     out = predicted[0]
     contents = Contents(config_of(out))
     columns = contents.data("cohort", "new")["columns"]
-    assert "b-003-1" in columns["slide_id"] and "feature_distance" in columns
+    assert "b-003-1" in columns["slide_id"]
+    assert "feature_distance" in columns
     assert contents.data("attention", "new", "b-003-1", "predictions")["tile"]
     assert contents.data("predictions", "new", "predictions")["columns"]["low_1"]
 

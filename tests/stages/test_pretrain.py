@@ -68,7 +68,8 @@ def test_who_was_seen(trained):
 
 def test_figures(trained):
     rows = pd.read_csv(Paths(trained.results).metrics("si"))
-    assert rows["epoch"].tolist() == [0, 1, 2] and rows["step"].tolist() == [0, 5, 10]
+    assert rows["epoch"].tolist() == [0, 1, 2]
+    assert rows["step"].tolist() == [0, 5, 10]
     assert pd.read_csv(Paths(trained.results).metrics("random")).empty
     assert Paths(trained.results).curves("random").is_file()
 
@@ -245,7 +246,8 @@ def test_a_tile_label_supervises(tmp_path):
     write_labels(path, table.assign(tumor=(table["tile"] % 2).astype(np.float32)), {})
     run_stage("pretrain", config, "si")
     rows = pd.read_csv(paths.metrics("si"))
-    assert rows["knn_label"].notna().all() and rows["knn_site"].notna().all()
+    assert rows["knn_label"].notna().all()
+    assert rows["knn_site"].notna().all()
     assert "label tumor, weight 1" in (paths.model("si") / "README.md").read_text(encoding="utf-8")
 
 

@@ -90,7 +90,8 @@ def test_predictions_are_numbers_near_the_true_ones(made):
     metrics = pd.read_csv(folder / "metrics.csv").query("group == 'all'").set_index("metric")
     assert list(metrics.index) == ["pearson", "spearman", "mae", "r2"]
     assert metrics.loc["mae", "value"] == pytest.approx((table["y"] - table["value"]).abs().mean())
-    assert (metrics["low"] < metrics["value"]).all() and (metrics["value"] < metrics["high"]).all()
+    assert (metrics["low"] < metrics["value"]).all()
+    assert (metrics["value"] < metrics["high"]).all()
 
 
 def test_an_external_cohort_is_answered_in_the_labels_unit(made):
@@ -108,14 +109,17 @@ def test_the_table_has_figures_baselines_and_comparisons(made):
     floor = long.query("encoder == 'mean of training' and group == 'all'").set_index("metric")
     own = long.query("encoder == 'enc' and head == 'mean' and task == 'ki67' and group == 'all'")
     own = own.set_index("metric")
-    assert floor.loc["spearman", "value"] == 0 and floor.loc["r2", "value"] <= 0
+    assert floor.loc["spearman", "value"] == 0
+    assert floor.loc["r2", "value"] <= 0
     assert own.loc["mae", "value"] < floor.loc["mae", "value"]
     compared = pd.read_csv(folder / "comparisons.csv")
     assert set(compared["metric"]) == {"spearman", "mae"}
     assert set(compared["task"]) == {"ki67", "ki67 on other"}
     text = (folder / "table.md").read_text()
-    assert "ki67: Spearman (27 patients)" in text and "ki67: MAE (27 patients)" in text
-    assert "said of everybody" in text and "## By site" in text
+    assert "ki67: Spearman (27 patients)" in text
+    assert "ki67: MAE (27 patients)" in text
+    assert "said of everybody" in text
+    assert "## By site" in text
     assert "R$^2$" in (folder / "table.tex").read_text()
     for name in ("scatter.png", "forest.png", "roc.png", "table.html"):
         assert (folder / name).stat().st_size > 0
@@ -124,14 +128,16 @@ def test_the_table_has_figures_baselines_and_comparisons(made):
 def test_the_view_shows_the_table_and_no_curves(made):
     shown = Benchmarks(Records(made))
     columns = shown.table("main")["columns"]
-    assert "mae" in columns["metric"] and not any(columns["answer"])
+    assert "mae" in columns["metric"]
+    assert not any(columns["answer"])
     with pytest.raises(StainsslError, match="no curves"):
         shown.answer("ki67", "enc", "mean")
 
 
 def test_checks_say_what_the_numbers_are_and_name_text(made, tmp_path):
     lines = task_summary(made, "ki67")
-    assert lines[0].startswith("numbers: ") and lines[-1].startswith("unknown: 'NA'")
+    assert lines[0].startswith("numbers: ")
+    assert lines[-1].startswith("unknown: 'NA'")
     assert not [one for one in check(made) if "tasks" in one]
     sheet = _sheet("clinic", np.random.default_rng(0))
     sheet.loc[3, "ki67"] = "high"
@@ -158,9 +164,8 @@ def test_predict_gives_the_number_of_new_slides_with_its_interval(trained, tmp_p
     predict.run(config, "number", "enc", "abmil", sheet, trained.root, tmp_path / "out", False)
     answers = pd.read_csv(tmp_path / "out" / "predictions.csv")
     assert not {"predicted", "threshold"} & set(answers)
-    assert (answers["low"] <= answers["value"]).all() and (
-        answers["value"] <= answers["high"]
-    ).all()
+    assert (answers["low"] <= answers["value"]).all()
+    assert (answers["value"] <= answers["high"]).all()
     ours = read_table(tmp_path / "out" / "by-model.parquet", "predictions")
     judged = Paths(config.results).mil("number", "enc", "abmil") / "predictions.parquet"
     both = read_table(judged, "predictions").merge(

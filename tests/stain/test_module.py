@@ -52,7 +52,8 @@ def test_target_is_saved_and_loaded(images: Tensor) -> None:
 def test_gradients_pass(images: Tensor) -> None:
     floats = (images / 255).requires_grad_()
     nn.Sequential(StainNormalizer(estimate(images)[0]))(floats).sum().backward()
-    assert floats.grad is not None and floats.grad.isfinite().all()
+    assert floats.grad is not None
+    assert floats.grad.isfinite().all()
 
 
 class Tiles(Dataset[Tensor]):

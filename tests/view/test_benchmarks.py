@@ -113,7 +113,8 @@ def test_page_of_a_benchmark(tab: Tab, page: None, compared: Contents) -> None:
     with Served(compared) as server:
         tab.open(f"{server.address}#benchmark/main")
         rows = tab.page.locator("table.slides tbody tr")
-        assert rows.count() == 2 and "(" in rows.first.inner_text()
+        assert rows.count() == 2
+        assert "(" in rows.first.inner_text()
         tab.page.get_by_role("button", name="curves and cases of enc").click()
         tab.page.get_by_text("Cases, the worst first").wait_for()
         point = tab.page.locator("figure").nth(1).locator("circle.unseen").first

@@ -54,7 +54,8 @@ def test_cohort_table(client: TestClient, shown: Trained) -> None:
     assert columns["slide_id"] == shown.sheet["slide_id"].tolist()
     assert {len(values) for values in columns.values()} == {len(shown.sheet)}
     bad = [d for s, d in zip(columns["status"], columns["detail"], strict=True) if s != "ok"]
-    assert bad and all(bad)  # each slide that was left out says why
+    assert bad
+    assert all(bad)
     assert {a["name"] for a in table["answers"]} == {"patient~enc~abmil", "slide~enc~abmil"}
 
 
@@ -78,8 +79,10 @@ def test_slide_and_its_layers(client: TestClient, shown: Trained) -> None:
     assert set(attention["tile"]) == kept
     assert all(0 < v <= 1 for v in attention["value"])
     stain = client.get(f"/data/stain/clinic/{slide}.json").json()
-    assert set(stain["tile"]) <= kept and min(stain["hematoxylin"]) > 0
-    assert found["annotations"] and all(a["rings"] for a in found["annotations"])
+    assert set(stain["tile"]) <= kept
+    assert min(stain["hematoxylin"]) > 0
+    assert found["annotations"]
+    assert all(a["rings"] for a in found["annotations"])
 
 
 def test_outline_holds_the_kept_tiles(client: TestClient, shown: Trained) -> None:
@@ -195,7 +198,8 @@ def test_bad_slides_say_why(client: TestClient, shown: Trained) -> None:
     for slide, status in zip(columns["slide_id"], columns["status"], strict=True):
         found = client.get(f"/data/slide/clinic/{slide}.json").json()
         if status == "truncated":
-            assert found["geometry"] is None and "ends at byte" in found["problems"][0]
+            assert found["geometry"] is None
+            assert "ends at byte" in found["problems"][0]
             assert client.get(f"/pictures/thumbnail/clinic/{slide}.jpg").status_code == 422
         if status == "no-mpp":
             assert found["geometry"]["mpp"] is None
@@ -230,7 +234,8 @@ def test_results_of_another_schema_are_told(tmp_path: Path, shown: Trained) -> N
     path.parent.mkdir(parents=True)
     pd.DataFrame({"slide_id": ["x"]}).to_parquet(path)
     found = contents.data("slide", "clinic", slide_of(shown))
-    assert found["geometry"] and "expected tiles of schema" in found["problems"][0]
+    assert found["geometry"]
+    assert "expected tiles of schema" in found["problems"][0]
 
 
 def test_many_requests_for_slow_pictures_leave_tables_free(
@@ -316,7 +321,8 @@ def test_the_verb_serves(shown: Trained, tmp_path: Path, with_token: bool) -> No
     try:
         assert process.stdout
         address = process.stdout.readline().strip()
-        assert address.startswith("http://127.0.0.1:") and ("token=" in address) == with_token
+        assert address.startswith("http://127.0.0.1:")
+        assert ("token=" in address) == with_token
         bare = address.split("?")[0]
         with httpx.Client(follow_redirects=True, timeout=60) as client:
             refused = client.get(f"{bare}data/overview.json").status_code
@@ -331,4 +337,5 @@ def test_the_verb_serves(shown: Trained, tmp_path: Path, with_token: bool) -> No
 def test_the_verb_tells_what_is_wrong(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "stainssl", "view", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 1 and "config.yaml does not exist" in done.stderr
+    assert done.returncode == 1
+    assert "config.yaml does not exist" in done.stderr

@@ -77,8 +77,10 @@ def _levels(path: Path) -> dict[tuple[int, int], _Level]:
 
 
 def recognises(path: Path) -> bool:
-    """Whether OpenSlide knows the file as a TIFF whose first page is of JPEG tiles; not OME-TIFF,
-    whose pixel size and levels OpenSlide does not see."""
+    """Whether OpenSlide knows the file as a TIFF whose first page is of JPEG tiles.
+
+    Not OME-TIFF, whose pixel size and levels OpenSlide does not see.
+    """
     if openslide.OpenSlide.detect_format(path) not in VENDORS:
         return False
     try:
