@@ -103,26 +103,26 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(words)
 
 
-def main(words: Sequence[str] | None = None) -> None:
-    """Write sheets and config, then train."""
-    given = arguments(words)
-    root, work = given.root.resolve(), given.work.resolve()
-    made = config(root, work, given)
-    write_text(work / "config.yaml", yaml.safe_dump(made, sort_keys=False))
-    read = load(work / "config.yaml")
-    targets = [str(Paths(read.results).model(run.name)) for run in read.runs()]
+def train(config_file: Path, names: Sequence[str], cores: int) -> None:
+    """Have the workflow train some encoders of a config, as `METHOD-all.0`."""
+    paths = Paths(load(config_file).results)
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(REPO / "Snakefile")]
-    command += ["--configfile", str(work / "config.yaml"), "--directory", str(work)]
-    command += [
-        "--cores",
-        str(given.cores),
-        "--rerun-incomplete",
-        "--keep-going",
-        "--quiet",
-        "rules",
-    ]
-    command += ["--quiet", "rules", "host", "--", *targets]
+    command += ["--configfile", str(config_file), "--directory", str(config_file.parent)]
+    command += ["--cores", str(cores), "--rerun-incomplete", "--keep-going"]
+    command += ["--quiet", "rules", "host", "--", *(str(paths.model(name)) for name in names)]
     subprocess.run(command, check=True)
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Write sheets and config, then train seed by seed, so that every seed has whole rows early."""
+    given = arguments(words)
+    work = given.work.resolve()
+    made = config(given.root.resolve(), work, given)
+    write_text(work / "config.yaml", yaml.safe_dump(made, sort_keys=False))
+    runs = load(work / "config.yaml").runs()
+    for seed in dict.fromkeys(run.seed for run in runs):
+        names = [run.name for run in runs if run.seed == seed]
+        train(work / "config.yaml", names, given.cores)
 
 
 if __name__ == "__main__":

@@ -139,11 +139,14 @@ def area_shares(mask: np.ndarray, boxes: np.ndarray) -> np.ndarray:
     return np.clip(covered / ((x1 - x0) * (y1 - y0)), 0, 1)
 
 
-def _blocks(frame: pd.DataFrame, block_px: float) -> Iterator[pd.DataFrame]:
-    """The tiles whose corners lie in one square of `block_px`, square by square."""
-    key = (frame["y"] // block_px).astype(np.int64), (frame["x"] // block_px).astype(np.int64)
-    for _, rows in frame.groupby(list(key), sort=True):
-        yield rows
+def _blocks(x: np.ndarray, y: np.ndarray, block_px: float) -> Iterator[np.ndarray]:
+    """Places of the tiles whose corners lie in one square of `block_px`, square by square."""
+    if not len(x):
+        return
+    key = np.column_stack([y // block_px, x // block_px]).astype(np.int64)
+    block = np.unique(key, axis=0, return_inverse=True)[1].reshape(-1)
+    order = np.argsort(block, kind="stable")
+    yield from np.split(order, np.flatnonzero(np.diff(block[order])) + 1)
 
 
 def measure(slide: Slide, tiles: pd.DataFrame, slide_mpp: float) -> Figures:
@@ -162,20 +165,20 @@ def measure(slide: Slide, tiles: pd.DataFrame, slide_mpp: float) -> Figures:
     """
     ratio = max(SHARPNESS_MPP / slide_mpp, 1.0)  # a coarser slide is judged at its own scale
     block_level0_px = READ_PX * slide.downsamples[level_for(slide.downsamples, ratio)]
-    found = pd.DataFrame(np.nan, tiles.index, ["sharpness", "saturation", "od"], np.float32)
-    for rows in _blocks(tiles, block_level0_px):
+    x, y, side = (tiles[name].to_numpy(float) for name in ("x", "y", "side"))
+    found = np.full((len(tiles), 3), np.nan, np.float32)
+    for rows in _blocks(x, y, block_level0_px):
         # On one grid for the whole slide and with a px of rim, so that blocks change nothing.
-        left = max(0, math.floor(rows["x"].min() / ratio) - 1) * ratio
-        top = max(0, math.floor(rows["y"].min() / ratio) - 1) * ratio
-        right, bottom = (rows["x"] + rows["side"]).max(), (rows["y"] + rows["side"]).max()
+        left = max(0, math.floor(x[rows].min() / ratio) - 1) * ratio
+        top = max(0, math.floor(y[rows].min() / ratio) - 1) * ratio
+        right, bottom = (x[rows] + side[rows]).max(), (y[rows] + side[rows]).max()
         size_px = math.ceil((right - left) / ratio) + 1, math.ceil((bottom - top) / ratio) + 1
         size_level0_px = size_px[0] * ratio, size_px[1] * ratio
         image = read_rectangle(slide, left, top, size_level0_px, size_px)
-        x0, y0 = (rows["x"] - left) / ratio, (rows["y"] - top) / ratio
-        side = rows["side"] / ratio
-        one = figures(image, np.column_stack([x0, y0, x0 + side, y0 + side]))
-        found.loc[rows.index] = np.column_stack([one.sharpness, one.saturation, one.od])
-    return Figures(*(found[name].to_numpy(np.float32) for name in found))
+        x0, y0, side_px = (x[rows] - left) / ratio, (y[rows] - top) / ratio, side[rows] / ratio
+        one = figures(image, np.column_stack([x0, y0, x0 + side_px, y0 + side_px]))
+        found[rows] = np.column_stack([one.sharpness, one.saturation, one.od])
+    return Figures(*found.T)
 
 
 def reasons(tiles: pd.DataFrame, limits: TileLimits) -> np.ndarray:
