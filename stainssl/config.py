@@ -53,13 +53,16 @@ class Staging(Model):
         return int(self.most_gb * 1e9)
 
 
+PartSize = Positive | Literal["auto"]
+
+
 class Slides(Model):
     """How slides are opened and what a bad one costs."""
 
     reader: Literal[
         "auto", "tiff", "openslide", "patches", "tiatoolbox", "fastslide", "tifffile"
     ] = "auto"
-    part_size: Positive = 32  # slides a part, the unit of a job
+    part_size: PartSize = "auto"  # slides a part, the unit of a job
     on_missing: Literal["error", "quarantine"] = "error"
     staging: Staging | None = None
     max_bad_slides: Share = 0.1  # share of a cohort's slides, rounded up, past which the run stops

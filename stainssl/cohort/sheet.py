@@ -9,11 +9,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from stainssl.cohort.sheet_file import SheetFile, read_sheet_file, shown
-from stainssl.config import NAME, Cohort, Config, nearest
+from stainssl.config import NAME, Cohort, Config, PartSize, nearest
 from stainssl.errors import StainsslError
 from stainssl.evaluation.labels import is_unknown
 from stainssl.paths import Paths
@@ -41,6 +42,10 @@ class SheetRow(BaseModel):
 
 
 PART = "stainssl_part"  # column: the block of rows that is one job; of a name that no sheet has
+# Place in a split → size of a part from there on, with `part_size: auto`: few slides are to feed
+# many cores, ten thousand are not to become ten thousand jobs.
+AUTO_SIZES = {0: 4, 64: 8, 256: 16, 1024: 32}
+PATCHES_A_SLIDE = 64  # a patch takes so much less time
 MAX_EQUAL = 3  # equal errors that are told one by one
 SCANNER_WORDS = ("scanner", "vendor")  # columns that tell of a slide's making, as its site does
 OPTIONAL = ("site", "split", "mpp", "exclude")
@@ -278,13 +283,27 @@ def _tidy(frame: pd.DataFrame, folder: Path) -> pd.DataFrame:
     return out
 
 
-def _name_parts(frame: pd.DataFrame, part_size: int) -> pd.Series:
-    """Blocks of `part_size` rows of one split, in sheet order.
+def _part_numbers(places: pd.Series, part_size: PartSize, kind: str) -> pd.Series:
+    """The number of the part of each row, from its place among the rows of its split."""
+    if part_size != "auto":
+        return places // part_size
+    scale = PATCHES_A_SLIDE if kind == "patches" else 1
+    firsts = [first * scale for first in AUTO_SIZES]
+    ends = [*firsts[1:], max(firsts[-1], len(places))]
+    sizes = [size * scale for size in AUTO_SIZES.values()]
+    starts = np.concatenate([np.arange(*band) for band in zip(firsts, ends, sizes, strict=True)])
+    return pd.Series(np.searchsorted(starts, places, side="right") - 1, places.index)
 
-    Excluded rows keep their place, so that excluding a slide moves no other to another part.
+
+def _name_parts(frame: pd.DataFrame, part_size: PartSize, kind: str) -> pd.Series:
+    """Blocks of rows of one split, in sheet order.
+
+    A block's size is `part_size`, or goes by its place alone, so that an appended row changes the
+    last block of its split and no other. Excluded rows keep their place, so that excluding a slide
+    moves no other to another part.
     """
     split = frame["split"].replace("", ALL)
-    number = frame.groupby(split).cumcount() // part_size
+    number = _part_numbers(frame.groupby(split).cumcount(), part_size, kind)
     return split + "-" + number.map("{:04d}".format)
 
 
@@ -344,7 +363,7 @@ def judged(asked: SheetState) -> pd.DataFrame:
     if config.cohorts[name].patient_ids == "local":
         frame["patient_id"] = f"{name}{OF_COHORT}" + frame["patient_id"]
     if PART not in frame:
-        frame[PART] = _name_parts(frame, config.slides.part_size)
+        frame[PART] = _name_parts(frame, config.slides.part_size, config.cohorts[name].kind)
     return frame[~frame["exclude"]].reset_index(drop=True)
 
 

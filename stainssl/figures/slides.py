@@ -150,45 +150,50 @@ def _spread(names: list[str], most: int) -> list[str]:
     return [names[i] for i in np.linspace(0, len(names) - 1, most).round().astype(int)]
 
 
-def overview(pictures: Mapping[str, np.ndarray], statuses: Mapping[str, str]) -> Figure:
-    """A contact sheet of previews, at most `MAX_PICTURES` spread over the cohort.
+def overview(pictures: Mapping[str, np.ndarray | None], statuses: Mapping[str, str]) -> Figure:
+    """A contact sheet of previews.
 
     Args:
-        pictures: slide → (h, w, 3 or 4) picture; a slide without one shows its status alone.
+        pictures: slide → (h, w, 3 or 4) picture; None: the slide shows its status alone.
         statuses: slide → status; those of all slides are counted in the title.
 
     Returns:
         The figure.
     """
-    names = _spread(list(statuses), MAX_PICTURES)
-    columns = min(4, max(1, len(names)))
-    rows = max(1, -(-len(names) // columns))
+    columns = min(4, max(1, len(pictures)))
+    rows = max(1, -(-len(pictures) // columns))
     figure = Figure(figsize=(3.6 * columns, 2.3 * rows + 0.6), dpi=DPI, layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes in grid.flat:
         axes.set_axis_off()
-    for axes, name in zip(grid.flat, names, strict=False):
+    for axes, (name, picture) in zip(grid.flat, pictures.items(), strict=False):
         axes.set_title(f"{name}: {statuses[name]}", fontsize=9)
-        if name in pictures:
-            axes.imshow(pictures[name])
+        if picture is not None:
+            axes.imshow(picture)
         else:
             axes.text(0.5, 0.5, statuses[name], ha="center", va="center", fontsize=14)
     counts = pd.Series(list(statuses.values()), dtype=str).value_counts()
     found = ", ".join(f"{count} {status}" for status, count in counts.items())
-    shown = f" ({len(names)} shown)" if len(names) < len(statuses) else ""
+    shown = f" ({len(pictures)} shown)" if len(pictures) < len(statuses) else ""
     figure.suptitle(f"Tissue and tiles of {len(statuses)} slides{shown}: {found}")
     return figure
 
 
 def tissue_overview(previews: Mapping[str, Path], statuses: Mapping[str, str], path: Path) -> None:
-    """Write the contact sheet of a cohort's previews.
+    """Write the contact sheet of a cohort's previews, at most `MAX_PICTURES` spread over it.
 
     Args:
-        previews: slide → its preview; files that do not exist are slides without one.
+        previews: slide → its preview. A usable slide whose file does not exist is not shown: of
+            many patches some have one.
         statuses: slide → status.
         path: PNG to write.
     """
-    shown = _spread(list(statuses), MAX_PICTURES)
-    there = {name: previews[name] for name in shown if name in previews}
-    pictures = {name: imread(file) for name, file in there.items() if file.exists()}
+    folders = {file.parent for file in previews.values()}
+    there = {file for folder in folders if folder.is_dir() for file in folder.iterdir()}
+    drawn = {name: file for name, file in previews.items() if file in there}
+    worth = [name for name, status in statuses.items() if name in drawn or status != "ok"]
+    pictures = {
+        name: imread(drawn[name]) if name in drawn else None
+        for name in _spread(worth, MAX_PICTURES)
+    }
     overview(pictures, statuses).savefig(path)

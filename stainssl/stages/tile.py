@@ -47,7 +47,7 @@ from stainssl.stores.tiles import write_qc, write_tiles
 
 log = logging.getLogger(__name__)
 
-MAX_PATCH_PREVIEWS = 40  # patches of a part that get a picture of their own
+MAX_PATCH_PREVIEWS = 8  # patches of a part that get a picture of their own
 MAX_GREY_COLOR = 2  # grey levels between the channels of a picture without color
 GREY_SPREAD = 60  # grey levels in a picture below which it may be blank glass
 MIN_SHARE_USED = 0.95  # of a patch, and

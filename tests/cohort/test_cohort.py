@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stainssl import cohort as cohorts
+from stainssl.cohort import sheet
 from stainssl.config import Config, parse
 from stainssl.errors import StainsslError
 
@@ -51,6 +52,31 @@ def test_an_appended_slide_changes_the_last_part_of_its_split_alone(
     changed = [name for name in after if name not in before or not after[name].equals(before[name])]
     assert len(changed) == 1
     assert changed[0].startswith("test-")
+
+
+def _sizes(config: Config) -> list[int]:
+    return [len(rows) for rows in cohorts.parts(config, "c").values()]
+
+
+def test_few_slides_are_many_parts_and_many_slides_are_few(tmp_path: Path) -> None:
+    few = _config(tmp_path, [_row(i) for i in range(100)], slides={"part_size": "auto"})
+    assert _sizes(few) == [4] * 16 + [8] * 4 + [4]
+    many = _config(tmp_path, [_row(i) for i in range(10_000)], slides={"part_size": "auto"})
+    assert _sizes(many) == [4] * 16 + [8] * 24 + [16] * 48 + [32] * 280 + [16]
+    patches = _config(
+        tmp_path, [_row(i) for i in range(5000)], slides={"part_size": "auto"},
+        cohort={"kind": "patches"},
+    )  # fmt: skip
+    assert _sizes(patches) == [256] * 16 + [512, 392]
+
+
+@given(st.integers(1, 1100), st.sampled_from(["slides", "patches"]))
+def test_parts_of_an_automatic_size_do_not_move_when_a_sheet_grows(rows: int, kind: str) -> None:
+    frame = pd.DataFrame({"split": ["train"] * rows + ["test"]})
+    before = sheet._name_parts(frame, "auto", kind)
+    after = sheet._name_parts(pd.concat([frame, frame.tail(1)]), "auto", kind)
+    assert after.iloc[:-1].tolist() == before.tolist()
+    assert before.iloc[:rows].is_monotonic_increasing
 
 
 def test_an_excluded_slide_moves_no_other(tmp_path: Path) -> None:

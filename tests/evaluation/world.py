@@ -114,6 +114,7 @@ def make_config(folder: Path, sheet: pd.DataFrame, **task: object) -> Config:
     return parse(
         {
             "results": str(folder / "results"),
+            "slides": {"part_size": 100},
             "cohorts": {
                 "clinic": {
                     "sheet": str(folder / "slides.csv"),

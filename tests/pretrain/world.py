@@ -88,6 +88,7 @@ def cohort(folder: Path, counts: tuple[int, ...] = (12, 11, 10, 9), **recipe: ob
     config = parse(
         {
             "results": str(folder / "results"),
+            "slides": {"part_size": 100},
             "cohorts": {"small": {"sheet": str(folder / "slides.csv"), "root": str(folder)}},
             "tilings": {"default": {"size": SIZE}},
             "encoders": {

@@ -27,6 +27,7 @@ def config_of(folder: Path, sheet: pd.DataFrame, labels: list[str], **words: Any
     return parse(
         {
             "results": str(folder / "results"),
+            "slides": {"part_size": 100},
             "cohorts": {"c": {"sheet": folder / "slides.csv", "root": folder, **words}},
             "tasks": tasks,
         }

@@ -55,6 +55,7 @@ def config(tmp_path, rng) -> Config:
     made = parse(
         {
             "results": str(tmp_path / "results"),
+            "slides": {"part_size": 100},
             "cohorts": {"clinic": {"sheet": str(tmp_path / "slides.csv"), "root": str(tmp_path)}},
             "encoders": {"enc": {"method": "random"}},
             "tasks": {

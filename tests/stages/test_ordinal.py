@@ -39,6 +39,7 @@ def made(tmp_path_factory):
     }  # fmt: skip
     config = parse({
         "results": str(folder / "results"),
+        "slides": {"part_size": 100},
         "cohorts": {n: {"sheet": str(folder / f"{n}.csv"), "root": str(folder)} for n in COHORTS},
         "encoders": {"enc": {"method": "random"}}, "tasks": {"third": task},
         "heads": {"mean": {"kind": "mean", **QUICK}},

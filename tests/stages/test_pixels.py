@@ -31,6 +31,7 @@ def patches(tmp_path: Path, rng: np.random.Generator) -> Config:
     config = parse(
         {
             "results": str(tmp_path / "results"),
+            "slides": {"part_size": 100},
             "cohorts": {"c": cohort},
             "tilings": {"default": {"mpp": 1.0, "size": SIZE}},
         }

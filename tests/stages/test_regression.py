@@ -63,7 +63,7 @@ def made(tmp_path_factory):
     }  # fmt: skip
     config = parse({
         "results": str(folder / "results"),
-        "slides": {"on_missing": "quarantine"},
+        "slides": {"on_missing": "quarantine", "part_size": 100},
         "cohorts": {n: {"sheet": str(folder / f"{n}.csv"), "root": str(folder)} for n in COHORTS},
         "encoders": {"enc": {"method": "random"}}, "tasks": {"ki67": task},
         "heads": {"mean": {"kind": "mean", **QUICK}, "abmil": {"kind": "abmil", **QUICK}},

@@ -36,6 +36,7 @@ def slides(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _made(slides: Path, results: Path, threads: int) -> Config:
     config = parse({
         "results": str(results),
+        "slides": {"part_size": 100},
         "cohorts": {"clinic": {"sheet": str(slides / "sheet.csv"),
                                "root": str(slides / "clinic")}},
         "tilings": {"default": {"mpp": 0.5, "size": 64, "min_tissue": 0.3}},

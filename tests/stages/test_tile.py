@@ -15,10 +15,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import tifffile
+from matplotlib.figure import Figure
 from PIL import Image
 
 from stainssl.config import Config, parse
 from stainssl.errors import StainsslError
+from stainssl.figures import slides as slide_figures
 from stainssl.figures.slides import MAX_PICTURES, tissue_overview
 from stainssl.paths import Paths
 from stainssl.slides.readers.tiff import TiffFile
@@ -38,7 +40,7 @@ def cohort(folder: Path, rows: list[dict[str, Any]], **words: Any) -> Config:
     return parse(
         {
             "results": str(folder / "results"),
-            "slides": words.pop("slides", {}),
+            "slides": {"part_size": 100} | words.pop("slides", {}),
             "cohorts": {
                 "c": {"sheet": folder / "slides.csv", **{"root": folder / "root", **words}}
             },
@@ -380,6 +382,24 @@ def test_the_overview_is_bounded_and_shows_slides_without_a_picture(tmp_path: Pa
     with Image.open(tmp_path / "overview.png") as image:
         assert image.width <= 1600
         assert image.height <= 2600
+
+
+def test_the_overview_leaves_out_usable_patches_without_a_picture(tmp_path: Path) -> None:
+    drawn = ("p7", "p300")
+    for name in drawn:
+        Image.new("RGB", (90, 50), (200, 100, 150)).save(tmp_path / f"{name}.png")
+    statuses = {f"p{n}": "unreadable" if n == 400 else "ok" for n in range(500)}
+    previews = {name: tmp_path / f"{name}.png" for name in statuses}
+    shown: list[str] = []
+
+    def seen(pictures: dict[str, np.ndarray | None], _: object) -> Figure:
+        shown.extend(pictures)
+        return Figure()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(slide_figures, "overview", seen)
+        tissue_overview(previews, statuses, tmp_path / "overview.png")
+    assert shown == ["p7", "p300", "p400"]
 
 
 def test_real_slides_end_as_they_should(tmp_path: Path, real_data: Path) -> None:
