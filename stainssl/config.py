@@ -359,7 +359,7 @@ class Split(Model):
 Score = Literal[
     "auroc", "auprc", "accuracy", "balanced_accuracy", "f1_macro", "f1_weighted",
     "sensitivity", "specificity", "ppv", "npv", "pearson", "spearman", "mae", "r2",
-    "kappa", "auroc_cuts",
+    "kappa", "auroc_cuts", "c_index", "c_index_uno", "auroc_time", "integrated_brier",
 ]  # fmt: skip
 SCORES: dict[str, tuple[str, ...]] = {  # the first where a task names none
     "classification": (
@@ -368,12 +368,16 @@ SCORES: dict[str, tuple[str, ...]] = {  # the first where a task names none
     ),
     "regression": ("spearman", "pearson", "mae", "r2"),
     "ordinal": ("kappa", "auroc_cuts", "accuracy", "balanced_accuracy"),
+    "survival": ("c_index", "c_index_uno", "auroc_time", "integrated_brier"),
 }  # fmt: skip
 LEAST_ORDERED = 3  # classes of kind ordinal
 NOT_OF: dict[str, tuple[str, ...]] = {  # keys of a task that say nothing to a kind
     "regression": ("classes", "positive", "class_weight", "threshold", "sensitivity"),
     "ordinal": ("positive", "class_weight", "threshold", "sensitivity"),
+    "survival": ("positive", "class_weight", "threshold", "sensitivity"),
 }
+COLUMNS_OF: dict[str, tuple[str, ...]] = {"survival": ("time", "event")}  # other kinds: label
+SURVIVAL_CLASSES = {"event", "censored"}
 
 
 def _as_word(value: Any) -> Any:
@@ -387,9 +391,12 @@ class Task(Model):
     """A question: a label, its level, cohorts and a split."""
 
     level: Literal["tile", "slide", "patient"]
-    # What the label is: a class, a number (regression), one of ordered 'classes' (ordinal).
-    kind: Literal["classification", "regression", "ordinal"] = "classification"
-    label: str
+    # What the label is: a class, a number (regression), one of ordered 'classes' (ordinal), the
+    # time to an event (survival).
+    kind: Literal["classification", "regression", "ordinal", "survival"] = "classification"
+    label: str = ""  # the sheet's column; of kind survival there are two
+    time: str = ""  # kind survival: the column of the time to the event, or to the last contact
+    event: str = ""  # kind survival: the column that says whether it is the event (1) or not (0)
     na: list[str] = []  # words of the label that are unknown, beside the usual ones
     classes: dict[str, list[str]] = {}  # class → its words, in the classes' order; {}: every word
     positive: str | None = None  # of two classes; null: the one named 'positive', else the last
@@ -423,6 +430,30 @@ class Task(Model):
         if known.get("positive") is not None:
             known["positive"] = _as_word(known["positive"])
         return known
+
+    @property
+    def label_columns(self) -> dict[str, str]:
+        """Key → the sheet's column, of all that the label is read from."""
+        return {key: getattr(self, key) for key in COLUMNS_OF.get(self.kind, ("label",))}
+
+    @model_validator(mode="after")
+    def _columns_are_of_the_kind(self) -> Task:
+        own = self.label_columns
+        if missing := [key for key, column in own.items() if not column]:
+            raise ValueError(
+                f"{' and '.join(missing)} of a task of kind {self.kind}: name the sheet's column"
+            )
+        if strange := [k for k in ("label", "time", "event") if k not in own and getattr(self, k)]:
+            raise ValueError(
+                f"{' and '.join(strange)}: a task of kind {self.kind} reads {' and '.join(own)}"
+            )
+        if len(set(own.values())) < len(own):
+            raise ValueError(f"{' and '.join(own)} name one column: each has its own")
+        if self.kind == "survival" and self.classes and set(self.classes) != SURVIVAL_CLASSES:
+            raise ValueError(
+                "classes of kind survival are 'event' and 'censored', with their words"
+            )
+        return self
 
     @model_validator(mode="after")
     def _keys_are_of_the_kind(self) -> Task:
@@ -636,7 +667,7 @@ def _references(config: Config) -> Iterator[str]:
 
 
 def _heads_of_classes(config: Config, name: str) -> Iterator[str]:
-    """CLAM learns tiles by classes, which numbers and ordered classes do not give it."""
+    """CLAM learns tiles by classes, which the other kinds do not give it."""
     benchmark = config.benchmarks[name]
     tasks = [t for t in benchmark.tasks if t in config.tasks]
     others = [t for t in tasks if config.tasks[t].kind != "classification"]

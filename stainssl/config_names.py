@@ -71,16 +71,17 @@ def _alike(kind: str, names: list[str]) -> Iterator[str]:
 
 
 def _columns(name: str, task: Task) -> Iterator[str]:
-    if task.label in NO_LABELS:
-        yield (
-            f"tasks.{name}.label: {task.label!r} means something else in our tables: rename the"
-            " column, or name it otherwise by the cohort's 'columns'."
-        )
+    for key, column in task.label_columns.items():
+        if column in NO_LABELS:
+            yield (
+                f"tasks.{name}.{key}: {column!r} means something else in our tables: rename the"
+                " column, or name it otherwise by the cohort's 'columns'."
+            )
+        if column in task.clinical:
+            yield f"tasks.{name}.clinical has the {key} {column!r}: it would know the answer."
     for key, columns in (("clinical", task.clinical), ("split.stratify", task.split.stratify)):
         for column in columns:
             if column in RESERVED_COLUMNS:
                 yield f"tasks.{name}.{key}: the name {column!r} is taken: rename the column."
     if task.split.group in RESERVED_COLUMNS:
         yield f"tasks.{name}.split.group: {task.split.group!r} is taken: rename the column."
-    if task.label in task.clinical:
-        yield f"tasks.{name}.clinical has the label {task.label!r}: it would know the answer."

@@ -13,6 +13,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "train": ("lightly", "lightning"),
     "tiatoolbox": ("tiatoolbox",),
     "view": ("starlette", "uvicorn"),
+    "survival": ("lifelines",),
 }
 """Extra of the package → modules that it brings and that a plain install must not need."""
 
@@ -45,6 +46,11 @@ def problems(config: Config) -> list[str]:
             f"tilings.{name}.mask.kind: {tiling.mask.kind} is a masker of tiatoolbox"
             for name, tiling in config.tilings.items()
             if tiling.mask.kind != "stain"
+        ],
+        "survival": [
+            f"tasks.{name}.kind: survival needs lifelines for what columns of the sheet say"
+            for name, task in config.tasks.items()
+            if task.kind == "survival"
         ],
     }
     if config.slides.reader == "tiatoolbox":

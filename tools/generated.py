@@ -44,8 +44,9 @@ def environments() -> dict[str, list[str]]:
     """Name of a conda environment → what is asked for in it: labels and tables need no torch."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     plain, extras = project["dependencies"], project["optional-dependencies"]
+    tables = [one for one in plain if Requirement(one).name not in NOT_FOR_STATISTICS]
     return {
-        "statistics": [one for one in plain if Requirement(one).name not in NOT_FOR_STATISTICS],
+        "statistics": [*tables, *extras["survival"]],
         "reading": [*plain, *extras["tiatoolbox"]],
         "training": [*plain, *extras["train"]],
     }

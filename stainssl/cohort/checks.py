@@ -115,11 +115,8 @@ def _task_problems(config: Config, name: str, task: Task) -> Iterator[str]:
                     f"tasks.{name}: a tile label of slides comes from annotations: set "
                     f"cohorts.{cohort_name}.annotations, a pattern with {{slide_id}}."
                 )
-        elif task.label not in frame:
-            yield (
-                f"tasks.{name}.label: {source_of(config, cohort_name)} has no column "
-                f"{task.label!r}{nearest(task.label, list(frame.columns))}"
-            )
+        else:
+            yield from _absent_columns(task, name, frame, source_of(config, cohort_name))
         for column in task.clinical:
             if column not in frame:
                 yield (
@@ -127,11 +124,21 @@ def _task_problems(config: Config, name: str, task: Task) -> Iterator[str]:
                     f"{column!r}{nearest(column, list(frame.columns))}"
                 )
         for column in (*task.split.stratify, task.split.group):
-            if column != task.label and column not in frame:
+            if column not in (*task.label_columns.values(), *frame):
                 yield (
                     f"tasks.{name}.split: {source_of(config, cohort_name)} has no column "
                     f"{column!r}{nearest(column, list(frame.columns))}"
                 )
+
+
+def _absent_columns(task: Task, name: str, frame: pd.DataFrame, source: str) -> Iterator[str]:
+    """Columns of a task's label that a sheet does not have."""
+    for key, column in task.label_columns.items():
+        if column not in frame:
+            yield (
+                f"tasks.{name}.{key}: {source} has no column "
+                f"{column!r}{nearest(column, list(frame.columns))}"
+            )
 
 
 def _external_problems(config: Config, name: str, task: Task) -> Iterator[str]:
@@ -139,13 +146,9 @@ def _external_problems(config: Config, name: str, task: Task) -> Iterator[str]:
     own = {p for cohort in task.cohorts for p in read_sheet(config, cohort)["patient_id"]}
     for cohort in task.external:
         frame = read_sheet(config, cohort)
-        if task.label not in frame:
-            yield (
-                f"tasks.{name}.label: {source_of(config, cohort)} (external) has no column "
-                f"{task.label!r}{nearest(task.label, list(frame.columns))}"
-            )
-        else:
-            yield from _external_words(config, name, cohort)
+        source = f"{source_of(config, cohort)} (external)"
+        absent = list(_absent_columns(task, name, frame, source))
+        yield from absent or _external_words(config, name, cohort)
         if both := sorted(own & set(frame["patient_id"])):
             yield (
                 f"tasks.{name}.external: {len(both)} patients of {cohort} have the names of "
@@ -160,21 +163,21 @@ def _external_words(config: Config, name: str, cohort: str) -> Iterator[str]:
 
     task, source = config.tasks[name], source_of(config, cohort)
     labels, rows = labels_of(task), _task_rows(config, task)
-    if task.label not in rows:
+    if not labels.is_in(rows):
         return
     try:
-        own = labels.words(rows[task.label])
+        own = labels.words_of(rows)
     except StainsslError:  # `_fold_problems` says so
         return
     try:
-        words = labels.words(read_sheet(config, cohort)[task.label])
+        words = labels.words_of(read_sheet(config, cohort))
     except StainsslError as error:
         yield f"tasks.{name}.external: {source}: {error}"
         return
     counts = labels.strangers(own, words).value_counts()
     if strange := shown([f"{word!r} ({count})" for word, count in counts.items()]):
         yield (
-            f"tasks.{name}.external: {source} has {task.label!r} {strange},"
+            f"tasks.{name}.external: {source} has {labels.label!r} {strange},"
             f" which no slide of {', '.join(task.cohorts)} has: name them in 'classes', or in"
             " 'na' where they are not known."
         )
@@ -187,7 +190,7 @@ def _strangers(config: Config, name: str, task: Task) -> Iterator[str]:
     labels = labels_of(task)
     frames = {cohort: read_sheet(config, cohort) for cohort in task.cohorts}
     try:
-        read = {c: labels.read(f)[task.label] for c, f in frames.items() if task.label in f}
+        read = {c: labels.words_of(f) for c, f in frames.items() if labels.is_in(f)}
     except StainsslError:  # `_fold_problems` says so
         return
     words = {cohort: set(found) - {""} for cohort, found in read.items()}
@@ -196,7 +199,7 @@ def _strangers(config: Config, name: str, task: Task) -> Iterator[str]:
         if words[one] and len(strange) and not words[one] & words[other]:
             both = " and ".join(shown(sorted(words[cohort])) for cohort in (one, other))
             yield (
-                f"tasks.{name}: {task.label!r} of cohorts {one} and {other} has no word in common"
+                f"tasks.{name}: {labels.label!r} of cohorts {one} and {other} has no word in common"
                 f" ({both}): write them alike, or name them in 'classes'."
             )
 
@@ -207,19 +210,16 @@ def _task_rows(config: Config, task: Task) -> pd.DataFrame:
 
 
 def _fold_problems(config: Config, name: str, task: Task) -> Iterator[str]:
-    from stainssl.evaluation.folds import OF_TWO_CLASSES, RANKING, folds_of, ranking_problem
+    from stainssl.evaluation.folds import OF_TWO_CLASSES, RANKING
     from stainssl.evaluation.kinds import labels_of
 
     labels, rows = labels_of(task), _task_rows(config, task)
-    if task.label in rows and (found := labels.problems(rows)):
+    if labels.is_in(rows) and (found := labels.problems(rows)):
         yield from (f"tasks.{name}: {sentence}" for sentence in found)
         return
-    rows = labels.read(rows)
-    order = labels.order(rows[task.label]) if task.label in rows else ()
+    order = labels.order(labels.words_of(rows)) if labels.is_in(rows) else ()
     try:
-        patients, folds = folds_of(
-            rows, task.level, task.label, task.split, order=order, strata=labels.strata
-        )
+        patients, folds = labels.folds(rows, task.level, task.split, seed=0)
     except StainsslError as error:
         unknown = _unknown_words(config, task)
         yield from (f"tasks.{name}: {sentence}{unknown}" for sentence in str(error).split("\n"))
@@ -228,11 +228,12 @@ def _fold_problems(config: Config, name: str, task: Task) -> Iterator[str]:
         binary := [metric for metric in task.metrics if metric in OF_TWO_CLASSES]
     ):
         yield (
-            f"tasks.{name}.metrics: {', '.join(binary)} are of two classes, and {task.label!r} has"
-            f" {len(order)}: {', '.join(order)}. Group them by 'classes', or ask for others."
+            f"tasks.{name}.metrics: {', '.join(binary)} are of two classes, and"
+            f" {labels.label!r} has {len(order)}: {', '.join(order)}. Group them by 'classes', or"
+            " ask for others."
         )
-    ranks = set(task.metrics) & set(RANKING)
-    if ranks and task.level == "patient" and (problem := ranking_problem(patients, folds)):
+    ranks = set(task.metrics) & set(RANKING) and task.level == "patient"
+    if ranks and (problem := labels.ranking_problem(patients, folds)):
         yield f"tasks.{name}: {problem}"
 
 
@@ -246,16 +247,12 @@ def _unknown_words(config: Config, task: Task) -> str:
 
 def task_summary(config: Config, name: str) -> list[str]:
     """The classes of a task with patients and slides, its unknown words, and small folds."""
-    from stainssl.evaluation.folds import fold_notes, folds_of
     from stainssl.evaluation.kinds import labels_of
 
     task = config.tasks[name]
     labels, rows = labels_of(task), _task_rows(config, task)
-    lines = labels.summary(rows)
-    rows = labels.read(rows)
-    order = labels.order(rows[task.label]) if task.label in rows else ()
-    made = folds_of(rows, task.level, task.label, task.split, order=order, strata=labels.strata)
-    return lines + fold_notes(*made)
+    made = labels.folds(rows, task.level, task.split, seed=0)
+    return labels.summary(rows) + labels.fold_notes(*made)
 
 
 def _encoder_problems(config: Config, name: str, encoder: Encoder) -> Iterator[str]:

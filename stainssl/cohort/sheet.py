@@ -65,7 +65,7 @@ def _raw_sheet(config: Config, name: str) -> SheetFile:
     if cohort.release is not None:
         return _numbered(_release_sheet(cohort, name))
     assert cohort.sheet is not None
-    labels = [task.label for task in config.tasks.values()]
+    labels = [c for task in config.tasks.values() for c in task.label_columns.values()]
     try:
         return read_sheet_file(cohort.sheet, cohort.columns, KNOWN, labels)
     except StainsslError as error:

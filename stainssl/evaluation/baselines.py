@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from stainssl.errors import StainsslError
-from stainssl.evaluation.folds import VALUE, each_fold
-from stainssl.evaluation.labels import is_unknown
-from stainssl.evaluation.predictions import FOLD, UNIT
+from stainssl.evaluation.folds import GRADE, RISK, VALUE, each_fold
+from stainssl.evaluation.follow_up import Floats as Doubles
+from stainssl.evaluation.follow_up import follow_up, horizons_of, time_lost
+from stainssl.evaluation.labels import Labels, is_unknown
+from stainssl.evaluation.predictions import FOLD, SURVIVAL, THRESHOLD, UNIT
 from stainssl.evaluation.probe import Floats, linear_probe
 
 SITE, CLINICAL = "site only", "clinical only"  # how the table names them
 MEAN = "mean of training"  # of a label that is a number
+KAPLAN_MEIER = "Kaplan-Meier of training"  # of a time to an event
+COX_PENALTY = 0.1  # of squared coefficients, of columns in standard deviations
+_STEPS = 200  # of the curve that time lost is integrated of
 PENALTIES = np.logspace(-3, 4, 15)  # of the ridge, for columns in standard deviations
 HEAD = "columns"
 
@@ -120,6 +128,38 @@ def predict_from_columns(
     return pd.concat(tables, ignore_index=True)
 
 
+def _over_folds(
+    units: pd.DataFrame,
+    folds: pd.DataFrame,
+    answer: Callable[[NDArray[np.bool_]], dict[str, Floats]],
+) -> pd.DataFrame:
+    """What a model of each fold's training part says of its test units.
+
+    Args:
+        units: as the baselines take them.
+        folds: as `make_folds` gives.
+        answer: (N,) which units train → column → (N,) what is said of every unit.
+
+    Returns:
+        `patient_id`, `slide_id`, `site`, `repeat`, `fold` and the columns.
+
+    Raises:
+        StainsslError: nothing is tested.
+    """
+    patient = units["patient_id"].to_numpy()
+    names = [c for c in ("patient_id", "slide_id", "site") if c in units]
+    tables = []
+    for repeat, fold, role in each_fold(folds):
+        training = np.isin(patient, sorted(role["train"] | role["val"]))
+        test = np.isin(patient, sorted(role["test"]))
+        if test.any():
+            said = {name: column[test] for name, column in answer(training).items()}
+            tables.append(units.loc[test, names].assign(repeat=repeat, fold=fold, **said))
+    if not tables:
+        raise StainsslError("No test patient has a known label: check labels and split.")
+    return pd.concat(tables, ignore_index=True)
+
+
 def predict_number_from_columns(
     units: pd.DataFrame, columns: Sequence[str], folds: pd.DataFrame
 ) -> pd.DataFrame:
@@ -140,21 +180,12 @@ def predict_number_from_columns(
         StainsslError: nothing is tested.
     """
     y = pd.to_numeric(units["label"]).to_numpy(float)
-    patient = units["patient_id"].to_numpy()
-    names = [c for c in ("patient_id", "slide_id", "site") if c in units]
-    tables = []
-    for repeat, fold, role in each_fold(folds):
-        training = np.isin(patient, sorted(role["train"] | role["val"]))
-        test = np.isin(patient, sorted(role["test"]))
-        if not test.any():
-            continue
+
+    def answer(training: NDArray[np.bool_]) -> dict[str, Floats]:
         features = column_features(units, columns, training) if columns else None
-        said = _fitted_numbers(features, y, training)[test]
-        own = {"repeat": repeat, "fold": fold, "y": y[test], VALUE: said}
-        tables.append(units.loc[test, names].assign(**own))
-    if not tables:
-        raise StainsslError("No test patient has a known label: check labels and split.")
-    return pd.concat(tables, ignore_index=True)
+        return {"y": y, VALUE: _fitted_numbers(features, y, training)}
+
+    return _over_folds(units, folds, answer)
 
 
 def _fitted_numbers(features: Floats | None, y: Floats, training: NDArray[np.bool_]) -> Floats:
@@ -167,3 +198,114 @@ def _fitted_numbers(features: Floats | None, y: Floats, training: NDArray[np.boo
 
     model = make_pipeline(StandardScaler(), RidgeCV(PENALTIES))
     return np.asarray(model.fit(features[training], y[training]).predict(features))
+
+
+def predict_survival_from_columns(
+    units: pd.DataFrame, columns: Sequence[str], folds: pd.DataFrame
+) -> pd.DataFrame:
+    """Test predictions of Cox's regression on columns of the sheet; without columns everybody's.
+
+    Args:
+        units: a row per slide or patient: `patient_id`, `slide_id`, `site`, `label` (a word of
+            `follow_up`), and the columns.
+        columns: none: Kaplan and Meier's curve of the training part is said of everybody.
+        folds: as `make_folds` gives.
+
+    Returns:
+        `patient_id`, `slide_id`, `site`, `repeat`, `fold`, `y`, `risk`, `s_<time>` and
+        `threshold`, as a head of `mil.hazard` gives them.
+
+    Raises:
+        StainsslError: nothing is tested.
+    """
+    time, event = follow_up(units["label"])
+    times = np.array(horizons_of(units["label"].unique()))
+    grid = np.linspace(0, times[-1], _STEPS + 1)
+
+    def answer(training: NDArray[np.bool_]) -> dict[str, Any]:
+        features = (
+            column_features(units, columns, training) if columns else np.empty((len(time), 0))
+        )
+        curves = _cox_curves(features, time, event, training, np.r_[grid, times])
+        risk = time_lost(grid, curves[:, : len(grid)])
+        survival = curves[:, len(grid) :].T
+        return {
+            "y": units["label"].to_numpy(object), RISK: risk,
+            **{f"{SURVIVAL}{at:g}": said for at, said in zip(times, survival, strict=True)},
+            THRESHOLD: np.full(len(risk), np.median(risk[training])),
+        }  # fmt: skip
+
+    return _over_folds(units, folds, answer)
+
+
+def _cox_curves(
+    features: NDArray[Any], time: Doubles, event: NDArray[np.bool_], training: NDArray[np.bool_],
+    at: Doubles,
+) -> Doubles:  # fmt: skip
+    """(N, T) survival of every unit at some times, by a model of the training ones."""
+    varied = features[training].std(axis=0) > 0
+    if not varied.any():
+        return np.tile(_kaplan_meier(time[training], event[training], at), (len(time), 1))
+    from lifelines import CoxPHFitter  # a second; only benchmarks of survival need it
+
+    table = pd.DataFrame(features[:, varied].astype(float)).add_prefix("x")
+    own = table[training].assign(time=time[training], event=event[training])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a column that tells next to nothing is no fault
+        model = CoxPHFitter(penalizer=COX_PENALTY).fit(own, "time", "event")
+    return np.asarray(model.predict_survival_function(table, times=at).to_numpy().T)
+
+
+def _kaplan_meier(time: Doubles, event: NDArray[np.bool_], at: Doubles) -> Doubles:
+    from scipy.stats import CensoredData, ecdf
+
+    return np.asarray(ecdf(CensoredData.right_censored(time, ~event)).sf.evaluate(at))
+
+
+# --- of a kind of label ------------------------------------------------------------------------
+
+
+def _classes(
+    units: pd.DataFrame, columns: Sequence[str], folds: pd.DataFrame, seed: int, labels: Labels
+) -> pd.DataFrame:
+    return predict_from_columns(units, columns, folds, seed, labels.order(units["label"]))
+
+
+def _ordered(
+    units: pd.DataFrame, columns: Sequence[str], folds: pd.DataFrame, seed: int, labels: Labels
+) -> pd.DataFrame:
+    said = _classes(units, columns, folds, seed, labels)
+    p = said[[f"p_{name}" for name in labels.order(units["label"])]].to_numpy(float)
+    return said.assign(**{GRADE: p @ np.arange(p.shape[1])})
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """What columns of the sheet say of a kind of label.
+
+    Attributes:
+        predict: units, columns, folds, seed and how the label is read → test predictions.
+        floor: how the table names what is said without columns; None: nothing is.
+        note: what the table says of that.
+    """
+
+    predict: Callable[[pd.DataFrame, Sequence[str], pd.DataFrame, int, Labels], pd.DataFrame]
+    floor: str | None = None
+    note: str = ""
+
+
+BASELINES: dict[str, Baseline] = {
+    "classification": Baseline(_classes),
+    "ordinal": Baseline(_ordered),
+    "regression": Baseline(
+        lambda units, columns, folds, *_: predict_number_from_columns(units, columns, folds),
+        MEAN,
+        f"{MEAN}: the training patients' mean, said of everybody.",
+    ),
+    "survival": Baseline(
+        lambda units, columns, folds, *_: predict_survival_from_columns(units, columns, folds),
+        KAPLAN_MEIER,
+        f"{KAPLAN_MEIER}: the training patients' survival, said of everybody.",
+    ),
+}
+FLOORS = {one.floor: one.note for one in BASELINES.values() if one.floor is not None}

@@ -15,15 +15,15 @@ from stainssl.errors import StainsslError
 
 ROLES = ("train", "val", "test")
 VALUE = "value"  # the column of a number: of patients their label, of predictions what was said
+RISK = "risk"  # the column of predictions of survival: time lost until the horizon
 MOST_CUTS = 9  # of ordered classes: one less than classes
 RANKING = (
-    "auroc", "auprc", "pearson", "spearman", "auroc_cuts",
+    "auroc", "auprc", "pearson", "spearman", "auroc_cuts", "c_index", "c_index_uno", "auroc_time",
     *(f"auroc_cut{cut}" for cut in range(1, MOST_CUTS + 1)),
 )  # fmt: skip
 GRADE = "grade"  # the column of ordered classes: the mean place among them, from 0
 OF_TWO_CLASSES = ("sensitivity", "specificity", "ppv", "npv")  # metrics of a positive class
 VALIDATION_SHARE = 0.2  # of the training patients, where the sheet names none
-FEW_NUMBERS = 4  # patients of a fold, among whom a correlation tells next to nothing
 _SHOWN = 10  # patients a message names before it counts the rest
 log = logging.getLogger(__name__)
 
@@ -178,9 +178,12 @@ def _has_mixed_patients(slides: pd.DataFrame, label: str) -> bool:
 
 
 Strata = Callable[[pd.DataFrame, int], pd.DataFrame]
+Check = Callable[[pd.DataFrame, int, str], None]
 
 
-class _Split(Protocol):
+class Split(Protocol):
+    """The keys of a task's split."""
+
     kind: Any
     folds: int
     repeats: int
@@ -188,65 +191,13 @@ class _Split(Protocol):
     stratify: list[str]
 
 
-def folds_of(
-    slides: pd.DataFrame,
-    level: str,
-    label: str,
-    split: _Split,
-    *,
-    order: Sequence[str] = (),
-    strata: Strata | None = None,
-    seed: int = 0,
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The patients of a task and their folds.
-
-    Args:
-        slides: the rows of the task's sheets, the label's words read.
-        level, label: of the task.
-        split: `kind`, `folds`, `repeats`, `group`, `stratify`.
-        order: the classes, lowest first.
-        strata: what gives the patients a `label` to balance folds by, where it is not their class.
-        seed: of every draw.
-
-    Returns:
-        As `patients_of`, of numbers with `value` and its stratum as `label`, and as `make_folds`.
-
-    Raises:
-        StainsslError: the sheets do not carry the split.
-    """
-    patients = patients_of(
-        slides,
-        level,
-        label,
-        kind=split.kind,
-        group=split.group,
-        stratify=split.stratify,
-        order=order,
-    )
-    if strata is not None:
-        patients = strata(patients, split.folds)
-    folds = make_folds(
-        patients,
-        kind=split.kind,
-        folds=split.folds,
-        repeats=split.repeats,
-        group=split.group,
-        stratify=split.stratify,
-        seed=seed,
-    )
-    return patients, folds
-
-
 def ranking_problem(patients: pd.DataFrame, folds: pd.DataFrame) -> str | None:
     """Why nothing could be ranked: no fold tests patients of two classes; None where one does.
 
     Args:
-        patients: `patient_id` and `label`, `""` where the label is no patient's own; `value` where
-            it is a number.
+        patients: `patient_id` and `label`, `""` where the label is no patient's own.
         folds: as `make_folds` gives.
     """
-    if VALUE in patients:
-        return _number_ranking_problem(patients, folds)
     test = folds[folds["role"] == "test"].merge(patients[["patient_id", "label"]], on="patient_id")
     if (patients["label"] == "").any() or test.groupby(["repeat", "fold"])["label"].nunique().gt(
         1
@@ -259,20 +210,15 @@ def ranking_problem(patients: pd.DataFrame, folds: pd.DataFrame) -> str | None:
     )
 
 
-def _tested_numbers(patients: pd.DataFrame, folds: pd.DataFrame) -> Any:
-    """The numbers of the test patients, grouped by repeat and fold."""
-    test = folds[folds["role"] == "test"].merge(patients[["patient_id", VALUE]], on="patient_id")
-    return test.groupby(["repeat", "fold"])[VALUE]
+def tested(patients: pd.DataFrame, folds: pd.DataFrame, *columns: str) -> Any:
+    """Columns of the test patients, grouped by repeat and fold.
 
-
-def _number_ranking_problem(patients: pd.DataFrame, folds: pd.DataFrame) -> str | None:
-    if (_tested_numbers(patients, folds).nunique() > 1).any():
-        return None
-    return (
-        "no fold tests patients of two values, so that Pearson's and Spearman's correlations, which"
-        " are among the patients that one model was tested on, are undefined. Ask for 'kind: cv',"
-        " for another 'group', or for 'metrics: [mae]'."
-    )
+    Args:
+        patients: `patient_id` and the columns.
+        folds: as `make_folds` gives.
+    """
+    test = folds[folds["role"] == "test"].merge(patients[["patient_id", *columns]], on="patient_id")
+    return test.groupby(["repeat", "fold"])
 
 
 def fold_notes(patients: pd.DataFrame, folds: pd.DataFrame) -> list[str]:
@@ -281,13 +227,6 @@ def fold_notes(patients: pd.DataFrame, folds: pd.DataFrame) -> list[str]:
     Args:
         patients, folds: as `ranking_problem` takes them.
     """
-    if VALUE in patients:
-        counts = _tested_numbers(patients, folds).size()
-        few = int((counts < FEW_NUMBERS).sum())
-        told = (
-            f"{few} of {len(counts)} folds test fewer than {FEW_NUMBERS} patients: they add little"
-        )
-        return [f"{told} to a correlation. Fewer folds, or more repeats, would."] if few else []
     test = folds[folds["role"] == "test"].merge(patients[["patient_id", "label"]], on="patient_id")
     if (patients["label"] == "").any():
         return []
@@ -301,19 +240,15 @@ def fold_notes(patients: pd.DataFrame, folds: pd.DataFrame) -> list[str]:
     ]
 
 
-def check_classes(patients: pd.DataFrame, *, at_least: int = 1, where: str = "the task") -> None:
+def check_classes(patients: pd.DataFrame, at_least: int = 1, where: str = "the task") -> None:
     """Refuse patients of one class only, or a class with fewer than `at_least` patients.
 
     Args:
         patients: `label`; all `""` (labels that are not in the sheet) passes, if enough patients.
-            Of numbers `value`: they must differ.
 
     Raises:
         StainsslError: with the count of patients of each class, and what to do.
     """
-    if VALUE in patients:
-        _check_numbers(patients, at_least, where)
-        return
     counts = patients["label"].value_counts()
     found = ", ".join(f"{n or 'unlabelled'}: {counts[n]}" for n in sorted(counts.index))
     if not len(patients) or (len(counts) == 1 and "" not in counts.index):
@@ -325,19 +260,6 @@ def check_classes(patients: pd.DataFrame, *, at_least: int = 1, where: str = "th
         raise StainsslError(
             f"{where} has fewer patients than folds ({at_least}) in a class (patients by class:"
             f" {found}). Ask for at most {max(counts.min(), 1)} folds, or add patients."
-        )
-
-
-def _check_numbers(patients: pd.DataFrame, at_least: int, where: str) -> None:
-    if (found := patients[VALUE].nunique()) < 2:
-        raise StainsslError(
-            f"{where} has {len(patients)} patient(s) of {found} value(s). A number can be learnt"
-            " where patients differ: add labelled patients, or correct the label's column."
-        )
-    if len(patients) < at_least:
-        raise StainsslError(
-            f"{where} has fewer patients ({len(patients)}) than folds ({at_least}): ask for fewer"
-            " folds, or add patients."
         )
 
 
@@ -371,11 +293,15 @@ def _roles(
 
 
 def _cv(
-    patients: pd.DataFrame, folds: int, stratify: Sequence[str], rng: np.random.Generator
+    patients: pd.DataFrame,
+    folds: int,
+    stratify: Sequence[str],
+    check: Check,
+    rng: np.random.Generator,
 ) -> Iterator[pd.DataFrame]:
     from sklearn.model_selection import StratifiedKFold  # half a second; checks do without
 
-    check_classes(patients, at_least=folds)
+    check(patients, folds, "the task")
     strata = _strata(patients, [c for c in stratify if c in patients], folds)
     splitter = StratifiedKFold(folds, shuffle=True, random_state=int(rng.integers(2**31)))
     with warnings.catch_warnings():
@@ -385,7 +311,9 @@ def _cv(
         yield _roles(patients, set(patients["patient_id"].iloc[test]), None, rng)
 
 
-def _sheet(patients: pd.DataFrame, rng: np.random.Generator) -> Iterator[pd.DataFrame]:
+def _sheet(
+    patients: pd.DataFrame, check: Check, rng: np.random.Generator
+) -> Iterator[pd.DataFrame]:
     split = patients["split"].map(class_name)
     counts = dict(split.value_counts())
     if strange := sorted(set(counts) - set(ROLES)):
@@ -398,13 +326,13 @@ def _sheet(patients: pd.DataFrame, rng: np.random.Generator) -> Iterator[pd.Data
             f"Split 'sheet' found no labelled patient with split {' or '.join(missing)} (patients"
             f" by split: {counts or 'none'}). Correct the sheet, or ask for 'kind: cv'."
         )
-    check_classes(patients[split == "train"], where="the training split")
+    check(patients[split == "train"], 1, "the training split")
     val = set(patients["patient_id"][split == "val"]) or None
     yield _roles(patients, set(patients["patient_id"][split == "test"]), val, rng)
 
 
 def _leave_one_out(
-    patients: pd.DataFrame, group: str, rng: np.random.Generator
+    patients: pd.DataFrame, group: str, check: Check, rng: np.random.Generator
 ) -> Iterator[pd.DataFrame]:
     values = patients[group].map(class_name)
     if (values == "").any():
@@ -419,7 +347,7 @@ def _leave_one_out(
         )
     for value in class_order(values.tolist()):
         rest = patients[values != value]
-        check_classes(rest, where=f"the training part without {group}={value}")
+        check(rest, 1, f"the training part without {group}={value}")
         yield _roles(patients, set(patients["patient_id"][values == value]), None, rng)
 
 
@@ -431,6 +359,7 @@ def make_folds(
     repeats: int = 1,
     group: str = "patient_id",
     stratify: Sequence[str] = (),
+    check: Check = check_classes,
     seed: int = 0,
 ) -> pd.DataFrame:
     """Roles of patients in every repeat and fold; the same arguments give the same rows.
@@ -444,6 +373,7 @@ def make_folds(
         repeats: fresh draws of the folds (`cv`) or of the validation patients.
         group: the column left out, one value at a time.
         stratify: columns kept in balance beside the label, where their strata are large enough.
+        check: what refuses patients that cannot be learnt from, by (patients, least, where).
         seed: of every draw.
 
     Returns:
@@ -454,20 +384,72 @@ def make_folds(
         StainsslError: one class or number only, fewer patients of a class than folds, a split or
             group that cannot be used, or a patient listed twice.
     """
-    check_classes(patients)
+    check(patients, 1, "the task")
     rows = []
     for repeat in range(repeats):
         rng = np.random.default_rng([seed, repeat])
         if kind == "cv":
-            made = _cv(patients, folds, stratify, rng)
+            made = _cv(patients, folds, stratify, check, rng)
         elif kind == "sheet":
-            made = _sheet(patients, rng)
+            made = _sheet(patients, check, rng)
         else:
-            made = _leave_one_out(patients, group, rng)
+            made = _leave_one_out(patients, group, check, rng)
         rows += [one.assign(repeat=repeat, fold=fold) for fold, one in enumerate(made)]
     frame = pd.concat(rows, ignore_index=True)[["repeat", "fold", "patient_id", "role"]]
     check_folds(frame)
     return frame
+
+
+def folds_of(
+    slides: pd.DataFrame,
+    level: str,
+    label: str,
+    split: Split,
+    *,
+    order: Sequence[str] = (),
+    strata: Strata | None = None,
+    check: Check = check_classes,
+    seed: int = 0,
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The patients of a task and their folds.
+
+    Args:
+        slides: the rows of the task's sheets, the label's words read.
+        level, label: of the task.
+        split: `kind`, `folds`, `repeats`, `group`, `stratify`.
+        order: the classes, lowest first.
+        strata: what gives the patients a `label` to balance folds by, where it is not their class.
+        check: what refuses patients that cannot be learnt from: `Labels.check_patients`.
+        seed: of every draw.
+
+    Returns:
+        As `patients_of`, with what `strata` adds, and as `make_folds`.
+
+    Raises:
+        StainsslError: the sheets do not carry the split.
+    """
+    patients = patients_of(
+        slides,
+        level,
+        label,
+        kind=split.kind,
+        group=split.group,
+        stratify=split.stratify,
+        order=order,
+    )
+    if strata is not None:
+        patients = strata(patients, split.folds)
+    folds = make_folds(
+        patients,
+        kind=split.kind,
+        folds=split.folds,
+        repeats=split.repeats,
+        group=split.group,
+        stratify=split.stratify,
+        check=check,
+        seed=seed,
+    )
+    return patients, folds
 
 
 def check_folds(folds: pd.DataFrame, source: Path | str = "The folds") -> None:

@@ -4,25 +4,22 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from stainssl.evaluation.labels import Labels, OrderedLabels
+from stainssl.evaluation.labels import LabelKeys, Labels, OrderedLabels
 from stainssl.evaluation.numbers import NumberLabels
+from stainssl.evaluation.survival import SurvivalLabels
 
 LABELS: dict[str, type[Labels]] = {
     "classification": Labels,
     "regression": NumberLabels,
     "ordinal": OrderedLabels,
+    "survival": SurvivalLabels,
 }
 
 
-class _Task(Protocol):
+class _Task(LabelKeys, Protocol):
     kind: Any
-    label: Any
-    na: Any
-    classes: Any
-    positive: Any
 
 
 def labels_of(task: _Task) -> Labels:
     """How a task reads its label: of a config's task."""
-    kind = LABELS[task.kind]
-    return kind(task.label, tuple(task.na), dict(task.classes), task.positive)
+    return LABELS[task.kind].of(task)

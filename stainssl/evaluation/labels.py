@@ -4,11 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol, Self
 
 import pandas as pd
 
 from stainssl.errors import StainsslError
-from stainssl.evaluation.folds import class_name, class_order
+from stainssl.evaluation.folds import (
+    Split,
+    check_classes,
+    class_name,
+    class_order,
+    fold_notes,
+    folds_of,
+    ranking_problem,
+)
 
 CODES = frozenset({"-1", "-9", "-99", "99", "-999", "999", "9999"})  # that may mean unknown
 LEAST_FOUND = 3  # classes of an ordered label
@@ -38,6 +47,17 @@ def is_unknown(value: object, more: Iterable[str] = ()) -> bool:
     return word in UNKNOWN or word in {str(one).strip().casefold() for one in more}
 
 
+class LabelKeys(Protocol):
+    """The keys of a task that say how its label is read; `time` and `event` are of survival."""
+
+    label: Any
+    na: Any
+    classes: Any
+    positive: Any
+    time: Any
+    event: Any
+
+
 @dataclass(frozen=True)
 class Labels:
     """How the words of one label are read.
@@ -50,10 +70,31 @@ class Labels:
             else the last.
     """
 
+    # The benchmark's picture that shows the cases of a kind that has no curve and no wrong case.
+    picture: ClassVar[str] = ""
+
     label: str
     na: Sequence[str] = ()
     classes: Mapping[str, Sequence[str]] = field(default_factory=dict)
     positive: str | None = None
+
+    @classmethod
+    def of(cls, task: LabelKeys) -> Self:
+        """How a task of the config reads its label."""
+        return cls(task.label, tuple(task.na), dict(task.classes), task.positive)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns of a sheet that the label is read from."""
+        return (self.label,)
+
+    def is_in(self, rows: pd.DataFrame) -> bool:
+        """Whether rows of a sheet have the label's columns."""
+        return set(self.columns) <= set(rows.columns)
+
+    def words_of(self, rows: pd.DataFrame) -> pd.Series:
+        """As `words`, of rows of a sheet."""
+        return self.words(rows[self.label])
 
     def word(self, value: object) -> str:
         """The class of a cell: `""` where it is not known, the word itself where none takes it."""
@@ -97,10 +138,8 @@ class Labels:
         return sorted(ordered, key=lambda name: name == positive)
 
     def read(self, rows: pd.DataFrame) -> pd.DataFrame:
-        """Rows of a sheet with the label's column read; as they are where they have none."""
-        if self.label not in rows:
-            return rows
-        return rows.assign(**{self.label: self.words(rows[self.label])})
+        """Rows of a sheet with the label read as column `label`; as they are without one."""
+        return rows.assign(**{self.label: self.words_of(rows)}) if self.is_in(rows) else rows
 
     def strata(self, patients: pd.DataFrame, folds: int) -> pd.DataFrame:
         """The patients of a task, whose `label` folds are balanced by: their class.
@@ -111,6 +150,59 @@ class Labels:
         """
         del folds
         return patients
+
+    def check_patients(
+        self, patients: pd.DataFrame, at_least: int = 1, where: str = "the task"
+    ) -> None:
+        """Refuse patients that nothing can be learnt from.
+
+        Args:
+            patients: as `strata` gives them.
+            at_least: folds that they are spread over.
+            where: the words for them.
+
+        Raises:
+            StainsslError: what they are, and what to do.
+        """
+        check_classes(patients, at_least, where)
+
+    def folds(
+        self, rows: pd.DataFrame, level: str, split: Split, seed: int
+    ) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """The patients of a task and their folds, as `folds.folds_of` gives them.
+
+        Args:
+            rows: of the task's sheets.
+            level, split: of the task.
+            seed: of every draw.
+
+        Raises:
+            StainsslError: the sheets do not carry the split.
+        """
+        read = self.read(rows)
+        order = self.order(read[self.label]) if self.label in read else ()
+        return folds_of(
+            read, level, self.label, split,
+            order=order, strata=self.strata, check=self.check_patients, seed=seed,
+        )  # fmt: skip
+
+    def ranking_problem(self, patients: pd.DataFrame, folds: pd.DataFrame) -> str | None:
+        """Why no fold could rank its test patients; None where one can.
+
+        Args:
+            patients: as `strata` gives them.
+            folds: as `make_folds` gives.
+        """
+        return ranking_problem(patients, folds)
+
+    def fold_notes(self, patients: pd.DataFrame, folds: pd.DataFrame) -> list[str]:
+        """What of the folds is too small to tell much, a sentence each."""
+        return fold_notes(patients, folds)
+
+    def notes(self, task: str) -> list[str]:
+        """What a table says below itself of a task of that name."""
+        del task
+        return []
 
     def problems(self, rows: pd.DataFrame) -> list[str]:
         """What is wrong with the label's words, a sentence each; of rows of the task's sheets."""
@@ -133,8 +225,13 @@ class Labels:
         """
         if not (read == "").any():
             return []
-        left = rows[read == ""].groupby(rows.loc[read == "", self.label].map(_shown))
-        return [f"unknown: {', '.join(f'{word} {counted(mine)}' for word, mine in left)}"]
+        left = rows[read == ""]
+        groups = left.groupby(self.cells(left))
+        return [f"unknown: {', '.join(f'{word} {counted(mine)}' for word, mine in groups)}"]
+
+    def cells(self, rows: pd.DataFrame) -> pd.Series:
+        """What rows of a sheet have as label, as a line shows it."""
+        return rows[self.label].map(shown_cell)
 
 
 @dataclass(frozen=True)
@@ -200,7 +297,8 @@ def label_summary(labels: Labels, rows: pd.DataFrame) -> list[str]:
     return lines + labels.unknown_lines(rows, read)
 
 
-def _shown(value: object) -> str:
+def shown_cell(value: object) -> str:
+    """A cell as a line shows it."""
     return repr(str(value)) if class_name(value) else "empty"
 
 

@@ -44,6 +44,7 @@ from stainssl.evaluation.predictions import (
     NumberUnits,
     OrderedUnits,
     ScoredUnits,
+    SurvivalUnits,
     average_repeats,
     scored_units,
     site_groups,
@@ -57,6 +58,7 @@ from stainssl.evaluation.ranking import (
     weighted_auprc,
     weighted_auroc,
 )
+from stainssl.evaluation.survival_metrics import SURVIVAL_METRICS, tell_undefined_survival
 
 RESAMPLES = 2000
 CALIBRATION_BINS = 10  # of equal width
@@ -318,22 +320,36 @@ ORDER_METRICS: dict[str, Metric] = {
     **CUT_METRICS,
 }
 SHARED = ("accuracy", "balanced_accuracy", "f1_macro", "brier")  # metrics of ordered classes too
-METRICS: dict[str, Metric] = {**CLASS_METRICS, **NUMBER_METRICS, **ORDER_METRICS}
+METRICS: dict[str, Metric] = {
+    **CLASS_METRICS, **NUMBER_METRICS, **ORDER_METRICS, **SURVIVAL_METRICS,
+}  # fmt: skip
 
 
-def metrics_of(scored: ScoredUnits) -> list[str]:
-    """The metrics that such a task has: those of one positive class only where there are two."""
-    if isinstance(scored, NumberUnits):
-        return list(NUMBER_METRICS)
-    if isinstance(scored, OrderedUnits):
-        beyond = {f"auroc_cut{place}" for place in range(len(scored.classes), MOST_CUTS + 1)}
-        return [name for name in (*ORDER_METRICS, *SHARED) if name not in beyond]
+def _of_classes(scored: ScoredUnits) -> list[str]:
     absent: set[str] = set()
     if len(scored.classes) != 2:
         absent |= set(SHARES) | set(RULE_OUT_SHARES)
     if scored.rule_out is None:
         absent |= set(RULE_OUT_SHARES)
     return [name for name in CLASS_METRICS if name not in absent]
+
+
+def _of_order(scored: ScoredUnits) -> list[str]:
+    beyond = {f"auroc_cut{place}" for place in range(len(scored.classes), MOST_CUTS + 1)}
+    return [name for name in (*ORDER_METRICS, *SHARED) if name not in beyond]
+
+
+METRICS_OF: dict[type[ScoredUnits], Callable[[ScoredUnits], list[str]]] = {
+    ScoredUnits: _of_classes,
+    NumberUnits: lambda scored: list(NUMBER_METRICS),
+    OrderedUnits: _of_order,
+    SurvivalUnits: lambda scored: list(SURVIVAL_METRICS),
+}
+
+
+def metrics_of(scored: ScoredUnits) -> list[str]:
+    """The metrics that such a task has: those of one positive class only where there are two."""
+    return METRICS_OF[type(scored)](scored)
 
 
 # --- intervals --------------------------------------------------------------------------------
@@ -514,8 +530,7 @@ def evaluate(
 def _group_rows(
     group: str, scored: ScoredUnits, seed: int, resamples: int
 ) -> Iterator[tuple[Any, ...]]:
-    tell = tell_undefined_numbers if isinstance(scored, NumberUnits) else _tell_undefined
-    tell(group, scored)
+    TELL_UNDEFINED.get(type(scored), _tell_undefined)(group, scored)
     weights = patient_weights(scored, resamples, seed) if can_resample(scored) else None
     counts = (scored.patients, len(scored.y), len(scored.present()))
     for name in metrics_of(scored):
@@ -532,3 +547,9 @@ def _tell_undefined(group: str, scored: ScoredUnits) -> None:
         log.warning("%s: %s", group, NO_PAIRS)
     elif not can_resample(scored):
         log.warning("%s: a class has a single patient; some intervals cannot be given", group)
+
+
+TELL_UNDEFINED: dict[type[ScoredUnits], Callable[[str, ScoredUnits], None]] = {
+    NumberUnits: tell_undefined_numbers,
+    SurvivalUnits: tell_undefined_survival,
+}

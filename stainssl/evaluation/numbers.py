@@ -10,10 +10,11 @@ import numpy as np
 import pandas as pd
 
 from stainssl.errors import StainsslError
-from stainssl.evaluation.folds import VALUE, class_name
+from stainssl.evaluation.folds import VALUE, class_name, tested
 from stainssl.evaluation.labels import CODES, Labels, counted, is_unknown
 
 STRATA = 5  # of equal size, that folds are balanced by
+FEW_NUMBERS = 4  # patients of a fold, among whom a correlation tells next to nothing
 SHOWN = 5  # rows a message names before it counts the rest
 # Thousands are not grouped: 1.234 and 1,234 are both a little more than one.
 NUMBER = re.compile(r"[+-]?(\d+([.,]\d*)?|[.,]\d+)([eE][+-]?\d+)?")
@@ -34,6 +35,8 @@ def as_number(word: str) -> float | None:
 @dataclass(frozen=True)
 class NumberLabels(Labels):
     """How a label that is a number is read; its words are numbers in one spelling, as `12.5`."""
+
+    picture = "scatter.png"
 
     def word(self, value: object) -> str:
         """The number of a cell: `""` where it is not known, the word itself where it is none."""
@@ -90,6 +93,41 @@ class NumberLabels(Labels):
         place = value.rank(method="first").to_numpy() - 1
         stratum = (place * count // max(len(patients), 1)).astype(int).astype(str)
         return patients.assign(**{VALUE: value, "label": stratum})
+
+    def check_patients(
+        self, patients: pd.DataFrame, at_least: int = 1, where: str = "the task"
+    ) -> None:
+        """See `Labels.check_patients`: numbers must differ."""
+        if (found := patients[VALUE].nunique()) < 2:
+            raise StainsslError(
+                f"{where} has {len(patients)} patient(s) of {found} value(s). A number can be"
+                " learnt where patients differ: add labelled patients, or correct the label's"
+                " column."
+            )
+        if len(patients) < at_least:
+            raise StainsslError(
+                f"{where} has fewer patients ({len(patients)}) than folds ({at_least}): ask for"
+                " fewer folds, or add patients."
+            )
+
+    def ranking_problem(self, patients: pd.DataFrame, folds: pd.DataFrame) -> str | None:
+        """See `Labels.ranking_problem`: some fold must test patients of two values."""
+        if (tested(patients, folds, VALUE)[VALUE].nunique() > 1).any():
+            return None
+        return (
+            "no fold tests patients of two values, so that Pearson's and Spearman's correlations,"
+            " which are among the patients that one model was tested on, are undefined. Ask for"
+            " 'kind: cv', for another 'group', or for 'metrics: [mae]'."
+        )
+
+    def fold_notes(self, patients: pd.DataFrame, folds: pd.DataFrame) -> list[str]:
+        """See `Labels.fold_notes`: folds of fewer than four patients."""
+        counts = tested(patients, folds, VALUE).size()
+        few = int((counts < FEW_NUMBERS).sum())
+        told = (
+            f"{few} of {len(counts)} folds test fewer than {FEW_NUMBERS} patients: they add little"
+        )
+        return [f"{told} to a correlation. Fewer folds, or more repeats, would."] if few else []
 
     def problems(self, rows: pd.DataFrame) -> list[str]:
         """What is wrong with the label's cells, a sentence each; text is named by its slide."""

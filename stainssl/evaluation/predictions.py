@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from stainssl.errors import StainsslError
-from stainssl.evaluation.folds import GRADE, VALUE, class_name
+from stainssl.evaluation.folds import GRADE, RISK, VALUE, class_name
+from stainssl.evaluation.follow_up import follow_up
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -18,6 +19,8 @@ UNIT = {"tile": ["slide_id", "tile"], "slide": ["slide_id"], "patient": ["patien
 FOLD = ["repeat", "fold"]
 MEDIAN = 0.5
 THRESHOLD, RULE_OUT = "threshold", "threshold_rule_out"  # columns of decision thresholds
+SURVIVAL = "s_"  # before the time at which a column says survival
+RISK_GROUPS = ("low", "high")
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,8 @@ class FoldScores:
     Attributes:
         repeat: of the split.
         unit: (n,) rows of `ScoredUnits`.
-        p: (n, K) probability of each class; (n, 1) the number that was said.
+        p: (n, K) probability of each class; (n, 1) the number that was said; of survival the risk,
+            then survival at each time.
     """
 
     repeat: int
@@ -159,6 +163,43 @@ class OrderedUnits(ScoredUnits):
         return ScoredUnits(y, _above(self.p, place), self.patient, ("below", "above"), folds)
 
 
+@dataclass(frozen=True)
+class SurvivalUnits(ScoredUnits):
+    """Units whose label is a follow-up.
+
+    `y` (N,) float is the time of the event or of censoring; `p` (N, 1 + T) the risk, the larger the
+    sooner, and survival at each of `times`.
+
+    Attributes:
+        event: (N,) whether the event came at that time.
+        times: T rising times; the last is the horizon.
+    """
+
+    event: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, bool))
+    times: tuple[float, ...] = ()
+
+    def present(self) -> list[int]:
+        """Times have no classes."""
+        return []
+
+    @property
+    def strata(self) -> Ints:
+        """(P,) one stratum: how many have the event varies with the patients."""
+        return np.zeros(self.patients, np.int64)
+
+    @property
+    def is_high(self) -> NDArray[np.bool_]:
+        """(N,) whether a unit is of the group of high risk: all or none without a threshold."""
+        cut = np.inf if self.threshold is None else self.threshold
+        return np.asarray(self.p[:, 0] >= cut)
+
+    def take(self, kept: NDArray[np.bool_]) -> SurvivalUnits:
+        """See `ScoredUnits.take`."""
+        taken = super().take(kept)
+        assert isinstance(taken, SurvivalUnits)
+        return replace(taken, event=self.event[kept])
+
+
 def _above(p: Floats, place: int) -> Floats:
     above = p[:, place + 1 :].sum(axis=1)
     return np.stack([1 - above, above], axis=1)
@@ -185,21 +226,32 @@ def called(p: Floats, threshold: Floats | None) -> Ints:
     return np.where(np.isnan(threshold), most, p[:, 1] >= threshold).astype(np.int64)
 
 
-def words_called(table: pd.DataFrame) -> NDArray[np.object_]:
-    """The class that each row of a table calls.
+def words_called(table: pd.DataFrame) -> NDArray[np.object_] | None:
+    """What each row of a table calls; None where answers call nothing, as numbers.
 
     Args:
-        table: `p_<class>`…, and `threshold` where there is one.
+        table: answers, and `threshold` where there is one.
 
     Returns:
-        (N,) class words.
+        (N,) class words, or the group of risk.
     """
+    return answer_of(table).words(table)
+
+
+def _class_words(table: pd.DataFrame) -> NDArray[np.object_]:
     columns = probability_columns(table)
     threshold = table[THRESHOLD].to_numpy(float) if THRESHOLD in table else None
     words = np.array([column.removeprefix("p_") for column in columns], object)
     if GRADE in table:
         return words[called_in_order(table[columns].to_numpy(float))]
     return words[called(table[columns].to_numpy(float), threshold)]
+
+
+def _risk_words(table: pd.DataFrame) -> NDArray[np.object_] | None:
+    if THRESHOLD not in table:
+        return None
+    is_high = (table[RISK] >= table[THRESHOLD]).to_numpy(int)
+    return np.array(RISK_GROUPS, object)[is_high]
 
 
 def probability_columns(predictions: pd.DataFrame) -> list[str]:
@@ -217,26 +269,31 @@ def probability_columns(predictions: pd.DataFrame) -> list[str]:
     return found
 
 
+def survival_columns(predictions: pd.DataFrame) -> list[str]:
+    """The columns of survival at a time, `s_12` …, as they stand."""
+    return [c for c in map(str, predictions.columns) if c.startswith(SURVIVAL)]
+
+
 def answer_columns(predictions: pd.DataFrame) -> list[str]:
-    """The columns that hold an answer: `value` of a number, else `p_<class>`.
+    """The columns that hold an answer: `value` of a number, `risk` and `s_<time>`…, `p_<class>`.
 
     Raises:
-        StainsslError: neither is there.
+        StainsslError: none is there.
     """
-    return [VALUE] if VALUE in predictions else probability_columns(predictions)
+    return answer_of(predictions).columns(predictions)
 
 
 def average_repeats(predictions: pd.DataFrame, level: str) -> pd.DataFrame:
     """One row per tile, slide or patient: its answers averaged over repeats and folds.
 
     Args:
-        predictions: test rows: `patient_id`, `slide_id`, `y`, `p_<class>`… or `value`, `tile` at
+        predictions: test rows: `patient_id`, `slide_id`, `y`, the answer's columns, `tile` at
             level tile; `site` and thresholds are kept where they are there.
         level: `tile`, `slide` or `patient`.
 
     Returns:
-        The unit's columns, `patient_id`, `site`, `y` (class word, or the number), `p_<class>` or
-        `value`, and thresholds, sorted by unit.
+        The unit's columns, `patient_id`, `site`, `y` (class word, number, or follow-up), the
+        answer's columns, and thresholds, sorted by unit.
 
     Raises:
         StainsslError: a unit has two true classes or two patients.
@@ -257,7 +314,7 @@ def average_repeats(predictions: pd.DataFrame, level: str) -> pd.DataFrame:
 
 
 def read_scored(predictions: pd.DataFrame, level: str) -> ScoredUnits:
-    """`ScoredUnits` of a table of test predictions; `NumberUnits` where the label is a number.
+    """`ScoredUnits` of a table of test predictions, of the class that its columns tell.
 
     Args:
         predictions: as `average_repeats` takes them; without `repeat` and `fold` one model scored
@@ -273,28 +330,69 @@ def read_scored(predictions: pd.DataFrame, level: str) -> ScoredUnits:
 
 def scored_units(units: pd.DataFrame, predictions: pd.DataFrame, level: str) -> ScoredUnits:
     """As `read_scored` of units that `average_repeats` gave already, in their order."""
-    columns = answer_columns(predictions)
-    if VALUE in predictions:
-        return _number_units(units, predictions, level)
+    answer = answer_of(predictions)
+    patient = np.unique(units["patient_id"].to_numpy(str), return_inverse=True)[1]
+    folds = _fold_scores(predictions, units, level, answer.columns(predictions))
+    return answer.units(units, patient, folds)
+
+
+def _class_units(units: pd.DataFrame, patient: Ints, folds: tuple[FoldScores, ...]) -> ScoredUnits:
+    columns = probability_columns(units)
     classes = tuple(c.removeprefix("p_") for c in columns)
     y = units["y"].map({name: i for i, name in enumerate(classes)})
     if y.isna().any():
         strange = sorted(set(units.loc[y.isna(), "y"].astype(str)))
         raise StainsslError(f"Predictions: true class {strange} has no column p_<class>.")
     p = _finite(units, columns)
-    patient = np.unique(units["patient_id"].to_numpy(str), return_inverse=True)[1]
-    cuts = [_cut(units, column) for column in (THRESHOLD, RULE_OUT)]
-    folds = _fold_scores(predictions, units, level, columns)
-    if GRADE in predictions:
+    if GRADE in units:
         return OrderedUnits(np.asarray(y, np.int64), p, patient, classes, folds)
+    cuts = [_cut(units, column) for column in (THRESHOLD, RULE_OUT)]
     return ScoredUnits(np.asarray(y, np.int64), p, patient, classes, folds, *cuts)
 
 
-def _number_units(units: pd.DataFrame, predictions: pd.DataFrame, level: str) -> NumberUnits:
+def _number_units(units: pd.DataFrame, patient: Ints, folds: tuple[FoldScores, ...]) -> NumberUnits:
     both = _finite(units, ["y", VALUE])
-    patient = np.unique(units["patient_id"].to_numpy(str), return_inverse=True)[1]
-    folds = _fold_scores(predictions, units, level, [VALUE])
     return NumberUnits(both[:, 0], both[:, 1:], patient, (), folds)  # type: ignore[arg-type]
+
+
+def _survival_units(
+    units: pd.DataFrame, patient: Ints, folds: tuple[FoldScores, ...]
+) -> SurvivalUnits:
+    columns = survival_columns(units)
+    time, event = follow_up(units["y"])
+    return SurvivalUnits(
+        time, _finite(units, [RISK, *columns]), patient, (), folds,  # type: ignore[arg-type]
+        _cut(units, THRESHOLD), event=event,
+        times=tuple(float(column.removeprefix(SURVIVAL)) for column in columns),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class AnswerKind:
+    """What predictions of one kind of label hold.
+
+    Attributes:
+        columns: of a table of predictions, those of the answer.
+        units: rows of `average_repeats`, (N,) index of their patients, and the folds → the units.
+        words: what each row of a table calls; None where nothing is called.
+    """
+
+    columns: Callable[[pd.DataFrame], list[str]]
+    units: Callable[[pd.DataFrame, Ints, tuple[FoldScores, ...]], ScoredUnits]
+    words: Callable[[pd.DataFrame], NDArray[np.object_] | None]
+
+
+OF_CLASSES = AnswerKind(probability_columns, _class_units, _class_words)
+# Column by which a table of predictions says whose it is → what it holds; without, of classes.
+ANSWERS: dict[str, AnswerKind] = {
+    VALUE: AnswerKind(lambda table: [VALUE], _number_units, lambda table: None),
+    RISK: AnswerKind(lambda table: [RISK, *survival_columns(table)], _survival_units, _risk_words),
+}
+
+
+def answer_of(predictions: pd.DataFrame) -> AnswerKind:
+    """What a table of predictions holds, by its columns."""
+    return next((kind for name, kind in ANSWERS.items() if name in predictions), OF_CLASSES)
 
 
 def _finite(units: pd.DataFrame, columns: Sequence[str]) -> Floats:

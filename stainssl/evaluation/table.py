@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import comb
 from typing import Any, NamedTuple
@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from stainssl.evaluation.baselines import FLOORS
 from stainssl.evaluation.baselines import HEAD as COLUMNS_HEAD
-from stainssl.evaluation.baselines import MEAN
 from stainssl.evaluation.compare import COLUMNS as COMPARISON_COLUMNS
 from stainssl.evaluation.compare import (
     compare_all,
@@ -22,9 +22,10 @@ from stainssl.evaluation.compare import (
     resamples_for,
     shared_rows,
 )
-from stainssl.evaluation.metrics import METRICS
+from stainssl.evaluation.metrics import METRICS, ORDER_METRICS
 from stainssl.evaluation.number_metrics import NUMBER_METRICS
 from stainssl.evaluation.predictions import read_scored
+from stainssl.evaluation.survival_metrics import SURVIVAL_METRICS
 
 TITLES = {
     "auroc": "AUROC",
@@ -45,10 +46,15 @@ TITLES = {
     "r2": "R²",
     "kappa": "weighted kappa",
     "auroc_cuts": "AUROC over cuts",
+    "c_index": "Harrell's C",
+    "c_index_uno": "Uno's C",
+    "auroc_time": "AUROC over time",
+    "integrated_brier": "integrated Brier score",
 }
 SITE_METRICS = ("auroc", "brier", "calibration_error")
 NUMBER_SITE_METRICS = ("spearman", "mae")
 ORDER_SITE_METRICS = ("kappa", "auroc_cuts")
+SURVIVAL_SITE_METRICS = ("c_index", "integrated_brier")
 LEVEL_OF_SIGNIFICANCE = 0.05
 FEW_PATIENTS = 5
 LINEAR = "linear"  # the head of a tile task
@@ -76,7 +82,13 @@ OF_ORDER = (
     "Weighted kappa: agreement of ordered classes beyond chance, by the squared distance of"
     " classes; AUROC over cuts: the mean over cuts between classes of who lies above."
 )
-MEAN_OF_TRAINING = "mean of training: the training patients' mean, said of everybody."
+OF_SURVIVAL = (
+    "Harrell's C: of two test patients of a fold and repeat of whom one is known to have outlived"
+    " the other, how often that is said (0.5: by chance). Uno's C and the AUROC over time (at"
+    " deciles of the event times) weight patients by how probably they are followed up so long."
+    " Integrated Brier score: squared error of the survival said, the less the better. Baselines of"
+    " columns are Cox's regression."
+)
 SEEDS = "Rows of several seeds: the mean, its interval over patients and pretraining seeds."
 FEW_MARK = "‡"
 FEW = (
@@ -153,6 +165,22 @@ class Column:
     task: str
     metric: str
     of_encoder: bool  # the same for every head: a figure of robustness
+
+
+class Family(NamedTuple):
+    """The metrics of a kind of label, those that are shown by site, and a note."""
+
+    metrics: Collection[str]
+    of_site: tuple[str, ...]
+    note: str = ""
+
+
+FAMILIES = (
+    Family((), SITE_METRICS),
+    Family(NUMBER_METRICS, NUMBER_SITE_METRICS, OF_NUMBERS),
+    Family(ORDER_METRICS, ORDER_SITE_METRICS, OF_ORDER),
+    Family(SURVIVAL_METRICS, SURVIVAL_SITE_METRICS, OF_SURVIVAL),
+)
 
 
 # --- the long table ---------------------------------------------------------------------------
@@ -288,7 +316,12 @@ def side_name(encoder: str, head: str) -> str:
 def columns_of(long: pd.DataFrame, shown_metrics: Mapping[str, Sequence[str]]) -> list[Column]:
     """The columns shown: each task's metrics, then figures of robustness."""
     primary = [
-        Column(f"{task}: {TITLES[metric]} ({_patients(rows)})", task, metric, False)
+        Column(
+            f"{task}: {TITLES[metric]} ({_patients(rows)}{_events(long, task)})",
+            task,
+            metric,
+            False,
+        )
         for task, metrics in shown_metrics.items()
         for metric in metrics
         if len(rows := _of_heads(long, task, metric))
@@ -319,6 +352,16 @@ def _patients(rows: pd.DataFrame) -> str:
     said = f"{low} patients" if low == high else f"{low}–{high} patients"
     classes = rows["classes"].max()
     return f"{said}, {int(classes)} classes" if classes > 2 else said
+
+
+def _events(long: pd.DataFrame, task: str) -> str:
+    """`, 12 events` of a task of kind survival; the least and the most where answers differ."""
+    rows = _of_heads(long, task, "events")
+    if not len(rows):
+        return ""
+    counts = (rows["value"] * rows["units"]).round().astype(int)
+    low, high = counts.min(), counts.max()
+    return f", {low} events" if low == high else f", {low}–{high} events"
 
 
 def number(value: float, low: float, high: float, *, between: str = "–") -> str:
@@ -371,9 +414,8 @@ def make_grid(
             mine = [f[f["run"] == run] for f in figures]
             cells.append([_single(f, b) for f, b in zip(mine, bold, strict=True)])
     notes = _notes(cells)
-    notes += [OF_NUMBERS] if long["metric"].isin(NUMBER_METRICS).any() else []
-    notes += [OF_ORDER] if (long["metric"] == "kappa").any() else []
-    notes += [MEAN_OF_TRAINING] if (long["encoder"] == MEAN).any() else []
+    notes += _family_notes(set(long["metric"]))
+    notes += [note for floor, note in FLOORS.items() if (long["encoder"] == floor).any()]
     notes += [SEEDS] if (long["seeds"] > 1).any() else []
     notes += [BASELINES] if any(h == COLUMNS_HEAD for _, h in heads) else []
     return ResultGrid([c.title for c in columns], rows, cells, notes)
@@ -405,7 +447,7 @@ def _single(rows: pd.DataFrame, bold: bool) -> Cell:
     if not len(rows):
         return Cell()
     row = rows.iloc[0]
-    is_signed = row["metric"] in NUMBER_METRICS or row["metric"] == "kappa"
+    is_signed = row["metric"] in METRICS and METRICS[row["metric"]].bounds != (0.0, 1.0)
     between = " to " if is_signed else "–"
     text = number(row["value"], row["low"], row["high"], between=between)
     few = str(row["group"]).startswith("site=") and row["patients"] < FEW_PATIENTS
@@ -486,13 +528,17 @@ def make_site_grid(long: pd.DataFrame) -> ResultGrid:
 
 def _site_notes(metrics: Sequence[str]) -> list[str]:
     notes = [CALIBRATION] if "calibration_error" in metrics else []
-    notes += [OF_NUMBERS] if set(metrics) & set(NUMBER_METRICS) else []
-    return notes + ([OF_ORDER] if "kappa" in metrics else [])
+    return notes + _family_notes(set(metrics))
+
+
+def _family_notes(metrics: set[str]) -> list[str]:
+    """What is to be known of the metrics of some kinds of label."""
+    return [family.note for family in FAMILIES if family.note and metrics & set(family.metrics)]
 
 
 def _site_metrics(answers: pd.DataFrame) -> list[str]:
-    """The columns of the table by site: those of classes, of numbers, or both."""
-    kinds = (SITE_METRICS, NUMBER_SITE_METRICS, ORDER_SITE_METRICS)
+    """The columns of the table by site: those of each kind of label that is there."""
+    kinds = [family.of_site for family in FAMILIES]
     shown = [m for kind in kinds if answers["metric"].eq(kind[0]).any() for m in kind]
     return shown or list(SITE_METRICS)
 

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
-from stainssl.evaluation.baselines import CLINICAL, MEAN, SITE
+from stainssl.evaluation.baselines import CLINICAL, FLOORS, SITE
 from stainssl.evaluation.baselines import HEAD as COLUMNS_HEAD
 from stainssl.evaluation.table import FEW_PATIENTS
 from stainssl.evaluation.thresholds import calibration_curve, net_benefit
@@ -27,19 +27,21 @@ _INCH = 100  # px
 
 def encoder_colors(encoders: Sequence[str]) -> dict[str, str]:
     """A color for each encoder, the same in every figure; grey for `random` and the sheet's."""
-    floor = {"random", SITE, CLINICAL, MEAN}
+    floor = {"random", SITE, CLINICAL, *FLOORS}
     named = [name for name in encoders if name not in floor]
     colors = {name: PALETTE[i % len(PALETTE)] for i, name in enumerate(named)}
     return colors | {name: GREY for name in encoders if name in floor}
 
 
-def _message(text: str) -> Figure:
+def message(text: str) -> Figure:
+    """A picture of a sentence, where there is nothing to draw."""
     figure = Figure(figsize=(7, 2), dpi=_INCH)
     figure.text(0.5, 0.5, text, ha="center", va="center", color="#444444")
     return figure
 
 
-def _quiet(axes: Axes) -> None:
+def quiet(axes: Axes) -> None:
+    """Axes with a faint grid and no frame above and to the right."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(color="#e6e6e6", linewidth=0.8)
     axes.set_axisbelow(True)
@@ -55,7 +57,7 @@ def roc(
         encoders: all of the benchmark, in its order, for their colors.
     """
     if not curves:
-        return _message("No ROC curve: no task has two classes among its test patients.")
+        return message("No ROC curve: no task has two classes among its test patients.")
     across = min(len(curves), 3)
     down = -(-len(curves) // across)
     figure = Figure(figsize=(4.8 * across, 5.0 * down), dpi=_INCH, layout="constrained")
@@ -79,7 +81,7 @@ def _roc_panel(
         color = colors[encoder]
         axes.plot(curve["fpr"], curve["tpr"], color=color, linestyle=style, label=label, lw=1.8)
         axes.fill_between(curve["fpr"], curve["low"], curve["high"], color=color, alpha=0.13, lw=0)
-    _quiet(axes)
+    quiet(axes)
     axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal", title=title)
     axes.set(xlabel="false positive rate", ylabel="true positive rate (95 % band over patients)")
     axes.legend(framealpha=0.85, edgecolor="none", fontsize=8.5, loc="lower right")
@@ -96,7 +98,7 @@ def calibration(answers: Mapping[str, Mapping[str, Answers]], encoders: Sequence
         encoders: all of the benchmark, in its order, for their colors.
     """
     if not answers:
-        return _message("No calibration plot: no task has two classes among its test patients.")
+        return message("No calibration plot: no task has two classes among its test patients.")
     figure = Figure(figsize=(10, 4.6 * len(answers)), dpi=_INCH, layout="constrained")
     rows = figure.subplots(len(answers), 2, squeeze=False)
     for (left, right), (title, lines) in zip(rows, answers.items(), strict=True):
@@ -108,8 +110,8 @@ def calibration(answers: Mapping[str, Mapping[str, Answers]], encoders: Sequence
             left.plot(stated, true, color=color, lw=1.4, marker=marker, ms=5, label=label)
             _decision_line(right, positive, p, color, label)
         _decision_floor(right, positive)
-        _quiet(left)
-        _quiet(right)
+        quiet(left)
+        quiet(right)
         left.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), title=title)
         left.set(xlabel="probability that was said", ylabel="share that is positive (fifths)")
         right.set(xlabel="threshold", ylabel="net benefit", title="decision curve")
@@ -146,7 +148,7 @@ def scatter(answers: Mapping[str, Mapping[str, Numbers]], encoders: Sequence[str
         encoders: all of the benchmark, in its order, for their colors.
     """
     if not answers:
-        return _message("No scatter plot: no task has a number as label (kind: regression).")
+        return message("No scatter plot: no task has a number as label (kind: regression).")
     across = min(max(map(len, answers.values())), _ACROSS)
     down = [-(-len(panels) // across) for panels in answers.values()]
     figure = Figure(figsize=(3.9 * across, 4.3 * sum(down)), dpi=_INCH, layout="constrained")
@@ -170,13 +172,13 @@ def _scatter_panel(
     encoder, true, said = units
     axes.plot(limits, limits, color="#bbbbbb", lw=1, ls=(0, (4, 3)), zorder=1)
     axes.scatter(true, said, s=16, color=colors[encoder], alpha=0.65, lw=0)
-    _quiet(axes)
+    quiet(axes)
     axes.set(xlim=limits, ylim=limits, aspect="equal", xlabel="true", ylabel="predicted")
     axes.set_title(title, fontsize=9.5)
 
 
 def forest(long: pd.DataFrame, encoders: Sequence[str]) -> Figure:
-    """AUROC (of numbers Spearman's correlation, of ordered classes kappa) with its interval.
+    """AUROC with its interval; of numbers Spearman's correlation, of others kappa or Harrell's C.
 
     For every task, encoder, head and seed, and for every site.
 
@@ -189,7 +191,7 @@ def forest(long: pd.DataFrame, encoders: Sequence[str]) -> Figure:
     rows = long[long["metric"].isin(_FOREST) & (long["head"] != "")]
     rows = rows[np.isfinite(rows["value"])]
     if not len(rows):
-        return _message("No AUROC: no task has two classes among its test patients.")
+        return message("No AUROC: no task has two classes among its test patients.")
     tasks = rows["task"].unique().tolist()
     sizes = [len(_entries(rows[rows["task"] == task])) + 1.2 for task in tasks]
     height = max(0.27 * sum(sizes) + 0.9 * len(tasks), 2.4)
@@ -211,7 +213,7 @@ def forest(long: pd.DataFrame, encoders: Sequence[str]) -> Figure:
 
 # metric: (name, what no signal has)
 _FOREST = {"auroc": ("AUROC", 0.5), "spearman": ("Spearman's correlation", 0.0),
-           "kappa": ("weighted kappa", 0.0)}  # fmt: skip
+           "kappa": ("weighted kappa", 0.0), "c_index": ("Harrell's C", 0.5)}  # fmt: skip
 
 
 def _entries(rows: pd.DataFrame) -> pd.DataFrame:
@@ -243,7 +245,7 @@ def _forest_panel(axes: Axes, task: str, rows: pd.DataFrame, colors: dict[str, s
     axes.set_yticks(places, names, fontsize=8.5)
     axes.set_ylim(place - 0.4, -0.6)
     axes.set_title(f"{task}: {name} over all test patients and by site", loc="left", fontsize=10.5)
-    _quiet(axes)
+    quiet(axes)
 
 
 _AGAINST = {
@@ -266,7 +268,7 @@ def robustness(long: pd.DataFrame, encoders: Sequence[str]) -> Figure:
     found = long[(long["head"] == "") & np.isfinite(long["value"])]
     tasks = found.loc[found["metric"].isin([*_AGAINST, *_ALONE]), "task"].unique().tolist()
     if not tasks:
-        return _message("No figure of robustness: the benchmark asks for none, or none was found.")
+        return message("No figure of robustness: the benchmark asks for none, or none was found.")
     panels = {task: _panels(long[long["task"] == task]) for task in tasks}
     down = sum(-(-len(shown) // _ACROSS) for shown in panels.values())
     figure = Figure(figsize=(4.2 * _ACROSS, 3.9 * down), dpi=_INCH, layout="constrained")
@@ -319,7 +321,7 @@ def _alone(axes: Axes, task: str, rows: pd.DataFrame, metric: str, colors: dict[
     names = found["run"].where(found["group"] == "all", found["run"] + ", " + site)
     axes.set_yticks(range(len(found)), names, fontsize=8)
     axes.set_ylim(len(found) - 0.5, -0.5)
-    _quiet(axes)
+    quiet(axes)
     title, sense = (*_AGAINST.get(metric, ()), *_ALONE.get(metric, ()))[:2]
     axes.set_title(f"{task}: {title}\n({sense})", fontsize=10)
 
@@ -337,7 +339,7 @@ def _by_site(axes: Axes, task: str, rows: pd.DataFrame, colors: dict[str, str]) 
     axes.set_yticks(range(len(sites)), [site.removeprefix("site=") for site in sites], fontsize=8.5)
     axes.set_ylim(len(sites) - 0.5, -0.5)
     axes.axvline(0.5, color="#999999", lw=1, ls=(0, (4, 3)))
-    _quiet(axes)
+    quiet(axes)
     axes.set_title(f"{task}: AUROC at each site\n(tiles as they are)", fontsize=10)
 
 
@@ -363,7 +365,7 @@ def _against(
         axes.axhline(chance, color="#999999", lw=1, ls=(0, (4, 3)))
         axes.annotate("chance", (1, chance), xycoords=("axes fraction", "data"), ha="right",
                       va="bottom", fontsize=8, color="#777777")  # fmt: skip
-    _quiet(axes)
+    quiet(axes)
     axes.set_title(f"{title}\n({sense})", fontsize=10)
     axes.set(xlabel=f"{task}: AUROC on test patients", ylabel=_SHORT[metric], ylim=(-0.03, 1.03))
 
@@ -397,7 +399,7 @@ def few_shot(curves: Mapping[str, Mapping[str, pd.DataFrame]], encoders: Sequenc
     """
     found = {task: lines for task, lines in curves.items() if any(map(len, lines.values()))}
     if not found:
-        return _message("No few-shot curve: the benchmark has no tile task.")
+        return message("No few-shot curve: the benchmark has no tile task.")
     figure = Figure(figsize=(5.4 * len(found), 4.4), dpi=_INCH, layout="constrained")
     colors = encoder_colors(encoders)
     panels = figure.subplots(1, len(found), squeeze=False).flat
@@ -413,7 +415,7 @@ def few_shot(curves: Mapping[str, Mapping[str, pd.DataFrame]], encoders: Sequenc
         axes.set_xscale("log", base=2)
         ticks = sorted({s for rows in lines.values() for s in rows["shots"]})
         axes.set_xticks(ticks, [str(s) for s in ticks])
-        _quiet(axes)
+        quiet(axes)
         axes.set(title=task, xlabel="labelled tiles of a class", ylabel="AUROC on test tiles")
         axes.legend(frameon=False, fontsize=8.5, loc="lower right", title="95 % of the draws")
     return figure
@@ -426,7 +428,7 @@ def planes(found: Mapping[str, Mapping[str, pd.DataFrame]]) -> Figure:
         found: task → encoder → `x`, `y`, `site`, `label`.
     """
     if not found:
-        return _message("No plane: the benchmark asks for no robustness, or has no tile task.")
+        return message("No plane: the benchmark asks for no robustness, or has no tile task.")
     columns = max(map(len, found.values()))
     figure = Figure(
         figsize=(3.4 * columns + 1.2, 6.4 * len(found)), dpi=_INCH, layout="constrained"

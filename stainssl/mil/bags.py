@@ -57,7 +57,8 @@ class Bag:
         patient_id: whose tissue it is.
         slide_id: the slide, or "" where the bag is a patient's.
         site: where it was stained and scanned; several sites are joined by "+".
-        label: the class index, or the number; -1, or NaN, where it is not known.
+        label: the class index, the number, or the time to the event, with a minus where it is
+            censored (at 0 too); -1, or NaN, where it is not known.
         slides: the slides in the bag, in the order of their tiles.
         tiles: one `SlideTiles` a slide.
     """

@@ -17,7 +17,8 @@ from stainssl.errors import StainsslError
 from stainssl.evaluation.thresholds import Calls
 from stainssl.mil import heads
 from stainssl.mil.bags import Bag
-from stainssl.mil.targets import Target, target_of_card
+from stainssl.mil.target import Target
+from stainssl.mil.targets import target_of_card
 from stainssl.mil.train import FoldModel, HeadSettings
 from stainssl.stores.atomic import replacing
 
@@ -38,8 +39,8 @@ def predict_bag(
         chunk: tiles in memory as float32 at once.
 
     Returns:
-        (C,) float32 probabilities that sum to one, or (1,) the number, and (N,) float32 attention
-        that sums to one.
+        (C,) float32, what the target says of the outputs, and (N,) float32 attention that sums to
+        one.
     """
     logits, attention = model.head.stream(
         torch.from_numpy((block - model.mean) / model.std) for block in bag.chunks(chunk)
@@ -47,17 +48,21 @@ def predict_bag(
     return model.target.answer(logits), attention.numpy()
 
 
-def with_cuts(model: FoldModel, val: Sequence[Bag], calls: Calls) -> FoldModel:
+def with_cuts(
+    model: FoldModel, val: Sequence[Bag], calls: Calls, train: Sequence[Bag] = ()
+) -> FoldModel:
     """The model with the thresholds that its validation bags choose; none choose one half.
 
     Args:
         model: of a fold.
         val: its validation bags.
         calls: how thresholds are chosen.
+        train: its training bags, which choose too where the target asks them.
     """
-    answers = [predict_bag(model, bag)[0] for bag in val]
+    bags = [*train, *val] if model.target.cuts_by_training else val
+    answers = [predict_bag(model, bag)[0] for bag in bags]
     said = np.stack(answers) if answers else np.empty((0, model.target.outputs))
-    cuts = model.target.cuts(calls, [bag.label for bag in val], said)
+    cuts = model.target.cuts(calls, [bag.label for bag in bags], said)
     return dataclasses.replace(model, cuts=cuts)
 
 
@@ -75,7 +80,8 @@ def prediction_table(
 
     Returns:
         Columns `patient_id`, `slide_id` ("" for a patient), `site`, `repeat`, `fold`, `y` (class
-        name, "" where the label is not known; or the number) and `p_<class>` or `value` (float32).
+        name or follow-up, "" where the label is not known; or the number), and the target's own
+        (float32): `p_<class>`, `value`, or `risk` and `s_<time>`.
     """
     return pd.DataFrame(
         {

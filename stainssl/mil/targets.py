@@ -1,15 +1,14 @@
-"""What a head learns: how many outputs it has, its loss, and what its outputs say of a bag.
+"""What heads learn of each kind of label: classes, ordered classes, numbers, times to an event.
 
-A kind of label is a class here and one in `evaluation.kinds`.
+A kind of label is a line in `TARGETS` here and one in `evaluation.kinds`.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,66 +19,12 @@ from stainssl.errors import StainsslError
 from stainssl.evaluation.folds import GRADE, VALUE
 from stainssl.evaluation.labels import Labels, OrderedLabels
 from stainssl.evaluation.numbers import NumberLabels
+from stainssl.evaluation.survival import SurvivalLabels
 from stainssl.evaluation.thresholds import Calls
 from stainssl.mil.bags import Bag
+from stainssl.mil.hazard import Hazards
 from stainssl.mil.head import Loss, weighted_loss
-
-
-class Target(ABC):
-    """What a head learns."""
-
-    unknown: ClassVar[float]  # a bag's label that is not known
-
-    @property
-    @abstractmethod
-    def outputs(self) -> int:
-        """C, the head's outputs."""
-
-    @abstractmethod
-    def codes(self, words: pd.Series) -> pd.Series:
-        """The labels of bags, of a label's known words."""
-
-    @abstractmethod
-    def strange(self, words: Sequence[str]) -> str:
-        """What cannot be judged of some words, as nothing was trained on it; else empty."""
-
-    @abstractmethod
-    def fitted(self, train: Sequence[Bag]) -> Target:
-        """The target with what is learnt of the training bags' labels.
-
-        Raises:
-            StainsslError: nothing can be learnt of these labels.
-        """
-
-    @abstractmethod
-    def loss(self) -> Loss:
-        """From (B, C) outputs and (B,) labels to (B,) losses."""
-
-    @abstractmethod
-    def answer(self, outputs: Tensor) -> np.ndarray:
-        """(C,) outputs of a bag → (C,) float32 what they say."""
-
-    @abstractmethod
-    def columns(self, answers: np.ndarray) -> dict[str, np.ndarray]:
-        """Columns of the predictions, of (B, C) answers."""
-
-    @abstractmethod
-    def truth(self, bags: Sequence[Bag]) -> list[Any]:
-        """What stands in the predictions' `y`."""
-
-    @abstractmethod
-    def cuts(self, calls: Calls, labels: Sequence[float], answers: np.ndarray) -> dict[str, float]:
-        """Thresholds by column of the predictions, of B validation bags and their (B, C) answers.
-
-        Args:
-            calls: how thresholds are chosen.
-            labels: B labels of bags.
-            answers: (B, C).
-        """
-
-    @abstractmethod
-    def card(self) -> dict[str, Any]:
-        """What a saved model keeps of it: JSON types."""
+from stainssl.mil.target import Target
 
 
 @dataclass(frozen=True)
@@ -273,6 +218,22 @@ class Number(Target):
         return {"number": {"center": self.center, "spread": self.spread}}
 
 
+# How a task reads its label → what its heads learn, of the label's known words.
+TARGETS: dict[type[Labels], Callable[[Labels, pd.Series, bool], Target]] = {
+    Labels: lambda label, words, is_balanced: Classes(tuple(label.order(words)), is_balanced),
+    OrderedLabels: lambda label, words, _: Ordered(tuple(label.order(words)), is_balanced=False),
+    NumberLabels: lambda label, words, _: Number(),
+    SurvivalLabels: lambda label, words, _: Hazards.of(words),
+}
+# Key that a saved model's card has → the target of it.
+CARDS: dict[str, Callable[[Any], Target]] = {
+    "number": lambda kept: Number(**kept),
+    "ordered": lambda kept: Ordered(tuple(kept), is_balanced=False),
+    "hazards": lambda kept: Hazards(**{name: tuple(values) for name, values in kept.items()}),
+    "classes": lambda kept: Classes(tuple(kept)),
+}
+
+
 def target_of(label: Labels, words: pd.Series, is_balanced: bool) -> Target:
     """What the heads of a task learn.
 
@@ -281,20 +242,12 @@ def target_of(label: Labels, words: pd.Series, is_balanced: bool) -> Target:
         words: its known words.
         is_balanced: whether classes weigh the same.
     """
-    if isinstance(label, NumberLabels):
-        return Number()
-    if isinstance(label, OrderedLabels):
-        return Ordered(tuple(label.order(words)), is_balanced=False)
-    return Classes(tuple(label.order(words)), is_balanced)
+    return TARGETS[type(label)](label, words, is_balanced)
 
 
 def target_of_card(card: Mapping[str, Any]) -> Target:
     """The target that `Target.card` kept."""
-    if "number" in card:
-        return Number(**card["number"])
-    if "ordered" in card:
-        return Ordered(tuple(card["ordered"]), is_balanced=False)
-    return Classes(tuple(card["classes"]))
+    return next(make(card[key]) for key, make in CARDS.items() if key in card)
 
 
 def class_weights(bags: Sequence[Bag], classes: int) -> Tensor:

@@ -14,7 +14,8 @@ from stainssl.mil import heads
 from stainssl.mil.adamw import AdamW
 from stainssl.mil.bags import Bag, draw, pad, statistics
 from stainssl.mil.head import Head, Loss
-from stainssl.mil.targets import Classes, Target
+from stainssl.mil.target import Target
+from stainssl.mil.targets import Classes
 
 # Bags of a step. Small: a cohort of forty patients then still gives several steps an epoch.
 BATCH_BAGS = 8
@@ -115,7 +116,7 @@ def _require_classes(head: Head, settings: HeadSettings, target: Target) -> None
     if head.needs_classes and type(target) is not Classes:
         raise StainsslError(
             f"a head of kind {settings.kind} teaches tiles by classes, and the task's label is a"
-            " number or ordered: use another head."
+            " number, ordered, or a time: use another head."
         )
 
 

@@ -39,7 +39,8 @@ class FoldsJob(Job):
 def folds(config: Config, task: str) -> FoldsJob:
     """The `folds` job of a task."""
     spec = config.tasks[task]
-    columns = ["slide_id", "patient_id", "split", spec.label, *spec.split.stratify]
+    own = spec.label_columns.values()
+    columns = ["slide_id", "patient_id", "split", *own, *spec.split.stratify]
     columns += [spec.split.group] if spec.split.kind == "leave-one-out" else []
     frames = [columns_of(read_sheet(config, name), *columns) for name in spec.cohorts]
     return FoldsJob(
@@ -156,7 +157,7 @@ def mil(config: Config, task: str, encoder: str, head: str) -> MilJob:
     own, every = (parts_of(config, c) for c in (spec.cohorts, [*spec.cohorts, *spec.external]))
     tilings = {c: config.cohorts[c].tiling for c, _ in every}
     seen = [] if config.run(encoder).encoder.features else own
-    columns = ("slide_id", "patient_id", "site", spec.label)
+    columns = ("slide_id", "patient_id", "site", *spec.label_columns.values())
     return MilJob(
         task=task,
         encoder=encoder,
@@ -212,7 +213,7 @@ class BenchmarkJob(Job):
 BENCHMARK_FILES = (
     "table.csv", "table.md", "table.tex", "table.html", "comparisons.csv", "robustness.json",
     "roc.png", "calibration.png", "scatter.png", "forest.png", "robustness.png", "few_shot.png",
-    "umap.png",
+    "umap.png", "survival.png",
 )  # fmt: skip
 PROBE = "probe"
 
@@ -261,7 +262,7 @@ def _answers(
 def _benchmark_rows(config: Config, cohort: str, tasks: dict[str, Task]) -> pd.DataFrame:
     rows = read_sheet(config, cohort).rename(columns={PART: "part"})
     asked = [task for task in tasks.values() if cohort in task.cohorts]
-    labels = [task.label for task in asked]
+    labels = [column for task in asked for column in task.label_columns.values()]
     clinical = [column for task in asked for column in task.clinical]
     sites = site_columns(rows)
     return columns_of(rows, "part", "slide_id", "patient_id", *sites, *labels, *clinical)

@@ -15,16 +15,17 @@ from stainssl.cohort import site_columns
 from stainssl.config import Task
 from stainssl.errors import StainsslError
 from stainssl.evaluation import baselines, published, table
-from stainssl.evaluation.folds import GRADE, read_folds
+from stainssl.evaluation.folds import read_folds
 from stainssl.evaluation.kinds import labels_of
 from stainssl.evaluation.metrics import evaluate, roc_band
-from stainssl.evaluation.predictions import NumberUnits, ensemble, read_scored
+from stainssl.evaluation.predictions import NumberUnits, SurvivalUnits, ensemble, read_scored
 from stainssl.evaluation.projection import project
 from stainssl.evaluation.published import Published
 from stainssl.evaluation.ranking import classes_ranked
 from stainssl.evaluation.spread import alike_notes
 from stainssl.evaluation.table import Answer, ResultGrid, Robustness
 from stainssl.figures import benchmark as figures
+from stainssl.figures.survival import RiskGroups, survival_figure
 from stainssl.plan.encoders import tasks_of_robustness
 from stainssl.plan.tasks import PROBE, BenchmarkJob
 from stainssl.stages.probe import part_labels
@@ -38,7 +39,7 @@ def run(job: BenchmarkJob) -> None:
     """Write the tables and figures of a benchmark.
 
     `table.csv|md|tex|html`, `comparisons.csv`, `robustness.json`, and as PNG `roc`, `calibration`,
-    `scatter`, `forest`, `robustness`, `few_shot` and `umap`.
+    `scatter`, `forest`, `robustness`, `few_shot`, `umap` and `survival`.
 
     Raises:
         StainsslError: an answer is missing, or the benchmark has no slide task's head.
@@ -55,7 +56,8 @@ def run(job: BenchmarkJob) -> None:
     long = table.long_table([*answers, *columns], robustness)
     compared = table.comparisons(answers, robustness, job.seed)
     grid = table.make_grid(long, compared, {a.task: a.shown for a in answers})
-    grid = replace(grid, notes=[*grid.notes, *alike_notes(_folders_by_run(job))])
+    told_of_tasks = [note for n, task in job.tasks.items() for note in labels_of(task).notes(n)]
+    grid = replace(grid, notes=[*grid.notes, *told_of_tasks, *alike_notes(_folders_by_run(job))])
     others = published.figures_for(_questions(job))
     every = pd.concat([long, published.to_rows(others)], ignore_index=True) if others else long
     markdown = table.to_markdown(grid) + published.to_markdown(others)
@@ -74,6 +76,7 @@ def run(job: BenchmarkJob) -> None:
     curves = {task: _few_shots(job, task) for task in job.tasks}
     _save(files["few_shot.png"], figures.few_shot(curves, encoders))
     _save(files["umap.png"], figures.planes(_planes(job)))
+    _save(files["survival.png"], survival_figure(_risk_groups(job, answers)))
     log.info("benchmark %s\n%s", job.name, markdown)
 
 
@@ -102,7 +105,7 @@ def _questions(job: BenchmarkJob) -> Iterator[tuple[str, str, str]]:
     """(task, release, label) of every task that asks a release."""
     for name, task in job.tasks.items():
         for cohort in task.cohorts:
-            if release := job.releases.get(cohort):
+            if task.label and (release := job.releases.get(cohort)):
                 yield name, release, task.label
 
 
@@ -167,10 +170,11 @@ def _baselines(job: BenchmarkJob, task: str, answers: list[Answer]) -> Iterator[
         baselines.CLINICAL: spec.clinical,
     }
     told = {n: c for n, c in asked.items() if c and units[c].astype(str).nunique().max() > 1}
-    if spec.kind == "regression":
-        told = {baselines.MEAN: [], **told}
+    baseline, labels = baselines.BASELINES[spec.kind], labels_of(spec)
+    if baseline.floor is not None:
+        told = {baseline.floor: [], **told}
     for name, columns in told.items():
-        predictions = _from_columns(job, spec, units, columns, folds)
+        predictions = baseline.predict(units, columns, folds, job.seed, labels)
         predictions = baselines.same_rows(predictions, answered, spec.level)
         metrics = evaluate(predictions, spec.level, job.seed)
         if name == baselines.SITE:  # within one site it says the same of everybody
@@ -178,26 +182,12 @@ def _baselines(job: BenchmarkJob, task: str, answers: list[Answer]) -> Iterator[
         yield Answer(task, spec.level, name, name, baselines.HEAD, metrics, predictions)
 
 
-def _from_columns(
-    job: BenchmarkJob, task: Task, units: pd.DataFrame, columns: list[str], folds: pd.DataFrame
-) -> pd.DataFrame:
-    """Test predictions of a task by columns of the sheet, as its kind asks for."""
-    if task.kind == "regression":
-        return baselines.predict_number_from_columns(units, columns, folds)
-    order = labels_of(task).order(units["label"])
-    said = baselines.predict_from_columns(units, columns, folds, job.seed, order)
-    if task.kind == "ordinal":
-        p = said[[f"p_{name}" for name in order]].to_numpy(float)
-        said = said.assign(**{GRADE: p @ np.arange(len(order))})
-    return said
-
-
 def _units(job: BenchmarkJob, task: Task) -> pd.DataFrame:
     """A row per labelled tile, slide or patient of a task, with the sheet's columns."""
     if task.level == "tile":
         return pd.concat(_labelled_tiles(job, task), ignore_index=True)
     slides = pd.concat([job.rows[name] for name in task.cohorts], ignore_index=True)
-    slides = slides.assign(label=labels_of(task).words(slides[task.label])).query("label != ''")
+    slides = slides.assign(label=labels_of(task).words_of(slides)).query("label != ''")
     if task.level == "patient":
         slides = slides.drop_duplicates("patient_id").assign(slide_id="")
     return slides.reset_index(drop=True)
@@ -325,6 +315,22 @@ def _scatters(answers: list[Answer]) -> dict[str, dict[str, figures.Numbers]]:
         ]
         units = (answer.encoder, scored.y.astype(float), scored.value)
         found.setdefault(answer.task, {})["\n".join([_row_name(answer), *said])] = units
+    return found
+
+
+def _risk_groups(job: BenchmarkJob, answers: list[Answer]) -> dict[str, RiskGroups]:
+    """Title → the groups of risk of an answer's units, of the tasks of kind survival."""
+    found = {}
+    for answer in answers:
+        scored = read_scored(answer.predictions, answer.level)
+        if not isinstance(scored, SurvivalUnits) or scored.threshold is None:
+            continue
+        rows = answer.metrics[answer.metrics["group"] == "all"].set_index("metric")
+        said = table.number(*rows.loc["c_index", ["value", "low", "high"]].astype(float))
+        name = next(n for n in job.tasks if answer.task == n or answer.task.startswith(f"{n} on "))
+        found[f"{answer.task}: {_row_name(answer)}\n{table.TITLES['c_index']} {said}"] = RiskGroups(
+            scored.y.astype(float), scored.event, scored.is_high, job.tasks[name].time
+        )
     return found
 
 

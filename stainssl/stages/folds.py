@@ -7,7 +7,6 @@ import logging
 import pandas as pd
 
 from stainssl.errors import StainsslError
-from stainssl.evaluation.folds import folds_of
 from stainssl.plan.tasks import FoldsJob
 from stainssl.stores.atomic import write_text
 
@@ -21,13 +20,7 @@ def run(job: FoldsJob) -> None:
         StainsslError: the sheets do not carry the split, naming the task.
     """
     try:
-        slides = job.label.read(job.rows)
-        column = job.label.label
-        order = job.label.order(slides[column]) if column in slides else ()
-        patients, folds = folds_of(
-            slides, job.level, column, job.split,
-            order=order, strata=job.label.strata, seed=job.seed,
-        )  # fmt: skip
+        patients, folds = job.label.folds(job.rows, job.level, job.split, job.seed)
     except StainsslError as error:
         raise StainsslError(f"tasks.{job.task}: {error}") from None
     folds.insert(0, "task", job.task)

@@ -29,7 +29,8 @@ from stainssl.mil.predict import (
     with_cuts,
 )
 from stainssl.mil.reference import reference_table
-from stainssl.mil.targets import Target, target_of
+from stainssl.mil.target import Target
+from stainssl.mil.targets import target_of
 from stainssl.mil.train import FoldModel, HeadSettings, fit
 from stainssl.plan.rows import Part
 from stainssl.plan.tasks import MilJob
@@ -100,7 +101,7 @@ def labelled_slides(rows: pd.DataFrame, label: Labels) -> pd.DataFrame:
     Raises:
         StainsslError: no label is known, or two cohorts have a slide of the same name.
     """
-    slides = rows.assign(word=label.words(rows[label.label]))
+    slides = rows.assign(word=label.words_of(rows))
     known = slides[slides["word"] != ""].reset_index(drop=True)
     log.info("%d of %d slides have a known %r", len(known), len(slides), label.label)
     if known.empty:
@@ -264,7 +265,7 @@ def _fold_models(
         own_seed = int(np.random.default_rng([job.seed, repeat, fold]).integers(2**31))
         try:
             model = fit(train, val, target, settings, own_seed)
-            model = with_cuts(model, val, job.calls)
+            model = with_cuts(model, val, job.calls, train)
         except StainsslError as error:
             raise StainsslError(f"repeat {repeat} fold {fold}: {error}") from None
         log.info(

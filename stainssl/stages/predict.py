@@ -14,7 +14,7 @@ import pandas as pd
 from stainssl.cohort import outside_problems, parts
 from stainssl.config import Cohort, Config, Encoder, dump
 from stainssl.errors import StainsslError, disk_faults_told
-from stainssl.evaluation.folds import GRADE, VALUE, read_folds
+from stainssl.evaluation.folds import GRADE, RISK, VALUE, read_folds
 from stainssl.evaluation.predictions import THRESHOLD, answer_columns, words_called
 from stainssl.mil import bags as bagging
 from stainssl.mil.attention import AttentionMean, attention_table
@@ -243,8 +243,9 @@ def _score(bag: Bag, models: Models) -> ScoredBag:
 
 
 def _called(table: pd.DataFrame) -> pd.DataFrame:
-    """Predictions with the class that is called, where they are of classes."""
-    return table if VALUE in table else table.assign(predicted=words_called(table))
+    """Predictions with the class, or the group of risk, that is called, where any is."""
+    words = words_called(table)
+    return table if words is None else table.assign(predicted=words)
 
 
 def _with_distances(
@@ -279,7 +280,7 @@ def summary(by_model: pd.DataFrame, slides: pd.DataFrame, level: str) -> pd.Data
 
     Args:
         by_model: a row per unit and fold model, with `p_<class>` and, of two classes, `threshold`;
-            or with `value`.
+            with `value`, or with `risk` and `s_<time>`.
         slides: a row per slide, with `tiles`, `feature_distance`, `stain_distance`.
         level: `patient` or `slide`.
 
@@ -289,7 +290,8 @@ def summary(by_model: pd.DataFrame, slides: pd.DataFrame, level: str) -> pd.Data
         class), `threshold`, where there are two classes, `p_<class>` (mean over the fold models)
         with `low_<class>` and `high_<class>` (95 % of them); of ordered classes `grade`
         and the median class; of a number `value`, `low` and `high`
-        instead of all these; `models`, the largest of
+        instead of all these; of survival `risk`, `low`, `high`, and `s_<time>` with `low_<time>`
+        and `high_<time>`, and the group of risk as `predicted`; `models`, the largest of
         its slides' distances, and `note`: what lies outside, and whether the patient is known.
     """
     unit = ID_COLUMNS[level]
@@ -302,14 +304,13 @@ def summary(by_model: pd.DataFrame, slides: pd.DataFrame, level: str) -> pd.Data
     for column in answer_columns(by_model):
         out[column] = groups[column].mean()
         for side, share in zip(("low", "high"), INTERVAL, strict=True):
-            name = side if column == VALUE else column.replace("p_", f"{side}_", 1)
-            out[name] = groups[column].quantile(share)
+            out[_limit(side, column)] = groups[column].quantile(share)
     if THRESHOLD in by_model:
         out.insert(2, THRESHOLD, groups[THRESHOLD].mean())
     if GRADE in by_model:
         out.insert(2, GRADE, groups[GRADE].mean())
-    if VALUE not in by_model:
-        out.insert(2, "predicted", words_called(out))
+    if (words := words_called(out)) is not None:
+        out.insert(2, "predicted", words)
     out["models"] = groups.size()
     known = slides.groupby(unit, sort=False)["known"].first() if "known" in slides else pd.Series()
     for name in out.index.intersection(known.dropna().index):
@@ -318,6 +319,11 @@ def summary(by_model: pd.DataFrame, slides: pd.DataFrame, level: str) -> pd.Data
         "; ".join(_notes(row, known.get(name))) for name, row in out.to_dict("index").items()
     ]
     return out.reset_index()
+
+
+def _limit(side: str, column: str) -> str:
+    """The name of a limit of a column of answers."""
+    return side if column in (VALUE, RISK) else f"{side}_{column.partition('_')[2]}"
 
 
 def _notes(row: dict[Hashable, Any], known: object) -> list[str]:

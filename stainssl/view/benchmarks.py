@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from stainssl.errors import StainsslError
+from stainssl.evaluation.kinds import labels_of
 from stainssl.evaluation.metrics import roc_band
 from stainssl.evaluation.predictions import UNIT, ScoredUnits, average_repeats, scored_units
 from stainssl.evaluation.projection import project
@@ -64,7 +65,7 @@ class Benchmarks:
             self._known(task, run, head)
         except KeyError:
             return False
-        if self._records.config.tasks[task].kind == "regression":  # no curve, no wrong case
+        if labels_of(self._records.config.tasks[task]).picture:  # no curve, no wrong case
             return False
         return (self._folder(task, run, head) / "predictions.parquet").exists()
 
@@ -85,8 +86,8 @@ class Benchmarks:
             StainsslError: its predictions are missing or not whole.
         """
         self._known(task, run, head)
-        if self._records.config.tasks[task].kind == "regression":
-            raise StainsslError(f"{task}: a number has no curves; scatter.png shows its cases.")
+        if picture := labels_of(self._records.config.tasks[task]).picture:
+            raise StainsslError(f"{task}: its kind has no curves here; {picture} shows its cases.")
         level = self._records.config.tasks[task].level
         path = self._folder(task, run, head) / "predictions.parquet"
         predictions = read_table(path, "predictions")

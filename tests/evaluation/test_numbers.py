@@ -13,7 +13,7 @@ from stainssl.config import parse
 from stainssl.errors import StainsslError
 from stainssl.evaluation import baselines
 from stainssl.evaluation.compare import compare_all, compare_two
-from stainssl.evaluation.folds import each_fold, fold_notes, folds_of, ranking_problem
+from stainssl.evaluation.folds import each_fold
 from stainssl.evaluation.kinds import labels_of
 from stainssl.evaluation.metrics import METRICS, confidence_interval, estimate, evaluate
 from stainssl.evaluation.number_metrics import NUMBER_METRICS, weighted_ranks
@@ -119,7 +119,7 @@ def _folds(values, level="patient", **split):
     rows = pd.DataFrame({"patient_id": [f"p{i:03d}" for i in range(len(values))], "ki67": values})
     labels = NumberLabels("ki67")
     task = _task(level=level, split={"kind": "cv", **split})
-    return folds_of(labels.read(rows), level, "ki67", task.split, strata=labels.strata)
+    return labels.folds(rows, level, task.split, seed=0)
 
 
 def test_every_fold_and_its_validation_part_have_low_and_high_numbers(rng):
@@ -132,8 +132,9 @@ def test_every_fold_and_its_validation_part_have_low_and_high_numbers(rng):
             assert ranks.min() < 0.3
             assert ranks.max() > 0.7
         assert len(role["test"]) == 12
-    assert ranking_problem(patients, folds) is None
-    assert fold_notes(patients, folds) == []
+    labels = NumberLabels("ki67")
+    assert labels.ranking_problem(patients, folds) is None
+    assert labels.fold_notes(patients, folds) == []
 
 
 def test_many_equal_numbers_can_be_folded():
@@ -152,15 +153,15 @@ def test_too_few_patients_and_one_value_are_sentences():
 def test_leaving_one_patient_out_ranks_nobody_and_small_folds_are_told():
     rows = pd.DataFrame({"patient_id": [f"p{i}" for i in range(8)], "ki67": range(8)})
     labels, split = NumberLabels("ki67"), _task(split={"kind": "leave-one-out"}).split
-    made = folds_of(labels.read(rows), "patient", "ki67", split, strata=labels.strata)
-    assert "metrics: [mae]" in ranking_problem(*made)
-    assert "8 of 8 folds test fewer than 4 patients" in fold_notes(*made)[0]
+    made = labels.folds(rows, "patient", split, seed=0)
+    assert "metrics: [mae]" in labels.ranking_problem(*made)
+    assert "8 of 8 folds test fewer than 4 patients" in labels.fold_notes(*made)[0]
 
 
 def test_a_patient_of_a_slide_task_counts_with_her_highest_number():
     rows = pd.DataFrame({"patient_id": list("aabbccdd"), "ki67": [9, 10, 1, 2, 3, 4, 5, 6]})
     labels, split = NumberLabels("ki67"), _task(split={"kind": "cv", "folds": 2}).split
-    patients, _ = folds_of(labels.read(rows), "slide", "ki67", split, strata=labels.strata)
+    patients, _ = labels.folds(rows, "slide", split, seed=0)
     assert patients["value"].tolist() == [10, 2, 4, 6]
 
 
@@ -298,7 +299,7 @@ def test_a_ridge_on_columns_is_scikit_learns_and_finds_what_a_column_tells(rng):
     units = _units(rng)
     split = _task(split={"kind": "cv", "folds": 3}).split
     labels = NumberLabels("label")
-    _, folds = folds_of(labels.read(units), "patient", "label", split, strata=labels.strata)
+    _, folds = labels.folds(units, "patient", split, seed=0)
     found = baselines.predict_number_from_columns(units, ["age", "grade"], folds)
     assert METRICS["spearman"].value(read_scored(found, "patient")) > 0.9
     assert len(found) == len(units)
@@ -316,7 +317,7 @@ def test_the_mean_of_training_is_said_of_everybody(rng):
     units = _units(rng)
     split = _task(split={"kind": "cv", "folds": 3}).split
     labels = NumberLabels("label")
-    _, folds = folds_of(labels.read(units), "patient", "label", split, strata=labels.strata)
+    _, folds = labels.folds(units, "patient", split, seed=0)
     found = baselines.predict_number_from_columns(units, [], folds)
     assert found.groupby("fold")["value"].nunique().tolist() == [1, 1, 1]
     number = units.set_index("patient_id")["label"].astype(float)

@@ -65,6 +65,12 @@ rule benchmark:
             category="Benchmark",
             labels={"benchmark": "{benchmark}", "shows": "UMAP by site and label"},
         ),
+        survival=report(
+            BENCHMARK / "survival.png",
+            caption="../report/survival.rst",
+            category="Benchmark",
+            labels={"benchmark": "{benchmark}", "shows": "survival of risk groups"},
+        ),
     log:
         LOGS / "benchmark/{benchmark}.log",
     benchmark:

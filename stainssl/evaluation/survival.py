@@ -1,0 +1,237 @@
+"""A time to an event as a label: how its two cells are read, and what folds ask of its patients."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+import pandas as pd
+
+from stainssl.errors import StainsslError
+from stainssl.evaluation.folds import class_name, tested
+from stainssl.evaluation.follow_up import (
+    follow_up,
+    follow_up_word,
+    horizons_of,
+    is_comparable,
+)
+from stainssl.evaluation.labels import LabelKeys, Labels, counted, is_unknown, shown_cell
+from stainssl.evaluation.numbers import SHOWN, as_number
+
+# Words of the event's column, in any case; `classes` of the task adds others.
+EVENT_WORDS = {"event": ("1", "true", "yes"), "censored": ("0", "false", "no")}
+TIME, EVENT = "_time", "_event"  # columns of a task's patients
+FEW_EVENTS = 4  # of a fold, with which a concordance tells next to nothing
+UNKNOWN = float("nan")
+
+
+@dataclass(frozen=True)
+class SurvivalLabels(Labels):
+    """How a follow-up is read; its words are those of `follow_up`.
+
+    Attributes:
+        time: the column of the time until the event, or until nothing more is known.
+        event: the column that says which of the two it is.
+    """
+
+    picture = "survival.png"
+
+    time: str = ""
+    event: str = ""
+
+    @classmethod
+    def of(cls, task: LabelKeys) -> Self:
+        """See `Labels.of`."""
+        name = f"{task.time} and {task.event}"
+        return cls(name, tuple(task.na), dict(task.classes), None, task.time, task.event)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """See `Labels.columns`."""
+        return self.time, self.event
+
+    def words(self, values: pd.Series) -> pd.Series:
+        """Words that were read already."""
+        return values.map(class_name)
+
+    def words_of(self, rows: pd.DataFrame) -> pd.Series:
+        """The word of every row, `""` where time or event is not known.
+
+        Raises:
+            StainsslError: a time that is none, an event's word that nothing takes; names the rows.
+        """
+        if told := self._cell_problems(rows):
+            raise StainsslError("\n".join(told))
+        time, event = (pd.to_numeric(column) for column in self._read(rows))
+        known = (time.notna() & event.notna()).tolist()
+        words = [
+            follow_up_word(t, e == 1) if is_known else ""
+            for t, e, is_known in zip(time.tolist(), event.tolist(), known, strict=True)
+        ]
+        return pd.Series(words, rows.index, dtype=object)
+
+    def _read(self, rows: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
+        """Times, and 1 where the event came: NaN where not known, None where it cannot be read."""
+        time = [self._time_of(value) for value in rows[self.time]]
+        event = [self._event_of(value) for value in rows[self.event]]
+        return pd.Series(time, rows.index, object), pd.Series(event, rows.index, object)
+
+    def _time_of(self, value: object) -> float | None:
+        word = class_name(value).strip()
+        if is_unknown(word, self.na):
+            return UNKNOWN
+        number = as_number(word)
+        return number if number is not None and number >= 0 else None
+
+    def _event_of(self, value: object) -> float | None:
+        word = class_name(value).strip().casefold()
+        for found, usual in EVENT_WORDS.items():
+            more = self.classes.get(found, ())
+            if word in {class_name(one).strip().casefold() for one in (*usual, *more)}:
+                return float(found == "event")
+        return UNKNOWN if is_unknown(word, self.na) else None
+
+    def _cell_problems(self, rows: pd.DataFrame) -> list[str]:
+        time, event = self._read(rows)
+        found = []
+        if (bad := time.map(lambda one: one is None)).any():
+            found.append(
+                f"time {self.time!r} is to be a number from 0 on (kind: survival) and is not in"
+                f" {int(bad.sum())} row(s), {_named_cells(rows[bad], self.time)}. Correct them, or"
+                " name in 'na' what is not known."
+            )
+        if (bad := event.map(lambda one: one is None)).any():
+            words = rows.loc[bad, self.event].astype(str).value_counts()
+            told = ", ".join(f"{word!r} ({count})" for word, count in words.items())
+            found.append(
+                f"event {self.event!r} has words that are neither an event (1, true, yes) nor"
+                f" censored (0, false, no): {told}. Name them in 'classes: {{event: [...],"
+                " censored: [...]}', or in 'na' where they are not known."
+            )
+        return found
+
+    def order(self, words: Iterable[str]) -> list[str]:
+        """A time has no classes."""
+        del words
+        return []
+
+    def strata(self, patients: pd.DataFrame, folds: int) -> pd.DataFrame:
+        """The patients with `TIME` and `EVENT`; as `label` whether they had the event.
+
+        Args:
+            patients: `label`, the words.
+            folds: that every stratum is to be spread over.
+        """
+        del folds
+        time, event = follow_up(patients["label"])
+        label = np.where(event, "event", "censored")
+        return patients.assign(**{TIME: time, EVENT: event, "label": label})
+
+    def check_patients(
+        self, patients: pd.DataFrame, at_least: int = 1, where: str = "the task"
+    ) -> None:
+        """See `Labels.check_patients`: as many events as folds, one outlived by somebody."""
+        events = int(patients[EVENT].sum())
+        has = f"{where} has {len(patients)} patient(s) and {events} event(s) of {self.event!r}"
+        if not events:
+            raise StainsslError(
+                f"{has}: without an event nothing can be learnt. Add patients, or correct the"
+                " column."
+            )
+        if events < at_least:
+            raise StainsslError(
+                f"{has}, fewer than folds ({at_least}), each of which is to test one. Ask for at"
+                f" most {events} folds, or add patients."
+            )
+        if not is_comparable(patients[TIME].to_numpy(), patients[EVENT].to_numpy(bool)):
+            raise StainsslError(
+                f"{has}, and nobody is known to have outlived one: no two can be ranked. Add"
+                " patients."
+            )
+
+    def ranking_problem(self, patients: pd.DataFrame, folds: pd.DataFrame) -> str | None:
+        """See `Labels.ranking_problem`: some fold must test an event that another outlived."""
+        for _, rows in tested(patients, folds, TIME, EVENT):
+            if is_comparable(rows[TIME].to_numpy(), rows[EVENT].to_numpy(bool)):
+                return None
+        return (
+            "no fold tests an event that another of its patients outlived, so that concordance and"
+            " AUROC, which rank the patients that one model was tested on, are undefined. Ask for"
+            " 'kind: cv', for another 'group', or for 'metrics: [integrated_brier]'."
+        )
+
+    def fold_notes(self, patients: pd.DataFrame, folds: pd.DataFrame) -> list[str]:
+        """See `Labels.fold_notes`: folds that test fewer than four events."""
+        counts = tested(patients, folds, EVENT)[EVENT].sum()
+        few = int((counts < FEW_EVENTS).sum())
+        told = f"{few} of {len(counts)} folds test fewer than {FEW_EVENTS} events: they add little"
+        return [f"{told} to what is ranked. Fewer folds, or more repeats, would."] if few else []
+
+    def notes(self, task: str) -> list[str]:
+        """See `Labels.notes`: in which unit times are."""
+        return [f"{task}: times are in the unit of the sheet's column {self.time!r}."]
+
+    def problems(self, rows: pd.DataFrame) -> list[str]:
+        """See `Labels.problems`; text is named by its slide, patients of two follow-ups too."""
+        if found := self._cell_problems(rows):
+            return found
+        words = self.words_of(rows)
+        known = rows.assign(word=words)[words != ""]
+        several = known.groupby("patient_id")["word"].unique()
+        several = several[several.map(len) > 1]
+        if len(several):
+            named = ", ".join(f"{who} ({' and '.join(w)})" for who, w in several[:SHOWN].items())
+            return [
+                f"{len(several)} patient(s) have two follow-ups in {self.time!r} and"
+                f" {self.event!r} ('+': censored): {named}. A patient has one: correct the sheet."
+            ]
+        if not horizons_of(known["word"].unique()):
+            return [
+                f"none of {known['patient_id'].nunique()} patients has an event of {self.event!r}"
+                f" after time 0 of {self.time!r}: without one nothing can be learnt."
+            ]
+        return []
+
+    def summary(self, rows: pd.DataFrame) -> list[str]:
+        """Patients, events, censored and the median follow-up, and what was read as unknown."""
+        read = self.words_of(rows)
+        known = rows.assign(word=read)[read != ""]
+        patients = known.drop_duplicates("patient_id")
+        time, event = follow_up(patients["word"])
+        line = (
+            f"follow-up: {int(event.sum())} events, {int((~event).sum())} censored, median"
+            f" follow-up {_median_follow_up(time, event)} ({self.time!r}) {counted(known)}"
+        )
+        return [line, *self.unknown_lines(rows, read)]
+
+    def cells(self, rows: pd.DataFrame) -> pd.Series:
+        """See `Labels.cells`: time and event."""
+        return rows[self.time].map(shown_cell) + "/" + rows[self.event].map(shown_cell)
+
+    def strangers(self, own: pd.Series, words: pd.Series) -> pd.Series:
+        """Times that the task's own cohorts do not have are none the stranger."""
+        del own
+        return words.head(0)
+
+
+def _named_cells(rows: pd.DataFrame, column: str) -> str:
+    """`slide a: 'x'` of some rows, and how many more there are."""
+    names: Sequence[str] = [f"row {place}" for place in rows.index]
+    if "slide_id" in rows:
+        names = [f"slide {name}" for name in rows["slide_id"]]
+    cells = rows[column].astype(str).tolist()
+    told = ", ".join(f"{n}: {c!r}" for n, c in zip(names[:SHOWN], cells[:SHOWN], strict=True))
+    return told + (f" and {len(rows) - SHOWN} more" if len(rows) > SHOWN else "")
+
+
+def _median_follow_up(time: np.ndarray, event: np.ndarray) -> str:
+    """The median time until censoring by Kaplan and Meier (Schemper and Smith, 1996)."""
+    if event.all():
+        return "unknown, as nobody is censored,"
+    from scipy.stats import CensoredData, ecdf  # half a second; only this needs it
+
+    curve = ecdf(CensoredData.right_censored(time, event)).sf
+    below = np.flatnonzero(curve.probabilities <= 0.5)
+    return f"{curve.quantiles[below[0]]:g}" if len(below) else "not reached"

@@ -1,0 +1,287 @@
+"""Metrics of predicted survival, for many resamples of the patients at once.
+
+Concordance and AUROC rank test units of one fold and repeat, as other ranking figures do; folds are
+weighted by their comparable pairs, and repeats are averaged. Censoring is reckoned with by weights
+of one over the probability of being followed up so long, which Kaplan and Meier's estimator gives
+of all units together, anew for every resample: how patients are followed up is no model's answer.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stainssl.evaluation.follow_up import is_comparable
+from stainssl.evaluation.intervals import cross_validation_factor, rank_likeness
+from stainssl.evaluation.metric import Metric, Resampled, weighted_share
+from stainssl.evaluation.predictions import Floats, FoldScores, ScoredUnits, SurvivalUnits
+from stainssl.evaluation.ranking import safe_divide, weighted_auroc
+
+_BLOCK = 2_000_000  # weights worked on at once: some 100 MB with what is made of them
+_PAIRS = 2_000_000  # pairs looked at at once
+Bools = NDArray[np.bool_]
+Figure = Callable[[SurvivalUnits, Floats], Floats]
+log = logging.getLogger(__name__)
+
+
+def _in_blocks(figure: Figure) -> Resampled:
+    """The figure under (R, P) patient weights, some rows at a time."""
+
+    def resampled(scored: ScoredUnits, weights: Floats) -> Floats:
+        assert isinstance(scored, SurvivalUnits)
+        rows = max(_BLOCK // max(len(scored.y), 1), 1)
+        starts = range(0, len(weights), rows)
+        return np.concatenate([figure(scored, weights[i : i + rows]) for i in starts])
+
+    return resampled
+
+
+# --- censoring ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Followed:
+    """How probably somebody is followed up so long, under each of R weightings of the units.
+
+    Attributes:
+        at: (U,) rising times of the units.
+        share: (R, U) the probability of being followed up beyond each of them.
+    """
+
+    at: Floats
+    share: Floats
+
+    def until(self, times: Floats) -> Floats:
+        """(R, T) the probability of being followed up to each time at least."""
+        return self._before(np.searchsorted(self.at, times, side="left"))
+
+    def beyond(self, times: Floats) -> Floats:
+        """(R, T) the probability of being followed up for longer."""
+        return self._before(np.searchsorted(self.at, times, side="right"))
+
+    def _before(self, place: NDArray[np.int64]) -> Floats:
+        ones = np.ones((len(self.share), 1))
+        return np.concatenate([ones, self.share], axis=1)[:, place]
+
+
+def followed(time: Floats, event: Bools, weights: Floats) -> Followed:
+    """Kaplan and Meier's estimate of the time until censoring; events come before it.
+
+    Args:
+        time: (N,) of the units.
+        event: (N,) whether the event came then.
+        weights: (R, N) of the units.
+    """
+    order = np.argsort(time, kind="stable")
+    at, starts = np.unique(time[order], return_index=True)
+    both = np.add.reduceat(weights[:, order], starts, axis=1)
+    ended = np.add.reduceat((weights * event)[:, order], starts, axis=1)
+    there = both[:, ::-1].cumsum(axis=1)[:, ::-1] - ended  # at risk of being censored
+    left = np.nan_to_num(safe_divide(both - ended, there))
+    return Followed(at, np.asarray(np.cumprod(1 - left, axis=1)))
+
+
+def inverse(probability: Floats) -> Floats:
+    """One over a probability, 0 where it is 0: nobody is there to stand for others."""
+    return np.nan_to_num(safe_divide(np.ones_like(probability), probability))
+
+
+# --- concordance -------------------------------------------------------------------------------
+
+
+def pair_sums(
+    time: Floats, event: Bools, risk: Floats, weights: Floats, factor: Floats | None = None
+) -> tuple[Floats, Floats]:
+    """Weights of comparable pairs that are ranked rightly, and of all of them.
+
+    A pair is comparable where one unit had the event and the other is known to have outlived it:
+    followed up for longer, or censored at that time. Equal risks count half.
+
+    Args:
+        time, event, risk: (n,) of the units.
+        weights: (R, n) of the units, at least 0.
+        factor: (R, n) by which a pair counts for its unit with the event; None: once.
+
+    Returns:
+        (R,) each. Their quotient is Harrell's C, as `lifelines.utils.concordance_index` of -risk.
+    """
+    rows = np.flatnonzero(event)
+    right, all_pairs = np.zeros((2, len(weights)))
+    step = max(_PAIRS // max(len(time), 1), 1)
+    for chunk in (rows[i : i + step] for i in range(0, len(rows), step)):
+        later = time > time[chunk, None]
+        later |= (time == time[chunk, None]) & ~event
+        won = later * ((risk < risk[chunk, None]) + 0.5 * (risk == risk[chunk, None]))
+        own = weights[:, chunk] if factor is None else weights[:, chunk] * factor[:, chunk]
+        right += np.einsum("rc,rc->r", weights @ won.T, own)
+        all_pairs += np.einsum("rc,rc->r", weights @ later.T.astype(float), own)
+    return right, all_pairs
+
+
+def _is_within(scored: SurvivalUnits) -> Bools:
+    return scored.event & (scored.y < scored.times[-1])
+
+
+def _comparable_folds(scored: SurvivalUnits, event: Bools) -> Iterator[FoldScores]:
+    for fold in scored.ranked:
+        if is_comparable(scored.y[fold.unit].astype(float), event[fold.unit]):
+            yield fold
+
+
+def _over_folds(parts: Iterator[tuple[int, Floats, Floats]], rows: int) -> Floats:
+    """(R,) the mean over repeats of quotients of sums over folds: (repeat, top, bottom)."""
+    sums: dict[int, Floats] = {}
+    for repeat, top, bottom in parts:
+        sums[repeat] = sums.get(repeat, 0.0) + np.stack([top, bottom])
+    if not sums:
+        return np.full(rows, np.nan)
+    repeats = np.stack([safe_divide(*both) for both in sums.values()])
+    defined = np.isfinite(repeats)
+    return safe_divide(np.where(defined, repeats, 0.0).sum(axis=0), defined.sum(axis=0))
+
+
+def _harrell(scored: SurvivalUnits, weights: Floats) -> Floats:
+    def parts() -> Iterator[tuple[int, Floats, Floats]]:
+        for fold in _comparable_folds(scored, scored.event):
+            own = weights[:, scored.patient[fold.unit]]
+            time, event = scored.y[fold.unit].astype(float), scored.event[fold.unit]
+            yield fold.repeat, *pair_sums(time, event, fold.p[:, 0], own)
+
+    return _over_folds(parts(), len(weights))
+
+
+def _followed(scored: SurvivalUnits, weights: Floats) -> Followed:
+    return followed(scored.y.astype(float), scored.event, weights[:, scored.patient])
+
+
+def _uno(scored: SurvivalUnits, weights: Floats) -> Floats:
+    # Uno et al., Statistics in Medicine 2011. A unit that is censored is in no pair's first place.
+    known, within = _followed(scored, weights), _is_within(scored)
+
+    def parts() -> Iterator[tuple[int, Floats, Floats]]:
+        for fold in _comparable_folds(scored, within):
+            own = weights[:, scored.patient[fold.unit]]
+            time, event = scored.y[fold.unit].astype(float), scored.event[fold.unit]
+            factor = inverse(known.until(time)) ** 2 * within[fold.unit]
+            yield fold.repeat, *pair_sums(time, event, fold.p[:, 0], own, factor)
+
+    return _over_folds(parts(), len(weights))
+
+
+# --- at a time ---------------------------------------------------------------------------------
+
+
+def _auroc_at(scored: SurvivalUnits, weights: Floats, known: Followed, at: float) -> Floats:
+    # (R,) who has had the event by then against who is there after it: cumulative/dynamic.
+    def parts() -> Iterator[tuple[int, Floats, Floats]]:
+        for fold in scored.ranked:
+            time = scored.y[fold.unit].astype(float)
+            case, control = scored.event[fold.unit] & (time <= at), time > at
+            if not (case.any() and control.any()):
+                continue
+            counts = np.where(case, inverse(known.until(time)), control.astype(float))
+            own = weights[:, scored.patient[fold.unit]] * counts
+            value, pairs = weighted_auroc(case, fold.p[:, 0], np.arange(len(time)), own)
+            yield fold.repeat, np.where(pairs > 0, value, 0.0) * pairs, pairs
+
+    return _over_folds(parts(), len(weights))
+
+
+def auroc_by_time(scored: SurvivalUnits, weights: Floats) -> Floats:
+    """(T, R) AUROC at each time that survival is said of; NaN where it is undefined.
+
+    Cases are weighted by one over their probability of being followed up (Uno et al., JASA 2007).
+    """
+    known = _followed(scored, weights)
+    return np.stack([_auroc_at(scored, weights, known, at) for at in scored.times])
+
+
+def _auroc_over_time(scored: SurvivalUnits, weights: Floats) -> Floats:
+    each = auroc_by_time(scored, weights)
+    defined = np.isfinite(each)
+    return safe_divide(np.where(defined, each, 0.0).sum(axis=0), defined.sum(axis=0))
+
+
+def brier_by_time(scored: SurvivalUnits, weights: Floats) -> Floats:
+    """(T, R) Brier score at each time (Graf et al., Statistics in Medicine 1999)."""
+    time, times = scored.y.astype(float), np.asarray(scored.times)
+    known, own = _followed(scored, weights), weights[:, scored.patient]
+    until, beyond = inverse(known.until(time)), inverse(known.beyond(times))
+    total = own.sum(axis=1)
+    out = []
+    for place, at in enumerate(times):
+        survival = scored.p[:, 1 + place]
+        gone, there = scored.event & (time <= at), time > at
+        errors = (own * until) @ (gone * survival**2)
+        errors += beyond[:, place] * (own @ (there * (1 - survival) ** 2))
+        out.append(safe_divide(errors, total))
+    return np.stack(out)
+
+
+def _integrated_brier(scored: SurvivalUnits, weights: Floats) -> Floats:
+    each, times = brier_by_time(scored, weights), np.asarray(scored.times)
+    if len(times) == 1:
+        return np.asarray(each[0])
+    return np.asarray(np.trapezoid(each, times, axis=0) / (times[-1] - times[0]))
+
+
+# --- the metrics -------------------------------------------------------------------------------
+
+
+def _events(scored: ScoredUnits, weights: Floats) -> Floats:
+    assert isinstance(scored, SurvivalUnits)
+    units = np.ones(len(scored.y))
+    return weighted_share(scored.event.astype(float), units, scored.patient, weights)
+
+
+def _is_given(scored: ScoredUnits) -> bool:
+    return len(scored.y) > 0
+
+
+def _is_ranked(scored: ScoredUnits) -> bool:
+    assert isinstance(scored, SurvivalUnits)
+    return any(True for _ in _comparable_folds(scored, scored.event))
+
+
+def _is_ranked_within(scored: ScoredUnits) -> bool:
+    assert isinstance(scored, SurvivalUnits)
+    return any(True for _ in _comparable_folds(scored, _is_within(scored)))
+
+
+def _is_split(scored: ScoredUnits) -> bool:
+    assert isinstance(scored, SurvivalUnits)
+    return bool(np.isfinite(auroc_by_time(scored, np.ones((1, scored.patients)))).any())
+
+
+def _spread(scored: ScoredUnits, value: float) -> float:
+    assert isinstance(scored, SurvivalUnits)
+    folds = list(_comparable_folds(scored, scored.event))
+    if len(folds) <= len({fold.repeat for fold in folds}):
+        return 1.0
+    units = float(np.mean([len(fold.unit) for fold in folds]))
+    return cross_validation_factor(value, rank_likeness(units))
+
+
+SURVIVAL_METRICS: dict[str, Metric] = {
+    "c_index": Metric(_in_blocks(_harrell), _is_ranked, spread=_spread),
+    "c_index_uno": Metric(_in_blocks(_uno), _is_ranked_within, spread=_spread),
+    "auroc_time": Metric(_in_blocks(_auroc_over_time), _is_split, spread=_spread),
+    "integrated_brier": Metric(_in_blocks(_integrated_brier), _is_given, higher_is_better=False),
+    "events": Metric(_events, _is_given),
+}
+
+
+def tell_undefined_survival(group: str, scored: ScoredUnits) -> None:
+    """Why figures of survival are undefined, in the log."""
+    assert isinstance(scored, SurvivalUnits)
+    if not scored.event.any():
+        log.warning("%s: nobody has the event; concordance and AUROC are undefined", group)
+    elif not _is_ranked(scored):
+        log.warning(
+            "%s: no fold tests an event that another of its patients outlived; concordance and"
+            " AUROC are undefined: ask for folds of several patients ('kind: cv')", group,
+        )  # fmt: skip

@@ -1,0 +1,162 @@
+"""Heads that learn a time to an event: its hazard in intervals of time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from stainssl.errors import StainsslError
+from stainssl.evaluation.folds import RISK
+from stainssl.evaluation.follow_up import follow_up, follow_up_word, horizons_of, time_lost
+from stainssl.evaluation.predictions import SURVIVAL, THRESHOLD
+from stainssl.evaluation.thresholds import Calls
+from stainssl.mil.bags import Bag
+from stainssl.mil.head import Loss
+from stainssl.mil.target import Target
+
+INTERVALS = 8  # at most, of as many training events each
+EVENTS = 3  # of an interval at least
+LEAST, MOST = 0.01, 0.99  # hazards of the training part lie between, so that logits are finite
+STEPS = 200  # of the curve that time lost is integrated of
+
+
+@dataclass(frozen=True)
+class Hazards(Target):
+    r"""A time to an event: the probability in each interval that it comes, if not before.
+
+    Gensheimer and Narasimhan, PeerJ 2019; Zadeh and Schmid, IEEE TPAMI 2021. A bag with the event
+    in interval k has the loss :math:`-\log h_k - \sum_{j<k} \log(1 - h_j)`; one that is censored
+    the sum over the intervals of which it was followed up at least half. Bags are scored one by
+    one, so that a batch may be of any size. Outputs are added to the logits of the training part's
+    own hazards: a head that says 0 says the survival of all of them.
+
+    Bags' labels are times, with a minus where they are censored (at 0 too).
+
+    Attributes:
+        times: at which survival is said; the last is the horizon.
+        ends: of K intervals, rising; the first begins at 0. Empty: not fitted yet.
+        base: K logits of the training bags' hazards.
+    """
+
+    unknown = float("nan")
+    cuts_by_training = True
+    times: tuple[float, ...]
+    ends: tuple[float, ...] = ()
+    base: tuple[float, ...] = ()
+
+    @classmethod
+    def of(cls, words: pd.Series) -> Hazards:
+        """Of the known words of a task.
+
+        Raises:
+            StainsslError: nobody has the event after time 0.
+        """
+        if not (times := horizons_of(words.unique())):
+            raise StainsslError("no patient has an event after time 0: nothing can be learnt.")
+        return cls(times)
+
+    @property
+    def outputs(self) -> int:
+        """See `Target.outputs`: an interval each."""
+        return len(self.ends)
+
+    def codes(self, words: pd.Series) -> pd.Series:
+        """See `Target.codes`."""
+        time, event = follow_up(words)
+        return pd.Series(np.where(event, time, np.negative(time)), words.index)
+
+    def strange(self, words: Sequence[str]) -> str:
+        """See `Target.strange`: no time is."""
+        del words
+        return ""
+
+    def fitted(self, train: Sequence[Bag]) -> Hazards:
+        """See `Target.fitted`: with intervals of as many events each, and their hazards."""
+        labels = np.array([bag.label for bag in train], np.float32)
+        events = labels[~np.signbit(labels)]
+        if not len(events):
+            raise StainsslError(
+                f"a head needs a training bag with the event and got {len(train)} without. Use"
+                " fewer folds, or add patients."
+            )
+        count = int(np.clip(len(events) // EVENTS, 1, INTERVALS))
+        shares = np.arange(1, count + 1) / count
+        ends = np.unique(np.quantile(events, shares, method="inverted_cdf")).tolist()
+        fitted = replace(self, ends=tuple(ends))
+        at_risk, came = fitted.counts(torch.from_numpy(labels))
+        hazard = (came.sum(dim=0) / at_risk.sum(dim=0).clamp(min=1)).clamp(LEAST, MOST)
+        return replace(fitted, base=tuple(torch.logit(hazard.double()).tolist()))
+
+    def counts(self, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Which intervals each bag was followed up in, and in which it had the event.
+
+        An event after the last interval is one that had not come by its end.
+
+        Args:
+            labels: (B,) float32.
+
+        Returns:
+            (B, K) float32 each, 0 or 1.
+        """
+        ends = torch.tensor(self.ends)
+        begins = torch.cat([torch.zeros(1), ends[:-1]])
+        time, event = labels.abs()[:, None], ~torch.signbit(labels)[:, None]
+        first = torch.arange(len(ends)) == 0
+        came = event & (time <= ends) & ((time > begins) | (first & (time == begins)))
+        reached = torch.where(event, (time > begins) | came, time >= (begins + ends) / 2)
+        return reached.float(), came.float()
+
+    def loss(self) -> Loss:
+        """See `Target.loss`: the negative log-likelihood of the intervals."""
+        base = torch.tensor(self.base)
+
+        def likelihood(outputs: Tensor, labels: Tensor) -> Tensor:
+            reached, came = self.counts(labels.to(torch.float32))
+            each = nn.functional.binary_cross_entropy_with_logits(
+                outputs + base, came, reduction="none"
+            )
+            return (each * reached).sum(dim=1)
+
+        return likelihood
+
+    def answer(self, outputs: Tensor) -> np.ndarray:
+        """See `Target.answer`: (1 + T,) time lost until the horizon, and survival at `times`."""
+        hazard = torch.sigmoid(outputs.double() + torch.tensor(self.base).double()).numpy()
+        grid = np.linspace(0, self.times[-1], STEPS + 1)
+        lost = time_lost(grid, self._survival(hazard, grid)[None])
+        return np.r_[lost, self._survival(hazard, np.array(self.times))].astype(np.float32)
+
+    def _survival(self, hazard: NDArray[np.float64], times: np.ndarray) -> np.ndarray:
+        """Survival at some times; the logarithm falls evenly within an interval, not after all."""
+        points = np.r_[0.0, self.ends]
+        log_survival = np.r_[0.0, np.cumsum(np.log1p(-np.minimum(hazard, 1 - 1e-12)))]
+        return np.exp(np.interp(times, points, log_survival))
+
+    def columns(self, answers: np.ndarray) -> dict[str, np.ndarray]:
+        """See `Target.columns`: `risk` and `s_<time>`."""
+        names = [RISK, *(f"{SURVIVAL}{time:g}" for time in self.times)]
+        return {name: answers[:, i].astype(np.float32) for i, name in enumerate(names)}
+
+    def truth(self, bags: Sequence[Bag]) -> list[str]:
+        """See `Target.truth`: follow-ups, "" where not known."""
+        return [
+            "" if np.isnan(bag.label) else follow_up_word(abs(bag.label), not np.signbit(bag.label))
+            for bag in bags
+        ]
+
+    def cuts(self, calls: Calls, labels: Sequence[float], answers: np.ndarray) -> dict[str, float]:
+        """See `Target.cuts`: the median risk parts two groups."""
+        del calls, labels
+        return {THRESHOLD: float(np.median(answers[:, 0]))} if len(answers) else {}
+
+    def card(self) -> dict[str, Any]:
+        """See `Target.card`."""
+        kept = {"times": self.times, "ends": self.ends, "base": self.base}
+        return {"hazards": {name: list(values) for name, values in kept.items()}}

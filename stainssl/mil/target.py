@@ -1,0 +1,78 @@
+"""What every target is: what a head learns of a kind of label."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import pandas as pd
+from torch import Tensor
+
+from stainssl.evaluation.thresholds import Calls
+from stainssl.mil.bags import Bag
+from stainssl.mil.head import Loss
+
+
+class Target(ABC):
+    """What a head learns.
+
+    Attributes:
+        unknown: a bag's label that is not known.
+        cuts_by_training: whether thresholds are chosen by the training bags too.
+    """
+
+    unknown: ClassVar[float]
+    cuts_by_training: ClassVar[bool] = False
+
+    @property
+    @abstractmethod
+    def outputs(self) -> int:
+        """C, the head's outputs."""
+
+    @abstractmethod
+    def codes(self, words: pd.Series) -> pd.Series:
+        """The labels of bags, of a label's known words."""
+
+    @abstractmethod
+    def strange(self, words: Sequence[str]) -> str:
+        """What cannot be judged of some words, as nothing was trained on it; else empty."""
+
+    @abstractmethod
+    def fitted(self, train: Sequence[Bag]) -> Target:
+        """The target with what is learnt of the training bags' labels.
+
+        Raises:
+            StainsslError: nothing can be learnt of these labels.
+        """
+
+    @abstractmethod
+    def loss(self) -> Loss:
+        """From (B, C) outputs and (B,) labels to (B,) losses."""
+
+    @abstractmethod
+    def answer(self, outputs: Tensor) -> np.ndarray:
+        """(C,) outputs of a bag → (C,) float32 what they say."""
+
+    @abstractmethod
+    def columns(self, answers: np.ndarray) -> dict[str, np.ndarray]:
+        """Columns of the predictions, of (B, C) answers."""
+
+    @abstractmethod
+    def truth(self, bags: Sequence[Bag]) -> list[Any]:
+        """What stands in the predictions' `y`."""
+
+    @abstractmethod
+    def cuts(self, calls: Calls, labels: Sequence[float], answers: np.ndarray) -> dict[str, float]:
+        """Thresholds by column of the predictions, of B bags of the training part.
+
+        Args:
+            calls: how thresholds are chosen.
+            labels: B labels of validation bags, of training bags too where `cuts_by_training`.
+            answers: (B, C) theirs.
+        """
+
+    @abstractmethod
+    def card(self) -> dict[str, Any]:
+        """What a saved model keeps of it: JSON types."""

@@ -1,0 +1,240 @@
+"""A task whose label is the time to an event, from its sheet to the table and to new slides."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from lifelines.utils import concordance_index
+
+from stainssl.cohort import check, task_summary
+from stainssl.config import Config, parse
+from stainssl.errors import StainsslError
+from stainssl.evaluation.follow_up import follow_up
+from stainssl.mil.predict import load_models
+from stainssl.paths import Paths
+from stainssl.stages import predict, run_stage
+from stainssl.stores.embeddings import write_embeddings
+from stainssl.stores.tables import read_table
+from stainssl.view.benchmarks import Benchmarks
+from stainssl.view.records import Records
+
+DIM, PATIENTS = 8, 48
+QUICK = {"epochs": 25, "hidden": 8, "lr": 5e-3, "max_tiles": 16}
+COHORTS = ("clinic", "other")
+
+
+def _sheet(cohort: str, rng: np.random.Generator) -> tuple[pd.DataFrame, np.ndarray]:
+    hazard = rng.normal(size=PATIENTS) * 1.5
+    time = rng.exponential(30 * np.exp(-hazard))
+    end = rng.exponential(60, PATIENTS)
+    sheet = pd.DataFrame({
+        "slide_id": [f"{cohort}{i}" for i in range(PATIENTS)],
+        "patient_id": [f"{cohort}-p{i}" for i in range(PATIENTS)],
+        "path": "x.svs", "site": ["ab"[i % 2] for i in range(PATIENTS)],
+        "age": np.round(60 + 8 * hazard + 4 * rng.normal(size=PATIENTS)).astype(int).astype(str),
+        "os_months": [f"{t:.1f}".replace(".", ",") for t in np.minimum(time, end)],
+        "os_status": np.where(time <= end, "1:DECEASED", "0:LIVING"),
+    })  # fmt: skip
+    sheet.loc[0, "os_months"] = "[Not Available]"
+    return sheet, hazard
+
+
+def _write(config: Config, cohort: str, hazard: np.ndarray, rng: np.random.Generator) -> None:
+    """Embeddings in which a third of a slide's tiles is shifted by its patient's hazard."""
+    blocks = []
+    for strength in hazard:
+        features = rng.normal(size=(9, DIM))
+        features[:3, :3] += 2 * strength
+        blocks.append(features.astype(np.float16))
+    index = np.tile(np.arange(9), len(hazard))
+    write_embeddings(
+        Paths(config.results).embeddings(cohort, "default", "enc", "all-0000"),
+        slide_id=[f"{cohort}{i}" for i in range(PATIENTS)], counts=[9] * PATIENTS, dim=DIM,
+        blocks=blocks, tile=index.astype(np.int32), x=index * 256, y=index * 0, settings={},
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Folds, two heads and the benchmark of a task of survival, with an external cohort."""
+    folder, rng = tmp_path_factory.mktemp("survival"), np.random.default_rng(3)
+    task = {
+        "level": "patient", "kind": "survival", "time": "os_months", "event": "os_status",
+        "classes": {"event": ["1:DECEASED"], "censored": ["0:LIVING"]}, "cohorts": ["clinic"],
+        "external": ["other"], "clinical": ["age"], "metrics": ["c_index", "integrated_brier"],
+        "split": {"kind": "cv", "folds": 3, "repeats": 2},
+    }  # fmt: skip
+    config = parse({
+        "results": str(folder / "results"),
+        "slides": {"part_size": PATIENTS},
+        "cohorts": {n: {"sheet": str(folder / f"{n}.csv"), "root": str(folder)} for n in COHORTS},
+        "encoders": {"enc": {"method": "random"}}, "tasks": {"os": task},
+        "heads": {"mean": {"kind": "mean", **QUICK}, "abmil": {"kind": "abmil", **QUICK}},
+        "benchmarks": {"main": {"tasks": ["os"], "encoders": ["enc"], "heads": ["mean", "abmil"],
+                                "robustness": False}},
+    })  # fmt: skip
+    (folder / "x.svs").touch()
+    for name in COHORTS:
+        sheet, hazard = _sheet(name, rng)
+        sheet.to_csv(folder / f"{name}.csv", index=False)
+        _write(config, name, hazard, rng)
+    run_stage("folds", config, "os")
+    for head in config.heads:
+        run_stage("mil", config, "os", "enc", head)
+    run_stage("benchmark", config, "main")
+    return config
+
+
+def test_risks_rank_test_patients_and_survival_falls(made):
+    folder = Paths(made.results).mil("os", "enc", "mean")
+    table = read_table(folder / "predictions.parquet", "predictions")
+    curves = [column for column in table if column.startswith("s_")]
+    assert list(table) == [
+        "patient_id", "slide_id", "site", "repeat", "fold", "y", "risk", *curves, "threshold",
+    ]  # fmt: skip
+    assert len(table) == 2 * (PATIENTS - 1)  # one time is not known
+    said = table[curves].to_numpy()
+    assert len(curves) == 9 and (np.diff(said, axis=1) <= 0).all() and (said <= 1).all()
+    horizon = float(curves[-1].removeprefix("s_"))
+    assert table["risk"].between(0, horizon).all()
+    time, event = follow_up(table["y"])
+    each = [
+        concordance_index(time[rows], -table["risk"].to_numpy()[rows], event[rows])
+        for rows in table.groupby(["repeat", "fold"]).indices.values()
+    ]
+    metrics = pd.read_csv(folder / "metrics.csv").query("group == 'all'").set_index("metric")
+    assert list(metrics.index) == [
+        "c_index", "c_index_uno", "auroc_time", "integrated_brier", "events",
+    ]  # fmt: skip
+    assert metrics.loc["c_index", "value"] == pytest.approx(np.mean(each), abs=0.03)
+    assert metrics.loc["c_index", "value"] > 0.65 and metrics.loc["auroc_time", "value"] > 0.7
+    assert (metrics["low"] < metrics["value"]).all() and (metrics["value"] < metrics["high"]).all()
+
+
+def test_groups_are_parted_by_each_folds_own_training_patients(made):
+    folder = Paths(made.results).mil("os", "enc", "mean")
+    table = read_table(folder / "predictions.parquet", "predictions")
+    by_fold = table.groupby(["repeat", "fold"])["threshold"]
+    assert (by_fold.nunique() == 1).all() and table["threshold"].nunique() == 6
+    models = load_models(folder / "models")
+    assert by_fold.first().to_dict() == pytest.approx(
+        {key: model.cuts["threshold"] for key, model in models.items()}
+    )
+
+
+def test_an_external_cohort_is_answered_at_the_same_times(made):
+    folder = Paths(made.results).mil("os", "enc", "mean")
+    found = read_table(folder / "external-other.parquet", "predictions")
+    own = read_table(folder / "predictions.parquet", "predictions")
+    assert [c for c in found if c.startswith("s_")] == [c for c in own if c.startswith("s_")]
+    assert found.groupby("repeat").size().tolist() == [PATIENTS - 1] * 6
+    metrics = pd.read_csv(folder / "external-other.csv").query("group == 'all'")
+    assert metrics.set_index("metric").loc["c_index", "value"] > 0.65
+
+
+def test_the_table_has_figures_baselines_and_comparisons(made):
+    folder = Paths(made.results).benchmark("main")
+    long = pd.read_csv(folder / "table.csv").query("group == 'all'")
+    floor = "Kaplan-Meier of training"
+    assert {floor, "site only", "clinical only", "enc"} == set(long["encoder"])
+    value = long.query("task == 'os'").set_index(["encoder", "head", "metric"])["value"]
+    assert value[floor, "columns", "c_index"] == 0.5
+    assert value["clinical only", "columns", "c_index"] > 0.65
+    brier = [value[who, "columns", "integrated_brier"] for who in ("clinical only", floor)]
+    assert brier[0] < brier[1] and value["enc", "mean", "integrated_brier"] < brier[1]
+    compared = pd.read_csv(folder / "comparisons.csv")
+    assert set(compared["metric"]) == {"c_index", "integrated_brier"}
+    assert set(compared["task"]) == {"os", "os on other"} and compared["p_holm"].notna().all()
+    text = (folder / "table.md").read_text()
+    events = int(follow_up(_words(made))[1].sum())
+    assert f"os: Harrell's C (47 patients, {events} events)" in text
+    assert "os: times are in the unit of the sheet's column 'os_months'." in text
+    assert "Uno's C and" in text and "said of everybody" in text and "## By site" in text
+    for name in ("survival.png", "forest.png", "table.html", "table.tex"):
+        assert (folder / name).stat().st_size > 0
+
+
+def _words(config):
+    folder = Paths(config.results).mil("os", "enc", "mean")
+    table = read_table(folder / "predictions.parquet", "predictions")
+    return table.drop_duplicates("patient_id")["y"]
+
+
+def test_the_view_shows_the_table_and_no_curves(made):
+    shown = Benchmarks(Records(made))
+    assert not any(shown.table("main")["columns"]["answer"])
+    with pytest.raises(StainsslError, match=r"no curves here; survival\.png"):
+        shown.answer("os", "enc", "mean")
+
+
+def test_checks_count_patients_events_and_censored(made):
+    first, unknown, *_ = task_summary(made, "os")
+    event = follow_up(_words(made))[1]
+    assert f"{event.sum()} events, {(~event).sum()} censored, median follow-up " in first
+    assert "('os_months') (47 patients, 47 slides)" in first
+    assert unknown.startswith("unknown: '[Not Available]'/'") and "(1 patient, 1 slide)" in unknown
+    assert not [one for one in check(made) if "tasks" in one]
+
+
+def _told(made, tmp_path, cohort="clinic", task=(), **cells):
+    """What checks say of a task where some cells of a cohort's sheet are others."""
+    data = made.model_dump(mode="json")
+    sheet = pd.read_csv(data["cohorts"][cohort]["sheet"], dtype=str, keep_default_na=False)
+    for column, values in cells.items():
+        for row, value in values.items():
+            sheet.loc[row, column] = value
+    sheet.to_csv(tmp_path / "changed.csv", index=False)
+    data["cohorts"][cohort]["sheet"] = str(tmp_path / "changed.csv")
+    data["tasks"]["os"] |= dict(task)
+    return "\n".join(one for one in check(parse(data)) if "tasks" in one)
+
+
+def test_what_cannot_be_learnt_is_refused_before_any_job(made, tmp_path):
+    told = _told(made, tmp_path, os_months={3: "-4", 4: "long"})
+    assert "is not in 2 row(s), slide clinic3: '-4', slide clinic4: 'long'" in told
+    told = _told(made, tmp_path, os_status={3: "Dead", 4: "Dead"})
+    assert "neither an event (1, true, yes) nor censored (0, false, no): 'Dead' (2)" in told
+    told = _told(made, tmp_path, os_status=dict.fromkeys(range(PATIENTS), "0"))
+    assert "none of 47 patients has an event of 'os_status' after time 0" in told
+    told = _told(made, tmp_path, patient_id={5: "clinic-p4"})
+    assert "1 patient(s) have two follow-ups" in told and "clinic-p4 (" in told
+    few = {row: "no" for row in range(PATIENTS) if row not in (4, 9)}
+    told = _told(made, tmp_path, os_status=few | {4: "yes", 9: "yes"})
+    assert "2 event(s) of 'os_status', fewer than folds (3)" in told
+    told = _told(made, tmp_path, cohort="other", os_months={7: "x"})
+    assert "tasks.os.external" in told and "slide other7: 'x'" in told
+    alone = {"split": {"kind": "leave-one-out"}}
+    assert "no fold tests an event that another" in _told(made, tmp_path, task=alone)
+    assert "tasks.os.time: " in _told(made, tmp_path, task={"time": "os_month"})
+
+
+@pytest.mark.xdist_group("trained")
+def test_predict_gives_risk_and_survival_of_new_slides(trained, tmp_path):
+    data = trained.config.model_dump(mode="json")
+    own = {"level": "patient", "kind": "survival", "time": "months", "event": "died",
+           "cohorts": ["clinic"], "split": {"kind": "cv", "folds": 2}}  # fmt: skip
+    sheet = pd.read_csv(data["cohorts"]["clinic"]["sheet"], dtype=str, keep_default_na=False)
+    place = sheet["patient_id"].rank(method="dense").astype(int)
+    sheet = sheet.assign(months=place.astype(str), died=(place % 3 > 0).astype(int).astype(str))
+    sheet.to_csv(tmp_path / "followed.csv", index=False)
+    data["cohorts"]["clinic"] |= {"sheet": str(tmp_path / "followed.csv")}
+    config = parse(data | {"tasks": data["tasks"] | {"os": own}})
+    run_stage("folds", config, "os")
+    run_stage("mil", config, "os", "enc", "abmil")
+    trained.rows("a-001-1", "a-001-2", "b-003-1").to_csv(tmp_path / "new.csv", index=False)
+    out = tmp_path / "out"
+    predict.run(config, "os", "enc", "abmil", tmp_path / "new.csv", trained.root, out, False)
+    answers = pd.read_csv(out / "predictions.csv").set_index("patient_id")
+    assert (answers["low"] <= answers["risk"]).all() and (answers["risk"] <= answers["high"]).all()
+    at = [column.removeprefix("s_") for column in answers if column.startswith("s_")]
+    assert at and {f"low_{t}" for t in at} | {f"high_{t}" for t in at} <= set(answers)
+    high = answers["risk"] >= answers["threshold"]
+    assert answers["predicted"].tolist() == np.where(high, "high", "low").tolist()
+    ours = read_table(out / "by-model.parquet", "predictions")
+    judged = Paths(config.results).mil("os", "enc", "abmil") / "predictions.parquet"
+    both = read_table(judged, "predictions").merge(
+        ours, on=["patient_id", "repeat", "fold"], suffixes=("", "_new")
+    )
+    assert len(both) == 2
+    np.testing.assert_array_equal(both["risk"], both["risk_new"])
