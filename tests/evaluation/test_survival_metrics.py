@@ -177,7 +177,8 @@ def test_no_signal_is_one_half_and_a_perfect_order_is_one(rng):
     exact = read_scored(table.assign(risk=-_of_units(scored, table)), "patient")
     assert [_value(metric, exact) for metric in RANKING] == pytest.approx([1, 1, 1])
     low, high = confidence_interval("c_index", exact)
-    assert low < 0.99 and high == pytest.approx(1)
+    assert low < 0.99
+    assert high == pytest.approx(1)
 
 
 def _of_units(scored, table):
@@ -188,7 +189,8 @@ def test_slides_of_one_patient_are_no_pairs(rng):
     one = _predictions(rng, 30)
     twice = pd.concat([one.assign(slide_id=one["patient_id"] + s) for s in "ab"])
     scored = read_scored(twice, "slide")
-    assert scored.patients == 30 and len(scored.y) == 60
+    assert scored.patients == 30
+    assert len(scored.y) == 60
     assert _value("c_index", scored) == pytest.approx(
         _value("c_index", read_scored(one, "patient"))
     )
@@ -202,18 +204,21 @@ def test_evaluate_gives_every_figure_with_its_interval_over_all_and_by_site(rng)
     whole = found[found["group"] == "all"].set_index("metric")
     assert list(whole.index) == list(SURVIVAL_METRICS)
     assert ((whole["low"] < whole["value"]) & (whole["value"] < whole["high"])).all()
-    assert whole.loc["c_index", "value"] > 0.6 and whole["patients"].eq(60).all()
+    assert whole.loc["c_index", "value"] > 0.6
+    assert whole["patients"].eq(60).all()
 
 
 def test_undefined_figures_are_nan_and_the_reason_is_told(rng, caplog):
     table = _predictions(rng, 20)
     censored = table.assign(y=table["y"].str.rstrip("+") + "+")
     found = evaluate(censored, "patient", 0).query("group == 'all'").set_index("metric")
-    assert found.loc[RANKING, "value"].isna().all() and "nobody has the event" in caplog.text
+    assert found.loc[RANKING, "value"].isna().all()
+    assert "nobody has the event" in caplog.text
     assert found.loc["events", "value"] == 0
     alone = table.assign(fold=range(20))
     found = evaluate(alone, "patient", 0).query("group == 'all'").set_index("metric")
-    assert found.loc[RANKING, "value"].isna().all() and "ask for folds" in caplog.text
+    assert found.loc[RANKING, "value"].isna().all()
+    assert "ask for folds" in caplog.text
     assert np.isfinite(found.loc["integrated_brier", "value"])
 
 
@@ -230,18 +235,23 @@ def test_the_better_of_two_is_told_and_equals_are_not(rng):
     table = _predictions(rng, 80, folds=2, strength=2.0)
     noise = table.assign(risk=rng.normal(size=80))
     found = compare_two([table], [noise], "patient", metric="c_index")
-    assert found["difference"] > 0.1 and found["low"] > 0 and found["p"] < 0.05
+    assert found["difference"] > 0.1
+    assert found["low"] > 0
+    assert found["p"] < 0.05
     same = compare_two([table], [table], "patient", metric="integrated_brier")
-    assert same["difference"] == 0 and same["p"] == 1
+    assert same["difference"] == 0
+    assert same["p"] == 1
     every = compare_all({"a": [table], "b": [noise], "c": [table]}, "patient", metric="c_index_uno")
-    assert len(every) == 3 and np.isfinite(every["p"]).all()
+    assert len(every) == 3
+    assert np.isfinite(every["p"]).all()
 
 
 def test_an_ensemble_is_judged_once_and_groups_are_by_the_threshold(rng):
     table = _predictions(rng, 30, repeats=3).assign(threshold=0.2)
     one = ensemble(table, "patient")
     scored = read_scored(one, "patient")
-    assert len(scored.ranked) == 1 and estimate("c_index", scored).value > 0.5
+    assert len(scored.ranked) == 1
+    assert estimate("c_index", scored).value > 0.5
     np.testing.assert_array_equal(scored.is_high, scored.p[:, 0] >= 0.2)
     assert words_called(one).tolist() == np.where(scored.is_high, "high", "low").tolist()
     assert words_called(one.drop(columns="threshold")) is None
@@ -257,4 +267,5 @@ def test_horizons_are_deciles_of_different_event_times_of_known_events():
     words = [*(str(t) for t in range(10, 110, 10)), "5+", "200+", "0"]
     assert horizons_of(words) == (19, 28, 37, 46, 55, 64, 73, 82, 91)
     assert horizons_of(words * 3) == horizons_of(words)
-    assert horizons_of(["3", "3", "9+"]) == (3,) and horizons_of(["0", "4+"]) == ()
+    assert horizons_of(["3", "3", "9+"]) == (3,)
+    assert horizons_of(["0", "4+"]) == ()
