@@ -24,7 +24,8 @@ import numpy as np
 import torch
 
 from stainssl.encoders.embedding import BATCH, GPU_BATCH, embed_pixels
-from stainssl.encoders.loading import LoadedEncoder, load, new_backbone, save_local_dir
+from stainssl.encoders.loading import LoadedEncoder, load, new_backbone
+from stainssl.encoders.saving import save_local_dir
 from stainssl.runtime.devices import pick
 from stainssl.stores.pixels import Pixels, SlidePixels, encode, open_pixels, write_pixels
 

@@ -236,7 +236,17 @@ class Geometry(Model):
         return self
 
 
+class Lora(Model):
+    """Low-rank adapters, what `tune: lora` trains (Hu et al. 2022)."""
+
+    rank: Positive = 8
+    alpha: Annotated[float, Field(gt=0)] = 16.0  # a change counts alpha / rank times
+    merge: bool = False  # true: the model is saved with its full weights, as timm loads it
+
+
 DEFAULT_BACKBONE = "resnet50"
+TUNE = re.compile(r"full|lora|last-([1-9]\d*)")
+ONLY_OF_INIT = ("tune", "lora", "lr_backbone", "layer_decay", "freeze_steps", "keep")
 Normalizer = Literal["macenko", "vahadane", "ruifrok", "reinhard"]
 
 
@@ -250,6 +260,9 @@ class Encoder(Model):
     tiling: str = "default"
     backbone: str | None = None  # any timm name; null: resnet50, or the network of `init`
     init: str | None = None  # weights that training starts from: as `weights`, or an encoder's name
+    tune: str = "full"  # what of `init` is trained: full, last-N (blocks, stages) or lora
+    lora: Lora = Lora()  # of tune: lora
+    keep: Annotated[float, Field(ge=0)] = 0.0  # weight of staying near the vectors of `init`
     input_size: Annotated[int, Field(ge=32)] | None = None  # px; null: the tiling's, the weights'
     target: Target = Target()
     normalizer: Normalizer | Annotated[list[Normalizer], Field(min_length=1)] = "macenko"
@@ -272,6 +285,9 @@ class Encoder(Model):
     batch_size: Annotated[int, Field(ge=2)] = 256  # of all devices together
     optimizer: Literal["adamw", "lars"] = "adamw"
     lr: Annotated[float, Field(gt=0, le=100)] = 1e-3
+    lr_backbone: Annotated[float, Field(gt=0, le=100)] | None = None  # of `init`; null: `lr`
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0  # of the rate, a layer down; `init`
+    freeze_steps: Annotated[int, Field(ge=0)] = 0  # at first, in which `init` stays as it is
     warm_up: Share = 0.1  # of the steps
     weight_decay: Annotated[float, Field(ge=0, le=100)] = 1e-4
     precision: Literal["auto", "32", "bf16"] = "auto"  # auto: half on a GPU, 32 bits on a CPU
@@ -295,6 +311,28 @@ class Encoder(Model):
             raise ValueError("'init' is where training starts from: give a method that trains")
         if self.is_trained and self.train is None:
             raise ValueError(f"method {self.method} needs 'train: {{cohorts: [...]}}'")
+        return self
+
+    @field_validator("tune")
+    @classmethod
+    def _tune_is_known(cls, given: str) -> str:
+        if not TUNE.fullmatch(given):
+            raise ValueError("write full, lora, or last-N with the number of blocks, as last-2")
+        return given
+
+    @model_validator(mode="after")
+    def _tunes_given_weights(self) -> Encoder:
+        fields = type(self).model_fields
+        changed = [key for key in ONLY_OF_INIT if getattr(self, key) != fields[key].default]
+        if changed and self.init is None:
+            raise ValueError(
+                f"{', '.join(changed)}: how given weights are trained further: name them in 'init'"
+            )
+        if self.steps is not None and self.freeze_steps >= self.steps:
+            raise ValueError(
+                f"freeze_steps ({self.freeze_steps}) leave nothing of {self.steps} steps in which"
+                " the given network is trained"
+            )
         return self
 
     @model_validator(mode="after")
@@ -324,6 +362,12 @@ class Encoder(Model):
     def is_trained(self) -> bool:
         """Whether pretraining sees tiles."""
         return self.method not in (None, "random")
+
+    @property
+    def last_blocks(self) -> int | None:
+        """How many blocks or stages of `init` are trained; None: not so many (`full`, `lora`)."""
+        found = TUNE.fullmatch(self.tune)
+        return int(found[1]) if found and found[1] else None
 
     @property
     def architecture(self) -> str:

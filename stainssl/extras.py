@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 EXTRAS: dict[str, tuple[str, ...]] = {
     "workflow": ("snakemake",),
-    "train": ("lightly", "lightning"),
+    "train": ("lightly", "lightning", "peft"),
     "tiatoolbox": ("tiatoolbox",),
     "view": ("starlette", "uvicorn"),
     "survival": ("lifelines",),
@@ -38,7 +38,7 @@ def problems(config: Config) -> list[str]:
     """What the config asks for that is not installed here, a sentence each."""
     asked = {
         "train": [
-            f"encoders.{name}.method: {encoder.method} needs lightning and lightly"
+            f"encoders.{name}.method: {encoder.method} needs lightning, lightly and peft"
             for name, encoder in config.encoders.items()
             if encoder.method and not encoder.frozen
         ],

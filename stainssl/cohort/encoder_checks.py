@@ -10,8 +10,9 @@ import timm
 import torch
 
 from stainssl.config import Config, Encoder
-from stainssl.encoders import recipes, tensors
-from stainssl.encoders.initial import is_saved_by_timm
+from stainssl.encoders import adapters, recipes, tensors
+from stainssl.encoders.blocks import last_blocks
+from stainssl.encoders.initial import architecture_of, is_saved_by_timm
 from stainssl.encoders.loading import (
     FILE,
     HUB,
@@ -46,6 +47,7 @@ def _problems(config: Config, name: str, encoder: Encoder) -> Iterator[tuple[str
         if config.initial_run(config.runs_of(name)[0]) is None:
             yield from (("init", found) for found in source_problems(encoder.init))
             yield from (("init", found) for found in _unsaved(encoder.init))
+        yield from (("tune", found) for found in _blocks(config, name))
     elif encoder.method is not None:
         size = encoder.input_size or config.tilings[encoder.tiling].size
         yield from (("backbone", found) for found in _backbone(encoder.architecture, size))
@@ -71,6 +73,26 @@ def _unsaved(source: str) -> Iterator[str]:
     found = recipes.find(source)
     if found and not is_saved_by_timm(found[0]):
         yield f"{found[0]} can be embedded with and not be trained further: see docs/encoders.md."
+
+
+def _blocks(config: Config, name: str) -> Iterator[str]:
+    """Whether the network that training starts from has as many blocks as are to be trained."""
+    run = config.runs_of(name)[0]
+    count = run.encoder.last_blocks
+    while (other := config.initial_run(run)) is not None:
+        run = other
+    source = run.encoder.weights or run.encoder.init or run.encoder.architecture
+    if count is None or source.startswith(HUB):
+        return
+    try:
+        architecture, args = architecture_of(source)
+        with torch.device("meta"):
+            model = timm.create_model(architecture, num_classes=0, **args)
+        last_blocks(model, count)
+    except StainsslError as error:
+        yield str(error)
+    except Exception:  # what keeps it from loading is told of `init`, or by a job
+        return
 
 
 def source_problems(source: str) -> Iterator[str]:
@@ -125,7 +147,11 @@ def _recipe(name: str, recipe: EncoderRecipe, given: str | None) -> Iterator[str
 
 
 def _folder(folder: Path, source: str) -> Iterator[str]:
-    if not (folder / "config.json").is_file():
+    if adapters.is_adapter(folder):
+        tensors.read(folder / adapters.WEIGHTS, "meta")
+        base = adapters.read_base(folder).source
+        yield from (f"{folder} holds an adapter to {base}: {s}" for s in source_problems(base))
+    elif not (folder / "config.json").is_file():
         yield (
             f"{source!r} is no encoder of `stainssl encoders`, no timm name, and no folder with "
             f"config.json and model.safetensors{nearest_network(source)}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from stainssl.encoders.loading import (
     TIMM,
     load_network,
     new_backbone,
+    weights_digest,
     whole_patches,
 )
 from stainssl.encoders.recipes import EncoderRecipe
@@ -41,6 +42,7 @@ class Backbone:
         name: timm name of its architecture.
         model_args: arguments beside the name that make the architecture.
         mean, std: of RGB in [0, 1], as the network has learnt to expect them.
+        sha256: `weights_digest` of what the weights were taken from; none of random ones.
     """
 
     model: nn.Module
@@ -48,6 +50,7 @@ class Backbone:
     model_args: Mapping[str, Any]
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    sha256: str = ""
 
 
 def backbone_of(
@@ -88,18 +91,19 @@ def initial_backbone(source: str, input_size: int, wanted: str | None = None) ->
     if (found := recipes.find(source)) is not None:
         _of_recipe(*found[:2])  # refused before a gigabyte is read
     model = load_network(source)
-    name, args = _architecture(source)
+    name, args = architecture_of(source)
     if wanted is not None and wanted.split(".")[0] != name.split(".")[0]:
         raise StainsslError(
             f"init {source} is a {name} and `backbone` says {wanted}: leave `backbone` out."
         )
     if (Path(source.removeprefix(LOCAL)) / STANDARD).is_file():
         log.warning("%s saw normalized tiles; here they are not unless `preprocess` is set", source)
+    sha256 = weights_digest(source, model)
     own: Any = model.pretrained_cfg
     if own.get("fixed_input_size") and own["input_size"][1] != input_size:
         model, args = _resized(model, name, args, input_size, source)
     log.info("starting from %s: %s at %d px", source, name, input_size)
-    return _backbone(model, name, args)
+    return replace(_backbone(model, name, args), sha256=sha256)
 
 
 def seen_too(seen: pd.DataFrame, source: str | None) -> pd.DataFrame:
@@ -123,7 +127,7 @@ def _backbone(model: nn.Module, name: str, args: Mapping[str, Any]) -> Backbone:
     return Backbone(model, name, args, tuple(found["mean"]), tuple(found["std"]))
 
 
-def _architecture(source: str) -> tuple[str, dict[str, Any]]:
+def architecture_of(source: str) -> tuple[str, dict[str, Any]]:
     """The timm name of a source that loads, and the arguments that its architecture takes."""
     if found := recipes.find(source):
         return _of_recipe(*found[:2])

@@ -9,7 +9,6 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -18,21 +17,18 @@ import torch
 import torch.nn.functional as F
 from huggingface_hub import hf_hub_download
 from timm.data import resolve_model_data_config
-from timm.models import save_for_hf
+from timm.models._hub import load_model_config_from_path
 from torch import Tensor, nn
 
-from stainssl import __version__
-from stainssl.encoders import recipes, tensors
+from stainssl.encoders import adapters, recipes, tensors
 from stainssl.encoders.recipes import EncoderRecipe
 from stainssl.encoders.tensors import first_line
-from stainssl.encoders.weights import FILE, HUB, LOCAL, TIMM
+from stainssl.encoders.weights import FILE, HUB, LOCAL, STANDARD, TIMM
 from stainssl.errors import StainsslError
 from stainssl.stain import StainProfile, estimate, normalize
-from stainssl.stain.targets import profile_from_json, profile_to_json
-from stainssl.stores.atomic import replacing
+from stainssl.stain.targets import profile_from_json
 
 RESIZES = ("bilinear", "bicubic")
-STANDARD = "stain.json"  # in a local-dir folder: the stain that its tiles are normalized to
 
 
 @dataclass(frozen=True)
@@ -164,6 +160,19 @@ def digest(model: nn.Module) -> str:
     return found.hexdigest()
 
 
+def weights_digest(source: str, model: nn.Module) -> str:
+    """SHA-256 of a source's weights.
+
+    An adapter's is of its factors and its base: their sum is rounded as the processor does it.
+
+    Args:
+        source: as `load` takes it.
+        model: what `load_network` made of it.
+    """
+    folder = Path(source.removeprefix(LOCAL))
+    return adapters.digest(folder) if adapters.is_adapter(folder) else digest(model)
+
+
 def set_input_size(model: nn.Module, input_size: int) -> None:
     """Have a network take images of another size; positions are resampled as timm does it.
 
@@ -240,7 +249,27 @@ def load_network(source: str) -> nn.Module:
     return _from_folder(Path(source.removeprefix(LOCAL)), source)
 
 
+def _from_adapter(folder: Path) -> nn.Module:
+    """The network that an adapter's base and the adapter make together."""
+    base = adapters.read_base(folder)
+    try:
+        model = load_network(base.source)
+    except StainsslError as error:
+        raise StainsslError(
+            f"{folder} holds an adapter to {base.source}, which cannot be loaded: {error} Without "
+            f"its base it is of no use; where that lies is the `source` in {adapters.BASE}."
+        ) from error
+    adapters.check_base(folder, base, weights_digest(base.source, model))
+    own, _, _ = load_model_config_from_path(str(folder))
+    set_input_size(model, own["input_size"][1])
+    adapters.merge(model, folder)
+    model.pretrained_cfg = {**dict(model.pretrained_cfg), **own}  # type: ignore[arg-type, assignment]
+    return model
+
+
 def _from_folder(folder: Path, source: str) -> nn.Module:
+    if adapters.is_adapter(folder):
+        return _from_adapter(folder)
     if not (folder / "config.json").is_file():
         raise StainsslError(
             f"{source}: neither a folder with config.json and model.safetensors nor a timm name"
@@ -456,62 +485,3 @@ def whole_patches(model: nn.Module, input_size: int) -> None:
             f"{input_size} px are no multiple of patches of {side} px: set input_size to "
             f"{low or side} or {low + side}."
         )
-
-
-def save_local_dir(
-    model: nn.Module,
-    path: Path,
-    *,
-    backbone: str,
-    input_size: int,
-    mean: tuple[float, float, float],
-    std: tuple[float, float, float],
-    model_args: Mapping[str, Any],
-    card: Mapping[str, Any],
-    standard: StainProfile | None = None,
-) -> None:
-    """Write a timm network as a folder that `timm.create_model("local-dir:…")` reads.
-
-    Args:
-        model: a timm network without a classifier.
-        path: the folder; what is there is replaced when the new one is whole.
-        backbone: timm name of the architecture.
-        input_size: side in px that it was trained at.
-        mean, std: of RGB in [0, 1], as in training.
-        model_args: arguments beside the name that make the architecture.
-        card: what the model card says, a line a key.
-        standard: the stain that its tiles are normalized to first; `load` does so, timm does not.
-    """
-    config = dict(model.pretrained_cfg)  # type: ignore[arg-type]
-    config |= {
-        "architecture": backbone.split(".")[0], "input_size": (3, input_size, input_size),
-        "mean": mean, "std": std, "interpolation": "bilinear", "crop_pct": 1.0, "num_classes": 0,
-    }  # fmt: skip
-    stale = ("tag", "hf_hub_id", "url", "file", "license", "origin_url", "paper_name", "paper_ids",
-             "notes", "test_input_size", "test_crop_pct", "pool_size", "label_names")  # fmt: skip
-    model.pretrained_cfg = {k: v for k, v in config.items() if k not in stale}  # type: ignore[assignment]
-    # The format holds plain tensors only; channels-last ones are not.
-    model = model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-    with replacing(path) as made:
-        save_for_hf(model, str(made), model_args=dict(model_args), safe_serialization=True)
-        if standard is not None:
-            content = json.dumps(profile_to_json(standard), indent=1)
-            (made / STANDARD).write_text(content + "\n", encoding="utf-8")
-        (made / "README.md").write_text(_card(path.parent.name, backbone, card), encoding="utf-8")
-
-
-def _card(name: str, backbone: str, card: Mapping[str, Any]) -> str:
-    versions = {"stainssl": __version__} | {p: version(p) for p in ("torch", "timm")}
-    rows = "\n".join(f"| {key} | {_cell(value)} |" for key, value in {**card, **versions}.items())
-    return (
-        f"---\nlibrary_name: timm\ntags: [histopathology, self-supervised]\n---\n# {name}\n\n"
-        f"A {backbone} pretrained without labels on H&E tiles. For research, not for diagnosis.\n\n"
-        "```python\nimport timm\n"
-        'model = timm.create_model("local-dir:THIS_FOLDER", pretrained=True, num_classes=0)\n'
-        "```\n\n"
-        f"| | |\n|---|---|\n{rows}\n"
-    )
-
-
-def _cell(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, default=str)

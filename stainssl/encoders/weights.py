@@ -8,6 +8,7 @@ from stainssl.runtime.content import content_key
 
 LOCAL, HUB, TIMM = "local-dir:", "hf-hub:", "timm:"
 FILE = "@"  # ARCHITECTURE@FILE, RECIPE@FILE or RECIPE@FOLDER
+STANDARD = "stain.json"  # in a model's folder: the stain that its tiles are normalized to
 SAMPLES = 16  # blocks of a file by which weights are told from others
 
 

@@ -38,6 +38,8 @@ def acting(encoder: Encoder) -> Encoder:
         idle |= {"views", "stain_probability"}
     if encoder.stain_jitter == "none":
         idle |= {"stain_jitter_strength"}
+    if encoder.tune != "lora":
+        idle |= {"lora"}
     kept = encoder.model_copy(update={"target": acting_target(encoder.target)})
     return _without(kept, idle)
 

@@ -31,8 +31,8 @@ from lightning.pytorch.plugins.environments import (
     SLURMEnvironment,
     TorchElasticEnvironment,
 )
-from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from stainssl.errors import StainsslError
 from stainssl.pretrain.checkpoints import CHECKPOINT, Checkpoints, RequeueSignal, usable_checkpoint
@@ -41,6 +41,7 @@ from stainssl.pretrain.depthwise import speed_up
 from stainssl.pretrain.distributed import Placement, is_main, placement, synchronised
 from stainssl.pretrain.lock import training_lock
 from stainssl.pretrain.methods import Method
+from stainssl.pretrain.tuning import Anchor, frozen_norms, parameter_groups
 from stainssl.pretrain.watch import METRICS, Probe, Row, TileMetadata, TrainingMonitor
 from stainssl.runtime.children import end_with_parent
 from stainssl.runtime.devices import is_one_of_several, is_slurm_step
@@ -63,6 +64,9 @@ class TrainSettings:
         checkpoint_seconds: least time between two checkpoints.
         checkpoint_steps: a checkpoint every so many steps, too; None: by time alone.
         precision: `auto` (half on a GPU, 32 bits on a CPU), `32` or `bf16`.
+        lr_backbone: peak rate of the backbone; None: `lr`.
+        layer_decay: factor of the backbone's rate from a layer to the one before.
+        freeze_steps: at first, in which the backbone stays as it is; its warm-up follows them.
     """
 
     steps: int
@@ -73,6 +77,9 @@ class TrainSettings:
     checkpoint_seconds: float = 60.0
     checkpoint_steps: int | None = None
     precision: str = "auto"
+    lr_backbone: float | None = None
+    layer_decay: float = 1.0
+    freeze_steps: int = 0
 
 
 @dataclass(frozen=True)
@@ -150,6 +157,7 @@ class Learner(lightning.LightningModule):
         preprocessing: of the views.
         settings: how to optimise.
         supervision: a loss from tile labels beside it.
+        anchor: a loss that holds vectors near those that the backbone began with.
     """
 
     def __init__(
@@ -160,12 +168,30 @@ class Learner(lightning.LightningModule):
         preprocessing: Preprocessing,
         settings: TrainSettings,
         supervision: Supervision | None = None,
+        anchor: Anchor | None = None,
     ) -> None:
         super().__init__()
         self.backbone = backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.objective, self.supervision = objective, supervision
+        self.objective, self.supervision, self.anchor = objective, supervision, anchor
         self._method, self._preprocessing, self._settings = method, preprocessing, settings
+        self._frozen_norms = frozen_norms(backbone)
         speed_up(self.backbone)
+
+    @property
+    def backbone_rests(self) -> bool:
+        """Whether the backbone is still to stay as it was given."""
+        return self.global_step < self._settings.freeze_steps
+
+    def train(self, mode: bool = True) -> Learner:
+        """Switch to training or evaluation; norms of what is frozen stay in evaluation."""
+        super().train(mode)
+        if self._frozen_norms or self.backbone_rests:
+            for name, norm in self.named_modules():
+                own = _in_backbone(name)
+                frozen = own is not None and (self.backbone_rests or own in self._frozen_norms)
+                if frozen and isinstance(norm, _BatchNorm):
+                    norm.eval()
+        return self
 
     @torch.no_grad()
     def views(self, batch: Batch, step: int) -> tuple[Tensor, Tensor]:
@@ -175,21 +201,47 @@ class Learner(lightning.LightningModule):
             first, second = self._method.views(batch, step)
             return self._preprocessing(first), self._preprocessing(second)
 
+    def on_train_start(self) -> None:
+        """Switch to training by the step that the run goes on from; lightning switches nothing."""
+        self.train()
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss of a batch; both views go through the network together."""
+        if self.global_step == self._settings.freeze_steps:
+            self.train()
         views = torch.cat(self.views(batch, self.global_step))
         torch.manual_seed(self.global_step)  # dropout and stochastic depth, if the backbone has any
         loss, vectors = self.objective(self.backbone, views)
+        if self.anchor:
+            loss = loss + self.anchor(vectors, views)
         return loss + self.supervision(vectors, batch) if self.supervision else loss
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Drop what the backbone would learn while it is to rest."""
+        if self.backbone_rests:
+            for value in self.backbone.parameters():
+                value.grad = None  # no momentum either; parameters without one are passed over
 
     def configure_optimizers(self) -> Any:
         """The optimiser with warm-up and a cosine, a step at a time."""
-        wanted = self._settings
-        groups = param_groups_weight_decay(self, wanted.weight_decay)
-        optimiser = OPTIMIZERS[wanted.optimizer](groups, wanted.lr)
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimiser, lambda step: learning_rate(step, wanted.steps, wanted.warm_up)
+        wanted, rest = self._settings, self._settings.freeze_steps
+        heads, backbone = parameter_groups(
+            self.backbone,
+            [part for part in (self.objective, self.supervision) if part is not None],
+            weight_decay=wanted.weight_decay,
+            lr_backbone=wanted.lr_backbone or wanted.lr,
+            layer_decay=wanted.layer_decay,
         )
+        optimiser = OPTIMIZERS[wanted.optimizer]([*heads, *backbone], wanted.lr)
+
+        def of_heads(step: int) -> float:
+            return learning_rate(step, wanted.steps, wanted.warm_up)
+
+        def of_backbone(step: int) -> float:
+            return learning_rate(max(0, step - rest), wanted.steps - rest, wanted.warm_up)
+
+        rates: list[Any] = [of_heads] * len(heads) + [of_backbone] * len(backbone)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, rates)
         return {
             "optimizer": optimiser,
             "lr_scheduler": {"scheduler": schedule, "interval": "step"},
@@ -203,6 +255,14 @@ class Learner(lightning.LightningModule):
         first, second = (self.backbone(v).float().cpu() for v in self.views(moved, step))
         self.train()
         return first, second
+
+
+def _in_backbone(name: str) -> str | None:
+    """A module's name inside the backbone or its copy, DINO's teacher; None where it is in none."""
+    for prefix in ("backbone.", "objective.teacher."):
+        if name.startswith(prefix):
+            return name.removeprefix(prefix)
+    return None
 
 
 def fingerprint(settings: Mapping[str, Any]) -> str:

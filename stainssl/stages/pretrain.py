@@ -14,8 +14,11 @@ import pandas as pd
 import torch
 
 from stainssl.config import Encoder
+from stainssl.encoders.adapters import Base
+from stainssl.encoders.blocks import adaptable, last_blocks
 from stainssl.encoders.initial import Backbone, backbone_of, seen_too
-from stainssl.encoders.loading import digest, save_local_dir, vector_length
+from stainssl.encoders.loading import vector_length
+from stainssl.encoders.saving import save_adapter, save_local_dir
 from stainssl.errors import StainsslError
 from stainssl.figures.pretrain import curves
 from stainssl.plan.encoders import PretrainJob
@@ -23,6 +26,7 @@ from stainssl.plan.retraining import write_trained_on
 from stainssl.pretrain import knowledge
 from stainssl.pretrain.data import TrainTiles
 from stainssl.pretrain.distributed import is_main, placement
+from stainssl.pretrain.lora import adapt
 from stainssl.pretrain.methods import (
     METHODS,
     HedJitter,
@@ -43,6 +47,7 @@ from stainssl.pretrain.train import (
     fingerprint,
     fit,
 )
+from stainssl.pretrain.tuning import Anchor, freeze_all_but
 from stainssl.pretrain.views import ViewGeometry
 from stainssl.pretrain.watch import METRICS, Row, TensorBoardLogger, TileMetadata
 from stainssl.runtime.devices import take
@@ -100,18 +105,15 @@ def run(job: PretrainJob, gpus: int = 0) -> None:
     torch.manual_seed(job.seed)  # the backbone's weights are the same under every method
     size = encoder.input_size or job.tile_px
     backbone = backbone_of(job.init, encoder.architecture, encoder.backbone, size)
+    anchor = Anchor(backbone.model, encoder.keep) if encoder.keep else None
+    adapters = _tune(job, backbone, size)
     trained = Trained(pd.DataFrame(columns=list(SEEN)), pd.DataFrame(columns=list(METRICS)))
     if METHODS[encoder.method or ""].trains:
-        trained = _train(job, backbone, size)
+        trained = _train(job, backbone, size, anchor)
     if not is_main():  # of several processes one writes
         return
     seen = seen_too(trained.seen, job.init)
-    save_local_dir(
-        backbone.model, job.model, backbone=backbone.name, input_size=size,
-        mean=backbone.mean, std=backbone.std, model_args=backbone.model_args,
-        card=_card(job, trained.seen, seen),
-        standard=trained.standard.target if trained.standard else None,
-    )  # fmt: skip
+    _save(job, backbone, adapters, size, trained, _card(job, trained.seen, seen))
     if METHODS[encoder.method or ""].trains:
         write_trained_on(job.checkpoints, job.rows)
     _write_csv(job.seen, seen)
@@ -120,7 +122,44 @@ def run(job: PretrainJob, gpus: int = 0) -> None:
         curves({job.name: trained.metrics}).savefig(made)
 
 
-def _train(job: PretrainJob, backbone: Backbone, size: int) -> Trained:
+def _tune(job: PretrainJob, backbone: Backbone, size: int) -> Any:
+    """Freeze what is not to be trained of given weights; peft's model where adapters are."""
+    encoder, model = job.encoder, backbone.model
+    if encoder.last_blocks is not None:
+        freeze_all_but(model, last_blocks(model, encoder.last_blocks))
+    if encoder.tune != "lora":
+        return None
+    layers = adaptable(model, encoder.lora.rank, size)
+    whole = sum(value.numel() for value in model.parameters())
+    found = adapt(model, layers, encoder.lora.rank, encoder.lora.alpha, job.seed)
+    learnt = sum(value.numel() for value in model.parameters() if value.requires_grad)
+    log.info(
+        "adapters of rank %d in %d layers: %.1f %% of %d parameters are trained",
+        encoder.lora.rank, len(layers), 100 * learnt / whole, whole,
+    )  # fmt: skip
+    return found
+
+
+def _save(
+    job: PretrainJob, backbone: Backbone, adapters: Any, size: int, trained: Trained,
+    card: Mapping[str, Any],
+) -> None:  # fmt: skip
+    """Write the model's folder: its weights, or the adapter to those that it started from."""
+    words: dict[str, Any] = {
+        "backbone": backbone.name, "input_size": size, "mean": backbone.mean, "std": backbone.std,
+        "model_args": backbone.model_args, "card": card,
+        "standard": trained.standard.target if trained.standard else None,
+    }  # fmt: skip
+    if adapters is not None and not job.encoder.lora.merge:
+        save_adapter(adapters, job.model, Base(job.init or "", backbone.sha256), **words)
+        return
+    model = adapters.merge_and_unload() if adapters is not None else backbone.model
+    save_local_dir(model, job.model, **words)
+
+
+def _train(
+    job: PretrainJob, backbone: Backbone, size: int, anchor: Anchor | None = None
+) -> Trained:
     """Train `backbone` in place."""
     encoder, cohorts = job.encoder, _open(job)
     gpu = torch.cuda.is_available()
@@ -132,9 +171,9 @@ def _train(job: PretrainJob, backbone: Backbone, size: int) -> Trained:
     facts = _facts(cohorts, encoder)
     identity = _identity(job, size, cohorts, target)
     if job.init is not None:
-        identity = {**identity, "init": digest(backbone.model)}
+        identity = {**identity, "init": backbone.sha256}
     module = _learner(
-        job, backbone, size, recipe, _stain(cohorts, encoder, target), facts, settings
+        job, backbone, size, recipe, _stain(cohorts, encoder, target), facts, settings, anchor
     )
     log.info(
         "%s: %s on %d tiles of %d slides, %d px, %d steps of %d tiles", job.name, backbone.name,
@@ -150,7 +189,7 @@ def _train(job: PretrainJob, backbone: Backbone, size: int) -> Trained:
 
 def _learner(
     job: PretrainJob, backbone: Backbone, size: int, recipe: Recipe, stain: StainTargets | None,
-    facts: TileMetadata, settings: TrainSettings,
+    facts: TileMetadata, settings: TrainSettings, anchor: Anchor | None,
 ) -> Learner:  # fmt: skip
     encoder, dim = job.encoder, vector_length(backbone.model, size)
     torch.manual_seed(job.seed)  # as is the head's
@@ -163,6 +202,7 @@ def _learner(
         Preprocessing(backbone.mean, backbone.std),
         settings,
         Supervision(dim, facts.label, weight) if weight else None,
+        anchor,
     )
 
 
@@ -234,13 +274,22 @@ def _batch_size(wanted: int, tiles: int, processes: int) -> int:
 
 def _settings(encoder: Encoder, steps_per_epoch: int) -> TrainSettings:
     steps = encoder.epochs * steps_per_epoch
+    steps = min(steps, encoder.steps or steps)
+    if encoder.freeze_steps >= steps:
+        raise StainsslError(
+            f"freeze_steps ({encoder.freeze_steps}) leave nothing of {steps} steps in which the "
+            "given network is trained: set fewer, or more epochs."
+        )
     return TrainSettings(
-        steps=min(steps, encoder.steps or steps),
+        steps=steps,
         lr=encoder.lr,
         weight_decay=encoder.weight_decay,
         optimizer=encoder.optimizer,
         warm_up=encoder.warm_up,
         precision=encoder.precision,
+        lr_backbone=encoder.lr_backbone,
+        layer_decay=encoder.layer_decay,
+        freeze_steps=encoder.freeze_steps,
     )
 
 
@@ -348,6 +397,7 @@ def _card(job: PretrainJob, trained: pd.DataFrame, seen: pd.DataFrame) -> dict[s
         return card | {"training": "none: random weights"}
     if encoder.init:
         card["initial weights"] = encoder.init
+        card["trained of them"] = _tuned(encoder)
     card |= {
         "cohorts": ", ".join(encoder.train.cohorts),
         "splits": ", ".join(encoder.train.splits),
@@ -370,6 +420,15 @@ def _card(job: PretrainJob, trained: pd.DataFrame, seen: pd.DataFrame) -> dict[s
         card["stain target"] = f"{encoder.target.policy} per {encoder.target.per}"
         card["normalizer"] = f"{', '.join(encoder.normalizers)}, views: {encoder.views}"
     return card
+
+
+def _tuned(encoder: Encoder) -> str:
+    """How given weights were trained further."""
+    lora, what = encoder.lora, encoder.tune
+    if what == "lora":
+        what += f" of rank {lora.rank}, alpha {lora.alpha:g}"
+    rate = f"lr {encoder.lr_backbone or encoder.lr:g}, layer decay {encoder.layer_decay:g}"
+    return f"{what}, {rate}, frozen for {encoder.freeze_steps} steps, keep {encoder.keep:g}"
 
 
 def _write_csv(path: Path, frame: pd.DataFrame) -> None:

@@ -12,8 +12,8 @@ from safetensors.torch import save_file
 from stainssl.cohort import check
 from stainssl.cohort.encoder_checks import problems, warnings
 from stainssl.config import parse
-from stainssl.encoders import recipes
-from stainssl.encoders.loading import save_local_dir
+from stainssl.encoders import adapters, recipes
+from stainssl.encoders.saving import save_local_dir
 from tests.encoders.test_recipes import _tiny
 
 
@@ -85,6 +85,26 @@ def test_half_a_download_is_told(tmp_path):
     assert "no whole file of weights" in _told(weights=f"local-dir:{tmp_path / 'm'}")[0]
     weights.unlink()
     assert "was the download whole" in _told(weights=f"local-dir:{tmp_path / 'm'}")[0]
+
+
+def test_an_adapter_and_its_base_are_looked_at(tmp_path):
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    save_file({"x": torch.zeros(1)}, folder / adapters.WEIGHTS)
+    assert "no base.json says" in _told(weights=f"local-dir:{folder}")[0]
+    adapters.write_base(folder, adapters.Base("resnet18", "0"))
+    assert _told(weights=f"local-dir:{folder}") == []
+    adapters.write_base(folder, adapters.Base(f"local-dir:{tmp_path / 'gone'}", "0"))
+    [found] = _told(weights=f"local-dir:{folder}")
+    assert "holds an adapter to local-dir:" in found
+    assert "no folder with config.json" in found
+
+
+@pytest.mark.parametrize("init", ["resnet18", "kaiko-vits16", "tf_efficientnet_lite0"])
+def test_blocks_are_counted(init):
+    assert _told(**TRAIN, init=init, tune="last-4") == []
+    [found] = _told(**TRAIN, init=init, tune="last-13")
+    assert "e.tune: last-13: a" in found
 
 
 def test_a_recipes_files_are_compared_too(monkeypatch, tmp_path):

@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 
 from stainssl.config import dump, parse
 from stainssl.encoders.initial import backbone_of, initial_backbone
-from stainssl.encoders.loading import load, save_local_dir
+from stainssl.encoders.loading import load
+from stainssl.encoders.saving import save_local_dir
 from stainssl.errors import StainsslError
 from stainssl.paths import Paths
 from stainssl.stages import pretrain, run_stage

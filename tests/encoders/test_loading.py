@@ -11,7 +11,9 @@ import torch
 from safetensors.torch import save_file
 
 from stainssl.encoders import loading as encoders
-from stainssl.encoders.loading import load, new_backbone, save_local_dir
+from stainssl.encoders import saving
+from stainssl.encoders.loading import load, new_backbone
+from stainssl.encoders.saving import save_local_dir
 from stainssl.errors import StainsslError
 
 FAMILIES = ["test_resnet", "test_convnext", "test_vit"]
@@ -78,7 +80,7 @@ def test_saving_again_replaces_and_a_failure_leaves_the_old(saved, monkeypatch):
     def fails(*args, **kwargs):
         raise OSError("disk full")
 
-    monkeypatch.setattr(encoders, "save_for_hf", fails)
+    monkeypatch.setattr(saving, "save_for_hf", fails)
     with pytest.raises(OSError, match="disk full"):
         save_local_dir(model, path, backbone="test_resnet", input_size=64, mean=MEAN, std=STD,
                        model_args={}, card={})  # fmt: skip

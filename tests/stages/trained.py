@@ -10,7 +10,8 @@ import torch
 
 from stainssl.config import Config, parse
 from stainssl.demo import make
-from stainssl.encoders.loading import new_backbone, save_local_dir
+from stainssl.encoders.loading import new_backbone
+from stainssl.encoders.saving import save_local_dir
 from stainssl.stages import run_stage
 
 SIDE_PX = 512

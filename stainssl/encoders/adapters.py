@@ -1,0 +1,152 @@
+"""Low-rank adapters (LoRA, Hu et al. 2022): a folder with what was changed in given weights.
+
+Such a folder has `adapter_model.safetensors` and `adapter_config.json` as peft writes them, timm's
+`config.json` of the network, and `base.json`, which names the weights that are changed and their
+digest. To use one takes no peft: the change is added to the weights.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from stainssl.encoders import tensors
+from stainssl.errors import StainsslError
+
+WEIGHTS = "adapter_model.safetensors"
+CONFIG = "adapter_config.json"
+BASE = "base.json"
+PREFIX = "base_model.model."  # what peft puts before the names of layers
+FACTORS = (".lora_A.weight", ".lora_B.weight")
+PLAIN: dict[str, Any] = {  # keys of peft's config under which the change is alpha / r · B · A
+    "peft_type": "LORA", "use_dora": False, "use_rslora": False, "bias": "none",
+    "rank_pattern": {}, "alpha_pattern": {}, "fan_in_fan_out": False,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Base:
+    """The weights that an adapter changes.
+
+    Attributes:
+        source: as `load` takes it.
+        sha256: `loading.weights_digest` of it.
+    """
+
+    source: str
+    sha256: str
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether a folder holds an adapter."""
+    return (folder / WEIGHTS).is_file()
+
+
+def write_base(folder: Path, base: Base) -> None:
+    """Write down whose adapter a folder holds."""
+    (folder / BASE).write_text(json.dumps(asdict(base), indent=1) + "\n", encoding="utf-8")
+
+
+def settle_config(folder: Path) -> None:
+    """Write peft's config again with the layers in order: a set of words has another each time."""
+    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    config["target_modules"] = sorted(config["target_modules"])
+    (folder / CONFIG).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+
+
+def read_base(folder: Path) -> Base:
+    """The weights that the adapter in a folder changes.
+
+    Raises:
+        StainsslError: the folder does not say.
+    """
+    try:
+        found = json.loads((folder / BASE).read_text(encoding="utf-8"))
+        return Base(str(found["source"]), str(found["sha256"]))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StainsslError(
+            f"{folder} holds an adapter, and no {BASE} says which weights it changes "
+            f"({tensors.first_line(error)}): copy the whole folder again."
+        ) from error
+
+
+def check_base(folder: Path, base: Base, found: str) -> None:
+    """Refuse other weights than those that an adapter was trained on.
+
+    Args:
+        found: digest of what `base.source` is here.
+
+    Raises:
+        StainsslError: it is another one.
+    """
+    if found != base.sha256:
+        raise StainsslError(
+            f"{folder} holds an adapter to {base.source} with SHA-256 {base.sha256[:16]}…, and "
+            f"{base.source} has {found[:16]}… here: other weights, to which it does not belong. Get"
+            f" the weights that it was trained on; where they lie is the `source` in {BASE}."
+        )
+
+
+def digest(folder: Path) -> str:
+    """SHA-256 of an adapter and the digest of its base."""
+    found = hashlib.sha256(read_base(folder).sha256.encode())
+    for name, value in sorted(tensors.read(folder / WEIGHTS).items()):
+        found.update(name.encode())
+        found.update(value.contiguous().numpy().tobytes())
+    return found.hexdigest()
+
+
+@torch.no_grad()
+def merge(model: nn.Module, folder: Path) -> None:
+    """Add the change that an adapter makes to the weights of its base.
+
+    Args:
+        model: the base, changed in place.
+
+    Raises:
+        StainsslError: the adapter is of another kind, or does not fit.
+    """
+    scale, own = _scale(folder), dict(model.named_parameters())
+    for name, (down, up) in _factors(folder).items():
+        weight = own.get(f"{name}.weight")
+        shape = (len(up), down[0].numel())
+        if weight is None or shape != (len(weight), weight[0].numel()):
+            raise StainsslError(
+                f"{folder / WEIGHTS} changes a layer {name!r} of {shape[0]} × {shape[1]} weights, "
+                f"which a {type(model).__name__} of {read_base(folder).source} has not."
+            )
+        weight.add_(scale * (up.flatten(1) @ down.flatten(1)).reshape(weight.shape))
+
+
+def _scale(folder: Path) -> float:
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        scale = float(config["lora_alpha"]) / float(config["r"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StainsslError(
+            f"{folder / CONFIG} is no config of a LoRA ({tensors.first_line(error)}): copy the "
+            "whole folder again."
+        ) from error
+    if strange := [k for k, value in PLAIN.items() if (config.get(k) or value) != value]:
+        found = ", ".join(f"{key}: {config[key]}" for key in strange)
+        raise StainsslError(f"{folder / CONFIG}: {found}: only plain LoRA is known here.")
+    return scale
+
+
+def _factors(folder: Path) -> dict[str, tuple[Tensor, Tensor]]:
+    """Layer → its (r, in, …) and (out, r, …) factors."""
+    found = {k.removeprefix(PREFIX): v for k, v in tensors.read(folder / WEIGHTS).items()}
+    layers = sorted({name.partition(".lora_")[0] for name in found})
+    strange = set(found) ^ {name + end for name in layers for end in FACTORS}
+    if strange:
+        raise StainsslError(
+            f"{folder / WEIGHTS}: {min(strange)!r} is missing or unknown: a plain LoRA has two "
+            "factors a layer, and no other kind is known here."
+        )
+    return {n: (found[n + FACTORS[0]].float(), found[n + FACTORS[1]].float()) for n in layers}

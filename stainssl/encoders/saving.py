@@ -1,0 +1,147 @@
+"""A trained network as a folder: its weights as timm reads them, or an adapter to given ones."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.models import save_for_hf
+from timm.models._hub import save_config_for_hf
+from torch import nn
+
+from stainssl import __version__
+from stainssl.encoders import adapters
+from stainssl.encoders.weights import STANDARD
+from stainssl.stain import StainProfile
+from stainssl.stain.targets import profile_to_json
+from stainssl.stores.atomic import replacing
+
+TIMM_USE = (
+    "import timm\n"
+    'model = timm.create_model("local-dir:THIS_FOLDER", pretrained=True, num_classes=0)\n'
+)
+ADAPTER_USE = (
+    'from stainssl.encoders.loading import load\nencoder = load("local-dir:THIS_FOLDER")\n'
+)
+
+
+def save_local_dir(
+    model: nn.Module,
+    path: Path,
+    *,
+    backbone: str,
+    input_size: int,
+    mean: tuple[float, float, float],
+    std: tuple[float, float, float],
+    model_args: Mapping[str, Any],
+    card: Mapping[str, Any],
+    standard: StainProfile | None = None,
+) -> None:
+    """Write a timm network as a folder that `timm.create_model("local-dir:…")` reads.
+
+    Args:
+        model: a timm network without a classifier.
+        path: the folder; what is there is replaced when the new one is whole.
+        backbone: timm name of the architecture.
+        input_size: side in px that it was trained at.
+        mean, std: of RGB in [0, 1], as in training.
+        model_args: arguments beside the name that make the architecture.
+        card: what the model card says, a line a key.
+        standard: the stain that its tiles are normalized to first; `load` does so, timm does not.
+    """
+    model.pretrained_cfg = _trained_config(model, backbone, input_size, mean, std)  # type: ignore[assignment]
+    # The format holds plain tensors only; channels-last ones are not.
+    model = model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    with replacing(path) as made:
+        save_for_hf(model, str(made), model_args=dict(model_args), safe_serialization=True)
+        _write_notes(made, path.parent.name, backbone, card, standard)
+
+
+def save_adapter(
+    peft_model: Any,
+    path: Path,
+    base: adapters.Base,
+    *,
+    backbone: str,
+    input_size: int,
+    mean: tuple[float, float, float],
+    std: tuple[float, float, float],
+    model_args: Mapping[str, Any],
+    card: Mapping[str, Any],
+    standard: StainProfile | None = None,
+) -> None:
+    """Write what was changed in given weights as a folder that `load` and peft read.
+
+    Args:
+        peft_model: peft's, around a timm network with adapters.
+        path: the folder; what is there is replaced when the new one is whole.
+        base: the given weights.
+        backbone, input_size, mean, std, model_args, card, standard: as `save_local_dir`.
+    """
+    model = peft_model.get_base_model()
+    model.pretrained_cfg = _trained_config(model, backbone, input_size, mean, std)
+    peft_model.peft_config["default"].base_model_name_or_path = base.source
+    with replacing(path) as made:
+        config: Any = made / "config.json"
+        peft_model.save_pretrained(str(made), save_embedding_layers=False)
+        adapters.settle_config(made)
+        save_config_for_hf(model, config, model_args=dict(model_args))
+        adapters.write_base(made, base)
+        _write_notes(made, path.parent.name, backbone, card, standard, adapter_to=base.source)
+
+
+def _trained_config(
+    model: nn.Module,
+    backbone: str,
+    input_size: int,
+    mean: tuple[float, float, float],
+    std: tuple[float, float, float],
+) -> dict[str, Any]:
+    """timm's description of a network after its training."""
+    config = dict(model.pretrained_cfg)  # type: ignore[arg-type]
+    config |= {
+        "architecture": backbone.split(".")[0], "input_size": (3, input_size, input_size),
+        "mean": mean, "std": std, "interpolation": "bilinear", "crop_pct": 1.0, "num_classes": 0,
+    }  # fmt: skip
+    stale = ("tag", "hf_hub_id", "url", "file", "license", "origin_url", "paper_name", "paper_ids",
+             "notes", "test_input_size", "test_crop_pct", "pool_size", "label_names")  # fmt: skip
+    return {k: v for k, v in config.items() if k not in stale}
+
+
+def _write_notes(
+    made: Path,
+    name: str,
+    backbone: str,
+    card: Mapping[str, Any],
+    standard: StainProfile | None,
+    adapter_to: str | None = None,
+) -> None:
+    """The stain and the card of a model's folder."""
+    if standard is not None:
+        content = json.dumps(profile_to_json(standard), indent=1)
+        (made / STANDARD).write_text(content + "\n", encoding="utf-8")
+    text = _card(name, backbone, card, adapter_to)
+    (made / "README.md").write_text(text, encoding="utf-8")
+
+
+def _card(name: str, backbone: str, card: Mapping[str, Any], adapter_to: str | None = None) -> str:
+    versions = {"stainssl": __version__} | {p: version(p) for p in ("torch", "timm")}
+    rows = "\n".join(f"| {key} | {_cell(value)} |" for key, value in {**card, **versions}.items())
+    library, what, use = "timm", f"A {backbone}", TIMM_USE
+    if adapter_to is not None:
+        library, use = "peft", ADAPTER_USE
+        what = f"A low-rank adapter to {adapter_to}, a {backbone},"
+    return (
+        f"---\nlibrary_name: {library}\ntags: [histopathology, self-supervised]\n---\n# {name}\n\n"
+        f"{what} pretrained without labels on H&E tiles. For research, not for diagnosis.\n\n"
+        f"```python\n{use}```\n\n"
+        f"| | |\n|---|---|\n{rows}\n"
+    )
+
+
+def _cell(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, default=str)

@@ -1,0 +1,179 @@
+"""Adapters: small, the same vectors as in training, and of no base but their own."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import timm
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+
+from stainssl.encoders import adapters
+from stainssl.encoders.adapters import Base
+from stainssl.encoders.blocks import adaptable
+from stainssl.encoders.initial import initial_backbone
+from stainssl.encoders.loading import load, load_network
+from stainssl.encoders.saving import save_adapter, save_local_dir
+from stainssl.errors import StainsslError
+from stainssl.pretrain.lora import adapt
+
+MEAN, STD = (0.7, 0.5, 0.6), (0.2, 0.3, 0.25)
+WORDS = {"mean": MEAN, "std": STD, "card": {"method": "simclr"}}
+
+
+def _base(folder, name="test_vit", size=64, seed=0, **args):
+    torch.manual_seed(seed)
+    model = timm.create_model(name, num_classes=0, **args)
+    save_local_dir(model, folder, backbone=name, input_size=size, model_args=args, **WORDS)
+    return f"local-dir:{folder}"
+
+
+def _adapter(folder, source, size, rank=2, trained=True):
+    """An adapter as training leaves it, and the network in which it was."""
+    start = initial_backbone(source, size)
+    network = adapt(start.model, adaptable(start.model, rank, size), rank, 6.0, seed=1)
+    if trained:
+        for name, value in start.model.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(value, std=0.1)
+    save_adapter(
+        network, folder, Base(source, start.sha256), backbone=start.name, input_size=size,
+        model_args=start.model_args, **WORDS,
+    )  # fmt: skip
+    return start.model.eval()
+
+
+def _images(size, count=3):
+    return torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(7))
+
+
+KINDS = {
+    "vit": ("test_vit", 64, {"img_size": 64}, 64),
+    "resampled vit": ("test_vit", 64, {"img_size": 64}, 96),
+    "cnn": ("test_efficientnet", 64, {}, 64),
+    "cnn at another size": ("test_resnet", 64, {}, 48),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_loaded_adapter_gives_the_vectors_of_the_network_in_training(tmp_path, kind):
+    name, size, args, own = KINDS[kind]
+    source = _base(tmp_path / "base", name, size, **args)
+    network = _adapter(tmp_path / "adapter", source, own)
+    found = load(tmp_path / "adapter")
+    with torch.inference_mode():
+        wanted = network(_images(own))
+        torch.testing.assert_close(found.model(_images(own)), wanted, atol=1e-5, rtol=1e-4)
+        without = initial_backbone(source, own).model.eval()(_images(own))
+    assert (wanted - without).norm() > 0.01 * without.norm()
+    assert found.input_size == own
+    assert found.dim == wanted.shape[1]
+    torch.testing.assert_close(found.mean.flatten(), torch.tensor(MEAN))
+
+
+def test_peft_reads_it_too(tmp_path):
+    source = _base(tmp_path / "base", img_size=64)
+    network = _adapter(tmp_path / "adapter", source, 64)
+    found = PeftModel.from_pretrained(load_network(source), str(tmp_path / "adapter")).eval()
+    with torch.inference_mode():
+        torch.testing.assert_close(found(_images(64)), network(_images(64)))
+
+
+def test_an_untrained_adapter_changes_nothing(tmp_path):
+    source = _base(tmp_path / "base", img_size=64)
+    _adapter(tmp_path / "adapter", source, 64, trained=False)
+    with torch.inference_mode():
+        found = load(tmp_path / "adapter").model(_images(64))
+        assert torch.equal(found, load(source).model(_images(64)))
+
+
+def test_of_a_vit_s_it_is_a_twentieth_at_most(tmp_path):
+    source = _base(tmp_path / "base", "vit_small_patch16_224", 224)
+    network = _adapter(tmp_path / "adapter", source, 224, rank=8)
+    learnt = sum(v.numel() for v in network.parameters() if v.requires_grad)
+    whole = sum(v.numel() for v in load_network(source).parameters())
+    assert 0.02 < learnt / whole < 0.05
+
+    def size(folder):
+        return sum(path.stat().st_size for path in (tmp_path / folder).iterdir())
+
+    assert size("adapter") < 0.05 * size("base")
+
+
+def test_the_same_adapter_is_the_same_bytes(tmp_path):
+    source = _base(tmp_path / "base", img_size=64)
+    for name in ("one", "two"):
+        _adapter(tmp_path / name / "model", source, 64, trained=False)
+    one, two = (sorted((tmp_path / n / "model").iterdir()) for n in ("one", "two"))
+    assert [p.name for p in one] == [p.name for p in two]
+    same = [a.read_bytes() == b.read_bytes() for a, b in zip(one, two, strict=True)]
+    assert [p.name for p, is_same in zip(one, same, strict=True) if not is_same] == ["README.md"]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    _adapter(tmp_path / "adapter", _base(tmp_path / "base", img_size=64), 64)
+    return tmp_path / "adapter"
+
+
+def test_another_base_under_the_same_name_is_refused(folder):
+    _base(folder.parent / "base", img_size=64, seed=1)
+    with pytest.raises(StainsslError, match=r"has [0-9a-f]{16}… here: other weights"):
+        load(folder)
+
+
+def test_without_its_base_it_is_refused(folder):
+    shutil.move(folder.parent / "base", folder.parent / "elsewhere")
+    with pytest.raises(StainsslError, match=r"base, which cannot be loaded: .*`source` in base"):
+        load(folder)
+    base = json.loads((folder / "base.json").read_text())
+    base["source"] = f"local-dir:{folder.parent / 'elsewhere'}"  # as the sentence says
+    (folder / "base.json").write_text(json.dumps(base))
+    assert load(folder).dim == 64
+
+
+def test_an_adapter_that_names_no_base_is_refused(folder):
+    (folder / "base.json").unlink()
+    with pytest.raises(StainsslError, match=r"no base.json says which weights it changes"):
+        load(folder)
+
+
+@pytest.mark.parametrize("change", [{"use_dora": True}, {"bias": "all"}, {"peft_type": "LOHA"}])
+def test_another_kind_of_adapter_is_refused(folder, change):
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps(config | change))
+    with pytest.raises(StainsslError, match=r"only plain LoRA is known here"):
+        load(folder)
+
+
+def test_layers_that_do_not_fit_are_named(folder):
+    file = folder / adapters.WEIGHTS
+    found = load_file(file)
+    key = next(k for k in found if k.endswith("blocks.0.attn.qkv.lora_B.weight"))
+    save_file(found | {key: found[key][:-1].clone()}, file)
+    with pytest.raises(StainsslError, match=r"a layer 'blocks.0.attn.qkv' of 191 × 64 weights"):
+        load(folder)
+    save_file({k: v for k, v in found.items() if k != key}, file)
+    with pytest.raises(StainsslError, match=r"'blocks.0.attn.qkv.lora_B.weight' is missing"):
+        load(folder)
+
+
+def test_half_a_file_is_a_sentence(folder):
+    file = folder / adapters.WEIGHTS
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(StainsslError, match="no whole file of weights"):
+        load(folder)
+
+
+def test_an_adapter_to_an_adapter(folder):
+    top = folder.parent / "top"
+    network = _adapter(top, f"local-dir:{folder}", 64)
+    with torch.inference_mode():
+        found = load(top).model(_images(64))
+        torch.testing.assert_close(found, network(_images(64)), atol=1e-5, rtol=1e-4)
+    _adapter(folder, f"local-dir:{folder.parent / 'base'}", 64, rank=3)
+    with pytest.raises(StainsslError, match="other weights, to which it does not belong"):
+        load(top)

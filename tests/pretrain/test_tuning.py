@@ -1,0 +1,274 @@
+"""Given weights trained further: what rests does not change by a bit, rates, and the anchor."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import timm
+import torch
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from stainssl.encoders.blocks import adaptable, last_blocks
+from stainssl.encoders.loading import vector_length
+from stainssl.pretrain.data import TrainTiles
+from stainssl.pretrain.lora import adapt
+from stainssl.pretrain.methods import Recipe, SimClr
+from stainssl.pretrain.objectives import OBJECTIVES
+from stainssl.pretrain.train import Learner, Preprocessing, TrainSettings, fit
+from stainssl.pretrain.tuning import Anchor, freeze_all_but, frozen_norms, parameter_groups
+from stainssl.stores.pixels import open_pixels
+from tests.pretrain.world import images, write_part
+
+SETTINGS = TrainSettings(
+    steps=6, lr=1e-2, weight_decay=1e-2, checkpoint_seconds=1e9, checkpoint_steps=2
+)
+
+
+@pytest.fixture(scope="module")
+def tiles(tmp_path_factory):
+    path = tmp_path_factory.mktemp("tiles") / "part.zarr"
+    write_part(path, {"a0": images(13, "a", 0), "b0": images(12, "b", 1)})
+    return TrainTiles([open_pixels(path)])
+
+
+class Stopped(Exception):
+    """Stands for a job that is killed."""
+
+
+class Interrupted(SimClr):
+    """SimCLR that is killed at a step."""
+
+    stop_at = -1
+
+    def views(self, batch, step):
+        if step == self.stop_at:
+            raise Stopped
+        return super().views(batch, step)
+
+
+def _network(name="test_resnet"):
+    torch.manual_seed(0)
+    size = {"img_size": 32} if "vit" in name else {}
+    return timm.create_model(name, num_classes=0, **size)
+
+
+def _module(
+    name="test_resnet", settings=SETTINGS, *, tune="full", keep=0.0, loss="nt-xent", stop_at=-1
+):
+    backbone = _network(name)
+    anchor = Anchor(backbone, keep) if keep else None
+    if tune == "lora":
+        adapt(backbone, adaptable(backbone, 2, 32), 2, 4.0, seed=0)
+    elif tune != "full":
+        freeze_all_but(backbone, last_blocks(backbone, int(tune)))
+    method = Interrupted(Recipe(32, "weak", 0), None)
+    method.stop_at = stop_at
+    torch.manual_seed(1)
+    objective = OBJECTIVES[loss](backbone, vector_length(backbone, 32), 0.2, 0)
+    even = Preprocessing((0.5,) * 3, (0.5,) * 3)
+    return Learner(backbone, objective, method, even, settings, None, anchor)
+
+
+def _fit(module, tiles, folder, settings=SETTINGS):
+    return fit(module, tiles, settings, batch_size=8, seed=0, checkpoints=folder, mark="m")
+
+
+def _state(model):
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def _same(one, two):
+    return set(one) == set(two) and all(torch.equal(one[name], two[name]) for name in one)
+
+
+def _changed(before, after):
+    return {name for name in before if not torch.equal(before[name], after[name])}
+
+
+@pytest.mark.parametrize("loss", ["nt-xent", "dino"])
+def test_what_is_frozen_is_equal_bit_by_bit_and_the_rest_is_trained(tiles, tmp_path, loss):
+    module = _module(tune="1", loss=loss)
+    before = _state(module.backbone)
+    _fit(module, tiles, tmp_path)
+    changed = _changed(before, module.backbone.state_dict())
+    assert {name.partition(".")[0] for name in changed} == {"layer4"}
+    assert last_blocks(module.backbone, 1) <= changed  # every one of these
+    assert any("running_mean" in name for name in changed)
+    if loss == "dino":  # the teacher is a copy: its frozen norms rest as well
+        teacher = module.objective.teacher.state_dict()
+        frozen = {n for n in before if "running" in n and not n.startswith("layer4")}
+        assert frozen
+        assert not frozen & _changed(before, teacher)
+
+
+def test_of_a_transformer_too(tiles, tmp_path):
+    module = _module("test_vit", tune="2")
+    before = _state(module.backbone)
+    _fit(module, tiles, tmp_path)
+    changed = _changed(before, module.backbone.state_dict())
+    assert changed == last_blocks(module.backbone, 2)
+
+
+@pytest.mark.parametrize("name", ["test_vit", "test_resnet"])
+def test_adapters_leave_the_weights_and_the_norms_as_they_are(tiles, tmp_path, name):
+    module = _module(name, tune="lora")
+    before = _state(module.backbone)
+    _fit(module, tiles, tmp_path)
+    changed = _changed(before, module.backbone.state_dict())
+    adapters = {n for n in before if ".lora_" in n}
+    assert changed
+    assert changed <= adapters
+    # No gradient passes a residual branch whose last norm is zero, as timm's ResNets begin.
+    assert name == "test_resnet" or changed == adapters
+
+
+def test_while_it_rests_the_backbone_does_not_change_and_the_head_does(tiles, tmp_path):
+    resting = dataclasses.replace(SETTINGS, freeze_steps=4)
+    module = _module(settings=resting, stop_at=4)
+    before, head = _state(module.backbone), _state(module.objective)
+    with pytest.raises(Stopped):
+        _fit(module, tiles, tmp_path, resting)
+    assert _same(before, module.backbone.state_dict())  # running statistics included
+    assert _changed(head, module.objective.state_dict())
+    module = _module(settings=resting)
+    _fit(module, tiles, tmp_path, resting)
+    changed = _changed(before, module.backbone.state_dict())
+    assert changed == set(before)
+    assert all(norm.training for norm in module.backbone.modules() if isinstance(norm, _BatchNorm))
+
+
+KINDS = {
+    "last": {"name": "test_resnet", "tune": "1"},
+    "lora": {"name": "test_vit", "tune": "lora"},
+    "keep": {"name": "test_resnet", "keep": 2.0},
+    "rates": {"name": "test_vit", "settings": dataclasses.replace(
+        SETTINGS, lr_backbone=1e-3, layer_decay=0.7)},
+    "rest": {"name": "test_resnet", "settings": dataclasses.replace(SETTINGS, freeze_steps=3)},
+    "all": {"name": "test_resnet", "tune": "2", "keep": 0.5, "loss": "dino",
+            "settings": dataclasses.replace(SETTINGS, freeze_steps=3, layer_decay=0.5)},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("stop_at", [3, 5])  # checkpoints of step 2, within the rest, and step 4
+def test_a_killed_run_ends_in_the_weights_of_an_undisturbed_one(tiles, tmp_path, kind, stop_at):
+    keys = KINDS[kind]
+    settings = keys.get("settings", SETTINGS)
+    whole = _module(**keys)
+    _fit(whole, tiles, tmp_path / "whole", settings)
+    with pytest.raises(Stopped):
+        _fit(_module(**keys, stop_at=stop_at), tiles, tmp_path / "killed", settings)
+    resumed = _module(**keys)
+    _fit(resumed, tiles, tmp_path / "killed", settings)
+    assert _same(whole.state_dict(), resumed.state_dict())
+
+
+def test_norms_of_which_nothing_is_trained():
+    model = _network()
+    assert frozen_norms(model) == set()
+    freeze_all_but(model, last_blocks(model, 1))
+    norms = {n for n, module in model.named_modules() if isinstance(module, _BatchNorm)}
+    assert frozen_norms(model) == {n for n in norms if not n.startswith("layer4")}
+
+
+def _rates(model, head, **words):
+    words = {"weight_decay": 0.1, "lr_backbone": 0.01, "layer_decay": 1.0} | words
+    heads, backbone = parameter_groups(model, [head], **words)
+    names = {id(value): name for name, value in model.named_parameters()}
+    return heads, {
+        names[id(value)]: (group["lr"], group["weight_decay"])
+        for group in backbone
+        for value in group["params"]
+    }
+
+
+def test_rates_fall_by_a_factor_from_a_layer_to_the_one_before():
+    model, head = _network("test_vit"), torch.nn.Linear(4, 4)
+    heads, found = _rates(model, head, layer_decay=0.5)
+    assert found["norm.weight"] == found["blocks.5.norm1.weight"] == (0.01, 0)
+    for block in range(6):
+        wanted = (0.01 * 0.5 ** (5 - block), 0.1)
+        assert found[f"blocks.{block}.mlp.fc1.weight"] == pytest.approx(wanted)
+    assert found["patch_embed.proj.weight"][0] == pytest.approx(0.01 * 0.5**6)
+    assert set(found) == {name for name, _ in model.named_parameters()}
+    assert sum(len(group["params"]) for group in heads) == 2
+    assert all("lr" not in group for group in heads)  # the optimizer's own
+
+
+def test_only_what_is_trained_has_a_rate():
+    model, head = _network("test_vit"), torch.nn.Linear(4, 4).requires_grad_(False)
+    freeze_all_but(model, last_blocks(model, 1))
+    for decay in (1.0, 0.5):
+        heads, found = _rates(model, head, layer_decay=decay)
+        assert set(found) == last_blocks(model, 1)
+        assert heads == []
+        assert {rate for rate, _ in found.values()} == {0.01}
+
+
+def test_the_schedule_of_what_rests_begins_when_it_wakes(tiles, tmp_path):
+    settings = dataclasses.replace(SETTINGS, freeze_steps=3, lr_backbone=1e-3, warm_up=0.5)
+    seen = []
+
+    class Looking(Learner):
+        def on_train_batch_start(self, batch, batch_idx):
+            rates = [group["lr"] for group in self.trainer.optimizers[0].param_groups]
+            seen.append((rates[0], rates[-1]))
+
+    module = _module(settings=settings)
+    module.__class__ = Looking
+    rows = _fit(module, tiles, tmp_path, settings)
+    head, backbone = np.array(seen).T
+    np.testing.assert_allclose(head[:3], [1e-2 / 3, 2e-2 / 3, 1e-2])
+    np.testing.assert_allclose(backbone[3:5], [0.5e-3, 1e-3])  # of three steps two warm up
+    assert rows["lr"].iloc[-1] <= 1e-2
+    assert head[5] < head[4] < head[3] <= 1e-2
+
+
+def _cosine_gradient(vectors, given):
+    """Gradient of the mean of 1 − cos by the quotient rule, in float64."""
+    v, g = vectors.double(), given.double()
+    length, other = v.norm(dim=1, keepdim=True), g.norm(dim=1, keepdim=True)
+    cosine = (v * g).sum(1, keepdim=True) / (length * other)
+    return -(g / (length * other) - cosine * v / length**2) / len(v), 1 - cosine.mean()
+
+
+def test_the_anchors_loss_and_gradient_are_those_of_the_formula():
+    network = _network("test_vit")
+    anchor = Anchor(network, 3.0)
+    views = torch.rand(6, 3, 32, 32)
+    vectors = torch.randn(6, 64, requires_grad=True)
+    loss = anchor(vectors, views)
+    loss.backward()
+    with torch.no_grad():
+        given = network.eval()(views)
+    gradient, distance = _cosine_gradient(vectors.detach(), given)
+    assert loss.item() == pytest.approx(3 * distance.item(), rel=1e-5)
+    torch.testing.assert_close(vectors.grad.double(), 3 * gradient, atol=1e-7, rtol=1e-4)
+    assert all(value.grad is None for value in anchor.parameters())
+
+
+def test_the_anchor_is_the_given_encoder_as_it_is_used():
+    network = _network().train()
+    anchor = Anchor(network, 1.0).train()
+    views = torch.rand(4, 3, 32, 32)
+    before = _state(anchor)
+    with torch.no_grad():
+        same = network.eval()(views)
+        assert anchor(same, views).item() == pytest.approx(0, abs=1e-6)
+        network.train()(views)
+        next(network.parameters()).add_(1.0)  # what is trained is another copy
+    assert _same(before, anchor.state_dict())
+
+
+def test_kept_vectors_stay_nearer(tiles, tmp_path):
+    def moved(keep):
+        module = _module("test_vit", keep=keep)
+        _fit(module, tiles, tmp_path / str(keep))
+        views = torch.rand(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            one, two = (m.eval()(views) for m in (module.backbone, _network("test_vit")))
+        return 1 - torch.cosine_similarity(one, two).mean()
+
+    assert moved(100.0) < 0.5 * moved(0.0)

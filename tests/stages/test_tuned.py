@@ -1,0 +1,185 @@
+"""Pretraining from given weights of which not all are trained, as the verb does it."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file
+
+from stainssl.config import parse
+from stainssl.encoders.loading import load
+from stainssl.encoders.saving import save_local_dir
+from stainssl.errors import StainsslError
+from stainssl.paths import Paths
+from stainssl.plan import encoders as plan_encoders
+from stainssl.pretrain.train import Learner
+from stainssl.stages import pretrain, run_stage
+from tests.pretrain.world import cohort
+
+
+def _given(folder, name="test_vit", seed=5, **args):
+    torch.manual_seed(seed)
+    model = timm.create_model(name, num_classes=0, **args)
+    save_local_dir(model, folder, backbone=name, input_size=64, mean=(0.7, 0.5, 0.6),
+                   std=(0.2, 0.3, 0.25), model_args=args, card={})  # fmt: skip
+    return f"local-dir:{folder}"
+
+
+def _config(folder, name="test_vit", **keys):
+    args = {"img_size": 64} if "vit" in name else {}
+    source = _given(folder / "given", name, **args)
+    return cohort(folder, init=source, backbone=None, epochs=1, **keys)
+
+
+def _trained(config) -> tuple[Path, Learner]:
+    """The model's folder, and the network as it was when training ended."""
+    seen = []
+    true = pretrain.fit
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            pretrain, "fit", lambda module, *a, **k: seen.append(module) or true(module, *a, **k)
+        )
+        run_stage("pretrain", config, "simclr")
+    return Paths(config.results).model("simclr"), seen[0]
+
+
+def _weights(path):
+    return load_file(path / "model.safetensors")
+
+
+def test_the_last_stage_alone_is_trained(tmp_path):
+    path, _ = _trained(_config(tmp_path, "test_resnet", tune="last-1", keep=0.1))
+    given, found = _weights(tmp_path / "given"), _weights(path)
+    changed = {name for name in given if not torch.equal(given[name], found[name])}
+    assert changed
+    assert {name.partition(".")[0] for name in changed} == {"layer4"}
+    assert "| trained of them | last-1, lr 0.001" in (path / "README.md").read_text()
+
+
+@pytest.mark.parametrize("name", ["test_vit", "test_efficientnet"])
+@pytest.mark.parametrize("merge", [False, True])
+def test_an_adapters_model_gives_the_vectors_of_the_network_in_training(tmp_path, name, merge):
+    lora = {"rank": 2, "alpha": 64, "merge": merge}
+    path, learner = _trained(_config(tmp_path, name, tune="lora", lora=lora, lr=1e-2))
+    encoder = load(path)
+    views = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        wanted, given = (
+            learner.backbone.eval()(views),
+            load(tmp_path / "given", input_size=32).model(views),
+        )
+        torch.testing.assert_close(encoder.model(views), wanted, atol=1e-5, rtol=1e-4)
+        assert (wanted - given).norm() > 1e-3 * given.norm()
+    assert encoder.input_size == 32
+    assert (path / "model.safetensors").is_file() == merge
+    if merge:  # as timm reads it
+        model = timm.create_model(f"local-dir:{path}", pretrained=True, num_classes=0).eval()
+        with torch.inference_mode():
+            torch.testing.assert_close(model(views), encoder.model(views))
+
+
+def test_another_base_than_it_was_trained_on_is_refused(tmp_path):
+    path, _ = _trained(_config(tmp_path, tune="lora", lora={"rank": 2}))
+    _given(tmp_path / "given", seed=6, img_size=64)
+    with pytest.raises(StainsslError, match="other weights, to which it does not belong"):
+        load(path)
+
+
+def test_an_encoder_starts_from_an_adapter_of_the_config(tmp_path):
+    config = _config(tmp_path, tune="lora", lora={"rank": 2}, steps=1)
+    given = config.model_dump(mode="json")
+    given["encoders"]["next"] = {**given["encoders"]["simclr"], "init": "simclr"}
+    config = parse(given)
+    run_stage("pretrain", config, "simclr")
+    run_stage("pretrain", config, "next")
+    assert load(Paths(config.results).model("next")).dim == 64
+
+
+class Stopped(Exception):
+    """Stands for a job that is killed."""
+
+
+@pytest.mark.parametrize("tune", ["last-1", "lora"])
+def test_a_killed_job_goes_on_to_the_same_files(tmp_path, tune, monkeypatch, caplog):
+    settings, step = pretrain._settings, Learner.training_step
+    monkeypatch.setattr(
+        pretrain, "_settings", lambda *a: dataclasses.replace(settings(*a), checkpoint_steps=2)
+    )
+
+    def killed(self, batch, batch_idx):
+        if self.global_step == 3:
+            raise Stopped
+        return step(self, batch, batch_idx)
+
+    keys = {"tune": tune, "keep": 0.5, "freeze_steps": 1, "layer_decay": 0.8}
+    keys |= {"lora": {"rank": 2}} if tune == "lora" else {}
+    config = _config(tmp_path, **keys)
+    path = _trained(config)[0]
+    whole = {p.name: p.read_bytes() for p in path.iterdir()}
+    Paths(config.results).checkpoints("simclr").joinpath("last.ckpt").unlink()
+    monkeypatch.setattr(Learner, "training_step", killed)
+    with pytest.raises(Stopped):
+        run_stage("pretrain", config, "simclr")
+    monkeypatch.setattr(Learner, "training_step", step)
+    with caplog.at_level("INFO"):
+        run_stage("pretrain", config, "simclr")
+    assert "going on from step 2 of 5" in caplog.text
+    assert {p.name: p.read_bytes() for p in path.iterdir()} == whole
+
+
+def test_all_steps_frozen_is_a_sentence(tmp_path):
+    with pytest.raises(StainsslError, match=r"freeze_steps \(5\) leave nothing of 5 steps"):
+        run_stage("pretrain", _config(tmp_path, freeze_steps=5), "simclr")
+
+
+def _encoder(**keys):
+    base = {"method": "simclr", "train": {"cohorts": ["d"]}}
+    return parse({"cohorts": {"d": {"demo": {}}}, "encoders": {"x": {**base, **keys}}})
+
+
+@pytest.mark.parametrize(
+    "key",
+    [{"tune": "last-1"}, {"tune": "lora"}, {"lora": {"rank": 4}}, {"keep": 1.0},
+     {"lr_backbone": 1e-5}, {"layer_decay": 0.8}, {"freeze_steps": 3}],
+    ids=str,
+)  # fmt: skip
+def test_keys_that_do_nothing_without_given_weights_are_refused(key):
+    with pytest.raises(StainsslError, match=f"{next(iter(key))}: how given weights are trained"):
+        _encoder(**key)
+    _encoder(**key, init="resnet18")
+
+
+@pytest.mark.parametrize("word", ["last", "last-0", "last-x", "Lora", "half"])
+def test_another_word_than_these_is_a_sentence(word):
+    with pytest.raises(StainsslError, match="write full, lora, or last-N with the number of block"):
+        _encoder(init="resnet18", tune=word)
+
+
+def test_no_step_left_is_known_from_the_config():
+    with pytest.raises(StainsslError, match=r"freeze_steps \(3\) leave nothing of 3 steps"):
+        _encoder(init="resnet18", freeze_steps=3, steps=3)
+
+
+def test_adapters_keys_do_not_act_without_adapters():
+    plain, other = (_encoder(init="resnet18", lora={"rank": rank}) for rank in (4, 8))
+    acting = [plan_encoders.acting(config.encoders["x"]) for config in (plain, other)]
+    assert acting[0] == acting[1]
+    plain, other = (_encoder(init="resnet18", tune="lora", lora={"rank": r}) for r in (4, 8))
+    acting = [plan_encoders.acting(config.encoders["x"]) for config in (plain, other)]
+    assert acting[0] != acting[1]
+
+
+@pytest.mark.parametrize(
+    "key",
+    [{"tune": "last-1"}, {"tune": "lora"}, {"keep": 1.0}, {"lr_backbone": 1e-5},
+     {"layer_decay": 0.8}, {"freeze_steps": 3}],
+    ids=str,
+)  # fmt: skip
+def test_each_key_is_another_job(key):
+    plain, other = _encoder(init="resnet18"), _encoder(init="resnet18", **key)
+    acting = [plan_encoders.acting(config.encoders["x"]) for config in (plain, other)]
+    assert acting[0] != acting[1]
