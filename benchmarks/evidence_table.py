@@ -206,22 +206,21 @@ def at_sites(made: Mapping[str, Any]) -> list[str]:
     return table(head, [["tested there", *counts], *rows])
 
 
-def pairs(made: Mapping[str, Any]) -> list[str]:
-    """AUROC of every pair of encoders, the better one first."""
-    rows = []
-    order = by_mean(made)
-    for row in made["differences"]["auroc"]:
+def pairs(order: Sequence[str], rows: Sequence[Mapping[str, Any]], title: str) -> list[str]:
+    """Every pair of encoders, that which comes first in `order` minus the other."""
+    shown = []
+    for row in rows:
         first, second, sign = row["first"], row["second"], 1
         if order.index(first) > order.index(second):
             first, second, sign = second, first, -1
         low, high = sorted((sign * row["low"], sign * row["high"]))
-        shown = {"value": sign * row["value"], "low": low, "high": high}
+        found = {"value": sign * row["value"], "low": low, "high": high}
         better = "**" if low > 0 and row["p_holm"] < 0.05 else ""
-        rows.append([
-            f"`{first}` minus `{second}`", f"{better}{span(shown, signed=True)}{better}",
+        shown.append([
+            f"`{first}` minus `{second}`", f"{better}{span(found, signed=True)}{better}",
             f"{row['p_holm']:.3f}",
         ])  # fmt: skip
-    return table(["AUROC, mean over sites, paired", "difference", "p (Holm)"], rows)
+    return table([title, "difference", "p (Holm)"], shown)
 
 
 def section(made: Mapping[str, Any]) -> str:
@@ -236,7 +235,7 @@ def section(made: Mapping[str, Any]) -> str:
         "",
         *means(made),
         *at_sites(made),
-        *pairs(made),
+        *pairs(by_mean(made), made["differences"]["auroc"], "AUROC, mean over sites, paired"),
     ]
     if made["unfinished"]:
         names = ", ".join(f"`{name}`" for name in made["unfinished"])

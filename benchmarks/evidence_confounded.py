@@ -1,0 +1,221 @@
+"""A label that goes with the site, on the real tiles of AMi-Br: does an encoder let stain mislead?
+
+    python -m benchmarks.evidence_confounded measure --root AMi-Br --input-size 64 \
+        --json docs/evidence/confounded.json --encoder NAME=SOURCE …
+    python -m benchmarks.evidence_confounded docs --json docs/evidence/confounded.json
+
+The five sites are two groups, those of MIDOG 2021 and those of TUPAC16. In training nine of ten
+atypical tiles are of the one group and nine of ten normal ones of the other, as many of each class;
+tested are the tiles of which the opposite holds, of cases that training has not seen (five folds of
+cases). Both ways round, and their mean. Beside it, how well a probe tells the site of a tile from
+its vector (chance 0.2). A fifth of the training cases choose the penalty.
+
+SOURCE as in `evidence_amibr.py`, without `{site}`: every site is trained on. `NAME.0`, `NAME.1` are
+seeds of one encoder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from sklearn.model_selection import StratifiedGroupKFold
+
+from benchmarks import evidence_table
+from benchmarks.evidence_amibr import LABEL, Embedder, Vectors, described_source, read_tiles
+from benchmarks.evidence_table import Estimates, Seeds, by_encoder, figure, mean_of, span, table
+from stainssl.evaluation.metrics import estimate
+from stainssl.evaluation.predictions import read_scored
+from stainssl.evaluation.probe import linear_probe
+from stainssl.stores.atomic import write_text
+from tools.pages import between
+
+MARKS = "<!-- confounded: generated -->", "<!-- confounded: end -->"
+WAYS = ("midog", "tupac")  # the group that most atypical tiles of a training part are of
+FOLDS, RARE, RESAMPLES = 5, 0.1, 2000
+SITE = "site"
+
+Mask = NDArray[np.bool_]
+
+
+class Tiles(NamedTuple):
+    """What is known of each tile, (N,) each."""
+
+    atypical: NDArray[np.int64]
+    site: NDArray[np.str_]
+    case: NDArray[np.str_]
+
+    @classmethod
+    def of(cls, sheet: pd.DataFrame) -> Tiles:
+        """Of the release's sheet."""
+        atypical = (sheet[LABEL] == "1").to_numpy(np.int64)
+        return cls(atypical, sheet["site"].to_numpy(str), sheet["patient_id"].to_numpy(str))
+
+    def goes_with(self, way: str) -> Mask:
+        """(N,) bool: atypical tiles of the group of `way`, and normal ones of the other."""
+        return (self.atypical == 1) == np.char.startswith(self.site, way)
+
+
+def case_folds(tiles: Tiles) -> Iterator[tuple[Mask, Mask, Mask]]:
+    """Training, validation and test tiles of each fold; cases are never divided."""
+    folds = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=0)
+    parts = [test for _, test in folds.split(tiles.site, tiles.site, tiles.case)]
+    for number, test in enumerate(parts):
+        role = np.zeros(len(tiles.site), int)
+        role[test], role[parts[(number + 1) % FOLDS]] = 2, 1
+        yield role == 0, role == 1, role == 2
+
+
+def confounded(tiles: Tiles, among: Mask, way: str, rng: np.random.Generator) -> Mask:
+    """Tiles of `among`, as many of each label, nine of ten of which go with the group of `way`."""
+    with_group = tiles.goes_with(way)
+    pools = {
+        (label, goes): np.flatnonzero(among & (tiles.atypical == label) & (with_group == goes))
+        for label in (0, 1)
+        for goes in (True, False)
+    }
+    most = min(len(pools[label, True]) for label in (0, 1))
+    most = min(most, *(int(len(pools[label, False]) * (1 - RARE) / RARE) for label in (0, 1)))
+    chosen = np.zeros(len(among), bool)
+    for (_, goes), pool in pools.items():
+        count = most if goes else round(most * RARE / (1 - RARE))
+        chosen[rng.choice(pool, count, replace=False)] = True
+    return chosen
+
+
+def answers(tiles: Tiles, vectors: Vectors, way: str) -> pd.DataFrame:
+    """Predictions of the tiles that go against the group, a row per tile."""
+    found = []
+    for number, (train, val, test) in enumerate(case_folds(tiles)):
+        rng = np.random.default_rng(number)
+        train, val = (confounded(tiles, part, way, rng) for part in (train, val))
+        tested = test & ~tiles.goes_with(way)
+        found.append(_probed(tiles, vectors, tiles.atypical, (train, val, tested), number))
+    return pd.concat(found, ignore_index=True)
+
+
+def sites_told(tiles: Tiles, vectors: Vectors) -> pd.DataFrame:
+    """Predictions of every tile's site."""
+    site = np.unique(tiles.site, return_inverse=True)[1]
+    found = [
+        _probed(tiles, vectors, site, roles, number)
+        for number, roles in enumerate(case_folds(tiles))
+    ]
+    return pd.concat(found, ignore_index=True)
+
+
+def _probed(
+    tiles: Tiles, vectors: Vectors, y: NDArray[Any], roles: tuple[Mask, Mask, Mask], fold: int
+) -> pd.DataFrame:
+    train, val, test = roles
+    both, classes = train | val, int(y.max()) + 1
+    model, _ = linear_probe(vectors[both], y[both], tiles.case[both], val[both], classes, seed=0)
+    p = model(vectors[test])
+    made = pd.DataFrame({f"p_{k}": p[:, k] for k in range(classes)})
+    return made.assign(
+        y=y[test].astype(str), patient_id=tiles.case[test],
+        slide_id=np.flatnonzero(test).astype(str), tile=0, repeat=0, fold=fold,
+    )  # fmt: skip
+
+
+def of_run(tiles: Tiles, vectors: Vectors) -> dict[str, Estimates]:
+    """`auroc` of both ways and `site`, over the same draws of all cases."""
+    cases = np.unique(tiles.case)
+    drawn = np.random.default_rng(0).multinomial(
+        len(cases), np.full(len(cases), 1 / len(cases)), RESAMPLES
+    )
+
+    def one(metric: str, predictions: pd.DataFrame) -> Any:
+        there = np.searchsorted(cases, np.unique(predictions["patient_id"].to_numpy(str)))
+        weights = drawn[:, there].astype(float)
+        return estimate(metric, read_scored(predictions, "tile"), weights=weights)
+
+    return {
+        "auroc": {way: one("auroc", answers(tiles, vectors, way)) for way in WAYS},
+        SITE: {SITE: one("balanced_accuracy", sites_told(tiles, vectors))},
+    }
+
+
+def record(runs: Mapping[str, Mapping[str, Estimates]]) -> dict[str, Any]:
+    """What was measured, as JSON; the seeds of an encoder are one row."""
+    seeds: dict[str, dict[str, Seeds]] = {
+        metric: {
+            name: [runs[run][metric] for run in found] for name, found in by_encoder(runs).items()
+        }
+        for metric in ("auroc", SITE)
+    }
+    encoders = {
+        name: {
+            "seeds": len(found),
+            "auroc": figure(mean_of(found)),
+            **{way: figure(mean_of(found, way)) for way in WAYS},
+            SITE: figure(mean_of(seeds[SITE][name])),
+        }
+        for name, found in seeds["auroc"].items()
+    }
+    return {
+        "encoders": encoders,
+        "differences": {metric: evidence_table.differences(of) for metric, of in seeds.items()},
+    }
+
+
+def section(made: Mapping[str, Any]) -> str:
+    """The section between the two marks."""
+    order = sorted(made["encoders"], key=lambda name: -made["encoders"][name]["auroc"]["value"])
+    head = ["encoder", "seeds", "AUROC, mean of both ways",
+            *(f"atypical mostly of `{way}`" for way in WAYS), "site told (chance 0.2)"]  # fmt: skip
+    rows = [
+        [f"`{name}`", str(one["seeds"]), *(span(one[key]) for key in ("auroc", *WAYS, SITE))]
+        for name in order
+        for one in [made["encoders"][name]]
+    ]
+    lines = [
+        f"{made['cases']} cases, {made['tiles']:,} tiles, networks at {made['input_size']} px; "
+        f"95 % intervals over cases, {RESAMPLES:,} resamples. Below 0.5 the probe answers by the "
+        "site.",
+        "",
+        *table(head, rows),
+        *evidence_table.pairs(order, made["differences"]["auroc"], "AUROC, paired"),
+    ]
+    return "\n".join(lines)
+
+
+def measure(given: argparse.Namespace) -> dict[str, Any]:
+    """Every encoder."""
+    sheet, images = read_tiles(given.root, None)
+    tiles, runs, sources = Tiles.of(sheet), {}, {}
+    for name, source in (word.split("=", 1) for word in given.encoder):
+        vectors = Embedder(source, images, given.input_size)("", np.ones(len(sheet), bool))
+        runs[name], sources[name] = of_run(tiles, vectors), described_source(source)
+    counts = {"cases": len(np.unique(tiles.case)), "tiles": len(sheet)}
+    return record(runs) | counts | {"input_size": given.input_size, "sources": sources}
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Measure, or write the section of docs/results.md."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    one = verbs.add_parser("measure", help="measure and write the JSON")
+    one.add_argument("--root", type=Path, required=True, help="the release's folder")
+    one.add_argument("--json", type=Path, required=True)
+    one.add_argument("--encoder", nargs="+", required=True, metavar="NAME=SOURCE")
+    one.add_argument("--input-size", type=int, default=64, help="side in px of every network")
+    evidence_table.add_docs_verb(verbs)
+    given = parser.parse_args(words)
+    if given.verb == "measure":
+        write_text(given.json, json.dumps(measure(given), indent=1) + "\n")
+        return
+    page = evidence_table.RESULTS
+    made = json.loads(given.json.read_text(encoding="utf-8"))
+    text = page.read_text(encoding="utf-8")
+    write_text(page, between(text, MARKS, f"\n\n{section(made)}\n"))
+
+
+if __name__ == "__main__":
+    main()

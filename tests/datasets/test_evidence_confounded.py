@@ -1,0 +1,73 @@
+"""The confounded split of AMi-Br: who reads the site is misled, who reads the label is not."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from benchmarks import evidence_confounded as confounded
+from benchmarks.evidence_confounded import Tiles
+
+SITES = np.array(["midog-cs2", "midog-s360", "midog-xr", "tupac-1-23", "tupac-24-73"])
+
+
+@pytest.fixture(scope="module")
+def tiles() -> Tiles:
+    """100 cases of 12 tiles at five sites, a quarter of the tiles atypical at each."""
+    case = np.repeat(np.arange(100), 12)
+    atypical = (np.arange(1200) % 4 == 0).astype(np.int64)
+    return Tiles(atypical, SITES[case % 5], np.char.add("c", case.astype(str)))
+
+
+def vectors_of(y: np.ndarray, seed: int = 0, noise: float = 0.3) -> np.ndarray:
+    """(N, 6) float32 that tell `y` and nothing else."""
+    rng = np.random.default_rng(seed)
+    return (np.eye(6)[y] + noise * rng.normal(size=(len(y), 6))).astype(np.float32)
+
+
+@pytest.mark.parametrize("way", confounded.WAYS)
+def test_nine_of_ten_training_tiles_go_with_the_group(tiles: Tiles, way: str) -> None:
+    for train, val, test in confounded.case_folds(tiles):
+        drawn = confounded.confounded(tiles, train, way, np.random.default_rng(0))
+        assert not (drawn & ~train).any()
+        assert tiles.atypical[drawn].mean() == pytest.approx(0.5)
+        for label in (0, 1):
+            share = tiles.goes_with(way)[drawn & (tiles.atypical == label)].mean()
+            assert share == pytest.approx(0.9, abs=0.02)
+        cases = [set(tiles.case[part]) for part in (train, val, test)]
+        assert not cases[0] & cases[1]
+        assert not cases[0] & cases[2]
+        assert not cases[1] & cases[2]
+
+
+def test_every_tile_is_tested_once_in_one_of_the_two_ways(tiles: Tiles) -> None:
+    vectors = vectors_of(tiles.atypical)
+    both = [set(confounded.answers(tiles, vectors, way)["slide_id"]) for way in confounded.WAYS]
+    assert not both[0] & both[1]
+    assert len(both[0] | both[1]) == len(tiles.site)
+
+
+def test_who_reads_the_label_is_right_and_who_reads_the_site_is_misled(tiles: Tiles) -> None:
+    site = np.unique(tiles.site, return_inverse=True)[1]
+    made = confounded.record({
+        "label.0": confounded.of_run(tiles, vectors_of(tiles.atypical, 0)),
+        "label.1": confounded.of_run(tiles, vectors_of(tiles.atypical, 1)),
+        "site": confounded.of_run(tiles, vectors_of(site)),
+        "noise": confounded.of_run(tiles, vectors_of(site, noise=1e6)),
+    })  # fmt: skip
+    of = made["encoders"]
+    assert of["label"]["seeds"] == 2
+    assert of["label"]["auroc"]["value"] > 0.9
+    assert of["site"]["auroc"]["value"] < 0.1
+    assert of["noise"]["auroc"]["low"] < 0.5 < of["noise"]["auroc"]["high"]
+    assert of["site"]["site"]["value"] > 0.9
+    assert of["label"]["site"]["value"] == pytest.approx(0.2, abs=0.06)
+    (pair,) = (
+        row
+        for row in made["differences"]["auroc"]
+        if {row["first"], row["second"]} == {"label", "site"}
+    )
+    assert abs(pair["value"]) > 0.8
+    text = confounded.section(made | {"cases": 100, "tiles": 1200, "input_size": 64})
+    assert text.index("`label` |") < text.index("`site` |")
+    assert "`label` minus `site`" in text
