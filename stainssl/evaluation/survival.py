@@ -229,7 +229,7 @@ def _named_cells(rows: pd.DataFrame, column: str) -> str:
 def _median_follow_up(time: np.ndarray, event: np.ndarray) -> str:
     """The median time until censoring by Kaplan and Meier (Schemper and Smith, 1996)."""
     if event.all():
-        return "unknown, as nobody is censored,"
+        return "unknown (nobody is censored)"
     from scipy.stats import CensoredData, ecdf  # half a second; only this needs it
 
     curve = ecdf(CensoredData.right_censored(time, event)).sf
