@@ -451,6 +451,7 @@ class Task(Model):
     split: Split = Split()
     external: list[str] = []  # cohorts that every fold's model is tested on and none is trained on
     clinical: list[str] = []  # columns of the sheet that a baseline may know: age, grade …
+    fusion: Literal["none", "late"] = "none"  # late: rows of slides and clinical columns together
     metrics: Annotated[list[Score], Field(min_length=1)] = [
         "auroc"
     ]  # shown and compared; regression: spearman
@@ -512,6 +513,11 @@ class Task(Model):
             raise ValueError(
                 f"{', '.join(given)}: not for a task of kind {self.kind}, which calls by no"
                 " threshold and weighs every patient the same: leave out"
+            )
+        if self.fusion != "none" and (not self.clinical or self.level == "tile"):
+            raise ValueError(
+                "fusion is of 'clinical' columns and slides: name columns, in a task of level slide"
+                " or patient"
             )
         if self.kind == "ordinal" and len(self.classes) < LEAST_ORDERED:
             raise ValueError("kind ordinal needs three 'classes' at least, the lowest first")

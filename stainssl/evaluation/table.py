@@ -22,6 +22,7 @@ from stainssl.evaluation.compare import (
     resamples_for,
     shared_rows,
 )
+from stainssl.evaluation.fusion import ADDED
 from stainssl.evaluation.metrics import METRICS, ORDER_METRICS
 from stainssl.evaluation.number_metrics import NUMBER_METRICS
 from stainssl.evaluation.predictions import read_scored
@@ -68,6 +69,10 @@ SEEN_NOTE = f"{SEEN_MARK} Pretraining saw test patients of the task."
 BASELINES = (
     "site only, clinical only: a linear probe on the sheet's columns for site and scanner, or on"
     " the task's clinical columns; it sees no tissue and is not compared."
+)
+FUSION = (
+    "+ clinical: the head's answer and that of the clinical columns, pooled with equal weights;"
+    " these rows are compared with clinical only too."
 )
 INTERVALS = (
     "In brackets 95 % intervals over patients. AUROC and AUPRC rank test patients within a fold and"
@@ -418,6 +423,7 @@ def make_grid(
     notes += [note for floor, note in FLOORS.items() if (long["encoder"] == floor).any()]
     notes += [SEEDS] if (long["seeds"] > 1).any() else []
     notes += [BASELINES] if any(h == COLUMNS_HEAD for _, h in heads) else []
+    notes += [FUSION] if any(h.endswith(ADDED) for _, h in heads) else []
     return ResultGrid([c.title for c in columns], rows, cells, notes)
 
 

@@ -14,7 +14,7 @@ import pandas as pd
 from stainssl.cohort import site_columns
 from stainssl.config import Task
 from stainssl.errors import StainsslError
-from stainssl.evaluation import baselines, published, table
+from stainssl.evaluation import baselines, fusion, published, table
 from stainssl.evaluation.folds import read_folds
 from stainssl.evaluation.kinds import labels_of
 from stainssl.evaluation.metrics import evaluate, roc_band
@@ -53,11 +53,11 @@ def run(job: BenchmarkJob) -> None:
             " has no head. Name one in 'heads'."
         )
     robustness = list(_robustness(job))
+    answers += list(_fused(job, answers, columns))
     long = table.long_table([*answers, *columns], robustness)
-    compared = table.comparisons(answers, robustness, job.seed)
+    compared = table.comparisons([*answers, *_clinical(job, columns)], robustness, job.seed)
     grid = table.make_grid(long, compared, {a.task: a.shown for a in answers})
-    told_of_tasks = [note for n, task in job.tasks.items() for note in labels_of(task).notes(n)]
-    grid = replace(grid, notes=[*grid.notes, *told_of_tasks, *alike_notes(_folders_by_run(job))])
+    grid = replace(grid, notes=[*grid.notes, *_notes(job, compared)])
     others = published.figures_for(_questions(job))
     every = pd.concat([long, published.to_rows(others)], ignore_index=True) if others else long
     markdown = table.to_markdown(grid) + published.to_markdown(others)
@@ -180,6 +180,31 @@ def _baselines(job: BenchmarkJob, task: str, answers: list[Answer]) -> Iterator[
         if name == baselines.SITE:  # within one site it says the same of everybody
             metrics = metrics[metrics["group"] == "all"]
         yield Answer(task, spec.level, name, name, baselines.HEAD, metrics, predictions)
+
+
+def _clinical(job: BenchmarkJob, columns: list[Answer]) -> list[Answer]:
+    """What clinical columns alone say of the tasks that ask what a slide adds to them."""
+    asking = [name for name, task in job.tasks.items() if task.fusion == "late"]
+    return [a for a in columns if a.encoder == baselines.CLINICAL and a.task in asking]
+
+
+def _fused(job: BenchmarkJob, answers: list[Answer], columns: list[Answer]) -> Iterator[Answer]:
+    """Each answer of those tasks together with their clinical columns."""
+    for known in _clinical(job, columns):
+        for answer in answers:
+            if answer.task == known.task:
+                both = fusion.late(answer.predictions, known.predictions, answer.level)
+                metrics = evaluate(both, answer.level, job.seed)
+                head = answer.head + fusion.ADDED
+                yield replace(answer, head=head, predictions=both, metrics=metrics)
+
+
+def _notes(job: BenchmarkJob, compared: pd.DataFrame) -> list[str]:
+    """What stands below the table of these tasks and encoders."""
+    of_tasks = [note for name, task in job.tasks.items() for note in labels_of(task).notes(name)]
+    clinical = table.side_name(baselines.CLINICAL, baselines.HEAD)
+    added = fusion.added_notes(compared, clinical)
+    return [*of_tasks, *added, *alike_notes(_folders_by_run(job))]
 
 
 def _units(job: BenchmarkJob, task: Task) -> pd.DataFrame:

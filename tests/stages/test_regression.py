@@ -58,7 +58,8 @@ def made(tmp_path_factory):
         (folder / "x.svs").touch()
     task = {
         "level": "patient", "kind": "regression", "label": "ki67", "cohorts": ["clinic"],
-        "external": ["other"], "clinical": ["age"], "metrics": ["spearman", "mae"],
+        "external": ["other"], "clinical": ["age"], "fusion": "late",
+        "metrics": ["spearman", "mae"],
         "split": {"kind": "cv", "folds": 3},
     }  # fmt: skip
     config = parse({
@@ -112,13 +113,20 @@ def test_the_table_has_figures_baselines_and_comparisons(made):
     assert floor.loc["spearman", "value"] == 0
     assert floor.loc["r2", "value"] <= 0
     assert own.loc["mae", "value"] < floor.loc["mae", "value"]
+    assert set(long.query("task == 'ki67' and encoder == 'enc'")["head"]) == {
+        "mean", "abmil", "mean + clinical", "abmil + clinical",
+    }  # fmt: skip
+    fused = long.query("head == 'mean + clinical' and group == 'all' and metric == 'mae'")
+    assert own.loc["mae", "value"] < fused["value"].item() < floor.loc["mae", "value"]
     compared = pd.read_csv(folder / "comparisons.csv")
     assert set(compared["metric"]) == {"spearman", "mae"}
+    assert "clinical only + columns" in {*compared["first"], *compared["second"]}
     assert set(compared["task"]) == {"ki67", "ki67 on other"}
     text = (folder / "table.md").read_text()
     assert "ki67: Spearman (27 patients)" in text
     assert "ki67: MAE (27 patients)" in text
     assert "said of everybody" in text
+    assert "ki67, spearman: enc + mean + clinical less clinical only: " in text
     assert "## By site" in text
     assert "R$^2$" in (folder / "table.tex").read_text()
     for name in ("scatter.png", "forest.png", "roc.png", "table.html"):
