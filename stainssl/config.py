@@ -245,6 +245,7 @@ class Lora(Model):
 
 
 DEFAULT_BACKBONE = "resnet50"
+REFERENCE = "reference"  # of `preprocess`: the normalizer's published profile
 TUNE = re.compile(r"full|lora|last-([1-9]\d*)")
 ONLY_OF_INIT = ("tune", "lora", "lr_backbone", "layer_decay", "freeze_steps", "keep")
 Normalizer = Literal["macenko", "vahadane", "ruifrok", "reinhard"]
@@ -268,7 +269,9 @@ class Encoder(Model):
     normalizer: Normalizer | Annotated[list[Normalizer], Field(min_length=1)] = "macenko"
     views: Literal["one", "same", "different"] = "one"  # which views are normalized
     stain_probability: Share = 1.0  # that a view which is to be normalized is
-    preprocess: bool = False  # normalize every tile to the training part's mean, here and in use
+    # Normalize every tile first: true: to the mean of `train`'s; of given weights also `reference`
+    # (the published profile of the normalizer), or a file (target.json, stain.json).
+    preprocess: bool | str = False
     geometry: Geometry = Geometry()
     color: Literal["none", "weak", "strong"] = "weak"  # jitter beside the stain target
     stain_jitter: Literal["none", "hed", "randstainna", "mix"] = "hed"  # before color jitter
@@ -343,11 +346,26 @@ class Encoder(Model):
             raise ValueError(f"queue holds negatives, and loss {self.loss} has none: leave it out")
         if len(self.normalizers) > 1 and self.target.policy == "fixed":
             raise ValueError("a fixed target is one normalizer's: give one normalizer")
-        if self.preprocess and not self.is_trained:
-            raise ValueError("preprocess learns its target from training tiles: give a method")
+        self._preprocess_has_a_target()
         if self.method == "stain-invariant" or self.preprocess:
             self._stain_is_changed_once()
         return self
+
+    def _preprocess_has_a_target(self) -> None:
+        if self.preprocess and self.weights is None:
+            if not self.is_trained:
+                raise ValueError(
+                    "preprocess is for networks: give a method that trains, or weights"
+                )
+            if self.preprocess is not True:
+                raise ValueError(
+                    "preprocess is true or false where a method trains: it learns its own"
+                )
+        if self.preprocess is True and self.train is None:
+            raise ValueError(
+                "preprocess: true is the mean stain of the tiles of 'train: {cohorts: [...]}': give"
+                f" it, or preprocess: {REFERENCE}, or a file of a profile"
+            )
 
     def _stain_is_changed_once(self) -> None:
         if self.method == "stain-invariant" and self.preprocess:
@@ -381,8 +399,8 @@ class Encoder(Model):
 
     @property
     def needs_target(self) -> bool:
-        """Whether pretraining normalizes to a target."""
-        return self.method == "stain-invariant" or (self.is_trained and self.preprocess)
+        """Whether tiles are normalized to a target that is chosen here."""
+        return self.method == "stain-invariant" or self.preprocess is True
 
     @property
     def normalizers(self) -> list[str]:

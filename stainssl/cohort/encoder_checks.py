@@ -9,7 +9,7 @@ from typing import Any
 import timm
 import torch
 
-from stainssl.config import Config, Encoder
+from stainssl.config import REFERENCE, Config, Encoder
 from stainssl.encoders import adapters, recipes, tensors
 from stainssl.encoders.blocks import last_blocks
 from stainssl.encoders.initial import architecture_of, is_saved_by_timm
@@ -17,6 +17,7 @@ from stainssl.encoders.loading import (
     FILE,
     HUB,
     LOCAL,
+    STANDARD,
     TIMM,
     build,
     nearest_network,
@@ -25,6 +26,7 @@ from stainssl.encoders.loading import (
     whole_patches,
 )
 from stainssl.encoders.recipes import EncoderRecipe
+from stainssl.encoders.standards import standard
 from stainssl.errors import StainsslError
 
 MPP_SLACK = 1.1  # of a ratio of µm/px: scanners of one magnification differ by so much
@@ -43,6 +45,7 @@ def problems(config: Config) -> Iterator[str]:
 def _problems(config: Config, name: str, encoder: Encoder) -> Iterator[tuple[str, str]]:
     if encoder.weights is not None:
         yield from (("weights", found) for found in source_problems(encoder.weights))
+        yield from (("preprocess", found) for found in _standard(encoder))
     elif encoder.init is not None:
         if config.initial_run(config.runs_of(name)[0]) is None:
             yield from (("init", found) for found in source_problems(encoder.init))
@@ -93,6 +96,18 @@ def _blocks(config: Config, name: str) -> Iterator[str]:
         yield str(error)
     except Exception:  # what keeps it from loading is told of `init`, or by a job
         return
+
+
+def _standard(encoder: Encoder) -> Iterator[str]:
+    """Whether the file of a profile that given weights' tiles are normalized to is one."""
+    own = Path((encoder.weights or "").removeprefix(LOCAL)) / STANDARD
+    if encoder.preprocess and own.is_file():
+        yield f"{own} is what tiles are normalized to already: leave it out."
+    if isinstance(encoder.preprocess, str) and encoder.preprocess != REFERENCE:
+        try:
+            standard(encoder.normalizers[0], Path(encoder.preprocess))
+        except StainsslError as error:
+            yield str(error)
 
 
 def source_problems(source: str) -> Iterator[str]:

@@ -111,7 +111,10 @@ class LoadedEncoder:
 
 
 def load(
-    source: Path | str, device: torch.device | str = "cpu", input_size: int | None = None
+    source: Path | str,
+    device: torch.device | str = "cpu",
+    input_size: int | None = None,
+    standard: StainProfile | None = None,
 ) -> LoadedEncoder:
     """Load an encoder.
 
@@ -123,11 +126,18 @@ def load(
             without code in it).
         device: where it runs.
         input_size: side in px that the network sees, where not its own.
+        standard: the stain that tiles are normalized to first, where the folder has none.
 
     Raises:
-        StainsslError: no such folder or name, weights that do not fit or cannot be had, or a
-            network that gives no vector an image.
+        StainsslError: no such folder or name, weights that do not fit or cannot be had, a network
+            that gives no vector an image, or two standards.
     """
+    own = _standard(str(source))
+    if own is not None and standard is not None:
+        raise StainsslError(
+            f"{source}: its folder has a {STANDARD}, to which its tiles are normalized already: "
+            "leave `preprocess` out."
+        )
     model = load_network(str(source)).eval().requires_grad_(False)
     if input_size is not None:
         set_input_size(model, input_size)
@@ -145,7 +155,7 @@ def load(
         std=torch.tensor(data["std"], device=device).view(1, 3, 1, 1),
         interpolation=data["interpolation"] if data["interpolation"] in RESIZES else "bicubic",
         device=torch.device(device),
-        standard=_standard(str(source)),
+        standard=standard if own is None else own,
         resize_px=found[1].resize_px if found and input_size is None else None,
         weights_sha256=sha256,
     )

@@ -10,14 +10,15 @@ from typing import Any
 import pandas as pd
 
 from stainssl.cohort import PART, part_names, part_rows, parts, read_sheet, train_parts
-from stainssl.config import Config, Encoder, Run, Target, Task, Train
-from stainssl.encoders.weights import LOCAL, identity
+from stainssl.config import REFERENCE, Config, Encoder, Run, Target, Task, Train
+from stainssl.encoders.weights import LOCAL, SAMPLES, identity
 from stainssl.errors import StainsslError
 from stainssl.evaluation.kinds import labels_of
 from stainssl.export.source import feature_files
 from stainssl.paths import Paths
 from stainssl.plan.job import Job, Reads, Resource, Setting, Writes
 from stainssl.plan.rows import Part, columns_of, parts_of, rows_of
+from stainssl.runtime.content import content_key
 
 
 def acting(encoder: Encoder) -> Encoder:
@@ -126,9 +127,11 @@ def target(config: Config, encoder: str) -> TargetJob:
     """The `target` job of a run.
 
     Raises:
-        StainsslError: the encoder is not trained here.
+        StainsslError: the encoder is not trained here and normalizes to no mean of tiles.
     """
-    run, paths = _trained_run(config, encoder), Paths(config.results)
+    run, paths = config.run(encoder), Paths(config.results)
+    if not run.encoder.needs_target:
+        _trained_run(config, encoder)
     if run.encoder.train is None:
         raise StainsslError(f"encoders.{run.key} is not trained here, so it has no target.")
     pooled = _pooled(run.encoder)
@@ -219,6 +222,42 @@ def pretrain(config: Config, encoder: str) -> PretrainJob:
 
 
 @dataclass(frozen=True)
+class Standard:
+    """The stain that tiles are normalized to before given weights see them.
+
+    Attributes:
+        normalizer: by which.
+        file: of the profile, or of the target whose mean it is; None: the published reference.
+    """
+
+    normalizer: str
+    file: Path | None
+
+
+def standard_of(config: Config, name: str) -> Standard | None:
+    """What a run's tiles are normalized to; None: nothing, or its model's folder says."""
+    encoder = config.run(name).encoder
+    if encoder.weights is None or not encoder.preprocess:
+        return None
+    file = Path(str(encoder.preprocess)) if encoder.preprocess != REFERENCE else None
+    if encoder.preprocess is True:
+        file = Paths(config.results).target(name)
+    return Standard(encoder.normalizers[0], file)
+
+
+def given_identity(encoder: Encoder) -> str:
+    """Given weights by name and content, and what their tiles are normalized to."""
+    assert encoder.weights is not None
+    found = identity(encoder.weights, encoder.given_size)
+    if not encoder.preprocess:
+        return found
+    to = "the mean of train" if encoder.preprocess is True else encoder.preprocess
+    file = Path(to)
+    content = f" {content_key(file, SAMPLES).hex()[:16]}" if file.is_file() else ""
+    return f"{found} normalized by {encoder.normalizers[0]} to {to}{content}"
+
+
+@dataclass(frozen=True)
 class Source:
     """Where an encoder's vectors come from.
 
@@ -226,11 +265,13 @@ class Source:
         model: the folder of a model trained here, or the config's `weights`.
         input_size: side in px that given weights see, where it is not their own.
         features: the config's `features`, where they are imported.
+        standard: what tiles are normalized to before given weights see them.
     """
 
     model: str = ""
     features: str = ""
     input_size: int | None = None
+    standard: Standard | None = None
 
 
 @dataclass(frozen=True)
@@ -240,6 +281,7 @@ class EmbedJob(Job):
     Attributes:
         pixels, tiles: None where every encoder's features are imported.
         models: of the encoders that are trained here.
+        targets: of given encoders whose tiles are normalized to a mean of tiles.
         features: feature files of the part's slides.
         embeddings: encoder → its store, in the order in which they are written.
         slides: the part's slides, where features are imported.
@@ -251,6 +293,7 @@ class EmbedJob(Job):
     pixels: Reads[Path | None]
     tiles: Reads[Path | None]
     models: Reads[dict[str, Path]]
+    targets: Reads[dict[str, Path]]
     features: Reads[list[Path]]
     embeddings: Writes[dict[str, Path]]
     part: Resource[str]
@@ -267,29 +310,33 @@ def embed(config: Config, cohort: str, encoder: str | Sequence[str], part: str) 
     runs = {name: config.run(name).encoder for name in names}
     slides = part_rows(config, cohort, part)["slide_id"].tolist()
     imported = {n: e.features for n, e in runs.items() if e.features}
-    given = {n: (e.weights, e.given_size) for n, e in runs.items() if e.weights}
+    given = {n: e for n, e in runs.items() if e.weights}
     files = [f for text in imported.values() for f in feature_files(text, slides).values()]
     sizes = {str(f): f.stat().st_size for f in files}
-    identities: dict[str, Any] = {n: identity(*weights) for n, weights in given.items()}
+    identities: dict[str, Any] = {n: given_identity(e) for n, e in given.items()}
     is_read = len(imported) < len(runs)
     return EmbedJob(
         pixels=paths.pixels(cohort, tiling, part) if is_read else None,
         tiles=paths.tiles(cohort, tiling, part) if is_read else None,
         models={n: paths.model(n) for n, e in runs.items() if e.method},
+        targets={n: paths.target(n) for n, e in given.items() if e.needs_target},
         features=files,
         embeddings={n: paths.embeddings(cohort, tiling, n, part) for n in names},
         part=part,
-        sources={n: _source(n, e, paths) for n, e in runs.items()},
+        sources={n: source_of(config, n) for n in runs},
         slides=slides if imported else [],
         identities=identities | {n: [text, sizes] for n, text in imported.items()},
         scratch=paths.results,
     )
 
 
-def _source(name: str, encoder: Encoder, paths: Paths) -> Source:
+def source_of(config: Config, name: str) -> Source:
+    """Where a run's vectors come from."""
+    encoder = config.run(name).encoder
     if encoder.features:
         return Source(features=encoder.features)
-    return Source(encoder.weights or str(paths.model(name)), input_size=encoder.given_size)
+    model = encoder.weights or str(Paths(config.results).model(name))
+    return Source(model, "", encoder.given_size, standard_of(config, name))
 
 
 @dataclass(frozen=True)
@@ -334,10 +381,10 @@ class RobustnessJob(Job):
         pixels, labels: (cohort, part) → store of the tasks' parts, tile labels of the tile tasks'.
         folds: task → its folds.
         model: of an encoder that is trained here.
+        target: where tiles are normalized to its mean before given weights see them.
         identity: of given weights, by name and content.
         rows: `cohort`, `part`, `slide_id`, `patient_id`, `site`.
         tasks: task → its parts and, of a tile task, its label; else None.
-        input_size: side in px that given weights see, where it is not their own.
         family: of the normalizers by which tiles are stained anew; never the encoder's own.
     """
 
@@ -346,14 +393,14 @@ class RobustnessJob(Job):
     labels: Reads[dict[Part, Path]]
     folds: Reads[dict[str, Path]]
     model: Reads[Path | None]
+    target: Reads[Path | None]
     output: Writes[Path]
     rows: Setting[pd.DataFrame]
     tasks: Setting[dict[str, dict[str, Any]]]
     identity: Setting[str]
     family: Setting[str]
     seed: Setting[int]
-    source: Resource[str]
-    input_size: Resource[int | None]
+    source: Resource[Source]
 
 
 def tasks_of_robustness(tasks: Mapping[str, Task]) -> list[str]:
@@ -407,12 +454,12 @@ def robustness(config: Config, encoder: str) -> RobustnessJob:
         labels={(c, p): paths.labels(c, tilings[c], p) for c, p in labelled},
         folds={name: paths.folds(name) for name in tasks},
         model=None if weights else paths.model(encoder),
+        target=paths.target(encoder) if weights and run.encoder.needs_target else None,
         output=paths.robustness(encoder),
         rows=rows_of(config, found, "slide_id", "patient_id", "site"),
         tasks={name: {"label": tiled.get(name), "parts": own[name]} for name in tasks},
-        identity=identity(weights, run.encoder.given_size) if weights else "",
-        input_size=run.encoder.given_size,
+        identity=given_identity(run.encoder) if weights else "",
         family="macenko" if "reinhard" in run.encoder.normalizers else "reinhard",
         seed=config.seed,
-        source=weights or str(paths.model(encoder)),
+        source=source_of(config, encoder),
     )

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 from stainssl.config import Config
-from stainssl.encoders.weights import identity
 from stainssl.paths import Paths
+from stainssl.plan.encoders import given_identity
 
 EncoderGroup = dict[str, str]  # encoder → its weights and what they were when the group was planned
 
@@ -16,8 +16,8 @@ def plan(config: Config, known: dict[str, list[EncoderGroup]]) -> dict[str, list
     """The groups of each cohort: those known, and one of all given encoders that are in none.
 
     An encoder that is added, or gets other weights, is in a new group, so that what the others
-    embedded stays as it is. Encoders that are trained here are in none: they would hold up the
-    others.
+    embedded stays as it is. Encoders that are trained here are in none, nor those whose
+    tiles are normalized to a target of their own: they would hold up the others.
 
     Args:
         known: an earlier plan; a group of which nothing was embedded is planned anew.
@@ -37,7 +37,7 @@ def _given(config: Config, cohort: str) -> dict[str, str]:
     """The given encoders that a cohort is embedded by, and what their weights are."""
     runs = config.runs_on(cohort)
     given = ((run.name, run.encoder) for run in runs)
-    return {name: identity(e.weights, e.given_size) for name, e in given if e.weights}
+    return {name: given_identity(e) for name, e in given if e.weights and not e.needs_target}
 
 
 def members(config: Config, cohort: str, group: EncoderGroup) -> list[str]:

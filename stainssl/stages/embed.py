@@ -13,8 +13,9 @@ import torch
 
 from stainssl.encoders.embedding import Vectors, embed_pixels
 from stainssl.encoders.loading import LoadedEncoder, load
+from stainssl.encoders.standards import standard
 from stainssl.errors import StainsslError
-from stainssl.plan.encoders import EmbedJob
+from stainssl.plan.encoders import EmbedJob, Source
 from stainssl.runtime.devices import pick
 from stainssl.runtime.parallel import TimeSpent
 from stainssl.stages import import_features
@@ -59,8 +60,7 @@ def _embed(job: EmbedJob, names: list[str]) -> None:
     pixels = open_pixels(job.pixels)
     device = pick()
     sources = [job.sources[name].model for name in names]
-    sizes = [job.sources[name].input_size for name in names]
-    loaded = [load(source, device, px) for source, px in zip(sources, sizes, strict=True)]
+    loaded = [load_source(job.sources[name], device) for name in names]
     place = _places(pixels, read_tiles(job.tiles), job.part)
     spent = TimeSpent()
     blocks = _apart(embed_pixels(loaded, pixels, spent=spent), len(names), job.scratch)
@@ -78,6 +78,17 @@ def _embed(job: EmbedJob, names: list[str]) -> None:
         )
     dims = "+".join(str(one.dim) for one in loaded)
     log.info("%s: vectors of %s numbers; %s", job.part, dims, spent.line(len(pixels), "tiles"))
+
+
+def load_source(source: Source, device: torch.device | str) -> LoadedEncoder:
+    """An encoder of the config, with what its tiles are normalized to.
+
+    Raises:
+        StainsslError: see `load` and `standard`.
+    """
+    wanted = source.standard
+    profile = standard(wanted.normalizer, wanted.file) if wanted else None
+    return load(source.model, device, source.input_size, profile)
 
 
 def _apart(blocks: Iterator[list[Vectors]], count: int, folder: Path) -> list[Iterator[Vectors]]:

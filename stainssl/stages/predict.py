@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from stainssl.cohort import outside_problems, parts
-from stainssl.config import Cohort, Config, Encoder, dump
+from stainssl.config import REFERENCE, Cohort, Config, Encoder, dump
 from stainssl.errors import StainsslError, disk_faults_told
 from stainssl.evaluation.folds import GRADE, RISK, VALUE, read_folds
 from stainssl.evaluation.predictions import THRESHOLD, answer_columns, words_called
@@ -23,6 +23,7 @@ from stainssl.mil.predict import load_models, predict_bag, prediction_table
 from stainssl.mil.reference import Reference, references, slide_means, stacked
 from stainssl.mil.train import FoldModel
 from stainssl.paths import Paths
+from stainssl.plan.encoders import standard_of
 from stainssl.plan.rows import Part
 from stainssl.stages import run_stage
 from stainssl.stages.attention import write_attention
@@ -190,10 +191,22 @@ def config_of_new(
         tilings=config.tilings,
         encoders={
             encoder: Encoder(
-                weights=weights, tiling=run.encoder.tiling, input_size=run.encoder.given_size
+                weights=weights,
+                tiling=run.encoder.tiling,
+                input_size=run.encoder.given_size,
+                preprocess=_preprocess(config, encoder),
+                normalizer=run.encoder.normalizer,
             )
         },
     )
+
+
+def _preprocess(config: Config, encoder: str) -> bool | str:
+    """What the new slides' tiles are normalized to: as the task's own were."""
+    found = standard_of(config, encoder)
+    if found is None:  # nothing, or the model's folder says
+        return False
+    return REFERENCE if found.file is None else str(found.file)
 
 
 def _prepared(new: Config, encoder: str) -> pd.DataFrame:

@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
-from stainssl.encoders.loading import LoadedEncoder, load
+from stainssl.encoders.loading import LoadedEncoder
 from stainssl.errors import StainsslError
 from stainssl.evaluation.folds import read_folds
 from stainssl.evaluation.labels import Labels
@@ -27,6 +27,7 @@ from stainssl.evaluation.robustness import (
 from stainssl.plan.encoders import RobustnessJob
 from stainssl.plan.rows import Part
 from stainssl.runtime.devices import pick
+from stainssl.stages.embed import load_source
 from stainssl.stages.probe import part_labels, rows_of_part
 from stainssl.stain import LabStats, StainProfile, estimate, normalize
 from stainssl.stain.restain import reinhard_to
@@ -63,7 +64,7 @@ def run(job: RobustnessJob) -> None:
     Raises:
         StainsslError: an input is missing.
     """
-    loaded = load(job.source, pick(), job.input_size)
+    loaded = load_source(job.source, pick())
     figures, predictions, samples = [], [], []
     for name, task in job.tasks.items():
         measured = _measure_task if task["label"] is not None else _measure_unlabelled

@@ -14,9 +14,11 @@ import torch
 from torch import Tensor
 
 from stainssl.cohort import parts
-from stainssl.encoders.loading import LoadedEncoder, load
+from stainssl.encoders.loading import LoadedEncoder
 from stainssl.errors import StainsslError
+from stainssl.plan.encoders import Source, source_of
 from stainssl.runtime.devices import pick
+from stainssl.stages.embed import load_source
 from stainssl.stain import METHODS, StainProfile, estimate, normalize
 from stainssl.stain.targets import profile_from_json
 from stainssl.stores.pixels import open_pixels
@@ -134,7 +136,7 @@ class Restained:
             if path.exists():
                 yield run.name, path
 
-    def _sources(self, cohort: str) -> Iterator[tuple[str, str]]:
+    def _sources(self, cohort: str) -> Iterator[tuple[str, Source]]:
         """The encoders whose weights lie on this machine: nothing is downloaded for a picture."""
         tiling = self._records.tiling(cohort)
         for run in self._records.config.runs():
@@ -143,12 +145,12 @@ class Restained:
             if run.encoder.tiling != tiling or run.encoder.features:
                 continue
             if given.startswith("local-dir:") or (not given and model.is_dir()):
-                yield run.name, given or str(model)
+                yield run.name, source_of(self._records.config, run.name)
 
-    def _cosines(self, name: str, source: str, images: Tensor) -> Json:
+    def _cosines(self, name: str, source: Source, images: Tensor) -> Json:
         try:
             with self._lock:
-                loaded = self._loaded.get(source, lambda: load(source, pick()))
+                loaded = self._loaded.get(source, lambda: load_source(source, pick()))
                 vectors = unit(loaded(images).cpu().numpy())
         except StainsslError as error:
             return {"name": name, "problem": str(error)}

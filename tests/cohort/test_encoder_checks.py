@@ -100,6 +100,14 @@ def test_an_adapter_and_its_base_are_looked_at(tmp_path):
     assert "no folder with config.json" in found
 
 
+def test_a_file_of_a_profile_is_read(tmp_path):
+    (tmp_path / "p.json").write_text("{}")
+    [found] = _told(weights="resnet18", preprocess=str(tmp_path / "p.json"))
+    assert "e.preprocess: " in found
+    assert "holds no stain profile" in found
+    assert _told(weights="resnet18", preprocess="reference") == []
+
+
 @pytest.mark.parametrize("init", ["resnet18", "kaiko-vits16", "tf_efficientnet_lite0"])
 def test_blocks_are_counted(init):
     assert _told(**TRAIN, init=init, tune="last-4") == []

@@ -37,7 +37,7 @@ def world(tmp_path_factory):
     made = build(tmp_path_factory.mktemp("world"))
     with pytest.MonkeyPatch.context() as patch:
         names = {str(made.paths.model(name)): encoder for name, encoder in ENCODERS.items()}
-        patch.setattr(robustness, "load", lambda source, *_: names[source])
+        patch.setattr(robustness, "load_source", lambda source, _: names[source.model])
         # UMAP compiles for half a minute; the chain's own test runs it.
         patch.setattr(benchmark, "project", lambda vectors, seed: vectors[:, :2])
         for task in made.config.tasks:
@@ -219,7 +219,7 @@ def _of_patients_only(world, folder):
 def test_without_a_tile_task_what_needs_no_label_is_measured(world, tmp_path, monkeypatch):
     config, paths = _of_patients_only(world, tmp_path)
     names = {str(paths.model(name)): encoder for name, encoder in ENCODERS.items()}
-    monkeypatch.setattr(robustness, "load", lambda source, *_: names[source])
+    monkeypatch.setattr(robustness, "load_source", lambda source, _: names[source.model])
     for name in ENCODERS:
         run_stage("robustness", config, name)
     run_stage("benchmark", config, "patients")
@@ -244,7 +244,7 @@ def test_tiles_that_tell_no_two_stainings_cost_the_figures_alone(
         raise StainsslError("found 1 site")
 
     config, paths = _of_patients_only(world, tmp_path)
-    monkeypatch.setattr(robustness, "load", lambda *_: ENCODERS["color"])
+    monkeypatch.setattr(robustness, "load_source", lambda *_: ENCODERS["color"])
     monkeypatch.setattr(robustness, "two_targets", none)
     for name in ENCODERS:
         run_stage("robustness", config, name)

@@ -1,0 +1,152 @@
+"""Given weights whose tiles are normalized first: to a split's mean, a reference, a file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+
+from stainssl.config import parse
+from stainssl.encoders.loading import load
+from stainssl.encoders.saving import save_local_dir
+from stainssl.encoders.standards import standard
+from stainssl.errors import StainsslError
+from stainssl.paths import Paths
+from stainssl.plan import encoders as plan
+from stainssl.plan import groups
+from stainssl.stages import predict, run_stage
+from stainssl.stain import StainProfile, estimate, normalize
+from stainssl.stain.targets import profile_from_json, profile_to_json
+from stainssl.stores.embeddings import open_embeddings
+from stainssl.stores.pixels import open_pixels
+from tests.pretrain.world import cohort, images, profiles
+
+KINDS = {
+    "plain": {},
+    "reference": {"preprocess": "reference"},
+    "mean": {"preprocess": True, "train": {"cohorts": ["small"]}},
+    "other": {"preprocess": "reference", "normalizer": "reinhard"},
+}
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("given")
+    torch.manual_seed(5)
+    model = timm.create_model("test_resnet", num_classes=0)
+    save_local_dir(model, folder / "m", backbone="test_resnet", input_size=48, mean=(0.7, 0.5, 0.6),
+                   std=(0.2, 0.3, 0.25), model_args={}, card={})  # fmt: skip
+    found = cohort(folder, counts=(5, 4)).model_dump(mode="json")
+    file = folder / "stain.json"
+    file.write_text(json.dumps(profile_to_json(profiles(images(4, "b", 9)).pooled())))
+    kinds = {**KINDS, "file": {"preprocess": str(file)}}
+    found["encoders"] = {k: {"weights": str(folder / "m"), **keys} for k, keys in kinds.items()}
+    found["tasks"] = {"t": {"level": "slide", "label": "site", "cohorts": ["small"]}}
+    found["benchmarks"] = {"b": {"tasks": ["t"], "encoders": list(kinds)}}
+    made = parse(found)
+    run_stage("target", made, "mean")
+    for name in kinds:
+        run_stage("embed", made, "small", name, "train-0000")
+    return made
+
+
+def _vectors(config, name):
+    store = open_embeddings(
+        Paths(config.results).embeddings("small", "default", name, "train-0000")
+    )
+    return store.read(slice(0, len(store))).astype(np.float32) / store.scale
+
+
+def _wanted(config, name):
+    if name == "mean":
+        return profile_from_json(
+            json.loads(Paths(config.results).target("mean").read_text())["fallback"]
+        )
+    method = "reinhard" if name == "other" else "macenko"
+    given = config.encoders[name].preprocess
+    return StainProfile.reference(method) if given == "reference" else standard(method, Path(given))
+
+
+@pytest.mark.parametrize("name", ["reference", "mean", "other", "file"])
+def test_vectors_are_those_of_normalized_tiles(config, name):
+    store = open_pixels(Paths(config.results).pixels("small", "default", "train-0000"))
+    tiles = torch.from_numpy(store.images(np.arange(len(store))))
+    tiles = tiles.permute(0, 3, 1, 2).contiguous()
+    target = _wanted(config, name)
+    plain = load(config.encoders["plain"].weights)
+    wanted = plain(normalize(tiles, estimate(tiles, target.method), target)).numpy()
+    found = _vectors(config, name)
+    np.testing.assert_allclose(found, wanted, atol=2e-3 * np.abs(wanted).max())
+    assert np.abs(found - _vectors(config, "plain")).max() > 0.01 * np.abs(wanted).max()
+
+
+def test_robustness_and_predict_see_the_same_tiles(config, tmp_path):
+    for name in ("reference", "mean", "file"):
+        job = plan.robustness(config, name)
+        assert job.source == plan.embed(config, "small", name, "train-0000").sources[name]
+        assert (job.target is not None) == (name == "mean")
+        new = predict.config_of_new(config, "t", name, tmp_path / "s.csv", tmp_path, tmp_path / "o")
+        assert plan.source_of(new, name) == job.source
+    assert plan.robustness(config, "other").family == "macenko"  # another than its own
+
+
+def test_what_tiles_are_normalized_to_is_part_of_the_job(config):
+    jobs = {n: plan.embed(config, "small", n, "train-0000") for n in config.encoders}
+    texts = [job.settings()["identities"].replace(n, "x", 1) for n, job in jobs.items()]
+    assert len(set(texts)) == len(texts)
+    path = Path(config.encoders["file"].preprocess)
+    before, content = plan.given_identity(config.encoders["file"]), path.read_text()
+    path.write_text(content + " ")
+    assert plan.given_identity(config.encoders["file"]) != before
+    path.write_text(content)
+    [group] = groups.plan(config, {})["small"]
+    assert "mean" not in group  # it waits for its target
+    assert set(group) == {"plain", "reference", "other", "file"}
+    job = plan.embed(config, "small", "mean", "train-0000")
+    assert job.inputs()["targets"] == [str(Paths(config.results).target("mean"))]
+
+
+def test_two_standards_are_refused(config, tmp_path):
+    folder = Path(config.encoders["plain"].weights)
+    (folder / "stain.json").write_text(
+        json.dumps(profile_to_json(StainProfile.reference("macenko")))
+    )
+    try:
+        assert load(folder).standard is not None
+        with pytest.raises(StainsslError, match="normalized already: leave `preprocess` out"):
+            load(folder, standard=StainProfile.reference("macenko"))
+    finally:
+        (folder / "stain.json").unlink()
+
+
+def test_a_file_that_is_no_profile_is_a_sentence(tmp_path):
+    with pytest.raises(StainsslError, match="no such file of a stain profile"):
+        standard("macenko", tmp_path / "none.json")
+    for text in ("half", "[]", "{}", '{"method": "macenko"}', '{"method": "x", "valid": true}'):
+        (tmp_path / "f.json").write_text(text)
+        with pytest.raises(StainsslError, match=r"holds no stain profile .* name a target.json"):
+            standard("macenko", tmp_path / "f.json")
+    (tmp_path / "f.json").write_text(
+        json.dumps(profile_to_json(StainProfile.reference("reinhard")))
+    )
+    with pytest.raises(StainsslError, match=r"a profile of reinhard, .* set normalizer: reinhard"):
+        standard("macenko", tmp_path / "f.json")
+
+
+@pytest.mark.parametrize(
+    ("keys", "sentence"),
+    [
+        ({"weights": "resnet18", "preprocess": True}, "the mean stain of the tiles of 'train"),
+        ({"method": "random", "preprocess": True}, "give a method that trains, or weights"),
+        ({"features": "clam:x", "preprocess": "reference"}, "a method that trains, or weights"),
+        ({"method": "simclr", "train": {"cohorts": ["d"]}, "preprocess": "reference"},
+         "true or false where a method trains"),
+    ],
+)  # fmt: skip
+def test_where_it_cannot_act_it_is_refused(keys, sentence):
+    with pytest.raises(StainsslError, match=sentence):
+        parse({"cohorts": {"d": {"demo": {}}}, "encoders": {"x": keys}})
