@@ -42,6 +42,16 @@ def test_what_is_missing_is_told_with_its_extra(monkeypatch: pytest.MonkeyPatch)
     assert reader.startswith("slides.reader")
 
 
+def test_a_task_of_survival_asks_for_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    task = {"level": "patient", "kind": "survival", "time": "t", "event": "e", "cohorts": ["d"]}
+    config = config_of(tasks={"os": task})
+    assert extras.problems(config) == []
+    monkeypatch.setattr(extras, "find_spec", lambda name: None)
+    (told,) = extras.problems(config)
+    assert told.startswith("tasks.os.kind: survival needs lifelines")
+    assert "stainssl[survival]" in told
+
+
 def test_frozen_and_given_encoders_need_no_training(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(extras, "find_spec", lambda name: None)
     frozen = {"method": "random", "frozen": True}
