@@ -49,7 +49,8 @@ def _problems(config: Config, name: str, encoder: Encoder) -> Iterator[tuple[str
     elif encoder.init is not None:
         if config.initial_run(config.runs_of(name)[0]) is None:
             yield from (("init", found) for found in source_problems(encoder.init))
-            yield from (("init", found) for found in _unsaved(encoder.init))
+        if encoder.tune != "lora" or encoder.lora.merge:
+            yield from (("init", found) for found in _unsaved(_start(config, name)))
         yield from (("tune", found) for found in _blocks(config, name))
     elif encoder.method is not None:
         size = encoder.input_size or config.tilings[encoder.tiling].size
@@ -75,16 +76,23 @@ def _backbone(name: str, input_size: int) -> Iterator[str]:
 def _unsaved(source: str) -> Iterator[str]:
     found = recipes.find(source)
     if found and not is_saved_by_timm(found[0]):
-        yield f"{found[0]} can be embedded with and not be trained further: see docs/encoders.md."
+        yield (
+            f"{found[0]} can be embedded with, and not be trained further but by an adapter (tune: "
+            "lora): see docs/encoders.md."
+        )
+
+
+def _start(config: Config, name: str) -> str:
+    """The weights that an encoder, or the one that it starts from, begins with."""
+    run = config.runs_of(name)[0]
+    while (other := config.initial_run(run)) is not None:
+        run = other
+    return run.encoder.weights or run.encoder.init or run.encoder.architecture
 
 
 def _blocks(config: Config, name: str) -> Iterator[str]:
     """Whether the network that training starts from has as many blocks as are to be trained."""
-    run = config.runs_of(name)[0]
-    count = run.encoder.last_blocks
-    while (other := config.initial_run(run)) is not None:
-        run = other
-    source = run.encoder.weights or run.encoder.init or run.encoder.architecture
+    count, source = config.encoders[name].last_blocks, _start(config, name)
     if count is None or source.startswith(HUB):
         return
     try:

@@ -14,7 +14,7 @@ from timm.models import load_model_config_from_hf
 from timm.models._hub import load_model_config_from_path
 from torch import nn
 
-from stainssl.encoders import recipes
+from stainssl.encoders import adapters, recipes
 from stainssl.encoders.loading import (
     FILE,
     HUB,
@@ -26,7 +26,6 @@ from stainssl.encoders.loading import (
     weights_digest,
     whole_patches,
 )
-from stainssl.encoders.recipes import EncoderRecipe
 from stainssl.errors import StainsslError
 
 SEEN = "seen.csv"
@@ -54,7 +53,11 @@ class Backbone:
 
 
 def backbone_of(
-    source: str | None, architecture: str, wanted: str | None, input_size: int
+    source: str | None,
+    architecture: str,
+    wanted: str | None,
+    input_size: int,
+    adapted: bool = False,
 ) -> Backbone:
     """The network that a run trains: of random weights (from torch's seed), or given ones.
 
@@ -63,17 +66,20 @@ def backbone_of(
         architecture: timm name of a network of random weights.
         wanted: timm name of what the given weights must be of; None: any.
         input_size: side in px.
+        adapted: the given weights are kept and an adapter to them is saved.
 
     Raises:
         StainsslError: no such name, or `initial_backbone` refuses.
     """
     if source is not None:
-        return initial_backbone(source, input_size, wanted)
+        return initial_backbone(source, input_size, wanted, adapted)
     model, args = new_backbone(architecture, input_size)
     return _backbone(model, architecture, args)
 
 
-def initial_backbone(source: str, input_size: int, wanted: str | None = None) -> Backbone:
+def initial_backbone(
+    source: str, input_size: int, wanted: str | None = None, adapted: bool = False
+) -> Backbone:
     """A network with given weights, for images of another size than its own if need be.
 
     Position embeddings are resampled to the size as timm does it; mean and standard deviation
@@ -83,13 +89,14 @@ def initial_backbone(source: str, input_size: int, wanted: str | None = None) ->
         source: as `load` takes it.
         input_size: side in px.
         wanted: timm name of the architecture that it must be; None: any.
+        adapted: the given weights are kept and an adapter to them is saved.
 
     Raises:
         StainsslError: the weights cannot be loaded, are of another architecture than wanted, or
-            their network cannot be built for that size.
+            their network cannot be built for that size or saved when it is trained.
     """
-    if (found := recipes.find(source)) is not None:
-        _of_recipe(*found[:2])  # refused before a gigabyte is read
+    if not adapted:
+        _refuse_unsaved(source)  # before a gigabyte is read
     model = load_network(source)
     name, args = architecture_of(source)
     if wanted is not None and wanted.split(".")[0] != name.split(".")[0]:
@@ -130,30 +137,43 @@ def _backbone(model: nn.Module, name: str, args: Mapping[str, Any]) -> Backbone:
 def architecture_of(source: str) -> tuple[str, dict[str, Any]]:
     """The timm name of a source that loads, and the arguments that its architecture takes."""
     if found := recipes.find(source):
-        return _of_recipe(*found[:2])
+        recipe = found[1]
+        return recipe.architecture, {**recipe.arguments, **recipe.size_argument}
     name = source.partition(FILE)[0] if FILE in source else source.removeprefix(TIMM)
     if not source.startswith(HUB) and timm.is_model(name.split(".")[0]):
         return name, {}
+    folder = Path(source.removeprefix(LOCAL))
+    if adapters.is_adapter(folder):
+        return _of_adapter(folder)
     if source.startswith(HUB):
         _, name, args = load_model_config_from_hf(source.removeprefix(HUB))
     else:
-        _, name, args = load_model_config_from_path(source.removeprefix(LOCAL))
+        _, name, args = load_model_config_from_path(folder)
     return name, {k: v for k, v in (args or {}).items() if k != "num_classes"}
 
 
-def _of_recipe(name: str, recipe: EncoderRecipe) -> tuple[str, dict[str, Any]]:
-    """What a saved model of a recipe's network says: names and numbers, no classes."""
-    if not is_saved_by_timm(name):
+def _of_adapter(folder: Path) -> tuple[str, dict[str, Any]]:
+    """The architecture of an adapter's base, for the size that the adapter was trained at."""
+    name, args = architecture_of(adapters.read_base(folder).source)
+    own, _, _ = load_model_config_from_path(folder)
+    return name, args | ({"img_size": own["input_size"][1]} if own.get("fixed_input_size") else {})
+
+
+def _refuse_unsaved(source: str) -> None:
+    """Raise where what is trained could not be saved with its full weights."""
+    while adapters.is_adapter(folder := Path(source.removeprefix(LOCAL))):
+        source = adapters.read_base(folder).source
+    if (found := recipes.find(source)) and not is_saved_by_timm(found[0]):
         raise StainsslError(
-            f"init {name}: timm's folders cannot hold its network (SwiGLU layers by class, or class"
-            " token and mean of patches), so what is trained could not be saved. Start from "
+            f"init {found[0]}: timm's folders cannot hold its network (SwiGLU layers by class, or"
+            " class token and mean of patches), so what is trained could not be saved. Train an"
+            " adapter to it (tune: lora), or start from "
             f"{', '.join(n for n in sorted(recipes.RECIPES) if is_saved_by_timm(n))}."
         )
-    return recipe.architecture, {**recipe.arguments, **recipe.size_argument}
 
 
 def is_saved_by_timm(name: str) -> bool:
-    """Whether a timm folder can hold a recipe's network, so that it can be trained further."""
+    """Whether a timm folder can hold a recipe's network, so that all of it can be trained."""
     recipe = recipes.RECIPES[name]
     classes = any(isinstance(value, type) for value in recipe.arguments.values())
     return recipe.pooling != "cls+mean" and not classes

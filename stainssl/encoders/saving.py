@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from timm.models import save_for_hf
-from timm.models._hub import save_config_for_hf
+from timm.models._pretrained import filter_pretrained_cfg
 from torch import nn
 
 from stainssl import __version__
@@ -70,26 +70,25 @@ def save_adapter(
     input_size: int,
     mean: tuple[float, float, float],
     std: tuple[float, float, float],
-    model_args: Mapping[str, Any],
     card: Mapping[str, Any],
     standard: StainProfile | None = None,
 ) -> None:
     """Write what was changed in given weights as a folder that `load` and peft read.
 
     Args:
-        peft_model: peft's, around a timm network with adapters.
+        peft_model: peft's, around a network with adapters.
         path: the folder; what is there is replaced when the new one is whole.
         base: the given weights.
-        backbone, input_size, mean, std, model_args, card, standard: as `save_local_dir`.
+        backbone, input_size, mean, std, card, standard: as `save_local_dir`.
     """
     model = peft_model.get_base_model()
-    model.pretrained_cfg = _trained_config(model, backbone, input_size, mean, std)
+    own = filter_pretrained_cfg(_trained_config(model, backbone, input_size, mean, std))
+    config = {"architecture": own.pop("architecture"), "num_classes": 0, "pretrained_cfg": own}
     peft_model.peft_config["default"].base_model_name_or_path = base.source
     with replacing(path) as made:
-        config: Any = made / "config.json"
         peft_model.save_pretrained(str(made), save_embedding_layers=False)
         adapters.settle_config(made)
-        save_config_for_hf(model, config, model_args=dict(model_args))
+        (made / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
         adapters.write_base(made, base)
         _write_notes(made, path.parent.name, backbone, card, standard, adapter_to=base.source)
 

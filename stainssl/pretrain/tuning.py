@@ -48,7 +48,7 @@ def parameter_groups(
     """What an optimizer trains, of the heads and of the backbone.
 
     Args:
-        backbone: of timm where rates differ by layer.
+        backbone: of timm, or a pooling around its `model`, where rates differ by layer.
         others: heads.
         weight_decay: of matrices; biases and norms have none.
         lr_backbone: peak rate of the backbone's last layer.
@@ -61,7 +61,8 @@ def parameter_groups(
     if layer_decay == 1:
         found = param_groups_weight_decay(backbone, weight_decay)
     else:
-        found = param_groups_layer_decay(backbone, weight_decay, layer_decay=layer_decay)
+        network: Any = backbone if hasattr(backbone, "group_matcher") else backbone.model
+        found = param_groups_layer_decay(network, weight_decay, layer_decay=layer_decay)
     rated = [{**group, "lr": lr_backbone * group.get("lr_scale", 1.0)} for group in found]
     return [g for g in heads if g["params"]], [g for g in rated if g["params"]]
 

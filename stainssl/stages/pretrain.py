@@ -104,7 +104,8 @@ def run(job: PretrainJob, gpus: int = 0) -> None:
     take(gpus)
     torch.manual_seed(job.seed)  # the backbone's weights are the same under every method
     size = encoder.input_size or job.tile_px
-    backbone = backbone_of(job.init, encoder.architecture, encoder.backbone, size)
+    adapted = encoder.tune == "lora" and not encoder.lora.merge
+    backbone = backbone_of(job.init, encoder.architecture, encoder.backbone, size, adapted)
     anchor = Anchor(backbone.model, encoder.keep) if encoder.keep else None
     adapters = _tune(job, backbone, size)
     trained = Trained(pd.DataFrame(columns=list(SEEN)), pd.DataFrame(columns=list(METRICS)))
@@ -147,14 +148,13 @@ def _save(
     """Write the model's folder: its weights, or the adapter to those that it started from."""
     words: dict[str, Any] = {
         "backbone": backbone.name, "input_size": size, "mean": backbone.mean, "std": backbone.std,
-        "model_args": backbone.model_args, "card": card,
-        "standard": trained.standard.target if trained.standard else None,
+        "card": card, "standard": trained.standard.target if trained.standard else None,
     }  # fmt: skip
     if adapters is not None and not job.encoder.lora.merge:
         save_adapter(adapters, job.model, Base(job.init or "", backbone.sha256), **words)
         return
     model = adapters.merge_and_unload() if adapters is not None else backbone.model
-    save_local_dir(model, job.model, **words)
+    save_local_dir(model, job.model, model_args=backbone.model_args, **words)
 
 
 def _train(

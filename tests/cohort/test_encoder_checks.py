@@ -43,7 +43,7 @@ TRAIN = {"method": "simclr", "train": {"cohorts": ["d"]}}
     ({"weights": "resnet18@/nowhere.pth"}, "/nowhere.pth: no such file"),
     ({"weights": "uni@/nowhere"}, "uni@/nowhere: no model.safetensors nor pytorch_model.bin there"),
     ({**TRAIN, "init": "resnet81"}, "e.init: 'resnet81' is no encoder"),
-    ({**TRAIN, "init": "virchow2"}, "can be embedded with and not be trained further"),
+    ({**TRAIN, "init": "virchow2"}, "can be embedded with, and not be trained further but by"),
 ])  # fmt: skip
 def test_a_source_that_cannot_be_loaded_is_told(encoder, sentence):
     found = _told(**encoder)
@@ -98,6 +98,16 @@ def test_an_adapter_and_its_base_are_looked_at(tmp_path):
     [found] = _told(weights=f"local-dir:{folder}")
     assert "holds an adapter to local-dir:" in found
     assert "no folder with config.json" in found
+
+
+def test_an_adapter_can_be_trained_to_what_no_folder_of_timm_holds():
+    lora = {**TRAIN, "init": "virchow2", "tune": "lora"}
+    assert _told(**lora) == []
+    assert "(tune: lora)" in _told(**lora, lora={"merge": True})[0]
+    config = _config(**lora).model_dump(mode="json")
+    config["encoders"]["next"] = {**TRAIN, "init": "e"}
+    [found] = problems(parse(config))
+    assert found.startswith("encoders.next.init: virchow2 can be embedded with")
 
 
 def test_a_file_of_a_profile_is_read(tmp_path):

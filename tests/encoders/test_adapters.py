@@ -19,6 +19,8 @@ from stainssl.encoders.loading import load, load_network
 from stainssl.encoders.saving import save_adapter, save_local_dir
 from stainssl.errors import StainsslError
 from stainssl.pretrain.lora import adapt
+from stainssl.pretrain.tuning import parameter_groups
+from tests.encoders.test_recipes import _shaken, _tiny
 
 MEAN, STD = (0.7, 0.5, 0.6), (0.2, 0.3, 0.25)
 WORDS = {"mean": MEAN, "std": STD, "card": {"method": "simclr"}}
@@ -33,15 +35,14 @@ def _base(folder, name="test_vit", size=64, seed=0, **args):
 
 def _adapter(folder, source, size, rank=2, trained=True):
     """An adapter as training leaves it, and the network in which it was."""
-    start = initial_backbone(source, size)
+    start = initial_backbone(source, size, adapted=True)
     network = adapt(start.model, adaptable(start.model, rank, size), rank, 6.0, seed=1)
     if trained:
         for name, value in start.model.named_parameters():
             if "lora_B" in name:
                 torch.nn.init.normal_(value, std=0.1)
     save_adapter(
-        network, folder, Base(source, start.sha256), backbone=start.name, input_size=size,
-        model_args=start.model_args, **WORDS,
+        network, folder, Base(source, start.sha256), backbone=start.name, input_size=size, **WORDS,
     )  # fmt: skip
     return start.model.eval()
 
@@ -177,3 +178,29 @@ def test_an_adapter_to_an_adapter(folder):
     _adapter(folder, f"local-dir:{folder.parent / 'base'}", 64, rank=3)
     with pytest.raises(StainsslError, match="other weights, to which it does not belong"):
         load(top)
+
+
+@pytest.mark.parametrize("name", ["virchow2", "uni2-h"])
+def test_an_adapter_to_a_network_that_no_folder_of_timm_holds(tmp_path, monkeypatch, name):
+    recipe = _tiny(monkeypatch, name)
+    size = {"img_size": recipe.input_px, "num_classes": 0}
+    model = _shaken(timm.create_model(recipe.architecture, **size, **recipe.arguments))
+    save_file(model.state_dict(), tmp_path / "model.safetensors")
+    source = f"{name}@{tmp_path / 'model.safetensors'}"
+    network = _adapter(tmp_path / "adapter", source, recipe.input_px)
+    found, images = load(tmp_path / "adapter"), _images(recipe.input_px)
+    with torch.inference_mode():
+        wanted = network(images)
+        torch.testing.assert_close(found.model(images), wanted, atol=1e-5, rtol=1e-4)
+        assert (wanted - load(source).model(images)).norm() > 0.01 * wanted.norm()
+    with pytest.raises(StainsslError, match=f"init {name}: timm's folders cannot hold"):
+        initial_backbone(f"local-dir:{tmp_path / 'adapter'}", recipe.input_px)
+    again = _adapter(tmp_path / "again", f"local-dir:{tmp_path / 'adapter'}", recipe.input_px)
+    with torch.inference_mode():
+        found = load(tmp_path / "again").model(images)
+        torch.testing.assert_close(found, again(images), atol=1e-5, rtol=1e-4)
+    heads, rates = parameter_groups(again, [], weight_decay=0.1, lr_backbone=1.0, layer_decay=0.5)
+    assert heads == []
+    assert len({group["lr"] for group in rates}) > 1
+    learnt = {id(v) for v in again.parameters() if v.requires_grad}
+    assert {id(v) for group in rates for v in group["params"]} == learnt
