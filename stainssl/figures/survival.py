@@ -30,12 +30,15 @@ class RiskGroups:
         event: (n,) whether it is the event.
         is_high: (n,) whether the unit is of the group of high risk.
         unit: how the axis of time is named.
+        is_crossed: whether some of the units trained the models of others: then the log-rank test,
+            which takes them for independent, gives too small a p-value.
     """
 
     time: NDArray[np.float64]
     event: NDArray[np.bool_]
     is_high: NDArray[np.bool_]
     unit: str
+    is_crossed: bool = False
 
     def group(self, name: str) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
         """Times and events of `low` or `high`."""
@@ -93,16 +96,21 @@ def _panel(axes: Axes, title: str, groups: RiskGroups) -> None:
             _curve(
                 axes, time, event, color, f"{name} risk: {int(event.sum())} events of {len(time)}"
             )
-    p = groups.p_value()
-    said = "log-rank test: undefined" if np.isnan(p) else f"log-rank p = {p:.2g}"
     quiet(axes)
     axes.set(ylim=(0, 1.03), xlim=_limits(groups), xticks=_ticks(groups), ylabel="survival")
     axes.set_xlabel(groups.unit)
     axes.set_title(title, fontsize=9.5)
     axes.legend(
-        framealpha=0.85, edgecolor="none", fontsize=8.5, loc="upper right", title=said,
+        framealpha=0.85, edgecolor="none", fontsize=8.5, loc="upper right", title=_test(groups),
         title_fontsize=8.5,
     )  # fmt: skip
+
+
+def _test(groups: RiskGroups) -> str:
+    p = groups.p_value()
+    if np.isnan(p):
+        return "log-rank test: undefined"
+    return f"log-rank p = {p:.2g}" + (" (crossed folds: too small)" if groups.is_crossed else "")
 
 
 def _limits(groups: RiskGroups) -> tuple[float, float]:

@@ -354,7 +354,11 @@ def _risk_groups(job: BenchmarkJob, answers: list[Answer]) -> dict[str, RiskGrou
         said = table.number(*rows.loc["c_index", ["value", "low", "high"]].astype(float))
         name = next(n for n in job.tasks if answer.task == n or answer.task.startswith(f"{n} on "))
         found[f"{answer.task}: {_row_name(answer)}\n{table.TITLES['c_index']} {said}"] = RiskGroups(
-            scored.y.astype(float), scored.event, scored.is_high, job.tasks[name].time
+            scored.y.astype(float),
+            scored.event,
+            scored.is_high,
+            job.tasks[name].time,
+            scored.is_cross_validated,
         )
     return found
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -157,6 +159,16 @@ def test_every_part_of_every_fold_has_its_share_of_events(rng):
     assert labels.fold_notes(patients, folds) == []
 
 
+def test_slides_of_one_patient_are_folded_together_at_level_slide(rng):
+    rows = _cohort(rng, 30)
+    twice = pd.concat([rows, rows.assign(slide_id=rows["slide_id"] + "b")], ignore_index=True)
+    labels, split = _labels(), _config(split={"folds": 3}).tasks["t"].split
+    assert labels.problems(twice) == []
+    patients, folds = labels.folds(twice, "slide", split, seed=0)
+    assert len(patients) == 30
+    assert folds.groupby("fold").size().tolist() == [30] * 3
+
+
 def test_a_cohort_without_censoring_can_be_folded():
     labels, patients, folds = _folds(_rows([str(i) for i in range(12)], "1" * 12), folds=4)
     assert "4 of 4 folds test fewer than 4 events" in labels.fold_notes(patients, folds)[0]
@@ -264,6 +276,8 @@ def test_the_figure_shows_the_test_the_numbers_and_the_unit(rng):
     assert {str(n) for n in groups.at_risk("low", np.zeros(1))} <= {
         text.get_text() for axes in panels for text in axes.texts
     }
+    crossed = survival_figure({"os": dataclasses.replace(groups, is_crossed=True)}).axes[0]
+    assert "too small" in crossed.get_legend().get_title().get_text()
     second = [axes.get_legend() for axes in panels if axes.get_legend()][1]
     assert "undefined" in second.get_title().get_text()
     empty = survival_figure({})
