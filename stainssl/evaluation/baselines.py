@@ -248,7 +248,10 @@ def _cox_curves(
         return np.tile(_kaplan_meier(time[training], event[training], at), (len(time), 1))
     from lifelines import CoxPHFitter  # a second; only benchmarks of survival need it
 
-    table = pd.DataFrame(features[:, varied].astype(float)).add_prefix("x")
+    known = features[:, varied].astype(float)
+    # At the edge where training saw nothing beyond: far out, the exponential would overflow.
+    known = np.clip(known, known[training].min(axis=0), known[training].max(axis=0))
+    table = pd.DataFrame(known).add_prefix("x")
     own = table[training].assign(time=time[training], event=event[training])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a column that tells next to nothing is no fault

@@ -247,6 +247,22 @@ def test_a_column_that_is_the_same_for_everybody_or_parts_events_wholly_is_answe
     assert np.isfinite(told[[c for c in told if c.startswith("s_")]].to_numpy()).all()
 
 
+def test_a_value_far_beyond_the_training_parts_stands_at_its_edge(rng):
+    units = _units(_cohort(rng))
+    _, _, folds = _folds(units, kind="cv", folds=3)
+    _, _, role = next(iter(each_fold(folds)))
+    outlier = units["patient_id"] == min(role["test"])
+    edge = units["age"].astype(float)[~units["patient_id"].isin(role["test"])].max()
+    found = [
+        baselines.predict_survival_from_columns(
+            units.assign(age=units["age"].mask(outlier, str(age))), ["age"], folds
+        ).query("fold == 0")
+        for age in (edge, 1e12)
+    ]
+    pd.testing.assert_frame_equal(*found)
+    assert np.isfinite(found[0]["risk"]).all()
+
+
 # --- the figure ----------------------------------------------------------------------------------
 
 
