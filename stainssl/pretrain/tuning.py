@@ -12,6 +12,8 @@ from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from stainssl.pretrain.distributed import gathered
+
 
 def freeze_all_but(model: nn.Module, trained: set[str]) -> None:
     """Have a network learn some of its parameters only.
@@ -88,7 +90,7 @@ class Anchor(nn.Module):
         return super().train(False)
 
     def forward(self, vectors: Tensor, views: Tensor) -> Tensor:
-        """The weighted loss, a scalar.
+        """The weighted loss of the joint batch, a scalar.
 
         Args:
             vectors: (2B, D) of the views under the network in training.
@@ -97,4 +99,4 @@ class Anchor(nn.Module):
         with torch.no_grad():
             given = self.initial(views)
         likeness = F.cosine_similarity(vectors.float(), given.float(), dim=1)
-        return self._weight * (1 - likeness).mean()
+        return self._weight * (1 - gathered(likeness).mean())

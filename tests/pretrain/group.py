@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
+from stainssl.encoders.blocks import last_blocks
 from stainssl.encoders.loading import new_backbone, vector_length
 from stainssl.pretrain.data import TrainTiles
 from stainssl.pretrain.distributed import is_main
@@ -14,9 +16,12 @@ from stainssl.pretrain.knowledge import profiles
 from stainssl.pretrain.methods import METHODS, HedJitter, NormalizerState, Recipe, StainTargets
 from stainssl.pretrain.objectives import OBJECTIVES
 from stainssl.pretrain.train import Learner, Preprocessing, TrainSettings, fit
+from stainssl.pretrain.tuning import Anchor, freeze_all_but
 from stainssl.stain.targets import BatchTarget
 from stainssl.stores.pixels import open_pixels
 from tests.pretrain.world import BACKBONE
+
+TUNED = "tuned"  # NT-Xent from given weights, of which the last stage is trained
 
 
 def train(folder: Path, name: str, loss: str) -> None:
@@ -30,9 +35,16 @@ def train(folder: Path, name: str, loss: str) -> None:
     )
     method = METHODS["stain-invariant"](Recipe(32, "strong", 0, stain_jitter=HedJitter(0.2)), stain)
     queue = 6 if loss == "nt-xent" else 0
-    objective = OBJECTIVES[loss](backbone, vector_length(backbone, 32), 0.2, queue)
     settings = TrainSettings(steps=4, lr=1e-3, weight_decay=1e-4, checkpoint_steps=2)
-    module = Learner(backbone, objective, method, Preprocessing((0.5,) * 3, (0.5,) * 3), settings)
+    anchor = None
+    if loss == TUNED:
+        anchor = Anchor(backbone, 2.0)
+        freeze_all_but(backbone, last_blocks(backbone, 1))
+        settings = replace(settings, freeze_steps=1, lr_backbone=5e-4, layer_decay=0.9)
+    kind = OBJECTIVES["nt-xent" if loss == TUNED else loss]
+    objective = kind(backbone, vector_length(backbone, 32), 0.2, queue)
+    even = Preprocessing((0.5,) * 3, (0.5,) * 3)
+    module = Learner(backbone, objective, method, even, settings, None, anchor)
     rows = fit(
         module, TrainTiles([store]), settings, batch_size=12, seed=0,
         checkpoints=folder / name / loss, mark="m",

@@ -15,11 +15,11 @@ from torch import nn
 
 from stainssl.pretrain import distributed
 from stainssl.pretrain.distributed import Placement, is_main, placement
-from tests.pretrain.group import train
+from tests.pretrain.group import TUNED, train
 from tests.pretrain.world import images, write_part
 
 REPO = Path(__file__).resolve().parents[2]
-LOSSES = ("nt-xent", "vicreg", "barlow-twins", "dino")
+LOSSES = ("nt-xent", "vicreg", "barlow-twins", "dino", TUNED)
 
 
 @pytest.fixture(scope="module")
