@@ -26,6 +26,7 @@ from stainssl.slides.annotations import within
 from stainssl.slides.brightfield import is_brightfield, require_brightfield
 from stainssl.slides.errors import require_file
 from stainssl.slides.frames import Frame, in_slide, origin_of
+from stainssl.slides.other_stains import not_h_and_e
 from stainssl.slides.readers import open_slide
 from stainssl.slides.scale import enlarged, read_thumbnail, resolve_mpp
 from stainssl.slides.slide import Slide
@@ -173,6 +174,7 @@ def tile_slide(outcome: Outcome, slide: Slide, sheet_mpp: float, tiling: Tiling)
     _refuse_grey(thumbnail)
     tissue = masked(thumbnail, mask_mpp, mask.kind, mask.min_area_um2, mask.min_hole_um2)
     outcome.tissue_mm2 = float(tissue.tissue.sum() * mask_mpp**2 / 1e6)
+    outcome.detail = f"{not_h_and_e(thumbnail, tissue)} {outcome.detail}".strip()
     outcome.tiles = tile_table(slide, outcome.mpp, squares, tissue, _limits(tiling))
     if outcome.regions is not None:
         outcome.tiles = within(outcome.tiles, _outlined(outcome, slide))
