@@ -62,7 +62,8 @@ def made(tmp_path_factory):
     task = {
         "level": "patient", "kind": "survival", "time": "os_months", "event": "os_status",
         "classes": {"event": ["1:DECEASED"], "censored": ["0:LIVING"]}, "cohorts": ["clinic"],
-        "external": ["other"], "clinical": ["age"], "metrics": ["c_index", "integrated_brier"],
+        "external": ["other"], "clinical": ["age"], "fusion": "late",
+        "metrics": ["c_index", "integrated_brier"],
         "split": {"kind": "cv", "folds": 3, "repeats": 2},
     }  # fmt: skip
     config = parse({
