@@ -432,7 +432,7 @@ SCORES: dict[str, tuple[str, ...]] = {  # the first where a task names none
     "ordinal": ("kappa", "auroc_cuts", "accuracy", "balanced_accuracy"),
     "survival": ("c_index", "c_index_uno", "auroc_time", "integrated_brier"),
 }  # fmt: skip
-LEAST_ORDERED = 3  # classes of kind ordinal
+MIN_ORDERED = 3  # classes of kind ordinal
 NOT_OF: dict[str, tuple[str, ...]] = {  # keys of a task that say nothing to a kind
     "regression": ("classes", "positive", "class_weight", "threshold", "sensitivity"),
     "ordinal": ("positive", "class_weight", "threshold", "sensitivity"),
@@ -537,7 +537,7 @@ class Task(Model):
                 "fusion is of 'clinical' columns and slides: name columns, in a task of level slide"
                 " or patient"
             )
-        if self.kind == "ordinal" and len(self.classes) < LEAST_ORDERED:
+        if self.kind == "ordinal" and len(self.classes) < MIN_ORDERED:
             raise ValueError("kind ordinal needs three 'classes' at least, the lowest first")
         if self.kind != "classification" and self.level == "tile":
             raise ValueError(

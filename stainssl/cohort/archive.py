@@ -15,7 +15,7 @@ from stainssl.stores.tables import read_settings
 from stainssl.stores.tiles import read_qc
 
 AHEAD_SECONDS = 120.0  # by which the clock of a file server may be ahead
-MOST_LISTED = 5
+MAX_LISTED = 5
 
 
 def archived(config: Config, name: str, missing: set[str]) -> set[str]:
@@ -70,7 +70,7 @@ def dated_in_future(config: Config, name: str) -> list[str]:
     ahead = [str(file) for file in dict.fromkeys(files) if _time(file) > latest]
     if not ahead:
         return []
-    listed = ", ".join(ahead[:MOST_LISTED]) + (" …" if len(ahead) > MOST_LISTED else "")
+    listed = ", ".join(ahead[:MAX_LISTED]) + (" …" if len(ahead) > MAX_LISTED else "")
     return [
         f"{source_of(config, name)}: {len(ahead)} files are dated in the future, and what is made "
         f"from them would be made again by every run: touch them. {listed}"

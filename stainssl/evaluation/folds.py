@@ -16,10 +16,10 @@ from stainssl.errors import StainsslError
 ROLES = ("train", "val", "test")
 VALUE = "value"  # the column of a number: of patients their label, of predictions what was said
 RISK = "risk"  # the column of predictions of survival: time lost until the horizon
-MOST_CUTS = 9  # of ordered classes: one less than classes
+MAX_CUTS = 9  # of ordered classes: one less than classes
 RANKING = (
     "auroc", "auprc", "pearson", "spearman", "auroc_cuts", "c_index", "c_index_uno", "auroc_time",
-    *(f"auroc_cut{cut}" for cut in range(1, MOST_CUTS + 1)),
+    *(f"auroc_cut{cut}" for cut in range(1, MAX_CUTS + 1)),
 )  # fmt: skip
 GRADE = "grade"  # the column of ordered classes: the mean place among them, from 0
 OF_TWO_CLASSES = ("sensitivity", "specificity", "ppv", "npv")  # metrics of a positive class

@@ -20,8 +20,8 @@ from stainssl.evaluation.folds import (
 )
 
 CODES = frozenset({"-1", "-9", "-99", "99", "-999", "999", "9999"})  # that may mean unknown
-LEAST_FOUND = 3  # classes of an ordered label
-MOST_CLASSES = 10  # of a task; more are rather a number
+MIN_FOUND = 3  # classes of an ordered label
+MAX_CLASSES = 10  # of a task; more are rather a number
 # Words by which tables say that a value is not known, in any case: those that pandas takes for NaN,
 # and those of R, SAS, Excel, TCGA, cBioPortal and registries.
 UNKNOWN = frozenset(
@@ -241,7 +241,7 @@ class OrderedLabels(Labels):
     def problems(self, rows: pd.DataFrame) -> list[str]:
         """As `Labels.problems`; three of the classes at least must be there."""
         found = label_problems(self, rows)
-        if not found and len(self.order(self.words(rows[self.label]))) < LEAST_FOUND:
+        if not found and len(self.order(self.words(rows[self.label]))) < MIN_FOUND:
             found.append(f"label {self.label!r}: kind ordinal needs slides of three classes")
         return found
 
@@ -267,7 +267,7 @@ def label_problems(labels: Labels, rows: pd.DataFrame) -> list[str]:
                 f"classes {' and '.join(map(repr, same))} of {labels.label!r} differ in case only:"
                 " write one of them, or name the task's 'classes', whose case does not count."
             )
-    if len(words) > MOST_CLASSES:
+    if len(words) > MAX_CLASSES:
         found.append(
             f"label {labels.label!r} has {len(words)} classes ({', '.join(words[:5])} …): is it a"
             " number? Group them by 'classes', or name another column."

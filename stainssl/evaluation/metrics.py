@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from stainssl.evaluation.folds import MOST_CUTS
+from stainssl.evaluation.folds import MAX_CUTS
 from stainssl.evaluation.intervals import (
     CALL_LIKENESS,
     UNDEFINED,
@@ -279,7 +279,7 @@ def _cut_of(scored: ScoredUnits, place: int) -> ScoredUnits:
 
 
 CUT_METRICS = {
-    f"auroc_cut{place + 1}": _of_cut(CLASS_METRICS["auroc"], place) for place in range(MOST_CUTS)
+    f"auroc_cut{place + 1}": _of_cut(CLASS_METRICS["auroc"], place) for place in range(MAX_CUTS)
 }
 
 
@@ -335,7 +335,7 @@ def _of_classes(scored: ScoredUnits) -> list[str]:
 
 
 def _of_order(scored: ScoredUnits) -> list[str]:
-    beyond = {f"auroc_cut{place}" for place in range(len(scored.classes), MOST_CUTS + 1)}
+    beyond = {f"auroc_cut{place}" for place in range(len(scored.classes), MAX_CUTS + 1)}
     return [name for name in (*ORDER_METRICS, *SHARED) if name not in beyond]
 
 

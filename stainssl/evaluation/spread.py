@@ -12,7 +12,7 @@ import numpy.typing as npt
 from stainssl.stores.atomic import write_text
 
 FILE = "spread.json"  # in the folder of a probe or head
-MOST_ALIKE = 0.995  # random weights of six backbones gave 0.26 to 0.985
+MAX_ALIKE = 0.995  # random weights of six backbones gave 0.26 to 0.985
 
 
 def mean_cosine(blocks: Iterable[npt.NDArray[np.floating]]) -> tuple[float, int]:
@@ -48,7 +48,7 @@ def alike_notes(folders: Mapping[str, Iterable[Path]]) -> list[str]:
         folders: run → folders of its answers; those without a `FILE` say nothing.
     """
     found = {run: max(map(_cosine, places), default=0.0) for run, places in folders.items()}
-    alike = [f"{run} ({cosine:.4f})" for run, cosine in found.items() if cosine > MOST_ALIKE]
+    alike = [f"{run} ({cosine:.4f})" for run, cosine in found.items() if cosine > MAX_ALIKE]
     if not alike:
         return []
     return [

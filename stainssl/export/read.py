@@ -14,7 +14,7 @@ from stainssl.errors import SlideError, Status
 from stainssl.export.source import feature_file
 from stainssl.slides.hdf5_patch import own_dataset
 
-MOST_COMPRESSED = 1100  # times; deflate reaches 1032 on zeros
+MAX_COMPRESSED = 1100  # times; deflate reaches 1032 on zeros
 UNKNOWN = -1  # x and y of a tile whose place its file does not tell
 
 
@@ -63,7 +63,7 @@ def _array(h5: h5py.File, name: str) -> np.ndarray:
     found = own_dataset(h5, name)
     if found.dtype.kind not in "fiu":
         raise ValueError(f"{name!r} holds no numbers")
-    if found.nbytes > MOST_COMPRESSED * found.id.get_storage_size() + 2**20:
+    if found.nbytes > MAX_COMPRESSED * found.id.get_storage_size() + 2**20:
         raise ValueError(f"{name!r} declares {found.nbytes:,} bytes that are not in the file")
     return np.asarray(found)
 

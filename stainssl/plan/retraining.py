@@ -13,7 +13,7 @@ from stainssl.plan.encoders import training_slides
 from stainssl.runtime.pace import duration
 
 TRAINED_ON = "trained-on.csv"  # beside the checkpoint: the slides asked for, with tiles or without
-MOST_LISTED = 3
+MAX_LISTED = 3
 
 
 def write_trained_on(checkpoints: Path, rows: pd.DataFrame) -> None:
@@ -54,7 +54,7 @@ def _notice(config: Config, run: Run) -> str:
 
 def _some(rows: set[tuple[str, str]]) -> str:
     names = sorted(slide for _, slide in rows)
-    return ", ".join(names[:MOST_LISTED]) + (" …" if len(names) > MOST_LISTED else "")
+    return ", ".join(names[:MAX_LISTED]) + (" …" if len(names) > MAX_LISTED else "")
 
 
 def _cost(config: Config, run: Run) -> str:

@@ -36,7 +36,7 @@ RANK_FLOOR = 2.0
 RANK_TILES = 32  # fewer tiles say nothing about rank or spread
 # Rank is of centred vectors and says nothing of how far apart they lie. Random weights of six
 # backbones gave mean cosines of 0.26 to 0.985.
-MOST_ALIKE = 0.995
+MAX_ALIKE = 0.995
 JUDGED_AFTER = 0.1  # share of the steps before which a rank under the floor is no collapse
 REPORT_SECONDS = 10.0
 # On a GPU reading a loss waits for all that is queued: it is read this often, and before it counts.
@@ -217,7 +217,7 @@ class TrainingMonitor(Callback):
         enough = len(self.probe.batch.tile) >= RANK_TILES and step > JUDGED_AFTER * self.steps
         if enough and not row["effective_rank"] >= RANK_FLOOR:
             raise StainsslError(collapse_message(row["effective_rank"], epoch))
-        if enough and row["mean_cosine"] > MOST_ALIKE and trainer.is_global_zero:
+        if enough and row["mean_cosine"] > MAX_ALIKE and trainer.is_global_zero:
             log.warning("%s", alike_message(row["mean_cosine"], epoch))
 
     def _add(self, trainer: lightning.Trainer, row: Row) -> None:

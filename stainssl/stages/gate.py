@@ -13,7 +13,7 @@ from stainssl.plan.slides import GateJob
 from stainssl.stages.statuses import counted
 from stainssl.stores.atomic import write_text
 
-MOST_LISTED = 20  # bad slides that a message lists; the file has all
+MAX_LISTED = 20  # bad slides that a message lists; the file has all
 
 
 def allowed_bad(slides: int, max_share: float) -> int:
@@ -38,8 +38,8 @@ def too_many_bad(slides: pd.DataFrame, max_share: float, table: Path) -> str:
     if len(bad) <= allowed:
         return ""
     listed = [f"{row.slide_id}: {row.status}: {row.detail}" for row in bad.itertuples()]
-    if (more := len(listed) - MOST_LISTED) > 0:
-        listed[MOST_LISTED:] = [f"and {more} more"]
+    if (more := len(listed) - MAX_LISTED) > 0:
+        listed[MAX_LISTED:] = [f"and {more} more"]
     return "\n".join(
         [
             f"{len(bad)} of {len(slides)} slides are bad ({counted(bad['status'])}); "

@@ -177,7 +177,8 @@ def _one(
     except SlideError as error:  # tiling read it, this did not: the other slides stay
         log.warning("%s: left out: %s", slide_id, error)
         return None
-    log.info("%s: %d tiles in %.1f s", slide_id, len(found.tile), time.monotonic() - started)
+    level = logging.INFO if len(found.tile) > 1 else logging.DEBUG  # patches come by the thousand
+    log.log(level, "%s: %d tiles in %.1f s", slide_id, len(found.tile), time.monotonic() - started)
     return found
 
 

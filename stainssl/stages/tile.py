@@ -323,7 +323,7 @@ def run(job: TileJob) -> None:
             if outcome.picture is not None:
                 outcome.picture.savefig(folder / f"{outcome.slide_id}.png")
                 outcome.picture = None
-            _tell(outcome)
+            _tell(outcome, logging.DEBUG if job.kind == "patches" else logging.INFO)
             outcomes.append(outcome)
         _tell_no_tiles(outcomes, job)
         settings = {"tiling": job.tiling.model_dump(mode="json"), "reader": job.reader}
@@ -340,10 +340,11 @@ def _numbered(job: TileJob, row: tuple[int, Any]) -> Outcome:
     return tile_row(job, row[1], row[0])
 
 
-def _tell(outcome: Outcome) -> None:
+def _tell(outcome: Outcome, level: int) -> None:
+    """One line a slide; usable patches, of which there may be 100,000, are not worth one."""
     if outcome.status is Status.OK:
-        kept, seconds = outcome.counts["kept"], outcome.seconds
-        log.info("%s: %d tiles kept in %.1f s %s", outcome.slide_id, kept, seconds, outcome.detail)
+        said = outcome.slide_id, outcome.counts["kept"], outcome.seconds, outcome.detail
+        log.log(level, "%s: %d tiles kept in %.1f s %s", *said)
     else:
         log.warning("%s: %s: %s", outcome.slide_id, outcome.status.value, outcome.detail)
 

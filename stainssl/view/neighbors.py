@@ -14,8 +14,8 @@ from stainssl.stores.embeddings import Embeddings, open_embeddings
 from stainssl.view.handles import Recent
 from stainssl.view.records import Json, Records, column
 
-MOST_BYTES = 128 << 20  # of the vectors of one encoder that are searched
-MOST_A_SLIDE = 2  # neighbors shown of one slide: those beside each other say the same
+MAX_BYTES = 128 << 20  # of the vectors of one encoder that are searched
+MAX_A_SLIDE = 2  # neighbors shown of one slide: those beside each other say the same
 SHOWN = 6  # neighbors of each site
 CHUNK_ROWS = 16_384
 
@@ -50,12 +50,12 @@ def _cosines(vectors: np.ndarray, one: np.ndarray) -> np.ndarray:
 class Neighbors:
     """Nearest tiles over all cohorts that an encoder has embedded.
 
-    As many vectors are searched as fit in `MOST_BYTES`, evenly spread over each slide.
+    As many vectors are searched as fit in `MAX_BYTES`, evenly spread over each slide.
     """
 
     def __init__(self, records: Records) -> None:
         self._records = records
-        self._samples: Recent[Sample] = Recent(2 * MOST_BYTES, lambda one: one.vectors.nbytes)
+        self._samples: Recent[Sample] = Recent(2 * MAX_BYTES, lambda one: one.vectors.nbytes)
 
     def of(self, cohort: str, slide: str, encoder: str, tile: int) -> Json:
         """The nearest tiles of other slides, the best `SHOWN` of each site.
@@ -116,7 +116,7 @@ class Neighbors:
         stores = list(self._stores(encoder))
         total = sum(len(store) for _, _, store in stores)
         dim = stores[0][2].features.shape[1]
-        step = max(1, -(-total * dim * 2 // MOST_BYTES))
+        step = max(1, -(-total * dim * 2 // MAX_BYTES))
         drawn = [self._drawn(*store, step) for store in stores]
         vectors = np.concatenate([v for v, _ in drawn])
         return Sample(vectors, pd.concat([p for _, p in drawn], ignore_index=True), total)
@@ -142,6 +142,6 @@ class Neighbors:
 def nearest_by_site(found: pd.DataFrame) -> pd.DataFrame:
     """The rows of highest `cosine`, at most two a slide and six a site; sites in order of name."""
     ordered = found.sort_values("cosine", ascending=False, kind="stable")
-    few = ordered[ordered.groupby(["cohort", "slide_id"]).cumcount() < MOST_A_SLIDE]
+    few = ordered[ordered.groupby(["cohort", "slide_id"]).cumcount() < MAX_A_SLIDE]
     best = few[few.groupby("site").cumcount() < SHOWN]
     return best.sort_values(["site", "cosine"], ascending=[True, False], kind="stable")

@@ -188,7 +188,7 @@ def test_vectors_that_are_all_alike_are_told(tiles, tmp_path, monkeypatch, caplo
     module.__class__ = Alike
     rows = _fit(module, tiles, tmp_path)
     assert rows["effective_rank"].min() > watch.RANK_FLOOR  # which is of centred vectors
-    assert rows["mean_cosine"].min() > watch.MOST_ALIKE
+    assert rows["mean_cosine"].min() > watch.MAX_ALIKE
     assert "all tiles have nearly the same vector (mean cosine 1.0000)" in caplog.text
 
 
