@@ -165,8 +165,8 @@ def _refuse_unsaved(source: str) -> None:
         source = adapters.read_base(folder).source
     if (found := recipes.find(source)) and not is_saved_by_timm(found[0]):
         raise StainsslError(
-            f"init {found[0]}: timm's folders cannot hold its network (SwiGLU layers by class, or"
-            " class token and mean of patches), so what is trained could not be saved. Train an"
+            f"init {found[0]}: timm's folders cannot hold its network (layers by class, or a"
+            " pooling that timm has not), so what is trained could not be saved. Train an"
             " adapter to it (tune: lora), or start from "
             f"{', '.join(n for n in sorted(recipes.RECIPES) if is_saved_by_timm(n))}."
         )
@@ -176,7 +176,7 @@ def is_saved_by_timm(name: str) -> bool:
     """Whether a timm folder can hold a recipe's network, so that all of it can be trained."""
     recipe = recipes.RECIPES[name]
     classes = any(isinstance(value, type) for value in recipe.arguments.values())
-    return recipe.pooling != "cls+mean" and not classes
+    return recipe.pooling in ("cls", "average") and not classes
 
 
 def _resized(

@@ -13,15 +13,19 @@ VECTOR = {
     "cls": "class token",
     "cls+mean": "class token, mean of patches",
     "average": "average of the last map",
+    "two scales": "class token, mean of the quarters' at twice the size",
+    "attention": "attention pooling",
+    "attention without bias": "attention pooling",
+    "projection": "class token, projected, of length 1",
 }
 
 
 def lines() -> Iterator[str]:
     """A line an encoder: name, length of its vector, µm/px, license, access, where it is here."""
-    yield f"{'name':<18} {'dim':>5}  {'µm/px':<16} {'license':<22} {'access':<13} here"
+    yield f"{'name':<18} {'dim':>5}  {'µm/px':<16} {'license':<24} {'access':<13} here"
     for name, recipe in RECIPES.items():
         yield (
-            f"{name:<18} {recipe.dim:>5}  {_mpp(recipe):<16} {recipe.license:<22} "
+            f"{name:<18} {recipe.dim:>5}  {_mpp(recipe):<16} {recipe.license:<24} "
             f"{GATED[recipe.gated]:<13} {cached(recipe) or '-'}"
         )
 
@@ -60,4 +64,4 @@ def _link(recipe: EncoderRecipe) -> str:
 
 
 def _mpp(recipe: EncoderRecipe) -> str:
-    return ", ".join(f"{mpp:g}" for mpp in recipe.mpp) or "photographs"
+    return ", ".join(f"{mpp:g}" for mpp in recipe.mpp) or "–"

@@ -6,9 +6,9 @@ import difflib
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from timm.models._hub import load_model_config_from_path
 from torch import Tensor, nn
 
 from stainssl.encoders import adapters, recipes, tensors
+from stainssl.encoders.modules import AttentionPool, ClassAndMean, Projection, TwoScales
 from stainssl.encoders.recipes import EncoderRecipe
 from stainssl.encoders.tensors import first_line
 from stainssl.encoders.weights import FILE, HUB, LOCAL, STANDARD, TIMM
@@ -321,27 +322,19 @@ def _fill(model: nn.Module, weights: Mapping[str, Tensor], of: str, architecture
     model.load_state_dict(found.tensors)
 
 
-class ClassAndMean(nn.Module):
-    """A transformer's class token and the mean of its patch tokens, one after the other.
-
-    Args:
-        model: of timm.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-        self.pretrained_cfg: Any = model.pretrained_cfg
-
-    def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, S, S) → (B, 2C); registers are in neither."""
-        tokens = self.model.forward_features(images)  # type: ignore[operator]
-        patches = tokens[:, self.model.num_prefix_tokens :]
-        return torch.cat([tokens[:, 0], patches.mean(1)], dim=-1)
+WITH_TENSORS: Mapping[str, Callable[[nn.Module, int], nn.Module]] = {
+    "attention": AttentionPool,
+    "attention without bias": partial(AttentionPool, bias=False),
+    "projection": Projection,
+}
+WITHOUT_TENSORS: Mapping[str, Callable[[nn.Module], nn.Module]] = {
+    "cls+mean": ClassAndMean,
+    "two scales": TwoScales,
+}
 
 
 def build(recipe: EncoderRecipe, config: Mapping[str, Any] | None = None) -> nn.Module:
-    """A recipe's network with random weights.
+    """A recipe's network with random weights, of as many tensors as its file has.
 
     Args:
         config: of the folder that the weights lie in, as timm writes it.
@@ -350,6 +343,8 @@ def build(recipe: EncoderRecipe, config: Mapping[str, Any] | None = None) -> nn.
     if config and "architecture" in config and recipe.layout == "timm":
         name, args = config["architecture"], {**(config.get("model_args") or {}), **args}
     args |= {"num_classes": 0, **recipe.size_argument}
+    if recipe.stored_px:
+        args["img_size"] = recipe.stored_px
     if recipe.pooling != "average":
         args["global_pool"] = "token"
     args.pop("dynamic_img_size", None)
@@ -360,7 +355,16 @@ def build(recipe: EncoderRecipe, config: Mapping[str, Any] | None = None) -> nn.
         **dict(own), "architecture": name, "mean": mean, "std": std, "crop_pct": 1.0,
         "interpolation": recipe.interpolation, "input_size": (3, recipe.input_px, recipe.input_px),
     }  # fmt: skip
-    return model
+    pooling = WITH_TENSORS.get(recipe.pooling)
+    return pooling(model, recipe.dim) if pooling else model
+
+
+def finished(model: nn.Module, recipe: EncoderRecipe) -> nn.Module:
+    """What `build` made, filled, for the size that a recipe's network sees, and pooled."""
+    if recipe.stored_px:
+        model.set_input_size(img_size=(recipe.input_px, recipe.input_px))  # type: ignore[operator]
+    pooling = WITHOUT_TENSORS.get(recipe.pooling)
+    return pooling(model) if pooling else model
 
 
 def _from_recipe(name: str, recipe: EncoderRecipe, given: str | None) -> nn.Module:
@@ -370,7 +374,7 @@ def _from_recipe(name: str, recipe: EncoderRecipe, given: str | None) -> nn.Modu
     model = build(recipe, config)
     weights = tensors.by_timm_names(tensors.read(file), recipe.layout, model)
     _fill(model, weights, str(file), name)
-    return ClassAndMean(model) if recipe.pooling == "cls+mean" else model
+    return finished(model, recipe)
 
 
 def weights_file(name: str, recipe: EncoderRecipe, given: str) -> Path:

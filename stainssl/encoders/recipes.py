@@ -3,7 +3,7 @@
 Architectures, means and pooling are those of the cards on the hub (`https://huggingface.co/` and
 `repository`), as the loaders of TRIDENT (github.com/mahmoodlab/TRIDENT,
 trident/patch_encoder_models/load.py) and slide2vec (github.com/clemsgrs/slide2vec,
-slide2vec/encoders/models/) write them out as well.
+slide2vec/encoders/models/) write them out as well; where others were read, they are named.
 """
 
 from __future__ import annotations
@@ -18,9 +18,13 @@ from typing import Any, Literal
 from timm.layers import SwiGLUPacked
 from torch import nn
 
+from stainssl.encoders.modules import ConvStem
+
 Rgb = tuple[float, float, float]
-Pooling = Literal["cls", "cls+mean", "average"]
-Layout = Literal["timm", "transformers", "ordered"]
+Pooling = Literal[
+    "cls", "cls+mean", "average", "two scales", "attention", "attention without bias", "projection"
+]
+Layout = Literal["timm", "transformers", "ordered", "swin", "keep", "conch", "conch-v1.5", "musk"]
 
 IMAGENET: tuple[Rgb, Rgb] = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 HALF: tuple[Rgb, Rgb] = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -30,9 +34,15 @@ LUNIT: tuple[Rgb, Rgb] = (
     (0.70322989, 0.53606487, 0.66096631),
     (0.21716536, 0.26081574, 0.20723464),
 )
+CLIP: tuple[Rgb, Rgb] = (
+    (0.48145466, 0.4578275, 0.40821073),
+    (0.26862954, 0.26130258, 0.27577711),
+)
 SWIGLU = {"mlp_layer": SwiGLUPacked, "act_layer": nn.SiLU}  # classes: no config can hold them
 HUB_PAGES = "https://huggingface.co"
 NON_COMMERCIAL = "CC-BY-NC-ND-4.0"
+LUNIT_LICENSE = "Lunit non-commercial"
+ACADEMIC = "GPL-3.0, academic use"  # so the repositories' READMEs
 
 
 @dataclass(frozen=True)
@@ -44,17 +54,22 @@ class EncoderRecipe:
         architecture: timm name.
         dim: D, length of a vector.
         normalization: mean and standard deviation of RGB in [0, 1].
-        license: as the card says it; "see the card" where that was not verified.
+        license: as the card or the repository says it; "see the card" where that was not verified.
         arguments: beside the name, that make the architecture.
         pooling: the class token, or it and the mean of the patch tokens, one after the other; of a
-            convolutional network, the average over its last map.
+            convolutional network or Swin, the average over its last map; or a module of
+            `stainssl.encoders.modules`.
         input_px: side of what the network sees.
+        stored_px: side that the file's positions are for, resampled to `input_px` as timm does it;
+            None: `input_px`.
         resize_px: side that a tile is resized to first, of which the middle is seen; None:
             `input_px`.
         interpolation: `bilinear` or `bicubic`.
-        mpp: µm/px that it was trained at; none of photographs.
+        mpp: µm/px that it was trained at, or that its authors say to begin with; none of
+            photographs, and where they say none.
         tile_px: side of the tiles that it was trained on, at `mpp`.
-        layout: whose names the tensors have; `ordered`: their own, in timm's order.
+        layout: whose names the tensors have; `ordered`: their own, in timm's order; `swin`: of a
+            timm before 0.8, or a later one.
         gated: whether the hub asks for the license to be accepted first; None: not known here.
         files: names that the weights may have, in the order in which they are looked for.
         package: a Python package that holds the file, instead of the hub.
@@ -69,6 +84,7 @@ class EncoderRecipe:
     arguments: Mapping[str, Any] = field(default_factory=dict)
     pooling: Pooling = "cls"
     input_px: int = 224
+    stored_px: int | None = None
     resize_px: int | None = None
     interpolation: str = "bicubic"
     mpp: tuple[float, ...] = (0.5,)
@@ -96,12 +112,23 @@ class EncoderRecipe:
         return f"package {self.package}" if self.package else f"{HUB_PAGES}/{self.repository}"
 
 
-def _kaiko(name: str, dim: int, **arguments: Any) -> EncoderRecipe:
+def _kaiko(
+    name: str, dim: int, architecture: str | None = None, stored_px: int | None = None
+) -> EncoderRecipe:
     return EncoderRecipe(
-        f"1aurent/{name}.kaiko_ai_towards_large_pathology_fms", name, dim, HALF,
-        "kaiko-non-commercial", arguments, interpolation="bilinear", gated=False,
-        mpp=(0.25, 0.5, 1.0, 2.0),
+        f"1aurent/{name}.kaiko_ai_towards_large_pathology_fms", architecture or name, dim, HALF,
+        "kaiko-non-commercial", interpolation="bilinear", gated=False,
+        mpp=(0.25, 0.5, 1.0, 2.0), stored_px=stored_px,
     )  # fmt: skip
+
+
+def _lunit(patch: int) -> EncoderRecipe:
+    """Mean and deviation are those of Lunit's release, not of the copy's config.
+
+    They stand in github.com/kaiko-ai/eva (backbones/pathology/lunit.py), too.
+    """
+    name = f"vit_small_patch{patch}_224"
+    return EncoderRecipe(f"1aurent/{name}.lunit_dino", name, 384, LUNIT, LUNIT_LICENSE, gated=False)
 
 
 _VIRCHOW = {"init_values": 1e-5, "mlp_ratio": 5.3375, **SWIGLU}
@@ -128,19 +155,20 @@ RECIPES: Mapping[str, EncoderRecipe] = MappingProxyType({
         mpp=(0.25, 0.5, 1.0, 2.0),
     ),
     "prov-gigapath": EncoderRecipe(
-        "prov-gigapath/prov-gigapath", "vit_giant_patch14_dinov2", 1536, IMAGENET, "see the card",
-        {"patch_size": 16, "mlp_ratio": 5.33334}, resize_px=256, tile_px=256, gated=True,
+        "prov-gigapath/prov-gigapath", "vit_giant_patch14_dinov2", 1536, IMAGENET,
+        "Apache-2.0, research use", {"patch_size": 16, "mlp_ratio": 5.33334}, resize_px=256,
+        tile_px=256, gated=True,
     ),
     "h-optimus-0": EncoderRecipe(
         "bioptimus/H-optimus-0", "vit_giant_patch14_reg4_dinov2", 1536, BIOPTIMUS, "Apache-2.0",
         _OPTIMUS,
     ),
     "h-optimus-1": EncoderRecipe(
-        "bioptimus/H-optimus-1", "vit_giant_patch14_reg4_dinov2", 1536, BIOPTIMUS, "see the card",
-        _OPTIMUS,
+        "bioptimus/H-optimus-1", "vit_giant_patch14_reg4_dinov2", 1536, BIOPTIMUS, NON_COMMERCIAL,
+        _OPTIMUS, gated=True,
     ),
     "h0-mini": EncoderRecipe(
-        "bioptimus/H0-mini", "vit_base_patch14_reg4_dinov2", 1536, BIOPTIMUS, "see the card",
+        "bioptimus/H0-mini", "vit_base_patch14_reg4_dinov2", 1536, BIOPTIMUS, NON_COMMERCIAL,
         SWIGLU, pooling="cls+mean", gated=True, needs_config=True,
     ),
     "phikon": EncoderRecipe(
@@ -156,25 +184,71 @@ RECIPES: Mapping[str, EncoderRecipe] = MappingProxyType({
         {"mlp_ratio": 5.33334, **SWIGLU}, layout="transformers", gated=False,
     ),
     "hibou-l": EncoderRecipe(
-        "histai/hibou-L", "vit_large_patch14_reg4_dinov2", 1024, HIBOU, "see the card",
+        "histai/hibou-L", "vit_large_patch14_reg4_dinov2", 1024, HIBOU, "Apache-2.0",
         {"mlp_ratio": 5.34375, **SWIGLU}, layout="transformers", gated=True,
     ),
     "midnight": EncoderRecipe(
-        "kaiko-ai/midnight", "vit_giant_patch14_dinov2", 3072, HALF, "see the card",
+        "kaiko-ai/midnight", "vit_giant_patch14_dinov2", 3072, HALF, "MIT",
         pooling="cls+mean", interpolation="bilinear", layout="transformers",
         mpp=(0.25, 0.5, 1.0, 2.0),
     ),
+    # Its card says the one, LICENSE of github.com/birkhoffkiki/GPFM the other.
     "gpfm": EncoderRecipe(
-        "majiabo/GPFM", "vit_large_patch14_dinov2", 1024, IMAGENET, "MIT", {"init_values": 1e-5},
-        gated=False, files=("GPFM.pth",), tile_px=256,
+        "majiabo/GPFM", "vit_large_patch14_dinov2", 1024, IMAGENET,
+        f"MIT or {NON_COMMERCIAL}", {"init_values": 1e-5}, gated=False, files=("GPFM.pth",),
+        tile_px=256,
     ),
     "kaiko-vits16": _kaiko("vit_small_patch16_224", 384),
     "kaiko-vits8": _kaiko("vit_small_patch8_224", 384),
     "kaiko-vitb16": _kaiko("vit_base_patch16_224", 768),
     "kaiko-vitb8": _kaiko("vit_base_patch8_224", 768),
-    "lunit-vits8": EncoderRecipe(
-        "1aurent/vit_small_patch8_224.lunit_dino", "vit_small_patch8_224", 384, LUNIT,
-        "see the card", gated=False,
+    # Stored for 518 px and shown 224: TRIDENT, and hubconf.py of
+    # github.com/kaiko-ai/towards_large_pathology_fms.
+    "kaiko-vitl14": _kaiko(
+        "vit_large_patch14_reg4_224", 1024, "vit_large_patch14_reg4_dinov2", stored_px=518
+    ),
+    "lunit-vits16": _lunit(16),
+    "lunit-vits8": _lunit(8),
+    # github.com/mahmoodlab/CONCH: conch/open_clip_custom/ (factory.py, transform.py, and
+    # model_configs/conch_ViT-B-16.json); before the projection, as its README says for vectors.
+    "conch": EncoderRecipe(
+        "MahmoodLab/CONCH", "vit_base_patch16_224", 512, CLIP, NON_COMMERCIAL,
+        pooling="attention", input_px=448, tile_px=512, layout="conch", gated=True,
+        files=("pytorch_model.bin",),
+    ),
+    # TITAN's tile encoder, tiles of 512 px: TRIDENT (model_zoo/conchv1_5/conchv1_5.py), slide2vec.
+    "conch-v1.5": EncoderRecipe(
+        "MahmoodLab/conchv1_5", "vit_large_patch16_224", 768, IMAGENET, NON_COMMERCIAL,
+        {"init_values": 1.0}, pooling="attention without bias", input_px=448,
+        interpolation="bilinear", tile_px=512, layout="conch-v1.5", gated=True,
+        files=("pytorch_model_vision.bin",),
+    ),
+    # github.com/MAGIC-AI4Med/KEEP (quick_start/keep_inference.py), STAMP (extractor/keep.py).
+    "keep": EncoderRecipe(
+        "Astaxanthin/KEEP", "vit_large_patch16_224", 768, IMAGENET, "MIT", {"init_values": 1e-5},
+        pooling="projection", mpp=(), layout="keep", gated=False,
+    ),
+    # github.com/lilab-stanford/MUSK (README.md, musk/modeling.py, musk/utils.py); BEiT-3's image
+    # tower, which timm has. STAMP and slide2vec take both scales, too; TRIDENT the first alone.
+    "musk": EncoderRecipe(
+        "xiangjx/musk", "beit3_large_patch16_224", 2048, HALF, NON_COMMERCIAL,
+        pooling="two scales", input_px=384, mpp=(0.25, 0.5, 1.0), tile_px=384, layout="musk",
+        gated=True,
+    ),
+    # github.com/Xiyue-Wang/TransPath (ctran.py, get_features_CTransPath.py), whose README says to
+    # begin with 1 µm/px; STAMP (extractor/ctranspath.py). Its ctranspath.pth can be given as well.
+    "ctranspath": EncoderRecipe(
+        "1aurent/swin_tiny_patch4_window7_224.CTransPath", "swin_tiny_patch4_window7_224", 768,
+        IMAGENET, ACADEMIC, {"embed_layer": ConvStem}, pooling="average",
+        interpolation="bilinear", mpp=(0.5, 1.0), layout="swin", gated=False,
+        files=("model.safetensors", "ctranspath.pth"),
+    ),
+    # github.com/Xiyue-Wang/RetCCL (ResNet.py, get_feature.py), whose README says to begin with
+    # 1 µm/px; torchvision's ResNet-50.
+    "retccl": EncoderRecipe(
+        "jamesdolezal/RetCCL", "resnet50", 2048, IMAGENET, ACADEMIC, pooling="average",
+        input_px=256, interpolation="bilinear", mpp=(1.0,), tile_px=256, gated=False,
+        files=("retccl.pth", "best_ckpt.pth"),
     ),
     # ImageNet's, for a first run and for what pathology adds to it; mean and deviation are timm's.
     "efficientnet-lite0": EncoderRecipe(
@@ -188,11 +262,13 @@ RECIPES: Mapping[str, EncoderRecipe] = MappingProxyType({
 ALIASES = {
     "uni-v1": "uni", "uni-v2": "uni2-h", "uni2": "uni2-h", "gigapath": "prov-gigapath",
     "hoptimus0": "h-optimus-0", "hoptimus1": "h-optimus-1", "phikonv2": "phikon-v2",
-    "lunit": "lunit-vits8",
+    "lunit": "lunit-vits8", "lunit-dino-s8": "lunit-vits8", "lunit-dino-s16": "lunit-vits16",
+    "conch-v1": "conch", "conch-v15": "conch-v1.5", "conchv15": "conch-v1.5",
+    "conch1-5": "conch-v1.5", "conchv1-5": "conch-v1.5", "conch-v1-5": "conch-v1.5",
 }  # fmt: skip
 
-# Known encoders whose networks timm does not have: refused by name rather than loaded half.
-ELSEWHERE = ("conch", "conch-v1", "conch-v15", "ctranspath", "retccl", "musk", "keep", "chief")
+# Known encoders that are not of tiles alone, whose networks timm does not have: refused by name.
+ELSEWHERE = ("chief", "titan")
 
 
 def canonical(name: str) -> str:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from safetensors import safe_open
 from safetensors.torch import load_file
+from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
 from stainssl.encoders.recipes import Layout
@@ -21,7 +23,8 @@ NESTED = ("state_dict", "model", "model_state_dict", "teacher", "student", "net"
 PREFIXES = ("module.", "backbone.", "encoder.", "model.", "student.", "teacher.", "trunk.")
 # What a frozen encoder has no use for: classifiers, heads of pretraining, tokens of masking.
 UNUSED = re.compile(r"^(head|head_dist|fc|classifier|last_linear|mask_token|pooler)\b")
-TRANSFORMERS = (  # of transformers' ViT and DINOv2, and timm's
+Names = Sequence[tuple[str, str | None]]  # a pattern, what replaces it; None: no use for it
+TRANSFORMERS: Names = (  # of transformers' ViT and DINOv2, and timm's
     (r"^(vit|dinov2)\.", ""),
     (r"^embeddings\.(cls_token|mask_token)", r"\1"),
     (r"^embeddings\.position_embeddings", "pos_embed"),
@@ -38,6 +41,50 @@ TRANSFORMERS = (  # of transformers' ViT and DINOv2, and timm's
     (r"\.mlp\.weights_out\.", ".mlp.fc2."),
     (r"\.layer_scale([12])\.lambda1", r".ls\1.gamma"),
     (r"^layernorm\.", "norm."),
+)
+# Of an image and text model: what the images take, by the names in `stainssl.encoders.modules`.
+KEEP: Names = (
+    (r"^(?!visual\.|visual_head\.)", None),
+    (r"^visual\.", "model."),
+    (r"^visual_head\.", "projection."),
+    (r"\.ls([12])\.weight$", r".ls\1.gamma"),  # transformers renamed them
+)
+CONCH: Names = (
+    (r"^module\.", ""),
+    (r"^(?!visual\.)|^visual\.(attn_pool_caption|ln_caption|proj_contrast)\b", None),
+    (r"^visual\.", ""),
+    (r"^trunk\.", "model."),
+    (r"^attn_pool_contrast\.", ""),
+    (r"^ln_contrast\.", "ln."),
+)
+CONCH_15: Names = (
+    *CONCH[-3:],
+    (r"^to_q\.weight$", "attn.q_proj_weight"),
+    (r"^to_out\.", "attn.out_proj."),
+)
+MUSK: Names = (  # A is of images and B of text
+    (r"^(?!beit3\.)|^beit3\.text_embed\.|\.B\.|\.mask_token$", None),
+    (r"^beit3\.(encoder\.)?", ""),
+    (r"\.A\.", "."),
+    (r"^vision_embed\.cls_token$", "cls_token"),
+    (r"^vision_embed\.", "patch_embed."),
+    (r"^embed_positions\.weight$", "pos_embed"),
+    (r"^layers\.", "blocks."),
+    (r"^layer_norm\.", "norm."),
+    (r"\.self_attn_layer_norm\.", ".norm1."),
+    (r"\.final_layer_norm\.", ".norm2."),
+    (r"\.self_attn\.", ".attn."),
+    (r"\.attn\.inner_attn_ln\.", ".attn.norm."),
+    (r"\.attn\.out_proj\.", ".attn.proj."),
+    (r"\.ffn\.", ".mlp."),
+    (r"\.mlp\.ffn_layernorm\.", ".mlp.norm."),
+)
+# Of timm before 0.8, which halved at the end of a stage and kept what it computes from the size.
+OLD_SWIN: Names = (
+    (r"\.(attn_mask|relative_position_index)$", None),
+    (r"^layers\.2\.downsample\.", "layers.3.downsample."),
+    (r"^layers\.1\.downsample\.", "layers.2.downsample."),
+    (r"^layers\.0\.downsample\.", "layers.1.downsample."),
 )
 
 
@@ -170,14 +217,99 @@ def from_transformers(weights: Mapping[str, Tensor], model: nn.Module) -> dict[s
         weights: as `read` gives them.
         model: of timm, says how many patches there are.
     """
-    named = {_timm_name(name): value for name, value in weights.items()}
-    out = {name: value for name, value in named.items() if not _is_part(name)}
-    for name in (name for name in named if ".attn.query." in name):
-        parts = [named[name.replace("query", part)] for part in ("query", "key", "value")]
-        out[name.replace("query", "qkv")] = torch.cat(parts)
+    named = renamed(weights, TRANSFORMERS)
+    out = _joined(named, ("query", "key", "value"))
     if "pos_embed" in out:
         _set_positions(out, model)
     return out
+
+
+def renamed(weights: Mapping[str, Tensor], names: Names) -> dict[str, Tensor]:
+    """Tensors by other names, without those that there is no use for.
+
+    Args:
+        weights: as `read` gives them.
+        names: patterns and what replaces them, one after the other.
+    """
+    found = ((_name(name, names), value) for name, value in weights.items())
+    return {name: value for name, value in found if name is not None}
+
+
+def _name(name: str, names: Names) -> str | None:
+    for pattern, replacement in names:
+        if replacement is not None:
+            name = re.sub(pattern, replacement, name)
+        elif re.search(pattern, name):
+            return None
+    return name
+
+
+def _joined(named: Mapping[str, Tensor], parts: tuple[str, str, str]) -> dict[str, Tensor]:
+    """Tensors with the matrices of queries, keys and values as the one that timm has."""
+    out = {n: v for n, v in named.items() if not any(f".attn.{part}." in n for part in parts)}
+    first = parts[0]
+    for name in (name for name in named if f".attn.{first}." in name):
+        three = [named[name.replace(first, part)] for part in parts]
+        out[name.replace(first, "qkv")] = torch.cat(three)
+    return out
+
+
+def from_keep(weights: Mapping[str, Tensor], _: nn.Module) -> dict[str, Tensor]:
+    """The tensors of KEEP's images by the names of a `Projection` of a timm network."""
+    return renamed(weights, KEEP)
+
+
+def from_conch(weights: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """The tensors of CONCH's images by the names of an `AttentionPool` of a timm network.
+
+    Args:
+        weights: as `read` gives them.
+        model: such a pool.
+    """
+    return _with_conch_positions(renamed(weights, CONCH), model)
+
+
+def from_conch_15(weights: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """The tensors of CONCH v1.5 by the names of an `AttentionPool` of a timm network.
+
+    Its matrix of keys and values is two there.
+
+    Args:
+        weights: as `read` gives them.
+        model: such a pool.
+    """
+    out = renamed(weights, CONCH_15)
+    if (both := out.pop("to_kv.weight", None)) is not None:
+        out["attn.k_proj_weight"], out["attn.v_proj_weight"] = both.chunk(2)
+    return _with_conch_positions(out, model)
+
+
+def _with_conch_positions(tensors: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """With positions for the model's grid of patches, resampled as CONCH's own code does it."""
+    name = "model.pos_embed"
+    if name in tensors and tensors[name].shape != model.state_dict()[name].shape:
+        grid: Any = model.model.patch_embed.grid_size  # type: ignore[union-attr]
+        tensors[name] = resample_abs_pos_embed(
+            tensors[name], list(grid), interpolation="bilinear", antialias=False
+        )
+    return tensors
+
+
+def from_musk(weights: Mapping[str, Tensor], _: nn.Module) -> dict[str, Tensor]:
+    """The tensors of MUSK's images by the names of timm's BEiT-3.
+
+    Its first two positions are no token's, a habit of fairseq's.
+    """
+    out = _joined(renamed(weights, MUSK), ("q_proj", "k_proj", "v_proj"))
+    if "pos_embed" in out:
+        out["pos_embed"] = out["pos_embed"][None, 2:]
+    return out
+
+
+def from_swin(weights: Mapping[str, Tensor], _: nn.Module) -> Mapping[str, Tensor]:
+    """The tensors of a Swin of timm, before version 0.8 or since, by the names that it has now."""
+    is_old = any(name.startswith("layers.0.downsample.") for name in weights)
+    return renamed(weights, OLD_SWIN) if is_old else weights
 
 
 def by_timm_names(
@@ -190,31 +322,19 @@ def by_timm_names(
         layout: whose names they have.
         model: of timm.
     """
-    if layout == "transformers":
-        return from_transformers(weights, model)
-    return in_order(weights, model.state_dict()) if layout == "ordered" else weights
+    return BY_LAYOUT[layout](weights, model) if layout in BY_LAYOUT else weights
 
 
-def in_order(weights: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def in_order(weights: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     """Tensors of other names in the same order, by an architecture's names, as far as both go.
 
     That they are its own is for their shapes to tell (`fit`); a classifier at the end has no name.
 
     Args:
         weights: as `read` gives them.
-        wanted: the architecture's `state_dict()`.
+        model: of the architecture.
     """
-    return dict(zip(wanted, weights.values(), strict=False))
-
-
-def _timm_name(name: str) -> str:
-    for pattern, replacement in TRANSFORMERS:
-        name = re.sub(pattern, replacement, name)
-    return name
-
-
-def _is_part(name: str) -> bool:
-    return any(f".attn.{part}." in name for part in ("query", "key", "value"))
+    return dict(zip(model.state_dict(), weights.values(), strict=False))
 
 
 def _set_positions(tensors: dict[str, Tensor], model: nn.Module) -> None:
@@ -231,3 +351,14 @@ def _set_positions(tensors: dict[str, Tensor], model: nn.Module) -> None:
         tensors["pos_embed"] = patches
     else:
         tensors["pos_embed"] = torch.cat([first, patches], dim=1)
+
+
+BY_LAYOUT: Mapping[str, Callable[[Mapping[str, Tensor], nn.Module], Mapping[str, Tensor]]] = {
+    "transformers": from_transformers,
+    "ordered": in_order,
+    "swin": from_swin,
+    "keep": from_keep,
+    "conch": from_conch,
+    "conch-v1.5": from_conch_15,
+    "musk": from_musk,
+}

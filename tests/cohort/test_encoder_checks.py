@@ -37,7 +37,7 @@ TRAIN = {"method": "simclr", "train": {"cohorts": ["d"]}}
     ({**TRAIN, "backbone": "vit_tiny_patch16_224", "input_size": 100}, "patches of 16 px"),
     ({"method": "random", "backbone": "nothing"}, "is not a timm name"),
     ({"weights": "vircow2"}, "did you mean 'virchow2'"),
-    ({"weights": "musk"}, "timm has no network of musk"),
+    ({"weights": "chief"}, "timm has no network of chief"),
     ({"weights": "hf-hub:UNI"}, "hf-hub:OWNER/NAME"),
     ({"weights": "local-dir:/nowhere"}, "no folder with config.json"),
     ({"weights": "resnet18@/nowhere.pth"}, "/nowhere.pth: no such file"),

@@ -1,0 +1,337 @@
+"""Recipes whose networks timm has in part: names, stems and poolings against the authors' own code.
+
+As in `test_recipes`: tiny networks of random weights, stored as the authors store them; what their
+repositories compute with them is written out here.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+import torchvision
+from safetensors.torch import save_file
+from torch import nn
+
+from stainssl.cohort.encoder_checks import source_problems
+from stainssl.encoders import recipes
+from stainssl.encoders.initial import is_saved_by_timm
+from stainssl.encoders.listing import VECTOR
+from stainssl.encoders.loading import load
+from stainssl.errors import StainsslError
+from tests.encoders.test_recipes import HALF, IMAGENET, IMAGES, TINY, _cosine, _prepared, _shaken
+from tests.encoders.test_recipes import _tiny as tiny
+
+CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+DIM = 32
+LAYERS = {"layers": (1, 1, 1, 1)}
+SWIN_NAMES = {
+    "features.0.0.": "patch_embed.proj.", "features.0.2.": "patch_embed.norm.",
+    "features.1.": "layers.0.blocks.", "features.2.": "layers.0.downsample.",
+    "features.3.": "layers.1.blocks.", "mlp.0.": "mlp.fc1.", "mlp.3.": "mlp.fc2.",
+}  # torchvision's, and its authors'  # fmt: skip
+SWIN = {"embed_dim": 24, "depths": (2, 2), "num_heads": (3, 6)}
+
+
+def _vit(img_size, **keys):
+    return timm.create_model(
+        "vit_base_patch16_224", num_classes=0, img_size=img_size, **TINY, **keys
+    )
+
+
+def _used(model):
+    """With statistics in its batch norms, as after training."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.3)
+            module.running_var.uniform_(0.5, 2)
+    return model.eval()
+
+
+def _same(source, expected):
+    encoder = load(source)
+    assert encoder.dim == expected.shape[1]
+    assert _cosine(encoder(IMAGES), expected) > 0.9995  # Pillow rounds to bytes
+    assert list(source_problems(source)) == []
+
+
+def test_kaikos_large_network_is_stored_for_518_px_and_shown_224(monkeypatch, tmp_path):
+    recipe = tiny(monkeypatch, "kaiko-vitl14")
+    card = timm.create_model(
+        "vit_large_patch14_reg4_dinov2", img_size=518, dynamic_img_size=True, num_classes=0, **TINY
+    )
+    save_file(_shaken(card).state_dict(), tmp_path / recipe.files[0])
+    with torch.no_grad():
+        expected = card(_prepared(224, *HALF, "bilinear"))
+    _same(f"kaiko-vitl14@{tmp_path}", expected)
+
+
+def test_retccl_is_torchvisions_resnet_at_256_px(monkeypatch, tmp_path):
+    recipe = tiny(monkeypatch, "retccl", LAYERS, dim=2048)
+    bottleneck = torchvision.models.resnet.Bottleneck
+    card = torchvision.models.ResNet(bottleneck, LAYERS["layers"])
+    card.fc = nn.Identity()
+    torch.save(_used(card).state_dict(), tmp_path / recipe.files[0])
+    with torch.no_grad():
+        expected = card(_prepared(256, *IMAGENET, "bilinear", crop=256))
+    _same(f"retccl@{tmp_path}", expected)
+    assert is_saved_by_timm("retccl")
+
+
+class Keep(nn.Module):
+    """quick_start/keep_inference.py."""
+
+    def __init__(self):
+        super().__init__()
+        self.visual = _vit(224, init_values=1e-5)
+        self.visual_head = nn.Sequential(nn.Linear(48, DIM), nn.GELU(), nn.Linear(DIM, DIM))
+        self.text = nn.Linear(3, 3)
+        self.logit_scale = nn.Parameter(torch.ones([]))
+
+    def forward(self, images):
+        return F.normalize(self.visual_head(self.visual(images)), dim=-1)
+
+
+@pytest.mark.parametrize("scale", ["weight", "gamma"])
+def test_keep_projects_its_class_token(monkeypatch, tmp_path, scale):
+    """transformers stored LayerScale's gamma as weight."""
+    recipe = tiny(monkeypatch, "keep", dim=DIM)
+    card = _shaken(Keep())
+    stored = {k.replace(".gamma", f".{scale}"): v for k, v in card.state_dict().items()}
+    save_file(stored, tmp_path / recipe.files[0])
+    with torch.no_grad():
+        expected = card(_prepared(224, *IMAGENET, "bicubic"))
+    _same(f"keep@{tmp_path}", expected)
+    assert not is_saved_by_timm("keep")
+
+
+class Pooler(nn.Module):
+    """conch/open_clip_custom/transformer.py, AttentionalPooler."""
+
+    def __init__(self):
+        super().__init__()
+        self.query = nn.Parameter(torch.zeros(1, DIM))
+        self.attn = nn.MultiheadAttention(DIM, 8, kdim=48, vdim=48)
+        self.ln_q, self.ln_k = nn.LayerNorm(DIM), nn.LayerNorm(48)
+
+    def forward(self, tokens):
+        keys = self.ln_k(tokens).permute(1, 0, 2)
+        query = self.ln_q(self.query).unsqueeze(1).repeat(1, keys.shape[1], 1)
+        return self.attn(query, keys, keys)[0].permute(1, 0, 2)
+
+
+class Conch(nn.Module):
+    """conch/open_clip_custom/vision_tower.py, what `encode_image(proj_contrast=False)` gives."""
+
+    def __init__(self):
+        super().__init__()
+        self.visual = nn.Module()
+        self.visual.trunk = _vit(448)
+        self.visual.attn_pool_contrast, self.visual.attn_pool_caption = Pooler(), Pooler()
+        self.visual.ln_contrast, self.visual.ln_caption = nn.LayerNorm(DIM), nn.LayerNorm(DIM)
+        self.visual.proj_contrast = nn.Parameter(torch.zeros(DIM, DIM))
+        self.text, self.logit_scale = nn.Linear(3, 3), nn.Parameter(torch.ones([]))
+
+    def forward(self, images):
+        tokens = self.visual.trunk.forward_features(images)
+        return self.visual.ln_contrast(self.visual.attn_pool_contrast(tokens)[:, 0])
+
+
+def _resampled(positions, side):
+    """Positions of the class token and of a grid, as CONCH resamples them."""
+    first, grid = positions[:, :1], positions[:, 1:]
+    own = int(grid.shape[1] ** 0.5)
+    planes = grid.reshape(1, own, own, -1).permute(0, 3, 1, 2)
+    planes = F.interpolate(planes, (side, side), mode="bilinear", align_corners=False)
+    return torch.cat([first, planes.flatten(2).transpose(1, 2)], dim=1)
+
+
+@pytest.mark.parametrize("grid", [28, 14])
+def test_conch_attends_to_all_tokens(monkeypatch, tmp_path, grid):
+    recipe = tiny(monkeypatch, "conch", dim=DIM)
+    card = _shaken(Conch())
+    stored = card.state_dict()
+    if grid != 28:
+        stored["visual.trunk.pos_embed"] = torch.randn(1, 1 + grid**2, 48)
+        resampled = _resampled(stored["visual.trunk.pos_embed"], 28)
+        card.visual.trunk.pos_embed.data = resampled
+    torch.save(stored, tmp_path / recipe.files[0])
+    with torch.no_grad():
+        expected = card(_prepared(448, *CLIP, "bicubic", crop=448))
+    _same(f"conch@{tmp_path}", expected)
+
+
+class Pooler15(nn.Module):
+    """trident/patch_encoder_models/model_zoo/conchv1_5/conchv1_5.py, AttentionalPooler."""
+
+    def __init__(self):
+        super().__init__()
+        self.query = nn.Parameter(torch.zeros(1, DIM))
+        self.ln_k, self.ln_q = nn.LayerNorm(48), nn.LayerNorm(DIM)
+        self.to_q = nn.Linear(DIM, DIM, bias=False)
+        self.to_kv = nn.Linear(48, 2 * DIM, bias=False)
+        self.to_out = nn.Linear(DIM, DIM, bias=False)
+
+    def forward(self, tokens):
+        q = self.to_q(self.ln_q(self.query)).reshape(8, DIM // 8)
+        k, v = self.to_kv(self.ln_k(tokens)).chunk(2, dim=-1)
+        k, v = (x.reshape(*x.shape[:2], 8, DIM // 8) for x in (k, v))
+        attention = torch.einsum("hd,bnhd->bhn", q * (DIM // 8) ** -0.5, k).softmax(dim=-1)
+        return self.to_out(torch.einsum("bhn,bnhd->bhd", attention, v).flatten(1))
+
+
+class Conch15(nn.Module):
+    """The same file, CONCHVisionTower."""
+
+    def __init__(self):
+        super().__init__()
+        self.trunk = _vit(448, init_values=1.0)
+        self.attn_pool_contrast, self.ln_contrast = Pooler15(), nn.LayerNorm(DIM)
+
+    def forward(self, images):
+        return self.ln_contrast(self.attn_pool_contrast(self.trunk.forward_features(images)))
+
+
+def test_conch_15_attends_without_biases(monkeypatch, tmp_path):
+    recipe = tiny(monkeypatch, "conch-v1.5", dim=DIM)
+    card = _shaken(Conch15())
+    torch.save(card.state_dict(), tmp_path / recipe.files[0])
+    with torch.no_grad():
+        expected = card(_prepared(448, *IMAGENET, "bilinear", crop=448))
+    _same(f"conch_v15@{tmp_path}", expected)
+    encoder = load(f"conch-v1.5@{tmp_path}")
+    with pytest.raises(StainsslError, match="cannot take 224 px"):
+        load(f"conch-v1.5@{tmp_path}", input_size=224)
+    assert encoder.input_size == 448
+
+
+def _musk():
+    """Tensors of a small MUSK by its names; of text (B) there are some."""
+    rng = np.random.default_rng(3)
+    shapes = {"vision_embed.proj.weight": (48, 3, 16, 16), "vision_embed.proj.bias": (48,),
+              "vision_embed.cls_token": (1, 1, 48), "vision_embed.mask_token": (1, 1, 48),
+              "text_embed.weight": (7, 48), "encoder.embed_positions.A.weight": (579, 48),
+              "encoder.embed_positions.B.weight": (9, 48)}  # fmt: skip
+    both = {"encoder.layer_norm": (48,)}
+    for i in range(2):
+        at = f"encoder.layers.{i}"
+        for name in ("q", "k", "v", "out"):
+            both[f"{at}.self_attn.{name}_proj"] = (48, 48)
+        for name in ("self_attn.inner_attn_ln", "self_attn_layer_norm", "final_layer_norm"):
+            both[f"{at}.{name}"] = (48,)
+        for way in "AB":
+            for name, shape in (("fc1", (192, 48)), ("ffn_layernorm", (192,)), ("fc2", (48, 192))):
+                shapes[f"{at}.ffn.{way}.{name}.weight"] = shape
+                shapes[f"{at}.ffn.{way}.{name}.bias"] = shape[:1]
+    for name, shape in both.items():
+        for way in "AB":
+            shapes[f"{name}.{way}.weight"], shapes[f"{name}.{way}.bias"] = shape, shape[:1]
+    drawn = {f"beit3.{n}": rng.normal(0, 0.2, shape) for n, shape in shapes.items()}
+    heads = {"vision_head.weight": np.eye(48), "logit_scale": np.ones(1)}
+    return {n: torch.from_numpy(v).float() for n, v in (drawn | heads).items()}
+
+
+def _encoded(w, images):
+    """musk/torchscale: BEiT3 of images alone, pre-norm with sub-LayerNorm; its class token."""
+
+    def linear(x, name, way=".A"):
+        return F.linear(x, w[f"beit3.{name}{way}.weight"], w[f"beit3.{name}{way}.bias"])
+
+    def norm(x, name, way=".A"):
+        weight, bias = w[f"beit3.{name}{way}.weight"], w[f"beit3.{name}{way}.bias"]
+        return F.layer_norm(x, weight.shape, weight, bias, eps=1e-5)
+
+    patches = F.conv2d(images, w["beit3.vision_embed.proj.weight"],
+                       w["beit3.vision_embed.proj.bias"], stride=16)  # fmt: skip
+    first = w["beit3.vision_embed.cls_token"].expand(len(images), -1, -1)
+    x = torch.cat([first, patches.flatten(2).transpose(1, 2)], dim=1)
+    x = x + w["beit3.encoder.embed_positions.A.weight"][2 : 2 + x.shape[1]]
+    for i in range(2):
+        at = f"encoder.layers.{i}"
+        y = norm(x, f"{at}.self_attn_layer_norm")
+        q, k, v = (
+            linear(y, f"{at}.self_attn.{n}_proj").unflatten(-1, (3, 16)).transpose(1, 2)
+            for n in "qkv"
+        )
+        y = ((q * 0.25) @ k.transpose(-1, -2)).softmax(-1) @ v
+        y = norm(y.transpose(1, 2).flatten(2), f"{at}.self_attn.inner_attn_ln")
+        x = x + linear(y, f"{at}.self_attn.out_proj")
+        y = F.gelu(linear(norm(x, f"{at}.final_layer_norm"), f"{at}.ffn.A.fc1", ""))
+        x = x + linear(norm(y, f"{at}.ffn.A.ffn_layernorm", ""), f"{at}.ffn.A.fc2", "")
+    return norm(x, "encoder.layer_norm")[:, 0]
+
+
+def test_musk_sees_an_image_and_its_quarters(monkeypatch, tmp_path):
+    """README.md with musk/utils.py, MultiScaleForward: the first half is what TRIDENT takes."""
+    recipe = tiny(monkeypatch, "musk", dim=96)
+    weights = _musk()
+    save_file(weights, tmp_path / recipe.files[0])
+    images = _prepared(384, *HALF, "bicubic", crop=384)
+    twice = F.interpolate(images, size=768, mode="bicubic")
+    rows = [part for half in twice.chunk(2, dim=2) for part in half.chunk(2, dim=3)]
+    quarters = torch.stack([_encoded(weights, part) for part in rows]).mean(0)
+    expected = torch.cat([_encoded(weights, images), quarters], dim=-1)
+    _same(f"musk@{tmp_path}", expected)
+    found = load(f"musk@{tmp_path}")(IMAGES)
+    assert _cosine(found[:, 48:], quarters) > 0.9995
+
+
+def _stem(width):
+    """ctran.py, ConvStem."""
+    layers, channels = [], 3
+    for out in (width // 8, width // 4):
+        layers += [nn.Conv2d(channels, out, 3, 2, 1, bias=False), nn.BatchNorm2d(out), nn.ReLU()]
+        channels = out
+    return nn.Sequential(*layers, nn.Conv2d(channels, width, 1))
+
+
+def _ctranspath():
+    """torchvision's Swin with that stem, and its tensors by the names of ctranspath.pth."""
+    model = torchvision.models.SwinTransformer(
+        [4, 4], SWIN["embed_dim"], list(SWIN["depths"]), list(SWIN["num_heads"]), [7, 7],
+        stochastic_depth_prob=0.0,
+    )  # fmt: skip
+    model.features[0][0], model.head = _stem(SWIN["embed_dim"]), nn.Identity()
+    _used(_shaken(model))
+    stored = {}
+    for name, value in model.state_dict().items():
+        for old, new in SWIN_NAMES.items():
+            name = name.replace(old, new)
+        stored[name] = value
+    stored["layers.0.blocks.1.attn_mask"] = torch.zeros(64, 49, 49)
+    return model, stored
+
+
+@pytest.mark.parametrize("now", [False, True])
+def test_ctranspath_is_a_swin_with_a_stem_of_convolutions(monkeypatch, tmp_path, now):
+    """By the names of its authors' timm 0.5 and by today's, of the hub's copy."""
+    recipe = tiny(monkeypatch, "ctranspath", SWIN, dim=48)
+    card, stored = _ctranspath()
+    if now:
+        computed = ("attn_mask", "relative_position_index")
+        own = {n: v for n, v in stored.items() if not n.endswith(computed)}
+        own = {n.replace("layers.0.downsample", "layers.1.downsample"): v for n, v in own.items()}
+        save_file(own, tmp_path / recipe.files[0])
+    else:
+        torch.save({"model": stored}, tmp_path / recipe.files[1])
+    with torch.no_grad():
+        expected = card(_prepared(224, *IMAGENET, "bilinear"))
+    _same(f"ctranspath@{tmp_path}", expected)
+    assert not is_saved_by_timm("ctranspath")
+
+
+@pytest.mark.parametrize("name", ["keep", "conch", "conch-v1.5", "musk", "ctranspath"])
+def test_weights_of_another_encoder_are_refused(monkeypatch, tmp_path, name):
+    shape = SWIN if name == "ctranspath" else TINY
+    recipe = tiny(monkeypatch, name, shape, dim=DIM)
+    other = timm.create_model("vit_base_patch16_224", num_classes=0, **TINY)
+    path = tmp_path / recipe.files[0]
+    (save_file if path.suffix == ".safetensors" else torch.save)(other.state_dict(), path)
+    with pytest.raises(StainsslError, match="are missing"):
+        load(f"{name}@{tmp_path}")
+
+
+def test_every_pooling_is_told():
+    assert {recipe.pooling for recipe in recipes.RECIPES.values()} <= set(VECTOR)
