@@ -31,11 +31,11 @@ def workflow_files() -> Path:
     return bundled if bundled.is_dir() else PACKAGE.parent
 
 
-def snakemake_command(words: Sequence[str], folder: Path) -> list[str]:
+def snakemake_command(arguments: Sequence[str], folder: Path) -> list[str]:
     """The command that runs the workflow of this package.
 
     Args:
-        words: Snakemake's own options and targets, left as they are. `--config my.yaml` becomes
+        arguments: Snakemake's own options and targets, left as they are. `--config my.yaml` becomes
             `--configfile my.yaml`; `--config key=value` is Snakemake's.
         folder: where it will run.
 
@@ -44,16 +44,16 @@ def snakemake_command(words: Sequence[str], folder: Path) -> list[str]:
     """
     if find_spec("snakemake") is None:
         raise StainsslError("Snakemake is not installed: pip install 'stainssl[workflow]'")
-    passed = _config_as_configfile(list(words))
+    passed = _config_as_configfile(list(arguments))
     _check_config(passed, folder)
     snakefile = workflow_files() / "workflow" / "Snakefile"
     return [sys.executable, "-m", "snakemake", "--snakefile", str(snakefile), *passed]
 
 
-def _config_as_configfile(words: list[str]) -> list[str]:
+def _config_as_configfile(arguments: list[str]) -> list[str]:
     """`--config FILE` and `--config=FILE` as Snakemake's `--configfile FILE`."""
     passed: list[str] = []
-    for word, following in zip(words, [*words[1:], ""], strict=True):
+    for word, following in zip(arguments, [*arguments[1:], ""], strict=True):
         if word == "--config" and following and "=" not in following:
             passed.append("--configfile")
         elif word.startswith("--config=") and word.count("=") == 1:
@@ -63,12 +63,12 @@ def _config_as_configfile(words: list[str]) -> list[str]:
     return passed
 
 
-def _check_config(words: list[str], folder: Path) -> None:
+def _check_config(arguments: list[str], folder: Path) -> None:
     """Refuse a run without a config, before Snakemake says so less plainly."""
-    for word, following in pairwise(words):
+    for word, following in pairwise(arguments):
         if word == "--configfile" and not (folder / following).is_file():
             raise StainsslError(f"--config: there is no file {following}")
-    if (folder / CONFIG).is_file() or any(w.split("=")[0] in PLACES_OF_CONFIG for w in words):
+    if (folder / CONFIG).is_file() or any(w.split("=")[0] in PLACES_OF_CONFIG for w in arguments):
         return
     raise StainsslError(
         f"there is no {CONFIG} in {folder.resolve()}: `stainssl init` writes one, "
@@ -76,13 +76,13 @@ def _check_config(words: list[str], folder: Path) -> None:
     )
 
 
-def run(words: Sequence[str]) -> None:
+def run(arguments: Sequence[str]) -> None:
     """Become Snakemake, on the workflow of this package, in the working folder.
 
     Raises:
         StainsslError: as `snakemake_command`.
     """
-    command = snakemake_command(words, Path.cwd())
+    command = snakemake_command(arguments, Path.cwd())
     os.execv(command[0], command)  # signals and the exit code are Snakemake's own
 
 

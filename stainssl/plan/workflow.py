@@ -89,15 +89,15 @@ class Plan:
     def _job(self, verb: str, **names: Any) -> Job:
         return BUILDERS[verb](self.config, **names)
 
-    def inputs(self, verb: str, *words: str) -> Callable[[Any], dict[str, list[str]]]:
+    def inputs(self, verb: str, *names: str) -> Callable[[Any], dict[str, list[str]]]:
         """An input function: wildcards → field → files.
 
         Args:
-            words: the wildcards that name the job.
+            names: the wildcards that name the job.
         """
 
         def found(wildcards: Any) -> dict[str, list[str]]:
-            inputs = self._of(verb, words, wildcards).inputs()
+            inputs = self._of(verb, names, wildcards).inputs()
             return {name: list(map(self._placed, files)) for name, files in inputs.items()}
 
         return found
@@ -109,12 +109,12 @@ class Plan:
         inside = self.config.results == Path(".") or Path(file).is_relative_to(self.config.results)
         return file if inside else os.path.abspath(file)
 
-    def param(self, verb: str, *words: str) -> Callable[[Any], str]:
+    def param(self, verb: str, *names: str) -> Callable[[Any], str]:
         """A function for `params`: wildcards → all that the job depends on, as text."""
-        return lambda wildcards: self._of(verb, words, wildcards).param()
+        return lambda wildcards: self._of(verb, names, wildcards).param()
 
-    def _of(self, verb: str, words: Iterable[str], wildcards: Any) -> Job:
-        return self.job(verb, **{word: getattr(wildcards, word) for word in words})
+    def _of(self, verb: str, names: Iterable[str], wildcards: Any) -> Job:
+        return self.job(verb, **{name: getattr(wildcards, name) for name in names})
 
     def threads(self, cohort: str, cores: int | None) -> int:
         """Threads of a job on a part's slides: all cores, where parts are fewer than they are.

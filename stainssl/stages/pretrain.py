@@ -146,15 +146,15 @@ def _save(
     card: Mapping[str, Any],
 ) -> None:  # fmt: skip
     """Write the model's folder: its weights, or the adapter to those that it started from."""
-    words: dict[str, Any] = {
+    kwargs: dict[str, Any] = {
         "backbone": backbone.name, "input_size": size, "mean": backbone.mean, "std": backbone.std,
         "card": card, "standard": trained.standard.target if trained.standard else None,
     }  # fmt: skip
     if adapters is not None and not job.encoder.lora.merge:
-        save_adapter(adapters, job.model, Base(job.init or "", backbone.sha256), **words)
+        save_adapter(adapters, job.model, Base(job.init or "", backbone.sha256), **kwargs)
         return
     model = adapters.merge_and_unload() if adapters is not None else backbone.model
-    save_local_dir(model, job.model, model_args=backbone.model_args, **words)
+    save_local_dir(model, job.model, model_args=backbone.model_args, **kwargs)
 
 
 def _train(

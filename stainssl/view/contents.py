@@ -1,7 +1,7 @@
 """All that the page asks for, by name: the same for the server and for an export.
 
-A name is a few words (`slide clinic a-001`); each is looked up among what config and sheets hold,
-so that nothing of a request becomes a path.
+A name is a few segments of a path (`slide/clinic/a-001`); each is looked up among what config and
+sheets hold, so that nothing of a request becomes a path.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Contents:
         self._made: Restained | None = None
         self._lock = Lock()
         self._pyramids: Recent[Pyramid] = Recent(4096, lambda _: 1)
-        # How many words follow the first, and what answers.
+        # How many segments follow the first, and what answers.
         self._data: dict[str, tuple[int, Callable[..., Json]]] = {
             "overview": (0, self._overview),
             "cohort": (1, self.records.cohort),
@@ -81,21 +81,21 @@ class Contents:
             "field": (4, self._field),
         }
 
-    def data(self, kind: str, *words: str) -> Json:
+    def data(self, kind: str, *segments: str) -> Json:
         """What JSON is asked for; `{"problem": sentence}` where the slide or the results fail.
 
         Raises:
             KeyError: nothing has that name.
         """
         count, answer = self._data[kind]
-        if len(words) != count:
-            raise KeyError(words)
+        if len(segments) != count:
+            raise KeyError(segments)
         try:
-            return answer(*words)
+            return answer(*segments)
         except FAULTS as error:
             return {"problem": str(error)}
 
-    def picture(self, kind: str, *words: str) -> bytes:
+    def picture(self, kind: str, *segments: str) -> bytes:
         """A JPEG.
 
         Raises:
@@ -103,9 +103,9 @@ class Contents:
             StainsslError, SlideError, OSError: it cannot be made.
         """
         count, make = self._jpegs[kind]
-        if len(words) != count:
-            raise KeyError(words)
-        return self._pictures.get((kind, *words), lambda: make(*words))
+        if len(segments) != count:
+            raise KeyError(segments)
+        return self._pictures.get((kind, *segments), lambda: make(*segments))
 
     def close(self) -> None:
         """Close the slides that are open."""

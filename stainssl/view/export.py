@@ -19,7 +19,7 @@ from stainssl.view.records import Json
 
 STRIP = 12  # tiles of each end of attention, whose pictures are written
 MARK = '<html lang="en"'
-Words = tuple[str, ...]
+Segments = tuple[str, ...]
 
 
 def write_export(
@@ -92,9 +92,9 @@ def _overview(contents: Contents, chosen: list[tuple[str, str]]) -> Json:
     return found
 
 
-def _write_data(folder: Path, words: Words, value: Json) -> None:
-    name = json.dumps("/".join(words))
-    path = folder.joinpath("data", *map(_safe, words)).with_name(f"{_safe(words[-1])}.js")
+def _write_data(folder: Path, segments: Segments, value: Json) -> None:
+    name = json.dumps("/".join(segments))
+    path = folder.joinpath("data", *map(_safe, segments)).with_name(f"{_safe(segments[-1])}.js")
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(value, separators=(",", ":"))
     path.write_text(f"stainssl.deliver({name},{text});\n", encoding="utf-8")
@@ -123,15 +123,15 @@ def _rows(columns: Json, kept: list[int]) -> Json:
 
 def _write_layers(contents: Contents, folder: Path, cohort: str, slide: str) -> None:
     found = contents.data("slide", cohort, slide)
-    own: list[Words] = [("outlines", cohort, slide), ("stain", cohort, slide)]
+    own: list[Segments] = [("outlines", cohort, slide), ("stain", cohort, slide)]
     own += [("attention", cohort, slide, a["name"]) for a in found["answers"]]
     own += [("probability", cohort, slide, name) for name in found["tile_answers"]]
-    for words in own:
-        _write_data(folder, words, contents.data(*words))
+    for segments in own:
+        _write_data(folder, segments, contents.data(*segments))
     _write_data(folder, ("slide", cohort, slide), {**found, "encoders": []})
 
 
-def _pictures(contents: Contents, cohort: str, slide: str) -> Iterator[Words]:
+def _pictures(contents: Contents, cohort: str, slide: str) -> Iterator[Segments]:
     yield "thumbnail", cohort, slide
     for tile in _strip_tiles(contents, cohort, slide):
         yield "tile", cohort, slide, str(tile)
@@ -154,10 +154,12 @@ def _strip_tiles(contents: Contents, cohort: str, slide: str) -> set[int]:
     return tiles
 
 
-def _write_picture(contents: Contents, folder: Path, words: Words) -> None:
-    path = folder.joinpath("pictures", *map(_safe, words)).with_name(f"{_safe(words[-1])}.jpg")
+def _write_picture(contents: Contents, folder: Path, segments: Segments) -> None:
+    path = folder.joinpath("pictures", *map(_safe, segments)).with_name(
+        f"{_safe(segments[-1])}.jpg"
+    )
     try:
-        body = contents.picture(*words)
+        body = contents.picture(*segments)
     except FAULTS:
         return  # the page says what it lacks
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -94,13 +94,13 @@ def application(contents: Contents, token: str | None = None, hosts: list[str] |
 
     async def data(request: Request) -> Response:
         def made() -> str:
-            return json.dumps(contents.data(*_words(request)), separators=(",", ":"))
+            return json.dumps(contents.data(*_segments(request)), separators=(",", ":"))
 
         return await _answered(made, "application/json", FRESH)
 
     async def picture(request: Request) -> Response:
         def made() -> bytes:
-            return contents.picture(*_words(request))
+            return contents.picture(*_segments(request))
 
         # As many slides are read at once as there are cores; tables need not wait for them.
         async with readers:
@@ -111,8 +111,8 @@ def application(contents: Contents, token: str | None = None, hosts: list[str] |
     return Starlette(
         routes=[
             Route("/", page),
-            Route("/data/{words:path}", data),
-            Route("/pictures/{words:path}.jpg", picture),
+            Route("/data/{segments:path}", data),
+            Route("/pictures/{segments:path}.jpg", picture),
             Route("/{name}", page),
         ],
         middleware=[
@@ -123,8 +123,8 @@ def application(contents: Contents, token: str | None = None, hosts: list[str] |
     )
 
 
-def _words(request: Request) -> list[str]:
-    return str(request.path_params["words"]).removesuffix(".json").split("/")
+def _segments(request: Request) -> list[str]:
+    return str(request.path_params["segments"]).removesuffix(".json").split("/")
 
 
 async def _answered(
