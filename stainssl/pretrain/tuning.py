@@ -53,7 +53,7 @@ def parameter_groups(
         backbone: of timm, or a pooling around its `model`, where rates differ by layer.
         others: heads.
         weight_decay: of matrices; biases and norms have none.
-        lr_backbone: peak rate of the backbone's last layer.
+        lr_backbone: peak rate of the backbone's last layer, and of a pooling's layers.
         layer_decay: factor of the rate from a layer to the one before (Clark et al. 2020).
 
     Returns:
@@ -65,8 +65,15 @@ def parameter_groups(
     else:
         network: Any = backbone if hasattr(backbone, "group_matcher") else backbone.model
         found = param_groups_layer_decay(network, weight_decay, layer_decay=layer_decay)
+        found += param_groups_weight_decay(_behind(backbone, network), weight_decay)
     rated = [{**group, "lr": lr_backbone * group.get("lr_scale", 1.0)} for group in found]
     return [g for g in heads if g["params"]], [g for g in rated if g["params"]]
+
+
+def _behind(backbone: nn.Module, network: nn.Module) -> nn.ModuleList:
+    """The layers of a pooling around a network; none where it has none or is none."""
+    pooled = () if backbone is network else backbone.children()
+    return nn.ModuleList(layer for layer in pooled if layer is not network)
 
 
 class Anchor(nn.Module):

@@ -21,6 +21,8 @@ from stainssl.encoders.initial import is_saved_by_timm
 from stainssl.encoders.listing import VECTOR
 from stainssl.encoders.loading import load
 from stainssl.errors import StainsslError
+from stainssl.pretrain.tuning import parameter_groups
+from tests.encoders.test_adapters import _adapter as adapter
 from tests.encoders.test_recipes import HALF, IMAGENET, IMAGES, TINY, _cosine, _prepared, _shaken
 from tests.encoders.test_recipes import _tiny as tiny
 
@@ -331,6 +333,35 @@ def test_weights_of_another_encoder_are_refused(monkeypatch, tmp_path, name):
     (save_file if path.suffix == ".safetensors" else torch.save)(other.state_dict(), path)
     with pytest.raises(StainsslError, match="are missing"):
         load(f"{name}@{tmp_path}")
+
+
+@pytest.mark.parametrize("name", ["keep", "conch", "musk", "ctranspath"])
+def test_an_adapter_to_a_network_of_parts(monkeypatch, tmp_path, name):
+    """With the rates of all its adapters, those of a pooling's layers among them."""
+    kinds = {
+        "keep": (TINY, DIM, lambda: _shaken(Keep()).state_dict()),
+        "conch": (TINY, DIM, lambda: _shaken(Conch()).state_dict()),
+        "musk": (TINY, 96, _musk),
+        "ctranspath": (SWIN, 48, lambda: _ctranspath()[1]),
+    }
+    shape, dim, stored = kinds[name]
+    recipe = tiny(monkeypatch, name, shape, dim=dim)
+    torch.save(stored(), tmp_path / "weights.bin")
+    source = f"{name}@{tmp_path / 'weights.bin'}"
+    network = adapter(tmp_path / "adapter", source, recipe.input_px)
+    images = torch.rand(2, 3, recipe.input_px, recipe.input_px)
+    with torch.inference_mode():
+        wanted = network(images)
+        found = load(tmp_path / "adapter").model(images)
+        torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-3)
+        assert (wanted - load(source).model(images)).norm() > 0.01 * wanted.norm()
+    _, rates = parameter_groups(network, [], weight_decay=0.1, lr_backbone=1.0, layer_decay=0.5)
+    learnt = [v for v in network.parameters() if v.requires_grad]
+    grouped = [v for group in rates for v in group["params"]]
+    assert sorted(map(id, grouped)) == sorted(map(id, learnt))
+    pooling = [v for n, v in network.named_parameters() if "projection" in n and v.requires_grad]
+    assert bool(pooling) == (name == "keep")
+    assert {g["lr"] for g in rates for v in g["params"] if id(v) in map(id, pooling)} <= {1.0}
 
 
 def test_every_pooling_is_told():
