@@ -181,7 +181,7 @@ RECIPES: Mapping[str, EncoderRecipe] = MappingProxyType({
     ),
     "hibou-b": EncoderRecipe(
         "histai/hibou-b", "vit_base_patch14_reg4_dinov2", 768, HIBOU, "Apache-2.0",
-        {"mlp_ratio": 5.33334, **SWIGLU}, layout="transformers", gated=False,
+        {"mlp_ratio": 5.33334, **SWIGLU}, layout="transformers",
     ),
     "hibou-l": EncoderRecipe(
         "histai/hibou-L", "vit_large_patch14_reg4_dinov2", 1024, HIBOU, "Apache-2.0",
@@ -221,7 +221,7 @@ RECIPES: Mapping[str, EncoderRecipe] = MappingProxyType({
         "MahmoodLab/conchv1_5", "vit_large_patch16_224", 768, IMAGENET, NON_COMMERCIAL,
         {"init_values": 1.0}, pooling="attention without bias", input_px=448,
         interpolation="bilinear", tile_px=512, layout="conch-v1.5", gated=True,
-        files=("pytorch_model_vision.bin",),
+        files=("pytorch_model_vision.bin", "conch_v1_5_pytorch_model.bin"),  # the latter TITAN's
     ),
     # github.com/MAGIC-AI4Med/KEEP (quick_start/keep_inference.py), STAMP (extractor/keep.py).
     "keep": EncoderRecipe(

@@ -79,9 +79,10 @@ MUSK: Names = (  # A is of images and B of text
     (r"\.ffn\.", ".mlp."),
     (r"\.mlp\.ffn_layernorm\.", ".mlp.norm."),
 )
-# Of timm before 0.8, which halved at the end of a stage and kept what it computes from the size.
-OLD_SWIN: Names = (
-    (r"\.(attn_mask|relative_position_index)$", None),
+# What Swin computes from the size, which some versions of timm stored.
+SWIN: Names = ((r"\.(attn_mask|relative_position_index)$", None),)
+OLD_SWIN: Names = (  # timm before 0.8 halved at the end of a stage
+    *SWIN,
     (r"^layers\.2\.downsample\.", "layers.3.downsample."),
     (r"^layers\.1\.downsample\.", "layers.2.downsample."),
     (r"^layers\.0\.downsample\.", "layers.1.downsample."),
@@ -306,10 +307,10 @@ def from_musk(weights: Mapping[str, Tensor], _: nn.Module) -> dict[str, Tensor]:
     return out
 
 
-def from_swin(weights: Mapping[str, Tensor], _: nn.Module) -> Mapping[str, Tensor]:
+def from_swin(weights: Mapping[str, Tensor], _: nn.Module) -> dict[str, Tensor]:
     """The tensors of a Swin of timm, before version 0.8 or since, by the names that it has now."""
     is_old = any(name.startswith("layers.0.downsample.") for name in weights)
-    return renamed(weights, OLD_SWIN) if is_old else weights
+    return renamed(weights, OLD_SWIN if is_old else SWIN)
 
 
 def by_timm_names(

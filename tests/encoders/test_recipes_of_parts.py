@@ -307,14 +307,17 @@ def _ctranspath():
 
 
 @pytest.mark.parametrize("now", [False, True])
-def test_ctranspath_is_a_swin_with_a_stem_of_convolutions(monkeypatch, tmp_path, now):
-    """By the names of its authors' timm 0.5 and by today's, of the hub's copy."""
+@pytest.mark.parametrize("buffers", [False, True])
+def test_ctranspath_is_a_swin_with_a_stem_of_convolutions(monkeypatch, tmp_path, now, buffers):
+    """By the names of its authors' timm 0.5 and by later ones', which stored buffers or did not."""
     recipe = tiny(monkeypatch, "ctranspath", SWIN, dim=48)
     card, stored = _ctranspath()
+    computed = () if buffers else ("attn_mask", "relative_position_index")
+    stored = {n: v for n, v in stored.items() if not n.endswith(computed)}
     if now:
-        computed = ("attn_mask", "relative_position_index")
-        own = {n: v for n, v in stored.items() if not n.endswith(computed)}
-        own = {n.replace("layers.0.downsample", "layers.1.downsample"): v for n, v in own.items()}
+        own = {
+            n.replace("layers.0.downsample", "layers.1.downsample"): v for n, v in stored.items()
+        }
         save_file(own, tmp_path / recipe.files[0])
     else:
         torch.save({"model": stored}, tmp_path / recipe.files[1])
