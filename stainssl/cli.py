@@ -286,6 +286,14 @@ def probe(
 
 
 @app.command()
+def finetune(
+    task: TaskName, encoder: EncoderName, config: ConfigFile = DEFAULT, threads: Threads = 1
+) -> None:
+    """Answer a tile task by training an encoder's network on its labels; killed, it goes on."""
+    _run_job("finetune", config, {"task": task, "encoder": encoder}, threads)
+
+
+@app.command()
 def mil(
     task: TaskName,
     encoder: EncoderName,

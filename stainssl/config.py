@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -236,19 +237,40 @@ class Geometry(Model):
         return self
 
 
-class Lora(Model):
+class Adapters(Model):
     """Low-rank adapters, what `tune: lora` trains (Hu et al. 2022)."""
 
     rank: Positive = 8
     alpha: Annotated[float, Field(gt=0)] = 16.0  # a change counts alpha / rank times
+
+
+class Lora(Adapters):
+    """Low-rank adapters of an encoder, which are saved."""
+
     merge: bool = False  # true: the model is saved with its full weights, as timm loads it
 
 
 DEFAULT_BACKBONE = "resnet50"
 REFERENCE = "reference"  # of `preprocess`: the normalizer's published profile
 TUNE = re.compile(r"full|lora|last-([1-9]\d*)")
+StainJitterKind = Literal["none", "hed", "randstainna", "mix"]
+ColorKind = Literal["none", "weak", "strong"]
 ONLY_OF_INIT = ("tune", "lora", "lr_backbone", "layer_decay", "freeze_steps", "keep")
 Normalizer = Literal["macenko", "vahadane", "ruifrok", "reinhard"]
+
+
+def _tune_is_known(given: str) -> str:
+    if not TUNE.fullmatch(given):
+        raise ValueError("write full, lora, or last-N with the number of blocks, as last-2")
+    return given
+
+
+Tune = Annotated[str, AfterValidator(_tune_is_known)]
+
+
+def _last_blocks(tune: str) -> int | None:
+    found = TUNE.fullmatch(tune)
+    return int(found[1]) if found and found[1] else None
 
 
 class Encoder(Model):
@@ -261,7 +283,7 @@ class Encoder(Model):
     tiling: str = "default"
     backbone: str | None = None  # any timm name; null: resnet50, or the network of `init`
     init: str | None = None  # weights that training starts from: as `weights`, or an encoder's name
-    tune: str = "full"  # what of `init` is trained: full, last-N (blocks, stages) or lora
+    tune: Tune = "full"  # what of `init` is trained: full, last-N (blocks, stages) or lora
     lora: Lora = Lora()  # of tune: lora
     keep: Annotated[float, Field(ge=0)] = 0.0  # weight of staying near the vectors of `init`
     input_size: Annotated[int, Field(ge=32)] | None = None  # px; null: the tiling's, the weights'
@@ -273,8 +295,8 @@ class Encoder(Model):
     # (the published profile of the normalizer), or a file (target.json, stain.json).
     preprocess: bool | str = False
     geometry: Geometry = Geometry()
-    color: Literal["none", "weak", "strong"] = "weak"  # jitter beside the stain target
-    stain_jitter: Literal["none", "hed", "randstainna", "mix"] = "hed"  # before color jitter
+    color: ColorKind = "weak"  # jitter beside the stain target
+    stain_jitter: StainJitterKind = "hed"  # before color jitter
     stain_jitter_strength: Annotated[float, Field(gt=0)] | None = None  # null: see the reference
     loss: Literal["nt-xent", "vicreg", "barlow-twins", "dino"] = "nt-xent"
     temperature: Annotated[float, Field(gt=0)] = 0.2  # of nt-xent
@@ -315,13 +337,6 @@ class Encoder(Model):
         if self.is_trained and self.train is None:
             raise ValueError(f"method {self.method} needs 'train: {{cohorts: [...]}}'")
         return self
-
-    @field_validator("tune")
-    @classmethod
-    def _tune_is_known(cls, given: str) -> str:
-        if not TUNE.fullmatch(given):
-            raise ValueError("write full, lora, or last-N with the number of blocks, as last-2")
-        return given
 
     @model_validator(mode="after")
     def _tunes_given_weights(self) -> Encoder:
@@ -384,8 +399,7 @@ class Encoder(Model):
     @property
     def last_blocks(self) -> int | None:
         """How many blocks or stages of `init` are trained; None: not so many (`full`, `lora`)."""
-        found = TUNE.fullmatch(self.tune)
-        return int(found[1]) if found and found[1] else None
+        return _last_blocks(self.tune)
 
     @property
     def architecture(self) -> str:
@@ -449,6 +463,40 @@ def _as_word(value: Any) -> Any:
     return f"{value:g}" if isinstance(value, int | float) else value
 
 
+class FineTune(Model):
+    """How `protocol: fine-tune` trains an encoder's network on the labels of a tile task."""
+
+    tune: Tune = "full"  # what of the network is trained: full, last-N (blocks, stages) or lora
+    lora: Adapters = Adapters()  # of tune: lora
+    epochs: Positive = 20  # at most
+    patience: Positive = 3  # epochs without a lower validation loss
+    batch_size: Annotated[int, Field(ge=2)] = 64
+    lr: Annotated[float, Field(gt=0, le=100)] = 1e-4
+    weight_decay: Annotated[float, Field(ge=0, le=100)] = 1e-4
+    color: ColorKind = "weak"  # jitter, as of an encoder
+    stain_jitter: StainJitterKind = "hed"  # likewise
+    stain_jitter_strength: Annotated[float, Field(gt=0)] | None = None  # likewise
+    consistency: Annotated[float, Field(ge=0)] = 0.0  # weight of answering alike in another stain
+
+    @model_validator(mode="after")
+    def _keys_agree(self) -> FineTune:
+        if self.tune != "lora" and self.lora != Adapters():
+            raise ValueError("lora is of tune: lora")
+        if self.stain_jitter == "none" and self.stain_jitter_strength is not None:
+            raise ValueError("stain_jitter_strength acts under no stain_jitter: none: leave it out")
+        if self.consistency and self.stain_jitter in ("randstainna", "mix"):
+            raise ValueError(
+                f"stain_jitter {self.stain_jitter} starts from a tile's own stain, which"
+                " consistency changes: use hed"
+            )
+        return self
+
+    @property
+    def last_blocks(self) -> int | None:
+        """How many blocks or stages are trained; None: not so many (`full`, `lora`)."""
+        return _last_blocks(self.tune)
+
+
 class Task(Model):
     """A question: a label, its level, cohorts and a split."""
 
@@ -473,6 +521,8 @@ class Task(Model):
     metrics: Annotated[list[Score], Field(min_length=1)] = [
         "auroc"
     ]  # shown and compared; regression: spearman
+    protocol: Literal["probe", "fine-tune"] = "probe"  # level tile: how an encoder is asked
+    fine_tune: FineTune = FineTune()  # of protocol fine-tune
 
     @model_validator(mode="before")
     @classmethod
@@ -545,6 +595,19 @@ class Task(Model):
                 " linear probe of classes"
             )
         return self
+
+    @model_validator(mode="after")
+    def _protocol_is_of_tiles(self) -> Task:
+        if self.protocol == "fine-tune" and self.level != "tile":
+            raise ValueError("protocol fine-tune is for tasks of level tile")
+        if self.protocol != "fine-tune" and self.fine_tune != FineTune():
+            raise ValueError("fine_tune says how protocol: fine-tune trains: ask for that protocol")
+        return self
+
+    @property
+    def is_fine_tuned(self) -> bool:
+        """Whether an encoder's network is trained on the labels, rather than asked as it is."""
+        return self.protocol == "fine-tune"
 
     @model_validator(mode="after")
     def _words_are_of_one_class(self) -> Task:
@@ -644,7 +707,7 @@ class Config(Model):
             key
             for benchmark in self.benchmarks.values()
             for task in map(self.tasks.__getitem__, benchmark.tasks)
-            if cohort in (*task.cohorts, *task.external)
+            if cohort in (*task.cohorts, *task.external) and not task.is_fine_tuned
             for key in benchmark.encoders
         ]
         return [run for key in dict.fromkeys(keys) for run in self.runs_of(key)]
@@ -732,6 +795,7 @@ def _references(config: Config) -> Iterator[str]:
         yield from _init_problems(config, name)
     for name in config.benchmarks:
         yield from _heads_of_classes(config, name)
+        yield from _untunable(config, name)
 
 
 def _heads_of_classes(config: Config, name: str) -> Iterator[str]:
@@ -746,6 +810,25 @@ def _heads_of_classes(config: Config, name: str) -> Iterator[str]:
             f" and tasks.{others[0]} is of kind {config.tasks[others[0]].kind}: give them two"
             " benchmarks."
         )
+
+
+def _untunable(config: Config, name: str) -> Iterator[str]:
+    """Encoders of a benchmark whose network its fine-tuned tasks cannot train."""
+    benchmark = config.benchmarks[name]
+    tuned = [t for t in benchmark.tasks if t in config.tasks and config.tasks[t].is_fine_tuned]
+    for key in [key for key in benchmark.encoders if key in config.encoders]:
+        encoder = config.encoders[key]
+        if tuned and encoder.features is not None:
+            yield (
+                f"benchmarks.{name}.encoders: {key!r} is imported features, there is no network"
+                f" that tasks.{tuned[0]} could fine-tune: give them two benchmarks."
+            )
+        restaining = [t for t in tuned if config.tasks[t].fine_tune.consistency]
+        if restaining and encoder.preprocess:
+            yield (
+                f"benchmarks.{name}.encoders: preprocess of {key!r} takes away the stain that"
+                f" tasks.{restaining[0]}.fine_tune.consistency changes: leave one out."
+            )
 
 
 def _init_problems(config: Config, name: str) -> Iterator[str]:

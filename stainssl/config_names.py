@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from stainssl.config import Config, Task
 
-RESERVED_HEADS = ("probe",)  # the folder of a tile task's own answer
+RESERVED_HEADS = ("probe", "fine-tune")  # folders of a tile task's own answers
 RESERVED_ENCODERS = ("folds.csv", "slides.csv")  # files beside the folders of encoders
 MAX_NAME = 100  # files are named by them, with more words before and after
 # Columns that the package adds to a sheet's rows or to tables of tiles.

@@ -41,6 +41,11 @@ def problems(config: Config) -> list[str]:
             f"encoders.{name}.method: {encoder.method} needs lightning, lightly and peft"
             for name, encoder in config.encoders.items()
             if encoder.method and not encoder.frozen
+        ]
+        + [
+            f"tasks.{name}.protocol: fine-tune needs lightning, lightly and peft"
+            for name, task in config.tasks.items()
+            if task.is_fine_tuned
         ],
         "tiatoolbox": [
             f"tilings.{name}.mask.kind: {tiling.mask.kind} is a masker of tiatoolbox"

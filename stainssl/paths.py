@@ -117,6 +117,14 @@ class Paths:
         """Folder of a tile task's linear probe: predictions and metrics."""
         return self._task(task) / encoder / "probe"
 
+    def fine_tuned(self, task: str, encoder: str) -> Path:
+        """Folder of a tile task's fine-tuned networks: predictions and metrics."""
+        return self._task(task) / encoder / "fine-tune"
+
+    def tuning(self, task: str, encoder: str) -> Path:
+        """Folder of checkpoints, from which a killed fine-tuning goes on."""
+        return self._encoder(encoder) / "fine-tune" / task
+
     def mil(self, task: str, encoder: str, head: str) -> Path:
         """Folder of a slide task: predictions, metrics, models, attention."""
         return self._task(task) / encoder / head

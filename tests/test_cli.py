@@ -20,8 +20,8 @@ def _stainssl(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 def test_help_names_every_verb(tmp_path: Path) -> None:
     out = _stainssl("--help", cwd=tmp_path).stdout
     verbs = (
-        "demo cohort tile label pixels target pretrain embed folds probe mil robustness benchmark"
-        " predict export import slide"
+        "demo cohort tile label pixels target pretrain embed folds probe finetune mil robustness"
+        " benchmark predict export import slide"
     )
     for verb in [*verbs.split(), "doctor"]:
         assert verb in out

@@ -70,7 +70,23 @@ class LoadedEncoder:
         Returns:
             (B, D) float32 on the encoder's device.
         """
-        pixels = self._standardised(images.to(self.device)).float().div(255)
+        pixels = self.prepared(self.standardised(images.to(self.device)).float().div(255))
+        # Half precision as float16: bfloat16's eight bits would change vectors by a hundredth.
+        with torch.autocast(self.device.type, torch.float16, enabled=self.device.type == "cuda"):
+            vectors = self.model(pixels).float()
+        if self.device.type == "cuda" and not vectors.isfinite().all():
+            vectors = self.model(pixels).float()  # beyond float16's range inside
+        return vectors
+
+    def prepared(self, pixels: Tensor) -> Tensor:
+        """What the network sees of tiles.
+
+        Args:
+            pixels: (B, 3, H, W) RGB in [0, 1].
+
+        Returns:
+            (B, 3, S, S), resized, less the mean, by the standard deviation.
+        """
         side = self.resize_px or self.input_size
         if pixels.shape[-2:] != (side, side):
             pixels = F.interpolate(
@@ -78,13 +94,7 @@ class LoadedEncoder:
             ).clamp(0, 1)
         edge = (side - self.input_size) // 2
         pixels = pixels[..., edge : edge + self.input_size, edge : edge + self.input_size]
-        pixels = ((pixels - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
-        # Half precision as float16: bfloat16's eight bits would change vectors by a hundredth.
-        with torch.autocast(self.device.type, torch.float16, enabled=self.device.type == "cuda"):
-            vectors = self.model(pixels).float()
-        if self.device.type == "cuda" and not vectors.isfinite().all():
-            vectors = self.model(pixels).float()  # beyond float16's range inside
-        return vectors
+        return ((pixels - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
 
     @cached_property
     def scale(self) -> float:
@@ -102,7 +112,7 @@ class LoadedEncoder:
             return 1.0
         return 2.0 ** -round(math.log2(size))
 
-    def _standardised(self, images: Tensor) -> Tensor:
+    def standardised(self, images: Tensor) -> Tensor:
         """The images in the standard's stain; those whose own cannot be told stay as they are."""
         if self.standard is None:
             return images

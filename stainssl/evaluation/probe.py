@@ -249,12 +249,23 @@ def nearest_neighbours(
     return out
 
 
+def prediction_rows(
+    table: pd.DataFrame, y: Ints, classes: Sequence[str], p: NDArray[Any]
+) -> pd.DataFrame:
+    """What was said of tiles, beside what is true.
+
+    Args:
+        table: n rows of `patient_id`, `slide_id`, `tile`, `site`.
+        y: (n,) class index.
+        classes: K class words.
+        p: (n, K) probabilities.
+    """
+    said = {f"p_{name}": p[:, c] for c, name in enumerate(classes)}
+    return table.reset_index(drop=True).assign(y=np.asarray(classes, object)[y], **said)
+
+
 def _prediction_rows(tiles: Tiles, rows: Ints, p: NDArray[Any]) -> pd.DataFrame:
-    table = tiles.table.iloc[rows].reset_index(drop=True)
-    table["y"] = np.asarray(tiles.classes, object)[tiles.y[rows]]
-    for c, name in enumerate(tiles.classes):
-        table[f"p_{name}"] = p[:, c]
-    return table
+    return prediction_rows(tiles.table.iloc[rows], tiles.y[rows], tiles.classes, p)
 
 
 def probe(

@@ -59,6 +59,7 @@ SURVIVAL_SITE_METRICS = ("c_index", "integrated_brier")
 LEVEL_OF_SIGNIFICANCE = 0.05
 FEW_PATIENTS = 5
 LINEAR = "linear"  # the head of a tile task
+FINE_TUNE = "fine-tune"  # the head of one whose labels the network was trained on
 NOTHING = "–"
 SEEN_MARK = "†"
 NOT_BEATEN = (
@@ -73,6 +74,10 @@ BASELINES = (
 FUSION = (
     "+ clinical: the head's answer and that of the clinical columns, pooled with equal weights;"
     " these rows are compared with clinical only too."
+)
+FINE_TUNED = (
+    "fine-tune: in every fold the network itself was trained on the task's labels and stopped by"
+    " validation patients (protocol fine-tune); figures of robustness are of the encoder before."
 )
 INTERVALS = (
     "In brackets 95 % intervals over patients. AUROC and AUPRC rank test patients within a fold and"
@@ -113,7 +118,7 @@ class Answer:
     Args:
         task, level: the task's name and level.
         encoder: its name in the config; run: with the seed, where there are several.
-        head: the head's name; `linear` for tile tasks.
+        head: the head's name; `linear` or `fine-tune` for tile tasks.
         metrics: rows as `metrics.evaluate` gives.
         predictions: test predictions.
         seen: test patients that its pretraining saw.
@@ -423,6 +428,7 @@ def make_grid(
     notes += [note for floor, note in FLOORS.items() if (long["encoder"] == floor).any()]
     notes += [SEEDS] if (long["seeds"] > 1).any() else []
     notes += [BASELINES] if any(h == COLUMNS_HEAD for _, h in heads) else []
+    notes += [FINE_TUNED] if any(h == FINE_TUNE for _, h in heads) else []
     notes += [FUSION] if any(h.endswith(ADDED) for _, h in heads) else []
     return ResultGrid([c.title for c in columns], rows, cells, notes)
 

@@ -406,10 +406,12 @@ class RobustnessJob(Job):
 def tasks_of_robustness(tasks: Mapping[str, Task]) -> list[str]:
     """The tasks of a benchmark on whose tiles robustness is measured.
 
-    They are its tile tasks. Where there are none, tiles have no label, and what needs none is
-    measured once for each set of cohorts: under the first task that has it.
+    They are its tile tasks, but for those that train the encoder further. Where there are none,
+    it is measured once for each set of cohorts, under the first task that has it: all of it where
+    that is a tile task, else what needs no label of tiles.
     """
-    if tiled := [name for name, task in tasks.items() if task.level == "tile"]:
+    tiled = [n for n, task in tasks.items() if task.level == "tile" and not task.is_fine_tuned]
+    if tiled:
         return tiled
     first: dict[frozenset[str], str] = {}
     for name, task in tasks.items():

@@ -1,4 +1,4 @@
-"""Jobs on tasks: `folds`, `probe`, `mil`, `benchmark`."""
+"""Jobs on tasks: `folds`, `probe`, `finetune`, `mil`, `benchmark`."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from pathlib import Path
 import pandas as pd
 
 from stainssl.cohort import PART, read_sheet, site_columns
-from stainssl.config import Benchmark, Config, Head, Split, Task
+from stainssl.config import Benchmark, Config, FineTune, Head, Split, Task
 from stainssl.errors import StainsslError
 from stainssl.evaluation.kinds import labels_of
 from stainssl.evaluation.labels import Labels
 from stainssl.evaluation.thresholds import Calls, calls_of
 from stainssl.paths import Paths
-from stainssl.plan.encoders import robust_tasks
+from stainssl.plan.encoders import Source, given_identity, robust_tasks, source_of
 from stainssl.plan.job import Job, Reads, Resource, Setting, Writes
 from stainssl.plan.rows import Part, columns_of, parts_of, rows_of
 
@@ -90,11 +90,10 @@ def probe(config: Config, task: str, encoder: str) -> ProbeJob:
     Raises:
         StainsslError: the task is of another level.
     """
-    spec, paths = config.tasks[task], Paths(config.results)
-    if spec.level != "tile":
-        raise StainsslError(
-            f"tasks.{task} is of level {spec.level}: a probe answers tile tasks; ask `mil`."
-        )
+    paths = Paths(config.results)
+    spec = _tile_task(config, task)
+    if spec.is_fine_tuned:
+        raise StainsslError(f"tasks.{task} is of protocol fine-tune: ask `finetune`.")
     found = parts_of(config, spec.cohorts)
     tilings = {c: config.cohorts[c].tiling for c in spec.cohorts}
     return ProbeJob(
@@ -109,6 +108,86 @@ def probe(config: Config, task: str, encoder: str) -> ProbeJob:
         is_balanced=spec.class_weight == "balanced",
         rows=rows_of(config, found, "slide_id", "patient_id", "site"),
         seed=config.seed,
+    )
+
+
+def _tile_task(config: Config, task: str) -> Task:
+    spec = config.tasks[task]
+    if spec.level != "tile":
+        raise StainsslError(
+            f"tasks.{task} is of level {spec.level}: a probe answers tile tasks; ask `mil`."
+        )
+    return spec
+
+
+@dataclass(frozen=True)
+class FinetuneJob(Job):
+    """Pixels, tile labels, folds and a network → the answers of that network trained on them.
+
+    Attributes:
+        pixels, labels: (cohort, part) → store and table.
+        model: of an encoder that is trained here.
+        target: where tiles are normalized to its mean before given weights see them.
+        identity: of given weights, by name and content.
+        rows: `cohort`, `part`, `slide_id`, `patient_id`, `site`.
+        run_seed: of the encoder's run.
+        checkpoints: a folder from which a killed training goes on.
+    """
+
+    task: Resource[str]
+    encoder: Resource[str]
+    pixels: Reads[dict[Part, Path]]
+    labels: Reads[dict[Part, Path]]
+    folds: Reads[Path]
+    model: Reads[Path | None]
+    target: Reads[Path | None]
+    output: Writes[Path]
+    label: Setting[Labels]
+    calls: Setting[Calls]
+    is_balanced: Setting[bool]
+    tuning: Setting[FineTune]
+    identity: Setting[str]
+    rows: Setting[pd.DataFrame]
+    seed: Setting[int]
+    run_seed: Setting[int]
+    source: Resource[Source]
+    checkpoints: Resource[Path]
+
+
+def finetune(config: Config, task: str, encoder: str) -> FinetuneJob:
+    """The `finetune` job of a tile task under one encoder.
+
+    Raises:
+        StainsslError: the task is of another level or protocol, or the encoder has no network.
+    """
+    spec, run, paths = _tile_task(config, task), config.run(encoder), Paths(config.results)
+    if not spec.is_fine_tuned:
+        raise StainsslError(f"tasks.{task} is of protocol {spec.protocol}: ask `probe`.")
+    if run.encoder.features is not None:
+        raise StainsslError(
+            f"encoders.{run.key} is imported features: there is no network to fine-tune."
+        )
+    found, is_given = parts_of(config, spec.cohorts), run.encoder.weights is not None
+    tilings = {c: config.cohorts[c].tiling for c in spec.cohorts}
+    return FinetuneJob(
+        task=task,
+        encoder=encoder,
+        pixels={(c, p): paths.pixels(c, tilings[c], p) for c, p in found},
+        labels={(c, p): paths.labels(c, tilings[c], p) for c, p in found},
+        folds=paths.folds(task),
+        model=None if is_given else paths.model(encoder),
+        target=paths.target(encoder) if is_given and run.encoder.needs_target else None,
+        output=paths.fine_tuned(task, encoder),
+        label=labels_of(spec),
+        calls=calls_of(spec),
+        is_balanced=spec.class_weight == "balanced",
+        tuning=spec.fine_tune,
+        identity=given_identity(run.encoder) if is_given else "",
+        rows=rows_of(config, found, "slide_id", "patient_id", "site"),
+        seed=config.seed,
+        run_seed=run.seed,
+        source=source_of(config, encoder),
+        checkpoints=paths.tuning(task, encoder),
     )
 
 
@@ -152,7 +231,8 @@ def mil(config: Config, task: str, encoder: str, head: str) -> MilJob:
     spec, paths = config.tasks[task], Paths(config.results)
     if spec.level == "tile":
         raise StainsslError(
-            f"tasks.{task} is of level tile: `mil` answers the others, `probe` this one."
+            f"tasks.{task} is of level tile: `mil` answers the others, `probe` or `finetune` this"
+            " one."
         )
     own, every = (parts_of(config, c) for c in (spec.cohorts, [*spec.cohorts, *spec.external]))
     tilings = {c: config.cohorts[c].tiling for c, _ in every}
@@ -183,7 +263,8 @@ class BenchmarkJob(Job):
     """Tasks × encoders × heads: one table and its figures.
 
     Attributes:
-        answers: (task, run, head) → the folder of the answer; of tile tasks the head is "probe".
+        answers: (task, run, head) → the folder of the answer; of tile tasks the head is `probe`
+            or `fine-tune`.
         robustness: run → its folder.
         folds: task → its folds.
         labels: (cohort, part) → tile labels of the tile tasks' parts.
@@ -215,7 +296,7 @@ BENCHMARK_FILES = (
     "roc.png", "calibration.png", "scatter.png", "forest.png", "robustness.png", "few_shot.png",
     "umap.png", "survival.png",
 )  # fmt: skip
-PROBE = "probe"
+PROBE, FINE_TUNE = "probe", "fine-tune"
 
 
 def benchmark(config: Config, benchmark: str) -> BenchmarkJob:
@@ -252,7 +333,9 @@ def _answers(
     found = {}
     for name, task in tasks.items():
         for run in runs:
-            if task.level == "tile":
+            if task.is_fine_tuned:
+                found[name, run, FINE_TUNE] = paths.fine_tuned(name, run)
+            elif task.level == "tile":
                 found[name, run, PROBE] = paths.probe(name, run)
             else:
                 found |= {(name, run, head): paths.mil(name, run, head) for head in spec.heads}

@@ -33,6 +33,7 @@ BUILDERS: dict[str, Callable[..., Job]] = {
     "embedded": encoders.embedded,
     "folds": tasks.folds,
     "probe": tasks.probe,
+    "finetune": tasks.finetune,
     "mil": tasks.mil,
     "robustness": encoders.robustness,
     "benchmark": tasks.benchmark,

@@ -86,7 +86,7 @@ class TrainTiles:
         count = sum(len(store) for store in stores)
         if count < 2:
             raise StainsslError(
-                f"Contrastive pretraining needs two tiles at least, found {count} in {len(stores)} "
+                f"Training needs two tiles at least, found {count} in {len(stores)} "
                 "part(s). Look at the `qc` tables for the reasons, and at tilings.*.min_tissue."
             )
         if len(sizes) > 1:
@@ -142,20 +142,37 @@ class TrainTiles:
             images = self._on_cpu(index)
         return Batch(images, index, everyone, rank * count)
 
+    def readable(self, index: Index) -> tuple[Tensor, npt.NDArray[np.bool_]]:
+        """Those of some tiles that can be decoded.
+
+        Args:
+            index: numbers of n tiles.
+
+        Returns:
+            (m, 3, H, W) uint8, and (n,) bool, of which m are true.
+        """
+        images = self._decoded(index)
+        good = ~self._bad[index]
+        return _planes(images if good.all() else images[good]), good
+
     def _on_cpu(self, index: Index) -> Tensor:
         """(B, 3, H, W) uint8; the numbers of bad tiles in `index` become those of others."""
+        images = self._decoded(index)
+        bad, stands_in = self._replaced(index)
+        images[bad] = images[stands_in]
+        return _planes(images)
+
+    def _decoded(self, index: Index) -> npt.NDArray[np.uint8]:
+        """(B, H, W, 3) uint8; rows of tiles that are found bad hold anything."""
         kept = bool(len(self._cache))
         batch = self._buffer(len(index))
         images = self._cache if kept else batch
         places = index if kept else np.arange(len(index))
         absent = ~self._bad[index] & (~self._cached[index] if kept else True)
         self._decode(index[absent], images, places[absent])
-        bad, stands_in = self._replaced(index)
         if kept:
             np.take(self._cache, index, axis=0, out=batch, mode="clip")
-        else:
-            batch[bad] = batch[stands_in]
-        return _planes(batch)
+        return batch
 
     def _buffer(self, count: int) -> npt.NDArray[np.uint8]:
         """(count, H, W, 3) uint8: memory of a batch that is gone, or new.

@@ -139,8 +139,8 @@ class Recipe:
     stain_jitter: StainJitter | None = None
     standard: TileNormalizer | None = None
 
-    def crops(self, batch: Batch, step: int) -> Views:
-        """Two random crops of each of B tiles: (B, 3, S, S) float32 in [0, 1]."""
+    def crops(self, batch: Batch, step: int, count: int = 2) -> tuple[Tensor, ...]:
+        """Random crops of each of B tiles, `count` of (B, 3, S, S) float32 in [0, 1]."""
         rng = generator(self.seed, step, GEOMETRY)
         pixels = batch.images.float().div_(255)
 
@@ -149,19 +149,17 @@ class Recipe:
             view = apply_geometry(pixels, drawn, self.size_px)
             return self.standard(view, batch.tile) if self.standard else view
 
-        return crop(), crop()
+        return tuple(crop() for _ in range(count))
 
-    def colored(self, views: Views, batch: Batch, step: int) -> Views:
-        """Both views with the recipe's stain and color jitter."""
-        first, second = views
+    def colored(self, views: tuple[Tensor, ...], batch: Batch, step: int) -> tuple[Tensor, ...]:
+        """The views with the recipe's stain and color jitter."""
         if self.stain_jitter:
             rng = generator(self.seed, step, JITTER)
-            first, second = (self.stain_jitter(view, batch, rng) for view in views)
+            views = tuple(self.stain_jitter(view, batch, rng) for view in views)
         if (color := COLORS[self.color]) is None:
-            return first, second
+            return views
         rng, count = generator(self.seed, step, COLOR), len(batch.everyone)
-        drawn = [draw_color(color, count, rng).rows(batch.rows) for _ in range(2)]
-        return apply_color(first, drawn[0]), apply_color(second, drawn[1])
+        return tuple(apply_color(v, draw_color(color, count, rng).rows(batch.rows)) for v in views)
 
 
 @dataclass(frozen=True)
@@ -226,7 +224,8 @@ class SimClr:
 
     def views(self, batch: Batch, step: int) -> Views:
         """See `Method.views`."""
-        return self._recipe.colored(self._recipe.crops(batch, step), batch, step)
+        first, second = self._recipe.colored(self._recipe.crops(batch, step), batch, step)
+        return first, second
 
 
 class StainInvariant:
@@ -251,11 +250,12 @@ class StainInvariant:
         targets = self._targets(staining, batch.everyone, rng)
         source = staining.profiles[torch.from_numpy(batch.tile)]
         views = self._recipe.crops(batch, step)
-        restained = (
+        restained = tuple(
             view if target is None else self._restained(view, source, target, batch, rng)
             for view, target in zip(views, targets, strict=True)
         )
-        return self._recipe.colored((next(restained), next(restained)), batch, step)
+        first, second = self._recipe.colored(restained, batch, step)
+        return first, second
 
     def _staining(self, rng: Generator) -> NormalizerState:
         several = self._stain.stainings

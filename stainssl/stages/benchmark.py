@@ -27,7 +27,7 @@ from stainssl.evaluation.table import Answer, ResultGrid, Robustness
 from stainssl.figures import benchmark as figures
 from stainssl.figures.survival import RiskGroups, survival_figure
 from stainssl.plan.encoders import tasks_of_robustness
-from stainssl.plan.tasks import PROBE, BenchmarkJob
+from stainssl.plan.tasks import FINE_TUNE, PROBE, BenchmarkJob
 from stainssl.stages.probe import part_labels
 from stainssl.stores.atomic import replacing, write_text
 from stainssl.stores.tables import read_table
@@ -125,7 +125,7 @@ def _answers(job: BenchmarkJob) -> Iterator[Answer]:
     keys = {run: key for key, runs in job.runs.items() for run in runs}
     for (name, run, head), folder in job.answers.items():
         task = job.tasks[name]
-        head = table.LINEAR if head == PROBE else head
+        head = {PROBE: table.LINEAR, FINE_TUNE: table.FINE_TUNE}.get(head, head)
         cohorts = _cohort_patients(job, task)
         predictions = read_table(folder / "predictions.parquet", "predictions")
         tested = cohorts[cohorts["patient_id"].isin(predictions["patient_id"])]
@@ -272,8 +272,8 @@ def _robustness(job: BenchmarkJob) -> Iterator[Robustness]:
 
 
 def _few_shots(job: BenchmarkJob, task: str) -> dict[str, pd.DataFrame]:
-    """Encoder → its few-shot rows of a tile task, seeds together; empty for other tasks."""
-    if job.tasks[task].level != "tile":
+    """Encoder → its few-shot rows of a probed task, seeds together; empty for other tasks."""
+    if job.tasks[task].level != "tile" or job.tasks[task].is_fine_tuned:
         return {}
     found = {}
     for key, runs in job.runs.items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from torch import nn
 
-from stainssl.config import Encoder
+from stainssl.config import Encoder, FineTune
 from stainssl.encoders.adapters import Base
 from stainssl.encoders.blocks import adaptable, last_blocks
 from stainssl.encoders.initial import Backbone, backbone_of, seen_too
@@ -107,7 +108,7 @@ def run(job: PretrainJob, gpus: int = 0) -> None:
     adapted = encoder.tune == "lora" and not encoder.lora.merge
     backbone = backbone_of(job.init, encoder.architecture, encoder.backbone, size, adapted)
     anchor = Anchor(backbone.model, encoder.keep) if encoder.keep else None
-    adapters = _tune(job, backbone, size)
+    adapters = freeze(backbone.model, encoder, size, job.seed)
     trained = Trained(pd.DataFrame(columns=list(SEEN)), pd.DataFrame(columns=list(METRICS)))
     if METHODS[encoder.method or ""].trains:
         trained = _train(job, backbone, size, anchor)
@@ -123,20 +124,32 @@ def run(job: PretrainJob, gpus: int = 0) -> None:
         curves({job.name: trained.metrics}).savefig(made)
 
 
-def _tune(job: PretrainJob, backbone: Backbone, size: int) -> Any:
-    """Freeze what is not to be trained of given weights; peft's model where adapters are."""
-    encoder, model = job.encoder, backbone.model
-    if encoder.last_blocks is not None:
-        freeze_all_but(model, last_blocks(model, encoder.last_blocks))
-    if encoder.tune != "lora":
+def freeze(model: nn.Module, wanted: Encoder | FineTune, size: int, seed: int) -> Any:
+    """Freeze what is not to be trained of given weights.
+
+    Args:
+        model: all of whose parameters can be trained.
+        wanted: says what of it is to be.
+        size: side in px of what it sees.
+        seed: of adapters.
+
+    Returns:
+        peft's model, where adapters are trained.
+
+    Raises:
+        StainsslError: it has fewer blocks, or no layer for an adapter.
+    """
+    if wanted.last_blocks is not None:
+        freeze_all_but(model, last_blocks(model, wanted.last_blocks))
+    if wanted.tune != "lora":
         return None
-    layers = adaptable(model, encoder.lora.rank, size)
+    layers = adaptable(model, wanted.lora.rank, size)
     whole = sum(value.numel() for value in model.parameters())
-    found = adapt(model, layers, encoder.lora.rank, encoder.lora.alpha, job.seed)
+    found = adapt(model, layers, wanted.lora.rank, wanted.lora.alpha, seed)
     learnt = sum(value.numel() for value in model.parameters() if value.requires_grad)
     log.info(
         "adapters of rank %d in %d layers: %.1f %% of %d parameters are trained",
-        encoder.lora.rank, len(layers), 100 * learnt / whole, whole,
+        wanted.lora.rank, len(layers), 100 * learnt / whole, whole,
     )  # fmt: skip
     return found
 
@@ -307,21 +320,22 @@ def _recipe(
         color=encoder.color,
         seed=job.seed,
         geometry=ViewGeometry(geometry.area, geometry.ratio, geometry.turns),
-        stain_jitter=_stain_jitter(cohorts, encoder),
+        stain_jitter=stain_jitter(cohorts.stores, encoder),
         standard=standard,
     )
 
 
-def _stain_jitter(cohorts: Cohorts, encoder: Encoder) -> StainJitter | None:
-    kind = encoder.stain_jitter
+def stain_jitter(stores: Sequence[Pixels], wanted: Encoder | FineTune) -> StainJitter | None:
+    """What changes the stain of the tiles of these stores, as a config asks."""
+    kind = wanted.stain_jitter
     if kind == "none":
         return None
-    strength = encoder.stain_jitter_strength or JITTER_STRENGTH[kind]
+    strength = wanted.stain_jitter_strength or JITTER_STRENGTH[kind]
     if kind == "hed":
         return HedJitter(strength)
     if kind == "randstainna":
-        return RandStainNA(knowledge.profiles(cohorts.stores, "reinhard"), strength)
-    return StainMix(knowledge.profiles(cohorts.stores, "macenko"), strength)
+        return RandStainNA(knowledge.profiles(stores, "reinhard"), strength)
+    return StainMix(knowledge.profiles(stores, "macenko"), strength)
 
 
 def _stain(

@@ -21,6 +21,7 @@ MAX_CASES = 500  # of a task's units that are listed, worst first
 BINS = 10  # of equal size, of the calibration curve
 MIN_IN_BIN = 5
 LINEAR = "linear"  # what the table calls the head of a probe
+FINE_TUNE = "fine-tune"  # and that of a network trained on the labels
 
 
 class Benchmarks:
@@ -58,6 +59,8 @@ class Benchmarks:
     def _folder(self, task: str, run: str, head: str) -> Path:
         if head == LINEAR:
             return self._records.paths.probe(task, run)
+        if head == FINE_TUNE:
+            return self._records.paths.fine_tuned(task, run)
         return self._records.paths.mil(task, run, head)
 
     def _has_answer(self, task: str, run: str, head: str) -> bool:
@@ -72,7 +75,8 @@ class Benchmarks:
     def _known(self, task: str, run: str, head: str) -> None:
         config = self._records.config
         runs = {r.name for r in config.runs()}
-        if task not in config.tasks or run not in runs or head not in {LINEAR, *config.heads}:
+        heads = {LINEAR, FINE_TUNE, *config.heads}
+        if task not in config.tasks or run not in runs or head not in heads:
             raise KeyError((task, run, head))
 
     def answer(self, task: str, run: str, head: str) -> Json:

@@ -138,18 +138,20 @@ class Layers:
         }
 
     def probability(self, cohort: str, slide: str, name: str) -> Json:
-        """The probability that a linear probe gives each test tile; the mean over repeats.
+        """The probability that a probe or network gives each test tile; the mean over repeats.
 
         Raises:
-            KeyError: there is no such probe.
+            KeyError: there is no such answer.
         """
         path = self.records.tile_answers(cohort)[name]
         found = _of_slide(path, "predictions", slide)
         positive = [c for c in found if c.startswith("p_")][-1]
         means = found.groupby("tile")[positive].mean()
         task, encoder = name.split("~")
+        is_tuned = self.records.config.tasks[task].is_fine_tuned
+        protocol = "fine-tuning" if is_tuned else "linear probe"
         return {
-            "title": f"{task}: linear probe on {encoder}",
+            "title": f"{task}: {protocol} on {encoder}",
             "said": f"probability of {positive.removeprefix('p_')}, of test tiles",
             "tile": column(means.index.to_numpy()),
             "value": column(means.astype(float)),

@@ -14,7 +14,7 @@ import pandas as pd
 
 from stainssl.cohort import parts, read_sheet
 from stainssl.cohort.sheet import PART
-from stainssl.config import Config
+from stainssl.config import Config, Task
 from stainssl.errors import StainsslError
 from stainssl.paths import Paths
 from stainssl.stores.tables import read_table
@@ -142,14 +142,18 @@ class Records:
         return "slide" if "slide_id" in known else "patient"
 
     def tile_answers(self, cohort: str) -> dict[str, Path]:
-        """Name → table of what a linear probe says of a cohort's tiles."""
+        """Name → table of what a task's network says of a cohort's tiles."""
         return {
             f"{task}~{run.name}": table
             for task, spec in self.config.tasks.items()
             if spec.level == "tile" and cohort in spec.cohorts
             for run in self.config.runs()
-            if (table := self.paths.probe(task, run.name) / "predictions.parquet").exists()
+            if (table := self._told(task, spec, run.name)).exists()
         }
+
+    def _told(self, task: str, spec: Task, run: str) -> Path:
+        folder = self.paths.fine_tuned if spec.is_fine_tuned else self.paths.probe
+        return folder(task, run) / "predictions.parquet"
 
     def overview(self) -> Json:
         """The cohorts, and what is wrong with those that cannot be shown."""

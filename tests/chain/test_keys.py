@@ -31,6 +31,7 @@ FOLLOWS = {
     "embed": {"embedded", "probe", "mil"},
     "folds": {"probe", "mil", "robustness", "benchmark"},
     "probe": {"benchmark"},
+    "finetune": {"benchmark"},
     "mil": {"benchmark"},
     "robustness": {"benchmark"},
 }

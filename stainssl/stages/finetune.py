@@ -1,0 +1,323 @@
+"""`finetune`: pixels, tile labels and folds → answers of a network that is trained on them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from stainssl.encoders.loading import LoadedEncoder
+from stainssl.encoders.modules import Pooled
+from stainssl.errors import StainsslError
+from stainssl.evaluation.folds import each_fold, read_folds
+from stainssl.evaluation.metrics import evaluate
+from stainssl.evaluation.probe import prediction_rows
+from stainssl.plan.tasks import FinetuneJob
+from stainssl.pretrain import knowledge
+from stainssl.pretrain.data import TrainTiles
+from stainssl.pretrain.finetune import (
+    WHOLE,
+    Checkpoint,
+    Part,
+    TileClassifier,
+    TuneSettings,
+    Views,
+    fit,
+    predict,
+    single_view,
+)
+from stainssl.pretrain.lock import training_lock
+from stainssl.pretrain.methods import NormalizerState, Recipe, StainInvariant, StainTargets
+from stainssl.pretrain.train import fingerprint
+from stainssl.runtime.devices import pick
+from stainssl.runtime.parallel import job_threads
+from stainssl.stages.embed import load_source
+from stainssl.stages.pretrain import freeze, stain_jitter
+from stainssl.stages.probe import part_labels, rows_of_part
+from stainssl.stain.targets import BatchTarget, profile_to_json
+from stainssl.stores.atomic import replacing
+from stainssl.stores.pixels import Pixels, open_pixels
+from stainssl.stores.tables import write_table
+
+KEPT = ".safetensors"  # files that a killed training goes on from
+NORMALIZER = "macenko"  # by which tiles are stained anew for `consistency`
+SHOWN = 10  # patients a message names before it counts the rest
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Question:
+    """The tiles of a task with a known label.
+
+    Attributes:
+        stores: their pixels.
+        tiles: all tiles of these, numbered through.
+        table: a row per tile with a known label: `number`, `patient_id`, `slide_id`, `tile`,
+            `site`.
+        y: its class, an index into `classes`.
+        classes: class words.
+    """
+
+    stores: list[Pixels]
+    tiles: TrainTiles
+    table: pd.DataFrame
+    y: np.ndarray
+    classes: tuple[str, ...]
+
+    def part(self, patients: set[str]) -> Part:
+        """The tiles of some patients."""
+        rows = self.table["patient_id"].isin(patients).to_numpy()
+        return Part(self.table["number"].to_numpy()[rows], self.y[rows])
+
+
+@dataclass(frozen=True)
+class FoldAnswer:
+    """What one fold's network says.
+
+    Attributes:
+        p: (m, K) class probabilities of the test tiles that can be decoded.
+        readable: (n,) which of the test tiles these are.
+        cuts: thresholds that validation tiles chose, by column of the predictions.
+    """
+
+    p: np.ndarray
+    readable: np.ndarray
+    cuts: dict[str, float]
+
+    def save(self, path: Path) -> None:
+        """Write it, so that a killed job need not train this fold again."""
+        values = {"p": torch.from_numpy(self.p), "readable": torch.from_numpy(self.readable)}
+        with replacing(path) as made:
+            save_file(values, made, {"cuts": json.dumps(self.cuts)})
+
+    @staticmethod
+    def load(path: Path) -> FoldAnswer:
+        """What `save` wrote."""
+        with safe_open(path, "np") as file:
+            cuts = json.loads(file.metadata()["cuts"])
+            return FoldAnswer(file.get_tensor("p"), file.get_tensor("readable"), cuts)
+
+
+def run(job: FinetuneJob) -> None:
+    """Answer a tile task by a network that every fold trains on its training patients' tiles.
+
+    Writes the folder `fine-tune/`: `predictions.parquet` (test tiles) and `metrics.csv`.
+
+    Raises:
+        StainsslError: the labels cannot be trained on, or the network cannot be loaded.
+    """
+    device = pick()
+    try:
+        question, folds = _question(job), read_folds(job.folds)
+        _tell_absent(question, set(folds["patient_id"]))
+        with training_lock(job.checkpoints):
+            _write(job, _answers(job, question, folds, device))
+            for kept in job.checkpoints.glob(f"*{KEPT}"):
+                kept.unlink()
+    except StainsslError as error:
+        raise StainsslError(f"tasks.{job.task}: {error}") from None
+
+
+def _write(job: FinetuneJob, predictions: pd.DataFrame) -> None:
+    settings = {"task": job.task, "encoder": job.encoder, "seed": job.seed}
+    with replacing(job.output) as folder:
+        folder.mkdir()
+        write_table(folder / "predictions.parquet", predictions, "predictions", settings)
+        evaluate(predictions, "tile", job.seed).to_csv(folder / "metrics.csv", index=False)
+
+
+def _question(job: FinetuneJob) -> Question:
+    """Open the pixels and find the labels of their tiles.
+
+    Raises:
+        StainsslError: no tile has a known one.
+    """
+    stores = [open_pixels(path) for path in job.pixels.values()]
+    first = np.cumsum([0, *map(len, stores)])
+    parts = zip(job.pixels, stores, first[:-1].tolist(), strict=True)
+    blocks = [_block(job, *part, store, number) for part, store, number in parts]
+    table = pd.concat(blocks, ignore_index=True)
+    if table.empty:
+        cohorts = ", ".join(dict.fromkeys(cohort for cohort, _ in job.pixels))
+        raise StainsslError(
+            f"No tile of {cohorts} has a known {job.label.label!r}: check the annotations and the"
+            " sheet."
+        )
+    words = table.pop("label")
+    classes = tuple(job.label.order(words))
+    y = words.map({name: i for i, name in enumerate(classes)}).to_numpy(np.int64)
+    tiles = TrainTiles(stores, workers=job_threads())
+    return Question(stores, tiles, table, y, classes)
+
+
+def _block(job: FinetuneJob, cohort: str, part: str, store: Pixels, first: int) -> pd.DataFrame:
+    """The labelled tiles of a part, whose first tile has the number `first`."""
+    slide = np.asarray(store.slide_id, dtype=object)[store.slide]
+    number = np.arange(first, first + len(store))
+    rows = pd.DataFrame({"slide_id": slide, "tile": store.tile, "number": number})
+    labels = part_labels(job.labels[cohort, part], job.label)
+    sheet = rows_of_part(job.rows, cohort, part)[["slide_id", "patient_id", "site"]]
+    known = rows.merge(labels[labels["label"] != ""], on=["slide_id", "tile"])
+    log.info("%s %s: %d of %d tiles have a known label", cohort, part, len(known), len(store))
+    columns = ["number", "patient_id", "slide_id", "tile", "site", "label"]
+    return known.merge(sheet, on="slide_id")[columns]
+
+
+def _tell_absent(question: Question, patients: set[str]) -> None:
+    absent = sorted(patients - set(question.table["patient_id"]))
+    if absent:
+        more = f" and {len(absent) - SHOWN} more" if len(absent) > SHOWN else ""
+        log.warning(
+            "%d of %d patients of the folds have no tile with a known label: %s%s",
+            len(absent), len(patients), ", ".join(absent[:SHOWN]), more,
+        )  # fmt: skip
+
+
+def _answers(
+    job: FinetuneJob, question: Question, folds: pd.DataFrame, device: str
+) -> pd.DataFrame:
+    """The predictions of every fold's test tiles.
+
+    Raises:
+        StainsslError: a fold cannot be trained, or no test tile is labelled.
+    """
+    tables = []
+    for repeat, fold, role in each_fold(folds):
+        rows = np.flatnonzero(question.table["patient_id"].isin(role["test"]))
+        if not len(rows):
+            log.warning("repeat %d fold %d has no test tile and is left out", repeat, fold)
+            continue
+        try:
+            answer = _answer(job, question, (repeat, fold), role, device)
+        except StainsslError as error:
+            raise StainsslError(f"repeat {repeat} fold {fold}: {error}") from None
+        rows = rows[answer.readable]
+        table = question.table.iloc[rows].drop(columns="number")
+        said = prediction_rows(table, question.y[rows], question.classes, answer.p)
+        tables.append(said.assign(repeat=repeat, fold=fold, **answer.cuts))
+    if not sum(map(len, tables)):
+        raise StainsslError("No test patient has a labelled tile: check labels and split.")
+    return pd.concat(tables, ignore_index=True)
+
+
+def _answer(
+    job: FinetuneJob, question: Question, place: tuple[int, int], role: dict[str, set[str]],
+    device: str,
+) -> FoldAnswer:  # fmt: skip
+    """Train one fold's network and ask it, or take what was kept of it."""
+    train, val, test = (question.part(role[name]) for name in ("train", "val", "test"))
+    if not len(val.tile):
+        log.warning("no tile validates: all epochs are trained, and no threshold is chosen")
+    seeds = [job.seed, job.run_seed, *place]
+    seed = int(np.random.default_rng(seeds).integers(2**31))
+    encoder = load_source(job.source, device)
+    network = _network(job, question, train, encoder, seed)
+    mark = _mark(job, question, (train, val, test), encoder, seed)
+    kept = job.checkpoints / f"{mark}{KEPT}"
+    if kept.exists():
+        return FoldAnswer.load(kept)
+    settings = _settings(job)
+    checkpoint = Checkpoint(job.checkpoints / f"last{KEPT}", mark)
+    progress = fit(
+        network, question.tiles, train, val, settings, _views(job, question, seed), seed=seed,
+        checkpoint=checkpoint,
+    )  # fmt: skip
+    log.info(
+        "repeat %d fold %d: %d training, %d validation, %d test tiles; %d epochs, %s kept",
+        *place, len(train.tile), len(val.tile), len(test.tile), len(progress.losses),
+        progress.best_epoch + 1 if progress.losses else "the last",
+    )  # fmt: skip
+    of_val, seen = predict(network, question.tiles, val.tile, settings.batch_size)
+    cuts = job.calls.cuts(val.y[seen], of_val)
+    answer = FoldAnswer(*predict(network, question.tiles, test.tile, settings.batch_size), cuts)
+    answer.save(kept)
+    return answer
+
+
+def _network(
+    job: FinetuneJob, question: Question, train: Part, encoder: LoadedEncoder, seed: int
+) -> TileClassifier:
+    """The encoder's network, that which is to be trained of it, with a new linear layer.
+
+    Raises:
+        StainsslError: one class only in training, or the encoder cannot be tuned so.
+    """
+    trained = np.unique(train.y).tolist()
+    if len(trained) < 2:
+        raise StainsslError(
+            "The training tiles have one class only: fine-tuning needs tiles of two classes in the"
+            " training part. Check the labels, or ask for another split."
+        )
+    if encoder.standard is not None and job.tuning.consistency:
+        raise StainsslError(
+            f"encoders.{job.encoder} normalizes its tiles, which takes away the stain that"
+            " fine_tune.consistency changes: leave consistency out."
+        )
+    model = encoder.model.requires_grad_(True)
+    # A pooling around timm's network lies behind its last block, and is trained with that.
+    has_pooling = isinstance(model, Pooled) and job.tuning.last_blocks is not None
+    inner: Any = model.model if has_pooling else model
+    freeze(inner, job.tuning, encoder.input_size, seed)
+    torch.manual_seed(seed)
+    network = TileClassifier(
+        model, encoder.dim, encoder.standardised, encoder.prepared, trained, len(question.classes)
+    )
+    return network.to(encoder.device)
+
+
+def _mark(
+    job: FinetuneJob, question: Question, parts: tuple[Part, ...], encoder: LoadedEncoder, seed: int
+) -> str:
+    """A hash of all that decides a fold's answer; of test tiles which they are, not their class."""
+    train, val, test = parts
+    found = hashlib.sha256()
+    for values in (train.tile, train.y, val.tile, val.y, test.tile):
+        found.update(np.ascontiguousarray(values, np.int64).tobytes() + b"|")
+    names = question.table[["number", "slide_id", "tile"]].values.tolist()
+    asked = {
+        "settings": job.tuning.model_dump(mode="json"), "balanced": job.is_balanced,
+        "calls": str(job.calls), "classes": question.classes, "tiles": found.hexdigest(),
+        "names": hashlib.sha256(json.dumps(names).encode()).hexdigest(),
+        "weights": encoder.weights_sha256, "input_size": encoder.input_size,
+        "standard": encoder.standard and profile_to_json(encoder.standard),
+        "seed": seed, "torch": torch.__version__,
+    }  # fmt: skip
+    return fingerprint(asked)
+
+
+def _settings(job: FinetuneJob) -> TuneSettings:
+    wanted = job.tuning
+    return TuneSettings(
+        epochs=wanted.epochs,
+        patience=wanted.patience,
+        batch_size=wanted.batch_size,
+        lr=wanted.lr,
+        weight_decay=wanted.weight_decay,
+        class_weight="balanced" if job.is_balanced else None,
+        consistency=wanted.consistency,
+    )
+
+
+def _views(job: FinetuneJob, question: Question, seed: int) -> Views:
+    """What the network is shown of a batch; two stainings where it is to answer them alike."""
+    recipe = Recipe(
+        size_px=question.tiles.size_px,
+        color=job.tuning.color,
+        seed=seed,
+        geometry=WHOLE,
+        stain_jitter=stain_jitter(question.stores, job.tuning),
+    )
+    if not job.tuning.consistency:
+        return single_view(recipe)
+    profiles = knowledge.profiles(question.stores, NORMALIZER)
+    staining = NormalizerState(profiles, BatchTarget(profiles.pooled()))
+    return StainInvariant(recipe, StainTargets([staining], lambda tiles: [])).views

@@ -1,0 +1,26 @@
+"""Tile tasks: pixels, labels, folds, network → answers of that network trained on the labels."""
+
+CONDA = "../envs/training.yaml"
+
+
+rule finetune:
+    input:
+        unpack(PLAN.inputs("finetune", "task", "encoder")),
+    output:
+        directory(PATHS.fine_tuned("{task}", "{encoder}")),
+    log:
+        LOGS / "finetune/{task}/{encoder}.log",
+    benchmark:
+        TIMES / "finetune/{task}/{encoder}.tsv"
+    conda:
+        CONDA
+    resources:
+        mem_mb=lambda wildcards, attempt: 6000 * attempt,
+        runtime=lambda wildcards, attempt: 1440 * attempt,
+        gpu=1,
+    params:
+        config=config_file,
+        job=PLAN.param("finetune", "task", "encoder"),
+    shell:
+        "stainssl finetune --config {params.config:q} --task {wildcards.task}"
+        " --encoder {wildcards.encoder} --threads {threads} 2>&1 | tee {log:q}"
