@@ -30,6 +30,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "simclr": {"method": "simclr"},
     "macenko-simclr": {"method": "simclr", "preprocess": True},
     "stain-invariant-no-hed": {"method": "stain-invariant", "stain_jitter": "none"},
+    "stain-invariant-near": {"method": "stain-invariant", "keep": 1.0},
     "simclr-randstainna": {"method": "simclr", "stain_jitter": "randstainna"},
 }
 # Rate and batch are those of the demo's encoders, tried on the synthetic cohort. Crops hold half of
