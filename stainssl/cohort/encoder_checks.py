@@ -40,6 +40,7 @@ def problems(config: Config) -> Iterator[str]:
     for name, encoder in config.encoders.items():
         for key, sentence in _problems(config, name, encoder):
             yield f"encoders.{name}.{key}: {sentence}"
+    yield from _tuned_blocks(config)
 
 
 def _problems(config: Config, name: str, encoder: Encoder) -> Iterator[tuple[str, str]]:
@@ -51,7 +52,8 @@ def _problems(config: Config, name: str, encoder: Encoder) -> Iterator[tuple[str
             yield from (("init", found) for found in source_problems(encoder.init))
         if encoder.tune != "lora" or encoder.lora.merge:
             yield from (("init", found) for found in _unsaved(_start(config, name)))
-        yield from (("tune", found) for found in _blocks(config, name))
+        count = encoder.last_blocks
+        yield from (("tune", found) for found in _blocks(count, _start(config, name)))
     elif encoder.method is not None:
         size = encoder.input_size or config.tilings[encoder.tiling].size
         yield from (("backbone", found) for found in _backbone(encoder.architecture, size))
@@ -90,9 +92,23 @@ def _start(config: Config, name: str) -> str:
     return run.encoder.weights or run.encoder.init or run.encoder.architecture
 
 
-def _blocks(config: Config, name: str) -> Iterator[str]:
+def _tuned_blocks(config: Config) -> Iterator[str]:
+    """Likewise of the encoders that a benchmark fine-tunes on a task."""
+    pairs = [
+        (task, encoder)
+        for benchmark in config.benchmarks.values()
+        for task in benchmark.tasks
+        for encoder in benchmark.encoders
+        if config.tasks[task].is_fine_tuned
+    ]
+    for task, encoder in dict.fromkeys(pairs):
+        count = config.tasks[task].fine_tune.last_blocks
+        for sentence in _blocks(count, _start(config, encoder)):
+            yield f"tasks.{task}.fine_tune.tune, of encoders.{encoder}: {sentence}"
+
+
+def _blocks(count: int | None, source: str) -> Iterator[str]:
     """Whether the network that training starts from has as many blocks as are to be trained."""
-    count, source = config.encoders[name].last_blocks, _start(config, name)
     if count is None or source.startswith(HUB):
         return
     try:

@@ -353,6 +353,7 @@ def _learn(
     network: TileClassifier, optimizer: torch.optim.Optimizer, loss_of: _Loss, views: Views,
     batch: Batch, step: int, seed: int,
 ) -> None:  # fmt: skip
+    """One step; views are made in full precision."""
     with torch.no_grad():
         images = network.standardised(batch.images.to(network.device))
         seen = views(batch._replace(images=images), step)

@@ -128,6 +128,7 @@ def run(job: FinetuneJob) -> None:
 
 
 def _write(job: FinetuneJob, predictions: pd.DataFrame) -> None:
+    """Write the answer's folder."""
     settings = {"task": job.task, "encoder": job.encoder, "seed": job.seed}
     with replacing(job.output) as folder:
         folder.mkdir()
@@ -282,11 +283,11 @@ def _mark(
     found = hashlib.sha256()
     for values in (train.tile, train.y, val.tile, val.y, test.tile):
         found.update(np.ascontiguousarray(values, np.int64).tobytes() + b"|")
-    names = question.table[["number", "slide_id", "tile"]].values.tolist()
+    names = pd.util.hash_pandas_object(question.table[["number", "slide_id", "tile"]])
     asked = {
         "settings": job.tuning.model_dump(mode="json"), "balanced": job.is_balanced,
         "calls": str(job.calls), "classes": question.classes, "tiles": found.hexdigest(),
-        "names": hashlib.sha256(json.dumps(names).encode()).hexdigest(),
+        "names": hashlib.sha256(names.to_numpy().tobytes()).hexdigest(),
         "weights": encoder.weights_sha256, "input_size": encoder.input_size,
         "standard": encoder.standard and profile_to_json(encoder.standard),
         "seed": seed, "torch": torch.__version__,

@@ -125,6 +125,19 @@ def test_blocks_are_counted(init):
     assert "e.tune: last-13: a" in found
 
 
+def test_blocks_that_a_task_tunes_are_counted_too():
+    def told(tune):
+        config = _config(weights="resnet18").model_dump(mode="json")
+        task = {"level": "tile", "label": "x", "cohorts": ["d"], "protocol": "fine-tune"}
+        config["tasks"] = {"t": {**task, "fine_tune": {"tune": tune}}}
+        config["benchmarks"] = {"b": {"tasks": ["t"], "encoders": ["e"]}}
+        return list(problems(parse(config)))
+
+    assert told("last-4") == told("full") == told("lora") == []
+    [found] = told("last-13")
+    assert found.startswith("tasks.t.fine_tune.tune, of encoders.e: last-13: a ResNet has 4 blocks")
+
+
 def test_a_recipes_files_are_compared_too(monkeypatch, tmp_path):
     recipe = _tiny(monkeypatch, "virchow2")
     model = timm.create_model(recipe.architecture, img_size=224, num_classes=0, **recipe.arguments)

@@ -11,11 +11,12 @@ import pandas as pd
 import pytest
 import torch
 
-from stainssl.config import Config, parse
+from stainssl.config import Config, FineTune, parse
 from stainssl.encoders.embedding import embed_pixels
 from stainssl.encoders.loading import load
 from stainssl.errors import StainsslError
 from stainssl.paths import Paths
+from stainssl.plan.workflow import BUILDERS
 from stainssl.pretrain import finetune as library
 from stainssl.stages import finetune, run_stage
 from stainssl.stores.embeddings import write_embeddings
@@ -319,6 +320,36 @@ def _task(fine_tune: dict[str, Any] | None = None, **keys: Any) -> Config:
 def test_keys_that_do_nothing_are_refused(keys: dict[str, Any], sentence: str) -> None:
     with pytest.raises(StainsslError, match=sentence):
         _task(**keys)
+
+
+KEYS = [
+    {"tune": "last-1"}, {"tune": "lora"}, {"epochs": 3}, {"patience": 2}, {"batch_size": 8},
+    {"lr": 1e-3}, {"weight_decay": 0.1}, {"color": "none"}, {"stain_jitter": "none"},
+    {"stain_jitter_strength": 0.1}, {"consistency": 0.5},
+]  # fmt: skip
+
+
+def test_each_key_is_another_job_and_of_that_task_alone() -> None:
+    def params(task: dict[str, Any]) -> tuple[str, str]:
+        config = _task(protocol="fine-tune", **task).model_dump(mode="json")
+        config["tasks"]["p"] = {**config["tasks"]["t"], "protocol": "probe", "fine_tune": {}}
+        config["encoders"] = {"e": {"weights": "resnet18"}}
+        known = parse(config)
+        jobs = BUILDERS["finetune"](known, "t", "e"), BUILDERS["probe"](known, "p", "e")
+        return jobs[0].param(), jobs[1].param()
+
+    tuned, probed = params({})
+    others = [params({"fine_tune": key}) for key in KEYS]
+    assert len({tuned, *(other for other, _ in others)}) == len(KEYS) + 1
+    assert {other for _, other in others} == {probed}
+    assert set(FineTune.model_fields) == {next(iter(key)) for key in KEYS} | {"lora"}
+
+
+def test_the_seed_of_a_run_is_that_of_its_training() -> None:
+    config = _task(protocol="fine-tune").model_dump(mode="json")
+    config["encoders"] = {"e": {"weights": "resnet18", "seeds": [0, 1]}}
+    first, second = (BUILDERS["finetune"](parse(config), "t", f"e.{seed}") for seed in (0, 1))
+    assert first.param() != second.param()
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,19 +78,18 @@ def sheet_of(patients: dict[str, int]) -> pd.DataFrame:
 
 
 def write_slides(
-    config: Config, slides: Sequence[str], tiles: int, rng: np.random.Generator, with_stain: bool
+    config: Config, rows: pd.DataFrame, tiles: int, rng: np.random.Generator, with_stain: bool
 ) -> None:
     """The pixels and the labels of one split's slides; of each slide one label is unknown."""
-    paths, part = Paths(config.results), f"{slides[0].rstrip('-s0123456789')}-0000"
+    paths, place = Paths(config.results), ("clinic", "default", f"{rows['split'].iloc[0]}-0000")
     pixels, labels, number = [], [], np.arange(tiles, dtype=np.int32)
-    for slide in slides:
+    for slide in rows["slide_id"]:
         odd = rng.random(tiles) < 0.5
         images = np.stack([tile_image(bool(one), rng) for one in odd])
         plain = SlidePixels(slide, number, [encode(image) for image in images])
         pixels.append(slide_pixels(slide, images) if with_stain else plain)
         known = np.where(number == 1, np.nan, odd.astype(np.float32))
         labels.append(pd.DataFrame({"slide_id": slide, "tile": number, "odd": known}))
-    place = ("clinic", "default", part)
     write_pixels(paths.pixels(*place), pixels, size_px=SIZE, mpp=0.5, settings={})
     write_labels(paths.labels(*place), pd.concat(labels), {})
 
@@ -111,7 +109,7 @@ def build(
     save_network(folder / "net", network)
     config = config_of(folder)
     for _, rows in sheet.groupby("split", sort=False):
-        write_slides(config, rows["slide_id"].tolist(), tiles, rng, with_stain)
+        write_slides(config, rows, tiles, rng, with_stain)
     for task in config.tasks:
         run_stage("folds", config, task)
     return config
