@@ -23,6 +23,7 @@ from stainssl.stores.embeddings import write_embeddings
 from stainssl.stores.pixels import open_pixels
 from stainssl.stores.tables import read_table
 from stainssl.stores.tiles import read_labels, write_labels
+from stainssl.view.contents import Contents
 from tests.stages.tuned_world import PATIENTS, SIZE, build, config_of, save_network
 
 LEARNS = {"stain_jitter": "none", "color": "none", "epochs": 20, "patience": 20}
@@ -102,6 +103,17 @@ def test_the_table_names_the_protocol_and_asks_for_no_few_shot_curve(world: Path
     assert "the network itself was trained on the task's labels" in text
     long = pd.read_csv(folder / "table.csv")
     assert set(long.query("task == 'tuned'")["head"].dropna()) == {"fine-tune", "columns"}
+
+
+def test_the_page_finds_what_the_network_says(world: Path) -> None:
+    contents = Contents(config_of(world, LEARNS))
+    try:
+        cases = contents.benchmarks.answer("tuned", "net", "fine-tune")
+        assert cases
+        found = contents.records.tile_answers("clinic")["tuned~net"]
+        assert found.parent == contents.records.paths.fine_tuned("tuned", "net")
+    finally:
+        contents.close()
 
 
 def test_labels_of_test_patients_decide_nothing(few: Path) -> None:

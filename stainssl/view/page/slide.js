@@ -147,7 +147,7 @@ class SlideView {
       { name: "grid", title: "Tile grid", there: tiles, load: async () => ({}), make: (_, o) => gridLayer(tiles, o), legend: () => this.gridLegend() },
       { name: "annotations", title: "Annotations", there: data.annotations?.length, load: async () => ({}), make: (_, o) => ringsLayer(data.annotations.flatMap((a) => a.rings), COLORS.annotations, o, true), legend: () => this.annotationLegend() },
       { name: "attention", title: "Attention", there: tiles && data.answers.length, load: (pane) => values("attention", pane ? this.beside : this.answer)(), ends: () => [0, 1], value: (f) => f.value, choose: ["answer", data.answers] },
-      { name: "probability", title: "Tile probability", there: tiles && data.tile_answers.length, load: () => values("probability", this.probe)(), ends: () => [0, 1], value: (f) => f.value, choose: ["probe", data.tile_answers.map((name) => ({ name, title: name.replace("~", ": probe on ") }))] },
+      { name: "probability", title: "Tile probability", there: tiles && data.tile_answers.length, load: () => values("probability", this.probe)(), ends: () => [0, 1], value: (f) => f.value, choose: ["probe", data.tile_answers.map((name) => ({ name, title: name.replace("~", " on ") }))] },
       { name: "hematoxylin", title: "Hematoxylin strength", there: tiles, load: values("stain"), ends: (f) => percentiles(f.hematoxylin), value: (f) => f.hematoxylin },
       { name: "eosin", title: "Eosin strength", there: tiles, load: values("stain"), ends: (f) => percentiles(f.eosin), value: (f) => f.eosin },
     ];
