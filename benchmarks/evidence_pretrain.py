@@ -31,6 +31,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "macenko-simclr": {"method": "simclr", "preprocess": True},
     "stain-invariant-no-hed": {"method": "stain-invariant", "stain_jitter": "none"},
     "stain-invariant-near": {"method": "stain-invariant", "keep": 1.0},
+    "stain-invariant-norms": {"method": "stain-invariant", "freeze_norms": True},
+    "simclr-norms": {"method": "simclr", "freeze_norms": True},
     "stain-invariant-slow": {"method": "stain-invariant", "lr": 3e-5},
     "simclr-randstainna": {"method": "simclr", "stain_jitter": "randstainna"},
 }

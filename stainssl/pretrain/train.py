@@ -67,6 +67,7 @@ class TrainSettings:
         lr_backbone: peak rate of the backbone; None: `lr`.
         layer_decay: factor of the backbone's rate from a layer to the one before.
         freeze_steps: at first, in which the backbone stays as it is; its warm-up follows them.
+        freeze_norms: whether the backbone's batch norms keep their running statistics and use them.
     """
 
     steps: int
@@ -80,6 +81,7 @@ class TrainSettings:
     lr_backbone: float | None = None
     layer_decay: float = 1.0
     freeze_steps: int = 0
+    freeze_norms: bool = False
 
 
 @dataclass(frozen=True)
@@ -174,7 +176,7 @@ class Learner(lightning.LightningModule):
         self.backbone = backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.objective, self.supervision, self.anchor = objective, supervision, anchor
         self._method, self._preprocessing, self._settings = method, preprocessing, settings
-        self._frozen_norms = frozen_norms(backbone)
+        self._frozen_norms = frozen_norms(backbone, all_of_them=settings.freeze_norms)
         speed_up(self.backbone)
 
     @property

@@ -25,18 +25,20 @@ def freeze_all_but(model: nn.Module, trained: set[str]) -> None:
         value.requires_grad_(name in trained)
 
 
-def frozen_norms(model: nn.Module) -> set[str]:
+def frozen_norms(model: nn.Module, *, all_of_them: bool = False) -> set[str]:
     """Names of the batch norms of which nothing is trained, in a network of which some is not.
 
     Their running statistics belong to their weights: they must not follow the new images.
+
+    Args:
+        all_of_them: those that are trained too: their weights learn, their statistics stay.
     """
+    norms = {name: m for name, m in model.named_modules() if isinstance(m, _BatchNorm)}
+    if all_of_them:
+        return set(norms)
     if all(value.requires_grad for value in model.parameters()):
         return set()
-    return {
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, _BatchNorm) and not any(v.requires_grad for v in module.parameters())
-    }
+    return {n for n, m in norms.items() if not any(v.requires_grad for v in m.parameters())}
 
 
 def parameter_groups(

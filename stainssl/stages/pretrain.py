@@ -303,6 +303,7 @@ def _settings(encoder: Encoder, steps_per_epoch: int) -> TrainSettings:
         lr_backbone=encoder.lr_backbone,
         layer_decay=encoder.layer_decay,
         freeze_steps=encoder.freeze_steps,
+        freeze_norms=encoder.freeze_norms,
     )
 
 
@@ -442,7 +443,8 @@ def _tuned(encoder: Encoder) -> str:
     if what == "lora":
         what += f" of rank {lora.rank}, alpha {lora.alpha:g}"
     rate = f"lr {encoder.lr_backbone or encoder.lr:g}, layer decay {encoder.layer_decay:g}"
-    return f"{what}, {rate}, frozen for {encoder.freeze_steps} steps, keep {encoder.keep:g}"
+    norms = ", norms of the given network's statistics" if encoder.freeze_norms else ""
+    return f"{what}, {rate}, frozen for {encoder.freeze_steps} steps, keep {encoder.keep:g}{norms}"
 
 
 def _write_csv(path: Path, frame: pd.DataFrame) -> None:

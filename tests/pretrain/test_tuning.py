@@ -139,7 +139,20 @@ def test_while_it_rests_the_backbone_does_not_change_and_the_head_does(tiles, tm
     assert all(norm.training for norm in module.backbone.modules() if isinstance(norm, _BatchNorm))
 
 
+def test_norms_that_keep_their_statistics_learn_their_weights(tiles, tmp_path):
+    given = dataclasses.replace(SETTINGS, freeze_norms=True)
+    module = _module(settings=given)
+    before = _state(module.backbone)
+    _fit(module, tiles, tmp_path, given)
+    changed = _changed(before, module.backbone.state_dict())
+    kept = {name for name in before if "running" in name or "num_batches" in name}
+    assert kept
+    assert changed == set(before) - kept
+    assert not any(m.training for m in module.backbone.modules() if isinstance(m, _BatchNorm))
+
+
 KINDS = {
+    "norms": {"name": "test_resnet", "settings": dataclasses.replace(SETTINGS, freeze_norms=True)},
     "last": {"name": "test_resnet", "tune": "1"},
     "lora": {"name": "test_vit", "tune": "lora"},
     "keep": {"name": "test_resnet", "keep": 2.0},
@@ -171,6 +184,7 @@ def test_norms_of_which_nothing_is_trained():
     freeze_all_but(model, last_blocks(model, 1))
     norms = {n for n, module in model.named_modules() if isinstance(module, _BatchNorm)}
     assert frozen_norms(model) == {n for n in norms if not n.startswith("layer4")}
+    assert frozen_norms(model, all_of_them=True) == norms
 
 
 def _rates(model, head, **words):

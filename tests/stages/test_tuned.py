@@ -144,7 +144,7 @@ def _encoder(**keys):
 @pytest.mark.parametrize(
     "key",
     [{"tune": "last-1"}, {"tune": "lora"}, {"lora": {"rank": 4}}, {"keep": 1.0},
-     {"lr_backbone": 1e-5}, {"layer_decay": 0.8}, {"freeze_steps": 3}],
+     {"lr_backbone": 1e-5}, {"layer_decay": 0.8}, {"freeze_steps": 3}, {"freeze_norms": True}],
     ids=str,
 )  # fmt: skip
 def test_keys_that_do_nothing_without_given_weights_are_refused(key):
@@ -176,7 +176,7 @@ def test_adapters_keys_do_not_act_without_adapters():
 @pytest.mark.parametrize(
     "key",
     [{"tune": "last-1"}, {"tune": "lora"}, {"keep": 1.0}, {"lr_backbone": 1e-5},
-     {"layer_decay": 0.8}, {"freeze_steps": 3}],
+     {"layer_decay": 0.8}, {"freeze_steps": 3}, {"freeze_norms": True}],
     ids=str,
 )  # fmt: skip
 def test_each_key_is_another_job(key):

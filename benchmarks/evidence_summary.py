@@ -1,0 +1,82 @@
+"""The figures on real tiles in one table: for the README and the head of docs/results.md.
+
+    python -m benchmarks.evidence_summary
+
+Every number is of `docs/evidence/amibr.json`, `confounded.json` and `fan.json`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from benchmarks.evidence_table import RESULTS, span, table
+from stainssl.stores.atomic import write_text
+from tools.pages import between
+
+REPO = RESULTS.parent.parent
+PAGES = RESULTS, REPO / "README.md"
+MARKS = "<!-- real tiles: generated -->", "<!-- real tiles: end -->"
+NOTHING = "–"
+# Row → its encoder at a site never seen, where the label goes with the site, and under nine stains.
+ROWS: dict[str, tuple[str, str, str]] = {
+    "ImageNet, frozen": ("imagenet", "imagenet", "imagenet"),
+    "Macenko in front of it": ("macenko", "macenko", "macenko"),
+    "Reinhard in front of it": ("reinhard", "reinhard", "reinhard"),
+    "continued by SimCLR": ("simclr-without", "simclr-all", "simclr-all"),
+    "continued by `stain-invariant`": (
+        "stain-invariant-without", "stain-invariant-all", "stain-invariant-all",
+    ),
+    "the same, a tenth of the rate": ("", "stain-invariant-slow-all", "stain-invariant-slow-all"),
+    "the same, held near ImageNet": ("", "stain-invariant-near-all", "stain-invariant-near-all"),
+    "Macenko in front of `stain-invariant`": (
+        "macenko-stain-invariant-without", "macenko-stain-invariant-all",
+        "macenko-stain-invariant-all",
+    ),
+    "random weights": ("random", "random", "random"),
+    "color alone": ("color", "color", "color"),
+}  # fmt: skip
+HEAD = (
+    "EfficientNet-lite0, 64 px", "label at a site never seen, AUROC",
+    "label that goes with the site, AUROC", "site told (chance 0.2)",
+    "same field under another stain, top-1",
+)  # fmt: skip
+
+
+def load() -> dict[str, dict[str, Any]]:
+    """Record → its encoders."""
+    folder = REPO / "docs" / "evidence"
+    names = ("amibr", "confounded", "fan")
+    return {
+        n: json.loads((folder / f"{n}.json").read_text(encoding="utf-8"))["encoders"] for n in names
+    }
+
+
+def _cells(made: Mapping[str, Mapping[str, Any]], keys: tuple[str, str, str]) -> list[str]:
+    unseen, confounded, fan = (
+        made[record].get(key) for record, key in zip(made, keys, strict=True)
+    )
+    return [
+        span(unseen["mean"]["auroc"]) if unseen else NOTHING,
+        *(span(confounded[key]) if confounded else NOTHING for key in ("auroc", "site")),
+        span(fan["top1"]["mean"]) if fan else NOTHING,
+    ]
+
+
+def section(made: Mapping[str, Mapping[str, Any]]) -> str:
+    """The table: rows that no record has are left out."""
+    rows = [[name, *_cells(made, keys)] for name, keys in ROWS.items()]
+    return "\n".join(table(HEAD, [row for row in rows if set(row[1:]) != {NOTHING}]))
+
+
+def main() -> None:
+    """Write the table into both pages."""
+    text = f"\n\n{section(load())}\n"
+    for page in PAGES:
+        write_text(page, between(page.read_text(encoding="utf-8"), MARKS, text))
+
+
+if __name__ == "__main__":
+    main()
