@@ -208,7 +208,10 @@ def measure(given: argparse.Namespace) -> None:
 
 
 def described_source(source: str) -> str:
-    """A source without the folder of its file, which is of one machine."""
+    """A source without the folder of its file, which is of one machine; of a model, its encoder."""
+    before, is_folder, folder = source.partition("local-dir:")
+    if is_folder:
+        return f"{before}{Path(folder).parent.name}"
     name, at, file = source.partition("@")
     return f"{name}{at}{Path(file).name}"
 

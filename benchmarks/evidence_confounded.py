@@ -168,6 +168,7 @@ def record(runs: Mapping[str, Mapping[str, Estimates]]) -> dict[str, Any]:
 def section(made: Mapping[str, Any]) -> str:
     """The section between the two marks."""
     order = sorted(made["encoders"], key=lambda name: -made["encoders"][name]["auroc"]["value"])
+    pairs = made["differences"]["auroc"]
     head = ["encoder", "seeds", "AUROC, mean of both ways",
             *(f"atypical mostly of `{way}`" for way in WAYS), "site told (chance 0.2)"]  # fmt: skip
     rows = [
@@ -178,10 +179,11 @@ def section(made: Mapping[str, Any]) -> str:
     lines = [
         f"{made['cases']} cases, {made['tiles']:,} tiles, networks at {made['input_size']} px; "
         f"95 % intervals over cases, {RESAMPLES:,} resamples. Below 0.5 the probe answers by the "
-        "site.",
+        f"site. Corrected over {len(pairs)} pairs of encoders, so many resamples give no p-value "
+        f"below {2 / RESAMPLES * len(pairs):.3f}.",
         "",
         *table(head, rows),
-        *evidence_table.pairs(order, made["differences"]["auroc"], "AUROC, paired"),
+        *evidence_table.pairs(order, pairs, "AUROC, paired"),
     ]
     return "\n".join(lines)
 
