@@ -29,7 +29,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 from benchmarks import evidence_table
 from benchmarks.evidence_amibr import LABEL, Embedder, Vectors, described_source, read_tiles
-from benchmarks.evidence_table import Estimates, Seeds, by_encoder, figure, mean_of, span, table
+from benchmarks.evidence_table import Estimates, Seeds, by_encoder, mean_of, share, span, table
 from stainssl.evaluation.metrics import estimate
 from stainssl.evaluation.predictions import read_scored
 from stainssl.evaluation.probe import linear_probe
@@ -153,9 +153,9 @@ def record(runs: Mapping[str, Mapping[str, Estimates]]) -> dict[str, Any]:
     encoders = {
         name: {
             "seeds": len(found),
-            "auroc": figure(mean_of(found)),
-            **{way: figure(mean_of(found, way)) for way in WAYS},
-            SITE: figure(mean_of(seeds[SITE][name])),
+            "auroc": share(mean_of(found)),
+            **{way: share(mean_of(found, way)) for way in WAYS},
+            SITE: share(mean_of(seeds[SITE][name])),
         }
         for name, found in seeds["auroc"].items()
     }

@@ -85,6 +85,12 @@ def figure(found: Estimate) -> dict[str, float]:
     return {"value": round(found.value, 4), "low": round(low, 4), "high": round(high, 4)}
 
 
+def share(found: Estimate) -> dict[str, float]:
+    """A figure between 0 and 1: limits over few seeds may lie beyond."""
+    made = figure(found)
+    return made | {"low": max(made["low"], 0.0), "high": min(made["high"], 1.0)}
+
+
 def record(runs: Runs, described: Mapping[str, Any], resamples: int) -> dict[str, Any]:
     """What has been measured, as JSON.
 
@@ -107,9 +113,9 @@ def record(runs: Runs, described: Mapping[str, Any], resamples: int) -> dict[str
     encoders = {
         name: {
             "seeds": len(seeds),
-            "mean": {m: figure(mean_of(found[name])) for m, found in estimates.items()},
+            "mean": {m: share(mean_of(found[name])) for m, found in estimates.items()},
             "sites": {
-                m: {site: figure(mean_of(found[name], site)) for site in sites}
+                m: {site: share(mean_of(found[name], site)) for site in sites}
                 for m, found in estimates.items()
             },
             **described[seeds[0]],
