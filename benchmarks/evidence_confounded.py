@@ -34,7 +34,7 @@ from stainssl.evaluation.metrics import estimate
 from stainssl.evaluation.predictions import read_scored
 from stainssl.evaluation.probe import linear_probe
 from stainssl.stores.atomic import write_text
-from tools.pages import between
+from tools.pages import fill
 
 MARKS = "<!-- confounded: generated -->", "<!-- confounded: end -->"
 WAYS = ("midog", "tupac")  # the group that most atypical tiles of a training part are of
@@ -213,10 +213,8 @@ def main(words: Sequence[str] | None = None) -> None:
     if given.verb == "measure":
         write_text(given.json, json.dumps(measure(given), indent=1) + "\n")
         return
-    page = evidence_table.RESULTS
     made = json.loads(given.json.read_text(encoding="utf-8"))
-    text = page.read_text(encoding="utf-8")
-    write_text(page, between(text, MARKS, f"\n\n{section(made)}\n"))
+    fill(evidence_table.RESULTS, MARKS, f"\n\n{section(made)}\n")
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ from benchmarks.evidence_amibr import Embedder, described_source, normalized, pr
 from benchmarks.evidence_table import RESULTS, add_docs_verb, log_to_terminal, span, table
 from stainssl.evaluation.robustness import mean_figure, unit_length
 from stainssl.stores.atomic import replacing, write_text
-from tools.pages import between
+from tools.pages import between, fill
 
 log = logging.getLogger("evidence_fan")
 REPO = Path(__file__).resolve().parent.parent
@@ -212,7 +212,7 @@ def main(words: Sequence[str] | None = None) -> None:
         draw(*read_tiles(given.tiles), PICTURE)
     else:
         made = json.loads(given.json.read_text(encoding="utf-8"))
-        write_text(RESULTS, with_section(RESULTS.read_text(encoding="utf-8"), made))
+        fill(RESULTS, MARKS, f"\n\n{section(made)}\n")
 
 
 if __name__ == "__main__":

@@ -12,8 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from benchmarks.evidence_table import RESULTS, span, table
-from stainssl.stores.atomic import write_text
-from tools.pages import between
+from tools.pages import fill
 
 REPO = RESULTS.parent.parent
 PAGES = RESULTS, REPO / "README.md"
@@ -76,7 +75,7 @@ def main() -> None:
     """Write the table into both pages."""
     text = f"\n\n{section(load())}\n"
     for page in PAGES:
-        write_text(page, between(page.read_text(encoding="utf-8"), MARKS, text))
+        fill(page, MARKS, text)
 
 
 if __name__ == "__main__":

@@ -18,8 +18,7 @@ from stainssl.evaluation.compare import holm
 from stainssl.evaluation.intervals import Estimate, combine, p_value, with_seeds
 from stainssl.evaluation.metrics import estimate, patient_weights
 from stainssl.evaluation.predictions import read_scored
-from stainssl.stores.atomic import write_text
-from tools.pages import between
+from tools.pages import between, fill
 
 RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results.md"
 MARKS = START, END = "<!-- amibr: generated -->", "<!-- amibr: end -->"
@@ -258,7 +257,7 @@ def with_section(text: str, made: Mapping[str, Any]) -> str:
 
 def write_section(made: Mapping[str, Any], page: Path = RESULTS) -> None:
     """Write the section into the page."""
-    write_text(page, with_section(page.read_text(encoding="utf-8"), made))
+    fill(page, MARKS, f"\n\n{section(made)}\n")
 
 
 # --- the command line -----------------------------------------------------------------------------

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from stainssl.stores.atomic import write_text
+
 
 def between(page: str, marks: tuple[str, str], text: str) -> str:
     """A page with a text in place of what stood between its two marks."""
@@ -9,3 +13,8 @@ def between(page: str, marks: tuple[str, str], text: str) -> str:
     before, _, rest = page.partition(start)
     _, _, after = rest.partition(end)
     return f"{before}{start}{text}{end}{after}"
+
+
+def fill(page: Path, marks: tuple[str, str], text: str) -> None:
+    """Write a text into a page, in place of what stood between its two marks."""
+    write_text(page, between(page.read_text(encoding="utf-8"), marks, text))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import combinations
 from pathlib import Path
 
@@ -108,7 +108,7 @@ def outside_problems(config: Config, name: str, root_key: str, outside_key: str)
 def _task_problems(config: Config, name: str, task: Task) -> Iterator[str]:
     for cohort_name in task.cohorts:
         cohort = config.cohorts[cohort_name]
-        frame = read_sheet(config, cohort_name)
+        frame, source = read_sheet(config, cohort_name), source_of(config, cohort_name)
         if task.level == "tile" and cohort.kind == "slides":
             if cohort.annotations is None:
                 yield (
@@ -116,27 +116,25 @@ def _task_problems(config: Config, name: str, task: Task) -> Iterator[str]:
                     f"cohorts.{cohort_name}.annotations, a pattern with {{slide_id}}."
                 )
         else:
-            yield from _absent_columns(task, name, frame, source_of(config, cohort_name))
-        for column in task.clinical:
-            if column not in frame:
-                yield (
-                    f"tasks.{name}.clinical: {source_of(config, cohort_name)} has no column "
-                    f"{column!r}{nearest(column, list(frame.columns))}"
-                )
-        for column in (*task.split.stratify, task.split.group):
-            if column not in (*task.label_columns.values(), *frame):
-                yield (
-                    f"tasks.{name}.split: {source_of(config, cohort_name)} has no column "
-                    f"{column!r}{nearest(column, list(frame.columns))}"
-                )
+            yield from _absent(f"tasks.{name}", task.label_columns.items(), frame, source)
+        of_label = task.label_columns.values()
+        split = [c for c in (*task.split.stratify, task.split.group) if c not in of_label]
+        others = [*(("clinical", c) for c in task.clinical), *(("split", c) for c in split)]
+        yield from _absent(f"tasks.{name}", others, frame, source)
 
 
-def _absent_columns(task: Task, name: str, frame: pd.DataFrame, source: str) -> Iterator[str]:
-    """Columns of a task's label that a sheet does not have."""
-    for key, column in task.label_columns.items():
+def _absent(
+    task: str, asked: Iterable[tuple[str, str]], frame: pd.DataFrame, source: str
+) -> Iterator[str]:
+    """A sentence for each column that a key of a task names and a sheet does not have.
+
+    Args:
+        asked: keys with their columns.
+    """
+    for key, column in asked:
         if column not in frame:
             yield (
-                f"tasks.{name}.{key}: {source} has no column "
+                f"{task}.{key}: {source} has no column "
                 f"{column!r}{nearest(column, list(frame.columns))}"
             )
 
@@ -147,7 +145,7 @@ def _external_problems(config: Config, name: str, task: Task) -> Iterator[str]:
     for cohort in task.external:
         frame = read_sheet(config, cohort)
         source = f"{source_of(config, cohort)} (external)"
-        absent = list(_absent_columns(task, name, frame, source))
+        absent = list(_absent(f"tasks.{name}", task.label_columns.items(), frame, source))
         yield from absent or _external_words(config, name, cohort)
         if both := sorted(own & set(frame["patient_id"])):
             yield (

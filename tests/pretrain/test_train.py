@@ -16,9 +16,9 @@ from stainssl.encoders.loading import new_backbone, vector_length
 from stainssl.errors import StainsslError
 from stainssl.pretrain import checkpoints, train, watch
 from stainssl.pretrain.checkpoints import CHECKPOINT, usable_checkpoint
-from stainssl.pretrain.data import Batch, TrainTiles
+from stainssl.pretrain.data import Batch
 from stainssl.pretrain.lock import LOCK, training_lock
-from stainssl.pretrain.methods import Recipe, SimClr
+from stainssl.pretrain.methods import Recipe
 from stainssl.pretrain.objectives import OBJECTIVES
 from stainssl.pretrain.train import (
     Learner,
@@ -29,8 +29,12 @@ from stainssl.pretrain.train import (
     fit,
     learning_rate,
 )
-from stainssl.stores.pixels import open_pixels
-from tests.pretrain.world import BACKBONE, images, write_part
+from tests.pretrain.world import (
+    BACKBONE,
+    Interrupted,
+    Stopped,
+    tiles_of_two_sites,
+)
 
 SETTINGS = TrainSettings(
     steps=7, lr=1e-3, weight_decay=1e-4, checkpoint_seconds=1e9, checkpoint_steps=2
@@ -39,24 +43,7 @@ SETTINGS = TrainSettings(
 
 @pytest.fixture(scope="module")
 def tiles(tmp_path_factory):
-    path = tmp_path_factory.mktemp("tiles") / "part.zarr"
-    write_part(path, {"a0": images(13, "a", 0), "b0": images(12, "b", 1)})
-    return TrainTiles([open_pixels(path)])
-
-
-class Stopped(Exception):
-    """Stands for a job that is killed."""
-
-
-class Interrupted(SimClr):
-    """SimCLR that is killed at a step."""
-
-    stop_at = -1
-
-    def views(self, batch, step):
-        if step == self.stop_at:
-            raise Stopped
-        return super().views(batch, step)
+    return tiles_of_two_sites(tmp_path_factory.mktemp("tiles"))
 
 
 def _module(settings=SETTINGS, stop_at=-1, loss="nt-xent", queue=0, supervision=None):

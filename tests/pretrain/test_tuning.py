@@ -12,14 +12,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from stainssl.encoders.blocks import adaptable, last_blocks
 from stainssl.encoders.loading import vector_length
-from stainssl.pretrain.data import TrainTiles
 from stainssl.pretrain.lora import adapt
-from stainssl.pretrain.methods import Recipe, SimClr
+from stainssl.pretrain.methods import Recipe
 from stainssl.pretrain.objectives import OBJECTIVES
 from stainssl.pretrain.train import Learner, Preprocessing, TrainSettings, fit
 from stainssl.pretrain.tuning import Anchor, freeze_all_but, frozen_norms, parameter_groups
-from stainssl.stores.pixels import open_pixels
-from tests.pretrain.world import images, write_part
+from tests.pretrain.world import Interrupted, Stopped, tiles_of_two_sites
 
 SETTINGS = TrainSettings(
     steps=6, lr=1e-2, weight_decay=1e-2, checkpoint_seconds=1e9, checkpoint_steps=2
@@ -28,24 +26,7 @@ SETTINGS = TrainSettings(
 
 @pytest.fixture(scope="module")
 def tiles(tmp_path_factory):
-    path = tmp_path_factory.mktemp("tiles") / "part.zarr"
-    write_part(path, {"a0": images(13, "a", 0), "b0": images(12, "b", 1)})
-    return TrainTiles([open_pixels(path)])
-
-
-class Stopped(Exception):
-    """Stands for a job that is killed."""
-
-
-class Interrupted(SimClr):
-    """SimCLR that is killed at a step."""
-
-    stop_at = -1
-
-    def views(self, batch, step):
-        if step == self.stop_at:
-            raise Stopped
-        return super().views(batch, step)
+    return tiles_of_two_sites(tmp_path_factory.mktemp("tiles"))
 
 
 def _network(name="test_resnet"):

@@ -8,11 +8,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from torch import Tensor
 
 from stainssl.config import Config, parse
 from stainssl.paths import Paths
+from stainssl.pretrain.data import Batch, TrainTiles
+from stainssl.pretrain.methods import SimClr
 from stainssl.stain import StainProfile, estimate
-from stainssl.stores.pixels import SlidePixels, encode, write_pixels
+from stainssl.stores.pixels import SlidePixels, encode, open_pixels, write_pixels
 from stainssl.stores.tiles import write_tiles
 from tests.stain.synthetic import tile
 
@@ -103,3 +106,24 @@ def cohort(folder: Path, counts: tuple[int, ...] = (12, 11, 10, 9), **recipe: ob
     tables = [tile_table(slide_id, len(tiles)) for slide_id, tiles in slides.items()]
     write_tiles(paths.tiles("small", "default", "train-0000"), pd.concat(tables), {})
     return config
+
+
+def tiles_of_two_sites(folder: Path) -> TrainTiles:
+    """13 tiles of one slide and 12 of another, each of its own site."""
+    write_part(folder / "part.zarr", {"a0": images(13, "a", 0), "b0": images(12, "b", 1)})
+    return TrainTiles([open_pixels(folder / "part.zarr")])
+
+
+class Stopped(Exception):
+    """Stands for a job that is killed."""
+
+
+class Interrupted(SimClr):
+    """SimCLR that is killed at a step."""
+
+    stop_at = -1
+
+    def views(self, batch: Batch, step: int) -> tuple[Tensor, Tensor]:
+        if step == self.stop_at:
+            raise Stopped
+        return super().views(batch, step)
