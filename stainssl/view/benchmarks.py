@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from stainssl.errors import StainsslError
 from stainssl.evaluation.kinds import labels_of
@@ -118,6 +119,7 @@ class Benchmarks:
             predicted=names[scored.predicted],
             p_truth=truth,
             p_last=scored.p[:, -1],
+            called_from=called_from(scored),
             wrong=scored.predicted != scored.y,
         )
         cases = table.iloc[order]
@@ -155,6 +157,23 @@ class Benchmarks:
         cohorts = [found[0][0] if found else "" for found in places]
         shown = sample[told].assign(x=x.astype(float), y=y.astype(float), cohort=cohorts)
         return {"task": str(task), "columns": columns(shown)}
+
+
+def called_from(scored: ScoredUnits) -> NDArray[np.float64]:
+    """Where on the ROC curve each unit begins to be called the last class.
+
+    Returns:
+        (N,) false positive rate: the share of the other classes' units of the same fold that are
+        given as high a probability at least, mean over repeats; NaN where a fold has none.
+    """
+    rates = np.full((len(scored.y), len(scored.folds)), np.nan)
+    for column, fold in enumerate(scored.folds):
+        p, others = fold.p[:, -1], scored.y[fold.unit] < len(scored.classes) - 1
+        if others.any():
+            higher = np.searchsorted(np.sort(p[others]), p, side="left")
+            rates[fold.unit, column] = 1 - higher / others.sum()
+    told = np.isfinite(rates).sum(axis=1)
+    return np.where(told > 0, np.nansum(rates, axis=1) / np.maximum(told, 1), np.nan)
 
 
 def calibration(scored: ScoredUnits) -> pd.DataFrame:

@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stainssl.config import Benchmark
-from stainssl.evaluation.predictions import ScoredUnits
+from stainssl.evaluation.predictions import FoldScores, ScoredUnits
 from stainssl.stores.embeddings import open_embeddings
 from stainssl.stores.tables import write_table
-from stainssl.view.benchmarks import calibration
+from stainssl.view.benchmarks import called_from, calibration
 from stainssl.view.contents import Contents
 from tests.stages.trained import Trained
 from tests.view.conftest import Served, Tab, inaccessible
@@ -98,6 +98,22 @@ def test_an_answer_that_is_not_there_is_told(compared: Contents) -> None:
     assert "missing" in compared.data("answer", "slide", "enc", "linear")["problem"]
 
 
+@given(st.lists(st.tuples(st.floats(0, 1), st.booleans()), min_size=1, max_size=40))
+def test_cases_of_a_point_make_its_rates(units: list[tuple[float, bool]]) -> None:
+    p, y = (np.asarray(values) for values in zip(*units, strict=True))
+    both, patient = np.stack([1 - p, p], 1), np.arange(len(p))
+    fold = FoldScores(0, patient, both)
+    scored = ScoredUnits(y.astype(np.int64), both, patient, ("0", "1"), (fold,))
+    found = called_from(scored)
+    if y.all():
+        assert np.isnan(found).all()
+        return
+    for rate in np.unique(found):  # each is a threshold: who is called lies above all others
+        called = found <= rate
+        assert called[~y].mean() == pytest.approx(rate) or called[~y].mean() <= rate
+        assert p[called].min() >= p[~called].max(initial=0.0) or called.all()
+
+
 @given(st.lists(st.tuples(st.floats(0, 1), st.booleans()), min_size=1, max_size=80))
 def test_calibration_counts_everyone_once(units: list[tuple[float, bool]]) -> None:
     p, y = (np.asarray(values) for values in zip(*units, strict=True))
@@ -110,6 +126,7 @@ def test_calibration_counts_everyone_once(units: list[tuple[float, bool]]) -> No
 
 
 def test_page_of_a_benchmark(tab: Tab, page: None, compared: Contents) -> None:
+    cases = compared.data("answer", "patient", "enc", "abmil")["cases"]
     with Served(compared) as server:
         tab.open(f"{server.address}#benchmark/main")
         rows = tab.page.locator("table.slides tbody tr")
@@ -123,6 +140,9 @@ def test_page_of_a_benchmark(tab: Tab, page: None, compared: Contents) -> None:
         point.click()
         tab.page.get_by_text("Cases given").wait_for()
         tab.page.get_by_role("button", name="Show all cases").click()
+        tab.page.locator("figure").first.locator("circle.active").last.click()
+        tab.page.get_by_text("at a false positive rate of 1").wait_for()
+        assert tab.page.locator(".cases tbody tr").count() == len(cases["truth"])
         tab.page.get_by_label("Encoder").select_option("enc")
         tab.page.locator("circle.dot").first.wait_for()
         assert tab.page.locator("circle.dot").count() == TILES

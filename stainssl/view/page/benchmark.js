@@ -8,6 +8,21 @@ function rounded(value) {
   return value === null ? "–" : value.toFixed(2);
 }
 
+// The cases that are called the last class at a point of the ROC curve.
+function calledAt(found, point) {
+  const { fpr } = found.roc;
+  const from = found.cases.called_from;
+  const has = (i) => from[i] !== null && from[i] <= fpr[point] + 1e-9;
+  return { title: `Cases called ${found.classes.at(-1)} at a false positive rate of ${shown(fpr[point], 2)}`, has };
+}
+
+// The cases of one bin of the calibration.
+function givenIn(found, bin) {
+  const { low, high } = found.calibration;
+  const p = found.cases.p_last;
+  return { title: `Cases given ${shown(low[bin], 2)} to ${shown(high[bin], 2)}`, has: (i) => p[i] >= low[bin] && p[i] <= high[bin] };
+}
+
 class BenchmarkView {
   constructor(name, data, query) {
     this.name = name;
@@ -124,22 +139,20 @@ class BenchmarkView {
       return;
     }
     const label = `class ${found.classes.at(-1)}`;
-    const plots = found.roc ? [rocPlot(found.roc, label)] : [];
     const cases = el("div");
-    const list = (bin) => cases.replaceChildren(this.cases(found, key, bin, () => list(null)));
-    plots.push(calibrationPlot(found.calibration, label, list));
+    const list = (some) => cases.replaceChildren(this.cases(found, key, some, () => list(null)));
+    const plots = found.roc ? [rocPlot(found.roc, label, (i) => list(calledAt(found, i)))] : [];
+    plots.push(calibrationPlot(found.calibration, label, (bin) => list(givenIn(found, bin))));
     list(null);
     this.behind.replaceChildren(title, el("div", { class: "plots" }, ...plots), cases);
     title.scrollIntoView({ block: "start" });
     title.focus({ preventScroll: true });
   }
 
-  // All cases, or those of one bin of the calibration.
-  cases(found, answer, bin, all) {
+  // All cases, or those that a point of a curve stands for: `{title, has(i)}`.
+  cases(found, answer, some, all) {
     const c = found.cases;
-    const { low, high } = found.calibration;
-    const inBin = (i) => bin === null || (c.p_last[i] >= low[bin] && c.p_last[i] <= high[bin]);
-    const chosen = c.truth.map((_, i) => i).filter(inBin);
+    const chosen = c.truth.map((_, i) => i).filter((i) => some === null || some.has(i));
     const wrong = chosen.filter((i) => c.wrong[i]).length;
     const names = ["patient_id", "site", "truth", "predicted"];
     const heads = [...names.map(titleOf), "p of the truth", "slides"].map((text) => el("th", { scope: "col", text }));
@@ -147,9 +160,9 @@ class BenchmarkView {
     const rows = chosen.map((i) => el("tr", { class: c.wrong[i] ? "wrong" : null },
       ...names.map((name) => el("td", { text: shown(c[name][i]) })), el("td", { class: "number", text: shown(c.p_truth[i], 2) }),
       el("td", {}, ...this.links(found, i, answer))));
-    const of = bin === null ? "Cases, the worst first" : `Cases given ${shown(low[bin], 2)} to ${shown(high[bin], 2)}`;
+    const of = some === null ? "Cases, the worst first" : some.title;
     const said = el("h3", { text: `${of}: ${shown(rows.length)} of ${shown(found.units)}, ${shown(wrong)} wrong` });
-    const back = bin === null ? null : el("button", { type: "button", text: "Show all cases", onclick: all });
+    const back = some === null ? null : el("button", { type: "button", text: "Show all cases", onclick: all });
     const table = el("table", { class: "slides" }, el("thead", {}, el("tr", {}, ...heads)), el("tbody", {}, ...rows));
     return el("div", {}, said, back, el("div", { class: "cases", tabindex: "0", role: "region", "aria-label": "Cases" }, table));
   }

@@ -70,12 +70,13 @@ class UnitPlot {
   }
 }
 
-function rocPlot(roc, label) {
+// `act(i)`: a click on a point.
+function rocPlot(roc, label, act) {
   const plot = new UnitPlot(`ROC, ${label}`, "false positive rate", "sensitivity");
   plot.band(roc.fpr, roc.low, roc.high);
   plot.line(roc.fpr, roc.tpr);
   const bounds = (i) => (roc.low[i] === null ? "" : ` (${shown(roc.low[i], 2)}–${shown(roc.high[i], 2)})`);
-  plot.points(roc.fpr, roc.tpr, (i) => `false positive rate ${shown(roc.fpr[i], 2)}: sensitivity ${shown(roc.tpr[i], 2)}${bounds(i)}`, 0);
+  plot.points(roc.fpr, roc.tpr, (i) => `false positive rate ${shown(roc.fpr[i], 2)}: sensitivity ${shown(roc.tpr[i], 2)}${bounds(i)}; a click shows who is called`, 0, act);
   return plot.element;
 }
 
