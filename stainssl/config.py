@@ -252,6 +252,8 @@ class Lora(Adapters):
 
 DEFAULT_BACKBONE = "resnet50"
 REFERENCE = "reference"  # of `preprocess`: the normalizer's published profile
+EACH = "each"  # of `preprocess`: the stains that `target` chooses
+EACH_POLICIES = ("spread", "medoid", "fixed")  # of a few stains, and always the same
 TUNE = re.compile(r"full|lora|last-([1-9]\d*)")
 StainJitterKind = Literal["none", "hed", "randstainna", "mix"]
 ColorKind = Literal["none", "weak", "strong"]
@@ -300,8 +302,9 @@ class Encoder(Model):
     views: Literal["one", "same", "different"] = "one"  # which views are normalized
     stain_probability: Share = 1.0  # that a view which is to be normalized is
     # Normalize every tile first: true: to the mean of `train`'s; of given weights also `reference`
-    # (the published profile of the normalizer), or a file (target.json, stain.json).
-    preprocess: bool | str = False
+    # (the published profile of the normalizer), a file (target.json, stain.json), or several
+    # stains, over which vectors are averaged: a list of these, or each (of `target`'s).
+    preprocess: bool | str | Annotated[list[str], Field(min_length=1)] = False
     geometry: Geometry = Geometry()
     color: ColorKind = "weak"  # jitter beside the stain target
     stain_jitter: StainJitterKind = "hed"  # before color jitter
@@ -390,6 +393,13 @@ class Encoder(Model):
                 "preprocess: true is the mean stain of the tiles of 'train: {cohorts: [...]}': give"
                 f" it, or preprocess: {REFERENCE}, or a file of a profile"
             )
+        chooses = self.train is not None and self.target.policy in EACH_POLICIES
+        if self.preprocess == EACH and not chooses:
+            raise ValueError(
+                f"preprocess: {EACH} averages over the stains that 'target' chooses of the tiles of"
+                " 'train': give 'train: {cohorts: [...]}' and 'target: {policy: spread, count: 4}',"
+                " or policy medoid or fixed"
+            )
 
     def _stain_is_changed_once(self) -> None:
         if self.method == "stain-invariant" and self.preprocess:
@@ -423,7 +433,20 @@ class Encoder(Model):
     @property
     def needs_target(self) -> bool:
         """Whether tiles are normalized to a target that is chosen here."""
-        return self.method == "stain-invariant" or self.preprocess is True
+        return self.method == "stain-invariant" or self.preprocess in (True, EACH)
+
+    @property
+    def averages_stains(self) -> bool:
+        """Whether a vector is the mean over several stains of its tile."""
+        return self.preprocess == EACH or isinstance(self.preprocess, list)
+
+    @property
+    def named_stains(self) -> list[str]:
+        """`reference` and the files that `preprocess` names; none where `target` chooses."""
+        if not self.preprocess or self.needs_target:
+            return []
+        given = self.preprocess
+        return given if isinstance(given, list) else [str(given)]
 
     @property
     def normalizers(self) -> list[str]:
@@ -831,6 +854,11 @@ def _untunable(config: Config, name: str) -> Iterator[str]:
             yield (
                 f"benchmarks.{name}.encoders: {key!r} is imported features, there is no network"
                 f" that tasks.{tuned[0]} could fine-tune: give them two benchmarks."
+            )
+        if tuned and encoder.averages_stains:
+            yield (
+                f"benchmarks.{name}.encoders: preprocess of {key!r} averages over several stains,"
+                f" and tasks.{tuned[0]} fine-tunes on one: give them two benchmarks."
             )
         restaining = [t for t in tuned if config.tasks[t].fine_tune.consistency]
         if restaining and encoder.preprocess:

@@ -127,9 +127,9 @@ def _standard(encoder: Encoder) -> Iterator[str]:
     own = Path((encoder.weights or "").removeprefix(LOCAL)) / STANDARD
     if encoder.preprocess and own.is_file():
         yield f"{own} is what tiles are normalized to already: leave it out."
-    if isinstance(encoder.preprocess, str) and encoder.preprocess != REFERENCE:
+    for name in encoder.named_stains:
         try:
-            standard(encoder.normalizers[0], Path(encoder.preprocess))
+            standard(encoder.normalizers[0], None if name == REFERENCE else Path(name))
         except StainsslError as error:
             yield str(error)
 

@@ -6,7 +6,7 @@ import difflib
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -43,7 +43,8 @@ class LoadedEncoder:
         mean, std: (1, 3, 1, 1), of RGB in [0, 1].
         interpolation: `bilinear` or `bicubic`.
         device: where the network is.
-        standard: the stain that tiles are normalized to first; None: they are taken as they are.
+        standard: the stain that tiles are normalized to first, or K stains, over which vectors are
+            averaged; None: tiles are taken as they are.
         resize_px: side that tiles are resized to first, of which the middle is seen; None: the
             whole tile is seen.
         weights_sha256: of the network's tensors.
@@ -70,7 +71,11 @@ class LoadedEncoder:
         Returns:
             (B, D) float32 on the encoder's device.
         """
-        pixels = self.prepared(self.standardised(images.to(self.device)).float().div(255))
+        stained = self._stained(images.to(self.device))
+        return torch.stack([self._vectors(one) for one in stained]).mean(0)
+
+    def _vectors(self, images: Tensor) -> Tensor:
+        pixels = self.prepared(images.float().div(255))
         # Half precision as float16: bfloat16's eight bits would change vectors by a hundredth.
         with torch.autocast(self.device.type, torch.float16, enabled=self.device.type == "cuda"):
             vectors = self.model(pixels).float()
@@ -113,12 +118,24 @@ class LoadedEncoder:
         return 2.0 ** -round(math.log2(size))
 
     def standardised(self, images: Tensor) -> Tensor:
-        """The images in the standard's stain; those whose own cannot be told stay as they are."""
+        """The images in the standard's stain; those whose own cannot be told stay as they are.
+
+        Raises:
+            ValueError: there are several stains.
+        """
+        [stained] = self._stained(images)
+        return stained
+
+    def _stained(self, images: Tensor) -> Iterator[Tensor]:
+        """The images in each of the standard's stains."""
         if self.standard is None:
-            return images
+            yield images
+            return
         own = estimate(images, self.standard.method)
-        changed = normalize(images, own, self.standard)
-        return torch.where(own.valid[:, None, None, None], changed, images)
+        targets = self.standard.batched()
+        for number in range(len(targets)):
+            changed = normalize(images, own, targets[number])
+            yield torch.where(own.valid[:, None, None, None], changed, images)
 
 
 def load(
@@ -137,7 +154,8 @@ def load(
             without code in it).
         device: where it runs.
         input_size: side in px that the network sees, where not its own.
-        standard: the stain that tiles are normalized to first, where the folder has none.
+        standard: the stain that tiles are normalized to first, or several, where the folder has
+            none.
 
     Raises:
         StainsslError: no such folder or name, weights that do not fit or cannot be had, a network

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from stainssl.cohort import PART, part_names, part_rows, parts, read_sheet, train_parts
-from stainssl.config import REFERENCE, Config, Encoder, Run, Target, Task, Train
+from stainssl.config import EACH, REFERENCE, Config, Encoder, Run, Target, Task, Train
 from stainssl.encoders.weights import LOCAL, SAMPLES, identity
 from stainssl.errors import StainsslError
 from stainssl.evaluation.kinds import labels_of
@@ -227,11 +227,14 @@ class Standard:
 
     Attributes:
         normalizer: by which.
-        file: of the profile, or of the target whose mean it is; None: the published reference.
+        files: of the profile, or of the target whose mean it is; None: the published reference.
+        is_averaged: whether vectors are the mean over all stains in these files, which may be
+            several, a target's being those that it chose.
     """
 
     normalizer: str
-    file: Path | None
+    files: tuple[Path | None, ...]
+    is_averaged: bool = False
 
 
 def standard_of(config: Config, name: str) -> Standard | None:
@@ -239,10 +242,11 @@ def standard_of(config: Config, name: str) -> Standard | None:
     encoder = config.run(name).encoder
     if encoder.weights is None or not encoder.preprocess:
         return None
-    file = Path(str(encoder.preprocess)) if encoder.preprocess != REFERENCE else None
-    if encoder.preprocess is True:
-        file = Paths(config.results).target(name)
-    return Standard(encoder.normalizers[0], file)
+    if encoder.needs_target:
+        files: tuple[Path | None, ...] = (Paths(config.results).target(name),)
+    else:
+        files = tuple(None if t == REFERENCE else Path(t) for t in encoder.named_stains)
+    return Standard(encoder.normalizers[0], files, encoder.averages_stains)
 
 
 def given_identity(encoder: Encoder) -> str:
@@ -251,10 +255,16 @@ def given_identity(encoder: Encoder) -> str:
     found = identity(encoder.weights, encoder.given_size)
     if not encoder.preprocess:
         return found
-    to = "the mean of train" if encoder.preprocess is True else encoder.preprocess
-    file = Path(to)
-    content = f" {content_key(file, SAMPLES).hex()[:16]}" if file.is_file() else ""
-    return f"{found} normalized by {encoder.normalizers[0]} to {to}{content}"
+    if encoder.needs_target:
+        to = "each stain of the target" if encoder.preprocess == EACH else "the mean of train"
+    else:
+        to = ", ".join(f"{name}{_content(Path(name))}" for name in encoder.named_stains)
+        to = f"each of {to}" if encoder.averages_stains else to
+    return f"{found} normalized by {encoder.normalizers[0]} to {to}"
+
+
+def _content(file: Path) -> str:
+    return f" {content_key(file, SAMPLES).hex()[:16]}" if file.is_file() else ""
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import torch
 
 from stainssl.encoders.embedding import Vectors, embed_pixels
 from stainssl.encoders.loading import LoadedEncoder, load
-from stainssl.encoders.standards import standard
+from stainssl.encoders.standards import standard, standards
 from stainssl.errors import StainsslError
 from stainssl.plan.encoders import EmbedJob, Source
 from stainssl.runtime.devices import pick
@@ -86,8 +86,11 @@ def load_source(source: Source, device: torch.device | str) -> LoadedEncoder:
     Raises:
         StainsslError: see `load` and `standard`.
     """
-    wanted = source.standard
-    profile = standard(wanted.normalizer, wanted.file) if wanted else None
+    wanted, profile = source.standard, None
+    if wanted and wanted.is_averaged:
+        profile = standards(wanted.normalizer, wanted.files)
+    elif wanted:
+        profile = standard(wanted.normalizer, wanted.files[0])
     return load(source.model, device, source.input_size, profile)
 
 

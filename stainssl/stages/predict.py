@@ -201,12 +201,13 @@ def config_of_new(
     )
 
 
-def _preprocess(config: Config, encoder: str) -> bool | str:
+def _preprocess(config: Config, encoder: str) -> bool | str | list[str]:
     """What the new slides' tiles are normalized to: as the task's own were."""
     found = standard_of(config, encoder)
     if found is None:  # nothing, or the model's folder says
         return False
-    return REFERENCE if found.file is None else str(found.file)
+    named = [REFERENCE if file is None else str(file) for file in found.files]
+    return named if found.is_averaged else named[0]
 
 
 def _prepared(new: Config, encoder: str) -> pd.DataFrame:

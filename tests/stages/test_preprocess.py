@@ -1,4 +1,4 @@
-"""Given weights whose tiles are normalized first: to a split's mean, a reference, a file."""
+"""Given weights whose tiles are normalized first: to a mean, a reference, a file, or several."""
 
 from __future__ import annotations
 
@@ -30,7 +30,11 @@ KINDS = {
     "reference": {"preprocess": "reference"},
     "mean": {"preprocess": True, "train": {"cohorts": ["small"]}},
     "other": {"preprocess": "reference", "normalizer": "reinhard"},
-}
+    "each": {
+        "preprocess": "each", "train": {"cohorts": ["small"]},
+        "target": {"policy": "spread", "count": 3},
+    },
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -43,12 +47,14 @@ def config(tmp_path_factory):
     found = cohort(folder, counts=(5, 4)).model_dump(mode="json")
     file = folder / "stain.json"
     file.write_text(json.dumps(profile_to_json(profiles(images(4, "b", 9)).pooled())))
-    kinds = {**KINDS, "file": {"preprocess": str(file)}}
+    files = {"file": {"preprocess": str(file)}, "list": {"preprocess": ["reference", str(file)]}}
+    kinds = {**KINDS, **files}
     found["encoders"] = {k: {"weights": str(folder / "m"), **keys} for k, keys in kinds.items()}
     found["tasks"] = {"t": {"level": "slide", "label": "site", "cohorts": ["small"]}}
     found["benchmarks"] = {"b": {"tasks": ["t"], "encoders": list(kinds)}}
     made = parse(found)
-    run_stage("target", made, "mean")
+    for name in ("mean", "each"):
+        run_stage("target", made, name)
     for name in kinds:
         run_stage("embed", made, "small", name, "train-0000")
     return made
@@ -84,13 +90,45 @@ def test_vectors_are_those_of_normalized_tiles(config, name):
     assert np.abs(found - _vectors(config, "plain")).max() > 0.01 * np.abs(wanted).max()
 
 
+def _stains(config, name):
+    """The stains over which vectors are averaged."""
+    if name == "list":
+        file = Path(config.encoders["file"].preprocess)
+        return [StainProfile.reference("macenko"), standard("macenko", file)]
+    target = json.loads(Paths(config.results).target(name).read_text())
+    return [profile_from_json(one["profile"]) for one in target["candidates"]]
+
+
+@pytest.mark.parametrize(("name", "count"), [("each", 3), ("list", 2)])
+def test_vectors_are_the_mean_over_several_stains_of_a_tile(config, name, count):
+    store = open_pixels(Paths(config.results).pixels("small", "default", "train-0000"))
+    tiles = torch.from_numpy(store.images(np.arange(len(store)))).permute(0, 3, 1, 2).contiguous()
+    plain, own = load(config.encoders["plain"].weights), estimate(tiles, "macenko")
+    stains = _stains(config, name)
+    assert len(stains) == count
+    wanted = np.mean([plain(normalize(tiles, own, one)).numpy() for one in stains], axis=0)
+    np.testing.assert_allclose(_vectors(config, name), wanted, atol=2e-3 * np.abs(wanted).max())
+    assert np.abs(wanted - _vectors(config, "reference")).max() > 0.01 * np.abs(wanted).max()
+
+
+def test_a_mean_over_one_stain_is_that_stain(config):
+    target = StainProfile.reference("macenko")
+    images = torch.randint(0, 256, (3, 3, 48, 48), dtype=torch.uint8)
+    weights = config.encoders["plain"].weights
+    one, several = load(weights, standard=target), load(weights, standard=target.batched())
+    assert torch.equal(one(images), several(images))
+    with pytest.raises(ValueError, match="unpack"):
+        load(weights, standard=StainProfile.cat([target.batched()] * 2)).standardised(images)
+
+
 def test_robustness_and_predict_see_the_same_tiles(config, tmp_path):
-    for name in ("reference", "mean", "file"):
+    for name in ("reference", "mean", "file", "each", "list"):
         job = plan.robustness(config, name)
         assert job.source == plan.embed(config, "small", name, "train-0000").sources[name]
-        assert (job.target is not None) == (name == "mean")
+        assert (job.target is not None) == (name in ("mean", "each"))
         new = predict.config_of_new(config, "t", name, tmp_path / "s.csv", tmp_path, tmp_path / "o")
         assert plan.source_of(new, name) == job.source
+        assert plan.source_of(new, name).standard.is_averaged == (name in ("each", "list"))
     assert plan.robustness(config, "other").family == "macenko"  # another than its own
 
 
@@ -99,15 +137,18 @@ def test_what_tiles_are_normalized_to_is_part_of_the_job(config):
     texts = [job.settings()["identities"].replace(n, "x", 1) for n, job in jobs.items()]
     assert len(set(texts)) == len(texts)
     path = Path(config.encoders["file"].preprocess)
-    before, content = plan.given_identity(config.encoders["file"]), path.read_text()
+    before = {n: plan.given_identity(config.encoders[n]) for n in ("file", "list")}
+    content = path.read_text()
     path.write_text(content + " ")
-    assert plan.given_identity(config.encoders["file"]) != before
+    for name, was in before.items():
+        assert plan.given_identity(config.encoders[name]) != was
     path.write_text(content)
     [group] = groups.plan(config, {})["small"]
     assert "mean" not in group  # it waits for its target
-    assert set(group) == {"plain", "reference", "other", "file"}
-    job = plan.embed(config, "small", "mean", "train-0000")
-    assert job.inputs()["targets"] == [str(Paths(config.results).target("mean"))]
+    assert set(group) == {"plain", "reference", "other", "file", "list"}
+    for name in ("mean", "each"):
+        job = plan.embed(config, "small", name, "train-0000")
+        assert job.inputs()["targets"] == [str(Paths(config.results).target(name))]
 
 
 def test_two_standards_are_refused(config, tmp_path):
@@ -141,6 +182,12 @@ def test_a_file_that_is_no_profile_is_a_sentence(tmp_path):
     ("keys", "sentence"),
     [
         ({"weights": "resnet18", "preprocess": True}, "the mean stain of the tiles of 'train"),
+        ({"weights": "resnet18", "preprocess": "each"}, "the stains that 'target' chooses"),
+        ({"weights": "resnet18", "preprocess": "each", "train": {"cohorts": ["d"]}},
+         "policy: spread"),
+        ({"weights": "resnet18", "preprocess": []}, "at least 1 item"),
+        ({"method": "simclr", "train": {"cohorts": ["d"]}, "preprocess": ["reference"]},
+         "true or false where a method trains"),
         ({"method": "random", "preprocess": True}, "give a method that trains, or weights"),
         ({"features": "clam:x", "preprocess": "reference"}, "a method that trains, or weights"),
         ({"method": "simclr", "train": {"cohorts": ["d"]}, "preprocess": "reference"},
