@@ -14,7 +14,7 @@ from stainssl.config import Benchmark
 from stainssl.evaluation.predictions import FoldScores, ScoredUnits
 from stainssl.stores.embeddings import open_embeddings
 from stainssl.stores.tables import write_table
-from stainssl.view.benchmarks import called_from, calibration
+from stainssl.view.benchmarks import calibration, called_from
 from stainssl.view.contents import Contents
 from tests.stages.trained import Trained
 from tests.view.conftest import Served, Tab, inaccessible
