@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -123,7 +124,13 @@ class Benchmarks:
             wrong=scored.predicted != scored.y,
         )
         cases = table.iloc[order]
-        return columns(cases) | {"slides": self._slides(task, level, cases)}
+        slides = self._slides(task, level, cases)
+        far = stain_distances(slides, self._stains(task))
+        return columns(cases.assign(stain_distance=far)) | {"slides": slides}
+
+    def _stains(self, task: str) -> dict[tuple[str, str], NDArray[np.float64]]:
+        cohorts = self._records.config.tasks[task].cohorts
+        return {(c, s): at for c in cohorts for s, at in self._records.stains(c).items()}
 
     def _slides(self, task: str, level: str, cases: pd.DataFrame) -> list[list[list[str]]]:
         """(cohort, slide) of each case's slides."""
@@ -174,6 +181,29 @@ def called_from(scored: ScoredUnits) -> NDArray[np.float64]:
             rates[fold.unit, column] = 1 - higher / others.sum()
     told = np.isfinite(rates).sum(axis=1)
     return np.where(told > 0, np.nansum(rates, axis=1) / np.maximum(told, 1), np.nan)
+
+
+def stain_distances(
+    slides: Sequence[Sequence[Sequence[str]]], stains: Mapping[tuple[str, str], NDArray[np.float64]]
+) -> NDArray[np.float64]:
+    """How far the stain of each case is from the middle of all cases' stains.
+
+    Args:
+        slides: of each case, (cohort, slide) each.
+        stains: (cohort, slide) → (D,) coordinates of its mean stain, where they are known.
+
+    Returns:
+        (N,) distance from the coordinates' medians, divided by the median of these distances; NaN
+        where no slide's stain is known.
+    """
+    known = [[stains[c, s] for c, s in of_case if (c, s) in stains] for of_case in slides]
+    size = len(next(iter(stains.values()))) if stains else 1
+    points = np.array([np.mean(k, axis=0) if k else np.full(size, np.nan) for k in known])
+    told = np.isfinite(points).all(axis=1)
+    if not told.any():
+        return np.full(len(points), np.nan)
+    distance = np.linalg.norm(points - np.median(points[told], axis=0), axis=1)
+    return np.asarray(distance / max(float(np.median(distance[told])), 1e-12))
 
 
 def calibration(scored: ScoredUnits) -> pd.DataFrame:

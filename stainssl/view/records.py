@@ -108,6 +108,15 @@ class Records:
         """The part that a slide is in; raises as `row`."""
         return str(self.row(cohort, slide)[PART])
 
+    def stains(self, cohort: str) -> dict[str, np.ndarray]:
+        """Slide → coordinates of its mean stain, of the slides whose stored tiles tell it."""
+        from stainssl.stages.mil import stain_of_slides  # torch, which most pages need not load
+
+        slides = self.sheet(cohort).assign(cohort=cohort)[["slide_id", "cohort", PART]]
+        tiling = self.tiling(cohort)
+        of_part = {(cohort, p): self.paths.pixels(cohort, tiling, p) for p in slides[PART].unique()}
+        return stain_of_slides(of_part, slides.rename(columns={PART: "part"}))
+
     def encoders(self, cohort: str) -> list[str]:
         """The encoders whose vectors of some part of a cohort are there."""
         return [

@@ -14,7 +14,7 @@ from stainssl.config import Benchmark
 from stainssl.evaluation.predictions import FoldScores, ScoredUnits
 from stainssl.stores.embeddings import open_embeddings
 from stainssl.stores.tables import write_table
-from stainssl.view.benchmarks import calibration, called_from
+from stainssl.view.benchmarks import calibration, called_from, stain_distances
 from stainssl.view.contents import Contents
 from tests.stages.trained import Trained
 from tests.view.conftest import Served, Tab, inaccessible
@@ -98,6 +98,15 @@ def test_an_answer_that_is_not_there_is_told(compared: Contents) -> None:
     assert "missing" in compared.data("answer", "slide", "enc", "linear")["problem"]
 
 
+def test_distance_of_a_cases_stain() -> None:
+    stains = {("c", str(i)): np.array([float(i), 0.0]) for i in range(5)}
+    slides = [[["c", "0"]], [["c", "1"], ["c", "3"]], [["c", "4"]], [["c", "unknown"]], []]
+    found = stain_distances(slides, stains)
+    assert found[:3].tolist() == [1.0, 0.0, 1.0]  # the middle is 2, the median distance 2
+    assert np.isnan(found[3:]).all()
+    assert np.isnan(stain_distances(slides, {})).all()
+
+
 @given(st.lists(st.tuples(st.floats(0, 1), st.booleans()), min_size=1, max_size=40))
 def test_cases_of_a_point_make_its_rates(units: list[tuple[float, bool]]) -> None:
     p, y = (np.asarray(values) for values in zip(*units, strict=True))
@@ -143,6 +152,9 @@ def test_page_of_a_benchmark(tab: Tab, page: None, compared: Contents) -> None:
         tab.page.locator("figure").first.locator("circle.active").last.click()
         tab.page.get_by_text("at a false positive rate of 1").wait_for()
         assert tab.page.locator(".cases tbody tr").count() == len(cases["truth"])
+        tab.page.locator("figure").nth(2).locator("circle.active").first.click()
+        assert tab.page.locator(".cases tbody tr").count() == 1
+        tab.page.get_by_role("button", name="Show all cases").click()
         tab.page.get_by_label("Encoder").select_option("enc")
         tab.page.locator("circle.dot").first.wait_for()
         assert tab.page.locator("circle.dot").count() == TILES

@@ -16,6 +16,11 @@ function calledAt(found, point) {
   return { title: `Cases called ${found.classes.at(-1)} at a false positive rate of ${shown(fpr[point], 2)}`, has };
 }
 
+function caseName(found, i) {
+  const c = found.cases;
+  return found.level === "patient" ? c.patient_id[i] : found.level === "slide" ? c.slide_id[i] : `${c.slide_id[i]}, tile ${c.tile[i]}`;
+}
+
 // The cases of one bin of the calibration.
 function givenIn(found, bin) {
   const { low, high } = found.calibration;
@@ -143,6 +148,9 @@ class BenchmarkView {
     const list = (some) => cases.replaceChildren(this.cases(found, key, some, () => list(null)));
     const plots = found.roc ? [rocPlot(found.roc, label, (i) => list(calledAt(found, i)))] : [];
     plots.push(calibrationPlot(found.calibration, label, (bin) => list(givenIn(found, bin))));
+    const name = (i) => caseName(found, i);
+    const stains = stainPlot(found.cases, name, (i) => list({ title: `Case ${name(i)}`, has: (j) => j === i }));
+    if (stains) plots.push(stains);
     list(null);
     this.behind.replaceChildren(title, el("div", { class: "plots" }, ...plots), cases);
     title.scrollIntoView({ block: "start" });

@@ -17,8 +17,10 @@ function svg(tag, given = {}, ...children) {
   return made;
 }
 
+// Its axes are from 0 to 1, that of x from 0 to `right`.
 class UnitPlot {
-  constructor(label, xTitle, yTitle) {
+  constructor(label, xTitle, yTitle, right = 1) {
+    this.right = right;
     this.inner = PLOT_PX - EDGE.left - EDGE.right;
     this.high = PLOT_PX - EDGE.top - EDGE.bottom;
     this.told = el("p", { class: "hint told", "aria-live": "polite", text: " " });
@@ -27,22 +29,26 @@ class UnitPlot {
     this.element = el("figure", {}, el("figcaption", { text: label }), this.svg, this.told);
   }
 
-  x(value) { return EDGE.left + value * this.inner; }
+  x(value) { return EDGE.left + (value / this.right) * this.inner; }
 
   y(value) { return EDGE.top + (1 - value) * this.high; }
 
   axes(xTitle, yTitle) {
+    const right = this.right;
     for (const at of [0, 0.25, 0.5, 0.75, 1]) {
       this.svg.append(
-        svg("line", { x1: this.x(at), x2: this.x(at), y1: this.y(0), y2: this.y(1), class: "grid" }),
-        svg("line", { x1: this.x(0), x2: this.x(1), y1: this.y(at), y2: this.y(at), class: "grid" }),
-        svg("text", { x: this.x(at), y: this.y(0) + 14, "text-anchor": "middle", text: String(at) }),
+        svg("line", { x1: this.x(at * right), x2: this.x(at * right), y1: this.y(0), y2: this.y(1), class: "grid" }),
+        svg("line", { x1: this.x(0), x2: this.x(right), y1: this.y(at), y2: this.y(at), class: "grid" }),
+        svg("text", { x: this.x(at * right), y: this.y(0) + 14, "text-anchor": "middle", text: String(at * right) }),
         svg("text", { x: this.x(0) - 5, y: this.y(at) + 4, "text-anchor": "end", text: String(at) }));
     }
     this.svg.append(
-      svg("line", { x1: this.x(0), x2: this.x(1), y1: this.y(0), y2: this.y(1), class: "chance" }),
-      svg("text", { x: this.x(0.5), y: PLOT_PX - 6, "text-anchor": "middle", text: xTitle }),
+      svg("text", { x: this.x(right / 2), y: PLOT_PX - 6, "text-anchor": "middle", text: xTitle }),
       svg("text", { transform: `translate(11 ${this.y(0.5)}) rotate(-90)`, "text-anchor": "middle", text: yTitle }));
+  }
+
+  diagonal() {
+    this.svg.append(svg("line", { x1: this.x(0), x2: this.x(1), y1: this.y(0), y2: this.y(1), class: "chance" }));
   }
 
   path(xs, ys) {
@@ -73,6 +79,7 @@ class UnitPlot {
 // `act(i)`: a click on a point.
 function rocPlot(roc, label, act) {
   const plot = new UnitPlot(`ROC, ${label}`, "false positive rate", "sensitivity");
+  plot.diagonal();
   plot.band(roc.fpr, roc.low, roc.high);
   plot.line(roc.fpr, roc.tpr);
   const bounds = (i) => (roc.low[i] === null ? "" : ` (${shown(roc.low[i], 2)}–${shown(roc.high[i], 2)})`);
@@ -83,8 +90,20 @@ function rocPlot(roc, label, act) {
 // `act(i)`: a click on a point.
 function calibrationPlot(found, label, act) {
   const plot = new UnitPlot(`Calibration, ${label}`, "mean probability that was given", "share that came true");
+  plot.diagonal();
   plot.line(found.said, found.came);
   plot.points(found.said, found.came, (i) => `given ${shown(found.said[i], 2)}, came true ${shown(found.came[i], 2)}, ${shown(found.units[i])} units; a click shows them`, 4, act);
+  return plot.element;
+}
+
+// Cases by how far their stain is from the middle one, at most 4 times the median distance drawn.
+function stainPlot(cases, name, act) {
+  const known = cases.stain_distance.map((_, i) => i).filter((i) => cases.stain_distance[i] !== null);
+  if (!known.length) return null;
+  const plot = new UnitPlot("Answers by distance of stain", "distance from the middle stain (median 1)", "probability of the truth", 4);
+  const x = known.map((i) => Math.min(cases.stain_distance[i], 4));
+  const told = (j) => `${name(known[j])}: stain at ${shown(cases.stain_distance[known[j]], 2)}, truth given ${shown(cases.p_truth[known[j]], 2)}; a click shows the case`;
+  plot.points(x, known.map((i) => cases.p_truth[i]), told, 3, (j) => act(known[j]));
   return plot.element;
 }
 
