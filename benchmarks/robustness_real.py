@@ -78,6 +78,10 @@ SEEN_SITES, UNSEEN_SITES = "abc", "de"
 SLIDE_PX = 768  # side of a synthetic slide: many patients with few tiles each
 _SI = {"method": "stain-invariant", "stain_jitter": "none"}
 _SIMCLR = {"method": "simclr", "stain_jitter": "none"}
+GIVEN = "efficientnet-lite0"  # with ImageNet's weights
+_IMAGENET = {"weights": GIVEN}
+_CONTINUED = {"init": GIVEN, "backbone": None, "lr": 3e-4, "freeze_norms": True}
+_MOVING = _CONTINUED | {"freeze_norms": False}  # running statistics become those of the views
 ENCODERS: dict[str, dict[str, Any]] = {
     "random": {"method": "random"},
     "simclr": _SIMCLR,
@@ -95,6 +99,11 @@ ENCODERS: dict[str, dict[str, Any]] = {
     "stain-invariant, dino": _SI | {"loss": "dino"},
     "stain-invariant, drawn": _SI | {"normalizer": ["macenko", "reinhard"]},
     "stain-invariant, supervised": _SI | {"temperature": 0.7, "supervised_weight": 1.0},
+    "imagenet": _IMAGENET,
+    "stain-invariant, continued": _CONTINUED | {"method": "stain-invariant"},
+    "simclr, continued": _CONTINUED | {"method": "simclr"},
+    "stain-invariant, continued, norms move": _MOVING | {"method": "stain-invariant"},
+    "simclr, continued, norms move": _MOVING | {"method": "simclr"},
 }
 
 
@@ -217,8 +226,11 @@ def full_config(data: dict[str, Any], options: Options) -> Config:
     for fold, (train, _) in enumerate(fold_splits(plain, options.set_aside)):
         for name in options.encoders:
             keys = {**recipe, **ENCODERS[name]}
-            if keys["method"] != "random":
+            if "weights" in keys:
+                keys = {key: keys[key] for key in ("weights", "tiling", "input_size")}
+            elif keys["method"] != "random":
                 keys["train"] = {"cohorts": [COHORT], "splits": train}
+            keys = {key: value for key, value in keys.items() if value is not None}
             if keys.get("supervised_weight"):
                 keys["label"] = options.label
             for seed in options.seeds:
@@ -325,9 +337,9 @@ def _most_colored(image: np.ndarray, count: int = 3) -> np.ndarray:
     return np.stack([image[y : y + side, x : x + side] for y, x in chosen[:count]])
 
 
-def embedder(path: Path) -> Embed:
-    """A function from (N, 3, H, W) uint8 to (N, D) float32 vectors of an encoder made here."""
-    encoder = load_encoder(path)
+def embedder(source: Path | str, input_size: int | None = None) -> Embed:
+    """A function from (N, 3, H, W) uint8 to (N, D) float32 vectors of an encoder."""
+    encoder = load_encoder(source, input_size=input_size)
 
     def embed(images: Images) -> Vectors:
         blocks = torch.from_numpy(images).split(BATCH)
@@ -364,6 +376,9 @@ def _measured(
 ) -> pd.DataFrame:
     """The figures of a run, trained where it is not."""
     run, paths = config.run(name), Paths(config.results)
+    if run.encoder.weights is not None:
+        embed = embedder(run.encoder.weights, run.encoder.input_size)
+        return run_values(embed, stains, centres, knows_reinhard=False)
     if not paths.model(name).exists():
         if run.encoder.needs_target:
             run_stage("target", config, name)
@@ -423,6 +438,7 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--backbone", default="resnet18")
     parser.add_argument("--input-size", type=int, default=64)
     parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--steps", type=int, help="stop after so many; default: after the epochs")
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--precision", default="auto", help="bf16: twice as fast on some CPUs")
     parser.add_argument("--max-tiles", type=int, default=1500)
@@ -447,6 +463,7 @@ def options_of(given: argparse.Namespace, work: Path, task_label: str | None) ->
     """What the command line asks for."""
     recipe = {
         "backbone": given.backbone, "input_size": given.input_size, "epochs": given.epochs,
+        "steps": given.steps,
         "precision": given.precision, "batch_size": given.batch_size,
     }  # fmt: skip
     return Options(

@@ -324,7 +324,7 @@ class Encoder(Model):
     lr_backbone: Annotated[float, Field(gt=0, le=100)] | None = None  # of `init`; null: `lr`
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0  # of the rate, a layer down; `init`
     freeze_steps: Annotated[int, Field(ge=0)] = 0  # at first, in which `init` stays as it is
-    freeze_norms: bool = False  # batch norms of `init` keep their running statistics, and use them
+    freeze_norms: bool = True  # batch norms of `init` keep their running statistics, and use them
     warm_up: Share = 0.1  # of the steps
     weight_decay: Annotated[float, Field(ge=0, le=100)] = 1e-4
     precision: Literal["auto", "32", "bf16"] = "auto"  # auto: half on a GPU, 32 bits on a CPU

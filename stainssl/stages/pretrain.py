@@ -303,7 +303,7 @@ def _settings(encoder: Encoder, steps_per_epoch: int) -> TrainSettings:
         lr_backbone=encoder.lr_backbone,
         layer_decay=encoder.layer_decay,
         freeze_steps=encoder.freeze_steps,
-        freeze_norms=encoder.freeze_norms,
+        freeze_norms=encoder.freeze_norms and encoder.init is not None,
     )
 
 
@@ -443,7 +443,7 @@ def _tuned(encoder: Encoder) -> str:
     if what == "lora":
         what += f" of rank {lora.rank}, alpha {lora.alpha:g}"
     rate = f"lr {encoder.lr_backbone or encoder.lr:g}, layer decay {encoder.layer_decay:g}"
-    norms = ", norms of the given network's statistics" if encoder.freeze_norms else ""
+    norms = "" if encoder.freeze_norms else ", norms of the training views' statistics"
     return f"{what}, {rate}, frozen for {encoder.freeze_steps} steps, keep {encoder.keep:g}{norms}"
 
 

@@ -51,6 +51,24 @@ def _weights(path):
     return load_file(path / "model.safetensors")
 
 
+def _moved(given: dict, found: dict) -> set[str]:
+    return {n for n in given if "running" in n and not torch.equal(given[n], found[n])}
+
+
+def test_norms_keep_the_given_statistics_unless_told_otherwise(tmp_path):
+    for freeze, folder in ((True, tmp_path / "kept"), (False, tmp_path / "moving")):
+        keys = {} if freeze else {"freeze_norms": False}
+        path, _ = _trained(_config(folder, "test_resnet", **keys))
+        moved = _moved(_weights(folder / "given"), _weights(path))
+        assert bool(moved) is not freeze
+
+
+def test_norms_of_random_weights_learn_their_statistics(tmp_path):
+    path, _ = _trained(cohort(tmp_path, backbone="test_resnet", epochs=1))
+    fresh = timm.create_model("test_resnet", num_classes=0).state_dict()
+    assert _moved(fresh, _weights(path)) == {n for n in fresh if "running" in n}
+
+
 def test_the_last_stage_alone_is_trained(tmp_path):
     path, _ = _trained(_config(tmp_path, "test_resnet", tune="last-1", keep=0.1))
     given, found = _weights(tmp_path / "given"), _weights(path)
@@ -144,7 +162,7 @@ def _encoder(**keys):
 @pytest.mark.parametrize(
     "key",
     [{"tune": "last-1"}, {"tune": "lora"}, {"lora": {"rank": 4}}, {"keep": 1.0},
-     {"lr_backbone": 1e-5}, {"layer_decay": 0.8}, {"freeze_steps": 3}, {"freeze_norms": True}],
+     {"lr_backbone": 1e-5}, {"layer_decay": 0.8}, {"freeze_steps": 3}, {"freeze_norms": False}],
     ids=str,
 )  # fmt: skip
 def test_keys_that_do_nothing_without_given_weights_are_refused(key):
@@ -176,7 +194,7 @@ def test_adapters_keys_do_not_act_without_adapters():
 @pytest.mark.parametrize(
     "key",
     [{"tune": "last-1"}, {"tune": "lora"}, {"keep": 1.0}, {"lr_backbone": 1e-5},
-     {"layer_decay": 0.8}, {"freeze_steps": 3}, {"freeze_norms": True}],
+     {"layer_decay": 0.8}, {"freeze_steps": 3}, {"freeze_norms": False}],
     ids=str,
 )  # fmt: skip
 def test_each_key_is_another_job(key):
