@@ -481,6 +481,13 @@ def doctor() -> None:
 
 def main() -> None:
     """Run a verb; what the user can fix ends it with one message and exit code 1."""
+    from stainssl.runtime.limits import leaving
+
+    with leaving():
+        sys.exit(_exit_code())
+
+
+def _exit_code() -> int:
     from stainssl.errors import StainsslError
     from stainssl.extras import advice, extra_of
 
@@ -489,9 +496,8 @@ def main() -> None:
     except StainsslError as error:
         for line in str(error).split("\n"):
             print(f"error: {line}", file=sys.stderr)
-        sys.exit(1)
     except ModuleNotFoundError as error:
         if (extra := extra_of(error.name)) is None:
             raise
         print(f"error: {error.name} is not installed: {advice(extra)}", file=sys.stderr)
-        sys.exit(1)
+    return 1

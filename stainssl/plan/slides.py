@@ -63,6 +63,7 @@ class TileJob(Job):
         root: the cohort's folder: where it is gone, its disk is, and no slide is to blame.
         may_miss: whether a missing file is a status instead of an error.
         staging: a local folder for copies of slides, and the bytes that it may hold.
+        max_minutes: that a slide may take.
     """
 
     slides: Reads[list[Path]]
@@ -80,6 +81,7 @@ class TileJob(Job):
     root: Resource[Path]
     may_miss: Resource[bool]
     staging: Resource[tuple[Path | None, int]]
+    max_minutes: Resource[float]
 
 
 def tile(config: Config, cohort: str, part: str) -> TileJob:
@@ -102,6 +104,7 @@ def tile(config: Config, cohort: str, part: str) -> TileJob:
         root=root(config, cohort),
         may_miss=config.slides.on_missing == "quarantine",
         staging=config.slides.staging_place(),
+        max_minutes=config.slides.max_minutes,
     )
 
 
@@ -248,6 +251,7 @@ class PixelsJob(Job):
     reader: Setting[str]
     tiling: Setting[Tiling]
     staging: Resource[tuple[Path | None, int]]
+    max_minutes: Resource[float]
 
 
 def pixels(config: Config, cohort: str, part: str) -> PixelsJob:
@@ -263,4 +267,5 @@ def pixels(config: Config, cohort: str, part: str) -> PixelsJob:
         reader=_reader(config, found),
         tiling=config.tilings[found.tiling],
         staging=config.slides.staging_place(),
+        max_minutes=config.slides.max_minutes,
     )

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from contextvars import copy_context
 from itertools import islice
 from typing import TypeVar
 
@@ -44,11 +45,15 @@ def in_order(work: Callable[[T], R], items: Iterable[T], threads: int) -> Iterat
     waiting: deque[Future[R]] = deque()
     rest = iter(items)
     pool = ThreadPoolExecutor(threads)
+
+    def submit(item: T) -> Future[R]:
+        return pool.submit(copy_context().run, work, item)
+
     try:
-        waiting.extend(pool.submit(work, item) for item in islice(rest, 2 * threads))
+        waiting.extend(map(submit, islice(rest, 2 * threads)))
         while waiting:
             result = waiting.popleft().result()
-            waiting.extend(pool.submit(work, item) for item in islice(rest, 1))
+            waiting.extend(map(submit, islice(rest, 1)))
             yield result
     finally:
         pool.shutdown(wait=True, cancel_futures=True)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from stainssl.errors import SlideError, StainsslError, Status
+from stainssl.runtime.limits import LateError, library_call, within_limit
 from stainssl.slides.hdf5_patch import file_of
 
 # What the machine, the mount or the network did: never a slide's own status.
@@ -25,6 +28,9 @@ ENVIRONMENT_ERRNOS = frozenset(
 _ENVIRONMENT_SENTENCES = {os.strerror(number): number for number in ENVIRONMENT_ERRNOS}
 _TRUNCATED_WORDS = ("short read", "premature end", "end of file", "truncated")
 _UNSUPPORTED_WORDS = ("unsupported", "not supported")
+CALL_SECONDS = 600.0  # for one call of a reader; a region of 4 megapixels takes less than one
+DISK_SECONDS = 60.0  # for a byte of each end of a file
+T = TypeVar("T")
 
 
 def environment_errno(error: BaseException) -> int | None:
@@ -60,6 +66,36 @@ def _touch(path: Path) -> None:
         file.read(1)
 
 
+def in_time(path: Path, minutes: float, work: Callable[[], T]) -> T:
+    """`work()` on a slide, which costs the slide where a reader does not come back.
+
+    The work may go on in a thread of its own: it must not change what others read.
+
+    Args:
+        path: the slide's file.
+        minutes: that the work may take.
+
+    Raises:
+        SlideError: `unreadable`: the limit is past, or one call of a reader took `CALL_SECONDS`.
+        OSError: the disk or the mount does not answer.
+        Whatever `work` raised.
+    """
+    try:
+        return within_limit(work, 60 * minutes, CALL_SECONDS)
+    except LateError as late:
+        _require_answer(path)
+        raise SlideError(Status.UNREADABLE, f"Given up: {late}.") from late
+
+
+def _require_answer(path: Path) -> None:
+    """Read a byte of each end of a file, whose disk may be what a reader waits for."""
+    try:
+        within_limit(partial(_touch, path), DISK_SECONDS)
+    except LateError as late:
+        message = f"the disk does not answer ({late}). Wanted"
+        raise OSError(errno.ETIMEDOUT, message, str(path)) from late
+
+
 @contextmanager
 def translate_errors(path: Path, doing: str) -> Iterator[None]:
     """Turn what a reading library raises into the slide's status or the machine's error.
@@ -70,12 +106,19 @@ def translate_errors(path: Path, doing: str) -> Iterator[None]:
 
     Raises:
         SlideError: `unreadable`, `truncated` or `unsupported`, by the library's message.
+        StainsslError: the reader's library is not installed, or not whole.
         OSError: the machine, the disk or the mount failed, or the file went away meanwhile.
     """
     try:
-        yield
+        with library_call(doing):
+            yield
     except (SlideError, StainsslError):
         raise
+    except ImportError as error:
+        raise StainsslError(
+            f"{path}: {doing} failed: {error}. The reader's library cannot be used on this machine:"
+            " `stainssl doctor` tells what to install."
+        ) from error
     except Exception as error:
         number = environment_errno(error)
         if number is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from stainssl.errors import SlideError
 from stainssl.export.qupath import tile_objects, write_geojson
 from stainssl.figures.mil import attention_overlay, tile_strip
 from stainssl.paths import Paths
+from stainssl.slides.errors import in_time
 from stainssl.slides.readers import open_slide
 from stainssl.slides.scale import read_thumbnail, resolve_mpp
 from stainssl.slides.unchanged import Identity, recorded
@@ -104,18 +106,9 @@ def _overlay(
     title: str,
     identity: Identity | None,
 ) -> Figure:
-    is_patches = config.cohorts[cohort].kind == "patches"
-    reader = "patches" if is_patches else config.slides.reader
-    with open_slide(Path(row.path), reader) as slide:  # type: ignore[attr-defined]
-        if identity is not None:
-            identity.require(slide.path, slide)
-        mpp = row.mpp  # type: ignore[attr-defined]
-        if is_patches and np.isnan(mpp):
-            mpp = config.tilings[config.cohorts[cohort].tiling].mpp
-        slide_mpp = resolve_mpp(mpp, slide)[0]
-        left, top, width, height = slide.bounds_level0_px
-        ratio = max(max(width, height) / LONGEST_PX, 1.0)
-        thumbnail = read_thumbnail(slide, ratio * slide_mpp, slide_mpp)
+    path = Path(row.path)  # type: ignore[attr-defined]
+    work = partial(_overview, config, cohort, path, row.mpp, identity)  # type: ignore[attr-defined]
+    thumbnail, (left, top), ratio = in_time(path, config.slides.max_minutes, work)
     return attention_overlay(
         thumbnail,
         (found["x"].to_numpy() - left) / ratio,
@@ -124,6 +117,22 @@ def _overlay(
         found["attention"].to_numpy(),
         title,
     )
+
+
+def _overview(
+    config: Config, cohort: str, path: Path, sheet_mpp: float, identity: Identity | None
+) -> tuple[np.ndarray, tuple[int, int], float]:
+    """A slide's picture (h, w, 3) uint8, its corner in level-0 px, and level-0 px in its px."""
+    is_patches = config.cohorts[cohort].kind == "patches"
+    with open_slide(path, "patches" if is_patches else config.slides.reader) as slide:
+        if identity is not None:
+            identity.require(slide.path, slide)
+        if is_patches and np.isnan(sheet_mpp):
+            sheet_mpp = config.tilings[config.cohorts[cohort].tiling].mpp
+        slide_mpp = resolve_mpp(sheet_mpp, slide)[0]
+        left, top, width, height = slide.bounds_level0_px
+        ratio = max(max(width, height) / LONGEST_PX, 1.0)
+        return read_thumbnail(slide, ratio * slide_mpp, slide_mpp), (left, top), ratio
 
 
 def _strip(pixels: Pixels, found: pd.DataFrame, title: str) -> Figure:

@@ -18,6 +18,7 @@ import torch
 from stainssl.errors import SlideError
 from stainssl.plan.slides import PixelsJob
 from stainssl.runtime.parallel import TimeSpent, in_order, job_threads
+from stainssl.slides.errors import in_time
 from stainssl.slides.readers import open_slide
 from stainssl.slides.scale import read_square
 from stainssl.slides.slide import Slide
@@ -165,15 +166,19 @@ def _one(
     # A job of one thread too reads while it encodes: reading mostly waits for a disk.
     workers = 2 if job_threads() == 1 else handles
     started = time.monotonic()
-    try:
+
+    def work() -> SlidePixels:
         with ExitStack() as opened:
             here = opened.enter_context(staged(path, *job.staging))
             slides = [opened.enter_context(open_slide(here, job.reader)) for _ in range(handles)]
             if identity is not None:
                 identity.require(here, slides[0])
-            found = slide_pixels(
+            return slide_pixels(
                 slides, slide_id, tiles, job.tiling.size, workers=workers, spent=spent
             )
+
+    try:
+        found = in_time(path, job.max_minutes, work)
     except SlideError as error:  # tiling read it, this did not: the other slides stay
         log.warning("%s: left out: %s", slide_id, error)
         return None

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
-from stainssl.config import Tiling
+from stainssl.config import Slides, Tiling
 from stainssl.errors import SlideError, StainsslError, Status, disk_faults_told
-from stainssl.slides.errors import require_file
+from stainssl.slides.errors import in_time, require_file
 from stainssl.slides.readers import open_slide
 from stainssl.slides.scale import resolve_mpp
 from stainssl.slides.slide import Slide
@@ -36,14 +37,13 @@ def run(
             there is no such reader; the disk is full.
         OSError: the machine's or the mount's fault.
     """
-    tiling, outcome = tiling or Tiling(), Outcome(path.stem)
+    tiling = tiling or Tiling()
     try:
-        require_file(path, path.absolute().parent)
-        with open_slide(path, reader) as slide:
-            yield from described(slide, mpp)
-            tile_slide(outcome, slide, mpp, tiling)
-    except SlideError as error:
-        outcome.status, outcome.detail = error.status, error.detail
+        work = partial(_looked_at, path, mpp, reader, tiling)
+        lines, outcome = in_time(path, Slides().max_minutes, work)
+    except SlideError as late:
+        lines, outcome = [], Outcome(path.stem, status=late.status, detail=late.detail)
+    yield from lines
     yield from tiled(outcome, tiling)
     if picture is not None and outcome.picture is not None:
         with disk_faults_told(picture.parent), replacing(picture) as made:
@@ -53,6 +53,20 @@ def run(
     if outcome.status not in (Status.OK, Status.EMPTY):
         raise StainsslError(f"{path}: {status}")
     yield f"status: {status}"
+
+
+def _looked_at(path: Path, mpp: float, reader: str, tiling: Tiling) -> tuple[list[str], Outcome]:
+    """Lines about what a slide states of itself, and what tiling makes of it."""
+    lines: list[str] = []
+    outcome = Outcome(path.stem)
+    try:
+        require_file(path, path.absolute().parent)
+        with open_slide(path, reader) as slide:
+            lines += described(slide, mpp)
+            tile_slide(outcome, slide, mpp, tiling)
+    except SlideError as error:
+        outcome.status, outcome.detail = error.status, error.detail
+    return lines, outcome
 
 
 def described(slide: Slide, mpp: float) -> Iterator[str]:

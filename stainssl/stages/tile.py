@@ -24,7 +24,7 @@ from stainssl.runtime.parallel import in_order, job_threads
 from stainssl.slides.annotation_files import Areas, read_annotations
 from stainssl.slides.annotations import within
 from stainssl.slides.brightfield import is_brightfield, require_brightfield
-from stainssl.slides.errors import require_file
+from stainssl.slides.errors import in_time, require_file
 from stainssl.slides.frames import Frame, in_slide, origin_of
 from stainssl.slides.other_stains import not_h_and_e
 from stainssl.slides.readers import open_slide
@@ -262,9 +262,18 @@ def tile_row(job: TileJob, row: Any, number: int) -> Outcome:
         StainsslError: a file is missing and may not be.
         OSError: the machine's or the mount's fault.
     """
+    started = time.monotonic()
+    try:
+        outcome = in_time(Path(row.path), job.max_minutes, partial(_tile_row, job, row, number))
+    except SlideError as late:  # another outcome: the one of the work may still change
+        outcome = Outcome(str(row.slide_id), status=late.status, detail=late.detail)
+    outcome.seconds = time.monotonic() - started
+    return outcome
+
+
+def _tile_row(job: TileJob, row: Any, number: int) -> Outcome:
     regions = job.regions and Path(job.regions.format(slide_id=row.slide_id))
     outcome = Outcome(str(row.slide_id), regions or None, job.regions_frame)
-    started = time.monotonic()
     try:
         require_file(Path(row.path), job.root)
         with (
@@ -278,7 +287,6 @@ def tile_row(job: TileJob, row: Any, number: int) -> Outcome:
         outcome.status, outcome.detail = error.status, error.detail
     except FileNotFoundError:
         outcome.status, outcome.detail = _vanished(Path(row.path), job.root)
-    outcome.seconds = time.monotonic() - started
     return outcome
 
 

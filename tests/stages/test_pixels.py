@@ -1,7 +1,9 @@
 """The pixels of a part hold every readable kept tile, with its stain profiles."""
 
 import os
+import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,6 +13,9 @@ from PIL import Image
 from stainssl.config import Config, parse
 from stainssl.errors import SlideError, Status
 from stainssl.paths import Paths
+from stainssl.slides import errors
+from stainssl.slides.errors import translate_errors
+from stainssl.slides.readers.patches import PatchFile
 from stainssl.stages import pixels, run_stage
 from stainssl.stores.pixels import SlidePixels, open_pixels
 from tests.pretrain.world import images
@@ -62,6 +67,26 @@ def test_a_slide_that_broke_since_costs_that_slide(
     run_stage("pixels", patches, "c", "all-0000")
     assert open_pixels(_store(patches)).slide_id == ["t0", "t1", "t3", "t4"]
     assert "t2: left out" in caplog.text
+
+
+def test_a_slide_whose_reader_hangs_is_left_out(
+    patches: Config, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    over = threading.Event()
+    read = PatchFile.read_region
+
+    def hang(slide: PatchFile, *words: Any) -> np.ndarray:
+        if slide.path.name == "t2.png":
+            with translate_errors(slide.path, "reading"):
+                over.wait()
+        return read(slide, *words)
+
+    monkeypatch.setattr(PatchFile, "read_region", hang)
+    monkeypatch.setattr(errors, "CALL_SECONDS", 3.0)
+    run_stage("pixels", patches, "c", "all-0000")
+    over.set()
+    assert open_pixels(_store(patches)).slide_id == ["t0", "t1", "t3", "t4"]
+    assert "t2: left out: unreadable: Given up: reading: no answer" in caplog.text
 
 
 @pytest.mark.parametrize("bad", [{7}, {0, 1}, {90, 99}])

@@ -8,6 +8,9 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +26,10 @@ from stainssl.errors import StainsslError
 from stainssl.figures import slides as slide_figures
 from stainssl.figures.slides import MAX_PICTURES, tissue_overview
 from stainssl.paths import Paths
+from stainssl.slides import errors
+from stainssl.slides.errors import translate_errors
 from stainssl.slides.readers.tiff import TiffFile
-from stainssl.stages import run_stage, tile
+from stainssl.stages import run_stage, slide, tile
 from stainssl.stores.tiles import read_qc, read_tiles
 from tests.slides.conftest import GLASS, stained, write_svs, write_tiff
 
@@ -253,6 +258,66 @@ def test_a_machine_that_fails_half_way_ends_the_job_and_keeps_what_was_there(
     with pytest.raises((OSError, StainsslError), match=os.strerror(number)):
         run_stage("tile", config, "c", PART)
     pd.testing.assert_frame_equal(outputs(config)[0], before)
+
+
+@pytest.fixture
+def hanging(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Slides called `hangs.svs` have a reader that does not come back while a test runs."""
+    read, over = TiffFile.read_region, threading.Event()
+
+    def hang(slide: TiffFile, *words: Any) -> np.ndarray:
+        if slide.path.name == "hangs.svs":
+            with translate_errors(slide.path, "reading level 0"):
+                over.wait()
+        return read(slide, *words)
+
+    monkeypatch.setattr(TiffFile, "read_region", hang)
+    monkeypatch.setattr(errors, "CALL_SECONDS", 3.0)
+    yield
+    over.set()
+
+
+@pytest.mark.usefixtures("hanging")
+def test_a_slide_whose_reader_hangs_costs_that_slide(
+    tmp_path: Path, root: Path, picture: np.ndarray
+) -> None:
+    for name in ("hangs", "b"):
+        write_svs(root / f"{name}.svs", picture)
+    config = cohort(tmp_path, [{"slide_id": n, "path": f"{n}.svs"} for n in ("hangs", "b")])
+    run_stage("tile", config, "c", PART)
+    tiles, qc, _ = outputs(config)
+    assert qc["status"].tolist() == ["unreadable", "ok"]
+    assert "reading level 0: no answer" in qc.loc["hangs", "detail"]
+    assert set(tiles["slide_id"]) == {"b"}
+
+
+@pytest.mark.usefixtures("hanging")
+def test_of_one_slide_a_reader_that_hangs_is_told(root: Path, picture: np.ndarray) -> None:
+    path = write_svs(root / "hangs.svs", picture)
+    with pytest.raises(StainsslError, match="unreadable: Given up: reading level 0: no answer"):
+        list(slide.run(path))
+
+
+def test_a_slide_past_its_minutes_is_given_up(
+    tmp_path: Path, root: Path, picture: np.ndarray
+) -> None:
+    write_svs(root / "a.svs", picture)
+    limit = {"max_minutes": 1e-6}
+    config = cohort(tmp_path, [{"slide_id": "a", "path": "a.svs"}], slides=limit)
+    run_stage("tile", config, "c", PART)
+    assert outputs(config)[1].loc["a", "detail"].startswith("Given up: not done after")
+
+
+@pytest.mark.usefixtures("hanging")
+def test_a_disk_that_does_not_answer_is_no_slides_fault(
+    tmp_path: Path, root: Path, picture: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_svs(root / "hangs.svs", picture)
+    monkeypatch.setattr(errors, "_touch", lambda path: time.sleep(5))
+    monkeypatch.setattr(errors, "DISK_SECONDS", 0.05)
+    config = cohort(tmp_path, [{"slide_id": "hangs", "path": "hangs.svs"}])
+    with pytest.raises(TimeoutError, match="disk does not answer"):
+        run_stage("tile", config, "c", PART)
 
 
 def test_a_slide_that_fails_in_a_level_is_unreadable(

@@ -1,0 +1,78 @@
+"""Work that does not come back is left behind, and nothing waits for it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from stainssl.runtime.limits import LateError, library_call, within_limit
+from stainssl.runtime.parallel import in_order
+
+
+@pytest.fixture
+def never() -> Iterator[threading.Event]:
+    """What a hanging library waits for; set when the test is over."""
+    event = threading.Event()
+    yield event
+    event.set()
+
+
+def test_a_result_and_an_error_are_those_of_the_work() -> None:
+    assert within_limit(lambda: 7, 60) == 7
+    with pytest.raises(TimeoutError, match="of the work"):
+        within_limit(_raises, 60)
+
+
+def _raises() -> None:
+    raise TimeoutError("of the work")
+
+
+def test_work_past_its_time_is_given_up(never: threading.Event) -> None:
+    with pytest.raises(LateError, match="not done after"):
+        within_limit(never.wait, 0.05)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_call_that_does_not_come_back_is_named(never: threading.Event, threads: int) -> None:
+    def read(number: int) -> int:
+        with library_call(f"reading region {number}"):
+            if number == 2:
+                never.wait()
+        return number
+
+    with pytest.raises(LateError, match="reading region 2: no answer"):
+        within_limit(lambda: list(in_order(read, range(9), threads)), 60, 0.05)
+
+
+def test_many_short_calls_are_no_long_one(never: threading.Event) -> None:
+    def work() -> int:
+        for _ in range(30):
+            with library_call("reading"):
+                never.wait(0.01)
+        return 1
+
+    assert within_limit(work, 60, 0.2) == 1
+
+
+def test_a_process_ends_although_a_thread_of_a_pool_hangs() -> None:
+    code = (
+        "import threading, sys\n"
+        "from stainssl.runtime.limits import LateError, leaving, within_limit\n"
+        "from stainssl.runtime.parallel import in_order\n"
+        "wait = lambda _: threading.Event().wait()\n"
+        "with leaving():\n"
+        "    try:\n"
+        "        within_limit(lambda: list(in_order(wait, range(4), 2)), 0.1)\n"
+        "    except LateError as late:\n"
+        "        print(late)\n"
+        "    sys.exit(3)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 3, done.stderr
+    assert "not done after" in done.stdout
