@@ -146,7 +146,14 @@ def cohort_check(
     threads: Threads = 0,
 ) -> None:
     """Tell every problem of the config and its sheets at once; exit 1 where there is one."""
-    from stainssl.cohort import check, encoder_checks, feature_warnings, task_summary, told_of_sheet
+    from stainssl.cohort import (
+        check,
+        encoder_checks,
+        feature_warnings,
+        installed,
+        task_summary,
+        told_of_sheet,
+    )
     from stainssl.errors import StainsslError
 
     _use_threads(threads)
@@ -156,7 +163,11 @@ def cohort_check(
     for name in loaded.cohorts:
         for sentence in told_of_sheet(loaded, name):
             typer.echo(sentence)
-    for sentence in [*encoder_checks.warnings(loaded), *feature_warnings(loaded)]:
+    for sentence in [
+        *encoder_checks.warnings(loaded),
+        *feature_warnings(loaded),
+        *installed.missing(loaded, thorough=True),
+    ]:
         typer.echo(f"warning: {sentence}")
     for name in loaded.tasks:
         typer.echo(f"task {name}:")

@@ -6,10 +6,12 @@ import os
 import platform
 import shutil
 from collections.abc import Iterator
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 
 from stainssl import __version__
-from stainssl.slides.readers import FORMATS
+from stainssl.extras import extra_of, how_to_install, is_installed
+from stainssl.slides.readers import FORMATS, ON_DEMAND
 
 PACKAGES = (
     "torch", "torchvision", "timm", "lightning", "zarr", "pandas", "openslide-python",
@@ -22,7 +24,9 @@ def _packages() -> Iterator[tuple[str, str]]:
         try:
             yield name, version(name)
         except PackageNotFoundError:
-            yield name, "MISSING: run `make .venv`"
+            library = name.split("-")[0]
+            word = "not installed" if extra_of(library) else "MISSING"
+            yield name, f"{word}: {how_to_install(library if extra_of(library) else name)}"
 
 
 def _device() -> str:
@@ -38,8 +42,20 @@ def _openslide() -> str:
     try:
         import openslide
     except (ImportError, OSError) as error:
-        return f"WRONG: OpenSlide cannot be loaded ({error}): run `make .venv`"
+        return f"WRONG: OpenSlide cannot be loaded ({error}): pip install openslide-bin"
     return f"OpenSlide {openslide.__library_version__}"
+
+
+def _reader(name: str) -> str:
+    """Whether a reader's library can be imported, as it is to open the first slide."""
+    if not is_installed(name):
+        word = "not installed" if extra_of(name) else "MISSING"
+        return f"{word}: {how_to_install(name)}"
+    try:
+        import_module(name)
+    except (ImportError, OSError) as error:
+        return f"WRONG: {name} cannot be imported ({error}): {how_to_install(name)}"
+    return "can be imported"
 
 
 def report() -> int:
@@ -50,6 +66,7 @@ def report() -> int:
         ("python", platform.python_version()),
         *_packages(),
         ("openslide library", _openslide()),
+        *((f"reader {name}", _reader(name)) for name in ON_DEMAND),
         *((f"read by {reader}", formats) for formats, reader in FORMATS.items()),
         ("one image file as one tile", "PNG, JPEG, TIFF, BMP, WebP: kind: patches"),
         ("device", _device()),

@@ -31,7 +31,18 @@ def extra_of(module: str | None) -> str | None:
 
 def is_missing(extra: str) -> bool:
     """Whether a module of an extra is not installed."""
-    return any(find_spec(module) is None for module in EXTRAS[extra])
+    return not all(map(is_installed, EXTRAS[extra]))
+
+
+def is_installed(module: str) -> bool:
+    """Whether a module of the top level can be found; it is not imported."""
+    return find_spec(module) is not None
+
+
+def how_to_install(module: str) -> str:
+    """The command that brings a module of that name."""
+    extra = extra_of(module)
+    return advice(extra) if extra else f"pip install {module}"
 
 
 def problems(config: Config) -> list[str]:
@@ -58,11 +69,13 @@ def problems(config: Config) -> list[str]:
             if task.kind == "survival"
         ],
     }
-    if config.slides.reader == "tiatoolbox":
-        asked["tiatoolbox"].append("slides.reader: tiatoolbox")
-    return [
+    told = [
         f"{reason}, which is not installed: {advice(extra)}"
         for extra, reasons in asked.items()
         if reasons and is_missing(extra)
         for reason in reasons
     ]
+    reader = config.slides.reader
+    if reader in ("tiatoolbox", "fastslide") and not is_installed(reader):
+        told.append(f"slides.reader: {reader}, which is not installed: {how_to_install(reader)}")
+    return told

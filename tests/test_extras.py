@@ -7,10 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
+from typer.testing import CliRunner
 
-from stainssl import extras
-from stainssl.config import parse
-from stainssl.errors import SlideError, Status
+from stainssl import doctor, extras
+from stainssl.cli import app
+from stainssl.cohort import installed
+from stainssl.config import Config, parse
+from stainssl.errors import SlideError, StainsslError, Status
+from stainssl.slides.errors import translate_errors
 from stainssl.slides.readers import open_slide
 
 REPO = Path(__file__).resolve().parent.parent
@@ -76,6 +80,69 @@ def test_a_verb_without_its_extra_ends_in_a_sentence(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "pip install 'stainssl[train]'" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def slides_of(tmp_path: Path, *names: str) -> Config:
+    rows = [f"s{i},p{i},{name}" for i, name in enumerate(names)]
+    (tmp_path / "sheet.csv").write_text("\n".join(["slide_id,patient_id,path", *rows]) + "\n")
+    cohort = {"sheet": str(tmp_path / "sheet.csv"), "root": str(tmp_path)}
+    return parse({"cohorts": {"c": cohort}}, "config")
+
+
+def test_slides_whose_reader_is_not_installed_are_told_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = slides_of(tmp_path, "a.ome.tif", "b.OME.TIFF", "c.czi", "d.svs")
+    assert installed.missing(config) == []
+    monkeypatch.setattr(extras, "find_spec", lambda name: None)
+    ome, czi = installed.missing(config)
+    assert "2 of 4 slides, as" in ome
+    assert "a.ome.tif, are read by tiatoolbox" in ome
+    assert ome.endswith("pip install 'stainssl[tiatoolbox]'")
+    assert "1 of 4 slides" in czi
+    assert czi.endswith("fastslide, which is not installed: pip install fastslide")
+
+
+def test_a_thorough_look_goes_by_the_files_content(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", np.zeros((64, 64, 3), np.uint8), ome=True)
+    (tmp_path / "b.tif").write_bytes(b"II*\0 and nothing more")
+    config = slides_of(tmp_path, "a.tif", "b.tif", "gone.tif")
+    monkeypatch.setattr(extras, "find_spec", lambda name: None)
+    assert installed.missing(config) == []
+    (told,) = installed.missing(config, thorough=True)
+    assert "1 of 3 slides" in told
+    assert "a.tif, are read by tiatoolbox" in told
+
+
+def test_the_check_of_a_cohort_tells_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    slides_of(tmp_path, "a.ome.tif")
+    (tmp_path / "c.yaml").write_text(
+        f"cohorts: {{c: {{sheet: {tmp_path}/sheet.csv, root: {tmp_path}}}}}\n"
+        "slides: {on_missing: quarantine, reader: tiatoolbox}\n"
+    )
+    monkeypatch.setattr(extras, "find_spec", lambda name: None)
+    said = CliRunner().invoke(app, ["cohort", "check", "--config", str(tmp_path / "c.yaml")])
+    assert said.output.count("pip install 'stainssl[tiatoolbox]'") == 1
+
+
+def test_doctor_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(extras, "find_spec", lambda name: None)
+    assert doctor.report() == 1
+    said = capsys.readouterr().out
+    assert "not installed: pip install 'stainssl[tiatoolbox]'" in said
+    assert "MISSING: pip install fastslide" in said
+
+
+def test_a_reader_that_cannot_be_imported_is_no_slides_fault(tmp_path: Path) -> None:
+    with (
+        pytest.raises(StainsslError, match=r"libfast.*stainssl doctor"),
+        translate_errors(tmp_path / "a.czi", "opening"),
+    ):
+        raise ImportError("libfast.so: cannot open shared object file")
 
 
 def test_a_slide_that_tiatoolbox_would_read_ends_as_a_status(

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from stainssl.cohort import outside_problems, parts
+from stainssl.cohort import installed, outside_problems, parts
 from stainssl.config import REFERENCE, Cohort, Config, Encoder, dump
 from stainssl.errors import StainsslError, disk_faults_told
 from stainssl.evaluation.folds import GRADE, RISK, VALUE, read_folds
@@ -100,6 +100,8 @@ def run(
     new = config_of_new(config, task, encoder, sheet, root, out, outside_root)
     if found := list(outside_problems(new, NEW, "--root", "give --outside-root")):
         raise StainsslError("\n".join(found))
+    for sentence in installed.missing(new):
+        log.warning("%s", sentence)
     with disk_faults_told(out):
         _predict(config, new, Asked(task, encoder, head), models, reference, pictures)
 

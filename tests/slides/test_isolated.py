@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stainssl.errors import SlideError, Status
+from stainssl.errors import SlideError, StainsslError, Status
 from stainssl.slides.readers import isolated
 from stainssl.slides.readers.isolated import IsolatedFile
 from stainssl.slides.readers.patches import PatchFile
@@ -41,6 +41,8 @@ class Fragile(PatchFile):
 def open_fragile(path: Path) -> Slide:
     if path.stem == "dies-at-once":
         os._exit(0)
+    if path.stem == "without-library":
+        raise StainsslError("libfast.so is missing.")
     return Fragile(path, "PNG", PICTURE)
 
 
@@ -50,6 +52,11 @@ def test_a_slide_behind_a_process_is_the_slide() -> None:
         assert (slide.mpp, slide.reader) == (None, "fragile")
         assert np.array_equal(slide.read_region(0, 0, 0, (60, 40)), PICTURE)
         assert np.array_equal(slide.read_region(5, 7, 0, (3, 2)), PICTURE[7:9, 5:8])
+
+
+def test_a_library_that_is_missing_there_is_no_slides_fault() -> None:
+    with pytest.raises(StainsslError, match=r"libfast\.so is missing"):
+        IsolatedFile(Path("without-library.png"), "fragile", open_fragile)
 
 
 @pytest.mark.parametrize(

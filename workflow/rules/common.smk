@@ -11,7 +11,8 @@ CLONE = Path(str(workflow.current_basedir)).parents[1]
 if (CLONE / "stainssl" / "cli.py").is_file():
     sys.path.insert(0, str(CLONE))
 
-from stainssl import extras, launch
+from stainssl import launch
+from stainssl.cohort import installed
 from stainssl.config import NAME, read_yaml
 from stainssl.errors import StainsslError
 from stainssl.plan.workflow import Plan, any_of
@@ -29,7 +30,7 @@ def planned():
         read_yaml(file)  # Snakemake itself lets the last of two equal keys win
     moved = workflow.modifier.path_modifier.replace_prefix
     plan = Plan(config, workflow.is_main_process, moved)
-    if problems := [] if DEPLOYMENT else extras.problems(plan.config):
+    if problems := [] if DEPLOYMENT else installed.missing(plan.config):
         raise StainsslError("\n".join(problems))
     return plan
 

@@ -21,6 +21,12 @@ READERS: dict[str, str] = {
 """Config word → module with `recognises(path) -> bool` and `open_file(path) -> Slide`; `auto` asks
 them in this order."""
 
+ON_DEMAND: dict[str, tuple[str, ...]] = {
+    "tiatoolbox": (".ome.tif", ".ome.tiff", ".zarr", ".jp2", ".j2k"),
+    "fastslide": (".czi", ".vsi", ".ets", ".isyntax", ".i2syntax", ".qptiff"),
+}
+"""Reader, which is also the library that it imports to open a slide → how its files are called."""
+
 FORMATS: dict[str, str] = {
     "SVS, tiled TIFF (JPEG)": "tiff",
     "SVS (JPEG 2000), other tiled TIFF": "openslide",

@@ -15,17 +15,17 @@ from stainssl.errors import SlideError, Status
 from stainssl.slides.errors import translate_errors
 from stainssl.slides.padding import read_padded
 from stainssl.slides.pixel_size import anisotropy
+from stainssl.slides.readers import ON_DEMAND
 from stainssl.slides.readers.isolated import IsolatedFile
 from stainssl.slides.slide import Slide
 
-SUFFIXES = (".czi", ".vsi", ".ets", ".isyntax", ".i2syntax", ".qptiff")
 UM_OBJECTIVE_POWER = 10.0  # as in `openslide_reader`
 CACHE_BYTES = 64 * 2**20
 
 
 def recognises(path: Path) -> bool:
     """Whether the file is, by its name, of a format that no other reader here has."""
-    return path.suffix.lower() in SUFFIXES
+    return path.name.lower().endswith(ON_DEMAND["fastslide"])
 
 
 def open_file(path: Path) -> Slide:

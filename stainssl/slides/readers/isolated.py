@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from stainssl.errors import SlideError, Status
+from stainssl.errors import SlideError, StainsslError, Status
 from stainssl.runtime.children import end_with_parent
 from stainssl.slides.slide import Slide
 
@@ -47,7 +47,7 @@ def _serve(path: Path, open_file: Callable[[Path], Slide], pipe: Connection) -> 
     with contextlib.suppress(EOFError, BrokenPipeError):
         try:
             slide = open_file(path)
-        except (SlideError, OSError) as error:
+        except (SlideError, StainsslError, OSError) as error:
             pipe.send(_portable(error))
             return
         pipe.send(Described.of(slide))
@@ -66,10 +66,12 @@ def _serve_one(slide: Slide, pipe: Connection) -> None:
     pipe.send_bytes(image.data.cast("B"))
 
 
-def _portable(error: SlideError | OSError) -> tuple[str, object, str]:
+def _portable(error: SlideError | StainsslError | OSError) -> tuple[str, object, str]:
     """An error as plain values: the exceptions' own arguments do not survive pickling."""
     if isinstance(error, SlideError):
         return "slide", error.status, error.detail
+    if isinstance(error, StainsslError):
+        return "user", None, str(error)
     return "machine", error.errno, str(error.strerror or error)
 
 
@@ -86,6 +88,7 @@ class IsolatedFile(Slide):
 
         Raises:
             SlideError: the slide's fault, a crash or a hang of its reader among them.
+            StainsslError: the reader's library cannot be imported.
             OSError: the machine's fault.
         """
         self.path, self.reader = path, reader
@@ -114,6 +117,9 @@ class IsolatedFile(Slide):
             case ("slide", Status() as status, str(detail)):
                 self.close()
                 raise SlideError(status, detail)
+            case ("user", None, str(sentence)):
+                self.close()
+                raise StainsslError(sentence)
             case ("machine", number, str(sentence)):
                 self.close()
                 raise OSError(number, sentence, str(self.path))

@@ -1,0 +1,55 @@
+"""What a config and its slides ask for that is not installed here, told before any job."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+
+from stainssl import extras
+from stainssl.cohort.sheet import read_sheet, source_of
+from stainssl.config import Config
+from stainssl.errors import SlideError
+from stainssl.extras import how_to_install, is_installed
+from stainssl.slides.errors import translate_errors
+from stainssl.slides.readers import ON_DEMAND, READERS
+
+
+def missing(config: Config, thorough: bool = False) -> list[str]:
+    """A sentence for each key, and each cohort's slides, that need what is not installed.
+
+    Args:
+        thorough: look into the slides' files for their format, and not at their names alone.
+    """
+    absent = [reader for reader in ON_DEMAND if not is_installed(reader)]
+    names = config.cohorts if absent and config.needs_slides else ()
+    of_slides = (s for name in names for s in _of_slides(config, name, absent, thorough))
+    return [*extras.problems(config), *of_slides]
+
+
+def _of_slides(config: Config, name: str, absent: list[str], thorough: bool) -> Iterator[str]:
+    """A sentence for each reader that is not installed and that slides of a cohort need."""
+    cohort = config.cohorts[name]
+    if cohort.demo is not None or cohort.kind != "slides" or config.slides.reader != "auto":
+        return
+    paths = read_sheet(config, name)["path"]
+    for reader in absent:
+        slides = [path for path in paths if _is_read_by(reader, Path(path), thorough)]
+        if slides:
+            yield (
+                f"{source_of(config, name)}: {len(slides)} of {len(paths)} slides, as {slides[0]},"
+                f" are read by {reader}, which is not installed: {how_to_install(reader)}"
+            )
+
+
+def _is_read_by(reader: str, path: Path, thorough: bool) -> bool:
+    if not thorough:
+        return path.name.lower().endswith(ON_DEMAND[reader])
+    if not path.exists():
+        return False
+    first = (name for name in READERS if import_module(READERS[name]).recognises(path))
+    try:
+        with translate_errors(path, "opening"):
+            return next(first, None) == reader
+    except SlideError:  # `tile` will tell
+        return False
