@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 # One thread a worker: workers with a thread for every core wait for each other most of the time.
@@ -25,6 +27,7 @@ SLOW = (
     "test_extras.py",
 )  # fmt: skip
 collect_ignore = list(SLOW) if QUICK else []
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 REPO = Path(__file__).resolve().parent.parent
 
 
@@ -41,6 +44,19 @@ def real_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real data: STAINSSL_REAL_DATA is unset and {folder} does not exist")
     return folder
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[object]:
+    """A headless Chromium; skips where there is none."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    found = next((path for name in BROWSERS if (path := shutil.which(name))), None)
+    if found is None:
+        pytest.skip(f"no browser: none of {', '.join(BROWSERS)} is on the path")
+    with playwright.sync_playwright() as running:
+        opened = running.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        yield opened
+        opened.close()
 
 
 @pytest.hookimpl(tryfirst=True)

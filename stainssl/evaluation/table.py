@@ -614,8 +614,9 @@ body { font: 15px/1.45 system-ui, sans-serif; color: #1b1b1b; margin: 2em auto; 
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 caption { text-align: left; font-weight: 600; padding: 0 0 .6em; }
-th, td { padding: .35em .9em; text-align: left; white-space: nowrap; }
-thead th { border-bottom: 2px solid #444; vertical-align: bottom; white-space: normal; }
+th, td { padding: .35em .5em; text-align: left; }
+td span, tbody th { white-space: nowrap; }
+thead th { border-bottom: 2px solid #444; vertical-align: bottom; }
 tbody tr { border-bottom: 1px solid #ddd; }
 tbody tr:hover { background: #f3f6fa; }
 .few { color: #9a9a9a; }
@@ -623,12 +624,17 @@ p { margin: .3em 0; font-size: 13px; color: #444; }
 """
 
 
+def _unbroken(cell: str) -> str:
+    """A cell that a narrow window may break before its interval and nowhere else."""
+    return " ".join(f"<span>{word}</span>" for word in cell.replace(" (", "\n(").split("\n"))
+
+
 def html_table(grid: ResultGrid, caption: str) -> str:
     """The grid as an HTML table with its notes under it."""
     head = "".join(f"<th>{html.escape(c)}</th>" for c in [*grid.names, *grid.columns])
     body = []
     for names, cells in _lines(grid):
-        shown = [html.escape(_marked(cell)) for cell in cells]
+        shown = [_unbroken(html.escape(_marked(cell))) for cell in cells]
         shown = [f"<b>{s}</b>" if c.bold else s for s, c in zip(shown, cells, strict=True)]
         shown = [
             f"<span class='few'>{s}</span>" if c.gray else s

@@ -7,26 +7,31 @@ import html
 import pandas as pd
 
 _STYLE = """
-body { font: 14px/1.4 system-ui, sans-serif; color: #1b1b1b; margin: 1.2em; }
-table { border-collapse: collapse; width: 100%; table-layout: auto; }
-th, td { padding: .3em .6em; text-align: left; vertical-align: top; overflow-wrap: anywhere; }
+body { font: 13px/1.4 system-ui, sans-serif; color: #1b1b1b; margin: 1.2em; }
+table { border-collapse: collapse; width: 100%; }
+th, td { padding: .3em .4em; text-align: left; vertical-align: top; }
+tr.bad td:nth-child(2), td.number { white-space: nowrap; }
+td.id, td.text { overflow-wrap: anywhere; }
+td.id { min-width: 4.5em; }
+td.text { min-width: 10em; }
 th { position: sticky; top: 0; background: #fff; border-bottom: 2px solid #444; }
 td.number { text-align: right; font-variant-numeric: tabular-nums; }
 tr { border-bottom: 1px solid #ddd; }
 tr.bad td:nth-child(2) { color: #a33c00; font-weight: 600; }
 """
-# Column of `slides.csv` → its title on the page, and how a number is written.
+# Column of `slides.csv` → its title on the page, and how its cells are set: a class of the style,
+# or how a number is written.
 _COLUMNS = {
-    "slide_id": ("slide", ""),
-    "status": ("status", ""),
-    "detail": ("reason", ""),
+    "slide_id": ("slide", "id"),
+    "status": ("status", "word"),
+    "detail": ("reason", "text"),
     "tiles_kept": ("tiles", ".0f"),
     "tissue_mm2": ("tissue, mm²", ".3g"),
     "mpp": ("µm/px", ".4g"),
-    "mpp_source": ("of", ""),
-    "patient_id": ("patient", ""),
-    "site": ("site", ""),
-    "part": ("part", ""),
+    "mpp_source": ("µm/px by", "word"),
+    "patient_id": ("patient", "id"),
+    "site": ("site", "id"),
+    "part": ("part", "word"),
 }
 
 
@@ -51,7 +56,7 @@ def slides_page(slides: pd.DataFrame, cohort: str) -> str:
     head = "".join(f"<th>{html.escape(title)}</th>" for title, _ in shown.values())
     rows = [
         f"<tr{'' if row['status'] == 'ok' else ' class=bad'}>"
-        + "".join(_cell(row[name], number) for name, (_, number) in shown.items())
+        + "".join(_cell(row[name], kind) for name, (_, kind) in shown.items())
         + "</tr>"
         for row in ordered.to_dict("records")
     ]
@@ -63,8 +68,8 @@ def slides_page(slides: pd.DataFrame, cohort: str) -> str:
     return page(f"Slides of {cohort}", body)
 
 
-def _cell(value: object, number: str) -> str:
-    if not number:
-        return f"<td>{'' if pd.isna(value) else html.escape(str(value))}</td>"
-    text = "" if pd.isna(value) else format(float(str(value)), number)
+def _cell(value: object, kind: str) -> str:
+    if not kind.startswith("."):
+        return f"<td class='{kind}'>{'' if pd.isna(value) else html.escape(str(value))}</td>"
+    text = "" if pd.isna(value) else format(float(str(value)), kind)
     return f"<td class='number'>{text}</td>"

@@ -1,0 +1,39 @@
+"""The report's tables fit the window that they are looked at in."""
+
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+
+from stainssl.evaluation.table import Cell, ResultGrid, to_html
+from stainssl.figures.pages import slides_page
+
+LONG = "The file says that it has 1,234,567,890 bytes: /data/archive/" + "without_any_break" * 8
+
+
+def hidden_px(browser: object, html: str, width: int) -> int:
+    """How much of a page or of a table in it lies right of a window, in px."""
+    page = browser.new_page(viewport={"width": width, "height": 600})  # type: ignore[attr-defined]
+    page.set_content(html)
+    script = "[document.documentElement, ...document.querySelectorAll('.wide')]"
+    hidden = page.evaluate(f"Math.max(...{script}.map(e => e.scrollWidth - e.clientWidth))")
+    page.close()
+    return int(hidden)
+
+
+@pytest.mark.parametrize("width", [800, 1300])
+def test_the_list_of_slides_fits(browser: object, width: int) -> None:
+    row = {
+        "slide_id": "TCGA-A1-A0SB-01Z-00-DX1.B34C9D26-7A6B-4CE7-9C79-012345678901",
+        "status": "truncated", "detail": LONG, "tiles_kept": 12345, "tissue_mm2": 123.4,
+        "mpp": 0.2527, "mpp_source": "tiff-resolution", "patient_id": "TCGA-A1-A0SB",
+        "site": "Memorial Sloan Kettering", "part": "train-0000",
+    }  # fmt: skip
+    assert hidden_px(browser, slides_page(pd.DataFrame([row] * 3), "clinic"), width) == 0
+
+
+def test_the_table_of_a_benchmark_fits(browser: object) -> None:
+    columns = [f"her2: AUROC at site {site} (32 patients)" for site in "abcdef"]
+    cells = [Cell("0.95 (0.93–0.97)") for _ in columns]
+    grid = ResultGrid(columns, [("stain-invariant", "linear")], [cells])
+    assert hidden_px(browser, to_html(grid, "Benchmark main"), 900) == 0
