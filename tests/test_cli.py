@@ -5,8 +5,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 import stainssl
+from stainssl.cli import app
+from stainssl.errors import StainsslError
 
 REPO = Path(__file__).resolve().parent.parent
 
@@ -59,3 +62,17 @@ def test_cohort_check_says_what_it_found(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "8 patients" in done.stdout
     assert "no problem found" in done.stdout
+
+
+def test_a_part_or_a_name_that_the_config_does_not_have_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "s.csv").write_text("slide_id,patient_id,path\na,a,a.svs\n")
+    config = tmp_path / "c.yaml"
+    config.write_text(f"cohorts: {{clinic: {{sheet: {tmp_path / 's.csv'}, root: {tmp_path}}}}}\n")
+    words = ["tile", "--config", str(config)]
+    for cohort, part, told in (
+        ("clinic", "../../../../x", "--part: clinic has no part '../../../../x'"),
+        ("clinics", "all-0000", "--cohort: no such name 'clinics'; did you mean 'clinic'?"),
+    ):
+        done = CliRunner().invoke(app, [*words, "--cohort", cohort, "--part", part])
+        assert isinstance(done.exception, StainsslError)
+        assert told in str(done.exception)

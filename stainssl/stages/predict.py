@@ -38,6 +38,7 @@ FOREIGN = {
     "feature_distance": "its features lie outside what the task was trained on",
     "stain_distance": "its stain lies outside what the task was trained on",
 }
+UNSTAINED = "no H&E stain was found on it: its stain was compared with nothing"
 log = logging.getLogger(__name__)
 Models = dict[tuple[int, int], FoldModel]
 
@@ -142,7 +143,7 @@ def _predict(
     slides = _prepared(new, encoder)
     scored = list(_scored(slides, level, slide_reader(_stores(new, encoder), slides), models))
     slides = _with_distances(slides, scored, reference, stain_of_slides(_pixels(new), slides))
-    shown = without_formulas(slides.drop(columns=["cohort", "part"]))
+    shown = without_formulas(slides.drop(columns=["cohort", "part", "unstained"]))
     write_text(out / "slides.csv", shown.to_csv(index=False))
     if not scored:
         raise StainsslError(
@@ -284,8 +285,12 @@ def _with_distances(
                 log.warning(
                     "%s: %s (distance %.2f, 1 is the edge)", slide, FOREIGN[column], distance
                 )
-        if out[column].isna().all():
+        if not known.points.size:
             log.warning("%s is not known: nothing to compare the slides with", column)
+    has_none = out["stain_distance"].isna() & out["slide_id"].isin(list(means))
+    out["unstained"] = has_none & bool(reference[1].points.size)
+    for slide in out.loc[out["unstained"], "slide_id"]:
+        log.warning("%s: %s", slide, UNSTAINED)
     for row in out[out["status"] != "ok"].itertuples():
         log.warning("%s: left out: %s: %s", row.slide_id, row.status, row.detail)
     return out
@@ -328,11 +333,13 @@ def summary(by_model: pd.DataFrame, slides: pd.DataFrame, level: str) -> pd.Data
     if (words := words_called(out)) is not None:
         out.insert(2, "predicted", words)
     out["models"] = groups.size()
+    bare = set(slides.loc[slides["unstained"], unit]) if "unstained" in slides else set()
     known = slides.groupby(unit, sort=False)["known"].first() if "known" in slides else pd.Series()
     for name in out.index.intersection(known.dropna().index):
         log.warning("%s: %s", name, known[name])
     out["note"] = [
-        "; ".join(_notes(row, known.get(name))) for name, row in out.to_dict("index").items()
+        "; ".join(_notes(row, name in bare, known.get(name)))
+        for name, row in out.to_dict("index").items()
     ]
     return out.reset_index()
 
@@ -342,9 +349,10 @@ def _limit(side: str, column: str) -> str:
     return side if column in (VALUE, RISK) else f"{side}_{column.partition('_')[2]}"
 
 
-def _notes(row: dict[Hashable, Any], known: object) -> list[str]:
-    outside = [said for column, said in FOREIGN.items() if row[column] > 1]
-    return [*outside, known] if isinstance(known, str) else outside
+def _notes(row: dict[Hashable, Any], is_bare: bool, known: object) -> list[str]:
+    told = [said for column, said in FOREIGN.items() if row[column] > 1]
+    told += [UNSTAINED] if is_bare else []
+    return [*told, known] if isinstance(known, str) else told
 
 
 def known_patients(config: Config, task: str, encoder: str) -> dict[str, str]:

@@ -162,6 +162,22 @@ def test_another_stain_is_told(trained, tmp_path, caplog):
     assert [p.name for p in (tmp_path / "out" / "attention").iterdir()] == ["g.geojson"]
 
 
+def test_a_slide_without_an_h_and_e_stain_is_noted(trained, tmp_path, monkeypatch, caplog):
+    """As of a slide of one color: no tile of it has a valid profile."""
+    rows = trained.rows("a-001-1", "b-003-1")
+    pooled = predict.stain_of_slides
+
+    def without(*given):
+        return {**pooled(*given), "b-003-1": np.empty(0, np.float32)}
+
+    monkeypatch.setattr(predict, "stain_of_slides", without)
+    answers = _predict(trained, rows, tmp_path / "out", "slide", pictures=False)
+    notes = answers.set_index("slide_id")["note"].fillna("")
+    assert "no H&E stain" in notes["b-003-1"]
+    assert "no H&E stain" not in notes["a-001-1"]
+    assert "b-003-1: no H&E stain was found on it" in caplog.text
+
+
 def test_no_usable_slide_is_a_sentence_and_leaves_the_reasons(trained, tmp_path):
     row = {"slide_id": "gone", "patient_id": "p", "path": "slides/gone.svs"}
     with pytest.raises(StainsslError, match=r"No slide of .*slides\.csv says why"):
