@@ -68,6 +68,7 @@ class Slides(Model):
     staging: Staging | None = None
     max_bad_slides: Share = 0.1  # share of a cohort's slides, rounded up, past which the run stops
     max_minutes: Ratio = 240  # that one slide may take in a job, before it is given up
+    keep_pixels: bool = True  # false: the tiles of a part are removed when nothing is to read them
 
     def staging_place(self) -> tuple[Path | None, int]:
         """The staging folder and the bytes that it may hold; None: slides are read in place."""

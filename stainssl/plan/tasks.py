@@ -198,7 +198,7 @@ class MilJob(Job):
     Attributes:
         embeddings: (cohort, part) → store, of the task's own and its external cohorts.
         pixels: likewise of its own cohorts, for the stain of the slides; none where features are
-            imported.
+            imported, or tiles not kept.
         rows: `cohort`, `part`, `slide_id`, `patient_id`, `site` and the label, of its own cohorts.
         external: cohort → its rows likewise.
         scratch: a folder for what does not fit in memory.
@@ -236,14 +236,14 @@ def mil(config: Config, task: str, encoder: str, head: str) -> MilJob:
         )
     own, every = (parts_of(config, c) for c in (spec.cohorts, [*spec.cohorts, *spec.external]))
     tilings = {c: config.cohorts[c].tiling for c, _ in every}
-    seen = [] if config.run(encoder).encoder.features else own
+    has_pixels = config.slides.keep_pixels and not config.run(encoder).encoder.features
     columns = ("slide_id", "patient_id", "site", *spec.label_columns.values())
     return MilJob(
         task=task,
         encoder=encoder,
         head_name=head,
         embeddings={(c, p): paths.embeddings(c, tilings[c], encoder, p) for c, p in every},
-        pixels={(c, p): paths.pixels(c, tilings[c], p) for c, p in seen},
+        pixels={(c, p): paths.pixels(c, tilings[c], p) for c, p in own if has_pixels},
         folds=paths.folds(task),
         output=paths.mil(task, encoder, head),
         level=spec.level,

@@ -162,7 +162,7 @@ class Plan:
         return files if config.benchmarks else [*files, *self._pixels()]
 
     def _pixels(self) -> list[Path]:
-        if not self.config.needs_slides:
+        if not (self.config.needs_slides and self.config.slides.keep_pixels):
             return []
         return [
             self.paths.pixels(name, one.tiling, part)

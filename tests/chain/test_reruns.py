@@ -74,6 +74,29 @@ def test_a_corrected_label_touches_no_pixel_and_no_encoder(workflow: Workflow) -
     assert set(workflow.planned()) == {"folds", "mil", "benchmark"}
 
 
+def _contents(folder: Path) -> dict[str, bytes]:
+    return {
+        str(file.relative_to(folder)): file.read_bytes()
+        for file in sorted(folder.rglob("*"))
+        if file.is_file() and not file.name.startswith(".")
+    }
+
+
+def test_pixels_that_are_not_kept_give_the_same_vectors(workflow: Workflow) -> None:
+    tiling = workflow.folder / "results/cohorts/clinic/default"
+    vectors = tiling / "embeddings/random"
+    before = _contents(vectors)
+    stores = [f"{store.relative_to(workflow.folder)}" for store in vectors.glob("*-0000*")]
+    assert stores
+    shutil.rmtree(tiling / "pixels")
+    shutil.rmtree(vectors)
+    workflow.edit("config.yaml", lambda t: t.replace("slides: {", "slides: {keep_pixels: false, "))
+    workflow.run(*stores)
+    after = _contents(vectors)
+    assert after == {name: before[name] for name in after}
+    assert not list(tiling.glob("pixels/*"))
+
+
 def test_a_frozen_encoder_is_never_retrained(workflow: Workflow) -> None:
     workflow.edit(
         "config.yaml", lambda text: text.replace("epochs: 2", "epochs: 3\n    frozen: true")

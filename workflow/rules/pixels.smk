@@ -3,11 +3,16 @@
 CONDA = "../envs/reading.yaml"
 
 
+def for_now(output):
+    """Kept, or removed by Snakemake after the last job that reads it."""
+    return output if PLAN.config.slides.keep_pixels else temp(output)
+
+
 rule pixels:
     input:
         unpack(PLAN.inputs("pixels", "cohort", "part")),
     output:
-        directory(PATHS.pixels("{cohort}", "{tiling}", "{part}")),
+        for_now(directory(PATHS.pixels("{cohort}", "{tiling}", "{part}"))),
     log:
         LOGS / "pixels/{cohort}/{tiling}/{part}.log",
     benchmark:
