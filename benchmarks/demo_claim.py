@@ -31,6 +31,7 @@ import pandas as pd
 import yaml
 
 import stainssl
+from benchmarks.color import color_features
 from stainssl.cohort import parts
 from stainssl.config import Config, load
 from stainssl.demo.truth import morphology
@@ -38,7 +39,7 @@ from stainssl.evaluation.compare import compare_two, mean_over_seeds, shared_row
 from stainssl.evaluation.folds import read_folds
 from stainssl.evaluation.metrics import METRICS
 from stainssl.evaluation.predictions import read_scored
-from stainssl.evaluation.probe import Tiles, color_features, probe
+from stainssl.evaluation.probe import Tiles, probe
 from stainssl.paths import Paths
 from stainssl.plan import tasks as plan_tasks
 from stainssl.stages.probe import labelled_tiles

@@ -40,12 +40,13 @@ from PIL import Image
 from sklearn.metrics import roc_curve
 
 from benchmarks import evidence_table
+from benchmarks.color import color_features
 from stainssl.datasets import load as load_release
 from stainssl.encoders.loading import LoadedEncoder, new_backbone
 from stainssl.encoders.loading import load as load_encoder
 from stainssl.evaluation.folds import each_fold, make_folds
 from stainssl.evaluation.predictions import THRESHOLD
-from stainssl.evaluation.probe import color_features, fit_linear, linear_probe
+from stainssl.evaluation.probe import fit_linear, linear_probe
 from stainssl.stain.estimate import estimate
 from stainssl.stain.normalize import normalize
 from stainssl.stain.profile import StainProfile

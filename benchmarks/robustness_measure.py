@@ -16,14 +16,16 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Generator, Tensor
 
 from stainssl.evaluation.probe import Linear, linear_probe
 from stainssl.evaluation.robustness import most_different, unit_length
 from stainssl.pretrain.losses import alignment, effective_rank, uniformity
 from stainssl.stain import StainProfile, estimate
+from stainssl.stain.density import DEFAULTS, Constants, optical_density
 from stainssl.stain.profile import LabStats
-from stainssl.stain.restain import od_shift, reinhard_to
+from stainssl.stain.restain import reinhard_to
+from stainssl.stain.torch_backend import in_chunks
 from stainssl.stores.pixels import decode, encode
 
 log = logging.getLogger(__name__)
@@ -83,6 +85,38 @@ def pooled_stain(images: Images) -> LabStats:
 def stain_distance(one: StainProfile, other: StainProfile) -> float:
     """Euclidean distance of two profiles' coordinates; of Reinhard's, ΔE of means and spreads."""
     return float((one.coordinates() - other.coordinates()).norm())
+
+
+def od_shift(
+    images: Tensor, generator: Generator, strength: float = 0.2, constants: Constants = DEFAULTS
+) -> Tensor:
+    """Images with gain and gamma drawn for each channel's optical density.
+
+    OD' = gain · OD^gamma with ln(gain) and ln(gamma) uniform in ± strength and ± strength / 2,
+    drawn for each image and channel: staining time, lamp and sensor, not a mix of two stains.
+    White stays white.
+
+    Args:
+        images: (B, 3, H, W) RGB, uint8 or float in [0, 1].
+        generator: of a CPU; the only source of chance.
+        strength: 0 changes nothing; 0.2 is a channel's OD times 0.82 to 1.22.
+
+    Returns:
+        (B, 3, H, W) of the images' dtype.
+
+    Raises:
+        ValueError: a negative strength.
+    """
+    if strength < 0:
+        raise ValueError(f"strength is {strength}: give 0 or more.")
+    drawn = (2 * torch.rand(2, len(images), 3, 1, generator=generator) - 1) * strength
+    gain, gamma = drawn[0].exp().to(images.device), (drawn[1] / 2).exp().to(images.device)
+
+    def mapped(grey: Tensor, gain: Tensor, gamma: Tensor) -> Tensor:
+        density = optical_density(grey, constants).clamp_min(1e-6)
+        return constants.io * constants.log_base ** -(gain * density**gamma) - constants.offset
+
+    return in_chunks(images, mapped, gain, gamma)
 
 
 def shifted(images: Tensor, strength: float, seed: int = 0) -> Tensor:

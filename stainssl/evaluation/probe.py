@@ -360,21 +360,3 @@ def _shot_auroc(tiles: Tiles, chosen: Ints, test: Ints) -> float:
     p, y = model(tiles.features[test]), tiles.y[test]
     classes = [1] if len(tiles.classes) == 2 else np.unique(y).tolist()
     return float(np.mean([roc_auc_score(y == c, p[:, c]) for c in classes]))
-
-
-def color_features(images: NDArray[np.uint8]) -> Floats:
-    """What color alone tells: the baseline that must not solve a task of morphology.
-
-    Args:
-        images: (N, H, W, 3) RGB.
-
-    Returns:
-        (N, 9) float32 in [0, 1] and products of it: mean and standard deviation of R, G, B, and
-        the covariances RG, RB, GB.
-    """
-    pixels = images.reshape(len(images), -1, 3).astype(np.float32) / 255
-    mean = pixels.mean(axis=1)
-    centred = pixels - mean[:, None]
-    covariance = np.einsum("npc,npd->ncd", centred, centred) / pixels.shape[1]
-    spread = np.sqrt(np.einsum("ncc->nc", covariance))
-    return np.concatenate([mean, spread, covariance[:, [0, 0, 1], [1, 2, 2]]], axis=1)

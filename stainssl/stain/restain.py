@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
 from stainssl.stain.density import DEFAULTS, Constants, optical_density
 from stainssl.stain.estimate import estimate
@@ -52,35 +52,3 @@ def reinhard_to(images: Tensor, profile: StainProfile, constants: Constants = DE
         return lab_to_rgb(lab + tissue * (moved - lab)) * 255
 
     return in_chunks(images, mapped, gain, shift)
-
-
-def od_shift(
-    images: Tensor, generator: Generator, strength: float = 0.2, constants: Constants = DEFAULTS
-) -> Tensor:
-    """Images with gain and gamma drawn for each channel's optical density.
-
-    OD' = gain · OD^gamma with ln(gain) and ln(gamma) uniform in ± strength and ± strength / 2,
-    drawn for each image and channel: staining time, lamp and sensor, not a mix of two stains.
-    White stays white.
-
-    Args:
-        images: (B, 3, H, W) RGB, uint8 or float in [0, 1].
-        generator: of a CPU; the only source of chance.
-        strength: 0 changes nothing; 0.2 is a channel's OD times 0.82 to 1.22.
-
-    Returns:
-        (B, 3, H, W) of the images' dtype.
-
-    Raises:
-        ValueError: a negative strength.
-    """
-    if strength < 0:
-        raise ValueError(f"strength is {strength}: give 0 or more.")
-    drawn = (2 * torch.rand(2, len(images), 3, 1, generator=generator) - 1) * strength
-    gain, gamma = drawn[0].exp().to(images.device), (drawn[1] / 2).exp().to(images.device)
-
-    def mapped(grey: Tensor, gain: Tensor, gamma: Tensor) -> Tensor:
-        density = optical_density(grey, constants).clamp_min(1e-6)
-        return constants.io * constants.log_base ** -(gain * density**gamma) - constants.offset
-
-    return in_chunks(images, mapped, gain, gamma)

@@ -178,12 +178,6 @@ class Embeddings:
         place = self.slide_id.index(slide_id)
         return slice(int(self.start[place]), int(self.start[place + 1]))
 
-    def bag(self, slide_id: str) -> npt.NDArray[np.float16]:
-        """The valid vectors of a slide, (n, D) float16, in tile order."""
-        rows = self.rows(slide_id)
-        features, valid = self.read(rows), self.valid[rows]
-        return features if valid.all() else features[valid]
-
     def read(self, rows: slice) -> npt.NDArray[np.float16]:
         """Vectors of some rows, (n, D) float16; as `features[rows]`, in one read a shard."""
         return read_rows(self.features, self._path / "features", rows.start, rows.stop)

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.neighbors import KNeighborsClassifier
 
+from benchmarks.color import color_features
 from stainssl.errors import StainsslError
 from stainssl.evaluation import probe as module
 from stainssl.evaluation.folds import make_folds
@@ -16,7 +17,6 @@ from stainssl.evaluation.probe import (
     Tiles,
     balanced_sample,
     choose_penalty,
-    color_features,
     few_shot,
     fit_linear,
     nearest_neighbours,

@@ -41,7 +41,7 @@ def test_a_vector_per_tile_in_its_slides_bag(config):
     pixels = open_pixels(Paths(config.results).pixels(*WORDS))
     images = torch.from_numpy(pixels.images(np.arange(12, 23))).permute(0, 3, 1, 2)
     expected = load(Paths(config.results).model("random"))(images)
-    np.testing.assert_allclose(found.bag("b1"), expected, atol=2e-2, rtol=1e-2)
+    np.testing.assert_allclose(found.read(found.rows("b1")), expected, atol=2e-2, rtol=1e-2)
 
 
 def test_places_are_those_of_the_tile_table_whatever_its_order(config):

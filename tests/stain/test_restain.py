@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.robustness_measure import od_shift
 from stainssl.stain import StainProfile, estimate
-from stainssl.stain.restain import od_shift, reinhard_to
+from stainssl.stain.restain import reinhard_to
 from tests.stain import synthetic
 from tests.stain.test_estimate import ADVERSARIAL, adversarial_batch
 
