@@ -75,7 +75,7 @@ def file_of_slide(pattern: str | None, slide_id: str) -> Path | None:
 
 
 @lru_cache(maxsize=100_000)
-def _read(path: Path, stamp: tuple[int, int]) -> tuple[Counter[str], Counter[str], str]:
+def _read(path: Path, _stamp: tuple[int, int]) -> tuple[Counter[str], Counter[str], str]:
     """Classes, notes, and why the file cannot be read."""
     try:
         found = read_annotations(path)

@@ -76,7 +76,7 @@ def _problems(rows: pd.DataFrame, files: list[str]) -> list[str]:
     ]
 
 
-def _read(root: Path, options: Options) -> FolderContents:
+def _read(root: Path, _options: Options) -> FolderContents:
     path = root / "AMI-BR.csv"
     table = read_text_table(path)
     dataset, slide = column(table, "dataset", path), column(table, "slide", path)

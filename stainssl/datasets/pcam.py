@@ -71,7 +71,7 @@ def _split_rows(root: Path, split: str) -> pd.DataFrame:
     )
 
 
-def _read(root: Path, options: Options) -> FolderContents:
+def _read(root: Path, _options: Options) -> FolderContents:
     there = find_files(root, "camelyonpatch_level_2_split_*_x.h5")
     splits = [s for s in SPLITS if (root / f"{_NAME.format(split=s, what='y')}.h5").exists()]
     if not splits:

@@ -217,7 +217,7 @@ def _pooled(metric: Resampled) -> Resampled:
     return lambda scored, weights: metric(scored.pooled(), weights)
 
 
-def _is_given(scored: ScoredUnits) -> bool:
+def _is_given(_scored: ScoredUnits) -> bool:
     return True
 
 
@@ -229,7 +229,7 @@ def _is_ranked(scored: ScoredUnits) -> bool:
     return bool(classes_ranked(scored)) and _has_two_classes(scored)
 
 
-def _spread(scored: ScoredUnits, value: float) -> float:
+def _spread(scored: ScoredUnits, _value: float) -> float:
     # By the AUROC, whatever ranking figure it is.
     auroc = float(_auroc(scored, np.ones((1, scored.patients)))[0])
     return cross_validation_factor(auroc, _rank_likeness(scored, classes_ranked(scored)))

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 
 
-def otsu(thumbnail: np.ndarray, mpp: float) -> np.ndarray:
+def otsu(thumbnail: np.ndarray, _mpp: float) -> np.ndarray:
     """(h, w) bool, `tiatoolbox.tools.tissuemask.OtsuTissueMasker` of (h, w, 3) uint8 RGB.
 
     Args:
         thumbnail: the picture.
-        mpp: µm/px; Otsu's threshold does not depend on it.
+        _mpp: µm/px; Otsu's threshold does not depend on it.
     """
     from tiatoolbox.tools.tissuemask import OtsuTissueMasker
 

@@ -48,7 +48,7 @@ def test_a_vector_that_is_the_stain_alone_finds_nothing() -> None:
     np.testing.assert_allclose(found["margin"], 0)
 
 
-def test_ranks_are_those_of_a_search(tmp_path: Path) -> None:
+def test_ranks_are_those_of_a_search() -> None:
     rng = np.random.default_rng(0)
     first, second = rng.normal(size=(2, 6, 4))
     found = evidence_fan.of_a_pair(first, second)

@@ -33,7 +33,7 @@ def test_the_real_stage_table_names_500_slides_of_five_centres(
     assert "499 of 500 labelled files are not there" in found.warnings[0]
 
 
-def test_the_real_clinical_table_gives_her2_by_ihc_then_fish(tables: Path, tmp_path: Path) -> None:
+def test_the_real_clinical_table_gives_her2_by_ihc_then_fish(tables: Path) -> None:
     from stainssl.datasets.tcga_her2 import RELEASE, _table, her2_of
 
     table = _table(tables / TCGA)

