@@ -52,6 +52,7 @@ SIGNAL = 2.0  # distance of the classes along the first feature, in standard dev
 UNEVEN = {1: (0.5,), 2: (0.25, 0.75), 3: (0.25, 0.5, 0.75)}  # share of positives at each site
 log = logging.getLogger("statistics")
 Floats = NDArray[np.float64]
+Indices = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -151,15 +152,22 @@ def true_auroc(weights: Floats, cell: Cell, cohort: Cohort, test: NDArray[np.int
     return float(norm.cdf(gaps / spread).mean()) if gaps.size else float("nan")
 
 
+def parts_of(cell: Cell, folds: pd.DataFrame) -> list[tuple[int, Indices, Indices]]:
+    """(repeat, training patients, test patients) of every fold."""
+    ids = np.array([f"p{i:03d}" for i in range(cell.patients)])
+    return [
+        (repeat, *(np.flatnonzero(np.isin(ids, sorted(p))) for p in (train, role["test"])))
+        for repeat, _, role in each_fold(folds)
+        for train in [role["train"] | role["val"]]
+    ]
+
+
 def answer(
-    cell: Cell, cohort: Cohort, features: Floats, folds: pd.DataFrame
+    cell: Cell, cohort: Cohort, features: Floats, parts: list[tuple[int, Indices, Indices]]
 ) -> tuple[ScoredUnits, float]:
     """One encoder's answers on the test patients; the mean true AUROC of its models by pairs."""
-    ids = np.array([f"p{i:03d}" for i in range(cell.patients)])
     answers, truths, pairs = [], [], []
-    for repeat, _, role in each_fold(folds):
-        train = np.flatnonzero(np.isin(ids, sorted(role["train"] | role["val"])))
-        test = np.flatnonzero(np.isin(ids, sorted(role["test"])))
+    for repeat, train, test in parts:
         model = fit_linear(features[train].astype(np.float32), cohort.y[train], 2, PENALTY)
         answers.append(FoldScores(repeat, test, model(features[test].astype(np.float32))))
         weights = model.model.coef_[0] / model.scaler.scale_
@@ -180,9 +188,9 @@ def one_cohort(cell: Cell, seed: int) -> dict[str, float]:
     """What is kept of one cohort."""
     rng = np.random.default_rng([seed, cell.patients, cell.sites])
     cohort = draw(cell, rng)
-    folds = folds_of(cell, cohort, seed)
+    parts = parts_of(cell, folds_of(cell, cohort, seed))
     (first, truth), (second, _) = (
-        answer(cell, cohort, features, folds) for features in cohort.features
+        answer(cell, cohort, features, parts) for features in cohort.features
     )
     found = estimate("auroc", first)
     low, high = found.interval
@@ -219,13 +227,13 @@ def summary(cell: Cell, rows: pd.DataFrame) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def run(work: Path, cohorts: int) -> None:
-    """Every block of cohorts that `work` does not hold yet."""
+def run(work: Path, cohorts: int, cells: list[Cell]) -> None:
+    """Every block of cohorts that `work` does not hold yet, of some cells."""
     work.mkdir(parents=True, exist_ok=True)
     file = work / "blocks.jsonl"
     known = {(_key(one["cell"]), one["block"]) for one in _read(file)}
     for block in range(cohorts // BLOCK):
-        for cell in design():
+        for cell in cells:
             if (_key(asdict(cell)), block) in known:
                 continue
             seeds = range(block * BLOCK, (block + 1) * BLOCK)
@@ -333,11 +341,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path)
     parser.add_argument("--cohorts", type=int, default=400)
+    parser.add_argument("--patients", type=int, nargs="+", default=[16, 32, 100])
+    parser.add_argument("--null", action="store_true", help="cells without a signal alone")
     parser.add_argument("--write", action="store_true")
     asked = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
     if not asked.write:
-        run(asked.work, asked.cohorts)
+        asked_cells = [c for c in design() if c.patients in asked.patients]
+        run(asked.work, asked.cohorts, [c for c in asked_cells if not (asked.null and c.signal)])
         return
     if asked.work:
         collect(asked.work)

@@ -480,11 +480,19 @@ SCORES: dict[str, tuple[str, ...]] = {  # the first where a task names none
     "ordinal": ("kappa", "auroc_cuts", "accuracy", "balanced_accuracy"),
     "survival": ("c_index", "c_index_uno", "auroc_time", "integrated_brier"),
 }  # fmt: skip
+FUSED_KINDS = ("mean", "abmil")  # of heads that take clinical columns
 MIN_ORDERED = 3  # classes of kind ordinal
 NOT_OF: dict[str, tuple[str, ...]] = {  # keys of a task that say nothing to a kind
-    "regression": ("classes", "positive", "class_weight", "threshold", "sensitivity"),
-    "ordinal": ("positive", "class_weight", "threshold", "sensitivity"),
-    "survival": ("positive", "class_weight", "threshold", "sensitivity"),
+    "regression": (
+        "classes",
+        "positive",
+        "class_weight",
+        "threshold",
+        "sensitivity",
+        "recalibrate",
+    ),
+    "ordinal": ("positive", "class_weight", "threshold", "sensitivity", "recalibrate"),
+    "survival": ("positive", "class_weight", "threshold", "sensitivity", "recalibrate"),
 }
 COLUMNS_OF: dict[str, tuple[str, ...]] = {"survival": ("time", "event")}  # other kinds: label
 SURVIVAL_CLASSES = {"event", "censored"}
@@ -539,6 +547,7 @@ class Task(Model):
     # time to an event (survival).
     kind: Literal["classification", "regression", "ordinal", "survival"] = "classification"
     label: str = ""  # the sheet's column; of kind survival there are two
+    labels: list[Name] = []  # kind classification: several columns that one model answers together
     time: str = ""  # kind survival: the column of the time to the event, or to the last contact
     event: str = ""  # kind survival: the column that says whether it is the event (1) or not (0)
     na: list[str] = []  # words of the label that are unknown, beside the usual ones
@@ -547,11 +556,14 @@ class Task(Model):
     class_weight: Literal["balanced", "none"] = "balanced"  # in training
     threshold: Literal["validation"] | Share = "validation"  # or a probability; of two classes
     sensitivity: Annotated[float, Field(gt=0, le=1)] = 0.95  # that the second threshold is to have
+    # Of the probabilities, by validation patients: platt (two classes), or temperature.
+    recalibrate: Literal["none", "platt", "temperature"] = "none"
     cohorts: Annotated[list[str], Field(min_length=1)]
     split: Split = Split()
     external: list[str] = []  # cohorts that every fold's model is tested on and none is trained on
     clinical: list[str] = []  # columns of the sheet that a baseline may know: age, grade …
-    fusion: Literal["none", "late"] = "none"  # late: rows of slides and clinical columns together
+    # Rows of slides and clinical columns together: pooled answers, or one head.
+    fusion: Literal["none", "late", "gated"] = "none"
     metrics: Annotated[list[Score], Field(min_length=1)] = [
         "auroc"
     ]  # shown and compared; regression: spearman
@@ -581,16 +593,34 @@ class Task(Model):
     @property
     def label_columns(self) -> dict[str, str]:
         """Key → the sheet's column, of all that the label is read from."""
+        if self.labels:
+            return {f"labels.{place}": column for place, column in enumerate(self.labels)}
         return {key: getattr(self, key) for key in COLUMNS_OF.get(self.kind, ("label",))}
+
+    def questions(self, name: str) -> dict[str, Task]:
+        """The task as it is judged: of several labels a task each, named `NAME.LABEL`.
+
+        Args:
+            name: of the task in the config.
+        """
+        if not self.labels:
+            return {name: self}
+        return {
+            f"{name}.{label}": self.model_copy(update={"label": label, "labels": []})
+            for label in self.labels
+        }
 
     @model_validator(mode="after")
     def _columns_are_of_the_kind(self) -> Task:
+        if self.labels:
+            self._several_labels_can_be()
         own = self.label_columns
         if missing := [key for key, column in own.items() if not column]:
             raise ValueError(
                 f"{' and '.join(missing)} of a task of kind {self.kind}: name the sheet's column"
             )
-        if strange := [k for k in ("label", "time", "event") if k not in own and getattr(self, k)]:
+        others = ("label", "time", "event")
+        if strange := [k for k in others if k not in own and getattr(self, k)]:
             raise ValueError(
                 f"{' and '.join(strange)}: a task of kind {self.kind} reads {' and '.join(own)}"
             )
@@ -601,6 +631,14 @@ class Task(Model):
                 "classes of kind survival are 'event' and 'censored', with their words"
             )
         return self
+
+    def _several_labels_can_be(self) -> None:
+        if self.label:
+            raise ValueError("'label' and 'labels': name one of them")
+        if len(self.labels) < 2:
+            raise ValueError("labels: name two columns at least; one is a 'label'")
+        if self.kind != "classification" or self.level == "tile":
+            raise ValueError("labels are of kind classification, and of level slide or patient")
 
     @model_validator(mode="after")
     def _keys_are_of_the_kind(self) -> Task:
@@ -746,6 +784,18 @@ class Config(Model):
         ]
         return [run for key in dict.fromkeys(keys) for run in self.runs_of(key)]
 
+    def questions(self) -> dict[str, Task]:
+        """Every task as it is judged: of several labels a task each."""
+        return {n: q for name, task in self.tasks.items() for n, q in task.questions(name).items()}
+
+    def sources(self) -> dict[str, tuple[str, str]]:
+        """Question → the task that it is of, and the label where that has several."""
+        return {
+            question: (name, one.label if task.labels else "")
+            for name, task in self.tasks.items()
+            for question, one in task.questions(name).items()
+        }
+
     def initial_run(self, run: Run) -> Run | None:
         """The run that another starts from where `init` names an encoder of this config.
 
@@ -829,6 +879,7 @@ def _references(config: Config) -> Iterator[str]:
         yield from _init_problems(config, name)
     for name in config.benchmarks:
         yield from _heads_of_classes(config, name)
+        yield from _unfused_heads(config, name)
         yield from _untunable(config, name)
 
 
@@ -836,13 +887,30 @@ def _heads_of_classes(config: Config, name: str) -> Iterator[str]:
     """CLAM learns tiles by classes, which the other kinds do not give it."""
     benchmark = config.benchmarks[name]
     tasks = [t for t in benchmark.tasks if t in config.tasks]
-    others = [t for t in tasks if config.tasks[t].kind != "classification"]
+    others = [
+        t for t in tasks if config.tasks[t].kind != "classification" or config.tasks[t].labels
+    ]
     heads = [h for h in benchmark.heads if h in config.heads and config.heads[h].kind == "clam"]
     if others and heads:
         yield (
             f"benchmarks.{name}.heads: {heads[0]} is of kind clam, which teaches tiles by classes,"
-            f" and tasks.{others[0]} is of kind {config.tasks[others[0]].kind}: give them two"
-            " benchmarks."
+            f" and tasks.{others[0]} is of"
+            f" {'several labels' if config.tasks[others[0]].labels else ''}"
+            f"{'' if config.tasks[others[0]].labels else f'kind {config.tasks[others[0]].kind}'}:"
+            " give them two benchmarks."
+        )
+
+
+def _unfused_heads(config: Config, name: str) -> Iterator[str]:
+    """Heads of a benchmark that have no slide vector for clinical columns to meet."""
+    benchmark = config.benchmarks[name]
+    tasks = [config.tasks[t] for t in benchmark.tasks if t in config.tasks]
+    kinds = {h: config.heads[h].kind for h in benchmark.heads if h in config.heads}
+    strange = [head for head, kind in kinds.items() if kind not in FUSED_KINDS]
+    if strange and any(task.fusion == "gated" for task in tasks):
+        yield (
+            f"benchmarks.{name}.heads: {strange[0]} is of kind {kinds[strange[0]]}, and fusion:"
+            f" gated is of heads of kind {' or '.join(FUSED_KINDS)}: leave it out, or ask for late."
         )
 
 

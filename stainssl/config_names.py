@@ -21,6 +21,7 @@ def name_problems(config: Config) -> Iterator[str]:
     """What is wrong with the names of a config, a sentence each."""
     yield from _twice(config.model_dump(exclude={"results", "tilings"}), "")
     yield from _colliding_runs(config)
+    yield from _colliding_questions(config)
     yield from _reserved(config)
     for kind in ("cohorts", "tilings", "encoders", "tasks", "heads", "benchmarks"):
         yield from _alike(kind, list(getattr(config, kind)))
@@ -49,6 +50,14 @@ def _colliding_runs(config: Config) -> Iterator[str]:
         if len(several) > 1:
             both = " and ".join(sorted(several))
             yield f"encoders {both} both make the run {name!r}, whose files are one: rename one."
+
+
+def _colliding_questions(config: Config) -> Iterator[str]:
+    """`x` with labels a and b is judged as `x.a` and `x.b`, which may be tasks' own names."""
+    names = Counter(n for name, task in config.tasks.items() for n in task.questions(name))
+    for name, count in names.items():
+        if count > 1:
+            yield f"tasks: {count} of them are judged as {name!r}: rename one."
 
 
 def _reserved(config: Config) -> Iterator[str]:

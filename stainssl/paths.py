@@ -125,9 +125,12 @@ class Paths:
         """Folder of checkpoints, from which a killed fine-tuning goes on."""
         return self._encoder(encoder) / "fine-tune" / task
 
-    def mil(self, task: str, encoder: str, head: str) -> Path:
-        """Folder of a slide task: predictions, metrics, models, attention."""
-        return self._task(task) / encoder / head
+    def mil(self, task: str, encoder: str, head: str, label: str = "") -> Path:
+        """Folder of a slide task: predictions, metrics, models, attention.
+
+        Of several labels each has its predictions and metrics in a folder of its own.
+        """
+        return of_label(self._task(task) / encoder / head, label)
 
     def robustness(self, encoder: str) -> Path:
         """Folder of an encoder's robustness figures."""
@@ -136,3 +139,8 @@ class Paths:
     def benchmark(self, benchmark: str) -> Path:
         """Folder of a benchmark's table and figures."""
         return self.results / "benchmarks" / benchmark
+
+
+def of_label(folder: Path, label: str) -> Path:
+    """The folder of one of several labels in that of a task's head; "" of a single label."""
+    return folder / "labels" / label if label else folder

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable, Iterator
 from itertools import combinations
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
@@ -28,6 +29,9 @@ from stainssl.config import Config, Encoder, Task, nearest
 from stainssl.errors import StainsslError
 from stainssl.paths import Paths
 from stainssl.slides.hdf5_patch import file_of
+
+if TYPE_CHECKING:
+    from stainssl.evaluation.labels import Labels
 
 
 def missing_files(config: Config, name: str) -> pd.DataFrame:
@@ -146,7 +150,8 @@ def _external_problems(config: Config, name: str, task: Task) -> Iterator[str]:
         frame = read_sheet(config, cohort)
         source = f"{source_of(config, cohort)} (external)"
         absent = list(_absent(f"tasks.{name}", task.label_columns.items(), frame, source))
-        yield from absent or _external_words(config, name, cohort)
+        for question, one in task.questions(name).items():
+            yield from absent or _external_words(config, question, one, cohort)
         if both := sorted(own & set(frame["patient_id"])):
             yield (
                 f"tasks.{name}.external: {len(both)} patients of {cohort} have the names of "
@@ -155,11 +160,11 @@ def _external_problems(config: Config, name: str, task: Task) -> Iterator[str]:
             )
 
 
-def _external_words(config: Config, name: str, cohort: str) -> Iterator[str]:
+def _external_words(config: Config, name: str, task: Task, cohort: str) -> Iterator[str]:
     """Words of an external cohort's label that the task's own cohorts do not have."""
     from stainssl.evaluation.kinds import labels_of
 
-    task, source = config.tasks[name], source_of(config, cohort)
+    source = source_of(config, cohort)
     labels, rows = labels_of(task), _task_rows(config, task)
     if not labels.is_in(rows):
         return
@@ -208,31 +213,43 @@ def _task_rows(config: Config, task: Task) -> pd.DataFrame:
 
 
 def _fold_problems(config: Config, name: str, task: Task) -> Iterator[str]:
-    from stainssl.evaluation.folds import OF_TWO_CLASSES, RANKING
+    from stainssl.evaluation.folds import RANKING
     from stainssl.evaluation.kinds import labels_of
 
     labels, rows = labels_of(task), _task_rows(config, task)
     if labels.is_in(rows) and (found := labels.problems(rows)):
         yield from (f"tasks.{name}: {sentence}" for sentence in found)
         return
-    order = labels.order(labels.words_of(rows)) if labels.is_in(rows) else ()
     try:
         patients, folds = labels.folds(rows, task.level, task.split, seed=0)
     except StainsslError as error:
         unknown = _unknown_words(config, task)
         yield from (f"tasks.{name}: {sentence}{unknown}" for sentence in str(error).split("\n"))
         return
-    if len(order) > 2 and (
-        binary := [metric for metric in task.metrics if metric in OF_TWO_CLASSES]
-    ):
+    for one in task.questions(name).values():
+        yield from _not_of_two(name, one, labels_of(one), rows)
+    ranks = set(task.metrics) & set(RANKING) and task.level == "patient"
+    if ranks and (problem := labels.ranking_problem(patients, folds)):
+        yield f"tasks.{name}: {problem}"
+
+
+def _not_of_two(name: str, task: Task, labels: Labels, rows: pd.DataFrame) -> Iterator[str]:
+    """Metrics of a positive class, asked of a label of more than two."""
+    from stainssl.evaluation.folds import OF_TWO_CLASSES
+
+    order = labels.order(labels.words_of(rows)) if labels.is_in(rows) else ()
+    binary = [metric for metric in task.metrics if metric in OF_TWO_CLASSES]
+    if len(order) > 2 and task.recalibrate == "platt":
+        yield (
+            f"tasks.{name}.recalibrate: platt is of two classes, and {labels.label!r} has"
+            f" {len(order)}: ask for temperature."
+        )
+    if len(order) > 2 and binary:
         yield (
             f"tasks.{name}.metrics: {', '.join(binary)} are of two classes, and"
             f" {labels.label!r} has {len(order)}: {', '.join(order)}. Group them by 'classes', or"
             " ask for others."
         )
-    ranks = set(task.metrics) & set(RANKING) and task.level == "patient"
-    if ranks and (problem := labels.ranking_problem(patients, folds)):
-        yield f"tasks.{name}: {problem}"
 
 
 def _unknown_words(config: Config, task: Task) -> str:
@@ -240,7 +257,7 @@ def _unknown_words(config: Config, task: Task) -> str:
     from stainssl.evaluation.kinds import labels_of
 
     lines = labels_of(task).summary(_task_rows(config, task))
-    return "".join(f" Read as {line}." for line in lines if line.startswith("unknown"))
+    return "".join(f" Read as {line}." for line in lines if "unknown:" in line)
 
 
 def task_summary(config: Config, name: str) -> list[str]:

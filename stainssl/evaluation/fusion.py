@@ -1,7 +1,8 @@
 """Slides and clinical columns together: does the slide add to what is known?
 
-Late fusion without training: the answers of two models that were made on the same folds are pooled
-with equal weights, so that no patient chooses how much either counts.
+Of `fusion: gated` a head takes both (`mil.gated`). Late fusion without training is here: the answers
+of two models that were made on the same folds are pooled with equal weights, so that no patient
+chooses how much either counts.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from stainssl.evaluation.folds import GRADE
 from stainssl.evaluation.predictions import FOLD, RULE_OUT, THRESHOLD, UNIT, answer_columns
 
 ADDED = " + clinical"  # after a head's name
+FOLDER = "clinical"  # in a head's folder: the answers of the head that takes columns too
 _OTHER = "_of_columns"
 _LEAST = 1e-6  # probability, so that an answer of 0 does not silence the other
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from stainssl.evaluation.labels import LabelKeys, Labels, OrderedLabels
+from stainssl.evaluation.labels import Labels, OrderedLabels, SeveralKeys
 from stainssl.evaluation.numbers import NumberLabels
+from stainssl.evaluation.several import SeveralLabels
 from stainssl.evaluation.survival import SurvivalLabels
 
 LABELS: dict[str, type[Labels]] = {
@@ -16,10 +17,10 @@ LABELS: dict[str, type[Labels]] = {
 }
 
 
-class _Task(LabelKeys, Protocol):
+class _Task(SeveralKeys, Protocol):
     kind: Any
 
 
 def labels_of(task: _Task) -> Labels:
     """How a task reads its label: of a config's task."""
-    return LABELS[task.kind].of(task)
+    return SeveralLabels.of(task) if task.labels else LABELS[task.kind].of(task)

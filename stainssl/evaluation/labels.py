@@ -58,6 +58,12 @@ class LabelKeys(Protocol):
     event: Any
 
 
+class SeveralKeys(LabelKeys, Protocol):
+    """As `LabelKeys`, of several labels."""
+
+    labels: Any
+
+
 @dataclass(frozen=True)
 class Labels:
     """How the words of one label are read.
@@ -126,6 +132,16 @@ class Labels:
                     " 'classes', or in 'na' where it is not known."
                 )
         return pd.Series([*read, ""], dtype=object).iloc[codes].set_axis(values.index)
+
+    def of_patients(self, words: pd.Series, patients: pd.Series) -> pd.Series:
+        """The words of slides where they are their patients'; `""` stays.
+
+        Args:
+            words: of slides.
+            patients: whose they are.
+        """
+        del patients
+        return words
 
     def order(self, words: Iterable[str]) -> list[str]:
         """The known classes among some words in their order; of two, the last is positive."""

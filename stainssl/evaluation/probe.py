@@ -18,6 +18,7 @@ from sklearn.utils.class_weight import compute_sample_weight
 
 from stainssl.errors import StainsslError
 from stainssl.evaluation.folds import each_fold
+from stainssl.evaluation.recalibration import UNCHANGED, Recalibration
 from stainssl.evaluation.thresholds import Calls
 
 Floats = NDArray[np.float32]
@@ -78,18 +79,20 @@ class Linear:
 
     Attributes:
         cuts: thresholds that validation tiles chose, by column of the predictions.
+        recalibration: of the probabilities.
     """
 
     scaler: StandardScaler
     model: LogisticRegression
     classes: int
     cuts: Mapping[str, float] = field(default_factory=dict)
+    recalibration: Recalibration = UNCHANGED
 
     def __call__(self, features: Floats) -> NDArray[np.float64]:
         """(N, K) class probabilities of (N, D) features; 0 for classes unseen in training."""
         out = np.zeros((len(features), self.classes))
         out[:, self.model.classes_] = self.model.predict_proba(self.scaler.transform(features))
-        return out
+        return self.recalibration(out)
 
 
 def _path(
@@ -220,7 +223,9 @@ def linear_probe(
     if calls is None:
         return made, penalty
     answers = chosen(held_out[0]) if chosen else np.empty((0, classes))
-    return replace(made, cuts=calls.cuts(held_out[1], answers)), penalty
+    line = calls.recalibration(held_out[1], answers)
+    cuts = calls.cuts(held_out[1], line(answers))
+    return replace(made, cuts=cuts, recalibration=line), penalty
 
 
 def _unit_length(features: Floats) -> Floats:

@@ -34,11 +34,12 @@ def mean_cosine(blocks: Iterable[npt.NDArray[np.floating]]) -> tuple[float, int]
     return float((np.square(total).sum() - count) / (count * (count - 1))), count
 
 
-def write_spread(folder: Path, blocks: Iterable[npt.NDArray[np.floating]]) -> None:
-    """Note in a folder how much alike the vectors are that its answers were made from."""
+def write_spread(blocks: Iterable[npt.NDArray[np.floating]], *folders: Path) -> None:
+    """Note in folders how much alike the vectors are that their answers were made from."""
     cosine, count = mean_cosine(blocks)
     told = {"mean_cosine": round(cosine, 6) if count > 1 else None, "tiles": count}
-    write_text(folder / FILE, json.dumps(told) + "\n")
+    for folder in folders:
+        write_text(folder / FILE, json.dumps(told) + "\n")
 
 
 def alike_notes(folders: Mapping[str, Iterable[Path]]) -> list[str]:

@@ -72,8 +72,9 @@ BASELINES = (
     " the task's clinical columns; it sees no tissue and is not compared."
 )
 FUSION = (
-    "+ clinical: the head's answer and that of the clinical columns, pooled with equal weights;"
-    " these rows are compared with clinical only too."
+    "+ clinical: the head's answer and that of the clinical columns, pooled with equal weights"
+    " (fusion: late), or a head that takes both (fusion: gated); these rows are compared with"
+    " clinical only too."
 )
 FINE_TUNED = (
     "fine-tune: in every fold the network itself was trained on the task's labels and stopped by"

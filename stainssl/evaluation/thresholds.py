@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stainssl.evaluation.predictions import RULE_OUT, THRESHOLD
+from stainssl.evaluation.recalibration import Recalibration, recalibration
 
 Floats = NDArray[np.float64]
 MIDDLE = 0.5
@@ -17,15 +18,26 @@ MIDDLE = 0.5
 
 @dataclass(frozen=True)
 class Calls:
-    """How a task of two classes calls.
+    """How a task of classes calls, and what it says before.
 
     Attributes:
         threshold: a probability; None: the validation patients choose it.
         sensitivity: that the second threshold is to have on validation patients, in (0, 1].
+        recalibrate: how validation patients set probabilities right: see `recalibration`.
     """
 
     threshold: float | None = None
     sensitivity: float = 0.95
+    recalibrate: str = "none"
+
+    def recalibration(self, y: NDArray[np.int64], p: NDArray[Any]) -> Recalibration:
+        """What is done to the probabilities of one fold's model before anything is called.
+
+        Args:
+            y: (n,) class index of the validation units.
+            p: (n, K) their probabilities.
+        """
+        return recalibration(self.recalibrate, y, p)
 
     def cuts(self, y: NDArray[np.int64], p: Floats) -> dict[str, float]:
         """The thresholds of one fold's model, by column of its predictions.
@@ -47,11 +59,13 @@ class Calls:
 class _Task(Protocol):
     threshold: Any
     sensitivity: Any
+    recalibrate: Any
 
 
 def calls_of(task: _Task) -> Calls:
     """How a task of the config calls."""
-    return Calls(None if task.threshold == "validation" else task.threshold, task.sensitivity)
+    threshold = None if task.threshold == "validation" else task.threshold
+    return Calls(threshold, task.sensitivity, task.recalibrate)
 
 
 def best_threshold(positive: NDArray[np.bool_], score: Floats) -> float:

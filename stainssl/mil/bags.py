@@ -61,6 +61,7 @@ class Bag:
             censored (at 0 too); -1, or NaN, where it is not known.
         slides: the slides in the bag, in the order of their tiles.
         tiles: one `SlideTiles` a slide.
+        columns: clinical features, where a head takes them.
     """
 
     patient_id: str
@@ -69,6 +70,7 @@ class Bag:
     label: float
     slides: tuple[str, ...]
     tiles: tuple[SlideTiles, ...]
+    columns: tuple[float, ...] = ()
 
     def __len__(self) -> int:
         return sum(len(tiles) for tiles in self.tiles)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from stainssl.errors import StainsslError
 from stainssl.evaluation.thresholds import Calls
@@ -19,7 +20,7 @@ from stainssl.mil import heads
 from stainssl.mil.bags import Bag
 from stainssl.mil.target import Target
 from stainssl.mil.targets import target_of_card
-from stainssl.mil.train import FoldModel, HeadSettings
+from stainssl.mil.train import FoldModel, HeadSettings, with_columns
 from stainssl.stores.atomic import replacing
 
 SCHEMA = 1
@@ -42,16 +43,25 @@ def predict_bag(
         (C,) float32, what the target says of the outputs, and (N,) float32 attention that sums to
         one.
     """
-    logits, attention = model.head.stream(
-        torch.from_numpy((block - model.mean) / model.std) for block in bag.chunks(chunk)
-    )
+    logits, attention = model.head.stream(_blocks(model, bag, chunk))
     return model.target.answer(logits), attention.numpy()
+
+
+def _blocks(model: FoldModel, bag: Bag, chunk: int) -> Iterator[Tensor]:
+    """A bag's tiles as the head takes them."""
+    for block in bag.chunks(chunk):
+        features = torch.from_numpy((block - model.mean) / model.std)
+        if model.settings.columns:
+            features = with_columns(features, torch.tensor([bag.columns]))
+        yield features
 
 
 def with_cuts(
     model: FoldModel, val: Sequence[Bag], calls: Calls, train: Sequence[Bag] = ()
 ) -> FoldModel:
-    """The model with the thresholds that its validation bags choose; none choose one half.
+    """The model with the recalibration and the thresholds of its validation bags.
+
+    Without such bags nothing is recalibrated, and thresholds are one half.
 
     Args:
         model: of a fold.
@@ -59,11 +69,18 @@ def with_cuts(
         calls: how thresholds are chosen.
         train: its training bags, which choose too where the target asks them.
     """
+    if calls.recalibrate != "none":
+        target = model.target.recalibrated(calls, [bag.label for bag in val], _said(model, val))
+        model = dataclasses.replace(model, target=target)
     bags = [*train, *val] if model.target.cuts_by_training else val
-    answers = [predict_bag(model, bag)[0] for bag in bags]
-    said = np.stack(answers) if answers else np.empty((0, model.target.outputs))
-    cuts = model.target.cuts(calls, [bag.label for bag in bags], said)
+    cuts = model.target.cuts(calls, [bag.label for bag in bags], _said(model, bags))
     return dataclasses.replace(model, cuts=cuts)
+
+
+def _said(model: FoldModel, bags: Sequence[Bag]) -> np.ndarray:
+    """(B, C) what a model says of bags."""
+    answers = [predict_bag(model, bag)[0] for bag in bags]
+    return np.stack(answers) if answers else np.empty((0, model.target.outputs))
 
 
 def prediction_table(
@@ -94,6 +111,38 @@ def prediction_table(
             **target.columns(answers),
         }
     )
+
+
+def predictions_of(
+    model: FoldModel,
+    bags: Sequence[Bag],
+    answers: np.ndarray,
+    repeat: int,
+    fold: int,
+    unknown: bool = False,
+) -> dict[str, pd.DataFrame]:
+    """`prediction_table` of each label with the model's thresholds; "" where there is one label.
+
+    Args:
+        model: of the fold.
+        bags, answers, repeat, fold: as `prediction_table` takes them.
+        unknown: whether bags are kept of which one of several labels is not known.
+    """
+    return {
+        one.label: prediction_table(
+            one.bags, answers[list(one.rows), one.outputs], one.target, repeat, fold
+        ).assign(**one.cuts)
+        for one in model.target.questions(bags, model.cuts, unknown)
+    }
+
+
+def end_to_end(tables: Iterable[Mapping[str, pd.DataFrame]]) -> dict[str, pd.DataFrame]:
+    """The tables of each label end to end."""
+    found: dict[str, list[pd.DataFrame]] = {}
+    for one in tables:
+        for label, table in one.items():
+            found.setdefault(label, []).append(table)
+    return {label: pd.concat(several, ignore_index=True) for label, several in found.items()}
 
 
 def model_name(repeat: int, fold: int) -> str:
@@ -152,8 +201,9 @@ def load_model(path: Path) -> FoldModel:
     mean, std = tensors.pop("mean").numpy(), tensors.pop("std").numpy()
     settings, target = HeadSettings(**card["settings"]), target_of_card(card)
     head = heads.create(
-        settings.kind, card["dim"], target.outputs, settings.hidden, settings.dropout
-    )
+        settings.kind, card["dim"], target.outputs, settings.hidden, settings.dropout,
+        settings.columns,
+    )  # fmt: skip
     head.load_state_dict({name.removeprefix("head."): v for name, v in tensors.items()})
     history = [(train, float("nan") if val is None else val) for train, val in card["history"]]
     return FoldModel(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -13,6 +14,27 @@ from torch import Tensor
 from stainssl.evaluation.thresholds import Calls
 from stainssl.mil.bags import Bag
 from stainssl.mil.head import Loss
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is predicted and judged by itself: a label of some bags.
+
+    Attributes:
+        label: the column, where a model answers several; else "".
+        target: what is said of it.
+        bags: those that are asked, labelled.
+        rows: their places among the bags that were answered.
+        outputs: its columns of the answers.
+        cuts: its thresholds, by column of the predictions.
+    """
+
+    label: str
+    target: Target
+    bags: Sequence[Bag]
+    rows: Sequence[int]
+    outputs: slice
+    cuts: Mapping[str, float]
 
 
 class Target(ABC):
@@ -72,6 +94,30 @@ class Target(ABC):
             labels: B labels of validation bags, of training bags too where `cuts_by_training`.
             answers: (B, C) theirs.
         """
+
+    def recalibrated(self, calls: Calls, labels: Sequence[float], answers: np.ndarray) -> Target:
+        """The target whose answers validation bags set right; itself where nothing is asked.
+
+        Args:
+            calls: how.
+            labels: B labels of the validation bags.
+            answers: (B, C) theirs.
+        """
+        del calls, labels, answers
+        return self
+
+    def questions(
+        self, bags: Sequence[Bag], cuts: Mapping[str, float], unknown: bool
+    ) -> Iterator[Question]:
+        """What answers on some bags are predictions of.
+
+        Args:
+            bags: that were answered.
+            cuts: as `cuts` gave them.
+            unknown: whether bags are kept of which a label is not known.
+        """
+        del unknown
+        yield Question("", self, bags, range(len(bags)), slice(None), cuts)
 
     @abstractmethod
     def card(self) -> dict[str, Any]:

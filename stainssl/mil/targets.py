@@ -5,8 +5,8 @@ A kind of label is a line in `TARGETS` here and one in `evaluation.kinds`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -19,12 +19,14 @@ from stainssl.errors import StainsslError
 from stainssl.evaluation.folds import GRADE, VALUE
 from stainssl.evaluation.labels import Labels, OrderedLabels
 from stainssl.evaluation.numbers import NumberLabels
+from stainssl.evaluation.recalibration import UNCHANGED, Recalibration
+from stainssl.evaluation.several import SeveralLabels, apart
 from stainssl.evaluation.survival import SurvivalLabels
 from stainssl.evaluation.thresholds import Calls
 from stainssl.mil.bags import Bag
 from stainssl.mil.hazard import Hazards
 from stainssl.mil.head import Loss, weighted_loss
-from stainssl.mil.target import Target
+from stainssl.mil.target import Question, Target
 
 
 @dataclass(frozen=True)
@@ -35,12 +37,14 @@ class Classes(Target):
         names: C class words; of two, the second is positive.
         is_balanced: whether classes weigh the same; else every bag does.
         weights: (C,) of the classes; None: not fitted yet.
+        line: the recalibration of the probabilities.
     """
 
     unknown = -1
     names: tuple[str, ...]
     is_balanced: bool = True
     weights: Tensor | None = None
+    line: Recalibration = UNCHANGED
 
     @property
     def outputs(self) -> int:
@@ -77,7 +81,11 @@ class Classes(Target):
 
     def answer(self, outputs: Tensor) -> np.ndarray:
         """See `Target.answer`: probabilities that sum to one."""
-        return torch.softmax(outputs, dim=0).numpy()
+        return self.line(torch.softmax(outputs, dim=0).numpy()[None])[0]
+
+    def recalibrated(self, calls: Calls, labels: Sequence[float], answers: np.ndarray) -> Classes:
+        """See `Target.recalibrated`."""
+        return replace(self, line=calls.recalibration(np.array(labels, np.int64), answers))
 
     def columns(self, answers: np.ndarray) -> dict[str, np.ndarray]:
         """See `Target.columns`: `p_<class>`."""
@@ -94,7 +102,7 @@ class Classes(Target):
 
     def card(self) -> dict[str, Any]:
         """See `Target.card`."""
-        return {"classes": list(self.names)}
+        return {"classes": list(self.names), "recalibration": asdict(self.line)}
 
 
 @dataclass(frozen=True)
@@ -218,19 +226,170 @@ class Number(Target):
         return {"number": {"center": self.center, "spread": self.spread}}
 
 
+@dataclass(frozen=True)
+class Several(Target):
+    """Several labels of classes, each as `Classes`, by one head with all of their outputs.
+
+    The loss of a bag is the sum over its known labels, divided by the number of labels: a label
+    that is not known teaches nothing, and what is known counts as much whatever else is. Bags'
+    labels are numbers, one for every combination of classes and unknown ones; 0: none is known.
+
+    Attributes:
+        parts: (label, what is learnt of it).
+    """
+
+    unknown = 0
+    parts: tuple[tuple[str, Classes], ...]
+
+    @property
+    def outputs(self) -> int:
+        """See `Target.outputs`: those of all labels."""
+        return sum(part.outputs for _, part in self.parts)
+
+    def _slices(self) -> Iterator[tuple[int, str, Classes, slice]]:
+        """(place, label, what is learnt of it, its outputs) of each label."""
+        start = 0
+        for place, (name, part) in enumerate(self.parts):
+            yield place, name, part, slice(start, start + part.outputs)
+            start += part.outputs
+
+    def codes(self, words: pd.Series) -> pd.Series:
+        """See `Target.codes`: digits of one more than classes, the first label's the least."""
+        codes, step = pd.Series(0, words.index), 1
+        for (_, part), column in zip(self.parts, apart(words, len(self.parts)), strict=True):
+            places = {name: place for place, name in enumerate(part.names, 1)}
+            codes += step * column.map(lambda word, p=places: p.get(word, 0))
+            step *= part.outputs + 1
+        return codes
+
+    def classes(self, labels: Tensor) -> Tensor:
+        """(B,) labels of bags → (B, L) class of each label, -1 where it is not known."""
+        rest, found = labels.long(), []
+        for _, part in self.parts:
+            found.append(rest % (part.outputs + 1) - 1)
+            rest = rest // (part.outputs + 1)
+        return torch.stack(found, dim=1)
+
+    def strange(self, words: Sequence[str]) -> str:
+        """See `Target.strange`: of any label."""
+        columns = apart(pd.Series(list(words), dtype=object), len(self.parts))
+        told = [
+            f"of {name!r} {strange}"
+            for (name, part), column in zip(self.parts, columns, strict=True)
+            if (strange := part.strange([word for word in column if word]))
+        ]
+        return "; ".join(told)
+
+    def fitted(self, train: Sequence[Bag]) -> Several:
+        """See `Target.fitted`: with the weights of each label's classes among its known bags."""
+        parts = []
+        for one in self.questions(train, {}, unknown=False):
+            assert isinstance(one.target, Classes)
+            try:
+                parts.append((one.label, one.target.fitted(one.bags)))
+            except StainsslError as error:
+                raise StainsslError(f"{one.label}: {error}") from None
+        return replace(self, parts=tuple(parts))
+
+    def loss(self) -> Loss:
+        """See `Target.loss`: cross-entropy of the known labels."""
+
+        def known_alone(outputs: Tensor, labels: Tensor) -> Tensor:
+            classes, total = self.classes(labels), torch.zeros(len(outputs))
+            for place, _, part, columns in self._slices():
+                of_label = classes[:, place]
+                each = part.loss()(outputs[:, columns], of_label.clamp(min=0))
+                total = total + torch.where(of_label >= 0, each, 0.0)
+            return total / len(self.parts)
+
+        return known_alone
+
+    def answer(self, outputs: Tensor) -> np.ndarray:
+        """See `Target.answer`: each label's probabilities, which sum to one."""
+        return np.concatenate([part.answer(outputs[c]) for _, _, part, c in self._slices()])
+
+    def columns(self, answers: np.ndarray) -> dict[str, np.ndarray]:
+        """Each label has columns of its own: see `questions`."""
+        raise NotImplementedError
+
+    def truth(self, bags: Sequence[Bag]) -> list[str]:
+        """See `columns`."""
+        raise NotImplementedError
+
+    def questions(
+        self, bags: Sequence[Bag], cuts: Mapping[str, float], unknown: bool
+    ) -> Iterator[Question]:
+        """See `Target.questions`: every label, of the bags of which it is known."""
+        classes = self.classes(torch.tensor([bag.label for bag in bags], dtype=torch.long))
+        for place, name, part, columns in self._slices():
+            labels = classes[:, place].tolist()
+            rows = [i for i, label in enumerate(labels) if unknown or label >= 0]
+            asked = [replace(bags[i], label=labels[i]) for i in rows]
+            own = {
+                c.removeprefix(f"{name}/"): v for c, v in cuts.items() if c.startswith(f"{name}/")
+            }
+            yield Question(name, part, asked, rows, columns, own)
+
+    def cuts(self, calls: Calls, labels: Sequence[float], answers: np.ndarray) -> dict[str, float]:
+        """See `Target.cuts`: of each label, by `LABEL/COLUMN`."""
+        classes = self.classes(torch.tensor(labels, dtype=torch.long)).numpy()
+        found: dict[str, float] = {}
+        for place, name, part, columns in self._slices():
+            known = classes[:, place] >= 0
+            own = part.cuts(calls, classes[known, place].tolist(), answers[known][:, columns])
+            found |= {f"{name}/{column}": value for column, value in own.items()}
+        return found
+
+    def card(self) -> dict[str, Any]:
+        """See `Target.card`."""
+        return {"labels": {name: part.card() for name, part in self.parts}}
+
+    def recalibrated(self, calls: Calls, labels: Sequence[float], answers: np.ndarray) -> Several:
+        """See `Target.recalibrated`: each label by the bags of which it is known."""
+        classes = self.classes(torch.tensor(labels, dtype=torch.long)).numpy()
+        parts = []
+        for place, name, part, columns in self._slices():
+            known = classes[:, place] >= 0
+            own = part.recalibrated(
+                calls, classes[known, place].tolist(), answers[known][:, columns]
+            )
+            parts.append((name, own))
+        return replace(self, parts=tuple(parts))
+
+
+def several_target(label: Labels, words: pd.Series, is_balanced: bool) -> Several:
+    """What a head of several labels learns, of their known words."""
+    assert isinstance(label, SeveralLabels)
+    columns = zip(label.each, apart(words, len(label.each)), strict=True)
+    parts = [(one.label, Classes(tuple(one.order(known)), is_balanced)) for one, known in columns]
+    return Several(tuple(parts))
+
+
 # How a task reads its label → what its heads learn, of the label's known words.
 TARGETS: dict[type[Labels], Callable[[Labels, pd.Series, bool], Target]] = {
     Labels: lambda label, words, is_balanced: Classes(tuple(label.order(words)), is_balanced),
     OrderedLabels: lambda label, words, _: Ordered(tuple(label.order(words)), is_balanced=False),
     NumberLabels: lambda label, words, _: Number(),
     SurvivalLabels: lambda label, words, _: Hazards.of(words),
+    SeveralLabels: several_target,
 }
-# Key that a saved model's card has → the target of it.
+
+
+def classes_of_card(card: Mapping[str, Any]) -> Classes:
+    """The classes that `Classes.card` kept."""
+    line = Recalibration(**card.get("recalibration", {}))
+    return Classes(tuple(card["classes"]), line=line)
+
+
+# Key that a saved model's card has → the target of the card.
 CARDS: dict[str, Callable[[Any], Target]] = {
-    "number": lambda kept: Number(**kept),
-    "ordered": lambda kept: Ordered(tuple(kept), is_balanced=False),
-    "hazards": lambda kept: Hazards(**{name: tuple(values) for name, values in kept.items()}),
-    "classes": lambda kept: Classes(tuple(kept)),
+    "number": lambda card: Number(**card["number"]),
+    "ordered": lambda card: Ordered(tuple(card["ordered"]), is_balanced=False),
+    "hazards": lambda card: Hazards(**{k: tuple(v) for k, v in card["hazards"].items()}),
+    "labels": lambda card: Several(
+        tuple((name, classes_of_card(own)) for name, own in card["labels"].items())
+    ),
+    "classes": classes_of_card,
 }
 
 
@@ -247,7 +406,7 @@ def target_of(label: Labels, words: pd.Series, is_balanced: bool) -> Target:
 
 def target_of_card(card: Mapping[str, Any]) -> Target:
     """The target that `Target.card` kept."""
-    return next(make(card[key]) for key, make in CARDS.items() if key in card)
+    return next(make(card) for key, make in CARDS.items() if key in card)
 
 
 def class_weights(bags: Sequence[Bag], classes: int) -> Tensor:

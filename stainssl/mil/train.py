@@ -34,6 +34,7 @@ class HeadSettings:
         dropout: share of units dropped in training, [0, 1).
         max_tiles: tiles of a bag drawn for a step, and for the validation loss.
         patience: epochs without a lower validation loss after which training stops.
+        columns: clinical features of a bag that the head takes beside its tiles.
     """
 
     kind: str = "abmil"
@@ -44,6 +45,7 @@ class HeadSettings:
     dropout: float = 0.25
     max_tiles: int = 512
     patience: int = 8
+    columns: int = 0
 
 
 @dataclass(frozen=True)
@@ -104,8 +106,9 @@ def fit(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(rng.integers(2**31)))
         head = heads.create(
-            settings.kind, train[0].dim, target.outputs, settings.hidden, settings.dropout
-        )
+            settings.kind, train[0].dim, target.outputs, settings.hidden, settings.dropout,
+            settings.columns,
+        )  # fmt: skip
         _require_classes(head, settings, target)
         loop = _Loop(head, settings, mean, std, target.loss(), rng)
         epoch, history = loop.run(train, val)
@@ -118,6 +121,11 @@ def _require_classes(head: Head, settings: HeadSettings, target: Target) -> None
             f"a head of kind {settings.kind} teaches tiles by classes, and the task's label is a"
             " number, ordered, or a time: use another head."
         )
+
+
+def with_columns(features: Tensor, columns: Tensor) -> Tensor:
+    """(…, N, D) tiles with (…, 1, F) clinical features of their bag behind each."""
+    return torch.cat([features, columns.expand(*features.shape[:-1], -1)], dim=-1)
 
 
 @dataclass(frozen=True)
@@ -186,4 +194,7 @@ class _Loop:
         drawn = [bag.rows(draw(len(bag), self.settings.max_tiles, self.rng)) for bag in bags]
         features, mask = pad(drawn, memory)
         features.sub_(torch.from_numpy(self.mean)).div_(torch.from_numpy(self.std))
+        if self.settings.columns:
+            columns = torch.tensor([bag.columns for bag in bags])
+            features = with_columns(features, columns[:, None])
         return features, mask, torch.tensor([bag.label for bag in bags])

@@ -201,6 +201,8 @@ class MilJob(Job):
             imported, or tiles not kept.
         rows: `cohort`, `part`, `slide_id`, `patient_id`, `site` and the label, of its own cohorts.
         external: cohort → its rows likewise.
+        clinical: columns of its own rows that a second head takes beside the tiles; none: there is
+            no second head.
         scratch: a folder for what does not fit in memory.
     """
 
@@ -218,6 +220,7 @@ class MilJob(Job):
     rows: Setting[pd.DataFrame]
     external: Setting[dict[str, pd.DataFrame]]
     head: Setting[Head]
+    clinical: Setting[list[str]]
     seed: Setting[int]
     scratch: Resource[Path]
 
@@ -238,6 +241,7 @@ def mil(config: Config, task: str, encoder: str, head: str) -> MilJob:
     tilings = {c: config.cohorts[c].tiling for c, _ in every}
     has_pixels = config.slides.keep_pixels and not config.run(encoder).encoder.features
     columns = ("slide_id", "patient_id", "site", *spec.label_columns.values())
+    clinical = spec.clinical if spec.fusion == "gated" else []
     return MilJob(
         task=task,
         encoder=encoder,
@@ -250,9 +254,10 @@ def mil(config: Config, task: str, encoder: str, head: str) -> MilJob:
         label=labels_of(spec),
         calls=calls_of(spec),
         is_balanced=spec.class_weight == "balanced",
-        rows=rows_of(config, own, *columns),
+        rows=rows_of(config, own, *dict.fromkeys([*columns, *clinical])),
         external={c: rows_of(config, parts_of(config, [c]), *columns) for c in spec.external},
         head=config.heads[head],
+        clinical=clinical,
         seed=config.seed,
         scratch=paths.results,
     )
@@ -264,7 +269,7 @@ class BenchmarkJob(Job):
 
     Attributes:
         answers: (task, run, head) → the folder of the answer; of tile tasks the head is `probe`
-            or `fine-tune`.
+            or `fine-tune`. A task of several labels is a task a label here.
         robustness: run → its folder.
         folds: task → its folds.
         labels: (cohort, part) → tile labels of the tile tasks' parts.
@@ -304,7 +309,9 @@ def benchmark(config: Config, benchmark: str) -> BenchmarkJob:
     spec, paths = config.benchmarks[benchmark], Paths(config.results)
     runs = {key: [run.name for run in config.runs_of(key)] for key in spec.encoders}
     names = [name for several in runs.values() for name in several]
-    tasks = {name: config.tasks[name] for name in spec.tasks}
+    # Of several labels each is judged as a task.
+    tasks = {n: q for name in spec.tasks for n, q in config.tasks[name].questions(name).items()}
+    sources = {question: config.sources()[question] for question in tasks}
     tiled = [task for task in tasks.values() if task.level == "tile"]
     cohorts = list(dict.fromkeys(c for task in tasks.values() for c in task.cohorts))
     labelled = parts_of(config, list(dict.fromkeys(c for task in tiled for c in task.cohorts)))
@@ -312,9 +319,9 @@ def benchmark(config: Config, benchmark: str) -> BenchmarkJob:
     is_robust = {key for key in runs if spec.robustness and robust_tasks(config, key)}
     return BenchmarkJob(
         name=benchmark,
-        answers=_answers(paths, spec, tasks, names),
+        answers=_answers(paths, spec, tasks, names, sources),
         robustness={n: paths.robustness(n) for key in runs if key in is_robust for n in runs[key]},
-        folds={name: paths.folds(name) for name in tasks},
+        folds={question: paths.folds(name) for question, (name, _) in sources.items()},
         labels={(c, p): paths.labels(c, config.cohorts[c].tiling, p) for c, p in labelled},
         seen={n: paths.seen(n) for k, ns in runs.items() for n in ns if config.encoders[k].method},
         files={name: folder / name for name in BENCHMARK_FILES},
@@ -328,8 +335,13 @@ def benchmark(config: Config, benchmark: str) -> BenchmarkJob:
 
 
 def _answers(
-    paths: Paths, spec: Benchmark, tasks: dict[str, Task], runs: list[str]
+    paths: Paths,
+    spec: Benchmark,
+    tasks: dict[str, Task],
+    runs: list[str],
+    sources: dict[str, tuple[str, str]],
 ) -> dict[tuple[str, str, str], Path]:
+    """Where each answer is: of one of several labels in the folder of its task's head."""
     found = {}
     for name, task in tasks.items():
         for run in runs:
@@ -338,7 +350,8 @@ def _answers(
             elif task.level == "tile":
                 found[name, run, PROBE] = paths.probe(name, run)
             else:
-                found |= {(name, run, head): paths.mil(name, run, head) for head in spec.heads}
+                source, label = sources[name]
+                found |= {(name, run, h): paths.mil(source, run, h, label) for h in spec.heads}
     return found
 
 

@@ -184,7 +184,7 @@ def _baselines(job: BenchmarkJob, task: str, answers: list[Answer]) -> Iterator[
 
 def _clinical(job: BenchmarkJob, columns: list[Answer]) -> list[Answer]:
     """What clinical columns alone say of the tasks that ask what a slide adds to them."""
-    asking = [name for name, task in job.tasks.items() if task.fusion == "late"]
+    asking = [name for name, task in job.tasks.items() if task.fusion != "none"]
     return [a for a in columns if a.encoder == baselines.CLINICAL and a.task in asking]
 
 
@@ -193,10 +193,18 @@ def _fused(job: BenchmarkJob, answers: list[Answer], columns: list[Answer]) -> I
     for known in _clinical(job, columns):
         for answer in answers:
             if answer.task == known.task:
-                both = fusion.late(answer.predictions, known.predictions, answer.level)
+                both = _together(job, answer, known)
                 metrics = evaluate(both, answer.level, job.seed)
                 head = answer.head + fusion.ADDED
                 yield replace(answer, head=head, predictions=both, metrics=metrics)
+
+
+def _together(job: BenchmarkJob, answer: Answer, known: Answer) -> pd.DataFrame:
+    """What slides and clinical columns say together: one head, or two answers pooled."""
+    if job.tasks[answer.task].fusion == "late":
+        return fusion.late(answer.predictions, known.predictions, answer.level)
+    folder = job.answers[answer.task, answer.run, answer.head] / fusion.FOLDER
+    return read_table(folder / "predictions.parquet", "predictions")
 
 
 def _notes(job: BenchmarkJob, compared: pd.DataFrame) -> list[str]:

@@ -238,8 +238,10 @@ def _answer(
         progress.best_epoch + 1 if progress.losses else "the last",
     )  # fmt: skip
     of_val, seen = predict(network, question.tiles, val.tile, settings.batch_size)
-    cuts = job.calls.cuts(val.y[seen], of_val)
-    answer = FoldAnswer(*predict(network, question.tiles, test.tile, settings.batch_size), cuts)
+    line = job.calls.recalibration(val.y[seen], of_val)
+    cuts = job.calls.cuts(val.y[seen], line(of_val))
+    of_test, asked = predict(network, question.tiles, test.tile, settings.batch_size)
+    answer = FoldAnswer(line(of_test), asked, cuts)
     answer.save(kept)
     return answer
 

@@ -6,6 +6,7 @@ import dataclasses
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,6 +14,7 @@ import pandas as pd
 from stainssl.config import Head
 from stainssl.errors import StainsslError
 from stainssl.evaluation.folds import each_fold, read_folds
+from stainssl.evaluation.fusion import FOLDER
 from stainssl.evaluation.labels import Labels
 from stainssl.evaluation.metrics import evaluate
 from stainssl.evaluation.predictions import ensemble
@@ -20,11 +22,13 @@ from stainssl.evaluation.spread import write_spread
 from stainssl.mil import bags as bagging
 from stainssl.mil.attention import AttentionMean, attention_table
 from stainssl.mil.bags import Bag, SlideTiles
+from stainssl.mil.clinical import clinical_columns, with_clinical
 from stainssl.mil.predict import (
+    end_to_end,
     load_models,
     model_name,
     predict_bag,
-    prediction_table,
+    predictions_of,
     save_model,
     with_cuts,
 )
@@ -32,6 +36,7 @@ from stainssl.mil.reference import reference_table
 from stainssl.mil.target import Target
 from stainssl.mil.targets import target_of
 from stainssl.mil.train import FoldModel, HeadSettings, fit
+from stainssl.paths import of_label
 from stainssl.plan.rows import Part
 from stainssl.plan.tasks import MilJob
 from stainssl.stain import StainProfile
@@ -53,6 +58,7 @@ def run(job: MilJob) -> None:
     Writes a folder: `predictions.parquet` (test bags), `metrics.csv`, `attention.parquet` (tiles of
     test bags), `models/`, a model a fold, and `reference.parquet`, what they were trained on.
     For an external cohort: `external-{cohort}.parquet` and `.csv`, its predictions and metrics.
+    Of several labels, predictions and metrics of each are in `labels/{label}/`.
 
     Raises:
         StainsslError: its folds share patients between roles, or its bags cannot be trained on.
@@ -62,7 +68,7 @@ def run(job: MilJob) -> None:
     }  # fmt: skip
     try:
         folds = read_folds(job.folds)
-        slides = labelled_slides(job.rows, job.label)
+        slides = labelled_slides(job.rows, job.label, job.level)
         target = target_of(job.label, slides["word"], job.is_balanced)
         slides["label"] = target.codes(slides["word"])
         read = spooled(slide_reader(job.embeddings, slides), job.scratch)
@@ -73,27 +79,44 @@ def run(job: MilJob) -> None:
         with replacing(job.output) as folder:
             folder.mkdir()
             predictions, attention = _answer(job, bags, folds, target, folder)
-            metrics = evaluate(predictions, job.level, job.seed)
-            write_table(folder / "predictions.parquet", predictions, "predictions", made_by)
-            write_spread(folder, (t.features[:] for bag in bags for t in bag.tiles))
+            for label, table in predictions.items():
+                _write(job, of_label(folder, label), "predictions", table, made_by)
+            features = (t.features[:] for bag in bags for t in bag.tiles)
+            write_spread(features, *(of_label(folder, label) for label in predictions))
             write_table(folder / "attention.parquet", attention, "attention", made_by)
             write_table(folder / "reference.parquet", reference, "reference", made_by)
-            metrics.to_csv(folder / "metrics.csv", index=False)
+            if job.clinical:
+                fused, _ = _answer(job, bags, folds, target, None)
+                for label, table in fused.items():
+                    where = of_label(folder, label) / FOLDER
+                    _write(job, where, "predictions", table, made_by)
             for cohort in job.external:
+                name = f"external-{cohort}"
                 found = _external(job, cohort, target, folder / "models")
-                write_table(folder / f"external-{cohort}.parquet", found, "predictions", made_by)
-                metrics = evaluate(ensemble(found, job.level), job.level, job.seed)
-                metrics.to_csv(folder / f"external-{cohort}.csv", index=False)
+                for label, table in found.items():
+                    _write(job, of_label(folder, label), name, table, made_by)
     except StainsslError as error:
         raise StainsslError(f"tasks.{job.task}: {error}") from None
 
 
-def labelled_slides(rows: pd.DataFrame, label: Labels) -> pd.DataFrame:
-    """The slides whose label is known.
+def _write(
+    job: MilJob, folder: Path, name: str, table: pd.DataFrame, made_by: dict[str, Any]
+) -> None:
+    """Predictions and their metrics; of an external cohort the fold models' mean is judged."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_table(folder / f"{name}.parquet", table, "predictions", made_by)
+    is_own = name == "predictions"
+    metrics = evaluate(table if is_own else ensemble(table, job.level), job.level, job.seed)
+    metrics.to_csv(folder / f"{'metrics' if is_own else name}.csv", index=False)
+
+
+def labelled_slides(rows: pd.DataFrame, label: Labels, level: str = "slide") -> pd.DataFrame:
+    """The slides whose label is known; of several, one at least.
 
     Args:
         rows: `cohort`, `part`, `slide_id`, `patient_id`, `site` and the label.
         label: the column, and what its words mean.
+        level: of the task.
 
     Returns:
         `slide_id`, `patient_id`, `site`, `cohort`, `part` and `word` (class), in sheet order.
@@ -101,7 +124,10 @@ def labelled_slides(rows: pd.DataFrame, label: Labels) -> pd.DataFrame:
     Raises:
         StainsslError: no label is known, or two cohorts have a slide of the same name.
     """
-    slides = rows.assign(word=label.words_of(rows))
+    words = label.words_of(rows)
+    if level == "patient":
+        words = label.of_patients(words, rows["patient_id"])
+    slides = rows.assign(word=words)
     known = slides[slides["word"] != ""].reset_index(drop=True)
     log.info("%d of %d slides have a known %r", len(known), len(slides), label.label)
     if known.empty:
@@ -212,30 +238,35 @@ def _tell_limits(bags: list[Bag], head: Head) -> None:
 
 
 def _answer(
-    job: MilJob, bags: list[Bag], folds: pd.DataFrame, target: Target, folder: Path
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Every fold's model, saved under `folder`; the test bags' predictions and attention."""
+    job: MilJob, bags: list[Bag], folds: pd.DataFrame, target: Target, folder: Path | None
+) -> tuple[dict[str, pd.DataFrame], pd.DataFrame]:
+    """Predictions by label and attention of the test bags, by every fold's model.
+
+    Args:
+        folder: where the models are saved; None: clinical columns are taken too, none is saved.
+    """
     tables, looked_at = [], AttentionMean()
-    for repeat, fold, model, test in _fold_models(job, bags, folds, target):
-        save_model(model, folder / "models" / model_name(repeat, fold))
+    columns = None if folder else clinical_columns(bags, job.rows, job.clinical)
+    for repeat, fold, model, test in _fold_models(job, bags, folds, target, columns):
+        if folder:
+            save_model(model, folder / "models" / model_name(repeat, fold))
         answers = [predict_bag(model, bag) for bag in test]
         for bag, (_, attention) in zip(test, answers, strict=True):
             looked_at.add(bag, attention)
         said = np.stack([answer for answer, _ in answers])
-        table = prediction_table(test, said, model.target, repeat, fold)
-        tables.append(table.assign(**model.cuts))
+        tables.append(predictions_of(model, test, said, repeat, fold))
     if not tables:
         raise StainsslError("no test patient has a usable tile: see the cohort's slides.csv.")
-    return pd.concat(tables, ignore_index=True), attention_table(bags, looked_at.means())
+    return end_to_end(tables), attention_table(bags, looked_at.means())
 
 
-def _external(job: MilJob, cohort: str, target: Target, models: Path) -> pd.DataFrame:
+def _external(job: MilJob, cohort: str, target: Target, models: Path) -> dict[str, pd.DataFrame]:
     """Every fold's model on a cohort that none of them was trained on, each as a repeat.
 
     Raises:
         StainsslError: the cohort has no labelled slide with tiles, or a class that is not trained.
     """
-    slides = labelled_slides(job.external[cohort], job.label)
+    slides = labelled_slides(job.external[cohort], job.label, job.level)
     if strange := target.strange(slides["word"].tolist()):
         raise StainsslError(f"external cohort {cohort} has {strange}.")
     slides["label"] = target.codes(slides["word"])
@@ -243,18 +274,29 @@ def _external(job: MilJob, cohort: str, target: Target, models: Path) -> pd.Data
     tables = []
     for number, model in enumerate(load_models(models).values()):
         said = np.stack([predict_bag(model, bag)[0] for bag in bags])
-        table = prediction_table(bags, said, model.target, number, 0)
-        tables.append(table.assign(**model.cuts))
+        tables.append(predictions_of(model, bags, said, number, 0))
     log.info("%d bags of %s, which is external, by %d models", len(bags), cohort, len(tables))
-    return pd.concat(tables, ignore_index=True)
+    return end_to_end(tables)
 
 
 def _fold_models(
-    job: MilJob, bags: list[Bag], folds: pd.DataFrame, target: Target
+    job: MilJob,
+    bags: list[Bag],
+    folds: pd.DataFrame,
+    target: Target,
+    columns: pd.DataFrame | None,
 ) -> Iterator[tuple[int, int, FoldModel, list[Bag]]]:
-    """(repeat, fold, model, test bags) of every fold that has a test bag."""
-    settings = HeadSettings(**job.head.model_dump())
+    """(repeat, fold, model, test bags) of every fold that has a test bag.
+
+    Args:
+        columns: clinical columns of the bags, a row each, which the head takes too; None: it does
+            not.
+    """
+    settings, plain = HeadSettings(**job.head.model_dump()), bags
     for repeat, fold, patients in each_fold(folds):
+        if columns is not None:
+            bags = with_clinical(plain, columns, patients["train"])
+            settings = dataclasses.replace(settings, columns=len(bags[0].columns))
         train, val, test = (
             [bag for bag in bags if bag.patient_id in patients[role]]
             for role in ("train", "val", "test")

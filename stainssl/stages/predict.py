@@ -19,7 +19,7 @@ from stainssl.evaluation.predictions import THRESHOLD, answer_columns, words_cal
 from stainssl.mil import bags as bagging
 from stainssl.mil.attention import AttentionMean, attention_table
 from stainssl.mil.bags import ID_COLUMNS, Bag, SlideTiles
-from stainssl.mil.predict import load_models, predict_bag, prediction_table
+from stainssl.mil.predict import end_to_end, load_models, predict_bag, predictions_of
 from stainssl.mil.reference import Reference, references, slide_means, stacked
 from stainssl.mil.train import FoldModel
 from stainssl.paths import Paths
@@ -58,12 +58,12 @@ class ScoredBag:
 
     Attributes:
         means: slide → (D,) its mean tile embedding.
-        predictions: a row per model.
+        predictions: label ("" where the task has one) → a row per model.
         attention: a row per tile.
     """
 
     means: dict[str, np.ndarray]
-    predictions: pd.DataFrame
+    predictions: dict[str, pd.DataFrame]
     attention: pd.DataFrame
 
 
@@ -150,12 +150,13 @@ def _predict(
             f"No slide of {new.cohorts[NEW].sheet} has a usable tile: "
             f"{out / 'slides.csv'} says why."
         )
-    by_model = pd.concat([one.predictions for one in scored], ignore_index=True)
+    tables = end_to_end(one.predictions for one in scored)
     attention = pd.concat([one.attention for one in scored], ignore_index=True)
     known = known_patients(config, asked.task, encoder)
-    answers = summary(by_model, slides.assign(known=slides["patient_id"].map(known)), level)
+    slides = slides.assign(known=slides["patient_id"].map(known))
+    answers = with_label({label: summary(t, slides, level) for label, t in tables.items()})
     settings = {**asdict(asked), "models": len(models)}
-    write_table(out / "by-model.parquet", by_model, "predictions", settings)
+    write_table(out / "by-model.parquet", with_label(tables), "predictions", settings)
     write_table(out / "attention.parquet", attention, "attention", settings)
     write_text(out / "predictions.csv", answers.to_csv(index=False, float_format="%.6g"))
     title = f"{asked.task}, {asked.head} on {encoder}"
@@ -253,10 +254,10 @@ def _score(bag: Bag, models: Models) -> ScoredBag:
     for (repeat, fold), model in models.items():
         said, attention = predict_bag(model, bag)
         mean.add(bag, attention)
-        table = prediction_table([bag], said[None], model.target, repeat, fold)
-        tables.append(_called(table.assign(**model.cuts)))
+        found = predictions_of(model, [bag], said[None], repeat, fold, unknown=True)
+        tables.append({label: _called(table) for label, table in found.items()})
     means = dict(zip(bag.slides, slide_means(bag), strict=True))
-    return ScoredBag(means, pd.concat(tables), attention_table([bag], mean.means()))
+    return ScoredBag(means, end_to_end(tables), attention_table([bag], mean.means()))
 
 
 def _called(table: pd.DataFrame) -> pd.DataFrame:
@@ -342,6 +343,18 @@ def summary(by_model: pd.DataFrame, slides: pd.DataFrame, level: str) -> pd.Data
         for name, row in out.to_dict("index").items()
     ]
     return out.reset_index()
+
+
+def with_label(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """The tables of several labels end to end, with a column `label`; one of one label as it is.
+
+    A class that a label does not have is empty in its rows.
+    """
+    if set(tables) == {""}:
+        return tables[""]
+    for label, table in tables.items():
+        table.insert(1, "label", label)
+    return pd.concat(tables.values(), ignore_index=True)
 
 
 def _limit(side: str, column: str) -> str:

@@ -50,7 +50,7 @@ def run(job: ProbeJob) -> None:
         write_table(folder / "predictions.parquet", linear, "predictions", settings)
         write_table(folder / "neighbours.parquet", neighbours, "predictions", settings)
         metrics.to_csv(folder / "metrics.csv", index=False)
-        write_spread(folder, [tiles.features])
+        write_spread([tiles.features], folder)
         few_shot(tiles, folds, seed=job.seed).to_csv(folder / "few_shot.csv", index=False)
 
 

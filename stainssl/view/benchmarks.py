@@ -63,14 +63,15 @@ class Benchmarks:
             return self._records.paths.probe(task, run)
         if head == FINE_TUNE:
             return self._records.paths.fine_tuned(task, run)
-        return self._records.paths.mil(task, run, head)
+        source, label = self._records.config.sources()[task]
+        return self._records.paths.mil(source, run, head, label)
 
     def _has_answer(self, task: str, run: str, head: str) -> bool:
         try:
             self._known(task, run, head)
         except KeyError:
             return False
-        if labels_of(self._records.config.tasks[task]).picture:  # no curve, no wrong case
+        if labels_of(self._records.config.questions()[task]).picture:  # no curve, no wrong case
             return False
         return (self._folder(task, run, head) / "predictions.parquet").exists()
 
@@ -78,7 +79,7 @@ class Benchmarks:
         config = self._records.config
         runs = {r.name for r in config.runs()}
         heads = {LINEAR, FINE_TUNE, *config.heads}
-        if task not in config.tasks or run not in runs or head not in heads:
+        if task not in config.questions() or run not in runs or head not in heads:
             raise KeyError((task, run, head))
 
     def answer(self, task: str, run: str, head: str) -> Json:
@@ -92,9 +93,9 @@ class Benchmarks:
             StainsslError: its predictions are missing or not whole.
         """
         self._known(task, run, head)
-        if picture := labels_of(self._records.config.tasks[task]).picture:
+        if picture := labels_of(self._records.config.questions()[task]).picture:
             raise StainsslError(f"{task}: its kind has no curves here; {picture} shows its cases.")
-        level = self._records.config.tasks[task].level
+        level = self._records.config.questions()[task].level
         path = self._folder(task, run, head) / "predictions.parquet"
         predictions = read_table(path, "predictions")
         units = average_repeats(predictions, level)
@@ -129,14 +130,14 @@ class Benchmarks:
         return columns(cases.assign(stain_distance=far)) | {"slides": slides}
 
     def _stains(self, task: str) -> dict[tuple[str, str], NDArray[np.float64]]:
-        cohorts = self._records.config.tasks[task].cohorts
+        cohorts = self._records.config.questions()[task].cohorts
         return {(c, s): at for c in cohorts for s, at in self._records.stains(c).items()}
 
     def _slides(self, task: str, level: str, cases: pd.DataFrame) -> list[list[list[str]]]:
         """(cohort, slide) of each case's slides."""
         unit = "patient_id" if level == "patient" else "slide_id"
         places: dict[str, list[list[str]]] = {}
-        for cohort in self._records.config.tasks[task].cohorts:
+        for cohort in self._records.config.questions()[task].cohorts:
             for slide, name in self._records.sheet(cohort)[["slide_id", unit]].to_numpy():
                 places.setdefault(str(name), []).append([cohort, str(slide)])
         return [places.get(str(name), []) for name in cases[unit]]

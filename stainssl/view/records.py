@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from stainssl.cohort import parts, read_sheet
 from stainssl.cohort.sheet import PART
 from stainssl.config import Config, Task
 from stainssl.errors import StainsslError
-from stainssl.paths import Paths
+from stainssl.paths import Paths, of_label
 from stainssl.stores.tables import read_table
 from stainssl.stores.tiles import read_qc
 
@@ -61,14 +61,16 @@ class Answer:
 
     Attributes:
         name: what the page's address calls it.
-        folder: with `predictions.parquet` (or `.csv`) and `attention.parquet`.
+        folder: with `attention.parquet`.
         level: `slide` or `patient`.
+        told: folder with `predictions.parquet` (or `.csv`); of one of several labels its own.
     """
 
     name: str
     title: str
     folder: Path
     level: str
+    told: Path
 
 
 class Records:
@@ -136,15 +138,18 @@ class Records:
 
     def _all_answers(self, cohort: str) -> Iterator[Answer]:
         if (self.paths.results / "predictions.csv").exists():
-            yield Answer("predictions", "predictions", self.paths.results, self._predicted_level())
+            own = self.paths.results
+            yield Answer("predictions", "predictions", own, self._predicted_level(), own)
         for task, spec in self.config.tasks.items():
             if spec.level == "tile" or cohort not in (*spec.cohorts, *spec.external):
                 continue
             for run in self.config.runs():
                 for head in self.config.heads:
                     folder = self.paths.mil(task, run.name, head)
-                    title = f"{task}: {head} on {run.name}"
-                    yield Answer(f"{task}~{run.name}~{head}", title, folder, spec.level)
+                    for name, one in spec.questions(task).items():
+                        title = f"{name}: {head} on {run.name}"
+                        told = of_label(folder, one.label if spec.labels else "")
+                        yield Answer(f"{name}~{run.name}~{head}", title, folder, spec.level, told)
 
     def _predicted_level(self) -> str:
         known = pd.read_csv(self.paths.results / "predictions.csv", nrows=0).columns
@@ -241,14 +246,30 @@ class Records:
 
     def _by_unit(self, answer: Answer, cohort: str, unit: str) -> pd.DataFrame:
         if answer.name == "predictions":
-            table = pd.read_csv(answer.folder / "predictions.csv", dtype={unit: str})
+            table = _beside(pd.read_csv(answer.told / "predictions.csv", dtype={unit: str}), unit)
             known = [c for c in table if c.startswith(("p_", "low_", "high_"))]
-            return table.set_index(unit)[known]
-        external = answer.folder / f"external-{cohort}.parquet"
+            return table[known]
+        external = answer.told / f"external-{cohort}.parquet"
         table = read_table(
-            external if external.exists() else answer.folder / "predictions.parquet", "predictions"
+            external if external.exists() else answer.told / "predictions.parquet", "predictions"
         )
         return summarized(table, unit)
+
+
+def _beside(table: pd.DataFrame, unit: str) -> pd.DataFrame:
+    """Rows of `predictions.csv` by unit; of several labels `p_LABEL: CLASS` for each."""
+    if "label" not in table:
+        return table.set_index(unit)
+    found = [
+        rows.set_index(unit).dropna(axis=1, how="all").rename(columns=partial(_of_label, label))
+        for label, rows in table.groupby("label", sort=False)
+    ]
+    return pd.concat(found, axis=1)
+
+
+def _of_label(label: str, column: str) -> str:
+    kind, found, name = column.partition("_")
+    return f"{kind}_{label}: {name}" if found and kind in ("p", "low", "high") else column
 
 
 def with_numbers(sheet: pd.DataFrame) -> pd.DataFrame:

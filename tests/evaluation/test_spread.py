@@ -34,7 +34,7 @@ def test_a_table_notes_an_encoder_whose_rank_looks_well(tmp_path: Path) -> None:
     assert effective_rank(alike.astype(np.float32)) > 90
     for name, values in (("well", vectors), ("alike", alike)):
         (tmp_path / name).mkdir()
-        write_spread(tmp_path / name, [values])
+        write_spread([values], tmp_path / name)
     folders = {name: [tmp_path / name] for name in ("well", "alike", "none")}
     (note,) = alike_notes(folders)
     assert "alike (0.9999)" in note

@@ -1,0 +1,137 @@
+"""Several labels in one task: how they are read, filled within patients and balanced over folds."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stainssl.config import Config, Task, parse
+from stainssl.errors import StainsslError
+from stainssl.evaluation.kinds import labels_of
+from stainssl.evaluation.several import OF, apart, joined, strata
+
+LABELS = ["er", "pr", "her2"]
+WORDS = st.sampled_from(["neg", "pos", ""])
+
+
+def _task(**keys: object) -> Task:
+    given = {"level": "patient", "labels": LABELS, "cohorts": ["c"], **keys}
+    return Task.model_validate(given)
+
+
+def _rows(patients: int, seed: int = 0, unknown: float = 0.2) -> pd.DataFrame:
+    rng = np.random.default_rng(seed)
+    rows = pd.DataFrame({"patient_id": [f"p{i:03d}" for i in range(patients)]})
+    for label, share in zip(LABELS, (0.6, 0.4, 0.2), strict=True):
+        words = np.where(rng.random(patients) < share, "pos", "neg").astype(object)
+        words[rng.random(patients) < unknown] = "NA"
+        rows[label] = words
+    return rows.assign(slide_id=rows["patient_id"])
+
+
+@given(st.lists(st.tuples(WORDS, WORDS, WORDS), min_size=1, max_size=20))
+@settings(deadline=None)
+def test_words_come_apart_as_they_were_joined(rows):
+    frame = pd.DataFrame(rows, dtype=object)
+    words = joined([frame[i] for i in range(3)])
+    assert ((words == "") == (frame == "").all(axis=1)).all()
+    for i, column in enumerate(apart(words, 3)):
+        assert column.tolist() == frame[i].tolist()
+
+
+def test_a_label_known_of_one_slide_is_the_patients():
+    labels = labels_of(_task())
+    rows = pd.DataFrame({
+        "patient_id": ["a", "a", "a", "b"],
+        "er": ["pos", "NA", "NA", "NA"], "pr": ["?", "neg", "NA", "pos"], "her2": ["NA"] * 4,
+    })  # fmt: skip
+    words = labels.of_patients(labels.words_of(rows), rows["patient_id"])
+    er, pr, her2 = apart(words, 3)
+    assert er.tolist() == ["pos", "pos", "", ""]  # the third slide knows nothing and stays so
+    assert pr.tolist() == ["neg", "neg", "", "pos"]
+    assert set(her2) == {""}
+
+
+@given(st.integers(0, 1000), st.integers(2, 5))
+@settings(deadline=None, max_examples=20)
+def test_every_fold_tests_the_rarest_label_alike(seed, folds):
+    split = _task(split={"kind": "cv", "folds": folds}).split
+    rows = _rows(80, seed)
+    patients, made = labels_of(_task()).folds(rows, "patient", split, seed)
+    assert set(patients["patient_id"]) == set(made["patient_id"])
+    test = made[made["role"] == "test"].merge(patients, on="patient_id")
+    counts = test.groupby("fold")[OF + "her2"].value_counts().unstack(fill_value=0)
+    assert (counts.max() - counts.min() <= 1).all()
+    for label in LABELS:  # and every label can be learnt and ranked
+        assert (test[test[OF + label] != ""].groupby("fold")[OF + label].nunique() == 2).all()
+
+
+def test_small_strata_join_those_that_agree_in_fewer_labels():
+    rows = pd.DataFrame({"a": list("xxxxxxxyyy"), "b": list("uuuuuuvvvv")})
+    found = strata(rows, ["a", "b"], 3)
+    assert found.nunique() == 3
+    assert found[6] == "x"  # the only one of x and v
+    assert len(set(found[:6])) == 1
+
+
+def test_only_patients_without_any_label_are_left_out():
+    rows = _rows(40)
+    rows.loc[0, LABELS] = "NA"
+    rows.loc[1, LABELS] = ["NA", "NA", "pos"]
+    patients, _ = labels_of(_task()).folds(rows, "patient", _task().split, 0)
+    assert "p000" not in set(patients["patient_id"])
+    assert "p001" in set(patients["patient_id"])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"her2": "NA"}, "no slide has a known 'her2'"),
+     ({"her2": "pos"}, "'her2', has one class only"),
+     ({"her2": ["pos", "neg", "neg", "neg"] + ["neg"] * 36}, "'her2', has fewer patients than")],
+)  # fmt: skip
+def test_a_label_that_cannot_be_learnt_is_named(change, message):
+    with pytest.raises(StainsslError, match=message):
+        labels_of(_task()).folds(_rows(40).assign(**change), "patient", _task().split, 0)
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [({"label": "er"}, "'label' and 'labels'"), ({"labels": ["er"]}, "two columns at least"),
+     ({"level": "tile"}, "labels are of kind classification"),
+     ({"kind": "regression"}, "labels are of kind classification")],
+)  # fmt: skip
+def test_several_labels_are_of_classes_and_slides(keys, message):
+    with pytest.raises(ValueError, match=message):
+        _task(**keys)
+
+
+def _config(**more: object) -> Config:
+    return parse({
+        "cohorts": {"c": {"sheet": "s.csv", "root": "."}}, "encoders": {"e": {"weights": "w"}},
+        "tasks": {"r": {"level": "patient", "labels": LABELS, "cohorts": ["c"]}, **more},
+        "heads": {"clam": {"kind": "clam"}, "mean": {"kind": "mean"}},
+        "benchmarks": {"b": {"tasks": ["r"], "encoders": ["e"], "heads": ["mean"]}},
+    })  # fmt: skip
+
+
+def test_each_label_is_judged_as_a_task():
+    config = _config()
+    assert list(config.questions()) == ["r.er", "r.pr", "r.her2"]
+    assert config.questions()["r.pr"].label == "pr"
+    assert config.sources()["r.pr"] == ("r", "pr")
+
+
+def test_a_task_of_the_name_of_a_question_is_refused():
+    other = {"level": "patient", "label": "er", "cohorts": ["c"]}
+    with pytest.raises(StainsslError, match=r"2 of them are judged as .r\.er."):
+        _config(**{"r.er": other})
+
+
+def test_clam_is_for_one_label():
+    data = _config().model_dump()
+    data["benchmarks"]["b"]["heads"] = ["clam"]
+    with pytest.raises(StainsslError, match=r"clam, .* tasks\.r is of several labels"):
+        parse(data)

@@ -1,0 +1,155 @@
+"""Recalibration against scikit-learn's, and what it must leave as it is."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.calibration import _sigmoid_calibration
+
+from stainssl.config import Task
+from stainssl.evaluation.folds import make_folds
+from stainssl.evaluation.metrics import METRICS, estimate
+from stainssl.evaluation.predictions import FoldScores, ScoredUnits, read_scored
+from stainssl.evaluation.probe import Tiles, probe
+from stainssl.evaluation.recalibration import Recalibration, recalibration
+from stainssl.evaluation.thresholds import Calls, calls_of
+from stainssl.mil.predict import load_model, predict_bag, save_model, with_cuts
+from stainssl.mil.targets import Classes
+from stainssl.mil.train import HeadSettings, fit
+
+
+def _two(logit: np.ndarray) -> np.ndarray:
+    p = 1 / (1 + np.exp(-logit))
+    return np.stack([1 - p, p], axis=1)
+
+
+def _patients(n: int, seed: int, slope: float = 3.0, offset: float = 1.5):
+    """Classes, and probabilities of a model that is too sure of itself by `slope` and shifted."""
+    rng = np.random.default_rng(seed)
+    logit = rng.normal(0, 1.5, n)
+    y = (rng.random(n) < 1 / (1 + np.exp(-logit))).astype(np.int64)
+    return y, _two(slope * logit + offset)
+
+
+@pytest.mark.parametrize("n", [12, 40, 400])
+def test_platt_is_scikit_learns(n):
+    y, p = _patients(n, n)
+    found = recalibration("platt", y, p)
+    logit = np.log(p[:, 1] / p[:, 0])
+    minus_slope, minus_offset = _sigmoid_calibration(logit, y)
+    assert found.slope == pytest.approx(-minus_slope, rel=0.02)
+    assert found.offset == pytest.approx(-minus_offset, abs=0.02)
+
+
+def test_it_finds_how_sure_the_model_is():
+    y, p = _patients(4000, 1)
+    found = recalibration("platt", y, p)
+    assert found.slope == pytest.approx(1 / 3, rel=0.1)
+    assert found.offset == pytest.approx(-0.5, abs=0.1)
+    y, p = _patients(4000, 2, offset=0)
+    assert recalibration("temperature", y, p).slope == pytest.approx(1 / 3, rel=0.1)
+
+
+@pytest.mark.parametrize("how", ["platt", "temperature"])
+def test_brier_and_calibration_error_of_other_patients_fall(how):
+    y, p = _patients(300, 3, offset=0)
+    line = recalibration(how, y, p)
+    y, p = _patients(1000, 4, offset=0)
+    before, after = (
+        ScoredUnits(y, each, np.arange(len(y)), ("0", "1")) for each in (p, line(p))
+    )  # fmt: skip
+    for metric, most in (("brier", 0.95), ("calibration_error", 0.5)):
+        assert METRICS[metric].value(after) < most * METRICS[metric].value(before)
+
+
+@given(st.integers(0, 500), st.sampled_from(["platt", "temperature"]), st.integers(8, 40))
+@settings(deadline=None, max_examples=30)
+def test_auroc_within_folds_stays_with_its_interval(seed, how, n):
+    rng = np.random.default_rng(seed)
+    y, p = _patients(2 * n, seed)
+    y[:4] = [0, 1, 0, 1]
+    y[n : n + 4] = [0, 1, 0, 1]
+    halves = np.arange(n), np.arange(n, 2 * n)
+    lines = [recalibration(how, *_patients(12, int(rng.integers(999)))) for _ in halves]
+    assert all(line.slope > 0 for line in lines)
+
+    def judged(answers):
+        folds = [FoldScores(0, unit, answer) for unit, answer in zip(halves, answers, strict=True)]
+        return ScoredUnits(y, np.concatenate(answers), np.arange(2 * n), ("0", "1"), tuple(folds))
+
+    raw = judged([p[unit] for unit in halves])
+    told = judged([line(p[unit]) for line, unit in zip(lines, halves, strict=True)])
+    for metric in ("auroc", "auprc"):
+        one, other = estimate(metric, raw), estimate(metric, told)
+        assert one.value == pytest.approx(other.value, abs=1e-12)
+    assert estimate("auroc", raw).interval == pytest.approx(estimate("auroc", told).interval)
+
+
+@given(st.integers(0, 200), st.integers(2, 4))
+@settings(deadline=None, max_examples=20)
+def test_probabilities_sum_to_one_and_the_best_class_stays_under_a_temperature(seed, classes):
+    rng = np.random.default_rng(seed)
+    p, y = rng.dirichlet(np.ones(classes), 30), rng.integers(0, classes, 30)
+    told = recalibration("temperature", y, p)(p)
+    np.testing.assert_allclose(told.sum(axis=1), 1)
+    np.testing.assert_array_equal(told.argmax(axis=1), p.argmax(axis=1))
+
+
+def test_validation_patients_of_one_class_change_nothing():
+    p = _two(np.linspace(-2, 2, 5))
+    for y in (np.zeros(5, np.int64), np.zeros(0, np.int64)):
+        line = recalibration("platt", y, p[: len(y)])
+        assert line == Recalibration()
+        assert line(p) is p
+
+
+def test_a_head_is_recalibrated_by_its_validation_bags_and_keeps_it(make_bag, tmp_path):
+    bags = [make_bag(i, i % 2, shift=0.6) for i in range(60)]
+    model = fit(
+        bags[:30], bags[30:40], Classes(("n", "p")), HeadSettings("mean", epochs=40, lr=0.02), 0
+    )
+    plain, told = (
+        with_cuts(model, bags[30:40], Calls(recalibrate=how)) for how in ("none", "platt")
+    )
+    assert told.target.line != Recalibration()
+    save_model(told, tmp_path / "m")
+    read = load_model(tmp_path / "m")
+    one, other = (np.array([predict_bag(m, bag)[0][1] for bag in bags[40:]]) for m in (plain, read))
+    np.testing.assert_array_equal(np.argsort(one), np.argsort(other))
+    expected = told.target.line(np.stack([1 - one, one], axis=1))[:, 1]
+    np.testing.assert_allclose(other, expected, atol=1e-4)
+    validated = np.array([predict_bag(read, bag)[0][1] for bag in bags[30:40]])
+    assert read.cuts["threshold_rule_out"] in validated.astype(float)
+
+
+def test_a_probe_is_recalibrated_by_its_validation_patients():
+    rng = np.random.default_rng(0)
+    names = np.repeat([f"p{i:02d}" for i in range(24)], 20)
+    y = np.repeat(np.arange(24) % 2, 20)
+    features = rng.normal(size=(480, 6)) + 0.7 * (y[:, None] * (np.arange(6) < 2))
+    table = pd.DataFrame({"patient_id": names, "slide_id": names, "site": "a"})
+    table["tile"] = np.arange(480)
+    tiles = Tiles(features.astype(np.float32), y, ("n", "p"), table)
+    patients = pd.DataFrame(
+        {"patient_id": np.unique(names), "label": (np.arange(24) % 2).astype(str)}
+    )
+    folds = make_folds(patients, kind="cv", folds=3)
+    plain, told = (
+        read_scored(probe(tiles, folds, calls=Calls(recalibrate=how))[0], "tile")
+        for how in ("none", "platt")
+    )
+    assert not np.allclose(plain.p, told.p)
+    one, other = (METRICS["auroc"].value(scored) for scored in (plain, told))
+    assert one == pytest.approx(other, abs=1e-12)
+
+
+def test_the_key_is_of_classes():
+    given = {"level": "patient", "label": "er", "cohorts": ["c"], "recalibrate": "platt"}
+    assert calls_of(Task.model_validate(given)) == dataclasses.replace(Calls(), recalibrate="platt")
+    with pytest.raises(ValueError, match="recalibrate: not for a task of kind regression"):
+        Task.model_validate({**given, "kind": "regression"})
