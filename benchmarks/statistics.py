@@ -49,6 +49,8 @@ SHARED = 0.5  # of the noise's variance that two encoders share
 RESAMPLES = 200  # of the pooled figure's percentile interval
 BLOCK = 10  # cohorts
 SIGNAL = 2.0  # distance of the classes along the first feature, in standard deviations
+MEAN_AIM, RATE_AIM = 0.02, (0.02, 0.09)  # distance from one half, shares of cohorts
+RATES = {"missed": "intervals leave out 0.5 in", "p_below_5_percent": "paired p < 0.05 in"}
 UNEVEN = {1: (0.5,), 2: (0.25, 0.75), 3: (0.25, 0.5, 0.75)}  # share of positives at each site
 log = logging.getLogger("statistics")
 Floats = NDArray[np.float64]
@@ -222,6 +224,7 @@ def summary(cell: Cell, rows: pd.DataFrame) -> dict[str, Any]:
     return {
         **asdict(cell), "site_is_a_signal": cell.site_is_a_signal, "cohorts": len(rows),
         "truth": truth, "auroc": float(rows["auroc"].mean()), "missed": float(missed.mean()),
+        "auroc_error": float(rows["auroc"].sem()),
         "p_below_5_percent": float(rows["differ"].mean()),
         "pooled": float(rows["pooled"].mean()), "pooled_missed": float(pooled_missed.mean()),
     }  # fmt: skip
@@ -256,12 +259,19 @@ def _key(one: dict[str, Any]) -> tuple:
 
 
 def collect(work: Path) -> None:
-    """Write the results file from a work folder's blocks."""
+    """Write the results file from a work folder's blocks; a cell of more cohorts stays."""
     blocks: dict[tuple, list[pd.DataFrame]] = {}
     for one in _read(work / "blocks.jsonl"):
         blocks.setdefault(_key(one["cell"]), []).append(pd.DataFrame(one["rows"]))
-    cells = [summary(Cell(*key), pd.concat(rows)) for key, rows in blocks.items()]
-    rounded = [{k: round(v, 4) if isinstance(v, float) else v for k, v in c.items()} for c in cells]
+    cells = {_key(one): one for one in json.loads(RESULTS.read_text())}
+    for key, rows in blocks.items():
+        made = summary(Cell(*key), pd.concat(rows))
+        if made["cohorts"] >= cells.get(key, made)["cohorts"]:
+            cells[key] = made
+    rounded = [
+        {k: round(v, 4) if isinstance(v, float) else v for k, v in c.items()}
+        for c in cells.values()
+    ]
     text = ",\n ".join(json.dumps(cell) for cell in rounded)
     write_text(RESULTS, f"[{text}]\n")
 
@@ -291,6 +301,32 @@ def _lines(cells: pd.DataFrame, is_null: bool) -> Iterator[str]:
         yield "| " + " | ".join(parts) + " |"
 
 
+def outside(cells: pd.DataFrame) -> list[str]:
+    """Of cells without a signal those that miss an aim by more than two standard errors.
+
+    A line a cell: what was found, and the standard error of the simulation.
+    """
+    found = []
+    for cell in cells.to_dict("records"):
+        told = []
+        off, error = abs(cell["auroc"] - 0.5), cell["auroc_error"]
+        if off - 2 * error > MEAN_AIM:  # False where the error is not known
+            told.append(f"mean AUROC {cell['auroc']:.3f} ± {error:.3f}")
+        for column, title in RATES.items():
+            rate, n = cell[column], cell["cohorts"]
+            errors = [np.sqrt(aim * (1 - aim) / n) for aim in RATE_AIM]
+            if rate > RATE_AIM[1] + 2 * errors[1] or rate < RATE_AIM[0] - 2 * errors[0]:
+                told.append(f"{title} {rate:.1%}".replace("%", " %"))
+        if told:
+            labels = "even" if cell["even"] else "uneven"
+            name = f"{cell['patients']} patients, {cell['sites']} site(s) of effect"
+            found.append(
+                f"{name} {cell['effect']:g}, {labels} labels, {cell['split']}"
+                f" ({cell['cohorts']} cohorts): {', '.join(told)}"
+            )
+    return found
+
+
 def tables(cells: list[dict[str, Any]]) -> str:
     """The text between the marks of `docs/benchmarks.md`."""
     frame = pd.DataFrame(cells)
@@ -316,6 +352,17 @@ def tables(cells: list[dict[str, Any]]) -> str:
         "",
         head.format("mean AUROC less truth", "the truth", "mean less truth", "the truth"),
         *_lines(known, False),
+    ]
+    if "auroc_error" not in null:
+        null = null.assign(auroc_error=float("nan"))
+    missing = outside(null)
+    parts += [
+        "",
+        f"Without a signal {len(missing)} of {len(null)} cells miss an aim (mean AUROC within"
+        f" {MEAN_AIM}, the rates within {RATE_AIM[0]:.0%} to {RATE_AIM[1]:.0%}) by more than two"
+        " standard errors of the simulation:".replace("%", " %"),
+        "",
+        *(f"- {line}" for line in missing),
     ]
     if len(told):
         parts += [

@@ -550,6 +550,7 @@ class Task(Model):
     labels: list[Name] = []  # kind classification: several columns that one model answers together
     time: str = ""  # kind survival: the column of the time to the event, or to the last contact
     event: str = ""  # kind survival: the column that says whether it is the event (1) or not (0)
+    hazard: Literal["discrete", "cox"] = "discrete"  # kind survival: what heads learn of it
     na: list[str] = []  # words of the label that are unknown, beside the usual ones
     classes: dict[str, list[str]] = {}  # class → its words, in the classes' order; {}: every word
     positive: str | None = None  # of two classes; null: the one named 'positive', else the last
@@ -626,6 +627,8 @@ class Task(Model):
             )
         if len(set(own.values())) < len(own):
             raise ValueError(f"{' and '.join(own)} name one column: each has its own")
+        if self.kind != "survival" and self.hazard != "discrete":
+            raise ValueError("hazard: cox is of kind survival")
         if self.kind == "survival" and self.classes and set(self.classes) != SURVIVAL_CLASSES:
             raise ValueError(
                 "classes of kind survival are 'event' and 'censored', with their words"

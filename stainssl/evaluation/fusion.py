@@ -1,8 +1,8 @@
 """Slides and clinical columns together: does the slide add to what is known?
 
-Of `fusion: gated` a head takes both (`mil.gated`). Late fusion without training is here: the answers
-of two models that were made on the same folds are pooled with equal weights, so that no patient
-chooses how much either counts.
+Of `fusion: gated` a head takes both (`mil.gated`). Late fusion without training is here: the
+answers of two models that were made on the same folds are pooled with equal weights, so that no
+patient chooses how much either counts.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pandas as pd
@@ -28,31 +28,21 @@ STEPS = 200  # of the curve that time lost is integrated of
 
 
 @dataclass(frozen=True)
-class Hazards(Target):
-    r"""A time to an event: the probability in each interval that it comes, if not before.
-
-    Gensheimer and Narasimhan, PeerJ 2019; Zadeh and Schmid, IEEE TPAMI 2021. A bag with the event
-    in interval k has the loss :math:`-\log h_k - \sum_{j<k} \log(1 - h_j)`; one that is censored
-    the sum over the intervals of which it was followed up at least half. Bags are scored one by
-    one, so that a batch may be of any size. Outputs are added to the logits of the training part's
-    own hazards: a head that says 0 says the survival of all of them.
+class FollowUps(Target):
+    """A time to an event, whatever is learnt of it.
 
     Bags' labels are times, with a minus where they are censored (at 0 too).
 
     Attributes:
         times: at which survival is said; the last is the horizon.
-        ends: of K intervals, rising; the first begins at 0. Empty: not fitted yet.
-        base: K logits of the training bags' hazards.
     """
 
     unknown = float("nan")
     cuts_by_training = True
     times: tuple[float, ...]
-    ends: tuple[float, ...] = ()
-    base: tuple[float, ...] = ()
 
     @classmethod
-    def of(cls, words: pd.Series) -> Hazards:
+    def of(cls, words: pd.Series) -> Self:
         """Of the known words of a task.
 
         Raises:
@@ -61,11 +51,6 @@ class Hazards(Target):
         if not (times := horizons_of(words.unique())):
             raise StainsslError("no patient has an event after time 0: nothing can be learnt.")
         return cls(times)
-
-    @property
-    def outputs(self) -> int:
-        """See `Target.outputs`: an interval each."""
-        return len(self.ends)
 
     def codes(self, words: pd.Series) -> pd.Series:
         """See `Target.codes`."""
@@ -76,6 +61,48 @@ class Hazards(Target):
         """See `Target.strange`: no time is."""
         del words
         return ""
+
+    def columns(self, answers: np.ndarray) -> dict[str, np.ndarray]:
+        """See `Target.columns`: `risk` and `s_<time>`."""
+        names = [RISK, *(f"{SURVIVAL}{time:g}" for time in self.times)]
+        return {name: answers[:, i].astype(np.float32) for i, name in enumerate(names)}
+
+    def truth(self, bags: Sequence[Bag]) -> list[str]:
+        """See `Target.truth`: follow-ups, "" where not known."""
+        return [
+            "" if np.isnan(bag.label) else follow_up_word(abs(bag.label), not np.signbit(bag.label))
+            for bag in bags
+        ]
+
+    def cuts(self, calls: Calls, labels: Sequence[float], answers: np.ndarray) -> dict[str, float]:
+        """See `Target.cuts`: the median risk parts two groups."""
+        del calls, labels
+        return {THRESHOLD: float(np.median(answers[:, 0]))} if len(answers) else {}
+
+
+@dataclass(frozen=True)
+class Hazards(FollowUps):
+    r"""A time to an event: the probability in each interval that it comes, if not before.
+
+    Gensheimer and Narasimhan, PeerJ 2019; Zadeh and Schmid, IEEE TPAMI 2021. A bag with the event
+    in interval k has the loss :math:`-\log h_k - \sum_{j<k} \log(1 - h_j)`; one that is censored
+    the sum over the intervals of which it was followed up at least half. Bags are scored one by
+    one, so that a batch may be of any size. Outputs are added to the logits of the training part's
+    own hazards: a head that says 0 says the survival of all of them.
+
+    Attributes:
+        times: see `FollowUps`.
+        ends: of K intervals, rising; the first begins at 0. Empty: not fitted yet.
+        base: K logits of the training bags' hazards.
+    """
+
+    ends: tuple[float, ...] = ()
+    base: tuple[float, ...] = ()
+
+    @property
+    def outputs(self) -> int:
+        """See `Target.outputs`: an interval each."""
+        return len(self.ends)
 
     def fitted(self, train: Sequence[Bag]) -> Hazards:
         """See `Target.fitted`: with intervals of as many events each, and their hazards."""
@@ -138,23 +165,6 @@ class Hazards(Target):
         points = np.r_[0.0, self.ends]
         log_survival = np.r_[0.0, np.cumsum(np.log1p(-np.minimum(hazard, 1 - 1e-12)))]
         return np.exp(np.interp(times, points, log_survival))
-
-    def columns(self, answers: np.ndarray) -> dict[str, np.ndarray]:
-        """See `Target.columns`: `risk` and `s_<time>`."""
-        names = [RISK, *(f"{SURVIVAL}{time:g}" for time in self.times)]
-        return {name: answers[:, i].astype(np.float32) for i, name in enumerate(names)}
-
-    def truth(self, bags: Sequence[Bag]) -> list[str]:
-        """See `Target.truth`: follow-ups, "" where not known."""
-        return [
-            "" if np.isnan(bag.label) else follow_up_word(abs(bag.label), not np.signbit(bag.label))
-            for bag in bags
-        ]
-
-    def cuts(self, calls: Calls, labels: Sequence[float], answers: np.ndarray) -> dict[str, float]:
-        """See `Target.cuts`: the median risk parts two groups."""
-        del calls, labels
-        return {THRESHOLD: float(np.median(answers[:, 0]))} if len(answers) else {}
 
     def card(self) -> dict[str, Any]:
         """See `Target.card`."""

@@ -67,14 +67,25 @@ def with_cuts(
         model: of a fold.
         val: its validation bags.
         calls: how thresholds are chosen.
-        train: its training bags, which choose too where the target asks them.
+        train: its training bags, which choose too where the target asks them, and of which it
+            says what else its answers need.
     """
+    if model.target.is_joint:
+        model = _with_baseline(model, train)
     if calls.recalibrate != "none":
         target = model.target.recalibrated(calls, [bag.label for bag in val], _said(model, val))
         model = dataclasses.replace(model, target=target)
     bags = [*train, *val] if model.target.cuts_by_training else val
     cuts = model.target.cuts(calls, [bag.label for bag in bags], _said(model, bags))
     return dataclasses.replace(model, cuts=cuts)
+
+
+@torch.inference_mode()
+def _with_baseline(model: FoldModel, train: Sequence[Bag]) -> FoldModel:
+    outputs = [model.head.stream(_blocks(model, bag, CHUNK_TILES))[0] for bag in train]
+    labels = [bag.label for bag in train]
+    target = model.target.with_baseline(labels, torch.stack(outputs).numpy())
+    return dataclasses.replace(model, target=target)
 
 
 def _said(model: FoldModel, bags: Sequence[Bag]) -> np.ndarray:

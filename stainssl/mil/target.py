@@ -43,10 +43,12 @@ class Target(ABC):
     Attributes:
         unknown: a bag's label that is not known.
         cuts_by_training: whether thresholds are chosen by the training bags too.
+        is_joint: whether the loss is of all training bags together, so that a step takes them all.
     """
 
     unknown: ClassVar[float]
     cuts_by_training: ClassVar[bool] = False
+    is_joint: ClassVar[bool] = False
 
     @property
     @abstractmethod
@@ -94,6 +96,16 @@ class Target(ABC):
             labels: B labels of validation bags, of training bags too where `cuts_by_training`.
             answers: (B, C) theirs.
         """
+
+    def with_baseline(self, labels: Sequence[float], outputs: np.ndarray) -> Target:
+        """The target with what its answers need of the trained head; most need nothing.
+
+        Args:
+            labels: B labels of the training bags.
+            outputs: (B, C) what the head gives for them.
+        """
+        del labels, outputs
+        return self
 
     def recalibrated(self, calls: Calls, labels: Sequence[float], answers: np.ndarray) -> Target:
         """The target whose answers validation bags set right; itself where nothing is asked.

@@ -24,6 +24,7 @@ from stainssl.evaluation.several import SeveralLabels, apart
 from stainssl.evaluation.survival import SurvivalLabels
 from stainssl.evaluation.thresholds import Calls
 from stainssl.mil.bags import Bag
+from stainssl.mil.cox import Cox
 from stainssl.mil.hazard import Hazards
 from stainssl.mil.head import Loss, weighted_loss
 from stainssl.mil.target import Question, Target
@@ -386,6 +387,7 @@ CARDS: dict[str, Callable[[Any], Target]] = {
     "number": lambda card: Number(**card["number"]),
     "ordered": lambda card: Ordered(tuple(card["ordered"]), is_balanced=False),
     "hazards": lambda card: Hazards(**{k: tuple(v) for k, v in card["hazards"].items()}),
+    "cox": lambda card: Cox(**{k: tuple(v) for k, v in card["cox"].items()}),
     "labels": lambda card: Several(
         tuple((name, classes_of_card(own)) for name, own in card["labels"].items())
     ),
@@ -393,14 +395,19 @@ CARDS: dict[str, Callable[[Any], Target]] = {
 }
 
 
-def target_of(label: Labels, words: pd.Series, is_balanced: bool) -> Target:
+def target_of(
+    label: Labels, words: pd.Series, is_balanced: bool, hazard: str = "discrete"
+) -> Target:
     """What the heads of a task learn.
 
     Args:
         label: how its label is read.
         words: its known words.
         is_balanced: whether classes weigh the same.
+        hazard: `cox`, or `discrete`, of times to an event.
     """
+    if hazard == "cox":
+        return Cox.of(words)
     return TARGETS[type(label)](label, words, is_balanced)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -110,7 +110,7 @@ def fit(
             settings.columns,
         )  # fmt: skip
         _require_classes(head, settings, target)
-        loop = _Loop(head, settings, mean, std, target.loss(), rng)
+        loop = _Loop(head, settings, mean, std, target.loss(), rng, target.is_joint)
         epoch, history = loop.run(train, val)
     return FoldModel(head.eval(), settings, target, mean, std, epoch, history)
 
@@ -138,6 +138,7 @@ class _Loop:
     std: np.ndarray
     loss: Loss
     rng: np.random.Generator
+    is_joint: bool
 
     def run(
         self, train: Sequence[Bag], val: Sequence[Bag]
@@ -151,7 +152,11 @@ class _Loop:
         history: list[tuple[float, float]] = []
         best, best_state = -1, self.head.state_dict()
         for epoch in range(self.settings.epochs):
-            history.append((self._train_epoch(train, optimizer, memory), self._val_loss(held_out)))
+            if self.is_joint:
+                history.append(self._joint_epoch(train, optimizer, memory, held_out))
+            else:
+                trained = self._train_epoch(train, optimizer, memory)
+                history.append((trained, self._val_loss(held_out)))
             if best < 0 or not val or history[epoch][1] < history[best][1]:
                 best = epoch
                 best_state = {k: v.clone() for k, v in self.head.state_dict().items()}
@@ -174,6 +179,53 @@ class _Loop:
             optimizer.step()
             losses.append(loss.item())
         return float(np.mean(losses))
+
+    def _joint_epoch(
+        self, train: Sequence[Bag], optimizer: AdamW, memory: Tensor,
+        held_out: list[tuple[Tensor, Tensor, Tensor]],
+    ) -> tuple[float, float]:  # fmt: skip
+        """One step of a loss of all training bags; its loss, and that of the held-out bags.
+
+        Bags are passed twice, a few at a time and with the same draws, so that memory does not grow
+        with the cohort: for their outputs, then with the gradient that the loss has at these (Gao
+        et al., *Scaling deep contrastive learning batch size under memory limited setup*, 2021).
+        The held-out loss is what these bags add to the loss of the training bags (Verweij and van
+        Houwelingen, Statistics in Medicine 1993): few of them alone may have no event.
+        """
+        self.head.train()
+        drawn, state = self.rng.bit_generator.state, torch.get_rng_state()
+        with torch.no_grad():
+            outputs = torch.cat([self.head(x, m) for x, m, _ in self._batches(train, memory)])
+        labels = torch.tensor([bag.label for bag in train])
+        outputs.requires_grad_()
+        loss = self.loss(outputs, labels).mean()
+        (slope,) = torch.autograd.grad(loss, outputs)
+        self.rng.bit_generator.state = drawn
+        torch.set_rng_state(state)
+        parts = slope.split(BATCH_BAGS)
+        for part, (x, m, _) in zip(parts, self._batches(train, memory), strict=True):
+            self.head(x, m).backward(part)
+        optimizer.step()
+        return loss.item(), self._added_loss(outputs.detach(), labels, held_out)
+
+    def _batches(
+        self, bags: Sequence[Bag], memory: Tensor
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        for start in range(0, len(bags), BATCH_BAGS):
+            yield self._batch(bags[start : start + BATCH_BAGS], memory)
+
+    @torch.no_grad()
+    def _added_loss(
+        self, outputs: Tensor, labels: Tensor, held_out: list[tuple[Tensor, Tensor, Tensor]]
+    ) -> float:
+        """What held-out bags add to the loss of the training bags, over their number."""
+        if not held_out:
+            return float("nan")
+        self.head.eval()
+        others = torch.cat([self.head(x, m) for x, m, _ in held_out])
+        both = torch.cat([labels, *(own for _, _, own in held_out)])
+        whole = self.loss(torch.cat([outputs, others]), both).sum()
+        return float(whole - self.loss(outputs, labels).sum()) / len(others)
 
     @torch.no_grad()
     def _val_loss(self, batches: list[tuple[Tensor, Tensor, Tensor]]) -> float:

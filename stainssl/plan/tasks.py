@@ -221,6 +221,7 @@ class MilJob(Job):
     external: Setting[dict[str, pd.DataFrame]]
     head: Setting[Head]
     clinical: Setting[list[str]]
+    hazard: Setting[str]
     seed: Setting[int]
     scratch: Resource[Path]
 
@@ -258,6 +259,7 @@ def mil(config: Config, task: str, encoder: str, head: str) -> MilJob:
         external={c: rows_of(config, parts_of(config, [c]), *columns) for c in spec.external},
         head=config.heads[head],
         clinical=clinical,
+        hazard=spec.hazard,
         seed=config.seed,
         scratch=paths.results,
     )

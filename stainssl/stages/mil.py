@@ -69,7 +69,7 @@ def run(job: MilJob) -> None:
     try:
         folds = read_folds(job.folds)
         slides = labelled_slides(job.rows, job.label, job.level)
-        target = target_of(job.label, slides["word"], job.is_balanced)
+        target = target_of(job.label, slides["word"], job.is_balanced, job.hazard)
         slides["label"] = target.codes(slides["word"])
         read = spooled(slide_reader(job.embeddings, slides), job.scratch)
         bags = _bags(slides, job.level, read)

@@ -84,7 +84,7 @@ def test_columns_are_scaled_on_training_patients_and_unknown_ones_are_told(make_
 def test_it_learns_of_both_and_is_kept(make_bag, tmp_path):
     rng, bags = np.random.default_rng(0), []
     for i in range(120):
-        slide, column = rng.integers(2), rng.normal()
+        slide, column = rng.integers(2), 2 * rng.normal()
         bag = make_bag(i, int(2 * slide - 1 + column > 0))
         bag.tiles[0].features[:10, :4] += 1.5 * slide
         bags.append(dataclasses.replace(bag, columns=(float(column),)))

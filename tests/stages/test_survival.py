@@ -178,6 +178,27 @@ def test_the_view_shows_the_table_and_no_curves(made):
         shown.answer("os", "enc", "mean")
 
 
+def test_coxs_likelihood_and_clinical_columns_in_the_head(made):
+    data = made.model_dump(mode="json")
+    data["tasks"]["cox"] = {**data["tasks"]["os"], "hazard": "cox", "fusion": "gated"}
+    data["benchmarks"]["cox"] = {**data["benchmarks"]["main"], "tasks": ["cox"], "heads": ["mean"]}
+    config = parse(data)
+    run_stage("folds", config, "cox")
+    run_stage("mil", config, "cox", "enc", "mean")
+    run_stage("benchmark", config, "cox")
+    folder = Paths(config.results).mil("cox", "enc", "mean")
+    table = read_table(folder / "predictions.parquet", "predictions")
+    assert (np.diff(table[[c for c in table if c.startswith("s_")]].to_numpy(), axis=1) <= 0).all()
+    long = pd.read_csv(Paths(config.results).benchmark("cox") / "table.csv").query("group == 'all'")
+    figures = long.query("task == 'cox'").set_index(["encoder", "head", "metric"])["value"]
+    floor = figures["Kaplan-Meier of training", "columns", "integrated_brier"]
+    for head in ("mean", "mean + clinical"):
+        assert figures["enc", head, "c_index"] > 0.6
+        assert figures["enc", head, "integrated_brier"] < floor
+    assert figures["enc", "mean", "c_index"] != figures["enc", "mean + clinical", "c_index"]
+    assert "cox on other" in set(long["task"])
+
+
 def test_checks_count_patients_events_and_censored(made):
     first, unknown, *_ = task_summary(made, "os")
     event = follow_up(_words(made))[1]
