@@ -263,7 +263,8 @@ def collect(work: Path) -> None:
     blocks: dict[tuple, list[pd.DataFrame]] = {}
     for one in _read(work / "blocks.jsonl"):
         blocks.setdefault(_key(one["cell"]), []).append(pd.DataFrame(one["rows"]))
-    cells = {_key(one): one for one in json.loads(RESULTS.read_text())}
+    known = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
+    cells = {_key(one): one for one in known}
     for key, rows in blocks.items():
         made = summary(Cell(*key), pd.concat(rows))
         if made["cohorts"] >= cells.get(key, made)["cohorts"]:

@@ -2,6 +2,7 @@
 
 import json
 
+import pandas as pd
 import pytest
 
 from benchmarks import statistics as simulation
@@ -16,9 +17,10 @@ def small(monkeypatch):
 
 
 def test_an_interrupted_simulation_goes_on_and_is_summed_up(small, tmp_path, monkeypatch):
-    simulation.run(tmp_path, 2)
+    cells = list(simulation.design())
+    simulation.run(tmp_path, 2, cells)
     first = (tmp_path / "blocks.jsonl").read_text()
-    simulation.run(tmp_path, 4)
+    simulation.run(tmp_path, 4, cells)
     assert (tmp_path / "blocks.jsonl").read_text().startswith(first)
     monkeypatch.setattr(simulation, "RESULTS", tmp_path / "results.json")
     simulation.collect(tmp_path)
@@ -27,6 +29,22 @@ def test_an_interrupted_simulation_goes_on_and_is_summed_up(small, tmp_path, mon
     assert [cell["site_is_a_signal"] for cell in cells] == [True, False]
     assert cells[1]["truth"] == 0.5
     assert "| 16 | site left out | 1 | 4 |" in simulation.tables(cells)
+    kept = [{**cells[0], "cohorts": 6, "auroc": 0.7}, cells[1]]
+    (tmp_path / "results.json").write_text(json.dumps(kept))
+    simulation.collect(tmp_path)  # a cell of more cohorts stays
+    assert json.loads((tmp_path / "results.json").read_text())[0]["auroc"] == 0.7
+
+
+def test_a_cell_that_misses_an_aim_is_named_only_beyond_the_simulations_error():
+    cell = {
+        "patients": 16, "sites": 2, "effect": 2.0, "even": True, "split": "cv", "cohorts": 100,
+        "auroc": 0.5, "auroc_error": 0.01, "missed": 0.05, "p_below_5_percent": 0.05,
+    }  # fmt: skip
+    near = {"auroc": 0.535, "missed": 0.14, "p_below_5_percent": 0.0}
+    for change in near.items():
+        assert simulation.outside(pd.DataFrame([{**cell, **dict([change])}])) == []
+    (line,) = simulation.outside(pd.DataFrame([{**cell, "auroc": 0.45, "missed": 0.2}]))
+    assert line.endswith("mean AUROC 0.450 ± 0.010, intervals leave out 0.5 in 20.0 %")
 
 
 def test_the_page_is_as_the_results_say():
