@@ -66,7 +66,7 @@ class Cell:
         sites: how many; patients are spread evenly over them.
         effect: length of a site's shift of the features, in standard deviations of one.
         even: whether every site has as many positives.
-        split: `cv`, `cv, 3 repeats`, `site left out` or `one split`.
+        split: `cv`, `cv, 3 repeats`, `cv balanced by site`, `site left out` or `one split`.
         signal: distance of the classes; 0 is the null.
     """
 
@@ -96,6 +96,8 @@ def design() -> Iterator[Cell]:
                             continue
                         for split in ("cv", "site left out"):
                             yield Cell(patients, sites, effect, even, split, signal)
+            if not signal:
+                yield Cell(patients, 2, 2.0, True, "cv balanced by site")
 
 
 @dataclass(frozen=True)
@@ -142,7 +144,8 @@ def folds_of(cell: Cell, cohort: Cohort, seed: int) -> pd.DataFrame:
         split = np.where(np.isin(np.arange(cell.patients), test), "test", "train")
         return make_folds(patients.assign(split=split), kind="sheet", seed=seed)
     repeats = 3 if "repeats" in cell.split else 1
-    return make_folds(patients, kind="cv", folds=4, repeats=repeats, seed=seed)
+    stratify = ["site"] if "by site" in cell.split else []
+    return make_folds(patients, kind="cv", folds=4, repeats=repeats, stratify=stratify, seed=seed)
 
 
 def true_auroc(weights: Floats, cell: Cell, cohort: Cohort, test: NDArray[np.int64]) -> float:

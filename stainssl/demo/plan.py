@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,7 +15,10 @@ from stainssl.demo.sites import Site, site
 
 PATIENTS: Mapping[str, int] = {"a": 10, "b": 10, "c": 12}
 TRAIN_SITES = ("a", "b")
-COLUMNS = ["slide_id", "patient_id", "path", "site", "split", "her2", "response"]
+COLUMNS = [
+    "slide_id", "patient_id", "path", "site", "split", "her2", "response",
+    "tils", "months", "relapse",
+]  # fmt: skip
 # Every fifth patient of a site has a second slide.
 TWO_SLIDES_EVERY = 5
 # Share of patients with her2 (and, drawn apart, with response), and the range of the share of
@@ -30,6 +33,11 @@ STAIN_WITH_TUMOUR = 0.25
 STAIN_JITTER = 0.06
 VECTOR_JITTER = 0.012
 WHITE_JITTER = 1.5
+LYMPHOCYTES_IN_TUMOUR = (0.06, 0.35)  # of the nuclear area, by response
+# Time to relapse: exponential, its hazard per month falls with a patient's share of lymphocytes;
+# follow-up ends at any time of the range alike.
+HAZARD, HAZARD_PER_LN_TILS, USUAL_TILS = 1 / 40, -0.9, 5.0
+FOLLOW_UP_MONTHS = (12.0, 72.0)
 FAULTS = {"a": "truncated", "b": "empty", "c": "no-mpp"}
 ARTEFACTS = {"a": "pen", "b": "out-of-focus", "c": "pen"}
 
@@ -55,6 +63,11 @@ class SlidePlan:
     site_parameters: Site
     fault: str = ""
     artefact: str = ""
+
+    @property
+    def tils(self) -> float:
+        """Lymphocytes among tumour cells, % of the nuclear area of the tissue: drawn so."""
+        return 100 * LYMPHOCYTES_IN_TUMOUR[self.response] * self.tumour_share
 
     @property
     def split(self) -> str:
@@ -153,15 +166,42 @@ def plan(seed: int, patients: Mapping[str, int] = PATIENTS) -> list[SlidePlan]:
     return [one for name in sorted(patients) for one in _plan_site(seed, name, patients[name])]
 
 
+def hazards(slides: Sequence[SlidePlan]) -> dict[str, float]:
+    """Patient → the true hazard of relapse per month, by the mean `tils` of her slides."""
+    tils: dict[str, list[float]] = {}
+    for one in slides:
+        tils.setdefault(one.patient_id, []).append(one.tils)
+    return {
+        who: HAZARD * float((np.mean(values) / USUAL_TILS) ** HAZARD_PER_LN_TILS)
+        for who, values in tils.items()
+    }
+
+
+def _follow_ups(seed: int, hazard: Mapping[str, float]) -> dict[str, tuple[float, int]]:
+    """Patient → months to relapse, or to the end of follow-up, and whether it is relapse."""
+    found = {}
+    for who, rate in hazard.items():
+        rng = np.random.default_rng([seed, 2, *who.encode()])
+        relapse, end = rng.exponential(1 / rate), rng.uniform(*FOLLOW_UP_MONTHS)
+        found[who] = (round(max(min(relapse, end), 0.1), 1), int(relapse <= end))
+    return found
+
+
 def sheet(seed: int = 0, patients: Mapping[str, int] = PATIENTS) -> pd.DataFrame:
     """The cohort's sheet, without drawing anything.
 
     Returns:
         A row per slide: `slide_id`, `patient_id`, `path` (relative to the cohort's root), `site`,
-        `split` (`train` for sites a and b, `test` for every other), `her2`, `response` (0 or 1).
+        `split` (`train` for sites a and b, `test` for every other), `her2`, `response` (0 or 1),
+        `tils` (of the slide, see `SlidePlan.tils`), `months` and `relapse` (1; 0 censored).
     """
+    slides = plan(seed, patients)
+    followed = _follow_ups(seed, hazards(slides))
     rows = [
-        (s.slide_id, s.patient_id, f"slides/{s.slide_id}.svs", s.site, s.split, s.her2, s.response)
-        for s in plan(seed, patients)
-    ]
+        (
+            s.slide_id, s.patient_id, f"slides/{s.slide_id}.svs", s.site, s.split, s.her2,
+            s.response, round(s.tils, 2), *followed[s.patient_id],
+        )
+        for s in slides
+    ]  # fmt: skip
     return pd.DataFrame(rows, columns=COLUMNS)

@@ -9,7 +9,7 @@ import numpy as np
 from numba import njit
 from scipy.spatial import cKDTree
 
-from stainssl.demo.plan import SlidePlan
+from stainssl.demo.plan import LYMPHOCYTES_IN_TUMOUR, SlidePlan
 
 MPP = 0.5
 CELL_PX = 8  # regions and fields are known per cell of 4 µm
@@ -32,7 +32,6 @@ SHARES = np.array(
         [0.05, 0.0, 0.0, 0.95],
     ]
 )
-LYMPHOCYTES_IN_TUMOUR = (0.06, 0.35)  # of the nuclear area, by response
 # Nuclear area in a gland and between glands, of what the region would have without glands.
 CROWDING_OF_GLANDS = (1.25, 0.85)
 # Chromatin of each kind; its share of the area is as much smaller, so that the mean stays.

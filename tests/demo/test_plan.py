@@ -5,9 +5,13 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from lifelines.utils import concordance_index
+from scipy.stats import spearmanr
 
+from stainssl.cohort import check
+from stainssl.config import parse
 from stainssl.demo import sheet
-from stainssl.demo.plan import COLUMNS, plan
+from stainssl.demo.plan import COLUMNS, hazards, plan
 
 LARGE = {"a": 40, "b": 40, "c": 40, "d": 40}
 
@@ -43,6 +47,51 @@ def test_the_sheet_is_stable_and_well_formed(seed: int, patients: dict[str, int]
     assert (frame.groupby("patient_id")[["her2", "response"]].nunique() == 1).all(axis=None)
     order = frame.sort_values(["site", "patient_id", "slide_id"], kind="stable").index
     assert (order == frame.index).all()
+
+
+def test_numbers_and_times_are_the_patients_and_follow_the_truth() -> None:
+    frame = sheet(3, LARGE)
+    own = frame.groupby("patient_id")[["months", "relapse"]].nunique()
+    assert (own == 1).all(axis=None)
+    tils = {one.slide_id: one.tils for one in plan(3, LARGE)}
+    np.testing.assert_allclose(frame["tils"], frame["slide_id"].map(tils), atol=0.01)
+    assert frame["tils"].between(0.3, 30).all()
+    assert spearmanr(frame["tils"], frame["response"]).statistic > 0.6
+    patients = frame.drop_duplicates("patient_id")
+    assert 0.3 < patients["relapse"].mean() < 0.8
+    assert patients["months"].between(0.1, 72).all()
+
+
+def test_the_oracles_concordance_bounds_what_other_columns_reach() -> None:
+    """No score of the sheet or of noise ranks relapse better than the hazard that it came from."""
+    slides, frame = plan(5, LARGE), sheet(5, LARGE).drop_duplicates("patient_id")
+    truth = hazards(slides)
+    scores = {
+        "oracle": -frame["patient_id"].map(truth),
+        "response": frame["response"],
+        "her2": frame["her2"],
+        "noise": np.random.default_rng(0).normal(size=len(frame)),
+    }
+    reached = {
+        name: concordance_index(frame["months"], score, frame["relapse"])
+        for name, score in scores.items()
+    }
+    assert reached["oracle"] == max(reached.values())
+    assert 0.65 < reached["oracle"] < 0.9
+    assert 0.6 < reached["response"] < reached["oracle"]
+
+
+def test_the_demos_questions_of_other_kinds_pass_the_checks() -> None:
+    common = {"cohorts": ["demo"], "split": {"kind": "cv", "folds": 4}}
+    tasks = {
+        "tils": {"level": "slide", "kind": "regression", "label": "tils", **common},
+        "relapse": {
+            "level": "patient", "kind": "survival", "time": "months", "event": "relapse", **common,
+        },
+        "both": {"level": "patient", "labels": ["her2", "response"], **common},
+    }  # fmt: skip
+    config = parse({"cohorts": {"demo": {"demo": {"seed": 1}}}, "tasks": tasks})
+    assert not [one for one in check(config) if "tasks" in one]
 
 
 def test_another_seed_gives_other_labels() -> None:
