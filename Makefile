@@ -68,7 +68,7 @@ lock: .venv/ready
 	echo 'opencv-python; sys_platform == "never"' | uv pip compile pyproject.toml --extra all --group dev \
 		--override - --output-file requirements.lock --python-version 3.11 \
 		--no-header --no-annotate --no-emit-index-url --quiet
-	python tools/generated.py
+	python -m tools.generated
 
 clean:
 	rm -rf results .snakemake

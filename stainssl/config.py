@@ -286,11 +286,17 @@ def _last_blocks(tune: str) -> int | None:
 
 
 class Encoder(Model):
-    """Tile → vector: trained here (`method`), given (`weights`), or made before (`features`)."""
+    """Tile → vector: trained here (`method`), given (`weights`), or made before (`features`).
+
+    With `vectors`, those of another encoder → vectors: centred (`center`), or one a slide, by an
+    encoder of slides (`weights`).
+    """
 
     method: Literal["stain-invariant", "simclr", "random"] | None = None
     weights: str | None = None  # a name of docs/encoders.md, local-dir:, hf-hub:, timm, NAME@FILE
     features: str | None = None  # clam:FOLDER or trident:FOLDER, files of vectors
+    vectors: str | None = None  # another encoder's name: what `center` and encoders of slides take
+    center: Literal["site"] | None = None  # `vectors` less the mean of their site, in every fold
     train: Train | None = None
     tiling: str = "default"
     backbone: str | None = None  # any timm name; null: resnet50, or the network of `init`
@@ -342,14 +348,35 @@ class Encoder(Model):
 
     @model_validator(mode="after")
     def _one_kind(self) -> Encoder:
-        if sum(given is not None for given in (self.method, self.weights, self.features)) != 1:
+        kinds = (self.method, self.weights, self.features, self.center)
+        if sum(given is not None for given in kinds) != 1:
             raise ValueError(
-                "give one of 'method' (trained here), 'weights' (given), 'features' (files)"
+                "give one of 'method' (trained here), 'weights' (given), 'features' (files), and"
+                " 'center' (of the 'vectors' of another encoder)"
             )
         if self.init is not None and not self.is_trained:
             raise ValueError("'init' is where training starts from: give a method that trains")
         if self.is_trained and self.train is None:
             raise ValueError(f"method {self.method} needs 'train: {{cohorts: [...]}}'")
+        return self
+
+    @model_validator(mode="after")
+    def _derives_vectors(self) -> Encoder:
+        if self.center is not None and self.vectors is None:
+            raise ValueError(f"center: {self.center} is of 'vectors: NAME', another encoder's")
+        if self.vectors is None:
+            return self
+        if self.method or self.features:
+            raise ValueError(
+                "'vectors' are another encoder's: give 'center: site', or 'weights' of an encoder"
+                " of slides"
+            )
+        fields = type(self).model_fields
+        known = {"vectors", "center", "weights", "tiling"}
+        if idle := [k for k in fields if getattr(self, k) != fields[k].default and k not in known]:
+            raise ValueError(
+                f"{', '.join(idle)}: no tile is seen here: set it at the encoder of 'vectors'"
+            )
         return self
 
     @model_validator(mode="after")
@@ -411,6 +438,16 @@ class Encoder(Model):
                 f"stain_jitter {self.stain_jitter} starts from a tile's own stain, which is "
                 "normalized away here: use hed, or method simclr without preprocess"
             )
+
+    @property
+    def sees_tiles(self) -> bool:
+        """Whether there is a network of tiles: none of imported vectors, nor of others' vectors."""
+        return self.features is None and self.vectors is None
+
+    @property
+    def is_of_slides(self) -> bool:
+        """Whether it makes one vector a slide, of another encoder's."""
+        return self.vectors is not None and self.weights is not None
 
     @property
     def is_trained(self) -> bool:
@@ -762,7 +799,7 @@ class Config(Model):
     @property
     def needs_slides(self) -> bool:
         """Whether slides are read: not where every encoder is imported features."""
-        return not self.encoders or any(e.features is None for e in self.encoders.values())
+        return not self.encoders or any(e.sees_tiles for e in self.encoders.values())
 
     def runs(self) -> list[Run]:
         """Every encoder under every seed; one seed has the encoder's name, several get `.seed`."""
@@ -770,14 +807,39 @@ class Config(Model):
 
     def runs_of(self, key: str) -> list[Run]:
         """The runs of one encoder."""
-        encoder = self.encoders[key]
-        single = len(encoder.seeds) == 1
-        return [Run(key if single else f"{key}.{s}", key, encoder, s) for s in encoder.seeds]
+        encoder, seeds = self.encoders[key], self.encoders[self.origin(key)].seeds
+        single = len(seeds) == 1
+        return [Run(key if single else f"{key}.{s}", key, encoder, s) for s in seeds]
+
+    def origin(self, key: str) -> str:
+        """The encoder that an encoder's vectors come from in the end: itself without `vectors`."""
+        passed = [key]
+        while (key := self.encoders[passed[-1]].vectors or "") in self.encoders:
+            if key in passed:
+                break  # a circle, which is refused
+            passed.append(key)
+        return passed[-1]
+
+    def origin_run(self, run: Run) -> Run | None:
+        """The run whose vectors a run is made from, where it has `vectors`."""
+        key = run.encoder.vectors
+        if key is None:
+            return None
+        return next(other for other in self.runs_of(key) if other.seed == run.seed)
+
+    def stored_run(self, name: str) -> Run:
+        """The run whose stored vectors a run is asked by: another's where they are centred."""
+        run = self.run(name)
+        other = self.origin_run(run) if run.encoder.center else None
+        return other or run
 
     def runs_on(self, cohort: str) -> list[Run]:
-        """The runs whose embeddings of a cohort are asked for: all, where no benchmark says."""
+        """The runs whose embeddings of a cohort are asked for: all, where no benchmark says.
+
+        A centred one has none of its own; those that others are made from are among them.
+        """
         if not self.benchmarks:
-            return self.runs()
+            return [run for run in self.runs() if not run.encoder.center]
         keys = [
             key
             for benchmark in self.benchmarks.values()
@@ -785,7 +847,15 @@ class Config(Model):
             if cohort in (*task.cohorts, *task.external) and not task.is_fine_tuned
             for key in benchmark.encoders
         ]
-        return [run for key in dict.fromkeys(keys) for run in self.runs_of(key)]
+        keys += [other for key in keys for other in self._taken_by(key)]
+        runs = [run for key in dict.fromkeys(keys) for run in self.runs_of(key)]
+        return [run for run in runs if not run.encoder.center]
+
+    def _taken_by(self, key: str) -> Iterator[str]:
+        """The encoders that an encoder's vectors are made from, one after the other."""
+        while (other := self.encoders[key].vectors) is not None:
+            yield other
+            key = other
 
     def questions(self) -> dict[str, Task]:
         """Every task as it is judged: of several labels a task each."""
@@ -880,7 +950,9 @@ def _references(config: Config) -> Iterator[str]:
             yield f"{kind}.{name}.{key}: no such name {word!r}{nearest(word, known)}"
     for name in config.encoders:
         yield from _init_problems(config, name)
+        yield from _vectors_problems(config, name)
     for name in config.benchmarks:
+        yield from _unanswered(config, name)
         yield from _heads_of_classes(config, name)
         yield from _unfused_heads(config, name)
         yield from _untunable(config, name)
@@ -923,9 +995,9 @@ def _untunable(config: Config, name: str) -> Iterator[str]:
     tuned = [t for t in benchmark.tasks if t in config.tasks and config.tasks[t].is_fine_tuned]
     for key in [key for key in benchmark.encoders if key in config.encoders]:
         encoder = config.encoders[key]
-        if tuned and encoder.features is not None:
+        if tuned and not encoder.sees_tiles:
             yield (
-                f"benchmarks.{name}.encoders: {key!r} is imported features, there is no network"
+                f"benchmarks.{name}.encoders: {key!r} is {_made_of(encoder)}, there is no network"
                 f" that tasks.{tuned[0]} could fine-tune: give them two benchmarks."
             )
         if tuned and encoder.averages_stains:
@@ -941,6 +1013,51 @@ def _untunable(config: Config, name: str) -> Iterator[str]:
             )
 
 
+def _made_of(encoder: Encoder) -> str:
+    """What an encoder is that sees no tiles."""
+    if encoder.features is not None:
+        return "imported features"
+    return f"made of the vectors of {encoder.vectors!r}"
+
+
+def _vectors_problems(config: Config, name: str) -> Iterator[str]:
+    """An encoder's vectors are another's, in no circle, and centred once."""
+    passed = [name]
+    while (key := config.encoders[passed[-1]].vectors) in config.encoders:
+        assert key is not None
+        if key in passed:
+            yield f"encoders.{name}.vectors: {' takes those of '.join([*passed, key])}: a circle."
+            return
+        passed.append(key)
+    if len(passed) > 1 and config.encoders[passed[1]].center:
+        yield (
+            f"encoders.{name}.vectors: those of {passed[1]!r} are centred in every fold and stored"
+            f" nowhere: take those of {config.encoders[passed[1]].vectors!r}."
+        )
+
+
+def _unanswered(config: Config, name: str) -> Iterator[str]:
+    """Tasks of a benchmark that its encoders' vectors cannot answer."""
+    benchmark = config.benchmarks[name]
+    tasks = [(t, config.tasks[t]) for t in benchmark.tasks if t in config.tasks]
+    for key in [key for key in benchmark.encoders if key in config.encoders]:
+        encoder = config.encoders[key]
+        tiled = [t for t, task in tasks if task.level == "tile"]
+        if encoder.is_of_slides and tiled:
+            yield (
+                f"benchmarks.{name}.encoders: {key!r} gives one vector a slide, and"
+                f" tasks.{tiled[0]} is of level tile: give them two benchmarks."
+            )
+        external = [(t, task.external[0]) for t, task in tasks if task.external]
+        if encoder.center and external:
+            task_name, cohort = external[0]
+            yield (
+                f"benchmarks.{name}.encoders: {key!r} is centred by site, and the means of the"
+                f" sites of {cohort} (external to tasks.{task_name}) could only be taken of the"
+                " patients that are tested there: give them two benchmarks."
+            )
+
+
 def _init_problems(config: Config, name: str) -> Iterator[str]:
     """An encoder starts from a network, and not, over others, from itself."""
     chain = [name]
@@ -950,8 +1067,8 @@ def _init_problems(config: Config, name: str) -> Iterator[str]:
             yield f"encoders.{name}.init: {' starts from '.join([*chain, key])}: a circle."
             return
         chain.append(key)
-    if len(chain) > 1 and config.encoders[chain[1]].features is not None:
-        yield f"encoders.{name}.init: {chain[1]!r} is imported features, there is no network."
+    if len(chain) > 1 and not (start := config.encoders[chain[1]]).sees_tiles:
+        yield f"encoders.{name}.init: {chain[1]!r} is {_made_of(start)}, there is no network."
 
 
 def _uses(config: Config) -> Iterator[tuple[str, str, str, str, Mapping[str, Any]]]:
@@ -959,6 +1076,8 @@ def _uses(config: Config) -> Iterator[tuple[str, str, str, str, Mapping[str, Any
         yield "cohorts", name, "tiling", cohort.tiling, config.tilings
     for name, encoder in config.encoders.items():
         yield "encoders", name, "tiling", encoder.tiling, config.tilings
+        if encoder.vectors is not None:
+            yield "encoders", name, "vectors", encoder.vectors, config.encoders
         yield from _target_uses(name, encoder)
         for cohort_name in encoder.train.cohorts if encoder.train else []:
             yield "encoders", name, "train.cohorts", cohort_name, config.cohorts

@@ -58,6 +58,15 @@ def _reader(name: str) -> str:
     return "can be imported"
 
 
+def _encoders() -> str:
+    from stainssl.encoders import recipes, slide_recipes
+    from stainssl.encoders.listing import cached
+
+    tiles = [name for name, recipe in recipes.RECIPES.items() if cached(recipe)]
+    slides = [name for name, recipe in slide_recipes.RECIPES.items() if cached(recipe)]
+    return ", ".join([*tiles, *slides]) or "none"
+
+
 def report() -> int:
     """Print what this machine offers; returns 1 where something is missing or wrong, else 0."""
     disk = shutil.disk_usage(".")
@@ -70,6 +79,7 @@ def report() -> int:
         *((f"read by {reader}", formats) for formats, reader in FORMATS.items()),
         ("one image file as one tile", "PNG, JPEG, TIFF, BMP, WebP: kind: patches"),
         ("device", _device()),
+        ("encoders that can be loaded now", _encoders()),
         ("free disk here", f"{disk.free / 1e9:.0f} GB"),
     ]
     for name, found in lines:

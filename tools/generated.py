@@ -18,14 +18,16 @@ from packaging.requirements import Requirement
 from stainssl.cli import app
 from stainssl.cohort import SheetRow
 from stainssl.config import Config
-from stainssl.encoders.listing import table
+from stainssl.encoders.listing import slides_table, table
 from stainssl.stores.atomic import write_text
+from tools.pages import between
 
 ROOT = Path(__file__).resolve().parent.parent
 PYTHON = "3.11"
 CONFIG_PAGE = Path("docs/reference/config.md")
 ENCODERS_PAGE = Path("docs/encoders.md")
 TABLE = ("<!-- table -->", "<!-- end of table -->")
+SLIDES_TABLE = ("<!-- table of slides -->", "<!-- end of table of slides -->")
 BEGIN, END = "<!-- generated: reruns -->", "<!-- end -->"
 
 
@@ -139,8 +141,8 @@ def _option_row(option: Any) -> str:
 
 def encoders_text(page: str) -> str:
     """The page of encoders with its table of those that are known by name."""
-    before, rest = page.split(TABLE[0])
-    return f"{before}{TABLE[0]}\n{table()}{TABLE[1]}{rest.split(TABLE[1])[1]}"
+    filled = between(page, TABLE, f"\n{table()}")
+    return between(filled, SLIDES_TABLE, f"\n{slides_table()}")
 
 
 def files() -> dict[Path, str]:

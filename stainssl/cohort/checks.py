@@ -284,6 +284,35 @@ def _encoder_problems(config: Config, name: str, encoder: Encoder) -> Iterator[s
             )
 
 
+def _centring_problems(config: Config) -> Iterator[str]:
+    """Folds that test slides of a site of which they train on nobody, where vectors are centred."""
+    from stainssl.evaluation.centring import sites_of, unknown_sites
+    from stainssl.evaluation.kinds import labels_of
+
+    pairs = [
+        (task, encoder)
+        for benchmark in config.benchmarks.values()
+        for task in benchmark.tasks
+        for encoder in benchmark.encoders
+        if config.encoders[encoder].center
+    ]
+    for task, encoder in dict.fromkeys(pairs):
+        spec = config.tasks[task]
+        labels, rows = labels_of(spec), _task_rows(config, spec)
+        try:
+            _, folds = labels.folds(rows, spec.level, spec.split, seed=config.seed)
+            is_known = labels.words_of(rows) != "" if labels.is_in(rows) else slice(None)
+        except StainsslError:  # told of the task
+            continue
+        slides = rows[["slide_id", "patient_id"]].assign(site=sites_of(rows))[is_known]
+        if found := unknown_sites(slides, folds):
+            yield (
+                f"encoders.{encoder}.center: tasks.{task} tests slides of sites at which nobody"
+                f" trains: {shown(found)}. Their mean could only be taken of the patients that are"
+                " tested: split otherwise, or give them two benchmarks."
+            )
+
+
 def _features_problems(config: Config) -> Iterator[str]:
     """Imported features: their folder is there, and no task asks for labels of our tiles."""
     from stainssl.export.source import source
@@ -411,6 +440,7 @@ def check(config: Config, thorough: bool = False) -> list[str]:
     for name, encoder in config.encoders.items():
         problems += _encoder_problems(config, name, encoder)
     problems += [*_tiling_problems(config), *_features_problems(config)]
+    problems += _centring_problems(config)
     return [*problems, *([] if thorough else _given_files(config))]
 
 

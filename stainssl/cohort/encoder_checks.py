@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
 
-from stainssl.config import REFERENCE, Config, Encoder
-from stainssl.encoders import adapters, recipes, tensors
+from stainssl.config import REFERENCE, Config, Encoder, nearest
+from stainssl.encoders import adapters, of_slides, recipes, slide_recipes, tensors
 from stainssl.encoders.blocks import last_blocks
 from stainssl.encoders.initial import architecture_of, is_saved_by_timm
 from stainssl.encoders.loading import (
@@ -26,10 +27,13 @@ from stainssl.encoders.loading import (
     whole_patches,
 )
 from stainssl.encoders.recipes import EncoderRecipe
+from stainssl.encoders.slide_recipes import SlideRecipe, told_of
 from stainssl.encoders.standards import standard
+from stainssl.encoders.weights import SAMPLES, weight_files
 from stainssl.errors import StainsslError
-
-MPP_SLACK = 1.1  # of a ratio of µm/px: scanners of one magnification differ by so much
+from stainssl.evaluation.spread import MPP_SLACK
+from stainssl.runtime.content import content_key
+from stainssl.runtime.devices import memory_bytes, pick
 
 
 def problems(config: Config) -> Iterator[str]:
@@ -44,7 +48,9 @@ def problems(config: Config) -> Iterator[str]:
 
 
 def _problems(config: Config, name: str, encoder: Encoder) -> Iterator[tuple[str, str]]:
-    if encoder.weights is not None:
+    if encoder.vectors is not None:
+        yield from _of_slides(config, encoder)
+    elif encoder.weights is not None:
         yield from (("weights", found) for found in source_problems(encoder.weights))
         yield from (("preprocess", found) for found in _standard(encoder))
     elif encoder.init is not None:
@@ -107,6 +113,46 @@ def _tuned_blocks(config: Config) -> Iterator[str]:
             yield f"tasks.{task}.fine_tune.tune, of encoders.{encoder}: {sentence}"
 
 
+def _of_slides(config: Config, encoder: Encoder) -> Iterator[tuple[str, str]]:
+    """Whether an encoder of slides is one, its weights fit, and it is given what it takes."""
+    if encoder.weights is None or encoder.vectors not in config.encoders:
+        return
+    if (found := slide_recipes.find(encoder.weights)) is None:
+        near = nearest(encoder.weights, list(slide_recipes.RECIPES))
+        yield (
+            "weights",
+            told_of(encoder.weights) or f"{encoder.weights!r} is no encoder of slides{near}",
+        )
+        return
+    yield from (("vectors", s) for s in _taken(found[0], found[1], config, encoder.vectors))
+    try:
+        yield from (("weights", s) for s in _slide_weights(*found))
+    except StainsslError as error:
+        yield "weights", str(error)
+
+
+def _taken(name: str, recipe: SlideRecipe, config: Config, key: str) -> Iterator[str]:
+    other = config.encoders[key]
+    tiles = recipes.find(other.weights or "")
+    is_known = tiles is not None and tiles[0] in recipe.tiles and other.vectors is None
+    if not is_known and other.features is None:  # of files their length will tell
+        wanted = " or ".join(recipe.tiles)
+        yield f"{name} takes the vectors of {wanted}, and encoders.{key} is none: name one that is."
+
+
+def _slide_weights(name: str, recipe: SlideRecipe, given: str | None) -> Iterator[str]:
+    if given is None:
+        if not recipe.repository:
+            yield of_slides.not_on_the_hub(name, recipe)
+        return
+    file = weights_file(name, recipe, given)
+    with torch.device("meta"):
+        model = of_slides.build(name, recipe, file)
+    weights = tensors.renamed(tensors.read(file, "meta"), recipe.names)
+    if problem := tensors.fit(model.state_dict(), weights).problem(str(file), name):
+        yield problem
+
+
 def _blocks(count: int | None, source: str) -> Iterator[str]:
     """Whether the network that training starts from has as many blocks as are to be trained."""
     if count is None or source.startswith(HUB):
@@ -145,8 +191,8 @@ def source_problems(source: str) -> Iterator[str]:
     try:
         if found := recipes.find(source):
             yield from _recipe(*found)
-        elif recipes.canonical(name) in recipes.ELSEWHERE:
-            yield f"timm has no network of {name}: import its vectors (features: trident:FOLDER)."
+        elif sentence := told_of(source):
+            yield sentence
         elif file and timm.is_model(plain.split(".")[0]):
             yield from _file(plain, Path(file))
         elif source.startswith(HUB):
@@ -202,18 +248,22 @@ def _folder(folder: Path, source: str) -> Iterator[str]:
 
 
 def warnings(config: Config) -> Iterator[str]:
-    """Sentences about tiles of another scale or size than an encoder was trained at."""
+    """Sentences about what can be run and may not be meant.
+
+    Given encoders that are one, weights larger than this machine's memory, tiles of another scale
+    or size than an encoder was trained at.
+    """
+    yield from _twice(config)
     for name, encoder in config.encoders.items():
+        yield from _too_large(name, encoder)
+        if slides := encoder.is_of_slides and slide_recipes.find(encoder.weights or ""):
+            yield from _scale_warning(config, name, slides[0], slides[1].mpp)
+            continue
         found = recipes.find(encoder.weights or encoder.init or "")
         if found is None or not found[1].mpp:
             continue
         recipe, tiling = found[1], config.tilings[encoder.tiling]
-        if not any(1 / MPP_SLACK < tiling.mpp / mpp < MPP_SLACK for mpp in recipe.mpp):
-            trained = ", ".join(f"{mpp:g}" for mpp in recipe.mpp)
-            yield (
-                f"encoders.{name}: {found[0]} was trained at {trained} µm/px, and tiling "
-                f"{encoder.tiling!r} has {tiling.mpp:g}."
-            )
+        yield from _scale_warning(config, name, found[0], recipe.mpp)
         sizes = (recipe.input_px, recipe.resize_px or recipe.input_px, recipe.tile_px, 256)
         if encoder.input_size is None and tiling.size not in sizes:
             yield (
@@ -221,3 +271,61 @@ def warnings(config: Config) -> Iterator[str]:
                 f"tiling {encoder.tiling!r}'s tiles of {tiling.size} px are resized to "
                 f"{recipe.resize_px or recipe.input_px} px, so that their scale changes."
             )
+
+
+def _scale_warning(config: Config, name: str, recipe: str, mpp: tuple[float, ...]) -> Iterator[str]:
+    key = config.encoders[name].tiling
+    own = config.tilings[key].mpp
+    if not any(1 / MPP_SLACK < own / trained < MPP_SLACK for trained in mpp):
+        trained = ", ".join(f"{one:g}" for one in mpp)
+        yield (
+            f"encoders.{name}: {recipe} was trained at {trained} µm/px, and tiling {key!r} has"
+            f" {own:g}."
+        )
+
+
+def _twice(config: Config) -> Iterator[str]:
+    """Given weights that two encoders name."""
+    given = [
+        (name, encoder, *_identified(encoder.weights))
+        for name, encoder in config.encoders.items()
+        if encoder.weights is not None
+    ]
+    for (one, first, network, content), (two, second, other, same) in combinations(given, 2):
+        if content != same or (content is None and network != other):
+            continue
+        rest = [e.model_dump_json(exclude={"weights"}) for e in (first, second)]
+        if network != other:
+            yield (
+                f"encoders.{one} and encoders.{two} read the same file as {network} and as {other}:"
+                " one of them prepares its tiles as another network's."
+            )
+        elif rest[0] == rest[1]:
+            yield (
+                f"encoders.{one} and encoders.{two} are the same weights, seen alike: two rows of"
+                " one network. Leave one out."
+            )
+
+
+def _identified(source: str) -> tuple[str, bytes | None]:
+    """A given network's name, and a digest of its file where that is here."""
+    found = recipes.find(source) or slide_recipes.find(source)
+    name = found[0] if found else source.partition(FILE)[0]
+    files = [f for f in weight_files(source) if f.is_file() and f.suffix != ".json"]
+    if found and found[2] and Path(found[2]).is_dir():
+        files = [f for f in (Path(found[2]) / n for n in found[1].files) if f.is_file()][:1]
+    return name, content_key(files[0], SAMPLES) if files else None
+
+
+def _too_large(name: str, encoder: Encoder) -> Iterator[str]:
+    """Weights that do not fit in this machine's memory."""
+    found = recipes.find(encoder.weights or encoder.init or "")
+    if found is None:
+        return
+    with torch.device("meta"):
+        needed = 4 * sum(p.numel() for p in build(found[1]).parameters())
+    if needed > (there := memory_bytes()):
+        yield (
+            f"encoders.{name}: the weights of {found[0]} alone are {needed / 1e9:.1f} GB in 32"
+            f" bits, and {pick()} has {there / 1e9:.1f} GB here: run it on a machine with more."
+        )

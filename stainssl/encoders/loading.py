@@ -20,9 +20,10 @@ from timm.data import resolve_model_data_config
 from timm.models._hub import load_model_config_from_path
 from torch import Tensor, nn
 
-from stainssl.encoders import adapters, recipes, tensors
+from stainssl.encoders import adapters, recipes, slide_recipes, tensors
 from stainssl.encoders.modules import AttentionPool, ClassAndMean, Projection, TwoScales
 from stainssl.encoders.recipes import EncoderRecipe
+from stainssl.encoders.slide_recipes import SlideRecipe
 from stainssl.encoders.tensors import first_line
 from stainssl.encoders.weights import FILE, HUB, LOCAL, STANDARD, TIMM
 from stainssl.errors import StainsslError
@@ -272,11 +273,8 @@ def load_network(source: str) -> nn.Module:
     """
     if found := recipes.find(source):
         return _from_recipe(*found)
-    if recipes.canonical(source.partition(FILE)[0]) in recipes.ELSEWHERE:
-        raise StainsslError(
-            f"{source}: timm has no such network. Embed with another tool and import its vectors: "
-            "features: trident:FOLDER or clam:FOLDER."
-        )
+    if sentence := slide_recipes.told_of(source):
+        raise StainsslError(sentence)
     if source.startswith(HUB):
         return _from_hub(source)
     if FILE in source and timm.is_model(source.partition(FILE)[0].split(".")[0]):
@@ -338,12 +336,21 @@ def _from_folder(folder: Path, source: str) -> nn.Module:
 def _from_file(architecture: str, file: Path) -> nn.Module:
     """A timm architecture with the weights of a file; preprocessing is the architecture's."""
     model = timm.create_model(architecture, num_classes=0)
-    _fill(model, tensors.read(file), str(file), architecture)
+    fill(model, tensors.read(file), str(file), architecture)
     return model
 
 
-def _fill(model: nn.Module, weights: Mapping[str, Tensor], of: str, architecture: str) -> None:
-    """Put weights into a network, all of them and no others."""
+def fill(model: nn.Module, weights: Mapping[str, Tensor], of: str, architecture: str) -> None:
+    """Put weights into a network, all of them and no others.
+
+    Args:
+        weights: by the network's names.
+        of: what they are, in a message.
+        architecture: what the network is, likewise.
+
+    Raises:
+        StainsslError: they do not fit; all that does not is named.
+    """
     found = tensors.fit(model.state_dict(), weights)
     if problem := found.problem(of, architecture):
         raise StainsslError(problem)
@@ -401,11 +408,11 @@ def _from_recipe(name: str, recipe: EncoderRecipe, given: str | None) -> nn.Modu
         raise StainsslError(f"{name}: give the folder that {file} lies in with its config.json.")
     model = build(recipe, config)
     weights = tensors.by_timm_names(tensors.read(file), recipe.layout, model)
-    _fill(model, weights, str(file), name)
+    fill(model, weights, str(file), name)
     return finished(model, recipe)
 
 
-def weights_file(name: str, recipe: EncoderRecipe, given: str) -> Path:
+def weights_file(name: str, recipe: EncoderRecipe | SlideRecipe, given: str) -> Path:
     """The file of weights of a recipe in a file or folder that is given.
 
     Raises:
@@ -446,15 +453,29 @@ def packaged(name: str, recipe: EncoderRecipe) -> Path:
 
 
 def _downloaded(name: str, recipe: EncoderRecipe) -> Path:
+    has_config = recipe.layout == "timm" and recipe.files[0] == "model.safetensors"
+    return downloaded(name, recipe.repository, recipe.files, "config.json" if has_config else "")
+
+
+def downloaded(name: str, repository: str, files: tuple[str, ...], config: str = "") -> Path:
+    """The first of some files that a repository of the hub has, in the hub's cache.
+
+    Args:
+        name: of the encoder, for messages.
+        config: a file that is to lie beside it; "": none.
+
+    Raises:
+        StainsslError: none can be had.
+    """
     errors = []
-    for file in recipe.files:
+    for file in files:
         try:
-            if recipe.layout == "timm" and recipe.files[0] == "model.safetensors":
-                hf_hub_download(recipe.repository, "config.json")
-            return Path(hf_hub_download(recipe.repository, file))
+            if config:
+                hf_hub_download(repository, config)
+            return Path(hf_hub_download(repository, file))
         except Exception as error:  # no network, no right, no such file: each has its own
             errors.append(error)
-    raise _cannot_be_had(f"{name} (the hub's {recipe.repository})", errors[0]) from errors[0]
+    raise _cannot_be_had(f"{name} (the hub's {repository})", errors[0]) from errors[0]
 
 
 def _from_timm(name: str) -> nn.Module:

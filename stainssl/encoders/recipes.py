@@ -4,13 +4,14 @@ Architectures, means and pooling are those of the cards on the hub (`https://hug
 `repository`), as the loaders of TRIDENT (github.com/mahmoodlab/TRIDENT,
 trident/patch_encoder_models/load.py) and slide2vec (github.com/clemsgrs/slide2vec,
 slide2vec/encoders/models/) write them out as well; where others were read, they are named.
+What is gated says lazyslide-models 0.1.0 (PyPI) where the card was not at hand.
 """
 
 from __future__ import annotations
 
 import importlib.util
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
@@ -131,6 +132,13 @@ def _lunit(patch: int) -> EncoderRecipe:
     return EncoderRecipe(f"1aurent/{name}.lunit_dino", name, 384, LUNIT, LUNIT_LICENSE, gated=False)
 
 
+# github.com/mahmoodlab/CONCH: conch/open_clip_custom/ (factory.py, transform.py, and
+# model_configs/conch_ViT-B-16.json); before the projection, as its README says for vectors.
+_CONCH = EncoderRecipe(
+    "MahmoodLab/CONCH", "vit_base_patch16_224", 512, CLIP, NON_COMMERCIAL,
+    pooling="attention", input_px=448, tile_px=512, layout="conch", gated=True,
+    files=("pytorch_model.bin",),
+)  # fmt: skip
 _VIRCHOW = {"init_values": 1e-5, "mlp_ratio": 5.3375, **SWIGLU}
 _OPTIMUS = {"init_values": 1e-5}
 
@@ -181,7 +189,7 @@ RECIPES: Mapping[str, EncoderRecipe] = MappingProxyType({
     ),
     "hibou-b": EncoderRecipe(
         "histai/hibou-b", "vit_base_patch14_reg4_dinov2", 768, HIBOU, "Apache-2.0",
-        {"mlp_ratio": 5.33334, **SWIGLU}, layout="transformers",
+        {"mlp_ratio": 5.33334, **SWIGLU}, layout="transformers", gated=True,
     ),
     "hibou-l": EncoderRecipe(
         "histai/hibou-L", "vit_large_patch14_reg4_dinov2", 1024, HIBOU, "Apache-2.0",
@@ -190,7 +198,7 @@ RECIPES: Mapping[str, EncoderRecipe] = MappingProxyType({
     "midnight": EncoderRecipe(
         "kaiko-ai/midnight", "vit_giant_patch14_dinov2", 3072, HALF, "MIT",
         pooling="cls+mean", interpolation="bilinear", layout="transformers",
-        mpp=(0.25, 0.5, 1.0, 2.0),
+        mpp=(0.25, 0.5, 1.0, 2.0), gated=True,
     ),
     # Its card says the one, LICENSE of github.com/birkhoffkiki/GPFM the other.
     "gpfm": EncoderRecipe(
@@ -209,13 +217,10 @@ RECIPES: Mapping[str, EncoderRecipe] = MappingProxyType({
     ),
     "lunit-vits16": _lunit(16),
     "lunit-vits8": _lunit(8),
-    # github.com/mahmoodlab/CONCH: conch/open_clip_custom/ (factory.py, transform.py, and
-    # model_configs/conch_ViT-B-16.json); before the projection, as its README says for vectors.
-    "conch": EncoderRecipe(
-        "MahmoodLab/CONCH", "vit_base_patch16_224", 512, CLIP, NON_COMMERCIAL,
-        pooling="attention", input_px=448, tile_px=512, layout="conch", gated=True,
-        files=("pytorch_model.bin",),
-    ),
+    "conch": _CONCH,
+    # As MADELEINE was trained on it: github.com/mahmoodlab/MADELEINE,
+    # madeleine/preprocessing/conch_patch_embedder.py, and README.md for the tiles.
+    "conch-madeleine": replace(_CONCH, input_px=224, mpp=(1.0,), tile_px=256),
     # TITAN's tile encoder, tiles of 512 px: TRIDENT (model_zoo/conchv1_5/conchv1_5.py), slide2vec.
     "conch-v1.5": EncoderRecipe(
         "MahmoodLab/conchv1_5", "vit_large_patch16_224", 768, IMAGENET, NON_COMMERCIAL,
@@ -266,9 +271,6 @@ ALIASES = {
     "conch-v1": "conch", "conch-v15": "conch-v1.5", "conchv15": "conch-v1.5",
     "conch1-5": "conch-v1.5", "conchv1-5": "conch-v1.5", "conch-v1-5": "conch-v1.5",
 }  # fmt: skip
-
-# Known encoders that are not of tiles alone, whose networks timm does not have: refused by name.
-ELSEWHERE = ("chief", "titan")
 
 
 def canonical(name: str) -> str:

@@ -17,6 +17,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.class_weight import compute_sample_weight
 
 from stainssl.errors import StainsslError
+from stainssl.evaluation.centring import centred, site_means
 from stainssl.evaluation.folds import each_fold
 from stainssl.evaluation.recalibration import UNCHANGED, Recalibration
 from stainssl.evaluation.thresholds import Calls
@@ -45,16 +46,41 @@ class Tiles:
         y: (N,) class, an index into `classes`.
         classes: class words.
         table: N rows: `patient_id`, `slide_id`, `tile`, `site`.
+        center: (N,) site whose mean is taken from a tile's vector; None: they stay as they are.
     """
 
     features: Floats
     y: Ints
     classes: tuple[str, ...]
     table: pd.DataFrame
+    center: NDArray[Any] | None = None
 
     def rows(self, patients: set[str]) -> Ints:
         """Rows of these patients."""
         return np.flatnonzero(self.table["patient_id"].isin(patients).to_numpy())
+
+    def of_fold(self, role: Mapping[str, set[str]]) -> tuple[Tiles, Ints, Ints]:
+        """The tiles as a fold sees them, and its rows for training and for testing.
+
+        Where they are centred, the means are those of its training and validation patients; tiles
+        of a site that has none are not tested.
+
+        Args:
+            role: `train`, `val` and `test` → patients.
+        """
+        training, test = self.rows(role["train"] | role["val"]), self.rows(role["test"])
+        if self.center is None:
+            return self, training, test
+        slide = self.table["slide_id"].to_numpy()
+        means = site_means(self.features[training], slide[training], self.center[training])
+        known = np.isin(self.center[test], list(means))
+        if not known.all():
+            log.warning("%d tiles of sites that nobody trains at left out", int((~known).sum()))
+        test = test[known]
+        features = self.features.copy()
+        both = np.concatenate([training, test])
+        features[both] = centred(self.features[both], self.center[both], means)
+        return replace(self, features=features), training, test
 
 
 def balanced_sample(patient: NDArray[Any], count: int, rng: np.random.Generator) -> Ints:
@@ -299,8 +325,9 @@ def probe(
         StainsslError: the training part of a fold has one class only, or no test tile is labelled.
     """
     linear, neighbours = [], []
+    stored = tiles
     for repeat, fold, role in each_fold(folds):
-        training, test = tiles.rows(role["train"] | role["val"]), tiles.rows(role["test"])
+        tiles, training, test = stored.of_fold(role)
         x, y = tiles.features[training], tiles.y[training]
         patient = tiles.table["patient_id"].to_numpy()[training]
         val = np.isin(patient, sorted(role["val"]))
@@ -340,9 +367,9 @@ def few_shot(tiles: Tiles, folds: pd.DataFrame, *, seed: int = 0) -> pd.DataFram
     """
     first = folds[folds["repeat"] == folds["repeat"].min()]
     patient = tiles.table["patient_id"].to_numpy()
-    rows = []
+    rows, stored = [], tiles
     for _, fold, role in each_fold(first):
-        training, test = tiles.rows(role["train"] | role["val"]), tiles.rows(role["test"])
+        tiles, training, test = stored.of_fold(role)
         rng = np.random.default_rng([seed, fold])
         test = test[balanced_sample(patient[test], MAX_CHOOSING_TILES, rng)]
         by_class = [training[tiles.y[training] == c] for c in np.unique(tiles.y[training])]

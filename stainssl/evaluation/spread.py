@@ -1,10 +1,11 @@
-"""Whether an encoder gives all tiles nearly the same vector, which no rank of them tells."""
+"""What answers were made from: which weights, and whether all tiles have nearly one vector."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +13,8 @@ import numpy.typing as npt
 from stainssl.stores.atomic import write_text
 
 FILE = "spread.json"  # in the folder of a probe or head
+WEIGHTS = ("recipe", "weights_sha256", "revision", "mpp", "trained_mpp")
+MPP_SLACK = 1.1  # of a ratio of µm/px: scanners of one magnification differ by so much
 MAX_ALIKE = 0.995  # random weights of six backbones gave 0.26 to 0.985
 
 
@@ -34,10 +37,20 @@ def mean_cosine(blocks: Iterable[npt.NDArray[np.floating]]) -> tuple[float, int]
     return float((np.square(total).sum() - count) / (count * (count - 1))), count
 
 
-def write_spread(blocks: Iterable[npt.NDArray[np.floating]], *folders: Path) -> None:
-    """Note in folders how much alike the vectors are that their answers were made from."""
+def write_spread(
+    blocks: Iterable[npt.NDArray[np.floating]],
+    *folders: Path,
+    made_by: Mapping[str, Any] | None = None,
+) -> None:
+    """Note in folders how much alike the vectors are that their answers were made from.
+
+    Args:
+        blocks: as `mean_cosine` takes them.
+        made_by: the settings of their store, of which `WEIGHTS` are kept.
+    """
     cosine, count = mean_cosine(blocks)
     told = {"mean_cosine": round(cosine, 6) if count > 1 else None, "tiles": count}
+    told |= {key: made_by[key] for key in WEIGHTS if made_by and key in made_by}
     for folder in folders:
         write_text(folder / FILE, json.dumps(told) + "\n")
 
@@ -58,6 +71,32 @@ def alike_notes(folders: Mapping[str, Iterable[Path]]) -> list[str]:
     ]
 
 
+def weights_notes(folders: Mapping[str, Iterable[Path]]) -> list[str]:
+    """A note for a table on the weights that are known by name: which, and tiles unlike theirs.
+
+    Args:
+        folders: as `alike_notes` takes them.
+    """
+    found = {run: next(iter(map(_told, places)), {}) for run, places in folders.items()}
+    known = [_phrase(run, told) for run, told in found.items() if "recipe" in told]
+    return [f"Weights: {'; '.join(known)}."] if known else []
+
+
+def _phrase(run: str, told: Mapping[str, Any]) -> str:
+    """`virchow (SHA-256 0f3c…, revision 12ab…, trained at 0.5 µm/px and not at 1)`."""
+    said = [f"SHA-256 {told['weights_sha256'][:12]}"]
+    said += [f"revision {told['revision'][:12]}"] if "revision" in told else []
+    mpp, trained = told["mpp"], told["trained_mpp"]
+    if trained and not any(1 / MPP_SLACK < mpp / one < MPP_SLACK for one in trained):
+        said.append(f"trained at {', '.join(f'{one:g}' for one in trained)} µm/px, not at {mpp:g}")
+    name = run if run == told["recipe"] else f"{run} is {told['recipe']}"
+    return f"{name} ({', '.join(said)})"
+
+
 def _cosine(folder: Path) -> float:
+    return _told(folder).get("mean_cosine") or 0.0
+
+
+def _told(folder: Path) -> dict[str, Any]:
     file = folder / FILE
-    return (json.loads(file.read_text())["mean_cosine"] or 0.0) if file.exists() else 0.0
+    return json.loads(file.read_text()) if file.exists() else {}

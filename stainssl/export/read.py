@@ -34,16 +34,18 @@ class Features:
 def read_slide(tool: str, folder: Path, slide_id: str) -> Features | None:
     """The features of one slide; None where the folder has no file of it.
 
+    The one vector a slide of TRIDENT's folders `slide_features_…` is a bag of one.
+
     Raises:
         SlideError: its file is not whole, or not laid out as the tool does.
     """
     path = feature_file(tool, folder, slide_id)
     if path is None:
         return None
-    return _read_pt(path) if path.suffix == ".pt" else _read_h5(path)
+    return _read_pt(path) if path.suffix == ".pt" else _read_h5(path, tool == "trident")
 
 
-def _read_h5(path: Path) -> Features:
+def _read_h5(path: Path, may_be_of_slide: bool) -> Features:
     try:
         with h5py.File(path, "r") as h5:
             features, coords = (_array(h5, name) for name in ("features", "coords"))
@@ -51,6 +53,8 @@ def _read_h5(path: Path) -> Features:
         raise SlideError(
             Status.UNREADABLE, f"{path} is no feature file ('features', 'coords'): {error}"
         ) from error
+    if may_be_of_slide and features.ndim == 1:  # TRIDENT's `slide_features_…`: a bag of one
+        features, coords = features[None], np.full((1, 2), UNKNOWN)
     return _checked(path, features, coords)
 
 

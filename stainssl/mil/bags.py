@@ -6,12 +6,16 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 import torch
 
 from stainssl.stores.spool import Kept
+
+if TYPE_CHECKING:
+    from stainssl.mil.centring import Shifted
 
 MOMENT_TILES = 16_384  # of a slide that its moments are taken of; 64 MB at 1,024 features
 ID_COLUMNS = {"patient": "patient_id", "slide": "slide_id"}
@@ -22,13 +26,13 @@ class SlideTiles:
     """The usable tiles of one slide under one encoder.
 
     Attributes:
-        features: (n, D) float16, every row finite; in memory, or kept in a file.
+        features: (n, D) float16, every row finite; in memory, kept in a file, or less a mean.
         tile: (n,) int32 index of the tile in its slide's tile table.
         x_level0_px: (n,) int64 left edge of the tile.
         y_level0_px: (n,) int64 top edge of the tile.
     """
 
-    features: np.ndarray | Kept
+    features: np.ndarray | Kept | Shifted
     tile: np.ndarray
     x_level0_px: np.ndarray
     y_level0_px: np.ndarray

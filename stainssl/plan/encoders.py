@@ -78,8 +78,8 @@ def _trained_run(config: Config, name: str) -> Run:
     run = config.run(name)
     if run.encoder.method is None:
         raise StainsslError(
-            f"encoders.{run.key} is given, not trained here: there is nothing to train, and no "
-            "stain target."
+            f"encoders.{run.key} is not trained here: there is nothing to train, and no stain"
+            " target."
         )
     return run
 
@@ -292,6 +292,7 @@ class EmbedJob(Job):
         pixels, tiles: None where every encoder's features are imported.
         models: of the encoders that are trained here.
         targets: of given encoders whose tiles are normalized to a mean of tiles.
+        vectors: encoder of slides → the store of the tiles' vectors that it takes.
         features: feature files of the part's slides.
         embeddings: encoder → its store, in the order in which they are written.
         slides: the part's slides, where features are imported.
@@ -304,6 +305,7 @@ class EmbedJob(Job):
     tiles: Reads[Path | None]
     models: Reads[dict[str, Path]]
     targets: Reads[dict[str, Path]]
+    vectors: Reads[dict[str, Path]]
     features: Reads[list[Path]]
     embeddings: Writes[dict[str, Path]]
     part: Resource[str]
@@ -318,18 +320,20 @@ def embed(config: Config, cohort: str, encoder: str | Sequence[str], part: str) 
     names = [encoder] if isinstance(encoder, str) else list(encoder)
     paths, tiling = Paths(config.results), config.cohorts[cohort].tiling
     runs = {name: config.run(name).encoder for name in names}
+    of_slides = [n for n, e in runs.items() if e.is_of_slides]
     slides = part_rows(config, cohort, part)["slide_id"].tolist()
     imported = {n: e.features for n, e in runs.items() if e.features}
     given = {n: e for n, e in runs.items() if e.weights}
     files = [f for text in imported.values() for f in feature_files(text, slides).values()]
     sizes = {str(f): f.stat().st_size for f in files}
     identities: dict[str, Any] = {n: given_identity(e) for n, e in given.items()}
-    is_read = len(imported) < len(runs)
+    is_read = any(e.sees_tiles for e in runs.values())
     return EmbedJob(
         pixels=paths.pixels(cohort, tiling, part) if is_read else None,
         tiles=paths.tiles(cohort, tiling, part) if is_read else None,
         models={n: paths.model(n) for n, e in runs.items() if e.method},
         targets={n: paths.target(n) for n, e in given.items() if e.needs_target},
+        vectors={n: _taken(config, cohort, n, part) for n in of_slides},
         features=files,
         embeddings={n: paths.embeddings(cohort, tiling, n, part) for n in names},
         part=part,
@@ -340,9 +344,25 @@ def embed(config: Config, cohort: str, encoder: str | Sequence[str], part: str) 
     )
 
 
+def _taken(config: Config, cohort: str, name: str, part: str) -> Path:
+    """The store of the tiles' vectors that an encoder of slides takes."""
+    other = config.origin_run(config.run(name))
+    assert other is not None
+    paths = Paths(config.results)
+    return paths.embeddings(cohort, config.cohorts[cohort].tiling, other.name, part)
+
+
 def source_of(config: Config, name: str) -> Source:
-    """Where a run's vectors come from."""
+    """Where a run's vectors come from.
+
+    Raises:
+        StainsslError: it has none of its own.
+    """
     encoder = config.run(name).encoder
+    if encoder.center:
+        raise StainsslError(
+            f"encoders.{name} is centred in every fold and stored nowhere: embed {encoder.vectors}."
+        )
     if encoder.features:
         return Source(features=encoder.features)
     model = encoder.weights or str(Paths(config.results).model(name))
@@ -355,7 +375,7 @@ class EmbeddedJob(Job):
 
     Attributes:
         embeddings: part → store.
-        tiles: part → table; none where features are imported, which come without our tiles.
+        tiles: part → table; none where the vectors are not of our tiles.
         rows: `slide_id`, `patient_id`, `site`, `part`.
     """
 
@@ -372,7 +392,7 @@ def embedded(config: Config, cohort: str, encoder: str) -> EmbeddedJob:
     paths, tiling = Paths(config.results), config.cohorts[cohort].tiling
     names = part_names(config, cohort)
     sheet = read_sheet(config, cohort).rename(columns={PART: "part"})
-    tiled = [] if config.run(encoder).encoder.features else names
+    tiled = names if config.run(encoder).encoder.sees_tiles else []
     return EmbeddedJob(
         encoder=encoder,
         cohort=cohort,
@@ -431,7 +451,7 @@ def tasks_of_robustness(tasks: Mapping[str, Task]) -> list[str]:
 
 def robust_tasks(config: Config, key: str) -> dict[str, Task]:
     """The tasks on whose tiles benchmarks ask how robust an encoder is."""
-    if config.encoders[key].features:  # there is no network to show tiles to
+    if not config.encoders[key].sees_tiles:  # there is no network to show tiles to
         return {}
     found: dict[str, Task] = {}
     for benchmark in config.benchmarks.values():
@@ -451,8 +471,8 @@ def robustness(config: Config, encoder: str) -> RobustnessJob:
     tasks = robust_tasks(config, run.key)
     if not tasks:
         raise StainsslError(
-            f"No benchmark with 'robustness: true' lists the encoder {run.key!r}, or it is imported"
-            " features, which no other stain can be shown to."
+            f"No benchmark with 'robustness: true' lists the encoder {run.key!r}, or it has no"
+            " network of tiles, which another stain could be shown to."
         )
     own = {name: parts_of(config, task.cohorts) for name, task in tasks.items()}
     found = list(dict.fromkeys(pair for pairs in own.values() for pair in pairs))

@@ -35,7 +35,7 @@ def _plan(config: Config, cohort: str, known: list[EncoderGroup]) -> list[Encode
 
 def _given(config: Config, cohort: str) -> dict[str, str]:
     """The given encoders that a cohort is embedded by, and what their weights are."""
-    runs = config.runs_on(cohort)
+    runs = (run for run in config.runs_on(cohort) if run.encoder.sees_tiles)
     given = ((run.name, run.encoder) for run in runs)
     return {name: given_identity(e) for name, e in given if e.weights and not e.needs_target}
 

@@ -69,6 +69,7 @@ class ProbeJob(Job):
     Attributes:
         embeddings, labels: (cohort, part) → store and table.
         rows: `cohort`, `part`, `slide_id`, `patient_id`, `site`.
+        center: `site`, where vectors are centred by it.
     """
 
     task: Resource[str]
@@ -81,6 +82,7 @@ class ProbeJob(Job):
     calls: Setting[Calls]
     is_balanced: Setting[bool]
     rows: Setting[pd.DataFrame]
+    center: Setting[str | None]
     seed: Setting[int]
 
 
@@ -94,12 +96,12 @@ def probe(config: Config, task: str, encoder: str) -> ProbeJob:
     spec = _tile_task(config, task)
     if spec.is_fine_tuned:
         raise StainsslError(f"tasks.{task} is of protocol fine-tune: ask `finetune`.")
-    found = parts_of(config, spec.cohorts)
+    found, stored = parts_of(config, spec.cohorts), config.stored_run(encoder).name
     tilings = {c: config.cohorts[c].tiling for c in spec.cohorts}
     return ProbeJob(
         task=task,
         encoder=encoder,
-        embeddings={(c, p): paths.embeddings(c, tilings[c], encoder, p) for c, p in found},
+        embeddings={(c, p): paths.embeddings(c, tilings[c], stored, p) for c, p in found},
         labels={(c, p): paths.labels(c, tilings[c], p) for c, p in found},
         folds=paths.folds(task),
         output=paths.probe(task, encoder),
@@ -107,6 +109,7 @@ def probe(config: Config, task: str, encoder: str) -> ProbeJob:
         calls=calls_of(spec),
         is_balanced=spec.class_weight == "balanced",
         rows=rows_of(config, found, "slide_id", "patient_id", "site"),
+        center=config.run(encoder).encoder.center,
         seed=config.seed,
     )
 
@@ -163,9 +166,9 @@ def finetune(config: Config, task: str, encoder: str) -> FinetuneJob:
     spec, run, paths = _tile_task(config, task), config.run(encoder), Paths(config.results)
     if not spec.is_fine_tuned:
         raise StainsslError(f"tasks.{task} is of protocol {spec.protocol}: ask `probe`.")
-    if run.encoder.features is not None:
+    if not run.encoder.sees_tiles:
         raise StainsslError(
-            f"encoders.{run.key} is imported features: there is no network to fine-tune."
+            f"encoders.{run.key} has no network of tiles: there is nothing to fine-tune."
         )
     found, is_given = parts_of(config, spec.cohorts), run.encoder.weights is not None
     tilings = {c: config.cohorts[c].tiling for c in spec.cohorts}
@@ -201,6 +204,7 @@ class MilJob(Job):
             imported, or tiles not kept.
         rows: `cohort`, `part`, `slide_id`, `patient_id`, `site` and the label, of its own cohorts.
         external: cohort → its rows likewise.
+        center: `site`, where vectors are centred by it.
         clinical: columns of its own rows that a second head takes beside the tiles; none: there is
             no second head.
         scratch: a folder for what does not fit in memory.
@@ -219,6 +223,7 @@ class MilJob(Job):
     is_balanced: Setting[bool]
     rows: Setting[pd.DataFrame]
     external: Setting[dict[str, pd.DataFrame]]
+    center: Setting[str | None]
     head: Setting[Head]
     clinical: Setting[list[str]]
     hazard: Setting[str]
@@ -240,14 +245,16 @@ def mil(config: Config, task: str, encoder: str, head: str) -> MilJob:
         )
     own, every = (parts_of(config, c) for c in (spec.cohorts, [*spec.cohorts, *spec.external]))
     tilings = {c: config.cohorts[c].tiling for c, _ in every}
-    has_pixels = config.slides.keep_pixels and not config.run(encoder).encoder.features
+    run, stored = config.run(encoder), config.stored_run(encoder).name
+    is_imported = config.encoders[config.origin(run.key)].features is not None
+    has_pixels = config.slides.keep_pixels and not is_imported
     columns = ("slide_id", "patient_id", "site", *spec.label_columns.values())
     clinical = spec.clinical if spec.fusion == "gated" else []
     return MilJob(
         task=task,
         encoder=encoder,
         head_name=head,
-        embeddings={(c, p): paths.embeddings(c, tilings[c], encoder, p) for c, p in every},
+        embeddings={(c, p): paths.embeddings(c, tilings[c], stored, p) for c, p in every},
         pixels={(c, p): paths.pixels(c, tilings[c], p) for c, p in own if has_pixels},
         folds=paths.folds(task),
         output=paths.mil(task, encoder, head),
@@ -257,6 +264,7 @@ def mil(config: Config, task: str, encoder: str, head: str) -> MilJob:
         is_balanced=spec.class_weight == "balanced",
         rows=rows_of(config, own, *dict.fromkeys([*columns, *clinical])),
         external={c: rows_of(config, parts_of(config, [c]), *columns) for c in spec.external},
+        center=run.encoder.center,
         head=config.heads[head],
         clinical=clinical,
         hazard=spec.hazard,
@@ -325,7 +333,7 @@ def benchmark(config: Config, benchmark: str) -> BenchmarkJob:
         robustness={n: paths.robustness(n) for key in runs if key in is_robust for n in runs[key]},
         folds={question: paths.folds(name) for question, (name, _) in sources.items()},
         labels={(c, p): paths.labels(c, config.cohorts[c].tiling, p) for c, p in labelled},
-        seen={n: paths.seen(n) for k, ns in runs.items() for n in ns if config.encoders[k].method},
+        seen=_seen(config, [n for several in runs.values() for n in several]),
         files={name: folder / name for name in BENCHMARK_FILES},
         benchmark=spec,
         tasks={name: task.model_copy(update={"split": Split()}) for name, task in tasks.items()},
@@ -334,6 +342,18 @@ def benchmark(config: Config, benchmark: str) -> BenchmarkJob:
         releases={c: r for c in cohorts if (r := config.cohorts[c].release)},
         seed=config.seed,
     )
+
+
+def _seen(config: Config, runs: list[str]) -> dict[str, Path]:
+    """Run → the patients that its pretraining, or that of the one it is made from, saw."""
+    found: dict[str, Path] = {}
+    for name in runs:
+        run = config.run(name)
+        while (other := config.origin_run(run)) is not None:
+            run = other
+        if run.encoder.method:
+            found[name] = Paths(config.results).seen(run.name)
+    return found
 
 
 def _answers(

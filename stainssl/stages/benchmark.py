@@ -22,7 +22,7 @@ from stainssl.evaluation.predictions import NumberUnits, SurvivalUnits, ensemble
 from stainssl.evaluation.projection import project
 from stainssl.evaluation.published import Published
 from stainssl.evaluation.ranking import classes_ranked
-from stainssl.evaluation.spread import alike_notes
+from stainssl.evaluation.spread import alike_notes, weights_notes
 from stainssl.evaluation.table import Answer, ResultGrid, Robustness
 from stainssl.figures import benchmark as figures
 from stainssl.figures.survival import RiskGroups, survival_figure
@@ -212,7 +212,8 @@ def _notes(job: BenchmarkJob, compared: pd.DataFrame) -> list[str]:
     of_tasks = [note for name, task in job.tasks.items() for note in labels_of(task).notes(name)]
     clinical = table.side_name(baselines.CLINICAL, baselines.HEAD)
     added = fusion.added_notes(compared, clinical)
-    return [*of_tasks, *added, *alike_notes(_folders_by_run(job))]
+    folders = _folders_by_run(job)
+    return [*of_tasks, *added, *weights_notes(folders), *alike_notes(folders)]
 
 
 def _units(job: BenchmarkJob, task: Task) -> pd.DataFrame:

@@ -12,13 +12,15 @@ import pandas as pd
 import torch
 
 from stainssl.encoders.embedding import Vectors, embed_pixels
+from stainssl.encoders.listing import described
 from stainssl.encoders.loading import LoadedEncoder, load
 from stainssl.encoders.standards import standard, standards
+from stainssl.encoders.tensors import first_line
 from stainssl.errors import StainsslError
 from stainssl.plan.encoders import EmbedJob, Source
 from stainssl.runtime.devices import pick
 from stainssl.runtime.parallel import TimeSpent
-from stainssl.stages import import_features
+from stainssl.stages import import_features, slide_vectors
 from stainssl.stores.embeddings import write_embeddings
 from stainssl.stores.pixels import Pixels, open_pixels
 from stainssl.stores.spool import Kept, Spool
@@ -28,7 +30,7 @@ log = logging.getLogger(__name__)
 
 
 def run(job: EmbedJob) -> None:
-    """Embed one part, or import what an encoder's `features` hold.
+    """Embed one part, import what an encoder's `features` hold, or pool `vectors` by slide.
 
     Several encoders are embedded in one reading of the part: its tiles are decoded once. Where
     they do not fit in the device's memory together, each reads the part.
@@ -39,7 +41,9 @@ def run(job: EmbedJob) -> None:
     for name, source in job.sources.items():
         if source.features:
             import_features.run(source.features, job.slides, name, job.embeddings[name])
-    if made := [name for name, source in job.sources.items() if not source.features]:
+    for name, taken in job.vectors.items():
+        slide_vectors.run(job.sources[name].model, taken, name, job.embeddings[name])
+    if made := [n for n, s in job.sources.items() if not s.features and n not in job.vectors]:
         _embed_together(job, made)
 
 
@@ -48,10 +52,13 @@ def _embed_together(job: EmbedJob, names: list[str]) -> None:
         return _embed(job, names)
     except torch.OutOfMemoryError as error:
         if len(names) == 1:
-            raise
+            raise StainsslError(
+                f"encoders.{names[0]} does not fit in the device's memory, one tile at a time:"
+                f" {first_line(error)} Use a device with more, or a smaller network."
+            ) from error
         log.warning("%d encoders do not fit in memory together: %s", len(names), error)
     for name in names:  # here, where the error no longer holds what it failed with
-        _embed(job, [name])
+        _embed_together(job, [name])
 
 
 def _embed(job: EmbedJob, names: list[str]) -> None:
@@ -127,6 +134,7 @@ def _settings(
         "scale": loaded.scale,
         "size_px": pixels.size_px,
         "mpp": pixels.mpp,
+        **described(source),
     }
 
 

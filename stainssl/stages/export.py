@@ -94,11 +94,14 @@ def _to_qupath(
 
     if task is None or head is None:
         raise StainsslError("--to qupath: name the --task and --head whose attention you want.")
-    if source := config.run(encoder).encoder.features:
+    run = config.run(encoder)
+    if source := config.encoders[config.origin(run.key)].features:
         raise StainsslError(
             f"--to qupath: encoders.{encoder} is imported ({source}), and its files do not say how "
             "large a tile is: there are no outlines to draw."
         )
+    if run.encoder.is_of_slides:
+        raise StainsslError(f"--to qupath: encoders.{encoder} gives one vector a slide: no tile.")
     path = Paths(config.results).mil(task, encoder, head) / "attention.parquet"
     attention = read_table(path, "attention")
     write_attention(config, cohort, attention, out, f"{task}, {head} on {encoder}", pictures)
@@ -106,6 +109,10 @@ def _to_qupath(
 
 
 def _slides(config: Config, cohort: str, encoder: str) -> Iterator[ExportedSlide]:
+    if not (own := config.run(encoder).encoder).sees_tiles and own.vectors:
+        raise StainsslError(
+            f"encoders.{encoder} is made of the vectors of {own.vectors!r}: export those."
+        )
     paths, name = Paths(config.results), config.cohorts[cohort].tiling
     tiling = config.tilings[name]
     for part in parts(config, cohort):

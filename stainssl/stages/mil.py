@@ -13,6 +13,7 @@ import pandas as pd
 
 from stainssl.config import Head
 from stainssl.errors import StainsslError
+from stainssl.evaluation.centring import sites_of
 from stainssl.evaluation.folds import each_fold, read_folds
 from stainssl.evaluation.fusion import FOLDER
 from stainssl.evaluation.labels import Labels
@@ -22,6 +23,7 @@ from stainssl.evaluation.spread import write_spread
 from stainssl.mil import bags as bagging
 from stainssl.mil.attention import AttentionMean, attention_table
 from stainssl.mil.bags import Bag, SlideTiles
+from stainssl.mil.centring import centred_bags, means_of
 from stainssl.mil.clinical import clinical_columns, with_clinical
 from stainssl.mil.predict import (
     end_to_end,
@@ -82,7 +84,9 @@ def run(job: MilJob) -> None:
             for label, table in predictions.items():
                 _write(job, of_label(folder, label), "predictions", table, made_by)
             features = (t.features[:] for bag in bags for t in bag.tiles)
-            write_spread(features, *(of_label(folder, label) for label in predictions))
+            made_of = open_embeddings(next(iter(job.embeddings.values()))).settings
+            places = [of_label(folder, label) for label in predictions]
+            write_spread(features, *places, made_by=made_of)
             write_table(folder / "attention.parquet", attention, "attention", made_by)
             write_table(folder / "reference.parquet", reference, "reference", made_by)
             if job.clinical:
@@ -293,6 +297,7 @@ def _fold_models(
             not.
     """
     settings, plain = HeadSettings(**job.head.model_dump()), bags
+    sites = dict(zip(job.rows["slide_id"], sites_of(job.rows), strict=True))
     for repeat, fold, patients in each_fold(folds):
         if columns is not None:
             bags = with_clinical(plain, columns, patients["train"])
@@ -301,6 +306,8 @@ def _fold_models(
             [bag for bag in bags if bag.patient_id in patients[role]]
             for role in ("train", "val", "test")
         )
+        if job.center:
+            train, val, test = _centred(train, val, test, sites)
         if not test:
             log.warning("repeat %d fold %d has no test bag and is left out", repeat, fold)
             continue
@@ -317,6 +324,20 @@ def _fold_models(
             model.epoch + 1, len(model.history), model.history[model.epoch][1],
         )  # fmt: skip
         yield repeat, fold, model, test
+
+
+def _centred(
+    train: list[Bag], val: list[Bag], test: list[Bag], sites: Mapping[str, str]
+) -> tuple[list[Bag], list[Bag], list[Bag]]:
+    """A fold's bags less the means of their sites, which training and validation patients give."""
+    means = means_of([*train, *val], sites)
+    test, left_out = centred_bags(test, sites, means)
+    if left_out:
+        log.warning(
+            "%d slides left out, no slide of their site has usable tiles and trains: %s",
+            len(left_out), _some(left_out),
+        )  # fmt: skip
+    return centred_bags(train, sites, means)[0], centred_bags(val, sites, means)[0], test
 
 
 def _some(names: list[str]) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from stainssl.cohort import installed, outside_problems, parts
-from stainssl.config import REFERENCE, Cohort, Config, Encoder, dump
+from stainssl.config import REFERENCE, Cohort, Config, Encoder, Run, dump
 from stainssl.errors import StainsslError, disk_faults_told
 from stainssl.evaluation.folds import GRADE, RISK, VALUE, read_folds
 from stainssl.evaluation.predictions import THRESHOLD, answer_columns, words_called
@@ -119,7 +119,13 @@ def _trained(
         raise StainsslError(
             f"tasks.{task} is of level tile: `predict` answers slide and patient tasks."
         )
-    if source := config.run(encoder).encoder.features:
+    run = config.run(encoder)
+    if run.encoder.center:
+        raise StainsslError(
+            f"encoders.{encoder} is centred by site, and the mean of a new slide's site could only"
+            f" be taken of the slides that are asked about: name encoders.{run.encoder.vectors}."
+        )
+    if source := config.encoders[config.origin(run.key)].features:
         raise StainsslError(
             f"encoders.{encoder} is files of vectors ({source}), and no network that new slides "
             "could be embedded with: name an encoder with `method` or `weights`."
@@ -140,7 +146,7 @@ def _predict(
     """Answer for the slides of `new`, and write it where that has its results."""
     out, encoder, level = new.results, asked.encoder, config.tasks[asked.task].level
     write_text(Paths(out).config(), dump(new))  # `stainssl view` opens the folder by it
-    slides = _prepared(new, encoder)
+    slides = _prepared(new)
     scored = list(_scored(slides, level, slide_reader(_stores(new, encoder), slides), models))
     slides = _with_distances(slides, scored, reference, stain_of_slides(_pixels(new), slides))
     shown = without_formulas(slides.drop(columns=["cohort", "part", "unstained"]))
@@ -179,7 +185,6 @@ def config_of_new(
     """
     run = config.run(encoder)
     like = config.cohorts[config.tasks[task].cohorts[0]]
-    weights = run.encoder.weights or str(Paths(config.results).model(encoder))
     cohort = Cohort(
         sheet=sheet,
         root=root,
@@ -193,16 +198,24 @@ def config_of_new(
         slides=config.slides.model_copy(update={"on_missing": "quarantine"}),
         cohorts={NEW: cohort},
         tilings=config.tilings,
-        encoders={
-            encoder: Encoder(
-                weights=weights,
-                tiling=run.encoder.tiling,
-                input_size=run.encoder.given_size,
-                preprocess=_preprocess(config, encoder),
-                normalizer=run.encoder.normalizer,
-            )
-        },
+        encoders=_encoders_of_new(config, run),
     )
+
+
+def _encoders_of_new(config: Config, run: Run) -> dict[str, Encoder]:
+    """The encoder as given weights, and before it the one whose vectors it takes, if any."""
+    if (other := config.origin_run(run)) is not None:
+        vectors = _encoders_of_new(config, other)
+        return {**vectors, run.name: run.encoder.model_copy(update={"vectors": other.name})}
+    return {
+        run.name: Encoder(
+            weights=run.encoder.weights or str(Paths(config.results).model(run.name)),
+            tiling=run.encoder.tiling,
+            input_size=run.encoder.given_size,
+            preprocess=_preprocess(config, run.name),
+            normalizer=run.encoder.normalizer,
+        )
+    }
 
 
 def _preprocess(config: Config, encoder: str) -> bool | str | list[str]:
@@ -214,14 +227,15 @@ def _preprocess(config: Config, encoder: str) -> bool | str | list[str]:
     return named if found.is_averaged else named[0]
 
 
-def _prepared(new: Config, encoder: str) -> pd.DataFrame:
+def _prepared(new: Config) -> pd.DataFrame:
     """The new slides, tiled and embedded: the sheet's columns, `status`, `detail` and `tiles`."""
     paths, tables = Paths(new.results), []
     tiling = new.cohorts[NEW].tiling
     for part, rows in parts(new, NEW).items():
         run_stage("tile", new, NEW, part)
         run_stage("pixels", new, NEW, part)
-        run_stage("embed", new, NEW, encoder, part)
+        for encoder in new.encoders:
+            run_stage("embed", new, NEW, encoder, part)
         qc = read_qc(paths.qc(NEW, tiling, part))
         qc = qc.rename(columns={"tiles_kept": "tiles"})
         kept = rows[["slide_id", "patient_id", "site"]].assign(cohort=NEW, part=part)

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from stainssl.errors import StainsslError
+from stainssl.evaluation.centring import sites_of
 from stainssl.evaluation.folds import read_folds
 from stainssl.evaluation.labels import Labels
 from stainssl.evaluation.metrics import evaluate
@@ -50,7 +51,8 @@ def run(job: ProbeJob) -> None:
         write_table(folder / "predictions.parquet", linear, "predictions", settings)
         write_table(folder / "neighbours.parquet", neighbours, "predictions", settings)
         metrics.to_csv(folder / "metrics.csv", index=False)
-        write_spread([tiles.features], folder)
+        made_of = open_embeddings(next(iter(job.embeddings.values()))).settings
+        write_spread([tiles.features], folder, made_by=made_of)
         few_shot(tiles, folds, seed=job.seed).to_csv(folder / "few_shot.csv", index=False)
 
 
@@ -76,8 +78,9 @@ def labelled_tiles(job: ProbeJob) -> Tiles:
     features = np.concatenate([x for frame, x in blocks if len(frame)])
     words = table.pop("label")
     classes = tuple(job.label.order(words))
-    y = words.map({name: i for i, name in enumerate(classes)})
-    return Tiles(features, np.asarray(y, np.int64), classes, table)
+    y = np.asarray(words.map({name: i for i, name in enumerate(classes)}), np.int64)
+    center = table.pop("center").to_numpy(object)
+    return Tiles(features, y, classes, table, center if job.center else None)
 
 
 def _block(job: ProbeJob, cohort: str, part: str) -> tuple[pd.DataFrame, np.ndarray]:
@@ -95,8 +98,9 @@ def _block(job: ProbeJob, cohort: str, part: str) -> tuple[pd.DataFrame, np.ndar
     )  # fmt: skip
     features = np.asarray(store.features[:])[known["row"].to_numpy(int)]
     sheet = rows_of_part(job.rows, cohort, part)
-    table = known.merge(sheet[["slide_id", "patient_id", "site"]], on="slide_id")
-    columns = ["patient_id", "slide_id", "tile", "site", "label"]
+    sheet = sheet.assign(center=sites_of(sheet))
+    table = known.merge(sheet[["slide_id", "patient_id", "site", "center"]], on="slide_id")
+    columns = ["patient_id", "slide_id", "tile", "site", "center", "label"]
     return table[columns], features.astype(np.float32)
 
 

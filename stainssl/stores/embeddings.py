@@ -129,10 +129,15 @@ class Embeddings:
         return self._group["features"]
 
     @property
+    def settings(self) -> dict[str, Any]:
+        """What made the embeddings."""
+        found: Any = self._group.attrs["settings"]
+        return dict(found)
+
+    @property
     def scale(self) -> float:
         """A power of two by which the encoder's vectors were multiplied to fit float16."""
-        settings: Any = self._group.attrs["settings"]
-        return float(settings.get("scale", 1.0))
+        return float(self.settings.get("scale", 1.0))
 
     @cached_property
     def start(self) -> npt.NDArray[np.int64]:

@@ -142,7 +142,7 @@ class Restained:
         for run in self._records.config.runs():
             model = self._records.paths.model(run.name)
             given = run.encoder.weights or ""
-            if run.encoder.tiling != tiling or run.encoder.features:
+            if run.encoder.tiling != tiling or not run.encoder.sees_tiles:
                 continue
             if given.startswith("local-dir:") or (not given and model.is_dir()):
                 yield run.name, source_of(self._records.config, run.name)

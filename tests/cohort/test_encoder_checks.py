@@ -9,11 +9,12 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from stainssl.cohort import check
+from stainssl.cohort import check, encoder_checks
 from stainssl.cohort.encoder_checks import problems, warnings
 from stainssl.config import parse
 from stainssl.encoders import adapters, recipes
 from stainssl.encoders.saving import save_local_dir
+from stainssl.runtime.devices import memory_bytes
 from tests.encoders.test_recipes import _tiny
 
 
@@ -37,7 +38,8 @@ TRAIN = {"method": "simclr", "train": {"cohorts": ["d"]}}
     ({**TRAIN, "backbone": "vit_tiny_patch16_224", "input_size": 100}, "patches of 16 px"),
     ({"method": "random", "backbone": "nothing"}, "is not a timm name"),
     ({"weights": "vircow2"}, "did you mean 'virchow2'"),
-    ({"weights": "chief"}, "timm has no network of chief"),
+    ({"weights": "chief"}, "chief is an encoder of slides: name the encoder whose vectors"),
+    ({"weights": "TITAN"}, "titan needs code of the hub that is not run here"),
     ({"weights": "hf-hub:UNI"}, "hf-hub:OWNER/NAME"),
     ({"weights": "local-dir:/nowhere"}, "no folder with config.json"),
     ({"weights": "resnet18@/nowhere.pth"}, "/nowhere.pth: no such file"),
@@ -179,3 +181,41 @@ def test_every_recipe_says_where_it_is_had():
         assert is_somewhere, name
         assert recipe.license, name
         assert json.dumps([*recipe.normalization, recipe.mpp])
+
+
+def test_a_file_with_code_in_it_is_told(tmp_path):
+    torch.save(timm.create_model("test_resnet", num_classes=0), tmp_path / "whole.pth")
+    [found] = _told(weights=f"test_resnet@{tmp_path / 'whole.pth'}")
+    assert "holds code" in found
+    assert "state_dict() alone" in found
+
+
+def _warned(tmp_path, **encoders):
+    return list(warnings(parse({"cohorts": {"d": {"demo": {}}}, "encoders": encoders})))
+
+
+def test_two_names_for_one_file_are_warned_of(tmp_path):
+    file, copy = tmp_path / "a.safetensors", tmp_path / "model.safetensors"
+    model = timm.create_model("vit_small_patch16_224", num_classes=0)
+    save_file(model.state_dict(), file)
+    copy.write_bytes(file.read_bytes())
+    [found] = _warned(
+        tmp_path, a={"weights": f"kaiko-vits16@{file}"}, b={"weights": f"kaiko_vits16@{tmp_path}"}
+    )
+    assert "encoders.a and encoders.b are the same weights, seen alike" in found
+    [found] = _warned(
+        tmp_path, a={"weights": f"kaiko-vits16@{file}"}, b={"weights": f"lunit-vits16@{copy}"}
+    )
+    assert "read the same file as kaiko-vits16 and as lunit-vits16" in found
+    [found] = _warned(tmp_path, a={"weights": "uni"}, b={"weights": "UNI_v1"})
+    assert "the same weights" in found
+    normalized = {"weights": "uni", "preprocess": "reference"}
+    assert not _warned(tmp_path, a={"weights": "uni"}, b=normalized, c={"weights": "uni2-h"})
+
+
+def test_weights_larger_than_the_memory_are_warned_of(tmp_path, monkeypatch):
+    monkeypatch.setattr(encoder_checks, "memory_bytes", lambda: 10**9)
+    assert not _warned(tmp_path, a={"weights": "kaiko-vits16"})
+    [found] = _warned(tmp_path, a={"weights": "uni"})
+    assert "uni alone are 1.2 GB in 32 bits, and cpu has 1.0 GB here" in found
+    assert memory_bytes() > 10**8

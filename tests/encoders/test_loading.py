@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import timm
 import torch
+from huggingface_hub.errors import GatedRepoError
 from safetensors.torch import save_file
 
 from stainssl.encoders import loading as encoders
@@ -116,6 +118,18 @@ def test_a_timm_name_loads_its_pretrained_weights(monkeypatch, prefix):
     monkeypatch.setattr(encoders.timm, "create_model", offline)
     assert load(f"{prefix}test_resnet").dim == 96
     assert asked == [("test_resnet", True)]
+
+
+def test_a_gated_name_without_rights_says_what_to_do(monkeypatch):
+    def refuses(repository, file):
+        raise GatedRepoError(f"403: access to {repository} is restricted", response=Mock())
+
+    monkeypatch.setattr(encoders, "hf_hub_download", refuses)
+    with pytest.raises(
+        StainsslError,
+        match=r"MahmoodLab/UNI\) cannot be had \(GatedRepoError.*restricted.*`hf auth login`",
+    ):
+        load("uni")
 
 
 @pytest.mark.parametrize("source", ["hf-hub:nobody/nothing", "timm:test_resnet.r160_in1k"])

@@ -185,12 +185,6 @@ def test_a_misspelt_name_names_the_nearest():
         load("vircow2")
 
 
-@pytest.mark.parametrize("name", ["chief", "TITAN"])
-def test_what_timm_does_not_have_is_refused_by_name(name):
-    with pytest.raises(StainsslError, match="import its vectors"):
-        load(name)
-
-
 def test_a_folder_without_weights_is_a_sentence(tmp_path):
     with pytest.raises(
         StainsslError, match=r"virchow2@.*no model.safetensors nor pytorch_model.bin"

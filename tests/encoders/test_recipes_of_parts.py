@@ -127,10 +127,10 @@ class Pooler(nn.Module):
 class Conch(nn.Module):
     """conch/open_clip_custom/vision_tower.py, what `encode_image(proj_contrast=False)` gives."""
 
-    def __init__(self):
+    def __init__(self, size):
         super().__init__()
         self.visual = nn.Module()
-        self.visual.trunk = _vit(448)
+        self.visual.trunk = _vit(size)
         self.visual.attn_pool_contrast, self.visual.attn_pool_caption = Pooler(), Pooler()
         self.visual.ln_contrast, self.visual.ln_caption = nn.LayerNorm(DIM), nn.LayerNorm(DIM)
         self.visual.proj_contrast = nn.Parameter(torch.zeros(DIM, DIM))
@@ -150,19 +150,21 @@ def _resampled(positions, side):
     return torch.cat([first, planes.flatten(2).transpose(1, 2)], dim=1)
 
 
-@pytest.mark.parametrize("grid", [28, 14])
-def test_conch_attends_to_all_tokens(monkeypatch, tmp_path, grid):
-    recipe = tiny(monkeypatch, "conch", dim=DIM)
-    card = _shaken(Conch())
+@pytest.mark.parametrize(("name", "grid"), [("conch", 28), ("conch", 14), ("conch-madeleine", 28)])
+def test_conch_attends_to_all_tokens(monkeypatch, tmp_path, name, grid):
+    """With `force_image_size=224`, MADELEINE's, positions are resampled as well."""
+    recipe = tiny(monkeypatch, name, dim=DIM)
+    size = 224 if name == "conch-madeleine" else 448
+    card = _shaken(Conch(size))
     stored = card.state_dict()
-    if grid != 28:
+    if grid != size // 16:
         stored["visual.trunk.pos_embed"] = torch.randn(1, 1 + grid**2, 48)
-        resampled = _resampled(stored["visual.trunk.pos_embed"], 28)
+        resampled = _resampled(stored["visual.trunk.pos_embed"], size // 16)
         card.visual.trunk.pos_embed.data = resampled
     torch.save(stored, tmp_path / recipe.files[0])
     with torch.no_grad():
-        expected = card(_prepared(448, *CLIP, "bicubic", crop=448))
-    _same(f"conch@{tmp_path}", expected)
+        expected = card(_prepared(size, *CLIP, "bicubic", crop=size))
+    _same(f"{name}@{tmp_path}", expected)
 
 
 class Pooler15(nn.Module):
@@ -343,7 +345,7 @@ def test_an_adapter_to_a_network_of_parts(monkeypatch, tmp_path, name):
     """With the rates of all its adapters, those of a pooling's layers among them."""
     kinds = {
         "keep": (TINY, DIM, lambda: _shaken(Keep()).state_dict()),
-        "conch": (TINY, DIM, lambda: _shaken(Conch()).state_dict()),
+        "conch": (TINY, DIM, lambda: _shaken(Conch(448)).state_dict()),
         "musk": (TINY, 96, _musk),
         "ctranspath": (SWIN, 48, lambda: _ctranspath()[1]),
     }

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from sklearn.metrics.pairwise import cosine_similarity
 
 from stainssl.evaluation.robustness import effective_rank
-from stainssl.evaluation.spread import alike_notes, mean_cosine, write_spread
+from stainssl.evaluation.spread import alike_notes, mean_cosine, weights_notes, write_spread
 
 
 @settings(deadline=None, max_examples=30)
@@ -40,3 +40,20 @@ def test_a_table_notes_an_encoder_whose_rank_looks_well(tmp_path: Path) -> None:
     assert "alike (0.9999)" in note
     assert "well" not in note
     assert alike_notes({"well": folders["well"]}) == []
+
+
+def test_known_weights_and_tiles_of_another_scale_are_noted(tmp_path):
+    known = {"recipe": "uni", "weights_sha256": "a" * 64, "mpp": 0.49, "trained_mpp": [0.5]}
+    made = {
+        "uni": known, "other": known | {"mpp": 1.0, "revision": "b" * 40, "source": "left out"},
+        "trained": {"weights_sha256": "c" * 64, "mpp": 0.5},
+    }  # fmt: skip
+    for name, made_by in made.items():
+        (tmp_path / name).mkdir()
+        write_spread([np.eye(3)], tmp_path / name, made_by=made_by)
+    (note,) = weights_notes({name: [tmp_path / name] for name in made})
+    assert note == (
+        "Weights: uni (SHA-256 aaaaaaaaaaaa); other is uni (SHA-256 aaaaaaaaaaaa, revision "
+        "bbbbbbbbbbbb, trained at 0.5 µm/px, not at 1)."
+    )
+    assert weights_notes({"trained": [tmp_path / "trained"], "none": [tmp_path]}) == []

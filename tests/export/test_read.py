@@ -82,3 +82,15 @@ def test_features_that_compress_well_are_read(tmp_path: Path) -> None:
     found = read_slide("clam", tmp_path, "s")
     assert found is not None
     assert found.features.shape == (5000, 512)
+
+
+def test_tridents_vector_of_a_slide_is_a_bag_of_one(tmp_path: Path) -> None:
+    vector = np.arange(6, dtype=np.float32)
+    _h5(features=vector, coords=XY)(tmp_path)
+    found = read_slide("trident", tmp_path, "s")
+    assert found is not None
+    np.testing.assert_array_equal(found.features, vector[None])
+    np.testing.assert_array_equal(found.xy_level0_px, [[-1, -1]])  # its place tells nothing
+    _h5(features=np.empty(0, np.float32), coords=XY)(tmp_path)  # of a slide without tiles
+    with pytest.raises(SlideError, match=r"features \(1, 0\)"):
+        read_slide("trident", tmp_path, "s")

@@ -1,0 +1,204 @@
+"""Encoders by name at their true size, beside timm's own loop: vectors, loading, tiles a second.
+
+    OMP_NUM_THREADS=1 taskset -c 0 python -m benchmarks.encoders --work FOLDER
+    python -m benchmarks.encoders --write
+
+Random weights, stored as the hub stores them, since speed does not depend on their values. What a
+card says is written out here: timm's network with the card's arguments, tiles prepared one by one
+by torchvision's transforms, as TRIDENT does it. Both sides get the same decoded tiles and batches,
+by turns in one process. Writes `benchmarks/results/encoders.json`; `--write` puts its table into
+docs/benchmarks.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torchvision import transforms as T
+
+from stainssl.encoders.loading import LoadedEncoder, load
+from stainssl.encoders.recipes import RECIPES
+from stainssl.stores.atomic import write_text
+from tools.pages import fill
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results" / "encoders.json"
+PAGE = ROOT / "docs" / "benchmarks.md"
+MARKS = ("<!-- encoders: generated -->", "<!-- encoders: end -->")
+SIDE = 256  # px of a tile
+ROUNDS = 5
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+HALF = ((0.5,) * 3, (0.5,) * 3)
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a card says: timm's name and arguments, resize, mean and deviation, interpolation.
+
+    Attributes:
+        tiles: of a batch, and of a measured run; fewer of a larger network.
+    """
+
+    architecture: str
+    tiles: int
+    size: int = 224
+    normalization: tuple[tuple[float, ...], tuple[float, ...]] = IMAGENET
+    interpolation: str = "bilinear"
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+
+CARDS = {
+    "retccl": Card("resnet50", 16, size=256),
+    "lunit-vits16": Card(
+        "vit_small_patch16_224", 16, interpolation="bicubic",
+        normalization=((0.70322989, 0.53606487, 0.66096631), (0.21716536, 0.26081574, 0.20723464)),
+    ),
+    "kaiko-vits8": Card("vit_small_patch8_224", 8, normalization=HALF),
+    "kaiko-vitb16": Card("vit_base_patch16_224", 8, normalization=HALF),
+    "uni": Card("vit_large_patch16_224", 4, arguments={"init_values": 1e-5}),
+}  # fmt: skip
+
+
+def card_model(card: Card) -> nn.Module:
+    """The network as the card makes it, with random weights that are not a new layer's."""
+    torch.manual_seed(0)
+    model = timm.create_model(card.architecture, num_classes=0, **card.arguments).eval()
+    for value in model.parameters():
+        if value.ndim == 1:  # LayerScale of 1e-5 would hide the blocks
+            value.data = torch.rand_like(value) + 0.5
+    return model.requires_grad_(False)
+
+
+def card_transform(card: Card) -> Callable[[Image.Image], Tensor]:
+    """The card's preparation of one tile."""
+    mode = T.InterpolationMode(card.interpolation)
+    steps: Callable[[Image.Image], Tensor] = T.Compose(
+        [T.Resize((card.size, card.size), mode), T.ToTensor(), T.Normalize(*card.normalization)]
+    )
+    return steps
+
+
+def tiles(count: int) -> list[np.ndarray]:
+    """(SIDE, SIDE, 3) uint8 tiles of smooth noise, in the colors of a stain."""
+    rng = np.random.default_rng(0)
+    coarse = rng.integers(0, 256, (count, 24, 24), dtype=np.uint8)
+    grey = [np.asarray(Image.fromarray(c).resize((SIDE, SIDE), Image.Resampling.BICUBIC))
+            for c in coarse]  # fmt: skip
+    pale, dark = np.array([240, 225, 238]), np.array([90, 50, 130])
+    return [(pale + (dark - pale) * (g[..., None] / 255)).astype(np.uint8) for g in grey]
+
+
+def seconds(run: Callable[[], Any]) -> float:
+    """How long a call takes."""
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def least_cosine(ours: Tensor, cards: Tensor) -> float:
+    """The least cosine of two (N, D) sets, less the second's mean, which random networks share."""
+    mean = cards.mean(dim=0)
+    return float(nn.functional.cosine_similarity(ours - mean, cards - mean).min())
+
+
+def measure(name: str, work: Path) -> dict[str, float]:
+    """Loading, vectors and speed of one encoder, ours and timm's by turns."""
+    card, file = CARDS[name], work / "weights.pth"
+    model, transform = card_model(card), card_transform(card)
+    torch.save(model.state_dict(), file)
+    given = tiles(card.tiles)
+
+    def timm_load() -> nn.Module:
+        fresh = timm.create_model(card.architecture, num_classes=0, **card.arguments)
+        fresh.load_state_dict(torch.load(file, weights_only=True))
+        return fresh
+
+    loads = [(seconds(lambda: load(f"{name}@{file}")), seconds(timm_load)) for _ in range(2)]
+    encoder: LoadedEncoder = load(f"{name}@{file}")
+
+    def ours() -> Tensor:
+        return encoder(torch.from_numpy(np.stack(given)).permute(0, 3, 1, 2))
+
+    def timms() -> Tensor:
+        with torch.inference_mode():
+            return model(torch.stack([transform(Image.fromarray(one)) for one in given]))
+
+    cosine = least_cosine(ours(), timms())
+    times = [(seconds(ours), seconds(timms)) for _ in range(ROUNDS)]
+    own, others = (card.tiles / statistics.median(side) for side in zip(*times, strict=True))
+    return {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "tiles": card.tiles,
+        "px": RECIPES[name].input_px,
+        "load_s": min(own for own, _ in loads),
+        "timm_load_s": min(other for _, other in loads),
+        "cosine": cosine,
+        "tiles_per_s": own,
+        "timm_tiles_per_s": others,
+        "ratio": statistics.median(other / own for own, other in times),
+    }
+
+
+def machine() -> str:
+    """The processor's name, and how many threads are used of it."""
+    named = [
+        line.partition(":")[2].strip()
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        if line.startswith("model name")
+    ]
+    threads = torch.get_num_threads()
+    of = "one thread" if threads == 1 else f"{threads} threads"
+    return f"{of} of {named[0] if named else platform.machine()}, torch {torch.__version__}"
+
+
+def section(found: dict[str, Any]) -> str:
+    """The table of docs/benchmarks.md."""
+    head = (
+        "| encoder | parameters | sees | load s: ours, timm |"
+        " least cosine to the card's, less the mean of tiles |"
+        " tiles a second: ours | timm's loop | ratio (aim ≥ 0.95) |\n" + "|---" * 8 + "|"
+    )
+    rows = [
+        f"| `{name}` | {one['parameters'] / 1e6:.0f} M | {one['px']:.0f} px |"
+        f" {one['load_s']:.2f}, {one['timm_load_s']:.2f} | {one['cosine']:.5f} |"
+        f" {one['tiles_per_s']:.3g} | {one['timm_tiles_per_s']:.3g} | {one['ratio']:.2f} |"
+        for name, one in found["encoders"].items()
+    ]
+    return "\n".join(["", "", f"Measured on {found['machine']}.", "", head, *rows, "", ""])
+
+
+def main() -> None:
+    """Measure, or write what was measured."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--work", type=Path, default=Path())
+    parser.add_argument("--encoders", nargs="+", choices=list(CARDS), default=list(CARDS))
+    parser.add_argument("--write", action="store_true")
+    words = parser.parse_args()
+    if words.write:
+        fill(PAGE, MARKS, section(json.loads(RESULTS.read_text(encoding="utf-8"))))
+        return
+    words.work.mkdir(parents=True, exist_ok=True)
+    found: dict[str, Any] = {"machine": machine(), "encoders": {}}
+    for name in words.encoders:
+        found["encoders"][name] = measure(name, words.work)
+        print(name, json.dumps(found["encoders"][name]), flush=True)
+    write_text(RESULTS, json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

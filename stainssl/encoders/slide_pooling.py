@@ -1,0 +1,69 @@
+"""Gated attention over the tiles of a slide (Ilse et al., *Attention-based deep MIL*, 2018)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+BLOCK = 8192  # tiles that are in the network at once
+
+
+class GatedScore(nn.Module):
+    """How much tiles count: (n, E) vectors → (n, 1), by tanh and a sigmoid gate."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        """Random weights, of as many hidden units."""
+        super().__init__()
+        self.attention_a = nn.Sequential(nn.Linear(width, hidden), nn.Tanh())
+        self.attention_b = nn.Sequential(nn.Linear(width, hidden), nn.Sigmoid())
+        self.attention_c = nn.Linear(hidden, 1)
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        """(n, 1) scores, before the softmax over tiles."""
+        score: Tensor = self.attention_c(self.attention_a(vectors) * self.attention_b(vectors))
+        return score
+
+
+class GatedPooling(nn.Module):
+    """Vectors of a slide's tiles → the mean that gated attention weighs.
+
+    Attributes:
+        embed: what tiles go through first; its outputs are split over the heads, as the last axis.
+        attention: a `GatedScore` a head.
+        pools_given: whether the mean is of the tiles' vectors as given, not as embedded.
+        projector: what the heads' means go through, end to end.
+    """
+
+    def __init__(
+        self, embed: nn.Sequential, width: int, hidden: int, *, heads: int = 1,
+        pools_given: bool = False, projector: nn.Module | None = None,
+    ) -> None:  # fmt: skip
+        """Random weights; `width` and `hidden` are of each head."""
+        super().__init__()
+        self.embed, self.pools_given = embed, pools_given
+        self.attention = nn.ModuleList(GatedScore(width, hidden) for _ in range(heads))
+        self.projector = projector or nn.Identity()
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        """The (D',) vector of a slide of (N, D) vectors of tiles."""
+        blocks = vectors.split(BLOCK)
+        weights = torch.cat([self._scores(block) for block in blocks]).softmax(dim=0).split(BLOCK)
+        pooled = sum(
+            torch.einsum("nh,neh->eh", weight, self._pooled(block))
+            for weight, block in zip(weights, blocks, strict=True)
+        )
+        assert isinstance(pooled, Tensor)
+        out: Tensor = self.projector(pooled.flatten())
+        return out
+
+    def _heads(self, block: Tensor) -> Tensor:
+        out: Tensor = self.embed(block)
+        return out.unflatten(-1, (-1, len(self.attention)))
+
+    def _scores(self, block: Tensor) -> Tensor:
+        embedded = self._heads(block)
+        heads = enumerate(self.attention)
+        return torch.cat([score(embedded[..., head]) for head, score in heads], dim=1)
+
+    def _pooled(self, block: Tensor) -> Tensor:
+        return block[..., None] if self.pools_given else self._heads(block)

@@ -1,0 +1,163 @@
+"""Encoders of slides by name: what they take, how they are built, where their weights are had.
+
+Those here pool by gated attention and need nothing but the vectors of a slide's tiles: not where
+these lie, and no code of the hub.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from types import MappingProxyType
+from typing import Any
+
+from torch import nn
+
+from stainssl.encoders.recipes import HUB_PAGES, NON_COMMERCIAL, canonical
+from stainssl.encoders.slide_pooling import GatedPooling
+from stainssl.encoders.tensors import Names
+from stainssl.errors import StainsslError
+
+Config = Mapping[str, Any]
+
+
+def _one_layer(_: Config, *, given: int, hidden: int, pools_given: bool) -> nn.Module:
+    """CHIEF and FEATHER: a layer of 512, one head."""
+    embed = nn.Sequential(nn.Linear(given, 512), nn.ReLU())
+    return GatedPooling(embed, 512, hidden, pools_given=pools_given)
+
+
+def _madeleine(config: Config) -> nn.Module:
+    """MADELEINE: three layers, the last of as many outputs a head, which its config says."""
+    if (found := config.get("activation", "softmax")) != "softmax":
+        raise StainsslError(f"madeleine: its config says activation {found!r}; softmax is known.")
+    given, width = int(config["patch_embedding_dim"]), int(config["wsi_encoder_hidden_dim"])
+    heads = int(config["n_heads"])
+    sizes = ((given, width), (width, width), (width, width * heads))
+    layers = [
+        (nn.Linear(first, last), nn.LayerNorm(last), nn.GELU(), nn.Dropout(0.1))
+        for first, last in sizes
+    ]
+    embed = nn.Sequential(*(one for layer in layers for one in layer))
+    projector = nn.Linear(width * heads, width)
+    return GatedPooling(embed, width, 512, heads=heads, projector=projector)
+
+
+@dataclass(frozen=True)
+class SlideRecipe:
+    """A published encoder of slides.
+
+    Attributes:
+        repository: OWNER/NAME on the hub; "" where it is not there.
+        page: where it can be read about.
+        tiles: the encoders, by their names in `recipes.RECIPES`, whose vectors it takes.
+        tile_dim: length of these.
+        dim: D, length of its vector.
+        license: of its weights.
+        build: config of its folder → the network.
+        names: from the names of its tensors to ours.
+        mpp, tile_px: of the tiles that it was trained on.
+        gated: as of an `EncoderRecipe`.
+        files: likewise.
+        config: the file beside the weights that `build` needs; "": none.
+    """
+
+    repository: str
+    page: str
+    tiles: tuple[str, ...]
+    tile_dim: int
+    dim: int
+    license: str
+    build: Callable[[Config], nn.Module]
+    names: Names
+    mpp: tuple[float, ...]
+    tile_px: int
+    gated: bool | None
+    files: tuple[str, ...]
+    config: str = ""
+
+    @property
+    def address(self) -> str:
+        """Where it can be downloaded."""
+        return f"{HUB_PAGES}/{self.repository}" if self.repository else self.page
+
+
+CHIEF_NAMES: Names = (
+    (r"^(classifiers|instance_classifiers|att_head|text_to_vision|organ_embedding)\b", None),
+    (r"^attention_net\.0\.", "embed.0."),
+    (r"^attention_net\.3\.", "attention.0."),
+)
+FEATHER_NAMES: Names = (
+    (r"^model\.", ""),
+    (r"^classifier\.", None),
+    (r"^patch_embed\.", "embed."),
+    (r"^global_attn\.", "attention.0."),
+)
+MADELEINE_NAMES: Names = (
+    (r"^module\.", ""),
+    (r"^token_projector\.", None),  # of pretraining
+    (r"^wsi_embedders\.pre_attn\.", "embed."),
+    (r"^wsi_embedders\.attn\.", "attention."),
+)
+
+
+def _feather(tiles: str, repository: str, given: int, tile_px: int) -> SlideRecipe:
+    """github.com/mahmoodlab/MIL-Lab: src/models/abmil.py, src/model_configs/abmil/base.yaml.
+
+    Tiles as TRIDENT's README has them for it.
+    """
+    return SlideRecipe(
+        f"MahmoodLab/abmil.base.{repository}.pc108-24k", "https://github.com/mahmoodlab/MIL-Lab",
+        (tiles,), given, 512, NON_COMMERCIAL,
+        partial(_one_layer, given=given, hidden=384, pools_given=False), FEATHER_NAMES,
+        mpp=(0.5,), tile_px=tile_px, gated=True, files=("model.safetensors", "pytorch_model.bin"),
+    )  # fmt: skip
+
+
+RECIPES: Mapping[str, SlideRecipe] = MappingProxyType({
+    "feather": _feather("conch-v1.5", "conch_v15", 768, 512),
+    "feather-uni2-h": _feather("uni2-h", "uni_v2", 1536, 256),
+    "feather-uni": _feather("uni", "uni", 1024, 256),
+    # github.com/hms-dbmi/CHIEF: models/CHIEF.py, Get_CHIEF_WSI_level_feature.py (`WSI_feature`,
+    # which the anatomical site does not change). Weights by its README, not on the hub; tiles as
+    # TRIDENT's README has them for it.
+    "chief": SlideRecipe(
+        "", "https://github.com/hms-dbmi/CHIEF", ("ctranspath",), 768, 768, "AGPL-3.0",
+        partial(_one_layer, given=768, hidden=256, pools_given=True), CHIEF_NAMES,
+        mpp=(1.0,), tile_px=256, gated=None, files=("CHIEF_pretraining.pth",),
+    ),
+    # github.com/mahmoodlab/MADELEINE: madeleine/models/Model.py (`encode_he`), factory.py, README.
+    "madeleine": SlideRecipe(
+        "MahmoodLab/madeleine", "https://github.com/mahmoodlab/MADELEINE", ("conch-madeleine",),
+        512, 512, NON_COMMERCIAL, _madeleine, MADELEINE_NAMES,
+        mpp=(1.0,), tile_px=256, gated=None, files=("model.pt",), config="model_config.json",
+    ),
+})  # fmt: skip
+ALIASES = {"feather-uni-v2": "feather-uni2-h", "feather-conch-v15": "feather"}
+
+# Known ones that need more: where tiles lie, or code of the hub. Refused by name.
+ELSEWHERE = ("titan", "prism", "gigapath-slide", "care", "threads")
+NOT_HERE = (
+    "{} needs code of the hub that is not run here: embed with TRIDENT, and import its"
+    " slide_features folder (features: trident:FOLDER)."
+)
+
+
+def find(source: str) -> tuple[str, SlideRecipe, str | None] | None:
+    """The recipe of a source: name, recipe, and the file or folder of weights if one is given."""
+    name, _, file = source.partition("@")
+    plain = canonical(name)
+    plain = ALIASES.get(plain, plain)
+    return (plain, RECIPES[plain], file or None) if plain in RECIPES else None
+
+
+def told_of(source: str) -> str | None:
+    """A sentence about the name of an encoder of slides where one of tiles is asked for."""
+    plain = canonical(source.partition("@")[0])
+    if (found := find(source)) is not None:
+        return (
+            f"{found[0]} is an encoder of slides: name the encoder whose vectors it takes, one of"
+            f" {' or '.join(found[1].tiles)}, in 'vectors'."
+        )
+    return NOT_HERE.format(plain) if plain in ELSEWHERE else None

@@ -1,0 +1,147 @@
+"""One vector a slide: by an encoder of slides, or imported from TRIDENT, as a bag of one."""
+
+from __future__ import annotations
+
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from stainssl.config import parse
+from stainssl.encoders import of_slides
+from stainssl.errors import StainsslError
+from stainssl.paths import Paths
+from stainssl.plan import encoders as plan
+from stainssl.plan import groups, tasks
+from stainssl.stages import predict, run_stage
+from stainssl.stores.embeddings import open_embeddings, write_embeddings
+from stainssl.stores.tables import read_table
+from tests.encoders.test_of_slides import _chief
+
+PATIENTS, PART, SCALE = 12, "all-0000", 4.0
+COUNTS = [0 if i == 5 else 3 + i % 3 for i in range(PATIENTS)]  # slide s5 has no tile
+
+
+def _sheet(folder):
+    rows = [
+        {"slide_id": f"s{i}", "patient_id": f"p{i}", "path": f"s{i}.svs", "site": "ab"[i % 2],
+         "her2": str(i // 2 % 2)}
+        for i in range(PATIENTS)
+    ]  # fmt: skip
+    pd.DataFrame(rows).to_csv(folder / "slides.csv", index=False)
+
+
+def _config(folder, **encoders):
+    return parse({
+        "results": str(folder / "results"), "slides": {"part_size": 100},
+        "cohorts": {"clinic": {"sheet": str(folder / "slides.csv"), "root": str(folder)}},
+        "encoders": encoders,
+        "tasks": {"t": {"level": "patient", "label": "her2", "cohorts": ["clinic"],
+                        "split": {"kind": "cv", "folds": 2}}},
+        "heads": {"mean": {"kind": "mean", "epochs": 3, "hidden": 8}},
+        "benchmarks": {"b": {"tasks": ["t"], "encoders": [list(encoders)[-1]], "heads": ["mean"]}},
+    })  # fmt: skip
+
+
+@pytest.fixture
+def config(tmp_path):
+    _sheet(tmp_path)
+    torch.manual_seed(2)
+    _chief(tmp_path)
+    return _config(
+        tmp_path,
+        tiles={"weights": "ctranspath"},
+        slides={"weights": f"chief@{tmp_path / 'CHIEF_pretraining.pth'}", "vectors": "tiles"},
+    )
+
+
+def _write_tiles(config, rng, dim=768):
+    features = rng.normal(size=(sum(COUNTS), dim))
+    features[4, 0] = np.nan  # a tile that could not be embedded
+    index = np.concatenate([np.arange(n) for n in COUNTS])
+    write_embeddings(
+        Paths(config.results).embeddings("clinic", "default", "tiles", PART),
+        slide_id=[f"s{i}" for i in range(PATIENTS)], counts=COUNTS, dim=dim,
+        blocks=[(features * SCALE).astype(np.float16)], tile=index.astype(np.int32),
+        x=index * 256, y=index * 0, settings={"scale": SCALE},
+    )  # fmt: skip
+    return features
+
+
+def _store(config, name):
+    return open_embeddings(Paths(config.results).embeddings("clinic", "default", name, PART))
+
+
+def test_a_slide_is_one_vector_of_its_usable_tiles(config, rng):
+    features = _write_tiles(config, rng)
+    run_stage("embed", config, "clinic", "slides", PART)
+    store, loaded = _store(config, "slides"), of_slides.load(config.encoders["slides"].weights)
+    assert store.slide_id == [f"s{i}" for i in range(PATIENTS) if i != 5]
+    start = np.concatenate([[0], np.cumsum(COUNTS)])
+    for slide in store.slide_id:
+        number = int(slide[1:])
+        own = features[start[number] : start[number + 1]]
+        wanted = loaded(own[np.isfinite(own).all(axis=1)])
+        np.testing.assert_allclose(store.read(store.rows(slide))[0], wanted, atol=5e-3)
+    for stage, names in (("embedded", ("clinic", "slides")), ("folds", ("t",))):
+        run_stage(stage, config, *names)
+    run_stage("mil", config, "t", "slides", "mean")
+    folder = Paths(config.results).mil("t", "slides", "mean")
+    assert len(read_table(folder / "predictions.parquet", "predictions")) == PATIENTS - 1
+
+
+def test_what_it_reads_is_the_tiles_vectors_and_its_own_weights(config, tmp_path):
+    paths = Paths(config.results)
+    job = plan.embed(config, "clinic", "slides", PART)
+    taken = str(paths.embeddings("clinic", "default", "tiles", PART))
+    assert job.inputs()["vectors"] == [taken]
+    assert "pixels" not in {name for name, files in job.inputs().items() if files}
+    before = job.param()
+    file = tmp_path / "CHIEF_pretraining.pth"
+    file.write_bytes(file.read_bytes() + b" ")
+    assert plan.embed(config, "clinic", "slides", PART).param() != before
+    assert [run.name for run in config.runs_on("clinic")] == ["slides", "tiles"]
+    [group] = groups.plan(config, {})["clinic"]
+    assert list(group) == ["tiles"]  # a network of tiles
+    assert not tasks.benchmark(config, "b").robustness
+
+
+def test_vectors_of_another_length_are_a_sentence(config, rng):
+    _write_tiles(config, rng, dim=64)
+    with pytest.raises(StainsslError, match=r"chief takes vectors of 768 .* of ctranspath; .* 64"):
+        run_stage("embed", config, "clinic", "slides", PART)
+
+
+def test_predict_embeds_by_both(config, tmp_path):
+    new = predict.config_of_new(config, "t", "slides", tmp_path / "s.csv", tmp_path, tmp_path / "o")
+    assert list(new.encoders) == ["tiles", "slides"]
+    assert new.encoders["slides"] == config.encoders["slides"]
+    assert new.encoders["tiles"].weights == "ctranspath"
+
+
+def test_a_tile_task_is_refused(config, tmp_path):
+    found = config.model_dump(mode="json")
+    found["tasks"]["t"]["level"] = "tile"
+    with pytest.raises(
+        StainsslError, match=r"'slides' gives one vector a slide, and tasks\.t is of"
+    ):
+        parse(found)
+
+
+def test_tridents_slide_features_answer_as_bags_of_one(tmp_path, rng):
+    _sheet(tmp_path)
+    folder = tmp_path / "slide_features_titan"
+    folder.mkdir()
+    vectors = rng.normal(size=(PATIENTS, 16)).astype(np.float32)
+    for number in range(1, PATIENTS):  # s0 has no file
+        with h5py.File(folder / f"s{number}.h5", "w") as file:
+            file["features"], file["coords"] = vectors[number], np.zeros((9, 2), np.int64)
+    config = _config(tmp_path, titan={"features": f"trident:{folder}"})
+    run_stage("embed", config, "clinic", "titan", PART)
+    store = _store(config, "titan")
+    np.testing.assert_allclose(store.read(store.rows("s7")), vectors[7][None], atol=2e-3)
+    run_stage("folds", config, "t")
+    run_stage("mil", config, "t", "titan", "mean")
+    folder = Paths(config.results).mil("t", "titan", "mean")
+    assert len(read_table(folder / "predictions.parquet", "predictions")) == PATIENTS - 1
