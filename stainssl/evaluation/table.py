@@ -6,6 +6,7 @@ import html
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from math import comb
 from typing import Any, NamedTuple
 
@@ -25,7 +26,7 @@ from stainssl.evaluation.compare import (
 from stainssl.evaluation.fusion import ADDED
 from stainssl.evaluation.metrics import METRICS, ORDER_METRICS
 from stainssl.evaluation.number_metrics import NUMBER_METRICS
-from stainssl.evaluation.predictions import read_scored
+from stainssl.evaluation.predictions import ScoredUnits, read_scored
 from stainssl.evaluation.survival_metrics import SURVIVAL_METRICS
 
 TITLES = {
@@ -135,6 +136,11 @@ class Answer:
     predictions: pd.DataFrame
     seen: int = 0
     shown: Sequence[str] = ("auroc",)
+
+    @cached_property
+    def scored(self) -> ScoredUnits:
+        """The predictions as metrics and figures take them, read once."""
+        return read_scored(self.predictions, self.level)
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from stainssl.errors import StainsslError
 from stainssl.pretrain.data import Batch, Index, TrainTiles
 from stainssl.pretrain.methods import Recipe
 from stainssl.pretrain.train import learning_rate
-from stainssl.pretrain.tuning import frozen_norms, parameter_groups
+from stainssl.pretrain.tuning import frozen_norms, hold_norms, parameter_groups
 from stainssl.pretrain.views import ViewGeometry
 from stainssl.runtime.prefetch import prefetched
 from stainssl.stores.atomic import replacing
@@ -100,9 +100,7 @@ class TileClassifier(nn.Module):
     def train(self, mode: bool = True) -> TileClassifier:
         """Switch to training or evaluation; norms of what is frozen stay in evaluation."""
         super().train(mode)
-        for name, module in self.backbone.named_modules():
-            if name in self._frozen_norms:
-                module.eval()
+        hold_norms(self.backbone, self._frozen_norms)
         return self
 
     def forward(self, pixels: Tensor) -> Tensor:

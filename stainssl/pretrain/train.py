@@ -32,7 +32,6 @@ from lightning.pytorch.plugins.environments import (
     TorchElasticEnvironment,
 )
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from stainssl.errors import StainsslError
 from stainssl.pretrain.checkpoints import CHECKPOINT, Checkpoints, RequeueSignal, usable_checkpoint
@@ -41,7 +40,7 @@ from stainssl.pretrain.depthwise import speed_up
 from stainssl.pretrain.distributed import Placement, is_main, placement, synchronised
 from stainssl.pretrain.lock import training_lock
 from stainssl.pretrain.methods import Method
-from stainssl.pretrain.tuning import Anchor, frozen_norms, parameter_groups
+from stainssl.pretrain.tuning import Anchor, frozen_norms, hold_norms, parameter_groups
 from stainssl.pretrain.watch import METRICS, Probe, Row, TileMetadata, TrainingMonitor
 from stainssl.runtime.children import end_with_parent
 from stainssl.runtime.devices import is_one_of_several, is_slurm_step
@@ -187,12 +186,10 @@ class Learner(lightning.LightningModule):
     def train(self, mode: bool = True) -> Learner:
         """Switch to training or evaluation; norms of what is frozen stay in evaluation."""
         super().train(mode)
-        if self._frozen_norms or self.backbone_rests:
-            for name, norm in self.named_modules():
-                own = _in_backbone(name)
-                frozen = own is not None and (self.backbone_rests or own in self._frozen_norms)
-                if frozen and isinstance(norm, _BatchNorm):
-                    norm.eval()
+        teacher = getattr(self.objective, "teacher", None)  # DINO's, of the same names
+        for network in (self.backbone, teacher):
+            if network is not None:
+                hold_norms(network, None if self.backbone_rests else self._frozen_norms)
         return self
 
     @torch.no_grad()
@@ -257,14 +254,6 @@ class Learner(lightning.LightningModule):
         first, second = (self.backbone(v).float().cpu() for v in self.views(moved, step))
         self.train()
         return first, second
-
-
-def _in_backbone(name: str) -> str | None:
-    """A module's name inside the backbone or its copy, DINO's teacher; None where it is in none."""
-    for prefix in ("backbone.", "objective.teacher."):
-        if name.startswith(prefix):
-            return name.removeprefix(prefix)
-    return None
 
 
 def fingerprint(settings: Mapping[str, Any]) -> str:

@@ -41,6 +41,17 @@ def frozen_norms(model: nn.Module, *, all_of_them: bool = False) -> set[str]:
     return {n for n, m in norms.items() if not any(v.requires_grad for v in m.parameters())}
 
 
+def hold_norms(model: nn.Module, names: set[str] | None) -> None:
+    """Put batch norms of a network in training into evaluation: they keep their statistics.
+
+    Args:
+        names: of the norms, as `frozen_norms` gives them; None: all.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, _BatchNorm) and (names is None or name in names):
+            module.eval()
+
+
 def parameter_groups(
     backbone: nn.Module,
     others: Sequence[nn.Module],

@@ -18,7 +18,7 @@ from stainssl.evaluation import baselines, fusion, published, table
 from stainssl.evaluation.folds import read_folds
 from stainssl.evaluation.kinds import labels_of
 from stainssl.evaluation.metrics import evaluate, roc_band
-from stainssl.evaluation.predictions import NumberUnits, SurvivalUnits, ensemble, read_scored
+from stainssl.evaluation.predictions import NumberUnits, SurvivalUnits, ensemble
 from stainssl.evaluation.projection import project
 from stainssl.evaluation.published import Published
 from stainssl.evaluation.ranking import classes_ranked
@@ -309,7 +309,7 @@ def _curves(answers: list[Answer], seed: int) -> dict[str, dict[str, tuple[str, 
     """Panel → legend label → (encoder, ROC curve) of the tasks of two classes."""
     curves: dict[str, dict[str, tuple[str, pd.DataFrame]]] = {}
     for answer in answers:
-        scored = read_scored(answer.predictions, answer.level)
+        scored = answer.scored
         if len(scored.classes) != 2 or not classes_ranked(scored):
             continue
         panel = f"{answer.task}, {scored.patients} patients"
@@ -325,7 +325,7 @@ def _calibrations(answers: list[Answer]) -> dict[str, dict[str, figures.Answers]
     """Panel → legend label → answers on the units of the tasks of two classes."""
     found: dict[str, dict[str, figures.Answers]] = {}
     for answer in answers:
-        scored = read_scored(answer.predictions, answer.level)
+        scored = answer.scored
         if len(scored.classes) != 2 or len(scored.present()) < 2:
             continue
         panel = f"{answer.task}, {scored.patients} patients"
@@ -338,7 +338,7 @@ def _scatters(answers: list[Answer]) -> dict[str, dict[str, figures.Numbers]]:
     """Task → answer → numbers of its units, of the tasks whose label is a number."""
     found: dict[str, dict[str, figures.Numbers]] = {}
     for answer in answers:
-        scored = read_scored(answer.predictions, answer.level)
+        scored = answer.scored
         if not isinstance(scored, NumberUnits):
             continue
         rows = answer.metrics[answer.metrics["group"] == "all"].set_index("metric")
@@ -356,7 +356,7 @@ def _risk_groups(job: BenchmarkJob, answers: list[Answer]) -> dict[str, RiskGrou
     """Title → the groups of risk of an answer's units, of the tasks of kind survival."""
     found = {}
     for answer in answers:
-        scored = read_scored(answer.predictions, answer.level)
+        scored = answer.scored
         if not isinstance(scored, SurvivalUnits) or scored.threshold is None:
             continue
         rows = answer.metrics[answer.metrics["group"] == "all"].set_index("metric")

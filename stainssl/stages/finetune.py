@@ -15,6 +15,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from stainssl.cohort.sheet_file import shown
 from stainssl.encoders.loading import LoadedEncoder
 from stainssl.encoders.modules import Pooled
 from stainssl.errors import StainsslError
@@ -50,7 +51,6 @@ from stainssl.stores.tables import write_table
 
 KEPT = ".safetensors"  # files that a killed training goes on from
 NORMALIZER = "macenko"  # by which tiles are stained anew for `consistency`
-SHOWN = 10  # patients a message names before it counts the rest
 log = logging.getLogger(__name__)
 
 
@@ -176,10 +176,9 @@ def _block(job: FinetuneJob, cohort: str, part: str, store: Pixels, first: int) 
 def _tell_absent(question: Question, patients: set[str]) -> None:
     absent = sorted(patients - set(question.table["patient_id"]))
     if absent:
-        more = f" and {len(absent) - SHOWN} more" if len(absent) > SHOWN else ""
         log.warning(
-            "%d of %d patients of the folds have no tile with a known label: %s%s",
-            len(absent), len(patients), ", ".join(absent[:SHOWN]), more,
+            "%d of %d patients of the folds have no tile with a known label: %s",
+            len(absent), len(patients), shown(absent),
         )  # fmt: skip
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import shutil
 import subprocess
 import sys
 
@@ -34,6 +36,28 @@ def test_a_users_config_replaces_the_demo(fresh: Workflow) -> None:
     planned = fresh.planned()
     assert "demo" not in planned
     assert not any("response" in output for outputs in planned.values() for output in outputs)
+
+
+def test_a_dry_run_works_where_nothing_can_be_written(fresh: Workflow) -> None:
+    """But for `.snakemake`, Snakemake's own; root, whom modes do not stop, the mount stops."""
+    own, folder = fresh.folder / ".snakemake", str(fresh.folder)
+    own.mkdir()
+    mounts = [
+        ["mount", "--bind", folder, folder],
+        ["mount", "-o", "remount,ro,bind", folder],
+        ["mount", "-t", "tmpfs", "none", str(own)],
+    ]
+    begun = " && ".join(map(shlex.join, mounts))
+    alone = ["unshare", "--mount", "sh", "-c"]
+    if not shutil.which("unshare") or subprocess.run([*alone, begun], check=False).returncode:
+        pytest.skip("no mounts of one's own here: unshare needs root, or user namespaces")
+    words = shlex.join(fresh.command("-n", "--quiet"))
+    write = f"! touch {shlex.quote(folder)}/made"
+    done = subprocess.run(
+        [*alone, f"{begun} && {write} && {words}"],
+        env=ENV, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_the_graph_has_no_job_per_slide(fresh: Workflow) -> None:
