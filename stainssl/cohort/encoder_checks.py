@@ -33,7 +33,7 @@ from stainssl.encoders.weights import SAMPLES, weight_files
 from stainssl.errors import StainsslError
 from stainssl.evaluation.spread import MPP_SLACK
 from stainssl.runtime.content import content_key
-from stainssl.runtime.devices import memory_bytes, pick
+from stainssl.runtime.devices import memory_bytes
 
 
 def problems(config: Config) -> Iterator[str]:
@@ -295,16 +295,22 @@ def _twice(config: Config) -> Iterator[str]:
         if content != same or (content is None and network != other):
             continue
         rest = [e.model_dump_json(exclude={"weights"}) for e in (first, second)]
-        if network != other:
+        if _published_as(network) != _published_as(other):
             yield (
                 f"encoders.{one} and encoders.{two} read the same file as {network} and as {other}:"
                 " one of them prepares its tiles as another network's."
             )
-        elif rest[0] == rest[1]:
+        elif network == other and rest[0] == rest[1]:
             yield (
                 f"encoders.{one} and encoders.{two} are the same weights, seen alike: two rows of"
                 " one network. Leave one out."
             )
+
+
+def _published_as(network: str) -> str:
+    """Where a recipe's weights are published, which two recipes may share; else the name."""
+    every: dict[str, EncoderRecipe | SlideRecipe] = {**recipes.RECIPES, **slide_recipes.RECIPES}
+    return every[network].address if network in every else network
 
 
 def _identified(source: str) -> tuple[str, bytes | None]:
@@ -327,5 +333,5 @@ def _too_large(name: str, encoder: Encoder) -> Iterator[str]:
     if needed > (there := memory_bytes()):
         yield (
             f"encoders.{name}: the weights of {found[0]} alone are {needed / 1e9:.1f} GB in 32"
-            f" bits, and {pick()} has {there / 1e9:.1f} GB here: run it on a machine with more."
+            f" bits, and the device here has {there / 1e9:.1f} GB: run it on one with more."
         )

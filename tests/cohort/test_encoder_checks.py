@@ -207,6 +207,10 @@ def test_two_names_for_one_file_are_warned_of(tmp_path):
         tmp_path, a={"weights": f"kaiko-vits16@{file}"}, b={"weights": f"lunit-vits16@{copy}"}
     )
     assert "read the same file as kaiko-vits16 and as lunit-vits16" in found
+    both = {"a": f"conch@{file}", "b": f"conch-madeleine@{file}"}  # one publication, two sizes
+    assert not any(
+        "same" in told for told in _warned(tmp_path, **{k: {"weights": w} for k, w in both.items()})
+    )
     [found] = _warned(tmp_path, a={"weights": "uni"}, b={"weights": "UNI_v1"})
     assert "the same weights" in found
     normalized = {"weights": "uni", "preprocess": "reference"}
@@ -217,5 +221,5 @@ def test_weights_larger_than_the_memory_are_warned_of(tmp_path, monkeypatch):
     monkeypatch.setattr(encoder_checks, "memory_bytes", lambda: 10**9)
     assert not _warned(tmp_path, a={"weights": "kaiko-vits16"})
     [found] = _warned(tmp_path, a={"weights": "uni"})
-    assert "uni alone are 1.2 GB in 32 bits, and cpu has 1.0 GB here" in found
+    assert "uni alone are 1.2 GB in 32 bits, and the device here has 1.0 GB" in found
     assert memory_bytes() > 10**8

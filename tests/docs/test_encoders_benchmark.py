@@ -1,0 +1,15 @@
+"""The table of encoders in docs/benchmarks.md is of the record."""
+
+from __future__ import annotations
+
+import json
+
+from benchmarks import encoders
+from tools.pages import between
+
+
+def test_the_table_on_the_page_is_that_of_the_record() -> None:
+    found = json.loads(encoders.RESULTS.read_text(encoding="utf-8"))
+    assert set(found["encoders"]) == set(encoders.CARDS)
+    text = encoders.PAGE.read_text(encoding="utf-8")
+    assert between(text, encoders.MARKS, encoders.section(found)) == text
