@@ -32,8 +32,8 @@ def part_names(config: Config, name: str) -> list[str]:
 
 
 def part_rows(config: Config, name: str, part: str) -> pd.DataFrame:
-    """The rows of one part, as in `read_sheet`."""
-    return _grouped(sheet_state(config, name))[part].copy(deep=False)
+    """The rows of one part, as in `read_sheet`; they are shared, and must not be changed."""
+    return _grouped(sheet_state(config, name))[part]
 
 
 @lru_cache(maxsize=32)

@@ -118,12 +118,13 @@ def _slide_files(config: Config, name: str, part: str, rows: pd.DataFrame) -> li
     So are those that were put away after their pixels were made: Snakemake takes what a job has
     made as it is where the job's inputs are gone, and would make it again where they are others.
     """
-    cohort, files = config.cohorts[name], rows["path"].map(file_of)
+    cohort = config.cohorts[name]
+    files = dict(zip(rows["slide_id"], map(file_of, rows["path"]), strict=True))
     if not (cohort.demo or cohort.release):
-        is_missing = ~files.map(Path.exists).astype(bool)
-        away = archived_of_part(config, name, part, set(rows["slide_id"][is_missing]))
-        files = files[~is_missing | rows["slide_id"].isin(away)]
-    return list(dict.fromkeys(files))
+        missing = {slide for slide, file in files.items() if not file.exists()}
+        gone = missing and missing - archived_of_part(config, name, part, missing)
+        files = {slide: file for slide, file in files.items() if slide not in gone}
+    return list(dict.fromkeys(files.values()))
 
 
 def _files_by_slide(cohort: Cohort, rows: pd.DataFrame, pattern: str | None) -> dict[str, Path]:
