@@ -32,7 +32,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.stats import norm
 
-from stainssl.evaluation.compare import least_p, paired_difference
+from stainssl.evaluation.compare import floor_p, paired_difference
 from stainssl.evaluation.folds import each_fold, make_folds
 from stainssl.evaluation.metrics import METRICS, estimate, patient_weights
 from stainssl.evaluation.predictions import FoldScores, ScoredUnits
@@ -200,7 +200,8 @@ def one_cohort(cell: Cell, seed: int) -> dict[str, float]:
     found = estimate("auroc", first)
     low, high = found.interval
     ends = paired_difference([first], [second], metric="auroc").interval
-    differ = (ends[0] > 0 or ends[1] < 0) and least_p(first) < 0.05  # p-value below 5 %
+    is_apart = ends[0] > 0 or ends[1] < 0
+    differ = is_apart and floor_p("auroc", [first], [second]) < 0.05  # p-value below 5 %
     pooled = METRICS["auroc_pooled"].value(first)
     pooled_low, pooled_high = _percentiles(first, seed)
     return {

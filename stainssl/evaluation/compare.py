@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from stainssl.errors import StainsslError
+from stainssl.evaluation.exchange import MOST_PATIENTS, exchange_p
 from stainssl.evaluation.intervals import (
     Estimate,
     combine,
@@ -115,6 +116,24 @@ def least_p(scored: ScoredUnits) -> float:
     return min(1.0, 2 / prod(ways))
 
 
+def floor_p(metric: str, first: Sequence[ScoredUnits], second: Sequence[ScoredUnits]) -> float:
+    """What the p-value of a difference is never below.
+
+    `least_p`; for AUROC of two classes and at most `MOST_PATIENTS` patients of one unit each the
+    p-value of `exchange_p` too: there the limits alone are too often short of zero.
+
+    Args:
+        metric: that is compared.
+        first, second: one entry per pretraining seed.
+    """
+    one, other = first[0], second[0]
+    least = least_p(one)
+    is_small = one.is_by_patient and one.patients <= MOST_PATIENTS and len(one.classes) == 2
+    if metric != "auroc" or not is_small or len(first) + len(second) > 2:
+        return least
+    return max(least, exchange_p(one, other))
+
+
 def _arrangements(counts: Sequence[int]) -> int:
     return prod(comb(sum(counts[: i + 1]), n) for i, n in enumerate(counts))
 
@@ -179,9 +198,9 @@ def compare_two(
 
     Returns:
         `difference`, `low`, `high`, `p` (two-sided, of the interval that ends at zero, and never
-        below `least_p`), `patients`, `units`, `seeds` (of the side that has more).
+        below `floor_p`), `patients`, `units`, `seeds` (of the side that has more).
     """
-    return _compared(*_sides([first, second], level, metric, resamples, seed))
+    return _compared(metric, *_sides([first, second], level, metric, resamples, seed))
 
 
 class _Side(NamedTuple):
@@ -206,12 +225,12 @@ def _sides(
     return [_Side(scored[i:j], estimates[i:j]) for i, j in zip(starts, ends, strict=True)]
 
 
-def _compared(first: _Side, second: _Side) -> dict[str, float]:
+def _compared(metric: str, first: _Side, second: _Side) -> dict[str, float]:
     found, one = _difference(first.estimates, second.estimates), first.scored[0]
     low, high = found.interval
     return {
         "difference": found.value, "low": low, "high": high,
-        "p": p_value(found, least_p(one)),
+        "p": p_value(found, floor_p(metric, first.scored, second.scored)),
         "patients": one.patients, "units": len(one.y),
         "seeds": max(len(first.scored), len(second.scored)),
     }  # fmt: skip
@@ -258,7 +277,7 @@ def _pairs(
         sides = dict(zip(predictions, found, strict=True))
     for a, b in combinations(predictions, 2):
         if sides:
-            yield (a, b), _compared(sides[a], sides[b])
+            yield (a, b), _compared(metric, sides[a], sides[b])
         else:
             both = predictions[a], predictions[b]
             yield (a, b), compare_two(*both, level, metric=metric, resamples=resamples, seed=seed)

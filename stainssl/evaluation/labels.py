@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, Protocol, Self
 
 import pandas as pd
 
@@ -75,9 +75,6 @@ class Labels:
         positive: the class that is positive where there are two; None: the one named `positive`,
             else the last.
     """
-
-    # The benchmark's picture that shows the cases of a kind that has no curve and no wrong case.
-    picture: ClassVar[str] = ""
 
     label: str
     na: Sequence[str] = ()

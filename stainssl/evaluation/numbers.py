@@ -36,8 +36,6 @@ def as_number(word: str) -> float | None:
 class NumberLabels(Labels):
     """How a label that is a number is read; its words are numbers in one spelling, as `12.5`."""
 
-    picture = "scatter.png"
-
     def word(self, value: object) -> str:
         """The number of a cell: `""` where it is not known, the word itself where it is none."""
         word = class_name(value).strip()

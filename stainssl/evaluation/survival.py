@@ -36,8 +36,6 @@ class SurvivalLabels(Labels):
         event: the column that says which of the two it is.
     """
 
-    picture = "survival.png"
-
     time: str = ""
     event: str = ""
 

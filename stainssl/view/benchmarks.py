@@ -10,9 +10,16 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from stainssl.errors import StainsslError
-from stainssl.evaluation.kinds import labels_of
 from stainssl.evaluation.metrics import roc_band
-from stainssl.evaluation.predictions import UNIT, ScoredUnits, average_repeats, scored_units
+from stainssl.evaluation.predictions import (
+    RISK_GROUPS,
+    UNIT,
+    NumberUnits,
+    ScoredUnits,
+    SurvivalUnits,
+    average_repeats,
+    scored_units,
+)
 from stainssl.evaluation.projection import project
 from stainssl.stores.tables import read_table
 from stainssl.view.records import Json, Records, columns
@@ -71,8 +78,6 @@ class Benchmarks:
             self._known(task, run, head)
         except KeyError:
             return False
-        if labels_of(self._records.config.questions()[task]).picture:  # no curve, no wrong case
-            return False
         return (self._folder(task, run, head) / "predictions.parquet").exists()
 
     def _known(self, task: str, run: str, head: str) -> None:
@@ -83,30 +88,38 @@ class Benchmarks:
             raise KeyError((task, run, head))
 
     def answer(self, task: str, run: str, head: str) -> Json:
-        """What stands behind one answer: cases, ROC and calibration.
+        """What stands behind one answer: cases, and the curves of its kind of label.
 
-        Curves are of the last class against the rest, as the table's; cases are ordered by the
-        probability of their true class, lowest first: wrong ones, then uncertain ones.
+        ROC and calibration are of the last class against the rest, as the table's; cases are
+        ordered by the probability of their true class, lowest first: wrong ones, then uncertain
+        ones. Numbers are ordered by their error, the largest first; times to an event by the risk,
+        with Kaplan and Meier's curves of the groups of risk.
 
         Raises:
             KeyError: there is no such task, encoder or head.
             StainsslError: its predictions are missing or not whole.
         """
         self._known(task, run, head)
-        if picture := labels_of(self._records.config.questions()[task]).picture:
-            raise StainsslError(f"{task}: its kind has no curves here; {picture} shows its cases.")
         level = self._records.config.questions()[task].level
         path = self._folder(task, run, head) / "predictions.parquet"
         predictions = read_table(path, "predictions")
         units = average_repeats(predictions, level)
         scored = scored_units(units, predictions, level)
-        found: Json = {
-            "level": level,
-            "classes": list(scored.classes),
-            "cases": self._cases(task, level, units, scored),
-            "units": len(units),
-            "calibration": columns(calibration(scored)),
-        }
+        found: Json = {"level": level, "classes": list(scored.classes), "units": len(units)}
+        if isinstance(scored, NumberUnits):
+            told = {"truth": scored.y.astype(float), "predicted": scored.value}
+            told["error"] = told["predicted"] - told["truth"]
+            order = np.argsort(-np.abs(told["error"]), kind="stable")
+            return found | {"cases": self._listed(task, level, units.assign(**told), order)}
+        if isinstance(scored, SurvivalUnits):
+            groups = np.array(RISK_GROUPS, object)[scored.is_high.astype(int)]
+            risk = scored.p[:, 0]
+            told = units.assign(truth=units["y"], predicted=groups, risk=risk)
+            cases = self._listed(task, level, told, np.argsort(-risk, kind="stable"))
+            unit = self._records.config.questions()[task].time
+            return found | {"cases": cases, "survival": survival_curves(scored, unit)}
+        found["cases"] = self._cases(task, level, units, scored)
+        found["calibration"] = columns(calibration(scored))
         if len(scored.classes) == 2 and len(scored.present()) == 2:
             found["roc"] = columns(roc_band(scored, seed=self._records.config.seed))
         return found
@@ -128,6 +141,13 @@ class Benchmarks:
         slides = self._slides(task, level, cases)
         far = stain_distances(slides, self._stains(task))
         return columns(cases.assign(stain_distance=far)) | {"slides": slides}
+
+    def _listed(self, task: str, level: str, units: pd.DataFrame, order: NDArray[np.int64]) -> Json:
+        """Units with what was said of them, in an order, and their slides."""
+        names = ["patient_id", "site", "truth", "predicted", "error", "risk"]
+        kept = [c for c in dict.fromkeys([*UNIT[level], *names]) if c in units]
+        cases = units.iloc[order[:MAX_CASES]][kept]
+        return columns(cases) | {"slides": self._slides(task, level, cases)}
 
     def _stains(self, task: str) -> dict[tuple[str, str], NDArray[np.float64]]:
         cohorts = self._records.config.questions()[task].cohorts
@@ -205,6 +225,35 @@ def stain_distances(
         return np.full(len(points), np.nan)
     distance = np.linalg.norm(points - np.median(points[told], axis=0), axis=1)
     return np.asarray(distance / max(float(np.median(distance[told])), 1e-12))
+
+
+def survival_curves(scored: SurvivalUnits, unit: str) -> Json:
+    """Kaplan and Meier's curve of each group of risk that has units.
+
+    Args:
+        scored: units with a threshold of risk.
+        unit: how the axis of time is named.
+
+    Returns:
+        Group → `time` and `survival` of the steps, from 0 on, `at_risk`, `events`, `units`, `unit`.
+    """
+    from scipy.stats import CensoredData, ecdf
+
+    found: Json = {}
+    for is_high, name in enumerate(RISK_GROUPS):
+        mine = scored.is_high == bool(is_high)
+        time, event = scored.y[mine].astype(float), scored.event[mine]
+        if not mine.any():
+            continue
+        curve = ecdf(CensoredData.right_censored(time, ~event)).sf
+        at = np.r_[0.0, curve.quantiles, time.max()]
+        said = np.r_[1.0, curve.probabilities, curve.probabilities[-1:]]
+        found[name] = {
+            "time": at.tolist(), "survival": said.tolist(),
+            "at_risk": [int((time >= t).sum()) for t in at],
+            "events": int(event.sum()), "units": len(time), "unit": unit,
+        }  # fmt: skip
+    return found
 
 
 def calibration(scored: ScoredUnits) -> pd.DataFrame:

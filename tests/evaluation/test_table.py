@@ -99,6 +99,23 @@ def test_sites_have_their_brier_and_calibration_the_same_in_every_format():
         assert table.number(row.value, row.low, row.high) in texts[0]
 
 
+def test_a_site_of_fewer_than_five_patients_is_gray_with_the_reason():
+    predictions = _predictions(1.0, seed=3)
+    few = sorted(predictions["patient_id"].unique())[:4]
+    site = predictions["patient_id"].isin(few).map({True: "a", False: "b"})
+    predictions = predictions.assign(site=site)
+    metrics = evaluate(predictions, "tile", 0, resamples=200)
+    long = table.long_table([_answer("enc", 1.0, predictions=predictions, metrics=metrics)], [])
+    grid = table.make_site_grid(long)
+    assert [name for _, name in grid.rows] == ["a (4 patients)", "b (36 patients)"]
+    small, large = grid.cells
+    assert all(cell.gray for cell in small)
+    assert not any(cell.gray for cell in large)
+    assert table.FEW in grid.notes
+    assert table.FEW_MARK in table.to_markdown(grid)
+    assert table.html_table(grid, "By site").count("class='few'") == len(small)
+
+
 def test_answers_of_one_site_have_no_site_table(benchmark):
     assert table.make_site_grid(benchmark[0]).rows == []
 

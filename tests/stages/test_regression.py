@@ -9,7 +9,6 @@ from scipy.stats import spearmanr
 
 from stainssl.cohort import check, task_summary
 from stainssl.config import Config, parse
-from stainssl.errors import StainsslError
 from stainssl.paths import Paths
 from stainssl.stages import predict, run_stage
 from stainssl.stores.embeddings import write_embeddings
@@ -133,13 +132,21 @@ def test_the_table_has_figures_baselines_and_comparisons(made):
         assert (folder / name).stat().st_size > 0
 
 
-def test_the_view_shows_the_table_and_no_curves(made):
+def test_the_page_shows_the_numbers_the_worst_first(made):
     shown = Benchmarks(Records(made))
-    columns = shown.table("main")["columns"]
-    assert "mae" in columns["metric"]
-    assert not any(columns["answer"])
-    with pytest.raises(StainsslError, match="no curves"):
-        shown.answer("ki67", "enc", "mean")
+    columns = pd.DataFrame(shown.table("main")["columns"])
+    assert "mae" in set(columns["metric"])
+    assert columns.query("task == 'ki67' and run == 'enc' and head == 'mean'")["answer"].all()
+    found = shown.answer("ki67", "enc", "mean")
+    cases = found["cases"]
+    error = np.array(cases["predicted"]) - np.array(cases["truth"])
+    np.testing.assert_allclose(cases["error"], error, atol=1e-2)  # rounded for the page
+    assert (np.diff(np.abs(cases["error"])) <= 0).all()
+    assert found["units"] == len(error) == PATIENTS - 1
+    metrics = pd.read_csv(Paths(made.results).mil("ki67", "enc", "mean") / "metrics.csv")
+    mae = metrics.query("metric == 'mae' and group == 'all'")["value"].item()
+    assert np.abs(error).mean() == pytest.approx(mae, abs=1e-2)
+    assert all(len(slides) == 1 for slides in cases["slides"])
 
 
 def test_checks_say_what_the_numbers_are_and_name_text(made, tmp_path):

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
+from lifelines import KaplanMeierFitter
 from lifelines.utils import concordance_index
 
 from stainssl.cohort import check, task_summary
 from stainssl.config import Config, parse
-from stainssl.errors import StainsslError
 from stainssl.evaluation.follow_up import follow_up
 from stainssl.mil.predict import load_models
 from stainssl.paths import Paths
@@ -171,11 +171,23 @@ def _words(config):
     return table.drop_duplicates("patient_id")["y"]
 
 
-def test_the_view_shows_the_table_and_no_curves(made):
+def test_the_page_shows_the_curves_of_both_groups_and_their_cases(made):
     shown = Benchmarks(Records(made))
-    assert not any(shown.table("main")["columns"]["answer"])
-    with pytest.raises(StainsslError, match=r"no curves here; survival\.png"):
-        shown.answer("os", "enc", "mean")
+    columns = pd.DataFrame(shown.table("main")["columns"])
+    assert columns.query("task == 'os' and run == 'enc' and head == 'mean'")["answer"].all()
+    found = shown.answer("os", "enc", "mean")
+    cases = pd.DataFrame({k: v for k, v in found["cases"].items() if k != "slides"})
+    assert cases["risk"].is_monotonic_decreasing
+    assert found["units"] == len(cases) == PATIENTS - 1
+    for name, group in found["survival"].items():
+        mine = cases[cases["predicted"] == name]
+        time, event = follow_up(mine["truth"])
+        assert (group["units"], group["events"]) == (len(mine), event.sum())
+        assert group["at_risk"][0] == len(mine)
+        curve = KaplanMeierFitter().fit(time, event)
+        expected = curve.survival_function_at_times(group["time"]).to_numpy()
+        np.testing.assert_allclose(group["survival"], expected)
+        assert group["unit"] == "os_months"
 
 
 def test_coxs_likelihood_and_clinical_columns_in_the_head(made):

@@ -143,33 +143,45 @@ class BenchmarkView {
       this.behind.replaceChildren(title, problem(found.problem));
       return;
     }
-    const label = `class ${found.classes.at(-1)}`;
     const cases = el("div");
     const list = (some) => cases.replaceChildren(this.cases(found, key, some, () => list(null)));
-    const plots = found.roc ? [rocPlot(found.roc, label, (i) => list(calledAt(found, i)))] : [];
-    plots.push(calibrationPlot(found.calibration, label, (bin) => list(givenIn(found, bin))));
-    const name = (i) => caseName(found, i);
-    const stains = stainPlot(found.cases, name, (i) => list({ title: `Case ${name(i)}`, has: (j) => j === i }));
-    if (stains) plots.push(stains);
+    const plots = this.plots(found, list);
     list(null);
     this.behind.replaceChildren(title, el("div", { class: "plots" }, ...plots), cases);
     title.scrollIntoView({ block: "start" });
     title.focus({ preventScroll: true });
   }
 
+  // `list({title, has(i)})` shows the cases that a click stands for.
+  plots(found, list) {
+    const name = (i) => caseName(found, i);
+    const one = (i) => list({ title: `Case ${name(i)}`, has: (j) => j === i });
+    if (found.survival) {
+      const group = (risk) => list({ title: `Cases of ${risk} risk`, has: (i) => found.cases.predicted[i] === risk });
+      return [survivalPlot(found.survival, group)];
+    }
+    if (!found.calibration) return [scatterPlot(found.cases, name, one)];
+    const label = `class ${found.classes.at(-1)}`;
+    const made = found.roc ? [rocPlot(found.roc, label, (i) => list(calledAt(found, i)))] : [];
+    made.push(calibrationPlot(found.calibration, label, (bin) => list(givenIn(found, bin))));
+    const stains = stainPlot(found.cases, name, one);
+    return stains ? [...made, stains] : made;
+  }
+
   // All cases, or those that a point of a curve stands for: `{title, has(i)}`.
   cases(found, answer, some, all) {
     const c = found.cases;
     const chosen = c.truth.map((_, i) => i).filter((i) => some === null || some.has(i));
-    const wrong = chosen.filter((i) => c.wrong[i]).length;
+    const wrong = c.wrong ? `, ${shown(chosen.filter((i) => c.wrong[i]).length)} wrong` : "";
     const names = ["patient_id", "site", "truth", "predicted"];
-    const heads = [...names.map(titleOf), "p of the truth", "slides"].map((text) => el("th", { scope: "col", text }));
+    const score = ["p_truth", "error", "risk"].find((key) => key in c);
+    const heads = [...names.map(titleOf), score === "p_truth" ? "p of the truth" : score, "slides"].map((text) => el("th", { scope: "col", text }));
     heads[names.length].className = "number";
-    const rows = chosen.map((i) => el("tr", { class: c.wrong[i] ? "wrong" : null },
-      ...names.map((name) => el("td", { text: shown(c[name][i]) })), el("td", { class: "number", text: shown(c.p_truth[i], 2) }),
+    const rows = chosen.map((i) => el("tr", { class: c.wrong && c.wrong[i] ? "wrong" : null },
+      ...names.map((name) => el("td", { text: shown(c[name][i], 2) })), el("td", { class: "number", text: shown(c[score][i], 2) }),
       el("td", {}, ...this.links(found, i, answer))));
-    const of = some === null ? "Cases, the worst first" : some.title;
-    const said = el("h3", { text: `${of}: ${shown(rows.length)} of ${shown(found.units)}, ${shown(wrong)} wrong` });
+    const of = some !== null ? some.title : score === "risk" ? "Cases, of the highest risk first" : "Cases, the worst first";
+    const said = el("h3", { text: `${of}: ${shown(rows.length)} of ${shown(found.units)}${wrong}` });
     const back = some === null ? null : el("button", { type: "button", text: "Show all cases", onclick: all });
     const table = el("table", { class: "slides" }, el("thead", {}, el("tr", {}, ...heads)), el("tbody", {}, ...rows));
     return el("div", {}, said, back, el("div", { class: "cases", tabindex: "0", role: "region", "aria-label": "Cases" }, table));

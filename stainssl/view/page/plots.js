@@ -1,5 +1,5 @@
 "use strict";
-// Small plots as SVG: axes from 0 to 1 with lines and points, and points on a plane.
+// Small plots as SVG: two axes with lines and points, and points on a plane.
 
 const PLOT_PX = 300;
 const EDGE = { left: 44, right: 10, top: 10, bottom: 40 };
@@ -17,10 +17,11 @@ function svg(tag, given = {}, ...children) {
   return made;
 }
 
-// Its axes are from 0 to 1, that of x from 0 to `right`.
+// Its axes are from 0 to 1, or from `xs[0]` to `xs[1]` and likewise `ys`.
 class UnitPlot {
-  constructor(label, xTitle, yTitle, right = 1) {
-    this.right = right;
+  constructor(label, xTitle, yTitle, xs = [0, 1], ys = [0, 1]) {
+    this.xs = xs;
+    this.ys = ys;
     this.inner = PLOT_PX - EDGE.left - EDGE.right;
     this.high = PLOT_PX - EDGE.top - EDGE.bottom;
     this.told = el("p", { class: "hint told", "aria-live": "polite", text: " " });
@@ -29,26 +30,29 @@ class UnitPlot {
     this.element = el("figure", {}, el("figcaption", { text: label }), this.svg, this.told);
   }
 
-  x(value) { return EDGE.left + (value / this.right) * this.inner; }
+  x(value) { return EDGE.left + ((value - this.xs[0]) / (this.xs[1] - this.xs[0])) * this.inner; }
 
-  y(value) { return EDGE.top + (1 - value) * this.high; }
+  y(value) { return EDGE.top + (1 - (value - this.ys[0]) / (this.ys[1] - this.ys[0])) * this.high; }
 
   axes(xTitle, yTitle) {
-    const right = this.right;
-    for (const at of [0, 0.25, 0.5, 0.75, 1]) {
+    const along = (range, share) => range[0] + share * (range[1] - range[0]);
+    const [left, right, low, high] = [this.x(this.xs[0]), this.x(this.xs[1]), this.y(this.ys[0]), this.y(this.ys[1])];
+    for (const share of [0, 0.25, 0.5, 0.75, 1]) {
+      const [at, of] = [along(this.xs, share), along(this.ys, share)];
       this.svg.append(
-        svg("line", { x1: this.x(at * right), x2: this.x(at * right), y1: this.y(0), y2: this.y(1), class: "grid" }),
-        svg("line", { x1: this.x(0), x2: this.x(right), y1: this.y(at), y2: this.y(at), class: "grid" }),
-        svg("text", { x: this.x(at * right), y: this.y(0) + 14, "text-anchor": "middle", text: String(at * right) }),
-        svg("text", { x: this.x(0) - 5, y: this.y(at) + 4, "text-anchor": "end", text: String(at) }));
+        svg("line", { x1: this.x(at), x2: this.x(at), y1: low, y2: high, class: "grid" }),
+        svg("line", { x1: left, x2: right, y1: this.y(of), y2: this.y(of), class: "grid" }),
+        svg("text", { x: this.x(at), y: low + 14, "text-anchor": "middle", text: String(Number(at.toPrecision(3))) }),
+        svg("text", { x: left - 5, y: this.y(of) + 4, "text-anchor": "end", text: String(Number(of.toPrecision(3))) }));
     }
     this.svg.append(
-      svg("text", { x: this.x(right / 2), y: PLOT_PX - 6, "text-anchor": "middle", text: xTitle }),
-      svg("text", { transform: `translate(11 ${this.y(0.5)}) rotate(-90)`, "text-anchor": "middle", text: yTitle }));
+      svg("text", { x: (left + right) / 2, y: PLOT_PX - 6, "text-anchor": "middle", text: xTitle }),
+      svg("text", { transform: `translate(11 ${(low + high) / 2}) rotate(-90)`, "text-anchor": "middle", text: yTitle }));
   }
 
   diagonal() {
-    this.svg.append(svg("line", { x1: this.x(0), x2: this.x(1), y1: this.y(0), y2: this.y(1), class: "chance" }));
+    const [from, to] = this.xs;
+    this.svg.append(svg("line", { x1: this.x(from), x2: this.x(to), y1: this.y(from), y2: this.y(to), class: "chance" }));
   }
 
   path(xs, ys) {
@@ -61,8 +65,10 @@ class UnitPlot {
     this.svg.append(svg("path", { class: "band", d: `${this.path(xs, high)}${this.path(back, [...low].reverse()).replace("M", "L")}Z` }));
   }
 
-  line(xs, ys) {
-    this.svg.append(svg("path", { class: "line", d: this.path(xs, ys) }));
+  line(xs, ys, color) {
+    const drawn = svg("path", { class: "line", d: this.path(xs, ys) });
+    if (color) drawn.style.stroke = color;
+    this.svg.append(drawn);
   }
 
   // Points that say `text(i)` under the pointer; small ones have a larger, unseen mark.
@@ -96,11 +102,38 @@ function calibrationPlot(found, label, act) {
   return plot.element;
 }
 
+// Numbers that were said by the true ones; `act(i)`: a click on a case.
+function scatterPlot(cases, name, act) {
+  const every = [...cases.truth, ...cases.predicted];
+  const [low, high] = [Math.min(...every), Math.max(...every)];
+  const range = [low, high > low ? high : low + 1];
+  const plot = new UnitPlot("Said and true numbers", "true", "said", range, range);
+  plot.diagonal();
+  plot.points(cases.truth, cases.predicted, (i) => `${name(i)}: true ${shown(cases.truth[i], 2)}, said ${shown(cases.predicted[i], 2)}; a click shows the case`, 3, act);
+  return plot.element;
+}
+
+// Kaplan and Meier's curves of the groups of low and high risk; `act(group)`: a click on a step.
+function survivalPlot(groups, act) {
+  const end = Math.max(...Object.values(groups).flatMap((group) => group.time));
+  const plot = new UnitPlot("Survival of the groups of risk", Object.values(groups)[0].unit, "survival", [0, end || 1]);
+  Object.entries(groups).forEach(([name, group], i) => {
+    const { time, survival } = group;
+    const stepped = time.flatMap((t, j) => (j ? [[t, survival[j - 1]], [t, survival[j]]] : [[t, survival[j]]]));
+    plot.line(stepped.map((p) => p[0]), stepped.map((p) => p[1]), PALETTE[i]);
+    const told = (j) => `${name} risk: ${shown(survival[j], 2)} at ${shown(time[j], 1)}, ${shown(group.at_risk[j])} at risk; a click shows the group`;
+    plot.points(time, survival, told, 0, () => act(name));
+  });
+  const legend = el("ul", { class: "legend" }, ...Object.keys(groups).map((name, i) => el("li", {}, el("i", { style: { background: PALETTE[i] } }), `${name} risk: ${groups[name].events} events of ${groups[name].units}`)));
+  plot.element.append(legend);
+  return plot.element;
+}
+
 // Cases by how far their stain is from the middle one, at most 4 times the median distance drawn.
 function stainPlot(cases, name, act) {
   const known = cases.stain_distance.map((_, i) => i).filter((i) => cases.stain_distance[i] !== null);
   if (!known.length) return null;
-  const plot = new UnitPlot("Answers by distance of stain", "distance from the middle stain (median 1)", "probability of the truth", 4);
+  const plot = new UnitPlot("Answers by distance of stain", "distance from the middle stain (median 1)", "probability of the truth", [0, 4]);
   const x = known.map((i) => Math.min(cases.stain_distance[i], 4));
   const told = (j) => `${name(known[j])}: stain at ${shown(cases.stain_distance[known[j]], 2)}, truth given ${shown(cases.p_truth[known[j]], 2)}; a click shows the case`;
   plot.points(x, known.map((i) => cases.p_truth[i]), told, 3, (j) => act(known[j]));
