@@ -967,12 +967,11 @@ def _heads_of_classes(config: Config, name: str) -> Iterator[str]:
     ]
     heads = [h for h in benchmark.heads if h in config.heads and config.heads[h].kind == "clam"]
     if others and heads:
+        task = config.tasks[others[0]]
+        what = "several labels" if task.labels else f"kind {task.kind}"
         yield (
             f"benchmarks.{name}.heads: {heads[0]} is of kind clam, which teaches tiles by classes,"
-            f" and tasks.{others[0]} is of"
-            f" {'several labels' if config.tasks[others[0]].labels else ''}"
-            f"{'' if config.tasks[others[0]].labels else f'kind {config.tasks[others[0]].kind}'}:"
-            " give them two benchmarks."
+            f" and tasks.{others[0]} is of {what}: give them two benchmarks."
         )
 
 

@@ -123,9 +123,7 @@ class SeveralLabels(Labels):
 
     def ranking_problem(self, patients: pd.DataFrame, folds: pd.DataFrame) -> str | None:
         """See `Labels.ranking_problem`: of the first label with one."""
-        found = (
-            one.ranking_problem(mine, folds) for one, mine in self._of_each(patients)
-        )  # fmt: skip
+        found = (one.ranking_problem(mine, folds) for one, mine in self._of_each(patients))
         return next((problem for problem in found if problem), None)
 
     def fold_notes(self, patients: pd.DataFrame, folds: pd.DataFrame) -> list[str]:
