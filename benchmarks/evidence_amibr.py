@@ -257,7 +257,7 @@ def main(words: Sequence[str] | None = None) -> None:
         given.json.parent.mkdir(parents=True, exist_ok=True)
         write_text(given.json, json.dumps(record, indent=1) + "\n")
         return
-    evidence_table.write_section(json.loads(given.json.read_text(encoding="utf-8")))
+    evidence_table.write_section(given, evidence_table.MARKS, evidence_table.section)
 
 
 if __name__ == "__main__":

@@ -34,11 +34,10 @@ from stainssl.evaluation.metrics import estimate
 from stainssl.evaluation.predictions import read_scored
 from stainssl.evaluation.probe import linear_probe
 from stainssl.stores.atomic import write_text
-from tools.pages import fill
 
 MARKS = "<!-- confounded: generated -->", "<!-- confounded: end -->"
 WAYS = ("midog", "tupac")  # the group that most atypical tiles of a training part are of
-FOLDS, RARE, RESAMPLES = 5, 0.1, 2000
+FOLDS, RARE, RESAMPLES = 5, 0.1, 10_000
 SITE = "site"
 
 Mask = NDArray[np.bool_]
@@ -178,9 +177,9 @@ def section(made: Mapping[str, Any]) -> str:
     ]
     lines = [
         f"{made['cases']} cases, {made['tiles']:,} tiles, networks at {made['input_size']} px; "
-        f"95 % intervals over cases, {RESAMPLES:,} resamples. Below 0.5 the probe answers by the "
-        f"site. Corrected over {len(pairs)} pairs of encoders, so many resamples give no p-value "
-        f"below {2 / RESAMPLES * len(pairs):.3f}.",
+        f"95 % intervals over cases, {made['resamples']:,} resamples. Below 0.5 the probe answers "
+        f"by the site. Corrected over {len(pairs)} pairs of encoders, so many resamples give no p-value "
+        f"below {2 / made['resamples'] * len(pairs):.3f}.",
         "",
         *table(head, rows),
         *evidence_table.pairs(order, pairs, "AUROC, paired"),
@@ -196,7 +195,8 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
         vectors = Embedder(source, images, given.input_size)("", np.ones(len(sheet), bool))
         runs[name], sources[name] = of_run(tiles, vectors), described_source(source)
     counts = {"cases": len(np.unique(tiles.case)), "tiles": len(sheet)}
-    return record(runs) | counts | {"input_size": given.input_size, "sources": sources}
+    settings = {"input_size": given.input_size, "resamples": RESAMPLES, "sources": sources}
+    return record(runs) | counts | settings
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -213,8 +213,7 @@ def main(words: Sequence[str] | None = None) -> None:
     if given.verb == "measure":
         write_text(given.json, json.dumps(measure(given), indent=1) + "\n")
         return
-    made = json.loads(given.json.read_text(encoding="utf-8"))
-    fill(evidence_table.RESULTS, MARKS, f"\n\n{section(made)}\n")
+    evidence_table.write_section(given, MARKS, section)
 
 
 if __name__ == "__main__":

@@ -30,10 +30,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from benchmarks.evidence_amibr import Embedder, described_source, normalized, profiles
-from benchmarks.evidence_table import RESULTS, add_docs_verb, log_to_terminal, span, table
+from benchmarks.evidence_table import add_docs_verb, log_to_terminal, span, table, write_section
 from stainssl.evaluation.robustness import mean_figure, unit_length
 from stainssl.stores.atomic import replacing, write_text
-from tools.pages import between, fill
 
 log = logging.getLogger("evidence_fan")
 REPO = Path(__file__).resolve().parent.parent
@@ -154,11 +153,6 @@ def _row(name: str, one: Mapping[str, Any]) -> list[str]:
     return [f"`{name}`", str(one["seeds"]), *(span(one[figure][kind]) for figure, kind in shown)]
 
 
-def with_section(text: str, made: Mapping[str, Any]) -> str:
-    """A page with the section in place of what stood between its marks."""
-    return between(text, MARKS, f"\n\n{section(made)}\n")
-
-
 def draw(rows: pd.DataFrame, images: NDArray[np.uint8], path: Path) -> None:
     """One field under all protocols: as it is, and normalized to one of them by two methods."""
     protocols = sorted(rows["site"].unique())
@@ -211,8 +205,7 @@ def main(words: Sequence[str] | None = None) -> None:
     elif given.verb == "picture":
         draw(*read_tiles(given.tiles), PICTURE)
     else:
-        made = json.loads(given.json.read_text(encoding="utf-8"))
-        fill(RESULTS, MARKS, f"\n\n{section(made)}\n")
+        write_section(given, MARKS, section)
 
 
 if __name__ == "__main__":

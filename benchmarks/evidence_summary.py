@@ -27,13 +27,9 @@ ROWS: dict[str, tuple[str, str, str]] = {
     "continued by `stain-invariant`": (
         "stain-invariant-without", "stain-invariant-all", "stain-invariant-all",
     ),
-    "SimCLR, norms as given": ("simclr-norms-without", "simclr-norms-all", "simclr-norms-all"),
-    "`stain-invariant`, norms as given": (
-        "stain-invariant-norms-without", "stain-invariant-norms-all", "stain-invariant-norms-all",
-    ),
     "Macenko in front of that": (
-        "macenko-stain-invariant-norms-without", "macenko-stain-invariant-norms-all",
-        "macenko-stain-invariant-norms-all",
+        "macenko-stain-invariant-without", "macenko-stain-invariant-all",
+        "macenko-stain-invariant-all",
     ),
     "random weights": ("random", "random", "random"),
     "color alone": ("color", "color", "color"),

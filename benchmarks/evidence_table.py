@@ -5,9 +5,11 @@
 
 from __future__ import annotations
 
+import argparse
+import json
 import logging
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -18,12 +20,13 @@ from stainssl.evaluation.compare import holm
 from stainssl.evaluation.intervals import Estimate, combine, p_value, with_seeds
 from stainssl.evaluation.metrics import estimate, patient_weights
 from stainssl.evaluation.predictions import read_scored
-from tools.pages import between, fill
+from tools.pages import fill
 
 RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results.md"
 MARKS = START, END = "<!-- amibr: generated -->", "<!-- amibr: end -->"
 METRICS = {"auroc": "AUROC", "balanced_accuracy": "balanced accuracy"}
-SHOWN = {"imagenet", "macenko"}  # whose pairs are on the page; all pairs are in the record
+# Whose pairs are on the page; all pairs are in the record.
+SHOWN = {"imagenet", "macenko", "stain-invariant-without", "stain-invariant-all"}
 
 Runs = Mapping[str, Mapping[str, pd.DataFrame]]
 Estimates = dict[str, Estimate]  # of one run by site
@@ -250,23 +253,22 @@ def section(made: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def with_section(text: str, made: Mapping[str, Any]) -> str:
-    """A page with the section in place of what stood between its marks."""
-    return between(text, MARKS, f"\n\n{section(made)}\n")
-
-
-def write_section(made: Mapping[str, Any], page: Path = RESULTS) -> None:
-    """Write the section into the page."""
-    fill(page, MARKS, f"\n\n{section(made)}\n")
-
-
 # --- the command line -----------------------------------------------------------------------------
 
 
 def add_docs_verb(verbs: Any) -> None:
     """The verb that writes a record's section, of a parser's subparsers."""
-    docs = verbs.add_parser("docs", help="write the JSON's section of docs/results.md")
+    docs = verbs.add_parser("docs", help="write the JSON's section of a page")
     docs.add_argument("--json", type=Path, required=True)
+    docs.add_argument("--page", type=Path, default=RESULTS, help="default: docs/results.md")
+
+
+def write_section(
+    given: argparse.Namespace, marks: tuple[str, str], section: Callable[[Any], str]
+) -> None:
+    """What the verb of `add_docs_verb` does."""
+    made = json.loads(given.json.read_text(encoding="utf-8"))
+    fill(given.page, marks, f"\n\n{section(made)}\n")
 
 
 def log_to_terminal() -> None:

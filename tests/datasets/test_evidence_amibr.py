@@ -11,9 +11,6 @@ import pytest
 from sklearn.metrics import balanced_accuracy_score
 
 from benchmarks import evidence_amibr, evidence_table
-from tests.conftest import REPO
-
-RECORD = REPO / "docs" / "evidence" / "amibr.json"
 
 
 @pytest.fixture(scope="module")
@@ -93,18 +90,4 @@ def test_the_record_compares_what_is_whole_and_names_the_rest(work: Path, tmp_pa
     (pair,) = made["differences"]["auroc"]
     other = made["encoders"]["random"]["mean"]["auroc"]["value"]
     assert pair["value"] == pytest.approx(mean - other, abs=1e-3)
-    page = tmp_path / "page.md"
-    page.write_text(f"# A\n\n{evidence_table.START}\nWas here\n{evidence_table.END}\n\n## B\n")
-    evidence_table.write_section(made, page)
-    first = page.read_text()
-    assert "Was here" not in first
-    assert first.startswith("# A")
-    assert first.endswith("## B\n")
-    evidence_table.write_section(made, page)
-    assert page.read_text() == first
-
-
-def test_the_page_has_the_numbers_of_the_record() -> None:
-    text = evidence_table.RESULTS.read_text(encoding="utf-8")
-    made = json.loads(RECORD.read_text(encoding="utf-8"))
-    assert evidence_table.with_section(text, made) == text
+    assert "`random`" in evidence_table.section(made)

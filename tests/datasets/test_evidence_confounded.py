@@ -68,6 +68,8 @@ def test_who_reads_the_label_is_right_and_who_reads_the_site_is_misled(tiles: Ti
         if {row["first"], row["second"]} == {"label", "site"}
     )
     assert abs(pair["value"]) > 0.8
-    text = confounded.section(made | {"cases": 100, "tiles": 1200, "input_size": 64})
+    text = confounded.section(
+        made | {"cases": 100, "tiles": 1200, "input_size": 64, "resamples": 2000}
+    )
     assert text.index("`label` |") < text.index("`site` |")
     assert "`label` minus `site`" not in text  # pairs with the frozen network and Macenko alone

@@ -11,9 +11,6 @@ import pytest
 from PIL import Image
 
 from benchmarks import evidence_fan
-from tests.conftest import REPO
-
-RECORD = REPO / "docs" / "evidence" / "fan.json"
 
 
 @pytest.fixture
@@ -70,14 +67,4 @@ def test_it_measures_averages_seeds_and_fills_the_page(tiles: Path, tmp_path: Pa
     one, two = made["encoders"]["one"], made["encoders"]["two"]
     assert (one["seeds"], two["seeds"]) == (1, 2)
     assert {**one, "seeds": 2} == two
-    page = f"# A\n\n{evidence_fan.START}\nold\n{evidence_fan.END}\n\n## B\n"
-    text = evidence_fan.with_section(page, made)
-    assert "old" not in text
-    assert text.endswith("## B\n")
-    assert evidence_fan.with_section(text, made) == text
-
-
-def test_the_page_has_the_numbers_of_the_record() -> None:
-    text = evidence_fan.RESULTS.read_text(encoding="utf-8")
-    made = json.loads(RECORD.read_text(encoding="utf-8"))
-    assert evidence_fan.with_section(text, made) == text
+    assert "`two`" in evidence_fan.section(made)

@@ -1,13 +1,47 @@
-"""The table of real tiles is of the records, on both pages."""
+"""Tables of real tiles are of the records, on every page that shows them."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
 
+from benchmarks import evidence_confounded, evidence_fan, evidence_norms, evidence_table
 from benchmarks import evidence_summary as summary
 from tools.pages import between
+
+APPENDIX = evidence_norms.PAGE
+RECORDS = evidence_norms.RECORD.parent
+
+
+class Shown(NamedTuple):
+    """A section of a page and what makes it."""
+
+    record: str
+    page: Path
+    marks: tuple[str, str]
+    section: Callable[[Any], str]
+
+
+SHOWN = [
+    Shown(f"{name}{kind}", page, marks, section)
+    for kind, page in (("", evidence_table.RESULTS), ("-moving-norms", APPENDIX))
+    for name, marks, section in (
+        ("amibr", evidence_table.MARKS, evidence_table.section),
+        ("confounded", evidence_confounded.MARKS, evidence_confounded.section),
+        ("fan", evidence_fan.MARKS, evidence_fan.section),
+    )
+] + [Shown("norms", APPENDIX, evidence_norms.MARKS, evidence_norms.section)]
+
+
+@pytest.mark.parametrize("shown", SHOWN, ids=lambda shown: shown.record)
+def test_a_section_is_of_its_record(shown: Shown) -> None:
+    text = shown.page.read_text(encoding="utf-8")
+    made = json.loads((RECORDS / f"{shown.record}.json").read_text(encoding="utf-8"))
+    assert between(text, shown.marks, f"\n\n{shown.section(made)}\n") == text
 
 
 @pytest.mark.parametrize("page", summary.PAGES, ids=lambda page: page.name)
@@ -22,3 +56,9 @@ def test_every_row_is_of_a_record() -> None:
     for name, keys in summary.ROWS.items():
         known = [key in made[record] for record, key in zip(made, keys, strict=True) if key]
         assert any(known), name
+
+
+def test_a_section_is_replaced_and_what_is_around_it_stays() -> None:
+    start, end = evidence_fan.MARKS
+    text = between(f"# A\n\n{start}\nold\n{end}\n\n## B\n", (start, end), "\nnew\n")
+    assert text == f"# A\n\n{start}\nnew\n{end}\n\n## B\n"
