@@ -178,8 +178,8 @@ def section(made: Mapping[str, Any]) -> str:
     lines = [
         f"{made['cases']} cases, {made['tiles']:,} tiles, networks at {made['input_size']} px; "
         f"95 % intervals over cases, {made['resamples']:,} resamples. Below 0.5 the probe answers "
-        f"by the site. Corrected over {len(pairs)} pairs of encoders, so many resamples give no p-value "
-        f"below {2 / made['resamples'] * len(pairs):.3f}.",
+        f"by the site. Corrected over {len(pairs)} pairs of encoders, so many resamples give no "
+        f"p-value below {2 / made['resamples'] * len(pairs):.3f}.",
         "",
         *table(head, rows),
         *evidence_table.pairs(order, pairs, "AUROC, paired"),
