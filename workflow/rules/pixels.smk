@@ -3,16 +3,16 @@
 CONDA = "../envs/reading.yaml"
 
 
-def for_now(output):
-    """Kept, or removed by Snakemake after the last job that reads it."""
-    return output if PLAN.config.slides.keep_pixels else temp(output)
+STORE = directory(PATHS.pixels("{cohort}", "{tiling}", "{part}"))
+if not PLAN.config.slides.keep_pixels:
+    STORE = temp(STORE)  # removed after the last job that reads it
 
 
 rule pixels:
     input:
         unpack(PLAN.inputs("pixels", "cohort", "part")),
     output:
-        for_now(directory(PATHS.pixels("{cohort}", "{tiling}", "{part}"))),
+        STORE,
     log:
         LOGS / "pixels/{cohort}/{tiling}/{part}.log",
     benchmark:
