@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from stainssl.evaluation.baselines import column_features
+from stainssl.evaluation.columns import column_features
 from stainssl.mil.bags import Bag
 
 

@@ -278,8 +278,10 @@ class BenchmarkJob(Job):
     """Tasks × encoders × heads: one table and its figures.
 
     Attributes:
-        answers: (task, run, head) → the folder of the answer; of tile tasks the head is `probe`
-            or `fine-tune`. A task of several labels is a task a label here.
+        made: the folders that the jobs of the tasks write.
+        answers: (task, run, head) → the folder of the answer, one of `made` or in it; of tile
+            tasks the head is `probe` or `fine-tune`. A task of several labels is a task a label
+            here.
         robustness: run → its folder.
         folds: task → its folds.
         labels: (cohort, part) → tile labels of the tile tasks' parts.
@@ -292,7 +294,8 @@ class BenchmarkJob(Job):
     """
 
     name: Resource[str]
-    answers: Reads[dict[tuple[str, str, str], Path]]
+    made: Reads[list[Path]]
+    answers: Resource[dict[tuple[str, str, str], Path]]
     robustness: Reads[dict[str, Path]]
     folds: Reads[dict[str, Path]]
     labels: Reads[dict[Part, Path]]
@@ -322,6 +325,7 @@ def benchmark(config: Config, benchmark: str) -> BenchmarkJob:
     # Of several labels each is judged as a task.
     tasks = {n: q for name in spec.tasks for n, q in config.tasks[name].questions(name).items()}
     sources = {question: config.sources()[question] for question in tasks}
+    whole = {question: (name, "") for question, (name, _) in sources.items()}
     tiled = [task for task in tasks.values() if task.level == "tile"]
     cohorts = list(dict.fromkeys(c for task in tasks.values() for c in task.cohorts))
     labelled = parts_of(config, list(dict.fromkeys(c for task in tiled for c in task.cohorts)))
@@ -329,6 +333,7 @@ def benchmark(config: Config, benchmark: str) -> BenchmarkJob:
     is_robust = {key for key in runs if spec.robustness and robust_tasks(config, key)}
     return BenchmarkJob(
         name=benchmark,
+        made=list(_answers(paths, spec, tasks, names, whole).values()),
         answers=_answers(paths, spec, tasks, names, sources),
         robustness={n: paths.robustness(n) for key in runs if key in is_robust for n in runs[key]},
         folds={question: paths.folds(name) for question, (name, _) in sources.items()},

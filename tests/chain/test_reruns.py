@@ -74,6 +74,16 @@ def test_a_corrected_label_touches_no_pixel_and_no_encoder(workflow: Workflow) -
     assert set(workflow.planned()) == {"folds", "mil", "benchmark"}
 
 
+def test_several_labels_of_one_model_reach_the_table(workflow: Workflow) -> None:
+    workflow.edit(
+        "config.yaml", lambda text: text.replace("label: her2", "labels: [her2, response]")
+    )
+    workflow.run()
+    table = pd.read_csv(workflow.folder / "results/benchmarks/main/table.csv")
+    assert {"her2.her2", "her2.response"} <= set(table["task"])
+    assert workflow.planned() == {}
+
+
 def _contents(folder: Path) -> dict[str, bytes]:
     return {
         str(file.relative_to(folder)): file.read_bytes()

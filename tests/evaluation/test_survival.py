@@ -18,6 +18,7 @@ from sksurv.util import Surv
 from stainssl.config import dump, load, parse
 from stainssl.errors import StainsslError
 from stainssl.evaluation import baselines
+from stainssl.evaluation.columns import column_features
 from stainssl.evaluation.folds import each_fold
 from stainssl.evaluation.follow_up import follow_up, follow_up_word, horizons_of
 from stainssl.evaluation.kinds import labels_of
@@ -210,7 +211,7 @@ def test_coxs_regression_finds_what_a_column_tells_and_ranks_as_scikit_survivals
     two = baselines.predict_survival_from_columns(units, ["age", "site"], folds)
     _, _, role = next(iter(each_fold(folds)))
     training = units["patient_id"].isin(role["train"] | role["val"]).to_numpy()
-    x = baselines.column_features(units, ["age", "site"], training)
+    x = column_features(units, ["age", "site"], training)
     x = x[:, x[training].std(axis=0) > 0]
     time, event = follow_up(units["label"])
     z = (x - x[training].mean(axis=0)) / x[training].std(axis=0)

@@ -115,9 +115,11 @@ def test_the_worst_pair_is_each_encoders_own_in_every_resample():
 def test_an_encoder_that_knows_reinhard_is_not_tested_by_it():
     recipe = {"train": {"cohorts": ["mine"]}, "backbone": BACKBONE}
     cohorts = {"mine": {"sheet": "slides.csv"}}
-    encoders = {n.replace(", ", "-").replace(" ", "-"): recipe | keys
-                for n, keys in evidence.ENCODERS.items()
-                if keys["method"] != "random" and "supervised_weight" not in keys}  # fmt: skip
+    encoders = {
+        name.replace(", ", "-").replace(" ", "-"): recipe | keys
+        for name, keys in evidence.ENCODERS.items()
+        if keys.get("method", "random") != "random" and "supervised_weight" not in keys
+    }
     found = parse({"cohorts": cohorts, "encoders": encoders}).encoders
     known = {name for name, encoder in found.items() if evidence.knows_reinhard(encoder)}
     assert known == {"simclr-randstainna", "stain-invariant-drawn"}

@@ -1,0 +1,44 @@
+"""Columns of a sheet as features."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from stainssl.evaluation.labels import is_unknown
+from stainssl.evaluation.probe import Floats
+
+
+def column_features(
+    table: pd.DataFrame, columns: Sequence[str], training: NDArray[np.bool_] | None = None
+) -> Floats:
+    """Columns of a sheet as numbers for a linear probe.
+
+    A column of numbers is taken as such, its unknown values at the median of the training rows, and
+    says in a second feature where it was unknown; any other column is a feature a word, unknown
+    being one. What says 'unknown' is told by `labels.is_unknown`.
+
+    Args:
+        table: a row per unit.
+        columns: of the table.
+        training: (N,) rows whose median is taken; None: all.
+
+    Returns:
+        (N, F) float32.
+    """
+    training = np.ones(len(table), bool) if training is None else training
+    parts: list[np.ndarray] = []
+    for column in columns:
+        unknown = table[column].map(is_unknown).to_numpy(bool)
+        words = table[column].astype(str).str.strip().mask(unknown, "")
+        numbers = pd.to_numeric(words.mask(unknown), errors="coerce").to_numpy(float)
+        if not unknown.all() and np.isfinite(numbers[~unknown]).all():
+            known = numbers[training & ~unknown]
+            middle = np.median(known) if len(known) else 0.0
+            parts += [np.where(unknown, middle, numbers), unknown]
+        else:
+            parts += [(words == word).to_numpy() for word in sorted(set(words))]
+    return np.stack(parts, axis=1).astype(np.float32)
