@@ -129,12 +129,13 @@ function survivalPlot(groups, act) {
   return plot.element;
 }
 
-// Cases by how far their stain is from the middle one, at most 4 times the median distance drawn.
+// Cases by how far their stain is from the middle one.
 function stainPlot(cases, name, act) {
   const known = cases.stain_distance.map((_, i) => i).filter((i) => cases.stain_distance[i] !== null);
   if (!known.length) return null;
-  const plot = new UnitPlot("Answers by distance of stain", "distance from the middle stain (median 1)", "probability of the truth", [0, 4]);
-  const x = known.map((i) => Math.min(cases.stain_distance[i], 4));
+  const x = known.map((i) => cases.stain_distance[i]);
+  const right = Math.ceil(Math.max(...x)) || 1;
+  const plot = new UnitPlot("Answers by distance of stain", "distance from the middle stain (median 1)", "probability of the truth", [0, right]);
   const told = (j) => `${name(known[j])}: stain at ${shown(cases.stain_distance[known[j]], 2)}, truth given ${shown(cases.p_truth[known[j]], 2)}; a click shows the case`;
   plot.points(x, known.map((i) => cases.p_truth[i]), told, 3, (j) => act(known[j]));
   return plot.element;
