@@ -857,6 +857,16 @@ class Config(Model):
             yield other
             key = other
 
+    def benchmarked(self) -> list[tuple[str, str]]:
+        """(task, encoder) of every row of every benchmark, each once, in their order."""
+        pairs = [
+            (task, encoder)
+            for benchmark in self.benchmarks.values()
+            for task in benchmark.tasks
+            for encoder in benchmark.encoders
+        ]
+        return list(dict.fromkeys(pairs))
+
     def questions(self) -> dict[str, Task]:
         """Every task as it is judged: of several labels a task each."""
         return {n: q for name, task in self.tasks.items() for n, q in task.questions(name).items()}

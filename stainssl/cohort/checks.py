@@ -289,14 +289,8 @@ def _centring_problems(config: Config) -> Iterator[str]:
     from stainssl.evaluation.centring import sites_of, unknown_sites
     from stainssl.evaluation.kinds import labels_of
 
-    pairs = [
-        (task, encoder)
-        for benchmark in config.benchmarks.values()
-        for task in benchmark.tasks
-        for encoder in benchmark.encoders
-        if config.encoders[encoder].center
-    ]
-    for task, encoder in dict.fromkeys(pairs):
+    pairs = [pair for pair in config.benchmarked() if config.encoders[pair[1]].center]
+    for task, encoder in pairs:
         spec = config.tasks[task]
         labels, rows = labels_of(spec), _task_rows(config, spec)
         try:

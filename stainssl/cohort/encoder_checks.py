@@ -31,7 +31,7 @@ from stainssl.encoders.slide_recipes import SlideRecipe, told_of
 from stainssl.encoders.standards import standard
 from stainssl.encoders.weights import SAMPLES, weight_files
 from stainssl.errors import StainsslError
-from stainssl.evaluation.spread import MPP_SLACK
+from stainssl.evaluation.spread import is_trained_scale
 from stainssl.runtime.content import content_key
 from stainssl.runtime.devices import memory_bytes
 
@@ -100,14 +100,8 @@ def _start(config: Config, name: str) -> str:
 
 def _tuned_blocks(config: Config) -> Iterator[str]:
     """Likewise of the encoders that a benchmark fine-tunes on a task."""
-    pairs = [
-        (task, encoder)
-        for benchmark in config.benchmarks.values()
-        for task in benchmark.tasks
-        for encoder in benchmark.encoders
-        if config.tasks[task].is_fine_tuned
-    ]
-    for task, encoder in dict.fromkeys(pairs):
+    pairs = [pair for pair in config.benchmarked() if config.tasks[pair[0]].is_fine_tuned]
+    for task, encoder in pairs:
         count = config.tasks[task].fine_tune.last_blocks
         for sentence in _blocks(count, _start(config, encoder)):
             yield f"tasks.{task}.fine_tune.tune, of encoders.{encoder}: {sentence}"
@@ -276,7 +270,7 @@ def warnings(config: Config) -> Iterator[str]:
 def _scale_warning(config: Config, name: str, recipe: str, mpp: tuple[float, ...]) -> Iterator[str]:
     key = config.encoders[name].tiling
     own = config.tilings[key].mpp
-    if not any(1 / MPP_SLACK < own / trained < MPP_SLACK for trained in mpp):
+    if not is_trained_scale(own, mpp):
         trained = ", ".join(f"{one:g}" for one in mpp)
         yield (
             f"encoders.{name}: {recipe} was trained at {trained} µm/px, and tiling {key!r} has"

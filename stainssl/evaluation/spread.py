@@ -71,6 +71,11 @@ def alike_notes(folders: Mapping[str, Iterable[Path]]) -> list[str]:
     ]
 
 
+def is_trained_scale(mpp: float, trained: Iterable[float]) -> bool:
+    """Whether tiles of so many µm/px are like those that an encoder was trained at."""
+    return any(1 / MPP_SLACK < mpp / one < MPP_SLACK for one in trained)
+
+
 def weights_notes(folders: Mapping[str, Iterable[Path]]) -> list[str]:
     """A note for a table on the weights that are known by name: which, and tiles unlike theirs.
 
@@ -87,7 +92,7 @@ def _phrase(run: str, told: Mapping[str, Any]) -> str:
     said = [f"SHA-256 {told['weights_sha256'][:12]}"]
     said += [f"revision {told['revision'][:12]}"] if "revision" in told else []
     mpp, trained = told["mpp"], told["trained_mpp"]
-    if trained and not any(1 / MPP_SLACK < mpp / one < MPP_SLACK for one in trained):
+    if trained and not is_trained_scale(mpp, trained):
         said.append(f"trained at {', '.join(f'{one:g}' for one in trained)} µm/px, not at {mpp:g}")
     name = run if run == told["recipe"] else f"{run} is {told['recipe']}"
     return f"{name} ({', '.join(said)})"
