@@ -5,8 +5,6 @@ FROM python:3.11-slim-bookworm
 
 ARG TORCH=cpu
 
-SHELL ["/bin/bash", "-o", "pipefail", "-c"]
-
 # libglib2.0-0 is for OpenCV.
 RUN apt-get update \
     && apt-get install --no-install-recommends --yes libglib2.0-0=2.74.* \
@@ -14,15 +12,16 @@ RUN apt-get update \
 
 COPY . /opt/stainssl
 WORKDIR /opt/stainssl
+# torch's wheel on PyPI is the one for CUDA; no GPU is seen during a build, so nothing is detected.
 RUN pip install --no-cache-dir uv==0.13.* \
     && if [ "$TORCH" = cuda ]; then \
-        cp requirements.lock /tmp/lock && backend=auto; \
+        uv pip install --system --no-cache --no-deps --requirement requirements.lock; \
     else \
-        grep -vE '^(nvidia-|cuda-|triton==)' requirements.lock > /tmp/lock && backend=cpu; \
+        grep -vE '^(nvidia-|cuda-|triton==)' requirements.lock > /tmp/lock \
+        && uv pip install --system --no-cache --no-deps --torch-backend cpu --requirement /tmp/lock \
+        && rm /tmp/lock; \
     fi \
-    && uv pip install --system --no-cache --no-deps --torch-backend "$backend" --requirement /tmp/lock \
-    && uv pip install --system --no-cache --no-deps . \
-    && rm /tmp/lock
+    && uv pip install --system --no-cache --no-deps .
 
 WORKDIR /work
 ENTRYPOINT ["stainssl"]

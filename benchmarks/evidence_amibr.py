@@ -1,7 +1,8 @@
 """Atypical mitoses at a site that was never seen: frozen encoders on the real tiles of AMi-Br.
 
     python -m benchmarks.evidence_amibr measure --root AMi-Br --work FOLDER --encoder NAME=SOURCE …
-    python -m benchmarks.evidence_amibr table --work FOLDER --json docs/evidence/amibr.json
+    python -m benchmarks.evidence_amibr table --root AMi-Br --work FOLDER \
+        --json docs/evidence/amibr.json
     python -m benchmarks.evidence_amibr docs --json docs/evidence/amibr.json
 
 Each of the five sites is left out in turn. A linear probe learns `atypical` from the cases of the
@@ -18,7 +19,8 @@ tile to the mean stain of the training cases first; `macenko-reference+SOURCE` t
 reference instead, which no tile here has chosen.
 
 Predictions go into `WORK/runs/`, a file per encoder and site, so that an interrupted measurement
-goes on. `table` compares the encoders that have all five sites and names those that have not.
+goes on. `table` adds them to the predictions beside the JSON (`amibr.parquet`), compares all
+encoders that have all five sites and names those that have not.
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from sklearn.metrics import roc_curve
 
-from benchmarks import evidence_table
+from benchmarks import evidence_predictions, evidence_table
 from benchmarks.color import color_features
 from stainssl.datasets import load as load_release
 from stainssl.encoders.loading import LoadedEncoder, new_backbone
@@ -63,6 +65,12 @@ Vectors = NDArray[np.float32]
 # --- data -----------------------------------------------------------------------------------------
 
 
+def read_sheet(root: Path) -> pd.DataFrame:
+    """The release's sheet, a row a tile."""
+    sheet = load_release("amibr", root).sheet
+    return sheet[sheet["exclude"] == ""].reset_index(drop=True)
+
+
 def read_tiles(root: Path, per_case: int | None) -> tuple[pd.DataFrame, Images]:
     """The release's sheet and its (N, 128, 128, 3) pixels.
 
@@ -70,8 +78,7 @@ def read_tiles(root: Path, per_case: int | None) -> tuple[pd.DataFrame, Images]:
         root: the release's folder.
         per_case: at most so many tiles of a case, drawn by seed 0; None: all.
     """
-    sheet = load_release("amibr", root).sheet
-    sheet = sheet[sheet["exclude"] == ""].reset_index(drop=True)
+    sheet = read_sheet(root)
     if per_case is not None:
         sheet = sheet.sample(frac=1, random_state=0).groupby("patient_id").head(per_case)
         sheet = sheet.sort_index().reset_index(drop=True)
@@ -226,6 +233,17 @@ def finished(work: Path) -> dict[str, dict[str, pd.DataFrame]]:
     return found
 
 
+def compared(given: argparse.Namespace) -> dict[str, Any]:
+    """The record of the predictions beside the JSON and of the finished runs, which join them."""
+    path = given.json.with_suffix(".parquet")
+    sheet = read_sheet(given.root)
+    before, described = evidence_predictions.read(path, sheet, LABEL)
+    described |= {p.stem: json.loads(p.read_text()) for p in (given.work / "runs").glob("*.json")}
+    evidence_predictions.write(path, {**before, **finished(given.work)}, described)
+    runs, _ = evidence_predictions.read(path, sheet, LABEL)
+    return evidence_table.record(runs, described, given.resamples)
+
+
 def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
@@ -237,6 +255,7 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     one.add_argument("--input-size", type=int, default=128, help="side in px of every network")
     one.add_argument("--per-case", type=int, help="at most so many tiles of a case; default: all")
     two = verbs.add_parser("table", help="figures of the finished runs as JSON")
+    two.add_argument("--root", type=Path, required=True, help="the release's folder")
     two.add_argument("--work", type=Path, required=True)
     two.add_argument("--json", type=Path, required=True)
     two.add_argument("--resamples", type=int, default=2000)
@@ -252,10 +271,7 @@ def main(words: Sequence[str] | None = None) -> None:
         measure(given)
         return
     if given.verb == "table":
-        runs = {p.stem: json.loads(p.read_text()) for p in (given.work / "runs").glob("*.json")}
-        record = evidence_table.record(finished(given.work), runs, given.resamples)
-        given.json.parent.mkdir(parents=True, exist_ok=True)
-        write_text(given.json, json.dumps(record, indent=1) + "\n")
+        write_text(given.json, json.dumps(compared(given), indent=1) + "\n")
         return
     evidence_table.write_section(given, evidence_table.MARKS, evidence_table.section)
 

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from sklearn.metrics import balanced_accuracy_score
 
-from benchmarks import evidence_amibr, evidence_table
+from benchmarks import evidence_amibr, evidence_predictions, evidence_table
 
 
 @pytest.fixture(scope="module")
@@ -91,3 +91,40 @@ def test_the_record_compares_what_is_whole_and_names_the_rest(work: Path, tmp_pa
     other = made["encoders"]["random"]["mean"]["auroc"]["value"]
     assert pair["value"] == pytest.approx(mean - other, abs=1e-3)
     assert "`random`" in evidence_table.section(made)
+
+
+def _table(work: Path, releases: dict[str, Path], made: Path) -> dict:
+    where = ["--root", str(releases["amibr"]), "--work", str(work)]
+    evidence_amibr.main(["table", *where, "--json", str(made), "--resamples", "200"])
+    return json.loads(made.read_text())
+
+
+def test_encoders_of_the_predictions_are_compared_with_later_ones(
+    work: Path, releases: dict[str, Path], tmp_path: Path
+) -> None:
+    whole = _table(work, releases, tmp_path / "whole.json")
+    first, later = tmp_path / "first", tmp_path / "later"
+    for folder, names in ((first, ["color", "red"]), (later, ["random"])):
+        (folder / "runs").mkdir(parents=True)
+        for path in (work / "runs").iterdir():
+            if path.stem.split("@")[0] in names:
+                (folder / "runs" / path.name).write_bytes(path.read_bytes())
+    assert set(_table(first, releases, tmp_path / "parts.json")["encoders"]) == {"color", "red"}
+    assert _table(later, releases, tmp_path / "parts.json") == whole
+    columns = set(pd.read_parquet(tmp_path / "parts.parquet").columns)
+    assert columns == {
+        f"{n}{end}" for n in ("color", "random", "red") for end in ("", " threshold")
+    }
+
+
+def test_predictions_hold_no_label(work: Path, releases: dict[str, Path], tmp_path: Path) -> None:
+    runs = {"color": evidence_amibr.finished(work)["color"]}
+    evidence_predictions.write(tmp_path / "p.parquet", runs, {"color": {"source": "color"}})
+    sheet = evidence_amibr.read_sheet(releases["amibr"])
+    found, described = evidence_predictions.read(tmp_path / "p.parquet", sheet, "atypical")
+    assert described == {"color": {"source": "color"}}
+    for site, rows in runs["color"].items():
+        one = found["color"][site].set_index("slide_id").loc[rows["slide_id"]]
+        np.testing.assert_array_equal(one["y"], rows["y"])
+        np.testing.assert_allclose(one["p_1"], rows["p_1"], atol=1e-6)
+        np.testing.assert_array_equal(one["patient_id"], rows["patient_id"])
