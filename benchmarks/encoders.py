@@ -32,12 +32,11 @@ from torchvision import transforms as T
 from stainssl.encoders.loading import load
 from stainssl.encoders.recipes import RECIPES
 from stainssl.stores.atomic import write_text
-from tools.pages import fill
+from tools.pages import fill, marks
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "encoders.json"
 PAGE = ROOT / "docs" / "benchmarks.md"
-MARKS = ("<!-- encoders: generated -->", "<!-- encoders: end -->")
 SIDE = 256  # px of a tile
 ROUNDS = 5
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -218,7 +217,7 @@ def main() -> None:
     parser.add_argument("--write", action="store_true")
     words = parser.parse_args()
     if words.write:
-        fill(PAGE, MARKS, section(json.loads(RESULTS.read_text(encoding="utf-8"))))
+        fill(PAGE, marks(RESULTS.stem), section(json.loads(RESULTS.read_text(encoding="utf-8"))))
         return
     words.work.mkdir(parents=True, exist_ok=True)
     found: dict[str, Any] = {"machine": machine(), "encoders": {}}

@@ -273,7 +273,7 @@ def main(words: Sequence[str] | None = None) -> None:
     if given.verb == "table":
         write_text(given.json, json.dumps(compared(given), indent=1) + "\n")
         return
-    evidence_table.write_section(given, evidence_table.MARKS, evidence_table.section)
+    evidence_table.write_section(given, evidence_table.section)
 
 
 if __name__ == "__main__":

@@ -35,7 +35,6 @@ from stainssl.evaluation.predictions import read_scored
 from stainssl.evaluation.probe import linear_probe
 from stainssl.stores.atomic import write_text
 
-MARKS = "<!-- confounded: generated -->", "<!-- confounded: end -->"
 WAYS = ("midog", "tupac")  # the group that most atypical tiles of a training part are of
 FOLDS, RARE, RESAMPLES = 5, 0.1, 10_000
 SITE = "site"
@@ -213,7 +212,7 @@ def main(words: Sequence[str] | None = None) -> None:
     if given.verb == "measure":
         write_text(given.json, json.dumps(measure(given), indent=1) + "\n")
         return
-    evidence_table.write_section(given, MARKS, section)
+    evidence_table.write_section(given, section)
 
 
 if __name__ == "__main__":

@@ -37,7 +37,6 @@ from stainssl.stores.atomic import replacing, write_text
 log = logging.getLogger("evidence_fan")
 REPO = Path(__file__).resolve().parent.parent
 PICTURE = REPO / "docs" / "pictures" / "fan-protocols.jpg"
-MARKS = START, END = "<!-- fan: generated -->", "<!-- fan: end -->"
 FIGURES = {"top1": "top-1", "reciprocal_rank": "mean average precision", "margin": "margin"}
 SHOWN = "C2"  # the field of the picture, and the protocol that it is normalized to there
 TARGET = 4
@@ -205,7 +204,7 @@ def main(words: Sequence[str] | None = None) -> None:
     elif given.verb == "picture":
         draw(*read_tiles(given.tiles), PICTURE)
     else:
-        write_section(given, MARKS, section)
+        write_section(given, section)
 
 
 if __name__ == "__main__":

@@ -20,11 +20,10 @@ from typing import Any
 
 from benchmarks.evidence_table import RESULTS, span, table
 from stainssl.stores.atomic import write_text
-from tools.pages import fill
+from tools.pages import fill, marks
 
 PAGE = RESULTS.with_name("results-appendix.md")
 RECORD = RESULTS.parent / "evidence" / "norms.json"
-MARKS = "<!-- norms: generated -->", "<!-- norms: end -->"
 COHORTS = {
     "choosing": "synthetic tiles that defaults are chosen by",
     "breakhis": "BreakHis, three folds of patients",
@@ -87,7 +86,7 @@ def main(words: Sequence[str] | None = None) -> None:
         }
         write_text(RECORD, json.dumps(found, indent=1) + "\n")
         return
-    fill(PAGE, MARKS, f"\n\n{section(json.loads(RECORD.read_text('utf-8')))}\n")
+    fill(PAGE, marks(RECORD.stem), f"\n\n{section(json.loads(RECORD.read_text('utf-8')))}\n")
 
 
 if __name__ == "__main__":

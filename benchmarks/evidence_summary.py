@@ -12,11 +12,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from benchmarks.evidence_table import RESULTS, span, table
-from tools.pages import fill
+from tools.pages import fill, marks
 
 REPO = RESULTS.parent.parent
 PAGES = RESULTS, REPO / "README.md"
-MARKS = "<!-- real tiles: generated -->", "<!-- real tiles: end -->"
+NAME = "real tiles"
 NOTHING = "–"
 # Row → its encoder at a site never seen, where the label goes with the site, and under nine stains.
 ROWS: dict[str, tuple[str, str, str]] = {
@@ -71,7 +71,7 @@ def main() -> None:
     """Write the table into both pages."""
     text = f"\n\n{section(load())}\n"
     for page in PAGES:
-        fill(page, MARKS, text)
+        fill(page, marks(NAME), text)
 
 
 if __name__ == "__main__":

@@ -20,10 +20,9 @@ from stainssl.evaluation.compare import holm
 from stainssl.evaluation.intervals import Estimate, combine, p_value, with_seeds
 from stainssl.evaluation.metrics import estimate, patient_weights
 from stainssl.evaluation.predictions import read_scored
-from tools.pages import fill
+from tools.pages import fill, marks
 
 RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results.md"
-MARKS = START, END = "<!-- amibr: generated -->", "<!-- amibr: end -->"
 METRICS = {"auroc": "AUROC", "balanced_accuracy": "balanced accuracy"}
 # Whose pairs are on the page; all pairs are in the record.
 SHOWN = {
@@ -266,12 +265,10 @@ def add_docs_verb(verbs: Any) -> None:
     docs.add_argument("--page", type=Path, default=RESULTS, help="default: docs/results.md")
 
 
-def write_section(
-    given: argparse.Namespace, marks: tuple[str, str], section: Callable[[Any], str]
-) -> None:
-    """What the verb of `add_docs_verb` does."""
+def write_section(given: argparse.Namespace, section: Callable[[Any], str]) -> None:
+    """What the verb of `add_docs_verb` does: the section bears the name of the record."""
     made = json.loads(given.json.read_text(encoding="utf-8"))
-    fill(given.page, marks, f"\n\n{section(made)}\n")
+    fill(given.page, marks(given.json.stem), f"\n\n{section(made)}\n")
 
 
 def log_to_terminal() -> None:

@@ -38,11 +38,11 @@ from stainssl.evaluation.metrics import METRICS, estimate, patient_weights
 from stainssl.evaluation.predictions import FoldScores, ScoredUnits
 from stainssl.evaluation.probe import fit_linear
 from stainssl.stores.atomic import write_text
+from tools.pages import between, marks
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "statistics.json"
 DOCS = ROOT / "docs" / "benchmarks.md"
-BEGIN, END = "<!-- statistics: generated -->", "<!-- statistics: end -->"
 DIM = 32
 PENALTY = 0.1  # of the probe; fixed, so that a cohort costs one fit a fold
 SHARED = 0.5  # of the noise's variance that two encoders share
@@ -382,10 +382,8 @@ def tables(cells: list[dict[str, Any]]) -> str:
 
 def write(docs: Path = DOCS) -> str:
     """The page with the tables of the results file."""
-    text = docs.read_text()
-    before, rest = text.split(BEGIN)
-    after = rest.split(END)[1]
-    return f"{before}{BEGIN}\n\n{tables(json.loads(RESULTS.read_text()))}\n\n{END}{after}"
+    made = tables(json.loads(RESULTS.read_text()))
+    return between(docs.read_text(), marks(RESULTS.stem), f"\n\n{made}\n\n")
 
 
 def main() -> None:

@@ -8,11 +8,11 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from tools.pages import between
+from tools.pages import between, marks
 
 REPO = Path(__file__).resolve().parent.parent
 README, KEPT = REPO / "README.md", REPO / "docs" / "evidence" / "demo-table.txt"
-MARKS = START, END = "<!-- demo: generated -->", "<!-- demo: end -->"
+MARKS = START, END = marks("demo")
 
 
 def with_section(text: str, table: str) -> str:

@@ -7,6 +7,11 @@ from pathlib import Path
 from stainssl.stores.atomic import write_text
 
 
+def marks(name: str) -> tuple[str, str]:
+    """What stands before and after a generated part of a page."""
+    return f"<!-- {name}: generated -->", f"<!-- {name}: end -->"
+
+
 def between(page: str, marks: tuple[str, str], text: str) -> str:
     """A page with a text in place of what stood between its two marks."""
     start, end = marks

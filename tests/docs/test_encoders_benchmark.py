@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 
 from benchmarks import encoders
-from tools.pages import between
+from tools.pages import between, marks
 
 
 def test_the_table_on_the_page_is_that_of_the_record() -> None:
     found = json.loads(encoders.RESULTS.read_text(encoding="utf-8"))
     assert set(found["encoders"]) == set(encoders.CARDS)
     text = encoders.PAGE.read_text(encoding="utf-8")
-    assert between(text, encoders.MARKS, encoders.section(found)) == text
+    assert between(text, marks("encoders"), encoders.section(found)) == text

@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks import evidence_confounded, evidence_fan, evidence_norms, evidence_table
 from benchmarks import evidence_summary as summary
-from tools.pages import between
+from tools.pages import between, marks
 
 APPENDIX = evidence_norms.PAGE
 RECORDS = evidence_norms.RECORD.parent
@@ -22,33 +22,35 @@ class Shown(NamedTuple):
 
     record: str
     page: Path
-    marks: tuple[str, str]
     section: Callable[[Any], str]
 
 
 SHOWN = [
-    Shown(f"{name}{kind}", page, marks, section)
+    Shown(f"{name}{kind}", page, section)
     for kind, page in (("", evidence_table.RESULTS), ("-moving-norms", APPENDIX))
-    for name, marks, section in (
-        ("amibr", evidence_table.MARKS, evidence_table.section),
-        ("confounded", evidence_confounded.MARKS, evidence_confounded.section),
-        ("fan", evidence_fan.MARKS, evidence_fan.section),
+    for name, section in (
+        ("amibr", evidence_table.section),
+        ("confounded", evidence_confounded.section),
+        ("fan", evidence_fan.section),
     )
-] + [Shown("norms", APPENDIX, evidence_norms.MARKS, evidence_norms.section)]
+] + [
+    Shown("amibr-all", APPENDIX, evidence_table.section),
+    Shown("norms", APPENDIX, evidence_norms.section),
+]
 
 
 @pytest.mark.parametrize("shown", SHOWN, ids=lambda shown: shown.record)
 def test_a_section_is_of_its_record(shown: Shown) -> None:
     text = shown.page.read_text(encoding="utf-8")
     made = json.loads((RECORDS / f"{shown.record}.json").read_text(encoding="utf-8"))
-    assert between(text, shown.marks, f"\n\n{shown.section(made)}\n") == text
+    assert between(text, marks(shown.record), f"\n\n{shown.section(made)}\n") == text
 
 
 @pytest.mark.parametrize("page", summary.PAGES, ids=lambda page: page.name)
 def test_the_table_on_the_page_is_that_of_the_records(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     made = f"\n\n{summary.section(summary.load())}\n"
-    assert between(text, summary.MARKS, made) == text
+    assert between(text, marks(summary.NAME), made) == text
 
 
 def test_every_row_is_of_a_record() -> None:
@@ -59,6 +61,6 @@ def test_every_row_is_of_a_record() -> None:
 
 
 def test_a_section_is_replaced_and_what_is_around_it_stays() -> None:
-    start, end = evidence_fan.MARKS
+    start, end = marks("fan")
     text = between(f"# A\n\n{start}\nold\n{end}\n\n## B\n", (start, end), "\nnew\n")
     assert text == f"# A\n\n{start}\nnew\n{end}\n\n## B\n"
