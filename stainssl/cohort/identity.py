@@ -100,10 +100,10 @@ def _groups(config: Config, thorough: bool) -> list[list[Listed]]:
     """Rows that name one picture, of pictures that several rows name."""
     rows = list(_listed(config, thorough))
     limit = float("inf") if thorough else MAX_QUICK_FILES
-    keys = file_keys([file_of(row.path) for row in rows], limit)
+    files = [file_of(row.path) for row in rows]
+    keys = file_keys(files, limit)
     found: dict[Hashable, list[Listed]] = {}
-    for row in rows:
-        file = file_of(row.path)
+    for row, file in zip(rows, files, strict=True):
         if file in keys:
             picture = row.path[len(str(file)) :]  # `#17` of a packed file
             found.setdefault((keys[file], picture), []).append(row)

@@ -7,7 +7,7 @@ from functools import lru_cache
 import pandas as pd
 
 from stainssl.cohort import PART, part_names, part_rows
-from stainssl.cohort.sheet import SheetState, sheet_state
+from stainssl.cohort.sheet import SheetState, judged, sheet_state
 from stainssl.config import Config
 
 Part = tuple[str, str]  # cohort, part
@@ -16,6 +16,19 @@ Part = tuple[str, str]  # cohort, part
 def columns_of(rows: pd.DataFrame, *names: str) -> pd.DataFrame:
     """Some columns of a sheet's rows, in the order asked for; those that it lacks are left out."""
     return rows[[name for name in dict.fromkeys(names) if name in rows]].reset_index(drop=True)
+
+
+def part_columns(config: Config, cohort: str, part: str, *names: str) -> pd.DataFrame:
+    """`columns_of` the rows of one part."""
+    return _columns_of_parts(sheet_state(config, cohort), names)[part].copy(deep=False)
+
+
+@lru_cache(maxsize=64)
+def _columns_of_parts(asked: SheetState, names: tuple[str, ...]) -> dict[str, pd.DataFrame]:
+    """Part → columns of its rows: chosen once for a sheet, and not by each of thousands of jobs."""
+    rows = judged(asked)
+    grouped = columns_of(rows, *names).groupby(rows[PART].to_numpy(), sort=False)
+    return {str(part): own.reset_index(drop=True) for part, own in grouped}
 
 
 def parts_of(config: Config, cohorts: list[str]) -> list[Part]:

@@ -14,7 +14,7 @@ from stainssl.config import Cohort, Config, Demo, Frame, Outlines, Tiling
 from stainssl.errors import StainsslError
 from stainssl.paths import Paths
 from stainssl.plan.job import Job, Reads, Resource, Setting, Writes
-from stainssl.plan.rows import columns_of
+from stainssl.plan.rows import columns_of, part_columns
 from stainssl.slides.hdf5_patch import file_of
 
 
@@ -94,7 +94,7 @@ def tile(config: Config, cohort: str, part: str) -> TileJob:
         tiles=paths.tiles(cohort, found.tiling, part),
         qc=paths.qc(cohort, found.tiling, part),
         previews=paths.previews(cohort, found.tiling, part),
-        rows=columns_of(rows, "slide_id", "path", "mpp"),
+        rows=part_columns(config, cohort, part, "slide_id", "path", "mpp"),
         kind=found.kind,
         patches=found.patches if found.kind == "patches" else "whole",
         reader=_reader(config, found),
@@ -227,7 +227,7 @@ def label(config: Config, cohort: str, part: str) -> LabelJob:
         annotation_files=_files_by_slide(found, rows, pattern),
         labels=paths.labels(cohort, found.tiling, part),
         kind=found.kind,
-        rows=columns_of(rows, "slide_id", *names),
+        rows=part_columns(config, cohort, part, "slide_id", *names),
         names=names,
         outlines={name: outlines_of(found, name) for name in names},
         known_classes=known_classes(found, names) if names else set(),
@@ -264,7 +264,7 @@ def pixels(config: Config, cohort: str, part: str) -> PixelsJob:
         qc=paths.qc(cohort, found.tiling, part),
         slides=_slide_files(config, cohort, part, rows),
         pixels=paths.pixels(cohort, found.tiling, part),
-        rows=columns_of(rows, "slide_id", "path"),
+        rows=part_columns(config, cohort, part, "slide_id", "path"),
         reader=_reader(config, found),
         tiling=config.tilings[found.tiling],
         staging=config.slides.staging_place(),

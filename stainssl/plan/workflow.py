@@ -130,6 +130,20 @@ class Plan:
         runs = self.config.runs()
         return any_of(r.name for r in runs if r.encoder.method and not r.encoder.frozen)
 
+    def embedded_alone(self) -> str:
+        """A pattern of the encoders that a rule of their own may embed.
+
+        Left out are those that every cohort reads together with others: Snakemake would plan a
+        second job for each of their parts and then choose.
+        """
+        groups = self.together()
+        grouped = [
+            {name for _, names, read, _ in groups if cohort in read for name in names}
+            for cohort in self.config.cohorts
+        ]
+        everywhere = set.intersection(*grouped) if grouped else set()
+        return any_of(run.name for run in self.config.runs() if run.name not in everywhere)
+
     def together(self) -> list[tuple[str, list[str], list[str], str]]:
         """(rule, its encoders, the cohorts that it reads, its param) of each group of encoders."""
         found: dict[tuple[str, tuple[str, ...]], list[str]] = {}

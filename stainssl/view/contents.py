@@ -7,9 +7,10 @@ sheets hold, so that nothing of a request becomes a path.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import cv2
 import numpy as np
@@ -23,6 +24,7 @@ from stainssl.stores.pixels import decode, encode
 from stainssl.view.benchmarks import Benchmarks
 from stainssl.view.handles import Handles, Key, Recent
 from stainssl.view.layers import SCALE, Layers, geometry
+from stainssl.view.limits import SlideLimits
 from stainssl.view.neighbors import Neighbors
 from stainssl.view.pyramid import Pyramid, read_overview, read_picture
 from stainssl.view.records import HIDDEN, Json, Records
@@ -35,7 +37,9 @@ DATA_ITEMS = 64  # of what was computed of slides that is kept
 THUMBNAIL_PX = 160
 QUALITY = 85
 FIELD_TILES = 4  # side of the field around a tile that is shown under other stains
+OPENING = {"slide", "outlines", "stains"}  # the data for which a slide's file is read
 FAULTS = (StainsslError, SlideError, OSError)
+T = TypeVar("T")
 
 
 class Contents:
@@ -52,6 +56,7 @@ class Contents:
         self.benchmarks = Benchmarks(self.records)
         self._planes: Recent[Json] = Recent(DATA_ITEMS, lambda _: 1)
         self.handles = Handles(self._open)
+        self.limits = SlideLimits(config.slides.max_minutes)
         self._pictures: Recent[bytes] = Recent(PICTURES_BYTES, len)
         self._outlines: Recent[Json] = Recent(DATA_ITEMS, lambda _: 1)
         self._made: Restained | None = None
@@ -91,7 +96,7 @@ class Contents:
         if len(segments) != count:
             raise KeyError(segments)
         try:
-            return answer(*segments)
+            return self._limited(answer, segments) if kind in OPENING else answer(*segments)
         except FAULTS as error:
             return {"problem": str(error)}
 
@@ -105,7 +110,13 @@ class Contents:
         count, make = self._jpegs[kind]
         if len(segments) != count:
             raise KeyError(segments)
-        return self._pictures.get((kind, *segments), lambda: make(*segments))
+        return self._pictures.get((kind, *segments), lambda: self._limited(make, segments))
+
+    def _limited(self, make: Callable[..., T], segments: tuple[str, ...]) -> T:
+        """`make(*segments)`, the first two of which name a slide, in the time that it may take."""
+        cohort, slide, *_ = segments
+        path = Path(self.records.row(cohort, slide)["path"])
+        return self.limits.within((cohort, slide), path, partial(make, *segments))
 
     def close(self) -> None:
         """Close the slides that are open."""
@@ -120,11 +131,12 @@ class Contents:
     def pyramid(self, cohort: str, slide: str) -> Pyramid:
         """The pyramid of a slide, whose file is opened for it once."""
 
-        def made() -> Pyramid:
+        def made(cohort: str, slide: str) -> Pyramid:
             with self.handles.use((cohort, slide)) as opened:
                 return Pyramid.of(opened)
 
-        return self._pyramids.get((cohort, slide), made)
+        key = cohort, slide
+        return self._pyramids.get(key, lambda: self._limited(made, key))
 
     def _slide(self, cohort: str, slide: str) -> Json:
         row = self.records.row(cohort, slide)

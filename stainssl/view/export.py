@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from urllib.parse import quote
 
@@ -15,6 +16,7 @@ from stainssl.errors import StainsslError
 from stainssl.stores.atomic import replacing
 from stainssl.view.contents import FAULTS, Contents
 from stainssl.view.files import page_files
+from stainssl.view.handles import Key
 from stainssl.view.records import Json
 
 STRIP = 12  # tiles of each end of attention, whose pictures are written
@@ -32,7 +34,7 @@ def write_export(
     """Write the page with some slides: every picture of their pyramids, and all layers.
 
     Neighbors, other stains and benchmarks are left out: they would be files for each tile. A slide
-    that cannot be read costs its pictures.
+    that cannot be read, or takes longer than `slides.max_minutes`, costs its own pictures.
 
     Args:
         folder: is made; one that is there is replaced where an export wrote it.
@@ -57,15 +59,9 @@ def write_export(
         for cohort in dict.fromkeys(cohort for cohort, _ in chosen):
             _write_cohort(contents, made, cohort, {s for c, s in chosen if c == cohort})
         with ThreadPoolExecutor(threads) as pool:
-            for number, (cohort, slide) in enumerate(chosen, start=1):
-                _write_layers(contents, made, cohort, slide)
-                list(
-                    pool.map(
-                        lambda w: _write_picture(contents, made, w),
-                        _pictures(contents, cohort, slide),
-                    )
-                )
-                say(f"{slide} ({number} of {len(chosen)})")
+            for number, one in enumerate(chosen, start=1):
+                detail = _write_slide(contents, made, one, pool)
+                say(f"{one[1]} ({number} of {len(chosen)})" + (f": {detail}" if detail else ""))
     say(f"{folder / 'index.html'} can be opened.")
 
 
@@ -119,6 +115,14 @@ def _write_cohort(contents: Contents, folder: Path, cohort: str, slides: set[str
 
 def _rows(columns: Json, kept: list[int]) -> Json:
     return {name: [values[i] for i in kept] for name, values in columns.items()}
+
+
+def _write_slide(contents: Contents, folder: Path, key: Key, pool: ThreadPoolExecutor) -> str:
+    """Write the layers and pictures of a slide; returns why it was given up, if it was."""
+    contents.limits.start(key)
+    _write_layers(contents, folder, *key)
+    list(pool.map(partial(_write_picture, contents, folder), _pictures(contents, *key)))
+    return contents.limits.given_up(key)
 
 
 def _write_layers(contents: Contents, folder: Path, cohort: str, slide: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import pkgutil
 import re
 import shlex
 import subprocess
@@ -19,6 +20,12 @@ from stainssl.cli import app
 REPO = Path(__file__).resolve().parents[2]
 PAGES = [REPO / "README.md", REPO / "config/README.md", *sorted((REPO / "docs").rglob("*.md"))]
 FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^\1```", re.M | re.S)
+SOURCES = [
+    f"/{path.relative_to(REPO).as_posix()}"
+    for folder in ("benchmarks", "stainssl", "tests", "tools", "workflow")
+    for path in (REPO / folder).rglob("*.*")
+    if path.suffix in (".py", ".smk")
+]
 SNAKEFILE = re.compile(r"^(module|rule|use rule) ", re.M)
 
 
@@ -78,6 +85,26 @@ def test_a_wrong_option_would_be_found() -> None:
         check_block("sh", "stainssl tile --cohrt x --part y\n")
     with pytest.raises(AssertionError, match="no verb"):
         check_block("sh", "stainssl tyle --cohort x\n")
+
+
+def named(page: Path, pattern: str) -> list[str]:
+    """What stands between backticks on a page, outside of its code blocks, and fits a pattern."""
+    return re.findall(rf"`({pattern})`", FENCE.sub("", page.read_text()))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPO)))
+def test_code_that_is_named_is_there(page: Path) -> None:
+    wrong = [name for name in named(page, r"stainssl(?:\.\w+)+") if not _is_there(name)]
+    scripts = [f"/{name}" for name in named(page, r"[\w/]+\.(?:py|smk)")]
+    assert wrong + [name for name in scripts if not any(f.endswith(name) for f in SOURCES)] == []
+
+
+def _is_there(name: str) -> bool:
+    try:
+        pkgutil.resolve_name(name)
+    except (ImportError, AttributeError):
+        return (REPO / name).is_file()  # stainssl.def
+    return True
 
 
 def test_the_first_pages_evidence_is_that_of_the_results() -> None:

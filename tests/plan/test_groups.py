@@ -9,6 +9,7 @@ from stainssl.config import Config, parse
 from stainssl.paths import Paths
 from stainssl.plan import groups
 from stainssl.plan.run import FixedRun, digest, latest, restore
+from stainssl.plan.workflow import Plan
 
 
 def _config(folder: Path, **weights: str) -> Config:
@@ -73,3 +74,34 @@ def test_a_run_reaches_its_jobs_and_no_later_one_takes_its_place(tmp_path, monke
     restore(file)
     assert file.read_text() == first.config
     assert not list(tmp_path.rglob("g.json"))
+
+
+def _plan(folder: Path, benchmarks: dict[str, list[str]]) -> Plan:
+    """A plan of two cohorts, of which each benchmark's task asks some, with encoders a, b, ours."""
+    (folder / "c.csv").write_text("slide_id,patient_id,path,her2\ns,p,s.svs,0\nt,q,t.svs,1\n")
+    (folder / "d.csv").write_text("slide_id,patient_id,path,her2\nu,r,s.svs,0\nv,o,t.svs,1\n")
+    cohort = {"root": str(folder), "patient_ids": "local"}
+    made = {
+        "results": str(folder / "results"),
+        "slides": {"on_missing": "quarantine"},
+        "cohorts": {c: {**cohort, "sheet": str(folder / f"{c}.csv")} for c in "cd"},
+        "encoders": {"a": {"weights": "resnet18"}, "b": {"weights": "resnet34"},
+                     "ours": {"method": "random", "backbone": "resnet18"}},
+        "tasks": {c: {"level": "slide", "label": "her2", "cohorts": [c],
+                      "split": {"kind": "cv", "folds": 2}} for c in "cd"},
+        "heads": {"mean": {"kind": "mean"}},
+        "benchmarks": {c: {"tasks": [c], "encoders": names, "heads": ["mean"], "robustness": False}
+                       for c, names in benchmarks.items()},
+    }  # fmt: skip
+    return Plan(made, is_main=False)
+
+
+def test_what_every_cohort_reads_together_has_no_rule_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.environ", dict(os.environ))
+    folders = [tmp_path / name for name in ("together", "apart")]
+    for folder in folders:
+        folder.mkdir()
+    together = _plan(folders[0], {"c": ["a", "b", "ours"], "d": ["a", "b"]})
+    assert together.embedded_alone() == "ours"
+    apart = _plan(folders[1], {"c": ["a", "b"], "d": ["a", "ours"]})
+    assert apart.embedded_alone() == "a|b|ours"

@@ -12,6 +12,8 @@ rule embed:
         LOGS / "embed/{cohort}/{tiling}/{encoder}/{part}.log",
     benchmark:
         TIMES / "embed/{cohort}/{tiling}/{encoder}/{part}.tsv"
+    wildcard_constraints:
+        encoder=PLAN.embedded_alone(),
     conda:
         CONDA
     resources:
