@@ -128,8 +128,8 @@ def _write_slide(contents: Contents, folder: Path, key: Key, pool: ThreadPoolExe
 def _write_layers(contents: Contents, folder: Path, cohort: str, slide: str) -> None:
     found = contents.data("slide", cohort, slide)
     own: list[Segments] = [("outlines", cohort, slide), ("stain", cohort, slide)]
-    own += [("attention", cohort, slide, a["name"]) for a in found["answers"]]
-    own += [("probability", cohort, slide, name) for name in found["tile_answers"]]
+    own += [("attention", cohort, slide, a["name"]) for a in found.get("answers", [])]
+    own += [("probability", cohort, slide, name) for name in found.get("tile_answers", [])]
     for segments in own:
         _write_data(folder, segments, contents.data(*segments))
     _write_data(folder, ("slide", cohort, slide), {**found, "encoders": []})

@@ -19,6 +19,7 @@ from stainssl.slides.slide import Slide
 from stainssl.view import contents as module
 from stainssl.view.contents import Contents
 from stainssl.view.export import write_export
+from stainssl.view.handles import Key
 from stainssl.view.limits import SlideLimits
 from tests.slides.conftest import stained, write_svs
 
@@ -52,7 +53,7 @@ def tried(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Path]]:
         return real(slide, *at)
 
     monkeypatch.setattr(module, "read_picture", read)
-    monkeypatch.setattr(errors, "CALL_SECONDS", 0.2)
+    monkeypatch.setattr(errors, "CALL_SECONDS", 3.0)
     yield begun
     never.set()
 
@@ -70,6 +71,27 @@ def test_an_export_goes_on_past_a_slide_that_hangs(
     every = [np.prod(pyramid.pictures(level)) for level in range(pyramid.deepest + 1)]
     assert len(list(out.glob("pictures/picture/c/reads/**/*.jpg"))) == sum(every)
     assert sum(path.stem == "hangs" for path in tried) <= 2  # one a thread, not each of them
+
+
+@pytest.mark.usefixtures("page")
+def test_an_export_goes_on_past_a_slide_that_cannot_be_opened_in_time(
+    two: Contents, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    never, opened = threading.Event(), two.handles._open
+
+    def hang(key: Key) -> Slide:
+        if key[1] == "hangs":
+            with library_call("opening"):
+                never.wait()
+        return opened(key)
+
+    monkeypatch.setattr(two.handles, "_open", hang)
+    monkeypatch.setattr(errors, "CALL_SECONDS", 3.0)
+    said = list[str]()
+    write_export(two, tmp_path / "out", [], said.append)
+    never.set()
+    assert "Given up: opening: no answer" in said[0]
+    assert list((tmp_path / "out").glob("pictures/thumbnail/c/reads.jpg"))
 
 
 def test_the_page_says_why_and_asks_no_more(two: Contents, tried: list[Path]) -> None:
