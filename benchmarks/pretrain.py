@@ -38,7 +38,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from stainssl.encoders.loading import new_backbone, vector_length
 from stainssl.pretrain.data import Batch, Stream, TrainTiles
-from stainssl.pretrain.methods import METHODS, NormalizerState, Recipe, StainTargets
+from stainssl.pretrain.methods import PRETRAINING_METHODS, NormalizerState, Recipe, StainTargets
 from stainssl.pretrain.objectives import OBJECTIVES
 from stainssl.pretrain.train import HeadSettings, Learner, Preprocessing
 from stainssl.stain import StainProfile, estimate
@@ -75,7 +75,7 @@ def learner(name: str, backbone: str, size: int, stain: StainTargets | None, col
     torch.manual_seed(0)
     network, _ = new_backbone(backbone, size)
     objective = OBJECTIVES["nt-xent"](network, vector_length(network, size), 0.2, 0)
-    method = METHODS[name](Recipe(size, color, 0), stain)
+    method = PRETRAINING_METHODS[name](Recipe(size, color, 0), stain)
     return Learner(network, objective, method, EVEN, SETTINGS)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from stainssl.errors import StainsslError
-from stainssl.evaluation.exchange import MOST_PATIENTS, exchange_p
+from stainssl.evaluation.exchange import MAX_PATIENTS, exchange_p
 from stainssl.evaluation.intervals import (
     Estimate,
     combine,
@@ -119,7 +119,7 @@ def least_p(scored: ScoredUnits) -> float:
 def floor_p(metric: str, first: Sequence[ScoredUnits], second: Sequence[ScoredUnits]) -> float:
     """What the p-value of a difference is never below.
 
-    `least_p`; for AUROC of two classes and at most `MOST_PATIENTS` patients of one unit each the
+    `least_p`; for AUROC of two classes and at most `MAX_PATIENTS` patients of one unit each the
     p-value of `exchange_p` too: there the limits alone are too often short of zero.
 
     Args:
@@ -128,7 +128,7 @@ def floor_p(metric: str, first: Sequence[ScoredUnits], second: Sequence[ScoredUn
     """
     one, other = first[0], second[0]
     least = least_p(one)
-    is_small = one.is_by_patient and one.patients <= MOST_PATIENTS and len(one.classes) == 2
+    is_small = one.is_by_patient and one.patients <= MAX_PATIENTS and len(one.classes) == 2
     if metric != "auroc" or not is_small or len(first) + len(second) > 2:
         return least
     return max(least, exchange_p(one, other))

@@ -9,8 +9,8 @@ from scipy.stats import rankdata
 
 from stainssl.evaluation.predictions import Floats, FoldScores, ScoredUnits
 
-MOST_PATIENTS = 20  # up to which the test is asked; with more, limits hold by themselves
-MOST_EXACT = 14  # patients of whom every exchange is counted, 16,384
+MAX_PATIENTS = 20  # up to which the test is asked; with more, limits hold by themselves
+MAX_EXACT_PATIENTS = 14  # patients of whom every exchange is counted, 16,384
 DRAWN = 20_000  # exchanges of more patients
 
 
@@ -72,7 +72,7 @@ def _linear(positive: np.ndarray, first: Floats, second: Floats) -> tuple[float,
 
 def _exchanges(patients: int) -> Floats:
     """(R, P) 1 where a patient's ranks are exchanged: every way, or some with nobody first."""
-    if patients <= MOST_EXACT:
+    if patients <= MAX_EXACT_PATIENTS:
         return np.array(list(product((0.0, 1.0), repeat=patients)))
     drawn = np.random.default_rng(0).integers(0, 2, (DRAWN, patients)).astype(float)
     drawn[0] = 0

@@ -299,7 +299,7 @@ def _cv(
     check: Check,
     rng: np.random.Generator,
 ) -> Iterator[pd.DataFrame]:
-    from sklearn.model_selection import StratifiedKFold  # half a second; checks do without
+    from sklearn.model_selection import StratifiedKFold  # half a second; not all splits need it
 
     check(patients, folds, "the task")
     strata = _strata(patients, [c for c in stratify if c in patients], folds)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 Loss = Callable[[Tensor, Tensor], Tensor]  # (B, C) outputs, (B,) labels → (B,)
 
 
-class Head(nn.Module, ABC):
+class MilHead(nn.Module, ABC):
     """A network from padded bags to logits, and to the attention that each tile got.
 
     Attributes:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from stainssl.errors import StainsslError
 from stainssl.mil.gated import GatedFusionHead
-from stainssl.mil.head import Head, Loss, masked_softmax
+from stainssl.mil.head import Loss, MilHead, masked_softmax
 from stainssl.mil.pooling import PoolingHead
 from stainssl.mil.transmil import TransformerHead
 
@@ -26,7 +26,7 @@ class MeanHead(PoolingHead):
         self.classifier = nn.Linear(dim, classes)
 
     def embed(self, features: Tensor) -> Tensor:
-        """See `Head.embed`."""
+        """See `MilHead.embed`."""
         return features
 
     def score(self, embedded: Tensor) -> Tensor:
@@ -62,7 +62,7 @@ class GatedAttentionHead(PoolingHead):
         self.classifier = nn.Linear(hidden, classes)
 
     def embed(self, features: Tensor) -> Tensor:
-        """See `Head.embed`."""
+        """See `MilHead.embed`."""
         return torch.relu(self.project(features))
 
     def score(self, embedded: Tensor) -> Tensor:
@@ -107,7 +107,7 @@ class ClamHead(GatedAttentionHead):
         self.tile_classifiers = nn.Linear(hidden, 2 * classes)
 
     def losses(self, features: Tensor, mask: Tensor, labels: Tensor, loss: Loss) -> Tensor:
-        """See `Head.losses`."""
+        """See `MilHead.losses`."""
         embedded = self.embed(features)
         logits, attention = self.pool(embedded, mask)
         of_tiles = torch.stack([
@@ -134,7 +134,7 @@ class ClamHead(GatedAttentionHead):
         return (own + others) / margin.shape[1]
 
 
-class DualStreamHead(Head):
+class DualStreamHead(MilHead):
     r"""DSMIL: Li, Li and Eliceiri, *Dual-stream multiple instance learning network* (CVPR 2021).
 
     .. math::
@@ -157,7 +157,7 @@ class DualStreamHead(Head):
         self.bag_classifier = nn.Linear(classes * hidden, classes)
 
     def embed(self, features: Tensor) -> Tensor:
-        """See `Head.embed`."""
+        """See `MilHead.embed`."""
         return torch.relu(self.project(features))
 
     def streams(self, embedded: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -173,18 +173,18 @@ class DualStreamHead(Head):
         return largest, logits, attention.transpose(1, 2)
 
     def pool(self, embedded: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """See `Head.pool`."""
+        """See `MilHead.pool`."""
         of_tile, of_bag, attention = self.streams(embedded, mask)
         return (of_tile + of_bag) / 2, attention.mean(dim=-1)
 
     def losses(self, features: Tensor, mask: Tensor, labels: Tensor, loss: Loss) -> Tensor:
-        """See `Head.losses`."""
+        """See `MilHead.losses`."""
         of_tile, of_bag, _ = self.streams(self.embed(features), mask)
         both = [loss(logits, labels) for logits in (of_tile, of_bag)]
         return torch.stack(both).mean(dim=0)
 
 
-HEADS: dict[str, type[Head]] = {
+HEADS: dict[str, type[MilHead]] = {
     "mean": MeanHead,
     "abmil": GatedAttentionHead,
     "clam": ClamHead,
@@ -198,7 +198,7 @@ FUSED = ("mean", "abmil")  # kinds that may take clinical columns: they classify
 
 def create(
     kind: str, dim: int, classes: int, hidden: int, dropout: float, columns: int = 0
-) -> Head:
+) -> MilHead:
     """The head that the config calls `kind`.
 
     Args:

@@ -8,10 +8,10 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from stainssl.mil.head import Head, masked_softmax
+from stainssl.mil.head import MilHead, masked_softmax
 
 
-class PoolingHead(Head):
+class PoolingHead(MilHead):
     r"""A head that pools tiles by weights that sum to one.
 
     .. math::
@@ -36,12 +36,12 @@ class PoolingHead(Head):
         """(B, H) pooled representations → (B, C) logits."""
 
     def pool(self, embedded: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """See `Head.pool`."""
+        """See `MilHead.pool`."""
         weights = masked_softmax(self.score(embedded), mask)
         return self.classify(torch.einsum("bn,bnh->bh", weights, embedded)), weights
 
     def stream(self, blocks: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
-        """As `Head.stream`; only one block is held at a time.
+        """As `MilHead.stream`; only one block is held at a time.
 
         The sums are kept relative to the largest score so far, so that no exponential overflows.
         """

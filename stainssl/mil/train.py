@@ -13,7 +13,7 @@ from stainssl.errors import StainsslError
 from stainssl.mil import heads
 from stainssl.mil.adamw import AdamW
 from stainssl.mil.bags import Bag, draw, pad, statistics
-from stainssl.mil.head import Head, Loss
+from stainssl.mil.head import Loss, MilHead
 from stainssl.mil.target import Target
 from stainssl.mil.targets import Classes
 
@@ -63,7 +63,7 @@ class FoldModel:
         cuts: thresholds that the validation bags chose, by column of the predictions.
     """
 
-    head: Head
+    head: MilHead
     settings: HeadSettings
     target: Target
     mean: np.ndarray
@@ -115,7 +115,7 @@ def fit(
     return FoldModel(head.eval(), settings, target, mean, std, epoch, history)
 
 
-def _require_classes(head: Head, settings: HeadSettings, target: Target) -> None:
+def _require_classes(head: MilHead, settings: HeadSettings, target: Target) -> None:
     if head.needs_classes and type(target) is not Classes:
         raise StainsslError(
             f"a head of kind {settings.kind} teaches tiles by classes, and the task's label is a"
@@ -132,7 +132,7 @@ def with_columns(features: Tensor, columns: Tensor) -> Tensor:
 class _Loop:
     """What stays the same over the epochs of one fold."""
 
-    head: Head
+    head: MilHead
     settings: HeadSettings
     mean: np.ndarray
     std: np.ndarray

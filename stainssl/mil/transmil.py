@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from stainssl.mil.head import Head
+from stainssl.mil.head import MilHead
 
 HEADS = 4
 PINV_STEPS = 6  # of the iteration towards the pseudo-inverse
@@ -83,7 +83,7 @@ class PyramidPositions(nn.Module):
         return torch.cat([tokens[:1], square[0].flatten(1).T])
 
 
-class TransformerHead(Head):
+class TransformerHead(MilHead):
     r"""Shao et al., *TransMIL* (NeurIPS 2021), algorithm 2.
 
     The tiles, repeated from the first until they fill a square, and a class token go through
@@ -106,11 +106,11 @@ class TransformerHead(Head):
         self.classifier = nn.Linear(hidden, classes)
 
     def embed(self, features: Tensor) -> Tensor:
-        """See `Head.embed`."""
+        """See `MilHead.embed`."""
         return torch.relu(self.project(features))
 
     def pool(self, embedded: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """See `Head.pool`."""
+        """See `MilHead.pool`."""
         logits, attention = [], torch.zeros(mask.shape)
         for i, present in enumerate(mask):
             token, weights = self.one_bag(embedded[i, present])

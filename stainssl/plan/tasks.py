@@ -349,6 +349,28 @@ def benchmark(config: Config, benchmark: str) -> BenchmarkJob:
     )
 
 
+def drawn_figures(config: Config) -> set[str]:
+    """The figures in which some benchmark of the config has something to show.
+
+    In the others a run writes a sentence that says what is lacking, which is not for the report.
+    """
+    specs = config.benchmarks.values()
+    names = [name for spec in specs for name in spec.tasks]
+    kinds = {config.tasks[name].kind for name in names}
+    of_tiles = [config.tasks[name] for name in names if config.tasks[name].level == "tile"]
+    asked = {
+        "forest": True,
+        "roc": "classification" in kinds,
+        "calibration": "classification" in kinds,
+        "scatter": "regression" in kinds,
+        "survival": "survival" in kinds,
+        "few_shot": not all(task.is_fine_tuned for task in of_tiles),
+        "robustness": any(robust_tasks(config, key) for spec in specs for key in spec.encoders),
+        "umap": any(robust_tasks(config, key) for spec in specs for key in spec.encoders),
+    }
+    return {name for name, is_drawn in asked.items() if is_drawn}
+
+
 def _seen(config: Config, runs: list[str]) -> dict[str, Path]:
     """Run → the patients that its pretraining, or that of the one it is made from, saw."""
     found: dict[str, Path] = {}

@@ -157,6 +157,10 @@ class Plan:
             for i, ((text, members), read) in enumerate(found.items())
         ]
 
+    def drawn_figures(self) -> set[str]:
+        """The figures of benchmarks that the report shows."""
+        return tasks.drawn_figures(self.config)
+
     def demo_files(self) -> dict[str, list[str]]:
         """What `stainssl demo` makes; nothing where no cohort is synthetic."""
         if not any(cohort.demo for cohort in self.config.cohorts.values()):

@@ -1,9 +1,9 @@
 """What each method shows the network: two views of every tile of a batch.
 
-A new method is one class with `views` and one line in `METHODS`. Crops and color come from the
-same random numbers under every method, so that methods differ in nothing else. All is drawn for
-the whole step and each process takes its rows, so that a step is the same on any number of
-devices.
+A new method is one class with `views` and one line in `PRETRAINING_METHODS`. Crops and color come
+from the same random numbers under every method, so that methods differ in nothing else. All is
+drawn for the whole step and each process takes its rows, so that a step is the same on any number
+of devices.
 """
 
 from __future__ import annotations
@@ -304,7 +304,7 @@ class Untrained:
         raise NotImplementedError("random weights are not trained")
 
 
-METHODS: dict[str, type[Method]] = {
+PRETRAINING_METHODS: dict[str, type[Method]] = {
     "stain-invariant": StainInvariant,
     "simclr": SimClr,
     "random": Untrained,

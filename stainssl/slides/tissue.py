@@ -33,13 +33,17 @@ INK_REACH_UM = 2000.0  # how far a faint stroke is followed from where its color
 INK_MPP = 16.0  # µm/px at which ink is told: strokes are wide
 FRAME_DENSITY = 1.2  # what is black to this optical density and touches the border is no slide
 SAMPLE = 100_000  # pixels that thresholds and the glass's color are estimated from
+MIN_GLASS_SAMPLE = 1000  # pixels of glass in the sample, below which its noise is not estimated
+MAD_TO_DEVIATION = 1.4826  # of a normal distribution: standard deviation over median deviation
+TOP_PERCENT = 99.5  # of values, at which Otsu's histogram ends: a speck must not stretch it
+MIN_BLUR_PX = 0.3  # standard deviation below which a blur changes nothing
 STRIP_PX = 16  # rows that are tested at once
 EPS_OD = 1e-3  # optical density below which no ratio is taken
 
 # Glass, in grey levels.
-GLASS_LEAST = 180  # nothing darker is taken for glass
+MIN_GLASS = 180  # nothing darker is taken for glass
 GLASS_SPREAD = 40  # the channels of glass are no further apart
-PADDING_LEAST = 254  # pure white, which scanners put where nothing was scanned
+MIN_PADDING = 254  # pure white, which scanners put where nothing was scanned
 PADDING_SHARE = 0.1  # of the bright pixels that must be no padding for it to be left out
 GLASS_SHARE = 0.005  # of the picture that must be glass for its color to be taken
 MODE_WIDTH, MODE_REACH = 5, 3  # the commonest grey is counted over these; so far from it is glass
@@ -49,7 +53,7 @@ DEFAULT_WHITE, DEFAULT_REACH = 245.0, 15.0  # where no glass is in the picture
 # medians of the slide's stained px), and in ratios of two channels' densities (`RED_GREEN`: red
 # over green). At 16 µm/px real H&E has red over green 0.06–0.8, blue over green 0.35–0.85, and no
 # channel above 1.1.
-INK_LEAST_UM2 = 10_000.0  # a smaller spot is pigment or a fold
+MIN_INK_UM2 = 10_000.0  # a smaller spot is pigment or a fold
 BLUE_OD, BLUE_RED_GREEN, BLUE_MARGIN_OD = 0.12, 1.15, 0.02  # blue and green ink: red most
 OVER_TISSUE_OD, OVER_TISSUE_TIMES = 0.2, 1.2  # the same over tissue: red
 CLEAR_OD, CLEAR_RED_GREEN, CLEAR_TIMES = 0.35, 0.7, 1.3  # blue ink over tissue: red
@@ -58,8 +62,8 @@ RED_OD, RED_RED_GREEN, RED_BLUE_GREEN = 0.45, 0.16, 0.75  # red ink: green; bloo
 BLACK_OD, BLACK_EVEN = 0.6, 0.72  # black ink: least channel; in the most absorbed one
 BLACK_LESS_EVEN, BLACK_TIMES = 0.5, 2.5  # the same over tissue
 OFTEN_PERCENT = 95  # of the slide's red over green, from which its own bluest is told
-BLUEST_MORE, BLUEST_LEAST, BLUEST_MOST = 0.1, 0.9, 1.05  # red over green
-BEYOND_MORE, BEYOND_LEAST, BEYOND_UNKNOWN = 0.2, 0.97, 1.15
+BLUEST_MORE, MIN_BLUEST, MAX_BLUEST = 0.1, 0.9, 1.05  # red over green
+BEYOND_MORE, MIN_BEYOND, BEYOND_UNKNOWN = 0.2, 0.97, 1.15
 # Faint ink: the same colors, followed from where they are plain.
 FAINT_TIMES = 1.6
 FAINT_BLUE_OD, FAINT_BLUE_RED_GREEN = 0.06, 1.05
@@ -107,8 +111,8 @@ def glass_white(image: np.ndarray) -> np.ndarray:
     pixels = pixels[:: _sample_step(len(pixels))]
     red, green, blue = pixels.T.copy()
     low, high = (f(f(red, green), blue) for f in (np.minimum, np.maximum))
-    bright = (low >= GLASS_LEAST) & (high - low <= GLASS_SPREAD)
-    inner = bright & (low < PADDING_LEAST)
+    bright = (low >= MIN_GLASS) & (high - low <= GLASS_SPREAD)
+    inner = bright & (low < MIN_PADDING)
     candidates = pixels[inner if inner.sum() > PADDING_SHARE * bright.sum() else bright]
     if len(candidates) < GLASS_SHARE * len(pixels):
         top = np.percentile(pixels, 99, axis=0)
@@ -246,7 +250,7 @@ def _otsu(values: np.ndarray, floor: float, ceiling: float) -> float:
     """Otsu's threshold of `values` (n,), kept between `floor` and `ceiling`."""
     if values.size == 0:
         return floor
-    most = max(float(np.percentile(values, 99.5)), 1e-6)
+    most = max(float(np.percentile(values, TOP_PERCENT)), 1e-6)
     scaled = np.clip(values / most * 255, 0, 255).astype(np.uint8)
     threshold, _ = cv2.threshold(scaled.reshape(-1, 1), 0, 255, cv2.THRESH_OTSU)
     return float(np.clip(threshold / 255 * most, floor, ceiling))
@@ -255,10 +259,11 @@ def _otsu(values: np.ndarray, floor: float, ceiling: float) -> float:
 def _glass_noise(sample: _Density) -> float:
     """What the glass's own saturation reaches, 0 where there is too little glass to tell."""
     glass = sample.saturation[sample.mean < DENSITY_FLOOR]
-    if len(glass) < 1000:
+    if len(glass) < MIN_GLASS_SAMPLE:
         return 0.0
     middle = float(np.median(glass))
-    return middle + NOISE_DEVIATIONS * 1.4826 * float(np.median(np.abs(glass - middle)))
+    deviation = MAD_TO_DEVIATION * float(np.median(np.abs(glass - middle)))
+    return middle + NOISE_DEVIATIONS * deviation
 
 
 def _frame(picture: _Picture) -> np.ndarray:
@@ -299,14 +304,14 @@ class _Stain:
         """By a sample of the picture; ink that covers less than a twentieth changes little."""
         stained = sample.at(sample.mean > DENSITY_CEILING)
         if not stained.mean.size:
-            return cls(0.0, BLUEST_MOST, BEYOND_UNKNOWN, 0.0, 0.0, False)
+            return cls(0.0, MAX_BLUEST, BEYOND_UNKNOWN, 0.0, 0.0, False)
         often = float(np.percentile(stained.red / np.maximum(stained.green, EPS_OD), OFTEN_PERCENT))
         blue_red = float(np.median(stained.blue / np.maximum(stained.red, EPS_OD)))
         blue_green = float(np.median(stained.blue / np.maximum(stained.green, EPS_OD)))
         return cls(
             density=float(np.median(stained.mean)),
-            bluest=min(max(often + BLUEST_MORE, BLUEST_LEAST), BLUEST_MOST),
-            beyond=max(often + BEYOND_MORE, BEYOND_LEAST),
+            bluest=min(max(often + BLUEST_MORE, MIN_BLUEST), MAX_BLUEST),
+            beyond=max(often + BEYOND_MORE, MIN_BEYOND),
             clearest=min(CLEAR_OF_USUAL * blue_red, CLEAR_BLUE_RED),
             purest=min(VIOLET_OF_USUAL * blue_green, VIOLET_BLUE_GREEN),
             yellow=_own_yellow(stained),
@@ -419,7 +424,7 @@ def _ink(picture: _Picture) -> np.ndarray:
     plain, faint, strange, strange_faint, glass = coarse.where(
         *(partial(test, stain=stain) for test in tests), lambda od: od.most < GLASS_OD
     )
-    least_px = INK_LEAST_UM2 / coarse.mpp**2
+    least_px = MIN_INK_UM2 / coarse.mpp**2
     plain = drop_small(plain, least_px)
     stroke = _strokes(plain, faint, coarse.mpp)
     strange = _on_glass(drop_small(strange, least_px), glass | stroke)
@@ -488,7 +493,7 @@ def tissue_map(
     """
     white = glass_white(thumbnail)
     sigma_px = SMOOTH_UM / mpp
-    smooth = cv2.GaussianBlur(thumbnail, (0, 0), sigma_px) if sigma_px > 0.3 else thumbnail
+    smooth = cv2.GaussianBlur(thumbnail, (0, 0), sigma_px) if sigma_px > MIN_BLUR_PX else thumbnail
     picture = _Picture(smooth, white, mpp)
     frame = _frame(picture)
     if frame.any():  # is glass from here on

@@ -29,7 +29,7 @@ from stainssl.pretrain.data import TrainTiles
 from stainssl.pretrain.distributed import is_main, placement
 from stainssl.pretrain.lora import adapt
 from stainssl.pretrain.methods import (
-    METHODS,
+    PRETRAINING_METHODS,
     HedJitter,
     NormalizerState,
     RandStainNA,
@@ -110,13 +110,13 @@ def run(job: PretrainJob, gpus: int = 0) -> None:
     anchor = Anchor(backbone.model, encoder.keep) if encoder.keep else None
     adapters = freeze(backbone.model, encoder, size, job.seed)
     trained = Trained(pd.DataFrame(columns=list(SEEN)), pd.DataFrame(columns=list(METRICS)))
-    if METHODS[encoder.method or ""].trains:
+    if PRETRAINING_METHODS[encoder.method or ""].trains:
         trained = _train(job, backbone, size, anchor)
     if not is_main():  # of several processes one writes
         return
     seen = seen_too(trained.seen, job.init)
     _save(job, backbone, adapters, size, trained, _card(job, trained.seen, seen))
-    if METHODS[encoder.method or ""].trains:
+    if PRETRAINING_METHODS[encoder.method or ""].trains:
         write_trained_on(job.checkpoints, job.rows)
     _write_csv(job.seen, seen)
     _write_csv(job.metrics, trained.metrics)
@@ -211,7 +211,7 @@ def _learner(
     return Learner(
         backbone.model,
         objective,
-        METHODS[encoder.method or ""](recipe, stain),
+        PRETRAINING_METHODS[encoder.method or ""](recipe, stain),
         Preprocessing(backbone.mean, backbone.std),
         settings,
         Supervision(dim, facts.label, weight) if weight else None,
@@ -343,7 +343,7 @@ def _stain(
     cohorts: Cohorts, encoder: Encoder, target: Mapping[str, Any] | None
 ) -> StainTargets | None:
     """The training tiles under each normalizer, and how their target is drawn."""
-    if not METHODS[encoder.method or ""].needs_stain or target is None:
+    if not PRETRAINING_METHODS[encoder.method or ""].needs_stain or target is None:
         return None
     first, *others = encoder.normalizers
     profiles = {m: knowledge.profiles(cohorts.stores, m) for m in encoder.normalizers}

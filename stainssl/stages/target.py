@@ -30,7 +30,7 @@ COVERED = 10.0  # units of StainProfile.coordinates(): degrees of vectors, ΔE o
 SHOWN_TARGETS, SHOWN_TILES = 5, 6
 
 
-class Source(NamedTuple):
+class TargetPart(NamedTuple):
     """One part's store, and who its slides are."""
 
     cohort: str
@@ -72,19 +72,19 @@ def run(job: TargetJob) -> None:
     )  # fmt: skip
 
 
-def _sources(job: TargetJob) -> list[Source]:
+def _sources(job: TargetJob) -> list[TargetPart]:
     site, patient = {}, {}
     for name, rows in job.rows.groupby("cohort", sort=False):
         frame = rows.set_index("slide_id")
         site[name] = frame["site"].where(frame["site"] != "", name).to_dict()
         patient[name] = frame["patient_id"].to_dict()
     return [
-        Source(cohort, part, path, site[cohort], patient[cohort])
+        TargetPart(cohort, part, path, site[cohort], patient[cohort])
         for (cohort, part), path in job.pixels.items()
     ]
 
 
-def reduce_parts(sources: Sequence[Source], method: str, seed: int) -> PartSummary:
+def reduce_parts(sources: Sequence[TargetPart], method: str, seed: int) -> PartSummary:
     """The pool of all parts, part by part and two by two (dask).
 
     Memory: as many parts as there are workers are read at once, some 80 bytes a tile while they
@@ -111,7 +111,7 @@ def _computed(graph: Any) -> PartSummary:
         return client.compute(graph).result()
 
 
-def _summary(source: Source, method: str, seed: int) -> PartSummary:
+def _summary(source: TargetPart, method: str, seed: int) -> PartSummary:
     pixels = open_pixels(source.path)
     arrays = pixels.profile(method)
     if len(pixels) and not arrays:
@@ -280,7 +280,7 @@ def _refuse_leak(content: Mapping[str, Any], job: TargetJob, where: str) -> None
             )
 
 
-def picture(pool: Pool, content: Mapping[str, Any], sources: Sequence[Source]) -> Any:
+def picture(pool: Pool, content: Mapping[str, Any], sources: Sequence[TargetPart]) -> Any:
     """The figure of `target.png`."""
     profiles = pool.profiles()
     sites = {name: profiles[_rows(pool, name)] for name in sorted(set(pool.site))}
@@ -346,7 +346,7 @@ def _strip(
     pool: Pool,
     examples: Sequence[int],
     shown: Mapping[str, StainProfile],
-    sources: Sequence[Source],
+    sources: Sequence[TargetPart],
 ) -> tuple[np.ndarray, list[str], dict[str, np.ndarray]]:
     images = [_image(pool, i, sources) for i in examples]
     if not images:
@@ -360,7 +360,7 @@ def _strip(
     return np.stack(images), [str(pool.site[i]) for i in examples], done
 
 
-def _image(pool: Pool, index: int, sources: Sequence[Source]) -> np.ndarray:
+def _image(pool: Pool, index: int, sources: Sequence[TargetPart]) -> np.ndarray:
     """(H, W, 3) uint8 of one tile of the sample."""
     cohort, slide = str(pool.slide[index]).split("/", 1)
     for source in sources:

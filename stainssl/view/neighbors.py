@@ -21,7 +21,7 @@ CHUNK_ROWS = 16_384
 
 
 @dataclass(frozen=True)
-class Sample:
+class TileSample:
     """Vectors that are searched.
 
     Attributes:
@@ -55,7 +55,7 @@ class Neighbors:
 
     def __init__(self, records: Records) -> None:
         self._records = records
-        self._samples: Recent[Sample] = Recent(2 * MAX_BYTES, lambda one: one.vectors.nbytes)
+        self._samples: Recent[TileSample] = Recent(2 * MAX_BYTES, lambda one: one.vectors.nbytes)
 
     def of(self, cohort: str, slide: str, encoder: str, tile: int) -> Json:
         """The nearest tiles of other slides, the best `SHOWN` of each site.
@@ -85,7 +85,7 @@ class Neighbors:
         sample = self._searched(encoder)
         return float(f"{np.median(_cosines(sample.vectors, vector)):.4g}")
 
-    def _searched(self, encoder: str) -> Sample:
+    def _searched(self, encoder: str) -> TileSample:
         return self._samples.get(encoder, lambda: self._sampled(encoder))
 
     def _vector(self, cohort: str, slide: str, encoder: str, tile: int) -> np.ndarray:
@@ -112,14 +112,14 @@ class Neighbors:
                 except StainsslError:
                     continue  # half a run: what is there is searched
 
-    def _sampled(self, encoder: str) -> Sample:
+    def _sampled(self, encoder: str) -> TileSample:
         stores = list(self._stores(encoder))
         total = sum(len(store) for _, _, store in stores)
         dim = stores[0][2].features.shape[1]
         step = max(1, -(-total * dim * 2 // MAX_BYTES))
         drawn = [self._drawn(*store, step) for store in stores]
         vectors = np.concatenate([v for v, _ in drawn])
-        return Sample(vectors, pd.concat([p for _, p in drawn], ignore_index=True), total)
+        return TileSample(vectors, pd.concat([p for _, p in drawn], ignore_index=True), total)
 
     def _drawn(
         self, cohort: str, sheet: pd.DataFrame, store: Embeddings, step: int

@@ -12,7 +12,7 @@ from scipy.stats import rankdata
 from sklearn.metrics import roc_auc_score
 
 from stainssl.evaluation.compare import floor_p, least_p
-from stainssl.evaluation.exchange import MOST_PATIENTS, exchange_p
+from stainssl.evaluation.exchange import MAX_PATIENTS, exchange_p
 from stainssl.evaluation.predictions import FoldScores, ScoredUnits
 
 
@@ -70,11 +70,11 @@ def test_a_plain_difference_is_found():
 
 
 def test_only_small_comparisons_of_auroc_ask_it():
-    y, first, second = _drawn(MOST_PATIENTS, 0)
+    y, first, second = _drawn(MAX_PATIENTS, 0)
     small = [_units(y, first)], [_units(y, second)]
     assert floor_p("auroc", *small) == exchange_p(small[0][0], small[1][0])
     assert floor_p("brier", *small) == least_p(small[0][0])
     assert floor_p("auroc", small[0] * 2, small[1]) == least_p(small[0][0])
-    y, first, second = _drawn(MOST_PATIENTS + 2, 0)
+    y, first, second = _drawn(MAX_PATIENTS + 2, 0)
     large = _units(y, first)
     assert floor_p("auroc", [large], [_units(y, second)]) == least_p(large)

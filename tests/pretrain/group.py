@@ -13,7 +13,13 @@ from stainssl.encoders.loading import new_backbone, vector_length
 from stainssl.pretrain.data import TrainTiles
 from stainssl.pretrain.distributed import is_main
 from stainssl.pretrain.knowledge import profiles
-from stainssl.pretrain.methods import METHODS, HedJitter, NormalizerState, Recipe, StainTargets
+from stainssl.pretrain.methods import (
+    PRETRAINING_METHODS,
+    HedJitter,
+    NormalizerState,
+    Recipe,
+    StainTargets,
+)
 from stainssl.pretrain.objectives import OBJECTIVES
 from stainssl.pretrain.train import Learner, Preprocessing, TrainSettings, fit
 from stainssl.pretrain.tuning import Anchor, freeze_all_but
@@ -33,7 +39,9 @@ def train(folder: Path, name: str, loss: str) -> None:
     stain = StainTargets(
         [NormalizerState(known, BatchTarget(known.pooled()))], lambda tiles: ["a"] * len(tiles)
     )
-    method = METHODS["stain-invariant"](Recipe(32, "strong", 0, stain_jitter=HedJitter(0.2)), stain)
+    method = PRETRAINING_METHODS["stain-invariant"](
+        Recipe(32, "strong", 0, stain_jitter=HedJitter(0.2)), stain
+    )
     queue = 6 if loss == "nt-xent" else 0
     settings = TrainSettings(steps=4, lr=1e-3, weight_decay=1e-4, checkpoint_steps=2)
     anchor = None

@@ -8,7 +8,7 @@ import torch
 
 from stainssl.pretrain.data import Batch
 from stainssl.pretrain.methods import (
-    METHODS,
+    PRETRAINING_METHODS,
     HedJitter,
     NormalizerState,
     RandStainNA,
@@ -45,10 +45,12 @@ def _restained_to(policy, normalized="one"):
     return StainInvariant(PLAIN, _stain(normalized=normalized, policy=policy))
 
 
-@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.trains])
+@pytest.mark.parametrize(
+    "name", [name for name, method in PRETRAINING_METHODS.items() if method.trains]
+)
 def test_a_seed_and_a_step_decide_the_views(name):
     def views(seed, step):
-        return METHODS[name](Recipe(32, "strong", seed), _stain()).views(BATCH, step)
+        return PRETRAINING_METHODS[name](Recipe(32, "strong", seed), _stain()).views(BATCH, step)
 
     first, second = views(1, 5)
     assert first.shape == second.shape == (COUNT, 3, 32, 32)

@@ -215,7 +215,7 @@ class Profiles:
 
 def peak_of_pooling(parts: int) -> tuple[int, target.PartSummary]:
     names = {f"{part}-{i}": "ab"[i % 2] for part in range(parts) for i in range(32)}
-    sources = [target.Source("c", str(p), Path(str(p)), names, names) for p in range(parts)]
+    sources = [target.TargetPart("c", str(p), Path(str(p)), names, names) for p in range(parts)]
     tracemalloc.start()
     with dask.config.set(num_workers=2):
         summary = target.reduce_parts(sources, "macenko", 0)
