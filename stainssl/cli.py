@@ -27,13 +27,15 @@ app.add_typer(cohort_app, name="cohort")
 
 ConfigFile = Annotated[Path, typer.Option("--config", "-c", help="The config file.")]
 CohortName = Annotated[str, typer.Option("--cohort", help="A name under `cohorts`.")]
-PartName = Annotated[str, typer.Option("--part", help="A part, as train-0000.")]
-EncoderName = Annotated[str, typer.Option("--encoder", help="An encoder, as simclr or simclr.1.")]
+PartName = Annotated[str, typer.Option("--part", help="A part, such as train-0000.")]
+EncoderName = Annotated[
+    str, typer.Option("--encoder", help="An encoder, such as simclr or simclr.1.")
+]
 TaskName = Annotated[str, typer.Option("--task", help="A name under `tasks`.")]
 HeadName = Annotated[str, typer.Option("--head", help="A name under `heads`.")]
 BenchmarkName = Annotated[str, typer.Option("--benchmark", help="A name under `benchmarks`.")]
 Threads = Annotated[int, typer.Option("--threads", help="Cores to use; 0: all.")]
-Gpus = Annotated[int, typer.Option("--gpus", help="GPUs to use, of those it sees; 0: all.")]
+Gpus = Annotated[int, typer.Option("--gpus", help="GPUs to use, of those visible; 0: all.")]
 DEFAULT = Path("config.yaml")
 
 
@@ -140,12 +142,12 @@ def cohort_check(
         typer.Option(
             "--open",
             metavar="FOLDER",
-            help="Open every slide too: pages and pictures of what is found go there.",
+            help="Open every slide too, and write its status and pictures to this folder.",
         ),
     ] = None,
     threads: Threads = 0,
 ) -> None:
-    """Tell every problem of the config and its sheets at once; exit 1 where there is one."""
+    """Report every problem of the config and its sheets; exit code 1 if there is one."""
     from stainssl.cohort import (
         check,
         encoder_checks,
@@ -178,7 +180,7 @@ def cohort_check(
 
 
 def _open_slides(config: Config, folder: Path) -> None:
-    """Tell what every cohort's slides are; all cohorts are opened before a problem is raised."""
+    """Report on every cohort's slides; all are opened before a problem is raised."""
     from stainssl.errors import StainsslError
     from stainssl.stages import opened
 
@@ -195,7 +197,7 @@ def _open_slides(config: Config, folder: Path) -> None:
 
 @app.command()
 def encoders() -> None:
-    """List the encoders that are known by name, and which of them are on this machine."""
+    """List the encoders known by name, and which of them are on this machine."""
     from stainssl.encoders.listing import lines
 
     for line in lines():
@@ -204,12 +206,14 @@ def encoders() -> None:
 
 @cohort_app.command("import")
 def cohort_import(
-    release: Annotated[str, typer.Argument(help="A public data set, as camelyon17-wilds.")],
-    root: Annotated[Path, typer.Option("--root", help="The folder that it was unpacked to.")],
+    release: Annotated[str, typer.Argument(help="A public data set, such as camelyon17-wilds.")],
+    root: Annotated[Path, typer.Option("--root", help="The folder where it was unpacked.")],
     sheet: Annotated[Path | None, typer.Option("--sheet", help="CSV to write.")] = None,
-    option: Annotated[list[str] | None, typer.Option("--option", help="As key=value.")] = None,
+    option: Annotated[
+        list[str] | None, typer.Option("--option", help="key=value; may be repeated.")
+    ] = None,
 ) -> None:
-    """Write the sheet of a public data set and tell what is wrong with its folder."""
+    """Write the sheet of a public data set and report what is wrong with its folder."""
     from stainssl.datasets.importing import run
 
     for line in run(release, root, sheet or Path(f"{release}.csv"), option or []):
@@ -218,19 +222,19 @@ def cohort_import(
 
 @cohort_app.command("statuses")
 def cohort_statuses(cohort: CohortName, config: ConfigFile = DEFAULT) -> None:
-    """Collect what happened to each slide: table, page and picture of tissue masks."""
+    """Collect the status of each slide: table, page and picture of tissue masks."""
     _run_job("statuses", config, {"cohort": cohort})
 
 
 @cohort_app.command("gate")
 def cohort_gate(cohort: CohortName, config: ConfigFile = DEFAULT) -> None:
-    """Stop where more slides are bad than `slides.max_bad_slides` allows."""
+    """Fail if more slides are bad than `slides.max_bad_slides` allows."""
     _run_job("gate", config, {"cohort": cohort})
 
 
 @cohort_app.command("embedded")
 def cohort_embedded(cohort: CohortName, encoder: EncoderName, config: ConfigFile = DEFAULT) -> None:
-    """Tell how many tiles of each slide have a vector, and how many were lost."""
+    """Count the tiles of each slide that have a vector, and those that were lost."""
     _run_job("embedded", config, {"cohort": cohort, "encoder": encoder})
 
 
@@ -266,7 +270,7 @@ def target(encoder: EncoderName, config: ConfigFile = DEFAULT, threads: Threads 
 def pretrain(
     encoder: EncoderName, config: ConfigFile = DEFAULT, threads: Threads = 1, gpus: Gpus = 0
 ) -> None:
-    """Train an encoder; killed and started again, it goes on from its last checkpoint."""
+    """Train an encoder; started again after a kill, it resumes from its last checkpoint."""
     _run_job("pretrain", config, {"encoder": encoder}, threads, gpus=gpus)
 
 
@@ -274,11 +278,11 @@ def pretrain(
 def embed(
     cohort: CohortName,
     part: PartName,
-    encoder: Annotated[list[str], typer.Option("--encoder", help="Again for several at once.")],
+    encoder: Annotated[list[str], typer.Option("--encoder", help="May be repeated.")],
     config: ConfigFile = DEFAULT,
     threads: Threads = 1,
 ) -> None:
-    """Embed the tiles of a part; several encoders in one reading of it."""
+    """Embed the tiles of a part with one encoder, or with several, which read it once."""
     _run_job("embed", config, {"cohort": cohort, "encoder": encoder, "part": part}, threads)
 
 
@@ -300,7 +304,7 @@ def probe(
 def finetune(
     task: TaskName, encoder: EncoderName, config: ConfigFile = DEFAULT, threads: Threads = 1
 ) -> None:
-    """Answer a tile task by training an encoder's network on its labels; killed, it goes on."""
+    """Answer a tile task by fine-tuning an encoder on its labels; resumes after a kill."""
     _run_job("finetune", config, {"task": task, "encoder": encoder}, threads)
 
 
@@ -333,19 +337,19 @@ def predict(
     task: TaskName,
     encoder: EncoderName,
     head: HeadName,
-    sheet: Annotated[Path, typer.Option("--sheet", help="CSV: slide_id, patient_id, path.")],
-    out: Annotated[Path, typer.Option("--out", help="A folder for what is made.")],
+    sheet: Annotated[Path, typer.Option("--sheet", help="CSV with slide_id, patient_id, path.")],
+    out: Annotated[Path, typer.Option("--out", help="The folder to write to.")],
     root: Annotated[
         Path, typer.Option("--root", help="Paths in the sheet are relative to it.")
     ] = Path("."),
-    pictures: Annotated[bool, typer.Option(help="Draw attention, beside its GeoJSON.")] = True,
+    pictures: Annotated[bool, typer.Option(help="Draw attention, besides writing GeoJSON.")] = True,
     outside_root: Annotated[
-        bool, typer.Option("--outside-root", help="Paths in the sheet may leave --root.")
+        bool, typer.Option("--outside-root", help="Paths in the sheet may lie outside --root.")
     ] = False,
     config: ConfigFile = DEFAULT,
     threads: Threads = 1,
 ) -> None:
-    """Answer a trained task for new slides: tile, embed, score with all fold models."""
+    """Apply a trained task to new slides: tile, embed, and score with all fold models."""
     from stainssl.stages.predict import run
 
     names = {"task": task, "encoder": encoder, "head": head}
@@ -361,13 +365,17 @@ def export(
     to: Annotated[str, typer.Option("--to", help="clam, trident, stamp, spatialdata or qupath.")],
     cohort: CohortName,
     encoder: EncoderName,
-    out: Annotated[Path, typer.Option("--out", help="A folder for what is made.")],
-    task: Annotated[str | None, typer.Option("--task", help="qupath: whose attention.")] = None,
-    head: Annotated[str | None, typer.Option("--head", help="qupath: whose attention.")] = None,
+    out: Annotated[Path, typer.Option("--out", help="The folder to write to.")],
+    task: Annotated[
+        str | None, typer.Option("--task", help="qupath: whose attention to write.")
+    ] = None,
+    head: Annotated[
+        str | None, typer.Option("--head", help="qupath: whose attention to write.")
+    ] = None,
     pictures: Annotated[bool, typer.Option(help="qupath: draw attention too.")] = True,
     config: ConfigFile = DEFAULT,
 ) -> None:
-    """Write embeddings, or attention, as files of another tool."""
+    """Write embeddings, or attention, in the format of another tool."""
     from stainssl.stages.export import run
 
     asked = {"cohort": cohort, "encoder": encoder, "task": task, "head": head}
@@ -379,10 +387,10 @@ def export(
 def import_features(
     cohort: CohortName,
     encoder: EncoderName,
-    part: Annotated[str | None, typer.Option("--part", help="A part; without it all.")] = None,
+    part: Annotated[str | None, typer.Option("--part", help="A part; default: all.")] = None,
     config: ConfigFile = DEFAULT,
 ) -> None:
-    """Take an encoder's `features`, files of CLAM or TRIDENT, as a cohort's embeddings."""
+    """Import an encoder's `features`, files of CLAM or TRIDENT, as embeddings of a cohort."""
     from stainssl.cohort import parts
     from stainssl.errors import StainsslError
 
@@ -412,8 +420,10 @@ def run_workflow(context: typer.Context) -> None:
 
 @app.command()
 def init(
-    folder: Annotated[Path, typer.Argument(help="Where to; it is made.")] = Path("."),
-    demo: Annotated[bool, typer.Option("--demo", help="The demo's config alone.")] = False,
+    folder: Annotated[
+        Path, typer.Argument(help="The folder to write to; created if needed.")
+    ] = Path("."),
+    demo: Annotated[bool, typer.Option("--demo", help="Only the demo's config.")] = False,
 ) -> None:
     """Write a config to edit, an example sheet and profiles; nothing is overwritten."""
     from stainssl.launch import init as write_starters
@@ -430,20 +440,23 @@ def view(
     ] = None,
     config: ConfigFile = DEFAULT,
     host: Annotated[
-        str, typer.Option("--host", help="Other than loopback, the address holds a token.")
+        str, typer.Option("--host", help="If not loopback, the address holds a token.")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option("--port", help="0: any free one.")] = 8765,
+    port: Annotated[int, typer.Option("--port", help="0: any free port.")] = 8765,
     token: Annotated[
-        bool, typer.Option("--token", help="Ask for a token on loopback too, where others log in.")
+        bool,
+        typer.Option(
+            "--token", help="Ask for a token on loopback too, for machines with other users."
+        ),
     ] = False,
     export: Annotated[
         Path | None, typer.Option("--export", help="Write static files to this folder instead.")
     ] = None,
     slide: Annotated[
-        list[str] | None, typer.Option("--slide", help="To export; again for several; all without.")
+        list[str] | None, typer.Option("--slide", help="To export; may be repeated; default: all.")
     ] = None,
 ) -> None:
-    """Open slides in a browser: tissue, tiles, attention and stain over their own pixels."""
+    """Show slides in a browser, with tissue, tiles, attention and stain as overlays."""
     from stainssl.view.run import run
 
     run(results, config, host, port, token, export, slide or [], typer.echo)
@@ -453,7 +466,7 @@ def view(
 def slide(
     file: Annotated[Path, typer.Argument(help="The slide's file.")],
     mpp: Annotated[
-        float, typer.Option("--mpp", help="µm/px, where the slide is silent or wrong.")
+        float, typer.Option("--mpp", help="µm/px, if the slide states none or a wrong one.")
     ] = float("nan"),
     reader: Annotated[str, typer.Option("--reader", help="As `slides.reader`.")] = "auto",
     picture: Annotated[
@@ -461,7 +474,7 @@ def slide(
     ] = None,
     threads: Threads = 1,
 ) -> None:
-    """Tell what one slide is, and the tissue and tiles that the default tiling finds on it."""
+    """Describe one slide, and the tissue and tiles that the default tiling finds on it."""
     _use_threads(threads)
     from stainssl.stages.slide import run
 
@@ -471,7 +484,7 @@ def slide(
 
 @app.command()
 def times(config: ConfigFile = DEFAULT) -> None:
-    """Tell where the time of a run went, a line a rule, and write `results/times.html`."""
+    """Sum up what the jobs of each rule took, and write `results/times.html`."""
     from stainssl.figures.times import times_by_rule, times_page
     from stainssl.stores.atomic import write_text
 
@@ -484,7 +497,7 @@ def times(config: ConfigFile = DEFAULT) -> None:
 
 @app.command()
 def doctor() -> None:
-    """Tell what is installed, what reads which format, which device is used, what is wrong."""
+    """Report what is installed, which reader reads which format, the device, and problems."""
     from stainssl.doctor import report
 
     raise typer.Exit(report())
