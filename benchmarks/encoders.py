@@ -29,7 +29,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision import transforms as T
 
-from stainssl.encoders.loading import load
+from stainssl.encoders.loading import load, with_classes
 from stainssl.encoders.recipes import RECIPES
 from stainssl.stores.atomic import write_text
 from tools.pages import fill, marks
@@ -74,7 +74,8 @@ CARDS = {
 def card_model(card: Card) -> nn.Module:
     """The network as the card makes it, with random weights that are not a new layer's."""
     torch.manual_seed(0)
-    model = timm.create_model(card.architecture, num_classes=0, **card.arguments).eval()
+    args = with_classes(card.arguments)
+    model = timm.create_model(card.architecture, num_classes=0, **args).eval()
     for value in model.parameters():
         if value.ndim == 1:  # LayerScale of 1e-5 would hide the blocks
             value.data = torch.rand_like(value) + 0.5
@@ -132,7 +133,7 @@ def speed(name: str, work: Path) -> dict[str, float]:
     transform = card_transform(card)
 
     def timm_load() -> nn.Module:
-        fresh = timm.create_model(card.architecture, num_classes=0, **card.arguments)
+        fresh = timm.create_model(card.architecture, num_classes=0, **with_classes(card.arguments))
         fresh.load_state_dict(torch.load(source.partition("@")[2], weights_only=True))
         return fresh
 

@@ -24,6 +24,7 @@ from pydantic import (
 )
 
 from stainssl.datasets.registry import RELEASES, find
+from stainssl.encoders.weights import FILE, HUB, LOCAL, Layout, Pooling, Precision, written
 from stainssl.errors import StainsslError
 
 log = logging.getLogger(__name__)
@@ -252,6 +253,53 @@ class Lora(Adapters):
     merge: bool = False  # true: the model is saved with its full weights, as timm loads it
 
 
+Channel = Annotated[float, Field(ge=0, le=1)]
+Deviation = Annotated[float, Field(gt=0, le=1)]
+NUMBER = r"[+-]?\d+e[+-]?\d+"
+Argument = str | int | float | bool | list[int] | None
+
+
+class Recipe(Model):
+    """How weights are built, prepared and pooled: what docs/encoders.md has a row of."""
+
+    architecture: str = ""  # timm name of the network; "": the one before @FILE
+    arguments: dict[str, Argument] = {}  # of it; layers by name, as mlp_layer: SwiGLUPacked
+    layout: Layout = "timm"  # whose names the tensors have
+    files: Annotated[list[str], Field(min_length=1)] = ["model.safetensors", "pytorch_model.bin"]
+    pooling: Pooling = "cls"  # what the vector is
+    dim: Positive | None = None  # length of the vector, which is checked; attention, projection
+    mean: tuple[Channel, Channel, Channel]  # of RGB in [0, 1]
+    std: tuple[Deviation, Deviation, Deviation]
+    input_px: Annotated[int, Field(ge=32)] = 224  # side of what the network sees
+    stored_px: Annotated[int, Field(ge=32)] | None = None  # that positions are for; null: input_px
+    resize_px: Annotated[int, Field(ge=32)] | None = None  # before the middle is seen; null: no
+    interpolation: Literal["bilinear", "bicubic"] = "bicubic"
+    precision: Precision = "half"  # of a GPU
+    mpp: list[Ratio] = []  # µm/px of its training; another tiling is warned of
+    tile_px: Positive | None = None  # side of the tiles of its training, likewise
+    license: str = ""
+    gated: bool = False  # whether the hub asks for consent first
+
+    @field_validator("arguments", mode="before")
+    @classmethod
+    def _numbers_are_numbers(cls, given: Any) -> Any:
+        """YAML reads 1e-5, which has no point, as a word."""
+        if not isinstance(given, dict):
+            return given
+        return {k: float(v) if re.fullmatch(NUMBER, str(v)) else v for k, v in given.items()}
+
+    @model_validator(mode="after")
+    def _keys_agree(self) -> Recipe:
+        if self.resize_px is not None and self.resize_px < self.input_px:
+            raise ValueError(
+                f"resize_px ({self.resize_px}) is before the middle of input_px ({self.input_px})"
+                " is seen: it cannot be smaller"
+            )
+        if self.dim is None and self.pooling.split()[0] in ("attention", "projection"):
+            raise ValueError(f"pooling: {self.pooling} is built for a length: give 'dim'")
+        return self
+
+
 DEFAULT_BACKBONE = "resnet50"
 REFERENCE = "reference"  # of `preprocess`: the normalizer's published profile
 EACH = "each"  # of `preprocess`: the stains that `target` chooses
@@ -294,6 +342,8 @@ class Encoder(Model):
 
     method: Literal["stain-invariant", "simclr", "random"] | None = None
     weights: str | None = None  # a name of docs/encoders.md, local-dir:, hf-hub:, timm, NAME@FILE
+    recipe: Recipe | None = None  # of weights or init that are none of docs/encoders.md's
+    revision: str | None = None  # commit, tag or branch of weights or init of the hub
     features: str | None = None  # clam:FOLDER or trident:FOLDER, files of vectors
     vectors: str | None = None  # another encoder's name: what `center` and encoders of slides take
     center: Literal["site"] | None = None  # `vectors` less the mean of their site, in every fold
@@ -346,6 +396,16 @@ class Encoder(Model):
         log.warning("The key 'colour' of an encoder is read as 'color': write 'color'.")
         return {("color" if key == "colour" else key): value for key, value in given.items()}
 
+    @model_validator(mode="before")
+    @classmethod
+    def _splits_revision(cls, given: Any) -> Any:
+        """`hf-hub:OWNER/NAME@REVISION` is that name and that `revision`."""
+        for key in ("weights", "init") if isinstance(given, dict) else ():
+            name, at, revision = str(given.get(key) or "").partition(FILE)
+            if name.startswith(HUB) and at and not given.get("revision"):
+                return {**given, key: name, "revision": revision}
+        return given
+
     @model_validator(mode="after")
     def _one_kind(self) -> Encoder:
         kinds = (self.method, self.weights, self.features, self.center)
@@ -361,6 +421,26 @@ class Encoder(Model):
         return self
 
     @model_validator(mode="after")
+    def _recipe_has_weights(self) -> Encoder:
+        given = self.weights or self.init or ""
+        if self.revision is not None and (not given or given.startswith(LOCAL) or FILE in given):
+            raise ValueError("'revision' is of weights of the hub: a name, or hf-hub:OWNER/NAME")
+        if self.recipe is None:
+            return self
+        if not (given.startswith((HUB, LOCAL)) or FILE in given):
+            raise ValueError(
+                "'recipe' is of weights that have none: hf-hub:OWNER/NAME, local-dir:FOLDER or"
+                " ARCHITECTURE@FILE; timm's are hf-hub:timm/NAME.TAG"
+            )
+        is_named = not given.startswith((HUB, LOCAL))
+        if is_named == bool(self.recipe.architecture):
+            raise ValueError(
+                "recipe.architecture is the timm name of the network"
+                + (f": {given.partition(FILE)[0]!r} says it already" if is_named else ": give it")
+            )
+        return self
+
+    @model_validator(mode="after")
     def _derives_vectors(self) -> Encoder:
         if self.center is not None and self.vectors is None:
             raise ValueError(f"center: {self.center} is of 'vectors: NAME', another encoder's")
@@ -372,7 +452,7 @@ class Encoder(Model):
                 " of slides"
             )
         fields = type(self).model_fields
-        known = {"vectors", "center", "weights", "tiling"}
+        known = {"vectors", "center", "weights", "revision", "tiling"}
         if idle := [k for k in fields if getattr(self, k) != fields[k].default and k not in known]:
             raise ValueError(
                 f"{', '.join(idle)}: no tile is seen here: set it at the encoder of 'vectors'"
@@ -463,6 +543,16 @@ class Encoder(Model):
     def architecture(self) -> str:
         """The timm name of a network that starts from random weights."""
         return self.backbone or DEFAULT_BACKBONE
+
+    @property
+    def source(self) -> str | None:
+        """Given weights, or those that training starts from, with their recipe and revision."""
+        given = self.weights or self.init
+        if given is None:
+            return None
+        own = self.recipe
+        said = own.model_dump(mode="json", exclude_defaults=True) if own else None
+        return written(given, said, self.revision)
 
     @property
     def given_size(self) -> int | None:
@@ -1076,6 +1166,12 @@ def _init_problems(config: Config, name: str) -> Iterator[str]:
             yield f"encoders.{name}.init: {' starts from '.join([*chain, key])}: a circle."
             return
         chain.append(key)
+    own = config.encoders[name]
+    if len(chain) > 1 and (own.recipe or own.revision):
+        yield (
+            f"encoders.{name}: recipe and revision are of weights, and init: {chain[1]} is an"
+            f" encoder of this config: set them at encoders.{chain[1]}."
+        )
     if len(chain) > 1 and not (start := config.encoders[chain[1]]).sees_tiles:
         yield f"encoders.{name}.init: {chain[1]!r} is {_made_of(start)}, there is no network."
 

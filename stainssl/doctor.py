@@ -60,11 +60,25 @@ def _reader(name: str) -> str:
 
 def _encoders() -> str:
     from stainssl.encoders import recipes, slide_recipes
-    from stainssl.encoders.listing import cached
+    from stainssl.encoders.listing import place
 
-    tiles = [name for name, recipe in recipes.RECIPES.items() if cached(recipe)]
-    slides = [name for name, recipe in slide_recipes.RECIPES.items() if cached(recipe)]
+    tiles = [name for name, recipe in recipes.RECIPES.items() if place(recipe)]
+    slides = [name for name, recipe in slide_recipes.RECIPES.items() if place(recipe)]
     return ", ".join([*tiles, *slides]) or "none"
+
+
+def _hub() -> str:
+    """Whether others can be downloaded from here, and where they go."""
+    from huggingface_hub import constants
+
+    from stainssl.encoders import hub
+
+    if hub.is_offline():
+        return f"HF_HUB_OFFLINE is set: only what is in {constants.HF_HUB_CACHE}"
+    found = (
+        "a token is here" if hub.has_token() else "no token, so none that is gated: hf auth login"
+    )
+    return f"{found}; downloaded to {constants.HF_HUB_CACHE}"
 
 
 def report() -> int:
@@ -80,6 +94,7 @@ def report() -> int:
         ("one image file as one tile", "PNG, JPEG, TIFF, BMP, WebP: kind: patches"),
         ("device", _device()),
         ("encoders that can be loaded now", _encoders()),
+        ("encoders of the hub", _hub()),
         ("free disk here", f"{disk.free / 1e9:.0f} GB"),
     ]
     for name, found in lines:

@@ -24,6 +24,10 @@ class Paths:
         """Which given encoders embed a cohort together (JSON)."""
         return self.results / "encoder-groups.json"
 
+    def revisions(self) -> Path:
+        """Which commits of the hub given weights have had here (JSON)."""
+        return self.results / "encoder-revisions.json"
+
     def demo(self) -> Path:
         """Folder of the synthetic cohort."""
         return self.results / "demo"

@@ -8,7 +8,10 @@ from typing import Any, Literal, get_args, get_origin
 import pytest
 from pydantic import BaseModel
 
-from stainssl.config import Encoder, Head, Mask, Slides, Target, Task
+from stainssl.config import Encoder, Head, Mask, Recipe, Slides, Target, Task
+from stainssl.encoders.listing import VECTOR
+from stainssl.encoders.loading import RESIZES
+from stainssl.encoders.tensors import BY_LAYOUT
 from stainssl.evaluation.kinds import LABELS
 from stainssl.mil.heads import HEADS
 from stainssl.pretrain.methods import PRETRAINING_METHODS
@@ -36,6 +39,9 @@ def words(annotation: Any) -> set[str]:
         (Encoder, "method", PRETRAINING_METHODS, set()),
         (Encoder, "loss", OBJECTIVES, set()),
         (Head, "kind", HEADS, set()),
+        (Recipe, "layout", BY_LAYOUT, {"timm"}),
+        (Recipe, "pooling", VECTOR, set()),
+        (Recipe, "interpolation", RESIZES, set()),
         (Task, "kind", LABELS, set()),
     ],
 )

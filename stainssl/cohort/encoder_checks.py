@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
 
+from stainssl.cohort import encoder_warnings
 from stainssl.config import REFERENCE, Config, Encoder, nearest
 from stainssl.encoders import adapters, of_slides, recipes, slide_recipes, tensors
 from stainssl.encoders.blocks import last_blocks
@@ -21,18 +21,19 @@ from stainssl.encoders.loading import (
     STANDARD,
     TIMM,
     build,
+    check_length,
+    finished,
     nearest_network,
     packaged,
+    vector_length,
     weights_file,
     whole_patches,
 )
 from stainssl.encoders.recipes import EncoderRecipe
 from stainssl.encoders.slide_recipes import SlideRecipe, told_of
 from stainssl.encoders.standards import standard
-from stainssl.encoders.weights import SAMPLES, weight_files
+from stainssl.encoders.weights import REVISION, read_source
 from stainssl.errors import StainsslError
-from stainssl.evaluation.spread import is_trained_scale
-from stainssl.runtime.content import content_key
 from stainssl.runtime.devices import memory_bytes
 
 
@@ -51,11 +52,11 @@ def _problems(config: Config, name: str, encoder: Encoder) -> Iterator[tuple[str
     if encoder.vectors is not None:
         yield from _of_slides(config, encoder)
     elif encoder.weights is not None:
-        yield from (("weights", found) for found in source_problems(encoder.weights))
+        yield from (("weights", found) for found in source_problems(encoder.source or ""))
         yield from (("preprocess", found) for found in _standard(encoder))
     elif encoder.init is not None:
         if config.initial_run(config.runs_of(name)[0]) is None:
-            yield from (("init", found) for found in source_problems(encoder.init))
+            yield from (("init", found) for found in source_problems(encoder.source or ""))
         if encoder.tune != "lora" or encoder.lora.merge:
             yield from (("init", found) for found in _unsaved(_start(config, name)))
         count = encoder.last_blocks
@@ -83,10 +84,10 @@ def _backbone(name: str, input_size: int) -> Iterator[str]:
 
 def _unsaved(source: str) -> Iterator[str]:
     found = recipes.find(source)
-    if found and not is_saved_by_timm(found[0]):
+    if found and not is_saved_by_timm(found[1]):
         yield (
-            f"{found[0]} can be embedded with, and not be trained further but by an adapter (tune: "
-            "lora): see docs/encoders.md."
+            f"{found[0]} can be embedded with, and not be trained further but by an"
+            " adapter (tune: lora): see docs/encoders.md."
         )
 
 
@@ -95,7 +96,7 @@ def _start(config: Config, name: str) -> str:
     run = config.runs_of(name)[0]
     while (other := config.initial_run(run)) is not None:
         run = other
-    return run.encoder.weights or run.encoder.init or run.encoder.architecture
+    return run.encoder.source or run.encoder.architecture
 
 
 def _tuned_blocks(config: Config) -> Iterator[str]:
@@ -111,7 +112,7 @@ def _of_slides(config: Config, encoder: Encoder) -> Iterator[tuple[str, str]]:
     """Whether an encoder of slides is one, its weights fit, and it is given what it takes."""
     if encoder.weights is None or encoder.vectors not in config.encoders:
         return
-    if (found := slide_recipes.find(encoder.weights)) is None:
+    if (found := slide_recipes.find(encoder.source or "")) is None:
         near = nearest(encoder.weights, list(slide_recipes.RECIPES))
         yield (
             "weights",
@@ -135,11 +136,11 @@ def _taken(name: str, recipe: SlideRecipe, config: Config, key: str) -> Iterator
 
 
 def _slide_weights(name: str, recipe: SlideRecipe, given: str | None) -> Iterator[str]:
-    if given is None:
-        if not recipe.repository:
-            yield of_slides.not_on_the_hub(name, recipe)
+    if given is None and not recipe.repository:
+        yield of_slides.not_on_the_hub(name, recipe)
         return
-    file = weights_file(name, recipe, given)
+    if (file := weights_file(name, recipe, given) if given else recipe.cached) is None:
+        return
     with torch.device("meta"):
         model = of_slides.build(name, recipe, file)
     weights = tensors.renamed(tensors.read(file, "meta"), recipe.names)
@@ -149,7 +150,7 @@ def _slide_weights(name: str, recipe: SlideRecipe, given: str | None) -> Iterato
 
 def _blocks(count: int | None, source: str) -> Iterator[str]:
     """Whether the network that training starts from has as many blocks as are to be trained."""
-    if count is None or source.startswith(HUB):
+    if count is None or (source.startswith(HUB) and recipes.find(source) is None):
         return
     try:
         architecture, args = architecture_of(source)
@@ -180,7 +181,8 @@ def source_problems(source: str) -> Iterator[str]:
     Args:
         source: as `loading.load` takes it.
     """
-    name, _, file = source.partition(FILE)
+    weights, keys = read_source(source)
+    name, _, file = weights.partition(FILE)
     plain = name.removeprefix(TIMM)
     try:
         if found := recipes.find(source):
@@ -189,10 +191,12 @@ def source_problems(source: str) -> Iterator[str]:
             yield sentence
         elif file and timm.is_model(plain.split(".")[0]):
             yield from _file(plain, Path(file))
-        elif source.startswith(HUB):
-            yield from _hub(source)
+        elif name.startswith(HUB):
+            yield from _hub(name)
+        elif REVISION in keys:
+            yield f"{weights} has no revision: write hf-hub:timm/NAME.TAG for timm's weights."
         elif not timm.is_model(plain.split(".")[0]):
-            yield from _folder(Path(source.removeprefix(LOCAL)), source)
+            yield from _folder(Path(weights.removeprefix(LOCAL)), weights)
     except StainsslError as error:
         yield str(error)
 
@@ -211,18 +215,33 @@ def _file(architecture: str, file: Path) -> Iterator[str]:
 
 
 def _recipe(name: str, recipe: EncoderRecipe, given: str | None) -> Iterator[str]:
-    if given is None:
-        if recipe.package:
-            packaged(name, recipe)
+    if recipe.package and given is None:
+        packaged(name, recipe)
         return
-    file = weights_file(name, recipe, given)
-    if recipe.needs_config:  # read with its weights
+    if recipe.is_own:
+        _vectors(name, recipe)
+    file = weights_file(name, recipe, given) if given else recipe.cached
+    if file is None or recipe.needs_config:  # read with its weights
         return
     with torch.device("meta"):
         model = build(recipe)
         weights = tensors.by_timm_names(tensors.read(file, "meta"), recipe.layout, model)
-    if problem := tensors.fit(model.state_dict(), weights).problem(str(file), name):
+    of = recipe.architecture if recipe.is_own else name
+    if problem := tensors.fit(model.state_dict(), weights).problem(str(file), of):
         yield problem
+
+
+def _vectors(name: str, recipe: EncoderRecipe) -> None:
+    """Raise where the network of a config's own recipe cannot be built, or gives other vectors."""
+    with torch.device("meta"):
+        model = finished(build(recipe), recipe)
+    try:
+        dim = vector_length(model, recipe.input_px)
+    except StainsslError:
+        raise
+    except Exception:  # some layers say no shape without numbers: a job will tell
+        return
+    check_length(name, recipe, dim)
 
 
 def _folder(folder: Path, source: str) -> Iterator[str]:
@@ -242,90 +261,22 @@ def _folder(folder: Path, source: str) -> Iterator[str]:
 
 
 def warnings(config: Config) -> Iterator[str]:
-    """Sentences about what can be run and may not be meant.
-
-    Given encoders that are one, weights larger than this machine's memory, tiles of another scale
-    or size than an encoder was trained at.
-    """
-    yield from _twice(config)
+    """Sentences about encoders that can be run and may not be meant, or may not fit in memory."""
+    yield from encoder_warnings.warnings(config)
     for name, encoder in config.encoders.items():
         yield from _too_large(name, encoder)
-        if slides := encoder.is_of_slides and slide_recipes.find(encoder.weights or ""):
-            yield from _scale_warning(config, name, slides[0], slides[1].mpp)
-            continue
-        found = recipes.find(encoder.weights or encoder.init or "")
-        if found is None or not found[1].mpp:
-            continue
-        recipe, tiling = found[1], config.tilings[encoder.tiling]
-        yield from _scale_warning(config, name, found[0], recipe.mpp)
-        sizes = (recipe.input_px, recipe.resize_px or recipe.input_px, recipe.tile_px, 256)
-        if encoder.input_size is None and tiling.size not in sizes:
-            yield (
-                f"encoders.{name}: {found[0]} was trained on tiles of {recipe.tile_px} px; "
-                f"tiling {encoder.tiling!r}'s tiles of {tiling.size} px are resized to "
-                f"{recipe.resize_px or recipe.input_px} px, so that their scale changes."
-            )
-
-
-def _scale_warning(config: Config, name: str, recipe: str, mpp: tuple[float, ...]) -> Iterator[str]:
-    key = config.encoders[name].tiling
-    own = config.tilings[key].mpp
-    if not is_trained_scale(own, mpp):
-        trained = ", ".join(f"{one:g}" for one in mpp)
-        yield (
-            f"encoders.{name}: {recipe} was trained at {trained} µm/px, and tiling {key!r} has"
-            f" {own:g}."
-        )
-
-
-def _twice(config: Config) -> Iterator[str]:
-    """Given weights that two encoders name."""
-    given = [
-        (name, encoder, *_identified(encoder.weights))
-        for name, encoder in config.encoders.items()
-        if encoder.weights is not None
-    ]
-    for (one, first, network, content), (two, second, other, same) in combinations(given, 2):
-        if content != same or (content is None and network != other):
-            continue
-        rest = [e.model_dump_json(exclude={"weights"}) for e in (first, second)]
-        if _published_as(network) != _published_as(other):
-            yield (
-                f"encoders.{one} and encoders.{two} read the same file as {network} and as {other}:"
-                " one of them prepares its tiles as another network's."
-            )
-        elif network == other and rest[0] == rest[1]:
-            yield (
-                f"encoders.{one} and encoders.{two} are the same weights, seen alike: two rows of"
-                " one network. Leave one out."
-            )
-
-
-def _published_as(network: str) -> str:
-    """Where a recipe's weights are published, which two recipes may share; else the name."""
-    every: dict[str, EncoderRecipe | SlideRecipe] = {**recipes.RECIPES, **slide_recipes.RECIPES}
-    return every[network].address if network in every else network
-
-
-def _identified(source: str) -> tuple[str, bytes | None]:
-    """A given network's name, and a digest of its file where that is here."""
-    found = recipes.find(source) or slide_recipes.find(source)
-    name = found[0] if found else source.partition(FILE)[0]
-    files = [f for f in weight_files(source) if f.is_file() and f.suffix != ".json"]
-    if found and found[2] and Path(found[2]).is_dir():
-        files = [f for f in (Path(found[2]) / n for n in found[1].files) if f.is_file()][:1]
-    return name, content_key(files[0], SAMPLES) if files else None
 
 
 def _too_large(name: str, encoder: Encoder) -> Iterator[str]:
     """Weights that do not fit in this machine's memory."""
-    found = recipes.find(encoder.weights or encoder.init or "")
+    found = recipes.find(encoder.source or "")
     if found is None:
         return
     with torch.device("meta"):
         needed = 4 * sum(p.numel() for p in build(found[1]).parameters())
     if needed > (there := memory_bytes()):
         yield (
-            f"encoders.{name}: the weights of {found[0]} alone are {needed / 1e9:.1f} GB in 32"
-            f" bits, and the device here has {there / 1e9:.1f} GB: run it on one with more."
+            f"encoders.{name}: the weights of {found[0]} alone are"
+            f" {needed / 1e9:.1f} GB in 32 bits, and the device here has {there / 1e9:.1f} GB: run"
+            " it on one with more."
         )

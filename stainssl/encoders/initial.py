@@ -14,8 +14,9 @@ from timm.models import load_model_config_from_hf
 from timm.models._hub import load_model_config_from_path
 from torch import nn
 
-from stainssl.encoders import adapters, recipes
+from stainssl.encoders import adapters, recipes, revisions
 from stainssl.encoders.loading import (
+    CLASSES,
     FILE,
     HUB,
     LOCAL,
@@ -25,7 +26,10 @@ from stainssl.encoders.loading import (
     new_backbone,
     weights_digest,
     whole_patches,
+    with_classes,
 )
+from stainssl.encoders.recipes import EncoderRecipe
+from stainssl.encoders.weights import read_source
 from stainssl.errors import StainsslError
 
 SEEN = "seen.csv"
@@ -103,7 +107,7 @@ def initial_backbone(
         raise StainsslError(
             f"init {source} is a {name} and `backbone` says {wanted}: leave `backbone` out."
         )
-    if (Path(source.removeprefix(LOCAL)) / STANDARD).is_file():
+    if (Path(read_source(source)[0].removeprefix(LOCAL)) / STANDARD).is_file():
         log.warning("%s saw normalized tiles; here they are not unless `preprocess` is set", source)
     sha256 = weights_digest(source, model)
     own: Any = model.pretrained_cfg
@@ -138,7 +142,9 @@ def architecture_of(source: str) -> tuple[str, dict[str, Any]]:
     """The timm name of a source that loads, and the arguments that its architecture takes."""
     if found := recipes.find(source):
         recipe = found[1]
-        return recipe.architecture, {**recipe.arguments, **recipe.size_argument}
+        pooled = {"global_pool": "token"} if recipe.is_own and recipe.pooling == "cls" else {}
+        args = {**with_classes(recipe.arguments), **recipe.size_argument, **pooled}
+        return recipe.architecture, args
     name = source.partition(FILE)[0] if FILE in source else source.removeprefix(TIMM)
     if not source.startswith(HUB) and timm.is_model(name.split(".")[0]):
         return name, {}
@@ -146,7 +152,7 @@ def architecture_of(source: str) -> tuple[str, dict[str, Any]]:
     if adapters.is_adapter(folder):
         return _of_adapter(folder)
     if source.startswith(HUB):
-        _, name, args = load_model_config_from_hf(source.removeprefix(HUB))
+        _, name, args = load_model_config_from_hf(revisions.at_commit(source))
     else:
         _, name, args = load_model_config_from_path(folder)
     return name, {k: v for k, v in (args or {}).items() if k != "num_classes"}
@@ -163,19 +169,18 @@ def _refuse_unsaved(source: str) -> None:
     """Raise where what is trained could not be saved with its full weights."""
     while adapters.is_adapter(folder := Path(source.removeprefix(LOCAL))):
         source = adapters.read_base(folder).source
-    if (found := recipes.find(source)) and not is_saved_by_timm(found[0]):
+    if (found := recipes.find(source)) and not is_saved_by_timm(found[1]):
         raise StainsslError(
             f"init {found[0]}: timm's folders cannot hold its network (layers by class, or a"
             " pooling that timm has not), so what is trained could not be saved. Train an"
             " adapter to it (tune: lora), or start from "
-            f"{', '.join(n for n in sorted(recipes.RECIPES) if is_saved_by_timm(n))}."
+            f"{', '.join(n for n, r in sorted(recipes.RECIPES.items()) if is_saved_by_timm(r))}."
         )
 
 
-def is_saved_by_timm(name: str) -> bool:
+def is_saved_by_timm(recipe: EncoderRecipe) -> bool:
     """Whether a timm folder can hold a recipe's network, so that all of it can be trained."""
-    recipe = recipes.RECIPES[name]
-    classes = any(isinstance(value, type) for value in recipe.arguments.values())
+    classes = any(v in CLASSES for v in recipe.arguments.values() if isinstance(v, str))
     return recipe.pooling in ("cls", "average") and not classes
 
 

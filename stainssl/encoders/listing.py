@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-from huggingface_hub import try_to_load_from_cache
-
-from stainssl.encoders import recipes, slide_recipes
+from stainssl.encoders import recipes, revisions, slide_recipes
 from stainssl.encoders.recipes import RECIPES, EncoderRecipe
 from stainssl.encoders.slide_recipes import SlideRecipe
 
-GATED = {True: "gated", False: "open", None: "see the card"}
 VECTOR = {
     "cls": "class token",
+    "mean": "mean of patches",
     "cls+mean": "class token, mean of patches",
     "average": "average of the last map",
     "two scales": "class token, mean of the quarters' at twice the size",
@@ -27,52 +24,87 @@ VECTOR = {
 def lines() -> Iterator[str]:
     """A line an encoder: name, length of its vector, µm/px, license, access, where it is here.
 
-    Those of slides are the last ones, with the encoder whose vectors they take.
+    Those of slides are the last ones, with the encoder whose vectors they take. Below stands how
+    those are had that are not here.
     """
-    yield f"{'name':<18} {'dim':>5}  {'µm/px':<16} {'license':<24} {'access':<13} here"
+    yield f"{'name':<18} {'dim':>5}  {'µm/px':<16} {'license':<24} {'access':<10} on this machine"
     every: dict[str, EncoderRecipe | SlideRecipe] = {**RECIPES, **slide_recipes.RECIPES}
     for name, recipe in every.items():
         of = f" (of {' or '.join(recipe.tiles)})" if isinstance(recipe, SlideRecipe) else ""
         yield (
             f"{name:<18} {recipe.dim:>5}  {_mpp(recipe):<16} {recipe.license:<24} "
-            f"{GATED[recipe.gated]:<13} {cached(recipe) or '-'}{of}"
+            f"{access(recipe):<10} {place(recipe) or '-'}{of}"
         )
+    yield (
+        "\nopen: downloaded when first used. gated: accept the license on its page of the hub, then"
+        " `hf auth login`.\non request: of its authors. What was downloaded elsewhere: weights:"
+        " NAME@FOLDER (docs/encoders.md)."
+    )
 
 
-def cached(recipe: EncoderRecipe | SlideRecipe) -> str | None:
+def place(recipe: EncoderRecipe | SlideRecipe) -> str | None:
     """A recipe's weights on this machine, in the hub's cache or a package, if they are there."""
     if isinstance(recipe, EncoderRecipe) and recipe.package:
         return recipe.package if recipe.package_folder else None
-    if not recipe.repository:
-        return None
-    found = (try_to_load_from_cache(recipe.repository, file) for file in recipe.files)
-    return next((path for path in found if isinstance(path, str)), None)
+    return str(recipe.cached) if recipe.cached else None
+
+
+def access(recipe: EncoderRecipe | SlideRecipe) -> str:
+    """How a recipe's weights are had: at once, or after consent on the hub or by its authors."""
+    if not recipe.gated:
+        return "open"
+    return "gated" if recipe.repository else "on request"
 
 
 def described(source: str) -> dict[str, Any]:
-    """What a store of vectors tells of weights that are known by name; nothing of others.
+    """What a store of vectors tells of weights that are known by name, or have a recipe.
 
     Args:
         source: as `loading.load` takes it.
 
     Returns:
-        `recipe`, its name; `trained_mpp`, µm/px; and `revision`, that of the hub's repository
-        whose file is in this machine's cache, where the file is not one that was given.
+        `recipe`, its name; `trained_mpp`, µm/px; `license`; and `revision`, that of the hub's
+        repository whose file is in this machine's cache. Of others the revision alone.
     """
-    found = recipes.find(source)
-    if found is None:
-        return {}
-    name, recipe, given = found
-    told = {"recipe": name, "trained_mpp": list(recipe.mpp)}
-    file = Path((not given and not recipe.package and cached(recipe)) or "")
-    return told | ({"revision": file.parent.name} if file.parent.parent.name == "snapshots" else {})
+    found = recipes.find(source) or slide_recipes.find(source)
+    commit = revisions.commit(source)
+    told: dict[str, Any] = {"revision": commit} if commit else {}
+    if found is not None:
+        name, recipe, _ = found
+        told |= {
+            "recipe": name,
+            "trained_mpp": list(recipe.mpp),
+            "license": recipe.license,
+        }
+    return told
+
+
+CARD, AUTHORS, ZOO = "card", "authors' code", "LazySlide"
+JUDGED = {  # by what its vectors were compared with in tests/encoders; others by their layout
+    CARD: (
+        "uni", "uni2-h", "virchow", "virchow2", "prov-gigapath", "h-optimus-0", "h0-mini", "phikon",
+        "phikon-v2", "midnight", "hibou-b", "gpfm", "kaiko-vits16", "kaiko-vitl14", "lunit-vits16",
+    ),
+    AUTHORS: (
+        "conch", "conch-madeleine", "conch-v1.5", "keep", "musk", "ctranspath", "retccl",
+    ),
+    "its true weights": ("efficientnet-lite0",),
+    ZOO: (
+        "uni", "uni2-h", "virchow", "virchow2", "prov-gigapath", "h-optimus-0", "h-optimus-1",
+    ),
+}  # fmt: skip
+
+
+def judged(name: str) -> str:
+    """With what a recipe's vectors were compared; "layout": with those of another of its layout."""
+    return ", ".join(by for by, names in JUDGED.items() if name in names) or "layout"
 
 
 def table() -> str:
     """The table of docs/encoders.md."""
     head = (
-        "| `weights:` | hub | vector | length | sees | mean, std | µm/px | license | access |\n"
-        "|---|---|---|---|---|---|---|---|---|\n"
+        "| `weights:` | hub | vector | length | sees | mean, std | µm/px | license | access |"
+        " judged by |\n|---|---|---|---|---|---|---|---|---|---|\n"
     )
     return head + "".join(f"| {' | '.join(_cells(n, r))} |\n" for n, r in RECIPES.items())
 
@@ -86,7 +118,7 @@ def slides_table() -> str:
     return head + "".join(
         f"| `{name}` | [{r.repository or r.page.rpartition('.com/')[2]}]({r.address}) |"
         f" {' or '.join(f'`{one}`' for one in r.tiles)} | {r.dim} | {_mpp(r)}, {r.tile_px} px |"
-        f" {r.license} | {GATED[r.gated]} |\n"
+        f" {r.license} | {access(r)} |\n"
         for name, r in slide_recipes.RECIPES.items()
     )
 
@@ -99,7 +131,7 @@ def _cells(name: str, recipe: EncoderRecipe) -> list[str]:
     return [
         f"`{name}`", _link(recipe),
         VECTOR[recipe.pooling], str(recipe.dim), sees, f"{mean}; {std}", _mpp(recipe),
-        recipe.license, GATED[recipe.gated],
+        recipe.license, access(recipe), judged(name),
     ]  # fmt: skip
 
 

@@ -17,15 +17,30 @@ import torch
 import torch.nn.functional as F
 from huggingface_hub import hf_hub_download
 from timm.data import resolve_model_data_config
+from timm.layers import GluMlp, Mlp, SwiGLU, SwiGLUPacked
 from timm.models._hub import load_model_config_from_path
 from torch import Tensor, nn
 
-from stainssl.encoders import adapters, recipes, slide_recipes, tensors
-from stainssl.encoders.modules import AttentionPool, ClassAndMean, Projection, TwoScales
+from stainssl.encoders import adapters, recipes, revisions, slide_recipes, tensors
+from stainssl.encoders.modules import (
+    AttentionPool,
+    ClassAndMean,
+    ConvStem,
+    Mean,
+    Projection,
+    TwoScales,
+)
 from stainssl.encoders.recipes import EncoderRecipe
 from stainssl.encoders.slide_recipes import SlideRecipe
 from stainssl.encoders.tensors import first_line
-from stainssl.encoders.weights import FILE, HUB, LOCAL, STANDARD, TIMM
+from stainssl.encoders.weights import (
+    FILE,
+    HUB,
+    LOCAL,
+    STANDARD,
+    TIMM,
+    read_source,
+)
 from stainssl.errors import StainsslError
 from stainssl.stain import StainProfile, estimate, normalize
 from stainssl.stain.targets import profile_from_json
@@ -49,6 +64,7 @@ class LoadedEncoder:
         resize_px: side that tiles are resized to first, of which the middle is seen; None: the
             whole tile is seen.
         weights_sha256: of the network's tensors.
+        half: whether a GPU computes in half precision.
     """
 
     model: nn.Module
@@ -61,6 +77,7 @@ class LoadedEncoder:
     standard: StainProfile | None = None
     resize_px: int | None = None
     weights_sha256: str = ""
+    half: bool = True
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Tensor:
@@ -77,10 +94,11 @@ class LoadedEncoder:
 
     def _vectors(self, images: Tensor) -> Tensor:
         pixels = self.prepared(images.float().div(255))
+        half = self.half and self.device.type == "cuda"
         # Half precision as float16: bfloat16's eight bits would change vectors by a hundredth.
-        with torch.autocast(self.device.type, torch.float16, enabled=self.device.type == "cuda"):
+        with torch.autocast(self.device.type, torch.float16, enabled=half):
             vectors = self.model(pixels).float()
-        if self.device.type == "cuda" and not vectors.isfinite().all():
+        if half and not vectors.isfinite().all():
             vectors = self.model(pixels).float()  # beyond float16's range inside
         return vectors
 
@@ -150,9 +168,10 @@ def load(
     Args:
         source: a name of `recipes.RECIPES`, with `@FILE` or `@FOLDER` where its weights are not to
             be downloaded; a timm `local-dir` folder (`local-dir:PATH` or a path);
-            `hf-hub:OWNER/NAME`; a timm name with or without `timm:` (its pretrained weights); or
-            `ARCHITECTURE@FILE`: a timm name, and a file of weights for it (safetensors, or torch's
-            without code in it).
+            `hf-hub:OWNER/NAME` or `hf-hub:OWNER/NAME@REVISION`; a timm name with or without
+            `timm:` (its pretrained weights); or `ARCHITECTURE@FILE`: a timm name, and a file of
+            weights for it (safetensors, or torch's without code in it). A recipe or a revision may
+            stand behind it: `weights.written`.
         device: where it runs.
         input_size: side in px that the network sees, where not its own.
         standard: the stain that tiles are normalized to first, or several, where the folder has
@@ -177,9 +196,12 @@ def load(
     if data["input_size"][1] != data["input_size"][2]:
         raise StainsslError(f"{source}: it takes {data['input_size']}; tiles are squares.")
     found = recipes.find(str(source))
+    dim = vector_length(model, data["input_size"][1])
+    if found:
+        check_length(found[0], found[1], dim)
     return LoadedEncoder(
         model=model,
-        dim=vector_length(model, data["input_size"][1]),
+        dim=dim,
         input_size=data["input_size"][1],
         mean=torch.tensor(data["mean"], device=device).view(1, 3, 1, 1),
         std=torch.tensor(data["std"], device=device).view(1, 3, 1, 1),
@@ -188,7 +210,21 @@ def load(
         standard=standard if own is None else own,
         resize_px=found[1].resize_px if found and input_size is None else None,
         weights_sha256=sha256,
+        half=found is None or found[1].precision == "half",
     )
+
+
+def check_length(name: str, recipe: EncoderRecipe, dim: int) -> None:
+    """Refuse a network whose vectors are not as long as its recipe says.
+
+    Raises:
+        StainsslError: they are not.
+    """
+    if recipe.dim and dim != recipe.dim:
+        raise StainsslError(
+            f"{name}: its vectors have {dim} numbers, and the recipe says {recipe.dim} (dim): these"
+            " are another network's weights, or its tokens are pooled in another way."
+        )
 
 
 def digest(model: nn.Module) -> str:
@@ -234,7 +270,7 @@ def set_input_size(model: nn.Module, input_size: int) -> None:
 
 
 def _standard(source: str) -> StainProfile | None:
-    path = Path(source.removeprefix(LOCAL)) / STANDARD
+    path = Path(read_source(source)[0].removeprefix(LOCAL)) / STANDARD
     if not path.is_file():
         return None
     return profile_from_json(json.loads(path.read_text(encoding="utf-8")))
@@ -363,9 +399,26 @@ WITH_TENSORS: Mapping[str, Callable[[nn.Module, int], nn.Module]] = {
     "projection": Projection,
 }
 WITHOUT_TENSORS: Mapping[str, Callable[[nn.Module], nn.Module]] = {
+    "mean": Mean,
     "cls+mean": ClassAndMean,
     "two scales": TwoScales,
 }
+
+
+CLASSES: Mapping[str, Callable[..., nn.Module]] = {  # layers that a recipe's arguments name
+    "Mlp": Mlp,
+    "GluMlp": GluMlp,
+    "SwiGLU": SwiGLU,
+    "SwiGLUPacked": SwiGLUPacked,
+    "ConvStem": ConvStem,
+    "GELU": nn.GELU,
+    "SiLU": nn.SiLU,
+}
+
+
+def with_classes(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of a network with the layers that they name by a word of `CLASSES`."""
+    return {k: CLASSES.get(v, v) if isinstance(v, str) else v for k, v in arguments.items()}
 
 
 def build(recipe: EncoderRecipe, config: Mapping[str, Any] | None = None) -> nn.Module:
@@ -373,8 +426,11 @@ def build(recipe: EncoderRecipe, config: Mapping[str, Any] | None = None) -> nn.
 
     Args:
         config: of the folder that the weights lie in, as timm writes it.
+
+    Raises:
+        StainsslError: timm does not build such a network.
     """
-    name, args = recipe.architecture, dict(recipe.arguments)
+    name, args = recipe.architecture, with_classes(recipe.arguments)
     if config and "architecture" in config and recipe.layout == "timm":
         name, args = config["architecture"], {**(config.get("model_args") or {}), **args}
     args |= {"num_classes": 0, **recipe.size_argument}
@@ -383,7 +439,7 @@ def build(recipe: EncoderRecipe, config: Mapping[str, Any] | None = None) -> nn.
     if recipe.pooling != "average":
         args["global_pool"] = "token"
     args.pop("dynamic_img_size", None)
-    model = timm.create_model(name, **args)
+    model = _created(name, args)
     mean, std = recipe.normalization
     own: Any = model.pretrained_cfg
     model.pretrained_cfg = {  # type: ignore[assignment]
@@ -392,6 +448,18 @@ def build(recipe: EncoderRecipe, config: Mapping[str, Any] | None = None) -> nn.
     }  # fmt: skip
     pooling = WITH_TENSORS.get(recipe.pooling)
     return pooling(model, recipe.dim) if pooling else model
+
+
+def _created(name: str, args: Mapping[str, Any]) -> nn.Module:
+    if not timm.is_model(name.split(".")[0]):
+        raise StainsslError(f"architecture {name!r} is not a timm name{nearest_network(name)}")
+    try:
+        return timm.create_model(name, **args)
+    except Exception as error:  # unknown arguments, sizes that do not go together: asserts, types
+        raise StainsslError(
+            f"timm builds no {name} with {dict(args)} ({first_line(error)}). Layers by name are"
+            f" {', '.join(CLASSES)}."
+        ) from error
 
 
 def finished(model: nn.Module, recipe: EncoderRecipe) -> nn.Module:
@@ -408,7 +476,7 @@ def _from_recipe(name: str, recipe: EncoderRecipe, given: str | None) -> nn.Modu
         raise StainsslError(f"{name}: give the folder that {file} lies in with its config.json.")
     model = build(recipe, config)
     weights = tensors.by_timm_names(tensors.read(file), recipe.layout, model)
-    fill(model, weights, str(file), name)
+    fill(model, weights, str(file), recipe.architecture if recipe.is_own else name)
     return finished(model, recipe)
 
 
@@ -435,7 +503,9 @@ def _recipe_files(
     found = given or (recipe.package and str(packaged(name, recipe)))
     file = weights_file(name, recipe, found) if found else _downloaded(name, recipe)
     config = file.parent / "config.json"
-    return file, json.loads(config.read_text(encoding="utf-8")) if config.is_file() else None
+    if recipe.is_own or not config.is_file():
+        return file, None
+    return file, json.loads(config.read_text(encoding="utf-8"))
 
 
 def packaged(name: str, recipe: EncoderRecipe) -> Path:
@@ -453,12 +523,14 @@ def packaged(name: str, recipe: EncoderRecipe) -> Path:
 
 
 def _downloaded(name: str, recipe: EncoderRecipe) -> Path:
-    has_config = recipe.layout == "timm" and recipe.files[0] == "model.safetensors"
-    return downloaded(name, recipe.repository, recipe.files, "config.json" if has_config else "")
+    is_timms = recipe.layout == "timm" and recipe.files[0] == "model.safetensors"
+    return downloaded(name, recipe, "config.json" if is_timms and not recipe.is_own else "")
 
 
-def downloaded(name: str, repository: str, files: tuple[str, ...], config: str = "") -> Path:
-    """The first of some files that a repository of the hub has, in the hub's cache.
+def downloaded(name: str, recipe: EncoderRecipe | SlideRecipe, config: str = "") -> Path:
+    """The first of a recipe's files that its repository has, in the hub's cache.
+
+    What is in the cache stays what it was: the hub is asked for what is not there.
 
     Args:
         name: of the encoder, for messages.
@@ -467,15 +539,19 @@ def downloaded(name: str, repository: str, files: tuple[str, ...], config: str =
     Raises:
         StainsslError: none can be had.
     """
+    repository, at = recipe.repository, recipe.revision
     errors = []
-    for file in files:
+    if (file := recipe.cached) and (not config or (file.parent / config).is_file()):
+        return file
+    for name_of_file in recipe.files:
         try:
             if config:
-                hf_hub_download(repository, config)
-            return Path(hf_hub_download(repository, file))
+                hf_hub_download(repository, config, revision=at)
+            return Path(hf_hub_download(repository, name_of_file, revision=at))
         except Exception as error:  # no network, no right, no such file: each has its own
             errors.append(error)
-    raise _cannot_be_had(f"{name} (the hub's {repository})", errors[0]) from errors[0]
+    what = f"{name} (the hub's {repository}{f' at {at}' if at else ''})"
+    raise _cannot_be_had(what, errors[0]) from errors[0]
 
 
 def _from_timm(name: str) -> nn.Module:
@@ -485,7 +561,8 @@ def _from_timm(name: str) -> nn.Module:
 
 
 def _from_hub(source: str) -> nn.Module:
-    return _download(source, f"the hub's {source.removeprefix(HUB)}")
+    name = revisions.at_commit(source)
+    return _download(f"{HUB}{name}", f"the hub's {name}")
 
 
 def _download(name: str, what: str) -> nn.Module:
@@ -507,6 +584,7 @@ def _cannot_be_had(what: str, error: Exception) -> StainsslError:
 def nearest_network(name: str) -> str:
     """The end of a sentence: the nearest known name, if any is near (there are over a thousand)."""
     known = [*recipes.RECIPES, *timm.list_models()]
+    name = read_source(name)[0]
     found = difflib.get_close_matches(name.lower(), known, n=1)
     return f"; did you mean {found[0]!r}?" if found else "."
 

@@ -58,6 +58,15 @@ class ClassAndMean(Pooled):
         return torch.cat([tokens[:, 0], patches.mean(1)], dim=-1)
 
 
+class Mean(Pooled):
+    """The mean of a transformer's patch tokens."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, S, S) → (B, C); neither the class token nor registers are in it."""
+        tokens = self.model.forward_features(images)  # type: ignore[operator]
+        return tokens[:, self.model.num_prefix_tokens :].mean(1)
+
+
 class TwoScales(Pooled):
     """The class token of an image, and the mean of those of its quarters at twice the size.
 

@@ -13,6 +13,7 @@ from torch import nn
 
 from stainssl.encoders import tensors
 from stainssl.encoders.loading import digest, downloaded, fill, weights_file
+from stainssl.encoders.slide_pooling import NETWORKS
 from stainssl.encoders.slide_recipes import RECIPES, SlideRecipe, find
 from stainssl.errors import StainsslError
 
@@ -69,7 +70,7 @@ def load(source: str, device: torch.device | str = "cpu") -> LoadedSlideEncoder:
 def _downloaded(name: str, recipe: SlideRecipe) -> Path:
     if not recipe.repository:
         raise StainsslError(not_on_the_hub(name, recipe))
-    return downloaded(name, recipe.repository, recipe.files, recipe.config)
+    return downloaded(name, recipe, recipe.config)
 
 
 def not_on_the_hub(name: str, recipe: SlideRecipe) -> str:
@@ -86,10 +87,12 @@ def build(name: str, recipe: SlideRecipe, file: Path) -> nn.Module:
     Raises:
         StainsslError: there is no such config, or it is another network's.
     """
+    network = NETWORKS[recipe.network]
     if not recipe.config:
-        return recipe.build({})
+        return network({}, **recipe.sizes)
     try:
-        return recipe.build(json.loads((file.parent / recipe.config).read_text(encoding="utf-8")))
+        config = json.loads((file.parent / recipe.config).read_text(encoding="utf-8"))
+        return network(config, **recipe.sizes)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise StainsslError(
             f"{name}: {file} needs the {recipe.config} that it lies with on {recipe.address}"

@@ -10,22 +10,27 @@ What is gated says lazyslide-models 0.1.0 (PyPI) where the card was not at hand.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any
 
-from timm.layers import SwiGLUPacked
-from torch import nn
-
-from stainssl.encoders.modules import ConvStem
+from stainssl.encoders import hub
+from stainssl.encoders.weights import (
+    FILE,
+    HUB,
+    LOCAL,
+    RECIPE,
+    REVISION,
+    Layout,
+    Pooling,
+    Precision,
+    read_source,
+)
 
 Rgb = tuple[float, float, float]
-Pooling = Literal[
-    "cls", "cls+mean", "average", "two scales", "attention", "attention without bias", "projection"
-]
-Layout = Literal["timm", "transformers", "ordered", "swin", "keep", "conch", "conch-v1.5", "musk"]
+Names = Sequence[tuple[str, str | None]]  # a pattern, what replaces it; None: no use for it
 
 IMAGENET: tuple[Rgb, Rgb] = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 HALF: tuple[Rgb, Rgb] = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -39,7 +44,7 @@ CLIP: tuple[Rgb, Rgb] = (
     (0.48145466, 0.4578275, 0.40821073),
     (0.26862954, 0.26130258, 0.27577711),
 )
-SWIGLU = {"mlp_layer": SwiGLUPacked, "act_layer": nn.SiLU}  # classes: no config can hold them
+SWIGLU = {"mlp_layer": "SwiGLUPacked", "act_layer": "SiLU"}  # words of `loading.CLASSES`
 HUB_PAGES = "https://huggingface.co"
 NON_COMMERCIAL = "CC-BY-NC-ND-4.0"
 LUNIT_LICENSE = "Lunit non-commercial"
@@ -53,11 +58,12 @@ class EncoderRecipe:
     Attributes:
         repository: OWNER/NAME on the hub; of a `package`, its name.
         architecture: timm name.
-        dim: D, length of a vector.
+        dim: D, length of a vector; 0: a config that does not say.
         normalization: mean and standard deviation of RGB in [0, 1].
-        license: as the card or the repository says it; "see the card" where that was not verified.
-        arguments: beside the name, that make the architecture.
-        pooling: the class token, or it and the mean of the patch tokens, one after the other; of a
+        license: as the card or the repository says it; "": a config that does not say.
+        arguments: beside the name, that make the architecture; layers by words of
+            `loading.CLASSES`.
+        pooling: the class token, the mean of the patch tokens, or both, one after the other; of a
             convolutional network or Swin, the average over its last map; or a module of
             `stainssl.encoders.modules`.
         input_px: side of what the network sees.
@@ -66,15 +72,19 @@ class EncoderRecipe:
         resize_px: side that a tile is resized to first, of which the middle is seen; None:
             `input_px`.
         interpolation: `bilinear` or `bicubic`.
+        precision: of its network on a GPU: half, or 32 bits.
         mpp: µm/px that it was trained at, or that its authors say to begin with; none of
             photographs, and where they say none.
         tile_px: side of the tiles that it was trained on, at `mpp`.
         layout: whose names the tensors have; `ordered`: their own, in timm's order; `swin`: of a
             timm before 0.8, or a later one.
-        gated: whether the hub asks for the license to be accepted first; None: not known here.
+        gated: whether the hub asks for the license to be accepted first.
         files: names that the weights may have, in the order in which they are looked for.
         package: a Python package that holds the file, instead of the hub.
         needs_config: whether the architecture is complete only with the folder's config.json.
+        is_own: whether a config describes it, which leaves nothing to a config.json.
+        revision: a commit, tag or branch of the repository; None: the one in the hub's cache, or
+            its newest.
     """
 
     repository: str
@@ -88,13 +98,16 @@ class EncoderRecipe:
     stored_px: int | None = None
     resize_px: int | None = None
     interpolation: str = "bicubic"
+    precision: Precision = "half"
     mpp: tuple[float, ...] = (0.5,)
     tile_px: int = 224
     layout: Layout = "timm"
-    gated: bool | None = None
+    gated: bool = False
     files: tuple[str, ...] = ("model.safetensors", "pytorch_model.bin")
     package: str | None = None
     needs_config: bool = False
+    is_own: bool = False
+    revision: str | None = None
 
     @property
     def size_argument(self) -> dict[str, int]:
@@ -102,10 +115,20 @@ class EncoderRecipe:
         return {} if self.pooling == "average" else {"img_size": self.input_px}
 
     @property
+    def tile_sizes(self) -> set[int]:
+        """Sides in px of tiles whose scale stays near the one that it was trained at."""
+        return {self.input_px, self.resize_px or self.input_px, self.tile_px, 256}
+
+    @property
     def package_folder(self) -> Path | None:
         """Where its package is installed; None where it is not, or there is none."""
         found = importlib.util.find_spec(self.package) if self.package else None
         return Path(found.origin).parent if found and found.origin else None
+
+    @property
+    def cached(self) -> Path | None:
+        """Its file of weights in the hub's cache; None where it is not there."""
+        return hub.cached(self.repository, self.files, self.revision) if self.repository else None
 
     @property
     def address(self) -> str:
@@ -167,9 +190,11 @@ RECIPES: Mapping[str, EncoderRecipe] = MappingProxyType({
         "Apache-2.0, research use", {"patch_size": 16, "mlp_ratio": 5.33334}, resize_px=256,
         tile_px=256, gated=True,
     ),
+    # Its card asks for no consent; the license is README.md's of github.com/bioptimus/releases
+    # (models/h-optimus/v0), too.
     "h-optimus-0": EncoderRecipe(
         "bioptimus/H-optimus-0", "vit_giant_patch14_reg4_dinov2", 1536, BIOPTIMUS, "Apache-2.0",
-        _OPTIMUS,
+        _OPTIMUS, gated=False,
     ),
     "h-optimus-1": EncoderRecipe(
         "bioptimus/H-optimus-1", "vit_giant_patch14_reg4_dinov2", 1536, BIOPTIMUS, NON_COMMERCIAL,
@@ -244,7 +269,7 @@ RECIPES: Mapping[str, EncoderRecipe] = MappingProxyType({
     # begin with 1 µm/px; STAMP (extractor/ctranspath.py). Its ctranspath.pth can be given as well.
     "ctranspath": EncoderRecipe(
         "1aurent/swin_tiny_patch4_window7_224.CTransPath", "swin_tiny_patch4_window7_224", 768,
-        IMAGENET, ACADEMIC, {"embed_layer": ConvStem}, pooling="average",
+        IMAGENET, ACADEMIC, {"embed_layer": "ConvStem"}, pooling="average",
         interpolation="bilinear", mpp=(0.5, 1.0), layout="swin", gated=False,
         files=("model.safetensors", "ctranspath.pth"),
     ),
@@ -283,12 +308,48 @@ def find(source: str) -> tuple[str, EncoderRecipe, str | None] | None:
     """The recipe of a source: name, recipe, and the file or folder of weights if one is given.
 
     Args:
-        source: `NAME`, `NAME@FILE`, `NAME@FOLDER`, or the `hf-hub:` name of one's repository.
+        source: `NAME`, `NAME@FILE`, `NAME@FOLDER`, the `hf-hub:` name of one's repository with or
+            without `@REVISION`, or any weights with a recipe of their own, as `written` has them.
     """
-    name, _, file = source.partition("@")
-    repository = name.removeprefix("hf-hub:").lower()
-    if name.startswith("hf-hub:"):
+    weights, keys = read_source(source)
+    name, _, rest = weights.partition(FILE)
+    revision = keys.get(REVISION) or (rest if name.startswith(HUB) else None) or None
+    if RECIPE in keys:
+        return _own(weights, keys[RECIPE], revision)
+    repository = name.removeprefix(HUB).lower()
+    if name.startswith(HUB):
         found = next((k for k, r in RECIPES.items() if r.repository.lower() == repository), "")
     else:
         found = canonical(name)
-    return (found, RECIPES[found], file or None) if found in RECIPES else None
+    if found not in RECIPES:
+        return None
+    recipe = replace(RECIPES[found], revision=revision) if revision else RECIPES[found]
+    return found, recipe, None if name.startswith(HUB) else rest or None
+
+
+def _own(
+    weights: str, keys: Mapping[str, Any], revision: str | None
+) -> tuple[str, EncoderRecipe, str | None]:
+    """The recipe that a config gives of its weights.
+
+    Args:
+        weights: `hf-hub:OWNER/NAME`, `local-dir:FOLDER`, or `ARCHITECTURE@FILE`.
+        keys: of a `stainssl.config.Recipe`.
+    """
+    name, _, given = weights.partition(FILE)
+    rest: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in keys.items()}
+    mean, std, architecture = rest.pop("mean"), rest.pop("std"), rest.pop("architecture", "")
+    seen = rest.get("resize_px") or rest.get("input_px", 224)
+    unsaid: dict[str, Any] = {"dim": 0, "license": "", "mpp": (), "tile_px": seen}
+    repository = name.removeprefix(HUB) if name.startswith(HUB) else ""
+    recipe = EncoderRecipe(
+        repository=repository,
+        architecture=architecture or name,
+        normalization=(mean, std),
+        is_own=True,
+        revision=revision,
+        **{**unsaid, **rest},
+    )
+    if name.startswith(LOCAL):
+        given = weights.removeprefix(LOCAL)
+    return weights, recipe, None if repository else given

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
+from stainssl.errors import StainsslError
+
+Config = Mapping[str, Any]  # of the folder that the weights lie in
 BLOCK = 8192  # tiles that are in the network at once
 
 
@@ -67,3 +73,31 @@ class GatedPooling(nn.Module):
 
     def _pooled(self, block: Tensor) -> Tensor:
         return block[..., None] if self.pools_given else self._heads(block)
+
+
+def one_layer(_: Config, *, given: int, hidden: int, pools_given: bool) -> nn.Module:
+    """CHIEF and FEATHER: a layer of 512, one head."""
+    embed = nn.Sequential(nn.Linear(given, 512), nn.ReLU())
+    return GatedPooling(embed, 512, hidden, pools_given=pools_given)
+
+
+def three_layers(config: Config) -> nn.Module:
+    """MADELEINE: three layers, the last of as many outputs a head, which its config says."""
+    if (found := config.get("activation", "softmax")) != "softmax":
+        raise StainsslError(f"madeleine: its config says activation {found!r}; softmax is known.")
+    given, width = int(config["patch_embedding_dim"]), int(config["wsi_encoder_hidden_dim"])
+    heads = int(config["n_heads"])
+    sizes = ((given, width), (width, width), (width, width * heads))
+    layers = [
+        (nn.Linear(first, last), nn.LayerNorm(last), nn.GELU(), nn.Dropout(0.1))
+        for first, last in sizes
+    ]
+    embed = nn.Sequential(*(one for layer in layers for one in layer))
+    projector = nn.Linear(width * heads, width)
+    return GatedPooling(embed, width, 512, heads=heads, projector=projector)
+
+
+NETWORKS: Mapping[str, Callable[..., nn.Module]] = {
+    "one layer": one_layer,
+    "three layers": three_layers,
+}

@@ -6,42 +6,15 @@ these lie, and no code of the hub.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
-from torch import nn
-
-from stainssl.encoders.recipes import HUB_PAGES, NON_COMMERCIAL, canonical
-from stainssl.encoders.slide_pooling import GatedPooling
-from stainssl.encoders.tensors import Names
-from stainssl.errors import StainsslError
-
-Config = Mapping[str, Any]
-
-
-def _one_layer(_: Config, *, given: int, hidden: int, pools_given: bool) -> nn.Module:
-    """CHIEF and FEATHER: a layer of 512, one head."""
-    embed = nn.Sequential(nn.Linear(given, 512), nn.ReLU())
-    return GatedPooling(embed, 512, hidden, pools_given=pools_given)
-
-
-def _madeleine(config: Config) -> nn.Module:
-    """MADELEINE: three layers, the last of as many outputs a head, which its config says."""
-    if (found := config.get("activation", "softmax")) != "softmax":
-        raise StainsslError(f"madeleine: its config says activation {found!r}; softmax is known.")
-    given, width = int(config["patch_embedding_dim"]), int(config["wsi_encoder_hidden_dim"])
-    heads = int(config["n_heads"])
-    sizes = ((given, width), (width, width), (width, width * heads))
-    layers = [
-        (nn.Linear(first, last), nn.LayerNorm(last), nn.GELU(), nn.Dropout(0.1))
-        for first, last in sizes
-    ]
-    embed = nn.Sequential(*(one for layer in layers for one in layer))
-    projector = nn.Linear(width * heads, width)
-    return GatedPooling(embed, width, 512, heads=heads, projector=projector)
+from stainssl.encoders import hub
+from stainssl.encoders.recipes import HUB_PAGES, NON_COMMERCIAL, Names, canonical
+from stainssl.encoders.weights import REVISION, read_source
 
 
 @dataclass(frozen=True)
@@ -55,12 +28,14 @@ class SlideRecipe:
         tile_dim: length of these.
         dim: D, length of its vector.
         license: of its weights.
-        build: config of its folder → the network.
+        network: of `slide_pooling.NETWORKS`.
         names: from the names of its tensors to ours.
         mpp, tile_px: of the tiles that it was trained on.
         gated: as of an `EncoderRecipe`.
         files: likewise.
-        config: the file beside the weights that `build` needs; "": none.
+        config: the file beside the weights that the network needs; "": none.
+        sizes: arguments of the network.
+        revision: as of an `EncoderRecipe`.
     """
 
     repository: str
@@ -69,13 +44,20 @@ class SlideRecipe:
     tile_dim: int
     dim: int
     license: str
-    build: Callable[[Config], nn.Module]
+    network: Literal["one layer", "three layers"]
     names: Names
     mpp: tuple[float, ...]
     tile_px: int
-    gated: bool | None
+    gated: bool
     files: tuple[str, ...]
     config: str = ""
+    sizes: Mapping[str, Any] = field(default_factory=dict)
+    revision: str | None = None
+
+    @property
+    def cached(self) -> Path | None:
+        """As of an `EncoderRecipe`."""
+        return hub.cached(self.repository, self.files, self.revision) if self.repository else None
 
     @property
     def address(self) -> str:
@@ -109,9 +91,9 @@ def _feather(tiles: str, repository: str, given: int, tile_px: int) -> SlideReci
     """
     return SlideRecipe(
         f"MahmoodLab/abmil.base.{repository}.pc108-24k", "https://github.com/mahmoodlab/MIL-Lab",
-        (tiles,), given, 512, NON_COMMERCIAL,
-        partial(_one_layer, given=given, hidden=384, pools_given=False), FEATHER_NAMES,
+        (tiles,), given, 512, NON_COMMERCIAL, "one layer", FEATHER_NAMES,
         mpp=(0.5,), tile_px=tile_px, gated=True, files=("model.safetensors", "pytorch_model.bin"),
+        sizes={"given": given, "hidden": 384, "pools_given": False},
     )  # fmt: skip
 
 
@@ -120,18 +102,21 @@ RECIPES: Mapping[str, SlideRecipe] = MappingProxyType({
     "feather-uni2-h": _feather("uni2-h", "uni_v2", 1536, 256),
     "feather-uni": _feather("uni", "uni", 1024, 256),
     # github.com/hms-dbmi/CHIEF: models/CHIEF.py, Get_CHIEF_WSI_level_feature.py (`WSI_feature`,
-    # which the anatomical site does not change). Weights by its README, not on the hub; tiles as
-    # TRIDENT's README has them for it.
+    # which the anatomical site does not change). Weights by its README, not on the hub: "request
+    # access", "non-commercial academic purposes"; LICENSE is AGPL-3.0. Tiles as TRIDENT's README
+    # has them for it.
     "chief": SlideRecipe(
-        "", "https://github.com/hms-dbmi/CHIEF", ("ctranspath",), 768, 768, "AGPL-3.0",
-        partial(_one_layer, given=768, hidden=256, pools_given=True), CHIEF_NAMES,
-        mpp=(1.0,), tile_px=256, gated=None, files=("CHIEF_pretraining.pth",),
+        "", "https://github.com/hms-dbmi/CHIEF", ("ctranspath",), 768, 768,
+        "AGPL-3.0, academic use", "one layer", CHIEF_NAMES,
+        mpp=(1.0,), tile_px=256, gated=True, files=("CHIEF_pretraining.pth",),
+        sizes={"given": 768, "hidden": 256, "pools_given": True},
     ),
-    # github.com/mahmoodlab/MADELEINE: madeleine/models/Model.py (`encode_he`), factory.py, README.
+    # github.com/mahmoodlab/MADELEINE: madeleine/models/Model.py (`encode_he`), factory.py, README
+    # (the license, too). Open says lazyslide-models 0.1.0.
     "madeleine": SlideRecipe(
         "MahmoodLab/madeleine", "https://github.com/mahmoodlab/MADELEINE", ("conch-madeleine",),
-        512, 512, NON_COMMERCIAL, _madeleine, MADELEINE_NAMES,
-        mpp=(1.0,), tile_px=256, gated=None, files=("model.pt",), config="model_config.json",
+        512, 512, NON_COMMERCIAL, "three layers", MADELEINE_NAMES,
+        mpp=(1.0,), tile_px=256, gated=False, files=("model.pt",), config="model_config.json",
     ),
 })  # fmt: skip
 ALIASES = {"feather-uni-v2": "feather-uni2-h", "feather-conch-v15": "feather"}
@@ -146,15 +131,18 @@ NOT_HERE = (
 
 def find(source: str) -> tuple[str, SlideRecipe, str | None] | None:
     """The recipe of a source: name, recipe, and the file or folder of weights if one is given."""
-    name, _, file = source.partition("@")
+    weights, keys = read_source(source)
+    name, _, file = weights.partition("@")
     plain = canonical(name)
     plain = ALIASES.get(plain, plain)
-    return (plain, RECIPES[plain], file or None) if plain in RECIPES else None
+    if plain not in RECIPES:
+        return None
+    return plain, replace(RECIPES[plain], revision=keys.get(REVISION)), file or None
 
 
 def told_of(source: str) -> str | None:
     """A sentence about the name of an encoder of slides where one of tiles is asked for."""
-    plain = canonical(source.partition("@")[0])
+    plain = canonical(read_source(source)[0].partition("@")[0])
     if (found := find(source)) is not None:
         return (
             f"{found[0]} is an encoder of slides: name the encoder whose vectors it takes, one of"

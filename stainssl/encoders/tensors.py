@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
-from stainssl.encoders.recipes import Layout
+from stainssl.encoders.recipes import Names
+from stainssl.encoders.weights import Layout
 from stainssl.errors import StainsslError
 
 # Where checkpoints keep a network's tensors, and what training code puts before their names.
@@ -23,7 +24,6 @@ NESTED = ("state_dict", "model", "model_state_dict", "teacher", "student", "net"
 PREFIXES = ("module.", "backbone.", "encoder.", "model.", "student.", "teacher.", "trunk.")
 # What a frozen encoder has no use for: classifiers, heads of pretraining, tokens of masking.
 UNUSED = re.compile(r"^(head|head_dist|fc|classifier|last_linear|mask_token|pooler)\b")
-Names = Sequence[tuple[str, str | None]]  # a pattern, what replaces it; None: no use for it
 TRANSFORMERS: Names = (  # of transformers' ViT and DINOv2, and timm's
     (r"^(vit|dinov2)\.", ""),
     (r"^embeddings\.(cls_token|mask_token)", r"\1"),

@@ -13,8 +13,8 @@ import numpy.typing as npt
 from stainssl.stores.atomic import write_text
 
 FILE = "spread.json"  # in the folder of a probe or head
-WEIGHTS = ("recipe", "weights_sha256", "revision", "mpp", "trained_mpp")
-MPP_SLACK = 1.1  # of a ratio of µm/px: scanners of one magnification differ by so much
+WEIGHTS = ("recipe", "weights_sha256", "revision")
+NAMED = {"recipe", "revision"}  # one of which given weights have, and those trained here have not
 MAX_ALIKE = 0.995  # random weights of six backbones gave 0.26 to 0.985
 
 
@@ -71,30 +71,23 @@ def alike_notes(folders: Mapping[str, Iterable[Path]]) -> list[str]:
     ]
 
 
-def is_trained_scale(mpp: float, trained: Iterable[float]) -> bool:
-    """Whether tiles of so many µm/px are like those that an encoder was trained at."""
-    return any(1 / MPP_SLACK < mpp / one < MPP_SLACK for one in trained)
-
-
 def weights_notes(folders: Mapping[str, Iterable[Path]]) -> list[str]:
-    """A note for a table on the weights that are known by name: which, and tiles unlike theirs.
+    """A note for a table on the weights that have a recipe or are of the hub: which they are.
 
     Args:
         folders: as `alike_notes` takes them.
     """
     found = {run: next(iter(map(_told, places)), {}) for run, places in folders.items()}
-    known = [_phrase(run, told) for run, told in found.items() if "recipe" in told]
+    known = [_phrase(run, told) for run, told in found.items() if told.keys() & NAMED]
     return [f"Weights: {'; '.join(known)}."] if known else []
 
 
 def _phrase(run: str, told: Mapping[str, Any]) -> str:
-    """`virchow (SHA-256 0f3c…, revision 12ab…, trained at 0.5 µm/px and not at 1)`."""
+    """`virchow (SHA-256 0f3c…, revision 12ab…)`."""
     said = [f"SHA-256 {told['weights_sha256'][:12]}"]
     said += [f"revision {told['revision'][:12]}"] if "revision" in told else []
-    mpp, trained = told["mpp"], told["trained_mpp"]
-    if trained and not is_trained_scale(mpp, trained):
-        said.append(f"trained at {', '.join(f'{one:g}' for one in trained)} µm/px, not at {mpp:g}")
-    name = run if run == told["recipe"] else f"{run} is {told['recipe']}"
+    recipe = told.get("recipe", run)
+    name = run if run == recipe else f"{run} is {recipe}"
     return f"{name} ({', '.join(said)})"
 
 

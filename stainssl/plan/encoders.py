@@ -27,7 +27,7 @@ def acting(encoder: Encoder) -> Encoder:
     So a change of a temperature that no loss uses retrains nothing, and a stage that is handed
     this cannot read such a key.
     """
-    idle = {"seeds", "frozen"}
+    idle = {"seeds", "frozen", "recipe", "revision"}  # the last two are in `init_identity`
     if not encoder.is_trained:
         idle |= set(Encoder.model_fields) - {"method", "backbone", "input_size", "tiling"}
         return _without(encoder, idle)
@@ -199,7 +199,7 @@ def pretrain(config: Config, encoder: str) -> PretrainJob:
     own, tiling = acting(run.encoder), config.tilings[run.encoder.tiling]
     labelled = found if own.label else []
     other = config.initial_run(run)
-    given = other.encoder.weights if other else own.init
+    given = (other.encoder.weights and other.encoder.source) if other else run.encoder.source
     return PretrainJob(
         name=encoder,
         pixels={(c, p): paths.pixels(c, own.tiling, p) for c, p in found},
@@ -252,7 +252,8 @@ def standard_of(config: Config, name: str) -> Standard | None:
 def given_identity(encoder: Encoder) -> str:
     """Given weights by name and content, and what their tiles are normalized to."""
     assert encoder.weights is not None
-    found = identity(encoder.weights, encoder.given_size)
+    assert encoder.source is not None
+    found = identity(encoder.source, encoder.given_size)
     if not encoder.preprocess:
         return found
     if encoder.needs_target:
@@ -272,7 +273,7 @@ class Source:
     """Where an encoder's vectors come from.
 
     Attributes:
-        model: the folder of a model trained here, or the config's `weights`.
+        model: the folder of a model trained here, or the config's `weights`, with their recipe.
         input_size: side in px that given weights see, where it is not their own.
         features: the config's `features`, where they are imported.
         standard: what tiles are normalized to before given weights see them.
@@ -365,7 +366,8 @@ def source_of(config: Config, name: str) -> Source:
         )
     if encoder.features:
         return Source(features=encoder.features)
-    model = encoder.weights or str(Paths(config.results).model(name))
+    given = encoder.source if encoder.weights else None
+    model = given or str(Paths(config.results).model(name))
     return Source(model, "", encoder.given_size, standard_of(config, name))
 
 

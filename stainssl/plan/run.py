@@ -12,8 +12,9 @@ import hashlib
 import json
 import os
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from stainssl.stores.atomic import write_text
 
@@ -34,11 +35,15 @@ class FixedRun:
         config: as YAML, resolved.
         groups: cohort → groups of encoders.
         groups_file: where the groups are kept.
+        revisions: source of given weights → the commits of the hub that it has had here.
+        revisions_file: where these are kept.
     """
 
     config: str
     groups: Groups
     groups_file: str
+    revisions: dict[str, list[str]] = field(default_factory=dict)
+    revisions_file: str = ""
 
     def announce(self, folder: str) -> None:
         """Hand it to the jobs that this process starts, whose results are in `folder`."""
@@ -47,12 +52,19 @@ class FixedRun:
         os.environ[LATEST + digest(folder)] = digest(self.config)
 
     def write(self, config_file: Path) -> None:
-        """Write the config under its own name and as the latest, and the groups."""
+        """Write the config under its own name and as the latest, the groups and the revisions."""
         write_text(config_file, self.config)
         write_text(config_file.parent.parent / "config.yaml", self.config)
-        file, text = Path(self.groups_file), json.dumps(self.groups, indent=1)
-        if any(self.groups.values()) and not (file.exists() and file.read_text() == text):
-            write_text(file, text)
+        if any(self.groups.values()):
+            _write_changed(Path(self.groups_file), self.groups)
+        if self.revisions:
+            _write_changed(Path(self.revisions_file), self.revisions)
+
+
+def _write_changed(file: Path, content: Any) -> None:
+    text = json.dumps(content, indent=1)
+    if not (file.exists() and file.read_text() == text):
+        write_text(file, text)
 
 
 def announced(name: str) -> FixedRun | None:

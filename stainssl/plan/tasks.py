@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from stainssl.cohort import PART, read_sheet, site_columns
+from stainssl.cohort.encoder_warnings import row_warnings
 from stainssl.config import Benchmark, Config, FineTune, Head, Split, Task
 from stainssl.errors import StainsslError
 from stainssl.evaluation.kinds import labels_of
@@ -291,6 +292,8 @@ class BenchmarkJob(Job):
         rows: cohort → a row per slide: `part`, `slide_id`, `patient_id`, where it was made, and
             the labels and clinical columns of the tasks.
         releases: cohort → the public data set that it is.
+        warnings: sentences on encoders whose tiles are unlike those that they were trained on, or
+            whose weights are another's.
     """
 
     name: Resource[str]
@@ -306,6 +309,7 @@ class BenchmarkJob(Job):
     runs: Setting[dict[str, list[str]]]
     rows: Setting[dict[str, pd.DataFrame]]
     releases: Setting[dict[str, str]]
+    warnings: Setting[list[str]]
     seed: Setting[int]
 
 
@@ -345,6 +349,7 @@ def benchmark(config: Config, benchmark: str) -> BenchmarkJob:
         runs=runs,
         rows={cohort: _benchmark_rows(config, cohort, tasks) for cohort in cohorts},
         releases={c: r for c in cohorts if (r := config.cohorts[c].release)},
+        warnings=row_warnings(config, runs),
         seed=config.seed,
     )
 

@@ -13,9 +13,10 @@ import yaml
 
 from stainssl import cohort as cohorts
 from stainssl import config as models
+from stainssl.cohort import encoder_warnings
 from stainssl.errors import StainsslError
 from stainssl.paths import Paths
-from stainssl.plan import encoders, groups, slides, tasks
+from stainssl.plan import encoders, groups, revisions, slides, tasks
 from stainssl.plan.job import Job, as_text
 from stainssl.plan.retraining import retraining_notices
 from stainssl.plan.run import FixedRun, digest, latest
@@ -50,6 +51,7 @@ class Plan:
         config: with the results where the Snakefile says; a module's prefix comes on top.
         run_config: with the results where they really are; what the verbs read.
         config_file: where the verbs read it. Its name is a digest of it.
+        commits: source of given weights → the commits of the hub that it has had here.
         notices: sentences to tell before anything starts.
     """
 
@@ -76,16 +78,28 @@ class Plan:
         if is_main and (problems := cohorts.check(self.run_config)):
             raise StainsslError("\n".join(problems))
         self.paths, real = Paths(self.config.results), Paths(results)
+        self.commits = fixed.revisions if fixed else self._settle(real.revisions())
         text, kept = models.dump(self.run_config), real.groups()
         self.config_file = real.run_config(digest(text))
         known = groups.read(kept)
         self.groups = fixed.groups if fixed else groups.plan(self.run_config, known)
-        FixedRun(text, self.groups, str(kept)).announce(moved(f"{folder}/"))
+        run = FixedRun(text, self.groups, str(kept), self.commits, str(real.revisions()))
+        run.announce(moved(f"{folder}/"))
         self.notices: list[str] = []
         if is_main:
-            found = cohorts.feature_warnings(self.run_config)
-            self.notices = [*found, *retraining_notices(self.run_config)]
+            self.notices = [
+                *encoder_warnings.warnings(self.run_config),
+                *cohorts.feature_warnings(self.run_config),
+                *retraining_notices(self.run_config),
+            ]
         self.job = lru_cache(maxsize=None)(self._job)
+
+    def _settle(self, file: Path) -> dict[str, list[str]]:
+        """Give encoders the commit of the hub that their weights have now, where it changed."""
+        commits = revisions.plan(self.run_config, revisions.read(file))
+        self.config = revisions.settled(self.config, commits)
+        self.run_config = revisions.settled(self.run_config, commits)
+        return commits
 
     def _job(self, verb: str, **names: Any) -> Job:
         return BUILDERS[verb](self.config, **names)

@@ -213,7 +213,8 @@ def _notes(job: BenchmarkJob, compared: pd.DataFrame) -> list[str]:
     clinical = table.side_name(baselines.CLINICAL, baselines.HEAD)
     added = fusion.added_notes(compared, clinical)
     folders = _folders_by_run(job)
-    return [*of_tasks, *added, *weights_notes(folders), *alike_notes(folders)]
+    of_encoders = [*weights_notes(folders), *job.warnings, *alike_notes(folders)]
+    return [*of_tasks, *added, *of_encoders]
 
 
 def _units(job: BenchmarkJob, task: Task) -> pd.DataFrame:

@@ -210,6 +210,8 @@ def _encoders_of_new(config: Config, run: Run) -> dict[str, Encoder]:
     return {
         run.name: Encoder(
             weights=run.encoder.weights or str(Paths(config.results).model(run.name)),
+            recipe=run.encoder.recipe if run.encoder.weights else None,
+            revision=run.encoder.revision if run.encoder.weights else None,
             tiling=run.encoder.tiling,
             input_size=run.encoder.given_size,
             preprocess=_preprocess(config, run.name),

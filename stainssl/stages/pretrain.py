@@ -20,6 +20,7 @@ from stainssl.encoders.blocks import adaptable, last_blocks
 from stainssl.encoders.initial import Backbone, backbone_of, seen_too
 from stainssl.encoders.loading import vector_length
 from stainssl.encoders.saving import save_adapter, save_local_dir
+from stainssl.encoders.weights import read_source
 from stainssl.errors import StainsslError
 from stainssl.figures.pretrain import curves
 from stainssl.plan.encoders import PretrainJob
@@ -412,6 +413,7 @@ def _card(job: PretrainJob, trained: pd.DataFrame, seen: pd.DataFrame) -> dict[s
         return card | {"training": "none: random weights"}
     if encoder.init:
         card["initial weights"] = encoder.init
+        card |= read_source(job.init or "")[1]
         card["trained of them"] = _tuned(encoder)
     card |= {
         "cohorts": ", ".join(encoder.train.cohorts),

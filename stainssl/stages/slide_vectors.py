@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from stainssl.encoders.listing import described
 from stainssl.encoders.of_slides import LoadedSlideEncoder, load
 from stainssl.errors import StainsslError
 from stainssl.export.read import UNKNOWN
@@ -48,7 +49,7 @@ def run(source: str, taken: Path, encoder: str, path: Path) -> None:
         y=np.full(count, UNKNOWN, np.int64),
         settings={
             "encoder": encoder, "source": source, "weights_sha256": loaded.weights_sha256,
-            "scale": 1.0,
+            "scale": 1.0, **described(source),
         },
     )  # fmt: skip
     log.info("%s: %d of %d slides have a vector", path.stem, count, len(store.slide_id))

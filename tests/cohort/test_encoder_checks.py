@@ -7,14 +7,16 @@ import json
 import pytest
 import timm
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
 
 from stainssl.cohort import check, encoder_checks
 from stainssl.cohort.encoder_checks import problems, warnings
 from stainssl.config import parse
-from stainssl.encoders import adapters, recipes
+from stainssl.encoders import adapters, hub, recipes
+from stainssl.encoders.loading import with_classes
 from stainssl.encoders.saving import save_local_dir
 from stainssl.runtime.devices import memory_bytes
+from tests.encoders.fake_hub import COMMITS, cache, put
 from tests.encoders.test_recipes import _tiny
 
 
@@ -28,6 +30,11 @@ def _config(tiling=None, **encoder):
 
 def _told(**encoder):
     return list(problems(_config(**encoder)))
+
+
+@pytest.fixture(autouse=True)
+def has_a_token(monkeypatch):
+    monkeypatch.setattr(hub, "has_token", lambda: True)
 
 
 TRAIN = {"method": "simclr", "train": {"cohorts": ["d"]}}
@@ -89,6 +96,19 @@ def test_half_a_download_is_told(tmp_path):
     assert "was the download whole" in _told(weights=f"local-dir:{tmp_path / 'm'}")[0]
 
 
+def test_what_is_in_the_hubs_cache_is_looked_at_too(tmp_path, monkeypatch):
+    recipe = _tiny(monkeypatch, "virchow2")
+    args = {"img_size": 224, "num_classes": 0, **with_classes(recipe.arguments)}
+    weights = timm.create_model(recipe.architecture, **args).state_dict()
+    folder = cache(tmp_path, monkeypatch)
+    file = put(folder, recipe.repository, "model.safetensors", save(weights), COMMITS[0])
+    assert _told(weights="virchow2") == []
+    file.write_bytes(save({k: v for k, v in weights.items() if k != "reg_token"}))
+    assert "1 are missing: reg_token" in _told(weights="virchow2")[0]
+    file.write_bytes(save(weights)[:1000])
+    assert "no whole file of weights" in _told(weights="virchow2")[0]
+
+
 def test_an_adapter_and_its_base_are_looked_at(tmp_path):
     folder = tmp_path / "adapter"
     folder.mkdir()
@@ -142,7 +162,8 @@ def test_blocks_that_a_task_tunes_are_counted_too():
 
 def test_a_recipes_files_are_compared_too(monkeypatch, tmp_path):
     recipe = _tiny(monkeypatch, "virchow2")
-    model = timm.create_model(recipe.architecture, img_size=224, num_classes=0, **recipe.arguments)
+    args = {"img_size": 224, "num_classes": 0, **with_classes(recipe.arguments)}
+    model = timm.create_model(recipe.architecture, **args)
     save_file(model.state_dict(), tmp_path / "model.safetensors")
     assert _told(weights=f"virchow2@{tmp_path}") == []
     _tiny(monkeypatch, "virchow")

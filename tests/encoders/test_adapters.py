@@ -15,7 +15,7 @@ from stainssl.encoders import adapters
 from stainssl.encoders.adapters import Base
 from stainssl.encoders.blocks import adaptable
 from stainssl.encoders.initial import initial_backbone
-from stainssl.encoders.loading import load, load_network
+from stainssl.encoders.loading import load, load_network, with_classes
 from stainssl.encoders.saving import save_adapter, save_local_dir
 from stainssl.errors import StainsslError
 from stainssl.pretrain.lora import adapt
@@ -184,7 +184,9 @@ def test_an_adapter_to_an_adapter(folder):
 def test_an_adapter_to_a_network_that_no_folder_of_timm_holds(tmp_path, monkeypatch, name):
     recipe = _tiny(monkeypatch, name)
     size = {"img_size": recipe.input_px, "num_classes": 0}
-    model = _shaken(timm.create_model(recipe.architecture, **size, **recipe.arguments))
+    model = _shaken(
+        timm.create_model(recipe.architecture, **size, **with_classes(recipe.arguments))
+    )
     save_file(model.state_dict(), tmp_path / "model.safetensors")
     source = f"{name}@{tmp_path / 'model.safetensors'}"
     network = _adapter(tmp_path / "adapter", source, recipe.input_px)

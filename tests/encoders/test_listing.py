@@ -2,32 +2,81 @@
 
 from __future__ import annotations
 
+import pytest
+from huggingface_hub import constants
+
 from stainssl import doctor
-from stainssl.encoders import listing, slide_recipes
+from stainssl.encoders import hub, listing, slide_recipes
 from stainssl.encoders.recipes import RECIPES
+from stainssl.encoders.weights import written
+from tests.encoders.fake_hub import COMMITS, cache, put
+from tests.encoders.test_recipes import CARDS, TRANSFORMERS
 
-CACHED = "/cache/models--MahmoodLab--UNI/snapshots/0123abcd/pytorch_model.bin"
+FILE = "pytorch_model.bin"
 
 
-def _only_uni(repository, file):
-    return CACHED if (repository, file) == ("MahmoodLab/UNI", "pytorch_model.bin") else None
+@pytest.fixture
+def has_uni(tmp_path, monkeypatch):
+    return put(cache(tmp_path, monkeypatch), "MahmoodLab/UNI", FILE, b"", COMMITS[0])
 
 
-def test_a_store_tells_the_recipe_and_the_hubs_revision(monkeypatch):
-    monkeypatch.setattr(listing, "try_to_load_from_cache", _only_uni)
-    told = {"recipe": "uni", "trained_mpp": [0.5]}
-    assert listing.described("UNI_v1") == told | {"revision": "0123abcd"}
+def test_a_store_tells_the_recipe_its_license_and_the_hubs_revision(has_uni):
+    told = {"recipe": "uni", "trained_mpp": [0.5], "license": "CC-BY-NC-ND-4.0"}
+    assert listing.described("UNI_v1") == told | {"revision": COMMITS[0]}
     assert listing.described("uni@/somewhere/model.safetensors") == told  # a file that was given
-    assert listing.described("virchow2") == {"recipe": "virchow2", "trained_mpp": [0.25, 0.5, 1, 2]}
+    assert "revision" not in listing.described("virchow2")
     assert listing.described("resnet18") == listing.described("local-dir:uni") == {}
 
 
-def test_every_encoder_has_a_line_and_says_where_it_is(monkeypatch):
-    monkeypatch.setattr(listing, "try_to_load_from_cache", _only_uni)
-    _, *lines = listing.lines()
+def test_a_model_of_the_hub_without_a_recipe_tells_its_revision(tmp_path, monkeypatch):
+    folder = cache(tmp_path, monkeypatch)
+    put(folder, "somebody/model", "model.safetensors", b"", COMMITS[0])
+    assert listing.described("hf-hub:somebody/model") == {"revision": COMMITS[0]}
+    assert listing.described("hf-hub:somebody/other") == {}
+
+
+def test_an_own_recipe_is_told_by_its_weights(tmp_path, monkeypatch):
+    put(cache(tmp_path, monkeypatch), "a/b", "w.pth", b"", COMMITS[0])
+    own = {"architecture": "test_vit", "mean": [0.5] * 3, "std": [0.5] * 3, "files": ["w.pth"],
+           "mpp": [0.25], "license": "ours"}  # fmt: skip
+    assert listing.described(written("hf-hub:a/b", own)) == {
+        "recipe": "hf-hub:a/b", "trained_mpp": [0.25], "license": "ours", "revision": COMMITS[0],
+    }  # fmt: skip
+
+
+def test_every_encoder_has_a_line_and_says_where_it_is(has_uni):
+    _, *lines, below = listing.lines()
+    assert "hf auth login" in below
     assert [line.split()[0] for line in lines] == [*RECIPES, *slide_recipes.RECIPES]
-    assert CACHED in next(line for line in lines if line.startswith("uni "))
+    assert str(has_uni) in next(line for line in lines if line.startswith("uni "))
     chief = next(line for line in lines if line.startswith("chief"))
+    assert "on request" in chief
     assert chief.endswith("- (of ctranspath)")
     assert "uni" in doctor._encoders().split(", ")
     assert "virchow" not in doctor._encoders()
+    assert "HF_HUB_OFFLINE" in doctor._hub()
+
+
+def test_doctor_says_whether_gated_encoders_can_be_downloaded(monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(hub, "has_token", lambda: False)
+    assert "none that is gated: hf auth login; downloaded to" in doctor._hub()
+    monkeypatch.setattr(hub, "has_token", lambda: True)
+    assert "a token is here" in doctor._hub()
+
+
+def test_the_page_says_of_which_recipes_the_tests_compare_vectors():
+    """Those of the page's column are the parameters of the tests, no more and no fewer."""
+    assert set(CARDS) | set(TRANSFORMERS) | {"h0-mini", "kaiko-vitl14"} == set(
+        listing.JUDGED[listing.CARD]
+    )
+    assert {n for names in listing.JUDGED.values() for n in names} <= set(RECIPES)
+    assert listing.judged("hibou-l") == "layout"
+    assert listing.judged("uni") == "card, LazySlide"
+
+
+def test_a_file_in_a_folder_of_the_repository_has_its_commit(tmp_path, monkeypatch):
+    folder = cache(tmp_path, monkeypatch)
+    path = put(folder, "a/b", "models/w.pth", b"", COMMITS[1])
+    assert hub.commit_of(path) == COMMITS[1]
+    assert hub.commit_of(tmp_path / "snapshots") is None

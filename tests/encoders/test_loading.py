@@ -121,7 +121,7 @@ def test_a_timm_name_loads_its_pretrained_weights(monkeypatch, prefix):
 
 
 def test_a_gated_name_without_rights_says_what_to_do(monkeypatch):
-    def refuses(repository, file):
+    def refuses(repository, file, revision):
         raise GatedRepoError(f"403: access to {repository} is restricted", response=Mock())
 
     monkeypatch.setattr(encoders, "hf_hub_download", refuses)

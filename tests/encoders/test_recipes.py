@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torchvision import transforms as T
 
 from stainssl.encoders import recipes
-from stainssl.encoders.loading import build, finished, load, packaged, vector_length
+from stainssl.encoders.loading import build, finished, load, packaged, vector_length, with_classes
 from stainssl.encoders.recipes import RECIPES
 from stainssl.errors import StainsslError
 
@@ -80,7 +80,7 @@ def _cosine(found, expected):
 @pytest.mark.parametrize("name", CARDS)
 def test_vectors_are_those_of_the_card(monkeypatch, tmp_path, name):
     recipe = _tiny(monkeypatch, name)
-    args = {"img_size": 224, "num_classes": 0, **recipe.arguments}
+    args = {"img_size": 224, "num_classes": 0, **with_classes(recipe.arguments)}
     resize, mean, std, interpolation, first_patch = CARDS[name]
     if first_patch is not None:
         args["global_pool"] = ""  # as Paige's configs say
@@ -194,7 +194,7 @@ def test_a_folder_without_weights_is_a_sentence(tmp_path):
 
 def test_weights_of_another_encoder_are_refused(monkeypatch, tmp_path):
     recipe = _tiny(monkeypatch, "virchow2")
-    args = {k: v for k, v in recipe.arguments.items() if k != "reg_tokens"}
+    args = {k: v for k, v in with_classes(recipe.arguments).items() if k != "reg_tokens"}
     other = timm.create_model(recipe.architecture, img_size=224, num_classes=0, **args)
     save_file(other.state_dict(), tmp_path / "model.safetensors")
     with pytest.raises(StainsslError, match=r"1 are missing: reg_token.*Register tokens"):

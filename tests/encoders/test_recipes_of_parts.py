@@ -79,7 +79,7 @@ def test_retccl_is_torchvisions_resnet_at_256_px(monkeypatch, tmp_path):
     with torch.no_grad():
         expected = card(_prepared(256, *IMAGENET, "bilinear", crop=256))
     _same(f"retccl@{tmp_path}", expected)
-    assert is_saved_by_timm("retccl")
+    assert is_saved_by_timm(recipes.RECIPES["retccl"])
 
 
 class Keep(nn.Module):
@@ -106,7 +106,7 @@ def test_keep_projects_its_class_token(monkeypatch, tmp_path, scale):
     with torch.no_grad():
         expected = card(_prepared(224, *IMAGENET, "bicubic"))
     _same(f"keep@{tmp_path}", expected)
-    assert not is_saved_by_timm("keep")
+    assert not is_saved_by_timm(recipes.RECIPES["keep"])
 
 
 class Pooler(nn.Module):
@@ -326,7 +326,7 @@ def test_ctranspath_is_a_swin_with_a_stem_of_convolutions(monkeypatch, tmp_path,
     with torch.no_grad():
         expected = card(_prepared(224, *IMAGENET, "bilinear"))
     _same(f"ctranspath@{tmp_path}", expected)
-    assert not is_saved_by_timm("ctranspath")
+    assert not is_saved_by_timm(recipes.RECIPES["ctranspath"])
 
 
 @pytest.mark.parametrize("name", ["keep", "conch", "conch-v1.5", "musk", "ctranspath"])

@@ -11,7 +11,7 @@ import timm
 import torch
 from PIL import Image
 
-from stainssl.encoders.loading import load
+from stainssl.encoders.loading import load, with_classes
 from tests.encoders.test_recipes import IMAGES, TINY, _cosine, _shaken, _tiny
 
 zoo = pytest.importorskip("lazyslide_models.vision")
@@ -28,7 +28,7 @@ def test_vectors_are_those_of_lazyslide(monkeypatch, tmp_path, name):
     def stored(source, **keys):
         """What the hub's config says, and what LazySlide adds to it, but for the download's."""
         own = {k: v for k, v in keys.items() if k not in ("pretrained", "token", *TINY)}
-        known = {"img_size": 224, "num_classes": 0, **recipe.arguments, **own}
+        known = {"img_size": 224, "num_classes": 0, **with_classes(recipe.arguments), **own}
         card = _shaken(create(recipe.architecture, **known))
         torch.save(card.state_dict(), tmp_path / recipe.files[-1])
         return card

@@ -42,11 +42,12 @@ def test_a_table_notes_an_encoder_whose_rank_looks_well(tmp_path: Path) -> None:
     assert alike_notes({"well": folders["well"]}) == []
 
 
-def test_known_weights_and_tiles_of_another_scale_are_noted(tmp_path):
-    known = {"recipe": "uni", "weights_sha256": "a" * 64, "mpp": 0.49, "trained_mpp": [0.5]}
+def test_given_weights_are_noted(tmp_path):
+    known = {"recipe": "uni", "weights_sha256": "a" * 64}
     made = {
-        "uni": known, "other": known | {"mpp": 1.0, "revision": "b" * 40, "source": "left out"},
-        "trained": {"weights_sha256": "c" * 64, "mpp": 0.5},
+        "uni": known, "other": known | {"revision": "b" * 40, "source": "left out"},
+        "hub": {"weights_sha256": "d" * 64, "revision": "e" * 40},
+        "trained": {"weights_sha256": "c" * 64},
     }  # fmt: skip
     for name, made_by in made.items():
         (tmp_path / name).mkdir()
@@ -54,6 +55,6 @@ def test_known_weights_and_tiles_of_another_scale_are_noted(tmp_path):
     (note,) = weights_notes({name: [tmp_path / name] for name in made})
     assert note == (
         "Weights: uni (SHA-256 aaaaaaaaaaaa); other is uni (SHA-256 aaaaaaaaaaaa, revision "
-        "bbbbbbbbbbbb, trained at 0.5 µm/px, not at 1)."
+        "bbbbbbbbbbbb); hub (SHA-256 dddddddddddd, revision eeeeeeeeeeee)."
     )
     assert weights_notes({"trained": [tmp_path / "trained"], "none": [tmp_path]}) == []

@@ -1,0 +1,134 @@
+"""What can be run with given encoders and may not be meant; without torch, so in a blink."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import combinations
+from pathlib import Path
+
+from stainssl.config import Config
+from stainssl.encoders import hub, recipes, slide_recipes
+from stainssl.encoders.recipes import EncoderRecipe
+from stainssl.encoders.slide_recipes import SlideRecipe
+from stainssl.encoders.weights import FILE, SAMPLES, read_source, weight_files
+from stainssl.runtime.content import content_key
+
+MPP_SLACK = 1.1  # of a ratio of µm/px: scanners of one magnification differ by so much
+
+
+def warnings(config: Config) -> list[str]:
+    """Sentences on given encoders before any job: those of their rows, and of their downloads."""
+    names = list(config.encoders)
+    return [*row_warnings(config, names), *(s for n in names for s in _download(config, n))]
+
+
+def row_warnings(config: Config, names: Iterable[str]) -> list[str]:
+    """Sentences that belong to a table of some encoders, too.
+
+    Weights that two of them name, tiles of another scale or size than one was trained at.
+    """
+    given = list(names)
+    return [*_twice(config, given), *(s for n in given for s in _scale(config, n))]
+
+
+def _scale(config: Config, name: str) -> Iterator[str]:
+    """Tiles unlike those that an encoder was trained on."""
+    encoder = config.encoders[name]
+    if (found := _recipe(encoder.source or "")) is None:
+        return
+    known, recipe, _ = found
+    mpp = config.tilings[encoder.tiling].mpp
+    if recipe.mpp and not is_trained_scale(mpp, recipe.mpp):
+        trained = ", ".join(f"{one:g}" for one in recipe.mpp)
+        yield (
+            f"encoders.{name}: {known} was trained at {trained} µm/px, and tiling"
+            f" {encoder.tiling!r} has {mpp:g}."
+        )
+    yield from _size(config, name, known, recipe)
+
+
+def _size(
+    config: Config, name: str, known: str, recipe: EncoderRecipe | SlideRecipe
+) -> Iterator[str]:
+    key = config.encoders[name].tiling
+    size = config.tilings[key].size
+    if isinstance(recipe, SlideRecipe):
+        if size != recipe.tile_px:
+            yield (
+                f"encoders.{name}: {known} was trained on vectors of tiles of {recipe.tile_px} px,"
+                f" and tiling {key!r} has {size} px."
+            )
+    elif config.encoders[name].input_size is None and recipe.mpp and size not in recipe.tile_sizes:
+        side = recipe.resize_px or recipe.input_px
+        yield (
+            f"encoders.{name}: {known} was trained on tiles of {recipe.tile_px} px; tiling"
+            f" {key!r}'s tiles of {size} px are resized to {side} px, so that their scale changes."
+        )
+
+
+def is_trained_scale(mpp: float, trained: Iterable[float]) -> bool:
+    """Whether tiles of so many µm/px are like those that an encoder was trained at."""
+    return any(1 / MPP_SLACK < mpp / one < MPP_SLACK for one in trained)
+
+
+def _recipe(source: str) -> tuple[str, EncoderRecipe | SlideRecipe, str | None] | None:
+    return recipes.find(source) or slide_recipes.find(source)
+
+
+def _twice(config: Config, names: list[str]) -> Iterator[str]:
+    """Given weights that two encoders name."""
+    given = [
+        (name, encoder, *_identified(encoder.source or ""))
+        for name, encoder in ((name, config.encoders[name]) for name in names)
+        if encoder.weights is not None
+    ]
+    for (one, first, network, content), (two, second, other, same) in combinations(given, 2):
+        if content != same or (content is None and network != other):
+            continue
+        rest = [e.model_dump_json(exclude={"weights"}) for e in (first, second)]
+        if _published_as(network) != _published_as(other):
+            yield (
+                f"encoders.{one} and encoders.{two} read the same file as {network} and as {other}:"
+                " one of them prepares its tiles as another network's."
+            )
+        elif network == other and rest[0] == rest[1]:
+            yield (
+                f"encoders.{one} and encoders.{two} are the same weights, seen alike: two rows of"
+                " one network. Leave one out."
+            )
+
+
+def _published_as(network: str) -> str:
+    """Where a recipe's weights are published, which two recipes may share; else the name."""
+    every: dict[str, EncoderRecipe | SlideRecipe] = {**recipes.RECIPES, **slide_recipes.RECIPES}
+    return every[network].address if network in every else network
+
+
+def _identified(source: str) -> tuple[str, bytes | None]:
+    """A given network's name, and a digest of its file where that is here."""
+    found = _recipe(source)
+    name = found[0] if found else read_source(source)[0].partition(FILE)[0]
+    files = [f for f in weight_files(source) if f.is_file() and f.suffix != ".json"]
+    if found and found[2] and Path(found[2]).is_dir():
+        files = [f for f in (Path(found[2]) / n for n in found[1].files) if f.is_file()][:1]
+    return name, content_key(files[0], SAMPLES) if files else None
+
+
+def _download(config: Config, name: str) -> Iterator[str]:
+    """Weights that are not on this machine, and that it has no right to, or no way of, getting."""
+    found = _recipe(config.encoders[name].source or "")
+    if found is None or found[2] is not None or not found[1].repository or found[1].cached:
+        return
+    known, recipe, _ = found
+    if hub.is_offline():
+        yield (
+            f"encoders.{name}: the weights of {known} are not in this machine's cache of the hub,"
+            f" and HF_HUB_OFFLINE is set: run `hf download {recipe.repository}` where there is a"
+            f" network, and copy the cache, or write weights: {known}@FOLDER."
+        )
+    elif recipe.gated and not hub.has_token():
+        yield (
+            f"encoders.{name}: the weights of {known} are gated, they are not in this machine's"
+            f" cache of the hub, and there is no token: accept the license on {recipe.address}, and"
+            f" run `hf auth login`, or write weights: {known}@FOLDER."
+        )

@@ -1,0 +1,95 @@
+"""What may not be meant is told before any job of a run, and below its table."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from huggingface_hub import constants
+
+from stainssl.cohort import encoder_warnings
+from stainssl.cohort.encoder_warnings import row_warnings, warnings
+from stainssl.config import parse
+from stainssl.encoders import hub
+from stainssl.encoders.recipes import RECIPES
+from stainssl.plan.tasks import benchmark
+from stainssl.plan.workflow import Plan
+from tests.encoders.fake_hub import COMMITS, cache, put
+
+OWN = {"architecture": "test_vit", "mean": [0.5] * 3, "std": [0.5] * 3, "mpp": [0.25],
+       "tile_px": 512}  # fmt: skip
+
+
+def _data(tiling=None, **encoders):
+    return {
+        "cohorts": {"d": {"demo": {}}}, "tilings": {"default": tiling or {}}, "encoders": encoders,
+        "tasks": {"t": {"level": "slide", "label": "her2", "cohorts": ["d"]}},
+        "benchmarks": {"b": {"tasks": ["t"], "encoders": list(encoders), "heads": ["h"]}},
+        "heads": {"h": {"kind": "mean"}},
+    }  # fmt: skip
+
+
+def test_a_run_tells_them_before_any_job_and_its_table_has_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(hub, "has_token", lambda: True)
+    data = _data({"mpp": 0.25, "size": 512}, uni={"weights": "uni"})
+    plan = Plan({**data, "results": str(tmp_path)}, is_main=True)
+    scale, size = plan.notices
+    assert "uni was trained at 0.5 µm/px, and tiling 'default' has 0.25" in scale
+    assert "tiles of 512 px are resized to 224 px" in size
+    assert benchmark(plan.config, "b").warnings == [scale, size]
+
+
+def test_an_own_recipe_is_warned_of_by_its_weights(monkeypatch):
+    monkeypatch.setattr(hub, "has_token", lambda: True)
+    config = parse(_data({"mpp": 0.5, "size": 256}, mine={"weights": "hf-hub:a/b", "recipe": OWN}))
+    [found] = warnings(config)
+    assert found == (
+        "encoders.mine: hf-hub:a/b was trained at 0.25 µm/px, and tiling 'default' has 0.5."
+    )
+
+
+def test_an_encoder_of_slides_is_warned_of_tiles_of_another_size():
+    encoders = {"conch": {"weights": "conch-v1.5"}, "f": {"weights": "feather", "vectors": "conch"}}
+    found = row_warnings(parse(_data({"mpp": 0.5, "size": 256}, **encoders)), ["f"])
+    assert found == ["encoders.f: feather was trained on vectors of tiles of 512 px, and tiling"
+                     " 'default' has 256 px."]  # fmt: skip
+
+
+def test_gated_weights_without_a_token_are_told(tmp_path, monkeypatch):
+    folder = cache(tmp_path, monkeypatch)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(hub, "has_token", lambda: False)
+    config = parse(_data(v={"weights": "virchow2"}, open={"weights": "phikon"}))
+    [found] = warnings(config)
+    assert "the weights of virchow2 are gated" in found
+    assert "accept the license on https://huggingface.co/paige-ai/Virchow2" in found
+    put(folder, "paige-ai/Virchow2", "model.safetensors", b"", COMMITS[0])
+    assert warnings(config) == []
+    given = {"v": {"weights": f"virchow2@{tmp_path}"}}
+    assert warnings(parse(_data(**given))) == []
+
+
+def test_weights_that_are_not_here_are_told_where_downloads_are_off(tmp_path, monkeypatch):
+    cache(tmp_path, monkeypatch)
+    [found] = warnings(parse(_data(p={"weights": "phikon"})))
+    assert "HF_HUB_OFFLINE is set: run `hf download owkin/phikon`" in found
+    assert "phikon@FOLDER" in found
+
+
+@pytest.mark.parametrize("name", sorted(RECIPES))
+def test_tiles_of_its_training_are_no_warning(name):
+    recipe = RECIPES[name]
+    tiling = {"mpp": recipe.mpp[0] if recipe.mpp else 0.5, "size": recipe.tile_px}
+    assert row_warnings(parse(_data(tiling, e={"weights": name})), ["e"]) == []
+
+
+def test_neither_a_dry_run_nor_its_warnings_import_torch():
+    """A second or more of every dry-run, and of every job that Snakemake starts."""
+    code = (
+        "import sys; import stainssl.plan.workflow, stainssl.cohort.encoder_warnings;"
+        "print([m for m in ('torch', 'timm', 'zarr', 'huggingface_hub') if m in sys.modules])"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
+    assert encoder_warnings.__doc__

@@ -1,0 +1,141 @@
+"""Weights of the hub that changed in this machine's cache embed again, and nothing else does."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import save
+
+from stainssl.config import parse
+from stainssl.encoders import loading
+from stainssl.encoders.revisions import commit, repository_of
+from stainssl.paths import Paths
+from stainssl.plan import revisions
+from stainssl.plan.encoders import embed
+from stainssl.plan.run import FixedRun
+from stainssl.plan.workflow import Plan
+from tests.encoders.fake_hub import COMMITS, cache, put
+
+FIRST, SECOND = COMMITS
+MODEL = "model.safetensors"
+
+
+def _data(folder, **encoder):
+    return {
+        "results": str(folder / "results"), "cohorts": {"c": {"demo": {}}},
+        "encoders": {"e": {"weights": "uni", **encoder}},
+    }  # fmt: skip
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    return cache(tmp_path, monkeypatch)
+
+
+def _planned(folder, **encoder):
+    """The settings of the embedding job of a run, and the run as its first job would write it."""
+    plan = Plan(_data(folder, **encoder), is_main=True)
+    [part, *_] = revisions.part_names(plan.config, "c")
+    return embed(plan.config, "c", "e", part).param(), plan
+
+
+def _embedded(plan, commit=None):
+    """What a job of the run leaves: a store that says its commit, and the record of commits."""
+    [part, *_] = revisions.part_names(plan.config, "c")
+    store = Paths(plan.config.results).embeddings("c", "default", "e", part)
+    store.mkdir(parents=True, exist_ok=True)
+    settings = {"revision": commit} if commit else {}
+    content = {"attributes": {"settings": settings}}
+    (store / "zarr.json").write_text(json.dumps(content))
+    if plan.commits:
+        Paths(plan.config.results).revisions().write_text(json.dumps(plan.commits))
+
+
+def test_what_was_downloaded_by_the_first_run_is_not_embedded_again(tmp_path, hub):
+    first, plan = _planned(tmp_path)
+    assert plan.commits == {}
+    put(hub, "MahmoodLab/UNI", MODEL, b"", FIRST)  # as the job did
+    _embedded(plan, FIRST)
+    second, plan = _planned(tmp_path)
+    assert second == first
+    assert plan.commits == {"uni": [FIRST]}
+
+
+def test_another_commit_in_the_cache_embeds_again_once(tmp_path, hub):
+    put(hub, "MahmoodLab/UNI", MODEL, b"", FIRST)
+    first, plan = _planned(tmp_path)
+    _embedded(plan, FIRST)
+    put(hub, "MahmoodLab/UNI", MODEL, b"new", SECOND)
+    second, plan = _planned(tmp_path)
+    assert second != first
+    assert SECOND in second
+    assert plan.config.encoders["e"].revision == SECOND  # what its jobs load
+    _embedded(plan, SECOND)
+    assert _planned(tmp_path)[0] == second
+    (hub / "models--MahmoodLab--UNI" / "refs" / "main").write_text("gone")  # another machine
+    assert _planned(tmp_path)[0] == second
+
+
+def test_a_pinned_revision_is_another_job(tmp_path, hub):
+    plain, _ = _planned(tmp_path)
+    pinned, _ = _planned(tmp_path, revision=FIRST)
+    assert plain != pinned != _planned(tmp_path, revision=SECOND)[0]
+    both = {_planned(tmp_path, weights=w)[0] for w in (f"hf-hub:a/b@{FIRST}", "hf-hub:a/b")}
+    assert len(both) == 2
+    at = _planned(tmp_path, weights="hf-hub:a/b", revision=FIRST)[0]
+    assert at == _planned(tmp_path, weights=f"hf-hub:a/b@{FIRST}")[0]
+
+
+def test_a_tag_that_moves_embeds_again(tmp_path, hub):
+    put(hub, "MahmoodLab/UNI", MODEL, b"", FIRST, "v1")
+    first, plan = _planned(tmp_path, revision="v1")
+    _embedded(plan, FIRST)
+    put(hub, "MahmoodLab/UNI", MODEL, b"new", SECOND, "v1")
+    assert _planned(tmp_path, revision="v1")[0] != first
+
+
+def test_weights_that_are_not_the_hubs_have_no_commit(tmp_path, hub):
+    put(hub, "MahmoodLab/UNI", MODEL, b"", FIRST)
+    for source in ("resnet18", "uni@/somewhere", "local-dir:x", "efficientnet-lite0", "chief"):
+        assert repository_of(source) is None
+        assert commit(source) is None
+    assert commit("hf-hub:MahmoodLab/UNI") == commit("uni") == FIRST
+    put(hub, "MahmoodLab/madeleine", "model.pt", b"", SECOND)
+    assert commit("madeleine") == SECOND
+
+
+def test_the_record_travels_with_the_run(tmp_path):
+    file = tmp_path / "revisions.json"
+    FixedRun("a: 1\n", {}, "", {"uni": [FIRST]}, str(file)).write(tmp_path / "configs" / "x.yaml")
+    assert revisions.read(file) == {"uni": [FIRST]}
+    assert revisions.read(tmp_path / "none.json") == {}
+
+
+def test_the_config_of_a_run_is_read_again(tmp_path, hub):
+    put(hub, "a/b", MODEL, b"", FIRST)
+    _embedded(_planned(tmp_path, weights="hf-hub:a/b@main")[1], FIRST)
+    put(hub, "a/b", MODEL, b"new", SECOND)
+    _, plan = _planned(tmp_path, weights="hf-hub:a/b@main")
+    again = parse(yaml.safe_load(yaml.safe_dump(plan.config.model_dump(mode="json"))))
+    assert again.encoders["e"].revision == SECOND
+
+
+def test_what_is_in_the_cache_is_loaded_and_the_hub_is_not_asked(hub, monkeypatch):
+    """A repository that moved on changes nothing; the revision that is asked for is loaded."""
+    monkeypatch.setattr(loading, "hf_hub_download", None)
+    model = {"architecture": "test_vit", "mean": [0.5] * 3, "std": [0.5] * 3, "input_px": 64}
+    nets = {}
+    for number, at in enumerate(COMMITS):
+        torch.manual_seed(number)
+        nets[at] = loading.new_backbone("test_vit", 64)[0]
+        put(hub, "a/b", MODEL, save(nets[at].state_dict()), at)
+    data = {"cohorts": {"c": {"demo": {}}}, "encoders": {
+        "newest": {"weights": "hf-hub:a/b", "recipe": model},
+        "pinned": {"weights": "hf-hub:a/b", "recipe": model, "revision": FIRST},
+    }}  # fmt: skip
+    for name, at in (("newest", SECOND), ("pinned", FIRST)):
+        loaded = loading.load(str(parse(data).encoders[name].source))
+        assert loaded.weights_sha256 == loading.digest(nets[at])
