@@ -142,9 +142,9 @@ def _row_faults(frame: pd.DataFrame) -> Iterator[_Fault]:
     for line, row in zip(frame.index, frame[given].to_dict("records"), strict=True):
         flag = str(row.get("exclude", "")).lower()
         if flag not in TRUE | FALSE:
-            yield _Fault(line, "exclude", flag, "is true or false (1, 0, yes, no, x), or nothing")
+            yield _Fault(line, "exclude", flag, "must be true or false (1, 0, yes, no, x) or empty")
         if row["patient_id"] and is_unknown(row["patient_id"]):
-            wanted = "is a patient's name: give every unknown patient one, or exclude the row"
+            wanted = "reads as 'unknown': give the patient an id of their own, or exclude the row"
             yield _Fault(line, "patient_id", row["patient_id"], wanted)
         if TCGA_SAMPLE.fullmatch(str(row["patient_id"])):
             wanted = "is a sample's or slide's barcode: a patient's is its first three words"

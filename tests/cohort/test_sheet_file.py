@@ -156,7 +156,8 @@ def test_ids_that_read_as_unknown_and_ids_that_differ_in_capitals_are_refused(
 ) -> None:
     head = "slide_id,patient_id,path\n"
     for word in ("NA", "nan", "None"):
-        assert f"patient_id is '{word}'" in refused(tmp_path, f"{head}s0,{word},s0.svs\n")
+        found = refused(tmp_path, f"{head}s0,{word},s0.svs\n")
+        assert f"patient_id is '{word}': it reads as 'unknown'" in found
     found = refused(tmp_path, head + "s0,P1,s0.svs\ns1,p1,s1.svs\n")
     assert "patient_id 'P1' and 'p1' differ in capitals alone" in found
     long = "s" * 252
