@@ -7,7 +7,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 .PHONY: demo report view test test-quick test-slurm docs lint format lock clean
 
 demo: .venv/ready
-	snakemake --cores all --quiet rules host
+	snakemake --cores all --logger=stainssl
 	@cat results/benchmarks/main/table.md
 
 report: .venv/ready

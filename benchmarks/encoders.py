@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -29,6 +28,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision import transforms as T
 
+from benchmarks.machine import processor
 from stainssl.encoders.loading import load, with_classes
 from stainssl.encoders.recipes import RECIPES
 from stainssl.stores.atomic import write_text
@@ -180,14 +180,9 @@ def vectors(name: str, work: Path) -> dict[str, float]:
 
 def machine() -> str:
     """The processor's name, and how many threads are used of it."""
-    named = [
-        line.partition(":")[2].strip()
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        if line.startswith("model name")
-    ]
     threads = torch.get_num_threads()
     of = "one thread" if threads == 1 else f"{threads} threads"
-    return f"{of} of {named[0] if named else platform.machine()}, torch {torch.__version__}"
+    return f"{of} of {processor()}, torch {torch.__version__}"
 
 
 def section(found: dict[str, Any]) -> str:

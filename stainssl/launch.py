@@ -22,6 +22,15 @@ STARTERS = {
     "profiles/local/config.yaml": "profiles/local/config.yaml",
     "profiles/slurm/config.yaml": "profiles/slurm/config.yaml",
 }
+LOGS_ONLY = "STAINSSL_LOGS_ONLY"  # of the environment: jobs write to their log files alone
+SHELL = 'set -euo pipefail; stainssl() {{{{ {call} -m stainssl "$@"; }}}}; {logged} '
+# `logged FILE COMMAND ...`: its output in a file, and on the terminal where no bar is.
+LOGGED = (
+    'logged() {{ local log="$1"; shift; if [ -n "${{' + LOGS_ONLY + ':-}}" ]; '
+    'then "$@" > "$log" 2>&1; else "$@" 2>&1 | tee "$log"; fi; }};'
+)
+BAR = "--logger=stainssl"
+OTHER_OUTPUT = ("--logger", "--verbose", "--dry-run", "--dryrun", "-n")
 PLACES_OF_CONFIG = ("--configfile", "--configfiles", "--directory", "-d")
 
 
@@ -47,7 +56,8 @@ def snakemake_command(arguments: Sequence[str], folder: Path) -> list[str]:
     passed = _config_as_configfile(list(arguments))
     _check_config(passed, folder)
     snakefile = workflow_files() / "workflow" / "Snakefile"
-    return [sys.executable, "-m", "snakemake", "--snakefile", str(snakefile), *passed]
+    bar = [] if {word.split("=")[0] for word in passed} & {*OTHER_OUTPUT} else [BAR]
+    return [sys.executable, "-m", "snakemake", "--snakefile", str(snakefile), *bar, *passed]
 
 
 def _config_as_configfile(arguments: list[str]) -> list[str]:
@@ -104,7 +114,7 @@ def shell_prefix(deployment: Collection[str], results: Path) -> str:
         call = "python"
     else:
         call = f"PYTHONPATH={quoted(PACKAGE.parent)} {quoted(sys.executable)}"
-    return f'set -euo pipefail; stainssl() {{{{ {call} -m stainssl "$@"; }}}}; '
+    return SHELL.format(call=call, logged=LOGGED)
 
 
 def quoted(path: Path | str) -> str:

@@ -1,6 +1,8 @@
 """`stainssl run` is Snakemake on the package's workflow; `stainssl init` makes a folder for it."""
 
+import os
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 
@@ -37,6 +39,28 @@ def test_a_named_config_replaces_the_default(folder: Path, words: tuple[str, ...
     assert words_of(folder, *words, "-n") == ["--configfile", "my.yaml", "-n"]
 
 
+def test_a_run_has_a_bar_unless_another_output_is_asked_for(folder: Path) -> None:
+    assert words_of(folder, "--cores", "2", "target") == [launch.BAR, "--cores", "2", "target"]
+    for other in ("--verbose", "--logger=rich", "--dry-run"):
+        assert words_of(folder, other) == [other]
+
+
+@pytest.mark.parametrize("alone", ["", "1"])
+@pytest.mark.parametrize("code", [0, 3])
+def test_what_a_job_says_is_in_its_log(tmp_path: Path, alone: str, code: int) -> None:
+    prefix = launch.shell_prefix([], tmp_path).format()  # as Snakemake does
+    script = f"{prefix} logged 'a log' bash -c 'echo one; echo two >&2; exit {code}'; echo after"
+    environment = os.environ | {launch.LOGS_ONLY: alone}
+    done = subprocess.run(
+        ["bash", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == code
+    assert (tmp_path / "a log").read_text() == "one\ntwo\n"
+    said = "" if alone else "one\ntwo\n"
+    assert done.stdout == said + ("" if code else "after\n")
+
+
 def test_a_config_that_is_not_there_is_told(tmp_path: Path) -> None:
     with pytest.raises(StainsslError, match="stainssl init"):
         words_of(tmp_path, "-n")
@@ -48,7 +72,7 @@ def test_a_config_that_is_not_there_is_told(tmp_path: Path) -> None:
 def test_another_working_folder_is_snakemakes_business(
     tmp_path: Path, words: tuple[str, ...]
 ) -> None:
-    assert words_of(tmp_path, *words) == list(words)
+    assert words_of(tmp_path, *words) == [launch.BAR, *words]
 
 
 def test_init_writes_what_cohort_check_then_finds_only_slides_missing_in(

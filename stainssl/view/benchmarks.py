@@ -4,31 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from stainssl.errors import StainsslError
-from stainssl.evaluation.metrics import roc_band
-from stainssl.evaluation.predictions import (
-    RISK_GROUPS,
-    UNIT,
-    NumberUnits,
-    ScoredUnits,
-    SurvivalUnits,
-    average_repeats,
-    scored_units,
-)
-from stainssl.evaluation.projection import project
 from stainssl.stores.tables import read_table
-from stainssl.view.records import Json, Records, columns
+from stainssl.view.handles import Recent
+from stainssl.view.records import Json, Records, column, columns, versions
+
+if TYPE_CHECKING:
+    from stainssl.evaluation.predictions import NumberUnits, ScoredUnits, SurvivalUnits
 
 SHOWN = ["encoder", "run", "head", "task", "metric", "group", "value", "low", "high", "patients",
          "units"]  # fmt: skip
 MAX_CASES = 500  # of a task's units that are listed, worst first
 BINS = 10  # of equal size, of the calibration curve
 MIN_IN_BIN = 5
+PLANES_KEPT = 64
 LINEAR = "linear"  # what the table calls the head of a probe
 FINE_TUNE = "fine-tune"  # and that of a network trained on the labels
 
@@ -42,6 +37,7 @@ class Benchmarks:
 
     def __init__(self, records: Records) -> None:
         self._records = records
+        self._planes: Recent[Json] = Recent(PLANES_KEPT, lambda _: 1)
 
     def names(self) -> list[str]:
         """Those that have a table."""
@@ -99,6 +95,14 @@ class Benchmarks:
             KeyError: there is no such task, encoder or head.
             StainsslError: its predictions are missing or not whole.
         """
+        # Imported late: scipy's statistics take as much memory as all that a slide needs.
+        from stainssl.evaluation.predictions import (
+            NumberUnits,
+            SurvivalUnits,
+            average_repeats,
+            scored_units,
+        )
+
         self._known(task, run, head)
         level = self._records.config.questions()[task].level
         path = self._folder(task, run, head) / "predictions.parquet"
@@ -107,46 +111,57 @@ class Benchmarks:
         scored = scored_units(units, predictions, level)
         found: Json = {"level": level, "classes": list(scored.classes), "units": len(units)}
         if isinstance(scored, NumberUnits):
-            told = {"truth": scored.y.astype(float), "predicted": scored.value}
-            told["error"] = told["predicted"] - told["truth"]
-            order = np.argsort(-np.abs(told["error"]), kind="stable")
-            return found | {"cases": self._listed(task, level, units.assign(**told), order)}
+            return found | self._of_numbers(task, units, scored)
         if isinstance(scored, SurvivalUnits):
-            groups = np.array(RISK_GROUPS, object)[scored.is_high.astype(int)]
-            risk = scored.p[:, 0]
-            told = units.assign(truth=units["y"], predicted=groups, risk=risk)
-            cases = self._listed(task, level, told, np.argsort(-risk, kind="stable"))
-            unit = self._records.config.questions()[task].time
-            return found | {"cases": cases, "survival": survival_curves(scored, unit)}
-        found["cases"] = self._cases(task, level, units, scored)
-        found["calibration"] = columns(calibration(scored))
-        if len(scored.classes) == 2 and len(scored.present()) == 2:
-            found["roc"] = columns(roc_band(scored, seed=self._records.config.seed))
-        return found
+            return found | self._of_times(task, units, scored)
+        return found | self._of_classes(task, units, scored)
 
-    def _cases(self, task: str, level: str, units: pd.DataFrame, scored: ScoredUnits) -> Json:
-        truth = scored.p[np.arange(len(units)), scored.y]
-        order = np.argsort(truth, kind="stable")[:MAX_CASES]
+    def _of_numbers(self, task: str, units: pd.DataFrame, scored: NumberUnits) -> Json:
+        error = scored.value - scored.y
+        told = units.assign(truth=scored.y.astype(float), predicted=scored.value, error=error)
+        return {"cases": self._cases(task, told, np.abs(error), ["error"])}
+
+    def _of_times(self, task: str, units: pd.DataFrame, scored: SurvivalUnits) -> Json:
+        from stainssl.evaluation.predictions import RISK_GROUPS
+
+        groups = np.array(RISK_GROUPS, object)[scored.is_high.astype(int)]
+        risk = scored.p[:, 0]
+        told = units.assign(truth=units["y"], predicted=groups, risk=risk)
+        unit = self._records.config.questions()[task].time
+        curves = survival_curves(scored, unit)
+        return {"cases": self._cases(task, told, risk, ["risk"]), "survival": curves}
+
+    def _of_classes(self, task: str, units: pd.DataFrame, scored: ScoredUnits) -> Json:
+        from stainssl.evaluation.metrics import roc_band
+
         names = np.asarray(scored.classes, object)
-        kept = [*UNIT[level], *(c for c in ("patient_id", "site") if c not in UNIT[level])]
-        table = units[kept].assign(
+        of_truth = scored.p[np.arange(len(units)), scored.y]
+        told = units.assign(
             truth=names[scored.y],
             predicted=names[scored.predicted],
-            p_truth=truth,
+            p_truth=of_truth,
             p_last=scored.p[:, -1],
             called_from=called_from(scored),
             wrong=scored.predicted != scored.y,
         )
-        cases = table.iloc[order]
-        slides = self._slides(task, level, cases)
-        far = stain_distances(slides, self._stains(task))
-        return columns(cases.assign(stain_distance=far)) | {"slides": slides}
+        cases = self._cases(task, told, -of_truth, ["p_truth", "p_last", "called_from", "wrong"])
+        far = stain_distances(cases["slides"], self._stains(task))
+        found = {"cases": cases | {"stain_distance": column(far)},
+                 "calibration": columns(calibration(scored))}  # fmt: skip
+        if len(scored.classes) == 2 and len(scored.present()) == 2:
+            found["roc"] = columns(roc_band(scored, seed=self._records.config.seed))
+        return found
 
-    def _listed(self, task: str, level: str, units: pd.DataFrame, order: NDArray[np.int64]) -> Json:
-        """Units with what was said of them, in an order, and their slides."""
-        names = ["patient_id", "site", "truth", "predicted", "error", "risk"]
-        kept = [c for c in dict.fromkeys([*UNIT[level], *names]) if c in units]
-        cases = units.iloc[order[:MAX_CASES]][kept]
+    def _cases(
+        self, task: str, units: pd.DataFrame, first: NDArray[np.float64], told: list[str]
+    ) -> Json:
+        """Units by falling `first`, `MAX_CASES` at most: the columns told of them, their slides."""
+        from stainssl.evaluation.predictions import UNIT
+
+        level = self._records.config.questions()[task].level
+        names = dict.fromkeys([*UNIT[level], "patient_id", "site", "truth", "predicted", *told])
+        order = np.argsort(-first, kind="stable")[:MAX_CASES]
+        cases = units.iloc[order][[name for name in names if name in units]]
         return columns(cases) | {"slides": self._slides(task, level, cases)}
 
     def _stains(self, task: str) -> dict[tuple[str, str], NDArray[np.float64]]:
@@ -174,11 +189,17 @@ class Benchmarks:
         """
         if run not in {r.name for r in self._records.config.runs()}:
             raise KeyError(run)
+        stamp = versions(path for path in [self._sample(run)] if path.exists())
+        return self._planes.get((run, stamp), lambda: self._laid_out(run))
+
+    def _laid_out(self, run: str) -> Json:
         sample = read_table(self._sample(run), "sample")
         task = sample["task"].iloc[0] if len(sample) else ""
         sample = sample[sample["task"] == task].reset_index(drop=True)
         if sample.empty:
             raise StainsslError(f"The sample of {run} holds no tiles.")
+        from stainssl.evaluation.projection import project
+
         x, y = project(np.stack(sample["vector"].to_list()), self._records.config.seed).T
         told = ["slide_id", "tile", "label", "patient_id", "site"]
         places = self._slides(str(task), "tile", sample)
@@ -195,11 +216,11 @@ def called_from(scored: ScoredUnits) -> NDArray[np.float64]:
         given as high a probability at least, mean over repeats; NaN where a fold has none.
     """
     rates = np.full((len(scored.y), len(scored.folds)), np.nan)
-    for column, fold in enumerate(scored.folds):
+    for at, fold in enumerate(scored.folds):
         p, others = fold.p[:, -1], scored.y[fold.unit] < len(scored.classes) - 1
         if others.any():
             higher = np.searchsorted(np.sort(p[others]), p, side="left")
-            rates[fold.unit, column] = 1 - higher / others.sum()
+            rates[fold.unit, at] = 1 - higher / others.sum()
     told = np.isfinite(rates).sum(axis=1)
     return np.where(told > 0, np.nansum(rates, axis=1) / np.maximum(told, 1), np.nan)
 
@@ -238,6 +259,8 @@ def survival_curves(scored: SurvivalUnits, unit: str) -> Json:
         Group → `time` and `survival` of the steps, from 0 on, `at_risk`, `events`, `units`, `unit`.
     """
     from scipy.stats import CensoredData, ecdf
+
+    from stainssl.evaluation.predictions import RISK_GROUPS
 
     found: Json = {}
     for is_high, name in enumerate(RISK_GROUPS):

@@ -38,6 +38,8 @@ THUMBNAIL_PX = 160
 QUALITY = 85
 FIELD_TILES = 4  # side of the field around a tile that is shown under other stains
 OPENING = {"slide", "outlines", "stains"}  # the data for which a slide's file is read
+# Pictures that a run does not change; other stains are of what has been read so far.
+LASTING = ("picture", "thumbnail", "tile")
 FAULTS = (StainsslError, SlideError, OSError)
 T = TypeVar("T")
 
@@ -54,7 +56,6 @@ class Contents:
         self.layers = Layers(self.records)
         self.neighbors = Neighbors(self.records)
         self.benchmarks = Benchmarks(self.records)
-        self._planes: Recent[Json] = Recent(DATA_ITEMS, lambda _: 1)
         self.handles = Handles(self._open)
         self.limits = SlideLimits(config.slides.max_minutes)
         self._pictures: Recent[bytes] = Recent(PICTURES_BYTES, len)
@@ -76,7 +77,7 @@ class Contents:
             "stains": (3, self._stains),
             "benchmark": (1, self.benchmarks.table),
             "answer": (3, self.benchmarks.answer),
-            "plane": (1, self._plane),
+            "plane": (1, self.benchmarks.plane),
         }
         self._jpegs: dict[str, tuple[int, Callable[..., bytes]]] = {
             "picture": (5, self._picture),
@@ -110,6 +111,8 @@ class Contents:
         count, make = self._jpegs[kind]
         if len(segments) != count:
             raise KeyError(segments)
+        if kind not in LASTING:
+            return self._limited(make, segments)
         return self._pictures.get((kind, *segments), lambda: self._limited(make, segments))
 
     def _limited(self, make: Callable[..., T], segments: tuple[str, ...]) -> T:
@@ -146,10 +149,11 @@ class Contents:
         sheet = {k: v for k, v in row.items() if k not in HIDDEN}
         found["sheet"] = {k: str(v) for k, v in sheet.items() if v == v and v != ""}
         found["encoders"] = self.records.encoders(cohort)
-        found["answers"] = [
-            {"name": a.name, "title": a.title} for a in self.records.answers(cohort)
+        found |= self._models(cohort)
+        found["twins"] = [
+            {"cohort": other, "slide": name, **self._models(other)}
+            for other, name in self.records.twins(cohort, slide)
         ]
-        found["tile_answers"] = list(self.records.tile_answers(cohort))
         try:
             with self.handles.use((cohort, slide)) as opened:
                 found["geometry"] = geometry(opened, row["mpp"])
@@ -164,15 +168,17 @@ class Contents:
                 problems.append(str(error))
         return found
 
+    def _models(self, cohort: str) -> Json:
+        """The models whose answers about a cohort's slides and tiles are there."""
+        answers = [{"name": a.name, "title": a.title} for a in self.records.answers(cohort)]
+        return {"answers": answers, "tile_answers": list(self.records.tile_answers(cohort))}
+
     def _neighbors(self, cohort: str, slide: str, encoder: str, tile: str) -> Json:
         return self.neighbors.of(cohort, slide, encoder, _number(tile))
 
     def _overview(self) -> Json:
         benchmarks = self.benchmarks.names()
         return {**self.records.overview(), "scale": SCALE, "benchmarks": benchmarks}
-
-    def _plane(self, run: str) -> Json:
-        return self._planes.get(run, lambda: self.benchmarks.plane(run))
 
     def _stains(self, cohort: str, slide: str, tile: str) -> Json:
         # Imported late: torch takes seconds, and most pages need none of it.

@@ -60,12 +60,12 @@ def write_export(
             _write_cohort(contents, made, cohort, {s for c, s in chosen if c == cohort})
         with ThreadPoolExecutor(threads) as pool:
             for number, one in enumerate(chosen, start=1):
-                detail = _write_slide(contents, made, one, pool)
+                detail = _write_slide(contents, made, one, chosen, pool)
                 say(f"{one[1]} ({number} of {len(chosen)})" + (f": {detail}" if detail else ""))
     say(f"{folder / 'index.html'} can be opened.")
 
 
-def _chosen(contents: Contents, slides: Sequence[str]) -> Iterator[tuple[str, str]]:
+def _chosen(contents: Contents, slides: Sequence[str]) -> Iterator[Key]:
     every = [
         (cohort, str(slide))
         for cohort in contents.records.config.cohorts
@@ -78,7 +78,7 @@ def _chosen(contents: Contents, slides: Sequence[str]) -> Iterator[tuple[str, st
     yield from (one for one in every if not slides or one[1] in slides)
 
 
-def _overview(contents: Contents, chosen: list[tuple[str, str]]) -> Json:
+def _overview(contents: Contents, chosen: list[Key]) -> Json:
     found = contents.data("overview")
     found["benchmarks"] = []  # their pages ask for more than files can answer
     counts = {cohort: sum(c == cohort for c, _ in chosen) for cohort, _ in chosen}
@@ -117,22 +117,26 @@ def _rows(columns: Json, kept: list[int]) -> Json:
     return {name: [values[i] for i in kept] for name, values in columns.items()}
 
 
-def _write_slide(contents: Contents, folder: Path, key: Key, pool: ThreadPoolExecutor) -> str:
+def _write_slide(
+    contents: Contents, folder: Path, key: Key, chosen: list[Key], pool: ThreadPoolExecutor
+) -> str:
     """Write the layers and pictures of a slide; returns why it was given up, if it was."""
     contents.limits.start(key)
-    _write_layers(contents, folder, *key)
+    _write_layers(contents, folder, key, chosen)
     list(pool.map(partial(_write_picture, contents, folder), _pictures(contents, *key)))
     return contents.limits.given_up(key)
 
 
-def _write_layers(contents: Contents, folder: Path, cohort: str, slide: str) -> None:
+def _write_layers(contents: Contents, folder: Path, key: Key, chosen: list[Key]) -> None:
+    cohort, slide = key
     found = contents.data("slide", cohort, slide)
     own: list[Segments] = [("outlines", cohort, slide), ("stain", cohort, slide)]
     own += [("attention", cohort, slide, a["name"]) for a in found.get("answers", [])]
     own += [("probability", cohort, slide, name) for name in found.get("tile_answers", [])]
     for segments in own:
         _write_data(folder, segments, contents.data(*segments))
-    _write_data(folder, ("slide", cohort, slide), {**found, "encoders": []})
+    twins = [twin for twin in found.get("twins", []) if (twin["cohort"], twin["slide"]) in chosen]
+    _write_data(folder, ("slide", cohort, slide), {**found, "encoders": [], "twins": twins})
 
 
 def _pictures(contents: Contents, cohort: str, slide: str) -> Iterator[Segments]:

@@ -14,6 +14,8 @@ OWN = {
     "core.js": "text/javascript",
     "cohort.js": "text/javascript",
     "overlay.js": "text/javascript",
+    "pane.js": "text/javascript",
+    "side.js": "text/javascript",
     "slide.js": "text/javascript",
     "plots.js": "text/javascript",
     "benchmark.js": "text/javascript",

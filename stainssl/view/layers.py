@@ -11,8 +11,6 @@ from typing import Any
 import cv2
 import numpy as np
 import pandas as pd
-from matplotlib import colormaps
-from matplotlib.colors import to_hex
 
 from stainssl.cohort.outlines import file_of_slide
 from stainssl.errors import SlideError, StainsslError
@@ -29,7 +27,16 @@ from stainssl.view.records import Json, Records, column, columns
 STAIN = "macenko"  # whose profiles are shown
 COLORS = 64  # steps of the scale of colors
 TOLERANCE = 0.5  # mask px by which an outline may be off, for a tenth of the points
-SCALE = [to_hex(c) for c in colormaps["viridis"](np.linspace(0, 1, COLORS))]
+
+
+def viridis(count: int) -> list[str]:
+    """Colors of matplotlib's viridis from low to high, as `#rrggbb`; OpenCV has its table too."""
+    steps = np.rint(np.linspace(0, 255, count)).astype(np.uint8)[:, None]
+    blue_green_red = cv2.applyColorMap(steps, cv2.COLORMAP_VIRIDIS)[:, 0]
+    return [f"#{r:02x}{g:02x}{b:02x}" for b, g, r in blue_green_red.tolist()]
+
+
+SCALE = viridis(COLORS)
 
 
 def level0_mpp(slide: Slide, sheet_mpp: float) -> float | None:
@@ -148,11 +155,11 @@ class Layers:
         positive = [c for c in found if c.startswith("p_")][-1]
         means = found.groupby("tile")[positive].mean()
         task, encoder = name.split("~")
-        is_tuned = self.records.config.tasks[task].is_fine_tuned
-        protocol = "fine-tuning" if is_tuned else "linear probe"
+        spec = self.records.config.tasks[task]
+        protocol = "fine-tuning" if spec.is_fine_tuned else "linear probe"
         return {
             "title": f"{task}: {protocol} on {encoder}",
-            "said": f"probability of {positive.removeprefix('p_')}, of test tiles",
+            "said": f"probability that {spec.label} is {positive[2:]}, of test tiles",
             "tile": column(means.index.to_numpy()),
             "value": column(means.astype(float)),
         }

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -12,12 +13,13 @@ from stainssl.cohort import parts
 from stainssl.errors import StainsslError
 from stainssl.stores.embeddings import Embeddings, open_embeddings
 from stainssl.view.handles import Recent
-from stainssl.view.records import Json, Records, column
+from stainssl.view.records import Json, Records, column, versions
 
 MAX_BYTES = 128 << 20  # of the vectors of one encoder that are searched
 MAX_A_SLIDE = 2  # neighbors shown of one slide: those beside each other say the same
 SHOWN = 6  # neighbors of each site
 CHUNK_ROWS = 16_384
+Place = tuple[str, pd.DataFrame, Path]  # cohort, rows of one of its parts, store of its vectors
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,9 @@ class Neighbors:
         return float(f"{np.median(_cosines(sample.vectors, vector)):.4g}")
 
     def _searched(self, encoder: str) -> TileSample:
-        return self._samples.get(encoder, lambda: self._sampled(encoder))
+        stores = list(self._stores(encoder))
+        stamp = encoder, versions(path for _, _, path in stores)
+        return self._samples.get(stamp, lambda: _sampled(stores))
 
     def _vector(self, cohort: str, slide: str, encoder: str, tile: int) -> np.ndarray:
         part = self._records.part(cohort, slide)
@@ -102,41 +106,53 @@ class Neighbors:
         tiling = self._records.tiling(cohort)
         return open_embeddings(self._records.paths.embeddings(cohort, tiling, encoder, part))
 
-    def _stores(self, encoder: str) -> Iterator[tuple[str, pd.DataFrame, Embeddings]]:
-        for cohort in self._records.config.cohorts:
+    def _stores(self, encoder: str) -> Iterator[Place]:
+        for cohort in self._records.readable():
             if encoder not in self._records.encoders(cohort):
                 continue
+            tiling = self._records.tiling(cohort)
             for part, sheet in parts(self._records.config, cohort).items():
-                try:
-                    yield cohort, sheet, self._store(cohort, encoder, part)
-                except StainsslError:
-                    continue  # half a run: what is there is searched
+                path = self._records.paths.embeddings(cohort, tiling, encoder, part)
+                if path.exists():
+                    yield cohort, sheet, path
 
-    def _sampled(self, encoder: str) -> TileSample:
-        stores = list(self._stores(encoder))
-        total = sum(len(store) for _, _, store in stores)
-        dim = stores[0][2].features.shape[1]
-        step = max(1, -(-total * dim * 2 // MAX_BYTES))
-        drawn = [self._drawn(*store, step) for store in stores]
-        vectors = np.concatenate([v for v, _ in drawn])
-        return TileSample(vectors, pd.concat([p for _, p in drawn], ignore_index=True), total)
 
-    def _drawn(
-        self, cohort: str, sheet: pd.DataFrame, store: Embeddings, step: int
-    ) -> tuple[np.ndarray, pd.DataFrame]:
-        rows = np.arange(0, len(store), step)
-        rows = rows[store.valid[rows]]
-        vectors = unit(store.read(slice(0, len(store)))[rows]).astype(np.float16)
-        slide = np.searchsorted(store.start, rows, side="right") - 1
-        place = pd.DataFrame(
-            {
-                "cohort": cohort,
-                "slide_id": np.asarray(store.slide_id, object)[slide],
-                "tile": store.tile[rows],
-            }
-        )
-        told = sheet[["slide_id", "patient_id", "site"]]
-        return vectors, place.merge(told, on="slide_id", how="left")
+def _sampled(places: Sequence[Place]) -> TileSample:
+    stores = list(_opened(places))
+    if not stores:
+        raise StainsslError("No vectors can be read.")
+    total = sum(len(store) for _, _, store in stores)
+    dim = stores[0][2].features.shape[1]
+    step = max(1, -(-total * dim * 2 // MAX_BYTES))
+    drawn = [_drawn(*store, step) for store in stores]
+    vectors = np.concatenate([v for v, _ in drawn])
+    return TileSample(vectors, pd.concat([p for _, p in drawn], ignore_index=True), total)
+
+
+def _opened(places: Sequence[Place]) -> Iterator[tuple[str, pd.DataFrame, Embeddings]]:
+    for cohort, sheet, path in places:
+        try:
+            yield cohort, sheet, open_embeddings(path)
+        except StainsslError:
+            continue  # half a run: what is there is searched
+
+
+def _drawn(
+    cohort: str, sheet: pd.DataFrame, store: Embeddings, step: int
+) -> tuple[np.ndarray, pd.DataFrame]:
+    rows = np.arange(0, len(store), step)
+    rows = rows[store.valid[rows]]
+    vectors = unit(store.read(slice(0, len(store)))[rows]).astype(np.float16)
+    slide = np.searchsorted(store.start, rows, side="right") - 1
+    place = pd.DataFrame(
+        {
+            "cohort": cohort,
+            "slide_id": np.asarray(store.slide_id, object)[slide],
+            "tile": store.tile[rows],
+        }
+    )
+    told = sheet[["slide_id", "patient_id", "site"]]
+    return vectors, place.merge(told, on="slide_id", how="left")
 
 
 def nearest_by_site(found: pd.DataFrame) -> pd.DataFrame:

@@ -12,9 +12,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stainssl.slides.scale import READ_PX, blocks, level_for, read_rectangle
+from stainssl.slides.scale import blocks, level_for, read_rectangle
 from stainssl.slides.slide import Slide
 
+# Side of what is read at once. Every thread keeps the memory that it once took, so it is small.
+READ_PX = 512
 TILE_PX = 256  # side of a picture; whole tiles of the usual slide are decoded straight
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +16,18 @@ from stainssl.cohort import parts, read_sheet
 from stainssl.cohort.sheet import PART
 from stainssl.config import Config, Task
 from stainssl.errors import StainsslError
+from stainssl.evaluation.folds import RISK, VALUE
 from stainssl.paths import Paths, of_label
 from stainssl.stores.tables import read_table
 from stainssl.stores.tiles import read_qc
+from stainssl.view.handles import Recent
 
 HIDDEN = ("path", "exclude", "mpp", PART)  # columns of a sheet that the page does not show
 QC_SHOWN = ("status", "detail", "tissue_mm2", "tiles_kept", "mpp", "vendor")
 DISTANCES = ("feature_distance", "stain_distance")
+NUMBERS = (VALUE, RISK)  # columns of predictions that are no probability
 NOT_TILED = "not tiled"  # the status of a slide that no stage has seen yet
+STAINS_KEPT = 16  # cohorts whose slides' stains are kept
 INTERVAL = (0.025, 0.975)  # quantiles over repeats, as `predict` gives them over fold models
 Json = dict[str, Any]
 
@@ -41,6 +45,11 @@ def column(values: pd.Series | np.ndarray) -> list[Any]:
 def columns(frame: pd.DataFrame) -> Json:
     """A table by columns, which is a third of the length of a list of rows."""
     return {str(name): column(frame[name]) for name in frame}
+
+
+def versions(paths: Iterable[Path]) -> tuple[tuple[Path, int], ...]:
+    """Files or stores that are there and when each was written: what was read of them holds."""
+    return tuple((path, path.stat().st_mtime_ns) for path in paths)
 
 
 def read_json(path: Path) -> Json:
@@ -82,6 +91,8 @@ class Records:
 
     def __init__(self, config: Config) -> None:
         self.config, self.paths = config, Paths(config.results)
+        self._rows: dict[str, dict[str, dict[str, Any]]] = {}
+        self._stains: Recent[dict[str, np.ndarray]] = Recent(STAINS_KEPT, lambda _: 1)
 
     def tiling(self, cohort: str) -> str:
         """The name of a cohort's tiling."""
@@ -91,20 +102,44 @@ class Records:
         """The cohort's slides, in sheet order."""
         return read_sheet(self.config, cohort)
 
-    @cached_property
-    def _places(self) -> dict[str, dict[str, dict[str, Any]]]:
-        return {
-            cohort: {row["slide_id"]: row for row in self.sheet(cohort).to_dict("records")}
-            for cohort in self.config.cohorts
-        }
+    def _rows_of(self, cohort: str) -> dict[str, dict[str, Any]]:
+        if cohort not in self._rows:
+            rows = self.sheet(cohort).to_dict("records")
+            self._rows[cohort] = {str(row["slide_id"]): row for row in rows}
+        return self._rows[cohort]
 
     def row(self, cohort: str, slide: str) -> dict[str, Any]:
         """A slide's row of its sheet.
 
         Raises:
             KeyError: there is no such cohort or slide.
+            StainsslError: the cohort's sheet cannot be read.
         """
-        return self._places[cohort][slide]
+        return self._rows_of(cohort)[slide]
+
+    def readable(self) -> Iterator[str]:
+        """The cohorts whose sheets can be read: a broken one costs no other."""
+        for cohort in self.config.cohorts:
+            try:
+                self._rows_of(cohort)
+            except StainsslError:
+                continue
+            yield cohort
+
+    def twins(self, cohort: str, slide: str) -> list[tuple[str, str]]:
+        """(cohort, slide) of the other cohorts that hold a slide: its file, or its name.
+
+        Raises:
+            KeyError: there is no such cohort or slide.
+        """
+        path = self.row(cohort, slide)["path"]
+        found: list[tuple[str, str]] = []
+        for other in self.readable():
+            rows = self._rows_of(other)
+            names = [name for name, row in rows.items() if row["path"] == path]
+            if other != cohort and (names or slide in rows):
+                found.append((other, names[0] if names else slide))
+        return found
 
     def part(self, cohort: str, slide: str) -> str:
         """The part that a slide is in; raises as `row`."""
@@ -114,10 +149,18 @@ class Records:
         """Slide → coordinates of its mean stain, of the slides whose stored tiles tell it."""
         from stainssl.stages.mil import stain_of_slides  # torch, which most pages need not load
 
-        slides = self.sheet(cohort).assign(cohort=cohort)[["slide_id", "cohort", PART]]
         tiling = self.tiling(cohort)
-        of_part = {(cohort, p): self.paths.pixels(cohort, tiling, p) for p in slides[PART].unique()}
-        return stain_of_slides(of_part, slides.rename(columns={PART: "part"}))
+        stores = {
+            (cohort, part): path
+            for part in parts(self.config, cohort)
+            if (path := self.paths.pixels(cohort, tiling, part)).exists()
+        }
+
+        def read() -> dict[str, np.ndarray]:
+            slides = self.sheet(cohort).assign(cohort=cohort)[["slide_id", "cohort", PART]]
+            return stain_of_slides(stores, slides.rename(columns={PART: "part"}))
+
+        return self._stains.get((cohort, versions(stores.values())), read)
 
     def encoders(self, cohort: str) -> list[str]:
         """The encoders whose vectors of some part of a cohort are there."""
@@ -222,7 +265,7 @@ class Records:
         return slides.merge(found[["slide_id", *kept]], on="slide_id", how="left")
 
     def predictions(self, cohort: str, name: str) -> Json:
-        """Probabilities by slide: the mean, and its interval where there are several models.
+        """Probabilities, numbers or risks by slide: the mean, with an interval of several models.
 
         Raises:
             KeyError: there is no such cohort or answer.
@@ -247,7 +290,9 @@ class Records:
     def _by_unit(self, answer: Answer, cohort: str, unit: str) -> pd.DataFrame:
         if answer.name == "predictions":
             table = _beside(pd.read_csv(answer.told / "predictions.csv", dtype={unit: str}), unit)
-            known = [c for c in table if c.startswith(("p_", "low_", "high_"))]
+            kind = next((name for name in NUMBERS if name in table), "")
+            table = table.rename(columns={side: f"{side}_{kind}" for side in ("low", "high")})
+            known = [c for c in table if c.startswith(("p_", "low_", "high_")) or c == kind]
             return table[known]
         external = answer.told / f"external-{cohort}.parquet"
         table = read_table(
@@ -283,15 +328,18 @@ def with_numbers(sheet: pd.DataFrame) -> pd.DataFrame:
 
 
 def summarized(table: pd.DataFrame, unit: str) -> pd.DataFrame:
-    """Mean of each class's probability by unit, and quantiles where a unit has several rows."""
-    classes = [c for c in table if str(c).startswith("p_")]
-    if not classes:  # numbers
-        return table[[unit]].drop_duplicates().set_index(unit)
-    groups = table.groupby(unit, sort=False)[classes]
+    """What is predicted of each unit: the mean, and quantiles where a unit has several rows.
+
+    Returns:
+        By unit `p_<class>`, `low_<class>` and `high_<class>`; of numbers and times to an event
+        `value` or `risk` likewise.
+    """
+    told = [c for c in table if str(c).startswith("p_")] or [c for c in NUMBERS if c in table]
+    groups = table.groupby(unit, sort=False)[told]
     out = groups.mean()
     if groups.size().max() > 1:
         for side, share in zip(("low", "high"), INTERVAL, strict=True):
             bound = groups.quantile(share)
-            for name in classes:
-                out[name.replace("p_", f"{side}_", 1)] = bound[name]
+            for name in told:
+                out[f"{side}_{name.removeprefix('p_')}"] = bound[name]
     return out

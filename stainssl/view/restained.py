@@ -24,7 +24,7 @@ from stainssl.stain.targets import profile_from_json
 from stainssl.stores.pixels import open_pixels
 from stainssl.view.handles import Recent
 from stainssl.view.neighbors import Neighbors, unit
-from stainssl.view.records import Json, Records, read_json
+from stainssl.view.records import Json, Records, read_json, versions
 
 METHOD = "macenko"  # that sites' mean stains are shown by
 MAX_CANDIDATES = 3  # of a target that are shown
@@ -114,7 +114,8 @@ class Restained:
         if not stores:
             raise StainsslError("No pixels are there yet, so that no site's stain is known.")
         targets = list(self._targets())
-        stamp = (tiling, *(path for path, _ in stores), *(path for _, path in targets))
+        paths = [*(path for path, _ in stores), *(path for _, path in targets)]
+        stamp = tiling, versions(paths)
 
         def made() -> list[Stain]:
             return [*_of_stores(stores), *(s for name, p in targets for s in _of_target(name, p))]
@@ -122,8 +123,8 @@ class Restained:
         return self._stains.get(stamp, made)
 
     def _stores(self, tiling: str) -> Iterator[tuple[Path, pd.DataFrame]]:
-        for name, spec in self._records.config.cohorts.items():
-            if spec.tiling != tiling:
+        for name in self._records.readable():
+            if self._records.tiling(name) != tiling:
                 continue
             for part, sheet in parts(self._records.config, name).items():
                 path = self._records.paths.pixels(name, tiling, part)

@@ -25,7 +25,7 @@ from starlette.routing import Route
 
 from stainssl.errors import SlideError, StainsslError
 from stainssl.slides.readers import READERS
-from stainssl.view.contents import FAULTS, Contents
+from stainssl.view.contents import FAULTS, LASTING, Contents
 from stainssl.view.files import page_files
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -99,14 +99,17 @@ def application(contents: Contents, token: str | None = None, hosts: list[str] |
         return await _answered(made, "application/json", FRESH)
 
     async def picture(request: Request) -> Response:
+        segments = _segments(request)
+        headers = KEPT if segments[0] in LASTING else FRESH
+
         def made() -> bytes:
-            return contents.picture(*_segments(request))
+            return contents.picture(*segments)
 
         # As many slides are read at once as there are cores; tables need not wait for them.
         async with readers:
             if await request.is_disconnected():
                 return Response(status_code=499)
-            return await _answered(made, "image/jpeg", KEPT)
+            return await _answered(made, "image/jpeg", headers)
 
     return Starlette(
         routes=[

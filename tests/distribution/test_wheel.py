@@ -204,6 +204,16 @@ def test_the_workflow_without_its_extra_is_a_sentence(bare: Bare, tmp_path: Path
     assert "pip install 'stainssl[workflow]'" in refused.stderr
 
 
+def test_snakemake_finds_the_bar(wheel: Path, tmp_path: Path) -> None:
+    environment = Bare(tmp_path / "env", wheel, ("workflow",))
+    asked = (
+        "from snakemake_interface_logger_plugins.registry import LoggerPluginRegistry\n"
+        "print(LoggerPluginRegistry().get_plugin('stainssl').log_handler.__module__)"
+    )
+    found = environment.run("-c", asked, cwd=tmp_path)
+    assert found.stdout.strip() == "snakemake_logger_plugin_stainssl", found.stderr
+
+
 @pytest.mark.chain
 def test_a_run_of_the_workflow_without_the_clone(wheel: Path, tmp_path: Path) -> None:
     """The demo's slides to a table with the extras workflow and train, and without tiatoolbox."""

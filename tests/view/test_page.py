@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
-from stainssl.config import parse
+from stainssl.cohort import parts
+from stainssl.config import Task, parse
+from stainssl.stages import run_stage
+from stainssl.stores.tables import read_table, write_table
 from stainssl.view.contents import Contents
 from stainssl.view.export import write_export
 from stainssl.view.run import config_of
@@ -154,17 +158,128 @@ def test_strip_leads_to_a_tile(tab: Tab, served: str, shown: Trained) -> None:
     tab.page.wait_for_function(f"() => current.panes[0].where().z > {before}")
 
 
-def test_side_by_side_goes_in_step(tab: Tab, served: str, shown: Trained) -> None:
-    tab.open(f"{served}#slide/clinic/{slide_of(shown)}?layers=attention:0.5&beside=slide~enc~abmil")
-    wait_for_pixels(tab)
-    assert tab.page.locator(".pane").count() == 2
-    tab.page.get_by_role("button", name="Zoom in").first.click()
-    tab.page.wait_for_function(
-        """() => {
-          const [a, b] = current.panes.map((pane) => pane.where());
-          return Math.abs(a.z - b.z) < 1e-3 * a.z && Math.abs(a.x - b.x) < 2;
-        }"""
+IN_STEP = """() => {
+  const [a, b] = current.panes.map((pane) => pane.where());
+  return Math.abs(a.z - b.z) < 1e-3 * a.z && Math.abs(a.x - b.x) < 2 && Math.abs(a.y - b.y) < 2;
+}"""
+
+
+@pytest.fixture(scope="module")
+def paired(shown: Trained) -> Iterator[Contents]:
+    """The cohort, its slides in a cohort of larger tiles beside it, and a second encoder.
+
+    The second encoder's attention is the first's, turned round: what is high is low. A tile task's
+    probabilities are the attention of both.
+    """
+    config = shown.config
+    coarse = config.cohorts["clinic"].model_copy(update={"tiling": "coarse"})
+    tilings = config.tilings | {
+        "coarse": config.tilings["default"].model_copy(update={"size": 128})
+    }
+    encoders = config.encoders | {"other": config.encoders["enc"]}
+    tumor = Task(level="tile", label="tumor", cohorts=["clinic"])
+    changed = {
+        "cohorts": config.cohorts | {"coarse": coarse},
+        "encoders": encoders,
+        "tasks": config.tasks | {"tumor": tumor},
+        "tilings": tilings,
+    }
+    contents = Contents(config.model_copy(update=changed))
+    for part in parts(contents.records.config, "coarse"):
+        run_stage("tile", contents.records.config, "coarse", part)
+    paths = contents.records.paths
+    own, other = (
+        paths.mil("slide", run, "abmil") / "attention.parquet" for run in ("enc", "other")
     )
+    table = read_table(own, "attention")
+    for run, said in (("enc", table["attention"]), ("other", 1 - table["attention"])):
+        told = table[["slide_id", "tile"]].assign(p_0=1 - said, p_1=said)
+        write_table(paths.probe("tumor", run) / "predictions.parquet", told, "predictions", {})
+    write_table(other, table.assign(attention=1 - table["attention"]), "attention", {})
+    yield contents
+    contents.close()
+
+
+def drag(tab: Tab, pane: int) -> None:
+    """Pan a view with the mouse."""
+    box = tab.page.locator(".pane").nth(pane).bounding_box()
+    assert box
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    tab.page.mouse.move(x, y)
+    tab.page.mouse.down()
+    tab.page.mouse.move(x - 60, y - 40, steps=4)
+    tab.page.mouse.up()
+
+
+def test_two_encoders_side_by_side_go_in_step(tab: Tab, page: None, paired: Contents) -> None:
+    slide = paired.data("cohort", "clinic")["columns"]["slide_id"][0]
+    with Served(paired) as server:
+        asked = "layers=attention:1&answer=slide~enc~abmil"
+        tab.open(f"{server.address}#slide/clinic/{slide}?{asked}")
+        wait_for_pixels(tab)
+        tab.page.get_by_label("Second view", exact=True).select_option("slide~other~abmil")
+        tab.page.wait_for_function("() => current.panes.length === 2")
+        tab.page.wait_for_function("() => current.panes[1].overlay.layers.has('attention')")
+        captions = tab.page.locator(".panetitle").all_inner_texts()
+        assert captions == [f"clinic · slide: abmil on {run}" for run in ("enc", "other")]
+        pictures = [
+            tab.page.evaluate(f"current.panes[{i}].overlay.canvas.toDataURL()") for i in (0, 1)
+        ]
+        assert pictures[0] != pictures[1]
+        for pane in (0, 1):
+            before = tab.page.evaluate("current.panes[0].where().z")
+            tab.page.get_by_role("button", name="Zoom in").nth(pane).click()
+            tab.page.wait_for_function(f"() => current.panes[0].where().z > {1.5 * before}")
+            tab.page.wait_for_function(IN_STEP)
+            left = tab.page.evaluate("current.panes[0].where().x")
+            drag(tab, pane)
+            tab.page.wait_for_function(f"() => current.panes[0].where().x > {left} + 10")
+            tab.page.wait_for_function(IN_STEP)
+        tab.page.locator(".strip button").first.click()
+        tab.page.get_by_text("attention, right").wait_for()
+        assert not inaccessible(tab)
+        tab.open(tab.page.url)  # a link holds both views
+        assert tab.page.locator(".pane").count() == 2
+        tab.leave()
+
+
+def test_probabilities_of_tiles_side_by_side(tab: Tab, page: None, paired: Contents) -> None:
+    slide = paired.data("cohort", "clinic")["columns"]["slide_id"][0]
+    with Served(paired) as server:
+        tab.open(f"{server.address}#slide/clinic/{slide}?layers=probability:1")
+        wait_for_pixels(tab)
+        tab.page.wait_for_function("() => current.panes[0].overlay.layers.has('probability')")
+        assert drawn(tab) > 0
+        assert "probability that tumor is 1" in tab.page.locator("#under-probability").inner_text()
+        tab.page.get_by_label("Second view", exact=True).select_option("tumor~other")
+        tab.page.wait_for_function("() => current.panes[1]?.overlay.layers.has('probability')")
+        assert (
+            tab.page.locator(".panetitle").nth(1).inner_text() == "clinic · tumor: tiles by other"
+        )
+        tab.page.locator(".strip button").first.click()
+        tab.page.get_by_text("probability, right").wait_for()
+        tab.leave()
+
+
+def test_two_cohorts_side_by_side(tab: Tab, page: None, paired: Contents) -> None:
+    slide = paired.data("cohort", "clinic")["columns"]["slide_id"][0]
+    with Served(paired) as server:
+        tab.open(f"{server.address}#slide/clinic/{slide}?layers=grid:1")
+        wait_for_pixels(tab)
+        tab.page.get_by_label("Second view", exact=True).select_option(label="coarse: tiles")
+        tab.page.wait_for_function("() => current.panes.length === 2")
+        tab.page.wait_for_function("() => current.panes[1].overlay.layers.has('grid')")
+        sides = tab.page.evaluate("current.sides.map((side) => side.tiles.side)")
+        assert sides == [64, 128]
+        tab.page.get_by_role("button", name="Zoom in").nth(1).click()
+        tab.page.wait_for_function(IN_STEP)
+        tab.open(tab.page.url)
+        assert tab.page.evaluate("current.sides.map((side) => side.data.cohort)") == [
+            "clinic", "coarse",
+        ]  # fmt: skip
+        tab.page.get_by_label("Second view", exact=True).select_option(label="nothing")
+        tab.page.wait_for_function("() => current.panes.length === 1")
+        tab.leave()
 
 
 def test_accessible(tab: Tab, served: str, shown: Trained) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
 from pathlib import Path
 
 import cv2
@@ -17,12 +19,16 @@ import pytest
 import torch
 from starlette.testclient import TestClient
 
+from stainssl.cohort import parts
 from stainssl.config import Config, parse
 from stainssl.errors import StainsslError
+from stainssl.slides.tiling import REASONS
 from stainssl.stain import estimate
 from stainssl.view import server
 from stainssl.view.contents import Contents
+from stainssl.view.files import HERE
 from stainssl.view.handles import Recent
+from stainssl.view.records import summarized
 from stainssl.view.run import config_of
 from stainssl.view.server import application, bound
 from tests.stages.trained import Trained
@@ -66,6 +72,30 @@ def test_predictions_have_their_interval(client: TestClient, shown: Trained) -> 
     for low, p, high in zip(columns["low_1"], columns["p_1"], columns["high_1"], strict=True):
         assert (low is None) == (p is None)
         assert p is None or low <= p <= high
+
+
+@pytest.mark.parametrize("kind", ["value", "risk"])
+def test_predicted_numbers_have_their_interval(kind: str) -> None:
+    table = pd.DataFrame({"slide_id": ["a", "a", "b", "b"], kind: [1.0, 3.0, 5.0, 5.0], "fold": 0})
+    found = summarized(table, "slide_id")
+    assert found[kind].tolist() == [2.0, 5.0]
+    assert found[f"low_{kind}"].tolist() == pytest.approx([1.05, 5.0])
+    assert found[f"high_{kind}"].tolist() == pytest.approx([2.95, 5.0])
+
+
+def test_numbers_that_predict_wrote(shown: Trained, tmp_path: Path) -> None:
+    """A folder as `predict` writes it of a task whose label is a number."""
+    contents = Contents(shown.config)
+    source = contents.records.answer("clinic", "slide~enc~abmil").folder / "attention.parquet"
+    (tmp_path / "attention.parquet").write_bytes(source.read_bytes())
+    row = {"slide_id": [slide_of(shown)], "value": [2.0], "low": [1.5], "high": [2.5]}
+    pd.DataFrame(row).to_csv(tmp_path / "predictions.csv", index=False)
+    (tmp_path / "cohorts").symlink_to(shown.config.results / "cohorts")
+    new = Contents(shown.config.model_copy(update={"results": tmp_path, "tasks": {}}))
+    found = new.data("predictions", "clinic", "predictions")["columns"]
+    at = shown.sheet["slide_id"].tolist().index(slide_of(shown))
+    told = {name: values[at] for name, values in found.items()}
+    assert told == {"value": 2.0, "low_value": 1.5, "high_value": 2.5}
 
 
 def test_slide_and_its_layers(client: TestClient, shown: Trained) -> None:
@@ -269,6 +299,79 @@ def test_many_requests_for_slow_pictures_leave_tables_free(
             free.set()
         assert {job.result().status_code for job in jobs} == {200}
     assert max(at_once) <= 2
+
+
+def test_a_broken_sheet_costs_no_other_cohort(tmp_path: Path, shown: Trained) -> None:
+    (tmp_path / "bad.csv").write_text("slide_id,file\ns1,x\n")
+    bad = shown.config.cohorts["clinic"].model_copy(update={"sheet": tmp_path / "bad.csv"})
+    cohorts = {"bad": bad, **shown.config.cohorts}
+    contents, slide = (
+        Contents(shown.config.model_copy(update={"cohorts": cohorts})),
+        slide_of(shown),
+    )
+    assert contents.data("slide", "clinic", slide)["problems"] == []
+    tile = contents.data("stain", "clinic", slide)["tile"][0]
+    assert contents.data("neighbors", "clinic", slide, "enc", str(tile))["searched"]
+    assert contents.data("stains", "clinic", slide, str(tile))["stains"]
+    assert "path" in contents.data("slide", "bad", "s1")["problem"]
+
+
+def test_the_same_slide_of_other_cohorts(shown: Trained, tmp_path: Path) -> None:
+    rows = shown.sheet.loc[:1, ["slide_id", "patient_id", "path"]]
+    rows.assign(slide_id=["x1", "x2"]).to_csv(tmp_path / "renamed.csv", index=False)
+    renamed = shown.config.cohorts["clinic"].model_copy(update={"sheet": tmp_path / "renamed.csv"})
+    cohorts = shown.config.cohorts | {"renamed": renamed, "again": shown.config.cohorts["clinic"]}
+    records = Contents(shown.config.model_copy(update={"cohorts": cohorts})).records
+    first, third = shown.sheet["slide_id"].iloc[[0, 2]]
+    assert records.twins("clinic", first) == [("renamed", "x1"), ("again", first)]
+    assert records.twins("clinic", third) == [("again", third)]
+    assert records.twins("renamed", "x2")[0][0] == "clinic"
+
+
+def test_what_a_run_adds_is_seen_and_nothing_is_read_twice(
+    shown: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half a run, then all of it, while the server runs."""
+    results = tmp_path / "results"
+    shutil.copytree(shown.config.results, results)
+    contents = Contents(shown.config.model_copy(update={"results": results}))
+    records, slide = contents.records, slide_of(shown)
+    paths, tiling = records.paths, records.tiling("clinic")
+    late = list(parts(records.config, "clinic"))[-1]
+    assert late != records.part("clinic", slide)
+    stores = [paths.pixels("clinic", tiling, late), paths.embeddings("clinic", tiling, "enc", late)]
+    for store in stores:
+        store.rename(tmp_path / f"{store.name}-{store.parent.name}")
+    tile = str(contents.data("stain", "clinic", slide)["tile"][0])
+
+    def seen() -> tuple[int, int]:
+        near = contents.data("neighbors", "clinic", slide, "enc", tile)
+        return len(records.stains("clinic")), near["searched"]
+
+    opened: list[Path] = []
+    for module in ("stages.mil.open_pixels", "view.neighbors.open_embeddings"):
+        real = getattr(
+            import_module(f"stainssl.{module.rpartition('.')[0]}"), module.split(".")[-1]
+        )
+        monkeypatch.setattr(
+            f"stainssl.{module}", lambda path, real=real: opened.append(path) or real(path)
+        )
+    half = seen()
+    count = len(opened)
+    assert seen() == half
+    assert len(opened) == count + 1  # the tile's own vector
+    for store in stores:
+        (tmp_path / f"{store.name}-{store.parent.name}").rename(store)
+    whole = seen()
+    assert whole[0] > half[0]
+    assert whole[1] > half[1]
+
+
+def test_the_page_has_colors_and_words_for_every_reason() -> None:
+    lines = (HERE / "page" / "overlay.js").read_text().splitlines()
+    for name in ("REASONS", "REASON_WORDS"):
+        [line] = [one for one in lines if one.startswith(f"const {name} ")]
+        assert all(f" {reason}: " in line for reason in REASONS)
 
 
 def test_port_taken() -> None:

@@ -56,5 +56,5 @@ rule benchmark:
         config=config_file,
         job=PLAN.param("benchmark", "benchmark"),
     shell:
-        "stainssl benchmark --config {params.config:q} --benchmark {wildcards.benchmark}"
-        " --threads {threads} 2>&1 | tee {log:q}"
+        "logged {log:q} stainssl benchmark --config {params.config:q} --benchmark {wildcards.benchmark}"
+        " --threads {threads}"

@@ -21,4 +21,4 @@ if PLAN.demo_files()["slides"]:
             config=config_file,
             job=PLAN.param("demo"),
         shell:
-            "stainssl demo --config {params.config:q} --threads {threads} 2>&1 | tee {log:q}"
+            "logged {log:q} stainssl demo --config {params.config:q} --threads {threads}"

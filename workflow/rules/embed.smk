@@ -24,9 +24,9 @@ rule embed:
         config=config_file,
         job=PLAN.param("embed", "cohort", "part", "encoder"),
     shell:
-        "stainssl embed --config {params.config:q} --cohort {wildcards.cohort}"
+        "logged {log:q} stainssl embed --config {params.config:q} --cohort {wildcards.cohort}"
         " --part {wildcards.part} --encoder {wildcards.encoder}"
-        " --threads {threads} 2>&1 | tee {log:q}"
+        " --threads {threads}"
 
 
 # Given encoders of a cohort read it together. What they embed is their group's for good: an encoder
@@ -64,9 +64,9 @@ for number, (together, encoders, read_cohorts, group) in enumerate(PLAN.together
                 f"--encoder {Path(path).parent.name}" for path in output
             ],
         shell:
-            "stainssl embed --config {params.config:q} --cohort {wildcards.cohort}"
+            "logged {log:q} stainssl embed --config {params.config:q} --cohort {wildcards.cohort}"
             " --part {wildcards.part} {params.encoders}"
-            " --threads {threads} 2>&1 | tee {log:q}"
+            " --threads {threads}"
 
     workflow.ruleorder(together, "embed")
 
@@ -97,5 +97,5 @@ rule embedded:
         config=config_file,
         job=PLAN.param("embedded", "cohort", "encoder"),
     shell:
-        "stainssl cohort embedded --config {params.config:q} --cohort {wildcards.cohort}"
-        " --encoder {wildcards.encoder} 2>&1 | tee {log:q}"
+        "logged {log:q} stainssl cohort embedded --config {params.config:q} --cohort {wildcards.cohort}"
+        " --encoder {wildcards.encoder}"

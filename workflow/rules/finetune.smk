@@ -22,5 +22,5 @@ rule finetune:
         config=config_file,
         job=PLAN.param("finetune", "task", "encoder"),
     shell:
-        "stainssl finetune --config {params.config:q} --task {wildcards.task}"
-        " --encoder {wildcards.encoder} --threads {threads} 2>&1 | tee {log:q}"
+        "logged {log:q} stainssl finetune --config {params.config:q} --task {wildcards.task}"
+        " --encoder {wildcards.encoder} --threads {threads}"

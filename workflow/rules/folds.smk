@@ -19,4 +19,4 @@ rule folds:
         config=config_file,
         job=PLAN.param("folds", "task"),
     shell:
-        "stainssl folds --config {params.config:q} --task {wildcards.task} 2>&1 | tee {log:q}"
+        "logged {log:q} stainssl folds --config {params.config:q} --task {wildcards.task}"

@@ -21,5 +21,5 @@ rule label:
         config=config_file,
         job=PLAN.param("label", "cohort", "part"),
     shell:
-        "stainssl label --config {params.config:q} --cohort {wildcards.cohort}"
-        " --part {wildcards.part} 2>&1 | tee {log:q}"
+        "logged {log:q} stainssl label --config {params.config:q} --cohort {wildcards.cohort}"
+        " --part {wildcards.part}"

@@ -23,6 +23,6 @@ rule mil:
         config=config_file,
         job=PLAN.param("mil", "task", "encoder", "head"),
     shell:
-        "stainssl mil --config {params.config:q} --task {wildcards.task}"
+        "logged {log:q} stainssl mil --config {params.config:q} --task {wildcards.task}"
         " --encoder {wildcards.encoder} --head {wildcards.head}"
-        " --threads {threads} 2>&1 | tee {log:q}"
+        " --threads {threads}"

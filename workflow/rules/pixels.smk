@@ -27,5 +27,5 @@ rule pixels:
         config=config_file,
         job=PLAN.param("pixels", "cohort", "part"),
     shell:
-        "stainssl pixels --config {params.config:q} --cohort {wildcards.cohort}"
-        " --part {wildcards.part} --threads {threads} 2>&1 | tee {log:q}"
+        "logged {log:q} stainssl pixels --config {params.config:q} --cohort {wildcards.cohort}"
+        " --part {wildcards.part} --threads {threads}"

@@ -32,5 +32,5 @@ rule pretrain:
         config=config_file,
         job=PLAN.param("pretrain", "encoder"),
     shell:
-        "stainssl pretrain --config {params.config:q} --encoder {wildcards.encoder}"
-        " --threads {threads} --gpus {resources.gpu} 2>&1 | tee {log:q}"
+        "logged {log:q} stainssl pretrain --config {params.config:q} --encoder {wildcards.encoder}"
+        " --threads {threads} --gpus {resources.gpu}"

@@ -21,5 +21,5 @@ rule probe:
         config=config_file,
         job=PLAN.param("probe", "task", "encoder"),
     shell:
-        "stainssl probe --config {params.config:q} --task {wildcards.task}"
-        " --encoder {wildcards.encoder} --threads {threads} 2>&1 | tee {log:q}"
+        "logged {log:q} stainssl probe --config {params.config:q} --task {wildcards.task}"
+        " --encoder {wildcards.encoder} --threads {threads}"

@@ -22,5 +22,5 @@ rule robustness:
         config=config_file,
         job=PLAN.param("robustness", "encoder"),
     shell:
-        "stainssl robustness --config {params.config:q} --encoder {wildcards.encoder}"
-        " --threads {threads} 2>&1 | tee {log:q}"
+        "logged {log:q} stainssl robustness --config {params.config:q} --encoder {wildcards.encoder}"
+        " --threads {threads}"

@@ -27,5 +27,5 @@ rule target:
         config=config_file,
         job=PLAN.param("target", "encoder"),
     shell:
-        "stainssl target --config {params.config:q} --encoder {wildcards.encoder}"
-        " --threads {threads} 2>&1 | tee {log:q}"
+        "logged {log:q} stainssl target --config {params.config:q} --encoder {wildcards.encoder}"
+        " --threads {threads}"

@@ -25,8 +25,8 @@ rule tile:
         config=config_file,
         job=PLAN.param("tile", "cohort", "part"),
     shell:
-        "stainssl tile --config {params.config:q} --cohort {wildcards.cohort}"
-        " --part {wildcards.part} --threads {threads} 2>&1 | tee {log:q}"
+        "logged {log:q} stainssl tile --config {params.config:q} --cohort {wildcards.cohort}"
+        " --part {wildcards.part} --threads {threads}"
 
 
 rule statuses:
@@ -60,8 +60,7 @@ rule statuses:
         config=config_file,
         job=PLAN.param("statuses", "cohort"),
     shell:
-        "stainssl cohort statuses --config {params.config:q} --cohort {wildcards.cohort}"
-        " 2>&1 | tee {log:q}"
+        "logged {log:q} stainssl cohort statuses --config {params.config:q} --cohort {wildcards.cohort}"
 
 
 # Not in `statuses`: what a job that fails has written is removed, and one wants to read it then. Its
@@ -86,4 +85,4 @@ rule gate:
         config=config_file,
         job=PLAN.param("gate", "cohort"),
     shell:
-        "stainssl cohort gate --config {params.config:q} --cohort {wildcards.cohort} 2>&1 | tee {log:q}"
+        "logged {log:q} stainssl cohort gate --config {params.config:q} --cohort {wildcards.cohort}"

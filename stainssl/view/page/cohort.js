@@ -5,10 +5,12 @@ const ROW_PX = 48;
 const MARGIN_ROWS = 8;
 const TITLES = {
   slide_id: "slide", patient_id: "patient", tissue_mm2: "tissue (mm²)", tiles_kept: "tiles",
-  feature_distance: "feature distance", stain_distance: "stain distance", mpp: "µm/px",
+  detail: "reason", feature_distance: "feature distance", stain_distance: "stain distance", mpp: "µm/px",
   auroc: "AUROC", auprc: "AUPRC", brier: "Brier score", f1_macro: "F1 (macro)", f1_weighted: "F1 (weighted)", knn_auroc: "k-NN AUROC",
 };
-const FIRST = ["slide_id", "patient_id", "site", "status", "tissue_mm2", "tiles_kept"];
+const FIRST = ["slide_id", "patient_id", "site", "status"];
+const NEXT = ["tissue_mm2", "tiles_kept"];
+const PREDICTED = "predicted "; // before the name of a column that a model's predictions give
 const LAST = ["detail"];
 
 const LATER = "not tiled"; // the status of a slide that no stage has seen yet
@@ -18,6 +20,7 @@ function statusClass(status) {
 }
 
 function titleOf(name) {
+  if (name.startsWith(`${PREDICTED}p_`)) return `p(${name.slice(PREDICTED.length + 2)})`;
   return TITLES[name] || name.replace(/_/g, " ");
 }
 
@@ -57,8 +60,10 @@ class CohortTable {
 
   names() {
     const all = Object.keys(this.columns);
-    const rest = all.filter((n) => !FIRST.includes(n) && !LAST.includes(n));
-    return [...FIRST, ...rest, ...LAST].filter((n) => all.includes(n));
+    const predicted = all.filter((n) => n.startsWith(PREDICTED));
+    const named = [...FIRST, ...predicted, ...NEXT, ...LAST];
+    const rest = all.filter((n) => !named.includes(n));
+    return [...FIRST, ...predicted, ...NEXT, ...rest, ...LAST].filter((n) => all.includes(n));
   }
 
   select() {
@@ -142,13 +147,14 @@ class CohortTable {
   }
 
   async withPredictions() {
-    for (const name of Object.keys(this.columns)) if (/^(p|low|high)_/.test(name)) delete this.columns[name];
+    for (const name of Object.keys(this.columns)) if (name.startsWith(PREDICTED)) delete this.columns[name];
     if (this.answer) {
       const found = await stainssl.data("predictions", this.name, this.answer);
       if (found.problem) say(found.problem);
       else {
-        for (const name of Object.keys(found.columns)) if (name.startsWith("p_")) this.columns[name] = found.columns[name];
         this.bounds = found.columns;
+        const means = Object.keys(found.columns).filter((name) => !/^(low|high)_/.test(name));
+        for (const name of means) this.columns[PREDICTED + name] = found.columns[name];
       }
     }
     this.rebuild();
@@ -156,6 +162,7 @@ class CohortTable {
 
   rebuild() {
     const names = this.names();
+    this.numbers = new Set(names.filter((name) => this.columns[name].some((value) => typeof value === "number")));
     const heads = names.map((name) => {
       const way = this.sort === name ? "ascending" : this.sort === `-${name}` ? "descending" : "none";
       const arrow = { ascending: " ▲", descending: " ▼", none: "" }[way];
@@ -180,7 +187,7 @@ class CohortTable {
 
   update() {
     this.select();
-    this.count.textContent = `${shown(this.order.length)} of ${shown(this.size)} slides${this.answer ? "; p: mean, and the middle 95 % over repeats or fold models" : ""}`;
+    this.count.textContent = `${shown(this.order.length)} of ${shown(this.size)} slides${this.answer ? "; predicted: mean, in brackets the middle 95 % over repeats or fold models" : ""}`;
     this.first = -1;
     this.table.setAttribute("aria-rowcount", this.order.length + 1);
     address.keep(["cohort", this.name], this.query());
@@ -211,13 +218,16 @@ class CohortTable {
   cell(name, i, link) {
     const value = this.columns[name][i];
     if (name === "slide_id") return el("th", { scope: "row" }, el("a", { href: link, text: value }));
-    if (name === "status") return el("td", {}, el("span", { class: statusClass(value), text: value }));
-    if (name.startsWith("p_")) return el("td", { class: "number", text: this.withInterval(name, value, i) });
-    return el("td", { class: typeof value === "number" ? "number" : "text", text: shown(value), title: name === "detail" ? value : null });
+    if (name === "status") {
+      const why = this.columns.detail[i];
+      return el("td", { title: why || null }, el("span", { class: statusClass(value), text: value }), why ? el("small", { class: "why", text: why }) : null);
+    }
+    if (name.startsWith(PREDICTED)) return el("td", { class: "number", text: this.withInterval(name, value, i) });
+    return el("td", { class: this.numbers.has(name) ? "number" : "text", text: shown(value), title: name === "detail" ? value : null });
   }
 
   withInterval(name, value, i) {
-    const [low, high] = ["low", "high"].map((side) => this.bounds?.[name.replace(/^p/, side)]?.[i]);
+    const [low, high] = ["low", "high"].map((side) => this.bounds[`${side}_${name.slice(PREDICTED.length).replace(/^p_/, "")}`]?.[i]);
     if (value === null || low === undefined || low === null) return shown(value);
     return `${value.toFixed(2)} (${low.toFixed(2)}–${high.toFixed(2)})`;
   }

@@ -2,7 +2,9 @@
 // Draws layers onto a canvas over the slide. Everything is in image px.
 
 const COLORS = { tissue: "#0072b2", ink: "#b8860b", kept: "#009e73", annotations: "#cc4c9b", chosen: "#000000" };
-const REASONS = { tissue: "#7f7f7f", pen: "#b8860b", blur: "#d55e00", sharpness: "#d55e00", saturation: "#56b4e9", region: "#8c6bb1" };
+// Why a tile was left out: its color, and words for it.
+const REASONS = { tissue: "#7f7f7f", pen: "#b8860b", blur: "#d55e00", pale: "#56b4e9", region: "#8c6bb1" };
+const REASON_WORDS = { tissue: "too little tissue", pen: "ink", blur: "out of focus", pale: "pale", region: "outside of the regions" };
 const OTHER_REASON = "#e69f00";
 
 class Overlay {

@@ -1,178 +1,29 @@
 "use strict";
-// One slide: its pixels by OpenSeadragon, layers over them, the tile that was clicked.
+// One slide: layers over its pixels, the tile that was clicked, and a second view in step.
 
 const STRIP = 12; // tiles of highest and of lowest attention
-const BARS_UM = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000];
-const MOST_BAR_PX = 160;
-const UM_OF_10X = 1; // a 10x objective is taken as 1 µm/px, as the readers do
-
-// --- one view of the pixels -----------------------------------------------------------------
-
-class Pane {
-  constructor(geometry, cohort, slide, scale, label) {
-    this.geometry = geometry;
-    this.place = el("div", { class: "osd", role: "application", "aria-label": `${label}: arrow keys move, + and - zoom, 0 shows all` });
-    this.bar = el("div", { class: "scalebar" }, el("span"), el("i"));
-    this.zoom = el("div", { class: "zoom" });
-    this.failed = el("p", { class: "problem over", hidden: true });
-    const button = (text, title, act) => el("button", { type: "button", title, "aria-label": title, onclick: act, text });
-    this.buttons = el("div", { class: "zoombuttons" },
-      button("+", "Zoom in", () => this.viewer.viewport.zoomBy(2)),
-      button("−", "Zoom out", () => this.viewer.viewport.zoomBy(0.5)),
-      button("⤢", "Show the whole slide", () => this.viewer.viewport.goHome()));
-    this.element = el("div", { class: "pane" }, this.place, this.bar, this.zoom, this.buttons, this.failed);
-    this.source = { cohort, slide };
-    this.scale = scale;
-  }
-
-  open() {
-    const { width, height, deepest, picture } = this.geometry;
-    const whole = Math.max(0, Math.ceil(Math.log2(Math.max(width, height) / picture)));
-    this.viewer = OpenSeadragon({
-      element: this.place,
-      tileSources: {
-        width, height, tileSize: picture, tileOverlap: 0,
-        minLevel: Math.max(0, deepest - whole), maxLevel: deepest,
-        getTileUrl: (level, x, y) => stainssl.picture("picture", this.source.cohort, this.source.slide, level, x, y),
-      },
-      drawer: "canvas",
-      showNavigationControl: false,
-      showNavigator: true,
-      navigatorPosition: "TOP_RIGHT",
-      navigatorAutoFade: false,
-      animationTime: 0.4,
-      maxZoomPixelRatio: 8,
-      minZoomImageRatio: 0.6,
-      visibilityRatio: 0.3,
-      imageLoaderLimit: 8,
-      gestureSettingsMouse: { clickToZoom: false, dblClickToZoom: true },
-    });
-    this.overlay = new Overlay(this.viewer, this.scale);
-    this.viewer.addHandler("update-viewport", () => this.measure());
-    this.viewer.addHandler("tile-load-failed", (event) => this.fail(event));
-    return new Promise((resolve) => this.viewer.addOnceHandler("open", resolve));
-  }
-
-  async fail(event) {
-    if (!this.failed.hidden) return;
-    this.failed.hidden = false;
-    this.failed.textContent = "A part of the slide cannot be shown.";
-    if (stainssl.exported) return;
-    const url = event.tile.getUrl ? event.tile.getUrl() : event.tile.url;
-    const response = await fetch(url).catch(() => null);
-    if (response?.ok) this.failed.hidden = true;
-    else this.failed.textContent = `A part of the slide cannot be shown: ${response ? await response.text() : "the server does not answer."}`;
-  }
-
-  measure() {
-    const view = this.overlay.view();
-    if (!view) return;
-    const { mpp } = this.geometry;
-    const [text, line] = this.bar.children;
-    if (!mpp) {
-      text.textContent = "no pixel size known";
-      line.style.width = "0";
-      this.zoom.textContent = `${shown(view.scale * 100)} %`;
-      return;
-    }
-    const umPerPx = mpp / view.scale;
-    const fits = BARS_UM.filter((um) => um / umPerPx <= MOST_BAR_PX);
-    const um = fits.length ? fits[fits.length - 1] : BARS_UM[0];
-    line.style.width = `${um / umPerPx}px`;
-    text.textContent = um >= 1000 ? `${um / 1000} mm` : `${um} µm`;
-    this.zoom.textContent = `${shown((10 * UM_OF_10X) / umPerPx, 2)}× · ${shown(umPerPx, 3)} µm/px`;
-  }
-
-  // Middle of the view in image px, and screen px per image px.
-  where() {
-    const view = this.overlay.view();
-    return { x: (view.left + view.right) / 2, y: (view.top + view.bottom) / 2, z: view.scale };
-  }
-
-  go(x, y, z, at_once = false) {
-    const item = this.viewer.world.getItemAt(0);
-    const box = this.viewer.container.getBoundingClientRect();
-    const [width, height] = [box.width / z, box.height / z];
-    const bounds = item.imageToViewportRectangle(x - width / 2, y - height / 2, width, height);
-    this.viewer.viewport.fitBounds(bounds, at_once);
-  }
-}
-
-function inStep(first, second) {
-  let leading = null;
-  for (const [from, to] of [[first, second], [second, first]]) {
-    from.viewer.addHandler("viewport-change", () => {
-      if (leading) return;
-      leading = from;
-      to.viewer.viewport.fitBounds(from.viewer.viewport.getBounds(true), true);
-      leading = null;
-    });
-  }
-}
-
-// --- the layers and their switches ----------------------------------------------------------
 
 class SlideView {
   constructor(data, scale, query) {
     this.data = data;
     this.scale = scale;
     this.words = ["slide", data.cohort, data.slide];
-    this.tiles = data.tiles ? new Tiles(data.tiles) : null;
     this.on = new Map((query.get("layers") || "tissue:1").split(",").filter(Boolean).map((part) => {
       const [name, opacity] = part.split(":");
       return [name, Number(opacity) || 0.6];
     }));
-    const answers = data.answers.map((a) => a.name);
     const known = (name, list) => (list.includes(query.get(name)) ? query.get(name) : "");
-    this.answer = known("answer", answers) || answers[0] || "";
-    this.beside = known("beside", answers);
-    this.probe = known("probe", data.tile_answers) || data.tile_answers[0] || "";
+    this.sides = [new Side(data, known("answer", data.answers.map((a) => a.name)), known("probe", data.tile_answers))];
+    this.beside = query.get("beside") || "";
     this.encoder = known("encoder", data.encoders) || data.encoders[0] || "";
     this.tile = query.has("tile") ? Number(query.get("tile")) : null;
     this.start = query.has("z") ? ["x", "y", "z"].map((k) => Number(query.get(k))) : null;
     this.drawn = 0;
   }
 
-  specs() {
-    const { tiles, data } = this;
-    const { cohort, slide } = data;
-    const outlined = (key) => async () => {
-      const found = await stainssl.data("outlines", cohort, slide);
-      return found.problem ? found : { rings: found[key] };
-    };
-    const values = (kind, ...more) => () => stainssl.data(kind, cohort, slide, ...more);
-    return [
-      { name: "tissue", title: "Tissue outline", there: true, load: outlined("tissue"), make: (f, o) => ringsLayer(f.rings, COLORS.tissue, o) },
-      { name: "ink", title: "Ink", there: true, load: outlined("ink"), make: (f, o) => ringsLayer(f.rings, COLORS.ink, o, true) },
-      { name: "grid", title: "Tile grid", there: tiles, load: async () => ({}), make: (_, o) => gridLayer(tiles, o), legend: () => this.gridLegend() },
-      { name: "annotations", title: "Annotations", there: data.annotations?.length, load: async () => ({}), make: (_, o) => ringsLayer(data.annotations.flatMap((a) => a.rings), COLORS.annotations, o, true), legend: () => this.annotationLegend() },
-      { name: "attention", title: "Attention", there: tiles && data.answers.length, load: (pane) => values("attention", pane ? this.beside : this.answer)(), ends: () => [0, 1], value: (f) => f.value, choose: ["answer", data.answers] },
-      { name: "probability", title: "Tile probability", there: tiles && data.tile_answers.length, load: () => values("probability", this.probe)(), ends: () => [0, 1], value: (f) => f.value, choose: ["probe", data.tile_answers.map((name) => ({ name, title: name.replace("~", " on ") }))] },
-      { name: "hematoxylin", title: "Hematoxylin strength", there: tiles, load: values("stain"), ends: (f) => percentiles(f.hematoxylin), value: (f) => f.hematoxylin },
-      { name: "eosin", title: "Eosin strength", there: tiles, load: values("stain"), ends: (f) => percentiles(f.eosin), value: (f) => f.eosin },
-    ];
-  }
+  get tiles() { return this.sides[0].tiles; }
 
-  gridLegend() {
-    const counts = new Map();
-    for (const reason of this.tiles.reason) counts.set(reason, (counts.get(reason) || 0) + 1);
-    const rows = [...counts].sort((a, b) => b[1] - a[1]).map(([reason, count]) =>
-      el("li", {}, el("i", { style: { background: reasonColor(reason) } }), `${reason ? `left out: ${reason}` : "kept"} (${shown(count)})`));
-    return el("ul", { class: "legend" }, ...rows);
-  }
-
-  annotationLegend() {
-    const names = new Set(this.data.annotations.map((a) => a.class || "no class"));
-    return el("p", { class: "legend", text: [...names].join(", ") });
-  }
-
-  colorLegend(spec, found) {
-    const [low, high] = spec.ends(found);
-    const stops = this.scale.filter((_, i) => i % 8 === 0).concat(this.scale.slice(-1));
-    const bar = el("div", { class: "colors", role: "img", "aria-label": `colors from ${shown(low)} to ${shown(high)}`, style: { background: `linear-gradient(to right, ${stops.join(",")})` } });
-    const said = spec.ends === undefined || low === 0 ? found.said : `${found.said}; colors span the 1st to 99th percentile of this slide`;
-    return el("div", { class: "legend" }, bar, el("div", { class: "ends" }, el("span", { text: shown(low) }), el("span", { text: shown(high) })), el("p", { text: said }));
-  }
+  get answer() { return this.sides[0].answer; }
 
   async build() {
     const { data } = this;
@@ -203,16 +54,17 @@ class SlideView {
       el("p", { text: [sheet.patient_id && `patient ${sheet.patient_id}`, sheet.site && `site ${sheet.site}`].filter(Boolean).join(" · ") }));
   }
 
+  // Opens one view, or two where something is to stand beside the slide.
   async openPanes() {
-    const { geometry, cohort, slide } = this.data;
-    const count = this.beside ? 2 : 1;
     const at = this.panes.length ? Object.values(this.panes[0].where()) : this.start;
     for (const pane of this.panes) pane.viewer.destroy();
-    this.panes = Array.from({ length: count }, (_, i) => new Pane(geometry, cohort, slide, this.scale, i ? "Slide again" : "Slide"));
+    const second = await this.second();
+    this.sides = second ? [this.sides[0], second] : [this.sides[0]];
+    this.panes = this.sides.map(({ data }, i) => new Pane(data.geometry, data.cohort, data.slide, this.scale, i ? "Slide, second view" : "Slide"));
     this.place.replaceChildren(...this.panes.map((pane) => pane.element));
     await Promise.all(this.panes.map((pane) => pane.open()));
     if (at) this.panes[0].go(...at, true);
-    if (count === 2) {
+    if (second) {
       inStep(...this.panes);
       this.panes[1].viewer.viewport.fitBounds(this.panes[0].viewer.viewport.getBounds(true), true);
     }
@@ -220,6 +72,31 @@ class SlideView {
       pane.viewer.addHandler("canvas-click", (event) => this.click(pane, event));
       pane.viewer.addHandler("animation-finish", () => this.remember());
     }
+  }
+
+  // What the second view shows: a model of this cohort's, or `cohort/slide/model` of another cohort
+  // that holds the slide; null where nothing has that name.
+  async second() {
+    if (!this.besideOptions().some((option) => option.name === this.beside)) this.beside = "";
+    if (!this.beside) return null;
+    const [cohort, slide, model] = this.beside.split("/").map(decodeURIComponent);
+    if (slide === undefined) return Side.of(this.data, this.beside);
+    const data = await stainssl.data("slide", cohort, slide);
+    if (!data.problem && data.geometry) return Side.of(data, model);
+    say(data.problem || data.problems[0]);
+    this.beside = "";
+    return null;
+  }
+
+  besideOptions() {
+    const own = Side.models(this.data);
+    const others = this.data.twins.flatMap((twin) => {
+      const models = Side.models(twin);
+      const name = (model) => [twin.cohort, twin.slide, model].map(encodeURIComponent).join("/");
+      if (!models.length) return [{ name: name(""), title: `${twin.cohort}: tiles` }];
+      return models.map((model) => ({ name: name(model.name), title: `${twin.cohort}: ${model.title}` }));
+    });
+    return own.length < 2 && !others.length ? [] : [...own, ...others];
   }
 
   remember() {
@@ -231,14 +108,21 @@ class SlideView {
     const layers = [...this.on].map(([name, opacity]) => `${name}:${opacity}`).join(",");
     return {
       x: Math.round(x), y: Math.round(y), z: z.toPrecision(4), layers: layers || "none:0",
-      answer: this.answer, beside: this.beside, probe: this.probe, encoder: this.encoder, tile: this.tile,
+      answer: this.answer, beside: this.beside, probe: this.sides[0].probe, encoder: this.encoder, tile: this.tile,
     };
   }
 
   // --- switches ---
 
+  // Name → layer, of the first view that has it.
+  specs() {
+    const found = new Map();
+    for (const spec of this.sides.flatMap((side) => side.specs())) if (!found.has(spec.name)) found.set(spec.name, spec);
+    return found;
+  }
+
   buildLayers() {
-    const rows = this.specs().filter((spec) => spec.there).map((spec) => this.switchOf(spec));
+    const rows = [...this.specs().values()].map((spec) => this.switchOf(spec));
     const scaled = el("p", { class: "hint", text: "Colors: viridis, even in lightness." });
     this.layersBox.replaceChildren(el("h2", { text: "Layers" }), ...rows, scaled, ...this.sideBySide());
     this.redraw();
@@ -261,7 +145,8 @@ class SlideView {
     const more = [];
     if (spec.choose) {
       const [key, options] = spec.choose;
-      more.push(this.chooser(`${spec.title}: of which model`, options, this[key], (value) => { this[key] = value; this.redraw(); if (key === "answer") this.showStrip(); }));
+      const [first] = this.sides;
+      if (first[key]) more.push(this.chooser(`${spec.title}: of which model`, options, first[key], (value) => { first[key] = value; this.redraw(); if (key === "answer") this.showStrip(); }));
     }
     return el("div", { class: "layer" }, el("div", { class: "switch" }, box, el("label", { for: id, text: spec.title }), range), ...more, el("div", { class: "under", id: `under-${spec.name}` }));
   }
@@ -272,15 +157,17 @@ class SlideView {
   }
 
   sideBySide() {
-    const { answers } = this.data;
-    if (answers.length < 2) return [];
-    const options = [{ name: "", title: "nothing" }, ...answers];
-    return [el("h2", { text: "Side by side" }), this.chooser("Attention of the second view", options, this.beside, async (value) => {
-      const had = Boolean(this.beside);
+    const options = this.besideOptions();
+    if (!options.length) return [];
+    return [el("h2", { text: "Side by side" }), this.chooser("Second view", [{ name: "", title: "nothing" }, ...options], this.beside, async (value) => {
       this.beside = value;
-      if (value && !this.on.has("attention")) this.on.set("attention", 0.6);
-      if (had !== Boolean(value)) await this.openPanes();
+      await this.openPanes();
+      const { answer, probe } = this.sides.at(-1);
+      const model = this.beside.split("/").map(decodeURIComponent).at(-1);
+      const layer = { [answer]: "attention", [probe]: "probability" }[model];
+      if (model && layer && !this.on.has(layer)) this.on.set(layer, 0.6);
       this.buildLayers();
+      if (this.tile !== null) this.choose(this.tile, false);
     })];
   }
 
@@ -288,35 +175,37 @@ class SlideView {
   async redraw() {
     const turn = ++this.drawn;
     this.remember();
-    for (const spec of this.specs().filter((s) => s.there)) {
-      const under = document.getElementById(`under-${spec.name}`);
-      if (!this.on.has(spec.name)) {
-        for (const pane of this.panes) pane.overlay.set(spec.name, null);
-        under?.replaceChildren();
-        continue;
-      }
-      const notes = [];
-      for (const [number, pane] of this.panes.entries()) {
-        const found = await spec.load(number);
-        if (turn !== this.drawn) return;
-        if (found.problem) {
-          pane.overlay.set(spec.name, null);
-          if (!number) notes.push(problem(found.problem));
-          continue;
-        }
-        pane.overlay.set(spec.name, this.layerOf(spec, found));
-        if (number && spec.name === "attention") notes.push(el("p", { class: "hint", text: `right: ${found.title}` }));
-        if (!number && spec.value) notes.push(this.colorLegend(spec, found));
-        if (!number && spec.legend) notes.push(spec.legend());
-      }
-      under?.replaceChildren(...notes);
-    }
+    const captions = this.sides.map((side) => (this.sides.length > 1 ? side.caption(this.on) : ""));
+    this.panes.forEach((pane, i) => pane.name(captions[i]));
+    for (const name of this.specs().keys()) await this.redrawLayer(name, turn);
   }
 
-  layerOf(spec, found) {
+  async redrawLayer(name, turn) {
+    const notes = [];
+    let ends = null; // of the colors, which both views share
+    for (const [number, side] of this.sides.entries()) {
+      const spec = this.on.has(name) ? side.specs().find((one) => one.name === name) : null;
+      const found = spec ? await spec.load() : null;
+      if (turn !== this.drawn) return;
+      const isThere = found && !found.problem;
+      if (isThere && spec.value && !ends) {
+        ends = spec.ends(found);
+        notes.push(colorLegend(this.scale, ends, found.said));
+      }
+      if (isThere && spec.legend && side.data !== this.sides[number - 1]?.data) {
+        if (number) notes.push(el("p", { class: "hint", text: "right:" }));
+        notes.push(spec.legend());
+      }
+      if (found?.problem) notes.push(problem(found.problem));
+      this.panes[number].overlay.set(name, isThere ? this.layerOf(spec, side, found, ends) : null);
+    }
+    document.getElementById(`under-${name}`)?.replaceChildren(...notes);
+  }
+
+  layerOf(spec, side, found, ends) {
     const opacity = this.on.get(spec.name);
     if (spec.make) return spec.make(found, opacity);
-    return valuesLayer(this.tiles, found, spec.value(found), spec.ends(found), this.scale, opacity);
+    return valuesLayer(side.tiles, found, spec.value(found), ends, this.scale, opacity);
   }
 
   // --- the tile ---
@@ -325,7 +214,8 @@ class SlideView {
     if (!event.quick || !this.tiles) return;
     const item = pane.viewer.world.getItemAt(0);
     const point = item.viewerElementToImageCoordinates(event.position);
-    const row = this.tiles.under(point.x, point.y);
+    const scale = this.data.geometry.width / pane.geometry.width; // the other cohort's may be a scan of its own
+    const row = this.tiles.under(point.x * scale, point.y * scale);
     if (row >= 0) this.choose(this.tiles.tile[row], false);
   }
 
@@ -337,7 +227,10 @@ class SlideView {
     }
     this.tile = tile;
     const { x, y, side } = { x: this.tiles.x[row], y: this.tiles.y[row], side: this.tiles.side };
-    for (const pane of this.panes) pane.overlay.set("chosen", chosenLayer(this.tiles, row));
+    for (const pane of this.panes) {
+      const isSame = pane.geometry.width === this.data.geometry.width;
+      pane.overlay.set("chosen", isSame ? chosenLayer(this.tiles, row) : null);
+    }
     if (go) this.panes[0].go(x + side / 2, y + side / 2, Math.min(2, 220 / side));
     this.remember();
     const facts = el("dl");
@@ -345,10 +238,10 @@ class SlideView {
     const near = el("div", { class: "near" });
     this.tileBox.replaceChildren(el("h2", { text: `Tile ${tile}` }), image, facts, near);
     this.fact(facts, "place", this.placeOf(x, y, side));
-    this.fact(facts, "status", this.tiles.reason[row] ? `left out: ${this.tiles.reason[row]}` : "kept");
+    this.fact(facts, "status", this.tiles.reason[row] ? `left out: ${REASON_WORDS[this.tiles.reason[row]] || this.tiles.reason[row]}` : "kept");
     this.fact(facts, "tissue", `${shown(100 * this.tiles.tissue[row], 3)} %`);
     this.fact(facts, "sharpness", shown(this.tiles.sharpness[row]));
-    await this.numbersOf(tile, facts);
+    await this.numbersOf(row, facts);
     if (this.tiles.reason[row] || stainssl.exported) return;
     const { cohort, slide } = this.data;
     facts.after(el("p", {}, el("a", { href: address.make(["stain", cohort, slide, tile]), text: "This tile under other stains" })));
@@ -371,16 +264,18 @@ class SlideView {
     return `x ${um(x + left)}, y ${um(y + top)} µm; side ${um(side)} µm`;
   }
 
-  async numbersOf(tile, facts) {
-    const { cohort, slide } = this.data;
-    const asked = [];
-    if (this.answer) asked.push(["attention", ["attention", cohort, slide, this.answer], (f, i) => shown(f.value[i])]);
-    if (this.probe) asked.push(["probability", ["probability", cohort, slide, this.probe], (f, i) => shown(f.value[i])]);
-    asked.push(["stain", ["stain", cohort, slide], (f, i) => `hematoxylin ${shown(f.hematoxylin[i])}, eosin ${shown(f.eosin[i])}`]);
-    for (const [name, words, text] of asked) {
-      const found = await stainssl.data(...words);
-      const at = found.problem ? -1 : found.tile.indexOf(tile);
-      if (at >= 0 && this.tile === tile) this.fact(facts, name, text(found, at));
+  // The numbers of a tile; of a second view those of its own tile at that place.
+  async numbersOf(row, facts) {
+    const { tile, x, y, side } = this.tiles;
+    for (const [number, one] of this.sides.entries()) {
+      const at = number ? (one.tiles?.under(x[row] + side / 2, y[row] + side / 2) ?? -1) : row;
+      if (at < 0) continue;
+      const asked = one.numbers().filter(([name]) => !number || name !== "stain");
+      for (const [name, words, text] of asked) {
+        const found = await stainssl.data(...words);
+        const found_at = found.problem ? -1 : found.tile.indexOf(one.tiles.tile[at]);
+        if (found_at >= 0 && this.tile === tile[row]) this.fact(facts, number ? `${name}, right` : name, text(found, found_at));
+      }
     }
   }
 

@@ -1,0 +1,141 @@
+"""How far a run of many jobs is: how many are done, what runs, how long the rest takes."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+END_BYTES = 16_384  # of a log file that are read for its last lines
+SECONDS_SHOWN = 90  # durations below are told in seconds
+
+
+@dataclass(frozen=True)
+class Started:
+    """A job that has started.
+
+    Attributes:
+        rule: its rule.
+        name: what it is of.
+        log: the file that its lines go to; None: it has none.
+        at: when it started, in seconds of any clock that only goes forward.
+    """
+
+    rule: str
+    name: str
+    log: Path | None
+    at: float
+
+
+class Progress:
+    """The jobs of a run.
+
+    Args:
+        now: seconds of the clock that all later times are of.
+    """
+
+    def __init__(self, now: float) -> None:
+        self.began = now
+        self.running: dict[int, Started] = {}
+        self._failed: set[int] = set()
+        self._planned: Counter[str] = Counter()
+        self._done: Counter[str] = Counter()
+        self._seconds: defaultdict[str, float] = defaultdict(float)
+
+    def plan(self, jobs: Mapping[str, int]) -> None:
+        """Take over how many jobs each rule has."""
+        self._planned = Counter(jobs)
+
+    def start(self, job: int, started: Started) -> None:
+        """A job has started; one that is tried again starts again."""
+        self.running[job] = started
+        self._failed.discard(job)
+
+    def finish(self, job: int, now: float) -> Started | None:
+        """A job has ended well; None where its start was not told."""
+        started = self.running.pop(job, None)
+        if started:
+            self._done[started.rule] += 1
+            self._seconds[started.rule] += now - started.at
+        return started
+
+    def fail(self, job: int) -> Started | None:
+        """A job has failed; None where its start was not told."""
+        self._failed.add(job)
+        return self.running.pop(job, None)
+
+    @property
+    def total(self) -> int:
+        """How many jobs there are."""
+        return self._planned.total()
+
+    @property
+    def done(self) -> int:
+        """How many have ended well."""
+        return self._done.total()
+
+    @property
+    def failed(self) -> int:
+        """How many have failed and were not tried again."""
+        return len(self._failed)
+
+    @property
+    def left(self) -> int:
+        """How many have not started."""
+        return max(0, self.total - self.done - len(self.running) - self.failed)
+
+    def seconds_left(self, now: float) -> float | None:
+        """How long the rest takes if its jobs take as long as those of their rules did so far.
+
+        Of a rule that has not run the mean of all is taken, and as many jobs run at once as did so
+        far. None before the first job has ended.
+        """
+        if not self.done:
+            return None
+        spent = sum(now - job.at for job in self.running.values())
+        ended = sum(self._seconds.values())
+        busy, mean = ended + spent, ended / self.done
+        work = sum(
+            (count - self._done[rule]) * self._mean(rule, mean)
+            for rule, count in self._planned.items()
+        )
+        at_once = max(busy / max(now - self.began, 1e-9), 1e-9)
+        return max(0.0, work - spent) / at_once
+
+    def _mean(self, rule: str, otherwise: float) -> float:
+        done = self._done[rule]
+        return self._seconds[rule] / done if done else otherwise
+
+    def words(self, now: float) -> str:
+        """`12 of 56 jobs done, 2 running, 42 left, about 4 min to go`."""
+        parts = [f"{self.done} of {self.total} jobs done"]
+        if self.running:
+            parts.append(f"{len(self.running)} running")
+        if self.left:
+            parts.append(f"{self.left} left")
+        if self.failed:
+            parts.append(f"{self.failed} failed")
+        seconds = self.seconds_left(now)
+        if seconds is not None and (self.left or self.running):
+            parts.append(f"about {duration(seconds)} to go")
+        return ", ".join(parts)
+
+
+def duration(seconds: float) -> str:
+    """`40 s`, `4 min`, `2 h 10 min`."""
+    if seconds < SECONDS_SHOWN:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def last_lines(path: Path | None, count: int) -> list[str]:
+    """The last lines of a log file that are not empty; none where there is no file."""
+    if path is None or not path.is_file():
+        return []
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - END_BYTES))
+        text = file.read().decode("utf-8", "replace")
+    lines = [line.rstrip() for line in text.replace("\r", "\n").split("\n")]
+    return [line for line in lines if line][-count:]
