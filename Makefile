@@ -8,7 +8,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
 demo: .venv/ready
 	snakemake --cores all --logger=stainssl
-	@cat results/benchmarks/main/table.md
+	@cat results/benchmarks/main/table.md results/benchmarks/kinds/table.md
 
 report: .venv/ready
 	snakemake --report results/report.html

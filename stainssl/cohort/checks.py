@@ -261,13 +261,24 @@ def _unknown_words(config: Config, task: Task) -> str:
 
 
 def task_summary(config: Config, name: str) -> list[str]:
-    """The classes of a task with patients and slides, its unknown words, and small folds."""
+    """The classes of a task with patients and slides, its unknown words, small folds, and more."""
     from stainssl.evaluation.kinds import labels_of
 
     task = config.tasks[name]
     labels, rows = labels_of(task), _task_rows(config, task)
     made = labels.folds(rows, task.level, task.split, seed=0)
-    return labels.summary(rows) + labels.fold_notes(*made)
+    return [*labels.summary(rows), *labels.fold_notes(*made), *_clinical_notes(task, rows)]
+
+
+def _clinical_notes(task: Task, rows: pd.DataFrame) -> Iterator[str]:
+    """Clinical columns in which slides of a patient differ, where a patient is one unit."""
+    for column in task.clinical if task.level == "patient" else ():
+        several = rows.groupby("patient_id")[column].nunique(dropna=False) > 1
+        if several.any():
+            yield (
+                f"clinical: {column!r} differs among the slides of {int(several.sum())} patient(s),"
+                f" as of {several.idxmax()}: that of her first slide is taken."
+            )
 
 
 def _encoder_problems(config: Config, name: str, encoder: Encoder) -> Iterator[str]:

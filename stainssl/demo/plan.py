@@ -17,7 +17,7 @@ PATIENTS: Mapping[str, int] = {"a": 10, "b": 10, "c": 12}
 TRAIN_SITES = ("a", "b")
 COLUMNS = [
     "slide_id", "patient_id", "path", "site", "split", "her2", "response",
-    "tils", "months", "relapse",
+    "tils", "til_group", "months", "relapse",
 ]  # fmt: skip
 # Every fifth patient of a site has a second slide.
 TWO_SLIDES_EVERY = 5
@@ -34,6 +34,7 @@ STAIN_JITTER = 0.06
 VECTOR_JITTER = 0.012
 WHITE_JITTER = 1.5
 LYMPHOCYTES_IN_TUMOUR = (0.06, 0.35)  # of the nuclear area, by response
+TIL_GROUPS = {"low": 0.0, "middle": 2.0, "high": 15.0}  # group → least `tils` of it, in order
 # Time to relapse: exponential, its hazard per month falls with a patient's share of lymphocytes;
 # follow-up ends at any time of the range alike.
 HAZARD, HAZARD_PER_LN_TILS, USUAL_TILS = 1 / 40, -0.9, 5.0
@@ -68,6 +69,11 @@ class SlidePlan:
     def tils(self) -> float:
         """Lymphocytes among tumour cells, % of the nuclear area of the tissue: drawn so."""
         return 100 * LYMPHOCYTES_IN_TUMOUR[self.response] * self.tumour_share
+
+    @property
+    def til_group(self) -> str:
+        """The highest of `TIL_GROUPS` that `tils` reaches."""
+        return [name for name, least in TIL_GROUPS.items() if self.tils >= least][-1]
 
     @property
     def split(self) -> str:
@@ -193,14 +199,15 @@ def sheet(seed: int = 0, patients: Mapping[str, int] = PATIENTS) -> pd.DataFrame
     Returns:
         A row per slide: `slide_id`, `patient_id`, `path` (relative to the cohort's root), `site`,
         `split` (`train` for sites a and b, `test` for every other), `her2`, `response` (0 or 1),
-        `tils` (of the slide, see `SlidePlan.tils`), `months` and `relapse` (1; 0 censored).
+        `tils` and `til_group` (of the slide, see `SlidePlan`), `months` and `relapse` (1; 0
+        censored).
     """
     slides = plan(seed, patients)
     followed = _follow_ups(seed, hazards(slides))
     rows = [
         (
             s.slide_id, s.patient_id, f"slides/{s.slide_id}.svs", s.site, s.split, s.her2,
-            s.response, round(s.tils, 2), *followed[s.patient_id],
+            s.response, round(s.tils, 2), s.til_group, *followed[s.patient_id],
         )
         for s in slides
     ]  # fmt: skip

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -25,7 +24,6 @@ GRADE = "grade"  # the column of ordered classes: the mean place among them, fro
 OF_TWO_CLASSES = ("sensitivity", "specificity", "ppv", "npv")  # metrics of a positive class
 VALIDATION_SHARE = 0.2  # of the training patients, where the sheet names none
 _SHOWN = 10  # patients a message names before it counts the rest
-log = logging.getLogger(__name__)
 
 
 def class_name(value: object) -> str:
@@ -93,7 +91,8 @@ def patient_table(
 
     Returns:
         `patient_id`, `label` (class word; `""` where the label is None), `columns` and `strata`,
-        sorted by patient. Patients whose label is unknown are left out, and counted in the log.
+        sorted by patient. Patients whose label is unknown are left out, and
+        counted by `Labels.summary`.
 
     Raises:
         StainsslError: a column is absent, or a patient has two values of one.
@@ -120,9 +119,6 @@ def patient_table(
 
 def _known_labels(slides: pd.DataFrame, label: str, level: str) -> pd.DataFrame:
     known = slides[slides["label"] != ""]
-    without = slides["patient_id"].nunique() - known["patient_id"].nunique()
-    if without:
-        log.warning("%d patient(s) left out: their %r is unknown", without, label)
     if level == "patient":
         _refuse_disagreement(
             known.assign(**{label: known["label"]}),

@@ -205,8 +205,18 @@ class SurvivalLabels(Labels):
         return [line, *self.unknown_lines(rows, read)]
 
     def cells(self, rows: pd.DataFrame) -> pd.Series:
-        """See `Labels.cells`: time and event."""
-        return rows[self.time].map(shown_cell) + "/" + rows[self.event].map(shown_cell)
+        """See `Labels.cells`: of the columns that are unknown, as each known time is another."""
+        names = (self.time, self.event)
+        read = zip(*self._read(rows), *(rows[name].map(shown_cell) for name in names), strict=True)
+        told = [
+            " and ".join(
+                f"{name} {cell}"
+                for name, value, cell in zip(names, cells[:2], cells[2:], strict=True)
+                if pd.isna(value)
+            )
+            for cells in read
+        ]
+        return pd.Series(told, rows.index, dtype=object)
 
     def strangers(self, own: pd.Series, words: pd.Series) -> pd.Series:
         """Times that the task's own cohorts do not have are none the stranger."""

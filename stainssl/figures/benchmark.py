@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -99,34 +100,42 @@ def calibration(answers: Mapping[str, Mapping[str, Answers]], encoders: Sequence
     """
     if not answers:
         return message("No calibration plot: no task has two classes among its test patients.")
-    figure = Figure(figsize=(10, 4.6 * len(answers)), dpi=_INCH, layout="constrained")
+    figure = Figure(figsize=(13, 4.6 * len(answers)), dpi=_INCH, layout="constrained")
     rows = figure.subplots(len(answers), 2, squeeze=False)
     for (left, right), (title, lines) in zip(rows, answers.items(), strict=True):
-        colors = encoder_colors(encoders)
-        left.plot([0, 1], [0, 1], color="#bbbbbb", lw=1, ls=(0, (4, 3)), zorder=1)
-        for place, (label, (encoder, positive, p)) in enumerate(lines.items()):
-            stated, true, _ = calibration_curve(positive, p)
-            marker, color = MARKERS[place % len(MARKERS)], colors[encoder]
-            left.plot(stated, true, color=color, lw=1.4, marker=marker, ms=5, label=label)
-            _decision_line(right, positive, p, color, label)
-        _decision_floor(right, positive)
-        quiet(left)
-        quiet(right)
+        _calibration_row(left, right, lines, encoder_colors(encoders))
         left.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), title=title)
         left.set(xlabel="probability that was said", ylabel="share that is positive (fifths)")
         right.set(xlabel="threshold", ylabel="net benefit", title="decision curve")
-        left.legend(framealpha=0.85, edgecolor="none", fontsize=8.5, loc="upper left")
-        right.legend(framealpha=0.85, edgecolor="none", fontsize=8.5, loc="upper right")
+        # Beside both, whose curves would lie under it.
+        handles = [*left.get_legend_handles_labels()[0], *right.get_legend_handles_labels()[0]]
+        right.legend(
+            handles=handles, frameon=False, fontsize=8.5, loc="upper left",
+            bbox_to_anchor=(1.02, 1.0),
+        )  # fmt: skip
     return figure
 
 
-_THRESHOLDS = np.linspace(0.0, 0.95, 96)
-
-
-def _decision_line(
-    axes: Axes, positive: NDArray[np.bool_], p: NDArray[np.float64], color: str, label: str
+def _calibration_row(
+    left: Axes, right: Axes, lines: Mapping[str, Answers], colors: dict[str, str]
 ) -> None:
-    axes.plot(_THRESHOLDS, net_benefit(positive, p, _THRESHOLDS), color=color, lw=1.6, label=label)
+    """Both panels of a task: a color an encoder, a line style and a marker an answer of it."""
+    left.plot([0, 1], [0, 1], color="#bbbbbb", lw=1, ls=(0, (4, 3)), zorder=1)
+    drawn: Counter[str] = Counter()
+    for place, (label, (encoder, positive, p)) in enumerate(lines.items()):
+        stated, true, _ = calibration_curve(positive, p)
+        marker, color = MARKERS[place % len(MARKERS)], colors[encoder]
+        style = LINES[drawn[encoder] % len(LINES)]
+        drawn[encoder] += 1
+        left.plot(stated, true, color=color, lw=1.4, ls=style, marker=marker, ms=5, label=label)
+        benefit = net_benefit(positive, p, _THRESHOLDS)
+        right.plot(_THRESHOLDS, benefit, color=color, lw=1.6, ls=style)
+    _decision_floor(right, positive)
+    quiet(left)
+    quiet(right)
+
+
+_THRESHOLDS = np.linspace(0.0, 0.95, 96)
 
 
 def _decision_floor(axes: Axes, positive: NDArray[np.bool_]) -> None:

@@ -4,59 +4,21 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
-from scipy.stats import CensoredData, ecdf, logrank
+from scipy.stats import CensoredData, ecdf
 
+from stainssl.evaluation.risk_groups import RiskGroups
 from stainssl.figures.benchmark import message, quiet
 
 ACROSS = 3  # panels
 COLORS = {"low": "#0072B2", "high": "#D55E00"}  # Okabe & Ito 2008
 TICKS = 6  # times at which numbers at risk stand, about
 _INCH = 100  # px
-
-
-@dataclass(frozen=True)
-class RiskGroups:
-    """The units of one answer and their groups.
-
-    Attributes:
-        time: (n,) of the event or of censoring.
-        event: (n,) whether it is the event.
-        is_high: (n,) whether the unit is of the group of high risk.
-        unit: how the axis of time is named.
-        is_crossed: whether some of the units trained the models of others: then the log-rank test,
-            which takes them for independent, gives too small a p-value.
-    """
-
-    time: NDArray[np.float64]
-    event: NDArray[np.bool_]
-    is_high: NDArray[np.bool_]
-    unit: str
-    is_crossed: bool = False
-
-    def group(self, name: str) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-        """Times and events of `low` or `high`."""
-        mine = self.is_high == (name == "high")
-        return self.time[mine], self.event[mine]
-
-    def p_value(self) -> float:
-        """Of the log-rank test; NaN where a group is empty or nobody has the event."""
-        sides = [self.group(name) for name in COLORS]
-        if not self.event.any() or not all(len(time) for time, _ in sides):
-            return float("nan")
-        low, high = (CensoredData.right_censored(time, ~event) for time, event in sides)
-        return float(logrank(low, high).pvalue)
-
-    def at_risk(self, name: str, times: NDArray[np.float64]) -> list[int]:
-        """How many of a group are followed up to each time."""
-        own = self.group(name)[0]
-        return [int((own >= time).sum()) for time in times]
 
 
 def survival_figure(panels: Mapping[str, RiskGroups]) -> Figure:
@@ -84,57 +46,45 @@ def survival_figure(panels: Mapping[str, RiskGroups]) -> Figure:
 
 
 def _ticks(groups: RiskGroups) -> NDArray[np.float64]:
-    end = max(float(groups.time.max()), 1e-9)
-    ticks = np.asarray(MaxNLocator(TICKS).tick_values(0, end), float)
-    return ticks[(ticks >= 0) & (ticks <= end)]
+    ticks = np.asarray(MaxNLocator(TICKS).tick_values(0, groups.end), float)
+    return ticks[(ticks >= 0) & (ticks <= groups.end)]
 
 
 def _panel(axes: Axes, title: str, groups: RiskGroups) -> None:
     for name, color in COLORS.items():
-        time, event = groups.group(name)
-        if len(time):
-            _curve(
-                axes, time, event, color, f"{name} risk: {int(event.sum())} events of {len(time)}"
-            )
+        if len(groups.group(name)[0]):
+            _curve(axes, groups, name, color)
     quiet(axes)
     axes.set(ylim=(0, 1.03), xlim=_limits(groups), xticks=_ticks(groups), ylabel="survival")
     axes.set_xlabel(groups.unit)
     axes.set_title(title, fontsize=9.5)
     axes.legend(
-        framealpha=0.85, edgecolor="none", fontsize=8.5, loc="upper right", title=_test(groups),
+        framealpha=0.85, edgecolor="none", fontsize=8.5, loc="upper right", title=groups.test(),
         title_fontsize=8.5,
     )  # fmt: skip
 
 
-def _test(groups: RiskGroups) -> str:
-    p = groups.p_value()
-    if np.isnan(p):
-        return "log-rank test: undefined"
-    return f"log-rank p = {p:.2g}" + (" (crossed folds: too small)" if groups.is_crossed else "")
-
-
 def _limits(groups: RiskGroups) -> tuple[float, float]:
-    end = max(float(groups.time.max()), 1e-9)
-    return -0.02 * end, 1.02 * end
+    return -0.02 * groups.end, 1.02 * groups.end
 
 
-def _curve(
-    axes: Axes, time: NDArray[np.float64], event: NDArray[np.bool_], color: str, label: str
-) -> None:
+def _curve(axes: Axes, groups: RiskGroups, name: str, color: str) -> None:
+    time, event = groups.group(name)
+    label = f"{name} risk: {int(event.sum())} events of {len(time)}"
+    axes.step(*groups.survival(name), where="post", color=color, lw=1.8, label=label)
     curve = ecdf(CensoredData.right_censored(time, ~event)).sf
-    at = np.r_[0.0, curve.quantiles, time.max()]
-    said = np.r_[1.0, curve.probabilities, curve.probabilities[-1:]]
-    axes.step(at, said, where="post", color=color, lw=1.8, label=label)
     axes.plot(time[~event], curve.evaluate(time[~event]), "|", color=color, ms=6)
     with warnings.catch_warnings():  # where survival is 0 or 1 there are no limits
         warnings.simplefilter("ignore", RuntimeWarning)
         band = curve.confidence_interval(method="log-log")
     low, high = (side.probabilities for side in (band.low, band.high))
-    known = np.isfinite(low) & np.isfinite(high)
-    quantiles = curve.quantiles[known]
-    axes.fill_between(
-        quantiles, low[known], high[known], step="post", color=color, alpha=0.13, lw=0
-    )
+    known = np.flatnonzero(np.isfinite(low) & np.isfinite(high))
+    if not len(known):
+        return
+    rows = np.r_[known, known[-1]]  # a step lasts until the next
+    ends = np.r_[curve.quantiles, time.max()]
+    at = np.r_[curve.quantiles[known], ends[known[-1] + 1]]
+    axes.fill_between(at, low[rows], high[rows], step="post", color=color, alpha=0.13, lw=0)
 
 
 def _numbers(axes: Axes, groups: RiskGroups) -> None:

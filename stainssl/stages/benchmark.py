@@ -22,10 +22,11 @@ from stainssl.evaluation.predictions import NumberUnits, SurvivalUnits, ensemble
 from stainssl.evaluation.projection import project
 from stainssl.evaluation.published import Published
 from stainssl.evaluation.ranking import classes_ranked
+from stainssl.evaluation.risk_groups import RiskGroups
 from stainssl.evaluation.spread import alike_notes, weights_notes
 from stainssl.evaluation.table import Answer, ResultGrid, Robustness
 from stainssl.figures import benchmark as figures
-from stainssl.figures.survival import RiskGroups, survival_figure
+from stainssl.figures.survival import survival_figure
 from stainssl.plan.encoders import tasks_of_robustness
 from stainssl.plan.tasks import FINE_TUNE, PROBE, BenchmarkJob
 from stainssl.stages.probe import part_labels
@@ -363,13 +364,8 @@ def _risk_groups(job: BenchmarkJob, answers: list[Answer]) -> dict[str, RiskGrou
         rows = answer.metrics[answer.metrics["group"] == "all"].set_index("metric")
         said = table.number(*rows.loc["c_index", ["value", "low", "high"]].astype(float))
         name = next(n for n in job.tasks if answer.task == n or answer.task.startswith(f"{n} on "))
-        found[f"{answer.task}: {_row_name(answer)}\n{table.TITLES['c_index']} {said}"] = RiskGroups(
-            scored.y.astype(float),
-            scored.event,
-            scored.is_high,
-            job.tasks[name].time,
-            scored.is_cross_validated,
-        )
+        title = f"{answer.task}: {_row_name(answer)}\n{table.TITLES['c_index']} {said}"
+        found[title] = RiskGroups.of(scored, job.tasks[name].time)
     return found
 
 

@@ -25,6 +25,8 @@ def run(job: FoldsJob) -> None:
         raise StainsslError(f"tasks.{job.task}: {error}") from None
     folds.insert(0, "task", job.task)
     write_text(job.folds, folds.to_csv(index=False))
+    for line in job.label.summary(job.rows):
+        log.info("%s: %s", job.task, line)
     log.info("%s: %d patients in %d folds", job.task, len(patients), _count(folds))
 
 

@@ -17,6 +17,7 @@ from stainssl.view.records import Json, Records, column, columns, versions
 
 if TYPE_CHECKING:
     from stainssl.evaluation.predictions import NumberUnits, ScoredUnits, SurvivalUnits
+    from stainssl.evaluation.risk_groups import RiskGroups
 
 SHOWN = ["encoder", "run", "head", "task", "metric", "group", "value", "low", "high", "patients",
          "units"]  # fmt: skip
@@ -123,13 +124,14 @@ class Benchmarks:
 
     def _of_times(self, task: str, units: pd.DataFrame, scored: SurvivalUnits) -> Json:
         from stainssl.evaluation.predictions import RISK_GROUPS
+        from stainssl.evaluation.risk_groups import RiskGroups
 
-        groups = np.array(RISK_GROUPS, object)[scored.is_high.astype(int)]
+        called = np.array(RISK_GROUPS, object)[scored.is_high.astype(int)]
         risk = scored.p[:, 0]
-        told = units.assign(truth=units["y"], predicted=groups, risk=risk)
-        unit = self._records.config.questions()[task].time
-        curves = survival_curves(scored, unit)
-        return {"cases": self._cases(task, told, risk, ["risk"]), "survival": curves}
+        told = units.assign(truth=units["y"], predicted=called, risk=risk)
+        groups = RiskGroups.of(scored, self._records.config.questions()[task].time)
+        curves = {"survival": survival_curves(groups), "log_rank": groups.test()}
+        return {"cases": self._cases(task, told, risk, ["risk"]), **curves}
 
     def _of_classes(self, task: str, units: pd.DataFrame, scored: ScoredUnits) -> Json:
         from stainssl.evaluation.metrics import roc_band
@@ -248,33 +250,23 @@ def stain_distances(
     return np.asarray(distance / max(float(np.median(distance[told])), 1e-12))
 
 
-def survival_curves(scored: SurvivalUnits, unit: str) -> Json:
+def survival_curves(groups: RiskGroups) -> Json:
     """Kaplan and Meier's curve of each group of risk that has units.
-
-    Args:
-        scored: units with a threshold of risk.
-        unit: how the axis of time is named.
 
     Returns:
         Group → `time` and `survival` of the steps, from 0 on, `at_risk`, `events`, `units`, `unit`.
     """
-    from scipy.stats import CensoredData, ecdf
-
     from stainssl.evaluation.predictions import RISK_GROUPS
 
     found: Json = {}
-    for is_high, name in enumerate(RISK_GROUPS):
-        mine = scored.is_high == bool(is_high)
-        time, event = scored.y[mine].astype(float), scored.event[mine]
-        if not mine.any():
+    for name in RISK_GROUPS:
+        time, event = groups.group(name)
+        if not len(time):
             continue
-        curve = ecdf(CensoredData.right_censored(time, ~event)).sf
-        at = np.r_[0.0, curve.quantiles, time.max()]
-        said = np.r_[1.0, curve.probabilities, curve.probabilities[-1:]]
+        at, said = groups.survival(name)
         found[name] = {
-            "time": at.tolist(), "survival": said.tolist(),
-            "at_risk": [int((time >= t).sum()) for t in at],
-            "events": int(event.sum()), "units": len(time), "unit": unit,
+            "time": at.tolist(), "survival": said.tolist(), "at_risk": groups.at_risk(name, at),
+            "events": int(event.sum()), "units": len(time), "unit": groups.unit,
         }  # fmt: skip
     return found
 

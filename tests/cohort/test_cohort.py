@@ -237,6 +237,49 @@ def test_a_tasks_classes_and_unknown_words_are_counted(tmp_path: Path) -> None:
     assert "3 of 3 folds test fewer than two" in lines[2]
 
 
+def test_checks_say_what_they_found_and_log_nothing_beside(tmp_path: Path, caplog) -> None:
+    """A task's folds are made for several checks; what is unknown stands in the summary, once."""
+    _touch(tmp_path, 18)
+    words = ["0", "1", "NA"]
+    rows = [
+        _row(i, y=words[i % 3], months="" if i < 3 else str(i), event="01"[i % 2])
+        for i in range(18)
+    ]
+    config = _config(tmp_path, rows, **_task(split={"folds": 2}))
+    data = config.model_dump(mode="json")
+    own = {"level": "patient", "cohorts": ["c"], "split": {"folds": 2}}
+    data["tasks"] |= {
+        "several": {**own, "labels": ["y", "event"]},
+        "number": {**own, "kind": "regression", "label": "months"},
+        "time": {**own, "kind": "survival", "time": "months", "event": "event"},
+    }
+    config = parse(data)
+    with caplog.at_level("INFO"):
+        assert _problems(config) == ""
+        told = [line for name in config.tasks for line in cohorts.task_summary(config, name)]
+    assert caplog.text == ""
+    assert sum("unknown: 'NA' (6 patients, 6 slides)" in line for line in told) == 2
+    assert "unknown: empty (3 patients, 3 slides)" in told
+    assert "unknown: months empty (3 patients, 3 slides)" in told
+
+
+def test_a_clinical_column_that_differs_among_slides_of_a_patient_is_told(tmp_path: Path) -> None:
+    _touch(tmp_path, 12)
+    rows = [
+        _row(i, patient_id=f"p{i // 2}", y=str(i // 2 % 2), age=str(50 + (i == 3)), grade="2")
+        for i in range(12)
+    ]
+    keys = {"clinical": ["age", "grade"], "split": {"folds": 2}}
+    told = cohorts.task_summary(_config(tmp_path, rows, **_task(**keys)), "t")
+    assert [line for line in told if line.startswith("clinical: ")] == [
+        "clinical: 'age' differs among the slides of 1 patient(s), as of p1: that of her first"
+        " slide is taken."
+    ]
+    keys["level"] = "slide"
+    told = cohorts.task_summary(_config(tmp_path, rows, **_task(**keys)), "t")
+    assert not [line for line in told if line.startswith("clinical: ")]
+
+
 def test_sensitivity_is_of_two_classes(tmp_path: Path) -> None:
     _touch(tmp_path, 9)
     rows = [_row(i, y="abc"[i % 3]) for i in range(9)]

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -9,10 +11,11 @@ from lifelines.utils import concordance_index
 from scipy.stats import spearmanr
 
 from stainssl.cohort import check
-from stainssl.config import parse
+from stainssl.config import SCORES, load
 from stainssl.demo import sheet
-from stainssl.demo.plan import COLUMNS, hazards, plan
+from stainssl.demo.plan import COLUMNS, TIL_GROUPS, hazards, plan
 
+REPO = Path(__file__).resolve().parents[2]
 LARGE = {"a": 40, "b": 40, "c": 40, "d": 40}
 
 
@@ -81,16 +84,20 @@ def test_the_oracles_concordance_bounds_what_other_columns_reach() -> None:
     assert 0.6 < reached["response"] < reached["oracle"]
 
 
-def test_the_demos_questions_of_other_kinds_pass_the_checks() -> None:
-    common = {"cohorts": ["demo"], "split": {"kind": "cv", "folds": 4}}
-    tasks = {
-        "tils": {"level": "slide", "kind": "regression", "label": "tils", **common},
-        "relapse": {
-            "level": "patient", "kind": "survival", "time": "months", "event": "relapse", **common,
-        },
-        "both": {"level": "patient", "labels": ["her2", "response"], **common},
-    }  # fmt: skip
-    config = parse({"cohorts": {"demo": {"demo": {"seed": 1}}}, "tasks": tasks})
+def test_groups_are_of_the_number_and_each_has_patients() -> None:
+    frame = sheet(1)
+    lowest = frame.groupby("til_group")["tils"].min()
+    highest = frame.groupby("til_group")["tils"].max()
+    assert highest["low"] < TIL_GROUPS["middle"] <= lowest["middle"]
+    assert highest["middle"] < TIL_GROUPS["high"] <= lowest["high"]
+    assert frame.groupby("til_group")["patient_id"].nunique().min() >= 8
+
+
+def test_the_demo_asks_every_kind_of_question_and_its_checks_pass() -> None:
+    config = load(REPO / "config.yaml")
+    asked = [config.tasks[name] for one in config.benchmarks.values() for name in one.tasks]
+    assert {task.kind for task in asked} == set(SCORES)
+    assert any(task.labels for task in asked)
     assert not [one for one in check(config) if "tasks" in one]
 
 

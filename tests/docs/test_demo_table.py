@@ -1,30 +1,34 @@
-"""The README's table of the demo is the one that a run wrote."""
+"""The demo's tables on the pages are those that a run wrote."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from tools import demo_table
+from tools.pages import marks
 
 
-def test_the_readme_shows_the_kept_table() -> None:
-    text, kept = (p.read_text(encoding="utf-8") for p in (demo_table.README, demo_table.KEPT))
-    assert demo_table.with_section(text, kept) == text
-    assert "stain-invariant" in kept
+@pytest.mark.parametrize("benchmark", demo_table.SHOWN)
+def test_the_page_shows_the_kept_table(benchmark: str) -> None:
+    shown = demo_table.SHOWN[benchmark]
+    text = (demo_table.REPO / shown.page).read_text(encoding="utf-8")
+    kept = (demo_table.REPO / "docs" / "evidence" / shown.kept).read_text(encoding="utf-8")
+    assert shown.section(text, kept) == text
     assert "imagenet" in kept
 
 
-def test_of_a_run_the_first_table_is_taken(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(demo_table, "KEPT", tmp_path / "kept.md")
-    monkeypatch.setattr(demo_table, "README", tmp_path / "README.md")
-    (tmp_path / "README.md").write_text(f"a\n{demo_table.START}\nold\n{demo_table.END}\nb\n")
+def test_of_a_run_the_first_table_is_taken(tmp_path: Path) -> None:
+    start, end = marks("demo")
+    (tmp_path / "docs" / "evidence").mkdir(parents=True)
+    (tmp_path / "README.md").write_text(f"a\n{start}\nold\n{end}\nb\n")
     folder = tmp_path / "results" / "benchmarks" / "main"
     folder.mkdir(parents=True)
     (folder / "table.md").write_text("| x |\n| --- |\n| 1 |\n\nNote.\n\n## By site\n\n| y |\n")
-    demo_table.main(tmp_path / "results")
+    demo_table.main(tmp_path / "results", tmp_path)
     text = (tmp_path / "README.md").read_text()
     assert "old" not in text
     assert "By site" not in text
-    assert (
-        text == f"a\n{demo_table.START}\n\n| x |\n| --- |\n| 1 |\n\nNote.\n\n{demo_table.END}\nb\n"
-    )
+    assert text == f"a\n{start}\n\n| x |\n| --- |\n| 1 |\n\nNote.\n\n{end}\nb\n"
+    assert not (tmp_path / "docs" / "tutorial.md").exists()  # the run had no such benchmark

@@ -1,8 +1,11 @@
 """Intervals hold in small cohorts, equal known ones in large, and combine as variances do."""
 
+import warnings
+
 import numpy as np
 import pytest
 from scipy import stats
+from sklearn.metrics import roc_auc_score
 
 from stainssl.evaluation.intervals import (
     Estimate,
@@ -85,6 +88,22 @@ def test_a_perfect_answer_of_few_patients_is_not_certain(n):
     for metric in ("auprc", "f1_macro"):  # likewise, and nobody speaks against them
         wilson = stats.binomtest(2 * n, 2 * n).proportion_ci(method="wilson")
         assert confidence_interval(metric, scored) == pytest.approx(tuple(wilson))
+
+
+def test_bca_has_no_limits_for_a_perfect_answer():
+    """Why it is not taken: all resamples, and all that leave one out, say the same."""
+    p, y = np.linspace(0, 1, 12), np.repeat([0, 1], 6)
+
+    def auroc(rows):
+        return roc_auc_score(y[rows], p[rows]) if len(set(y[rows])) == 2 else 1.0
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = stats.bootstrap(
+            (np.arange(12),), auroc, vectorized=False, n_resamples=99, method="BCa",
+            rng=np.random.default_rng(0),
+        )  # fmt: skip
+    assert not np.isfinite(found.confidence_interval).any()
 
 
 @pytest.mark.parametrize("n", [3, 6, 20])

@@ -24,7 +24,8 @@ from stainssl.evaluation.follow_up import follow_up, follow_up_word, horizons_of
 from stainssl.evaluation.kinds import labels_of
 from stainssl.evaluation.metrics import METRICS
 from stainssl.evaluation.predictions import read_scored
-from stainssl.figures.survival import RiskGroups, survival_figure
+from stainssl.evaluation.risk_groups import RiskGroups
+from stainssl.figures.survival import survival_figure
 
 
 def _config(**keys):
@@ -100,9 +101,19 @@ def test_the_summary_counts_and_says_the_median_follow_up():
     rows = _rows(["2", "4", "6", "8", "10", "NA"], ["0", "1", "0", "0", "1", "1"])
     first, unknown = _labels().summary(rows)
     assert first.startswith("follow-up: 2 events, 3 censored, median follow-up 8 ('months')")
-    assert unknown == "unknown: 'NA'/'1' (1 patient, 1 slide)"
+    assert unknown == "unknown: months 'NA' (1 patient, 1 slide)"
     assert "nobody is censored" in _labels().summary(_rows("34", "11"))[0]
     assert "not reached" in _labels().summary(_rows("1234", "0111"))[0]
+
+
+def test_unknown_follow_ups_are_counted_by_the_column_that_is_unknown():
+    """Not by the known one's cells, of which there are as many as patients."""
+    rows = _rows(["2", "3", "4", "5", "NA", "NA"], ["0", "1", "NA", "NA", "1", "NA"])
+    *_, unknown = _labels().summary(rows)
+    assert unknown == (
+        "unknown: died 'NA' (2 patients, 2 slides), months 'NA' (1 patient, 1 slide),"
+        " months 'NA' and died 'NA' (1 patient, 1 slide)"
+    )
 
 
 @pytest.mark.parametrize(

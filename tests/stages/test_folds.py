@@ -21,6 +21,16 @@ def test_the_same_sheet_gives_the_same_bytes(tmp_path):
     assert read_folds(path)["patient_id"].nunique() == 16
 
 
+def test_the_log_counts_classes_and_unknown_words_once(tmp_path, caplog):
+    sheet = sheet_of({"a": 6, "b": 6, "c": 4})
+    sheet.loc[:2, "her2"] = "n/a"
+    config = make_config(tmp_path, sheet)
+    with caplog.at_level("INFO"):
+        run_stage("folds", config, "her2")
+    assert caplog.text.count("unknown: 'n/a' (3 patients, 3 slides)") == 1
+    assert caplog.text.count("her2: classes: ") == 1
+
+
 def test_a_tile_task_whose_label_is_in_the_annotations_splits_by_the_sheet(tmp_path):
     config = make_config(tmp_path, sheet_of({"a": 6, "b": 6, "c": 4}))
     run_stage("folds", config, "tumor")

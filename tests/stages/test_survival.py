@@ -216,7 +216,7 @@ def test_checks_count_patients_events_and_censored(made):
     event = follow_up(_words(made))[1]
     assert f"{event.sum()} events, {(~event).sum()} censored, median follow-up " in first
     assert "('os_months') (47 patients, 47 slides)" in first
-    assert unknown.startswith("unknown: '[Not Available]'/'")
+    assert unknown.startswith("unknown: os_months '[Not Available]' (")
     assert "(1 patient, 1 slide)" in unknown
     assert not [one for one in check(made) if "tasks" in one]
 

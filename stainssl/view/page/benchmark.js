@@ -158,7 +158,7 @@ class BenchmarkView {
     const one = (i) => list({ title: `Case ${name(i)}`, has: (j) => j === i });
     if (found.survival) {
       const group = (risk) => list({ title: `Cases of ${risk} risk`, has: (i) => found.cases.predicted[i] === risk });
-      return [survivalPlot(found.survival, group)];
+      return [survivalPlot(found.survival, found.log_rank, group)];
     }
     if (!found.calibration) return [scatterPlot(found.cases, name, one)];
     const label = `class ${found.classes.at(-1)}`;
@@ -178,7 +178,7 @@ class BenchmarkView {
     const heads = [...names.map(titleOf), score === "p_truth" ? "p of the truth" : score, "slides"].map((text) => el("th", { scope: "col", text }));
     heads[names.length].className = "number";
     const rows = chosen.map((i) => el("tr", { class: c.wrong && c.wrong[i] ? "wrong" : null },
-      ...names.map((name) => el("td", { text: shown(c[name][i], 2) })), el("td", { class: "number", text: shown(c[score][i], 2) }),
+      ...names.map((name) => el("td", { text: shown(c[name][i]) })), el("td", { class: "number", text: shown(c[score][i], 2) }),
       el("td", {}, ...this.links(found, i, answer))));
     const of = some !== null ? some.title : score === "risk" ? "Cases, of the highest risk first" : "Cases, the worst first";
     const said = el("h3", { text: `${of}: ${shown(rows.length)} of ${shown(found.units)}${wrong}` });

@@ -17,6 +17,16 @@ function svg(tag, given = {}, ...children) {
   return made;
 }
 
+// Round numbers within a range, four to six of them; quarters of 0 to 1.
+function ticks(from, to) {
+  const rough = (to - from) / 4;
+  const power = 10 ** Math.floor(Math.log10(rough));
+  const step = power * [2.5, 2, 1].find((round) => round * power <= rough * 1.0001);
+  const first = Math.ceil(from / step - 1e-9);
+  const last = Math.floor(to / step + 1e-9);
+  return Array.from({ length: last - first + 1 }, (_, i) => Number(((first + i) * step).toPrecision(12)));
+}
+
 // Its axes are from 0 to 1, or from `xs[0]` to `xs[1]` and likewise `ys`.
 class UnitPlot {
   constructor(label, xTitle, yTitle, xs = [0, 1], ys = [0, 1]) {
@@ -35,15 +45,16 @@ class UnitPlot {
   y(value) { return EDGE.top + (1 - (value - this.ys[0]) / (this.ys[1] - this.ys[0])) * this.high; }
 
   axes(xTitle, yTitle) {
-    const along = (range, share) => range[0] + share * (range[1] - range[0]);
     const [left, right, low, high] = [this.x(this.xs[0]), this.x(this.xs[1]), this.y(this.ys[0]), this.y(this.ys[1])];
-    for (const share of [0, 0.25, 0.5, 0.75, 1]) {
-      const [at, of] = [along(this.xs, share), along(this.ys, share)];
+    for (const at of ticks(...this.xs)) {
       this.svg.append(
         svg("line", { x1: this.x(at), x2: this.x(at), y1: low, y2: high, class: "grid" }),
+        svg("text", { x: this.x(at), y: low + 14, "text-anchor": "middle", text: String(at) }));
+    }
+    for (const of of ticks(...this.ys)) {
+      this.svg.append(
         svg("line", { x1: left, x2: right, y1: this.y(of), y2: this.y(of), class: "grid" }),
-        svg("text", { x: this.x(at), y: low + 14, "text-anchor": "middle", text: String(Number(at.toPrecision(3))) }),
-        svg("text", { x: left - 5, y: this.y(of) + 4, "text-anchor": "end", text: String(Number(of.toPrecision(3))) }));
+        svg("text", { x: left - 5, y: this.y(of) + 4, "text-anchor": "end", text: String(of) }));
     }
     this.svg.append(
       svg("text", { x: (left + right) / 2, y: PLOT_PX - 6, "text-anchor": "middle", text: xTitle }),
@@ -106,15 +117,17 @@ function calibrationPlot(found, label, act) {
 function scatterPlot(cases, name, act) {
   const every = [...cases.truth, ...cases.predicted];
   const [low, high] = [Math.min(...every), Math.max(...every)];
-  const range = [low, high > low ? high : low + 1];
-  const plot = new UnitPlot("Said and true numbers", "true", "said", range, range);
+  const margin = 0.04 * (high - low || 1);
+  const range = [low - margin, high + margin];
+  const plot = new UnitPlot("Predicted and true numbers", "true", "predicted", range, range);
   plot.diagonal();
-  plot.points(cases.truth, cases.predicted, (i) => `${name(i)}: true ${shown(cases.truth[i], 2)}, said ${shown(cases.predicted[i], 2)}; a click shows the case`, 3, act);
+  plot.points(cases.truth, cases.predicted, (i) => `${name(i)}: true ${shown(cases.truth[i])}, predicted ${shown(cases.predicted[i])}; a click shows the case`, 3, act);
   return plot.element;
 }
 
-// Kaplan and Meier's curves of the groups of low and high risk; `act(group)`: a click on a step.
-function survivalPlot(groups, act) {
+// Kaplan and Meier's curves of the groups of low and high risk; `test` says what the log-rank test
+// does, and `act(group)` is a click on a step.
+function survivalPlot(groups, test, act) {
   const end = Math.max(...Object.values(groups).flatMap((group) => group.time));
   const plot = new UnitPlot("Survival of the groups of risk", Object.values(groups)[0].unit, "survival", [0, end || 1]);
   Object.entries(groups).forEach(([name, group], i) => {
@@ -125,8 +138,17 @@ function survivalPlot(groups, act) {
     plot.points(time, survival, told, 0, () => act(name));
   });
   const legend = el("ul", { class: "legend" }, ...Object.keys(groups).map((name, i) => el("li", {}, el("i", { style: { background: PALETTE[i] } }), `${name} risk: ${groups[name].events} events of ${groups[name].units}`)));
-  plot.element.append(legend);
+  plot.element.append(legend, el("p", { class: "hint", text: test }), atRiskTable(groups, ticks(...plot.xs)));
   return plot.element;
+}
+
+// How many of each group are followed up to some times. Steps are at all times of a group, so that
+// the first step from a time on has its number.
+function atRiskTable(groups, times) {
+  const count = ({ time, at_risk: left }, t) => left[time.findIndex((step) => step >= t)] ?? 0;
+  const head = el("tr", {}, el("th", { scope: "col", text: "at risk" }), ...times.map((t) => el("th", { scope: "col", text: String(t) })));
+  const rows = Object.entries(groups).map(([name, group]) => el("tr", {}, el("th", { scope: "row", text: name }), ...times.map((t) => el("td", { text: String(count(group, t)) }))));
+  return el("table", { class: "at-risk" }, el("thead", {}, head), el("tbody", {}, ...rows));
 }
 
 // Cases by how far their stain is from the middle one.

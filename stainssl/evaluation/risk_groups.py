@@ -1,0 +1,76 @@
+"""The groups of low and high predicted risk: Kaplan and Meier's curves and the log-rank test."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import CensoredData, ecdf, logrank
+
+from stainssl.evaluation.predictions import RISK_GROUPS, SurvivalUnits
+
+Follow = tuple[NDArray[np.float64], NDArray[np.bool_]]
+
+
+@dataclass(frozen=True)
+class RiskGroups:
+    """The units of one answer and their groups.
+
+    Attributes:
+        time: (n,) of the event or of censoring.
+        event: (n,) whether it is the event.
+        is_high: (n,) whether the unit is of the group of high risk.
+        unit: how the axis of time is named.
+        is_crossed: whether some of the units trained the models of others: then the log-rank test,
+            which takes them for independent, gives too small a p-value.
+    """
+
+    time: NDArray[np.float64]
+    event: NDArray[np.bool_]
+    is_high: NDArray[np.bool_]
+    unit: str
+    is_crossed: bool = False
+
+    @classmethod
+    def of(cls, scored: SurvivalUnits, unit: str) -> RiskGroups:
+        """The groups of scored units, which have a threshold of risk."""
+        time = scored.y.astype(float)
+        return cls(time, scored.event, scored.is_high, unit, scored.is_cross_validated)
+
+    @property
+    def end(self) -> float:
+        """The longest follow-up; above zero."""
+        return max(float(self.time.max()), 1e-9)
+
+    def group(self, name: str) -> Follow:
+        """Times and events of `low` or `high`."""
+        mine = self.is_high == (name == "high")
+        return self.time[mine], self.event[mine]
+
+    def survival(self, name: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Kaplan and Meier's steps of a group that has units: times from 0 on, and survival."""
+        time, event = self.group(name)
+        curve = ecdf(CensoredData.right_censored(time, ~event)).sf
+        at = np.r_[0.0, curve.quantiles, time.max()]
+        return at, np.r_[1.0, curve.probabilities, curve.probabilities[-1:]]
+
+    def at_risk(self, name: str, times: NDArray[np.float64]) -> list[int]:
+        """How many of a group are followed up to each time."""
+        own = self.group(name)[0]
+        return [int((own >= time).sum()) for time in times]
+
+    def p_value(self) -> float:
+        """Of the log-rank test; NaN where a group is empty or nobody has the event."""
+        sides = [self.group(name) for name in RISK_GROUPS]
+        if not self.event.any() or not all(len(time) for time, _ in sides):
+            return float("nan")
+        low, high = (CensoredData.right_censored(time, ~event) for time, event in sides)
+        return float(logrank(low, high).pvalue)
+
+    def test(self) -> str:
+        """What a figure says of the log-rank test."""
+        p = self.p_value()
+        if np.isnan(p):
+            return "log-rank test: undefined"
+        return f"log-rank p = {p:.2g}" + (" (crossed folds: too small)" if self.is_crossed else "")
