@@ -137,6 +137,11 @@ def measure(address: str, process: psutil.Process) -> dict[str, float]:
     }
 
 
+def shown(value: float) -> str:
+    """Three digits, or whole numbers of more."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
 def section(found: dict[str, Any]) -> str:
     """The table of docs/benchmarks.md."""
     cores = found["cores"]
@@ -144,7 +149,7 @@ def section(found: dict[str, Any]) -> str:
     shared = ", shared with other programs" if found["shared"] else ""
     head = "| question | found | aim |\n|---|---|---|"
     rows = [
-        f"| {name} | {found['view'][key]:,.3g} {unit} | {aim} |".replace("  |", " |")
+        f"| {name} | {shown(found['view'][key])} {unit} | {aim} |".replace("  |", " |")
         for key, (name, unit, aim) in SHOWN.items()
     ]
     said = f"Server and asking process on {on} of {found['machine']}{shared}; median of {SERVERS}."
