@@ -2,7 +2,7 @@
 // Small plots as SVG: two axes with lines and points, and points on a plane.
 
 const PLOT_PX = 300;
-const EDGE = { left: 44, right: 10, top: 10, bottom: 40 };
+const EDGE = { left: 44, right: 18, top: 10, bottom: 40 };
 // Okabe and Ito's palette, told apart by color-blind readers; more groups repeat it.
 const PALETTE = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f", "#000000"];
 
