@@ -1,6 +1,11 @@
 # docker build --tag stainssl .                            CPU
 # docker build --build-arg TORCH=cuda --tag stainssl .     CUDA, with the libraries of torch's own wheel
 # docker run --rm --volume "$PWD:/work" stainssl run --cores all
+FROM node:22-slim AS viewer
+WORKDIR /view
+COPY stainssl/view/package.json stainssl/view/package-lock.json ./
+RUN npm ci --ignore-scripts --omit=dev --no-audit --no-fund
+
 FROM python:3.11-slim-bookworm
 
 ARG TORCH=cpu
@@ -11,6 +16,7 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/*
 
 COPY . /opt/stainssl
+COPY --from=viewer /view/node_modules /opt/stainssl/stainssl/view/node_modules
 WORKDIR /opt/stainssl
 # torch's wheel on PyPI is the one for CUDA; no GPU is seen during a build, so nothing is detected.
 RUN pip install --no-cache-dir uv==0.13.* \

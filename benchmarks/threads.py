@@ -1,0 +1,240 @@
+"""What a second thread gives to `tile`, `pixels` and embedding, and how well a fast device is fed.
+
+    python benchmarks/threads.py --work FOLDER
+    python benchmarks/threads.py --write
+
+Eight slides of 6,000 px as one part and one of 40,000 px as a part are tiled and read by the verbs
+as the workflow calls them, in this process, so that no import counts, with one and two threads by
+turns: the median of each side's rounds. Embedding is measured with a network that costs nothing,
+beside decoding alone with as many threads; and with one that sleeps for as long as a device of
+2,000 or 8,000 tiles a second computes, of which it should be asked all the time. The first command
+writes `benchmarks/results/threads.json`, the second the table of `docs/benchmarks.md`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pandas as pd
+import torch
+import yaml
+
+from benchmarks import large_slide
+from benchmarks.embed import store
+from benchmarks.evidence_table import table
+from benchmarks.machine import processor
+from stainssl.cli import app
+from stainssl.encoders.embedding import embed_pixels
+from stainssl.encoders.loading import LoadedEncoder
+from stainssl.runtime.parallel import use_threads
+from stainssl.stores.atomic import write_text
+from stainssl.stores.pixels import Pixels, decode
+from tools.pages import fill, marks
+
+REPO = Path(__file__).resolve().parent.parent
+RESULTS = REPO / "benchmarks" / "results" / "threads.json"
+PAGE = REPO / "docs" / "benchmarks.md"
+COHORTS = {"eight": (8, 6_000), "one": (1, 40_000)}  # slides, side in px
+AIMS = {"eight": 1.8, "one": 1.7}
+DEVICES = (2_000, 8_000)  # tiles a second
+TILES, SIDE_PX, ROUNDS = 4_096, 224, 3
+THREADS = (1, 2)
+
+
+class SleepingNetwork(torch.nn.Module):
+    """Vectors of zeros, after as long as a device of some rate takes; 0 s a tile: at once."""
+
+    def __init__(self, seconds_a_tile: float) -> None:
+        super().__init__()
+        self.seconds_a_tile, self.asked_s = seconds_a_tile, 0.0
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """(B, 8) of (B, 3, H, W)."""
+        start = time.perf_counter()
+        time.sleep(len(images) * self.seconds_a_tile)
+        self.asked_s += time.perf_counter() - start
+        return torch.ones(len(images), 8)
+
+
+class Unprepared(LoadedEncoder):
+    """An encoder whose network takes the bytes as they are: what is left is feeding it."""
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        """(B, 8)."""
+        return self.model(images)
+
+
+def encoder(seconds_a_tile: float = 0.0) -> tuple[LoadedEncoder, SleepingNetwork]:
+    """An encoder that costs nothing or sleeps, and its network."""
+    network = SleepingNetwork(seconds_a_tile)
+    zeros = torch.zeros(1, 3, 1, 1)
+    cpu = torch.device("cpu")
+    return Unprepared(network, 8, SIDE_PX, zeros, zeros + 1, "bilinear", cpu), network
+
+
+def write_cohorts(work: Path) -> Path:
+    """Slides, sheets and a config."""
+    cohorts = {}
+    for name, (count, side) in COHORTS.items():
+        paths = [work / "slides" / f"{name}-{i}.svs" for i in range(count)]
+        paths[0].parent.mkdir(parents=True, exist_ok=True)
+        for path in paths:
+            if not path.exists():
+                large_slide.write(path, side)
+        rows = {"slide_id": [p.stem for p in paths], "patient_id": [p.stem for p in paths]}
+        sheet = pd.DataFrame(rows | {"path": [str(p) for p in paths]})
+        sheet.to_csv(work / f"{name}.csv", index=False)
+        cohorts[name] = {"sheet": str(work / f"{name}.csv")}
+    config = {
+        "results": str(work / "results"), "slides": {"part_size": 8}, "cohorts": cohorts,
+        "tilings": {"default": {"mpp": 0.5, "size": 224}},
+    }  # fmt: skip
+    write_text(work / "config.yaml", yaml.safe_dump(config))
+    return work / "config.yaml"
+
+
+def verb(name: str, config: Path, cohort: str, threads: int) -> None:
+    """A verb on a cohort's one part, as the workflow calls it."""
+    words = [name, "--config", str(config), "--cohort", cohort, "--part", "all-0000"]
+    app([*words, "--threads", str(threads)], standalone_mode=False)
+
+
+def seconds(run: Callable[[], Any]) -> float:
+    """Of one call."""
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def by_turns(run: Callable[[int], Any]) -> dict[int, float]:
+    """Threads → the median seconds of `run(threads)`, after one round that counts for nothing."""
+    run(THREADS[-1])
+    found: dict[int, list[float]] = {threads: [] for threads in THREADS}
+    for _ in range(ROUNDS):
+        for threads, taken in found.items():
+            taken.append(seconds(partial(run, threads)))
+    return {threads: statistics.median(taken) for threads, taken in found.items()}
+
+
+def embedded(pixels: Pixels, threads: int, seconds_a_tile: float = 0.0) -> float:
+    """Seconds for which the network was asked, of a store embedded by so many threads."""
+    use_threads(threads)
+    one, network = encoder(seconds_a_tile)
+    for _ in embed_pixels([one], pixels):
+        pass
+    return network.asked_s
+
+
+def decoded(pixels: Pixels, threads: int) -> None:
+    """Every tile decoded and nothing else, a share a thread."""
+    jpegs = pixels.jpegs(0, len(pixels))
+
+    def work(rows: np.ndarray) -> None:
+        image = np.empty((pixels.size_px, pixels.size_px, 3), np.uint8)
+        for row in rows:
+            decode(jpegs[row], image)
+
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(work, np.array_split(np.arange(len(jpegs)), threads)))
+
+
+def fed(pixels: Pixels, rate: int) -> dict[str, float]:
+    """How a device of so many tiles a second is fed by two threads' decoding."""
+    seconds_a_tile, asked, whole = 1 / rate, [], []
+    for _ in range(ROUNDS):
+        start = time.perf_counter()
+        asked.append(embedded(pixels, THREADS[-1], seconds_a_tile))
+        whole.append(time.perf_counter() - start)
+    return {"busy": statistics.median(np.divide(asked, whole)), "tiles_per_s": rate}
+
+
+def measure(work: Path) -> dict[str, Any]:
+    """Everything, in seconds by number of threads."""
+    config = write_cohorts(work)
+    found: dict[str, Any] = {}
+    for cohort in COHORTS:
+        for name in ("tile", "pixels"):
+            found[f"{name} {cohort}"] = by_turns(partial(verb, name, config, cohort))
+    pixels = store(work / "tiles.zarr", TILES, SIDE_PX)
+    found["embed"] = by_turns(partial(embedded, pixels))
+    found["decode"] = by_turns(partial(decoded, pixels))
+    found["fed"] = [fed(pixels, rate) for rate in DEVICES]
+    return found | {
+        "tiles": TILES,
+        "side_px": SIDE_PX,
+        "machine": processor(),
+        "cores": os.cpu_count(),
+    }
+
+
+def section(found: Mapping[str, Any]) -> str:
+    """The table of a record."""
+    one, two = (str(threads) for threads in THREADS)
+    rows = [
+        [f"`{name}`, {_what(cohort)}", _gain(found[f"{name} {cohort}"]), f"≥ {AIMS[cohort]}"]
+        for cohort in COHORTS
+        for name in ("tile", "pixels")
+    ]
+    embed, decode_alone = found["embed"], found["decode"]
+    rows += [
+        ["`embed`, a network that costs nothing", _gain(embed), "≥ 1.8"],
+        *(
+            [f"the same to decoding alone, {n} thread(s)",
+             f"{decode_alone[n] / embed[n]:.2f}", "≥ 0.9"]
+            for n in (one, two)
+        ),
+        *(
+            [f"a device of {row['tiles_per_s']:,} tiles a second, decoding at "
+             f"{found['tiles'] / decode_alone[two]:,.0f}: busy", f"{row['busy']:.2f}",
+             "≥ 0.95 where decoding allows it"]
+            for row in found["fed"]
+        ),
+    ]  # fmt: skip
+    head = ["two threads to one, seconds", "ratio", "aim"]
+    lines = [
+        f"{found['cores']} cores of {found['machine']}; tiles of {found['side_px']} px.",
+        "",
+        *table(head, rows),
+    ]
+    return "\n".join(lines)
+
+
+def _what(cohort: str) -> str:
+    count, side = COHORTS[cohort]
+    return f"{count} slide{'s' if count > 1 else ''} of {side:,} px"
+
+
+def _gain(seconds_by_threads: Mapping[str, float]) -> str:
+    one, two = (seconds_by_threads[str(threads)] for threads in THREADS)
+    return f"{one / two:.2f} ({one:.1f} s, {two:.1f} s)"
+
+
+def main() -> None:
+    """Measure, or write the table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--work", type=Path)
+    parser.add_argument("--write", action="store_true")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+    if given.work:
+        given.work.mkdir(parents=True, exist_ok=True)
+        write_text(RESULTS, json.dumps(measure(given.work.resolve()), indent=1) + "\n")
+    if given.write:
+        made = section(json.loads(RESULTS.read_text(encoding="utf-8")))
+        fill(PAGE, marks(RESULTS.stem), f"\n\n{made}\n")
+
+
+if __name__ == "__main__":
+    main()
