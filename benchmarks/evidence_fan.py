@@ -31,7 +31,7 @@ from PIL import Image
 
 from benchmarks.evidence_amibr import Embedder, described_source, normalized, profiles
 from benchmarks.evidence_table import add_docs_verb, log_to_terminal, span, table, write_section
-from stainssl.evaluation.robustness import mean_figure, unit_length
+from stainssl.evaluation.stainings import mean_figure, unit_length
 from stainssl.stores.atomic import replacing, write_text
 
 log = logging.getLogger("evidence_fan")

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from torch import Generator, Tensor
 
 from stainssl.evaluation.probe import Linear, linear_probe
-from stainssl.evaluation.robustness import most_different, unit_length
+from stainssl.evaluation.robustness import most_different
+from stainssl.evaluation.stainings import unit_length
 from stainssl.pretrain.losses import alignment, effective_rank, uniformity
 from stainssl.stain import StainProfile, estimate
 from stainssl.stain.density import DEFAULTS, Constants, optical_density

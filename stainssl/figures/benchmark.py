@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from stainssl.evaluation.baselines import CLINICAL, FLOORS, SITE
 from stainssl.evaluation.baselines import HEAD as COLUMNS_HEAD
-from stainssl.evaluation.table import FEW_PATIENTS
+from stainssl.evaluation.grid import FEW_PATIENTS
 from stainssl.evaluation.thresholds import calibration_curve, net_benefit
 
 # Okabe & Ito 2008: told apart by the color-blind. Grey is kept for what saw nothing.

@@ -14,21 +14,30 @@ import pandas as pd
 from stainssl.cohort import site_columns
 from stainssl.config import Task
 from stainssl.errors import StainsslError
-from stainssl.evaluation import baselines, fusion, published, table
+from stainssl.evaluation import baselines, fusion, published, table_formats
+from stainssl.evaluation.evaluate import evaluate
 from stainssl.evaluation.folds import read_folds
+from stainssl.evaluation.grid import (
+    NUMBER_SITE_METRICS,
+    TITLES,
+    make_grid,
+    make_site_grid,
+    number,
+)
 from stainssl.evaluation.kinds import labels_of
-from stainssl.evaluation.metrics import evaluate, roc_band
+from stainssl.evaluation.long_table import comparisons, long_table, robustness_tree, side_name
 from stainssl.evaluation.predictions import NumberUnits, SurvivalUnits, ensemble
 from stainssl.evaluation.projection import project
 from stainssl.evaluation.published import Published
 from stainssl.evaluation.ranking import classes_ranked
 from stainssl.evaluation.risk_groups import RiskGroups
+from stainssl.evaluation.roc import roc_band
 from stainssl.evaluation.spread import alike_notes, weights_notes
-from stainssl.evaluation.table import Answer, ResultGrid, Robustness
+from stainssl.evaluation.table import LINEAR, Answer, ResultGrid, Robustness
 from stainssl.figures import benchmark as figures
 from stainssl.figures.survival import survival_figure
 from stainssl.plan.encoders import tasks_of_robustness
-from stainssl.plan.tasks import FINE_TUNE, PROBE, BenchmarkJob
+from stainssl.plan.tasks import PROBE, BenchmarkJob
 from stainssl.stages.probe import part_labels
 from stainssl.stores.atomic import replacing, write_text
 from stainssl.stores.tables import read_table
@@ -55,19 +64,19 @@ def run(job: BenchmarkJob) -> None:
         )
     robustness = list(_robustness(job))
     answers += list(_fused(job, answers, columns))
-    long = table.long_table([*answers, *columns], robustness)
-    compared = table.comparisons([*answers, *_clinical(job, columns)], robustness, job.seed)
-    grid = table.make_grid(long, compared, {a.task: a.shown for a in answers})
+    long = long_table([*answers, *columns], robustness)
+    compared = comparisons([*answers, *_clinical(job, columns)], robustness, job.seed)
+    grid = make_grid(long, compared, {a.task: a.shown for a in answers})
     grid = replace(grid, notes=[*grid.notes, *_notes(job, compared)])
     others = published.figures_for(_questions(job))
     every = pd.concat([long, published.to_rows(others)], ignore_index=True) if others else long
-    markdown = table.to_markdown(grid) + published.to_markdown(others)
+    markdown = table_formats.to_markdown(grid) + published.to_markdown(others)
     write_text(files["table.csv"], every.to_csv(index=False))
     write_text(files["comparisons.csv"], compared.to_csv(index=False))
-    pages = _pages(job.name, grid, table.make_site_grid(long), markdown, others)
+    pages = _pages(job.name, grid, make_site_grid(long), markdown, others)
     for name, text in pages.items():
         write_text(files[name], text)
-    tree = table.robustness_tree(robustness)
+    tree = robustness_tree(robustness)
     write_text(files["robustness.json"], json.dumps(tree, indent=1, allow_nan=False))
     _save(files["roc.png"], figures.roc(_curves(answers, job.seed), encoders))
     _save(files["calibration.png"], figures.calibration(_calibrations(answers), encoders))
@@ -92,13 +101,13 @@ def _pages(
 
     `markdown` is of the first two.
     """
-    tex = table.to_latex(grid) + published.to_latex(others, table.tex)
+    tex = table_formats.to_latex(grid) + published.to_latex(others, table_formats.tex)
     below = published.to_html(others)
     if sites.rows:
-        markdown += f"\n## By site\n\n{table.to_markdown(sites)}"
-        tex += f"\n{table.to_latex(sites)}"
-        below += table.html_table(sites, "By site")
-    page = table.to_html(grid, f"Benchmark {benchmark}", below)
+        markdown += f"\n## By site\n\n{table_formats.to_markdown(sites)}"
+        tex += f"\n{table_formats.to_latex(sites)}"
+        below += table_formats.html_table(sites, "By site")
+    page = table_formats.to_html(grid, f"Benchmark {benchmark}", below)
     return {"table.md": markdown, "table.tex": tex, "table.html": page}
 
 
@@ -126,7 +135,7 @@ def _answers(job: BenchmarkJob) -> Iterator[Answer]:
     keys = {run: key for key, runs in job.runs.items() for run in runs}
     for (name, run, head), folder in job.answers.items():
         task = job.tasks[name]
-        head = {PROBE: table.LINEAR, FINE_TUNE: table.FINE_TUNE}.get(head, head)
+        head = {PROBE: LINEAR}.get(head, head)
         cohorts = _cohort_patients(job, task)
         predictions = read_table(folder / "predictions.parquet", "predictions")
         tested = cohorts[cohorts["patient_id"].isin(predictions["patient_id"])]
@@ -211,7 +220,7 @@ def _together(job: BenchmarkJob, answer: Answer, known: Answer) -> pd.DataFrame:
 def _notes(job: BenchmarkJob, compared: pd.DataFrame) -> list[str]:
     """What stands below the table of these tasks and encoders."""
     of_tasks = [note for name, task in job.tasks.items() for note in labels_of(task).notes(name)]
-    clinical = table.side_name(baselines.CLINICAL, baselines.HEAD)
+    clinical = side_name(baselines.CLINICAL, baselines.HEAD)
     added = fusion.added_notes(compared, clinical)
     folders = _folders_by_run(job)
     of_encoders = [*weights_notes(folders), *job.warnings, *alike_notes(folders)]
@@ -316,7 +325,7 @@ def _curves(answers: list[Answer], seed: int) -> dict[str, dict[str, tuple[str, 
             continue
         panel = f"{answer.task}, {scored.patients} patients"
         auroc = answer.metrics.query("metric == 'auroc' and group == 'all'").iloc[0]
-        said = table.number(*(float(auroc[c]) for c in ("value", "low", "high")))
+        said = number(*(float(auroc[c]) for c in ("value", "low", "high")))
         label = f"{_row_name(answer)}  {said}"
         curve = roc_band(scored, seed=seed)
         curves.setdefault(panel, {})[label] = (answer.encoder, curve)
@@ -346,8 +355,7 @@ def _scatters(answers: list[Answer]) -> dict[str, dict[str, figures.Numbers]]:
         rows = answer.metrics[answer.metrics["group"] == "all"].set_index("metric")
         figure = rows[["value", "low", "high"]].astype(float)
         said = [
-            f"{table.TITLES[m]} {table.number(*figure.loc[m], between=' to ')}"
-            for m in table.NUMBER_SITE_METRICS
+            f"{TITLES[m]} {number(*figure.loc[m], between=' to ')}" for m in NUMBER_SITE_METRICS
         ]
         units = (answer.encoder, scored.y.astype(float), scored.value)
         found.setdefault(answer.task, {})["\n".join([_row_name(answer), *said])] = units
@@ -362,12 +370,12 @@ def _risk_groups(job: BenchmarkJob, answers: list[Answer]) -> dict[str, RiskGrou
         if not isinstance(scored, SurvivalUnits) or scored.threshold is None:
             continue
         rows = answer.metrics[answer.metrics["group"] == "all"].set_index("metric")
-        said = table.number(*rows.loc["c_index", ["value", "low", "high"]].astype(float))
+        said = number(*rows.loc["c_index", ["value", "low", "high"]].astype(float))
         name = next(n for n in job.tasks if answer.task == n or answer.task.startswith(f"{n} on "))
-        title = f"{answer.task}: {_row_name(answer)}\n{table.TITLES['c_index']} {said}"
+        title = f"{answer.task}: {_row_name(answer)}\n{TITLES['c_index']} {said}"
         found[title] = RiskGroups.of(scored, job.tasks[name].time)
     return found
 
 
 def _row_name(answer: Answer) -> str:
-    return table.side_name(answer.run, answer.head)
+    return side_name(answer.run, answer.head)

@@ -19,8 +19,8 @@ from stainssl.cohort.sheet_file import shown
 from stainssl.encoders.loading import LoadedEncoder
 from stainssl.encoders.modules import Pooled
 from stainssl.errors import StainsslError
+from stainssl.evaluation.evaluate import evaluate
 from stainssl.evaluation.folds import each_fold, read_folds
-from stainssl.evaluation.metrics import evaluate
 from stainssl.evaluation.probe import prediction_rows
 from stainssl.plan.tasks import FinetuneJob
 from stainssl.pretrain import knowledge

@@ -14,10 +14,10 @@ import pandas as pd
 from stainssl.config import Head
 from stainssl.errors import StainsslError
 from stainssl.evaluation.centring import sites_of
+from stainssl.evaluation.evaluate import evaluate
 from stainssl.evaluation.folds import each_fold, read_folds
 from stainssl.evaluation.fusion import FOLDER
 from stainssl.evaluation.labels import Labels
-from stainssl.evaluation.metrics import evaluate
 from stainssl.evaluation.predictions import ensemble
 from stainssl.evaluation.spread import write_spread
 from stainssl.mil import bags as bagging

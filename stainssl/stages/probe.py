@@ -10,9 +10,9 @@ import pandas as pd
 
 from stainssl.errors import StainsslError
 from stainssl.evaluation.centring import sites_of
+from stainssl.evaluation.evaluate import evaluate
 from stainssl.evaluation.folds import read_folds
 from stainssl.evaluation.labels import Labels
-from stainssl.evaluation.metrics import evaluate
 from stainssl.evaluation.probe import Tiles, few_shot, probe
 from stainssl.evaluation.spread import write_spread
 from stainssl.plan.tasks import ProbeJob

@@ -17,13 +17,8 @@ from stainssl.evaluation.folds import read_folds
 from stainssl.evaluation.labels import Labels
 from stainssl.evaluation.probe import balanced_sample
 from stainssl.evaluation.projection import MAX_TILES
-from stainssl.evaluation.robustness import (
-    Figure,
-    Stainings,
-    measure,
-    measure_unlabelled,
-    most_different,
-)
+from stainssl.evaluation.robustness import measure, measure_unlabelled, most_different
+from stainssl.evaluation.stainings import Figure, Stainings
 from stainssl.plan.encoders import RobustnessJob
 from stainssl.plan.rows import Part
 from stainssl.runtime.devices import pick

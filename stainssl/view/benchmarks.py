@@ -134,7 +134,7 @@ class Benchmarks:
         return {"cases": self._cases(task, told, risk, ["risk"]), **curves}
 
     def _of_classes(self, task: str, units: pd.DataFrame, scored: ScoredUnits) -> Json:
-        from stainssl.evaluation.metrics import roc_band
+        from stainssl.evaluation.roc import roc_band
 
         names = np.asarray(scored.classes, object)
         of_truth = scored.p[np.arange(len(units)), scored.y]

@@ -8,25 +8,28 @@ from pathlib import Path
 
 import pytest
 
+from stainssl.evaluation.grid import TITLES
 from stainssl.evaluation.metrics import METRICS
-from stainssl.evaluation.table import TITLES
 
 REPO = Path(__file__).resolve().parents[2]
+MODULES = ("robustness", "stainings", "geometry", "site_told")
 PAGE = (REPO / "docs" / "statistics.md").read_text(encoding="utf-8")
 
 
 def _robustness() -> set[str]:
-    """The names that `evaluation.robustness` gives its figures: the first word of their makers."""
+    """The names that figures of robustness are given: the first argument of their makers."""
     made = {
         "Figure",
         "mean_figure",
         "median_figure",
         "jackknife_figure",
-        "_figure",
+        "figure",
         "_auroc_figures",
     }
-    tree = ast.parse((REPO / "stainssl" / "evaluation" / "robustness.py").read_text())
-    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and node.args]
+    folder = REPO / "stainssl" / "evaluation"
+    trees = [ast.parse((folder / f"{name}.py").read_text()) for name in MODULES]
+    nodes = [node for tree in trees for node in ast.walk(tree)]
+    calls = [node for node in nodes if isinstance(node, ast.Call) and node.args]
     named = [c.args[0] for c in calls if isinstance(c.func, ast.Name) and c.func.id in made]
     return {one.value for one in named if isinstance(one, ast.Constant)} | {
         "confounded_auroc", "mixed_auroc", "worst_site_auroc", "stain_retrieval_top1",

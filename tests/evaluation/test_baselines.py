@@ -9,8 +9,8 @@ import pytest
 from stainssl.cohort import site_columns
 from stainssl.errors import StainsslError
 from stainssl.evaluation.baselines import column_features, predict_from_columns, same_rows
+from stainssl.evaluation.evaluate import evaluate
 from stainssl.evaluation.folds import make_folds
-from stainssl.evaluation.metrics import evaluate
 
 
 def _patients(rng: np.random.Generator, count: int = 80) -> pd.DataFrame:

@@ -7,6 +7,7 @@ import pytest
 from scipy import stats
 from sklearn.metrics import roc_auc_score
 
+from stainssl.evaluation.grid import number
 from stainssl.evaluation.intervals import (
     Estimate,
     auroc_estimate,
@@ -21,7 +22,6 @@ from stainssl.evaluation.intervals import (
 from stainssl.evaluation.metrics import confidence_interval, estimate
 from stainssl.evaluation.predictions import ScoredUnits
 from stainssl.evaluation.ranking import pairs_of
-from stainssl.evaluation.table import number
 from tools.generated import ROOT
 
 

@@ -16,21 +16,15 @@ from torchmetrics.functional.classification import (
 )
 
 from stainssl.errors import StainsslError
+from stainssl.evaluation.class_metrics import CLASS_METRICS, SHARES
+from stainssl.evaluation.evaluate import evaluate
 from stainssl.evaluation.folds import OF_TWO_CLASSES, RANKING
-from stainssl.evaluation.metrics import (
-    CLASS_METRICS,
-    METRICS,
-    ORDER_METRICS,
-    SHARES,
-    confidence_interval,
-    evaluate,
-    metrics_of,
-    patient_weights,
-    roc_band,
-)
+from stainssl.evaluation.metrics import METRICS, confidence_interval, metrics_of, patient_weights
 from stainssl.evaluation.number_metrics import NUMBER_METRICS
+from stainssl.evaluation.order_metrics import ORDER_METRICS
 from stainssl.evaluation.predictions import ScoredUnits, average_repeats, read_scored
 from stainssl.evaluation.ranking import weighted_auprc, weighted_auroc
+from stainssl.evaluation.roc import roc_band
 from stainssl.evaluation.survival_metrics import SURVIVAL_METRICS
 
 

@@ -13,9 +13,10 @@ from stainssl.config import parse
 from stainssl.errors import StainsslError
 from stainssl.evaluation import baselines
 from stainssl.evaluation.compare import compare_all, compare_two
+from stainssl.evaluation.evaluate import evaluate
 from stainssl.evaluation.folds import each_fold
 from stainssl.evaluation.kinds import labels_of
-from stainssl.evaluation.metrics import METRICS, confidence_interval, estimate, evaluate
+from stainssl.evaluation.metrics import METRICS, confidence_interval, estimate
 from stainssl.evaluation.number_metrics import NUMBER_METRICS, weighted_ranks
 from stainssl.evaluation.numbers import NumberLabels
 from stainssl.evaluation.predictions import ensemble, read_scored

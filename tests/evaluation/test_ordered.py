@@ -11,8 +11,9 @@ from sklearn.metrics import cohen_kappa_score, roc_auc_score
 from stainssl.config import parse
 from stainssl.errors import StainsslError
 from stainssl.evaluation.compare import compare_two
+from stainssl.evaluation.evaluate import evaluate
 from stainssl.evaluation.kinds import labels_of
-from stainssl.evaluation.metrics import METRICS, confidence_interval, evaluate
+from stainssl.evaluation.metrics import METRICS, confidence_interval
 from stainssl.evaluation.predictions import read_scored, words_called
 from stainssl.mil.head import weighted_loss
 from stainssl.mil.targets import Ordered, target_of, target_of_card

@@ -10,8 +10,8 @@ from sklearn.neighbors import KNeighborsClassifier
 from benchmarks.color import color_features
 from stainssl.errors import StainsslError
 from stainssl.evaluation import probe as module
+from stainssl.evaluation.evaluate import evaluate
 from stainssl.evaluation.folds import make_folds
-from stainssl.evaluation.metrics import evaluate
 from stainssl.evaluation.probe import (
     DEFAULT_PENALTY,
     Tiles,

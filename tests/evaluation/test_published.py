@@ -6,7 +6,8 @@ import re
 
 from stainssl.datasets import RELEASES, find
 from stainssl.evaluation import published
-from stainssl.evaluation.table import Cell, ResultGrid, tex, to_html
+from stainssl.evaluation.table import Cell, ResultGrid
+from stainssl.evaluation.table_formats import tex, to_html
 
 
 def test_every_figure_belongs_to_a_release_and_a_label_that_it_has() -> None:

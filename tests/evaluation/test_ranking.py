@@ -7,9 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from stainssl.evaluation.metrics import METRICS, evaluate, patient_weights, roc_band
+from stainssl.evaluation.evaluate import evaluate
+from stainssl.evaluation.metrics import METRICS, patient_weights
 from stainssl.evaluation.predictions import ensemble, read_scored
 from stainssl.evaluation.ranking import pairs_of
+from stainssl.evaluation.roc import roc_band
 
 
 def _table(rng, patients=24, folds=3, repeats=2, classes=2, level=0.0, signal=1.0):

@@ -5,20 +5,16 @@ import pandas as pd
 import pytest
 
 from stainssl.evaluation.folds import make_folds
+from stainssl.evaluation.geometry import effective_rank
 from stainssl.evaluation.robustness import (
-    Stainings,
     confounded_test,
     confounded_vectors,
-    effective_rank,
-    jackknife_figure,
-    mean_figure,
     measure,
-    median_figure,
     most_different,
-    robustness_indices,
     site_figures,
-    site_probe,
 )
+from stainssl.evaluation.site_told import robustness_indices, site_probe
+from stainssl.evaluation.stainings import Stainings, jackknife_figure, mean_figure, median_figure
 
 N, D = 216, 12
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics.pairwise import cosine_similarity
 
-from stainssl.evaluation.robustness import effective_rank
+from stainssl.evaluation.geometry import effective_rank
 from stainssl.evaluation.spread import alike_notes, mean_cosine, weights_notes, write_spread
 
 

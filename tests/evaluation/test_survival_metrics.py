@@ -21,8 +21,9 @@ from sksurv.nonparametric import kaplan_meier_estimator
 from sksurv.util import Surv
 
 from stainssl.evaluation.compare import compare_all, compare_two
+from stainssl.evaluation.evaluate import evaluate
 from stainssl.evaluation.follow_up import follow_up_word, horizons_of, time_lost
-from stainssl.evaluation.metrics import METRICS, confidence_interval, estimate, evaluate
+from stainssl.evaluation.metrics import METRICS, confidence_interval, estimate
 from stainssl.evaluation.predictions import SurvivalUnits, ensemble, read_scored, words_called
 from stainssl.evaluation.survival_metrics import (
     SURVIVAL_METRICS,

@@ -7,9 +7,27 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from stainssl.evaluation import table
-from stainssl.evaluation.metrics import evaluate
-from stainssl.evaluation.table import Answer, Robustness
+from stainssl.evaluation import table_formats
+from stainssl.evaluation.evaluate import evaluate
+from stainssl.evaluation.grid import (
+    FEW,
+    SEEDS,
+    SEEN_NOTE,
+    SITE_METRICS,
+    make_grid,
+    make_site_grid,
+    number,
+)
+from stainssl.evaluation.long_table import comparisons, long_table, robustness_tree
+from stainssl.evaluation.table import (
+    FEW_MARK,
+    NOTHING,
+    SEEN_MARK,
+    Answer,
+    Cell,
+    ResultGrid,
+    Robustness,
+)
 
 SHOWN = {"tumor": ["auroc"]}
 
@@ -53,9 +71,9 @@ def benchmark():
     ]
     robustness = [_robustness("stain_invariant", 2.0), _robustness("simclr", -1.0),
                   _robustness("random", 0.0)]  # fmt: skip
-    long = table.long_table(answers, robustness)
-    compared = table.comparisons(answers, robustness, seed=0)
-    return long, compared, table.make_grid(long, compared, SHOWN)
+    long = long_table(answers, robustness)
+    compared = comparisons(answers, robustness, seed=0)
+    return long, compared, make_grid(long, compared, SHOWN)
 
 
 NUMBER = re.compile(r"\d\.\d\d")
@@ -70,12 +88,16 @@ def test_every_format_has_the_same_numbers(benchmark):
     long, _, grid = benchmark
     found = [
         _numbers(text)
-        for text in (table.to_markdown(grid), table.to_latex(grid), table.to_html(grid, "main"))
+        for text in (
+            table_formats.to_markdown(grid),
+            table_formats.to_latex(grid),
+            table_formats.to_html(grid, "main"),
+        )
     ]
     assert found[0] == found[1] == found[2]
     shown = long[(long["metric"] == "auroc") & (long["group"] == "all") & (long["head"] != "")]
     for row in shown.itertuples():
-        assert table.number(row.value, row.low, row.high) in table.to_markdown(grid)
+        assert number(row.value, row.low, row.high) in table_formats.to_markdown(grid)
 
 
 def test_sites_have_their_brier_and_calibration_the_same_in_every_format():
@@ -85,18 +107,20 @@ def test_sites_have_their_brier_and_calibration_the_same_in_every_format():
         )
     )
     metrics = evaluate(predictions, "tile", 0, resamples=200)
-    long = table.long_table([_answer("enc", 1.0, predictions=predictions, metrics=metrics)], [])
-    grid = table.make_site_grid(long)
-    texts = [table.to_markdown(grid), table.to_latex(grid), table.html_table(grid, "By site")]
+    long = long_table([_answer("enc", 1.0, predictions=predictions, metrics=metrics)], [])
+    grid = make_site_grid(long)
+    texts = [
+        table_formats.to_markdown(grid),
+        table_formats.to_latex(grid),
+        table_formats.html_table(grid, "By site"),
+    ]
     assert _numbers(texts[0]) == _numbers(texts[1]) == _numbers(texts[2])
     assert [name for _, name in grid.rows] == ["a (20 patients)", "b (20 patients)"]
-    shown = metrics[
-        metrics["group"].str.startswith("site=") & metrics["metric"].isin(table.SITE_METRICS)
-    ]
+    shown = metrics[metrics["group"].str.startswith("site=") & metrics["metric"].isin(SITE_METRICS)]
     assert set(shown["metric"]) == {"auroc", "brier", "calibration_error"}
     assert len(shown) == 6
     for row in shown.itertuples():
-        assert table.number(row.value, row.low, row.high) in texts[0]
+        assert number(row.value, row.low, row.high) in texts[0]
 
 
 def test_a_site_of_fewer_than_five_patients_is_gray_with_the_reason():
@@ -105,19 +129,19 @@ def test_a_site_of_fewer_than_five_patients_is_gray_with_the_reason():
     site = predictions["patient_id"].isin(few).map({True: "a", False: "b"})
     predictions = predictions.assign(site=site)
     metrics = evaluate(predictions, "tile", 0, resamples=200)
-    long = table.long_table([_answer("enc", 1.0, predictions=predictions, metrics=metrics)], [])
-    grid = table.make_site_grid(long)
+    long = long_table([_answer("enc", 1.0, predictions=predictions, metrics=metrics)], [])
+    grid = make_site_grid(long)
     assert [name for _, name in grid.rows] == ["a (4 patients)", "b (36 patients)"]
     small, large = grid.cells
     assert all(cell.gray for cell in small)
     assert not any(cell.gray for cell in large)
-    assert table.FEW in grid.notes
-    assert table.FEW_MARK in table.to_markdown(grid)
-    assert table.html_table(grid, "By site").count("class='few'") == len(small)
+    assert FEW in grid.notes
+    assert FEW_MARK in table_formats.to_markdown(grid)
+    assert table_formats.html_table(grid, "By site").count("class='few'") == len(small)
 
 
 def test_answers_of_one_site_have_no_site_table(benchmark):
-    assert table.make_site_grid(benchmark[0]).rows == []
+    assert make_site_grid(benchmark[0]).rows == []
 
 
 def test_the_best_and_what_it_does_not_beat_are_bold(benchmark):
@@ -128,15 +152,15 @@ def test_the_best_and_what_it_does_not_beat_are_bold(benchmark):
     family = compared["p_holm"].notna().sum()
     assert family == 6
     assert (compared["p_holm"] >= compared["p"]).all()
-    assert "**" in table.to_markdown(grid)
+    assert "**" in table_formats.to_markdown(grid)
 
 
 def test_seen_patients_are_marked_with_a_footnote(benchmark):
     _, _, grid = benchmark
-    markdown = table.to_markdown(grid)
+    markdown = table_formats.to_markdown(grid)
     assert [row[0].seen for row in grid.cells] == [True, False, False]
-    assert f"){table.SEEN_MARK}" in markdown
-    assert table.SEEN_NOTE in markdown
+    assert f"){SEEN_MARK}" in markdown
+    assert SEEN_NOTE in markdown
 
 
 def test_the_header_says_how_many_patients_and_what_chance_is(benchmark):
@@ -148,8 +172,8 @@ def test_the_header_says_how_many_patients_and_what_chance_is(benchmark):
 def test_seeds_are_a_row_of_their_mean_and_its_interval_over_rows_of_their_own():
     runs = [_answer("simclr", s, run=f"simclr.{i}") for i, s in enumerate((1.0, 2.0, 3.0))]
     answers = [*runs, _answer("random", 0.0)]
-    long = table.long_table(answers, [])
-    grid = table.make_grid(long, table.comparisons(answers, [], seed=0), SHOWN)
+    long = long_table(answers, [])
+    grid = make_grid(long, comparisons(answers, [], seed=0), SHOWN)
     assert [name for name, _ in grid.rows] == [
         "simclr (3 seeds)", "simclr.0", "simclr.1", "simclr.2", "random",
     ]  # fmt: skip
@@ -159,9 +183,9 @@ def test_seeds_are_a_row_of_their_mean_and_its_interval_over_rows_of_their_own()
     assert mean["value"] == pytest.approx(own.query("seeds == 1")["value"].mean())
     assert mean["low"] < own["low"].mean()
     assert mean["high"] <= 1
-    assert grid.cells[0][0].text == table.number(mean["value"], mean["low"], mean["high"])
+    assert grid.cells[0][0].text == number(mean["value"], mean["low"], mean["high"])
     assert grid.cells[0][0].bold
-    assert table.SEEDS in grid.notes
+    assert SEEDS in grid.notes
 
 
 def test_heads_are_rows_and_robustness_stands_once_an_encoder():
@@ -169,11 +193,11 @@ def test_heads_are_rows_and_robustness_stands_once_an_encoder():
         _answer("simclr", 1.0),
         *(_answer("simclr", 1.0, task="her2", head=h) for h in ("mean", "abmil")),
     ]
-    long = table.long_table(answers, [_robustness("simclr", 1.0)])
+    long = long_table(answers, [_robustness("simclr", 1.0)])
     shown = {"tumor": ["auroc"], "her2": ["auroc"]}
-    grid = table.make_grid(long, table.comparisons(answers, [], seed=0), shown)
+    grid = make_grid(long, comparisons(answers, [], seed=0), shown)
     assert grid.rows == [("simclr", "linear"), ("simclr", "mean"), ("simclr", "abmil")]
-    texts = [[cell.text != table.NOTHING for cell in row] for row in grid.cells]
+    texts = [[cell.text != NOTHING for cell in row] for row in grid.cells]
     assert texts == [
         [True, False, True, True, True],
         [False, True, False, False, False],
@@ -183,8 +207,8 @@ def test_heads_are_rows_and_robustness_stands_once_an_encoder():
 
 def test_a_task_shows_and_compares_the_metrics_it_names():
     answers = [_answer(e, s, shown=["accuracy", "auroc"]) for e, s in (("a", 3.0), ("b", 0.0))]
-    long, compared = table.long_table(answers, []), table.comparisons(answers, [], seed=0)
-    grid = table.make_grid(long, compared, {"tumor": ["accuracy", "auroc"]})
+    long, compared = long_table(answers, []), comparisons(answers, [], seed=0)
+    grid = make_grid(long, compared, {"tumor": ["accuracy", "auroc"]})
     assert grid.columns == ["tumor: accuracy (40 patients)", "tumor: AUROC (40 patients)"]
     assert compared["test"].tolist() == ["accuracy", "auroc"]
     assert [[cell.bold for cell in row] for row in grid.cells] == [[True, True], [False, False]]
@@ -194,17 +218,15 @@ def test_an_undefined_figure_is_a_dash_and_never_bold():
     blank = _answer("simclr", 1.0)
     blank.metrics.loc[:, ["value", "low", "high"]] = np.nan
     answers = [blank, _answer("random", 0.0)]
-    grid = table.make_grid(
-        table.long_table(answers, []), table.comparisons(answers, [], seed=0), SHOWN
-    )
-    assert grid.cells[0][0] == table.Cell()
-    assert table.number(0.5, np.nan, np.nan) == "0.50"
+    grid = make_grid(long_table(answers, []), comparisons(answers, [], seed=0), SHOWN)
+    assert grid.cells[0][0] == Cell()
+    assert number(0.5, np.nan, np.nan) == "0.50"
 
 
 def test_the_robustness_tree_holds_every_figure_and_is_json():
     one = _robustness("simclr", 1.0, run="simclr.1")
     one.metrics.iloc[1, one.metrics.columns.get_loc("low")] = np.nan
-    tree = json.loads(json.dumps(table.robustness_tree([one]), allow_nan=False))
+    tree = json.loads(json.dumps(robustness_tree([one]), allow_nan=False))
     assert list(tree) == ["tumor"]
     assert list(tree["tumor"]) == ["simclr.1"]
     for row in one.metrics.itertuples():
@@ -216,11 +238,11 @@ def test_the_robustness_tree_holds_every_figure_and_is_json():
 
 def test_names_are_escaped_where_the_format_needs_it(benchmark):
     _, _, grid = benchmark
-    assert r"stain\_invariant" in table.to_latex(grid)
-    odd = table.ResultGrid(["a < b & c"], [("x", "y")], [[table.Cell("1.00")]])
-    assert "a &lt; b &amp; c" in table.to_html(odd, "t")
-    assert r"a < b \& c" in table.to_latex(odd)
+    assert r"stain\_invariant" in table_formats.to_latex(grid)
+    odd = ResultGrid(["a < b & c"], [("x", "y")], [[Cell("1.00")]])
+    assert "a &lt; b &amp; c" in table_formats.to_html(odd, "t")
+    assert r"a < b \& c" in table_formats.to_latex(odd)
 
 
 def test_names_break_no_markdown_table() -> None:
-    assert table.markdown("a|b <script>") == r"a\|b &lt;script&gt;"
+    assert table_formats.markdown("a|b <script>") == r"a\|b &lt;script&gt;"

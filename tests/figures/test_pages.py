@@ -5,7 +5,8 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
-from stainssl.evaluation.table import Cell, ResultGrid, to_html
+from stainssl.evaluation.table import Cell, ResultGrid
+from stainssl.evaluation.table_formats import to_html
 from stainssl.figures.pages import slides_page
 
 LONG = "The file says that it has 1,234,567,890 bytes: /data/archive/" + "without_any_break" * 8

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from stainssl.errors import StainsslError
-from stainssl.evaluation.metrics import evaluate
+from stainssl.evaluation.evaluate import evaluate
 from stainssl.paths import Paths
 from stainssl.stages import benchmark, robustness, run_stage
 from stainssl.stores.tables import read_table, write_table

@@ -1,0 +1,213 @@
+"""Metrics of classes: of calls and probabilities, each for many resamples and in closed form."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stainssl.evaluation.intervals import (
+    CALL_LIKENESS,
+    Estimate,
+    auroc_estimate,
+    combine,
+    cross_validation_factor,
+    rank_likeness,
+    share_estimate,
+    widened,
+)
+from stainssl.evaluation.metric import Metric, Resampled, weighted_mean, weighted_share
+from stainssl.evaluation.predictions import (
+    Floats,
+    ScoredUnits,
+)
+from stainssl.evaluation.ranking import (
+    classes_ranked,
+    folds_with_pairs,
+    macro,
+    pairs_of,
+    safe_divide,
+    weighted_auprc,
+    weighted_auroc,
+)
+
+CALIBRATION_BINS = 10  # of equal width
+
+
+@dataclass(frozen=True)
+class Share:
+    """A share of units: of which it is, and which of them count for it."""
+
+    of: Callable[[ScoredUnits], NDArray[np.bool_]]
+    hits: Callable[[ScoredUnits], NDArray[np.bool_]]
+
+    def resampled(self, scored: ScoredUnits, weights: Floats) -> Floats:
+        """(R,) under each row of patient weights."""
+        hits, of = self.hits(scored).astype(float), self.of(scored).astype(float)
+        return weighted_share(hits, of, scored.patient, weights)
+
+    def exact(self, scored: ScoredUnits) -> Estimate:
+        """With Wilson's interval; every patient is one unit."""
+        hits, of = np.zeros((2, scored.patients))
+        hits[scored.patient], of[scored.patient] = self.hits(scored), self.of(scored)
+        return share_estimate(hits, of)
+
+
+def _everything(scored: ScoredUnits) -> NDArray[np.bool_]:
+    return np.ones(len(scored.y), bool)
+
+
+def _right(scored: ScoredUnits) -> NDArray[np.bool_]:
+    return scored.predicted == scored.y
+
+
+def _ruled_in(scored: ScoredUnits) -> NDArray[np.bool_]:
+    assert scored.rule_out is not None
+    return scored.p[:, 1] >= scored.rule_out
+
+
+def _recall(k: int) -> Share:
+    return Share(lambda s: s.y == k, _right)
+
+
+ACCURACY = Share(_everything, _right)
+SHARES = {
+    "sensitivity": Share(lambda s: s.y == 1, lambda s: s.predicted == 1),
+    "specificity": Share(lambda s: s.y == 0, lambda s: s.predicted == 0),
+    "ppv": Share(lambda s: s.predicted == 1, lambda s: s.y == 1),
+    "npv": Share(lambda s: s.predicted == 0, lambda s: s.y == 0),
+}
+RULE_OUT_SHARES = {
+    "sensitivity_rule_out": Share(lambda s: s.y == 1, _ruled_in),
+    "specificity_rule_out": Share(lambda s: s.y == 0, lambda s: ~_ruled_in(s)),
+    "ppv_rule_out": Share(_ruled_in, lambda s: s.y == 1),
+    "npv_rule_out": Share(lambda s: ~_ruled_in(s), lambda s: s.y == 0),
+}
+
+
+def _balanced_accuracy(scored: ScoredUnits, weights: Floats) -> Floats:
+    return np.mean([_recall(k).resampled(scored, weights) for k in scored.present()], axis=0)
+
+
+def confusion(scored: ScoredUnits, weights: Floats) -> Floats:
+    """(R, K, K) weight of the units of each true class that are called each class."""
+    k = len(scored.classes)
+    per_patient = np.zeros((scored.patients, k * k))
+    np.add.at(per_patient, (scored.patient, scored.y * k + scored.predicted), 1.0)
+    return (weights @ per_patient).reshape(-1, k, k)
+
+
+def _f1(scored: ScoredUnits, weights: Floats) -> tuple[Floats, Floats]:
+    # (R, K) F1 of each class, 0 where it is neither there nor predicted, and its true weight.
+    table = confusion(scored, weights)
+    hits = np.diagonal(table, axis1=1, axis2=2)
+    true, guessed = table.sum(axis=2), table.sum(axis=1)
+    return np.nan_to_num(safe_divide(2 * hits, true + guessed)), true
+
+
+def _f1_macro(scored: ScoredUnits, weights: Floats) -> Floats:
+    return _f1(scored, weights)[0].mean(axis=1)
+
+
+def _f1_weighted(scored: ScoredUnits, weights: Floats) -> Floats:
+    f1, true = _f1(scored, weights)
+    return safe_divide((f1 * true).sum(axis=1), true.sum(axis=1))
+
+
+def _brier(scored: ScoredUnits, weights: Floats) -> Floats:
+    if len(scored.classes) == 2:
+        errors = (scored.p[:, 1] - scored.y) ** 2
+    else:
+        errors = ((scored.p - np.eye(len(scored.classes))[scored.y]) ** 2).sum(axis=1)
+    return weighted_mean(errors, scored.patient, weights)
+
+
+def _calibration_error(scored: ScoredUnits, weights: Floats) -> Floats:
+    # (R,) expected calibration error (Guo et al., 2017): how far what is said is from what comes
+    # true, mean over bins of what is said. Of two classes the positive one's probability is what is
+    # said; of more, that of the most probable class.
+    stated, came_true = scored.p.max(axis=1), scored.p.argmax(axis=1) == scored.y
+    if len(scored.classes) == 2:
+        stated, came_true = scored.p[:, 1], scored.y == 1
+    place = np.minimum((stated * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
+    gaps = np.zeros((scored.patients, CALIBRATION_BINS))
+    np.add.at(gaps, (scored.patient, place), stated - came_true)
+    units = np.bincount(scored.patient, minlength=scored.patients)
+    return safe_divide(np.abs(weights @ gaps).sum(axis=1), weights @ units)
+
+
+def _rank_likeness(scored: ScoredUnits, classes: list[int]) -> float:
+    # 0 where no repeat has two folds that rank: then nobody trained another's model.
+    folds = {id(fold): fold for k in classes for fold, _ in folds_with_pairs(scored, k)}
+    if len(folds) <= len({fold.repeat for fold in folds.values()}):
+        return 0.0
+    return rank_likeness(float(np.mean([len(fold.unit) for fold in folds.values()])))
+
+
+def _auroc_exact(scored: ScoredUnits) -> Estimate:
+    classes = classes_ranked(scored)
+    likeness = _rank_likeness(scored, classes)
+    each = [auroc_estimate(pairs_of(scored, k), likeness) for k in classes]
+    return combine(each, [1 / len(each)] * len(each))
+
+
+def _calls_widened(scored: ScoredUnits, estimate: Estimate) -> Estimate:
+    if not scored.is_cross_validated or not np.isfinite(estimate.value):
+        return estimate
+    return widened(estimate, cross_validation_factor(estimate.value, CALL_LIKENESS))
+
+
+def _accuracy_exact(scored: ScoredUnits) -> Estimate:
+    return _calls_widened(scored, ACCURACY.exact(scored))
+
+
+def _balanced_accuracy_exact(scored: ScoredUnits) -> Estimate:
+    recalls = [_recall(k).exact(scored) for k in scored.present()]
+    mean = combine(recalls, [1 / len(recalls)] * len(recalls), independent=True)
+    return _calls_widened(scored, mean)
+
+
+def _pooled(metric: Resampled) -> Resampled:
+    return lambda scored, weights: metric(scored.pooled(), weights)
+
+
+def _is_given(_scored: ScoredUnits) -> bool:
+    return True
+
+
+def has_two_classes(scored: ScoredUnits) -> bool:
+    """Whether units of two classes were tested."""
+    return len(scored.present()) > 1
+
+
+def _is_ranked(scored: ScoredUnits) -> bool:
+    return bool(classes_ranked(scored)) and has_two_classes(scored)
+
+
+def _spread(scored: ScoredUnits, _value: float) -> float:
+    # By the AUROC, whatever ranking figure it is.
+    auroc = float(_auroc(scored, np.ones((1, scored.patients)))[0])
+    return cross_validation_factor(auroc, _rank_likeness(scored, classes_ranked(scored)))
+
+
+def _share_metric(share: Share) -> Metric:
+    return Metric(share.resampled, has_two_classes, share.exact)
+
+
+_auroc, _auprc = macro(weighted_auroc), macro(weighted_auprc)
+CLASS_METRICS: dict[str, Metric] = {
+    "auroc": Metric(_auroc, _is_ranked, _auroc_exact, _spread),
+    "auprc": Metric(_auprc, _is_ranked, spread=_spread),
+    "auroc_pooled": Metric(_pooled(_auroc), has_two_classes),
+    "auprc_pooled": Metric(_pooled(_auprc), has_two_classes),
+    "accuracy": Metric(ACCURACY.resampled, has_two_classes, _accuracy_exact),
+    "balanced_accuracy": Metric(_balanced_accuracy, has_two_classes, _balanced_accuracy_exact),
+    "f1_macro": Metric(_f1_macro, has_two_classes),
+    "f1_weighted": Metric(_f1_weighted, has_two_classes),
+    "brier": Metric(_brier, _is_given, higher_is_better=False),
+    "calibration_error": Metric(_calibration_error, _is_given, higher_is_better=False),
+    **{name: _share_metric(share) for name, share in SHARES.items()},
+    **{name: _share_metric(share) for name, share in RULE_OUT_SHARES.items()},
+}

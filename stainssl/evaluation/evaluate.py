@@ -1,0 +1,95 @@
+"""Figures of a table of predictions, over all of it and by group."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pandas as pd
+
+from stainssl.evaluation.metrics import (
+    RESAMPLES,
+    can_resample,
+    estimate,
+    metrics_of,
+    patient_weights,
+    within_bounds,
+)
+from stainssl.evaluation.number_metrics import (
+    tell_undefined_numbers,
+)
+from stainssl.evaluation.predictions import (
+    NumberUnits,
+    ScoredUnits,
+    SurvivalUnits,
+    average_repeats,
+    scored_units,
+    site_groups,
+)
+from stainssl.evaluation.ranking import (
+    classes_ranked,
+)
+from stainssl.evaluation.survival_metrics import tell_undefined_survival
+
+log = logging.getLogger(__name__)
+COLUMNS = ["metric", "group", "value", "low", "high", "patients", "units", "classes"]
+NO_PAIRS = (
+    "no fold tests units of two classes, so that nothing can be ranked; ranking figures are"
+    " undefined. Leaving one patient out at a time is such a split: ask for folds of several"
+    " patients ('kind: cv')"
+)
+
+
+def evaluate(
+    predictions: pd.DataFrame, level: str, seed: int, *, resamples: int = RESAMPLES
+) -> pd.DataFrame:
+    """Every metric of a task's predictions with its interval, over all and per site.
+
+    Args:
+        predictions: test rows, as `predictions.average_repeats` takes them.
+        level: `tile`, `slide` or `patient`.
+        seed: of the bootstrap.
+        resamples: of the bootstrap.
+
+    Returns:
+        `metric`, `group` ("all", "site=a" …), `value`, `low`, `high` (95 % over patients),
+        `patients`, `units`, `classes` (how many are among the units). A metric that is undefined
+        in a group is NaN, its reason in the log.
+    """
+    units = average_repeats(predictions, level)
+    scored = scored_units(units, predictions, level)
+    rows = [
+        row
+        for group, mask in site_groups(units)
+        for row in _group_rows(group, scored.take(mask), seed, resamples)
+    ]
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def _group_rows(
+    group: str, scored: ScoredUnits, seed: int, resamples: int
+) -> Iterator[tuple[Any, ...]]:
+    TELL_UNDEFINED.get(type(scored), _tell_undefined)(group, scored)
+    weights = patient_weights(scored, resamples, seed) if can_resample(scored) else None
+    counts = (scored.patients, len(scored.y), len(scored.present()))
+    for name in metrics_of(scored):
+        found = estimate(name, scored, weights=weights)
+        yield name, group, found.value, *within_bounds(name, found).interval, *counts
+
+
+def _tell_undefined(group: str, scored: ScoredUnits) -> None:
+    if len(scored.present()) < 2:
+        log.warning(
+            "%s: one class only; all but Brier's score and calibration are undefined", group
+        )
+    elif not classes_ranked(scored):
+        log.warning("%s: %s", group, NO_PAIRS)
+    elif not can_resample(scored):
+        log.warning("%s: a class has a single patient; some intervals cannot be given", group)
+
+
+TELL_UNDEFINED: dict[type[ScoredUnits], Callable[[str, ScoredUnits], None]] = {
+    NumberUnits: tell_undefined_numbers,
+    SurvivalUnits: tell_undefined_survival,
+}

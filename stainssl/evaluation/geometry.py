@@ -1,0 +1,85 @@
+"""Where vectors lie: retrieval of a tile under another stain, likeness, rank and uniformity."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from stainssl.evaluation.stainings import (
+    Figure,
+    Ints,
+    Stainings,
+    Vectors,
+    figure,
+    jackknife_figure,
+    mean_figure,
+    plain_weights,
+    unit_length,
+)
+
+RETRIEVAL_RANKS = (1, 10)
+
+
+def similarity(stainings: Stainings, seed: int) -> Iterator[Figure]:
+    """Cosine of a tile with itself under the other stain, with other tiles, and the margin."""
+    first, second = unit_length(stainings.first), unit_length(stainings.second)
+    cosine = first @ second.T
+    same = np.diagonal(cosine)
+    other = (cosine.sum(axis=1) - same) / max(len(cosine) - 1, 1)
+    patient = stainings.patient
+    yield mean_figure("stain_cosine", same, patient, seed)
+    yield mean_figure("other_cosine", other, patient, seed)
+    yield mean_figure("stain_margin", same - other, patient, seed)
+
+
+def retrieval(stainings: Stainings, seed: int) -> Iterator[Figure]:
+    """How often a tile finds itself among all tiles under the other stain (both ways, mean)."""
+    cosine = unit_length(stainings.first) @ unit_length(stainings.second).T
+    same = np.diagonal(cosine)
+    # Ties count against the tile: a collapsed encoder, to which all are alike, finds nothing.
+    rank = [(matrix >= same[:, None]).sum(axis=1) for matrix in (cosine, cosine.T)]
+    patient = stainings.patient
+    for top in RETRIEVAL_RANKS:
+        hits = np.mean([r <= top for r in rank], axis=0)
+        yield mean_figure(f"stain_retrieval_top{top}", hits, patient, seed)
+
+
+def effective_rank(vectors: Vectors) -> float:
+    """Exponential of the entropy of the singular values (Roy and Vetterli, 2007), centred."""
+    centred = vectors - vectors.mean(axis=0)
+    gram = centred.T @ centred if len(vectors) > vectors.shape[1] else centred @ centred.T
+    singular = np.sqrt(np.clip(np.linalg.eigvalsh(gram.astype(np.float64)), 0, None))
+    if singular.sum() <= 1e-12:
+        return 1.0
+    share = singular / singular.sum()
+    return float(np.exp(-(share * np.log(np.maximum(share, 1e-12))).sum()))
+
+
+def geometry(stainings: Stainings, seed: int) -> Iterator[Figure]:
+    """Effective rank of the originals; alignment and uniformity (Wang and Isola, 2020).
+
+    Alignment is the mean squared distance of the two stainings of a tile, uniformity the
+    logarithm of the mean Gaussian kernel of two different tiles, both of vectors of length one.
+    """
+    patient = stainings.patient
+    original = stainings.original
+    yield jackknife_figure("effective_rank", lambda kept: effective_rank(original[kept]), patient)
+    first, second = unit_length(stainings.first), unit_length(stainings.second)
+    yield mean_figure("alignment", ((first - second) ** 2).sum(axis=1), patient, seed)
+    yield _uniformity(unit_length(original), patient, seed)
+
+
+def _uniformity(vectors: Vectors, patient: Ints, seed: int) -> Figure:
+    kernel = np.exp(4 * (vectors @ vectors.T).astype(np.float64) - 4)  # exp(-2 |x - y|²)
+    np.fill_diagonal(kernel, 0)
+    member = np.eye(patient.max() + 1)[patient]
+    sums = member.T @ kernel @ member  # by pair of patients
+    count = member.sum(axis=0)
+    pairs = np.outer(count, count) - np.diag(count)
+    weights = np.r_[np.ones((1, len(count))), plain_weights(patient, seed)]
+    top, bottom = (
+        np.einsum("rp,pq,rq->r", weights, m, weights, optimize=True) for m in (sums, pairs)
+    )
+    values = np.log(np.maximum(top, 1e-300) / np.maximum(bottom, 1))
+    return figure("uniformity", float(values[0]), values[1:], patient)

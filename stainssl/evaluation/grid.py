@@ -1,0 +1,356 @@
+"""What stands in each cell of the table, and the notes below it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from stainssl.evaluation.baselines import FLOORS
+from stainssl.evaluation.baselines import HEAD as COLUMNS_HEAD
+from stainssl.evaluation.fusion import ADDED
+from stainssl.evaluation.long_table import side_name
+from stainssl.evaluation.metrics import METRICS
+from stainssl.evaluation.number_metrics import NUMBER_METRICS
+from stainssl.evaluation.order_metrics import ORDER_METRICS
+from stainssl.evaluation.survival_metrics import SURVIVAL_METRICS
+from stainssl.evaluation.table import FEW_MARK, FINE_TUNE, NOTHING, SEEN_MARK, Cell, ResultGrid
+
+TITLES = {
+    "auroc": "AUROC",
+    "auprc": "AUPRC",
+    "accuracy": "accuracy",
+    "balanced_accuracy": "balanced accuracy",
+    "f1_macro": "macro F1",
+    "f1_weighted": "weighted F1",
+    "sensitivity": "sensitivity",
+    "specificity": "specificity",
+    "ppv": "PPV",
+    "npv": "NPV",
+    "brier": "Brier score",
+    "calibration_error": "calibration error",
+    "pearson": "Pearson",
+    "spearman": "Spearman",
+    "mae": "MAE",
+    "r2": "R²",
+    "kappa": "weighted kappa",
+    "auroc_cuts": "AUROC over cuts",
+    "c_index": "Harrell's C",
+    "c_index_uno": "Uno's C",
+    "auroc_time": "AUROC over time",
+    "integrated_brier": "integrated Brier score",
+}
+SITE_METRICS = ("auroc", "brier", "calibration_error")
+NUMBER_SITE_METRICS = ("spearman", "mae")
+ORDER_SITE_METRICS = ("kappa", "auroc_cuts")
+SURVIVAL_SITE_METRICS = ("c_index", "integrated_brier")
+LEVEL_OF_SIGNIFICANCE = 0.05
+FEW_PATIENTS = 5
+NOT_BEATEN = (
+    "Bold: the best of a column, and what it does not beat significantly (paired difference over"
+    " patients, Holm over all comparisons of the table, 5 %)."
+)
+SEEN_NOTE = f"{SEEN_MARK} Pretraining saw test patients of the task."
+BASELINES = (
+    "site only, clinical only: a linear probe on the sheet's columns for site and scanner, or on"
+    " the task's clinical columns; it sees no tissue and is not compared."
+)
+FUSION = (
+    "+ clinical: the head's answer and that of the clinical columns, pooled with equal weights"
+    " (fusion: late), or a head that takes both (fusion: gated); these rows are compared with"
+    " clinical only too."
+)
+FINE_TUNED = (
+    "fine-tune: in every fold the network itself was trained on the task's labels and stopped by"
+    " validation patients (protocol fine-tune); figures of robustness are of the encoder before."
+)
+INTERVALS = (
+    "In brackets 95 % intervals over patients. AUROC and AUPRC rank test patients within a fold and"
+    " repeat; a dash is a figure that is undefined."
+)
+OF_NUMBERS = (
+    "Pearson, Spearman: correlation of what was said with what is true, of test patients within a"
+    " fold and repeat; MAE: mean absolute error in the label's unit; R²: 1 is perfect, 0 as good as"
+    " the test patients' mean."
+)
+OF_ORDER = (
+    "Weighted kappa: agreement of ordered classes beyond chance, by the squared distance of"
+    " classes; AUROC over cuts: the mean over cuts between classes of who lies above."
+)
+OF_SURVIVAL = (
+    "Harrell's C: of two test patients of a fold and repeat of whom one is known to have outlived"
+    " the other, how often that is said (0.5: by chance). Uno's C and the AUROC over time (at"
+    " deciles of the event times) weight patients by how probably they are followed up so long."
+    " Integrated Brier score: squared error of the survival said, the less the better. Baselines of"
+    " columns are Cox's regression."
+)
+SEEDS = "Rows of several seeds: the mean, its interval over patients and pretraining seeds."
+FEW = (
+    f"{FEW_MARK} A site of fewer than {FEW_PATIENTS} patients, whose figures tell next to nothing."
+)
+CALIBRATION = (
+    "Calibration error: how far probabilities are from what came true, mean over ten bins; with few"
+    " patients it is above 0 by chance alone."
+)
+SPREAD = "± is the standard deviation over pretraining seeds."
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of figures: where its rows come from in the long table."""
+
+    title: str
+    task: str
+    metric: str
+    of_encoder: bool  # the same for every head: a figure of robustness
+
+
+class Family(NamedTuple):
+    """The metrics of a kind of label, those that are shown by site, and a note."""
+
+    metrics: Collection[str]
+    of_site: tuple[str, ...]
+    note: str = ""
+
+
+FAMILIES = (
+    Family((), SITE_METRICS),
+    Family(NUMBER_METRICS, NUMBER_SITE_METRICS, OF_NUMBERS),
+    Family(ORDER_METRICS, ORDER_SITE_METRICS, OF_ORDER),
+    Family(SURVIVAL_METRICS, SURVIVAL_SITE_METRICS, OF_SURVIVAL),
+)
+
+
+def columns_of(long: pd.DataFrame, shown_metrics: Mapping[str, Sequence[str]]) -> list[Column]:
+    """The columns shown: each task's metrics, then figures of robustness."""
+    primary = [
+        Column(
+            f"{task}: {TITLES[metric]} ({_patients(rows)}{_events(long, task)})",
+            task,
+            metric,
+            False,
+        )
+        for task, metrics in shown_metrics.items()
+        for metric in metrics
+        if len(rows := _of_heads(long, task, metric))
+    ]
+    shown = {
+        "confounded_auroc": "confounded AUROC",
+        "stain_retrieval_top1": "stain retrieval, top 1",
+        "site_predictability": "site predictability",
+    }
+    extra = []
+    for metric, title in shown.items():
+        rows = long[(long["metric"] == metric) & (long["group"] == "all")]
+        for task, mine in rows.groupby("task", sort=False):
+            chance = long[(long["metric"] == "site_chance") & (long["task"] == task)]["value"]
+            said = f", chance {chance.iloc[0]:.2f}" if metric.startswith("site") else ""
+            full = f"{task}: {title} ({_patients(mine)}{said})"
+            extra.append(Column(full, str(task), metric, True))
+    return primary + extra
+
+
+def _of_heads(long: pd.DataFrame, task: str, metric: str) -> pd.DataFrame:
+    rows = long[(long["task"] == task) & (long["metric"] == metric)]
+    return rows[(rows["group"] == "all") & (rows["head"] != "")]
+
+
+def _patients(rows: pd.DataFrame) -> str:
+    low, high = int(rows["patients"].min()), int(rows["patients"].max())
+    said = f"{low} patients" if low == high else f"{low}–{high} patients"
+    classes = rows["classes"].max()
+    return f"{said}, {int(classes)} classes" if classes > 2 else said
+
+
+def _events(long: pd.DataFrame, task: str) -> str:
+    """`, 12 events` of a task of kind survival; the least and the most where answers differ."""
+    rows = _of_heads(long, task, "events")
+    if not len(rows):
+        return ""
+    counts = (rows["value"] * rows["units"]).round().astype(int)
+    low, high = counts.min(), counts.max()
+    return f", {low} events" if low == high else f", {low}–{high} events"
+
+
+def number(value: float, low: float, high: float, *, between: str = "–") -> str:
+    """`0.87 (0.80–0.93)`; without brackets where there is no interval, `–` where no value.
+
+    Args:
+        between: the limits; a figure that may be negative reads better with words.
+    """
+    if not np.isfinite(value):
+        return NOTHING
+    if not np.isfinite(low):
+        return f"{value:.2f}"
+    return f"{value:.2f} ({low:.2f}{between}{high:.2f})"
+
+
+def spread(values: Sequence[float]) -> str:
+    """`0.87 ± 0.02` over seeds; `–` where a seed has no value."""
+    if not np.isfinite(values).all():
+        return NOTHING
+    return f"{np.mean(values):.2f} ± {np.std(values, ddof=1):.2f}"
+
+
+def make_grid(
+    long: pd.DataFrame, compared: pd.DataFrame, shown: Mapping[str, Sequence[str]]
+) -> ResultGrid:
+    """The table as shown: a row per encoder and head, and per seed where there are several.
+
+    Args:
+        long: `long_table`.
+        compared: `comparisons`, which say what stands in bold.
+        shown: task → the metrics that are columns.
+    """
+    columns = columns_of(long, shown)
+    rows: list[tuple[str, str]] = []
+    cells: list[list[Cell]] = []
+    heads = _heads(long)
+    first_head = dict(reversed(heads))
+    for encoder, head in heads:
+        first = head == first_head[encoder]
+        own = long[long["encoder"] == encoder]
+        runs = own.loc[own["seeds"] == 1, "run"].unique().tolist()
+        figures = [_figures(long, encoder, head, column, first) for column in columns]
+        bold = [_in_bold(long, compared, encoder, head, column) for column in columns]
+        if len(runs) > 1:
+            rows.append((f"{encoder} ({len(runs)} seeds)", head))
+            cells.append([_aggregate(f, b) for f, b in zip(figures, bold, strict=True)])
+            bold = [False] * len(columns)
+        for run in runs:
+            rows.append((run, head))
+            mine = [f[f["run"] == run] for f in figures]
+            cells.append([_single(f, b) for f, b in zip(mine, bold, strict=True)])
+    notes = _notes(cells)
+    notes += _family_notes(set(long["metric"]))
+    notes += [note for floor, note in FLOORS.items() if (long["encoder"] == floor).any()]
+    notes += [SEEDS] if (long["seeds"] > 1).any() else []
+    notes += [BASELINES] if any(h == COLUMNS_HEAD for _, h in heads) else []
+    notes += [FINE_TUNED] if any(h == FINE_TUNE for _, h in heads) else []
+    notes += [FUSION] if any(h.endswith(ADDED) for _, h in heads) else []
+    return ResultGrid([c.title for c in columns], rows, cells, notes)
+
+
+def _heads(long: pd.DataFrame) -> list[tuple[str, str]]:
+    pairs = long.loc[long["head"] != "", ["encoder", "head"]].drop_duplicates()
+    order = {name: i for i, name in enumerate(pairs["encoder"].unique())}
+    found = [(str(e), str(h)) for e, h in pairs.itertuples(index=False)]
+    return sorted(found, key=lambda pair: order[pair[0]])
+
+
+def _figures(
+    long: pd.DataFrame, encoder: str, head: str, column: Column, first: bool
+) -> pd.DataFrame:
+    # Rows of one cell, one a seed. Robustness stands in the first row of an encoder only.
+    wanted = "" if column.of_encoder else head
+    rows = long[
+        (long["encoder"] == encoder)
+        & (long["head"] == wanted)
+        & (long["task"] == column.task)
+        & (long["metric"] == column.metric)
+        & (long["group"] == "all")
+    ]
+    return rows if first or not column.of_encoder else rows.head(0)
+
+
+def _single(rows: pd.DataFrame, bold: bool) -> Cell:
+    if not len(rows):
+        return Cell()
+    row = rows.iloc[0]
+    is_signed = row["metric"] in METRICS and METRICS[row["metric"]].bounds != (0.0, 1.0)
+    between = " to " if is_signed else "–"
+    text = number(row["value"], row["low"], row["high"], between=between)
+    few = str(row["group"]).startswith("site=") and row["patients"] < FEW_PATIENTS
+    return Cell(text, bold and text != NOTHING, bool(row["seen"]), bool(few))
+
+
+def _aggregate(rows: pd.DataFrame, bold: bool) -> Cell:
+    if not len(rows):
+        return Cell()
+    if len(mean := rows[rows["seeds"] > 1]):
+        return _single(mean, bold)
+    text = spread(rows["value"].tolist())
+    return Cell(text, bold and text != NOTHING, bool(rows["seen"].any()))
+
+
+def _in_bold(
+    long: pd.DataFrame, compared: pd.DataFrame, encoder: str, head: str, column: Column
+) -> bool:
+    # Whether this side is the best of its column, or not beaten by the best.
+    test = column.metric
+    if test not in (*TITLES, "confounded_auroc"):
+        return False
+    rows = long[(long["task"] == column.task) & (long["metric"] == test) & (long["group"] == "all")]
+    rows = rows[rows["head"] != COLUMNS_HEAD]  # a floor, and not among what is compared
+    names = [side_name(e, h) for e, h in zip(rows["encoder"], rows["head"], strict=True)]
+    means = rows["value"].groupby(names).mean().dropna()
+    me = side_name(encoder, "" if column.of_encoder else head)
+    if len(means) < 2 or me not in means.index:
+        return False
+    is_higher_better = test not in METRICS or METRICS[test].higher_is_better
+    best = str(means.idxmax() if is_higher_better else means.idxmin())
+    return me == best or not _beats(compared, column.task, test, best, me)
+
+
+def _beats(compared: pd.DataFrame, task: str, test: str, best: str, other: str) -> bool:
+    mine = compared[(compared["task"] == task) & (compared["test"] == test)]
+    pair = mine[
+        ((mine["first"] == best) & (mine["second"] == other))
+        | ((mine["first"] == other) & (mine["second"] == best))
+    ]
+    return bool((pair["p_holm"] < LEVEL_OF_SIGNIFICANCE).any())
+
+
+def _notes(cells: list[list[Cell]]) -> list[str]:
+    every = [cell for row in cells for cell in row]
+    notes = [INTERVALS]
+    if any("±" in cell.text for cell in every):
+        notes.append(SPREAD)
+    if any(cell.gray for cell in every):
+        notes.append(FEW)
+    if any(cell.bold for cell in every):
+        notes.append(NOT_BEATEN)
+    if any(cell.seen for cell in every):
+        notes.append(SEEN_NOTE)
+    return notes
+
+
+def make_site_grid(long: pd.DataFrame) -> ResultGrid:
+    """How each answer does at each site: a row per task, encoder, seed, head and site.
+
+    Args:
+        long: `long_table`; tasks whose patients are of one site have no row.
+    """
+    answers = long[(long["head"] != "") & long["group"].str.startswith("site=")]
+    metrics = _site_metrics(answers)
+    rows: list[tuple[str, str]] = []
+    cells: list[list[Cell]] = []
+    keys = ["task", "run", "head", "group"]
+    for (task, run, head, group), mine in answers.groupby(keys, sort=False):
+        patients = int(mine["patients"].iloc[0])
+        site = str(group).removeprefix("site=")
+        rows.append((f"{task}: {side_name(str(run), str(head))}", f"{site} ({patients} patients)"))
+        cells.append([_single(mine[mine["metric"] == m], False) for m in metrics])
+    notes = [*_notes(cells), *_site_notes(metrics)]
+    columns = [TITLES[metric] for metric in metrics]
+    return ResultGrid(columns, rows, cells, notes, ("task and encoder", "site"))
+
+
+def _site_notes(metrics: Sequence[str]) -> list[str]:
+    notes = [CALIBRATION] if "calibration_error" in metrics else []
+    return notes + _family_notes(set(metrics))
+
+
+def _family_notes(metrics: set[str]) -> list[str]:
+    """What is to be known of the metrics of some kinds of label."""
+    return [family.note for family in FAMILIES if family.note and metrics & set(family.metrics)]
+
+
+def _site_metrics(answers: pd.DataFrame) -> list[str]:
+    """The columns of the table by site: those of each kind of label that is there."""
+    kinds = [family.of_site for family in FAMILIES]
+    shown = [m for kind in kinds if answers["metric"].eq(kind[0]).any() for m in kind]
+    return shown or list(SITE_METRICS)

@@ -1,0 +1,135 @@
+"""How far vectors tell the site, and whether neighbours share it rather than the label."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from stainssl.evaluation.evaluate import evaluate
+from stainssl.evaluation.folds import class_order, each_fold, make_folds
+from stainssl.evaluation.probe import balanced_sample, linear_probe
+from stainssl.evaluation.stainings import (
+    Figure,
+    Ints,
+    Stainings,
+    Vectors,
+    index,
+    jackknife_figure,
+    mean_figure,
+    median_figure,
+)
+
+log = logging.getLogger(__name__)
+CROMA_NEIGHBOURS = (5, 11, 21)
+CROMA_TILES = 600  # the package searches and filters neighbours at length: a third of a minute
+
+
+def site_probe(stainings: Stainings, seed: int) -> Iterator[Figure]:
+    """Balanced accuracy of a linear probe that tells the site, patients held out; and chance."""
+    sites = stainings.table.groupby("patient_id")["site"].first()
+    sites = sites[sites != ""]
+    counts = sites.value_counts()
+    sites = sites[sites.map(counts) >= 3]  # a site tests, validates and trains
+    if sites.nunique() < 2:
+        log.info("site probe left out: two sites of three patients are needed")
+        return
+    patients = pd.DataFrame({"patient_id": sites.index, "label": sites.to_numpy()})
+    folds = int(min(5, patients["label"].value_counts().min()))
+    kept = stainings.table["patient_id"].isin(set(sites.index)).to_numpy()
+    table = stainings.table[kept].assign(label=stainings.table.loc[kept, "site"])
+    split = make_folds(patients, kind="cv", folds=folds, seed=seed)
+    predicted = probe_predictions(
+        stainings.original[kept], stainings.original[kept], table, split, seed
+    )
+    row = evaluate(predicted.drop(columns="site"), "tile", seed).set_index("metric")
+    found = row.loc["balanced_accuracy"]
+    yield Figure("site_predictability", *found[REST])
+    chance = 1 / sites.nunique()
+    yield Figure("site_chance", "all", chance, chance, chance, *found[["patients", "units"]])
+
+
+REST = ["group", "value", "low", "high", "patients", "units"]
+
+
+def robustness_indices(stainings: Stainings, seed: int) -> Iterator[Figure]:
+    """Robustness index (PathoROB) and CRoMa by the package `croma`: do labels or sites rule?
+
+    Tiles of known site are used; those of one patient are never each other's neighbours. Left
+    out, with the reason in the log, where no label stands at two sites.
+    """
+    table = stainings.table
+    known = np.flatnonzero(table["site"] != "")
+    rng = np.random.default_rng(seed)
+    patient = table["patient_id"].to_numpy(str)
+    known = known[balanced_sample(patient[known], CROMA_TILES, rng)]
+    table = table.iloc[known]
+    crossed = table.groupby("label")["site"].nunique()
+    if len(crossed) < 2 or crossed.min() < 2:
+        log.info("robustness index left out: each of two labels must stand at two sites")
+        return
+    try:
+        yield from _croma(stainings.original[known], table, index(table["patient_id"]), seed)
+    except (ValueError, RuntimeError) as error:  # too few neighbours of a kind, or none apart
+        log.info("robustness index left out: %s", error)
+
+
+def _croma(vectors: Vectors, table: pd.DataFrame, patient: Ints, seed: int) -> Iterator[Figure]:
+    from croma import RI, CRoMa
+
+    manifest = pd.DataFrame(
+        {
+            "sample_id": np.arange(len(table)).astype(str),
+            "image_path": "",
+            "label": table["label"].to_numpy(),
+            "group_id": table["patient_id"].to_numpy(),
+            "site": table["site"].to_numpy(),
+        }
+    )
+    features = vectors.astype(np.float64)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of thin support, which is a figure below
+        ri = RI.compute(features, manifest, confounder_column="site", k_candidates=CROMA_NEIGHBOURS)
+
+    def index_of(kept: NDArray[np.bool_]) -> float:
+        part = manifest[kept].reset_index(drop=True)
+        return RI.compute_curve(features[kept], part, confounder_column="site", k_values=[ri.k])[
+            ri.k
+        ]
+
+    yield jackknife_figure("robustness_index", index_of, patient)
+    yield mean_figure(
+        "robustness_index_support", np.isfinite(ri.sample_values_aligned), patient, seed
+    )
+    margin = CRoMa.compute(features, manifest, confounder_column="site")
+    yield median_figure("croma", margin.sample_values_aligned, patient, seed)
+
+
+def probe_predictions(
+    train: Vectors, test: Vectors, table: pd.DataFrame, folds: pd.DataFrame, seed: int
+) -> pd.DataFrame:
+    """Answers of a linear probe for `label`, trained and tested anew in every fold.
+
+    Args:
+        train, test: (N, D) vectors of the same tiles, to fit it on and to score.
+        table: N rows: `patient_id`, `label`.
+        folds: of the patients.
+        seed: of the probe.
+    """
+    classes = class_order(table["label"].unique().tolist())
+    y = table["label"].map({name: i for i, name in enumerate(classes)}).to_numpy()
+    patient = table["patient_id"].to_numpy()
+    parts = []
+    for repeat, fold, role in each_fold(folds):
+        fit = np.isin(patient, sorted(role["train"] | role["val"]))
+        tested = np.isin(patient, sorted(role["test"]))
+        val = np.isin(patient[fit], sorted(role["val"]))
+        model, _ = linear_probe(train[fit], y[fit], patient[fit], val, len(classes), seed)
+        p = pd.DataFrame(model(test[tested]), columns=[f"p_{name}" for name in classes])
+        rows = table[tested].reset_index(drop=True).rename(columns={"label": "y"})
+        parts.append(pd.concat([rows.assign(repeat=repeat, fold=fold), p], axis=1))
+    return pd.concat(parts, ignore_index=True)

@@ -1,0 +1,119 @@
+"""The same tiles under two stainings, and figures of them with intervals over patients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from stainssl.evaluation.intervals import drawn_estimate
+from stainssl.evaluation.metric import weighted_mean
+from stainssl.evaluation.metrics import RESAMPLES, patient_weights
+from stainssl.evaluation.predictions import Floats, ScoredUnits
+
+Vectors = NDArray[np.float32]
+Ints = NDArray[np.int64]
+JACKKNIFE_GROUPS = 20
+
+
+class Figure(NamedTuple):
+    """A row of `metrics.csv`: a figure with its 95 % interval over patients."""
+
+    metric: str
+    group: str
+    value: float
+    low: float
+    high: float
+    patients: int
+    units: int
+
+
+@dataclass(frozen=True)
+class Stainings:
+    """The same N tiles as they are and under two stainings, as one encoder sees them.
+
+    Args:
+        original, first, second: (N, D) vectors, finite.
+        table: N rows: `patient_id`, `slide_id`, `tile`, `site`, `label` (class word).
+    """
+
+    original: Vectors
+    first: Vectors
+    second: Vectors
+    table: pd.DataFrame
+
+    @property
+    def patient(self) -> Ints:
+        """(N,) index of the tile's patient."""
+        return index(self.table["patient_id"])
+
+
+def index(words: pd.Series) -> Ints:
+    """(N,) place of each word among the words that there are, in their order."""
+    return np.unique(words.to_numpy(str), return_inverse=True)[1]
+
+
+def unit_length(vectors: Vectors) -> Vectors:
+    """(N, D) vectors of length one; a zero vector stays zero."""
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+
+
+def plain_weights(patient: Ints, seed: int) -> Floats:
+    """(R, P) how often each patient is drawn, whatever the class."""
+    one_class = np.zeros(len(patient), np.int64)
+    scored = ScoredUnits(one_class, np.zeros((len(patient), 2)), patient, ("0", "1"))
+    return patient_weights(scored, RESAMPLES, seed)
+
+
+def figure(
+    metric: str, value: float, resampled: Floats, patient: Ints, group: str = "all"
+) -> Figure:
+    """A figure with its interval, by its (R,) values of resampled patients; (N,) `patient`."""
+    patients = len(np.unique(patient))
+    low, high = drawn_estimate(float(value), resampled, patients).interval
+    return Figure(metric, group, float(value), low, high, patients, len(patient))
+
+
+def mean_figure(metric: str, values: NDArray[Any], patient: Ints, seed: int) -> Figure:
+    """Mean of (N,) tile values with its bootstrap interval over patients."""
+    drawn = weighted_mean(np.asarray(values, float), patient, plain_weights(patient, seed))
+    return figure(metric, float(np.mean(values)), drawn, patient)
+
+
+def median_figure(metric: str, values: NDArray[Any], patient: Ints, seed: int) -> Figure:
+    """Median of (N,) tile values with its bootstrap interval over patients."""
+    order = np.argsort(values)
+    cumulative = np.cumsum(plain_weights(patient, seed)[:, patient[order]], axis=1)
+    place = (cumulative < cumulative[:, -1:] / 2).sum(axis=1)
+    return figure(
+        metric, float(np.median(values)), np.asarray(values, float)[order][place], patient
+    )
+
+
+def jackknife_figure(
+    metric: str, value_of: Callable[[NDArray[np.bool_]], float], patient: Ints
+) -> Figure:
+    """A figure that cannot be resampled with repeats, with a delete-a-group jackknife interval.
+
+    Duplicated patients would lower a rank and feed neighbours to themselves, so groups of
+    patients are left out in turn instead (Efron and Tibshirani, 1993, chapter 11).
+
+    Args:
+        value_of: the figure of the tiles where (N,) is True.
+        patient: (N,) index of the tile's patient.
+    """
+    everything = np.ones(len(patient), bool)
+    value = value_of(everything)
+    patients = len(np.unique(patient))
+    groups = min(patients, JACKKNIFE_GROUPS)
+    if groups < 3:
+        return Figure(metric, "all", value, float("nan"), float("nan"), patients, len(patient))
+    left_out = np.array([value_of(patient % groups != group) for group in range(groups)])
+    error = np.sqrt((groups - 1) / groups * ((left_out - left_out.mean()) ** 2).sum())
+    return Figure(
+        metric, "all", value, value - 1.96 * error, value + 1.96 * error, patients, len(patient)
+    )
