@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -104,14 +105,23 @@ def _begin(verb: str, config: Path, threads: int, names: dict[str, Any]) -> Conf
     _use_threads(threads)
     loaded = _load(config)
     _check_names(loaded, names)
-    shown = " ".join(str(name) for name in names.values() if not isinstance(name, int))
+    shown = " ".join([verb, *_words(names.values())])
     logging.basicConfig(
         level=logging.INFO,
-        format=f"%(asctime)s {verb} {shown}: %(message)s",
+        format=f"%(asctime)s {shown}: %(message)s",
         datefmt="%H:%M:%S",
         force=True,
     )
     return loaded
+
+
+def _words(names: Iterable[Any]) -> Iterator[str]:
+    """Names as they are shown; of lists their members."""
+    for name in names:
+        if isinstance(name, list):
+            yield from name
+        elif not isinstance(name, int):
+            yield str(name)
 
 
 def _run_job(

@@ -19,10 +19,7 @@ from stainssl.evaluation.intervals import (
     widened,
 )
 from stainssl.evaluation.metric import Metric, Resampled, weighted_mean, weighted_share
-from stainssl.evaluation.predictions import (
-    Floats,
-    ScoredUnits,
-)
+from stainssl.evaluation.predictions import Floats, ScoredUnits
 from stainssl.evaluation.ranking import (
     classes_ranked,
     folds_with_pairs,

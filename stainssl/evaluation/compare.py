@@ -12,12 +12,7 @@ import pandas as pd
 
 from stainssl.errors import StainsslError
 from stainssl.evaluation.exchange import MAX_PATIENTS, exchange_p
-from stainssl.evaluation.intervals import (
-    Estimate,
-    combine,
-    p_value,
-    with_seeds,
-)
+from stainssl.evaluation.intervals import Estimate, combine, p_value, with_seeds
 from stainssl.evaluation.metrics import (
     RESAMPLES,
     can_resample,
@@ -25,12 +20,7 @@ from stainssl.evaluation.metrics import (
     patient_weights,
     within_bounds,
 )
-from stainssl.evaluation.predictions import (
-    FOLD,
-    UNIT,
-    ScoredUnits,
-    read_scored,
-)
+from stainssl.evaluation.predictions import FOLD, UNIT, ScoredUnits, read_scored
 
 COLUMNS = [
     "first", "second", "metric", "difference", "low", "high",

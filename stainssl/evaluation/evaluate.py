@@ -16,9 +16,7 @@ from stainssl.evaluation.metrics import (
     patient_weights,
     within_bounds,
 )
-from stainssl.evaluation.number_metrics import (
-    tell_undefined_numbers,
-)
+from stainssl.evaluation.number_metrics import tell_undefined_numbers
 from stainssl.evaluation.predictions import (
     NumberUnits,
     ScoredUnits,
@@ -27,9 +25,7 @@ from stainssl.evaluation.predictions import (
     scored_units,
     site_groups,
 )
-from stainssl.evaluation.ranking import (
-    classes_ranked,
-)
+from stainssl.evaluation.ranking import classes_ranked
 from stainssl.evaluation.survival_metrics import tell_undefined_survival
 
 log = logging.getLogger(__name__)

@@ -15,17 +15,9 @@ import numpy as np
 
 from stainssl.evaluation.class_metrics import CLASS_METRICS, RULE_OUT_SHARES, SHARES
 from stainssl.evaluation.folds import MAX_CUTS
-from stainssl.evaluation.intervals import (
-    UNDEFINED,
-    Estimate,
-    bounded,
-    drawn_estimate,
-)
+from stainssl.evaluation.intervals import UNDEFINED, Estimate, bounded, drawn_estimate
 from stainssl.evaluation.metric import Metric
-from stainssl.evaluation.number_metrics import (
-    NUMBER_METRICS,
-    drawn_number,
-)
+from stainssl.evaluation.number_metrics import NUMBER_METRICS, drawn_number
 from stainssl.evaluation.order_metrics import ORDER_METRICS
 from stainssl.evaluation.predictions import (
     Floats,

@@ -6,19 +6,10 @@ import numpy as np
 
 from stainssl.evaluation.class_metrics import CLASS_METRICS, confusion, has_two_classes
 from stainssl.evaluation.folds import MAX_CUTS
-from stainssl.evaluation.intervals import (
-    Estimate,
-    combine,
-)
+from stainssl.evaluation.intervals import Estimate, combine
 from stainssl.evaluation.metric import Metric
-from stainssl.evaluation.predictions import (
-    Floats,
-    OrderedUnits,
-    ScoredUnits,
-)
-from stainssl.evaluation.ranking import (
-    safe_divide,
-)
+from stainssl.evaluation.predictions import Floats, OrderedUnits, ScoredUnits
+from stainssl.evaluation.ranking import safe_divide
 
 
 def _of_cut(metric: Metric, place: int) -> Metric:

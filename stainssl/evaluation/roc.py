@@ -5,19 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from stainssl.evaluation.intervals import (
-    drawn_estimate,
-)
+from stainssl.evaluation.intervals import drawn_estimate
 from stainssl.evaluation.metrics import can_resample, patient_weights
-from stainssl.evaluation.predictions import (
-    Floats,
-    FoldScores,
-    ScoredUnits,
-)
-from stainssl.evaluation.ranking import (
-    folds_with_pairs,
-    safe_divide,
-)
+from stainssl.evaluation.predictions import Floats, FoldScores, ScoredUnits
+from stainssl.evaluation.ranking import folds_with_pairs, safe_divide
 
 
 def _fold_curve(fold: FoldScores, scored: ScoredUnits, grid: Floats, drawn: Floats) -> Floats:
@@ -40,8 +31,9 @@ def _mean_curve(scored: ScoredUnits, grid: Floats, drawn: Floats) -> Floats:
     sums: dict[int, Floats] = {}
     for fold, _ in folds_with_pairs(scored, 1):
         sums[fold.repeat] = sums.get(fold.repeat, 0.0) + _fold_curve(fold, scored, grid, drawn)
-    repeats = [safe_divide(s[:, :-1], np.repeat(s[:, -1:], len(grid), 1)) for s in sums.values()]
-    return np.asarray(np.nanmean(repeats, axis=0))
+    each = [safe_divide(s[:, :-1], np.repeat(s[:, -1:], len(grid), 1)) for s in sums.values()]
+    repeats = np.stack(each)
+    return safe_divide(np.nansum(repeats, axis=0), np.isfinite(repeats).sum(axis=0))
 
 
 def roc_band(

@@ -11,12 +11,7 @@ import pandas as pd
 
 from stainssl.errors import StainsslError
 from stainssl.evaluation.folds import class_name, tested
-from stainssl.evaluation.follow_up import (
-    follow_up,
-    follow_up_word,
-    horizons_of,
-    is_comparable,
-)
+from stainssl.evaluation.follow_up import follow_up, follow_up_word, horizons_of, is_comparable
 from stainssl.evaluation.labels import LabelKeys, Labels, counted, is_unknown, shown_cell
 from stainssl.evaluation.numbers import SHOWN, as_number
 

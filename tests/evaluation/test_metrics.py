@@ -260,6 +260,16 @@ def test_the_roc_curve_has_the_aurocs_area_and_lies_in_its_band(rng):
     assert ((inner["low"] <= inner["tpr"] + 0.02) & (inner["tpr"] <= inner["high"] + 0.02)).all()
 
 
+@pytest.mark.filterwarnings("error")
+def test_the_roc_curve_leaves_out_resamples_without_a_class(rng):
+    patient = np.repeat(np.arange(3), 20)
+    y = np.where(patient == 0, np.arange(60) % 2, 0)  # only the first patient has positives
+    p = np.clip(0.4 + 0.2 * y + rng.normal(0, 0.2, 60), 0, 1)
+    curve = roc_band(ScoredUnits(y, np.stack([1 - p, p], 1), patient, ("0", "1")), resamples=50)
+    assert np.isfinite(curve).all(axis=None)
+    assert (np.diff(curve["tpr"]) >= 0).all()
+
+
 def test_the_checks_before_any_job_know_what_ranks_and_what_needs_two_classes():
     assert {name for name, metric in METRICS.items() if metric.ranks} == set(RANKING)
     assert set(SHARES) == set(OF_TWO_CLASSES)
