@@ -40,7 +40,7 @@ from stainssl.encoders.loading import new_backbone, vector_length
 from stainssl.pretrain.data import Batch, Stream, TrainTiles
 from stainssl.pretrain.methods import PRETRAINING_METHODS, NormalizerState, Recipe, StainTargets
 from stainssl.pretrain.objectives import OBJECTIVES
-from stainssl.pretrain.train import HeadSettings, Learner, Preprocessing
+from stainssl.pretrain.train import TrainSettings, Learner, Preprocessing
 from stainssl.stain import StainProfile, estimate
 from stainssl.stain.targets import BatchTarget
 from stainssl.stores.pixels import SlidePixels, decode, encode, open_pixels, write_pixels
@@ -48,7 +48,7 @@ from stainssl.stores.pixels import SlidePixels, decode, encode, open_pixels, wri
 ROUNDS = 5
 EPOCHS = 5  # of the loader: a batch's memory is new in the first and used again after that
 EVEN = Preprocessing((0.5,) * 3, (0.5,) * 3)
-SETTINGS = HeadSettings(steps=1000, lr=1e-3, weight_decay=1e-4)
+SETTINGS = TrainSettings(steps=1000, lr=1e-3, weight_decay=1e-4)
 STORES, TILES_A_STORE = 1000, 10_000
 
 

@@ -21,7 +21,7 @@ from stainssl.config import Tiling
 from stainssl.errors import SlideError
 from stainssl.slides.readers import open_slide
 from stainssl.slides.scale import read_thumbnail
-from stainssl.slides.tiling import Limits, area_shares, grid, tile_table
+from stainssl.slides.tiling import TileLimits, area_shares, grid, tile_table
 from stainssl.slides.tissue import MASKERS, TissueMap, masked
 
 MPP = 8.0
@@ -46,7 +46,7 @@ def tiles_of(slide: Any, tissue: TissueMap, truth: dict[str, np.ndarray]) -> pd.
     """The tiles of a slide with the shares of each that are truly blurred, fat and ink."""
     tiling = Tiling()
     squares = grid(slide.bounds_level0_px, DEMO_MPP, tiling.mpp, tiling.size)
-    limits = Limits(tiling.min_tissue, **tiling.filters.model_dump())
+    limits = TileLimits(tiling.min_tissue, **tiling.filters.model_dump())
     tiles = tile_table(slide, DEMO_MPP, squares, tissue, limits)
     corner = tiles[["x", "y"]].to_numpy() * (DEMO_MPP / MPP)
     boxes = np.hstack([corner, corner + tiles[["side"]].to_numpy() * (DEMO_MPP / MPP)])

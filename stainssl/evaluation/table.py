@@ -25,7 +25,7 @@ class Answer:
         task, level: the task's name and level.
         encoder: its name in the config; run: with the seed, where there are several.
         head: the head's name; `linear` or `fine-tune` for tile tasks.
-        metrics: rows as `metrics.evaluate` gives.
+        metrics: rows as `evaluate.evaluate` gives.
         predictions: test predictions.
         seen: test patients that its pretraining saw.
         shown: the metrics of the task that are columns of the table, and are compared.

@@ -54,7 +54,7 @@ def roc(
     """ROC curves with 95 % bands over patients, a panel per task.
 
     Args:
-        curves: panel title → legend label → (encoder, rows as `metrics.roc_band` gives).
+        curves: panel title → legend label → (encoder, rows as `roc.roc_band` gives).
         encoders: all of the benchmark, in its order, for their colors.
     """
     if not curves:
