@@ -40,7 +40,7 @@ from stainssl.encoders.loading import new_backbone, vector_length
 from stainssl.pretrain.data import Batch, Stream, TrainTiles
 from stainssl.pretrain.methods import PRETRAINING_METHODS, NormalizerState, Recipe, StainTargets
 from stainssl.pretrain.objectives import OBJECTIVES
-from stainssl.pretrain.train import TrainSettings, Learner, Preprocessing
+from stainssl.pretrain.train import Learner, Preprocessing, TrainSettings
 from stainssl.stain import StainProfile, estimate
 from stainssl.stain.targets import BatchTarget
 from stainssl.stores.pixels import SlidePixels, decode, encode, open_pixels, write_pixels
