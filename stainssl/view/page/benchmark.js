@@ -164,7 +164,7 @@ class BenchmarkView {
     const label = `class ${found.classes.at(-1)}`;
     const made = found.roc ? [rocPlot(found.roc, label, (i) => list(calledAt(found, i)))] : [];
     made.push(calibrationPlot(found.calibration, label, (bin) => list(givenIn(found, bin))));
-    const stains = stainPlot(found.cases, name, one);
+    const stains = stainPlot(found.cases, found.units, name, one);
     return stains ? [...made, stains] : made;
   }
 

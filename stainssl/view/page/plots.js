@@ -17,11 +17,11 @@ function svg(tag, given = {}, ...children) {
   return made;
 }
 
-// Round numbers within a range, four to six of them; quarters of 0 to 1.
+// Round numbers within a range, four to eight of them; quarters of 0 to 1.
 function ticks(from, to) {
   const rough = (to - from) / 4;
   const power = 10 ** Math.floor(Math.log10(rough));
-  const step = power * [2.5, 2, 1].find((round) => round * power <= rough * 1.0001);
+  const step = power * [5, 2.5, 2, 1].find((round) => round * power <= rough * 1.0001);
   const first = Math.ceil(from / step - 1e-9);
   const last = Math.floor(to / step + 1e-9);
   return Array.from({ length: last - first + 1 }, (_, i) => Number(((first + i) * step).toPrecision(12)));
@@ -151,13 +151,14 @@ function atRiskTable(groups, times) {
   return el("table", { class: "at-risk" }, el("thead", {}, head), el("tbody", {}, ...rows));
 }
 
-// Cases by how far their stain is from the middle one.
-function stainPlot(cases, name, act) {
+// Cases by how far their stain is from the middle one; `units`: how many there are in all.
+function stainPlot(cases, units, name, act) {
   const known = cases.stain_distance.map((_, i) => i).filter((i) => cases.stain_distance[i] !== null);
   if (!known.length) return null;
   const x = known.map((i) => cases.stain_distance[i]);
   const right = Math.ceil(Math.max(...x)) || 1;
-  const plot = new UnitPlot("Answers by distance of stain", "distance from the middle stain (median 1)", "probability of the truth", [0, right]);
+  const some = x.length < units ? `, the ${shown(x.length)} worst` : "";
+  const plot = new UnitPlot(`Answers by distance of stain${some}`, "distance from the middle stain (median 1)", "probability of the truth", [0, right]);
   const told = (j) => `${name(known[j])}: stain at ${shown(cases.stain_distance[known[j]], 2)}, truth given ${shown(cases.p_truth[known[j]], 2)}; a click shows the case`;
   plot.points(x, known.map((i) => cases.p_truth[i]), told, 3, (j) => act(known[j]));
   return plot.element;
