@@ -73,4 +73,6 @@ class RiskGroups:
         p = self.p_value()
         if np.isnan(p):
             return "log-rank test: undefined"
-        return f"log-rank p = {p:.2g}" + (" (cross-validated: too small)" if self.is_crossed else "")
+        return f"log-rank p = {p:.2g}" + (
+            " (cross-validated: too small)" if self.is_crossed else ""
+        )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -372,6 +373,14 @@ def test_the_page_has_colors_and_words_for_every_reason() -> None:
     for name in ("REASONS", "REASON_WORDS"):
         [line] = [one for one in lines if one.startswith(f"const {name} ")]
         assert all(f" {reason}: " in line for reason in REASONS)
+
+
+def test_answers_leave_without_waiting_for_an_acknowledgement() -> None:
+    with bound("127.0.0.1", 0) as listening:
+        client = socket.create_connection(listening.getsockname())
+        accepted, _ = listening.accept()
+        with client, accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 def test_port_taken() -> None:
