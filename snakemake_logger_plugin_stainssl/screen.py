@@ -6,7 +6,7 @@ import time
 from datetime import datetime
 from typing import TYPE_CHECKING, Protocol, TextIO
 
-from stainssl.runtime.progress import Progress, duration, last_lines
+from stainssl.runtime.progress import Progress, last_lines, short_duration
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -34,7 +34,7 @@ class Screen(Protocol):
 def _end(progress: Progress) -> str:
     now = time.monotonic()
     failed = f", {progress.failed} failed" if progress.failed else ""
-    took = duration(now - progress.began)
+    took = short_duration(now - progress.began)
     return f"{progress.done} of {progress.total} jobs done{failed}, in {took}"
 
 
@@ -110,7 +110,7 @@ class Bar:
         lines: list[RenderableType] = []
         for job in jobs[:MOST_JOBS]:
             said = "".join(last_lines(job.log, 1))
-            text = f"  {job.name}, {duration(now - job.at)}  {said}"
+            text = f"  {job.name}, {short_duration(now - job.at)}  {said}"
             lines.append(Text(text, no_wrap=True, overflow="ellipsis"))
         if len(jobs) > MOST_JOBS:
             lines.append(Text(f"  and {len(jobs) - MOST_JOBS} more"))

@@ -118,11 +118,11 @@ class Progress:
             parts.append(f"{self.failed} failed")
         seconds = self.seconds_left(now)
         if seconds is not None and (self.left or self.running):
-            parts.append(f"about {duration(seconds)} to go")
+            parts.append(f"about {short_duration(seconds)} to go")
         return ", ".join(parts)
 
 
-def duration(seconds: float) -> str:
+def short_duration(seconds: float) -> str:
     """`40 s`, `4 min`, `2 h 10 min`."""
     if seconds < SECONDS_SHOWN:
         return f"{seconds:.0f} s"

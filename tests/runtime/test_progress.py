@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stainssl.runtime.progress import Progress, Started, duration, last_lines
+from stainssl.runtime.progress import Progress, Started, last_lines, short_duration
 
 
 def started(rule: str, at: float) -> Started:
@@ -77,7 +77,7 @@ def test_a_job_whose_start_was_not_told() -> None:
      (7800, "2 h 10 min")],
 )  # fmt: skip
 def test_duration(seconds: float, text: str) -> None:
-    assert duration(seconds) == text
+    assert short_duration(seconds) == text
 
 
 def test_last_lines(tmp_path: Path) -> None:
