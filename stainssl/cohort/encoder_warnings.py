@@ -1,4 +1,4 @@
-"""What can be run with given encoders and may not be meant; without torch, so in a blink."""
+"""What can be run with given encoders and may not be meant; without torch, for every dry-run."""
 
 from __future__ import annotations
 

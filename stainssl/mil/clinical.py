@@ -13,7 +13,7 @@ from stainssl.mil.bags import Bag
 
 
 def clinical_columns(bags: Sequence[Bag], rows: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
-    """The clinical columns of bags, a row each: of a patient those of her first slide.
+    """The clinical columns of bags, a row each: of a patient those of the first slide.
 
     Args:
         bags: of slides or patients.
