@@ -19,6 +19,7 @@ from typing import Any
 
 import yaml
 
+from benchmarks.evidence_amibr import LABEL
 from stainssl.config import load
 from stainssl.datasets import load as load_release
 from stainssl.paths import Paths
@@ -48,7 +49,7 @@ def write_sheets(root: Path, work: Path) -> dict[str, str]:
     found = {}
     for site, of_site in rows.groupby("site"):
         found[str(site)] = str(work / "sheets" / f"{site}.csv")
-        text = of_site[["slide_id", "patient_id", "path", "site", "mpp"]].to_csv(index=False)
+        text = of_site[["slide_id", "patient_id", "path", "site", "mpp", LABEL]].to_csv(index=False)
         write_text(Path(found[str(site)]), text)
     return found
 
@@ -72,20 +73,24 @@ def encoders(sites: Sequence[str], given: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def config(root: Path, work: Path, given: argparse.Namespace) -> dict[str, Any]:
-    """A cohort a site, and the encoders."""
-    sheets = write_sheets(root, work)
+def tile_cohorts(root: Path, work: Path) -> dict[str, Any]:
+    """The part of a config that says what the tiles are: a cohort a site."""
     cohorts = {
         site: {"sheet": sheet, "root": str(root), "kind": "patches"}
-        for site, sheet in sheets.items()
+        for site, sheet in write_sheets(root, work).items()
     }
     return {
         "results": str(work / "results"),
         "slides": {"part_size": 2000},
         "cohorts": cohorts,
         "tilings": {"default": {"mpp": 0.25, "size": 128, "min_tissue": 0.0, "filters": NO_FILTER}},
-        "encoders": encoders(list(sheets), given),
     }
+
+
+def config(root: Path, work: Path, given: argparse.Namespace) -> dict[str, Any]:
+    """A cohort a site, and the encoders."""
+    tiles = tile_cohorts(root, work)
+    return {**tiles, "encoders": encoders(list(tiles["cohorts"]), given)}
 
 
 NO_FILTER = {"max_pen": None, "min_sharpness": None}  # every published tile counts
@@ -109,10 +114,15 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
 def train(config_file: Path, names: Sequence[str], cores: int) -> None:
     """Have the workflow train some encoders of a config, as `METHOD-all.0`."""
     paths = Paths(load(config_file).results)
+    make(config_file, [paths.model(name) for name in names], cores)
+
+
+def make(config_file: Path, files: Sequence[Path], cores: int) -> None:
+    """Have the workflow make some files of a config."""
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(REPO / "Snakefile")]
     command += ["--configfile", str(config_file), "--directory", str(config_file.parent)]
     command += ["--cores", str(cores), "--rerun-incomplete", "--keep-going"]
-    command += ["--quiet", "rules", "host", "--", *(str(paths.model(name)) for name in names)]
+    command += ["--quiet", "rules", "host", "--", *map(str, files)]
     subprocess.run(command, check=True)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from pathlib import Path
 
 import pytest
@@ -19,3 +20,9 @@ def test_a_benchmark_can_be_imported(script: Path) -> None:
         if (error.name or "").split(".")[0] in OURS:
             raise
         pytest.skip(f"{error.name} is not installed")
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
+def test_a_benchmark_hides_no_module_of_the_standard_library(script: Path) -> None:
+    """Its folder is the first place of imports where it is started as a file."""
+    assert script.stem not in sys.stdlib_module_names

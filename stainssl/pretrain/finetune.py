@@ -75,6 +75,7 @@ class TileClassifier(nn.Module):
         prepared: (B, 3, H, W) in [0, 1] → (B, 3, S, S), what the backbone sees.
         trained: indices of the C classes of the training tiles, rising.
         classes: K, with those that no training tile has.
+        freeze_norms: whether all batch norms stay in evaluation, as those of what is frozen do.
     """
 
     def __init__(
@@ -85,12 +86,14 @@ class TileClassifier(nn.Module):
         prepared: Callable[[Tensor], Tensor],
         trained: Sequence[int],
         classes: int,
+        *,
+        freeze_norms: bool = False,
     ) -> None:
         super().__init__()
         self.backbone, self.head = backbone, nn.Linear(dim, len(trained))
         self.standardised, self._prepared = standardised, prepared
         self.trained, self.classes = list(trained), classes
-        self._frozen_norms = frozen_norms(backbone)
+        self._frozen_norms = frozen_norms(backbone, all_of_them=freeze_norms)
 
     @property
     def device(self) -> torch.device:

@@ -10,7 +10,7 @@ import numpy as np
 
 
 class Slide(ABC):
-    """An open slide, used by one thread at a time.
+    """An open slide, read by `readers` threads at a time.
 
     Planes: level-0 pixels, and the pixels of a level.
     """
@@ -23,6 +23,7 @@ class Slide(ABC):
     bounds_level0_px: tuple[int, int, int, int]  # x, y, w, h of what was scanned
     mpp_sources: dict[str, float]  # "format", "tiff-resolution", "objective-power" → µm/px
     objective_power: float | None
+    readers: int = 1  # threads that may read at the same time
     anisotropy: float = 1.0  # µm/px of the coarser axis over the finer one, where both are stated
 
     @property

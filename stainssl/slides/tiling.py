@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from stainssl.errors import SlideError, Status
+from stainssl.runtime.parallel import in_order
 from stainssl.slides.quality import SHARPNESS_MPP, Figures, figures
 from stainssl.slides.scale import READ_PX, level_for, read_rectangle
 from stainssl.slides.slide import Slide
@@ -153,7 +154,7 @@ def measure(slide: Slide, tiles: pd.DataFrame, slide_mpp: float) -> Figures:
     """The figures of tiles, read in large regions: each part of the slide is decoded about once.
 
     Args:
-        slide: an open slide.
+        slide: an open slide; regions are measured side by side, as many as it has readers.
         tiles: `x`, `y`, `side` in level-0 px.
         slide_mpp: µm in a level-0 px.
 
@@ -167,7 +168,8 @@ def measure(slide: Slide, tiles: pd.DataFrame, slide_mpp: float) -> Figures:
     block_level0_px = READ_PX * slide.downsamples[level_for(slide.downsamples, ratio)]
     x, y, side = (tiles[name].to_numpy(float) for name in ("x", "y", "side"))
     found = np.full((len(tiles), 3), np.nan, np.float32)
-    for rows in _blocks(x, y, block_level0_px):
+
+    def work(rows: np.ndarray) -> None:
         # On one grid for the whole slide and with a px of rim, so that blocks change nothing.
         left = max(0, math.floor(x[rows].min() / ratio) - 1) * ratio
         top = max(0, math.floor(y[rows].min() / ratio) - 1) * ratio
@@ -178,6 +180,9 @@ def measure(slide: Slide, tiles: pd.DataFrame, slide_mpp: float) -> Figures:
         x0, y0, side_px = (x[rows] - left) / ratio, (y[rows] - top) / ratio, side[rows] / ratio
         one = figures(image, np.column_stack([x0, y0, x0 + side_px, y0 + side_px]))
         found[rows] = np.column_stack([one.sharpness, one.saturation, one.od])
+
+    for _ in in_order(work, _blocks(x, y, block_level0_px), slide.readers):
+        pass
     return Figures(*found.T)
 
 

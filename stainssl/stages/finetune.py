@@ -271,8 +271,9 @@ def _network(
     freeze(inner, job.tuning, encoder.input_size, seed)
     torch.manual_seed(seed)
     network = TileClassifier(
-        model, encoder.dim, encoder.standardised, encoder.prepared, trained, len(question.classes)
-    )
+        model, encoder.dim, encoder.standardised, encoder.prepared, trained, len(question.classes),
+        freeze_norms=job.tuning.freeze_norms,
+    )  # fmt: skip
     return network.to(encoder.device)
 
 

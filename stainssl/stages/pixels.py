@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from queue import SimpleQueue
 
 import numpy as np
 import numpy.typing as npt
@@ -19,8 +17,8 @@ from stainssl.errors import SlideError
 from stainssl.plan.slides import PixelsJob
 from stainssl.runtime.parallel import TimeSpent, in_order, job_threads
 from stainssl.slides.errors import in_time
-from stainssl.slides.readers import open_slide
 from stainssl.slides.scale import read_square
+from stainssl.slides.shared import SharedSlide, open_shared
 from stainssl.slides.slide import Slide
 from stainssl.slides.staging import staged
 from stainssl.slides.unchanged import Identity, recorded
@@ -64,21 +62,14 @@ def _read(
 
 
 def _blocks(
-    slides: Sequence[Slide], tiles: pd.DataFrame, size_px: int, workers: int, spent: TimeSpent
+    slide: SharedSlide, tiles: pd.DataFrame, size_px: int, workers: int, spent: TimeSpent
 ) -> Iterator[_Block]:
-    """The blocks of a slide in their order, made by some workers; a handle reads one at a time."""
-    free: SimpleQueue[Slide] = SimpleQueue()
-    for slide in slides:
-        free.put(slide)
+    """The blocks of a slide in their order, made by some workers."""
 
     def work(rows: pd.DataFrame) -> _Block:
         torch.set_num_threads(1)  # of this thread: the work beside it has the other cores
-        slide = free.get()
-        try:
-            with spent.on("reading"):
-                images, errors = _read(slide, rows, size_px, MAX_UNREADABLE * len(tiles))
-        finally:
-            free.put(slide)
+        with slide.lent() as handle, spent.on("reading"):
+            images, errors = _read(handle, rows, size_px, MAX_UNREADABLE * len(tiles))
         with spent.on("JPEG"):
             jpegs = [b"" if i in errors else encode(image) for i, image in enumerate(images)]
         with spent.on("stain profiles"):
@@ -89,7 +80,7 @@ def _blocks(
 
 
 def slide_pixels(
-    slides: Sequence[Slide],
+    slide: SharedSlide,
     slide_id: str,
     tiles: pd.DataFrame,
     size_px: int,
@@ -102,10 +93,10 @@ def slide_pixels(
     A tile that cannot be read has no bytes and a profile that is not valid.
 
     Args:
-        slides: the slide, open once or several times; each handle reads one region at a time.
+        slide: open, for one thread or several.
         tiles: its kept tiles, columns as in `stores.tiles`; at least one.
         size_px: side of an encoded tile.
-        workers: threads, which read where a handle is free, or encode and profile meanwhile.
+        workers: threads; those that cannot read encode and profile meanwhile.
         spent: takes note of where the time goes.
 
     Raises:
@@ -113,7 +104,7 @@ def slide_pixels(
     """
     jpeg, errors = JpegSpool(), []
     profiles: dict[str, list[StainProfile]] = {method: [] for method in METHODS}
-    for block in _blocks(slides, tiles, size_px, workers, spent or TimeSpent()):
+    for block in _blocks(slide, tiles, size_px, workers, spent or TimeSpent()):
         errors += block.errors
         if len(errors) > MAX_UNREADABLE * len(tiles):
             raise errors[int(MAX_UNREADABLE * len(tiles))]
@@ -142,13 +133,13 @@ def _each_slide(job: PixelsJob, tiles: pd.DataFrame, spent: TimeSpent) -> Iterat
     places = zip(job.rows["slide_id"], job.rows["path"], strict=True)
     todo = [(slide_id, Path(path)) for slide_id, path in places if slide_id in by_slide]
     at_once = max(1, min(job_threads(), len(todo)))
-    handles = max(1, job_threads() // at_once)
+    readers = job_threads() // at_once
     identities = recorded(read_qc(job.qc))
 
     def work(place: tuple[str, Path]) -> SlidePixels | None:
         slide_id, path = place
         identity = identities.get(slide_id)
-        return _one(job, slide_id, path, by_slide[slide_id], identity, handles, spent)
+        return _one(job, slide_id, path, by_slide[slide_id], identity, readers, spent)
 
     return (found for found in in_order(work, todo, at_once) if found is not None)
 
@@ -159,22 +150,23 @@ def _one(
     path: Path,
     tiles: pd.DataFrame,
     identity: Identity | None,
-    handles: int,
+    readers: int,
     spent: TimeSpent,
 ) -> SlidePixels | None:
-    """The pixels of one slide, open `handles` times; None, and logged, where it cannot be read."""
+    """The pixels of a slide by `readers` threads; None, and logged, where it cannot be read."""
     # A job of one thread too reads while it encodes: reading mostly waits for a disk.
-    workers = 2 if job_threads() == 1 else handles
+    workers = 2 if job_threads() == 1 else readers
     started = time.monotonic()
 
     def work() -> SlidePixels:
-        with ExitStack() as opened:
-            here = opened.enter_context(staged(path, *job.staging))
-            slides = [opened.enter_context(open_slide(here, job.reader)) for _ in range(handles)]
+        with (
+            staged(path, *job.staging) as here,
+            open_shared(here, job.reader, readers) as slide,
+        ):
             if identity is not None:
-                identity.require(here, slides[0])
+                identity.require(here, slide)
             return slide_pixels(
-                slides, slide_id, tiles, job.tiling.size, workers=workers, spent=spent
+                slide, slide_id, tiles, job.tiling.size, workers=workers, spent=spent
             )
 
     try:

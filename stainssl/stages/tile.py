@@ -27,8 +27,8 @@ from stainssl.slides.brightfield import is_brightfield, require_brightfield
 from stainssl.slides.errors import in_time, require_file
 from stainssl.slides.frames import Frame, in_slide, origin_of
 from stainssl.slides.other_stains import not_h_and_e
-from stainssl.slides.readers import open_slide
 from stainssl.slides.scale import enlarged, read_thumbnail, resolve_mpp
+from stainssl.slides.shared import open_shared
 from stainssl.slides.slide import Slide
 from stainssl.slides.staging import staged
 from stainssl.slides.tiling import (
@@ -278,7 +278,7 @@ def _tile_row(job: TileJob, row: Any, number: int) -> Outcome:
         require_file(Path(row.path), job.root)
         with (
             staged(Path(row.path), *job.staging) as place,
-            open_slide(place, job.reader) as slide,
+            open_shared(place, job.reader, job_threads() // len(job.rows)) as slide,
         ):
             _work(job, outcome, slide, float(row.mpp), number)
     except SlideError as error:

@@ -188,3 +188,18 @@ def test_statistics_of_frozen_norms_stay() -> None:
     frozen.train()(torch.rand(4, 3, SIZE, SIZE))
     assert torch.equal(frozen.backbone.norm.running_mean, before)
     assert "backbone.norm.weight" not in frozen.changing()
+
+
+def test_norms_keep_their_statistics_and_train_their_weights_where_it_is_asked(
+    tmp_path: Path,
+) -> None:
+    network = _network()
+    norms = TileClassifier(
+        network.backbone, 4, lambda x: x, lambda x: x, (0, 1), 2, freeze_norms=True
+    )
+    before = {name: value.clone() for name, value in norms.backbone.state_dict().items()}
+    _fit(tmp_path, norms, _store(tmp_path, 32))
+    after = norms.backbone.state_dict()
+    assert torch.equal(after["norm.running_mean"], before["norm.running_mean"])
+    assert torch.equal(after["norm.running_var"], before["norm.running_var"])
+    assert not torch.equal(after["norm.weight"], before["norm.weight"])

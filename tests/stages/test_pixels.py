@@ -4,6 +4,7 @@ import os
 import threading
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pandas as pd
@@ -16,6 +17,7 @@ from stainssl.paths import Paths
 from stainssl.slides import errors
 from stainssl.slides.errors import translate_errors
 from stainssl.slides.readers.patches import PatchFile
+from stainssl.slides.shared import SharedSlide
 from stainssl.stages import pixels, run_stage
 from stainssl.stores.pixels import SlidePixels, open_pixels
 from tests.pretrain.world import images
@@ -116,7 +118,7 @@ def _read_with_faults(monkeypatch: pytest.MonkeyPatch, bad: set[int]) -> SlidePi
 
     monkeypatch.setattr(pixels, "read_square", read)
     tiles = pd.DataFrame({"tile": range(100), "x": range(100), "y": 0, "side": SIZE})
-    return pixels.slide_pixels([None], "s", tiles, len(image), workers=2)  # type: ignore[arg-type]
+    return pixels.slide_pixels(SharedSlide([Mock()]), "s", tiles, len(image), workers=2)
 
 
 def test_a_vanished_file_is_an_error_and_leaves_no_store(patches: Config, tmp_path: Path) -> None:

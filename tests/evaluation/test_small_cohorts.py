@@ -5,8 +5,8 @@ import json
 import pandas as pd
 import pytest
 
-from benchmarks import statistics as simulation
-from benchmarks.statistics import Cell
+from benchmarks import small_cohorts as simulation
+from benchmarks.small_cohorts import Cell
 
 
 @pytest.fixture

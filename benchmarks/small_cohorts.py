@@ -1,14 +1,14 @@
 """Do the figures say what they should in small cohorts? Null behavior and coverage by simulation.
 
-    nice -n 19 python -m benchmarks.statistics --cohorts 400 --work WORK
-    python -m benchmarks.statistics --work WORK --write
+    nice -n 19 python -m benchmarks.small_cohorts --cohorts 400 --work WORK
+    python -m benchmarks.small_cohorts --work WORK --write
 
 A cohort is drawn: patients at one to three sites, whose features are noise, a shift of the site
 and, where there is a signal, a shift of the class along one feature. Two encoders see features
 whose noise they share by half. Folds, probe, figures and comparisons are the project's own. Every
 block of cohorts of a cell of the design is one line of `WORK/blocks.jsonl`, written when it is
 done: an interrupted run goes on where it was, and what is done can be written at any time.
-`--write` sums up `benchmarks/results/statistics.json` and puts the tables into
+`--write` sums up `benchmarks/results/small_cohorts.json` and puts the tables into
 `docs/benchmarks.md`.
 
 What an AUROC should be is known for every model: of a linear score of Gaussian features the chance
@@ -41,7 +41,7 @@ from stainssl.stores.atomic import write_text
 from tools.pages import between, marks
 
 ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "benchmarks" / "results" / "statistics.json"
+RESULTS = ROOT / "benchmarks" / "results" / "small_cohorts.json"
 DOCS = ROOT / "docs" / "benchmarks.md"
 DIM = 32
 PENALTY = 0.1  # of the probe; fixed, so that a cohort costs one fit a fold
@@ -52,7 +52,7 @@ SIGNAL = 2.0  # distance of the classes along the first feature, in standard dev
 MEAN_AIM, RATE_AIM = 0.02, (0.02, 0.09)  # distance from one half, shares of cohorts
 RATES = {"missed": "intervals leave out 0.5 in", "p_below_5_percent": "paired p < 0.05 in"}
 UNEVEN = {1: (0.5,), 2: (0.25, 0.75), 3: (0.25, 0.5, 0.75)}  # share of positives at each site
-log = logging.getLogger("statistics")
+log = logging.getLogger("small_cohorts")
 Floats = NDArray[np.float64]
 Indices = NDArray[np.int64]
 
