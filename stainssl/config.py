@@ -642,7 +642,7 @@ class FineTune(Model):
     batch_size: Annotated[int, Field(ge=2)] = 64
     lr: Annotated[float, Field(gt=0, le=100)] = 1e-4
     weight_decay: Annotated[float, Field(ge=0, le=100)] = 1e-4
-    freeze_norms: bool = False  # batch norms keep their running statistics, and use them
+    freeze_norms: bool = True  # batch norms keep their statistics; those of method random do not
     color: ColorKind = "weak"  # jitter, as of an encoder
     stain_jitter: StainJitterKind = "hed"  # likewise
     stain_jitter_strength: Annotated[float, Field(gt=0)] | None = None  # likewise

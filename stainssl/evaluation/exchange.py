@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import product
 
 import numpy as np
-from scipy.stats import rankdata
+import pandas as pd
 
 from stainssl.evaluation.predictions import Floats, FoldScores, ScoredUnits
 
@@ -56,7 +56,7 @@ def _linear(positive: np.ndarray, first: Floats, second: Floats) -> tuple[float,
     Returns:
         The sum over pairs with nobody exchanged, and (n,) what each patient's exchange adds.
     """
-    one, other = rankdata(first), rankdata(second)
+    one, other = (pd.Series(side).rank().to_numpy() for side in (first, second))
     pos, neg = np.flatnonzero(positive), np.flatnonzero(~positive)
 
     def wins(of_positive: Floats, of_negative: Floats) -> Floats:

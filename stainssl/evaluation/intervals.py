@@ -13,13 +13,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy import special, stats
+from scipy import special
 
 from stainssl.evaluation.predictions import Floats
 from stainssl.evaluation.ranking import Pairs
 
 CONFIDENCE = 0.95
-Z = float(stats.norm.ppf((1 + CONFIDENCE) / 2))
+Z = float(special.ndtri((1 + CONFIDENCE) / 2))
 Limits = Callable[[float], tuple[float, float]]
 NAN = float("nan")
 _LARGEST_Z = 8.0  # beyond it p-values are below 1e-15
@@ -196,7 +196,7 @@ def drawn_estimate(value: float, draws: Floats, patients: int) -> Estimate:
         return replace(unknown, limits=same.limits)
 
     def limits(z: float) -> tuple[float, float]:
-        student = stats.t.isf(special.ndtr(-z), patients - 1)
+        student = -special.stdtrit(patients - 1, special.ndtr(-z))
         tail = float(special.ndtr(-student * np.sqrt(patients / (patients - 1))))
         low, high = np.quantile(defined, [tail, 1 - tail])
         return float(low), float(high)
@@ -278,7 +278,7 @@ def with_seeds(estimate: Estimate, sides: Sequence[Sequence[float]]) -> Estimate
         low, high = estimate.limits(z)
         tail = special.ndtr(-z)
         errors = [
-            stats.t.isf(tail, len(side) - 1) * side.std(ddof=1) / np.sqrt(len(side))
+            -special.stdtrit(len(side) - 1, tail) * side.std(ddof=1) / np.sqrt(len(side))
             for side in several
         ]
         seeds = float(np.sum(np.square(errors)))

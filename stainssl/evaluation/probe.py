@@ -6,21 +6,21 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import log_loss, roc_auc_score
-from sklearn.preprocessing import StandardScaler
-from sklearn.utils.class_weight import compute_sample_weight
 
 from stainssl.errors import StainsslError
 from stainssl.evaluation.centring import centred, site_means
 from stainssl.evaluation.folds import each_fold
 from stainssl.evaluation.recalibration import UNCHANGED, Recalibration
 from stainssl.evaluation.thresholds import Calls
+
+if TYPE_CHECKING:  # most of a second, which heads do without
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.preprocessing import StandardScaler
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
@@ -129,6 +129,9 @@ def _path(
     class_weight: str | None = None,
 ) -> Iterator[Linear]:
     # One probe after another, each starting from the last one's weights.
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.preprocessing import StandardScaler
+
     if len(np.unique(y)) < 2:
         raise StainsslError(
             "The training tiles have one class only: a probe needs tiles of two classes in the"
@@ -192,6 +195,9 @@ def choose_penalty(
     Raises:
         StainsslError: one class only in training.
     """
+    from sklearn.metrics import log_loss
+    from sklearn.utils.class_weight import compute_sample_weight
+
     if not len(val[1]):
         return DEFAULT_PENALTY, None
     weights = compute_sample_weight(class_weight, val[1])
@@ -388,6 +394,8 @@ def few_shot(tiles: Tiles, folds: pd.DataFrame, *, seed: int = 0) -> pd.DataFram
 
 
 def _shot_auroc(tiles: Tiles, chosen: Ints, test: Ints) -> float:
+    from sklearn.metrics import roc_auc_score
+
     model = fit_linear(tiles.features[chosen], tiles.y[chosen], len(tiles.classes), DEFAULT_PENALTY)
     p, y = model(tiles.features[test]), tiles.y[test]
     classes = [1] if len(tiles.classes) == 2 else np.unique(y).tolist()

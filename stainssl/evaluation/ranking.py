@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
-from scipy.stats import rankdata
 
 from stainssl.evaluation.predictions import Floats, FoldScores, Ints, ScoredUnits
 
@@ -172,10 +172,10 @@ def pairs_of(scored: ScoredUnits, k: int) -> Pairs:
 
 def _wins(positive: Bools, score: Floats) -> Floats:
     """(n,) pairs that each unit is in and that are ranked rightly, ties half."""
-    both = rankdata(score)
+    both = pd.Series(score).rank().to_numpy()
     own = np.empty(len(score))
     for side in (positive, ~positive):
-        own[side] = rankdata(score[side])
+        own[side] = pd.Series(score[side]).rank()
     below = both - own  # units of the other class below, ties half
     return np.where(positive, below, positive.sum() - below)
 

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import CensoredData, ecdf, logrank
 
 from stainssl.evaluation.predictions import RISK_GROUPS, SurvivalUnits
 
@@ -50,6 +49,8 @@ class RiskGroups:
 
     def survival(self, name: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Kaplan and Meier's steps of a group that has units: times from 0 on, and survival."""
+        from scipy.stats import CensoredData, ecdf  # a second; only survival needs it
+
         time, event = self.group(name)
         curve = ecdf(CensoredData.right_censored(time, ~event)).sf
         at = np.r_[0.0, curve.quantiles, time.max()]
@@ -62,6 +63,8 @@ class RiskGroups:
 
     def p_value(self) -> float:
         """Of the log-rank test; NaN where a group is empty or nobody has the event."""
+        from scipy.stats import CensoredData, logrank
+
         sides = [self.group(name) for name in RISK_GROUPS]
         if not self.event.any() or not all(len(time) for time, _ in sides):
             return float("nan")

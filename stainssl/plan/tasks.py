@@ -9,7 +9,7 @@ import pandas as pd
 
 from stainssl.cohort import PART, read_sheet, site_columns
 from stainssl.cohort.encoder_warnings import row_warnings
-from stainssl.config import Benchmark, Config, FineTune, Head, Split, Task
+from stainssl.config import Benchmark, Config, Encoder, FineTune, Head, Split, Task
 from stainssl.errors import StainsslError
 from stainssl.evaluation.kinds import labels_of
 from stainssl.evaluation.labels import Labels
@@ -185,7 +185,7 @@ def finetune(config: Config, task: str, encoder: str) -> FinetuneJob:
         label=labels_of(spec),
         calls=calls_of(spec),
         is_balanced=spec.class_weight == "balanced",
-        tuning=spec.fine_tune,
+        tuning=_tuning(spec.fine_tune, run.encoder),
         identity=given_identity(run.encoder) if is_given else "",
         rows=rows_of(config, found, "slide_id", "patient_id", "site"),
         seed=config.seed,
@@ -193,6 +193,13 @@ def finetune(config: Config, task: str, encoder: str) -> FinetuneJob:
         source=source_of(config, encoder),
         checkpoints=paths.tuning(task, encoder),
     )
+
+
+def _tuning(wanted: FineTune, encoder: Encoder) -> FineTune:
+    """How an encoder's network is trained; norms of random weights have no statistics to keep."""
+    if encoder.method == "random":
+        return wanted.model_copy(update={"freeze_norms": False})
+    return wanted
 
 
 @dataclass(frozen=True)

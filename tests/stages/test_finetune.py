@@ -26,7 +26,10 @@ from stainssl.stores.tiles import read_labels, write_labels
 from stainssl.view.contents import Contents
 from tests.stages.tuned_world import PATIENTS, SIZE, build, config_of, save_network
 
-LEARNS = {"stain_jitter": "none", "color": "none", "epochs": 20, "patience": 20}
+# The network is of random weights, whose norms have no statistics that are worth keeping.
+LEARNS = {
+    "stain_jitter": "none", "color": "none", "epochs": 20, "patience": 20, "freeze_norms": False
+}  # fmt: skip
 FEW = {"epochs": 2, "batch_size": 8}
 
 
@@ -304,6 +307,7 @@ def test_an_encoder_that_is_trained_here_is_read_from_its_model(few: Path) -> No
     config = parse(given)
     run_stage("pretrain", config, "net")
     assert len(_tuned(config)) == PATIENTS["test"] * 5
+    assert not BUILDERS["finetune"](config, "tuned", "net").tuning.freeze_norms
 
 
 def _task(fine_tune: dict[str, Any] | None = None, **keys: Any) -> Config:
@@ -337,7 +341,7 @@ def test_keys_that_do_nothing_are_refused(keys: dict[str, Any], sentence: str) -
 KEYS = [
     {"tune": "last-1"}, {"tune": "lora"}, {"epochs": 3}, {"patience": 2}, {"batch_size": 8},
     {"lr": 1e-3}, {"weight_decay": 0.1}, {"color": "none"}, {"stain_jitter": "none"},
-    {"stain_jitter_strength": 0.1}, {"consistency": 0.5},
+    {"stain_jitter_strength": 0.1}, {"consistency": 0.5}, {"freeze_norms": False},
 ]  # fmt: skip
 
 
