@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,6 +30,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 from benchmarks import evidence_table
 from benchmarks.evidence_amibr import LABEL, Embedder, Vectors, described_source, read_tiles
 from benchmarks.evidence_table import Estimates, Seeds, by_encoder, mean_of, share, span, table
+from stainssl.evaluation.intervals import Estimate
 from stainssl.evaluation.metrics import estimate
 from stainssl.evaluation.predictions import read_scored
 from stainssl.evaluation.probe import linear_probe
@@ -40,6 +41,8 @@ FOLDS, RARE, RESAMPLES = 5, 0.1, 10_000
 SITE = "site"
 
 Mask = NDArray[np.bool_]
+OfRun = Callable[["Tiles", Vectors], dict[str, Estimates]]
+Record = Callable[[Mapping[str, Mapping[str, Estimates]]], dict[str, Any]]
 
 
 class Tiles(NamedTuple):
@@ -94,7 +97,7 @@ def answers(tiles: Tiles, vectors: Vectors, way: str) -> pd.DataFrame:
         rng = np.random.default_rng(number)
         train, val = (confounded(tiles, part, way, rng) for part in (train, val))
         tested = test & ~tiles.goes_with(way)
-        found.append(_probed(tiles, vectors, tiles.atypical, (train, val, tested), number))
+        found.append(answered(tiles, vectors, tiles.atypical, (train, val, tested), number))
     return pd.concat(found, ignore_index=True)
 
 
@@ -102,15 +105,21 @@ def sites_told(tiles: Tiles, vectors: Vectors) -> pd.DataFrame:
     """Predictions of every tile's site."""
     site = np.unique(tiles.site, return_inverse=True)[1]
     found = [
-        _probed(tiles, vectors, site, roles, number)
+        answered(tiles, vectors, site, roles, number)
         for number, roles in enumerate(case_folds(tiles))
     ]
     return pd.concat(found, ignore_index=True)
 
 
-def _probed(
+def answered(
     tiles: Tiles, vectors: Vectors, y: NDArray[Any], roles: tuple[Mask, Mask, Mask], fold: int
 ) -> pd.DataFrame:
+    """Predictions of a probe: a row per test tile.
+
+    Args:
+        y: (N,) class of each tile.
+        roles: training, validation and test tiles.
+    """
     train, val, test = roles
     both, classes = train | val, int(y.max()) + 1
     model, _ = linear_probe(vectors[both], y[both], tiles.case[both], val[both], classes, seed=0)
@@ -122,18 +131,24 @@ def _probed(
     )  # fmt: skip
 
 
-def of_run(tiles: Tiles, vectors: Vectors) -> dict[str, Estimates]:
-    """`auroc` of both ways and `site`, over the same draws of all cases."""
+def drawn_cases(tiles: Tiles) -> Callable[[str, pd.DataFrame], Estimate]:
+    """(metric, predictions) → its figure, over the same draws of all cases every time."""
     cases = np.unique(tiles.case)
     drawn = np.random.default_rng(0).multinomial(
         len(cases), np.full(len(cases), 1 / len(cases)), RESAMPLES
     )
 
-    def one(metric: str, predictions: pd.DataFrame) -> Any:
+    def one(metric: str, predictions: pd.DataFrame) -> Estimate:
         there = np.searchsorted(cases, np.unique(predictions["patient_id"].to_numpy(str)))
         weights = drawn[:, there].astype(float)
         return estimate(metric, read_scored(predictions, "tile"), weights=weights)
 
+    return one
+
+
+def of_run(tiles: Tiles, vectors: Vectors) -> dict[str, Estimates]:
+    """`auroc` of both ways and `site`."""
+    one = drawn_cases(tiles)
     return {
         "auroc": {way: one("auroc", answers(tiles, vectors, way)) for way in WAYS},
         SITE: {SITE: one("balanced_accuracy", sites_told(tiles, vectors))},
@@ -186,7 +201,7 @@ def section(made: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def measure(given: argparse.Namespace) -> dict[str, Any]:
+def measure(given: argparse.Namespace, of_run: OfRun, record: Record) -> dict[str, Any]:
     """Every encoder."""
     sheet, images = read_tiles(given.root, None)
     tiles, runs, sources = Tiles.of(sheet), {}, {}
@@ -198,9 +213,20 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
     return record(runs) | counts | settings
 
 
-def main(words: Sequence[str] | None = None) -> None:
-    """Measure, or write the section of docs/results.md."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+def command(
+    parser: argparse.ArgumentParser,
+    words: Sequence[str] | None,
+    of_run: OfRun,
+    record: Record,
+    section: Callable[[Any], str],
+) -> None:
+    """`measure`, or `docs`, which writes the section of docs/results.md.
+
+    Args:
+        of_run: a run's figures, of its vectors.
+        record: what was measured of all runs, as JSON.
+        section: of a record.
+    """
     verbs = parser.add_subparsers(dest="verb", required=True)
     one = verbs.add_parser("measure", help="measure and write the JSON")
     one.add_argument("--root", type=Path, required=True, help="the release's folder")
@@ -210,9 +236,16 @@ def main(words: Sequence[str] | None = None) -> None:
     evidence_table.add_docs_verb(verbs)
     given = parser.parse_args(words)
     if given.verb == "measure":
-        write_text(given.json, json.dumps(measure(given), indent=1) + "\n")
+        made = measure(given, of_run, record)
+        write_text(given.json, json.dumps(made, indent=1) + "\n")
         return
     evidence_table.write_section(given, section)
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Measure, or write the section of docs/results.md."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    command(parser, words, of_run, record, section)
 
 
 if __name__ == "__main__":

@@ -20,21 +20,23 @@ def curves(metrics: Mapping[str, pd.DataFrame]) -> Figure:
     """Loss, effective rank, and alignment against uniformity, a line per encoder.
 
     Args:
-        metrics: encoder → rows with `epoch`, `loss`, `effective_rank`, `alignment`,
+        metrics: encoder → rows with `epoch`, `step`, `loss`, `effective_rank`, `alignment`,
             `uniformity`; an encoder without rows (never trained) gets no line.
     """
     figure = Figure(figsize=(11, 3.6), dpi=DPI, layout="constrained")
     loss, rank, plane = figure.subplots(1, 3)
     drawn = {name: rows for name, rows in metrics.items() if len(rows)}
+    is_short = all(rows["epoch"].max() <= 1 for rows in drawn.values())
+    unit = "step" if is_short else "epoch"
     for number, (name, rows) in enumerate(drawn.items()):
         style = {"color": PALETTE[number % len(PALETTE)], "marker": MARKERS[number % len(MARKERS)],
                  "ms": 4, "label": name}  # fmt: skip
-        trained = rows[rows["loss"].notna()]
-        loss.plot(trained["epoch"], trained["loss"], **style)
-        rank.plot(rows["epoch"], rows["effective_rank"], **style)
-        _path(plane, rows, style)
-    _label(loss, "Contrastive loss falls", "epoch", "NT-Xent (nats), mean of the epoch")
-    _label(rank, "Dimensions in use (1 is collapse)", "epoch", "effective rank of 256 tiles")
+        trained, watched = rows[rows["loss"].notna()], rows[rows["effective_rank"].notna()]
+        loss.plot(trained[unit], trained["loss"], **style)
+        rank.plot(watched[unit], watched["effective_rank"], **style)
+        _path(plane, watched, style)
+    _label(loss, "Contrastive loss", unit, "NT-Xent (nats), mean since the point before")
+    _label(rank, "Dimensions in use (1 is collapse)", unit, "effective rank of 256 tiles")
     title = "Views agree, tiles spread (ring: untrained)"
     _label(plane, title, "alignment: distance² of two views", "uniformity: log mean potential")
     rank.set_ylim(bottom=0)

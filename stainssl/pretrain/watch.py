@@ -139,6 +139,8 @@ def alike_message(cosine: float, epoch: int) -> str:
 class TrainingMonitor(Callback):
     """Watches a run: not a number, collapse, a row of figures an epoch, a line now and then.
 
+    A run of a single epoch has further rows, of the loss alone: one a tenth.
+
     Attributes:
         stream: says how long an epoch is.
         steps: of the whole run.
@@ -185,10 +187,18 @@ class TrainingMonitor(Callback):
         self._pace.advance(1)
         step = trainer.global_step
         ends = step % self.stream.steps_per_epoch == 0 or step == self.steps
-        if ends or len(self._unread) >= (GPU_READS if batch.images.is_cuda else 1):
+        ends_tenth = self.steps <= self.stream.steps_per_epoch and self._ends_tenth(step)
+        if ends or ends_tenth or len(self._unread) >= (GPU_READS if batch.images.is_cuda else 1):
             self._report(step, self.settle(trainer))
         if ends:
             self._close_epoch(trainer, pl_module)
+        elif ends_tenth:
+            nothing = dict.fromkeys(METRICS, math.nan)
+            self._add(trainer, nothing | {"epoch": 1, "step": step} | self._since_last(trainer))
+
+    def _ends_tenth(self, step: int) -> bool:
+        """Whether a step is the first to reach another tenth of the run."""
+        return 10 * step // self.steps > 10 * (step - 1) // self.steps
 
     def settle(self, trainer: lightning.Trainer) -> float:
         """Read the losses so far; the last one.
@@ -208,11 +218,7 @@ class TrainingMonitor(Callback):
     def _close_epoch(self, trainer: lightning.Trainer, module: Watched) -> None:
         step = trainer.global_step
         epoch = math.ceil(step / self.stream.steps_per_epoch)
-        row = self._row(epoch, step, module)
-        row |= {"loss": self._loss_sum / self._count, "lr": _lr(trainer)}
-        row["images_per_second"] = self._images / max(time.monotonic() - self._since, 1e-9)
-        self._loss_sum, self._count, self._images = 0.0, 0, 0
-        self._since = time.monotonic()
+        row = self._row(epoch, step, module) | self._since_last(trainer)
         self._add(trainer, row)
         enough = len(self.probe.batch.tile) >= RANK_TILES and step > JUDGED_AFTER * self.steps
         if enough and not row["effective_rank"] >= RANK_FLOOR:
@@ -220,12 +226,23 @@ class TrainingMonitor(Callback):
         if enough and row["mean_cosine"] > MAX_ALIKE and trainer.is_global_zero:
             log.warning("%s", alike_message(row["mean_cosine"], epoch))
 
+    def _since_last(self, trainer: lightning.Trainer) -> Row:
+        """Mean loss and pace since the last row, and the rate."""
+        seconds = max(time.monotonic() - self._since, 1e-9)
+        found = {
+            "loss": self._loss_sum / self._count, "lr": _lr(trainer),
+            "images_per_second": self._images / seconds,
+        }  # fmt: skip
+        self._loss_sum, self._count, self._images = 0.0, 0, 0
+        self._since = time.monotonic()
+        return found
+
     def _add(self, trainer: lightning.Trainer, row: Row) -> None:
         self.rows.append(row)
         if not trainer.is_global_zero:
             return
         self.on_row(self.rows)
-        if row["step"]:
+        if row["step"] and math.isfinite(row["uniformity"]):
             log.info(
                 "epoch %d: loss %.3f, %.0f images/s, alignment %.2f, uniformity %.2f, effective "
                 "rank %.1f, mean cosine %.3f", row["epoch"], row["loss"], row["images_per_second"],

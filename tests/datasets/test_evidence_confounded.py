@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
 from benchmarks import evidence_confounded as confounded
+from benchmarks import evidence_two_sites as two_sites
 from benchmarks.evidence_confounded import Tiles
 
 SITES = np.array(["midog-cs2", "midog-s360", "midog-xr", "tupac-1-23", "tupac-24-73"])
@@ -73,3 +76,30 @@ def test_who_reads_the_label_is_right_and_who_reads_the_site_is_misled(tiles: Ti
     )
     assert text.index("`label` |") < text.index("`site` |")
     assert "`label` minus `site`" not in text  # pairs with the frozen network and Macenko alone
+
+
+def test_two_sites_are_learnt_from_and_each_other_is_tested(tiles: Tiles) -> None:
+    site = np.unique(tiles.site, return_inverse=True)[1]
+    found = two_sites.of_run(tiles, vectors_of(tiles.atypical))["auroc"]
+    assert len(found) == 30
+    assert all(key.split(": ")[1] not in key.split(": ")[0].split(", ") for key in found)
+    assert min(one.value for one in found.values()) > 0.9
+    noise = two_sites.record({"site": two_sites.of_run(tiles, vectors_of(site))})
+    assert noise["encoders"]["site"]["auroc"]["value"] == pytest.approx(0.5, abs=0.05)
+
+
+def test_no_case_that_is_tested_has_taught(tiles: Tiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def spy(tiles: Tiles, vectors: Any, y: Any, roles: Any, fold: int) -> Any:
+        seen.append([set(tiles.case[role]) for role in roles])
+        return confounded.answered(tiles, vectors, y, roles, fold)
+
+    monkeypatch.setattr(two_sites, "answered", spy)
+    found = two_sites.answers(tiles, vectors_of(tiles.atypical), SITES[:2])
+    ((train, val, test),) = seen
+    assert train
+    assert val
+    assert not train & val
+    assert not (train | val) & test
+    assert sum(map(len, found.values())) == 3 / 5 * len(tiles.site)

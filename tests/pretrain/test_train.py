@@ -14,6 +14,7 @@ import torch
 
 from stainssl.encoders.loading import new_backbone, vector_length
 from stainssl.errors import StainsslError
+from stainssl.figures.pretrain import curves
 from stainssl.pretrain import checkpoints, train, watch
 from stainssl.pretrain.checkpoints import CHECKPOINT, usable_checkpoint
 from stainssl.pretrain.data import Batch
@@ -80,6 +81,21 @@ def test_figures_of_every_epoch(undisturbed):
     assert np.isnan(rows["loss"][0])
     assert np.isfinite(found.iloc[1:].to_numpy()).all()
     assert rows["effective_rank"].between(1, 25).all()
+
+
+def test_a_run_of_one_epoch_has_the_loss_of_every_tenth(tiles, tmp_path):
+    settings = dataclasses.replace(SETTINGS, steps=12)
+    rows = fit(
+        _module(settings), tiles, settings, batch_size=2, seed=0, checkpoints=tmp_path, mark="m"
+    )
+    assert rows["step"].tolist() == [0, 2, 3, 4, 5, 6, 8, 9, 10, 11, 12]
+    assert rows["epoch"].tolist() == [0, *[1] * 10]
+    assert rows["loss"][1:].notna().all()
+    assert rows["effective_rank"].notna().tolist() == [True, *[False] * 9, True]
+    loss, rank, _ = curves({"e": rows}).axes
+    assert loss.get_xlabel() == rank.get_xlabel() == "step"
+    assert loss.lines[0].get_xdata().tolist() == rows["step"][1:].tolist()
+    assert rank.lines[0].get_xdata().tolist() == [0, 12]
 
 
 def test_a_seed_gives_the_same_weights_and_another_seed_others(undisturbed, tiles, tmp_path):
