@@ -9,7 +9,13 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from benchmarks import evidence_confounded, evidence_fan, evidence_norms, evidence_table
+from benchmarks import (
+    evidence_confounded,
+    evidence_fan,
+    evidence_norms,
+    evidence_table,
+    evidence_two_sites,
+)
 from benchmarks import evidence_summary as summary
 from tools.pages import between, marks
 
@@ -31,6 +37,7 @@ SHOWN = [
     for name, section in (
         ("amibr", evidence_table.section),
         ("confounded", evidence_confounded.section),
+        ("two_sites", evidence_two_sites.section),
         ("fan", evidence_fan.section),
     )
 ] + [
