@@ -37,10 +37,10 @@ SHOWN = [
     for name, section in (
         ("amibr", evidence_table.section),
         ("confounded", evidence_confounded.section),
-        ("two_sites", evidence_two_sites.section),
         ("fan", evidence_fan.section),
     )
 ] + [
+    Shown("two_sites", evidence_table.RESULTS, evidence_two_sites.section),
     Shown("amibr-all", APPENDIX, evidence_table.section),
     Shown("norms", APPENDIX, evidence_norms.section),
 ]
