@@ -161,6 +161,7 @@ def cohort_check(
     from stainssl.cohort import (
         check,
         encoder_checks,
+        encoder_warnings,
         feature_warnings,
         installed,
         task_summary,
@@ -176,7 +177,8 @@ def cohort_check(
         for sentence in told_of_sheet(loaded, name):
             typer.echo(sentence)
     for sentence in [
-        *encoder_checks.warnings(loaded),
+        *encoder_warnings.warnings(loaded),
+        *encoder_checks.resized(loaded),
         *feature_warnings(loaded),
         *installed.missing(loaded, thorough=True),
     ]:
@@ -331,9 +333,71 @@ def mil(
 
 
 @app.command()
-def robustness(encoder: EncoderName, config: ConfigFile = DEFAULT, threads: Threads = 1) -> None:
-    """Measure what a change of stain does to an encoder."""
-    _run_job("robustness", config, {"encoder": encoder}, threads)
+def robustness(
+    encoder: Annotated[
+        str | None, typer.Option("--encoder", help="An encoder of the config.")
+    ] = None,
+    weights: Annotated[
+        list[str] | None,
+        typer.Option("--weights", help="A name or a source of weights; may be repeated."),
+    ] = None,
+    tiles: Annotated[
+        Path | None, typer.Option("--tiles", help="A folder of tile images, for --weights.")
+    ] = None,
+    out: Annotated[
+        Path, typer.Option("--out", help="The folder to write to, for --weights.")
+    ] = Path("robustness"),
+    folders: Annotated[
+        str | None,
+        typer.Option(
+            "--folders",
+            help="What the levels of sub-folders are: site, patient, label or -, such as"
+            " site/patient; default: site.",
+        ),
+    ] = None,
+    paired: Annotated[
+        bool, typer.Option("--paired", help="Tiles of one name at several sites are one tissue.")
+    ] = False,
+    mpp: Annotated[
+        float | None, typer.Option("--mpp", help="µm/px of the tiles, for a warning.")
+    ] = None,
+    stain_method: Annotated[
+        str,
+        typer.Option(
+            "--stain-method", help="Tiles are re-stained by reinhard, macenko, vahadane or ruifrok."
+        ),
+    ] = "reinhard",
+    max_tiles: Annotated[int, typer.Option("--max-tiles", help="Tiles to compare.")] = 500,
+    seed: Annotated[int, typer.Option("--seed", help="Of the choice of tiles.")] = 0,
+    config: ConfigFile = DEFAULT,
+    threads: Annotated[
+        int | None,
+        typer.Option("--threads", help="Cores to use; default: 1, with --weights all (0)."),
+    ] = None,
+) -> None:
+    """Measure what a change of stain does to an encoder: of the config, or weights on a folder."""
+    if weights and tiles and not encoder:
+        asked = {"weights": weights, "tiles": tiles, "out": out, "paired": paired, "mpp": mpp}
+        asked |= {"method": stain_method, "max_tiles": max_tiles, "seed": seed}
+        return _robustness_on_tiles(asked, folders, threads or 0)
+    if weights or tiles or not encoder:
+        from stainssl.errors import StainsslError
+
+        raise StainsslError(
+            "Give --weights and --tiles, or --encoder, an encoder of the config: see"
+            " docs/howto/robustness.md."
+        )
+    return _run_job("robustness", config, {"encoder": encoder}, 1 if threads is None else threads)
+
+
+def _robustness_on_tiles(asked: dict[str, Any], folders: str | None, threads: int) -> None:
+    _use_threads(threads)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
+    from stainssl.stages.tile_robustness import Asked, run
+
+    levels = None if folders is None else [word for word in folders.split("/") if word]
+    for line in run(Asked(levels=levels, **asked)):
+        typer.echo(line)
 
 
 @app.command()

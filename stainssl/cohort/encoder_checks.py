@@ -9,7 +9,6 @@ from typing import Any
 import timm
 import torch
 
-from stainssl.cohort import encoder_warnings
 from stainssl.config import REFERENCE, Config, Encoder, nearest
 from stainssl.encoders import adapters, of_slides, recipes, slide_recipes, tensors
 from stainssl.encoders.blocks import last_blocks
@@ -34,7 +33,8 @@ from stainssl.encoders.slide_recipes import SlideRecipe, told_of
 from stainssl.encoders.standards import standard
 from stainssl.encoders.weights import REVISION, read_source
 from stainssl.errors import StainsslError
-from stainssl.runtime.devices import memory_bytes
+
+RESIZED = 1.5  # by more than that a network sees other structures than it was trained on
 
 
 def problems(config: Config) -> Iterator[str]:
@@ -260,23 +260,24 @@ def _folder(folder: Path, source: str) -> Iterator[str]:
         tensors.read(folder / "model.safetensors", "meta")  # half a file is a StainsslError
 
 
-def warnings(config: Config) -> Iterator[str]:
-    """Sentences about encoders that can be run and may not be meant, or may not fit in memory."""
-    yield from encoder_warnings.warnings(config)
+def resized(config: Config) -> Iterator[str]:
+    """Sentences on timm's own networks that would see tiles much enlarged or shrunk."""
     for name, encoder in config.encoders.items():
-        yield from _too_large(name, encoder)
+        if encoder.weights is None or encoder.vectors is not None or encoder.input_size:
+            continue
+        side, size = _timms_side(encoder.source or ""), config.tilings[encoder.tiling].size
+        if side and not 1 / RESIZED < side / size < RESIZED:
+            yield (
+                f"encoders.{name}: {encoder.weights} sees {side} px, to which tiles of {size} px of"
+                f" tiling {encoder.tiling!r} are resized: set input_size to have it see another"
+                " size."
+            )
 
 
-def _too_large(name: str, encoder: Encoder) -> Iterator[str]:
-    """Weights that do not fit in this machine's memory."""
-    found = recipes.find(encoder.source or "")
-    if found is None:
-        return
-    with torch.device("meta"):
-        needed = 4 * sum(p.numel() for p in build(found[1]).parameters())
-    if needed > (there := memory_bytes()):
-        yield (
-            f"encoders.{name}: the weights of {found[0]} alone are"
-            f" {needed / 1e9:.1f} GB in 32 bits, and the device here has {there / 1e9:.1f} GB: run"
-            " it on one with more."
-        )
+def _timms_side(source: str) -> int | None:
+    """Side in px of what a network sees that is named by timm's name alone; else None."""
+    name = read_source(source)[0].partition(FILE)[0].removeprefix(TIMM)
+    if recipes.find(source) or not timm.is_model(name.split(".")[0]):
+        return None
+    found = timm.get_pretrained_cfg(name)
+    return int(found.input_size[1]) if found else None

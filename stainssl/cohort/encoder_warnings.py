@@ -9,17 +9,22 @@ from pathlib import Path
 from stainssl.config import Config
 from stainssl.encoders import hub, recipes, slide_recipes
 from stainssl.encoders.recipes import EncoderRecipe
+from stainssl.encoders.sizes import PARAMETERS_M
 from stainssl.encoders.slide_recipes import SlideRecipe
 from stainssl.encoders.weights import FILE, SAMPLES, read_source, weight_files
 from stainssl.runtime.content import content_key
+from stainssl.runtime.memory import memory_bytes
 
+SMALLEST_DEVICE = 10**9  # bytes: of less no device need be asked
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".tar")
 MPP_SLACK = 1.1  # of a ratio of µm/px: scanners of one magnification differ by so much
 
 
 def warnings(config: Config) -> list[str]:
-    """Sentences on given encoders before any job: those of their rows, and of their downloads."""
+    """Sentences on given encoders before any job: on their rows, downloads and memory."""
     names = list(config.encoders)
-    return [*row_warnings(config, names), *(s for n in names for s in _download(config, n))]
+    of_machine = (s for n in names for s in (*_download(config, n), *_memory(config, n)))
+    return [*row_warnings(config, names), *of_machine]
 
 
 def row_warnings(config: Config, names: Iterable[str]) -> list[str]:
@@ -116,19 +121,55 @@ def _identified(source: str) -> tuple[str, bytes | None]:
 
 def _download(config: Config, name: str) -> Iterator[str]:
     """Weights that are not on this machine, and that it has no right to, or no way of, getting."""
-    found = _recipe(config.encoders[name].source or "")
+    if sentence := out_of_reach(config.encoders[name].source or ""):
+        yield f"encoders.{name}: {sentence}"
+
+
+def out_of_reach(source: str) -> str:
+    """Why weights of the hub cannot be had here, downloads being off or rights missing; or ""."""
+    found = _recipe(source)
     if found is None or found[2] is not None or not found[1].repository or found[1].cached:
-        return
+        return ""
     known, recipe, _ = found
     if hub.is_offline():
-        yield (
-            f"encoders.{name}: the weights of {known} are not in this machine's cache of the hub,"
-            f" and HF_HUB_OFFLINE is set: run `hf download {recipe.repository}` where there is a"
+        return (
+            f"the weights of {known} are not in this machine's cache of the hub, and"
+            f" HF_HUB_OFFLINE is set: run `hf download {recipe.repository}` where there is a"
             f" network, and copy the cache, or write weights: {known}@FOLDER."
         )
-    elif recipe.gated and not hub.has_token():
-        yield (
-            f"encoders.{name}: the weights of {known} are gated, they are not in this machine's"
-            f" cache of the hub, and there is no token: accept the license on {recipe.address}, and"
-            f" run `hf auth login`, or write weights: {known}@FOLDER."
+    if recipe.gated and not hub.has_token():
+        return (
+            f"the weights of {known} are gated, they are not in this machine's cache of the hub,"
+            f" and there is no token: accept the license on {recipe.address}, and run `hf auth"
+            f" login`, or write weights: {known}@FOLDER."
         )
+    return ""
+
+
+def _memory(config: Config, name: str) -> Iterator[str]:
+    if sentence := too_large(config.encoders[name].source or ""):
+        yield f"encoders.{name}: {sentence}"
+
+
+def too_large(source: str) -> str:
+    """Weights that this machine's device does not hold, and how much both are; or ""."""
+    needed = weights_bytes(source)
+    if needed < SMALLEST_DEVICE or needed <= (there := memory_bytes()):
+        return ""
+    found = _recipe(source)
+    name = found[0] if found else read_source(source)[0]
+    return (
+        f"the weights of {name} alone are {needed / 1e9:.1f} GB in 32 bits, and the device here has"
+        f" {there / 1e9:.1f} GB: run it on one with more."
+    )
+
+
+def weights_bytes(source: str) -> int:
+    """What weights take in 32 bits, as far as that is known without a download; else 0."""
+    found = _recipe(source)
+    if found and found[0] in PARAMETERS_M:
+        return 4 * 10**6 * PARAMETERS_M[found[0]]
+    files = weight_files(source)
+    if found and (cached := found[1].cached) and found[2] is None:
+        files = [cached]
+    return max((f.stat().st_size for f in files if f.suffix in WEIGHTS and f.is_file()), default=0)

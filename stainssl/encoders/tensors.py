@@ -169,7 +169,10 @@ class Fit:
         if "reg_token" in names:
             return "Register tokens: name the architecture that has as many (…_reg4_…)."
         if "pos_embed" in self.reshaped:
-            return "It was trained at another image or patch size: name that architecture."
+            return (
+                "It was trained at another image or patch size: name that architecture, or give a"
+                " 'recipe' with its image size (input_px)."
+            )
         return "Name the architecture that they were trained as."
 
 

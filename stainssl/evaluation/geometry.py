@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
+from numpy.typing import NDArray
 
 from stainssl.evaluation.stainings import (
     Figure,
@@ -35,14 +36,24 @@ def similarity(stainings: Stainings, seed: int) -> Iterator[Figure]:
 
 def retrieval(stainings: Stainings, seed: int) -> Iterator[Figure]:
     """How often a tile finds itself among all tiles under the other stain (both ways, mean)."""
-    cosine = unit_length(stainings.first) @ unit_length(stainings.second).T
-    same = np.diagonal(cosine)
-    # Ties count against the tile: a collapsed encoder, to which all are alike, finds nothing.
-    rank = [(matrix >= same[:, None]).sum(axis=1) for matrix in (cosine, cosine.T)]
     patient = stainings.patient
     for top in RETRIEVAL_RANKS:
-        hits = np.mean([r <= top for r in rank], axis=0)
+        hits = found_again(stainings.first, stainings.second, top)
         yield mean_figure(f"stain_retrieval_top{top}", hits, patient, seed)
+
+
+def found_again(first: Vectors, second: Vectors, top: int) -> NDArray[np.float64]:
+    """(N,) how often each of N tiles is among the nearest `top` of its other picture, both ways.
+
+    Ties count against the tile: a collapsed encoder, to which all are alike, finds nothing.
+
+    Args:
+        first, second: (N, D) vectors of the same tiles in two pictures.
+    """
+    cosine = unit_length(first) @ unit_length(second).T
+    same = np.diagonal(cosine)
+    rank = [(matrix >= same[:, None]).sum(axis=1) for matrix in (cosine, cosine.T)]
+    return np.mean([r <= top for r in rank], axis=0)
 
 
 def effective_rank(vectors: Vectors) -> float:

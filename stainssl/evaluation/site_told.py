@@ -41,15 +41,30 @@ def site_probe(stainings: Stainings, seed: int) -> Iterator[Figure]:
     patients = pd.DataFrame({"patient_id": sites.index, "label": sites.to_numpy()})
     folds = int(min(5, patients["label"].value_counts().min()))
     kept = stainings.table["patient_id"].isin(set(sites.index)).to_numpy()
-    table = stainings.table[kept].assign(label=stainings.table.loc[kept, "site"])
     split = make_folds(patients, kind="cv", folds=folds, seed=seed)
-    predicted = probe_predictions(
-        stainings.original[kept], stainings.original[kept], table, split, seed
-    )
+    yield from _told(stainings.original[kept], stainings.table[kept], split, sites.nunique(), seed)
+
+
+def shared_site_probe(stainings: Stainings, seed: int) -> Iterator[Figure]:
+    """The same where every patient is at every site, as of tissue that several sites stained."""
+    table = stainings.table
+    patients = table[["patient_id"]].drop_duplicates().assign(label="")
+    if len(patients) < 3:
+        log.info("site probe left out: three patients are needed")
+        return
+    split = make_folds(patients, kind="cv", folds=min(5, len(patients)), seed=seed)
+    yield from _told(stainings.original, table, split, table["site"].nunique(), seed)
+
+
+def _told(
+    vectors: Vectors, table: pd.DataFrame, split: pd.DataFrame, sites: int, seed: int
+) -> Iterator[Figure]:
+    labelled = table.assign(label=table["site"])
+    predicted = probe_predictions(vectors, vectors, labelled, split, seed)
     row = evaluate(predicted.drop(columns="site"), "tile", seed).set_index("metric")
     found = row.loc["balanced_accuracy"]
     yield Figure("site_predictability", *found[REST])
-    chance = 1 / sites.nunique()
+    chance = 1 / sites
     yield Figure("site_chance", "all", chance, chance, chance, *found[["patients", "units"]])
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from stainssl.stores.atomic import write_text
 
 FILE = "spread.json"  # in the folder of a probe or head
 WEIGHTS = ("recipe", "weights_sha256", "revision")
-NAMED = {"recipe", "revision"}  # one of which given weights have, and those trained here have not
+NAMED = {"recipe", "revision"}  # one of which only weights have that come from elsewhere
 MAX_ALIKE = 0.995  # random weights of six backbones gave 0.26 to 0.985
 
 
@@ -71,14 +71,19 @@ def alike_notes(folders: Mapping[str, Iterable[Path]]) -> list[str]:
     ]
 
 
-def weights_notes(folders: Mapping[str, Iterable[Path]]) -> list[str]:
-    """A note for a table on the weights that have a recipe or are of the hub: which they are.
+def weights_notes(folders: Mapping[str, Iterable[Path]], given: Collection[str] = ()) -> list[str]:
+    """A note for a table on the weights that were not trained here: which they are.
 
     Args:
         folders: as `alike_notes` takes them.
+        given: runs of given weights; those that have a recipe or are of the hub are known as such.
     """
     found = {run: next(iter(map(_told, places)), {}) for run, places in folders.items()}
-    known = [_phrase(run, told) for run, told in found.items() if told.keys() & NAMED]
+    known = [
+        _phrase(run, told)
+        for run, told in found.items()
+        if "weights_sha256" in told and (run in given or told.keys() & NAMED)
+    ]
     return [f"Weights: {'; '.join(known)}."] if known else []
 
 

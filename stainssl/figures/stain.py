@@ -99,19 +99,15 @@ def _label_space(left: Axes, right: Axes, family: type[StainProfile]) -> None:
     )
 
 
-def _draw_strip(
-    figure: Figure | SubFigure,
-    originals: np.ndarray,
-    names: Sequence[str],
-    normalized: Mapping[str, np.ndarray],
+def draw_strip(
+    figure: Figure | SubFigure, rows: Mapping[str, np.ndarray], names: Sequence[str]
 ) -> None:
-    """(n, H, W, 3) uint8 tiles, and below them the same tiles normalized to each target."""
-    rows = {"as scanned": originals, **normalized}
+    """Rows of tiles below each other: what a row shows → (n, H, W, 3) uint8; and names of the n."""
     axes = figure.subplots()
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0, labelsize=8, top=False, labeltop=True, labelbottom=False)
     axes.set(xticks=[], yticks=[])
-    if not len(originals):
+    if not names:
         axes.set_title("no valid tile to show", fontsize=9)
         return
     montage, x_px, y_px = _montage(list(rows.values()))
@@ -152,5 +148,6 @@ def target_figure(
     halves: Any = figure.subfigures(2, 1, height_ratios=heights)
     figure.suptitle(title, fontsize=11)
     _draw_space(halves[0], sites, targets, targets_name)
-    _draw_strip(halves[1], *strip)
+    originals, names, normalized = strip
+    draw_strip(halves[1], {"as scanned": originals, **normalized}, names)
     return figure

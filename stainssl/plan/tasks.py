@@ -299,6 +299,7 @@ class BenchmarkJob(Job):
         rows: cohort → a row per slide: `part`, `slide_id`, `patient_id`, where it was made, and
             the labels and clinical columns of the tasks.
         releases: cohort → the public data set that it is.
+        given: runs of encoders whose weights are given.
         warnings: sentences on encoders whose tiles are unlike those that they were trained on, or
             whose weights are another's.
     """
@@ -316,6 +317,7 @@ class BenchmarkJob(Job):
     runs: Setting[dict[str, list[str]]]
     rows: Setting[dict[str, pd.DataFrame]]
     releases: Setting[dict[str, str]]
+    given: Setting[list[str]]
     warnings: Setting[list[str]]
     seed: Setting[int]
 
@@ -356,6 +358,7 @@ def benchmark(config: Config, benchmark: str) -> BenchmarkJob:
         runs=runs,
         rows={cohort: _benchmark_rows(config, cohort, tasks) for cohort in cohorts},
         releases={c: r for c in cohorts if (r := config.cohorts[c].release)},
+        given=[name for key in runs if config.encoders[key].weights for name in runs[key]],
         warnings=row_warnings(config, runs),
         seed=config.seed,
     )

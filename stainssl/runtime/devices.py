@@ -47,13 +47,6 @@ def pick() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def memory_bytes() -> int:
-    """The memory of the device to compute on, used or not: of a GPU, or of the machine."""
-    if torch.cuda.is_available():
-        return int(torch.cuda.get_device_properties(0).total_memory)
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
 def is_one_of_several() -> bool:
     """Whether `torchrun`, lightning or srun started this process beside others for one training."""
     return is_slurm_step() or "LOCAL_RANK" in os.environ

@@ -223,7 +223,7 @@ def _notes(job: BenchmarkJob, compared: pd.DataFrame) -> list[str]:
     clinical = side_name(baselines.CLINICAL, baselines.HEAD)
     added = fusion.added_notes(compared, clinical)
     folders = _folders_by_run(job)
-    of_encoders = [*weights_notes(folders), *job.warnings, *alike_notes(folders)]
+    of_encoders = [*weights_notes(folders, job.given), *job.warnings, *alike_notes(folders)]
     return [*of_tasks, *added, *of_encoders]
 
 

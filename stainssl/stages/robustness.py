@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import pandas as pd
@@ -38,12 +39,46 @@ _GAP = 16  # unwanted tiles that one read takes along rather than being cut in t
 log = logging.getLogger(__name__)
 
 
+Encode = Callable[[torch.Tensor], torch.Tensor]  # (B, 3, H, W) uint8 → (B, D) float32
+
+
+class Sample(Protocol):
+    """N tiles that are compared.
+
+    Attributes:
+        table: N rows: `patient_id`, `slide_id`, `tile`, `site`, `label`.
+    """
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """A row a tile."""
+        ...
+
+    def batches(self, use: NDArray[np.bool_] | None = None) -> Iterator[torch.Tensor]:
+        """(B, 3, H, W) uint8 blocks of the tiles, or of those where (N,) `use` is True."""
+        ...
+
+
 @dataclass(frozen=True)
 class TileSample:
-    """N tiles of a task: their JPEGs and `patient_id`, `slide_id`, `tile`, `site`, `label`."""
+    """N tiles of a task: their JPEGs and their table. See `Sample`."""
 
     jpegs: list[bytes]
     table: pd.DataFrame
+
+    def batches(self, use: NDArray[np.bool_] | None = None) -> Iterator[torch.Tensor]:
+        """See `Sample`."""
+        rows = np.arange(len(self.jpegs)) if use is None else np.flatnonzero(use)
+        return in_batches(rows, lambda row: decode(self.jpegs[row]))
+
+
+def in_batches(
+    rows: NDArray[np.intp], read: Callable[[int], NDArray[np.uint8]]
+) -> Iterator[torch.Tensor]:
+    """(B, 3, H, W) uint8 blocks of tiles of one size, each (H, W, 3) by its row."""
+    for start in range(0, len(rows), _BATCH):
+        images = np.stack([read(row) for row in rows[start : start + _BATCH].tolist()])
+        yield torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
 
 
 def run(job: RobustnessJob) -> None:
@@ -179,15 +214,8 @@ def _some_tiles(job: RobustnessJob, part: Part) -> pd.DataFrame:
     return pd.DataFrame({"slide_id": slide, "tile": tile, "row": rows, "label": ""})
 
 
-def _batches(jpegs: list[bytes]) -> Iterator[torch.Tensor]:
-    # (B, 3, H, W) uint8
-    for start in range(0, len(jpegs), _BATCH):
-        images = np.stack([decode(jpeg) for jpeg in jpegs[start : start + _BATCH]])
-        yield torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
-
-
 def two_targets(
-    sample: TileSample, training: set[str], family: str
+    sample: Sample, training: set[str], family: str
 ) -> tuple[StainProfile, StainProfile]:
     """The pooled profiles of the two most different sites of the training patients.
 
@@ -197,23 +225,38 @@ def two_targets(
         StainsslError: the training patients' tiles tell no two stainings.
     """
     ours = sample.table["patient_id"].isin(training).to_numpy()
-    jpegs = [jpeg for jpeg, use in zip(sample.jpegs, ours, strict=True) if use]
-    profiles = StainProfile.cat([estimate(images, family) for images in _batches(jpegs)])
-    table = sample.table[ours]
-    column = "site" if table["site"].nunique() > 1 else "patient_id"
-    group = table[column].to_numpy(str)
-    pooled = {name: profiles[torch.from_numpy(group == name)].pooled() for name in np.unique(group)}
-    pooled = {name: profile for name, profile in pooled.items() if bool(profile.valid)}
+    column = "site" if sample.table["site"][ours].nunique() > 1 else "patient_id"
+    pooled = pooled_profiles(sample, ours, column, family)
     if len(pooled) < 2:
         raise StainsslError(
             f"Robustness needs two stainings in the training part; found {len(pooled)} {column}"
             " with a valid stain profile. Add sites or patients."
         )
-    names = list(pooled)
-    coordinates = np.stack([pooled[name].coordinates().numpy() for name in names])
-    first, second = most_different(coordinates, names)
+    first, second = farthest(pooled)
     log.info("stainings: %s %s and %s", column, first, second)
     return pooled[first], pooled[second]
+
+
+def pooled_profiles(
+    sample: Sample, use: NDArray[np.bool_], column: str, family: str
+) -> dict[str, StainProfile]:
+    """The mean stain of each group of tiles; groups without a tile that tells it are left out.
+
+    Args:
+        use: (N,) the tiles that are taken.
+        column: of the table, which names the group.
+        family: by which stain is estimated.
+    """
+    profiles = StainProfile.cat([estimate(images, family) for images in sample.batches(use)])
+    group = sample.table.loc[use, column].to_numpy(str)
+    pooled = {name: profiles[torch.from_numpy(group == name)].pooled() for name in np.unique(group)}
+    return {name: profile for name, profile in pooled.items() if bool(profile.valid)}
+
+
+def farthest(profiles: Mapping[str, StainProfile]) -> tuple[str, str]:
+    """The names of the two profiles that are farthest apart."""
+    names = list(profiles)
+    return most_different(np.stack([profiles[n].coordinates().numpy() for n in names]), names)
 
 
 def restain(images: torch.Tensor, target: StainProfile) -> torch.Tensor:
@@ -224,13 +267,19 @@ def restain(images: torch.Tensor, target: StainProfile) -> torch.Tensor:
 
 
 def embed_stainings(
-    sample: TileSample, encoder: LoadedEncoder, targets: tuple[StainProfile, StainProfile]
+    sample: Sample, encoder: Encode, targets: tuple[StainProfile, StainProfile]
 ) -> Stainings:
     """Vectors of the tiles as they are and stained like each of two targets."""
     out: list[list[np.ndarray]] = [[], [], []]
-    for images in _batches(sample.jpegs):
+    for images in sample.batches():
         views = [images, *(restain(images, target) for target in targets)]
         for kept, view in zip(out, views, strict=True):
             kept.append(encoder(view).float().cpu().numpy())
     original, first, second = (np.concatenate(blocks) for blocks in out)
     return Stainings(original, first, second, sample.table)
+
+
+def embedded(sample: Sample, encoder: Encode) -> NDArray[np.float32]:
+    """(N, D) vectors of the tiles as they are."""
+    blocks = [encoder(images).float().cpu().numpy() for images in sample.batches()]
+    return np.concatenate(blocks)

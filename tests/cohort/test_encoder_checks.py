@@ -9,13 +9,13 @@ import timm
 import torch
 from safetensors.torch import save, save_file
 
-from stainssl.cohort import check, encoder_checks
-from stainssl.cohort.encoder_checks import problems, warnings
+from stainssl.cohort import check
+from stainssl.cohort.encoder_checks import problems, resized
+from stainssl.cohort.encoder_warnings import warnings
 from stainssl.config import parse
 from stainssl.encoders import adapters, hub, recipes
 from stainssl.encoders.loading import with_classes
 from stainssl.encoders.saving import save_local_dir
-from stainssl.runtime.devices import memory_bytes
 from tests.encoders.fake_hub import COMMITS, cache, put
 from tests.encoders.test_recipes import _tiny
 
@@ -238,9 +238,31 @@ def test_two_names_for_one_file_are_warned_of(tmp_path):
     assert not _warned(tmp_path, a={"weights": "uni"}, b=normalized, c={"weights": "uni2-h"})
 
 
-def test_weights_larger_than_the_memory_are_warned_of(tmp_path, monkeypatch):
-    monkeypatch.setattr(encoder_checks, "memory_bytes", lambda: 10**9)
-    assert not _warned(tmp_path, a={"weights": "kaiko-vits16"})
-    [found] = _warned(tmp_path, a={"weights": "uni"})
-    assert "uni alone are 1.2 GB in 32 bits, and the device here has 1.0 GB" in found
-    assert memory_bytes() > 10**8
+DINOV2 = "vit_small_patch14_dinov2"
+
+
+def test_tiles_that_timms_networks_would_see_enlarged_are_told():
+    tiling = {"mpp": 0.5, "size": 256}
+    [found] = resized(_config(tiling, weights=f"{DINOV2}.lvd142m"))
+    assert "sees 518 px, to which tiles of 256 px of tiling 'default' are resized" in found
+    assert "set input_size" in found
+    for encoder in (
+        {"weights": DINOV2, "input_size": 224}, {"weights": "resnet50"}, {"weights": "uni"},
+        {**TRAIN, "init": DINOV2}, {"weights": "hf-hub:a/b"},
+    ):  # fmt: skip
+        assert list(resized(_config(tiling, **encoder))) == []
+
+
+def test_a_transformer_of_another_image_size_says_how_its_size_is_given(tmp_path):
+    args = {"num_classes": 0, "depth": 1, "embed_dim": 48, "num_heads": 3}
+    model = timm.create_model(DINOV2, img_size=224, init_values=1e-5, **args)
+    save_file(model.state_dict(), tmp_path / "w.safetensors")
+    source = f"{DINOV2}@{tmp_path / 'w.safetensors'}"
+    [found] = _told(weights=source)
+    assert "are missing" in found  # of the other blocks
+    recipe = {"arguments": {k: v for k, v in args.items() if k != "num_classes"},
+              "mean": [0.5] * 3, "std": [0.5] * 3}  # fmt: skip
+    assert _told(weights=source, recipe=recipe) == []
+    [found] = _told(weights=source, recipe={**recipe, "input_px": 518})
+    assert "1 have another shape: pos_embed" in found
+    assert "give a 'recipe' with its image size (input_px)" in found

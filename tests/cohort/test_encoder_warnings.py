@@ -6,13 +6,16 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from huggingface_hub import constants
 
 from stainssl.cohort import encoder_warnings
-from stainssl.cohort.encoder_warnings import row_warnings, warnings
+from stainssl.cohort.encoder_warnings import row_warnings, too_large, warnings
 from stainssl.config import parse
 from stainssl.encoders import hub
+from stainssl.encoders.loading import build
 from stainssl.encoders.recipes import RECIPES
+from stainssl.encoders.sizes import PARAMETERS_M
 from stainssl.plan.tasks import benchmark
 from stainssl.plan.workflow import Plan
 from tests.encoders.fake_hub import COMMITS, cache, put
@@ -93,3 +96,39 @@ def test_neither_a_dry_run_nor_its_warnings_import_torch():
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
     assert encoder_warnings.__doc__
+
+
+def test_weights_larger_than_the_memory_are_told_before_any_job(tmp_path, monkeypatch):
+    monkeypatch.setattr(hub, "has_token", lambda: True)
+    monkeypatch.setattr(encoder_warnings, "memory_bytes", lambda: 10**9)
+    data = _data(small={"weights": "kaiko-vits16"}, large={"weights": "uni"})
+    [found] = Plan({**data, "results": str(tmp_path)}, is_main=True).notices
+    assert found == (
+        "encoders.large: the weights of uni alone are 1.2 GB in 32 bits, and the device here has"
+        " 1.0 GB: run it on one with more."
+    )
+
+
+def test_files_of_unknown_weights_say_what_they_take(tmp_path, monkeypatch):
+    file = tmp_path / "ours.safetensors"
+    with file.open("wb") as out:
+        out.truncate(3 * 10**9)  # takes no room on the disk
+    monkeypatch.setattr(encoder_warnings, "memory_bytes", lambda: 2 * 10**9)
+    assert "alone are 3.0 GB in 32 bits, and the device here has 2.0" in too_large(f"net@{file}")
+    assert too_large("resnet50") == ""
+    assert too_large("uni@elsewhere.bin") == ""  # 1.2 GB
+
+
+H0_MINI = {"init_values": 1e-5, "reg_tokens": 4, "mlp_ratio": 5.33334}  # of its config.json
+
+
+@pytest.mark.parametrize("name", sorted(RECIPES))
+def test_the_number_of_parameters_is_that_of_the_network(name):
+    config = {"architecture": "vit_base_patch14_dinov2", "model_args": H0_MINI}
+    with torch.device("meta"):
+        model = build(RECIPES[name], config if RECIPES[name].needs_config else None)
+    assert round(sum(p.numel() for p in model.parameters()) / 1e6) == PARAMETERS_M[name]
+
+
+def test_every_recipe_has_its_number_of_parameters():
+    assert set(PARAMETERS_M) == set(RECIPES)

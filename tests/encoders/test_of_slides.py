@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
-from stainssl.cohort.encoder_checks import problems, warnings
+from stainssl.cohort.encoder_checks import problems
+from stainssl.cohort.encoder_warnings import warnings
 from stainssl.config import parse
 from stainssl.encoders import loading, of_slides, slide_pooling, slide_recipes
 from stainssl.errors import StainsslError

@@ -47,14 +47,15 @@ def test_given_weights_are_noted(tmp_path):
     made = {
         "uni": known, "other": known | {"revision": "b" * 40, "source": "left out"},
         "hub": {"weights_sha256": "d" * 64, "revision": "e" * 40},
-        "trained": {"weights_sha256": "c" * 64},
+        "file": {"weights_sha256": "f" * 64}, "trained": {"weights_sha256": "c" * 64},
     }  # fmt: skip
     for name, made_by in made.items():
         (tmp_path / name).mkdir()
         write_spread([np.eye(3)], tmp_path / name, made_by=made_by)
-    (note,) = weights_notes({name: [tmp_path / name] for name in made})
+    (note,) = weights_notes({name: [tmp_path / name] for name in made}, ["file", "imported"])
     assert note == (
         "Weights: uni (SHA-256 aaaaaaaaaaaa); other is uni (SHA-256 aaaaaaaaaaaa, revision "
-        "bbbbbbbbbbbb); hub (SHA-256 dddddddddddd, revision eeeeeeeeeeee)."
+        "bbbbbbbbbbbb); hub (SHA-256 dddddddddddd, revision eeeeeeeeeeee); file (SHA-256"
+        " ffffffffffff)."
     )
     assert weights_notes({"trained": [tmp_path / "trained"], "none": [tmp_path]}) == []

@@ -1,0 +1,106 @@
+"""A tile against itself: croma's indices without labels, and the same tissue at several sites."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from itertools import combinations
+
+import numpy as np
+import pandas as pd
+
+from stainssl.evaluation.geometry import found_again
+from stainssl.evaluation.site_told import CROMA_TILES
+from stainssl.evaluation.stainings import (
+    Figure,
+    Vectors,
+    index,
+    mean_figure,
+    median_figure,
+)
+
+log = logging.getLogger(__name__)
+
+
+def tile_indices(vectors: Vectors, table: pd.DataFrame, seed: int) -> Iterator[Figure]:
+    """CRoMa and the robustness index by the package `croma`: does the tile or the stain rule?
+
+    What is a label there is the tile here, and the site is the stain: the nearest picture of the
+    same tile under another stain is compared with the nearest other tile under its own stain.
+    `tile_croma` is the median margin in (-1, 1), above 0 where the tile itself is nearer;
+    `tile_robustness_index` is the share of those that are nearest to themselves, of pictures whose
+    nearest neighbour is either.
+
+    Left out, with the reason in the log, where vectors of different tiles are equal.
+
+    Args:
+        vectors: (N, D) of every tile under every stain.
+        table: N rows: `name` of the tile, `stain`, `patient_id`.
+    """
+    tiles = table["name"].unique()
+    count = CROMA_TILES // table["stain"].nunique()
+    some = np.random.default_rng(seed).permutation(tiles)[:count]
+    kept = table["name"].isin(some).to_numpy()
+    try:
+        yield from _croma(vectors[kept].astype(np.float64), table[kept], seed)
+    except (ValueError, RuntimeError) as error:  # a collapsed encoder
+        log.info("tile_croma left out: %s", error)
+
+
+def _croma(vectors: Vectors, table: pd.DataFrame, seed: int) -> Iterator[Figure]:
+    from croma import RI, CRoMa
+
+    rows = np.arange(len(table)).astype(str)
+    manifest = pd.DataFrame(
+        {
+            "sample_id": rows,
+            "image_path": "",
+            "label": table["name"].to_numpy(),
+            "group_id": rows,  # no picture but itself is left out of a tile's neighbours
+            "stain": table["stain"].to_numpy(),
+        }
+    )
+    margin = CRoMa.compute(vectors, manifest, confounder_column="stain", m=1)
+    patient = table["patient_id"]
+    yield median_figure("tile_croma", margin.sample_values_aligned, index(patient), seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of thin support
+        found = RI.compute(vectors, manifest, confounder_column="stain", k_candidates=(1,))
+    values = found.sample_values_aligned
+    told = np.isfinite(values)
+    yield mean_figure("tile_robustness_index", values[told], index(patient[told]), seed)
+
+
+def shared_tiles(table: pd.DataFrame) -> dict[str, np.ndarray]:
+    """Site → rows of the tiles whose name every site has, in the same order of names.
+
+    Args:
+        table: `site` and `name`, no name twice at a site.
+    """
+    sites = sorted(table["site"].unique())
+    named = {s: pd.Series(np.flatnonzero(table["site"] == s)) for s in sites}
+    names = {s: pd.Index(table["name"].to_numpy()[rows]) for s, rows in named.items()}
+    shared = sorted(set.intersection(*(set(one) for one in names.values())))
+    return {s: named[s].to_numpy()[names[s].get_indexer(shared)] for s in sites}
+
+
+def across_sites(vectors: Vectors, table: pd.DataFrame, seed: int) -> Iterator[Figure]:
+    """How often a tile finds itself among all tiles as another site stained or scanned them.
+
+    `site_retrieval_top1` is the mean over all pairs of sites; `worst_pair_retrieval_top1` that of
+    the lowest pair, which its group names.
+
+    Args:
+        vectors: (N, D) of tiles as they are.
+        table: N rows: `site`, `name`, `patient_id`; tiles of one name are the same tissue.
+    """
+    rows = shared_tiles(table)
+    pairs = list(combinations(rows, 2))
+    hits = np.stack([found_again(vectors[rows[a]], vectors[rows[b]], 1) for a, b in pairs])
+    first = next(iter(rows.values()))
+    patient = index(table["patient_id"].iloc[first])
+    yield mean_figure("site_retrieval_top1", hits.mean(axis=0), patient, seed)
+    worst = int(np.argmin(hits.mean(axis=1)))
+    lowest = mean_figure("worst_pair_retrieval_top1", hits[worst], patient, seed)
+    yield lowest._replace(group="sites=" + " / ".join(pairs[worst]))

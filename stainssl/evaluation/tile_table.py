@@ -1,0 +1,112 @@
+"""The answer on a folder of tiles as a table: what each column is, and Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from stainssl.evaluation.grid import number
+from stainssl.evaluation.table import NOTHING
+from stainssl.evaluation.table_formats import markdown
+
+
+class Column(NamedTuple):
+    """A figure of the table.
+
+    Attributes:
+        metric: as `metrics.csv` names it.
+        title: of its column and of its panel.
+        told: how it is read, in a line.
+        chance: what an encoder reaches that knows nothing; the name of a metric, or a number.
+    """
+
+    metric: str
+    title: str
+    told: str
+    chance: str | float | None = None
+
+
+COLUMNS = (
+    Column(
+        "stain_retrieval_top1", "same tile, other stain",
+        "share of tiles that are nearest to themselves among all tiles re-stained; it falls with"
+        " the number of tiles. Higher is more robust",
+    ),
+    Column(
+        "stain_margin", "stain margin",
+        "cosine of a tile with itself under the other stain, less that with other tiles. Higher is"
+        " more robust",
+    ),
+    Column(
+        "tile_croma", "CRoMa, tile against stain",
+        "by the package croma, with the tile as label and the stain as site: median margin between"
+        " the same tile under the other stain and the nearest other tile under its own. Above 0 the"
+        " tile rules, below 0 the stain", 0.0,
+    ),
+    Column(
+        "tile_robustness_index", "robustness index, tile against stain",
+        "PathoROB's index by the same package with the same labels: of the tiles whose nearest"
+        " neighbor is either, the share that is nearest to itself", 0.5,
+    ),
+    Column(
+        "site_retrieval_top1", "same tissue, other site",
+        "share of tiles that are nearest to the tile of the same name at another site, mean over"
+        " pairs of sites. Higher is more robust",
+    ),
+    Column("worst_pair_retrieval_top1", "worst pair", "the same of the lowest pair of sites"),
+    Column(
+        "site_predictability", "site told",
+        "balanced accuracy of a linear probe that tells the site of patients whom it has not seen;"
+        " sites may differ in tissue, too. Lower is more robust", "site_chance",
+    ),
+    Column(
+        "robustness_index", "robustness index",
+        "PathoROB, by the package croma: do the nearest tiles of other patients share the label"
+        " (1) or the site (0)", 0.5,
+    ),
+    Column(
+        "croma", "CRoMa",
+        "by the package croma: median margin between labels and sites. Above 0 the label rules,"
+        " below 0 the site", 0.0,
+    ),
+)  # fmt: skip
+
+
+def found_columns(figures: pd.DataFrame) -> list[Column]:
+    """The columns of which there is a figure."""
+    known = set(figures.loc[np.isfinite(figures["value"]), "metric"])
+    return [column for column in COLUMNS if column.metric in known]
+
+
+def to_markdown(figures: pd.DataFrame, title: str, notes: Sequence[str]) -> str:
+    """A table with a row an encoder, what its columns say, and notes.
+
+    Args:
+        figures: `encoder` and the fields of a `Figure`.
+        title: of the page.
+        notes: a line each.
+    """
+    columns = found_columns(figures)
+    head = ["encoder", *(column.title for column in columns)]
+    lines = [f"# {title}", "", "| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
+    for name in figures["encoder"].unique():
+        rows = figures[figures["encoder"] == name].drop_duplicates("metric").set_index("metric")
+        cells = [_cell(rows, column) for column in columns]
+        lines.append("| " + " | ".join([markdown(name), *cells]) + " |")
+    told = [f"- **{column.title}**: {column.told}." for column in columns]
+    return "\n".join([*lines, "", *told, "", *(f"- {markdown(note)}" for note in notes)]) + "\n"
+
+
+def _cell(rows: pd.DataFrame, column: Column) -> str:
+    if column.metric not in rows.index:
+        return NOTHING
+    row = rows.loc[column.metric]
+    text = number(row["value"], row["low"], row["high"], between=" to ")
+    if isinstance(column.chance, str):
+        text += f", chance {rows.loc[column.chance, 'value']:.2f}"
+    if row["group"] != "all":
+        text += f": {markdown(row['group'].removeprefix('sites='))}"
+    return text

@@ -1,0 +1,394 @@
+"""`robustness --weights --tiles`: given weights and a folder of tiles → table, page and picture."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+
+from stainssl.cohort.encoder_checks import source_problems
+from stainssl.cohort.encoder_warnings import is_trained_scale, out_of_reach, too_large
+from stainssl.encoders import recipes
+from stainssl.encoders.listing import described
+from stainssl.encoders.loading import load
+from stainssl.errors import StainsslError, disk_faults_told
+from stainssl.evaluation.probe import balanced_sample
+from stainssl.evaluation.robustness import measure_unlabelled
+from stainssl.evaluation.same_tile import across_sites, shared_tiles, tile_indices
+from stainssl.evaluation.site_told import robustness_indices, shared_site_probe
+from stainssl.evaluation.stainings import Figure, Stainings
+from stainssl.evaluation.tile_table import to_markdown
+from stainssl.figures.tile_robustness import tile_robustness
+from stainssl.runtime.devices import pick
+from stainssl.slides.tile_folder import TileFolder, check_tiles, find_tiles, read_tile
+from stainssl.stages.robustness import (
+    Encode,
+    embed_stainings,
+    embedded,
+    farthest,
+    in_batches,
+    pooled_profiles,
+    restain,
+)
+from stainssl.stain import StainProfile
+from stainssl.stain.profile import FAMILIES
+from stainssl.stores.atomic import replacing, write_text
+
+MIN_TILES = 20  # a tile is looked for among all: among fewer, chance finds it
+SHOWN, SITES_SHOWN = 6, 9  # tiles and sites of the picture
+COLOR = "color alone"
+PUBLISHED = "the published reference"
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is to be measured.
+
+    Attributes:
+        weights: sources, as `encoders.loading.load` takes them.
+        tiles: the folder.
+        out: the folder that is written to.
+        levels: what the levels of sub-folders are; None: the first is the site.
+        paired: whether tiles of one name at several sites are the same tissue.
+        mpp: µm/px of the tiles, for a warning; None: unknown.
+        method: by which tiles are re-stained.
+        max_tiles: that are compared.
+        seed: of the choice of tiles, and of resamples.
+    """
+
+    weights: Sequence[str]
+    tiles: Path
+    out: Path
+    levels: Sequence[str] | None = None
+    paired: bool = False
+    mpp: float | None = None
+    method: str = "reinhard"
+    max_tiles: int = 500
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class FileSample:
+    """N tiles that are image files of one size. See `robustness.Sample`."""
+
+    root: Path
+    table: pd.DataFrame
+
+    def batches(self, use: NDArray[np.bool_] | None = None) -> Iterator[torch.Tensor]:
+        """See `robustness.Sample`."""
+        rows = np.arange(len(self.table)) if use is None else np.flatnonzero(use)
+        paths = self.table["path"].tolist()
+        return in_batches(rows, lambda row: read_tile(self.root / paths[row]))
+
+
+def run(asked: Asked) -> Iterator[str]:
+    """Measure given weights on a folder of tiles, without a label.
+
+    Writes `metrics.csv`, `robustness.md` and `robustness.png` in `asked.out`.
+
+    Yields:
+        The lines of the page.
+
+    Raises:
+        StainsslError: weights that cannot be loaded, a folder without enough tiles of one size, or
+            tiles that tell no stain.
+    """
+    _check(asked)
+    folder = find_tiles(asked.tiles, asked.levels)
+    sample, side, notes = _sample(folder, asked)
+    notes += [s for source in asked.weights for s in _unlike(source, asked.mpp, side)]
+    compared = _real(sample, asked) if asked.paired else _restained(sample, asked)
+    notes.append(compared.told)
+    figures = []
+    for name in [*dict.fromkeys(asked.weights), COLOR]:
+        encode, about = _encoder(name)
+        notes += about
+        found = compared.measure(_counting(encode, compared.passes * len(sample.table)))
+        figures.append(pd.DataFrame(found, columns=Figure._fields).assign(encoder=name))
+    table = pd.concat(figures, ignore_index=True)[["encoder", *Figure._fields]]
+    notes += _left_out(table, sample.table, asked)
+    page = to_markdown(table, f"Robustness to stain on {asked.tiles}", notes)
+    _write(asked.out, compared, table, page)
+    yield from page.splitlines()
+    yield f"wrote metrics.csv, robustness.md and robustness.png in {asked.out}"
+
+
+def _check(asked: Asked) -> None:
+    """Refuse what can be known before a tile is read."""
+    problems = [f"{source}: {told}" for source in asked.weights for told in _of_weights(source)]
+    if asked.method not in FAMILIES:
+        problems.append(f"--stain-method {asked.method!r} is none of {', '.join(FAMILIES)}.")
+    if asked.max_tiles < MIN_TILES:
+        problems.append(f"--max-tiles {asked.max_tiles}: at least {MIN_TILES} are compared.")
+    if problems:
+        raise StainsslError("\n".join(problems))
+    for sentence in (told for s in asked.weights if (told := too_large(s))):
+        log.warning("%s", sentence)
+
+
+def _of_weights(source: str) -> list[str]:
+    if found := list(source_problems(source)):
+        return found
+    return [told] if (told := out_of_reach(source)) else []
+
+
+def _sample(folder: TileFolder, asked: Asked) -> tuple[FileSample, int, list[str]]:
+    """The tiles that are compared, their side in px, and what is to be said of them."""
+    chosen = _paired(folder, asked) if asked.paired else _chosen(folder.table, asked)
+    side, unread = check_tiles(folder.root, chosen["path"].tolist())
+    table = chosen[~chosen["path"].isin(unread)]
+    if asked.paired:
+        lost = chosen.loc[chosen["path"].isin(unread), "name"]
+        table = table[~table["name"].isin(lost)]
+    count = table["name"].nunique() if asked.paired else len(table)
+    if count < MIN_TILES:
+        raise StainsslError(
+            f"{folder.root}: {count} tiles can be compared{_of_unread(unread)}; at least"
+            f" {MIN_TILES} are needed, and some hundreds say more."
+        )
+    notes = [_told_of(folder, table, side), *_passed_over(folder, unread)]
+    if not (table["patient_id"] != "").any():
+        notes.append(
+            "No patients are named (--folders site/patient), so that every tile counts as one:"
+            " intervals are too narrow, and sites told too well, where tiles share a slide."
+        )
+        table = table.assign(patient_id=table["name"] if asked.paired else table["path"])
+    table = table.assign(slide_id=table["patient_id"], tile=np.arange(len(table)))
+    return FileSample(folder.root, table.reset_index(drop=True)), side, notes
+
+
+def _chosen(table: pd.DataFrame, asked: Asked) -> pd.DataFrame:
+    """At most as many tiles as asked for, evenly of the patients, or of the sites."""
+    key = "patient_id" if (table["patient_id"] != "").any() else "site"
+    rng = np.random.default_rng(asked.seed)
+    return table.iloc[balanced_sample(table[key].to_numpy(str), asked.max_tiles, rng)]
+
+
+def _paired(folder: TileFolder, asked: Asked) -> pd.DataFrame:
+    """Tiles of names that every site has, as many of each site."""
+    table = folder.table
+    sites = table.loc[table["site"] != "", "site"].nunique()
+    if sites < 2:
+        raise StainsslError(
+            f"--paired: tiles of one name are compared between sites, and {folder.root} has"
+            f" {sites}: give a sub-folder a site."
+        )
+    if (twice := table.duplicated(["site", "name"])).any():
+        raise StainsslError(
+            f"--paired: {int(twice.sum())} names stand twice at a site, such as"
+            f" {table['path'][twice].iloc[0]}."
+        )
+    rows = shared_tiles(table)
+    if not (shared := len(next(iter(rows.values())))):
+        raise StainsslError(f"--paired: no file name is at all {sites} sites of {folder.root}.")
+    count = min(shared, max(1, asked.max_tiles // sites))
+    picked = np.random.default_rng(asked.seed).permutation(shared)[:count]
+    log.info("%d names of tiles are at all %d sites", shared, sites)
+    return table.iloc[np.sort(np.concatenate([of[picked] for of in rows.values()]))]
+
+
+def _of_unread(unread: dict[str, str]) -> str:
+    if not unread:
+        return ""
+    path, reason = next(iter(unread.items()))
+    return f" ({len(unread)} cannot be read, such as {path}: {reason})"
+
+
+def _told_of(folder: TileFolder, table: pd.DataFrame, side: int) -> str:
+    told = f"{len(table)} of {len(folder.table)} tiles of {side}×{side} px"
+    for column, word in (("patient_id", "patients"), ("label", "labels")):
+        if count := table.loc[table[column] != "", column].nunique():
+            told += f", {count} {word}"
+    sites = table.loc[table["site"] != "", "site"].value_counts(sort=False)
+    if not len(sites):
+        return f"{told}; no sites."
+    taken = "" if len(folder.levels) > 1 else " (the sub-folders; else say --folders)"
+    return f"{told}; sites{taken}: " + ", ".join(f"{s} {n}" for s, n in sites.items()) + "."
+
+
+def _passed_over(folder: TileFolder, unread: dict[str, str]) -> Iterator[str]:
+    if folder.others:
+        others = ", ".join(f"{n} {ending}" for ending, n in folder.others.most_common())
+        yield f"Files that are no images, passed over: {others}."
+    if unread:
+        yield f"Tiles left out{_of_unread(unread)}."
+
+
+def _unlike(source: str, mpp: float | None, side: int) -> Iterator[str]:
+    """Tiles unlike those that an encoder was trained on."""
+    if (found := recipes.find(source)) is None or not found[1].mpp:
+        return
+    name, recipe, _ = found
+    if mpp is not None and not is_trained_scale(mpp, recipe.mpp):
+        trained = ", ".join(f"{one:g}" for one in recipe.mpp)
+        yield f"{name} was trained at {trained} µm/px, and these tiles have {mpp:g}."
+    if side not in recipe.tile_sizes:
+        yield (
+            f"{name} was trained on tiles of {recipe.tile_px} px; these of {side} px are resized to"
+            f" {recipe.resize_px or recipe.input_px} px, so that their scale changes."
+        )
+
+
+@dataclass(frozen=True)
+class Compared:
+    """What tiles are compared with: themselves re-stained, or the same tissue at other sites.
+
+    Attributes:
+        told: a sentence on it.
+        passes: how often an encoder sees every tile.
+        measure: an encoder → its figures.
+        rows: of the picture: what a row shows → (n, H, W, 3) tiles.
+        names: of the n tiles.
+    """
+
+    told: str
+    passes: int
+    measure: Callable[[Encode], list[Figure]]
+    rows: dict[str, NDArray[np.uint8]]
+    names: list[str]
+
+
+def _restained(sample: FileSample, asked: Asked) -> Compared:
+    targets, told = _targets(sample, asked.method)
+    first, second = targets.values()
+
+    def measure(encode: Encode) -> list[Figure]:
+        stainings = embed_stainings(sample, encode, (first, second))
+        both = np.concatenate([stainings.first, stainings.second])
+        table = pd.concat([sample.table.assign(stain=stain) for stain in targets])
+        return [
+            *measure_unlabelled(stainings, seed=asked.seed),
+            *tile_indices(both, table.assign(name=table["path"]), asked.seed),
+            *_by_label(stainings, asked.seed),
+        ]
+
+    shown = np.zeros(len(sample.table), bool)
+    shown[np.linspace(0, len(shown) - 1, SHOWN).round().astype(int)] = True
+    images = torch.cat(list(sample.batches(shown)))
+    rows = {"as they are": images} | {n: restain(images, p) for n, p in targets.items()}
+    pictures = {name: tiles.permute(0, 2, 3, 1).numpy() for name, tiles in rows.items()}
+    return Compared(told, 3, measure, pictures, sample.table.loc[shown, "site"].tolist())
+
+
+def _real(sample: FileSample, asked: Asked) -> Compared:
+    table = sample.table.assign(stain=sample.table["site"])
+
+    def measure(encode: Encode) -> list[Figure]:
+        vectors = embedded(sample, encode)
+        as_they_are = Stainings(vectors, vectors, vectors, table)
+        return [
+            *across_sites(vectors, table, asked.seed),
+            *tile_indices(vectors, table, asked.seed),
+            *shared_site_probe(as_they_are, asked.seed),
+            *_by_label(as_they_are, asked.seed),
+        ]
+
+    names = sorted(table["name"].unique())[:SHOWN]
+    rows = {}
+    for site in sorted(table["site"].unique())[:SITES_SHOWN]:
+        shown = ((table["site"] == site) & table["name"].isin(names)).to_numpy()
+        rows[site] = torch.cat(list(sample.batches(shown))).permute(0, 2, 3, 1).numpy()
+    told = f"The same tissue at {table['site'].nunique()} sites: {table['name'].nunique()} tiles."
+    return Compared(told, 1, measure, rows, [""] * len(names))
+
+
+def _by_label(stainings: Stainings, seed: int) -> Iterator[Figure]:
+    if (stainings.table["label"] != "").any():
+        yield from robustness_indices(stainings, seed)
+
+
+def _targets(sample: FileSample, method: str) -> tuple[dict[str, StainProfile], str]:
+    """Two stainings that tiles are re-stained to, by name, and a sentence on them.
+
+    They are the mean stains of the two most different sites; of one site or none the tiles' own
+    mean and the published reference.
+    """
+    everything = np.ones(len(sample.table), bool)
+    by_site = pooled_profiles(sample, everything, "site", method)
+    if not by_site:
+        raise StainsslError(
+            f"{sample.root}: no tile has the tissue, or the two stains, to tell its staining by"
+            f" {method}: are these tiles of H&E?"
+        )
+    if len(by_site) > 1:
+        names = farthest(by_site)
+        found = {f"as site {name}": by_site[name] for name in names}
+    else:
+        own = next(iter(by_site.values()))
+        found = {"as their mean": own, f"as {PUBLISHED}": StainProfile.reference(method)}
+    first, second = (profile.coordinates() for profile in found.values())
+    unit = "ΔE" if method == "reinhard" else "degrees of their stain vectors"
+    return found, (
+        f"Re-stained by {method}, {' and '.join(found)}: {float((first - second).norm()):.1f}"
+        f" {unit} apart."
+    )
+
+
+def _encoder(name: str) -> tuple[Encode, list[str]]:
+    """An encoder, and what is to be said of its weights."""
+    if name == COLOR:
+        told = f"{COLOR}: mean, deviation and covariances of R, G and B, as a yardstick."
+        return color_vectors, [told]
+    loaded = load(name, pick())
+    about = [f"seen at {loaded.input_size} px", f"SHA-256 {loaded.weights_sha256[:12]}"]
+    told_of = described(name)
+    about += [f"{key} {told_of[key]}" for key in ("revision", "license") if told_of.get(key)]
+    return loaded, [f"Weights of {name}: {', '.join(about)}."]
+
+
+def color_vectors(images: torch.Tensor) -> torch.Tensor:
+    """(B, 9) float32: mean, deviation and covariances of R, G and B of (B, 3, H, W) uint8 tiles."""
+    pixels = images.float().div(255).flatten(2)
+    centred = pixels - pixels.mean(2, keepdim=True)
+    covariance = centred @ centred.transpose(1, 2) / pixels.shape[2]
+    spread = covariance.diagonal(dim1=1, dim2=2).sqrt()
+    return torch.cat([pixels.mean(2), spread, covariance[:, [0, 0, 1], [1, 2, 2]]], 1)
+
+
+def _counting(encode: Encode, total: int) -> Encode:
+    """The same; says every ten seconds how far it is."""
+    done, said = 0, time.monotonic()
+
+    def counted(images: torch.Tensor) -> torch.Tensor:
+        nonlocal done, said
+        vectors = encode(images)
+        done += len(images)
+        if time.monotonic() - said > 10:
+            said = time.monotonic()
+            log.info("%d of %d tiles, re-stained ones included", done, total)
+        return vectors
+
+    return counted
+
+
+def _left_out(figures: pd.DataFrame, table: pd.DataFrame, asked: Asked) -> Iterator[str]:
+    """What could not be asked, and why."""
+    found = set(figures["metric"])
+    if "site_predictability" not in found:
+        yield "Whether vectors tell the site: needs two sites of three patients (or tiles) each."
+    if "croma" not in found:
+        why = (
+            "each of two labels has to stand at two sites"
+            if (table["label"] != "").any()
+            else "needs labels (--folders site/label)"
+        )
+        yield f"CRoMa and the robustness index of labels against sites: {why}."
+    if not asked.paired:
+        yield "The same tissue under several real stains: --paired, where files have equal names."
+
+
+def _write(out: Path, compared: Compared, figures: pd.DataFrame, page: str) -> None:
+    picture = tile_robustness(compared.rows, compared.names, figures, COLOR)
+    with disk_faults_told(out):
+        write_text(out / "metrics.csv", figures.to_csv(index=False))
+        write_text(out / "robustness.md", page)
+        with replacing(out / "robustness.png") as made:
+            picture.savefig(made)

@@ -1,0 +1,196 @@
+"""`robustness --weights --tiles`: a folder in, a table, a page and a picture out, or a sentence."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+import timm
+from PIL import Image
+from timm.models import save_for_hf
+from typer.testing import CliRunner
+
+from stainssl.cli import app
+from stainssl.errors import StainsslError
+from stainssl.stages import tile_robustness
+from stainssl.stages.tile_robustness import Asked, color_vectors, run
+from tests.evaluation.world import MorphologyEncoder, tile_image
+
+
+def _save(folder, name, image) -> None:
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(image).save(path)
+
+
+def _tiles(folder, sites="ab", patients=4, tiles=6):
+    """Folders site/label/patient."""
+    rng = np.random.default_rng(0)
+    for site in sites:
+        for patient in range(patients):
+            for i in range(tiles):
+                kind = "tumor" if i % 2 else "normal"
+                image = tile_image(site, bool(i % 2), rng)
+                _save(folder, f"{site}/{kind}/{site}{patient}/{i}.png", image)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tiles(tmp_path_factory):
+    return _tiles(tmp_path_factory.mktemp("tiles"))
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory):
+    """A source of weights: a small network of random weights, as timm saves it."""
+    folder = tmp_path_factory.mktemp("network") / "tiny"
+    save_for_hf(timm.create_model("test_resnet", num_classes=0), str(folder))
+    return f"local-dir:{folder}"
+
+
+@pytest.fixture
+def of_tissue(monkeypatch):
+    """The weights `morphology`, which see texture alone."""
+
+    def encoder(name):
+        given = {"morphology": MorphologyEncoder(), "color alone": color_vectors}
+        return given[name], [f"Weights of {name}."]
+
+    monkeypatch.setattr(tile_robustness, "_encoder", encoder)
+    monkeypatch.setattr(tile_robustness, "_check", lambda _: None)
+
+
+def _values(out) -> pd.DataFrame:
+    table = pd.read_csv(out / "metrics.csv").drop_duplicates(["encoder", "metric"])
+    return table.pivot(index="metric", columns="encoder", values="value")
+
+
+def test_from_the_command_line_to_three_files(tiles, network, tmp_path):
+    words = ["robustness", "--weights", network, "--tiles", str(tiles), "--out", str(tmp_path)]
+    done = CliRunner().invoke(app, [*words, "--folders", "site/label/patient", "--threads", "1"])
+    assert done.exit_code == 0, done.exception
+    page = (tmp_path / "robustness.md").read_text()
+    assert page.strip() in done.stdout
+    assert "48 of 48 tiles of 32×32 px, 8 patients, 2 labels; sites: a 24, b 24." in page
+    assert "Re-stained by reinhard, as site a and as site b" in page
+    assert f"| {network} | " in page
+    assert "SHA-256" in page
+    with Image.open(tmp_path / "robustness.png") as picture:
+        assert picture.width > 800
+    table = pd.read_csv(tmp_path / "metrics.csv")
+    assert set(table["encoder"]) == {network, "color alone"}
+    assert {"stain_retrieval_top1", "stain_margin", "tile_croma", "tile_robustness_index",
+            "site_predictability", "croma"} <= set(table["metric"])  # fmt: skip
+    found = table[table["metric"] == "stain_margin"]
+    assert (found["low"] <= found["value"]).all()
+    assert (found["patients"] == 8).all()
+
+
+def test_an_encoder_of_texture_minds_the_stain_less_than_color(tiles, of_tissue, tmp_path):
+    lines = list(run(Asked(["morphology"], tiles, tmp_path)))
+    value = _values(tmp_path)
+    more_is_robust = value.loc[["stain_retrieval_top1", "tile_croma", "tile_robustness_index"]]
+    assert (more_is_robust["morphology"] > more_is_robust["color alone"]).all()
+    assert value.loc["site_predictability", "color alone"] > 0.9
+    assert value.loc["site_predictability", "morphology"] < 0.8
+    told = "\n".join(lines)
+    assert "sites (the sub-folders; else say --folders): a 24, b 24" in told
+    assert "No patients are named" in told
+    assert "needs labels (--folders site/label)" in told
+
+
+def test_one_site_is_compared_with_the_published_stain(of_tissue, tmp_path):
+    folder = _tiles(tmp_path / "tiles", sites="a")
+    page = "\n".join(run(Asked(["morphology"], folder, tmp_path / "out")))
+    assert "as their mean and as the published reference" in page
+    assert "Whether vectors tell the site: needs two sites" in page
+    assert "site told" not in page
+
+
+def test_the_same_tissue_at_several_sites_is_compared_as_it_is(of_tissue, tmp_path):
+    folder = tmp_path / "tiles"
+    for site in "abc":
+        rng = np.random.default_rng(1)
+        for i in range(24):
+            _save(folder, f"{site}/p{i % 6}/{i}.png", tile_image(site, bool(i % 2), rng))
+    _save(folder, "a/p0/alone.png", tile_image("a", True, rng))
+    (folder / "b" / "p1" / "7.png").write_bytes(b"no picture")
+    asked = Asked(["morphology"], folder, tmp_path / "out", ["site", "patient"], paired=True)
+    page = "\n".join(run(asked))
+    value = _values(tmp_path / "out")
+    found_again = value.loc["site_retrieval_top1"]
+    assert found_again["morphology"] > 2 * found_again["color alone"]
+    assert value.loc["site_predictability", "color alone"] > 0.9
+    assert value.loc["site_chance", "color alone"] == pytest.approx(1 / 3)
+    worst = value.loc["worst_pair_retrieval_top1"]
+    assert (worst <= value.loc["site_retrieval_top1"]).all()
+    assert value.loc["tile_croma", "morphology"] > value.loc["tile_croma", "color alone"]
+    assert "The same tissue at 3 sites: 23 tiles." in page
+    assert "69 of 73 tiles" in page
+    assert "1 cannot be read, such as b/p1/7.png" in page
+    assert "stain_retrieval_top1" not in value.index  # nothing is re-stained
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        ({"paired": True, "levels": ["label"]}, "are compared between sites, and .* has 0"),
+        ({"paired": True, "levels": ["-", "-", "site"]}, "no file name is at all 8 sites"),
+        ({"levels": ["site"] * 2}, "named twice"),
+    ],
+)
+def test_what_cannot_be_compared_is_told(tiles, of_tissue, tmp_path, asked, told):
+    with pytest.raises(StainsslError, match=told):
+        list(run(Asked(["morphology"], tiles, tmp_path / "out", **asked)))
+    assert not (tmp_path / "out").exists()
+
+
+def test_too_few_tiles_or_none_of_tissue_are_told(of_tissue, tmp_path):
+    few = _tiles(tmp_path / "few", sites="a", patients=1)
+    with pytest.raises(StainsslError, match="6 tiles can be compared; at least 20 are needed"):
+        list(run(Asked(["morphology"], few, tmp_path / "out")))
+    for i in range(24):
+        _save(tmp_path / "glass", f"{i}.png", np.full((32, 32, 3), 245, np.uint8))
+    with pytest.raises(StainsslError, match="are these tiles of H&E"):
+        list(run(Asked(["morphology"], tmp_path / "glass", tmp_path / "out")))
+
+
+def test_every_problem_is_told_before_a_tile_is_read(tmp_path):
+    asked = Asked(
+        ["virchw2", "feather"], tmp_path / "none", tmp_path, method="macenco", max_tiles=3
+    )
+    with pytest.raises(StainsslError) as found:
+        list(run(asked))
+    lines = str(found.value).splitlines()
+    assert len(lines) == 4
+    assert "did you mean 'virchow2'" in lines[0]
+    assert "feather is an encoder of slides" in lines[1]
+    assert "--stain-method 'macenco' is none of macenko" in lines[2]
+    assert "--max-tiles 3: at least 20" in lines[3]
+
+
+def test_weights_that_cannot_be_had_are_told_before_a_tile_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(tile_robustness, "out_of_reach", lambda _: "they are gated")
+    with pytest.raises(StainsslError, match="uni: they are gated"):
+        list(run(Asked(["uni"], tmp_path, tmp_path)))
+
+
+def test_tiles_unlike_those_of_the_training_are_told():
+    found = list(tile_robustness._unlike("uni", 0.25, 512))
+    assert found == [
+        "uni was trained at 0.5 µm/px, and these tiles have 0.25.",
+        "uni was trained on tiles of 224 px; these of 512 px are resized to 224 px, so that their"
+        " scale changes.",
+    ]
+    assert list(tile_robustness._unlike("uni", None, 224)) == []
+    assert list(tile_robustness._unlike("resnet18", 3.0, 100)) == []
+
+
+ALL = ["--encoder", "a", "--weights", "uni", "--tiles", "."]
+
+
+@pytest.mark.parametrize("words", [["--weights", "uni"], ["--tiles", "."], [], ALL])
+def test_the_verb_says_what_belongs_together(words):
+    done = CliRunner().invoke(app, ["robustness", *words])
+    assert isinstance(done.exception, StainsslError)
+    assert "Give --weights and --tiles, or --encoder" in str(done.exception)
