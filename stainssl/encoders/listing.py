@@ -91,6 +91,7 @@ JUDGED = {  # by what its vectors were compared with in tests/encoders; others b
     "its true weights": ("efficientnet-lite0",),
     ZOO: (
         "uni", "uni2-h", "virchow", "virchow2", "prov-gigapath", "h-optimus-0", "h-optimus-1",
+        "h0-mini", "gpfm", "midnight", "lunit-vits16", "lunit-vits8",
     ),
 }  # fmt: skip
 
