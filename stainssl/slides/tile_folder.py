@@ -39,13 +39,16 @@ class TileFolder:
     others: Counter[str]
 
 
-def find_tiles(root: Path, levels: Sequence[str] | None = None) -> TileFolder:
+def find_tiles(
+    root: Path, levels: Sequence[str] | None = None, without: Sequence[Path] = ()
+) -> TileFolder:
     """The image files of a folder and its sub-folders; hidden ones are passed over.
 
     Args:
         root: the folder.
         levels: what each level of sub-folders is, of `LEVELS`; deeper ones say nothing. None: the
             first is the site, if there are sub-folders.
+        without: files that are no tiles: the results, where they are written among them.
 
     Raises:
         StainsslError: there is no such folder, or no image in it; a file lies less deep than the
@@ -54,7 +57,9 @@ def find_tiles(root: Path, levels: Sequence[str] | None = None) -> TileFolder:
     if not root.is_dir():
         raise StainsslError(f"{root}: there is no such folder of tiles.")
     _check_levels(levels or ())
-    files = [p.relative_to(root) for p in sorted(root.rglob("*")) if _is_shown(p, root)]
+    results = {path.absolute() for path in without}
+    shown = (p for p in sorted(root.rglob("*")) if _is_shown(p, root))
+    files = [path.relative_to(root) for path in shown if path.absolute() not in results]
     paths = [path for path in files if path.suffix.lower() in SUFFIXES]
     endings = Counter(path.suffix.lower() or "no ending" for path in files)
     others = Counter({ending: n for ending, n in endings.items() if ending not in SUFFIXES})

@@ -44,6 +44,7 @@ from stainssl.stores.atomic import replacing, write_text
 MIN_TILES = 20  # a tile is looked for among all: among fewer, chance finds it
 SHOWN, SITES_SHOWN = 6, 9  # tiles and sites of the picture
 COLOR = "color alone"
+RESULTS = TABLE, PAGE, PICTURE = "metrics.csv", "robustness.md", "robustness.png"
 PUBLISHED = "the published reference"
 log = logging.getLogger(__name__)
 
@@ -102,7 +103,7 @@ def run(asked: Asked) -> Iterator[str]:
             tiles that tell no stain.
     """
     _check(asked)
-    folder = find_tiles(asked.tiles, asked.levels)
+    folder = find_tiles(asked.tiles, asked.levels, without=[asked.out / n for n in RESULTS])
     sample, side, notes = _sample(folder, asked)
     notes += [s for source in asked.weights for s in _unlike(source, asked.mpp, side)]
     compared = _real(sample, asked) if asked.paired else _restained(sample, asked)
@@ -118,7 +119,7 @@ def run(asked: Asked) -> Iterator[str]:
     page = to_markdown(table, f"Robustness to stain on {asked.tiles}", notes)
     _write(asked.out, compared, table, page)
     yield from page.splitlines()
-    yield f"wrote metrics.csv, robustness.md and robustness.png in {asked.out}"
+    yield f"wrote {', '.join(RESULTS)} in {asked.out}"
 
 
 def _check(asked: Asked) -> None:
@@ -388,7 +389,7 @@ def _left_out(figures: pd.DataFrame, table: pd.DataFrame, asked: Asked) -> Itera
 def _write(out: Path, compared: Compared, figures: pd.DataFrame, page: str) -> None:
     picture = tile_robustness(compared.rows, compared.names, figures, COLOR)
     with disk_faults_told(out):
-        write_text(out / "metrics.csv", figures.to_csv(index=False))
-        write_text(out / "robustness.md", page)
-        with replacing(out / "robustness.png") as made:
+        write_text(out / TABLE, figures.to_csv(index=False))
+        write_text(out / PAGE, page)
+        with replacing(out / PICTURE) as made:
             picture.savefig(made)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -97,6 +99,15 @@ def test_an_encoder_of_texture_minds_the_stain_less_than_color(tiles, of_tissue,
     assert "sites (the sub-folders; else say --folders): a 24, b 24" in told
     assert "No patients are named" in told
     assert "needs labels (--folders site/label)" in told
+
+
+@pytest.mark.parametrize("out", [".", "robustness", "a"])
+def test_results_among_the_tiles_are_no_tiles(of_tissue, tmp_path, monkeypatch, out):
+    monkeypatch.chdir(_tiles(tmp_path / "tiles"))
+    for _ in range(2):  # the second run finds the picture of the first
+        page = "\n".join(run(Asked(["morphology"], Path(), Path(out))))
+        assert "sites (the sub-folders; else say --folders): a 24, b 24." in page
+        assert "passed over" not in page
 
 
 def test_one_site_is_compared_with_the_published_stain(of_tissue, tmp_path):
