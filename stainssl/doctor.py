@@ -10,7 +10,7 @@ from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 
 from stainssl import __version__
-from stainssl.extras import extra_of, how_to_install, is_installed
+from stainssl.extras import extra_of, how_to_install, is_installed, opencv_problem
 from stainssl.slides.readers import FORMATS, ON_DEMAND
 
 PACKAGES = (
@@ -44,6 +44,11 @@ def _openslide() -> str:
     except (ImportError, OSError) as error:
         return f"WRONG: OpenSlide cannot be loaded ({error}): pip install openslide-bin"
     return f"OpenSlide {openslide.__library_version__}"
+
+
+def _opencv() -> str:
+    problem = opencv_problem()
+    return f"WRONG: {problem}" if problem else "can be imported"
 
 
 def _reader(name: str) -> str:
@@ -89,6 +94,7 @@ def report() -> int:
         ("python", platform.python_version()),
         *_packages(),
         ("openslide library", _openslide()),
+        ("opencv", _opencv()),
         *((f"reader {name}", _reader(name)) for name in ON_DEMAND),
         *((f"read by {reader}", formats) for formats, reader in FORMATS.items()),
         ("one image file as one tile", "PNG, JPEG, TIFF, BMP, WebP: kind: patches"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, distribution
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
@@ -16,6 +18,11 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "survival": ("lifelines",),
 }
 """Extra of the package → modules that it brings and that a plain install must not need."""
+WINDOWED_OPENCV = "opencv-python"
+HEADLESS = (
+    f"pip uninstall {WINDOWED_OPENCV}, then "
+    "pip install --force-reinstall --no-deps 'opencv-python-headless<5'"
+)
 
 
 def advice(extra: str) -> str:
@@ -43,6 +50,22 @@ def how_to_install(module: str) -> str:
     """The command that brings a module of that name."""
     extra = extra_of(module)
     return advice(extra) if extra else f"pip install {module}"
+
+
+def opencv_problem() -> str | None:
+    """Why OpenCV cannot be imported, and what to do; None where nothing is known to be wrong.
+
+    opencv-python, which tiatoolbox asks for, writes over the files of opencv-python-headless, and
+    needs a desktop's libraries (libGL), which a server often lacks.
+    """
+    try:
+        distribution(WINDOWED_OPENCV)
+        import_module("cv2")
+    except PackageNotFoundError:
+        return None
+    except ImportError as error:
+        return f"OpenCV cannot be imported ({error}): {HEADLESS}"
+    return None
 
 
 def problems(config: Config) -> list[str]:
@@ -78,4 +101,6 @@ def problems(config: Config) -> list[str]:
     reader = config.slides.reader
     if reader in ("tiatoolbox", "fastslide") and not is_installed(reader):
         told.append(f"slides.reader: {reader}, which is not installed: {how_to_install(reader)}")
+    if broken := opencv_problem():
+        told.append(broken)
     return told

@@ -137,6 +137,25 @@ def test_doctor_says_what_to_install(
     assert "MISSING: pip install fastslide" in said
 
 
+def windowed_opencv_without_a_desktop(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(name: str) -> None:
+        raise ImportError("libGL.so.1: cannot open shared object file", name=name)
+
+    monkeypatch.setattr(extras, "distribution", lambda name: name)
+    monkeypatch.setattr(extras, "import_module", refuse)
+
+
+def test_opencv_that_needs_a_desktop_is_told_before_any_job(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    windowed_opencv_without_a_desktop(monkeypatch)
+    (told,) = extras.problems(config_of())
+    assert "libGL.so.1" in told
+    assert "pip uninstall opencv-python" in told
+    assert doctor.report() == 1
+    assert f"WRONG: {told}" in capsys.readouterr().out
+
+
 def test_a_reader_that_cannot_be_imported_is_no_slides_fault(tmp_path: Path) -> None:
     with (
         pytest.raises(StainsslError, match=r"libfast.*stainssl doctor"),

@@ -24,6 +24,7 @@ from tools.pages import between
 
 ROOT = Path(__file__).resolve().parent.parent
 PYTHON = "3.11"
+MARKERS = {"python_version": PYTHON, "python_full_version": f"{PYTHON}.0"}  # whatever runs this
 CONFIG_PAGE = Path("docs/reference/config.md")
 ENCODERS_PAGE = Path("docs/encoders.md")
 TABLE = ("<!-- table -->", "<!-- end of table -->")
@@ -38,7 +39,7 @@ def schema_text(model: type[Config] | type[SheetRow]) -> str:
 
 NOT_FOR_STATISTICS = (
     "croma", "dask", "distributed", "fastslide", "imagecodecs", "openslide-bin", "openslide-python",
-    "huggingface-hub", "pillow", "safetensors", "simplejpeg", "timm", "torch", "torchvision",
+    "pillow", "safetensors", "simplejpeg", "timm", "torch", "torchvision",
 )  # fmt: skip
 
 
@@ -49,8 +50,8 @@ def environments() -> dict[str, list[str]]:
     tables = [one for one in plain if Requirement(one).name not in NOT_FOR_STATISTICS]
     return {
         "statistics": [*tables, *extras["survival"]],
-        "reading": [*plain, *extras["tiatoolbox"]],
-        "training": [*plain, *extras["train"]],
+        "reading": [*plain, *extras["demo"], *extras["tiatoolbox"]],
+        "training": [*plain, *extras["demo"], *extras["train"]],
     }
 
 
@@ -74,7 +75,8 @@ def distributions(asked: Iterable[str]) -> set[str]:
 
 
 def _holds(one: Requirement, extras: Iterable[str] = ()) -> bool:
-    return one.marker is None or any(one.marker.evaluate({"extra": e}) for e in (*extras, ""))
+    marker = one.marker
+    return marker is None or any(marker.evaluate({**MARKERS, "extra": e}) for e in (*extras, ""))
 
 
 def _without_marker(one: Requirement) -> Requirement:

@@ -56,3 +56,35 @@ def test_a_module_writes_where_snakemake_waits(
     made = {path.parts[0] for path in map(Path, PLACES.values())}
     wrong = made - {Path(PLACES[modifier]).parts[0]}
     assert not [name for name in wrong if (fresh.folder / name).exists()]
+
+
+def _deployed(study: Workflow, source: str) -> Path:
+    """The Snakefile and the config as `snakedeploy deploy-workflow` lays them into a folder."""
+    (study.folder / "config").mkdir()
+    (study.folder / "config.yaml").rename(study.folder / "config" / "config.yaml")
+    file = study.folder / "workflow" / "Snakefile"
+    file.parent.mkdir()
+    file.write_text(
+        'configfile: "config/config.yaml"\n\n\n'
+        f'module breast:\n    snakefile:\n        "{source}"\n    config:\n        config\n\n\n'
+        "use rule * from breast\n"
+    )
+    return file
+
+
+def _as_of_git() -> str:
+    """This clone's last commit as Snakemake reads one: no file of it lies beside another."""
+    told = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=REPO, capture_output=True, text=True, check=False
+    )
+    if told.returncode:
+        pytest.skip("not a git clone")
+    return f"git+file://{REPO}/workflow/Snakefile@{told.stdout.strip()}"
+
+
+@pytest.mark.parametrize("is_of_git", [False, True])
+def test_a_deployed_workflow_plans_all_jobs(fresh: Workflow, is_of_git: bool) -> None:
+    source = _as_of_git() if is_of_git else str(REPO / "workflow" / "Snakefile")
+    planned = _run(_deployed(fresh, source), "-n", cwd=fresh.folder)
+    assert "rule benchmark:" in planned
+    assert "MissingInput" not in planned

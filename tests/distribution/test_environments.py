@@ -10,6 +10,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
+
+from stainssl.encoders.recipes import RECIPES
+from tools.generated import environments
 
 REPO = Path(__file__).resolve().parents[2]
 OPTIONAL = {"triton", "tiatoolbox", "fastslide"}  # looked for, and done without
@@ -59,24 +63,49 @@ def rules() -> list[tuple[str, str]]:
     for path in sorted((REPO / "workflow/rules").glob("*.smk")):
         text = path.read_text()
         environment = re.search(r'^CONDA = "../envs/(\w+)\.yaml"', text, re.M)
-        for verb in re.findall(r'"stainssl (?:cohort )?(\w+) ', text):
+        for verb in re.findall(r"\bstainssl (?:cohort )?(\w+) --config", text):
             assert environment is not None, path
             found.append((verb, environment.group(1)))
+    assert {"tile", "embed", "pretrain", "benchmark"} <= {verb for verb, _ in found}
     return found
 
 
 @pytest.mark.parametrize(("verb", "environment"), rules())
 def test_a_rules_environment_has_what_its_verb_imports(verb: str, environment: str) -> None:
-    lines = yaml.safe_load((REPO / f"workflow/envs/{environment}.yaml").read_text())
-    pins = {re.sub(r"[-_.]+", "-", pin.split("==")[0]).lower() for pin in _pip(lines)}
+    pins = pins_of(environment)
     owners = importlib.metadata.packages_distributions()
     for module in imported_by(f"stainssl.stages.{verb}") - OPTIONAL:
-        names = {re.sub(r"[-_.]+", "-", name).lower() for name in owners.get(module, [module])}
-        assert names & pins, f"stainssl {verb} may import {module}, which {environment} lacks"
+        names = set(map(_normal, owners.get(module, [module])))
+        assert names & set(pins), f"stainssl {verb} may import {module}, which {environment} lacks"
 
 
 def _pip(environment: dict[str, list[object]]) -> list[str]:
     return next(one["pip"] for one in environment["dependencies"] if isinstance(one, dict))
+
+
+def pins_of(environment: str) -> dict[str, str]:
+    """Distribution → the version that an environment pins."""
+    lines = _pip(yaml.safe_load((REPO / f"workflow/envs/{environment}.yaml").read_text()))
+    return {_normal(name): version for name, _, version in (line.partition("==") for line in lines)}
+
+
+def _normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+@pytest.mark.parametrize(("environment", "asked"), environments().items())
+def test_pins_keep_to_the_bounds_of_the_package(environment: str, asked: list[str]) -> None:
+    pins = pins_of(environment)
+    for one in map(Requirement, asked):
+        assert one.specifier.contains(pins[_normal(one.name)]), f"{environment}: {one}"
+
+
+@pytest.mark.parametrize("environment", ["reading", "training"])
+def test_weights_that_a_package_ships_are_there(environment: str) -> None:
+    """A recipe looks for such a package without importing it."""
+    packages = {recipe.package for recipe in RECIPES.values() if recipe.package}
+    assert packages
+    assert {_normal(name) for name in packages} <= set(pins_of(environment))
 
 
 def test_tables_and_labels_need_no_torch() -> None:

@@ -113,3 +113,12 @@ def test_the_first_pages_evidence_is_that_of_the_results() -> None:
     table = readme[readme.index("| encoder | top-1, worst pair") :].split("\n\n")[0].splitlines()
     assert len(table) > 5
     assert not [row for row in table if row not in results]
+
+
+def test_the_first_pages_comparison_is_that_of_its_page() -> None:
+    page = (REPO / "docs/comparison.md").read_text().splitlines()
+    readme = (REPO / "README.md").read_text()
+    section = readme[readme.index("## Beside other tools") :].split("\n## ")[0]
+    rows = [line for line in section.splitlines() if line.startswith("|")]
+    assert len(rows) > 5
+    assert not [row for row in rows if row not in page]
