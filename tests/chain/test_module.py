@@ -79,7 +79,7 @@ def _as_of_git() -> str:
     )
     if told.returncode:
         pytest.skip("not a git clone")
-    return f"git+file://{REPO}/workflow/Snakefile@{told.stdout.strip()}"
+    return f"git+{REPO.as_uri()}/workflow/Snakefile@{told.stdout.strip()}"
 
 
 @pytest.mark.parametrize("is_of_git", [False, True])
