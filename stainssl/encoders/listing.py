@@ -83,7 +83,8 @@ CARD, AUTHORS, ZOO = "card", "authors' code", "LazySlide"
 JUDGED = {  # by what its vectors were compared with in tests/encoders; others by their layout
     CARD: (
         "uni", "uni2-h", "virchow", "virchow2", "prov-gigapath", "h-optimus-0", "h0-mini", "phikon",
-        "phikon-v2", "midnight", "hibou-b", "gpfm", "kaiko-vits16", "kaiko-vitl14", "lunit-vits16",
+        "phikon-v2", "midnight", "hibou-b", "hibou-l", "gpfm", "kaiko-vits16", "kaiko-vits8",
+        "kaiko-vitb16", "kaiko-vitb8", "kaiko-vitl14", "lunit-vits16",
     ),
     AUTHORS: (
         "conch", "conch-madeleine", "conch-v1.5", "keep", "musk", "ctranspath", "retccl",

@@ -42,7 +42,10 @@ CARDS = {
         224, (0.707223, 0.578729, 0.703617), (0.211883, 0.230117, 0.177517), "bicubic", None,
     ),
     "gpfm": (224, *IMAGENET, "bicubic", None),
-    "kaiko-vits16": (224, (0.5,) * 3, (0.5,) * 3, "bilinear", None),
+    **{
+        f"kaiko-{name}": (224, (0.5,) * 3, (0.5,) * 3, "bilinear", None)
+        for name in ("vits16", "vits8", "vitb16", "vitb8")
+    },
     "lunit-vits16": (224, *LUNIT, "bicubic", None),
 }  # fmt: skip
 
@@ -138,11 +141,14 @@ TRANSFORMERS = {
     "midnight": (
         _dino, {"patch_size": 14, "image_size": 518, "use_swiglu_ffn": True}, HALF, "bilinear",
     ),
-    "hibou-b": (
-        _dino,
-        {"patch_size": 14, "image_size": 224, "use_swiglu_ffn": True, "registers": True},
-        HIBOU, "bicubic",
-    ),
+    **{
+        name: (
+            _dino,
+            {"patch_size": 14, "image_size": 224, "use_swiglu_ffn": True, "registers": True},
+            HIBOU, "bicubic",
+        )
+        for name in ("hibou-b", "hibou-l")
+    },
 }  # fmt: skip
 
 
