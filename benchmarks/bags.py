@@ -49,7 +49,7 @@ from stainssl.plan import tasks as plan_tasks
 from stainssl.stages import mil, run_stage
 from stainssl.stores.embeddings import write_embeddings
 
-RUNS = 5
+RUNS, PART = 5, 32  # rounds; slides a part
 SLIDES = {"loading": 64, "epoch": 48, "folds": 200, "huge": 6}
 Rows = list[dict[str, Any]]
 
@@ -206,7 +206,7 @@ def cohort(work: Path, slides: int, tiles: int, dim: int, split: dict[str, Any])
             for i in range(slides)]  # fmt: skip
     pd.DataFrame(rows).to_csv(work / "slides.csv", index=False)
     text = yaml.safe_dump({
-        "results": str(work / "results"),
+        "results": str(work / "results"), "slides": {"part_size": PART},
         "cohorts": {"c": {"sheet": str(work / "slides.csv"), "root": str(work)}},
         "encoders": {"e": {"method": "random"}},
         "tasks": {"her2": {"level": "patient", "label": "her2", "cohorts": ["c"], "split": split}},
@@ -214,8 +214,8 @@ def cohort(work: Path, slides: int, tiles: int, dim: int, split: dict[str, Any])
     })  # fmt: skip
     config = parse(yaml.safe_load(text))
     rng = np.random.default_rng(0)
-    for part in range(-(-slides // 32)):
-        names = [f"s{i}" for i in range(part * 32, min(slides, part * 32 + 32))]
+    for part in range(-(-slides // PART)):
+        names = [f"s{i}" for i in range(part * PART, min(slides, (part + 1) * PART))]
         path = Paths(config.results).embeddings("c", "default", "e", f"all-{part:04d}")
         write_store(path, names, tiles, dim, rng)
     run_stage("folds", config, "her2")

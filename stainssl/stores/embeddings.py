@@ -12,8 +12,8 @@ import numpy.typing as npt
 import zarr
 
 from stainssl.stores.atomic import replacing
-from stainssl.stores.pixels import consolidate, open_group
-from stainssl.stores.shards import plain_column, read_rows
+from stainssl.stores.pixels import consolidate
+from stainssl.stores.shards import StoredRows, attributes, plain_column
 from stainssl.stores.tables import header
 
 CHUNK_ROWS = 4096  # a bag of a few thousand tiles is one or two reads
@@ -119,20 +119,20 @@ class Embeddings:
         slide_id: names of the S slides.
     """
 
-    def __init__(self, group: zarr.Group, path: Path) -> None:
-        self._group, self._path = group, path
-        self.slide_id: list[str] = list(group.attrs["slide_id"])  # type: ignore[arg-type]
+    def __init__(self, attributes: Mapping[str, Any], path: Path) -> None:
+        self._attributes, self._path = attributes, path
+        self._rows = StoredRows(path / "features")
+        self.slide_id: list[str] = list(attributes["slide_id"])
 
     @cached_property
     def features(self) -> Any:
         """The zarr array (N, D) float16: the encoder's vectors times `scale`."""
-        return self._group["features"]
+        return self._array("features")
 
     @property
     def settings(self) -> dict[str, Any]:
         """What made the embeddings."""
-        found: Any = self._group.attrs["settings"]
-        return dict(found)
+        return dict(self._attributes["settings"])
 
     @property
     def scale(self) -> float:
@@ -166,7 +166,10 @@ class Embeddings:
 
     def _column(self, name: str) -> Any:
         plain = plain_column(self._path / name)
-        return plain if plain is not None else np.asarray(self._group[name][...])  # type: ignore
+        return plain if plain is not None else np.asarray(self._array(name)[...])
+
+    def _array(self, name: str) -> Any:
+        return zarr.open_array(self._path / name, mode="r")
 
     def __len__(self) -> int:
         return int(self.start[-1])
@@ -185,7 +188,7 @@ class Embeddings:
 
     def read(self, rows: slice) -> npt.NDArray[np.float16]:
         """Vectors of some rows, (n, D) float16; as `features[rows]`, in one read a shard."""
-        return read_rows(self.features, self._path / "features", rows.start, rows.stop)
+        return self._rows.read(rows.start, rows.stop)
 
 
 def open_embeddings(path: Path) -> Embeddings:
@@ -194,4 +197,4 @@ def open_embeddings(path: Path) -> Embeddings:
     Raises:
         StainsslError: the store is missing, half written or of another schema.
     """
-    return Embeddings(open_group(path, "embeddings"), path)
+    return Embeddings(attributes(path, "embeddings"), path)

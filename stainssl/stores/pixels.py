@@ -15,10 +15,9 @@ import numpy as np
 import numpy.typing as npt
 import zarr
 
-from stainssl.errors import StainsslError
 from stainssl.stores.atomic import replacing
-from stainssl.stores.shards import read_rows
-from stainssl.stores.tables import check_header, header
+from stainssl.stores.shards import StoredRows, attributes
+from stainssl.stores.tables import header
 
 CHUNK_BYTES = 1 << 20  # what one read of a few dozen JPEGs touches
 SHARD_BYTES = 16 << 20  # writing one holds four times as much
@@ -198,8 +197,7 @@ class Pixels:
     """
 
     def __init__(self, group: zarr.Group, folder: Path) -> None:
-        self._group, self._folder = group, folder
-        self._jpeg: Any = group["jpeg"]
+        self._group, self._jpeg = group, StoredRows(folder / "jpeg")
         self._offset: npt.NDArray[np.int64] = self._read("offset")
         self.slide: npt.NDArray[np.int32] = self._read("slide")
         self.tile: npt.NDArray[np.int32] = self._read("tile")
@@ -219,7 +217,7 @@ class Pixels:
         if stop <= start:
             return []
         offset = self._offset[start : stop + 1]
-        data = read_rows(self._jpeg, self._folder / "jpeg", int(offset[0]), int(offset[-1])).data
+        data = self._jpeg.read(int(offset[0]), int(offset[-1])).data
         inner = (offset - offset[0]).tolist()
         return [data[a:b].tobytes() for a, b in pairwise(inner)]
 
@@ -266,7 +264,8 @@ def open_pixels(path: Path) -> Pixels:
     Raises:
         StainsslError: the store is missing, half written or of another schema.
     """
-    return Pixels(open_group(path, "pixels"), path)
+    attributes(path, "pixels")
+    return Pixels(zarr.open_group(path, mode="r"), path)
 
 
 def consolidate(path: Path) -> None:
@@ -278,17 +277,3 @@ def consolidate(path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # zarr: it is an extension of the format
         zarr.consolidate_metadata(path)
-
-
-def open_group(path: Path, kind: str) -> zarr.Group:
-    """Open a zarr group that carries our header.
-
-    Raises:
-        StainsslError: it is missing, half written, of another kind or of another schema.
-    """
-    try:
-        group = zarr.open_group(path, mode="r")
-    except FileNotFoundError:
-        raise StainsslError(f"{path} is missing: the stage that makes it has not run.") from None
-    check_header(group.attrs.asdict(), kind, path)
-    return group

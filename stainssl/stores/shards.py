@@ -1,39 +1,107 @@
-"""What zarr wrote without compression, straight from its files."""
+"""What zarr wrote, straight from its files where it lies there as it is."""
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import zarr
+
+from stainssl.errors import StainsslError
+from stainssl.stores.tables import check_header
 
 CHECKSUM_BYTES = 4  # of the index, which ends the file
 
 
-def read_rows(array: Any, folder: Path, start: int, stop: int) -> npt.NDArray[Any]:
-    """`array[start:stop]` of a zarr array, straight from its files where they allow it.
+def attributes(path: Path, kind: str) -> dict[str, Any]:
+    """The attributes of a zarr group that carries our header.
+
+    Raises:
+        StainsslError: it is missing, half written, of another kind or of another schema.
+    """
+    try:
+        root = json.loads((path / "zarr.json").read_text())
+        found: dict[str, Any] = root["attributes"]
+    except FileNotFoundError:
+        raise StainsslError(f"{path} is missing: the stage that makes it has not run.") from None
+    except (ValueError, TypeError, KeyError) as error:
+        raise StainsslError(f"{path} is not whole ({error}). Delete it and run again.") from error
+    check_header(found, kind, path)
+    return found
+
+
+class StoredRows:
+    """The rows of a zarr array, straight from its files where they allow it.
 
     Args:
-        array: with chunks and shards along its first axis alone.
-        folder: its own, in a local store.
-        start, stop: rows.
+        folder: the array's own, in a local store; its chunks and shards are along its first axis.
     """
-    if array.shards is None or stop <= start:
-        return np.asarray(array[start:stop])
-    out = np.empty((stop - start, *array.shape[1:]), array.dtype)
-    row_bytes = out.nbytes // len(out)
-    chunk, shard = array.chunks[0], array.shards[0]
-    for first in range(start // shard * shard, stop, shard):
-        a, b = max(start, first), min(stop, first + shard)
-        file = folder.joinpath("c", str(first // shard), *["0"] * (out.ndim - 1))
-        part, chunk_bytes = out[a - start : b - start], chunk * row_bytes
-        at = (a - first) * row_bytes
-        if not read_plain(file, at, part, chunk_bytes=chunk_bytes, chunks=shard // chunk):
-            part[:] = array[a:b]
-    return out
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    @cached_property
+    def _array(self) -> Any:
+        """By zarr, which reads any layout, and which takes longer to open than a bag to read."""
+        return zarr.open_array(self._folder, mode="r")
+
+    @cached_property
+    def _layout(self) -> Layout | None:
+        return Layout.told(self._folder)
+
+    def read(self, start: int, stop: int) -> npt.NDArray[Any]:
+        """Rows `start` to `stop`, (stop − start, ...)."""
+        layout = self._layout
+        if layout is None or stop <= start:
+            return np.asarray(self._array[start:stop])
+        out = np.empty((stop - start, *layout.shape[1:]), layout.dtype)
+        chunk_bytes, shard = layout.chunk_rows * (out.nbytes // len(out)), layout.shard_rows
+        for first in range(start // shard * shard, stop, shard):
+            a, b = max(start, first), min(stop, first + shard)
+            part, at = out[a - start : b - start], (a - first) * (out.nbytes // len(out))
+            file = self._folder.joinpath("c", str(first // shard), *["0"] * (out.ndim - 1))
+            if not read_plain(
+                file, at, part, chunk_bytes=chunk_bytes, chunks=shard // layout.chunk_rows
+            ):
+                part[:] = self._array[a:b]
+        return out
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the rows of an array lie in the chunks of its shards, uncompressed."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    chunk_rows: int
+    shard_rows: int
+
+    @classmethod
+    def told(cls, folder: Path) -> Layout | None:
+        """By an array's own metadata; None where they are laid out in another way."""
+        try:
+            told = json.loads((folder / "zarr.json").read_text())
+            (codec,) = told["codecs"]
+            inner = codec["configuration"]
+            shard, chunk = told["chunk_grid"]["configuration"]["chunk_shape"], inner["chunk_shape"]
+            if shard[1:] != told["shape"][1:] or chunk[1:] != shard[1:] or not _is_plain(inner):
+                return None
+            return cls(tuple(told["shape"]), np.dtype(told["data_type"]), chunk[0], shard[0])
+        except (OSError, ValueError, TypeError, KeyError):
+            return None
+
+
+def _is_plain(told: Mapping[str, Any]) -> bool:
+    """Whether an array's or a shard's only codec is the bytes as they lie in memory."""
+    (codec,) = told["codecs"]
+    return codec["name"] == "bytes" and codec.get("configuration", {}).get("endian") != "big"
 
 
 def read_plain(
@@ -72,8 +140,7 @@ def plain_column(path: Path) -> npt.NDArray[Any] | None:
     """
     try:
         told = json.loads((path / "zarr.json").read_text())
-        (codec,) = told["codecs"]
-        if codec["name"] != "bytes" or codec.get("configuration", {}).get("endian") == "big":
+        if not _is_plain(told):
             return None
         (n,), (chunk,) = told["shape"], told["chunk_grid"]["configuration"]["chunk_shape"]
         files = [path / "c" / str(i) for i in range(-(-n // chunk))]
