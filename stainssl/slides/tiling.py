@@ -125,7 +125,9 @@ def area_shares(mask: np.ndarray, boxes: np.ndarray) -> np.ndarray:
         (n,) float64, 0–1.
     """
     height, width = mask.shape
-    sums = cv2.integral(mask.astype(np.uint8), sdepth=cv2.CV_64F)
+    if not mask.any():
+        return np.zeros(len(boxes))
+    sums = cv2.integral(mask.view(np.uint8), sdepth=cv2.CV_32S)  # exact: fewer than 2^31 px
 
     def upto(x: np.ndarray, y: np.ndarray) -> np.ndarray:
         x, y = np.clip(x, 0, width), np.clip(y, 0, height)

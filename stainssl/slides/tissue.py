@@ -7,8 +7,9 @@ smallest): stain has it however pale, and shadow, glass edges and black frames h
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import astuple, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -16,6 +17,7 @@ import cv2
 import numpy as np
 
 from stainssl.slides import maskers
+from stainssl.slides.bits import Bits, ellipse, square
 
 SMOOTH_UM = 4.0  # standard deviation of the blur that takes out JPEG and sensor noise
 # Otsu's threshold is kept inside these (base-10 optical density): below the floor is the noise of
@@ -152,16 +154,24 @@ class _Density:
     blue: np.ndarray
     least: np.ndarray  # of the channels
     most: np.ndarray
-    mean: np.ndarray
 
-    @property
+    @cached_property
+    def mean(self) -> np.ndarray:
+        """Of the channels."""
+        return (self.red + self.green + self.blue) / 3
+
+    @cached_property
     def saturation(self) -> np.ndarray:
         """The spread of the channels."""
         return self.most - self.least
 
     def at(self, chosen: Any) -> _Density:
         """Those of some of the pixels."""
-        return _Density(*(values[chosen] for values in astuple(self)))
+        channels = (self.red, self.green, self.blue, self.least, self.most)
+        return _Density(*(values[chosen] for values in channels))
+
+
+Test = Callable[[_Density], np.ndarray]  # of single pixels
 
 
 @dataclass(frozen=True)
@@ -184,7 +194,7 @@ class _Picture:
         channels = zip(cv2.split(pixels), self._tables, strict=True)
         red, green, blue = (cv2.LUT(levels, table) for levels, table in channels)
         least, most = cv2.min(cv2.min(red, green), blue), cv2.max(cv2.max(red, green), blue)
-        return _Density(red, green, blue, least, most, (red + green + blue) / 3)
+        return _Density(red, green, blue, least, most)
 
     @cached_property
     def sample(self) -> _Density:
@@ -193,7 +203,7 @@ class _Picture:
         pixels = np.ascontiguousarray(pixels[:: _sample_step(len(pixels))])
         return self._density(pixels).at(np.s_[:, 0])
 
-    def where(self, *tests: Callable[[_Density], np.ndarray]) -> list[np.ndarray]:
+    def where(self, *tests: Test) -> list[np.ndarray]:
         """(h, w) bool of each test of single pixels, strip by strip: each fits in the cache."""
         found = [np.empty(self.levels.shape[:2], bool) for _ in tests]
         for top in range(0, len(self.levels), STRIP_PX):
@@ -212,29 +222,42 @@ class _Picture:
         return replace(self, levels=levels, mpp=mpp)
 
 
+def _radius_px(radius_um: float, mpp: float) -> int:
+    return max(1, round(radius_um / mpp))
+
+
 def _disk(radius_um: float, mpp: float) -> np.ndarray:
-    radius_px = max(1, round(radius_um / mpp))
-    return cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius_px + 1,) * 2)
+    return cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * _radius_px(radius_um, mpp) + 1,) * 2)
 
 
 def _pieces(mask: np.ndarray) -> np.ndarray:
     """(h, w) int32: the number of the connected piece of `mask` that a pixel is of, 0 for none."""
-    return np.asarray(cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)[1], np.int32)
+    found = cv2.connectedComponents(np.ascontiguousarray(mask).view(np.uint8), connectivity=8)
+    return np.asarray(found[1], np.int32)
 
 
 def drop_small(mask: np.ndarray, least_px: float) -> np.ndarray:
     """`mask` (h, w) bool without connected pieces of fewer than `least_px` pixels."""
-    labels = _pieces(mask)
-    large = _areas_px(labels) >= least_px
-    large[0] = False
-    return np.take(large, labels)
+    kept = mask.copy()
+    kept.reshape(-1)[_in_small(mask, least_px)] = False
+    return kept
 
 
-def _areas_px(labels: np.ndarray) -> np.ndarray:
-    """(n,) pixels of every label, counted by runs: there are far fewer of them than pixels."""
-    flat = labels.ravel()
-    start = np.concatenate([[0], np.flatnonzero(flat[1:] != flat[:-1]) + 1])
-    return np.bincount(flat[start], np.diff(start, append=flat.size), minlength=1)
+def _in_small(mask: np.ndarray, least_px: float) -> np.ndarray:
+    """(n,) int, places in `mask` (h, w) bool of the pixels of pieces of fewer than `least_px`.
+
+    Pieces are counted by the runs of their rows, which are far fewer than their pixels.
+    """
+    if not mask.any():
+        return np.empty(0, np.intp)
+    begins = np.ones_like(mask)
+    np.not_equal(mask[:, 1:], mask[:, :-1], out=begins[:, 1:])
+    start = np.flatnonzero(begins)
+    length, label = np.diff(start, append=mask.size), _pieces(mask).ravel()[start]
+    is_small = np.bincount(label, length) < least_px
+    is_small[0] = False
+    start, length = (values[is_small[label]] for values in (start, length))
+    return np.repeat(start - (np.cumsum(length) - length), length) + np.arange(length.sum())
 
 
 def _touching(mask: np.ndarray, seeds: np.ndarray) -> np.ndarray:
@@ -407,28 +430,41 @@ def _on_glass(mask: np.ndarray, glass: np.ndarray) -> np.ndarray:
     return np.take(kept, labels)
 
 
-def _strokes(plain: np.ndarray, faint: np.ndarray, mpp: float) -> np.ndarray:
+def _strokes(picture: _Picture, plain: np.ndarray, is_faint: Test) -> np.ndarray:
     """(h, w) bool: plain ink, and faint ink that is joined to it within `INK_REACH_UM`."""
+    found = np.zeros_like(plain)
     if not plain.any():
-        return plain
+        return found
+    box = _around(plain, math.ceil(INK_REACH_UM / picture.mpp) + 2)
+    plain, picture = plain[box], replace(picture, levels=picture.levels[box])
     away_px = cv2.distanceTransform((~plain).astype(np.uint8), cv2.DIST_L2, 3)
-    faint = faint & (away_px * mpp < INK_REACH_UM)
+    [faint] = picture.where(is_faint)
+    faint &= away_px * picture.mpp < INK_REACH_UM
     opened = cv2.morphologyEx(faint.view(np.uint8), cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))
-    return _touching(plain | opened.astype(bool), plain)
+    found[box] = _touching(plain | opened.astype(bool), plain)
+    return found
+
+
+def _around(mask: np.ndarray, margin_px: int) -> tuple[slice, slice]:
+    """Rows and columns of what is set, and of a margin inside the picture."""
+    x, y, width, height = cv2.boundingRect(mask.astype(np.uint8))
+    rows = slice(max(0, y - margin_px), y + height + margin_px)
+    return rows, slice(max(0, x - margin_px), x + width + margin_px)
 
 
 def _ink(picture: _Picture) -> np.ndarray:
     stain = _Stain.of(picture.sample)
     coarse = picture.coarse(INK_MPP)
-    tests = (_plain_ink, _faint_ink, _strange, _strange_faint)
-    plain, faint, strange, strange_faint, glass = coarse.where(
-        *(partial(test, stain=stain) for test in tests), lambda od: od.most < GLASS_OD
+    is_plain, is_faint, is_strange, is_strange_faint = (
+        partial(test, stain=stain) for test in (_plain_ink, _faint_ink, _strange, _strange_faint)
     )
     least_px = MIN_INK_UM2 / coarse.mpp**2
-    plain = drop_small(plain, least_px)
-    stroke = _strokes(plain, faint, coarse.mpp)
-    strange = _on_glass(drop_small(strange, least_px), glass | stroke)
-    stroke |= _strokes(strange, strange_faint, coarse.mpp)
+    plain, strange = (drop_small(m, least_px) for m in coarse.where(is_plain, is_strange))
+    stroke = _strokes(coarse, plain, is_faint)
+    if strange.any():
+        [glass] = coarse.where(lambda od: od.most < GLASS_OD)
+        strange = _on_glass(strange, glass | stroke)
+        stroke |= _strokes(coarse, strange, is_strange_faint)
     height, width = picture.levels.shape[:2]
     if not stroke.any():
         return np.zeros((height, width), bool)
@@ -437,16 +473,9 @@ def _ink(picture: _Picture) -> np.ndarray:
 
 
 def _fill_holes(mask: np.ndarray, least_px: float, forbidden: np.ndarray) -> np.ndarray:
-    holes = ~mask & ~forbidden
-    return mask | (holes & ~drop_small(holes, least_px))
-
-
-def _close(mask: np.ndarray, radius_um: float, mpp: float) -> np.ndarray:
-    """Morphological closing; what lies outside the picture joins nothing."""
-    disk = _disk(radius_um, mpp)
-    pad = disk.shape[0] // 2
-    padded = np.pad(mask.astype(np.uint8), pad)
-    return cv2.morphologyEx(padded, cv2.MORPH_CLOSE, disk)[pad:-pad, pad:-pad].astype(bool)
+    filled = mask.copy()
+    filled.reshape(-1)[_in_small(~(mask | forbidden), least_px)] = True
+    return filled
 
 
 def _stained(picture: _Picture, free: np.ndarray) -> np.ndarray:
@@ -462,16 +491,22 @@ def _stained(picture: _Picture, free: np.ndarray) -> np.ndarray:
     least = _otsu(sample.saturation, floor, SATURATION_CEILING)
     dense = _otsu(sample.mean, DENSITY_FLOOR, DENSITY_CEILING)
     stained, colored, faintest = picture.where(
-        lambda od: od.saturation > np.where(od.mean > dense, np.float32(least / 2), least),
+        lambda od: (od.saturation > least) | ((od.saturation > least / 2) & (od.mean > dense)),
         lambda od: od.saturation > floor,
         lambda od: od.saturation > max(WALL_SATURATION, noise),
     )
-    stained &= free
-    bulk = cv2.morphologyEx(stained.view(np.uint8), cv2.MORPH_OPEN, _disk(BULK_UM, mpp))
-    near_bulk = cv2.dilate(bulk, _disk(BULK_UM, mpp)).astype(bool)
-    halo = cv2.dilate(bulk, np.ones((2 * HALO_PX + 1,) * 2, np.uint8)).astype(bool)
-    walls = np.where(halo, colored, faintest) & free & ~near_bulk
-    return _close(stained, CLOSE_UM, mpp) | _close(walls, WALLS_CLOSE_UM, mpp)
+    rim_px = max(HALO_PX, *(_radius_px(radius, mpp) for radius in (BULK_UM, WALLS_CLOSE_UM)))
+    everywhere = Bits.of(np.ones_like(free), rim_px)
+    allowed, stained, colored, faintest = (
+        Bits.of(mask, rim_px) for mask in (free, stained, colored, faintest)
+    )
+    stained &= allowed
+    bulk_disk = ellipse(_radius_px(BULK_UM, mpp))
+    bulk = stained.opened(bulk_disk, everywhere)
+    halo = bulk.grown(square(HALO_PX))
+    walls = ((colored & halo) | (faintest - halo)) & allowed - bulk.grown(bulk_disk)
+    joined = stained.closed(ellipse(_radius_px(CLOSE_UM, mpp)))
+    return (joined | walls.closed(ellipse(_radius_px(WALLS_CLOSE_UM, mpp)))).mask()
 
 
 def tissue_map(
