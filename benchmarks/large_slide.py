@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 
 import cv2
@@ -27,6 +28,7 @@ DOWNSAMPLES = (1, 4, 16)
 GLASS = -1
 
 
+@lru_cache(maxsize=1)
 def pieces(count: int, seed: int = 0) -> list[np.ndarray]:
     """`count` pictures (3072, 3072, 3) uint8 of demo slides without faults, and one of glass.
 
@@ -58,10 +60,11 @@ def encoded(picture: np.ndarray) -> dict[tuple[int, int], bytes]:
 
 
 def layout(side_px: int, count: int, seed: int = 0) -> np.ndarray:
-    """(n, n) int: which piece lies where; the rim is glass."""
+    """(n, n) int: which piece lies where; the rim is glass where anything lies within it."""
     n = -(-side_px // PIECE_PX)
     found = np.random.default_rng(seed).integers(0, count, (n, n))
-    found[[0, -1]] = found[:, [0, -1]] = GLASS
+    if n > 2:
+        found[[0, -1]] = found[:, [0, -1]] = GLASS
     return found
 
 
@@ -82,10 +85,12 @@ def level_tiles(places: np.ndarray, level: list[np.ndarray], side_px: int) -> It
     yield from (known_all[key] for key in sorted(known_all))
 
 
-def write(path: Path, side_px: int = 40_000, mpp: float = 0.5, count: int = 12) -> None:
-    """Write the slide; `count` different pieces."""
+def write(
+    path: Path, side_px: int = 40_000, mpp: float = 0.5, count: int = 12, seed: int = 0
+) -> None:
+    """Write the slide; `count` different pieces, laid by the seed."""
     pictures = pieces(count)  # the last is of glass: index GLASS
-    places = layout(side_px, len(pictures) - 1)
+    places = layout(side_px, len(pictures) - 1, seed)
     description = (
         f"Aperio Image Library v12.0.0\r\n{side_px}x{side_px} [0,0 {side_px}x{side_px}] "
         f"({TILE_PX}x{TILE_PX}) JPEG/RGB Q={QUALITY}|AppMag = {10 / mpp:g}|MPP = {mpp:g}"

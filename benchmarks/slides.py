@@ -63,7 +63,7 @@ def table_of(path: Path, with_figures: bool, slide_mpp: float = MPP) -> pd.DataF
         tissue = tissue_map(thumbnail, MASK_MPP)
         squares = tiling.grid(slide.bounds_level0_px, slide_mpp, MPP, SIZE_PX)
         if with_figures:
-            limits = tiling.Limits(0.5, 0.1, 0.4)
+            limits = tiling.TileLimits(0.5, 0.1, 0.4)
             return tiling.tile_table(slide, slide_mpp, squares, tissue, limits)
         return tiling.places(slide, slide_mpp, squares, tissue)
 

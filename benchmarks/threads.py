@@ -90,9 +90,9 @@ def write_cohorts(work: Path) -> Path:
     for name, (count, side) in COHORTS.items():
         paths = [work / "slides" / f"{name}-{i}.svs" for i in range(count)]
         paths[0].parent.mkdir(parents=True, exist_ok=True)
-        for path in paths:
+        for seed, path in enumerate(paths):
             if not path.exists():
-                large_slide.write(path, side)
+                large_slide.write(path, side, seed=seed)
         rows = {"slide_id": [p.stem for p in paths], "patient_id": [p.stem for p in paths]}
         sheet = pd.DataFrame(rows | {"path": [str(p) for p in paths]})
         sheet.to_csv(work / f"{name}.csv", index=False)
