@@ -45,6 +45,7 @@ def embed_pixels(
     """
     device, spent = encoders[0].device, spent or TimeSpent()
     size = batch or (GPU_BATCH if device.type == "cuda" else BATCH)
+    fitting = [_Fitting(encoder) for encoder in encoders]
     with ThreadPoolExecutor(job_threads()) as pool:
         blocks = prefetched(_on_device(_decoded(pixels, size, pool), device))
         while True:
@@ -53,7 +54,7 @@ def embed_pixels(
             if block is None:
                 return
             with spent.on("network"):
-                vectors = [_vectors(encoder, *block) for encoder in encoders]
+                vectors = [_vectors(one, *block) for one in fitting]
             with spent.on("writing"):
                 yield vectors
 
@@ -67,32 +68,40 @@ def _on_device(blocks: Iterator[Block], device: torch.device) -> Iterator[Block]
             yield images, readable
 
 
-def _vectors(
-    encoder: LoadedEncoder, tensor: torch.Tensor, readable: npt.NDArray[np.bool_]
-) -> Vectors:
+def _vectors(fitting: _Fitting, tensor: torch.Tensor, readable: npt.NDArray[np.bool_]) -> Vectors:
+    encoder = fitting.encoder
     out = np.full((len(readable), encoder.dim), np.nan, np.float16)
     if len(tensor):
         with np.errstate(over="ignore"):
-            vectors = _halving(encoder, tensor) * encoder.scale
+            vectors = fitting(tensor) * encoder.scale
             out[readable] = vectors.cpu().numpy().astype(np.float16)
     out[~np.isfinite(out).all(axis=1)] = np.nan
     return out
 
 
-def _halving(encoder: LoadedEncoder, tensor: torch.Tensor) -> torch.Tensor:
-    """The vectors of a batch, in two halves where it does not fit in the device's memory.
+class _Fitting:
+    """An encoder that is given no more tiles at a time than its device's memory held."""
 
-    Raises:
-        torch.OutOfMemoryError: a single tile does not fit.
-    """
-    try:
-        return encoder(tensor)
-    except torch.OutOfMemoryError:
-        if len(tensor) == 1:
-            raise
-    log.warning("%d tiles do not fit in the device's memory: trying half", len(tensor))
-    torch.cuda.empty_cache()
-    return torch.cat([_halving(encoder, half) for half in tensor.tensor_split(2)])
+    def __init__(self, encoder: LoadedEncoder) -> None:
+        self.encoder = encoder
+        self._most: int | None = None  # tiles; None: it was never too many
+
+    def __call__(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The vectors of some tiles, (m, D).
+
+        Raises:
+            torch.OutOfMemoryError: a single tile does not fit.
+        """
+        while True:
+            size = min(self._most or len(tensor), len(tensor))
+            try:
+                return torch.cat([self.encoder(part) for part in tensor.split(size)])
+            except torch.OutOfMemoryError:
+                if size == 1:
+                    raise
+            self._most = size // 2
+            log.warning("%d tiles do not fit in the device's memory: trying half", size)
+            torch.cuda.empty_cache()
 
 
 def _decoded(pixels: Pixels, size: int, pool: ThreadPoolExecutor) -> Iterator[Block]:
