@@ -495,18 +495,25 @@ def _stained(picture: _Picture, free: np.ndarray) -> np.ndarray:
         lambda od: od.saturation > floor,
         lambda od: od.saturation > max(WALL_SATURATION, noise),
     )
-    rim_px = max(HALO_PX, *(_radius_px(radius, mpp) for radius in (BULK_UM, WALLS_CLOSE_UM)))
-    everywhere = Bits.of(np.ones_like(free), rim_px)
-    allowed, stained, colored, faintest = (
-        Bits.of(mask, rim_px) for mask in (free, stained, colored, faintest)
+    return _joined(stained, colored, faintest, free, mpp)
+
+
+def _joined(
+    stained: np.ndarray, colored: np.ndarray, faintest: np.ndarray, free: np.ndarray, mpp: float
+) -> np.ndarray:
+    """(h, w) bool: what is stained, and walls in the fainter masks, with their gaps closed."""
+    bulk_px, close_px, walls_px = (
+        _radius_px(radius, mpp) for radius in (BULK_UM, CLOSE_UM, WALLS_CLOSE_UM)
     )
-    stained &= allowed
-    bulk_disk = ellipse(_radius_px(BULK_UM, mpp))
-    bulk = stained.opened(bulk_disk, everywhere)
+    rim_px = max(HALO_PX, bulk_px, close_px, walls_px)
+    everywhere, allowed, dense, color, faint = (
+        Bits.of(mask, rim_px) for mask in (np.ones_like(free), free, stained, colored, faintest)
+    )
+    dense &= allowed
+    bulk = dense.opened(ellipse(bulk_px), everywhere)
     halo = bulk.grown(square(HALO_PX))
-    walls = ((colored & halo) | (faintest - halo)) & allowed - bulk.grown(bulk_disk)
-    joined = stained.closed(ellipse(_radius_px(CLOSE_UM, mpp)))
-    return (joined | walls.closed(ellipse(_radius_px(WALLS_CLOSE_UM, mpp)))).mask()
+    walls = ((color & halo) | (faint - halo)) & allowed - bulk.grown(ellipse(bulk_px))
+    return (dense.closed(ellipse(close_px)) | walls.closed(ellipse(walls_px))).mask()
 
 
 def tissue_map(
