@@ -5,7 +5,7 @@
 Has the workflow train each network end to end on the labelled tiles of four sites, of whose cases
 a fifth validate, and test it on the fifth site; five times (`protocol: fine-tune`). Cases are
 divided as for the linear probes. Predictions go into `FOLDER/runs/`, where `evidence_amibr.py
-table` finds them, as `NAME-fine-tuned`; `NAME-fine-tuned.SEED` where there are several seeds.
+table` finds them, as `NAME`; `NAME.SEED` where there are several seeds.
 
 SOURCE is what an encoder of a config takes as `weights`; `macenko-reference+SOURCE` normalizes
 every tile first, as in `evidence_amibr.py`. The seconds of each training of five networks are in
@@ -87,7 +87,6 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, default=10, help="at most")
     parser.add_argument("--patience", type=int, default=3)
     parser.add_argument("--keys", type=yaml.safe_load, default={}, help="further keys of fine_tune")
-    parser.add_argument("--suffix", default="fine-tuned", help="of the names of the rows")
     parser.add_argument("--cores", type=int, default=1)
     return parser.parse_args(words)
 
@@ -108,7 +107,7 @@ def main(words: Sequence[str] | None = None) -> None:
         predictions = pd.read_parquet(folder / "predictions.parquet")
         assert len(predictions) == tiles, f"{run.name}: {len(predictions)} of {tiles} tiles"
         seed = run.name.removeprefix(run.key)  # `.1`, or nothing where there is one seed
-        collect(given, f"{run.key}-{given.suffix}{seed}", sources[run.key], predictions)
+        collect(given, f"{run.key}{seed}", sources[run.key], predictions)
         log.info("%s: %d tiles tested", run.name, len(predictions))
 
 

@@ -24,7 +24,7 @@ from tools.pages import fill, marks
 
 RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results.md"
 METRICS = {"auroc": "AUROC", "balanced_accuracy": "balanced accuracy"}
-# Whose pairs are on the page; all pairs are in the record.
+# Whose pairs are on a page that has them; all pairs are in the record.
 SHOWN = {
     "imagenet", "macenko",
     "stain-invariant-without", "stain-invariant-all", "macenko-stain-invariant-all",
@@ -217,11 +217,11 @@ def at_sites(made: Mapping[str, Any]) -> list[str]:
 
 
 def pairs(order: Sequence[str], rows: Sequence[Mapping[str, Any]], title: str) -> list[str]:
-    """Pairs with one of `SHOWN`, that which comes first in `order` minus the other."""
-    shown = []
+    """Pairs with one of `SHOWN`, or all, that which comes first in `order` minus the other."""
+    shown, wanted = [], SHOWN & set(order) or set(order)
     for row in rows:
         first, second, sign = row["first"], row["second"], 1
-        if not {first, second} & SHOWN:
+        if not {first, second} & wanted:
             continue
         if order.index(first) > order.index(second):
             first, second, sign = second, first, -1
