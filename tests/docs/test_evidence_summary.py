@@ -40,6 +40,7 @@ SHOWN = [
         ("fan", evidence_fan.section),
     )
 ] + [
+    Shown("amibr-fine-tuned", evidence_table.RESULTS, evidence_table.section),
     Shown("two_sites", evidence_table.RESULTS, evidence_two_sites.section),
     Shown("amibr-all", APPENDIX, evidence_table.section),
     Shown("norms", APPENDIX, evidence_norms.section),
