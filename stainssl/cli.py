@@ -48,14 +48,15 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def _all_verbs(
-    version: Annotated[
+    _version: Annotated[
         bool,
         typer.Option(
             "--version", help="Print the version.", callback=_print_version, is_eager=True
         ),
     ] = False,
 ) -> None:
-    pass
+    # Libraries (tiatoolbox) give the root logger handlers of their own where it has none.
+    logging.basicConfig(format="%(message)s")
 
 
 def _load(path: Path) -> Config:

@@ -981,6 +981,16 @@ class Config(Model):
         runs = self.runs_of(key)
         return next((other for other in runs if other.seed == run.seed), runs[0])
 
+    def start_of(self, key: str) -> str:
+        """The weights that an encoder, or the one that it starts from, begins with.
+
+        Of random ones it is the timm name of the network.
+        """
+        run = self.runs_of(key)[0]
+        while (other := self.initial_run(run)) is not None:
+            run = other
+        return run.encoder.source or run.encoder.architecture
+
     def run(self, name: str) -> Run:
         """The run of that name.
 

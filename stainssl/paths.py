@@ -144,6 +144,10 @@ class Paths:
         """Folder of a benchmark's table and figures."""
         return self.results / "benchmarks" / benchmark
 
+    def figures(self, benchmark: str) -> Path:
+        """Folder of those figures of a benchmark that have something to show (PNG)."""
+        return self.benchmark(benchmark) / "figures"
+
 
 def of_label(folder: Path, label: str) -> Path:
     """The folder of one of several labels in that of a task's head; "" of a single label."""

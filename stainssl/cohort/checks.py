@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from itertools import combinations
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -415,13 +414,12 @@ def told_of_sheet(config: Config, name: str) -> Iterator[str]:
 def check(config: Config, thorough: bool = False) -> list[str]:
     """Every problem that can be known before a job starts, a sentence each; empty where none.
 
-    Files that do not exist, sheets, ids, labels, annotations, folds, splits, frozen encoders.
+    Files that do not exist, sheets, ids, labels, annotations, folds, splits, frozen encoders. For
+    networks and weights there is `stainssl.cohort.encoder_checks`, which needs torch.
 
     Args:
-        thorough: read every annotation file (and leave given weights to
-            `stainssl.cohort.encoder_checks`, which needs torch), and compare the
-            contents of all files of equal size, however long it takes; without it, where there
-            are not too many.
+        thorough: read every annotation file, and compare the contents of all files of equal size,
+            however long it takes; without it, where there are not too many.
     """
     problems: list[str] = []
     sound = True
@@ -445,15 +443,4 @@ def check(config: Config, thorough: bool = False) -> list[str]:
     for name, encoder in config.encoders.items():
         problems += _encoder_problems(config, name, encoder)
     problems += [*_tiling_problems(config), *_features_problems(config)]
-    problems += _centring_problems(config)
-    return [*problems, *([] if thorough else _given_files(config))]
-
-
-def _given_files(config: Config) -> Iterator[str]:
-    """Files and folders of weights that do not exist: what can be known without torch."""
-    for name, encoder in config.encoders.items():
-        for key in ("weights", "init"):
-            given = getattr(encoder, key) or ""
-            path = given.partition("@")[2] or given.removeprefix("local-dir:")
-            if path != given and not given.startswith("hf-hub:") and not Path(path).exists():
-                yield f"encoders.{name}.{key}: {path} does not exist."
+    return [*problems, *_centring_problems(config)]

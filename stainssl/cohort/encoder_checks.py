@@ -8,7 +8,10 @@ from typing import Any
 
 import timm
 import torch
+from timm.models import get_arch_pretrained_cfgs
+from torch import nn
 
+from stainssl.cohort.sheet_file import shown
 from stainssl.config import REFERENCE, Config, Encoder, nearest
 from stainssl.encoders import adapters, of_slides, recipes, slide_recipes, tensors
 from stainssl.encoders.blocks import last_blocks
@@ -24,6 +27,7 @@ from stainssl.encoders.loading import (
     finished,
     nearest_network,
     packaged,
+    set_input_size,
     vector_length,
     weights_file,
     whole_patches,
@@ -53,22 +57,36 @@ def _problems(config: Config, name: str, encoder: Encoder) -> Iterator[tuple[str
         yield from _of_slides(config, encoder)
     elif encoder.weights is not None:
         yield from (("weights", found) for found in source_problems(encoder.source or ""))
+        if encoder.input_size:
+            found = _side(encoder.source or "", encoder.input_size)
+            yield from (("input_size", sentence) for sentence in found)
         yield from (("preprocess", found) for found in _standard(encoder))
     elif encoder.init is not None:
-        if config.initial_run(config.runs_of(name)[0]) is None:
-            yield from (("init", found) for found in source_problems(encoder.source or ""))
-        if encoder.tune != "lora" or encoder.lora.merge:
-            yield from (("init", found) for found in _unsaved(_start(config, name)))
-        count = encoder.last_blocks
-        yield from (("tune", found) for found in _blocks(count, _start(config, name)))
+        yield from _continued(config, name, encoder)
     elif encoder.method is not None:
         size = encoder.input_size or config.tilings[encoder.tiling].size
         yield from (("backbone", found) for found in _backbone(encoder.architecture, size))
 
 
+def _continued(config: Config, name: str, encoder: Encoder) -> Iterator[tuple[str, str]]:
+    """Whether weights can be trained further as an encoder asks for it."""
+    start = config.start_of(name)
+    if config.initial_run(config.runs_of(name)[0]) is None:
+        yield from (("init", found) for found in source_problems(encoder.source or ""))
+    if encoder.tune != "lora" or encoder.lora.merge:
+        yield from (("init", found) for found in _unsaved(start))
+    yield from (("backbone", found) for found in _another(encoder.backbone, start))
+    side = encoder.input_size or config.tilings[encoder.tiling].size
+    yield from (("input_size", found) for found in _side(start, side))
+    yield from (("tune", found) for found in _blocks(encoder.last_blocks, start))
+
+
 def _backbone(name: str, input_size: int) -> Iterator[str]:
     if not timm.is_model(name.split(".")[0]):
         yield f"{name!r} is not a timm name{nearest_network(name)}"
+        return
+    if "." in name and (problem := _unknown_tag(name, needs_weights=False)):
+        yield problem
         return
     try:
         with torch.device("meta"):
@@ -82,6 +100,51 @@ def _backbone(name: str, input_size: int) -> Iterator[str]:
         return
 
 
+def _unknown_tag(name: str, needs_weights: bool = True) -> str | None:
+    """A sentence where timm has a network and not its tag; of names that it gave up it has none."""
+    every = get_arch_pretrained_cfgs(name.split(".")[0])
+    known = [one for one, cfg in every.items() if cfg.has_weights or not needs_weights]
+    if not every or name in known or (needs_weights and timm.is_model_pretrained(name)):
+        return None
+    return f"timm has no weights {name!r}: of that network it has {shown(known) or 'none'}."
+
+
+def _network(source: str) -> nn.Module | None:
+    """A source's network without its numbers; None where only a download can tell it.
+
+    Likewise where it cannot be built, which is told of `weights` or `init`, or by a job: some
+    families make tensors with values as they are built.
+    """
+    if source.startswith(HUB) and recipes.find(source) is None:
+        return None
+    try:
+        architecture, args = architecture_of(source)
+        with torch.device("meta"):
+            return timm.create_model(architecture, num_classes=0, **args)
+    except Exception:
+        return None
+
+
+def _another(backbone: str | None, source: str) -> Iterator[str]:
+    """Whether `backbone` names the network of the weights that training starts from."""
+    if backbone is not None and (model := _network(source)) is not None:
+        name = str(model.pretrained_cfg["architecture"])  # type: ignore[index]
+        if name != backbone.split(".")[0]:
+            yield f"{source} is a {name}: leave `backbone` out."
+
+
+def _side(source: str, side_px: int) -> Iterator[str]:
+    """Whether a source's network takes images of a side."""
+    if (model := _network(source)) is None:
+        return
+    try:
+        set_input_size(model, side_px)
+    except StainsslError as error:
+        yield str(error)
+    except Exception:  # some networks compute with numbers, which are not there: a job will tell
+        return
+
+
 def _unsaved(source: str) -> Iterator[str]:
     found = recipes.find(source)
     if found and not is_saved_by_timm(found[1]):
@@ -91,20 +154,12 @@ def _unsaved(source: str) -> Iterator[str]:
         )
 
 
-def _start(config: Config, name: str) -> str:
-    """The weights that an encoder, or the one that it starts from, begins with."""
-    run = config.runs_of(name)[0]
-    while (other := config.initial_run(run)) is not None:
-        run = other
-    return run.encoder.source or run.encoder.architecture
-
-
 def _tuned_blocks(config: Config) -> Iterator[str]:
     """Likewise of the encoders that a benchmark fine-tunes on a task."""
     pairs = [pair for pair in config.benchmarked() if config.tasks[pair[0]].is_fine_tuned]
     for task, encoder in pairs:
         count = config.tasks[task].fine_tune.last_blocks
-        for sentence in _blocks(count, _start(config, encoder)):
+        for sentence in _blocks(count, config.start_of(encoder)):
             yield f"tasks.{task}.fine_tune.tune, of encoders.{encoder}: {sentence}"
 
 
@@ -150,17 +205,12 @@ def _slide_weights(name: str, recipe: SlideRecipe, given: str | None) -> Iterato
 
 def _blocks(count: int | None, source: str) -> Iterator[str]:
     """Whether the network that training starts from has as many blocks as are to be trained."""
-    if count is None or (source.startswith(HUB) and recipes.find(source) is None):
+    if count is None or (model := _network(source)) is None:
         return
     try:
-        architecture, args = architecture_of(source)
-        with torch.device("meta"):
-            model = timm.create_model(architecture, num_classes=0, **args)
         last_blocks(model, count)
     except StainsslError as error:
         yield str(error)
-    except Exception:  # what keeps it from loading is told of `init`, or by a job
-        return
 
 
 def _standard(encoder: Encoder) -> Iterator[str]:
@@ -197,6 +247,8 @@ def source_problems(source: str) -> Iterator[str]:
             yield f"{weights} has no revision: write hf-hub:timm/NAME.TAG for timm's weights."
         elif not timm.is_model(plain.split(".")[0]):
             yield from _folder(Path(weights.removeprefix(LOCAL)), weights)
+        elif problem := _unknown_tag(plain):
+            yield problem
     except StainsslError as error:
         yield str(error)
 

@@ -17,9 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from stainssl.encoders import tensors
+from stainssl.encoders.weights import ADAPTER
 from stainssl.errors import StainsslError
 
-WEIGHTS = "adapter_model.safetensors"
+WEIGHTS = ADAPTER
 CONFIG = "adapter_config.json"
 BASE = "base.json"
 PREFIX = "base_model.model."  # what peft puts before the names of layers

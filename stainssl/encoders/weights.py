@@ -20,6 +20,7 @@ Pooling = Literal[
 ]  # fmt: skip
 Layout = Literal["timm", "transformers", "ordered", "swin", "keep", "conch", "conch-v1.5", "musk"]
 Precision = Literal["half", "32"]
+ADAPTER = "adapter_model.safetensors"  # in the folder of an adapter to other weights
 STANDARD = "stain.json"  # in a model's folder: the stain that its tiles are normalized to
 SAMPLES = 16  # blocks of a file by which weights are told from others
 

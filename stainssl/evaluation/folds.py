@@ -252,10 +252,12 @@ def check_classes(patients: pd.DataFrame, at_least: int = 1, where: str = "the t
             f"{where} has one class only (patients by class: {found or 'none'}). A task needs"
             " patients of two classes: add labelled patients, or correct the label's column."
         )
-    if counts.min() < at_least:
+    if (least := counts.min()) < at_least:
+        fewer = f"ask for at most {least} folds, or " if least > 1 else ""
         raise StainsslError(
             f"{where} has fewer patients than folds ({at_least}) in a class (patients by class:"
-            f" {found}). Ask for at most {max(counts.min(), 1)} folds, or add patients."
+            f" {found}): {fewer}group words in 'classes', name those that are unknown in 'na', or"
+            " add patients."
         )
 
 

@@ -23,7 +23,7 @@ CODES = frozenset({"-1", "-9", "-99", "99", "-999", "999", "9999"})  # that may 
 MIN_FOUND = 3  # classes of an ordered label
 MAX_CLASSES = 10  # of a task; more are rather a number
 # Words by which tables say that a value is not known, in any case: those that pandas takes for NaN,
-# and those of R, SAS, Excel, TCGA, cBioPortal and registries.
+# and those of R, SAS, Excel, TCGA, cBioPortal, registries and laboratories.
 UNKNOWN = frozenset(
     word.casefold()
     for word in (
@@ -32,6 +32,9 @@ UNKNOWN = frozenset(
         "[unknown]", "not available", "[not available]", "not evaluated", "[not evaluated]",
         "not applicable", "[not applicable]", "not reported", "not done", "not known", "missing",
         "indeterminate", "[discrepancy]", "#VALUE!", "#REF!", "#DIV/0!",
+        "n.d.", "n/d", "nd", "unk", "not determined", "not assessed", "not evaluable",
+        "not performed", "not tested", "pending",
+        "k.A.", "k. A.", "keine Angabe", "unbekannt", "inconnu", "desconocido", "onbekend",
     )
 )  # fmt: skip
 

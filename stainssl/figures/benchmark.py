@@ -1,4 +1,7 @@
-"""Pictures of a benchmark: ROC curves, a forest of intervals, robustness against accuracy."""
+"""Pictures of a benchmark: ROC curves, a forest of intervals, robustness against accuracy.
+
+Each function gives a sentence where there is nothing to draw, which says why.
+"""
 
 from __future__ import annotations
 
@@ -34,13 +37,6 @@ def encoder_colors(encoders: Sequence[str]) -> dict[str, str]:
     return colors | {name: GREY for name in encoders if name in floor}
 
 
-def message(text: str) -> Figure:
-    """A picture of a sentence, where there is nothing to draw."""
-    figure = Figure(figsize=(7, 2), dpi=_INCH)
-    figure.text(0.5, 0.5, text, ha="center", va="center", color="#444444")
-    return figure
-
-
 def quiet(axes: Axes) -> None:
     """Axes with a faint grid and no frame above and to the right."""
     axes.spines[["top", "right"]].set_visible(False)
@@ -50,7 +46,7 @@ def quiet(axes: Axes) -> None:
 
 def roc(
     curves: Mapping[str, Mapping[str, tuple[str, pd.DataFrame]]], encoders: Sequence[str]
-) -> Figure:
+) -> Figure | str:
     """ROC curves with 95 % bands over patients, a panel per task.
 
     Args:
@@ -58,7 +54,7 @@ def roc(
         encoders: all of the benchmark, in its order, for their colors.
     """
     if not curves:
-        return message("No ROC curve: no task has two classes among its test patients.")
+        return "No ROC curve: no task has two classes among its test patients."
     across = min(len(curves), 3)
     down = -(-len(curves) // across)
     figure = Figure(figsize=(4.8 * across, 5.0 * down), dpi=_INCH, layout="constrained")
@@ -91,7 +87,9 @@ def _roc_panel(
 Answers = tuple[str, NDArray[np.bool_], NDArray[np.float64]]  # encoder, positive, probability
 
 
-def calibration(answers: Mapping[str, Mapping[str, Answers]], encoders: Sequence[str]) -> Figure:
+def calibration(
+    answers: Mapping[str, Mapping[str, Answers]], encoders: Sequence[str]
+) -> Figure | str:
     """Calibration plots and decision curves, a row a task of two classes.
 
     Args:
@@ -99,7 +97,7 @@ def calibration(answers: Mapping[str, Mapping[str, Answers]], encoders: Sequence
         encoders: all of the benchmark, in its order, for their colors.
     """
     if not answers:
-        return message("No calibration plot: no task has two classes among its test patients.")
+        return "No calibration plot: no task has two classes among its test patients."
     figure = Figure(figsize=(13, 4.6 * len(answers)), dpi=_INCH, layout="constrained")
     rows = figure.subplots(len(answers), 2, squeeze=False)
     for (left, right), (title, lines) in zip(rows, answers.items(), strict=True):
@@ -149,7 +147,7 @@ def _decision_floor(axes: Axes, positive: NDArray[np.bool_]) -> None:
 Numbers = tuple[str, NDArray[np.float64], NDArray[np.float64]]  # encoder, true, predicted
 
 
-def scatter(answers: Mapping[str, Mapping[str, Numbers]], encoders: Sequence[str]) -> Figure:
+def scatter(answers: Mapping[str, Mapping[str, Numbers]], encoders: Sequence[str]) -> Figure | str:
     """Predicted against true numbers, a row of panels a task, a panel an answer.
 
     Args:
@@ -157,7 +155,7 @@ def scatter(answers: Mapping[str, Mapping[str, Numbers]], encoders: Sequence[str
         encoders: all of the benchmark, in its order, for their colors.
     """
     if not answers:
-        return message("No scatter plot: no task has a number as label (kind: regression).")
+        return "No scatter plot: no task has a number as label (kind: regression)."
     across = min(max(map(len, answers.values())), _ACROSS)
     down = [-(-len(panels) // across) for panels in answers.values()]
     figure = Figure(figsize=(3.9 * across, 4.3 * sum(down)), dpi=_INCH, layout="constrained")
@@ -186,7 +184,7 @@ def _scatter_panel(
     axes.set_title(title, fontsize=9.5)
 
 
-def forest(long: pd.DataFrame, encoders: Sequence[str]) -> Figure:
+def forest(long: pd.DataFrame, encoders: Sequence[str]) -> Figure | str:
     """AUROC with its interval; of numbers Spearman's correlation, of others kappa or Harrell's C.
 
     For every task, encoder, head and seed, and for every site.
@@ -200,7 +198,7 @@ def forest(long: pd.DataFrame, encoders: Sequence[str]) -> Figure:
     rows = long[long["metric"].isin(_FOREST) & (long["head"] != "")]
     rows = rows[np.isfinite(rows["value"])]
     if not len(rows):
-        return message("No AUROC: no task has two classes among its test patients.")
+        return "No AUROC: no task has two classes among its test patients."
     tasks = rows["task"].unique().tolist()
     sizes = [len(_entries(rows[rows["task"] == task])) + 1.2 for task in tasks]
     height = max(0.27 * sum(sizes) + 0.9 * len(tasks), 2.4)
@@ -264,7 +262,7 @@ _AGAINST = {
 }  # fmt: skip
 
 
-def robustness(long: pd.DataFrame, encoders: Sequence[str]) -> Figure:
+def robustness(long: pd.DataFrame, encoders: Sequence[str]) -> Figure | str:
     """Every figure of robustness with its interval, a block of panels a task.
 
     Of tile tasks some stand against AUROC, others alone, and AUROC by site; a marker an encoder
@@ -277,7 +275,7 @@ def robustness(long: pd.DataFrame, encoders: Sequence[str]) -> Figure:
     found = long[(long["head"] == "") & np.isfinite(long["value"])]
     tasks = found.loc[found["metric"].isin([*_AGAINST, *_ALONE]), "task"].unique().tolist()
     if not tasks:
-        return message("No figure of robustness: the benchmark asks for none, or none was found.")
+        return "No figure of robustness: the benchmark asks for none, or none was found."
     panels = {task: _panels(long[long["task"] == task]) for task in tasks}
     down = sum(-(-len(shown) // _ACROSS) for shown in panels.values())
     figure = Figure(figsize=(4.2 * _ACROSS, 3.9 * down), dpi=_INCH, layout="constrained")
@@ -399,7 +397,9 @@ _SHORT = {
 }
 
 
-def few_shot(curves: Mapping[str, Mapping[str, pd.DataFrame]], encoders: Sequence[str]) -> Figure:
+def few_shot(
+    curves: Mapping[str, Mapping[str, pd.DataFrame]], encoders: Sequence[str]
+) -> Figure | str:
     """AUROC on few labelled tiles of a class, a panel a tile task, a line an encoder.
 
     Args:
@@ -408,7 +408,7 @@ def few_shot(curves: Mapping[str, Mapping[str, pd.DataFrame]], encoders: Sequenc
     """
     found = {task: lines for task, lines in curves.items() if any(map(len, lines.values()))}
     if not found:
-        return message("No few-shot curve: the benchmark has no tile task.")
+        return "No few-shot curve: the benchmark has no tile task."
     figure = Figure(figsize=(5.4 * len(found), 4.4), dpi=_INCH, layout="constrained")
     colors = encoder_colors(encoders)
     panels = figure.subplots(1, len(found), squeeze=False).flat
@@ -430,14 +430,14 @@ def few_shot(curves: Mapping[str, Mapping[str, pd.DataFrame]], encoders: Sequenc
     return figure
 
 
-def planes(found: Mapping[str, Mapping[str, pd.DataFrame]]) -> Figure:
+def planes(found: Mapping[str, Mapping[str, pd.DataFrame]]) -> Figure | str:
     """UMAP of some tiles, a column an encoder: colored by site above, by label below.
 
     Args:
         found: task → encoder → `x`, `y`, `site`, `label`.
     """
     if not found:
-        return message("No plane: the benchmark asks for no robustness, or has no tile task.")
+        return "No plane: the benchmark asks for no robustness, or has no tile task."
     columns = max(map(len, found.values()))
     figure = Figure(
         figsize=(3.4 * columns + 1.2, 6.4 * len(found)), dpi=_INCH, layout="constrained"

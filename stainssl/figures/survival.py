@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy.stats import CensoredData, ecdf
 
 from stainssl.evaluation.risk_groups import RiskGroups
-from stainssl.figures.benchmark import message, quiet
+from stainssl.figures.benchmark import quiet
 
 ACROSS = 3  # panels
 COLORS = {"low": "#0072B2", "high": "#D55E00"}  # Okabe & Ito 2008
@@ -21,14 +21,14 @@ TICKS = 6  # times at which numbers at risk stand, about
 _INCH = 100  # px
 
 
-def survival_figure(panels: Mapping[str, RiskGroups]) -> Figure:
+def survival_figure(panels: Mapping[str, RiskGroups]) -> Figure | str:
     """Survival of both groups with 95 % bands, numbers at risk below, a panel an answer.
 
     Args:
         panels: title → the groups of an answer.
     """
     if not panels:
-        return message("No survival curve: no task is of kind survival.")
+        return "No survival curve: no task is of kind survival."
     across = min(len(panels), ACROSS)
     down = -(-len(panels) // across)
     figure = Figure(figsize=(4.6 * across, 5.0 * down), dpi=_INCH, layout="constrained")

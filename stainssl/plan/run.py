@@ -37,6 +37,7 @@ class FixedRun:
         groups_file: where the groups are kept.
         revisions: source of given weights → the commits of the hub that it has had here.
         revisions_file: where these are kept.
+        started: when, in seconds since 1970.
     """
 
     config: str
@@ -44,6 +45,7 @@ class FixedRun:
     groups_file: str
     revisions: dict[str, list[str]] = field(default_factory=dict)
     revisions_file: str = ""
+    started: float = 0.0
 
     def announce(self, folder: str) -> None:
         """Hand it to the jobs that this process starts, whose results are in `folder`."""
@@ -82,6 +84,7 @@ def latest(folder: str) -> FixedRun | None:
 
 
 def restore(config_file: Path) -> None:
-    """Write a run's config where it is asked for and not there yet."""
-    if not config_file.exists() and (run := announced(config_file.stem)):
+    """Write the config of a run where one of its jobs asks for it first."""
+    run = announced(config_file.stem)
+    if run and not (config_file.exists() and config_file.stat().st_mtime >= run.started):
         run.write(config_file)

@@ -312,6 +312,7 @@ class BenchmarkJob(Job):
     labels: Reads[dict[Part, Path]]
     seen: Reads[dict[str, Path]]
     files: Writes[dict[str, Path]]
+    figures: Writes[Path]
     benchmark: Setting[Benchmark]
     tasks: Setting[dict[str, Task]]
     runs: Setting[dict[str, list[str]]]
@@ -324,8 +325,6 @@ class BenchmarkJob(Job):
 
 BENCHMARK_FILES = (
     "table.csv", "table.md", "table.tex", "table.html", "comparisons.csv", "robustness.json",
-    "roc.png", "calibration.png", "scatter.png", "forest.png", "robustness.png", "few_shot.png",
-    "umap.png", "survival.png",
 )  # fmt: skip
 PROBE, FINE_TUNE = "probe", "fine-tune"
 
@@ -353,6 +352,7 @@ def benchmark(config: Config, benchmark: str) -> BenchmarkJob:
         labels={(c, p): paths.labels(c, config.cohorts[c].tiling, p) for c, p in labelled},
         seen=_seen(config, [n for several in runs.values() for n in several]),
         files={name: folder / name for name in BENCHMARK_FILES},
+        figures=paths.figures(benchmark),
         benchmark=spec,
         tasks={name: task.model_copy(update={"split": Split()}) for name, task in tasks.items()},
         runs=runs,
@@ -362,28 +362,6 @@ def benchmark(config: Config, benchmark: str) -> BenchmarkJob:
         warnings=row_warnings(config, runs),
         seed=config.seed,
     )
-
-
-def drawn_figures(config: Config) -> set[str]:
-    """The figures in which some benchmark of the config has something to show.
-
-    In the others a run writes a sentence that says what is lacking, which is not for the report.
-    """
-    specs = config.benchmarks.values()
-    names = [name for spec in specs for name in spec.tasks]
-    kinds = {config.tasks[name].kind for name in names}
-    of_tiles = [config.tasks[name] for name in names if config.tasks[name].level == "tile"]
-    asked = {
-        "forest": True,
-        "roc": "classification" in kinds,
-        "calibration": "classification" in kinds,
-        "scatter": "regression" in kinds,
-        "survival": "survival" in kinds,
-        "few_shot": not all(task.is_fine_tuned for task in of_tiles),
-        "robustness": any(robust_tasks(config, key) for spec in specs for key in spec.encoders),
-        "umap": any(robust_tasks(config, key) for spec in specs for key in spec.encoders),
-    }
-    return {name for name, is_drawn in asked.items() if is_drawn}
 
 
 def _seen(config: Config, runs: list[str]) -> dict[str, Path]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -18,6 +19,7 @@ from stainssl.errors import StainsslError
 from stainssl.paths import Paths
 from stainssl.plan import encoders, groups, revisions, slides, tasks
 from stainssl.plan.job import Job, as_text
+from stainssl.plan.networks import network_problems
 from stainssl.plan.retraining import retraining_notices
 from stainssl.plan.run import FixedRun, digest, latest
 
@@ -75,15 +77,16 @@ class Plan:
         self.config = models.parse({**read, "results": folder}, "config")
         results = Path(moved(f"{folder}/"))
         self.run_config = self.config.model_copy(update={"results": results})
-        if is_main and (problems := cohorts.check(self.run_config)):
-            raise StainsslError("\n".join(problems))
+        if is_main:
+            _refuse([*cohorts.check(self.run_config), *network_problems(self.run_config)])
         self.paths, real = Paths(self.config.results), Paths(results)
         self.commits = fixed.revisions if fixed else self._settle(real.revisions())
         text, kept = models.dump(self.run_config), real.groups()
         self.config_file = real.run_config(digest(text))
         known = groups.read(kept)
         self.groups = fixed.groups if fixed else groups.plan(self.run_config, known)
-        run = FixedRun(text, self.groups, str(kept), self.commits, str(real.revisions()))
+        started = fixed.started if fixed else time.time()
+        run = FixedRun(text, self.groups, str(kept), self.commits, str(real.revisions()), started)
         run.announce(moved(f"{folder}/"))
         self.notices: list[str] = []
         if is_main:
@@ -171,10 +174,6 @@ class Plan:
             for i, ((text, members), read) in enumerate(found.items())
         ]
 
-    def drawn_figures(self) -> set[str]:
-        """The figures of benchmarks that the report shows."""
-        return tasks.drawn_figures(self.config)
-
     def demo_files(self) -> dict[str, list[str]]:
         """What `stainssl demo` makes; nothing where no cohort is synthetic."""
         if not any(cohort.demo for cohort in self.config.cohorts.values()):
@@ -201,6 +200,11 @@ class Plan:
             for name, one in self.config.cohorts.items()
             for part in cohorts.part_names(self.config, name)
         ]
+
+
+def _refuse(problems: list[str]) -> None:
+    if problems:
+        raise StainsslError("\n".join(problems))
 
 
 def any_of(names: Iterable[str]) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 
 from stainssl.cohort import site_columns
 from stainssl.config import Task
@@ -48,8 +49,8 @@ log = logging.getLogger(__name__)
 def run(job: BenchmarkJob) -> None:
     """Write the tables and figures of a benchmark.
 
-    `table.csv|md|tex|html`, `comparisons.csv`, `robustness.json`, and as PNG `roc`, `calibration`,
-    `scatter`, `forest`, `robustness`, `few_shot`, `umap` and `survival`.
+    `table.csv|md|tex|html`, `comparisons.csv`, `robustness.json`, and `figures/`: those of
+    `_figures` that have something to show, as PNG.
 
     Raises:
         StainsslError: an answer is missing, or the benchmark has no slide task's head.
@@ -78,16 +79,29 @@ def run(job: BenchmarkJob) -> None:
         write_text(files[name], text)
     tree = robustness_tree(robustness)
     write_text(files["robustness.json"], json.dumps(tree, indent=1, allow_nan=False))
-    _save(files["roc.png"], figures.roc(_curves(answers, job.seed), encoders))
-    _save(files["calibration.png"], figures.calibration(_calibrations(answers), encoders))
-    _save(files["scatter.png"], figures.scatter(_scatters(answers), encoders))
-    _save(files["forest.png"], figures.forest(long, _shown(encoders, columns)))
-    _save(files["robustness.png"], figures.robustness(long, encoders))
-    curves = {task: _few_shots(job, task) for task in job.tasks}
-    _save(files["few_shot.png"], figures.few_shot(curves, encoders))
-    _save(files["umap.png"], figures.planes(_planes(job)))
-    _save(files["survival.png"], survival_figure(_risk_groups(job, answers)))
+    _save(job.figures, _figures(job, long, answers, _shown(encoders, columns)))
     log.info("benchmark %s\n%s", job.name, markdown)
+
+
+def _figures(
+    job: BenchmarkJob, long: pd.DataFrame, answers: list[Answer], shown: list[str]
+) -> dict[str, Figure | str]:
+    """File name → figure, or why there is none.
+
+    Args:
+        shown: encoders and what stands beside them.
+    """
+    encoders = list(job.runs)
+    return {
+        "roc": figures.roc(_curves(answers, job.seed), encoders),
+        "calibration": figures.calibration(_calibrations(answers), encoders),
+        "scatter": figures.scatter(_scatters(answers), encoders),
+        "forest": figures.forest(long, shown),
+        "robustness": figures.robustness(long, encoders),
+        "few_shot": figures.few_shot({task: _few_shots(job, task) for task in job.tasks}, encoders),
+        "umap": figures.planes(_planes(job)),
+        "survival": survival_figure(_risk_groups(job, answers)),
+    }
 
 
 def _pages(
@@ -119,9 +133,14 @@ def _questions(job: BenchmarkJob) -> Iterator[tuple[str, str, str]]:
                 yield name, release, task.label
 
 
-def _save(path: Path, figure: figures.Figure) -> None:
-    with replacing(path) as made:
-        figure.savefig(made, format="png")
+def _save(folder: Path, drawn: dict[str, Figure | str]) -> None:
+    with replacing(folder) as made:
+        made.mkdir()
+        for name, figure in drawn.items():
+            if isinstance(figure, str):
+                log.info("%s: %s", name, figure)
+            else:
+                figure.savefig(made / f"{name}.png", format="png")
 
 
 def _folders_by_run(job: BenchmarkJob) -> dict[str, list[Path]]:

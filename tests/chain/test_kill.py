@@ -40,6 +40,39 @@ def _kill_when(process: subprocess.Popen[bytes], verb: str, log: Path, word: str
     raise AssertionError(f"the run ended before {verb} could be killed")
 
 
+def _until(process: subprocess.Popen[bytes], log: Path, word: str) -> None:
+    """Wait until a log says `word`."""
+    while process.poll() is None:
+        if log.exists() and word in log.read_text():
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"the run ended before its log said {word!r}")
+
+
+def _tables(*workflows: Workflow) -> list[pd.DataFrame]:
+    return [pd.read_csv(w.folder / "results/benchmarks/main/table.csv") for w in workflows]
+
+
+@pytest.mark.xdist_group("finished")
+def test_after_a_power_cut_two_commands_end_in_the_same_table(
+    finished: Workflow, tmp_path: Path
+) -> None:
+    """Everything is killed at once; then what docs/hpc.md says."""
+    workflow = finished.copied(tmp_path / "run")
+    log = workflow.folder / "results/logs/pretrain/simclr.log"
+    shutil.rmtree(workflow.folder / "results/encoders/simclr")
+    shutil.rmtree(workflow.folder / "results/benchmarks")
+    log.unlink()
+    process = subprocess.Popen(workflow.command(), env=ENV, start_new_session=True)
+    _until(process, log, "steps of")
+    os.killpg(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert "LockException" in workflow.run("--rerun-incomplete", fails=True)
+    workflow.run("--unlock")
+    workflow.run("--rerun-incomplete")
+    pd.testing.assert_frame_equal(*_tables(workflow, finished))
+
+
 @pytest.mark.xdist_group("finished")
 def test_kill_9_in_pretraining_then_the_same_table(finished: Workflow, tmp_path: Path) -> None:
     workflow = finished.copied(tmp_path / "run")
@@ -52,7 +85,4 @@ def test_kill_9_in_pretraining_then_the_same_table(finished: Workflow, tmp_path:
     assert process.wait() != 0
     assert not (encoder / "model").exists()
     workflow.run("--rerun-incomplete")
-    tables = [
-        pd.read_csv(w.folder / "results/benchmarks/main/table.csv") for w in (workflow, finished)
-    ]
-    pd.testing.assert_frame_equal(*tables)
+    pd.testing.assert_frame_equal(*_tables(workflow, finished))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import zipfile
 from pathlib import Path
 
 import pandas as pd
@@ -23,7 +24,8 @@ def test_the_chain_ends_in_a_table_of_three_encoders(finished: Workflow) -> None
     folder = finished.folder / "results" / "benchmarks" / "main"
     table = pd.read_csv(folder / "table.csv")
     assert {"stain-invariant", "simclr", "random"} <= set(table["encoder"])
-    for name in ("table.md", "table.tex", "table.html", "roc.png", "forest.png", "robustness.png"):
+    figures = ("figures/roc.png", "figures/forest.png", "figures/robustness.png")
+    for name in ("table.md", "table.tex", "table.html", *figures):
         assert (folder / name).stat().st_size > 200
     assert not list((finished.folder / "results").rglob(".tmp-*"))
 
@@ -125,9 +127,28 @@ def test_a_frozen_encoder_that_is_not_there_is_an_error_before_any_job(fresh: Wo
     assert "nothing was run" in text
 
 
-def test_the_report_is_written(workflow: Workflow) -> None:
-    workflow.run("--report", "report.html")
-    assert (workflow.folder / "report.html").stat().st_size > 100_000
+def test_the_report_has_the_figures_that_each_benchmark_has(workflow: Workflow) -> None:
+    workflow.edit(
+        "config.yaml",
+        lambda text: (
+            f"{text}  slides: {{tasks: [her2], encoders: [random], heads: [mean],"
+            " robustness: false}\n"
+        ),
+    )
+    workflow.run()
+    workflow.run("--report", "report.zip")
+    with zipfile.ZipFile(workflow.folder / "report.zip") as report:
+        names = [name for name in report.namelist() if name.endswith(".png")]
+        text = report.read(next(n for n in report.namelist() if n.endswith("report.html"))).decode()
+    folders = {
+        b: workflow.folder / "results/benchmarks" / b / "figures" for b in ("main", "slides")
+    }
+    drawn = {b: {file.stem for file in folder.iterdir()} for b, folder in folders.items()}
+    assert drawn["main"] == {"roc", "calibration", "forest", "robustness", "few_shot", "umap"}
+    assert drawn["slides"] == {"roc", "calibration", "forest"}
+    shown = sorted(Path(name).stem for name in names if Path(name).stem in drawn["main"])
+    assert shown == sorted([*drawn["main"], *drawn["slides"]])
+    assert "ROC curves of benchmark slides on out-of-fold predictions" in text
 
 
 def test_what_is_missing_is_made_in_the_run_that_appends_a_slide(workflow: Workflow) -> None:

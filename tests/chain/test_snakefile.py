@@ -21,8 +21,14 @@ def test_every_problem_is_told_before_any_job(fresh: Workflow) -> None:
     assert "slide_id is 'a 001'" in text
     assert "nothing was run" in text
     fresh.edit("clinic/slides.csv", lambda text: text.replace("a 001,", "a-001-1,", 1))
+    fresh.edit(
+        "config.yaml",
+        lambda text: text.replace("random, backbone: test_resnet", "random, backbone: test_resnit"),
+    )
     text = fresh.run(fails=True)
+    assert "2 problem(s), nothing was run" in text
     assert "no column 'her3'; did you mean 'her2'" in text
+    assert "encoders.random.backbone: 'test_resnit' is not a timm name; did you mean" in text
     assert not (fresh.folder / "results").exists()
 
 

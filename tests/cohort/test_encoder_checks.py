@@ -9,7 +9,6 @@ import timm
 import torch
 from safetensors.torch import save, save_file
 
-from stainssl.cohort import check
 from stainssl.cohort.encoder_checks import problems, resized
 from stainssl.cohort.encoder_warnings import warnings
 from stainssl.config import parse
@@ -52,7 +51,15 @@ TRAIN = {"method": "simclr", "train": {"cohorts": ["d"]}}
     ({"weights": "resnet18@/nowhere.pth"}, "/nowhere.pth: no such file"),
     ({"weights": "uni@/nowhere"}, "uni@/nowhere: no model.safetensors nor pytorch_model.bin there"),
     ({**TRAIN, "init": "resnet81"}, "e.init: 'resnet81' is no encoder"),
-    ({**TRAIN, "init": "virchow2"}, "can be embedded with, and not be trained further but by"),
+    ({**TRAIN, "backbone": "resnet18.a9"}, "no weights 'resnet18.a9': of that network it has"),
+    ({"weights": "resnet18.a9_in1k"}, "no weights 'resnet18.a9_in1k': of that network it has"),
+    ({"weights": "vit_giant_patch14_224"}, "of that network it has none"),
+    ({"weights": "vit_tiny_patch16_224", "input_size": 100}, "patches of 16 px"),
+    ({**TRAIN, "init": "vit_tiny_patch16_224", "input_size": 100}, "patches of 16 px"),
+    ({**TRAIN, "init": "virchow2", "tune": "lora"}, "256 px are no multiple of patches of 14 px"),
+    ({"weights": "cait_xxs24_224", "input_size": 100}, "e.input_size: "),
+    ({**TRAIN, "init": "resnet18", "backbone": "resnet50"}, "e.backbone: resnet18 is a resnet18"),
+    ({**TRAIN, "init": "virchow2", "input_size": 224}, "can be embedded with, and not be"),
 ])  # fmt: skip
 def test_a_source_that_cannot_be_loaded_is_told(encoder, sentence):
     found = _told(**encoder)
@@ -63,7 +70,9 @@ def test_a_source_that_cannot_be_loaded_is_told(encoder, sentence):
 @pytest.mark.parametrize("encoder", [
     {**TRAIN, "backbone": "vit_tiny_patch16_224", "input_size": 224}, {**TRAIN, "init": "uni"},
     {**TRAIN, "backbone": "convnext_nano"}, {"weights": "resnet18.a1_in1k"},
-    {"weights": "virchow2"},
+    {"weights": "virchow2"}, {"weights": "vit_tiny_patch16_224", "input_size": 96},
+    {**TRAIN, "init": "resnet18.a1_in1k", "backbone": "resnet18"},
+    {**TRAIN, "backbone": "resnet18.a1_in1k"},
     {"weights": "hf-hub:somebody/model"}, {"features": "trident:/there"}, {"method": "random"},
 ])  # fmt: skip
 def test_what_only_a_download_can_tell_is_no_problem(encoder):
@@ -123,11 +132,11 @@ def test_an_adapter_and_its_base_are_looked_at(tmp_path):
 
 
 def test_an_adapter_can_be_trained_to_what_no_folder_of_timm_holds():
-    lora = {**TRAIN, "init": "virchow2", "tune": "lora"}
+    lora = {**TRAIN, "init": "virchow2", "input_size": 224, "tune": "lora"}
     assert _told(**lora) == []
     assert "(tune: lora)" in _told(**lora, lora={"merge": True})[0]
     config = _config(**lora).model_dump(mode="json")
-    config["encoders"]["next"] = {**TRAIN, "init": "e"}
+    config["encoders"]["next"] = {**TRAIN, "init": "e", "input_size": 224}
     [found] = problems(parse(config))
     assert found.startswith("encoders.next.init: virchow2 can be embedded with")
 
@@ -178,11 +187,6 @@ def test_a_file_of_transformers_is_compared_by_its_names(monkeypatch, tmp_path):
                                     intermediate_size=192)  # fmt: skip
     transformers.ViTModel(config).save_pretrained(tmp_path)
     assert _told(weights=f"phikon@{tmp_path}") == []
-
-
-def test_without_reading_headers_missing_files_are_told(tmp_path):
-    config = _config(weights=f"resnet18@{tmp_path / 'none.pth'}")
-    assert [s for s in check(config) if "none.pth does not exist" in s]
 
 
 def test_other_scales_and_sizes_are_warned_of():

@@ -37,7 +37,7 @@ def lean(page: str, releases: dict[str, Path], folder: Path) -> Config:
 def table_of(config: Config, benchmark: str) -> pd.DataFrame:
     run_all(config)
     folder = Paths(config.results).benchmark(benchmark)
-    for name in ("table.md", "table.tex", "table.html", "forest.png", "roc.png"):
+    for name in ("table.md", "table.tex", "table.html", "figures/forest.png"):
         assert (folder / name).stat().st_size > 100
     return pd.read_csv(folder / "table.csv")
 

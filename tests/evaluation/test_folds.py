@@ -104,7 +104,7 @@ def test_one_class_only_is_refused_with_the_counts():
 
 def test_fewer_patients_of_a_class_than_folds_is_refused_with_what_to_do():
     label = ["1"] * 3 + ["0"] * 17
-    with pytest.raises(StainsslError, match=r"fewer patients than folds \(5\).*1: 3.*at most 3"):
+    with pytest.raises(StainsslError, match=r"folds \(5\).*1: 3.*at most 3 folds.*'classes'"):
         make_folds(_patients(label=label), kind="cv", folds=5)
 
 

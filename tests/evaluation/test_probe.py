@@ -117,6 +117,19 @@ def test_a_class_unseen_in_training_gets_probability_zero(rng):
     assert (p[:, 1] == 0).all()
 
 
+@pytest.mark.filterwarnings("error")
+def test_folds_that_lack_a_class_warn_of_nothing(rng):
+    """The third class is one patient's: of four folds she is tested in one, and judged in one."""
+    tiles = _tiles(rng, 3.0)
+    y = np.where((tiles.table["patient_id"] == "p0") & (tiles.y == 1), 2, tiles.y)
+    tiles = Tiles(tiles.features, y, ("0", "1", "2"), tiles.table)
+    for predictions in probe(tiles, _folds()):
+        assert np.isfinite(evaluate(predictions, "tile", 0, resamples=50)["value"]).any()
+    assert len(few_shot(tiles, _folds()))
+    alone = Tiles(tiles.features, np.where(y == 2, 1, 0), ("0", "1"), tiles.table)
+    assert few_shot(alone, _folds()).empty  # no fold tests and trains two classes
+
+
 def test_neighbours_equal_scikit_learns_by_cosine(rng, monkeypatch):
     monkeypatch.setattr(module, "_BLOCK", 7)
     x, y = rng.normal(size=(80, 5)).astype(np.float32), rng.integers(0, 3, 80)

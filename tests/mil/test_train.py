@@ -10,8 +10,9 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 from stainssl.errors import StainsslError
+from stainssl.evaluation.evaluate import evaluate
 from stainssl.mil.heads import HEADS
-from stainssl.mil.predict import predict_bag
+from stainssl.mil.predict import predict_bag, prediction_table
 from stainssl.mil.targets import Classes, class_weights
 from stainssl.mil.train import HeadSettings, fit
 
@@ -110,6 +111,18 @@ def test_one_class_is_refused_by_name(make_bag):
     bags = [make_bag(i, 1) for i in range(4)]
     with pytest.raises(StainsslError, match=r"4 of: 1\. .*stratify"):
         fit(bags, [], Classes(NAMES), QUICK, seed=0)
+
+
+@pytest.mark.filterwarnings("error")
+def test_folds_that_lack_a_class_warn_of_nothing(make_bag):
+    bags = [make_bag(i, (0, 1, 0, 1, 2, 2)[i % 6], shift=2.0) for i in range(24)]
+    target = Classes(("a", "b", "c"))
+    parts = {name: [bag for bag in bags if bag.label in of] for name, of in
+             {"train": (0, 1), "val": (0, 2), "test": (1, 2)}.items()}  # fmt: skip
+    model = fit(parts["train"], parts["val"], target, QUICK, seed=0)
+    answers = np.stack([predict_bag(model, bag)[0] for bag in parts["test"]])
+    rows = evaluate(prediction_table(parts["test"], answers, target, 0, 0), "patient", 0)
+    assert np.isfinite(rows["value"]).any()
 
 
 def test_classes_weigh_the_same_whatever_their_number(make_bag):

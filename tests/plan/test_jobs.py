@@ -18,7 +18,6 @@ from stainssl.config import Config, Encoder, parse
 from stainssl.paths import Paths
 from stainssl.plan.encoders import acting
 from stainssl.plan.job import Job, Role, as_text
-from stainssl.plan.tasks import BENCHMARK_FILES, drawn_figures
 from stainssl.plan.workflow import BUILDERS
 
 KINDS = {verb: get_type_hints(build)["return"] for verb, build in BUILDERS.items()}
@@ -153,29 +152,3 @@ def test_robustness_without_a_tile_task_reads_no_label_and_one_task_of_the_same_
     benchmarks["s"]["robustness"] = False
     alone = BUILDERS["robustness"](parse({**made, "benchmarks": benchmarks}), "e")
     assert list(alone.tasks) == ["t"]
-
-
-def test_the_report_leaves_out_figures_that_have_nothing_to_show(tmp_path: Path) -> None:
-    made = _given(tmp_path, {"weights": "resnet18"}).model_dump(mode="json")
-    patient = {"level": "patient", "cohorts": ["c"]}
-    made["tasks"] = {
-        "her2": {**patient, "label": "her2"},
-        "ki67": {**patient, "label": "ki67", "kind": "regression"},
-        "os": {**patient, "kind": "survival", "time": "months", "event": "dead"},
-        "tumor": {"level": "tile", "label": "tumor", "cohorts": ["c"]},
-    }
-    made["heads"] = {"mean": {"kind": "mean"}}
-    shown = {}
-    for name in made["tasks"]:
-        spec = {"tasks": [name], "encoders": ["e"], "heads": ["mean"], "robustness": False}
-        shown[name] = drawn_figures(parse({**made, "benchmarks": {"b": spec}}))
-    assert shown == {
-        "her2": {"forest", "roc", "calibration"},
-        "ki67": {"forest", "scatter"},
-        "os": {"forest", "survival"},
-        "tumor": {"forest", "roc", "calibration", "few_shot"},
-    }
-    robust = {"b": {"tasks": ["tumor"], "encoders": ["e"]}}
-    assert {"robustness", "umap"} <= drawn_figures(parse({**made, "benchmarks": robust}))
-    pictures = {Path(name).stem for name in BENCHMARK_FILES if name.endswith(".png")}
-    assert set().union(*shown.values(), {"robustness", "umap"}) == pictures

@@ -1,6 +1,7 @@
 """`folds`, `probe`, `robustness` and `benchmark` in their order, on a small results folder."""
 
 import json
+import logging
 import re
 import shutil
 
@@ -166,7 +167,7 @@ def test_comparisons_cover_every_column_with_one_correction(world):
 
 @pytest.mark.parametrize("name", ["roc", "calibration", "forest", "robustness", "few_shot", "umap"])
 def test_the_figures_are_pictures(world, name):
-    data = (world.paths.benchmark("main") / f"{name}.png").read_bytes()
+    data = (world.paths.figures("main") / f"{name}.png").read_bytes()
     assert data.startswith(b"\x89PNG")
     assert len(data) > 10_000
 
@@ -243,6 +244,7 @@ def test_tiles_that_tell_no_two_stainings_cost_the_figures_alone(
     def none(*_args):
         raise StainsslError("found 1 site")
 
+    caplog.set_level(logging.INFO)
     config, paths = _of_patients_only(world, tmp_path)
     monkeypatch.setattr(robustness, "load_source", lambda *_: ENCODERS["color"])
     monkeypatch.setattr(robustness, "two_targets", none)
@@ -251,3 +253,6 @@ def test_tiles_that_tell_no_two_stainings_cost_the_figures_alone(
     assert "her2: no figure of robustness: found 1 site" in caplog.text
     run_stage("benchmark", config, "patients")
     assert json.loads((paths.benchmark("patients") / "robustness.json").read_text()) == {}
+    drawn = {file.name for file in paths.figures("patients").iterdir()}
+    assert drawn == {"roc.png", "calibration.png", "forest.png"}
+    assert "robustness: No figure of robustness" in caplog.text

@@ -76,7 +76,7 @@ def test_the_table_has_kappa_cuts_and_baselines(made):
     assert "Weighted kappa:" in text
     long = pd.read_csv(folder / "table.csv").query("metric == 'kappa' and group == 'all'")
     assert {"enc", "clinical only", "site only"} == set(long["encoder"])
-    assert (folder / "forest.png").stat().st_size > 0
+    assert (folder / "figures" / "forest.png").stat().st_size > 0
 
 
 def test_new_cases_are_called_the_median_class(made):

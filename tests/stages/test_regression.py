@@ -128,8 +128,9 @@ def test_the_table_has_figures_baselines_and_comparisons(made):
     assert "ki67, spearman: enc + mean + clinical less clinical only: " in text
     assert "## By site" in text
     assert "R$^2$" in (folder / "table.tex").read_text()
-    for name in ("scatter.png", "forest.png", "roc.png", "table.html"):
-        assert (folder / name).stat().st_size > 0
+    assert (folder / "table.html").stat().st_size > 0
+    drawn = {path.name for path in (folder / "figures").iterdir()}
+    assert drawn == {"scatter.png", "forest.png"}  # what there is nothing to show of is no picture
 
 
 def test_the_page_shows_the_numbers_the_worst_first(made):

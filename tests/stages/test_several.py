@@ -123,7 +123,7 @@ def test_the_table_has_a_column_baselines_and_comparisons_of_each_label(made):
     compared = pd.read_csv(folder / "comparisons.csv")
     assert {"both.er", "both.her2"} < set(compared["task"])
     for name in ("roc.png", "calibration.png", "forest.png"):
-        assert (folder / name).stat().st_size > 0
+        assert (folder / "figures" / name).stat().st_size > 0
 
 
 def test_one_head_of_slides_and_columns_has_the_same_three_rows(made):

@@ -161,7 +161,7 @@ def test_the_table_has_figures_baselines_and_comparisons(made):
     assert "Uno's C and" in text
     assert "said of everybody" in text
     assert "## By site" in text
-    for name in ("survival.png", "forest.png", "table.html", "table.tex"):
+    for name in ("figures/survival.png", "figures/forest.png", "table.html", "table.tex"):
         assert (folder / name).stat().st_size > 0
 
 

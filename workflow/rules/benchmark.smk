@@ -19,19 +19,16 @@ rule benchmark:
     input:
         unpack(PLAN.inputs("benchmark", "benchmark")),
     output:
-        **{
-            name: (
-                report(
-                    BENCHMARK / f"{name}.png",
-                    caption=f"../report/{name}.rst",
-                    category="Benchmark",
-                    labels={"benchmark": "{benchmark}", "shows": shows},
-                )
-                if name in PLAN.drawn_figures()
-                else BENCHMARK / f"{name}.png"
-            )
-            for name, shows in FIGURES.items()
-        },
+        figures=report(
+            directory(PATHS.figures("{benchmark}")),
+            patterns=["{figure}.png"],
+            caption="../report/figures.rst",
+            category="Benchmark",
+            labels={
+                "benchmark": "{benchmark}",
+                "shows": lambda wildcards: FIGURES[wildcards.figure],
+            },
+        ),
         table=BENCHMARK / "table.csv",
         md=BENCHMARK / "table.md",
         tex=BENCHMARK / "table.tex",
@@ -42,7 +39,7 @@ rule benchmark:
             labels={"benchmark": "{benchmark}", "shows": "table"},
         ),
         comparisons=BENCHMARK / "comparisons.csv",
-        figures=BENCHMARK / "robustness.json",
+        robustness=BENCHMARK / "robustness.json",
     log:
         LOGS / "benchmark/{benchmark}.log",
     benchmark:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from stainssl.errors import SlideError, StainsslError, Status
 from stainssl.slides.errors import translate_errors
+from stainssl.slides.not_slides import missing_companion, what_it_is
 from stainssl.slides.slide import Slide
 from stainssl.slides.truncation import shortfall
 
@@ -54,9 +55,7 @@ def _open_first(path: Path) -> Slide:
             if error.status is not Status.UNSUPPORTED:
                 raise
             refused = error  # the last reader says best what else to do
-    raise refused or SlideError(
-        Status.UNSUPPORTED, f"No reader recognises {path.name}: it is not a slide."
-    )
+    raise refused or SlideError(Status.UNSUPPORTED, what_it_is(path))
 
 
 def open_slide(path: Path | str, reader: str = "auto") -> Slide:
@@ -81,6 +80,8 @@ def open_slide(path: Path | str, reader: str = "auto") -> Slide:
         short = shortfall(path) if path.is_file() else None
         if short:
             raise SlideError(Status.TRUNCATED, short)
+        if absent := missing_companion(path):
+            raise SlideError(Status.UNREADABLE, absent)
         if reader == "auto":
             return _open_first(path)
         return import_module(READERS[reader]).open_file(path)

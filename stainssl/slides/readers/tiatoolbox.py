@@ -5,6 +5,7 @@ tiatoolbox imports torch (seconds, and some 400 MB): it is imported only to open
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,9 @@ def _reader(path: Path) -> Any:
             f"{path.name} is read by tiatoolbox, which is not installed: {advice('tiatoolbox')}",
         ) from error
 
+    # What it does not find in a header it says to the root logger; here that is a status.
+    wsireader.logger = logging.getLogger("tiatoolbox")
+    wsireader.logger.setLevel(logging.ERROR)
     kinds = {
         "ngff": wsireader.NGFFWSIReader,
         "jp2": wsireader.JP2WSIReader,

@@ -1,0 +1,91 @@
+"""Whether the networks of a config can be loaded, told by every run before any job."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from stainssl.config import REFERENCE, Config, Encoder, dump
+from stainssl.encoders import known
+from stainssl.encoders.weights import FILE, HUB, LOCAL, read_source, weight_files
+from stainssl.paths import Paths
+from stainssl.plan.run import digest
+
+
+def network_problems(config: Config) -> list[str]:
+    """Sentences about networks and weights that no job could load: those of `cohort check`.
+
+    Torch, which is imported for seconds, is asked only where names and whole files leave a doubt,
+    and until a run of this config has started: that one was asked.
+    """
+    if all(_is_known(config, name) for name in config.encoders) and not _tunes_blocks(config):
+        return []
+    if _has_passed(config):
+        return []
+    from stainssl.cohort import encoder_checks
+
+    return list(encoder_checks.problems(config))
+
+
+def _is_known(config: Config, name: str) -> bool:
+    encoder = config.encoders[name]
+    if encoder.features or encoder.center:
+        return True  # no network
+    if encoder.vectors or encoder.last_blocks:
+        return False
+    if encoder.weights is not None:
+        return _is_known_as_it_is(encoder, encoder.source or "")
+    side = encoder.input_size or config.tilings[encoder.tiling].size
+    if encoder.init is not None:
+        is_given = config.initial_run(config.runs_of(name)[0]) is None
+        loads = not is_given or known.loads(encoder.source or "")
+        return loads and _is_known_as_start(encoder, config.start_of(name), side)
+    name = encoder.architecture
+    return known.is_architecture(name) and known.takes_side(name, side)
+
+
+def _is_known_as_it_is(encoder: Encoder, source: str) -> bool:
+    is_folder = Path((encoder.weights or "").removeprefix(LOCAL)).is_dir()
+    stains = set(encoder.named_stains) - {REFERENCE}
+    architecture, side = known.architecture_of(source), encoder.input_size
+    return (
+        known.loads(source)
+        and (side is None or known.takes_side(architecture, side))
+        and not (encoder.preprocess and (is_folder or stains))
+    )
+
+
+def _is_known_as_start(encoder: Encoder, start: str, side: int) -> bool:
+    architecture = known.architecture_of(start)
+    return (
+        encoder.backbone in (None, architecture)
+        and known.is_whole_in_timm(start)
+        and known.takes_side(architecture, side)
+    )
+
+
+def _tunes_blocks(config: Config) -> bool:
+    """Whether a benchmark trains the last blocks of a network, which are counted in it."""
+    return any(config.tasks[task].fine_tune.last_blocks for task, _ in config.benchmarked())
+
+
+def _has_passed(config: Config) -> bool:
+    """Whether a run of this config has started since its files of weights last changed."""
+    file = Paths(config.results).run_config(digest(dump(config)))
+    if not file.exists():
+        return False
+    started = file.stat().st_mtime
+    given = [path for encoder in config.encoders.values() for path in _given(encoder)]
+    return all(path.exists() and path.stat().st_ctime <= started for path in given)
+
+
+def _given(encoder: Encoder) -> Iterator[Path]:
+    """The files and folders that an encoder names."""
+    source = encoder.source or ""
+    weights, _ = read_source(source)
+    if FILE in weights and not weights.startswith(HUB):
+        yield Path(weights.partition(FILE)[2])
+    elif weights.startswith(LOCAL):
+        yield Path(weights.removeprefix(LOCAL))
+    yield from weight_files(source)
+    yield from (Path(name) for name in encoder.named_stains if name != REFERENCE)

@@ -1,0 +1,49 @@
+"""Files that no reader can open: slides that were copied in part, and what is none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+# The first bytes of what stands in slides' places, and what to do about it.
+KINDS: tuple[tuple[bytes, str], ...] = (
+    (b"\0\x05\x16\x07", "it is what macOS writes beside a file: name the one without '._'"),
+    (b"version https://git-lfs", "it is a pointer of Git LFS: run git lfs pull"),
+    (b"<!doctype html", "it is a web page: was a login needed to download it?"),
+    (b"<html", "it is a web page: was a login needed to download it?"),
+    (b"%pdf", "it is a PDF: export the slide itself"),
+    (b"pk\x03\x04", "it is a zip archive: unpack it"),
+    (b"\x1f\x8b", "it is a gzip archive: unpack it"),
+    (b"7z\xbc\xaf", "it is a 7z archive: unpack it"),
+)
+
+
+def missing_companion(path: Path) -> str | None:
+    """A sentence where a slide is a file and a folder, and the folder is not there.
+
+    Of formats by the file's name: 3DHISTECH's MRXS, Olympus' VSI.
+    """
+    beside = {
+        ".mrxs": path.with_suffix("") / "Slidedat.ini",
+        ".vsi": path.with_name(f"_{path.stem}_"),
+    }
+    wanted = beside.get(path.suffix.lower())
+    if wanted is None or not path.is_file() or wanted.exists():
+        return None
+    folder = wanted.parent if wanted.suffix else wanted
+    return (
+        f"{path.name} is a file and a folder, and {folder.name}/ with the pictures is not beside"
+        " it, or not whole: copy it, too."
+    )
+
+
+def what_it_is(path: Path) -> str:
+    """What a file that no reader recognises is, with what to do where that is known."""
+    if path.is_dir():
+        return f"{path.name} is a folder: name the slide's file in it."
+    if not path.is_file():
+        return f"{path.name} is no file."
+    with path.open("rb") as file:
+        start = file.read(64).lstrip().lower()
+    if kind := next((said for first, said in KINDS if start.startswith(first)), ""):
+        return f"{path.name} is no slide: {kind}."
+    return f"No reader recognises {path.name}: it is not a slide."

@@ -1,0 +1,62 @@
+"""Two Snakemakes at once in one folder, two configs: neither changes what the other reads."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from stainssl.stores.pixels import open_pixels
+from tests.chain.conftest import ENV, Workflow
+
+pytestmark = pytest.mark.chain
+
+
+def _with(fresh: Workflow, name: str, size: int, results: str = "results") -> Workflow:
+    """The same folder under another config, whose tiles have another size."""
+    config = yaml.safe_load((fresh.folder / fresh.config).read_text())
+    config["tilings"]["default"]["size"] = size
+    (fresh.folder / name).write_text(yaml.safe_dump({**config, "results": results}))
+    return Workflow(fresh.folder, name)
+
+
+@contextlib.contextmanager
+def _held(workflow: Workflow, *words: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A run that has begun; Snakemake itself is stopped within the block, its jobs are not."""
+    process = subprocess.Popen(workflow.command(*words), env=ENV)
+    while not list((workflow.folder / "results").glob("configs/*.yaml")):
+        assert process.poll() is None, "it ended before a job of its own started"
+        time.sleep(0.05)
+    process.send_signal(signal.SIGSTOP)
+    try:
+        yield process
+    finally:
+        process.send_signal(signal.SIGCONT)
+        assert process.wait() == 0
+
+
+def _sizes(folder: Path) -> list[int]:
+    stores = sorted(folder.glob("cohorts/clinic/default/pixels/*"))
+    return [open_pixels(store).size_px for store in stores]
+
+
+def test_two_runs_in_one_folder_do_not_meet(fresh: Workflow) -> None:
+    same, other = _with(fresh, "same.yaml", 32), _with(fresh, "other.yaml", 48, "elsewhere")
+    results = fresh.folder / "results"
+    with _held(fresh, "--until", "pixels"):
+        same.run("--until", "pixels", fails=True)  # of files that are being written
+        assert "LockException" in same.run("--until", "pixels", "--rerun-incomplete", fails=True)
+        same.run("-n", "--nolock")
+        other.run("--until", "pixels")
+        latest = yaml.safe_load((results / "config.yaml").read_text())
+        assert latest["tilings"]["default"]["size"] == 64
+    assert _sizes(results) == [64, 64, 64]
+    assert _sizes(fresh.folder / "elsewhere") == [48, 48, 48]
+    same.run("--until", "pixels")
+    assert _sizes(results) == [32, 32, 32]
