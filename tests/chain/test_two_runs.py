@@ -9,10 +9,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
-from stainssl.stores.pixels import open_pixels
+from stainssl.stores.tiles import read_tiles
 from tests.chain.conftest import ENV, Workflow
 
 pytestmark = pytest.mark.chain
@@ -42,21 +43,22 @@ def _held(workflow: Workflow, *words: str) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def _sizes(folder: Path) -> list[int]:
-    stores = sorted(folder.glob("cohorts/clinic/default/pixels/*"))
-    return [open_pixels(store).size_px for store in stores]
+    """Sides in px of the tiles of each part, by the places that they lie at."""
+    tables = sorted(folder.glob("cohorts/clinic/default/tiles/*.parquet"))
+    return [int(np.gcd.reduce(read_tiles(table)["x"].to_numpy())) for table in tables]
 
 
 def test_two_runs_in_one_folder_do_not_meet(fresh: Workflow) -> None:
     same, other = _with(fresh, "same.yaml", 32), _with(fresh, "other.yaml", 48, "elsewhere")
     results = fresh.folder / "results"
-    with _held(fresh, "--until", "pixels"):
-        same.run("--until", "pixels", fails=True)  # of files that are being written
-        assert "LockException" in same.run("--until", "pixels", "--rerun-incomplete", fails=True)
-        same.run("-n", "--nolock")
-        other.run("--until", "pixels")
+    with _held(fresh, "--until", "tile"):
+        same.run("--until", "tile", fails=True)  # of files that are being written
+        assert "LockException" in same.run("--until", "tile", "--rerun-incomplete", fails=True)
+        same.run("-n", "--nolock", "--rerun-incomplete")
+        other.run("--until", "tile")
         latest = yaml.safe_load((results / "config.yaml").read_text())
         assert latest["tilings"]["default"]["size"] == 64
     assert _sizes(results) == [64, 64, 64]
     assert _sizes(fresh.folder / "elsewhere") == [48, 48, 48]
-    same.run("--until", "pixels")
+    same.run("--until", "tile")
     assert _sizes(results) == [32, 32, 32]
