@@ -128,9 +128,9 @@ def _network(source: str) -> nn.Module | None:
 def _another(backbone: str | None, source: str) -> Iterator[str]:
     """Whether `backbone` names the network of the weights that training starts from."""
     if backbone is not None and (model := _network(source)) is not None:
-        name = str(model.pretrained_cfg["architecture"])  # type: ignore[index]
-        if name != backbone.split(".")[0]:
-            yield f"{source} is a {name}: leave `backbone` out."
+        own: Any = model.pretrained_cfg
+        if own["architecture"] != backbone.split(".")[0]:
+            yield f"{source} is a {own['architecture']}: leave `backbone` out."
 
 
 def _side(source: str, side_px: int) -> Iterator[str]:
