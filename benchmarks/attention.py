@@ -28,7 +28,6 @@ from sklearn.metrics import roc_auc_score
 
 from stainssl.cohort import parts, read_sheet
 from stainssl.config import Config, Head, Split, Task, load
-from stainssl.paths import Paths
 from stainssl.stages import run_stage
 from stainssl.stores.tables import read_table
 from stainssl.stores.tiles import read_labels
@@ -58,11 +57,7 @@ def config_of(source: Path, work: Path, heads: list[str]) -> Config:
 
 def truth(config: Config, cohort: str) -> pd.DataFrame:
     """`slide_id`, `tile`, `tumor` of every tile whose label is known."""
-    tiling = config.cohorts[cohort].tiling
-    tables = [
-        read_labels(Paths(config.results).labels(cohort, tiling, part))
-        for part in parts(config, cohort)
-    ]
+    tables = [read_labels(config.paths.labels(cohort, part)) for part in parts(config, cohort)]
     return pd.concat(tables).dropna(subset=["tumor"])[["slide_id", "tile", "tumor"]]
 
 
@@ -70,7 +65,7 @@ def measure(config: Config, encoder: str, head: str) -> dict[str, Any]:
     """A row of the table."""
     (cohort,) = config.cohorts
     run_stage("mil", config, TASK, encoder, head)
-    folder = Paths(config.results).mil(TASK, encoder, head)
+    folder = config.paths.mil(TASK, encoder, head)
     sheet = read_sheet(config, cohort)
     positive = sheet[sheet[TASK] == "1"][["slide_id", "patient_id"]]
     tiles = read_table(folder / "attention.parquet", "attention").merge(positive, on="slide_id")
@@ -110,7 +105,7 @@ def main() -> None:
     config = config_of(words.config, words.work, words.heads)
     run_stage("folds", config, TASK)
     rows = [measure(config, e, h) for e in words.encoders for h in words.heads]
-    training = pd.read_csv(Paths(config.results).folds(TASK))
+    training = pd.read_csv(config.paths.folds(TASK))
     least = training[training["role"] != "test"].groupby("fold")["patient_id"].nunique().min()
     print(pd.DataFrame(rows).to_string(index=False))
     print(f"at least {least} patients in a training part (a fifth of them validate)")

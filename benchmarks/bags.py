@@ -44,7 +44,6 @@ from stainssl.config import Config, parse
 from stainssl.mil.bags import Bag, SlideTiles
 from stainssl.mil.targets import Classes
 from stainssl.mil.train import HeadSettings, fit
-from stainssl.paths import Paths
 from stainssl.plan import tasks as plan_tasks
 from stainssl.stages import mil, run_stage
 from stainssl.stores.embeddings import write_embeddings
@@ -114,7 +113,7 @@ def loading(work: Path, slides: int, tiles: int = 10_000, dim: int = 1024) -> Ro
                 file["features"][:]
 
     readers: dict[str, tuple[Callable[[], Any], list[Path]]] = {
-        "ours (float16)": (ours, [Paths(config.results).results / "cohorts"]),
+        "ours (float16)": (ours, [config.paths.results / "cohorts"]),
         ".pt float16": (pt("half"), [work / f"{n}-half.pt" for n in names]),
         ".pt float32": (pt("single"), [work / f"{n}-single.pt" for n in names]),
         "h5, a row a chunk": (h5, [work / f"{n}.h5" for n in names]),
@@ -216,7 +215,7 @@ def cohort(work: Path, slides: int, tiles: int, dim: int, split: dict[str, Any])
     rng = np.random.default_rng(0)
     for part in range(-(-slides // PART)):
         names = [f"s{i}" for i in range(part * PART, min(slides, (part + 1) * PART))]
-        path = Paths(config.results).embeddings("c", "default", "e", f"all-{part:04d}")
+        path = config.paths.embeddings("c", "e", f"all-{part:04d}")
         write_store(path, names, tiles, dim, rng)
     run_stage("folds", config, "her2")
     return config

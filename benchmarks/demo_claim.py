@@ -40,7 +40,6 @@ from stainssl.evaluation.folds import read_folds
 from stainssl.evaluation.metrics import METRICS
 from stainssl.evaluation.predictions import read_scored
 from stainssl.evaluation.probe import Tiles, probe
-from stainssl.paths import Paths
 from stainssl.plan import tasks as plan_tasks
 from stainssl.stages.probe import labelled_tiles
 from stainssl.stores.atomic import write_text
@@ -102,14 +101,14 @@ def at_unseen_site(predictions: pd.DataFrame) -> pd.DataFrame:
 
 def site_predictions(config: Config, encoder: str) -> Predictions:
     """Linear-probe predictions of the tumour task at the unseen site, one table a seed."""
-    folders = [Paths(config.results).probe(TASK, run.name) for run in config.runs_of(encoder)]
+    folders = [config.paths.probe(TASK, run.name) for run in config.runs_of(encoder)]
     found = [read_table(folder / "predictions.parquet", "predictions") for folder in folders]
     return [at_unseen_site(table) for table in found]
 
 
 def confounded_predictions(config: Config, encoder: str) -> Predictions:
     """Predictions of the confounded test, all of it at the unseen site, one table a seed."""
-    folders = [Paths(config.results).robustness(run.name) for run in config.runs_of(encoder)]
+    folders = [config.paths.robustness(run.name) for run in config.runs_of(encoder)]
     found = [read_table(folder / "confounded.parquet", "predictions") for folder in folders]
     return [at_unseen_site(table[table["task"] == TASK]) for table in found]
 
@@ -146,8 +145,7 @@ def colors(config: Config, table: pd.DataFrame) -> np.ndarray:
     """(N, 9) color statistics of the tiles of a table, in its order."""
     blocks = []
     for part in parts(config, COHORT):
-        tiling = config.cohorts[COHORT].tiling
-        store = open_pixels(Paths(config.results).pixels(COHORT, tiling, part))
+        store = open_pixels(config.paths.pixels(COHORT, part))
         for start in range(0, len(store), BLOCK):
             rows = np.arange(start, min(start + BLOCK, len(store)))
             found = pd.DataFrame(color_features(store.images(rows)))
@@ -158,9 +156,9 @@ def colors(config: Config, table: pd.DataFrame) -> np.ndarray:
 
 def true_morphology(config: Config, table: pd.DataFrame, cores: int) -> np.ndarray:
     """(N, F) true size, outline and crowding of the nuclei of a table's tiles, in its order."""
-    drawn, tiling = config.cohorts[COHORT].demo, config.cohorts[COHORT].tiling
+    drawn = config.cohorts[COHORT].demo
     assert drawn is not None
-    files = [Paths(config.results).tiles(COHORT, tiling, part) for part in parts(config, COHORT)]
+    files = [config.paths.tiles(COHORT, part) for part in parts(config, COHORT)]
     tiles = pd.concat([read_tiles(file) for file in files])
     tiles = tiles[tiles["slide_id"].isin(table["slide_id"])]
     groups = [group for _, group in tiles.groupby("slide_id", sort=False)]
@@ -185,7 +183,7 @@ def _in_order(table: pd.DataFrame, features: pd.DataFrame) -> np.ndarray:
 
 def oracle(config: Config, tiles: Tiles, features: np.ndarray) -> dict[str, Any]:
     """AUROC at the unseen site of the same probe on other features of the same tiles."""
-    folds = read_folds(Paths(config.results).folds(TASK))
+    folds = read_folds(config.paths.folds(TASK))
     seen = dataclasses.replace(tiles, features=features)
     linear, _ = probe(seen, folds, seed=config.seed)
     return auroc([at_unseen_site(linear)], config.seed)

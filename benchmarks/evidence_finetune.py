@@ -29,7 +29,6 @@ from benchmarks.evidence_amibr import LABEL, REFERENCE, described_source, read_s
 from benchmarks.evidence_pretrain import make, tile_cohorts
 from stainssl.config import load
 from stainssl.evaluation.predictions import THRESHOLD
-from stainssl.paths import Paths
 from stainssl.stores.atomic import replacing, write_text
 
 log = logging.getLogger("evidence_finetune")
@@ -100,7 +99,7 @@ def main(words: Sequence[str] | None = None) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     write_text(file, yaml.safe_dump(config(given, sources), sort_keys=False))
     made = load(file)
-    paths, tiles = Paths(made.results), len(read_sheet(given.root))
+    paths, tiles = made.paths, len(read_sheet(given.root))
     for run in made.runs():
         folder = paths.fine_tuned(LABEL, run.name)
         make(file, [folder], given.cores)

@@ -22,7 +22,6 @@ import yaml
 from benchmarks.evidence_amibr import LABEL
 from stainssl.config import load
 from stainssl.datasets import load as load_release
-from stainssl.paths import Paths
 from stainssl.stores.atomic import write_text
 
 REPO = Path(__file__).resolve().parent.parent
@@ -113,7 +112,7 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
 
 def train(config_file: Path, names: Sequence[str], cores: int) -> None:
     """Have the workflow train some encoders of a config, as `METHOD-all.0`."""
-    paths = Paths(load(config_file).results)
+    paths = load(config_file).paths
     make(config_file, [paths.model(name) for name in names], cores)
 
 

@@ -1,17 +1,22 @@
 """A sheet of 10,000 slides as a graph: what a dry-run takes, and what a job costs beside its work.
 
-    python benchmarks/graph.py [--slides 10000] [--cores 2] [--subsample 20] [--no-run]
-        [--json FILE]
+    python -m benchmarks.graph [--slides 10000] [--cores 2] [--subsample 20] [--no-run]
+        [--demo] [--clone FOLDER] [--row NAME] [--json FILE]
 
-The slides are empty files. The dry-run is of the Snakefile as it is. For the run, the workflow is
-copied and every shell line replaced by one that makes the job's outputs, so that what is left is
-Snakemake.
+The slides are empty files. The dry-run is of the Snakefile as it is, with the bytecode of all
+modules at hand, as of an installed package. For the run, the workflow is copied and every shell
+line replaced by one that makes the job's outputs, so that what is left is Snakemake.
+
+`--demo` dry-runs the demo's config instead. `--clone` is of another version. `--row` keeps the
+figures of the dry-run under that name in `benchmarks/results/graph.json`, and writes the table in
+docs/benchmarks.md.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import resource
 import shutil
@@ -24,7 +29,11 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
+from stainssl.stores.atomic import write_text
+from tools.pages import fill, marks
+
 REPO = Path(__file__).resolve().parent.parent
+RESULTS, PAGE = REPO / "benchmarks" / "results" / "graph.json", REPO / "docs" / "benchmarks.md"
 MAKE = (
     "for o in {output}; do case $o in *.zarr) mkdir -p $o;; *.*) touch $o;; *) mkdir -p $o;; esac;"
     " done"
@@ -91,8 +100,11 @@ def run(
     command += ["--configfile", str(folder / "config.yaml"), "--cores", str(given.cores)]
     command += ["--scheduler", "greedy", "--scheduler-subsample", str(given.subsample)]
     command += words
+    env = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+    env |= {"PYTHONPYCACHEPREFIX": str(folder / "bytecode"), "PYTHONPATH": str(snakefile.parent)}
+    home = snakefile.parent  # `python -m` looks for packages where it starts, too
     start, before = time.monotonic(), core_seconds()
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=env, cwd=home)
     seconds = time.monotonic() - start
     if done.returncode:
         raise SystemExit(done.stdout[-2000:] + done.stderr[-2000:])
@@ -106,27 +118,63 @@ def core_seconds() -> float:
     return used.ru_utime + used.ru_stime
 
 
-def main() -> None:
+def dry_run(folder: Path, given: argparse.Namespace) -> dict[str, float]:
+    """Jobs, seconds, seconds of a core and GB of a dry-run; a first one leaves the bytecode."""
+    snakefile, words = given.clone / "Snakefile", ("-n", "--quiet", "rules")
+    if given.demo:
+        shutil.copy(given.clone / "config.yaml", folder)
+    else:
+        write_cohort(folder, given.slides)
+    run(snakefile, folder, given, "--list-rules")
+    seconds, used, peak, text = run(snakefile, folder, given, *words)
+    jobs = int(re.findall(r"^total\s+(\d+)", text, re.M)[-1])
+    return {"jobs": jobs, "s": round(seconds, 1), "core_s": round(used, 1), "gb": round(peak, 2)}
+
+
+def section(found: dict[str, dict[str, float]]) -> str:
+    """The table of dry-runs on the page."""
+    lines = ["| dry-run of | jobs | seconds of a core | memory |", "|---|---|---|---|"]
+    lines += [
+        f"| {name} | {row['jobs']:,} | {row['core_s']:.1f} | {row['gb']:.2f} GB |"
+        for name, row in found.items()
+    ]
+    return "\n\n" + "\n".join(lines) + "\n\n"
+
+
+def keep(name: str, found: dict[str, float]) -> None:
+    """Write the figures of a dry-run into the record, and the record's table into the page."""
+    kept = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
+    kept[name] = found
+    write_text(RESULTS, json.dumps(kept, indent=1) + "\n")
+    fill(PAGE, marks("graph"), section(kept))
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--slides", type=int, default=10_000)
     parser.add_argument("--cores", type=int, default=2)
     parser.add_argument("--subsample", type=int, default=20, help="ready jobs considered at once")
     parser.add_argument("--no-run", action="store_true")
+    parser.add_argument("--demo", action="store_true")
+    parser.add_argument("--clone", type=Path, default=REPO)
+    parser.add_argument("--row")
     parser.add_argument("--json", type=Path)
-    given = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    given = arguments()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_cohort(folder, given.slides)
-        words = ("-n", "--quiet", "rules")
-        seconds, used, peak, text = run(REPO / "Snakefile", folder, given, *words)
-        jobs = int(re.findall(r"^total\s+(\d+)", text, re.M)[-1])
-        found = {"slides": given.slides, "jobs": jobs, "dry_run_s": round(seconds, 1)}
-        found["dry_run_core_s"], found["dry_run_gb"] = round(used, 1), round(peak, 2)
+        found = dry_run(folder, given)
+        if given.row:
+            keep(given.row, found)
         if not given.no_run:
             (folder / "copy").mkdir()
             snakefile = copy_workflow(folder / "copy")
             seconds, _, peak, _ = run(snakefile, folder, given, "--quiet", "all")
-            found |= {"run_s": round(seconds, 1), "s_a_job": round(seconds / jobs, 3)}
+            found |= {"run_s": round(seconds, 1), "s_a_job": round(seconds / found["jobs"], 3)}
             found["run_gb"] = round(peak, 2)
     print("\n".join(f"{key:12} {value}" for key, value in found.items()))
     if given.json:

@@ -38,7 +38,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from stainssl.encoders.loading import new_backbone, vector_length
 from stainssl.pretrain.data import Batch, Stream, TrainTiles
-from stainssl.pretrain.methods import PRETRAINING_METHODS, NormalizerState, Recipe, StainTargets
+from stainssl.pretrain.methods import (
+    PRETRAINING_METHODS,
+    NormalizerState,
+    StainTargets,
+    ViewSettings,
+)
 from stainssl.pretrain.objectives import OBJECTIVES
 from stainssl.pretrain.train import Learner, Preprocessing, TrainSettings
 from stainssl.stain import StainProfile, estimate
@@ -75,7 +80,7 @@ def learner(name: str, backbone: str, size: int, stain: StainTargets | None, col
     torch.manual_seed(0)
     network, _ = new_backbone(backbone, size)
     objective = OBJECTIVES["nt-xent"](network, vector_length(network, size), 0.2, 0)
-    method = PRETRAINING_METHODS[name](Recipe(size, color, 0), stain)
+    method = PRETRAINING_METHODS[name](ViewSettings(size, color, 0), stain)
     return Learner(network, objective, method, EVEN, SETTINGS)
 
 

@@ -58,7 +58,6 @@ from stainssl.demo import make as make_demo
 from stainssl.demo import sheet as demo_sheet
 from stainssl.encoders.loading import load as load_encoder
 from stainssl.evaluation.probe import balanced_sample
-from stainssl.paths import Paths
 from stainssl.slides.readers import open_slide
 from stainssl.stages import run_stage
 from stainssl.stores.atomic import replacing, write_text
@@ -250,9 +249,9 @@ def knows_reinhard(encoder: Encoder) -> bool:
 
 def prepare(config: Config) -> None:
     """Tiles, labels and pixels of every part that is not there yet."""
-    paths, tiling = Paths(config.results), config.cohorts[COHORT].tiling
+    paths = config.paths
     for part in parts(config, COHORT):
-        if not paths.pixels(COHORT, tiling, part).exists():
+        if not paths.pixels(COHORT, part).exists():
             run_stage("tile", config, COHORT, part)
             run_stage("label", config, COHORT, part)
             run_stage("pixels", config, COHORT, part)
@@ -264,13 +263,13 @@ def prepare(config: Config) -> None:
 def read_tiles(config: Config, splits: Sequence[str], options: Options) -> Tiles:
     """The tiles of some splits, at most `max_tiles`, balanced over patients."""
     frames, jpegs = [], []
-    paths, tiling = Paths(config.results), config.cohorts[COHORT].tiling
+    paths = config.paths
     for part, sheet in parts(config, COHORT).items():
         if sheet["split"].iloc[0] not in splits:
             continue
-        store = open_pixels(paths.pixels(COHORT, tiling, part))
+        store = open_pixels(paths.pixels(COHORT, part))
         jpegs += store.jpegs(0, len(store))
-        labels = read_labels(paths.labels(COHORT, tiling, part))
+        labels = read_labels(paths.labels(COHORT, part))
         frames.append(_rows(store, sheet, labels, options))
     table = pd.concat(frames, ignore_index=True)
     known = np.flatnonzero(table["y"] != "") if options.label else np.arange(len(table))
@@ -375,7 +374,7 @@ def _measured(
     config: Config, name: str, stains: Stained, centres: dict[str, Images]
 ) -> pd.DataFrame:
     """The figures of a run, trained where it is not."""
-    run, paths = config.run(name), Paths(config.results)
+    run, paths = config.run(name), config.paths
     if run.encoder.weights is not None:
         embed = embedder(run.encoder.weights, run.encoder.input_size)
         return run_values(embed, stains, centres, knows_reinhard=False)

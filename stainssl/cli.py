@@ -394,10 +394,10 @@ def robustness(
 def _robustness_on_tiles(asked: dict[str, Any], folders: str | None, threads: int) -> None:
     _use_threads(threads)
     logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
-    from stainssl.stages.tile_robustness import Asked, run
+    from stainssl.stages.tile_robustness import TileOptions, run
 
     levels = None if folders is None else [word for word in folders.split("/") if word]
-    for line in run(Asked(levels=levels, **asked)):
+    for line in run(TileOptions(levels=levels, **asked)):
         typer.echo(line)
 
 

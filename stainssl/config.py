@@ -26,6 +26,7 @@ from pydantic import (
 from stainssl.datasets.registry import RELEASES, find
 from stainssl.encoders.weights import FILE, HUB, LOCAL, Layout, Pooling, Precision, written
 from stainssl.errors import StainsslError
+from stainssl.paths import Paths
 
 log = logging.getLogger(__name__)
 
@@ -213,7 +214,7 @@ class Train(Model):
     splits: Annotated[list[str], Field(min_length=1)] = ["train"]
 
 
-class Target(Model):
+class TargetSettings(Model):
     """The profile(s) that images are normalized to."""
 
     policy: Literal["batch", "cohort", "site", "medoid", "spread", "fixed"] = "batch"
@@ -355,7 +356,7 @@ class Encoder(Model):
     lora: Lora = Lora()  # of tune: lora
     keep: Annotated[float, Field(ge=0)] = 0.0  # weight of staying near the vectors of `init`
     input_size: Annotated[int, Field(ge=32)] | None = None  # px; null: the tiling's, the weights'
-    target: Target = Target()
+    target: TargetSettings = TargetSettings()
     normalizer: Normalizer | Annotated[list[Normalizer], Field(min_length=1)] = "macenko"
     views: Literal["one", "same", "different"] = "one"  # which views are normalized
     stain_probability: Share = 1.0  # that a view which is to be normalized is
@@ -521,12 +522,12 @@ class Encoder(Model):
 
     @property
     def sees_tiles(self) -> bool:
-        """Whether there is a network of tiles: none of imported vectors, nor of others' vectors."""
+        """Whether a network sees tiles: not where vectors are imported or made from others."""
         return self.features is None and self.vectors is None
 
     @property
     def is_of_slides(self) -> bool:
-        """Whether it makes one vector a slide, of another encoder's."""
+        """Whether it makes one vector per slide from another encoder's vectors."""
         return self.vectors is not None and self.weights is not None
 
     @property
@@ -888,6 +889,15 @@ class Config(Model):
         return given
 
     @property
+    def paths(self) -> Paths:
+        """Where the outputs of every stage are."""
+        return Paths(self.results, {name: one.tiling for name, one in self.cohorts.items()})
+
+    def tiling_of(self, cohort: str) -> Tiling:
+        """How a cohort's slides are tiled."""
+        return self.tilings[self.cohorts[cohort].tiling]
+
+    @property
     def needs_slides(self) -> bool:
         """Whether slides are read: not where every encoder is imported features."""
         return not self.encoders or any(e.sees_tiles for e in self.encoders.values())
@@ -919,7 +929,7 @@ class Config(Model):
         return next(other for other in self.runs_of(key) if other.seed == run.seed)
 
     def stored_run(self, name: str) -> Run:
-        """The run whose stored vectors a run is asked by: another's where they are centred."""
+        """The run whose stored vectors a run uses: another's where it centres them."""
         run = self.run(name)
         other = self.origin_run(run) if run.encoder.center else None
         return other or run
@@ -1004,7 +1014,7 @@ class Config(Model):
 
 
 def folded(name: str) -> str:
-    """A name without what people write in several ways: capitals, spaces, hyphens, underscores."""
+    """A name without case, spaces, hyphens and underscores, for comparisons."""
     return re.sub(r"[\W_]+", "", unicodedata.normalize("NFKC", name).casefold())
 
 

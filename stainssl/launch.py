@@ -1,4 +1,4 @@
-"""The workflow from anywhere: its files, a call of Snakemake, and a folder to begin with."""
+"""The workflow from any folder: its files, the call of Snakemake, and files to start from."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def _check_config(arguments: list[str], folder: Path) -> None:
 
 
 def run(arguments: Sequence[str]) -> None:
-    """Become Snakemake, on the workflow of this package, in the working folder.
+    """Replace this process by Snakemake, on this package's workflow, in the working folder.
 
     Raises:
         StainsslError: as `snakemake_command`.
@@ -97,7 +97,7 @@ def run(arguments: Sequence[str]) -> None:
 
 
 def shell_prefix(deployment: Collection[str], results: Path) -> str:
-    """What stands before a job's shell line: `stainssl VERB` is then the right package's.
+    """The prefix of a job's shell line, which makes `stainssl VERB` this package's.
 
     Args:
         deployment: Snakemake's methods of software deployment in use: conda, apptainer.

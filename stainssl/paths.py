@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 
 @dataclass(frozen=True)
 class Paths:
-    """Where each stage's outputs are. Words may be Snakemake wildcards (`"{part}"`)."""
+    """Where each stage's outputs are; a config's are `Config.paths`.
+
+    Names may be Snakemake wildcards (`"{part}"`).
+
+    Attributes:
+        results: the folder that all of them are in.
+        tilings: cohort → the name of its tiling.
+    """
 
     results: Path
+    tilings: Mapping[str, str] = field(default_factory=dict)
 
     def config(self) -> Path:
         """The config of the latest run, as resolved (YAML)."""
@@ -32,52 +41,53 @@ class Paths:
         """Folder of the synthetic cohort."""
         return self.results / "demo"
 
-    def _tiling(self, cohort: str, tiling: str) -> Path:
-        return self.results / "cohorts" / cohort / tiling
+    def _cohort(self, cohort: str, *names: str) -> Path:
+        # joined at once: a dry-run of 10,000 slides asks for some 25,000 paths
+        return self.results.joinpath("cohorts", cohort, self.tilings[cohort], *names)
 
-    def tiles(self, cohort: str, tiling: str, part: str) -> Path:
+    def tiles(self, cohort: str, part: str) -> Path:
         """Tiles of a part (parquet)."""
-        return self._tiling(cohort, tiling) / "tiles" / f"{part}.parquet"
+        return self._cohort(cohort, "tiles", f"{part}.parquet")
 
-    def qc(self, cohort: str, tiling: str, part: str) -> Path:
+    def qc(self, cohort: str, part: str) -> Path:
         """What happened to the slides of a part (parquet)."""
-        return self._tiling(cohort, tiling) / "qc" / f"{part}.parquet"
+        return self._cohort(cohort, "qc", f"{part}.parquet")
 
-    def checked(self, cohort: str, tiling: str) -> Path:
+    def checked(self, cohort: str) -> Path:
         """The cohort's slides and their statuses (CSV)."""
-        return self._tiling(cohort, tiling) / "slides.csv"
+        return self._cohort(cohort, "slides.csv")
 
-    def slides_page(self, cohort: str, tiling: str) -> Path:
+    def slides_page(self, cohort: str) -> Path:
         """The same as a page with reasons (HTML)."""
-        return self._tiling(cohort, tiling) / "slides.html"
+        return self._cohort(cohort, "slides.html")
 
-    def gate(self, cohort: str, tiling: str) -> Path:
+    def gate(self, cohort: str) -> Path:
         """Written where few enough of the cohort's slides are bad (JSON)."""
-        return self._tiling(cohort, tiling) / "gate.json"
+        return self._cohort(cohort, "gate.json")
 
-    def overview(self, cohort: str, tiling: str) -> Path:
+    def overview(self, cohort: str) -> Path:
         """Contact sheet of the cohort's tissue masks (PNG)."""
-        return self._tiling(cohort, tiling) / "tissue.png"
+        return self._cohort(cohort, "tissue.png")
 
-    def previews(self, cohort: str, tiling: str, part: str) -> Path:
+    def previews(self, cohort: str, part: str) -> Path:
         """Folder of mask and tile pictures, one a slide."""
-        return self._tiling(cohort, tiling) / "previews" / part
+        return self._cohort(cohort, "previews", part)
 
-    def labels(self, cohort: str, tiling: str, part: str) -> Path:
+    def labels(self, cohort: str, part: str) -> Path:
         """Tile labels of a part (parquet)."""
-        return self._tiling(cohort, tiling) / "labels" / f"{part}.parquet"
+        return self._cohort(cohort, "labels", f"{part}.parquet")
 
-    def pixels(self, cohort: str, tiling: str, part: str) -> Path:
+    def pixels(self, cohort: str, part: str) -> Path:
         """Encoded tiles of a part (zarr)."""
-        return self._tiling(cohort, tiling) / "pixels" / f"{part}.zarr"
+        return self._cohort(cohort, "pixels", f"{part}.zarr")
 
-    def embeddings(self, cohort: str, tiling: str, encoder: str, part: str) -> Path:
+    def embeddings(self, cohort: str, encoder: str, part: str) -> Path:
         """Vectors of a part under one encoder (zarr)."""
-        return self._tiling(cohort, tiling) / "embeddings" / encoder / f"{part}.zarr"
+        return self._cohort(cohort, "embeddings", encoder, f"{part}.zarr")
 
-    def embedded(self, cohort: str, tiling: str, encoder: str) -> Path:
+    def embedded(self, cohort: str, encoder: str) -> Path:
         """How many tiles of each slide have a vector under one encoder (CSV)."""
-        return self._tiling(cohort, tiling) / "embeddings" / encoder / "slides.csv"
+        return self._cohort(cohort, "embeddings", encoder, "slides.csv")
 
     def _encoder(self, encoder: str) -> Path:
         return self.results / "encoders" / encoder

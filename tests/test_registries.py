@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args, get_origin
 import pytest
 from pydantic import BaseModel
 
-from stainssl.config import Encoder, Head, Mask, Recipe, Slides, Target, Task
+from stainssl.config import Encoder, Head, Mask, Recipe, Slides, TargetSettings, Task
 from stainssl.encoders.listing import VECTOR
 from stainssl.encoders.loading import RESIZES
 from stainssl.encoders.tensors import BY_LAYOUT
@@ -34,7 +34,7 @@ def words(annotation: Any) -> set[str]:
     [
         (Slides, "reader", READERS, {"auto"}),
         (Mask, "kind", MASKERS, {"stain"}),
-        (Target, "policy", POLICIES, set()),
+        (TargetSettings, "policy", POLICIES, set()),
         (Encoder, "normalizer", METHODS, set()),
         (Encoder, "method", PRETRAINING_METHODS, set()),
         (Encoder, "loss", OBJECTIVES, set()),

@@ -1,4 +1,4 @@
-"""Slides that were put away after their pixels were made, and files whose dates cannot be true."""
+"""Slides that were archived once their pixels existed, and files dated in the future."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ import time
 from pathlib import Path
 
 from stainssl.cohort.parts import part_names, part_rows
-from stainssl.cohort.sheet import read_sheet, source_of
+from stainssl.cohort.sheet import read_sheet, rows_source
 from stainssl.config import Config
 from stainssl.errors import StainsslError, Status
-from stainssl.paths import Paths
 from stainssl.slides.hdf5_patch import file_of
 from stainssl.stores.tables import read_settings
 from stainssl.stores.tiles import read_qc
@@ -19,9 +18,9 @@ MAX_LISTED = 5
 
 
 def archived(config: Config, name: str, missing: set[str]) -> set[str]:
-    """Those of the missing slides that no job reads any more.
+    """The missing slides that no job reads any more.
 
-    Their part was tiled with the present tiling and the present slides, and has its pixels.
+    Their part has its pixels, and was tiled from the same slides with the same tiling.
 
     Args:
         missing: `slide_id` of slides whose file does not exist.
@@ -37,21 +36,20 @@ def archived_of_part(config: Config, name: str, part: str, missing: set[str]) ->
     slides = set(part_rows(config, name, part)["slide_id"])
     if not (slides & missing and _is_made(config, name, part, slides)):
         return set()
-    qc = read_qc(Paths(config.results).qc(name, config.cohorts[name].tiling, part))
+    qc = read_qc(config.paths.qc(name, part))
     was_there = qc.loc[qc["status"] != Status.MISSING.value, "slide_id"]
     return missing & slides & set(was_there)
 
 
 def _is_made(config: Config, name: str, part: str, slides: set[str]) -> bool:
-    paths, tiling = Paths(config.results), config.cohorts[name].tiling
-    qc, pixels = paths.qc(name, tiling, part), paths.pixels(name, tiling, part)
-    if not (pixels.exists() and paths.tiles(name, tiling, part).exists() and qc.exists()):
+    paths = config.paths
+    qc, pixels = paths.qc(name, part), paths.pixels(name, part)
+    if not (pixels.exists() and paths.tiles(name, part).exists() and qc.exists()):
         return False
     try:
         made_by = read_settings(qc, "qc").get("tiling")
-        return made_by == config.tilings[tiling].model_dump(mode="json") and slides == set(
-            read_qc(qc)["slide_id"]
-        )
+        tiling = config.tiling_of(name).model_dump(mode="json")
+        return made_by == tiling and slides == set(read_qc(qc)["slide_id"])
     except StainsslError:  # of another version: to be made again
         return False
 
@@ -72,8 +70,8 @@ def dated_in_future(config: Config, name: str) -> list[str]:
         return []
     listed = ", ".join(ahead[:MAX_LISTED]) + (" …" if len(ahead) > MAX_LISTED else "")
     return [
-        f"{source_of(config, name)}: {len(ahead)} files are dated in the future, and what is made "
-        f"from them would be made again by every run: touch them. {listed}"
+        f"{rows_source(config, name)}: {len(ahead)} files are dated in the future, and what is "
+        f"made from them would be made again by every run: touch them. {listed}"
     ]
 
 

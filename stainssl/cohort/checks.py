@@ -19,14 +19,13 @@ from stainssl.cohort.sheet import (
     read_sheet,
     release_warnings,
     root,
+    rows_source,
     sheet_notes,
     sheet_summary,
-    source_of,
 )
 from stainssl.cohort.sheet_file import shown
 from stainssl.config import Config, Encoder, Task, nearest
 from stainssl.errors import StainsslError
-from stainssl.paths import Paths
 from stainssl.slides.hdf5_patch import file_of
 
 if TYPE_CHECKING:
@@ -65,13 +64,13 @@ def _file_problems(config: Config, name: str) -> Iterator[str]:
     if len(missing) > MAX_EQUAL:
         first = missing["path"].iloc[0]
         yield (
-            f"{source_of(config, name)}: {len(missing)} of {len(rows)} files do not exist, as"
+            f"{rows_source(config, name)}: {len(missing)} of {len(rows)} files do not exist, as"
             f" {first} (slide {missing['slide_id'].iloc[0]!r}): {advice}"
         )
         return
     for row in missing.itertuples():
         yield (
-            f"{source_of(config, name)}: slide {row.slide_id!r}: {row.path} does not exist: "
+            f"{rows_source(config, name)}: slide {row.slide_id!r}: {row.path} does not exist: "
             f"{advice}"
         )
 
@@ -85,7 +84,7 @@ def _path_problems(config: Config, name: str) -> Iterator[str]:
     braces = rows[rows["path"].str.contains(r"[{}\n\r]", regex=True)]
     if len(braces):
         yield (
-            f"{source_of(config, name)}: {len(braces)} path(s) have braces or line breaks, as"
+            f"{rows_source(config, name)}: {len(braces)} path(s) have braces or line breaks, as"
             f" {braces['path'].iloc[0]!r}, which Snakemake reads as a pattern: rename the files, or"
             " link to them under other names."
         )
@@ -103,7 +102,7 @@ def outside_problems(config: Config, name: str, root_key: str, outside_key: str)
     outside = rows[paths.map(lambda path: os.path.commonpath([path, folder]) != folder)]
     if len(outside) and not cohort.outside_root:
         yield (
-            f"{source_of(config, name)}: {len(outside)} path(s) lie outside of {folder}, as"
+            f"{rows_source(config, name)}: {len(outside)} path(s) lie outside of {folder}, as"
             f" {outside['path'].iloc[0]}: set {root_key} to a folder above them, or {outside_key}."
         )
 
@@ -111,7 +110,7 @@ def outside_problems(config: Config, name: str, root_key: str, outside_key: str)
 def _task_problems(config: Config, name: str, task: Task) -> Iterator[str]:
     for cohort_name in task.cohorts:
         cohort = config.cohorts[cohort_name]
-        frame, source = read_sheet(config, cohort_name), source_of(config, cohort_name)
+        frame, source = read_sheet(config, cohort_name), rows_source(config, cohort_name)
         if task.level == "tile" and cohort.kind == "slides":
             if cohort.annotations is None:
                 yield (
@@ -147,7 +146,7 @@ def _external_problems(config: Config, name: str, task: Task) -> Iterator[str]:
     own = {p for cohort in task.cohorts for p in read_sheet(config, cohort)["patient_id"]}
     for cohort in task.external:
         frame = read_sheet(config, cohort)
-        source = f"{source_of(config, cohort)} (external)"
+        source = f"{rows_source(config, cohort)} (external)"
         absent = list(_absent(f"tasks.{name}", task.label_columns.items(), frame, source))
         for question, one in task.questions(name).items():
             yield from absent or _external_words(config, question, one, cohort)
@@ -163,7 +162,7 @@ def _external_words(config: Config, name: str, task: Task, cohort: str) -> Itera
     """Words of an external cohort's label that the task's own cohorts do not have."""
     from stainssl.evaluation.kinds import labels_of
 
-    source = source_of(config, cohort)
+    source = rows_source(config, cohort)
     labels, rows = labels_of(task), _task_rows(config, task)
     if not labels.is_in(rows):
         return
@@ -281,15 +280,15 @@ def _clinical_notes(task: Task, rows: pd.DataFrame) -> Iterator[str]:
 
 
 def _encoder_problems(config: Config, name: str, encoder: Encoder) -> Iterator[str]:
-    paths = Paths(config.results)
     try:
         train_parts(config, encoder)
     except StainsslError as error:
         yield f"encoders.{name}.{error}"
     for run in config.runs_of(name):
-        if encoder.frozen and encoder.method and not paths.model(run.name).is_dir():
+        model = config.paths.model(run.name)
+        if encoder.frozen and encoder.method and not model.is_dir():
             yield (
-                f"encoders.{name}: frozen, and {paths.model(run.name)} does not exist: "
+                f"encoders.{name}: frozen, and {model} does not exist: "
                 "train it first (frozen: false), or put the model there."
             )
 
@@ -361,7 +360,7 @@ def _embedded_by(config: Config, encoder: str) -> list[str]:
 
 
 def feature_warnings(config: Config) -> list[str]:
-    """A sentence for each cohort of which a folder of features has some slides and not others."""
+    """A warning for each cohort of which a folder of features lacks some slides."""
     from stainssl.export.source import feature_files
 
     told = []

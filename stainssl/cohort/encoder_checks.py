@@ -1,4 +1,4 @@
-"""What can be known of an encoder's network before a job: names, files, headers, sizes."""
+"""Checks of an encoder's network before any job: names, files, tensor headers, sizes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from stainssl.encoders.loading import (
     LOCAL,
     STANDARD,
     TIMM,
-    build,
+    build_network,
     check_length,
     finished,
     nearest_network,
@@ -226,7 +226,7 @@ def _standard(encoder: Encoder) -> Iterator[str]:
 
 
 def source_problems(source: str) -> Iterator[str]:
-    """Sentences about weights that cannot be loaded; none where a download has to tell.
+    """Sentences about weights that cannot be loaded; none where only a download can tell.
 
     Args:
         source: as `loading.load` takes it.
@@ -276,7 +276,7 @@ def _recipe(name: str, recipe: EncoderRecipe, given: str | None) -> Iterator[str
     if file is None or recipe.needs_config:  # read with its weights
         return
     with torch.device("meta"):
-        model = build(recipe)
+        model = build_network(recipe)
         weights = tensors.by_timm_names(tensors.read(file, "meta"), recipe.layout, model)
     of = recipe.architecture if recipe.is_own else name
     if problem := tensors.fit(model.state_dict(), weights).problem(str(file), of):
@@ -286,7 +286,7 @@ def _recipe(name: str, recipe: EncoderRecipe, given: str | None) -> Iterator[str
 def _vectors(name: str, recipe: EncoderRecipe) -> None:
     """Raise where the network of a config's own recipe cannot be built, or gives other vectors."""
     with torch.device("meta"):
-        model = finished(build(recipe), recipe)
+        model = finished(build_network(recipe), recipe)
     try:
         dim = vector_length(model, recipe.input_px)
     except StainsslError:

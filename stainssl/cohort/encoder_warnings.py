@@ -1,4 +1,4 @@
-"""What can be run with given encoders and may not be meant; without torch, for every dry-run."""
+"""Warnings of given encoders that run but may not be what was meant; torch is not imported."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ MPP_SLACK = 1.1  # of a ratio of µm/px: scanners of one magnification differ by
 
 
 def warnings(config: Config) -> list[str]:
-    """Sentences on given encoders before any job: on their rows, downloads and memory."""
+    """Warnings of given encoders before any job: `row_warnings`, of downloads and of memory."""
     names = list(config.encoders)
     of_machine = (s for n in names for s in (*_download(config, n), *_memory(config, n)))
     return [*row_warnings(config, names), *of_machine]
 
 
 def row_warnings(config: Config, names: Iterable[str]) -> list[str]:
-    """Sentences that belong to a table of some encoders, too.
+    """Warnings that also stand below a table of these encoders.
 
-    Weights that two of them name, tiles of another scale or size than one was trained at.
+    Two encoders with the same weights; tiles of another scale or size than in training.
     """
     given = list(names)
     return [*_twice(config, given), *(s for n in given for s in _scale(config, n))]

@@ -1,4 +1,4 @@
-"""One file under two names, and one patient in two cohorts: the same tissue on both sides."""
+"""Duplicates across sheets: one file under two names, one patient in two cohorts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from stat import S_ISREG
 from typing import TypeVar
 
-from stainssl.cohort.sheet import read_sheet, source_of
+from stainssl.cohort.sheet import read_sheet, rows_source
 from stainssl.cohort.sheet_file import shown
 from stainssl.config import Config
 from stainssl.runtime.content import content_key
@@ -27,7 +27,7 @@ K = TypeVar("K", bound=Hashable)
 
 @dataclass(frozen=True)
 class Listed:
-    """A row of a sheet, as far as it tells whose tissue a file holds."""
+    """A row of a sheet: a file, and whose tissue it holds."""
 
     cohort: str
     slide_id: str
@@ -70,7 +70,7 @@ def _content(path: Path) -> bytes | None:
 
 
 def file_keys(paths: Iterable[Path], max_files: float = float("inf")) -> dict[Path, Hashable]:
-    """File → what tells it from others: its inode, or its content where another's is equal.
+    """File → a key of its identity: its inode, or a hash where another file may have its content.
 
     Links, `./` and hard links give one key; so do copies, unless more than `max_files` are of equal
     sizes. Files that are not there are left out.
@@ -127,7 +127,7 @@ def file_problems(config: Config, thorough: bool) -> Iterator[str]:
     for one, other in pairs[:MAX_TOLD]:
         both = f"{one.named()} and {other.named()}"
         if one.cohort == other.cohort:
-            where = f"{source_of(config, one.cohort)}: slides"
+            where = f"{rows_source(config, one.cohort)}: slides"
             yield f"{where} {both} are one file or equal copies of it: exclude one of them."
         else:
             yield (
@@ -167,7 +167,7 @@ def _used_together(config: Config) -> set[frozenset[str]]:
 
 
 def patient_problems(config: Config) -> Iterator[str]:
-    """Ids that stand in two cohorts, where it matters whether they are the same people."""
+    """Patient ids that occur in two cohorts, where it matters whether that is one patient."""
     used = _used_together(config)
     for one, other in combinations(config.cohorts, 2):
         if frozenset((one, other)) not in used or not _is_asked(config, one, other):

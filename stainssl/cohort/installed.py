@@ -7,7 +7,7 @@ from importlib import import_module
 from pathlib import Path
 
 from stainssl import extras
-from stainssl.cohort.sheet import read_sheet, source_of
+from stainssl.cohort.sheet import read_sheet, rows_source
 from stainssl.config import Config
 from stainssl.errors import SlideError
 from stainssl.extras import how_to_install, is_installed
@@ -37,8 +37,9 @@ def _of_slides(config: Config, name: str, absent: list[str], thorough: bool) -> 
         slides = [path for path in paths if _is_read_by(reader, Path(path), thorough)]
         if slides:
             yield (
-                f"{source_of(config, name)}: {len(slides)} of {len(paths)} slides, as {slides[0]},"
-                f" are read by {reader}, which is not installed: {how_to_install(reader)}"
+                f"{rows_source(config, name)}: {len(slides)} of {len(paths)} slides, as"
+                f" {slides[0]}, are read by {reader}, which is not installed:"
+                f" {how_to_install(reader)}"
             )
 
 

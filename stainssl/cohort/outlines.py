@@ -63,7 +63,7 @@ def outlines_of(cohort: Cohort, label: str) -> Outlines:
 
 
 def known_classes(cohort: Cohort, labels: list[str]) -> set[str]:
-    """Every class that the config names, whatever for."""
+    """Every annotation class that the config names, for any label."""
     every = [*cohort.outlines.values(), *(outlines_of(cohort, label) for label in labels)]
     return {name for one in every for name in (*one.of, *one.without, *one.ignore)}
 
@@ -117,7 +117,7 @@ def _near_problem(name: str, label: str, found: Outlined, near: list[str], of: l
 
 
 def outline_problems(config: Config, name: str, max_bytes: float) -> Iterator[str]:
-    """Annotations that are there and would make no label, or not the label that is meant."""
+    """Annotations that would give no label, or another label than the one meant."""
     cohort, labels = config.cohorts[name], label_names(config, name)
     if not labels or cohort.annotations is None:
         return

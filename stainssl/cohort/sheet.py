@@ -1,4 +1,4 @@
-"""A cohort's sheet: read, judged row by row, and cut into parts."""
+"""A cohort's sheet: read, validated row by row, and split into parts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from stainssl.cohort.sheet_file import SheetFile, read_sheet_file, shown
 from stainssl.config import NAME, Cohort, Config, PartSize, nearest
 from stainssl.errors import StainsslError
 from stainssl.evaluation.labels import is_unknown
-from stainssl.paths import Paths
 
 MAX_ID = 150  # files are named by ids, and a file's name has at most 255 bytes
 Id = Annotated[str, StringConstraints(pattern=f"^{NAME}$", max_length=MAX_ID)]
@@ -105,7 +104,7 @@ def release_warnings(config: Config, name: str) -> list[str]:
 
 
 def sheet_notes(config: Config, name: str) -> list[str]:
-    """What of a cohort's sheet was not read as it stands, a sentence each."""
+    """What was changed when a cohort's sheet was read, a sentence each."""
     return list(_loaded(sheet_state(config, name)).notes)
 
 
@@ -119,7 +118,7 @@ def sheet_summary(rows: pd.DataFrame) -> list[str]:
     return lines
 
 
-def source_of(config: Config, name: str) -> str:
+def rows_source(config: Config, name: str) -> str:
     """What a cohort's rows come from, for messages."""
     cohort = config.cohorts[name]
     if cohort.release:
@@ -203,7 +202,7 @@ def _differ_in_capitals(frame: pd.DataFrame, source: str) -> Iterator[str]:
 
 
 def alike_words(values: pd.Series) -> list[list[str]]:
-    """Distinct values that are one but for capitals, quoted; the first few of each."""
+    """Distinct values that differ only in case, quoted; the first few of each."""
     words = pd.Series(values.unique(), dtype=object)
     groups = words.groupby(words.str.casefold()).agg(list)
     return [[repr(word) for word in group] for group in groups if len(group) > 1][:MAX_EQUAL]
@@ -269,7 +268,7 @@ def _excluded(frame: pd.DataFrame) -> pd.Series:
 def root(config: Config, name: str) -> Path:
     """The folder that a cohort's paths are relative to."""
     cohort = config.cohorts[name]
-    return Paths(config.results).demo() if cohort.demo is not None else cohort.root
+    return config.paths.demo() if cohort.demo is not None else cohort.root
 
 
 def _tidy(frame: pd.DataFrame, folder: Path) -> pd.DataFrame:
@@ -325,7 +324,7 @@ def read_sheet(config: Config, name: str) -> pd.DataFrame:
 
 @dataclass(frozen=True)
 class SheetState:
-    """A cohort's sheet in one state: what is the same for the same rows is `state` alone."""
+    """A version of a cohort's sheet, compared by `state` alone: equal states have equal rows."""
 
     state: tuple[object, ...]
     config: Config = field(compare=False)
@@ -333,7 +332,7 @@ class SheetState:
 
 
 def sheet_state(config: Config, name: str) -> SheetState:
-    """All that a cohort's rows depend on; a sheet by its time and size."""
+    """All that a cohort's rows depend on; a file counts by its time and size."""
     cohort = config.cohorts[name]
     stamp: object = None
     if cohort.release is not None:
@@ -350,14 +349,14 @@ def sheet_state(config: Config, name: str) -> SheetState:
 
 @lru_cache(maxsize=32)
 def judged(asked: SheetState) -> pd.DataFrame:
-    """The rows of `read_sheet`, kept.
+    """The rows of `read_sheet`, cached.
 
     A sheet of half a million rows takes seconds to judge, and is asked for a dozen times before a
     job runs.
     """
     config, name = asked.config, asked.name
     frame = _unknown_as_empty(_loaded(asked).rows)
-    if problems := _sheet_problems(frame, source_of(config, name)):
+    if problems := _sheet_problems(frame, rows_source(config, name)):
         raise StainsslError("\n".join(problems))
     frame = _tidy(frame, root(config, name))
     if config.cohorts[name].patient_ids == "local":

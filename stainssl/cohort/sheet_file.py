@@ -27,11 +27,11 @@ THOUSANDS = re.compile(r"[+-]?\d{1,3}(,\d{3})+")
 
 @dataclass(frozen=True)
 class SheetFile:
-    """The rows of a sheet before they are judged.
+    """The rows of a sheet before they are validated.
 
     Attributes:
         rows: all str, trimmed, empty where nothing stands; the index is the line in the file.
-        notes: what was not read as it stands, a sentence each.
+        notes: what was changed in reading, a sentence each.
     """
 
     rows: pd.DataFrame
@@ -48,7 +48,7 @@ class _Cells:
 
 
 def trimmed(cell: str) -> str:
-    """A cell without outer space and invisible marks."""
+    """A cell without leading and trailing white space and invisible characters."""
     return cell.strip().strip(INVISIBLE).strip()
 
 
@@ -72,7 +72,7 @@ def _encoding(raw: bytes) -> str | None:
 
 
 def decoded(raw: bytes) -> tuple[str, list[str]]:
-    """Text of UTF-8, UTF-16 or Windows-1252, and a note where the last was taken.
+    """Bytes decoded as UTF-8, UTF-16 or Windows-1252, and a note in the last case.
 
     Raises:
         UnicodeDecodeError: it is none of them.
@@ -203,9 +203,9 @@ def shown(words: Sequence[str], most: int = 5) -> str:
 
 
 def decimal_points(column: pd.Series) -> pd.Series | None:
-    """A column of numbers with decimal commas, with points; None where it is none.
+    """A column of decimal commas, with points instead; None for any other column.
 
-    1,234 alone may be a thousand or one and a bit: a column of such is left as it is.
+    1,234 may be a thousand or a fraction: a column of nothing else is left as it is.
     """
     known = column[column != ""]
     commas = known[known.str.fullmatch(DECIMAL_COMMA)]

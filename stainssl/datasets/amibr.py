@@ -23,7 +23,7 @@ from stainssl.datasets.release import (
     find_files,
     read_text_table,
 )
-from stainssl.datasets.validate import named
+from stainssl.datasets.validate import listed
 from stainssl.errors import StainsslError
 
 SITES = {
@@ -53,7 +53,7 @@ def _truths(table: pd.DataFrame, name: str, path: Path) -> pd.Series:
     found = column(table, name, path)
     if len(strange := found[~found.isin(list(_FOLDERS))].unique()):
         raise StainsslError(
-            f"{path}: {name} is {named(strange)}: it must be True or False in every row."
+            f"{path}: {name} is {listed(strange)}: it must be True or False in every row."
         )
     return found
 
@@ -70,7 +70,7 @@ def _problems(rows: pd.DataFrame, files: list[str]) -> list[str]:
         (outvoted, "slide_id", "patches have a majority that is not that of the votes"),
     ]
     return [
-        f"{int(bad.sum())} {what}: {named(rows.loc[bad, key].drop_duplicates())}"
+        f"{int(bad.sum())} {what}: {listed(rows.loc[bad, key].drop_duplicates())}"
         for bad, key, what in found
         if bad.any()
     ]

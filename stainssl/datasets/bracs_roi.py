@@ -17,7 +17,7 @@ from pathlib import Path
 import pandas as pd
 
 from stainssl.datasets.release import FolderContents, Options, Release, column, find_files, safe_id
-from stainssl.datasets.validate import named
+from stainssl.datasets.validate import listed
 from stainssl.datasets.xlsx import read_xlsx
 from stainssl.errors import StainsslError
 
@@ -82,7 +82,7 @@ def _patients(rows: pd.DataFrame, root: Path, options: Options) -> tuple[pd.Seri
     if found.isna().any():
         unknown = rows.loc[found.isna(), "slide"].drop_duplicates()
         notes.append(f"{len(unknown)} slides are not in {path.name}, each is its own patient: "
-                     f"{named(unknown)}")  # fmt: skip
+                     f"{listed(unknown)}")  # fmt: skip
     return ("BRACS_patient_" + found).fillna(rows["slide"]).map(safe_id), notes
 
 
@@ -98,7 +98,7 @@ def _read(root: Path, options: Options) -> FolderContents:
     if len(odd := rows[rows["said"] != rows["subtype"]]):
         problems.append(
             f"{len(odd)} names are not BRACS_<slide>_<class>_<n> with the class of their folder: "
-            f"{named(odd['path'])}"
+            f"{listed(odd['path'])}"
         )
     rows["patient_id"], notes = _patients(rows, root, options)
     rows["group"] = rows["subtype"].map(GROUPS).fillna("")

@@ -14,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 
 from stainssl.datasets.release import FolderContents, Options, Release, absent, find_files, stem
-from stainssl.datasets.validate import named
+from stainssl.datasets.validate import listed
 from stainssl.errors import StainsslError
 
 _NAME = re.compile(r"Her2(Pos|Neg)_Case_0*(\d+)", re.IGNORECASE)
@@ -51,7 +51,7 @@ def outline_notes(root: Path, rows: pd.DataFrame, pattern: str | None) -> list[s
     if not without:
         return []
     return [
-        f"{len(without)} slides have no {pattern} and get no tile: {named(without)} (option "
+        f"{len(without)} slides have no {pattern} and get no tile: {listed(without)} (option "
         "annotations names the folder; tiles: all takes the whole slide)"
     ]
 

@@ -24,7 +24,7 @@ from stainssl.datasets.release import (
     read_any_table,
     safe_id,
 )
-from stainssl.datasets.validate import named
+from stainssl.datasets.validate import listed
 
 STATUS = {"positive": "1", "negative": "0", "pos": "1", "neg": "0"}
 WITHOUT_TUMOUR = "325"
@@ -62,7 +62,7 @@ def _read(root: Path, options: Options) -> FolderContents:
     if (case == WITHOUT_TUMOUR).any():
         notes.append(f"case {WITHOUT_TUMOUR} has no tumour on its slide and is excluded")
     if without := _incomplete(root, files):
-        notes.append(f"{len(without)} .mrxs have no folder of their name beside: {named(without)}")
+        notes.append(f"{len(without)} .mrxs have no folder of their name beside: {listed(without)}")
     return FolderContents(rows, files, notes)
 
 

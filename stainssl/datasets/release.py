@@ -18,7 +18,7 @@ Options = Mapping[str, str]
 
 @dataclass(frozen=True)
 class FolderContents:
-    """What a module found in a folder, before anybody judged it.
+    """What a module found in a folder, before it was validated.
 
     Attributes:
         rows: a row per labelled file, in a fixed order, all str: the columns of a sheet, with
@@ -39,7 +39,7 @@ class Release:
     """A public data set as it is distributed.
 
     Attributes:
-        name: the config word.
+        name: what the config calls it.
         title: one line for people.
         kind: `slides` or `patches`, as in the config.
         read: folder and options → what is there.
@@ -84,10 +84,10 @@ class Release:
 
 @dataclass(frozen=True, eq=False)
 class Imported:
-    """A release's folder as a sheet, with what was found on the way; each reading is its own.
+    """A release's folder as a sheet, with what was found on the way.
 
     Attributes:
-        sheet: as `Reading.rows`, with `exclude`.
+        sheet: as `FolderContents.rows`, with `exclude`.
         problems: sentences; the folder or the release's tables must be fixed first.
         warnings: sentences: what is missing, double or not as published.
         notes: sentences: what was read in a way of its own.

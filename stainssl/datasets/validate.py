@@ -1,4 +1,4 @@
-"""Judges what a release module found: what is missing, double, torn apart, or not as published."""
+"""Validates a release's rows: missing files, duplicates, patients in two splits, odd counts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SHOWN = 5  # names a sentence shows before it counts the rest
 STRICTEST = ("test", "val", "train")  # where a patient in several splits stays
 
 
-def named(names: Iterable[object], shown: int = SHOWN) -> str:
+def listed(names: Iterable[object], shown: int = SHOWN) -> str:
     """The first names and how many more there are."""
     every = [str(name) for name in names]
     rest = len(every) - shown
@@ -25,14 +25,14 @@ def _without_twins(rows: pd.DataFrame) -> tuple[pd.DataFrame, list[str], list[st
     kept = rows[~same]
     warnings = []
     if same.any():
-        which = named(dict.fromkeys(rows.loc[same, "slide_id"]))
+        which = listed(dict.fromkeys(rows.loc[same, "slide_id"]))
         warnings.append(f"{int(same.sum())} rows stand twice and count once: {which}")
     clash = kept["slide_id"].duplicated(keep=False)
     if not clash.any():
         return kept.reset_index(drop=True), [], warnings
     clashing = kept.loc[clash, "slide_id"].drop_duplicates()
     problem = (
-        f"{len(clashing)} names stand in rows that differ: {named(clashing)}. Keep one of each"
+        f"{len(clashing)} names stand in rows that differ: {listed(clashing)}. Keep one of each"
     )
     return kept.drop_duplicates("slide_id").reset_index(drop=True), [problem], warnings
 
@@ -45,7 +45,7 @@ def _double_files(files: list[str], used: set[str]) -> list[str]:
     double = [p for p in by_name.values() if len(p) > 1 and not set(p) <= used]
     if not double:
         return []
-    shown = named(" = ".join(paths) for paths in double)
+    shown = listed(" = ".join(paths) for paths in double)
     return [f"{len(double)} files stand in several folders, one is read: {shown}"]
 
 
@@ -57,10 +57,10 @@ def _match(rows: pd.DataFrame, files: list[str]) -> tuple[pd.Series, list[str]]:
     if gone.any():
         warnings.append(
             f"{int(gone.sum())} of {len(rows)} labelled files are not there (a partial download?)"
-            f" and are excluded: {named(rows.loc[gone, 'path'])}"
+            f" and are excluded: {listed(rows.loc[gone, 'path'])}"
         )
     if stray := sorted(there - used):
-        warnings.append(f"{len(stray)} files have no label and are left out: {named(stray)}")
+        warnings.append(f"{len(stray)} files have no label and are left out: {listed(stray)}")
     return gone, warnings
 
 
@@ -77,8 +77,8 @@ def _torn_patients(rows: pd.DataFrame) -> tuple[pd.Series, list[str]]:
     out = torn & (rank != lowest)
     who = rows.loc[torn, "patient_id"].drop_duplicates()
     return out, [
-        f"{len(who)} patients stand in several splits of the release: {named(who)}. They stay where"
-        f" they test (else validate), and {int(out.sum())} rows elsewhere are excluded"
+        f"{len(who)} patients stand in several splits of the release: {listed(who)}. They stay"
+        f" where they test (else validate), and {int(out.sum())} rows elsewhere are excluded"
     ]
 
 
@@ -89,7 +89,7 @@ def _strange_classes(release: Release, rows: pd.DataFrame) -> Iterator[str]:
             which = rows.loc[rows[label].isin(strange), "slide_id"]
             yield (
                 f"label {label!r} has classes that the release has not: {', '.join(strange)} "
-                f"({named(which)}); known: {', '.join(sorted(classes))}"
+                f"({listed(which)}); known: {', '.join(sorted(classes))}"
             )
 
 

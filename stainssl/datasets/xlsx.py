@@ -20,7 +20,7 @@ from defusedxml.ElementTree import fromstring
 
 from stainssl.errors import StainsslError
 
-Row = tuple[int, dict[int, str]]  # number as the program shows it; column from 0 → text
+XlsxRow = tuple[int, dict[int, str]]  # number as the program shows it; column from 0 → text
 MAX_COLUMNS = 16_384  # `XFD`, the last that the format has
 MAX_PART_BYTES = 500_000_000  # unpacked; a table of half a million slides takes a third
 _FAULTS: tuple[Any, ...] = (
@@ -68,9 +68,9 @@ def _value(cell: Element, shared: list[str]) -> str:
     return raw.removesuffix(".0") if kind in ("", "n") else raw
 
 
-def _rows(sheet: Element, shared: list[str]) -> list[Row]:
+def _rows(sheet: Element, shared: list[str]) -> list[XlsxRow]:
     """The rows that are not empty; only filled cells take memory, wherever they say they stand."""
-    rows: list[Row] = []
+    rows: list[XlsxRow] = []
     number = 0
     for row in _named(sheet, "row"):
         number = int(row.get("r", number + 1))
@@ -111,7 +111,7 @@ def _sheet_part(archive: zipfile.ZipFile, wanted: str | None, path: Path) -> str
     return target.lstrip("/") if target.startswith("/") else str(PurePosixPath("xl") / target)
 
 
-def _cells(path: Path, sheet: str | None) -> list[Row]:
+def _cells(path: Path, sheet: str | None) -> list[XlsxRow]:
     with zipfile.ZipFile(path) as archive:
         shared: list[str] = []
         if "xl/sharedStrings.xml" in archive.namelist():
@@ -120,7 +120,7 @@ def _cells(path: Path, sheet: str | None) -> list[Row]:
         return _rows(_part(archive, _sheet_part(archive, sheet, path)), shared)
 
 
-def _header(rows: list[Row]) -> dict[int, str]:
+def _header(rows: list[XlsxRow]) -> dict[int, str]:
     """Column → its name; of several header rows the lowest cell that is filled counts."""
     names: dict[int, str] = {}
     for _, cells in rows:
@@ -128,13 +128,13 @@ def _header(rows: list[Row]) -> dict[int, str]:
     return dict(sorted(names.items()))
 
 
-def _headers_above(rows: list[Row], first: str) -> int:
+def _headers_above(rows: list[XlsxRow], first: str) -> int:
     """How many rows stand above the first whose first cell matches a pattern."""
     place = (i for i, (_, cells) in enumerate(rows) if re.fullmatch(first, cells.get(0, "")))
     return next(place, len(rows))
 
 
-def read_rows(path: Path, sheet: str | None = None) -> list[Row]:
+def read_rows(path: Path, sheet: str | None = None) -> list[XlsxRow]:
     """The filled cells of a sheet.
 
     Args:

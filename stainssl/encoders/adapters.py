@@ -2,7 +2,7 @@
 
 Such a folder has `adapter_model.safetensors` and `adapter_config.json` as peft writes them, timm's
 `config.json` of the network, and `base.json`, which names the weights that are changed and their
-digest. To use one takes no peft: the change is added to the weights.
+digest. Loading one does not need peft: the change is added to the weights.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def write_base(folder: Path, base: Base) -> None:
 
 
 def settle_config(folder: Path) -> None:
-    """Write peft's config again with the layers in order: a set of words has another each time."""
+    """Rewrite peft's config with its layers sorted: peft writes a set, whose order varies."""
     config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     config["target_modules"] = sorted(config["target_modules"])
     (folder / CONFIG).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")

@@ -22,7 +22,7 @@ GPU_BATCH = 512
 Images = npt.NDArray[np.uint8]
 Readable = npt.NDArray[np.bool_]
 Block = tuple[torch.Tensor, Readable]  # (m, 3, H, W) uint8, and (n,) of which m are true
-Vectors = npt.NDArray[np.float16]
+HalfVectors = npt.NDArray[np.float16]
 log = logging.getLogger(__name__)
 
 
@@ -31,7 +31,7 @@ def embed_pixels(
     pixels: Pixels,
     batch: int | None = None,
     spent: TimeSpent | None = None,
-) -> Iterator[list[Vectors]]:
+) -> Iterator[list[HalfVectors]]:
     """Vectors of a store of tiles, in its order, read and decoded once in contiguous blocks.
 
     Args:
@@ -68,7 +68,9 @@ def _on_device(blocks: Iterator[Block], device: torch.device) -> Iterator[Block]
             yield images, readable
 
 
-def _vectors(fitting: _Fitting, tensor: torch.Tensor, readable: npt.NDArray[np.bool_]) -> Vectors:
+def _vectors(
+    fitting: _Fitting, tensor: torch.Tensor, readable: npt.NDArray[np.bool_]
+) -> HalfVectors:
     encoder = fitting.encoder
     out = np.full((len(readable), encoder.dim), np.nan, np.float16)
     if len(tensor):

@@ -50,14 +50,14 @@ def place(recipe: EncoderRecipe | SlideRecipe) -> str | None:
 
 
 def access(recipe: EncoderRecipe | SlideRecipe) -> str:
-    """How a recipe's weights are had: at once, or after consent on the hub or by its authors."""
+    """How a recipe's weights are obtained: at once, or after consent by its authors."""
     if not recipe.gated:
         return "open"
     return "gated" if recipe.repository else "on request"
 
 
 def described(source: str) -> dict[str, Any]:
-    """What a store of vectors tells of weights that are known by name, or have a recipe.
+    """What a store of vectors records of weights that are known by name or have a recipe.
 
     Args:
         source: as `loading.load` takes it.

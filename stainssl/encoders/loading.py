@@ -125,7 +125,8 @@ class LoadedEncoder:
         """A power of two that brings the vectors near 1, for stores of float16; 1 where they are.
 
         float16 holds 6e-8 to 65,504, and eleven bits from 6e-5 on: vectors of 1e-7, as an untrained
-        network may give, would be a handful of distinct values. It is asked of two images of noise,
+        network may give, would be a handful of distinct values. It is measured on two images of
+        noise,
         the same for every store of an encoder.
         """
         rng = torch.Generator().manual_seed(0)
@@ -278,7 +279,7 @@ def _standard(source: str) -> StainProfile | None:
 
 @torch.inference_mode()
 def vector_length(model: nn.Module, input_size: int) -> int:
-    """Length of a network's vectors, asked of it: `num_features` may leave out a head.
+    """Length of a network's vectors, measured: `num_features` may leave out a head.
 
     Args:
         input_size: side in px of what it is shown.
@@ -417,11 +418,11 @@ CLASSES: Mapping[str, Callable[..., nn.Module]] = {  # layers that a recipe's ar
 
 
 def with_classes(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of a network with the layers that they name by a word of `CLASSES`."""
+    """A network's arguments, with the classes of layers that they name by a word of `CLASSES`."""
     return {k: CLASSES.get(v, v) if isinstance(v, str) else v for k, v in arguments.items()}
 
 
-def build(recipe: EncoderRecipe, config: Mapping[str, Any] | None = None) -> nn.Module:
+def build_network(recipe: EncoderRecipe, config: Mapping[str, Any] | None = None) -> nn.Module:
     """A recipe's network with random weights, of as many tensors as its file has.
 
     Args:
@@ -463,7 +464,7 @@ def _created(name: str, args: Mapping[str, Any]) -> nn.Module:
 
 
 def finished(model: nn.Module, recipe: EncoderRecipe) -> nn.Module:
-    """What `build` made, filled, for the size that a recipe's network sees, and pooled."""
+    """What `build_network` made, filled, for the size that a recipe's network sees, and pooled."""
     if recipe.stored_px:
         model.set_input_size(img_size=(recipe.input_px, recipe.input_px))  # type: ignore[operator]
     pooling = WITHOUT_TENSORS.get(recipe.pooling)
@@ -474,7 +475,7 @@ def _from_recipe(name: str, recipe: EncoderRecipe, given: str | None) -> nn.Modu
     file, config = _recipe_files(name, recipe, given)
     if recipe.needs_config and config is None:
         raise StainsslError(f"{name}: give the folder that {file} lies in with its config.json.")
-    model = build(recipe, config)
+    model = build_network(recipe, config)
     weights = tensors.by_timm_names(tensors.read(file), recipe.layout, model)
     fill(model, weights, str(file), recipe.architecture if recipe.is_own else name)
     return finished(model, recipe)

@@ -11,10 +11,10 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from stainssl.encoders import tensors
+from stainssl.encoders import slide_recipes, tensors
 from stainssl.encoders.loading import digest, downloaded, fill, weights_file
 from stainssl.encoders.slide_pooling import NETWORKS
-from stainssl.encoders.slide_recipes import RECIPES, SlideRecipe, find
+from stainssl.encoders.slide_recipes import RECIPES, SlideRecipe
 from stainssl.errors import StainsslError
 
 
@@ -55,7 +55,7 @@ def load(source: str, device: torch.device | str = "cpu") -> LoadedSlideEncoder:
     Raises:
         StainsslError: no such name, or weights that cannot be had or do not fit.
     """
-    found = find(source)
+    found = slide_recipes.find(source)
     if found is None:
         raise StainsslError(f"{source}: no encoder of slides; known: {', '.join(RECIPES)}.")
     name, recipe, given = found

@@ -1,4 +1,4 @@
-"""Encoders by name: where each is had, how it is built, prepared and pooled.
+"""Encoders by name: where each comes from, how it is built, prepared and pooled.
 
 Architectures, means and pooling are those of the cards on the hub (`https://huggingface.co/` and
 `repository`), as the loaders of TRIDENT (github.com/mahmoodlab/TRIDENT,
@@ -30,7 +30,7 @@ from stainssl.encoders.weights import (
 )
 
 Rgb = tuple[float, float, float]
-Names = Sequence[tuple[str, str | None]]  # a pattern, what replaces it; None: no use for it
+Renaming = Sequence[tuple[str, str | None]]  # a pattern, what replaces it; None: no use for it
 
 IMAGENET: tuple[Rgb, Rgb] = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 HALF: tuple[Rgb, Rgb] = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from stainssl.errors import StainsslError
 
-Config = Mapping[str, Any]  # of the folder that the weights lie in
+ModelConfig = Mapping[str, Any]  # of the folder that the weights lie in
 BLOCK = 8192  # tiles that are in the network at once
 
 
@@ -75,13 +75,13 @@ class GatedPooling(nn.Module):
         return block[..., None] if self.pools_given else self._heads(block)
 
 
-def one_layer(_: Config, *, given: int, hidden: int, pools_given: bool) -> nn.Module:
+def one_layer(_: ModelConfig, *, given: int, hidden: int, pools_given: bool) -> nn.Module:
     """CHIEF and FEATHER: a layer of 512, one head."""
     embed = nn.Sequential(nn.Linear(given, 512), nn.ReLU())
     return GatedPooling(embed, 512, hidden, pools_given=pools_given)
 
 
-def three_layers(config: Config) -> nn.Module:
+def three_layers(config: ModelConfig) -> nn.Module:
     """MADELEINE: three layers, the last of as many outputs a head, which its config says."""
     if (found := config.get("activation", "softmax")) != "softmax":
         raise StainsslError(f"madeleine: its config says activation {found!r}; softmax is known.")

@@ -1,4 +1,4 @@
-"""Encoders of slides by name: what they take, how they are built, where their weights are had.
+"""Encoders of slides by name: their inputs, how they are built, where their weights are.
 
 Those here pool by gated attention and need nothing but the vectors of a slide's tiles: not where
 these lie, and no code of the hub.
@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from stainssl.encoders import hub
-from stainssl.encoders.recipes import HUB_PAGES, NON_COMMERCIAL, Names, canonical
+from stainssl.encoders.recipes import HUB_PAGES, NON_COMMERCIAL, Renaming, canonical
 from stainssl.encoders.weights import REVISION, read_source
 
 
@@ -45,7 +45,7 @@ class SlideRecipe:
     dim: int
     license: str
     network: Literal["one layer", "three layers"]
-    names: Names
+    names: Renaming
     mpp: tuple[float, ...]
     tile_px: int
     gated: bool
@@ -65,18 +65,18 @@ class SlideRecipe:
         return f"{HUB_PAGES}/{self.repository}" if self.repository else self.page
 
 
-CHIEF_NAMES: Names = (
+CHIEF_NAMES: Renaming = (
     (r"^(classifiers|instance_classifiers|att_head|text_to_vision|organ_embedding)\b", None),
     (r"^attention_net\.0\.", "embed.0."),
     (r"^attention_net\.3\.", "attention.0."),
 )
-FEATHER_NAMES: Names = (
+FEATHER_NAMES: Renaming = (
     (r"^model\.", ""),
     (r"^classifier\.", None),
     (r"^patch_embed\.", "embed."),
     (r"^global_attn\.", "attention.0."),
 )
-MADELEINE_NAMES: Names = (
+MADELEINE_NAMES: Renaming = (
     (r"^module\.", ""),
     (r"^token_projector\.", None),  # of pretraining
     (r"^wsi_embedders\.pre_attn\.", "embed."),

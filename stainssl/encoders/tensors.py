@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
-from stainssl.encoders.recipes import Names
+from stainssl.encoders.recipes import Renaming
 from stainssl.encoders.weights import Layout
 from stainssl.errors import StainsslError
 
@@ -24,7 +24,7 @@ NESTED = ("state_dict", "model", "model_state_dict", "teacher", "student", "net"
 PREFIXES = ("module.", "backbone.", "encoder.", "model.", "student.", "teacher.", "trunk.")
 # What a frozen encoder has no use for: classifiers, heads of pretraining, tokens of masking.
 UNUSED = re.compile(r"^(head|head_dist|fc|classifier|last_linear|mask_token|pooler)\b")
-TRANSFORMERS: Names = (  # of transformers' ViT and DINOv2, and timm's
+TRANSFORMERS: Renaming = (  # of transformers' ViT and DINOv2, and timm's
     (r"^(vit|dinov2)\.", ""),
     (r"^embeddings\.(cls_token|mask_token)", r"\1"),
     (r"^embeddings\.position_embeddings", "pos_embed"),
@@ -43,13 +43,13 @@ TRANSFORMERS: Names = (  # of transformers' ViT and DINOv2, and timm's
     (r"^layernorm\.", "norm."),
 )
 # Of an image and text model: what the images take, by the names in `stainssl.encoders.modules`.
-KEEP: Names = (
+KEEP: Renaming = (
     (r"^(?!visual\.|visual_head\.)", None),
     (r"^visual\.", "model."),
     (r"^visual_head\.", "projection."),
     (r"\.ls([12])\.weight$", r".ls\1.gamma"),  # transformers renamed them
 )
-CONCH: Names = (
+CONCH: Renaming = (
     (r"^module\.", ""),
     (r"^(?!visual\.)|^visual\.(attn_pool_caption|ln_caption|proj_contrast)\b", None),
     (r"^visual\.", ""),
@@ -57,12 +57,12 @@ CONCH: Names = (
     (r"^attn_pool_contrast\.", ""),
     (r"^ln_contrast\.", "ln."),
 )
-CONCH_15: Names = (
+CONCH_15: Renaming = (
     *CONCH[-3:],
     (r"^to_q\.weight$", "attn.q_proj_weight"),
     (r"^to_out\.", "attn.out_proj."),
 )
-MUSK: Names = (  # A is of images and B of text
+MUSK: Renaming = (  # A is of images and B of text
     (r"^(?!beit3\.)|^beit3\.text_embed\.|\.B\.|\.mask_token$", None),
     (r"^beit3\.(encoder\.)?", ""),
     (r"\.A\.", "."),
@@ -80,8 +80,8 @@ MUSK: Names = (  # A is of images and B of text
     (r"\.mlp\.ffn_layernorm\.", ".mlp.norm."),
 )
 # What Swin computes from the size, which some versions of timm stored.
-SWIN: Names = ((r"\.(attn_mask|relative_position_index)$", None),)
-OLD_SWIN: Names = (  # timm before 0.8 halved at the end of a stage
+SWIN: Renaming = ((r"\.(attn_mask|relative_position_index)$", None),)
+OLD_SWIN: Renaming = (  # timm before 0.8 halved at the end of a stage
     *SWIN,
     (r"^layers\.2\.downsample\.", "layers.3.downsample."),
     (r"^layers\.1\.downsample\.", "layers.2.downsample."),
@@ -90,7 +90,7 @@ OLD_SWIN: Names = (  # timm before 0.8 halved at the end of a stage
 
 
 def read(file: Path, device: str = "cpu") -> dict[str, Tensor]:
-    """The tensors of a weights file by name, taken out of what a checkpoint wraps them in.
+    """The tensors of a weights file by name, unwrapped from a checkpoint.
 
     Args:
         file: safetensors, or torch's without code in it.
@@ -228,8 +228,8 @@ def from_transformers(weights: Mapping[str, Tensor], model: nn.Module) -> dict[s
     return out
 
 
-def renamed(weights: Mapping[str, Tensor], names: Names) -> dict[str, Tensor]:
-    """Tensors by other names, without those that there is no use for.
+def renamed(weights: Mapping[str, Tensor], names: Renaming) -> dict[str, Tensor]:
+    """Tensors under other names, without those that are not used.
 
     Args:
         weights: as `read` gives them.
@@ -239,7 +239,7 @@ def renamed(weights: Mapping[str, Tensor], names: Names) -> dict[str, Tensor]:
     return {name: value for name, value in found if name is not None}
 
 
-def _name(name: str, names: Names) -> str | None:
+def _name(name: str, names: Renaming) -> str | None:
     for pattern, replacement in names:
         if replacement is not None:
             name = re.sub(pattern, replacement, name)
@@ -330,9 +330,9 @@ def by_timm_names(
 
 
 def in_order(weights: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Tensors of other names in the same order, by an architecture's names, as far as both go.
+    """Tensors renamed by position: in an architecture's order, but under other names.
 
-    That they are its own is for their shapes to tell (`fit`); a classifier at the end has no name.
+    Whether they belong to it, their shapes tell (`fit`); a classifier at the end is left out.
 
     Args:
         weights: as `read` gives them.

@@ -30,7 +30,7 @@ def written(
 ) -> str:
     """A source: weights, and behind them, as JSON, the recipe and the revision that go with them.
 
-    So whoever names a network in one text, a job, a store or an adapter's `base.json`, says all.
+    So one text, in a job, a store or an adapter's `base.json`, names a network completely.
     """
     keys = {RECIPE: recipe, REVISION: revision}
     given = {key: value for key, value in keys.items() if value is not None}
@@ -44,7 +44,7 @@ def read_source(source: str) -> tuple[str, dict[str, Any]]:
 
 
 def weight_files(source: str) -> list[Path]:
-    """The local files of a source's weights, sorted; none for names that a hub answers."""
+    """The local files of a source's weights, sorted; none for weights of a hub."""
     weights, _ = read_source(source)
     if weights.startswith((HUB, TIMM)):
         return []

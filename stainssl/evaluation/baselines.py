@@ -1,4 +1,4 @@
-"""What a label owes to where a slide is from: columns of the sheet predict it, without tissue."""
+"""Baselines that see no tissue: how well columns of the sheet predict a label."""
 
 from __future__ import annotations
 
@@ -14,11 +14,10 @@ from numpy.typing import NDArray
 from stainssl.errors import StainsslError
 from stainssl.evaluation.columns import column_features
 from stainssl.evaluation.folds import GRADE, RISK, VALUE, each_fold
-from stainssl.evaluation.follow_up import Floats as Doubles
-from stainssl.evaluation.follow_up import follow_up, horizons_of, time_lost
+from stainssl.evaluation.follow_up import Floats, follow_up, horizons_of, time_lost
 from stainssl.evaluation.labels import Labels
 from stainssl.evaluation.predictions import FOLD, SURVIVAL, THRESHOLD, UNIT
-from stainssl.evaluation.probe import Floats, linear_probe
+from stainssl.evaluation.probe import Vectors, linear_probe
 
 SITE, CLINICAL = "site only", "clinical only"  # how the table names them
 MEAN = "mean of training"  # of a label that is a number
@@ -100,7 +99,7 @@ def predict_from_columns(
 def _over_folds(
     units: pd.DataFrame,
     folds: pd.DataFrame,
-    answer: Callable[[NDArray[np.bool_]], dict[str, Floats]],
+    answer: Callable[[NDArray[np.bool_]], dict[str, Vectors]],
 ) -> pd.DataFrame:
     """What a model of each fold's training part says of its test units.
 
@@ -139,7 +138,7 @@ def predict_number_from_columns(
     Args:
         units: a row per slide or patient: `patient_id`, `slide_id`, `site`, `label` (a number or
             its word), and the columns.
-        columns: none: the training part's mean is said of everybody.
+        columns: none: everybody gets the training part's mean.
         folds: as `make_folds` gives.
 
     Returns:
@@ -150,14 +149,14 @@ def predict_number_from_columns(
     """
     y = pd.to_numeric(units["label"]).to_numpy(float)
 
-    def answer(training: NDArray[np.bool_]) -> dict[str, Floats]:
+    def answer(training: NDArray[np.bool_]) -> dict[str, Vectors]:
         features = column_features(units, columns, training) if columns else None
         return {"y": y, VALUE: _fitted_numbers(features, y, training)}
 
     return _over_folds(units, folds, answer)
 
 
-def _fitted_numbers(features: Floats | None, y: Floats, training: NDArray[np.bool_]) -> Floats:
+def _fitted_numbers(features: Vectors | None, y: Vectors, training: NDArray[np.bool_]) -> Vectors:
     """(N,) what is said of every unit by a model of the training ones."""
     if features is None:
         return np.full(len(y), y[training].mean())
@@ -177,7 +176,7 @@ def predict_survival_from_columns(
     Args:
         units: a row per slide or patient: `patient_id`, `slide_id`, `site`, `label` (a word of
             `follow_up`), and the columns.
-        columns: none: Kaplan and Meier's curve of the training part is said of everybody.
+        columns: none: everybody gets Kaplan and Meier's curve of the training part.
         folds: as `make_folds` gives.
 
     Returns:
@@ -208,9 +207,9 @@ def predict_survival_from_columns(
 
 
 def _cox_curves(
-    features: NDArray[Any], time: Doubles, event: NDArray[np.bool_], training: NDArray[np.bool_],
-    at: Doubles,
-) -> Doubles:  # fmt: skip
+    features: NDArray[Any], time: Floats, event: NDArray[np.bool_], training: NDArray[np.bool_],
+    at: Floats,
+) -> Floats:  # fmt: skip
     """(N, T) survival of every unit at some times, by a model of the training ones."""
     varied = features[training].std(axis=0) > 0
     if not varied.any():
@@ -228,7 +227,7 @@ def _cox_curves(
     return np.asarray(model.predict_survival_function(table, times=at).to_numpy().T)
 
 
-def _kaplan_meier(time: Doubles, event: NDArray[np.bool_], at: Doubles) -> Doubles:
+def _kaplan_meier(time: Floats, event: NDArray[np.bool_], at: Floats) -> Floats:
     from scipy.stats import CensoredData, ecdf
 
     return np.asarray(ecdf(CensoredData.right_censored(time, ~event)).sf.evaluate(at))
@@ -257,7 +256,7 @@ class Baseline:
 
     Attributes:
         predict: units, columns, folds, seed and how the label is read → test predictions.
-        floor: how the table names what is said without columns; None: nothing is.
+        floor: the table's name for a prediction without columns; None: there is none.
         note: what the table says of that.
     """
 

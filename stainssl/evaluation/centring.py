@@ -1,4 +1,4 @@
-"""Vectors less the mean of their site, which patients that are not tested give."""
+"""Vectors centred by site: less the mean over the site's patients that are not tested."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def centred(vectors: NDArray[np.float32], site: Names, means: Means) -> NDArray[
 
 
 def unknown_sites(slides: pd.DataFrame, folds: pd.DataFrame) -> list[str]:
-    """Slides that a fold tests at a site of which it trains on nobody, a phrase a fold and site.
+    """Slides tested at a site of which a fold has no training patient, a phrase per fold and site.
 
     Args:
         slides: a row per labelled slide: `slide_id`, `patient_id` and `site`, as `sites_of` says.

@@ -34,8 +34,8 @@ CALIBRATION_BINS = 10  # of equal width
 
 
 @dataclass(frozen=True)
-class Share:
-    """A share of units: of which it is, and which of them count for it."""
+class Proportion:
+    """A proportion: of which units (`of`), and which of them count (`hits`)."""
 
     of: Callable[[ScoredUnits], NDArray[np.bool_]]
     hits: Callable[[ScoredUnits], NDArray[np.bool_]]
@@ -65,22 +65,22 @@ def _ruled_in(scored: ScoredUnits) -> NDArray[np.bool_]:
     return scored.p[:, 1] >= scored.rule_out
 
 
-def _recall(k: int) -> Share:
-    return Share(lambda s: s.y == k, _right)
+def _recall(k: int) -> Proportion:
+    return Proportion(lambda s: s.y == k, _right)
 
 
-ACCURACY = Share(_everything, _right)
+ACCURACY = Proportion(_everything, _right)
 SHARES = {
-    "sensitivity": Share(lambda s: s.y == 1, lambda s: s.predicted == 1),
-    "specificity": Share(lambda s: s.y == 0, lambda s: s.predicted == 0),
-    "ppv": Share(lambda s: s.predicted == 1, lambda s: s.y == 1),
-    "npv": Share(lambda s: s.predicted == 0, lambda s: s.y == 0),
+    "sensitivity": Proportion(lambda s: s.y == 1, lambda s: s.predicted == 1),
+    "specificity": Proportion(lambda s: s.y == 0, lambda s: s.predicted == 0),
+    "ppv": Proportion(lambda s: s.predicted == 1, lambda s: s.y == 1),
+    "npv": Proportion(lambda s: s.predicted == 0, lambda s: s.y == 0),
 }
 RULE_OUT_SHARES = {
-    "sensitivity_rule_out": Share(lambda s: s.y == 1, _ruled_in),
-    "specificity_rule_out": Share(lambda s: s.y == 0, lambda s: ~_ruled_in(s)),
-    "ppv_rule_out": Share(_ruled_in, lambda s: s.y == 1),
-    "npv_rule_out": Share(lambda s: ~_ruled_in(s), lambda s: s.y == 0),
+    "sensitivity_rule_out": Proportion(lambda s: s.y == 1, _ruled_in),
+    "specificity_rule_out": Proportion(lambda s: s.y == 0, lambda s: ~_ruled_in(s)),
+    "ppv_rule_out": Proportion(_ruled_in, lambda s: s.y == 1),
+    "npv_rule_out": Proportion(lambda s: ~_ruled_in(s), lambda s: s.y == 0),
 }
 
 
@@ -189,7 +189,7 @@ def _spread(scored: ScoredUnits, _value: float) -> float:
     return cross_validation_factor(auroc, _rank_likeness(scored, classes_ranked(scored)))
 
 
-def _share_metric(share: Share) -> Metric:
+def _share_metric(share: Proportion) -> Metric:
     return Metric(share.resampled, has_two_classes, share.exact)
 
 

@@ -9,12 +9,12 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from stainssl.evaluation.labels import is_unknown
-from stainssl.evaluation.probe import Floats
+from stainssl.evaluation.probe import Vectors
 
 
 def column_features(
     table: pd.DataFrame, columns: Sequence[str], training: NDArray[np.bool_] | None = None
-) -> Floats:
+) -> Vectors:
     """Columns of a sheet as numbers for a linear probe.
 
     A column of numbers is taken as such, its unknown values at the median of the training rows, and

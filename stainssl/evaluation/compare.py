@@ -91,9 +91,9 @@ def _estimates(
 def least_p(scored: ScoredUnits) -> float:
     """The least two-sided p-value that an exact test of so many patients could give.
 
-    Of patients who are one unit each: two in as many as there are ways to give the labels to the
-    patients of each fold of a repeat. Of patients with several units: two in as many as there are
-    ways to exchange the two sides' answers patient by patient.
+    For patients of one unit each: 2 over the number of ways to give the labels to the patients of
+    each fold of a repeat. For patients with several units: 2 over the number of ways to exchange
+    the two sides' predictions patient by patient.
     """
     if not scored.is_by_patient:
         return float(min(1.0, 2.0 ** (1 - scored.patients)))
@@ -107,7 +107,7 @@ def least_p(scored: ScoredUnits) -> float:
 
 
 def floor_p(metric: str, first: Sequence[ScoredUnits], second: Sequence[ScoredUnits]) -> float:
-    """What the p-value of a difference is never below.
+    """The lower bound of a difference's p-value.
 
     `least_p`; for AUROC of two classes and at most `MAX_PATIENTS` patients of one unit each the
     p-value of `exchange_p` too: there the limits alone are too often short of zero.
@@ -131,8 +131,8 @@ def _arrangements(counts: Sequence[int]) -> int:
 def resamples_for(comparisons: int) -> int:
     """How many resamples a family of comparisons needs to find any of them significant.
 
-    A resampled p-value is two in as many resamples at least, and Holm's correction takes it times
-    the number of comparisons.
+    A resampled p-value is at least 2 over the number of resamples, and Holm's correction multiplies
+    it by the number of comparisons.
     """
     return min(max(RESAMPLES, RESAMPLES_PER_COMPARISON * comparisons), MAX_RESAMPLES)
 

@@ -18,8 +18,8 @@ def exchange_p(first: ScoredUnits, second: ScoredUnits) -> float:
     """Two-sided p-value of equal AUROCs of two classes, of units that are one patient each.
 
     Bandos, Rockette and Gur, *A permutation test sensitive to differences in areas for comparing
-    ROC curves from a paired design* (Statistics in Medicine 2005), with ranks within each fold. It
-    takes patients for independent; in cross-validation they are not wholly.
+    ROC curves from a paired design* (Statistics in Medicine 2005), with ranks within each fold.
+    Patients are taken to be independent, which in cross-validation they are not quite.
 
     Args:
         first, second: the same units in the same order, ranked in the same folds.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -177,8 +176,8 @@ Strata = Callable[[pd.DataFrame, int], pd.DataFrame]
 Check = Callable[[pd.DataFrame, int, str], None]
 
 
-class Split(Protocol):
-    """The keys of a task's split."""
+class SplitSettings(Protocol):
+    """The keys of a task's split, as the config's `Split` has them."""
 
     kind: Any
     folds: int
@@ -218,7 +217,7 @@ def tested(patients: pd.DataFrame, folds: pd.DataFrame, *columns: str) -> Any:
 
 
 def fold_notes(patients: pd.DataFrame, folds: pd.DataFrame) -> list[str]:
-    """What of the folds is too small to tell much, a sentence each.
+    """Warnings of folds that are too small to tell much, a sentence each.
 
     Args:
         patients, folds: as `ranking_problem` takes them.
@@ -297,16 +296,36 @@ def _cv(
     check: Check,
     rng: np.random.Generator,
 ) -> Iterator[pd.DataFrame]:
-    from sklearn.model_selection import StratifiedKFold  # half a second; not all splits need it
-
     check(patients, folds, "the task")
     strata = _strata(patients, [c for c in stratify if c in patients], folds)
-    splitter = StratifiedKFold(folds, shuffle=True, random_state=int(rng.integers(2**31)))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # a small 'rest' stratum misses some folds
-        splits = list(splitter.split(patients, strata))
-    for _, test in splits:
-        yield _roles(patients, set(patients["patient_id"].iloc[test]), None, rng)
+    tested_in = stratified_folds(strata, folds, int(rng.integers(2**31)))
+    for fold in range(folds):
+        yield _roles(patients, set(patients["patient_id"][tested_in == fold]), None, rng)
+
+
+def stratified_folds(strata: np.ndarray, folds: int, seed: int) -> np.ndarray:
+    """The fold that tests each of N rows; every stratum is spread evenly over the folds.
+
+    The folds are those of scikit-learn's `StratifiedKFold` with `shuffle`, whose import takes half
+    a second, as long as all other checks that a dry-run makes of a small cohort.
+
+    Args:
+        strata: (N,) words.
+
+    Returns:
+        (N,) int from 0. A stratum of fewer rows than folds is missing in some.
+    """
+    _, first, inverse = np.unique(strata, return_index=True, return_inverse=True)
+    code = np.argsort(np.argsort(first))[inverse]  # strata are numbered as they first appear
+    ordered = np.sort(code)
+    rng = np.random.RandomState(seed)
+    found = np.empty(len(strata), int)
+    for stratum in range(len(first)):
+        sizes = [np.count_nonzero(ordered[fold::folds] == stratum) for fold in range(folds)]
+        places = np.repeat(np.arange(folds), sizes)
+        rng.shuffle(places)
+        found[code == stratum] = places
+    return found
 
 
 def _sheet(
@@ -402,7 +421,7 @@ def folds_of(
     slides: pd.DataFrame,
     level: str,
     label: str,
-    split: Split,
+    split: SplitSettings,
     *,
     order: Sequence[str] = (),
     strata: Strata | None = None,

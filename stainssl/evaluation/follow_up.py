@@ -36,7 +36,7 @@ def is_comparable(time: Floats, event: Bools) -> bool:
 
 
 def horizons_of(words: Iterable[object]) -> tuple[float, ...]:
-    """The times at which survival is said and judged: deciles of the different event times.
+    """The times at which survival is predicted and evaluated: deciles of the different event times.
 
     Four significant digits; the last is the horizon, until which survival is integrated. Of words
     that stand there twice, as of several slides of a patient, the answer is the same.

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stainssl.evaluation.stainings import (
-    Figure,
     Ints,
+    MetricRow,
     Stainings,
     Vectors,
     figure,
@@ -22,7 +22,7 @@ from stainssl.evaluation.stainings import (
 RETRIEVAL_RANKS = (1, 10)
 
 
-def similarity(stainings: Stainings, seed: int) -> Iterator[Figure]:
+def similarity(stainings: Stainings, seed: int) -> Iterator[MetricRow]:
     """Cosine of a tile with itself under the other stain, with other tiles, and the margin."""
     first, second = unit_length(stainings.first), unit_length(stainings.second)
     cosine = first @ second.T
@@ -34,7 +34,7 @@ def similarity(stainings: Stainings, seed: int) -> Iterator[Figure]:
     yield mean_figure("stain_margin", same - other, patient, seed)
 
 
-def retrieval(stainings: Stainings, seed: int) -> Iterator[Figure]:
+def retrieval(stainings: Stainings, seed: int) -> Iterator[MetricRow]:
     """How often a tile finds itself among all tiles under the other stain (both ways, mean)."""
     patient = stainings.patient
     for top in RETRIEVAL_RANKS:
@@ -67,7 +67,7 @@ def effective_rank(vectors: Vectors) -> float:
     return float(np.exp(-(share * np.log(np.maximum(share, 1e-12))).sum()))
 
 
-def geometry(stainings: Stainings, seed: int) -> Iterator[Figure]:
+def geometry(stainings: Stainings, seed: int) -> Iterator[MetricRow]:
     """Effective rank of the originals; alignment and uniformity (Wang and Isola, 2020).
 
     Alignment is the mean squared distance of the two stainings of a tile, uniformity the
@@ -81,7 +81,7 @@ def geometry(stainings: Stainings, seed: int) -> Iterator[Figure]:
     yield _uniformity(unit_length(original), patient, seed)
 
 
-def _uniformity(vectors: Vectors, patient: Ints, seed: int) -> Figure:
+def _uniformity(vectors: Vectors, patient: Ints, seed: int) -> MetricRow:
     kernel = np.exp(4 * (vectors @ vectors.T).astype(np.float64) - 4)  # exp(-2 |x - y|²)
     np.fill_diagonal(kernel, 0)
     member = np.eye(patient.max() + 1)[patient]

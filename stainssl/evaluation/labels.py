@@ -10,7 +10,7 @@ import pandas as pd
 
 from stainssl.errors import StainsslError
 from stainssl.evaluation.folds import (
-    Split,
+    SplitSettings,
     check_classes,
     class_name,
     class_order,
@@ -183,7 +183,7 @@ class Labels:
         check_classes(patients, at_least, where)
 
     def folds(
-        self, rows: pd.DataFrame, level: str, split: Split, seed: int
+        self, rows: pd.DataFrame, level: str, split: SplitSettings, seed: int
     ) -> tuple[pd.DataFrame, pd.DataFrame]:
         """The patients of a task and their folds, as `folds.folds_of` gives them.
 
@@ -212,7 +212,7 @@ class Labels:
         return ranking_problem(patients, folds)
 
     def fold_notes(self, patients: pd.DataFrame, folds: pd.DataFrame) -> list[str]:
-        """What of the folds is too small to tell much, a sentence each."""
+        """Warnings of folds that are too small to tell much, a sentence each."""
         return fold_notes(patients, folds)
 
     def notes(self, task: str) -> list[str]:
@@ -229,7 +229,7 @@ class Labels:
         return label_summary(self, rows)
 
     def strangers(self, own: pd.Series, words: pd.Series) -> pd.Series:
-        """The known words among some that the task's own cohorts do not have."""
+        """Those of some known words that do not occur in the task's own cohorts."""
         return words[(words != "") & ~words.isin(set(own))]
 
     def unknown_lines(self, rows: pd.DataFrame, read: pd.Series) -> list[str]:

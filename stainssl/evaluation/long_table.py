@@ -141,5 +141,5 @@ def _confounded_tasks(one: Robustness) -> list[str]:
 
 
 def side_name(encoder: str, head: str) -> str:
-    """How a comparison names an encoder with a head; a linear probe goes without saying."""
+    """The name of an encoder and its head in a comparison; a linear probe is not named."""
     return encoder if head in (LINEAR, "") else f"{encoder} + {head}"

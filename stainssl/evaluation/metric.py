@@ -43,7 +43,7 @@ class Metric:
         return self.spread is not None
 
     def value(self, scored: ScoredUnits) -> float:
-        """The metric of everybody once."""
+        """The metric with every patient counted once."""
         return float(self.resampled(scored, np.ones((1, scored.patients)))[0])
 
 

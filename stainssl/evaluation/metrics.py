@@ -82,7 +82,7 @@ def patient_weights(scored: ScoredUnits, resamples: int, seed: int) -> Floats:
 
 
 def can_resample(scored: ScoredUnits) -> bool:
-    """Whether patients tell of their spread: two at least, and two a class where stratified."""
+    """Whether patients can be resampled: at least two, and two of each class where stratified."""
     return scored.patients >= 2 and bool(np.unique(scored.strata, return_counts=True)[1].min() > 1)
 
 

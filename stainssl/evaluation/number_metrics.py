@@ -174,7 +174,7 @@ NUMBER_METRICS: dict[str, Metric] = {
 
 
 def tell_undefined_numbers(group: str, scored: ScoredUnits) -> None:
-    """Why figures of numbers are undefined, in the log."""
+    """Log why metrics of numbers are undefined."""
     assert isinstance(scored, NumberUnits)
     if not _varies(scored):
         log.warning("%s: all units have one value; correlations and R2 are undefined", group)

@@ -155,6 +155,6 @@ class NumberLabels(Labels):
         return [line, *([told] if codes else []), *self.unknown_lines(rows, read)]
 
     def strangers(self, own: pd.Series, words: pd.Series) -> pd.Series:
-        """Numbers that the task's own cohorts do not have are none the stranger."""
+        """None: a number need not occur in the task's own cohorts."""
         del own
         return words.head(0)

@@ -1,4 +1,4 @@
-"""Predictions as they are judged: units averaged over repeats, and what each fold's model said."""
+"""Predictions as they are evaluated: averaged over repeats, and as each fold's model made them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ RISK_GROUPS = ("low", "high")
 
 @dataclass(frozen=True)
 class FoldScores:
-    """What one fold's model said of its test units; only these may be ranked among themselves.
+    """One fold model's predictions of its test units: scores can be ranked only within a fold.
 
     Attributes:
         repeat: of the split.
@@ -125,11 +125,11 @@ class ScoredUnits:
 
 @dataclass(frozen=True)
 class NumberUnits(ScoredUnits):
-    """Units whose label is a number: `y` (N,) float is the true one, `p` (N, 1) what was said."""
+    """Units whose label is a number: `y` (N,) float the true one, `p` (N, 1) the predicted one."""
 
     @property
     def value(self) -> Floats:
-        """(N,) what was said, averaged over repeats."""
+        """(N,) predicted numbers, averaged over repeats."""
         return self.p[:, 0]
 
     def present(self) -> list[int]:
@@ -144,7 +144,7 @@ class NumberUnits(ScoredUnits):
 
 @dataclass(frozen=True)
 class OrderedUnits(ScoredUnits):
-    """Units of ordered classes: who lies above a cut between two of them is a task of its own."""
+    """Units of ordered classes: each cut between two of them is a task of two classes."""
 
     @property
     def predicted(self) -> Ints:
@@ -426,7 +426,7 @@ def _fold_scores(
 def ensemble(predictions: pd.DataFrame, level: str) -> pd.DataFrame:
     """Predictions of models that were all tested on all units: their average is one model's.
 
-    So is an external cohort judged, which every fold's model is tested on and none is trained on.
+    For external cohorts, which every fold's model is tested on and none is trained on.
 
     Args:
         predictions: as `average_repeats` takes them, and returned likewise.

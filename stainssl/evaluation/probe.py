@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # most of a second, which heads do without
     from sklearn.linear_model import LogisticRegression
     from sklearn.preprocessing import StandardScaler
 
-Floats = NDArray[np.float32]
+Vectors = NDArray[np.float32]
 Ints = NDArray[np.int64]
 # Penalty on the squared weights beside the mean (not summed) loss, so that one means the same for
 # any number of tiles; strong ones first, each fit starting from the last.
@@ -46,10 +46,11 @@ class Tiles:
         y: (N,) class, an index into `classes`.
         classes: class words.
         table: N rows: `patient_id`, `slide_id`, `tile`, `site`.
-        center: (N,) site whose mean is taken from a tile's vector; None: they stay as they are.
+        center: (N,) site whose mean is subtracted from a tile's vector; None: they stay as they
+        are.
     """
 
-    features: Floats
+    features: Vectors
     y: Ints
     classes: tuple[str, ...]
     table: pd.DataFrame
@@ -114,7 +115,7 @@ class Linear:
     cuts: Mapping[str, float] = field(default_factory=dict)
     recalibration: Recalibration = UNCHANGED
 
-    def __call__(self, features: Floats) -> NDArray[np.float64]:
+    def __call__(self, features: Vectors) -> NDArray[np.float64]:
         """(N, K) class probabilities of (N, D) features; 0 for classes unseen in training."""
         out = np.zeros((len(features), self.classes))
         out[:, self.model.classes_] = self.model.predict_proba(self.scaler.transform(features))
@@ -122,7 +123,7 @@ class Linear:
 
 
 def _path(
-    features: Floats,
+    features: Vectors,
     y: Ints,
     classes: int,
     penalties: Sequence[float],
@@ -156,7 +157,7 @@ def _path(
 
 
 def fit_linear(
-    features: Floats, y: Ints, classes: int, penalty: float, class_weight: str | None = None
+    features: Vectors, y: Ints, classes: int, penalty: float, class_weight: str | None = None
 ) -> Linear:
     """Logistic regression on standardised features.
 
@@ -174,8 +175,8 @@ def fit_linear(
 
 
 def choose_penalty(
-    train: tuple[Floats, Ints],
-    val: tuple[Floats, Ints],
+    train: tuple[Vectors, Ints],
+    val: tuple[Vectors, Ints],
     classes: int,
     class_weight: str | None = None,
 ) -> tuple[float, Linear | None]:
@@ -215,7 +216,7 @@ def choose_penalty(
 
 
 def linear_probe(
-    features: Floats,
+    features: Vectors,
     y: Ints,
     patient: NDArray[Any],
     val: NDArray[np.bool_],
@@ -225,7 +226,7 @@ def linear_probe(
     class_weight: str | None = None,
     calls: Calls | None = None,
 ) -> tuple[Linear, float]:
-    """A linear probe whose penalty the validation patients choose and which all then train.
+    """A linear probe: validation patients choose its penalty, then it is fitted to all.
 
     Args:
         features: (N, D) of the training part, validation patients among them.
@@ -260,12 +261,12 @@ def linear_probe(
     return replace(made, cuts=cuts, recalibration=line), penalty
 
 
-def _unit_length(features: Floats) -> Floats:
+def _unit_length(features: Vectors) -> Vectors:
     return features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
 
 
 def nearest_neighbours(
-    train: Floats, y: Ints, test: Floats, classes: int, k: int = NEIGHBOURS
+    train: Vectors, y: Ints, test: Vectors, classes: int, k: int = NEIGHBOURS
 ) -> NDArray[np.float64]:
     """(M, K) share of each class among the k training tiles nearest by cosine.
 
@@ -360,7 +361,7 @@ def few_shot(tiles: Tiles, folds: pd.DataFrame, *, seed: int = 0) -> pd.DataFram
     """How well a linear probe does on few labelled tiles, over the folds of the first repeat.
 
     Each draw takes `shots` tiles of each class from the training part, from patients as evenly as
-    they allow. So few tell nothing of a penalty: it is `DEFAULT_PENALTY` throughout.
+    they allow. So few tiles cannot choose a penalty: it is `DEFAULT_PENALTY` throughout.
 
     Args:
         tiles: labelled tiles of the task.

@@ -1,4 +1,4 @@
-"""Vectors on a plane, for the eye: UMAP of a sample of tiles."""
+"""Vectors in two dimensions, to look at: UMAP of a sample of tiles."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import warnings
 import numpy as np
 from numpy.typing import NDArray
 
-from stainssl.evaluation.probe import Floats
+from stainssl.evaluation.probe import Vectors
 
 NEIGHBOURS = 15  # UMAP's own default
 MAX_TILES = 800  # more are a cloud, and minutes
 
 
-def project(vectors: Floats, seed: int) -> NDArray[np.float32]:
+def project(vectors: Vectors, seed: int) -> NDArray[np.float32]:
     """UMAP by cosine distance (McInnes, Healy and Melville, 2018).
 
     Distances on the plane say who is whose neighbour, not how far apart groups are.

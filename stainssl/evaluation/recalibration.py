@@ -1,4 +1,4 @@
-"""Probabilities that validation patients set right, without changing who is ranked before whom."""
+"""Probabilities recalibrated on validation patients, ranks unchanged."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TINY = 1e-12  # probability whose logarithm is taken for that of 0
 
 @dataclass(frozen=True)
 class Recalibration:
-    """A line on the logits of a model; as it stands it changes nothing.
+    """A linear map of a model's logits; by default the identity.
 
     Attributes:
         slope: positive; of temperature scaling one over the temperature.
@@ -43,14 +43,13 @@ UNCHANGED = Recalibration()
 
 
 def recalibration(how: str, y: NDArray[np.int64], p: NDArray[Any]) -> Recalibration:
-    """What makes the answers on some patients as probable as they come true.
+    """Fit a recalibration to validation patients.
 
-    `platt` is of two classes: slope and offset of a logistic regression on the logit, of targets
-    that are drawn in as Platt says (*Probabilistic outputs for support vector machines*, Advances
-    in Large Margin Classifiers 1999), so that few patients do not make the model sure.
+    `platt` is of two classes: slope and offset of a logistic regression on the logit, on Platt's
+    smoothed targets (*Probabilistic outputs for support vector machines*, Advances
+    in Large Margin Classifiers 1999), so that few patients do not make the model overconfident.
     `temperature` has a slope alone (Guo et al., *On calibration of modern neural networks*, ICML
-    2017), on targets drawn in likewise. The slope is positive, so that of two classes no two
-    patients change places.
+    2017), on such targets. The slope is positive, so that the ranks of two classes' patients stay.
 
     Args:
         how: `none`, `temperature` or `platt`.
@@ -58,7 +57,7 @@ def recalibration(how: str, y: NDArray[np.int64], p: NDArray[Any]) -> Recalibrat
         p: (n, K) their probabilities.
 
     Returns:
-        One that changes nothing, where units of one class alone are there.
+        The identity where all units are of one class.
     """
     if how == "none" or len(np.unique(y)) < 2:
         return UNCHANGED

@@ -18,16 +18,16 @@ from stainssl.evaluation.intervals import combine
 from stainssl.evaluation.metrics import estimate
 from stainssl.evaluation.predictions import read_scored
 from stainssl.evaluation.site_told import REST, probe_predictions, robustness_indices, site_probe
-from stainssl.evaluation.stainings import Figure, Stainings, Vectors
+from stainssl.evaluation.stainings import MetricRow, Stainings, Vectors
 
 log = logging.getLogger(__name__)
 CONFOUNDING = 0.9  # share of training tiles whose stain goes with their label; tested reversed
 
 
-def _auroc_figures(metric: str, predictions: pd.DataFrame, seed: int) -> list[Figure]:
+def _auroc_figures(metric: str, predictions: pd.DataFrame, seed: int) -> list[MetricRow]:
     rows = evaluate(predictions, "tile", seed)
     rows = rows[rows["metric"] == "auroc"]
-    return [Figure(metric, *row) for row in rows[REST].itertuples(index=False)]
+    return [MetricRow(metric, *row) for row in rows[REST].itertuples(index=False)]
 
 
 def confounded_vectors(
@@ -57,7 +57,7 @@ def confounded_vectors(
 
 def confounded_test(
     stainings: Stainings, folds: pd.DataFrame, seed: int
-) -> tuple[list[Figure], pd.DataFrame]:
+) -> tuple[list[MetricRow], pd.DataFrame]:
     """A probe trained with stain going with the label 90 % of the time, tested with it reversed.
 
     Beside it the same with stain and label independent (`mixed_auroc`): the difference is what the
@@ -82,7 +82,7 @@ def confounded_test(
     return figures, kept
 
 
-def site_figures(stainings: Stainings, folds: pd.DataFrame, seed: int) -> list[Figure]:
+def site_figures(stainings: Stainings, folds: pd.DataFrame, seed: int) -> list[MetricRow]:
     """AUROC of a probe on the tiles as they are, per site, of the worst site, and its drop.
 
     The drop is to sites that training has not seen: the out-of-fold AUROC on the training patients
@@ -101,7 +101,7 @@ def site_figures(stainings: Stainings, folds: pd.DataFrame, seed: int) -> list[F
 
 def _site_drop(
     stainings: Stainings, folds: pd.DataFrame, unseen: pd.DataFrame, seed: int
-) -> list[Figure]:
+) -> list[MetricRow]:
     first = folds[(folds["repeat"] == folds["repeat"].min()) & (folds["fold"] == 0)]
     one_fold = len(folds) == len(first)
     role = stainings.table["patient_id"].map(first.set_index("patient_id")["role"])
@@ -121,7 +121,7 @@ def _site_drop(
     )
     patients = stainings.patient[role.notna().to_numpy()]
     return [*_auroc_figures("seen_site_auroc", seen.drop(columns="site"), seed),
-            Figure("site_drop", "all", drop.value, *drop.interval,
+            MetricRow("site_drop", "all", drop.value, *drop.interval,
                    len(np.unique(patients)), len(patients))]  # fmt: skip
 
 
@@ -143,7 +143,7 @@ def _seen_predictions(
         return None
 
 
-def measure_unlabelled(stainings: Stainings, *, seed: int = 0) -> list[Figure]:
+def measure_unlabelled(stainings: Stainings, *, seed: int = 0) -> list[MetricRow]:
     """Every robustness figure that asks for no label: of two stainings, and whether sites show."""
     return [
         figure
@@ -154,7 +154,7 @@ def measure_unlabelled(stainings: Stainings, *, seed: int = 0) -> list[Figure]:
 
 def measure(
     stainings: Stainings, folds: pd.DataFrame, *, seed: int = 0
-) -> tuple[list[Figure], pd.DataFrame]:
+) -> tuple[list[MetricRow], pd.DataFrame]:
     """Every robustness figure of one encoder on one task's tiles.
 
     Args:

@@ -13,7 +13,7 @@ import pandas as pd
 from stainssl.evaluation.geometry import found_again
 from stainssl.evaluation.site_told import CROMA_TILES
 from stainssl.evaluation.stainings import (
-    Figure,
+    MetricRow,
     Vectors,
     index,
     mean_figure,
@@ -23,7 +23,7 @@ from stainssl.evaluation.stainings import (
 log = logging.getLogger(__name__)
 
 
-def tile_indices(vectors: Vectors, table: pd.DataFrame, seed: int) -> Iterator[Figure]:
+def tile_indices(vectors: Vectors, table: pd.DataFrame, seed: int) -> Iterator[MetricRow]:
     """CRoMa and the robustness index by the package `croma`: does the tile or the stain rule?
 
     What is a label there is the tile here, and the site is the stain: the nearest picture of the
@@ -48,7 +48,7 @@ def tile_indices(vectors: Vectors, table: pd.DataFrame, seed: int) -> Iterator[F
         log.info("tile_croma left out: %s", error)
 
 
-def _croma(vectors: Vectors, table: pd.DataFrame, seed: int) -> Iterator[Figure]:
+def _croma(vectors: Vectors, table: pd.DataFrame, seed: int) -> Iterator[MetricRow]:
     from croma import RI, CRoMa
 
     rows = np.arange(len(table)).astype(str)
@@ -85,7 +85,7 @@ def shared_tiles(table: pd.DataFrame) -> dict[str, np.ndarray]:
     return {s: named[s].to_numpy()[names[s].get_indexer(shared)] for s in sites}
 
 
-def across_sites(vectors: Vectors, table: pd.DataFrame, seed: int) -> Iterator[Figure]:
+def across_sites(vectors: Vectors, table: pd.DataFrame, seed: int) -> Iterator[MetricRow]:
     """How often a tile finds itself among all tiles as another site stained or scanned them.
 
     `site_retrieval_top1` is the mean over all pairs of sites; `worst_pair_retrieval_top1` that of

@@ -9,7 +9,7 @@ from typing import Self
 import pandas as pd
 
 from stainssl.errors import StainsslError
-from stainssl.evaluation.folds import Split, each_fold, make_folds, patients_of
+from stainssl.evaluation.folds import SplitSettings, each_fold, make_folds, patients_of
 from stainssl.evaluation.labels import Labels, SeveralKeys
 
 BETWEEN = "\x1f"  # the classes of a word: a character that no cell has
@@ -60,7 +60,7 @@ class SeveralLabels(Labels):
         return []
 
     def folds(
-        self, rows: pd.DataFrame, level: str, split: Split, seed: int
+        self, rows: pd.DataFrame, level: str, split: SplitSettings, seed: int
     ) -> tuple[pd.DataFrame, pd.DataFrame]:
         """See `Labels.folds`: of the patients with a known label at least.
 
@@ -84,7 +84,7 @@ class SeveralLabels(Labels):
         self._check_training(patients, folds)
         return patients, folds
 
-    def _patients(self, rows: pd.DataFrame, level: str, split: Split) -> pd.DataFrame:
+    def _patients(self, rows: pd.DataFrame, level: str, split: SplitSettings) -> pd.DataFrame:
         tables = []
         for one in self.each:
             read = one.read(rows)

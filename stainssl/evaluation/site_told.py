@@ -14,8 +14,8 @@ from stainssl.evaluation.evaluate import evaluate
 from stainssl.evaluation.folds import class_order, each_fold, make_folds
 from stainssl.evaluation.probe import balanced_sample, linear_probe
 from stainssl.evaluation.stainings import (
-    Figure,
     Ints,
+    MetricRow,
     Stainings,
     Vectors,
     index,
@@ -29,7 +29,7 @@ CROMA_NEIGHBOURS = (5, 11, 21)
 CROMA_TILES = 600  # the package searches and filters neighbours at length: a third of a minute
 
 
-def site_probe(stainings: Stainings, seed: int) -> Iterator[Figure]:
+def site_probe(stainings: Stainings, seed: int) -> Iterator[MetricRow]:
     """Balanced accuracy of a linear probe that tells the site, patients held out; and chance."""
     sites = stainings.table.groupby("patient_id")["site"].first()
     sites = sites[sites != ""]
@@ -45,7 +45,7 @@ def site_probe(stainings: Stainings, seed: int) -> Iterator[Figure]:
     yield from _told(stainings.original[kept], stainings.table[kept], split, sites.nunique(), seed)
 
 
-def shared_site_probe(stainings: Stainings, seed: int) -> Iterator[Figure]:
+def shared_site_probe(stainings: Stainings, seed: int) -> Iterator[MetricRow]:
     """The same where every patient is at every site, as of tissue that several sites stained."""
     table = stainings.table
     patients = table[["patient_id"]].drop_duplicates().assign(label="")
@@ -58,20 +58,20 @@ def shared_site_probe(stainings: Stainings, seed: int) -> Iterator[Figure]:
 
 def _told(
     vectors: Vectors, table: pd.DataFrame, split: pd.DataFrame, sites: int, seed: int
-) -> Iterator[Figure]:
+) -> Iterator[MetricRow]:
     labelled = table.assign(label=table["site"])
     predicted = probe_predictions(vectors, vectors, labelled, split, seed)
     row = evaluate(predicted.drop(columns="site"), "tile", seed).set_index("metric")
     found = row.loc["balanced_accuracy"]
-    yield Figure("site_predictability", *found[REST])
+    yield MetricRow("site_predictability", *found[REST])
     chance = 1 / sites
-    yield Figure("site_chance", "all", chance, chance, chance, *found[["patients", "units"]])
+    yield MetricRow("site_chance", "all", chance, chance, chance, *found[["patients", "units"]])
 
 
 REST = ["group", "value", "low", "high", "patients", "units"]
 
 
-def robustness_indices(stainings: Stainings, seed: int) -> Iterator[Figure]:
+def robustness_indices(stainings: Stainings, seed: int) -> Iterator[MetricRow]:
     """Robustness index (PathoROB) and CRoMa by the package `croma`: do labels or sites rule?
 
     Tiles of known site are used; those of one patient are never each other's neighbours. Left
@@ -93,7 +93,7 @@ def robustness_indices(stainings: Stainings, seed: int) -> Iterator[Figure]:
         log.info("robustness index left out: %s", error)
 
 
-def _croma(vectors: Vectors, table: pd.DataFrame, patient: Ints, seed: int) -> Iterator[Figure]:
+def _croma(vectors: Vectors, table: pd.DataFrame, patient: Ints, seed: int) -> Iterator[MetricRow]:
     from croma import RI, CRoMa
 
     manifest = pd.DataFrame(

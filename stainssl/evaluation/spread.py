@@ -1,4 +1,4 @@
-"""What answers were made from: which weights, and whether all tiles have nearly one vector."""
+"""What predictions were made from: which weights, and whether all vectors are nearly equal."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ Ints = NDArray[np.int64]
 JACKKNIFE_GROUPS = 20
 
 
-class Figure(NamedTuple):
+class MetricRow(NamedTuple):
     """A row of `metrics.csv`: a figure with its 95 % interval over patients."""
 
     metric: str
@@ -71,20 +71,20 @@ def plain_weights(patient: Ints, seed: int) -> Floats:
 
 def figure(
     metric: str, value: float, resampled: Floats, patient: Ints, group: str = "all"
-) -> Figure:
+) -> MetricRow:
     """A figure with its interval, by its (R,) values of resampled patients; (N,) `patient`."""
     patients = len(np.unique(patient))
     low, high = drawn_estimate(float(value), resampled, patients).interval
-    return Figure(metric, group, float(value), low, high, patients, len(patient))
+    return MetricRow(metric, group, float(value), low, high, patients, len(patient))
 
 
-def mean_figure(metric: str, values: NDArray[Any], patient: Ints, seed: int) -> Figure:
+def mean_figure(metric: str, values: NDArray[Any], patient: Ints, seed: int) -> MetricRow:
     """Mean of (N,) tile values with its bootstrap interval over patients."""
     drawn = weighted_mean(np.asarray(values, float), patient, plain_weights(patient, seed))
     return figure(metric, float(np.mean(values)), drawn, patient)
 
 
-def median_figure(metric: str, values: NDArray[Any], patient: Ints, seed: int) -> Figure:
+def median_figure(metric: str, values: NDArray[Any], patient: Ints, seed: int) -> MetricRow:
     """Median of (N,) tile values with its bootstrap interval over patients."""
     order = np.argsort(values)
     cumulative = np.cumsum(plain_weights(patient, seed)[:, patient[order]], axis=1)
@@ -96,7 +96,7 @@ def median_figure(metric: str, values: NDArray[Any], patient: Ints, seed: int) -
 
 def jackknife_figure(
     metric: str, value_of: Callable[[NDArray[np.bool_]], float], patient: Ints
-) -> Figure:
+) -> MetricRow:
     """A figure that cannot be resampled with repeats, with a delete-a-group jackknife interval.
 
     Duplicated patients would lower a rank and feed neighbours to themselves, so groups of
@@ -111,9 +111,9 @@ def jackknife_figure(
     patients = len(np.unique(patient))
     groups = min(patients, JACKKNIFE_GROUPS)
     if groups < 3:
-        return Figure(metric, "all", value, float("nan"), float("nan"), patients, len(patient))
+        return MetricRow(metric, "all", value, float("nan"), float("nan"), patients, len(patient))
     left_out = np.array([value_of(patient % groups != group) for group in range(groups)])
     error = np.sqrt((groups - 1) / groups * ((left_out - left_out.mean()) ** 2).sum())
-    return Figure(
+    return MetricRow(
         metric, "all", value, value - 1.96 * error, value + 1.96 * error, patients, len(patient)
     )

@@ -214,7 +214,7 @@ class SurvivalLabels(Labels):
         return pd.Series(told, rows.index, dtype=object)
 
     def strangers(self, own: pd.Series, words: pd.Series) -> pd.Series:
-        """Times that the task's own cohorts do not have are none the stranger."""
+        """None: a time need not occur in the task's own cohorts."""
         del own
         return words.head(0)
 

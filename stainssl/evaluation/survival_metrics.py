@@ -1,9 +1,9 @@
 """Metrics of predicted survival, for many resamples of the patients at once.
 
 Concordance and AUROC rank test units of one fold and repeat, as other ranking figures do; folds are
-weighted by their comparable pairs, and repeats are averaged. Censoring is reckoned with by weights
-of one over the probability of being followed up so long, which Kaplan and Meier's estimator gives
-of all units together, anew for every resample: how patients are followed up is no model's answer.
+weighted by their comparable pairs, and repeats are averaged. Censoring is accounted for by inverse
+probability of censoring weights, which Kaplan and Meier's estimator gives from all units together,
+anew for every resample: follow-up does not depend on a fold's model.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from stainssl.evaluation.ranking import safe_divide, weighted_auroc
 _BLOCK = 2_000_000  # weights worked on at once: some 100 MB with what is made of them
 _PAIRS = 2_000_000  # pairs looked at at once
 Bools = NDArray[np.bool_]
-Figure = Callable[[SurvivalUnits, Floats], Floats]
+WeightedMetric = Callable[[SurvivalUnits, Floats], Floats]
 log = logging.getLogger(__name__)
 
 
-def _in_blocks(figure: Figure) -> Resampled:
+def _in_blocks(figure: WeightedMetric) -> Resampled:
     """The figure under (R, P) patient weights, some rows at a time."""
 
     def resampled(scored: ScoredUnits, weights: Floats) -> Floats:
@@ -45,7 +45,7 @@ def _in_blocks(figure: Figure) -> Resampled:
 
 @dataclass(frozen=True)
 class Followed:
-    """How probably somebody is followed up so long, under each of R weightings of the units.
+    """The probability of still being followed up at a time, under each of R weightings of units.
 
     Attributes:
         at: (U,) rising times of the units.
@@ -86,7 +86,7 @@ def followed(time: Floats, event: Bools, weights: Floats) -> Followed:
 
 
 def inverse(probability: Floats) -> Floats:
-    """One over a probability, 0 where it is 0: nobody is there to stand for others."""
+    """One over a probability, 0 where it is 0."""
     return np.nan_to_num(safe_divide(np.ones_like(probability), probability))
 
 
@@ -276,7 +276,7 @@ SURVIVAL_METRICS: dict[str, Metric] = {
 
 
 def tell_undefined_survival(group: str, scored: ScoredUnits) -> None:
-    """Why figures of survival are undefined, in the log."""
+    """Log why metrics of survival are undefined."""
     assert isinstance(scored, SurvivalUnits)
     if not scored.event.any():
         log.warning("%s: nobody has the event; concordance and AUROC are undefined", group)

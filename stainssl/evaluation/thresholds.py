@@ -18,7 +18,7 @@ MIDDLE = 0.5
 
 @dataclass(frozen=True)
 class Calls:
-    """How a task of classes calls, and what it says before.
+    """How a task of classes recalibrates probabilities and calls classes.
 
     Attributes:
         threshold: a probability; None: the validation patients choose it.

@@ -13,7 +13,7 @@ from stainssl.evaluation.table import NOTHING
 from stainssl.evaluation.table_formats import markdown
 
 
-class Column(NamedTuple):
+class TileColumn(NamedTuple):
     """A figure of the table.
 
     Attributes:
@@ -30,44 +30,44 @@ class Column(NamedTuple):
 
 
 COLUMNS = (
-    Column(
+    TileColumn(
         "stain_retrieval_top1", "same tile, other stain",
         "share of tiles that are nearest to themselves among all tiles re-stained; it falls with"
         " the number of tiles. Higher is more robust",
     ),
-    Column(
+    TileColumn(
         "stain_margin", "stain margin",
         "cosine of a tile with itself under the other stain, less that with other tiles. Higher is"
         " more robust",
     ),
-    Column(
+    TileColumn(
         "tile_croma", "CRoMa, tile against stain",
         "by the package croma, with the tile as label and the stain as site: median margin between"
         " the same tile under the other stain and the nearest other tile under its own. Above 0 the"
         " tile rules, below 0 the stain", 0.0,
     ),
-    Column(
+    TileColumn(
         "tile_robustness_index", "robustness index, tile against stain",
         "PathoROB's index by the same package with the same labels: of the tiles whose nearest"
         " neighbor is either, the share that is nearest to itself", 0.5,
     ),
-    Column(
+    TileColumn(
         "site_retrieval_top1", "same tissue, other site",
         "share of tiles that are nearest to the tile of the same name at another site, mean over"
         " pairs of sites. Higher is more robust",
     ),
-    Column("worst_pair_retrieval_top1", "worst pair", "the same of the lowest pair of sites"),
-    Column(
+    TileColumn("worst_pair_retrieval_top1", "worst pair", "the same of the lowest pair of sites"),
+    TileColumn(
         "site_predictability", "site told",
         "balanced accuracy of a linear probe that tells the site of patients whom it has not seen;"
         " sites may differ in tissue, too. Lower is more robust", "site_chance",
     ),
-    Column(
+    TileColumn(
         "robustness_index", "robustness index",
         "PathoROB, by the package croma: do the nearest tiles of other patients share the label"
         " (1) or the site (0)", 0.5,
     ),
-    Column(
+    TileColumn(
         "croma", "CRoMa",
         "by the package croma: median margin between labels and sites. Above 0 the label rules,"
         " below 0 the site", 0.0,
@@ -75,7 +75,7 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def found_columns(figures: pd.DataFrame) -> list[Column]:
+def found_columns(figures: pd.DataFrame) -> list[TileColumn]:
     """The columns of which there is a figure."""
     known = set(figures.loc[np.isfinite(figures["value"]), "metric"])
     return [column for column in COLUMNS if column.metric in known]
@@ -85,7 +85,7 @@ def to_markdown(figures: pd.DataFrame, title: str, notes: Sequence[str]) -> str:
     """A table with a row an encoder, what its columns say, and notes.
 
     Args:
-        figures: `encoder` and the fields of a `Figure`.
+        figures: `encoder` and the fields of a `MetricRow`.
         title: of the page.
         notes: a line each.
     """
@@ -100,7 +100,7 @@ def to_markdown(figures: pd.DataFrame, title: str, notes: Sequence[str]) -> str:
     return "\n".join([*lines, "", *told, "", *(f"- {markdown(note)}" for note in notes)]) + "\n"
 
 
-def _cell(rows: pd.DataFrame, column: Column) -> str:
+def _cell(rows: pd.DataFrame, column: TileColumn) -> str:
     if column.metric not in rows.index:
         return NOTHING
     row = rows.loc[column.metric]

@@ -30,7 +30,7 @@ _INCH = 100  # px
 
 
 def encoder_colors(encoders: Sequence[str]) -> dict[str, str]:
-    """A color for each encoder, the same in every figure; grey for `random` and the sheet's."""
+    """A color for each encoder, the same in every figure; grey for `random` and baselines."""
     floor = {"random", SITE, CLINICAL, *FLOORS}
     named = [name for name in encoders if name not in floor]
     colors = {name: PALETTE[i % len(PALETTE)] for i, name in enumerate(named)}

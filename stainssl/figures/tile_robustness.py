@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from stainssl.evaluation.tile_table import Column, found_columns
+from stainssl.evaluation.tile_table import TileColumn, found_columns
 from stainssl.figures.benchmark import GREY, MARKERS, PALETTE, quiet
 from stainssl.figures.stain import draw_strip
 
@@ -56,7 +56,7 @@ def _colors(encoders: Sequence[str], floor: str) -> dict[str, str]:
 
 def _panel(
     axes: Axes,
-    column: Column,
+    column: TileColumn,
     figures: pd.DataFrame,
     encoders: Sequence[str],
     colors: Mapping[str, str],

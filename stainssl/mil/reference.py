@@ -13,7 +13,7 @@ from stainssl.mil.bags import Bag
 
 NEIGHBOURS = 3  # one odd slide among those trained on must not make its like familiar
 SHARE = 0.99  # of the slides trained on, that lie within the limit
-Floats = npt.NDArray[np.float32]
+Vectors = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -24,19 +24,19 @@ class Reference:
         patient_id: (S,) whose they are.
         points: (S, D) where each lies: its mean tile embedding, or its stain's coordinates; NaN
             where that is not known.
-        scale: (D,) what a unit of each coordinate is divided by before distances are taken.
+        scale: (D,) divides each coordinate before distances are taken.
     """
 
     patient_id: npt.NDArray[np.str_]
-    points: Floats
-    scale: Floats
+    points: Vectors
+    scale: Vectors
 
-    def distances(self, points: Floats) -> Floats:
-        """How far new slides lie, in units of what the slides trained on keep among themselves.
+    def distances(self, points: Vectors) -> Vectors:
+        """How far new slides lie from those trained on, relative to distances among the latter.
 
         The distance is that to the third nearest slide (Sun et al., *Out-of-distribution detection
         with deep nearest neighbors*, ICML 2022); for a slide trained on, to the third nearest of
-        other patients. It is divided by the distance that 99 % of these keep.
+        other patients. It is divided by the 99th percentile of the latter.
 
         Args:
             points: (M, D) of the new slides.
@@ -56,7 +56,7 @@ class Reference:
         return _to_neighbour(new, ours, np.ones((len(new), len(ours)), bool)) / np.float32(limit)
 
 
-def _to_neighbour(points: Floats, known: Floats, allowed: npt.NDArray[np.bool_]) -> Floats:
+def _to_neighbour(points: Vectors, known: Vectors, allowed: npt.NDArray[np.bool_]) -> Vectors:
     """(M,) distance of each point to its third nearest allowed one, or the furthest of fewer."""
     squares = (points**2).sum(1)[:, None] + (known**2).sum(1)[None] - 2 * points @ known.T
     distance = np.sqrt(np.maximum(squares, 0.0))
@@ -65,13 +65,13 @@ def _to_neighbour(points: Floats, known: Floats, allowed: npt.NDArray[np.bool_])
     return np.where(np.isfinite(ordered), ordered, np.nan).astype(np.float32)
 
 
-def slide_means(bag: Bag) -> Floats:
+def slide_means(bag: Bag) -> Vectors:
     """(slides of the bag, D) float32 mean tile embedding of each, as `SlideTiles.moments` tells."""
     return np.stack([tiles.moments[0] for tiles in bag.tiles]).astype(np.float32)
 
 
 def reference_table(
-    bags: Sequence[Bag], trained: set[str], stain: Mapping[str, Floats]
+    bags: Sequence[Bag], trained: set[str], stain: Mapping[str, Vectors]
 ) -> pd.DataFrame:
     """Rows of `reference.parquet`: the slides of patients that trained or validated a fold.
 
@@ -108,7 +108,7 @@ def references(table: pd.DataFrame) -> tuple[Reference, Reference]:
     )
 
 
-def stacked(lists: Sequence[Floats] | pd.Series) -> Floats:
+def stacked(lists: Sequence[Vectors] | pd.Series) -> Vectors:
     """(S, D) float32 of S lists of D numbers; a row of NaN for an empty list."""
     width = max((len(one) for one in lists), default=0)
     out = np.full((len(lists), max(width, 1)), np.nan, np.float32)

@@ -1,4 +1,4 @@
-"""What every target is: what a head learns of a kind of label."""
+"""The interface of targets: what a head learns of a kind of label."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from stainssl.mil.head import Loss
 
 @dataclass(frozen=True)
 class Question:
-    """What is predicted and judged by itself: a label of some bags.
+    """One label of some bags, predicted and evaluated by itself.
 
     Attributes:
         label: the column, where a model answers several; else "".
@@ -61,7 +61,7 @@ class Target(ABC):
 
     @abstractmethod
     def strange(self, words: Sequence[str]) -> str:
-        """What cannot be judged of some words, as nothing was trained on it; else empty."""
+        """Why some words cannot be evaluated, which training did not have; else empty."""
 
     @abstractmethod
     def fitted(self, train: Sequence[Bag]) -> Target:
@@ -77,7 +77,7 @@ class Target(ABC):
 
     @abstractmethod
     def answer(self, outputs: Tensor) -> np.ndarray:
-        """(C,) outputs of a bag → (C,) float32 what they say."""
+        """(C,) outputs of a bag → (C,) float32 predictions."""
 
     @abstractmethod
     def columns(self, answers: np.ndarray) -> dict[str, np.ndarray]:
@@ -108,7 +108,7 @@ class Target(ABC):
         return self
 
     def recalibrated(self, calls: Calls, labels: Sequence[float], answers: np.ndarray) -> Target:
-        """The target whose answers validation bags set right; itself where nothing is asked.
+        """The target recalibrated on validation bags; itself where no recalibration is asked for.
 
         Args:
             calls: how.
@@ -121,7 +121,7 @@ class Target(ABC):
     def questions(
         self, bags: Sequence[Bag], cuts: Mapping[str, float], unknown: bool
     ) -> Iterator[Question]:
-        """What answers on some bags are predictions of.
+        """The labels that outputs on some bags predict.
 
         Args:
             bags: that were answered.

@@ -1,4 +1,4 @@
-"""TransMIL: tiles speak to each other, by attention whose cost grows with their number only."""
+"""TransMIL: self-attention among tiles, at a cost linear in their number."""
 
 from __future__ import annotations
 

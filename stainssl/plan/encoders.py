@@ -10,12 +10,11 @@ from typing import Any
 import pandas as pd
 
 from stainssl.cohort import PART, part_names, part_rows, parts, read_sheet, train_parts
-from stainssl.config import EACH, REFERENCE, Config, Encoder, Run, Target, Task, Train
+from stainssl.config import EACH, REFERENCE, Config, Encoder, Run, TargetSettings, Task, Train
 from stainssl.encoders.weights import LOCAL, SAMPLES, identity
 from stainssl.errors import StainsslError
 from stainssl.evaluation.kinds import labels_of
 from stainssl.export.source import feature_files
-from stainssl.paths import Paths
 from stainssl.plan.job import Job, Reads, Resource, Setting, Writes
 from stainssl.plan.rows import Part, columns_of, parts_of, rows_of
 from stainssl.runtime.content import content_key
@@ -45,13 +44,13 @@ def acting(encoder: Encoder) -> Encoder:
     return _without(kept, idle)
 
 
-def acting_target(target: Target) -> Target:
+def acting_target(target: TargetSettings) -> TargetSettings:
     """A target with every key that its policy does not use at its default.
 
     Whose tiles are candidates is another setting: `pooled`.
     """
     used = {"medoid": {"by"}, "spread": {"count"}, "fixed": {"path"}}.get(target.policy, set())
-    default = Target()
+    default = TargetSettings()
     idle = {
         key: getattr(default, key) for key in {"by", "count", "path", "cohorts", "splits"} - used
     }
@@ -116,7 +115,7 @@ class TargetJob(Job):
     json: Writes[Path]
     picture: Writes[Path]
     rows: Setting[pd.DataFrame]
-    target: Setting[Target]
+    target: Setting[TargetSettings]
     normalizer: Setting[str]
     pooled: Setting[Train]
     train: Setting[Train]
@@ -129,17 +128,17 @@ def target(config: Config, encoder: str) -> TargetJob:
     Raises:
         StainsslError: the encoder is not trained here and normalizes to no mean of tiles.
     """
-    run, paths = config.run(encoder), Paths(config.results)
+    run, paths = config.run(encoder), config.paths
     if not run.encoder.needs_target:
         _trained_run(config, encoder)
     if run.encoder.train is None:
         raise StainsslError(f"encoders.{run.key} is not trained here, so it has no target.")
     pooled = _pooled(run.encoder)
     found = train_parts(config, run.encoder.model_copy(update={"train": pooled}))
-    own, tiling = acting_target(run.encoder.target), run.encoder.tiling
+    own = acting_target(run.encoder.target)
     return TargetJob(
         encoder=encoder,
-        pixels={(c, p): paths.pixels(c, tiling, p) for c, p in found},
+        pixels={(c, p): paths.pixels(c, p) for c, p in found},
         fixed=own.path if own.path and own.path.exists() else None,
         json=paths.target(encoder),
         picture=paths.target_png(encoder),
@@ -194,7 +193,7 @@ def pretrain(config: Config, encoder: str) -> PretrainJob:
     Raises:
         StainsslError: the encoder is not trained here.
     """
-    run, paths = _trained_run(config, encoder), Paths(config.results)
+    run, paths = _trained_run(config, encoder), config.paths
     found = train_parts(config, run.encoder) if run.encoder.is_trained else []
     own, tiling = acting(run.encoder), config.tilings[run.encoder.tiling]
     labelled = found if own.label else []
@@ -202,9 +201,9 @@ def pretrain(config: Config, encoder: str) -> PretrainJob:
     given = (other.encoder.weights and other.encoder.source) if other else run.encoder.source
     return PretrainJob(
         name=encoder,
-        pixels={(c, p): paths.pixels(c, own.tiling, p) for c, p in found},
+        pixels={(c, p): paths.pixels(c, p) for c, p in found},
         target=paths.target(encoder) if own.needs_target else None,
-        labels={(c, p): paths.labels(c, own.tiling, p) for c, p in labelled},
+        labels={(c, p): paths.labels(c, p) for c, p in labelled},
         initial_model=paths.model(other.name) if other and other.encoder.method else None,
         model=paths.model(encoder),
         metrics=paths.metrics(encoder),
@@ -243,7 +242,7 @@ def standard_of(config: Config, name: str) -> Standard | None:
     if encoder.weights is None or not encoder.preprocess:
         return None
     if encoder.needs_target:
-        files: tuple[Path | None, ...] = (Paths(config.results).target(name),)
+        files: tuple[Path | None, ...] = (config.paths.target(name),)
     else:
         files = tuple(None if t == REFERENCE else Path(t) for t in encoder.named_stains)
     return Standard(encoder.normalizers[0], files, encoder.averages_stains)
@@ -319,7 +318,7 @@ class EmbedJob(Job):
 def embed(config: Config, cohort: str, encoder: str | Sequence[str], part: str) -> EmbedJob:
     """The job that embeds a part under one encoder, or under several in one reading of it."""
     names = [encoder] if isinstance(encoder, str) else list(encoder)
-    paths, tiling = Paths(config.results), config.cohorts[cohort].tiling
+    paths = config.paths
     runs = {name: config.run(name).encoder for name in names}
     of_slides = [n for n, e in runs.items() if e.is_of_slides]
     slides = part_rows(config, cohort, part)["slide_id"].tolist()
@@ -330,13 +329,13 @@ def embed(config: Config, cohort: str, encoder: str | Sequence[str], part: str) 
     identities: dict[str, Any] = {n: given_identity(e) for n, e in given.items()}
     is_read = any(e.sees_tiles for e in runs.values())
     return EmbedJob(
-        pixels=paths.pixels(cohort, tiling, part) if is_read else None,
-        tiles=paths.tiles(cohort, tiling, part) if is_read else None,
+        pixels=paths.pixels(cohort, part) if is_read else None,
+        tiles=paths.tiles(cohort, part) if is_read else None,
         models={n: paths.model(n) for n, e in runs.items() if e.method},
         targets={n: paths.target(n) for n, e in given.items() if e.needs_target},
         vectors={n: _taken(config, cohort, n, part) for n in of_slides},
         features=files,
-        embeddings={n: paths.embeddings(cohort, tiling, n, part) for n in names},
+        embeddings={n: paths.embeddings(cohort, n, part) for n in names},
         part=part,
         sources={n: source_of(config, n) for n in runs},
         slides=slides if imported else [],
@@ -349,8 +348,7 @@ def _taken(config: Config, cohort: str, name: str, part: str) -> Path:
     """The store of the tiles' vectors that an encoder of slides takes."""
     other = config.origin_run(config.run(name))
     assert other is not None
-    paths = Paths(config.results)
-    return paths.embeddings(cohort, config.cohorts[cohort].tiling, other.name, part)
+    return config.paths.embeddings(cohort, other.name, part)
 
 
 def source_of(config: Config, name: str) -> Source:
@@ -367,7 +365,7 @@ def source_of(config: Config, name: str) -> Source:
     if encoder.features:
         return Source(features=encoder.features)
     given = encoder.source if encoder.weights else None
-    model = given or str(Paths(config.results).model(name))
+    model = given or str(config.paths.model(name))
     return Source(model, "", encoder.given_size, standard_of(config, name))
 
 
@@ -391,16 +389,16 @@ class EmbeddedJob(Job):
 
 def embedded(config: Config, cohort: str, encoder: str) -> EmbeddedJob:
     """The `embedded` job of a cohort under one encoder."""
-    paths, tiling = Paths(config.results), config.cohorts[cohort].tiling
+    paths = config.paths
     names = part_names(config, cohort)
     sheet = read_sheet(config, cohort).rename(columns={PART: "part"})
     tiled = names if config.run(encoder).encoder.sees_tiles else []
     return EmbeddedJob(
         encoder=encoder,
         cohort=cohort,
-        embeddings={p: paths.embeddings(cohort, tiling, encoder, p) for p in names},
-        tiles={p: paths.tiles(cohort, tiling, p) for p in tiled},
-        slides=paths.embedded(cohort, tiling, encoder),
+        embeddings={p: paths.embeddings(cohort, encoder, p) for p in names},
+        tiles={p: paths.tiles(cohort, p) for p in tiled},
+        slides=paths.embedded(cohort, encoder),
         rows=columns_of(sheet, "slide_id", "patient_id", "site", "part"),
     )
 
@@ -469,7 +467,7 @@ def robustness(config: Config, encoder: str) -> RobustnessJob:
     Raises:
         StainsslError: no benchmark asks for it.
     """
-    run, paths = config.run(encoder), Paths(config.results)
+    run, paths = config.run(encoder), config.paths
     tasks = robust_tasks(config, run.key)
     if not tasks:
         raise StainsslError(
@@ -480,12 +478,11 @@ def robustness(config: Config, encoder: str) -> RobustnessJob:
     found = list(dict.fromkeys(pair for pairs in own.values() for pair in pairs))
     tiled = {name: labels_of(task) for name, task in tasks.items() if task.level == "tile"}
     labelled = list(dict.fromkeys(pair for name in tiled for pair in own[name]))
-    tilings = {c: config.cohorts[c].tiling for c, _ in found}
     weights = run.encoder.weights
     return RobustnessJob(
         encoder=encoder,
-        pixels={(c, p): paths.pixels(c, tilings[c], p) for c, p in found},
-        labels={(c, p): paths.labels(c, tilings[c], p) for c, p in labelled},
+        pixels={(c, p): paths.pixels(c, p) for c, p in found},
+        labels={(c, p): paths.labels(c, p) for c, p in labelled},
         folds={name: paths.folds(name) for name in tasks},
         model=None if weights else paths.model(encoder),
         target=paths.target(encoder) if weights and run.encoder.needs_target else None,

@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 from stainssl.config import Config
-from stainssl.paths import Paths
 from stainssl.plan.encoders import given_identity
 
 EncoderGroup = dict[str, str]  # encoder → its weights and what they were when the group was planned
@@ -47,8 +46,7 @@ def members(config: Config, cohort: str, group: EncoderGroup) -> list[str]:
 
 
 def _begun(config: Config, cohort: str, group: EncoderGroup) -> bool:
-    paths, tiling = Paths(config.results), config.cohorts[cohort].tiling
-    return any(paths.embeddings(cohort, tiling, name, "").parent.exists() for name in group)
+    return any(config.paths.embeddings(cohort, name, "").parent.exists() for name in group)
 
 
 def read(path: Path) -> dict[str, list[EncoderGroup]]:

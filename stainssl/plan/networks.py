@@ -8,8 +8,7 @@ from pathlib import Path
 from stainssl.config import REFERENCE, Config, Encoder, dump
 from stainssl.encoders import known
 from stainssl.encoders.weights import FILE, HUB, LOCAL, read_source, weight_files
-from stainssl.paths import Paths
-from stainssl.plan.run import digest
+from stainssl.plan.run import short_digest
 
 
 def network_problems(config: Config) -> list[str]:
@@ -71,7 +70,7 @@ def _tunes_blocks(config: Config) -> bool:
 
 def _has_passed(config: Config) -> bool:
     """Whether a run of this config has started since its files of weights last changed."""
-    file = Paths(config.results).run_config(digest(dump(config)))
+    file = config.paths.run_config(short_digest(dump(config)))
     if not file.exists():
         return False
     started = file.stat().st_mtime

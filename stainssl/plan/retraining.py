@@ -1,4 +1,4 @@
-"""Which encoders a run would train again because their training slides are others, told before."""
+"""Which encoders a run would train again because their training slides have changed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from pathlib import Path
 import pandas as pd
 
 from stainssl.config import Config, Run
-from stainssl.paths import Paths
 from stainssl.plan.encoders import training_slides
 from stainssl.runtime.pace import duration
 
@@ -34,7 +33,7 @@ def retraining_notices(config: Config) -> list[str]:
 
 
 def _notice(config: Config, run: Run) -> str:
-    paths = Paths(config.results)
+    paths = config.paths
     known = paths.checkpoints(run.name) / TRAINED_ON
     if run.encoder.frozen or not (known.exists() and paths.model(run.name).exists()):
         return ""

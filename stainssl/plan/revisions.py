@@ -13,7 +13,6 @@ from pathlib import Path
 from stainssl.cohort import part_names
 from stainssl.config import Config, Encoder
 from stainssl.encoders import revisions
-from stainssl.paths import Paths
 
 Commits = dict[str, list[str]]  # source → the commits that it has had here, the last one acting
 
@@ -36,7 +35,7 @@ def plan(config: Config, known: Mapping[str, list[str]]) -> Commits:
 
 
 def settled(config: Config, commits: Mapping[str, list[str]]) -> Config:
-    """A config in which weights that changed since they were first used are of their new commit.
+    """A config that pins weights which changed since they were first used to their new commit.
 
     Those that did not are as the config has them, so that what was made of them stays.
     """
@@ -63,11 +62,10 @@ def _source(config: Config, key: str) -> str | None:
 
 def _embedded(config: Config, key: str) -> list[str]:
     """The commit that stands in the first of an encoder's stores; none where there is no store."""
-    paths = Paths(config.results)
     stores = (
-        paths.embeddings(cohort, one.tiling, run.name, part)
+        config.paths.embeddings(cohort, run.name, part)
         for run in config.runs_of(key)
-        for cohort, one in config.cohorts.items()
+        for cohort in config.cohorts
         for part in part_names(config, cohort)
     )
     files = (store / "zarr.json" for store in stores)

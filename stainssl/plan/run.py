@@ -22,7 +22,7 @@ RUN, LATEST = "STAINSSL_RUN_", "STAINSSL_LATEST_"
 Groups = dict[str, list[dict[str, str]]]  # see `stainssl.plan.groups`
 
 
-def digest(text: str) -> str:
+def short_digest(text: str) -> str:
     """Twelve hex digits that name a text."""
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -50,8 +50,8 @@ class FixedRun:
     def announce(self, folder: str) -> None:
         """Hand it to the jobs that this process starts, whose results are in `folder`."""
         packed = zlib.compress(json.dumps(vars(self)).encode(), 9)
-        os.environ[RUN + digest(self.config)] = base64.b85encode(packed).decode()
-        os.environ[LATEST + digest(folder)] = digest(self.config)
+        os.environ[RUN + short_digest(self.config)] = base64.b85encode(packed).decode()
+        os.environ[LATEST + short_digest(folder)] = short_digest(self.config)
 
     def write(self, config_file: Path) -> None:
         """Write the config under its own name and as the latest, the groups and the revisions."""
@@ -79,7 +79,7 @@ def announced(name: str) -> FixedRun | None:
 
 def latest(folder: str) -> FixedRun | None:
     """The run that a process above this one announced for a folder of results."""
-    name = os.environ.get(LATEST + digest(folder))
+    name = os.environ.get(LATEST + short_digest(folder))
     return announced(name) if name else None
 
 

@@ -12,7 +12,6 @@ from stainssl.cohort.archive import archived_of_part
 from stainssl.cohort.outlines import known_classes, label_names, outlines_of
 from stainssl.config import Cohort, Config, Demo, Frame, Outlines, Tiling
 from stainssl.errors import StainsslError
-from stainssl.paths import Paths
 from stainssl.plan.job import Job, Reads, Resource, Setting, Writes
 from stainssl.plan.rows import columns_of, part_columns
 from stainssl.slides.hdf5_patch import file_of
@@ -40,7 +39,7 @@ def demo(config: Config) -> DemoJob:
         raise StainsslError(
             f"{len(names)} cohorts have the key 'demo': `stainssl demo` makes exactly one."
         )
-    spec, folder = config.cohorts[names[0]].demo, Paths(config.results).demo()
+    spec, folder = config.cohorts[names[0]].demo, config.paths.demo()
     assert spec is not None
     rows = read_sheet(config, names[0])
     return DemoJob(
@@ -86,19 +85,19 @@ class TileJob(Job):
 
 def tile(config: Config, cohort: str, part: str) -> TileJob:
     """The `tile` job of a part."""
-    found, paths = config.cohorts[cohort], Paths(config.results)
+    found, paths = config.cohorts[cohort], config.paths
     rows = part_rows(config, cohort, part)
     return TileJob(
         slides=_slide_files(config, cohort, part, rows),
         region_files=_files_by_slide(found, rows, found.regions),
-        tiles=paths.tiles(cohort, found.tiling, part),
-        qc=paths.qc(cohort, found.tiling, part),
-        previews=paths.previews(cohort, found.tiling, part),
+        tiles=paths.tiles(cohort, part),
+        qc=paths.qc(cohort, part),
+        previews=paths.previews(cohort, part),
         rows=part_columns(config, cohort, part, "slide_id", "path", "mpp"),
         kind=found.kind,
         patches=found.patches if found.kind == "patches" else "whole",
         reader=_reader(config, found),
-        tiling=config.tilings[found.tiling],
+        tiling=config.tiling_of(cohort),
         regions=found.regions,
         regions_frame=found.regions_frame,
         root=root(config, cohort),
@@ -156,16 +155,16 @@ class StatusesJob(Job):
 
 def statuses(config: Config, cohort: str) -> StatusesJob:
     """The `statuses` job of a cohort."""
-    paths, tiling = Paths(config.results), config.cohorts[cohort].tiling
+    paths = config.paths
     names = part_names(config, cohort)
     sheet = read_sheet(config, cohort).rename(columns={PART: "part"})
     return StatusesJob(
         cohort=cohort,
-        qc={part: paths.qc(cohort, tiling, part) for part in names},
-        previews={part: paths.previews(cohort, tiling, part) for part in names},
-        table=paths.checked(cohort, tiling),
-        page=paths.slides_page(cohort, tiling),
-        overview=paths.overview(cohort, tiling),
+        qc={part: paths.qc(cohort, part) for part in names},
+        previews={part: paths.previews(cohort, part) for part in names},
+        table=paths.checked(cohort),
+        page=paths.slides_page(cohort),
+        overview=paths.overview(cohort),
         rows=columns_of(sheet, "slide_id", "patient_id", "site", "split", "part"),
     )
 
@@ -181,10 +180,10 @@ class GateJob(Job):
 
 def gate(config: Config, cohort: str) -> GateJob:
     """The `gate` job of a cohort."""
-    paths, tiling = Paths(config.results), config.cohorts[cohort].tiling
+    paths = config.paths
     return GateJob(
-        table=paths.checked(cohort, tiling),
-        gate=paths.gate(cohort, tiling),
+        table=paths.checked(cohort),
+        gate=paths.gate(cohort),
         max_bad_slides=config.slides.max_bad_slides,
     )
 
@@ -217,15 +216,15 @@ class LabelJob(Job):
 
 def label(config: Config, cohort: str, part: str) -> LabelJob:
     """The `label` job of a part."""
-    found, paths = config.cohorts[cohort], Paths(config.results)
+    found, paths = config.cohorts[cohort], config.paths
     rows = part_rows(config, cohort, part)
     names = label_names(config, cohort)
     pattern = found.annotations if names and found.kind == "slides" else None
     return LabelJob(
-        tiles=paths.tiles(cohort, found.tiling, part),
-        qc=paths.qc(cohort, found.tiling, part),
+        tiles=paths.tiles(cohort, part),
+        qc=paths.qc(cohort, part),
         annotation_files=_files_by_slide(found, rows, pattern),
-        labels=paths.labels(cohort, found.tiling, part),
+        labels=paths.labels(cohort, part),
         kind=found.kind,
         rows=part_columns(config, cohort, part, "slide_id", *names),
         names=names,
@@ -241,6 +240,8 @@ class PixelsJob(Job):
     """Slides and tiles of a part → encoded tiles and their stain profiles.
 
     Attributes:
+        slides: those that a job makes. Others are inputs of `tile` alone, which a slide that was
+            replaced runs again: naming them twice would lengthen every dry-run.
         rows: `slide_id` and `path`.
     """
 
@@ -257,16 +258,16 @@ class PixelsJob(Job):
 
 def pixels(config: Config, cohort: str, part: str) -> PixelsJob:
     """The `pixels` job of a part."""
-    found, paths = config.cohorts[cohort], Paths(config.results)
-    rows = part_rows(config, cohort, part)
+    found, paths = config.cohorts[cohort], config.paths
+    rows = part_columns(config, cohort, part, "slide_id", "path")
     return PixelsJob(
-        tiles=paths.tiles(cohort, found.tiling, part),
-        qc=paths.qc(cohort, found.tiling, part),
-        slides=_slide_files(config, cohort, part, rows),
-        pixels=paths.pixels(cohort, found.tiling, part),
-        rows=part_columns(config, cohort, part, "slide_id", "path"),
+        tiles=paths.tiles(cohort, part),
+        qc=paths.qc(cohort, part),
+        slides=list(map(Path, rows["path"])) if found.demo else [],
+        pixels=paths.pixels(cohort, part),
+        rows=rows,
         reader=_reader(config, found),
-        tiling=config.tilings[found.tiling],
+        tiling=config.tiling_of(cohort),
         staging=config.slides.staging_place(),
         max_minutes=config.slides.max_minutes,
     )

@@ -46,7 +46,7 @@ def folds(config: Config, task: str) -> FoldsJob:
     frames = [columns_of(read_sheet(config, name), *columns) for name in spec.cohorts]
     return FoldsJob(
         task=task,
-        folds=Paths(config.results).folds(task),
+        folds=config.paths.folds(task),
         rows=pd.concat(frames, ignore_index=True),
         level=spec.level,
         label=labels_of(spec),
@@ -93,17 +93,16 @@ def probe(config: Config, task: str, encoder: str) -> ProbeJob:
     Raises:
         StainsslError: the task is of another level.
     """
-    paths = Paths(config.results)
+    paths = config.paths
     spec = _tile_task(config, task)
     if spec.is_fine_tuned:
         raise StainsslError(f"tasks.{task} is of protocol fine-tune: ask `finetune`.")
     found, stored = parts_of(config, spec.cohorts), config.stored_run(encoder).name
-    tilings = {c: config.cohorts[c].tiling for c in spec.cohorts}
     return ProbeJob(
         task=task,
         encoder=encoder,
-        embeddings={(c, p): paths.embeddings(c, tilings[c], stored, p) for c, p in found},
-        labels={(c, p): paths.labels(c, tilings[c], p) for c, p in found},
+        embeddings={(c, p): paths.embeddings(c, stored, p) for c, p in found},
+        labels={(c, p): paths.labels(c, p) for c, p in found},
         folds=paths.folds(task),
         output=paths.probe(task, encoder),
         label=labels_of(spec),
@@ -164,7 +163,7 @@ def finetune(config: Config, task: str, encoder: str) -> FinetuneJob:
     Raises:
         StainsslError: the task is of another level or protocol, or the encoder has no network.
     """
-    spec, run, paths = _tile_task(config, task), config.run(encoder), Paths(config.results)
+    spec, run, paths = _tile_task(config, task), config.run(encoder), config.paths
     if not spec.is_fine_tuned:
         raise StainsslError(f"tasks.{task} is of protocol {spec.protocol}: ask `probe`.")
     if not run.encoder.sees_tiles:
@@ -172,12 +171,11 @@ def finetune(config: Config, task: str, encoder: str) -> FinetuneJob:
             f"encoders.{run.key} has no network of tiles: there is nothing to fine-tune."
         )
     found, is_given = parts_of(config, spec.cohorts), run.encoder.weights is not None
-    tilings = {c: config.cohorts[c].tiling for c in spec.cohorts}
     return FinetuneJob(
         task=task,
         encoder=encoder,
-        pixels={(c, p): paths.pixels(c, tilings[c], p) for c, p in found},
-        labels={(c, p): paths.labels(c, tilings[c], p) for c, p in found},
+        pixels={(c, p): paths.pixels(c, p) for c, p in found},
+        labels={(c, p): paths.labels(c, p) for c, p in found},
         folds=paths.folds(task),
         model=None if is_given else paths.model(encoder),
         target=paths.target(encoder) if is_given and run.encoder.needs_target else None,
@@ -245,14 +243,13 @@ def mil(config: Config, task: str, encoder: str, head: str) -> MilJob:
     Raises:
         StainsslError: the task is of level tile.
     """
-    spec, paths = config.tasks[task], Paths(config.results)
+    spec, paths = config.tasks[task], config.paths
     if spec.level == "tile":
         raise StainsslError(
             f"tasks.{task} is of level tile: `mil` answers the others, `probe` or `finetune` this"
             " one."
         )
     own, every = (parts_of(config, c) for c in (spec.cohorts, [*spec.cohorts, *spec.external]))
-    tilings = {c: config.cohorts[c].tiling for c, _ in every}
     run, stored = config.run(encoder), config.stored_run(encoder).name
     is_imported = config.encoders[config.origin(run.key)].features is not None
     has_pixels = config.slides.keep_pixels and not is_imported
@@ -262,8 +259,8 @@ def mil(config: Config, task: str, encoder: str, head: str) -> MilJob:
         task=task,
         encoder=encoder,
         head_name=head,
-        embeddings={(c, p): paths.embeddings(c, tilings[c], stored, p) for c, p in every},
-        pixels={(c, p): paths.pixels(c, tilings[c], p) for c, p in own if has_pixels},
+        embeddings={(c, p): paths.embeddings(c, stored, p) for c, p in every},
+        pixels={(c, p): paths.pixels(c, p) for c, p in own if has_pixels},
         folds=paths.folds(task),
         output=paths.mil(task, encoder, head),
         level=spec.level,
@@ -331,7 +328,7 @@ PROBE, FINE_TUNE = "probe", "fine-tune"
 
 def benchmark(config: Config, benchmark: str) -> BenchmarkJob:
     """The `benchmark` job."""
-    spec, paths = config.benchmarks[benchmark], Paths(config.results)
+    spec, paths = config.benchmarks[benchmark], config.paths
     runs = {key: [run.name for run in config.runs_of(key)] for key in spec.encoders}
     names = [name for several in runs.values() for name in several]
     # Of several labels each is judged as a task.
@@ -349,7 +346,7 @@ def benchmark(config: Config, benchmark: str) -> BenchmarkJob:
         answers=_answers(paths, spec, tasks, names, sources),
         robustness={n: paths.robustness(n) for key in runs if key in is_robust for n in runs[key]},
         folds={question: paths.folds(name) for question, (name, _) in sources.items()},
-        labels={(c, p): paths.labels(c, config.cohorts[c].tiling, p) for c, p in labelled},
+        labels={(c, p): paths.labels(c, p) for c, p in labelled},
         seen=_seen(config, [n for several in runs.values() for n in several]),
         files={name: folder / name for name in BENCHMARK_FILES},
         figures=paths.figures(benchmark),
@@ -372,7 +369,7 @@ def _seen(config: Config, runs: list[str]) -> dict[str, Path]:
         while (other := config.origin_run(run)) is not None:
             run = other
         if run.encoder.method:
-            found[name] = Paths(config.results).seen(run.name)
+            found[name] = config.paths.seen(run.name)
     return found
 
 

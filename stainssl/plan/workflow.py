@@ -21,7 +21,7 @@ from stainssl.plan import encoders, groups, revisions, slides, tasks
 from stainssl.plan.job import Job, as_text
 from stainssl.plan.networks import network_problems
 from stainssl.plan.retraining import retraining_notices
-from stainssl.plan.run import FixedRun, digest, latest
+from stainssl.plan.run import FixedRun, latest, short_digest
 
 BUILDERS: dict[str, Callable[..., Job]] = {
     "demo": slides.demo,
@@ -52,6 +52,7 @@ class Plan:
     Attributes:
         config: with the results where the Snakefile says; a module's prefix comes on top.
         run_config: with the results where they really are; what the verbs read.
+        patterns: paths with wildcards, for the rules' outputs.
         config_file: where the verbs read it. Its name is a digest of it.
         commits: source of given weights → the commits of the hub that it has had here.
         notices: sentences to tell before anything starts.
@@ -79,10 +80,11 @@ class Plan:
         self.run_config = self.config.model_copy(update={"results": results})
         if is_main:
             _refuse([*cohorts.check(self.run_config), *network_problems(self.run_config)])
-        self.paths, real = Paths(self.config.results), Paths(results)
+        self.patterns = Paths(self.config.results, {"{cohort}": "{tiling}"})
+        real = self.run_config.paths
         self.commits = fixed.revisions if fixed else self._settle(real.revisions())
         text, kept = models.dump(self.run_config), real.groups()
-        self.config_file = real.run_config(digest(text))
+        self.config_file = real.run_config(short_digest(text))
         known = groups.read(kept)
         self.groups = fixed.groups if fixed else groups.plan(self.run_config, known)
         started = fixed.started if fixed else time.time()
@@ -177,18 +179,19 @@ class Plan:
     def demo_files(self) -> dict[str, list[str]]:
         """What `stainssl demo` makes; nothing where no cohort is synthetic."""
         if not any(cohort.demo for cohort in self.config.cohorts.values()):
-            return {"sheet": [str(self.paths.demo() / "slides.csv")], "slides": [], "truth": []}
+            sheet = self.config.paths.demo() / "slides.csv"
+            return {"sheet": [str(sheet)], "slides": [], "truth": []}
         return self.job("demo").outputs()
 
     def wanted(self) -> list[Path]:
         """What a plain run makes: tables, and what no table asks for but the config names."""
-        config, paths = self.config, self.paths
+        config, paths = self.config, self.config.paths
         files = [paths.benchmark(name) / "table.csv" for name in config.benchmarks]
-        for cohort, one in config.cohorts.items():
+        for cohort in config.cohorts:
             if config.needs_slides:
-                files += [paths.gate(cohort, one.tiling), paths.overview(cohort, one.tiling)]
-        for cohort, one in config.cohorts.items():
-            files += [paths.embedded(cohort, one.tiling, r.name) for r in config.runs_on(cohort)]
+                files += [paths.gate(cohort), paths.overview(cohort)]
+        for cohort in config.cohorts:
+            files += [paths.embedded(cohort, r.name) for r in config.runs_on(cohort)]
         files += [paths.curves(run.name) for run in config.runs() if run.encoder.is_trained]
         return files if config.benchmarks else [*files, *self._pixels()]
 
@@ -196,8 +199,8 @@ class Plan:
         if not (self.config.needs_slides and self.config.slides.keep_pixels):
             return []
         return [
-            self.paths.pixels(name, one.tiling, part)
-            for name, one in self.config.cohorts.items()
+            self.config.paths.pixels(name, part)
+            for name in self.config.cohorts
             for part in cohorts.part_names(self.config, name)
         ]
 

@@ -1,4 +1,4 @@
-"""Checkpoints of a training: when, whole or not at all, whose; and what a job told to go does."""
+"""Checkpoints of a training: when, by whom, atomically; and requeueing of a preempted job."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ REQUEUE_SIGNAL = signal.SIGUSR1  # what `sbatch --signal=USR1@120` sends
 
 
 class RequeueSignal:
-    """Whether the job was told to make room and come back (SIGUSR1)."""
+    """Whether the job was asked to stop and be requeued (SIGUSR1)."""
 
     def __init__(self) -> None:
         self.to_requeue = False
@@ -71,8 +71,8 @@ class Checkpoints(Callback):
     Args:
         path: of the checkpoint.
         mark: the run's fingerprint.
-        diary: says whether the weights are still numbers.
-        told: whether the job must make room.
+        monitor: says whether the weights are still numbers.
+        stop_signal: whether the job must make room.
         steps: of the whole run; the last is saved.
         seconds: least time between two checkpoints.
         every: a checkpoint every so many steps, too; None: by time alone.
@@ -82,14 +82,14 @@ class Checkpoints(Callback):
         self,
         path: Path,
         mark: str,
-        diary: TrainingMonitor,
-        told: RequeueSignal,
+        monitor: TrainingMonitor,
+        stop_signal: RequeueSignal,
         *,
         steps: int,
         seconds: float,
         every: int | None,
     ) -> None:
-        self.path, self._mark, self._diary, self._told = path, mark, diary, told
+        self.path, self._mark, self._monitor, self._signal = path, mark, monitor, stop_signal
         self._steps, self._seconds, self._every = steps, seconds, every
         self._last = time.monotonic()
 
@@ -111,7 +111,7 @@ class Checkpoints(Callback):
         due = time.monotonic() - self._last >= self._seconds
         due = due or (self._every is not None and step % self._every == 0)
         agreed = trainer.strategy.reduce_boolean_decision  # clocks and signals differ by process
-        leaving = agreed(self._told.to_requeue, all=False)
+        leaving = agreed(self._signal.to_requeue, all=False)
         if leaving or agreed(due or step == self._steps or trainer.received_sigterm, all=False):
             self.save(trainer)
         if leaving:
@@ -128,7 +128,7 @@ class Checkpoints(Callback):
             StainsslError: it cannot be written, or the weights are not numbers; the one before is
                 kept.
         """
-        self._diary.settle(trainer)
+        self._monitor.settle(trainer)
         if not trainer.is_global_zero:
             trainer.save_checkpoint(self.path)  # takes part, writes nothing
             return

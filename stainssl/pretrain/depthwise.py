@@ -15,7 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.grad import conv2d_input
 
-Geometry = tuple[int, int, int]  # stride, padding and kernel side in px, the same along both axes
+ConvGeometry = tuple[
+    int, int, int
+]  # stride, padding and kernel side in px, the same along both axes
 
 
 def speed_up(model: nn.Module) -> None:
@@ -63,7 +65,7 @@ class _Depthwise(torch.autograd.Function):
         return of_images, _weight_gradient(images, grad, ctx.geometry), None, None
 
 
-def _weight_gradient(images: Tensor, grad: Tensor, geometry: Geometry) -> Tensor:
+def _weight_gradient(images: Tensor, grad: Tensor, geometry: ConvGeometry) -> Tensor:
     """(C, 1, K, K) gradient of the weight.
 
     Args:
@@ -80,7 +82,7 @@ def _weight_gradient(images: Tensor, grad: Tensor, geometry: Geometry) -> Tensor
 
 
 @cache
-def _taps(inputs: tuple[int, int], outputs: tuple[int, int], geometry: Geometry) -> Tensor:
+def _taps(inputs: tuple[int, int], outputs: tuple[int, int], geometry: ConvGeometry) -> Tensor:
     """(HW·H'W', K²): 1 where an input's position meets an output's under a weight of the kernel."""
     stride, padding, side = geometry
     axes = []

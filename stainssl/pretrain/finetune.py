@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from stainssl.errors import StainsslError
 from stainssl.pretrain.data import Batch, Index, TrainTiles
-from stainssl.pretrain.methods import Recipe
+from stainssl.pretrain.methods import ViewSettings
 from stainssl.pretrain.train import learning_rate
 from stainssl.pretrain.tuning import frozen_norms, hold_norms, parameter_groups
 from stainssl.pretrain.views import ViewGeometry
@@ -39,7 +39,7 @@ WHOLE = ViewGeometry(area=(1.0, 1.0), ratio=(1.0, 1.0))
 CHECKPOINT_SECONDS = 300.0  # between two checkpoints within an epoch; each epoch ends with one
 WARM_UP = 0.1  # of the steps
 Floats = npt.NDArray[np.float64]
-Views = Callable[[Batch, int], Sequence[Tensor]]
+ViewMaker = Callable[[Batch, int], Sequence[Tensor]]
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class TuneSettings:
         lr: peak learning rate.
         weight_decay: of weights; biases and norms have none.
         class_weight: `balanced`, so that all classes weigh the same, or None.
-        consistency: weight of the answer to a second view being that to the first.
+        consistency: weight of the loss for unequal predictions of a tile's two views.
     """
 
     epochs: int
@@ -122,7 +122,7 @@ class TileClassifier(nn.Module):
 
 
 @dataclass(frozen=True)
-class Part:
+class TileSubset:
     """The training or validation tiles of a fold.
 
     Attributes:
@@ -147,7 +147,7 @@ class Batches:
         StainsslError: there are fewer than two tiles.
     """
 
-    def __init__(self, tiles: TrainTiles, part: Part, batch_size: int, seed: int) -> None:
+    def __init__(self, tiles: TrainTiles, part: TileSubset, batch_size: int, seed: int) -> None:
         if len(part.tile) < 2:
             raise StainsslError(
                 f"{len(part.tile)} training tile(s) have a known label: two are needed at least."
@@ -176,7 +176,7 @@ class Batches:
 
 
 @dataclass
-class Progress:
+class TuningState:
     """How far a training is.
 
     Attributes:
@@ -200,7 +200,7 @@ class Progress:
 
 
 class Checkpoint:
-    """A training on disk: tensors and a few words, written whole or not at all.
+    """A training on disk: tensors and a few values, written atomically.
 
     Args:
         path: of the file.
@@ -216,7 +216,7 @@ class Checkpoint:
         return time.monotonic() - self._last >= CHECKPOINT_SECONDS
 
     def save(
-        self, network: TileClassifier, optimizer: torch.optim.Optimizer, progress: Progress
+        self, network: TileClassifier, optimizer: torch.optim.Optimizer, progress: TuningState
     ) -> None:
         """Write it, in place of the one before."""
         moments = optimizer.state_dict()["state"]
@@ -229,23 +229,23 @@ class Checkpoint:
             save_file({n: _plain(v) for n, v in tensors.items()}, made, {"told": json.dumps(told)})
         self._last = time.monotonic()
 
-    def restore(self, network: TileClassifier, optimizer: torch.optim.Optimizer) -> Progress:
+    def restore(self, network: TileClassifier, optimizer: torch.optim.Optimizer) -> TuningState:
         """Set a training to where it was; to its start where there is no checkpoint of it."""
         if not self._path.exists():
-            return Progress()
+            return TuningState()
         try:
             with safe_open(self._path, "pt") as file:
                 told = json.loads(file.metadata()["told"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except Exception as error:  # safetensors raises its own kinds
             log.warning("%s is not a whole checkpoint (%s): starting anew", self._path, error)
-            return Progress()
+            return TuningState()
         if told["mark"] != self._mark:
-            return Progress()
+            return TuningState()
         network.load_state_dict(_below("network", tensors), strict=False)
         optimizer.load_state_dict({**optimizer.state_dict(), "state": _moments(tensors)})
         log.info("going on from step %d", told["step"])
-        return Progress(told["step"], told["losses"], _below("best", tensors))
+        return TuningState(told["step"], told["losses"], _below("best", tensors))
 
 
 def _plain(value: Tensor) -> Tensor:
@@ -265,22 +265,22 @@ def _moments(tensors: dict[str, Tensor]) -> dict[int, dict[str, Tensor]]:
     return found
 
 
-def single_view(recipe: Recipe) -> Views:
+def single_view(settings: ViewSettings) -> ViewMaker:
     """A function that gives one turned and jittered view of each tile of a batch."""
-    return lambda batch, step: recipe.colored(recipe.crops(batch, step, 1), batch, step)
+    return lambda batch, step: settings.colored(settings.crops(batch, step, 1), batch, step)
 
 
 def fit(
     network: TileClassifier,
     tiles: TrainTiles,
-    train: Part,
-    val: Part,
+    train: TileSubset,
+    val: TileSubset,
     settings: TuneSettings,
-    views: Views,
+    views: ViewMaker,
     *,
     seed: int,
     checkpoint: Checkpoint,
-) -> Progress:
+) -> TuningState:
     """Train on the tiles of training patients until validation patients' loss falls no more.
 
     Args:
@@ -329,7 +329,7 @@ class _Loss:
     """
 
     def __init__(
-        self, network: TileClassifier, train: Part, settings: TuneSettings, tiles: int
+        self, network: TileClassifier, train: TileSubset, settings: TuneSettings, tiles: int
     ) -> None:
         self._network, self._consistency = network, settings.consistency
         own = np.searchsorted(network.trained, train.y)
@@ -351,7 +351,7 @@ class _Loss:
 
 
 def _learn(
-    network: TileClassifier, optimizer: torch.optim.Optimizer, loss_of: _Loss, views: Views,
+    network: TileClassifier, optimizer: torch.optim.Optimizer, loss_of: _Loss, views: ViewMaker,
     batch: Batch, step: int, seed: int,
 ) -> None:  # fmt: skip
     """One step; views are made in full precision."""
@@ -369,8 +369,8 @@ def _learn(
 
 
 def _validate(
-    network: TileClassifier, tiles: TrainTiles, val: Part, settings: TuneSettings,
-    progress: Progress,
+    network: TileClassifier, tiles: TrainTiles, val: TileSubset, settings: TuneSettings,
+    progress: TuningState,
 ) -> None:  # fmt: skip
     """Note the validation loss of an epoch, and the network where it is the lowest."""
     p, good = predict(network, tiles, val.tile, settings.batch_size)

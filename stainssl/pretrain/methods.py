@@ -28,13 +28,13 @@ from stainssl.pretrain.views import (
     generator,
 )
 from stainssl.stain import StainProfile, normalize
-from stainssl.stain.augment import LabSpread, Share, hed_jitter, rand_stain_na, stain_mix
+from stainssl.stain.augment import BatchShare, LabSpread, hed_jitter, rand_stain_na, stain_mix
 from stainssl.stain.targets import TargetPolicy
 
 GEOMETRY, COLOR, TARGET, JITTER = range(4)  # streams of random numbers
 DEFAULT_GEOMETRY = ViewGeometry()
 Views = tuple[Tensor, Tensor]
-Numbers = npt.NDArray[np.int64]
+Ints = npt.NDArray[np.int64]
 
 
 class StainJitter(Protocol):
@@ -48,8 +48,8 @@ class StainJitter(Protocol):
         ...
 
 
-def _share(batch: Batch) -> Share:
-    return Share(len(batch.everyone), batch.rows)
+def _share(batch: Batch) -> BatchShare:
+    return BatchShare(len(batch.everyone), batch.rows)
 
 
 @dataclass(frozen=True)
@@ -114,13 +114,13 @@ class TileNormalizer:
     profiles: StainProfile
     target: StainProfile
 
-    def __call__(self, images: Tensor, tile: Numbers) -> Tensor:
+    def __call__(self, images: Tensor, tile: Ints) -> Tensor:
         """(B, 3, S, S) float in [0, 1] views of tiles (B,), normalized."""
         return _restained(images, self.profiles[torch.from_numpy(tile)], self.target)
 
 
 @dataclass(frozen=True)
-class Recipe:
+class ViewSettings:
     """What every method does alike.
 
     Attributes:
@@ -152,7 +152,7 @@ class Recipe:
         return tuple(crop() for _ in range(count))
 
     def colored(self, views: tuple[Tensor, ...], batch: Batch, step: int) -> tuple[Tensor, ...]:
-        """The views with the recipe's stain and color jitter."""
+        """The views with the settings' stain and color jitter."""
         if self.stain_jitter:
             rng = generator(self.seed, step, JITTER)
             views = tuple(self.stain_jitter(view, batch, rng) for view in views)
@@ -187,7 +187,7 @@ class StainTargets:
     """
 
     stainings: Sequence[NormalizerState]
-    sites: Callable[[Numbers], Sequence[str]]
+    sites: Callable[[Ints], Sequence[str]]
     normalized: str = "one"
     probability: float = 1.0
 
@@ -198,7 +198,7 @@ class Method(Protocol):
     trains: ClassVar[bool]  # False: the random weights are the result
     needs_stain: ClassVar[bool]
 
-    def __init__(self, recipe: Recipe, stain: StainTargets | None) -> None: ...
+    def __init__(self, settings: ViewSettings, stain: StainTargets | None) -> None: ...
 
     def views(self, batch: Batch, step: int) -> Views:
         """Two views of each tile.
@@ -219,12 +219,12 @@ class SimClr:
     trains: ClassVar[bool] = True
     needs_stain: ClassVar[bool] = False
 
-    def __init__(self, recipe: Recipe, stain: StainTargets | None) -> None:
-        self._recipe = recipe
+    def __init__(self, settings: ViewSettings, stain: StainTargets | None) -> None:
+        self._settings = settings
 
     def views(self, batch: Batch, step: int) -> Views:
         """See `Method.views`."""
-        first, second = self._recipe.colored(self._recipe.crops(batch, step), batch, step)
+        first, second = self._settings.colored(self._settings.crops(batch, step), batch, step)
         return first, second
 
 
@@ -238,23 +238,23 @@ class StainInvariant:
     trains: ClassVar[bool] = True
     needs_stain: ClassVar[bool] = True
 
-    def __init__(self, recipe: Recipe, stain: StainTargets | None) -> None:
+    def __init__(self, settings: ViewSettings, stain: StainTargets | None) -> None:
         assert stain is not None
-        self._recipe, self._stain = recipe, stain
+        self._settings, self._stain = settings, stain
 
     def views(self, batch: Batch, step: int) -> Views:
         """See `Method.views`."""
-        rng = generator(self._recipe.seed, step, TARGET)
+        rng = generator(self._settings.seed, step, TARGET)
         staining = self._staining(rng)
         # The targets depend on the whole step's tiles, so that all processes draw the same.
         targets = self._targets(staining, batch.everyone, rng)
         source = staining.profiles[torch.from_numpy(batch.tile)]
-        views = self._recipe.crops(batch, step)
+        views = self._settings.crops(batch, step)
         restained = tuple(
             view if target is None else self._restained(view, source, target, batch, rng)
             for view, target in zip(views, targets, strict=True)
         )
-        first, second = self._recipe.colored(restained, batch, step)
+        first, second = self._settings.colored(restained, batch, step)
         return first, second
 
     def _staining(self, rng: Generator) -> NormalizerState:
@@ -263,7 +263,7 @@ class StainInvariant:
         return several[drawn]
 
     def _targets(
-        self, staining: NormalizerState, everyone: Numbers, rng: Generator
+        self, staining: NormalizerState, everyone: Ints, rng: Generator
     ) -> tuple[StainProfile | None, StainProfile | None]:
         """Targets of the first and the second view; None leaves a view as it is."""
         profiles = staining.profiles[torch.from_numpy(everyone)]
@@ -296,11 +296,11 @@ class Untrained:
     trains: ClassVar[bool] = False
     needs_stain: ClassVar[bool] = False
 
-    def __init__(self, recipe: Recipe, stain: StainTargets | None) -> None:
+    def __init__(self, settings: ViewSettings, stain: StainTargets | None) -> None:
         pass
 
     def views(self, batch: Batch, step: int) -> Views:
-        """Never asked for."""
+        """Never called."""
         raise NotImplementedError("random weights are not trained")
 
 

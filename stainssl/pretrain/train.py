@@ -180,7 +180,7 @@ class Learner(lightning.LightningModule):
 
     @property
     def backbone_rests(self) -> bool:
-        """Whether the backbone is still to stay as it was given."""
+        """Whether the backbone is still frozen (`freeze_steps`)."""
         return self.global_step < self._settings.freeze_steps
 
     def train(self, mode: bool = True) -> Learner:
@@ -216,7 +216,7 @@ class Learner(lightning.LightningModule):
         return loss + self.supervision(vectors, batch) if self.supervision else loss
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Drop what the backbone would learn while it is to rest."""
+        """Drop the backbone's gradients while it is frozen."""
         if self.backbone_rests:
             for value in self.backbone.parameters():
                 value.grad = None  # no momentum either; parameters without one are passed over
@@ -257,7 +257,7 @@ class Learner(lightning.LightningModule):
 
 
 def fingerprint(settings: Mapping[str, Any]) -> str:
-    """Hash of all that decides a run's weights: a checkpoint of another one is not its past."""
+    """Hash of all that decides a run's weights: only a checkpoint with the same one is resumed."""
     text = json.dumps(settings, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -299,24 +299,24 @@ def fit(
     """
     if not is_main() and isinstance(_environment(), LightningEnvironment):
         end_with_parent()  # it was started by the process that writes, and waits for its gradients
-    where, told = placement(), RequeueSignal()
+    where, signal = placement(), RequeueSignal()
     stream = Stream(tiles, batch_size, settings.steps, seed)
-    diary = TrainingMonitor(stream, settings.steps, Probe.of(tiles, facts, seed), on_row)
-    keeper = Checkpoints(
-        checkpoints / CHECKPOINT, mark, diary, told, steps=settings.steps,
+    monitor = TrainingMonitor(stream, settings.steps, Probe.of(tiles, facts, seed), on_row)
+    checkpointing = Checkpoints(
+        checkpoints / CHECKPOINT, mark, monitor, signal, steps=settings.steps,
         seconds=settings.checkpoint_seconds, every=settings.checkpoint_steps,
     )  # fmt: skip
     if where.processes > 1:
         synchronised(module, where.gpu)
-    trainer = _trainer(settings, [diary, keeper], where)
-    with _alone(checkpoints), told.listening():
-        done = usable_checkpoint(keeper.path, mark)
+    trainer = _trainer(settings, [monitor, checkpointing], where)
+    with _alone(checkpoints), signal.listening():
+        done = usable_checkpoint(checkpointing.path, mark)
         if done is not None:
             stream.start = done
             log.info("going on from step %d of %d", stream.start, settings.steps)
-        path = keeper.path if done is not None else None
+        path = checkpointing.path if done is not None else None
         _run(trainer, module, stream, path, settings.steps)
-    return pd.DataFrame(diary.rows, columns=list(METRICS)).astype({"epoch": int, "step": int})
+    return pd.DataFrame(monitor.rows, columns=list(METRICS)).astype({"epoch": int, "step": int})
 
 
 def _alone(checkpoints: Path) -> AbstractContextManager[None]:

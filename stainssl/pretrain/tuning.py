@@ -1,4 +1,4 @@
-"""Given weights trained further: which of them, at which rate, how far from where they began."""
+"""Training of given weights: which of them, at which rate, and how far they may move."""
 
 from __future__ import annotations
 

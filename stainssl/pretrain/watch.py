@@ -85,7 +85,7 @@ class Probe:
         return Probe(batch, TileMetadata(*known))
 
     def figures(self, first: torch.Tensor, second: torch.Tensor) -> Row:
-        """What the vectors (n, D) of the two views of the tiles tell."""
+        """Metrics of the (n, D) vectors of the tiles' two views."""
         found = {
             "alignment": alignment(first, second),
             "uniformity": uniformity(first),

@@ -1,4 +1,4 @@
-"""Work that a library may never come back from: done in a thread, which is left behind when late.
+"""Time limits on calls of libraries that may hang: a thread that is late is abandoned.
 
 A thread inside of a C library cannot be ended. It keeps its memory until the process ends, and the
 process must then end without waiting for it: `leaving` does.

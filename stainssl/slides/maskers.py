@@ -1,6 +1,6 @@
-"""Tissue masks by other hands: tiatoolbox's Otsu and morphological maskers.
+"""Tissue masks by tiatoolbox: its Otsu and morphological maskers.
 
-They tell dark from bright and know no ink; where ink is, is still found by `tissue`. tiatoolbox
+They tell dark from bright and do not know ink, which `tissue` still finds. tiatoolbox
 imports torch (seconds): it is imported only where one of these is asked for.
 """
 

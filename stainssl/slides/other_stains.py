@@ -1,4 +1,4 @@
-"""Whether a slide's colors are those of H&E: other stains pass for it without a word."""
+"""Whether a slide's colors are those of H&E: other stains would pass as H&E unnoticed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rectangles that reach over a level's rim, for libraries that read only inside it."""
+"""Rectangles that reach beyond a level's edge, for libraries that read only inside it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a file's statements of its pixel size are worth: units, prints, x and y that differ."""
+"""Whether a stated pixel size can be trusted: units, print resolutions, unequal x and y."""
 
 from __future__ import annotations
 

@@ -152,7 +152,7 @@ def _blocks(x: np.ndarray, y: np.ndarray, block_px: float) -> Iterator[np.ndarra
     yield from np.split(order, np.flatnonzero(np.diff(block[order])) + 1)
 
 
-def measure(slide: Slide, tiles: pd.DataFrame, slide_mpp: float) -> Figures:
+def measure_tiles(slide: Slide, tiles: pd.DataFrame, slide_mpp: float) -> Figures:
     """The figures of tiles, read in large regions: each part of the slide is decoded about once.
 
     Args:
@@ -241,7 +241,7 @@ def tile_table(
         SlideError, OSError: as `Slide.read_region`.
     """
     tiles = places(slide, slide_mpp, squares, tissue)
-    measured = measure(slide, tiles, slide_mpp)
+    measured = measure_tiles(slide, tiles, slide_mpp)
     tiles = tiles.assign(sharpness=measured.sharpness, saturation=measured.saturation)
     tiles = tiles.assign(od=measured.od, reason=reasons(tiles, limits))
     return tiles.assign(kept=tiles["reason"] == "")[list(COLUMNS)]

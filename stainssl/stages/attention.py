@@ -16,7 +16,6 @@ from stainssl.config import Config
 from stainssl.errors import SlideError
 from stainssl.export.qupath import tile_objects, write_geojson
 from stainssl.figures.mil import attention_overlay, tile_strip
-from stainssl.paths import Paths
 from stainssl.slides.errors import in_time
 from stainssl.slides.readers import open_slide
 from stainssl.slides.scale import read_thumbnail, resolve_mpp
@@ -49,16 +48,16 @@ def write_attention(
         pictures: whether to draw them; a second a slide, most of it matplotlib's.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    paths, tiling = Paths(config.results), config.cohorts[cohort].tiling
+    paths = config.paths
     by_slide = dict(list(attention.groupby("slide_id")))
     for part, sheet in parts(config, cohort).items():
         here = sheet[sheet["slide_id"].isin(by_slide)]
         if here.empty:
             continue
-        tiles = read_tiles(paths.tiles(cohort, tiling, part))
-        qc = paths.qc(cohort, tiling, part)
+        tiles = read_tiles(paths.tiles(cohort, part))
+        qc = paths.qc(cohort, part)
         bounds, identities = read_bounds(qc), recorded(read_qc(qc))
-        store = paths.pixels(cohort, tiling, part)
+        store = paths.pixels(cohort, part)
         pixels = open_pixels(store) if store.exists() else None
         for row in here.itertuples(index=False):
             found = by_slide[row.slide_id].merge(tiles[["slide_id", "tile", "side"]])
@@ -128,7 +127,7 @@ def _overview(
         if identity is not None:
             identity.require(slide.path, slide)
         if is_patches and np.isnan(sheet_mpp):
-            sheet_mpp = config.tilings[config.cohorts[cohort].tiling].mpp
+            sheet_mpp = config.tiling_of(cohort).mpp
         slide_mpp = resolve_mpp(sheet_mpp, slide)[0]
         left, top, width, height = slide.bounds_level0_px
         ratio = max(max(width, height) / LONGEST_PX, 1.0)

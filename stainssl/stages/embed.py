@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from stainssl.encoders.embedding import Vectors, embed_pixels
+from stainssl.encoders.embedding import HalfVectors, embed_pixels
 from stainssl.encoders.listing import described
 from stainssl.encoders.loading import LoadedEncoder, load
 from stainssl.encoders.standards import standard, standards
@@ -101,15 +101,17 @@ def load_source(source: Source, device: torch.device | str) -> LoadedEncoder:
     return load(source.model, device, source.input_size, profile)
 
 
-def _apart(blocks: Iterator[list[Vectors]], count: int, folder: Path) -> list[Iterator[Vectors]]:
+def _apart(
+    blocks: Iterator[list[HalfVectors]], count: int, folder: Path
+) -> list[Iterator[HalfVectors]]:
     """The blocks of each of `count` encoders; the first is to be read to its end before the others.
 
     What the others get meanwhile lies in a temporary file in `folder`.
     """
     spool = Spool(folder)
-    kept: list[list[Vectors | Kept]] = [[] for _ in range(count - 1)]
+    kept: list[list[HalfVectors | Kept]] = [[] for _ in range(count - 1)]
 
-    def first() -> Iterator[Vectors]:
+    def first() -> Iterator[HalfVectors]:
         for mine, *others in blocks:
             for held, block in zip(kept, others, strict=True):
                 held.append(spool.keep(block))
@@ -118,7 +120,7 @@ def _apart(blocks: Iterator[list[Vectors]], count: int, folder: Path) -> list[It
     return [first(), *(_later(held) for held in kept)]
 
 
-def _later(held: list[Vectors | Kept]) -> Iterator[Vectors]:
+def _later(held: list[HalfVectors | Kept]) -> Iterator[HalfVectors]:
     for block in held:
         yield block[:]
 
@@ -153,7 +155,7 @@ def _places(pixels: Pixels, tiles: pd.DataFrame, part: str) -> pd.DataFrame:
     return found
 
 
-def _counted(blocks: Iterator[Vectors], total: int, part: str) -> Iterator[Vectors]:
+def _counted(blocks: Iterator[HalfVectors], total: int, part: str) -> Iterator[HalfVectors]:
     """The blocks as they are; says how far it is every ten seconds, and how many rows are bad."""
     done = bad = 0
     said = time.monotonic()

@@ -19,7 +19,6 @@ from stainssl.evaluation.kinds import labels_of
 from stainssl.evaluation.labels import Labels
 from stainssl.export.slide import ExportedSlide
 from stainssl.export.tables import tables_of
-from stainssl.paths import Paths
 from stainssl.stores.embeddings import Embeddings, open_embeddings
 from stainssl.stores.tables import read_table
 from stainssl.stores.tiles import read_qc, read_tiles
@@ -42,7 +41,7 @@ def run(
     """Write every embedded slide of a cohort under `out` as the tool `to` reads it.
 
     To `qupath` go the attention of a task and head: GeoJSON, and pictures beside it. Tiles without
-    a vector are left out: no tool has a word for them.
+    a vector are left out: no tool can represent them.
 
     Raises:
         StainsslError: an unknown tool, no task and head for `qupath`, an input is missing, or the
@@ -102,7 +101,7 @@ def _to_qupath(
         )
     if run.encoder.is_of_slides:
         raise StainsslError(f"--to qupath: encoders.{encoder} gives one vector a slide: no tile.")
-    path = Paths(config.results).mil(task, encoder, head) / "attention.parquet"
+    path = config.paths.mil(task, encoder, head) / "attention.parquet"
     attention = read_table(path, "attention")
     write_attention(config, cohort, attention, out, f"{task}, {head} on {encoder}", pictures)
     log.info("attention of %d slides: %s", attention["slide_id"].nunique(), out)
@@ -113,13 +112,12 @@ def _slides(config: Config, cohort: str, encoder: str) -> Iterator[ExportedSlide
         raise StainsslError(
             f"encoders.{encoder} is made of the vectors of {own.vectors!r}: export those."
         )
-    paths, name = Paths(config.results), config.cohorts[cohort].tiling
-    tiling = config.tilings[name]
+    paths, tiling = config.paths, config.tiling_of(cohort)
     for part in parts(config, cohort):
-        store = open_embeddings(paths.embeddings(cohort, name, encoder, part))
-        tiles = read_tiles(paths.tiles(cohort, name, part))
+        store = open_embeddings(paths.embeddings(cohort, encoder, part))
+        tiles = read_tiles(paths.tiles(cohort, part))
         side = tiles.groupby("slide_id")["side"].first()
-        qc = read_qc(paths.qc(cohort, name, part)).set_index("slide_id")
+        qc = read_qc(paths.qc(cohort, part)).set_index("slide_id")
         for slide_id in store.slide_id:
             features, xy = _valid(store, slide_id)
             if not len(features):

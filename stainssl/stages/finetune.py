@@ -28,16 +28,16 @@ from stainssl.pretrain.data import TrainTiles
 from stainssl.pretrain.finetune import (
     WHOLE,
     Checkpoint,
-    Part,
     TileClassifier,
+    TileSubset,
     TuneSettings,
-    Views,
+    ViewMaker,
     fit,
     predict,
     single_view,
 )
 from stainssl.pretrain.lock import training_lock
-from stainssl.pretrain.methods import NormalizerState, Recipe, StainInvariant, StainTargets
+from stainssl.pretrain.methods import NormalizerState, StainInvariant, StainTargets, ViewSettings
 from stainssl.pretrain.train import fingerprint
 from stainssl.runtime.devices import pick
 from stainssl.runtime.parallel import job_threads
@@ -55,7 +55,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Question:
+class LabelledTiles:
     """The tiles of a task with a known label.
 
     Attributes:
@@ -73,10 +73,10 @@ class Question:
     y: np.ndarray
     classes: tuple[str, ...]
 
-    def part(self, patients: set[str]) -> Part:
+    def subset(self, patients: set[str]) -> TileSubset:
         """The tiles of some patients."""
         rows = self.table["patient_id"].isin(patients).to_numpy()
-        return Part(self.table["number"].to_numpy()[rows], self.y[rows])
+        return TileSubset(self.table["number"].to_numpy()[rows], self.y[rows])
 
 
 @dataclass(frozen=True)
@@ -117,10 +117,10 @@ def run(job: FinetuneJob) -> None:
     """
     device = pick()
     try:
-        question, folds = _question(job), read_folds(job.folds)
-        _tell_absent(question, set(folds["patient_id"]))
+        labelled, folds = _labelled_tiles(job), read_folds(job.folds)
+        _tell_absent(labelled, set(folds["patient_id"]))
         with training_lock(job.checkpoints):
-            _write(job, _answers(job, question, folds, device))
+            _write(job, _answers(job, labelled, folds, device))
             for kept in job.checkpoints.glob(f"*{KEPT}"):
                 kept.unlink()
     except StainsslError as error:
@@ -136,7 +136,7 @@ def _write(job: FinetuneJob, predictions: pd.DataFrame) -> None:
         evaluate(predictions, "tile", job.seed).to_csv(folder / "metrics.csv", index=False)
 
 
-def _question(job: FinetuneJob) -> Question:
+def _labelled_tiles(job: FinetuneJob) -> LabelledTiles:
     """Open the pixels and find the labels of their tiles.
 
     Raises:
@@ -157,7 +157,7 @@ def _question(job: FinetuneJob) -> Question:
     classes = tuple(job.label.order(words))
     y = words.map({name: i for i, name in enumerate(classes)}).to_numpy(np.int64)
     tiles = TrainTiles(stores, workers=job_threads())
-    return Question(stores, tiles, table, y, classes)
+    return LabelledTiles(stores, tiles, table, y, classes)
 
 
 def _block(job: FinetuneJob, cohort: str, part: str, store: Pixels, first: int) -> pd.DataFrame:
@@ -173,8 +173,8 @@ def _block(job: FinetuneJob, cohort: str, part: str, store: Pixels, first: int) 
     return known.merge(sheet, on="slide_id")[columns]
 
 
-def _tell_absent(question: Question, patients: set[str]) -> None:
-    absent = sorted(patients - set(question.table["patient_id"]))
+def _tell_absent(labelled: LabelledTiles, patients: set[str]) -> None:
+    absent = sorted(patients - set(labelled.table["patient_id"]))
     if absent:
         log.warning(
             "%d of %d patients of the folds have no tile with a known label: %s",
@@ -183,7 +183,7 @@ def _tell_absent(question: Question, patients: set[str]) -> None:
 
 
 def _answers(
-    job: FinetuneJob, question: Question, folds: pd.DataFrame, device: str
+    job: FinetuneJob, labelled: LabelledTiles, folds: pd.DataFrame, device: str
 ) -> pd.DataFrame:
     """The predictions of every fold's test tiles.
 
@@ -192,17 +192,17 @@ def _answers(
     """
     tables = []
     for repeat, fold, role in each_fold(folds):
-        rows = np.flatnonzero(question.table["patient_id"].isin(role["test"]))
+        rows = np.flatnonzero(labelled.table["patient_id"].isin(role["test"]))
         if not len(rows):
             log.warning("repeat %d fold %d has no test tile and is left out", repeat, fold)
             continue
         try:
-            answer = _answer(job, question, (repeat, fold), role, device)
+            answer = _answer(job, labelled, (repeat, fold), role, device)
         except StainsslError as error:
             raise StainsslError(f"repeat {repeat} fold {fold}: {error}") from None
         rows = rows[answer.readable]
-        table = question.table.iloc[rows].drop(columns="number")
-        said = prediction_rows(table, question.y[rows], question.classes, answer.p)
+        table = labelled.table.iloc[rows].drop(columns="number")
+        said = prediction_rows(table, labelled.y[rows], labelled.classes, answer.p)
         tables.append(said.assign(repeat=repeat, fold=fold, **answer.cuts))
     if not sum(map(len, tables)):
         raise StainsslError("No test patient has a labelled tile: check labels and split.")
@@ -210,25 +210,25 @@ def _answers(
 
 
 def _answer(
-    job: FinetuneJob, question: Question, place: tuple[int, int], role: dict[str, set[str]],
+    job: FinetuneJob, labelled: LabelledTiles, place: tuple[int, int], role: dict[str, set[str]],
     device: str,
 ) -> FoldAnswer:  # fmt: skip
     """Train one fold's network and ask it, or take what was kept of it."""
-    train, val, test = (question.part(role[name]) for name in ("train", "val", "test"))
+    train, val, test = (labelled.subset(role[name]) for name in ("train", "val", "test"))
     if not len(val.tile):
         log.warning("no tile validates: all epochs are trained, and no threshold is chosen")
     seeds = [job.seed, job.run_seed, *place]
     seed = int(np.random.default_rng(seeds).integers(2**31))
     encoder = load_source(job.source, device)
-    network = _network(job, question, train, encoder, seed)
-    mark = _mark(job, question, (train, val, test), encoder, seed)
+    network = _network(job, labelled, train, encoder, seed)
+    mark = _mark(job, labelled, (train, val, test), encoder, seed)
     kept = job.checkpoints / f"{mark}{KEPT}"
     if kept.exists():
         return FoldAnswer.load(kept)
     settings = _settings(job)
     checkpoint = Checkpoint(job.checkpoints / f"last{KEPT}", mark)
     progress = fit(
-        network, question.tiles, train, val, settings, _views(job, question, seed), seed=seed,
+        network, labelled.tiles, train, val, settings, _views(job, labelled, seed), seed=seed,
         checkpoint=checkpoint,
     )  # fmt: skip
     log.info(
@@ -236,17 +236,17 @@ def _answer(
         *place, len(train.tile), len(val.tile), len(test.tile), len(progress.losses),
         progress.best_epoch + 1 if progress.losses else "the last",
     )  # fmt: skip
-    of_val, seen = predict(network, question.tiles, val.tile, settings.batch_size)
+    of_val, seen = predict(network, labelled.tiles, val.tile, settings.batch_size)
     line = job.calls.recalibration(val.y[seen], of_val)
     cuts = job.calls.cuts(val.y[seen], line(of_val))
-    of_test, asked = predict(network, question.tiles, test.tile, settings.batch_size)
+    of_test, asked = predict(network, labelled.tiles, test.tile, settings.batch_size)
     answer = FoldAnswer(line(of_test), asked, cuts)
     answer.save(kept)
     return answer
 
 
 def _network(
-    job: FinetuneJob, question: Question, train: Part, encoder: LoadedEncoder, seed: int
+    job: FinetuneJob, labelled: LabelledTiles, train: TileSubset, encoder: LoadedEncoder, seed: int
 ) -> TileClassifier:
     """The encoder's network, that which is to be trained of it, with a new linear layer.
 
@@ -271,24 +271,28 @@ def _network(
     freeze(inner, job.tuning, encoder.input_size, seed)
     torch.manual_seed(seed)
     network = TileClassifier(
-        model, encoder.dim, encoder.standardised, encoder.prepared, trained, len(question.classes),
+        model, encoder.dim, encoder.standardised, encoder.prepared, trained, len(labelled.classes),
         freeze_norms=job.tuning.freeze_norms,
     )  # fmt: skip
     return network.to(encoder.device)
 
 
 def _mark(
-    job: FinetuneJob, question: Question, parts: tuple[Part, ...], encoder: LoadedEncoder, seed: int
+    job: FinetuneJob,
+    labelled: LabelledTiles,
+    parts: tuple[TileSubset, ...],
+    encoder: LoadedEncoder,
+    seed: int,
 ) -> str:
     """A hash of all that decides a fold's answer; of test tiles which they are, not their class."""
     train, val, test = parts
     found = hashlib.sha256()
     for values in (train.tile, train.y, val.tile, val.y, test.tile):
         found.update(np.ascontiguousarray(values, np.int64).tobytes() + b"|")
-    names = pd.util.hash_pandas_object(question.table[["number", "slide_id", "tile"]])
+    names = pd.util.hash_pandas_object(labelled.table[["number", "slide_id", "tile"]])
     asked = {
         "settings": job.tuning.model_dump(mode="json"), "balanced": job.is_balanced,
-        "calls": str(job.calls), "classes": question.classes, "tiles": found.hexdigest(),
+        "calls": str(job.calls), "classes": labelled.classes, "tiles": found.hexdigest(),
         "names": hashlib.sha256(names.to_numpy().tobytes()).hexdigest(),
         "weights": encoder.weights_sha256, "input_size": encoder.input_size,
         "standard": encoder.standard and profile_to_json(encoder.standard),
@@ -310,17 +314,17 @@ def _settings(job: FinetuneJob) -> TuneSettings:
     )
 
 
-def _views(job: FinetuneJob, question: Question, seed: int) -> Views:
+def _views(job: FinetuneJob, labelled: LabelledTiles, seed: int) -> ViewMaker:
     """What the network is shown of a batch; two stainings where it is to answer them alike."""
-    recipe = Recipe(
-        size_px=question.tiles.size_px,
+    views = ViewSettings(
+        size_px=labelled.tiles.size_px,
         color=job.tuning.color,
         seed=seed,
         geometry=WHOLE,
-        stain_jitter=stain_jitter(question.stores, job.tuning),
+        stain_jitter=stain_jitter(labelled.stores, job.tuning),
     )
     if not job.tuning.consistency:
-        return single_view(recipe)
-    profiles = knowledge.profiles(question.stores, NORMALIZER)
+        return single_view(views)
+    profiles = knowledge.profiles(labelled.stores, NORMALIZER)
     staining = NormalizerState(profiles, BatchTarget(profiles.pooled()))
-    return StainInvariant(recipe, StainTargets([staining], lambda tiles: [])).views
+    return StainInvariant(views, StainTargets([staining], lambda tiles: [])).views

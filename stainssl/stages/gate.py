@@ -10,7 +10,7 @@ import pandas as pd
 
 from stainssl.errors import StainsslError, Status
 from stainssl.plan.slides import GateJob
-from stainssl.stages.statuses import counted
+from stainssl.stages.statuses import status_counts
 from stainssl.stores.atomic import write_text
 
 MAX_LISTED = 20  # bad slides that a message lists; the file has all
@@ -42,7 +42,7 @@ def too_many_bad(slides: pd.DataFrame, max_share: float, table: Path) -> str:
         listed[MAX_LISTED:] = [f"and {more} more"]
     return "\n".join(
         [
-            f"{len(bad)} of {len(slides)} slides are bad ({counted(bad['status'])}); "
+            f"{len(bad)} of {len(slides)} slides are bad ({status_counts(bad['status'])}); "
             f"slides.max_bad_slides ({max_share:g}) allows {allowed}. {table} says why, and "
             "tissue.png beside it shows the others. Fix the slides, exclude them in the sheet, or "
             "raise the limit:",

@@ -16,12 +16,12 @@ from stainssl.errors import StainsslError, Status, disk_faults_told
 from stainssl.plan.slides import TileJob, statuses, tile
 from stainssl.runtime.parallel import in_order, job_threads
 from stainssl.stages.gate import too_many_bad
-from stainssl.stages.statuses import counted, write_statuses
+from stainssl.stages.statuses import status_counts, write_statuses
 from stainssl.stages.tile import Outcome, tile_row
 
 log = logging.getLogger(__name__)
 
-Asked = tuple[TileJob, Path, int, Any]  # job, folder of pictures, place and row of a slide
+SlideTask = tuple[TileJob, Path, int, Any]  # job, folder of pictures, place and row of a slide
 
 
 def run(config: Config, cohort: str, folder: Path) -> Iterator[str]:
@@ -45,21 +45,21 @@ def run(config: Config, cohort: str, folder: Path) -> Iterator[str]:
         found = [_kept(*opened) for opened in in_order(_opened, asked, job_threads())]
         slides = job.rows.merge(pd.DataFrame(found), on="slide_id", validate="one_to_one")
         write_statuses(slides, cohort, previews, table, page, overview)
-    yield f"{cohort}: {counted(slides['status'])}"
+    yield f"{cohort}: {status_counts(slides['status'])}"
     yield from _summary(slides)
     yield f"  each slide: {page}"
     if message := too_many_bad(slides, config.slides.max_bad_slides, table):
         raise StainsslError(f"{cohort}: {message}")
 
 
-def _slides_of(config: Config, cohort: str, part: str, folder: Path) -> Iterator[Asked]:
+def _slides_of(config: Config, cohort: str, part: str, folder: Path) -> Iterator[SlideTask]:
     job = replace(tile(config, cohort, part), may_miss=True)  # here a missing file is a status
     folder.mkdir(parents=True, exist_ok=True)
     for number, row in enumerate(job.rows.itertuples(index=False)):
         yield job, folder, number, row
 
 
-def _opened(asked: Asked) -> tuple[Path, Outcome]:
+def _opened(asked: SlideTask) -> tuple[Path, Outcome]:
     job, folder, number, row = asked
     return folder, tile_row(job, row, number)
 

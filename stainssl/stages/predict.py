@@ -22,7 +22,6 @@ from stainssl.mil.bags import ID_COLUMNS, Bag, SlideTiles
 from stainssl.mil.predict import end_to_end, load_models, predict_bag, predictions_of
 from stainssl.mil.reference import Reference, references, slide_means, stacked
 from stainssl.mil.train import FoldModel
-from stainssl.paths import Paths
 from stainssl.plan.encoders import standard_of
 from stainssl.plan.rows import Part
 from stainssl.stages import run_stage
@@ -130,7 +129,7 @@ def _trained(
             f"encoders.{encoder} is files of vectors ({source}), and no network that new slides "
             "could be embedded with: name an encoder with `method` or `weights`."
         )
-    trained = Paths(config.results).mil(task, encoder, head)
+    trained = config.paths.mil(task, encoder, head)
     models = load_models(trained / "models")
     return models, references(read_table(trained / "reference.parquet", "reference"))
 
@@ -145,7 +144,7 @@ def _predict(
 ) -> None:
     """Answer for the slides of `new`, and write it where that has its results."""
     out, encoder, level = new.results, asked.encoder, config.tasks[asked.task].level
-    write_text(Paths(out).config(), dump(new))  # `stainssl view` opens the folder by it
+    write_text(new.paths.config(), dump(new))  # `stainssl view` opens the folder by it
     slides = _prepared(new)
     scored = list(_scored(slides, level, slide_reader(_stores(new, encoder), slides), models))
     slides = _with_distances(slides, scored, reference, stain_of_slides(_pixels(new), slides))
@@ -209,7 +208,7 @@ def _encoders_of_new(config: Config, run: Run) -> dict[str, Encoder]:
         return {**vectors, run.name: run.encoder.model_copy(update={"vectors": other.name})}
     return {
         run.name: Encoder(
-            weights=run.encoder.weights or str(Paths(config.results).model(run.name)),
+            weights=run.encoder.weights or str(config.paths.model(run.name)),
             recipe=run.encoder.recipe if run.encoder.weights else None,
             revision=run.encoder.revision if run.encoder.weights else None,
             tiling=run.encoder.tiling,
@@ -231,14 +230,13 @@ def _preprocess(config: Config, encoder: str) -> bool | str | list[str]:
 
 def _prepared(new: Config) -> pd.DataFrame:
     """The new slides, tiled and embedded: the sheet's columns, `status`, `detail` and `tiles`."""
-    paths, tables = Paths(new.results), []
-    tiling = new.cohorts[NEW].tiling
+    paths, tables = new.paths, []
     for part, rows in parts(new, NEW).items():
         run_stage("tile", new, NEW, part)
         run_stage("pixels", new, NEW, part)
         for encoder in new.encoders:
             run_stage("embed", new, NEW, encoder, part)
-        qc = read_qc(paths.qc(NEW, tiling, part))
+        qc = read_qc(paths.qc(NEW, part))
         qc = qc.rename(columns={"tiles_kept": "tiles"})
         kept = rows[["slide_id", "patient_id", "site"]].assign(cohort=NEW, part=part)
         tables.append(kept.merge(qc[["slide_id", "status", "detail", "tiles"]], on="slide_id"))
@@ -246,13 +244,11 @@ def _prepared(new: Config) -> pd.DataFrame:
 
 
 def _stores(new: Config, encoder: str) -> dict[Part, Path]:
-    paths, tiling = Paths(new.results), new.cohorts[NEW].tiling
-    return {(NEW, p): paths.embeddings(NEW, tiling, encoder, p) for p in parts(new, NEW)}
+    return {(NEW, p): new.paths.embeddings(NEW, encoder, p) for p in parts(new, NEW)}
 
 
 def _pixels(new: Config) -> dict[Part, Path]:
-    paths, tiling = Paths(new.results), new.cohorts[NEW].tiling
-    return {(NEW, p): paths.pixels(NEW, tiling, p) for p in parts(new, NEW)}
+    return {(NEW, p): new.paths.pixels(NEW, p) for p in parts(new, NEW)}
 
 
 def _scored(
@@ -386,7 +382,7 @@ def _notes(row: dict[Hashable, Any], is_bare: bool, known: object) -> list[str]:
 
 def known_patients(config: Config, task: str, encoder: str) -> dict[str, str]:
     """Patients that the models, or the encoder in pretraining, were trained on: id → a note."""
-    paths, known = Paths(config.results), {}
+    paths, known = config.paths, {}
     if (seen := paths.seen(encoder)).exists():
         names = pd.read_csv(seen, dtype=str, keep_default_na=False)["patient_id"]
         known = dict.fromkeys(names, "pretraining saw a patient of this name")

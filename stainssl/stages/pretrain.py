@@ -34,11 +34,11 @@ from stainssl.pretrain.methods import (
     HedJitter,
     NormalizerState,
     RandStainNA,
-    Recipe,
     StainJitter,
     StainMix,
     StainTargets,
     TileNormalizer,
+    ViewSettings,
 )
 from stainssl.pretrain.objectives import OBJECTIVES
 from stainssl.pretrain.train import (
@@ -181,13 +181,13 @@ def _train(
     batch_size = _batch_size(encoder.batch_size, len(tiles), placement().processes)
     settings = _settings(encoder, len(tiles) // batch_size)
     target = _target(job.target) if job.target else None
-    recipe = _recipe(job, size, cohorts, target)
+    views = _view_settings(job, size, cohorts, target)
     facts = _facts(cohorts, encoder)
     identity = _identity(job, size, cohorts, target)
     if job.init is not None:
         identity = {**identity, "init": backbone.sha256}
     module = _learner(
-        job, backbone, size, recipe, _stain(cohorts, encoder, target), facts, settings, anchor
+        job, backbone, size, views, _stain(cohorts, encoder, target), facts, settings, anchor
     )
     log.info(
         "%s: %s on %d tiles of %d slides, %d px, %d steps of %d tiles", job.name, backbone.name,
@@ -198,12 +198,12 @@ def _train(
         checkpoints=job.checkpoints, on_row=_Live(job.checkpoints),
         mark=fingerprint(identity),
     )  # fmt: skip
-    return Trained(_seen(cohorts.slides), metrics, recipe.standard)
+    return Trained(_seen(cohorts.slides), metrics, views.standard)
 
 
 def _learner(
-    job: PretrainJob, backbone: Backbone, size: int, recipe: Recipe, stain: StainTargets | None,
-    facts: TileMetadata, settings: TrainSettings, anchor: Anchor | None,
+    job: PretrainJob, backbone: Backbone, size: int, views: ViewSettings,
+    stain: StainTargets | None, facts: TileMetadata, settings: TrainSettings, anchor: Anchor | None,
 ) -> Learner:  # fmt: skip
     encoder, dim = job.encoder, vector_length(backbone.model, size)
     torch.manual_seed(job.seed)  # as is the head's
@@ -212,7 +212,7 @@ def _learner(
     return Learner(
         backbone.model,
         objective,
-        PRETRAINING_METHODS[encoder.method or ""](recipe, stain),
+        PRETRAINING_METHODS[encoder.method or ""](views, stain),
         Preprocessing(backbone.mean, backbone.std),
         settings,
         Supervision(dim, facts.label, weight) if weight else None,
@@ -308,16 +308,16 @@ def _settings(encoder: Encoder, steps_per_epoch: int) -> TrainSettings:
     )
 
 
-def _recipe(
+def _view_settings(
     job: PretrainJob, size: int, cohorts: Cohorts, target: Mapping[str, Any] | None
-) -> Recipe:
+) -> ViewSettings:
     encoder, geometry = job.encoder, job.encoder.geometry
     standard = None
     if encoder.preprocess and target is not None:
         # As where the encoder is used: nothing is known of a slide there, so no tile takes its.
         own = knowledge.profiles(cohorts.stores, encoder.normalizers[0], slides=False)
         standard = TileNormalizer(own, stain_targets.profile_from_json(target["fallback"]))
-    return Recipe(
+    return ViewSettings(
         size_px=size,
         color=encoder.color,
         seed=job.seed,

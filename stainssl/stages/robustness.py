@@ -19,7 +19,7 @@ from stainssl.evaluation.labels import Labels
 from stainssl.evaluation.probe import balanced_sample
 from stainssl.evaluation.projection import MAX_TILES
 from stainssl.evaluation.robustness import measure, measure_unlabelled, most_different
-from stainssl.evaluation.stainings import Figure, Stainings
+from stainssl.evaluation.stainings import MetricRow, Stainings
 from stainssl.plan.encoders import RobustnessJob
 from stainssl.plan.rows import Part
 from stainssl.runtime.devices import pick
@@ -42,7 +42,7 @@ log = logging.getLogger(__name__)
 Encode = Callable[[torch.Tensor], torch.Tensor]  # (B, 3, H, W) uint8 → (B, D) float32
 
 
-class Sample(Protocol):
+class ComparedTiles(Protocol):
     """N tiles that are compared.
 
     Attributes:
@@ -61,13 +61,13 @@ class Sample(Protocol):
 
 @dataclass(frozen=True)
 class TileSample:
-    """N tiles of a task: their JPEGs and their table. See `Sample`."""
+    """N tiles of a task: their JPEGs and their table. See `ComparedTiles`."""
 
     jpegs: list[bytes]
     table: pd.DataFrame
 
     def batches(self, use: NDArray[np.bool_] | None = None) -> Iterator[torch.Tensor]:
-        """See `Sample`."""
+        """See `ComparedTiles`."""
         rows = np.arange(len(self.jpegs)) if use is None else np.flatnonzero(use)
         return in_batches(rows, lambda row: decode(self.jpegs[row]))
 
@@ -85,7 +85,7 @@ def run(job: RobustnessJob) -> None:
     """Measure an encoder on tiles of every benchmark that asks for robustness.
 
     Of a tile task all is measured. A task of slides or patients has no labels of tiles: what needs
-    none is measured, and where its tiles tell no two stainings that is said and nothing fails.
+    none is measured; where its tiles show no two stainings, the log says so and the job succeeds.
 
     Writes the folder `robustness/{encoder}/`: `metrics.csv` with a column `task`,
     `confounded.parquet`, the confounded test's predictions, and `sample.parquet`, some tiles with
@@ -100,21 +100,21 @@ def run(job: RobustnessJob) -> None:
         measured = _measure_task if task["label"] is not None else _measure_unlabelled
         found, predicted, sampled = measured(job, name, loaded)
         samples.append(sampled.assign(task=name))
-        figures.append(pd.DataFrame(found, columns=Figure._fields).assign(task=name))
+        figures.append(pd.DataFrame(found, columns=MetricRow._fields).assign(task=name))
         predictions.append(predicted.assign(task=name))
     settings = {"encoder": job.encoder, "seed": job.seed, "stain_method": job.family}
     with replacing(job.output) as folder:
         folder.mkdir()
         sample = pd.concat(samples, ignore_index=True)
         write_table(folder / "sample.parquet", sample, "sample", settings)
-        pd.concat(figures)[["task", *Figure._fields]].to_csv(folder / "metrics.csv", index=False)
+        pd.concat(figures)[["task", *MetricRow._fields]].to_csv(folder / "metrics.csv", index=False)
         confounded = pd.concat(predictions, ignore_index=True)
         write_table(folder / "confounded.parquet", confounded, "predictions", settings)
 
 
 def _measure_task(
     job: RobustnessJob, name: str, encoder: LoadedEncoder
-) -> tuple[list[Figure], pd.DataFrame, pd.DataFrame]:
+) -> tuple[list[MetricRow], pd.DataFrame, pd.DataFrame]:
     folds = read_folds(job.folds[name])
     sample = draw_sample(job, name, set(folds["patient_id"]))
     first_fold = folds[(folds["repeat"] == folds["repeat"].min()) & (folds["fold"] == 0)]
@@ -127,7 +127,7 @@ def _measure_task(
 
 def _measure_unlabelled(
     job: RobustnessJob, name: str, encoder: LoadedEncoder
-) -> tuple[list[Figure], pd.DataFrame, pd.DataFrame]:
+) -> tuple[list[MetricRow], pd.DataFrame, pd.DataFrame]:
     folds = read_folds(job.folds[name])
     try:
         sample = draw_sample(job, name, set(folds["patient_id"]))
@@ -215,7 +215,7 @@ def _some_tiles(job: RobustnessJob, part: Part) -> pd.DataFrame:
 
 
 def two_targets(
-    sample: Sample, training: set[str], family: str
+    sample: ComparedTiles, training: set[str], family: str
 ) -> tuple[StainProfile, StainProfile]:
     """The pooled profiles of the two most different sites of the training patients.
 
@@ -238,7 +238,7 @@ def two_targets(
 
 
 def pooled_profiles(
-    sample: Sample, use: NDArray[np.bool_], column: str, family: str
+    sample: ComparedTiles, use: NDArray[np.bool_], column: str, family: str
 ) -> dict[str, StainProfile]:
     """The mean stain of each group of tiles; groups without a tile that tells it are left out.
 
@@ -267,7 +267,7 @@ def restain(images: torch.Tensor, target: StainProfile) -> torch.Tensor:
 
 
 def embed_stainings(
-    sample: Sample, encoder: Encode, targets: tuple[StainProfile, StainProfile]
+    sample: ComparedTiles, encoder: Encode, targets: tuple[StainProfile, StainProfile]
 ) -> Stainings:
     """Vectors of the tiles as they are and stained like each of two targets."""
     out: list[list[np.ndarray]] = [[], [], []]
@@ -279,7 +279,7 @@ def embed_stainings(
     return Stainings(original, first, second, sample.table)
 
 
-def embedded(sample: Sample, encoder: Encode) -> NDArray[np.float32]:
+def embedded(sample: ComparedTiles, encoder: Encode) -> NDArray[np.float32]:
     """(N, D) vectors of the tiles as they are."""
     blocks = [encoder(images).float().cpu().numpy() for images in sample.batches()]
     return np.concatenate(blocks)

@@ -22,7 +22,7 @@ def run(job: StatusesJob) -> None:
     """Write the cohort's `slides.csv`, the same as a page, and its picture of tissue masks."""
     qc = pd.concat([read_qc(path) for path in job.qc.values()], ignore_index=True)
     slides = job.rows.merge(qc, on="slide_id", how="left", validate="one_to_one")
-    log.info("%s", counted(slides["status"]))
+    log.info("%s", status_counts(slides["status"]))
     write_statuses(slides, job.cohort, job.previews, job.table, job.page, job.overview)
 
 
@@ -51,6 +51,6 @@ def write_statuses(
         without_formulas(slides).to_csv(made, index=False, float_format="%.6g")
 
 
-def counted(statuses: pd.Series) -> str:
+def status_counts(statuses: pd.Series) -> str:
     """How many slides ended as what: `36 ok, 2 truncated, 1 no-mpp`."""
     return ", ".join(f"{count} {status}" for status, count in statuses.value_counts().items())

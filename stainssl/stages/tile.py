@@ -38,7 +38,7 @@ from stainssl.slides.tiling import (
     TileLimits,
     counts,
     grid,
-    measure,
+    measure_tiles,
     tile_table,
 )  # fmt: skip
 from stainssl.slides.tissue import TissueMap, masked
@@ -204,7 +204,7 @@ def _tile_patch(
         side = float(min(slide.bounds_level0_px[2:]))
         tiles = pd.DataFrame({"tile": [0], "x": [0], "y": [0], "side": [side]})
         outcome.detail = _is_no_tile(outcome, slide, side, tiling)
-    measured = measure(slide, tiles, outcome.mpp)
+    measured = measure_tiles(slide, tiles, outcome.mpp)
     tiles = tiles.assign(tissue=1.0, pen=0.0, kept=True, reason="", **vars(measured))
     outcome.tiles = tiles[list(COLUMNS)]
     outcome.counts = counts(outcome.tiles, len(tiles))

@@ -23,7 +23,7 @@ from stainssl.evaluation.probe import balanced_sample
 from stainssl.evaluation.robustness import measure_unlabelled
 from stainssl.evaluation.same_tile import across_sites, shared_tiles, tile_indices
 from stainssl.evaluation.site_told import robustness_indices, shared_site_probe
-from stainssl.evaluation.stainings import Figure, Stainings
+from stainssl.evaluation.stainings import MetricRow, Stainings
 from stainssl.evaluation.tile_table import to_markdown
 from stainssl.figures.tile_robustness import tile_robustness
 from stainssl.runtime.devices import pick
@@ -50,7 +50,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Asked:
+class TileOptions:
     """What is to be measured.
 
     Attributes:
@@ -78,19 +78,19 @@ class Asked:
 
 @dataclass(frozen=True)
 class FileSample:
-    """N tiles that are image files of one size. See `robustness.Sample`."""
+    """N tiles that are image files of one size. See `robustness.ComparedTiles`."""
 
     root: Path
     table: pd.DataFrame
 
     def batches(self, use: NDArray[np.bool_] | None = None) -> Iterator[torch.Tensor]:
-        """See `robustness.Sample`."""
+        """See `robustness.ComparedTiles`."""
         rows = np.arange(len(self.table)) if use is None else np.flatnonzero(use)
         paths = self.table["path"].tolist()
         return in_batches(rows, lambda row: read_tile(self.root / paths[row]))
 
 
-def run(asked: Asked) -> Iterator[str]:
+def run(asked: TileOptions) -> Iterator[str]:
     """Measure given weights on a folder of tiles, without a label.
 
     Writes `metrics.csv`, `robustness.md` and `robustness.png` in `asked.out`.
@@ -110,11 +110,11 @@ def run(asked: Asked) -> Iterator[str]:
     notes.append(compared.told)
     figures = []
     for name in [*dict.fromkeys(asked.weights), COLOR]:
-        encode, about = _encoder(name, None if asked.paired else asked.method)
+        encode, about = _encoder(name)
         notes += about
         found = compared.measure(_counting(encode, compared.passes * len(sample.table)))
-        figures.append(pd.DataFrame(found, columns=Figure._fields).assign(encoder=name))
-    table = pd.concat(figures, ignore_index=True)[["encoder", *Figure._fields]]
+        figures.append(pd.DataFrame(found, columns=MetricRow._fields).assign(encoder=name))
+    table = pd.concat(figures, ignore_index=True)[["encoder", *MetricRow._fields]]
     notes += _left_out(table, sample.table, asked)
     page = to_markdown(table, f"Robustness to stain on {asked.tiles}", notes)
     _write(asked.out, compared, table, page)
@@ -122,7 +122,7 @@ def run(asked: Asked) -> Iterator[str]:
     yield f"wrote {', '.join(RESULTS)} in {asked.out}"
 
 
-def _check(asked: Asked) -> None:
+def _check(asked: TileOptions) -> None:
     """Refuse what can be known before a tile is read."""
     problems = [f"{source}: {told}" for source in asked.weights for told in _of_weights(source)]
     if asked.method not in FAMILIES:
@@ -141,7 +141,7 @@ def _of_weights(source: str) -> list[str]:
     return [told] if (told := out_of_reach(source)) else []
 
 
-def _sample(folder: TileFolder, asked: Asked) -> tuple[FileSample, int, list[str]]:
+def _sample(folder: TileFolder, asked: TileOptions) -> tuple[FileSample, int, list[str]]:
     """The tiles that are compared, their side in px, and what is to be said of them."""
     chosen = _paired(folder, asked) if asked.paired else _chosen(folder.table, asked)
     side, unread = check_tiles(folder.root, chosen["path"].tolist())
@@ -166,14 +166,14 @@ def _sample(folder: TileFolder, asked: Asked) -> tuple[FileSample, int, list[str
     return FileSample(folder.root, table.reset_index(drop=True)), side, notes
 
 
-def _chosen(table: pd.DataFrame, asked: Asked) -> pd.DataFrame:
+def _chosen(table: pd.DataFrame, asked: TileOptions) -> pd.DataFrame:
     """At most as many tiles as asked for, evenly of the patients, or of the sites."""
     key = "patient_id" if (table["patient_id"] != "").any() else "site"
     rng = np.random.default_rng(asked.seed)
     return table.iloc[balanced_sample(table[key].to_numpy(str), asked.max_tiles, rng)]
 
 
-def _paired(folder: TileFolder, asked: Asked) -> pd.DataFrame:
+def _paired(folder: TileFolder, asked: TileOptions) -> pd.DataFrame:
     """Tiles of names that every site has, as many of each site."""
     table = folder.table
     sites = table.loc[table["site"] != "", "site"].nunique()
@@ -252,16 +252,16 @@ class Compared:
 
     told: str
     passes: int
-    measure: Callable[[Encode], list[Figure]]
+    measure: Callable[[Encode], list[MetricRow]]
     rows: dict[str, NDArray[np.uint8]]
     names: list[str]
 
 
-def _restained(sample: FileSample, asked: Asked) -> Compared:
+def _restained(sample: FileSample, asked: TileOptions) -> Compared:
     targets, told = _targets(sample, asked.method)
     first, second = targets.values()
 
-    def measure(encode: Encode) -> list[Figure]:
+    def measure(encode: Encode) -> list[MetricRow]:
         stainings = embed_stainings(sample, encode, (first, second))
         both = np.concatenate([stainings.first, stainings.second])
         table = pd.concat([sample.table.assign(stain=stain) for stain in targets])
@@ -279,10 +279,10 @@ def _restained(sample: FileSample, asked: Asked) -> Compared:
     return Compared(told, 3, measure, pictures, sample.table.loc[shown, "site"].tolist())
 
 
-def _real(sample: FileSample, asked: Asked) -> Compared:
+def _real(sample: FileSample, asked: TileOptions) -> Compared:
     table = sample.table.assign(stain=sample.table["site"])
 
-    def measure(encode: Encode) -> list[Figure]:
+    def measure(encode: Encode) -> list[MetricRow]:
         vectors = embedded(sample, encode)
         as_they_are = Stainings(vectors, vectors, vectors, table)
         return [
@@ -301,7 +301,7 @@ def _real(sample: FileSample, asked: Asked) -> Compared:
     return Compared(told, 1, measure, rows, [""] * len(names))
 
 
-def _by_label(stainings: Stainings, seed: int) -> Iterator[Figure]:
+def _by_label(stainings: Stainings, seed: int) -> Iterator[MetricRow]:
     if (stainings.table["label"] != "").any():
         yield from robustness_indices(stainings, seed)
 
@@ -333,8 +333,8 @@ def _targets(sample: FileSample, method: str) -> tuple[dict[str, StainProfile], 
     )
 
 
-def _encoder(name: str, method: str | None) -> tuple[Encode, list[str]]:
-    """An encoder, for tiles re-stained by `method`, and what is to be said of its weights."""
+def _encoder(name: str) -> tuple[Encode, list[str]]:
+    """An encoder, and what is to be said of its weights."""
     if name == COLOR:
         told = f"{COLOR}: mean, deviation and covariances of R, G and B, as a yardstick."
         return color_vectors, [told]
@@ -342,13 +342,7 @@ def _encoder(name: str, method: str | None) -> tuple[Encode, list[str]]:
     about = [f"seen at {loaded.input_size} px", f"SHA-256 {loaded.weights_sha256[:12]}"]
     told_of = described(name)
     about += [f"{key} {told_of[key]}" for key in ("revision", "license") if told_of.get(key)]
-    sentences = [f"Weights of {name}: {', '.join(about)}."]
-    if loaded.standard is not None and loaded.standard.method == method:
-        sentences.append(
-            f"{name} normalizes tiles by {method} itself, which undoes the change: re-stain them by"
-            " another method (--stain-method)."
-        )
-    return loaded, sentences
+    return loaded, [f"Weights of {name}: {', '.join(about)}."]
 
 
 def color_vectors(images: torch.Tensor) -> torch.Tensor:
@@ -376,7 +370,7 @@ def _counting(encode: Encode, total: int) -> Encode:
     return counted
 
 
-def _left_out(figures: pd.DataFrame, table: pd.DataFrame, asked: Asked) -> Iterator[str]:
+def _left_out(figures: pd.DataFrame, table: pd.DataFrame, asked: TileOptions) -> Iterator[str]:
     """What could not be asked, and why."""
     found = set(figures["metric"])
     if "site_predictability" not in found:

@@ -1,6 +1,6 @@
 """Stain augmentations on batches: HED jitter, RandStainNA and stain mixing, a draw an image.
 
-All take chance from one generator on the CPU and draw little, so that a seed gives the same
+All draw from one generator on the CPU, a few numbers an image, so that a seed gives the same
 images on any device and nothing waits for a GPU. Each is one map an image, as normalizing is.
 """
 
@@ -25,12 +25,12 @@ MIN_STD = 1.0  # of a template's deviations, LAB units: below it an image turns 
 MAX_GAIN = 4.0  # beyond it the noise of a flat tile is blown up
 
 
-class Share(NamedTuple):
-    """Which images these are of those that are drawn for: one process's of a step.
+class BatchShare(NamedTuple):
+    """One process's images of a step, for all of which random numbers are drawn.
 
     Attributes:
-        total: images that are drawn for.
-        rows: these images among them.
+        total: images of the step.
+        rows: this process's images among them.
     """
 
     total: int
@@ -42,7 +42,7 @@ def hed_jitter(
     generator: Generator,
     strength: float = 0.05,
     constants: Constants = DEFAULTS,
-    share: Share | None = None,
+    share: BatchShare | None = None,
 ) -> Tensor:
     """Images whose hematoxylin, eosin and DAB are each scaled and shifted by chance.
 
@@ -66,7 +66,7 @@ def hed_jitter(
         ValueError: a negative strength.
     """
     _refuse_negative("strength", strength)
-    count, rows = share or Share(len(images), slice(None))
+    count, rows = share or BatchShare(len(images), slice(None))
     alpha, beta = (2 * torch.rand(2, count, 3, generator=generator)[:, rows] - 1) * strength
     basis = torch.tensor([*RUIFROK_MATRIX, DAB_VECTOR])
     basis = (basis / basis.norm(dim=-1, keepdim=True)).T  # columns, as optical densities are
@@ -118,7 +118,7 @@ def rand_stain_na(
     source: StainProfile,
     spread: LabSpread,
     strength: float = 1.0,
-    share: Share | None = None,
+    share: BatchShare | None = None,
 ) -> Tensor:
     """Each image normalized, by Reinhard, to a virtual template drawn for it.
 
@@ -142,7 +142,7 @@ def rand_stain_na(
     """
     _refuse_negative("strength", strength)
     own = _each(_lab(source), images)
-    count, rows = share or Share(len(images), slice(None))
+    count, rows = share or BatchShare(len(images), slice(None))
     template = spread.draw(count, generator, strength)[rows].to(images.device)
     template = replace(template, std=torch.minimum(template.std, MAX_GAIN * own.std))
     return _where_valid(own, normalize(images, own, template), images)
@@ -154,7 +154,7 @@ def stain_mix(
     source: StainProfile,
     partners: StainProfile | None = None,
     strength: float = 0.0,
-    share: Share | None = None,
+    share: BatchShare | None = None,
 ) -> Tensor:
     """Each image with its own concentrations and stain vectors between its own and a partner's.
 
@@ -180,7 +180,7 @@ def stain_mix(
     """
     _refuse_negative("strength", strength)
     own = _each(_stains(source), images)
-    share = share or Share(len(own), slice(None))
+    share = share or BatchShare(len(own), slice(None))
     partner = _drawn(
         own if partners is None else _stains(partners).to(images.device), own, generator, share
     )
@@ -192,7 +192,7 @@ def stain_mix(
     return _where_valid(own, normalize(images, own, goal), images)
 
 
-def _drawn(partners: TwoStain, own: TwoStain, generator: Generator, share: Share) -> TwoStain:
+def _drawn(partners: TwoStain, own: TwoStain, generator: Generator, share: BatchShare) -> TwoStain:
     """A random valid partner for each of `own`; itself where no partner is valid."""
     if not len(partners):
         return own

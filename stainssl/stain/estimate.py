@@ -27,7 +27,7 @@ SPARSE_ROUNDS = 20  # from Macenko's vectors; 100 moved the median error by less
 
 @dataclass(frozen=True)
 class EstimationLimits:
-    """What a tile must have for its profile to be believed.
+    """What a tile must have for its profile to be valid.
 
     Attributes:
         min_tissue: share of pixels that are tissue.

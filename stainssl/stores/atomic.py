@@ -1,4 +1,4 @@
-"""A file or folder has its right name only when it is whole."""
+"""Atomic writes: a file or folder gets its name only once it is complete."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ def _swap_in(made: Path, path: Path) -> None:
 
 @lru_cache(maxsize=1024)
 def remove_leftovers(folder: Path) -> None:
-    """Remove what killed processes of this machine left in a folder; once a folder and process.
+    """Remove what killed processes of this machine left in a folder; once per folder and process.
 
-    What had stepped aside for a new one that never came is put back.
+    A version that was moved aside for a replacement that never came is restored.
     """
     with os.scandir(folder) as entries:
         found = [_TEMPORARY.fullmatch(entry.name) for entry in entries]

@@ -53,8 +53,8 @@ class StoredRows:
         return zarr.open_array(self._folder, mode="r")
 
     @cached_property
-    def _layout(self) -> Layout | None:
-        return Layout.told(self._folder)
+    def _layout(self) -> RowLayout | None:
+        return RowLayout.told(self._folder)
 
     def read(self, start: int, stop: int) -> npt.NDArray[Any]:
         """Rows `start` to `stop`, (stop − start, ...)."""
@@ -75,7 +75,7 @@ class StoredRows:
 
 
 @dataclass(frozen=True)
-class Layout:
+class RowLayout:
     """How the rows of an array lie in the chunks of its shards, uncompressed."""
 
     shape: tuple[int, ...]
@@ -84,7 +84,7 @@ class Layout:
     shard_rows: int
 
     @classmethod
-    def told(cls, folder: Path) -> Layout | None:
+    def told(cls, folder: Path) -> RowLayout | None:
         """By an array's own metadata; None where they are laid out in another way."""
         try:
             told = json.loads((folder / "zarr.json").read_text())

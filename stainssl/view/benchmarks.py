@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from stainssl.errors import StainsslError
 from stainssl.stores.tables import read_table
 from stainssl.view.handles import Recent
-from stainssl.view.records import Json, Records, column, columns, versions
+from stainssl.view.records import Json, Records, columns, json_column, versions
 
 if TYPE_CHECKING:
     from stainssl.evaluation.predictions import NumberUnits, ScoredUnits, SurvivalUnits
@@ -148,7 +148,7 @@ class Benchmarks:
         )
         cases = self._cases(task, told, -of_truth, ["p_truth", "p_last", "called_from", "wrong"])
         far = stain_distances(cases["slides"], self._stains(task))
-        found = {"cases": cases | {"stain_distance": column(far)},
+        found = {"cases": cases | {"stain_distance": json_column(far)},
                  "calibration": columns(calibration(scored))}  # fmt: skip
         if len(scored.classes) == 2 and len(scored.present()) == 2:
             found["roc"] = columns(roc_band(scored, seed=self._records.config.seed))

@@ -23,10 +23,10 @@ from stainssl.slides.slide import Slide
 from stainssl.stores.pixels import decode, encode
 from stainssl.view.benchmarks import Benchmarks
 from stainssl.view.handles import Handles, Key, Recent
-from stainssl.view.layers import SCALE, Layers, geometry
+from stainssl.view.layers import SCALE, Layers, slide_geometry
 from stainssl.view.limits import SlideLimits
 from stainssl.view.neighbors import Neighbors
-from stainssl.view.pyramid import Pyramid, read_overview, read_picture
+from stainssl.view.pyramid import Pyramid, read_overview, read_pyramid_picture
 from stainssl.view.records import HIDDEN, Json, Records
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ class Contents:
         }
 
     def data(self, kind: str, *segments: str) -> Json:
-        """What JSON is asked for; `{"problem": sentence}` where the slide or the results fail.
+        """The JSON of a name; `{"problem": sentence}` where the slide or the results fail.
 
         Raises:
             KeyError: nothing has that name.
@@ -156,7 +156,7 @@ class Contents:
         ]
         try:
             with self.handles.use((cohort, slide)) as opened:
-                found["geometry"] = geometry(opened, row["mpp"])
+                found["geometry"] = slide_geometry(opened, row["mpp"])
         except FAULTS as error:
             problems.append(f"The slide cannot be opened: {error}")
             return found
@@ -214,7 +214,7 @@ class Contents:
         if not pyramid.has(*at):
             raise KeyError(at)
         with self.handles.use((cohort, slide)) as opened:
-            return encode(read_picture(opened, pyramid, *at), QUALITY)
+            return encode(read_pyramid_picture(opened, pyramid, *at), QUALITY)
 
     def _thumbnail(self, cohort: str, slide: str) -> bytes:
         pyramid = self.pyramid(cohort, slide)
@@ -257,7 +257,7 @@ class Contents:
         if found.empty:
             raise KeyError(tile)
         row: Any = next(found.itertuples())
-        size = self.records.config.tilings[self.records.tiling(cohort)].size
+        size = self.records.config.tiling_of(cohort).size
         with self.handles.use((cohort, slide)) as opened:
             if tiles == 1:
                 return read_square(opened, row.x, row.y, row.side, size)

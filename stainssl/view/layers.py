@@ -22,7 +22,7 @@ from stainssl.stores.pixels import Pixels, open_pixels
 from stainssl.stores.tables import read_table
 from stainssl.stores.tiles import read_tiles
 from stainssl.view.pyramid import TILE_PX, Pyramid
-from stainssl.view.records import Json, Records, column, columns
+from stainssl.view.records import Json, Records, columns, json_column
 
 STAIN = "macenko"  # whose profiles are shown
 COLORS = 64  # steps of the scale of colors
@@ -47,7 +47,7 @@ def level0_mpp(slide: Slide, sheet_mpp: float) -> float | None:
         return None
 
 
-def geometry(slide: Slide, sheet_mpp: float) -> Json:
+def slide_geometry(slide: Slide, sheet_mpp: float) -> Json:
     """What the page must know to show an open slide's pixels."""
     pyramid = Pyramid.of(slide)
     return {
@@ -72,8 +72,7 @@ class Layers:
 
     def tiles_path(self, cohort: str, slide: str) -> Path:
         """The tile table of the part that a slide is in."""
-        part, tiling = self.records.part(cohort, slide), self.records.tiling(cohort)
-        return self.records.paths.tiles(cohort, tiling, part)
+        return self.records.paths.tiles(cohort, self.records.part(cohort, slide))
 
     def tile_table(self, cohort: str, slide: str) -> pd.DataFrame:
         """A slide's tiles, kept or not.
@@ -122,7 +121,7 @@ class Layers:
             SlideError: the slide has no pixel size, or cannot be read.
         """
         mpp = resolve_mpp(sheet_mpp, slide)[0]
-        mask = self.records.config.tilings[self.records.tiling(cohort)].mask
+        mask = self.records.config.tiling_of(cohort).mask
         mask_mpp = max(mask.mpp, mpp)
         thumbnail = read_thumbnail(slide, mask_mpp, mpp)
         found = masked(thumbnail, mask_mpp, mask.kind, mask.min_area_um2, mask.min_hole_um2)
@@ -140,8 +139,8 @@ class Layers:
         return {
             "title": answer.title,
             "said": "percentile rank of a tile's attention in its slide",
-            "tile": column(found["tile"]),
-            "value": column(found["attention"].astype(float)),
+            "tile": json_column(found["tile"]),
+            "value": json_column(found["attention"].astype(float)),
         }
 
     def probability(self, cohort: str, slide: str, name: str) -> Json:
@@ -160,8 +159,8 @@ class Layers:
         return {
             "title": f"{task}: {protocol} on {encoder}",
             "said": f"probability that {spec.label} is {positive[2:]}, of test tiles",
-            "tile": column(means.index.to_numpy()),
-            "value": column(means.astype(float)),
+            "tile": json_column(means.index.to_numpy()),
+            "value": json_column(means.astype(float)),
         }
 
     def pixels(self, cohort: str, slide: str) -> tuple[Pixels, np.ndarray]:
@@ -171,7 +170,7 @@ class Layers:
             StainsslError: there is none.
         """
         part = self.records.part(cohort, slide)
-        path = self.records.paths.pixels(cohort, self.records.tiling(cohort), part)
+        path = self.records.paths.pixels(cohort, part)
         pixels = open_pixels(path)
         own = pixels.slide_id.index(slide) if slide in pixels.slide_id else -1
         return pixels, np.flatnonzero(pixels.slide == own)
@@ -190,9 +189,9 @@ class Layers:
         strength = fields["scale"][valid].astype(float)
         return {
             "said": "99th percentile of a stain's concentration in a tile (Macenko)",
-            "tile": column(pixels.tile[valid]),
-            "hematoxylin": column(strength[:, 0]),
-            "eosin": column(strength[:, 1]),
+            "tile": json_column(pixels.tile[valid]),
+            "hematoxylin": json_column(strength[:, 0]),
+            "eosin": json_column(strength[:, 1]),
         }
 
 

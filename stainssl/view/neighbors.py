@@ -13,7 +13,7 @@ from stainssl.cohort import parts
 from stainssl.errors import StainsslError
 from stainssl.stores.embeddings import Embeddings, open_embeddings
 from stainssl.view.handles import Recent
-from stainssl.view.records import Json, Records, column, versions
+from stainssl.view.records import Json, Records, json_column, versions
 
 MAX_BYTES = 128 << 20  # of the vectors of one encoder that are searched
 MAX_A_SLIDE = 2  # neighbors shown of one slide: those beside each other say the same
@@ -23,7 +23,7 @@ Place = tuple[str, pd.DataFrame, Path]  # cohort, rows of one of its parts, stor
 
 
 @dataclass(frozen=True)
-class TileSample:
+class VectorSample:
     """Vectors that are searched.
 
     Attributes:
@@ -57,7 +57,7 @@ class Neighbors:
 
     def __init__(self, records: Records) -> None:
         self._records = records
-        self._samples: Recent[TileSample] = Recent(2 * MAX_BYTES, lambda one: one.vectors.nbytes)
+        self._samples: Recent[VectorSample] = Recent(2 * MAX_BYTES, lambda one: one.vectors.nbytes)
 
     def of(self, cohort: str, slide: str, encoder: str, tile: int) -> Json:
         """The nearest tiles of other slides, the best `SHOWN` of each site.
@@ -77,7 +77,7 @@ class Neighbors:
         return {
             "searched": len(sample.vectors),
             "total": sample.total,
-            "columns": {name: column(best[name]) for name in best},
+            "columns": {name: json_column(best[name]) for name in best},
         }
 
     def median_cosine(self, encoder: str, vector: np.ndarray) -> float | None:
@@ -87,7 +87,7 @@ class Neighbors:
         sample = self._searched(encoder)
         return float(f"{np.median(_cosines(sample.vectors, vector)):.4g}")
 
-    def _searched(self, encoder: str) -> TileSample:
+    def _searched(self, encoder: str) -> VectorSample:
         stores = list(self._stores(encoder))
         stamp = encoder, versions(path for _, _, path in stores)
         return self._samples.get(stamp, lambda: _sampled(stores))
@@ -103,21 +103,19 @@ class Neighbors:
         return store.read(slice(row, row + 1))[0]
 
     def _store(self, cohort: str, encoder: str, part: str) -> Embeddings:
-        tiling = self._records.tiling(cohort)
-        return open_embeddings(self._records.paths.embeddings(cohort, tiling, encoder, part))
+        return open_embeddings(self._records.paths.embeddings(cohort, encoder, part))
 
     def _stores(self, encoder: str) -> Iterator[Place]:
         for cohort in self._records.readable():
             if encoder not in self._records.encoders(cohort):
                 continue
-            tiling = self._records.tiling(cohort)
             for part, sheet in parts(self._records.config, cohort).items():
-                path = self._records.paths.embeddings(cohort, tiling, encoder, part)
+                path = self._records.paths.embeddings(cohort, encoder, part)
                 if path.exists():
                     yield cohort, sheet, path
 
 
-def _sampled(places: Sequence[Place]) -> TileSample:
+def _sampled(places: Sequence[Place]) -> VectorSample:
     stores = list(_opened(places))
     if not stores:
         raise StainsslError("No vectors can be read.")
@@ -126,7 +124,7 @@ def _sampled(places: Sequence[Place]) -> TileSample:
     step = max(1, -(-total * dim * 2 // MAX_BYTES))
     drawn = [_drawn(*store, step) for store in stores]
     vectors = np.concatenate([v for v, _ in drawn])
-    return TileSample(vectors, pd.concat([p for _, p in drawn], ignore_index=True), total)
+    return VectorSample(vectors, pd.concat([p for _, p in drawn], ignore_index=True), total)
 
 
 def _opened(places: Sequence[Place]) -> Iterator[tuple[str, pd.DataFrame, Embeddings]]:

@@ -62,7 +62,9 @@ class Pyramid:
         return -(-width // TILE_PX), -(-height // TILE_PX)
 
 
-def read_picture(slide: Slide, pyramid: Pyramid, level: int, column: int, row: int) -> np.ndarray:
+def read_pyramid_picture(
+    slide: Slide, pyramid: Pyramid, level: int, column: int, row: int
+) -> np.ndarray:
     """One picture of a slide's pyramid, read in blocks of bounded memory.
 
     Args:
@@ -103,7 +105,9 @@ def read_overview(slide: Slide, pyramid: Pyramid, most_px: int) -> np.ndarray:
     level = max(n for n in range(pyramid.deepest + 1) if max(pyramid.size_px(n)) <= most_px)
     columns, rows = pyramid.pictures(level)
     lines = [
-        np.hstack([read_picture(slide, pyramid, level, column, row) for column in range(columns)])
+        np.hstack(
+            [read_pyramid_picture(slide, pyramid, level, column, row) for column in range(columns)]
+        )
         for row in range(rows)
     ]
     return np.vstack(lines)

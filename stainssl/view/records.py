@@ -17,7 +17,7 @@ from stainssl.cohort.sheet import PART
 from stainssl.config import Config, Task
 from stainssl.errors import StainsslError
 from stainssl.evaluation.folds import RISK, VALUE
-from stainssl.paths import Paths, of_label
+from stainssl.paths import of_label
 from stainssl.stores.tables import read_table
 from stainssl.stores.tiles import read_qc
 from stainssl.view.handles import Recent
@@ -32,7 +32,7 @@ INTERVAL = (0.025, 0.975)  # quantiles over repeats, as `predict` gives them ove
 Json = dict[str, Any]
 
 
-def column(values: pd.Series | np.ndarray) -> list[Any]:
+def json_column(values: pd.Series | np.ndarray) -> list[Any]:
     """A column in JSON's types: what is not a number is null, and floats have five digits."""
     series = pd.Series(values)
     if pd.api.types.is_float_dtype(series):
@@ -44,11 +44,11 @@ def column(values: pd.Series | np.ndarray) -> list[Any]:
 
 def columns(frame: pd.DataFrame) -> Json:
     """A table by columns, which is a third of the length of a list of rows."""
-    return {str(name): column(frame[name]) for name in frame}
+    return {str(name): json_column(frame[name]) for name in frame}
 
 
 def versions(paths: Iterable[Path]) -> tuple[tuple[Path, int], ...]:
-    """Files or stores that are there and when each was written: what was read of them holds."""
+    """Existing files or stores and when each was written, as a key of caches."""
     return tuple((path, path.stat().st_mtime_ns) for path in paths)
 
 
@@ -65,7 +65,7 @@ def read_json(path: Path) -> Json:
 
 
 @dataclass(frozen=True)
-class Answer:
+class StoredPredictions:
     """A head's answers to a task on one encoder's vectors, or those of `predict`.
 
     Attributes:
@@ -90,7 +90,7 @@ class Records:
     """
 
     def __init__(self, config: Config) -> None:
-        self.config, self.paths = config, Paths(config.results)
+        self.config, self.paths = config, config.paths
         self._rows: dict[str, dict[str, dict[str, Any]]] = {}
         self._stains: Recent[dict[str, np.ndarray]] = Recent(STAINS_KEPT, lambda _: 1)
 
@@ -149,11 +149,10 @@ class Records:
         """Slide → coordinates of its mean stain, of the slides whose stored tiles tell it."""
         from stainssl.stages.mil import stain_of_slides  # torch, which most pages need not load
 
-        tiling = self.tiling(cohort)
         stores = {
             (cohort, part): path
             for part in parts(self.config, cohort)
-            if (path := self.paths.pixels(cohort, tiling, part)).exists()
+            if (path := self.paths.pixels(cohort, part)).exists()
         }
 
         def read() -> dict[str, np.ndarray]:
@@ -169,20 +168,20 @@ class Records:
             for run in self.config.runs()
             if run.encoder.tiling == self.tiling(cohort)
             and any(
-                self.paths.embeddings(cohort, self.tiling(cohort), run.name, part).exists()
+                self.paths.embeddings(cohort, run.name, part).exists()
                 for part in parts(self.config, cohort)
             )
         ]
 
-    def answers(self, cohort: str) -> list[Answer]:
+    def answers(self, cohort: str) -> list[StoredPredictions]:
         """The answers about a cohort's slides that are there."""
         found = [a for a in self._all_answers(cohort) if (a.folder / "attention.parquet").exists()]
         return found
 
-    def _all_answers(self, cohort: str) -> Iterator[Answer]:
+    def _all_answers(self, cohort: str) -> Iterator[StoredPredictions]:
         if (self.paths.results / "predictions.csv").exists():
             own = self.paths.results
-            yield Answer("predictions", "predictions", own, self._predicted_level(), own)
+            yield StoredPredictions("predictions", "predictions", own, self._predicted_level(), own)
         for task, spec in self.config.tasks.items():
             if spec.level == "tile" or cohort not in (*spec.cohorts, *spec.external):
                 continue
@@ -192,7 +191,9 @@ class Records:
                     for name, one in spec.questions(task).items():
                         title = f"{name}: {head} on {run.name}"
                         told = of_label(folder, one.label if spec.labels else "")
-                        yield Answer(f"{name}~{run.name}~{head}", title, folder, spec.level, told)
+                        yield StoredPredictions(
+                            f"{name}~{run.name}~{head}", title, folder, spec.level, told
+                        )
 
     def _predicted_level(self) -> str:
         known = pd.read_csv(self.paths.results / "predictions.csv", nrows=0).columns
@@ -237,7 +238,7 @@ class Records:
         slides["status"] = slides["status"].fillna(NOT_TILED)
         slides["detail"] = slides["detail"].fillna("")
         slides = self._with_distances(slides)
-        empty = [c for c in slides if column(slides[c]).count("") == len(slides)]
+        empty = [c for c in slides if json_column(slides[c]).count("") == len(slides)]
         return {
             "columns": columns(slides.drop(columns=[c for c in empty if c != "detail"])),
             "answers": [{"name": a.name, "title": a.title} for a in self.answers(name)],
@@ -248,7 +249,7 @@ class Records:
         tables, problems = [pd.DataFrame(columns=["slide_id", *QC_SHOWN])], []
         for part in parts(self.config, cohort):
             try:
-                qc = read_qc(self.paths.qc(cohort, self.tiling(cohort), part))
+                qc = read_qc(self.paths.qc(cohort, part))
                 tables.append(qc[["slide_id", *QC_SHOWN]])
             except StainsslError as error:
                 problems.append(str(error))
@@ -279,7 +280,7 @@ class Records:
         numbers = found.drop(columns=["slide_id", "patient_id"])
         return {"classes": classes, "level": answer.level, "columns": columns(numbers)}
 
-    def answer(self, cohort: str, name: str) -> Answer:
+    def answer(self, cohort: str, name: str) -> StoredPredictions:
         """The answer of that name.
 
         Raises:
@@ -287,7 +288,7 @@ class Records:
         """
         return {a.name: a for a in self.answers(cohort)}[name]
 
-    def _by_unit(self, answer: Answer, cohort: str, unit: str) -> pd.DataFrame:
+    def _by_unit(self, answer: StoredPredictions, cohort: str, unit: str) -> pd.DataFrame:
         if answer.name == "predictions":
             table = _beside(pd.read_csv(answer.told / "predictions.csv", dtype={unit: str}), unit)
             kind = next((name for name in NUMBERS if name in table), "")

@@ -127,7 +127,7 @@ class Restained:
             if self._records.tiling(name) != tiling:
                 continue
             for part, sheet in parts(self._records.config, name).items():
-                path = self._records.paths.pixels(name, tiling, part)
+                path = self._records.paths.pixels(name, part)
                 if path.exists():
                     yield path, sheet
 

@@ -11,7 +11,6 @@ import pytest
 
 from stainssl.cohort import check, dated_in_future, needed_files
 from stainssl.config import Config, parse
-from stainssl.paths import Paths
 from stainssl.stores.tiles import write_qc
 
 SLIDES = ["a", "b", "c", "d"]  # two parts of two
@@ -29,14 +28,14 @@ def config(tmp_path: Path) -> Config:
         "cohorts": {"c": {"sheet": str(tmp_path / "sheet.csv"), "root": str(tmp_path)}},
         "tilings": {"default": {"mpp": 0.5}},
     })  # fmt: skip
-    paths = Paths(config.results)
+    paths = config.paths
     made_by = {"tiling": config.tilings["default"].model_dump(mode="json"), "reader": "auto"}
     for number in range(2):
         part = f"all-{number:04d}"
         status = ["ok", "missing" if number == 0 else "truncated"]
         qc = pd.DataFrame({"slide_id": SLIDES[2 * number :][:2], "status": status})
-        write_qc(paths.qc("c", "default", part), qc, made_by)
-        for path in (paths.tiles("c", "default", part), paths.pixels("c", "default", part)):
+        write_qc(paths.qc("c", part), qc, made_by)
+        for path in (paths.tiles("c", part), paths.pixels("c", part)):
             path.mkdir(parents=True)
     return config
 
@@ -59,7 +58,7 @@ def test_one_that_was_missing_all_along_is_still_wanted(config: Config, tmp_path
 
 def test_without_the_pixels_they_are_needed(config: Config, tmp_path: Path) -> None:
     _gone(tmp_path, "a", "c")
-    Paths(config.results).pixels("c", "default", "all-0001").rmdir()
+    config.paths.pixels("c", "all-0001").rmdir()
     assert needed_files(config, "c")["slide_id"].tolist() == ["c"]
 
 

@@ -13,7 +13,7 @@ from stainssl.cohort import encoder_warnings
 from stainssl.cohort.encoder_warnings import row_warnings, too_large, warnings
 from stainssl.config import parse
 from stainssl.encoders import hub
-from stainssl.encoders.loading import build
+from stainssl.encoders.loading import build_network
 from stainssl.encoders.recipes import RECIPES
 from stainssl.encoders.sizes import PARAMETERS_M
 from stainssl.plan.tasks import benchmark
@@ -126,7 +126,7 @@ H0_MINI = {"init_values": 1e-5, "reg_tokens": 4, "mlp_ratio": 5.33334}  # of its
 def test_the_number_of_parameters_is_that_of_the_network(name):
     config = {"architecture": "vit_base_patch14_dinov2", "model_args": H0_MINI}
     with torch.device("meta"):
-        model = build(RECIPES[name], config if RECIPES[name].needs_config else None)
+        model = build_network(RECIPES[name], config if RECIPES[name].needs_config else None)
     assert round(sum(p.numel() for p in model.parameters()) / 1e6) == PARAMETERS_M[name]
 
 

@@ -11,7 +11,6 @@ import pytest
 
 from stainssl.config import Config, parse
 from stainssl.datasets import _loaded
-from stainssl.paths import Paths
 from stainssl.stages import run_stage
 from stainssl.stores.embeddings import open_embeddings
 from stainssl.stores.tiles import read_labels, read_qc, read_tiles
@@ -36,7 +35,7 @@ def lean(page: str, releases: dict[str, Path], folder: Path) -> Config:
 
 def table_of(config: Config, benchmark: str) -> pd.DataFrame:
     run_all(config)
-    folder = Paths(config.results).benchmark(benchmark)
+    folder = config.paths.benchmark(benchmark)
     for name in ("table.md", "table.tex", "table.html", "figures/forest.png"):
         assert (folder / name).stat().st_size > 100
     return pd.read_csv(folder / "table.csv")
@@ -49,13 +48,13 @@ def test_wilds_from_the_folder_to_the_table(releases: dict[str, Path], tmp_path:
     assert set(rows["encoder"]) == {"stain-invariant", "random"}
     assert np.isfinite(rows["value"]).all()
     assert (rows["patients"] == 2).all()  # of the test hospital
-    folds = pd.read_csv(Paths(config.results).folds("tumor"))
+    folds = pd.read_csv(config.paths.folds("tumor"))
     roles = folds.groupby("role")["patient_id"].unique().map(sorted).to_dict()
     assert roles["test"] == ["patient_044", "patient_045"]
     assert roles["val"] == ["patient_024", "patient_025"]
-    seen = pd.read_csv(Paths(config.results).seen("stain-invariant"))
+    seen = pd.read_csv(config.paths.seen("stain-invariant"))
     assert set(seen["patient_id"]) == set(roles["train"])
-    text = (Paths(config.results).benchmark("wilds") / "table.md").read_text()
+    text = (config.paths.benchmark("wilds") / "table.md").read_text()
     ours, theirs = text.split("\n---\n")
     assert "ERM" not in ours
     assert "tumor: accuracy (2 patients) | tumor: AUROC (2 patients)" in ours
@@ -73,10 +72,10 @@ def test_bracs_regions_from_the_folder_to_the_table(
     rows = table.query("metric == 'f1_weighted' and group == 'all'")
     assert set(rows["task"]) == {"subtype", "group"}
     assert (rows["units"] == 7).all()
-    text = (Paths(config.results).benchmark("bracs") / "table.md").read_text()
+    text = (config.paths.benchmark("bracs") / "table.md").read_text()
     assert "subtype: weighted F1 (" in text
     assert "group: weighted F1 (" in text
-    qc = read_qc(Paths(config.results).qc("bracs", "roi", "train-0000"))
+    qc = read_qc(config.paths.qc("bracs", "train-0000"))
     assert set(qc["status"]) == {"ok"}
     assert qc["mpp"].eq(0.25).all()
     assert qc["tiles_kept"].min() > 1  # a region is a bag
@@ -92,7 +91,7 @@ def test_yale_from_the_folder_to_the_table(releases: dict[str, Path], tmp_path: 
     assert rows.loc[("her2", "stain-invariant"), "seen"] == 10
     assert (rows.loc["response", "seen"] == 0).all()
     # Tiles stand inside the outlines, with the exclusion cut out.
-    tiles = read_tiles(Paths(config.results).tiles("her2", "default", "all-0000"))
+    tiles = read_tiles(config.paths.tiles("her2", "all-0000"))
     kept = tiles[tiles["kept"]]
     assert (kept[["x", "y"]].max() + 32 <= 640).all()
     assert not ((kept["x"] < 64) & (kept["y"] < 64)).any()
@@ -109,17 +108,16 @@ def test_tiles_labels_and_pixels_of_the_other_ways_to_read(
     from stainssl.cohort import parts
 
     config = lean(name, releases, tmp_path)
-    tiling = config.cohorts[cohort].tiling
     part = next(iter(parts(config, cohort)))
-    paths = Paths(config.results)
+    paths = config.paths
     for verb in ("tile", "label", "pixels"):
         run_stage(verb, config, cohort, part)
     run_stage("pretrain", config, "random")
     run_stage("embed", config, cohort, "random", part)
-    store = open_embeddings(paths.embeddings(cohort, tiling, "random", part))
+    store = open_embeddings(paths.embeddings(cohort, "random", part))
     assert len(store) > 0
     assert store.valid.all()
-    labels = read_labels(paths.labels(cohort, tiling, part))
+    labels = read_labels(paths.labels(cohort, part))
     if name == "camelyon17":
         by_node = labels.assign(node=labels["slide_id"].str[-1]).groupby("node")["tumor"]
         assert by_node.mean()["0"] == 0  # negative: normal
@@ -128,5 +126,5 @@ def test_tiles_labels_and_pixels_of_the_other_ways_to_read(
     if name == "pcam":
         assert labels["tumor"].tolist() == [0, 0, 1, 1] * 2
     if name == "bcnb":
-        tiles = read_tiles(paths.tiles(cohort, tiling, part))
+        tiles = read_tiles(paths.tiles(cohort, part))
         assert tiles.loc[tiles["kept"], "x"].min() >= 64

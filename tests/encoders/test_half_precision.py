@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from stainssl.encoders.loading import build, finished, load
+from stainssl.encoders.loading import build_network, finished, load
 from stainssl.encoders.recipes import RECIPES
 from stainssl.stores.pixels import decode
 
@@ -47,7 +47,7 @@ def _network(name):
         arguments["init_values"] = 1.0
     recipe = replace(recipe, arguments=arguments, dim=64)
     torch.manual_seed(4)
-    model = finished(build(recipe), recipe).eval()
+    model = finished(build_network(recipe), recipe).eval()
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.running_mean.normal_(0, 0.1)

@@ -15,7 +15,6 @@ from stainssl.encoders.initial import backbone_of, initial_backbone
 from stainssl.encoders.loading import load
 from stainssl.encoders.saving import save_local_dir
 from stainssl.errors import StainsslError
-from stainssl.paths import Paths
 from stainssl.stages import pretrain, run_stage
 from tests.pretrain.world import cohort
 
@@ -94,7 +93,7 @@ def _train(folder, source, method, **keys):
     if method == "stain-invariant":
         run_stage("target", config, name)
     run_stage("pretrain", config, name)
-    return config, Paths(config.results).model(name)
+    return config, config.paths.model(name)
 
 
 @pytest.mark.parametrize("method", ["stain-invariant", "simclr"])
@@ -137,7 +136,7 @@ def _chained(tmp_path, **second):
 
 def test_another_encoder_of_the_config_and_the_patients_that_it_has_seen(tmp_path):
     config = _chained(tmp_path)
-    paths = Paths(config.results)
+    paths = config.paths
     run_stage("pretrain", config, "simclr")
     earlier = pd.read_csv(paths.seen("simclr"))
     earlier.loc[len(earlier)] = ["p9", "elsewhere", 2, 7]

@@ -18,7 +18,14 @@ from safetensors.torch import save_file
 from torchvision import transforms as T
 
 from stainssl.encoders import recipes
-from stainssl.encoders.loading import build, finished, load, packaged, vector_length, with_classes
+from stainssl.encoders.loading import (
+    build_network,
+    finished,
+    load,
+    packaged,
+    vector_length,
+    with_classes,
+)
 from stainssl.encoders.recipes import RECIPES
 from stainssl.errors import StainsslError
 
@@ -171,7 +178,7 @@ def test_vectors_are_those_of_transformers(monkeypatch, tmp_path, name):
 def test_a_recipes_network_gives_vectors_of_its_length(name):
     recipe = RECIPES[name]
     with torch.device("meta"):
-        model = finished(build(recipe), recipe).eval()
+        model = finished(build_network(recipe), recipe).eval()
     assert vector_length(model, recipe.input_px) == recipe.dim
 
 

@@ -3,8 +3,9 @@
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from sklearn.model_selection import StratifiedKFold
 
 from stainssl.config import Task
 from stainssl.errors import StainsslError
@@ -20,6 +21,7 @@ from stainssl.evaluation.folds import (
     patients_of,
     ranking_problem,
     read_folds,
+    stratified_folds,
 )
 
 
@@ -39,6 +41,23 @@ def _patients(n: int = 20, **columns: list) -> pd.DataFrame:
         "split": ["test" if i % 4 == 0 else "train" for i in range(n)],
     }
     return pd.DataFrame(base | columns)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    strata=st.lists(st.sampled_from("cab"), min_size=6, max_size=70),
+    folds=st.integers(2, 6),
+    seed=st.integers(0, 2**31 - 1),
+)
+@pytest.mark.filterwarnings("ignore:The least populated class:UserWarning")
+def test_stratified_folds_are_those_of_scikit_learn(strata, folds, seed):
+    rows = np.array(strata)
+    assume(np.unique(rows, return_counts=True)[1].max() >= folds)  # else it refuses
+    splitter = StratifiedKFold(folds, shuffle=True, random_state=seed)
+    expected = np.empty(len(rows), int)
+    for fold, (_, test) in enumerate(splitter.split(rows, rows)):
+        expected[test] = fold
+    np.testing.assert_array_equal(stratified_folds(rows, folds, seed), expected)
 
 
 @settings(max_examples=15, deadline=None)

@@ -72,12 +72,12 @@ class World:
         from stainssl.stores.pixels import open_pixels
 
         for part in ("train-0000", "test-0000"):
-            store = open_pixels(self.paths.pixels("clinic", "default", part))
+            store = open_pixels(self.paths.pixels("clinic", part))
             images = torch.from_numpy(store.images(np.arange(len(store)))).permute(0, 3, 1, 2)
             vectors = encoder(images).numpy().astype(np.float16)
             vectors[0] = np.nan  # a tile that could not be read
             write_embeddings(
-                self.paths.embeddings("clinic", "default", name, part),
+                self.paths.embeddings("clinic", name, part),
                 slide_id=store.slide_id,
                 counts=np.bincount(store.slide).tolist(),
                 dim=vectors.shape[1],
@@ -144,7 +144,7 @@ def build(folder: Path, tiles: int = 16) -> World:
     rng = np.random.default_rng(0)
     sheet = sheet_of({"a": 5, "b": 5, "c": 4})
     config = make_config(folder, sheet)
-    world = World(config, Paths(config.results), sheet)
+    world = World(config, config.paths, sheet)
     share = {"a": 0.8, "b": 0.2, "c": 0.5}
     for split, rows in sheet.groupby("split"):
         part = f"{split}-0000"
@@ -157,13 +157,13 @@ def build(folder: Path, tiles: int = 16) -> World:
             known = np.where(index == 1, np.nan, tumor.astype(np.float32))
             labels.append(pd.DataFrame({"slide_id": row.slide_id, "tile": index, "tumor": known}))
         write_pixels(
-            world.paths.pixels("clinic", "default", part),
+            world.paths.pixels("clinic", part),
             slides,
             size_px=SIZE,
             mpp=0.5,
             settings={},
         )
-        write_labels(world.paths.labels("clinic", "default", part), pd.concat(labels), {})
+        write_labels(world.paths.labels("clinic", part), pd.concat(labels), {})
     world.write_embeddings("color", ColorEncoder())
     world.write_embeddings("morphology", MorphologyEncoder())
     return world

@@ -6,9 +6,8 @@ import os
 from pathlib import Path
 
 from stainssl.config import Config, parse
-from stainssl.paths import Paths
 from stainssl.plan import groups
-from stainssl.plan.run import FixedRun, digest, latest, restore
+from stainssl.plan.run import FixedRun, latest, restore, short_digest
 from stainssl.plan.workflow import Plan
 
 
@@ -24,9 +23,7 @@ def _config(folder: Path, **weights: str) -> Config:
 def _begin(config: Config, *names: str) -> None:
     for cohort in config.cohorts:
         for name in names:
-            Paths(config.results).embeddings(cohort, "default", name, "all-0000").mkdir(
-                parents=True
-            )
+            config.paths.embeddings(cohort, name, "all-0000").mkdir(parents=True)
 
 
 def test_given_encoders_read_together_and_trained_ones_do_not(tmp_path):
@@ -68,7 +65,7 @@ def test_a_run_reaches_its_jobs_and_no_later_one_takes_its_place(tmp_path, monke
     monkeypatch.setattr("os.environ", dict(os.environ))
     first, second = (FixedRun(f"a: {i}\n", {}, str(tmp_path / "g.json")) for i in (1, 2))
     first.announce("results/")
-    file = tmp_path / "results" / "configs" / f"{digest(first.config)}.yaml"
+    file = tmp_path / "results" / "configs" / f"{short_digest(first.config)}.yaml"
     second.announce("results/")
     assert latest("results/") == second
     restore(file)

@@ -13,9 +13,8 @@ import torch
 
 from stainssl.cohort import encoder_checks
 from stainssl.config import dump, parse
-from stainssl.paths import Paths
 from stainssl.plan.networks import network_problems
-from stainssl.plan.run import FixedRun, digest, restore
+from stainssl.plan.run import FixedRun, restore, short_digest
 from tests.cohort.test_encoder_checks import TRAIN
 
 
@@ -83,7 +82,7 @@ def given(tmp_path):
 
 def _start(config):
     text = dump(config)
-    file = Paths(config.results).run_config(digest(text))
+    file = config.paths.run_config(short_digest(text))
     FixedRun(text, {}, "", started=time.time()).announce("results/")
     restore(file)
     return file
@@ -125,7 +124,7 @@ def test_the_first_job_of_a_run_writes_its_config_again(tmp_path, monkeypatch):
     files = {}
     for text in ("a: 1\n", "a: 2\n", "a: 1\n"):
         FixedRun(text, {}, "", started=time.time()).announce("results/")
-        files[text] = tmp_path / "configs" / f"{digest(text)}.yaml"
+        files[text] = tmp_path / "configs" / f"{short_digest(text)}.yaml"
         restore(files[text])
         os.utime(files[text], (1, 1))
     assert (tmp_path / "config.yaml").read_text() == "a: 1\n"  # that of the latest run

@@ -8,7 +8,6 @@ import pandas as pd
 import pytest
 
 from stainssl.config import Config, parse
-from stainssl.paths import Paths
 from stainssl.plan.encoders import pretrain
 from stainssl.plan.retraining import retraining_notices, write_trained_on
 
@@ -29,7 +28,7 @@ def config(tmp_path: Path) -> Config:
         "tilings": {"default": {}},
         "encoders": {"own": {"method": "simclr", "train": {"cohorts": ["c"]}}},
     })  # fmt: skip
-    paths = Paths(config.results)
+    paths = config.paths
     paths.model("own").mkdir(parents=True)
     write_trained_on(paths.checkpoints("own"), pretrain(config, "own").rows)
     times = config.results / "times" / "pretrain"
@@ -59,5 +58,5 @@ def test_a_frozen_encoder_or_one_without_a_model_is_not(config: Config, tmp_path
     _sheet(tmp_path / "sheet.csv", "a", "b", "new")
     frozen = config.encoders["own"].model_copy(update={"frozen": True})
     assert retraining_notices(config.model_copy(update={"encoders": {"own": frozen}})) == []
-    Paths(config.results).model("own").rmdir()
+    config.paths.model("own").rmdir()
     assert retraining_notices(config) == []

@@ -12,7 +12,6 @@ from safetensors.torch import save
 from stainssl.config import parse
 from stainssl.encoders import loading
 from stainssl.encoders.revisions import commit, repository_of
-from stainssl.paths import Paths
 from stainssl.plan import revisions, workflow
 from stainssl.plan.encoders import embed
 from stainssl.plan.run import FixedRun
@@ -47,13 +46,13 @@ def _planned(folder, **encoder):
 def _embedded(plan, commit=None):
     """What a job of the run leaves: a store that says its commit, and the record of commits."""
     [part, *_] = revisions.part_names(plan.config, "c")
-    store = Paths(plan.config.results).embeddings("c", "default", "e", part)
+    store = plan.config.paths.embeddings("c", "e", part)
     store.mkdir(parents=True, exist_ok=True)
     settings = {"revision": commit} if commit else {}
     content = {"attributes": {"settings": settings}}
     (store / "zarr.json").write_text(json.dumps(content))
     if plan.commits:
-        Paths(plan.config.results).revisions().write_text(json.dumps(plan.commits))
+        plan.config.paths.revisions().write_text(json.dumps(plan.commits))
 
 
 def test_what_was_downloaded_by_the_first_run_is_not_embedded_again(tmp_path, hub):

@@ -17,8 +17,8 @@ from stainssl.pretrain.methods import (
     PRETRAINING_METHODS,
     HedJitter,
     NormalizerState,
-    Recipe,
     StainTargets,
+    ViewSettings,
 )
 from stainssl.pretrain.objectives import OBJECTIVES
 from stainssl.pretrain.train import Learner, Preprocessing, TrainSettings, fit
@@ -40,7 +40,7 @@ def train(folder: Path, name: str, loss: str) -> None:
         [NormalizerState(known, BatchTarget(known.pooled()))], lambda tiles: ["a"] * len(tiles)
     )
     method = PRETRAINING_METHODS["stain-invariant"](
-        Recipe(32, "strong", 0, stain_jitter=HedJitter(0.2)), stain
+        ViewSettings(32, "strong", 0, stain_jitter=HedJitter(0.2)), stain
     )
     queue = 6 if loss == "nt-xent" else 0
     settings = TrainSettings(steps=4, lr=1e-3, weight_decay=1e-4, checkpoint_steps=2)

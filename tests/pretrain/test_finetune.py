@@ -18,15 +18,15 @@ from stainssl.pretrain.finetune import (
     WHOLE,
     Batches,
     Checkpoint,
-    Part,
-    Progress,
     TileClassifier,
+    TileSubset,
     TuneSettings,
+    TuningState,
     fit,
     predict,
     single_view,
 )
-from stainssl.pretrain.methods import Recipe
+from stainssl.pretrain.methods import ViewSettings
 from stainssl.stores.pixels import SlidePixels, encode, open_pixels, write_pixels
 
 SIZE = 16
@@ -60,15 +60,15 @@ def _network(trained: tuple[int, ...] = (0, 1), classes: int = 2) -> TileClassif
     return TileClassifier(Tiny(), 4, lambda x: x, lambda x: x, trained, classes)
 
 
-def _part(tile: Any) -> Part:
+def _part(tile: Any) -> TileSubset:
     tile = np.asarray(tile, np.int64)
-    return Part(tile, tile % 2)
+    return TileSubset(tile, tile % 2)
 
 
-VIEWS = single_view(Recipe(size_px=SIZE, color="none", seed=0, geometry=WHOLE))
+VIEWS = single_view(ViewSettings(size_px=SIZE, color="none", seed=0, geometry=WHOLE))
 
 
-def _fit(folder: Path, network: TileClassifier, tiles: TrainTiles, **keys: Any) -> Progress:
+def _fit(folder: Path, network: TileClassifier, tiles: TrainTiles, **keys: Any) -> TuningState:
     words: dict[str, Any] = {"val": _part(range(24, 32)), "settings": SETTINGS, "views": VIEWS}
     words |= {"train": _part(range(24)), "seed": 3}
     words |= {"checkpoint": Checkpoint(folder / "last.safetensors", "mark"), **keys}
@@ -159,7 +159,7 @@ def test_a_checkpoint_of_another_training_or_half_of_one_is_not_its_past(tmp_pat
 def test_the_loss_is_weighted_cross_entropy_and_a_divergence_of_the_second_view() -> None:
     network, rng = _network().eval(), torch.Generator().manual_seed(0)
     tile = np.arange(8)
-    train = Part(tile, np.array([0, 1, 1, 1, 0, 1, 1, 1]))
+    train = TileSubset(tile, np.array([0, 1, 1, 1, 0, 1, 1, 1]))
     settings = TuneSettings(1, 1, 8, 1e-2, 0.0, "balanced", consistency=0.7)
     first, second = (torch.rand(8, 3, SIZE, SIZE, generator=rng) for _ in range(2))
     found = finetune._Loss(network, train, settings, 8)((first, second), tile)

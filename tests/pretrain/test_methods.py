@@ -12,12 +12,12 @@ from stainssl.pretrain.methods import (
     HedJitter,
     NormalizerState,
     RandStainNA,
-    Recipe,
     SimClr,
     StainInvariant,
     StainMix,
     StainTargets,
     TileNormalizer,
+    ViewSettings,
 )
 from stainssl.stain import StainProfile, estimate
 from stainssl.stain.targets import BatchTarget, PoolTarget
@@ -28,7 +28,7 @@ TILES = np.concatenate([images(COUNT // 2, "a"), images(COUNT // 2, "b", 1)])
 IMAGES = torch.from_numpy(TILES).permute(0, 3, 1, 2).contiguous()
 NUMBERS = np.arange(COUNT)
 BATCH = Batch(IMAGES, NUMBERS, NUMBERS)
-PLAIN = Recipe(48, "none", 0)
+PLAIN = ViewSettings(48, "none", 0)
 
 
 def _sites(tiles):
@@ -50,7 +50,9 @@ def _restained_to(policy, normalized="one"):
 )
 def test_a_seed_and_a_step_decide_the_views(name):
     def views(seed, step):
-        return PRETRAINING_METHODS[name](Recipe(32, "strong", seed), _stain()).views(BATCH, step)
+        return PRETRAINING_METHODS[name](ViewSettings(32, "strong", seed), _stain()).views(
+            BATCH, step
+        )
 
     first, second = views(1, 5)
     assert first.shape == second.shape == (COUNT, 3, 32, 32)
@@ -62,7 +64,7 @@ def test_a_seed_and_a_step_decide_the_views(name):
 
 @pytest.mark.parametrize("color", ["none", "weak", "strong"])
 def test_the_first_view_is_simclrs(color):
-    recipe = Recipe(32, color, 3)
+    recipe = ViewSettings(32, color, 3)
     ours = StainInvariant(recipe, _stain()).views(BATCH, 7)
     theirs = SimClr(recipe, None).views(BATCH, 7)
     assert torch.equal(ours[0], theirs[0])
@@ -180,7 +182,7 @@ JITTERS = {
 
 @pytest.mark.parametrize("name", JITTERS)
 def test_stain_jitter_changes_stain_and_not_structure(name):
-    recipe = Recipe(48, "none", 0, stain_jitter=JITTERS[name])
+    recipe = ViewSettings(48, "none", 0, stain_jitter=JITTERS[name])
     jittered, plain = SimClr(recipe, None).views(BATCH, 0), _plain_views()
     for seen, crop in zip(jittered, plain, strict=True):
         assert 0 <= float(seen.min()) <= float(seen.max()) <= 1
@@ -195,7 +197,7 @@ def test_stain_jitter_changes_stain_and_not_structure(name):
 
 @pytest.mark.parametrize("name", JITTERS)
 def test_each_process_of_a_group_makes_its_rows_of_the_steps_views(name):
-    method = SimClr(Recipe(48, "strong", 0, stain_jitter=JITTERS[name]), None)
+    method = SimClr(ViewSettings(48, "strong", 0, stain_jitter=JITTERS[name]), None)
     whole, half = method.views(BATCH, 3), len(BATCH.tile) // 2
     for rows in (slice(0, half), slice(half, 2 * half)):
         share = Batch(BATCH.images[rows], BATCH.tile[rows], BATCH.everyone, rows.start)
@@ -206,7 +208,7 @@ def test_each_process_of_a_group_makes_its_rows_of_the_steps_views(name):
 def test_preprocessing_takes_every_view_to_one_stain():
     found = profiles(TILES)
     standard = TileNormalizer(found, found[2])
-    views = SimClr(Recipe(48, "none", 0, standard=standard), None).views(BATCH, 0)
+    views = SimClr(ViewSettings(48, "none", 0, standard=standard), None).views(BATCH, 0)
     for view in views:
         seen = estimate(view)
         cosine = torch.nn.functional.cosine_similarity(seen.matrix, found[2].matrix[None], dim=2)
@@ -218,7 +220,7 @@ def test_preprocessing_takes_every_view_to_one_stain():
 def test_two_processes_see_the_halves_of_what_one_sees(normalized, per):
     policy = BatchTarget(profiles(TILES).pooled(), per)
     stain = _stain(normalized=normalized, policy=policy, probability=0.7)
-    method = StainInvariant(Recipe(32, "strong", 1), stain)
+    method = StainInvariant(ViewSettings(32, "strong", 1), stain)
     whole = method.views(BATCH, 3)
     for start in (0, 4):
         rows = slice(start, start + 4)

@@ -19,7 +19,7 @@ from stainssl.pretrain import checkpoints, train, watch
 from stainssl.pretrain.checkpoints import CHECKPOINT, usable_checkpoint
 from stainssl.pretrain.data import Batch
 from stainssl.pretrain.lock import LOCK, training_lock
-from stainssl.pretrain.methods import Recipe
+from stainssl.pretrain.methods import ViewSettings
 from stainssl.pretrain.objectives import OBJECTIVES
 from stainssl.pretrain.train import (
     Learner,
@@ -50,7 +50,7 @@ def tiles(tmp_path_factory):
 def _module(settings=SETTINGS, stop_at=-1, loss="nt-xent", queue=0, supervision=None):
     torch.manual_seed(0)
     backbone, _ = new_backbone(BACKBONE, 32)
-    method = Interrupted(Recipe(32, "weak", 0), None)
+    method = Interrupted(ViewSettings(32, "weak", 0), None)
     method.stop_at = stop_at
     even = Preprocessing((0.5,) * 3, (0.5,) * 3)
     objective = OBJECTIVES[loss](backbone, vector_length(backbone, 32), 0.2, queue)
@@ -174,7 +174,7 @@ def test_nobody_else_trains_into_the_folder_meanwhile(tiles, tmp_path):
             return super().views(batch, step)
 
     module = _module()
-    module._method = Looking(Recipe(32, "weak", 0), None)
+    module._method = Looking(ViewSettings(32, "weak", 0), None)
     _fit(module, tiles, tmp_path)
     with training_lock(tmp_path, wait=False):
         pass
@@ -202,7 +202,7 @@ def test_not_a_number_stops_and_keeps_the_last_good_checkpoint(tiles, tmp_path):
             return first, second * float("nan") if step == 4 else second
 
     module = _module()
-    module._method = Spoiled(Recipe(32, "weak", 0), None)
+    module._method = Spoiled(ViewSettings(32, "weak", 0), None)
     with pytest.raises(StainsslError, match=r"not a number at step 5 .*lower `lr`"):
         _fit(module, tiles, tmp_path)
     assert usable_checkpoint(tmp_path / CHECKPOINT, "m") == 4
@@ -367,7 +367,7 @@ def test_preempted_it_saves_and_goes_back_into_the_queue(
             return super().views(batch, step)
 
     module = _module()
-    module._method = Preempted(Recipe(32, "weak", 0), None)
+    module._method = Preempted(ViewSettings(32, "weak", 0), None)
     words = "back in SLURM's queue" if code == 0 else "does not requeue job 4711"
     with pytest.raises(StainsslError, match=f"make room at step 5 of 7: .*{words}"):
         _fit(module, tiles, tmp_path / "run")

@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from stainssl.encoders.blocks import adaptable, last_blocks
 from stainssl.encoders.loading import vector_length
 from stainssl.pretrain.lora import adapt
-from stainssl.pretrain.methods import Recipe
+from stainssl.pretrain.methods import ViewSettings
 from stainssl.pretrain.objectives import OBJECTIVES
 from stainssl.pretrain.train import Learner, Preprocessing, TrainSettings, fit
 from stainssl.pretrain.tuning import Anchor, freeze_all_but, frozen_norms, parameter_groups
@@ -44,7 +44,7 @@ def _module(
         adapt(backbone, adaptable(backbone, 2, 32), 2, 4.0, seed=0)
     elif tune != "full":
         freeze_all_but(backbone, last_blocks(backbone, int(tune)))
-    method = Interrupted(Recipe(32, "weak", 0), None)
+    method = Interrupted(ViewSettings(32, "weak", 0), None)
     method.stop_at = stop_at
     torch.manual_seed(1)
     objective = OBJECTIVES[loss](backbone, vector_length(backbone, 32), 0.2, 0)

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from stainssl.config import Config, parse
-from stainssl.paths import Paths
 from stainssl.pretrain.data import Batch, TrainTiles
 from stainssl.pretrain.methods import SimClr
 from stainssl.stain import StainProfile, estimate
@@ -101,10 +100,10 @@ def cohort(folder: Path, counts: tuple[int, ...] = (12, 11, 10, 9), **recipe: ob
             },
         }
     )
-    paths = Paths(config.results)
-    write_part(paths.pixels("small", "default", "train-0000"), slides)
+    paths = config.paths
+    write_part(paths.pixels("small", "train-0000"), slides)
     tables = [tile_table(slide_id, len(tiles)) for slide_id, tiles in slides.items()]
-    write_tiles(paths.tiles("small", "default", "train-0000"), pd.concat(tables), {})
+    write_tiles(paths.tiles("small", "train-0000"), pd.concat(tables), {})
     return config
 
 

@@ -11,7 +11,6 @@ import pytest
 
 from stainssl.errors import StainsslError
 from stainssl.evaluation.evaluate import evaluate
-from stainssl.paths import Paths
 from stainssl.stages import benchmark, robustness, run_stage
 from stainssl.stores.tables import read_table, write_table
 from tests.evaluation.world import ColorEncoder, MorphologyEncoder, World, build
@@ -214,7 +213,7 @@ def _of_patients_only(world, folder):
     shutil.rmtree(folder / "results" / "robustness")
     for path in (folder / "results").rglob("labels/*"):
         path.unlink()
-    return config, Paths(config.results)
+    return config, config.paths
 
 
 def test_without_a_tile_task_what_needs_no_label_is_measured(world, tmp_path, monkeypatch):

@@ -12,7 +12,6 @@ from stainssl.errors import StainsslError
 from stainssl.evaluation.folds import each_fold, read_folds
 from stainssl.evaluation.probe import probe
 from stainssl.mil.centring import centred_bags, means_of
-from stainssl.paths import Paths
 from stainssl.plan import encoders as plan
 from stainssl.plan import groups, tasks
 from stainssl.stages import mil, predict, run_stage
@@ -43,14 +42,14 @@ def _write(config, sheet, rng):
     )
     features[:, 0] += 4 * labels
     index = np.tile(np.arange(TILES, dtype=np.int32), PATIENTS)
-    paths, slides = Paths(config.results), sheet["slide_id"].tolist()
+    paths, slides = config.paths, sheet["slide_id"].tolist()
     write_embeddings(
-        paths.embeddings("clinic", "default", "enc", "all-0000"), slide_id=slides,
+        paths.embeddings("clinic", "enc", "all-0000"), slide_id=slides,
         counts=[TILES] * PATIENTS, dim=DIM, blocks=[features.astype(np.float16)],
         tile=index, x=index * 256, y=index * 0, settings={},
     )  # fmt: skip
     table = pd.DataFrame({"slide_id": np.repeat(slides, TILES), "tile": index, "her2": labels})
-    write_labels(paths.labels("clinic", "default", "all-0000"), table, {})
+    write_labels(paths.labels("clinic", "all-0000"), table, {})
 
 
 def _config(folder, **tasks_of):
@@ -90,7 +89,7 @@ def _fold_means(tiles, patients):
 
 def test_tiles_are_less_the_mean_that_patients_who_are_not_tested_give(config):
     tiles = labelled_tiles(tasks.probe(config, "tile", "cut"))
-    for _, _, role in each_fold(read_folds(Paths(config.results).folds("tile"))):
+    for _, _, role in each_fold(read_folds(config.paths.folds("tile"))):
         found, training, test = tiles.of_fold(role)
         means = _fold_means(tiles, role["train"] | role["val"])
         site = tiles.table["site"].replace("", "clinic").to_numpy()
@@ -102,7 +101,7 @@ def test_tiles_are_less_the_mean_that_patients_who_are_not_tested_give(config):
 
 def test_what_is_tested_does_not_move_the_means(config):
     tiles = labelled_tiles(tasks.probe(config, "tile", "cut"))
-    folds = read_folds(Paths(config.results).folds("tile"))
+    folds = read_folds(config.paths.folds("tile"))
     _, _, role = next(each_fold(folds))
     test = tiles.rows(role["test"])
     other = tiles.features.copy()
@@ -147,7 +146,7 @@ def test_a_row_of_its_own_that_is_stored_nowhere(config):
     for name in ("enc", "cut"):
         run_stage("probe", config, "tile", name)
         run_stage("mil", config, "slide", name, "mean")
-    paths = Paths(config.results)
+    paths = config.paths
     for of in ("cut", "enc"):
         folder = paths.mil("slide", of, "mean")
         assert len(read_table(folder / "predictions.parquet", "predictions")) == PATIENTS
@@ -156,7 +155,7 @@ def test_a_row_of_its_own_that_is_stored_nowhere(config):
         for name in ("enc", "cut")
     }
     assert auroc["cut"].loc[("auroc", "all"), "value"] > 0.95
-    assert not paths.embeddings("clinic", "default", "cut", "all-0000").exists()
+    assert not paths.embeddings("clinic", "cut", "all-0000").exists()
     assert [run.name for run in config.runs_on("clinic")] == ["enc"]
     assert groups.plan(config, {}) == {"clinic": []}
     job = tasks.benchmark(config, "b")

@@ -9,14 +9,13 @@ import torch
 
 from stainssl.encoders.loading import load
 from stainssl.errors import StainsslError
-from stainssl.paths import Paths
 from stainssl.stages import embed, run_stage
 from stainssl.stores.embeddings import open_embeddings
 from stainssl.stores.pixels import open_pixels
 from stainssl.stores.tiles import read_tiles, write_tiles
 from tests.pretrain.world import cohort
 
-WORDS = ("small", "default", "train-0000")
+PLACE = ("small", "train-0000")
 
 
 @pytest.fixture(scope="module")
@@ -28,9 +27,7 @@ def config(tmp_path_factory):
 
 def _embedded(config):
     run_stage("embed", config, "small", "random", "train-0000")
-    return open_embeddings(
-        Paths(config.results).embeddings("small", "default", "random", "train-0000")
-    )
+    return open_embeddings(config.paths.embeddings("small", "random", "train-0000"))
 
 
 def test_a_vector_per_tile_in_its_slides_bag(config):
@@ -38,17 +35,17 @@ def test_a_vector_per_tile_in_its_slides_bag(config):
     assert found.slide_id == ["a0", "b1", "a2", "b3"]
     assert found.features.shape == (42, 96)
     assert bool(found.valid.all())
-    pixels = open_pixels(Paths(config.results).pixels(*WORDS))
+    pixels = open_pixels(config.paths.pixels(*PLACE))
     images = torch.from_numpy(pixels.images(np.arange(12, 23))).permute(0, 3, 1, 2)
-    expected = load(Paths(config.results).model("random"))(images)
+    expected = load(config.paths.model("random"))(images)
     np.testing.assert_allclose(found.read(found.rows("b1")), expected, atol=2e-2, rtol=1e-2)
 
 
 def test_places_are_those_of_the_tile_table_whatever_its_order(config):
-    paths = Paths(config.results)
-    tiles = read_tiles(paths.tiles(*WORDS))
+    paths = config.paths
+    tiles = read_tiles(paths.tiles(*PLACE))
     extra = tiles.iloc[:1].assign(tile=99, kept=False)
-    write_tiles(paths.tiles(*WORDS), pd.concat([tiles.iloc[::-1], extra]), {})
+    write_tiles(paths.tiles(*PLACE), pd.concat([tiles.iloc[::-1], extra]), {})
     found = _embedded(config)
     np.testing.assert_array_equal(found.x, found.tile * 48)
     assert set(found.y) == {7}
@@ -57,11 +54,11 @@ def test_places_are_those_of_the_tile_table_whatever_its_order(config):
 def test_pixels_of_another_tile_table_are_refused(tmp_path):
     config = cohort(tmp_path, counts=(4, 4))
     run_stage("pretrain", config, "random")
-    paths = Paths(config.results)
-    write_tiles(paths.tiles(*WORDS), read_tiles(paths.tiles(*WORDS)).iloc[:6], {})
+    paths = config.paths
+    write_tiles(paths.tiles(*PLACE), read_tiles(paths.tiles(*PLACE)).iloc[:6], {})
     with pytest.raises(StainsslError, match="2 of 8 tiles of the pixels are not in the tile table"):
         _embedded(config)
-    assert not paths.embeddings("small", "default", "random", "train-0000").exists()
+    assert not paths.embeddings("small", "random", "train-0000").exists()
 
 
 def test_encoders_that_do_not_fit_together_read_one_after_the_other(config, monkeypatch):
@@ -87,12 +84,12 @@ def test_two_encoders_in_one_reading_are_as_one_after_the_other(config):
     twice = config.model_copy(
         update={"encoders": {**config.encoders, "again": config.encoders["random"]}}
     )
-    paths = Paths(config.results)
+    paths = config.paths
     if not paths.model("again").exists():
         paths.model("again").parent.mkdir(parents=True)
         paths.model("again").symlink_to(paths.model("random").resolve())
     alone = np.asarray(_embedded(config).features)
     run_stage("embed", twice, "small", ["random", "again"], "train-0000")
     for name in ("random", "again"):
-        store = open_embeddings(paths.embeddings("small", "default", name, "train-0000"))
+        store = open_embeddings(paths.embeddings("small", name, "train-0000"))
         np.testing.assert_array_equal(np.asarray(store.features), alone)

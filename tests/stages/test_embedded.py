@@ -5,12 +5,11 @@ from __future__ import annotations
 import pandas as pd
 import zarr
 
-from stainssl.paths import Paths
 from stainssl.stages import run_stage
 from stainssl.stores.tiles import read_tiles, write_tiles
 from tests.pretrain.world import cohort, tile_table
 
-WORDS = ("small", "default", "train-0000")
+PLACE = ("small", "train-0000")
 
 
 def _spoil(path, tile: int) -> None:
@@ -22,29 +21,29 @@ def _spoil(path, tile: int) -> None:
 
 def test_lost_tiles_are_counted_by_slide(tmp_path):
     config = cohort(tmp_path, counts=(4, 5))
-    paths = Paths(config.results)
+    paths = config.paths
     run_stage("pretrain", config, "random")
-    _spoil(paths.pixels(*WORDS), 5)  # the second tile of the second slide
+    _spoil(paths.pixels(*PLACE), 5)  # the second tile of the second slide
     run_stage("embed", config, "small", "random", "train-0000")
     run_stage("embedded", config, "small", "random")
-    found = pd.read_csv(paths.embedded("small", "default", "random")).set_index("slide_id")
+    found = pd.read_csv(paths.embedded("small", "random")).set_index("slide_id")
     assert found["tiles"].to_dict() == {"a0": 4, "b1": 5}
     assert found["lost"].to_dict() == {"a0": 0, "b1": 1}
 
 
 def test_a_slide_that_broke_after_it_was_tiled_is_lost_whole(tmp_path):
     config = cohort(tmp_path, counts=(4, 5))
-    paths = Paths(config.results)
+    paths = config.paths
     run_stage("pretrain", config, "random")
     sheet = pd.read_csv(tmp_path / "slides.csv")
     more = sheet.iloc[:1].assign(slide_id="broken"), sheet.iloc[:1].assign(slide_id="empty")
     pd.concat([sheet, *more]).to_csv(tmp_path / "slides.csv", index=False)
-    tiles = [read_tiles(paths.tiles(*WORDS)), tile_table("broken", 3)]
+    tiles = [read_tiles(paths.tiles(*PLACE)), tile_table("broken", 3)]
     write_tiles(
-        paths.tiles(*WORDS), pd.concat([*tiles, tiles[1].iloc[:1].assign(tile=9, kept=False)]), {}
+        paths.tiles(*PLACE), pd.concat([*tiles, tiles[1].iloc[:1].assign(tile=9, kept=False)]), {}
     )
     run_stage("embed", config, "small", "random", "train-0000")
     run_stage("embedded", config, "small", "random")
-    found = pd.read_csv(paths.embedded("small", "default", "random")).set_index("slide_id")
+    found = pd.read_csv(paths.embedded("small", "random")).set_index("slide_id")
     assert found.loc["broken", ["tiles", "vectors", "lost"]].tolist() == [3, 0, 3]
     assert found.loc["empty", ["tiles", "vectors", "lost"]].tolist() == [0, 0, 0]

@@ -12,7 +12,6 @@ import pytest
 from stainssl.cohort import parts
 from stainssl.config import Config, parse
 from stainssl.demo import make
-from stainssl.paths import Paths
 from stainssl.stages import export, run_stage
 from stainssl.stores.embeddings import open_embeddings
 from tests.stages.trained import save_encoder
@@ -67,16 +66,16 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
 
 def test_its_tables_and_stores_are_there_and_empty(config: Config) -> None:
     assert list(parts(config, "clinic")) == ["train-0000", "train-0001", PART]
-    paths = Paths(config.results)
-    assert len(open_embeddings(paths.embeddings("clinic", "default", "enc", PART))) == 0
-    assert len(open_embeddings(paths.embeddings("clinic", "default", "enc", "train-0000"))) > 0
+    paths = config.paths
+    assert len(open_embeddings(paths.embeddings("clinic", "enc", PART))) == 0
+    assert len(open_embeddings(paths.embeddings("clinic", "enc", "train-0000"))) > 0
 
 
 def test_the_gate_and_the_count_of_vectors(config: Config) -> None:
     run_stage("statuses", config, "clinic")
     run_stage("gate", config, "clinic")
     run_stage("embedded", config, "clinic", "enc")
-    slides = pd.read_csv(Paths(config.results).embedded("clinic", "default", "enc"))
+    slides = pd.read_csv(config.paths.embedded("clinic", "enc"))
     assert slides.set_index("slide_id")["tiles"]["bad"] == 0
 
 
@@ -85,13 +84,13 @@ def test_probe_mil_robustness_and_the_table(config: Config) -> None:
     run_stage("mil", config, "her2", "enc", "mean")
     run_stage("robustness", config, "enc")
     run_stage("benchmark", config, "main")
-    assert Paths(config.results).benchmark("main").joinpath("table.csv").exists()
+    assert config.paths.benchmark("main").joinpath("table.csv").exists()
 
 
 def test_target_and_pretraining(config: Config) -> None:
     run_stage("target", config, "own")
     run_stage("pretrain", config, "own")
-    assert Paths(config.results).model("own").exists()
+    assert config.paths.model("own").exists()
 
 
 def test_export(config: Config, tmp_path: Path) -> None:
@@ -111,5 +110,5 @@ def test_import_of_a_part_without_files(config: Config) -> None:
         run_stage("embed", config, "clinic", "files", part)
     run_stage("embedded", config, "clinic", "files")
     run_stage("mil", config, "her2", "files", "mean")
-    paths = Paths(config.results)
-    assert len(open_embeddings(paths.embeddings("clinic", "default", "files", PART))) == 0
+    paths = config.paths
+    assert len(open_embeddings(paths.embeddings("clinic", "files", PART))) == 0

@@ -18,7 +18,6 @@ import zarr
 
 from stainssl.config import Encoder
 from stainssl.errors import StainsslError
-from stainssl.paths import Paths
 from stainssl.stages import export, run_stage
 from stainssl.stores.embeddings import open_embeddings
 from stainssl.stores.tables import read_table
@@ -38,9 +37,7 @@ def exported(trained, tmp_path_factory):
 
 
 def _bag(trained):
-    store = open_embeddings(
-        Paths(trained.config.results).embeddings("clinic", "default", "enc", "train-0000")
-    )
+    store = open_embeddings(trained.config.paths.embeddings("clinic", "enc", "train-0000"))
     rows = store.rows(SLIDE)
     return np.asarray(store.features[rows]), np.stack([store.x[rows], store.y[rows]], axis=1)
 
@@ -127,7 +124,7 @@ def test_qupath_gets_a_tasks_attention(trained, tmp_path):
         export.run(trained.config, "qupath", "clinic", "enc", tmp_path)
     export.run(trained.config, "qupath", "clinic", "enc", tmp_path, task="slide", head="abmil",
                pictures=False)  # fmt: skip
-    folder = Paths(trained.config.results).mil("slide", "enc", "abmil")
+    folder = trained.config.paths.mil("slide", "enc", "abmil")
     attention = read_table(folder / "attention.parquet", "attention")
     assert _names(tmp_path, ".geojson") == set(attention["slide_id"])
     features = json.loads((tmp_path / f"{SLIDE}.geojson").read_text())["features"]
@@ -148,7 +145,7 @@ def _importing(trained, tmp_path, features):
 
 
 def _imported(config, part="train-0000"):
-    return open_embeddings(Paths(config.results).embeddings("clinic", "default", "theirs", part))
+    return open_embeddings(config.paths.embeddings("clinic", "theirs", part))
 
 
 @pytest.mark.parametrize(

@@ -60,12 +60,12 @@ def few(small: Path, tmp_path: Path) -> Path:
 
 
 def _embed(config: Config) -> None:
-    encoder, paths = load(config.encoders["net"].weights or ""), Paths(config.results)
+    encoder, paths = load(config.encoders["net"].weights or ""), config.paths
     for split in PATIENTS:
-        store = open_pixels(paths.pixels("clinic", "default", f"{split}-0000"))
+        store = open_pixels(paths.pixels("clinic", f"{split}-0000"))
         zeros = np.zeros(len(store), np.int64)
         write_embeddings(
-            paths.embeddings("clinic", "default", "net", f"{split}-0000"),
+            paths.embeddings("clinic", "net", f"{split}-0000"),
             slide_id=store.slide_id, counts=np.bincount(store.slide).tolist(), dim=encoder.dim,
             blocks=[one for (one,) in embed_pixels([encoder], store)], tile=store.tile, x=zeros,
             y=zeros, settings={},
@@ -79,12 +79,12 @@ def _auroc(folder: Path) -> float:
 
 def _tuned(config: Config) -> pd.DataFrame:
     run_stage("finetune", config, "tuned", "net")
-    folder = Paths(config.results).fine_tuned("tuned", "net")
+    folder = config.paths.fine_tuned("tuned", "net")
     return read_table(folder / "predictions.parquet", "predictions")
 
 
 def test_it_learns_a_label_that_a_frozen_network_does_not_tell(world: Path) -> None:
-    paths = Paths(config_of(world).results)
+    paths = config_of(world).paths
     said = read_table(paths.fine_tuned("tuned", "net") / "predictions.parquet", "predictions")
     assert _auroc(paths.fine_tuned("tuned", "net")) > 0.9
     assert _auroc(paths.probe("probed", "net")) < 0.75
@@ -99,7 +99,7 @@ def test_it_learns_a_label_that_a_frozen_network_does_not_tell(world: Path) -> N
 def test_the_table_names_the_protocol_and_asks_for_no_few_shot_curve(world: Path) -> None:
     config = config_of(world, LEARNS)
     run_stage("benchmark", config, "main")
-    folder = Paths(config.results).benchmark("main")
+    folder = config.paths.benchmark("main")
     text = (folder / "table.md").read_text()
     assert "| net | linear |" in text
     assert "| net | fine-tune |" in text
@@ -122,7 +122,7 @@ def test_the_page_finds_what_the_network_says(world: Path) -> None:
 def test_labels_of_test_patients_decide_nothing(few: Path) -> None:
     config = config_of(few, FEW)
     before = _tuned(config)
-    path = Paths(config.results).labels("clinic", "default", "test-0000")
+    path = config.paths.labels("clinic", "test-0000")
     table = read_labels(path)
     write_labels(path, table.assign(odd=1 - table["odd"]), {})
     after = _tuned(config)
@@ -170,7 +170,7 @@ def test_a_killed_job_goes_on_to_the_same_answer(
         return step
 
     monkeypatch.setattr(library, "CHECKPOINT_SECONDS", 0.0)  # one each step
-    shutil.rmtree(Paths(config.results).fine_tuned("tuned", "net"))
+    shutil.rmtree(config.paths.fine_tuned("tuned", "net"))
     for steps in (2, 5):
         monkeypatch.setattr(library, "_learn", killed_after(steps))
         with pytest.raises(Killed):
@@ -180,7 +180,7 @@ def test_a_killed_job_goes_on_to_the_same_answer(
         again = _tuned(config)
     assert "going on from step" in caplog.text
     pd.testing.assert_frame_equal(whole, again)
-    left = Paths(config.results).tuning("tuned", "net")
+    left = config.paths.tuning("tuned", "net")
     assert not list(left.glob("*.safetensors"))
 
 
@@ -244,7 +244,7 @@ def test_consistency_changes_what_is_learnt(few: Path) -> None:
 
 def _relabel(folder: Path, split: str, value: float | None, patients: int | None = None) -> None:
     """One label for all tiles of a split, or unknown; of its first patients only."""
-    path = Paths(folder / "results").labels("clinic", "default", f"{split}-0000")
+    path = Paths(folder / "results", {"clinic": "default"}).labels("clinic", f"{split}-0000")
     table = read_labels(path)
     slides = table["slide_id"].unique()[:patients]
     there = table["slide_id"].isin(slides)

@@ -4,14 +4,13 @@ import pytest
 
 from stainssl.errors import StainsslError
 from stainssl.evaluation.folds import read_folds
-from stainssl.paths import Paths
 from stainssl.stages import run_stage
 from tests.evaluation.world import make_config, sheet_of
 
 
 def test_the_same_sheet_gives_the_same_bytes(tmp_path):
     config = make_config(tmp_path, sheet_of({"a": 6, "b": 6, "c": 4}))
-    path = Paths(config.results).folds("her2")
+    path = config.paths.folds("her2")
     run_stage("folds", config, "her2")
     first = path.read_bytes()
     path.unlink()
@@ -34,7 +33,7 @@ def test_the_log_counts_classes_and_unknown_words_once(tmp_path, caplog):
 def test_a_tile_task_whose_label_is_in_the_annotations_splits_by_the_sheet(tmp_path):
     config = make_config(tmp_path, sheet_of({"a": 6, "b": 6, "c": 4}))
     run_stage("folds", config, "tumor")
-    made = read_folds(Paths(config.results).folds("tumor"))
+    made = read_folds(config.paths.folds("tumor"))
     assert set(made.loc[made["role"] == "test", "patient_id"]) == {"c0", "c1", "c2", "c3"}
 
 
@@ -44,7 +43,7 @@ def test_the_message_names_the_task_and_the_patients(tmp_path):
     config = make_config(tmp_path, sheet)
     with pytest.raises(StainsslError, match=r"tasks\.her2: .*'her2'.*a0"):
         run_stage("folds", config, "her2")
-    assert not Paths(config.results).folds("her2").exists()
+    assert not config.paths.folds("her2").exists()
 
 
 def test_fewer_patients_than_folds_is_refused(tmp_path):

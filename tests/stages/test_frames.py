@@ -12,7 +12,6 @@ import pytest
 
 from stainssl.config import Config, parse
 from stainssl.export.qupath import tile_objects, write_geojson
-from stainssl.paths import Paths
 from stainssl.slides.annotation_files import read_annotations
 from stainssl.slides.annotations import tile_fractions
 from stainssl.slides.frames import in_slide, origin_of
@@ -70,7 +69,7 @@ def config_of(root: Path, **words: Any) -> Config:
 
 def kept_tiles(config: Config) -> pd.DataFrame:
     run_stage("tile", config, "c", PART)
-    found = read_tiles(Paths(config.results).tiles("c", "default", PART))
+    found = read_tiles(config.paths.tiles("c", PART))
     return found[found["kept"]].reset_index(drop=True)
 
 
@@ -102,7 +101,7 @@ def test_annotations_lie_where_they_were_drawn(
     config = config_of(root, annotations=str(root / f"{{slide_id}}{suffix}"), **words)
     tiles = kept_tiles(config)
     run_stage("label", config, "c", PART)
-    labels = read_labels(Paths(config.results).labels("c", "default", PART))
+    labels = read_labels(config.paths.labels("c", PART))
     assert is_inside(tiles).sum() == 16
     assert np.array_equal(labels["tumor"] == 1, is_inside(tiles))
 
@@ -119,7 +118,7 @@ def test_regions_lie_where_they_were_drawn(root: Path, frame: str, origin: tuple
 def test_what_goes_to_qupath_comes_back_to_the_same_tiles(root: Path) -> None:
     config = config_of(root)
     tiles = kept_tiles(config)
-    bounds = read_bounds(Paths(config.results).qc("c", "default", PART))["s"]
+    bounds = read_bounds(config.paths.qc("c", PART))["s"]
     x, y, side = (tiles[c].to_numpy() for c in ("x", "y", "side"))
     path = root / "out.geojson"
     write_geojson(path, tile_objects(x, y, side.astype(float), {}, bounds[:2]))

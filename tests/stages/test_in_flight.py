@@ -17,7 +17,6 @@ from PIL import Image
 
 from stainssl.config import Config, dump, parse
 from stainssl.errors import StainsslError
-from stainssl.paths import Paths
 from stainssl.runtime import parallel
 from stainssl.slides import errors
 from stainssl.slides.errors import translate_errors
@@ -80,10 +79,10 @@ def _files(config: Config) -> dict[str, bytes]:
 
 def _slide_ids(config: Config, verb: str) -> list[str]:
     """The slides that a verb made something of."""
-    paths = Paths(config.results)
+    paths = config.paths
     if verb == "pixels":
-        return open_pixels(paths.pixels("c", "default", "all-0000")).slide_id
-    qc = read_qc(paths.qc("c", "default", "all-0000"))
+        return open_pixels(paths.pixels("c", "all-0000")).slide_id
+    qc = read_qc(paths.qc("c", "all-0000"))
     return qc.loc[qc["status"] == "ok", "slide_id"].tolist()
 
 

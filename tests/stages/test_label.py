@@ -13,7 +13,6 @@ import pytest
 from stainssl.cohort import check, outlined
 from stainssl.config import Config, parse
 from stainssl.errors import StainsslError
-from stainssl.paths import Paths
 from stainssl.stages import label, run_stage
 from stainssl.stores.tiles import read_labels, write_qc, write_tiles
 
@@ -42,14 +41,14 @@ def tiles_of(
     frame = pd.DataFrame(rows, columns=["slide_id", "tile", "x", "y", "kept"])
     frame = frame.assign(side=100, tissue=1.0, sharpness=1.0, pen=0.0, saturation=0.1, od=0.1)
     frame = frame.assign(reason=["" if kept else "tissue" for kept in frame["kept"]])
-    write_tiles(Paths(config.results).tiles("c", "default", PART), frame, {})
+    write_tiles(config.paths.tiles("c", PART), frame, {})
     qc = pd.DataFrame({"slide_id": SHEET["slide_id"], "bounds": json.dumps(bounds)})
-    write_qc(Paths(config.results).qc("c", "default", PART), qc, {})
+    write_qc(config.paths.qc("c", PART), qc, {})
 
 
 def labels_of(config: Config) -> pd.DataFrame:
     run_stage("label", config, "c", PART)
-    return read_labels(Paths(config.results).labels("c", "default", PART))
+    return read_labels(config.paths.labels("c", PART))
 
 
 def square(name: str, x0: float, x1: float) -> dict[str, Any]:

@@ -9,7 +9,6 @@ import pytest
 from stainssl.config import Config, parse
 from stainssl.errors import StainsslError
 from stainssl.mil.predict import load_model
-from stainssl.paths import Paths
 from stainssl.stages import mil, run_stage
 from stainssl.stores.embeddings import write_embeddings
 from stainssl.stores.tables import read_table
@@ -40,7 +39,7 @@ def _write_parts(config: Config, sheet: pd.DataFrame, rng: np.random.Generator) 
         blocks.append(features.astype(np.float16))
     blocks[1][4, 2] = np.nan  # a tile that could not be embedded
     index = np.concatenate([np.arange(n) for n in counts])
-    path = Paths(config.results).embeddings("clinic", "default", "enc", "all-0000")
+    path = config.paths.embeddings("clinic", "enc", "all-0000")
     write_embeddings(
         path, slide_id=sheet["slide_id"].tolist(), counts=counts, dim=DIM, blocks=blocks,
         tile=index.astype(np.int32), x=index * 256, y=index * 0, settings={},
@@ -75,7 +74,7 @@ def config(tmp_path, rng) -> Config:
 def test_every_known_patient_with_tiles_is_tested_once_a_repeat(config, head, caplog):
     caplog.set_level("INFO")
     run_stage("mil", config, "patient", "enc", head)
-    folder = Paths(config.results).mil("patient", "enc", head)
+    folder = config.paths.mil("patient", "enc", head)
     predictions = read_table(folder / "predictions.parquet", "predictions")
     assert list(predictions) == [
         "patient_id", "slide_id", "site", "repeat", "fold", "y", "p_0", "p_1",
@@ -95,7 +94,7 @@ def test_every_known_patient_with_tiles_is_tested_once_a_repeat(config, head, ca
 
 def test_a_slide_task_keeps_slides_apart(config):
     run_stage("mil", config, "slide", "enc", "mean")
-    folder = Paths(config.results).mil("slide", "enc", "mean")
+    folder = config.paths.mil("slide", "enc", "mean")
     predictions = read_table(folder / "predictions.parquet", "predictions")
     assert {"s0", "s0-second"} <= set(predictions["slide_id"])
     assert set(predictions.query("patient_id == 'p0'")["slide_id"]) == {"s0", "s0-second"}
@@ -103,7 +102,7 @@ def test_a_slide_task_keeps_slides_apart(config):
 
 def test_attention_names_the_tiles_of_test_slides(config):
     run_stage("mil", config, "patient", "enc", "abmil")
-    folder = Paths(config.results).mil("patient", "enc", "abmil")
+    folder = config.paths.mil("patient", "enc", "abmil")
     table = read_table(folder / "attention.parquet", "attention")
     assert list(table) == ["slide_id", "tile", "x", "y", "attention"]
     assert set(table["slide_id"]) == {*(f"s{i}" for i in range(15) if i != 3), "s0-second"}
@@ -114,14 +113,14 @@ def test_attention_names_the_tiles_of_test_slides(config):
 
 def test_each_fold_leaves_its_model(config):
     run_stage("mil", config, "patient", "enc", "abmil")
-    models = Paths(config.results).mil("patient", "enc", "abmil") / "models"
+    models = config.paths.mil("patient", "enc", "abmil") / "models"
     names = {f"repeat{r}-fold{f}" for r in range(2) for f in range(3)}
     assert {path.stem for path in models.iterdir()} == names
     assert load_model(models / "repeat1-fold2").target.names == ("0", "1")
 
 
 def test_run_twice_gives_the_same_predictions(config):
-    file = Paths(config.results).mil("patient", "enc", "abmil") / "predictions.parquet"
+    file = config.paths.mil("patient", "enc", "abmil") / "predictions.parquet"
     run_stage("mil", config, "patient", "enc", "abmil")
     first = file.read_bytes()
     run_stage("mil", config, "patient", "enc", "abmil")
@@ -129,17 +128,17 @@ def test_run_twice_gives_the_same_predictions(config):
 
 
 def test_a_leaked_patient_is_refused_and_nothing_is_written(config):
-    path = Paths(config.results).folds("patient")
+    path = config.paths.folds("patient")
     table = pd.read_csv(path)
     leaked = table[(table["role"] == "train") & (table["fold"] == 0)].head(1).assign(role="test")
     pd.concat([table, leaked]).to_csv(path, index=False)
     with pytest.raises(StainsslError, match=leaked["patient_id"].item()):
         run_stage("mil", config, "patient", "enc", "mean")
-    assert not Paths(config.results).mil("patient", "enc", "mean").exists()
+    assert not config.paths.mil("patient", "enc", "mean").exists()
 
 
 def test_folds_of_one_training_class_name_task_and_fold(config):
-    path = Paths(config.results).folds("patient")
+    path = config.paths.folds("patient")
     table = pd.read_csv(path)
     negative = table["patient_id"].str[1:].astype(int) % 2 == 0
     table[negative | (table["role"] == "test")].to_csv(path, index=False)
@@ -148,12 +147,12 @@ def test_folds_of_one_training_class_name_task_and_fold(config):
 
 
 def test_a_fold_whose_test_patients_have_one_class_is_pooled(config):
-    path = Paths(config.results).folds("patient")
+    path = config.paths.folds("patient")
     table = pd.read_csv(path)
     negative = table["patient_id"].str[1:].astype(int) % 2 == 0
     table[~((table["fold"] == 0) & (table["role"] == "test") & negative)].to_csv(path, index=False)
     run_stage("mil", config, "patient", "enc", "mean")
-    metrics = pd.read_csv(Paths(config.results).mil("patient", "enc", "mean") / "metrics.csv")
+    metrics = pd.read_csv(config.paths.mil("patient", "enc", "mean") / "metrics.csv")
     assert np.isfinite(metrics.query("metric == 'auroc' and group == 'all'")["value"].item())
 
 
@@ -182,7 +181,7 @@ def test_two_cohorts_with_a_slide_of_one_name_are_refused(config):
 
 
 def test_a_task_that_does_not_fit_in_memory_gives_the_same_predictions(config, monkeypatch):
-    file = Paths(config.results).mil("patient", "enc", "abmil") / "predictions.parquet"
+    file = config.paths.mil("patient", "enc", "abmil") / "predictions.parquet"
     run_stage("mil", config, "patient", "enc", "abmil")
     first = file.read_bytes()
     monkeypatch.setattr(mil, "MAX_BYTES", 300)
@@ -192,7 +191,7 @@ def test_a_task_that_does_not_fit_in_memory_gives_the_same_predictions(config, m
 
 def _with_external(config: Config, rng: np.random.Generator, **columns: object) -> Config:
     """The config with a second cohort of other patients, written like the first."""
-    folder = Paths(config.results).results.parent
+    folder = config.paths.results.parent
     sheet = _sheet().assign(**columns) if columns else _sheet()
     sheet = sheet.assign(slide_id="x" + sheet["slide_id"], patient_id="x" + sheet["patient_id"])
     sheet.to_csv(folder / "other.csv", index=False)
@@ -208,7 +207,7 @@ def _with_external(config: Config, rng: np.random.Generator, **columns: object) 
         blocks.append(features.astype(np.float16))
     index = np.concatenate([np.arange(8)] * len(sheet))
     write_embeddings(
-        Paths(made.results).embeddings("other", "default", "enc", "all-0000"),
+        made.paths.embeddings("other", "enc", "all-0000"),
         slide_id=sheet["slide_id"].tolist(), counts=counts, dim=DIM, blocks=blocks,
         tile=index.astype(np.int32), x=index * 256, y=index * 0, settings={},
     )  # fmt: skip
@@ -218,7 +217,7 @@ def _with_external(config: Config, rng: np.random.Generator, **columns: object) 
 def test_an_external_cohort_is_answered_by_every_model_and_trains_none(config, rng):
     made = _with_external(config, rng)
     run_stage("mil", config, "patient", "enc", "mean")
-    folder = Paths(made.results).mil("patient", "enc", "mean")
+    folder = made.paths.mil("patient", "enc", "mean")
     before = read_table(folder / "predictions.parquet", "predictions")
     run_stage("mil", made, "patient", "enc", "mean")
     pd.testing.assert_frame_equal(read_table(folder / "predictions.parquet", "predictions"), before)

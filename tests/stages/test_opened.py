@@ -13,7 +13,6 @@ from typer.testing import CliRunner, Result
 
 from stainssl.cli import app
 from stainssl.config import load
-from stainssl.paths import Paths
 from stainssl.stages import run_stage
 from stainssl.stores.tiles import read_qc
 from tests.slides.conftest import stained, write_svs
@@ -61,7 +60,7 @@ def test_every_slide_is_told_as_the_run_will_find_it(folder: Path) -> None:
     assert not (folder / "results").exists()
     config = load(folder / "config.yaml")
     run_stage("tile", config, "c", "all-0000")
-    run = read_qc(Paths(config.results).qc("c", "default", "all-0000"))
+    run = read_qc(config.paths.qc("c", "all-0000"))
     seen = pd.read_csv(folder / "seen" / "c" / "slides.csv", keep_default_na=False)
     expected = pd.read_csv(_as_csv(run, folder), keep_default_na=False)
     pd.testing.assert_frame_equal(seen[SAME], expected[SAME])

@@ -9,7 +9,6 @@ import pytest
 from stainssl.cohort import check, task_summary
 from stainssl.config import parse
 from stainssl.mil.predict import load_models
-from stainssl.paths import Paths
 from stainssl.stages import run_stage
 from stainssl.stages.predict import FOREIGN, summary
 from stainssl.stores.tables import read_table
@@ -55,7 +54,7 @@ def made(tmp_path_factory):
 
 
 def test_heads_learn_the_order(made):
-    folder = Paths(made.results).mil("third", "enc", "mean")
+    folder = made.paths.mil("third", "enc", "mean")
     table = read_table(folder / "predictions.parquet", "predictions")
     assert list(table)[5:] == ["y", "p_low", "p_middle", "p_high", "grade"]
     assert len(table) == PATIENTS - 1
@@ -69,7 +68,7 @@ def test_heads_learn_the_order(made):
 
 
 def test_the_table_has_kappa_cuts_and_baselines(made):
-    folder = Paths(made.results).benchmark("main")
+    folder = made.paths.benchmark("main")
     text = (folder / "table.md").read_text()
     assert "third: weighted kappa (27 patients, 3 classes)" in text
     assert "third: AUROC over cuts" in text
@@ -80,7 +79,7 @@ def test_the_table_has_kappa_cuts_and_baselines(made):
 
 
 def test_new_cases_are_called_the_median_class(made):
-    models = load_models(Paths(made.results).mil("third", "enc", "mean") / "models")
+    models = load_models(made.paths.mil("third", "enc", "mean") / "models")
     target = next(iter(models.values())).target
     answers = np.array([[0.4, 0.25, 0.35], [0.1, 0.1, 0.8]])
     rows = pd.DataFrame({"patient_id": ["a", "b"], **target.columns(answers)})

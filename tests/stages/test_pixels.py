@@ -13,7 +13,6 @@ from PIL import Image
 
 from stainssl.config import Config, parse
 from stainssl.errors import SlideError, Status
-from stainssl.paths import Paths
 from stainssl.slides import errors
 from stainssl.slides.errors import translate_errors
 from stainssl.slides.readers.patches import PatchFile
@@ -48,7 +47,7 @@ def patches(tmp_path: Path, rng: np.random.Generator) -> Config:
 
 
 def _store(config: Config) -> Path:
-    return Paths(config.results).pixels("c", "default", "all-0000")
+    return config.paths.pixels("c", "all-0000")
 
 
 def test_every_tile_is_stored_with_its_profiles(patches: Config, tmp_path: Path) -> None:

@@ -12,7 +12,6 @@ import pytest
 
 from stainssl.cohort import outside_problems
 from stainssl.errors import StainsslError
-from stainssl.paths import Paths
 from stainssl.stages import export, predict
 from stainssl.stores.tables import read_table
 from stainssl.view.contents import Contents
@@ -42,7 +41,7 @@ def predicted(trained, tmp_path_factory):
 
 
 def _own(trained, task, name):
-    folder = Paths(trained.config.results).mil(task, "enc", "abmil")
+    folder = trained.config.paths.mil(task, "enc", "abmil")
     return read_table(folder / f"{name}.parquet", name)
 
 

@@ -15,7 +15,6 @@ from stainssl.encoders.loading import load
 from stainssl.encoders.saving import save_local_dir
 from stainssl.encoders.standards import standard
 from stainssl.errors import StainsslError
-from stainssl.paths import Paths
 from stainssl.plan import encoders as plan
 from stainssl.plan import groups
 from stainssl.stages import predict, run_stage
@@ -61,17 +60,13 @@ def config(tmp_path_factory):
 
 
 def _vectors(config, name):
-    store = open_embeddings(
-        Paths(config.results).embeddings("small", "default", name, "train-0000")
-    )
+    store = open_embeddings(config.paths.embeddings("small", name, "train-0000"))
     return store.read(slice(0, len(store))).astype(np.float32) / store.scale
 
 
 def _wanted(config, name):
     if name == "mean":
-        return profile_from_json(
-            json.loads(Paths(config.results).target("mean").read_text())["fallback"]
-        )
+        return profile_from_json(json.loads(config.paths.target("mean").read_text())["fallback"])
     method = "reinhard" if name == "other" else "macenko"
     given = config.encoders[name].preprocess
     return StainProfile.reference(method) if given == "reference" else standard(method, Path(given))
@@ -79,7 +74,7 @@ def _wanted(config, name):
 
 @pytest.mark.parametrize("name", ["reference", "mean", "other", "file"])
 def test_vectors_are_those_of_normalized_tiles(config, name):
-    store = open_pixels(Paths(config.results).pixels("small", "default", "train-0000"))
+    store = open_pixels(config.paths.pixels("small", "train-0000"))
     tiles = torch.from_numpy(store.images(np.arange(len(store))))
     tiles = tiles.permute(0, 3, 1, 2).contiguous()
     target = _wanted(config, name)
@@ -95,13 +90,13 @@ def _stains(config, name):
     if name == "list":
         file = Path(config.encoders["file"].preprocess)
         return [StainProfile.reference("macenko"), standard("macenko", file)]
-    target = json.loads(Paths(config.results).target(name).read_text())
+    target = json.loads(config.paths.target(name).read_text())
     return [profile_from_json(one["profile"]) for one in target["candidates"]]
 
 
 @pytest.mark.parametrize(("name", "count"), [("each", 3), ("list", 2)])
 def test_vectors_are_the_mean_over_several_stains_of_a_tile(config, name, count):
-    store = open_pixels(Paths(config.results).pixels("small", "default", "train-0000"))
+    store = open_pixels(config.paths.pixels("small", "train-0000"))
     tiles = torch.from_numpy(store.images(np.arange(len(store)))).permute(0, 3, 1, 2).contiguous()
     plain, own = load(config.encoders["plain"].weights), estimate(tiles, "macenko")
     stains = _stains(config, name)
@@ -148,7 +143,7 @@ def test_what_tiles_are_normalized_to_is_part_of_the_job(config):
     assert set(group) == {"plain", "reference", "other", "file", "list"}
     for name in ("mean", "each"):
         job = plan.embed(config, "small", name, "train-0000")
-        assert job.inputs()["targets"] == [str(Paths(config.results).target(name))]
+        assert job.inputs()["targets"] == [str(config.paths.target(name))]
 
 
 def test_two_standards_are_refused(config):

@@ -19,7 +19,6 @@ import torch
 from stainssl.config import dump
 from stainssl.encoders.loading import load
 from stainssl.errors import StainsslError
-from stainssl.paths import Paths
 from stainssl.plan import encoders as plan_encoders
 from stainssl.stages import pretrain, run_stage
 from stainssl.stain import StainProfile, normalize
@@ -39,12 +38,12 @@ def trained(tmp_path_factory):
 
 
 def _weights(config, name):
-    return (Paths(config.results).model(name) / "model.safetensors").read_bytes()
+    return (config.paths.model(name) / "model.safetensors").read_bytes()
 
 
 @pytest.mark.parametrize("name", ["si", "simclr", "random"])
 def test_the_model_loads_with_timm(trained, name):
-    path = Paths(trained.results).model(name)
+    path = trained.paths.model(name)
     model = timm.create_model(f"local-dir:{path}", pretrained=True, num_classes=0).eval()
     assert bool(torch.isfinite(model(torch.rand(2, 3, 32, 32))).all())
     assert tuple(model.pretrained_cfg["input_size"]) == (3, 32, 32)
@@ -56,29 +55,29 @@ def test_methods_end_in_different_weights(trained):
 
 def test_who_was_seen(trained):
     for name in ("si", "simclr"):
-        seen = pd.read_csv(Paths(trained.results).seen(name))
+        seen = pd.read_csv(trained.paths.seen(name))
         assert seen.to_dict("list") == {
             "patient_id": ["p1", "p2", "p3"],
             "cohort": ["small"] * 3,
             "slides": [2, 1, 1],
             "tiles": [23, 10, 9],
         }
-    assert pd.read_csv(Paths(trained.results).seen("random")).empty
+    assert pd.read_csv(trained.paths.seen("random")).empty
 
 
 def test_figures(trained):
-    rows = pd.read_csv(Paths(trained.results).metrics("si"))
+    rows = pd.read_csv(trained.paths.metrics("si"))
     assert rows["epoch"].tolist() == [0, 1, 2]
     assert rows["step"].tolist() == [0, 5, 10]
-    assert pd.read_csv(Paths(trained.results).metrics("random")).empty
-    assert Paths(trained.results).curves("random").is_file()
+    assert pd.read_csv(trained.paths.metrics("random")).empty
+    assert trained.paths.curves("random").is_file()
 
 
 def test_the_card(trained):
-    card = (Paths(trained.results).model("si") / "README.md").read_text(encoding="utf-8")
+    card = (trained.paths.model("si") / "README.md").read_text(encoding="utf-8")
     for part in ("stain-invariant", "3: p1, p2, p3", "42 of 48 px at 0.5", "macenko, views: one"):
         assert part in card
-    random = (Paths(trained.results).model("random") / "README.md").read_text(encoding="utf-8")
+    random = (trained.paths.model("random") / "README.md").read_text(encoding="utf-8")
     assert "none: random weights" in random
 
 
@@ -114,7 +113,7 @@ def test_a_killed_process_goes_on_to_the_same_weights(trained, tmp_path, caplog)
         capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == -9, done.stderr
-    assert not Paths(config.results).model("si").exists()
+    assert not config.paths.model("si").exists()
     with caplog.at_level("INFO"):
         run_stage("pretrain", config, "si")
     assert "going on from step 6 of 10" in caplog.text  # in the middle of the second epoch
@@ -177,7 +176,7 @@ def test_every_dial_of_the_method_trains(tmp_path, keys):
     config = cohort(tmp_path, counts=(6, 6), steps=2, **keys)
     run_stage("target", config, "si")
     run_stage("pretrain", config, "si")
-    assert pd.read_csv(Paths(config.results).metrics("si"))["loss"].notna().any()
+    assert pd.read_csv(config.paths.metrics("si"))["loss"].notna().any()
 
 
 def test_a_drawn_normalizer_has_the_same_tiles_for_targets(tmp_path):
@@ -185,7 +184,7 @@ def test_a_drawn_normalizer_has_the_same_tiles_for_targets(tmp_path):
         tmp_path, counts=(6, 6), normalizer=["macenko", "reinhard"], target={"policy": "spread"}
     )
     run_stage("target", config, "si")
-    paths, job = Paths(config.results), plan_encoders.pretrain(config, "si")
+    paths, job = config.paths, plan_encoders.pretrain(config, "si")
     cohorts, encoder = pretrain._open(job), job.encoder
     content = pretrain._target(paths.target("si"))
     macenko, reinhard = pretrain._stain(cohorts, encoder, content).stainings
@@ -203,7 +202,7 @@ def test_a_drawn_normalizer_has_the_same_tiles_for_targets(tmp_path):
 def test_rivals_with_stain_jitter_train(tmp_path, jitter):
     config = cohort(tmp_path, counts=(6, 6), steps=2, stain_jitter=jitter, method="simclr")
     run_stage("pretrain", config, "simclr")
-    card = (Paths(config.results).model("simclr") / "README.md").read_text(encoding="utf-8")
+    card = (config.paths.model("simclr") / "README.md").read_text(encoding="utf-8")
     assert f"of stain: {jitter}" in card
 
 
@@ -213,9 +212,9 @@ def test_preprocessing_is_done_in_use_too(tmp_path):
     config = config.model_copy(update={"encoders": changed})
     run_stage("target", config, "simclr")
     run_stage("pretrain", config, "simclr")
-    path = Paths(config.results).model("simclr")
+    path = config.paths.model("simclr")
     encoder = load(path)
-    wanted = json.loads(Paths(config.results).target("simclr").read_text())["fallback"]
+    wanted = json.loads(config.paths.target("simclr").read_text())["fallback"]
     np.testing.assert_allclose(encoder.standard.matrix, wanted["matrix"], atol=1e-6)
     tiles = torch.from_numpy(images(6, "a")).permute(0, 3, 1, 2).contiguous()
     own = profiles(images(6, "a"))
@@ -233,9 +232,9 @@ def test_a_tile_label_supervises(tmp_path):
     keys = {"label": "tumor", "supervised_weight": 1.0}
     encoder = config.encoders["si"].model_copy(update=keys)
     config = config.model_copy(update={"encoders": {"si": encoder}})
-    paths = Paths(config.results)
-    table = read_tiles(paths.tiles("small", "default", "train-0000"))[["slide_id", "tile"]]
-    path = paths.labels("small", "default", "train-0000")
+    paths = config.paths
+    table = read_tiles(paths.tiles("small", "train-0000"))[["slide_id", "tile"]]
+    path = paths.labels("small", "train-0000")
     run_stage("target", config, "si")
     write_labels(path, table.assign(tumor=np.float32(1)), {})
     with pytest.raises(StainsslError, match="fewer than two classes of 'tumor'"):
@@ -253,8 +252,8 @@ def test_a_tile_label_supervises(tmp_path):
 
 
 def test_figures_are_there_while_it_runs(trained):
-    live = pd.read_csv(Paths(trained.results).checkpoints("si") / "metrics.csv")
-    assert live.equals(pd.read_csv(Paths(trained.results).metrics("si")))
+    live = pd.read_csv(trained.paths.checkpoints("si") / "metrics.csv")
+    assert live.equals(pd.read_csv(trained.paths.metrics("si")))
 
 
 def test_more_devices_than_a_batch_can_feed(caplog):
@@ -266,7 +265,7 @@ def test_more_devices_than_a_batch_can_feed(caplog):
 
 def test_a_half_written_store_and_another_schema_are_sentences(tmp_path):
     config = cohort(tmp_path, counts=(4, 4))
-    store = Paths(config.results).pixels("small", "default", "train-0000")
+    store = config.paths.pixels("small", "train-0000")
     header = json.loads((store / "zarr.json").read_text())
     header["attributes"]["schema"] = 99
     (store / "zarr.json").write_text(json.dumps(header))
@@ -281,4 +280,4 @@ def test_a_half_written_store_and_another_schema_are_sentences(tmp_path):
     shutil.rmtree(store)
     with pytest.raises(StainsslError, match="is missing"):
         run_stage("pretrain", config, "simclr")
-    assert not Paths(config.results).model("simclr").exists()
+    assert not config.paths.model("simclr").exists()

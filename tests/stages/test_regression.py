@@ -9,7 +9,6 @@ from scipy.stats import spearmanr
 
 from stainssl.cohort import check, task_summary
 from stainssl.config import Config, parse
-from stainssl.paths import Paths
 from stainssl.stages import predict, run_stage
 from stainssl.stores.embeddings import write_embeddings
 from stainssl.stores.tables import read_table
@@ -30,7 +29,7 @@ def _write(config: Config, cohort: str, sheet: pd.DataFrame, rng: np.random.Gene
         blocks.append(features.astype(np.float16))
     index = np.tile(np.arange(9), len(sheet))
     write_embeddings(
-        Paths(config.results).embeddings(cohort, "default", "enc", "all-0000"),
+        config.paths.embeddings(cohort, "enc", "all-0000"),
         slide_id=sheet["slide_id"].tolist(), counts=[9] * len(sheet), dim=DIM, blocks=blocks,
         tile=index.astype(np.int32), x=index * 256, y=index * 0, settings={},
     )  # fmt: skip
@@ -80,7 +79,7 @@ def made(tmp_path_factory):
 
 
 def test_predictions_are_numbers_near_the_true_ones(made):
-    folder = Paths(made.results).mil("ki67", "enc", "mean")
+    folder = made.paths.mil("ki67", "enc", "mean")
     table = read_table(folder / "predictions.parquet", "predictions")
     assert list(table) == [
         "patient_id", "slide_id", "site", "repeat", "fold", "y", "value",
@@ -95,7 +94,7 @@ def test_predictions_are_numbers_near_the_true_ones(made):
 
 
 def test_an_external_cohort_is_answered_in_the_labels_unit(made):
-    folder = Paths(made.results).mil("ki67", "enc", "mean")
+    folder = made.paths.mil("ki67", "enc", "mean")
     found = read_table(folder / "external-other.parquet", "predictions")
     assert found.groupby("repeat").size().tolist() == [PATIENTS - 1] * 3
     metrics = pd.read_csv(folder / "external-other.csv").query("group == 'all'")
@@ -103,7 +102,7 @@ def test_an_external_cohort_is_answered_in_the_labels_unit(made):
 
 
 def test_the_table_has_figures_baselines_and_comparisons(made):
-    folder = Paths(made.results).benchmark("main")
+    folder = made.paths.benchmark("main")
     long = pd.read_csv(folder / "table.csv")
     assert {"mean of training", "site only", "clinical only", "enc"} == set(long["encoder"])
     floor = long.query("encoder == 'mean of training' and group == 'all'").set_index("metric")
@@ -144,7 +143,7 @@ def test_the_page_shows_the_numbers_the_worst_first(made):
     np.testing.assert_allclose(cases["error"], error, atol=1e-2)  # rounded for the page
     assert (np.diff(np.abs(cases["error"])) <= 0).all()
     assert found["units"] == len(error) == PATIENTS - 1
-    metrics = pd.read_csv(Paths(made.results).mil("ki67", "enc", "mean") / "metrics.csv")
+    metrics = pd.read_csv(made.paths.mil("ki67", "enc", "mean") / "metrics.csv")
     mae = metrics.query("metric == 'mae' and group == 'all'")["value"].item()
     assert np.abs(error).mean() == pytest.approx(mae, abs=1e-2)
     assert all(len(slides) == 1 for slides in cases["slides"])
@@ -183,7 +182,7 @@ def test_predict_gives_the_number_of_new_slides_with_its_interval(trained, tmp_p
     assert (answers["low"] <= answers["value"]).all()
     assert (answers["value"] <= answers["high"]).all()
     ours = read_table(tmp_path / "out" / "by-model.parquet", "predictions")
-    judged = Paths(config.results).mil("number", "enc", "abmil") / "predictions.parquet"
+    judged = config.paths.mil("number", "enc", "abmil") / "predictions.parquet"
     both = read_table(judged, "predictions").merge(
         ours, on=["patient_id", "repeat", "fold"], suffixes=("", "_new")
     )

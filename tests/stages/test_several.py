@@ -8,7 +8,6 @@ import pytest
 
 from stainssl.cohort import check, task_summary
 from stainssl.config import parse
-from stainssl.paths import Paths
 from stainssl.stages import export, predict, run_stage
 from stainssl.stores.embeddings import write_embeddings
 from stainssl.stores.tables import read_table
@@ -45,7 +44,7 @@ def _write(config, cohort: str, sheet: pd.DataFrame, rng: np.random.Generator) -
         blocks.append(features.astype(np.float16))
     index = np.tile(np.arange(9), len(sheet))
     write_embeddings(
-        Paths(config.results).embeddings(cohort, "default", "enc", "all-0000"),
+        config.paths.embeddings(cohort, "enc", "all-0000"),
         slide_id=sheet["slide_id"].tolist(), counts=[9] * len(sheet), dim=DIM, blocks=blocks,
         tile=index.astype(np.int32), x=index * 256, y=index * 0, settings={},
     )  # fmt: skip
@@ -92,7 +91,7 @@ def made(tmp_path_factory):
 
 @pytest.mark.parametrize("label", LABELS)
 def test_each_label_is_judged_on_the_patients_of_whom_it_is_known(made, label):
-    folder = Paths(made.results).mil("both", "enc", "mean", label)
+    folder = made.paths.mil("both", "enc", "mean", label)
     table = read_table(folder / "predictions.parquet", "predictions")
     assert len(table) == PATIENTS - len(UNKNOWN[label])
     assert set(table["y"]) == {"neg", "pos"}
@@ -105,14 +104,14 @@ def test_each_label_is_judged_on_the_patients_of_whom_it_is_known(made, label):
 
 
 def test_one_model_is_not_worse_than_one_each(made):
-    long = pd.read_csv(Paths(made.results).benchmark("main") / "table.csv")
+    long = pd.read_csv(made.paths.benchmark("main") / "table.csv")
     auroc = long.query("metric == 'auroc' and group == 'all' and head == 'mean'")
     of = auroc.set_index("task")["value"]
     assert of["both.her2"] > of["alone"] - 0.1
 
 
 def test_the_table_has_a_column_baselines_and_comparisons_of_each_label(made):
-    folder = Paths(made.results).benchmark("main")
+    folder = made.paths.benchmark("main")
     text = (folder / "table.md").read_text()
     for label, words in UNKNOWN.items():
         assert f"both.{label}: AUROC ({PATIENTS - len(words)} patients)" in text
@@ -127,7 +126,7 @@ def test_the_table_has_a_column_baselines_and_comparisons_of_each_label(made):
 
 
 def test_one_head_of_slides_and_columns_has_the_same_three_rows(made):
-    folder = Paths(made.results).benchmark("fused")
+    folder = made.paths.benchmark("fused")
     long = pd.read_csv(folder / "table.csv").query("metric == 'auroc' and group == 'all'")
     for label in LABELS:
         rows = long[long["task"] == f"gated.{label}"].set_index(["encoder", "head"])["value"]
@@ -139,12 +138,12 @@ def test_one_head_of_slides_and_columns_has_the_same_three_rows(made):
     assert not any("on other" in task for task in long.query("head == 'mean + clinical'")["task"])
     text = (folder / "table.md").read_text()
     assert "gated.er, auroc: enc + mean + clinical less clinical only:" in text
-    kept = Paths(made.results).mil("gated", "enc", "mean", "er") / "clinical"
+    kept = made.paths.mil("gated", "enc", "mean", "er") / "clinical"
     assert len(read_table(kept / "predictions.parquet", "predictions")) == PATIENTS - 2
 
 
 def test_attention_is_the_models_and_is_exported_once(made, tmp_path):
-    folder = Paths(made.results).mil("both", "enc", "mean")
+    folder = made.paths.mil("both", "enc", "mean")
     attention = read_table(folder / "attention.parquet", "attention")
     assert attention["slide_id"].nunique() == PATIENTS - 2  # of two patients no label is known
     assert set(export._labels(made, "clinic")) == set(LABELS)
@@ -208,7 +207,7 @@ def test_predict_answers_every_label_of_new_slides(trained, tmp_path):
     assert of_er["p_1"].isna().all()
     assert answers["note"].str.contains("trained on a patient of this name").all()
     ours = read_table(out / "by-model.parquet", "predictions").query("label == 'her2'")
-    judged = Paths(config.results).mil("two", "enc", "abmil", "her2") / "predictions.parquet"
+    judged = config.paths.mil("two", "enc", "abmil", "her2") / "predictions.parquet"
     both = read_table(judged, "predictions").merge(
         ours, on=["patient_id", "repeat", "fold"], suffixes=("", "_new")
     )

@@ -12,7 +12,6 @@ from typer.testing import CliRunner
 
 from stainssl.cli import app
 from stainssl.errors import StainsslError
-from stainssl.paths import Paths
 from stainssl.stages import run_stage, slide
 from stainssl.stores.tiles import read_qc
 from tests.slides.conftest import stained, write_svs
@@ -30,7 +29,7 @@ def _qc_row(folder: Path, **columns: object) -> dict[str, object]:
     default = type(config.tilings["default"])()
     config = config.model_copy(update={"tilings": {"default": default}})
     run_stage("tile", config, "c", PART)
-    return dict(read_qc(Paths(config.results).qc("c", "default", PART)).iloc[0])
+    return dict(read_qc(config.paths.qc("c", PART)).iloc[0])
 
 
 def test_a_slide_is_told_as_it_is_tiled(tmp_path: Path, picture: np.ndarray) -> None:

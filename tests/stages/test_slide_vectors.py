@@ -11,7 +11,6 @@ import torch
 from stainssl.config import parse
 from stainssl.encoders import of_slides
 from stainssl.errors import StainsslError
-from stainssl.paths import Paths
 from stainssl.plan import encoders as plan
 from stainssl.plan import groups, tasks
 from stainssl.stages import predict, run_stage
@@ -61,7 +60,7 @@ def _write_tiles(config, rng, dim=768):
     features[4, 0] = np.nan  # a tile that could not be embedded
     index = np.concatenate([np.arange(n) for n in COUNTS])
     write_embeddings(
-        Paths(config.results).embeddings("clinic", "default", "tiles", PART),
+        config.paths.embeddings("clinic", "tiles", PART),
         slide_id=[f"s{i}" for i in range(PATIENTS)], counts=COUNTS, dim=dim,
         blocks=[(features * SCALE).astype(np.float16)], tile=index.astype(np.int32),
         x=index * 256, y=index * 0, settings={"scale": SCALE},
@@ -70,7 +69,7 @@ def _write_tiles(config, rng, dim=768):
 
 
 def _store(config, name):
-    return open_embeddings(Paths(config.results).embeddings("clinic", "default", name, PART))
+    return open_embeddings(config.paths.embeddings("clinic", name, PART))
 
 
 def test_a_slide_is_one_vector_of_its_usable_tiles(config, rng):
@@ -87,14 +86,14 @@ def test_a_slide_is_one_vector_of_its_usable_tiles(config, rng):
     for stage, names in (("embedded", ("clinic", "slides")), ("folds", ("t",))):
         run_stage(stage, config, *names)
     run_stage("mil", config, "t", "slides", "mean")
-    folder = Paths(config.results).mil("t", "slides", "mean")
+    folder = config.paths.mil("t", "slides", "mean")
     assert len(read_table(folder / "predictions.parquet", "predictions")) == PATIENTS - 1
 
 
 def test_what_it_reads_is_the_tiles_vectors_and_its_own_weights(config, tmp_path):
-    paths = Paths(config.results)
+    paths = config.paths
     job = plan.embed(config, "clinic", "slides", PART)
-    taken = str(paths.embeddings("clinic", "default", "tiles", PART))
+    taken = str(paths.embeddings("clinic", "tiles", PART))
     assert job.inputs()["vectors"] == [taken]
     assert "pixels" not in {name for name, files in job.inputs().items() if files}
     before = job.param()
@@ -143,5 +142,5 @@ def test_tridents_slide_features_answer_as_bags_of_one(tmp_path, rng):
     np.testing.assert_allclose(store.read(store.rows("s7")), vectors[7][None], atol=2e-3)
     run_stage("folds", config, "t")
     run_stage("mil", config, "t", "titan", "mean")
-    folder = Paths(config.results).mil("t", "titan", "mean")
+    folder = config.paths.mil("t", "titan", "mean")
     assert len(read_table(folder / "predictions.parquet", "predictions")) == PATIENTS - 1

@@ -12,7 +12,6 @@ from stainssl.cohort import check, task_summary
 from stainssl.config import Config, parse
 from stainssl.evaluation.follow_up import follow_up
 from stainssl.mil.predict import load_models
-from stainssl.paths import Paths
 from stainssl.stages import predict, run_stage
 from stainssl.stores.embeddings import write_embeddings
 from stainssl.stores.tables import read_table
@@ -49,7 +48,7 @@ def _write(config: Config, cohort: str, hazard: np.ndarray, rng: np.random.Gener
         blocks.append(features.astype(np.float16))
     index = np.tile(np.arange(9), len(hazard))
     write_embeddings(
-        Paths(config.results).embeddings(cohort, "default", "enc", "all-0000"),
+        config.paths.embeddings(cohort, "enc", "all-0000"),
         slide_id=[f"{cohort}{i}" for i in range(PATIENTS)], counts=[9] * PATIENTS, dim=DIM,
         blocks=blocks, tile=index.astype(np.int32), x=index * 256, y=index * 0, settings={},
     )  # fmt: skip
@@ -88,7 +87,7 @@ def made(tmp_path_factory):
 
 
 def test_risks_rank_test_patients_and_survival_falls(made):
-    folder = Paths(made.results).mil("os", "enc", "mean")
+    folder = made.paths.mil("os", "enc", "mean")
     table = read_table(folder / "predictions.parquet", "predictions")
     curves = [column for column in table if column.startswith("s_")]
     assert list(table) == [
@@ -118,7 +117,7 @@ def test_risks_rank_test_patients_and_survival_falls(made):
 
 
 def test_groups_are_parted_by_each_folds_own_training_patients(made):
-    folder = Paths(made.results).mil("os", "enc", "mean")
+    folder = made.paths.mil("os", "enc", "mean")
     table = read_table(folder / "predictions.parquet", "predictions")
     by_fold = table.groupby(["repeat", "fold"])["threshold"]
     assert (by_fold.nunique() == 1).all()
@@ -130,7 +129,7 @@ def test_groups_are_parted_by_each_folds_own_training_patients(made):
 
 
 def test_an_external_cohort_is_answered_at_the_same_times(made):
-    folder = Paths(made.results).mil("os", "enc", "mean")
+    folder = made.paths.mil("os", "enc", "mean")
     found = read_table(folder / "external-other.parquet", "predictions")
     own = read_table(folder / "predictions.parquet", "predictions")
     assert [c for c in found if c.startswith("s_")] == [c for c in own if c.startswith("s_")]
@@ -140,7 +139,7 @@ def test_an_external_cohort_is_answered_at_the_same_times(made):
 
 
 def test_the_table_has_figures_baselines_and_comparisons(made):
-    folder = Paths(made.results).benchmark("main")
+    folder = made.paths.benchmark("main")
     long = pd.read_csv(folder / "table.csv").query("group == 'all'")
     floor = "Kaplan-Meier of training"
     assert {floor, "site only", "clinical only", "enc"} == set(long["encoder"])
@@ -166,7 +165,7 @@ def test_the_table_has_figures_baselines_and_comparisons(made):
 
 
 def _words(config):
-    folder = Paths(config.results).mil("os", "enc", "mean")
+    folder = config.paths.mil("os", "enc", "mean")
     table = read_table(folder / "predictions.parquet", "predictions")
     return table.drop_duplicates("patient_id")["y"]
 
@@ -198,10 +197,10 @@ def test_coxs_likelihood_and_clinical_columns_in_the_head(made):
     run_stage("folds", config, "cox")
     run_stage("mil", config, "cox", "enc", "mean")
     run_stage("benchmark", config, "cox")
-    folder = Paths(config.results).mil("cox", "enc", "mean")
+    folder = config.paths.mil("cox", "enc", "mean")
     table = read_table(folder / "predictions.parquet", "predictions")
     assert (np.diff(table[[c for c in table if c.startswith("s_")]].to_numpy(), axis=1) <= 0).all()
-    long = pd.read_csv(Paths(config.results).benchmark("cox") / "table.csv").query("group == 'all'")
+    long = pd.read_csv(config.paths.benchmark("cox") / "table.csv").query("group == 'all'")
     figures = long.query("task == 'cox'").set_index(["encoder", "head", "metric"])["value"]
     floor = figures["Kaplan-Meier of training", "columns", "integrated_brier"]
     for head in ("mean", "mean + clinical"):
@@ -280,7 +279,7 @@ def test_predict_gives_risk_and_survival_of_new_slides(trained, tmp_path):
     high = answers["risk"] >= answers["threshold"]
     assert answers["predicted"].tolist() == np.where(high, "high", "low").tolist()
     ours = read_table(out / "by-model.parquet", "predictions")
-    judged = Paths(config.results).mil("os", "enc", "abmil") / "predictions.parquet"
+    judged = config.paths.mil("os", "enc", "abmil") / "predictions.parquet"
     both = read_table(judged, "predictions").merge(
         ours, on=["patient_id", "repeat", "fold"], suffixes=("", "_new")
     )

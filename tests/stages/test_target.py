@@ -16,7 +16,6 @@ from PIL import Image
 
 from stainssl.config import Config, parse
 from stainssl.errors import StainsslError
-from stainssl.paths import Paths
 from stainssl.stages import run_stage, target
 from stainssl.stain import METHODS, StainProfile, estimate, targets
 from stainssl.stores.pixels import SlidePixels, encode, write_pixels
@@ -72,7 +71,7 @@ def fill(config: Config, tiles: int = 5) -> None:
     rng = np.random.default_rng(0)
     for part in range(3):
         slides = [one_slide(rng, s, site, tiles) for s, _, site, _ in ROWS[2 * part :][:2]]
-        path = Paths(config.results).pixels("clinic", "default", f"train-{part:04d}")
+        path = config.paths.pixels("clinic", f"train-{part:04d}")
         write_pixels(path, slides, size_px=SIZE, mpp=0.5, settings={})
 
 
@@ -91,7 +90,7 @@ def unpainted(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def run(config: Config) -> dict:
     run_stage("target", config, "e")
-    return json.loads(Paths(config.results).target("e").read_text())
+    return json.loads(config.paths.target("e").read_text())
 
 
 @pytest.mark.usefixtures("unpainted")
@@ -124,7 +123,7 @@ def test_every_policy_writes_a_target_that_loads(policy, normalizer, filled):
 def test_the_picture_has_color_and_is_wide_enough_to_read(policy, normalizer, filled):
     config = configured(filled, target={"policy": policy}, normalizer=normalizer)
     run(config)
-    with Image.open(Paths(config.results).target_png("e")) as image:
+    with Image.open(config.paths.target_png("e")) as image:
         assert image.width >= 900
         assert len(set(image.convert("RGB").reduce(4).get_flattened_data())) > 200
 
@@ -179,7 +178,7 @@ def test_a_target_of_fewer_splits_looks_at_no_other(tmp_path):
     rng = np.random.default_rng(0)
     for part in range(2):  # the part of split `more` has no store: to open it would fail
         slides = [one_slide(rng, s, site, 5) for s, _, site, _ in ROWS[2 * part :][:2]]
-        path = Paths(config.results).pixels("clinic", "default", f"train-{part:04d}")
+        path = config.paths.pixels("clinic", f"train-{part:04d}")
         write_pixels(path, slides, size_px=SIZE, mpp=0.5, settings={})
     content = run(config)
     assert content["pool"]["splits"] == ["train"]
@@ -273,7 +272,7 @@ def test_test_slides_are_never_opened(filled):
 def test_a_part_without_tiles_is_passed_over(tmp_path):
     config = configured(tmp_path)
     fill(config)
-    path = Paths(config.results).pixels("clinic", "default", "train-0001")
+    path = config.paths.pixels("clinic", "train-0001")
     write_pixels(path, [], size_px=SIZE, mpp=0.5, settings={})
     assert run(config)["pool"]["slides"] == 4
 
@@ -282,7 +281,7 @@ def test_a_part_without_tiles_is_passed_over(tmp_path):
 def test_a_training_part_without_any_tile_is_refused(tmp_path):
     config = configured(tmp_path)
     for part in range(3):
-        path = Paths(config.results).pixels("clinic", "default", f"train-{part:04d}")
+        path = config.paths.pixels("clinic", f"train-{part:04d}")
         write_pixels(path, [], size_px=SIZE, mpp=0.5, settings={})
     with pytest.raises(StainsslError, match="no tiles at all"):
         run(config)
@@ -291,7 +290,7 @@ def test_a_training_part_without_any_tile_is_refused(tmp_path):
 def test_a_pool_without_a_valid_profile_falls_back(tmp_path):
     config = configured(tmp_path, target={"policy": "spread"})
     for part in range(3):
-        path = Paths(config.results).pixels("clinic", "default", f"train-{part:04d}")
+        path = config.paths.pixels("clinic", f"train-{part:04d}")
         white = np.full((SIZE, SIZE, 3), 255, np.uint8)
         batch = torch.full((2, 3, SIZE, SIZE), 255, dtype=torch.uint8)
         profiles = {"macenko": estimate(batch).to_arrays()}

@@ -10,7 +10,6 @@ import pytest
 
 from stainssl.config import Config, parse
 from stainssl.demo import make
-from stainssl.paths import Paths
 from stainssl.runtime import parallel
 from stainssl.stages import run_stage
 from stainssl.stores.embeddings import open_embeddings
@@ -62,15 +61,13 @@ def _files(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("threads", [2, 3, 5])  # as many as slides, more, and several a slide
 def test_threads_change_no_byte(slides: Path, tmp_path: Path, threads: int) -> None:
-    one = Paths(_made(slides, slides / "one", 1).results)
-    many = Paths(_made(slides, tmp_path / "many", threads).results)
-    key = ("clinic", "default", PART)
+    one = _made(slides, slides / "one", 1).paths
+    many = _made(slides, tmp_path / "many", threads).paths
+    key = ("clinic", PART)
     pd.testing.assert_frame_equal(read_tiles(one.tiles(*key)), read_tiles(many.tiles(*key)))
     qc = [read_qc(paths.qc(*key)).drop(columns="seconds") for paths in (one, many)]
     pd.testing.assert_frame_equal(*qc)
     assert _files(one.pixels(*key)) == _files(many.pixels(*key))
-    vectors = [
-        open_embeddings(paths.embeddings("clinic", "default", "enc", PART)) for paths in (one, many)
-    ]
+    vectors = [open_embeddings(paths.embeddings("clinic", "enc", PART)) for paths in (one, many)]
     np.testing.assert_array_equal(*(store.read(slice(0, len(store))) for store in vectors))
     assert len(vectors[0]) > 64  # several blocks

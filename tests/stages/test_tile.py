@@ -25,7 +25,6 @@ from stainssl.config import Config, parse
 from stainssl.errors import StainsslError
 from stainssl.figures import slides as slide_figures
 from stainssl.figures.slides import MAX_PICTURES, tissue_overview
-from stainssl.paths import Paths
 from stainssl.slides import errors
 from stainssl.slides.errors import translate_errors
 from stainssl.slides.readers.tiff import TiffFile
@@ -55,12 +54,12 @@ def cohort(folder: Path, rows: list[dict[str, Any]], **words: Any) -> Config:
 
 
 def outputs(config: Config) -> tuple[pd.DataFrame, pd.DataFrame, Path]:
-    paths = Paths(config.results)
-    qc = read_qc(paths.qc("c", "default", PART)).set_index("slide_id")
+    paths = config.paths
+    qc = read_qc(paths.qc("c", PART)).set_index("slide_id")
     return (
-        read_tiles(paths.tiles("c", "default", PART)),
+        read_tiles(paths.tiles("c", PART)),
         qc,
-        paths.previews("c", "default", PART),
+        paths.previews("c", PART),
     )
 
 
@@ -239,7 +238,7 @@ def test_a_root_that_is_gone_ends_the_job_and_writes_nothing(
     with pytest.raises(OSError, match="mounted"):
         run_stage("tile", config, "c", PART)
     assert not [path for path in config.results.rglob("*") if path.is_file()]
-    assert not Paths(config.results).previews("c", "default", PART).exists()
+    assert not config.paths.previews("c", PART).exists()
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.ENOSPC, errno.ENOMEM])

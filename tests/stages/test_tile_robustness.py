@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +15,7 @@ from typer.testing import CliRunner
 from stainssl.cli import app
 from stainssl.errors import StainsslError
 from stainssl.stages import tile_robustness
-from stainssl.stages.tile_robustness import Asked, color_vectors, run
-from stainssl.stain import StainProfile
-from stainssl.stain.targets import profile_to_json
+from stainssl.stages.tile_robustness import TileOptions, color_vectors, run
 from tests.evaluation.world import MorphologyEncoder, tile_image
 
 
@@ -57,7 +54,7 @@ def network(tmp_path_factory):
 def of_tissue(monkeypatch):
     """The weights `morphology`, which see texture alone."""
 
-    def encoder(name, _):
+    def encoder(name):
         given = {"morphology": MorphologyEncoder(), "color alone": color_vectors}
         return given[name], [f"Weights of {name}."]
 
@@ -92,7 +89,7 @@ def test_from_the_command_line_to_three_files(tiles, network, tmp_path):
 
 
 def test_an_encoder_of_texture_minds_the_stain_less_than_color(tiles, of_tissue, tmp_path):
-    lines = list(run(Asked(["morphology"], tiles, tmp_path)))
+    lines = list(run(TileOptions(["morphology"], tiles, tmp_path)))
     value = _values(tmp_path)
     more_is_robust = value.loc[["stain_retrieval_top1", "tile_croma", "tile_robustness_index"]]
     assert (more_is_robust["morphology"] > more_is_robust["color alone"]).all()
@@ -108,14 +105,14 @@ def test_an_encoder_of_texture_minds_the_stain_less_than_color(tiles, of_tissue,
 def test_results_among_the_tiles_are_no_tiles(of_tissue, tmp_path, monkeypatch, out):
     monkeypatch.chdir(_tiles(tmp_path / "tiles"))
     for _ in range(2):  # the second run finds the picture of the first
-        page = "\n".join(run(Asked(["morphology"], Path(), Path(out))))
+        page = "\n".join(run(TileOptions(["morphology"], Path(), Path(out))))
         assert "sites (the sub-folders; else say --folders): a 24, b 24." in page
         assert "passed over" not in page
 
 
 def test_one_site_is_compared_with_the_published_stain(of_tissue, tmp_path):
     folder = _tiles(tmp_path / "tiles", sites="a")
-    page = "\n".join(run(Asked(["morphology"], folder, tmp_path / "out")))
+    page = "\n".join(run(TileOptions(["morphology"], folder, tmp_path / "out")))
     assert "as their mean and as the published reference" in page
     assert "Whether vectors tell the site: needs two sites" in page
     assert "site told" not in page
@@ -129,7 +126,7 @@ def test_the_same_tissue_at_several_sites_is_compared_as_it_is(of_tissue, tmp_pa
             _save(folder, f"{site}/p{i % 6}/{i}.png", tile_image(site, bool(i % 2), rng))
     _save(folder, "a/p0/alone.png", tile_image("a", True, rng))
     (folder / "b" / "p1" / "7.png").write_bytes(b"no picture")
-    asked = Asked(["morphology"], folder, tmp_path / "out", ["site", "patient"], paired=True)
+    asked = TileOptions(["morphology"], folder, tmp_path / "out", ["site", "patient"], paired=True)
     page = "\n".join(run(asked))
     value = _values(tmp_path / "out")
     found_again = value.loc["site_retrieval_top1"]
@@ -155,22 +152,22 @@ def test_the_same_tissue_at_several_sites_is_compared_as_it_is(of_tissue, tmp_pa
 )
 def test_what_cannot_be_compared_is_told(tiles, of_tissue, tmp_path, asked, told):
     with pytest.raises(StainsslError, match=told):
-        list(run(Asked(["morphology"], tiles, tmp_path / "out", **asked)))
+        list(run(TileOptions(["morphology"], tiles, tmp_path / "out", **asked)))
     assert not (tmp_path / "out").exists()
 
 
 def test_too_few_tiles_or_none_of_tissue_are_told(of_tissue, tmp_path):
     few = _tiles(tmp_path / "few", sites="a", patients=1)
     with pytest.raises(StainsslError, match="6 tiles can be compared; at least 20 are needed"):
-        list(run(Asked(["morphology"], few, tmp_path / "out")))
+        list(run(TileOptions(["morphology"], few, tmp_path / "out")))
     for i in range(24):
         _save(tmp_path / "glass", f"{i}.png", np.full((32, 32, 3), 245, np.uint8))
     with pytest.raises(StainsslError, match="are these tiles of H&E"):
-        list(run(Asked(["morphology"], tmp_path / "glass", tmp_path / "out")))
+        list(run(TileOptions(["morphology"], tmp_path / "glass", tmp_path / "out")))
 
 
 def test_every_problem_is_told_before_a_tile_is_read(tmp_path):
-    asked = Asked(
+    asked = TileOptions(
         ["virchw2", "feather"], tmp_path / "none", tmp_path, method="macenco", max_tiles=3
     )
     with pytest.raises(StainsslError) as found:
@@ -183,19 +180,10 @@ def test_every_problem_is_told_before_a_tile_is_read(tmp_path):
     assert "--max-tiles 3: at least 20" in lines[3]
 
 
-def test_an_encoder_that_undoes_the_change_is_told(tmp_path):
-    save_for_hf(timm.create_model("test_resnet", num_classes=0), str(tmp_path))
-    standard = profile_to_json(StainProfile.reference("macenko"))
-    (tmp_path / "stain.json").write_text(json.dumps(standard))
-    told = {m: tile_robustness._encoder(str(tmp_path), m)[1] for m in ("macenko", "reinhard", None)}
-    assert "normalizes tiles by macenko itself" in told["macenko"][1]
-    assert len(told["reinhard"]) == len(told[None]) == 1
-
-
 def test_weights_that_cannot_be_had_are_told_before_a_tile_is_read(tmp_path, monkeypatch):
     monkeypatch.setattr(tile_robustness, "out_of_reach", lambda _: "they are gated")
     with pytest.raises(StainsslError, match="uni: they are gated"):
-        list(run(Asked(["uni"], tmp_path, tmp_path)))
+        list(run(TileOptions(["uni"], tmp_path, tmp_path)))
 
 
 def test_tiles_unlike_those_of_the_training_are_told():

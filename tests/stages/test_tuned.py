@@ -14,7 +14,6 @@ from stainssl.config import parse
 from stainssl.encoders.loading import load
 from stainssl.encoders.saving import save_local_dir
 from stainssl.errors import StainsslError
-from stainssl.paths import Paths
 from stainssl.plan import encoders as plan_encoders
 from stainssl.pretrain.train import Learner
 from stainssl.stages import pretrain, run_stage
@@ -44,7 +43,7 @@ def _trained(config) -> tuple[Path, Learner]:
             pretrain, "fit", lambda module, *a, **k: seen.append(module) or true(module, *a, **k)
         )
         run_stage("pretrain", config, "simclr")
-    return Paths(config.results).model("simclr"), seen[0]
+    return config.paths.model("simclr"), seen[0]
 
 
 def _weights(path):
@@ -114,7 +113,7 @@ def test_an_encoder_starts_from_an_adapter_of_the_config(tmp_path):
     config = parse(given)
     run_stage("pretrain", config, "simclr")
     run_stage("pretrain", config, "next")
-    assert load(Paths(config.results).model("next")).dim == 64
+    assert load(config.paths.model("next")).dim == 64
 
 
 class Stopped(Exception):
@@ -138,7 +137,7 @@ def test_a_killed_job_goes_on_to_the_same_files(tmp_path, tune, monkeypatch, cap
     config = _config(tmp_path, **keys)
     path = _trained(config)[0]
     whole = {p.name: p.read_bytes() for p in path.iterdir()}
-    Paths(config.results).checkpoints("simclr").joinpath("last.ckpt").unlink()
+    config.paths.checkpoints("simclr").joinpath("last.ckpt").unlink()
     monkeypatch.setattr(Learner, "training_step", killed)
     with pytest.raises(Stopped):
         run_stage("pretrain", config, "simclr")

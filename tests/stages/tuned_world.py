@@ -12,7 +12,6 @@ import torch
 from stainssl.config import Config, parse
 from stainssl.encoders.loading import new_backbone
 from stainssl.encoders.saving import save_local_dir
-from stainssl.paths import Paths
 from stainssl.stages import run_stage
 from stainssl.stores.pixels import SlidePixels, encode, write_pixels
 from stainssl.stores.tiles import write_labels
@@ -81,7 +80,7 @@ def write_slides(
     config: Config, rows: pd.DataFrame, tiles: int, rng: np.random.Generator, with_stain: bool
 ) -> None:
     """The pixels and the labels of one split's slides; of each slide one label is unknown."""
-    paths, place = Paths(config.results), ("clinic", "default", f"{rows['split'].iloc[0]}-0000")
+    paths, place = config.paths, ("clinic", f"{rows['split'].iloc[0]}-0000")
     pixels, labels, number = [], [], np.arange(tiles, dtype=np.int32)
     for slide in rows["slide_id"]:
         odd = rng.random(tiles) < 0.5

@@ -46,7 +46,7 @@ def write_sample(contents: Contents) -> None:
     """As `robustness` writes it, of the first tiles of a part."""
     paths, sheet = contents.records.paths, contents.records.sheet("clinic")
     part = contents.records.part("clinic", sheet["slide_id"].iloc[0])
-    store = open_embeddings(paths.embeddings("clinic", "default", "enc", part))
+    store = open_embeddings(paths.embeddings("clinic", "enc", part))
     row = sheet.set_index("slide_id").loc[store.slide_id[0]]
     assert store.start[1] >= TILES
     sample = pd.DataFrame(

@@ -43,7 +43,7 @@ def two(tmp_path: Path) -> Iterator[Contents]:
 @pytest.fixture
 def tried(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Path]]:
     """Pictures of `hangs` do not come back; gives the file of every picture that was begun."""
-    never, begun, real = threading.Event(), list[Path](), module.read_picture
+    never, begun, real = threading.Event(), list[Path](), module.read_pyramid_picture
 
     def read(slide: Slide, *at: Any) -> np.ndarray:
         begun.append(slide.path)
@@ -52,7 +52,7 @@ def tried(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Path]]:
                 never.wait()
         return real(slide, *at)
 
-    monkeypatch.setattr(module, "read_picture", read)
+    monkeypatch.setattr(module, "read_pyramid_picture", read)
     monkeypatch.setattr(errors, "CALL_SECONDS", 3.0)
     yield begun
     never.set()

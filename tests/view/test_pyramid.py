@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stainssl.slides.readers import open_slide
-from stainssl.view.pyramid import TILE_PX, Pyramid, read_overview, read_picture
+from stainssl.view.pyramid import TILE_PX, Pyramid, read_overview, read_pyramid_picture
 from tests.stages.trained import Trained
 
 sides = st.integers(1, 150_000)
@@ -46,7 +46,12 @@ def test_the_deepest_level_is_the_slide(shown: Trained) -> None:
         whole = slide.read_region(x, y, 0, (width, height))
         columns, rows = pyramid.pictures(pyramid.deepest)
         lines = [
-            np.hstack([read_picture(slide, pyramid, pyramid.deepest, c, r) for c in range(columns)])
+            np.hstack(
+                [
+                    read_pyramid_picture(slide, pyramid, pyramid.deepest, c, r)
+                    for c in range(columns)
+                ]
+            )
             for r in range(rows)
         ]
         assert np.array_equal(np.vstack(lines), whole)

@@ -261,7 +261,7 @@ def test_results_of_another_schema_are_told(tmp_path: Path, shown: Trained) -> N
     config = shown.config.model_copy(update={"results": tmp_path})
     contents = Contents(config)
     part = contents.records.part("clinic", slide_of(shown))
-    path = contents.records.paths.tiles("clinic", "default", part)
+    path = contents.records.paths.tiles("clinic", part)
     path.parent.mkdir(parents=True)
     pd.DataFrame({"slide_id": ["x"]}).to_parquet(path)
     found = contents.data("slide", "clinic", slide_of(shown))
@@ -337,10 +337,10 @@ def test_what_a_run_adds_is_seen_and_nothing_is_read_twice(
     shutil.copytree(shown.config.results, results)
     contents = Contents(shown.config.model_copy(update={"results": results}))
     records, slide = contents.records, slide_of(shown)
-    paths, tiling = records.paths, records.tiling("clinic")
+    paths = records.paths
     late = list(parts(records.config, "clinic"))[-1]
     assert late != records.part("clinic", slide)
-    stores = [paths.pixels("clinic", tiling, late), paths.embeddings("clinic", tiling, "enc", late)]
+    stores = [paths.pixels("clinic", late), paths.embeddings("clinic", "enc", late)]
     for store in stores:
         store.rename(tmp_path / f"{store.name}-{store.parent.name}")
     tile = str(contents.data("stain", "clinic", slide)["tile"][0])

@@ -46,7 +46,7 @@ except StainsslError as error:
 for sentence in PLAN.notices:
     logger.warning(sentence)
 
-PATHS = PLAN.paths
+PATHS = PLAN.patterns
 LOGS = PATHS.results / "logs"
 TIMES = PATHS.results / "times"
 shell.prefix(launch.shell_prefix(DEPLOYMENT, PLAN.run_config.results))

@@ -7,7 +7,7 @@ rule embed:
     input:
         unpack(PLAN.inputs("embed", "cohort", "part", "encoder")),
     output:
-        directory(PATHS.embeddings("{cohort}", "{tiling}", "{encoder}", "{part}")),
+        directory(PATHS.embeddings("{cohort}", "{encoder}", "{part}")),
     log:
         LOGS / "embed/{cohort}/{tiling}/{encoder}/{part}.log",
     benchmark:
@@ -37,11 +37,11 @@ for number, (together, encoders, read_cohorts, group) in enumerate(PLAN.together
         name:
             together
         input:
-            pixels=PATHS.pixels("{cohort}", "{tiling}", "{part}"),
-            tiles=PATHS.tiles("{cohort}", "{tiling}", "{part}"),
+            pixels=PATHS.pixels("{cohort}", "{part}"),
+            tiles=PATHS.tiles("{cohort}", "{part}"),
         output:
             [
-                directory(PATHS.embeddings("{cohort}", "{tiling}", name, "{part}"))
+                directory(PATHS.embeddings("{cohort}", name, "{part}"))
                 for name in encoders
             ],
         log:
@@ -76,7 +76,7 @@ rule embedded:
         unpack(PLAN.inputs("embedded", "cohort", "encoder")),
     output:
         slides=report(
-            PATHS.embedded("{cohort}", "{tiling}", "{encoder}"),
+            PATHS.embedded("{cohort}", "{encoder}"),
             caption="../report/embedded.rst",
             category="Slides",
             labels={

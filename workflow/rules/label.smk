@@ -7,7 +7,7 @@ rule label:
     input:
         unpack(PLAN.inputs("label", "cohort", "part")),
     output:
-        PATHS.labels("{cohort}", "{tiling}", "{part}"),
+        PATHS.labels("{cohort}", "{part}"),
     log:
         LOGS / "label/{cohort}/{tiling}/{part}.log",
     benchmark:

@@ -3,7 +3,7 @@
 CONDA = "../envs/reading.yaml"
 
 
-STORE = directory(PATHS.pixels("{cohort}", "{tiling}", "{part}"))
+STORE = directory(PATHS.pixels("{cohort}", "{part}"))
 if not PLAN.config.slides.keep_pixels:
     STORE = temp(STORE)  # removed after the last job that reads it
 

@@ -7,9 +7,9 @@ rule tile:
     input:
         unpack(PLAN.inputs("tile", "cohort", "part")),
     output:
-        tiles=PATHS.tiles("{cohort}", "{tiling}", "{part}"),
-        qc=PATHS.qc("{cohort}", "{tiling}", "{part}"),
-        previews=directory(PATHS.previews("{cohort}", "{tiling}", "{part}")),
+        tiles=PATHS.tiles("{cohort}", "{part}"),
+        qc=PATHS.qc("{cohort}", "{part}"),
+        previews=directory(PATHS.previews("{cohort}", "{part}")),
     log:
         LOGS / "tile/{cohort}/{tiling}/{part}.log",
     benchmark:
@@ -33,15 +33,15 @@ rule statuses:
     input:
         unpack(PLAN.inputs("statuses", "cohort")),
     output:
-        table=PATHS.checked("{cohort}", "{tiling}"),
+        table=PATHS.checked("{cohort}"),
         page=report(
-            PATHS.slides_page("{cohort}", "{tiling}"),
+            PATHS.slides_page("{cohort}"),
             caption="../report/slides.rst",
             category="Slides",
             labels={"cohort": "{cohort}", "shows": "what happened to each slide"},
         ),
         overview=report(
-            PATHS.overview("{cohort}", "{tiling}"),
+            PATHS.overview("{cohort}"),
             caption="../report/tissue.rst",
             category="Slides",
             labels={"cohort": "{cohort}", "shows": "tissue masks"},
@@ -70,7 +70,7 @@ rule gate:
     input:
         unpack(PLAN.inputs("gate", "cohort")),
     output:
-        PATHS.gate("{cohort}", "{tiling}"),
+        PATHS.gate("{cohort}"),
     log:
         LOGS / "gate/{cohort}/{tiling}.log",
     benchmark:

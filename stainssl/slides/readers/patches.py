@@ -19,7 +19,7 @@ MAX_PIXELS = 100_000_000  # the whole picture stands in memory: 300 MB
 
 
 def recognises(path: Path) -> bool:
-    """Whether the file is an image that cannot be meant as anything but one picture."""
+    """Whether the file is a plain image, and no slide format."""
     if is_hdf5_patch(path):
         return True
     if not path.is_file():

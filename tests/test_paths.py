@@ -1,0 +1,42 @@
+"""A cohort's files lie under its tiling, and the Snakefile's patterns name the same files."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+
+import pytest
+
+from stainssl.config import parse
+from stainssl.paths import Paths
+
+NAMES = {"cohort": "clinic", "tiling": "fine", "part": "train-0000", "encoder": "e", "task": "t"}
+NAMES |= {"head": "abmil", "benchmark": "b", "digest": "d", "label": ""}
+METHODS = {
+    name: list(inspect.signature(method).parameters)[1:]
+    for name, method in inspect.getmembers(Paths, inspect.isfunction)
+    if not name.startswith("_")
+}
+OF_COHORT = [name for name, parameters in METHODS.items() if "cohort" in parameters]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_pattern_with_its_wildcards_filled_in_is_the_path_of_the_config(method: str) -> None:
+    cohorts = {"clinic": {"sheet": "c.csv", "tiling": "fine"}, "other": {"sheet": "o.csv"}}
+    config = parse({"cohorts": cohorts, "tilings": {"default": {}, "fine": {"mpp": 0.25}}})
+    patterns = Paths(config.results, {"{cohort}": "{tiling}"})
+    asked = [name for name in METHODS[method] if name != "label"]
+    pattern = getattr(patterns, method)(*(f"{{{name}}}" for name in asked))
+    path = getattr(config.paths, method)(*(NAMES[name] for name in asked))
+    assert Path(str(pattern).format(**NAMES)) == path
+
+
+def test_a_cohort_lies_under_its_own_tiling() -> None:
+    paths = Paths(Path("results"), {"clinic": "fine", "other": "default"})
+    for method in OF_COHORT:
+        words = [NAMES[name] for name in METHODS[method][1:]]
+        assert getattr(paths, method)("clinic", *words).is_relative_to(
+            "results/cohorts/clinic/fine"
+        )
+        with pytest.raises(KeyError):
+            getattr(paths, method)("unknown", *words)
