@@ -32,7 +32,7 @@ from stainssl.encoders.initial import Backbone, backbone_of
 from stainssl.encoders.loading import vector_length
 from stainssl.encoders.saving import save_adapter
 from stainssl.pretrain.data import Batch
-from stainssl.pretrain.methods import PRETRAINING_METHODS, Recipe
+from stainssl.pretrain.methods import PRETRAINING_METHODS, ViewSettings
 from stainssl.pretrain.objectives import OBJECTIVES
 from stainssl.pretrain.train import Learner, Preprocessing, TrainSettings
 from stainssl.pretrain.tuning import Anchor
@@ -68,7 +68,7 @@ def learner(name: str, kind: str, source: str) -> tuple[Learner, Backbone, Any]:
     anchor = Anchor(backbone.model, encoder.keep) if encoder.keep else None
     adapters = freeze(backbone.model, encoder, size, 0) if keys else None
     objective = OBJECTIVES["nt-xent"](backbone.model, vector_length(backbone.model, size), 0.2, 0)
-    method = PRETRAINING_METHODS["simclr"](Recipe(size, "weak", 0), None)
+    method = PRETRAINING_METHODS["simclr"](ViewSettings(size, "weak", 0), None)
     settings = TrainSettings(steps=1000, lr=1e-3, weight_decay=1e-4, freeze_norms=bool(keys))
     prepare = Preprocessing(backbone.mean, backbone.std)
     module = Learner(backbone.model, objective, method, prepare, settings, None, anchor)

@@ -17,6 +17,7 @@ from tools.generated import environments
 
 REPO = Path(__file__).resolve().parents[2]
 OPTIONAL = {"triton", "tiatoolbox", "fastslide"}  # looked for, and done without
+BEFORE_JOBS = "stainssl.plan.networks"  # is asked where Snakemake runs, and by no job
 
 
 def _file_of(module: str) -> Path | None:
@@ -42,7 +43,7 @@ def _imports(file: Path) -> set[str]:
 
 def imported_by(module: str) -> set[str]:
     """Top-level modules of others that a module may import, inside functions too."""
-    todo, seen, others = {module}, set(), set()
+    todo, seen, others = {module}, {BEFORE_JOBS}, set()
     while todo:
         name = todo.pop()
         top = name.split(".")[0]

@@ -19,7 +19,7 @@ PAGE = (REPO / "docs" / "statistics.md").read_text(encoding="utf-8")
 def _robustness() -> set[str]:
     """The names that figures of robustness are given: the first argument of their makers."""
     made = {
-        "Figure",
+        "MetricRow",
         "mean_figure",
         "median_figure",
         "jackknife_figure",

@@ -308,5 +308,4 @@ def test_the_figure_shows_the_test_the_numbers_and_the_unit(rng):
     assert "too small" in crossed.get_legend().get_title().get_text()
     second = [axes.get_legend() for axes in panels if axes.get_legend()][1]
     assert "undefined" in second.get_title().get_text()
-    empty = survival_figure({})
-    assert "no task is of kind survival" in empty.texts[0].get_text()
+    assert "no task is of kind survival" in survival_figure({})

@@ -286,7 +286,7 @@ def test_many_requests_for_slow_pictures_leave_tables_free(
             held[0] -= 1
         return np.zeros((8, 8, 3), np.uint8)
 
-    monkeypatch.setattr("stainssl.view.contents.read_picture", slow)
+    monkeypatch.setattr("stainssl.view.contents.read_pyramid_picture", slow)
     monkeypatch.setattr(server.os, "cpu_count", lambda: 2)
     pyramid = contents.pyramid("clinic", slide)
     names = [(n, 0, 0) for n in range(pyramid.deepest + 1)] * 10

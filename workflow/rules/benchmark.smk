@@ -3,16 +3,6 @@
 CONDA = "../envs/statistics.yaml"
 
 BENCHMARK = PATHS.benchmark("{benchmark}")
-FIGURES = {
-    "roc": "ROC",
-    "calibration": "calibration and decision curves",
-    "scatter": "predicted against true",
-    "forest": "figures with intervals",
-    "robustness": "robustness",
-    "few_shot": "few labelled tiles",
-    "umap": "UMAP by site and label",
-    "survival": "survival of risk groups",
-}
 
 
 rule benchmark:
@@ -24,10 +14,7 @@ rule benchmark:
             patterns=["{figure}.png"],
             caption="../report/figures.rst",
             category="Benchmark",
-            labels={
-                "benchmark": "{benchmark}",
-                "shows": lambda wildcards: FIGURES[wildcards.figure],
-            },
+            labels={"benchmark": "{benchmark}", "shows": "{figure}"},
         ),
         table=BENCHMARK / "table.csv",
         md=BENCHMARK / "table.md",
