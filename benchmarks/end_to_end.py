@@ -156,7 +156,7 @@ def section(found: Mapping[str, Any]) -> str:
     lines = [
         f"{found['slides']} slides of {found['side_px']:,} px, tiles of {SIDE_PX} px at {MPP}"
         f" µm/px, `{found['network']}` with random weights; {found['cores']} cores of"
-        f" {found['machine']}, median of {found['rounds']} rounds by turns.",
+        f" {found['machine']}, {found['rounds']} round(s) by turns, of which the median.",
         "",
         *table(head, rows),
     ]
