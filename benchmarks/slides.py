@@ -1,8 +1,8 @@
 """Speed and memory of reading slides, beside other tools on the same slide: a table and JSON.
 
     OMP_NUM_THREADS=1 taskset -c 0 python benchmarks/slides.py SLIDE [--fine SLIDE_AT_0.25]
-        [--many FOLDER_OF_SLIDES] [--rivals ENV/bin/python] [--histolab ENV/bin/python]
-        [--tiles 3000] [--out slides.json]
+        [--many FOLDER_OF_SLIDES] [--rivals ENV/bin/python ...] [--tiles 3000]
+        [--out slides.json]
     OMP_NUM_THREADS=1 python benchmarks/slides.py SLIDE --two-processes
 
 SLIDE is one that `large_slide.py` wrote. Rates are megapixels of level 0 a second on one core, each
@@ -42,7 +42,7 @@ from stainssl.slides.tissue import tissue_map
 from stainssl.stores.pixels import SlidePixels, decode, encode, open_pixels, write_pixels
 
 ROUNDS, SIZE_PX, MPP, MASK_MPP = 3, 256, 0.5, 8.0
-RIVAL_PATIENCE_S = 120
+RIVALS, RIVAL_PATIENCE_S = ("hs2p", "tiatoolbox", "lazyslide", "histolab"), 120
 
 
 def seconds(work: dict[str, Callable[[], Any]]) -> dict[str, float]:
@@ -75,7 +75,9 @@ def thumbnail_of(path: Path) -> np.ndarray:
 
 
 def rival(python: str, tool: str, path: Path) -> dict[str, Any] | None:
-    """Seconds and tiles of another tool, None where it failed."""
+    """Seconds and tiles of another tool, None where it is not there or failed."""
+    if subprocess.run([python, "-c", f"import {tool}"], capture_output=True).returncode:
+        return None
     script = Path(__file__).with_name("slides_rival.py")
     try:
         done = subprocess.run(
@@ -113,10 +115,9 @@ def mask_and_table(path: Path, options: argparse.Namespace) -> list[dict[str, An
         {"what": name, "seconds": round(value, 2), "tiles": len(kept), "jaccard": None}
         for name, value in own.items()
     ]
-    tools = dict.fromkeys(("hs2p", "tiatoolbox", "lazyslide"), options.rivals)
-    for tool, python in {**tools, "histolab": options.histolab}.items():
-        found = rival(python, tool, path) if python else None
-        if found:
+    for tool in RIVALS:
+        tried = (rival(python, tool, path) for python in options.rivals)
+        if found := next(filter(None, tried), None):
             rows.append(
                 {
                     "what": tool,
@@ -264,8 +265,7 @@ def main() -> None:
     parser.add_argument("--fine", type=Path)
     parser.add_argument("--many", type=Path)
     parser.add_argument("--two-processes", action="store_true")
-    parser.add_argument("--rivals")
-    parser.add_argument("--histolab")
+    parser.add_argument("--rivals", nargs="*", default=[], help="Pythons that have the tools")
     parser.add_argument("--tiles", type=int, default=3000)
     parser.add_argument("--out", type=Path, default=Path("slides.json"))
     options = parser.parse_args()

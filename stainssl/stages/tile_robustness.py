@@ -110,7 +110,7 @@ def run(asked: TileOptions) -> Iterator[str]:
     notes.append(compared.told)
     figures = []
     for name in [*dict.fromkeys(asked.weights), COLOR]:
-        encode, about = _encoder(name)
+        encode, about = _encoder(name, None if asked.paired else asked.method)
         notes += about
         found = compared.measure(_counting(encode, compared.passes * len(sample.table)))
         figures.append(pd.DataFrame(found, columns=MetricRow._fields).assign(encoder=name))
@@ -333,8 +333,8 @@ def _targets(sample: FileSample, method: str) -> tuple[dict[str, StainProfile], 
     )
 
 
-def _encoder(name: str) -> tuple[Encode, list[str]]:
-    """An encoder, and what is to be said of its weights."""
+def _encoder(name: str, method: str | None) -> tuple[Encode, list[str]]:
+    """An encoder, for tiles re-stained by `method`, and what is to be said of its weights."""
     if name == COLOR:
         told = f"{COLOR}: mean, deviation and covariances of R, G and B, as a yardstick."
         return color_vectors, [told]
@@ -342,7 +342,13 @@ def _encoder(name: str) -> tuple[Encode, list[str]]:
     about = [f"seen at {loaded.input_size} px", f"SHA-256 {loaded.weights_sha256[:12]}"]
     told_of = described(name)
     about += [f"{key} {told_of[key]}" for key in ("revision", "license") if told_of.get(key)]
-    return loaded, [f"Weights of {name}: {', '.join(about)}."]
+    sentences = [f"Weights of {name}: {', '.join(about)}."]
+    if loaded.standard is not None and loaded.standard.method == method:
+        sentences.append(
+            f"{name} normalizes tiles by {method} itself, which undoes the change: re-stain them by"
+            " another method (--stain-method)."
+        )
+    return loaded, sentences
 
 
 def color_vectors(images: torch.Tensor) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,8 @@ from stainssl.cli import app
 from stainssl.errors import StainsslError
 from stainssl.stages import tile_robustness
 from stainssl.stages.tile_robustness import TileOptions, color_vectors, run
+from stainssl.stain import StainProfile
+from stainssl.stain.targets import profile_to_json
 from tests.evaluation.world import MorphologyEncoder, tile_image
 
 
@@ -54,7 +57,7 @@ def network(tmp_path_factory):
 def of_tissue(monkeypatch):
     """The weights `morphology`, which see texture alone."""
 
-    def encoder(name):
+    def encoder(name, _):
         given = {"morphology": MorphologyEncoder(), "color alone": color_vectors}
         return given[name], [f"Weights of {name}."]
 
@@ -178,6 +181,15 @@ def test_every_problem_is_told_before_a_tile_is_read(tmp_path):
     assert "feather is an encoder of slides" in lines[1]
     assert "--stain-method 'macenco' is none of macenko" in lines[2]
     assert "--max-tiles 3: at least 20" in lines[3]
+
+
+def test_an_encoder_that_undoes_the_change_is_told(tmp_path):
+    save_for_hf(timm.create_model("test_resnet", num_classes=0), str(tmp_path))
+    standard = profile_to_json(StainProfile.reference("macenko"))
+    (tmp_path / "stain.json").write_text(json.dumps(standard))
+    told = {m: tile_robustness._encoder(str(tmp_path), m)[1] for m in ("macenko", "reinhard", None)}
+    assert "normalizes tiles by macenko itself" in told["macenko"][1]
+    assert len(told["reinhard"]) == len(told[None]) == 1
 
 
 def test_weights_that_cannot_be_had_are_told_before_a_tile_is_read(tmp_path, monkeypatch):
