@@ -128,7 +128,6 @@ def on_cores(count: int) -> None:
 
 def by_turns(run: Callable[[int], Any]) -> dict[int, float]:
     """Threads → the median seconds of `run(threads)`, after one round that counts for nothing."""
-    on_cores(THREADS[-1])
     run(THREADS[-1])
     found: dict[int, list[float]] = {threads: [] for threads in THREADS}
     for _ in range(ROUNDS):

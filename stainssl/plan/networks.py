@@ -39,8 +39,8 @@ def _is_known(config: Config, name: str) -> bool:
         is_given = config.initial_run(config.runs_of(name)[0]) is None
         loads = not is_given or known.loads(encoder.source or "")
         return loads and _is_known_as_start(encoder, config.start_of(name), side)
-    name = encoder.architecture
-    return known.is_architecture(name) and known.takes_side(name, side)
+    architecture = encoder.architecture
+    return known.is_architecture(architecture) and known.takes_side(architecture, side)
 
 
 def _is_known_as_it_is(encoder: Encoder, source: str) -> bool:

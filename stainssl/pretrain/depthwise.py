@@ -15,9 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.grad import conv2d_input
 
-ConvGeometry = tuple[
-    int, int, int
-]  # stride, padding and kernel side in px, the same along both axes
+# Stride, padding and kernel side in px, the same along both axes.
+ConvGeometry = tuple[int, int, int]
 
 
 def speed_up(model: nn.Module) -> None:

@@ -187,7 +187,7 @@ class TrainingMonitor(Callback):
         self._pace.advance(1)
         step = trainer.global_step
         ends = step % self.stream.steps_per_epoch == 0 or step == self.steps
-        ends_tenth = self.steps <= self.stream.steps_per_epoch and self._ends_tenth(step)
+        ends_tenth = self._ends_tenth(step)
         if ends or ends_tenth or len(self._unread) >= (GPU_READS if batch.images.is_cuda else 1):
             self._report(step, self.settle(trainer))
         if ends:
@@ -197,7 +197,9 @@ class TrainingMonitor(Callback):
             self._add(trainer, nothing | {"epoch": 1, "step": step} | self._since_last(trainer))
 
     def _ends_tenth(self, step: int) -> bool:
-        """Whether a step is the first to reach another tenth of the run."""
+        """Whether a step is the first to reach another tenth of a run of a single epoch."""
+        if self.steps > self.stream.steps_per_epoch:
+            return False
         return 10 * step // self.steps > 10 * (step - 1) // self.steps
 
     def settle(self, trainer: lightning.Trainer) -> float:
