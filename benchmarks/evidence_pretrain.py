@@ -5,7 +5,8 @@
 Writes a sheet a site and a config into the folder and has the workflow train, from the given
 weights: `METHOD-without-SITE`, which sees the tiles of the four other sites, and `METHOD-all`,
 which sees those of every site without their labels, as a laboratory can on slides of its own.
-Methods are equal but for what `METHODS` says. An interrupted training goes on where it was.
+Methods are equal but for what `METHODS` says. `--backbone` trains an architecture of timm from
+random weights, in place of the given ones. An interrupted training goes on where it was.
 """
 
 from __future__ import annotations
@@ -55,7 +56,8 @@ def write_sheets(root: Path, work: Path) -> dict[str, str]:
 
 def encoders(sites: Sequence[str], given: argparse.Namespace) -> dict[str, Any]:
     """Every encoder that is asked for."""
-    common = {**COMMON, "init": given.init, "input_size": given.input_size, "steps": given.steps}
+    start = {"backbone": given.backbone} if given.backbone else {"init": given.init}
+    common = {**COMMON, **start, "input_size": given.input_size, "steps": given.steps}
     seen = {f"without-{site}": [s for s in sites if s != site] for site in sites}
     seeds = dict.fromkeys(seen, given.seeds) | {"all": given.seeds_all}
     seen["all"] = list(sites)
@@ -101,6 +103,7 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--root", type=Path, required=True, help="the release's folder")
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--init", default="efficientnet-lite0")
+    parser.add_argument("--backbone", help="an architecture to train from random weights instead")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS)[:2])
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2], help="a site left out")
     parser.add_argument("--seeds-all", nargs="*", type=int, default=[0, 1, 2, 3, 4])

@@ -149,7 +149,7 @@ def site_counts(runs: Mapping[str, pd.DataFrame]) -> dict[str, dict[str, int]]:
 
 def differences(found: Mapping[str, Seeds]) -> list[dict[str, Any]]:
     """Every pair of encoders, with p-values corrected over all pairs."""
-    rows = []
+    rows: list[dict[str, Any]] = []
     for first, second in combinations(found, 2):
         one = difference(found[first], found[second])
         rows.append({"first": first, "second": second, **figure(one), "p": p_value(one)})

@@ -35,7 +35,7 @@ def curves(metrics: Mapping[str, pd.DataFrame]) -> Figure:
         loss.plot(trained[unit], trained["loss"], **style)
         rank.plot(watched[unit], watched["effective_rank"], **style)
         _path(plane, watched, style)
-    _label(loss, "Contrastive loss", unit, "NT-Xent (nats), mean since the point before")
+    _label(loss, "Contrastive loss, mean between points", unit, "NT-Xent (nats)")
     _label(rank, "Dimensions in use (1 is collapse)", unit, "effective rank of 256 tiles")
     title = "Views agree, tiles spread (ring: untrained)"
     _label(plane, title, "alignment: distance² of two views", "uniformity: log mean potential")

@@ -29,7 +29,8 @@ def run_all(config: Config) -> None:
         run_stage("folds", config, name)
         for run in config.runs():
             if task.level == "tile":
-                run_stage("probe", config, name, run.name)
+                answer = "finetune" if task.protocol == "fine-tune" else "probe"
+                run_stage(answer, config, name, run.name)
             for head in config.heads if task.level != "tile" else ():
                 run_stage("mil", config, name, run.name, head)
     for name, benchmark in config.benchmarks.items():

@@ -11,6 +11,7 @@ import pytest
 
 from stainssl.config import Config, parse
 from stainssl.datasets import _loaded
+from stainssl.evaluation.predictions import THRESHOLD
 from stainssl.stages import run_stage
 from stainssl.stores.embeddings import open_embeddings
 from stainssl.stores.tiles import read_labels, read_qc, read_tiles
@@ -19,8 +20,8 @@ from tests.datasets.docs import config_of, pointed, shrunk
 from tests.datasets.miniature import Pictures
 
 
-def lean(page: str, releases: dict[str, Path], folder: Path) -> Config:
-    """A page's config with the page's first method and the random encoder, and one head."""
+def lean(page: str, releases: dict[str, Path], folder: Path, **tasks: dict[str, Any]) -> Config:
+    """A page's config with the page's first method and the random encoder, one head, more tasks."""
     config: dict[str, Any] = shrunk(pointed(config_of(page), releases))
     kept = [name for name in config["encoders"] if name in ("stain-invariant", "random")]
     config["encoders"] = {name: config["encoders"][name] for name in kept}
@@ -28,6 +29,8 @@ def lean(page: str, releases: dict[str, Path], folder: Path) -> Config:
     config["heads"] = {name: config["heads"][name] for name in heads}
     for benchmark in config["benchmarks"].values():
         benchmark |= {"encoders": kept, "heads": heads, "robustness": False}
+        benchmark["tasks"] += tasks
+    config["tasks"] |= tasks
     config["results"] = str(folder / "results")
     _loaded.cache_clear()
     return parse(config)
@@ -62,6 +65,28 @@ def test_wilds_from_the_folder_to_the_table(releases: dict[str, Path], tmp_path:
     assert "probe of a frozen encoder is another protocol" in theirs
     figures = table.query("group == 'published'").set_index("encoder")["value"]
     assert figures["CORAL"] == 59.5
+
+
+def test_wilds_trained_end_to_end_as_it_is_published(
+    releases: dict[str, Path], tmp_path: Path
+) -> None:
+    """The network is trained on three hospitals, a fourth chooses the epoch, the fifth is told."""
+    probed = config_of("camelyon17-wilds")["tasks"]["tumor"]
+    tuned = probed | {"protocol": "fine-tune", "fine_tune": {"epochs": 2, "batch_size": 8}}
+    config = lean("camelyon17-wilds", releases, tmp_path, tuned=tuned)
+    table = table_of(config, "wilds")
+    rows = table.query("head == 'fine-tune' and metric == 'accuracy' and group == 'all'")
+    assert set(rows["task"]) == {"tuned"}
+    assert set(rows["encoder"]) == {"stain-invariant", "random"}
+    assert rows["value"].between(0, 1).all()
+    for encoder in ("stain-invariant", "random"):
+        folder = config.paths.fine_tuned("tuned", encoder)
+        told = pd.read_parquet(folder / "predictions.parquet")
+        assert set(told["site"]) == {"hospital-2"}
+        assert len(told) == 12  # two patients, three tiles a class
+        assert told[THRESHOLD].nunique() == 1  # chosen on hospital 1
+    text = (config.paths.benchmark("wilds") / "table.md").read_text()
+    assert "| tuned | ERM | DenseNet-121 trained end to end on the labels | accuracy" in text
 
 
 def test_bracs_regions_from_the_folder_to_the_table(
