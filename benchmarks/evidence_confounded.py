@@ -1,4 +1,4 @@
-"""A label that goes with the site, on the real tiles of AMi-Br: does an encoder let stain mislead?
+"""A label confounded with the site, on the real tiles of AMi-Br: does stain mislead an encoder?
 
     python -m benchmarks.evidence_confounded measure --root AMi-Br --input-size 64 \
         --json docs/evidence/confounded.json --encoder NAME=SOURCE …
@@ -101,7 +101,7 @@ def answers(tiles: Tiles, vectors: Vectors, way: str) -> pd.DataFrame:
     return pd.concat(found, ignore_index=True)
 
 
-def sites_told(tiles: Tiles, vectors: Vectors) -> pd.DataFrame:
+def site_predictions(tiles: Tiles, vectors: Vectors) -> pd.DataFrame:
     """Predictions of every tile's site."""
     site = np.unique(tiles.site, return_inverse=True)[1]
     found = [
@@ -151,7 +151,7 @@ def of_run(tiles: Tiles, vectors: Vectors) -> dict[str, Estimates]:
     one = drawn_cases(tiles)
     return {
         "auroc": {way: one("auroc", answers(tiles, vectors, way)) for way in WAYS},
-        SITE: {SITE: one("balanced_accuracy", sites_told(tiles, vectors))},
+        SITE: {SITE: one("balanced_accuracy", site_predictions(tiles, vectors))},
     }
 
 
@@ -183,7 +183,7 @@ def section(made: Mapping[str, Any]) -> str:
     order = sorted(made["encoders"], key=lambda name: -made["encoders"][name]["auroc"]["value"])
     pairs = made["differences"]["auroc"]
     head = ["encoder", "seeds", "AUROC, mean of both ways",
-            *(f"atypical mostly of `{way}`" for way in WAYS), "site told (chance 0.2)"]  # fmt: skip
+            *(f"atypical mostly of `{way}`" for way in WAYS), "site predictability (chance 0.2)"]  # fmt: skip
     rows = [
         [f"`{name}`", str(one["seeds"]), *(span(one[key]) for key in ("auroc", *WAYS, SITE))]
         for name in order
@@ -191,9 +191,9 @@ def section(made: Mapping[str, Any]) -> str:
     ]
     lines = [
         f"{made['cases']} cases, {made['tiles']:,} tiles, networks at {made['input_size']} px; "
-        f"95 % intervals over cases, {made['resamples']:,} resamples. Below 0.5 the probe answers "
-        f"by the site. Corrected over {len(pairs)} pairs of encoders, so many resamples give no "
-        f"p-value below {2 / made['resamples'] * len(pairs):.3f}.",
+        f"95 % intervals over cases, {made['resamples']:,} resamples. Below 0.5 the probe follows "
+        f"the site. With {len(pairs)} pairs of encoders and this many resamples, the lowest "
+        f"corrected p-value is {2 / made['resamples'] * len(pairs):.3f}.",
         "",
         *table(head, rows),
         *evidence_table.pairs(order, pairs, "AUROC, paired"),

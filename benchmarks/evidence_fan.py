@@ -1,11 +1,11 @@
-"""Real stains: the same 25 fields of tissue under nine H&E protocols, looked for across protocols.
+"""Real stains: the same 25 fields of tissue under nine H&E protocols, retrieved across protocols.
 
     python -m benchmarks.evidence_fan measure --tiles FAN --json FILE --encoder NAME=SOURCE
     python -m benchmarks.evidence_fan picture --tiles FAN
     python -m benchmarks.evidence_fan docs --json FILE
 
 FAN is a folder with `tiles.csv` (`path`, `patient_id`, `site`, `field`) and pictures. A field is
-looked for among the 25 under another protocol, by cosine, ties against it. No encoder has seen a
+retrieved among the 25 under another protocol, by cosine, ties against it. No encoder has seen a
 tile. Sections are serial: columns that stand far apart differ in tissue as well, so figures are
 given by their distance. SOURCE is as in `evidence_amibr`; sources of one name, joined by commas,
 are the seeds of one encoder, whose figures are averaged. Intervals are over the five blocks of
@@ -128,7 +128,7 @@ def section(made: Mapping[str, Any]) -> str:
     order = sorted(made["encoders"], key=lambda n: -made["encoders"][n]["top1"]["mean"]["value"])
     lines = [
         f"{made['fields']} fields of {made['blocks']} blocks under {made['protocols']} protocols, "
-        f"networks at {made['input_size']} px; a field is looked for among {made['fields']}. 95 % "
+        f"networks at {made['input_size']} px; a field is retrieved among {made['fields']}. 95 % "
         "intervals over blocks. Best first.",
         "",
     ]

@@ -18,26 +18,26 @@ REPO = RESULTS.parent.parent
 PAGES = RESULTS, REPO / "README.md"
 NAME = "real tiles"
 NOTHING = "–"
-# Row → its encoder at a site never seen, where the label goes with the site, and under nine stains.
+# Row → its encoder at an unseen site, where the label is confounded with the site, and under nine
+# stains.
 ROWS: dict[str, tuple[str, str, str]] = {
     "ImageNet, frozen": ("imagenet", "imagenet", "imagenet"),
     "Macenko in front of it": ("macenko", "macenko", "macenko"),
     "Reinhard in front of it": ("reinhard", "reinhard", "reinhard"),
-    "continued by SimCLR": ("simclr-without", "simclr-all", "simclr-all"),
-    "continued by `stain-invariant`": (
+    "pretrained further with SimCLR": ("simclr-without", "simclr-all", "simclr-all"),
+    "pretrained further with `stain-invariant`": (
         "stain-invariant-without", "stain-invariant-all", "stain-invariant-all",
     ),
-    "Macenko in front of that": (
+    "Macenko in front of the latter": (
         "macenko-stain-invariant-without", "macenko-stain-invariant-all",
         "macenko-stain-invariant-all",
     ),
     "random weights": ("random", "random", "random"),
-    "color alone": ("color", "color", "color"),
+    "color statistics": ("color", "color", "color"),
 }  # fmt: skip
 HEAD = (
-    "EfficientNet-lite0, 64 px", "label at a site never seen, AUROC",
-    "label that goes with the site, AUROC", "site told (chance 0.2)",
-    "same field under another stain, top-1",
+    "EfficientNet-lite0, 64 px", "unseen site: AUROC", "label confounded with site: AUROC",
+    "site predictability (chance 0.2)", "retrieval under another stain: top-1",
 )  # fmt: skip
 
 
