@@ -182,8 +182,9 @@ def section(made: Mapping[str, Any]) -> str:
     """The section between the two marks."""
     order = sorted(made["encoders"], key=lambda name: -made["encoders"][name]["auroc"]["value"])
     pairs = made["differences"]["auroc"]
-    head = ["encoder", "seeds", "AUROC, mean of both ways",
-            *(f"atypical mostly of `{way}`" for way in WAYS), "site predictability (chance 0.2)"]  # fmt: skip
+    ways = [f"atypical mostly of `{way}`" for way in WAYS]
+    head = ["encoder", "seeds", "AUROC, mean of both ways", *ways]
+    head.append("site predictability (chance 0.2)")
     rows = [
         [f"`{name}`", str(one["seeds"]), *(span(one[key]) for key in ("auroc", *WAYS, SITE))]
         for name in order
