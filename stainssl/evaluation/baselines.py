@@ -271,12 +271,12 @@ BASELINES: dict[str, Baseline] = {
     "regression": Baseline(
         lambda units, columns, folds, *_: predict_number_from_columns(units, columns, folds),
         MEAN,
-        f"{MEAN}: the training patients' mean, said of everybody.",
+        f"{MEAN}: the training patients' mean, predicted for every patient.",
     ),
     "survival": Baseline(
         lambda units, columns, folds, *_: predict_survival_from_columns(units, columns, folds),
         KAPLAN_MEIER,
-        f"{KAPLAN_MEIER}: the training patients' survival, said of everybody.",
+        f"{KAPLAN_MEIER}: the training patients' survival curve, predicted for every patient.",
     ),
 }
 FLOORS = {one.floor: one.note for one in BASELINES.values() if one.floor is not None}

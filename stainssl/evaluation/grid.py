@@ -50,50 +50,51 @@ SURVIVAL_SITE_METRICS = ("c_index", "integrated_brier")
 LEVEL_OF_SIGNIFICANCE = 0.05
 FEW_PATIENTS = 5
 NOT_BEATEN = (
-    "Bold: the best of a column, and what it does not beat significantly (paired difference over"
-    " patients, Holm over all comparisons of the table, 5 %)."
+    "Bold: the best of a column, and all that it does not beat significantly (paired test over"
+    " patients, Holm-corrected over all comparisons of the table, 5 %)."
 )
 SEEN_NOTE = f"{SEEN_MARK} Pretraining saw test patients of the task."
 BASELINES = (
     "site only, clinical only: a linear probe on the sheet's columns for site and scanner, or on"
-    " the task's clinical columns; it sees no tissue and is not compared."
+    " the task's clinical columns, without any image; not part of the comparisons."
 )
 FUSION = (
-    "+ clinical: the head's answer and that of the clinical columns, pooled with equal weights"
-    " (fusion: late), or a head that takes both (fusion: gated); these rows are compared with"
-    " clinical only too."
+    "+ clinical: the predictions of the head and of the clinical columns, pooled with equal"
+    " weights (fusion: late), or a head that takes both (fusion: gated); these rows are compared"
+    " with clinical only too."
 )
 FINE_TUNED = (
-    "fine-tune: in every fold the network itself was trained on the task's labels and stopped by"
-    " validation patients (protocol fine-tune); figures of robustness are of the encoder before."
+    "fine-tune: in every fold the network itself was trained on the task's labels, with early"
+    " stopping on validation patients (protocol fine-tune); robustness is that of the encoder"
+    " before fine-tuning."
 )
 INTERVALS = (
-    "In brackets 95 % intervals over patients. AUROC and AUPRC rank test patients within a fold and"
-    " repeat; a dash is a figure that is undefined."
+    "In brackets: 95 % confidence intervals over patients. AUROC and AUPRC rank test patients"
+    " within a fold and repeat. A dash: undefined."
 )
 OF_NUMBERS = (
-    "Pearson, Spearman: correlation of what was said with what is true, of test patients within a"
-    " fold and repeat; MAE: mean absolute error in the label's unit; R²: 1 is perfect, 0 as good as"
+    "Pearson, Spearman: correlation of predictions with labels, over test patients within a fold"
+    " and repeat. MAE: mean absolute error in the label's unit. R²: 1 is perfect, 0 is as good as"
     " the test patients' mean."
 )
 OF_ORDER = (
-    "Weighted kappa: agreement of ordered classes beyond chance, by the squared distance of"
-    " classes; AUROC over cuts: the mean over cuts between classes of who lies above."
+    "Weighted kappa: agreement of ordered classes beyond chance, with quadratic weights. AUROC"
+    " over cuts: mean AUROC of the splits between adjacent classes."
 )
 OF_SURVIVAL = (
-    "Harrell's C: of two test patients of a fold and repeat of whom one is known to have outlived"
-    " the other, how often that is said (0.5: by chance). Uno's C and the AUROC over time (at"
-    " deciles of the event times) weight patients by how probably they are followed up so long."
-    " Integrated Brier score: squared error of the survival said, the less the better. Baselines of"
-    " columns are Cox's regression."
+    "Harrell's C: share of comparable pairs of test patients, within a fold and repeat, that are"
+    " ranked correctly (0.5: chance). Uno's C and the AUROC over time (at deciles of the event"
+    " times) are weighted by the inverse probability of censoring. Integrated Brier score: squared"
+    " error of the predicted survival, lower is better. Baselines of columns are Cox regressions."
 )
-SEEDS = "Rows of several seeds: the mean, its interval over patients and pretraining seeds."
+SEEDS = "Rows of several seeds: their mean, with an interval over patients and pretraining seeds."
 FEW = (
-    f"{FEW_MARK} A site of fewer than {FEW_PATIENTS} patients, whose figures tell next to nothing."
+    f"{FEW_MARK} A site with fewer than {FEW_PATIENTS} patients: too few for its results to mean"
+    " much."
 )
 CALIBRATION = (
-    "Calibration error: how far probabilities are from what came true, mean over ten bins; with few"
-    " patients it is above 0 by chance alone."
+    "Calibration error: mean difference between predicted probability and observed frequency over"
+    " ten bins; with few patients it is above 0 by chance alone."
 )
 SPREAD = "± is the standard deviation over pretraining seeds."
 

@@ -127,7 +127,7 @@ def test_the_sites_own_row_stands_below_and_is_not_compared(world):
     rows = [line for line in markdown.splitlines() if line.startswith("| ")][1:]
     assert rows[-1].startswith("| site only | columns")
     assert "**" not in rows[-1]
-    assert "it sees no tissue" in markdown
+    assert "without any image" in markdown
     compared = pd.read_csv(folder / "comparisons.csv")
     assert "site only" not in set(compared["first"]) | set(compared["second"])
     long = pd.read_csv(folder / "table.csv")

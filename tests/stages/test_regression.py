@@ -123,7 +123,7 @@ def test_the_table_has_figures_baselines_and_comparisons(made):
     text = (folder / "table.md").read_text()
     assert "ki67: Spearman (27 patients)" in text
     assert "ki67: MAE (27 patients)" in text
-    assert "said of everybody" in text
+    assert "predicted for every patient" in text
     assert "ki67, spearman: enc + mean + clinical less clinical only: " in text
     assert "## By site" in text
     assert "R$^2$" in (folder / "table.tex").read_text()

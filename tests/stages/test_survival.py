@@ -158,7 +158,7 @@ def test_the_table_has_figures_baselines_and_comparisons(made):
     assert f"os: Harrell's C (47 patients, {events} events)" in text
     assert "os: times are in the unit of the sheet's column 'os_months'." in text
     assert "Uno's C and" in text
-    assert "said of everybody" in text
+    assert "predicted for every patient" in text
     assert "## By site" in text
     for name in ("figures/survival.png", "figures/forest.png", "table.html", "table.tex"):
         assert (folder / name).stat().st_size > 0
