@@ -27,7 +27,7 @@ def test_every_release_has_a_page_with_its_own_traps_and_the_index_names_it() ->
     for name in RELEASES:
         text = (PAGES / f"{name}.md").read_text(encoding="utf-8")
         assert f"({name}.md)" in index
-        for said in ("| from |", "| licence |", "**Traps**", "```yaml"):
+        for said in ("| from |", "| licence |", "**Pitfalls**", "```yaml"):
             assert said in text, f"{name}: {said}"
         assert f"release: {name}" in text
 
