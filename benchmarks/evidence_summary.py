@@ -2,7 +2,8 @@
 
     python -m benchmarks.evidence_summary
 
-Every number is of `docs/evidence/amibr.json`, `confounded.json` and `fan.json`.
+Every number is of `docs/evidence/amibr.json`, `confounded.json` and `fan.json`. What others
+published of AMi-Br stands in docs/results.md too, as the package knows it.
 """
 
 from __future__ import annotations
@@ -12,11 +13,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from benchmarks.evidence_table import RESULTS, span, table
+from stainssl.evaluation import published
 from tools.pages import fill, marks
 
 REPO = RESULTS.parent.parent
 PAGES = RESULTS, REPO / "README.md"
 NAME = "real tiles"
+PUBLISHED = "amibr-published"
 NOTHING = "–"
 # Row → its encoder at an unseen site, where the label is confounded with the site, and under nine
 # stains.
@@ -67,11 +70,22 @@ def section(made: Mapping[str, Mapping[str, Any]]) -> str:
     return "\n".join(table(HEAD, [row for row in rows if set(row[1:]) != {NOTHING}]))
 
 
+def of_others() -> str:
+    """What others published of AMi-Br."""
+    found = published.figures_for([("atypical", "amibr", "atypical")])
+    rows = [
+        [one.method, one.protocol, one.figure, one.metric, one.split, one.source]
+        for _, one in found
+    ]
+    return "\n".join(table(["method", "protocol", "figure", "metric", "split", "source"], rows))
+
+
 def main() -> None:
-    """Write the table into both pages."""
+    """Write the tables into the pages."""
     text = f"\n\n{section(load())}\n"
     for page in PAGES:
         fill(page, marks(NAME), text)
+    fill(RESULTS, marks(PUBLISHED), f"\n\n{of_others()}\n")
 
 
 if __name__ == "__main__":

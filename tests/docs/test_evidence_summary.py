@@ -61,6 +61,11 @@ def test_the_table_on_the_page_is_that_of_the_records(page: Path) -> None:
     assert between(text, marks(summary.NAME), made) == text
 
 
+def test_what_others_published_is_as_the_package_knows_it() -> None:
+    text = evidence_table.RESULTS.read_text(encoding="utf-8")
+    assert between(text, marks(summary.PUBLISHED), f"\n\n{summary.of_others()}\n") == text
+
+
 def test_every_row_is_of_a_record() -> None:
     made = summary.load()
     for name, keys in summary.ROWS.items():
