@@ -85,6 +85,7 @@ def test_omes_units_are_lengths_or_nothing(
 def test_an_ome_tiff_has_the_pixel_size_of_its_unit(
     tmp_path: Path, rng: np.random.Generator, size: float, unit: str, mpp: float | None
 ) -> None:
+    pytest.importorskip("tiatoolbox")
     path = tmp_path / "a.ome.tif"
     stated = {f"PhysicalSize{axis}": size for axis in "XY"}
     units = {f"PhysicalSize{axis}Unit": unit for axis in "XY"}
