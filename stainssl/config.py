@@ -416,7 +416,7 @@ class Encoder(Model):
                 " 'center' (of the 'vectors' of another encoder)"
             )
         if self.init is not None and not self.is_trained:
-            raise ValueError("'init' is where training starts from: give a method that trains")
+            raise ValueError("'init' starts a training: it needs a 'method' that trains")
         if self.is_trained and self.train is None:
             raise ValueError(f"method {self.method} needs 'train: {{cohorts: [...]}}'")
         return self
@@ -425,7 +425,9 @@ class Encoder(Model):
     def _recipe_has_weights(self) -> Encoder:
         given = self.weights or self.init or ""
         if self.revision is not None and (not given or given.startswith(LOCAL) or FILE in given):
-            raise ValueError("'revision' is of weights of the hub: a name, or hf-hub:OWNER/NAME")
+            raise ValueError(
+                "'revision' is for weights of the hub only: a name, or hf-hub:OWNER/NAME"
+            )
         if self.recipe is None:
             return self
         if not (given.startswith((HUB, LOCAL)) or FILE in given):
@@ -456,7 +458,7 @@ class Encoder(Model):
         known = {"vectors", "center", "weights", "revision", "tiling"}
         if idle := [k for k in fields if getattr(self, k) != fields[k].default and k not in known]:
             raise ValueError(
-                f"{', '.join(idle)}: no tile is seen here: set it at the encoder of 'vectors'"
+                f"{', '.join(idle)}: this encoder sees no tiles: set it at the encoder of 'vectors'"
             )
         return self
 
@@ -1274,7 +1276,7 @@ class _UniqueKeys(yaml.SafeLoader):
                 continue
             if key.value in seen:
                 line = key.start_mark.line + 1
-                raise yaml.YAMLError(f"line {line}: the key {key.value!r} stands there again")
+                raise yaml.YAMLError(f"line {line}: duplicate key {key.value!r}")
             seen.add(key.value)
         return node
 

@@ -84,7 +84,7 @@ def test_the_config_is_frozen() -> None:
 def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text("seed: 1\ncohorts:\n  c: {sheet: a.csv}\n  c: {sheet: b.csv}\n")
-    with pytest.raises(StainsslError, match="line 4: the key 'c' stands there again"):
+    with pytest.raises(StainsslError, match="line 4: duplicate key 'c'"):
         load(path)
 
 

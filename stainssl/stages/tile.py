@@ -218,10 +218,10 @@ def _is_no_tile(outcome: Outcome, slide: Slide, side_level0_px: float, tiling: T
     is_other_scale = abs(mpp / tiling.mpp - 1) > MAX_SCALE_ERROR
     if share >= MIN_SHARE_USED and not is_other_scale:
         return ""
-    scale = f", whose px is {mpp:.3g} µm and not {tiling.mpp:g}" if is_other_scale else ""
+    scale = f", at {mpp:.3g} µm/px instead of {tiling.mpp:g}" if is_other_scale else ""
     return (
-        f"One tile of {share:.0%} of the picture ({width}×{height} px){scale}: the cohort's "
-        "patches: cut makes tiles of the tiling's scale."
+        f"One tile of {share:.0%} of the picture ({width}×{height} px){scale}. Set `patches: cut` "
+        "for the cohort to cut pictures into tiles at the tiling's scale."
     )
 
 

@@ -169,8 +169,8 @@ def test_another_architecture_is_no_timm_name():
     ({"weights": "hf-hub:a/b", "recipe": {**VIT, "pooling": "attention"}}, "give 'dim'"),
     ({"weights": "hf-hub:a/b", "recipe": {**VIT, "pooling": "max"}}, "Input should be 'cls'"),
     ({"method": "random", "recipe": VIT}, "'recipe' is of weights"),
-    ({"method": "random", "revision": "x"}, "'revision' is of weights of the hub"),
-    ({"weights": "uni@/there", "revision": "x"}, "'revision' is of weights of the hub"),
+    ({"method": "random", "revision": "x"}, "'revision' is for weights of the hub"),
+    ({"weights": "uni@/there", "revision": "x"}, "'revision' is for weights of the hub"),
 ])  # fmt: skip
 def test_keys_that_do_not_go_together_are_told(encoder, sentence):
     with pytest.raises(StainsslError) as error:

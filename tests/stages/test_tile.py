@@ -387,7 +387,7 @@ def test_pictures_that_are_no_tiles_say_what_was_made_of_them(
     run_stage("tile", config, "c", PART)
     qc = outputs(config)[1]
     assert "50% of the picture" in qc.loc["wide", "detail"]
-    assert "2 µm" in qc.loc["wide", "detail"]  # 512 px of 0.5 µm in a tile of 128 px
+    assert "2 µm/px" in qc.loc["wide", "detail"]  # 512 px of 0.5 µm in a tile of 128 px
     assert qc.loc["tile", "detail"] == ""
     assert "1 of 2: as wide" in caplog.text
 
@@ -401,7 +401,7 @@ def test_a_picture_that_is_not_square_is_not_said_to_have_another_scale(
     config = cohort(tmp_path, rows, kind="patches")
     run_stage("tile", config, "c", PART)
     detail = outputs(config)[1].loc["strip", "detail"]
-    assert detail.startswith("One tile of 25% of the picture (512×128 px): the cohort's patches")
+    assert detail.startswith("One tile of 25% of the picture (512×128 px). Set `patches: cut`")
 
 
 def test_pictures_are_cut_at_the_tilings_scale(
