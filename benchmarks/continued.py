@@ -130,7 +130,7 @@ def section(found: dict[str, Any]) -> str:
     kinds = list(KINDS)
     head = [
         "network", *(f"{kind} / {kinds[0]}" for kind in kinds[1:]),
-        "adapter: parameters (aim < 5 %)", "adapter: bytes (aim < 5 %)",
+        "adapter: parameters (target < 5 %)", "adapter: bytes (target < 5 %)",
     ]  # fmt: skip
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for name, row in found["networks"].items():

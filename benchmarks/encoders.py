@@ -188,9 +188,9 @@ def machine() -> str:
 def section(found: dict[str, Any]) -> str:
     """The table of docs/benchmarks.md."""
     head = (
-        "| encoder | parameters | sees | load s: ours, timm |"
-        " least cosine to the card's | before Pillow's rounding |"
-        " tiles a second: ours | timm's loop | ratio (aim ≥ 0.95) |\n" + "|---" * 9 + "|"
+        "| encoder | parameters | input | load s: stainssl, timm |"
+        " lowest cosine to the card's | without Pillow's rounding |"
+        " tiles per second: stainssl | timm's loop | ratio (target ≥ 0.95) |\n" + "|---" * 9 + "|"
     )
     rows = [
         f"| `{name}` | {one['parameters'] / 1e6:.0f} M | {one['px']:.0f} px |"

@@ -133,7 +133,7 @@ def dry_run(folder: Path, given: argparse.Namespace) -> dict[str, float]:
 
 def section(found: dict[str, dict[str, float]]) -> str:
     """The table of dry-runs on the page."""
-    lines = ["| dry-run of | jobs | seconds of a core | memory |", "|---|---|---|---|"]
+    lines = ["| dry-run of | jobs | CPU seconds | memory |", "|---|---|---|---|"]
     lines += [
         f"| {name} | {row['jobs']:,} | {row['core_s']:.1f} | {row['gb']:.2f} GB |"
         for name, row in found.items()

@@ -155,7 +155,7 @@ def measured(cell: Cell, cohorts: int) -> dict[str, Any]:
 def section(found: dict[str, Any]) -> str:
     """The table of docs/benchmarks.md."""
     head = (
-        "| patients | correlation of the traits | labels unknown | one model | one each |"
+        "| patients | correlation of the traits | labels unknown | one model | one per label |"
         " difference (95 %) |\n" + "|---" * 6 + "|"
     )
     rows = [
@@ -165,7 +165,7 @@ def section(found: dict[str, Any]) -> str:
         for one in found["cells"]
     ]
     cohorts = sorted({one["cohorts"] for one in found["cells"]})
-    told = f"{' to '.join(map(str, cohorts))} cohorts a row, mean AUROC over three labels."
+    told = f"{' to '.join(map(str, cohorts))} cohorts per row, mean AUROC over three labels."
     return "\n".join(["", "", told, "", head, *rows, "", ""])
 
 

@@ -50,7 +50,7 @@ RESAMPLES = 200  # of the pooled figure's percentile interval
 BLOCK = 10  # cohorts
 SIGNAL = 2.0  # distance of the classes along the first feature, in standard deviations
 MEAN_AIM, RATE_AIM = 0.02, (0.02, 0.09)  # distance from one half, shares of cohorts
-RATES = {"missed": "intervals leave out 0.5 in", "p_below_5_percent": "paired p < 0.05 in"}
+RATES = {"missed": "intervals exclude 0.5 in", "p_below_5_percent": "paired p < 0.05 in"}
 UNEVEN = {1: (0.5,), 2: (0.25, 0.75), 3: (0.25, 0.5, 0.75)}  # share of positives at each site
 log = logging.getLogger("small_cohorts")
 Floats = NDArray[np.float64]
@@ -323,7 +323,7 @@ def outside(cells: pd.DataFrame) -> list[str]:
             if rate > RATE_AIM[1] + 2 * errors[1] or rate < RATE_AIM[0] - 2 * errors[0]:
                 told.append(f"{title} {rate:.1%}".replace("%", " %"))
         if told:
-            labels = "even" if cell["even"] else "uneven"
+            labels = "balanced" if cell["even"] else "unbalanced"
             name = f"{cell['patients']} patients, {cell['sites']} site(s) of effect"
             found.append(
                 f"{name} {cell['effect']:g}, {labels} labels, {cell['split']}"
@@ -339,23 +339,23 @@ def tables(cells: list[dict[str, Any]]) -> str:
     known = frame[(frame["signal"] > 0) & ~frame["site_is_a_signal"]]
     told = frame[frame["site_is_a_signal"]]
     head = (
-        "| patients | split | cells | cohorts | {} | intervals that leave out {} |"
-        " paired p < 0.05 | pooled: {} | pooled, percentiles: leave out {} |\n|" + " --- |" * 9
+        "| patients | split | cells | cohorts | {} | intervals that exclude {} |"
+        " paired p < 0.05 | pooled: {} | pooled, percentiles: exclude {} |\n|" + " --- |" * 9
     )
     parts = [
-        "A row sums up cells that differ in their number of sites, the sites' effect and, without a"
-        " signal, in whether labels are even over sites; in brackets the least and the most of its"
-        " cells, whose cohorts share random draws. The last two columns are what is usual:"
-        " predictions of all folds ranked together, with a percentile bootstrap.",
+        "A row summarizes cells that differ in their number of sites, the site effect and, without"
+        " a signal, in whether labels are balanced over sites; in brackets are the minimum and"
+        " maximum over its cells, whose cohorts share random draws. The last two columns are common"
+        " practice: predictions of all folds ranked together, with a percentile bootstrap.",
         "",
         "No signal:",
         "",
         head.format("mean AUROC", "0.5", "mean AUROC", "0.5"),
         *_lines(null, True),
         "",
-        "A known signal (the same of both encoders):",
+        "A known signal (the same for both encoders):",
         "",
-        head.format("mean AUROC less truth", "the truth", "mean less truth", "the truth"),
+        head.format("mean AUROC minus truth", "the truth", "mean minus truth", "the truth"),
         *_lines(known, False),
     ]
     if "auroc_error" not in null:
@@ -363,8 +363,8 @@ def tables(cells: list[dict[str, Any]]) -> str:
     missing = outside(null)
     parts += [
         "",
-        f"Without a signal {len(missing)} of {len(null)} cells miss an aim (mean AUROC within"
-        f" {MEAN_AIM}, the rates within {RATE_AIM[0]:.0%} to {RATE_AIM[1]:.0%}) by more than two"
+        f"Without a signal, {len(missing)} of {len(null)} cells miss a target (mean AUROC within"
+        f" {MEAN_AIM}, rates within {RATE_AIM[0]:.0%} to {RATE_AIM[1]:.0%}) by more than two"
         " standard errors of the simulation:".replace("%", " %"),
         "",
         *(f"- {line}" for line in missing),
@@ -372,10 +372,11 @@ def tables(cells: list[dict[str, Any]]) -> str:
     if len(told):
         parts += [
             "",
-            f"In {len(told)} further cells the site itself tells the label, and patients of several"
-            f" sites are ranked together: AUROC is {_least_most(told['auroc'])} there though the"
-            " tissue tells nothing. `site only` says so in the benchmark's table; leaving sites out"
-            " does not have it.",
+            f"In {len(told)} further cells the site itself predicts the label, and patients of"
+            " several sites are ranked together: AUROC is"
+            f" {_least_most(told['auroc'])} there although the tissue carries no"
+            " information. `site only` reveals this in the benchmark's table;"
+            " leave-one-site-out splits avoid it.",
         ]
     return "\n".join(parts)
 

@@ -201,18 +201,18 @@ def section(found: Mapping[str, Any]) -> str:
     rows += [
         ["`embed`, a network that costs nothing", _gain(embed), "≥ 1.8"],
         *(
-            [f"the same to decoding alone, {n} thread(s)",
+            [f"the same relative to decoding alone, {n} thread(s)",
              f"{decode_alone[n] / embed[n]:.2f}", "≥ 0.9"]
             for n in (one, two)
         ),
         *(
-            [f"a device of {row['tiles_per_s']:,} tiles a second, decoding at "
-             f"{found['tiles'] / decode_alone[two]:,.0f}: busy", f"{row['busy']:.2f}",
-             "≥ 0.95 where decoding allows it"]
+            [f"utilization of a device of {row['tiles_per_s']:,} tiles/s, decoding at "
+             f"{found['tiles'] / decode_alone[two]:,.0f}", f"{row['busy']:.2f}",
+             "≥ 0.95 if decoding allows it"]
             for row in found["fed"]
         ),
     ]  # fmt: skip
-    head = ["two threads to one, seconds", "ratio", "aim"]
+    head = ["two threads relative to one", "speed-up (seconds)", "target"]
     lines = [
         f"{found['cores']} cores of {found['machine']}; tiles of {found['side_px']} px.",
         "",

@@ -45,14 +45,14 @@ AT_ONCE = 2
 ASKED = 500  # pictures
 SERVERS = 3
 SEED = 0
-# Figure → how the table names it, its unit, its aim.
+# Quantity → how the table names it, its unit, its target.
 SHOWN = {
-    "first_picture_ms": ("first picture of the slide, with its description", "ms", "≤ 300"),
+    "first_picture_ms": ("first image of the slide, with its metadata", "ms", "≤ 300"),
     "first_picture_cpu_ms": ("the same, in CPU time of the server", "ms", "≤ 300"),
-    "pictures_per_s": ("pictures of 256 px a second, two at once", "", "≥ 100 on two"),
-    "pictures_per_cpu_s": ("pictures a second of the server's CPU time", "", "≥ 50"),
-    "beside_cache_mb": ("resident memory after them, less the pictures kept", "MB", "≤ 300"),
-    "bytes_kb": ("sent before the first picture: page and table", "kB", "≤ 1,000"),
+    "pictures_per_s": ("images of 256 px per second, two at once", "", "≥ 100 on two"),
+    "pictures_per_cpu_s": ("images per second of the server's CPU time", "", "≥ 50"),
+    "beside_cache_mb": ("resident memory afterwards, without cached images", "MB", "≤ 300"),
+    "bytes_kb": ("sent before the first image: page and table", "kB", "≤ 1,000"),
     "table_s": ("the table of 10,000 slides, to its last byte", "s", ""),
 }  # fmt: skip
 
@@ -147,12 +147,12 @@ def section(found: dict[str, Any]) -> str:
     cores = found["cores"]
     on = "one core" if cores == 1 else f"{cores} cores"
     shared = ", shared with other programs" if found["shared"] else ""
-    head = "| question | found | aim |\n|---|---|---|"
+    head = "| quantity | value | target |\n|---|---|---|"
     rows = [
         f"| {name} | {shown(found['view'][key])} {unit} | {aim} |".replace("  |", " |")
         for key, (name, unit, aim) in SHOWN.items()
     ]
-    said = f"Server and asking process on {on} of {found['machine']}{shared}; median of {SERVERS}."
+    said = f"Server and client process on {on} of {found['machine']}{shared}; median of {SERVERS}."
     return "\n".join(["", "", said, "", head, *rows, "", ""])
 
 

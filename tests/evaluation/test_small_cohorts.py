@@ -44,7 +44,7 @@ def test_a_cell_that_misses_an_aim_is_named_only_beyond_the_simulations_error():
     for change in near.items():
         assert simulation.outside(pd.DataFrame([{**cell, **dict([change])}])) == []
     (line,) = simulation.outside(pd.DataFrame([{**cell, "auroc": 0.45, "missed": 0.2}]))
-    assert line.endswith("mean AUROC 0.450 ± 0.010, intervals leave out 0.5 in 20.0 %")
+    assert line.endswith("mean AUROC 0.450 ± 0.010, intervals exclude 0.5 in 20.0 %")
 
 
 def test_the_page_is_as_the_results_say():
