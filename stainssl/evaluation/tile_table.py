@@ -37,14 +37,14 @@ COLUMNS = (
     ),
     TileColumn(
         "stain_margin", "stain margin",
-        "cosine of a tile with itself under the other stain, less that with other tiles. Higher is"
+        "cosine of a tile with itself under the other stain, minus that with other tiles. Higher is"
         " more robust",
     ),
     TileColumn(
         "tile_croma", "CRoMa, tile against stain",
         "by the package croma, with the tile as label and the stain as site: median margin between"
         " the same tile under the other stain and the nearest other tile under its own. Above 0 the"
-        " tile rules, below 0 the stain", 0.0,
+        " tile dominates, below 0 the stain", 0.0,
     ),
     TileColumn(
         "tile_robustness_index", "robustness index, tile against stain",
@@ -56,20 +56,20 @@ COLUMNS = (
         "share of tiles that are nearest to the tile of the same name at another site, mean over"
         " pairs of sites. Higher is more robust",
     ),
-    TileColumn("worst_pair_retrieval_top1", "worst pair", "the same of the lowest pair of sites"),
+    TileColumn("worst_pair_retrieval_top1", "worst pair", "the same for the lowest pair of sites"),
     TileColumn(
-        "site_predictability", "site told",
-        "balanced accuracy of a linear probe that tells the site of patients whom it has not seen;"
-        " sites may differ in tissue, too. Lower is more robust", "site_chance",
+        "site_predictability", "site predictability",
+        "balanced accuracy of a linear probe that predicts the site of held-out patients; sites may"
+        " differ in tissue, too. Lower is more robust", "site_chance",
     ),
     TileColumn(
         "robustness_index", "robustness index",
-        "PathoROB, by the package croma: do the nearest tiles of other patients share the label"
-        " (1) or the site (0)", 0.5,
+        "PathoROB, by the package croma: whether the nearest tiles of other patients share the"
+        " label (1) or the site (0)", 0.5,
     ),
     TileColumn(
         "croma", "CRoMa",
-        "by the package croma: median margin between labels and sites. Above 0 the label rules,"
+        "by the package croma: median margin between labels and sites. Above 0 the label dominates,"
         " below 0 the site", 0.0,
     ),
 )  # fmt: skip

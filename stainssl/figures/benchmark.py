@@ -103,7 +103,7 @@ def calibration(
     for (left, right), (title, lines) in zip(rows, answers.items(), strict=True):
         _calibration_row(left, right, lines, encoder_colors(encoders))
         left.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), title=title)
-        left.set(xlabel="probability that was said", ylabel="share that is positive (fifths)")
+        left.set(xlabel="predicted probability", ylabel="observed share (fifths of units)")
         right.set(xlabel="threshold", ylabel="net benefit", title="decision curve")
         # Beside both, whose curves would lie under it.
         handles = [*left.get_legend_handles_labels()[0], *right.get_legend_handles_labels()[0]]
@@ -138,8 +138,8 @@ _THRESHOLDS = np.linspace(0.0, 0.95, 96)
 
 def _decision_floor(axes: Axes, positive: NDArray[np.bool_]) -> None:
     everybody = net_benefit(positive, np.ones(len(positive)), _THRESHOLDS)
-    axes.plot(_THRESHOLDS, everybody, color="#999999", lw=1, ls=":", label="all are called")
-    axes.axhline(0, color="#999999", lw=1, ls=(0, (4, 3)), label="none is called")
+    axes.plot(_THRESHOLDS, everybody, color="#999999", lw=1, ls=":", label="all positive")
+    axes.axhline(0, color="#999999", lw=1, ls=(0, (4, 3)), label="none positive")
     share = positive.mean()
     axes.set_ylim(-0.15 * max(share, 0.1), 1.1 * max(share, 0.1))
 
@@ -256,9 +256,9 @@ def _forest_panel(axes: Axes, task: str, rows: pd.DataFrame, colors: dict[str, s
 
 
 _AGAINST = {
-    "confounded_auroc": ("AUROC where the stain misleads", "higher is more robust", 0.5),
-    "stain_retrieval_top1": ("same tile found in another stain", "higher is more robust", None),
-    "site_predictability": ("site told by a linear probe", "lower is more robust", None),
+    "confounded_auroc": ("AUROC, stain confounded with label", "higher is more robust", 0.5),
+    "stain_retrieval_top1": ("retrieval under re-staining, top 1", "higher is more robust", None),
+    "site_predictability": ("site predicted by a linear probe", "lower is more robust", None),
 }  # fmt: skip
 
 
@@ -275,7 +275,7 @@ def robustness(long: pd.DataFrame, encoders: Sequence[str]) -> Figure | str:
     found = long[(long["head"] == "") & np.isfinite(long["value"])]
     tasks = found.loc[found["metric"].isin([*_AGAINST, *_ALONE]), "task"].unique().tolist()
     if not tasks:
-        return "No figure of robustness: the benchmark asks for none, or none was found."
+        return "No robustness figure: not requested for this benchmark, or no value is defined."
     panels = {task: _panels(long[long["task"] == task]) for task in tasks}
     down = sum(-(-len(shown) // _ACROSS) for shown in panels.values())
     figure = Figure(figsize=(4.2 * _ACROSS, 3.9 * down), dpi=_INCH, layout="constrained")
@@ -347,7 +347,7 @@ def _by_site(axes: Axes, task: str, rows: pd.DataFrame, colors: dict[str, str]) 
     axes.set_ylim(len(sites) - 0.5, -0.5)
     axes.axvline(0.5, color="#999999", lw=1, ls=(0, (4, 3)))
     quiet(axes)
-    axes.set_title(f"{task}: AUROC at each site\n(tiles as they are)", fontsize=10)
+    axes.set_title(f"{task}: AUROC by site\n(original tiles)", fontsize=10)
 
 
 def _against(
@@ -378,13 +378,13 @@ def _against(
 
 
 _ALONE = {  # metric: (title, how to read it)
-    "robustness_index": ("robustness index", "above 0.5: by label, not by site"),
-    "croma": ("CRoMa", "above 0: labels lie nearer than sites"),
-    "stain_cosine": ("cosine of a tile under two stainings", "1: stain changes nothing"),
-    "stain_margin": ("the same less that with other tiles", "higher is more robust"),
-    "stain_retrieval_top10": ("same tile among the nearest ten", "higher is more robust"),
+    "robustness_index": ("robustness index", "above 0.5: grouped by label, not site"),
+    "croma": ("CRoMa", "above 0: grouped by label, not site"),
+    "stain_cosine": ("cosine, same tile re-stained", "1: invariant to stain"),
+    "stain_margin": ("stain margin: cosine, same − other tiles", "higher is more robust"),
+    "stain_retrieval_top10": ("retrieval under re-staining, top 10", "higher is more robust"),
     "worst_site_auroc": ("AUROC at the worst site", "higher is better"),
-    "site_drop": ("drop of AUROC to unseen sites", "lower is more robust"),
+    "site_drop": ("drop in AUROC at held-out sites", "lower is more robust"),
     "alignment": ("alignment of two stainings", "lower is more robust"),
     "uniformity": ("uniformity", "near 0: collapsed"),
     "effective_rank": ("effective rank", "near 1: collapsed"),
@@ -425,7 +425,7 @@ def few_shot(
         ticks = sorted({s for rows in lines.values() for s in rows["shots"]})
         axes.set_xticks(ticks, [str(s) for s in ticks])
         quiet(axes)
-        axes.set(title=task, xlabel="labelled tiles of a class", ylabel="AUROC on test tiles")
+        axes.set(title=task, xlabel="labelled tiles per class", ylabel="AUROC on test tiles")
         axes.legend(frameon=False, fontsize=8.5, loc="lower right", title="95 % of the draws")
     return figure
 
@@ -437,7 +437,7 @@ def planes(found: Mapping[str, Mapping[str, pd.DataFrame]]) -> Figure | str:
         found: task → encoder → `x`, `y`, `site`, `label`.
     """
     if not found:
-        return "No plane: the benchmark asks for no robustness, or has no tile task."
+        return "No UMAP: robustness is not requested for this benchmark, or it has no tile task."
     columns = max(map(len, found.values()))
     figure = Figure(
         figsize=(3.4 * columns + 1.2, 6.4 * len(found)), dpi=_INCH, layout="constrained"

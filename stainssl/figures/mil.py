@@ -58,7 +58,7 @@ def attention_overlay(
     left.set_title("slide", fontsize=10)
     right.set_title(f"attention of {len(attention)} tiles", fontsize=10)
     bar = figure.colorbar(squares, ax=[left, right], location="bottom", shrink=0.5, aspect=40)
-    bar.set_label("percentile rank of a tile's attention in its slide")
+    bar.set_label("percentile rank of a tile's attention within the slide")
     if bar.solids is not None:
         bar.solids.set_alpha(1)
     figure.suptitle(title)

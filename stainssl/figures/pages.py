@@ -28,7 +28,7 @@ _COLUMNS = {
     "tiles_kept": ("tiles", ".0f"),
     "tissue_mm2": ("tissue, mm²", ".3g"),
     "mpp": ("µm/px", ".4g"),
-    "mpp_source": ("µm/px by", "word"),
+    "mpp_source": ("µm/px from", "word"),
     "patient_id": ("patient", "id"),
     "site": ("site", "id"),
     "part": ("part", "word"),

@@ -36,12 +36,12 @@ def curves(metrics: Mapping[str, pd.DataFrame]) -> Figure:
         rank.plot(watched[unit], watched["effective_rank"], **style)
         _path(plane, watched, style)
     _label(loss, "Contrastive loss, mean between points", unit, "NT-Xent (nats)")
-    _label(rank, "Dimensions in use (1 is collapse)", unit, "effective rank of 256 tiles")
-    title = "Views agree, tiles spread (ring: untrained)"
+    _label(rank, "Effective rank (1: collapsed)", unit, "effective rank of 256 tiles")
+    title = "Alignment and uniformity (ring: untrained)"
     _label(plane, title, "alignment: distance² of two views", "uniformity: log mean potential")
     rank.set_ylim(bottom=0)
     if not drawn:
-        figure.suptitle("Random weights: nothing was trained")
+        figure.suptitle("Random weights: not trained")
     elif len(drawn) > 1:
         loss.legend(frameon=False)
     else:

@@ -149,5 +149,5 @@ def target_figure(
     figure.suptitle(title, fontsize=11)
     _draw_space(halves[0], sites, targets, targets_name)
     originals, names, normalized = strip
-    draw_strip(halves[1], {"as scanned": originals, **normalized}, names)
+    draw_strip(halves[1], {"original": originals, **normalized}, names)
     return figure

@@ -60,11 +60,11 @@ def times_page(times: pd.DataFrame) -> str:
     head = "".join(f"<th{' class=number' if i else ''}>{t}</th>" for i, t in enumerate(_TITLES))
     rows = "\n".join(_row(row, most) for row in times.to_dict("records"))
     total = (
-        f"<p>{int(times['jobs'].sum())} jobs, {duration(3600 * times['hours'].sum())} of jobs one "
-        f"after the other, {times['core_hours'].sum():.3g} core hours.</p>\n"
+        f"<p>{int(times['jobs'].sum())} jobs, {duration(3600 * times['hours'].sum())} in total, "
+        f"{times['core_hours'].sum():.3g} core hours.</p>\n"
     )
     body = f"{total}<table><thead><tr>{head}</tr></thead>\n<tbody>\n{rows}\n</tbody></table>"
-    return page("Where the time went", body, _STYLE)
+    return page("Run time by rule", body, _STYLE)
 
 
 def _row(row: dict[str, object], most_hours: float) -> str:

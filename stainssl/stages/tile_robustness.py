@@ -153,13 +153,13 @@ def _sample(folder: TileFolder, asked: TileOptions) -> tuple[FileSample, int, li
     if count < MIN_TILES:
         raise StainsslError(
             f"{folder.root}: {count} tiles can be compared{_of_unread(unread)}; at least"
-            f" {MIN_TILES} are needed, and some hundreds say more."
+            f" {MIN_TILES} are needed, some hundreds are better."
         )
     notes = [_told_of(folder, table, side), *_passed_over(folder, unread)]
     if not (table["patient_id"] != "").any():
         notes.append(
-            "No patients are named (--folders site/patient), so that every tile counts as one:"
-            " intervals are too narrow, and sites told too well, where tiles share a slide."
+            "No patients are given (--folders site/patient), so every tile counts as a patient: if"
+            " tiles share a slide, intervals are too narrow and site predictability is too high."
         )
         table = table.assign(patient_id=table["name"] if asked.paired else table["path"])
     table = table.assign(slide_id=table["patient_id"], tile=np.arange(len(table)))
@@ -179,20 +179,20 @@ def _paired(folder: TileFolder, asked: TileOptions) -> pd.DataFrame:
     sites = table.loc[table["site"] != "", "site"].nunique()
     if sites < 2:
         raise StainsslError(
-            f"--paired: tiles of one name are compared between sites, and {folder.root} has"
-            f" {sites}: give a sub-folder a site."
+            f"--paired compares tiles of the same name between sites, and {folder.root} has"
+            f" {sites}: use one sub-folder per site."
         )
     if (twice := table.duplicated(["site", "name"])).any():
         raise StainsslError(
-            f"--paired: {int(twice.sum())} names stand twice at a site, such as"
+            f"--paired: {int(twice.sum())} names occur twice at a site, such as"
             f" {table['path'][twice].iloc[0]}."
         )
     rows = shared_tiles(table)
     if not (shared := len(next(iter(rows.values())))):
-        raise StainsslError(f"--paired: no file name is at all {sites} sites of {folder.root}.")
+        raise StainsslError(f"--paired: all {sites} sites of {folder.root} share no file name.")
     count = min(shared, max(1, asked.max_tiles // sites))
     picked = np.random.default_rng(asked.seed).permutation(shared)[:count]
-    log.info("%d names of tiles are at all %d sites", shared, sites)
+    log.info("%d tile names are common to all %d sites", shared, sites)
     return table.iloc[np.sort(np.concatenate([of[picked] for of in rows.values()]))]
 
 
@@ -211,14 +211,14 @@ def _told_of(folder: TileFolder, table: pd.DataFrame, side: int) -> str:
     sites = table.loc[table["site"] != "", "site"].value_counts(sort=False)
     if not len(sites):
         return f"{told}; no sites."
-    taken = "" if len(folder.levels) > 1 else " (the sub-folders; else say --folders)"
+    taken = "" if len(folder.levels) > 1 else " (the sub-folders; change with --folders)"
     return f"{told}; sites{taken}: " + ", ".join(f"{s} {n}" for s, n in sites.items()) + "."
 
 
 def _passed_over(folder: TileFolder, unread: dict[str, str]) -> Iterator[str]:
     if folder.others:
         others = ", ".join(f"{n} {ending}" for ending, n in folder.others.most_common())
-        yield f"Files that are no images, passed over: {others}."
+        yield f"Files ignored, not images: {others}."
     if unread:
         yield f"Tiles left out{_of_unread(unread)}."
 
@@ -234,7 +234,7 @@ def _unlike(source: str, mpp: float | None, side: int) -> Iterator[str]:
     if side not in recipe.tile_sizes:
         yield (
             f"{name} was trained on tiles of {recipe.tile_px} px; these of {side} px are resized to"
-            f" {recipe.resize_px or recipe.input_px} px, so that their scale changes."
+            f" {recipe.resize_px or recipe.input_px} px, which changes their scale."
         )
 
 
@@ -274,7 +274,7 @@ def _restained(sample: FileSample, asked: TileOptions) -> Compared:
     shown = np.zeros(len(sample.table), bool)
     shown[np.linspace(0, len(shown) - 1, SHOWN).round().astype(int)] = True
     images = torch.cat(list(sample.batches(shown)))
-    rows = {"as they are": images} | {n: restain(images, p) for n, p in targets.items()}
+    rows = {"original": images} | {n: restain(images, p) for n, p in targets.items()}
     pictures = {name: tiles.permute(0, 2, 3, 1).numpy() for name, tiles in rows.items()}
     return Compared(told, 3, measure, pictures, sample.table.loc[shown, "site"].tolist())
 
@@ -316,8 +316,8 @@ def _targets(sample: FileSample, method: str) -> tuple[dict[str, StainProfile], 
     by_site = pooled_profiles(sample, everything, "site", method)
     if not by_site:
         raise StainsslError(
-            f"{sample.root}: no tile has the tissue, or the two stains, to tell its staining by"
-            f" {method}: are these tiles of H&E?"
+            f"{sample.root}: no tile has enough tissue, or two stains, for a {method} profile:"
+            " are these H&E tiles?"
         )
     if len(by_site) > 1:
         names = farthest(by_site)
@@ -345,8 +345,8 @@ def _encoder(name: str, method: str | None) -> tuple[Encode, list[str]]:
     sentences = [f"Weights of {name}: {', '.join(about)}."]
     if loaded.standard is not None and loaded.standard.method == method:
         sentences.append(
-            f"{name} normalizes tiles by {method} itself, which undoes the change: re-stain them by"
-            " another method (--stain-method)."
+            f"{name} normalizes tiles by {method} itself, which undoes the re-staining: use another"
+            " method (--stain-method)."
         )
     return loaded, sentences
 
@@ -380,16 +380,16 @@ def _left_out(figures: pd.DataFrame, table: pd.DataFrame, asked: TileOptions) ->
     """What could not be asked, and why."""
     found = set(figures["metric"])
     if "site_predictability" not in found:
-        yield "Whether vectors tell the site: needs two sites of three patients (or tiles) each."
+        yield "No site predictability: needs two sites with three patients (or tiles) each."
     if "croma" not in found:
         why = (
-            "each of two labels has to stand at two sites"
+            "needs two labels that each occur at two sites"
             if (table["label"] != "").any()
             else "needs labels (--folders site/label)"
         )
-        yield f"CRoMa and the robustness index of labels against sites: {why}."
+        yield f"No CRoMa or robustness index of labels against sites: {why}."
     if not asked.paired:
-        yield "The same tissue under several real stains: --paired, where files have equal names."
+        yield "No comparison of the same tissue between sites: needs --paired and equal file names."
 
 
 def _write(out: Path, compared: Compared, figures: pd.DataFrame, page: str) -> None:

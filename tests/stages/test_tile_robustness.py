@@ -99,8 +99,8 @@ def test_an_encoder_of_texture_minds_the_stain_less_than_color(tiles, of_tissue,
     assert value.loc["site_predictability", "color alone"] > 0.9
     assert value.loc["site_predictability", "morphology"] < 0.8
     told = "\n".join(lines)
-    assert "sites (the sub-folders; else say --folders): a 24, b 24" in told
-    assert "No patients are named" in told
+    assert "sites (the sub-folders; change with --folders): a 24, b 24" in told
+    assert "No patients are given" in told
     assert "needs labels (--folders site/label)" in told
 
 
@@ -109,16 +109,16 @@ def test_results_among_the_tiles_are_no_tiles(of_tissue, tmp_path, monkeypatch, 
     monkeypatch.chdir(_tiles(tmp_path / "tiles"))
     for _ in range(2):  # the second run finds the picture of the first
         page = "\n".join(run(TileOptions(["morphology"], Path(), Path(out))))
-        assert "sites (the sub-folders; else say --folders): a 24, b 24." in page
-        assert "passed over" not in page
+        assert "sites (the sub-folders; change with --folders): a 24, b 24." in page
+        assert "Files ignored" not in page
 
 
 def test_one_site_is_compared_with_the_published_stain(of_tissue, tmp_path):
     folder = _tiles(tmp_path / "tiles", sites="a")
     page = "\n".join(run(TileOptions(["morphology"], folder, tmp_path / "out")))
     assert "as their mean and as the published reference" in page
-    assert "Whether vectors tell the site: needs two sites" in page
-    assert "site told" not in page
+    assert "No site predictability: needs two sites" in page
+    assert "| site predictability" not in page
 
 
 def test_the_same_tissue_at_several_sites_is_compared_as_it_is(of_tissue, tmp_path):
@@ -148,8 +148,8 @@ def test_the_same_tissue_at_several_sites_is_compared_as_it_is(of_tissue, tmp_pa
 @pytest.mark.parametrize(
     ("asked", "told"),
     [
-        ({"paired": True, "levels": ["label"]}, "are compared between sites, and .* has 0"),
-        ({"paired": True, "levels": ["-", "-", "site"]}, "no file name is at all 8 sites"),
+        ({"paired": True, "levels": ["label"]}, "between sites, and .* has 0"),
+        ({"paired": True, "levels": ["-", "-", "site"]}, "all 8 sites of .* share no file name"),
         ({"levels": ["site"] * 2}, "named twice"),
     ],
 )
@@ -165,7 +165,7 @@ def test_too_few_tiles_or_none_of_tissue_are_told(of_tissue, tmp_path):
         list(run(TileOptions(["morphology"], few, tmp_path / "out")))
     for i in range(24):
         _save(tmp_path / "glass", f"{i}.png", np.full((32, 32, 3), 245, np.uint8))
-    with pytest.raises(StainsslError, match="are these tiles of H&E"):
+    with pytest.raises(StainsslError, match="are these H&E tiles"):
         list(run(TileOptions(["morphology"], tmp_path / "glass", tmp_path / "out")))
 
 
@@ -202,8 +202,8 @@ def test_tiles_unlike_those_of_the_training_are_told():
     found = list(tile_robustness._unlike("uni", 0.25, 512))
     assert found == [
         "uni was trained at 0.5 µm/px, and these tiles have 0.25.",
-        "uni was trained on tiles of 224 px; these of 512 px are resized to 224 px, so that their"
-        " scale changes.",
+        "uni was trained on tiles of 224 px; these of 512 px are resized to 224 px, which changes"
+        " their scale.",
     ]
     assert list(tile_robustness._unlike("uni", None, 224)) == []
     assert list(tile_robustness._unlike("resnet18", 3.0, 100)) == []

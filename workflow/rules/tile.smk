@@ -38,7 +38,7 @@ rule statuses:
             PATHS.slides_page("{cohort}"),
             caption="../report/slides.rst",
             category="Slides",
-            labels={"cohort": "{cohort}", "shows": "what happened to each slide"},
+            labels={"cohort": "{cohort}", "shows": "status of each slide"},
         ),
         overview=report(
             PATHS.overview("{cohort}"),
