@@ -76,7 +76,7 @@ def _alike(kind: str, names: list[str]) -> Iterator[str]:
             yield f"{kind}.{name}: {len(name)} letters: at most {MAX_NAME}."
     for same in groups.values():
         if len(same) > 1:
-            yield f"{kind}: {' and '.join(same)} differ in capitals alone: rename one."
+            yield f"{kind}: {' and '.join(same)} differ only in case: rename one."
 
 
 def _columns(name: str, task: Task) -> Iterator[str]:

@@ -35,7 +35,7 @@ def _device() -> str:
     if torch.cuda.is_available():
         names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
         return f"cuda: {', '.join(names)}"
-    return f"cpu, {os.cpu_count()} cores (no CUDA device that torch {torch.__version__} sees)"
+    return f"cpu, {os.cpu_count()} cores (torch {torch.__version__} finds no CUDA device)"
 
 
 def _openslide() -> str:
@@ -79,9 +79,9 @@ def _hub() -> str:
     from stainssl.encoders import hub
 
     if hub.is_offline():
-        return f"HF_HUB_OFFLINE is set: only what is in {constants.HF_HUB_CACHE}"
+        return f"HF_HUB_OFFLINE is set: only the cache in {constants.HF_HUB_CACHE}"
     found = (
-        "a token is here" if hub.has_token() else "no token, so none that is gated: hf auth login"
+        "token found" if hub.has_token() else "no token (needed for gated models): hf auth login"
     )
     return f"{found}; downloaded to {constants.HF_HUB_CACHE}"
 
@@ -106,5 +106,5 @@ def report() -> int:
     for name, found in lines:
         print(f"{name:32} {found}")
     wrong = [name for name, found in lines if found.startswith(("MISSING", "WRONG"))]
-    print(f"\nwrong: {', '.join(wrong)}" if wrong else "\nnothing wrong found")
+    print(f"\nproblems: {', '.join(wrong)}" if wrong else "\nno problems found")
     return int(bool(wrong))

@@ -70,8 +70,8 @@ def disk_sentence(error: OSError, results: Path) -> str:
     folders = dict.fromkeys(_existing(folder) for folder in places)
     free = ", ".join(f"{f}: {shutil.disk_usage(f).free / 1e9:.2f} GB free" for f in folders)
     return (
-        f"{os.strerror(error.errno)}. {free}. Make room, or raise the quota, and run again: what "
-        "is finished stays, what was being written is removed."
+        f"{os.strerror(error.errno)}. {free}. Free space, or raise the quota, and run again: "
+        "finished results stay, partly written ones are removed."
     )
 
 

@@ -70,8 +70,8 @@ def dated_in_future(config: Config, name: str) -> list[str]:
         return []
     listed = ", ".join(ahead[:MAX_LISTED]) + (" …" if len(ahead) > MAX_LISTED else "")
     return [
-        f"{rows_source(config, name)}: {len(ahead)} files are dated in the future, and what is "
-        f"made from them would be made again by every run: touch them. {listed}"
+        f"{rows_source(config, name)}: {len(ahead)} files are dated in the future, so every run "
+        f"would repeat their results: touch them. {listed}"
     ]
 
 

@@ -64,8 +64,8 @@ def _file_problems(config: Config, name: str) -> Iterator[str]:
     if len(missing) > MAX_EQUAL:
         first = missing["path"].iloc[0]
         yield (
-            f"{rows_source(config, name)}: {len(missing)} of {len(rows)} files do not exist, as"
-            f" {first} (slide {missing['slide_id'].iloc[0]!r}): {advice}"
+            f"{rows_source(config, name)}: {len(missing)} of {len(rows)} files do not exist, such"
+            f" as {first} (slide {missing['slide_id'].iloc[0]!r}): {advice}"
         )
         return
     for row in missing.itertuples():
@@ -84,9 +84,9 @@ def _path_problems(config: Config, name: str) -> Iterator[str]:
     braces = rows[rows["path"].str.contains(r"[{}\n\r]", regex=True)]
     if len(braces):
         yield (
-            f"{rows_source(config, name)}: {len(braces)} path(s) have braces or line breaks, as"
-            f" {braces['path'].iloc[0]!r}, which Snakemake reads as a pattern: rename the files, or"
-            " link to them under other names."
+            f"{rows_source(config, name)}: {len(braces)} path(s) have braces or line breaks, such"
+            f" as {braces['path'].iloc[0]!r}, which Snakemake reads as a pattern: rename the files,"
+            " or link to them under other names."
         )
 
 
@@ -102,7 +102,7 @@ def outside_problems(config: Config, name: str, root_key: str, outside_key: str)
     outside = rows[paths.map(lambda path: os.path.commonpath([path, folder]) != folder)]
     if len(outside) and not cohort.outside_root:
         yield (
-            f"{rows_source(config, name)}: {len(outside)} path(s) lie outside of {folder}, as"
+            f"{rows_source(config, name)}: {len(outside)} path(s) are outside {folder}, such as"
             f" {outside['path'].iloc[0]}: set {root_key} to a folder above them, or {outside_key}."
         )
 
@@ -152,8 +152,8 @@ def _external_problems(config: Config, name: str, task: Task) -> Iterator[str]:
             yield from absent or _external_words(config, question, one, cohort)
         if both := sorted(own & set(frame["patient_id"])):
             yield (
-                f"tasks.{name}.external: {len(both)} patients of {cohort} have the names of "
-                f"patients that train: {', '.join(both[:5])}. Leave them out; if they are other"
+                f"tasks.{name}.external: {len(both)} patients of {cohort} have the ids of "
+                f"training patients: {', '.join(both[:5])}. Leave them out, or, if they are other"
                 f" people, set cohorts.{cohort}.patient_ids: local."
             )
 
@@ -180,7 +180,7 @@ def _external_words(config: Config, name: str, task: Task, cohort: str) -> Itera
         yield (
             f"tasks.{name}.external: {source} has {labels.label!r} {strange},"
             f" which no slide of {', '.join(task.cohorts)} has: name them in 'classes', or in"
-            " 'na' where they are not known."
+            " 'na' if they mean unknown."
         )
 
 
@@ -201,7 +201,7 @@ def _strangers(config: Config, name: str, task: Task) -> Iterator[str]:
             both = " and ".join(shown(sorted(words[cohort])) for cohort in (one, other))
             yield (
                 f"tasks.{name}: {labels.label!r} of cohorts {one} and {other} has no word in common"
-                f" ({both}): write them alike, or name them in 'classes'."
+                f" ({both}): spell them the same, or name them in 'classes'."
             )
 
 
@@ -239,14 +239,14 @@ def _not_of_two(name: str, task: Task, labels: Labels, rows: pd.DataFrame) -> It
     binary = [metric for metric in task.metrics if metric in OF_TWO_CLASSES]
     if len(order) > 2 and task.recalibrate == "platt":
         yield (
-            f"tasks.{name}.recalibrate: platt is of two classes, and {labels.label!r} has"
-            f" {len(order)}: ask for temperature."
+            f"tasks.{name}.recalibrate: platt needs two classes, and {labels.label!r} has"
+            f" {len(order)}: use temperature."
         )
     if len(order) > 2 and binary:
         yield (
-            f"tasks.{name}.metrics: {', '.join(binary)} are of two classes, and"
-            f" {labels.label!r} has {len(order)}: {', '.join(order)}. Group them by 'classes', or"
-            " ask for others."
+            f"tasks.{name}.metrics: {', '.join(binary)} need two classes, and"
+            f" {labels.label!r} has {len(order)}: {', '.join(order)}. Group them with 'classes', or"
+            " choose other metrics."
         )
 
 
@@ -274,8 +274,8 @@ def _clinical_notes(task: Task, rows: pd.DataFrame) -> Iterator[str]:
         several = rows.groupby("patient_id")[column].nunique(dropna=False) > 1
         if several.any():
             yield (
-                f"clinical: {column!r} differs among the slides of {int(several.sum())} patient(s),"
-                f" as of {several.idxmax()}: that of her first slide is taken."
+                f"clinical: {column!r} differs between slides of {int(several.sum())} patient(s),"
+                f" such as {several.idxmax()}: the value of the first slide is used."
             )
 
 
@@ -289,7 +289,7 @@ def _encoder_problems(config: Config, name: str, encoder: Encoder) -> Iterator[s
         if encoder.frozen and encoder.method and not model.is_dir():
             yield (
                 f"encoders.{name}: frozen, and {model} does not exist: "
-                "train it first (frozen: false), or put the model there."
+                "train it first (frozen: false), or copy the model there."
             )
 
 
@@ -310,9 +310,9 @@ def _centring_problems(config: Config) -> Iterator[str]:
         slides = rows[["slide_id", "patient_id"]].assign(site=sites_of(rows))[is_known]
         if found := unknown_sites(slides, folds):
             yield (
-                f"encoders.{encoder}.center: tasks.{task} tests slides of sites at which nobody"
-                f" trains: {shown(found)}. Their mean could only be taken of the patients that are"
-                " tested: split otherwise, or give them two benchmarks."
+                f"encoders.{encoder}.center: tasks.{task} tests slides of sites without training"
+                f" patients: {shown(found)}. Their mean could only be computed on test patients:"
+                " use another split, or separate benchmarks."
             )
 
 
@@ -333,8 +333,8 @@ def _features_problems(config: Config) -> Iterator[str]:
             tile_tasks = [t for t in benchmark.tasks if config.tasks[t].level == "tile"]
             if name in benchmark.encoders and tile_tasks:
                 yield (
-                    f"benchmarks.{key}: tasks.{tile_tasks[0]} is of level tile, and the tiles of"
-                    f" encoders.{name} (imported features) are not ours: give it another benchmark."
+                    f"benchmarks.{key}: tasks.{tile_tasks[0]} is of level tile, and encoders.{name}"
+                    " (imported features) has other tiles: put it in another benchmark."
                 )
 
 
@@ -348,9 +348,9 @@ def _unmatched_features(config: Config, name: str, features: str) -> Iterator[st
         if not any(feature_file(tool, folder, slide) for slide in slides):
             there = sorted(file.name for file in folder.iterdir())
             yield (
-                f"encoders.{name}.features: {folder} has no file of any of the {len(slides)} slides"
-                f" of {cohort}: looked for {FILES[tool][0].format(slides.iloc[0])}, found"
-                f" {shown(there) or 'nothing'}."
+                f"encoders.{name}.features: {folder} has no file for any of the"
+                f" {len(slides)} slides of {cohort}: looked for"
+                f" {FILES[tool][0].format(slides.iloc[0])}, found {shown(there) or 'nothing'}."
             )
 
 
@@ -388,7 +388,7 @@ def _tiling_problems(config: Config) -> Iterator[str]:
             if config.cohorts[cohort].tiling != encoder.tiling:
                 yield (
                     f"encoders.{name}.tiling is {encoder.tiling!r}, cohorts.{cohort}.tiling is "
-                    f"{config.cohorts[cohort].tiling!r}: an encoder sees one tiling."
+                    f"{config.cohorts[cohort].tiling!r}: they must be the same."
                 )
 
 

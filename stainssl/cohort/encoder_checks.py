@@ -106,7 +106,7 @@ def _unknown_tag(name: str, needs_weights: bool = True) -> str | None:
     known = [one for one, cfg in every.items() if cfg.has_weights or not needs_weights]
     if not every or name in known or (needs_weights and timm.is_model_pretrained(name)):
         return None
-    return f"timm has no weights {name!r}: of that network it has {shown(known) or 'none'}."
+    return f"timm has no weights {name!r}; weights of that network: {shown(known) or 'none'}."
 
 
 def _network(source: str) -> nn.Module | None:
@@ -149,7 +149,7 @@ def _unsaved(source: str) -> Iterator[str]:
     found = recipes.find(source)
     if found and not is_saved_by_timm(found[1]):
         yield (
-            f"{found[0]} can be embedded with, and not be trained further but by an"
+            f"{found[0]} can be used for embedding, but be trained further only with an"
             " adapter (tune: lora): see docs/encoders.md."
         )
 
@@ -171,7 +171,7 @@ def _of_slides(config: Config, encoder: Encoder) -> Iterator[tuple[str, str]]:
         near = nearest(encoder.weights, list(slide_recipes.RECIPES))
         yield (
             "weights",
-            told_of(encoder.weights) or f"{encoder.weights!r} is no encoder of slides{near}",
+            told_of(encoder.weights) or f"{encoder.weights!r} is not a slide encoder{near}",
         )
         return
     yield from (("vectors", s) for s in _taken(found[0], found[1], config, encoder.vectors))
@@ -187,7 +187,7 @@ def _taken(name: str, recipe: SlideRecipe, config: Config, key: str) -> Iterator
     is_known = tiles is not None and tiles[0] in recipe.tiles and other.vectors is None
     if not is_known and other.features is None:  # of files their length will tell
         wanted = " or ".join(recipe.tiles)
-        yield f"{name} takes the vectors of {wanted}, and encoders.{key} is none: name one that is."
+        yield f"{name} needs embeddings by {wanted}, which encoders.{key} is not: name another one."
 
 
 def _slide_weights(name: str, recipe: SlideRecipe, given: str | None) -> Iterator[str]:
@@ -217,7 +217,7 @@ def _standard(encoder: Encoder) -> Iterator[str]:
     """Whether the file of a profile that given weights' tiles are normalized to is one."""
     own = Path((encoder.weights or "").removeprefix(LOCAL)) / STANDARD
     if encoder.preprocess and own.is_file():
-        yield f"{own} is what tiles are normalized to already: leave it out."
+        yield f"tiles are already normalized to {own}: leave preprocess out."
     for name in encoder.named_stains:
         try:
             standard(encoder.normalizers[0], None if name == REFERENCE else Path(name))
@@ -303,11 +303,11 @@ def _folder(folder: Path, source: str) -> Iterator[str]:
         yield from (f"{folder} holds an adapter to {base}: {s}" for s in source_problems(base))
     elif not (folder / "config.json").is_file():
         yield (
-            f"{source!r} is no encoder of `stainssl encoders`, no timm name, and no folder with "
+            f"{source!r} is not in `stainssl encoders`, not a timm name, and not a folder with "
             f"config.json and model.safetensors{nearest_network(source)}"
         )
     elif not (folder / "model.safetensors").is_file() and not list(folder.glob("*.bin")):
-        yield f"{folder} has a config.json and no model.safetensors: was the download whole?"
+        yield f"{folder} has a config.json but no model.safetensors: is the download complete?"
     elif (folder / "model.safetensors").is_file():
         tensors.read(folder / "model.safetensors", "meta")  # half a file is a StainsslError
 
@@ -320,9 +320,8 @@ def resized(config: Config) -> Iterator[str]:
         side, size = _timms_side(encoder.source or ""), config.tilings[encoder.tiling].size
         if side and not 1 / RESIZED < side / size < RESIZED:
             yield (
-                f"encoders.{name}: {encoder.weights} sees {side} px, to which tiles of {size} px of"
-                f" tiling {encoder.tiling!r} are resized: set input_size to have it see another"
-                " size."
+                f"encoders.{name}: tiles of {size} px of tiling {encoder.tiling!r} are resized to"
+                f" {side} px, the input size of {encoder.weights}: set input_size to change it."
             )
 
 

@@ -67,7 +67,7 @@ def _size(
         side = recipe.resize_px or recipe.input_px
         yield (
             f"encoders.{name}: {known} was trained on tiles of {recipe.tile_px} px; tiling"
-            f" {key!r}'s tiles of {size} px are resized to {side} px, so that their scale changes."
+            f" {key!r}'s tiles of {size} px are resized to {side} px, which changes their scale."
         )
 
 
@@ -94,12 +94,12 @@ def _twice(config: Config, names: list[str]) -> Iterator[str]:
         if _published_as(network) != _published_as(other):
             yield (
                 f"encoders.{one} and encoders.{two} read the same file as {network} and as {other}:"
-                " one of them prepares its tiles as another network's."
+                " one of them uses the preprocessing of another network."
             )
         elif network == other and rest[0] == rest[1]:
             yield (
-                f"encoders.{one} and encoders.{two} are the same weights, seen alike: two rows of"
-                " one network. Leave one out."
+                f"encoders.{one} and encoders.{two} have the same weights and settings: two rows"
+                " for one network. Leave one out."
             )
 
 
@@ -133,15 +133,15 @@ def out_of_reach(source: str) -> str:
     known, recipe, _ = found
     if hub.is_offline():
         return (
-            f"the weights of {known} are not in this machine's cache of the hub, and"
-            f" HF_HUB_OFFLINE is set: run `hf download {recipe.repository}` where there is a"
-            f" network, and copy the cache, or write weights: {known}@FOLDER."
+            f"the weights of {known} are not in this machine's hub cache, and"
+            f" HF_HUB_OFFLINE is set: run `hf download {recipe.repository}` on a machine with"
+            f" network access and copy the cache, or set weights: {known}@FOLDER."
         )
     if recipe.gated and not hub.has_token():
         return (
-            f"the weights of {known} are gated, they are not in this machine's cache of the hub,"
+            f"the weights of {known} are gated and not in this machine's hub cache,"
             f" and there is no token: accept the license on {recipe.address}, and run `hf auth"
-            f" login`, or write weights: {known}@FOLDER."
+            f" login`, or set weights: {known}@FOLDER."
         )
     return ""
 
@@ -159,8 +159,8 @@ def too_large(source: str) -> str:
     found = _recipe(source)
     name = found[0] if found else read_source(source)[0]
     return (
-        f"the weights of {name} alone are {needed / 1e9:.1f} GB in 32 bits, and the device here has"
-        f" {there / 1e9:.1f} GB: run it on one with more."
+        f"the weights of {name} alone need {needed / 1e9:.1f} GB in 32 bits, and this device has"
+        f" {there / 1e9:.1f} GB: use one with more memory."
     )
 
 

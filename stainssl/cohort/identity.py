@@ -128,15 +128,15 @@ def file_problems(config: Config, thorough: bool) -> Iterator[str]:
         both = f"{one.named()} and {other.named()}"
         if one.cohort == other.cohort:
             where = f"{rows_source(config, one.cohort)}: slides"
-            yield f"{where} {both} are one file or equal copies of it: exclude one of them."
+            yield f"{where} {both} are the same file or identical copies: exclude one of them."
         else:
             yield (
-                f"cohorts {one.cohort} and {other.cohort}: slides {both} are one file or equal"
-                " copies of it under two patients: exclude one, or give them one patient_id (and"
-                " patient_ids: shared)."
+                f"cohorts {one.cohort} and {other.cohort}: slides {both} are the same file or"
+                " identical copies with different patients: exclude one, or give them one"
+                " patient_id (and patient_ids: shared)."
             )
     if len(pairs) > MAX_TOLD:
-        yield f"{len(pairs) - MAX_TOLD} more files stand in the sheets twice."
+        yield f"{len(pairs) - MAX_TOLD} more files occur twice in the sheets."
 
 
 def _is_asked(config: Config, one: str, other: str) -> bool:
@@ -176,6 +176,6 @@ def patient_problems(config: Config) -> Iterator[str]:
         if both := sorted(people[0] & people[1]):
             yield (
                 f"cohorts {one} and {other} have {len(both)} patient ids in common ({shown(both)})."
-                " Set patient_ids in both: shared, if an id is one person in all cohorts; local, if"
-                " each cohort counts for itself."
+                " Set patient_ids in both: shared if an id is the same person in all cohorts; local"
+                " if each cohort has its own numbering."
             )

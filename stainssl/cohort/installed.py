@@ -37,7 +37,7 @@ def _of_slides(config: Config, name: str, absent: list[str], thorough: bool) -> 
         slides = [path for path in paths if _is_read_by(reader, Path(path), thorough)]
         if slides:
             yield (
-                f"{rows_source(config, name)}: {len(slides)} of {len(paths)} slides, as"
+                f"{rows_source(config, name)}: {len(slides)} of {len(paths)} slides, such as"
                 f" {slides[0]}, are read by {reader}, which is not installed:"
                 f" {how_to_install(reader)}"
             )

@@ -43,10 +43,10 @@ class Outlined:
         yield f"annotations: {len(self.classes)} files for {self.slides} slides"
         if counts := self.total().most_common():
             words = [f"{name or 'without class'} {n}" for name, n in counts]
-            yield f"classes of their areas: {shown(words, 12)}"
+            yield f"annotated classes: {shown(words, 12)}"
         yield from (f"{count} × {note}" for note, count in self.notes.items())
         if self.unreadable:
-            yield f"{len(self.unreadable)} cannot be read, their tiles are unknown: " + (
+            yield f"{len(self.unreadable)} cannot be read, so their tiles have no label: " + (
                 "; ".join(self.unreadable[:3])
             )
 
@@ -109,10 +109,10 @@ def _near_problem(name: str, label: str, found: Outlined, near: list[str], of: l
     files = sum(any(word in classes for word in near) for classes in found.classes.values())
     both = ", ".join(map(repr, near))
     return (
-        f"cohorts.{name}.annotations: {files} file(s) have areas of class {both}, and the label"
-        f" {label!r} is made of {', '.join(map(repr, of))}: is it meant? Then"
-        f" cohorts.{name}.outlines: {{{label}: {{of: [{', '.join([*of, *near])}]}}}}; else name it"
-        " under 'ignore' there."
+        f"cohorts.{name}.annotations: {files} file(s) have areas of class {both}, while the label"
+        f" {label!r} is made from {', '.join(map(repr, of))}. If they are the same, set"
+        f" cohorts.{name}.outlines: {{{label}: {{of: [{', '.join([*of, *near])}]}}}}; otherwise"
+        " list it under 'ignore' there."
     )
 
 
@@ -126,7 +126,7 @@ def outline_problems(config: Config, name: str, max_bytes: float) -> Iterator[st
         return
     if not found.classes:
         yield (
-            f"cohorts.{name}.annotations: {cohort.annotations} names no file that exists, for none"
+            f"cohorts.{name}.annotations: {cohort.annotations} matches no existing file for any"
             f" of {found.slides} slides."
         )
         return
@@ -138,7 +138,7 @@ def outline_problems(config: Config, name: str, max_bytes: float) -> Iterator[st
         elif not any(named(word) in total for word in of):
             known = ", ".join(repr(word) for word, _ in total.most_common(12) if word) or "none"
             yield (
-                f"cohorts.{name}.annotations: no area in {len(found.classes)} files is of class"
-                f" {', '.join(map(repr, of))}, of which the label {label!r} is made; classes found:"
-                f" {known}. Name them in cohorts.{name}.outlines."
+                f"cohorts.{name}.annotations: no area in {len(found.classes)} files has the class"
+                f" {', '.join(map(repr, of))}, from which the label {label!r} is made; classes"
+                f" found: {known}. Name them in cohorts.{name}.outlines."
             )

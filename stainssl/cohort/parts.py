@@ -59,7 +59,7 @@ def train_parts(config: Config, encoder: Encoder) -> list[tuple[str, str]]:
     split = rows["split"].replace("", ALL)
     if absent := sorted(set(encoder.train.splits) - set(split)):
         raise StainsslError(
-            f"train.splits {absent}: no slide of {', '.join(encoder.train.cohorts)} is in it;"
+            f"train.splits {absent}: {', '.join(encoder.train.cohorts)} has no slide in it;"
             f" splits found: {', '.join(sorted(set(split)))}."
         )
     wanted = rows[split.isin(encoder.train.splits)]

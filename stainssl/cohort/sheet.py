@@ -146,7 +146,7 @@ def _row_faults(frame: pd.DataFrame) -> Iterator[_Fault]:
             wanted = "reads as 'unknown': give the patient an id of their own, or exclude the row"
             yield _Fault(line, "patient_id", row["patient_id"], wanted)
         if TCGA_SAMPLE.fullmatch(str(row["patient_id"])):
-            wanted = "is a sample's or slide's barcode: a patient's is its first three words"
+            wanted = "is a sample or slide barcode: use the patient's, its first three fields"
             yield _Fault(line, "patient_id", row["patient_id"], wanted)
         values = {
             str(k): v for k, v in row.items() if k != "exclude" and (v != "" or k in REQUIRED)
@@ -183,13 +183,13 @@ def _row_problems(frame: pd.DataFrame, source: str) -> Iterator[str]:
 def _duplicates(frame: pd.DataFrame, source: str) -> Iterator[str]:
     twice = frame[frame["slide_id"].duplicated(keep=False)]
     found = [
-        f"slide_id {slide!r} stands in lines {shown([str(line) for line in lines])}"
+        f"slide_id {slide!r} is in lines {shown([str(line) for line in lines])}"
         for slide, lines in twice.groupby("slide_id").groups.items()
     ]
     if len(found) <= MAX_EQUAL:
         yield from (f"{source}: {sentence}: keep one of them." for sentence in found)
     else:
-        yield f"{source}: {len(found)} slide_ids stand twice, as {found[0]}: keep one of them."
+        yield f"{source}: {len(found)} slide_ids occur twice, such as {found[0]}: keep one of them."
 
 
 def _differ_in_capitals(frame: pd.DataFrame, source: str) -> Iterator[str]:
@@ -198,7 +198,7 @@ def _differ_in_capitals(frame: pd.DataFrame, source: str) -> Iterator[str]:
         if column in frame:
             for words in alike_words(frame[column]):
                 both = " and ".join(words)
-                yield f"{source}: {column} {both} differ in capitals alone: write them alike."
+                yield f"{source}: {column} {both} differ only in case: spell them the same."
 
 
 def alike_words(values: pd.Series) -> list[list[str]]:
@@ -230,7 +230,7 @@ def _straddlers(frame: pd.DataFrame, source: str) -> Iterator[str]:
         found = ", ".join(map(repr, sorted(splits)))
         yield (
             f"{source}: patient {patient!r} is in splits {found}: "
-            "a patient belongs to one split; move or exclude the slides."
+            "a patient must be in one split; move or exclude the slides."
         )
 
 
@@ -238,7 +238,7 @@ def _sheet_problems(frame: pd.DataFrame, source: str) -> list[str]:
     if absent := [column for column in REQUIRED if column not in frame]:
         return [_absent_column(column, list(map(str, frame.columns)), source) for column in absent]
     if frame.empty:
-        return [f"{source}: no rows: add a row per slide."]
+        return [f"{source}: no rows: add one row per slide."]
     used = frame[~_excluded(frame)]
     if used.empty:
         return [f"{source}: all {len(frame)} rows are excluded: no slide is left."]

@@ -83,7 +83,7 @@ def decoded(raw: bytes) -> tuple[str, list[str]]:
     try:
         return raw.decode("utf-8"), []
     except UnicodeDecodeError:
-        return raw.decode("cp1252"), ["it is no UTF-8 and was read as Windows-1252"]
+        return raw.decode("cp1252"), ["it is not UTF-8 and was read as Windows-1252"]
 
 
 def _separator(header: str, known: Iterable[str]) -> str:
@@ -142,7 +142,7 @@ def _xlsx_cells(path: Path) -> _Cells:
 def _absent(columns: Mapping[str, str | None], header: Sequence[str]) -> Iterator[str]:
     for ours, theirs in columns.items():
         if theirs is not None and theirs not in header:
-            yield f"columns: {ours!r} is read from {theirs!r}, which is no column" + nearest(
+            yield f"columns: {ours!r} is read from {theirs!r}, which is not a column" + nearest(
                 theirs, list(header)
             )
 
@@ -151,7 +151,7 @@ def _twice(header: Sequence[str], what: str) -> Iterator[str]:
     for name, count in Counter(name for name in header if name).items():
         if count > 1:
             places = ", ".join(str(i) for i, found in enumerate(header, start=1) if found == name)
-            yield f"{what} {name!r} stands {count} times (columns {places}): keep or rename one"
+            yield f"{what} {name!r} occurs {count} times (columns {places}): keep or rename one"
 
 
 def _lookalikes(names: Sequence[str], known: Sequence[str]) -> Iterator[str]:
@@ -161,11 +161,11 @@ def _lookalikes(names: Sequence[str], known: Sequence[str]) -> Iterator[str]:
         if ours is None:
             continue
         if ours in names:
-            yield f"columns {ours!r} and {name!r} are one name: rename or remove one"
+            yield f"columns {ours!r} and {name!r} mean the same: rename or remove one"
         else:
             yield (
-                f"column {name!r} is read as {ours!r} only where you say so: rename it, or set"
-                f" columns: {{{ours}: {name!r}}} (columns: {{{ours}: null}}: it is something else)"
+                f"column {name!r} is read as {ours!r} only on request: rename it, or set"
+                f" columns: {{{ours}: {name!r}}} ({{{ours}: null}} if it is something else)"
             )
 
 
@@ -191,8 +191,8 @@ def _too_long(cells: _Cells) -> Iterator[str]:
     if longer:
         lines = shown([str(n) for n, _ in longer])
         yield (
-            f"line(s) {lines} have more cells than the header has ({longer[0][1]}, not {width}):"
-            " put cells that contain the separator into quotes"
+            f"line(s) {lines} have more cells than the header ({longer[0][1]}, not {width}):"
+            " quote cells that contain the separator"
         )
 
 
@@ -221,7 +221,7 @@ def _with_points(frame: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
         changed = None if name in WORDS else decimal_points(frame[name])
         if changed is not None:
             frame[name] = changed
-            notes.append(f"decimal commas of column {name!r} are read as points")
+            notes.append(f"decimal commas in column {name!r} are read as points")
     return frame
 
 
@@ -239,7 +239,7 @@ def _frame(cells: _Cells, names: Sequence[str]) -> pd.DataFrame:
 def _unnamed(cells: _Cells) -> Iterator[str]:
     for i, name in enumerate(cells.header):
         if not name and any(len(row) > i and row[i] for _, row in cells.rows):
-            yield f"its column {i + 1} has no name and was not read"
+            yield f"column {i + 1} has no name and was not read"
 
 
 READERS: dict[str, Callable[[Path], _Cells]] = {".xlsx": _xlsx_cells}

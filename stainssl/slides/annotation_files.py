@@ -28,7 +28,7 @@ KINDS = ("Polygon", "MultiPolygon")
 ELLIPSE_CORNERS = 64
 MAX_CROSSINGS = 20_000  # of an outline with itself; drawn ones have a few, a damaged one millions
 BATCH_SEGMENTS = 64  # bounds the memory of counting them
-TOO_FEW = "outline of fewer than three corners left out"
+TOO_FEW = "outline of fewer than three corners ignored"
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def _corners(points: Sequence[Sequence[float]]) -> np.ndarray:
     """
     found = np.array([point[:2] for point in points], float).reshape(-1, 2)
     if not np.isfinite(found).all():
-        raise ValueError("a coordinate is no finite number")
+        raise ValueError("a coordinate is not a finite number")
     return found
 
 
@@ -174,10 +174,10 @@ def _areas(geometry: Mapping[str, Any], notes: Counter[str]) -> Iterator[BaseGeo
         return
     points: Any = geometry.get("coordinates")
     if kind == "LineString" and len(points or []) > 3 and points[0] == points[-1]:
-        notes["closed line read as an outline"] += 1
+        notes["closed line read as a polygon"] += 1
         kind, points = "Polygon", [points]
     if kind not in KINDS:
-        notes[f"{kind} left out"] += 1
+        notes[f"{kind} ignored"] += 1
         return
     found = [_area(rings, notes) for rings in ([points] if kind == "Polygon" else points)]
     kept = [area for area in found if area is not None]
@@ -193,7 +193,7 @@ def _from_geojson(data: Any) -> Annotations:
     areas: Areas = []
     for feature in _features(data):
         if not feature["geometry"]:
-            notes["object without geometry left out"] += 1
+            notes["object without geometry ignored"] += 1
             continue
         areas += [(_class_name(feature), area) for area in _areas(feature["geometry"], notes)]
     return Annotations(areas, notes)
@@ -246,7 +246,7 @@ def _from_asap(root: Element) -> Annotations:
     for drawn in root.iter("Annotation"):
         kind = drawn.get("Type", "Polygon")
         if kind in ("Dot", "PointSet", "Measurement"):
-            notes[f"{kind} left out"] += 1
+            notes[f"{kind} ignored"] += 1
             continue
         area = _area([_points(drawn.iter("Coordinate"), order="Order")], notes)
         group = drawn.get("PartOfGroup") or "None"
@@ -268,7 +268,7 @@ def _region(region: Element, notes: Counter[str]) -> BaseGeometry | None:
     """An ImageScope region: Type 0 is free-hand, 1 a rectangle, 2 an ellipse in its rectangle."""
     points, kind = _points(region.iter("Vertex")), region.get("Type", "0")
     if kind not in ("0", "1", "2"):
-        notes[f"region of type {kind} left out"] += 1
+        notes[f"region of type {kind} ignored"] += 1
         return None
     if kind == "2" and len(points) >= 2:
         points = _ellipse(points)
@@ -343,7 +343,7 @@ def read_annotations(path: Path) -> Annotations:
     if path.suffix.lower() not in FORMATS:
         raise StainsslError(
             f"{path}: annotations are read from GeoJSON (.geojson, .json) and from ASAP or"
-            " ImageScope XML (.xml): export them so."
+            " ImageScope XML (.xml): export them in one of these formats."
         )
     kind, read = FORMATS[path.suffix.lower()]
     try:

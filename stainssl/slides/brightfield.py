@@ -28,6 +28,6 @@ def require_brightfield(thumbnail: np.ndarray) -> None:
     if not is_brightfield(thumbnail):
         raise SlideError(
             Status.NOT_BRIGHTFIELD,
-            "The slide is dark and has no bright glass, as in fluorescence: H&E is seen in "
+            "The slide is dark without bright background, as in fluorescence: H&E is scanned in "
             "brightfield. Exclude it.",
         )

@@ -92,7 +92,7 @@ def _require_answer(path: Path) -> None:
     try:
         within_limit(partial(_touch, path), DISK_SECONDS)
     except LateError as late:
-        message = f"the disk does not answer ({late}). Wanted"
+        message = f"the disk does not respond ({late}). Wanted"
         raise OSError(errno.ETIMEDOUT, message, str(path)) from late
 
 
@@ -117,7 +117,7 @@ def translate_errors(path: Path, doing: str) -> Iterator[None]:
     except ImportError as error:
         raise StainsslError(
             f"{path}: {doing} failed: {error}. The reader's library cannot be used on this machine:"
-            " `stainssl doctor` tells what to install."
+            " `stainssl doctor` shows what to install."
         ) from error
     except Exception as error:
         number = environment_errno(error)

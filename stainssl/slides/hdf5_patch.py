@@ -44,9 +44,9 @@ def read_picture(path: Path) -> np.ndarray:
 def _check_pictures(shape: tuple[int, ...], dtype: np.dtype) -> None:
     """Raise ValueError before anything is read for pictures of another kind, or too large ones."""
     if len(shape) != 3 or shape[2] != 3 or dtype != np.uint8:
-        raise ValueError(f"pictures are {shape} {dtype}, not (h, w, 3) uint8")
+        raise ValueError(f"images are {shape} {dtype}, not (h, w, 3) uint8")
     if shape[0] * shape[1] > MAX_PIXELS:
-        raise ValueError(f"pictures are {shape[1]}×{shape[0]} px, above {MAX_PIXELS:,}")
+        raise ValueError(f"images are {shape[1]}×{shape[0]} px, above {MAX_PIXELS:,}")
 
 
 def own_dataset(file: h5py.File, name: str) -> h5py.Dataset:
@@ -66,5 +66,5 @@ def own_dataset(file: h5py.File, name: str) -> h5py.Dataset:
         raise ValueError(f"{name} is a link to {link.path}: links are not followed")
     found = None if isinstance(link, h5py.ExternalLink) else file[name]
     if not isinstance(found, h5py.Dataset) or found.external or found.is_virtual:
-        raise ValueError(f"{name} is no dataset of the file itself: other files are not followed")
+        raise ValueError(f"{name} is not stored in this file: external datasets are not followed")
     return found

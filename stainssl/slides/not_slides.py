@@ -31,19 +31,19 @@ def missing_companion(path: Path) -> str | None:
         return None
     folder = wanted.parent if wanted.suffix else wanted
     return (
-        f"{path.name} is a file and a folder, and {folder.name}/ with the pictures is not beside"
-        " it, or not whole: copy it, too."
+        f"{path.name} needs the folder {folder.name}/ with its images, which is missing beside it"
+        " or incomplete: copy it, too."
     )
 
 
 def what_it_is(path: Path) -> str:
     """What a file that no reader recognises is, with what to do where that is known."""
     if path.is_dir():
-        return f"{path.name} is a folder: name the slide's file in it."
+        return f"{path.name} is a folder: give the slide file inside it."
     if not path.is_file():
-        return f"{path.name} is no file."
+        return f"{path.name} is not a file."
     with path.open("rb") as file:
         start = file.read(64).lstrip().lower()
     if kind := next((said for first, said in KINDS if start.startswith(first)), ""):
-        return f"{path.name} is no slide: {kind}."
+        return f"{path.name} is not a slide: {kind}."
     return f"No reader recognises {path.name}: it is not a slide."

@@ -32,9 +32,9 @@ def not_h_and_e(thumbnail: np.ndarray, found: TissueMap) -> str:
     brown = float((blue > BROWN_BLUE_GREEN * green).mean())
     if brown >= BROWN_SHARE:
         return (
-            f"{brown:.0%} of the tissue is brown or yellow, as of DAB: is it immunohistochemistry"
-            " and no H&E?"
+            f"{brown:.0%} of the tissue is brown or yellow, like DAB: is this immunohistochemistry"
+            " instead of H&E?"
         )
     if np.median(red) > BLUE_RED_GREEN * np.median(green):
-        return "The tissue is blue and has next to no eosin: is it H&E?"
+        return "The tissue is blue with almost no eosin: is it H&E?"
     return ""

@@ -35,7 +35,7 @@ def read_padded(
     part = read(x0, y0, x1 - x0, y1 - y0)
     if part.dtype != np.uint8 or part.shape[:2] != (y1 - y0, x1 - x0):
         wanted = y1 - y0, x1 - x0
-        raise ValueError(f"{part.shape} of {part.dtype} was read where {wanted} was asked for")
+        raise ValueError(f"read {part.shape} {part.dtype} instead of {wanted}")
     left, top = x0 - corner[0], y0 - corner[1]
     out[top : top + y1 - y0, left : left + x1 - x0] = part[..., :3]
     return out

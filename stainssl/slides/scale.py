@@ -32,7 +32,7 @@ def _differences(source: str, mpp: float, others: Mapping[str, float]) -> str:
         for name, other in others.items()
         if name != source and abs(other - mpp) > MAX_DIFFERENCE * mpp
     ]
-    return f"{source} says {mpp:.4g} µm/px and is used; {', '.join(far)}." if far else ""
+    return f"Pixel size {mpp:.4g} µm/px taken from {source}; {', '.join(far)}." if far else ""
 
 
 def _usable(sources: Mapping[str, float]) -> dict[str, float]:
@@ -46,11 +46,11 @@ def _no_mpp(sources: Mapping[str, float]) -> SlideError:
     """The error where no source can be used."""
     mend = "write the true pixel size in the sheet's column mpp."
     if not sources:
-        return SlideError(Status.NO_MPP, f"The slide states no pixel size: {mend}")
+        return SlideError(Status.NO_MPP, f"The slide has no pixel size: {mend}")
     mpp = sources["tiff-resolution"]
     return SlideError(
         Status.ABSURD_MPP,
-        f"The TIFF's {INCH_UM / mpp:,.0f} dpi ({mpp:.4g} µm/px) are those of a print: {mend}",
+        f"The TIFF's {INCH_UM / mpp:,.0f} dpi ({mpp:.4g} µm/px) is a print resolution: {mend}",
     )
 
 
@@ -72,8 +72,8 @@ def enlarged(slide_mpp: float, mpp: float, most: float) -> str:
     if times > most:
         raise SlideError(
             Status.TOO_COARSE,
-            f"{said}, above the tiling's max_enlargement {most:g}: what is not in the slide cannot "
-            "be seen. Use a tiling of a coarser mpp, or raise the limit.",
+            f"{said}, above the tiling's max_enlargement {most:g}. Use a tiling with a coarser "
+            "mpp, or raise the limit.",
         )
     return f"{said}."
 
@@ -102,15 +102,15 @@ def resolve_mpp(sheet_mpp: float | None, slide: Slide) -> tuple[float, str, str]
     if source != "sheet" and slide.anisotropy > MAX_ANISOTROPY:
         raise SlideError(
             Status.ABSURD_MPP,
-            f"{source} gives x and y pixel sizes that differ {slide.anisotropy:.3g}-fold: pixels "
-            "that are not square are not read. Resample the slide, or, where the file is wrong, "
-            "write the true size in the sheet's column mpp.",
+            f"{source} gives x and y pixel sizes that differ {slide.anisotropy:.3g}-fold: only "
+            "square pixels are supported. Resample the slide, or, if the file is wrong, write the "
+            "true size in the sheet's column mpp.",
         )
     if not MIN_MPP <= mpp <= MAX_MPP:
         raise SlideError(
             Status.ABSURD_MPP,
             f"{source} says {mpp:.4g} µm/px, outside {MIN_MPP}–{MAX_MPP:g}: "
-            "write the true one in the sheet's column mpp.",
+            "write the true pixel size in the sheet's column mpp.",
         )
     return mpp, source, _differences(source, mpp, sources)
 
@@ -264,9 +264,9 @@ def read_thumbnail(slide: Slide, mpp: float, slide_mpp: float) -> np.ndarray:
     if size_px[0] * size_px[1] > MAX_THUMBNAIL_PX:
         raise SlideError(
             Status.UNREADABLE,
-            f"The slide says that it is {width * slide_mpp / 1e3:,.0f} × "
+            f"By its pixel size the slide is {width * slide_mpp / 1e3:,.0f} × "
             f"{height * slide_mpp / 1e3:,.0f} mm: its overview at {mpp:.3g} µm/px would have more "
-            f"than {MAX_THUMBNAIL_PX:,} px. Check its pixel size.",
+            f"than {MAX_THUMBNAIL_PX:,} px. Check the pixel size.",
         )
     level = level_for(slide.downsamples, ratio)
     block_px = max(1, math.floor(READ_PX * slide.downsamples[level] / ratio))

@@ -69,7 +69,7 @@ def staged(path: Path, folder: Path | None, most_bytes: int = 0) -> Iterator[Pat
     _remove_leftovers(folder)
     size_bytes = path.stat().st_size
     if _held_bytes(folder) + size_bytes > most_bytes:
-        log.info("%s: read where it is: the staging folder is full", path.name)
+        log.info("%s: read in place: the staging folder is full", path.name)
         yield path
         return
     with tempfile.TemporaryDirectory(prefix=f"{PREFIX}{owner_mark()}-", dir=folder) as made:

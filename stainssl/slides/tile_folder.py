@@ -55,7 +55,7 @@ def find_tiles(
             levels; a level is unknown or named twice.
     """
     if not root.is_dir():
-        raise StainsslError(f"{root}: there is no such folder of tiles.")
+        raise StainsslError(f"{root}: this folder of tiles does not exist.")
     _check_levels(levels or ())
     results = {path.absolute() for path in without}
     shown = (p for p in sorted(root.rglob("*")) if _is_shown(p, root))
@@ -66,7 +66,7 @@ def find_tiles(
     if not paths:
         found = ", ".join(f"{n} {ending}" for ending, n in others.most_common(NAMED)) or "no file"
         raise StainsslError(
-            f"{root}: no tile in it ({found}). Tiles are image files ({', '.join(SUFFIXES)}), in "
+            f"{root}: no tiles found ({found}). Tiles are image files ({', '.join(SUFFIXES)}), in "
             "the folder or in sub-folders."
         )
     if levels is None:
@@ -82,8 +82,8 @@ def _is_shown(path: Path, root: Path) -> bool:
 def _check_levels(levels: Sequence[str]) -> None:
     if unknown := [level for level in levels if level not in LEVELS]:
         raise StainsslError(
-            f"--folders: {unknown[0]!r} is none of {', '.join(LEVELS)}: write what the levels of"
-            " sub-folders are, such as site/patient."
+            f"--folders: {unknown[0]!r} is not one of {', '.join(LEVELS)}: name the levels of"
+            " sub-folders, such as site/patient."
         )
     named = [level for level in levels if level != IGNORED]
     if len(set(named)) < len(named):
@@ -94,8 +94,8 @@ def _check_depth(root: Path, paths: Sequence[Path], levels: Sequence[str]) -> No
     """Refuse tiles that lie less deep than the levels that are said."""
     if short := [path for path in paths if len(path.parts) <= len(levels)]:
         raise StainsslError(
-            f"--folders {'/'.join(levels)}: {len(short)} of {len(paths)} tiles of {root} do not lie"
-            f" in {len(levels)} levels of sub-folders: {_some(short)}. Sort them, or name fewer"
+            f"--folders {'/'.join(levels)}: {len(short)} of {len(paths)} tiles of {root} are not"
+            f" in {len(levels)} levels of sub-folders: {_some(short)}. Move them, or name fewer"
             " levels."
         )
 
@@ -165,12 +165,12 @@ def _one_side(root: Path, sizes: dict[tuple[int, int], list[str]]) -> int:
         found = sorted(sizes.items(), key=lambda item: -len(item[1]))
         told = "; ".join(f"{w}×{h} px: {len(of)}, such as {of[0]}" for (w, h), of in found[:NAMED])
         raise StainsslError(
-            f"{root}: tiles are of {len(sizes)} sizes ({told}). A network sees each resized to its "
-            "own size, so that their scale would differ: give tiles of one size."
+            f"{root}: tiles have {len(sizes)} sizes ({told}). Resized to the network's input, they "
+            "would differ in scale: use tiles of one size."
         )
     [(width, height)] = sizes
     if width != height:
         raise StainsslError(
-            f"{root}: tiles are {width}×{height} px. Networks take squares: cut them first."
+            f"{root}: tiles are {width}×{height} px. Networks need squares: crop them first."
         )
     return width

@@ -121,8 +121,8 @@ def _check_tiles(tiff: _Tiff, entries: dict[int, _Entry]) -> None:
         if side.max(initial=0) > MAX_TILE_SIDE_PX:
             raise SlideError(
                 Status.UNREADABLE,
-                f"A directory says that a tile is {side.max():,.0f} px wide or high, above "
-                f"{MAX_TILE_SIDE_PX:,}: the file is spoiled.",
+                f"A TIFF directory gives a tile side of {side.max():,.0f} px, above "
+                f"{MAX_TILE_SIDE_PX:,}: the file is corrupt.",
             )
 
 
@@ -134,8 +134,8 @@ def _check_orientation(tiff: _Tiff, entries: dict[int, _Entry]) -> None:
     if turned.size and turned[0] not in (0, UPRIGHT):
         raise SlideError(
             Status.UNSUPPORTED,
-            f"A directory has the TIFF orientation {turned[0]:.0f}: tiles that are to be turned "
-            "are not read. Turn it for good: vips autorot in.tif out.tif[tile,pyramid,bigtiff].",
+            f"The TIFF has orientation {turned[0]:.0f}: rotated or mirrored tiles are not "
+            "supported. Convert it: vips autorot in.tif out.tif[tile,pyramid,bigtiff].",
         )
 
 

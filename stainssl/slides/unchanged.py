@@ -66,8 +66,8 @@ class Identity:
         what = f"{said[key]} {getattr(now, key)}, not {getattr(self, key)}"
         raise SlideError(
             Status.CHANGED,
-            f"{path} is not the file that was tiled ({what}): give it a new time (touch), and its "
-            "part is tiled again.",
+            f"{path} has changed since it was tiled ({what}): touch the file, and its part will be "
+            "tiled again.",
         )
 
 

@@ -43,9 +43,9 @@ def too_many_bad(slides: pd.DataFrame, max_share: float, table: Path) -> str:
     return "\n".join(
         [
             f"{len(bad)} of {len(slides)} slides are bad ({status_counts(bad['status'])}); "
-            f"slides.max_bad_slides ({max_share:g}) allows {allowed}. {table} says why, and "
-            "tissue.png beside it shows the others. Fix the slides, exclude them in the sheet, or "
-            "raise the limit:",
+            f"slides.max_bad_slides ({max_share:g}) allows {allowed}. See {table} for the reasons, "
+            "and tissue.png beside it for the others. Fix the slides, exclude them in the sheet, "
+            "or raise the limit:",
             *listed,
         ]
     )

@@ -35,7 +35,7 @@ def run(config: Config, cohort: str, folder: Path) -> Iterator[str]:
         OSError: the machine's or the mount's fault.
     """
     if config.cohorts[cohort].demo is not None:
-        yield f"{cohort}: the synthetic cohort is made by the run; nothing was opened"
+        yield f"{cohort}: the synthetic cohort is made during the run; nothing was opened"
         return
     job = statuses(config, cohort)
     previews = {part: folder / "previews" / part for part in job.previews}
@@ -76,10 +76,10 @@ def _summary(slides: pd.DataFrame) -> Iterator[str]:
     """What the slides that can be used are like, and a line for each that cannot."""
     usable = slides[slides["status"] == Status.OK.value]
     if len(usable):
-        yield f"  {int(usable['tiles_kept'].sum())} tiles are kept, in {len(usable)} slides"
+        yield f"  {int(usable['tiles_kept'].sum())} tiles kept in {len(usable)} slides"
         scales = usable.groupby("mpp_source")["mpp"].agg(["size", "min", "max"])
         for source, (count, least, most) in scales.iterrows():
             span = f"{least:.4g}" if least == most else f"{least:.4g} to {most:.4g}"
-            yield f"  {span} µm/px in {int(count)}, by {source}"
+            yield f"  {span} µm/px in {int(count)}, from {source}"
     for row in slides[slides["status"] != Status.OK.value].itertuples():
         yield f"  {row.slide_id}: {row.status}: {row.detail}"

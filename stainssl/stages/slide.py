@@ -96,9 +96,9 @@ def _pixel_size(slide: Slide, mpp: float) -> str:
     try:
         used, source, _ = resolve_mpp(mpp, slide)
     except SlideError:  # the status says why
-        return f"none that can be used (stated: {stated or 'nothing'})"
+        return f"none usable (stated: {stated or 'none'})"
     word = "--mpp" if source == "sheet" else source
-    return f"{used:.4g} ({word}; stated: {stated or 'nothing'})"
+    return f"{used:.4g} ({word}; stated: {stated or 'none'})"
 
 
 def tiled(outcome: Outcome, tiling: Tiling) -> Iterator[str]:
@@ -107,7 +107,7 @@ def tiled(outcome: Outcome, tiling: Tiling) -> Iterator[str]:
         yield f"brightfield: {'yes' if outcome.is_brightfield else 'no'}"
     if outcome.picture is None:
         return
-    yield f"tissue: {outcome.tissue_mm2:.4g} mm², told at {tiling.mask.mpp:g} µm/px"
+    yield f"tissue: {outcome.tissue_mm2:.4g} mm², mask at {tiling.mask.mpp:g} µm/px"
     counts = dict(outcome.counts)
     kept, places = counts.pop("kept"), sum(outcome.counts.values())
     reasons = [f"{counts.pop(BACKGROUND)} without tissue"]

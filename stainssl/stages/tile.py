@@ -118,9 +118,7 @@ def _probe(slide: Slide) -> None:
 def _refuse_grey(thumbnail: np.ndarray) -> None:
     """Raise `unsupported` for a picture without color that is not blank."""
     if np.ptp(thumbnail) > GREY_SPREAD and np.ptp(thumbnail, axis=2).max() <= MAX_GREY_COLOR:
-        raise SlideError(
-            Status.UNSUPPORTED, "The slide is greyscale: stain cannot be told without color."
-        )
+        raise SlideError(Status.UNSUPPORTED, "The slide is grayscale: stain analysis needs color.")
 
 
 def _outlined(outcome: Outcome, slide: Slide) -> Areas:
@@ -138,9 +136,9 @@ def _outlined(outcome: Outcome, slide: Slide) -> Areas:
 
 def _why_empty(outcome: Outcome, tiling: Tiling) -> str:
     if not len(outcome.tiles):
-        return f"No tissue was found at {tiling.mask.mpp:g} µm/px."
+        return f"No tissue found at {tiling.mask.mpp:g} µm/px."
     reasons = ", ".join(f"{outcome.counts[name]} by {name}" for name in REASONS)
-    return f"{outcome.tissue_mm2:.3g} mm² of tissue, and no tile is kept: left out {reasons}."
+    return f"{outcome.tissue_mm2:.3g} mm² of tissue, but no tile kept: {reasons}."
 
 
 def _picture(outcome: Outcome, slide: Slide, thumbnail: np.ndarray, tissue: TissueMap) -> Figure:
@@ -220,8 +218,8 @@ def _is_no_tile(outcome: Outcome, slide: Slide, side_level0_px: float, tiling: T
         return ""
     scale = f", at {mpp:.3g} µm/px instead of {tiling.mpp:g}" if is_other_scale else ""
     return (
-        f"One tile of {share:.0%} of the picture ({width}×{height} px){scale}. Set `patches: cut` "
-        "for the cohort to cut pictures into tiles at the tiling's scale."
+        f"One tile of {share:.0%} of the image ({width}×{height} px){scale}. Set `patches: cut` "
+        "for the cohort to cut images into tiles at the tiling's scale."
     )
 
 
@@ -251,7 +249,7 @@ def _vanished(path: Path, folder: Path) -> tuple[Status, str]:
     try:
         require_file(path, folder)
     except SlideError as error:
-        return error.status, f"It disappeared while it was read: {error.detail}"
+        return error.status, f"It disappeared while being read: {error.detail}"
     raise FileNotFoundError(errno.ENOENT, "gone for a moment", str(path))
 
 
@@ -339,7 +337,7 @@ def run(job: TileJob) -> None:
         qc = pd.DataFrame([outcome.row() for outcome in outcomes])
         write_qc(job.qc, qc, settings)
     log.info(
-        "%d slides in %s on %d threads; a slide took %.3g s of one", len(outcomes),
+        "%d slides in %s on %d threads; %.3g thread-seconds per slide", len(outcomes),
         duration(time.monotonic() - started), job_threads(), qc["seconds"].mean(),
     )  # fmt: skip
 

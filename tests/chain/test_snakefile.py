@@ -97,7 +97,7 @@ def test_what_the_gate_stops_can_be_read(fresh: Workflow) -> None:
     fresh.edit("config.yaml", lambda text: text.replace("max_bad_slides: 0.3", "max_bad_slides: 0"))
     table = "results/cohorts/clinic/default/slides.csv"
     text = fresh.run(fails=True)
-    assert f"{table} says why" in text
+    assert f"See {table} for the reasons" in text
     for name in (table, table.replace("csv", "html"), table.replace("slides.csv", "tissue.png")):
         assert (fresh.folder / name).exists()
     assert not list((fresh.folder / "results").glob("encoders/stain-invariant/model"))

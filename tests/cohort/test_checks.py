@@ -41,7 +41,7 @@ def test_names_that_would_be_one_folder() -> None:
     with pytest.raises(StainsslError, match=r"encoders x and x\.1 both make the run 'x\.1'"):
         parse(data)
     assert "heads.probe: the name is taken" in refusal(heads__probe={"kind": "mean"})
-    assert "x and X differ in capitals" in refusal(encoders__X={"method": "random"})
+    assert "x and X differ only in case" in refusal(encoders__X={"method": "random"})
     long = {f"encoders__{'e' * 252}": {"method": "random"}}
     assert "252 letters: at most 100" in refusal(**long)
 
@@ -105,7 +105,7 @@ def test_a_folder_of_features_that_has_no_slide(tmp_path: Path) -> None:
     extra = {"encoders": {"uni": {"features": f"trident:{features}"}}}
     config = config_of(tmp_path, {}, extra, c=(rows_of(tmp_path, "c", ["0", "1"]), {}))
     (found,) = check(config)
-    assert "has no file of any of the 12 slides of c: looked for c0.h5, found C-0.h5" in found
+    assert "has no file for any of the 12 slides of c: looked for c0.h5, found C-0.h5" in found
     (features / "c3.h5").touch()
     assert check(config) == []
     (told,) = feature_warnings(config)
@@ -124,7 +124,7 @@ def test_paths_stay_under_the_root_unless_a_key_allows_it(tmp_path: Path) -> Non
         moved = [(slide, patient, up + path, word) for slide, patient, path, word in rows]
         keys = {"root": str(root)}
         (found,) = check(config_of(tmp_path, {}, {}, c=(moved, keys)))
-        assert "12 path(s) lie outside of" in found
+        assert "12 path(s) are outside" in found
         assert check(config_of(tmp_path, {}, {}, c=(moved, keys | {"outside_root": True}))) == []
     absolute = [(s, p, f"{tmp_path}/{path}", word) for s, p, path, word in rows]
     assert check(config_of(tmp_path, {}, {}, c=(absolute, {}))) == []

@@ -105,7 +105,7 @@ def test_every_problem_of_a_sheet_is_told_at_once(tmp_path: Path) -> None:
         "line 4: slide_id is 'x/y'",
         "line 4: mpp is 'half'",
         "line 5: mpp is '-1'",
-        "slide_id 'twin' stands in lines 5, 6",
+        "slide_id 'twin' is in lines 5, 6",
         "line 7: path",
     ):
         assert wanted in found, found
@@ -201,7 +201,7 @@ def test_an_external_cohort_has_the_label_and_nobody_who_trains(tmp_path: Path) 
     data["tasks"]["t"]["external"] = ["o"]
     found = _problems(parse(data))
     assert "(external) has no column 'y'" in found
-    assert "1 patients of o have the names of patients that train: p5" in found
+    assert "1 patients of o have the ids of training patients: p5" in found
     data["tasks"]["t"]["external"] = ["c"]
     with pytest.raises(StainsslError, match="c cannot be both trained on and external"):
         parse(data)
@@ -272,8 +272,8 @@ def test_a_clinical_column_that_differs_among_slides_of_a_patient_is_told(tmp_pa
     keys = {"clinical": ["age", "grade"], "split": {"folds": 2}}
     told = cohorts.task_summary(_config(tmp_path, rows, **_task(**keys)), "t")
     assert [line for line in told if line.startswith("clinical: ")] == [
-        "clinical: 'age' differs among the slides of 1 patient(s), as of p1: that of her first"
-        " slide is taken."
+        "clinical: 'age' differs between slides of 1 patient(s), such as p1: the value of the first"
+        " slide is used."
     ]
     keys["level"] = "slide"
     told = cohorts.task_summary(_config(tmp_path, rows, **_task(**keys)), "t")
@@ -284,4 +284,4 @@ def test_sensitivity_is_of_two_classes(tmp_path: Path) -> None:
     _touch(tmp_path, 9)
     rows = [_row(i, y="abc"[i % 3]) for i in range(9)]
     task = _task(metrics=["sensitivity"], split={"folds": 3})
-    assert "are of two classes" in _problems(_config(tmp_path, rows, **task))
+    assert "need two classes" in _problems(_config(tmp_path, rows, **task))

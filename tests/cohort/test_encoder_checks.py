@@ -47,19 +47,19 @@ TRAIN = {"method": "simclr", "train": {"cohorts": ["d"]}}
     ({"weights": "chief"}, "chief is an encoder of slides: name the encoder whose vectors"),
     ({"weights": "TITAN"}, "titan needs code of the hub that is not run here"),
     ({"weights": "hf-hub:UNI"}, "hf-hub:OWNER/NAME"),
-    ({"weights": "local-dir:/nowhere"}, "no folder with config.json"),
+    ({"weights": "local-dir:/nowhere"}, "not a folder with config.json"),
     ({"weights": "resnet18@/nowhere.pth"}, "/nowhere.pth: no such file"),
     ({"weights": "uni@/nowhere"}, "uni@/nowhere: no model.safetensors nor pytorch_model.bin there"),
-    ({**TRAIN, "init": "resnet81"}, "e.init: 'resnet81' is no encoder"),
-    ({**TRAIN, "backbone": "resnet18.a9"}, "no weights 'resnet18.a9': of that network it has"),
-    ({"weights": "resnet18.a9_in1k"}, "no weights 'resnet18.a9_in1k': of that network it has"),
-    ({"weights": "vit_giant_patch14_224"}, "of that network it has none"),
+    ({**TRAIN, "init": "resnet81"}, "e.init: 'resnet81' is not in"),
+    ({**TRAIN, "backbone": "resnet18.a9"}, "no weights 'resnet18.a9'; weights of that network: "),
+    ({"weights": "resnet18.a9_in1k"}, "no weights 'resnet18.a9_in1k'; weights of that network: "),
+    ({"weights": "vit_giant_patch14_224"}, "weights of that network: none"),
     ({"weights": "vit_tiny_patch16_224", "input_size": 100}, "patches of 16 px"),
     ({**TRAIN, "init": "vit_tiny_patch16_224", "input_size": 100}, "patches of 16 px"),
     ({**TRAIN, "init": "virchow2", "tune": "lora"}, "256 px are no multiple of patches of 14 px"),
     ({"weights": "cait_xxs24_224", "input_size": 100}, "e.input_size: "),
     ({**TRAIN, "init": "resnet18", "backbone": "resnet50"}, "e.backbone: resnet18 is a resnet18"),
-    ({**TRAIN, "init": "virchow2", "input_size": 224}, "can be embedded with, and not be"),
+    ({**TRAIN, "init": "virchow2", "input_size": 224}, "can be used for embedding, but be"),
 ])  # fmt: skip
 def test_a_source_that_cannot_be_loaded_is_told(encoder, sentence):
     found = _told(**encoder)
@@ -102,7 +102,7 @@ def test_half_a_download_is_told(tmp_path):
     weights.write_bytes(weights.read_bytes()[:1000])
     assert "no whole file of weights" in _told(weights=f"local-dir:{tmp_path / 'm'}")[0]
     weights.unlink()
-    assert "was the download whole" in _told(weights=f"local-dir:{tmp_path / 'm'}")[0]
+    assert "is the download complete" in _told(weights=f"local-dir:{tmp_path / 'm'}")[0]
 
 
 def test_what_is_in_the_hubs_cache_is_looked_at_too(tmp_path, monkeypatch):
@@ -128,7 +128,7 @@ def test_an_adapter_and_its_base_are_looked_at(tmp_path):
     adapters.write_base(folder, adapters.Base(f"local-dir:{tmp_path / 'gone'}", "0"))
     [found] = _told(weights=f"local-dir:{folder}")
     assert "holds an adapter to local-dir:" in found
-    assert "no folder with config.json" in found
+    assert "not a folder with config.json" in found
 
 
 def test_an_adapter_can_be_trained_to_what_no_folder_of_timm_holds():
@@ -138,7 +138,7 @@ def test_an_adapter_can_be_trained_to_what_no_folder_of_timm_holds():
     config = _config(**lora).model_dump(mode="json")
     config["encoders"]["next"] = {**TRAIN, "init": "e", "input_size": 224}
     [found] = problems(parse(config))
-    assert found.startswith("encoders.next.init: virchow2 can be embedded with")
+    assert found.startswith("encoders.next.init: virchow2 can be used for embedding")
 
 
 def test_a_file_of_a_profile_is_read(tmp_path):
@@ -227,7 +227,7 @@ def test_two_names_for_one_file_are_warned_of(tmp_path):
     [found] = _warned(
         tmp_path, a={"weights": f"kaiko-vits16@{file}"}, b={"weights": f"kaiko_vits16@{tmp_path}"}
     )
-    assert "encoders.a and encoders.b are the same weights, seen alike" in found
+    assert "encoders.a and encoders.b have the same weights and settings" in found
     [found] = _warned(
         tmp_path, a={"weights": f"kaiko-vits16@{file}"}, b={"weights": f"lunit-vits16@{copy}"}
     )
@@ -248,7 +248,7 @@ DINOV2 = "vit_small_patch14_dinov2"
 def test_tiles_that_timms_networks_would_see_enlarged_are_told():
     tiling = {"mpp": 0.5, "size": 256}
     [found] = resized(_config(tiling, weights=f"{DINOV2}.lvd142m"))
-    assert "sees 518 px, to which tiles of 256 px of tiling 'default' are resized" in found
+    assert "tiles of 256 px of tiling 'default' are resized to 518 px, the input size" in found
     assert "set input_size" in found
     for encoder in (
         {"weights": DINOV2, "input_size": 224}, {"weights": "resnet50"}, {"weights": "uni"},

@@ -104,8 +104,8 @@ def test_weights_larger_than_the_memory_are_told_before_any_job(tmp_path, monkey
     data = _data(small={"weights": "kaiko-vits16"}, large={"weights": "uni"})
     [found] = Plan({**data, "results": str(tmp_path)}, is_main=True).notices
     assert found == (
-        "encoders.large: the weights of uni alone are 1.2 GB in 32 bits, and the device here has"
-        " 1.0 GB: run it on one with more."
+        "encoders.large: the weights of uni alone need 1.2 GB in 32 bits, and this device has"
+        " 1.0 GB: use one with more memory."
     )
 
 
@@ -114,7 +114,7 @@ def test_files_of_unknown_weights_say_what_they_take(tmp_path, monkeypatch):
     with file.open("wb") as out:
         out.truncate(3 * 10**9)  # takes no room on the disk
     monkeypatch.setattr(encoder_warnings, "memory_bytes", lambda: 2 * 10**9)
-    assert "alone are 3.0 GB in 32 bits, and the device here has 2.0" in too_large(f"net@{file}")
+    assert "alone need 3.0 GB in 32 bits, and this device has 2.0" in too_large(f"net@{file}")
     assert too_large("resnet50") == ""
     assert too_large("uni@elsewhere.bin") == ""  # 1.2 GB
 

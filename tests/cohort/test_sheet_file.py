@@ -93,7 +93,7 @@ def test_a_name_of_ours_written_otherwise_is_asked_for(tmp_path: Path) -> None:
     assert "columns: {slide_id: 'Slide ID'}" in refused(tmp_path, text)
     config = config_of(tmp_path, text, columns={"slide_id": "Slide ID", "her2": "HER2"})
     assert list(cohorts.read_sheet(config, "c")["her2"]) == ["1"]
-    assert "no column; did you mean 'Slide ID'" in refused(
+    assert "not a column; did you mean 'Slide ID'" in refused(
         tmp_path, text, columns={"slide_id": "SlideID"}
     )
     assert "; did you mean 'slide'?" in refused(tmp_path, "slide,patient_id,path\ns0,p0,s0.svs\n")
@@ -105,7 +105,7 @@ def test_a_column_that_would_not_be_read_is_refused(tmp_path: Path, word: str) -
     text = f"slide_id,patient_id,path,{word}\ns0,p0,s0.svs,1\n"
     assert f"columns: {{{ours}: '{word.strip()}'}}" in refused(tmp_path, text)
     both = f"slide_id,patient_id,path,{ours},{word}\ns0,p0,s0.svs,1,1\n"
-    assert "are one name" in refused(tmp_path, both)
+    assert "mean the same" in refused(tmp_path, both)
     other = cohorts.read_sheet(config_of(tmp_path, text, columns={ours: None}), "c")
     assert list(other[word.strip()]) == ["1"]
 
@@ -119,7 +119,7 @@ def test_columns_can_change_places(tmp_path: Path) -> None:
 
 def test_columns_of_one_name_are_refused(tmp_path: Path) -> None:
     text = "slide_id,patient_id,path,her2,her2\ns0,p0,s0.svs,0,1\n"
-    assert "column 'her2' stands 2 times (columns 4, 5)" in refused(tmp_path, text)
+    assert "column 'her2' occurs 2 times (columns 4, 5)" in refused(tmp_path, text)
 
 
 def test_a_specimen_part_is_a_column_like_any_other(tmp_path: Path) -> None:
@@ -159,7 +159,7 @@ def test_ids_that_read_as_unknown_and_ids_that_differ_in_capitals_are_refused(
         found = refused(tmp_path, f"{head}s0,{word},s0.svs\n")
         assert f"patient_id is '{word}': it reads as 'unknown'" in found
     found = refused(tmp_path, head + "s0,P1,s0.svs\ns1,p1,s1.svs\n")
-    assert "patient_id 'P1' and 'p1' differ in capitals alone" in found
+    assert "patient_id 'P1' and 'p1' differ only in case" in found
     long = "s" * 252
     assert "slide_id is" in refused(tmp_path, f"{head}{long},p0,s0.svs\n")
 

@@ -49,7 +49,7 @@ def test_import_writes_a_sheet_that_the_config_takes(
     by_sheet = parse(yaml.safe_load(snippet))
     in_memory = parse({"cohorts": {name: {"release": name, "root": str(releases[name])}}})
     # The miniature has one picture many times: told of a sheet, and of a release when asked.
-    told = [problem for problem in check(by_sheet) if "equal copies" not in problem]
+    told = [problem for problem in check(by_sheet) if "identical copies" not in problem]
     assert told == check(in_memory) == []
     pd.testing.assert_frame_equal(read_sheet(by_sheet, name), read_sheet(in_memory, name))
     one, two = by_sheet.cohorts[name], in_memory.cohorts[name]

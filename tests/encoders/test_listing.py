@@ -60,9 +60,9 @@ def test_every_encoder_has_a_line_and_says_where_it_is(has_uni):
 def test_doctor_says_whether_gated_encoders_can_be_downloaded(monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(hub, "has_token", lambda: False)
-    assert "none that is gated: hf auth login; downloaded to" in doctor._hub()
+    assert "no token (needed for gated models): hf auth login; downloaded to" in doctor._hub()
     monkeypatch.setattr(hub, "has_token", lambda: True)
-    assert "a token is here" in doctor._hub()
+    assert "token found" in doctor._hub()
 
 
 def test_the_page_says_of_which_recipes_the_tests_compare_vectors():

@@ -171,11 +171,11 @@ def test_madeleine_is_built_as_its_config_says(tmp_path):
 @pytest.mark.parametrize(
     ("slide", "tiles", "said"),
     [
-        ("feather", "uni", "feather takes the vectors of conch-v1.5, and encoders.tiles is none"),
-        ("feather-uni_v2", "uni", "feather-uni2-h takes the vectors of uni2-h"),
+        ("feather", "uni", "feather needs embeddings by conch-v1.5, which encoders.tiles is not"),
+        ("feather-uni_v2", "uni", "feather-uni2-h needs embeddings by uni2-h"),
         ("chief", "ctranspath", "chief is not on the hub: download CHIEF_pretraining.pth"),
         ("titan", "conch-v1.5", "titan needs code of the hub .* slide_features"),
-        ("fether", "conch-v1.5", "'fether' is no encoder of slides; did you mean 'feather'"),
+        ("fether", "conch-v1.5", "'fether' is not a slide encoder; did you mean 'feather'"),
     ],
 )
 def test_names_and_what_they_take_are_checked_before_any_job(slide, tiles, said):

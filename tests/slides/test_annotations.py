@@ -84,9 +84,9 @@ def test_what_is_no_area_is_counted(tmp_path: Path) -> None:
     found = read_annotations(written(tmp_path / "a.geojson", {"features": features}))
     assert [(name, area.area) for name, area in found.areas] == [("tumor", 10_000)] * 2
     assert dict(found.notes) == {
-        "Point left out": 1, "closed line read as an outline": 1,
-        "outline of fewer than three corners left out": 1,
-        "object without geometry left out": 1, "LineString left out": 1,
+        "Point ignored": 1, "closed line read as a polygon": 1,
+        "outline of fewer than three corners ignored": 1,
+        "object without geometry ignored": 1, "LineString ignored": 1,
     }  # fmt: skip
 
 
@@ -97,8 +97,8 @@ def test_what_is_no_area_is_counted(tmp_path: Path) -> None:
         ({"name": "t", "elements": []}, "Digital Slide Archive"),
         ({"annotation": {"elements": []}}, "Digital Slide Archive"),
         ([{"label": "tumor", "polygon": SQUARE}], "'label', 'polygon' and no 'geometry'"),
-        ([feature(coordinates=[[[0, 0], [float("nan"), 1], [2, 2], [0, 0]]])], "no finite number"),
-        ([feature(coordinates=[[[0, 0], [float("inf"), 1], [2, 2], [0, 0]]])], "no finite number"),
+        ([feature(coordinates=[[[0, 0], [float("nan"), 1], [2, 2], [0, 0]]])], "not a finite number"),
+        ([feature(coordinates=[[[0, 0], [float("inf"), 1], [2, 2], [0, 0]]])], "not a finite number"),
         ([feature(coordinates=[[0, 1], [2, 2], [0, 0]])], ""),
     ],
 )

@@ -40,7 +40,7 @@ def test_a_slide_that_was_copied_without_its_folder_says_so(tmp_path, name, fold
     path.write_bytes(b"\xff\xd8\xff" + bytes(300))  # an MRXS is a small JPEG
     found = _refused(path)
     assert found.status is Status.UNREADABLE
-    assert f"and {folder}/ with the pictures is not beside it" in str(found)
+    assert f"needs the folder {folder}/ with its images" in str(found)
     (tmp_path / folder).mkdir()
     (tmp_path / folder / "Slidedat.ini").touch()
-    assert "beside it" not in str(_refused(path))
+    assert "needs the folder" not in str(_refused(path))

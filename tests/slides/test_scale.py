@@ -44,7 +44,7 @@ def test_sources_that_differ_by_more_than_a_tenth_are_reported() -> None:
     slide = Stated(format=0.25, tiff_resolution=0.26, objective_power=0.5)
     mpp, source, detail = resolve_mpp(None, slide)  # type: ignore[arg-type]
     assert (mpp, source) == (0.25, "format")
-    assert detail == "format says 0.25 µm/px and is used; objective-power says 0.5."
+    assert detail == "Pixel size 0.25 µm/px taken from format; objective-power says 0.5."
 
 
 @pytest.mark.parametrize("mpp", [0.005, 0.0499, 50.1, 500, -1])

@@ -49,8 +49,8 @@ def test_a_folder_without_sub_folders_has_no_sites(tmp_path):
 @pytest.mark.parametrize(
     ("levels", "told"),
     [
-        (["site", "patient"], "2 of 3 tiles of .* do not lie in 2 levels of sub-folders: a/x.png"),
-        (["scanner"], "'scanner' is none of site, patient, label, -"),
+        (["site", "patient"], "2 of 3 tiles of .* are not in 2 levels of sub-folders: a/x.png"),
+        (["scanner"], "'scanner' is not one of site, patient, label, -"),
         (["site", "site"], "named twice"),
     ],
 )
@@ -66,12 +66,12 @@ def test_tiles_beside_sub_folders_have_no_site(tmp_path):
 
 
 def test_a_folder_without_a_tile_says_what_is_in_it(tmp_path):
-    with pytest.raises(StainsslError, match=r"no tile in it \(no file\)"):
+    with pytest.raises(StainsslError, match=r"no tiles found \(no file\)"):
         find_tiles(tmp_path)
     (tmp_path / "slide.svs").write_text("")
-    with pytest.raises(StainsslError, match=r"no tile in it \(1 \.svs\)"):
+    with pytest.raises(StainsslError, match=r"no tiles found \(1 \.svs\)"):
         find_tiles(tmp_path)
-    with pytest.raises(StainsslError, match="no such folder"):
+    with pytest.raises(StainsslError, match="does not exist"):
         find_tiles(tmp_path / "none")
 
 
@@ -86,7 +86,7 @@ def test_tiles_of_several_sizes_or_no_squares_are_refused_with_examples(tmp_path
     with pytest.raises(StainsslError, match=r"2 sizes \(16×16 px: 2, such as a.png; 32×32 px: 1"):
         check_tiles(tmp_path, ["a.png", "b.png", "c.png"])
     _put(tmp_path, "d.png", size=(32, 16))
-    with pytest.raises(StainsslError, match=r"32×16 px\. Networks take squares"):
+    with pytest.raises(StainsslError, match=r"32×16 px\. Networks need squares"):
         check_tiles(tmp_path, ["d.png"])
 
 

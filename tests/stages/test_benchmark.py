@@ -254,4 +254,4 @@ def test_tiles_that_tell_no_two_stainings_cost_the_figures_alone(
     assert json.loads((paths.benchmark("patients") / "robustness.json").read_text()) == {}
     drawn = {file.name for file in paths.figures("patients").iterdir()}
     assert drawn == {"roc.png", "calibration.png", "forest.png"}
-    assert "robustness: No figure of robustness" in caplog.text
+    assert "robustness: No robustness figure" in caplog.text

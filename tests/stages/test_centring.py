@@ -223,7 +223,7 @@ def test_a_site_of_test_patients_alone_is_refused_before_any_job(tmp_path, split
     else:
         assert len(told) == 2  # a task each
         assert pd.Series(told).str.contains(said).all()
-        assert "Their mean could only be taken of the patients that are tested" in told[0]
+        assert "Their mean could only be computed on test patients" in told[0]
 
 
 def test_external_cohorts_and_new_tile_networks_are_refused(tmp_path):

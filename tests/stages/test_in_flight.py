@@ -124,7 +124,7 @@ def test_a_disk_that_fills_is_told_and_nothing_is_left(
         append(self, data)
 
     monkeypatch.setattr(place, "append", full)
-    with pytest.raises(StainsslError, match=r"No space left on device.*GB free.*Make room"):
+    with pytest.raises(StainsslError, match=r"No space left on device.*GB free.*Free space"):
         run_stage("pixels", config, *PART)
     assert _files(config) == before
     monkeypatch.undo()

@@ -168,15 +168,15 @@ def test_a_class_that_may_be_meant_makes_a_slide_unknown_and_is_named(
 def test_annotations_that_make_no_label_are_told_before_any_job(tmp_path: Path) -> None:
     pattern = str(tmp_path / "{slide_id}.geojson")
     config = config_of(tmp_path, SHEET, ["tumor"], annotations=pattern)
-    assert "names no file that exists, for none of 3 slides" in "\n".join(check(config))
+    assert "matches no existing file for any of 3 slides" in "\n".join(check(config))
     (tmp_path / "s1.geojson").write_text(json.dumps([square("DCIS", 0, 1)]))
-    assert "no area in 1 files is of class 'tumor'" in "\n".join(check(config))
+    assert "no area in 1 files has the class 'tumor'" in "\n".join(check(config))
     (tmp_path / "s2.geojson").write_text("{}")
     found = outlined(config, "c")
     assert found is not None
     said = "\n".join(found.told())
     assert "annotations: 2 files for 3 slides" in said
-    assert "classes of their areas: DCIS 1" in said
+    assert "annotated classes: DCIS 1" in said
     assert "1 cannot be read" in said
 
 

@@ -152,7 +152,7 @@ def test_odd_pictures_end_as_tiles_or_with_a_reason(
         "strips": "ok",
     }
     assert (qc.loc[qc["status"] != "ok", "detail"] != "").all()
-    assert "greyscale" in qc.loc["grey", "detail"]
+    assert "grayscale" in qc.loc["grey", "detail"]
     assert tiles.loc[tiles["slide_id"] == "rgba", "x"].min() >= 256  # transparent is glass
     assert (tiles["slide_id"] == "wide").sum() > 300
 
@@ -175,7 +175,7 @@ def test_a_slide_that_disappears_half_way_costs_that_slide(
     run_stage("tile", config, "c", PART)
     _, qc, _ = outputs(config)
     assert qc["status"].tolist() == ["missing", "ok"]
-    assert "while it was read" in qc.loc["a", "detail"]
+    assert "while being read" in qc.loc["a", "detail"]
 
 
 def test_the_sheets_pixel_size_wins_and_mends(
@@ -188,7 +188,7 @@ def test_the_sheets_pixel_size_wins_and_mends(
     run_stage("tile", config, "c", PART)
     tiles, qc, _ = outputs(config)
     assert qc["mpp_source"].tolist() == ["sheet", "sheet"]
-    assert qc["detail"].tolist() == ["", "sheet says 0.5 µm/px and is used; format says 0.25."]
+    assert qc["detail"].tolist() == ["", "Pixel size 0.5 µm/px taken from sheet; format says 0.25."]
     assert (tiles["side"] == 128).all()
 
 
@@ -315,7 +315,7 @@ def test_a_disk_that_does_not_answer_is_no_slides_fault(
     monkeypatch.setattr(errors, "_touch", lambda path: time.sleep(5))
     monkeypatch.setattr(errors, "DISK_SECONDS", 0.05)
     config = cohort(tmp_path, [{"slide_id": "hangs", "path": "hangs.svs"}])
-    with pytest.raises(TimeoutError, match="disk does not answer"):
+    with pytest.raises(TimeoutError, match="disk does not respond"):
         run_stage("tile", config, "c", PART)
 
 
@@ -386,7 +386,7 @@ def test_pictures_that_are_no_tiles_say_what_was_made_of_them(
     config = cohort(tmp_path, rows, kind="patches")
     run_stage("tile", config, "c", PART)
     qc = outputs(config)[1]
-    assert "50% of the picture" in qc.loc["wide", "detail"]
+    assert "50% of the image" in qc.loc["wide", "detail"]
     assert "2 µm/px" in qc.loc["wide", "detail"]  # 512 px of 0.5 µm in a tile of 128 px
     assert qc.loc["tile", "detail"] == ""
     assert "1 of 2: as wide" in caplog.text
@@ -401,7 +401,7 @@ def test_a_picture_that_is_not_square_is_not_said_to_have_another_scale(
     config = cohort(tmp_path, rows, kind="patches")
     run_stage("tile", config, "c", PART)
     detail = outputs(config)[1].loc["strip", "detail"]
-    assert detail.startswith("One tile of 25% of the picture (512×128 px). Set `patches: cut`")
+    assert detail.startswith("One tile of 25% of the image (512×128 px). Set `patches: cut`")
 
 
 def test_pictures_are_cut_at_the_tilings_scale(

@@ -75,7 +75,7 @@ def open_slide(path: Path | str, reader: str = "auto") -> Slide:
     """
     path = Path(path)
     if reader != "auto" and reader not in READERS:
-        raise StainsslError(f"slides.reader is {reader!r}: known are auto, {', '.join(READERS)}.")
+        raise StainsslError(f"Unknown slides.reader {reader!r}; known: auto, {', '.join(READERS)}.")
     with translate_errors(path, "opening"):
         short = shortfall(path) if path.is_file() else None
         if short:

@@ -51,12 +51,12 @@ class FastFile(Slide):
             self._slide = fastslide.FastSlide.from_file_path(path, cache=CACHE_BYTES)
             sizes, downsamples = self._slide.level_dimensions, self._slide.level_downsamples
         if not sizes:
-            raise SlideError(Status.UNSUPPORTED, f"fastslide finds no picture in {path.name}.")
+            raise SlideError(Status.UNSUPPORTED, f"fastslide finds no image in {path.name}.")
         if self._slide.dtype != "uint8" or self._slide.num_channels != 3:
             raise SlideError(
                 Status.UNSUPPORTED,
                 f"{path.name} has {self._slide.num_channels} channels of {self._slide.dtype}: "
-                "8-bit RGB is read.",
+                "only 8-bit RGB is supported.",
             )
         self.vendor = str(self._slide.format).lower()
         self.level_sizes_px = [(int(w), int(h)) for w, h in sizes]

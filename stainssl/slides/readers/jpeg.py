@@ -33,12 +33,12 @@ def decode_tile(
             a larger one is refused before any memory is taken for it.
     """
     if not data.startswith(SOI):
-        raise ValueError("a tile is no JPEG")
+        raise ValueError("a tile is not a JPEG")
     out = np.empty((size_px[1], size_px[0], 3), np.uint8)
     start = (tables or SOI).removesuffix(EOI)
     mark = IS_RGB if is_rgb and not data.startswith(JFIF) else b""
     whole = b"".join((start, mark, memoryview(data)[len(SOI) :]))
     tile = simplejpeg.decode_jpeg(whole, "RGB", buffer=out, strict=True)
     if tile.shape != out.shape:
-        raise ValueError(f"a tile of {tile.shape} px where {out.shape} should be")
+        raise ValueError(f"a tile has {tile.shape} px instead of {out.shape}")
     return out

@@ -34,12 +34,12 @@ def recognises(path: Path) -> bool:
 def _refuse(image: Image.Image, path: Path) -> None:
     if image.mode not in MODES:
         raise SlideError(
-            Status.UNSUPPORTED, f"{path.name} has pixels of kind {image.mode}: 8-bit RGB is read."
+            Status.UNSUPPORTED, f"{path.name} has mode {image.mode}: only 8-bit RGB is supported."
         )
     if image.width * image.height > MAX_PIXELS:
         raise SlideError(
             Status.UNSUPPORTED,
-            f"{path.name} has {image.width}×{image.height} px in one picture, above "
+            f"{path.name} is one image of {image.width}×{image.height} px, above "
             f"{MAX_PIXELS:,}: convert it to a pyramid.",
         )
 
@@ -99,7 +99,7 @@ class PatchFile(Slide):
     ) -> np.ndarray:
         """A rectangle of the picture, (h, w, 3) uint8 RGB, white outside; see the protocol."""
         if level != 0:
-            raise ValueError(f"a patch has one level, not level {level}")
+            raise ValueError(f"a patch has only level 0, not level {level}")
         width, height = size_px
         out = np.full((height, width, 3), 255, np.uint8)
         x, y = max(0, x_level0_px), max(0, y_level0_px)

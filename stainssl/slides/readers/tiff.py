@@ -190,7 +190,7 @@ class TiffFile(Slide):
         data = os.pread(self._file, length, tiles.offsets[index])
         if len(data) < length:
             raise SlideError(
-                Status.TRUNCATED, f"The file ends inside tile {index}: it has shrunk since."
+                Status.TRUNCATED, f"The file ends inside tile {index}: it was cut after opening."
             )
         try:
             return decode_tile(data, tiles.tables, tiles.is_rgb, tiles.tile_px)

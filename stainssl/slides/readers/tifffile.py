@@ -100,10 +100,10 @@ def _check(path: Path, page: tifffile.TiffPage) -> None:
     compression = getattr(page.compression, "name", page.compression)
     kind = f"is a TIFF of {page.imagewidth}×{page.imagelength} px ({compression}) that"
     if "Orientation" in page.tags and page.tags["Orientation"].value not in (0, 1):
-        advice = "turn it for good: vips autorot"
-        raise _refuse(path, f"{kind} is to be turned (TIFF orientation); {advice}")
+        advice = "convert it: vips autorot"
+        raise _refuse(path, f"{kind} is rotated or mirrored (TIFF orientation); {advice}")
     if page.photometric in GRAY:
-        raise _refuse(path, f"{kind} is gray: stain cannot be told without color")
+        raise _refuse(path, f"{kind} is grayscale: stain analysis needs color")
     if page.photometric not in (RGB, YCBCR) or page.samplesperpixel not in (3, 4):
         name = getattr(page.photometric, "name", page.photometric)
         raise _refuse(
@@ -111,12 +111,12 @@ def _check(path: Path, page: tifffile.TiffPage) -> None:
             f"{TO_PYRAMID.format(name=path.name)}",
         )  # fmt: skip
     if page.dtype != np.uint8:
-        raise _refuse(path, f"{kind} has {page.dtype} values: 8-bit RGB is read; convert it")
+        raise _refuse(path, f"{kind} has {page.dtype} values: convert it to 8-bit RGB")
     try:
         page.decode(None, 0)  # an empty segment: raises where there is no decoder
     except ValueError as error:
         raise _refuse(
-            path, f"{kind} is not read ({error}); {TO_PYRAMID.format(name=path.name)}"
+            path, f"{kind} cannot be read ({error}); {TO_PYRAMID.format(name=path.name)}"
         ) from None
 
 
@@ -143,7 +143,7 @@ def _pages(path: Path, file: tifffile.TiffFile) -> list[tifffile.TiffPage]:
     images = int((file.imagej_metadata or {}).get("images", 1))
     if stack or images > 1:
         count = max(images, len(stack) + 1)
-        raise _refuse(path, f"is a stack of {count} pictures: save each as a file of its own")
+        raise _refuse(path, f"is a stack of {count} images: save each as a separate file")
     copies += [page.aspage() for page in first.pages or ()]
     aspect = first.imagewidth / first.imagelength
     fitting = [
