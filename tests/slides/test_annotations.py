@@ -97,8 +97,8 @@ def test_what_is_no_area_is_counted(tmp_path: Path) -> None:
         ({"name": "t", "elements": []}, "Digital Slide Archive"),
         ({"annotation": {"elements": []}}, "Digital Slide Archive"),
         ([{"label": "tumor", "polygon": SQUARE}], "'label', 'polygon' and no 'geometry'"),
-        ([feature(coordinates=[[[0, 0], [float("nan"), 1], [2, 2], [0, 0]]])], "not a finite number"),
-        ([feature(coordinates=[[[0, 0], [float("inf"), 1], [2, 2], [0, 0]]])], "not a finite number"),
+        ([feature(coordinates=[[[0, 0], [float("nan"), 1], [2, 2], [0, 0]]])], "a finite number"),
+        ([feature(coordinates=[[[0, 0], [float("inf"), 1], [2, 2], [0, 0]]])], "a finite number"),
         ([feature(coordinates=[[0, 1], [2, 2], [0, 0]])], ""),
     ],
 )
