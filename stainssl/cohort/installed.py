@@ -43,6 +43,12 @@ def _of_slides(config: Config, name: str, absent: list[str], thorough: bool) -> 
             )
 
 
+def absent_reader(path: Path) -> str | None:
+    """The reader that `auto` would open a file with, where it is not installed; else None."""
+    absent = (reader for reader in ON_DEMAND if not is_installed(reader))
+    return next((reader for reader in absent if _is_read_by(reader, path, True)), None)
+
+
 def _is_read_by(reader: str, path: Path, thorough: bool) -> bool:
     if not thorough:
         return path.name.lower().endswith(ON_DEMAND[reader])

@@ -6,8 +6,10 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
+from stainssl.cohort.installed import absent_reader
 from stainssl.config import Slides, Tiling
 from stainssl.errors import SlideError, StainsslError, Status, disk_faults_told
+from stainssl.extras import how_to_install
 from stainssl.slides.errors import in_time, require_file
 from stainssl.slides.readers import open_slide
 from stainssl.slides.scale import resolve_mpp
@@ -44,6 +46,8 @@ def run(
     except SlideError as late:
         lines, outcome = [], Outcome(path.stem, status=late.status, detail=late.detail)
     yield from lines
+    if reader == "auto" and (absent := absent_reader(path)):
+        yield f"{absent}, which reads this format, is not installed: {how_to_install(absent)}"
     yield from tiled(outcome, tiling)
     if picture is not None and outcome.picture is not None:
         with disk_faults_told(picture.parent), replacing(picture) as made:

@@ -40,8 +40,8 @@ def page_files() -> dict[str, tuple[Path, str]]:
         path = HERE / "node_modules" / place
         if not path.is_file():
             raise StainsslError(
-                f"{path} is missing: install OpenSeadragon with `npm ci --omit=dev` in {HERE} "
-                "(`make view` does), or install a wheel of stainssl, which has it."
+                f"{path} is missing: this stainssl was installed without OpenSeadragon. "
+                f"Run `npm ci --omit=dev --ignore-scripts` in {HERE}; in a clone `make view` does."
             )
         own[name] = path, MEDIA_TYPES[path.suffix]
     return own
