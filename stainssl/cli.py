@@ -1,4 +1,4 @@
-"""The verbs: each imports what it needs inside it, so that `--help` is quick."""
+"""The commands: each imports what it needs inside it, so that `--help` is quick."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ if TYPE_CHECKING:
     from stainssl.config import Config
 
 app = typer.Typer(
-    help="Stain-invariant pretraining and its benchmark, for breast H&E whole-slide images.",
+    help="Stain-invariant pretraining and benchmarking for breast H&E whole-slide images.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-cohort_app = typer.Typer(help="Sheets and cohorts.", no_args_is_help=True)
+cohort_app = typer.Typer(help="Check, import and summarize cohorts.", no_args_is_help=True)
 app.add_typer(cohort_app, name="cohort")
 
-ConfigFile = Annotated[Path, typer.Option("--config", "-c", help="The config file.")]
-CohortName = Annotated[str, typer.Option("--cohort", help="A name under `cohorts`.")]
-PartName = Annotated[str, typer.Option("--part", help="A part, such as train-0000.")]
-EncoderName = Annotated[
-    str, typer.Option("--encoder", help="An encoder, such as simclr or simclr.1.")
+ConfigFile = Annotated[Path, typer.Option("--config", "-c", help="Config file.")]
+CohortName = Annotated[str, typer.Option("--cohort", help="Cohort, as named under `cohorts`.")]
+PartName = Annotated[str, typer.Option("--part", help="Part, such as train-0000.")]
+EncoderName = Annotated[str, typer.Option("--encoder", help="Encoder, such as simclr or simclr.1.")]
+TaskName = Annotated[str, typer.Option("--task", help="Task, as named under `tasks`.")]
+HeadName = Annotated[str, typer.Option("--head", help="Head, as named under `heads`.")]
+BenchmarkName = Annotated[
+    str, typer.Option("--benchmark", help="Benchmark, as named under `benchmarks`.")
 ]
-TaskName = Annotated[str, typer.Option("--task", help="A name under `tasks`.")]
-HeadName = Annotated[str, typer.Option("--head", help="A name under `heads`.")]
-BenchmarkName = Annotated[str, typer.Option("--benchmark", help="A name under `benchmarks`.")]
-Threads = Annotated[int, typer.Option("--threads", help="Cores to use; 0: all.")]
-Gpus = Annotated[int, typer.Option("--gpus", help="GPUs to use, of those visible; 0: all.")]
+Threads = Annotated[int, typer.Option("--threads", help="Number of cores; 0: all.")]
+Gpus = Annotated[int, typer.Option("--gpus", help="Number of visible GPUs to use; 0: all.")]
 DEFAULT = Path("config.yaml")
 
 
@@ -51,7 +51,7 @@ def _all_verbs(
     _version: Annotated[
         bool,
         typer.Option(
-            "--version", help="Print the version.", callback=_print_version, is_eager=True
+            "--version", help="Print the version and exit.", callback=_print_version, is_eager=True
         ),
     ] = False,
 ) -> None:
@@ -141,7 +141,7 @@ def _run_job(
 
 @app.command()
 def demo(config: ConfigFile = DEFAULT, threads: Threads = 0) -> None:
-    """Make the synthetic cohort: slides, sheet and truth polygons."""
+    """Create the synthetic cohort: slides, sheet and ground-truth polygons."""
     _run_job("demo", config, processes=threads or os.cpu_count() or 1)
 
 
@@ -153,12 +153,12 @@ def cohort_check(
         typer.Option(
             "--open",
             metavar="FOLDER",
-            help="Open every slide too, and write its status and pictures to this folder.",
+            help="Also open every slide, and write its status and pictures to this folder.",
         ),
     ] = None,
     threads: Threads = 0,
 ) -> None:
-    """Report every problem of the config and its sheets; exit code 1 if there is one."""
+    """Check the config and its sheets; list all problems and exit with code 1 if there are any."""
     from stainssl.cohort import (
         check,
         encoder_checks,
@@ -210,7 +210,7 @@ def _open_slides(config: Config, folder: Path) -> None:
 
 @app.command()
 def encoders() -> None:
-    """List the encoders known by name, and which of them are on this machine."""
+    """List the encoders available by name, and which of them are on this machine."""
     from stainssl.encoders.listing import lines
 
     for line in lines():
@@ -219,14 +219,17 @@ def encoders() -> None:
 
 @cohort_app.command("import")
 def cohort_import(
-    release: Annotated[str, typer.Argument(help="A public data set, such as camelyon17-wilds.")],
-    root: Annotated[Path, typer.Option("--root", help="The folder where it was unpacked.")],
-    sheet: Annotated[Path | None, typer.Option("--sheet", help="CSV to write.")] = None,
+    release: Annotated[str, typer.Argument(help="Public data set, such as camelyon17-wilds.")],
+    root: Annotated[Path, typer.Option("--root", help="Folder of the unpacked data set.")],
+    sheet: Annotated[
+        Path | None, typer.Option("--sheet", help="CSV file to write; default: RELEASE.csv.")
+    ] = None,
     option: Annotated[
-        list[str] | None, typer.Option("--option", help="key=value; may be repeated.")
+        list[str] | None,
+        typer.Option("--option", help="Option of the release, as key=value; may be repeated."),
     ] = None,
 ) -> None:
-    """Write the sheet of a public data set and report what is wrong with its folder."""
+    """Write the sheet of a public data set and report problems in its folder."""
     from stainssl.datasets.importing import run
 
     for line in run(release, root, sheet or Path(f"{release}.csv"), option or []):
@@ -235,7 +238,7 @@ def cohort_import(
 
 @cohort_app.command("statuses")
 def cohort_statuses(cohort: CohortName, config: ConfigFile = DEFAULT) -> None:
-    """Collect the status of each slide: table, page and picture of tissue masks."""
+    """Collect the status of each slide: table, HTML page and picture of the tissue masks."""
     _run_job("statuses", config, {"cohort": cohort})
 
 
@@ -247,7 +250,7 @@ def cohort_gate(cohort: CohortName, config: ConfigFile = DEFAULT) -> None:
 
 @cohort_app.command("embedded")
 def cohort_embedded(cohort: CohortName, encoder: EncoderName, config: ConfigFile = DEFAULT) -> None:
-    """Count the tiles of each slide that have a vector, and those that were lost."""
+    """Count the tiles of each slide with an embedding, and those that were lost."""
     _run_job("embedded", config, {"cohort": cohort, "encoder": encoder})
 
 
@@ -255,13 +258,13 @@ def cohort_embedded(cohort: CohortName, encoder: EncoderName, config: ConfigFile
 def tile(
     cohort: CohortName, part: PartName, config: ConfigFile = DEFAULT, threads: Threads = 1
 ) -> None:
-    """Find tissue and lay out tiles: slides of a part → tiles, qc, previews."""
+    """Segment tissue and lay out tiles: slides of a part → tiles, qc, previews."""
     _run_job("tile", config, {"cohort": cohort, "part": part}, threads)
 
 
 @app.command()
 def label(cohort: CohortName, part: PartName, config: ConfigFile = DEFAULT) -> None:
-    """Label tiles: annotations or the sheet → labels of a part."""
+    """Label the tiles of a part from annotations or the sheet."""
     _run_job("label", config, {"cohort": cohort, "part": part})
 
 
@@ -269,13 +272,13 @@ def label(cohort: CohortName, part: PartName, config: ConfigFile = DEFAULT) -> N
 def pixels(
     cohort: CohortName, part: PartName, config: ConfigFile = DEFAULT, threads: Threads = 1
 ) -> None:
-    """Read, encode and stain-profile the tiles of a part."""
+    """Read and encode the tiles of a part, and estimate their stain profiles."""
     _run_job("pixels", config, {"cohort": cohort, "part": part}, threads)
 
 
 @app.command()
 def target(encoder: EncoderName, config: ConfigFile = DEFAULT, threads: Threads = 1) -> None:
-    """Choose the stain target of an encoder from its own training parts."""
+    """Choose the stain target of an encoder from its training parts."""
     _run_job("target", config, {"encoder": encoder}, threads)
 
 
@@ -283,7 +286,7 @@ def target(encoder: EncoderName, config: ConfigFile = DEFAULT, threads: Threads 
 def pretrain(
     encoder: EncoderName, config: ConfigFile = DEFAULT, threads: Threads = 1, gpus: Gpus = 0
 ) -> None:
-    """Train an encoder; started again after a kill, it resumes from its last checkpoint."""
+    """Train an encoder; an interrupted run resumes from its last checkpoint."""
     _run_job("pretrain", config, {"encoder": encoder}, threads, gpus=gpus)
 
 
@@ -291,17 +294,17 @@ def pretrain(
 def embed(
     cohort: CohortName,
     part: PartName,
-    encoder: Annotated[list[str], typer.Option("--encoder", help="May be repeated.")],
+    encoder: Annotated[list[str], typer.Option("--encoder", help="Encoder; may be repeated.")],
     config: ConfigFile = DEFAULT,
     threads: Threads = 1,
 ) -> None:
-    """Embed the tiles of a part with one encoder, or with several, which read it once."""
+    """Embed the tiles of a part with one or several encoders, reading the tiles once."""
     _run_job("embed", config, {"cohort": cohort, "encoder": encoder, "part": part}, threads)
 
 
 @app.command()
 def folds(task: TaskName, config: ConfigFile = DEFAULT) -> None:
-    """Draw the training, validation and test patients of a task, once."""
+    """Draw the training, validation and test patients of a task."""
     _run_job("folds", config, {"task": task})
 
 
@@ -309,7 +312,7 @@ def folds(task: TaskName, config: ConfigFile = DEFAULT) -> None:
 def probe(
     task: TaskName, encoder: EncoderName, config: ConfigFile = DEFAULT, threads: Threads = 1
 ) -> None:
-    """Answer a tile task by a linear probe."""
+    """Train and evaluate a linear probe on a tile task."""
     _run_job("probe", config, {"task": task, "encoder": encoder}, threads)
 
 
@@ -317,7 +320,7 @@ def probe(
 def finetune(
     task: TaskName, encoder: EncoderName, config: ConfigFile = DEFAULT, threads: Threads = 1
 ) -> None:
-    """Answer a tile task by fine-tuning an encoder on its labels; resumes after a kill."""
+    """Fine-tune an encoder on the labels of a tile task; resumes if interrupted."""
     _run_job("finetune", config, {"task": task, "encoder": encoder}, threads)
 
 
@@ -329,54 +332,58 @@ def mil(
     config: ConfigFile = DEFAULT,
     threads: Threads = 1,
 ) -> None:
-    """Answer a slide or patient task by multiple-instance learning."""
+    """Train and evaluate a multiple-instance learning head on a slide or patient task."""
     _run_job("mil", config, {"task": task, "encoder": encoder, "head": head}, threads)
 
 
 @app.command()
 def robustness(
-    encoder: Annotated[
-        str | None, typer.Option("--encoder", help="An encoder of the config.")
-    ] = None,
+    encoder: Annotated[str | None, typer.Option("--encoder", help="Encoder of the config.")] = None,
     weights: Annotated[
         list[str] | None,
-        typer.Option("--weights", help="A name or a source of weights; may be repeated."),
+        typer.Option("--weights", help="Name or source of weights; may be repeated."),
     ] = None,
     tiles: Annotated[
-        Path | None, typer.Option("--tiles", help="A folder of tile images, for --weights.")
+        Path | None, typer.Option("--tiles", help="Folder of tile images, with --weights.")
     ] = None,
-    out: Annotated[
-        Path, typer.Option("--out", help="The folder to write to, for --weights.")
-    ] = Path("robustness"),
+    out: Annotated[Path, typer.Option("--out", help="Output folder, with --weights.")] = Path(
+        "robustness"
+    ),
     folders: Annotated[
         str | None,
         typer.Option(
             "--folders",
-            help="What the levels of sub-folders are: site, patient, label or -, such as"
+            help="Meaning of the sub-folder levels: site, patient, label or -, such as"
             " site/patient; default: site.",
         ),
     ] = None,
     paired: Annotated[
-        bool, typer.Option("--paired", help="Tiles of one name at several sites are one tissue.")
+        bool,
+        typer.Option(
+            "--paired", help="Tiles of the same name at several sites show the same tissue."
+        ),
     ] = False,
     mpp: Annotated[
-        float | None, typer.Option("--mpp", help="µm/px of the tiles, for a warning.")
+        float | None,
+        typer.Option("--mpp", help="µm/px of the tiles; warns if it does not suit the encoder."),
     ] = None,
     stain_method: Annotated[
         str,
         typer.Option(
-            "--stain-method", help="Tiles are re-stained by reinhard, macenko, vahadane or ruifrok."
+            "--stain-method", help="Re-staining method: reinhard, macenko, vahadane or ruifrok."
         ),
     ] = "reinhard",
-    max_tiles: Annotated[int, typer.Option("--max-tiles", help="Tiles to compare.")] = 500,
-    seed: Annotated[int, typer.Option("--seed", help="Of the choice of tiles.")] = 0,
+    max_tiles: Annotated[
+        int, typer.Option("--max-tiles", help="Maximum number of tiles to compare.")
+    ] = 500,
+    seed: Annotated[int, typer.Option("--seed", help="Seed for sampling tiles.")] = 0,
     config: ConfigFile = DEFAULT,
     threads: Annotated[
         int | None,
-        typer.Option("--threads", help="Cores to use; default: 1, with --weights all (0)."),
+        typer.Option("--threads", help="Number of cores; default: 1, with --weights all (0)."),
     ] = None,
 ) -> None:
-    """Measure what a change of stain does to an encoder: of the config, or weights on a folder."""
+    """Measure robustness to stain, of an encoder of the config or of weights on a tile folder."""
     if weights and tiles and not encoder:
         asked = {"weights": weights, "tiles": tiles, "out": out, "paired": paired, "mpp": mpp}
         asked |= {"method": stain_method, "max_tiles": max_tiles, "seed": seed}
@@ -413,18 +420,18 @@ def predict(
     encoder: EncoderName,
     head: HeadName,
     sheet: Annotated[Path, typer.Option("--sheet", help="CSV with slide_id, patient_id, path.")],
-    out: Annotated[Path, typer.Option("--out", help="The folder to write to.")],
+    out: Annotated[Path, typer.Option("--out", help="Output folder.")],
     root: Annotated[
-        Path, typer.Option("--root", help="Paths in the sheet are relative to it.")
+        Path, typer.Option("--root", help="Folder that paths in the sheet are relative to.")
     ] = Path("."),
-    pictures: Annotated[bool, typer.Option(help="Draw attention, besides writing GeoJSON.")] = True,
+    pictures: Annotated[bool, typer.Option(help="Also draw attention maps as pictures.")] = True,
     outside_root: Annotated[
-        bool, typer.Option("--outside-root", help="Paths in the sheet may lie outside --root.")
+        bool, typer.Option("--outside-root", help="Allow paths in the sheet outside --root.")
     ] = False,
     config: ConfigFile = DEFAULT,
     threads: Threads = 1,
 ) -> None:
-    """Apply a trained task to new slides: tile, embed, and score with all fold models."""
+    """Predict new slides with a trained task: tile, embed, and score with all fold models."""
     from stainssl.stages.predict import run
 
     names = {"task": task, "encoder": encoder, "head": head}
@@ -437,17 +444,19 @@ def predict(
 
 @app.command()
 def export(
-    to: Annotated[str, typer.Option("--to", help="clam, trident, stamp, spatialdata or qupath.")],
+    to: Annotated[
+        str, typer.Option("--to", help="Format: clam, trident, stamp, spatialdata or qupath.")
+    ],
     cohort: CohortName,
     encoder: EncoderName,
-    out: Annotated[Path, typer.Option("--out", help="The folder to write to.")],
+    out: Annotated[Path, typer.Option("--out", help="Output folder.")],
     task: Annotated[
-        str | None, typer.Option("--task", help="qupath: whose attention to write.")
+        str | None, typer.Option("--task", help="qupath: task whose attention is written.")
     ] = None,
     head: Annotated[
-        str | None, typer.Option("--head", help="qupath: whose attention to write.")
+        str | None, typer.Option("--head", help="qupath: head whose attention is written.")
     ] = None,
-    pictures: Annotated[bool, typer.Option(help="qupath: draw attention too.")] = True,
+    pictures: Annotated[bool, typer.Option(help="qupath: also draw attention maps.")] = True,
     config: ConfigFile = DEFAULT,
 ) -> None:
     """Write embeddings, or attention, in the format of another tool."""
@@ -462,10 +471,10 @@ def export(
 def import_features(
     cohort: CohortName,
     encoder: EncoderName,
-    part: Annotated[str | None, typer.Option("--part", help="A part; default: all.")] = None,
+    part: Annotated[str | None, typer.Option("--part", help="Part; default: all.")] = None,
     config: ConfigFile = DEFAULT,
 ) -> None:
-    """Import an encoder's `features`, files of CLAM or TRIDENT, as embeddings of a cohort."""
+    """Import feature files of CLAM or TRIDENT (`features`) as embeddings of a cohort."""
     from stainssl.cohort import parts
     from stainssl.errors import StainsslError
 
@@ -482,11 +491,11 @@ def import_features(
     options_metavar="[--config FILE] [SNAKEMAKE'S OPTIONS]",
 )
 def run_workflow(context: typer.Context) -> None:
-    """Run the workflow here: `--config my.yaml`, and any option of Snakemake.
+    """Run the workflow in this folder; accepts `--config my.yaml` and all Snakemake options.
 
-    Without `--config` the file is config.yaml. `stainssl run -n` tells what would run,
-    `stainssl run --cores all` runs it, `stainssl run --profile profiles/slurm` on a cluster.
-    `snakemake --help` lists the options; of them `--config KEY=VALUE` is passed on too.
+    Without `--config`, the file is config.yaml. `stainssl run -n` shows what would run,
+    `stainssl run --cores all` runs it, `stainssl run --profile profiles/slurm` uses a cluster.
+    `snakemake --help` lists the options; `--config KEY=VALUE` is passed on as well.
     """
     from stainssl.launch import run
 
@@ -495,12 +504,10 @@ def run_workflow(context: typer.Context) -> None:
 
 @app.command()
 def init(
-    folder: Annotated[
-        Path, typer.Argument(help="The folder to write to; created if needed.")
-    ] = Path("."),
-    demo: Annotated[bool, typer.Option("--demo", help="Only the demo's config.")] = False,
+    folder: Annotated[Path, typer.Argument(help="Output folder; created if needed.")] = Path("."),
+    demo: Annotated[bool, typer.Option("--demo", help="Write only the demo's config.")] = False,
 ) -> None:
-    """Write a config to edit, an example sheet and profiles; nothing is overwritten."""
+    """Write a config to edit, an example sheet and profiles, without overwriting files."""
     from stainssl.launch import init as write_starters
 
     for path in write_starters(folder, demo):
@@ -511,24 +518,25 @@ def init(
 def view(
     results: Annotated[
         Path | None,
-        typer.Argument(help="A folder that `predict` or a run wrote, instead of --config."),
+        typer.Argument(help="Output folder of `predict` or of a run, instead of --config."),
     ] = None,
     config: ConfigFile = DEFAULT,
     host: Annotated[
-        str, typer.Option("--host", help="If not loopback, the address holds a token.")
+        str, typer.Option("--host", help="Host; if not loopback, access requires a token.")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option("--port", help="0: any free port.")] = 8765,
+    port: Annotated[int, typer.Option("--port", help="Port; 0: any free port.")] = 8765,
     token: Annotated[
         bool,
         typer.Option(
-            "--token", help="Ask for a token on loopback too, for machines with other users."
+            "--token", help="Require a token on loopback too, on machines with other users."
         ),
     ] = False,
     export: Annotated[
         Path | None, typer.Option("--export", help="Write static files to this folder instead.")
     ] = None,
     slide: Annotated[
-        list[str] | None, typer.Option("--slide", help="To export; may be repeated; default: all.")
+        list[str] | None,
+        typer.Option("--slide", help="Slide to export; may be repeated; default: all."),
     ] = None,
 ) -> None:
     """Show slides in a browser, with tissue, tiles, attention and stain as overlays."""
@@ -539,17 +547,17 @@ def view(
 
 @app.command()
 def slide(
-    file: Annotated[Path, typer.Argument(help="The slide's file.")],
+    file: Annotated[Path, typer.Argument(help="Slide file.")],
     mpp: Annotated[
         float, typer.Option("--mpp", help="µm/px, if the slide states none or a wrong one.")
     ] = float("nan"),
-    reader: Annotated[str, typer.Option("--reader", help="As `slides.reader`.")] = "auto",
+    reader: Annotated[str, typer.Option("--reader", help="Reader, as `slides.reader`.")] = "auto",
     picture: Annotated[
-        Path | None, typer.Option("--picture", help="A PNG of tissue, ink and tiles.")
+        Path | None, typer.Option("--picture", help="PNG of tissue, ink and tiles to write.")
     ] = None,
     threads: Threads = 1,
 ) -> None:
-    """Describe one slide, and the tissue and tiles that the default tiling finds on it."""
+    """Describe one slide, with the tissue and tiles found by the default tiling."""
     _use_threads(threads)
     from stainssl.stages.slide import run
 
@@ -559,7 +567,7 @@ def slide(
 
 @app.command()
 def times(config: ConfigFile = DEFAULT) -> None:
-    """Sum up what the jobs of each rule took, and write `results/times.html`."""
+    """Summarize job durations by rule, and write `results/times.html`."""
     from stainssl.figures.times import times_by_rule, times_page
     from stainssl.stores.atomic import write_text
 
@@ -572,7 +580,7 @@ def times(config: ConfigFile = DEFAULT) -> None:
 
 @app.command()
 def doctor() -> None:
-    """Report what is installed, which reader reads which format, the device, and problems."""
+    """Report installed packages, readers by format, the device, and problems."""
     from stainssl.doctor import report
 
     raise typer.Exit(report())
