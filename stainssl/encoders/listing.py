@@ -1,4 +1,4 @@
-"""The encoders that are known by name, as tables: in the terminal, and in docs/encoders.md."""
+"""The encoders available by name, as tables: in the terminal, and in docs/encoders.md."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ VECTOR = {
     "cls": "class token",
     "mean": "mean of patches",
     "cls+mean": "class token, mean of patches",
-    "average": "average of the last map",
-    "two scales": "class token, mean of the quarters' at twice the size",
+    "average": "average of the last feature map",
+    "two scales": "class token, mean of those of the quarters at twice the size",
     "attention": "attention pooling",
     "attention without bias": "attention pooling",
     "projection": "class token, projected, of length 1",
@@ -105,8 +105,8 @@ def judged(name: str) -> str:
 def table() -> str:
     """The table of docs/encoders.md."""
     head = (
-        "| `weights:` | hub | vector | length | sees | mean, std | µm/px | license | access |"
-        " judged by |\n|---|---|---|---|---|---|---|---|---|---|\n"
+        "| `weights:` | hub | embedding | dim | input | mean, std | µm/px | license | access |"
+        " compared with |\n|---|---|---|---|---|---|---|---|---|---|\n"
     )
     return head + "".join(f"| {' | '.join(_cells(n, r))} |\n" for n, r in RECIPES.items())
 
@@ -114,7 +114,7 @@ def table() -> str:
 def slides_table() -> str:
     """The table of docs/encoders.md of encoders of slides."""
     head = (
-        "| `weights:` | where | of the vectors of | length | µm/px, tiles | license | access |\n"
+        "| `weights:` | source | tile encoder | dim | µm/px, tiles | license | access |\n"
         "|---|---|---|---|---|---|---|\n"
     )
     return head + "".join(
@@ -128,7 +128,7 @@ def slides_table() -> str:
 def _cells(name: str, recipe: EncoderRecipe) -> list[str]:
     sees = f"{recipe.input_px} px, {recipe.interpolation}"
     if recipe.resize_px:
-        sees = f"{recipe.resize_px} px, of it the middle {recipe.input_px}, {recipe.interpolation}"
+        sees = f"{recipe.resize_px} px, center crop {recipe.input_px}, {recipe.interpolation}"
     mean, std = (", ".join(f"{v:.4g}" for v in values) for values in recipe.normalization)
     return [
         f"`{name}`", _link(recipe),
