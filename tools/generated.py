@@ -116,7 +116,7 @@ def _reruns(entry: dict[str, Any]) -> str:
 def cli_text() -> str:
     """The reference of the command line: every verb with its options, from the verbs themselves."""
     root = typer.main.get_command(app)
-    text = ["# Command line", f"`stainssl VERB`. {root.help}", ""]
+    text = ["# Command line", f"`stainssl COMMAND`. {root.help}", ""]
     for path, command in sorted(_verbs(root)):
         text += [f"## {path}", "", " ".join((command.help or "").split()), ""]
         rows = [_option_row(option) for option in command.params if option.name != "help"]
