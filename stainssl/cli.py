@@ -572,7 +572,7 @@ def times(config: ConfigFile = DEFAULT) -> None:
     from stainssl.stores.atomic import write_text
 
     results = _load(config).results
-    found = times_by_rule(results / "times")
+    found = times_by_rule(results / "times", results / "logs")
     write_text(results / "times.html", times_page(found))
     typer.echo(found.to_string(index=False, float_format="%.3g") if len(found) else "no job yet")
     typer.echo(f"{results / 'times.html'}")

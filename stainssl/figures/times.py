@@ -8,38 +8,44 @@ from pathlib import Path
 import pandas as pd
 
 from stainssl.figures.pages import page
+from stainssl.runtime.gpus import gpus_told
 from stainssl.runtime.pace import duration
 
-COLUMNS = ("rule", "jobs", "hours", "core_hours", "longest_s", "peak_mb")
+COLUMNS = ("rule", "jobs", "hours", "core_hours", "gpu_hours", "longest_s", "peak_mb")
 
 
-def times_by_rule(folder: Path) -> pd.DataFrame:
+def times_by_rule(folder: Path, logs: Path) -> pd.DataFrame:
     """What the jobs of each rule took, those that took most first.
 
     Args:
         folder: `times/` of the results: a folder or file a rule, a table a job.
+        logs: `logs/` of the results, where each job's log has the same place and name.
 
     Returns:
-        `COLUMNS`: wall-clock hours of all jobs together, hours of a core that they used, seconds of
-        the longest, and the largest memory of one. A job that was run again counts once, as it ran
-        last.
+        `COLUMNS`: wall-clock hours of all jobs together, hours of a core that they used, hours in
+        which they held a GPU (0 where none had one), seconds of the longest, and the largest memory
+        of one. A job that was run again counts once, as it ran last.
     """
-    frames = [_job(folder, file) for file in sorted(folder.rglob("*.tsv"))]
-    jobs = pd.concat(frames) if frames else pd.DataFrame(columns=["rule", "s", "cpu", "rss"])
+    frames = [_job(folder, file, logs) for file in sorted(folder.rglob("*.tsv"))]
+    empty = pd.DataFrame(columns=["rule", "s", "cpu", "gpu", "rss"])
+    jobs = pd.concat(frames) if frames else empty
     found = jobs.groupby("rule").agg(
-        jobs=("s", "size"), hours=("s", "sum"), core_hours=("cpu", "sum"), longest_s=("s", "max"),
-        peak_mb=("rss", "max"),
+        jobs=("s", "size"), hours=("s", "sum"), core_hours=("cpu", "sum"), gpu_hours=("gpu", "sum"),
+        longest_s=("s", "max"), peak_mb=("rss", "max"),
     )  # fmt: skip
-    found[["hours", "core_hours"]] /= 3600
+    found[["hours", "core_hours", "gpu_hours"]] /= 3600
     return found.sort_values("hours", ascending=False).reset_index()[list(COLUMNS)]
 
 
-def _job(folder: Path, file: Path) -> pd.DataFrame:
+def _job(folder: Path, file: Path, logs: Path) -> pd.DataFrame:
+    log = logs / file.relative_to(folder).with_suffix(".log")
+    gpus = gpus_told(log.read_text(errors="replace")) if log.is_file() else 0
     rule = file.relative_to(folder).parts[0].removesuffix(".tsv")
     row = pd.read_csv(file, sep="\t", na_values=["-", "NA"]).tail(1)
     cpu = pd.to_numeric(row["cpu_time"]) if "cpu_time" in row else float("nan")
     rss = pd.to_numeric(row["max_rss"]) if "max_rss" in row else float("nan")
-    return pd.DataFrame({"rule": rule, "s": row["s"].astype(float), "cpu": cpu, "rss": rss})
+    seconds = row["s"].astype(float)
+    return pd.DataFrame({"rule": rule, "s": seconds, "cpu": cpu, "gpu": gpus * seconds, "rss": rss})
 
 
 _STYLE = """
@@ -51,17 +57,32 @@ td.bar { width: 40%; }
 td.bar div { background: #0072b2; height: 1em; }
 tr { border-bottom: 1px solid #ddd; }
 """
-_TITLES = ("rule", "jobs", "time", "core hours", "longest job", "peak memory, MB", "")
+_TITLES = {
+    "rule": "rule",
+    "jobs": "jobs",
+    "hours": "time",
+    "core_hours": "core hours",
+    "gpu_hours": "GPU hours",
+    "longest_s": "longest job",
+    "peak_mb": "peak memory, MB",
+}
 
 
 def times_page(times: pd.DataFrame) -> str:
-    """The table of `times_by_rule` as an HTML page with a bar a rule."""
+    """The table of `times_by_rule` as an HTML page with a bar a rule.
+
+    Hours of GPUs are left out where no job had one.
+    """
     most = max(float(times["hours"].max()), 1e-12) if len(times) else 1.0
-    head = "".join(f"<th{' class=number' if i else ''}>{t}</th>" for i, t in enumerate(_TITLES))
+    has_gpu = bool((times["gpu_hours"] > 0).any())
+    times = times if has_gpu else times.drop(columns="gpu_hours")
+    titles = [_TITLES[name] for name in times] + [""]
+    head = "".join(f"<th{' class=number' if i else ''}>{t}</th>" for i, t in enumerate(titles))
+    of_gpus = f", {times['gpu_hours'].sum():.3g} GPU hours" if has_gpu else ""
     rows = "\n".join(_row(row, most) for row in times.to_dict("records"))
     total = (
         f"<p>{int(times['jobs'].sum())} jobs, {duration(3600 * times['hours'].sum())} in total, "
-        f"{times['core_hours'].sum():.3g} core hours.</p>\n"
+        f"{times['core_hours'].sum():.3g} core hours{of_gpus}.</p>\n"
     )
     body = f"{total}<table><thead><tr>{head}</tr></thead>\n<tbody>\n{rows}\n</tbody></table>"
     return page("Run time by rule", body, _STYLE)
@@ -71,6 +92,7 @@ def _row(row: dict[str, object], most_hours: float) -> str:
     hours = float(str(row["hours"]))
     cells = [
         str(row["jobs"]), duration(3600 * hours), _number(row["core_hours"], ".3g"),
+        *([_number(row["gpu_hours"], ".3g")] if "gpu_hours" in row else []),
         duration(float(str(row["longest_s"]))), _number(row["peak_mb"], ".0f"),
     ]  # fmt: skip
     numbers = "".join(f"<td class=number>{cell}</td>" for cell in cells)

@@ -11,6 +11,8 @@ from typing import IO
 
 import torch
 
+from stainssl.runtime.gpus import tell_gpus
+
 log = logging.getLogger(__name__)
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 _held: dict[str, IO[str]] = {}  # locks, until the process ends and the system frees them
@@ -22,14 +24,24 @@ def take(count: int = 1) -> None:
     A scheduler that gives a job its devices (SLURM) shows it those only, and there is nothing to
     choose. Where jobs see all GPUs of a machine (`--cores all --resources gpu=N`), each takes the
     first that are free: a GPU is held by a lock in the temporary folder that goes with the process,
-    however it ends. Where too few are free they are shared, and the log says so.
+    however it ends. Where too few are free they are shared, and the log says so. It also says how
+    many GPUs there are to compute on, if any.
 
     To be called before CUDA is used: afterwards it reads no more which devices it may see. A
     process that another of the same training started has its devices already, and keeps them.
     """
-    names = _visible()
-    if not 0 < count < len(names) or _held or is_one_of_several():
+    if is_slurm_step() and os.environ["SLURM_PROCID"] == "0" and torch.cuda.is_available():
+        tell_gpus(int(os.environ["SLURM_NTASKS"]))  # each process has one
+    if _held or is_one_of_several():
         return
+    names = _visible()
+    if 0 < count < len(names):
+        _take_free(names, count)
+    if torch.cuda.is_available():
+        tell_gpus(len(_visible()))
+
+
+def _take_free(names: list[str], count: int) -> None:
     free = [name for name in names if len(_held) < count and _hold(name)]
     if len(free) < count:
         log.warning(

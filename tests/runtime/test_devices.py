@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from stainssl.runtime import devices as device
+from stainssl.runtime.gpus import gpus_told
 
 Job = Callable[[int], str]
 
@@ -17,6 +18,7 @@ def job(monkeypatch, tmp_path) -> Iterator[Job]:
     """Takes GPUs of a machine of three as another job would, and says which it was left."""
     monkeypatch.setattr(device.tempfile, "gettempdir", lambda: str(tmp_path))
     monkeypatch.setattr(device.torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setattr(device.torch.cuda, "is_available", lambda: True)
     for name in ("LOCAL_RANK", "SLURM_JOB_ID", "SLURM_NTASKS", "SLURM_PROCID"):
         monkeypatch.delenv(name, raising=False)
     locks = []
@@ -57,6 +59,22 @@ def test_who_wants_all_is_left_all(job, count):
     assert job(count) == "all"
 
 
+@pytest.mark.parametrize(("count", "has"), [(1, 1), (2, 2), (0, 3), (5, 3)])
+def test_the_log_says_how_many_gpus_a_job_has(job, caplog, count, has):
+    caplog.set_level("INFO")
+    job(count)
+    assert gpus_told(caplog.text) == has
+
+
+@pytest.mark.parametrize(("process", "told"), [("0", 4), ("1", 0)])
+def test_of_the_processes_of_an_srun_step_the_first_tells(job, monkeypatch, caplog, process, told):
+    caplog.set_level("INFO")
+    monkeypatch.setenv("SLURM_NTASKS", "4")
+    monkeypatch.setenv("SLURM_PROCID", process)
+    job(0)
+    assert gpus_told(caplog.text) == told
+
+
 def test_only_what_a_scheduler_shows_is_taken(job, monkeypatch):
     monkeypatch.setattr(device, "_held", {})
     monkeypatch.setenv(device.VISIBLE, "GPU-a, GPU-b")
@@ -72,7 +90,9 @@ def test_a_process_of_a_group_keeps_what_it_was_given(job, monkeypatch):
     assert os.environ[device.VISIBLE] == "0,1,2"
 
 
-def test_without_a_gpu_it_is_the_cpu(monkeypatch):
+def test_without_a_gpu_it_is_the_cpu(monkeypatch, caplog):
+    caplog.set_level("INFO")
     monkeypatch.setattr(device.torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(device.torch.cuda, "device_count", lambda: 0)
     assert device.pick() == "cpu"
+    assert gpus_told(caplog.text) == 0
