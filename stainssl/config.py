@@ -387,6 +387,7 @@ class Encoder(Model):
     warm_up: Share = 0.1  # of the steps
     weight_decay: Annotated[float, Field(ge=0, le=100)] = 1e-4
     precision: Literal["auto", "32", "bf16"] = "auto"  # auto: half on a GPU, 32 bits on a CPU
+    compile: bool = False  # to embed, by torch.compile
 
     @model_validator(mode="before")
     @classmethod

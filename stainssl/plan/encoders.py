@@ -27,6 +27,7 @@ def acting(encoder: Encoder) -> Encoder:
     this cannot read such a key.
     """
     idle = {"seeds", "frozen", "recipe", "revision"}  # the last two are in `init_identity`
+    idle |= {"compile"}  # of embedding
     if not encoder.is_trained:
         idle |= set(Encoder.model_fields) - {"method", "backbone", "input_size", "tiling"}
         return _without(encoder, idle)
@@ -276,12 +277,14 @@ class Source:
         input_size: side in px that given weights see, where it is not their own.
         features: the config's `features`, where they are imported.
         standard: what tiles are normalized to before given weights see them.
+        is_compiled: whether the network is compiled, which changes vectors by rounding alone.
     """
 
     model: str = ""
     features: str = ""
     input_size: int | None = None
     standard: Standard | None = None
+    is_compiled: bool = False
 
 
 @dataclass(frozen=True)
@@ -366,7 +369,7 @@ def source_of(config: Config, name: str) -> Source:
         return Source(features=encoder.features)
     given = encoder.source if encoder.weights else None
     model = given or str(config.paths.model(name))
-    return Source(model, "", encoder.given_size, standard_of(config, name))
+    return Source(model, "", encoder.given_size, standard_of(config, name), encoder.compile)
 
 
 @dataclass(frozen=True)

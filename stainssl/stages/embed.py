@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 
+from stainssl.encoders.compiling import CompiledNetwork
 from stainssl.encoders.embedding import HalfVectors, embed_pixels
 from stainssl.encoders.listing import described
 from stainssl.encoders.loading import LoadedEncoder, load
@@ -98,7 +100,8 @@ def load_source(source: Source, device: torch.device | str) -> LoadedEncoder:
         profile = standards(wanted.normalizer, wanted.files)
     elif wanted:
         profile = standard(wanted.normalizer, wanted.files[0])
-    return load(source.model, device, source.input_size, profile)
+    loaded = load(source.model, device, source.input_size, profile)
+    return replace(loaded, model=CompiledNetwork(loaded.model)) if source.is_compiled else loaded
 
 
 def _apart(

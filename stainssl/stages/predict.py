@@ -215,6 +215,7 @@ def _encoders_of_new(config: Config, run: Run) -> dict[str, Encoder]:
             input_size=run.encoder.given_size,
             preprocess=_preprocess(config, run.name),
             normalizer=run.encoder.normalizer,
+            compile=run.encoder.compile,
         )
     }
 
