@@ -31,6 +31,7 @@ import numpy as np
 import pandas as pd
 import torch
 import yaml
+from typer.main import get_command
 
 from benchmarks import large_slide
 from benchmarks.embed import store
@@ -44,6 +45,7 @@ from stainssl.stores.atomic import write_text
 from stainssl.stores.pixels import Pixels, decode
 from tools.pages import fill, marks
 
+COMMAND = get_command(app)  # made once: what typer needs for it is the start of a process
 REPO = Path(__file__).resolve().parent.parent
 RESULTS = REPO / "benchmarks" / "results" / "threads.json"
 PAGE = REPO / "docs" / "benchmarks.md"
@@ -109,7 +111,7 @@ def write_cohorts(work: Path) -> Path:
 def verb(name: str, config: Path, cohort: str, threads: int) -> None:
     """A verb on a cohort's one part, as the workflow calls it."""
     words = [name, "--config", str(config), "--cohort", cohort, "--part", "all-0000"]
-    app([*words, "--threads", str(threads)], standalone_mode=False)
+    COMMAND([*words, "--threads", str(threads)], standalone_mode=False)
 
 
 def seconds(run: Callable[[], Any]) -> float:

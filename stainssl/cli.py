@@ -68,12 +68,16 @@ def _load(path: Path) -> Config:
 
 
 def _use_threads(threads: int) -> None:
-    """Bound the thread pools of numpy, OpenCV and torch before they are imported, and our own."""
+    """Bound the thread pools of numpy, OpenCV and torch before they are imported, and our own.
+
+    OpenCV has one thread: what it does for us is done side by side already.
+    """
     from stainssl.runtime.parallel import use_threads
 
     count = threads or os.cpu_count() or 1
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[name] = str(count)
+    os.environ["OPENCV_FOR_THREADS_NUM"] = "1"
     use_threads(count)
 
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
+from matplotlib import get_data_path
 from matplotlib.figure import Figure
 from matplotlib.image import imread
-from matplotlib.lines import Line2D
+from PIL import Image, ImageDraw, ImageFont
 
 # Okabe and Ito's palette: told apart by color-blind readers, and none is a color of H&E.
 OUTLINE, KEPT, DROPPED, INK = (
@@ -22,8 +24,11 @@ OUTLINE, KEPT, DROPPED, INK = (
 )
 PANEL_PX = 480  # longest side of a panel's picture
 MIN_SIDE_PX = 6  # of a tile that can be drawn as a square; smaller ones are shaded
+CROSS = ((0, 0), (-1, 0), (1, 0), (0, -1), (0, 1))  # px around the middle of a smaller tile
 MAX_PICTURES = 40  # in a contact sheet
 SCALE_BARS_MM = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
+TITLE_PX, TEXT_PX = 14, 12  # height of the words of a preview
+MARGIN_PX, HEAD_PX, FOOT_PX = 10, 35, 55  # around its pictures
 DPI = 100
 
 
@@ -52,47 +57,65 @@ def shade(picture: np.ndarray, mask: np.ndarray, color: Sequence[int], share: fl
 
 def _squares(picture: np.ndarray, boxes: np.ndarray, kept: np.ndarray) -> None:
     """Tiles onto a picture: dropped ones first, so that kept ones show where they overlap."""
+    boxes = np.rint(boxes).astype(int)
+    is_large = (boxes[:, 2:] - boxes[:, :2]).min(axis=1) >= MIN_SIDE_PX
     for one in (False, True):
-        color = KEPT if one else DROPPED
-        for x0, y0, x1, y1 in np.rint(boxes[kept == one]).astype(int).tolist():
-            if min(x1 - x0, y1 - y0) >= MIN_SIDE_PX:
-                cv2.rectangle(picture, (x0 + 1, y0 + 1), (x1 - 1, y1 - 1), color, 1)
-            else:
-                cv2.circle(picture, ((x0 + x1) // 2, (y0 + y1) // 2), 1, color, -1)
+        color, mine = (KEPT if one else DROPPED), kept == one
+        for x0, y0, x1, y1 in boxes[mine & is_large].tolist():
+            cv2.rectangle(picture, (x0 + 1, y0 + 1), (x1 - 1, y1 - 1), color, 1)
+        small = boxes[mine & ~is_large]
+        _dots(picture, (small[:, :2] + small[:, 2:]) // 2, color)
 
 
-def _scale_bar(axes: Axes, shape: tuple[int, ...], um_per_px: float) -> None:
-    """A bar of a round length, at most a third of the picture wide."""
-    most_mm = shape[1] * um_per_px / 1000 / 3
+def _dots(picture: np.ndarray, centres: np.ndarray, color: Sequence[int]) -> None:
+    """A small cross of a color at each of (n, 2) px, as far as it lies on the picture."""
+    places = np.concatenate([centres + step for step in CROSS])
+    inside = ((places >= 0) & (places < picture.shape[1::-1])).all(axis=1)
+    picture[places[inside, 1], places[inside, 0]] = color
+
+
+@lru_cache
+def _font(size_px: int) -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(Path(get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), size_px)
+
+
+def _scale_bar(
+    draw: ImageDraw.ImageDraw, corner: tuple[int, int], width_px: int, um_per_px: float
+) -> None:
+    """A bar of a round length, at most a third of a picture wide, below its left corner."""
+    most_mm = width_px * um_per_px / 1000 / 3
     length_mm = max((mm for mm in SCALE_BARS_MM if mm <= most_mm), default=None)
     if length_mm is None:
         return
     text = f"{length_mm:g} mm" if length_mm >= 1 else f"{length_mm * 1000:g} µm"
-    x0, y = 0.02 * shape[1], 1.03 * shape[0]
-    axes.plot(
-        [x0, x0 + length_mm * 1000 / um_per_px], [y, y], color="black", lw=3, clip_on=False,
-        solid_capstyle="butt",
-    )  # fmt: skip
-    axes.text(x0, y + 0.02 * shape[0], text, va="top", fontsize=9)
+    x, y = corner
+    draw.rectangle((x, y, x + round(length_mm * 1000 / um_per_px), y + 3), "black")
+    draw.text((x, y + 6), text, "black", _font(TEXT_PX))
 
 
-def _rgb(color: Sequence[int]) -> tuple[float, float, float]:
-    red, green, blue = (level / 255 for level in color)
-    return red, green, blue
+def _entries(kept: int, dropped: int, has_ink: bool) -> list[tuple[tuple[int, int, int], str]]:
+    """Color and text of the legend's entries."""
+    found = [(OUTLINE, "tissue"), (KEPT, f"{kept} tiles kept"), (DROPPED, f"{dropped} not kept")]
+    return [*found, (INK, "ink")] if has_ink else found
 
 
-def _legend(figure: Figure, kept: int, dropped: int, has_ink: bool) -> None:
-    def square(color: Sequence[int], label: str) -> Line2D:
-        return Line2D([], [], ls="", marker="s", mfc="none", mec=_rgb(color), mew=2, label=label)
+def _legend(
+    draw: ImageDraw.ImageDraw,
+    right_px: int,
+    y: int,
+    entries: Sequence[tuple[tuple[int, int, int], str]],
+) -> None:
+    """The entries in a row that ends at `right_px` and is centred on `y`."""
+    font, x = _font(TEXT_PX), right_px - _length(entries)
+    for color, text in entries:
+        draw.rectangle((x, y - 5, x + 10, y + 5), None, color, 2)
+        draw.text((x + 16, y), text, "black", font, "lm")
+        x += _length([(color, text)])
 
-    entries = [
-        Line2D([], [], color=_rgb(OUTLINE), lw=2, label="tissue"),
-        square(KEPT, f"{kept} tiles kept"),
-        square(DROPPED, f"{dropped} not kept"),
-    ]
-    if has_ink:
-        entries.append(square(INK, "ink"))
-    figure.legend(handles=entries, loc="lower right", ncols=len(entries), frameon=False, fontsize=9)
+
+def _length(entries: Sequence[tuple[tuple[int, int, int], str]]) -> int:
+    """Px that entries of the legend take."""
+    return sum(32 + math.ceil(_font(TEXT_PX).getlength(text)) for _, text in entries)
 
 
 def preview(
@@ -104,8 +127,11 @@ def preview(
     slide_mpp: float,
     origin_level0_px: tuple[int, int],
     title: str,
-) -> Figure:
+) -> Image.Image:
     """A slide beside its tissue mask and tiles.
+
+    Drawn by Pillow: matplotlib takes as long for it as tiling takes for a small slide, and holds
+    up other threads meanwhile.
 
     Args:
         thumbnail: (h, w, 3) uint8 RGB.
@@ -117,30 +143,38 @@ def preview(
         title: what is known of the slide: its name, status and pixel size.
 
     Returns:
-        A figure at most 1,000 px wide.
+        A picture some 1,000 px wide, or as wide as its words.
     """
     plain, scale = _shrink(thumbnail)
     marked = plain.copy()
     shade(marked, pen, INK, 0.6)
     corner = tiles[["x", "y"]].to_numpy(float) - np.array(origin_level0_px, float)
     boxes = np.hstack([corner, corner + tiles[["side"]].to_numpy(float)])
-    _squares(marked, boxes * (slide_mpp / mpp * scale), tiles["kept"].to_numpy(bool))
+    kept = tiles["kept"].to_numpy(bool)
+    _squares(marked, boxes * (slide_mpp / mpp * scale), kept)
     outline(marked, tissue, OUTLINE, 2)
-    height, width = plain.shape[:2]
-    figure = Figure(figsize=((2 * width + 30) / DPI, (height + 90) / DPI), dpi=DPI)
-    for column, picture in enumerate((plain, marked)):
-        left = (10 + column * (width + 10)) / (2 * width + 30)
-        share = width / (2 * width + 30), height / (height + 90)
-        axes = figure.add_axes((left, 55 / (height + 90), *share))
-        axes.imshow(picture, interpolation="nearest")
-        axes.set_axis_off()
-        axes.autoscale(False)  # the bar below stretches no panel
-        if column == 0:
-            _scale_bar(axes, picture.shape, mpp / scale)
-    figure.text(0.01, 0.985, title, va="top", fontsize=10)
-    kept = int(tiles["kept"].sum())
-    _legend(figure, kept, len(tiles) - kept, bool(pen.any()))
-    return figure
+    entries = _entries(int(kept.sum()), int((~kept).sum()), bool(pen.any()))
+    return _framed((plain, marked), title, entries, mpp / scale)
+
+
+def _framed(
+    pictures: tuple[np.ndarray, np.ndarray],
+    title: str,
+    entries: Sequence[tuple[tuple[int, int, int], str]],
+    um_per_px: float,
+) -> Image.Image:
+    """Two pictures of one size side by side, with words above and below."""
+    (height, width), font = pictures[0].shape[:2], _font(TITLE_PX)
+    words_px = max(math.ceil(font.getlength(title)), _length(entries))
+    right = MARGIN_PX + max(2 * width + MARGIN_PX, words_px)
+    canvas = Image.new("RGB", (right + MARGIN_PX, HEAD_PX + height + FOOT_PX), "white")
+    draw = ImageDraw.Draw(canvas)
+    draw.text((MARGIN_PX, HEAD_PX // 2), title, "black", font, "lm")
+    for left, picture in zip((MARGIN_PX, width + 2 * MARGIN_PX), pictures, strict=True):
+        canvas.paste(Image.fromarray(picture), (left, HEAD_PX))
+    _scale_bar(draw, (MARGIN_PX, HEAD_PX + height + 8), width, um_per_px)
+    _legend(draw, right, canvas.height - 16, entries)
+    return canvas
 
 
 def _spread(names: list[str], most: int) -> list[str]:

@@ -30,33 +30,6 @@ class Figures:
     od: np.ndarray
 
 
-def _box_means(values: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-    """(n,) float64 means of `values` (h, w), uint8 or float32, over boxes as `_means_of` has."""
-    return _means_of(cv2.integral(values, sdepth=cv2.CV_64F), boxes)
-
-
-def _box_variances(values: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-    """(n,) float64 variances of `values` (h, w) float32 over boxes as `_means_of` has."""
-    sums, squares = cv2.integral2(values, sdepth=cv2.CV_64F, sqdepth=cv2.CV_64F)
-    return _means_of(squares, boxes) - _means_of(sums, boxes) ** 2
-
-
-def _means_of(sums: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-    # Of an integral image (h + 1, w + 1), over integer boxes (n, 4): x0, y0, x1, y1.
-    x0, y0, x1, y1 = boxes.T
-    total = sums[y1, x1] - sums[y0, x1] - sums[y1, x0] + sums[y0, x0]
-    return total / np.maximum((x1 - x0) * (y1 - y0), 1)
-
-
-def _sharpness(image: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32)
-    edges = cv2.Laplacian(grey, cv2.CV_32F, borderType=cv2.BORDER_REFLECT_101)
-    grey -= grey.mean()  # keeps the squares small, hence exact
-    of_grey, of_edges = _box_variances(grey, boxes), _box_variances(edges, boxes)
-    flat = of_grey < MIN_VARIANCE
-    return np.where(flat, np.nan, of_edges / np.where(flat, 1, of_grey))
-
-
 def figures(image: np.ndarray, boxes: np.ndarray) -> Figures:
     """The figures of many tiles of one picture at once.
 
@@ -69,18 +42,48 @@ def figures(image: np.ndarray, boxes: np.ndarray) -> Figures:
         boxes: (n, 4) float, x0, y0, x1, y1 of each tile in the image's px.
 
     Returns:
-        The figures, in the order of `boxes`.
+        The figures, in the order of `boxes`; they do not depend on what else is on the picture.
     """
     height, width = image.shape[:2]
     limits = np.array([width, height, width, height])
     whole = np.clip(np.rint(boxes), 0, limits).astype(np.int64)
-    saturation = cv2.extractChannel(cv2.cvtColor(image, cv2.COLOR_RGB2HSV), 1)
-    return Figures(
-        _sharpness(image, whole).astype(np.float32),
-        (_box_means(saturation, whole) / 255).astype(np.float32),
-        _box_means(_mean_density(image), whole).astype(np.float32),
-    )
+    found = np.zeros((len(boxes), 3))
+    found[:, 0] = np.nan
+    # Row by row of tiles: what is computed of one stays in the cache.
+    for top, bottom in sorted({*zip(*whole[:, [1, 3]].T.tolist(), strict=True)}):
+        if top < bottom:
+            mine = (whole[:, 1] == top) & (whole[:, 3] == bottom)
+            found[mine] = np.column_stack(_of_rows(image, top, bottom, whole[mine][:, [0, 2]]))
+    return Figures(*found.T.astype(np.float32))
 
 
-def _mean_density(image: np.ndarray) -> np.ndarray:
-    return cv2.transform(optical_density_log10(image), np.full((1, 3), 1 / 3))
+def _of_rows(
+    image: np.ndarray, top: int, bottom: int, spans: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Sharpness, saturation and density, (n,) float64, of tiles of some rows of a picture.
+
+    Args:
+        spans: (n, 2) int, the columns of each tile.
+    """
+    rim = max(0, top - 1)  # the Laplacian looks at the row above and below
+    grey = cv2.cvtColor(image[rim : bottom + 1], cv2.COLOR_RGB2GRAY)
+    edges = cv2.Laplacian(grey, cv2.CV_32F, borderType=cv2.BORDER_REFLECT_101)
+    grey, edges = (values[top - rim : bottom - rim] for values in (grey, edges))
+    saturated = cv2.extractChannel(cv2.cvtColor(image[top:bottom], cv2.COLOR_RGB2HSV), 1)
+    columns = (
+        _sums(grey), _sums(grey, cv2.REDUCE_SUM2), _sums(edges), _sums(edges, cv2.REDUCE_SUM2),
+        _sums(saturated), _sums(optical_density_log10(image[top:bottom])).mean(axis=1),
+    )  # fmt: skip
+    upto = np.cumsum(np.pad(columns, ((0, 0), (1, 0))), axis=1)
+    area = np.maximum(spans[:, 1] - spans[:, 0], 1) * (bottom - top)
+    of_grey, grey2, of_edges, edges2, saturation, density = np.diff(upto[:, spans])[..., 0] / area
+    variance = grey2 - of_grey**2
+    flat = variance < MIN_VARIANCE
+    sharpness = (edges2 - of_edges**2) / np.where(flat, 1, variance)
+    return np.where(flat, np.nan, sharpness), saturation / 255, density
+
+
+def _sums(values: np.ndarray, way: int = cv2.REDUCE_SUM) -> np.ndarray:
+    """The sum of every column: (w,) of (h, w), (w, 3) of (h, w, 3), float64; exact of integers."""
+    flat = values.reshape(len(values), -1)  # OpenCV takes longer over several channels
+    return cv2.reduce(flat, 0, way, dtype=cv2.CV_64F).reshape(values.shape[1:])

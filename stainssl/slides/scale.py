@@ -15,6 +15,7 @@ from PIL import Image
 from scipy import sparse
 
 from stainssl.errors import SlideError, Status
+from stainssl.runtime.parallel import in_order
 from stainssl.slides.pixel_size import INCH_UM, MAX_ANISOTROPY, is_print
 from stainssl.slides.slide import Slide
 
@@ -24,6 +25,7 @@ COARSER_BY = 1.02  # a level this little too coarse still serves: TCGA's level 1
 AREA_FROM = 1.25  # level px in a result px from which area averaging is sharp; bicubic below
 MAX_THUMBNAIL_PX = 200_000_000  # 600 MB; a slide of 75 × 50 mm at 8 µm/px has 59 million
 READ_PX = 2048  # side of the largest region that is read at once: 12 MB
+THUMBNAIL_READ_PX = 1024  # the same of a thumbnail: even a small one is several threads' work
 
 
 def _differences(source: str, mpp: float, others: Mapping[str, float]) -> str:
@@ -247,7 +249,7 @@ def read_thumbnail(slide: Slide, mpp: float, slide_mpp: float) -> np.ndarray:
     """The slide's bounds at an exact pixel size, read in blocks of bounded memory.
 
     Args:
-        slide: an open slide.
+        slide: an open slide; blocks are read side by side, as many as it has readers.
         mpp: µm/px of the result.
         slide_mpp: µm in a level-0 px.
 
@@ -269,9 +271,11 @@ def read_thumbnail(slide: Slide, mpp: float, slide_mpp: float) -> np.ndarray:
             f"than {MAX_THUMBNAIL_PX:,} px. Check the pixel size.",
         )
     level = level_for(slide.downsamples, ratio)
-    block_px = max(1, math.floor(READ_PX * slide.downsamples[level] / ratio))
+    block_px = max(1, math.floor(THUMBNAIL_READ_PX * slide.downsamples[level] / ratio))
     out = np.empty((size_px[1], size_px[0], 3), np.uint8)
-    for rows, columns in blocks(size_px, block_px):
+
+    def work(place: tuple[slice, slice]) -> None:
+        rows, columns = place
         block = columns.stop - columns.start, rows.stop - rows.start
         out[rows, columns] = read_rectangle(
             slide,
@@ -280,4 +284,7 @@ def read_thumbnail(slide: Slide, mpp: float, slide_mpp: float) -> np.ndarray:
             (block[0] * ratio, block[1] * ratio),
             block,
         )
+
+    for _ in in_order(work, blocks(size_px, block_px), slide.readers):
+        pass
     return out

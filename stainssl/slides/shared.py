@@ -9,6 +9,7 @@ from queue import SimpleQueue
 
 import numpy as np
 
+from stainssl.runtime.parallel import in_order
 from stainssl.slides.readers import open_slide
 from stainssl.slides.slide import Slide
 
@@ -52,14 +53,16 @@ class SharedSlide(Slide):
 
 
 def open_shared(path: Path, reader: str, readers: int) -> SharedSlide:
-    """Open a slide `readers` times, once at least.
+    """Open a slide `readers` times side by side, once at least.
 
     Raises:
         SlideError, StainsslError, OSError: as `open_slide`.
     """
     handles: list[Slide] = []
+    count = max(1, readers)
     try:
-        handles += (open_slide(path, reader) for _ in range(max(1, readers)))
+        for _ in in_order(lambda _: handles.append(open_slide(path, reader)), range(count), count):
+            pass
     except BaseException:
         for handle in handles:
             handle.close()

@@ -216,8 +216,9 @@ def places(slide: Slide, slide_mpp: float, squares: TileGrid, tissue: TissueMap)
     tiles = pd.DataFrame({"tile": np.arange(len(x)), "x": x, "y": y})
     tiles["side"] = squares.side_level0_px
     tiles["tissue"] = area_shares(tissue.tissue, boxes)
-    tiles["pen"] = area_shares(tissue.pen, boxes)
-    return tiles[tiles["tissue"] > 1e-9].reset_index(drop=True)
+    has_tissue = (tiles["tissue"] > 1e-9).to_numpy()
+    tiles = tiles[has_tissue].reset_index(drop=True)
+    return tiles.assign(pen=area_shares(tissue.pen, boxes[has_tissue]))
 
 
 def tile_table(

@@ -67,7 +67,7 @@ def _opened(asked: SlideTask) -> tuple[Path, Outcome]:
 def _kept(folder: Path, outcome: Outcome) -> dict[str, Any]:
     """The row of one slide; its picture is written, and its tiles are let go of."""
     if outcome.picture is not None:
-        outcome.picture.savefig(folder / f"{outcome.slide_id}.png")
+        (folder / f"{outcome.slide_id}.png").write_bytes(outcome.picture)
     log.info("%s: %s %s", outcome.slide_id, outcome.status.value, outcome.detail)
     return outcome.row()
 

@@ -10,9 +10,10 @@ from stainssl.cohort.installed import absent_reader
 from stainssl.config import Slides, Tiling
 from stainssl.errors import SlideError, StainsslError, Status, disk_faults_told
 from stainssl.extras import how_to_install
+from stainssl.runtime.parallel import job_threads
 from stainssl.slides.errors import in_time, require_file
-from stainssl.slides.readers import open_slide
 from stainssl.slides.scale import resolve_mpp
+from stainssl.slides.shared import open_shared
 from stainssl.slides.slide import Slide
 from stainssl.slides.tiling import BACKGROUND
 from stainssl.stages.tile import Outcome, tile_slide
@@ -51,7 +52,7 @@ def run(
     yield from tiled(outcome, tiling)
     if picture is not None and outcome.picture is not None:
         with disk_faults_told(picture.parent), replacing(picture) as made:
-            outcome.picture.savefig(made)
+            made.write_bytes(outcome.picture)
         yield f"picture: {picture}"
     status = f"{outcome.status.value}: {outcome.detail}".removesuffix(": ")
     if outcome.status not in (Status.OK, Status.EMPTY):
@@ -65,7 +66,7 @@ def _looked_at(path: Path, mpp: float, reader: str, tiling: Tiling) -> tuple[lis
     outcome = Outcome(path.stem)
     try:
         require_file(path, path.absolute().parent)
-        with open_slide(path, reader) as slide:
+        with open_shared(path, reader, job_threads()) as slide:
             lines += described(slide, mpp)
             tile_slide(outcome, slide, mpp, tiling)
     except SlideError as error:

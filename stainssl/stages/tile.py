@@ -8,22 +8,22 @@ import logging
 import time
 from dataclasses import dataclass, field
 from functools import partial
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
+from PIL import Image
 
 from stainssl.config import Tiling
 from stainssl.errors import SlideError, StainsslError, Status
 from stainssl.figures.slides import preview
 from stainssl.plan.slides import TileJob
-from stainssl.runtime.pace import duration
-from stainssl.runtime.parallel import in_order, job_threads
+from stainssl.runtime.parallel import TimeSpent, in_order, job_threads, opencv_threads
 from stainssl.slides.annotation_files import Areas, read_annotations
 from stainssl.slides.annotations import within
-from stainssl.slides.brightfield import is_brightfield, require_brightfield
+from stainssl.slides.brightfield import channel_range, is_brightfield, require_brightfield
 from stainssl.slides.errors import in_time, require_file
 from stainssl.slides.frames import Frame, in_slide, origin_of
 from stainssl.slides.other_stains import not_h_and_e
@@ -53,6 +53,7 @@ MAX_GREY_COLOR = 2  # grey levels between the channels of a picture without colo
 GREY_SPREAD = 60  # grey levels in a picture below which it may be blank glass
 MIN_SHARE_USED = 0.95  # of a patch, and
 MAX_SCALE_ERROR = 0.05  # of its scale, before it is told that a patch is no tile of the tiling
+PNG_LEVEL = 1  # of a preview: a photograph hardly shrinks further, and 6 takes thrice as long
 PROBE_PX = 64  # side of the regions read to see whether a level can be read at all
 
 
@@ -77,8 +78,9 @@ class Outcome:
         default_factory=lambda: dict.fromkeys(("kept", *REASONS, BACKGROUND), 0)
     )
     seconds: float = 0.0
+    spent: TimeSpent = field(default_factory=TimeSpent)
     tiles: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=list(COLUMNS)))
-    picture: Figure | None = None
+    picture: bytes | None = None  # a PNG
 
     def row(self) -> dict[str, Any]:
         """The slide's row of the `qc` table."""
@@ -115,9 +117,10 @@ def _probe(slide: Slide) -> None:
             slide.read_region(left, top, level, (PROBE_PX, PROBE_PX))
 
 
-def _refuse_grey(thumbnail: np.ndarray) -> None:
-    """Raise `unsupported` for a picture without color that is not blank."""
-    if np.ptp(thumbnail) > GREY_SPREAD and np.ptp(thumbnail, axis=2).max() <= MAX_GREY_COLOR:
+def _refuse_grey(least: np.ndarray, most: np.ndarray) -> None:
+    """Raise `unsupported` for a picture without color that is not blank, by its `channel_range`."""
+    spread = int(most.max()) - int(least.min())
+    if spread > GREY_SPREAD and (most - least).max() <= MAX_GREY_COLOR:
         raise SlideError(Status.UNSUPPORTED, "The slide is grayscale: stain analysis needs color.")
 
 
@@ -141,15 +144,22 @@ def _why_empty(outcome: Outcome, tiling: Tiling) -> str:
     return f"{outcome.tissue_mm2:.3g} mm² of tissue, but no tile kept: {reasons}."
 
 
-def _picture(outcome: Outcome, slide: Slide, thumbnail: np.ndarray, tissue: TissueMap) -> Figure:
+def _png(picture: Image.Image) -> bytes:
+    made = BytesIO()
+    picture.save(made, "PNG", compress_level=PNG_LEVEL)
+    return made.getvalue()
+
+
+def _picture(outcome: Outcome, slide: Slide, thumbnail: np.ndarray, tissue: TissueMap) -> bytes:
+    """The preview as a PNG."""
     title = (
         f"{outcome.slide_id}: {outcome.status.value}, {outcome.mpp:.4g} µm/px "
         f"({outcome.mpp_source}), {outcome.tissue_mm2:.3g} mm² of tissue"
     )
     origin = slide.bounds_level0_px[:2]
-    return preview(
-        thumbnail, tissue.tissue, tissue.pen, tissue.mpp, outcome.tiles, outcome.mpp, origin, title
-    )
+    masks = tissue.tissue, tissue.pen
+    tiles = outcome.tiles, outcome.mpp
+    return _png(preview(thumbnail, *masks, tissue.mpp, *tiles, origin, title))
 
 
 def tile_slide(outcome: Outcome, slide: Slide, sheet_mpp: float, tiling: Tiling) -> None:
@@ -159,28 +169,35 @@ def tile_slide(outcome: Outcome, slide: Slide, sheet_mpp: float, tiling: Tiling)
         SlideError: what makes the slide unusable; `outcome` has what was found before.
         OSError: the machine's or the mount's fault.
     """
-    _probe(slide)
+    with outcome.spent.on("reading"):
+        _probe(slide)
     outcome.mpp, outcome.mpp_source, outcome.detail = resolve_mpp(sheet_mpp, slide)
     coarse = enlarged(outcome.mpp, tiling.mpp, tiling.max_enlargement)
     outcome.detail = f"{coarse} {outcome.detail}".strip()
     squares = grid(slide.bounds_level0_px, outcome.mpp, tiling.mpp, tiling.size, tiling.overlap)
     mask = tiling.mask
     mask_mpp = max(mask.mpp, outcome.mpp)  # never finer than the slide is
-    thumbnail = read_thumbnail(slide, mask_mpp, outcome.mpp)
-    outcome.is_brightfield = is_brightfield(thumbnail)
-    require_brightfield(thumbnail)
-    _refuse_grey(thumbnail)
-    tissue = masked(thumbnail, mask_mpp, mask.kind, mask.min_area_um2, mask.min_hole_um2)
-    outcome.tissue_mm2 = float(tissue.tissue.sum() * mask_mpp**2 / 1e6)
+    with outcome.spent.on("reading"):
+        thumbnail = read_thumbnail(slide, mask_mpp, outcome.mpp)
+    channels = channel_range(thumbnail)
+    outcome.is_brightfield = is_brightfield(*channels)
+    require_brightfield(*channels)
+    _refuse_grey(*channels)
+    areas_um2 = mask.min_area_um2, mask.min_hole_um2
+    with outcome.spent.on("mask"):
+        tissue = masked(thumbnail, mask_mpp, mask.kind, *areas_um2, threads=slide.readers)
+    outcome.tissue_mm2 = float(np.count_nonzero(tissue.tissue) * mask_mpp**2 / 1e6)
     outcome.detail = f"{not_h_and_e(thumbnail, tissue)} {outcome.detail}".strip()
-    outcome.tiles = tile_table(slide, outcome.mpp, squares, tissue, _limits(tiling))
+    with outcome.spent.on("reading and measuring tiles"):
+        outcome.tiles = tile_table(slide, outcome.mpp, squares, tissue, _limits(tiling))
     if outcome.regions is not None:
         outcome.tiles = within(outcome.tiles, _outlined(outcome, slide))
     outcome.counts = counts(outcome.tiles, len(squares))
     if not outcome.counts["kept"]:
         outcome.status = Status.EMPTY
         outcome.detail = f"{_why_empty(outcome, tiling)} {outcome.detail}".strip()
-    outcome.picture = _picture(outcome, slide, thumbnail, tissue)
+    with outcome.spent.on("picture"):
+        outcome.picture = _picture(outcome, slide, thumbnail, tissue)
 
 
 def _tile_patch(
@@ -202,7 +219,8 @@ def _tile_patch(
         side = float(min(slide.bounds_level0_px[2:]))
         tiles = pd.DataFrame({"tile": [0], "x": [0], "y": [0], "side": [side]})
         outcome.detail = _is_no_tile(outcome, slide, side, tiling)
-    measured = measure_tiles(slide, tiles, outcome.mpp)
+    with outcome.spent.on("reading and measuring tiles"):
+        measured = measure_tiles(slide, tiles, outcome.mpp)
     tiles = tiles.assign(tissue=1.0, pen=0.0, kept=True, reason="", **vars(measured))
     outcome.tiles = tiles[list(COLUMNS)]
     outcome.counts = counts(outcome.tiles, len(tiles))
@@ -223,14 +241,14 @@ def _is_no_tile(outcome: Outcome, slide: Slide, side_level0_px: float, tiling: T
     )
 
 
-def _patch_picture(outcome: Outcome, slide: Slide) -> Figure:
-    """The patch itself under its name."""
+def _patch_picture(outcome: Outcome, slide: Slide) -> bytes:
+    """The patch itself under its name, as a PNG."""
     _, _, width, height = slide.bounds_level0_px
     image = slide.read_region(0, 0, 0, (width, height))
     nothing = np.zeros(image.shape[:2], bool)
     title = f"{outcome.slide_id}: {outcome.mpp:.4g} µm/px ({outcome.mpp_source})"
     mpp = outcome.mpp
-    return preview(image, nothing, nothing, mpp, outcome.tiles, mpp, (0, 0), title)
+    return _png(preview(image, nothing, nothing, mpp, outcome.tiles, mpp, (0, 0), title))
 
 
 def _refuse_missing(error: SlideError, slide_id: str) -> None:
@@ -276,7 +294,7 @@ def _tile_row(job: TileJob, row: Any, number: int) -> Outcome:
         require_file(Path(row.path), job.root)
         with (
             staged(Path(row.path), *job.staging) as place,
-            open_shared(place, job.reader, job_threads() // len(job.rows)) as slide,
+            open_shared(place, job.reader, _threads_of_slide(job)) as slide,
         ):
             _work(job, outcome, slide, float(row.mpp), number)
     except SlideError as error:
@@ -286,6 +304,11 @@ def _tile_row(job: TileJob, row: Any, number: int) -> Outcome:
     except FileNotFoundError:
         outcome.status, outcome.detail = _vanished(Path(row.path), job.root)
     return outcome
+
+
+def _threads_of_slide(job: TileJob) -> int:
+    """How many threads each slide of a part has, where there are fewer slides than threads."""
+    return max(1, job_threads() // max(1, len(job.rows)))
 
 
 def _work(job: TileJob, outcome: Outcome, slide: Slide, sheet_mpp: float, number: int) -> None:
@@ -321,25 +344,23 @@ def run(job: TileJob) -> None:
         OSError: the cohort's folder is gone, or the disk, the mount or the memory failed: nothing
             is written, so that the job can be tried again.
     """
-    outcomes, started = [], time.monotonic()
+    outcomes, spent = [], TimeSpent()
     rows = enumerate(job.rows.itertuples(index=False))
-    with replacing(job.previews) as folder:
+    with replacing(job.previews) as folder, opencv_threads(_threads_of_slide(job)):
         folder.mkdir()
         for outcome in in_order(partial(_numbered, job), rows, job_threads()):
             if outcome.picture is not None:
-                outcome.picture.savefig(folder / f"{outcome.slide_id}.png")
+                (folder / f"{outcome.slide_id}.png").write_bytes(outcome.picture)
                 outcome.picture = None
             _tell(outcome, logging.DEBUG if job.kind == "patches" else logging.INFO)
+            spent.include(outcome.spent)
             outcomes.append(outcome)
         _tell_no_tiles(outcomes, job)
         settings = {"tiling": job.tiling.model_dump(mode="json"), "reader": job.reader}
-        write_tiles(job.tiles, _joined(outcomes), settings)
-        qc = pd.DataFrame([outcome.row() for outcome in outcomes])
-        write_qc(job.qc, qc, settings)
-    log.info(
-        "%d slides in %s on %d threads; %.3g thread-seconds per slide", len(outcomes),
-        duration(time.monotonic() - started), job_threads(), qc["seconds"].mean(),
-    )  # fmt: skip
+        with spent.on("writing"):
+            write_tiles(job.tiles, _joined(outcomes), settings)
+            write_qc(job.qc, pd.DataFrame([outcome.row() for outcome in outcomes]), settings)
+    log.info("%s", spent.line(len(outcomes), "slides"))
 
 
 def _numbered(job: TileJob, row: tuple[int, Any]) -> Outcome:

@@ -10,10 +10,12 @@ import h5py
 import numpy as np
 import pytest
 import tifffile
+from hypothesis import given
+from hypothesis.extra.numpy import arrays
 from PIL import Image
 
 from stainssl.errors import SlideError, Status
-from stainssl.slides.brightfield import is_brightfield, require_brightfield
+from stainssl.slides.brightfield import channel_range, is_brightfield, require_brightfield
 from stainssl.slides.readers import open_slide
 from stainssl.slides.scale import read_thumbnail
 from tests.slides.conftest import stained, write_tiff
@@ -24,7 +26,7 @@ def test_fluorescence_is_not_brightfield(real_data: Path) -> None:
         assert slide.mpp
         thumbnail = read_thumbnail(slide, 8.0, slide.mpp)
     with pytest.raises(SlideError) as caught:
-        require_brightfield(thumbnail)
+        require_brightfield(*channel_range(thumbnail))
     assert caught.value.status is Status.NOT_BRIGHTFIELD
 
 
@@ -32,12 +34,20 @@ def test_every_real_overview_is_brightfield(real_data: Path) -> None:
     files = [*(real_data / "thumbnails").glob("*.jpg"), *(real_data / "thumbnails").glob("*.png")]
     assert len(files) > 20
     for path in files:
-        assert is_brightfield(np.asarray(Image.open(path).convert("RGB"))), path.name
+        picture = np.asarray(Image.open(path).convert("RGB"))
+        assert is_brightfield(*channel_range(picture)), path.name
 
 
 def test_a_crop_of_dense_tissue_is_brightfield() -> None:
-    assert is_brightfield(np.full((50, 50, 3), (110, 60, 130), np.uint8))
-    assert not is_brightfield(np.zeros((50, 50, 3), np.uint8))
+    assert is_brightfield(*channel_range(np.full((50, 50, 3), (110, 60, 130), np.uint8)))
+    assert not is_brightfield(*channel_range(np.zeros((50, 50, 3), np.uint8)))
+
+
+@given(arrays(np.uint8, (5, 4, 3)))
+def test_the_range_of_channels_is_numpys(picture: np.ndarray) -> None:
+    least, most = channel_range(picture)
+    np.testing.assert_array_equal(least, picture.min(axis=2))
+    np.testing.assert_array_equal(most, picture.max(axis=2))
 
 
 def test_a_cameras_orientation_is_applied(tmp_path: Path, rng: np.random.Generator) -> None:

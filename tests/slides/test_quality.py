@@ -5,6 +5,8 @@ from __future__ import annotations
 import cv2
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from stainssl.slides.quality import figures
 
@@ -50,3 +52,36 @@ def test_saturation_and_density_are_means_over_each_tile() -> None:
 def test_boxes_past_the_edge_are_cut(rng: np.random.Generator) -> None:
     found = figures(texture(rng, 0), np.array([[-3.0, 100, 300.0, 140.0]]))
     assert np.isfinite(found.sharpness).all()
+
+
+def _one_tile(image: np.ndarray, box: np.ndarray) -> tuple[float, float, float]:
+    """The figures of one tile by their definitions."""
+    x0, y0, x1, y1 = np.rint(box).astype(int)
+    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(float)
+    padded = np.pad(grey, 1, "reflect")
+    edges = padded[:-2, 1:-1] + padded[2:, 1:-1] + padded[1:-1, :-2] + padded[1:-1, 2:] - 4 * grey
+    part = image[y0:y1, x0:x1].astype(float)
+    most, least = part.max(axis=2), part.min(axis=2)
+    saturation = np.rint(255 * (most - least) / np.maximum(most, 1))
+    return (
+        edges[y0:y1, x0:x1].var() / grey[y0:y1, x0:x1].var(),
+        saturation.mean() / 255,
+        -np.log10((part + 1) / 256).mean(),
+    )
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.integers(0, 2**32), st.floats(8, 40), st.floats(0.3, 1.2))
+def test_tiles_that_overlap_or_lie_at_an_edge_have_the_figures_of_their_own_pixels(
+    seed: int, side: float, stride: float
+) -> None:
+    rng = np.random.default_rng(seed)
+    image = rng.integers(0, 256, (90, 70, 3), np.uint8)
+    y, x = np.meshgrid(np.arange(0, 90 - side, stride * side), np.arange(0, 70 - side, 11.0))
+    boxes = np.column_stack([x.ravel(), y.ravel(), x.ravel() + side, y.ravel() + side])
+    boxes = rng.permutation(boxes)
+    found = figures(image, boxes)
+    wanted = np.array([_one_tile(image, box) for box in boxes])
+    np.testing.assert_allclose(found.sharpness, wanted[:, 0], rtol=1e-5)
+    np.testing.assert_allclose(found.saturation, wanted[:, 1], atol=0.002)  # ties round otherwise
+    np.testing.assert_allclose(found.od, wanted[:, 2], rtol=1e-5)

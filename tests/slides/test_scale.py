@@ -152,7 +152,7 @@ def test_a_thumbnail_is_the_same_whatever_the_block(
 ) -> None:
     with open_slide(svs()) as slide:
         whole = read_thumbnail(slide, 5.0, 0.5)
-        monkeypatch.setattr(scale, "READ_PX", 100)
+        monkeypatch.setattr(scale, "THUMBNAIL_READ_PX", 100)
         parts = read_thumbnail(slide, 5.0, 0.5)
         assert whole.shape == (77, 103, 3)
     assert np.abs(whole.astype(int) - parts).max() <= 1

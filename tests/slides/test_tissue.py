@@ -324,3 +324,14 @@ def test_the_cohorts_truth_is_found(tmp_path: Path) -> None:
     assert np.mean(shares) >= 0.9
     assert min(shares) >= 0.8
     assert pen_as_tissue <= 0.03 * pen
+
+
+def test_threads_change_no_px(rng: np.random.Generator) -> None:
+    """Of a picture of several strips, with ink on glass and on tissue."""
+    image, _ = slide(rng)
+    image = np.tile(image, (3, 3, 1))
+    cv2.line(image, (20, 10), (500, 400), (40, 60, 160), 6)
+    one, several = (tissue_map(image, MPP, threads=n) for n in (1, 3))
+    assert one.pen.any()
+    np.testing.assert_array_equal(one.pen, several.pen)
+    np.testing.assert_array_equal(one.tissue, several.tissue)
