@@ -48,11 +48,7 @@ def embed_pixels(
     fitting = [_Fitting(encoder) for encoder in encoders]
     with ThreadPoolExecutor(job_threads()) as pool:
         blocks = prefetched(_on_device(_decoded(pixels, size, pool), device))
-        while True:
-            with spent.on("waiting for tiles"):
-                block = next(blocks, None)
-            if block is None:
-                return
+        for block in spent.each("waiting for tiles", blocks):
             with spent.on("network"):
                 vectors = [_vectors(one, *block) for one in fitting]
             with spent.on("writing"):

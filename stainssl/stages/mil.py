@@ -41,6 +41,7 @@ from stainssl.mil.train import FoldModel, HeadSettings, fit
 from stainssl.paths import of_label
 from stainssl.plan.rows import Part
 from stainssl.plan.tasks import MilJob
+from stainssl.runtime.parallel import TimeSpent
 from stainssl.stain import StainProfile
 from stainssl.stores.atomic import replacing
 from stainssl.stores.embeddings import open_embeddings
@@ -68,50 +69,64 @@ def run(job: MilJob) -> None:
     made_by = {
         "task": job.task, "encoder": job.encoder, "head": job.head_name, "seed": job.seed,
     }  # fmt: skip
+    spent = TimeSpent()
     try:
         folds = read_folds(job.folds)
         slides = labelled_slides(job.rows, job.label, job.level)
         target = target_of(job.label, slides["word"], job.is_balanced, job.hazard)
         slides["label"] = target.codes(slides["word"])
         read = spooled(slide_reader(job.embeddings, slides), job.scratch)
-        bags = _bags(slides, job.level, read)
-        _tell_limits(bags, job.head)
         trained = set(folds["patient_id"][folds["role"] != "test"])
-        reference = reference_table(bags, trained, stain_of_slides(job.pixels, slides))
+        with spent.on("reading"):
+            bags = _bags(slides, job.level, read)
+            reference = reference_table(bags, trained, stain_of_slides(job.pixels, slides))
+        _tell_limits(bags, job.head)
         with replacing(job.output) as folder:
             folder.mkdir()
-            predictions, attention = _answer(job, bags, folds, target, folder)
-            for label, table in predictions.items():
-                _write(job, of_label(folder, label), "predictions", table, made_by)
+            predictions, attention = _answer(job, bags, folds, target, folder, spent)
+            _write(job, folder, "predictions", predictions, made_by, spent)
             features = (t.features[:] for bag in bags for t in bag.tiles)
             made_of = open_embeddings(next(iter(job.embeddings.values()))).settings
             places = [of_label(folder, label) for label in predictions]
-            write_spread(features, *places, made_by=made_of)
-            write_table(folder / "attention.parquet", attention, "attention", made_by)
-            write_table(folder / "reference.parquet", reference, "reference", made_by)
+            with spent.on("writing"):
+                write_spread(features, *places, made_by=made_of)
+                write_table(folder / "attention.parquet", attention, "attention", made_by)
+                write_table(folder / "reference.parquet", reference, "reference", made_by)
             if job.clinical:
-                fused, _ = _answer(job, bags, folds, target, None)
-                for label, table in fused.items():
-                    where = of_label(folder, label) / FOLDER
-                    _write(job, where, "predictions", table, made_by)
+                fused, _ = _answer(job, bags, folds, target, None, spent)
+                _write(job, folder, "predictions", fused, made_by, spent, FOLDER)
             for cohort in job.external:
-                name = f"external-{cohort}"
-                found = _external(job, cohort, target, folder / "models")
-                for label, table in found.items():
-                    _write(job, of_label(folder, label), name, table, made_by)
+                with spent.on("external cohorts"):
+                    found = _external(job, cohort, target, folder / "models")
+                _write(job, folder, f"external-{cohort}", found, made_by, spent)
     except StainsslError as error:
         raise StainsslError(f"tasks.{job.task}: {error}") from None
+    log.info("%s", spent.line(len(bags), "bags"))
 
 
 def _write(
-    job: MilJob, folder: Path, name: str, table: pd.DataFrame, made_by: dict[str, Any]
+    job: MilJob,
+    folder: Path,
+    name: str,
+    tables: dict[str, pd.DataFrame],
+    made_by: dict[str, Any],
+    spent: TimeSpent,
+    inside: str = "",
 ) -> None:
-    """Predictions and their metrics; of an external cohort the fold models' mean is judged."""
-    folder.mkdir(parents=True, exist_ok=True)
-    write_table(folder / f"{name}.parquet", table, "predictions", made_by)
+    """Each label's predictions and their metrics, in the folder `inside` of the label's own.
+
+    Of an external cohort the mean of the folds' models is judged.
+    """
     is_own = name == "predictions"
-    metrics = evaluate(table if is_own else ensemble(table, job.level), job.level, job.seed)
-    metrics.to_csv(folder / f"{'metrics' if is_own else name}.csv", index=False)
+    for label, table in tables.items():
+        place = of_label(folder, label) / inside
+        place.mkdir(parents=True, exist_ok=True)
+        with spent.on("writing"):
+            write_table(place / f"{name}.parquet", table, "predictions", made_by)
+        with spent.on("metrics"):
+            judged = table if is_own else ensemble(table, job.level)
+            metrics = evaluate(judged, job.level, job.seed)
+        metrics.to_csv(place / f"{'metrics' if is_own else name}.csv", index=False)
 
 
 def labelled_slides(rows: pd.DataFrame, label: Labels, level: str = "slide") -> pd.DataFrame:
@@ -242,7 +257,12 @@ def _tell_limits(bags: list[Bag], head: Head) -> None:
 
 
 def _answer(
-    job: MilJob, bags: list[Bag], folds: pd.DataFrame, target: Target, folder: Path | None
+    job: MilJob,
+    bags: list[Bag],
+    folds: pd.DataFrame,
+    target: Target,
+    folder: Path | None,
+    spent: TimeSpent,
 ) -> tuple[dict[str, pd.DataFrame], pd.DataFrame]:
     """Predictions by label and attention of the test bags, by every fold's model.
 
@@ -251,10 +271,12 @@ def _answer(
     """
     tables, looked_at = [], AttentionMean()
     columns = None if folder else clinical_columns(bags, job.rows, job.clinical)
-    for repeat, fold, model, test in _fold_models(job, bags, folds, target, columns):
+    models = spent.each("training", _fold_models(job, bags, folds, target, columns))
+    for repeat, fold, model, test in models:
         if folder:
             save_model(model, folder / "models" / model_name(repeat, fold))
-        answers = [predict_bag(model, bag) for bag in test]
+        with spent.on("predicting"):
+            answers = [predict_bag(model, bag) for bag in test]
         for bag, (_, attention) in zip(test, answers, strict=True):
             looked_at.add(bag, attention)
         said = np.stack([answer for answer, _ in answers])

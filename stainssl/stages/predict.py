@@ -24,6 +24,7 @@ from stainssl.mil.reference import Reference, references, slide_means, stacked
 from stainssl.mil.train import FoldModel
 from stainssl.plan.encoders import standard_of
 from stainssl.plan.rows import Part
+from stainssl.runtime.parallel import TimeSpent
 from stainssl.stages import run_stage
 from stainssl.stages.attention import write_attention
 from stainssl.stages.mil import slide_reader, stain_of_slides
@@ -145,8 +146,10 @@ def _predict(
     """Answer for the slides of `new`, and write it where that has its results."""
     out, encoder, level = new.results, asked.encoder, config.tasks[asked.task].level
     write_text(new.paths.config(), dump(new))  # `stainssl view` opens the folder by it
-    slides = _prepared(new)
-    scored = list(_scored(slides, level, slide_reader(_stores(new, encoder), slides), models))
+    spent = TimeSpent()
+    slides = _prepared(new, spent)
+    with spent.on("scoring"):
+        scored = list(_scored(slides, level, slide_reader(_stores(new, encoder), slides), models))
     slides = _with_distances(slides, scored, reference, stain_of_slides(_pixels(new), slides))
     shown = without_formulas(slides.drop(columns=["cohort", "part", "unstained"]))
     write_text(out / "slides.csv", shown.to_csv(index=False))
@@ -165,8 +168,10 @@ def _predict(
     write_table(out / "attention.parquet", attention, "attention", settings)
     write_text(out / "predictions.csv", answers.to_csv(index=False, float_format="%.6g"))
     title = f"{asked.task}, {asked.head} on {encoder}"
-    write_attention(new, NEW, attention, out / "attention", title, pictures)
+    with spent.on("attention"):
+        write_attention(new, NEW, attention, out / "attention", title, pictures)
     log.info("%d %s(s) scored by %d models: %s", len(answers), level, len(models), out)
+    log.info("%s", spent.line(len(slides), "slides"))
 
 
 def config_of_new(
@@ -229,14 +234,16 @@ def _preprocess(config: Config, encoder: str) -> bool | str | list[str]:
     return named if found.is_averaged else named[0]
 
 
-def _prepared(new: Config) -> pd.DataFrame:
+def _prepared(new: Config, spent: TimeSpent) -> pd.DataFrame:
     """The new slides, tiled and embedded: the sheet's columns, `status`, `detail` and `tiles`."""
     paths, tables = new.paths, []
     for part, rows in parts(new, NEW).items():
-        run_stage("tile", new, NEW, part)
-        run_stage("pixels", new, NEW, part)
+        for verb in ("tile", "pixels"):
+            with spent.on(verb):
+                run_stage(verb, new, NEW, part)
         for encoder in new.encoders:
-            run_stage("embed", new, NEW, encoder, part)
+            with spent.on("embed"):
+                run_stage("embed", new, NEW, encoder, part)
         qc = read_qc(paths.qc(NEW, part))
         qc = qc.rename(columns={"tiles_kept": "tiles"})
         kept = rows[["slide_id", "patient_id", "site"]].assign(cohort=NEW, part=part)

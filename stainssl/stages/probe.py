@@ -16,6 +16,7 @@ from stainssl.evaluation.labels import Labels
 from stainssl.evaluation.probe import Tiles, few_shot, probe
 from stainssl.evaluation.spread import write_spread
 from stainssl.plan.tasks import ProbeJob
+from stainssl.runtime.parallel import TimeSpent
 from stainssl.stores.atomic import replacing
 from stainssl.stores.embeddings import open_embeddings
 from stainssl.stores.tables import write_table
@@ -33,27 +34,33 @@ def run(job: ProbeJob) -> None:
     Raises:
         StainsslError: the labels cannot be probed.
     """
+    spent = TimeSpent()
     try:
-        tiles = labelled_tiles(job)
-        folds = read_folds(job.folds)
+        with spent.on("reading"):
+            tiles, folds = labelled_tiles(job), read_folds(job.folds)
         weight = "balanced" if job.is_balanced else None
-        linear, neighbours = probe(
-            tiles, folds, seed=job.seed, class_weight=weight, calls=job.calls
-        )
+        with spent.on("fitting"):
+            linear, neighbours = probe(
+                tiles, folds, seed=job.seed, class_weight=weight, calls=job.calls
+            )
     except StainsslError as error:
         raise StainsslError(f"tasks.{job.task}: {error}") from None
-    metrics = pd.concat(
-        [evaluate(linear, "tile", job.seed), _knn(evaluate(neighbours, "tile", job.seed))]
-    )
+    with spent.on("few shots"):
+        few = few_shot(tiles, folds, seed=job.seed)
+    with spent.on("metrics"):
+        metrics = pd.concat(
+            [evaluate(linear, "tile", job.seed), _knn(evaluate(neighbours, "tile", job.seed))]
+        )
     settings = {"task": job.task, "encoder": job.encoder, "seed": job.seed}
-    with replacing(job.output) as folder:
+    with spent.on("writing"), replacing(job.output) as folder:
         folder.mkdir()
         write_table(folder / "predictions.parquet", linear, "predictions", settings)
         write_table(folder / "neighbours.parquet", neighbours, "predictions", settings)
         metrics.to_csv(folder / "metrics.csv", index=False)
         made_of = open_embeddings(next(iter(job.embeddings.values()))).settings
         write_spread([tiles.features], folder, made_by=made_of)
-        few_shot(tiles, folds, seed=job.seed).to_csv(folder / "few_shot.csv", index=False)
+        few.to_csv(folder / "few_shot.csv", index=False)
+    log.info("%s", spent.line(len(tiles.y), "tiles"))
 
 
 def _knn(metrics: pd.DataFrame) -> pd.DataFrame:

@@ -16,6 +16,7 @@ from stainssl import __version__
 from stainssl.errors import StainsslError
 from stainssl.figures.stain import target_figure
 from stainssl.plan.encoders import TargetJob
+from stainssl.runtime.parallel import TimeSpent
 from stainssl.stain import StainProfile, TwoStain, normalize, targets
 from stainssl.stain.targets import Pool
 from stainssl.stores.atomic import replacing, write_text
@@ -57,18 +58,20 @@ def run(job: TargetJob) -> None:
         StainsslError: the training part has no tile, or the fixed target is of another method or
             of tiles that the encoder is not trained on.
     """
-    sources = _sources(job)
-    summary = reduce_parts(sources, job.normalizer, job.seed)
+    sources, spent = _sources(job), TimeSpent()
+    with spent.on("reading"):
+        summary = reduce_parts(sources, job.normalizer, job.seed)
     _refuse_empty(summary, job)
-    content = describe(summary, job)
-    figure = picture(summary.pool, content, sources)
-    with replacing(job.picture) as made:
-        figure.savefig(made)
+    with spent.on("choosing"):
+        content = describe(summary, job)
+    with spent.on("picture"), replacing(job.picture) as made:
+        picture(summary.pool, content, sources).savefig(made)
     # Last: with it the stage is done.
     write_text(job.json, json.dumps(content, indent=1) + "\n")
     log.info(
-        "%s: %s target from %d tiles of %d patients", job.encoder, content["policy"],
+        "%s: %s target from %d tiles of %d patients; %s", job.encoder, content["policy"],
         content["pool"]["valid"], content["pool"]["patients"],
+        spent.line(content["pool"]["tiles"], "tiles"),
     )  # fmt: skip
 
 

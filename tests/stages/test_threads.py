@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import cv2
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from safetensors.numpy import load_file
+from threadpoolctl import threadpool_limits
 
-from stainssl.config import Config, parse
+from stainssl.cohort import parts
+from stainssl.config import Config, Encoder, Task, parse
 from stainssl.demo import make
 from stainssl.runtime import parallel
-from stainssl.stages import run_stage
+from stainssl.stages import predict, run_stage
 from stainssl.stores.embeddings import open_embeddings
 from stainssl.stores.tiles import read_qc, read_tiles
-from tests.stages.trained import save_encoder
+from tests.stages.trained import Trained, save_encoder
 
 PART = "all-0000"
 
@@ -41,14 +51,27 @@ def _made(slides: Path, results: Path, threads: int) -> Config:
         "tilings": {"default": {"mpp": 0.5, "size": 64, "min_tissue": 0.3}},
         "encoders": {"enc": {"weights": f"local-dir:{slides / 'enc' / 'model'}"}},
     })  # fmt: skip
-    parallel.use_threads(threads)
-    try:
+    with _on(threads):
         run_stage("tile", config, "clinic", PART)
         run_stage("pixels", config, "clinic", PART)
         run_stage("embed", config, "clinic", "enc", PART)
+    return config
+
+
+@contextmanager
+def _on(threads: int) -> Iterator[None]:
+    """Have so many threads, in every library, as `--threads` has it."""
+    before = torch.get_num_threads(), cv2.getNumThreads()
+    try:
+        with threadpool_limits(threads):
+            parallel.use_threads(threads)
+            torch.set_num_threads(threads)
+            cv2.setNumThreads(threads)
+            yield
     finally:
         parallel.use_threads(1)
-    return config
+        torch.set_num_threads(before[0])
+        cv2.setNumThreads(before[1])
 
 
 def _files(folder: Path) -> dict[str, bytes]:
@@ -59,7 +82,7 @@ def _files(folder: Path) -> dict[str, bytes]:
     }
 
 
-@pytest.mark.parametrize("threads", [2, 3, 5])  # as many as slides, more, and several a slide
+@pytest.mark.parametrize("threads", [2, 3, 7])  # fewer than rows, as many, and several a slide
 def test_threads_change_no_byte(slides: Path, tmp_path: Path, threads: int) -> None:
     one = _made(slides, slides / "one", 1).paths
     many = _made(slides, tmp_path / "many", threads).paths
@@ -67,7 +90,95 @@ def test_threads_change_no_byte(slides: Path, tmp_path: Path, threads: int) -> N
     pd.testing.assert_frame_equal(read_tiles(one.tiles(*key)), read_tiles(many.tiles(*key)))
     qc = [read_qc(paths.qc(*key)).drop(columns="seconds") for paths in (one, many)]
     pd.testing.assert_frame_equal(*qc)
+    assert _files(one.previews(*key)) == _files(many.previews(*key))
     assert _files(one.pixels(*key)) == _files(many.pixels(*key))
     vectors = [open_embeddings(paths.embeddings("clinic", "enc", PART)) for paths in (one, many)]
     np.testing.assert_array_equal(*(store.read(slice(0, len(store))) for store in vectors))
     assert len(vectors[0]) > 64  # several blocks
+
+
+@pytest.fixture
+def world(trained: Trained, tmp_path: Path) -> Config:
+    """The trained cohort with a task of tiles and an encoder to be trained, in a folder of its own.
+
+    Nothing has been made of these two.
+    """
+    shutil.copytree(trained.config.results, tmp_path / "results")
+    old = trained.config
+    tumor = Task(level="tile", label="tumor", cohorts=["clinic"], split=old.tasks["patient"].split)
+    own = Encoder.model_validate({"method": "stain-invariant", "train": {"cohorts": ["clinic"]}})
+    config = old.model_copy(
+        update={
+            "results": tmp_path / "results",
+            "tasks": {**old.tasks, "tumor": tumor},
+            "encoders": {**old.encoders, "own": own},
+        }
+    )
+    for part in parts(config, "clinic"):
+        run_stage("label", config, "clinic", part)
+    run_stage("folds", config, "tumor")
+    return config
+
+
+def _answered(config: Config, verb: str, trained: Trained, out: Path) -> Path:
+    """The folder that a verb writes of the trained cohort."""
+    if verb == "mil":
+        run_stage("mil", config, "patient", "enc", "abmil")
+        return config.paths.mil("patient", "enc", "abmil")
+    if verb == "probe":
+        run_stage("probe", config, "tumor", "enc")
+        return config.paths.probe("tumor", "enc")
+    if verb == "target":
+        run_stage("target", config, "own")
+        return config.paths.target("own").parent
+    sheet = out.with_suffix(".csv")
+    trained.rows("a-001-1", "b-003-1").to_csv(sheet, index=False)
+    predict.run(config, "patient", "enc", "abmil", sheet, trained.root, out)
+    return out
+
+
+def _contents(folder: Path) -> dict[str, Any]:
+    """File → what it says, without how long each slide took."""
+    read = {
+        ".parquet": lambda path: pd.read_parquet(path).drop(columns="seconds", errors="ignore"),
+        ".csv": pd.read_csv,
+        ".safetensors": load_file,  # whose header has no order
+    }
+    return {
+        str(path.relative_to(folder)): read.get(path.suffix, Path.read_bytes)(path)
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def _assert_same(one: Any, other: Any, name: str) -> None:
+    """Equal but for rounding: torch and BLAS sum large products in another order."""
+    if isinstance(one, pd.DataFrame):
+        pd.testing.assert_frame_equal(one, other, rtol=1e-5, atol=1e-6, obj=name)
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys(), name
+        for key, values in one.items():
+            np.testing.assert_allclose(values, other[key], 1e-4, 1e-5, err_msg=f"{name} {key}")
+    else:
+        assert one == other, name
+
+
+@pytest.mark.xdist_group("trained")
+@pytest.mark.parametrize("verb", ["mil", "probe", "target", "predict"])
+def test_threads_change_no_answer(
+    world: Config, trained: Trained, verb: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    answers = []
+    for threads in (1, 2, 3):
+        with _on(threads):
+            out = _answered(world, verb, trained, tmp_path / "predicted")
+        assert re.search(r", \S+ (bags|tiles|slides)/s: \w.* \d+%", caplog.messages[-1])
+        answers.append(_contents(out))
+        shutil.rmtree(out)
+    one, *others = answers
+    assert one
+    for other in others:
+        assert other.keys() == one.keys()
+        for name, content in one.items():
+            _assert_same(content, other[name], name)
