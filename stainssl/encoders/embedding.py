@@ -105,8 +105,9 @@ class _Fitting:
 def _decoded(pixels: Pixels, size: int, pool: ThreadPoolExecutor) -> Iterator[Block]:
     """Blocks of `size` tiles: (m, 3, H, W) of the readable ones, and which of the block are."""
     shape = (pixels.size_px, pixels.size_px, 3)
-    for start in range(0, len(pixels), size):
-        jpegs = pixels.jpegs(start, min(start + size, len(pixels)))
+    ends = [(start, min(start + size, len(pixels))) for start in range(0, len(pixels), size)]
+    # Read while the block before is decoded: else all decoders would wait for it.
+    for jpegs in prefetched((pixels.jpegs(*block) for block in ends), depth=1):
         images = np.empty((len(jpegs), *shape), np.uint8)
         # A share a thread: a task a tile would cost a quarter of its decoding.
         shares = np.array_split(np.arange(len(jpegs)), max(1, min(job_threads(), len(jpegs))))
