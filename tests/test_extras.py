@@ -96,7 +96,7 @@ def test_slides_whose_reader_is_not_installed_are_told_once(
     assert installed.missing(config) == []
     monkeypatch.setattr(extras, "find_spec", lambda name: None)
     ome, czi = installed.missing(config)
-    assert "2 of 4 slides, as" in ome
+    assert "2 of 4 slides, such as" in ome
     assert "a.ome.tif, are read by tiatoolbox" in ome
     assert ome.endswith("pip install 'stainssl[tiatoolbox]'")
     assert "1 of 4 slides" in czi

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ast
 import importlib.metadata
+import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -112,3 +114,23 @@ def test_weights_that_a_package_ships_are_there(environment: str) -> None:
 def test_tables_and_labels_need_no_torch() -> None:
     text = (REPO / "workflow/envs/statistics.yaml").read_text()
     assert not re.search(r"- (torch|nvidia|cuda)", text)
+
+
+def test_the_script_of_reading_puts_back_the_opencv_that_needs_no_desktop(tmp_path: Path) -> None:
+    pip = tmp_path / "pip"
+    pip.write_text(
+        "#!/bin/sh\n"
+        'if [ "$1" = list ]; then printf "numpy==2\\nopencv-python==4.9\\n'
+        'opencv-python-headless==4.14.0.94\\n"; else echo "$@"; fi\n'
+    )
+    pip.chmod(0o755)
+    script = REPO / "workflow/envs/reading.post-deploy.sh"
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    done = subprocess.run(
+        ["/usr/bin/env", "bash", script], env={"PATH": path}, capture_output=True, text=True,
+        check=True,
+    )  # fmt: skip
+    assert done.stdout.splitlines() == [
+        "uninstall --yes opencv-python",
+        "install --force-reinstall --no-deps opencv-python-headless==4.14.0.94",
+    ]
