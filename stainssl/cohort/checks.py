@@ -54,7 +54,10 @@ def needed_files(config: Config, name: str) -> pd.DataFrame:
 def _file_problems(config: Config, name: str) -> Iterator[str]:
     folder = root(config, name)
     if config.cohorts[name].demo is None and not folder.is_dir():
-        yield f"cohorts.{name}.root: the folder {folder} does not exist: is its disk mounted?"
+        yield (
+            f"cohorts.{name}.root: the folder {folder} does not exist: is its disk mounted?"
+            " Otherwise name the folder that holds the slides."
+        )
         return
     yield from _path_problems(config, name)
     if config.slides.on_missing == "quarantine":

@@ -56,7 +56,8 @@ def run(
         yield f"picture: {picture}"
     status = f"{outcome.status.value}: {outcome.detail}".removesuffix(": ")
     if outcome.status not in (Status.OK, Status.EMPTY):
-        raise StainsslError(f"{path}: {status}")
+        of_size = outcome.status in (Status.NO_MPP, Status.ABSURD_MPP)
+        raise StainsslError(f"{path}: {status}{' Here that is --mpp.' if of_size else ''}")
     yield f"status: {status}"
 
 

@@ -68,7 +68,8 @@ def test_a_bad_slide_has_the_sentence_of_the_stage(
     row = _qc_row(tmp_path)
     with pytest.raises(StainsslError) as caught:
         list(slide.run(path, picture=tmp_path / "out.png"))
-    assert str(caught.value) == f"{path}: {row['status']}: {row['detail']}"
+    remedy = " Here that is --mpp." if fault == "no-mpp" else ""
+    assert str(caught.value) == f"{path}: {row['status']}: {row['detail']}{remedy}"
     assert not (tmp_path / "out.png").exists()
 
 
