@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+from collections.abc import Hashable, Mapping
 
 import pandas as pd
 
@@ -18,6 +19,7 @@ th { position: sticky; top: 0; background: #fff; border-bottom: 2px solid #444; 
 td.number { text-align: right; font-variant-numeric: tabular-nums; }
 tr { border-bottom: 1px solid #ddd; }
 tr.bad td:nth-child(2) { color: #a33c00; font-weight: 600; }
+tr.noted td:nth-child(3) { color: #a33c00; }
 """
 # Column of `slides.csv` → its title on the page, and how its cells are set: a class of the style,
 # or how a number is written.
@@ -47,25 +49,38 @@ def page(title: str, body: str, style: str = _STYLE) -> str:
 def slides_page(slides: pd.DataFrame, cohort: str) -> str:
     """What happened to each slide of a cohort, with reasons; those that are not ok come first.
 
+    Then those that are, with a note.
+
     Args:
         slides: the columns of `slides.csv`, a row per slide.
     """
     is_bad = slides["status"] != "ok"
-    ordered = pd.concat([slides[is_bad], slides[~is_bad]])
+    is_noted = ~is_bad & slides["detail"].fillna("").ne("")
+    ordered = pd.concat([slides[is_bad], slides[is_noted], slides[~is_bad & ~is_noted]])
     shown = {name: column for name, column in _COLUMNS.items() if name in ordered}
     head = "".join(f"<th>{html.escape(title)}</th>" for title, _ in shown.values())
     rows = [
-        f"<tr{'' if row['status'] == 'ok' else ' class=bad'}>"
+        f"<tr{_row_class(row)}>"
         + "".join(_cell(row[name], kind) for name, (_, kind) in shown.items())
         + "</tr>"
         for row in ordered.to_dict("records")
     ]
     counts = ", ".join(f"{n} {status}" for status, n in slides["status"].value_counts().items())
     body = (
-        f"<p>{len(slides)} slides: {html.escape(counts)}.</p>\n"
+        f"<p>{len(slides)} slides: {html.escape(counts)}{_noted(int(is_noted.sum()))}.</p>\n"
         f"<table><thead><tr>{head}</tr></thead>\n<tbody>\n" + "\n".join(rows) + "\n</tbody></table>"
     )
     return page(f"Slides of {cohort}", body)
+
+
+def _row_class(row: Mapping[Hashable, object]) -> str:
+    if row["status"] != "ok":
+        return " class=bad"
+    return "" if pd.isna(row["detail"]) or row["detail"] == "" else " class=noted"
+
+
+def _noted(count: int) -> str:
+    return f"; {count} ok with a note" if count else ""
 
 
 def _cell(value: object, kind: str) -> str:

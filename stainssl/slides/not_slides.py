@@ -8,8 +8,8 @@ from pathlib import Path
 KINDS: tuple[tuple[bytes, str], ...] = (
     (b"\0\x05\x16\x07", "it is what macOS writes beside a file: name the one without '._'"),
     (b"version https://git-lfs", "it is a pointer of Git LFS: run git lfs pull"),
-    (b"<!doctype html", "it is a web page: was a login needed to download it?"),
-    (b"<html", "it is a web page: was a login needed to download it?"),
+    (b"<!doctype html", "it is a web page, perhaps of a login that the download needed"),
+    (b"<html", "it is a web page, perhaps of a login that the download needed"),
     (b"%pdf", "it is a PDF: export the slide itself"),
     (b"pk\x03\x04", "it is a zip archive: unpack it"),
     (b"\x1f\x8b", "it is a gzip archive: unpack it"),

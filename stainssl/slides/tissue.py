@@ -19,6 +19,7 @@ import numpy as np
 from stainssl.runtime.parallel import in_order
 from stainssl.slides import maskers
 from stainssl.slides.bits import Bits, ellipse, square
+from stainssl.slides.glass import brightest_smooth_area
 
 SMOOTH_UM = 4.0  # standard deviation of the blur that takes out JPEG and sensor noise
 # Otsu's threshold is kept inside these (base-10 optical density): below the floor is the noise of
@@ -106,11 +107,14 @@ def sample_step(pixels: int) -> int:
 def glass_white(image: np.ndarray) -> np.ndarray:
     """The color of empty glass: the commonest bright grey, padding of pure white left out.
 
+    Where nothing bright is grey, it is the color of a large smooth area than which nothing is
+    brighter: glass of an under-exposed or tinted slide.
+
     Args:
         image: (h, w, 3) uint8 RGB.
 
     Returns:
-        (3,) float32, grey levels 180–255.
+        (3,) float32, grey levels: 180–255, or less on an under-exposed slide.
     """
     pixels = image.reshape(-1, 3)
     pixels = pixels[:: sample_step(len(pixels))]
@@ -120,6 +124,9 @@ def glass_white(image: np.ndarray) -> np.ndarray:
     inner = bright & (low < MIN_PADDING)
     candidates = pixels[inner if inner.sum() > PADDING_SHARE * bright.sum() else bright]
     if len(candidates) < GLASS_SHARE * len(pixels):
+        area = brightest_smooth_area(image)
+        if area is not None and area.is_glass:  # dark or tinted
+            return area.color
         top = np.percentile(pixels, 99, axis=0)
         return np.clip(top, DEFAULT_WHITE - DEFAULT_REACH, 255).astype(np.float32)
     grey = candidates.mean(axis=1)

@@ -21,6 +21,7 @@ from stainssl.stages.tile import Outcome, tile_row
 
 log = logging.getLogger(__name__)
 
+MAX_NAMED = 5  # slides that are named with a note they share
 SlideTask = tuple[TileJob, Path, int, Any]  # job, folder of pictures, place and row of a slide
 
 
@@ -73,7 +74,7 @@ def _kept(folder: Path, outcome: Outcome) -> dict[str, Any]:
 
 
 def _summary(slides: pd.DataFrame) -> Iterator[str]:
-    """What the slides that can be used are like, and a line for each that cannot."""
+    """What the slides that can be used are like, and a line for each that cannot or has a note."""
     usable = slides[slides["status"] == Status.OK.value]
     if len(usable):
         yield f"  {int(usable['tiles_kept'].sum())} tiles kept in {len(usable)} slides"
@@ -81,5 +82,15 @@ def _summary(slides: pd.DataFrame) -> Iterator[str]:
         for source, (count, least, most) in scales.iterrows():
             span = f"{least:.4g}" if least == most else f"{least:.4g} to {most:.4g}"
             yield f"  {span} µm/px in {int(count)}, from {source}"
+    yield from _notes(usable)
     for row in slides[slides["status"] != Status.OK.value].itertuples():
         yield f"  {row.slide_id}: {row.status}: {row.detail}"
+
+
+def _notes(usable: pd.DataFrame) -> Iterator[str]:
+    """Each note on slides that can be used, with a few of the slides that have it."""
+    noted = usable[usable["detail"] != ""]
+    for detail, rows in noted.groupby("detail", sort=False):
+        names = ", ".join(rows["slide_id"].head(MAX_NAMED))
+        more = f" and {len(rows) - MAX_NAMED} more" if len(rows) > MAX_NAMED else ""
+        yield f"  {names}{more}: ok, but: {detail}"

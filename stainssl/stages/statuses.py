@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from stainssl.errors import Status
 from stainssl.figures.pages import slides_page
 from stainssl.figures.slides import tissue_overview
 from stainssl.plan.slides import StatusesJob
@@ -23,6 +24,9 @@ def run(job: StatusesJob) -> None:
     qc = pd.concat([read_qc(path) for path in job.qc.values()], ignore_index=True)
     slides = job.rows.merge(qc, on="slide_id", how="left", validate="one_to_one")
     log.info("%s", status_counts(slides["status"]))
+    noted = slides[(slides["status"] == Status.OK.value) & (slides["detail"] != "")]
+    if len(noted):
+        log.warning("%d slides are ok with a note: %s says which", len(noted), job.table)
     write_statuses(slides, job.cohort, job.previews, job.table, job.page, job.overview)
 
 

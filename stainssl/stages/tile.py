@@ -23,10 +23,16 @@ from stainssl.plan.slides import TileJob
 from stainssl.runtime.parallel import TimeSpent, in_order, job_threads, opencv_threads
 from stainssl.slides.annotation_files import Areas, read_annotations
 from stainssl.slides.annotations import within
-from stainssl.slides.brightfield import channel_range, is_brightfield, require_brightfield
+from stainssl.slides.brightfield import (
+    channel_range,
+    is_brightfield,
+    light_fault,
+    require_brightfield,
+)
 from stainssl.slides.errors import in_time, require_file
 from stainssl.slides.frames import Frame, in_slide, origin_of
-from stainssl.slides.other_stains import not_h_and_e
+from stainssl.slides.glass import brightest_smooth_area
+from stainssl.slides.other_stains import not_h_and_e, pictures_fault
 from stainssl.slides.scale import enlarged, read_thumbnail, resolve_mpp
 from stainssl.slides.shared import open_shared
 from stainssl.slides.slide import Slide
@@ -54,6 +60,8 @@ GREY_SPREAD = 60  # grey levels in a picture below which it may be blank glass
 MIN_SHARE_USED = 0.95  # of a patch, and
 MAX_SCALE_ERROR = 0.05  # of its scale, before it is told that a patch is no tile of the tiling
 PNG_LEVEL = 1  # of a preview: a photograph hardly shrinks further, and 6 takes thrice as long
+MAX_COLORED_PATCHES = 1000  # of a part whose colors are looked at, together: one has few cells
+COLORS_MPP = 4.0  # µm/px of that: finer, the noise of JPEG outweighs the stains
 PROBE_PX = 64  # side of the regions read to see whether a level can be read at all
 
 
@@ -81,6 +89,7 @@ class Outcome:
     spent: TimeSpent = field(default_factory=TimeSpent)
     tiles: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=list(COLUMNS)))
     picture: bytes | None = None  # a PNG
+    overview: np.ndarray | None = None  # (h, w, 3) uint8, of a patch whose colors are looked at
 
     def row(self) -> dict[str, Any]:
         """The slide's row of the `qc` table."""
@@ -180,14 +189,16 @@ def tile_slide(outcome: Outcome, slide: Slide, sheet_mpp: float, tiling: Tiling)
     with outcome.spent.on("reading"):
         thumbnail = read_thumbnail(slide, mask_mpp, outcome.mpp)
     channels = channel_range(thumbnail)
-    outcome.is_brightfield = is_brightfield(*channels)
-    require_brightfield(*channels)
+    ground = brightest_smooth_area(thumbnail)
+    outcome.is_brightfield = is_brightfield(*channels, ground)
+    require_brightfield(*channels, ground)
     _refuse_grey(*channels)
     areas_um2 = mask.min_area_um2, mask.min_hole_um2
     with outcome.spent.on("mask"):
         tissue = masked(thumbnail, mask_mpp, mask.kind, *areas_um2, threads=slide.readers)
     outcome.tissue_mm2 = float(np.count_nonzero(tissue.tissue) * mask_mpp**2 / 1e6)
-    outcome.detail = f"{not_h_and_e(thumbnail, tissue)} {outcome.detail}".strip()
+    told = light_fault(thumbnail, tissue, ground) or not_h_and_e(thumbnail, tissue)
+    outcome.detail = f"{told} {outcome.detail}".strip()
     with outcome.spent.on("reading and measuring tiles"):
         outcome.tiles = tile_table(slide, outcome.mpp, squares, tissue, _limits(tiling))
     if outcome.regions is not None:
@@ -320,6 +331,8 @@ def _work(job: TileJob, outcome: Outcome, slide: Slide, sheet_mpp: float, number
         tile_slide(outcome, slide, sheet_mpp, job.tiling)
         return
     _tile_patch(outcome, slide, sheet_mpp, job.tiling, job.patches == "cut")
+    if number < MAX_COLORED_PATCHES:
+        outcome.overview = read_thumbnail(slide, max(COLORS_MPP, outcome.mpp), outcome.mpp)
     if number < MAX_PATCH_PREVIEWS:
         outcome.picture = _patch_picture(outcome, slide)
 
@@ -356,6 +369,7 @@ def run(job: TileJob) -> None:
             spent.include(outcome.spent)
             outcomes.append(outcome)
         _tell_no_tiles(outcomes, job)
+        _tell_colors(outcomes)
         settings = {"tiling": job.tiling.model_dump(mode="json"), "reader": job.reader}
         with spent.on("writing"):
             write_tiles(job.tiles, _joined(outcomes), settings)
@@ -371,6 +385,8 @@ def _tell(outcome: Outcome, level: int) -> None:
     """One line a slide; usable patches, of which there may be 100,000, are not worth one."""
     if outcome.status is Status.OK:
         said = outcome.slide_id, outcome.counts["kept"], outcome.seconds, outcome.detail
+        if outcome.detail and level == logging.INFO:
+            level = logging.WARNING
         log.log(level, "%s: %d tiles kept in %.1f s %s", *said)
     else:
         log.warning("%s: %s: %s", outcome.slide_id, outcome.status.value, outcome.detail)
@@ -382,3 +398,15 @@ def _tell_no_tiles(outcomes: list[Outcome], job: TileJob) -> None:
     if job.kind == "patches" and told:
         shown, count = told[0], len(outcomes)
         log.warning("%d of %d: as %s: %s", len(told), count, shown.slide_id, shown.detail)
+
+
+def _tell_colors(outcomes: list[Outcome]) -> None:
+    """Note, of all patches of a part, that together they cannot be H&E."""
+    looked_at = [o.overview.reshape(-1, 3) for o in outcomes if o.overview is not None]
+    told = pictures_fault(np.concatenate(looked_at)) if looked_at else ""
+    if not told:
+        return
+    log.warning("%d images of the part, taken together: %s", len(looked_at), told)
+    for outcome in outcomes:
+        if outcome.status is Status.OK:
+            outcome.detail = f"The part's images together: {told} {outcome.detail}".strip()

@@ -38,3 +38,12 @@ def test_the_table_of_a_benchmark_fits(browser: object) -> None:
     cells = [Cell("0.95 (0.93–0.97)") for _ in columns]
     grid = ResultGrid(columns, [("stain-invariant", "linear")], [cells])
     assert hidden_px(browser, to_html(grid, "Benchmark main"), 900) == 0
+
+
+def test_slides_with_a_note_follow_those_that_cannot_be_used() -> None:
+    rows = [("a", "ok", ""), ("b", "ok", "too little light"), ("c", "empty", "no tissue")]
+    page = slides_page(pd.DataFrame(rows, columns=["slide_id", "status", "detail"]), "clinic")
+    assert "2 ok, 1 empty; 1 ok with a note" in page
+    assert (
+        page.index(">c<") < page.index("<tr class=noted>") < page.index(">b<") < page.index(">a<")
+    )

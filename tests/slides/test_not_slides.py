@@ -17,7 +17,7 @@ def _refused(path):
 @pytest.mark.parametrize(("content", "sentence"), [
     (b"\0\x05\x16\x07\0\x02\0\0Mac OS X", "name the one without '._'"),
     (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "git lfs pull"),
-    (b"\n<!DOCTYPE html><html><body>Sign in", "web page: was a login needed"),
+    (b"\n<!DOCTYPE html><html><body>Sign in", "web page, perhaps of a login"),
     (b"<HTML>", "web page"), (b"%PDF-1.7\n", "PDF"), (b"PK\x03\x04\x14", "zip archive: unpack"),
     (b"\x1f\x8b\x08", "gzip archive: unpack"), (b"no slide", "No reader recognises a.svs"),
 ])  # fmt: skip

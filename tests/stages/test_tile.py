@@ -31,6 +31,7 @@ from stainssl.slides.readers.tiff import TiffFile
 from stainssl.stages import run_stage, slide, tile
 from stainssl.stores.tiles import read_qc, read_tiles
 from tests.slides.conftest import GLASS, stained, write_svs, write_tiff
+from tests.slides.test_other_stains import EOSIN, section
 
 PART = "all-0000"
 TILING = {"mpp": 0.5, "size": 128, "mask": {"min_area_um2": 5000}}
@@ -355,7 +356,7 @@ def test_tissue_without_a_kept_tile_says_why(
 
 def test_patches_are_one_tile_a_file(tmp_path: Path, root: Path, rng: np.random.Generator) -> None:
     for name, shape in (("a", (96, 96)), ("b", (60, 90))):
-        image = rng.integers(0, 256, (*shape, 3), dtype=np.uint8)
+        image = rng.integers(150, 256, (*shape, 3), dtype=np.uint8)
         Image.fromarray(image).save(root / f"{name}.png")
     (root / "c.png").write_text("no image")
     Image.new("RGB", (50, 50), (255, 255, 255)).save(root / "d.png")
@@ -380,7 +381,7 @@ def test_pictures_that_are_no_tiles_say_what_was_made_of_them(
     tmp_path: Path, root: Path, rng: np.random.Generator, caplog: pytest.LogCaptureFixture
 ) -> None:
     for name, shape in (("wide", (512, 1024)), ("tile", (128, 128))):
-        image = rng.integers(0, 256, (*shape, 3), dtype=np.uint8)
+        image = rng.integers(150, 256, (*shape, 3), dtype=np.uint8)
         Image.fromarray(image).save(root / f"{name}.png")
     rows = [{"slide_id": n, "path": f"{n}.png", "mpp": 0.5} for n in ("wide", "tile")]
     config = cohort(tmp_path, rows, kind="patches")
@@ -395,7 +396,7 @@ def test_pictures_that_are_no_tiles_say_what_was_made_of_them(
 def test_a_picture_that_is_not_square_is_not_said_to_have_another_scale(
     tmp_path: Path, root: Path, rng: np.random.Generator
 ) -> None:
-    image = rng.integers(0, 256, (128, 512, 3), dtype=np.uint8)
+    image = rng.integers(150, 256, (128, 512, 3), dtype=np.uint8)
     Image.fromarray(image).save(root / "strip.png")
     rows = [{"slide_id": "strip", "path": "strip.png", "mpp": 0.5}]
     config = cohort(tmp_path, rows, kind="patches")
@@ -408,7 +409,7 @@ def test_pictures_are_cut_at_the_tilings_scale(
     tmp_path: Path, root: Path, rng: np.random.Generator
 ) -> None:
     for name, shape in (("wide", (300, 600)), ("small", (60, 60)), ("coarse", (300, 300))):
-        image = rng.integers(0, 256, (*shape, 3), dtype=np.uint8)
+        image = rng.integers(150, 256, (*shape, 3), dtype=np.uint8)
         Image.fromarray(image).save(root / f"{name}.png")
     rows = [
         {"slide_id": "wide", "path": "wide.png", "mpp": 0.25},
@@ -492,3 +493,43 @@ def test_no_torch_is_imported() -> None:
         "assert not {'torch', 'tiatoolbox', 'timm'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_patches_with_red_and_blue_swapped_are_told_together(
+    tmp_path: Path,
+    root: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(TILING, "mpp", 4)
+    for order, name in ((1, "rgb"), (-1, "bgr")):
+        for number in range(6):
+            picture = section(EOSIN, 0.6, seed=number)[60:440, 60:440, ::order]
+            Image.fromarray(np.ascontiguousarray(picture)).save(root / f"{name}{number}.png")
+    for name in ("rgb", "bgr"):
+        rows = [{"slide_id": f"{name}{n}", "path": f"{name}{n}.png", "mpp": 4} for n in range(6)]
+        config = cohort(tmp_path, rows, kind="patches")
+        run_stage("tile", config, "c", PART)
+        details = outputs(config)[1]["detail"]
+        assert ("(BGR)" in caplog.text) == (name == "bgr")
+        assert details.str.contains("BGR").all() == (name == "bgr")
+
+
+def test_a_slide_with_red_and_blue_swapped_is_ok_with_a_warning(
+    tmp_path: Path,
+    root: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(TILING, "mpp", 8)
+    picture = section(EOSIN, 0.6)
+    write_svs(root / "rgb.svs", picture, mpp=8)
+    write_svs(root / "bgr.svs", np.ascontiguousarray(picture[..., ::-1]), mpp=8)
+    rows = [{"slide_id": n, "path": f"{n}.svs"} for n in ("rgb", "bgr")]
+    config = cohort(tmp_path, rows)
+    run_stage("tile", config, "c", PART)
+    qc = outputs(config)[1]
+    assert list(qc["status"]) == ["ok", "ok"]
+    assert list(qc["detail"].str.contains("BGR")) == [False, True]
+    warned = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert ["bgr: " in record.getMessage() for record in warned] == [True]
