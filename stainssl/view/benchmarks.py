@@ -199,7 +199,7 @@ class Benchmarks:
         task = sample["task"].iloc[0] if len(sample) else ""
         sample = sample[sample["task"] == task].reset_index(drop=True)
         if sample.empty:
-            raise StainsslError(f"The sample of {run} holds no tiles.")
+            raise StainsslError(f"The sample of {run} has no tiles.")
         from stainssl.evaluation.projection import project
 
         x, y = project(np.stack(sample["vector"].to_list()), self._records.config.seed).T

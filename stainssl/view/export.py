@@ -47,7 +47,7 @@ def write_export(
     files = page_files()
     chosen = list(_chosen(contents, slides))
     if folder.exists() and any(folder.iterdir()) and not (folder / "core.js").is_file():
-        raise StainsslError(f"{folder} is not empty and no earlier export: give another folder.")
+        raise StainsslError(f"{folder} is not empty and not an earlier export: use another folder.")
     with replacing(folder) as made:
         made.mkdir()
         for name, (path, _) in files.items():
@@ -62,7 +62,7 @@ def write_export(
             for number, one in enumerate(chosen, start=1):
                 detail = _write_slide(contents, made, one, chosen, pool)
                 say(f"{one[1]} ({number} of {len(chosen)})" + (f": {detail}" if detail else ""))
-    say(f"{folder / 'index.html'} can be opened.")
+    say(f"Open {folder / 'index.html'} in a browser.")
 
 
 def _chosen(contents: Contents, slides: Sequence[str]) -> Iterator[Key]:

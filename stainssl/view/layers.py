@@ -138,7 +138,7 @@ class Layers:
         found = _of_slide(answer.folder / "attention.parquet", "attention", slide)
         return {
             "title": answer.title,
-            "said": "percentile rank of a tile's attention in its slide",
+            "said": "percentile rank of a tile's attention within the slide",
             "tile": json_column(found["tile"]),
             "value": json_column(found["attention"].astype(float)),
         }
@@ -158,7 +158,7 @@ class Layers:
         protocol = "fine-tuning" if spec.is_fine_tuned else "linear probe"
         return {
             "title": f"{task}: {protocol} on {encoder}",
-            "said": f"probability that {spec.label} is {positive[2:]}, of test tiles",
+            "said": f"probability that {spec.label} is {positive[2:]}, test tiles only",
             "tile": json_column(means.index.to_numpy()),
             "value": json_column(means.astype(float)),
         }
@@ -184,11 +184,11 @@ class Layers:
         pixels, rows = self.pixels(cohort, slide)
         fields = pixels.profile(STAIN)
         if not fields:
-            raise StainsslError(f"The pixels of {slide} hold no {STAIN} profiles.")
+            raise StainsslError(f"The stored pixels of {slide} have no {STAIN} profiles.")
         valid = rows[fields["valid"][rows].astype(bool)]
         strength = fields["scale"][valid].astype(float)
         return {
-            "said": "99th percentile of a stain's concentration in a tile (Macenko)",
+            "said": "99th percentile of the stain concentration in each tile (Macenko)",
             "tile": json_column(pixels.tile[valid]),
             "hematoxylin": json_column(strength[:, 0]),
             "eosin": json_column(strength[:, 1]),

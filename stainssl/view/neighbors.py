@@ -98,7 +98,7 @@ class Neighbors:
         rows = store.rows(slide)
         at = np.flatnonzero((store.tile[rows] == tile) & store.valid[rows])
         if not len(at):
-            raise StainsslError(f"Tile {tile} of {slide} has no vector of {encoder}.")
+            raise StainsslError(f"Tile {tile} of {slide} has no embedding by {encoder}.")
         row = rows.start + int(at[0])
         return store.read(slice(row, row + 1))[0]
 
@@ -118,7 +118,7 @@ class Neighbors:
 def _sampled(places: Sequence[Place]) -> VectorSample:
     stores = list(_opened(places))
     if not stores:
-        raise StainsslError("No vectors can be read.")
+        raise StainsslError("No embeddings can be read.")
     total = sum(len(store) for _, _, store in stores)
     dim = stores[0][2].features.shape[1]
     step = max(1, -(-total * dim * 2 // MAX_BYTES))

@@ -61,7 +61,7 @@ def read_json(path: Path) -> Json:
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except ValueError as error:
-        raise StainsslError(f"{path} is not whole ({error}). Delete it and run again.") from error
+        raise StainsslError(f"{path} is incomplete ({error}). Delete it and run again.") from error
 
 
 @dataclass(frozen=True)

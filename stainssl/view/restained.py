@@ -112,7 +112,7 @@ class Restained:
         tiling = self._records.tiling(cohort)
         stores = list(self._stores(tiling))
         if not stores:
-            raise StainsslError("No pixels are there yet, so that no site's stain is known.")
+            raise StainsslError("No pixels have been stored yet, so site stains are unknown.")
         targets = list(self._targets())
         paths = [*(path for path, _ in stores), *(path for _, path in targets)]
         stamp = tiling, versions(paths)

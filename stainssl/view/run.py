@@ -41,11 +41,11 @@ def run(
     """
     contents = Contents(config_of(results) if results is not None else load(config))
     if not contents.records.paths.results.is_dir():
-        say(f"{contents.records.paths.results} does not exist yet: slides are shown, no results.")
+        say(f"{contents.records.paths.results} does not exist yet: showing slides without results.")
     if export is not None:
         write_export(contents, export, slides, say)
     else:
-        serve(contents, host, port, token, lambda address: say(f"{address}\nCtrl-C ends it."))
+        serve(contents, host, port, token, lambda address: say(f"{address}\nPress Ctrl-C to stop."))
 
 
 def config_of(results: Path) -> Config:
@@ -57,7 +57,7 @@ def config_of(results: Path) -> Config:
     path = Paths(results).config()
     if not path.is_file():
         raise StainsslError(
-            f"{path} does not exist: give a folder that a run or `stainssl predict` wrote, or "
+            f"{path} does not exist: give a folder written by a run or by `stainssl predict`, or "
             "--config."
         )
     return load(path).model_copy(update={"results": results})

@@ -58,7 +58,7 @@ def _guard(token: str | None) -> type[BaseHTTPMiddleware]:
             # Browsers send it; a link that a person follows is `navigate`.
             from_elsewhere = request.headers.get("sec-fetch-site") in ("cross-site", "same-site")
             if from_elsewhere and request.headers.get("sec-fetch-mode") != "navigate":
-                return PlainTextResponse("Asked by another site's page.", 403)
+                return PlainTextResponse("Request from another site.", 403)
             if token is None:
                 return None
             if hmac.compare_digest(request.query_params.get("token", ""), token):
@@ -67,7 +67,7 @@ def _guard(token: str | None) -> type[BaseHTTPMiddleware]:
                 return response
             if hmac.compare_digest(request.cookies.get(COOKIE, ""), token):
                 return None
-            return PlainTextResponse("Open the address that `stainssl view` printed.", 401)
+            return PlainTextResponse("Open the address printed by `stainssl view`.", 401)
 
     return Guard
 
@@ -87,7 +87,7 @@ def application(contents: Contents, token: str | None = None, hosts: list[str] |
     async def page(request: Request) -> Response:
         name = request.path_params.get("name", "index.html")
         if name not in files:
-            return PlainTextResponse("There is no such page.", 404)
+            return PlainTextResponse("Page not found.", 404)
         path, media_type = files[name]
         body = await anyio.to_thread.run_sync(path.read_bytes)
         return Response(body, media_type=media_type, headers={"Cache-Control": "no-cache"})
@@ -136,7 +136,7 @@ async def _answered(
     try:
         body = await anyio.to_thread.run_sync(make)
     except KeyError:
-        return PlainTextResponse("There is no such thing in the config's cohorts.", 404)
+        return PlainTextResponse("Not found in the cohorts of the config.", 404)
     except FAULTS as error:
         return PlainTextResponse(str(error), 422 if isinstance(error, SlideError) else 503)
     return Response(body, media_type=media_type, headers=headers)
@@ -159,8 +159,8 @@ def bound(host: str, port: int) -> socket.socket:
     except OSError as error:
         found.close()
         raise StainsslError(
-            f"Port {port} of {host} cannot be used ({error.strerror or error}): give another with "
-            "--port, or --port 0 for any free one."
+            f"Port {port} of {host} cannot be used ({error.strerror or error}): choose one with "
+            "--port, or --port 0 for any free port."
         ) from error
     return found
 

@@ -142,12 +142,12 @@ def test_page_of_a_benchmark(tab: Tab, page: None, compared: Contents) -> None:
         assert rows.count() == 2
         assert "(" in rows.first.inner_text()
         tab.page.get_by_role("button", name="curves and cases of enc").click()
-        tab.page.get_by_text("Cases, the worst first").wait_for()
+        tab.page.get_by_text("Cases, worst first").wait_for()
         point = tab.page.locator("figure").nth(1).locator("circle.unseen").first
         point.hover()
-        assert "came true" in tab.page.locator("figure .told").nth(1).inner_text()
+        assert "observed" in tab.page.locator("figure .told").nth(1).inner_text()
         point.click()
-        tab.page.get_by_text("Cases given").wait_for()
+        tab.page.get_by_text("Cases with predicted probability").wait_for()
         tab.page.get_by_role("button", name="Show all cases").click()
         tab.page.locator("figure").first.locator("circle.active").last.click()
         tab.page.get_by_text("at a false positive rate of 1").wait_for()

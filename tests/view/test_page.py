@@ -114,7 +114,7 @@ def test_a_click_tells_of_a_tile_and_the_link_opens_it_again(
     )
     page.mouse.click(*place)
     page.get_by_role("heading", name=f"Tile {tile}", exact=True).wait_for()
-    page.get_by_text("Cosine of enc's vectors").wait_for()
+    page.get_by_text("Cosine of embeddings by enc").wait_for()
     box = page.locator(".tilebox")
     assert "µm" in box.inner_text()
     assert "hematoxylin" in box.inner_text()
@@ -277,7 +277,7 @@ def test_two_cohorts_side_by_side(tab: Tab, page: None, paired: Contents) -> Non
         assert tab.page.evaluate("current.sides.map((side) => side.data.cohort)") == [
             "clinic", "coarse",
         ]  # fmt: skip
-        tab.page.get_by_label("Second view", exact=True).select_option(label="nothing")
+        tab.page.get_by_label("Second view", exact=True).select_option(label="none")
         tab.page.wait_for_function("() => current.panes.length === 1")
         tab.leave()
 

@@ -13,7 +13,7 @@ function calledAt(found, point) {
   const { fpr } = found.roc;
   const from = found.cases.called_from;
   const has = (i) => from[i] !== null && from[i] <= fpr[point] + 1e-9;
-  return { title: `Cases called ${found.classes.at(-1)} at a false positive rate of ${shown(fpr[point], 2)}`, has };
+  return { title: `Cases predicted ${found.classes.at(-1)} at a false positive rate of ${shown(fpr[point], 2)}`, has };
 }
 
 function caseName(found, i) {
@@ -25,7 +25,7 @@ function caseName(found, i) {
 function givenIn(found, bin) {
   const { low, high } = found.calibration;
   const p = found.cases.p_last;
-  return { title: `Cases given ${shown(low[bin], 2)} to ${shown(high[bin], 2)}`, has: (i) => p[i] >= low[bin] && p[i] <= high[bin] };
+  return { title: `Cases with predicted probability ${shown(low[bin], 2)} to ${shown(high[bin], 2)}`, has: (i) => p[i] >= low[bin] && p[i] <= high[bin] };
 }
 
 class BenchmarkView {
@@ -47,8 +47,8 @@ class BenchmarkView {
     this.box = el("div", { class: "bench scroller plain", tabindex: "0", role: "region", "aria-label": "Benchmark" });
     main.replaceChildren(el("h1", { text: `Benchmark ${this.name}` }), this.box);
     this.tableBox = el("div");
-    this.behind = el("section", { "aria-label": "Behind a row" });
-    this.planeBox = el("section", { "aria-label": "Tiles on a plane" });
+    this.behind = el("section", { "aria-label": "Details of a row" });
+    this.planeBox = el("section", { "aria-label": "UMAP of tiles" });
     this.box.append(this.tableBox, this.behind, this.planeBox);
     this.draw();
     if (this.open) this.show(this.open);
@@ -103,8 +103,8 @@ class BenchmarkView {
       const arrow = { ascending: " ▲", descending: " ▼", none: "" }[way];
       return el("th", { scope: "col", "aria-sort": way }, el("button", { type: "button", text: title + arrow, onclick: () => { this.sort = this.sort === `-${key}` ? key : `-${key}`; this.draw(); } }));
     });
-    const table = el("table", { class: "slides" }, el("thead", {}, el("tr", {}, ...heads, el("th", { scope: "col", text: "95 % interval" }), el("th", { scope: "col", text: "behind it" }))), el("tbody", {}, ...found.map((i) => this.row(i, found))));
-    this.tableBox.replaceChildren(controls, table, el("p", { class: "hint", text: "In brackets and drawn: 95 % intervals over patients, as the benchmark made them." }));
+    const table = el("table", { class: "slides" }, el("thead", {}, el("tr", {}, ...heads, el("th", { scope: "col", text: "95 % interval" }), el("th", { scope: "col", text: "details" }))), el("tbody", {}, ...found.map((i) => this.row(i, found))));
+    this.tableBox.replaceChildren(controls, table, el("p", { class: "hint", text: "In brackets and drawn: 95 % intervals over patients, from the benchmark." }));
   }
 
   row(i, found) {
@@ -175,12 +175,12 @@ class BenchmarkView {
     const wrong = c.wrong ? `, ${shown(chosen.filter((i) => c.wrong[i]).length)} wrong` : "";
     const names = ["patient_id", "site", "truth", "predicted"];
     const score = ["p_truth", "error", "risk"].find((key) => key in c);
-    const heads = [...names.map(titleOf), score === "p_truth" ? "p of the truth" : score, "slides"].map((text) => el("th", { scope: "col", text }));
+    const heads = [...names.map(titleOf), score === "p_truth" ? "p of the true class" : score, "slides"].map((text) => el("th", { scope: "col", text }));
     heads[names.length].className = "number";
     const rows = chosen.map((i) => el("tr", { class: c.wrong && c.wrong[i] ? "wrong" : null },
       ...names.map((name) => el("td", { text: shown(c[name][i]) })), el("td", { class: "number", text: shown(c[score][i], 2) }),
       el("td", {}, ...this.links(found, i, answer))));
-    const of = some !== null ? some.title : score === "risk" ? "Cases, of the highest risk first" : "Cases, the worst first";
+    const of = some !== null ? some.title : score === "risk" ? "Cases, highest risk first" : "Cases, worst first";
     const said = el("h3", { text: `${of}: ${shown(rows.length)} of ${shown(found.units)}${wrong}` });
     const back = some === null ? null : el("button", { type: "button", text: "Show all cases", onclick: all });
     const table = el("table", { class: "slides" }, el("thead", {}, el("tr", {}, ...heads)), el("tbody", {}, ...rows));
@@ -203,7 +203,7 @@ class BenchmarkView {
     const by = el("select", { id: "by", onchange: (event) => { this.by = event.target.value; this.showPlane(); } },
       ...["site", "label", "patient_id"].map((name) => el("option", { value: name, text: titleOf(name), selected: name === this.by })));
     this.planeShown = el("div");
-    this.planeBox.replaceChildren(el("h2", { text: "Tiles on a plane (UMAP)" }), el("div", { class: "controls" }, el("label", { for: "plane", text: "Encoder" }), select, el("label", { for: "by", text: "Colors" }), by), this.planeShown);
+    this.planeBox.replaceChildren(el("h2", { text: "UMAP of tiles" }), el("div", { class: "controls" }, el("label", { for: "plane", text: "Encoder" }), select, el("label", { for: "by", text: "Colors" }), by), this.planeShown);
     if (this.plane) this.showPlane();
   }
 
@@ -211,7 +211,7 @@ class BenchmarkView {
     this.keep();
     this.planeShown.replaceChildren();
     if (!this.plane) return;
-    this.planeShown.append(el("p", { class: "hint", text: "The first plane takes some seconds." }));
+    this.planeShown.append(el("p", { class: "hint", text: "The first UMAP takes some seconds." }));
     const asked = this.plane;
     const found = await stainssl.data("plane", asked);
     if (this.plane !== asked) return;
@@ -220,13 +220,13 @@ class BenchmarkView {
       return;
     }
     const c = found.columns;
-    const card = el("div", { class: "card" }, el("p", { class: "hint", text: "Point at a tile; a click opens it on its slide." }));
+    const card = el("div", { class: "card" }, el("p", { class: "hint", text: "Hover over a tile to see it; click to open it on its slide." }));
     const link = (i) => address.make(["slide", c.cohort[i], c.slide_id[i]], { tile: c.tile[i], go: 1 });
     const tell = (i) => card.replaceChildren(
       el("img", { class: "tile", alt: "", src: stainssl.picture("tile", c.cohort[i], c.slide_id[i], c.tile[i]) }),
       el("p", {}, el("a", { href: link(i), text: `${c.slide_id[i]}, tile ${c.tile[i]}` }), ` · patient ${c.patient_id[i]} · site ${c.site[i]} · ${found.task} ${c.label[i]}`));
     const plot = planePlot(c, this.by, tell, (i) => { location.hash = link(i); });
-    this.planeShown.replaceChildren(el("div", { class: "plots" }, plot, card), el("p", { class: "hint", text: "Who is whose neighbor, not how far apart groups are." }));
+    this.planeShown.replaceChildren(el("div", { class: "plots" }, plot, card), el("p", { class: "hint", text: "Neighborhoods are meaningful, distances between groups are not." }));
   }
 }
 

@@ -124,7 +124,7 @@ class CohortTable {
       }, el("option", { value: "", text: "none" }), ...this.answers.map((a) => el("option", { value: a.name, text: a.title, selected: a.name === this.answer })));
       parts.push(el("label", { for: "answer", text: "Predictions" }), select);
     }
-    const hint = "Filter under each heading: text, or >0.5, <=3, 1..2 for numbers.";
+    const hint = "Filters below the headings: text, or >0.5, <=3, 1..2 for numbers.";
     return el("div", { class: "controls" }, ...parts, el("span", { class: "hint", text: hint }));
   }
 
@@ -142,7 +142,7 @@ class CohortTable {
       },
     }, `${status}: ${count}`);
     const left = bad.filter((one) => !isLater(one));
-    const said = left.length ? ["Left out: ", ...left.map(button)] : ["No slide was left out. "];
+    const said = left.length ? ["Excluded: ", ...left.map(button)] : ["No slide was excluded. "];
     return el("p", { class: "leftout" }, ...said, ...bad.filter(isLater).map(button));
   }
 
@@ -187,7 +187,7 @@ class CohortTable {
 
   update() {
     this.select();
-    this.count.textContent = `${shown(this.order.length)} of ${shown(this.size)} slides${this.answer ? "; predicted: mean, in brackets the middle 95 % over repeats or fold models" : ""}`;
+    this.count.textContent = `${shown(this.order.length)} of ${shown(this.size)} slides${this.answer ? "; predictions: mean, in brackets the central 95 % over repeats or fold models" : ""}`;
     this.first = -1;
     this.table.setAttribute("aria-rowcount", this.order.length + 1);
     address.keep(["cohort", this.name], this.query());

@@ -33,7 +33,7 @@ const stainssl = {
       if (response.ok) return await response.json();
       return { problem: await response.text() };
     } catch {
-      return { problem: "The server does not answer: is `stainssl view` still running?" };
+      return { problem: "No response from the server: is `stainssl view` still running?" };
     }
   },
 
@@ -41,7 +41,7 @@ const stainssl = {
     return new Promise((resolve) => {
       const script = document.createElement("script");
       script.src = `data/${place}.js`;
-      script.onerror = () => resolve({ problem: "This is not part of the export." });
+      script.onerror = () => resolve({ problem: "Not included in the export." });
       script.onload = () => script.remove();
       this.waiting.set(name, resolve);
       document.head.append(script);

@@ -50,9 +50,9 @@ async function begin() {
 async function copyLink() {
   try {
     await navigator.clipboard.writeText(location.href);
-    say("The link was copied.");
+    say("Link copied.");
   } catch {
-    say("The link is in the address bar: copy it there.");
+    say("Could not copy: take the link from the address bar.");
   }
 }
 

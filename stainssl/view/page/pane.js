@@ -60,12 +60,12 @@ class Pane {
   async fail(event) {
     if (!this.failed.hidden) return;
     this.failed.hidden = false;
-    this.failed.textContent = "A part of the slide cannot be shown.";
+    this.failed.textContent = "Part of the slide cannot be shown.";
     if (stainssl.exported) return;
     const url = event.tile.getUrl ? event.tile.getUrl() : event.tile.url;
     const response = await fetch(url).catch(() => null);
     if (response?.ok) this.failed.hidden = true;
-    else this.failed.textContent = `A part of the slide cannot be shown: ${response ? await response.text() : "the server does not answer."}`;
+    else this.failed.textContent = `Part of the slide cannot be shown: ${response ? await response.text() : "no response from the server."}`;
   }
 
   measure() {
@@ -74,7 +74,7 @@ class Pane {
     const { mpp } = this.geometry;
     const [text, line] = this.bar.children;
     if (!mpp) {
-      text.textContent = "no pixel size known";
+      text.textContent = "pixel size unknown";
       line.style.width = "0";
       this.zoom.textContent = `${shown(view.scale * 100)} %`;
       return;

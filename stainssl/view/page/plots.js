@@ -100,16 +100,16 @@ function rocPlot(roc, label, act) {
   plot.band(roc.fpr, roc.low, roc.high);
   plot.line(roc.fpr, roc.tpr);
   const bounds = (i) => (roc.low[i] === null ? "" : ` (${shown(roc.low[i], 2)}–${shown(roc.high[i], 2)})`);
-  plot.points(roc.fpr, roc.tpr, (i) => `false positive rate ${shown(roc.fpr[i], 2)}: sensitivity ${shown(roc.tpr[i], 2)}${bounds(i)}; a click shows who is called`, 0, act);
+  plot.points(roc.fpr, roc.tpr, (i) => `false positive rate ${shown(roc.fpr[i], 2)}: sensitivity ${shown(roc.tpr[i], 2)}${bounds(i)}; click to list the cases predicted positive`, 0, act);
   return plot.element;
 }
 
 // `act(i)`: a click on a point.
 function calibrationPlot(found, label, act) {
-  const plot = new UnitPlot(`Calibration, ${label}`, "mean probability that was given", "share that came true");
+  const plot = new UnitPlot(`Calibration, ${label}`, "mean predicted probability", "observed share");
   plot.diagonal();
   plot.line(found.said, found.came);
-  plot.points(found.said, found.came, (i) => `given ${shown(found.said[i], 2)}, came true ${shown(found.came[i], 2)}, ${shown(found.units[i])} units; a click shows them`, 4, act);
+  plot.points(found.said, found.came, (i) => `predicted ${shown(found.said[i], 2)}, observed ${shown(found.came[i], 2)}, ${shown(found.units[i])} units; click to list them`, 4, act);
   return plot.element;
 }
 
@@ -119,9 +119,9 @@ function scatterPlot(cases, name, act) {
   const [low, high] = [Math.min(...every), Math.max(...every)];
   const margin = 0.04 * (high - low || 1);
   const range = [low - margin, high + margin];
-  const plot = new UnitPlot("Predicted and true numbers", "true", "predicted", range, range);
+  const plot = new UnitPlot("Predicted and true values", "true", "predicted", range, range);
   plot.diagonal();
-  plot.points(cases.truth, cases.predicted, (i) => `${name(i)}: true ${shown(cases.truth[i])}, predicted ${shown(cases.predicted[i])}; a click shows the case`, 3, act);
+  plot.points(cases.truth, cases.predicted, (i) => `${name(i)}: true ${shown(cases.truth[i])}, predicted ${shown(cases.predicted[i])}; click to show the case`, 3, act);
   return plot.element;
 }
 
@@ -129,12 +129,12 @@ function scatterPlot(cases, name, act) {
 // does, and `act(group)` is a click on a step.
 function survivalPlot(groups, test, act) {
   const end = Math.max(...Object.values(groups).flatMap((group) => group.time));
-  const plot = new UnitPlot("Survival of the groups of risk", Object.values(groups)[0].unit, "survival", [0, end || 1]);
+  const plot = new UnitPlot("Survival by risk group", Object.values(groups)[0].unit, "survival", [0, end || 1]);
   Object.entries(groups).forEach(([name, group], i) => {
     const { time, survival } = group;
     const stepped = time.flatMap((t, j) => (j ? [[t, survival[j - 1]], [t, survival[j]]] : [[t, survival[j]]]));
     plot.line(stepped.map((p) => p[0]), stepped.map((p) => p[1]), PALETTE[i]);
-    const told = (j) => `${name} risk: ${shown(survival[j], 2)} at ${shown(time[j], 1)}, ${shown(group.at_risk[j])} at risk; a click shows the group`;
+    const told = (j) => `${name} risk: ${shown(survival[j], 2)} at ${shown(time[j], 1)}, ${shown(group.at_risk[j])} at risk; click to list the group`;
     plot.points(time, survival, told, 0, () => act(name));
   });
   const legend = el("ul", { class: "legend" }, ...Object.keys(groups).map((name, i) => el("li", {}, el("i", { style: { background: PALETTE[i] } }), `${name} risk: ${groups[name].events} events of ${groups[name].units}`)));
@@ -158,8 +158,8 @@ function stainPlot(cases, units, name, act) {
   const x = known.map((i) => cases.stain_distance[i]);
   const right = Math.ceil(Math.max(...x)) || 1;
   const some = x.length < units ? `, the ${shown(x.length)} worst` : "";
-  const plot = new UnitPlot(`Answers by distance of stain${some}`, "distance from the middle stain (median 1)", "probability of the truth", [0, right]);
-  const told = (j) => `${name(known[j])}: stain at ${shown(cases.stain_distance[known[j]], 2)}, truth given ${shown(cases.p_truth[known[j]], 2)}; a click shows the case`;
+  const plot = new UnitPlot(`Predictions by stain distance${some}`, "distance from the median stain (median 1)", "probability of the true class", [0, right]);
+  const told = (j) => `${name(known[j])}: stain distance ${shown(cases.stain_distance[known[j]], 2)}, probability of the true class ${shown(cases.p_truth[known[j]], 2)}; click to show the case`;
   plot.points(x, known.map((i) => cases.p_truth[i]), told, 3, (j) => act(known[j]));
   return plot.element;
 }
@@ -176,7 +176,7 @@ function planePlot(found, by, tell, open) {
     cx: at(x[i], left, right), cy: side - at(y[i], low, high), r: 4, fill: color.get(found[by][i]), class: "dot",
     onpointerenter: () => tell(i), onclick: () => open(i),
   }));
-  const picture = svg("svg", { viewBox: `0 0 ${side} ${side}`, width: side, height: side, role: "img", "aria-label": `tiles on a plane, colored by ${titleOf(by)}` }, ...dots);
+  const picture = svg("svg", { viewBox: `0 0 ${side} ${side}`, width: side, height: side, role: "img", "aria-label": `UMAP of tiles, colored by ${titleOf(by)}` }, ...dots);
   const legend = groups.length > 12 ? el("p", { class: "legend", text: `${groups.length} groups; colors repeat` })
     : el("ul", { class: "legend" }, ...groups.map((group) => el("li", {}, el("i", { style: { background: color.get(group) } }), String(group === "" ? "not given" : group))));
   return el("div", {}, legend, picture);

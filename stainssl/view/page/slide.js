@@ -32,10 +32,10 @@ class SlideView {
     this.panes = [];
     const main = document.getElementById("main");
     const problems = data.problems.map((text) => problem(text));
-    if (!data.tiled) problems.push(el("p", { class: "note", text: "Not tiled yet: the slide is shown without layers that need results." }));
+    if (!data.tiled) problems.push(el("p", { class: "note", text: "Not tiled yet: layers that need results are not available." }));
     main.replaceChildren(this.title(), ...problems, el("div", { class: "work" }, this.place = el("div", { class: "panes" }), this.side), this.strip = el("section", { class: this.answer && this.tiles ? "strip waits" : "strip", "aria-label": "Tiles by attention" }));
     if (!data.geometry) {
-      this.place.append(el("p", { class: "empty", text: "There is nothing to show of this slide." }));
+      this.place.append(el("p", { class: "empty", text: "Nothing to show for this slide." }));
       this.side.append(this.details());
       return;
     }
@@ -44,7 +44,7 @@ class SlideView {
     this.buildLayers();
     this.showStrip();
     if (this.tile !== null) this.choose(this.tile, false);
-    else this.tileBox.append(el("h2", { text: "Tile" }), el("p", { class: "hint", text: this.tiles?.count ? "Click a tile on the slide, or take one of the strip." : "This slide has no tiles." }));
+    else this.tileBox.append(el("h2", { text: "Tile" }), el("p", { class: "hint", text: this.tiles?.count ? "Click a tile on the slide or in the strip." : "This slide has no tiles." }));
   }
 
   title() {
@@ -123,7 +123,7 @@ class SlideView {
 
   buildLayers() {
     const rows = [...this.specs().values()].map((spec) => this.switchOf(spec));
-    const scaled = el("p", { class: "hint", text: "Colors: viridis, even in lightness." });
+    const scaled = el("p", { class: "hint", text: "Colors: viridis." });
     this.layersBox.replaceChildren(el("h2", { text: "Layers" }), ...rows, scaled, ...this.sideBySide());
     this.redraw();
   }
@@ -146,7 +146,7 @@ class SlideView {
     if (spec.choose) {
       const [key, options] = spec.choose;
       const [first] = this.sides;
-      if (first[key]) more.push(this.chooser(`${spec.title}: of which model`, options, first[key], (value) => { first[key] = value; this.redraw(); if (key === "answer") this.showStrip(); }));
+      if (first[key]) more.push(this.chooser(`${spec.title}: model`, options, first[key], (value) => { first[key] = value; this.redraw(); if (key === "answer") this.showStrip(); }));
     }
     return el("div", { class: "layer" }, el("div", { class: "switch" }, box, el("label", { for: id, text: spec.title }), range), ...more, el("div", { class: "under", id: `under-${spec.name}` }));
   }
@@ -159,7 +159,7 @@ class SlideView {
   sideBySide() {
     const options = this.besideOptions();
     if (!options.length) return [];
-    return [el("h2", { text: "Side by side" }), this.chooser("Second view", [{ name: "", title: "nothing" }, ...options], this.beside, async (value) => {
+    return [el("h2", { text: "Side by side" }), this.chooser("Second view", [{ name: "", title: "none" }, ...options], this.beside, async (value) => {
       this.beside = value;
       await this.openPanes();
       const { answer, probe } = this.sides.at(-1);
@@ -295,9 +295,9 @@ class SlideView {
     const sites = [...new Set(columns.site)];
     for (const site of sites) {
       const links = columns.tile.map((_, i) => i).filter((i) => columns.site[i] === site).map((i) => this.neighbor(columns, i));
-      near.append(el("h4", { text: `site ${site || "not given"}${site === this.data.sheet.site ? ", as this slide" : ""}` }), el("div", { class: "tiles" }, ...links));
+      near.append(el("h4", { text: `site ${site || "not given"}${site === this.data.sheet.site ? ", same as this slide" : ""}` }), el("div", { class: "tiles" }, ...links));
     }
-    near.append(el("p", { class: "hint", text: `Cosine of ${this.encoder}'s vectors; ${shown(found.searched)} of ${shown(found.total)} tiles were searched, at most two of a slide are shown.` }));
+    near.append(el("p", { class: "hint", text: `Cosine of embeddings by ${this.encoder}; ${shown(found.searched)} of ${shown(found.total)} tiles searched, at most two per slide shown.` }));
   }
 
   neighbor(columns, i) {
@@ -320,7 +320,7 @@ class SlideView {
     const order = found.value.map((_, i) => i).sort((a, b) => found.value[b] - found.value[a]);
     const count = Math.min(STRIP, Math.floor(order.length / 2));
     const row = (name, chosen) => el("div", { class: "ends" }, el("h2", { text: name }), el("div", { class: "tiles" }, ...chosen.map((i) => this.stripTile(found, i))));
-    if (!count) this.strip.replaceChildren(el("p", { class: "hint", text: `${found.title || "This model"} has no attention on this slide.` }));
+    if (!count) this.strip.replaceChildren(el("p", { class: "hint", text: `${found.title || "This model"} has no attention values for this slide.` }));
     else this.strip.replaceChildren(row("Highest attention", order.slice(0, count)), row("Lowest attention", order.slice(-count).reverse()));
   }
 
@@ -337,7 +337,7 @@ class SlideView {
     for (const [name, value] of Object.entries(sheet)) this.fact(list, titleOf(name), value);
     if (geometry) {
       this.fact(list, "size", `${shown(geometry.width)} × ${shown(geometry.height)} px`);
-      this.fact(list, "pixel size", geometry.mpp ? `${shown(geometry.mpp, 4)} µm` : "not known");
+      this.fact(list, "pixel size", geometry.mpp ? `${shown(geometry.mpp, 4)} µm` : "unknown");
       if (geometry.objective) this.fact(list, "objective", `${shown(geometry.objective)}×`);
       this.fact(list, "format", `${geometry.vendor} (reader ${geometry.reader})`);
     }
