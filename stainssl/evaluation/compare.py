@@ -165,9 +165,9 @@ def shared_rows(predictions: Sequence[pd.DataFrame], level: str) -> list[pd.Data
     agree = [int((one["y"] == tables[0]["y"]).sum()) for one in tables]
     if not len(shared) or min(agree) < len(shared):
         raise StainsslError(
-            f"The prediction tables of one task share {len(shared)} {level}s and agree on the label"
-            f" of {min(agree)}: they were made from different labels. Delete the older ones and run"
-            " again."
+            f"Prediction tables of one task share {len(shared)} {level}s but agree on the label of"
+            f" only {min(agree)}: they were made from different labels. Delete the older ones and"
+            " run again."
         )
     return tables
 

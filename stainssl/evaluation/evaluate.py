@@ -31,9 +31,8 @@ from stainssl.evaluation.survival_metrics import tell_undefined_survival
 log = logging.getLogger(__name__)
 COLUMNS = ["metric", "group", "value", "low", "high", "patients", "units", "classes"]
 NO_PAIRS = (
-    "no fold tests units of two classes, so that nothing can be ranked; ranking figures are"
-    " undefined. Leaving one patient out at a time is such a split: ask for folds of several"
-    " patients ('kind: cv')"
+    "no fold tests units of two classes, so ranking metrics are undefined. Leaving one patient out"
+    " at a time is such a split: use folds of several patients ('kind: cv')"
 )
 
 
@@ -82,7 +81,7 @@ def _tell_undefined(group: str, scored: ScoredUnits) -> None:
     elif not classes_ranked(scored):
         log.warning("%s: %s", group, NO_PAIRS)
     elif not can_resample(scored):
-        log.warning("%s: a class has a single patient; some intervals cannot be given", group)
+        log.warning("%s: a class has a single patient; some intervals are undefined", group)
 
 
 TELL_UNDEFINED: dict[type[ScoredUnits], Callable[[str, ScoredUnits], None]] = {

@@ -104,7 +104,7 @@ def patient_table(
             )
     for column in columns:
         _refuse_disagreement(
-            slides, column, "Its tiles would stand on both sides of a fold: give each patient one."
+            slides, column, "Its tiles would be in training and test: give each patient one value."
         )
     known = slides.assign(label=slides[label].map(class_name) if label else "")
     if label:
@@ -122,8 +122,8 @@ def _known_labels(slides: pd.DataFrame, label: str, level: str) -> pd.DataFrame:
         _refuse_disagreement(
             known.assign(**{label: known["label"]}),
             label,
-            "A patient-level label must agree among a patient's slides: correct the sheet, or ask"
-            " for 'level: slide'.",
+            "A patient-level label must be the same for all slides of a patient: correct the sheet,"
+            " or use 'level: slide'.",
         )
     return known
 
@@ -199,9 +199,9 @@ def ranking_problem(patients: pd.DataFrame, folds: pd.DataFrame) -> str | None:
     ).any():
         return None
     return (
-        "no fold tests patients of two classes, so that AUROC and AUPRC, which rank the patients"
-        " that one model was tested on, are undefined. Ask for 'kind: cv', for another 'group', or"
-        " for 'metrics' that rank nothing, as balanced_accuracy."
+        "no fold tests patients of two classes, so AUROC and AUPRC, which rank the test patients"
+        " of one model, are undefined. Use 'kind: cv', another 'group', or 'metrics' that need no"
+        " ranking, such as balanced_accuracy."
     )
 
 
@@ -230,8 +230,8 @@ def fold_notes(patients: pd.DataFrame, folds: pd.DataFrame) -> list[str]:
     if not few.any():
         return []
     return [
-        f"{int(few.sum())} of {len(counts)} folds test fewer than two patients of a class: they add"
-        " little to what is ranked. Fewer folds, or more repeats, would."
+        f"{int(few.sum())} of {len(counts)} folds test fewer than two patients of a class and add"
+        " little to ranking metrics. Use fewer folds, or more repeats."
     ]
 
 
@@ -249,13 +249,13 @@ def check_classes(patients: pd.DataFrame, at_least: int = 1, where: str = "the t
     if not len(patients) or (len(counts) == 1 and "" not in counts.index):
         raise StainsslError(
             f"{where} has one class only (patients by class: {found or 'none'}). A task needs"
-            " patients of two classes: add labelled patients, or correct the label's column."
+            " patients of two classes: add labelled patients, or correct the label column."
         )
     if (least := counts.min()) < at_least:
-        fewer = f"ask for at most {least} folds, or " if least > 1 else ""
+        fewer = f"use at most {least} folds, or " if least > 1 else ""
         raise StainsslError(
             f"{where} has fewer patients than folds ({at_least}) in a class (patients by class:"
-            f" {found}): {fewer}group words in 'classes', name those that are unknown in 'na', or"
+            f" {found}): {fewer}group words in 'classes', name unknown ones in 'na', or"
             " add patients."
         )
 
@@ -336,12 +336,12 @@ def _sheet(
     if strange := sorted(set(counts) - set(ROLES)):
         raise StainsslError(
             f"Split 'sheet' reads train, val and test in the sheet's column 'split'; found"
-            f" {', '.join(repr(s) for s in strange)}. Correct the sheet, or ask for 'kind: cv'."
+            f" {', '.join(repr(s) for s in strange)}. Correct the sheet, or use 'kind: cv'."
         )
     if missing := [role for role in ("train", "test") if role not in counts]:
         raise StainsslError(
             f"Split 'sheet' found no labelled patient with split {' or '.join(missing)} (patients"
-            f" by split: {counts or 'none'}). Correct the sheet, or ask for 'kind: cv'."
+            f" by split: {counts or 'none'}). Correct the sheet, or use 'kind: cv'."
         )
     check(patients[split == "train"], 1, "the training split")
     val = set(patients["patient_id"][split == "val"]) or None
@@ -359,8 +359,8 @@ def _leave_one_out(
         )
     if values.nunique() < 2:
         raise StainsslError(
-            f"Leave-one-out by {group!r} needs two values at least, found"
-            f" {', '.join(values.unique())}. Ask for another column, or for 'kind: cv'."
+            f"Leave-one-out by {group!r} needs at least two values, found"
+            f" {', '.join(values.unique())}. Use another column, or 'kind: cv'."
         )
     for value in class_order(values.tolist()):
         rest = patients[values != value]
@@ -481,7 +481,7 @@ def check_folds(folds: pd.DataFrame, source: Path | str = "The folds") -> None:
     if len(bad := sorted(set(folds.loc[folds.duplicated(keys, keep=False), "patient_id"]))):
         raise StainsslError(
             f"{source}: patient(s) in more than one role of one fold: {_named(bad)}. A patient"
-            " that trains and tests is a leak: delete the file and let the stage make it again."
+            " in training and test is a leak: delete the file and run the stage again."
         )
 
 

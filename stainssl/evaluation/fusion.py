@@ -67,7 +67,7 @@ def added_notes(compared: pd.DataFrame, clinical: str) -> list[str]:
         low, high = sorted((sign * row["low"], sign * row["high"]))
         fused = next(side for side in sides if side != clinical)
         notes.append(
-            f"{row['task']}, {row['metric']}: {fused} less {clinical.partition(' + ')[0]}:"
+            f"{row['task']}, {row['metric']}: {fused} minus {clinical.partition(' + ')[0]}:"
             f" {sign * row['difference']:+.2f} ({low:+.2f} to {high:+.2f}),"
             f" p {row['p_holm']:.3f} (Holm)."
         )

@@ -128,8 +128,8 @@ class Labels:
             told = ", ".join(f"{str(found[i])!r} ({int((codes == i).sum())})" for i in left)
             if told:
                 raise StainsslError(
-                    f"label {self.label!r} has words that no class takes: {told}. Name each in"
-                    " 'classes', or in 'na' where it is not known."
+                    f"label {self.label!r} has words in no class: {told}. Name each in 'classes',"
+                    " or in 'na' if it means unknown."
                 )
         return pd.Series([*read, ""], dtype=object).iloc[codes].set_axis(values.index)
 
@@ -280,8 +280,8 @@ def label_problems(labels: Labels, rows: pd.DataFrame) -> list[str]:
     for same in by_case.values():
         if len(same) > 1:
             found.append(
-                f"classes {' and '.join(map(repr, same))} of {labels.label!r} differ in case only:"
-                " write one of them, or name the task's 'classes', whose case does not count."
+                f"classes {' and '.join(map(repr, same))} of {labels.label!r} differ only in case:"
+                " use one of them, or name the task's 'classes', which ignore case."
             )
     if len(words) > MAX_CLASSES:
         found.append(
@@ -290,7 +290,7 @@ def label_problems(labels: Labels, rows: pd.DataFrame) -> list[str]:
         )
     if labels.positive and labels.positive not in words:
         found.append(
-            f"positive is {labels.positive!r}, and {labels.label!r} has the classes"
+            f"positive is {labels.positive!r}, but {labels.label!r} has the classes"
             f" {', '.join(words) or 'none'}."
         )
     return found
@@ -304,7 +304,7 @@ def label_summary(labels: Labels, rows: pd.DataFrame) -> list[str]:
         rows: of the task's sheets: `patient_id` and the label's column.
     """
     if labels.label not in rows:
-        return ["labels come from the annotations"]
+        return ["labels are from the annotations"]
     read = labels.words(rows[labels.label])
     parts = [f"{name} {counted(rows[read == name])}" for name in labels.order(read)]
     lines = [f"classes: {', '.join(parts)}"]

@@ -180,6 +180,6 @@ def tell_undefined_numbers(group: str, scored: ScoredUnits) -> None:
         log.warning("%s: all units have one value; correlations and R2 are undefined", group)
     elif not _is_ranked(scored):
         log.warning(
-            "%s: no fold tests units of two values; correlations are undefined: ask for folds of"
+            "%s: no fold tests units of two values; correlations are undefined: use folds of"
             " several patients ('kind: cv')", group,
         )  # fmt: skip

@@ -66,8 +66,8 @@ class NumberLabels(Labels):
         named = ", ".join(f"{names[row]}: {str(values.iloc[row])!r}" for row in rows[:SHOWN])
         more = f" and {len(rows) - SHOWN} more" if len(rows) > SHOWN else ""
         return (
-            f"label {self.label!r} is to be a number (kind: regression) and is text in {len(rows)}"
-            f" row(s), {named}{more}. Correct them, name in 'na' what is not known, or ask for"
+            f"label {self.label!r} must be a number (kind: regression) but is text in {len(rows)}"
+            f" row(s), {named}{more}. Correct them, name unknown ones in 'na', or use"
             " 'kind: classification'."
         )
 
@@ -98,13 +98,12 @@ class NumberLabels(Labels):
         """See `Labels.check_patients`: numbers must differ."""
         if (found := patients[VALUE].nunique()) < 2:
             raise StainsslError(
-                f"{where} has {len(patients)} patient(s) of {found} value(s). A number can be"
-                " learnt where patients differ: add labelled patients, or correct the label's"
-                " column."
+                f"{where} has {len(patients)} patient(s) with {found} value(s). Regression needs"
+                " different values: add labelled patients, or correct the label column."
             )
         if len(patients) < at_least:
             raise StainsslError(
-                f"{where} has fewer patients ({len(patients)}) than folds ({at_least}): ask for"
+                f"{where} has fewer patients ({len(patients)}) than folds ({at_least}): use"
                 " fewer folds, or add patients."
             )
 
@@ -113,19 +112,17 @@ class NumberLabels(Labels):
         if (tested(patients, folds, VALUE)[VALUE].nunique() > 1).any():
             return None
         return (
-            "no fold tests patients of two values, so that Pearson's and Spearman's correlations,"
-            " which are among the patients that one model was tested on, are undefined. Ask for"
-            " 'kind: cv', for another 'group', or for 'metrics: [mae]'."
+            "no fold tests patients of two values, so Pearson's and Spearman's correlations, which"
+            " are computed over the test patients of one model, are undefined. Use 'kind: cv',"
+            " another 'group', or 'metrics: [mae]'."
         )
 
     def fold_notes(self, patients: pd.DataFrame, folds: pd.DataFrame) -> list[str]:
         """See `Labels.fold_notes`: folds of fewer than four patients."""
         counts = tested(patients, folds, VALUE).size()
         few = int((counts < FEW_NUMBERS).sum())
-        told = (
-            f"{few} of {len(counts)} folds test fewer than {FEW_NUMBERS} patients: they add little"
-        )
-        return [f"{told} to a correlation. Fewer folds, or more repeats, would."] if few else []
+        told = f"{few} of {len(counts)} folds test fewer than {FEW_NUMBERS} patients and add little"
+        return [f"{told} to correlations. Use fewer folds, or more repeats."] if few else []
 
     def problems(self, rows: pd.DataFrame) -> list[str]:
         """What is wrong with the label's cells, a sentence each; text is named by its slide."""
@@ -136,7 +133,7 @@ class NumberLabels(Labels):
         if len(words) < 2:
             return [
                 f"label {self.label!r} has {len(words) or 'no'} known value"
-                f" ({', '.join(words) or 'none'}): numbers that are all alike cannot be learnt."
+                f" ({', '.join(words) or 'none'}): regression needs different values."
             ]
         return []
 

@@ -263,7 +263,7 @@ def probability_columns(predictions: pd.DataFrame) -> list[str]:
     found = [c for c in map(str, predictions.columns) if c.startswith("p_")]
     if len(found) < 2:
         raise StainsslError(
-            "Predictions need a column p_<class> for each of two classes at least; found"
+            "Predictions need a column p_<class> for each of at least two classes; found"
             f" {', '.join(map(str, predictions.columns))}."
         )
     return found

@@ -76,7 +76,7 @@ class Tiles:
         means = site_means(self.features[training], slide[training], self.center[training])
         known = np.isin(self.center[test], list(means))
         if not known.all():
-            log.warning("%d tiles of sites that nobody trains at left out", int((~known).sum()))
+            log.warning("%d tiles of sites without training patients left out", int((~known).sum()))
         test = test[known]
         features = self.features.copy()
         both = np.concatenate([training, test])
@@ -136,7 +136,7 @@ def _path(
     if len(np.unique(y)) < 2:
         raise StainsslError(
             "The training tiles have one class only: a probe needs tiles of two classes in the"
-            " training part. Check the labels, or ask for another split."
+            " training part. Check the labels, or use another split."
         )
     scaler = StandardScaler().fit(features)
     scaled = scaler.transform(features)

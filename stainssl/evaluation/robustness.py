@@ -72,7 +72,7 @@ def confounded_test(
     """
     classes = class_order(stainings.table["label"].unique().tolist())
     if len(classes) != 2:
-        log.info("confounded test left out: it needs two classes, found %d", len(classes))
+        log.info("confounded test skipped: it needs two classes, found %d", len(classes))
         return [], pd.DataFrame()
     figures, kept = [], pd.DataFrame()
     for name, share in (("mixed_auroc", 0.5), ("confounded_auroc", CONFOUNDING)):
@@ -107,7 +107,7 @@ def _site_drop(
     role = stainings.table["patient_id"].map(first.set_index("patient_id")["role"])
     tested, sites = (role == "test").to_numpy(), stainings.table["site"]
     if not one_fold or set(sites[tested]) & set(sites[~tested]):
-        log.info("drop to unseen sites left out: it needs one fold whose test sites train nothing")
+        log.info("drop to held-out sites skipped: it needs one fold with held-out test sites")
         return []
     seen = _seen_predictions(stainings, ~tested, seed)
     if seen is None:
@@ -139,7 +139,7 @@ def _seen_predictions(
         vectors = stainings.original[training]
         return probe_predictions(vectors, vectors, table, folds, seed)
     except StainsslError as error:
-        log.info("drop to unseen sites left out: %s", error)
+        log.info("drop to held-out sites skipped: %s", error)
         return None
 
 

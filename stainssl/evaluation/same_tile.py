@@ -45,7 +45,7 @@ def tile_indices(vectors: Vectors, table: pd.DataFrame, seed: int) -> Iterator[M
     try:
         yield from _croma(vectors[kept].astype(np.float64), table[kept], seed)
     except (ValueError, RuntimeError) as error:  # a collapsed encoder
-        log.info("tile_croma left out: %s", error)
+        log.info("tile_croma skipped: %s", error)
 
 
 def _croma(vectors: Vectors, table: pd.DataFrame, seed: int) -> Iterator[MetricRow]:

@@ -117,8 +117,8 @@ class SeveralLabels(Labels):
             for one in self.columns:
                 if len(set(trained[OF + one]) - {""}) < 2:
                     raise StainsslError(
-                        f"repeat {repeat} fold {fold} has training patients of one class of"
-                        f" {one!r} alone. Ask for fewer folds, or make a task of its own of it."
+                        f"repeat {repeat} fold {fold} has training patients of only one class of"
+                        f" {one!r}. Use fewer folds, or make it a separate task."
                     )
 
     def ranking_problem(self, patients: pd.DataFrame, folds: pd.DataFrame) -> str | None:

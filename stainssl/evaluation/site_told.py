@@ -36,7 +36,7 @@ def site_probe(stainings: Stainings, seed: int) -> Iterator[MetricRow]:
     counts = sites.value_counts()
     sites = sites[sites.map(counts) >= 3]  # a site tests, validates and trains
     if sites.nunique() < 2:
-        log.info("site probe left out: two sites of three patients are needed")
+        log.info("site probe skipped: two sites with three patients each are needed")
         return
     patients = pd.DataFrame({"patient_id": sites.index, "label": sites.to_numpy()})
     folds = int(min(5, patients["label"].value_counts().min()))
@@ -50,7 +50,7 @@ def shared_site_probe(stainings: Stainings, seed: int) -> Iterator[MetricRow]:
     table = stainings.table
     patients = table[["patient_id"]].drop_duplicates().assign(label="")
     if len(patients) < 3:
-        log.info("site probe left out: three patients are needed")
+        log.info("site probe skipped: three patients are needed")
         return
     split = make_folds(patients, kind="cv", folds=min(5, len(patients)), seed=seed)
     yield from _told(stainings.original, table, split, table["site"].nunique(), seed)
@@ -85,12 +85,12 @@ def robustness_indices(stainings: Stainings, seed: int) -> Iterator[MetricRow]:
     table = table.iloc[known]
     crossed = table.groupby("label")["site"].nunique()
     if len(crossed) < 2 or crossed.min() < 2:
-        log.info("robustness index left out: each of two labels must stand at two sites")
+        log.info("robustness index skipped: it needs two labels that each occur at two sites")
         return
     try:
         yield from _croma(stainings.original[known], table, index(table["patient_id"]), seed)
     except (ValueError, RuntimeError) as error:  # too few neighbours of a kind, or none apart
-        log.info("robustness index left out: %s", error)
+        log.info("robustness index skipped: %s", error)
 
 
 def _croma(vectors: Vectors, table: pd.DataFrame, patient: Ints, seed: int) -> Iterator[MetricRow]:

@@ -66,8 +66,8 @@ def alike_notes(folders: Mapping[str, Iterable[Path]]) -> list[str]:
     if not alike:
         return []
     return [
-        f"Nearly the same vector for all tiles (mean cosine): {', '.join(alike)}. Such an encoder "
-        "has hardly learned to tell tiles apart, whatever its figures."
+        f"Nearly the same embedding for all tiles (mean cosine): {', '.join(alike)}. Such an "
+        "encoder has hardly learned to distinguish tiles, whatever its results."
     ]
 
 

@@ -91,9 +91,9 @@ class SurvivalLabels(Labels):
         found = []
         if (bad := time.map(lambda one: one is None)).any():
             found.append(
-                f"time {self.time!r} is to be a number from 0 on (kind: survival) and is not in"
+                f"time {self.time!r} must be a number from 0 on (kind: survival) but is not in"
                 f" {int(bad.sum())} row(s), {_named_cells(rows[bad], self.time)}. Correct them, or"
-                " name in 'na' what is not known."
+                " name unknown ones in 'na'."
             )
         if (bad := event.map(lambda one: one is None)).any():
             words = rows.loc[bad, self.event].astype(str).value_counts()
@@ -101,7 +101,7 @@ class SurvivalLabels(Labels):
             found.append(
                 f"event {self.event!r} has words that are neither an event (1, true, yes) nor"
                 f" censored (0, false, no): {told}. Name them in 'classes: {{event: [...],"
-                " censored: [...]}', or in 'na' where they are not known."
+                " censored: [...]}', or in 'na' if they mean unknown."
             )
         return found
 
@@ -130,17 +130,16 @@ class SurvivalLabels(Labels):
         has = f"{where} has {len(patients)} patient(s) and {events} event(s) of {self.event!r}"
         if not events:
             raise StainsslError(
-                f"{has}: without an event nothing can be learnt. Add patients, or correct the"
-                " column."
+                f"{has}: a survival model needs events. Add patients, or correct the column."
             )
         if events < at_least:
             raise StainsslError(
-                f"{has}, fewer than folds ({at_least}), each of which is to test one. Ask for at"
+                f"{has}, fewer than folds ({at_least}), each of which must test one. Use at"
                 f" most {events} folds, or add patients."
             )
         if not is_comparable(patients[TIME].to_numpy(), patients[EVENT].to_numpy(bool)):
             raise StainsslError(
-                f"{has}, and nobody is known to have outlived one: no two can be ranked. Add"
+                f"{has}, and no patient followed up longer: there is no comparable pair. Add"
                 " patients."
             )
 
@@ -150,17 +149,17 @@ class SurvivalLabels(Labels):
             if is_comparable(rows[TIME].to_numpy(), rows[EVENT].to_numpy(bool)):
                 return None
         return (
-            "no fold tests an event that another of its patients outlived, so that concordance and"
-            " AUROC, which rank the patients that one model was tested on, are undefined. Ask for"
-            " 'kind: cv', for another 'group', or for 'metrics: [integrated_brier]'."
+            "no fold has a comparable pair of test patients, so concordance and AUROC, which rank"
+            " the test patients of one model, are undefined. Use 'kind: cv', another 'group', or"
+            " 'metrics: [integrated_brier]'."
         )
 
     def fold_notes(self, patients: pd.DataFrame, folds: pd.DataFrame) -> list[str]:
         """See `Labels.fold_notes`: folds that test fewer than four events."""
         counts = tested(patients, folds, EVENT)[EVENT].sum()
         few = int((counts < FEW_EVENTS).sum())
-        told = f"{few} of {len(counts)} folds test fewer than {FEW_EVENTS} events: they add little"
-        return [f"{told} to what is ranked. Fewer folds, or more repeats, would."] if few else []
+        told = f"{few} of {len(counts)} folds test fewer than {FEW_EVENTS} events and add little"
+        return [f"{told} to ranking metrics. Use fewer folds, or more repeats."] if few else []
 
     def notes(self, task: str) -> list[str]:
         """See `Labels.notes`: in which unit times are."""
@@ -178,12 +177,12 @@ class SurvivalLabels(Labels):
             named = ", ".join(f"{who} ({' and '.join(w)})" for who, w in several[:SHOWN].items())
             return [
                 f"{len(several)} patient(s) have two follow-ups in {self.time!r} and"
-                f" {self.event!r} ('+': censored): {named}. A patient has one: correct the sheet."
+                f" {self.event!r} ('+': censored): {named}. Each needs one: correct the sheet."
             ]
         if not horizons_of(known["word"].unique()):
             return [
                 f"none of {known['patient_id'].nunique()} patients has an event of {self.event!r}"
-                f" after time 0 of {self.time!r}: without one nothing can be learnt."
+                f" after time 0 of {self.time!r}: a survival model needs events."
             ]
         return []
 

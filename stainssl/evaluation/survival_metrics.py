@@ -282,6 +282,6 @@ def tell_undefined_survival(group: str, scored: ScoredUnits) -> None:
         log.warning("%s: nobody has the event; concordance and AUROC are undefined", group)
     elif not _is_ranked(scored):
         log.warning(
-            "%s: no fold tests an event that another of its patients outlived; concordance and"
-            " AUROC are undefined: ask for folds of several patients ('kind: cv')", group,
+            "%s: no fold has a comparable pair of test patients; concordance and AUROC are"
+            " undefined: use folds of several patients ('kind: cv')", group,
         )  # fmt: skip

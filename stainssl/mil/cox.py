@@ -51,8 +51,8 @@ class Cox(FollowUps):
         time, event = labels.abs(), ~torch.signbit(labels)
         if not (event[:, None] & (time[None] > time[:, None])).any():
             raise StainsslError(
-                f"a head needs a training bag with an event that another outlived and got"
-                f" {len(train)} with {int(event.sum())} event(s). Use fewer folds, or add patients."
+                f"a head needs a comparable pair of training bags but got {len(train)} bags with"
+                f" {int(event.sum())} event(s). Use fewer folds, or add patients."
             )
         return self
 

@@ -49,7 +49,9 @@ class FollowUps(Target):
             StainsslError: nobody has the event after time 0.
         """
         if not (times := horizons_of(words.unique())):
-            raise StainsslError("no patient has an event after time 0: nothing can be learnt.")
+            raise StainsslError(
+                "no patient has an event after time 0: a survival model needs events."
+            )
         return cls(times)
 
     def codes(self, words: pd.Series) -> pd.Series:
@@ -110,7 +112,7 @@ class Hazards(FollowUps):
         events = labels[~np.signbit(labels)]
         if not len(events):
             raise StainsslError(
-                f"a head needs a training bag with the event and got {len(train)} without. Use"
+                f"a head needs a training bag with an event but got {len(train)} without. Use"
                 " fewer folds, or add patients."
             )
         count = int(np.clip(len(events) // EVENTS, 1, INTERVALS))

@@ -216,9 +216,7 @@ def create(
     if not columns:
         return head
     if kind not in FUSED:
-        raise StainsslError(
-            f"fusion: gated is of heads of kind {' or '.join(FUSED)}, and this one is {kind}."
-        )
+        raise StainsslError(f"fusion: gated needs a head of kind {' or '.join(FUSED)}, not {kind}.")
     assert isinstance(head, PoolingHead)
     width = head.classifier.in_features
     return GatedFusionHead(head, width, columns, classes, hidden, dropout)

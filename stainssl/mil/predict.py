@@ -173,7 +173,7 @@ def load_models(folder: Path) -> dict[tuple[int, int], FoldModel]:
         if (match := re.fullmatch(r"repeat(\d+)-fold(\d+)", file.stem))
     }
     if not found:
-        raise StainsslError(f"{folder} holds no fold model: run `stainssl mil` for the task first.")
+        raise StainsslError(f"{folder} has no fold model: run `stainssl mil` for the task first.")
     return {(key[0], key[1]): load_model(found[key]) for key in sorted(found)}
 
 
@@ -205,7 +205,7 @@ def load_model(path: Path) -> FoldModel:
     card = json.loads(path.with_name(path.name + ".json").read_text())
     if card.get("schema") != SCHEMA:
         raise StainsslError(
-            f"{path}.json is of schema {card.get('schema')}, and this version reads {SCHEMA}: "
+            f"{path}.json has schema {card.get('schema')}, but this version reads {SCHEMA}: "
             "train the task's head again."
         )
     tensors = load_file(path.with_name(path.name + ".safetensors"))

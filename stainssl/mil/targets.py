@@ -59,7 +59,7 @@ class Classes(Target):
     def strange(self, words: Sequence[str]) -> str:
         """See `Target.strange`: classes that are none of the names."""
         found = ", ".join(sorted(set(words) - set(self.names)))
-        told = f"classes that nothing was trained on: {found}; trained: {', '.join(self.names)}"
+        told = f"classes without training data: {found}; trained: {', '.join(self.names)}"
         return told if found else ""
 
     def fitted(self, train: Sequence[Bag]) -> Classes:
@@ -68,7 +68,7 @@ class Classes(Target):
         if len(found) < 2:
             named = ", ".join(self.names[label] for label in sorted(found)) or "none"
             raise StainsslError(
-                f"a head needs training bags of at least two classes and got {len(train)} of:"
+                f"a head needs training bags of at least two classes but got {len(train)} of:"
                 f" {named}. Use fewer folds, or stratify the task's split by its label."
             )
         count = len(self.names)
@@ -190,7 +190,7 @@ class Number(Target):
         labels = np.array([bag.label for bag in train], float)
         if len(np.unique(labels)) < 2:
             raise StainsslError(
-                f"a head needs training bags of different numbers and got {len(train)} of:"
+                f"a head needs training bags with different values but got {len(train)} of:"
                 f" {', '.join(f'{label:g}' for label in np.unique(labels)) or 'none'}. Use fewer"
                 " folds, or add patients."
             )

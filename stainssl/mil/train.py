@@ -118,8 +118,8 @@ def fit(
 def _require_classes(head: MilHead, settings: HeadSettings, target: Target) -> None:
     if head.needs_classes and type(target) is not Classes:
         raise StainsslError(
-            f"a head of kind {settings.kind} teaches tiles by classes, and the task's label is a"
-            " number, ordered, or a time: use another head."
+            f"a head of kind {settings.kind} needs classes, but the task's label is a number,"
+            " ordered, or a time: use another head."
         )
 
 

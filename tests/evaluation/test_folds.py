@@ -170,7 +170,7 @@ def test_an_absent_label_is_refused():
     [
         ({"kind": "cv", "folds": 15}, "label", "fewer patients than folds"),
         ({"kind": "sheet"}, "nothing", "no column 'nothing'"),
-        ({"kind": "leave-one-out", "group": "one"}, "label", "needs two values"),
+        ({"kind": "leave-one-out", "group": "one"}, "label", "needs at least two values"),
         ({"kind": "cv"}, "label", None),
         ({"kind": "leave-one-out", "group": "site"}, "label", None),
     ],

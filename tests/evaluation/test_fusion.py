@@ -82,12 +82,12 @@ def test_what_the_slide_adds_is_told_with_its_sign() -> None:
     ])  # fmt: skip
     (told,) = added_notes(compared, "clinical only + columns")
     assert told.startswith(
-        "her2, auroc: uni + abmil + clinical less clinical only: +0.05 (-0.10 to +0.20)"
+        "her2, auroc: uni + abmil + clinical minus clinical only: +0.05 (-0.10 to +0.20)"
     )
 
 
 @pytest.mark.parametrize("task", [{"level": "slide"}, {"level": "tile", "clinical": ["age"]}])
 def test_fusion_needs_slides_and_clinical_columns(task: dict) -> None:
     given = {"label": "her2", "cohorts": ["c"], "fusion": "late", **task}
-    with pytest.raises(Exception, match="fusion is of 'clinical' columns and slides"):
+    with pytest.raises(Exception, match="fusion needs 'clinical' columns"):
         parse({"cohorts": {"c": {"sheet": "s.csv"}}, "tasks": {"her2": given}})

@@ -73,7 +73,7 @@ def test_text_is_a_sentence_that_names_its_rows(word):
 
 def test_numbers_that_are_all_alike_are_a_problem():
     rows = pd.DataFrame({"slide_id": list("ab"), "patient_id": list("ab"), "ki67": ["3", "3.0"]})
-    assert "all alike" in labels_of(_task()).problems(rows)[0]
+    assert "needs different values" in labels_of(_task()).problems(rows)[0]
     assert labels_of(_task()).problems(rows.assign(ki67=["3", "4"])) == []
 
 
@@ -91,9 +91,9 @@ def test_the_summary_says_where_the_numbers_lie_and_which_may_mean_unknown():
     [
         ({"classes": {"a": [], "b": []}}, "classes: not for a task of kind regression"),
         ({"threshold": 0.4, "class_weight": "none"}, "class_weight, threshold: not for"),
-        ({"metrics": ["auroc"]}, "auroc is none of kind regression"),
+        ({"metrics": ["auroc"]}, "auroc is not for kind regression"),
         ({"level": "tile"}, "level slide or patient"),
-        ({"kind": "classification", "metrics": ["mae"]}, "mae is none of kind classification"),
+        ({"kind": "classification", "metrics": ["mae"]}, "mae is not for kind classification"),
     ],
 )
 def test_keys_of_the_other_kind_are_refused(keys, said):
@@ -147,7 +147,7 @@ def test_many_equal_numbers_can_be_folded():
 def test_too_few_patients_and_one_value_are_sentences():
     with pytest.raises(StainsslError, match=r"fewer patients \(3\) than folds \(5\)"):
         _folds([1, 2, 3], folds=5)
-    with pytest.raises(StainsslError, match=r"of 1 value"):
+    with pytest.raises(StainsslError, match=r"with 1 value"):
         _folds([4] * 10, folds=2)
 
 

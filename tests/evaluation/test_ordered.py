@@ -136,10 +136,10 @@ def test_the_target_follows_the_label_and_is_kept():
 @pytest.mark.parametrize(
     ("keys", "said"),
     [
-        ({"classes": {"a": [], "b": []}}, "three 'classes' at least"),
-        ({"classes": {}}, "three 'classes' at least"),
+        ({"classes": {"a": [], "b": []}}, "at least three 'classes'"),
+        ({"classes": {}}, "at least three 'classes'"),
         ({"threshold": 0.3}, "threshold: not for a task of kind ordinal"),
-        ({"metrics": ["auroc"]}, "auroc is none of kind ordinal"),
+        ({"metrics": ["auroc"]}, "auroc is not for kind ordinal"),
         ({"level": "tile"}, "level slide or patient"),
     ],
 )

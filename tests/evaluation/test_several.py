@@ -102,9 +102,9 @@ def test_a_label_that_cannot_be_learnt_is_named(change, message):
 
 @pytest.mark.parametrize(
     ("keys", "message"),
-    [({"label": "er"}, "'label' and 'labels'"), ({"labels": ["er"]}, "two columns at least"),
-     ({"level": "tile"}, "labels are of kind classification"),
-     ({"kind": "regression"}, "labels are of kind classification")],
+    [({"label": "er"}, "'labels', not both"), ({"labels": ["er"]}, "at least two columns"),
+     ({"level": "tile"}, "labels need kind classification"),
+     ({"kind": "regression"}, "labels need kind classification")],
 )  # fmt: skip
 def test_several_labels_are_of_classes_and_slides(keys, message):
     with pytest.raises(ValueError, match=message):
@@ -129,7 +129,7 @@ def test_each_label_is_judged_as_a_task():
 
 def test_a_task_of_the_name_of_a_question_is_refused():
     other = {"level": "patient", "label": "er", "cohorts": ["c"]}
-    with pytest.raises(StainsslError, match=r"2 of them are judged as .r\.er."):
+    with pytest.raises(StainsslError, match=r"2 of them have results under .r\.er."):
         _config(**{"r.er": other})
 
 

@@ -229,7 +229,7 @@ def test_undefined_figures_are_nan_and_the_reason_is_told(rng, caplog):
     alone = table.assign(fold=range(20))
     found = evaluate(alone, "patient", 0).query("group == 'all'").set_index("metric")
     assert found.loc[RANKING, "value"].isna().all()
-    assert "ask for folds" in caplog.text
+    assert "use folds" in caplog.text
     assert np.isfinite(found.loc["integrated_brier", "value"])
 
 

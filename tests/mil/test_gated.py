@@ -51,7 +51,7 @@ def test_padding_and_blocks_change_nothing(kind):
 
 @pytest.mark.parametrize("kind", ["clam", "dsmil", "transmil"])
 def test_heads_without_a_slide_vector_are_refused(kind):
-    with pytest.raises(StainsslError, match=f"mean or abmil, and this one is {kind}"):
+    with pytest.raises(StainsslError, match=f"mean or abmil, not {kind}"):
         create(kind, DIM, 2, 8, 0.0, columns=1)
     data = {
         "cohorts": {"c": {"sheet": "s.csv"}}, "encoders": {"e": {"weights": "w"}},
@@ -60,7 +60,7 @@ def test_heads_without_a_slide_vector_are_refused(kind):
         "heads": {"h": {"kind": kind}},
         "benchmarks": {"b": {"tasks": ["t"], "encoders": ["e"], "heads": ["h"]}},
     }  # fmt: skip
-    with pytest.raises(StainsslError, match=f"h is of kind {kind}, and fusion: gated is of heads"):
+    with pytest.raises(StainsslError, match=f"h is of kind {kind}, and fusion: gated needs heads"):
         parse(data)
 
 

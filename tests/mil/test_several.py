@@ -125,5 +125,5 @@ def test_a_label_without_two_classes_is_named(make_bag):
 
 def test_strange_classes_are_told_by_label():
     words = joined([pd.Series(["pos", "equivocal"]), pd.Series(["1", ""])])
-    assert TARGET.strange(words.tolist()).startswith("of 'er' classes that nothing was trained on")
+    assert TARGET.strange(words.tolist()).startswith("of 'er' classes without training data")
     assert TARGET.strange(words.tolist()[:1]) == ""
