@@ -142,7 +142,7 @@ class CohortTable {
       },
     }, `${status}: ${count}`);
     const left = bad.filter((one) => !isLater(one));
-    const said = left.length ? ["Excluded: ", ...left.map(button)] : ["No slide was excluded. "];
+    const said = left.length ? ["Left out: ", ...left.map(button)] : ["No slide was left out. "];
     return el("p", { class: "leftout" }, ...said, ...bad.filter(isLater).map(button));
   }
 
