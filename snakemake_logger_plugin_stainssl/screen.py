@@ -97,7 +97,7 @@ class Bar:
         from rich.text import Text
 
         if not self._progress.total:
-            return Text("The jobs are being planned ...")
+            return Text("Planning the jobs ...")
         bar = Table.grid()
         bar.add_row(ProgressBar(self._progress.total, self._progress.done, width=BAR_WIDTH))
         words = Text(self._progress.words(time.monotonic()), no_wrap=True, overflow="ellipsis")

@@ -148,9 +148,9 @@ class Cohort(Model):
                 f" data set); found {' and '.join(given) or 'none'}"
             )
         if self.options and self.release is None:
-            raise ValueError("'options' are those of a 'release', and there is none")
+            raise ValueError("'options' need a 'release'")
         if self.columns and self.sheet is None:
-            raise ValueError("'columns' are those of a 'sheet', and there is none")
+            raise ValueError("'columns' need a 'sheet'")
         return self
 
 
@@ -159,10 +159,10 @@ def _check_pattern(key: str, pattern: str) -> None:
     try:
         fields = {name for _, name, _, _ in string.Formatter().parse(pattern) if name is not None}
     except ValueError as error:
-        raise ValueError(f"{key}: {error}: write {{{{ for a brace that is one") from None
+        raise ValueError(f"{key}: {error}: write {{{{ for a literal brace") from None
     if fields != {"slide_id"}:
         found = ", ".join(f"{{{name}}}" for name in sorted(fields)) or "no field"
-        raise ValueError(f"{key} has {found}: write {{slide_id}} where a slide's id stands")
+        raise ValueError(f"{key} has {found}: write {{slide_id}} in place of the slide's id")
 
 
 def _under(root: Path, pattern: str | None) -> str | None:
@@ -237,7 +237,7 @@ class Geometry(Model):
     def _ordered(self) -> Geometry:
         for name, (low, high) in (("area", self.area), ("ratio", self.ratio)):
             if not 0 < low <= high:
-                raise ValueError(f"{name} ({low:g}, {high:g}): give least and largest, above 0")
+                raise ValueError(f"{name} ({low:g}, {high:g}): give minimum and maximum, above 0")
         return self
 
 
@@ -293,11 +293,11 @@ class Recipe(Model):
     def _keys_agree(self) -> Recipe:
         if self.resize_px is not None and self.resize_px < self.input_px:
             raise ValueError(
-                f"resize_px ({self.resize_px}) is before the middle of input_px ({self.input_px})"
-                " is seen: it cannot be smaller"
+                f"resize_px ({self.resize_px}) must not be smaller than input_px"
+                f" ({self.input_px}), which is cropped from it"
             )
         if self.dim is None and self.pooling.split()[0] in ("attention", "projection"):
-            raise ValueError(f"pooling: {self.pooling} is built for a length: give 'dim'")
+            raise ValueError(f"pooling: {self.pooling} needs 'dim'")
         return self
 
 
@@ -322,7 +322,7 @@ Normalizer = Literal["macenko", "vahadane", "ruifrok", "reinhard"]
 
 def _tune_is_known(given: str) -> str:
     if not TUNE.fullmatch(given):
-        raise ValueError("write full, lora, or last-N with the number of blocks, as last-2")
+        raise ValueError("write full, lora, or last-N with the number of blocks, such as last-2")
     return given
 
 
@@ -417,7 +417,7 @@ class Encoder(Model):
                 " 'center' (of the 'vectors' of another encoder)"
             )
         if self.init is not None and not self.is_trained:
-            raise ValueError("'init' starts a training: it needs a 'method' that trains")
+            raise ValueError("'init' needs a 'method' that trains")
         if self.is_trained and self.train is None:
             raise ValueError(f"method {self.method} needs 'train: {{cohorts: [...]}}'")
         return self
@@ -427,39 +427,39 @@ class Encoder(Model):
         given = self.weights or self.init or ""
         if self.revision is not None and (not given or given.startswith(LOCAL) or FILE in given):
             raise ValueError(
-                "'revision' is for weights of the hub only: a name, or hf-hub:OWNER/NAME"
+                "'revision' is only for weights from the hub: a name, or hf-hub:OWNER/NAME"
             )
         if self.recipe is None:
             return self
         if not (given.startswith((HUB, LOCAL)) or FILE in given):
             raise ValueError(
-                "'recipe' is of weights that have none: hf-hub:OWNER/NAME, local-dir:FOLDER or"
+                "'recipe' is for weights without one: hf-hub:OWNER/NAME, local-dir:FOLDER or"
                 " ARCHITECTURE@FILE; timm's are hf-hub:timm/NAME.TAG"
             )
         is_named = not given.startswith((HUB, LOCAL))
         if is_named == bool(self.recipe.architecture):
             raise ValueError(
                 "recipe.architecture is the timm name of the network"
-                + (f": {given.partition(FILE)[0]!r} says it already" if is_named else ": give it")
+                + (f": {given.partition(FILE)[0]!r} has it already" if is_named else ": give it")
             )
         return self
 
     @model_validator(mode="after")
     def _derives_vectors(self) -> Encoder:
         if self.center is not None and self.vectors is None:
-            raise ValueError(f"center: {self.center} is of 'vectors: NAME', another encoder's")
+            raise ValueError(f"center: {self.center} needs 'vectors: NAME', another encoder")
         if self.vectors is None:
             return self
         if self.method or self.features:
             raise ValueError(
-                "'vectors' are another encoder's: give 'center: site', or 'weights' of an encoder"
-                " of slides"
+                "'vectors' names another encoder: give 'center: site', or 'weights' of a slide"
+                " encoder"
             )
         fields = type(self).model_fields
         known = {"vectors", "center", "weights", "revision", "tiling"}
         if idle := [k for k in fields if getattr(self, k) != fields[k].default and k not in known]:
             raise ValueError(
-                f"{', '.join(idle)}: this encoder sees no tiles: set it at the encoder of 'vectors'"
+                f"{', '.join(idle)}: not for this encoder: set it at the encoder of 'vectors'"
             )
         return self
 
@@ -469,12 +469,12 @@ class Encoder(Model):
         changed = [key for key in ONLY_OF_INIT if getattr(self, key) != fields[key].default]
         if changed and self.init is None:
             raise ValueError(
-                f"{', '.join(changed)}: how given weights are trained further: name them in 'init'"
+                f"{', '.join(changed)}: only for training from given weights: name them in 'init'"
             )
         if self.steps is not None and self.freeze_steps >= self.steps:
             raise ValueError(
-                f"freeze_steps ({self.freeze_steps}) leave nothing of {self.steps} steps in which"
-                " the given network is trained"
+                f"freeze_steps ({self.freeze_steps}) cover all {self.steps} steps, so the initial"
+                " network would not be trained"
             )
         return self
 
@@ -483,9 +483,11 @@ class Encoder(Model):
         if self.supervised_weight and self.label is None:
             raise ValueError("supervised_weight needs 'label': the label of a tile task")
         if self.queue and self.loss != "nt-xent":
-            raise ValueError(f"queue holds negatives, and loss {self.loss} has none: leave it out")
+            raise ValueError(
+                f"queue holds negatives, which loss {self.loss} does not use: leave it out"
+            )
         if len(self.normalizers) > 1 and self.target.policy == "fixed":
-            raise ValueError("a fixed target is one normalizer's: give one normalizer")
+            raise ValueError("a fixed target belongs to one normalizer: give one normalizer")
         self._preprocess_has_a_target()
         if self.method == "stain-invariant" or self.preprocess:
             self._stain_is_changed_once()
@@ -495,12 +497,10 @@ class Encoder(Model):
         if self.preprocess and self.weights is None:
             if not self.is_trained:
                 raise ValueError(
-                    "preprocess is for networks: give a method that trains, or weights"
+                    "preprocess needs a network: give a method that trains, or weights"
                 )
             if self.preprocess is not True:
-                raise ValueError(
-                    "preprocess is true or false where a method trains: it learns its own"
-                )
+                raise ValueError("preprocess must be true or false with a method that trains")
         if self.preprocess is True and self.train is None:
             raise ValueError(
                 "preprocess: true is the mean stain of the tiles of 'train: {cohorts: [...]}': give"
@@ -509,14 +509,14 @@ class Encoder(Model):
         chooses = self.train is not None and self.target.policy in EACH_POLICIES
         if self.preprocess == EACH and not chooses:
             raise ValueError(
-                f"preprocess: {EACH} averages over the stains that 'target' chooses of the tiles of"
-                " 'train': give 'train: {cohorts: [...]}' and 'target: {policy: spread, count: 4}',"
-                " or policy medoid or fixed"
+                f"preprocess: {EACH} averages over the stains that 'target' chooses from the tiles"
+                " of 'train': give 'train: {cohorts: [...]}' and 'target: {policy: spread,"
+                " count: 4}', or policy medoid or fixed"
             )
 
     def _stain_is_changed_once(self) -> None:
         if self.method == "stain-invariant" and self.preprocess:
-            raise ValueError("preprocess takes away the stain that stain-invariant changes")
+            raise ValueError("preprocess removes the stain that stain-invariant changes")
         if self.stain_jitter in ("randstainna", "mix"):
             raise ValueError(
                 f"stain_jitter {self.stain_jitter} starts from a tile's own stain, which is "
@@ -632,7 +632,7 @@ SURVIVAL_CLASSES = {"event", "censored"}
 def _as_word(value: Any) -> Any:
     """A number of YAML as the word that a sheet has for it; `true` is no word of a sheet."""
     if isinstance(value, bool):
-        raise ValueError(f"YAML reads {value} where a word is meant: put it in quotes")
+        raise ValueError(f"YAML reads {value} instead of a word: put it in quotes")
     return f"{value:g}" if isinstance(value, int | float) else value
 
 
@@ -655,9 +655,11 @@ class FineTune(Model):
     @model_validator(mode="after")
     def _keys_agree(self) -> FineTune:
         if self.tune != "lora" and self.lora != Adapters():
-            raise ValueError("lora is of tune: lora")
+            raise ValueError("lora needs tune: lora")
         if self.stain_jitter == "none" and self.stain_jitter_strength is not None:
-            raise ValueError("stain_jitter_strength acts under no stain_jitter: none: leave it out")
+            raise ValueError(
+                "stain_jitter_strength has no effect with stain_jitter: none: leave it out"
+            )
         if self.consistency and self.stain_jitter in ("randstainna", "mix"):
             raise ValueError(
                 f"stain_jitter {self.stain_jitter} starts from a tile's own stain, which"
@@ -750,17 +752,17 @@ class Task(Model):
         own = self.label_columns
         if missing := [key for key, column in own.items() if not column]:
             raise ValueError(
-                f"{' and '.join(missing)} of a task of kind {self.kind}: name the sheet's column"
+                f"a task of kind {self.kind} needs {' and '.join(missing)}: name the sheet's column"
             )
         others = ("label", "time", "event")
         if strange := [k for k in others if k not in own and getattr(self, k)]:
             raise ValueError(
-                f"{' and '.join(strange)}: a task of kind {self.kind} reads {' and '.join(own)}"
+                f"{' and '.join(strange)}: a task of kind {self.kind} uses {' and '.join(own)}"
             )
         if len(set(own.values())) < len(own):
-            raise ValueError(f"{' and '.join(own)} name one column: each has its own")
+            raise ValueError(f"{' and '.join(own)} name the same column: give each its own")
         if self.kind != "survival" and self.hazard != "discrete":
-            raise ValueError("hazard: cox is of kind survival")
+            raise ValueError("hazard: cox needs kind survival")
         if self.kind == "survival" and self.classes and set(self.classes) != SURVIVAL_CLASSES:
             raise ValueError(
                 "classes of kind survival are 'event' and 'censored', with their words"
@@ -769,37 +771,36 @@ class Task(Model):
 
     def _several_labels_can_be(self) -> None:
         if self.label:
-            raise ValueError("'label' and 'labels': name one of them")
+            raise ValueError("give 'label' or 'labels', not both")
         if len(self.labels) < 2:
-            raise ValueError("labels: name two columns at least; one is a 'label'")
+            raise ValueError("labels: name at least two columns; for one use 'label'")
         if self.kind != "classification" or self.level == "tile":
-            raise ValueError("labels are of kind classification, and of level slide or patient")
+            raise ValueError("labels need kind classification and level slide or patient")
 
     @model_validator(mode="after")
     def _keys_are_of_the_kind(self) -> Task:
         if strange := [one for one in self.metrics if one not in SCORES[self.kind]]:
             raise ValueError(
-                f"metrics: {', '.join(strange)} is none of kind {self.kind}: ask for"
+                f"metrics: {', '.join(strange)} is not for kind {self.kind}: choose from"
                 f" {', '.join(SCORES[self.kind][:4])}"
             )
         fields = type(self).model_fields
         keys = NOT_OF.get(self.kind, ())
         if given := [key for key in keys if getattr(self, key) != fields[key].default]:
             raise ValueError(
-                f"{', '.join(given)}: not for a task of kind {self.kind}, which calls by no"
-                " threshold and weighs every patient the same: leave out"
+                f"{', '.join(given)}: not for a task of kind {self.kind}, which has no threshold"
+                " and no class weights: leave out"
             )
         if self.fusion != "none" and (not self.clinical or self.level == "tile"):
             raise ValueError(
-                "fusion is of 'clinical' columns and slides: name columns, in a task of level slide"
-                " or patient"
+                "fusion needs 'clinical' columns: name them, in a task of level slide or patient"
             )
         if self.kind == "ordinal" and len(self.classes) < MIN_ORDERED:
-            raise ValueError("kind ordinal needs three 'classes' at least, the lowest first")
+            raise ValueError("kind ordinal needs at least three 'classes', lowest first")
         if self.kind != "classification" and self.level == "tile":
             raise ValueError(
-                f"kind {self.kind} is for tasks of level slide or patient: tiles are answered by a"
-                " linear probe of classes"
+                f"kind {self.kind} is for tasks of level slide or patient: tile tasks use a linear"
+                " probe of classes"
             )
         return self
 
@@ -808,7 +809,7 @@ class Task(Model):
         if self.protocol == "fine-tune" and self.level != "tile":
             raise ValueError("protocol fine-tune is for tasks of level tile")
         if self.protocol != "fine-tune" and self.fine_tune != FineTune():
-            raise ValueError("fine_tune says how protocol: fine-tune trains: ask for that protocol")
+            raise ValueError("fine_tune needs protocol: fine-tune")
         return self
 
     @property
@@ -824,11 +825,11 @@ class Task(Model):
             for word in {one.strip().casefold() for one in (name, *words)}
         ]
         if twice := sorted({word for word in every if every.count(word) > 1}):
-            raise ValueError(f"classes: {', '.join(map(repr, twice))} stand under two classes")
+            raise ValueError(f"classes: {', '.join(map(repr, twice))} are listed under two classes")
         if len(self.classes) == 1:
-            raise ValueError("classes: a task needs two classes at least")
+            raise ValueError("classes: a task needs at least two classes")
         if self.classes and self.positive not in (None, *self.classes):
-            raise ValueError(f"positive is {self.positive!r}, which is none of 'classes'")
+            raise ValueError(f"positive is {self.positive!r}, which is not in 'classes'")
         return self
 
     @model_validator(mode="after")
@@ -836,7 +837,7 @@ class Task(Model):
         if self.external and self.level == "tile":
             raise ValueError("'external' is for tasks of level slide or patient")
         if both := sorted(set(self.external) & set(self.cohorts)):
-            raise ValueError(f"{', '.join(both)} cannot be both trained on and external")
+            raise ValueError(f"{', '.join(both)} cannot be both in cohorts and external")
         return self
 
 
@@ -1094,8 +1095,8 @@ def _heads_of_classes(config: Config, name: str) -> Iterator[str]:
         task = config.tasks[others[0]]
         what = "several labels" if task.labels else f"kind {task.kind}"
         yield (
-            f"benchmarks.{name}.heads: {heads[0]} is of kind clam, which teaches tiles by classes,"
-            f" and tasks.{others[0]} is of {what}: give them two benchmarks."
+            f"benchmarks.{name}.heads: {heads[0]} is of kind clam, which needs classes,"
+            f" but tasks.{others[0]} is of {what}: use separate benchmarks."
         )
 
 
@@ -1108,7 +1109,7 @@ def _unfused_heads(config: Config, name: str) -> Iterator[str]:
     if strange and any(task.fusion == "gated" for task in tasks):
         yield (
             f"benchmarks.{name}.heads: {strange[0]} is of kind {kinds[strange[0]]}, and fusion:"
-            f" gated is of heads of kind {' or '.join(FUSED_KINDS)}: leave it out, or ask for late."
+            f" gated needs heads of kind {' or '.join(FUSED_KINDS)}: leave it out, or use late."
         )
 
 
@@ -1120,18 +1121,18 @@ def _untunable(config: Config, name: str) -> Iterator[str]:
         encoder = config.encoders[key]
         if tuned and not encoder.sees_tiles:
             yield (
-                f"benchmarks.{name}.encoders: {key!r} is {_made_of(encoder)}, there is no network"
-                f" that tasks.{tuned[0]} could fine-tune: give them two benchmarks."
+                f"benchmarks.{name}.encoders: {key!r} is {_made_of(encoder)}, without a network"
+                f" that tasks.{tuned[0]} could fine-tune: use separate benchmarks."
             )
         if tuned and encoder.averages_stains:
             yield (
                 f"benchmarks.{name}.encoders: preprocess of {key!r} averages over several stains,"
-                f" and tasks.{tuned[0]} fine-tunes on one: give them two benchmarks."
+                f" but tasks.{tuned[0]} fine-tunes on one: use separate benchmarks."
             )
         restaining = [t for t in tuned if config.tasks[t].fine_tune.consistency]
         if restaining and encoder.preprocess:
             yield (
-                f"benchmarks.{name}.encoders: preprocess of {key!r} takes away the stain that"
+                f"benchmarks.{name}.encoders: preprocess of {key!r} removes the stain that"
                 f" tasks.{restaining[0]}.fine_tune.consistency changes: leave one out."
             )
 
@@ -1140,7 +1141,7 @@ def _made_of(encoder: Encoder) -> str:
     """What an encoder is that sees no tiles."""
     if encoder.features is not None:
         return "imported features"
-    return f"made of the vectors of {encoder.vectors!r}"
+    return f"computed from embeddings by {encoder.vectors!r}"
 
 
 def _vectors_problems(config: Config, name: str) -> Iterator[str]:
@@ -1149,13 +1150,13 @@ def _vectors_problems(config: Config, name: str) -> Iterator[str]:
     while (key := config.encoders[passed[-1]].vectors) in config.encoders:
         assert key is not None
         if key in passed:
-            yield f"encoders.{name}.vectors: {' takes those of '.join([*passed, key])}: a circle."
+            yield f"encoders.{name}.vectors: {' takes those of '.join([*passed, key])}: a cycle."
             return
         passed.append(key)
     if len(passed) > 1 and config.encoders[passed[1]].center:
         yield (
-            f"encoders.{name}.vectors: those of {passed[1]!r} are centred in every fold and stored"
-            f" nowhere: take those of {config.encoders[passed[1]].vectors!r}."
+            f"encoders.{name}.vectors: those of {passed[1]!r} are centred within each fold and"
+            f" not stored: use those of {config.encoders[passed[1]].vectors!r}."
         )
 
 
@@ -1168,16 +1169,16 @@ def _unanswered(config: Config, name: str) -> Iterator[str]:
         tiled = [t for t, task in tasks if task.level == "tile"]
         if encoder.is_of_slides and tiled:
             yield (
-                f"benchmarks.{name}.encoders: {key!r} gives one vector a slide, and"
-                f" tasks.{tiled[0]} is of level tile: give them two benchmarks."
+                f"benchmarks.{name}.encoders: {key!r} gives one vector per slide, but"
+                f" tasks.{tiled[0]} is of level tile: use separate benchmarks."
             )
         external = [(t, task.external[0]) for t, task in tasks if task.external]
         if encoder.center and external:
             task_name, cohort = external[0]
             yield (
                 f"benchmarks.{name}.encoders: {key!r} is centred by site, and the means of the"
-                f" sites of {cohort} (external to tasks.{task_name}) could only be taken of the"
-                " patients that are tested there: give them two benchmarks."
+                f" sites of {cohort} (external to tasks.{task_name}) could only be computed on its"
+                " test patients: use separate benchmarks."
             )
 
 
@@ -1187,17 +1188,17 @@ def _init_problems(config: Config, name: str) -> Iterator[str]:
     while (key := config.encoders[chain[-1]].init) in config.encoders and key != chain[-1]:
         assert key is not None
         if key in chain:
-            yield f"encoders.{name}.init: {' starts from '.join([*chain, key])}: a circle."
+            yield f"encoders.{name}.init: {' starts from '.join([*chain, key])}: a cycle."
             return
         chain.append(key)
     own = config.encoders[name]
     if len(chain) > 1 and (own.recipe or own.revision):
         yield (
-            f"encoders.{name}: recipe and revision are of weights, and init: {chain[1]} is an"
+            f"encoders.{name}: recipe and revision are for weights, but init: {chain[1]} is an"
             f" encoder of this config: set them at encoders.{chain[1]}."
         )
     if len(chain) > 1 and not (start := config.encoders[chain[1]]).sees_tiles:
-        yield f"encoders.{name}.init: {chain[1]!r} is {_made_of(start)}, there is no network."
+        yield f"encoders.{name}.init: {chain[1]!r} is {_made_of(start)}, without a network."
 
 
 def _uses(config: Config) -> Iterator[tuple[str, str, str, str, Mapping[str, Any]]]:

@@ -49,7 +49,7 @@ def _colliding_runs(config: Config) -> Iterator[str]:
     for name, several in keys.items():
         if len(several) > 1:
             both = " and ".join(sorted(several))
-            yield f"encoders {both} both make the run {name!r}, whose files are one: rename one."
+            yield f"encoders {both} both make the run {name!r}, with the same files: rename one."
 
 
 def _colliding_questions(config: Config) -> Iterator[str]:
@@ -57,14 +57,14 @@ def _colliding_questions(config: Config) -> Iterator[str]:
     names = Counter(n for name, task in config.tasks.items() for n in task.questions(name))
     for name, count in names.items():
         if count > 1:
-            yield f"tasks: {count} of them are judged as {name!r}: rename one."
+            yield f"tasks: {count} of them have results under {name!r}: rename one."
 
 
 def _reserved(config: Config) -> Iterator[str]:
     for kind, names in (("heads", RESERVED_HEADS), ("encoders", RESERVED_ENCODERS)):
         for name in names:
             if name in getattr(config, kind):
-                yield f"{kind}.{name}: the name is taken by files of the results: choose another."
+                yield f"{kind}.{name}: the name is reserved for result files: choose another."
 
 
 def _alike(kind: str, names: list[str]) -> Iterator[str]:
@@ -73,7 +73,7 @@ def _alike(kind: str, names: list[str]) -> Iterator[str]:
     for name in names:
         groups.setdefault(name.casefold(), []).append(name)
         if len(name) > MAX_NAME:
-            yield f"{kind}.{name}: {len(name)} letters: at most {MAX_NAME}."
+            yield f"{kind}.{name}: {len(name)} characters; at most {MAX_NAME} are allowed."
     for same in groups.values():
         if len(same) > 1:
             yield f"{kind}: {' and '.join(same)} differ only in case: rename one."
@@ -83,11 +83,11 @@ def _columns(name: str, task: Task) -> Iterator[str]:
     for key, column in task.label_columns.items():
         if column in NO_LABELS:
             yield (
-                f"tasks.{name}.{key}: {column!r} means something else in our tables: rename the"
-                " column, or name it otherwise by the cohort's 'columns'."
+                f"tasks.{name}.{key}: {column!r} is reserved in result tables: rename the"
+                " column, or map it with the cohort's 'columns'."
             )
         if column in task.clinical:
-            yield f"tasks.{name}.clinical has the {key} {column!r}: it would know the answer."
+            yield f"tasks.{name}.clinical has the {key} {column!r}: this would leak the label."
     for key, columns in (("clinical", task.clinical), ("split.stratify", task.split.stratify)):
         for column in columns:
             if column in RESERVED_COLUMNS:

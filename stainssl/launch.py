@@ -77,7 +77,7 @@ def _check_config(arguments: list[str], folder: Path) -> None:
     """Refuse a run without a config, before Snakemake says so less plainly."""
     for word, following in pairwise(arguments):
         if word == "--configfile" and not (folder / following).is_file():
-            raise StainsslError(f"--config: there is no file {following}")
+            raise StainsslError(f"--config: no such file {following}")
     if (folder / CONFIG).is_file() or any(w.split("=")[0] in PLACES_OF_CONFIG for w in arguments):
         return
     raise StainsslError(

@@ -300,7 +300,7 @@ def _folder(folder: Path, source: str) -> Iterator[str]:
     if adapters.is_adapter(folder):
         tensors.read(folder / adapters.WEIGHTS, "meta")
         base = adapters.read_base(folder).source
-        yield from (f"{folder} holds an adapter to {base}: {s}" for s in source_problems(base))
+        yield from (f"{folder} has an adapter to {base}: {s}" for s in source_problems(base))
     elif not (folder / "config.json").is_file():
         yield (
             f"{source!r} is not in `stainssl encoders`, not a timm name, and not a folder with "

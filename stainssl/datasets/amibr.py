@@ -65,9 +65,9 @@ def _problems(rows: pd.DataFrame, files: list[str]) -> list[str]:
     unknown = rows["site"] == ""
     outvoted = (rows["atypical_votes"].astype(int) >= 2) != (rows["atypical"] == "1")
     found = [
-        (wrong, "slide_id", "patches lie in the folder of the class that the table denies them"),
-        (unknown, "patient_id", "patches are of cases of no known site"),
-        (outvoted, "slide_id", "patches have a majority that is not that of the votes"),
+        (wrong, "slide_id", "patches are in a folder of another class than in the table"),
+        (unknown, "patient_id", "patches are of cases with unknown site"),
+        (outvoted, "slide_id", "patches have a majority that disagrees with the votes"),
     ]
     return [
         f"{int(bad.sum())} {what}: {listed(rows.loc[bad, key].drop_duplicates())}"
@@ -98,7 +98,7 @@ def _read(root: Path, _options: Options) -> FolderContents:
     )
     files = find_files(root, "patches/*/*.png")
     return FolderContents(
-        rows, files, ["sites are told by the numbers of the cases"], _problems(rows, files)
+        rows, files, ["sites are derived from the case numbers"], _problems(rows, files)
     )
 
 

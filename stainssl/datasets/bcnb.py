@@ -62,7 +62,7 @@ def _read(root: Path, options: Options) -> FolderContents:
         rows[label] = values.str.lower().map(STATUS).fillna(values)
     if splits := _splits(root):
         rows["split"] = patient.map(splits).fillna("")
-    notes = [f"the pictures do not say their scale: {options['mpp']} µm/px is taken (option mpp)"]
+    notes = [f"the images do not state their scale: {options['mpp']} µm/px is used (option mpp)"]
     return FolderContents(rows, files, [*notes, *outline_notes(root, rows, _regions(options))])
 
 

@@ -73,15 +73,15 @@ def _patients(rows: pd.DataFrame, root: Path, options: Options) -> tuple[pd.Seri
     path = summary_path(root, options["summary"])
     if path is None:
         return rows["slide"], [
-            f"{options['summary']} was not found, so that a slide stands in for its patient: "
-            "patients with several slides may stand in several splits"
+            f"{options['summary']} was not found, so each slide counts as a patient: "
+            "patients with several slides may be in several splits"
         ]
     table = slide_table(path)
     found = rows["slide"].map(dict(zip(table["slide"], table["patient"], strict=True)))
     notes = [f"patients are read from {path.name}, column 'Patient Id'"]
     if found.isna().any():
         unknown = rows.loc[found.isna(), "slide"].drop_duplicates()
-        notes.append(f"{len(unknown)} slides are not in {path.name}, each is its own patient: "
+        notes.append(f"{len(unknown)} slides are not in {path.name}, each counts as a patient: "
                      f"{listed(unknown)}")  # fmt: skip
     return ("BRACS_patient_" + found).fillna(rows["slide"]).map(safe_id), notes
 

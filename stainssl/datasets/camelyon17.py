@@ -57,7 +57,7 @@ def _notes(root: Path, rows: pd.DataFrame, options: Options) -> list[str]:
     unknown = absent(root, _pattern(options), positive)
     return [
         f"{len(positive) - len(unknown)} slides with tumour have outlines; the tiles of the "
-        f"{len(unknown)} without are unknown"
+        f"{len(unknown)} without have no label"
     ]
 
 

@@ -47,7 +47,7 @@ def _table(root: Path) -> pd.DataFrame:
 
 def _read(root: Path, options: Options) -> FolderContents:
     if not (root / "metadata.csv").exists() and find_files(root, "*/metadata.csv"):
-        raise StainsslError(f"{root} holds the release in a folder of its own: point at that one.")
+        raise StainsslError(f"{root} contains the release in a sub-folder: give that one.")
     table = _table(root)
     patient = table["patient"].str.zfill(3)
     slide = "patient_" + patient + "_node_" + table["node"]

@@ -52,7 +52,7 @@ def outline_notes(root: Path, rows: pd.DataFrame, pattern: str | None) -> list[s
         return []
     return [
         f"{len(without)} slides have no {pattern} and get no tile: {listed(without)} (option "
-        "annotations names the folder; tiles: all takes the whole slide)"
+        "annotations names the folder; tiles: all uses the whole slide)"
     ]
 
 

@@ -62,7 +62,9 @@ def _read(root: Path, options: Options) -> FolderContents:
     if (case == WITHOUT_TUMOUR).any():
         notes.append(f"case {WITHOUT_TUMOUR} has no tumour on its slide and is excluded")
     if without := _incomplete(root, files):
-        notes.append(f"{len(without)} .mrxs have no folder of their name beside: {listed(without)}")
+        notes.append(
+            f"{len(without)} .mrxs have no folder of the same name beside them: {listed(without)}"
+        )
     return FolderContents(rows, files, notes)
 
 

@@ -39,7 +39,7 @@ def _labels(path: Path) -> np.ndarray:
             return np.asarray(file["y"]).reshape(-1).astype(int).astype(str)
     except (OSError, KeyError) as error:
         raise StainsslError(
-            f"{path} is not whole, or still packed ({error}): gunzip the release."
+            f"{path} is incomplete or still compressed ({error}): gunzip the release."
         ) from error
 
 
@@ -80,7 +80,7 @@ def _read(root: Path, _options: Options) -> FolderContents:
         )
     rows = pd.concat([_split_rows(root, split) for split in splits], ignore_index=True)
     files = rows.loc[rows["path"].str.split("#").str[0].isin(there), "path"].tolist()
-    notes = ["patients are not named: the slide stands in for its patient"]
+    notes = ["patients are not given: each slide counts as a patient"]
     if rows["patient_id"].str.startswith("unknown_").any():
         notes.append("a …_meta.csv is missing: the patches of its split count as one patient")
     return FolderContents(rows, files, notes)

@@ -122,7 +122,7 @@ def only_file(root: Path, pattern: str, what: str, *others: Path) -> Path:
     found = found or [path for folder in others for path in sorted(folder.glob(pattern))]
     if len(found) == 1:
         return found[0]
-    listed = f"found {', '.join(map(str, found[:3]))}" if found else "there is none"
+    listed = f"found {', '.join(map(str, found[:3]))}" if found else "none found"
     raise StainsslError(f"{root}: {what} ({pattern}) must be one file: {listed}.")
 
 

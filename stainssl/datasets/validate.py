@@ -26,14 +26,12 @@ def _without_twins(rows: pd.DataFrame) -> tuple[pd.DataFrame, list[str], list[st
     warnings = []
     if same.any():
         which = listed(dict.fromkeys(rows.loc[same, "slide_id"]))
-        warnings.append(f"{int(same.sum())} rows stand twice and count once: {which}")
+        warnings.append(f"{int(same.sum())} rows are duplicates and count once: {which}")
     clash = kept["slide_id"].duplicated(keep=False)
     if not clash.any():
         return kept.reset_index(drop=True), [], warnings
     clashing = kept.loc[clash, "slide_id"].drop_duplicates()
-    problem = (
-        f"{len(clashing)} names stand in rows that differ: {listed(clashing)}. Keep one of each"
-    )
+    problem = f"{len(clashing)} names have rows that differ: {listed(clashing)}. Keep one of each"
     return kept.drop_duplicates("slide_id").reset_index(drop=True), [problem], warnings
 
 
@@ -46,7 +44,7 @@ def _double_files(files: list[str], used: set[str]) -> list[str]:
     if not double:
         return []
     shown = listed(" = ".join(paths) for paths in double)
-    return [f"{len(double)} files stand in several folders, one is read: {shown}"]
+    return [f"{len(double)} files are in several folders, one is read: {shown}"]
 
 
 def _match(rows: pd.DataFrame, files: list[str]) -> tuple[pd.Series, list[str]]:
@@ -56,7 +54,7 @@ def _match(rows: pd.DataFrame, files: list[str]) -> tuple[pd.Series, list[str]]:
     warnings = _double_files(files, used)
     if gone.any():
         warnings.append(
-            f"{int(gone.sum())} of {len(rows)} labelled files are not there (a partial download?)"
+            f"{int(gone.sum())} of {len(rows)} labelled files are missing (a partial download?)"
             f" and are excluded: {listed(rows.loc[gone, 'path'])}"
         )
     if stray := sorted(there - used):
@@ -77,8 +75,8 @@ def _torn_patients(rows: pd.DataFrame) -> tuple[pd.Series, list[str]]:
     out = torn & (rank != lowest)
     who = rows.loc[torn, "patient_id"].drop_duplicates()
     return out, [
-        f"{len(who)} patients stand in several splits of the release: {listed(who)}. They stay"
-        f" where they test (else validate), and {int(out.sum())} rows elsewhere are excluded"
+        f"{len(who)} patients are in several splits of the release: {listed(who)}. They stay"
+        f" in test (otherwise validation), and {int(out.sum())} rows elsewhere are excluded"
     ]
 
 
@@ -88,7 +86,7 @@ def _strange_classes(release: Release, rows: pd.DataFrame) -> Iterator[str]:
         if strange := sorted(found):
             which = rows.loc[rows[label].isin(strange), "slide_id"]
             yield (
-                f"label {label!r} has classes that the release has not: {', '.join(strange)} "
+                f"label {label!r} has classes that are not in the release: {', '.join(strange)} "
                 f"({listed(which)}); known: {', '.join(sorted(classes))}"
             )
 
@@ -125,7 +123,7 @@ def validated(release: Release, reading: FolderContents) -> Imported:
     problems += [*reading.problems, *_strange_classes(release, rows)]
     published = _against_published(release, rows[~gone])
     if not len(rows) or gone.all():
-        problems.append("not one labelled file of the release was found: is this its folder?")
+        problems.append("no labelled file of the release was found: is this the right folder?")
     out = gone | torn | given
     sheet = rows.assign(exclude=out.map({True: "true", False: ""}))
     warnings += [*unmatched, *torn_sentences, *published]

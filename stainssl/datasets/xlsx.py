@@ -54,7 +54,7 @@ def _column_index(reference: str) -> int:
     for letter in letters[:4]:
         index = index * 26 + ord(letter) - ord("A") + 1
     if not 0 < index <= MAX_COLUMNS:
-        raise ValueError(f"no cell is named {reference[:20]!r}")
+        raise ValueError(f"invalid cell reference {reference[:20]!r}")
     return index - 1
 
 

@@ -72,7 +72,7 @@ def read_base(folder: Path) -> Base:
         return Base(str(found["source"]), str(found["sha256"]))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise StainsslError(
-            f"{folder} holds an adapter, and no {BASE} says which weights it changes "
+            f"{folder} has an adapter but no {BASE} naming its base weights "
             f"({tensors.first_line(error)}): copy the whole folder again."
         ) from error
 
@@ -88,9 +88,9 @@ def check_base(folder: Path, base: Base, found: str) -> None:
     """
     if found != base.sha256:
         raise StainsslError(
-            f"{folder} holds an adapter to {base.source} with SHA-256 {base.sha256[:16]}…, and "
-            f"{base.source} has {found[:16]}… here: other weights, to which it does not belong. Get"
-            f" the weights that it was trained on; where they lie is the `source` in {BASE}."
+            f"{folder} has an adapter to {base.source} with SHA-256 {base.sha256[:16]}…, but "
+            f"{base.source} has {found[:16]}… here: these are other weights. Get the weights that"
+            f" it was trained on; their place is the `source` in {BASE}."
         )
 
 
@@ -120,7 +120,7 @@ def merge(model: nn.Module, folder: Path) -> None:
         if weight is None or shape != (len(weight), weight[0].numel()):
             raise StainsslError(
                 f"{folder / WEIGHTS} changes a layer {name!r} of {shape[0]} × {shape[1]} weights, "
-                f"which a {type(model).__name__} of {read_base(folder).source} has not."
+                f"which a {type(model).__name__} of {read_base(folder).source} does not have."
             )
         weight.add_(scale * (up.flatten(1) @ down.flatten(1)).reshape(weight.shape))
 
@@ -131,12 +131,12 @@ def _scale(folder: Path) -> float:
         scale = float(config["lora_alpha"]) / float(config["r"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise StainsslError(
-            f"{folder / CONFIG} is no config of a LoRA ({tensors.first_line(error)}): copy the "
+            f"{folder / CONFIG} is not a LoRA config ({tensors.first_line(error)}): copy the "
             "whole folder again."
         ) from error
     if strange := [k for k, value in PLAIN.items() if (config.get(k) or value) != value]:
         found = ", ".join(f"{key}: {config[key]}" for key in strange)
-        raise StainsslError(f"{folder / CONFIG}: {found}: only plain LoRA is known here.")
+        raise StainsslError(f"{folder / CONFIG}: {found}: only plain LoRA is supported.")
     return scale
 
 
@@ -147,7 +147,7 @@ def _factors(folder: Path) -> dict[str, tuple[Tensor, Tensor]]:
     strange = set(found) ^ {name + end for name in layers for end in FACTORS}
     if strange:
         raise StainsslError(
-            f"{folder / WEIGHTS}: {min(strange)!r} is missing or unknown: a plain LoRA has two "
-            "factors a layer, and no other kind is known here."
+            f"{folder / WEIGHTS}: {min(strange)!r} is missing or unknown: only plain LoRA, with "
+            "two factors per layer, is supported."
         )
     return {n: (found[n + FACTORS[0]].float(), found[n + FACTORS[1]].float()) for n in layers}

@@ -28,7 +28,7 @@ def last_blocks(model: nn.Module, count: int) -> set[str]:
     kind = type(model).__name__
     matcher_of: Any = getattr(model, "group_matcher", None)
     if matcher_of is None:
-        raise StainsslError(f"timm does not say what the blocks of a {kind} are: use tune: full.")
+        raise StainsslError(f"timm does not define the blocks of a {kind}: use tune: full.")
     names: list[tuple[str, Any]] = [(name, None) for name, _ in model.named_parameters()]
     every = iter([*names, (_BEHIND, None)])
     layer_of = group_with_matcher(every, matcher_of(coarse=True), reverse=True)
@@ -73,7 +73,7 @@ def adaptable(model: nn.Module, rank: int, input_size: int) -> list[str]:
         hook.remove()
     if not called:
         raise StainsslError(
-            f"A {type(model).__name__} has no layer that an adapter of rank {rank} is smaller than:"
+            f"A {type(model).__name__} has no layer larger than an adapter of rank {rank}:"
             " use a lower rank, or tune: full."
         )
     return [name for name in layers if name in called]

@@ -98,7 +98,9 @@ class _Fitting:
                 if size == 1:
                     raise
             self._most = size // 2
-            log.warning("%d tiles do not fit in the device's memory: trying half", size)
+            log.warning(
+                "a batch of %d tiles does not fit in the device's memory: trying half", size
+            )
             torch.cuda.empty_cache()
 
 

@@ -105,10 +105,13 @@ def initial_backbone(
     name, args = architecture_of(source)
     if wanted is not None and wanted.split(".")[0] != name.split(".")[0]:
         raise StainsslError(
-            f"init {source} is a {name} and `backbone` says {wanted}: leave `backbone` out."
+            f"init {source} is a {name}, but `backbone` is {wanted}: leave `backbone` out."
         )
     if (Path(read_source(source)[0].removeprefix(LOCAL)) / STANDARD).is_file():
-        log.warning("%s saw normalized tiles; here they are not unless `preprocess` is set", source)
+        log.warning(
+            "%s was trained on normalized tiles; here they are normalized only with `preprocess`",
+            source,
+        )
     sha256 = weights_digest(source, model)
     own: Any = model.pretrained_cfg
     if own.get("fixed_input_size") and own["input_size"][1] != input_size:
@@ -171,9 +174,9 @@ def _refuse_unsaved(source: str) -> None:
         source = adapters.read_base(folder).source
     if (found := recipes.find(source)) and not is_saved_by_timm(found[1]):
         raise StainsslError(
-            f"init {found[0]}: timm's folders cannot hold its network (layers by class, or a"
-            " pooling that timm has not), so what is trained could not be saved. Train an"
-            " adapter to it (tune: lora), or start from "
+            f"init {found[0]}: timm's format cannot store its network (layers by class, or a"
+            " pooling that timm does not have), so the trained model could not be saved. Train an"
+            " adapter (tune: lora), or start from "
             f"{', '.join(n for n, r in sorted(recipes.RECIPES.items()) if is_saved_by_timm(r))}."
         )
 

@@ -36,8 +36,8 @@ def lines() -> Iterator[str]:
             f"{access(recipe):<10} {place(recipe) or '-'}{of}"
         )
     yield (
-        "\nopen: downloaded when first used. gated: accept the license on its page of the hub, then"
-        " `hf auth login`.\non request: of its authors. What was downloaded elsewhere: weights:"
+        "\nopen: downloaded on first use. gated: accept the license on its hub page, then"
+        " `hf auth login`.\non request: from its authors. Weights downloaded elsewhere: weights:"
         " NAME@FOLDER (docs/encoders.md)."
     )
 

@@ -185,7 +185,7 @@ def load(
     own = _standard(str(source))
     if own is not None and standard is not None:
         raise StainsslError(
-            f"{source}: its folder has a {STANDARD}, to which its tiles are normalized already: "
+            f"{source}: its tiles are already normalized to the {STANDARD} in its folder: "
             "leave `preprocess` out."
         )
     model = load_network(str(source)).eval().requires_grad_(False)
@@ -195,7 +195,7 @@ def load(
     model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     data = resolve_model_data_config(model)
     if data["input_size"][1] != data["input_size"][2]:
-        raise StainsslError(f"{source}: it takes {data['input_size']}; tiles are squares.")
+        raise StainsslError(f"{source}: its input size is {data['input_size']}; tiles are squares.")
     found = recipes.find(str(source))
     dim = vector_length(model, data["input_size"][1])
     if found:
@@ -223,8 +223,8 @@ def check_length(name: str, recipe: EncoderRecipe, dim: int) -> None:
     """
     if recipe.dim and dim != recipe.dim:
         raise StainsslError(
-            f"{name}: its vectors have {dim} numbers, and the recipe says {recipe.dim} (dim): these"
-            " are another network's weights, or its tokens are pooled in another way."
+            f"{name}: its embeddings have {dim} dimensions, but the recipe says {recipe.dim} (dim):"
+            " these are weights of another network, or its tokens are pooled differently."
         )
 
 
@@ -294,7 +294,7 @@ def vector_length(model: nn.Module, input_size: int) -> int:
     if len(shape) != 2:
         raise StainsslError(
             f"A {type(model).__name__} gives {tuple(shape[1:])} for an image, not one vector: its "
-            "config says no pooling (`global_pool`). Give the encoder by its name, if it is one of "
+            "config has no pooling (`global_pool`). Give the encoder by its name if it is one of "
             "`stainssl encoders`, or set global_pool in its config.json."
         )
     return int(shape[1])
@@ -330,8 +330,8 @@ def _from_adapter(folder: Path) -> nn.Module:
         model = load_network(base.source)
     except StainsslError as error:
         raise StainsslError(
-            f"{folder} holds an adapter to {base.source}, which cannot be loaded: {error} Without "
-            f"its base it is of no use; where that lies is the `source` in {adapters.BASE}."
+            f"{folder} has an adapter to {base.source}, which cannot be loaded: {error} The "
+            f"adapter needs its base, whose place is the `source` in {adapters.BASE}."
         ) from error
     adapters.check_base(folder, base, weights_digest(base.source, model))
     own, _, _ = load_model_config_from_path(str(folder))
@@ -351,14 +351,14 @@ def _from_folder(folder: Path, source: str) -> nn.Module:
         )
     if "architecture" not in json.loads((folder / "config.json").read_text(encoding="utf-8")):
         raise StainsslError(
-            f"{folder}: its config.json names no timm `architecture` (one of transformers?). If it "
-            f"is an encoder of `stainssl encoders`, write its name first: NAME@{folder}."
+            f"{folder}: its config.json has no timm `architecture` (is it for transformers?). If "
+            f"it is an encoder of `stainssl encoders`, write its name first: NAME@{folder}."
         )
     try:
         model = timm.create_model(f"{LOCAL}{folder}", pretrained=True, num_classes=0)
     except Exception as error:  # timm, torch and safetensors each raise their own kinds
         raise StainsslError(
-            f"{folder}: its weights do not fit its config.json or are not whole "
+            f"{folder}: its weights do not match its config.json or are incomplete "
             f"({first_line(error)}). Make it again."
         ) from error
     weights = folder / "model.safetensors"
@@ -458,7 +458,7 @@ def _created(name: str, args: Mapping[str, Any]) -> nn.Module:
         return timm.create_model(name, **args)
     except Exception as error:  # unknown arguments, sizes that do not go together: asserts, types
         raise StainsslError(
-            f"timm builds no {name} with {dict(args)} ({first_line(error)}). Layers by name are"
+            f"timm cannot build {name} with {dict(args)} ({first_line(error)}). Named layers:"
             f" {', '.join(CLASSES)}."
         ) from error
 
@@ -474,7 +474,7 @@ def finished(model: nn.Module, recipe: EncoderRecipe) -> nn.Module:
 def _from_recipe(name: str, recipe: EncoderRecipe, given: str | None) -> nn.Module:
     file, config = _recipe_files(name, recipe, given)
     if recipe.needs_config and config is None:
-        raise StainsslError(f"{name}: give the folder that {file} lies in with its config.json.")
+        raise StainsslError(f"{name}: give the folder that contains {file} and its config.json.")
     model = build_network(recipe, config)
     weights = tensors.by_timm_names(tensors.read(file), recipe.layout, model)
     fill(model, weights, str(file), recipe.architecture if recipe.is_own else name)
@@ -575,10 +575,10 @@ def _download(name: str, what: str) -> nn.Module:
 
 def _cannot_be_had(what: str, error: Exception) -> StainsslError:
     return StainsslError(
-        f"The weights of {what} cannot be had ({first_line(error)}). Check the name and the "
-        "network; a gated model needs its license accepted and `hf auth login`; or download "
-        "it elsewhere and give its folder as weights: local-dir:FOLDER, or NAME@FOLDER for an "
-        "encoder of `stainssl encoders`."
+        f"The weights of {what} cannot be loaded ({first_line(error)}). Check the name and the "
+        "network connection; a gated model needs its license accepted and `hf auth login`; or "
+        "download it elsewhere and give its folder as weights: local-dir:FOLDER, or NAME@FOLDER "
+        "for an encoder of `stainssl encoders`."
     )
 
 
@@ -624,6 +624,6 @@ def whole_patches(model: nn.Module, input_size: int) -> None:
     if side and input_size % side:
         low = input_size // side * side
         raise StainsslError(
-            f"{input_size} px are no multiple of patches of {side} px: set input_size to "
+            f"{input_size} px is not a multiple of patches of {side} px: set input_size to "
             f"{low or side} or {low + side}."
         )

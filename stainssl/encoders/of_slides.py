@@ -57,7 +57,7 @@ def load(source: str, device: torch.device | str = "cpu") -> LoadedSlideEncoder:
     """
     found = slide_recipes.find(source)
     if found is None:
-        raise StainsslError(f"{source}: no encoder of slides; known: {', '.join(RECIPES)}.")
+        raise StainsslError(f"{source}: not a slide encoder; known: {', '.join(RECIPES)}.")
     name, recipe, given = found
     file = weights_file(name, recipe, given) if given else _downloaded(name, recipe)
     model = build(name, recipe, file)
@@ -76,8 +76,8 @@ def _downloaded(name: str, recipe: SlideRecipe) -> Path:
 def not_on_the_hub(name: str, recipe: SlideRecipe) -> str:
     """A sentence about weights that have to be downloaded by hand."""
     return (
-        f"{name} is not on the hub: download {recipe.files[0]} as {recipe.page} says, and write"
-        f" {name}@FILE."
+        f"{name} is not on the hub: download {recipe.files[0]} as described on {recipe.page}, and"
+        f" write {name}@FILE."
     )
 
 
@@ -95,6 +95,6 @@ def build(name: str, recipe: SlideRecipe, file: Path) -> nn.Module:
         return network(config, **recipe.sizes)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise StainsslError(
-            f"{name}: {file} needs the {recipe.config} that it lies with on {recipe.address}"
-            f" ({tensors.first_line(error)}): give the folder of both."
+            f"{name}: {file} needs the {recipe.config} beside it on {recipe.address}"
+            f" ({tensors.first_line(error)}): give a folder with both."
         ) from error

@@ -84,7 +84,9 @@ def one_layer(_: ModelConfig, *, given: int, hidden: int, pools_given: bool) -> 
 def three_layers(config: ModelConfig) -> nn.Module:
     """MADELEINE: three layers, the last of as many outputs a head, which its config says."""
     if (found := config.get("activation", "softmax")) != "softmax":
-        raise StainsslError(f"madeleine: its config says activation {found!r}; softmax is known.")
+        raise StainsslError(
+            f"madeleine: its config has activation {found!r}; only softmax is supported."
+        )
     given, width = int(config["patch_embedding_dim"]), int(config["wsi_encoder_hidden_dim"])
     heads = int(config["n_heads"])
     sizes = ((given, width), (width, width), (width, width * heads))

@@ -124,8 +124,8 @@ ALIASES = {"feather-uni-v2": "feather-uni2-h", "feather-conch-v15": "feather"}
 # Known ones that need more: where tiles lie, or code of the hub. Refused by name.
 ELSEWHERE = ("titan", "prism", "gigapath-slide", "care", "threads")
 NOT_HERE = (
-    "{} needs code of the hub that is not run here: embed with TRIDENT, and import its"
-    " slide_features folder (features: trident:FOLDER)."
+    "{} needs code from the hub, which stainssl does not run: embed with TRIDENT, and import"
+    " its slide_features folder (features: trident:FOLDER)."
 )
 
 
@@ -145,7 +145,7 @@ def told_of(source: str) -> str | None:
     plain = canonical(read_source(source)[0].partition("@")[0])
     if (found := find(source)) is not None:
         return (
-            f"{found[0]} is an encoder of slides: name the encoder whose vectors it takes, one of"
-            f" {' or '.join(found[1].tiles)}, in 'vectors'."
+            f"{found[0]} is a slide encoder: name its tile encoder, {' or '.join(found[1].tiles)},"
+            " in 'vectors'."
         )
     return NOT_HERE.format(plain) if plain in ELSEWHERE else None

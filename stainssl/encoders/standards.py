@@ -62,15 +62,15 @@ def _read(
         content = json.loads(file.read_text(encoding="utf-8"))
         found = StainProfile.cat([profile_from_json(one) for one in parts(content)])
     except FileNotFoundError:
-        raise StainsslError(f"{file}: no such file of a stain profile.") from None
+        raise StainsslError(f"{file}: no such stain profile.") from None
     except Exception as error:  # JSON, and arrays of another shape or family
         raise StainsslError(
-            f"{file} holds no stain profile ({first_line(error)}): name a target.json or a "
+            f"{file} has no stain profile ({first_line(error)}): give a target.json or a "
             "stain.json."
         ) from error
     if found.method != normalizer or not bool(found.valid.all()):
         raise StainsslError(
-            f"{file} holds a profile of {found.method}, and tiles are normalized by {normalizer}: "
-            f"set normalizer: {found.method}, or name another file."
+            f"{file} has a {found.method} profile, but tiles are normalized by {normalizer}: "
+            f"set normalizer: {found.method}, or give another file."
         )
     return found

@@ -104,14 +104,14 @@ def read(file: Path, device: str = "cpu") -> dict[str, Tensor]:
             return _safetensors_shapes(file) if device == "meta" else load_file(file)
         found = torch.load(file, map_location=device, weights_only=True)
     except FileNotFoundError:
-        raise StainsslError(f"{file}: no such file of weights.") from None
+        raise StainsslError(f"{file}: no such weights file.") from None
     except Exception as error:  # torch, pickle, zip and safetensors each raise their own kinds
         raise StainsslError(
-            f"{file} is no whole file of weights, or holds code ({first_line(error)}). Save the"
-            " network's state_dict() alone."
+            f"{file} is not a complete weights file, or contains code ({first_line(error)}). Save"
+            " only the network's state_dict()."
         ) from error
     if not isinstance(found, dict):
-        raise StainsslError(f"{file} holds a {type(found).__name__}, not tensors by name.")
+        raise StainsslError(f"{file} has a {type(found).__name__}, not named tensors.")
     while inner := next((found[k] for k in NESTED if isinstance(found.get(k), dict)), None):
         found = inner
     return {name: value for name, value in found.items() if isinstance(value, Tensor)}
@@ -153,7 +153,7 @@ class Fit:
             of: the weights' name in the sentence.
             architecture: and the network's.
         """
-        kinds = (("are missing", self.missing), ("are left over", self.unexpected),
+        kinds = (("are missing", self.missing), ("are unexpected", self.unexpected),
                  ("have another shape", self.reshaped))  # fmt: skip
         found = "; ".join(f"{len(n)} {kind}: {', '.join(_by_block(n))}" for kind, n in kinds if n)
         if not found:
@@ -163,11 +163,9 @@ class Fit:
     def _cause(self) -> str:
         names = " ".join((*self.missing, *self.unexpected))
         if ".ls1.gamma" in names:
-            return (
-                "LayerScale: the network has it or lacks it. Name the encoder itself (`uni@FILE`)."
-            )
+            return "Only one of the two has LayerScale. Give the encoder by name (`uni@FILE`)."
         if "reg_token" in names:
-            return "Register tokens: name the architecture that has as many (…_reg4_…)."
+            return "Register tokens: name the architecture with the same number (…_reg4_…)."
         if "pos_embed" in self.reshaped:
             return (
                 "It was trained at another image or patch size: name that architecture, or give a"

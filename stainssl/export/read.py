@@ -51,7 +51,7 @@ def _read_h5(path: Path, may_be_of_slide: bool) -> Features:
             features, coords = (_array(h5, name) for name in ("features", "coords"))
     except (OSError, KeyError, ValueError) as error:
         raise SlideError(
-            Status.UNREADABLE, f"{path} is no feature file ('features', 'coords'): {error}"
+            Status.UNREADABLE, f"{path} is not a feature file ('features', 'coords'): {error}"
         ) from error
     if may_be_of_slide and features.ndim == 1:  # TRIDENT's `slide_features_…`: a bag of one
         features, coords = features[None], np.full((1, 2), UNKNOWN)
@@ -66,7 +66,7 @@ def _array(h5: h5py.File, name: str) -> np.ndarray:
     """
     found = own_dataset(h5, name)
     if found.dtype.kind not in "fiu":
-        raise ValueError(f"{name!r} holds no numbers")
+        raise ValueError(f"{name!r} is not numeric")
     if found.nbytes > MAX_COMPRESSED * found.id.get_storage_size() + 2**20:
         raise ValueError(f"{name!r} declares {found.nbytes:,} bytes that are not in the file")
     return np.asarray(found)
@@ -78,7 +78,7 @@ def _read_pt(path: Path) -> Features:
         values = features.float().numpy()
         count = values.shape[-2]
     except Exception as error:  # torch, zip and pickle each raise their own kinds
-        raise SlideError(Status.UNREADABLE, f"{path} holds no tensor: {error}") from error
+        raise SlideError(Status.UNREADABLE, f"{path} has no tensor: {error}") from error
     return _checked(path, values, np.full((count, 2), UNKNOWN))
 
 

@@ -55,5 +55,5 @@ def _of_patients(sheet: pd.DataFrame, column: str, labels: Labels | None) -> dic
     people = sheet["patient_id"].loc[known.index]
     several = known.groupby(people).nunique()
     if labels is None and (torn := int((several > 1).sum())):
-        log.warning("%r: %d patients have several values: the first is taken", column, torn)
+        log.warning("%r: %d patients have several values: using the first", column, torn)
     return dict(known.groupby(people).first().items())

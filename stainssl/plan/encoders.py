@@ -77,10 +77,7 @@ def _pooled(encoder: Encoder) -> Train:
 def _trained_run(config: Config, name: str) -> Run:
     run = config.run(name)
     if run.encoder.method is None:
-        raise StainsslError(
-            f"encoders.{run.key} is not trained here: there is nothing to train, and no stain"
-            " target."
-        )
+        raise StainsslError(f"encoders.{run.key} is not trained here and has no stain target.")
     return run
 
 
@@ -363,7 +360,7 @@ def source_of(config: Config, name: str) -> Source:
     encoder = config.run(name).encoder
     if encoder.center:
         raise StainsslError(
-            f"encoders.{name} is centred in every fold and stored nowhere: embed {encoder.vectors}."
+            f"encoders.{name} is centred within each fold and not stored: embed {encoder.vectors}."
         )
     if encoder.features:
         return Source(features=encoder.features)
@@ -475,7 +472,7 @@ def robustness(config: Config, encoder: str) -> RobustnessJob:
     if not tasks:
         raise StainsslError(
             f"No benchmark with 'robustness: true' lists the encoder {run.key!r}, or it has no"
-            " network of tiles, which another stain could be shown to."
+            " tile network for re-stained tiles."
         )
     own = {name: parts_of(config, task.cohorts) for name, task in tasks.items()}
     found = list(dict.fromkeys(pair for pairs in own.values() for pair in pairs))

@@ -45,8 +45,8 @@ def _notice(config: Config, run: Run) -> str:
     if not said:
         return ""
     return (
-        f"encoders.{run.key} ({run.name}) will be trained again: of its training slides "
-        f"{' and '.join(said)}.{_cost(config, run)} To keep it as it is, set `frozen: true` under "
+        f"encoders.{run.key} ({run.name}) will be trained again: its training slides changed, "
+        f"{' and '.join(said)}.{_cost(config, run)} To keep it, set `frozen: true` under "
         f"encoders.{run.key}, or give the new slides a split that it is not trained on."
     )
 

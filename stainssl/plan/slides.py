@@ -37,7 +37,7 @@ def demo(config: Config) -> DemoJob:
     names = [name for name, cohort in config.cohorts.items() if cohort.demo]
     if len(names) != 1:
         raise StainsslError(
-            f"{len(names)} cohorts have the key 'demo': `stainssl demo` makes exactly one."
+            f"{len(names)} cohorts have the key 'demo': `stainssl demo` needs exactly one."
         )
     spec, folder = config.cohorts[names[0]].demo, config.paths.demo()
     assert spec is not None

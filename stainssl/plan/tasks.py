@@ -96,7 +96,7 @@ def probe(config: Config, task: str, encoder: str) -> ProbeJob:
     paths = config.paths
     spec = _tile_task(config, task)
     if spec.is_fine_tuned:
-        raise StainsslError(f"tasks.{task} is of protocol fine-tune: ask `finetune`.")
+        raise StainsslError(f"tasks.{task} has protocol fine-tune: run `finetune`.")
     found, stored = parts_of(config, spec.cohorts), config.stored_run(encoder).name
     return ProbeJob(
         task=task,
@@ -118,7 +118,7 @@ def _tile_task(config: Config, task: str) -> Task:
     spec = config.tasks[task]
     if spec.level != "tile":
         raise StainsslError(
-            f"tasks.{task} is of level {spec.level}: a probe answers tile tasks; ask `mil`."
+            f"tasks.{task} is of level {spec.level}, and probes are for tile tasks: run `mil`."
         )
     return spec
 
@@ -165,11 +165,9 @@ def finetune(config: Config, task: str, encoder: str) -> FinetuneJob:
     """
     spec, run, paths = _tile_task(config, task), config.run(encoder), config.paths
     if not spec.is_fine_tuned:
-        raise StainsslError(f"tasks.{task} is of protocol {spec.protocol}: ask `probe`.")
+        raise StainsslError(f"tasks.{task} has protocol {spec.protocol}: run `probe`.")
     if not run.encoder.sees_tiles:
-        raise StainsslError(
-            f"encoders.{run.key} has no network of tiles: there is nothing to fine-tune."
-        )
+        raise StainsslError(f"encoders.{run.key} has no tile network to fine-tune.")
     found, is_given = parts_of(config, spec.cohorts), run.encoder.weights is not None
     return FinetuneJob(
         task=task,
@@ -246,8 +244,8 @@ def mil(config: Config, task: str, encoder: str, head: str) -> MilJob:
     spec, paths = config.tasks[task], config.paths
     if spec.level == "tile":
         raise StainsslError(
-            f"tasks.{task} is of level tile: `mil` answers the others, `probe` or `finetune` this"
-            " one."
+            f"tasks.{task} is of level tile, and `mil` is for slides and patients: run `probe` or"
+            " `finetune`."
         )
     own, every = (parts_of(config, c) for c in (spec.cohorts, [*spec.cohorts, *spec.external]))
     run, stored = config.run(encoder), config.stored_run(encoder).name

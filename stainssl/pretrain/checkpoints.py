@@ -56,13 +56,15 @@ def requeue() -> str:
     if array := os.environ.get("SLURM_ARRAY_JOB_ID"):
         job = f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}"
     if not job:
-        return "run again to go on"
+        return "run again to continue"
     try:
         subprocess.run(["scontrol", "requeue", job], check=True, capture_output=True, text=True)
     except (OSError, subprocess.CalledProcessError) as error:
         detail = getattr(error, "stderr", "") or error
-        return f"SLURM does not requeue job {job} ({str(detail).strip()}): submit it again to go on"
-    return f"job {job} is back in SLURM's queue and will go on"
+        return (
+            f"SLURM does not requeue job {job} ({str(detail).strip()}): submit it again to continue"
+        )
+    return f"job {job} is requeued by SLURM and will continue"
 
 
 class Checkpoints(Callback):
@@ -115,10 +117,9 @@ class Checkpoints(Callback):
         if leaving or agreed(due or step == self._steps or trainer.received_sigterm, all=False):
             self.save(trainer)
         if leaving:
-            outcome = requeue() if trainer.is_global_zero else "run again to go on"
+            outcome = requeue() if trainer.is_global_zero else "run again to continue"
             raise StainsslError(
-                f"Told to make room at step {step} of {self._steps}: the checkpoint is written, "
-                f"{outcome}."
+                f"Preempted at step {step} of {self._steps}: the checkpoint is written, {outcome}."
             )
 
     def save(self, trainer: lightning.Trainer) -> None:
@@ -138,7 +139,7 @@ class Checkpoints(Callback):
         except OSError as error:
             raise StainsslError(
                 f"{self.path}: the checkpoint of step {trainer.global_step} cannot be written "
-                f"({error}). The one before is kept: make room and run again."
+                f"({error}). The previous one is kept: free disk space and run again."
             ) from error
         self._last = time.monotonic()
 
@@ -151,13 +152,13 @@ def usable_checkpoint(path: Path, mark: str) -> int | None:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         found, step = checkpoint.get("stainssl"), int(checkpoint["global_step"])
     except Exception as error:  # pickle, zip and torch each raise their own kinds
-        log.warning("%s is not a whole checkpoint (%s): training starts anew", path, error)
+        log.warning("%s is an incomplete checkpoint (%s): training starts over", path, error)
         return None
     if found != mark:
         kept = path.with_name(f"of-{found}.ckpt")
         log.warning(
-            "%s is of another config (%s, this one is %s): training starts anew, that one is kept "
-            "as %s", path, found, mark, kept.name,
+            "%s is from another config (%s, this one is %s): training starts over, the old one is "
+            "kept as %s", path, found, mark, kept.name,
         )  # fmt: skip
         if is_main():
             os.replace(path, kept)

@@ -86,11 +86,13 @@ class TrainTiles:
         count = sum(len(store) for store in stores)
         if count < 2:
             raise StainsslError(
-                f"Training needs two tiles at least, found {count} in {len(stores)} "
-                "part(s). Look at the `qc` tables for the reasons, and at tilings.*.min_tissue."
+                f"Training needs at least two tiles, found {count} in {len(stores)} "
+                "part(s). See the `qc` tables for the reasons, and check tilings.*.min_tissue."
             )
         if len(sizes) > 1:
-            raise StainsslError(f"Training tiles have sides of {sorted(sizes)} px: use one tiling.")
+            raise StainsslError(
+                f"Training tiles have different sizes, {sorted(sizes)} px: use one tiling."
+            )
         self.size_px = max(sizes)
         self._stores = list(stores)
         self._first = np.cumsum([0] + [len(store) for store in stores])
@@ -235,7 +237,7 @@ class TrainTiles:
         try:
             images = decode_jpeg(encoded, mode=ImageReadMode.RGB, device="cuda")
         except RuntimeError as error:
-            log.warning("decoding on the GPU failed (%s): the CPU does it", error)
+            log.warning("decoding on the GPU failed (%s): using the CPU", error)
             return None
         right = (3, self.size_px, self.size_px)
         return torch.stack(images) if all(image.shape == right for image in images) else None

@@ -150,7 +150,7 @@ class Batches:
     def __init__(self, tiles: TrainTiles, part: TileSubset, batch_size: int, seed: int) -> None:
         if len(part.tile) < 2:
             raise StainsslError(
-                f"{len(part.tile)} training tile(s) have a known label: two are needed at least."
+                f"{len(part.tile)} training tile(s) have a known label: at least two are needed."
             )
         self._tiles, self._part, self._seed = tiles, part, seed
         self._size = min(batch_size, len(part.tile))
@@ -238,13 +238,13 @@ class Checkpoint:
                 told = json.loads(file.metadata()["told"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except Exception as error:  # safetensors raises its own kinds
-            log.warning("%s is not a whole checkpoint (%s): starting anew", self._path, error)
+            log.warning("%s is an incomplete checkpoint (%s): starting over", self._path, error)
             return TuningState()
         if told["mark"] != self._mark:
             return TuningState()
         network.load_state_dict(_below("network", tensors), strict=False)
         optimizer.load_state_dict({**optimizer.state_dict(), "state": _moments(tensors)})
-        log.info("going on from step %d", told["step"])
+        log.info("resuming from step %d", told["step"])
         return TuningState(told["step"], told["losses"], _below("best", tensors))
 
 
@@ -362,7 +362,7 @@ def _learn(
     torch.manual_seed(seed + step)  # dropout and stochastic depth, if the backbone has any
     loss = loss_of(seen, batch.tile)
     if not bool(loss.isfinite()):
-        raise StainsslError(f"the loss is not a number at step {step}: use a lower fine_tune.lr.")
+        raise StainsslError(f"the loss is not finite at step {step}: use a lower fine_tune.lr.")
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()

@@ -30,7 +30,7 @@ def profiles(stores: Sequence[Pixels], method: str, *, slides: bool = True) -> S
     if not bool(found.valid.any()):
         raise StainsslError(
             f"None of the {len(found)} training tiles has a valid {method} profile: are they "
-            "H&E? Try normalizer: reinhard, or look at the previews of the tiles."
+            "H&E? Try normalizer: reinhard, or check the previews of the tiles."
         )
     return found
 
@@ -41,7 +41,7 @@ def _profiles(store: Pixels, method: str, slides: bool) -> StainProfile:
         if not len(store):
             return StainProfile.reference(method).batched()[:0]
         raise StainsslError(
-            f"The pixels of the training parts hold no {method} profiles (found: "
+            f"The stored pixels of the training parts have no {method} profiles (found: "
             f"{', '.join(store.profile_methods()) or 'none'}). Make the pixels again."
         )
     own = StainProfile.from_arrays(method, of_tiles)
@@ -91,7 +91,7 @@ def labels(stores: Sequence[Pixels], tables: Sequence[pd.DataFrame], label: str)
     if len(set(found.tolist()) - {-1}) < 2:
         raise StainsslError(
             f"The training tiles have fewer than two classes of {label!r}: supervision needs two. "
-            "Look at the annotations, or leave `label` out."
+            "Check the annotations, or leave `label` out."
         )
     return found
 

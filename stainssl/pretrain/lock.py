@@ -105,13 +105,13 @@ def _acquire(file: IO[str], path: Path, wait: bool) -> None:
         holder = Holder.read(path)
         name = str(holder or "another process")
         if not wait:
-            end = f", or end it: {holder.how_to_end}" if holder else ""
+            end = f", or stop it: {holder.how_to_end}" if holder else ""
             raise StainsslError(
                 f"{path.parent}: {name}, is training into this folder. Wait until it ends{end}."
             )
         if time.monotonic() - told >= TELL_SECONDS:
             told = time.monotonic()
-            end = f" To end it: {holder.how_to_end}" if holder else ""
+            end = f" To stop it: {holder.how_to_end}" if holder else ""
             log.warning("%s is training into %s: waiting for it.%s", name, path.parent, end)
         time.sleep(LOOK_SECONDS)
 

@@ -313,7 +313,7 @@ def fit(
         done = usable_checkpoint(checkpointing.path, mark)
         if done is not None:
             stream.start = done
-            log.info("going on from step %d of %d", stream.start, settings.steps)
+            log.info("resuming from step %d of %d", stream.start, settings.steps)
         path = checkpointing.path if done is not None else None
         _run(trainer, module, stream, path, settings.steps)
     return pd.DataFrame(monitor.rows, columns=list(METRICS)).astype({"epoch": int, "step": int})
@@ -337,8 +337,8 @@ def _run(
             trainer.fit(module, stream, ckpt_path=path, weights_only=True)
     except SystemExit:
         raise StainsslError(
-            f"Told to stop at step {trainer.global_step} of {steps}: the checkpoint is "
-            "written, run again to go on."
+            f"Stopped at step {trainer.global_step} of {steps}: the checkpoint is "
+            "written, run again to continue."
         ) from None
 
 

@@ -112,7 +112,7 @@ class Watched(Protocol):
 def nan_message(step: int, lr: float) -> str:
     """What to try after a loss that is not a number."""
     return (
-        f"The loss is not a number at step {step} (lr {lr:g}). The last good checkpoint is kept. "
+        f"The loss is not finite at step {step} (lr {lr:g}). The last good checkpoint is kept. "
         "Try a lower `lr` (a tenth), a higher `temperature`, or a larger `batch_size`."
     )
 
@@ -121,17 +121,17 @@ def collapse_message(rank: float, epoch: int) -> str:
     """What to try after a collapse."""
     return (
         f"The embedding has collapsed: effective rank {rank:.2f} after epoch {epoch} (floor "
-        f"{RANK_FLOOR:g}); all tiles get nearly the same vector. Try a lower `lr`, a larger "
-        "`batch_size`, a lower `temperature`, or look whether the tiles show tissue at all."
+        f"{RANK_FLOOR:g}); all tiles get nearly the same embedding. Try a lower `lr`, a larger "
+        "`batch_size` or a lower `temperature`, or check that the tiles show tissue."
     )
 
 
 def alike_message(cosine: float, epoch: int) -> str:
     """What vectors that are nearly one vector mean, and what to try."""
     return (
-        f"After epoch {epoch} all tiles have nearly the same vector (mean cosine {cosine:.4f}): "
-        "it says next to nothing of a tile. Train for more steps, or with a larger `batch_size` "
-        "or a lower `temperature`."
+        f"After epoch {epoch} all tiles have nearly the same embedding (mean cosine "
+        f"{cosine:.4f}), so it carries almost no information. Train for more steps, or with a "
+        "larger `batch_size` or a lower `temperature`."
     )
 
 

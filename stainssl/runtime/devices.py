@@ -45,7 +45,7 @@ def _take_free(names: list[str], count: int) -> None:
     free = [name for name in names if len(_held) < count and _hold(name)]
     if len(free) < count:
         log.warning(
-            "%d of %d GPUs are free and %d wanted: sharing; ask for fewer jobs at a time",
+            "%d of %d GPUs are free, %d requested: sharing them; run fewer jobs at a time",
             len(free), len(names), count,
         )  # fmt: skip
         first = os.getpid() % len(names)

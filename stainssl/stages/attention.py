@@ -92,7 +92,7 @@ def _pictures(
     try:
         yield "", _overlay(config, cohort, row, found, title, identity)
     except SlideError as error:
-        log.warning("%s: no picture of its attention: %s", title, error)
+        log.warning("%s: no attention figure: %s", title, error)
     if pixels is not None:
         yield "-tiles", _strip(pixels, found, title)
 

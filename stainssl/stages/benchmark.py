@@ -60,7 +60,7 @@ def run(job: BenchmarkJob) -> None:
     columns = [one for task in job.tasks for one in _baselines(job, task, answers)]
     if not answers:
         raise StainsslError(
-            f"benchmarks.{job.name}: nothing to show: its tasks are of slides or patients and it"
+            f"benchmarks.{job.name}: no results: its tasks are at slide or patient level and it"
             " has no head. Name one in 'heads'."
         )
     robustness = list(_robustness(job))

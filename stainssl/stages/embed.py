@@ -56,9 +56,9 @@ def _embed_together(job: EmbedJob, names: list[str]) -> None:
         if len(names) == 1:
             raise StainsslError(
                 f"encoders.{names[0]} does not fit in the device's memory, one tile at a time:"
-                f" {first_line(error)} Use a device with more, or a smaller network."
+                f" {first_line(error)} Use a device with more memory, or a smaller network."
             ) from error
-        log.warning("%d encoders do not fit in memory together: %s", len(names), error)
+        log.warning("%d encoders do not fit in memory at once: %s", len(names), error)
     for name in names:  # here, where the error no longer holds what it failed with
         _embed_together(job, [name])
 
@@ -86,7 +86,9 @@ def _embed(job: EmbedJob, names: list[str]) -> None:
             settings=_settings(name, source, one, pixels),
         )
     dims = "+".join(str(one.dim) for one in loaded)
-    log.info("%s: vectors of %s numbers; %s", job.part, dims, spent.line(len(pixels), "tiles"))
+    log.info(
+        "%s: embeddings of %s dimensions; %s", job.part, dims, spent.line(len(pixels), "tiles")
+    )
 
 
 def load_source(source: Source, device: torch.device | str) -> LoadedEncoder:
@@ -152,8 +154,8 @@ def _places(pixels: Pixels, tiles: pd.DataFrame, part: str) -> pd.DataFrame:
     found = keys.merge(tiles[columns], on=["slide_id", "tile"], how="left", validate="1:1")
     if absent := int(found["x"].isna().sum()):
         raise StainsslError(
-            f"{part}: {absent} of {len(found)} tiles of the pixels are not in the tile table: they "
-            "were made from another one. Make the pixels again."
+            f"{part}: {absent} of {len(found)} stored tiles are not in the tile table: they were "
+            "made from another one. Make the pixels again."
         )
     return found
 
@@ -170,4 +172,4 @@ def _counted(blocks: Iterator[HalfVectors], total: int, part: str) -> Iterator[H
             log.info("%s: %d of %d tiles", part, done, total)
         yield block
     if bad:
-        log.warning("%s: %d of %d tiles have no vector (bad JPEG or overflow)", part, bad, total)
+        log.warning("%s: %d of %d tiles have no embedding (bad JPEG or overflow)", part, bad, total)

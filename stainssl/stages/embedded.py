@@ -26,7 +26,7 @@ def run(job: EmbeddedJob) -> None:
     slides["lost"] = slides["tiles"] - slides["vectors"]
     lost, losers = slides["lost"].sum(), (slides["lost"] > 0).sum()
     log.info(
-        "%s, %s: %d of %d tiles have no vector, of %d slides",
+        "%s, %s: %d of %d tiles have no embedding, from %d slides",
         job.cohort, job.encoder, lost, slides["tiles"].sum(), losers,
     )  # fmt: skip
     write_text(job.slides, slides.to_csv(index=False))

@@ -48,7 +48,7 @@ def run(
             disk is full.
     """
     if to not in (*FORMATS, QUPATH):
-        raise StainsslError(f"--to: no such tool {to!r}{nearest(to, [*FORMATS, QUPATH])}")
+        raise StainsslError(f"--to: unknown tool {to!r}{nearest(to, [*FORMATS, QUPATH])}")
     with disk_faults_told(out):
         if to == QUPATH:
             _to_qupath(config, cohort, encoder, out, task, head, pictures)
@@ -96,11 +96,11 @@ def _to_qupath(
     run = config.run(encoder)
     if source := config.encoders[config.origin(run.key)].features:
         raise StainsslError(
-            f"--to qupath: encoders.{encoder} is imported ({source}), and its files do not say how "
-            "large a tile is: there are no outlines to draw."
+            f"--to qupath: encoders.{encoder} is imported ({source}), and its files do not give "
+            "the tile size needed for outlines."
         )
     if run.encoder.is_of_slides:
-        raise StainsslError(f"--to qupath: encoders.{encoder} gives one vector a slide: no tile.")
+        raise StainsslError(f"--to qupath: encoders.{encoder} embeds whole slides, not tiles.")
     path = config.paths.mil(task, encoder, head) / "attention.parquet"
     attention = read_table(path, "attention")
     write_attention(config, cohort, attention, out, f"{task}, {head} on {encoder}", pictures)
@@ -110,7 +110,7 @@ def _to_qupath(
 def _slides(config: Config, cohort: str, encoder: str) -> Iterator[ExportedSlide]:
     if not (own := config.run(encoder).encoder).sees_tiles and own.vectors:
         raise StainsslError(
-            f"encoders.{encoder} is made of the vectors of {own.vectors!r}: export those."
+            f"encoders.{encoder} is computed from embeddings by {own.vectors!r}: export those."
         )
     paths, tiling = config.paths, config.tiling_of(cohort)
     for part in parts(config, cohort):
@@ -121,7 +121,7 @@ def _slides(config: Config, cohort: str, encoder: str) -> Iterator[ExportedSlide
         for slide_id in store.slide_id:
             features, xy = _valid(store, slide_id)
             if not len(features):
-                log.warning("%s: no tile of it has a vector: left out", slide_id)
+                log.warning("%s: left out: no tile has an embedding", slide_id)
                 continue
             yield ExportedSlide(
                 slide_id=slide_id,
@@ -141,7 +141,7 @@ def _valid(store: Embeddings, slide_id: str) -> tuple[np.ndarray, np.ndarray]:
     rows = store.rows(slide_id)
     valid = store.valid[rows]
     if bad := int((~valid).sum()):
-        log.warning("%s: %d of %d tiles have no vector: left out", slide_id, bad, len(valid))
+        log.warning("%s: %d of %d tiles have no embedding: left out", slide_id, bad, len(valid))
     features = np.asarray(store.features[rows])[valid]
     if store.scale != 1:
         features = features.astype(np.float32) / store.scale

@@ -216,7 +216,7 @@ def _answer(
     """Train one fold's network and ask it, or take what was kept of it."""
     train, val, test = (labelled.subset(role[name]) for name in ("train", "val", "test"))
     if not len(val.tile):
-        log.warning("no tile validates: all epochs are trained, and no threshold is chosen")
+        log.warning("no validation tiles: all epochs are trained, and no threshold is chosen")
     seeds = [job.seed, job.run_seed, *place]
     seed = int(np.random.default_rng(seeds).integers(2**31))
     encoder = load_source(job.source, device)
@@ -257,11 +257,11 @@ def _network(
     if len(trained) < 2:
         raise StainsslError(
             "The training tiles have one class only: fine-tuning needs tiles of two classes in the"
-            " training part. Check the labels, or ask for another split."
+            " training part. Check the labels, or use another split."
         )
     if encoder.standard is not None and job.tuning.consistency:
         raise StainsslError(
-            f"encoders.{job.encoder} normalizes its tiles, which takes away the stain that"
+            f"encoders.{job.encoder} normalizes its tiles, which removes the stain that"
             " fine_tune.consistency changes: leave consistency out."
         )
     model = encoder.model.requires_grad_(True)

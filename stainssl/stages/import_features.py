@@ -43,7 +43,7 @@ def _found(slides: list[str], tool: str, folder: Path) -> Iterator[tuple[str, Fe
             log.warning("%s: left out: %s", slide, error.detail)
             continue
         if features is None:
-            log.warning("%s: left out: %s has no feature file of it", slide, folder)
+            log.warning("%s: left out: %s has no feature file for it", slide, folder)
         else:
             yield slide, features
 
@@ -53,7 +53,7 @@ def _write(path: Path, found: dict[str, Features], settings: dict[str, str]) -> 
     if len(set(widths.values())) > 1:
         first = {width: slide for slide, width in reversed(widths.items())}
         told = ", ".join(f"{width} ({slide})" for width, slide in sorted(first.items()))
-        raise StainsslError(f"{settings['source']}: features of several widths: {told}.")
+        raise StainsslError(f"{settings['source']}: features have several dimensions: {told}.")
     counts = [len(one.features) for one in found.values()]
     xy = np.concatenate([np.empty((0, 2), np.int64), *(f.xy_level0_px for f in found.values())])
     write_embeddings(
@@ -76,5 +76,5 @@ def _half(slide: str, one: Features) -> np.ndarray:
     bad = np.logical_not(np.isfinite(half).all(axis=1))
     half[bad] = np.nan
     if bad.any():
-        log.warning("%s: %d of %d vectors do not fit float16", slide, bad.sum(), len(half))
+        log.warning("%s: %d of %d embeddings overflow float16", slide, bad.sum(), len(half))
     return half

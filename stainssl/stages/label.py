@@ -79,7 +79,7 @@ def _annotated(
     if drawn is not None:
         counts = ", ".join(f"{name} {int((out[name] == 1).sum())}" for name in job.names)
         log.info(
-            "%s: of %d tiles are %s; classes found: %s",
+            "%s: of %d tiles, %s; classes found: %s",
             row["slide_id"], len(out), counts or "none labeled", drawn.told(),
         )  # fmt: skip
     return out
@@ -90,7 +90,7 @@ def _read(path: Path, slide_id: str) -> Annotations | None:
     try:
         return read_annotations(path)
     except StainsslError as error:
-        log.warning("%s: its tiles are unknown: %s", slide_id, error)
+        log.warning("%s: its tiles have no label: %s", slide_id, error)
         return None
 
 
@@ -100,7 +100,7 @@ def _is_doubtful(job: LabelJob, drawn: Annotations, slide_id: str, name: str) ->
     near = near_classes(drawn.classes(), of, job.known_classes)
     if near:
         log.warning(
-            "%s: its %r is unknown: it has areas of class %s, which may be meant by %s: say so in"
+            "%s: its %r is unknown: it has areas of class %s, which may mean %s: list it in"
             " the cohort's outlines (of, or ignore)",
             slide_id, name, ", ".join(map(repr, near)), ", ".join(map(repr, of)),
         )  # fmt: skip

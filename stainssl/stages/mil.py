@@ -155,7 +155,7 @@ def labelled_slides(rows: pd.DataFrame, label: Labels, level: str = "slide") -> 
     if (twice := known["slide_id"].duplicated()).any():
         names = _some(known["slide_id"][twice].tolist())
         raise StainsslError(
-            f"slides of the same name stand in two of its cohorts: {names}. Rename them in a sheet."
+            f"slides of the same name are in two of its cohorts: {names}. Rename them in one sheet."
         )
     return known[["slide_id", "patient_id", "site", "cohort", "part", "word"]]
 
@@ -232,7 +232,7 @@ def _bags(slides: pd.DataFrame, level: str, read: Callable[[str], SlideTiles]) -
     bags, empty = bagging.build(slides, level, read)
     if empty:
         log.warning(
-            "%d %s(s) left out, no slide of theirs has a usable tile: %s",
+            "%d %s(s) left out, none of their slides has a usable tile: %s",
             len(empty), level, _some(empty),
         )  # fmt: skip
     if not bags:
@@ -248,12 +248,12 @@ def _tell_limits(bags: list[Bag], head: Head) -> None:
     if (large := sizes > head.max_tiles).any():
         share = head.max_tiles / sizes[large].mean()
         log.info(
-            "max_tiles: %d of %d bags have more than %d tiles: a training step draws as many, on"
-            " average %.0f %% of a bag; prediction takes all",
+            "max_tiles: %d of %d bags have more than %d tiles: a training step samples that many,"
+            " on average %.0f %% of a bag; prediction uses all",
             int(large.sum()), len(bags), head.max_tiles, 100 * share,
         )  # fmt: skip
     if head.kind == "mean":
-        log.info("head of kind mean: every tile weighs the same, its attention tells nothing")
+        log.info("head of kind mean: all tiles have equal weight, so attention is not informative")
 
 
 def _answer(
@@ -301,7 +301,7 @@ def _external(job: MilJob, cohort: str, target: Target, models: Path) -> dict[st
     for number, model in enumerate(load_models(models).values()):
         said = np.stack([predict_bag(model, bag)[0] for bag in bags])
         tables.append(predictions_of(model, bags, said, number, 0))
-    log.info("%d bags of %s, which is external, by %d models", len(bags), cohort, len(tables))
+    log.info("%d bags of external cohort %s predicted by %d models", len(bags), cohort, len(tables))
     return end_to_end(tables)
 
 
@@ -356,7 +356,7 @@ def _centred(
     test, left_out = centred_bags(test, sites, means)
     if left_out:
         log.warning(
-            "%d slides left out, no slide of their site has usable tiles and trains: %s",
+            "%d slides left out, their site has no training slide with usable tiles: %s",
             len(left_out), _some(left_out),
         )  # fmt: skip
     return centred_bags(train, sites, means)[0], centred_bags(val, sites, means)[0], test

@@ -35,10 +35,10 @@ from stainssl.stores.tiles import read_qc
 NEW = "new"  # the cohort's name in the folder of predictions
 INTERVAL = (0.025, 0.975)  # quantiles over the fold models
 FOREIGN = {
-    "feature_distance": "its features lie outside what the task was trained on",
-    "stain_distance": "its stain lies outside what the task was trained on",
+    "feature_distance": "its features are outside the task's training range",
+    "stain_distance": "its stain is outside the task's training range",
 }
-UNSTAINED = "no H&E stain was found on it: its stain was compared with nothing"
+UNSTAINED = "no H&E stain found: its stain could not be compared"
 log = logging.getLogger(__name__)
 Models = dict[tuple[int, int], FoldModel]
 
@@ -122,13 +122,13 @@ def _trained(
     run = config.run(encoder)
     if run.encoder.center:
         raise StainsslError(
-            f"encoders.{encoder} is centred by site, and the mean of a new slide's site could only"
-            f" be taken of the slides that are asked about: name encoders.{run.encoder.vectors}."
+            f"encoders.{encoder} is centred by site, and the mean of a new site could only be"
+            f" computed on the slides to predict: use encoders.{run.encoder.vectors}."
         )
     if source := config.encoders[config.origin(run.key)].features:
         raise StainsslError(
-            f"encoders.{encoder} is files of vectors ({source}), and no network that new slides "
-            "could be embedded with: name an encoder with `method` or `weights`."
+            f"encoders.{encoder} is imported from files ({source}), without a network to embed new "
+            "slides: use an encoder with `method` or `weights`."
         )
     trained = config.paths.mil(task, encoder, head)
     models = load_models(trained / "models")
@@ -156,7 +156,7 @@ def _predict(
     if not scored:
         raise StainsslError(
             f"No slide of {new.cohorts[NEW].sheet} has a usable tile: "
-            f"{out / 'slides.csv'} says why."
+            f"see {out / 'slides.csv'} for the reasons."
         )
     tables = end_to_end(one.predictions for one in scored)
     attention = pd.concat([one.attention for one in scored], ignore_index=True)
@@ -303,11 +303,9 @@ def _with_distances(
         out[column] = known.distances(rows)
         for slide, distance in zip(out["slide_id"], out[column], strict=True):
             if distance > 1:
-                log.warning(
-                    "%s: %s (distance %.2f, 1 is the edge)", slide, FOREIGN[column], distance
-                )
+                log.warning("%s: %s (distance %.2f, limit 1)", slide, FOREIGN[column], distance)
         if not known.points.size:
-            log.warning("%s is not known: nothing to compare the slides with", column)
+            log.warning("%s is unknown: no reference to compare the slides with", column)
     has_none = out["stain_distance"].isna() & out["slide_id"].isin(list(means))
     out["unstained"] = has_none & bool(reference[1].points.size)
     for slide in out.loc[out["unstained"], "slide_id"]:
@@ -393,8 +391,8 @@ def known_patients(config: Config, task: str, encoder: str) -> dict[str, str]:
     paths, known = config.paths, {}
     if (seen := paths.seen(encoder)).exists():
         names = pd.read_csv(seen, dtype=str, keep_default_na=False)["patient_id"]
-        known = dict.fromkeys(names, "pretraining saw a patient of this name")
+        known = dict.fromkeys(names, "pretraining saw a patient with this id")
     if paths.folds(task).exists():
         names = read_folds(paths.folds(task))["patient_id"]
-        known |= dict.fromkeys(names, "the models were trained on a patient of this name")
+        known |= dict.fromkeys(names, "the models were trained on a patient with this id")
     return known

@@ -278,11 +278,11 @@ def _batch_size(wanted: int, tiles: int, processes: int) -> int:
             f"each of {processes} devices: two are needed. Use fewer devices, or a larger batch."
         )
     if wanted > tiles:
-        log.warning(
-            "batch_size %d is more than the %d training tiles: using %d", wanted, tiles, size
-        )
+        log.warning("batch_size %d exceeds the %d training tiles: using %d", wanted, tiles, size)
     elif size < wanted:
-        log.warning("batch_size %d is no multiple of %d devices: using %d", wanted, processes, size)
+        log.warning(
+            "batch_size %d is not a multiple of %d devices: using %d", wanted, processes, size
+        )
     return size
 
 
@@ -291,8 +291,8 @@ def _settings(encoder: Encoder, steps_per_epoch: int) -> TrainSettings:
     steps = min(steps, encoder.steps or steps)
     if encoder.freeze_steps >= steps:
         raise StainsslError(
-            f"freeze_steps ({encoder.freeze_steps}) leave nothing of {steps} steps in which the "
-            "given network is trained: set fewer, or more epochs."
+            f"freeze_steps ({encoder.freeze_steps}) cover all {steps} steps, so the initial "
+            "network would not be trained: set fewer, or more epochs."
         )
     return TrainSettings(
         steps=steps,

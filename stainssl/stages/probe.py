@@ -79,7 +79,7 @@ def labelled_tiles(job: ProbeJob) -> Tiles:
         cohorts = ", ".join(dict.fromkeys(cohort for cohort, _ in job.embeddings))
         raise StainsslError(
             f"No tile of {cohorts} has both a known {job.label.label!r} and a valid"
-            " vector: check the annotations and the sheet."
+            " embedding: check the annotations and the sheet."
         )
     table = pd.concat(kept, ignore_index=True)
     features = np.concatenate([x for frame, x in blocks if len(frame)])
@@ -100,7 +100,7 @@ def _block(job: ProbeJob, cohort: str, part: str) -> tuple[pd.DataFrame, np.ndar
     found = rows.merge(labels, on=["slide_id", "tile"])
     known = found[(found["label"] != "") & store.valid[found["row"].to_numpy(int)]]
     log.info(
-        "%s %s: %d of %d tiles have a known label and a valid vector",
+        "%s %s: %d of %d tiles have a known label and a valid embedding",
         cohort, part, len(known), len(store),
     )  # fmt: skip
     features = np.asarray(store.features[:])[known["row"].to_numpy(int)]

@@ -133,7 +133,7 @@ def _measure_unlabelled(
         sample = draw_sample(job, name, set(folds["patient_id"]))
         targets = two_targets(sample, set(sample.table["patient_id"]), job.family)
     except StainsslError as error:
-        log.warning("%s: no figure of robustness: %s", name, error)
+        log.warning("%s: no robustness metrics: %s", name, error)
         return [], pd.DataFrame(), pd.DataFrame()
     log.info("%s: %d tiles re-stained by %s", name, len(sample.jpegs), job.family)
     stainings = embed_stainings(sample, encoder, targets)
@@ -163,7 +163,7 @@ def draw_sample(job: RobustnessJob, task: str, patients: set[str]) -> TileSample
         label = job.tasks[task]["label"]
         asked = f"a known {label.label!r} and " if label else ""
         raise StainsslError(
-            f"No tile of tasks.{task} can be used for robustness: none has {asked}a patient of the"
+            f"No tile of tasks.{task} can be used for robustness: none has {asked}a patient in the"
             " folds."
         )
     rng = np.random.default_rng(job.seed)

@@ -33,7 +33,7 @@ def run(source: str, taken: Path, encoder: str, path: Path) -> None:
     wanted, found = loaded.recipe.tile_dim, store.features.shape[1]
     if len(store) and wanted != found:
         raise StainsslError(
-            f"encoders.{encoder}: {loaded.name} takes vectors of {wanted} numbers, of"
+            f"encoders.{encoder}: {loaded.name} needs embeddings of {wanted} dimensions, by"
             f" {' or '.join(loaded.recipe.tiles)}; {taken} has {found}."
         )
     slides = [slide for slide in store.slide_id if store.valid[store.rows(slide)].any()]
@@ -52,7 +52,7 @@ def run(source: str, taken: Path, encoder: str, path: Path) -> None:
             "scale": 1.0, **described(source),
         },
     )  # fmt: skip
-    log.info("%s: %d of %d slides have a vector", path.stem, count, len(store.slide_id))
+    log.info("%s: %d of %d slides have an embedding", path.stem, count, len(store.slide_id))
 
 
 def _blocks(
@@ -64,6 +64,6 @@ def _blocks(
         with np.errstate(over="ignore"):
             vector = loaded(tiles).astype(np.float16)
         if not np.isfinite(vector).all():
-            log.warning("%s: its vector does not fit float16", slide)
+            log.warning("%s: its embedding overflows float16", slide)
             vector = np.full_like(vector, np.nan)
         yield vector[None]

@@ -119,7 +119,7 @@ def _summary(source: TargetPart, method: str, seed: int) -> PartSummary:
     arrays = pixels.profile(method)
     if len(pixels) and not arrays:
         raise StainsslError(
-            f"{source.path} holds no {method} profiles, only {pixels.profile_methods()}: "
+            f"{source.path} has no {method} profiles, only {pixels.profile_methods()}: "
             "delete it and run `pixels` again."
         )
     empty = {"valid": np.zeros(0, bool)}
@@ -150,8 +150,8 @@ def _refuse_empty(summary: PartSummary, job: TargetJob) -> None:
     if sum(summary.pool.tiles.values()) == 0:
         parts = ", ".join("/".join(part) for part in job.pixels)
         raise StainsslError(
-            f"encoders.{job.encoder}: its training part ({parts}) has no tiles at all: look at the "
-            "status of its slides in the qc tables, or train on other cohorts or splits."
+            f"encoders.{job.encoder}: its training part ({parts}) has no tiles: see the status of "
+            "its slides in the qc tables, or train on other cohorts or splits."
         )
 
 
@@ -256,7 +256,7 @@ def _fixed(job: TargetJob) -> list[Any]:
     """The candidates of the file that a fixed target names."""
     path, where = job.target.path, f"encoders.{job.encoder}.target.path"
     if path is None:
-        raise StainsslError(f"{where} is missing: name the target.json that is to be used.")
+        raise StainsslError(f"{where} is missing: give the target.json to use.")
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
         targets.load(content)
@@ -279,7 +279,7 @@ def _refuse_leak(content: Mapping[str, Any], job: TargetJob, where: str) -> None
         if foreign := sorted(set(content["pool"][key]) - set(allowed)):
             raise StainsslError(
                 f"{where} was chosen from {key} {foreign}, which the encoder is not trained on "
-                f"({', '.join(allowed)}): a target from other tiles leaks what they look like."
+                f"({', '.join(allowed)}): that would leak the stain of other tiles."
             )
 
 
@@ -373,4 +373,4 @@ def _image(pool: Pool, index: int, sources: Sequence[TargetPart]) -> np.ndarray:
         if slide in pixels.slide_id:
             mine = pixels.slide == pixels.slide_id.index(slide)
             return pixels.images(np.flatnonzero(mine & (pixels.tile == pool.tile[index])))[0]
-    raise StainsslError(f"slide {pool.slide[index]!r} is in none of the pixels of its cohort")
+    raise StainsslError(f"slide {pool.slide[index]!r} has no stored pixels in its cohort")

@@ -97,7 +97,7 @@ class LabSpread:
         """
         stats = _lab(profiles)
         if not stats.valid.any():
-            raise ValueError("No valid reinhard profile to learn a spread from.")
+            raise ValueError("No valid reinhard profile to estimate the spread from.")
         numbers = torch.stack([stats.mean, stats.std], 1)[stats.valid].cpu().double()
         return LabSpread(numbers.mean(0).float(), numbers.std(0, correction=0).float())
 

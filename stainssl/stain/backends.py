@@ -45,9 +45,7 @@ def _triton(device: torch.device) -> ModuleType:
         reason: object = "it differs from torch"
     except Exception as error:  # Triton's own, of any kind: none may end a training run
         reason = error
-    log.warning(
-        "The Triton map is not used on %s (%s): stains are mapped by torch.", device, reason
-    )
+    log.warning("Triton is not used on %s (%s): stains are mapped with torch.", device, reason)
     return torch_backend
 
 
@@ -55,7 +53,9 @@ def _numba() -> ModuleType:
     try:
         from stainssl.stain import numba_backend
     except ImportError as error:
-        log.warning("numba cannot be used (%s): stains are mapped by torch, slower.", error)
+        log.warning(
+            "numba cannot be used (%s): stains are mapped with torch, which is slower.", error
+        )
         return torch_backend
     return numba_backend
 

@@ -91,7 +91,7 @@ def estimate(
     check_images(images)
     if tissue is not None and tissue.shape != (len(images), *images.shape[2:]):
         raise ValueError(
-            f"tissue must be (B, H, W) as images {tuple(images.shape)} are; "
+            f"tissue must be (B, H, W) to match images {tuple(images.shape)}; "
             f"found {tuple(tissue.shape)}."
         )
     with torch.no_grad():

@@ -40,7 +40,7 @@ class StainNormalizer(nn.Module):
     ) -> None:
         super().__init__()
         if target.is_batch or not bool(target.valid):
-            raise ValueError("target must be one valid profile: pick or pool one of the batch")
+            raise ValueError("target must be one valid profile: select or pool one from the batch")
         if fallback is not None:
             target._same_family(fallback)
         self.method = target.method

@@ -66,8 +66,8 @@ def _refuse_levels(images: Tensor) -> None:
         most = float(images.detach()[..., ::8, ::8].amax())
         if most > MAX_FLOAT:
             raise ValueError(
-                f"float images are in [0, 1], and these reach {most:.4g}: divide them by 255, or "
-                "give uint8"
+                f"float images must be in [0, 1], but reach {most:.4g}: divide them by 255, or "
+                "use uint8"
             )
 
 
@@ -93,7 +93,9 @@ def separate(
     """
     target = source if target is None else target
     if not (isinstance(source, TwoStain) and isinstance(target, TwoStain)):
-        raise ValueError(f"{source.method} profiles know no stains to separate: use macenko.")
+        raise ValueError(
+            f"{source.method} profiles have no stain vectors to separate: use macenko."
+        )
     source, target = _one_each(source, images, "source"), _one_each(target, images, "target")
     matrices = [stain_map(source, target, only=stain) for stain in (0, 1)]
     h, e = (map_density(images, matrix, constants) for matrix in matrices)
@@ -145,6 +147,6 @@ def _one_each(profile: P, images: Tensor, name: str) -> P:
     profile = profile.batched().to(images.device)
     if len(profile) not in (1, len(images)):
         raise ValueError(
-            f"{len(profile)} {name} profiles for {len(images)} images: give one, or one an image."
+            f"{len(profile)} {name} profiles for {len(images)} images: give one, or one per image."
         )
     return profile

@@ -55,7 +55,7 @@ class StainProfile:
     def __len__(self) -> int:
         """Number of images; a profile without the leading axis has none."""
         if not self.is_batch:
-            raise TypeError("one profile has no length: batched() gives it a leading axis")
+            raise TypeError("a single profile has no length: batched() adds a leading axis")
         return len(self.valid)
 
     def __getitem__(self, index: int | slice | Tensor | Sequence[int]) -> Self:
@@ -91,8 +91,8 @@ class StainProfile:
         if type(self) is not type(other):
             raise ValueError(
                 f"A {self.method} profile ({type(self).__name__}) and a {other.method} profile "
-                f"({type(other).__name__}) do not describe the same things: estimate both with "
-                "methods of one family."
+                f"({type(other).__name__}) are not comparable: estimate both with methods of one "
+                "family."
             )
 
     def pooled(self) -> Self:

@@ -36,7 +36,9 @@ def reinhard_to(images: Tensor, profile: StainProfile, constants: Constants = DE
         raise ValueError(f"reinhard_to needs a reinhard profile; found {profile.method}.")
     own, goal = estimate(images, "reinhard", constants), profile.batched().to(images.device)
     if len(goal) not in (1, len(images)):
-        raise ValueError(f"{len(goal)} profiles for {len(images)} images: give one, or one each.")
+        raise ValueError(
+            f"{len(goal)} profiles for {len(images)} images: give one, or one per image."
+        )
     assert isinstance(own, LabStats)
     assert isinstance(goal, LabStats)
     gain = (goal.std / own.std.clamp_min(1e-3)).clamp(*GAIN_LIMITS)

@@ -150,7 +150,7 @@ def load(content: Path | str | Mapping[str, Any]) -> TargetPolicy:
         )
     if data["policy"] not in POLICIES or data["per"] not in PER:
         raise ValueError(
-            f"{where}: policy {data['policy']!r} per {data['per']!r} is not known; policies: "
+            f"{where}: unknown policy {data['policy']!r} per {data['per']!r}; policies: "
             f"{', '.join(POLICIES)}; per: {', '.join(PER)}."
         )
     return POLICIES[data["policy"]](data)

@@ -91,7 +91,7 @@ def decode(jpeg: bytes, out: npt.NDArray[np.uint8] | None = None) -> npt.NDArray
     if image is None:
         raise ValueError(f"{len(jpeg)} bytes that are not a JPEG")
     if out is not None and image.shape != out.shape:
-        raise ValueError(f"a JPEG of {image.shape}, not {out.shape}")
+        raise ValueError(f"a JPEG of {image.shape} instead of {out.shape}")
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=out)  # type: ignore[return-value]
 
 

@@ -32,7 +32,7 @@ def attributes(path: Path, kind: str) -> dict[str, Any]:
     except FileNotFoundError:
         raise StainsslError(f"{path} is missing: the stage that makes it has not run.") from None
     except (ValueError, TypeError, KeyError) as error:
-        raise StainsslError(f"{path} is not whole ({error}). Delete it and run again.") from error
+        raise StainsslError(f"{path} is incomplete ({error}). Delete it and run again.") from error
     check_header(found, kind, path)
     return found
 

@@ -61,7 +61,7 @@ def read_settings(path: Path, kind: str) -> dict[str, Any]:
     try:
         found = json.loads((pq.read_schema(path).metadata or {}).get(_KEY, b"{}"))
     except pa.ArrowInvalid as error:
-        raise StainsslError(f"{path} is not whole ({error}). Delete it and run again.") from error
+        raise StainsslError(f"{path} is incomplete ({error}). Delete it and run again.") from error
     check_header(found, kind, path)
     return dict(found["settings"])
 
@@ -77,7 +77,7 @@ def read_table(path: Path, kind: str) -> pd.DataFrame:
     except FileNotFoundError:
         raise StainsslError(f"{path} is missing: the stage that makes it has not run.") from None
     except pa.ArrowInvalid as error:
-        raise StainsslError(f"{path} is not whole ({error}). Delete it and run again.") from error
+        raise StainsslError(f"{path} is incomplete ({error}). Delete it and run again.") from error
     check_header(json.loads((table.schema.metadata or {}).get(_KEY, b"{}")), kind, path)
     return table.to_pandas()
 

@@ -55,7 +55,7 @@ def read_bounds(path: Path) -> dict[str, Bounds]:
     """Slide → its scanned bounds, by the `qc` table of its part; 0s where it was never opened."""
     qc = read_qc(path)
     if "bounds" not in qc:
-        raise StainsslError(f"{path} was written by an older version: remove it and tile again.")
+        raise StainsslError(f"{path} was written by an older version: delete it and tile again.")
     bounds = {}
     for slide, text in zip(qc["slide_id"], qc["bounds"], strict=True):
         x, y, width, height = json.loads(text)

@@ -40,19 +40,19 @@ def test_names_that_would_be_one_folder() -> None:
     data["encoders"] |= {"x": {"method": "random", "seeds": [0, 1]}, "x.1": {"method": "random"}}
     with pytest.raises(StainsslError, match=r"encoders x and x\.1 both make the run 'x\.1'"):
         parse(data)
-    assert "heads.probe: the name is taken" in refusal(heads__probe={"kind": "mean"})
+    assert "heads.probe: the name is reserved" in refusal(heads__probe={"kind": "mean"})
     assert "x and X differ only in case" in refusal(encoders__X={"method": "random"})
     long = {f"encoders__{'e' * 252}": {"method": "random"}}
-    assert "252 letters: at most 100" in refusal(**long)
+    assert "252 characters; at most 100" in refusal(**long)
 
 
 @pytest.mark.parametrize("column", ["tile", "cohort", "slide_id", "stainssl_part"])
 def test_columns_that_mean_something_else(column: str) -> None:
-    assert f"tasks.t.label: '{column}' means" in refusal(tasks__t={"label": column})
+    assert f"tasks.t.label: '{column}' is reserved" in refusal(tasks__t={"label": column})
 
 
 def test_the_label_is_no_clinical_column() -> None:
-    assert "it would know the answer" in refusal(tasks__t={"clinical": ["age", "her2"]})
+    assert "this would leak the label" in refusal(tasks__t={"clinical": ["age", "her2"]})
 
 
 @pytest.mark.parametrize("lr", [1e30, float("inf"), float("nan")])

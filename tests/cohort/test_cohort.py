@@ -203,7 +203,7 @@ def test_an_external_cohort_has_the_label_and_nobody_who_trains(tmp_path: Path) 
     assert "(external) has no column 'y'" in found
     assert "1 patients of o have the ids of training patients: p5" in found
     data["tasks"]["t"]["external"] = ["c"]
-    with pytest.raises(StainsslError, match="c cannot be both trained on and external"):
+    with pytest.raises(StainsslError, match="c cannot be both in cohorts and external"):
         parse(data)
     data["tasks"]["t"] |= {"external": ["o"], "level": "tile"}
     with pytest.raises(StainsslError, match="for tasks of level slide or patient"):

@@ -44,11 +44,11 @@ TRAIN = {"method": "simclr", "train": {"cohorts": ["d"]}}
     ({**TRAIN, "backbone": "vit_tiny_patch16_224", "input_size": 100}, "patches of 16 px"),
     ({"method": "random", "backbone": "nothing"}, "is not a timm name"),
     ({"weights": "vircow2"}, "did you mean 'virchow2'"),
-    ({"weights": "chief"}, "chief is an encoder of slides: name the encoder whose vectors"),
-    ({"weights": "TITAN"}, "titan needs code of the hub that is not run here"),
+    ({"weights": "chief"}, "chief is a slide encoder: name its tile encoder"),
+    ({"weights": "TITAN"}, "titan needs code from the hub, which stainssl does not run"),
     ({"weights": "hf-hub:UNI"}, "hf-hub:OWNER/NAME"),
     ({"weights": "local-dir:/nowhere"}, "not a folder with config.json"),
-    ({"weights": "resnet18@/nowhere.pth"}, "/nowhere.pth: no such file"),
+    ({"weights": "resnet18@/nowhere.pth"}, "/nowhere.pth: no such weights file"),
     ({"weights": "uni@/nowhere"}, "uni@/nowhere: no model.safetensors nor pytorch_model.bin there"),
     ({**TRAIN, "init": "resnet81"}, "e.init: 'resnet81' is not in"),
     ({**TRAIN, "backbone": "resnet18.a9"}, "no weights 'resnet18.a9'; weights of that network: "),
@@ -56,7 +56,7 @@ TRAIN = {"method": "simclr", "train": {"cohorts": ["d"]}}
     ({"weights": "vit_giant_patch14_224"}, "weights of that network: none"),
     ({"weights": "vit_tiny_patch16_224", "input_size": 100}, "patches of 16 px"),
     ({**TRAIN, "init": "vit_tiny_patch16_224", "input_size": 100}, "patches of 16 px"),
-    ({**TRAIN, "init": "virchow2", "tune": "lora"}, "256 px are no multiple of patches of 14 px"),
+    ({**TRAIN, "init": "virchow2", "tune": "lora"}, "256 px is not a multiple of patches of 14 px"),
     ({"weights": "cait_xxs24_224", "input_size": 100}, "e.input_size: "),
     ({**TRAIN, "init": "resnet18", "backbone": "resnet50"}, "e.backbone: resnet18 is a resnet18"),
     ({**TRAIN, "init": "virchow2", "input_size": 224}, "can be used for embedding, but be"),
@@ -88,7 +88,7 @@ def test_headers_of_files_are_compared(tmp_path):
         assert _told(weights=f"test_resnet@{tmp_path / file}") == []
         [found] = _told(weights=f"test_vit@{tmp_path / file}")
         assert "not those of test_vit" in found
-        assert "left over" in found
+        assert "unexpected" in found
         [found] = _told(**TRAIN, init=f"test_vit@{tmp_path / file}")
         assert "e.init" in found
 
@@ -100,7 +100,7 @@ def test_half_a_download_is_told(tmp_path):
     assert _told(weights=f"local-dir:{tmp_path / 'm'}") == []
     weights = tmp_path / "m" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    assert "no whole file of weights" in _told(weights=f"local-dir:{tmp_path / 'm'}")[0]
+    assert "not a complete weights file" in _told(weights=f"local-dir:{tmp_path / 'm'}")[0]
     weights.unlink()
     assert "is the download complete" in _told(weights=f"local-dir:{tmp_path / 'm'}")[0]
 
@@ -115,19 +115,19 @@ def test_what_is_in_the_hubs_cache_is_looked_at_too(tmp_path, monkeypatch):
     file.write_bytes(save({k: v for k, v in weights.items() if k != "reg_token"}))
     assert "1 are missing: reg_token" in _told(weights="virchow2")[0]
     file.write_bytes(save(weights)[:1000])
-    assert "no whole file of weights" in _told(weights="virchow2")[0]
+    assert "not a complete weights file" in _told(weights="virchow2")[0]
 
 
 def test_an_adapter_and_its_base_are_looked_at(tmp_path):
     folder = tmp_path / "adapter"
     folder.mkdir()
     save_file({"x": torch.zeros(1)}, folder / adapters.WEIGHTS)
-    assert "no base.json says" in _told(weights=f"local-dir:{folder}")[0]
+    assert "no base.json naming" in _told(weights=f"local-dir:{folder}")[0]
     adapters.write_base(folder, adapters.Base("resnet18", "0"))
     assert _told(weights=f"local-dir:{folder}") == []
     adapters.write_base(folder, adapters.Base(f"local-dir:{tmp_path / 'gone'}", "0"))
     [found] = _told(weights=f"local-dir:{folder}")
-    assert "holds an adapter to local-dir:" in found
+    assert "has an adapter to local-dir:" in found
     assert "not a folder with config.json" in found
 
 
@@ -145,7 +145,7 @@ def test_a_file_of_a_profile_is_read(tmp_path):
     (tmp_path / "p.json").write_text("{}")
     [found] = _told(weights="resnet18", preprocess=str(tmp_path / "p.json"))
     assert "e.preprocess: " in found
-    assert "holds no stain profile" in found
+    assert "has no stain profile" in found
     assert _told(weights="resnet18", preprocess="reference") == []
 
 
@@ -177,7 +177,7 @@ def test_a_recipes_files_are_compared_too(monkeypatch, tmp_path):
     assert _told(weights=f"virchow2@{tmp_path}") == []
     _tiny(monkeypatch, "virchow")
     [found] = _told(weights=f"virchow@{tmp_path}")
-    assert "1 are left over: reg_token" in found
+    assert "1 are unexpected: reg_token" in found
 
 
 def test_a_file_of_transformers_is_compared_by_its_names(monkeypatch, tmp_path):
@@ -211,8 +211,8 @@ def test_every_recipe_says_where_it_is_had():
 def test_a_file_with_code_in_it_is_told(tmp_path):
     torch.save(timm.create_model("test_resnet", num_classes=0), tmp_path / "whole.pth")
     [found] = _told(weights=f"test_resnet@{tmp_path / 'whole.pth'}")
-    assert "holds code" in found
-    assert "state_dict() alone" in found
+    assert "contains code" in found
+    assert "only the network's state_dict()" in found
 
 
 def _warned(tmp_path, **encoders):

@@ -30,7 +30,7 @@ def test_the_real_stage_table_names_500_slides_of_five_centres(
     assert rows["pn_stage"].str.startswith("pN").all()
     assert (rows["tumor"] == "0").equals(rows["stage"] == "negative")
     assert rows.loc[rows["exclude"] == "", "slide_id"].tolist() == ["patient_004_node_4"]
-    assert "499 of 500 labelled files are not there" in found.warnings[0]
+    assert "499 of 500 labelled files are missing" in found.warnings[0]
 
 
 def test_the_real_clinical_table_gives_her2_by_ihc_then_fish(tables: Path) -> None:

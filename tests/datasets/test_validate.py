@@ -39,7 +39,7 @@ def test_a_whole_folder_has_nothing_to_tell() -> None:
 def test_labels_without_files_keep_their_place_and_are_excluded() -> None:
     found = judged([row(1), row(2), row(3)], ["f/s1.svs", "f/s3.svs"], published={"slides": 3})
     assert found.sheet["exclude"].tolist() == ["", "true", ""]
-    assert "1 of 3 labelled files are not there (a partial download?)" in found.warnings[0]
+    assert "1 of 3 labelled files are missing (a partial download?)" in found.warnings[0]
     assert "f/s2.svs" in found.warnings[0]
     assert "slides 2 of 3" in found.warnings[1]
     assert not found.problems
@@ -53,24 +53,22 @@ def test_files_without_labels_are_named_and_left_out() -> None:
 
 def test_rows_that_stand_twice_count_once_and_rows_that_differ_are_a_problem() -> None:
     found = judged([row(1, her2="0"), row(1, her2="0"), row(2, her2="1")])
-    assert "1 rows stand twice and count once: s1" in found.warnings
+    assert "1 rows are duplicates and count once: s1" in found.warnings
     assert found.sheet["slide_id"].tolist() == ["s1", "s2"]
     found = judged([row(1, her2="0"), row(1, her2="1")])
-    assert found.problems == ["1 names stand in rows that differ: s1. Keep one of each"]
+    assert found.problems == ["1 names have rows that differ: s1. Keep one of each"]
 
 
 def test_a_file_in_two_folders_is_named() -> None:
     found = judged([row(1)], ["f/s1.svs", "g/s1.svs"])
-    assert "1 files stand in several folders, one is read: f/s1.svs = g/s1.svs" in found.warnings
+    assert "1 files are in several folders, one is read: f/s1.svs = g/s1.svs" in found.warnings
 
 
 def test_an_unexpected_class_is_a_problem_that_names_it() -> None:
     rows = [row(1, her2="1"), row(2, her2="equivocal"), row(3, her2="")]
     found = judged(rows, classes={"her2": frozenset({"0", "1"})})
     (problem,) = found.problems
-    assert (
-        "label 'her2' has classes that the release has not: equivocal (s2); known: 0, 1" in problem
-    )
+    assert "'her2' has classes that are not in the release: equivocal (s2); known: 0, 1" in problem
 
 
 def test_published_counts_are_of_what_is_there() -> None:
@@ -84,7 +82,7 @@ def test_published_counts_are_of_what_is_there() -> None:
 
 
 def test_an_empty_folder_is_a_problem() -> None:
-    assert "is this its folder?" in judged([row(1)], []).problems[0]
+    assert "is this the right folder?" in judged([row(1)], []).problems[0]
 
 
 @given(

@@ -139,13 +139,13 @@ def test_a_batch_that_does_not_fit_is_halved_and_told(tmp_path, jpegs, caplog):
     np.testing.assert_array_equal(
         np.concatenate(_embed(small, pixels)), np.concatenate(_embed(_encoder(), pixels))
     )
-    assert "11 tiles do not fit in the device's memory: trying half" in caplog.text
+    assert "11 tiles does not fit in the device's memory: trying half" in caplog.text
 
 
 def test_what_did_not_fit_is_not_tried_again(tmp_path, jpegs, caplog):
     small = dataclasses.replace(_encoder(), model=SmallDevice())
     list(embed_pixels([small], _write(tmp_path / "p.zarr", jpegs), 4))
-    assert caplog.text.count("4 tiles do not fit in the device's memory") == 1  # of three blocks
+    assert caplog.text.count("4 tiles does not fit in the device's memory") == 1  # of three blocks
 
 
 def test_the_time_is_told_by_what_it_went_into(tmp_path, jpegs):

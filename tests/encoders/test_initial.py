@@ -77,7 +77,7 @@ def test_a_transformer_is_resampled_to_the_size_as_timm_does_it(tmp_path):
 
 def test_another_architecture_than_the_config_says_is_a_sentence(tmp_path):
     _, source = _file(tmp_path)
-    with pytest.raises(StainsslError, match=r"is a test_resnet and `backbone` says resnet50"):
+    with pytest.raises(StainsslError, match=r"is a test_resnet, but `backbone` is resnet50"):
         initial_backbone(source, 32, "resnet50")
 
 
@@ -123,7 +123,7 @@ def test_other_weights_under_the_same_name_do_not_take_up_the_checkpoint(tmp_pat
     save_file({k: v.contiguous() for k, v in _network(seed=6).state_dict().items()},
               tmp_path / "w.safetensors")  # fmt: skip
     _train(tmp_path / "c", source, "simclr", steps=1)
-    assert "is of another config" in caplog.text
+    assert "is from another config" in caplog.text
 
 
 def _chained(tmp_path, **second):
@@ -166,13 +166,13 @@ def test_a_name_of_its_own_is_no_circle_and_others_are(tmp_path):
     found = parse(config)
     assert found.initial_run(found.run("test_resnet")) is None
     config["encoders"]["simclr"] |= {"init": "next"}
-    with pytest.raises(StainsslError, match="next starts from simclr starts from next: a circle"):
+    with pytest.raises(StainsslError, match="next starts from simclr starts from next: a cycle"):
         parse(config)
 
 
 @pytest.mark.parametrize(("keys", "sentence"), [
-    ({"method": "random"}, "give a method that trains"),
-    ({"method": None, "weights": "resnet18", "train": None}, "give a method that trains"),
+    ({"method": "random"}, "needs a 'method' that trains"),
+    ({"method": None, "weights": "resnet18", "train": None}, "needs a 'method' that trains"),
 ])  # fmt: skip
 def test_init_where_nothing_is_trained_is_a_sentence(tmp_path, keys, sentence):
     with pytest.raises(StainsslError, match=re.escape(sentence)):
@@ -183,7 +183,7 @@ def test_imported_features_are_no_network(tmp_path):
     config = _chained(tmp_path).model_dump(mode="json")
     config["encoders"]["files"] = {"features": "trident:/nowhere"}
     config["encoders"]["next"]["init"] = "files"
-    with pytest.raises(StainsslError, match="imported features, there is no network"):
+    with pytest.raises(StainsslError, match="imported features, without a network"):
         parse(config)
 
 

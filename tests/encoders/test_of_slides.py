@@ -164,7 +164,7 @@ def test_madeleine_is_built_as_its_config_says(tmp_path):
     with pytest.raises(StainsslError, match="activation 'sigmoid'"):
         of_slides.load(f"madeleine@{tmp_path}")
     config.unlink()
-    with pytest.raises(StainsslError, match=r"needs the model_config\.json .* folder of both"):
+    with pytest.raises(StainsslError, match=r"needs the model_config\.json .* folder with both"):
         of_slides.load(f"madeleine@{tmp_path}")
 
 
@@ -174,7 +174,7 @@ def test_madeleine_is_built_as_its_config_says(tmp_path):
         ("feather", "uni", "feather needs embeddings by conch-v1.5, which encoders.tiles is not"),
         ("feather-uni_v2", "uni", "feather-uni2-h needs embeddings by uni2-h"),
         ("chief", "ctranspath", "chief is not on the hub: download CHIEF_pretraining.pth"),
-        ("titan", "conch-v1.5", "titan needs code of the hub .* slide_features"),
+        ("titan", "conch-v1.5", "titan needs code from the hub.* slide_features"),
         ("fether", "conch-v1.5", "'fether' is not a slide encoder; did you mean 'feather'"),
     ],
 )
@@ -201,14 +201,14 @@ def test_tiles_of_another_scale_are_told():
     ("keys", "said"),
     [
         ({"vectors": "a"}, "give one of 'method'"),
-        ({"vectors": "a", "method": "random"}, "another encoder's: give 'center: site'"),
-        ({"vectors": "a", "features": "clam:x"}, "another encoder's: give 'center: site'"),
+        ({"vectors": "a", "method": "random"}, "names another encoder: give 'center: site'"),
+        ({"vectors": "a", "features": "clam:x"}, "names another encoder: give 'center: site'"),
         ({"vectors": "a", "center": "site", "weights": "chief"}, "give one of 'method'"),
-        ({"center": "site"}, "center: site is of 'vectors: NAME'"),
-        ({"vectors": "a", "weights": "chief", "preprocess": "reference"}, "encoder sees no tiles"),
-        ({"vectors": "a", "center": "site", "seeds": [1]}, "seeds: this encoder sees no tiles"),
+        ({"center": "site"}, "center: site needs 'vectors: NAME'"),
+        ({"vectors": "a", "weights": "chief", "preprocess": "reference"}, "not for this encoder"),
+        ({"vectors": "a", "center": "site", "seeds": [1]}, "seeds: not for this encoder"),
         ({"vectors": "b", "center": "site"}, "no such name 'b'"),
-        ({"vectors": "x", "center": "site"}, "x takes those of x: a circle"),
+        ({"vectors": "x", "center": "site"}, "x takes those of x: a cycle"),
     ],
 )
 def test_what_vectors_cannot_mean_is_refused(keys, said):

@@ -133,10 +133,10 @@ def _recipe(**keys):
 @pytest.mark.parametrize(("keys", "sentence"), [
     ({"arguments": {**TINY, "depth": 3}}, "are missing: blocks.2."),
     ({"arguments": {**TINY, "reg_tokens": 4}}, "1 are missing: reg_token"),
-    ({"arguments": {**TINY, "nonsense": 1}}, "timm builds no vit_small_patch16_224 with"),
-    ({"arguments": {**TINY, "mlp_layer": "Nonsense"}}, "Layers by name are Mlp, GluMlp"),
-    ({"dim": 64}, "its vectors have 48 numbers, and the recipe says 64"),
-    ({"pooling": "cls+mean", "dim": 48}, "its vectors have 96 numbers, and the recipe says 48"),
+    ({"arguments": {**TINY, "nonsense": 1}}, "timm cannot build vit_small_patch16_224 with"),
+    ({"arguments": {**TINY, "mlp_layer": "Nonsense"}}, "Named layers: Mlp, GluMlp"),
+    ({"dim": 64}, "its embeddings have 48 dimensions, but the recipe says 64"),
+    ({"pooling": "cls+mean", "dim": 48}, "embeddings have 96 dimensions, but the recipe says 48"),
     ({"arguments": {**TINY, "global_pool": ""}}, None),  # the recipe's own word is on top
 ])  # fmt: skip
 def test_what_does_not_fit_is_told_before_any_job(file, keys, sentence):
@@ -158,19 +158,19 @@ def test_another_architecture_is_no_timm_name():
 
 
 @pytest.mark.parametrize(("encoder", "sentence"), [
-    ({"weights": "uni", "recipe": VIT}, "'recipe' is of weights that have none: hf-hub:"),
+    ({"weights": "uni", "recipe": VIT}, "'recipe' is for weights without one: hf-hub:"),
     ({"weights": "hf-hub:a/b", "recipe": _recipe()}, "the timm name of the network: give it"),
-    ({"weights": "resnet18@f", "recipe": VIT}, "'resnet18' says it already"),
+    ({"weights": "resnet18@f", "recipe": VIT}, "'resnet18' has it already"),
     ({"weights": "hf-hub:a/b", "recipe": {**VIT, "meen": 1}}, "recipe.meen; did you mean 'mean'?"),
     ({"weights": "hf-hub:a/b", "recipe": {"architecture": "x", "std": STD}},
      "mine.recipe.mean is missing"),
     ({"weights": "hf-hub:a/b", "recipe": {**VIT, "mean": [123, 116, 103]}}, "less than or equal"),
-    ({"weights": "hf-hub:a/b", "recipe": {**VIT, "resize_px": 32}}, "cannot be smaller"),
-    ({"weights": "hf-hub:a/b", "recipe": {**VIT, "pooling": "attention"}}, "give 'dim'"),
+    ({"weights": "hf-hub:a/b", "recipe": {**VIT, "resize_px": 32}}, "must not be smaller"),
+    ({"weights": "hf-hub:a/b", "recipe": {**VIT, "pooling": "attention"}}, "needs 'dim'"),
     ({"weights": "hf-hub:a/b", "recipe": {**VIT, "pooling": "max"}}, "Input should be 'cls'"),
-    ({"method": "random", "recipe": VIT}, "'recipe' is of weights"),
-    ({"method": "random", "revision": "x"}, "'revision' is for weights of the hub"),
-    ({"weights": "uni@/there", "revision": "x"}, "'revision' is for weights of the hub"),
+    ({"method": "random", "recipe": VIT}, "'recipe' is for weights"),
+    ({"method": "random", "revision": "x"}, "'revision' is only for weights from the hub"),
+    ({"weights": "uni@/there", "revision": "x"}, "'revision' is only for weights from the hub"),
 ])  # fmt: skip
 def test_keys_that_do_not_go_together_are_told(encoder, sentence):
     with pytest.raises(StainsslError) as error:

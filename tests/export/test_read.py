@@ -55,7 +55,7 @@ XY = np.zeros((4, 2), np.int64)
 @pytest.mark.parametrize(
     ("write", "said"),
     [
-        (_h5(features=b"text", coords=XY), "holds no numbers"),
+        (_h5(features=b"text", coords=XY), "is not numeric"),
         (_h5(features=np.zeros((4, 0)), coords=XY), r"features \(4, 0\)"),
         (_h5(features=np.zeros(4), coords=XY), r"features \(4,\)"),
         (_h5(**{"features/deeper": np.zeros(4)}, coords=XY), "not stored in this file"),
@@ -64,8 +64,8 @@ XY = np.zeros((4, 2), np.int64)
         (_elsewhere, "external datasets are not followed"),
         (_linked(h5py.ExternalLink("other.h5", "/features")), "external datasets are not followed"),
         (_linked(h5py.SoftLink("/folder/features")), "links are not followed"),
-        (lambda folder: torch.save(torch.zeros(4), folder / "s.pt"), "holds no tensor|features"),
-        (lambda folder: torch.save(["text"], folder / "s.pt"), "holds no tensor"),
+        (lambda folder: torch.save(torch.zeros(4), folder / "s.pt"), "has no tensor|features"),
+        (lambda folder: torch.save(["text"], folder / "s.pt"), "has no tensor"),
     ],
 )
 def test_what_is_no_feature_file(tmp_path: Path, write: Callable[[Path], None], said: str) -> None:

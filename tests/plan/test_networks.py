@@ -29,10 +29,10 @@ def _config(folder, **encoder):
     ({"method": "random", "backbone": "resnet18.a9"}, "no weights 'resnet18.a9'"),
     ({"weights": "vircow2"}, "did you mean 'virchow2'"),
     ({"weights": "resnet18.a9_in1k"}, "weights of that network: resnet18.a1_in1k"),
-    ({"weights": "chief"}, "is an encoder of slides"),
+    ({"weights": "chief"}, "is a slide encoder"),
     ({"weights": "hf-hub:UNI"}, "hf-hub:OWNER/NAME"),
     ({"weights": "local-dir:/nowhere"}, "not a folder with config.json"),
-    ({"weights": "resnet18@/nowhere.pth"}, "/nowhere.pth: no such file"),
+    ({"weights": "resnet18@/nowhere.pth"}, "/nowhere.pth: no such weights file"),
     ({"weights": "resnet18", "preprocess": "/nowhere.json"}, "e.preprocess: /nowhere.json"),
     ({**TRAIN, "init": "resnet81"}, "e.init: 'resnet81' is not in"),
     ({**TRAIN, "init": "virchow2", "input_size": 224}, "can be used for embedding, but be"),
@@ -104,7 +104,7 @@ def test_weights_that_are_gone_are_told_whatever_has_started(given, monkeypatch)
     monkeypatch.setattr("os.environ", dict(os.environ))
     _start(given)
     (given.results.parent / "w.pth").unlink()
-    assert "no such file of weights" in network_problems(given)[0]
+    assert "no such weights file" in network_problems(given)[0]
 
 
 def test_blocks_of_tasks_are_counted_in_the_network(tmp_path):

@@ -176,7 +176,7 @@ def test_a_loss_that_is_no_number_is_a_sentence(tmp_path: Path) -> None:
     network = _network()
     with torch.no_grad():
         network.head.weight.fill_(float("nan"))
-    with pytest.raises(StainsslError, match=r"not a number at step 0: use a lower fine_tune\.lr"):
+    with pytest.raises(StainsslError, match=r"not finite at step 0: use a lower fine_tune\.lr"):
         _fit(tmp_path, network, _store(tmp_path, 40))
 
 

@@ -115,7 +115,7 @@ def test_a_killed_run_ends_in_the_weights_of_an_undisturbed_one(
     resumed = _module()
     with caplog.at_level(logging.INFO):
         rows = _fit(resumed, tiles, tmp_path)
-    assert f"going on from step {stop_at // 2 * 2} of 7" in caplog.text
+    assert f"resuming from step {stop_at // 2 * 2} of 7" in caplog.text
     assert _same(undisturbed[0], resumed)
     same = [name for name in watch.METRICS if name != "images_per_second"]
     np.testing.assert_array_equal(rows[same], undisturbed[1][same])
@@ -133,7 +133,7 @@ def test_another_runs_checkpoint_is_not_taken_up(undisturbed, tiles, tmp_path, c
         _fit(_module(stop_at=4), tiles, tmp_path, mark="another")
     module = _module()
     _fit(module, tiles, tmp_path)
-    assert "is of another config" in caplog.text
+    assert "is from another config" in caplog.text
     assert usable_checkpoint(tmp_path / "of-another.ckpt", "another") == 4  # nothing is lost
     assert _same(undisturbed[0], module)
 
@@ -141,7 +141,7 @@ def test_another_runs_checkpoint_is_not_taken_up(undisturbed, tiles, tmp_path, c
 def test_a_broken_checkpoint_is_not_taken_up(tmp_path, caplog):
     (tmp_path / CHECKPOINT).write_bytes(b"half")
     assert usable_checkpoint(tmp_path / CHECKPOINT, "m") is None
-    assert "not a whole checkpoint" in caplog.text
+    assert "an incomplete checkpoint" in caplog.text
     assert usable_checkpoint(tmp_path / "none.ckpt", "m") is None
 
 
@@ -160,7 +160,7 @@ def test_a_checkpoint_that_holds_code_is_not_run(undisturbed, tiles, tmp_path, c
                tmp_path / CHECKPOINT)  # fmt: skip
     module = _module()
     _fit(module, tiles, tmp_path)
-    assert "not a whole checkpoint" in caplog.text
+    assert "an incomplete checkpoint" in caplog.text
     assert not (tmp_path / "ran").exists()
     assert _same(undisturbed[0], module)
 
@@ -192,7 +192,7 @@ def test_vectors_that_are_all_alike_are_told(tiles, tmp_path, monkeypatch, caplo
     rows = _fit(module, tiles, tmp_path)
     assert rows["effective_rank"].min() > watch.RANK_FLOOR  # which is of centred vectors
     assert rows["mean_cosine"].min() > watch.MAX_ALIKE
-    assert "all tiles have nearly the same vector (mean cosine 1.0000)" in caplog.text
+    assert "all tiles have nearly the same embedding (mean cosine 1.0000)" in caplog.text
 
 
 def test_not_a_number_stops_and_keeps_the_last_good_checkpoint(tiles, tmp_path):
@@ -203,7 +203,7 @@ def test_not_a_number_stops_and_keeps_the_last_good_checkpoint(tiles, tmp_path):
 
     module = _module()
     module._method = Spoiled(ViewSettings(32, "weak", 0), None)
-    with pytest.raises(StainsslError, match=r"not a number at step 5 .*lower `lr`"):
+    with pytest.raises(StainsslError, match=r"not finite at step 5 .*lower `lr`"):
         _fit(module, tiles, tmp_path)
     assert usable_checkpoint(tmp_path / CHECKPOINT, "m") == 4
 
@@ -234,7 +234,7 @@ def test_a_full_disk_keeps_the_checkpoint_before(tiles, tmp_path, monkeypatch):
 def test_told_to_stop_it_writes_a_checkpoint_first(undisturbed, tiles, tmp_path, monkeypatch):
     property_of = property(lambda self: self.global_step == 3)
     monkeypatch.setattr(train.lightning.Trainer, "received_sigterm", property_of)
-    with pytest.raises(StainsslError, match=r"Told to stop at step 3 of 7"):
+    with pytest.raises(StainsslError, match=r"Stopped at step 3 of 7"):
         _fit(_module(), tiles, tmp_path)
     monkeypatch.undo()
     module = _module()
@@ -368,8 +368,8 @@ def test_preempted_it_saves_and_goes_back_into_the_queue(
 
     module = _module()
     module._method = Preempted(ViewSettings(32, "weak", 0), None)
-    words = "back in SLURM's queue" if code == 0 else "does not requeue job 4711"
-    with pytest.raises(StainsslError, match=f"make room at step 5 of 7: .*{words}"):
+    words = "requeued by SLURM" if code == 0 else "does not requeue job 4711"
+    with pytest.raises(StainsslError, match=f"Preempted at step 5 of 7: .*{words}"):
         _fit(module, tiles, tmp_path / "run")
     assert said.read_text() == "requeue 4711\n"
     assert usable_checkpoint(tmp_path / "run" / CHECKPOINT, "m") == 5
@@ -380,7 +380,7 @@ def test_preempted_it_saves_and_goes_back_into_the_queue(
 
 def test_without_slurm_told_to_make_room_it_says_to_run_again(monkeypatch):
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
-    assert checkpoints.requeue() == "run again to go on"
+    assert checkpoints.requeue() == "run again to continue"
     monkeypatch.setenv("SLURM_JOB_ID", "1")
     monkeypatch.setenv("PATH", "")
     assert "does not requeue job 1" in checkpoints.requeue()

@@ -40,7 +40,7 @@ def test_jobs_take_gpus_of_their_own_then_share(job, caplog):
     assert [job(1), job(2)] == ["0", "1,2"]
     assert not caplog.text
     assert job(1) in ("0", "1", "2")
-    assert "0 of 3 GPUs are free and 1 wanted" in caplog.text
+    assert "0 of 3 GPUs are free, 1 requested" in caplog.text
 
 
 def test_too_few_free_are_filled_up_with_others(job):

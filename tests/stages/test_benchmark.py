@@ -249,7 +249,7 @@ def test_tiles_that_tell_no_two_stainings_cost_the_figures_alone(
     monkeypatch.setattr(robustness, "two_targets", none)
     for name in ENCODERS:
         run_stage("robustness", config, name)
-    assert "her2: no figure of robustness: found 1 site" in caplog.text
+    assert "her2: no robustness metrics: found 1 site" in caplog.text
     run_stage("benchmark", config, "patients")
     assert json.loads((paths.benchmark("patients") / "robustness.json").read_text()) == {}
     drawn = {file.name for file in paths.figures("patients").iterdir()}

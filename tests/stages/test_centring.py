@@ -169,9 +169,9 @@ def test_a_row_of_its_own_that_is_stored_nowhere(config):
         )
         assert own.inputs() == others.inputs()
         assert own.param() != others.param()
-    with pytest.raises(StainsslError, match="centred in every fold and stored nowhere: embed enc"):
+    with pytest.raises(StainsslError, match="centred within each fold and not stored: embed enc"):
         plan.embed(config, "clinic", "cut", "all-0000")
-    with pytest.raises(StainsslError, match="could only be taken of the slides that are asked"):
+    with pytest.raises(StainsslError, match="could only be computed on the slides to predict"):
         predict._trained(config, "slide", "cut", "mean")
 
 
@@ -184,7 +184,7 @@ def test_a_site_that_nobody_trains_at_is_left_out_of_what_is_tested(config, capl
     })  # fmt: skip
     predicted, _ = probe(tiles, folds)
     assert set(predicted["site"]) == {"a", "b"}
-    assert "72 tiles of sites that nobody trains at left out" in caplog.text
+    assert "72 tiles of sites without training patients left out" in caplog.text
 
 
 def test_seeds_follow_those_of_the_vectors(tmp_path):
@@ -235,10 +235,10 @@ def test_external_cohorts_and_new_tile_networks_are_refused(tmp_path):
         parse(found)
     found["tasks"]["slide"]["external"] = []
     found["encoders"]["more"] = {"vectors": "cut", "center": "site"}
-    with pytest.raises(StainsslError, match=r"those of 'cut' are centred .* take those of 'enc'"):
+    with pytest.raises(StainsslError, match=r"those of 'cut' are centred .* use those of 'enc'"):
         parse(found)
     found["encoders"]["more"] = {
         "method": "simclr", "train": {"cohorts": ["clinic"]}, "init": "cut",
     }  # fmt: skip
-    with pytest.raises(StainsslError, match="'cut' is made of the vectors of 'enc', there is no"):
+    with pytest.raises(StainsslError, match="'cut' is computed from embeddings by 'enc', without"):
         parse(found)

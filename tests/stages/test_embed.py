@@ -56,7 +56,7 @@ def test_pixels_of_another_tile_table_are_refused(tmp_path):
     run_stage("pretrain", config, "random")
     paths = config.paths
     write_tiles(paths.tiles(*PLACE), read_tiles(paths.tiles(*PLACE)).iloc[:6], {})
-    with pytest.raises(StainsslError, match="2 of 8 tiles of the pixels are not in the tile table"):
+    with pytest.raises(StainsslError, match="2 of 8 stored tiles are not in the tile table"):
         _embedded(config)
     assert not paths.embeddings("small", "random", "train-0000").exists()
 

@@ -178,7 +178,7 @@ def test_a_killed_job_goes_on_to_the_same_answer(
     monkeypatch.setattr(library, "_learn", learn)
     with caplog.at_level("INFO"):
         again = _tuned(config)
-    assert "going on from step" in caplog.text
+    assert "resuming from step" in caplog.text
     pd.testing.assert_frame_equal(whole, again)
     left = config.paths.tuning("tuned", "net")
     assert not list(left.glob("*.safetensors"))
@@ -285,7 +285,7 @@ def test_without_validation_tiles_all_epochs_are_trained_and_that_is_told(
     _relabel(few, "val", None)
     with caplog.at_level("INFO"):
         said = _tuned(config_of(few, FEW))
-    assert "no tile validates" in caplog.text
+    assert "no validation tiles" in caplog.text
     assert set(said["threshold"]) == {0.5}
 
 
@@ -295,9 +295,9 @@ def test_more_blocks_than_there_are_is_a_sentence(few: Path) -> None:
 
 
 def test_each_verb_refuses_the_others_protocol(few: Path) -> None:
-    with pytest.raises(StainsslError, match="protocol probe: ask `probe`"):
+    with pytest.raises(StainsslError, match="protocol probe: run `probe`"):
         run_stage("finetune", config_of(few), "probed", "net")
-    with pytest.raises(StainsslError, match="protocol fine-tune: ask `finetune`"):
+    with pytest.raises(StainsslError, match="protocol fine-tune: run `finetune`"):
         run_stage("probe", config_of(few), "tuned", "net")
 
 
@@ -321,13 +321,13 @@ def _task(fine_tune: dict[str, Any] | None = None, **keys: Any) -> Config:
     ("keys", "sentence"),
     [
         ({"protocol": "fine-tune", "level": "slide"}, "is for tasks of level tile"),
-        ({"fine_tune": {"epochs": 3}}, "ask for that protocol"),
-        ({"protocol": "fine-tune", "fine_tune": {"lora": {"rank": 2}}}, "lora is of tune: lora"),
+        ({"fine_tune": {"epochs": 3}}, "fine_tune needs protocol"),
+        ({"protocol": "fine-tune", "fine_tune": {"lora": {"rank": 2}}}, "lora needs tune: lora"),
         ({"protocol": "fine-tune", "fine_tune": {"tune": "half"}}, "write full, lora, or last-N"),
         ({"protocol": "fine-tune", "fine_tune": {"consistency": 1, "stain_jitter": "mix"}},
          "which consistency changes: use hed"),
         ({"protocol": "fine-tune",
-          "fine_tune": {"stain_jitter": "none", "stain_jitter_strength": 1}}, "acts under no"),
+          "fine_tune": {"stain_jitter": "none", "stain_jitter_strength": 1}}, "has no effect with"),
         ({"protocol": "fine-tune", "fine_tune": {"lora": {"merge": True}}}, "unknown key"),
         ({"protocol": "fine tune"}, "fine-tune"),
     ],
@@ -371,9 +371,9 @@ def test_the_seed_of_a_run_is_that_of_its_training() -> None:
 @pytest.mark.parametrize(
     ("encoder", "tuning", "sentence"),
     [
-        ({"features": "trident:x"}, {}, "no network that tasks.tuned could fine-tune"),
+        ({"features": "trident:x"}, {}, "without a network that tasks.tuned could fine-tune"),
         ({"weights": "resnet18", "preprocess": "reference"}, {"consistency": 1.0},
-         "takes away the stain that"),
+         "removes the stain that"),
     ],
     ids=["features", "preprocess"],
 )  # fmt: skip

@@ -142,7 +142,7 @@ def test_an_annotation_that_cannot_be_read_costs_its_slide(
     (tmp_path / "s3.geojson").write_text("[]")
     found = labels_of(config)["tumor"].tolist()
     assert found == pytest.approx([np.nan] * 3 + [1, 0], nan_ok=True)
-    assert "s1: its tiles are unknown" in caplog.text
+    assert "s1: its tiles have no label" in caplog.text
 
 
 def test_a_class_that_may_be_meant_makes_a_slide_unknown_and_is_named(

@@ -114,7 +114,7 @@ def test_a_patient_has_all_slides_and_a_broken_one_costs_itself(predicted):
 def test_slides_that_were_trained_on_are_not_foreign(predicted):
     slides = pd.read_csv(predicted[0] / "slides.csv").dropna()
     assert (slides[["feature_distance", "stain_distance"]] <= 1).all(axis=None)
-    assert set(predicted[1]["note"]) == {"the models were trained on a patient of this name"}
+    assert set(predicted[1]["note"]) == {"the models were trained on a patient with this id"}
 
 
 def test_attention_is_there_as_table_picture_and_geojson(trained, predicted):
@@ -156,8 +156,8 @@ def test_another_stain_is_told(trained, tmp_path, caplog):
     answers = _predict(
         trained, pd.DataFrame([row]), tmp_path / "out", "slide", pictures=False, outside_root=True
     )
-    assert "its stain lies outside" in answers["note"].item()
-    assert "g: its stain lies outside what the task was trained on" in caplog.text
+    assert "its stain is outside" in answers["note"].item()
+    assert "g: its stain is outside the task's training range" in caplog.text
     assert [p.name for p in (tmp_path / "out" / "attention").iterdir()] == ["g.geojson"]
 
 
@@ -174,7 +174,7 @@ def test_a_slide_without_an_h_and_e_stain_is_noted(trained, tmp_path, monkeypatc
     notes = answers.set_index("slide_id")["note"].fillna("")
     assert "no H&E stain" in notes["b-003-1"]
     assert "no H&E stain" not in notes["a-001-1"]
-    assert "b-003-1: no H&E stain was found on it" in caplog.text
+    assert "b-003-1: no H&E stain found" in caplog.text
 
 
 def test_no_usable_slide_is_a_sentence_and_leaves_the_reasons(trained, tmp_path):
@@ -197,9 +197,9 @@ def test_imported_features_are_refused_before_any_work(trained, tmp_path):
         update={"weights": None, "features": "clam:somewhere"}
     )
     config = trained.config.model_copy(update={"encoders": {"enc": features}})
-    with pytest.raises(StainsslError, match=r"clam:somewhere.*no network"):
+    with pytest.raises(StainsslError, match=r"clam:somewhere.*without a network"):
         predict.run(config, "patient", "enc", "abmil", tmp_path / "s.csv", tmp_path, tmp_path)
-    with pytest.raises(StainsslError, match="do not say how large a tile is"):
+    with pytest.raises(StainsslError, match="do not give the tile size"):
         export.run(config, "qupath", "clinic", "enc", tmp_path, task="patient", head="abmil")
 
 

@@ -153,23 +153,23 @@ def test_two_standards_are_refused(config):
     )
     try:
         assert load(folder).standard is not None
-        with pytest.raises(StainsslError, match="normalized already: leave `preprocess` out"):
+        with pytest.raises(StainsslError, match=r"already normalized .* leave `preprocess` out"):
             load(folder, standard=StainProfile.reference("macenko"))
     finally:
         (folder / "stain.json").unlink()
 
 
 def test_a_file_that_is_no_profile_is_a_sentence(tmp_path):
-    with pytest.raises(StainsslError, match="no such file of a stain profile"):
+    with pytest.raises(StainsslError, match="no such stain profile"):
         standard("macenko", tmp_path / "none.json")
     for text in ("half", "[]", "{}", '{"method": "macenko"}', '{"method": "x", "valid": true}'):
         (tmp_path / "f.json").write_text(text)
-        with pytest.raises(StainsslError, match=r"holds no stain profile .* name a target.json"):
+        with pytest.raises(StainsslError, match=r"has no stain profile .* give a target.json"):
             standard("macenko", tmp_path / "f.json")
     (tmp_path / "f.json").write_text(
         json.dumps(profile_to_json(StainProfile.reference("reinhard")))
     )
-    with pytest.raises(StainsslError, match=r"a profile of reinhard, .* set normalizer: reinhard"):
+    with pytest.raises(StainsslError, match=r"a reinhard profile, .* set normalizer: reinhard"):
         standard("macenko", tmp_path / "f.json")
 
 
@@ -182,11 +182,11 @@ def test_a_file_that_is_no_profile_is_a_sentence(tmp_path):
          "policy: spread"),
         ({"weights": "resnet18", "preprocess": []}, "at least 1 item"),
         ({"method": "simclr", "train": {"cohorts": ["d"]}, "preprocess": ["reference"]},
-         "true or false where a method trains"),
+         "true or false with a method that trains"),
         ({"method": "random", "preprocess": True}, "give a method that trains, or weights"),
         ({"features": "clam:x", "preprocess": "reference"}, "a method that trains, or weights"),
         ({"method": "simclr", "train": {"cohorts": ["d"]}, "preprocess": "reference"},
-         "true or false where a method trains"),
+         "true or false with a method that trains"),
     ],
 )  # fmt: skip
 def test_where_it_cannot_act_it_is_refused(keys, sentence):

@@ -124,7 +124,7 @@ def test_the_table_has_figures_baselines_and_comparisons(made):
     assert "ki67: Spearman (27 patients)" in text
     assert "ki67: MAE (27 patients)" in text
     assert "predicted for every patient" in text
-    assert "ki67, spearman: enc + mean + clinical less clinical only: " in text
+    assert "ki67, spearman: enc + mean + clinical minus clinical only: " in text
     assert "## By site" in text
     assert "R$^2$" in (folder / "table.tex").read_text()
     assert (folder / "table.html").stat().st_size > 0

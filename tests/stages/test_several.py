@@ -116,7 +116,7 @@ def test_the_table_has_a_column_baselines_and_comparisons_of_each_label(made):
     for label, words in UNKNOWN.items():
         assert f"both.{label}: AUROC ({PATIENTS - len(words)} patients)" in text
         assert f"both.{label} on other: AUROC" in text
-        assert f"both.{label}, auroc: enc + mean + clinical less clinical only:" in text
+        assert f"both.{label}, auroc: enc + mean + clinical minus clinical only:" in text
     long = pd.read_csv(folder / "table.csv")
     assert {"site only", "clinical only", "enc"} == set(long.query("task == 'both.er'")["encoder"])
     compared = pd.read_csv(folder / "comparisons.csv")
@@ -137,7 +137,7 @@ def test_one_head_of_slides_and_columns_has_the_same_three_rows(made):
         assert rows["enc", "mean + clinical"] != rows["enc", "mean"]
     assert not any("on other" in task for task in long.query("head == 'mean + clinical'")["task"])
     text = (folder / "table.md").read_text()
-    assert "gated.er, auroc: enc + mean + clinical less clinical only:" in text
+    assert "gated.er, auroc: enc + mean + clinical minus clinical only:" in text
     kept = made.paths.mil("gated", "enc", "mean", "er") / "clinical"
     assert len(read_table(kept / "predictions.parquet", "predictions")) == PATIENTS - 2
 
@@ -205,7 +205,7 @@ def test_predict_answers_every_label_of_new_slides(trained, tmp_path):
     of_er = answers[answers["label"] == "er"]
     assert set(of_er["predicted"]) <= {"neg", "pos"}
     assert of_er["p_1"].isna().all()
-    assert answers["note"].str.contains("trained on a patient of this name").all()
+    assert answers["note"].str.contains("trained on a patient with this id").all()
     ours = read_table(out / "by-model.parquet", "predictions").query("label == 'her2'")
     judged = config.paths.mil("two", "enc", "abmil", "her2") / "predictions.parquet"
     both = read_table(judged, "predictions").merge(

@@ -108,7 +108,7 @@ def test_what_it_reads_is_the_tiles_vectors_and_its_own_weights(config, tmp_path
 
 def test_vectors_of_another_length_are_a_sentence(config, rng):
     _write_tiles(config, rng, dim=64)
-    with pytest.raises(StainsslError, match=r"chief takes vectors of 768 .* of ctranspath; .* 64"):
+    with pytest.raises(StainsslError, match=r"needs embeddings of 768 .* by ctranspath; .* 64"):
         run_stage("embed", config, "clinic", "slides", PART)
 
 
@@ -123,7 +123,7 @@ def test_a_tile_task_is_refused(config, tmp_path):
     found = config.model_dump(mode="json")
     found["tasks"]["t"]["level"] = "tile"
     with pytest.raises(
-        StainsslError, match=r"'slides' gives one vector a slide, and tasks\.t is of"
+        StainsslError, match=r"'slides' gives one vector per slide, but tasks\.t is of"
     ):
         parse(found)
 

@@ -250,7 +250,7 @@ def test_what_cannot_be_learnt_is_refused_before_any_job(made, tmp_path):
     assert "tasks.os.external" in told
     assert "slide other7: 'x'" in told
     alone = {"split": {"kind": "leave-one-out"}}
-    assert "no fold tests an event that another" in _told(made, tmp_path, task=alone)
+    assert "no fold has a comparable pair" in _told(made, tmp_path, task=alone)
     assert "tasks.os.time: " in _told(made, tmp_path, task={"time": "os_month"})
 
 

@@ -178,7 +178,7 @@ def test_every_problem_is_told_before_a_tile_is_read(tmp_path):
     lines = str(found.value).splitlines()
     assert len(lines) == 4
     assert "did you mean 'virchow2'" in lines[0]
-    assert "feather is an encoder of slides" in lines[1]
+    assert "feather is a slide encoder" in lines[1]
     assert "--stain-method 'macenco' is none of macenko" in lines[2]
     assert "--max-tiles 3: at least 20" in lines[3]
 

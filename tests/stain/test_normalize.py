@@ -260,7 +260,7 @@ def test_what_does_not_fit_is_refused():
         normalize(images, own, lab[0])
     with pytest.raises(ValueError, match="2 target profiles for 3 images"):
         normalize(images, own, own[:2])
-    with pytest.raises(ValueError, match="no stains"):
+    with pytest.raises(ValueError, match="no stain vectors"):
         separate(images, lab)
 
 
