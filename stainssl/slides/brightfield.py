@@ -10,7 +10,7 @@ import numpy as np
 
 from stainssl.errors import SlideError, Status
 from stainssl.slides.glass import SmoothArea
-from stainssl.slides.tissue import MIN_GLASS, TissueMap
+from stainssl.slides.tissue import MIN_GLASS, TissueMap, sample_step
 
 DARK, BRIGHT = 64, 160  # grey levels: below the first in every channel, above the second in all
 # Frames of black around brightfield slides take up to 71 % of the overviews at hand, whose glass is
@@ -74,9 +74,10 @@ def light_fault(thumbnail: np.ndarray, found: TissueMap, ground: SmoothArea | No
                 f"The glass is tinted (RGB {glass}): the white balance is off, and stain is"
                 " estimated against white. Scan or export it again."
             )
-    tissue = thumbnail[found.tissue]
+    places = np.flatnonzero(found.tissue)
+    tissue = thumbnail.reshape(-1, 3)[places[:: sample_step(len(places))]]
     washed_out = float((tissue.max(axis=1) >= WHITE).mean()) if len(tissue) else 0.0
-    if len(tissue) >= MIN_TISSUE_PX and washed_out > MAX_WASHED_OUT:
+    if len(places) >= MIN_TISSUE_PX and washed_out > MAX_WASHED_OUT:
         return (
             f"{washed_out:.0%} of the tissue is washed out (a channel is white): too much light,"
             " and pale stain is lost. Scan or export it again."

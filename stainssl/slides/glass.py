@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 
 LOOKED_AT_PX = 1 << 20  # of the picture, shrunk where it is larger
+SAMPLE = 100_000  # px of the area that its color is the median of
 WINDOW_PX, MAX_DEVIATION = 5, 2.0  # of grey levels in a window: tissue has structure, glass has not
 SAME_GREY = 2  # grey levels around one that count with it
 TOP_REACH = 15  # the commonest smooth grey is looked for so far below the brightest
@@ -48,7 +49,8 @@ def brightest_smooth_area(image: np.ndarray) -> SmoothArea | None:
     image = _shrunk(image)
     grey = cv2.transform(image.astype(np.float32), np.full((1, 3), 1 / 3))
     smooth = _is_smooth(grey)
-    levels = grey[smooth].astype(np.intp)
+    places = np.flatnonzero(smooth)
+    levels = grey.reshape(-1)[places].astype(np.intp)
     counts = np.bincount(levels, minlength=256).astype(float)
     counts = np.convolve(counts, np.ones(2 * SAME_GREY + 1), "same")
     often = np.flatnonzero(counts >= MIN_SMOOTH * grey.size)
@@ -56,9 +58,10 @@ def brightest_smooth_area(image: np.ndarray) -> SmoothArea | None:
         return None
     low = max(0, int(often[-1]) - TOP_REACH)
     mode = low + int(np.argmax(counts[low : often[-1] + 1]))
-    near = image[smooth][np.abs(levels - mode) <= MODE_REACH_GREY]
-    brighter = float((grey > mode + BRIGHTER_GREY).mean())
-    color = np.median(near, axis=0).astype(np.float32)
+    near = places[np.abs(levels - mode) <= MODE_REACH_GREY]
+    brighter = np.count_nonzero(grey > mode + BRIGHTER_GREY) / grey.size
+    sample = image.reshape(-1, 3)[near[:: max(1, len(near) // SAMPLE)]]
+    color = np.median(sample, axis=0).astype(np.float32)
     return SmoothArea(color, len(near) / grey.size, brighter)
 
 
