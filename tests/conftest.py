@@ -19,12 +19,14 @@ settings.register_profile("timeless", deadline=None, suppress_health_check=[Heal
 settings.register_profile("quick", settings.get_profile("timeless"), max_examples=10)
 QUICK = bool(os.environ.get("STAINSSL_QUICK"))  # of `make test-quick`
 settings.load_profile("quick" if QUICK else "timeless")
-# What a quick run leaves out: runs of Snakemake, training, rendered slides, other processes.
+# What a quick run leaves out: runs of Snakemake, training, rendered slides, other processes,
+# simulations.
 SLOW = (
     "chain", "datasets", "demo", "distribution", "mil", "pretrain", "runtime", "slurm", "stages",
-    "docs", "view", "evaluation/test_robustness.py", "slides/test_isolated.py",
-    "slides/test_backends.py", "slides/test_tissue.py", "encoders/test_initial.py", "test_cli.py",
-    "test_extras.py",
+    "docs", "view", "evaluation/test_numbers.py", "evaluation/test_probe.py",
+    "evaluation/test_robustness.py", "evaluation/test_survival_metrics.py", "stain/test_augment.py",
+    "slides/test_isolated.py", "slides/test_backends.py", "slides/test_tissue.py",
+    "encoders/test_initial.py", "test_cli.py", "test_extras.py",
 )  # fmt: skip
 collect_ignore = list(SLOW) if QUICK else []
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
