@@ -66,7 +66,7 @@ def _raw_sheet(config: Config, name: str) -> SheetFile:
     assert cohort.sheet is not None
     labels = [c for task in config.tasks.values() for c in task.label_columns.values()]
     try:
-        return read_sheet_file(cohort.sheet, cohort.columns, KNOWN, labels)
+        return read_sheet_file(cohort.sheet, cohort.columns, KNOWN, labels, REQUIRED)
     except StainsslError as error:
         lines = str(error).split("\n")
         raise StainsslError("\n".join(f"cohorts.{name}.sheet: {line}" for line in lines)) from None

@@ -184,6 +184,15 @@ def _renamed(
     return names, problems + list(_lookalikes([*candidates, *given.values()], asked))
 
 
+def _also_missing(names: Sequence[str], required: Sequence[str]) -> Iterator[str]:
+    """Required columns that are not there, nor under a name that looks alike."""
+    alike = {folded(name) for name in names}
+    missing = [name for name in required if folded(name) not in alike]
+    if missing:
+        found = ", ".join(name for name in names if name)
+        yield f"required columns are missing: {', '.join(missing)}; found: {found}"
+
+
 def _too_long(cells: _Cells) -> Iterator[str]:
     """A comma inside a cell without quotes moves all that follows by a column."""
     width = len(cells.header)
@@ -261,7 +270,11 @@ def _cells(path: Path, known: Iterable[str]) -> _Cells:
 
 
 def read_sheet_file(
-    path: Path, columns: Mapping[str, str | None], known: Sequence[str], labels: Iterable[str] = ()
+    path: Path,
+    columns: Mapping[str, str | None],
+    known: Sequence[str],
+    labels: Iterable[str] = (),
+    required: Sequence[str] = (),
 ) -> SheetFile:
     """The rows of a sheet: CSV with any usual separator and encoding, or XLSX (first sheet).
 
@@ -270,6 +283,7 @@ def read_sheet_file(
             column of our name that means something else, and is not read.
         known: names that have a meaning here.
         labels: further names that help to tell the separator.
+        required: names that must be there; missing ones are told beside other problems only.
 
     Raises:
         StainsslError: the file is missing or no table, or every problem of its columns.
@@ -281,6 +295,7 @@ def read_sheet_file(
     names, problems = _renamed(header, given, known)
     problems += _too_long(cells)
     if problems:
+        problems += _also_missing(names, required)
         raise StainsslError("\n".join(f"{path}: {problem}." for problem in problems))
     notes = [*cells.notes, *_unnamed(cells)]
     frame = _with_points(_frame(cells, names), notes)

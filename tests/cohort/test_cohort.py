@@ -116,6 +116,13 @@ def test_a_missing_column_names_those_found(tmp_path: Path) -> None:
     assert "column 'slide_id' is missing; found: slide, patient_id, path" in found
 
 
+def test_missing_columns_are_named_beside_one_that_looks_alike(tmp_path: Path) -> None:
+    found = _problems(_config(tmp_path, [{"Slide ID": "a", "Patient": "p", "Datei": "a.svs"}]))
+    assert "set columns: {slide_id: 'Slide ID'}" in found
+    assert "missing: patient_id, path; found: Slide ID, Patient, Datei" in found
+    assert "missing: slide_id" not in found
+
+
 def test_a_patient_in_two_splits_is_refused(tmp_path: Path) -> None:
     rows = [_row(0, split="train"), _row(1, split="test", patient_id="p0")]
     assert "patient 'p0' is in splits 'test', 'train'" in _problems(_config(tmp_path, rows))
