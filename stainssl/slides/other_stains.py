@@ -88,8 +88,8 @@ def _of_order(colored: np.ndarray) -> str:
     if green_most >= MIN_GREEN_MOST:
         return ""
     return (
-        f"Green is the most absorbed color in only {green_most:.0%} of what is colored, and in"
-        " nearly all of H&E: is it ink, or are the color channels in another order?"
+        f"Green is the most absorbed color in only {green_most:.0%} of the stained pixels"
+        " (in H&E nearly all): is it ink, or are the color channels in another order?"
     )
 
 

@@ -26,7 +26,7 @@ def run(job: StatusesJob) -> None:
     log.info("%s", status_counts(slides["status"]))
     noted = slides[(slides["status"] == Status.OK.value) & (slides["detail"] != "")]
     if len(noted):
-        log.warning("%d slides are ok with a note: %s says which", len(noted), job.table)
+        log.warning("%d slides are ok with a note: see %s", len(noted), job.table)
     write_statuses(slides, job.cohort, job.previews, job.table, job.page, job.overview)
 
 
