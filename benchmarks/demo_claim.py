@@ -210,9 +210,14 @@ def verdict(tests: dict[str, Any], oracles: dict[str, Any]) -> dict[str, bool]:
 
 def section(record: dict[str, Any]) -> str:
     """The tables of a record."""
-    head = ["test", "what is seen", "AUROC", "seed by seed"]
+    head = ["test", "encoder", "AUROC", "seed by seed"]
     rows = [
-        [test, name, _figure(found, "auroc"), ", ".join(f"{v:.3f}" for v in found["by_seed"])]
+        [
+            test,
+            f"`{name}`",
+            _figure(found, "auroc"),
+            ", ".join(f"{v:.3f}" for v in found["by_seed"]),
+        ]
         for test, result in record["tests"].items()
         for name, found in result["encoders"].items()
     ]

@@ -182,11 +182,13 @@ class Records:
         if (self.paths.results / "predictions.csv").exists():
             own = self.paths.results
             yield StoredPredictions("predictions", "predictions", own, self._predicted_level(), own)
+        kinds = {name: head.kind for name, head in self.config.heads.items()}
+        heads = sorted(kinds, key=lambda name: kinds[name] == "mean")  # its attention is even
         for task, spec in self.config.tasks.items():
             if spec.level == "tile" or cohort not in (*spec.cohorts, *spec.external):
                 continue
             for run in self.config.runs():
-                for head in self.config.heads:
+                for head in heads:
                     folder = self.paths.mil(task, run.name, head)
                     for name, one in spec.questions(task).items():
                         title = f"{name}: {head} on {run.name}"

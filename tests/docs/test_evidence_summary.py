@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from benchmarks import (
+    demo_claim,
     evidence_confounded,
     evidence_fan,
     evidence_norms,
@@ -44,6 +45,7 @@ SHOWN = [
     Shown("two_sites", evidence_table.RESULTS, evidence_two_sites.section),
     Shown("amibr-all", APPENDIX, evidence_table.section),
     Shown("norms", APPENDIX, evidence_norms.section),
+    Shown("demo_claim", APPENDIX, demo_claim.section),
 ]
 
 
