@@ -2,7 +2,8 @@
 
     python -m benchmarks.evidence_summary
 
-Every number is of `docs/evidence/amibr.json`, `confounded.json` and `fan.json`. What others
+Every number is of `docs/evidence/amibr.json`, `confounded.json`, `fan.json` and, of networks that
+were trained longer, `confounded-longer.json` and `fan-longer.json`. What others
 published of AMi-Br stands in docs/results.md too, as the package knows it.
 """
 
@@ -35,6 +36,8 @@ ROWS: dict[str, tuple[str, str, str]] = {
         "macenko-stain-invariant-without", "macenko-stain-invariant-all",
         "macenko-stain-invariant-all",
     ),
+    "SimCLR, 480 steps": ("simclr-480-steps-all",) * 3,
+    "`stain-invariant`, 480 steps": ("stain-invariant-480-steps-all",) * 3,
     "random weights": ("random", "random", "random"),
     "color statistics": ("color", "color", "color"),
 }  # fmt: skip
@@ -45,12 +48,13 @@ HEAD = (
 
 
 def load() -> dict[str, dict[str, Any]]:
-    """Record → its encoders."""
-    folder = REPO / "docs" / "evidence"
-    names = ("amibr", "confounded", "fan")
-    return {
-        n: json.loads((folder / f"{n}.json").read_text(encoding="utf-8"))["encoders"] for n in names
-    }
+    """Record → its encoders, with those that were trained longer."""
+    folder, names = REPO / "docs" / "evidence", ("amibr", "confounded", "fan")
+    found: dict[str, dict[str, Any]] = {name: {} for name in names}
+    for name in names:
+        for path in [*folder.glob(f"{name}-longer.json"), folder / f"{name}.json"]:
+            found[name] |= json.loads(path.read_text(encoding="utf-8"))["encoders"]
+    return found
 
 
 def _cells(made: Mapping[str, Mapping[str, Any]], keys: tuple[str, str, str]) -> list[str]:

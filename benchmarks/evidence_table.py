@@ -28,6 +28,7 @@ METRICS = {"auroc": "AUROC", "balanced_accuracy": "balanced accuracy"}
 SHOWN = {
     "imagenet", "macenko",
     "stain-invariant-without", "stain-invariant-all", "macenko-stain-invariant-all",
+    "stain-invariant-480-steps-all",
 }  # fmt: skip
 
 Runs = Mapping[str, Mapping[str, pd.DataFrame]]

@@ -42,6 +42,7 @@ SHOWN = [
     )
 ] + [
     Shown("amibr-fine-tuned", evidence_table.RESULTS, evidence_table.section),
+    Shown("confounded-longer", evidence_table.RESULTS, evidence_confounded.section),
     Shown("two_sites", evidence_table.RESULTS, evidence_two_sites.section),
     Shown("amibr-all", APPENDIX, evidence_table.section),
     Shown("norms", APPENDIX, evidence_norms.section),
