@@ -64,7 +64,7 @@ def test_what_a_job_says_is_in_its_log(tmp_path: Path, alone: str, code: int) ->
 def test_a_config_that_is_not_there_is_told(tmp_path: Path) -> None:
     with pytest.raises(StainsslError, match="stainssl init"):
         words_of(tmp_path, "-n")
-    with pytest.raises(StainsslError, match=r"no file my\.yaml"):
+    with pytest.raises(StainsslError, match=r"no such file my\.yaml"):
         words_of(tmp_path, "--config", "my.yaml")
 
 

@@ -113,7 +113,7 @@ def test_a_config_of_the_folder_completes_the_architecture(monkeypatch, tmp_path
     card = _shaken(timm.create_model("vit_base_patch14_dinov2", num_classes=0, img_size=224,
                                      **args, **TINY, **swiglu))  # fmt: skip
     save_file(card.state_dict(), tmp_path / "model.safetensors")
-    with pytest.raises(StainsslError, match=r"with its config\.json"):
+    with pytest.raises(StainsslError, match=r"and its config\.json"):
         load(f"h0-mini@{tmp_path}")
     config = {"architecture": "vit_base_patch14_dinov2", "model_args": {**args, **TINY}}
     (tmp_path / "config.json").write_text(json.dumps(config))
@@ -233,7 +233,7 @@ def test_a_config_without_pooling_is_a_sentence(tmp_path):
 
 def test_a_folder_of_transformers_is_a_sentence(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "vit"}))
-    with pytest.raises(StainsslError, match="names no timm `architecture`"):
+    with pytest.raises(StainsslError, match="has no timm `architecture`"):
         load(tmp_path)
 
 

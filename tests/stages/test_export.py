@@ -197,7 +197,7 @@ def test_features_of_two_widths_are_refused(exported, trained, tmp_path):
         with h5py.File(folder / f"{slide}.h5", "w") as h5:
             h5["features"], h5["coords"] = np.ones((3, width)), np.zeros((3, 2), int)
     config = _importing(trained, tmp_path, f"trident:{folder}")
-    with pytest.raises(StainsslError, match=r"several widths: 4 \(a-001-1\), 5 \(a-003-1\)"):
+    with pytest.raises(StainsslError, match=r"several dimensions: 4 \(a-001-1\), 5 \(a-003-1\)"):
         run_stage("embed", config, "clinic", "theirs", "train-0000")
 
 

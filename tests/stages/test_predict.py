@@ -179,7 +179,7 @@ def test_a_slide_without_an_h_and_e_stain_is_noted(trained, tmp_path, monkeypatc
 
 def test_no_usable_slide_is_a_sentence_and_leaves_the_reasons(trained, tmp_path):
     row = {"slide_id": "gone", "patient_id": "p", "path": "slides/gone.svs"}
-    with pytest.raises(StainsslError, match=r"No slide of .*slides\.csv says why"):
+    with pytest.raises(StainsslError, match=r"No slide of .*slides\.csv for the reasons"):
         _predict(trained, pd.DataFrame([row]), tmp_path / "out")
     assert pd.read_csv(tmp_path / "out" / "slides.csv")["status"].item() == "missing"
 
