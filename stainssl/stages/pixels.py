@@ -67,7 +67,7 @@ def _blocks(
     """The blocks of a slide in their order, made by some workers."""
 
     def work(rows: pd.DataFrame) -> _Block:
-        torch.set_num_threads(1)  # of this thread: the work beside it has the other cores
+        torch.set_num_threads(1)  # the work beside it has the other cores
         with slide.lent() as handle, spent.on("reading"):
             images, errors = _read(handle, rows, size_px, MAX_UNREADABLE * len(tiles))
         with spent.on("JPEG"):
@@ -181,12 +181,15 @@ def _one(
 
 def run(job: PixelsJob) -> None:
     """Write the pixels of a part; a slide that cannot be read any more is left out and logged."""
-    spent, tiles = TimeSpent(), read_tiles(job.tiles)
-    write_pixels(
-        job.pixels,
-        _each_slide(job, tiles, spent),
-        size_px=job.tiling.size,
-        mpp=job.tiling.mpp,
-        settings={"tiling": job.tiling.model_dump(mode="json"), "normalizers": list(METHODS)},
-    )
+    spent, tiles, torch_threads = TimeSpent(), read_tiles(job.tiles), torch.get_num_threads()
+    try:
+        write_pixels(
+            job.pixels,
+            _each_slide(job, tiles, spent),
+            size_px=job.tiling.size,
+            mpp=job.tiling.mpp,
+            settings={"tiling": job.tiling.model_dump(mode="json"), "normalizers": list(METHODS)},
+        )
+    finally:
+        torch.set_num_threads(torch_threads)  # what a thread sets is set for the process
     log.info("%s", spent.line(int(tiles["kept"].sum()), "tiles"))

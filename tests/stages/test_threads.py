@@ -54,6 +54,7 @@ def _made(slides: Path, results: Path, threads: int) -> Config:
     with _on(threads):
         run_stage("tile", config, "clinic", PART)
         run_stage("pixels", config, "clinic", PART)
+        assert torch.get_num_threads() == threads  # as `predict` needs it for its network
         run_stage("embed", config, "clinic", "enc", PART)
     return config
 
