@@ -11,7 +11,16 @@ from stainssl.figures.pages import page
 from stainssl.runtime.gpus import gpus_told
 from stainssl.runtime.pace import duration
 
-COLUMNS = ("rule", "jobs", "hours", "core_hours", "gpu_hours", "longest_s", "peak_mb")
+_TITLES = {
+    "rule": "rule",
+    "jobs": "jobs",
+    "hours": "time",
+    "core_hours": "core hours",
+    "gpu_hours": "GPU hours",
+    "longest_s": "longest job",
+    "peak_mb": "peak memory, MB",
+}
+COLUMNS = tuple(_TITLES)
 
 
 def times_by_rule(folder: Path, logs: Path) -> pd.DataFrame:
@@ -57,15 +66,6 @@ td.bar { width: 40%; }
 td.bar div { background: #0072b2; height: 1em; }
 tr { border-bottom: 1px solid #ddd; }
 """
-_TITLES = {
-    "rule": "rule",
-    "jobs": "jobs",
-    "hours": "time",
-    "core_hours": "core hours",
-    "gpu_hours": "GPU hours",
-    "longest_s": "longest job",
-    "peak_mb": "peak memory, MB",
-}
 
 
 def times_page(times: pd.DataFrame) -> str:

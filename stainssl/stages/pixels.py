@@ -15,7 +15,7 @@ import torch
 
 from stainssl.errors import SlideError
 from stainssl.plan.slides import PixelsJob
-from stainssl.runtime.parallel import TimeSpent, in_order, job_threads
+from stainssl.runtime.parallel import TimeSpent, in_order, job_threads, torch_threads
 from stainssl.slides.errors import in_time
 from stainssl.slides.scale import read_square
 from stainssl.slides.shared import SharedSlide, open_shared
@@ -67,7 +67,6 @@ def _blocks(
     """The blocks of a slide in their order, made by some workers."""
 
     def work(rows: pd.DataFrame) -> _Block:
-        torch.set_num_threads(1)  # the work beside it has the other cores
         with slide.lent() as handle, spent.on("reading"):
             images, errors = _read(handle, rows, size_px, MAX_UNREADABLE * len(tiles))
         with spent.on("JPEG"):
@@ -181,8 +180,8 @@ def _one(
 
 def run(job: PixelsJob) -> None:
     """Write the pixels of a part; a slide that cannot be read any more is left out and logged."""
-    spent, tiles, torch_threads = TimeSpent(), read_tiles(job.tiles), torch.get_num_threads()
-    try:
+    spent, tiles = TimeSpent(), read_tiles(job.tiles)
+    with torch_threads(1):  # of each block: the blocks beside it have the other cores
         write_pixels(
             job.pixels,
             _each_slide(job, tiles, spent),
@@ -190,6 +189,4 @@ def run(job: PixelsJob) -> None:
             mpp=job.tiling.mpp,
             settings={"tiling": job.tiling.model_dump(mode="json"), "normalizers": list(METHODS)},
         )
-    finally:
-        torch.set_num_threads(torch_threads)  # what a thread sets is set for the process
     log.info("%s", spent.line(int(tiles["kept"].sum()), "tiles"))
