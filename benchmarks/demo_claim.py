@@ -215,18 +215,18 @@ def section(record: dict[str, Any]) -> str:
         [
             test,
             f"`{name}`",
-            _figure(found, "auroc"),
+            _span(found, "auroc"),
             ", ".join(f"{v:.3f}" for v in found["by_seed"]),
         ]
         for test, result in record["tests"].items()
         for name, found in result["encoders"].items()
     ]
     rows += [
-        ["site c", f"oracle: {name}", _figure(found, "auroc"), ""]
+        ["site c", f"oracle: {name}", _span(found, "auroc"), ""]
         for name, found in record["oracles"].items()
     ]
     pairs = [
-        [test, f"`{CLAIMED}` minus `{other}`", _figure(found, "difference", "+.3f")]
+        [test, f"`{CLAIMED}` minus `{other}`", _span(found, "difference")]
         for test, result in record["tests"].items()
         for other, found in result["minus"].items()
     ]
@@ -241,15 +241,14 @@ def section(record: dict[str, Any]) -> str:
         f"{counts}; 95 % intervals over patients and seeds.",
         "",
         *evidence_table.table(head, rows),
-        "",
+        *evidence_table.table(["test", "paired", "difference"], pairs),
+        *evidence_table.table(["held", "what"], held),
     ]
-    lines += [*evidence_table.table(["test", "paired", "difference"], pairs), ""]
-    return "\n".join([*lines, *evidence_table.table(["held", "what"], held)])
+    return "\n".join(lines)
 
 
-def _figure(found: dict[str, Any], key: str, form: str = ".3f") -> str:
-    limits = f"{found['low']:{form}} to {found['high']:{form}}"
-    return f"{found[key]:{form}} ({limits})".replace("-", "−")
+def _span(found: dict[str, Any], key: str) -> str:
+    return evidence_table.span({**found, "value": found[key]}, signed=key == "difference")
 
 
 def measure(config: Config, cores: int) -> dict[str, Any]:
