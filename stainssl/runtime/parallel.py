@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from contextvars import copy_context
 from itertools import islice
 from typing import TypeVar
@@ -59,24 +59,15 @@ def in_order(work: Callable[[T], R], items: Iterable[T], threads: int) -> Iterat
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def opencv_threads(count: int) -> AbstractContextManager[None]:
-    """Have OpenCV use so many threads within one call."""
-    import cv2  # not every verb has it
-
-    return _library_threads(cv2.getNumThreads, cv2.setNumThreads, count)
-
-
-def torch_threads(count: int) -> AbstractContextManager[None]:
-    """Have torch use so many threads within one call, in every thread of the process."""
-    import torch  # not every verb has it
-
-    return _library_threads(torch.get_num_threads, torch.set_num_threads, count)
-
-
 @contextmanager
-def _library_threads(
+def library_threads(
     get: Callable[[], int], put: Callable[[int], None], count: int
 ) -> Iterator[None]:
+    """Have a library use `count` threads within the block, in every thread of the process.
+
+    Its functions to read and to set the number are passed in: this module is imported where
+    neither torch nor OpenCV is installed.
+    """
     before = get()
     put(count)
     try:

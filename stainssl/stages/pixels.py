@@ -15,7 +15,7 @@ import torch
 
 from stainssl.errors import SlideError
 from stainssl.plan.slides import PixelsJob
-from stainssl.runtime.parallel import TimeSpent, in_order, job_threads, torch_threads
+from stainssl.runtime.parallel import TimeSpent, in_order, job_threads, library_threads
 from stainssl.slides.errors import in_time
 from stainssl.slides.scale import read_square
 from stainssl.slides.shared import SharedSlide, open_shared
@@ -181,7 +181,8 @@ def _one(
 def run(job: PixelsJob) -> None:
     """Write the pixels of a part; a slide that cannot be read any more is left out and logged."""
     spent, tiles = TimeSpent(), read_tiles(job.tiles)
-    with torch_threads(1):  # of each block: the blocks beside it have the other cores
+    # One thread for each block: the blocks beside it have the other cores.
+    with library_threads(torch.get_num_threads, torch.set_num_threads, 1):
         write_pixels(
             job.pixels,
             _each_slide(job, tiles, spent),

@@ -12,6 +12,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pandas as pd
 from PIL import Image
@@ -20,7 +21,7 @@ from stainssl.config import Tiling
 from stainssl.errors import SlideError, StainsslError, Status
 from stainssl.figures.slides import preview
 from stainssl.plan.slides import TileJob
-from stainssl.runtime.parallel import TimeSpent, in_order, job_threads, opencv_threads
+from stainssl.runtime.parallel import TimeSpent, in_order, job_threads, library_threads
 from stainssl.slides.annotation_files import Areas, read_annotations
 from stainssl.slides.annotations import within
 from stainssl.slides.brightfield import (
@@ -359,7 +360,8 @@ def run(job: TileJob) -> None:
     """
     outcomes, spent = [], TimeSpent()
     rows = enumerate(job.rows.itertuples(index=False))
-    with replacing(job.previews) as folder, opencv_threads(_threads_of_slide(job)):
+    opencv = library_threads(cv2.getNumThreads, cv2.setNumThreads, _threads_of_slide(job))
+    with replacing(job.previews) as folder, opencv:
         folder.mkdir()
         for outcome in in_order(partial(_numbered, job), rows, job_threads()):
             if outcome.picture is not None:
