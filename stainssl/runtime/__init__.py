@@ -1,1 +1,1 @@
-"""The machine: devices, threads, and work that overlaps."""
+"""Devices, threads, time limits and progress of a job."""

@@ -1,7 +1,7 @@
-"""Child processes that end with the process that started them, however that one ends.
+"""Terminate child processes with their parent, even if the parent is killed.
 
-A child that outlives a killed job keeps the job's output open: whoever reads it (`tee`, Snakemake,
-SLURM) waits for as long as the child lives.
+A child that outlives a killed job keeps the job's output open, and whatever reads it (`tee`,
+Snakemake, SLURM) waits until the child ends.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ _CHECK_SECONDS = 1.0
 
 
 def end_with_parent(parent_pid: int | None = None) -> None:
-    """End this process with SIGKILL once its parent is gone; to be called in a child, once.
+    """Kill this process (SIGKILL) once its parent has ended; call it once, in the child.
 
-    On Linux the kernel does it (`prctl`), when the thread that started the child ends. Beside it,
-    and elsewhere, a thread looks every second whether the parent is still the same.
+    On Linux, if called in the main thread, the kernel sends the signal (`prctl`) when the thread
+    that started the child ends. On every system, a thread also checks once per second that the
+    parent is still the same.
 
     Args:
-        parent_pid: of the process that started this one; by default the present parent.
+        parent_pid: process id of the parent; by default the current parent.
     """
     parent_pid = parent_pid or os.getppid()
     if sys.platform == "linux" and threading.current_thread() is threading.main_thread():

@@ -1,4 +1,4 @@
-"""A cheap key of a file's content, by which one scan or set of weights is told from another."""
+"""A fast hash of a file's content, to recognise a slide or model weights that have changed."""
 
 from __future__ import annotations
 
@@ -6,20 +6,24 @@ import hashlib
 from functools import lru_cache
 from pathlib import Path
 
-SAMPLES = 8  # blocks of a slide that are compared, spread over it
+SAMPLES = 8  # blocks of a slide that are hashed
 SAMPLE_BYTES = 64 * 1024
 
 
 def content_key(path: Path, samples: int = SAMPLES) -> bytes:
-    """A hash of a file's size and of blocks spread over it, 16 bytes; a time plays no part.
+    """Hash a file's size and evenly spaced blocks of its content, not its time stamps.
 
-    Files that agree in all blocks, of half a megabyte in all, are one for any purpose here.
+    Files with equal keys are treated as identical. By default half a megabyte is read.
 
     Args:
-        samples: how many blocks; twice as many see a change of half the length.
+        samples: number of blocks of 64 KiB, at least 2; with twice as many, a change of half the
+            length is detected.
+
+    Returns:
+        16 bytes.
 
     Raises:
-        OSError: it cannot be read.
+        OSError: the file cannot be read.
     """
     stat = path.stat()
     return _key(path, samples, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
@@ -27,7 +31,7 @@ def content_key(path: Path, samples: int = SAMPLES) -> bytes:
 
 @lru_cache(maxsize=100_000)
 def _key(path: Path, samples: int, size_bytes: int, *_state: int) -> bytes:
-    """The key of a file in one state: `_state` is what else changes when the file does."""
+    """Compute the key; `_state` (times, inode) only makes the cache miss for a changed file."""
     digest = hashlib.blake2b(str(size_bytes).encode(), digest_size=16)
     last = max(0, size_bytes - SAMPLE_BYTES)
     with path.open("rb") as file:

@@ -1,4 +1,4 @@
-"""Which GPUs a job computes on: those that it was given, and that no other job of ours holds."""
+"""Choose the GPUs of a job: among those visible to it, ones that no other stainssl job uses."""
 
 from __future__ import annotations
 
@@ -15,20 +15,23 @@ from stainssl.runtime.gpus import tell_gpus
 
 log = logging.getLogger(__name__)
 VISIBLE = "CUDA_VISIBLE_DEVICES"
-_held: dict[str, IO[str]] = {}  # locks, until the process ends and the system frees them
+_held: dict[str, IO[str]] = {}  # locks, released by the system when the process ends
 
 
 def take(count: int = 1) -> None:
-    """Leave this process, and those that it starts, `count` of the GPUs that it sees (0: all).
+    """Reserve GPUs for this process and its children through `CUDA_VISIBLE_DEVICES`.
 
-    A scheduler that gives a job its devices (SLURM) shows it those only, and there is nothing to
-    choose. Where jobs see all GPUs of a machine (`--cores all --resources gpu=N`), each takes the
-    first that are free: a GPU is held by a lock in the temporary folder that goes with the process,
-    however it ends. Where too few are free they are shared, and the log says so. It also says how
-    many GPUs there are to compute on, if any.
+    A scheduler such as SLURM shows a job only its own devices, and all of them are kept. If jobs
+    see all GPUs of a machine (`--cores all --resources gpu=N`), each takes the first free ones. A
+    GPU is reserved by a lock file in the temporary folder, which is released when the process
+    ends for any reason. If too few GPUs are free, they are shared, with a warning. The number of
+    GPUs is logged, if there are any.
 
-    To be called before CUDA is used: afterwards it reads no more which devices it may see. A
-    process that another of the same training started has its devices already, and keeps them.
+    Call this before CUDA is initialised, since CUDA reads the visible devices only once. A process
+    of a distributed training already has its devices and keeps them.
+
+    Args:
+        count: number of GPUs to reserve; 0 for all visible ones.
     """
     if is_slurm_step() and os.environ["SLURM_PROCID"] == "0" and torch.cuda.is_available():
         tell_gpus(int(os.environ["SLURM_NTASKS"]))  # each process has one
@@ -54,18 +57,18 @@ def _take_free(names: list[str], count: int) -> None:
 
 
 def pick() -> str:
-    """The one device to compute on: `cuda`, a GPU of this process's own, or `cpu`."""
+    """Reserve one GPU and return `cuda`, or return `cpu` if there is none."""
     take(1)
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def is_one_of_several() -> bool:
-    """Whether `torchrun`, lightning or srun started this process beside others for one training."""
+    """Whether this is one process of a distributed training (torchrun, lightning or srun)."""
     return is_slurm_step() or "LOCAL_RANK" in os.environ
 
 
 def is_slurm_step() -> bool:
-    """Whether srun started several tasks; one task starts the other processes itself."""
+    """Whether srun started several tasks; a single task starts the other processes itself."""
     return int(os.environ.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in os.environ
 
 
@@ -77,7 +80,7 @@ def _visible() -> list[str]:
 
 
 def _hold(name: str) -> bool:
-    # SLURM numbers the devices of each of its jobs from 0: another job's 0 is another device.
+    # SLURM numbers the devices of each job from 0, so 0 is another device in another job.
     owner = f"{os.getuid()}-{os.environ.get('SLURM_JOB_ID', '')}"
     path = Path(tempfile.gettempdir()) / f"stainssl-gpu-{owner}-{name}.lock"
     lock = path.open("w")

@@ -1,4 +1,4 @@
-"""How many GPUs a job computed on, in its log and out of it."""
+"""Write the number of GPUs of a job to its log, and read it from there."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ _TOLD = re.compile(r"computing on (\d+) GPU\(s\)")
 
 
 def tell_gpus(count: int) -> None:
-    """Say in the job's log how many GPUs it computes on; nothing where there are none."""
+    """Log the number of GPUs of this job; nothing if it is 0."""
     if count:
         log.info(TOLD, count)
 
 
 def gpus_told(text: str) -> int:
-    """How many GPUs a job computed on, by its log; 0 where it says nothing."""
+    """Number of GPUs that a job used, according to the text of its log; 0 if not logged."""
     return max(map(int, _TOLD.findall(text)), default=0)

@@ -1,7 +1,7 @@
-"""Time limits on calls of libraries that may hang: a thread that is late is abandoned.
+"""Time limits for library calls that may hang: a thread that exceeds its limit is abandoned.
 
-A thread inside of a C library cannot be ended. It keeps its memory until the process ends, and the
-process must then end without waiting for it: `leaving` does.
+A thread inside a C library cannot be terminated. It keeps its memory until the process ends, and
+the process must end without waiting for it (see `leaving`).
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ _numbers = itertools.count()
 
 
 class LateError(Exception):
-    """Work was given up; the message says what it was doing and for how long."""
+    """The time limit was exceeded; the message says by what and after how long."""
 
 
 class _Calls:
-    """The calls of libraries that some work is inside of, in any of its threads."""
+    """The library calls that are in progress in any thread of one piece of work."""
 
     def __init__(self) -> None:
         self._begun: dict[int, tuple[str, float]] = {}
@@ -46,7 +46,7 @@ class _Calls:
             del self._begun[number]
 
     def oldest(self) -> tuple[str, float]:
-        """What the oldest is doing and its seconds so far; ("", 0) where there is none."""
+        """Description and duration in seconds of the oldest call; ("", 0) if there is none."""
         calls = list(self._begun.values())
         doing, begun = min(calls, key=lambda call: call[1]) if calls else ("", time.monotonic())
         return doing, time.monotonic() - begun
@@ -57,10 +57,10 @@ _calls: ContextVar[_Calls | None] = ContextVar("calls", default=None)
 
 @contextmanager
 def library_call(doing: str) -> Iterator[None]:
-    """Mark a call of a library, so that `within_limit` sees when it does not come back.
+    """Mark the block as a library call, whose duration `within_limit` checks.
 
     Args:
-        doing: for the message, as "reading level 1 at x 0, y 512".
+        doing: description for the error message, such as "reading level 1 at x 0, y 512".
     """
     calls = _calls.get()
     if calls is None:
@@ -71,16 +71,18 @@ def library_call(doing: str) -> Iterator[None]:
 
 
 def within_limit(work: Callable[[], T], seconds: float, call_seconds: float = inf) -> T:
-    """`work()`, for so long at most.
+    """Return `work()`, run in a thread that is abandoned if it takes too long.
 
     Args:
-        work: where it is given up, it may go on in its thread: it must not change what others read.
-        seconds: of the whole work.
-        call_seconds: of one `library_call` in it, made in any thread that `in_order` starts.
+        work: function without arguments. Once abandoned it may continue in its thread, so it must
+            not change data that others read.
+        seconds: limit of the whole work.
+        call_seconds: limit of each `library_call` in it, including those in threads started by
+            `in_order`.
 
     Raises:
-        LateError: it took longer.
-        Whatever `work` raised.
+        LateError: a limit was exceeded.
+        Exception: any exception that `work` raises.
     """
     calls, result, begun = _Calls(), Future[T](), time.monotonic()
     thread = Thread(target=_work, args=(work, calls, result), daemon=True)
@@ -89,7 +91,7 @@ def within_limit(work: Callable[[], T], seconds: float, call_seconds: float = in
         try:
             return result.result(timeout=min(_CHECK_SECONDS, seconds, call_seconds))
         except TimeoutError:
-            if result.done():  # the work's own
+            if result.done():  # raised by `work` itself
                 raise
         if late := _lateness(calls, time.monotonic() - begun, seconds, call_seconds):
             _left_behind.append(thread)
@@ -100,7 +102,7 @@ def _work(work: Callable[[], Any], calls: _Calls, result: Future[Any]) -> None:
     _calls.set(calls)
     try:
         result.set_result(work())
-    except BaseException as error:  # raised where it is waited for
+    except BaseException as error:  # re-raised by `within_limit`
         result.set_exception(error)
 
 
@@ -115,9 +117,10 @@ def _lateness(calls: _Calls, spent: float, seconds: float, call_seconds: float) 
 
 @contextmanager
 def leaving() -> Iterator[None]:
-    """The last thing that a process does: work that was left behind is not waited for.
+    """End the process without waiting for abandoned threads, if the block raises.
 
-    Python itself waits for the threads of a pool before it ends.
+    `SystemExit` counts, with its exit code; other exceptions are printed, and the code is 1. To be
+    used around the main function: at exit, Python waits for the threads of thread pools.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""The memory of the device to compute on, without torch: for warnings before any job."""
+"""Memory of the GPU or the machine, without importing torch: for warnings before any job."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ import shutil
 import subprocess
 from functools import lru_cache
 
-SECONDS = 10.0  # for nvidia-smi, which waits for a driver that sleeps
+SECONDS = 10.0  # time limit of nvidia-smi, which may have to wake the driver
 
 
 def memory_bytes() -> int:
-    """The memory of the smallest GPU that may be used, used or not; without one, the machine's."""
+    """Total memory (bytes) of the smallest visible GPU; without a GPU, that of the machine."""
     return min(_gpus()) if _gpus() else machine_bytes()
 
 
 def machine_bytes() -> int:
-    """The memory of this machine."""
+    """Total memory (bytes) of this machine."""
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 @lru_cache(maxsize=1)
 def _gpus() -> tuple[int, ...]:
-    """Bytes of each NVIDIA GPU that this process may see; none where no driver answers."""
+    """Total memory (bytes) of each visible NVIDIA GPU; empty without a working driver."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     program = shutil.which("nvidia-smi")
     if program is None or visible in ("", "-1"):

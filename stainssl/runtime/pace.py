@@ -1,4 +1,4 @@
-"""How fast a job is, and how long it has to go."""
+"""Rate and remaining time of a job."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-WINDOW_SECONDS = 120.0  # what was done in it is what the rate is taken from
+WINDOW_SECONDS = 120.0  # the rate is computed from the work done in this time
 
 
 class Pace:
-    """Rate of the last two minutes, of work that is counted as it is done.
+    """Rate of work over the last two minutes.
 
     Args:
-        total: units of the whole work.
-        done: units that were done before this job, by one that was killed.
-        now: a clock, in seconds.
+        total: number of units of work.
+        done: units that an interrupted job has already done.
+        now: clock, in seconds.
     """
 
     def __init__(
@@ -25,7 +25,7 @@ class Pace:
         self._marks: deque[tuple[float, float]] = deque([(now(), done)])
 
     def advance(self, units: float) -> None:
-        """Count work that was just done."""
+        """Add units that have just been done."""
         self.done += units
         now = self._now()
         self._marks.append((now, self.done))
@@ -34,19 +34,19 @@ class Pace:
 
     @property
     def rate(self) -> float:
-        """Units a second; 0 before any was done."""
+        """Units per second; 0 before any are done."""
         (start, before), (end, after) = self._marks[0], self._marks[-1]
         return (after - before) / (end - start) if end > start else 0.0
 
     @property
     def left(self) -> str:
-        """The time left, as `duration` writes it; `?` where nothing was done yet."""
+        """Remaining time as formatted by `duration`; `?` while the rate is 0."""
         rate = self.rate
         return duration((self.total - self.done) / rate) if rate else "?"
 
 
 def duration(seconds: float) -> str:
-    """A length of time as `02:03:04`, past a day as `1 d 02:03:04`."""
+    """Format seconds as `02:03:04`, or `1 d 02:03:04` from one day on."""
     days, rest = divmod(round(max(seconds, 0)), 24 * 3600)
     hours, minutes = divmod(rest // 60, 60)
     clock = f"{hours:02d}:{minutes:02d}:{rest % 60:02d}"

@@ -1,4 +1,4 @@
-"""Work side by side in threads, its results in order, and where its time went."""
+"""Ordered parallel map in threads, thread counts of libraries, and timing of steps."""
 
 from __future__ import annotations
 
@@ -16,28 +16,29 @@ from stainssl.runtime.pace import duration
 
 T = TypeVar("T")
 R = TypeVar("R")
-_threads = 1  # of this job
+_threads = 1
 
 
 def use_threads(count: int) -> None:
-    """Say how many threads this job may use."""
+    """Set the number of threads of this job, which `job_threads` returns; at least 1."""
     global _threads
     _threads = max(1, count)
 
 
 def job_threads() -> int:
-    """How many threads this job may use."""
+    """Number of threads that this job may use."""
     return _threads
 
 
 def in_order(work: Callable[[T], R], items: Iterable[T], threads: int) -> Iterator[R]:
-    """`work(item)` of each item, in the order of the items, up to `threads` of them at a time.
+    """Apply `work` to each item in threads and yield the results in the order of the items.
 
-    At most twice as many results wait for one before them, so that memory is bounded. With one
-    thread nothing is begun ahead.
+    At most `2 * threads` items are submitted ahead, so that memory is bounded. With one thread,
+    `work` runs in the caller's thread when its result is requested.
 
     Raises:
-        Whatever `work` raised, at its item's place; what was begun is waited for, the rest is not.
+        Exception: any exception that `work` raises, when its item's turn comes. Work in progress is
+            then awaited, and the rest is cancelled.
     """
     if threads <= 1:
         yield from map(work, items)
@@ -63,10 +64,15 @@ def in_order(work: Callable[[T], R], items: Iterable[T], threads: int) -> Iterat
 def library_threads(
     get: Callable[[], int], put: Callable[[int], None], count: int
 ) -> Iterator[None]:
-    """Have a library use `count` threads within the block, in every thread of the process.
+    """Set the number of threads of a library within the block, for the whole process.
 
-    Its functions to read and to set the number are passed in: this module is imported where
-    neither torch nor OpenCV is installed.
+    The library's functions are arguments because this module is also imported where torch or
+    OpenCV is not installed.
+
+    Args:
+        get: returns the library's number of threads, which is restored after the block.
+        put: sets it.
+        count: number of threads within the block.
     """
     before = get()
     put(count)
@@ -77,7 +83,7 @@ def library_threads(
 
 
 class TimeSpent:
-    """Seconds by what they went into, of all threads together."""
+    """Time spent on each step of a job, summed over threads."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -85,13 +91,13 @@ class TimeSpent:
         self._seconds: dict[str, float] = {}
 
     def add(self, name: str, seconds: float) -> None:
-        """Count seconds."""
+        """Add seconds to a step; safe to call from several threads."""
         with self._lock:
             self._seconds[name] = self._seconds.get(name, 0.0) + seconds
 
     @contextmanager
     def on(self, name: str) -> Iterator[None]:
-        """Count the time of the block."""
+        """Add the time of the block to a step."""
         start = time.monotonic()
         try:
             yield
@@ -99,12 +105,12 @@ class TimeSpent:
             self.add(name, time.monotonic() - start)
 
     def include(self, other: TimeSpent) -> None:
-        """Count what another one counted, of a part of the work."""
+        """Add the times of another object, such as that of one slide."""
         for name, seconds in other._seconds.items():
             self.add(name, seconds)
 
     def each(self, name: str, items: Iterable[T]) -> Iterator[T]:
-        """The items, counting the time that they are waited for."""
+        """Yield the items, adding the time spent waiting for them to a step."""
         rest, end = iter(items), object()
         while True:
             with self.on(name):
@@ -114,7 +120,7 @@ class TimeSpent:
             yield item  # type: ignore[misc]  # mypy does not tell `end` from an item
 
     def line(self, count: int, unit: str) -> str:
-        """One line for the log: `1200 tiles in 00:00:09, 130 tiles/s: reading 60%, …`."""
+        """Summary for the log: `1200 tiles in 00:00:09, 133 tiles/s: reading 60%, …`."""
         seconds = time.monotonic() - self._started
         total = sum(self._seconds.values())
         parts = sorted(self._seconds.items(), key=lambda item: -item[1])

@@ -1,4 +1,4 @@
-"""Work ahead: the next items of an iterator are made in a thread while this one is used."""
+"""Compute the next items of an iterator in a thread while the current one is used."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ T = TypeVar("T")
 
 
 class _End:
-    """Marks the end of the items, with what ended them."""
+    """Marks the end of the items, with the exception that ended them, if any."""
 
     def __init__(self, error: BaseException | None) -> None:
         self.error = error
 
 
 def prefetched(items: Iterable[T], depth: int = 2) -> Iterator[T]:
-    """The items in order, up to `depth` of them made ahead in a thread.
+    """Yield the items in order, with up to `depth` of them waiting in a queue filled by a thread.
 
-    The thread helps where making an item reads files or releases the interpreter's lock (JPEG
-    decoding does). It ends when the items do, or when this iterator is closed.
+    This is faster if computing an item reads files or releases the interpreter lock, as JPEG
+    decoding does. The thread ends with the items, or when this iterator is closed.
 
     Raises:
-        Whatever making an item raised, at that item's place.
+        Exception: any exception raised by `items`, when that item's turn comes.
     """
     queue: Queue[T | _End] = Queue(depth)
     stop = threading.Event()

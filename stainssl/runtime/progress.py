@@ -1,4 +1,4 @@
-"""How far a run of many jobs is: how many are done, what runs, how long the rest takes."""
+"""Progress of a run of many jobs: finished and running jobs, and the remaining time."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-END_BYTES = 16_384  # of a log file that are read for its last lines
-SECONDS_SHOWN = 90  # durations below are told in seconds
+END_BYTES = 16_384  # read from the end of a log file for its last lines
+SECONDS_SHOWN = 90  # shorter durations are shown in seconds
 
 
 @dataclass(frozen=True)
@@ -16,10 +16,10 @@ class Started:
     """A job that has started.
 
     Attributes:
-        rule: its rule.
-        name: what it is of.
-        log: the file that its lines go to; None: it has none.
-        at: when it started, in seconds of any clock that only goes forward.
+        rule: name of its Snakemake rule.
+        name: what it works on, for display.
+        log: its log file, if it has one.
+        at: start time, in seconds of a monotonic clock.
     """
 
     rule: str
@@ -29,10 +29,10 @@ class Started:
 
 
 class Progress:
-    """The jobs of a run.
+    """Counts and times of the jobs of a run.
 
     Args:
-        now: seconds of the clock that all later times are of.
+        now: start of the run, in seconds of the same monotonic clock as all later times.
     """
 
     def __init__(self, now: float) -> None:
@@ -44,16 +44,16 @@ class Progress:
         self._seconds: defaultdict[str, float] = defaultdict(float)
 
     def plan(self, jobs: Mapping[str, int]) -> None:
-        """Take over how many jobs each rule has."""
+        """Set the number of jobs of each rule."""
         self._planned = Counter(jobs)
 
     def start(self, job: int, started: Started) -> None:
-        """A job has started; one that is tried again starts again."""
+        """Record that a job has started, possibly for another attempt."""
         self.running[job] = started
         self._failed.discard(job)
 
     def finish(self, job: int, now: float) -> Started | None:
-        """A job has ended well; None where its start was not told."""
+        """Record that a job has succeeded; returns None if its start was not recorded."""
         started = self.running.pop(job, None)
         if started:
             self._done[started.rule] += 1
@@ -61,35 +61,35 @@ class Progress:
         return started
 
     def fail(self, job: int) -> Started | None:
-        """A job has failed; None where its start was not told."""
+        """Record that a job has failed; returns None if its start was not recorded."""
         self._failed.add(job)
         return self.running.pop(job, None)
 
     @property
     def total(self) -> int:
-        """How many jobs there are."""
+        """Number of planned jobs."""
         return self._planned.total()
 
     @property
     def done(self) -> int:
-        """How many have ended well."""
+        """Number of jobs that have succeeded."""
         return self._done.total()
 
     @property
     def failed(self) -> int:
-        """How many have failed and were not tried again."""
+        """Number of jobs that have failed and have not been restarted."""
         return len(self._failed)
 
     @property
     def left(self) -> int:
-        """How many have not started."""
+        """Number of jobs that have not started."""
         return max(0, self.total - self.done - len(self.running) - self.failed)
 
     def seconds_left(self, now: float) -> float | None:
-        """How long the rest takes if its jobs take as long as those of their rules did so far.
+        """Estimated remaining time in seconds; None before the first job has succeeded.
 
-        Of a rule that has not run the mean of all is taken, and as many jobs run at once as did so
-        far. None before the first job has ended.
+        A job is assumed to take the mean time of its rule so far, or of all jobs if none of its
+        rule has finished, and as many jobs to run at once as did so far on average.
         """
         if not self.done:
             return None
@@ -108,7 +108,7 @@ class Progress:
         return self._seconds[rule] / done if done else otherwise
 
     def words(self, now: float) -> str:
-        """`12 of 56 jobs done, 2 running, 42 left, about 4 min to go`."""
+        """Summary such as `12 of 56 jobs done, 2 running, 42 left, about 4 min to go`."""
         parts = [f"{self.done} of {self.total} jobs done"]
         if self.running:
             parts.append(f"{len(self.running)} running")
@@ -123,7 +123,7 @@ class Progress:
 
 
 def short_duration(seconds: float) -> str:
-    """`40 s`, `4 min`, `2 h 10 min`."""
+    """Format seconds as `40 s`, `4 min` or `2 h 10 min`."""
     if seconds < SECONDS_SHOWN:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
@@ -131,7 +131,7 @@ def short_duration(seconds: float) -> str:
 
 
 def last_lines(path: Path | None, count: int) -> list[str]:
-    """The last lines of a log file that are not empty; none where there is no file."""
+    """The last `count` non-empty lines of a log file; empty if there is no file."""
     if path is None or not path.is_file():
         return []
     with path.open("rb") as file:
