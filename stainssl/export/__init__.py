@@ -1,1 +1,1 @@
-"""Our embeddings and attention as the files of other tools, and their features as ours."""
+"""Export embeddings and attention to the formats of other tools, and read their feature files."""

@@ -1,4 +1,7 @@
-"""CLAM's feature files (Lu et al. 2021; github.com/mahmoodlab/CLAM, extract_features_fp.py)."""
+"""Write CLAM's feature files.
+
+Lu et al. 2021; github.com/mahmoodlab/CLAM, extract_features_fp.py.
+"""
 
 from __future__ import annotations
 
@@ -14,15 +17,15 @@ from stainssl.export.tables import Tables
 from stainssl.stores.atomic import replacing, write_bytes
 from stainssl.stores.hdf5 import new_hdf5
 
-CHUNK_ROWS = 256  # CLAM's own files have a row a chunk, which its readers do not ask for
+CHUNK_ROWS = 256  # CLAM's own files have one row per chunk, which its readers do not need
 
 
 def write_slide(folder: Path, slide: ExportedSlide) -> None:
     """Write `h5_files/{slide}.h5`, `pt_files/{slide}.pt` and `patches/{slide}.h5`.
 
-    `features` is (N, D) float32 and `coords` (N, 2) int32, left and top in level-0 px, as CLAM's
-    `Generic_MIL_Dataset` reads them; the `.pt` is the features alone. `patches` is what CLAM's
-    heatmaps and TRIDENT's `read_coords_legacy` read the tile size of.
+    `features` is (N, D) float32 and `coords` (N, 2) int32, left and top in level-0 px, as read by
+    CLAM's `Generic_MIL_Dataset`. The `.pt` file has only the features. CLAM's heatmaps and
+    TRIDENT's `read_coords_legacy` take the tile size from the file in `patches`.
     """
     features = slide.features.astype(np.float32)
     coords = slide.xy_level0_px.astype(np.int32)
@@ -42,14 +45,14 @@ def write_slide(folder: Path, slide: ExportedSlide) -> None:
 
 
 def put(h5: h5py.File, name: str, values: np.ndarray) -> h5py.Dataset:
-    """A dataset that can grow by rows, in chunks of whole rows."""
+    """Create a dataset that is resizable along its rows, in chunks of whole rows."""
     rows = max(1, min(CHUNK_ROWS, len(values)))
     shape = values.shape[1:]
     return h5.create_dataset(name, data=values, chunks=(rows, *shape), maxshape=(None, *shape))
 
 
 def write_tables(folder: Path, tables: Tables) -> None:
-    """Write `dataset.csv` as CLAM's `csv_path`: `case_id`, `slide_id`, then the sheet's labels."""
+    """Write `dataset.csv` for CLAM's `csv_path`: `case_id`, `slide_id`, the sheet's labels."""
     named = tables.slides.rename(columns={"patient_id": "case_id"})
     first = ["case_id", "slide_id"]
     with replacing(folder / "dataset.csv") as made:

@@ -1,4 +1,4 @@
-"""GeoJSON that QuPath opens: a tile object a tile, with its measurements."""
+"""Write GeoJSON for QuPath, with one tile object per tile and its measurements."""
 
 from __future__ import annotations
 
@@ -21,17 +21,16 @@ def tile_objects(
     measurements: Mapping[str, npt.NDArray[np.floating]],
     origin_level0_px: tuple[int, int] = (0, 0),
 ) -> dict[str, object]:
-    """A GeoJSON FeatureCollection, as QuPath ≥ 0.4 writes and reads its tile objects.
+    """Make a GeoJSON FeatureCollection of tile objects, in the format of QuPath ≥ 0.4.
 
-    QuPath counts in px of the full image from the corner of the slide's bounds, to which it crops
-    what it shows.
+    QuPath crops a slide to its bounds and counts level-0 px from their upper left corner.
 
     Args:
-        x_level0_px, y_level0_px: (N,) corners.
-        side_level0_px: (N,) sides.
-        measurements: name → (N,) numbers, which QuPath colors tiles by (Measure → Show
+        x_level0_px, y_level0_px: (N,) upper left corners of the tiles.
+        side_level0_px: (N,) sides of the tiles.
+        measurements: name → (N,) values, by which QuPath can color tiles (Measure → Show
             measurement maps).
-        origin_level0_px: the corner of the slide's bounds.
+        origin_level0_px: upper left corner of the slide's bounds.
     """
     left, top = origin_level0_px
     columns = {name: np.asarray(values, float).tolist() for name, values in measurements.items()}
@@ -58,5 +57,5 @@ def _square(x: float, y: float, side: float) -> list[list[float]]:
 
 
 def write_geojson(path: Path, collection: Mapping[str, object]) -> None:
-    """Write a FeatureCollection, whole or not at all."""
+    """Write a FeatureCollection to a file atomically."""
     write_text(path, json.dumps(collection, separators=(",", ":")))

@@ -1,4 +1,4 @@
-"""Feature files of CLAM and TRIDENT, read: vectors of a slide and where its tiles lie."""
+"""Read the feature files of CLAM and TRIDENT: embeddings and coordinates of a slide's tiles."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from stainssl.errors import SlideError, Status
 from stainssl.export.source import feature_file
 from stainssl.slides.hdf5_patch import own_dataset
 
-MAX_COMPRESSED = 1100  # times; deflate reaches 1032 on zeros
-UNKNOWN = -1  # x and y of a tile whose place its file does not tell
+MAX_COMPRESSED = 1100  # largest plausible compression ratio; deflate reaches 1032 on zeros
+UNKNOWN = -1  # x and y of a tile if its file has no coordinates
 
 
 @dataclass(frozen=True)
 class Features:
-    """The vectors of one slide.
+    """Imported embeddings of one slide.
 
     Attributes:
         features: (N, D) float32.
-        xy_level0_px: (N, 2) int64 left and top, or -1.
+        xy_level0_px: (N, 2) int64, left and top of each tile; -1 if unknown.
     """
 
     features: npt.NDArray[np.float32]
@@ -32,12 +32,17 @@ class Features:
 
 
 def read_slide(tool: str, folder: Path, slide_id: str) -> Features | None:
-    """The features of one slide; None where the folder has no file of it.
+    """Read the features of one slide; None if the folder has no file for it.
 
-    The one vector a slide of TRIDENT's folders `slide_features_…` is a bag of one.
+    TRIDENT's folders `slide_features_…` have one vector per slide, which is read as one tile.
+
+    Args:
+        tool: `clam` or `trident`.
+        folder: folder of the feature files.
+        slide_id: name of the slide.
 
     Raises:
-        SlideError: its file is not whole, or not laid out as the tool does.
+        SlideError: the file is damaged or does not have the tool's layout.
     """
     path = feature_file(tool, folder, slide_id)
     if path is None:
@@ -53,16 +58,16 @@ def _read_h5(path: Path, may_be_of_slide: bool) -> Features:
         raise SlideError(
             Status.UNREADABLE, f"{path} is not a feature file ('features', 'coords'): {error}"
         ) from error
-    if may_be_of_slide and features.ndim == 1:  # TRIDENT's `slide_features_…`: a bag of one
+    if may_be_of_slide and features.ndim == 1:  # TRIDENT's `slide_features_…`
         features, coords = features[None], np.full((1, 2), UNKNOWN)
     return _checked(path, features, coords)
 
 
 def _array(h5: h5py.File, name: str) -> np.ndarray:
-    """An array of numbers that lies in the file itself.
+    """Read a numeric array whose values are in the file itself.
 
     Raises:
-        KeyError, ValueError: it is something else.
+        KeyError, ValueError: there is no such array.
     """
     found = own_dataset(h5, name)
     if found.dtype.kind not in "fiu":
@@ -77,13 +82,13 @@ def _read_pt(path: Path) -> Features:
         features = torch.load(path, map_location="cpu", weights_only=True)
         values = features.float().numpy()
         count = values.shape[-2]
-    except Exception as error:  # torch, zip and pickle each raise their own kinds
+    except Exception as error:  # torch, zip and pickle each raise their own types
         raise SlideError(Status.UNREADABLE, f"{path} has no tensor: {error}") from error
     return _checked(path, values, np.full((count, 2), UNKNOWN))
 
 
 def _checked(path: Path, features: np.ndarray, coords: np.ndarray) -> Features:
-    # Some versions keep a leading axis of one.
+    # Some versions of the tools keep a leading axis of length 1.
     features = features[0] if features.ndim == 3 and len(features) == 1 else features
     coords = coords[0] if coords.ndim == 3 and len(coords) == 1 else coords
     if features.ndim != 2 or not features.shape[1] or coords.shape != (len(features), 2):

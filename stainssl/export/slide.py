@@ -1,4 +1,4 @@
-"""What of one slide goes to other tools: its tiles' vectors, where they lie, and its scale."""
+"""Data of one slide that is exported: tile embeddings, coordinates and scale."""
 
 from __future__ import annotations
 
@@ -13,14 +13,16 @@ class ExportedSlide:
     """The embedded tiles of one slide.
 
     Attributes:
-        slide_id: its name, which the files are named by.
-        encoder: what made the vectors.
-        features: (N, D) float16, finite; float32 where they are tiny or huge.
-        xy_level0_px: (N, 2) int64, left and top edges of the tiles.
-        side_level0_px: side of a tile, a fraction where the scale asks for one.
-        level0_mpp: µm in a level-0 px.
+        slide_id: name of the slide, used in file names.
+        encoder: name of the encoder that made the embeddings.
+        features: (N, D) finite embeddings; float32 if the encoder's values are too small or too
+            large for float16.
+        xy_level0_px: (N, 2) int64, left and top of the tiles.
+        side_level0_px: side of a tile, not necessarily an integer.
+        level0_mpp: µm/px at level 0.
         size_level0_px: width and height of the slide.
-        tile_px, tile_mpp, overlap_px: side of a tile in px, µm in such a px, px that tiles share.
+        tile_px, tile_mpp, overlap_px: side (px) and scale (µm/px) of a tile, and overlap of
+            neighbouring tiles in px of this scale.
     """
 
     slide_id: str

@@ -1,4 +1,7 @@
-"""Which feature files an encoder's `features` names; light, for checks before any job."""
+"""Find the files that an encoder's key `features` refers to, without reading them.
+
+Imports neither torch nor h5py, so that configs can be checked before any job.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +9,17 @@ from pathlib import Path
 
 from stainssl.errors import StainsslError
 
-FILES = {  # where a slide's file may be, below the folder that a user would name
+FILES = {  # possible paths of a slide's file in the folder given by the user
     "clam": ("h5_files/{}.h5", "{}.h5", "pt_files/{}.pt", "{}.pt"),
     "trident": ("{}.h5",),
 }
 
 
 def source(text: str) -> tuple[str, Path]:
-    """`clam:FOLDER` or `trident:FOLDER` → the tool and the folder.
+    """Split `clam:FOLDER` or `trident:FOLDER` into the tool and the folder.
 
     Raises:
-        StainsslError: another tool, or the folder does not exist.
+        StainsslError: the tool is unknown, or the folder does not exist.
     """
     tool, _, folder = text.partition(":")
     if tool not in FILES or not folder:
@@ -27,13 +30,14 @@ def source(text: str) -> tuple[str, Path]:
 
 
 def feature_files(text: str, slides: list[str]) -> dict[str, Path]:
-    """Slide → its feature file, for the slides that have one.
+    """Find the feature file of each slide that has one (slide → file).
 
     Args:
         text: `clam:FOLDER` or `trident:FOLDER`.
+        slides: names of the slides.
 
     Raises:
-        StainsslError: as `source`.
+        StainsslError: see `source`.
     """
     tool, folder = source(text)
     found = ((slide, feature_file(tool, folder, slide)) for slide in slides)
@@ -41,6 +45,6 @@ def feature_files(text: str, slides: list[str]) -> dict[str, Path]:
 
 
 def feature_file(tool: str, folder: Path, slide_id: str) -> Path | None:
-    """The file that holds a slide's features, where the folder has one."""
+    """Find a slide's feature file; None if the folder has none."""
     files = (folder / name.format(slide_id) for name in FILES[tool])
     return next((path for path in files if path.is_file()), None)

@@ -1,8 +1,8 @@
-"""SpatialData stores as wsidata and LazySlide lay them out: polygons of tiles, a table of vectors.
+"""Write SpatialData stores in the layout of wsidata and LazySlide: tile polygons and embeddings.
 
-Written to the formats' own description (SpatialData container 0.2, shapes 0.3, tables 0.2; AnnData
-0.1.0; GeoParquet 1.1), because the library itself, with its dependencies, is larger than what is
-written. `benchmarks/export_readers.py` opens the result with spatialdata, anndata and wsidata.
+Implemented from the descriptions of the formats (SpatialData container 0.2, shapes 0.3, tables 0.2;
+AnnData 0.1.0; GeoParquet 1.1), because the library has many dependencies.
+`benchmarks/export_readers.py` opens the result with spatialdata, anndata and wsidata.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from stainssl.export.slide import ExportedSlide
 from stainssl.export.tables import Tables
 from stainssl.stores.atomic import replacing
 
-TILES = "tiles"  # wsidata's key of the tiles
-ROWS = 4096  # of a chunk of vectors
+TILES = "tiles"  # wsidata's key for tiles
+ROWS = 4096  # per chunk of embeddings
 _AXES = [{"name": name, "type": "space", "unit": "unit"} for name in "xy"]
 _IDENTITY: Any = {
     "type": "identity",
@@ -37,7 +37,7 @@ _IDENTITY: Any = {
 def write_slide(folder: Path, slide: ExportedSlide) -> None:
     """Write `{slide}.zarr`: shapes `tiles` and table `{encoder}_tiles` (X: (N, D) float32).
 
-    Polygons are in level-0 px. Beside a slide, under its name, `wsidata.open_wsi` finds it.
+    Polygons are in level-0 px. `wsidata.open_wsi` finds the store next to a slide of that name.
     """
     key = f"{slide.encoder}_{TILES}"
     with replacing(folder / f"{slide.slide_id}.zarr") as made:
@@ -52,14 +52,15 @@ def write_slide(folder: Path, slide: ExportedSlide) -> None:
             "coordinateTransformations": [_IDENTITY], "spatialdata_attrs": {"version": "0.3"},
         })  # fmt: skip
         _write_table(root.create_group(f"tables/{key}"), slide)
-        with warnings.catch_warnings():  # zarr's: consolidated metadata may change; readers ask it
+        # Readers need consolidated metadata, whose format zarr warns may change.
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore", ZarrUserWarning)
             zarr.consolidate_metadata(root.store)
         _write_polygons(Path(made) / "shapes" / TILES / "shapes.parquet", slide)
 
 
 def _tile_spec(slide: ExportedSlide) -> dict[str, Any]:
-    """wsidata's `TileSpec`: asked-for px, and level-0 px in one of them."""
+    """Attributes of wsidata's `TileSpec`: tile size and stride in px at `mpp`, and downsample."""
     stride = slide.tile_px - slide.overlap_px
     downsample = slide.side_level0_px / slide.tile_px
     return {
@@ -86,7 +87,7 @@ def _write_polygons(path: Path, slide: ExportedSlide) -> None:
 
 
 def _write_table(table: zarr.Group, slide: ExportedSlide) -> None:
-    """AnnData: X are the vectors, obs says which polygon each row belongs to."""
+    """Write an AnnData table: embeddings in X, the polygon of each row in obs."""
     region = {"region": TILES, "region_key": "library_id", "instance_key": "tile_id"}
     table.attrs.update({
         "encoding-type": "anndata", "encoding-version": "0.1.0",
@@ -146,7 +147,7 @@ def _strings(group: zarr.Group, name: str, words: list[str]) -> None:
 
 
 def write_tables(folder: Path, tables: Tables) -> None:
-    """Write `slides.csv`: the sheet's labels and each slide's `store`."""
+    """Write `slides.csv`: ids and labels from the sheet, and the `store` of each slide."""
     with replacing(folder / "slides.csv") as made:
         slides = tables.slides
         slides.assign(store=slides["slide_id"] + ".zarr").to_csv(made, index=False)

@@ -1,4 +1,7 @@
-"""STAMP's feature files and tables (El Nahhas et al. 2024; github.com/KatherLab/STAMP, 2.x)."""
+"""Write STAMP's feature files and tables.
+
+El Nahhas et al. 2024; github.com/KatherLab/STAMP, 2.x.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +16,15 @@ from stainssl.export.tables import Tables
 from stainssl.stores.atomic import replacing
 from stainssl.stores.hdf5 import new_hdf5
 
-LAYOUT = "2.1.0"  # the version of STAMP whose layout this is; a reader refuses newer ones than it
+LAYOUT = "2.1.0"  # version of STAMP with this layout; STAMP refuses files of newer versions
 
 
 def write_slide(folder: Path, slide: ExportedSlide) -> None:
-    """Write `features/{slide}.h5`: `feats` (N, D) float16, `coords` (N, 2) float32 in µm."""
+    """Write `features/{slide}.h5`.
+
+    `feats` is (N, D), of the dtype of `slide.features`; `coords` is (N, 2) float32, left and top
+    in µm.
+    """
     path = folder / "features" / f"{slide.slide_id}.h5"
     with new_hdf5(path) as h5:
         put(h5, "feats", slide.features)
@@ -30,7 +37,7 @@ def write_slide(folder: Path, slide: ExportedSlide) -> None:
 
 
 def write_tables(folder: Path, tables: Tables) -> None:
-    """Write `slide.csv` (`PATIENT`, `FILENAME`) and `clini.csv` (`PATIENT`, then labels)."""
+    """Write `slide.csv` (`PATIENT`, `FILENAME`) and `clini.csv` (`PATIENT`, labels)."""
     files = tables.slides["slide_id"] + ".h5"
     slides = pd.DataFrame({"PATIENT": tables.slides["patient_id"], "FILENAME": files})
     with replacing(folder / "slide.csv") as made:

@@ -1,4 +1,4 @@
-"""The tables beside exported features: of slides that were written, and of their patients."""
+"""Tables of slides and patients that are exported with the features."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ log = logging.getLogger(__name__)
 
 
 class Tables(NamedTuple):
-    """What tools ask beside features.
+    """Labels of exported slides and their patients.
 
     Attributes:
-        slides: a row per slide that was written: `slide_id`, `patient_id`, the sheet's columns.
-        patients: a row per patient of these: `patient_id`, the same columns.
+        slides: one row per exported slide: `slide_id`, `patient_id`, other columns of the sheet.
+        patients: one row per patient of these slides: `patient_id`, the same other columns.
     """
 
     slides: pd.DataFrame
@@ -26,15 +26,15 @@ class Tables(NamedTuple):
 
 
 def tables_of(sheet: pd.DataFrame, written: Sequence[str], labels: Mapping[str, Labels]) -> Tables:
-    """The tables of the slides that were written.
+    """Make the tables of the exported slides and their patients.
 
-    A patient has of each label the highest class that any of her slides in the sheet has, as tasks
-    read it, and of any other column her first known value; where she has several, a warning says
-    so.
+    For each label, a patient has the highest class among all of her slides in the sheet, in the
+    order that tasks use. For other columns she has the first known value, with a warning if there
+    are several.
 
     Args:
-        sheet: `slide_id`, `patient_id` and labels, str.
-        written: slides that have a file.
+        sheet: `slide_id`, `patient_id` and other columns, as str.
+        written: slides that were exported.
         labels: column → how a task reads it.
     """
     slides = sheet[sheet["slide_id"].isin(set(written))].reset_index(drop=True)
@@ -46,7 +46,7 @@ def tables_of(sheet: pd.DataFrame, written: Sequence[str], labels: Mapping[str, 
 
 
 def _of_patients(sheet: pd.DataFrame, column: str, labels: Labels | None) -> dict[str, str]:
-    """Patient → value; a patient without a known one is left out."""
+    """Value of each patient who has a known one (patient → value)."""
     words = labels.words(sheet[column]) if labels else sheet[column]
     known = words[~words.map(is_unknown)]
     if labels:

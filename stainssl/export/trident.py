@@ -1,4 +1,4 @@
-"""TRIDENT's job folder (Zhang et al. 2025; github.com/mahmoodlab/TRIDENT, trident/IO.py)."""
+"""Write TRIDENT's job folder (Zhang et al. 2025; github.com/mahmoodlab/TRIDENT, trident/IO.py)."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from stainssl.export.slide import ExportedSlide
 from stainssl.export.tables import Tables
 from stainssl.stores.hdf5 import new_hdf5
 
-UM_AT_1X = 10.0  # µm in a px of a 1x picture: TRIDENT's 20x is 0.5 µm/px
+UM_AT_1X = 10.0  # µm/px at 1x: TRIDENT's 20x is 0.5 µm/px
 
 
 def magnification(mpp: float) -> int | float:
-    """TRIDENT's magnification of a pixel size: whole where it is near a whole one."""
+    """TRIDENT's magnification for a scale in µm/px: an integer if one is within 2 %."""
     exact = UM_AT_1X / mpp
     return round(exact) if abs(exact - round(exact)) <= 0.02 * exact else round(exact, 2)
 
 
 def coords_folder(folder: Path, slide: ExportedSlide) -> Path:
-    """The folder that TRIDENT names by magnification, tile size and overlap."""
+    """TRIDENT's folder for a magnification, tile size and overlap."""
     mag = magnification(slide.tile_mpp)
     return folder / f"{mag}x_{slide.tile_px}px_{slide.overlap_px}px_overlap"
 
@@ -29,8 +29,8 @@ def coords_folder(folder: Path, slide: ExportedSlide) -> Path:
 def write_slide(folder: Path, slide: ExportedSlide) -> None:
     """Write `{mag}x_{px}px_{overlap}px_overlap/features_{encoder}/{slide}.h5` and `…/patches/`.
 
-    `features` is (N, D) float32; `coords` (N, 2) int64, left and top in level-0 px, with the
-    attributes that TRIDENT's `read_coords` and its slide encoders ask for.
+    `features` is (N, D) float32. `coords` is (N, 2) int64, left and top in level-0 px, with the
+    attributes that TRIDENT's `read_coords` and slide encoders need.
     """
     base = coords_folder(folder, slide)
     path = base / f"features_{slide.encoder}" / f"{slide.slide_id}.h5"
@@ -58,4 +58,4 @@ def _attributes(slide: ExportedSlide, base: Path) -> dict[str, int | float | str
 
 
 def write_tables(folder: Path, tables: Tables) -> None:
-    """TRIDENT keeps no table of labels."""
+    """Do nothing: TRIDENT has no table of labels."""
