@@ -1,1 +1,1 @@
-"""Multiple-instance learning: from the tile embeddings of a patient or slide to its label."""
+"""Multiple-instance learning: predicts the label of a patient or slide from tile embeddings."""

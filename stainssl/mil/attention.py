@@ -1,4 +1,4 @@
-"""Attention of a task's tiles, from the fold models that did not train on their patient."""
+"""Attention weights of a task's tiles, from fold models that were not trained on the patient."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ COLUMNS = ["slide_id", "tile", "x", "y", "attention"]
 
 
 class AttentionMean:
-    """The mean attention of each bag over the repeats in which it was tested."""
+    """Mean attention of each bag over the repeats in which it was tested."""
 
     def __init__(self) -> None:
         self._total: dict[tuple[str, str], np.ndarray] = {}
         self._count: dict[tuple[str, str], int] = {}
 
     def add(self, bag: Bag, attention: np.ndarray) -> None:
-        """Count one fold model's (N,) attention for a bag of N tiles."""
+        """Add the (N,) attention of one fold model for a bag of N tiles."""
         key = (bag.patient_id, bag.slide_id)
         self._total[key] = self._total.get(key, 0.0) + attention.astype(np.float64)
         self._count[key] = self._count.get(key, 0) + 1
@@ -37,11 +37,11 @@ def attention_table(
 
     Args:
         bags: the task's bags; those that were never tested are left out.
-        means: mean attention of bags, as `AttentionMean.means` gives it.
+        means: see `AttentionMean.means`.
 
     Returns:
-        Columns `slide_id`, `tile` (int32), `x`, `y` (level-0 px, int64), `attention` (float32 in
-        (0, 1]: the share of the slide's tiles that get no more, ties in the middle).
+        Columns `slide_id`, `tile` (int32), `x`, `y` (level-0 px, int64) and `attention` (float32 in
+        (0, 1]: share of the slide's tiles with at most this attention; ties have the mean rank).
     """
     tables = []
     for bag in bags:
@@ -65,5 +65,5 @@ def attention_table(
 
 
 def percentile_ranks(values: np.ndarray) -> np.ndarray:
-    """(n,) numbers → (n,) float32 ranks in (0, 1]; equal numbers share their mean rank."""
+    """(n,) numbers → (n,) float32 percentile ranks in (0, 1]; ties have their mean rank."""
     return pd.Series(values).rank(method="average", pct=True).to_numpy(np.float32)

@@ -1,4 +1,4 @@
-"""Bags: the tile embeddings of one patient or one slide, and the batches drawn from them."""
+"""Bags: the tile embeddings of one patient or one slide, and batches of them."""
 
 from __future__ import annotations
 
@@ -17,16 +17,17 @@ from stainssl.stores.spool import Kept
 if TYPE_CHECKING:
     from stainssl.mil.centring import Shifted
 
-MOMENT_TILES = 16_384  # of a slide that its moments are taken of; 64 MB at 1,024 features
+MOMENT_TILES = 16_384  # tiles per slide for mean and variance at most; 64 MB at 1,024 features
 ID_COLUMNS = {"patient": "patient_id", "slide": "slide_id"}
 
 
 @dataclass(frozen=True)
 class SlideTiles:
-    """The usable tiles of one slide under one encoder.
+    """The usable tiles of one slide, embedded by one encoder.
 
     Attributes:
-        features: (n, D) float16, every row finite; in memory, kept in a file, or less a mean.
+        features: (n, D) float16, all finite: in memory, in a temporary file (`Kept`), or with the
+            mean of the site subtracted (`Shifted`).
         tile: (n,) int32 index of the tile in its slide's tile table.
         x_level0_px: (n,) int64 left edge of the tile.
         y_level0_px: (n,) int64 top edge of the tile.
@@ -42,30 +43,30 @@ class SlideTiles:
 
     @cached_property
     def moments(self) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and variance of each feature, two (D,) float64; every fold asks for them.
+        """Mean and variance of each feature, two (D,) float64; cached, since every fold uses them.
 
-        Of a slide of more than `MOMENT_TILES` tiles as many at most are taken, evenly spaced.
+        They are computed from at most `MOMENT_TILES` tiles, evenly spaced.
         """
         taken = self.features[:: -(-len(self) // MOMENT_TILES)].astype(np.float32)
         mean = taken.mean(axis=0, dtype=np.float64)
         taken -= mean.astype(np.float32)
-        shift = taken.mean(axis=0, dtype=np.float64)  # what rounding left
+        shift = taken.mean(axis=0, dtype=np.float64)  # rounding error of the float32 mean
         return mean, np.square(taken).mean(axis=0, dtype=np.float64) - shift**2
 
 
 @dataclass(frozen=True)
 class Bag:
-    """The tiles of one patient (of all their slides, end to end) or of one slide.
+    """The tiles of one slide, or of all slides of one patient.
 
     Attributes:
-        patient_id: whose tissue it is.
-        slide_id: the slide, or "" where the bag is a patient's.
-        site: where it was stained and scanned; several sites are joined by "+".
-        label: the class index, the number, or the time to the event, with a minus where it is
-            censored (at 0 too); -1, or NaN, where it is not known.
-        slides: the slides in the bag, in the order of their tiles.
-        tiles: one `SlideTiles` a slide.
-        columns: clinical features, where a head takes them.
+        patient_id: the patient.
+        slide_id: the slide; "" if the bag is a patient.
+        site: where the slides were stained and scanned; several sites are joined by "+".
+        label: class index, number, or time to the event, negative if censored (-0.0 at time 0);
+            several labels are one number (see `Several`). Unknown: `Target.unknown`.
+        slides: the slides of the bag, in the order of `tiles`.
+        tiles: one `SlideTiles` per slide.
+        columns: clinical features, for heads that accept them.
     """
 
     patient_id: str
@@ -81,7 +82,7 @@ class Bag:
 
     @property
     def dim(self) -> int:
-        """Width D of the features."""
+        """Number D of features."""
         return self.tiles[0].features.shape[1]
 
     def rows(self, index: np.ndarray) -> np.ndarray:
@@ -94,7 +95,7 @@ class Bag:
             (k, D) float16.
         """
         if len(index) == len(self) and len(self.tiles) == 1:
-            return self.tiles[0].features[:]  # no copy: the common bag, one small slide
+            return self.tiles[0].features[:]  # no copy in the common case: one small slide
         ends = np.cumsum([len(tiles) for tiles in self.tiles])
         cuts = np.searchsorted(index, ends)
         starts = np.concatenate([[0], ends[:-1]])
@@ -107,7 +108,7 @@ class Bag:
         )
 
     def chunks(self, size: int) -> Iterator[np.ndarray]:
-        """All features in blocks of at most `size` tiles, each (k, D) float32."""
+        """Yield all features in blocks of at most `size` tiles, each (k, D) float32."""
         for tiles in self.tiles:
             for start in range(0, len(tiles), size):
                 yield tiles.features[start : start + size].astype(np.float32)
@@ -124,14 +125,14 @@ def usable(
 
     Args:
         features: (n, D) float16.
-        valid: (n,) bool, true where every feature is finite: asking each of millions of numbers
-            again would take several times as long as reading them.
-        tile: (n,) integer.
-        x_level0_px: (n,) integer.
-        y_level0_px: (n,) integer.
+        valid: (n,) bool, true where all features are finite. It is stored, since checking millions
+            of numbers again would take several times as long as reading them.
+        tile: (n,) integer index in the tile table.
+        x_level0_px: (n,) integer left edge.
+        y_level0_px: (n,) integer top edge.
 
     Returns:
-        The rows that can be used, in their order; there may be none.
+        The valid tiles in their order, possibly none.
     """
     columns = (
         features,
@@ -146,17 +147,16 @@ def usable(
 def build(
     slides: pd.DataFrame, level: str, read: Callable[[str], SlideTiles]
 ) -> tuple[list[Bag], list[str]]:
-    """Bags of a task, one a patient or one a slide.
+    """Build the bags of a task, one per patient or per slide.
 
     Args:
-        slides: a row per slide with `slide_id`, `patient_id`, `site`, `label` (class index, or
-            number).
+        slides: a row per slide with `slide_id`, `patient_id`, `site` and `label` (see `Bag.label`).
         level: "patient" or "slide".
-        read: gives the usable tiles of a slide.
+        read: returns the usable tiles of a slide.
 
     Returns:
-        The bags in the order in which their ids first appear, and the ids of those that are left
-        out because none of their slides has a usable tile.
+        The bags in the order in which their ids first appear, and the ids of patients or slides
+        that are left out because they have no usable tile.
     """
     bags: list[Bag] = []
     empty: list[str] = []
@@ -184,7 +184,7 @@ def _bag(rows: pd.DataFrame, level: str, read: Callable[[str], SlideTiles]) -> B
 
 
 def draw(n: int, max_tiles: int, rng: np.random.Generator) -> np.ndarray:
-    """Positions of at most `max_tiles` of `n` tiles, without replacement, ascending."""
+    """Sample positions of at most `max_tiles` of `n` tiles, without replacement, ascending."""
     if n <= max_tiles:
         return np.arange(n)
     return np.sort(rng.choice(n, max_tiles, replace=False))
@@ -193,16 +193,16 @@ def draw(n: int, max_tiles: int, rng: np.random.Generator) -> np.ndarray:
 def pad(
     bags: Sequence[np.ndarray], memory: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Put bags of different length into one tensor.
+    """Pad bags of different length to one tensor.
 
     Args:
         bags: B arrays (n_i, D) float16.
-        memory: float32, one dimension, at least B·N·D long, that the features are written to; new
-            memory for every batch costs more than filling it.
+        memory: buffer for the features, one-dimensional float32 of at least B·N·D elements;
+            allocating one for every batch costs more than filling it.
 
     Returns:
-        (B, N, D) float32 with N the longest, zero where there is no tile, and the (B, N) bool
-        mask that is true where there is one.
+        (B, N, D) float32 features, zero at padding, with N the length of the longest bag, and a
+        (B, N) bool mask that is true where there is a tile.
     """
     longest = max(len(bag) for bag in bags)
     shape = (len(bags), longest, bags[0].shape[1])
@@ -219,8 +219,8 @@ def statistics(bags: Sequence[Bag]) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation of each feature over the tiles of some bags.
 
     Returns:
-        Two (D,) float32 arrays; a feature that does not vary has the standard deviation 1, so
-        that dividing by it is harmless.
+        Two (D,) float32 arrays. The standard deviation of a constant feature is set to 1, so that
+        it can be divided by.
     """
     slides = [tiles for bag in bags for tiles in bag.tiles]
     share = np.array([len(tiles) for tiles in slides], float)

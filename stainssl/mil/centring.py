@@ -1,4 +1,4 @@
-"""Bags whose tiles' vectors are less the mean of their site."""
+"""Site centring of bags: subtract the mean embedding of its site from each slide."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from stainssl.stores.spool import Kept
 
 @dataclasses.dataclass(frozen=True)
 class Shifted:
-    """An (n, D) array less a (D,) mean, computed of the rows that are asked for."""
+    """An (n, D) array minus a (D,) mean, computed for a row when it is read."""
 
     features: np.ndarray | Kept
     mean: np.ndarray
@@ -33,10 +33,10 @@ class Shifted:
 
 
 def means_of(bags: Sequence[Bag], sites: Mapping[str, str]) -> Means:
-    """Site → (D,) mean vector, of the slides of some bags.
+    """Site → (D,) mean embedding, in which all slides of the site have the same weight.
 
     Args:
-        bags: of training and validation patients.
+        bags: bags of training and validation patients.
         sites: slide → site.
     """
     slides = [slide for bag in bags for slide in bag.slides]
@@ -49,9 +49,11 @@ def means_of(bags: Sequence[Bag], sites: Mapping[str, str]) -> Means:
 def centred_bags(
     bags: Sequence[Bag], sites: Mapping[str, str], means: Means
 ) -> tuple[list[Bag], list[str]]:
-    """The bags, each slide less the mean of its site, and the slides of sites without a mean.
+    """Subtract the mean embedding of its site from every slide of some bags.
 
-    Those slides are left out; so is a bag that has no others.
+    Returns:
+        The centred bags, without slides whose site has no mean and without bags that have no other
+        slide; and the ids of the slides left out.
     """
     found = [_centred(bag, sites, means) for bag in bags]
     left_out = [s for bag in bags for s in bag.slides if sites[s] not in means]

@@ -13,12 +13,12 @@ from stainssl.mil.bags import Bag
 
 
 def clinical_columns(bags: Sequence[Bag], rows: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
-    """The clinical columns of bags, a row each: of a patient those of the first slide.
+    """The clinical columns, one row per bag; for a patient, those of the first slide.
 
     Args:
-        bags: of slides or patients.
-        rows: of the sheets: `slide_id`, `patient_id` and the columns.
-        columns: at least one.
+        bags: bags of slides or patients.
+        rows: rows of the sheets with `slide_id`, `patient_id` and the columns.
+        columns: names of the clinical columns, at least one.
     """
     unit = "slide_id" if bags[0].slide_id else "patient_id"
     names = [getattr(bag, unit) for bag in bags]
@@ -26,15 +26,15 @@ def clinical_columns(bags: Sequence[Bag], rows: pd.DataFrame, columns: list[str]
 
 
 def with_clinical(bags: Sequence[Bag], table: pd.DataFrame, train: set[str]) -> list[Bag]:
-    """Bags with clinical features, as `column_features` makes them of the training patients.
+    """Add clinical features (see `column_features`) to bags.
 
-    Features are scaled to mean 0 and standard deviation 1 of the training bags; one that does not
-    vary among them is left at its difference from their mean.
+    Features are standardized to mean 0 and standard deviation 1 over the training bags; one that is
+    constant there is only centred.
 
     Args:
-        bags: N.
+        bags: N bags.
         table: N rows of the clinical columns.
-        train: patients that train.
+        train: ids of the training patients.
     """
     training = np.array([bag.patient_id in train for bag in bags])
     features = column_features(table, list(table), training)

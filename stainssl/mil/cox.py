@@ -1,4 +1,4 @@
-"""Heads that learn a time to an event by Cox's partial likelihood."""
+"""Survival target: Cox's partial likelihood."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from stainssl.mil.bags import Bag
 from stainssl.mil.hazard import STEPS, FollowUps
 from stainssl.mil.head import Loss
 
-MOST = 50.0  # of a logarithm of relative hazard, so that no exponential overflows
+MOST = 50.0  # limit of a log hazard ratio, so that no exponential overflows
 
 
 @dataclass(frozen=True)
 class Cox(FollowUps):
-    r"""A time to an event: the logarithm of the hazard relative to other bags'.
+    r"""A time to an event, learnt as log hazard ratio :math:`r` by Cox's partial likelihood.
 
-    Cox, *Regression models and life-tables* (JRSS B 1972), of bags Katzman et al., *DeepSurv* (BMC
-    Medical Research Methodology 2018); ties by Efron (JASA 1977). The partial likelihood is that of
-    all training bags together, not of a step's few: a step takes them all. Survival follows from
-    Breslow's estimate of the cumulative hazard of the training bags, :math:`S(t) = \exp(-H_0(t)
-    e^{r})`.
+    Cox, *Regression models and life-tables* (JRSS B 1972), for networks Katzman et al., *DeepSurv*
+    (BMC Medical Research Methodology 2018); ties by Efron (JASA 1977). The partial likelihood
+    compares all training bags, so that each step takes all of them. Survival is :math:`S(t) =
+    \exp(-H_0(t) e^{r})` with Breslow's estimate of the cumulative baseline hazard :math:`H_0` from
+    the training bags.
 
     Attributes:
         times: see `FollowUps`.
-        ends: rising times of training events; empty: not trained yet.
-        cumulative: the cumulative hazard at each of them of a bag whose output is 0.
+        ends: increasing times of training events; empty before training.
+        cumulative: cumulative baseline hazard at each of them.
     """
 
     is_joint = True
@@ -46,7 +46,7 @@ class Cox(FollowUps):
         return 1
 
     def fitted(self, train: Sequence[Bag]) -> Cox:
-        """See `Target.fitted`: there must be an event that another bag outlived."""
+        """See `Target.fitted`; raises if no bag outlived the event of another."""
         labels = torch.tensor([bag.label for bag in train], dtype=torch.float32)
         time, event = labels.abs(), ~torch.signbit(labels)
         if not (event[:, None] & (time[None] > time[:, None])).any():
@@ -57,15 +57,15 @@ class Cox(FollowUps):
         return self
 
     def loss(self) -> Loss:
-        """See `Target.loss`: of all bags together, minus each event's term of the likelihood."""
+        """See `Target.loss`: `partial_likelihood` of all bags together."""
         return partial_likelihood
 
     def with_baseline(self, labels: Sequence[float], outputs: NDArray[Any]) -> Cox:
-        """The target with Breslow's estimate (Biometrics 1974).
+        """See `Target.with_baseline`; adds Breslow's estimate (Biometrics 1974).
 
         Args:
-            labels: of the training bags.
-            outputs: (B, 1) theirs.
+            labels: B labels of the training bags.
+            outputs: (B, 1) their outputs.
         """
         known = np.array(labels, np.float32)
         time, event = np.abs(known), ~np.signbit(known)
@@ -76,14 +76,14 @@ class Cox(FollowUps):
         return replace(self, ends=tuple(ends.tolist()), cumulative=tuple(cumulative.tolist()))
 
     def answer(self, outputs: Tensor) -> np.ndarray:
-        """See `Target.answer`: (1 + T,) time lost until the horizon, and survival at `times`."""
+        """See `Target.answer`: (1 + T,) time lost until the horizon, then survival at `times`."""
         grid = np.linspace(0, self.times[-1], STEPS + 1)
         hazard = float(np.exp(np.clip(outputs.item(), -MOST, MOST)))
         lost = time_lost(grid, self._survival(hazard, grid)[None])
         return np.r_[lost, self._survival(hazard, np.array(self.times))].astype(np.float32)
 
     def _survival(self, hazard: float, times: np.ndarray) -> np.ndarray:
-        """Survival at some times; it falls at training events and stays after the last."""
+        """Survival at some times: a step function that falls at the times of training events."""
         place = np.searchsorted(np.array(self.ends, float), times, side="right")
         return np.asarray(np.exp(-hazard * np.r_[0.0, self.cumulative][place]))
 
@@ -94,21 +94,21 @@ class Cox(FollowUps):
 
 
 def partial_likelihood(outputs: Tensor, labels: Tensor) -> Tensor:
-    """Minus the logarithm of Cox's partial likelihood, bag by bag; ties by Efron.
+    """Negative log partial likelihood of Cox, one term per bag; ties by Efron.
 
     Args:
-        outputs: (B, 1) logarithms of relative hazards.
-        labels: (B,) times, with a minus where they are censored (at 0 too).
+        outputs: (B, 1) log hazard ratios.
+        labels: (B,) times, negative if censored (-0.0 at time 0).
 
     Returns:
-        (B,): 0 of censored bags.
+        (B,) terms, 0 for censored bags.
     """
     risk = outputs[:, 0].clamp(-MOST, MOST)
     labels = labels.to(torch.float32)
     time, event = labels.abs(), ~torch.signbit(labels)
     at_risk = time[None] >= time[:, None]
     tied = event[None] & (time[None] == time[:, None])
-    # Of D bags that have the event at one time, the k-th leaves k / D of them out.
+    # Efron: of D events at one time, the k-th (from 0) excludes the share k / D of them.
     before = torch.tril(tied, diagonal=-1).sum(dim=1)
     share = torch.where(event, before / tied.sum(dim=1).clamp(min=1), 0.0)
     of_all = torch.logsumexp(risk[None].masked_fill(~at_risk, -torch.inf), dim=1)
@@ -118,5 +118,5 @@ def partial_likelihood(outputs: Tensor, labels: Tensor) -> Tensor:
 
 
 def _own(event: Tensor) -> Tensor:
-    """(B, B): censored bags with themselves, so that no sum is of nothing."""
+    """(B, B) diagonal of the censored bags, so that none of their sums is empty."""
     return torch.diag(~event)

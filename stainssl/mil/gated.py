@@ -1,4 +1,4 @@
-"""Slide vector and clinical columns in one head."""
+"""A head that combines the slide vector with clinical columns."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from stainssl.mil.pooling import PoolingHead
 
 
 class GatedFusionHead(PoolingHead):
-    r"""A pooling head whose slide vector meets the clinical columns in a gated multimodal unit.
+    r"""A pooling head with a gated multimodal unit for slide vector and clinical columns.
 
     Arevalo et al., *Gated multimodal units for information fusion* (ICLR workshop, 2017):
 
@@ -17,24 +17,24 @@ class GatedFusionHead(PoolingHead):
         h_s = \tanh(W_s z), \quad h_c = \tanh(W_c c), \quad g = \sigma(W_g [z, c]), \quad
         \text{logits} = W (g \odot h_s + (1 - g) \odot h_c)
 
-    with the slide vector :math:`z` that the pooling head classifies and the columns :math:`c`. The
-    columns follow the features of every tile of a bag, so that a bag is one tensor as for any head;
-    weights that sum to one pool them to themselves.
+    with the slide vector :math:`z` of the pooling head and the clinical columns :math:`c`. The
+    columns are appended to the features of every tile, so that a bag is one tensor as for any other
+    head. Pooling leaves them unchanged, since the weights sum to one.
     """
 
     def __init__(
         self, slides: PoolingHead, width: int, columns: int, classes: int, hidden: int,
         dropout: float,
     ) -> None:  # fmt: skip
-        """A head around another, whose classifier is not used.
+        """Wrap a pooling head, whose own classifier is not used.
 
         Args:
-            slides: embeds and weighs tiles.
-            width: of its tile representations.
-            columns: F clinical features, at least one.
-            classes: C outputs.
-            hidden: width of the unit.
-            dropout: of the slide vector, [0, 1).
+            slides: head that embeds and weights the tiles.
+            width: width H of its tile representations.
+            columns: number F of clinical features, at least 1.
+            classes: number of outputs C.
+            hidden: width of the multimodal unit.
+            dropout: dropout probability for the slide vector, [0, 1).
         """
         super().__init__()
         self.slides, self.columns = slides, columns
@@ -45,16 +45,16 @@ class GatedFusionHead(PoolingHead):
         self.classifier = nn.Linear(hidden, classes)
 
     def embed(self, features: Tensor) -> Tensor:
-        """(B, N, D + F) tiles, the bag's columns behind each → (B, N, H + F)."""
+        """(B, N, D + F) tiles with the bag's clinical columns appended → (B, N, H + F)."""
         tiles, columns = features[..., : -self.columns], features[..., -self.columns :]
         return torch.cat([self.slides.embed(tiles), columns], dim=-1)
 
     def score(self, embedded: Tensor) -> Tensor:
-        """See `PoolingHead.score`: of the tiles alone."""
+        """See `PoolingHead.score`; clinical columns have no influence."""
         return self.slides.score(embedded[..., : -self.columns])
 
     def classify(self, pooled: Tensor) -> Tensor:
-        """(B, H + F) slide vectors and columns → (B, C) logits."""
+        """(B, H + F) slide vectors and clinical columns → (B, C) logits."""
         slide, columns = self.dropout(pooled[:, : -self.columns]), pooled[:, -self.columns :]
         gate = torch.sigmoid(self.gate(torch.cat([slide, columns], dim=-1)))
         mixed = gate * torch.tanh(self.of_slide(slide))

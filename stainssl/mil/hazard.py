@@ -1,4 +1,4 @@
-"""Heads that learn a time to an event: its hazard in intervals of time."""
+"""Survival target: hazards in intervals of time."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from stainssl.mil.bags import Bag
 from stainssl.mil.head import Loss
 from stainssl.mil.target import Target
 
-INTERVALS = 8  # at most, of as many training events each
-EVENTS = 3  # of an interval at least
-LEAST, MOST = 0.01, 0.99  # hazards of the training part lie between, so that logits are finite
-STEPS = 200  # of the curve that time lost is integrated of
+INTERVALS = 8  # at most, with equal numbers of training events
+EVENTS = 3  # per interval at least
+LEAST, MOST = 0.01, 0.99  # limits of the training bags' hazards, so that logits are finite
+STEPS = 200  # of the survival curve that is integrated to the time lost
 
 
 @dataclass(frozen=True)
 class FollowUps(Target):
-    """A time to an event, whatever is learnt of it.
+    """Base class of survival targets.
 
-    Bags' labels are times, with a minus where they are censored (at 0 too).
+    Labels of bags are times, negative if censored (-0.0 at time 0).
 
     Attributes:
-        times: at which survival is said; the last is the horizon.
+        times: times at which survival is predicted, increasing; the last is the horizon.
     """
 
     unknown = float("nan")
@@ -43,10 +43,10 @@ class FollowUps(Target):
 
     @classmethod
     def of(cls, words: pd.Series) -> Self:
-        """Of the known words of a task.
+        """Choose `times` from the known follow-ups of a task (see `horizons_of`).
 
         Raises:
-            StainsslError: nobody has the event after time 0.
+            StainsslError: no event after time 0.
         """
         if not (times := horizons_of(words.unique())):
             raise StainsslError(
@@ -60,7 +60,7 @@ class FollowUps(Target):
         return pd.Series(np.where(event, time, np.negative(time)), words.index)
 
     def strange(self, words: Sequence[str]) -> str:
-        """See `Target.strange`: no time is."""
+        """See `Target.strange`: every time can be evaluated."""
         del words
         return ""
 
@@ -70,31 +70,32 @@ class FollowUps(Target):
         return {name: answers[:, i].astype(np.float32) for i, name in enumerate(names)}
 
     def truth(self, bags: Sequence[Bag]) -> list[str]:
-        """See `Target.truth`: follow-ups, "" where not known."""
+        """See `Target.truth`: follow-ups such as `12` or, censored, `12+`; "" if unknown."""
         return [
             "" if np.isnan(bag.label) else follow_up_word(abs(bag.label), not np.signbit(bag.label))
             for bag in bags
         ]
 
     def cuts(self, calls: Calls, labels: Sequence[float], answers: np.ndarray) -> dict[str, float]:
-        """See `Target.cuts`: the median risk parts two groups."""
+        """See `Target.cuts`: the median risk, from which on the group of high risk starts."""
         del calls, labels
         return {THRESHOLD: float(np.median(answers[:, 0]))} if len(answers) else {}
 
 
 @dataclass(frozen=True)
 class Hazards(FollowUps):
-    r"""A time to an event: the probability in each interval that it comes, if not before.
+    r"""A time to an event, learnt as the hazard :math:`h_k` in each interval of time.
 
-    Gensheimer and Narasimhan, PeerJ 2019; Zadeh and Schmid, IEEE TPAMI 2021. A bag with the event
-    in interval k has the loss :math:`-\log h_k - \sum_{j<k} \log(1 - h_j)`; one that is censored
-    the sum over the intervals of which it was followed up at least half. Bags are scored one by
-    one, so that a batch may be of any size. Outputs are added to the logits of the training part's
-    own hazards: a head that says 0 says the survival of all of them.
+    Gensheimer and Narasimhan, PeerJ 2019; Zadeh and Schmid, IEEE TPAMI 2021. The hazard is the
+    probability of the event in an interval, given that it has not occurred before. A bag with the
+    event in interval k has the loss :math:`-\log h_k - \sum_{j<k} \log(1 - h_j)`; for a censored
+    bag the sum is over the intervals of which it was followed up at least half. The loss of a bag
+    does not depend on others, so that a batch may have any size. Outputs are added to the logits of
+    the training bags' hazards: a head whose outputs are 0 predicts the survival of all of them.
 
     Attributes:
         times: see `FollowUps`.
-        ends: of K intervals, rising; the first begins at 0. Empty: not fitted yet.
+        ends: ends of the K intervals, increasing; the first starts at 0. Empty before `fitted`.
         base: K logits of the training bags' hazards.
     """
 
@@ -103,11 +104,11 @@ class Hazards(FollowUps):
 
     @property
     def outputs(self) -> int:
-        """See `Target.outputs`: an interval each."""
+        """See `Target.outputs`: one per interval."""
         return len(self.ends)
 
     def fitted(self, train: Sequence[Bag]) -> Hazards:
-        """See `Target.fitted`: with intervals of as many events each, and their hazards."""
+        """See `Target.fitted`; sets intervals with equal numbers of events, and their hazards."""
         labels = np.array([bag.label for bag in train], np.float32)
         events = labels[~np.signbit(labels)]
         if not len(events):
@@ -124,15 +125,15 @@ class Hazards(FollowUps):
         return replace(fitted, base=tuple(torch.logit(hazard.double()).tolist()))
 
     def counts(self, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Which intervals each bag was followed up in, and in which it had the event.
+        """Intervals in which each bag was at risk, and in which it had the event.
 
-        An event after the last interval is one that had not come by its end.
+        A bag with an event after the last interval was at risk in all of them.
 
         Args:
-            labels: (B,) float32.
+            labels: (B,) float32 times, negative if censored.
 
         Returns:
-            (B, K) float32 each, 0 or 1.
+            Two (B, K) float32 arrays of 0 and 1.
         """
         ends = torch.tensor(self.ends)
         begins = torch.cat([torch.zeros(1), ends[:-1]])
@@ -143,7 +144,7 @@ class Hazards(FollowUps):
         return reached.float(), came.float()
 
     def loss(self) -> Loss:
-        """See `Target.loss`: the negative log-likelihood of the intervals."""
+        """See `Target.loss`: negative log-likelihood over the intervals."""
         base = torch.tensor(self.base)
 
         def likelihood(outputs: Tensor, labels: Tensor) -> Tensor:
@@ -156,14 +157,14 @@ class Hazards(FollowUps):
         return likelihood
 
     def answer(self, outputs: Tensor) -> np.ndarray:
-        """See `Target.answer`: (1 + T,) time lost until the horizon, and survival at `times`."""
+        """See `Target.answer`: (1 + T,) time lost until the horizon, then survival at `times`."""
         hazard = torch.sigmoid(outputs.double() + torch.tensor(self.base).double()).numpy()
         grid = np.linspace(0, self.times[-1], STEPS + 1)
         lost = time_lost(grid, self._survival(hazard, grid)[None])
         return np.r_[lost, self._survival(hazard, np.array(self.times))].astype(np.float32)
 
     def _survival(self, hazard: NDArray[np.float64], times: np.ndarray) -> np.ndarray:
-        """Survival at some times; the logarithm falls evenly within an interval, not after all."""
+        """Survival at some times: constant hazard within an interval, constant after the last."""
         points = np.r_[0.0, self.ends]
         log_survival = np.r_[0.0, np.cumsum(np.log1p(-np.minimum(hazard, 1 - 1e-12)))]
         return np.exp(np.interp(times, points, log_survival))

@@ -1,4 +1,4 @@
-"""What every head is: from padded bags of tile embeddings to logits and attention."""
+"""Base class of MIL heads: padded bags of tile embeddings to logits and attention."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ Loss = Callable[[Tensor, Tensor], Tensor]  # (B, C) outputs, (B,) labels → (B,
 
 
 class MilHead(nn.Module, ABC):
-    """A network from padded bags to logits, and to the attention that each tile got.
+    """A network that maps padded bags to logits and to one attention weight per tile.
 
     Attributes:
-        needs_classes: whether its loss is of classes alone.
+        needs_classes: whether the head needs a single label of unordered classes.
     """
 
     needs_classes = False
@@ -33,7 +33,7 @@ class MilHead(nn.Module, ABC):
 
         Args:
             features: (B, N, D) float32.
-            mask: (B, N) bool, true where there is a tile; at least one true a row.
+            mask: (B, N) bool, true where there is a tile; at least one per row.
 
         Returns:
             (B, C) logits.
@@ -41,29 +41,29 @@ class MilHead(nn.Module, ABC):
         return self.pool(self.embed(features), mask)[0]
 
     def attention(self, features: Tensor, mask: Tensor) -> Tensor:
-        """(B, N) weights that sum to one over the tiles of each bag and are 0 at padding."""
+        """(B, N) attention weights: they sum to one in each bag and are 0 at padding."""
         return self.pool(self.embed(features), mask)[1]
 
     def losses(self, features: Tensor, mask: Tensor, labels: Tensor, loss: Loss) -> Tensor:
-        """What training minimises the mean of.
+        """Training loss of each bag, including the head's own terms.
 
         Args:
-            features, mask: as `forward` takes them.
-            labels: (B,) of the bags: class indices, or numbers.
-            loss: of the task.
+            features, mask: see `forward`.
+            labels: (B,) labels of the bags: class indices, or numbers.
+            loss: the task's loss.
 
         Returns:
-            (B,): the loss, and what a head adds to it.
+            (B,) losses, whose mean is minimized.
         """
         return loss(self(features, mask), labels)
 
     def stream(self, blocks: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
-        """Logits and attention of one bag given in blocks.
+        """Logits and attention of one bag that is passed in blocks.
 
-        Representations are kept, which are narrower than features; features are not.
+        Only the tile representations, which are narrower than the features, are kept in memory.
 
         Args:
-            blocks: (n_i, D) float32 each, all tiles of the bag, at least one.
+            blocks: (n_i, D) float32 features; together all tiles of the bag, at least one.
 
         Returns:
             (C,) logits and (N,) attention, equal to `forward` and `attention` on the whole bag.
@@ -80,5 +80,5 @@ def masked_softmax(scores: Tensor, mask: Tensor) -> Tensor:
 
 
 def weighted_loss(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
-    """(B,) cross-entropy of (B, C) logits, each times the weight of its class."""
+    """(B,) cross-entropy of (B, C) logits, weighted by class; `weights` has shape (C,)."""
     return nn.functional.cross_entropy(logits, labels, weight=weights, reduction="none")

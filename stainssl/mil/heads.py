@@ -1,4 +1,4 @@
-"""Heads: the networks that turn a bag of tile embeddings into the logits of its label."""
+"""MIL heads: networks that map a bag of tile embeddings to the logits of its label."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from stainssl.mil.transmil import TransformerHead
 
 
 class MeanHead(PoolingHead):
-    r"""Mean pooling and a linear layer: every tile weighs the same.
+    r"""Mean pooling and a linear layer: all tiles have the same weight.
 
     .. math:: z = \frac{1}{N} \sum_n x_n, \quad \text{logits} = W z + b
     """
 
     def __init__(self, dim: int, classes: int, hidden: int, dropout: float) -> None:
-        """`hidden` is not used: the one layer maps features to classes."""
+        """`hidden` is not used: the only layer maps features to classes."""
         super().__init__()
         del hidden
         self.dropout = nn.Dropout(dropout)
@@ -46,8 +46,8 @@ class GatedAttentionHead(PoolingHead):
         s_n = w^\top \big(\tanh(V h_n + v) \odot \sigma(U h_n + u)\big), \quad
         \text{logits} = W \sum_n \text{softmax}(s)_n h_n + b
 
-    with the projection :math:`P` to `hidden` features that pathology uses of it (Lu et al., CLAM,
-    2021) and `hidden // 2` attention units. It has a class's logit each, where the paper's own is
+    with a projection :math:`P` to `hidden` features, as is usual in pathology (Lu et al., CLAM,
+    2021), and `hidden // 2` attention units. There is one logit per class; the paper's model is
     binary.
     """
 
@@ -72,8 +72,8 @@ class GatedAttentionHead(PoolingHead):
 
     def classify(self, pooled: Tensor) -> Tensor:
         """See `PoolingHead.classify`."""
-        # Dropped here and not at each tile: drawing a number per tile and unit costs as much as
-        # the attention itself.
+        # Dropout acts on the slide vector, not on tiles: a random number per tile and unit would
+        # cost as much as the attention itself.
         return self.classifier(self.dropout(pooled))
 
 
@@ -83,9 +83,10 @@ class ClamHead(GatedAttentionHead):
     Lu et al., *Data-efficient and weakly supervised computational pathology on whole-slide images*
     (Nature Biomedical Engineering, 2021).
 
-    Gated attention, and in training a classifier of tiles a class that learns to tell the bag's
-    `k` tiles of highest attention (in the class) from its `k` of lowest (not in it); classifiers of
-    the other classes, which exclude the bag's own, learn that its highest tiles are not in them:
+    Gated attention with an auxiliary tile classifier per class in training. The classifier of the
+    bag's class learns to separate the `k` tiles with the highest attention (positive) from the `k`
+    with the lowest (negative); for those of the other classes, as classes are mutually exclusive,
+    the `k` tiles with the highest attention are negative:
 
     .. math::
         L = c_1 L_\text{bag} + (1 - c_1)\,\frac{1}{C} \Big(
@@ -94,12 +95,12 @@ class ClamHead(GatedAttentionHead):
             + \sum_{c \neq y} \frac{1}{k} \sum_{t \in \text{top}} \ell(g_c(h_t), 0) \Big)
 
     with :math:`c_1 = 0.7`, :math:`k = 8` and the smooth SVM loss of Berrada et al. (ICLR 2018),
-    :math:`\ell = \log(1 + \exp(1 + g_\text{wrong} - g_\text{right}))`. torchmil's is for two
-    classes, and takes padding for tiles.
+    :math:`\ell = \log(1 + \exp(1 + g_\text{wrong} - g_\text{right}))`. torchmil's CLAM is limited
+    to two classes and treats padding as tiles.
     """
 
     needs_classes = True
-    TILES = 8  # k, or half of a smaller bag
+    TILES = 8  # k; at most half of the bag's tiles
     BAG_SHARE = 0.7  # c_1
 
     def __init__(self, dim: int, classes: int, hidden: int, dropout: float) -> None:
@@ -118,14 +119,14 @@ class ClamHead(GatedAttentionHead):
         return self.BAG_SHARE * of_bags + (1 - self.BAG_SHARE) * of_tiles
 
     def tile_loss(self, embedded: Tensor, attention: Tensor, mask: Tensor, label: int) -> Tensor:
-        """The tile term of one bag: (N, H) representations, (N,) attention and mask → scalar."""
+        """Tile loss of one bag: (N, H) representations, (N,) attention and mask → scalar."""
         k = min(self.TILES, int(mask.sum()) // 2)
         if not k:
             return embedded.new_zeros(())
         top = attention.masked_fill(~mask, -torch.inf).topk(k).indices
         bottom = attention.masked_fill(~mask, torch.inf).topk(k, largest=False).indices
         scores = self.tile_classifiers(embedded[torch.cat([top, bottom])]).unflatten(1, (-1, 2))
-        margin = scores[..., 1] - scores[..., 0]  # (2k, C): above 0 says 'in the class'
+        margin = scores[..., 1] - scores[..., 0]  # (2k, C): positive for tiles in the class
         signs = -torch.ones_like(margin)
         signs[:k, label] = 1.0
         each = nn.functional.softplus(1.0 - signs * margin)
@@ -143,8 +144,8 @@ class DualStreamHead(MilHead):
         b_c = \sum_n a_{nc} W_v h_n, \quad
         \text{logits} = \tfrac{1}{2}\big(\max_n s_n + W_b [b_1, \dots, b_C]\big)
 
-    Training minimises the mean of the losses of the two streams. Shown is the attention's
-    mean over classes. torchmil's is for two classes, and may choose padding as critical tile.
+    Training minimizes the mean of the losses of the two streams. The attention is averaged over
+    classes. torchmil's DSMIL is limited to two classes and may choose padding as the critical tile.
     """
 
     def __init__(self, dim: int, classes: int, hidden: int, dropout: float) -> None:
@@ -161,7 +162,7 @@ class DualStreamHead(MilHead):
         return torch.relu(self.project(features))
 
     def streams(self, embedded: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, C) logits of the critical tiles, (B, C) of the bag, (B, N, C) attention."""
+        """(B, C) logits of the critical tiles, (B, C) logits of the bag, (B, N, C) attention."""
         scores = self.tile_classifier(embedded).masked_fill(~mask[..., None], -torch.inf)
         largest, critical = scores.max(dim=1)
         queries = self.query(embedded)
@@ -193,24 +194,24 @@ HEADS: dict[str, type[MilHead]] = {
 }
 
 
-FUSED = ("mean", "abmil")  # kinds that may take clinical columns: they classify a slide vector
+FUSED = ("mean", "abmil")  # heads that accept clinical columns: they classify a slide vector
 
 
 def create(
     kind: str, dim: int, classes: int, hidden: int, dropout: float, columns: int = 0
 ) -> MilHead:
-    """The head that the config calls `kind`.
+    """Create a head.
 
     Args:
         kind: a key of `HEADS`.
         dim: width D of the tile embeddings.
-        classes: number of classes C; 1 for a number.
+        classes: number of outputs C; 1 for a number.
         hidden: width of the tile representation, for heads that have one.
-        dropout: share of units dropped in training, [0, 1).
-        columns: clinical features that follow those of each tile; 0: none.
+        dropout: dropout probability, [0, 1).
+        columns: number of clinical features appended to the features of each tile; 0: none.
 
     Raises:
-        StainsslError: a head of this kind takes no clinical columns.
+        StainsslError: `columns` is not 0 and a head of this kind accepts no clinical columns.
     """
     head = HEADS[kind](dim, classes, hidden, dropout)
     if not columns:

@@ -1,4 +1,4 @@
-"""Heads that pool tiles by weights."""
+"""Base class of heads that pool tiles by a weighted mean."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from stainssl.mil.head import MilHead, masked_softmax
 
 
 class PoolingHead(MilHead):
-    r"""A head that pools tiles by weights that sum to one.
+    r"""A head that pools tiles by a weighted mean.
 
     .. math::
         a_n = \frac{\exp s(h_n)}{\sum_m \exp s(h_m)}, \quad z = \sum_n a_n h_n, \quad
         \text{logits} = c(z), \quad h_n = e(x_n)
 
-    A head says what `embed` (:math:`e`), `score` (:math:`s`) and `classify` (:math:`c`) are.
-    Because tiles meet only in the two sums, a bag of any length can be pooled in blocks.
+    Subclasses define `embed` (:math:`e`), `score` (:math:`s`) and `classify` (:math:`c`). Since
+    tiles interact only in the two sums, a bag of any length can be pooled in blocks.
 
     Attributes:
         classifier: the last layer of `classify`.
@@ -29,7 +29,7 @@ class PoolingHead(MilHead):
 
     @abstractmethod
     def score(self, embedded: Tensor) -> Tensor:
-        """(B, N, H) tile representations → (B, N) attention before the softmax."""
+        """(B, N, H) tile representations → (B, N) attention scores before the softmax."""
 
     @abstractmethod
     def classify(self, pooled: Tensor) -> Tensor:
@@ -41,9 +41,9 @@ class PoolingHead(MilHead):
         return self.classify(torch.einsum("bn,bnh->bh", weights, embedded)), weights
 
     def stream(self, blocks: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
-        """As `MilHead.stream`; only one block is held at a time.
+        """See `MilHead.stream`; only one block is in memory at a time.
 
-        The sums are kept relative to the largest score so far, so that no exponential overflows.
+        Sums are relative to the largest score so far, so that no exponential overflows.
         """
         scores: list[Tensor] = []
         peak, mass, pooled = torch.tensor(-torch.inf), torch.tensor(0.0), torch.tensor(0.0)

@@ -1,4 +1,4 @@
-"""Fold models on bags that they have not seen, and the files that fold models are kept in."""
+"""Apply fold models to bags, and save and load fold models."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from stainssl.mil.train import FoldModel, HeadSettings, with_columns
 from stainssl.stores.atomic import replacing
 
 SCHEMA = 1
-# Tiles of a bag held as float32 at once: 16,384 × 1,024 features are 64 MB.
+# Tiles in memory as float32 at once: 16,384 × 1,024 features are 64 MB.
 CHUNK_TILES = 16_384
 
 
@@ -32,15 +32,15 @@ CHUNK_TILES = 16_384
 def predict_bag(
     model: FoldModel, bag: Bag, chunk: int = CHUNK_TILES
 ) -> tuple[np.ndarray, np.ndarray]:
-    """What a model says of one bag, all of its tiles used, and the attention they got.
+    """Predict one bag from all of its tiles.
 
     Args:
-        model: the fold's model.
-        bag: at least one tile, as wide as the model's features.
-        chunk: tiles in memory as float32 at once.
+        model: the model of a fold.
+        bag: a bag of at least one tile, with as many features as the model has.
+        chunk: number of tiles in memory as float32 at once.
 
     Returns:
-        (C,) float32, what the target says of the outputs, and (N,) float32 attention that sums to
+        Float32 vector of predictions (see `Target.answer`) and (N,) float32 attention that sums to
         one.
     """
     logits, attention = model.head.stream(_blocks(model, bag, chunk))
@@ -48,7 +48,7 @@ def predict_bag(
 
 
 def _blocks(model: FoldModel, bag: Bag, chunk: int) -> Iterator[Tensor]:
-    """A bag's tiles as the head takes them."""
+    """Yield the tiles of a bag as input of the head, in blocks of at most `chunk`."""
     for block in bag.chunks(chunk):
         features = torch.from_numpy((block - model.mean) / model.std)
         if model.settings.columns:
@@ -59,16 +59,16 @@ def _blocks(model: FoldModel, bag: Bag, chunk: int) -> Iterator[Tensor]:
 def with_cuts(
     model: FoldModel, val: Sequence[Bag], calls: Calls, train: Sequence[Bag] = ()
 ) -> FoldModel:
-    """The model with the recalibration and the thresholds of its validation bags.
+    """Return a model with recalibration and thresholds from its validation bags.
 
-    Without such bags nothing is recalibrated, and thresholds are one half.
+    Without validation bags nothing is recalibrated, and a threshold of classes that is to be chosen
+    on them is 0.5.
 
     Args:
-        model: of a fold.
+        model: the model of a fold.
         val: its validation bags.
-        calls: how thresholds are chosen.
-        train: its training bags, which choose too where the target asks them, and of which it
-            says what else its answers need.
+        calls: how to recalibrate and to choose thresholds.
+        train: its training bags, for targets with `cuts_by_training` or `is_joint`.
     """
     if model.target.is_joint:
         model = _with_baseline(model, train)
@@ -89,7 +89,7 @@ def _with_baseline(model: FoldModel, train: Sequence[Bag]) -> FoldModel:
 
 
 def _said(model: FoldModel, bags: Sequence[Bag]) -> np.ndarray:
-    """(B, C) what a model says of bags."""
+    """Predictions of B bags, one row each."""
     answers = [predict_bag(model, bag)[0] for bag in bags]
     return np.stack(answers) if answers else np.empty((0, model.target.outputs))
 
@@ -101,15 +101,15 @@ def prediction_table(
 
     Args:
         bags: the B test bags.
-        answers: (B, C) as `predict_bag` gives them.
-        target: what they say.
+        answers: B rows of predictions, see `predict_bag`.
+        target: the model's target.
         repeat: repeat of the split, from 0.
         fold: fold of the repeat, from 0.
 
     Returns:
         Columns `patient_id`, `slide_id` ("" for a patient), `site`, `repeat`, `fold`, `y` (class
-        name or follow-up, "" where the label is not known; or the number), and the target's own
-        (float32): `p_<class>`, `value`, or `risk` and `s_<time>`.
+        name or follow-up, "" if unknown; or number, NaN if unknown), and those of the target
+        (float32): `p_<class>` (and `grade` for ordered classes), `value`, or `risk` and `s_<time>`.
     """
     return pd.DataFrame(
         {
@@ -132,12 +132,12 @@ def predictions_of(
     fold: int,
     unknown: bool = False,
 ) -> dict[str, pd.DataFrame]:
-    """`prediction_table` of each label with the model's thresholds; "" where there is one label.
+    """Label → `prediction_table` with columns of the model's thresholds; "" for a single label.
 
     Args:
-        model: of the fold.
-        bags, answers, repeat, fold: as `prediction_table` takes them.
-        unknown: whether bags are kept of which one of several labels is not known.
+        model: the model of the fold.
+        bags, answers, repeat, fold: see `prediction_table`.
+        unknown: whether to keep bags whose label is unknown, if the model has several labels.
     """
     return {
         one.label: prediction_table(
@@ -148,7 +148,7 @@ def predictions_of(
 
 
 def end_to_end(tables: Iterable[Mapping[str, pd.DataFrame]]) -> dict[str, pd.DataFrame]:
-    """The tables of each label end to end."""
+    """Concatenate the tables of each label."""
     found: dict[str, list[pd.DataFrame]] = {}
     for one in tables:
         for label, table in one.items():
@@ -157,15 +157,15 @@ def end_to_end(tables: Iterable[Mapping[str, pd.DataFrame]]) -> dict[str, pd.Dat
 
 
 def model_name(repeat: int, fold: int) -> str:
-    """The name of a fold's model in its folder, without a suffix."""
+    """File name of a fold's model, without a suffix."""
     return f"repeat{repeat}-fold{fold}"
 
 
 def load_models(folder: Path) -> dict[tuple[int, int], FoldModel]:
-    """(repeat, fold) → model of every fold that `save_model` wrote under `model_name` there.
+    """(repeat, fold) → model, of all models that `save_model` wrote as `model_name` to a folder.
 
     Raises:
-        StainsslError: there is none, or one is of another schema.
+        StainsslError: there is no model, or one has another schema.
     """
     found = {
         tuple(map(int, match.groups())): file.with_suffix("")
@@ -178,7 +178,7 @@ def load_models(folder: Path) -> dict[tuple[int, int], FoldModel]:
 
 
 def save_model(model: FoldModel, path: Path) -> None:
-    """Write `{path}.safetensors` (weights, `mean`, `std`) and `{path}.json` (all the rest)."""
+    """Write `{path}.safetensors` (weights, `mean`, `std`) and `{path}.json` (everything else)."""
     tensors = {f"head.{name}": value for name, value in model.head.state_dict().items()}
     tensors |= {"mean": torch.from_numpy(model.mean), "std": torch.from_numpy(model.std)}
     with replacing(path.with_name(path.name + ".safetensors")) as temporary:
@@ -197,10 +197,10 @@ def save_model(model: FoldModel, path: Path) -> None:
 
 
 def load_model(path: Path) -> FoldModel:
-    """Read what `save_model` wrote under `path`.
+    """Load a model that `save_model` wrote to `path`.
 
     Raises:
-        StainsslError: the model is of another schema.
+        StainsslError: the model has another schema.
     """
     card = json.loads(path.with_name(path.name + ".json").read_text())
     if card.get("schema") != SCHEMA:

@@ -1,4 +1,4 @@
-"""What a task was trained on, slide by slide, and how far from it a new slide lies."""
+"""Slides that a task was trained on, and the distance of new slides from them."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import pandas as pd
 
 from stainssl.mil.bags import Bag
 
-NEIGHBOURS = 3  # one odd slide among those trained on must not make its like familiar
-SHARE = 0.99  # of the slides trained on, that lie within the limit
+NEIGHBOURS = 3  # the third, so that a single outlier in training makes no similar slide familiar
+SHARE = 0.99  # of the training slides are within the limit
 Vectors = npt.NDArray[np.float32]
 
 
@@ -21,10 +21,9 @@ class Reference:
     """The S slides that a task's fold models were trained on.
 
     Attributes:
-        patient_id: (S,) whose they are.
-        points: (S, D) where each lies: its mean tile embedding, or its stain's coordinates; NaN
-            where that is not known.
-        scale: (D,) divides each coordinate before distances are taken.
+        patient_id: (S,) patient of each slide.
+        points: (S, D) mean tile embedding, or coordinates of the stain profile; NaN if unknown.
+        scale: (D,) divisor of each coordinate before distances are computed.
     """
 
     patient_id: npt.NDArray[np.str_]
@@ -32,18 +31,19 @@ class Reference:
     scale: Vectors
 
     def distances(self, points: Vectors) -> Vectors:
-        """How far new slides lie from those trained on, relative to distances among the latter.
+        """Distance of new slides from the training slides, relative to distances among these.
 
-        The distance is that to the third nearest slide (Sun et al., *Out-of-distribution detection
-        with deep nearest neighbors*, ICML 2022); for a slide trained on, to the third nearest of
-        other patients. It is divided by the 99th percentile of the latter.
+        The distance is that to the third nearest training slide (Sun et al., *Out-of-distribution
+        detection with deep nearest neighbors*, ICML 2022). It is divided by the 99th percentile of
+        the distances of training slides to the third nearest slide of other patients.
 
         Args:
-            points: (M, D) of the new slides.
+            points: (M, D) points of the new slides.
 
         Returns:
-            (M,) float32: above 1, a slide is further out than 99 % of those trained on (than all
-            of them, where there are fewer than 100); NaN where either side is not known.
+            (M,) float32. Above 1, a slide is further out than 99 % of the training slides (than all
+            of them if there are at most 100). NaN if the point is unknown, or if training points
+            of fewer than two patients are known.
         """
         known = np.isfinite(self.points).all(axis=1)
         ours, patient = self.points[known] / self.scale, self.patient_id[known]
@@ -57,7 +57,7 @@ class Reference:
 
 
 def _to_neighbour(points: Vectors, known: Vectors, allowed: npt.NDArray[np.bool_]) -> Vectors:
-    """(M,) distance of each point to its third nearest allowed one, or the furthest of fewer."""
+    """(M,) distance to the third nearest allowed point, or the furthest if there are fewer."""
     squares = (points**2).sum(1)[:, None] + (known**2).sum(1)[None] - 2 * points @ known.T
     distance = np.sqrt(np.maximum(squares, 0.0))
     ordered = np.sort(np.where(allowed, distance, np.inf), axis=1)[:, :NEIGHBOURS]
@@ -66,23 +66,23 @@ def _to_neighbour(points: Vectors, known: Vectors, allowed: npt.NDArray[np.bool_
 
 
 def slide_means(bag: Bag) -> Vectors:
-    """(slides of the bag, D) float32 mean tile embedding of each, as `SlideTiles.moments` tells."""
+    """(S, D) float32 mean tile embedding of each slide of a bag, from `SlideTiles.moments`."""
     return np.stack([tiles.moments[0] for tiles in bag.tiles]).astype(np.float32)
 
 
 def reference_table(
     bags: Sequence[Bag], trained: set[str], stain: Mapping[str, Vectors]
 ) -> pd.DataFrame:
-    """Rows of `reference.parquet`: the slides of patients that trained or validated a fold.
+    """Rows of `reference.parquet`: the slides of all training and validation patients.
 
     Args:
         bags: the task's bags.
-        trained: patients of the training parts.
-        stain: slide → coordinates of its stain profile; slides may be absent.
+        trained: ids of the training and validation patients of any fold.
+        stain: slide → coordinates of its stain profile; slides may be missing.
 
     Returns:
-        `slide_id`, `patient_id`, `features` (a list of D float32) and `stain` (a list, empty where
-        it is not known).
+        Columns `slide_id`, `patient_id`, `features` (list of D float32) and `stain` (list, empty if
+        unknown).
     """
     none = np.empty(0, np.float32)
     rows = [
@@ -96,10 +96,10 @@ def reference_table(
 
 
 def references(table: pd.DataFrame) -> tuple[Reference, Reference]:
-    """The features and the stain of `reference_table`'s slides."""
+    """Two references from a `reference_table`: of features and of stain coordinates."""
     patient = table["patient_id"].to_numpy(str)
     features, stain = stacked(table["features"]), stacked(table["stain"])
-    # A feature counts by how much slides differ in it; degrees of stain are comparable as they are.
+    # Features are scaled by their standard deviation; stain coordinates are comparable as they are.
     spread = features.std(axis=0) if len(features) else np.ones(features.shape[1], np.float32)
     spread = np.where(spread > 1e-6, spread, 1.0).astype(np.float32)
     return (
@@ -109,7 +109,7 @@ def references(table: pd.DataFrame) -> tuple[Reference, Reference]:
 
 
 def stacked(lists: Sequence[Vectors] | pd.Series) -> Vectors:
-    """(S, D) float32 of S lists of D numbers; a row of NaN for an empty list."""
+    """Stack S lists of D numbers to (S, D) float32; an empty list is a row of NaN."""
     width = max((len(one) for one in lists), default=0)
     out = np.full((len(lists), max(width, 1)), np.nan, np.float32)
     for row, one in zip(out, lists, strict=True):

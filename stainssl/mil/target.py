@@ -1,4 +1,4 @@
-"""The interface of targets: what a head learns of a kind of label."""
+"""Interface of targets: how a head is trained on one kind of label, and what it predicts."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from stainssl.mil.head import Loss
 
 @dataclass(frozen=True)
 class Question:
-    """One label of some bags, predicted and evaluated by itself.
+    """One label of a model, whose predictions are evaluated separately.
 
     Attributes:
-        label: the column, where a model answers several; else "".
-        target: what is said of it.
-        bags: those that are asked, labelled.
-        rows: their places among the bags that were answered.
-        outputs: its columns of the answers.
-        cuts: its thresholds, by column of the predictions.
+        label: column of the label if the model has several; else "".
+        target: the label's target.
+        bags: the bags to evaluate, with this label.
+        rows: their positions among the predicted bags.
+        outputs: the label's columns of the predictions.
+        cuts: its thresholds, by column of `predictions.parquet`.
     """
 
     label: str
@@ -38,12 +38,12 @@ class Question:
 
 
 class Target(ABC):
-    """What a head learns.
+    """Loss and predictions of a head for one kind of label.
 
     Attributes:
-        unknown: a bag's label that is not known.
-        cuts_by_training: whether thresholds are chosen by the training bags too.
-        is_joint: whether the loss is of all training bags together, so that a step takes them all.
+        unknown: label of a bag whose label is unknown.
+        cuts_by_training: whether thresholds are chosen on training bags as well.
+        is_joint: whether the loss compares all training bags, so that each step takes all of them.
     """
 
     unknown: ClassVar[float]
@@ -53,67 +53,67 @@ class Target(ABC):
     @property
     @abstractmethod
     def outputs(self) -> int:
-        """C, the head's outputs."""
+        """Number C of outputs of the head."""
 
     @abstractmethod
     def codes(self, words: pd.Series) -> pd.Series:
-        """The labels of bags, of a label's known words."""
+        """Encode known label values (text) as labels of bags (see `Bag.label`)."""
 
     @abstractmethod
     def strange(self, words: Sequence[str]) -> str:
-        """Why some words cannot be evaluated, which training did not have; else empty."""
+        """Which label values cannot be evaluated since training did not have them; "" if none."""
 
     @abstractmethod
     def fitted(self, train: Sequence[Bag]) -> Target:
-        """The target with what is learnt of the training bags' labels.
+        """Return the target fitted to the labels of the training bags, before the head is trained.
 
         Raises:
-            StainsslError: nothing can be learnt of these labels.
+            StainsslError: nothing can be learnt from these labels.
         """
 
     @abstractmethod
     def loss(self) -> Loss:
-        """From (B, C) outputs and (B,) labels to (B,) losses."""
+        """Loss function: (B, C) outputs and (B,) labels → (B,) losses."""
 
     @abstractmethod
     def answer(self, outputs: Tensor) -> np.ndarray:
-        """(C,) outputs of a bag → (C,) float32 predictions."""
+        """(C,) outputs of a bag → float32 vector of predictions."""
 
     @abstractmethod
     def columns(self, answers: np.ndarray) -> dict[str, np.ndarray]:
-        """Columns of the predictions, of (B, C) answers."""
+        """Columns of `predictions.parquet` from the predictions of B bags, one row each."""
 
     @abstractmethod
     def truth(self, bags: Sequence[Bag]) -> list[Any]:
-        """What stands in the predictions' `y`."""
+        """Column `y` of `predictions.parquet`."""
 
     @abstractmethod
     def cuts(self, calls: Calls, labels: Sequence[float], answers: np.ndarray) -> dict[str, float]:
-        """Thresholds by column of the predictions, of B bags of the training part.
+        """Choose the thresholds, by column of `predictions.parquet`.
 
         Args:
             calls: how thresholds are chosen.
-            labels: B labels of validation bags, of training bags too where `cuts_by_training`.
-            answers: (B, C) theirs.
+            labels: B labels of validation bags; if `cuts_by_training`, of training bags as well.
+            answers: predictions of these bags, B rows.
         """
 
     def with_baseline(self, labels: Sequence[float], outputs: np.ndarray) -> Target:
-        """The target with what its answers need of the trained head; most need nothing.
+        """Return the target with what predictions need from the trained head; nothing by default.
 
         Args:
             labels: B labels of the training bags.
-            outputs: (B, C) what the head gives for them.
+            outputs: (B, C) outputs of the head for them.
         """
         del labels, outputs
         return self
 
     def recalibrated(self, calls: Calls, labels: Sequence[float], answers: np.ndarray) -> Target:
-        """The target recalibrated on validation bags; itself where no recalibration is asked for.
+        """Return the target recalibrated on validation bags; unchanged by default.
 
         Args:
-            calls: how.
+            calls: how to recalibrate.
             labels: B labels of the validation bags.
-            answers: (B, C) theirs.
+            answers: (B, C) their predictions.
         """
         del calls, labels, answers
         return self
@@ -121,16 +121,16 @@ class Target(ABC):
     def questions(
         self, bags: Sequence[Bag], cuts: Mapping[str, float], unknown: bool
     ) -> Iterator[Question]:
-        """The labels that outputs on some bags predict.
+        """Yield each label of the model, with the bags to evaluate.
 
         Args:
-            bags: that were answered.
-            cuts: as `cuts` gave them.
-            unknown: whether bags are kept of which a label is not known.
+            bags: the predicted bags.
+            cuts: thresholds, see `cuts`.
+            unknown: whether to keep bags whose label is unknown, if the model has several labels.
         """
         del unknown
         yield Question("", self, bags, range(len(bags)), slice(None), cuts)
 
     @abstractmethod
     def card(self) -> dict[str, Any]:
-        """What a saved model keeps of it: JSON types."""
+        """The target as JSON types, for a saved model; see `target_of_card`."""

@@ -1,6 +1,6 @@
-"""What heads learn of each kind of label: classes, ordered classes, numbers, times to an event.
+"""Targets of each kind of label: classes, ordered classes, numbers, times to an event.
 
-A kind of label is a line in `TARGETS` here and one in `evaluation.kinds`.
+A kind of label is one entry in `TARGETS` here and one in `evaluation.kinds`.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from stainssl.mil.target import Question, Target
 
 @dataclass(frozen=True)
 class Classes(Target):
-    """One of C classes: cross-entropy, a probability each.
+    """One of C classes: cross-entropy, and a probability per class.
 
     Attributes:
-        names: C class words; of two, the second is positive.
-        is_balanced: whether classes weigh the same; else every bag does.
-        weights: (C,) of the classes; None: not fitted yet.
-        line: the recalibration of the probabilities.
+        names: names of the C classes; if there are two, the second is positive.
+        is_balanced: whether all classes have the same weight; otherwise all bags have.
+        weights: (C,) class weights; None before `fitted`.
+        line: recalibration of the probabilities.
     """
 
     unknown = -1
@@ -53,17 +53,17 @@ class Classes(Target):
         return len(self.names)
 
     def codes(self, words: pd.Series) -> pd.Series:
-        """See `Target.codes`: the index of the class."""
+        """See `Target.codes`: class indices."""
         return words.map(self.names.index)
 
     def strange(self, words: Sequence[str]) -> str:
-        """See `Target.strange`: classes that are none of the names."""
+        """See `Target.strange`: classes other than `names`."""
         found = ", ".join(sorted(set(words) - set(self.names)))
         told = f"classes without training data: {found}; trained: {', '.join(self.names)}"
         return told if found else ""
 
     def fitted(self, train: Sequence[Bag]) -> Classes:
-        """See `Target.fitted`: with the classes' weights."""
+        """See `Target.fitted`; sets `weights` and raises for fewer than two classes."""
         found = {int(bag.label) for bag in train}
         if len(found) < 2:
             named = ", ".join(self.names[label] for label in sorted(found)) or "none"
@@ -76,7 +76,7 @@ class Classes(Target):
         return replace(self, weights=weights)
 
     def loss(self) -> Loss:
-        """See `Target.loss`: cross-entropy, each times the weight of its class."""
+        """See `Target.loss`: cross-entropy weighted by class."""
         weights = torch.ones(len(self.names)) if self.weights is None else self.weights
         return partial(weighted_loss, weights=weights)
 
@@ -94,11 +94,11 @@ class Classes(Target):
         return {name: column.astype(np.float32) for name, column in found.items()}
 
     def truth(self, bags: Sequence[Bag]) -> list[str]:
-        """See `Target.truth`: class words, "" where not known."""
+        """See `Target.truth`: class names, "" if unknown."""
         return [self.names[int(bag.label)] if bag.label >= 0 else "" for bag in bags]
 
     def cuts(self, calls: Calls, labels: Sequence[float], answers: np.ndarray) -> dict[str, float]:
-        """See `Target.cuts`: of two classes."""
+        """See `Target.cuts`; empty unless there are two classes."""
         return calls.cuts(np.array(labels, np.int64), answers)
 
     def card(self) -> dict[str, Any]:
@@ -110,23 +110,24 @@ class Classes(Target):
 class Ordered(Classes):
     """One of K ordered classes, learnt by CORN.
 
-    Shi, Cao and Raschka, Pattern Analysis and Applications 2023: K - 1 outputs say how probably a
-    bag lies above each class if it is not below it; their products fall from cut to cut, so that no
-    class has a probability below zero. Every bag weighs the same.
+    Shi, Cao and Raschka, Pattern Analysis and Applications 2023: each of the K - 1 outputs is the
+    logit of the probability that a bag lies above a class, given that it does not lie below it.
+    Their products decrease from cut to cut, so that no class has a negative probability. All bags
+    have the same weight.
     """
 
     @property
     def outputs(self) -> int:
-        """See `Target.outputs`: a cut each."""
+        """See `Target.outputs`: one per cut between two classes."""
         return len(self.names) - 1
 
     def fitted(self, train: Sequence[Bag]) -> Ordered:
-        """See `Target.fitted`: two classes at least; nothing is learnt of the labels alone."""
+        """See `Target.fitted`; unchanged, raises for fewer than two classes."""
         super().fitted(train)
         return self
 
     def loss(self) -> Loss:
-        """See `Target.loss`: cross-entropy of the cuts that a bag reaches, over all cuts."""
+        """See `Target.loss`: binary cross-entropy of the cuts a bag reaches, divided by K - 1."""
 
         def corn(outputs: Tensor, labels: Tensor) -> Tensor:
             cuts = torch.arange(outputs.shape[1])
@@ -144,12 +145,12 @@ class Ordered(Classes):
         return (ends[:-1] - ends[1:]).numpy()
 
     def columns(self, answers: np.ndarray) -> dict[str, np.ndarray]:
-        """See `Target.columns`: `p_<class>`, and `grade`, the mean place among the classes."""
+        """See `Target.columns`: `p_<class>`, and `grade`, the mean rank from 0."""
         grade = (answers @ np.arange(len(self.names))).astype(np.float32)
         return {**super().columns(answers), GRADE: grade}
 
     def cuts(self, calls: Calls, labels: Sequence[float], answers: np.ndarray) -> dict[str, float]:
-        """See `Target.cuts`: the median class is called, by no threshold."""
+        """See `Target.cuts`: none, since the median class is predicted."""
         del calls, labels, answers
         return {}
 
@@ -160,11 +161,11 @@ class Ordered(Classes):
 
 @dataclass(frozen=True)
 class Number(Target):
-    """A number: one output, Huber's loss of labels in standard deviations of the training bags'.
+    """A number: one output, and Huber's loss on standardized labels.
 
     Attributes:
-        center: mean of the training bags' labels.
-        spread: their standard deviation, positive.
+        center: mean of the training labels.
+        spread: standard deviation of the training labels, positive.
     """
 
     unknown = float("nan")
@@ -177,16 +178,16 @@ class Number(Target):
         return 1
 
     def codes(self, words: pd.Series) -> pd.Series:
-        """See `Target.codes`: the number itself."""
+        """See `Target.codes`: the numbers."""
         return pd.to_numeric(words).astype(float)
 
     def strange(self, words: Sequence[str]) -> str:
-        """See `Target.strange`: no number is."""
+        """See `Target.strange`: every number can be evaluated."""
         del words
         return ""
 
     def fitted(self, train: Sequence[Bag]) -> Number:
-        """See `Target.fitted`: with the labels' mean and standard deviation."""
+        """See `Target.fitted`; sets mean and standard deviation, raises if all labels are equal."""
         labels = np.array([bag.label for bag in train], float)
         if len(np.unique(labels)) < 2:
             raise StainsslError(
@@ -214,11 +215,11 @@ class Number(Target):
         return {VALUE: answers[:, 0].astype(np.float32)}
 
     def truth(self, bags: Sequence[Bag]) -> list[float]:
-        """See `Target.truth`: the number, NaN where not known."""
+        """See `Target.truth`: the numbers, NaN if unknown."""
         return [float(bag.label) for bag in bags]
 
     def cuts(self, calls: Calls, labels: Sequence[float], answers: np.ndarray) -> dict[str, float]:
-        """See `Target.cuts`: a number has none."""
+        """See `Target.cuts`: none."""
         del calls, labels, answers
         return {}
 
@@ -229,14 +230,14 @@ class Number(Target):
 
 @dataclass(frozen=True)
 class Several(Target):
-    """Several labels of classes, each as `Classes`, by one head with all of their outputs.
+    """Several labels, each with classes, predicted by one head with the outputs of all labels.
 
-    The loss of a bag is the sum over its known labels, divided by the number of labels: a label
-    that is not known teaches nothing, and what is known counts as much whatever else is. Bags'
-    labels are numbers, one for every combination of classes and unknown ones; 0: none is known.
+    The loss of a bag is the sum over its known labels, divided by the number of labels: an unknown
+    label contributes nothing and does not change the weight of the others. The label of a bag is
+    one number for each combination of classes, where a class may be unknown; 0: none is known.
 
     Attributes:
-        parts: (label, what is learnt of it).
+        parts: name and target of each label.
     """
 
     unknown = 0
@@ -248,14 +249,17 @@ class Several(Target):
         return sum(part.outputs for _, part in self.parts)
 
     def _slices(self) -> Iterator[tuple[int, str, Classes, slice]]:
-        """(place, label, what is learnt of it, its outputs) of each label."""
+        """Yield (position, name, target, its columns of the outputs) of each label."""
         start = 0
         for place, (name, part) in enumerate(self.parts):
             yield place, name, part, slice(start, start + part.outputs)
             start += part.outputs
 
     def codes(self, words: pd.Series) -> pd.Series:
-        """See `Target.codes`: digits of one more than classes, the first label's the least."""
+        """See `Target.codes`: a mixed-radix number, the first label is the least significant digit.
+
+        A digit is the class index plus 1, or 0 if unknown.
+        """
         codes, step = pd.Series(0, words.index), 1
         for (_, part), column in zip(self.parts, apart(words, len(self.parts)), strict=True):
             places = {name: place for place, name in enumerate(part.names, 1)}
@@ -264,7 +268,7 @@ class Several(Target):
         return codes
 
     def classes(self, labels: Tensor) -> Tensor:
-        """(B,) labels of bags → (B, L) class of each label, -1 where it is not known."""
+        """(B,) labels of bags → (B, L) class index of each label, -1 if unknown."""
         rest, found = labels.long(), []
         for _, part in self.parts:
             found.append(rest % (part.outputs + 1) - 1)
@@ -272,7 +276,7 @@ class Several(Target):
         return torch.stack(found, dim=1)
 
     def strange(self, words: Sequence[str]) -> str:
-        """See `Target.strange`: of any label."""
+        """See `Target.strange`: for all labels."""
         columns = apart(pd.Series(list(words), dtype=object), len(self.parts))
         told = [
             f"of {name!r} {strange}"
@@ -282,7 +286,7 @@ class Several(Target):
         return "; ".join(told)
 
     def fitted(self, train: Sequence[Bag]) -> Several:
-        """See `Target.fitted`: with the weights of each label's classes among its known bags."""
+        """See `Target.fitted`; every label is fitted to the bags where it is known."""
         parts = []
         for one in self.questions(train, {}, unknown=False):
             assert isinstance(one.target, Classes)
@@ -293,7 +297,7 @@ class Several(Target):
         return replace(self, parts=tuple(parts))
 
     def loss(self) -> Loss:
-        """See `Target.loss`: cross-entropy of the known labels."""
+        """See `Target.loss`: sum of the known labels' cross-entropies / number of labels."""
 
         def known_alone(outputs: Tensor, labels: Tensor) -> Tensor:
             classes, total = self.classes(labels), torch.zeros(len(outputs))
@@ -306,21 +310,21 @@ class Several(Target):
         return known_alone
 
     def answer(self, outputs: Tensor) -> np.ndarray:
-        """See `Target.answer`: each label's probabilities, which sum to one."""
+        """See `Target.answer`: probabilities of all labels, which sum to one for each label."""
         return np.concatenate([part.answer(outputs[c]) for _, _, part, c in self._slices()])
 
     def columns(self, answers: np.ndarray) -> dict[str, np.ndarray]:
-        """Each label has columns of its own: see `questions`."""
+        """Not available: every label has its own columns, see `questions`."""
         raise NotImplementedError
 
     def truth(self, bags: Sequence[Bag]) -> list[str]:
-        """See `columns`."""
+        """Not available, see `columns`."""
         raise NotImplementedError
 
     def questions(
         self, bags: Sequence[Bag], cuts: Mapping[str, float], unknown: bool
     ) -> Iterator[Question]:
-        """See `Target.questions`: every label, of the bags of which it is known."""
+        """See `Target.questions`: each label, with the bags where it is known."""
         classes = self.classes(torch.tensor([bag.label for bag in bags], dtype=torch.long))
         for place, name, part, columns in self._slices():
             labels = classes[:, place].tolist()
@@ -332,7 +336,7 @@ class Several(Target):
             yield Question(name, part, asked, rows, columns, own)
 
     def cuts(self, calls: Calls, labels: Sequence[float], answers: np.ndarray) -> dict[str, float]:
-        """See `Target.cuts`: of each label, by `LABEL/COLUMN`."""
+        """See `Target.cuts`: of all labels, with keys `LABEL/COLUMN`."""
         classes = self.classes(torch.tensor(labels, dtype=torch.long)).numpy()
         found: dict[str, float] = {}
         for place, name, part, columns in self._slices():
@@ -346,7 +350,7 @@ class Several(Target):
         return {"labels": {name: part.card() for name, part in self.parts}}
 
     def recalibrated(self, calls: Calls, labels: Sequence[float], answers: np.ndarray) -> Several:
-        """See `Target.recalibrated`: each label by the bags of which it is known."""
+        """See `Target.recalibrated`: each label on the bags where it is known."""
         classes = self.classes(torch.tensor(labels, dtype=torch.long)).numpy()
         parts = []
         for place, name, part, columns in self._slices():
@@ -359,14 +363,14 @@ class Several(Target):
 
 
 def several_target(label: Labels, words: pd.Series, is_balanced: bool) -> Several:
-    """What a head of several labels learns, of their known words."""
+    """Target of a task with several labels, from their known values."""
     assert isinstance(label, SeveralLabels)
     columns = zip(label.each, apart(words, len(label.each)), strict=True)
     parts = [(one.label, Classes(tuple(one.order(known)), is_balanced)) for one, known in columns]
     return Several(tuple(parts))
 
 
-# How a task reads its label → what its heads learn, of the label's known words.
+# Class that reads a task's label → function that creates the target from the known label values.
 TARGETS: dict[type[Labels], Callable[[Labels, pd.Series, bool], Target]] = {
     Labels: lambda label, words, is_balanced: Classes(tuple(label.order(words)), is_balanced),
     OrderedLabels: lambda label, words, _: Ordered(tuple(label.order(words)), is_balanced=False),
@@ -377,12 +381,12 @@ TARGETS: dict[type[Labels], Callable[[Labels, pd.Series, bool], Target]] = {
 
 
 def classes_of_card(card: Mapping[str, Any]) -> Classes:
-    """The classes that `Classes.card` kept."""
+    """Restore the target that `Classes.card` wrote."""
     line = Recalibration(**card.get("recalibration", {}))
     return Classes(tuple(card["classes"]), line=line)
 
 
-# Key that a saved model's card has → the target of the card.
+# Key in the card of a saved model → function that restores the target.
 CARDS: dict[str, Callable[[Any], Target]] = {
     "number": lambda card: Number(**card["number"]),
     "ordered": lambda card: Ordered(tuple(card["ordered"]), is_balanced=False),
@@ -398,13 +402,13 @@ CARDS: dict[str, Callable[[Any], Target]] = {
 def target_of(
     label: Labels, words: pd.Series, is_balanced: bool, hazard: str = "discrete"
 ) -> Target:
-    """What the heads of a task learn.
+    """Create the target of a task.
 
     Args:
-        label: how its label is read.
-        words: its known words.
-        is_balanced: whether classes weigh the same.
-        hazard: `cox`, or `discrete`, of times to an event.
+        label: how the label is read.
+        words: the known label values.
+        is_balanced: whether all classes have the same weight.
+        hazard: `cox` or `discrete`, for times to an event.
     """
     if hazard == "cox":
         return Cox.of(words)
@@ -412,12 +416,12 @@ def target_of(
 
 
 def target_of_card(card: Mapping[str, Any]) -> Target:
-    """The target that `Target.card` kept."""
+    """Restore the target that `Target.card` wrote."""
     return next(make(card) for key, make in CARDS.items() if key in card)
 
 
 def class_weights(bags: Sequence[Bag], classes: int) -> Tensor:
-    """(C,) float32 weights inverse to class counts with mean 1 over bags; 0 where none."""
+    """(C,) float32 weights inverse to class counts, mean 1 over bags; 0 for absent classes."""
     counts = np.bincount([int(bag.label) for bag in bags], minlength=classes).astype(np.float32)
     present = counts > 0
     weights = np.zeros(classes, np.float32)

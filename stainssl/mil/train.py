@@ -1,4 +1,4 @@
-"""Training one head on the training patients of one fold, stopped by its validation patients."""
+"""Train one head on one fold, with early stopping on its validation patients."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from stainssl.mil.head import Loss, MilHead
 from stainssl.mil.target import Target
 from stainssl.mil.targets import Classes
 
-# Bags of a step. Small: a cohort of forty patients then still gives several steps an epoch.
+# Bags per step. Small, so that a cohort of forty patients still has several steps per epoch.
 BATCH_BAGS = 8
 
 
@@ -27,14 +27,14 @@ class HeadSettings:
 
     Attributes:
         kind: a key of `heads.HEADS`.
-        epochs: passes over the training bags at most.
-        lr: AdamW's learning rate.
-        weight_decay: AdamW's weight decay.
+        epochs: maximum number of passes over the training bags.
+        lr: learning rate of AdamW.
+        weight_decay: weight decay of AdamW.
         hidden: width of the head's tile representation.
-        dropout: share of units dropped in training, [0, 1).
-        max_tiles: tiles of a bag drawn for a step, and for the validation loss.
+        dropout: dropout probability, [0, 1).
+        max_tiles: maximum number of tiles sampled per bag for a step and for the validation loss.
         patience: epochs without a lower validation loss after which training stops.
-        columns: clinical features of a bag that the head takes beside its tiles.
+        columns: number of clinical features per bag, in addition to the tiles.
     """
 
     kind: str = "abmil"
@@ -50,17 +50,18 @@ class HeadSettings:
 
 @dataclass(frozen=True)
 class FoldModel:
-    """A trained head and what its input must be standardised with.
+    """A trained head with the statistics that standardize its input.
 
     Attributes:
-        head: in evaluation mode.
-        settings: how it was made.
-        target: what its outputs say, with what was learnt of the training labels.
-        mean: (D,) float32 over the training tiles.
-        std: (D,) float32 over the training tiles, positive.
+        head: the head in evaluation mode.
+        settings: how it was made and trained.
+        target: the target, fitted to the training labels.
+        mean: (D,) float32 mean of each feature over the training tiles.
+        std: (D,) float32 standard deviation over the training tiles, positive.
         epoch: the epoch, from 0, whose weights were kept.
-        history: (training loss, validation loss) of each epoch; NaN without validation bags.
-        cuts: thresholds that the validation bags chose, by column of the predictions.
+        history: (training loss, validation loss) per epoch; the latter is NaN without validation
+            bags.
+        cuts: thresholds chosen on validation bags, by column of `predictions.parquet`.
     """
 
     head: MilHead
@@ -80,25 +81,25 @@ def fit(
     settings: HeadSettings,
     seed: int,
 ) -> FoldModel:
-    """Train a head; the weights of the epoch with the lowest validation loss are kept.
+    """Train a head and keep the weights of the epoch with the lowest validation loss.
 
-    Features are standardised with the training tiles' statistics. Without validation bags all
-    epochs run and the last is kept. The result depends on the arguments alone; the caller's random
-    state is left as it was.
+    Features are standardized with the statistics of the training tiles. Without validation bags,
+    all epochs run and the last is kept. The result depends only on the arguments; the caller's
+    random state is not changed.
 
     Args:
-        train: bags of at least two classes, or two numbers.
-        val: bags of other patients of the training part; may be empty.
-        target: what is learnt.
-        settings: the head's settings.
-        seed: of initialisation, order, drawing and dropout.
+        train: training bags whose labels the target can be fitted to (see `Target.fitted`).
+        val: bags of the fold's validation patients; may be empty.
+        target: the task's target, not fitted yet.
+        settings: settings of the head.
+        seed: seed of initialization, order of bags, sampling of tiles, and dropout.
 
     Returns:
-        The fold's model.
+        The model of the fold.
 
     Raises:
-        StainsslError: the training bags hold fewer than two classes or numbers, or the head is
-            for classes alone.
+        StainsslError: nothing can be learnt from the labels of the training bags, or the head
+            needs classes but the target has none.
     """
     target = target.fitted(train)
     mean, std = statistics(train)
@@ -124,13 +125,13 @@ def _require_classes(head: MilHead, settings: HeadSettings, target: Target) -> N
 
 
 def with_columns(features: Tensor, columns: Tensor) -> Tensor:
-    """(…, N, D) tiles with (…, 1, F) clinical features of their bag behind each."""
+    """Append (…, 1, F) clinical features of a bag to its (…, N, D) tiles: (…, N, D + F)."""
     return torch.cat([features, columns.expand(*features.shape[:-1], -1)], dim=-1)
 
 
 @dataclass(frozen=True)
 class _Loop:
-    """What stays the same over the epochs of one fold."""
+    """Training loop of one fold, with what is the same in all epochs."""
 
     head: MilHead
     settings: HeadSettings
@@ -143,9 +144,9 @@ class _Loop:
     def run(
         self, train: Sequence[Bag], val: Sequence[Bag]
     ) -> tuple[int, list[tuple[float, float]]]:
-        """Train, leave the best weights in the head; the best epoch and the losses."""
+        """Train and load the best weights into the head; returns best epoch and losses."""
         optimizer = AdamW(self.head.parameters(), self.settings.lr, self.settings.weight_decay)
-        # Drawn once, so that epochs differ by their weights and not by the tiles they see.
+        # Sampled once, so that validation losses of epochs differ by the weights alone.
         held_out = [self._batch(val[i : i + BATCH_BAGS]) for i in range(0, len(val), BATCH_BAGS)]
         longest = min(max(len(bag) for bag in train), self.settings.max_tiles)
         memory = torch.empty(BATCH_BAGS * longest * train[0].dim)
@@ -166,14 +167,14 @@ class _Loop:
         return best, history
 
     def _train_epoch(self, train: Sequence[Bag], optimizer: AdamW, memory: Tensor) -> float:
-        """One pass in a new order with newly drawn tiles; the mean loss of its steps."""
+        """One pass in a new order with newly sampled tiles; returns the mean loss of its steps."""
         self.head.train()
         order = self.rng.permutation(len(train))
         losses = []
         for part in np.array_split(order, -(-len(train) // BATCH_BAGS)):
             features, mask, labels = self._batch([train[i] for i in part], memory)
-            # Divided by the number of bags: with torch's weighted mean, a batch of one class
-            # would cancel its own weight.
+            # Divided by the number of bags: in torch's weighted mean, the class weight cancels out
+            # if all bags of a batch have the same class.
             loss = self.head.losses(features, mask, labels, self.loss).mean()
             loss.backward()
             optimizer.step()
@@ -184,13 +185,14 @@ class _Loop:
         self, train: Sequence[Bag], optimizer: AdamW, memory: Tensor,
         held_out: list[tuple[Tensor, Tensor, Tensor]],
     ) -> tuple[float, float]:  # fmt: skip
-        """One step of a loss of all training bags; its loss, and that of the held-out bags.
+        """One step with a loss of all training bags; returns training and validation loss.
 
-        Bags are passed twice, a few at a time and with the same draws, so that memory does not grow
-        with the cohort: for their outputs, then with the gradient that the loss has at these (Gao
-        et al., *Scaling deep contrastive learning batch size under memory limited setup*, 2021).
-        The held-out loss is what these bags add to the loss of the training bags (Verweij and van
-        Houwelingen, Statistics in Medicine 1993): few of them alone may have no event.
+        Bags are passed twice in small batches with the same random numbers, so that memory does not
+        grow with the cohort: first for the outputs, then to propagate the gradient of the loss at
+        these outputs (Gao et al., *Scaling deep contrastive learning batch size under memory
+        limited setup*, 2021). The validation loss is what the validation bags add to the loss of
+        the training bags (Verweij and van Houwelingen, Statistics in Medicine 1993), since a few of
+        them alone may have no event.
         """
         self.head.train()
         drawn, state = self.rng.bit_generator.state, torch.get_rng_state()
@@ -218,7 +220,7 @@ class _Loop:
     def _added_loss(
         self, outputs: Tensor, labels: Tensor, held_out: list[tuple[Tensor, Tensor, Tensor]]
     ) -> float:
-        """What held-out bags add to the loss of the training bags, over their number."""
+        """What validation bags add to the total loss of the training bags, per validation bag."""
         if not held_out:
             return float("nan")
         self.head.eval()
@@ -229,7 +231,7 @@ class _Loop:
 
     @torch.no_grad()
     def _val_loss(self, batches: list[tuple[Tensor, Tensor, Tensor]]) -> float:
-        """Mean loss over held-out bags; NaN without any."""
+        """Mean loss over validation bags; NaN if there are none."""
         if not batches:
             return float("nan")
         self.head.eval()
@@ -239,9 +241,9 @@ class _Loop:
     def _batch(
         self, bags: Sequence[Bag], memory: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Drawn, standardised and padded: (B, N, D) features, (B, N) mask, (B,) labels.
+        """Sample, standardize and pad: (B, N, D) features, (B, N) mask, (B,) labels.
 
-        The features are in `memory` where it is given, until the next batch takes it.
+        If `memory` is given, the features are in it, and the next batch overwrites them.
         """
         drawn = [bag.rows(draw(len(bag), self.settings.max_tiles, self.rng)) for bag in bags]
         features, mask = pad(drawn, memory)

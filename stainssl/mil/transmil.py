@@ -1,4 +1,4 @@
-"""TransMIL: self-attention among tiles, at a cost linear in their number."""
+"""TransMIL: self-attention between tiles, at a cost linear in their number."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from torch.nn.functional import pad
 from stainssl.mil.head import MilHead
 
 HEADS = 4
-PINV_STEPS = 6  # of the iteration towards the pseudo-inverse
+PINV_STEPS = 6  # iterations of the pseudo-inverse
 
 
 class NystromAttention(nn.Module):
-    r"""Xiong et al., *Nyströmformer* (AAAI 2021): self-attention through `landmarks`.
+    r"""Self-attention via landmarks: Xiong et al., *Nyströmformer* (AAAI 2021).
 
     .. math::
         \text{softmax}\Big(\frac{Q\tilde K^\top}{\sqrt d}\Big)
         \text{softmax}\Big(\frac{\tilde Q\tilde K^\top}{\sqrt d}\Big)^{+}
         \text{softmax}\Big(\frac{\tilde Q K^\top}{\sqrt d}\Big) V
 
-    where :math:`\tilde Q, \tilde K` are means over runs of tokens. For one bag without padding;
-    tokens that fill the first run up are masked.
+    where :math:`\tilde Q, \tilde K` are means over runs of consecutive tokens. It takes one bag
+    without padding; the tokens that pad the first run are masked.
     """
 
     def __init__(self, width: int, landmarks: int) -> None:
@@ -33,7 +33,7 @@ class NystromAttention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width, bias=False)
 
     def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """(N, H) tokens → (N, H) mixed tokens, (N,) attention of the first one to each."""
+        """(N, H) tokens → (N, H) outputs, (N,) attention of the first token to each token."""
         n = len(tokens)
         run = math.ceil(n / self.landmarks)
         groups = math.ceil(n / run)  # none is empty
@@ -54,9 +54,9 @@ class NystromAttention(nn.Module):
 
 
 def pseudo_inverse(x: Tensor, steps: int = PINV_STEPS) -> Tensor:
-    """(h, m, m) row-stochastic matrices → their Moore–Penrose inverse, by iteration.
+    """(h, m, m) row-stochastic matrices → their Moore–Penrose inverses, by iteration.
 
-    Razavi et al. 2014, as Nyströmformer's equation 16 gives it.
+    Razavi et al. 2014, in the form of Nyströmformer's equation 16.
     """
     one = torch.eye(x.shape[-1])
     z = x.mT / (x.sum(dim=-2).max() * x.sum(dim=-1).max())
@@ -67,7 +67,7 @@ def pseudo_inverse(x: Tensor, steps: int = PINV_STEPS) -> Tensor:
 
 
 class PyramidPositions(nn.Module):
-    """TransMIL's PPEG: tokens on a square, each given three convolutions of its neighbourhood."""
+    """TransMIL's PPEG: tokens in a square, plus three depthwise convolutions of them."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -84,14 +84,14 @@ class PyramidPositions(nn.Module):
 
 
 class TransformerHead(MilHead):
-    r"""Shao et al., *TransMIL* (NeurIPS 2021), algorithm 2.
+    r"""TransMIL: Shao et al. (NeurIPS 2021), algorithm 2.
 
-    The tiles, repeated from the first until they fill a square, and a class token go through
-    attention, PPEG and attention, each attention on normed tokens and added to them; the class
-    token is classified. Tiles keep their order, which PPEG reads: the answer depends on it.
-    Shown is the class token's attention in the last layer, negative parts (of the approximation)
-    cut. torchmil's TransMIL, which this equals on one bag, takes no mask and makes an N × N matrix
-    to show attention.
+    A class token and the tiles, padded to a square by repeating the first ones, pass through
+    attention, PPEG and attention, with layer normalization and residual connections; the class
+    token is classified. Because of PPEG, the result depends on the order of the tiles. `attention`
+    is that of the class token in the last layer, with negative values (of the approximation) set to
+    0. For one bag, logits and attention equal those of torchmil's TransMIL, which takes no mask and
+    builds an N × N matrix to show attention.
     """
 
     def __init__(self, dim: int, classes: int, hidden: int, dropout: float) -> None:
@@ -119,7 +119,7 @@ class TransformerHead(MilHead):
         return torch.stack(logits), attention
 
     def one_bag(self, tiles: Tensor) -> tuple[Tensor, Tensor]:
-        """(N, H) tiles → (H,) class token, (N,) its attention."""
+        """(N, H) tiles → (H,) class token and its (N,) attention to the tiles."""
         n = len(tiles)
         side = math.ceil(math.sqrt(n))
         tokens = torch.cat([self.token, tiles, tiles[: side**2 - n]])
