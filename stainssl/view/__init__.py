@@ -1,1 +1,1 @@
-"""The page that opens slides with what the models saw on them."""
+"""Browser viewer of slides, model outputs and benchmarks."""

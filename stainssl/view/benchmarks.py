@@ -1,4 +1,4 @@
-"""Benchmarks' tables, and what stands behind a cell: curves, cases, tiles on a plane."""
+"""Benchmark tables, the curves and cases behind a row, and UMAPs of tiles."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ if TYPE_CHECKING:
 
 SHOWN = ["encoder", "run", "head", "task", "metric", "group", "value", "low", "high", "patients",
          "units"]  # fmt: skip
-MAX_CASES = 500  # of a task's units that are listed, worst first
-BINS = 10  # of equal size, of the calibration curve
+MAX_CASES = 500  # units listed per task, worst first
+BINS = 10  # bins of the calibration curve, with equal numbers of units
 MIN_IN_BIN = 5
 PLANES_KEPT = 64
-LINEAR = "linear"  # what the table calls the head of a probe
-FINE_TUNE = "fine-tune"  # and that of a network trained on the labels
+LINEAR = "linear"  # head of a probe in the table
+FINE_TUNE = "fine-tune"  # head of a fine-tuned network in the table
 
 
 class Benchmarks:
-    """The benchmarks of a config whose tables are there.
+    """Benchmarks of a config that have a table.
 
     Args:
-        records: whose results and sheets are shown.
+        records: access to the results and sheets.
     """
 
     def __init__(self, records: Records) -> None:
@@ -41,17 +41,17 @@ class Benchmarks:
         self._planes: Recent[Json] = Recent(PLANES_KEPT, lambda _: 1)
 
     def names(self) -> list[str]:
-        """Those that have a table."""
+        """Return the names of the benchmarks that have a table."""
         return [name for name in self._records.config.benchmarks if self._table(name).exists()]
 
     def _table(self, name: str) -> Path:
         return self._records.paths.benchmark(name) / "table.csv"
 
     def table(self, name: str) -> Json:
-        """A benchmark's metrics with their intervals, all patients and by site.
+        """Return a benchmark's metrics with their intervals, for all patients and by group.
 
         Raises:
-            KeyError: no such benchmark, or it has no table.
+            KeyError: unknown benchmark, or it has no table.
         """
         if name not in self.names():
             raise KeyError(name)
@@ -85,18 +85,18 @@ class Benchmarks:
             raise KeyError((task, run, head))
 
     def answer(self, task: str, run: str, head: str) -> Json:
-        """What stands behind one answer: cases, and the curves of its kind of label.
+        """Return the cases of a task, encoder and head, and the curves of its kind of label.
 
-        ROC and calibration are of the last class against the rest, as the table's; cases are
-        ordered by the probability of their true class, lowest first: wrong ones, then uncertain
-        ones. Numbers are ordered by their error, the largest first; times to an event by the risk,
-        with Kaplan and Meier's curves of the groups of risk.
+        ROC and calibration are of the last class against the rest. Cases are ordered by the
+        probability of their true class, lowest first: wrong ones, then uncertain ones. Numbers are
+        ordered by absolute error, largest first. Times to an event are ordered by risk, highest
+        first, with Kaplan–Meier curves of the risk groups.
 
         Raises:
-            KeyError: there is no such task, encoder or head.
-            StainsslError: its predictions are missing or not whole.
+            KeyError: unknown task, encoder or head.
+            StainsslError: the predictions are missing or incomplete.
         """
-        # Imported late: scipy's statistics take as much memory as all that a slide needs.
+        # Imported here: scipy's statistics take as much memory as everything else for a slide.
         from stainssl.evaluation.predictions import (
             NumberUnits,
             SurvivalUnits,
@@ -157,7 +157,7 @@ class Benchmarks:
     def _cases(
         self, task: str, units: pd.DataFrame, first: NDArray[np.float64], told: list[str]
     ) -> Json:
-        """Units by falling `first`, `MAX_CASES` at most: the columns told of them, their slides."""
+        """At most `MAX_CASES` units by decreasing `first`: columns `told`, and their slides."""
         from stainssl.evaluation.predictions import UNIT
 
         level = self._records.config.questions()[task].level
@@ -171,7 +171,7 @@ class Benchmarks:
         return {(c, s): at for c in cohorts for s, at in self._records.stains(c).items()}
 
     def _slides(self, task: str, level: str, cases: pd.DataFrame) -> list[list[list[str]]]:
-        """(cohort, slide) of each case's slides."""
+        """(cohort, slide) of the slides of each case."""
         unit = "patient_id" if level == "patient" else "slide_id"
         places: dict[str, list[list[str]]] = {}
         for cohort in self._records.config.questions()[task].cohorts:
@@ -183,11 +183,11 @@ class Benchmarks:
         return self._records.paths.robustness(run) / "sample.parquet"
 
     def plane(self, run: str) -> Json:
-        """Tiles on a plane (UMAP) by an encoder's vectors, those of its first tile task.
+        """Return the UMAP of an encoder's sample of tiles, those of the first tile task in it.
 
         Raises:
-            KeyError: there is no such encoder.
-            StainsslError: its sample of tiles is missing.
+            KeyError: unknown encoder.
+            StainsslError: its sample of tiles is missing or empty.
         """
         if run not in {r.name for r in self._records.config.runs()}:
             raise KeyError(run)
@@ -211,11 +211,11 @@ class Benchmarks:
 
 
 def called_from(scored: ScoredUnits) -> NDArray[np.float64]:
-    """Where on the ROC curve each unit begins to be called the last class.
+    """Return the false positive rate from which each unit is predicted as the last class.
 
     Returns:
-        (N,) false positive rate: the share of the other classes' units of the same fold that are
-        given as high a probability at least, mean over repeats; NaN where a fold has none.
+        (N,) share of the units of other classes in the same fold with at least as high a
+        probability, averaged over repeats; NaN if the unit's folds have no such units.
     """
     rates = np.full((len(scored.y), len(scored.folds)), np.nan)
     for at, fold in enumerate(scored.folds):
@@ -230,15 +230,15 @@ def called_from(scored: ScoredUnits) -> NDArray[np.float64]:
 def stain_distances(
     slides: Sequence[Sequence[Sequence[str]]], stains: Mapping[tuple[str, str], NDArray[np.float64]]
 ) -> NDArray[np.float64]:
-    """How far the stain of each case is from the middle of all cases' stains.
+    """Compute the distance of each case's stain from the median stain of the cases.
 
     Args:
-        slides: of each case, (cohort, slide) each.
-        stains: (cohort, slide) → (D,) coordinates of its mean stain, where they are known.
+        slides: (cohort, slide) of the slides of each of the N cases.
+        stains: (cohort, slide) → (D,) coordinates of its mean stain, for slides with a known one.
 
     Returns:
-        (N,) distance from the coordinates' medians, divided by the median of these distances; NaN
-        where no slide's stain is known.
+        (N,) Euclidean distance from the median of each coordinate, divided by the median distance;
+        NaN for a case without a slide of known stain.
     """
     known = [[stains[c, s] for c, s in of_case if (c, s) in stains] for of_case in slides]
     size = len(next(iter(stains.values()))) if stains else 1
@@ -251,10 +251,11 @@ def stain_distances(
 
 
 def survival_curves(groups: RiskGroups) -> Json:
-    """Kaplan and Meier's curve of each group of risk that has units.
+    """Compute the Kaplan–Meier curve of each risk group that has units.
 
     Returns:
-        Group → `time` and `survival` of the steps, from 0 on, `at_risk`, `events`, `units`, `unit`.
+        Group → `time` and `survival` of the steps from 0 on, number `at_risk` at each, numbers of
+        `events` and `units`, and `unit` of time.
     """
     from stainssl.evaluation.predictions import RISK_GROUPS
 
@@ -272,11 +273,11 @@ def survival_curves(groups: RiskGroups) -> Json:
 
 
 def calibration(scored: ScoredUnits) -> pd.DataFrame:
-    """Reliability of the last class's probability, in bins of as many units each.
+    """Compute the calibration of the last class's probability, in bins of equal size.
 
     Returns:
-        A row per bin: `said` (mean probability), `came` (share of the class), `units`, `low` and
-        `high` (least and largest probability).
+        A row per bin: `said` (mean probability), `came` (observed share of the class), `units`,
+        `low` and `high` (range of probabilities).
     """
     said = scored.p[:, -1]
     came = (scored.y == len(scored.classes) - 1).astype(float)

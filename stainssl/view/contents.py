@@ -1,7 +1,7 @@
-"""All that the page asks for, by name: the same for the server and for an export.
+"""Everything the page can request, by name; the same for the server and for an export.
 
-A name is a few segments of a path (`slide/clinic/a-001`); each is looked up among what config and
-sheets hold, so that nothing of a request becomes a path.
+A name consists of a few path segments (`slide/clinic/a-001`). Each is looked up in the config and
+its sheets, so that no part of a request becomes a file path.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ from stainssl.view.records import HIDDEN, Json, Records
 if TYPE_CHECKING:
     from stainssl.view.restained import Restained
 
-PICTURES_BYTES = 128 << 20  # of encoded pictures that are kept
-DATA_ITEMS = 64  # of what was computed of slides that is kept
+PICTURES_BYTES = 128 << 20  # of JPEGs in the cache
+DATA_ITEMS = 64  # slides whose outlines are cached
 THUMBNAIL_PX = 160
 QUALITY = 85
 FIELD_TILES = 4  # side of the field around a tile that is shown under other stains
-OPENING = {"slide", "outlines", "stains"}  # the data for which a slide's file is read
-# Pictures that a run does not change; other stains are of what has been read so far.
+OPENING = {"slide", "outlines", "stains"}  # data that require reading the slide's file
+# Pictures that do not change during a run. Re-stained ones do: mean stains follow stored pixels.
 LASTING = ("picture", "thumbnail", "tile")
 FAULTS = (StainsslError, SlideError, OSError)
 T = TypeVar("T")
 
 
 class Contents:
-    """What a config's cohorts and results have to show.
+    """Data and pictures of a config's cohorts and results.
 
     Args:
         config: see `Records`.
@@ -63,7 +63,7 @@ class Contents:
         self._made: Restained | None = None
         self._lock = Lock()
         self._pyramids: Recent[Pyramid] = Recent(4096, lambda _: 1)
-        # How many segments follow the first, and what answers.
+        # Kind → number of segments after it, and the function that takes them.
         self._data: dict[str, tuple[int, Callable[..., Json]]] = {
             "overview": (0, self._overview),
             "cohort": (1, self.records.cohort),
@@ -88,10 +88,10 @@ class Contents:
         }
 
     def data(self, kind: str, *segments: str) -> Json:
-        """The JSON of a name; `{"problem": sentence}` where the slide or the results fail.
+        """Return the JSON of a name, or `{"problem": message}` if a slide or result cannot be read.
 
         Raises:
-            KeyError: nothing has that name.
+            KeyError: unknown name.
         """
         count, answer = self._data[kind]
         if len(segments) != count:
@@ -102,11 +102,11 @@ class Contents:
             return {"problem": str(error)}
 
     def picture(self, kind: str, *segments: str) -> bytes:
-        """A JPEG.
+        """Return the picture of a name as the bytes of a JPEG.
 
         Raises:
-            KeyError: nothing has that name.
-            StainsslError, SlideError, OSError: it cannot be made.
+            KeyError: unknown name.
+            StainsslError, SlideError, OSError: the picture cannot be made.
         """
         count, make = self._jpegs[kind]
         if len(segments) != count:
@@ -116,13 +116,13 @@ class Contents:
         return self._pictures.get((kind, *segments), lambda: self._limited(make, segments))
 
     def _limited(self, make: Callable[..., T], segments: tuple[str, ...]) -> T:
-        """`make(*segments)`, the first two of which name a slide, in the time that it may take."""
+        """Call `make(*segments)` within the time limit of the slide that `segments` begins with."""
         cohort, slide, *_ = segments
         path = Path(self.records.row(cohort, slide)["path"])
         return self.limits.within((cohort, slide), path, partial(make, *segments))
 
     def close(self) -> None:
-        """Close the slides that are open."""
+        """Close the idle slides."""
         self.handles.close()
 
     def _open(self, key: Key) -> Slide:
@@ -132,7 +132,12 @@ class Contents:
         return open_slide(Path(row["path"]), reader)
 
     def pyramid(self, cohort: str, slide: str) -> Pyramid:
-        """The pyramid of a slide, whose file is opened for it once."""
+        """Return the cached pyramid of a slide.
+
+        Raises:
+            KeyError: unknown cohort or slide.
+            StainsslError, SlideError, OSError: the slide cannot be opened in time.
+        """
 
         def made(cohort: str, slide: str) -> Pyramid:
             with self.handles.use((cohort, slide)) as opened:
@@ -169,7 +174,7 @@ class Contents:
         return found
 
     def _models(self, cohort: str) -> Json:
-        """The models whose answers about a cohort's slides and tiles are there."""
+        """Models with results for a cohort: by slide (`answers`) and by tile (`tile_answers`)."""
         answers = [{"name": a.name, "title": a.title} for a in self.records.answers(cohort)]
         return {"answers": answers, "tile_answers": list(self.records.tile_answers(cohort))}
 
@@ -181,7 +186,6 @@ class Contents:
         return {**self.records.overview(), "scale": SCALE, "benchmarks": benchmarks}
 
     def _stains(self, cohort: str, slide: str, tile: str) -> Json:
-        # Imported late: torch takes seconds, and most pages need none of it.
         return self._restained().of(cohort, slide, _number(tile))
 
     def _stained(self, cohort: str, slide: str, tile: str, stain: str) -> bytes:
@@ -192,6 +196,7 @@ class Contents:
         return encode(self._restained().under(cohort, image, stain), QUALITY)
 
     def _restained(self) -> Restained:
+        # Imported here: torch takes seconds to import, and most pages do not need it.
         from stainssl.view.restained import Restained
 
         with self._lock:
@@ -226,31 +231,40 @@ class Contents:
         return encode(np.asarray(small, np.uint8), QUALITY)
 
     def _tile(self, cohort: str, slide: str, tile: str) -> bytes:
-        """A tile as it was encoded, or read from the slide where no pixels are there."""
+        """JPEG of a tile: the stored one that encoders see, otherwise read from the slide."""
         try:
             pixels, rows = self.layers.pixels(cohort, slide)
             row = rows[pixels.tile[rows] == _number(tile)]
             if len(row) and (jpeg := pixels.jpegs(int(row[0]), int(row[0]) + 1)[0]):
                 return jpeg
         except StainsslError:
-            pass  # before `pixels` has run, or after its store was removed
+            pass  # `pixels` has not run yet, or its store was removed
         return encode(self.read_tile(cohort, slide, _number(tile)), QUALITY)
 
     def pixels_of(self, cohort: str, slide: str, tile: int) -> np.ndarray:
-        """A tile's pixels, (size, size, 3) uint8, as encoders saw them; raises as `read_tile`."""
-        return decode(self.picture("tile", cohort, slide, str(tile)))
-
-    def read_tile(self, cohort: str, slide: str, tile: int, tiles: int = 1) -> np.ndarray:
-        """A tile's pixels read from the slide, or a field of several around it.
-
-        Args:
-            tiles: side of the field in tiles; it is moved into the slide where it reaches out.
-
-        Returns:
-            (h, w, 3) uint8, less than `tiles` tiles a side where the slide is.
+        """Return a tile's pixels as encoders see them, after JPEG: (size, size, 3) uint8 RGB.
 
         Raises:
             KeyError: the slide has no such tile.
+            StainsslError, SlideError, OSError: the slide is not tiled or cannot be read in time.
+        """
+        return decode(self.picture("tile", cohort, slide, str(tile)))
+
+    def read_tile(self, cohort: str, slide: str, tile: int, tiles: int = 1) -> np.ndarray:
+        """Read a tile, or the field around it, from the slide.
+
+        Args:
+            cohort, slide, tile: the tile, by its number in the tile table.
+            tiles: side of the field in tiles; the field is shifted to lie inside the slide.
+
+        Returns:
+            (h, w, 3) uint8 RGB at the tiling's scale, smaller than `tiles` tiles per side only if
+            the slide is.
+
+        Raises:
+            KeyError: the slide has no such tile.
+            StainsslError: the slide is not tiled.
+            SlideError, OSError: the slide cannot be read.
         """
         table = self.layers.tile_table(cohort, slide)
         found = table[table["tile"] == tile]
@@ -269,7 +283,7 @@ class Contents:
 
 
 def _around(start: float, side: float, tiles: int, low: int, length: int) -> tuple[float, float]:
-    """Start and length of `tiles` sides around a tile of one axis, inside what was scanned."""
+    """Start and length of a field of `tiles` tiles along one axis, inside the scanned area."""
     wanted = min(tiles * side, length)
     first = start - (tiles - 1) / 2 * side
     return min(max(first, low), low + length - wanted), wanted

@@ -1,4 +1,4 @@
-"""The page as static files, which open from a disk or from any web server."""
+"""Export of the viewer as static files, which open from disk or from any web server."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from stainssl.view.files import page_files
 from stainssl.view.handles import Key
 from stainssl.view.records import Json
 
-STRIP = 12  # tiles of each end of attention, whose pictures are written
+STRIP = 12  # tiles of highest and of lowest attention whose pictures are written; as in slide.js
 MARK = '<html lang="en"'
 Segments = tuple[str, ...]
 
@@ -31,18 +31,22 @@ def write_export(
     say: Callable[[str], object],
     threads: int = 2,
 ) -> None:
-    """Write the page with some slides: every picture of their pyramids, and all layers.
+    """Export the viewer with some slides: all pictures of their pyramids, and all layers.
 
-    Neighbors, other stains and benchmarks are left out: they would be files for each tile. A slide
-    that cannot be read, or takes longer than `slides.max_minutes`, costs its own pictures.
+    Nearest tiles, other stains and benchmarks are not included, since they would need files for
+    each tile. A slide that cannot be read, or takes longer than `slides.max_minutes`, lacks
+    pictures; the others are not affected.
 
     Args:
-        folder: is made; one that is there is replaced where an export wrote it.
-        slides: their names; empty: all of the config's cohorts.
-        say: told how far it is.
+        contents: data and pictures to export.
+        folder: created; an earlier export is replaced.
+        slides: names of slides; empty exports all slides of all cohorts.
+        say: called with progress messages.
+        threads: threads that read pictures.
 
     Raises:
-        StainsslError: no such slide, or the folder holds something else.
+        StainsslError: a slide is unknown, the sheet of a cohort cannot be read, or the folder
+            contains something other than an export.
     """
     files = page_files()
     chosen = list(_chosen(contents, slides))
@@ -80,7 +84,7 @@ def _chosen(contents: Contents, slides: Sequence[str]) -> Iterator[Key]:
 
 def _overview(contents: Contents, chosen: list[Key]) -> Json:
     found = contents.data("overview")
-    found["benchmarks"] = []  # their pages ask for more than files can answer
+    found["benchmarks"] = []  # not exported
     counts = {cohort: sum(c == cohort for c, _ in chosen) for cohort, _ in chosen}
     found["cohorts"] = [
         {**one, "slides": counts[one["name"]]} for one in found["cohorts"] if one["name"] in counts
@@ -97,7 +101,7 @@ def _write_data(folder: Path, segments: Segments, value: Json) -> None:
 
 
 def _safe(word: str) -> str:
-    """As the page's address writes a word, so that the file is found under it."""
+    """Escape a word as the page's URLs do (`encodeURIComponent`), so that the file is found."""
     return quote(word, safe="~!*'()")
 
 
@@ -120,7 +124,7 @@ def _rows(columns: Json, kept: list[int]) -> Json:
 def _write_slide(
     contents: Contents, folder: Path, key: Key, chosen: list[Key], pool: ThreadPoolExecutor
 ) -> str:
-    """Write the layers and pictures of a slide; returns why it was given up, if it was."""
+    """Write the layers and pictures of a slide; returns the reason if it was given up, or ""."""
     contents.limits.start(key)
     _write_layers(contents, folder, key, chosen)
     list(pool.map(partial(_write_picture, contents, folder), _pictures(contents, *key)))
@@ -169,6 +173,6 @@ def _write_picture(contents: Contents, folder: Path, segments: Segments) -> None
     try:
         body = contents.picture(*segments)
     except FAULTS:
-        return  # the page says what it lacks
+        return  # the page shows that it is missing
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(body)

@@ -1,4 +1,4 @@
-"""The files of the page: its own, and those of OpenSeadragon, which npm installs beside them."""
+"""Static files of the viewer: its own, and OpenSeadragon's, which npm installs."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ MEDIA_TYPES = {".js": "text/javascript", ".txt": "text/plain"}
 
 
 def page_files() -> dict[str, tuple[Path, str]]:
-    """Name in the page's address → the file, and its media type.
+    """Map each name in a URL to its file and media type.
 
     Raises:
         StainsslError: OpenSeadragon is not installed.

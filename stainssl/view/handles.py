@@ -1,4 +1,4 @@
-"""Open slides for many requests at once: a bounded number of handles, each used by one thread."""
+"""Caches for concurrent requests: open slides, each used by one thread, and recent values."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ V = TypeVar("V")
 
 
 class Handles:
-    """Slides that were opened, kept for the next request; the least recently used is closed.
+    """Pool of open slides; the least recently used idle slide is closed first.
 
     Args:
         open_slide: opens the slide of a key.
-        most: how many idle ones are kept; as many again can be in use as there are threads.
+        most: number of idle slides kept open. Slides in use do not count.
     """
 
     def __init__(self, open_slide: Callable[[Key], Slide], most: int = 4) -> None:
@@ -29,21 +29,21 @@ class Handles:
 
     @contextmanager
     def use(self, key: Key) -> Iterator[Slide]:
-        """An open slide that no other thread uses meanwhile.
+        """Borrow an open slide for this thread alone.
 
         Raises:
-            SlideError, OSError: it cannot be opened.
+            SlideError, OSError: the slide cannot be opened.
         """
         slide = self._taken(key) or self._open(key)
         try:
             yield slide
         except BaseException:
-            slide.close()  # what failed once may be left in any state
+            slide.close()  # after an error its state is unknown: not reused
             raise
         self._put_back(key, slide)
 
     def close(self) -> None:
-        """Close what is idle."""
+        """Close the idle slides."""
         with self._lock:
             idle, self._idle = self._idle, OrderedDict()
         for slide in idle.values():
@@ -65,7 +65,12 @@ class Handles:
 
 
 class Recent(Generic[V]):
-    """The most recently used values, up to a total of bytes; used by many threads."""
+    """Thread-safe cache of the most recently used values, bounded by their total size.
+
+    Args:
+        most_bytes: limit of the sum of sizes, in the unit of `size`.
+        size: size of a value: bytes, or 1 to limit the number of values.
+    """
 
     def __init__(self, most_bytes: int, size: Callable[[V], int]) -> None:
         self._most, self._size, self._held = most_bytes, size, 0
@@ -73,7 +78,7 @@ class Recent(Generic[V]):
         self._lock = Lock()
 
     def get(self, key: object, make: Callable[[], V]) -> V:
-        """The value of a key; made where it is not kept. What cannot be made is not kept."""
+        """Return the cached value of a key, or make and cache it. Exceptions are not cached."""
         with self._lock:
             if key in self._values:
                 self._values.move_to_end(key)

@@ -1,6 +1,6 @@
-"""What is laid over a slide: tiles, outlines of tissue and ink, annotations, attention, stain.
+"""Layers over a slide: tiles, outlines of tissue and ink, annotations, attention, stain.
 
-Every length and place is in image px: level-0 px less the corner of the slide's bounds.
+All lengths and positions are in image px: level-0 px relative to the corner of the slide's bounds.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from stainssl.stores.tiles import read_tiles
 from stainssl.view.pyramid import TILE_PX, Pyramid
 from stainssl.view.records import Json, Records, columns, json_column
 
-STAIN = "macenko"  # whose profiles are shown
-COLORS = 64  # steps of the scale of colors
-TOLERANCE = 0.5  # mask px by which an outline may be off, for a tenth of the points
+STAIN = "macenko"  # method of the profiles shown
+COLORS = 64  # steps of the color map
+TOLERANCE = 0.5  # mask px, of simplified outlines: these have a tenth of the points
 
 
 def viridis(count: int) -> list[str]:
-    """Colors of matplotlib's viridis from low to high, as `#rrggbb`; OpenCV has its table too."""
+    """Return `count` colors of the viridis color map from low to high, as `#rrggbb`."""
     steps = np.rint(np.linspace(0, 255, count)).astype(np.uint8)[:, None]
     blue_green_red = cv2.applyColorMap(steps, cv2.COLORMAP_VIRIDIS)[:, 0]
     return [f"#{r:02x}{g:02x}{b:02x}" for b, g, r in blue_green_red.tolist()]
@@ -40,7 +40,7 @@ SCALE = viridis(COLORS)
 
 
 def level0_mpp(slide: Slide, sheet_mpp: float) -> float | None:
-    """µm in a level-0 px; None where neither the sheet nor the slide says."""
+    """Return the µm/px of level 0, or None if `resolve_mpp` finds no usable value."""
     try:
         return resolve_mpp(sheet_mpp, slide)[0]
     except SlideError:
@@ -48,7 +48,7 @@ def level0_mpp(slide: Slide, sheet_mpp: float) -> float | None:
 
 
 def slide_geometry(slide: Slide, sheet_mpp: float) -> Json:
-    """What the page must know to show an open slide's pixels."""
+    """Return what the page needs to show an open slide: sizes in image px, µm/px, and format."""
     pyramid = Pyramid.of(slide)
     return {
         "width": pyramid.width_px,
@@ -65,26 +65,30 @@ def slide_geometry(slide: Slide, sheet_mpp: float) -> Json:
 
 
 class Layers:
-    """The layers of the slides of a config's cohorts."""
+    """Layers of the slides of a config's cohorts."""
 
     def __init__(self, records: Records) -> None:
         self.records = records
 
     def tiles_path(self, cohort: str, slide: str) -> Path:
-        """The tile table of the part that a slide is in."""
+        """Return the path of the tile table of the slide's part."""
         return self.records.paths.tiles(cohort, self.records.part(cohort, slide))
 
     def tile_table(self, cohort: str, slide: str) -> pd.DataFrame:
-        """A slide's tiles, kept or not.
+        """Read the tiles of a slide, including those left out.
 
         Raises:
-            StainsslError: it has not been tiled.
+            StainsslError: the slide has not been tiled.
         """
         tiles = read_tiles(self.tiles_path(cohort, slide))
         return tiles[tiles["slide_id"] == slide]
 
     def tiles(self, cohort: str, slide: str, pyramid: Pyramid) -> Json:
-        """The tile grid: where each tile is, and why it was left out."""
+        """Return the tile grid: side, and position, tissue, sharpness and reason for exclusion.
+
+        Raises:
+            StainsslError: the slide has not been tiled.
+        """
         found = self.tile_table(cohort, slide)
         shown = pd.DataFrame(
             {
@@ -100,10 +104,10 @@ class Layers:
         return {"side": side, "columns": columns(shown)}
 
     def annotations(self, cohort: str, slide: str, pyramid: Pyramid) -> list[Json]:
-        """Outlines that people drew: class and rings of each; none where there is no file.
+        """Return the class and rings of each annotation; empty if the slide has no file.
 
         Raises:
-            StainsslError: the file cannot be read.
+            StainsslError: the annotation file cannot be read.
         """
         path = file_of_slide(self.records.config.cohorts[cohort].annotations, slide)
         if path is None:
@@ -115,10 +119,11 @@ class Layers:
         ]
 
     def outlines(self, slide: Slide, sheet_mpp: float, cohort: str) -> Json:
-        """Rings around tissue and around ink, by the mask that tiling draws.
+        """Return rings around tissue and ink, from the same mask as the tiling.
 
         Raises:
-            SlideError: the slide has no pixel size, or cannot be read.
+            SlideError: the slide has no usable µm/px, or cannot be read.
+            OSError: the disk or the mount fails.
         """
         mpp = resolve_mpp(sheet_mpp, slide)[0]
         mask = self.records.config.tiling_of(cohort).mask
@@ -129,10 +134,11 @@ class Layers:
         return {"tissue": contours(found.tissue, ratio), "ink": contours(found.pen, ratio)}
 
     def attention(self, cohort: str, slide: str, name: str) -> Json:
-        """The percentile rank of each tile's attention in its slide.
+        """Return the percentile rank of each tile's attention within its slide, from 0 to 1.
 
         Raises:
-            KeyError: there is no such answer.
+            KeyError: the cohort has no such predictions.
+            StainsslError: the attention file cannot be read.
         """
         answer = self.records.answer(cohort, name)
         found = _of_slide(answer.folder / "attention.parquet", "attention", slide)
@@ -144,10 +150,11 @@ class Layers:
         }
 
     def probability(self, cohort: str, slide: str, name: str) -> Json:
-        """The probability that a probe or network gives each test tile; the mean over repeats.
+        """Return the probability of the last class for each test tile, averaged over repeats.
 
         Raises:
-            KeyError: there is no such answer.
+            KeyError: the cohort has no such predictions.
+            StainsslError: the predictions cannot be read.
         """
         path = self.records.tile_answers(cohort)[name]
         found = _of_slide(path, "predictions", slide)
@@ -164,10 +171,10 @@ class Layers:
         }
 
     def pixels(self, cohort: str, slide: str) -> tuple[Pixels, np.ndarray]:
-        """The store of encoded tiles that a slide is in, and the rows that are its own.
+        """Open the store of tile JPEGs of a slide's part; returns it with the slide's rows, (n,).
 
         Raises:
-            StainsslError: there is none.
+            StainsslError: there is no store, or it cannot be read.
         """
         part = self.records.part(cohort, slide)
         path = self.records.paths.pixels(cohort, part)
@@ -176,10 +183,10 @@ class Layers:
         return pixels, np.flatnonzero(pixels.slide == own)
 
     def stain(self, cohort: str, slide: str) -> Json:
-        """How strong each tile's hematoxylin and eosin is.
+        """Return the hematoxylin and eosin strength of each tile with a valid profile.
 
         Raises:
-            StainsslError: the slide's pixels are not there, or hold no profiles.
+            StainsslError: the slide has no stored pixels, or they have no profiles.
         """
         pixels, rows = self.pixels(cohort, slide)
         fields = pixels.profile(STAIN)
@@ -205,14 +212,19 @@ def _points(xy: np.ndarray) -> list[list[float]]:
 
 
 def rings(area: Any) -> list[Any]:
-    """The outer and inner rings of a shapely polygon or of several."""
+    """Return the exterior and interior rings of a shapely polygon or multipolygon."""
     polygons = getattr(area, "geoms", [area])
     return [ring for p in polygons if not p.is_empty for ring in (p.exterior, *p.interiors)]
 
 
 def contours(mask: np.ndarray, image_px_per_px: float) -> list[list[list[float]]]:
-    """The rings around the regions of a mask (h, w) bool, in image px; holes are rings too."""
-    # Twice as large, so that a ring runs along the edges of the mask's pixels, not their middles.
+    """Return simplified rings around the regions and holes of a mask, in image px.
+
+    Args:
+        mask: (h, w) bool.
+        image_px_per_px: image px per mask px.
+    """
+    # Doubled, so that rings run along the edges of the mask's pixels, not through their centers.
     large = np.repeat(np.repeat(mask.astype(np.uint8), 2, 0), 2, 1)
     found, _ = cv2.findContours(large, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
     simple = [cv2.approxPolyDP(ring, 2 * TOLERANCE, True)[:, 0] for ring in found]

@@ -1,4 +1,4 @@
-"""How long the page waits for a slide: a reader that hangs costs that slide, not the others."""
+"""Time limits per slide, so that a reader that hangs affects only its own slide."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ T = TypeVar("T")
 
 
 class SlideLimits:
-    """The time that each slide may take; one that was given up is not tried again.
+    """Time limit of each slide; a slide that exceeded it is not tried again.
 
     Args:
-        minutes: of one piece of work on a slide, or of all of it after `start`.
+        minutes: limit of each call of `within`; after `start`, of all calls for a slide together.
     """
 
     def __init__(self, minutes: float) -> None:
@@ -28,20 +28,21 @@ class SlideLimits:
         self._given_up: dict[Key, str] = {}
 
     def start(self, key: Key) -> None:
-        """From now on, all work on a slide together has the minutes that one piece has."""
+        """Start the clock of a slide: from now on the limit is for all calls together."""
         self._ends[key] = time.monotonic() + 60 * self._minutes
 
     def given_up(self, key: Key) -> str:
-        """Why a slide was given up; empty where it was not."""
+        """Return the reason why a slide was given up, empty if it was not."""
         return self._given_up.get(key, "")
 
     def within(self, key: Key, path: Path, work: Callable[[], T]) -> T:
-        """`work()` on a slide, as `in_time`.
+        """Run `work()` on a slide within its time limit, as `in_time` does.
 
         Raises:
-            SlideError: `unreadable`: it took too long, now or before.
-            OSError: the disk or the mount does not answer.
-            Whatever `work` raised.
+            SlideError: with status `unreadable`, if it takes or once took too long.
+            OSError: the disk or the mount does not respond.
+
+        Any exception of `work` is passed on.
         """
         if detail := self._given_up.get(key):
             raise SlideError(Status.UNREADABLE, detail)

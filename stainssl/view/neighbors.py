@@ -1,4 +1,4 @@
-"""The tiles whose vectors lie nearest to one tile's, by site."""
+"""Nearest tiles of other slides by the cosine of their embeddings, by site."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from stainssl.stores.embeddings import Embeddings, open_embeddings
 from stainssl.view.handles import Recent
 from stainssl.view.records import Json, Records, json_column, versions
 
-MAX_BYTES = 128 << 20  # of the vectors of one encoder that are searched
-MAX_A_SLIDE = 2  # neighbors shown of one slide: those beside each other say the same
-SHOWN = 6  # neighbors of each site
+MAX_BYTES = 128 << 20  # of one encoder's vectors that are searched
+MAX_A_SLIDE = 2  # neighbors shown per slide, since adjacent tiles are redundant
+SHOWN = 6  # neighbors shown per site
 CHUNK_ROWS = 16_384
 Place = tuple[str, pd.DataFrame, Path]  # cohort, rows of one of its parts, store of its vectors
 
 
 @dataclass(frozen=True)
 class VectorSample:
-    """Vectors that are searched.
+    """Sample of an encoder's vectors to search.
 
     Attributes:
         vectors: (N, D) float16, of length 1.
-        place: N rows: `cohort`, `slide_id`, `patient_id`, `site`, `tile`.
-        total: tiles that they were drawn from.
+        place: N rows with `cohort`, `slide_id`, `patient_id`, `site`, `tile`.
+        total: number of tiles sampled from.
     """
 
     vectors: np.ndarray
@@ -38,21 +38,21 @@ class VectorSample:
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:
-    """(n, D) → (n, D) float32 of length 1."""
+    """Scale vectors (n, D) to length 1, as float32."""
     wide = vectors.astype(np.float32)
     return wide / np.maximum(np.linalg.norm(wide, axis=1, keepdims=True), 1e-12)
 
 
 def _cosines(vectors: np.ndarray, one: np.ndarray) -> np.ndarray:
-    """(N,) float32: the product of (N, D) with (D,), a block of float32 at a time."""
+    """Multiply (N, D) float16 by (D,) in blocks, to (N,) float32."""
     starts = range(0, len(vectors), CHUNK_ROWS)
     return np.concatenate([vectors[s : s + CHUNK_ROWS].astype(np.float32) @ one for s in starts])
 
 
 class Neighbors:
-    """Nearest tiles over all cohorts that an encoder has embedded.
+    """Search for nearest tiles in all cohorts that an encoder has embedded.
 
-    As many vectors are searched as fit in `MAX_BYTES`, evenly spread over each slide.
+    If the vectors exceed `MAX_BYTES`, every n-th tile is searched.
     """
 
     def __init__(self, records: Records) -> None:
@@ -60,11 +60,11 @@ class Neighbors:
         self._samples: Recent[VectorSample] = Recent(2 * MAX_BYTES, lambda one: one.vectors.nbytes)
 
     def of(self, cohort: str, slide: str, encoder: str, tile: int) -> Json:
-        """The nearest tiles of other slides, the best `SHOWN` of each site.
+        """Return the `SHOWN` nearest tiles of other slides for each site, by cosine.
 
         Raises:
-            KeyError: no such slide or encoder.
-            StainsslError: the tile has no vector.
+            KeyError: unknown slide, or the encoder has no embeddings of the cohort.
+            StainsslError: the tile has no embedding, or embeddings cannot be read.
         """
         if encoder not in self._records.encoders(cohort):
             raise KeyError(encoder)
@@ -81,7 +81,14 @@ class Neighbors:
         }
 
     def median_cosine(self, encoder: str, vector: np.ndarray) -> float | None:
-        """The median cosine of a unit vector (D,) to all that is searched; None: nothing is."""
+        """Return the median cosine of a unit vector (D,) to an encoder's sampled tiles.
+
+        Returns:
+            Rounded to 4 digits; None if the encoder has no embeddings.
+
+        Raises:
+            StainsslError: no embeddings can be read.
+        """
         if not list(self._stores(encoder)):
             return None
         sample = self._searched(encoder)
@@ -132,7 +139,7 @@ def _opened(places: Sequence[Place]) -> Iterator[tuple[str, pd.DataFrame, Embedd
         try:
             yield cohort, sheet, open_embeddings(path)
         except StainsslError:
-            continue  # half a run: what is there is searched
+            continue  # incomplete run: search the parts that exist
 
 
 def _drawn(
@@ -154,7 +161,7 @@ def _drawn(
 
 
 def nearest_by_site(found: pd.DataFrame) -> pd.DataFrame:
-    """The rows of highest `cosine`, at most two a slide and six a site; sites in order of name."""
+    """Select rows of highest `cosine`, at most 2 per slide and 6 per site, sorted by site."""
     ordered = found.sort_values("cosine", ascending=False, kind="stable")
     few = ordered[ordered.groupby(["cohort", "slide_id"]).cumcount() < MAX_A_SLIDE]
     best = few[few.groupby("site").cumcount() < SHOWN]

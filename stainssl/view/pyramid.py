@@ -1,8 +1,8 @@
-"""Deep-zoom pyramids of slides: which pictures there are, and the pixels of one.
+"""Deep-zoom pyramids of slides: geometry, and the pixels of each picture.
 
-Planes: level-0 px of the slide; the same less the corner of the slide's bounds (image px), which is
-what the page counts in; and the px of a zoom level. Zoom level `deepest` has image px, every level
-above it half as many a side, level 0 is one px.
+Coordinate planes: level-0 px of the slide; image px, which are level-0 px relative to the corner of
+the slide's bounds and are used by the page; and px of a zoom level. Zoom level `deepest` is in
+image px, each level above it has half as many px per side, and level 0 is one px.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ import numpy as np
 from stainssl.slides.scale import blocks, level_for, read_rectangle
 from stainssl.slides.slide import Slide
 
-# Side of what is read at once. Every thread keeps the memory that it once took, so it is small.
+# Side of a block that is read at once. Small, because a thread keeps the memory it has allocated.
 READ_PX = 512
-TILE_PX = 256  # side of a picture; whole tiles of the usual slide are decoded straight
+TILE_PX = 256  # side of a picture; a common tile size of slides, so that whole tiles are decoded
 
 
 @dataclass(frozen=True)
 class Pyramid:
-    """The geometry of a slide's deep-zoom pyramid.
+    """Geometry of a slide's deep-zoom pyramid.
 
     Attributes:
-        left_level0_px, top_level0_px: the corner of the slide's bounds.
-        width_px, height_px: of the bounds, in image px.
+        left_level0_px, top_level0_px: top left corner of the slide's bounds.
+        width_px, height_px: size of the bounds, in image px.
     """
 
     left_level0_px: int
@@ -36,28 +36,28 @@ class Pyramid:
 
     @classmethod
     def of(cls, slide: Slide) -> Pyramid:
-        """The pyramid over what was scanned of an open slide."""
+        """Return the pyramid of the scanned area of an open slide."""
         return cls(*slide.bounds_level0_px)
 
     @property
     def deepest(self) -> int:
-        """The zoom level of image px."""
+        """The zoom level in image px, which is the largest."""
         return max(0, math.ceil(math.log2(max(self.width_px, self.height_px, 1))))
 
     def size_px(self, level: int) -> tuple[int, int]:
-        """Width and height of a zoom level."""
+        """Return the width and height of a zoom level, in its px."""
         image_px_per_px = 2 ** (self.deepest - level)
         return -(-self.width_px // image_px_per_px), -(-self.height_px // image_px_per_px)
 
     def has(self, level: int, column: int, row: int) -> bool:
-        """Whether there is such a picture."""
+        """Whether the pyramid has this picture."""
         if not 0 <= level <= self.deepest or column < 0 or row < 0:
             return False
         width, height = self.size_px(level)
         return column * TILE_PX < width and row * TILE_PX < height
 
     def pictures(self, level: int) -> tuple[int, int]:
-        """Columns and rows of pictures of a zoom level."""
+        """Return the numbers of columns and rows of pictures at a zoom level."""
         width, height = self.size_px(level)
         return -(-width // TILE_PX), -(-height // TILE_PX)
 
@@ -65,20 +65,20 @@ class Pyramid:
 def read_pyramid_picture(
     slide: Slide, pyramid: Pyramid, level: int, column: int, row: int
 ) -> np.ndarray:
-    """One picture of a slide's pyramid, read in blocks of bounded memory.
+    """Read one picture of a slide's pyramid, in blocks to bound memory.
 
     Args:
         slide: an open slide.
-        pyramid: its own.
-        level, column, row: a picture that `pyramid` has.
+        pyramid: pyramid of the slide.
+        level, column, row: picture for which `pyramid.has` is true.
 
     Returns:
-        (h, w, 3) uint8 RGB, 256 px a side, less at the right and lower edge.
+        (h, w, 3) uint8 RGB, 256 px per side, less at the right and lower edge.
 
     Raises:
         SlideError, OSError: as `Slide.read_region`.
     """
-    ratio = 2 ** (pyramid.deepest - level)  # level-0 px in a px
+    ratio = 2 ** (pyramid.deepest - level)  # level-0 px per px of the zoom level
     width, height = pyramid.size_px(level)
     left, top = column * TILE_PX, row * TILE_PX
     size_px = min(TILE_PX, width - left), min(TILE_PX, height - top)
@@ -98,9 +98,10 @@ def read_pyramid_picture(
 
 
 def read_overview(slide: Slide, pyramid: Pyramid, most_px: int) -> np.ndarray:
-    """The whole slide, no side longer than `most_px`: (h, w, 3) uint8 RGB.
+    """Read the whole slide at the largest zoom level with no side longer than `most_px`.
 
-    It is the largest zoom level that fits, so that no pixel is resampled twice.
+    Returns:
+        (h, w, 3) uint8 RGB; no pixel is resampled twice.
     """
     level = max(n for n in range(pyramid.deepest + 1) if max(pyramid.size_px(n)) <= most_px)
     columns, rows = pyramid.pictures(level)

@@ -1,4 +1,4 @@
-"""What config, sheets and results say of cohorts and their slides, in JSON's types."""
+"""Cohorts, slides and predictions from the config, its sheets and its results, in JSON types."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from stainssl.stores.tables import read_table
 from stainssl.stores.tiles import read_qc
 from stainssl.view.handles import Recent
 
-HIDDEN = ("path", "exclude", "mpp", PART)  # columns of a sheet that the page does not show
+HIDDEN = ("path", "exclude", "mpp", PART)  # sheet columns that are not shown
 QC_SHOWN = ("status", "detail", "tissue_mm2", "tiles_kept", "mpp", "vendor")
 DISTANCES = ("feature_distance", "stain_distance")
-NUMBERS = (VALUE, RISK)  # columns of predictions that are no probability
-NOT_TILED = "not tiled"  # the status of a slide that no stage has seen yet
-STAINS_KEPT = 16  # cohorts whose slides' stains are kept
-INTERVAL = (0.025, 0.975)  # quantiles over repeats, as `predict` gives them over fold models
+NUMBERS = (VALUE, RISK)  # columns of predictions that are not probabilities
+NOT_TILED = "not tiled"  # status of a slide without a QC row
+STAINS_KEPT = 16  # cohorts whose slides' stains are cached
+INTERVAL = (0.025, 0.975)  # quantiles over repeats or fold models, as in `predict`
 Json = dict[str, Any]
 
 
 def json_column(values: pd.Series | np.ndarray) -> list[Any]:
-    """A column in JSON's types: what is not a number is null, and floats have five digits."""
+    """Convert a column to JSON types: floats have 5 digits, non-finite ones are null."""
     series = pd.Series(values)
     if pd.api.types.is_float_dtype(series):
         return [float(f"{v:.5g}") if np.isfinite(v) else None for v in series.to_numpy(float)]
@@ -43,20 +43,20 @@ def json_column(values: pd.Series | np.ndarray) -> list[Any]:
 
 
 def columns(frame: pd.DataFrame) -> Json:
-    """A table by columns, which is a third of the length of a list of rows."""
+    """Convert a table to lists by column, a third of the size of a list of rows."""
     return {str(name): json_column(frame[name]) for name in frame}
 
 
 def versions(paths: Iterable[Path]) -> tuple[tuple[Path, int], ...]:
-    """Existing files or stores and when each was written, as a key of caches."""
+    """Return existing files or stores with their modification times, as a cache key."""
     return tuple((path, path.stat().st_mtime_ns) for path in paths)
 
 
 def read_json(path: Path) -> Json:
-    """What a JSON file of the results holds.
+    """Read a JSON object from a file of the results.
 
     Raises:
-        StainsslError: it is not whole.
+        StainsslError: the file is not complete JSON.
     """
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
@@ -66,13 +66,15 @@ def read_json(path: Path) -> Json:
 
 @dataclass(frozen=True)
 class StoredPredictions:
-    """A head's answers to a task on one encoder's vectors, or those of `predict`.
+    """Predictions of one head with one encoder for a task, or those of `predict`.
 
     Attributes:
-        name: what the page's address calls it.
-        folder: with `attention.parquet`.
+        name: identifier in URLs, `TASK~ENCODER~HEAD` or `predictions`.
+        title: name shown to the user.
+        folder: folder with `attention.parquet`.
         level: `slide` or `patient`.
-        told: folder with `predictions.parquet` (or `.csv`); of one of several labels its own.
+        told: folder with `predictions.parquet` (`predictions.csv` of `predict`); that of the label
+            if the task has several.
     """
 
     name: str
@@ -83,10 +85,10 @@ class StoredPredictions:
 
 
 class Records:
-    """The cohorts of a config and what its results hold of them; nothing is written.
+    """Read-only access to the cohorts of a config and to their results.
 
     Args:
-        config: of a run, or the `config.yaml` in a folder that `predict` wrote.
+        config: config of a run, or the `config.yaml` in a folder written by `predict`.
     """
 
     def __init__(self, config: Config) -> None:
@@ -95,11 +97,11 @@ class Records:
         self._stains: Recent[dict[str, np.ndarray]] = Recent(STAINS_KEPT, lambda _: 1)
 
     def tiling(self, cohort: str) -> str:
-        """The name of a cohort's tiling."""
+        """Return the name of a cohort's tiling."""
         return self.config.cohorts[cohort].tiling
 
     def sheet(self, cohort: str) -> pd.DataFrame:
-        """The cohort's slides, in sheet order."""
+        """Return the slides of a cohort in sheet order, as `read_sheet`."""
         return read_sheet(self.config, cohort)
 
     def _rows_of(self, cohort: str) -> dict[str, dict[str, Any]]:
@@ -109,16 +111,16 @@ class Records:
         return self._rows[cohort]
 
     def row(self, cohort: str, slide: str) -> dict[str, Any]:
-        """A slide's row of its sheet.
+        """Return the row of a slide in its sheet.
 
         Raises:
-            KeyError: there is no such cohort or slide.
+            KeyError: unknown cohort or slide.
             StainsslError: the cohort's sheet cannot be read.
         """
         return self._rows_of(cohort)[slide]
 
     def readable(self) -> Iterator[str]:
-        """The cohorts whose sheets can be read: a broken one costs no other."""
+        """Iterate over the cohorts whose sheets can be read; the others are skipped."""
         for cohort in self.config.cohorts:
             try:
                 self._rows_of(cohort)
@@ -127,10 +129,13 @@ class Records:
             yield cohort
 
     def twins(self, cohort: str, slide: str) -> list[tuple[str, str]]:
-        """(cohort, slide) of the other cohorts that hold a slide: its file, or its name.
+        """Find a slide in other cohorts, by its file or by its name.
+
+        Returns:
+            (cohort, slide) pairs, at most one per cohort.
 
         Raises:
-            KeyError: there is no such cohort or slide.
+            KeyError: unknown cohort or slide.
         """
         path = self.row(cohort, slide)["path"]
         found: list[tuple[str, str]] = []
@@ -142,12 +147,12 @@ class Records:
         return found
 
     def part(self, cohort: str, slide: str) -> str:
-        """The part that a slide is in; raises as `row`."""
+        """Return the part of a slide. Raises as `row`."""
         return str(self.row(cohort, slide)[PART])
 
     def stains(self, cohort: str) -> dict[str, np.ndarray]:
-        """Slide → coordinates of its mean stain, of the slides whose stored tiles tell it."""
-        from stainssl.stages.mil import stain_of_slides  # torch, which most pages need not load
+        """Map each slide with a valid mean stain in its stored pixels to its (D,) coordinates."""
+        from stainssl.stages.mil import stain_of_slides  # imports torch; most pages do not need it
 
         stores = {
             (cohort, part): path
@@ -162,7 +167,7 @@ class Records:
         return self._stains.get((cohort, versions(stores.values())), read)
 
     def encoders(self, cohort: str) -> list[str]:
-        """The encoders whose vectors of some part of a cohort are there."""
+        """Return the encoders with embeddings of at least one part of a cohort."""
         return [
             run.name
             for run in self.config.runs()
@@ -174,7 +179,7 @@ class Records:
         ]
 
     def answers(self, cohort: str) -> list[StoredPredictions]:
-        """The answers about a cohort's slides that are there."""
+        """Return the existing predictions, with attention, for a cohort's slides."""
         found = [a for a in self._all_answers(cohort) if (a.folder / "attention.parquet").exists()]
         return found
 
@@ -183,7 +188,7 @@ class Records:
             own = self.paths.results
             yield StoredPredictions("predictions", "predictions", own, self._predicted_level(), own)
         kinds = {name: head.kind for name, head in self.config.heads.items()}
-        heads = sorted(kinds, key=lambda name: kinds[name] == "mean")  # its attention is even
+        heads = sorted(kinds, key=lambda name: kinds[name] == "mean")  # last: uniform attention
         for task, spec in self.config.tasks.items():
             if spec.level == "tile" or cohort not in (*spec.cohorts, *spec.external):
                 continue
@@ -202,7 +207,7 @@ class Records:
         return "slide" if "slide_id" in known else "patient"
 
     def tile_answers(self, cohort: str) -> dict[str, Path]:
-        """Name → table of what a task's network says of a cohort's tiles."""
+        """Map `TASK~ENCODER` to the file of predictions of each tile task on a cohort."""
         return {
             f"{task}~{run.name}": table
             for task, spec in self.config.tasks.items()
@@ -216,7 +221,7 @@ class Records:
         return folder(task, run) / "predictions.parquet"
 
     def overview(self) -> Json:
-        """The cohorts, and what is wrong with those that cannot be shown."""
+        """Return the cohorts with their numbers of slides, or the problem with their sheet."""
         cohorts: list[Json] = []
         for name in self.config.cohorts:
             try:
@@ -227,11 +232,11 @@ class Records:
         return {"cohorts": cohorts, "results": self.paths.results.name}
 
     def cohort(self, name: str) -> Json:
-        """A cohort's table: a row per slide, and the parts that are not there yet.
+        """Return a cohort's table, one row per slide, and the parts without results yet.
 
         Raises:
-            KeyError: there is no such cohort.
-            StainsslError: its sheet cannot be read.
+            KeyError: unknown cohort.
+            StainsslError: the cohort's sheet cannot be read.
         """
         sheet = self.sheet(name)
         qc, problems = self._qc(name)
@@ -268,10 +273,11 @@ class Records:
         return slides.merge(found[["slide_id", *kept]], on="slide_id", how="left")
 
     def predictions(self, cohort: str, name: str) -> Json:
-        """Probabilities, numbers or risks by slide: the mean, with an interval of several models.
+        """Return the predictions by slide: means, with the central 95 % over repeats or models.
 
         Raises:
-            KeyError: there is no such cohort or answer.
+            KeyError: unknown cohort, or it has no such predictions.
+            StainsslError: the predictions cannot be read.
         """
         answer = self.answer(cohort, name)
         unit = f"{answer.level}_id"
@@ -283,10 +289,10 @@ class Records:
         return {"classes": classes, "level": answer.level, "columns": columns(numbers)}
 
     def answer(self, cohort: str, name: str) -> StoredPredictions:
-        """The answer of that name.
+        """Return the predictions with a name.
 
         Raises:
-            KeyError: there is none.
+            KeyError: the cohort has no such predictions.
         """
         return {a.name: a for a in self.answers(cohort)}[name]
 
@@ -305,7 +311,7 @@ class Records:
 
 
 def _beside(table: pd.DataFrame, unit: str) -> pd.DataFrame:
-    """Rows of `predictions.csv` by unit; of several labels `p_LABEL: CLASS` for each."""
+    """Index `predictions.csv` by unit; several labels become columns `p_LABEL: CLASS`."""
     if "label" not in table:
         return table.set_index(unit)
     found = [
@@ -321,7 +327,7 @@ def _of_label(label: str, column: str) -> str:
 
 
 def with_numbers(sheet: pd.DataFrame) -> pd.DataFrame:
-    """A sheet whose columns of numbers, labels among them, are numbers; names stay text."""
+    """Convert the columns of a sheet that contain only numbers to float; ids, sites stay text."""
     out = sheet.copy()
     for name in sheet.columns.difference(["slide_id", "patient_id", "site", "split"]):
         numbers = pd.to_numeric(sheet[name], errors="coerce")
@@ -331,11 +337,15 @@ def with_numbers(sheet: pd.DataFrame) -> pd.DataFrame:
 
 
 def summarized(table: pd.DataFrame, unit: str) -> pd.DataFrame:
-    """What is predicted of each unit: the mean, and quantiles where a unit has several rows.
+    """Average the predictions of each unit, with quantiles if a unit has several rows.
+
+    Args:
+        table: predictions, one row per unit and repeat or fold model.
+        unit: name of the column of units.
 
     Returns:
-        By unit `p_<class>`, `low_<class>` and `high_<class>`; of numbers and times to an event
-        `value` or `risk` likewise.
+        Indexed by unit: `p_<class>`, and with several rows `low_<class>` and `high_<class>` (the
+        central 95 %). For numbers and times to an event, the same for `value` or `risk`.
     """
     told = [c for c in table if str(c).startswith("p_")] or [c for c in NUMBERS if c in table]
     groups = table.groupby(unit, sort=False)[told]

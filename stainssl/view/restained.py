@@ -1,4 +1,4 @@
-"""One tile under other stains, and how far its vector moves: what 'stain-invariant' means."""
+"""A tile re-stained with other stains, and the cosine of its embeddings to the original's."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ from stainssl.view.handles import Recent
 from stainssl.view.neighbors import Neighbors, unit
 from stainssl.view.records import Json, Records, read_json, versions
 
-METHOD = "macenko"  # that sites' mean stains are shown by
-MAX_CANDIDATES = 3  # of a target that are shown
-MAX_ENCODERS = 2  # whose networks stay in memory
+METHOD = "macenko"  # of the sites' mean stains
+MAX_CANDIDATES = 3  # shown per target
+MAX_ENCODERS = 2  # kept in memory
 ORIGINAL = "original"
 Tile = Callable[[str, str, int], np.ndarray]
 
 
 @dataclass(frozen=True)
 class Stain:
-    """A stain that tiles can be shown under.
+    """Stain with which tiles can be shown.
 
     Attributes:
-        name: what the page's address calls it.
+        name: identifier in URLs.
         group: `site`, `normalizer` or `target`.
-        title: what a person reads.
-        profile: one valid profile.
+        title: name shown to the user.
+        profile: a single valid profile.
     """
 
     name: str
@@ -54,23 +54,24 @@ class Restained:
     """Tiles under each site's mean stain, each normalizer and each encoder's targets.
 
     Args:
-        records: whose cohorts' pixels the mean stains are of.
-        neighbors: for what the cosine to other tissue is.
-        tile: gives the pixels of a tile, (H, W, 3) uint8.
+        records: cohorts from whose stored pixels mean stains are computed.
+        neighbors: gives the median cosine to other tiles.
+        tile: returns the pixels of a tile, (H, W, 3) uint8 RGB, from cohort, slide and number.
     """
 
     def __init__(self, records: Records, neighbors: Neighbors, tile: Tile) -> None:
         self._records, self._neighbors, self._tile = records, neighbors, tile
         self._stains: Recent[list[Stain]] = Recent(8, lambda _: 1)
         self._loaded: Recent[LoadedEncoder] = Recent(MAX_ENCODERS, lambda _: 1)
-        self._lock = Lock()  # one network at a time: memory, and torch has threads of its own
+        self._lock = Lock()  # one network at a time, for memory; torch has its own threads
 
     def of(self, cohort: str, slide: str, tile: int) -> Json:
-        """The stains a tile can be shown under, and its vectors' cosines to the original's.
+        """Return the stains for a tile, and each encoder's cosines to the original tile.
 
         Raises:
-            KeyError: no such tile.
-            StainsslError: no pixels are there, so that no mean stain is known.
+            KeyError: the slide has no such tile.
+            StainsslError: no pixels are stored, so that mean stains are unknown.
+            StainsslError, SlideError, OSError: the tile cannot be read.
         """
         stains = self.stains(cohort)
         image = _batch(self._tile(cohort, slide, tile))
@@ -85,18 +86,20 @@ class Restained:
         }
 
     def picture(self, cohort: str, slide: str, tile: int, name: str) -> np.ndarray:
-        """A tile under one stain, (H, W, 3) uint8.
+        """Return a re-stained tile, (H, W, 3) uint8 RGB.
 
         Raises:
-            KeyError: no such tile or stain.
+            KeyError: unknown tile or stain.
+            StainsslError, SlideError, OSError: as `of`.
         """
         return self.under(cohort, self._tile(cohort, slide, tile), name)
 
     def under(self, cohort: str, image: np.ndarray, name: str) -> np.ndarray:
-        """An image (H, W, 3) uint8 of a cohort under one stain, or as it is.
+        """Re-stain an image of a cohort, (H, W, 3) uint8 RGB; `original` returns it unchanged.
 
         Raises:
-            KeyError: no such stain.
+            KeyError: unknown stain.
+            StainsslError: no pixels are stored, so that mean stains are unknown.
         """
         if name == ORIGINAL:
             return image
@@ -104,10 +107,10 @@ class Restained:
         return restain(_batch(image), profile)[0].permute(1, 2, 0).contiguous().numpy()
 
     def stains(self, cohort: str) -> list[Stain]:
-        """The stains that a cohort's tiles can be shown under.
+        """Return the stains with which a cohort's tiles can be shown.
 
         Raises:
-            StainsslError: no part of any cohort of the tiling has pixels.
+            StainsslError: no cohort with the same tiling has stored pixels.
         """
         tiling = self._records.tiling(cohort)
         stores = list(self._stores(tiling))
@@ -138,7 +141,7 @@ class Restained:
                 yield run.name, path
 
     def _sources(self, cohort: str) -> Iterator[tuple[str, Source]]:
-        """The encoders whose weights lie on this machine: nothing is downloaded for a picture."""
+        """Encoders whose weights are on this machine: the viewer downloads nothing."""
         tiling = self._records.tiling(cohort)
         for run in self._records.config.runs():
             model = self._records.paths.model(run.name)
@@ -168,16 +171,16 @@ def _batch(image: np.ndarray) -> Tensor:
 
 
 def restain(images: Tensor, profile: StainProfile) -> Tensor:
-    """Images (B, 3, H, W) uint8 as if stained like a profile, as pretraining restains them.
+    """Re-stain images (B, 3, H, W) uint8 RGB to a profile, as in pretraining.
 
-    An image whose own stain cannot be told is taken as stained like the profile.
+    An image without a valid profile is assumed to have the target stain already.
     """
     own = estimate(images, profile.method).where_valid(profile)
     return normalize(images, own, profile)
 
 
 def _of_stores(stores: list[tuple[Path, pd.DataFrame]]) -> list[Stain]:
-    """Mean stain of each site, and of all slides under each normalizer."""
+    """Mean stain of each site by `METHOD`, and of all slides by each normalizer."""
     fields: dict[str, list[dict[str, Any]]] = {method: [] for method in METHODS}
     sites: dict[str, list[np.ndarray]] = {method: [] for method in METHODS}
     for path, sheet in stores:
@@ -217,7 +220,7 @@ def _of_methods(joined: dict[str, tuple[dict[str, np.ndarray], np.ndarray]]) -> 
 
 
 def _of_target(encoder: str, path: Path) -> Iterator[Stain]:
-    """An encoder's candidates; where it draws from its batches, their mean stands for them."""
+    """The candidates of an encoder's target; the fallback if it is drawn from batches."""
     data = read_json(path)
     found = [c["profile"] for c in data.get("candidates", [])][:MAX_CANDIDATES]
     for number, profile in enumerate(found or [data["fallback"]]):

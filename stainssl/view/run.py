@@ -1,4 +1,4 @@
-"""`stainssl view`: serve the page, or write it as static files."""
+"""`stainssl view`: serve the viewer, or export it as static files."""
 
 from __future__ import annotations
 
@@ -28,16 +28,17 @@ def run(
     """Serve until interrupted, or export.
 
     Args:
-        results: a folder that a run or `predict` wrote; None: `config` says where results are.
-        config: read where `results` is None.
-        host, port: to serve on.
-        token: whether the address holds a token on loopback too.
-        export: a folder for static files; None: serve.
-        slides: those that are exported; empty: all.
-        say: told what a person is to know.
+        results: folder written by a run or by `predict`; None uses the results of `config`.
+        config: config file, read only if `results` is None.
+        host, port: address to listen on.
+        token: require a token on loopback too.
+        export: folder for static files; None serves.
+        slides: names of the slides to export; empty exports all.
+        say: called with messages for the user.
 
     Raises:
-        StainsslError: no such config or results, a port that cannot be used, an unknown slide.
+        StainsslError: the config or the results do not exist, the port cannot be used, or a slide
+            is unknown.
     """
     contents = Contents(config_of(results) if results is not None else load(config))
     if not contents.records.paths.results.is_dir():
@@ -49,10 +50,10 @@ def run(
 
 
 def config_of(results: Path) -> Config:
-    """The config that a folder of results was made by, its results being where the folder is now.
+    """Load the config stored in a results folder, with `results` set to the folder itself.
 
     Raises:
-        StainsslError: the folder is not there, or holds no `config.yaml`.
+        StainsslError: the folder does not exist or has no `config.yaml`.
     """
     path = Paths(results).config()
     if not path.is_file():

@@ -1,4 +1,4 @@
-"""The server of the page: read-only, on loopback unless told otherwise."""
+"""HTTP server of the viewer: read-only, on loopback by default."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ FRESH = {"Cache-Control": "no-store"}
 
 
 def _guard(token: str | None) -> type[BaseHTTPMiddleware]:
-    """Headers for every answer; no answer to another site's page, nor without the token."""
+    """Middleware that adds the security headers and refuses other sites and missing tokens."""
 
     class Guard(BaseHTTPMiddleware):
         async def dispatch(self, request: Request, go_on: RequestResponseEndpoint) -> Response:
@@ -55,7 +55,7 @@ def _guard(token: str | None) -> type[BaseHTTPMiddleware]:
             return response
 
         def _refused(self, request: Request) -> Response | None:
-            # Browsers send it; a link that a person follows is `navigate`.
+            # Browsers send these headers; a link that a user follows has the mode `navigate`.
             from_elsewhere = request.headers.get("sec-fetch-site") in ("cross-site", "same-site")
             if from_elsewhere and request.headers.get("sec-fetch-mode") != "navigate":
                 return PlainTextResponse("Request from another site.", 403)
@@ -73,13 +73,15 @@ def _guard(token: str | None) -> type[BaseHTTPMiddleware]:
 
 
 def application(contents: Contents, token: str | None = None, hosts: list[str] | None = None):  # type: ignore[no-untyped-def]
-    """The ASGI application.
+    """Create the ASGI application of the viewer.
 
     Args:
-        contents: what there is to show.
-        token: asked of whoever comes; None: of nobody.
-        hosts: names under which it may be asked for (a page elsewhere may resolve its own name to
-            this machine); None: any.
+        contents: data and pictures to serve.
+        token: required for access; None requires none.
+        hosts: accepted host names, against DNS rebinding; None accepts any.
+
+    Raises:
+        StainsslError: OpenSeadragon is not installed.
     """
     files = page_files()
     readers = anyio.CapacityLimiter(max(2, os.cpu_count() or 2))
@@ -105,7 +107,7 @@ def application(contents: Contents, token: str | None = None, hosts: list[str] |
         def made() -> bytes:
             return contents.picture(*segments)
 
-        # As many slides are read at once as there are cores; tables need not wait for them.
+        # One read per core at a time. Tables are not limited and need not wait for pictures.
         async with readers:
             if await request.is_disconnected():
                 return Response(status_code=499)
@@ -143,19 +145,19 @@ async def _answered(
 
 
 def bound(host: str, port: int) -> socket.socket:
-    """A socket that listens.
+    """Open a listening TCP socket; port 0 takes any free port.
 
     Raises:
-        StainsslError: the port is taken or may not be used, or the host is not this machine's.
+        StainsslError: the port is in use or not permitted, or the host is not of this machine.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     found = socket.socket(family, socket.SOCK_STREAM)
     found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    # An answer's body leaves at once: else it waits some 40 ms for the header's acknowledgement.
+    # Otherwise a response body waits some 40 ms for the acknowledgement of its headers.
     found.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     try:
         found.bind((host, port))
-        found.listen()  # whoever comes before the server has started waits for it
+        found.listen()  # connections made before the server has started are queued
     except OSError as error:
         found.close()
         raise StainsslError(
@@ -168,16 +170,17 @@ def bound(host: str, port: int) -> socket.socket:
 def serve(
     contents: Contents, host: str, port: int, with_token: bool, say: Callable[[str], object]
 ) -> None:
-    """Serve the page until interrupted.
+    """Serve the viewer until interrupted.
 
     Args:
-        host: other than loopback, a token is asked for; it is in the address that is said.
-        port: 0: any free one.
-        with_token: whether it is asked for on loopback too.
-        say: told the address once it can be opened.
+        contents: data and pictures to serve; closed at the end.
+        host: address to listen on; a token is required unless it is loopback.
+        port: 0 takes any free port.
+        with_token: require a token on loopback too.
+        say: called with the address, which contains the token, once it can be opened.
 
     Raises:
-        StainsslError: the port cannot be used, or a file of the page is missing.
+        StainsslError: the port cannot be used, or OpenSeadragon is not installed.
     """
     page_files()
     import_module(READERS["tiff"])  # so that the first slide does not wait for it

@@ -1,14 +1,14 @@
 "use strict";
-// A benchmark's table, and what stands behind a row: curves, cases, tiles on a plane.
+// The table of a benchmark, the curves and cases behind a row, and the UMAP of tiles.
 
-const HIGHEST_UNIT = 1.0001; // metrics below it share an axis from 0 to 1
+const HIGHEST_UNIT = 1.0001; // metrics between 0 and this are drawn on an axis from 0 to 1
 
-// As the benchmark's own table rounds.
+// Rounds as the benchmark's own table does.
 function rounded(value) {
   return value === null ? "–" : value.toFixed(2);
 }
 
-// The cases that are called the last class at a point of the ROC curve.
+// The cases predicted as the last class at a point of the ROC curve.
 function calledAt(found, point) {
   const { fpr } = found.roc;
   const from = found.cases.called_from;
@@ -21,7 +21,7 @@ function caseName(found, i) {
   return found.level === "patient" ? c.patient_id[i] : found.level === "slide" ? c.slide_id[i] : `${c.slide_id[i]}, tile ${c.tile[i]}`;
 }
 
-// The cases of one bin of the calibration.
+// The cases in one bin of the calibration curve.
 function givenIn(found, bin) {
   const { low, high } = found.calibration;
   const p = found.cases.p_last;
@@ -117,7 +117,7 @@ class BenchmarkView {
       el("td", {}, this.bar(i, found)), el("td", {}, behind));
   }
 
-  // The interval on an axis that all rows share.
+  // Draws the value and interval of a row on an axis common to all rows.
   bar(i, found) {
     const c = this.columns;
     const all = found.flatMap((j) => [c.value[j], c.low[j], c.high[j]]).filter((v) => v !== null);
@@ -152,7 +152,7 @@ class BenchmarkView {
     title.focus({ preventScroll: true });
   }
 
-  // `list({title, has(i)})` shows the cases that a click stands for.
+  // A click on a plot calls `list({title, has(i)})` with the cases to show.
   plots(found, list) {
     const name = (i) => caseName(found, i);
     const one = (i) => list({ title: `Case ${name(i)}`, has: (j) => j === i });
@@ -168,7 +168,7 @@ class BenchmarkView {
     return stains ? [...made, stains] : made;
   }
 
-  // All cases, or those that a point of a curve stands for: `{title, has(i)}`.
+  // The table of all cases, or of those selected by `some`: null or `{title, has(i)}`.
   cases(found, answer, some, all) {
     const c = found.cases;
     const chosen = c.truth.map((_, i) => i).filter((i) => some === null || some.has(i));

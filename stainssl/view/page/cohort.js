@@ -1,5 +1,5 @@
 "use strict";
-// The table of a cohort. Only the rows in sight are elements, so that ten thousand stay fluent.
+// The table of a cohort. Only visible rows have elements, so that 10,000 rows scroll smoothly.
 
 const ROW_PX = 48;
 const MARGIN_ROWS = 8;
@@ -10,10 +10,10 @@ const TITLES = {
 };
 const FIRST = ["slide_id", "patient_id", "site", "status"];
 const NEXT = ["tissue_mm2", "tiles_kept"];
-const PREDICTED = "predicted "; // before the name of a column that a model's predictions give
+const PREDICTED = "predicted "; // prefix of the names of columns of predictions
 const LAST = ["detail"];
 
-const LATER = "not tiled"; // the status of a slide that no stage has seen yet
+const LATER = "not tiled"; // NOT_TILED in records.py
 
 function statusClass(status) {
   return `status ${{ ok: "ok", [LATER]: "later" }[status] || "bad"}`;
@@ -24,7 +24,7 @@ function titleOf(name) {
   return TITLES[name] || name.replace(/_/g, " ");
 }
 
-// `>0.5`, `<=3`, `1..2` for numbers, otherwise text that is contained.
+// Returns the test of a filter: `>0.5`, `<=3` or `1..2` for numbers, otherwise a substring.
 function matcher(asked) {
   const text = asked.trim().toLowerCase();
   const bound = text.match(/^(<=|>=|<|>|=)\s*(-?[\d.]+)$/);
@@ -84,7 +84,7 @@ class CohortTable {
       const compare = (a, b) => (typeof a === "number" ? a - b : String(a).localeCompare(String(b), "en", { numeric: true }));
       rows.sort((i, j) => {
         const [a, b] = [values[i], values[j]];
-        // What is not known comes last either way.
+        // Unknown values come last in both directions.
         if (a === null || a === "") return b === null || b === "" ? i - j : 1;
         if (b === null || b === "") return -1;
         return (falling ? -compare(a, b) : compare(a, b)) || i - j;
@@ -128,7 +128,7 @@ class CohortTable {
     return el("div", { class: "controls" }, ...parts, el("span", { class: "hint", text: hint }));
   }
 
-  // What was left out, and why: a button for each status other than ok.
+  // Numbers of slides left out: a button for each status other than ok, which filters by it.
   leftOut() {
     const counts = new Map();
     for (const status of this.columns.status) counts.set(status, (counts.get(status) || 0) + 1);

@@ -1,9 +1,9 @@
 "use strict";
-// What every view uses: elements, data, and the state that the address holds.
+// Shared by all pages: requests for data, HTML elements, and the state stored in the URL.
 
 const stainssl = {
-  // The server answers in JSON. Files opened from a disk may not be fetched by a script, so an
-  // export holds the same as scripts that call `deliver`.
+  // The server sends JSON. Files opened from disk cannot be fetched by a script, so an export
+  // contains the same data as scripts that call `deliver`.
   exported: document.documentElement.dataset.exported === "yes",
   known: new Map(),
   waiting: new Map(),
@@ -13,7 +13,7 @@ const stainssl = {
     this.waiting.delete(name);
   },
 
-  // The JSON of a name, as ["slide", cohort, slide]; what was asked for once is kept.
+  // Requests the JSON of a name, e.g. "slide", cohort, slide. Responses are cached, problems not.
   data(...words) {
     const name = words.join("/");
     if (!this.known.has(name)) {
@@ -53,13 +53,13 @@ const stainssl = {
   },
 };
 
-// OpenSeadragon adds a style element where none has this mark, which the content security policy
-// would refuse. The rule is in style.css; an element of no namespace bears the mark.
+// Unless an element has this attribute, OpenSeadragon adds a style element, which the content
+// security policy refuses. The style is in style.css; this element has no namespace and no effect.
 const mark = document.createElementNS(null, "style");
 mark.setAttribute("data-openseadragon-mobile-css", "true");
 document.head.append(mark);
 
-// An element; text is always text, whatever a sheet holds.
+// Creates an element. Text from sheets is never parsed as HTML.
 function el(tag, given = {}, ...children) {
   const made = document.createElement(tag);
   for (const [key, value] of Object.entries(given)) {
@@ -88,7 +88,7 @@ function problem(text) {
   return el("p", { class: "problem", role: "alert", text });
 }
 
-// The address: #kind/word/word?key=value&…
+// State in the URL: #kind/word/word?key=value&…
 const address = {
   read() {
     const [path, query] = location.hash.replace(/^#/, "").split("?");
@@ -102,7 +102,7 @@ const address = {
     return `#${words.map(encodeURIComponent).join("/")}${asked ? `?${asked}` : ""}`;
   },
 
-  // Rewrites the address without a new entry of the history, and without opening it.
+  // Replaces the URL without a history entry and without opening the page again.
   keep(words, query) {
     history.replaceState(null, "", this.make(words, query));
   },

@@ -1,5 +1,5 @@
 "use strict";
-// Opens what the address says.
+// Opens the page given by the URL.
 
 async function open() {
   const { words, query } = address.read();

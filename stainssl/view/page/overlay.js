@@ -1,8 +1,8 @@
 "use strict";
-// Draws layers onto a canvas over the slide. Everything is in image px.
+// Draws layers on a canvas over the slide. Coordinates are in image px (see layers.py).
 
 const COLORS = { tissue: "#0072b2", ink: "#b8860b", kept: "#009e73", annotations: "#cc4c9b", chosen: "#000000" };
-// Why a tile was left out: its color, and words for it.
+// Colors and descriptions of the reasons why tiles were left out.
 const REASONS = { tissue: "#7f7f7f", pen: "#b8860b", blur: "#d55e00", pale: "#56b4e9", region: "#8c6bb1" };
 const REASON_WORDS = { tissue: "too little tissue", pen: "ink", blur: "out of focus", pale: "pale", region: "outside of the regions" };
 const OTHER_REASON = "#e69f00";
@@ -23,7 +23,7 @@ class Overlay {
     this.draw();
   }
 
-  // Where image px lie on the screen: screen = offset + scale × image.
+  // Position of image px on the screen (screen px = offset + scale × image px), and visible bounds.
   view() {
     const item = this.viewer.world.getItemAt(0);
     if (!item) return null;
@@ -59,7 +59,7 @@ class Overlay {
   }
 }
 
-// The tiles of a slide: places, and which one lies under a point.
+// Positions of the tiles of a slide, with a lookup by point.
 class Tiles {
   constructor(found) {
     this.side = found.side;
@@ -78,7 +78,7 @@ class Tiles {
     return `${Math.floor(x / this.side)},${Math.floor(y / this.side)}`;
   }
 
-  // The row of the tile under a point, -1 for none; of overlapping ones the nearest middle.
+  // Row of the tile under a point, or -1; of overlapping tiles, the one with the nearest center.
   under(x, y) {
     let best = -1;
     let least = Infinity;
@@ -130,7 +130,7 @@ function gridLayer(tiles, opacity) {
     draw(context, view) {
       context.lineWidth = 1 / view.scale;
       const gap = Math.min(1 / view.scale, tiles.side / 4);
-      const isSmall = tiles.side * view.scale < 5; // px on the screen: then it is shaded
+      const isSmall = tiles.side * view.scale < 5; // screen px; small tiles are filled, not outlined
       for (const i of tiles.inSight(view)) {
         const color = reasonColor(tiles.reason[i]);
         if (isSmall || tiles.reason[i]) {
@@ -145,7 +145,7 @@ function gridLayer(tiles, opacity) {
   };
 }
 
-// Tiles in the color of a number; `low` and `high` are the ends of the scale.
+// Tiles colored by a value; `low` and `high` are the ends of the color map.
 function valuesLayer(tiles, found, values, [low, high], scale, opacity) {
   const color = new Map();
   found.tile.forEach((tile, i) => {
@@ -180,7 +180,7 @@ function chosenLayer(tiles, row) {
   };
 }
 
-// The 1st and 99th percentile, between which a scale of colors is spread.
+// The 1st and 99th percentile, used as ends of the color map.
 function percentiles(values) {
   const known = values.filter((v) => v !== null).sort((a, b) => a - b);
   if (!known.length) return [0, 1];

@@ -1,9 +1,9 @@
 "use strict";
-// One view of a slide's pixels by OpenSeadragon, with its scale bar; and two views in step.
+// One view of a slide in OpenSeadragon, with its scale bar, and the synchronisation of two views.
 
 const BARS_UM = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000];
 const MOST_BAR_PX = 160;
-const UM_OF_10X = 1; // a 10x objective is taken as 1 µm/px, as the readers do
+const UM_OF_10X = 1; // µm/px of a 10x objective, as in the readers
 
 class Pane {
   constructor(geometry, cohort, slide, scale, label) {
@@ -51,7 +51,7 @@ class Pane {
     return new Promise((resolve) => this.viewer.addOnceHandler("open", resolve));
   }
 
-  // What it shows, where there are two; empty: nothing is said.
+  // Sets the caption; empty hides it.
   name(text) {
     this.title.textContent = text;
     this.title.hidden = !text;
@@ -87,7 +87,7 @@ class Pane {
     this.zoom.textContent = `${shown((10 * UM_OF_10X) / umPerPx, 2)}× · ${shown(umPerPx, 3)} µm/px`;
   }
 
-  // Middle of the view in image px, and screen px per image px.
+  // Center of the view in image px, and screen px per image px.
   where() {
     const view = this.overlay.view();
     return { x: (view.left + view.right) / 2, y: (view.top + view.bottom) / 2, z: view.scale };
@@ -102,8 +102,8 @@ class Pane {
   }
 }
 
-// Both are sent to where one of them is sent. Following what is on the screen instead, each would
-// hold the other back halfway.
+// Synchronises two views by their target positions. With the animated positions, each view would
+// stop the other halfway.
 function inStep(first, second) {
   let isSent = false;
   for (const [from, to] of [[first, second], [second, first]]) {

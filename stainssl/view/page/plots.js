@@ -1,9 +1,9 @@
 "use strict";
-// Small plots as SVG: two axes with lines and points, and points on a plane.
+// Small SVG plots: lines and points on two axes, and the UMAP.
 
 const PLOT_PX = 300;
 const EDGE = { left: 44, right: 18, top: 10, bottom: 40 };
-// Okabe and Ito's palette, told apart by color-blind readers; more groups repeat it.
+// Okabe and Ito's palette for color-blind readers; repeated if there are more groups.
 const PALETTE = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f", "#000000"];
 
 function svg(tag, given = {}, ...children) {
@@ -17,7 +17,7 @@ function svg(tag, given = {}, ...children) {
   return made;
 }
 
-// Round numbers within a range, four to eight of them; quarters of 0 to 1.
+// Round numbers within a range, four to eight of them; for 0 to 1, quarters.
 function ticks(from, to) {
   const rough = (to - from) / 4;
   const power = 10 ** Math.floor(Math.log10(rough));
@@ -27,7 +27,7 @@ function ticks(from, to) {
   return Array.from({ length: last - first + 1 }, (_, i) => Number(((first + i) * step).toPrecision(12)));
 }
 
-// Its axes are from 0 to 1, or from `xs[0]` to `xs[1]` and likewise `ys`.
+// A plot with axes from `xs[0]` to `xs[1]` and `ys[0]` to `ys[1]`, by default 0 to 1.
 class UnitPlot {
   constructor(label, xTitle, yTitle, xs = [0, 1], ys = [0, 1]) {
     this.xs = xs;
@@ -82,7 +82,7 @@ class UnitPlot {
     this.svg.append(drawn);
   }
 
-  // Points that say `text(i)` under the pointer; small ones have a larger, unseen mark.
+  // Points that show `text(i)` on hover; an invisible circle enlarges the target of small ones.
   points(xs, ys, text, radius, act) {
     xs.forEach((x, i) => {
       const tell = () => { this.told.textContent = text(i); };
@@ -93,7 +93,7 @@ class UnitPlot {
   }
 }
 
-// `act(i)`: a click on a point.
+// `act(i)` is called on a click on a point.
 function rocPlot(roc, label, act) {
   const plot = new UnitPlot(`ROC, ${label}`, "false positive rate", "sensitivity");
   plot.diagonal();
@@ -104,7 +104,7 @@ function rocPlot(roc, label, act) {
   return plot.element;
 }
 
-// `act(i)`: a click on a point.
+// `act(i)` is called on a click on a point.
 function calibrationPlot(found, label, act) {
   const plot = new UnitPlot(`Calibration, ${label}`, "mean predicted probability", "observed share");
   plot.diagonal();
@@ -113,7 +113,7 @@ function calibrationPlot(found, label, act) {
   return plot.element;
 }
 
-// Numbers that were said by the true ones; `act(i)`: a click on a case.
+// Predicted against true values; `act(i)` is called on a click on a case.
 function scatterPlot(cases, name, act) {
   const every = [...cases.truth, ...cases.predicted];
   const [low, high] = [Math.min(...every), Math.max(...every)];
@@ -125,8 +125,8 @@ function scatterPlot(cases, name, act) {
   return plot.element;
 }
 
-// Kaplan and Meier's curves of the groups of low and high risk; `test` says what the log-rank test
-// does, and `act(group)` is a click on a step.
+// Kaplan–Meier curves of the groups of low and high risk. `test` is the result of the log-rank test
+// as text; `act(group)` is called on a click on a step.
 function survivalPlot(groups, test, act) {
   const end = Math.max(...Object.values(groups).flatMap((group) => group.time));
   const plot = new UnitPlot("Survival by risk group", Object.values(groups)[0].unit, "survival", [0, end || 1]);
@@ -142,8 +142,8 @@ function survivalPlot(groups, test, act) {
   return plot.element;
 }
 
-// How many of each group are followed up to some times. Steps are at all times of a group, so that
-// the first step from a time on has its number.
+// Numbers at risk of each group at some times. Curves have a step at every time of the group, so
+// that the first step at or after a time gives the number.
 function atRiskTable(groups, times) {
   const count = ({ time, at_risk: left }, t) => left[time.findIndex((step) => step >= t)] ?? 0;
   const head = el("tr", {}, el("th", { scope: "col", text: "at risk" }), ...times.map((t) => el("th", { scope: "col", text: String(t) })));
@@ -151,7 +151,7 @@ function atRiskTable(groups, times) {
   return el("table", { class: "at-risk" }, el("thead", {}, head), el("tbody", {}, ...rows));
 }
 
-// Cases by how far their stain is from the middle one; `units`: how many there are in all.
+// Probability of the true class by stain distance; `units` is the number of all units.
 function stainPlot(cases, units, name, act) {
   const known = cases.stain_distance.map((_, i) => i).filter((i) => cases.stain_distance[i] !== null);
   if (!known.length) return null;
@@ -164,7 +164,7 @@ function stainPlot(cases, units, name, act) {
   return plot.element;
 }
 
-// Tiles on a plane in the color of a column; `tell(i)` on hover, `open(i)` on a click.
+// UMAP of tiles colored by a column; calls `tell(i)` on hover and `open(i)` on a click.
 function planePlot(found, by, tell, open) {
   const side = 520;
   const { x, y } = found;

@@ -1,12 +1,12 @@
 "use strict";
-// What one view of a slide shows: a cohort's slide, and the models whose answers are laid over it.
+// Content of one view: a slide of a cohort, and the models of its attention and probability layers.
 
-// A model of a tile task, which has no title of its own.
+// Adds a title to the name of a model of a tile task.
 function titledProbe(name) {
   return { name, title: `${name.replace("~", ": tiles by ")}` };
 }
 
-// A model's encoder, the second word of its name.
+// Encoder of a model, the second word of its name.
 function encoderOf(model) {
   return model.split("~")[1];
 }
@@ -19,25 +19,25 @@ class Side {
     this.probe = probe || data.tile_answers[0] || "";
   }
 
-  // A side that shows a model, and of the other kind of answer that of the same encoder.
+  // The side of a model; for the other layer (attention, probability), a model of the same encoder.
   static of(data, model) {
     const same = (names) => (names.includes(model) ? model : names.find((name) => encoderOf(name) === encoderOf(model)));
     return new Side(data, same(data.answers.map((a) => a.name)), same(data.tile_answers));
   }
 
-  // The models that a second view can show of a slide's data.
+  // The models of a slide that a second view can show.
   static models({ answers, tile_answers }) {
     return [...answers, ...tile_answers.map(titledProbe)];
   }
 
-  // What stands above a view where there are two.
+  // Caption of a view if there are two.
   caption(on) {
     const answer = this.data.answers.find((a) => a.name === this.answer);
     const shownModels = [on.has("attention") && answer?.title, on.has("probability") && this.probe && titledProbe(this.probe).title];
     return [this.data.cohort, ...shownModels.filter(Boolean)].join(" · ");
   }
 
-  // What is known of a tile by its number: name, words of the data, text of a row.
+  // Values of a tile: label, name of the data, and function (data, row) that formats the value.
   numbers() {
     const { cohort, slide } = this.data;
     const asked = [];
@@ -47,7 +47,7 @@ class Side {
     return asked;
   }
 
-  // The layers that there are: how each is loaded and drawn, and what is said of it.
+  // The available layers: how each is loaded and drawn, and its legend.
   specs() {
     const { tiles, data } = this;
     const { cohort, slide } = data;
@@ -83,7 +83,7 @@ class Side {
   }
 }
 
-// The scale of colors from `low` to `high`, and what the numbers are.
+// Legend of the color map from `low` to `high`, with the description of the values.
 function colorLegend(scale, [low, high], said) {
   const stops = scale.filter((_, i) => i % 8 === 0).concat(scale.slice(-1));
   const bar = el("div", { class: "colors", role: "img", "aria-label": `colors from ${shown(low)} to ${shown(high)}`, style: { background: `linear-gradient(to right, ${stops.join(",")})` } });

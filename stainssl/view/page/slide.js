@@ -1,7 +1,7 @@
 "use strict";
-// One slide: layers over its pixels, the tile that was clicked, and a second view in step.
+// The page of a slide: layers, the selected tile, and an optional synchronised second view.
 
-const STRIP = 12; // tiles of highest and of lowest attention
+const STRIP = 12; // tiles of highest and of lowest attention; as in export.py
 
 class SlideView {
   constructor(data, scale, query) {
@@ -54,7 +54,7 @@ class SlideView {
       el("p", { text: [sheet.patient_id && `patient ${sheet.patient_id}`, sheet.site && `site ${sheet.site}`].filter(Boolean).join(" · ") }));
   }
 
-  // Opens one view, or two where something is to stand beside the slide.
+  // Opens one view, or two if "side by side" is selected.
   async openPanes() {
     const at = this.panes.length ? Object.values(this.panes[0].where()) : this.start;
     for (const pane of this.panes) pane.viewer.destroy();
@@ -74,8 +74,8 @@ class SlideView {
     }
   }
 
-  // What the second view shows: a model of this cohort's, or `cohort/slide/model` of another cohort
-  // that holds the slide; null where nothing has that name.
+  // Content of the second view: another model of this cohort, or `cohort/slide/model` of another
+  // cohort with the same slide; null if `beside` is empty or unknown.
   async second() {
     if (!this.besideOptions().some((option) => option.name === this.beside)) this.beside = "";
     if (!this.beside) return null;
@@ -112,9 +112,9 @@ class SlideView {
     };
   }
 
-  // --- switches ---
+  // --- layers ---
 
-  // Name → layer, of the first view that has it.
+  // Name → layer, from the first view that has it.
   specs() {
     const found = new Map();
     for (const spec of this.sides.flatMap((side) => side.specs())) if (!found.has(spec.name)) found.set(spec.name, spec);
@@ -171,7 +171,7 @@ class SlideView {
     })];
   }
 
-  // Loads and draws what is switched on; an older call that is overtaken by a newer one ends.
+  // Loads and draws the selected layers; stops if a newer call has started.
   async redraw() {
     const turn = ++this.drawn;
     this.remember();
@@ -182,7 +182,7 @@ class SlideView {
 
   async redrawLayer(name, turn) {
     const notes = [];
-    let ends = null; // of the colors, which both views share
+    let ends = null; // of the color map, common to both views
     for (const [number, side] of this.sides.entries()) {
       const spec = this.on.has(name) ? side.specs().find((one) => one.name === name) : null;
       const found = spec ? await spec.load() : null;
@@ -214,7 +214,7 @@ class SlideView {
     if (!event.quick || !this.tiles) return;
     const item = pane.viewer.world.getItemAt(0);
     const point = item.viewerElementToImageCoordinates(event.position);
-    const scale = this.data.geometry.width / pane.geometry.width; // the other cohort's may be a scan of its own
+    const scale = this.data.geometry.width / pane.geometry.width; // another cohort may have a different scan
     const row = this.tiles.under(point.x * scale, point.y * scale);
     if (row >= 0) this.choose(this.tiles.tile[row], false);
   }
@@ -264,7 +264,7 @@ class SlideView {
     return `x ${um(x + left)}, y ${um(y + top)} µm; side ${um(side)} µm`;
   }
 
-  // The numbers of a tile; of a second view those of its own tile at that place.
+  // Adds the values of a tile, and those of the second view's tile at the same position.
   async numbersOf(row, facts) {
     const { tile, x, y, side } = this.tiles;
     for (const [number, one] of this.sides.entries()) {
@@ -308,7 +308,7 @@ class SlideView {
       el("img", { src: this.tilePicture(tile, cohort, slide), alt: "", loading: "lazy" }), el("span", { text: cosine }));
   }
 
-  // --- the strip ---
+  // --- tiles of highest and lowest attention ---
 
   async showStrip() {
     if (!this.answer || !this.tiles) return;
@@ -345,7 +345,7 @@ class SlideView {
   }
 }
 
-let current = null; // the view on the screen, for tests and the console
+let current = null; // the open SlideView; also used by tests
 
 async function showSlide(cohort, slide, query) {
   const [overview, data] = await Promise.all([stainssl.data("overview"), stainssl.data("slide", cohort, slide)]);

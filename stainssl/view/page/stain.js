@@ -1,9 +1,9 @@
 "use strict";
-// One tile under other stains, and the cosine of its vectors to the original's.
+// One tile under other stains, and the cosines of its embeddings to those of the original.
 
 const GROUPS = { site: "as stained at site", normalizer: "normalized to the mean of all slides by", target: "target of" };
 
-// From white at the cosine of other tissue to dark at 1, the original's own.
+// Cell colors: background from white at the median cosine to other tiles to dark at 1.
 function cosineColors(value, other) {
   const low = other ?? Math.min(value, 0.5);
   const share = Math.max(0, Math.min(1, (value - low) / (1 - low || 1)));
