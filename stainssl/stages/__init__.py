@@ -1,4 +1,4 @@
-"""The verbs' bodies, a module each; `run_stage` plans a verb's job and hands it over."""
+"""Implementation of the commands, one module per command; `run_stage` plans and runs a job."""
 
 from __future__ import annotations
 
@@ -11,12 +11,16 @@ from stainssl.plan.workflow import BUILDERS
 
 
 def run_stage(verb: str, config: Config, *names: Any, **options: Any) -> None:
-    """Plan the job of a verb and run its stage, which is handed that job and nothing else.
+    """Plan the job of a command and run it.
 
     Args:
         verb: a key of `stainssl.plan.workflow.BUILDERS`.
-        names: what the job is of, in the order of the function that plans it.
-        options: of the machine: `gpus` of `pretrain`, `processes` of `demo`.
+        config: the config.
+        names: arguments of the function that plans the job, such as cohort and part.
+        options: options that do not affect the result: `gpus` of `pretrain`, `processes` of `demo`.
+
+    Raises:
+        StainsslError: the job cannot be planned or run, or the disk is full.
     """
     run = import_module(f"stainssl.stages.{verb}").run
     with disk_faults_told(config.results):

@@ -1,4 +1,4 @@
-"""Attention of a slide as picture, strip of tiles and GeoJSON, for `predict` and `export`."""
+"""Write attention of slides as pictures and GeoJSON, for `predict` and `export`."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from stainssl.stores.atomic import replacing
 from stainssl.stores.pixels import Pixels, open_pixels
 from stainssl.stores.tiles import read_bounds, read_qc, read_tiles
 
-LONGEST_PX = 900  # side of the slide's picture
-STRIP = 8  # tiles of highest and of lowest attention
+LONGEST_PX = 900  # longer side of the slide's picture
+STRIP = 8  # tiles with the highest attention, and as many with the lowest
 log = logging.getLogger(__name__)
 
 
@@ -37,15 +37,19 @@ def write_attention(
     title: str,
     pictures: bool,
 ) -> None:
-    """Write `{slide}.geojson`, `{slide}.png` and `{slide}-tiles.png` for every slide of a cohort.
+    """Write `{slide}.geojson`, `{slide}.png` and `{slide}-tiles.png` for each slide with attention.
 
-    A slide that cannot be opened any more costs its picture only; so do pixels that are not there.
+    If a slide can no longer be opened, `{slide}.png` is left out, with a warning. If there are no
+    stored pixels, `{slide}-tiles.png` is left out.
 
     Args:
-        attention: `slide_id`, `tile`, `x`, `y`, `attention` (percentile rank in its slide).
-        folder: made where it does not exist.
-        title: task and head, for the pictures.
-        pictures: whether to draw them; a second a slide, most of it matplotlib's.
+        config: the config.
+        cohort: name of the cohort.
+        attention: `slide_id`, `tile`, `x`, `y` (level-0 px), `attention` (percentile rank within
+            the slide).
+        folder: output folder; created if necessary.
+        title: task and head, shown in the pictures.
+        pictures: whether to draw the pictures, which takes about one second per slide.
     """
     folder.mkdir(parents=True, exist_ok=True)
     paths = config.paths
@@ -121,7 +125,7 @@ def _overlay(
 def _overview(
     config: Config, cohort: str, path: Path, sheet_mpp: float, identity: Identity | None
 ) -> tuple[np.ndarray, tuple[int, int], float]:
-    """A slide's picture (h, w, 3) uint8, its corner in level-0 px, and level-0 px in its px."""
+    """Thumbnail (h, w, 3) uint8, its upper left corner (level-0 px) and its downsample."""
     is_patches = config.cohorts[cohort].kind == "patches"
     with open_slide(path, "patches" if is_patches else config.slides.reader) as slide:
         if identity is not None:
@@ -144,7 +148,7 @@ def _strip(pixels: Pixels, found: pd.DataFrame, title: str) -> Figure:
 
 
 def _images(pixels: Pixels, rows: pd.DataFrame) -> np.ndarray:
-    # (k, H, W, 3) uint8: the tiles of one slide, in the order of the rows.
+    # (k, H, W, 3) uint8 tiles of one slide, in the order of the rows.
     slide = pixels.slide_id.index(rows["slide_id"].iloc[0])
     here = np.flatnonzero(pixels.slide == slide)
     place = pd.Series(here, index=pixels.tile[here])

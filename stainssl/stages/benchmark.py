@@ -1,4 +1,4 @@
-"""`benchmark`: what probes, heads and robustness gave → one table and its figures."""
+"""`benchmark`: collect the results of probes, heads and robustness in one table with figures."""
 
 from __future__ import annotations
 
@@ -49,11 +49,11 @@ log = logging.getLogger(__name__)
 def run(job: BenchmarkJob) -> None:
     """Write the tables and figures of a benchmark.
 
-    `table.csv|md|tex|html`, `comparisons.csv`, `robustness.json`, and `figures/`: those of
-    `_figures` that have something to show, as PNG.
+    The files are `table.csv|md|tex|html`, `comparisons.csv`, `robustness.json`, and in `figures/`
+    the applicable figures as PNG.
 
     Raises:
-        StainsslError: an answer is missing, or the benchmark has no slide task's head.
+        StainsslError: a result is missing, or all tasks need a head and the benchmark has none.
     """
     encoders, files = list(job.runs), job.files
     answers = list(_answers(job))
@@ -86,10 +86,10 @@ def run(job: BenchmarkJob) -> None:
 def _figures(
     job: BenchmarkJob, long: pd.DataFrame, answers: list[Answer], shown: list[str]
 ) -> dict[str, Figure | str]:
-    """File name → figure, or why there is none.
+    """Draw the figures (file name → figure, or the reason why there is none).
 
     Args:
-        shown: encoders and what stands beside them.
+        shown: names of the encoders and baselines in the forest plot.
     """
     encoders = list(job.runs)
     return {
@@ -111,9 +111,10 @@ def _pages(
     markdown: str,
     others: list[tuple[str, Published]],
 ) -> dict[str, str]:
-    """File name → the table in each format: figures, published ones, then by site.
+    """Format the table (file name → text): results, published results, results by site.
 
-    `markdown` is of the first two.
+    Args:
+        markdown: the first two in Markdown.
     """
     tex = table_formats.to_latex(grid) + published.to_latex(others, table_formats.tex)
     below = published.to_html(others)
@@ -126,7 +127,7 @@ def _pages(
 
 
 def _questions(job: BenchmarkJob) -> Iterator[tuple[str, str, str]]:
-    """(task, release, label) of every task that asks a release."""
+    """(task, release, label) of each task and each of its cohorts that is a release."""
     for name, task in job.tasks.items():
         for cohort in task.cohorts:
             if task.label and (release := job.releases.get(cohort)):
@@ -170,7 +171,7 @@ def _answers(job: BenchmarkJob) -> Iterator[Answer]:
 def _external_answer(
     job: BenchmarkJob, task: str, cohort: str, who: tuple[str, str, str], folder: Path
 ) -> Answer:
-    """A task's answer on a cohort that none of its models was trained on, as a task of its own.
+    """Results of a task's models on an external cohort, as a separate task.
 
     Args:
         who: encoder, run and head.
@@ -186,9 +187,10 @@ def _external_answer(
 
 
 def _baselines(job: BenchmarkJob, task: str, answers: list[Answer]) -> Iterator[Answer]:
-    """What the sheet's columns alone say of a task, as far as it has them.
+    """Results of a task's baselines, on the units for which all `answers` have a prediction.
 
-    They are judged on what all of the task's `answers` were judged on.
+    The baselines use the sheet's columns of site and scanner, or the clinical columns, if these
+    columns vary, and for some kinds of label no column (such as `mean of training`).
     """
     spec = job.tasks[task]
     answered = [answer.predictions for answer in answers if answer.task == task]
@@ -206,19 +208,19 @@ def _baselines(job: BenchmarkJob, task: str, answers: list[Answer]) -> Iterator[
         predictions = baseline.predict(units, columns, folds, job.seed, labels)
         predictions = baselines.same_rows(predictions, answered, spec.level)
         metrics = evaluate(predictions, spec.level, job.seed)
-        if name == baselines.SITE:  # within one site it says the same of everybody
+        if name == baselines.SITE:  # constant within a site
             metrics = metrics[metrics["group"] == "all"]
         yield Answer(task, spec.level, name, name, baselines.HEAD, metrics, predictions)
 
 
 def _clinical(job: BenchmarkJob, columns: list[Answer]) -> list[Answer]:
-    """What clinical columns alone say of the tasks that ask what a slide adds to them."""
+    """Clinical baselines (among the baselines `columns`) of the tasks with `fusion`."""
     asking = [name for name, task in job.tasks.items() if task.fusion != "none"]
     return [a for a in columns if a.encoder == baselines.CLINICAL and a.task in asking]
 
 
 def _fused(job: BenchmarkJob, answers: list[Answer], columns: list[Answer]) -> Iterator[Answer]:
-    """Each answer of those tasks together with their clinical columns."""
+    """Results of encoders combined with clinical columns, for the tasks with `fusion`."""
     for known in _clinical(job, columns):
         for answer in answers:
             if answer.task == known.task:
@@ -229,7 +231,7 @@ def _fused(job: BenchmarkJob, answers: list[Answer], columns: list[Answer]) -> I
 
 
 def _together(job: BenchmarkJob, answer: Answer, known: Answer) -> pd.DataFrame:
-    """What slides and clinical columns say together: one head, or two answers pooled."""
+    """Combined predictions: of a gated head, or pooled from slides and clinical columns (late)."""
     if job.tasks[answer.task].fusion == "late":
         return fusion.late(answer.predictions, known.predictions, answer.level)
     folder = job.answers[answer.task, answer.run, answer.head] / fusion.FOLDER
@@ -237,7 +239,7 @@ def _together(job: BenchmarkJob, answer: Answer, known: Answer) -> pd.DataFrame:
 
 
 def _notes(job: BenchmarkJob, compared: pd.DataFrame) -> list[str]:
-    """What stands below the table of these tasks and encoders."""
+    """Notes below the table, on tasks and encoders."""
     of_tasks = [note for name, task in job.tasks.items() for note in labels_of(task).notes(name)]
     clinical = side_name(baselines.CLINICAL, baselines.HEAD)
     added = fusion.added_notes(compared, clinical)
@@ -247,7 +249,7 @@ def _notes(job: BenchmarkJob, compared: pd.DataFrame) -> list[str]:
 
 
 def _units(job: BenchmarkJob, task: Task) -> pd.DataFrame:
-    """A row per labelled tile, slide or patient of a task, with the sheet's columns."""
+    """One row per labelled tile, slide or patient of a task, with the sheet's columns."""
     if task.level == "tile":
         return pd.concat(_labelled_tiles(job, task), ignore_index=True)
     slides = pd.concat([job.rows[name] for name in task.cohorts], ignore_index=True)
@@ -277,14 +279,14 @@ def _read_metrics(path: Path) -> pd.DataFrame:
 
 
 def _cohort_patients(job: BenchmarkJob, task: Task) -> pd.DataFrame:
-    # `cohort` and `patient_id` of everybody in the task's sheets.
+    # `cohort` and `patient_id` of all patients in the task's sheets.
     sheets = [job.rows[name][["patient_id"]].assign(cohort=name) for name in task.cohorts]
     return pd.concat(sheets).drop_duplicates()
 
 
 def _seen(job: BenchmarkJob, run: str, tested: pd.DataFrame) -> int:
-    # How many test patients pretraining saw, in whatever cohort; given weights leave no list, and
-    # none is counted.
+    # Number of test patients seen in pretraining, in any cohort; 0 for pretrained weights from
+    # elsewhere, whose patients are unknown.
     if run not in job.seen or not job.seen[run].exists():
         return 0
     seen = pd.read_csv(job.seen[run], dtype={"patient_id": str}, keep_default_na=False)
@@ -304,14 +306,14 @@ def _robustness(job: BenchmarkJob) -> Iterator[Robustness]:
             folder = job.robustness[run]
             metrics = _read_metrics(folder / "metrics.csv")
             metrics = metrics[metrics["task"].isin(tasks)]
-            if metrics.empty:  # its tiles told no two stainings
+            if metrics.empty:  # not measurable on the tiles of these tasks
                 continue
             confounded = read_table(folder / "confounded.parquet", "predictions")
             yield Robustness(key, run, metrics, confounded[confounded["task"].isin(tasks)])
 
 
 def _few_shots(job: BenchmarkJob, task: str) -> dict[str, pd.DataFrame]:
-    """Encoder → its few-shot rows of a probed task, seeds together; empty for other tasks."""
+    """Few-shot results of a probed task over all seeds (encoder → rows); empty for other tasks."""
     if job.tasks[task].level != "tile" or job.tasks[task].is_fine_tuned:
         return {}
     found = {}
@@ -322,7 +324,10 @@ def _few_shots(job: BenchmarkJob, task: str) -> dict[str, pd.DataFrame]:
 
 
 def _planes(job: BenchmarkJob) -> dict[str, dict[str, pd.DataFrame]]:
-    """Task → encoder → `x`, `y`, `site` and `label` of some tiles, its first seed's."""
+    """UMAP of sampled tiles (task → encoder → rows with `x`, `y`, `site`, `label`).
+
+    Of an encoder with several seeds, the first is used.
+    """
     tasks = _tile_tasks(job)
     planes: dict[str, dict[str, pd.DataFrame]] = {}
     for key, runs in job.runs.items():
@@ -336,7 +341,7 @@ def _planes(job: BenchmarkJob) -> dict[str, dict[str, pd.DataFrame]]:
 
 
 def _curves(answers: list[Answer], seed: int) -> dict[str, dict[str, tuple[str, pd.DataFrame]]]:
-    """Panel → legend label → (encoder, ROC curve) of the tasks of two classes."""
+    """ROC curves of the tasks with two classes (panel → legend label → (encoder, curve))."""
     curves: dict[str, dict[str, tuple[str, pd.DataFrame]]] = {}
     for answer in answers:
         scored = answer.scored
@@ -352,7 +357,10 @@ def _curves(answers: list[Answer], seed: int) -> dict[str, dict[str, tuple[str, 
 
 
 def _calibrations(answers: list[Answer]) -> dict[str, dict[str, figures.Answers]]:
-    """Panel → legend label → answers on the units of the tasks of two classes."""
+    """Calibration data of the tasks with two classes (panel → legend label → data).
+
+    The data are the encoder, (N,) bool (whether positive) and (N,) probabilities.
+    """
     found: dict[str, dict[str, figures.Answers]] = {}
     for answer in answers:
         scored = answer.scored
@@ -365,7 +373,10 @@ def _calibrations(answers: list[Answer]) -> dict[str, dict[str, figures.Answers]
 
 
 def _scatters(answers: list[Answer]) -> dict[str, dict[str, figures.Numbers]]:
-    """Task → answer → numbers of its units, of the tasks whose label is a number."""
+    """Scatter plot data of the regression tasks (task → legend label → data).
+
+    The data are the encoder, (N,) true values and (N,) predicted values.
+    """
     found: dict[str, dict[str, figures.Numbers]] = {}
     for answer in answers:
         scored = answer.scored
@@ -382,7 +393,7 @@ def _scatters(answers: list[Answer]) -> dict[str, dict[str, figures.Numbers]]:
 
 
 def _risk_groups(job: BenchmarkJob, answers: list[Answer]) -> dict[str, RiskGroups]:
-    """Title → the groups of risk of an answer's units, of the tasks of kind survival."""
+    """Risk groups for each result of the survival tasks (title → groups)."""
     found = {}
     for answer in answers:
         scored = answer.scored

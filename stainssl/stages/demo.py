@@ -1,4 +1,4 @@
-"""`stainssl demo`: seed → slides, sheet and truth of the synthetic cohort."""
+"""`stainssl demo`: render the synthetic cohort (slides, sheet and ground truth) from a seed."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ from stainssl.plan.slides import DemoJob
 
 
 def run(job: DemoJob, processes: int = 1) -> None:
-    """Make the synthetic cohort.
+    """Write the synthetic cohort.
 
     Args:
-        processes: slides rendered at the same time.
+        job: folder and settings.
+        processes: number of slides rendered in parallel.
     """
     from stainssl.demo import make
 

@@ -1,4 +1,4 @@
-"""`embed`: the pixels of a part and an encoder → its embeddings."""
+"""`embed`: compute the embeddings of a part's tiles with one or several encoders."""
 
 from __future__ import annotations
 
@@ -32,13 +32,14 @@ log = logging.getLogger(__name__)
 
 
 def run(job: EmbedJob) -> None:
-    """Embed one part, import what an encoder's `features` hold, or pool `vectors` by slide.
+    """Write the embeddings of a part, one store per encoder.
 
-    Several encoders are embedded in one reading of the part: its tiles are decoded once. Where
-    they do not fit in the device's memory together, each reads the part.
+    Embeddings are imported for encoders with `features`, computed from tile embeddings by slide
+    encoders (`vectors`), and otherwise computed from the stored tiles. The tiles are decoded once
+    for all encoders, or once per encoder if these do not fit in the device's memory together.
 
     Raises:
-        StainsslError: an input is missing or not whole, or an encoder cannot be loaded.
+        StainsslError: an input is missing or incomplete, or an encoder cannot be loaded.
     """
     for name, source in job.sources.items():
         if source.features:
@@ -59,7 +60,7 @@ def _embed_together(job: EmbedJob, names: list[str]) -> None:
                 f" {first_line(error)} Use a device with more memory, or a smaller network."
             ) from error
         log.warning("%d encoders do not fit in memory at once: %s", len(names), error)
-    for name in names:  # here, where the error no longer holds what it failed with
+    for name in names:  # outside of `except`, so that the tensors in the traceback are freed
         _embed_together(job, [name])
 
 
@@ -92,7 +93,7 @@ def _embed(job: EmbedJob, names: list[str]) -> None:
 
 
 def load_source(source: Source, device: torch.device | str) -> LoadedEncoder:
-    """An encoder of the config, with what its tiles are normalized to.
+    """Load an encoder of the config, with the stain profile to which it normalizes tiles, if any.
 
     Raises:
         StainsslError: see `load` and `standard`.
@@ -109,9 +110,10 @@ def load_source(source: Source, device: torch.device | str) -> LoadedEncoder:
 def _apart(
     blocks: Iterator[list[HalfVectors]], count: int, folder: Path
 ) -> list[Iterator[HalfVectors]]:
-    """The blocks of each of `count` encoders; the first is to be read to its end before the others.
+    """Split blocks of `count` encoders into one iterator per encoder.
 
-    What the others get meanwhile lies in a temporary file in `folder`.
+    The first iterator must be exhausted before the others are used: the blocks of the others are
+    written to a temporary file in `folder` meanwhile.
     """
     spool = Spool(folder)
     kept: list[list[HalfVectors | Kept]] = [[] for _ in range(count - 1)]
@@ -146,7 +148,7 @@ def _settings(
 
 
 def _places(pixels: Pixels, tiles: pd.DataFrame, part: str) -> pd.DataFrame:
-    """A row per tile of the pixels, in their order, with `x` and `y` (level-0 px)."""
+    """Positions of the stored tiles: one row per tile, in order, with `x` and `y` (level-0 px)."""
     keys = pd.DataFrame(
         {"slide_id": np.asarray(pixels.slide_id, dtype=object)[pixels.slide], "tile": pixels.tile}
     )
@@ -161,7 +163,7 @@ def _places(pixels: Pixels, tiles: pd.DataFrame, part: str) -> pd.DataFrame:
 
 
 def _counted(blocks: Iterator[HalfVectors], total: int, part: str) -> Iterator[HalfVectors]:
-    """The blocks as they are; says how far it is every ten seconds, and how many rows are bad."""
+    """Yield the blocks; log progress every ten seconds and the number of missing embeddings."""
     done = bad = 0
     said = time.monotonic()
     for block in blocks:

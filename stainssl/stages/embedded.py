@@ -1,4 +1,4 @@
-"""`stainssl cohort embedded`: how many tiles of each slide of a cohort have a vector."""
+"""`stainssl cohort embedded`: count the tiles of each slide that have an embedding."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ log = logging.getLogger(__name__)
 
 
 def run(job: EmbeddedJob) -> None:
-    """Write a row per slide: `tiles` that were kept, `vectors`, and `lost`, their difference.
+    """Write one row per slide: kept `tiles`, `vectors` (embeddings), and the difference `lost`.
 
-    A tile is lost where it could not be read or decoded, where its vector does not fit float16,
-    and with its slide where that broke after it was tiled.
+    A tile is lost if it could not be read or decoded, if its embedding overflows float16, or if
+    its slide could no longer be read after tiling.
     """
     counts = pd.concat([_counts(job, part) for part in job.embeddings])
     slides = job.rows.merge(counts, on="slide_id", how="left", validate="one_to_one")
@@ -33,12 +33,12 @@ def run(job: EmbeddedJob) -> None:
 
 
 def _counts(job: EmbeddedJob, part: str) -> pd.DataFrame:
-    """`slide_id`, `tiles` and `vectors` of a part's slides that have any tile."""
+    """`slide_id`, `tiles` and `vectors` of the slides of a part that have tiles."""
     store = open_embeddings(job.embeddings[part])
     rows = {slide: store.valid[store.rows(slide)] for slide in store.slide_id}
     vectors = pd.Series({slide: int(valid.sum()) for slide, valid in rows.items()}, dtype=int)
     tiles = pd.Series({slide: len(valid) for slide, valid in rows.items()}, dtype=int)
-    if part in job.tiles:  # imported features come without our tiles
+    if part in job.tiles:  # not for imported features, which are not of our tiles
         table = read_tiles(job.tiles[part])
         tiles = table[table["kept"]].groupby("slide_id").size()
     return pd.DataFrame({"tiles": tiles, "vectors": vectors}).rename_axis("slide_id").reset_index()

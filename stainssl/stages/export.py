@@ -1,4 +1,4 @@
-"""`export`: the embeddings of a cohort, or a task's attention, as files of another tool."""
+"""`export`: write the embeddings of a cohort, or attention, in the format of another tool."""
 
 from __future__ import annotations
 
@@ -38,14 +38,23 @@ def run(
     head: str | None = None,
     pictures: bool = True,
 ) -> None:
-    """Write every embedded slide of a cohort under `out` as the tool `to` reads it.
+    """Write the embeddings of a cohort in the format of another tool.
 
-    To `qupath` go the attention of a task and head: GeoJSON, and pictures beside it. Tiles without
-    a vector are left out: no tool can represent them.
+    For `qupath`, the attention of a task and head is written as GeoJSON, with pictures. Tiles
+    without an embedding are left out, since no format can represent them.
+
+    Args:
+        config: the config.
+        to: the tool: one of `FORMATS`, or `qupath`.
+        cohort: name of the cohort.
+        encoder: name of the encoder's run.
+        out: output folder.
+        task, head: whose attention is written; only used for `qupath`.
+        pictures: whether to draw pictures of attention.
 
     Raises:
-        StainsslError: an unknown tool, no task and head for `qupath`, an input is missing, or the
-            disk is full.
+        StainsslError: the tool is unknown, task or head is not given for `qupath`, an input is
+            missing, or the disk is full.
     """
     if to not in (*FORMATS, QUPATH):
         raise StainsslError(f"--to: unknown tool {to!r}{nearest(to, [*FORMATS, QUPATH])}")
@@ -65,7 +74,7 @@ def _to_folder(config: Config, to: str, cohort: str, encoder: str, out: Path) ->
     sheet = read_sheet(config, cohort)
     columns = [c for c in sheet if c not in (*COLUMNS, PART)]
     sheet = sheet[["slide_id", "patient_id", *columns]]
-    own = sheet["patient_id"].str.removeprefix(f"{cohort}{OF_COHORT}")  # as the sheet has them
+    own = sheet["patient_id"].str.removeprefix(f"{cohort}{OF_COHORT}")  # as in the sheet's file
     sheet = sheet.assign(patient_id=own)
     tool.write_tables(out, tables_of(sheet, list(tiles), _labels(config, cohort)))
     log.info("%d slides, %d tiles for %s: %s", len(tiles), sum(tiles.values()), to, out)
@@ -74,7 +83,7 @@ def _to_folder(config: Config, to: str, cohort: str, encoder: str, out: Path) ->
 
 
 def _labels(config: Config, cohort: str) -> dict[str, Labels]:
-    """Column → how the first task that asks a cohort for it reads it."""
+    """How labels are read (column → labels), by the first slide or patient task that uses each."""
     asked = [t for t in config.questions().values() if cohort in (*t.cohorts, *t.external)]
     tasks = [task for task in reversed(asked) if task.label and task.level != "tile"]
     return {task.label: labels_of(task) for task in tasks}

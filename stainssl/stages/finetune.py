@@ -1,4 +1,4 @@
-"""`finetune`: pixels, tile labels and folds → answers of a network that is trained on them."""
+"""`finetune`: train an encoder's network on the tile labels of a task, and predict test tiles."""
 
 from __future__ import annotations
 
@@ -49,22 +49,21 @@ from stainssl.stores.atomic import replacing
 from stainssl.stores.pixels import Pixels, open_pixels
 from stainssl.stores.tables import write_table
 
-KEPT = ".safetensors"  # files that a killed training goes on from
-NORMALIZER = "macenko"  # by which tiles are stained anew for `consistency`
+KEPT = ".safetensors"  # suffix of the files from which an interrupted training resumes
+NORMALIZER = "macenko"  # re-stains tiles for `consistency`
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class LabelledTiles:
-    """The tiles of a task with a known label.
+    """The n labelled tiles of a task.
 
     Attributes:
-        stores: their pixels.
-        tiles: all tiles of these, numbered through.
-        table: a row per tile with a known label: `number`, `patient_id`, `slide_id`, `tile`,
-            `site`.
-        y: its class, an index into `classes`.
-        classes: class words.
+        stores: stores of the pixels.
+        tiles: all tiles of these stores, including unlabelled ones, numbered consecutively.
+        table: n rows: `number` (in `tiles`), `patient_id`, `slide_id`, `tile`, `site`.
+        y: (n,) int64 class index.
+        classes: names of the classes.
     """
 
     stores: list[Pixels]
@@ -74,19 +73,19 @@ class LabelledTiles:
     classes: tuple[str, ...]
 
     def subset(self, patients: set[str]) -> TileSubset:
-        """The tiles of some patients."""
+        """The labelled tiles of some patients."""
         rows = self.table["patient_id"].isin(patients).to_numpy()
         return TileSubset(self.table["number"].to_numpy()[rows], self.y[rows])
 
 
 @dataclass(frozen=True)
 class FoldAnswer:
-    """What one fold's network says.
+    """Predictions of one fold's network.
 
     Attributes:
         p: (m, K) class probabilities of the test tiles that can be decoded.
-        readable: (n,) which of the test tiles these are.
-        cuts: thresholds that validation tiles chose, by column of the predictions.
+        readable: (n,) bool, which of the n test tiles these are.
+        cuts: thresholds chosen on validation tiles (column of the predictions → threshold).
     """
 
     p: np.ndarray
@@ -94,26 +93,26 @@ class FoldAnswer:
     cuts: dict[str, float]
 
     def save(self, path: Path) -> None:
-        """Write it, so that a killed job need not train this fold again."""
+        """Write the predictions, so that an interrupted job does not train this fold again."""
         values = {"p": torch.from_numpy(self.p), "readable": torch.from_numpy(self.readable)}
         with replacing(path) as made:
             save_file(values, made, {"cuts": json.dumps(self.cuts)})
 
     @staticmethod
     def load(path: Path) -> FoldAnswer:
-        """What `save` wrote."""
+        """Read a file written by `save`."""
         with safe_open(path, "np") as file:
             cuts = json.loads(file.metadata()["cuts"])
             return FoldAnswer(file.get_tensor("p"), file.get_tensor("readable"), cuts)
 
 
 def run(job: FinetuneJob) -> None:
-    """Answer a tile task by a network that every fold trains on its training patients' tiles.
+    """Fine-tune a network in each fold of a tile task and evaluate it on the test tiles.
 
     Writes the folder `fine-tune/`: `predictions.parquet` (test tiles) and `metrics.csv`.
 
     Raises:
-        StainsslError: the labels cannot be trained on, or the network cannot be loaded.
+        StainsslError: the labels are not suitable for training, or the network cannot be loaded.
     """
     device = pick()
     try:
@@ -128,7 +127,7 @@ def run(job: FinetuneJob) -> None:
 
 
 def _write(job: FinetuneJob, predictions: pd.DataFrame) -> None:
-    """Write the answer's folder."""
+    """Write the output folder."""
     settings = {"task": job.task, "encoder": job.encoder, "seed": job.seed}
     with replacing(job.output) as folder:
         folder.mkdir()
@@ -137,10 +136,10 @@ def _write(job: FinetuneJob, predictions: pd.DataFrame) -> None:
 
 
 def _labelled_tiles(job: FinetuneJob) -> LabelledTiles:
-    """Open the pixels and find the labels of their tiles.
+    """Open the stored pixels and read the labels of their tiles.
 
     Raises:
-        StainsslError: no tile has a known one.
+        StainsslError: no tile has a known label.
     """
     stores = [open_pixels(path) for path in job.pixels.values()]
     first = np.cumsum([0, *map(len, stores)])
@@ -161,7 +160,7 @@ def _labelled_tiles(job: FinetuneJob) -> LabelledTiles:
 
 
 def _block(job: FinetuneJob, cohort: str, part: str, store: Pixels, first: int) -> pd.DataFrame:
-    """The labelled tiles of a part, whose first tile has the number `first`."""
+    """Table of the labelled tiles of a part; `first` is the number of its first tile."""
     slide = np.asarray(store.slide_id, dtype=object)[store.slide]
     number = np.arange(first, first + len(store))
     rows = pd.DataFrame({"slide_id": slide, "tile": store.tile, "number": number})
@@ -185,7 +184,7 @@ def _tell_absent(labelled: LabelledTiles, patients: set[str]) -> None:
 def _answers(
     job: FinetuneJob, labelled: LabelledTiles, folds: pd.DataFrame, device: str
 ) -> pd.DataFrame:
-    """The predictions of every fold's test tiles.
+    """Predictions of the test tiles of all folds.
 
     Raises:
         StainsslError: a fold cannot be trained, or no test tile is labelled.
@@ -213,7 +212,7 @@ def _answer(
     job: FinetuneJob, labelled: LabelledTiles, place: tuple[int, int], role: dict[str, set[str]],
     device: str,
 ) -> FoldAnswer:  # fmt: skip
-    """Train one fold's network and ask it, or take what was kept of it."""
+    """Train one fold's network and predict its test tiles, or load saved predictions."""
     train, val, test = (labelled.subset(role[name]) for name in ("train", "val", "test"))
     if not len(val.tile):
         log.warning("no validation tiles: all epochs are trained, and no threshold is chosen")
@@ -248,10 +247,11 @@ def _answer(
 def _network(
     job: FinetuneJob, labelled: LabelledTiles, train: TileSubset, encoder: LoadedEncoder, seed: int
 ) -> TileClassifier:
-    """The encoder's network, that which is to be trained of it, with a new linear layer.
+    """The encoder's network with a new linear layer, parts of it frozen as the config says.
 
     Raises:
-        StainsslError: one class only in training, or the encoder cannot be tuned so.
+        StainsslError: the training tiles have only one class, or the settings do not suit the
+            encoder.
     """
     trained = np.unique(train.y).tolist()
     if len(trained) < 2:
@@ -265,7 +265,7 @@ def _network(
             " fine_tune.consistency changes: leave consistency out."
         )
     model = encoder.model.requires_grad_(True)
-    # A pooling around timm's network lies behind its last block, and is trained with that.
+    # A pooling around timm's network follows its last block and is trained with it.
     has_pooling = isinstance(model, Pooled) and job.tuning.last_blocks is not None
     inner: Any = model.model if has_pooling else model
     freeze(inner, job.tuning, encoder.input_size, seed)
@@ -284,7 +284,7 @@ def _mark(
     encoder: LoadedEncoder,
     seed: int,
 ) -> str:
-    """A hash of all that decides a fold's answer; of test tiles which they are, not their class."""
+    """Hash of everything that affects a fold's predictions; not the classes of its test tiles."""
     train, val, test = parts
     found = hashlib.sha256()
     for values in (train.tile, train.y, val.tile, val.y, test.tile):
@@ -315,7 +315,7 @@ def _settings(job: FinetuneJob) -> TuneSettings:
 
 
 def _views(job: FinetuneJob, labelled: LabelledTiles, seed: int) -> ViewMaker:
-    """What the network is shown of a batch; two stainings where it is to answer them alike."""
+    """How views of a batch are made: one view, or with `consistency` two stainings of each tile."""
     views = ViewSettings(
         size_px=labelled.tiles.size_px,
         color=job.tuning.color,

@@ -1,4 +1,4 @@
-"""`folds`: the sheets of a task → its training, validation and test patients."""
+"""`folds`: divide the patients of a task into training, validation and test folds."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ log = logging.getLogger(__name__)
 
 
 def run(job: FoldsJob) -> None:
-    """Write `folds.csv` of a task: the same sheets and seed give the same bytes.
+    """Write `folds.csv` of a task; the same sheets and seed give the same file.
 
     Raises:
-        StainsslError: the sheets do not carry the split, naming the task.
+        StainsslError: the split is not possible with these sheets.
     """
     try:
         patients, folds = job.label.folds(job.rows, job.level, job.split, job.seed)

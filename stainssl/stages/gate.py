@@ -1,4 +1,4 @@
-"""`stainssl cohort gate`: whether too many of a cohort's slides are bad."""
+"""`stainssl cohort gate`: fail if too many slides of a cohort are bad."""
 
 from __future__ import annotations
 
@@ -13,25 +13,26 @@ from stainssl.plan.slides import GateJob
 from stainssl.stages.statuses import status_counts
 from stainssl.stores.atomic import write_text
 
-MAX_LISTED = 20  # bad slides that a message lists; the file has all
+MAX_LISTED = 20  # bad slides listed in the message; the table has all
 
 
 def allowed_bad(slides: int, max_share: float) -> int:
-    """How many of so many slides may be bad: the share, rounded up, and below 1 never all of them.
+    """Number of slides that may be bad: `max_share` of them, rounded up.
 
-    Rounded up, since a share below one slide would stop a small cohort at its first bad one.
+    If `max_share` is below 1, this is never all of them. It is rounded up because otherwise a small
+    cohort would fail at its first bad slide.
     """
     most = slides if max_share >= 1 else max(slides - 1, 0)
     return min(math.ceil(max_share * slides - 1e-9), most)
 
 
 def too_many_bad(slides: pd.DataFrame, max_share: float, table: Path) -> str:
-    """A message where more slides are bad than `allowed_bad`; else empty.
+    """Error message if more slides are bad than `allowed_bad`; otherwise empty.
 
     Args:
-        slides: a row per slide: `slide_id`, `status`, `detail`.
+        slides: one row per slide: `slide_id`, `status`, `detail`.
         max_share: 0 to 1.
-        table: the file that says what happened to each slide.
+        table: file with the status of each slide, named in the message.
     """
     bad = slides[slides["status"] != Status.OK.value]
     allowed = allowed_bad(len(slides), max_share)
@@ -52,10 +53,11 @@ def too_many_bad(slides: pd.DataFrame, max_share: float, table: Path) -> str:
 
 
 def run(job: GateJob) -> None:
-    """Write that the cohort passed, and by how much.
+    """Write `gate.json` with the numbers of `slides`, `bad` and `allowed` ones.
 
     Raises:
-        StainsslError: more of the cohort's slides are bad than `slides.max_bad_slides` allows.
+        StainsslError: more slides are bad than `slides.max_bad_slides` allows, or the table of
+            slides is missing.
     """
     try:
         columns = ["slide_id", "status", "detail"]

@@ -1,4 +1,4 @@
-"""`import`: feature files of CLAM or TRIDENT → the embeddings of a part."""
+"""`import`: write the embeddings of a part from feature files of CLAM or TRIDENT."""
 
 from __future__ import annotations
 
@@ -17,17 +17,20 @@ log = logging.getLogger(__name__)
 
 
 def run(text: str, slides: list[str], encoder: str, path: Path) -> None:
-    """Write the embeddings of some slides from an encoder's feature files.
+    """Write the embeddings of some slides from feature files.
 
-    A slide without a file, or with one that is not whole, costs that slide; where no slide of a
-    part has any, the store is empty.
+    Slides without a file, or with a damaged one, are left out with a warning. If no slide has a
+    file, the store is empty.
 
     Args:
         text: `clam:FOLDER` or `trident:FOLDER`.
-        path: of the store.
+        slides: names of the slides.
+        encoder: name of the encoder, recorded in the store.
+        path: output store.
 
     Raises:
-        StainsslError: the folder does not exist, or slides differ in width.
+        StainsslError: the folder does not exist, or the dimension of the features differs between
+            slides.
     """
     tool, folder = source(text)
     found = dict(_found(slides, tool, folder))
@@ -70,7 +73,7 @@ def _write(path: Path, found: dict[str, Features], settings: dict[str, str]) -> 
 
 
 def _half(slide: str, one: Features) -> np.ndarray:
-    """(N, D) float16; a vector that does not fit is NaN, as in `embed`."""
+    """Convert to (N, D) float16; embeddings that overflow become NaN, as in `embed`."""
     with np.errstate(over="ignore"):
         half = one.features.astype(np.float16)
     bad = np.logical_not(np.isfinite(half).all(axis=1))

@@ -1,4 +1,4 @@
-"""`stainssl label`: tiles and annotations (or a sheet of patches) of a part → tile labels."""
+"""`stainssl label`: label the tiles of a part from annotations, or from the sheet of patches."""
 
 from __future__ import annotations
 
@@ -21,13 +21,14 @@ log = logging.getLogger(__name__)
 
 
 def from_sheet(values: pd.Series) -> pd.Series:
-    """A sheet's column as labels: float32 with NaN for empty where all are numbers, else str.
+    """Convert a column of the sheet to labels.
 
     Args:
-        values: str, empty where unknown.
+        values: str, empty if unknown.
 
     Returns:
-        The same rows; a class's name stays, and None is unknown among names.
+        The same rows: float32 with NaN for unknown if all known values are numbers, otherwise
+        class names with None for unknown.
     """
     known = values.replace("", None)
     numbers = pd.to_numeric(known, errors="coerce")
@@ -37,7 +38,7 @@ def from_sheet(values: pd.Series) -> pd.Series:
 
 
 def from_polygons(tiles: pd.DataFrame, areas: Areas, outlines: Outlines) -> np.ndarray:
-    """(n,) float32: 1 where at least half of the tile is under the outlines' classes, else 0."""
+    """(n,) float32: 1 if at least half of the tile is covered by the outlines' classes, else 0."""
     x, y, side = (tiles[name].to_numpy() for name in ("x", "y", "side"))
     polygons = area_of(areas, outlines.of, outlines.without)
     return (tile_fractions(x, y, side, polygons) >= MIN_SHARE).astype(np.float32)
@@ -57,14 +58,14 @@ def _label_patches(tiles: pd.DataFrame, rows: pd.DataFrame, names: list[str]) ->
 
 
 def _without_outlines(row: dict[str, str], name: str) -> float:
-    """The label of every tile of a slide that nobody outlined: 0 where the sheet says so."""
+    """Label of the tiles of a slide without annotations: 0 if the sheet has a 0, else NaN."""
     return 0.0 if class_name(row.get(name, "")) == "0" else float("nan")
 
 
 def _annotated(
     job: LabelJob, tiles: pd.DataFrame, row: dict[str, str], bounds: Bounds
 ) -> pd.DataFrame:
-    """The labels of one slide's tiles; unknown, never normal, where nobody can say."""
+    """Labels of the tiles of one slide; NaN, not 0, if the annotations do not decide."""
     out = tiles[["slide_id", "tile"]].copy()
     path = job.annotation_files.get(row["slide_id"])
     drawn = _read(path, row["slide_id"]) if path is not None else None
@@ -86,7 +87,7 @@ def _annotated(
 
 
 def _read(path: Path, slide_id: str) -> Annotations | None:
-    """The annotations of one slide; None, and a warning, where they cannot be read."""
+    """Read the annotations of one slide; None, with a warning, if they cannot be read."""
     try:
         return read_annotations(path)
     except StainsslError as error:
@@ -95,7 +96,7 @@ def _read(path: Path, slide_id: str) -> Annotations | None:
 
 
 def _is_doubtful(job: LabelJob, drawn: Annotations, slide_id: str, name: str) -> bool:
-    """Whether a class that stands there may be meant by a label, and the config does not say."""
+    """Whether a class not named in the config resembles the classes of a label; warns if so."""
     of = job.outlines[name].of
     near = near_classes(drawn.classes(), of, job.known_classes)
     if near:
@@ -124,14 +125,15 @@ def _label_slides(job: LabelJob, tiles: pd.DataFrame) -> pd.DataFrame:
 def run(job: LabelJob) -> None:
     """Write the labels of the kept tiles of a part, in the order of its tiles.
 
-    For slides, a label is a class of the annotations: 1 where at least half of the tile is under
-    it, 0 elsewhere (the cohort's `outlines` say where several classes make a label). On a slide
-    without an annotation file it is unknown, unless the sheet has a column of that name with a 0:
-    nothing of it is on the slide. It is unknown, too, where the file cannot be read, or has a class
-    that reads like the label's. For patches it is the sheet's column of that name.
+    For slides, a label is a class of the annotations (or several, as defined by the cohort's
+    `outlines`): 1 if it covers at least half of the tile, otherwise 0. On a slide without an
+    annotation file the label is unknown (NaN), unless the sheet has a 0 in a column of that name,
+    meaning that the class does not occur on the slide. It is also unknown if the file cannot be
+    read, or has an unknown class whose name resembles that of the label. For patches, the label is
+    the sheet's column of that name.
 
     Raises:
-        StainsslError: the tiles are missing, or the sheet lacks a label.
+        StainsslError: the tiles are missing, or the sheet of patches has no column for a label.
     """
     tiles = read_tiles(job.tiles)
     kept = tiles[tiles["kept"]].reset_index(drop=True)
