@@ -1,4 +1,4 @@
-"""The stain engine: batched estimation, normalization and targets in torch."""
+"""Batched stain estimation, normalization and augmentation in torch."""
 
 from __future__ import annotations
 

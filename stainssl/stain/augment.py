@@ -1,7 +1,8 @@
-"""Stain augmentations on batches: HED jitter, RandStainNA and stain mixing, a draw an image.
+"""Stain augmentations for batches of tiles: HED jitter, RandStainNA and stain mixing.
 
-All draw from one generator on the CPU, a few numbers an image, so that a seed gives the same
-images on any device and nothing waits for a GPU. Each is one map an image, as normalizing is.
+Parameters are drawn independently for each image, a few numbers per image, from a CPU generator:
+a seed gives the same images on any device, and nothing waits for a GPU. As in stain
+normalization, each image is transformed by a single map.
 """
 
 from __future__ import annotations
@@ -17,20 +18,22 @@ from stainssl.stain.estimate import RUIFROK_MATRIX
 from stainssl.stain.normalize import map_density, normalize
 from stainssl.stain.profile import LabStats, P, StainProfile, TwoStain
 
-# Ruifrok & Johnston 2001, DAB: the third direction that makes H and E a basis of all colors.
+# Ruifrok & Johnston 2001, DAB: the third vector that completes H and E to a basis of RGB.
 DAB_VECTOR = (0.27, 0.57, 0.78)
-# A template further out than this is no stain that anybody has seen; a normal draw has such tails.
+# Normal draws are clamped to this many standard deviations: templates further out are unrealistic.
 TEMPLATE_SIGMAS = 3.0
-MIN_STD = 1.0  # of a template's deviations, LAB units: below it an image turns flat
-MAX_GAIN = 4.0  # beyond it the noise of a flat tile is blown up
+MIN_STD = 1.0  # least standard deviation of a template, LAB units: below it an image turns flat
+MAX_GAIN = 4.0  # a larger gain would amplify the noise of a flat tile
 
 
 class BatchShare(NamedTuple):
-    """One process's images of a step, for all of which random numbers are drawn.
+    """The images of one process within a step of distributed training.
+
+    Every process draws the random numbers of the whole step and uses its own rows.
 
     Attributes:
-        total: images of the step.
-        rows: this process's images among them.
+        total: number of images of the step, over all processes.
+        rows: slice of this process's images within the step.
     """
 
     total: int
@@ -44,26 +47,26 @@ def hed_jitter(
     constants: Constants = DEFAULTS,
     share: BatchShare | None = None,
 ) -> Tensor:
-    """Images whose hematoxylin, eosin and DAB are each scaled and shifted by chance.
+    """Randomly scale and shift the hematoxylin, eosin and DAB concentrations of each image.
 
     Tellez et al. 2018: with concentrations C in the fixed basis of Ruifrok & Johnston,
     C' = alpha · C + beta, alpha uniform in 1 ± strength, beta uniform in ± strength, drawn for
-    each image and stain. Negative concentrations are kept (scikit-image cuts them), so that
+    each image and stain. Negative concentrations are kept (scikit-image clips them), so that
     strength 0 is the identity. beta is in natural-log optical density and tints glass as well, as
     in the paper.
 
     Args:
         images: (B, 3, H, W) RGB, float in [0, 1] or uint8; float is differentiable.
-        generator: of a CPU; the only source of chance.
+        generator: CPU generator, the only source of randomness.
         strength: 0.05 is the paper's light jitter, 0.2 its strong one.
-        constants: of the optical density.
-        share: which images these are; None: all.
+        constants: constants of the optical density.
+        share: position of the images in the step; None if they are the whole step.
 
     Returns:
-        (B, 3, H, W) of the images' dtype and device, finite, never brighter than white.
+        (B, 3, H, W), dtype and device of `images`; finite, never brighter than white.
 
     Raises:
-        ValueError: a negative strength.
+        ValueError: `strength` is negative.
     """
     _refuse_negative("strength", strength)
     count, rows = share or BatchShare(len(images), slice(None))
@@ -77,12 +80,12 @@ def hed_jitter(
 
 @dataclass(frozen=True)
 class LabSpread:
-    """How the color statistics of a pool of tiles vary: what RandStainNA draws templates from.
+    """Distribution of the LAB statistics of a pool of tiles, from which RandStainNA draws.
 
     Attributes:
-        centre: (2, 3) float32, the average over the pool of the tiles' LAB means (row 0) and
-            deviations (row 1).
-        spread: (2, 3) float32, standard deviations of the same.
+        centre: (2, 3) float32, averages over the pool of the tiles' LAB means (row 0) and LAB
+            standard deviations (row 1).
+        spread: (2, 3) float32, standard deviations of the same over the pool.
     """
 
     centre: Tensor
@@ -90,10 +93,10 @@ class LabSpread:
 
     @staticmethod
     def of(profiles: StainProfile) -> LabSpread:
-        """The spread of the valid ones among (N) `reinhard` profiles.
+        """Estimate the distribution from the valid ones of N `reinhard` profiles.
 
         Raises:
-            ValueError: profiles of stain vectors, or none that is valid.
+            ValueError: the profiles are not `reinhard` profiles, or none is valid.
         """
         stats = _lab(profiles)
         if not stats.valid.any():
@@ -102,7 +105,7 @@ class LabSpread:
         return LabSpread(numbers.mean(0).float(), numbers.std(0, correction=0).float())
 
     def draw(self, count: int, generator: Generator, strength: float = 1.0) -> LabStats:
-        """`count` virtual templates, each number normal about its centre, cut at 3 sigma."""
+        """Draw `count` virtual templates from normal distributions, clamped at 3 sigma."""
         drawn = torch.randn(count, 2, 3, generator=generator).clamp(
             -TEMPLATE_SIGMAS, TEMPLATE_SIGMAS
         )
@@ -120,25 +123,27 @@ def rand_stain_na(
     strength: float = 1.0,
     share: BatchShare | None = None,
 ) -> Tensor:
-    """Each image normalized, by Reinhard, to a virtual template drawn for it.
+    """Normalize each image, by Reinhard's method, to a virtual template drawn for it.
 
-    Shen et al. 2022 (RandStainNA), in LAB with normal templates. Statistics are of the tissue,
-    not of the whole image as in the paper, so that the share of glass does not count as stain.
+    RandStainNA (Shen et al. 2022) in LAB, with normally distributed templates. Statistics are
+    computed over the tissue, not over the whole image as in the paper, so that they do not depend
+    on the share of glass.
 
     Args:
         images: (B, 3, H, W) RGB, float in [0, 1] or uint8; float is differentiable.
-        generator: of a CPU; the only source of chance.
-        source: `reinhard` profiles, one an image (or one for all).
-        spread: of the training pool: `LabSpread.of(profiles)`.
-        strength: of the spread about its centre; 0 normalizes all to the centre.
-        share: which images these are; None: all.
+        generator: CPU generator, the only source of randomness.
+        source: `reinhard` profiles of the images, one per image (or one for all).
+        spread: distribution of the training pool, `LabSpread.of(profiles)`.
+        strength: factor of the spread; 0 normalizes every image to the centre.
+        share: position of the images in the step; None if they are the whole step.
 
     Returns:
-        (B, 3, H, W) of the images' dtype and device, finite, never brighter than white. An image
+        (B, 3, H, W), dtype and device of `images`; finite, never brighter than white. An image
         without a valid profile is returned unchanged.
 
     Raises:
-        ValueError: profiles of stain vectors, another number of them, or a negative strength.
+        ValueError: `source` has another method or another number of profiles, or `strength` is
+            negative.
     """
     _refuse_negative("strength", strength)
     own = _each(_lab(source), images)
@@ -156,27 +161,28 @@ def stain_mix(
     strength: float = 0.0,
     share: BatchShare | None = None,
 ) -> Tensor:
-    """Each image with its own concentrations and stain vectors between its own and a partner's.
+    """Mix the stain vectors of each image with those of a random partner.
 
-    Chang et al. 2021 (Stain Mix-Up): M' = lambda · M_own + (1 - lambda) · M_partner, lambda
-    uniform in 0–1, the partner a random valid one, both drawn for each image. What lies outside
-    the plane of the own stains is dropped, as by `normalize`.
+    Stain Mix-Up (Chang et al. 2021): M' = lambda · M_own + (1 - lambda) · M_partner, with lambda
+    uniform in 0–1 and a random valid partner, both drawn for each image. Concentrations are the
+    image's own. The residual outside the plane of its stains is dropped, as by `normalize`.
 
     Args:
         images: (B, 3, H, W) RGB, float in [0, 1] or uint8; float is differentiable.
-        generator: of a CPU; the only source of chance.
-        source: two-stain profiles, one an image (or one for all).
-        partners: two-stain profiles to draw partners from; the batch's own where None.
+        generator: CPU generator, the only source of randomness.
+        source: two-stain profiles of the images, one per image (or one for all).
+        partners: two-stain profiles to draw partners from; None draws from `source`.
         strength: concentrations of each stain are scaled by a factor uniform in 1 ± strength
             (0.2 in the paper).
-        share: which images these are; None: all.
+        share: position of the images in the step; None if they are the whole step.
 
     Returns:
-        (B, 3, H, W) of the images' dtype and device, finite, never brighter than white. An image
+        (B, 3, H, W), dtype and device of `images`; finite, never brighter than white. An image
         without a valid profile is returned unchanged.
 
     Raises:
-        ValueError: profiles of LAB statistics, another number of them, or a negative strength.
+        ValueError: `source` or `partners` are not two-stain profiles, `source` has another number
+            of profiles, or `strength` is negative.
     """
     _refuse_negative("strength", strength)
     own = _each(_stains(source), images)
@@ -193,17 +199,17 @@ def stain_mix(
 
 
 def _drawn(partners: TwoStain, own: TwoStain, generator: Generator, share: BatchShare) -> TwoStain:
-    """A random valid partner for each of `own`; itself where no partner is valid."""
+    """Draw a valid partner for each profile of `own`: itself if no partner is valid."""
     if not len(partners):
         return own
     score = torch.rand(share.total, len(partners), generator=generator)[share.rows]
-    # The best score wins: no index leaves the device, so nothing waits for it.
+    # argmax of random scores, invalid partners one lower: no index is copied to the host.
     best = (score.to(own.valid.device) + partners.valid.float()).argmax(1)
     return partners[best].where_valid(own)
 
 
 def _each(profile: P, images: Tensor) -> P:
-    """`profile` on the images' device, repeated for each where it is one for all."""
+    """Move `profile` to the images' device, and repeat a single profile for every image."""
     profile = profile.to(images.device)
     return profile[[0] * len(images)] if len(profile) == 1 else profile
 

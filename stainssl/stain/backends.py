@@ -1,4 +1,4 @@
-"""Which code runs the heavy lines: numba on a CPU, Triton's map on a GPU, torch everywhere else."""
+"""Choice of the stain backend: numba on a CPU, Triton on a GPU, torch otherwise."""
 
 from __future__ import annotations
 
@@ -23,7 +23,11 @@ log = logging.getLogger(__name__)
 
 
 def backend(*tensors: Tensor) -> ModuleType:
-    """The code for tensors of one device: `torch_backend` where one of them needs a gradient."""
+    """Return the backend module for these tensors.
+
+    It is `torch_backend` if a tensor needs a gradient, if they are on several devices, or while
+    `torch.compile` traces.
+    """
     wanted = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
     devices = {t.device for t in tensors}
     if wanted or len(devices) != 1 or torch.compiler.is_compiling():
@@ -36,14 +40,14 @@ def backend(*tensors: Tensor) -> ModuleType:
 
 @cache
 def _triton(device: torch.device) -> ModuleType:
-    """`triton_backend` where it runs and agrees with torch: tried once, on a small image."""
+    """Return `triton_backend` if it runs and agrees with torch on a small image; tried once."""
     try:
         from stainssl.stain import triton_backend
 
         if triton_backend.agrees(device):
             return triton_backend
         reason: object = "it differs from torch"
-    except Exception as error:  # Triton's own, of any kind: none may end a training run
+    except Exception as error:  # Triton raises many kinds; none may end a training run
         reason = error
     log.warning("Triton is not used on %s (%s): stains are mapped with torch.", device, reason)
     return torch_backend
@@ -61,12 +65,14 @@ def _numba() -> ModuleType:
 
 
 def samples(images: Tensor, constants: Constants, tissue: Tensor | None = None) -> Iterator[Sample]:
-    """The images as samples to estimate from: one, or a few at a time so that the cache holds them.
+    """Yield the images as samples for estimation.
+
+    numba takes the batch as one sample; torch a few images at a time, which fit in the cache.
 
     Args:
         images: (B, 3, H, W) uint8, or float in [0, 1].
-        constants: background and threshold.
-        tissue: (B, H, W) bool, or None.
+        constants: background and tissue threshold.
+        tissue: (B, H, W) bool tissue mask, or None.
     """
     chosen = backend(images)
     step = chunk_images(images) if chosen.Sample is torch_backend.Sample else max(1, len(images))

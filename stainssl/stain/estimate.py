@@ -21,30 +21,34 @@ if TYPE_CHECKING:
 # Ruifrok & Johnston 2001, hematoxylin and eosin, rows normalized.
 RUIFROK_MATRIX = ((0.65, 0.70, 0.29), (0.07, 0.99, 0.11))
 
-SPARSE_PIXELS = 1 << 13  # that Vahadane's vectors are learnt from
-SPARSE_ROUNDS = 20  # from Macenko's vectors; 100 moved the median error by less than 0.1 degrees
+SPARSE_PIXELS = 1 << 13  # pixels from which Vahadane's vectors are estimated
+SPARSE_ROUNDS = 20  # after Macenko's vectors; 100 changed the median error by less than 0.1 degrees
 
 
 @dataclass(frozen=True)
 class EstimationLimits:
-    """What a tile must have for its profile to be valid.
+    """Criteria for a valid stain profile.
 
     Attributes:
-        min_tissue: share of pixels that are tissue.
-        max_clipped: share of tissue pixels with a channel at 0: black, saturated, thick ink.
-        min_angle_deg, max_angle_deg: between hematoxylin and eosin. Below: one stain and noise
-            (100 synthetic tiles of one stain reached 6.8 degrees at most).
-        min_plane_to_noise: second to third eigenvalue of the OD covariance. At 1 the spread has
-            no plane: random noise, a plane drawn by chance. Not a test for two stains: the noise
-            of JPEG has a plane too.
-        min_plane: second eigenvalue, squared natural-log OD units. Below it the spread is a line
-            and the grey levels' rounding: two flat colors, no mixture.
-        min_component: of both vectors; real stains absorb, so none is below 0 but for noise.
-        min_green: of both vectors; H&E absorb green most, green and blue ink do not.
-        min_scale: strength of each stain, natural-log OD units.
-        min_variance: of the tissue's OD along its main direction (Ruifrok alone: its vectors are
-            given, so nothing else tells a constant tile).
-        min_lab_std: deviation of lightness over the tissue; a constant tile has none.
+        min_tissue: least share of pixels that are tissue.
+        max_clipped: largest share of tissue pixels with a channel at 0 (black, saturated, thick
+            ink).
+        min_angle_deg, max_angle_deg: angle between hematoxylin and eosin. A smaller angle is one
+            stain and noise (100 synthetic tiles of one stain reached 6.8 degrees at most).
+        min_plane_to_noise: least ratio of the second to the third eigenvalue of the OD covariance.
+            A ratio of 1 is isotropic noise, in which no plane is defined. This is no test for two
+            stains: JPEG noise has a plane, too.
+        min_plane: least second eigenvalue, in squared natural-log OD units. Below it the pixels
+            lie on a line, up to rounding: two flat colors, no mixture of stains.
+        min_component: least component of both vectors; stains absorb, so that components are
+            negative by noise only.
+        min_green: least green component of both vectors; H&E absorbs green most, green and blue
+            ink do not.
+        min_scale: least scale of each stain, in natural-log OD units.
+        min_variance: least OD variance of the tissue along its main axis, in squared natural-log
+            units (Ruifrok only: with fixed vectors, no other criterion detects a constant tile).
+        min_lab_std: least standard deviation of L over the tissue (Reinhard only); a constant
+            tile has 0.
     """
 
     min_tissue: float = 0.05
@@ -69,22 +73,22 @@ def estimate(
     constants: Constants = DEFAULTS,
     tissue: Tensor | None = None,
 ) -> StainProfile:
-    """One stain profile an image.
+    """Estimate the stain profile of each image.
 
     Args:
         images: (B, 3, H, W) RGB, uint8 or float in [0, 1]; any device. B may be 0.
         method: `macenko`, `vahadane`, `ruifrok` or `reinhard`.
         constants: background, thresholds and percentiles.
-        tissue: (B, H, W) bool, the pixels to look at; where None, those whose optical density is
-            at least `constants.beta` in every channel.
+        tissue: (B, H, W) bool tissue mask. By default, pixels whose optical density is at least
+            `constants.beta` in every channel are tissue.
 
     Returns:
-        A batch of B profiles on the images' device. Always finite: where an image has not enough
-        tissue, not two stains, or ink instead, `valid` is False and the published reference
-        stands in.
+        A batch of B profiles on the images' device, always finite. If an image has too little
+        tissue, or not two stains (one stain, ink), `valid` is False and the profile is the
+        published reference.
 
     Raises:
-        ValueError: unknown method, images of another shape or dtype, or a mask that does not fit.
+        ValueError: unknown method, images of another shape or dtype, or a mask of another shape.
     """
     if method not in METHODS:
         raise ValueError(f"Unknown stain method {method!r}; known: {', '.join(METHODS)}.")
@@ -100,11 +104,12 @@ def estimate(
 
 
 def plane(moments: Moments, constants: Constants) -> tuple[Tensor, Tensor]:
-    """The plane in which the optical density of the tissue varies most.
+    """Compute the plane in which the optical density of the tissue varies most.
 
     Returns:
-        (B, 3, 2) float32 basis, first the vector of most spread, and (B, 3) variances along the
-        three axes, ascending, in squared natural-log units. Vectors are 0 where there is no plane.
+        (B, 3, 2) float32 orthonormal basis of the plane, the axis of largest variance first, and
+        (B, 3) float32 variances along the three principal axes, ascending, in squared natural-log
+        OD units. An axis that is not unique is 0.
     """
     values, vectors = principal_axes(moments.covariance)
     basis = vectors[..., [2, 1]]
@@ -113,10 +118,10 @@ def plane(moments: Moments, constants: Constants) -> tuple[Tensor, Tensor]:
 
 
 def principal_axes(covariance: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues, ascending, and eigenvectors (columns) of symmetric (B, 3, 3) float64.
+    """Eigenvalues (B, 3), ascending, and eigenvectors (columns) of symmetric (B, 3, 3) float64.
 
-    In closed form (Smith 1961), as `torch.linalg.eigh` makes the host wait for a GPU. Vectors of
-    an eigenvalue that is not single are 0.
+    In closed form (Smith 1961), because `torch.linalg.eigh` makes the host wait for a GPU.
+    Eigenvectors of a repeated eigenvalue are 0.
     """
     eye = torch.eye(3, dtype=covariance.dtype, device=covariance.device)
     mean = covariance.diagonal(dim1=-2, dim2=-1).mean(-1)
@@ -132,7 +137,7 @@ def principal_axes(covariance: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _null_vector(singular: Tensor) -> Tensor:
-    """(B, 3) unit vector across the rows of (B, 3, 3): the best of three cross products."""
+    """(B, 3) unit vector orthogonal to the rows of (B, 3, 3): the longest cross product of two."""
     crossed = torch.linalg.cross(singular, singular.roll(1, 1))
     best = crossed.norm(dim=-1).argmax(1)[:, None, None].expand(-1, 1, 3)
     vector = crossed.gather(1, best)[:, 0]
@@ -140,7 +145,7 @@ def _null_vector(singular: Tensor) -> Tensor:
 
 
 def unmix(matrix: Tensor) -> Tensor:
-    """(B, 2, 3) map from optical density to concentrations: least squares for (B, 2, 3) stains."""
+    """Least-squares map (B, 2, 3) from optical density to concentrations of (B, 2, 3) stains."""
     gram = matrix @ matrix.mT
     a, b, d = gram[:, 0, 0], gram[:, 0, 1], gram[:, 1, 1]
     determinant = (a * d - b * b).clamp_min(1e-9)
@@ -149,7 +154,7 @@ def unmix(matrix: Tensor) -> Tensor:
 
 
 def _extreme_vectors(sample: Sample, basis: Tensor) -> Tensor:
-    """(B, 2, 3) unit vectors at the extreme angles of the plane, redder first."""
+    """(B, 2, 3) unit vectors at the extreme angles in the plane, hematoxylin first."""
     alpha = sample.constants.alpha / 100
     extremes = sample.angle_quantiles(basis, (alpha, 1 - alpha))
     circle = torch.stack([extremes.cos(), extremes.sin()], -1)
@@ -157,7 +162,7 @@ def _extreme_vectors(sample: Sample, basis: Tensor) -> Tensor:
 
 
 def _redder_first(vectors: Tensor) -> Tensor:
-    """Hematoxylin absorbs more red than eosin does."""
+    """Order (B, 2, 3) stain vectors: hematoxylin, which absorbs more red than eosin, first."""
     swap = vectors[:, 0, 0] < vectors[:, 1, 0]
     return torch.where(swap[:, None, None], vectors.flip(1), vectors)
 
@@ -183,7 +188,7 @@ def _is_h_and_e(matrix: Tensor, eigenvalues: Tensor) -> Tensor:
 
 
 def _two_stain(method: str, sample: Sample, matrix: Tensor, believed: Tensor) -> TwoStain:
-    """The profile of known vectors; valid where `believed` and both stains are strong."""
+    """Profile of given stain vectors; valid if `believed` and both scales are large enough."""
     constants = sample.constants
     scale = sample.concentration_quantile(unmix(matrix), constants.scale_percentile / 100)
     strong = (scale * math.log(constants.log_base) >= LIMITS.min_scale).all(-1)
@@ -193,8 +198,9 @@ def _two_stain(method: str, sample: Sample, matrix: Tensor, believed: Tensor) ->
 def _macenko(sample: Sample) -> TwoStain:
     """Macenko et al. 2009, after Veta's published implementation.
 
-    The plane of the two largest eigenvectors of the tissue's OD covariance; stains are the
-    extreme angles in it; scales are percentiles of least-squares concentrations over all pixels.
+    The stain vectors lie at the extreme angles in the plane of the two largest eigenvectors of
+    the tissue's OD covariance. Scales are percentiles of least-squares concentrations over all
+    pixels.
     """
     moments = sample.moments()
     basis, eigenvalues = plane(moments, sample.constants)
@@ -206,9 +212,10 @@ def _macenko(sample: Sample) -> TwoStain:
 def _vahadane(sample: Sample) -> TwoStain:
     """Vahadane et al. 2016: sparse non-negative factorisation of the tissue's optical density.
 
-    Begun at Macenko's vectors and not at random, so that an image has one answer. A tile is
-    believed where Macenko believes it too: a factorisation finds two vectors in anything.
-    Concentrations are least squares, as in Macenko, so that both make the same map.
+    It starts from Macenko's vectors instead of random ones, so that the result is deterministic.
+    A profile is valid only if Macenko's is, since a factorisation finds two vectors in any tile.
+    Concentrations are least squares, as for Macenko, so that both methods normalize by the same
+    kind of map.
     """
     moments = sample.moments()
     basis, eigenvalues = plane(moments, sample.constants)
@@ -222,7 +229,7 @@ def _vahadane(sample: Sample) -> TwoStain:
 
 
 def _ruifrok(sample: Sample) -> TwoStain:
-    """Fixed vectors of Ruifrok & Johnston 2001; scales as in Macenko."""
+    """Fixed vectors of Ruifrok & Johnston 2001; scales as for Macenko."""
     moments = sample.moments()
     matrix = torch.tensor(RUIFROK_MATRIX, device=moments.tissue.device)
     matrix = (matrix / matrix.norm(dim=-1, keepdim=True)).expand(len(moments.tissue), 2, 3)
@@ -231,7 +238,7 @@ def _ruifrok(sample: Sample) -> TwoStain:
 
 
 def _reinhard(sample: Sample) -> LabStats:
-    """Mean and deviation of L, a, b over tissue, after Reinhard et al. 2001 (in CIE LAB)."""
+    """Mean and standard deviation of CIE L, a, b over the tissue, after Reinhard et al. 2001."""
     moments = sample.lab_moments()
     varied = (moments.std[:, 0] >= LIMITS.min_lab_std) & (moments.std > 0).all(-1)
     return LabStats("reinhard", _has_tissue(moments) & varied, moments.mean, moments.std)

@@ -1,14 +1,15 @@
 # mypy: disallow-untyped-defs=False
-"""Loops over pixels, compiled by numba: what `numba_backend` calls, and nobody else.
+"""Pixel loops of `numba_backend`, compiled by numba.
 
-What makes them fast: uint8 pixels go through tables; logarithm, exponential and powers are
-polynomials on blocks that stay in the first cache, in loops that the compiler vectorises; no array
-of the size of the batch is made beside the result.
+They are fast because uint8 pixels are looked up in tables; because logarithm, exponential and
+powers are polynomials over blocks that fit in the L1 cache, in loops that the compiler vectorises;
+and because no array of the size of the batch is allocated except the result.
 
-Every kernel works on images `first` to `last` of `pixels`, (B, 3, P) uint8 or float32 in [0, 1].
-`mask` is (B, P) uint8, 1 on tissue, or (B, 0). `table` is (256,) float32, what a grey level stands
-for; `settings` is (4,) float32: the density of grey level 1 − offset, density per unit of natural
-logarithm, offset, density of black.
+Every kernel processes images `first` to `last` (exclusive) of `pixels`, (B, 3, P) uint8 or float32
+in [0, 1]. `mask` is (B, P) uint8, 1 on tissue, or (B, 0) without a mask. `table` is (256,) float32,
+optical density or linear light by grey level. `settings` is (4,) float32: the optical density of
+grey level 1 − offset, optical density per unit of natural logarithm, offset, and the optical
+density of black.
 """
 
 from __future__ import annotations
@@ -36,12 +37,12 @@ from stainssl.stain.lab import (
 from stainssl.stain.torch_backend import BINS
 
 f32 = np.float32
-BLOCK = 1024  # pixels worked on at once: 4 kB an array
-LANES = 64  # values that are compared at once
-# All of -ffast-math but what lets a compiler assume that there is no NaN: floats may hold some.
+BLOCK = 1024  # pixels processed at once: 4 kB per array
+LANES = 64  # values compared at once
+# -ffast-math without the assumption that there are no NaN or infinities: float pixels may be NaN.
 FAST = {"reassoc", "contract", "arcp", "nsz", "afn"}
 MANTISSA, ONE_BITS = np.int32(0x7FFFFF), np.int32(0x3F800000)
-THIRD_OF_ONE = np.int32(0x2A5137A0)  # two thirds of the exponent's bias, for the least error
+THIRD_OF_ONE = np.int32(0x2A5137A0)  # two thirds of the exponent's bias, tuned for least error
 LN2 = f32(math.log(2))
 _INVERSE_XYZ = np.linalg.inv(np.array(XYZ)).astype(f32)
 _XYZ32, _LAB32, _LAB_OFFSET32 = (np.array(a, f32) for a in (XYZ, LAB, LAB_OFFSET))
@@ -54,7 +55,7 @@ def _jit(function: Callable[..., Any]) -> Any:
     options: Any = {"fastmath": FAST, "nogil": True, "error_model": "numpy"}
     try:
         return numba.njit(cache=True, **options)(function)
-    except RuntimeError:  # neither this folder nor the user's cache can be written to
+    except RuntimeError:  # neither this folder nor the user's cache is writable
         return numba.njit(**options)(function)
 
 
@@ -65,7 +66,7 @@ def _log(x, bits, whole):
         whole[p] = f32((bits[p] >> 23) - 127) * LN2
         bits[p] = (bits[p] & MANTISSA) | ONE_BITS
     for p in range(x.size):
-        # ln m = 2 artanh((m − 1) / (m + 1)) for m in [1, 2): the series errs by less than 1e-8.
+        # ln m = 2 artanh((m − 1) / (m + 1)) for m in [1, 2); error of the series below 1e-8.
         s = (x[p] - f32(1)) / (x[p] + f32(1))
         t = s * s
         tail = f32(1 / 9) + t * (f32(1 / 11) + t * f32(1 / 13))
@@ -75,7 +76,7 @@ def _log(x, bits, whole):
 
 @_jit
 def _exp(x):
-    """e^x for x in −16–16 (cut there): e^(x/256) by its series, squared eight times."""
+    """e^x, with x clamped to ±16: the series of e^(x/256), squared eight times."""
     s = min(max(x, f32(-16)), f32(16)) * f32(1 / 256)
     y = f32(1) + s * (f32(1) + s * (f32(1 / 2) + s * (f32(1 / 6) + s * f32(1 / 24))))
     y *= y
@@ -91,7 +92,7 @@ def _exp(x):
 
 @_jit
 def _power(x, bits, whole, exponent):
-    """Positive numbers of a block to a power, in place."""
+    """Raise the positive numbers of a block to a power, in place."""
     _log(x, bits, whole)
     for p in range(x.size):
         x[p] = _exp(exponent * x[p])
@@ -99,9 +100,10 @@ def _power(x, bits, whole, exponent):
 
 @_jit
 def _cube_root(x, bits, root, root_bits):
-    """Cube roots of a block to 3 in 100,000; of anything but a positive number, anything.
+    """Write the cube roots of a block to `root`, with a relative error of 3e-5.
 
-    A third of the exponent, which the bits of a float give to 3 %, and one step of Halley's.
+    A third of the float's bits is an estimate within 3 %, refined by one step of Halley's method.
+    The result is arbitrary for numbers that are not positive.
     """
     for p in range(x.size):
         root_bits[p] = np.int32(f32(bits[p]) * f32(1 / 3)) + THIRD_OF_ONE
@@ -113,13 +115,13 @@ def _cube_root(x, bits, root, root_bits):
 
 @_jit
 def _unit(value):
-    """A float pixel within [0, 1]; NaN counts as 0, as in `torch_backend`."""
+    """Clamp a float pixel to [0, 1]; NaN is 0, as in `torch_backend`."""
     value = value if value > f32(0) else f32(0)
     return value if value < f32(1) else f32(1)
 
 
 def _load_density(pixels, table, settings, x, bits, whole):
-    """Optical densities of a block of pixels."""
+    """Write the optical densities of a block of pixels to `x`."""
     raise NotImplementedError("compiled code alone calls this")
 
 
@@ -145,7 +147,7 @@ def _load_density_of(pixels, table, settings, x, bits, whole):
 
 
 def _load_linear(pixels, table, x, bits, whole, line):
-    """Linear light, 0–1, of a block of sRGB pixels."""
+    """Write the linear light, 0–1, of a block of sRGB pixels to `x`."""
     raise NotImplementedError("compiled code alone calls this")
 
 
@@ -172,7 +174,7 @@ def _load_linear_of(pixels, table, x, bits, whole, line):
 
 
 def _store(x, out):
-    """Grey levels of a block, cut to 0–255, in the dtype of `out`."""
+    """Store grey levels, clamped to 0–255: rounded to uint8, or as float divided by 255."""
     raise NotImplementedError("compiled code alone calls this")
 
 
@@ -195,7 +197,7 @@ def _store_as(x, out):
 
 @_jit
 def map_density(first, last, pixels, table, settings, matrix, shift, io, offset, out):
-    """The affine map of optical density of images `first` to `last`, into `out`."""
+    """Map the optical density of images by `matrix` and `shift`; writes images to `out`."""
     total = pixels.shape[2]
     work = np.empty((5, BLOCK), f32)
     bits = work.view(np.int32)
@@ -213,8 +215,8 @@ def map_density(first, last, pixels, table, settings, matrix, shift, io, offset,
 
 @_jit
 def _mixed(work, first, weights, shift, out):
-    """One row of a 3×3 map, of a block whose channels are three rows of `work`."""
-    n = out.size  # one row at a time: of a slice of several, numba does not know the layout
+    """Apply one row of a 3×3 map to a block whose channels are three rows of `work`."""
+    n = out.size  # row by row: numba does not know the memory layout of a slice of several rows
     a, b, c = work[first, :n], work[first + 1, :n], work[first + 2, :n]
     u, v, w = weights[0], weights[1], weights[2]
     for p in range(out.size):
@@ -229,7 +231,7 @@ def _transmitted(x, io, offset):
 
 @_jit
 def moments(first, last, pixels, mask, table, settings, beta, sums):
-    """Per image: tissue pixels, clipped ones, three sums and six sums of products of density."""
+    """Per image: counts of tissue and clipped pixels, sums and products of optical densities."""
     total = pixels.shape[2]
     work = np.empty((4, BLOCK), f32)
     bits = work.view(np.int32)
@@ -247,7 +249,7 @@ def moments(first, last, pixels, mask, table, settings, beta, sums):
 
 @_jit
 def _weigh(work, mask, beta, weight):
-    """1 where a pixel is tissue: by the mask where there is one, else by its density."""
+    """Weight 1 for tissue: by the mask if there is one, otherwise by optical density."""
     n = weight.size
     r, g, b = work[0, :n], work[1, :n], work[2, :n]
     if mask.size:
@@ -285,7 +287,7 @@ def _add_moments(work, weight, black, sums):
 
 @_jit
 def angles(first, last, pixels, mask, table, settings, beta, basis, shares, out):
-    """Quantiles of the tissue's angle, by a stand-in that grows with it and needs no arctangent."""
+    """Quantiles of the tissue's angles, computed on a monotonic substitute for the arctangent."""
     total = pixels.shape[2]
     work = np.empty((6, BLOCK), f32)
     bits = work.view(np.int32)
@@ -312,7 +314,7 @@ def angles(first, last, pixels, mask, table, settings, beta, basis, shares, out)
 
 @_jit
 def _diamond(x, y):
-    """y ← where (x, y) lies on the unit diamond, −2–2, which grows with atan2(y, x)."""
+    """Replace y by the diamond angle of (x, y), in −2–2, which is monotonic in atan2(y, x)."""
     for p in range(x.size):
         length = abs(x[p]) + abs(y[p])
         d = y[p] / max(length, f32(1e-12))
@@ -322,7 +324,7 @@ def _diamond(x, y):
 
 @_jit
 def _quantiles(values, counts, shares, out):
-    """As `torch_backend.masked_quantile`, of one row."""
+    """See `torch_backend.masked_quantile`; for one row."""
     low, high = _range(values)
     width = max((high - low) / f32(BINS), f32(1e-12))
     _count(values, low, f32(1) / width, counts)
@@ -337,7 +339,7 @@ def _quantiles(values, counts, shares, out):
 
 @_jit
 def _range(values):
-    """Least and largest value, 0 and 0 of none; by lanes, which the compiler does at once."""
+    """Minimum and maximum (0 and 0 without values), by lanes, which the compiler vectorises."""
     if not values.size:
         return f32(0), f32(0)
     low, high = np.full(LANES, values[0]), np.full(LANES, values[0])
@@ -354,7 +356,7 @@ def _widen(values, low, high):
 
 @_jit
 def _count(values, low, per_width, counts):
-    """Histogram of the values; bins are found by the block, as one loop is not vectorised."""
+    """Histogram of the values; bins are computed block by block, a loop that is vectorised."""
     counts[:] = 0
     found = np.empty(BLOCK, np.int32)
     for p in range(0, values.size, BLOCK):
@@ -373,7 +375,7 @@ def _find_bins(values, low, per_width, found):
 
 @_jit
 def concentrations(first, last, pixels, table, settings, unmix, shares, out):
-    """Quantiles of both stains' concentrations of images `first` to `last`, into `out`."""
+    """Write quantiles of the concentrations of both stains to `out`."""
     total = pixels.shape[2]
     work = np.empty((4, BLOCK), f32)
     bits = work.view(np.int32)
@@ -392,7 +394,7 @@ def concentrations(first, last, pixels, table, settings, unmix, shares, out):
 
 @_jit
 def _lab_curve(x, root):
-    """The cube root above its knee, and the straight line below, in place."""
+    """Apply the LAB curve in place: `root` above the knee, a straight line below."""
     for p in range(x.size):
         line = _ROOT_KNEE + (x[p] - _CUBE_KNEE) * _CUBE_SLOPE
         x[p] = root[p] if x[p] > _CUBE_KNEE else line
@@ -400,7 +402,7 @@ def _lab_curve(x, root):
 
 @_jit
 def _to_lab_roots(pixels, start, n, table, work, bits):
-    """The three cube roots that L, a, b are linear in, of n pixels: into work[3:6]."""
+    """Write fx, fy, fz, in which L, a, b are linear, of n pixels to work[3:6]."""
     for c in range(3):
         block = pixels[c, start : start + n]
         _load_linear(block, table, work[c, :n], bits[c, :n], work[6, :n], work[7, :n])
@@ -413,7 +415,7 @@ def _to_lab_roots(pixels, start, n, table, work, bits):
 
 @_jit
 def lab_moments(first, last, pixels, mask, table, brightest, sums):
-    """Per image: tissue pixels, clipped ones, three sums and three of squares of L, a, b."""
+    """Per image: counts of tissue and clipped pixels, sums and sums of squares of L, a, b."""
     total = pixels.shape[2]
     work = np.empty((8, BLOCK), f32)
     bits = work.view(np.int32)
@@ -431,7 +433,7 @@ def lab_moments(first, last, pixels, mask, table, brightest, sums):
 
 @_jit
 def _weigh_grey(pixels, start, mask, brightest, weight):
-    """1 where a pixel is tissue: by the mask where there is one, else not too bright."""
+    """Weight 1 for tissue: by the mask if there is one, otherwise if no channel is too bright."""
     stop = start + weight.size
     r, g, b = pixels[0, start:stop], pixels[1, start:stop], pixels[2, start:stop]
     if mask.size:
@@ -439,7 +441,7 @@ def _weigh_grey(pixels, start, mask, brightest, weight):
             weight[p] = f32(mask[p])
     else:
         for p in range(weight.size):
-            # A NaN is tissue, as the black that it counts as.
+            # `not >` instead of `<=`: NaN counts as black, and is tissue.
             weight[p] = f32(not max(f32(r[p]), f32(g[p]), f32(b[p])) > brightest)
 
 
@@ -468,7 +470,7 @@ def _add_squares(x, weight, sums, place):
 
 @_jit
 def map_lab(first, last, pixels, table, matrix, shift, out):
-    """`matrix`, `shift` in terms of the cube roots, in which L, a, b are linear."""
+    """Map fx, fy, fz, in which L, a, b are linear, by `matrix` and `shift`; writes to `out`."""
     total = pixels.shape[2]
     work = np.empty((8, BLOCK), f32)
     bits = work.view(np.int32)
@@ -494,7 +496,7 @@ def _cubed(x):
 
 @_jit
 def _encode(x, bits, root, root_bits):
-    """Grey levels of linear light, a block in place: x^(1/2.4) is x^(1/3) · x^(1/12)."""
+    """Convert linear light to grey levels in place; x^(1/2.4) is x^(1/3) · x^(1/12)."""
     _cube_root(x, bits, root, root_bits)
     for p in range(x.size):
         high = f32(1.055 * 255) * root[p] * np.sqrt(np.sqrt(root[p])) - f32(0.055 * 255)
@@ -503,7 +505,7 @@ def _encode(x, bits, root, root_bits):
 
 @_jit
 def sparse(first, last, pixels, mask, table, settings, beta, penalty, rounds, matrix):
-    """As `torch_backend.Sample.sparse_vectors`; `matrix` is the start and becomes the result."""
+    """See `torch_backend.Sample.sparse_vectors`; updates `matrix` in place."""
     total = pixels.shape[2]
     work = np.empty((5, BLOCK), f32)
     bits = work.view(np.int32)
@@ -523,7 +525,7 @@ def sparse(first, last, pixels, mask, table, settings, beta, penalty, rounds, ma
 
 @_jit
 def _sparse_sums(od, weight, matrix, penalty):
-    """Sums over pixels of products of the best concentrations, (2, 2), and of density, (2, 3)."""
+    """Sums over pixels of C·Cᵀ (hh, he, ee) and C·ODᵀ (6 values), C the optimal sparse codes."""
     r, g, b = od[0], od[1], od[2]
     h0, h1, h2 = matrix[0, 0], matrix[0, 1], matrix[0, 2]
     e0, e1, e2 = matrix[1, 0], matrix[1, 1], matrix[1, 2]
@@ -552,7 +554,7 @@ def _sparse_sums(od, weight, matrix, penalty):
 
 @_jit
 def _improve(matrix, gram, cross):
-    """As `torch_backend.improved_vectors`."""
+    """See `torch_backend.improved_vectors`; updates `matrix` in place."""
     for k in range(2):
         a, b = (gram[0], gram[1]) if k == 0 else (gram[1], gram[2])
         own = max(gram[0] if k == 0 else gram[2], f32(1e-9))

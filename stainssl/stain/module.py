@@ -1,4 +1,4 @@
-"""Stain normalization as a `torch.nn.Module`, which is also a torchvision-style transform."""
+"""Stain normalization as a `torch.nn.Module`, usable as a torchvision-style transform."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from stainssl.stain.profile import StainProfile
 
 
 class StainNormalizer(nn.Module):
-    """Normalize tiles to the stain of a target.
+    """Normalize tiles to the stain of a target profile.
 
-    Each tile's own stain is estimated, then mapped to the target's. A tile with too little tissue
-    to tell its stain is mapped from `fallback`, and comes back as it is where there is none. The
-    target lies in buffers: it moves with `.to(device)` and is saved in a `state_dict`.
+    The stain profile of each tile is estimated and mapped to the target. For a tile without a
+    valid profile, `fallback` is used; without a fallback, it is returned unchanged. The target is
+    stored in buffers: it moves with `.to(device)` and is saved in the `state_dict`.
 
     Args:
-        target: one valid profile, as `estimate(image[None])[0]` or `StainProfile.reference(...)`.
-        fallback: one profile for tiles without one, as their slide's.
-        keep_residual: keep what lies outside the plane of the two stains.
-        constants: of the estimation.
+        target: one valid profile, e.g. `estimate(image[None])[0]` or `StainProfile.reference(...)`.
+        fallback: one profile for tiles without a valid one, e.g. that of their slide.
+        keep_residual: keep the residual outside the plane of the two stains.
+        constants: constants of the estimation.
 
     Raises:
-        ValueError: a target that is not one valid profile, or a fallback of another family.
+        ValueError: `target` is not one valid profile, or `fallback` is of another family.
     """
 
     def __init__(
@@ -53,15 +53,15 @@ class StainNormalizer(nn.Module):
 
     @classmethod
     def fit(cls, images: Tensor, method: str = "macenko", *, keep_residual: bool = False) -> Self:
-        """A normalizer to the mean stain of some tiles.
+        """Create a normalizer whose target is the mean stain profile of the given tiles.
 
         Args:
             images: (B, 3, H, W) RGB, uint8 or float in [0, 1].
             method: `macenko`, `vahadane`, `ruifrok` or `reinhard`.
-            keep_residual: keep what lies outside the plane of the two stains.
+            keep_residual: keep the residual outside the plane of the two stains.
 
         Raises:
-            ValueError: no tile has enough tissue.
+            ValueError: no tile has a valid profile.
         """
         return cls(estimate(images, method).pooled(), keep_residual=keep_residual)
 
@@ -77,10 +77,14 @@ class StainNormalizer(nn.Module):
         return self._profile("target")
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W), or (3, H, W) for one tile: RGB of the same dtype and device.
+        """Normalize a batch of tiles, or one tile.
 
         Args:
-            images: RGB, uint8 or float in [0, 1]; float is differentiable.
+            images: (B, 3, H, W) or (3, H, W) RGB, uint8 or float in [0, 1]; float is
+                differentiable.
+
+        Returns:
+            Normalized images of the same shape, dtype and device.
         """
         batch = images if images.ndim == 4 else images[None]
         source = estimate(batch, self.method, self.constants)
@@ -93,5 +97,5 @@ class StainNormalizer(nn.Module):
         return out if images.ndim == 4 else out[0]
 
     def extra_repr(self) -> str:
-        """What `print` shows."""
+        """Settings shown in the module's `repr`."""
         return f"method={self.method!r}, keep_residual={self.keep_residual}"

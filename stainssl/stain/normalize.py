@@ -1,4 +1,4 @@
-"""Normalize images from their own stain to a target's: one linear map an image."""
+"""Stain normalization: one map per image from its own stain profile to a target's."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from stainssl.stain.density import DEFAULTS, Constants
 from stainssl.stain.estimate import unmix
 from stainssl.stain.profile import LabStats, P, StainProfile, TwoStain
 
-MAX_FLOAT = 2.0  # jitter before may exceed 1 by a little
+MAX_FLOAT = 2.0  # earlier color jitter may exceed 1 by a little
 
 
 def normalize(
@@ -21,28 +21,29 @@ def normalize(
     constants: Constants = DEFAULTS,
     keep_residual: bool = False,
 ) -> Tensor:
-    """`images` as if stained like `target`.
+    """Normalize images from their stain profiles to a target profile.
 
-    Two stains: the map pinv(M_source) · diag(scale_target / scale_source) · M_target in optical
-    density, a projection onto the plane of the target's stains. Reinhard: an affine map of each
-    channel in LAB. Nothing is estimated here.
+    For two-stain profiles this is the map
+    pinv(M_source) · diag(scale_target / scale_source) · M_target in optical density, which
+    projects onto the plane of the target's stains. For Reinhard it is an affine map of each LAB
+    channel.
 
     Args:
         images: (B, 3, H, W) RGB, uint8 or float in [0, 1]; float is differentiable.
-        source: one profile an image (or one for all).
-        target: one profile for all, or one an image; of the source's family.
-        constants: those that the profiles were estimated with.
-        keep_residual: add back what lies outside the plane of the source's stains (two stains
-            only), so that normalizing to the own profile is the identity.
+        source: profiles of the images, one per image (or one for all).
+        target: one profile for all, or one per image, of the same family as `source`.
+        constants: constants with which the profiles were estimated.
+        keep_residual: add back the residual outside the plane of the source's stains (two stains
+            only), so that normalizing to an image's own profile is the identity.
 
     Returns:
-        (B, 3, H, W), the images' dtype and device; finite, never brighter than white. Images
-        whose source is not valid are mapped as if stained like the published reference:
-        `source.where_valid(...)` gives them a better one.
+        (B, 3, H, W), dtype and device of `images`; finite, never brighter than white. An invalid
+        source profile is the published reference, and the image is mapped from that; replace it
+        with `source.where_valid(...)` if you have a better one.
 
     Raises:
-        ValueError: profiles of two families, another number of profiles than of images, or float
-            images beyond [0, 1].
+        ValueError: the profiles are of different families, their number is not that of the
+            images, or float images are not in [0, 1].
     """
     source._same_family(target)
     _refuse_levels(images)
@@ -61,7 +62,7 @@ def normalize(
 
 
 def _refuse_levels(images: Tensor) -> None:
-    """Raise for float images in 0–255, which would come out all white; a few pixels tell."""
+    """Refuse float images in 0–255, which would become white; every 8th row and column is read."""
     if images.is_floating_point() and images.numel() and not torch.compiler.is_compiling():
         most = float(images.detach()[..., ::8, ::8].amax())
         if most > MAX_FLOAT:
@@ -78,18 +79,20 @@ def separate(
     *,
     constants: Constants = DEFAULTS,
 ) -> tuple[Tensor, Tensor]:
-    """The images as if only hematoxylin, and only eosin, had been used.
+    """Separate images into a hematoxylin and an eosin image (color deconvolution).
 
     Args:
         images: (B, 3, H, W) RGB, uint8 or float in [0, 1].
-        source: two-stain profiles, one an image (or one for all).
-        target: whose stain the result shows; the source's own where None.
+        source: two-stain profiles of the images, one per image (or one for all).
+        target: profile whose stain vectors and scales the result has; None uses `source`.
+        constants: constants with which the profiles were estimated.
 
     Returns:
-        Hematoxylin and eosin, each (B, 3, H, W) of the images' dtype.
+        Hematoxylin and eosin images, each (B, 3, H, W) RGB of the images' dtype.
 
     Raises:
-        ValueError: profiles that are not of two stains.
+        ValueError: the profiles are not two-stain profiles, or their number is not that of the
+            images.
     """
     target = source if target is None else target
     if not (isinstance(source, TwoStain) and isinstance(target, TwoStain)):
@@ -103,11 +106,11 @@ def separate(
 
 
 def stain_map(source: TwoStain, target: TwoStain, only: int | None = None) -> Tensor:
-    """(B, 3, 3) maps of optical density (column vectors) from source to target staining.
+    """(B, 3, 3) maps of optical density (column vectors) from source to target stain.
 
     Args:
         source, target: batches of profiles, of equal length or of length 1.
-        only: keep this stain alone (0 hematoxylin, 1 eosin).
+        only: keep one stain (0 hematoxylin, 1 eosin); None keeps both.
     """
     gain = target.scale / source.scale.clamp_min(1e-6)
     if only is not None:
@@ -126,11 +129,11 @@ def map_density(
     Args:
         images: (B, 3, H, W) RGB, uint8 or float in [0, 1].
         matrix: (B, 3, 3), or (1, 3, 3) for all.
-        constants: of the optical density.
-        shift: (B, 3), added after the matrix; none where None.
+        constants: constants of the optical density.
+        shift: (B, 3), added after the matrix; None adds nothing.
 
     Returns:
-        (B, 3, H, W) of the images' dtype, clipped to what the dtype shows.
+        (B, 3, H, W) of the images' dtype, clipped to 0–255 or [0, 1].
     """
     count = len(images)
     shift = matrix.new_zeros(len(matrix), 3) if shift is None else shift

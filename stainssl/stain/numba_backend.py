@@ -1,7 +1,7 @@
-"""The heavy lines of the engine in numba, for images on a CPU without gradients.
+"""numba backend of stain estimation and normalization: images on a CPU, without gradients.
 
-The figures are those of `torch_backend`, to rounding. Numba compiles on first use (some seconds)
-and keeps the result beside `kernels.py`, or in its folder in the user's cache.
+Results equal those of `torch_backend` up to rounding. numba compiles at the first use (some
+seconds) and caches the result beside `kernels.py`, or in the user's cache folder.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ f32 = np.float32
 
 
 class Sample:
-    """As `torch_backend.Sample`, for images on a CPU."""
+    """See `torch_backend.Sample`; for images on a CPU."""
 
     def __init__(self, images: Tensor, constants: Constants, tissue: Tensor | None = None) -> None:
         check_images(images)
@@ -37,18 +37,18 @@ class Sample:
             self._mask = np.ascontiguousarray(kept.numpy(), np.uint8)
 
     def thinned(self, max_pixels: int) -> Sample:
-        """As `torch_backend.Sample.thinned`."""
+        """See `torch_backend.Sample.thinned`."""
         constants = replace(self.constants, max_pixels=max_pixels)
         return Sample(self._images, constants, self._tissue)
 
     def moments(self) -> Moments:
-        """As `torch_backend.Sample.moments`."""
+        """See `torch_backend.Sample.moments`."""
         sums = np.zeros((len(self._pixels), 11))
         _run(kernels.moments, self._pixels, self._mask, *self._density(), self._beta(), sums)
         return Moments(*self._shares(sums), torch.from_numpy(_covariance(sums)))
 
     def angle_quantiles(self, basis: Tensor, shares: tuple[float, ...]) -> Tensor:
-        """As `torch_backend.Sample.angle_quantiles`."""
+        """See `torch_backend.Sample.angle_quantiles`."""
         out = np.empty((len(self._pixels), len(shares)))
         rows = np.ascontiguousarray(basis.mT.numpy(), f32)
         tissue = (self._pixels, self._mask, *self._density(), self._beta())
@@ -56,14 +56,14 @@ class Sample:
         return torch.from_numpy(out).float()
 
     def concentration_quantile(self, unmix: Tensor, share: float) -> Tensor:
-        """As `torch_backend.Sample.concentration_quantile`."""
+        """See `torch_backend.Sample.concentration_quantile`."""
         out = np.empty((len(self._pixels), 2))
         rows = np.ascontiguousarray(unmix.numpy(), f32)
         _run(kernels.concentrations, self._pixels, *self._density(), rows, np.array([share]), out)
         return torch.from_numpy(out).float()
 
     def lab_moments(self) -> LabMoments:
-        """As `torch_backend.Sample.lab_moments`."""
+        """See `torch_backend.Sample.lab_moments`."""
         sums, constants = np.zeros((len(self._pixels), 8)), self.constants
         brightest = constants.io * constants.log_base**-constants.beta - constants.offset
         if self._pixels.dtype != np.uint8:
@@ -75,14 +75,14 @@ class Sample:
         return LabMoments(*self._shares(sums), *(torch.from_numpy(a).float() for a in (mean, std)))
 
     def sparse_vectors(self, start: Tensor, penalty: float, rounds: int) -> Tensor:
-        """As `torch_backend.Sample.sparse_vectors`."""
+        """See `torch_backend.Sample.sparse_vectors`."""
         matrix = np.array(start.numpy(), f32, order="C")
         tissue = (self._pixels, self._mask, *self._density(), self._beta())
         _run(kernels.sparse, *tissue, f32(penalty), rounds, matrix)
         return torch.from_numpy(matrix)
 
     def _shares(self, sums: Any) -> tuple[Tensor, Tensor]:
-        """(B,) shares of pixels that are tissue, and clipped tissue."""
+        """(B,) share of pixels that are tissue, and (B,) share that is clipped tissue."""
         tissue, clipped = torch.from_numpy(sums[:, :2] / max(1, self._pixels.shape[2])).float().T
         return tissue, clipped
 
@@ -94,7 +94,7 @@ class Sample:
 
 
 def _covariance(sums: Any) -> Any:
-    """(B, 3, 3) float64 from the sums that `kernels.moments` makes."""
+    """(B, 3, 3) float64 covariance from the sums of `kernels.moments`."""
     count = sums[:, 0].clip(2)[:, None, None]
     mean = sums[:, 2:5] / count[:, 0]
     products = sums[:, [5, 6, 7, 6, 8, 9, 7, 9, 10]].reshape(-1, 3, 3)
@@ -102,7 +102,7 @@ def _covariance(sums: Any) -> Any:
 
 
 def map_density(images: Tensor, matrix: Tensor, shift: Tensor, constants: Constants) -> Tensor:
-    """As `torch_backend.map_density`."""
+    """See `torch_backend.map_density`."""
     natural = replace(constants, log_base=math.e)
     tables = (_density_table(natural), _density_settings(natural))
     rows = _floats(matrix), _floats(shift * math.log(constants.log_base))
@@ -111,8 +111,8 @@ def map_density(images: Tensor, matrix: Tensor, shift: Tensor, constants: Consta
 
 
 def map_lab(images: Tensor, gain: Tensor, shift: Tensor) -> Tensor:
-    """As `torch_backend.map_lab`."""
-    # L, a, b are linear in three cube roots, and so is an affine map of L, a, b.
+    """See `torch_backend.map_lab`."""
+    # L, a, b are linear in fx, fy, fz, so that an affine map of L, a, b is one of fx, fy, fz.
     lab, offset = gain.new_tensor(LAB), gain.new_tensor(LAB_OFFSET)
     back = torch.linalg.inv(lab)
     matrix = back @ (gain[:, :, None] * lab)
@@ -129,7 +129,7 @@ def _mapped(images: Tensor, kernel: Callable[..., None], *parameters: Any) -> Te
 
 
 def _pixels(images: Tensor) -> Any:
-    """(B, 3, P) uint8 or float32, without a copy where the images are laid out so."""
+    """(B, 3, P) uint8 or float32 array, without a copy if the memory layout allows it."""
     flat = images.detach().flatten(2)
     return (flat if flat.dtype == torch.uint8 else flat.float()).contiguous().numpy()
 
@@ -145,7 +145,7 @@ def _density_table(constants: Constants) -> Any:
 def _density_settings(constants: Constants) -> Any:
     per_log = 1 / math.log(constants.log_base)
     lift = math.log(constants.io) * per_log
-    black = lift - per_log * math.log(constants.offset) - 1e-4  # less: rounding is no brightness
+    black = lift - per_log * math.log(constants.offset) - 1e-4  # tolerance for rounding
     return np.array([lift, per_log, constants.offset, black], f32)
 
 
@@ -154,7 +154,7 @@ def _linear_table() -> Any:
 
 
 def _run(kernel: Callable[..., None], pixels: Any, *arguments: Any) -> None:
-    """Run a kernel on all images, on as many threads as torch may use."""
+    """Run a kernel on all images, with torch's number of threads."""
     count, threads = len(pixels), torch.get_num_threads()
     step = max(1, -(-count // threads))
     if step >= count:

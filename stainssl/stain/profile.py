@@ -1,4 +1,4 @@
-"""Stain profiles: what is known of the stain of one tile, slide or site, in batches."""
+"""Stain profiles of tiles, slides or sites, in batches."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# Fields of an invalid profile are filled with these, so that whatever is computed from one is
-# finite. Matrix and scales: the published reference of Veta's implementation of Macenko 2009
-# (natural logarithm). LAB: means over the tissue of 15 tiles of five CAMELYON17 centres.
+# Invalid profiles are filled with these, so that everything computed from a profile is finite.
+# Matrix and scales: the published reference of Veta's implementation of Macenko 2009 (natural
+# logarithm). LAB: means over the tissue of 15 tiles of five CAMELYON17 centres.
 REFERENCE_MATRIX = ((0.5626, 0.7201, 0.4062), (0.2159, 0.8012, 0.5581))
 REFERENCE_SCALE = (1.9705, 1.0308)
 REFERENCE_LAB_MEAN = (50.0, 26.0, -20.0)
 REFERENCE_LAB_STD = (15.0, 6.0, 6.5)
 
-# How far apart two profiles are is counted in degrees of their stain vectors; a doubling of a
-# stain's scale counts as much as 7 degrees, a turn of a vector that one sees as easily.
+# Distances between profiles are in degrees of their stain vectors; doubling a stain's scale counts
+# as 7 degrees, a rotation that is about as visible.
 DEGREES_PER_LOG_SCALE = 10.0
 
 
 @dataclass(frozen=True)
 class StainProfile:
-    """The stain of N images, or of one (then without the leading axis).
+    """Stain profiles of N images, or of one image (then without the leading axis).
 
     Attributes:
-        method: what estimated it: a key of `estimate.METHODS`.
-        valid: (N,) bool; where False the image had not the tissue or the two stains to tell, and
-            the other fields hold the published reference instead of an estimate.
+        method: estimation method, a key of `estimate.METHODS`.
+        valid: (N,) bool; False if the image had too little tissue or not two stains. The other
+            fields are then the published reference instead of an estimate.
     """
 
     method: str
@@ -40,7 +40,7 @@ class StainProfile:
 
     @property
     def tensors(self) -> dict[str, Tensor]:
-        """Every tensor by its name, `valid` last."""
+        """All tensors by field name, `valid` last."""
         names = [f.name for f in fields(self) if f.name not in ("method", "valid")]
         return {name: getattr(self, name) for name in [*names, "valid"]}
 
@@ -53,31 +53,38 @@ class StainProfile:
         return replace(self, **{name: f(value) for name, value in self.tensors.items()})
 
     def __len__(self) -> int:
-        """Number of images; a profile without the leading axis has none."""
+        """Number of images.
+
+        Raises:
+            TypeError: it is a single profile, without the leading axis.
+        """
         if not self.is_batch:
             raise TypeError("a single profile has no length: batched() adds a leading axis")
         return len(self.valid)
 
     def __getitem__(self, index: int | slice | Tensor | Sequence[int]) -> Self:
-        """Select images: an int gives one profile, anything else a batch."""
+        """Select images: an int gives a single profile, any other index a batch."""
         return self._map(lambda value: value[index])
 
     def batched(self) -> Self:
-        """The same with a leading axis, also where it is one profile."""
+        """Return a batch: a single profile gets a leading axis of length 1."""
         return self if self.is_batch else self._map(lambda value: value[None])
 
     def to(self, device: torch.device | str) -> Self:
-        """The same on another device."""
+        """Move all tensors to a device."""
         return self._map(lambda value: value.to(device))
 
     def where_valid(self, fallback: StainProfile) -> Self:
-        """This profile where it is valid, `fallback` elsewhere.
+        """Replace invalid profiles by those of a fallback.
 
         Args:
-            fallback: of the same family; one profile, or one an image.
+            fallback: one profile, or one per image, of the same family.
 
         Returns:
-            A profile that is valid wherever this or the fallback is.
+            Profiles that are valid wherever this or the fallback is.
+
+        Raises:
+            ValueError: `fallback` is of another family.
         """
         self._same_family(fallback)
         keep, other = self.valid, fallback.to(self.valid.device).tensors
@@ -96,23 +103,23 @@ class StainProfile:
             )
 
     def pooled(self) -> Self:
-        """One profile for all: the mean over the valid ones (invalid where there is none)."""
+        """Average the valid profiles to one profile, which is invalid if none is valid."""
         raise NotImplementedError
 
     def coordinates(self) -> Tensor:
-        """(N, D) float32 points whose Euclidean distance says how far apart two stainings are."""
+        """(N, D) float32 points; their Euclidean distance measures how different two stains are."""
         raise NotImplementedError
 
     def to_arrays(self) -> dict[str, np.ndarray]:
-        """Fields by name, `valid` among them, as numpy arrays with the leading axis."""
+        """Return all fields, including `valid`, as NumPy arrays by name."""
         return {name: value.detach().cpu().numpy() for name, value in self.tensors.items()}
 
     @staticmethod
     def from_arrays(method: str, arrays: Mapping[str, Any]) -> StainProfile:
-        """The profile whose `to_arrays` gave `arrays` (arrays or nested lists).
+        """Create a profile from the output of `to_arrays` (arrays or nested lists).
 
         Raises:
-            ValueError: unknown method, or a field that its family has is missing.
+            ValueError: unknown method, or a field of its family is missing.
         """
         family = family_of(method)
         names = [*family.REFERENCE, "valid"]
@@ -124,13 +131,21 @@ class StainProfile:
 
     @staticmethod
     def reference(method: str) -> StainProfile:
-        """The published reference that stands in for invalid profiles, as one valid profile."""
+        """Return the published reference of a method's family as one valid profile.
+
+        Raises:
+            ValueError: unknown method.
+        """
         family = family_of(method)
         return StainProfile.from_arrays(method, {**family.REFERENCE, "valid": True})
 
     @staticmethod
     def cat(profiles: Sequence[StainProfile]) -> StainProfile:
-        """One batch of several batches or single profiles of the same method."""
+        """Concatenate batches or single profiles of one family to a batch.
+
+        Raises:
+            ValueError: they are of different families.
+        """
         first = profiles[0]
         for profile in profiles[1:]:
             first._same_family(profile)
@@ -141,11 +156,12 @@ class StainProfile:
 
 @dataclass(frozen=True)
 class TwoStain(StainProfile):
-    """Hematoxylin and eosin as directions in optical density, and how strong they are.
+    """Stain vectors and scales of hematoxylin and eosin.
 
     Attributes:
-        matrix: (N, 2, 3) float32 unit vectors in OD over R, G, B; hematoxylin first.
-        scale: (N, 2) float32, 99th percentile of each stain's concentration over all pixels.
+        matrix: (N, 2, 3) float32 unit vectors in optical density over R, G, B; hematoxylin first.
+        scale: (N, 2) float32, a high percentile of each stain's concentration over all pixels
+            (by default the 99th).
     """
 
     matrix: Tensor
@@ -154,7 +170,7 @@ class TwoStain(StainProfile):
     REFERENCE: ClassVar = {"matrix": REFERENCE_MATRIX, "scale": REFERENCE_SCALE}
 
     def pooled(self) -> TwoStain:
-        """Mean directions, of unit length, and mean scales over the valid profiles."""
+        """Mean stain vectors, scaled to unit length, and mean scales of the valid profiles."""
         batch = self.batched()
         matrix, scale = (_valid_mean(value, batch.valid) for value in (batch.matrix, batch.scale))
         matrix = matrix / matrix.norm(dim=-1, keepdim=True).clamp_min(1e-12)
@@ -162,7 +178,7 @@ class TwoStain(StainProfile):
         return filled(one)
 
     def coordinates(self) -> Tensor:
-        """(N, 8): both vectors in degrees (of chord) and 10 × the logarithms of the scales."""
+        """(N, 8): both vectors times 180/π (chord in degrees), and 10 × log of the scales."""
         vectors = torch.rad2deg(self.matrix).flatten(-2)
         scales = DEGREES_PER_LOG_SCALE * self.scale.clamp_min(1e-6).log()
         return torch.cat([vectors, scales], -1)
@@ -170,7 +186,7 @@ class TwoStain(StainProfile):
 
 @dataclass(frozen=True)
 class LabStats(StainProfile):
-    """Color statistics of the tissue in CIE LAB (D65), after Reinhard et al. 2001.
+    """Statistics of the tissue in CIE LAB (D65), after Reinhard et al. 2001.
 
     Attributes:
         mean: (N, 3) float32 mean of L (0–100), a, b.
@@ -183,13 +199,13 @@ class LabStats(StainProfile):
     REFERENCE: ClassVar = {"mean": REFERENCE_LAB_MEAN, "std": REFERENCE_LAB_STD}
 
     def pooled(self) -> LabStats:
-        """Mean of the means and of the deviations over the valid profiles."""
+        """Averages of the means and of the standard deviations of the valid profiles."""
         batch = self.batched()
         mean, std = (_valid_mean(value, batch.valid) for value in (batch.mean, batch.std))
         return filled(LabStats(self.method, batch.valid.any(), mean, std))
 
     def coordinates(self) -> Tensor:
-        """(N, 6): the six numbers, in LAB units (Euclidean: ΔE of the means and of the spreads)."""
+        """(N, 6): means and standard deviations, in LAB units."""
         return torch.cat([self.mean, self.std], -1)
 
 
@@ -202,10 +218,10 @@ FAMILIES: dict[str, type[StainProfile]] = {
 
 
 def family_of(method: str) -> type[StainProfile]:
-    """The class of a method's profiles.
+    """Return the profile class of a method.
 
     Raises:
-        ValueError: no such method.
+        ValueError: unknown method.
     """
     if method not in FAMILIES:
         raise ValueError(f"Unknown stain method {method!r}; known: {', '.join(FAMILIES)}.")
@@ -216,7 +232,7 @@ P = TypeVar("P", bound=StainProfile)
 
 
 def filled(profile: P) -> P:
-    """`profile` with the published reference in place of what is not valid or not finite."""
+    """Replace profiles that are not valid or not finite by the reference, and mark them invalid."""
     finite = profile.valid
     for value in profile.tensors.values():
         rest = tuple(range(profile.valid.ndim, value.ndim))

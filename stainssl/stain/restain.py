@@ -1,4 +1,4 @@
-"""Stain images anew by families that no encoder is trained with, to test what it is robust to."""
+"""Restaining for robustness tests, by a method that encoders are not trained with."""
 
 from __future__ import annotations
 
@@ -11,26 +11,28 @@ from stainssl.stain.lab import lab_to_rgb, rgb_to_lab
 from stainssl.stain.profile import LabStats, StainProfile
 from stainssl.stain.torch_backend import in_chunks
 
-# Beyond these a gain is noise blown up: flat tiles have deviations near zero.
+# Flat tiles have standard deviations near zero: a larger gain would only amplify noise.
 GAIN_LIMITS = (0.25, 4.0)
 
 
 def reinhard_to(images: Tensor, profile: StainProfile, constants: Constants = DEFAULTS) -> Tensor:
-    """The tissue of `images` with the LAB mean and deviation of `profile`; glass stays as it is.
+    """Match the LAB mean and standard deviation of the tissue to `profile`; glass is unchanged.
 
-    Reinhard et al. 2001, its statistics and its effect on tissue alone. Between glass and tissue
-    the effect fades in with the optical density, so that no edge appears.
+    Reinhard et al. 2001, with statistics of the tissue only, and applied to the tissue only. The
+    effect increases with the optical density between glass and tissue, so that no edge appears.
 
     Args:
         images: (B, 3, H, W) RGB, uint8 or float in [0, 1].
-        profile: of method `reinhard`: one for all, or one an image.
-        constants: `beta` tells tissue from glass.
+        profile: `reinhard` profiles, one for all or one per image.
+        constants: constants of the optical density; `beta` separates tissue from glass.
 
     Returns:
-        (B, 3, H, W) of the images' dtype. An image without enough tissue is returned unchanged.
+        (B, 3, H, W) of the images' dtype. An image without enough tissue is returned unchanged,
+        up to rounding.
 
     Raises:
-        ValueError: a profile of stain vectors, or another number of profiles than of images.
+        ValueError: `profile` is not of method `reinhard`, or the number of profiles is not that
+            of the images.
     """
     if not isinstance(profile, LabStats):
         raise ValueError(f"reinhard_to needs a reinhard profile; found {profile.method}.")

@@ -1,4 +1,4 @@
-"""Which profile images are normalized to: policies, their candidates, and the file they live in."""
+"""Stain targets: the policies that draw them, the choice of candidates, and the target file."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PER = ("iteration", "image")
 
 
 class TargetPolicy(Protocol):
-    """Draws the target(s) of one training step."""
+    """Policy that draws the stain target(s) of a training step."""
 
     def draw(
         self,
@@ -28,12 +28,12 @@ class TargetPolicy(Protocol):
         generator: Generator,
         sites: Sequence[str] | None = None,
     ) -> StainProfile:
-        """The target of a batch.
+        """Draw the target of a batch.
 
         Args:
-            profiles: those of the batch's B images.
-            generator: of a CPU; the only source of chance.
-            sites: of the batch's images; only the policy `site` looks at them.
+            profiles: profiles of the batch's B images.
+            generator: CPU generator, the only source of randomness.
+            sites: sites of the batch's images; used by the policy `site` only.
 
         Returns:
             One profile (per iteration) or B profiles (per image), valid and finite, on the
@@ -44,11 +44,11 @@ class TargetPolicy(Protocol):
 
 @dataclass(frozen=True)
 class BatchTarget:
-    """A random image of the batch, as in Tiard et al. 2022.
+    """Policy `batch`: the profile of a random image of the batch, as in Tiard et al. 2022.
 
     Attributes:
         fallback: one valid profile, for batches without a valid one.
-        per: `iteration` or `image`.
+        per: one target per `iteration` or per `image`.
     """
 
     fallback: StainProfile
@@ -60,10 +60,10 @@ class BatchTarget:
         generator: Generator,
         sites: Sequence[str] | None = None,
     ) -> StainProfile:
-        """One valid image's profile for all, or one an image (an image may draw itself)."""
+        """Draw a valid profile for the batch, or one per image (an image may draw its own)."""
         device, size = profiles.valid.device, len(profiles)
         rows = size if self.per == "image" else 1
-        # The best score wins: no index leaves the device, so nothing waits for it.
+        # argmax of random scores, invalid profiles one lower: no index is copied to the host.
         score = torch.rand(rows, size, generator=generator).to(device) + profiles.valid.float()
         drawn = profiles[score.argmax(1)].where_valid(self.fallback)
         return drawn if self.per == "image" else drawn[0]
@@ -71,11 +71,11 @@ class BatchTarget:
 
 @dataclass(frozen=True)
 class PoolTarget:
-    """One of given candidates, each as likely: `cohort`, `medoid`, `spread`, `fixed`.
+    """Policies `cohort`, `medoid`, `spread`, `fixed`: one of the candidates, all equally likely.
 
     Attributes:
         candidates: K valid profiles.
-        per: `iteration` or `image`.
+        per: one target per `iteration` or per `image`.
     """
 
     candidates: StainProfile
@@ -87,7 +87,7 @@ class PoolTarget:
         generator: Generator,
         sites: Sequence[str] | None = None,
     ) -> StainProfile:
-        """A random candidate for all, or one an image."""
+        """Draw a random candidate for the batch, or one per image."""
         rows = len(profiles) if self.per == "image" else 1
         drawn = torch.randint(len(self.candidates), (rows,), generator=generator)
         chosen = self.candidates[drawn].to(profiles.valid.device)
@@ -96,13 +96,13 @@ class PoolTarget:
 
 @dataclass(frozen=True)
 class SiteTarget:
-    """A candidate of another site than the image's own; every site is as likely.
+    """Policy `site`: a candidate of another site than the image's own; sites are equally likely.
 
     Attributes:
         candidates: K valid profiles.
-        sites: their sites, K names.
-        per: `iteration` draws one candidate for all, of a site that is not that of most images
-            of the batch; `image` one an image, never of its own site.
+        sites: sites of the candidates, K names.
+        per: `iteration` draws one candidate for the batch, from any site except the most frequent
+            one of the batch; `image` draws one per image, from any site except the image's own.
     """
 
     candidates: StainProfile
@@ -115,17 +115,17 @@ class SiteTarget:
         generator: Generator,
         sites: Sequence[str] | None = None,
     ) -> StainProfile:
-        """A candidate of another site; of any site where there is no other."""
+        """Draw candidates of other sites, or of any site if all are of the same one."""
         own = list(sites) if sites is not None else [""] * len(profiles)
         if self.per == "iteration":
             own = [max(sorted(set(own)), key=own.count)]
         score = torch.rand(len(own), len(self.sites), generator=generator)
-        drawn = (self._weights(own).log() - (-score.log()).log()).argmax(1)  # Gumbel: by weight
+        drawn = (self._weights(own).log() - (-score.log()).log()).argmax(1)  # Gumbel-max sampling
         chosen = self.candidates[drawn].to(profiles.valid.device)
         return chosen if self.per == "image" else chosen[0]
 
     def _weights(self, own: Sequence[str]) -> Tensor:
-        """(B, K) chance of each candidate: equal sites, the own one excluded."""
+        """(B, K) weight of each candidate: equal totals for all sites, 0 for an image's own."""
         share = torch.tensor([1 / self.sites.count(site) for site in self.sites])
         other = torch.tensor([[site != mine for site in self.sites] for mine in own])
         other = other | ~other.any(1, keepdim=True)
@@ -133,14 +133,13 @@ class SiteTarget:
 
 
 def load(content: Path | str | Mapping[str, Any]) -> TargetPolicy:
-    """The policy that a target file describes.
+    """Load the policy described by a target file.
 
     Args:
-        content: path of a `target.json`, or what it holds.
+        content: path of a `target.json`, or its parsed content.
 
     Raises:
-        ValueError: another schema, an unknown policy or `per`, or no candidates where the policy
-            needs some; the message names the file and what to do.
+        ValueError: another schema, or an unknown policy or `per`.
     """
     data, where = _read(content)
     if data.get("schema") != SCHEMA:
@@ -176,7 +175,7 @@ def _site(data: Mapping[str, Any]) -> SiteTarget:
 
 
 def _candidates(data: Mapping[str, Any]) -> StainProfile:
-    """Profiles of a target's candidates; the pooled fallback where it has none."""
+    """Profiles of a target's candidates, or its fallback if it has none."""
     found = [profile_from_json(c["profile"]) for c in data.get("candidates", [])]
     return StainProfile.cat(found or [profile_from_json(data["fallback"])])
 
@@ -192,27 +191,27 @@ POLICIES: dict[str, Callable[[Mapping[str, Any]], TargetPolicy]] = {
 
 
 def profile_to_json(profile: StainProfile) -> dict[str, Any]:
-    """A profile in JSON's types; `profile_from_json` reads it back."""
+    """Convert a profile to JSON types; the inverse of `profile_from_json`."""
     arrays = {name: value.tolist() for name, value in profile.to_arrays().items()}
     return {"method": profile.method, **arrays}
 
 
 def profile_from_json(data: Mapping[str, Any]) -> StainProfile:
-    """The profile that `profile_to_json` wrote."""
+    """Create a profile from the output of `profile_to_json`."""
     return StainProfile.from_arrays(data["method"], data)
 
 
 def medoid(points: Tensor) -> int:
-    """Index of the point with the least summed distance to all (N, D) points."""
+    """Index of the medoid of (N, D) points: the point with the least sum of distances."""
     total = torch.cat([torch.cdist(block, points).sum(1) for block in points.split(1024)])
     return int(total.argmin())
 
 
 def farthest_points(points: Tensor, count: int) -> list[int]:
-    """Indices of `count` points that cover (N, D) points: the medoid, then farthest first.
+    """Indices of `count` points that cover (N, D) points, starting with the medoid.
 
-    Gonzalez 1985: the largest distance to a chosen point is at most twice the least possible.
-    Fewer where there are fewer distinct points.
+    Farthest-first traversal (Gonzalez 1985): the largest distance to a chosen point is at most
+    twice the optimum. Fewer are returned if there are fewer distinct points.
     """
     chosen = [medoid(points)]
     distance = torch.full((len(points),), torch.inf)
@@ -225,8 +224,8 @@ def farthest_points(points: Tensor, count: int) -> list[int]:
 
 
 def nearest_distance(points: Tensor, chosen: Tensor) -> Tensor:
-    """(N,) distance of each of (N, D) points to the nearest of (K, D) chosen ones."""
-    exact = "donot_use_mm_for_euclid_dist"  # the other mode gives a point 0.04 from itself
+    """(N,) distance of each of (N, D) points to the nearest of (K, D) chosen points."""
+    exact = "donot_use_mm_for_euclid_dist"  # by products, a point may be 0.04 from itself
     return torch.cat(
         [torch.cdist(b, chosen, compute_mode=exact).amin(1) for b in points.split(256)]
     )
@@ -234,19 +233,20 @@ def nearest_distance(points: Tensor, chosen: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Pool:
-    """What is kept of a pool of tiles of any size: sums by site, and a random sample.
+    """Summary of the stain profiles of any number of tiles: sums by site, and a random sample.
 
-    Two pools of disjoint tiles add up (`merged`), in any order and grouping, to the same result,
-    so a cohort is reduced part by part. The sample holds the tiles with the smallest random keys
-    (a bottom-k sketch): a fair sample without replacement of the whole, of bounded size.
+    Pools of disjoint tiles can be merged (`merged`) in any order and grouping with the same
+    result, so that a cohort is reduced part by part. The sample consists of the valid tiles with
+    the smallest random keys (a bottom-k sketch): a uniform sample without replacement, of bounded
+    size.
 
     Attributes:
-        method: of the profiles.
-        tiles, valid: counts by site.
+        method: estimation method of the profiles.
+        tiles, valid: numbers of tiles, and of tiles with a valid profile, by site.
         sums: site → field → float64 sum over the valid profiles.
-        sample: field → (n, ...) of sampled valid tiles, in order of `key`.
-        site, slide, tile: (n,) of the sample; names, names, numbers.
-        key: (n,) float64 random keys, ascending.
+        sample: field → (n, ...) values of the sampled tiles, in order of `key`.
+        site, slide, tile: (n,) site name, slide name and tile number of the sampled tiles.
+        key: (n,) float64 random keys in 0–1, ascending.
         limit: largest n.
     """
 
@@ -262,19 +262,19 @@ class Pool:
     limit: int
 
     def profiles(self) -> StainProfile:
-        """The sample as a batch of profiles."""
+        """Profiles of the sampled tiles, as a batch."""
         arrays = {**self.sample, "valid": np.ones(len(self.key), bool)}
         return StainProfile.from_arrays(self.method, arrays)
 
     def site_means(self) -> dict[str, StainProfile]:
-        """The mean profile of each site with a valid tile, sites in order of name."""
+        """Mean profile of each site that has a valid tile, sites in alphabetical order."""
         return {
             site: _mean_profile(self.method, self.sums[site], self.valid[site])
             for site in sorted(self.sums)
         }
 
     def mean(self) -> StainProfile:
-        """The mean profile of all valid tiles; the published reference, valid, where none is."""
+        """Mean profile of all valid tiles; without any, the published reference, marked valid."""
         if not self.sums:
             return StainProfile.reference(self.method)
         fields = next(iter(self.sums.values()))
@@ -298,17 +298,17 @@ def pool(
     seed: int,
     limit: int = 20_000,
 ) -> Pool:
-    """The pool of one part's tiles.
+    """Create the pool of the tiles of one part.
 
     Args:
-        method: of the profiles.
-        arrays: field → (N, ...), with `valid`, as a profile's `to_arrays` gives.
-        slide: names of S slides.
-        site: their sites, S names.
+        method: estimation method of the profiles.
+        arrays: field → (N, ...), including `valid`, as returned by `StainProfile.to_arrays`.
+        slide: names of the S slides.
+        site: sites of the S slides.
         row: (N,) index of each tile's slide.
         tile: (N,) number of each tile within its slide.
-        seed: of the sample; a tile's key depends on seed, slide and tile number alone.
-        limit: largest sample.
+        seed: seed of the sample; a tile's key depends only on seed, slide name and tile number.
+        limit: largest size of the sample.
     """
     valid = np.asarray(arrays["valid"], bool)
     site_of = np.asarray(site, dtype=object)[row]
@@ -336,17 +336,17 @@ def pool(
 
 
 def _keys(slide: Sequence[str], row: np.ndarray, tile: np.ndarray, seed: int) -> np.ndarray:
-    """(N,) uniform keys, the same for a tile whatever part it comes with."""
+    """(N,) uniform keys in 0–1, which do not depend on the part that a tile belongs to."""
     salt = np.array([zlib.crc32(f"{seed}/{name}".encode()) for name in slide], np.uint64)
     mixed = (salt[row] << np.uint64(32)) | np.asarray(tile).astype(np.uint64)
-    # The finaliser of splitmix64 (Steele et al. 2014): every input bit reaches every output bit.
+    # Finaliser of splitmix64 (Steele et al. 2014): every input bit affects every output bit.
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
         mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
     return (mixed ^ (mixed >> np.uint64(31))) / 2.0**64
 
 
 def merged(first: Pool, second: Pool) -> Pool:
-    """The pool of the tiles of two pools of one method and limit."""
+    """Merge two pools of disjoint tiles, of the same method and limit."""
     order = np.argsort(np.concatenate([first.key, second.key]), kind="stable")[: first.limit]
 
     def take(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -382,19 +382,19 @@ def _added_sums(
 def choose(
     pool: Pool, policy: str, *, by_site: bool = False, count: int = 8, drawn: int = 256
 ) -> list[int]:
-    """Which tiles of a pool's sample are a policy's candidates.
+    """Choose the candidate tiles of a policy from the sample of a pool.
 
     Args:
-        pool: of the training part.
-        policy: `batch` needs none; `cohort` takes random tiles; `site` random tiles, as many of
-            each site; `medoid` the tile nearest to all others; `spread` tiles that cover the
-            stain space, farthest first.
-        by_site: `medoid` takes one of each site, the nearest to all others of its site.
-        count: candidates of `spread`.
-        drawn: candidates of `cohort`, and of `site` over all sites.
+        pool: pool of the training tiles.
+        policy: `batch` has no candidates; `cohort` takes random tiles; `site` random tiles, the
+            same number from each site; `medoid` the medoid of all tiles; `spread` tiles that
+            cover the stain space (`farthest_points`).
+        by_site: whether `medoid` takes the medoid of each site.
+        count: number of candidates of `spread`.
+        drawn: number of candidates of `cohort`, and of `site` over all sites.
 
     Returns:
-        Indices into the pool's sample; empty where no tile of the pool is valid.
+        Indices into the pool's sample; empty if no tile is valid.
 
     Raises:
         ValueError: a policy that does not choose from a pool.
@@ -421,5 +421,5 @@ def _each_site(pool: Pool, drawn: int) -> list[int]:
 
 
 def _rows_by_site(pool: Pool) -> list[Tensor]:
-    """Rows of the sample, a tensor a site, sites in order of name."""
+    """Rows of the sample by site, sites in alphabetical order."""
     return [torch.from_numpy(np.flatnonzero(pool.site == s)) for s in sorted(set(pool.site))]

@@ -1,4 +1,4 @@
-"""The heavy lines of the engine in plain torch: the reference, on any device, with gradients."""
+"""Reference backend of stain estimation and normalization: torch, any device, with gradients."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from stainssl.stain.density import (
 )
 from stainssl.stain.lab import lab_to_rgb, rgb_to_lab
 
-BINS = 4096  # of the histograms that percentiles are read from
+BINS = 4096  # bins of the histograms from which percentiles are computed
 
 
 class Moments(NamedTuple):
-    """Sums over the pixels of B images.
+    """Tissue shares and optical density covariance of B images.
 
     Attributes:
         tissue: (B,) share of pixels that are tissue.
         clipped: (B,) share of pixels that are tissue and have a channel at 0.
-        covariance: (B, 3, 3) float64 of the tissue's optical density.
+        covariance: (B, 3, 3) float64, covariance of the tissue's optical density.
     """
 
     tissue: Tensor
@@ -37,11 +37,11 @@ class Moments(NamedTuple):
 
 
 class LabMoments(NamedTuple):
-    """Sums over the pixels of B images.
+    """Tissue shares and LAB statistics of B images.
 
     Attributes:
-        tissue, clipped: as of `Moments`.
-        mean, std: (B, 3) of the tissue's L, a, b.
+        tissue, clipped: as in `Moments`.
+        mean, std: (B, 3) mean and standard deviation of the tissue's L, a, b.
     """
 
     tissue: Tensor
@@ -51,14 +51,15 @@ class LabMoments(NamedTuple):
 
 
 class Sample:
-    """Pixels of a batch of images, their optical density, and which of them are tissue.
+    """Pixels of a batch of images, with their optical density and tissue mask.
 
-    `numba_backend.Sample` has the same methods and gives the same figures, for images on a CPU.
+    `numba_backend.Sample` has the same methods and computes the same values on a CPU.
 
     Args:
         images: (B, 3, H, W) uint8, or float in [0, 1].
-        constants: background and threshold.
-        tissue: (B, H, W) bool; where every channel's density is at least `beta` where None.
+        constants: background and tissue threshold.
+        tissue: (B, H, W) bool tissue mask; by default, pixels whose optical density is at least
+            `constants.beta` in every channel.
     """
 
     def __init__(self, images: Tensor, constants: Constants, tissue: Tensor | None = None) -> None:
@@ -72,12 +73,12 @@ class Sample:
         self._weight = inside.to(self._od.dtype)
 
     def thinned(self, max_pixels: int) -> Sample:
-        """The same images, of which at most so many pixels are looked at."""
+        """Return a sample of the same images, subsampled to at most `max_pixels` pixels each."""
         constants = replace(self.constants, max_pixels=max_pixels)
         return Sample(self._images, constants, self._tissue)
 
     def moments(self) -> Moments:
-        """How much tissue there is, and how its optical density varies."""
+        """Tissue shares, and covariance of the tissue's optical density."""
         weight, od = self._weight, self._od
         count = weight.sum(-1)[:, None, None].clamp_min(2)
         mean = (od @ weight[:, :, None]) / count
@@ -90,17 +91,17 @@ class Sample:
         return self._weight.mean(-1), clipped.mean(-1)
 
     def angle_quantiles(self, basis: Tensor, shares: tuple[float, ...]) -> Tensor:
-        """(B, len(shares)) quantiles of the tissue's angle, in the plane of (B, 3, 2) `basis`."""
+        """(B, len(shares)) quantiles of the tissue's angles in the plane of (B, 3, 2) `basis`."""
         along = basis.mT @ self._od
         return masked_quantile(torch.atan2(along[:, 1], along[:, 0]), self._weight, shares)
 
     def concentration_quantile(self, unmix: Tensor, share: float) -> Tensor:
-        """(B, 2) quantiles of the concentrations (B, 2, 3) `unmix` gives, over all pixels."""
+        """(B, 2) quantile of each stain's concentration over all pixels, by (B, 2, 3) `unmix`."""
         rows = (unmix @ self._od).flatten(0, 1)
         return masked_quantile(rows, torch.ones_like(rows), (share,)).reshape(-1, 2)
 
     def lab_moments(self) -> LabMoments:
-        """How much tissue there is, and the mean and deviation of its color."""
+        """Tissue shares, and mean and standard deviation of the tissue's L, a, b."""
         lab, weight = rgb_to_lab(self._grey / 255), self._weight
         count = weight.sum(-1)[:, None, None].clamp_min(1)
         mean = (lab @ weight[:, :, None]) / count
@@ -109,15 +110,15 @@ class Sample:
         return LabMoments(*self._shares(), mean.squeeze(-1), std.squeeze(-1))
 
     def sparse_vectors(self, start: Tensor, penalty: float, rounds: int) -> Tensor:
-        """Stain vectors of a sparse non-negative factorisation of the tissue's optical density.
+        """Stain vectors by sparse non-negative factorisation of the tissue's optical density.
 
-        min over C >= 0 and unit M >= 0 of |OD - C M|² / 2 + penalty · |C|, by turns: C exactly,
-        pixel by pixel; M one vector after the other, from sums over the pixels.
+        Minimizes |OD - C M|² / 2 + penalty · |C| over C >= 0 and unit vectors M >= 0, alternately:
+        C exactly for each pixel, then M one vector after the other, from sums over the pixels.
 
         Args:
-            start: (B, 2, 3) non-negative unit vectors to begin with.
-            penalty: in units of the density.
-            rounds: of turns.
+            start: (B, 2, 3) non-negative unit vectors.
+            penalty: sparsity penalty, in units of the optical density.
+            rounds: number of iterations.
 
         Returns:
             (B, 2, 3) non-negative unit vectors.
@@ -131,10 +132,10 @@ class Sample:
 
 
 def sparse_code(along: Tensor, matrix: Tensor) -> Tensor:
-    """(B, 2, P) non-negative concentrations: the exact optimum of the two-variable problem.
+    """(B, 2, P) non-negative concentrations: the exact solution of the lasso with two stains.
 
     Args:
-        along: (B, 2, P) densities along each vector, less the penalty.
+        along: (B, 2, P) optical densities projected on each vector, minus the penalty.
         matrix: (B, 2, 3) non-negative unit vectors.
     """
     cosine = (matrix[:, 0] * matrix[:, 1]).sum(-1)[:, None]
@@ -146,12 +147,12 @@ def sparse_code(along: Tensor, matrix: Tensor) -> Tensor:
 
 
 def improved_vectors(matrix: Tensor, gram: Tensor, cross: Tensor) -> Tensor:
-    """One turn of block coordinate descent over the two vectors (Mairal et al. 2010).
+    """Update both stain vectors once by block coordinate descent (Mairal et al. 2010).
 
     Args:
-        matrix: (B, 2, 3).
+        matrix: (B, 2, 3) stain vectors.
         gram: (B, 2, 2) products of concentrations, summed over pixels.
-        cross: (B, 2, 3) products of concentrations and densities.
+        cross: (B, 2, 3) products of concentrations and optical densities, summed over pixels.
     """
     vectors = list(matrix.unbind(1))
     for i in (0, 1):
@@ -164,10 +165,10 @@ def improved_vectors(matrix: Tensor, gram: Tensor, cross: Tensor) -> Tensor:
 
 
 def masked_quantile(values: Tensor, weight: Tensor, shares: tuple[float, ...]) -> Tensor:
-    """Quantiles of each row's weighted values, read off a histogram of 4096 bins.
+    """Quantiles of the values of each row whose weight is 1, from a histogram of 4096 bins.
 
-    Linear inside a bin, so the error is below one bin: 1/4096 of the row's range. Counts are
-    integers, so the result depends neither on the batch nor on the order of pixels.
+    Interpolation within a bin is linear, so that the error is below one bin, 1/4096 of the row's
+    range. Counts are integers: the result depends neither on the batch nor on the order of pixels.
 
     Args:
         values: (B, P) float32, finite.
@@ -175,7 +176,7 @@ def masked_quantile(values: Tensor, weight: Tensor, shares: tuple[float, ...]) -
         shares: quantiles, 0–1.
 
     Returns:
-        (B, len(shares)) float32; 0 where no weight is 1.
+        (B, len(shares)) float32; 0 for a row without a weight of 1.
     """
     inside = weight > 0
     low = torch.where(inside, values, torch.inf).amin(-1, keepdim=True)
@@ -208,7 +209,7 @@ def map_density(images: Tensor, matrix: Tensor, shift: Tensor, constants: Consta
 
 
 def map_lab(images: Tensor, gain: Tensor, shift: Tensor) -> Tensor:
-    """gain · LAB + shift, (B, 3) each, of (B, 3, H, W) images."""
+    """Map (B, 3, H, W) images by gain · LAB + shift, with (B, 3) `gain` and `shift`."""
 
     def mapped(grey: Tensor, gain: Tensor, shift: Tensor) -> Tensor:
         lab = rgb_to_lab(grey / 255) * gain[..., None] + shift[..., None]
@@ -218,7 +219,16 @@ def map_lab(images: Tensor, gain: Tensor, shift: Tensor) -> Tensor:
 
 
 def in_chunks(images: Tensor, mapped: Callable[..., Tensor], *parameters: Tensor) -> Tensor:
-    """Map grey levels a few images at a time; back in the images' dtype, clipped to [0, 255]."""
+    """Apply a function to grey levels 0–255, a few images at a time.
+
+    Args:
+        images: (B, 3, H, W) uint8, or float in [0, 1].
+        mapped: called with (b, 3, P) grey levels and the parameters of the same b images.
+        parameters: tensors with a leading axis of length B.
+
+    Returns:
+        (B, 3, H, W) in the images' dtype, clipped to 0–255 or [0, 1].
+    """
     step = chunk_images(images)
     chunks = zip(images.split(step), *(p.split(step) for p in parameters), strict=True)
     done = [_from_grey(mapped(grey_levels(chunk), *each), chunk) for chunk, *each in chunks]

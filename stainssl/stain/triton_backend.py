@@ -1,8 +1,8 @@
-"""The map of optical density as one Triton kernel: each pixel of a GPU is read and written once.
+"""The optical density map as a Triton kernel, which reads and writes every pixel once.
 
-Only the map, which runs at every training step, is fused; the rest is `torch_backend`'s. `backends`
-takes this module where it agrees with `torch_backend` on the device at hand. Triton's interpreter
-runs it on a CPU, which is how it is tested; no GPU figure has been measured.
+Only this map, which runs at every training step, is fused; everything else is `torch_backend`'s.
+`backends` uses this module on a GPU if it agrees with `torch_backend` there. Tests run it on a CPU
+in Triton's interpreter; its speed on a GPU has not been measured.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from stainssl.stain.torch_backend import Sample, map_lab
 
 __all__ = ["Sample", "agrees", "map_density", "map_lab"]
 
-BLOCK = 1024  # pixels of a program
+BLOCK = 1024  # pixels per program
 
 
 @triton.jit
 def _density(pixels, place, inside, log_io, offset):  # type: ignore[no-untyped-def]
-    """Natural optical density of pixels, uint8 or float in [0, 1]."""
+    """Natural-log optical density of pixels, uint8 or float in [0, 1]."""
     value = tl.load(pixels + place, mask=inside, other=0)
     grey = value.to(tl.float32)
     if value.dtype != tl.uint8:
@@ -58,7 +58,7 @@ def _map(  # type: ignore[no-untyped-def]
 
 
 def map_density(images: Tensor, matrix: Tensor, shift: Tensor, constants: Constants) -> Tensor:
-    """As `torch_backend.map_density`."""
+    """See `torch_backend.map_density`."""
     check_images(images)
     pixels = images.contiguous()
     out, count = torch.empty_like(pixels), pixels.shape[2] * pixels.shape[3]
@@ -80,10 +80,10 @@ def map_density(images: Tensor, matrix: Tensor, shift: Tensor, constants: Consta
 
 
 def agrees(device: torch.device) -> bool:
-    """Whether the kernel gives `torch_backend`'s figures on a small image there.
+    """Whether kernel and `torch_backend` agree to one grey level on a small image on `device`.
 
     Raises:
-        Exception: whatever Triton raises where it cannot compile or run.
+        Exception: any exception of Triton if it cannot compile or run.
     """
     levels = torch.arange(256, dtype=torch.uint8, device=device).reshape(1, 1, 16, 16)
     images = torch.cat([levels, levels.flip(2), levels.mT], 1)
