@@ -1,1 +1,1 @@
-"""From predictions to a table: folds, probes, metrics with intervals, comparisons, robustness."""
+"""Folds, probes, metrics with intervals, paired comparisons, robustness and result tables."""

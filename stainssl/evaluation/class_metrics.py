@@ -1,4 +1,4 @@
-"""Metrics of classes: of calls and probabilities, each for many resamples and in closed form."""
+"""Metrics of classification: ranking, predicted classes and probabilities."""
 
 from __future__ import annotations
 
@@ -35,18 +35,18 @@ CALIBRATION_BINS = 10  # of equal width
 
 @dataclass(frozen=True)
 class Proportion:
-    """A proportion: of which units (`of`), and which of them count (`hits`)."""
+    """A proportion of units: masks of the denominator (`of`) and the numerator (`hits`)."""
 
     of: Callable[[ScoredUnits], NDArray[np.bool_]]
     hits: Callable[[ScoredUnits], NDArray[np.bool_]]
 
     def resampled(self, scored: ScoredUnits, weights: Floats) -> Floats:
-        """(R,) under each row of patient weights."""
+        """(R,) values under (R, P) patient weights."""
         hits, of = self.hits(scored).astype(float), self.of(scored).astype(float)
         return weighted_share(hits, of, scored.patient, weights)
 
     def exact(self, scored: ScoredUnits) -> Estimate:
-        """With Wilson's interval; every patient is one unit."""
+        """Estimate with Wilson's interval; requires one unit per patient."""
         hits, of = np.zeros((2, scored.patients))
         hits[scored.patient], of[scored.patient] = self.hits(scored), self.of(scored)
         return share_estimate(hits, of)
@@ -89,7 +89,7 @@ def _balanced_accuracy(scored: ScoredUnits, weights: Floats) -> Floats:
 
 
 def confusion(scored: ScoredUnits, weights: Floats) -> Floats:
-    """(R, K, K) weight of the units of each true class that are called each class."""
+    """(R, K, K) confusion matrices (true class, predicted class) under (R, P) patient weights."""
     k = len(scored.classes)
     per_patient = np.zeros((scored.patients, k * k))
     np.add.at(per_patient, (scored.patient, scored.y * k + scored.predicted), 1.0)
@@ -97,7 +97,7 @@ def confusion(scored: ScoredUnits, weights: Floats) -> Floats:
 
 
 def _f1(scored: ScoredUnits, weights: Floats) -> tuple[Floats, Floats]:
-    # (R, K) F1 of each class, 0 where it is neither there nor predicted, and its true weight.
+    # (R, K) F1 of each class (0 if it neither occurs nor is predicted) and its weight.
     table = confusion(scored, weights)
     hits = np.diagonal(table, axis1=1, axis2=2)
     true, guessed = table.sum(axis=2), table.sum(axis=1)
@@ -122,9 +122,8 @@ def _brier(scored: ScoredUnits, weights: Floats) -> Floats:
 
 
 def _calibration_error(scored: ScoredUnits, weights: Floats) -> Floats:
-    # (R,) expected calibration error (Guo et al., 2017): how far what is said is from what comes
-    # true, mean over bins of what is said. Of two classes the positive one's probability is what is
-    # said; of more, that of the most probable class.
+    # (R,) expected calibration error (Guo et al., 2017): of the positive class's probability with
+    # two classes, otherwise of the most probable class's.
     stated, came_true = scored.p.max(axis=1), scored.p.argmax(axis=1) == scored.y
     if len(scored.classes) == 2:
         stated, came_true = scored.p[:, 1], scored.y == 1
@@ -136,7 +135,7 @@ def _calibration_error(scored: ScoredUnits, weights: Floats) -> Floats:
 
 
 def _rank_likeness(scored: ScoredUnits, classes: list[int]) -> float:
-    # 0 where no repeat has two folds that rank: then nobody trained another's model.
+    # 0 if no repeat has two folds that rank: then no test patient trained another's model.
     folds = {id(fold): fold for k in classes for fold, _ in folds_with_pairs(scored, k)}
     if len(folds) <= len({fold.repeat for fold in folds.values()}):
         return 0.0
@@ -175,7 +174,7 @@ def _is_given(_scored: ScoredUnits) -> bool:
 
 
 def has_two_classes(scored: ScoredUnits) -> bool:
-    """Whether units of two classes were tested."""
+    """Whether at least two classes occur among the units."""
     return len(scored.present()) > 1
 
 
@@ -184,7 +183,7 @@ def _is_ranked(scored: ScoredUnits) -> bool:
 
 
 def _spread(scored: ScoredUnits, _value: float) -> float:
-    # By the AUROC, whatever ranking figure it is.
+    # The factor follows from the AUROC, for AUPRC too.
     auroc = float(_auroc(scored, np.ones((1, scored.patients)))[0])
     return cross_validation_factor(auroc, _rank_likeness(scored, classes_ranked(scored)))
 

@@ -1,4 +1,4 @@
-"""Whether two encoders differ on the same patients, by the figures that the table shows."""
+"""Paired comparisons of encoders on the same patients, by the metrics of the table."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ COLUMNS = [
     "p", "p_holm", "patients", "units", "seeds",
 ]  # fmt: skip
 
-RESAMPLES_PER_COMPARISON = 80  # the least corrected p-value is then 0.025
-MAX_RESAMPLES = 20_000  # for 250 comparisons; in larger tables the least one grows
+RESAMPLES_PER_COMPARISON = 80  # the lowest possible corrected p-value is then 0.025
+MAX_RESAMPLES = 20_000  # for 250 comparisons; with more, the lowest p-value increases
 
 
 def mean_over_seeds(
     metric: str, seeds: Sequence[ScoredUnits], *, resamples: int = RESAMPLES, seed: int = 0
 ) -> Estimate:
-    """A metric averaged over pretraining seeds, with limits over patients and seeds.
+    """Mean of a metric over pretraining seeds, with limits over patients and seeds.
 
     Args:
-        metric: a name of `METRICS`.
-        seeds: one a seed, of the same units in the same order.
-        resamples, seed: of the bootstrap, where the metric is resampled.
+        metric: key of `METRICS`.
+        seeds: predictions under each seed, for the same units in the same order.
+        resamples, seed: number of resamples and random seed, if the metric is resampled.
     """
     parts = _estimates(metric, seeds, resamples, seed)
     mean = combine(parts, [1 / len(parts)] * len(parts))
@@ -55,15 +55,19 @@ def paired_difference(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Estimate:
-    """First minus second on the same units, with limits over patients and seeds.
+    """Difference of a metric (first minus second), with limits over patients and seeds.
 
     Args:
-        first, second: one entry per pretraining seed, whose metrics are averaged; all hold the
-            same units in the same order.
-        metric: a name of `METRICS`.
+        first, second: predictions under each pretraining seed, whose metrics are averaged; all for
+            the same units in the same order.
+        metric: key of `METRICS`.
+        resamples, seed: number of resamples and random seed, if the metric is resampled.
 
     Returns:
-        Without limits where the metric or its spread is undefined.
+        Limits are NaN if the metric is undefined or patients cannot be resampled.
+
+    Raises:
+        ValueError: units, patients or their order differ.
     """
     one = first[0]
     for other in [*first, *second]:
@@ -74,7 +78,7 @@ def paired_difference(
 
 
 def _difference(first: Sequence[Estimate], second: Sequence[Estimate]) -> Estimate:
-    """First minus second, of estimates of the same patients, one a seed."""
+    """First minus second; estimates for the same patients, one per seed."""
     factors = [1 / len(first)] * len(first) + [-1 / len(second)] * len(second)
     sides = [[part.value for part in side] for side in (first, second)]
     return with_seeds(combine([*first, *second], factors), sides)
@@ -89,11 +93,11 @@ def _estimates(
 
 
 def least_p(scored: ScoredUnits) -> float:
-    """The least two-sided p-value that an exact test of so many patients could give.
+    """Lowest two-sided p-value that an exact test with these patients could give.
 
-    For patients of one unit each: 2 over the number of ways to give the labels to the patients of
-    each fold of a repeat. For patients with several units: 2 over the number of ways to exchange
-    the two sides' predictions patient by patient.
+    If every patient is one unit: 2 divided by the number of ways to assign the labels to the
+    patients of each fold of a repeat. Otherwise: 2 divided by the number of ways to exchange the
+    predictions of both sides patient by patient.
     """
     if not scored.is_by_patient:
         return float(min(1.0, 2.0 ** (1 - scored.patients)))
@@ -107,14 +111,15 @@ def least_p(scored: ScoredUnits) -> float:
 
 
 def floor_p(metric: str, first: Sequence[ScoredUnits], second: Sequence[ScoredUnits]) -> float:
-    """The lower bound of a difference's p-value.
+    """Lower bound of the p-value of a difference.
 
-    `least_p`; for AUROC of two classes and at most `MAX_PATIENTS` patients of one unit each the
-    p-value of `exchange_p` too: there the limits alone are too often short of zero.
+    This is `least_p`. For AUROC of two classes, one seed per side, and at most `MAX_PATIENTS`
+    patients of one unit each, it is also at least `exchange_p`: with so few patients, the limits
+    alone exclude zero too often.
 
     Args:
-        metric: that is compared.
-        first, second: one entry per pretraining seed.
+        metric: the metric compared.
+        first, second: predictions under each pretraining seed.
     """
     one, other = first[0], second[0]
     least = least_p(one)
@@ -129,16 +134,16 @@ def _arrangements(counts: Sequence[int]) -> int:
 
 
 def resamples_for(comparisons: int) -> int:
-    """How many resamples a family of comparisons needs to find any of them significant.
+    """Number of resamples with which a corrected p-value can be below 0.05.
 
-    A resampled p-value is at least 2 over the number of resamples, and Holm's correction multiplies
-    it by the number of comparisons.
+    A resampled p-value is at least 2 divided by the number of resamples, and Holm's correction
+    multiplies it by the number of comparisons.
     """
     return min(max(RESAMPLES, RESAMPLES_PER_COMPARISON * comparisons), MAX_RESAMPLES)
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """Holm's step-down correction of a family of p-values (Holm, 1979); NaN stays NaN."""
+    """Holm's step-down correction of a family of p-values (Holm, 1979); NaN is ignored and kept."""
     values = np.asarray(p, float)
     out = np.full(len(values), np.nan)
     known = np.flatnonzero(np.isfinite(values))
@@ -149,12 +154,12 @@ def holm(p: Sequence[float]) -> list[float]:
 
 
 def shared_rows(predictions: Sequence[pd.DataFrame], level: str) -> list[pd.DataFrame]:
-    """The test rows that all prediction tables hold, in one order.
+    """Rows that all prediction tables have in common, in the same order.
 
-    A row is a unit as one fold's model answered it, where the tables say `repeat` and `fold`.
+    Rows are matched by unit, and by `repeat` and `fold` if all tables have them.
 
     Raises:
-        StainsslError: they share no unit, or their true classes differ.
+        StainsslError: no unit in common, or different labels.
     """
     keys = [*UNIT[level], *(c for c in FOLD if all(c in one for one in predictions))]
     tables = [one.set_index(keys).sort_index() for one in predictions]
@@ -181,20 +186,27 @@ def compare_two(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> dict[str, float]:
-    """Difference of two encoders on the units that all their prediction tables hold.
+    """Compare two encoders on the units that all their prediction tables have in common.
 
     Args:
         first, second: predictions, one table per pretraining seed.
+        level: `tile`, `slide` or `patient`.
+        metric: key of `METRICS`.
+        resamples, seed: number of resamples and random seed, if the metric is resampled.
 
     Returns:
-        `difference`, `low`, `high`, `p` (two-sided, of the interval that ends at zero, and never
-        below `floor_p`), `patients`, `units`, `seeds` (of the side that has more).
+        `difference` (first minus second), `low`, `high` (95 %), `p` (two-sided; one minus the
+        confidence of the interval that ends at zero, and at least `floor_p`), `patients`, `units`,
+        `seeds` (of the side with more).
+
+    Raises:
+        StainsslError: no unit in common, or different labels.
     """
     return _compared(metric, *_sides([first, second], level, metric, resamples, seed))
 
 
 class _Side(NamedTuple):
-    """Answers on the units that all sides share, and their estimates, one a pretraining seed."""
+    """Predictions for the units that all sides share, and estimates; one per pretraining seed."""
 
     scored: list[ScoredUnits]
     estimates: list[Estimate]
@@ -241,13 +253,15 @@ def compare_all(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Every pair of encoders (with their heads) of one task.
+    """Compare all pairs of encoders (with their heads) of one task.
 
     Args:
         predictions: name → test predictions, one table per pretraining seed.
+        level, metric, resamples, seed: as in `compare_two`.
 
     Returns:
-        `COLUMNS`; `p_holm` is NaN: the family is the table's, corrected once all tasks are known.
+        One row per pair with `COLUMNS`. `p_holm` is NaN, since the correction is over all tasks of
+        the table.
     """
     rows = [
         {"first": a, "second": b, "metric": metric, "p_holm": float("nan"), **found}
@@ -260,7 +274,7 @@ def _pairs(
     predictions: Mapping[str, Sequence[pd.DataFrame]],
     level: str, metric: str, resamples: int, seed: int,
 ) -> Iterator[tuple[tuple[str, str], dict[str, float]]]:  # fmt: skip
-    """Every pair of names with its comparison; where all answer the same units, each once."""
+    """Compare all pairs; each side is estimated only once if all have the same units."""
     sides = {}
     if len(predictions) > 2 and _of_same_units(list(predictions.values()), level):
         found = _sides(list(predictions.values()), level, metric, resamples, seed)

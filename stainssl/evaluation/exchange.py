@@ -1,4 +1,4 @@
-"""Whether two AUROCs of few patients differ: both sides' ranks exchanged, patient by patient."""
+"""Permutation test of two paired AUROCs: ranks are exchanged patient by patient."""
 
 from __future__ import annotations
 
@@ -9,23 +9,24 @@ import pandas as pd
 
 from stainssl.evaluation.predictions import Floats, FoldScores, ScoredUnits
 
-MAX_PATIENTS = 20  # up to which the test is asked; with more, limits hold by themselves
-MAX_EXACT_PATIENTS = 14  # patients of whom every exchange is counted, 16,384
-DRAWN = 20_000  # exchanges of more patients
+MAX_PATIENTS = 20  # up to which the test is used; with more, the limits alone are accurate
+MAX_EXACT_PATIENTS = 14  # up to which all exchanges are enumerated: 16,384
+DRAWN = 20_000  # random exchanges with more patients
 
 
 def exchange_p(first: ScoredUnits, second: ScoredUnits) -> float:
-    """Two-sided p-value of equal AUROCs of two classes, of units that are one patient each.
+    """Two-sided p-value of equal AUROCs of two classes, with one unit per patient.
 
     Bandos, Rockette and Gur, *A permutation test sensitive to differences in areas for comparing
     ROC curves from a paired design* (Statistics in Medicine 2005), with ranks within each fold.
-    Patients are taken to be independent, which in cross-validation they are not quite.
+    Patients are assumed to be independent, which is only approximately true in cross-validation.
 
     Args:
         first, second: the same units in the same order, ranked in the same folds.
 
     Returns:
-        The share of exchanges by which AUROCs are as far apart at least; 1 where nothing is ranked.
+        The share of exchanges after which the AUROCs differ by at least as much; 1 if nothing is
+        ranked.
     """
     constant, slopes = 0.0, np.zeros(first.patients)
     repeats = {fold.repeat for fold in first.ranked}
@@ -48,13 +49,14 @@ def _pairs(scored: ScoredUnits, fold: FoldScores) -> float:
 
 
 def _linear(positive: np.ndarray, first: Floats, second: Floats) -> tuple[float, Floats]:
-    """Wins of the first side less those of the second, as a line in who is exchanged.
+    """Difference in correctly ranked pairs, as a linear function of the exchanges.
 
-    With :math:`s` 1 where a patient's ranks are exchanged, a pair counts :math:`D (1 - s_i - s_j) +
-    E (s_i - s_j)`: D is the difference as it stands, E that with the positive's ranks exchanged.
+    With :math:`s_i = 1` if the ranks of patient i are exchanged, a pair of positive i and negative
+    j contributes :math:`D (1 - s_i - s_j) + E (s_i - s_j)`, where D is its difference without
+    exchange and E that with the ranks of the positive patient exchanged.
 
     Returns:
-        The sum over pairs with nobody exchanged, and (n,) what each patient's exchange adds.
+        The sum over pairs without exchange, and (n,) the change by each patient's exchange.
     """
     one, other = (pd.Series(side).rank().to_numpy() for side in (first, second))
     pos, neg = np.flatnonzero(positive), np.flatnonzero(~positive)
@@ -71,7 +73,7 @@ def _linear(positive: np.ndarray, first: Floats, second: Floats) -> tuple[float,
 
 
 def _exchanges(patients: int) -> Floats:
-    """(R, P) 1 where a patient's ranks are exchanged: every way, or some with nobody first."""
+    """(R, P) 1 for exchanged patients: all ways, or random ones; row 0 exchanges nobody."""
     if patients <= MAX_EXACT_PATIENTS:
         return np.array(list(product((0.0, 1.0), repeat=patients)))
     drawn = np.random.default_rng(0).integers(0, 2, (DRAWN, patients)).astype(float)

@@ -1,4 +1,4 @@
-"""Which patients train, validate and test in every repetition of a task."""
+"""Folds: which patients train, validate and test in every repeat of a task."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ import pandas as pd
 from stainssl.errors import StainsslError
 
 ROLES = ("train", "val", "test")
-VALUE = "value"  # the column of a number: of patients their label, of predictions what was said
-RISK = "risk"  # the column of predictions of survival: time lost until the horizon
-MAX_CUTS = 9  # of ordered classes: one less than classes
+VALUE = "value"  # column of a numeric label (patients) or of the predicted number (predictions)
+RISK = "risk"  # prediction column of survival tasks: restricted mean time lost until the horizon
+MAX_CUTS = 9  # between ordered classes: one less than `labels.MAX_CLASSES`
 RANKING = (
     "auroc", "auprc", "pearson", "spearman", "auroc_cuts", "c_index", "c_index_uno", "auroc_time",
     *(f"auroc_cut{cut}" for cut in range(1, MAX_CUTS + 1)),
 )  # fmt: skip
-GRADE = "grade"  # the column of ordered classes: the mean place among them, from 0
-OF_TWO_CLASSES = ("sensitivity", "specificity", "ppv", "npv")  # metrics of a positive class
-VALIDATION_SHARE = 0.2  # of the training patients, where the sheet names none
-_SHOWN = 10  # patients a message names before it counts the rest
+GRADE = "grade"  # prediction column of ordered classes: the mean rank among them, from 0
+OF_TWO_CLASSES = ("sensitivity", "specificity", "ppv", "npv")  # metrics that need a positive class
+VALIDATION_SHARE = 0.2  # of each class's training patients, unless the sheet has a split `val`
+_SHOWN = 10  # patients that a message names; the rest are counted
 
 
 def class_name(value: object) -> str:
-    """The word of a label value, as in `p_<class>`: `1.0` and `1` are `1`, words stay.
+    """The class name of a label value, as in `p_<class>`: `1.0`, `1` and `True` give `1`.
 
-    An unknown label (None, NaN, empty) is `""`.
+    Other text is unchanged; a missing value (None, NaN, empty) gives `""`.
     """
     if value is None or value is pd.NA or (isinstance(value, float) and np.isnan(value)):
         return ""
@@ -42,7 +42,7 @@ def class_name(value: object) -> str:
 
 
 def class_order(names: Sequence[str]) -> list[str]:
-    """Distinct known classes in their order: numbers by size, then words; the last is positive."""
+    """Distinct known classes in order: numbers by value, then text; the last is positive."""
     return sorted({n for n in names if n != ""}, key=_sort_key)
 
 
@@ -80,21 +80,21 @@ def patient_table(
     """One row per patient of a task, from the rows of its sheets.
 
     Args:
-        slides: a row per slide: `patient_id`, the label and the columns asked for.
-        label: the sheet's column; None where the label is not in the sheet (tiles' annotations).
-        level: `patient` (the patient's slides must agree), `slide` or `tile` (a patient counts as
+        slides: one row per slide: `patient_id`, the label's column, `columns` and `strata`.
+        label: column of the sheet; None if the label is not in the sheet (annotated tiles).
+        level: `patient` (the slides of a patient must agree), `slide` or `tile` (a patient gets
             the highest class among its slides).
-        columns: further columns of which a patient may have one value only, as `split` or `site`.
-        strata: further columns of which a patient's last value is taken.
-        order: the classes, lowest first; without: as `class_order` gives them.
+        columns: further columns that must have a single value per patient, such as `split`.
+        strata: further columns, of which a patient's last known value is taken.
+        order: the classes, lowest first; by default as in `class_order`.
 
     Returns:
-        `patient_id`, `label` (class word; `""` where the label is None), `columns` and `strata`,
-        sorted by patient. Patients whose label is unknown are left out, and
-        counted by `Labels.summary`.
+        `patient_id`, `label` (class name; `""` if `label` is None), `columns` and `strata`,
+        sorted by patient. Patients without a known label are left out; `Labels.summary` counts
+        them.
 
     Raises:
-        StainsslError: a column is absent, or a patient has two values of one.
+        StainsslError: a column is missing, or a patient has two values where one is required.
     """
     for column in [*([label] if label else []), *columns, *strata]:
         if column not in slides:
@@ -112,7 +112,7 @@ def patient_table(
     rank = {name: i for i, name in enumerate(order or class_order(known["label"].tolist()))}
     known = known.assign(_rank=known["label"].map(rank)).sort_values(["patient_id", "_rank"])
     kept = [c for c in dict.fromkeys(["label", *columns, *strata]) if c != "patient_id"]
-    # The last row has the highest class; of `columns` there is one value.
+    # The last row of a patient has the highest class.
     return known.groupby("patient_id", sort=True)[kept].last().reset_index()
 
 
@@ -138,19 +138,22 @@ def patients_of(
     stratify: Sequence[str] = (),
     order: Sequence[str] = (),
 ) -> pd.DataFrame:
-    """The patients of a task with what its split needs: `make_folds` takes it.
+    """The patients of a task with the columns that its split needs, as input of `make_folds`.
 
     Args:
         slides: the rows of the task's sheets.
-        level: `tile`, `slide` or `patient`. `label` is left empty where it is no patient's own: a
-            tile label that is in no sheet (annotations), patches of several classes in one patient,
-            slides of several classes in patients who all have the highest.
-        label: the task's label.
-        kind, group, stratify: of the split, as in `make_folds`.
+        level: `tile`, `slide` or `patient`.
+        label: column of the label.
+        kind, group, stratify: keys of the split, as in `make_folds`.
         order: the classes, lowest first.
 
+    Returns:
+        As `patient_table`. `label` is `""` for all patients if it is not defined by patient: tile
+        labels from annotations, a patient with patches of several classes, or slides of several
+        classes where every patient has the highest one.
+
     Raises:
-        StainsslError: a column is absent, or a patient has two values where it may have one.
+        StainsslError: a column is missing, or a patient has two values where one is required.
     """
     is_mixed = level == "tile" and (label not in slides or _has_mixed_patients(slides, label))
     in_sheet = None if is_mixed else label
@@ -166,7 +169,7 @@ def patients_of(
 
 
 def _has_mixed_patients(slides: pd.DataFrame, label: str) -> bool:
-    """Whether a patient has patches of several classes: then no class is the patient's own."""
+    """Whether any patient has patches or slides of several classes."""
     words = slides[label].map(class_name)
     known = words != ""
     return bool((words[known].groupby(slides.loc[known, "patient_id"]).nunique() > 1).any())
@@ -177,7 +180,7 @@ Check = Callable[[pd.DataFrame, int, str], None]
 
 
 class SplitSettings(Protocol):
-    """The keys of a task's split, as the config's `Split` has them."""
+    """The keys of a task's split; the config's `Split` has them."""
 
     kind: Any
     folds: int
@@ -187,11 +190,12 @@ class SplitSettings(Protocol):
 
 
 def ranking_problem(patients: pd.DataFrame, folds: pd.DataFrame) -> str | None:
-    """Why nothing could be ranked: no fold tests patients of two classes; None where one does.
+    """Message that no fold tests patients of two classes, so that nothing is ranked, or None.
 
     Args:
-        patients: `patient_id` and `label`, `""` where the label is no patient's own.
-        folds: as `make_folds` gives.
+        patients: `patient_id` and `label`; None is returned if a label is `""` (not defined by
+            patient).
+        folds: as returned by `make_folds`.
     """
     test = folds[folds["role"] == "test"].merge(patients[["patient_id", "label"]], on="patient_id")
     if (patients["label"] == "").any() or test.groupby(["repeat", "fold"])["label"].nunique().gt(
@@ -206,21 +210,21 @@ def ranking_problem(patients: pd.DataFrame, folds: pd.DataFrame) -> str | None:
 
 
 def tested(patients: pd.DataFrame, folds: pd.DataFrame, *columns: str) -> Any:
-    """Columns of the test patients, grouped by repeat and fold.
+    """Test patients with the given columns, grouped by repeat and fold.
 
     Args:
         patients: `patient_id` and the columns.
-        folds: as `make_folds` gives.
+        folds: as returned by `make_folds`.
     """
     test = folds[folds["role"] == "test"].merge(patients[["patient_id", *columns]], on="patient_id")
     return test.groupby(["repeat", "fold"])
 
 
 def fold_notes(patients: pd.DataFrame, folds: pd.DataFrame) -> list[str]:
-    """Warnings of folds that are too small to tell much, a sentence each.
+    """Warnings about folds that test fewer than two patients of a class.
 
     Args:
-        patients, folds: as `ranking_problem` takes them.
+        patients, folds: as in `ranking_problem`.
     """
     test = folds[folds["role"] == "test"].merge(patients[["patient_id", "label"]], on="patient_id")
     if (patients["label"] == "").any():
@@ -236,13 +240,16 @@ def fold_notes(patients: pd.DataFrame, folds: pd.DataFrame) -> list[str]:
 
 
 def check_classes(patients: pd.DataFrame, at_least: int = 1, where: str = "the task") -> None:
-    """Refuse patients of one class only, or a class with fewer than `at_least` patients.
+    """Check that there are two classes, each with at least `at_least` patients.
 
     Args:
-        patients: `label`; all `""` (labels that are not in the sheet) passes, if enough patients.
+        patients: `label`; labels that are all `""` (not in the sheet) count as one valid class.
+        at_least: patients per class, such as the number of folds.
+        where: subject of the error message.
 
     Raises:
-        StainsslError: with the count of patients of each class, and what to do.
+        StainsslError: one class only, or too few patients of a class; the message counts the
+            patients of each class and suggests a remedy.
     """
     counts = patients["label"].value_counts()
     found = ", ".join(f"{n or 'unlabelled'}: {counts[n]}" for n in sorted(counts.index))
@@ -261,7 +268,7 @@ def check_classes(patients: pd.DataFrame, at_least: int = 1, where: str = "the t
 
 
 def _strata(patients: pd.DataFrame, stratify: Sequence[str], at_least: int) -> np.ndarray:
-    # Label and columns together where a stratum is large enough for every fold, else the label.
+    # Label and columns if the stratum has a patient for every fold, otherwise the label alone.
     joined = patients["label"].astype(str)
     for column in stratify:
         joined = joined + "|" + patients[column].astype(str)
@@ -304,19 +311,22 @@ def _cv(
 
 
 def stratified_folds(strata: np.ndarray, folds: int, seed: int) -> np.ndarray:
-    """The fold that tests each of N rows; every stratum is spread evenly over the folds.
+    """Assign N rows to stratified test folds.
 
-    The folds are those of scikit-learn's `StratifiedKFold` with `shuffle`, whose import takes half
-    a second, as long as all other checks that a dry-run makes of a small cohort.
+    The result equals scikit-learn's `StratifiedKFold` with `shuffle=True`, whose import takes half
+    a second: as long as all other checks of a small cohort in a dry-run.
 
     Args:
-        strata: (N,) words.
+        strata: (N,) text.
+        folds: number of folds.
+        seed: random seed.
 
     Returns:
-        (N,) int from 0. A stratum of fewer rows than folds is missing in some.
+        (N,) int, the fold that tests each row, from 0. A stratum with fewer rows than folds is
+        absent from some folds.
     """
     _, first, inverse = np.unique(strata, return_index=True, return_inverse=True)
-    code = np.argsort(np.argsort(first))[inverse]  # strata are numbered as they first appear
+    code = np.argsort(np.argsort(first))[inverse]  # numbered by first appearance
     ordered = np.sort(code)
     rng = np.random.RandomState(seed)
     found = np.empty(len(strata), int)
@@ -379,27 +389,29 @@ def make_folds(
     check: Check = check_classes,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Roles of patients in every repeat and fold; the same arguments give the same rows.
+    """Assign a role to every patient in every repeat and fold; deterministic for a given seed.
 
     Args:
-        patients: one row per patient, as `patient_table` gives: `patient_id`, `label`, and `split`
-            (kind `sheet`), `group`'s column (kind `leave-one-out`), `stratify`'s columns.
-        kind: `cv` (stratified folds), `sheet` (the sheet's own split; without `val`, 20 % of the
-            training patients validate) or `leave-one-out` (each value of `group` tests once).
-        folds: of `cv`.
-        repeats: fresh draws of the folds (`cv`) or of the validation patients.
-        group: the column left out, one value at a time.
-        stratify: columns kept in balance beside the label, where their strata are large enough.
-        check: what refuses patients that cannot be learnt from, by (patients, least, where).
-        seed: of every draw.
+        patients: one row per patient, as returned by `patient_table`: `patient_id`, `label`,
+            `split` (kind `sheet`), the column `group` (kind `leave-one-out`) and those of
+            `stratify`.
+        kind: `cv` (stratified folds), `sheet` (the split in the sheet) or `leave-one-out` (each
+            value of `group` is tested once).
+        folds: number of folds of `cv`.
+        repeats: new draws of the folds (`cv`) or of the validation patients.
+        group: column of which one value at a time is left out.
+        stratify: columns to balance folds by besides the label, where strata are large enough.
+        check: raises an error if patients are not sufficient; called with (patients, minimum, name
+            of the part).
+        seed: random seed.
 
     Returns:
-        `repeat`, `fold`, `patient_id`, `role` (train, val or test). Validation patients are always
-        taken from the training part.
+        `repeat`, `fold`, `patient_id`, `role` (train, val or test). Unless the sheet has a split
+        `val`, 20 % of the training patients of each class validate.
 
     Raises:
-        StainsslError: one class or number only, fewer patients of a class than folds, a split or
-            group that cannot be used, or a patient listed twice.
+        StainsslError: insufficient patients (see `check`), an unusable split or group, or a
+            patient listed twice.
     """
     check(patients, 1, "the task")
     rows = []
@@ -431,19 +443,21 @@ def folds_of(
     """The patients of a task and their folds.
 
     Args:
-        slides: the rows of the task's sheets, the label's words read.
-        level, label: of the task.
+        slides: the rows of the task's sheets, with the label as returned by `Labels.read`.
+        level, label: keys of the task.
         split: `kind`, `folds`, `repeats`, `group`, `stratify`.
         order: the classes, lowest first.
-        strata: what gives the patients a `label` to balance folds by, where it is not their class.
-        check: what refuses patients that cannot be learnt from: `Labels.check_patients`.
-        seed: of every draw.
+        strata: sets the `label` by which folds are balanced, if that is not the class:
+            `Labels.strata`.
+        check: as in `make_folds`: `Labels.check_patients`.
+        seed: random seed.
 
     Returns:
-        As `patients_of`, with what `strata` adds, and as `make_folds`.
+        The patients as in `patients_of` (with the columns that `strata` adds), and the folds as
+        in `make_folds`.
 
     Raises:
-        StainsslError: the sheets do not carry the split.
+        StainsslError: the sheets do not allow the split.
     """
     patients = patients_of(
         slides,
@@ -470,10 +484,14 @@ def folds_of(
 
 
 def check_folds(folds: pd.DataFrame, source: Path | str = "The folds") -> None:
-    """Refuse folds in which a patient stands in two roles.
+    """Check that no patient has two roles in a fold.
+
+    Args:
+        folds: as returned by `make_folds`.
+        source: name of the folds in the error message.
 
     Raises:
-        StainsslError: a patient is listed twice in one fold, or a role is unknown; names them.
+        StainsslError: patients listed twice in a fold, or unknown roles; the message names them.
     """
     if strange := sorted(set(folds["role"]) - set(ROLES)):
         raise StainsslError(f"{source}: unknown role(s) {strange}; known: {', '.join(ROLES)}.")
@@ -486,10 +504,11 @@ def check_folds(folds: pd.DataFrame, source: Path | str = "The folds") -> None:
 
 
 def read_folds(path: Path) -> pd.DataFrame:
-    """The folds in a `folds.csv`: `task`, `repeat`, `fold`, `patient_id` (str), `role`.
+    """Read a `folds.csv`: `task`, `repeat`, `fold`, `patient_id` (str), `role`.
 
     Raises:
-        StainsslError: the file is missing, or a patient stands in two roles of one fold.
+        StainsslError: the file is missing, a role is unknown, or a patient has two roles in a
+            fold.
     """
     try:
         words = {"patient_id": str, "role": str, "task": str}
@@ -501,7 +520,7 @@ def read_folds(path: Path) -> pd.DataFrame:
 
 
 def each_fold(folds: pd.DataFrame) -> Iterator[tuple[int, int, dict[str, set[str]]]]:
-    """Every repeat and fold with its patients by role: `(repeat, fold, {role: patient_ids})`."""
+    """Iterate over folds: `(repeat, fold, {role: patient_ids})`."""
     for repeat in sorted(folds["repeat"].unique()):
         for fold in sorted(folds.loc[folds["repeat"] == repeat, "fold"].unique()):
             rows = folds[(folds["repeat"] == repeat) & (folds["fold"] == fold)]

@@ -1,4 +1,4 @@
-"""A follow-up as one word, as survival tables print it: `412` is an event, `412+` is censored."""
+"""Follow-ups written as text: `412` for an event at that time, `412+` for censoring."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from numpy.typing import NDArray
 
 from stainssl.evaluation.folds import class_name
 
-CENSORED = "+"  # after a time until which nothing had happened
-HORIZONS = 9  # times at which survival is said
+CENSORED = "+"  # suffix of a censored time
+HORIZONS = 9  # number of times at which survival is predicted: deciles
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
 
 def follow_up_word(time: float, event: bool) -> str:
-    """The word of a follow-up."""
+    """Write a follow-up as text."""
     return class_name(time) + ("" if event else CENSORED)
 
 
 def follow_up(words: Iterable[object]) -> tuple[Floats, Bools]:
-    """(N,) times and (N,) whether the event came then, of words."""
+    """Parse follow-ups: (N,) times and (N,) whether the event occurred then."""
     text = [str(word) for word in words]
     time = np.array([float(word.removesuffix(CENSORED)) for word in text], float)
     return time, np.array([not word.endswith(CENSORED) for word in text], bool)
 
 
 def is_comparable(time: Floats, event: Bools) -> bool:
-    """Whether somebody is known to have outlived an event of somebody else."""
+    """Whether there is a comparable pair: somebody is known to have outlived another's event."""
     if not event.any():
         return False
     first = time[event].min()
@@ -36,16 +36,16 @@ def is_comparable(time: Floats, event: Bools) -> bool:
 
 
 def horizons_of(words: Iterable[object]) -> tuple[float, ...]:
-    """The times at which survival is predicted and evaluated: deciles of the different event times.
+    """Times at which survival is predicted and evaluated: deciles of the distinct event times.
 
-    Four significant digits; the last is the horizon, until which survival is integrated. Of words
-    that stand there twice, as of several slides of a patient, the answer is the same.
+    They have four significant digits; the last is the horizon, until which survival is integrated.
+    Duplicates, such as several slides of a patient, have no influence.
 
     Args:
-        words: the known words of a task.
+        words: known follow-ups of a task, as text.
 
     Returns:
-        Rising and above 0; none without an event after 0.
+        Increasing times above 0; empty without an event after time 0.
     """
     time, event = follow_up(words)
     events = np.unique(time[event & (time > 0)])
@@ -56,15 +56,15 @@ def horizons_of(words: Iterable[object]) -> tuple[float, ...]:
 
 
 def time_lost(times: Floats, survival: Floats) -> Floats:
-    """Restricted mean time lost: the time until the last of `times`, less its expected part alive.
+    """Restricted mean time lost: the last of `times` minus the mean event-free time until then.
 
-    Royston and Parmar, BMC Medical Research Methodology 2013. By trapezoids.
+    Royston and Parmar, BMC Medical Research Methodology 2013; integrated by the trapezoidal rule.
 
     Args:
-        times: (T,) rising, from 0.
-        survival: (N, T) survival then.
+        times: (T,) increasing, from 0.
+        survival: (N, T) survival at these times.
 
     Returns:
-        (N,), from 0 to the last time, in its unit.
+        (N,) between 0 and the last time, in the unit of `times`.
     """
     return np.asarray(np.trapezoid(1 - survival, times, axis=1))

@@ -1,10 +1,9 @@
-"""Intervals and tests that hold where patients are few.
+"""Confidence intervals and tests for few patients.
 
-An `Estimate` is a value with limits at any confidence. Two kinds are made: by inverting a test
-whose variance is that of the hypothesis (AUROC, shares of patients), which gives an interval where
-an answer is perfect too; and by resampling patients (everything else). Estimates are combined by
-the method of variance estimates recovery (MOVER), so that averages and paired differences have the
-limits of what they are made of.
+An `Estimate` is a value with limits at any confidence level. There are two kinds: by inverting a
+test whose variance is that under the hypothesis (AUROC, proportions of patients), which also gives
+an interval for a perfect value; and by resampling patients (all other metrics). Means and paired
+differences of estimates are computed by the method of variance estimates recovery (MOVER).
 """
 
 from __future__ import annotations
@@ -32,14 +31,14 @@ def _unknown(z: float) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value with limits, and what tells how it varies with the patients.
+    """A value with confidence limits, and its variation with the patients.
 
     Attributes:
-        value: the figure.
-        limits: from a normal deviate (1.96 is 95 %) to (low, high); NaN where nothing tells them.
-        influence: (P,) derivative by each patient's weight; None where `draws` tells.
-        draws: (R,) resampled values; None where `influence` tells.
-        patients: that were resampled.
+        value: the point estimate.
+        limits: normal deviate (1.96 for 95 %) → (low, high); NaN if unknown.
+        influence: (P,) derivative with respect to each patient's weight; None if resampled.
+        draws: (R,) resampled values; None if not resampled.
+        patients: number of patients that were resampled.
     """
 
     value: float
@@ -61,7 +60,7 @@ UNDEFINED = Estimate(NAN)
 
 
 def _root(distance: Callable[[float], float], inside: float, outside: float) -> float:
-    # Where a function that is below zero at `inside` crosses it; `outside` where it never does.
+    # Bisection between `inside`, where the distance is at most zero, and `outside`.
     if distance(outside) <= 0:
         return outside
     for _ in range(50):
@@ -71,7 +70,7 @@ def _root(distance: Callable[[float], float], inside: float, outside: float) -> 
 
 
 def auroc_estimate(pairs: Pairs, likeness: float = 0.0) -> Estimate:
-    r"""AUROC with the interval of a test whose variance is that of the hypothesis.
+    r"""AUROC with the interval of a test whose variance is that under the hypothesis.
 
     Limits are the :math:`\theta` with :math:`|A - \theta| = z \sqrt{V(\theta)}`, where
 
@@ -80,9 +79,13 @@ def auroc_estimate(pairs: Pairs, likeness: float = 0.0) -> Estimate:
         \quad Q_1 = \tfrac{\theta}{2-\theta}, \quad Q_2 = \tfrac{2\theta^2}{1+\theta}
 
     (Newcombe, Statistics in Medicine 2006, method 5, after Hanley and McNeil 1982), for pairs of
-    any weights :math:`c_{ij}`; :math:`S` sums products of pairs that share one patient. At one
-    half it is the variance of the Mann–Whitney test. Cross-validated, :math:`V` is multiplied by
+    any weights :math:`c_{ij}`; :math:`S` is the sum of products of weights of pairs that share one
+    patient. At one half this is the variance of the Mann–Whitney test. :math:`V` is multiplied by
     `cross_validation_factor`.
+
+    Args:
+        pairs: of one class and the rest.
+        likeness: r of `cross_validation_factor`; 0 without cross-validation.
     """
 
     def variance(t: float) -> float:
@@ -100,42 +103,45 @@ def auroc_estimate(pairs: Pairs, likeness: float = 0.0) -> Estimate:
 
 
 def cross_validation_factor(value: float, likeness: float) -> float:
-    r"""How much more a figure varies for being cross-validated.
+    r"""Factor by which cross-validation increases the variance of a metric.
 
-    Two test patients of different folds each trained the other's model. Where a model learnt
-    nothing but noise, both their answers rest on the one likeness between them, and the variance of
-    a sum of scores is twice that of independent ones; where it learnt a signal, an answer rests on
-    the patient's own. Between the two the factor is :math:`1 + 4 A (1 - A)\,r`: at one half
-    :math:`1 + r`, and 1 for a perfect answer.
+    Two test patients of different folds each trained the other's model. If the models learnt only
+    noise, both predictions depend on the one similarity between these patients, and the variance
+    of a sum of scores is twice that of independent predictions. If they learnt a signal, a
+    prediction depends on the patient's own features. The factor :math:`1 + 4 A (1 - A)\,r` is
+    :math:`1 + r` at one half and 1 for a perfect value.
 
     Args:
         value: the AUROC, or the (balanced) accuracy.
-        likeness: r, the squared correlation of what is counted with the score: `rank_likeness`, or
-            `CALL_LIKENESS`.
+        likeness: r, the squared correlation between the score and its rank (`rank_likeness`) or
+            the predicted class (`CALL_LIKENESS`).
     """
     return 1 + 4 * value * (1 - value) * likeness
 
 
-CALL_LIKENESS = 2 / np.pi  # of the side of a threshold, with a normal score
+CALL_LIKENESS = 2 / np.pi  # squared correlation of a normal score with its side of a threshold
 
 
 def rank_likeness(units: float) -> float:
-    """Squared correlation of a normal score, less its fold's mean, with its rank among m units.
+    """Squared correlation of a normal score, centered by fold, with its rank among m units.
 
-    It is 2/π of a pair, whose rank is the sign of the difference, and 3/π of many.
+    It is 2/π for a pair, whose rank is the sign of the difference, and 3/π for many units.
 
     Args:
-        units: m, that are ranked together.
+        units: m, the number of units ranked together.
     """
     return 3 * units / (np.pi * (units + 1))
 
 
 def share_estimate(hits: Floats, of: Floats) -> Estimate:
-    """A share of independent patients with Wilson's interval (JASA 1927).
+    """Proportion of independent patients with Wilson's interval (JASA 1927).
 
     Args:
-        hits: (P,) 1 where a patient counts for the share.
-        of: (P,) 1 where a patient counts at all; NaN where nobody does.
+        hits: (P,) 1 for patients in the numerator.
+        of: (P,) 1 for patients in the denominator.
+
+    Returns:
+        `UNDEFINED` if the denominator is 0.
     """
     n, k = float(of.sum()), float((hits * of).sum())
     if not n:
@@ -151,12 +157,12 @@ def share_estimate(hits: Floats, of: Floats) -> Estimate:
 
 
 def widened(estimate: Estimate, factor: float) -> Estimate:
-    """The same value where the variance is `factor` times as large."""
+    """The same value with limits for a variance that is `factor` times as large."""
     return replace(estimate, limits=lambda z: estimate.limits(z * factor**0.5))
 
 
 def bounded(estimate: Estimate, least: float, most: float) -> Estimate:
-    """The same value, its limits cut where the figure ends."""
+    """The same value with limits clipped to `least` and `most`."""
 
     def limits(z: float) -> tuple[float, float]:
         low, high = estimate.limits(z)
@@ -169,21 +175,21 @@ def bounded(estimate: Estimate, least: float, most: float) -> Estimate:
 
 
 def drawn_estimate(value: float, draws: Floats, patients: int) -> Estimate:
-    """A value with percentiles of its resamples, taken further out where patients are few.
+    """A value with the expanded percentile interval of its resamples.
 
-    A percentile interval is too narrow by the factor of a variance that is divided by n instead of
-    n - 1, and by taking a normal deviate for Student's; both are mended by percentiles further out
-    (Hesterberg, The American Statistician 2015, expanded percentile interval).
+    A percentile interval is too narrow because the variance is divided by n instead of n - 1, and
+    because a normal deviate is used instead of Student's t. Percentiles further out correct both
+    (Hesterberg, The American Statistician 2015).
 
     Args:
-        value: the figure.
-        draws: (R,) resampled; NaN where a resample does not define it.
-        patients: that were resampled.
+        value: the point estimate.
+        draws: (R,) resampled values; NaN where undefined.
+        patients: number of patients that were resampled.
 
     Returns:
-        Limits are NaN where fewer than half of the resamples are defined, or all are alike: then
-        resampling tells nothing of the spread. Only where all are 0 or all are 1 (no patient speaks
-        against it) they are Wilson's for a share of as many patients.
+        Limits are NaN with fewer than two patients, if fewer than half of the resamples are
+        defined, or if all are equal. If the value is 0 or 1 in all resamples, they are Wilson's for
+        a proportion of that many patients.
     """
     unknown = Estimate(value, draws=draws, patients=patients)
     defined = np.sort(draws[np.isfinite(draws)])
@@ -210,22 +216,25 @@ def drawn_estimate(value: float, draws: Floats, patients: int) -> Estimate:
 def combine(
     parts: Sequence[Estimate], factors: Sequence[float], *, independent: bool = False
 ) -> Estimate:
-    r"""A sum of estimates of the same patients, each times a factor.
+    r"""Weighted sum of estimates for the same patients.
 
-    Of resampled estimates the resamples are summed. Else limits are found by MOVER (Zou and
+    If all are resampled, the resamples are summed. Otherwise limits are computed by MOVER (Zou and
     Donner, Statistics in Medicine 2008; Zou and Yue, 2013, for AUROCs):
 
     .. math::
         L = \hat\theta - \sqrt{\textstyle\sum_{kl} \rho_{kl} d_k d_l}
 
     where :math:`d_k` is the factor times the distance to the limit on that side, and :math:`\rho`
-    the correlation of the patients' influences. Where a part has none (a perfect answer),
-    it is taken to vary together with the parts of the same sign, and apart from the others.
+    the correlation of the patients' influences. A part without influence (a perfect value) is
+    assumed to have correlation 1 with parts of the same sign, and 0 with the others.
 
     Args:
-        parts: at least one.
-        factors: one each.
-        independent: whether no patient counts in two of the parts.
+        parts: at least one estimate.
+        factors: one per part.
+        independent: whether the parts have no patient in common.
+
+    Returns:
+        Limits are NaN if neither method applies to all parts.
     """
     w = np.asarray(factors, float)
     value = float(w @ [part.value for part in parts])
@@ -261,14 +270,15 @@ def _correlations(influence: Floats, factors: Floats) -> Floats:
 
 
 def with_seeds(estimate: Estimate, sides: Sequence[Sequence[float]]) -> Estimate:
-    """The limits of means over pretraining seeds, with what the seeds add to the patients' part.
+    """Widen the limits of a mean over pretraining seeds by the variation between seeds.
 
-    Patients and seeds are two independent sources of error: the distances of both are combined as
-    the sides of a right angle (MOVER). The seeds' is that of a mean of few values, by Student's t.
+    Patients and seeds are independent sources of error, so that the squares of their distances to
+    the limits are added (MOVER). That of the seeds is Student's t times the standard error of
+    their mean.
 
     Args:
         estimate: of the mean over seeds, or of a difference of two such means.
-        sides: the values under each seed, of each side; a single seed adds nothing.
+        sides: the values under each seed, for each side; a single seed adds nothing.
     """
     several = [np.asarray(side, float) for side in sides if len(side) > 1]
     if not several:
@@ -292,15 +302,15 @@ def with_seeds(estimate: Estimate, sides: Sequence[Sequence[float]]) -> Estimate
 
 
 def p_value(difference: Estimate, floor: float = 0.0) -> float:
-    """Two-sided p-value of no difference: one less the confidence at which zero is a limit.
+    """Two-sided p-value: one minus the confidence level at which zero is a limit.
 
     Args:
-        difference: an estimate that is 0 where nothing differs.
-        floor: the least that an exact test of as many patients could give.
+        difference: estimate that is 0 under the null hypothesis.
+        floor: lower bound of the p-value.
 
     Returns:
-        NaN where the difference has no limits; of resampled differences it is never below two in
-        as many resamples (Davison and Hinkley, 1997).
+        NaN if the difference has no limits. For R resamples it is at least 2 / (R + 1) (Davison
+        and Hinkley, 1997).
     """
     if not np.isfinite(difference.value) or not np.isfinite(difference.interval).all():
         return NAN

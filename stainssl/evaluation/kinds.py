@@ -1,4 +1,4 @@
-"""The kinds of label that a task may have: what is known of each without reading a slide."""
+"""The kinds of label that a task may have, and the class that reads each of them."""
 
 from __future__ import annotations
 
@@ -22,5 +22,5 @@ class _Task(SeveralKeys, Protocol):
 
 
 def labels_of(task: _Task) -> Labels:
-    """How a task reads its label: of a config's task."""
+    """How the label of a task of the config is read."""
     return SeveralLabels.of(task) if task.labels else LABELS[task.kind].of(task)

@@ -1,4 +1,4 @@
-"""What a metric is, and means over units under many weightings of the patients at once."""
+"""The class `Metric`, and weighted means over units for many resamples of patients at once."""
 
 from __future__ import annotations
 
@@ -17,16 +17,18 @@ Resampled = Callable[[ScoredUnits, Floats], Floats]
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric under rows of patient weights, where it is defined and how its interval is made.
+    """A metric, with the condition under which it is defined and the method of its interval.
 
     Attributes:
-        resampled: (R, P) weights → (R,).
-        is_defined: whether the units have what it needs.
-        exact: the estimate in closed form, where every patient is one unit; None: resampled.
-        spread: how much more its cross-validated resamples vary than independent ones, by the
-            units and the value; None: as much.
-        bounds: the least and the largest value.
-        is_share: whether a value of 0 or 1 that no patient speaks against is a share of patients.
+        resampled: units and (R, P) patient weights → (R,) values.
+        is_defined: whether the metric is defined for the units.
+        exact: estimate in closed form if every patient is one unit; None: always resampled.
+        spread: units and value → factor by which cross-validation increases the variance of the
+            resamples; None: no increase, and the metric does not rank.
+        higher_is_better: whether a higher value is better.
+        bounds: lowest and highest possible value.
+        is_share: whether a metric of 0 or 1 in all resamples has Wilson's limits for a proportion
+            of the patients.
     """
 
     resampled: Resampled
@@ -39,19 +41,21 @@ class Metric:
 
     @property
     def ranks(self) -> bool:
-        """Whether it is of units that one model was tested on."""
+        """Whether it ranks test units within a fold."""
         return self.spread is not None
 
     def value(self, scored: ScoredUnits) -> float:
-        """The metric with every patient counted once."""
+        """The metric with equal weights of all patients."""
         return float(self.resampled(scored, np.ones((1, scored.patients)))[0])
 
 
 def weighted_share(hits: Floats, of: Floats, patient: NDArray[np.int64], weights: Floats) -> Floats:
-    """(R,) share of the units in `of` that are hits, under each row of (R, P) patient weights.
+    """(R,) weighted share of hits among the units in `of`; NaN if these have no weight.
 
     Args:
-        hits, of: (N,) 0 or 1; any number in `hits` makes it a mean.
+        hits, of: (N,) 0 or 1; with other numbers in `hits`, the result is their mean.
+        patient: (N,) index of each unit's patient.
+        weights: (R, P) patient weights.
     """
     top = np.bincount(patient, hits * of, weights.shape[1])
     bottom = np.bincount(patient, of, weights.shape[1])
@@ -59,5 +63,5 @@ def weighted_share(hits: Floats, of: Floats, patient: NDArray[np.int64], weights
 
 
 def weighted_mean(values: Floats, patient: NDArray[np.int64], weights: Floats) -> Floats:
-    """(R,) mean of (N,) unit values under each row of (R, P) patient weights."""
+    """(R,) weighted mean of (N,) unit values; arguments as in `weighted_share`."""
     return weighted_share(values, np.ones(len(values)), patient, weights)

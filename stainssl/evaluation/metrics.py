@@ -1,9 +1,9 @@
 """Metrics of predictions, each with an interval over patients.
 
-Ranking metrics are of pairs within a fold and repeat (`ranking`); metrics of calls and of
-probabilities are averages over units, whose probabilities are averaged over repeats. Intervals
-come from `intervals`: in closed form where every patient is one unit, else by resampling patients.
-A resample is a row of patient weights, under which every tile or slide of a patient has the weight
+Ranking metrics compare pairs within a fold and repeat (`ranking`). Metrics of predicted classes and
+of probabilities are computed over units, whose probabilities are averaged over repeats. Intervals
+(`intervals`) are in closed form if every patient is one unit and the metric has one, otherwise
+patients are resampled. A resample is a row of patient weights: every tile or slide has the weight
 of its patient, and each metric is computed exactly for many rows at once.
 """
 
@@ -29,7 +29,7 @@ from stainssl.evaluation.predictions import (
 from stainssl.evaluation.survival_metrics import SURVIVAL_METRICS
 
 RESAMPLES = 2000
-SHARED = ("accuracy", "balanced_accuracy", "f1_macro", "brier")  # metrics of ordered classes too
+SHARED = ("accuracy", "balanced_accuracy", "f1_macro", "brier")  # also metrics of ordered classes
 METRICS: dict[str, Metric] = {
     **CLASS_METRICS, **NUMBER_METRICS, **ORDER_METRICS, **SURVIVAL_METRICS,
 }  # fmt: skip
@@ -58,18 +58,18 @@ METRICS_OF: dict[type[ScoredUnits], Callable[[ScoredUnits], list[str]]] = {
 
 
 def metrics_of(scored: ScoredUnits) -> list[str]:
-    """The metrics that such a task has: those of one positive class only where there are two."""
+    """Names of the metrics of such units; those of a positive class need two classes."""
     return METRICS_OF[type(scored)](scored)
 
 
 def patient_weights(scored: ScoredUnits, resamples: int, seed: int) -> Floats:
-    """How often each patient is drawn in each resample.
+    """Draw patients with replacement, within `ScoredUnits.strata`.
 
-    Patients are drawn with replacement, within their class where every patient has one class
-    only (so that a resample keeps the classes' sizes).
+    Strata are classes if every patient has a single class, so that a resample keeps the sizes of
+    the classes.
 
     Returns:
-        (R, P) whole numbers as float; every row sums to P.
+        (R, P) number of times that each patient is drawn, as float; every row sums to P.
     """
     rng = np.random.default_rng(seed)
     strata = scored.strata
@@ -82,7 +82,7 @@ def patient_weights(scored: ScoredUnits, resamples: int, seed: int) -> Floats:
 
 
 def can_resample(scored: ScoredUnits) -> bool:
-    """Whether patients can be resampled: at least two, and two of each class where stratified."""
+    """Whether patients can be resampled: at least two in every stratum."""
     return scored.patients >= 2 and bool(np.unique(scored.strata, return_counts=True)[1].min() > 1)
 
 
@@ -96,18 +96,20 @@ def estimate(
 ) -> Estimate:
     """A metric with its limits over patients.
 
-    In closed form where the metric has one and every patient is one unit; else patients are
-    resampled. Cross-validated ranking figures vary more than independent ones, and their resamples
-    are spread accordingly (`cross_validation_factor`).
+    The estimate is in closed form if the metric has one and every patient is one unit; otherwise
+    patients are resampled. Cross-validated ranking metrics vary more than those of independent
+    predictions, and their resamples are spread accordingly (`cross_validation_factor`).
 
     Args:
-        metric: a name of `METRICS`.
+        metric: key of `METRICS`.
         scored: the units.
-        weights: (R, P) of `patient_weights`, where many metrics share them; None: drawn here.
-        resamples, seed: of the draws.
+        weights: (R, P) as returned by `patient_weights`, to share them between metrics; None: drawn
+            here.
+        resamples, seed: number of resamples and random seed of the draws.
 
     Returns:
-        `UNDEFINED` where the metric is; without limits where nothing tells the spread.
+        `UNDEFINED` if the metric is undefined; limits are NaN if patients cannot be resampled or
+        all resamples are alike.
     """
     known = METRICS[metric]
     if not known.is_defined(scored):
@@ -130,10 +132,13 @@ def estimate(
 def confidence_interval(
     metric: str, scored: ScoredUnits, *, resamples: int = RESAMPLES, seed: int = 0
 ) -> tuple[float, float]:
-    """95 % interval of a metric over patients, as `estimate` makes it.
+    """95 % interval of a metric over patients, within the bounds of the metric.
+
+    Args:
+        metric, scored, resamples, seed: as in `estimate`.
 
     Returns:
-        (low, high); NaN where the metric is undefined or patients do not tell its spread.
+        (low, high); NaN if the metric is undefined or patients cannot be resampled.
     """
     found = estimate(metric, scored, resamples=resamples, seed=seed)
     low, high = within_bounds(metric, found).interval
@@ -141,9 +146,10 @@ def confidence_interval(
 
 
 def within_bounds(metric: str, found: Estimate) -> Estimate:
-    """A metric's own estimate with limits that it can have; of a difference they are others.
+    """Clip the limits of an estimate to the bounds of its metric.
 
-    Resamples that are spread for cross-validation may pass the largest value.
+    Resamples that are spread for cross-validation may exceed them. Not for differences, which
+    have other bounds.
     """
     least, most = METRICS[metric].bounds
     return bounded(found, least, most) if least <= found.value <= most else found

@@ -1,9 +1,9 @@
-"""Metrics of predicted numbers, for many resamples of the patients at once.
+"""Metrics of regression, for many resamples of patients at once.
 
-Correlations are within folds, as other ranking figures are: every fold has a model of its own,
-whose answers have a level of their own. What enters is how far a unit lies from its fold's mean, or
-how far its rank from the middle of its fold; repeats are averaged. Errors are means over units,
-whose answers are averaged over repeats.
+Correlations are computed within folds, like other ranking metrics, since every fold has a model of
+its own, whose predictions have their own level. They are the correlations of the deviations from
+the fold's mean, or of ranks within the fold; repeats are averaged. Errors are means over units,
+whose predictions are averaged over repeats.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from stainssl.evaluation.metric import Metric, weighted_mean
 from stainssl.evaluation.predictions import Floats, FoldScores, NumberUnits, ScoredUnits
 from stainssl.evaluation.ranking import safe_divide
 
-_BLOCK = 4_000_000  # weights worked on at once: some 100 MB with what is made of them
-_NOTHING = 1e-12  # of a variance, below which numbers are all alike
+_BLOCK = 4_000_000  # weights processed at once: about 100 MB with intermediate arrays
+_NOTHING = 1e-12  # variances and ranges below this count as zero
 Scores = Callable[[Floats, Floats], Floats]
 log = logging.getLogger(__name__)
 
 
 def weighted_ranks(numbers: Floats, weights: Floats) -> Floats:
-    """Rank of each unit as a share of all, under each row of weights; equal numbers share one.
+    """Weighted ranks as shares of the total weight; ties have the mean rank.
 
     Args:
-        numbers: (n,).
-        weights: (R, n) how often each unit is there.
+        numbers: (n,) values.
+        weights: (R, n) weight of each unit in each resample.
 
     Returns:
-        (R, n) in 0 … 1. With weights of one it is `(scipy.stats.rankdata(numbers) - 0.5) / n`.
+        (R, n) in 0 … 1; with unit weights, `(scipy.stats.rankdata(numbers) - 0.5) / n`.
     """
     _, group = np.unique(numbers, return_inverse=True)
     order = np.argsort(group, kind="stable")
@@ -44,14 +44,14 @@ def weighted_ranks(numbers: Floats, weights: Floats) -> Floats:
 
 
 def _as_they_are(numbers: Floats, weights: Floats) -> Floats:
-    # Centred, so that sums of squares do not cancel.
+    # Centered, to avoid cancellation in sums of squares.
     return np.broadcast_to(numbers - numbers.mean(), weights.shape)
 
 
 def _products(
     fold: FoldScores, scored: ScoredUnits, scores: Scores, weights: Floats
 ) -> tuple[Floats, Floats, Floats]:
-    # (R,) sums of products and of squares about the fold's weighted means: xy, xx, yy.
+    # (R,) weighted sums of xy, xx and yy about the fold's weighted means.
     own = weights[:, scored.patient[fold.unit]]
     x, y = scores(fold.p[:, 0], own), scores(scored.y[fold.unit].astype(float), own)
     total = own.sum(axis=1)
@@ -61,7 +61,7 @@ def _products(
 
 
 def _in_blocks(fold: FoldScores, scored: ScoredUnits, scores: Scores, weights: Floats) -> Floats:
-    # (3, R): `_products`, some resamples at a time.
+    # (3, R): `_products`, computed in blocks of resamples.
     rows = max(_BLOCK // max(len(fold.unit), 1), 1)
     parts = [
         np.stack(_products(fold, scored, scores, weights[start : start + rows]))
@@ -84,14 +84,14 @@ def _correlation(scores: Scores) -> Callable[[ScoredUnits, Floats], Floats]:
 
 
 def _quotient(products: Floats, said: Floats, true: Floats) -> Floats:
-    # An answer that is the same for everybody ranks nobody: 0, as half of its pairs for an AUROC.
+    # A constant prediction has correlation 0, as it has an AUROC of one half.
     scale = np.sqrt(said * true)
     found = safe_divide(products, np.where(scale > _NOTHING, scale, 0.0))
     return np.where(true > _NOTHING, np.nan_to_num(found), np.nan)
 
 
 def ranked_folds(scored: ScoredUnits) -> Iterator[FoldScores]:
-    """The folds that test units of different numbers."""
+    """The folds whose test units differ in their true value."""
     for fold in scored.ranked:
         if np.ptp(scored.y[fold.unit]) > 0:
             yield fold
@@ -114,7 +114,7 @@ def _absolute_error(scored: ScoredUnits, weights: Floats) -> Floats:
 
 
 def _determination(scored: ScoredUnits, weights: Floats) -> Floats:
-    # One less the squared error over that of saying the units' own mean.
+    # R²: one minus the squared error relative to that of predicting the units' mean.
     y = scored.y - scored.y.mean()
     error, mean, square = (
         weighted_mean(values, scored.patient, weights)
@@ -124,13 +124,13 @@ def _determination(scored: ScoredUnits, weights: Floats) -> Floats:
 
 
 def number_factor(value: float, likeness: float) -> float:
-    r"""How much more a correlation varies for being cross-validated: :math:`1 + (1 - \rho^2)\,r`.
+    r"""Factor by which cross-validation increases the variance: :math:`1 + (1 - \rho^2)\,r`.
 
-    As `intervals.cross_validation_factor`, whose AUROC of one half is a correlation of 0.
+    This is `intervals.cross_validation_factor` with :math:`\rho = 2A - 1`.
 
     Args:
-        value: the correlation.
-        likeness: r, the squared correlation of what is counted with the answer.
+        value: the correlation :math:`\rho`.
+        likeness: r; `intervals.rank_likeness` for ranks, 1 for numbers.
     """
     return 1 + (1 - value**2) * likeness
 
@@ -149,7 +149,7 @@ def _spread(of_ranks: bool) -> Callable[[ScoredUnits, float], float]:
 def drawn_number(
     value: float, draws: Floats, patients: int, bounds: tuple[float, float]
 ) -> Estimate:
-    """As `intervals.drawn_estimate`, within bounds; no limits where all resamples are alike."""
+    """As `intervals.drawn_estimate`, clipped to bounds; no limits if all resamples are equal."""
     known = draws[np.isfinite(draws)]
     if not len(known) or np.ptp(known) < _NOTHING:
         return Estimate(value, draws=draws, patients=patients)

@@ -13,7 +13,7 @@ from stainssl.evaluation.ranking import safe_divide
 
 
 def _of_cut(metric: Metric, place: int) -> Metric:
-    """A metric of two classes, of what lies above a cut between ordered classes."""
+    """A two-class metric of a cut between ordered classes."""
     exact, spread = metric.exact, metric.spread
     assert exact is not None
     assert spread is not None

@@ -1,4 +1,4 @@
-"""Predictions as they are evaluated: averaged over repeats, and as each fold's model made them."""
+"""Predictions in the form in which metrics are computed: averaged over repeats, and by fold."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ UNIT = {"tile": ["slide_id", "tile"], "slide": ["slide_id"], "patient": ["patien
 FOLD = ["repeat", "fold"]
 MEDIAN = 0.5
 THRESHOLD, RULE_OUT = "threshold", "threshold_rule_out"  # columns of decision thresholds
-SURVIVAL = "s_"  # before the time at which a column says survival
+SURVIVAL = "s_"  # prefix of columns of predicted survival; the time follows
 RISK_GROUPS = ("low", "high")
 
 
 @dataclass(frozen=True)
 class FoldScores:
-    """One fold model's predictions of its test units: scores can be ranked only within a fold.
+    """Predictions of one fold's model for its test units; scores are ranked only within a fold.
 
     Attributes:
-        repeat: of the split.
-        unit: (n,) rows of `ScoredUnits`.
-        p: (n, K) probability of each class; (n, 1) the number that was said; of survival the risk,
-            then survival at each time.
+        repeat: repeat of the split.
+        unit: (n,) indices into the rows of `ScoredUnits`.
+        p: (n, K) class probabilities; (n, 1) predicted number; or (n, 1 + T) risk, then survival
+            at each time.
     """
 
     repeat: int
@@ -41,17 +41,17 @@ class FoldScores:
 
 @dataclass(frozen=True)
 class ScoredUnits:
-    """Units (tiles, slides or patients) with their true class, scores and patients.
+    """Units (tiles, slides or patients) with true class, predictions and patient.
 
     Attributes:
-        y: (N,) true class, an index into `classes`.
-        p: (N, K) probability of each class, averaged over repeats.
+        y: (N,) true class, index into `classes`.
+        p: (N, K) class probabilities, averaged over repeats.
         patient: (N,) index of each unit's patient, 0 … P-1.
-        classes: K class words; of two, the second is the positive one.
-        folds: what each fold's model said; empty where one model scored all units.
-        threshold: (N,) probability from which on a unit is called positive (two classes), as the
-            validation patients chose it; None: the most probable class is called.
-        rule_out: (N,) likewise for a stated sensitivity; None where nobody chose it.
+        classes: K class names; of two, the second is positive.
+        folds: predictions of each fold's model; empty if one model predicted all units.
+        threshold: (N,) probability from which a unit is predicted positive (two classes); None:
+            the most probable class is predicted.
+        rule_out: (N,) second threshold, for a given sensitivity on validation patients, or None.
     """
 
     y: Ints
@@ -69,32 +69,32 @@ class ScoredUnits:
 
     @property
     def predicted(self) -> Ints:
-        """(N,) the class called: by the threshold, else the most probable."""
+        """(N,) predicted class: by `threshold` if given, otherwise the most probable."""
         return called(self.p, self.threshold)
 
     @property
     def ranked(self) -> tuple[FoldScores, ...]:
-        """`folds`, or all units as one fold."""
+        """`folds`, or a single fold with all units if there are none."""
         return self.folds or (FoldScores(0, np.arange(len(self.y)), self.p),)
 
     @property
     def is_by_patient(self) -> bool:
-        """Whether every patient is one unit."""
+        """Whether every patient has exactly one unit."""
         return self.patients == len(self.y)
 
     @property
     def is_cross_validated(self) -> bool:
-        """Whether several models were tested, each on patients that trained the others."""
+        """Whether a repeat has several folds, so that test patients trained the other models."""
         repeats = [fold.repeat for fold in self.ranked]
         return len(repeats) > len(set(repeats))
 
     def present(self) -> list[int]:
-        """Classes that some unit has."""
+        """Indices of the classes that occur among the units."""
         return np.unique(self.y).tolist()
 
     @property
     def strata(self) -> Ints:
-        """(P,) a patient's class, where every patient has one; else one stratum."""
+        """(P,) class of each patient if all have a single one, otherwise one stratum for all."""
         low = np.full(self.patients, len(self.classes))
         high = np.full(self.patients, -1)
         np.minimum.at(low, self.patient, self.y)
@@ -102,7 +102,7 @@ class ScoredUnits:
         return high if np.array_equal(low, high) else np.zeros(self.patients, int)
 
     def take(self, kept: NDArray[np.bool_]) -> ScoredUnits:
-        """The units where (N,) `kept` is true."""
+        """Select units by the mask `kept` (N,); patients are numbered anew."""
         place = np.cumsum(kept) - 1
         folds = []
         for fold in self.folds:
@@ -119,45 +119,45 @@ class ScoredUnits:
         )  # fmt: skip
 
     def pooled(self) -> ScoredUnits:
-        """The same units as if one model had scored them all: for the pooled figures."""
+        """The same units without folds, for metrics of pooled predictions."""
         return replace(self, folds=())
 
 
 @dataclass(frozen=True)
 class NumberUnits(ScoredUnits):
-    """Units whose label is a number: `y` (N,) float the true one, `p` (N, 1) the predicted one."""
+    """Units with a numeric label: `y` (N,) float true values, `p` (N, 1) predicted values."""
 
     @property
     def value(self) -> Floats:
-        """(N,) predicted numbers, averaged over repeats."""
+        """(N,) predicted values, averaged over repeats."""
         return self.p[:, 0]
 
     def present(self) -> list[int]:
-        """Numbers have no classes."""
+        """Empty: numbers have no classes."""
         return []
 
     @property
     def strata(self) -> Ints:
-        """(P,) one stratum."""
+        """(P,) a single stratum."""
         return np.zeros(self.patients, np.int64)
 
 
 @dataclass(frozen=True)
 class OrderedUnits(ScoredUnits):
-    """Units of ordered classes: each cut between two of them is a task of two classes."""
+    """Units of ordered classes; each cut between adjacent classes is a two-class task."""
 
     @property
     def predicted(self) -> Ints:
-        """(N,) the median class: how many cuts it more probably lies above than not."""
+        """(N,) median class, see `called_in_order`."""
         return called_in_order(self.p)
 
     @property
     def strata(self) -> Ints:
-        """(P,) one stratum: how many are of each class counts for the agreement by chance."""
+        """(P,) a single stratum, since class frequencies determine kappa's agreement by chance."""
         return np.zeros(self.patients, np.int64)
 
     def cut(self, place: int) -> ScoredUnits:
-        """The units as a task of two classes: at most class `place` (from 0), or above it."""
+        """Two-class units: up to and including class `place` (from 0) against the classes above."""
         folds = tuple(replace(f, p=_above(f.p, place)) for f in self.folds)
         y = (self.y > place).astype(np.int64)
         return ScoredUnits(y, _above(self.p, place), self.patient, ("below", "above"), folds)
@@ -165,31 +165,31 @@ class OrderedUnits(ScoredUnits):
 
 @dataclass(frozen=True)
 class SurvivalUnits(ScoredUnits):
-    """Units whose label is a follow-up.
+    """Units with a time to an event.
 
-    `y` (N,) float is the time of the event or of censoring; `p` (N, 1 + T) the risk, the larger the
-    sooner, and survival at each of `times`.
+    `y` (N,) float is the time of the event or of censoring. `p` (N, 1 + T) has the risk (higher:
+    earlier event), then survival at each of `times`. `threshold` is that of the risk.
 
     Attributes:
-        event: (N,) whether the event came at that time.
-        times: T rising times; the last is the horizon.
+        event: (N,) whether the event occurred at that time.
+        times: T increasing times; the last is the horizon.
     """
 
     event: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, bool))
     times: tuple[float, ...] = ()
 
     def present(self) -> list[int]:
-        """Times have no classes."""
+        """Empty: times have no classes."""
         return []
 
     @property
     def strata(self) -> Ints:
-        """(P,) one stratum: how many have the event varies with the patients."""
+        """(P,) a single stratum: resamples vary in their number of events."""
         return np.zeros(self.patients, np.int64)
 
     @property
     def is_high(self) -> NDArray[np.bool_]:
-        """(N,) whether a unit is of the group of high risk: all or none without a threshold."""
+        """(N,) whether a unit is in the high-risk group; False for all without a threshold."""
         cut = np.inf if self.threshold is None else self.threshold
         return np.asarray(self.p[:, 0] >= cut)
 
@@ -206,19 +206,19 @@ def _above(p: Floats, place: int) -> Floats:
 
 
 def called_in_order(p: Floats) -> Ints:
-    """(N,) the median class of (N, K) probabilities of ordered classes."""
+    """(N,) median class: the highest k with P(class k or above) > 0.5; of (N, K) probabilities."""
     return (p[:, ::-1].cumsum(axis=1)[:, ::-1][:, 1:] > MEDIAN).sum(axis=1)
 
 
 def called(p: Floats, threshold: Floats | None) -> Ints:
-    """The class called: of two the second from the threshold on, else the most probable.
+    """Predict classes: by a threshold on the second of two classes, otherwise the most probable.
 
     Args:
-        p: (N, K) probability of each class.
-        threshold: (N,) of the second class, where it is not NaN; None: there is none.
+        p: (N, K) class probabilities.
+        threshold: (N,) lowest probability that is positive; NaN or None: no threshold.
 
     Returns:
-        (N,) index of a class.
+        (N,) class index.
     """
     most = p.argmax(axis=1)
     if threshold is None or p.shape[1] != 2:
@@ -227,13 +227,13 @@ def called(p: Floats, threshold: Floats | None) -> Ints:
 
 
 def words_called(table: pd.DataFrame) -> NDArray[np.object_] | None:
-    """What each row of a table calls; None where answers call nothing, as numbers.
+    """Predicted class or risk group of each row of a prediction table.
 
     Args:
-        table: answers, and `threshold` where there is one.
+        table: prediction columns, and `threshold` if there is one.
 
     Returns:
-        (N,) class words, or the group of risk.
+        (N,) class names or `RISK_GROUPS`; None for numbers, and for risks without a threshold.
     """
     return answer_of(table).words(table)
 
@@ -255,10 +255,10 @@ def _risk_words(table: pd.DataFrame) -> NDArray[np.object_] | None:
 
 
 def probability_columns(predictions: pd.DataFrame) -> list[str]:
-    """The columns `p_<class>` as they stand; of two, the last is positive.
+    """Names of the columns `p_<class>` in their order; of two, the last is positive.
 
     Raises:
-        StainsslError: fewer than two.
+        StainsslError: fewer than two such columns.
     """
     found = [c for c in map(str, predictions.columns) if c.startswith("p_")]
     if len(found) < 2:
@@ -270,30 +270,30 @@ def probability_columns(predictions: pd.DataFrame) -> list[str]:
 
 
 def survival_columns(predictions: pd.DataFrame) -> list[str]:
-    """The columns of survival at a time, `s_12` …, as they stand."""
+    """Names of the columns of survival at a time (`s_12` …), in their order."""
     return [c for c in map(str, predictions.columns) if c.startswith(SURVIVAL)]
 
 
 def answer_columns(predictions: pd.DataFrame) -> list[str]:
-    """The columns that hold an answer: `value` of a number, `risk` and `s_<time>`…, `p_<class>`.
+    """Names of the prediction columns: `value`, `risk` and `s_<time>` …, or `p_<class>` ….
 
     Raises:
-        StainsslError: none is there.
+        StainsslError: none of these, or only one column `p_<class>`.
     """
     return answer_of(predictions).columns(predictions)
 
 
 def average_repeats(predictions: pd.DataFrame, level: str) -> pd.DataFrame:
-    """One row per tile, slide or patient: its answers averaged over repeats and folds.
+    """Average predictions over repeats and folds: one row per tile, slide or patient.
 
     Args:
-        predictions: test rows: `patient_id`, `slide_id`, `y`, the answer's columns, `tile` at
-            level tile; `site` and thresholds are kept where they are there.
+        predictions: test rows: `patient_id`, `slide_id`, `y`, the prediction columns (see
+            `answer_columns`), `tile` at level tile; optionally `site` and thresholds.
         level: `tile`, `slide` or `patient`.
 
     Returns:
-        The unit's columns, `patient_id`, `site`, `y` (class word, number, or follow-up), the
-        answer's columns, and thresholds, sorted by unit.
+        The unit's columns, `patient_id`, `site`, `y` (class name, number, or follow-up such as
+        `412+`), the prediction columns and thresholds, sorted by unit.
 
     Raises:
         StainsslError: a unit has two true classes or two patients.
@@ -314,22 +314,22 @@ def average_repeats(predictions: pd.DataFrame, level: str) -> pd.DataFrame:
 
 
 def read_scored(predictions: pd.DataFrame, level: str) -> ScoredUnits:
-    """`ScoredUnits` of a table of test predictions, of the class that its columns tell.
+    """Read a table of test predictions as `ScoredUnits`, or its subclass for the kind of label.
 
     Args:
-        predictions: as `average_repeats` takes them; without `repeat` and `fold` one model scored
-            all rows.
+        predictions: as in `average_repeats`; without `repeat` and `fold`, one model predicted all
+            rows.
         level: `tile`, `slide` or `patient`.
 
     Raises:
-        StainsslError: a true class has no `p_<class>`, a probability is not finite, or a unit has
-            two true classes or two patients.
+        StainsslError: a true class has no column `p_<class>`, a prediction is not finite, or a
+            unit has two true classes or two patients.
     """
     return scored_units(average_repeats(predictions, level), predictions, level)
 
 
 def scored_units(units: pd.DataFrame, predictions: pd.DataFrame, level: str) -> ScoredUnits:
-    """As `read_scored` of units that `average_repeats` gave already, in their order."""
+    """As `read_scored`, given the `units` that `average_repeats` returned for `predictions`."""
     answer = answer_of(predictions)
     patient = np.unique(units["patient_id"].to_numpy(str), return_inverse=True)[1]
     folds = _fold_scores(predictions, units, level, answer.columns(predictions))
@@ -369,12 +369,12 @@ def _survival_units(
 
 @dataclass(frozen=True)
 class AnswerKind:
-    """What predictions of one kind of label hold.
+    """How the predictions of one kind of label are read.
 
     Attributes:
-        columns: of a table of predictions, those of the answer.
-        units: rows of `average_repeats`, (N,) index of their patients, and the folds → the units.
-        words: what each row of a table calls; None where nothing is called.
+        columns: prediction table → names of its prediction columns.
+        units: rows of `average_repeats`, (N,) patient indices, folds → scored units.
+        words: prediction table → (N,) predicted classes or risk groups, or None.
     """
 
     columns: Callable[[pd.DataFrame], list[str]]
@@ -383,7 +383,7 @@ class AnswerKind:
 
 
 OF_CLASSES = AnswerKind(probability_columns, _class_units, _class_words)
-# Column by which a table of predictions says whose it is → what it holds; without, of classes.
+# A column that identifies the kind of label → how it is read; without any, `OF_CLASSES`.
 ANSWERS: dict[str, AnswerKind] = {
     VALUE: AnswerKind(lambda table: [VALUE], _number_units, lambda table: None),
     RISK: AnswerKind(lambda table: [RISK, *survival_columns(table)], _survival_units, _risk_words),
@@ -391,7 +391,7 @@ ANSWERS: dict[str, AnswerKind] = {
 
 
 def answer_of(predictions: pd.DataFrame) -> AnswerKind:
-    """What a table of predictions holds, by its columns."""
+    """The kind of a prediction table, identified by its columns."""
     return next((kind for name, kind in ANSWERS.items() if name in predictions), OF_CLASSES)
 
 
@@ -424,22 +424,25 @@ def _fold_scores(
 
 
 def ensemble(predictions: pd.DataFrame, level: str) -> pd.DataFrame:
-    """Predictions of models that were all tested on all units: their average is one model's.
+    """Average the predictions of all fold models, as those of one model.
 
-    For external cohorts, which every fold's model is tested on and none is trained on.
+    For external cohorts, on which every fold's model is tested and none is trained.
 
     Args:
-        predictions: as `average_repeats` takes them, and returned likewise.
+        predictions: as in `average_repeats`.
         level: `slide` or `patient`.
+
+    Returns:
+        As `average_repeats`, with `repeat` and `fold` 0.
     """
     return average_repeats(predictions, level).assign(repeat=0, fold=0)
 
 
 def site_groups(units: pd.DataFrame) -> Iterator[tuple[str, NDArray[np.bool_]]]:
-    """`("all", everything)`, then `("site=a", its rows)` for each site where there are two.
+    """Iterate over groups: `("all", mask)`, then `("site=a", mask)` if there are several sites.
 
     Args:
-        units: rows of `average_repeats`.
+        units: rows of `average_repeats`; masks are (N,) bool.
     """
     yield "all", np.ones(len(units), bool)
     if "site" in units and units["site"].nunique() > 1:

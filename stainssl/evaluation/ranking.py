@@ -1,10 +1,10 @@
-"""How well scores rank: over pairs of units that one model scored, in each fold and repeat.
+"""AUROC and AUPRC, computed among the test units of each fold and repeat.
 
-Every fold has a model of its own, whose scores have a level of their own: scores of different
-folds cannot be ranked against each other. Pooling them turns a perfect answer at every site into
-chance, and no signal into figures below one half (Airola et al., *A comparison of AUC estimators
-in small-sample studies*, MLSB 2009). Here a figure is computed in each fold, folds are weighted by
-their pairs, and repeats are averaged.
+Every fold has a model of its own, whose scores have their own level, so that scores of different
+folds cannot be ranked together. If they are pooled, a perfect ranking at every site can come out
+as chance, and without any signal the AUROC lies below one half (Airola et al., *A comparison of AUC
+estimators in small-sample studies*, MLSB 2009). Folds are therefore averaged, weighted by their
+pairs (one positive and one other unit), and repeats are averaged.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from stainssl.evaluation.predictions import Floats, FoldScores, Ints, ScoredUnit
 
 Bools = NDArray[np.bool_]
 Curve = Callable[[Bools, Floats, Ints, Floats], tuple[Floats, Floats]]
-_BLOCK = 400_000  # weights worked on at once: 3 MB, about a core's cache
+_BLOCK = 400_000  # weights processed at once: 3 MB, about the cache of a core
 
 
 def _in_order(
     positive: Bools, score: Floats, patient: Ints, weights: Floats
 ) -> Iterator[tuple[Floats, Floats]]:
-    # Weights of positive and of negative units, scores rising and equal scores summed: (G, r)
-    # each, in blocks of resamples that stay in the cache.
+    # Weights of positive and of negative units by increasing distinct score: (G, r) each, in blocks
+    # of r resamples that fit into the cache.
     order = np.argsort(score, kind="stable")
     starts = np.flatnonzero(np.r_[True, np.diff(score[order]) != 0])
     ties = len(starts) < len(order)
@@ -42,24 +42,24 @@ def _in_order(
 
 
 def safe_divide(top: Floats, bottom: Floats) -> Floats:
-    """`top / bottom`, NaN where `bottom` is not above zero."""
+    """`top / bottom`; NaN where `bottom` is not positive."""
     return np.divide(top, bottom, out=np.full(np.shape(bottom), np.nan), where=bottom > 0)
 
 
 def weighted_auroc(
     positive: Bools, score: Floats, patient: Ints, weights: Floats
 ) -> tuple[Floats, Floats]:
-    """AUROC under each row of patient weights: a weighted Mann–Whitney statistic, ties half.
+    """AUROC under each row of patient weights: weighted Mann–Whitney statistic, ties count half.
 
     Args:
         positive: (N,) bool.
-        score: (N,) higher speaks for positive.
-        patient: (N,) index of the unit's patient.
-        weights: (R, P) of the patients, at least 0.
+        score: (N,) higher for positive.
+        patient: (N,) index of each unit's patient.
+        weights: (R, P) patient weights, at least 0.
 
     Returns:
-        (R,) values, NaN where a row leaves one class without weight, and (R,) weights of pairs.
-        A value equals `sklearn.metrics.roc_auc_score(..., sample_weight=row[patient])`.
+        (R,) AUROCs, NaN if a class has no weight, and (R,) total weights of the pairs. An AUROC
+        equals `sklearn.metrics.roc_auc_score(..., sample_weight=row[patient])`.
     """
     values, pairs = [], []
     for pos, neg in _in_order(positive, score, patient, weights):
@@ -75,7 +75,8 @@ def weighted_auprc(
 ) -> tuple[Floats, Floats]:
     """Average precision under each row of patient weights.
 
-    Args and returns as `weighted_auroc`; a value equals `sklearn.metrics.average_precision_score`.
+    Arguments and results are as in `weighted_auroc`; a value equals
+    `sklearn.metrics.average_precision_score` with `sample_weight=row[patient]`.
     """
     values, pairs = [], []
     for pos, neg in _in_order(positive, -score, patient, weights):
@@ -88,7 +89,7 @@ def weighted_auprc(
 
 
 def folds_with_pairs(scored: ScoredUnits, k: int) -> Iterator[tuple[FoldScores, Bools]]:
-    """The folds that test units of class `k` and of others, with (n,) which units are of `k`."""
+    """Folds that test units of class `k` and of others, each with the mask (n,) of class `k`."""
     for fold in scored.ranked:
         positive = scored.y[fold.unit] == k
         if 0 < positive.sum() < len(positive):
@@ -96,15 +97,22 @@ def folds_with_pairs(scored: ScoredUnits, k: int) -> Iterator[tuple[FoldScores, 
 
 
 def classes_ranked(scored: ScoredUnits) -> list[int]:
-    """The classes that can be ranked against the rest; of two, the positive one alone."""
+    """Classes that can be ranked against the rest in some fold; of two, only the positive one."""
     classes = [1] if len(scored.classes) == 2 else scored.present()
     return [k for k in classes if any(folds_with_pairs(scored, k))]
 
 
 def within_folds(curve: Curve, scored: ScoredUnits, k: int, weights: Floats) -> Floats:
-    """(R,) a figure of class `k` against the rest, under each row of patient weights.
+    """Metric of class `k` against the rest: mean over folds, weighted by pairs, then over repeats.
 
-    The mean over folds, weighted by their pairs, of each repeat; then the mean over repeats.
+    Args:
+        curve: `weighted_auroc` or `weighted_auprc`.
+        scored: the units.
+        k: class index, ranked in at least one fold.
+        weights: (R, P) patient weights.
+
+    Returns:
+        (R,) values, NaN if undefined in all repeats.
     """
     sums: dict[int, Floats] = {}
     for fold, positive in folds_with_pairs(scored, k):
@@ -117,7 +125,7 @@ def within_folds(curve: Curve, scored: ScoredUnits, k: int, weights: Floats) -> 
 
 
 def macro(curve: Curve) -> Callable[[ScoredUnits, Floats], Floats]:
-    """A figure over all classes: of two the positive one's, of more the mean of one-vs-rest."""
+    """Metric over all classes: of the positive one of two, otherwise the mean of one-vs-rest."""
 
     def metric(scored: ScoredUnits, weights: Floats) -> Floats:
         classes = classes_ranked(scored)
@@ -131,13 +139,13 @@ def macro(curve: Curve) -> Callable[[ScoredUnits, Floats], Floats]:
 
 @dataclass(frozen=True)
 class Pairs:
-    """How the pairs behind an AUROC share patients, and what each patient contributes.
+    """Sums over the pairs of an AUROC, from which its variance follows.
 
     Attributes:
-        value: the AUROC within folds.
+        value: AUROC within folds.
         squares: sum of the pairs' squared weights.
         shared: sum of products of the weights of pairs that have one patient in common.
-        influence: (P,) derivative of the value by each patient's weight; sums to 0.
+        influence: (P,) derivative of the AUROC with respect to each patient's weight; sums to 0.
     """
 
     value: float
@@ -147,10 +155,10 @@ class Pairs:
 
 
 def pairs_of(scored: ScoredUnits, k: int) -> Pairs:
-    """The pairs of class `k` and the rest, every patient being one unit.
+    """Pairs of class `k` and the rest; requires one unit per patient.
 
-    A pair's weight is its share in the figure: one over the pairs of its repeat, averaged over
-    repeats; the weights of all pairs sum to one.
+    The weight of a pair is its share in the AUROC: one divided by the number of pairs of its repeat
+    and by the number of repeats; all weights sum to one.
     """
     folds = list(folds_with_pairs(scored, k))
     repeats = sorted({fold.repeat for fold, _ in folds})
@@ -171,7 +179,7 @@ def pairs_of(scored: ScoredUnits, k: int) -> Pairs:
 
 
 def _wins(positive: Bools, score: Floats) -> Floats:
-    """(n,) pairs that each unit is in and that are ranked rightly, ties half."""
+    """(n,) number of correctly ranked pairs of each unit; ties count half."""
     both = pd.Series(score).rank().to_numpy()
     own = np.empty(len(score))
     for side in (positive, ~positive):
@@ -181,7 +189,7 @@ def _wins(positive: Bools, score: Floats) -> Floats:
 
 
 def _squared_weights(folds: list[tuple[FoldScores, Bools]], share: dict[int, float]) -> float:
-    # A pair that stands in one fold in two repeats has the sum of both repeats' weights.
+    # A pair that is ranked in several repeats has the sum of their weights.
     out = 0.0
     for one, is_positive in folds:
         for two, _ in folds:

@@ -1,4 +1,4 @@
-"""The ROC curve averaged over folds, with its band over patients."""
+"""ROC curve averaged over folds, with a confidence band over patients."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from stainssl.evaluation.ranking import folds_with_pairs, safe_divide
 
 
 def _fold_curve(fold: FoldScores, scored: ScoredUnits, grid: Floats, drawn: Floats) -> Floats:
-    # (R, points + 1): the fold's curve on the grid, times its pairs, and the pairs.
+    # (R, points + 1): the fold's curve on the grid, times its number of pairs; then that number.
     order = np.argsort(-fold.p[:, 1], kind="stable")
-    last = np.append(np.diff(fold.p[order, 1]) != 0, True)  # of a run of equal scores
+    last = np.append(np.diff(fold.p[order, 1]) != 0, True)  # last of equal scores
     rows = fold.unit[order]
     positive = scored.y[rows] == 1
     out = np.zeros((len(drawn), len(grid) + 1))
@@ -27,7 +27,7 @@ def _fold_curve(fold: FoldScores, scored: ScoredUnits, grid: Floats, drawn: Floa
 
 
 def _mean_curve(scored: ScoredUnits, grid: Floats, drawn: Floats) -> Floats:
-    # (R, points): curves of folds averaged by their pairs, and repeats averaged.
+    # (R, points): mean over folds, weighted by pairs, then over repeats.
     sums: dict[int, Floats] = {}
     for fold, _ in folds_with_pairs(scored, 1):
         sums[fold.repeat] = sums.get(fold.repeat, 0.0) + _fold_curve(fold, scored, grid, drawn)
@@ -41,13 +41,18 @@ def roc_band(
 ) -> pd.DataFrame:
     """ROC curve of a two-class task with a pointwise 95 % band over patients.
 
-    Sensitivities at each false positive rate are averaged over folds by their pairs (vertical
-    averaging, Fawcett, Pattern Recognition Letters 2006) and over repeats, so that the area under
-    the curve is the AUROC within folds.
+    Sensitivities at each false positive rate are averaged over folds, weighted by their pairs
+    (vertical averaging, Fawcett, Pattern Recognition Letters 2006), and over repeats, so that the
+    area under the curve is the AUROC within folds.
+
+    Args:
+        scored: units of two classes.
+        points: number of false positive rates.
+        resamples, seed: number of resamples and random seed of the band.
 
     Returns:
-        `points` rows: `fpr` (0 … 1), `tpr`, `low`, `high`; the band is NaN where patients tell no
-        spread.
+        `points` rows: `fpr` (0 … 1), `tpr`, `low`, `high`. The band is NaN if patients cannot be
+        resampled or all curves are alike.
     """
     grid = np.linspace(0, 1, points)
     tpr = _mean_curve(scored, grid, np.ones((1, scored.patients)))[0]
@@ -60,6 +65,6 @@ def roc_band(
                 [drawn_estimate(t, d, scored.patients).interval for t, d in zip(tpr, drawn.T,
                  strict=True)]
             )  # fmt: skip
-            still = np.ptp(drawn, axis=0) == 0  # its ends, where no resample moves
+            still = np.ptp(drawn, axis=0) == 0  # at the ends all resamples are equal
             band[still] = tpr[still, None]
     return pd.DataFrame({"fpr": grid, "tpr": tpr, "low": band[:, 0], "high": band[:, 1]})

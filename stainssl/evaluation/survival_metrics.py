@@ -1,9 +1,10 @@
-"""Metrics of predicted survival, for many resamples of the patients at once.
+"""Metrics of predicted survival, for many resamples of patients at once.
 
-Concordance and AUROC rank test units of one fold and repeat, as other ranking figures do; folds are
-weighted by their comparable pairs, and repeats are averaged. Censoring is accounted for by inverse
-probability of censoring weights, which Kaplan and Meier's estimator gives from all units together,
-anew for every resample: follow-up does not depend on a fold's model.
+Concordance and AUROC rank the test units of one fold and repeat, like other ranking metrics; folds
+are weighted by their comparable pairs, and repeats are averaged. Censoring is accounted for by
+inverse probability of censoring weights. They come from the Kaplan–Meier estimate over all units
+together, since follow-up does not depend on a fold's model, and are computed anew for every
+resample.
 """
 
 from __future__ import annotations
@@ -21,15 +22,15 @@ from stainssl.evaluation.metric import Metric, Resampled, weighted_share
 from stainssl.evaluation.predictions import Floats, FoldScores, ScoredUnits, SurvivalUnits
 from stainssl.evaluation.ranking import safe_divide, weighted_auroc
 
-_BLOCK = 2_000_000  # weights worked on at once: some 100 MB with what is made of them
-_PAIRS = 2_000_000  # pairs looked at at once
+_BLOCK = 2_000_000  # weights processed at once: about 100 MB with intermediate arrays
+_PAIRS = 2_000_000  # pairs processed at once
 Bools = NDArray[np.bool_]
 WeightedMetric = Callable[[SurvivalUnits, Floats], Floats]
 log = logging.getLogger(__name__)
 
 
 def _in_blocks(figure: WeightedMetric) -> Resampled:
-    """The figure under (R, P) patient weights, some rows at a time."""
+    """Compute a metric in blocks of resamples."""
 
     def resampled(scored: ScoredUnits, weights: Floats) -> Floats:
         assert isinstance(scored, SurvivalUnits)
@@ -45,22 +46,22 @@ def _in_blocks(figure: WeightedMetric) -> Resampled:
 
 @dataclass(frozen=True)
 class Followed:
-    """The probability of still being followed up at a time, under each of R weightings of units.
+    """Probability of still being followed up at a time, for each of R resamples.
 
     Attributes:
-        at: (U,) rising times of the units.
-        share: (R, U) the probability of being followed up beyond each of them.
+        at: (U,) increasing distinct times of the units.
+        share: (R, U) probability of being followed up beyond each of them.
     """
 
     at: Floats
     share: Floats
 
     def until(self, times: Floats) -> Floats:
-        """(R, T) the probability of being followed up to each time at least."""
+        """(R, T) probability of being followed up at least until each time."""
         return self._before(np.searchsorted(self.at, times, side="left"))
 
     def beyond(self, times: Floats) -> Floats:
-        """(R, T) the probability of being followed up for longer."""
+        """(R, T) probability of being followed up beyond each time."""
         return self._before(np.searchsorted(self.at, times, side="right"))
 
     def _before(self, place: NDArray[np.int64]) -> Floats:
@@ -69,12 +70,12 @@ class Followed:
 
 
 def followed(time: Floats, event: Bools, weights: Floats) -> Followed:
-    """Kaplan and Meier's estimate of the time until censoring; events come before it.
+    """Kaplan–Meier estimate of the censoring distribution; in ties, events precede censoring.
 
     Args:
-        time: (N,) of the units.
-        event: (N,) whether the event came then.
-        weights: (R, N) of the units.
+        time: (N,) times of the units.
+        event: (N,) whether the event occurred then.
+        weights: (R, N) unit weights.
     """
     order = np.argsort(time, kind="stable")
     at, starts = np.unique(time[order], return_index=True)
@@ -86,7 +87,7 @@ def followed(time: Floats, event: Bools, weights: Floats) -> Followed:
 
 
 def inverse(probability: Floats) -> Floats:
-    """One over a probability, 0 where it is 0."""
+    """Reciprocal of a probability; 0 where it is 0."""
     return np.nan_to_num(safe_divide(np.ones_like(probability), probability))
 
 
@@ -96,18 +97,19 @@ def inverse(probability: Floats) -> Floats:
 def pair_sums(
     time: Floats, event: Bools, risk: Floats, weights: Floats, factor: Floats | None = None
 ) -> tuple[Floats, Floats]:
-    """Weights of comparable pairs that are ranked rightly, and of all of them.
+    """Total weight of the correctly ranked comparable pairs, and of all comparable pairs.
 
-    A pair is comparable where one unit had the event and the other is known to have outlived it:
+    A pair is comparable if one unit had the event and the other is known to have outlived it:
     followed up for longer, or censored at that time. Equal risks count half.
 
     Args:
         time, event, risk: (n,) of the units.
-        weights: (R, n) of the units, at least 0.
-        factor: (R, n) by which a pair counts for its unit with the event; None: once.
+        weights: (R, n) unit weights, at least 0.
+        factor: (R, n) weight of a pair, by its unit with the event; None: 1.
 
     Returns:
-        (R,) each. Their quotient is Harrell's C, as `lifelines.utils.concordance_index` of -risk.
+        Two arrays (R,). Without `factor`, their quotient is Harrell's C, which equals
+        `lifelines.utils.concordance_index` of -risk.
     """
     rows = np.flatnonzero(event)
     right, all_pairs = np.zeros((2, len(weights)))
@@ -133,7 +135,7 @@ def _comparable_folds(scored: SurvivalUnits, event: Bools) -> Iterator[FoldScore
 
 
 def _over_folds(parts: Iterator[tuple[int, Floats, Floats]], rows: int) -> Floats:
-    """(R,) the mean over repeats of quotients of sums over folds: (repeat, top, bottom)."""
+    """(R,) mean over repeats of the quotient of sums over folds; parts: (repeat, top, bottom)."""
     sums: dict[int, Floats] = {}
     for repeat, top, bottom in parts:
         sums[repeat] = sums.get(repeat, 0.0) + np.stack([top, bottom])
@@ -159,7 +161,7 @@ def _followed(scored: SurvivalUnits, weights: Floats) -> Followed:
 
 
 def _uno(scored: SurvivalUnits, weights: Floats) -> Floats:
-    # Uno et al., Statistics in Medicine 2011. A unit that is censored is in no pair's first place.
+    # Uno et al., Statistics in Medicine 2011.
     known, within = _followed(scored, weights), _is_within(scored)
 
     def parts() -> Iterator[tuple[int, Floats, Floats]]:
@@ -176,7 +178,7 @@ def _uno(scored: SurvivalUnits, weights: Floats) -> Floats:
 
 
 def _auroc_at(scored: SurvivalUnits, weights: Floats, known: Followed, at: float) -> Floats:
-    # (R,) who has had the event by then against who is there after it: cumulative/dynamic.
+    # (R,) cumulative/dynamic AUROC: events until `at` against units event-free beyond it.
     def parts() -> Iterator[tuple[int, Floats, Floats]]:
         for fold in scored.ranked:
             time = scored.y[fold.unit].astype(float)
@@ -192,9 +194,14 @@ def _auroc_at(scored: SurvivalUnits, weights: Floats, known: Followed, at: float
 
 
 def auroc_by_time(scored: SurvivalUnits, weights: Floats) -> Floats:
-    """(T, R) AUROC at each time that survival is said of; NaN where it is undefined.
+    """(T, R) AUROC at each of `scored.times`; NaN where undefined.
 
-    Cases are weighted by one over their probability of being followed up (Uno et al., JASA 2007).
+    Cases are weighted by the inverse of their probability of being followed up (Uno et al., JASA
+    2007).
+
+    Args:
+        scored: the units.
+        weights: (R, P) patient weights.
     """
     known = _followed(scored, weights)
     return np.stack([_auroc_at(scored, weights, known, at) for at in scored.times])
@@ -207,7 +214,7 @@ def _auroc_over_time(scored: SurvivalUnits, weights: Floats) -> Floats:
 
 
 def brier_by_time(scored: SurvivalUnits, weights: Floats) -> Floats:
-    """(T, R) Brier score at each time (Graf et al., Statistics in Medicine 1999)."""
+    """(T, R) Brier score at each of `scored.times` (Graf et al., Statistics in Medicine 1999)."""
     time, times = scored.y.astype(float), np.asarray(scored.times)
     known, own = _followed(scored, weights), weights[:, scored.patient]
     until, beyond = inverse(known.until(time)), inverse(known.beyond(times))
