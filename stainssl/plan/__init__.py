@@ -1,1 +1,1 @@
-"""What each stage reads, writes and depends on: the Snakefile and the stages both ask here."""
+"""Jobs: inputs, outputs and settings of each stage, shared by the Snakefile and the stages."""

@@ -21,13 +21,13 @@ from stainssl.runtime.content import content_key
 
 
 def acting(encoder: Encoder) -> Encoder:
-    """An encoder trained here, with every key that does not act on it at its default.
+    """Return an encoder trained here with all keys that have no effect on it at their defaults.
 
-    So a change of a temperature that no loss uses retrains nothing, and a stage that is handed
-    this cannot read such a key.
+    A changed temperature that no loss uses then retrains nothing, and a stage that receives this
+    encoder cannot read such a key.
     """
     idle = {"seeds", "frozen", "recipe", "revision"}  # the last two are in `init_identity`
-    idle |= {"compile"}  # of embedding
+    idle |= {"compile"}  # affects embedding only
     if not encoder.is_trained:
         idle |= set(Encoder.model_fields) - {"method", "backbone", "input_size", "tiling"}
         return _without(encoder, idle)
@@ -46,9 +46,9 @@ def acting(encoder: Encoder) -> Encoder:
 
 
 def acting_target(target: TargetSettings) -> TargetSettings:
-    """A target with every key that its policy does not use at its default.
+    """Return a target with all keys that its policy does not use at their defaults.
 
-    Whose tiles are candidates is another setting: `pooled`.
+    The cohorts and splits of candidate tiles are a setting of their own, `TargetJob.pooled`.
     """
     used = {"medoid": {"by"}, "spread": {"count"}, "fixed": {"path"}}.get(target.policy, set())
     default = TargetSettings()
@@ -66,7 +66,7 @@ def _without(encoder: Encoder, keys: set[str]) -> Encoder:
 
 
 def _pooled(encoder: Encoder) -> Train:
-    """Whose tiles are candidates for a target: the training tiles, or fewer."""
+    """Cohorts and splits of the candidate tiles for a target: those of training, or fewer."""
     assert encoder.train is not None
     return Train(
         cohorts=encoder.target.cohorts or encoder.train.cohorts,
@@ -82,7 +82,7 @@ def _trained_run(config: Config, name: str) -> Run:
 
 
 def training_slides(config: Config, run: Run) -> set[tuple[str, str]]:
-    """(cohort, slide) of every slide of the parts that a run is trained on."""
+    """Return (cohort, slide) of all slides in the training parts of a run."""
     found = set(train_parts(config, run.encoder))
     return {
         (cohort, slide)
@@ -95,16 +95,16 @@ def training_slides(config: Config, run: Run) -> set[tuple[str, str]]:
 
 @dataclass(frozen=True)
 class TargetJob(Job):
-    """The stain target of an encoder, from its own training parts.
+    """Pixels of an encoder's training parts → its stain target.
 
     Attributes:
-        pixels: (cohort, part) → the store of each part that is looked at.
-        fixed: the file that a fixed target names.
+        pixels: (cohort, part) → store of each part with candidate tiles.
+        fixed: file of a fixed target.
         rows: `cohort`, `part`, `slide_id`, `patient_id`, `site` of the slides of these parts.
-        target: the keys that its policy uses.
-        normalizer: under which targets are chosen.
-        pooled: the cohorts and splits that are looked at.
-        train: those that the encoder is trained on.
+        target: settings of the target; keys that its policy does not use at their defaults.
+        normalizer: normalizer under which targets are chosen.
+        pooled: cohorts and splits of the candidate tiles.
+        train: cohorts and splits that the encoder is trained on.
     """
 
     encoder: Resource[str]
@@ -121,10 +121,11 @@ class TargetJob(Job):
 
 
 def target(config: Config, encoder: str) -> TargetJob:
-    """The `target` job of a run.
+    """Plan the `target` job of a run.
 
     Raises:
-        StainsslError: the encoder is not trained here and normalizes to no mean of tiles.
+        StainsslError: the encoder has no `train`, or is neither trained here nor normalized to
+            stains chosen from tiles.
     """
     run, paths = config.run(encoder), config.paths
     if not run.encoder.needs_target:
@@ -151,19 +152,20 @@ def target(config: Config, encoder: str) -> TargetJob:
 
 @dataclass(frozen=True)
 class PretrainJob(Job):
-    """Pixels and target → a model, its figures, and the patients it has seen.
+    """Pixels and target → model, metrics, curves, and the patients seen in training.
 
     Attributes:
         pixels: (cohort, part) → store of each training part, in order.
-        labels: likewise the tile labels, where the encoder has a label.
-        target: the stain target, where the encoder normalizes to one.
-        encoder: its keys, those that do not act at their defaults.
+        labels: likewise tile labels, if the encoder has a label.
+        target: stain target, if the encoder normalizes to one.
+        encoder: its config; keys without effect at their defaults.
         rows: `cohort`, `part`, `slide_id`, `patient_id`, `site` of the training slides.
-        initial_model: of the encoder of this config that training starts from.
-        tile_px, tile_mpp: side of a tile and µm/px.
-        init, init_identity: what training starts from, as `load` takes it, and given weights by
-            name and content.
-        checkpoints: a folder from which a killed training goes on.
+        initial_model: model of the encoder of this config from which training starts.
+        tile_px: side of a tile in px.
+        tile_mpp: µm/px of a tile.
+        init: weights from which training starts, as accepted by `encoders.load`.
+        init_identity: name and content of `init` if these are pretrained weights; else empty.
+        checkpoints: folder from which an interrupted training resumes.
     """
 
     name: Resource[str]
@@ -186,7 +188,7 @@ class PretrainJob(Job):
 
 
 def pretrain(config: Config, encoder: str) -> PretrainJob:
-    """The `pretrain` job of a run.
+    """Plan the `pretrain` job of a run.
 
     Raises:
         StainsslError: the encoder is not trained here.
@@ -220,13 +222,14 @@ def pretrain(config: Config, encoder: str) -> PretrainJob:
 
 @dataclass(frozen=True)
 class Standard:
-    """The stain that tiles are normalized to before given weights see them.
+    """Stain to which tiles are normalized before a pretrained encoder embeds them.
 
     Attributes:
-        normalizer: by which.
-        files: of the profile, or of the target whose mean it is; None: the published reference.
-        is_averaged: whether vectors are the mean over all stains in these files, which may be
-            several, a target's being those that it chose.
+        normalizer: method of normalization.
+        files: file of the profile, or of the target whose mean it is; None: the published
+            reference profile.
+        is_averaged: whether embeddings are averaged over all stains in `files`; the file of a
+            target may contain several.
     """
 
     normalizer: str
@@ -235,7 +238,7 @@ class Standard:
 
 
 def standard_of(config: Config, name: str) -> Standard | None:
-    """What a run's tiles are normalized to; None: nothing, or its model's folder says."""
+    """Stain to which a run's tiles are normalized; None: none, or the one in its model's folder."""
     encoder = config.run(name).encoder
     if encoder.weights is None or not encoder.preprocess:
         return None
@@ -247,7 +250,11 @@ def standard_of(config: Config, name: str) -> Standard | None:
 
 
 def given_identity(encoder: Encoder) -> str:
-    """Given weights by name and content, and what their tiles are normalized to."""
+    """Identity of pretrained weights: name, content, and the stain their tiles are normalized to.
+
+    Args:
+        encoder: an encoder with `weights`.
+    """
     assert encoder.weights is not None
     assert encoder.source is not None
     found = identity(encoder.source, encoder.given_size)
@@ -267,14 +274,14 @@ def _content(file: Path) -> str:
 
 @dataclass(frozen=True)
 class Source:
-    """Where an encoder's vectors come from.
+    """Source of an encoder's embeddings.
 
     Attributes:
-        model: the folder of a model trained here, or the config's `weights`, with their recipe.
-        input_size: side in px that given weights see, where it is not their own.
-        features: the config's `features`, where they are imported.
-        standard: what tiles are normalized to before given weights see them.
-        is_compiled: whether the network is compiled, which changes vectors by rounding alone.
+        model: folder of a model trained here, or the config's `weights` with their recipe.
+        input_size: input side of pretrained weights in px, if it is not their own.
+        features: the config's `features`, if embeddings are imported.
+        standard: stain to which tiles are normalized before a pretrained encoder embeds them.
+        is_compiled: whether the network is compiled, which changes embeddings only by rounding.
     """
 
     model: str = ""
@@ -286,19 +293,21 @@ class Source:
 
 @dataclass(frozen=True)
 class EmbedJob(Job):
-    """Pixels and encoders, or feature files → the vectors of a part.
+    """Pixels and encoders, or feature files → embeddings of a part.
 
     Attributes:
-        pixels, tiles: None where every encoder's features are imported.
-        models: of the encoders that are trained here.
-        targets: of given encoders whose tiles are normalized to a mean of tiles.
-        vectors: encoder of slides → the store of the tiles' vectors that it takes.
+        pixels, tiles: None if no encoder sees tiles.
+        models: encoder trained here → folder of its model.
+        targets: pretrained encoder → target, if its tiles are normalized to stains of training
+            tiles.
+        vectors: slide encoder → store of the tile embeddings that it uses.
         features: feature files of the part's slides.
         embeddings: encoder → its store, in the order in which they are written.
-        slides: the part's slides, where features are imported.
-        sources: encoder → where its vectors come from.
-        identities: given weights by name and content; imported files by name and size.
-        scratch: a folder for what does not fit in memory.
+        slides: the part's slides, if features are imported.
+        sources: encoder → source of its embeddings.
+        identities: encoder → name and content of pretrained weights, or names and sizes in bytes
+            of imported files.
+        scratch: folder for temporary data that does not fit in memory.
     """
 
     pixels: Reads[Path | None]
@@ -316,7 +325,7 @@ class EmbedJob(Job):
 
 
 def embed(config: Config, cohort: str, encoder: str | Sequence[str], part: str) -> EmbedJob:
-    """The job that embeds a part under one encoder, or under several in one reading of it."""
+    """Plan the job that embeds a part with one encoder, or with several that read it once."""
     names = [encoder] if isinstance(encoder, str) else list(encoder)
     paths = config.paths
     runs = {name: config.run(name).encoder for name in names}
@@ -345,17 +354,17 @@ def embed(config: Config, cohort: str, encoder: str | Sequence[str], part: str) 
 
 
 def _taken(config: Config, cohort: str, name: str, part: str) -> Path:
-    """The store of the tiles' vectors that an encoder of slides takes."""
+    """Store of the tile embeddings that a slide encoder uses."""
     other = config.origin_run(config.run(name))
     assert other is not None
     return config.paths.embeddings(cohort, other.name, part)
 
 
 def source_of(config: Config, name: str) -> Source:
-    """Where a run's vectors come from.
+    """Return the source of a run's embeddings.
 
     Raises:
-        StainsslError: it has none of its own.
+        StainsslError: they are centred within each fold and therefore not stored.
     """
     encoder = config.run(name).encoder
     if encoder.center:
@@ -371,11 +380,11 @@ def source_of(config: Config, name: str) -> Source:
 
 @dataclass(frozen=True)
 class EmbeddedJob(Job):
-    """How many tiles of each slide of a cohort have a vector.
+    """Embeddings of a cohort → number of embedded tiles of each slide.
 
     Attributes:
         embeddings: part → store.
-        tiles: part → table; none where the vectors are not of our tiles.
+        tiles: part → table; empty if the encoder does not see tiles.
         rows: `slide_id`, `patient_id`, `site`, `part`.
     """
 
@@ -388,7 +397,7 @@ class EmbeddedJob(Job):
 
 
 def embedded(config: Config, cohort: str, encoder: str) -> EmbeddedJob:
-    """The `embedded` job of a cohort under one encoder."""
+    """Plan the `embedded` job of a cohort and a run."""
     paths = config.paths
     names = part_names(config, cohort)
     sheet = read_sheet(config, cohort).rename(columns={PART: "part"})
@@ -405,17 +414,19 @@ def embedded(config: Config, cohort: str, encoder: str) -> EmbeddedJob:
 
 @dataclass(frozen=True)
 class RobustnessJob(Job):
-    """What a change of stain does to an encoder.
+    """Pixels, labels, folds and an encoder → robustness metrics under a change of stain.
 
     Attributes:
-        pixels, labels: (cohort, part) → store of the tasks' parts, tile labels of the tile tasks'.
+        pixels: (cohort, part) → store, for the parts of all tasks.
+        labels: (cohort, part) → tile labels, for the parts of tile tasks.
         folds: task → its folds.
-        model: of an encoder that is trained here.
-        target: where tiles are normalized to its mean before given weights see them.
-        identity: of given weights, by name and content.
+        model: folder of a model trained here.
+        target: target of pretrained weights, if tiles are normalized to stains of training tiles.
+        identity: name and content of pretrained weights.
         rows: `cohort`, `part`, `slide_id`, `patient_id`, `site`.
-        tasks: task → its parts and, of a tile task, its label; else None.
-        family: of the normalizers by which tiles are stained anew; never the encoder's own.
+        tasks: task → `parts`, and `label` (None unless it is a tile task).
+        family: normalizer that re-stains tiles: macenko if the encoder uses reinhard, else
+            reinhard.
     """
 
     encoder: Resource[str]
@@ -434,11 +445,11 @@ class RobustnessJob(Job):
 
 
 def tasks_of_robustness(tasks: Mapping[str, Task]) -> list[str]:
-    """The tasks of a benchmark on whose tiles robustness is measured.
+    """List the tasks of a benchmark on whose tiles robustness is measured.
 
-    They are its tile tasks, but for those that train the encoder further. Where there are none,
-    it is measured once for each set of cohorts, under the first task that has it: all of it where
-    that is a tile task, else what needs no label of tiles.
+    These are its tile tasks, except those that fine-tune the encoder. If there are none, it is
+    the first task of each set of cohorts: with all metrics if that is a tile task, otherwise with
+    those that need no tile labels.
     """
     tiled = [n for n, task in tasks.items() if task.level == "tile" and not task.is_fine_tuned]
     if tiled:
@@ -450,8 +461,8 @@ def tasks_of_robustness(tasks: Mapping[str, Task]) -> list[str]:
 
 
 def robust_tasks(config: Config, key: str) -> dict[str, Task]:
-    """The tasks on whose tiles benchmarks ask how robust an encoder is."""
-    if not config.encoders[key].sees_tiles:  # there is no network to show tiles to
+    """Return the tasks on whose tiles the benchmarks measure the robustness of an encoder."""
+    if not config.encoders[key].sees_tiles:  # no network that could embed re-stained tiles
         return {}
     found: dict[str, Task] = {}
     for benchmark in config.benchmarks.values():
@@ -462,10 +473,10 @@ def robust_tasks(config: Config, key: str) -> dict[str, Task]:
 
 
 def robustness(config: Config, encoder: str) -> RobustnessJob:
-    """The `robustness` job of a run.
+    """Plan the `robustness` job of a run.
 
     Raises:
-        StainsslError: no benchmark asks for it.
+        StainsslError: no benchmark measures it, or the encoder has no tile network.
     """
     run, paths = config.run(encoder), config.paths
     tasks = robust_tasks(config, run.key)

@@ -1,4 +1,4 @@
-"""Groups: which given encoders embed a cohort together, so that its tiles are decoded once."""
+"""Groups of pretrained encoders that embed a cohort together, so that tiles are decoded once."""
 
 from __future__ import annotations
 
@@ -8,18 +8,21 @@ from pathlib import Path
 from stainssl.config import Config
 from stainssl.plan.encoders import given_identity
 
-EncoderGroup = dict[str, str]  # encoder → its weights and what they were when the group was planned
+EncoderGroup = dict[str, str]  # encoder → identity of its weights when the group was planned
 
 
 def plan(config: Config, known: dict[str, list[EncoderGroup]]) -> dict[str, list[EncoderGroup]]:
-    """The groups of each cohort: those known, and one of all given encoders that are in none.
+    """Plan the groups of each cohort: the known ones, and one for the remaining encoders.
 
-    An encoder that is added, or gets other weights, is in a new group, so that what the others
-    embedded stays as it is. Encoders that are trained here are in none, nor those whose
-    tiles are normalized to a target of their own: they would hold up the others.
+    An encoder that is added, or whose weights change, goes into a new group, so that the
+    embeddings of the other encoders remain valid. Encoders that are trained here, or whose tiles
+    are normalized to a target of their own, are in no group: the others would wait for them.
 
     Args:
-        known: an earlier plan; a group of which nothing was embedded is planned anew.
+        known: groups of an earlier plan; those without any embedding are planned again.
+
+    Returns:
+        Cohort → groups.
     """
     return {cohort: _plan(config, cohort, known.get(cohort, [])) for cohort in config.cohorts}
 
@@ -33,14 +36,14 @@ def _plan(config: Config, cohort: str, known: list[EncoderGroup]) -> list[Encode
 
 
 def _given(config: Config, cohort: str) -> dict[str, str]:
-    """The given encoders that a cohort is embedded by, and what their weights are."""
+    """Pretrained encoders of a cohort that can be grouped → identity of their weights."""
     runs = (run for run in config.runs_on(cohort) if run.encoder.sees_tiles)
     given = ((run.name, run.encoder) for run in runs)
     return {name: given_identity(e) for name, e in given if e.weights and not e.needs_target}
 
 
 def members(config: Config, cohort: str, group: EncoderGroup) -> list[str]:
-    """The encoders of a group that the cohort still asks for, with the same weights."""
+    """Return the encoders of a group that the cohort still uses, with the same weights."""
     given = _given(config, cohort)
     return [name for name, weights in group.items() if given.get(name) == weights]
 
@@ -50,5 +53,5 @@ def _begun(config: Config, cohort: str, group: EncoderGroup) -> bool:
 
 
 def read(path: Path) -> dict[str, list[EncoderGroup]]:
-    """The groups of earlier runs; none where there is no file."""
+    """Read the groups of earlier runs; empty if the file does not exist."""
     return json.loads(path.read_text()) if path.exists() else {}

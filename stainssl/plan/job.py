@@ -1,6 +1,6 @@
-"""A job of a stage: the files it reads, the files it writes, and all that its result depends on.
+"""Base class of jobs: the files a stage reads and writes, and the settings its result depends on.
 
-A stage is handed its job and nothing else, so that what a job does not declare cannot be read.
+A stage receives only its job, so it cannot read anything that the job does not declare.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 
 class Role(Enum):
-    """What a field of a job is to it."""
+    """Role of a field of a job."""
 
     READS = "reads"
     WRITES = "writes"
@@ -30,13 +30,13 @@ class Role(Enum):
 
 
 Reads = Annotated[T, Role.READS]
-"""Files that the job reads: a path, or paths in a list or a dictionary."""
+"""Files that the job reads: a path or None, or a list or dictionary of paths."""
 Writes = Annotated[T, Role.WRITES]
 """Files that the job writes."""
 Setting = Annotated[T, Role.SETTING]
-"""Decides the result: where it changes, the job is run again."""
+"""Affects the result: if it changes, the job runs again."""
 Resource = Annotated[T, Role.RESOURCE]
-"""Does not change the result: a name for messages, a scratch folder, a limit of the machine."""
+"""Does not affect the result: a name for messages, a scratch folder, a limit of the machine."""
 
 
 @cache
@@ -47,7 +47,7 @@ def _roles(kind: Hashable) -> dict[str, Role]:
 
 @dataclass(frozen=True)
 class Job:
-    """What one run of a stage reads, writes and depends on; a subclass a stage."""
+    """Inputs, outputs and settings of one run of a stage; each stage has its own subclass."""
 
     def _of_role(self, role: Role) -> Iterator[tuple[str, Any]]:
         for name, own in _roles(type(self)).items():  # type: ignore[arg-type]
@@ -55,19 +55,19 @@ class Job:
                 yield name, getattr(self, name)
 
     def inputs(self) -> dict[str, list[str]]:
-        """Field → the files that it names, in order, each once."""
+        """Map each input field to its files, in order and without duplicates."""
         return {name: _files(value) for name, value in self._of_role(Role.READS)}
 
     def outputs(self) -> dict[str, list[str]]:
-        """Field → the files that are written."""
+        """Map each output field to its files, in order and without duplicates."""
         return {name: _files(value) for name, value in self._of_role(Role.WRITES)}
 
     def settings(self) -> dict[str, str]:
-        """Field → a text that changes when, and only when, the setting does."""
+        """Map each setting to a text that changes if and only if the setting does."""
         return {name: as_text(value) for name, value in self._of_role(Role.SETTING)}
 
     def param(self) -> str:
-        """All settings in one text, for a rule's `params`."""
+        """Return all settings as one JSON text, for the `params` of a rule."""
         return json.dumps(self.settings(), sort_keys=True)
 
 
@@ -81,7 +81,7 @@ def _files(value: Any) -> list[str]:
 
 
 def as_text(value: Any) -> str:
-    """A value as text. A table is shown by its columns, its length and a digest of its cells."""
+    """Return a value as JSON; a table as its length, its columns and a digest of its cells."""
     if isinstance(value, pd.DataFrame):
         columns = ", ".join(map(str, value.columns))
         cells = json.dumps(value.values.tolist(), default=str)

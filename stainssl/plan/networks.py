@@ -1,4 +1,4 @@
-"""Whether the networks of a config can be loaded, told by every run before any job."""
+"""Check before any job starts that the networks of a config can be loaded."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from stainssl.plan.run import short_digest
 
 
 def network_problems(config: Config) -> list[str]:
-    """Sentences about networks and weights that no job could load: those of `cohort check`.
+    """List networks and weights that cannot be loaded, one sentence each, as `cohort check` does.
 
-    Torch, which is imported for seconds, is asked only where names and whole files leave a doubt,
-    and until a run of this config has started: that one was asked.
+    torch takes seconds to import. It is used only if names and headers of weights are not
+    sufficient, and only until a run of this config has started, since that run was checked.
     """
     if all(_is_known(config, name) for name in config.encoders) and not _tunes_blocks(config):
         return []
@@ -64,12 +64,12 @@ def _is_known_as_start(encoder: Encoder, start: str, side: int) -> bool:
 
 
 def _tunes_blocks(config: Config) -> bool:
-    """Whether a benchmark trains the last blocks of a network, which are counted in it."""
+    """Whether a benchmark fine-tunes the last blocks: only the built network has their number."""
     return any(config.tasks[task].fine_tune.last_blocks for task, _ in config.benchmarked())
 
 
 def _has_passed(config: Config) -> bool:
-    """Whether a run of this config has started since its files of weights last changed."""
+    """Whether a run of this config has started since its weight files last changed."""
     file = config.paths.run_config(short_digest(dump(config)))
     if not file.exists():
         return False
@@ -79,7 +79,7 @@ def _has_passed(config: Config) -> bool:
 
 
 def _given(encoder: Encoder) -> Iterator[Path]:
-    """The files and folders that an encoder names."""
+    """Files and folders named by an encoder."""
     source = encoder.source or ""
     weights, _ = read_source(source)
     if FILE in weights and not weights.startswith(HUB):

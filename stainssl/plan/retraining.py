@@ -1,4 +1,4 @@
-"""Which encoders a run would train again because their training slides have changed."""
+"""Notices about encoders that a run retrains because their training slides have changed."""
 
 from __future__ import annotations
 
@@ -11,12 +11,17 @@ from stainssl.config import Config, Run
 from stainssl.plan.encoders import training_slides
 from stainssl.runtime.pace import duration
 
-TRAINED_ON = "trained-on.csv"  # beside the checkpoint: the slides asked for, with tiles or without
+TRAINED_ON = "trained-on.csv"  # beside the checkpoint: all training slides, even without tiles
 MAX_LISTED = 3
 
 
 def write_trained_on(checkpoints: Path, rows: pd.DataFrame) -> None:
-    """Note the `cohort` and `slide_id` of the slides that an encoder was trained on."""
+    """Write `cohort` and `slide_id` of an encoder's training slides to `TRAINED_ON`.
+
+    Args:
+        checkpoints: folder to write to.
+        rows: one row per slide with `cohort` and `slide_id`; may be empty.
+    """
     from stainssl.stores.atomic import write_text
 
     slides = rows[["cohort", "slide_id"]] if len(rows) else rows
@@ -24,9 +29,9 @@ def write_trained_on(checkpoints: Path, rows: pd.DataFrame) -> None:
 
 
 def retraining_notices(config: Config) -> list[str]:
-    """A sentence for each trained encoder that other slides are now asked for.
+    """Return a notice for each trained encoder whose training slides have changed.
 
-    It says which, what the training took last time, and how to keep the encoder.
+    It names the slides, the duration of the last training, and how to keep the encoder.
     """
     found = (_notice(config, run) for run in config.runs() if run.encoder.is_trained)
     return [sentence for sentence in found if sentence]
@@ -57,7 +62,7 @@ def _some(rows: set[tuple[str, str]]) -> str:
 
 
 def _cost(config: Config, run: Run) -> str:
-    """What the last training took, by Snakemake's own record of it."""
+    """Duration of the last training as a sentence, from Snakemake's benchmark file; or empty."""
     try:
         times = pd.read_csv(config.results / "times" / "pretrain" / f"{run.name}.tsv", sep="\t")
         return f" The last training took {duration(float(times['s'].iloc[-1]))}."

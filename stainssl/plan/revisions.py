@@ -1,7 +1,7 @@
-"""Which commits of the hub the weights of a run are of: another one in the cache embeds again.
+"""Commits of weights from the hub: a new commit in the cache leads to new embeddings.
 
-A first run may find nothing in the cache, and downloads. The commit that its vectors are of stands
-in their stores, so that the next run knows it without having it in the settings of its jobs.
+A first run may find nothing in the cache and download the weights. The stores record the commit of
+their embeddings, so that the next run knows it although it is not in the settings of the jobs.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from stainssl.cohort import part_names
 from stainssl.config import Config, Encoder
 from stainssl.encoders import revisions
 
-Commits = dict[str, list[str]]  # source → the commits that it has had here, the last one acting
+Commits = dict[str, list[str]]  # source → commits used in these results, the current one last
 
 
 def plan(config: Config, known: Mapping[str, list[str]]) -> Commits:
-    """The commits of every source of the hub, one that is new in the cache at the end.
+    """List the commits of every hub source, and append a commit that is new in the cache.
 
     Args:
-        known: an earlier plan.
+        known: commits of earlier runs.
     """
     found: Commits = {}
     for key in config.encoders:
@@ -35,9 +35,9 @@ def plan(config: Config, known: Mapping[str, list[str]]) -> Commits:
 
 
 def settled(config: Config, commits: Mapping[str, list[str]]) -> Config:
-    """A config that pins weights which changed since they were first used to their new commit.
+    """Pin weights that have changed since their first use to their new commit.
 
-    Those that did not are as the config has them, so that what was made of them stays.
+    Other weights are left as in the config, so that their results remain valid.
     """
     if not any(len(past) > 1 for past in commits.values()):
         return config
@@ -55,13 +55,13 @@ def _settled(
 
 
 def _source(config: Config, key: str) -> str | None:
-    """The source that an encoder itself names."""
+    """Source of an encoder's own weights; None if it starts from an encoder of the config."""
     encoder = config.encoders[key]
     return None if encoder.init in config.encoders else encoder.source
 
 
 def _embedded(config: Config, key: str) -> list[str]:
-    """The commit that stands in the first of an encoder's stores; none where there is no store."""
+    """Commit recorded in the first existing store of an encoder; empty without one."""
     stores = (
         config.paths.embeddings(cohort, run.name, part)
         for run in config.runs_of(key)
@@ -79,5 +79,5 @@ def _commit(file: Path) -> list[str]:
 
 
 def read(path: Path) -> Commits:
-    """The commits of earlier runs; none where there is no file."""
+    """Read the commits of earlier runs; empty if the file does not exist."""
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}

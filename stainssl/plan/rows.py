@@ -1,4 +1,4 @@
-"""The rows of sheets that jobs depend on."""
+"""Rows of the sheets that jobs depend on."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ Part = tuple[str, str]  # cohort, part
 
 
 def columns_of(rows: pd.DataFrame, *names: str) -> pd.DataFrame:
-    """Some columns of a sheet's rows, in the order asked for; those that it lacks are left out."""
+    """Select columns of a sheet's rows, in the given order; missing columns are left out."""
     return rows[[name for name in dict.fromkeys(names) if name in rows]].reset_index(drop=True)
 
 
 def part_columns(config: Config, cohort: str, part: str, *names: str) -> pd.DataFrame:
-    """`columns_of` the rows of one part."""
+    """Select columns of the rows of one part; see `columns_of`."""
     return _columns_of_parts(sheet_state(config, cohort), names)[part].copy(deep=False)
 
 
 @lru_cache(maxsize=64)
 def _columns_of_parts(asked: SheetState, names: tuple[str, ...]) -> dict[str, pd.DataFrame]:
-    """Part → columns of its rows: chosen once for a sheet, and not by each of thousands of jobs."""
+    """Part → columns of its rows, selected once per sheet instead of by thousands of jobs."""
     rows = judged(asked)
     grouped = columns_of(rows, *names).groupby(rows[PART].to_numpy(), sort=False)
     return {str(part): own.reset_index(drop=True) for part, own in grouped}
 
 
 def parts_of(config: Config, cohorts: list[str]) -> list[Part]:
-    """The parts of some cohorts."""
+    """List the parts of the given cohorts."""
     return [(cohort, part) for cohort in cohorts for part in part_names(config, cohort)]
 
 
 def rows_of(config: Config, found: list[Part], *columns: str) -> pd.DataFrame:
-    """`cohort`, `part` and some columns of the rows of some parts, in their order."""
+    """Rows of the given parts with `cohort`, `part` and the given columns, cohort by cohort."""
     states = tuple(sheet_state(config, cohort) for cohort in dict.fromkeys(c for c, _ in found))
     return _rows_of(states, tuple(found), columns).copy(deep=False)
 
@@ -46,7 +46,7 @@ def rows_of(config: Config, found: list[Part], *columns: str) -> pd.DataFrame:
 def _rows_of(
     states: tuple[SheetState, ...], found: tuple[Part, ...], columns: tuple[str, ...]
 ) -> pd.DataFrame:
-    """The rows of `rows_of`: each encoder and head of a task is planned by the same ones."""
+    """Cached rows of `rows_of`: the jobs of all encoders and heads of a task share them."""
     frames = []
     for state in states:
         own = [part_rows(state.config, c, part) for c, part in found if c == state.name]

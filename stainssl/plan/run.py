@@ -1,8 +1,8 @@
-"""What a run is fixed to when it starts: its config, and which encoders read together.
+"""Config and encoder groups of a run, fixed when it starts.
 
-Both travel in the environment of the process that parsed the Snakefile to the jobs that it starts,
-and are written by the first of them: parsing alone, as for a dry-run or a report, writes nothing,
-and no later config takes the place of the one that a running job was started with.
+The process that parses the Snakefile puts them into the environment of the jobs that it starts,
+and the first job writes them. Parsing alone, as for a dry-run or a report, therefore writes
+nothing, and a later change of the config does not affect a running job.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ Groups = dict[str, list[dict[str, str]]]  # see `stainssl.plan.groups`
 
 
 def short_digest(text: str) -> str:
-    """Twelve hex digits that name a text."""
+    """Return the first 12 hex digits of the SHA-256 of a text."""
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 @dataclass(frozen=True)
 class FixedRun:
-    """What the jobs of one run are started with.
+    """State shared by all jobs of one run.
 
     Attributes:
-        config: as YAML, resolved.
+        config: the resolved config, as YAML.
         groups: cohort → groups of encoders.
-        groups_file: where the groups are kept.
-        revisions: source of given weights → the commits of the hub that it has had here.
-        revisions_file: where these are kept.
-        started: when, in seconds since 1970.
+        groups_file: file that `groups` are written to.
+        revisions: source of pretrained weights → commits used in these results.
+        revisions_file: file that `revisions` are written to.
+        started: start time in seconds since 1970.
     """
 
     config: str
@@ -48,13 +48,13 @@ class FixedRun:
     started: float = 0.0
 
     def announce(self, folder: str) -> None:
-        """Hand it to the jobs that this process starts, whose results are in `folder`."""
+        """Pass the run to the jobs that this process starts, whose results are in `folder`."""
         packed = zlib.compress(json.dumps(vars(self)).encode(), 9)
         os.environ[RUN + short_digest(self.config)] = base64.b85encode(packed).decode()
         os.environ[LATEST + short_digest(folder)] = short_digest(self.config)
 
     def write(self, config_file: Path) -> None:
-        """Write the config under its own name and as the latest, the groups and the revisions."""
+        """Write the config to `config_file` and as the latest, the groups and the revisions."""
         write_text(config_file, self.config)
         write_text(config_file.parent.parent / "config.yaml", self.config)
         if any(self.groups.values()):
@@ -70,7 +70,7 @@ def _write_changed(file: Path, content: Any) -> None:
 
 
 def announced(name: str) -> FixedRun | None:
-    """The run of that digest, where a process above this one announced it."""
+    """Return the run with this digest if a parent process announced it, otherwise None."""
     packed = os.environ.get(RUN + name)
     if packed is None:
         return None
@@ -78,13 +78,13 @@ def announced(name: str) -> FixedRun | None:
 
 
 def latest(folder: str) -> FixedRun | None:
-    """The run that a process above this one announced for a folder of results."""
+    """Return the run that a parent process announced for a results folder, otherwise None."""
     name = os.environ.get(LATEST + short_digest(folder))
     return announced(name) if name else None
 
 
 def restore(config_file: Path) -> None:
-    """Write the config of a run where one of its jobs asks for it first."""
+    """Write the config of a run if this is its first job to need it."""
     run = announced(config_file.stem)
     if run and not (config_file.exists() and config_file.stat().st_mtime >= run.started):
         run.write(config_file)

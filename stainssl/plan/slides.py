@@ -1,4 +1,4 @@
-"""Jobs on slides: `demo`, `tile`, `gate`, `label`, `pixels`."""
+"""Jobs on slides: `demo`, `tile`, `statuses`, `gate`, `label`, `pixels`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from stainssl.slides.hdf5_patch import file_of
 
 @dataclass(frozen=True)
 class DemoJob(Job):
-    """The synthetic cohort: slides, sheet and truth polygons."""
+    """Settings of the demo → synthetic slides, their sheet and ground-truth polygons."""
 
     folder: Resource[Path]
     sheet: Writes[Path]
@@ -29,10 +29,10 @@ class DemoJob(Job):
 
 
 def demo(config: Config) -> DemoJob:
-    """The job that makes the config's synthetic cohort.
+    """Plan the `demo` job, which creates the synthetic cohort of the config.
 
     Raises:
-        StainsslError: not exactly one cohort of the config is synthetic.
+        StainsslError: the config has no synthetic cohort, or more than one.
     """
     names = [name for name, cohort in config.cohorts.items() if cohort.demo]
     if len(names) != 1:
@@ -53,16 +53,16 @@ def demo(config: Config) -> DemoJob:
 
 @dataclass(frozen=True)
 class TileJob(Job):
-    """Slides of a part → tiles, what happened to each slide, pictures.
+    """Slides of a part → tiles, status of each slide, previews.
 
     Attributes:
         rows: `slide_id`, `path`, `mpp` of the part's slides.
-        region_files: slide → the outlines that exist.
-        regions: the pattern with {slide_id} that names them; None: tiles stand anywhere.
-        root: the cohort's folder: where it is gone, its disk is, and no slide is to blame.
-        may_miss: whether a missing file is a status instead of an error.
-        staging: a local folder for copies of slides, and the bytes that it may hold.
-        max_minutes: that a slide may take.
+        region_files: slide → its file of outlines, if it exists.
+        regions: pattern of these files, with {slide_id}; None: tiles anywhere.
+        root: folder of the cohort. If it is missing, the mount is at fault and not a slide.
+        may_miss: whether a missing file is a status of the slide instead of an error.
+        staging: local folder for copies of slides (None: read in place), and its limit in bytes.
+        max_minutes: time limit for one slide.
     """
 
     slides: Reads[list[Path]]
@@ -84,7 +84,7 @@ class TileJob(Job):
 
 
 def tile(config: Config, cohort: str, part: str) -> TileJob:
-    """The `tile` job of a part."""
+    """Plan the `tile` job of a part."""
     found, paths = config.cohorts[cohort], config.paths
     rows = part_rows(config, cohort, part)
     return TileJob(
@@ -112,10 +112,11 @@ def _reader(config: Config, cohort: Cohort) -> str:
 
 
 def _slide_files(config: Config, name: str, part: str, rows: pd.DataFrame) -> list[Path]:
-    """The slides that exist, or that the demo makes; a release was listed to make its sheet.
+    """Slide files of a part: existing ones, and all of a demo or a release.
 
-    So are those that were put away after their pixels were made: Snakemake takes what a job has
-    made as it is where the job's inputs are gone, and would make it again where they are others.
+    The demo creates its slides, and the sheet of a release is made from existing files. Slides
+    that were archived once their pixels existed are included: Snakemake keeps the outputs of a
+    job whose inputs are missing, but runs the job again if its list of inputs changes.
     """
     cohort = config.cohorts[name]
     files = dict(zip(rows["slide_id"], map(file_of, rows["path"]), strict=True))
@@ -127,7 +128,7 @@ def _slide_files(config: Config, name: str, part: str, rows: pd.DataFrame) -> li
 
 
 def _files_by_slide(cohort: Cohort, rows: pd.DataFrame, pattern: str | None) -> dict[str, Path]:
-    """Slide → its file of a pattern with {slide_id}, where it exists or the demo makes it."""
+    """Slide → its file by a pattern with {slide_id}, if it exists or the demo creates it."""
     if pattern is None:
         return {}
     files = {slide: Path(pattern.format(slide_id=slide)) for slide in rows["slide_id"]}
@@ -136,11 +137,11 @@ def _files_by_slide(cohort: Cohort, rows: pd.DataFrame, pattern: str | None) -> 
 
 @dataclass(frozen=True)
 class StatusesJob(Job):
-    """What happened to each slide of a cohort: table, page and picture.
+    """Statuses of the slides of a cohort → table, page and contact sheet.
 
     Attributes:
-        qc: part → its table.
-        previews: part → its folder of pictures.
+        qc: part → table of statuses.
+        previews: part → folder of previews.
         rows: `slide_id`, `patient_id`, `site`, `split`, `part` of the cohort.
     """
 
@@ -154,7 +155,7 @@ class StatusesJob(Job):
 
 
 def statuses(config: Config, cohort: str) -> StatusesJob:
-    """The `statuses` job of a cohort."""
+    """Plan the `statuses` job of a cohort."""
     paths = config.paths
     names = part_names(config, cohort)
     sheet = read_sheet(config, cohort).rename(columns={PART: "part"})
@@ -171,7 +172,7 @@ def statuses(config: Config, cohort: str) -> StatusesJob:
 
 @dataclass(frozen=True)
 class GateJob(Job):
-    """Whether too many of a cohort's slides are bad, by the table of statuses."""
+    """Table of statuses → whether few enough slides of the cohort are bad."""
 
     table: Reads[Path]
     gate: Writes[Path]
@@ -179,7 +180,7 @@ class GateJob(Job):
 
 
 def gate(config: Config, cohort: str) -> GateJob:
-    """The `gate` job of a cohort."""
+    """Plan the `gate` job of a cohort."""
     paths = config.paths
     return GateJob(
         table=paths.checked(cohort),
@@ -190,15 +191,15 @@ def gate(config: Config, cohort: str) -> GateJob:
 
 @dataclass(frozen=True)
 class LabelJob(Job):
-    """Tiles, and annotations or the sheet → labels of a part.
+    """Tiles, and annotations or the sheet → tile labels of a part.
 
     Attributes:
-        annotation_files: slide → its annotations; slides without any are left out.
-        rows: `slide_id` and the labels that the sheet has.
-        names: the labels of the tile tasks that ask the cohort.
-        outlines: label → the classes that make it.
-        known_classes: every class that the config names for the cohort.
-        annotations: the pattern with {slide_id} that names the annotations.
+        annotation_files: slide → its annotation file; slides without one are left out.
+        rows: `slide_id` and those labels that are columns of the sheet.
+        names: labels of the tile tasks on the cohort.
+        outlines: label → annotation classes that define it.
+        known_classes: all annotation classes that the config names for the cohort.
+        annotations: pattern of the annotation files, with {slide_id}.
     """
 
     tiles: Reads[Path]
@@ -215,7 +216,7 @@ class LabelJob(Job):
 
 
 def label(config: Config, cohort: str, part: str) -> LabelJob:
-    """The `label` job of a part."""
+    """Plan the `label` job of a part."""
     found, paths = config.cohorts[cohort], config.paths
     rows = part_rows(config, cohort, part)
     names = label_names(config, cohort)
@@ -240,8 +241,9 @@ class PixelsJob(Job):
     """Slides and tiles of a part → encoded tiles and their stain profiles.
 
     Attributes:
-        slides: those that a job makes. Others are inputs of `tile` alone, which a slide that was
-            replaced runs again: naming them twice would lengthen every dry-run.
+        slides: slides of a demo, which a job creates; empty for other cohorts. Their slides are
+            inputs of `tile`, which reruns if one is replaced: listing them twice would slow down
+            every dry-run.
         rows: `slide_id` and `path`.
     """
 
@@ -257,7 +259,7 @@ class PixelsJob(Job):
 
 
 def pixels(config: Config, cohort: str, part: str) -> PixelsJob:
-    """The `pixels` job of a part."""
+    """Plan the `pixels` job of a part."""
     found, paths = config.cohorts[cohort], config.paths
     rows = part_columns(config, cohort, part, "slide_id", "path")
     return PixelsJob(

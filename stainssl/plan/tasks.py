@@ -22,10 +22,10 @@ from stainssl.plan.rows import Part, columns_of, parts_of, rows_of
 
 @dataclass(frozen=True)
 class FoldsJob(Job):
-    """Training, validation and test patients of a task, drawn once.
+    """Rows of the sheets → training, validation and test patients of a task.
 
     Attributes:
-        rows: a row per slide of the task's cohorts: the columns that the split needs.
+        rows: one row per slide of the task's cohorts, with the columns that the split needs.
     """
 
     task: Resource[str]
@@ -38,7 +38,7 @@ class FoldsJob(Job):
 
 
 def folds(config: Config, task: str) -> FoldsJob:
-    """The `folds` job of a task."""
+    """Plan the `folds` job of a task."""
     spec = config.tasks[task]
     own = spec.label_columns.values()
     columns = ["slide_id", "patient_id", "split", *own, *spec.split.stratify]
@@ -56,7 +56,7 @@ def folds(config: Config, task: str) -> FoldsJob:
 
 
 def _acting_split(split: Split) -> Split:
-    """A split with the keys that its kind does not use at their defaults."""
+    """Return a split with all keys that its kind does not use at their defaults."""
     used = {"cv": {"folds", "repeats", "stratify"}, "leave-one-out": {"group"}}
     idle = set(Split.model_fields) - {"kind"} - used.get(split.kind, set())
     default = Split()
@@ -65,12 +65,13 @@ def _acting_split(split: Split) -> Split:
 
 @dataclass(frozen=True)
 class ProbeJob(Job):
-    """Embeddings, tile labels and folds → the answers of a linear probe.
+    """Embeddings, tile labels and folds → predictions and metrics of a linear probe.
 
     Attributes:
-        embeddings, labels: (cohort, part) → store and table.
+        embeddings: (cohort, part) → store.
+        labels: (cohort, part) → table of tile labels.
         rows: `cohort`, `part`, `slide_id`, `patient_id`, `site`.
-        center: `site`, where vectors are centred by it.
+        center: `site` if embeddings are centred by site, else None.
     """
 
     task: Resource[str]
@@ -88,10 +89,10 @@ class ProbeJob(Job):
 
 
 def probe(config: Config, task: str, encoder: str) -> ProbeJob:
-    """The `probe` job of a tile task under one encoder.
+    """Plan the `probe` job of a tile task and a run.
 
     Raises:
-        StainsslError: the task is of another level.
+        StainsslError: the task is of another level, or its protocol is fine-tune.
     """
     paths = config.paths
     spec = _tile_task(config, task)
@@ -125,16 +126,17 @@ def _tile_task(config: Config, task: str) -> Task:
 
 @dataclass(frozen=True)
 class FinetuneJob(Job):
-    """Pixels, tile labels, folds and a network → the answers of that network trained on them.
+    """Pixels, tile labels, folds and a network → predictions and metrics after fine-tuning it.
 
     Attributes:
-        pixels, labels: (cohort, part) → store and table.
-        model: of an encoder that is trained here.
-        target: where tiles are normalized to its mean before given weights see them.
-        identity: of given weights, by name and content.
+        pixels: (cohort, part) → store.
+        labels: (cohort, part) → table of tile labels.
+        model: folder of a model trained here.
+        target: target of pretrained weights, if tiles are normalized to stains of training tiles.
+        identity: name and content of pretrained weights; else empty.
         rows: `cohort`, `part`, `slide_id`, `patient_id`, `site`.
-        run_seed: of the encoder's run.
-        checkpoints: a folder from which a killed training goes on.
+        run_seed: seed of the encoder's run.
+        checkpoints: folder from which an interrupted training resumes.
     """
 
     task: Resource[str]
@@ -158,7 +160,7 @@ class FinetuneJob(Job):
 
 
 def finetune(config: Config, task: str, encoder: str) -> FinetuneJob:
-    """The `finetune` job of a tile task under one encoder.
+    """Plan the `finetune` job of a tile task and a run.
 
     Raises:
         StainsslError: the task is of another level or protocol, or the encoder has no network.
@@ -192,7 +194,7 @@ def finetune(config: Config, task: str, encoder: str) -> FinetuneJob:
 
 
 def _tuning(wanted: FineTune, encoder: Encoder) -> FineTune:
-    """How an encoder's network is trained; norms of random weights have no statistics to keep."""
+    """Settings of fine-tuning; batch norms of random weights have no statistics worth keeping."""
     if encoder.method == "random":
         return wanted.model_copy(update={"freeze_norms": False})
     return wanted
@@ -203,15 +205,15 @@ class MilJob(Job):
     """Embeddings, slide labels and folds → predictions, metrics, models and attention.
 
     Attributes:
-        embeddings: (cohort, part) → store, of the task's own and its external cohorts.
-        pixels: likewise of its own cohorts, for the stain of the slides; none where features are
-            imported, or tiles not kept.
-        rows: `cohort`, `part`, `slide_id`, `patient_id`, `site` and the label, of its own cohorts.
-        external: cohort → its rows likewise.
-        center: `site`, where vectors are centred by it.
-        clinical: columns of its own rows that a second head takes beside the tiles; none: there is
-            no second head.
-        scratch: a folder for what does not fit in memory.
+        embeddings: (cohort, part) → store, for the task's own and its external cohorts.
+        pixels: likewise for its own cohorts, for the stain of the slides; empty if features are
+            imported or pixels are not kept.
+        rows: `cohort`, `part`, `slide_id`, `patient_id`, `site` and the columns of the
+            label and of `clinical`, of its own cohorts.
+        external: external cohort → its rows, without clinical columns.
+        center: `site` if embeddings are centred by site, else None.
+        clinical: columns of `rows` that a second head uses beside the tiles; empty: no such head.
+        scratch: folder for temporary data that does not fit in memory.
     """
 
     task: Resource[str]
@@ -236,7 +238,7 @@ class MilJob(Job):
 
 
 def mil(config: Config, task: str, encoder: str, head: str) -> MilJob:
-    """The `mil` job of a slide or patient task under one encoder and head.
+    """Plan the `mil` job of a slide or patient task, a run and a head.
 
     Raises:
         StainsslError: the task is of level tile.
@@ -278,25 +280,25 @@ def mil(config: Config, task: str, encoder: str, head: str) -> MilJob:
 
 @dataclass(frozen=True)
 class BenchmarkJob(Job):
-    """Tasks × encoders × heads: one table and its figures.
+    """Results of tasks × encoders × heads → one table and its figures.
 
     Attributes:
-        made: the folders that the jobs of the tasks write.
-        answers: (task, run, head) → the folder of the answer, one of `made` or in it; of tile
-            tasks the head is `probe` or `fine-tune`. A task of several labels is a task a label
-            here.
+        made: folders written by the jobs of the tasks.
+        answers: (task, run, head) → folder of predictions, equal to or inside one of `made`; the
+            head of a tile task is `probe` or `fine-tune`. Here and below, a task with several
+            labels counts as one task per label.
         robustness: run → its folder.
         folds: task → its folds.
-        labels: (cohort, part) → tile labels of the tile tasks' parts.
-        seen: run → the patients that its pretraining saw.
-        tasks: the benchmark's tasks, without the keys of their split.
-        runs: encoder → the names of its runs.
-        rows: cohort → a row per slide: `part`, `slide_id`, `patient_id`, where it was made, and
-            the labels and clinical columns of the tasks.
-        releases: cohort → the public data set that it is.
-        given: runs of encoders whose weights are given.
-        warnings: sentences on encoders whose tiles are unlike those that they were trained on, or
-            whose weights are another's.
+        labels: (cohort, part) → tile labels, for the parts of tile tasks.
+        seen: run → table of the patients seen in its pretraining.
+        tasks: tasks of the benchmark, with the default split.
+        runs: encoder → names of its runs.
+        rows: cohort → one row per slide: `part`, `slide_id`, `patient_id`, columns of site and
+            scanner, and the labels and clinical columns of the tasks.
+        releases: cohort → public data set, if it is one.
+        given: runs of encoders with pretrained weights.
+        warnings: sentences about encoders that share their weights, or whose tiles differ in
+            scale or size from those they were trained on.
     """
 
     name: Resource[str]
@@ -325,11 +327,11 @@ PROBE, FINE_TUNE = "probe", "fine-tune"
 
 
 def benchmark(config: Config, benchmark: str) -> BenchmarkJob:
-    """The `benchmark` job."""
+    """Plan the `benchmark` job."""
     spec, paths = config.benchmarks[benchmark], config.paths
     runs = {key: [run.name for run in config.runs_of(key)] for key in spec.encoders}
     names = [name for several in runs.values() for name in several]
-    # Of several labels each is judged as a task.
+    # Each label of a task with several is evaluated as a task of its own.
     tasks = {n: q for name in spec.tasks for n, q in config.tasks[name].questions(name).items()}
     sources = {question: config.sources()[question] for question in tasks}
     whole = {question: (name, "") for question, (name, _) in sources.items()}
@@ -360,7 +362,7 @@ def benchmark(config: Config, benchmark: str) -> BenchmarkJob:
 
 
 def _seen(config: Config, runs: list[str]) -> dict[str, Path]:
-    """Run → the patients that its pretraining, or that of the one it is made from, saw."""
+    """Run → table of patients seen in pretraining, its own or that of the tile encoder it uses."""
     found: dict[str, Path] = {}
     for name in runs:
         run = config.run(name)
@@ -378,7 +380,11 @@ def _answers(
     runs: list[str],
     sources: dict[str, tuple[str, str]],
 ) -> dict[tuple[str, str, str], Path]:
-    """Where each answer is: of one of several labels in the folder of its task's head."""
+    """(task, run, head) → folder of predictions.
+
+    Args:
+        sources: task → the config's task and the label, "" if the task has a single one.
+    """
     found = {}
     for name, task in tasks.items():
         for run in runs:

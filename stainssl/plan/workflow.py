@@ -1,4 +1,4 @@
-"""What the Snakefile asks: the job of each rule, and the files that a plain run makes."""
+"""Interface to the Snakefile: the job of each rule, and the target files of a run."""
 
 from __future__ import annotations
 
@@ -41,35 +41,37 @@ BUILDERS: dict[str, Callable[..., Job]] = {
     "robustness": encoders.robustness,
     "benchmark": tasks.benchmark,
 }
-"""Verb → the function that plans its job out of the config and the names on its command line."""
+"""Verb → function that plans its job from the config and the names on its command line."""
 
-NOTHING = "(?!)"  # a pattern that matches no wildcard
+NOTHING = "(?!)"  # regular expression that matches nothing
 
 
 class Plan:
-    """One config as Snakemake needs it.
+    """A config as Snakemake needs it: jobs, paths with wildcards, and target files.
 
     Attributes:
-        config: with the results where the Snakefile says; a module's prefix comes on top.
-        run_config: with the results where they really are; what the verbs read.
-        patterns: paths with wildcards, for the rules' outputs.
-        config_file: where the verbs read it. Its name is a digest of it.
-        commits: source of given weights → the commits of the hub that it has had here.
-        notices: sentences to tell before anything starts.
+        config: config with the results folder as written; Snakemake adds a module's prefix.
+        run_config: config with the actual results folder, as read by the verbs.
+        patterns: paths with wildcards, for the outputs of rules.
+        config_file: file from which the verbs read `run_config`, named by its digest.
+        groups: cohort → groups of pretrained encoders that are embedded together.
+        commits: source of pretrained weights → commits used in these results.
+        notices: warnings to show before any job starts.
+        job: (verb, names) → job, cached.
     """
 
     def __init__(
         self, data: Mapping[str, Any], is_main: bool, moved: Callable[[str], str] = str
     ) -> None:
-        """Read the config; in the process of one job, the one that its run was started with.
+        """Read and check the config; in the process of a single job, use that of its run.
 
         Args:
-            data: the config as Snakemake parsed it.
-            is_main: False in the process of one job.
-            moved: what Snakemake makes of a path of this workflow where that is used as a module.
+            data: the config as parsed by Snakemake.
+            is_main: False in the process of a single job.
+            moved: path of this workflow → the path Snakemake uses if the workflow is a module.
 
         Raises:
-            StainsslError: every problem of the config and its sheets, a line each.
+            StainsslError: all problems of the config and its sheets, one per line.
         """
         folder = str(data.get("results", "results"))
         self._moved = moved
@@ -100,7 +102,7 @@ class Plan:
         self.job = lru_cache(maxsize=None)(self._job)
 
     def _settle(self, file: Path) -> dict[str, list[str]]:
-        """Give encoders the commit of the hub that their weights have now, where it changed."""
+        """Pin pretrained weights to their current commit in the cache if it has changed."""
         commits = revisions.plan(self.run_config, revisions.read(file))
         self.config = revisions.settled(self.config, commits)
         self.run_config = revisions.settled(self.run_config, commits)
@@ -110,10 +112,11 @@ class Plan:
         return BUILDERS[verb](self.config, **names)
 
     def inputs(self, verb: str, *names: str) -> Callable[[Any], dict[str, list[str]]]:
-        """An input function: wildcards → field → files.
+        """Return an input function: wildcards → field → files.
 
         Args:
-            names: the wildcards that name the job.
+            verb: key of `BUILDERS`.
+            names: wildcards that identify the job.
         """
 
         def found(wildcards: Any) -> dict[str, list[str]]:
@@ -123,37 +126,38 @@ class Plan:
         return found
 
     def _placed(self, file: str) -> str:
-        """A file outside of the results, absolute where a module's prefix would move it."""
+        """Make a file outside the results absolute if a module's prefix would move it."""
         if self._moved(file) == file:
             return file
         inside = self.config.results == Path(".") or Path(file).is_relative_to(self.config.results)
         return file if inside else os.path.abspath(file)
 
     def param(self, verb: str, *names: str) -> Callable[[Any], str]:
-        """A function for `params`: wildcards → all that the job depends on, as text."""
+        """Return a function for `params`: wildcards → all settings of the job, as text."""
         return lambda wildcards: self._of(verb, names, wildcards).param()
 
     def _of(self, verb: str, names: Iterable[str], wildcards: Any) -> Job:
         return self.job(verb, **{name: getattr(wildcards, name) for name in names})
 
     def threads(self, cohort: str, cores: int | None) -> int:
-        """Threads of a job on a part's slides: all cores, where parts are fewer than they are.
+        """Threads of a job on one part: the cores shared out over the cohort's parts, at least 1.
 
         Args:
-            cores: of this machine; None on a cluster, whose profile says how many.
+            cohort: name of the cohort.
+            cores: cores of this machine; None on a cluster, where the profile sets threads.
         """
         return max(1, (cores or 1) // max(1, len(cohorts.part_names(self.run_config, cohort))))
 
     def trainable(self) -> str:
-        """A pattern of the encoders that may be trained: no frozen and no given one."""
+        """Regular expression of the encoders that may be trained: with a method, not frozen."""
         runs = self.config.runs()
         return any_of(r.name for r in runs if r.encoder.method and not r.encoder.frozen)
 
     def embedded_alone(self) -> str:
-        """A pattern of the encoders that a rule of their own may embed.
+        """Regular expression of the encoders that the rule `embed` may embed, one per job.
 
-        Left out are those that every cohort reads together with others: Snakemake would plan a
-        second job for each of their parts and then choose.
+        Encoders that every cohort embeds in a group are left out: Snakemake would plan a second
+        job for each of their parts before choosing one.
         """
         groups = self.together()
         grouped = [
@@ -164,7 +168,7 @@ class Plan:
         return any_of(run.name for run in self.config.runs() if run.name not in everywhere)
 
     def together(self) -> list[tuple[str, list[str], list[str], str]]:
-        """(rule, its encoders, the cohorts that it reads, its param) of each group of encoders."""
+        """List (rule, encoders, cohorts, param) of each group planned with several encoders."""
         found: dict[tuple[str, tuple[str, ...]], list[str]] = {}
         for cohort, planned in self.groups.items():
             for group in planned if cohort in self.config.cohorts else ():
@@ -177,14 +181,18 @@ class Plan:
         ]
 
     def demo_files(self) -> dict[str, list[str]]:
-        """What `stainssl demo` makes; nothing where no cohort is synthetic."""
+        """Outputs of `stainssl demo`; without a synthetic cohort, no slides and no polygons."""
         if not any(cohort.demo for cohort in self.config.cohorts.values()):
             sheet = self.config.paths.demo() / "slides.csv"
             return {"sheet": [str(sheet)], "slides": [], "truth": []}
         return self.job("demo").outputs()
 
     def wanted(self) -> list[Path]:
-        """What a plain run makes: tables, and what no table asks for but the config names."""
+        """List the targets of a run: benchmark tables, and files that no table depends on.
+
+        The latter are the gates and overviews of slides, counts of embedded tiles and pretraining
+        curves, and without a benchmark also the pixels.
+        """
         config, paths = self.config, self.config.paths
         files = [paths.benchmark(name) / "table.csv" for name in config.benchmarks]
         for cohort in config.cohorts:
@@ -211,5 +219,5 @@ def _refuse(problems: list[str]) -> None:
 
 
 def any_of(names: Iterable[str]) -> str:
-    """A pattern that matches one of some names."""
+    """Return a regular expression that matches any of the names; no name: nothing."""
     return "|".join(map(re.escape, names)) or NOTHING
