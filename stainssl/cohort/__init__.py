@@ -1,4 +1,4 @@
-"""Cohorts: their sheets, their parts, and the checks that are made before any job."""
+"""Cohorts: sheets, parts, and the checks before any job starts."""
 
 from stainssl.cohort.archive import dated_in_future
 from stainssl.cohort.checks import (

@@ -1,4 +1,4 @@
-"""Slides that were archived once their pixels existed, and files dated in the future."""
+"""Missing slides whose pixels are already stored, and files dated in the future."""
 
 from __future__ import annotations
 
@@ -13,16 +13,19 @@ from stainssl.slides.hdf5_patch import file_of
 from stainssl.stores.tables import read_settings
 from stainssl.stores.tiles import read_qc
 
-AHEAD_SECONDS = 120.0  # by which the clock of a file server may be ahead
+AHEAD_SECONDS = 120.0  # tolerance for the clock of a file server
 MAX_LISTED = 5
 
 
 def archived(config: Config, name: str, missing: set[str]) -> set[str]:
-    """The missing slides that no job reads any more.
+    """Missing slides that no job needs any more, e.g. since they were moved to an archive.
 
-    Their part has its pixels, and was tiled from the same slides with the same tiling.
+    The pixels of their part are stored, and the part was tiled from the same slides with the same
+    tiling.
 
     Args:
+        config: the config.
+        name: the cohort.
         missing: `slide_id` of slides whose file does not exist.
     """
     found: set[str] = set()
@@ -32,7 +35,7 @@ def archived(config: Config, name: str, missing: set[str]) -> set[str]:
 
 
 def archived_of_part(config: Config, name: str, part: str, missing: set[str]) -> set[str]:
-    """As `archived`, of the slides of one part."""
+    """See `archived`; for the slides of one part."""
     slides = set(part_rows(config, name, part)["slide_id"])
     if not (slides & missing and _is_made(config, name, part, slides)):
         return set()
@@ -50,14 +53,15 @@ def _is_made(config: Config, name: str, part: str, slides: set[str]) -> bool:
         made_by = read_settings(qc, "qc").get("tiling")
         tiling = config.tiling_of(name).model_dump(mode="json")
         return made_by == tiling and slides == set(read_qc(qc)["slide_id"])
-    except StainsslError:  # of another version: to be made again
+    except StainsslError:  # written by another version: must be made again
         return False
 
 
 def dated_in_future(config: Config, name: str) -> list[str]:
-    """A sentence where files of a cohort are dated in the future; Snakemake goes by the dates.
+    """A warning if files of a cohort are dated in the future; empty if not.
 
-    What was made from such a file is older than the file, and is made again by every run.
+    Snakemake compares modification times: the results of such a file are older than the file, and
+    every run would repeat them.
     """
     cohort, latest = config.cohorts[name], time.time() + AHEAD_SECONDS
     files = [cohort.sheet] if cohort.sheet else []

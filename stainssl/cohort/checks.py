@@ -1,4 +1,4 @@
-"""Every check of sheets, tasks and encoders that can be made before a job starts."""
+"""Checks of sheets, tasks and encoders before any job starts."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 def missing_files(config: Config, name: str) -> pd.DataFrame:
     """The rows of a cohort whose file does not exist.
 
-    None of the synthetic cohort, and none of a release, which was listed to make its sheet.
+    None for the synthetic cohort, and none for a release, whose sheet is made from its files.
     """
     rows, cohort = read_sheet(config, name), config.cohorts[name]
     if cohort.demo is not None or cohort.release is not None:
@@ -46,7 +46,7 @@ def missing_files(config: Config, name: str) -> pd.DataFrame:
 
 
 def needed_files(config: Config, name: str) -> pd.DataFrame:
-    """The rows of a cohort whose file does not exist and is still to be read."""
+    """The rows of a cohort whose file does not exist and is still needed (see `archived`)."""
     missing = missing_files(config, name)
     return missing[~missing["slide_id"].isin(archived(config, name, set(missing["slide_id"])))]
 
@@ -79,7 +79,7 @@ def _file_problems(config: Config, name: str) -> Iterator[str]:
 
 
 def _path_problems(config: Config, name: str) -> Iterator[str]:
-    """Paths that leave the cohort's folder, and those that Snakemake would read as patterns."""
+    """Paths outside the cohort's root, and paths that Snakemake would read as patterns."""
     rows = read_sheet(config, name)
     if config.cohorts[name].sheet is None:
         return
@@ -94,10 +94,13 @@ def _path_problems(config: Config, name: str) -> Iterator[str]:
 
 
 def outside_problems(config: Config, name: str, root_key: str, outside_key: str) -> Iterator[str]:
-    """A sentence where paths of a sheet leave the cohort's folder and may not.
+    """Yield a message if paths of a sheet are outside the cohort's root, and this is not allowed.
 
     Args:
-        root_key: how a user sets that folder; `outside_key`: how they allow such paths.
+        config: the config.
+        name: the cohort.
+        root_key: key or option that sets the root, for the message.
+        outside_key: key or option that allows such paths, for the message.
     """
     cohort, rows = config.cohorts[name], read_sheet(config, name)
     folder = os.path.normpath(root(config, name).absolute())
@@ -131,10 +134,13 @@ def _task_problems(config: Config, name: str, task: Task) -> Iterator[str]:
 def _absent(
     task: str, asked: Iterable[tuple[str, str]], frame: pd.DataFrame, source: str
 ) -> Iterator[str]:
-    """A sentence for each column that a key of a task names and a sheet does not have.
+    """Yield a message for each column that a task names and a sheet does not have.
 
     Args:
-        asked: keys with their columns.
+        task: the task as named in messages.
+        asked: pairs of a key of the task and a column.
+        frame: rows of the sheet.
+        source: the sheet as named in messages.
     """
     for key, column in asked:
         if column not in frame:
@@ -145,7 +151,7 @@ def _absent(
 
 
 def _external_problems(config: Config, name: str, task: Task) -> Iterator[str]:
-    """The label must be there, and nobody may be in an external cohort and in the task's own."""
+    """Missing label columns of external cohorts, and patients shared with the task's cohorts."""
     own = {p for cohort in task.cohorts for p in read_sheet(config, cohort)["patient_id"]}
     for cohort in task.external:
         frame = read_sheet(config, cohort)
@@ -162,7 +168,7 @@ def _external_problems(config: Config, name: str, task: Task) -> Iterator[str]:
 
 
 def _external_words(config: Config, name: str, task: Task, cohort: str) -> Iterator[str]:
-    """Words of an external cohort's label that the task's own cohorts do not have."""
+    """Label values of an external cohort that the task's own cohorts do not have."""
     from stainssl.evaluation.kinds import labels_of
 
     source = rows_source(config, cohort)
@@ -171,7 +177,7 @@ def _external_words(config: Config, name: str, task: Task, cohort: str) -> Itera
         return
     try:
         own = labels.words_of(rows)
-    except StainsslError:  # `_fold_problems` says so
+    except StainsslError:  # reported by `_fold_problems`
         return
     try:
         words = labels.words_of(read_sheet(config, cohort))
@@ -188,14 +194,14 @@ def _external_words(config: Config, name: str, task: Task, cohort: str) -> Itera
 
 
 def _strangers(config: Config, name: str, task: Task) -> Iterator[str]:
-    """Cohorts of one task whose labels have no word in common: 0 and 1 here, neg and pos there."""
+    """Cohorts of a task whose labels have no value in common, e.g. 0 and 1, neg and pos."""
     from stainssl.evaluation.kinds import labels_of
 
     labels = labels_of(task)
     frames = {cohort: read_sheet(config, cohort) for cohort in task.cohorts}
     try:
         read = {c: labels.words_of(f) for c, f in frames.items() if labels.is_in(f)}
-    except StainsslError:  # `_fold_problems` says so
+    except StainsslError:  # reported by `_fold_problems`
         return
     words = {cohort: set(found) - {""} for cohort, found in read.items()}
     for one, other in combinations(words, 2):
@@ -235,7 +241,7 @@ def _fold_problems(config: Config, name: str, task: Task) -> Iterator[str]:
 
 
 def _not_of_two(name: str, task: Task, labels: Labels, rows: pd.DataFrame) -> Iterator[str]:
-    """Metrics of a positive class, asked of a label of more than two."""
+    """Metrics and recalibration for two classes if the label has more than two."""
     from stainssl.evaluation.folds import OF_TWO_CLASSES
 
     order = labels.order(labels.words_of(rows)) if labels.is_in(rows) else ()
@@ -254,7 +260,7 @@ def _not_of_two(name: str, task: Task, labels: Labels, rows: pd.DataFrame) -> It
 
 
 def _unknown_words(config: Config, task: Task) -> str:
-    """The end of a sentence that says which words of a label were read as unknown."""
+    """End of a message: which label values were read as unknown."""
     from stainssl.evaluation.kinds import labels_of
 
     lines = labels_of(task).summary(_task_rows(config, task))
@@ -262,7 +268,7 @@ def _unknown_words(config: Config, task: Task) -> str:
 
 
 def task_summary(config: Config, name: str) -> list[str]:
-    """The classes of a task with patients and slides, its unknown words, small folds, and more."""
+    """Lines on a task: patients and slides per class, unknown values, small folds, other notes."""
     from stainssl.evaluation.kinds import labels_of
 
     task = config.tasks[name]
@@ -272,7 +278,7 @@ def task_summary(config: Config, name: str) -> list[str]:
 
 
 def _clinical_notes(task: Task, rows: pd.DataFrame) -> Iterator[str]:
-    """Clinical columns in which slides of a patient differ, where a patient is one unit."""
+    """Clinical columns that differ between slides of a patient, for tasks at patient level."""
     for column in task.clinical if task.level == "patient" else ():
         several = rows.groupby("patient_id")[column].nunique(dropna=False) > 1
         if several.any():
@@ -297,7 +303,7 @@ def _encoder_problems(config: Config, name: str, encoder: Encoder) -> Iterator[s
 
 
 def _centring_problems(config: Config) -> Iterator[str]:
-    """Folds that test slides of a site of which they train on nobody, where vectors are centred."""
+    """Encoders with `center` whose folds test slides of a site without training patients."""
     from stainssl.evaluation.centring import sites_of, unknown_sites
     from stainssl.evaluation.kinds import labels_of
 
@@ -308,7 +314,7 @@ def _centring_problems(config: Config) -> Iterator[str]:
         try:
             _, folds = labels.folds(rows, spec.level, spec.split, seed=config.seed)
             is_known = labels.words_of(rows) != "" if labels.is_in(rows) else slice(None)
-        except StainsslError:  # told of the task
+        except StainsslError:  # reported for the task
             continue
         slides = rows[["slide_id", "patient_id"]].assign(site=sites_of(rows))[is_known]
         if found := unknown_sites(slides, folds):
@@ -320,7 +326,7 @@ def _centring_problems(config: Config) -> Iterator[str]:
 
 
 def _features_problems(config: Config) -> Iterator[str]:
-    """Imported features: their folder is there, and no task asks for labels of our tiles."""
+    """Imported features whose folder cannot be used, or that are tested on a tile task."""
     from stainssl.export.source import source
 
     for name, encoder in config.encoders.items():
@@ -342,7 +348,7 @@ def _features_problems(config: Config) -> Iterator[str]:
 
 
 def _unmatched_features(config: Config, name: str, features: str) -> Iterator[str]:
-    """Cohorts of which a folder of features has no slide."""
+    """Cohorts without any slide in a folder of imported features."""
     from stainssl.export.source import FILES, feature_file, source
 
     tool, folder = source(features)
@@ -358,12 +364,12 @@ def _unmatched_features(config: Config, name: str, features: str) -> Iterator[st
 
 
 def _embedded_by(config: Config, encoder: str) -> list[str]:
-    """The cohorts whose embeddings by an encoder are asked for."""
+    """The cohorts that an encoder embeds."""
     return [c for c in config.cohorts if any(run.key == encoder for run in config.runs_on(c))]
 
 
 def feature_warnings(config: Config) -> list[str]:
-    """A warning for each cohort of which a folder of features lacks some slides."""
+    """A warning for each cohort of which some slides are missing in a folder of features."""
     from stainssl.export.source import feature_files
 
     told = []
@@ -380,7 +386,7 @@ def feature_warnings(config: Config) -> list[str]:
 
 
 def _tiling_problems(config: Config) -> Iterator[str]:
-    """An encoder's tiling must be the one of the cohorts that it is trained or tested on."""
+    """Encoders whose tiling is not that of a cohort they are trained or tested on."""
     for name, encoder in config.encoders.items():
         used = set(encoder.train.cohorts if encoder.train else ())
         for benchmark in config.benchmarks.values():
@@ -396,7 +402,7 @@ def _tiling_problems(config: Config) -> Iterator[str]:
 
 
 def told_of_sheet(config: Config, name: str) -> Iterator[str]:
-    """Lines about a cohort in whose sheet no problem was found."""
+    """Yield lines that summarize a cohort whose sheet has no problem."""
     sheet = read_sheet(config, name)
     yield (
         f"{name}: {len(sheet)} slides of {sheet['patient_id'].nunique()} patients "
@@ -414,14 +420,18 @@ def told_of_sheet(config: Config, name: str) -> Iterator[str]:
 
 
 def check(config: Config, thorough: bool = False) -> list[str]:
-    """Every problem that can be known before a job starts, a sentence each; empty where none.
+    """Check everything that can be checked before a job starts, without torch.
 
-    Files that do not exist, sheets, ids, labels, annotations, folds, splits, frozen encoders. For
-    networks and weights there is `stainssl.cohort.encoder_checks`, which needs torch.
+    Checked are files, sheets, ids, labels, annotations, folds, splits and frozen encoders. Networks
+    and weights are checked by `stainssl.cohort.encoder_checks`, which needs torch.
 
     Args:
-        thorough: read every annotation file, and compare the contents of all files of equal size,
-            however long it takes; without it, where there are not too many.
+        config: the config.
+        thorough: read all annotation files, and compare the contents of all files of equal size,
+            however long it takes; otherwise only if there are not too many.
+
+    Returns:
+        A message for each problem.
     """
     problems: list[str] = []
     sound = True
@@ -433,7 +443,7 @@ def check(config: Config, thorough: bool = False) -> list[str]:
         except StainsslError as error:
             problems += str(error).split("\n")
             sound = False
-    if not sound:  # tasks and encoders cannot be judged on sheets that cannot be read
+    if not sound:  # tasks and encoders cannot be checked without valid sheets
         return problems
     problems += [*file_problems(config, thorough), *patient_problems(config)]
     for name in config.cohorts:

@@ -1,4 +1,4 @@
-"""Checks of an encoder's network before any job: names, files, tensor headers, sizes."""
+"""Checks of an encoder's network before any job starts: names, files, tensor headers, sizes."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ from stainssl.encoders.standards import standard
 from stainssl.encoders.weights import REVISION, read_source
 from stainssl.errors import StainsslError
 
-RESIZED = 1.5  # by more than that a network sees other structures than it was trained on
+RESIZED = 1.5  # a larger change of tile size shows other structures than in training
 
 
 def problems(config: Config) -> Iterator[str]:
-    """Sentences about backbones, given weights and `init` that no job could load.
+    """Yield a message for each `backbone`, `weights` or `init` that no job could load.
 
-    Of files only names, shapes and headers are read; nothing is downloaded.
+    Only names, shapes and headers of files are read; nothing is downloaded.
     """
     for name, encoder in config.encoders.items():
         for key, sentence in _problems(config, name, encoder):
@@ -69,7 +69,7 @@ def _problems(config: Config, name: str, encoder: Encoder) -> Iterator[tuple[str
 
 
 def _continued(config: Config, name: str, encoder: Encoder) -> Iterator[tuple[str, str]]:
-    """Whether weights can be trained further as an encoder asks for it."""
+    """Problems of continuing training from given weights (`init`)."""
     start = config.start_of(name)
     if config.initial_run(config.runs_of(name)[0]) is None:
         yield from (("init", found) for found in source_problems(encoder.source or ""))
@@ -96,12 +96,12 @@ def _backbone(name: str, input_size: int) -> Iterator[str]:
             whole_patches(model, input_size)
     except StainsslError as error:
         yield str(error)
-    except Exception:  # some families make tensors with values as they are built: a job will tell
+    except Exception:  # some families compute values when built: left to the job
         return
 
 
 def _unknown_tag(name: str, needs_weights: bool = True) -> str | None:
-    """A sentence where timm has a network and not its tag; of names that it gave up it has none."""
+    """A message if timm has the network but not the tag; None for deprecated names."""
     every = get_arch_pretrained_cfgs(name.split(".")[0])
     known = [one for one, cfg in every.items() if cfg.has_weights or not needs_weights]
     if not every or name in known or (needs_weights and timm.is_model_pretrained(name)):
@@ -110,10 +110,10 @@ def _unknown_tag(name: str, needs_weights: bool = True) -> str | None:
 
 
 def _network(source: str) -> nn.Module | None:
-    """A source's network without its numbers; None where only a download can tell it.
+    """The network of a source on the meta device; None if it is only known after a download.
 
-    Likewise where it cannot be built, which is told of `weights` or `init`, or by a job: some
-    families make tensors with values as they are built.
+    None also if it cannot be built, which is reported for `weights` or `init`, or by the job: some
+    families compute values when they are built.
     """
     if source.startswith(HUB) and recipes.find(source) is None:
         return None
@@ -126,7 +126,7 @@ def _network(source: str) -> nn.Module | None:
 
 
 def _another(backbone: str | None, source: str) -> Iterator[str]:
-    """Whether `backbone` names the network of the weights that training starts from."""
+    """Message if `backbone` is not the network of the weights that training starts from."""
     if backbone is not None and (model := _network(source)) is not None:
         own: Any = model.pretrained_cfg
         if own["architecture"] != backbone.split(".")[0]:
@@ -134,14 +134,14 @@ def _another(backbone: str | None, source: str) -> Iterator[str]:
 
 
 def _side(source: str, side_px: int) -> Iterator[str]:
-    """Whether a source's network takes images of a side."""
+    """Message if a source's network does not accept images of a side in px."""
     if (model := _network(source)) is None:
         return
     try:
         set_input_size(model, side_px)
     except StainsslError as error:
         yield str(error)
-    except Exception:  # some networks compute with numbers, which are not there: a job will tell
+    except Exception:  # some networks need values, which are absent here: left to the job
         return
 
 
@@ -155,7 +155,7 @@ def _unsaved(source: str) -> Iterator[str]:
 
 
 def _tuned_blocks(config: Config) -> Iterator[str]:
-    """Likewise of the encoders that a benchmark fine-tunes on a task."""
+    """Messages on `last_blocks` of the encoders that a benchmark fine-tunes on a task."""
     pairs = [pair for pair in config.benchmarked() if config.tasks[pair[0]].is_fine_tuned]
     for task, encoder in pairs:
         count = config.tasks[task].fine_tune.last_blocks
@@ -164,7 +164,7 @@ def _tuned_blocks(config: Config) -> Iterator[str]:
 
 
 def _of_slides(config: Config, encoder: Encoder) -> Iterator[tuple[str, str]]:
-    """Whether an encoder of slides is one, its weights fit, and it is given what it takes."""
+    """Problems of a slide encoder: unknown name, weights that do not fit, wrong tile encoder."""
     if encoder.weights is None or encoder.vectors not in config.encoders:
         return
     if (found := slide_recipes.find(encoder.source or "")) is None:
@@ -185,7 +185,7 @@ def _taken(name: str, recipe: SlideRecipe, config: Config, key: str) -> Iterator
     other = config.encoders[key]
     tiles = recipes.find(other.weights or "")
     is_known = tiles is not None and tiles[0] in recipe.tiles and other.vectors is None
-    if not is_known and other.features is None:  # of files their length will tell
+    if not is_known and other.features is None:  # of imported features the length is checked later
         wanted = " or ".join(recipe.tiles)
         yield f"{name} needs embeddings by {wanted}, which encoders.{key} is not: name another one."
 
@@ -204,7 +204,7 @@ def _slide_weights(name: str, recipe: SlideRecipe, given: str | None) -> Iterato
 
 
 def _blocks(count: int | None, source: str) -> Iterator[str]:
-    """Whether the network that training starts from has as many blocks as are to be trained."""
+    """Message if the network that training starts from has fewer blocks than are to be trained."""
     if count is None or (model := _network(source)) is None:
         return
     try:
@@ -214,7 +214,7 @@ def _blocks(count: int | None, source: str) -> Iterator[str]:
 
 
 def _standard(encoder: Encoder) -> Iterator[str]:
-    """Whether the file of a profile that given weights' tiles are normalized to is one."""
+    """Problems of `preprocess`: tiles already normalized, or a profile that cannot be read."""
     own = Path((encoder.weights or "").removeprefix(LOCAL)) / STANDARD
     if encoder.preprocess and own.is_file():
         yield f"tiles are already normalized to {own}: leave preprocess out."
@@ -226,10 +226,10 @@ def _standard(encoder: Encoder) -> Iterator[str]:
 
 
 def source_problems(source: str) -> Iterator[str]:
-    """Sentences about weights that cannot be loaded; none where only a download can tell.
+    """Yield a message if weights cannot be loaded, as far as this is known without a download.
 
     Args:
-        source: as `loading.load` takes it.
+        source: see `loading.load`.
     """
     weights, keys = read_source(source)
     name, _, file = weights.partition(FILE)
@@ -273,7 +273,7 @@ def _recipe(name: str, recipe: EncoderRecipe, given: str | None) -> Iterator[str
     if recipe.is_own:
         _vectors(name, recipe)
     file = weights_file(name, recipe, given) if given else recipe.cached
-    if file is None or recipe.needs_config:  # read with its weights
+    if file is None or recipe.needs_config:  # the network is known only with its weights
         return
     with torch.device("meta"):
         model = build_network(recipe)
@@ -284,14 +284,14 @@ def _recipe(name: str, recipe: EncoderRecipe, given: str | None) -> Iterator[str
 
 
 def _vectors(name: str, recipe: EncoderRecipe) -> None:
-    """Raise where the network of a config's own recipe cannot be built, or gives other vectors."""
+    """Raise if the network of a user's recipe cannot be built or has another vector length."""
     with torch.device("meta"):
         model = finished(build_network(recipe), recipe)
     try:
         dim = vector_length(model, recipe.input_px)
     except StainsslError:
         raise
-    except Exception:  # some layers say no shape without numbers: a job will tell
+    except Exception:  # some layers have no shape on the meta device: left to the job
         return
     check_length(name, recipe, dim)
 
@@ -309,11 +309,11 @@ def _folder(folder: Path, source: str) -> Iterator[str]:
     elif not (folder / "model.safetensors").is_file() and not list(folder.glob("*.bin")):
         yield f"{folder} has a config.json but no model.safetensors: is the download complete?"
     elif (folder / "model.safetensors").is_file():
-        tensors.read(folder / "model.safetensors", "meta")  # half a file is a StainsslError
+        tensors.read(folder / "model.safetensors", "meta")  # raises if the file is truncated
 
 
 def resized(config: Config) -> Iterator[str]:
-    """Sentences on timm's own networks that would see tiles much enlarged or shrunk."""
+    """Yield a warning for each network of timm for which tiles are enlarged or reduced a lot."""
     for name, encoder in config.encoders.items():
         if encoder.weights is None or encoder.vectors is not None or encoder.input_size:
             continue
@@ -326,7 +326,7 @@ def resized(config: Config) -> Iterator[str]:
 
 
 def _timms_side(source: str) -> int | None:
-    """Side in px of what a network sees that is named by timm's name alone; else None."""
+    """Input size in px of a network given by its timm name; None for other sources."""
     name = read_source(source)[0].partition(FILE)[0].removeprefix(TIMM)
     if recipes.find(source) or not timm.is_model(name.split(".")[0]):
         return None

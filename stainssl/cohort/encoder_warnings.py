@@ -1,4 +1,4 @@
-"""Warnings of given encoders that run but may not be what was meant; torch is not imported."""
+"""Warnings about pretrained encoders that run but may be a mistake; torch is not imported."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ from stainssl.encoders.weights import FILE, SAMPLES, read_source, weight_files
 from stainssl.runtime.content import content_key
 from stainssl.runtime.memory import memory_bytes
 
-SMALLEST_DEVICE = 10**9  # bytes: of less no device need be asked
+SMALLEST_DEVICE = 10**9  # bytes: smaller weights fit any device, memory is not queried
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".tar")
-MPP_SLACK = 1.1  # of a ratio of µm/px: scanners of one magnification differ by so much
+MPP_SLACK = 1.1  # ratio of µm/px: scanners of one magnification differ by as much
 
 
 def warnings(config: Config) -> list[str]:
-    """Warnings of given encoders before any job: `row_warnings`, of downloads and of memory."""
+    """Warnings before any job starts: those of `row_warnings`, downloads and memory."""
     names = list(config.encoders)
     of_machine = (s for n in names for s in (*_download(config, n), *_memory(config, n)))
     return [*row_warnings(config, names), *of_machine]
 
 
 def row_warnings(config: Config, names: Iterable[str]) -> list[str]:
-    """Warnings that also stand below a table of these encoders.
+    """Warnings that are also printed below a benchmark table with these encoders.
 
-    Two encoders with the same weights; tiles of another scale or size than in training.
+    They name encoders with the same weights, and tiles of another scale or size than in training.
     """
     given = list(names)
     return [*_twice(config, given), *(s for n in given for s in _scale(config, n))]
 
 
 def _scale(config: Config, name: str) -> Iterator[str]:
-    """Tiles unlike those that an encoder was trained on."""
+    """Tiles of another scale or size than in the training of the encoder."""
     encoder = config.encoders[name]
     if (found := _recipe(encoder.source or "")) is None:
         return
@@ -72,7 +72,7 @@ def _size(
 
 
 def is_trained_scale(mpp: float, trained: Iterable[float]) -> bool:
-    """Whether tiles of so many µm/px are like those that an encoder was trained at."""
+    """Whether `mpp` is close to one of the scales of training, both in µm/px."""
     return any(1 / MPP_SLACK < mpp / one < MPP_SLACK for one in trained)
 
 
@@ -81,7 +81,7 @@ def _recipe(source: str) -> tuple[str, EncoderRecipe | SlideRecipe, str | None] 
 
 
 def _twice(config: Config, names: list[str]) -> Iterator[str]:
-    """Given weights that two encoders name."""
+    """Pairs of encoders with the same weights."""
     given = [
         (name, encoder, *_identified(encoder.source or ""))
         for name, encoder in ((name, config.encoders[name]) for name in names)
@@ -104,13 +104,13 @@ def _twice(config: Config, names: list[str]) -> Iterator[str]:
 
 
 def _published_as(network: str) -> str:
-    """Where a recipe's weights are published, which two recipes may share; else the name."""
+    """Address of a recipe's weights, which recipes may share; for other networks the name."""
     every: dict[str, EncoderRecipe | SlideRecipe] = {**recipes.RECIPES, **slide_recipes.RECIPES}
     return every[network].address if network in every else network
 
 
 def _identified(source: str) -> tuple[str, bytes | None]:
-    """A given network's name, and a digest of its file where that is here."""
+    """Name of a pretrained network, and a digest of its weights file if it is local."""
     found = _recipe(source)
     name = found[0] if found else read_source(source)[0].partition(FILE)[0]
     files = [f for f in weight_files(source) if f.is_file() and f.suffix != ".json"]
@@ -120,13 +120,13 @@ def _identified(source: str) -> tuple[str, bytes | None]:
 
 
 def _download(config: Config, name: str) -> Iterator[str]:
-    """Weights that are not on this machine, and that it has no right to, or no way of, getting."""
+    """Weights that are not on this machine and cannot be downloaded."""
     if sentence := out_of_reach(config.encoders[name].source or ""):
         yield f"encoders.{name}: {sentence}"
 
 
 def out_of_reach(source: str) -> str:
-    """Why weights of the hub cannot be had here, downloads being off or rights missing; or ""."""
+    """Why weights of the hub cannot be downloaded: offline, or gated without a token; or ""."""
     found = _recipe(source)
     if found is None or found[2] is not None or not found[1].repository or found[1].cached:
         return ""
@@ -152,7 +152,7 @@ def _memory(config: Config, name: str) -> Iterator[str]:
 
 
 def too_large(source: str) -> str:
-    """Weights that this machine's device does not hold, and how much both are; or ""."""
+    """A message if weights do not fit into the memory of this machine's device; or ""."""
     needed = weights_bytes(source)
     if needed < SMALLEST_DEVICE or needed <= (there := memory_bytes()):
         return ""
@@ -165,7 +165,7 @@ def too_large(source: str) -> str:
 
 
 def weights_bytes(source: str) -> int:
-    """What weights take in 32 bits, as far as that is known without a download; else 0."""
+    """Size of weights in float32 in bytes, as far as known without a download; else 0."""
     found = _recipe(source)
     if found and found[0] in PARAMETERS_M:
         return 4 * 10**6 * PARAMETERS_M[found[0]]

@@ -1,4 +1,4 @@
-"""Duplicates across sheets: one file under two names, one patient in two cohorts."""
+"""Duplicates across sheets: a file with two names, a patient id in two cohorts."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from stainssl.config import Config
 from stainssl.runtime.content import content_key
 from stainssl.slides.hdf5_patch import file_of
 
-THREADS = 16  # files are asked for at once; on network storage each takes a millisecond
-MAX_QUICK_FILES = 5_000  # of equal size, whose contents are compared whenever a run starts
+THREADS = 16  # file status is read in parallel: on network storage each file takes 1 ms
+MAX_QUICK_FILES = 5_000  # files of equal size whose contents are compared at each start of a run
 MAX_TOLD = 3
 A = TypeVar("A", bound=Hashable)
 B = TypeVar("B")
@@ -27,7 +27,7 @@ K = TypeVar("K", bound=Hashable)
 
 @dataclass(frozen=True)
 class Listed:
-    """A row of a sheet: a file, and whose tissue it holds."""
+    """A row of a sheet: slide, patient and file."""
 
     cohort: str
     slide_id: str
@@ -36,7 +36,7 @@ class Listed:
     path: str
 
     def named(self) -> str:
-        """The row as a sentence has it."""
+        """The row as named in messages."""
         split = f", split {self.split}" if self.split else ""
         return f"{self.slide_id!r} (patient {self.patient_id}{split}: {self.path})"
 
@@ -44,7 +44,7 @@ class Listed:
 def _stat(path: Path) -> os.stat_result | None:
     try:
         return path.stat()
-    except (OSError, RuntimeError):  # absent, or a loop of links: told elsewhere
+    except (OSError, RuntimeError):  # missing, or a loop of links: reported elsewhere
         return None
 
 
@@ -55,7 +55,7 @@ def _each(work: Callable[[A], B], of: Iterable[A]) -> dict[A, B]:
 
 
 def _alike(keys: Mapping[Path, K]) -> dict[K, list[Path]]:
-    """Key → the files that have it, of keys that several have."""
+    """Key → its files, for keys of several files."""
     found: dict[K, list[Path]] = {}
     for path, key in keys.items():
         found.setdefault(key, []).append(path)
@@ -65,15 +65,15 @@ def _alike(keys: Mapping[Path, K]) -> dict[K, list[Path]]:
 def _content(path: Path) -> bytes | None:
     try:
         return content_key(path)
-    except OSError:  # reading the slide will say why
+    except OSError:  # reported when the slide is read
         return None
 
 
 def file_keys(paths: Iterable[Path], max_files: float = float("inf")) -> dict[Path, Hashable]:
-    """File → a key of its identity: its inode, or a hash where another file may have its content.
+    """Map each file to a key that identifies its content.
 
-    Links, `./` and hard links give one key; so do copies, unless more than `max_files` are of equal
-    sizes. Files that are not there are left out.
+    Links, hard links and different spellings of a path have the same key. Copies do too, unless
+    more than `max_files` files share their size with another. Missing files are left out.
     """
     stats = {path: stat for path, stat in _each(_stat, paths).items() if stat is not None}
     keys: dict[Path, Hashable] = {p: (s.st_dev, s.st_ino) for p, s in stats.items()}
@@ -97,7 +97,7 @@ def _listed(config: Config, thorough: bool) -> Iterator[Listed]:
 
 
 def _groups(config: Config, thorough: bool) -> list[list[Listed]]:
-    """Rows that name one picture, of pictures that several rows name."""
+    """Groups of rows that name the same image."""
     rows = list(_listed(config, thorough))
     limit = float("inf") if thorough else MAX_QUICK_FILES
     files = [file_of(row.path) for row in rows]
@@ -105,15 +105,15 @@ def _groups(config: Config, thorough: bool) -> list[list[Listed]]:
     found: dict[Hashable, list[Listed]] = {}
     for row, file in zip(rows, files, strict=True):
         if file in keys:
-            picture = row.path[len(str(file)) :]  # `#17` of a packed file
+            picture = row.path[len(str(file)) :]  # e.g. `#17`, a row of an HDF5 file
             found.setdefault((keys[file], picture), []).append(row)
     return [group for group in found.values() if len(group) > 1]
 
 
 def _first_pair(group: list[Listed]) -> tuple[Listed, Listed] | None:
-    """Two rows of one picture that cannot both be right; None where there are none.
+    """The first two rows of the same image that contradict each other; None if there are none.
 
-    In two cohorts a picture may stand under one patient: tiled in two ways, say.
+    Two cohorts may have the same image of the same patient, e.g. with different tilings.
     """
     for one, other in combinations(group, 2):
         if one.cohort == other.cohort or one.patient_id != other.patient_id:
@@ -122,7 +122,7 @@ def _first_pair(group: list[Listed]) -> tuple[Listed, Listed] | None:
 
 
 def file_problems(config: Config, thorough: bool) -> Iterator[str]:
-    """Files that stand in the sheets twice: by another path, a link, or a copy."""
+    """Yield a message for files that occur twice in the sheets: by other paths, links or copies."""
     pairs = [pair for group in _groups(config, thorough) if (pair := _first_pair(group))]
     for one, other in pairs[:MAX_TOLD]:
         both = f"{one.named()} and {other.named()}"
@@ -140,20 +140,20 @@ def file_problems(config: Config, thorough: bool) -> Iterator[str]:
 
 
 def _is_asked(config: Config, one: str, other: str) -> bool:
-    """Whether nobody said if two cohorts' patient ids mean the same people."""
+    """Whether `patient_ids` must say if two cohorts share their patient ids."""
     cohorts = [config.cohorts[name] for name in (one, other)]
     if any(cohort.demo is not None for cohort in cohorts):
         return False
     if all(cohort.patient_ids == "shared" for cohort in cohorts):
         return False
     sources = {(cohort.sheet and cohort.sheet.resolve(), cohort.release) for cohort in cohorts}
-    return len(sources) == 2  # of one sheet or data set, an id is one person
+    return len(sources) == 2  # within one sheet or release, an id is one person
 
 
 def _used_together(config: Config) -> set[frozenset[str]]:
-    """Pairs of cohorts that one task asks, or one encoder is trained and tested on.
+    """Pairs of cohorts of one task, or on which one encoder is trained and tested.
 
-    An external cohort's patients are judged with its task.
+    External cohorts of a task are left out: their patients are checked with the task.
     """
     groups = [task.cohorts for task in config.tasks.values()]
     for benchmark in config.benchmarks.values():
@@ -167,7 +167,7 @@ def _used_together(config: Config) -> set[frozenset[str]]:
 
 
 def patient_problems(config: Config) -> Iterator[str]:
-    """Patient ids that occur in two cohorts, where it matters whether that is one patient."""
+    """Yield a message if cohorts that are used together have patient ids in common."""
     used = _used_together(config)
     for one, other in combinations(config.cohorts, 2):
         if frozenset((one, other)) not in used or not _is_asked(config, one, other):

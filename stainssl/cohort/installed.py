@@ -1,4 +1,4 @@
-"""What a config and its slides ask for that is not installed here, told before any job."""
+"""Optional packages that a config or its slides need and that are not installed."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from stainssl.slides.readers import ON_DEMAND, READERS
 
 
 def missing(config: Config, thorough: bool = False) -> list[str]:
-    """A sentence for each key, and each cohort's slides, that need what is not installed.
+    """A message for each config key, and the slides of each cohort, that need a missing package.
 
     Args:
-        thorough: look into the slides' files for their format, and not at their names alone.
+        config: the config.
+        thorough: open the slide files to determine their format; otherwise it follows from names.
     """
     absent = [reader for reader in ON_DEMAND if not is_installed(reader)]
     names = config.cohorts if absent and config.needs_slides else ()
@@ -28,7 +29,7 @@ def missing(config: Config, thorough: bool = False) -> list[str]:
 
 
 def _of_slides(config: Config, name: str, absent: list[str], thorough: bool) -> Iterator[str]:
-    """A sentence for each reader that is not installed and that slides of a cohort need."""
+    """A message for each missing reader that slides of a cohort need."""
     cohort = config.cohorts[name]
     if cohort.demo is not None or cohort.kind != "slides" or config.slides.reader != "auto":
         return
@@ -44,7 +45,7 @@ def _of_slides(config: Config, name: str, absent: list[str], thorough: bool) -> 
 
 
 def absent_reader(path: Path) -> str | None:
-    """The reader that `auto` would open a file with, where it is not installed; else None."""
+    """The reader that `auto` would choose for a file, if it is not installed; else None."""
     absent = (reader for reader in ON_DEMAND if not is_installed(reader))
     return next((reader for reader in absent if _is_read_by(reader, path, True)), None)
 
@@ -58,5 +59,5 @@ def _is_read_by(reader: str, path: Path, thorough: bool) -> bool:
     try:
         with translate_errors(path, "opening"):
             return next(first, None) == reader
-    except SlideError:  # `tile` will tell
+    except SlideError:  # reported by `tile`
         return False

@@ -1,4 +1,4 @@
-"""What the annotations of a cohort hold, and whether it is what its tile tasks ask for."""
+"""Annotated classes of a cohort, and whether its tile tasks can use them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from stainssl.errors import StainsslError
 from stainssl.slides.annotation_files import named, read_annotations
 from stainssl.slides.annotations import near_classes
 
-MAX_QUICK_BYTES = 50_000_000  # of annotations that are read whenever a run starts: two seconds
+MAX_QUICK_BYTES = 50_000_000  # of annotations that are read at each start of a run, within 2 s
 
 
 @dataclass(frozen=True)
@@ -23,10 +23,10 @@ class Outlined:
     """The annotation files of a cohort.
 
     Attributes:
-        classes: file → class → how many areas.
-        notes: what else stands in the files → how many.
-        unreadable: a sentence for each file that cannot be read.
-        slides: how many slides there are.
+        classes: file → class → number of areas.
+        notes: other content of the files → number.
+        unreadable: a message for each file that cannot be read.
+        slides: number of slides of the cohort.
     """
 
     classes: dict[Path, Counter[str]]
@@ -35,11 +35,11 @@ class Outlined:
     slides: int = 0
 
     def total(self) -> Counter[str]:
-        """Class → how many areas in all files."""
+        """Class → number of areas in all files."""
         return sum(self.classes.values(), Counter())
 
     def told(self) -> Iterator[str]:
-        """What stands in the files, a line each, for a person."""
+        """Yield lines that summarize the files."""
         yield f"annotations: {len(self.classes)} files for {self.slides} slides"
         if counts := self.total().most_common():
             words = [f"{name or 'without class'} {n}" for name, n in counts]
@@ -52,31 +52,31 @@ class Outlined:
 
 
 def label_names(config: Config, cohort: str) -> list[str]:
-    """Labels of the tile tasks that use a cohort, each once, in the config's order."""
+    """Distinct labels of the tile tasks that use a cohort, in the order of the config."""
     tasks = [t for t in config.tasks.values() if t.level == "tile" and cohort in t.cohorts]
     return list(dict.fromkeys(task.label for task in tasks))
 
 
 def outlines_of(cohort: Cohort, label: str) -> Outlines:
-    """Which classes make a label: those that the config says, else the class of its name."""
+    """Classes that make up a label: those in the config, else the class with its name."""
     return cohort.outlines.get(label, Outlines(of=[label]))
 
 
 def known_classes(cohort: Cohort, labels: list[str]) -> set[str]:
-    """Every annotation class that the config names, for any label."""
+    """All annotation classes that the config names, for any label."""
     every = [*cohort.outlines.values(), *(outlines_of(cohort, label) for label in labels)]
     return {name for one in every for name in (*one.of, *one.without, *one.ignore)}
 
 
 def file_of_slide(pattern: str | None, slide_id: str) -> Path | None:
-    """The file of a pattern with {slide_id} for one slide, None where there is none."""
+    """The file of a slide by a pattern with {slide_id}; None if it does not exist."""
     path = pattern and Path(pattern.format(slide_id=slide_id))
     return path if path and path.exists() else None
 
 
 @lru_cache(maxsize=100_000)
 def _read(path: Path, _stamp: tuple[int, int]) -> tuple[Counter[str], Counter[str], str]:
-    """Classes, notes, and why the file cannot be read."""
+    """Classes, notes, and the error if the file cannot be read."""
     try:
         found = read_annotations(path)
     except StainsslError as error:
@@ -85,9 +85,11 @@ def _read(path: Path, _stamp: tuple[int, int]) -> tuple[Counter[str], Counter[st
 
 
 def outlined(config: Config, name: str, max_bytes: float = float("inf")) -> Outlined | None:
-    """What the annotations of a cohort hold; None where there are none, or too much to read now.
+    """Read the annotations of a cohort of slides.
 
-    The synthetic cohort's are made by a job.
+    Returns:
+        None if there are none, if they are larger than `max_bytes` in total, or for the synthetic
+        cohort, whose annotations are made by a job.
     """
     cohort = config.cohorts[name]
     if cohort.annotations is None or cohort.demo is not None or cohort.kind != "slides":
@@ -117,7 +119,7 @@ def _near_problem(name: str, label: str, found: Outlined, near: list[str], of: l
 
 
 def outline_problems(config: Config, name: str, max_bytes: float) -> Iterator[str]:
-    """Annotations that would give no label, or another label than the one meant."""
+    """Yield a message if annotations give no label, or probably another one than intended."""
     cohort, labels = config.cohorts[name], label_names(config, name)
     if not labels or cohort.annotations is None:
         return

@@ -1,4 +1,4 @@
-"""The parts of a cohort, and those that an encoder may see."""
+"""The parts of a cohort, and those that an encoder is trained on."""
 
 from __future__ import annotations
 
@@ -32,23 +32,23 @@ def part_names(config: Config, name: str) -> list[str]:
 
 
 def part_rows(config: Config, name: str, part: str) -> pd.DataFrame:
-    """The rows of one part, as in `read_sheet`; they are shared, and must not be changed."""
+    """The rows of one part, as in `read_sheet`; they are cached and must not be changed."""
     return _grouped(sheet_state(config, name))[part]
 
 
 @lru_cache(maxsize=32)
 def _grouped(asked: SheetState) -> dict[str, pd.DataFrame]:
-    """Part → rows: thousands of jobs are planned of one sheet, each by the rows of a part."""
+    """Part → rows, cached: each of thousands of jobs is planned from the rows of a part."""
     return {str(part): rows for part, rows in judged(asked).groupby(PART, sort=False)}
 
 
 def site_columns(columns: Iterable[str]) -> list[str]:
-    """The columns of a sheet that say where a slide was made: its site, and its scanner."""
+    """The columns of a sheet that describe where a slide was made: site and scanner."""
     return [c for c in columns if c == "site" or any(w in c.lower() for w in SCANNER_WORDS)]
 
 
 def train_parts(config: Config, encoder: Encoder) -> list[tuple[str, str]]:
-    """The (cohort, part) pairs that an encoder may see in training.
+    """The (cohort, part) pairs that an encoder is trained on.
 
     Raises:
         StainsslError: a split of `train.splits` has no slide in any of `train.cohorts`.

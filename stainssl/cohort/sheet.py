@@ -1,4 +1,4 @@
-"""A cohort's sheet: read, validated row by row, and split into parts."""
+"""Read and validate the sheet of a cohort, and divide it into parts."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from stainssl.config import NAME, Cohort, Config, PartSize, nearest
 from stainssl.errors import StainsslError
 from stainssl.evaluation.labels import is_unknown
 
-MAX_ID = 150  # files are named by ids, and a file's name has at most 255 bytes
+MAX_ID = 150  # ids are part of file names, which have at most 255 bytes
 Id = Annotated[str, StringConstraints(pattern=f"^{NAME}$", max_length=MAX_ID)]
-ALL = "all"  # the split of a sheet that has none
+ALL = "all"  # the split of rows without one
 TRUE = {"1", "true", "yes", "x"}
 FALSE = {"", "0", "false", "no"}
 
@@ -40,18 +40,18 @@ class SheetRow(BaseModel):
     stainssl_part: Annotated[str, StringConstraints(pattern=f"^{NAME}$", max_length=MAX_ID)] = ""
 
 
-PART = "stainssl_part"  # column: the block of rows that is one job; of a name that no sheet has
-# Place in a split → size of a part from there on, with `part_size: auto`: few slides are to feed
-# many cores, ten thousand are not to become ten thousand jobs.
+PART = "stainssl_part"  # column with the part; the prefix avoids columns of the sheet
+# Position in a split → size of a part from there on, with `part_size: auto`: few slides should keep
+# many cores busy, and ten thousand should not become ten thousand jobs.
 AUTO_SIZES = {0: 4, 64: 8, 256: 16, 1024: 32}
-PATCHES_A_SLIDE = 64  # a patch takes so much less time
-MAX_EQUAL = 3  # equal errors that are told one by one
-SCANNER_WORDS = ("scanner", "vendor")  # columns that tell of a slide's making, as its site does
+PATCHES_A_SLIDE = 64  # patches that take as long as a slide
+MAX_EQUAL = 3  # equal errors that are listed one by one
+SCANNER_WORDS = ("scanner", "vendor")  # in names of columns that describe a scanner
 OPTIONAL = ("site", "split", "mpp", "exclude")
 REQUIRED = ("slide_id", "patient_id", "path")
 COLUMNS = (*REQUIRED, *OPTIONAL)
-KNOWN = (*COLUMNS, PART)  # every column that means something here
-OF_COHORT = ":"  # `clinic:17` is a patient of a cohort whose ids are its own; no id has it
+KNOWN = (*COLUMNS, PART)  # all columns with a meaning
+OF_COHORT = ":"  # `clinic:17`: patient of a cohort with `patient_ids: local`; not allowed in ids
 TCGA_SAMPLE = re.compile(r"TCGA-\w{2}-\w{4}-.+")
 
 
@@ -73,15 +73,15 @@ def _raw_sheet(config: Config, name: str) -> SheetFile:
 
 
 def _numbered(frame: pd.DataFrame) -> SheetFile:
-    """A sheet that is no file, with the line numbers that it would have as one."""
+    """A sheet that is not a file, with the line numbers it would have in one."""
     return SheetFile(frame.set_axis(range(2, len(frame) + 2)))
 
 
 def _release_sheet(cohort: Cohort, name: str) -> pd.DataFrame:
-    """The sheet that a release's own tables and file names make.
+    """The sheet made from the tables and file names of a release.
 
     Raises:
-        StainsslError: every problem of its folder, a line each.
+        StainsslError: all problems of its folder, one per line.
     """
     from stainssl.datasets import load
 
@@ -94,7 +94,7 @@ def _release_sheet(cohort: Cohort, name: str) -> pd.DataFrame:
 
 
 def release_warnings(config: Config, name: str) -> list[str]:
-    """What is missing of a release's folder or not as published; none for another cohort."""
+    """What is missing or unexpected in the folder of a release; empty for other cohorts."""
     from stainssl.datasets import load
 
     cohort = config.cohorts[name]
@@ -104,12 +104,12 @@ def release_warnings(config: Config, name: str) -> list[str]:
 
 
 def sheet_notes(config: Config, name: str) -> list[str]:
-    """What was changed when a cohort's sheet was read, a sentence each."""
+    """Changes that were made when a cohort's sheet was read."""
     return list(_loaded(sheet_state(config, name)).notes)
 
 
 def sheet_summary(rows: pd.DataFrame) -> list[str]:
-    """How a sheet's sites and splits were read, a line each; of `read_sheet`'s rows."""
+    """Lines with the sites and splits of the rows of `read_sheet`."""
     lines = []
     for column in ("site", "split"):
         counts = rows[column].replace("", "none").value_counts(sort=False)
@@ -119,7 +119,7 @@ def sheet_summary(rows: pd.DataFrame) -> list[str]:
 
 
 def rows_source(config: Config, name: str) -> str:
-    """What a cohort's rows come from, for messages."""
+    """Where a cohort's rows come from, for messages."""
     cohort = config.cohorts[name]
     if cohort.release:
         return f"release {cohort.release}"
@@ -128,7 +128,7 @@ def rows_source(config: Config, name: str) -> str:
 
 @dataclass(frozen=True)
 class _Fault:
-    """A cell that is not valid; equal faults are told in one sentence."""
+    """A cell that is not valid; equal faults are reported in one message."""
 
     line: int
     column: str
@@ -166,7 +166,7 @@ def _wanted(kind: str, message: str) -> str:
 
 
 def _row_problems(frame: pd.DataFrame, source: str) -> Iterator[str]:
-    """Sentences about rows that are not valid; line numbers as an editor shows them."""
+    """Messages on rows that are not valid; line numbers are those of an editor."""
     alike: dict[tuple[str, str], list[_Fault]] = {}
     for fault in _row_faults(frame):
         alike.setdefault((fault.column, fault.wanted), []).append(fault)
@@ -193,7 +193,7 @@ def _duplicates(frame: pd.DataFrame, source: str) -> Iterator[str]:
 
 
 def _differ_in_capitals(frame: pd.DataFrame, source: str) -> Iterator[str]:
-    """Ids, sites and splits that a person reads as one, and a program as two."""
+    """Ids, sites and splits that differ only in case."""
     for column in ("slide_id", "patient_id", "site", "split"):
         if column in frame:
             for words in alike_words(frame[column]):
@@ -202,14 +202,14 @@ def _differ_in_capitals(frame: pd.DataFrame, source: str) -> Iterator[str]:
 
 
 def alike_words(values: pd.Series) -> list[list[str]]:
-    """Distinct values that differ only in case, quoted; the first few of each."""
+    """The first few groups of distinct values that differ only in case, quoted."""
     words = pd.Series(values.unique(), dtype=object)
     groups = words.groupby(words.str.casefold()).agg(list)
     return [[repr(word) for word in group] for group in groups if len(group) > 1][:MAX_EQUAL]
 
 
 def _torn_parts(frame: pd.DataFrame, source: str) -> Iterator[str]:
-    """A part is a job's rows: one that has rows of two splits shows test patients to training."""
+    """Parts with rows of two splits, which would leak test patients into training."""
     if PART not in frame:
         return
     if empty := [str(line) for line in frame.index[frame[PART] == ""]]:
@@ -283,7 +283,7 @@ def _tidy(frame: pd.DataFrame, folder: Path) -> pd.DataFrame:
 
 
 def _part_numbers(places: pd.Series, part_size: PartSize, kind: str) -> pd.Series:
-    """The number of the part of each row, from its place among the rows of its split."""
+    """The number of each row's part, from the row's position in its split."""
     if part_size != "auto":
         return places // part_size
     scale = PATCHES_A_SLIDE if kind == "patches" else 1
@@ -295,11 +295,11 @@ def _part_numbers(places: pd.Series, part_size: PartSize, kind: str) -> pd.Serie
 
 
 def _name_parts(frame: pd.DataFrame, part_size: PartSize, kind: str) -> pd.Series:
-    """Blocks of rows of one split, in sheet order.
+    """The part of each row: a block of rows of one split, in sheet order.
 
-    A block's size is `part_size`, or goes by its place alone, so that an appended row changes the
-    last block of its split and no other. Excluded rows keep their place, so that excluding a slide
-    moves no other to another part.
+    Its size is `part_size`, or depends only on its position, so that an appended row changes only
+    the last part of its split. Excluded rows still count, so that excluding a slide moves no other
+    to another part.
     """
     split = frame["split"].replace("", ALL)
     number = _part_numbers(frame.groupby(split).cumcount(), part_size, kind)
@@ -307,24 +307,23 @@ def _name_parts(frame: pd.DataFrame, part_size: PartSize, kind: str) -> pd.Serie
 
 
 def read_sheet(config: Config, name: str) -> pd.DataFrame:
-    """The slides of a cohort, excluded rows dropped.
+    """Read and validate the sheet of a cohort, without excluded rows.
 
     Returns:
-        A row per slide in sheet order: `slide_id`, `patient_id` (`{cohort}:{id}` where the cohort's
-        ids are its own), `path` (str, under the cohort's
-        root), `site`, `split` (str, empty where unknown), `mpp` (float, µm/px, NaN where not
-        given), `exclude` (False), `stainssl_part` (str), and every other column as str, empty where
-        unknown.
+        A row per slide in sheet order: `slide_id`, `patient_id` (`{cohort}:{id}` if the cohort has
+        `patient_ids: local`), `path` (str, joined to the cohort's root), `site` and `split`
+        (str, empty if unknown), `mpp` (float, level 0, µm/px, NaN if not given), `exclude` (False),
+        `stainssl_part` (str), and all other columns as str, empty if unknown.
 
     Raises:
-        StainsslError: every problem of the sheet at once, with line, column, value.
+        StainsslError: all problems of the sheet at once, with line, column and value.
     """
     return judged(sheet_state(config, name)).copy(deep=False)
 
 
 @dataclass(frozen=True)
 class SheetState:
-    """A version of a cohort's sheet, compared by `state` alone: equal states have equal rows."""
+    """A version of a cohort's sheet, compared by `state` alone; key of the caches."""
 
     state: tuple[object, ...]
     config: Config = field(compare=False)
@@ -332,7 +331,7 @@ class SheetState:
 
 
 def sheet_state(config: Config, name: str) -> SheetState:
-    """All that a cohort's rows depend on; a file counts by its time and size."""
+    """Everything that a cohort's rows depend on; files by time, size and inode."""
     cohort = config.cohorts[name]
     stamp: object = None
     if cohort.release is not None:
@@ -349,9 +348,9 @@ def sheet_state(config: Config, name: str) -> SheetState:
 
 @lru_cache(maxsize=32)
 def judged(asked: SheetState) -> pd.DataFrame:
-    """The rows of `read_sheet`, cached.
+    """The validated rows of `read_sheet`, cached.
 
-    A sheet of half a million rows takes seconds to judge, and is asked for a dozen times before a
+    Validating a sheet of half a million rows takes seconds, and it is read a dozen times before a
     job runs.
     """
     config, name = asked.config, asked.name
@@ -367,7 +366,7 @@ def judged(asked: SheetState) -> pd.DataFrame:
 
 
 def _unknown_as_empty(frame: pd.DataFrame) -> pd.DataFrame:
-    """Rows whose `mpp` and `exclude` are empty where they say that they are not known."""
+    """Replace words for unknown in `mpp` and `exclude` by empty cells."""
     given = [column for column in ("mpp", "exclude") if column in frame]
     known = {column: frame[column].mask(frame[column].map(is_unknown), "") for column in given}
     return frame.assign(**known)

@@ -1,4 +1,4 @@
-"""A sheet's file: its encoding, separator and column names, as laboratories write them."""
+"""Read the file of a sheet, in the encodings, separators and column names of laboratories."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from stainssl.errors import StainsslError
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 ENCODINGS = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
 INVISIBLE = "\ufeff\u200b\u200e\u200f"
-WORDS = ("slide_id", "patient_id", "path", "site", "split", "exclude")  # columns of no numbers
+WORDS = ("slide_id", "patient_id", "path", "site", "split", "exclude")  # columns without numbers
 DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+")
 NUMBER = re.compile(r"[+-]?\d+([.,]\d+)?([eE][+-]?\d+)?")
 THOUSANDS = re.compile(r"[+-]?\d{1,3}(,\d{3})+")
@@ -30,8 +30,8 @@ class SheetFile:
     """The rows of a sheet before they are validated.
 
     Attributes:
-        rows: all str, trimmed, empty where nothing stands; the index is the line in the file.
-        notes: what was changed in reading, a sentence each.
+        rows: all str, trimmed, "" for empty cells; the index is the line in the file.
+        notes: changes made when the file was read, one message each.
     """
 
     rows: pd.DataFrame
@@ -40,7 +40,7 @@ class SheetFile:
 
 @dataclass(frozen=True)
 class _Cells:
-    """A table as it stands in the file: the header, and (line, cells) of each row."""
+    """The table in the file: header, and (line, cells) of each row."""
 
     header: list[str]
     rows: list[tuple[int, list[str]]]
@@ -48,12 +48,12 @@ class _Cells:
 
 
 def trimmed(cell: str) -> str:
-    """A cell without leading and trailing white space and invisible characters."""
+    """Remove leading and trailing white space and invisible characters."""
     return cell.strip().strip(INVISIBLE).strip()
 
 
 def _composed(cell: str) -> str:
-    """One form of letters with accents, which look alike composed (NFC) and decomposed (NFD)."""
+    """Normalize accented letters to NFC, since NFC and NFD look alike."""
     return cell if cell.isascii() else unicodedata.normalize("NFC", cell)
 
 
@@ -61,7 +61,7 @@ def _composed(cell: str) -> str:
 
 
 def _encoding(raw: bytes) -> str | None:
-    """The encoding that the first bytes tell; None where they do not."""
+    """The encoding by a byte order mark, or UTF-16 by its zero bytes; else None."""
     marked = next((name for mark, name in ENCODINGS.items() if raw.startswith(mark)), None)
     if marked or not raw:
         return marked
@@ -72,10 +72,10 @@ def _encoding(raw: bytes) -> str | None:
 
 
 def decoded(raw: bytes) -> tuple[str, list[str]]:
-    """Bytes decoded as UTF-8, UTF-16 or Windows-1252, and a note in the last case.
+    """Decode UTF-8, UTF-16 or Windows-1252; returns the text, and a note in the last case.
 
     Raises:
-        UnicodeDecodeError: it is none of them.
+        UnicodeDecodeError: the encoding is none of these.
     """
     known = _encoding(raw)
     if known:
@@ -87,7 +87,7 @@ def decoded(raw: bytes) -> tuple[str, list[str]]:
 
 
 def _separator(header: str, known: Iterable[str]) -> str:
-    """The separator under which the header has most names that are known, then most cells."""
+    """The separator that gives the most known names in the header, then the most cells."""
     names = {folded(name) for name in known}
 
     def score(separator: str) -> tuple[int, int]:
@@ -98,7 +98,7 @@ def _separator(header: str, known: Iterable[str]) -> str:
 
 
 def _numbered(text: str, separator: str) -> Iterator[tuple[int, list[str]]]:
-    """(line, cells) of each row; the line is the first of a row whose cells have several."""
+    """Yield (line, cells) of each row; the first line if a row spans several."""
     reader, line = (
         csv.reader(
             io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True, strict=True
@@ -113,7 +113,7 @@ def _numbered(text: str, separator: str) -> Iterator[tuple[int, list[str]]]:
 def _text_cells(path: Path, known: Iterable[str]) -> _Cells:
     text, notes = decoded(path.read_bytes())
     first, _, rest = text.partition("\n")
-    stated = re.fullmatch(r"\W?sep=(.)\s*", first)  # Excel's own line
+    stated = re.fullmatch(r"\W?sep=(.)\s*", first)  # first line of a CSV by Excel
     header_line = rest.partition("\n")[0] if stated else first
     separator = stated[1] if stated else _separator(header_line, known)
     rows = [(n, cells) for n, cells in _numbered(text, separator) if any(cells)]
@@ -129,7 +129,7 @@ def _xlsx_cells(path: Path) -> _Cells:
     rows, names = read_rows(path), sheet_names(path)
     if not rows:
         raise StainsslError(f"its first sheet {names[0]!r} is empty")
-    places = sorted(rows[0][1])  # a header far to the right takes no columns between
+    places = sorted(rows[0][1])  # only columns with a header
     listed = [(n, [trimmed(cells.get(i, "")) for i in places]) for n, cells in rows]
     others = ", ".join(map(repr, names[1:]))
     notes = [f"its first sheet {names[0]!r} was read, not {others}"] if others else []
@@ -155,7 +155,7 @@ def _twice(header: Sequence[str], what: str) -> Iterator[str]:
 
 
 def _lookalikes(names: Sequence[str], known: Sequence[str]) -> Iterator[str]:
-    """Columns that are ours but for capitals, spaces or underscores, and so would not be read."""
+    """Columns whose names differ from known ones only in case, spaces or underscores."""
     for name in names:
         ours = next((k for k in known if folded(k) == folded(name) and k != name), None)
         if ours is None:
@@ -172,7 +172,7 @@ def _lookalikes(names: Sequence[str], known: Sequence[str]) -> Iterator[str]:
 def _renamed(
     header: Sequence[str], columns: Mapping[str, str | None], known: Sequence[str]
 ) -> tuple[list[str], list[str]]:
-    """Each column's name here ("" where it is not read), and what is wrong with them."""
+    """The name of each column after `columns` ("" if it is not read), and all problems."""
     given = {theirs: ours for ours, theirs in columns.items() if theirs is not None}
     unread = {ours for ours, theirs in columns.items() if theirs is None}
     names = ["" if n in unread and n not in given else given.get(n, n) for n in header]
@@ -185,7 +185,7 @@ def _renamed(
 
 
 def _also_missing(names: Sequence[str], required: Sequence[str]) -> Iterator[str]:
-    """Required columns that are not there, nor under a name that looks alike."""
+    """Required columns that are missing, unless there is one with a similar name."""
     alike = {folded(name) for name in names}
     missing = [name for name in required if folded(name) not in alike]
     if missing:
@@ -194,7 +194,7 @@ def _also_missing(names: Sequence[str], required: Sequence[str]) -> Iterator[str
 
 
 def _too_long(cells: _Cells) -> Iterator[str]:
-    """A comma inside a cell without quotes moves all that follows by a column."""
+    """Rows longer than the header: an unquoted separator in a cell shifts all cells after it."""
     width = len(cells.header)
     longer = [(n, len(row)) for n, row in cells.rows if any(row[width:])]
     if longer:
@@ -206,15 +206,15 @@ def _too_long(cells: _Cells) -> Iterator[str]:
 
 
 def shown(words: Sequence[str], most: int = 5) -> str:
-    """The first few words, and how many there are."""
+    """The first `most` words, with the total number if there are more."""
     more = f" … ({len(words)} in all)" if len(words) > most else ""
     return ", ".join(words[:most]) + more
 
 
 def decimal_points(column: pd.Series) -> pd.Series | None:
-    """A column of decimal commas, with points instead; None for any other column.
+    """Replace decimal commas by points in a column of numbers; None for any other column.
 
-    1,234 may be a thousand or a fraction: a column of nothing else is left as it is.
+    1,234 may be a thousand or a fraction: a column with only such numbers is not changed.
     """
     known = column[column != ""]
     commas = known[known.str.fullmatch(DECIMAL_COMMA)]
@@ -240,7 +240,7 @@ def _frame(cells: _Cells, names: Sequence[str]) -> pd.DataFrame:
     frame = pd.DataFrame(rows, columns=range(width), index=[n for n, _ in cells.rows], dtype=str)
     frame = frame[[i for i, name in enumerate(names) if name]]
     frame.columns = pd.Index([name for name in names if name])
-    for name in frame.columns.drop("path", errors="ignore"):  # a path is what the disk says it is
+    for name in frame.columns.drop("path", errors="ignore"):  # paths must match the file system
         frame[name] = frame[name].map(_composed)
     return frame
 
@@ -276,17 +276,19 @@ def read_sheet_file(
     labels: Iterable[str] = (),
     required: Sequence[str] = (),
 ) -> SheetFile:
-    """The rows of a sheet: CSV with any usual separator and encoding, or XLSX (first sheet).
+    """Read a sheet: CSV with any usual separator and encoding, or XLSX (first sheet).
 
     Args:
-        columns: our name → the sheet's, for columns that are called otherwise there; None: a
-            column of our name that means something else, and is not read.
-        known: names that have a meaning here.
-        labels: further names that help to tell the separator.
-        required: names that must be there; missing ones are told beside other problems only.
+        path: the file.
+        columns: our name → name in the sheet, for columns with other names; None if a column with
+            our name means something else and is not read.
+        known: names of columns with a meaning.
+        labels: further names that help to determine the separator.
+        required: names of required columns; missing ones are reported only together with other
+            problems.
 
     Raises:
-        StainsslError: the file is missing or no table, or every problem of its columns.
+        StainsslError: the file is missing or not a table, or all problems of its columns.
     """
     theirs = [name for name in columns.values() if name is not None]
     cells = _cells(path, [*known, *theirs, *labels])
