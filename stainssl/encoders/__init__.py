@@ -1,1 +1,1 @@
-"""Encoders: how they are loaded, how tiles become vectors, which of them read a cohort together."""
+"""Encoders of tiles and slides: recipes, loading, embedding and saving."""

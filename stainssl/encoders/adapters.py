@@ -1,8 +1,8 @@
-"""Low-rank adapters (LoRA, Hu et al. 2022): a folder with what was changed in given weights.
+"""Low-rank adapters (LoRA, Hu et al. 2022), stored without the weights that they modify.
 
-Such a folder has `adapter_model.safetensors` and `adapter_config.json` as peft writes them, timm's
-`config.json` of the network, and `base.json`, which names the weights that are changed and their
-digest. Loading one does not need peft: the change is added to the weights.
+The folder of an adapter has `adapter_model.safetensors` and `adapter_config.json` as written by
+peft, timm's `config.json` of the network, and `base.json` with the source and digest of the base
+weights. Loading does not need peft: the update is added to the base weights.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from stainssl.errors import StainsslError
 WEIGHTS = ADAPTER
 CONFIG = "adapter_config.json"
 BASE = "base.json"
-PREFIX = "base_model.model."  # what peft puts before the names of layers
+PREFIX = "base_model.model."  # peft's prefix of layer names
 FACTORS = (".lora_A.weight", ".lora_B.weight")
-PLAIN: dict[str, Any] = {  # keys of peft's config under which the change is alpha / r · B · A
+PLAIN: dict[str, Any] = {  # peft's settings for which the weight update is alpha / r · B · A
     "peft_type": "LORA", "use_dora": False, "use_rslora": False, "bias": "none",
     "rank_pattern": {}, "alpha_pattern": {}, "fan_in_fan_out": False,
 }  # fmt: skip
@@ -33,11 +33,11 @@ PLAIN: dict[str, Any] = {  # keys of peft's config under which the change is alp
 
 @dataclass(frozen=True)
 class Base:
-    """The weights that an adapter changes.
+    """The base weights of an adapter.
 
     Attributes:
-        source: as `load` takes it.
-        sha256: `loading.weights_digest` of it.
+        source: as accepted by `loading.load`.
+        sha256: their `loading.weights_digest`.
     """
 
     source: str
@@ -45,27 +45,27 @@ class Base:
 
 
 def is_adapter(folder: Path) -> bool:
-    """Whether a folder holds an adapter."""
+    """Whether a folder contains an adapter."""
     return (folder / WEIGHTS).is_file()
 
 
 def write_base(folder: Path, base: Base) -> None:
-    """Write down whose adapter a folder holds."""
+    """Write `base.json` into the folder of an adapter."""
     (folder / BASE).write_text(json.dumps(asdict(base), indent=1) + "\n", encoding="utf-8")
 
 
 def settle_config(folder: Path) -> None:
-    """Rewrite peft's config with its layers sorted: peft writes a set, whose order varies."""
+    """Sort the layers in peft's config: peft writes a set, whose order varies."""
     config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     config["target_modules"] = sorted(config["target_modules"])
     (folder / CONFIG).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
 
 
 def read_base(folder: Path) -> Base:
-    """The weights that the adapter in a folder changes.
+    """Read `base.json` from the folder of an adapter.
 
     Raises:
-        StainsslError: the folder does not say.
+        StainsslError: the file is missing or invalid.
     """
     try:
         found = json.loads((folder / BASE).read_text(encoding="utf-8"))
@@ -78,13 +78,15 @@ def read_base(folder: Path) -> Base:
 
 
 def check_base(folder: Path, base: Base, found: str) -> None:
-    """Refuse other weights than those that an adapter was trained on.
+    """Check that weights are those that an adapter was trained on.
 
     Args:
-        found: digest of what `base.source` is here.
+        folder: of the adapter, for the message.
+        base: the base weights of the adapter.
+        found: `loading.weights_digest` of the weights at `base.source` on this machine.
 
     Raises:
-        StainsslError: it is another one.
+        StainsslError: the digests differ.
     """
     if found != base.sha256:
         raise StainsslError(
@@ -95,7 +97,7 @@ def check_base(folder: Path, base: Base, found: str) -> None:
 
 
 def digest(folder: Path) -> str:
-    """SHA-256 of an adapter and the digest of its base."""
+    """SHA-256 of an adapter's tensors and the digest of its base weights."""
     found = hashlib.sha256(read_base(folder).sha256.encode())
     for name, value in sorted(tensors.read(folder / WEIGHTS).items()):
         found.update(name.encode())
@@ -105,13 +107,14 @@ def digest(folder: Path) -> str:
 
 @torch.no_grad()
 def merge(model: nn.Module, folder: Path) -> None:
-    """Add the change that an adapter makes to the weights of its base.
+    """Add an adapter's update to the weights of its base network.
 
     Args:
-        model: the base, changed in place.
+        model: the base network, modified in place.
+        folder: of the adapter.
 
     Raises:
-        StainsslError: the adapter is of another kind, or does not fit.
+        StainsslError: the adapter is not plain LoRA, or does not fit the network.
     """
     scale, own = _scale(folder), dict(model.named_parameters())
     for name, (down, up) in _factors(folder).items():
@@ -141,7 +144,7 @@ def _scale(folder: Path) -> float:
 
 
 def _factors(folder: Path) -> dict[str, tuple[Tensor, Tensor]]:
-    """Layer → its (r, in, …) and (out, r, …) factors."""
+    """Factors A (r, in, …) and B (out, r, …) of each layer, float32, by layer name."""
     found = {k.removeprefix(PREFIX): v for k, v in tensors.read(folder / WEIGHTS).items()}
     layers = sorted({name.partition(".lora_")[0] for name in found})
     strange = set(found) ^ {name + end for name in layers for end in FACTORS}

@@ -1,4 +1,4 @@
-"""A network's layers in order: which are its last blocks, and which can take an adapter."""
+"""Layers of a network: the last blocks, and the layers that can take an adapter."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from torch import nn
 
 from stainssl.errors import StainsslError
 
-_BEHIND = "\0"  # a name that matches nothing, as those of layers behind the last block
+_BEHIND = "\0"  # matches no block, and so gets the number of the layers after the last block
 
 
 def last_blocks(model: nn.Module, count: int) -> set[str]:
-    """Names of the parameters of a network's last blocks, and of the norm or head behind them.
+    """Names of the parameters of a network's last blocks, and of the norm or head after them.
 
     Args:
-        model: of timm, which says what its blocks are: those of a transformer, the stages of a
+        model: a timm network. timm defines its blocks: those of a transformer, or the stages of a
             convolutional or hierarchical network.
-        count: of blocks.
+        count: number of blocks.
 
     Raises:
-        StainsslError: it does not say, or has fewer.
+        StainsslError: timm does not define the blocks, or there are fewer.
     """
     kind = type(model).__name__
     matcher_of: Any = getattr(model, "group_matcher", None)
@@ -40,17 +40,17 @@ def last_blocks(model: nn.Module, count: int) -> set[str]:
             " full."
         )
     last = {name: layer for name, layer in layer_of.items() if layer >= behind - count}
-    # Behind are norms and heads, and what timm has no place for: tokens such as registers, which go
-    # in before the first block.
+    # After the last block are norms and heads. timm also counts parameters there that match no
+    # block, such as register tokens, which are added before the first block: these have no dot.
     return {name for name, layer in last.items() if layer < behind or "." in name}
 
 
 @torch.no_grad()
 def adaptable(model: nn.Module, rank: int, input_size: int) -> list[str]:
-    """Names of the layers that take a low-rank adapter: linear ones and 1 × 1 convolutions.
+    """Names of the layers that can take a low-rank adapter: linear layers and 1 × 1 convolutions.
 
-    Left out are layers that an adapter would not be smaller than, and those whose weights are used
-    without the layer being called, so that an adapter would do nothing.
+    Layers that are not larger than their adapter are left out, and so are layers whose weights are
+    used without calling the layer, where an adapter would have no effect.
 
     Args:
         model: (B, 3, S, S) → (B, D).
@@ -58,7 +58,7 @@ def adaptable(model: nn.Module, rank: int, input_size: int) -> list[str]:
         input_size: S, in px.
 
     Raises:
-        StainsslError: there are none.
+        StainsslError: there is no such layer.
     """
     called: set[str] = set()
     layers = dict(_candidates(model, rank))
@@ -80,7 +80,10 @@ def adaptable(model: nn.Module, rank: int, input_size: int) -> list[str]:
 
 
 def _candidates(model: nn.Module, rank: int) -> Iterator[tuple[str, nn.Module]]:
-    """Layers of the kinds that take one; subclasses do more than their weights say."""
+    """Linear layers and 1 × 1 convolutions larger than an adapter, by name.
+
+    Subclasses are left out: they may do more than apply their weights.
+    """
     for name, layer in model.named_modules():
         if type(layer) is nn.Conv2d and (layer.kernel_size != (1, 1) or layer.groups > 1):
             continue

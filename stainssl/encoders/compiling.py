@@ -1,4 +1,4 @@
-"""Networks as `torch.compile` runs them; where it cannot, they run as they are."""
+"""Networks compiled by `torch.compile`, which run uncompiled if compilation fails."""
 
 from __future__ import annotations
 
@@ -15,11 +15,10 @@ log = logging.getLogger(__name__)
 
 
 class CompiledNetwork(nn.Module):
-    """A network that is compiled at its first batch, in seconds to minutes.
+    """A network that is compiled at its first batch, which takes seconds to minutes.
 
-    Its answers are the network's own but for rounding. A compiler that fails (a machine without
-    one, a layer that it does not know) costs its speed alone: the log says so, and the network
-    runs as it is.
+    Outputs equal those of the network up to rounding. If compilation fails (no compiler on the
+    machine, an unsupported layer), a warning is logged and the network runs uncompiled.
 
     Args:
         network: in evaluation mode.
@@ -31,11 +30,15 @@ class CompiledNetwork(nn.Module):
         self._compiled: Callable[[Tensor], Any] | None = torch.compile(network)
 
     def forward(self, images: Tensor) -> Any:
-        """What the network gives for (B, 3, S, S)."""
+        """Output of the network for (B, 3, S, S).
+
+        Raises:
+            torch.OutOfMemoryError: the batch is too large for the device.
+        """
         if self._compiled is not None:
             try:
                 return self._compiled(images)
-            except torch.OutOfMemoryError:  # fewer at a time may fit
+            except torch.OutOfMemoryError:  # the caller can try a smaller batch
                 raise
             except Exception as error:  # of dynamo, inductor, the C++ or the Triton compiler
                 log.warning("torch.compile failed, it goes on without: %s", first_line(error))

@@ -1,4 +1,4 @@
-"""Tiles → vectors: embed images, or the pixels of a part, while the next ones are decoded."""
+"""Embed the stored tiles of a part; the next tiles are decoded while the network runs."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from stainssl.runtime.parallel import TimeSpent, job_threads
 from stainssl.runtime.prefetch import prefetched
 from stainssl.stores.pixels import Pixels, decode
 
-BATCH = 64  # tiles; larger ones gain nothing on a CPU and little on a GPU
+BATCH = 64  # tiles per block on a CPU, where larger blocks gain nothing
 GPU_BATCH = 512
 Images = npt.NDArray[np.uint8]
 Readable = npt.NDArray[np.bool_]
-Block = tuple[torch.Tensor, Readable]  # (m, 3, H, W) uint8, and (n,) of which m are true
+Block = tuple[torch.Tensor, Readable]  # (m, 3, H, W) uint8 readable tiles; (n,), m of them true
 HalfVectors = npt.NDArray[np.float16]
 log = logging.getLogger(__name__)
 
@@ -32,16 +32,23 @@ def embed_pixels(
     batch: int | None = None,
     spent: TimeSpent | None = None,
 ) -> Iterator[list[HalfVectors]]:
-    """Vectors of a store of tiles, in its order, read and decoded once in contiguous blocks.
+    """Embed all tiles of a pixel store with several encoders, in the order of the store.
+
+    Tiles are read and decoded once for all encoders, in contiguous blocks.
 
     Args:
         encoders: all on one device.
-        batch: tiles a block; halved where the device's memory does not hold it.
-        spent: takes note of where the time goes.
+        pixels: the store.
+        batch: tiles per block; None: `GPU_BATCH` on a GPU, else `BATCH`. An encoder for which a
+            block does not fit into the device's memory gets smaller batches.
+        spent: records the time spent waiting for tiles, in the networks and in writing.
 
     Yields:
-        A (n, D) float16 block an encoder, end to end a row per tile, times its `scale`; NaN where a
-        JPEG cannot be decoded or the vector does not fit float16.
+        For each block, one (n, D) float16 array per encoder with a row per tile: embeddings times
+        the encoder's `scale`, NaN where the JPEG cannot be decoded or float16 overflows.
+
+    Raises:
+        torch.OutOfMemoryError: a single tile does not fit into the device's memory.
     """
     device, spent = encoders[0].device, spent or TimeSpent()
     size = batch or (GPU_BATCH if device.type == "cuda" else BATCH)
@@ -56,7 +63,7 @@ def embed_pixels(
 
 
 def _on_device(blocks: Iterator[Block], device: torch.device) -> Iterator[Block]:
-    """The blocks, copied ahead of their use where the device is a GPU."""
+    """Copy blocks to a GPU ahead of their use; on a CPU they stay as they are."""
     for images, readable in blocks:
         if device.type == "cuda":
             yield images.pin_memory().to(device, non_blocking=True), readable
@@ -78,14 +85,14 @@ def _vectors(
 
 
 class _Fitting:
-    """An encoder that is given no more tiles at a time than its device's memory held."""
+    """An encoder whose batch size is halved when the device runs out of memory."""
 
     def __init__(self, encoder: LoadedEncoder) -> None:
         self.encoder = encoder
-        self._most: int | None = None  # tiles; None: it was never too many
+        self._most: int | None = None  # tiles per batch; None: memory was always sufficient
 
     def __call__(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The vectors of some tiles, (m, D).
+        """Embeddings (m, D) of m tiles.
 
         Raises:
             torch.OutOfMemoryError: a single tile does not fit.
@@ -105,13 +112,13 @@ class _Fitting:
 
 
 def _decoded(pixels: Pixels, size: int, pool: ThreadPoolExecutor) -> Iterator[Block]:
-    """Blocks of `size` tiles: (m, 3, H, W) of the readable ones, and which of the block are."""
+    """Decode a store in blocks of `size` tiles."""
     shape = (pixels.size_px, pixels.size_px, 3)
     ends = [(start, min(start + size, len(pixels))) for start in range(0, len(pixels), size)]
-    # Read while the block before is decoded: else all decoders would wait for it.
+    # The next block is read while one is decoded: otherwise all decoders would wait for it.
     for jpegs in prefetched((pixels.jpegs(*block) for block in ends), depth=1):
         images = np.empty((len(jpegs), *shape), np.uint8)
-        # A share a thread: a task a tile would cost a quarter of its decoding.
+        # One share per thread: one task per tile would add a quarter to the decoding time.
         shares = np.array_split(np.arange(len(jpegs)), max(1, min(job_threads(), len(jpegs))))
         readable = np.concatenate(list(pool.map(partial(_decode, jpegs, images), shares)))
         good = images if readable.all() else images[readable]
@@ -119,10 +126,10 @@ def _decoded(pixels: Pixels, size: int, pool: ThreadPoolExecutor) -> Iterator[Bl
 
 
 def _decode(jpegs: list[bytes], images: Images, rows: npt.NDArray[np.intp]) -> Readable:
-    """Decode some JPEGs into their rows of `images`; which of them could be."""
+    """Decode the JPEGs of `rows` into those rows of `images`; (n,) bool, which could be decoded."""
     readable = np.zeros(len(rows), bool)
     for i, row in enumerate(rows.tolist()):
-        with suppress(ValueError):  # no JPEG, or one of another size
+        with suppress(ValueError):  # not a JPEG, or of another size
             decode(jpegs[row], images[row])
             readable[i] = True
     return readable

@@ -1,4 +1,4 @@
-"""What of the hub is in this machine's cache, and which commit of it."""
+"""Weights in the local cache of the Hugging Face Hub, and their commits."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ FILES = ("model.safetensors", "pytorch_model.bin", "open_clip_model.safetensors"
 
 
 def cached(repository: str, files: Iterable[str], revision: str | None = None) -> Path | None:
-    """The first of some files of a repository that is in the cache of this machine.
+    """Path of the first of a repository's files that is in the local cache; None if none is.
 
     Args:
         repository: OWNER/NAME.
-        revision: a commit, tag or branch; None: `main`, as it was when last asked for.
+        files: file names in the repository.
+        revision: commit, tag or branch; None: `main` as it was when last requested.
     """
     from huggingface_hub import try_to_load_from_cache
 
@@ -24,13 +25,16 @@ def cached(repository: str, files: Iterable[str], revision: str | None = None) -
 
 
 def commit_of(file: Path) -> str | None:
-    """The commit of a file in the cache, whose layout is `snapshots/COMMIT/FILE`."""
+    """Commit of a cached file, from its path `…/snapshots/COMMIT/FILE`; None for other paths."""
     folders = file.parts
     return folders[folders.index("snapshots") + 1] if "snapshots" in folders[:-2] else None
 
 
 def commit(repository: str, files: Iterable[str], revision: str | None = None) -> str | None:
-    """The commit at which a repository's weights are in the cache; None: they are not."""
+    """Commit of a repository's cached weights; None if they are not cached.
+
+    A `revision` that is a commit is returned as it is, cached or not.
+    """
     if revision and COMMIT.fullmatch(revision):
         return revision
     file = cached(repository, files, revision)
@@ -38,14 +42,14 @@ def commit(repository: str, files: Iterable[str], revision: str | None = None) -
 
 
 def has_token() -> bool:
-    """Whether this machine has a token of the hub, without which nothing gated is downloaded."""
+    """Whether this machine has a hub token, which downloads of gated weights need."""
     from huggingface_hub import get_token
 
     return get_token() is not None
 
 
 def is_offline() -> bool:
-    """Whether `HF_HUB_OFFLINE` forbids downloads."""
+    """Whether `HF_HUB_OFFLINE` disables downloads."""
     from huggingface_hub import constants
 
     return bool(constants.HF_HUB_OFFLINE)

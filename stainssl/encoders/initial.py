@@ -1,4 +1,4 @@
-"""Where pretraining starts: the weights of a given network, built for the training's size."""
+"""The backbone that training starts from: random or given weights, at the training's image size."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Backbone:
-    """A network to train, and what it takes to build it again.
+    """A network to train, and the arguments to build it again.
 
     Attributes:
         model: (B, 3, S, S) → (B, D), without a classifier.
-        name: timm name of its architecture.
-        model_args: arguments beside the name that make the architecture.
-        mean, std: of RGB in [0, 1], as the network has learnt to expect them.
-        sha256: `weights_digest` of what the weights were taken from; none of random ones.
+        name: timm name of the architecture.
+        model_args: further arguments of the architecture.
+        mean, std: of RGB in [0, 1], by which the network's input is normalized.
+        sha256: `weights_digest` of the initial weights; empty if they are random.
     """
 
     model: nn.Module
@@ -63,17 +63,17 @@ def backbone_of(
     input_size: int,
     adapted: bool = False,
 ) -> Backbone:
-    """The network that a run trains: of random weights (from torch's seed), or given ones.
+    """Build the network to train, with random weights (from torch's seed) or given ones.
 
     Args:
-        source: weights that training starts from, as `load` takes them; None: random ones.
-        architecture: timm name of a network of random weights.
-        wanted: timm name of what the given weights must be of; None: any.
-        input_size: side in px.
-        adapted: the given weights are kept and an adapter to them is saved.
+        source: initial weights, as accepted by `load`; None: random weights.
+        architecture: timm name of a network with random weights.
+        wanted: timm name of the architecture that given weights must have; None: any.
+        input_size: side of the images in px.
+        adapted: whether the given weights are kept, and only an adapter is saved.
 
     Raises:
-        StainsslError: no such name, or `initial_backbone` refuses.
+        StainsslError: as `new_backbone` or `initial_backbone`.
     """
     if source is not None:
         return initial_backbone(source, input_size, wanted, adapted)
@@ -84,23 +84,23 @@ def backbone_of(
 def initial_backbone(
     source: str, input_size: int, wanted: str | None = None, adapted: bool = False
 ) -> Backbone:
-    """A network with given weights, for images of another size than its own if need be.
+    """Build a network with given weights for images of any size.
 
-    Position embeddings are resampled to the size as timm does it; mean and standard deviation
-    stay those of the source.
+    Position embeddings are resampled to the size as in timm; mean and standard deviation are
+    those of the source.
 
     Args:
-        source: as `load` takes it.
-        input_size: side in px.
-        wanted: timm name of the architecture that it must be; None: any.
-        adapted: the given weights are kept and an adapter to them is saved.
+        source: initial weights, as accepted by `load`.
+        input_size: side of the images in px.
+        wanted: timm name of the architecture that the weights must have; None: any.
+        adapted: whether the given weights are kept, and only an adapter is saved.
 
     Raises:
         StainsslError: the weights cannot be loaded, are of another architecture than wanted, or
-            their network cannot be built for that size or saved when it is trained.
+            their network cannot be built for that size or cannot be saved after training.
     """
     if not adapted:
-        _refuse_unsaved(source)  # before a gigabyte is read
+        _refuse_unsaved(source)  # before reading a gigabyte of weights
     model = load_network(source)
     name, args = architecture_of(source)
     if wanted is not None and wanted.split(".")[0] != name.split(".")[0]:
@@ -121,18 +121,18 @@ def initial_backbone(
 
 
 def seen_too(seen: pd.DataFrame, source: str | None) -> pd.DataFrame:
-    """The patients that a network has seen, those of the model that it started from included.
+    """Patients seen in training, including those seen by the model that training started from.
 
     Args:
-        seen: a row per `patient_id` and `cohort` with its `slides` and `tiles`.
-        source: what it started from; a model made here has its `seen.csv` beside it.
+        seen: one row per `patient_id` and `cohort`, with the number of `slides` and `tiles`.
+        source: initial weights; the folder of a model trained here has a `seen.csv` beside it.
     """
     path = Path((source or "").removeprefix(LOCAL)).parent / SEEN
     if source is None or not source.startswith(LOCAL) or not path.is_file():
         return seen
     earlier = pd.read_csv(path, dtype={"patient_id": str, "cohort": str}, keep_default_na=False)
     both = pd.concat([seen, earlier]) if len(earlier) else seen
-    # A patient of both trainings counts once: the larger of the two.
+    # A patient of both trainings gets one row, with the larger numbers.
     return both.groupby(["patient_id", "cohort"], as_index=False)[["slides", "tiles"]].max()
 
 
@@ -142,7 +142,7 @@ def _backbone(model: nn.Module, name: str, args: Mapping[str, Any]) -> Backbone:
 
 
 def architecture_of(source: str) -> tuple[str, dict[str, Any]]:
-    """The timm name of a source that loads, and the arguments that its architecture takes."""
+    """timm name and further arguments of the architecture of a source that loads."""
     if found := recipes.find(source):
         recipe = found[1]
         pooled = {"global_pool": "token"} if recipe.is_own and recipe.pooling == "cls" else {}
@@ -162,14 +162,14 @@ def architecture_of(source: str) -> tuple[str, dict[str, Any]]:
 
 
 def _of_adapter(folder: Path) -> tuple[str, dict[str, Any]]:
-    """The architecture of an adapter's base, for the size that the adapter was trained at."""
+    """Architecture of an adapter's base, for the image size that the adapter was trained at."""
     name, args = architecture_of(adapters.read_base(folder).source)
     own, _, _ = load_model_config_from_path(folder)
     return name, args | ({"img_size": own["input_size"][1]} if own.get("fixed_input_size") else {})
 
 
 def _refuse_unsaved(source: str) -> None:
-    """Raise where what is trained could not be saved with its full weights."""
+    """Raise if the full weights of the trained network could not be saved."""
     while adapters.is_adapter(folder := Path(source.removeprefix(LOCAL))):
         source = adapters.read_base(folder).source
     if (found := recipes.find(source)) and not is_saved_by_timm(found[1]):
@@ -182,7 +182,7 @@ def _refuse_unsaved(source: str) -> None:
 
 
 def is_saved_by_timm(recipe: EncoderRecipe) -> bool:
-    """Whether a timm folder can hold a recipe's network, so that all of it can be trained."""
+    """Whether a recipe's network can be saved as a timm folder, and so be trained in full."""
     classes = any(v in CLASSES for v in recipe.arguments.values() if isinstance(v, str))
     return recipe.pooling in ("cls", "average") and not classes
 
@@ -190,14 +190,14 @@ def is_saved_by_timm(recipe: EncoderRecipe) -> bool:
 def _resized(
     model: nn.Module, name: str, args: Mapping[str, Any], input_size: int, source: str
 ) -> tuple[nn.Module, dict[str, Any]]:
-    """The same weights in an architecture that is built for another size, and its arguments."""
+    """The same weights in an architecture built for another image size, and its arguments."""
     args = {**args, "img_size": input_size}
     try:
         whole_patches(model, input_size)
         model.set_input_size(img_size=(input_size, input_size))  # type: ignore[operator]
         built = timm.create_model(name, num_classes=0, **args)
         built.load_state_dict(model.state_dict())
-    except Exception as error:  # asserts, missing methods and shapes: each family has its own
+    except Exception as error:  # asserts, missing methods and shapes, by family of networks
         own: Any = model.pretrained_cfg
         raise StainsslError(
             f"init {source}: a {name} of {own['input_size'][1]} px cannot be built for "

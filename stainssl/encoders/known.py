@@ -1,7 +1,7 @@
-"""What can be said of networks and their weights without torch and timm, which import for seconds.
+"""Checks of networks and weights without importing torch and timm, which takes seconds.
 
-timm's names are read in the text of its modules, of files of weights only that they are whole. What
-is known here loads; of anything else `stainssl.cohort.encoder_checks` says whether it does.
+Names are looked up in the source text of timm's modules; weights files are only checked for
+completeness. What passes here loads; `stainssl.cohort.encoder_checks` decides about the rest.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from stainssl.encoders.weights import ADAPTER, FILE, HUB, LOCAL, REVISION, TIMM,
 
 @lru_cache(maxsize=1)
 def _architectures() -> dict[str, str]:
-    """timm's networks, each with the text of its module; none where timm is not installed."""
+    """Source text of the module of each timm network, by name; empty if timm is not installed."""
     found = find_spec("timm")
     if found is None or found.origin is None:
         return {}
@@ -31,12 +31,12 @@ def _architectures() -> dict[str, str]:
 
 
 def _module(name: str) -> str:
-    """The text of the module that registers a network, with or without a tag; else empty."""
+    """Source text of the module of a network, named with or without a tag; empty if unknown."""
     return _architectures().get(name.partition(".")[0], "")
 
 
 def is_architecture(name: str) -> bool:
-    """Whether timm registers a network of this name, and has its tag where there is one.
+    """Whether timm registers a network of this name and, if the name has a tag, the tag.
 
     Args:
         name: `ARCHITECTURE` or `ARCHITECTURE.TAG`.
@@ -45,10 +45,10 @@ def is_architecture(name: str) -> bool:
 
 
 def has_weights(name: str) -> bool:
-    """Whether timm has weights of a network of this name.
+    """Whether timm has pretrained weights for a network of this name.
 
     Args:
-        name: as `is_architecture` takes it.
+        name: `ARCHITECTURE` or `ARCHITECTURE.TAG`.
     """
     entry = _entry(name) if _module(name) else None
     is_had = re.compile(r"""^[^#\n]*\b(hf_hub_id|url)=['"]\w""", re.M)
@@ -56,7 +56,7 @@ def has_weights(name: str) -> bool:
 
 
 def _entry(name: str) -> str | None:
-    """What its module says of a name's weights; of a name without a tag, of the first ones."""
+    """The module's entry for a name's weights; for a name without a tag, the first entry."""
     tag = "" if "." in name else r"(?:\.[\w.-]+)?"
     start = re.search(rf"""^ +['"]{re.escape(name)}{tag}['"]:""", _module(name), re.M)
     if start is None:
@@ -66,17 +66,18 @@ def _entry(name: str) -> str | None:
 
 
 def takes_side(architecture: str, side_px: int) -> bool:
-    """Whether a network surely takes images of a side: of any, or of whole patches."""
+    """Whether a network certainly takes images of a side: any, or a multiple of its patches."""
     if patch := re.search(r"patch(\d+)", architecture):
         return side_px % int(patch[1]) == 0
     return "fixed_input_size" not in _module(architecture)
 
 
 def is_whole(file: Path) -> bool:
-    """Whether a file of weights ends where its header says; False: it may still be an older kind.
+    """Whether a weights file is complete; False also for torch's format before version 1.6.
 
     Args:
-        file: safetensors, or torch's, which is a zip archive since version 1.6.
+        file: safetensors, whose length must agree with its header, or torch's, which is a zip
+            archive since version 1.6.
     """
     try:
         if file.suffix != ".safetensors":
@@ -92,10 +93,10 @@ def is_whole(file: Path) -> bool:
 
 
 def loads(source: str) -> bool:
-    """Whether a source of weights surely loads, or is one that only a download can tell of.
+    """Whether a source certainly loads, or can only be checked by downloading it.
 
     Args:
-        source: as `stainssl.encoders.loading.load` takes it.
+        source: as accepted by `stainssl.encoders.loading.load`.
     """
     weights, keys = read_source(source)
     if found := recipes.find(source):
@@ -108,7 +109,7 @@ def loads(source: str) -> bool:
 
 
 def _recipe_loads(recipe: EncoderRecipe, given: str | None) -> bool:
-    if given is not None or recipe.is_own:  # whether they fit its network takes that network
+    if given is not None or recipe.is_own:  # only the network itself shows whether they fit
         return False
     if recipe.package:
         return recipe.package_folder is not None
@@ -116,14 +117,14 @@ def _recipe_loads(recipe: EncoderRecipe, given: str | None) -> bool:
 
 
 def _folder(weights: str) -> Path | None:
-    """A folder of a whole network as timm writes it; an adapter is none."""
+    """The folder of a complete network in timm's format; None for an adapter or anything else."""
     folder = Path(weights.removeprefix(LOCAL))
     is_timms = (folder / "config.json").is_file() and is_whole(folder / "model.safetensors")
     return folder if is_timms and not (folder / ADAPTER).is_file() else None
 
 
 def architecture_of(source: str) -> str:
-    """The timm name of a source's network, where that can be read; else empty."""
+    """timm name of a source's network; empty if it cannot be determined."""
     weights, _ = read_source(source)
     if found := recipes.find(source):
         return found[1].architecture
@@ -134,7 +135,7 @@ def architecture_of(source: str) -> str:
 
 
 def is_whole_in_timm(source: str) -> bool:
-    """Whether a timm folder surely holds a source's network, so that all of it can be trained."""
+    """Whether a source's network can be saved as a timm folder, and so be trained in full."""
     found = recipes.find(source)
     if found is None:
         return True

@@ -1,4 +1,4 @@
-"""The encoders available by name, as tables: in the terminal, and in docs/encoders.md."""
+"""Tables of the encoders available by name, for the terminal and for docs/encoders.md."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ VECTOR = {
 
 
 def lines() -> Iterator[str]:
-    """A line an encoder: name, length of its vector, µm/px, license, access, where it is here.
+    """Lines of the terminal's table: name, dimension, µm/px, license, access, place of the weights.
 
-    Those of slides are the last ones, with the encoder whose vectors they take. Below stands how
-    those are had that are not here.
+    Slide encoders come last, with the tile encoders that they need. A note on how to get weights
+    that are not on this machine follows.
     """
     yield f"{'name':<18} {'dim':>5}  {'µm/px':<16} {'license':<24} {'access':<10} on this machine"
     every: dict[str, EncoderRecipe | SlideRecipe] = {**RECIPES, **slide_recipes.RECIPES}
@@ -43,28 +43,28 @@ def lines() -> Iterator[str]:
 
 
 def place(recipe: EncoderRecipe | SlideRecipe) -> str | None:
-    """A recipe's weights on this machine, in the hub's cache or a package, if they are there."""
+    """Local place of a recipe's weights: path in the hub's cache, or package; None if neither."""
     if isinstance(recipe, EncoderRecipe) and recipe.package:
         return recipe.package if recipe.package_folder else None
     return str(recipe.cached) if recipe.cached else None
 
 
 def access(recipe: EncoderRecipe | SlideRecipe) -> str:
-    """How a recipe's weights are obtained: at once, or after consent by its authors."""
+    """How a recipe's weights are obtained: `open`, `gated` or `on request`."""
     if not recipe.gated:
         return "open"
     return "gated" if recipe.repository else "on request"
 
 
 def described(source: str) -> dict[str, Any]:
-    """What a store of vectors records of weights that are known by name or have a recipe.
+    """Metadata of weights that an embedding store records.
 
     Args:
-        source: as `loading.load` takes it.
+        source: as accepted by `loading.load` or `of_slides.load`.
 
     Returns:
-        `recipe`, its name; `trained_mpp`, µm/px; `license`; and `revision`, that of the hub's
-        repository whose file is in this machine's cache. Of others the revision alone.
+        `revision`, the commit of the hub's repository, if the weights are in the local cache; and
+        for weights with a recipe `recipe`, its name, `trained_mpp`, µm/px, and `license`.
     """
     found = recipes.find(source) or slide_recipes.find(source)
     commit = revisions.commit(source)
@@ -80,7 +80,7 @@ def described(source: str) -> dict[str, Any]:
 
 
 CARD, AUTHORS, ZOO = "card", "authors' code", "LazySlide"
-JUDGED = {  # by what its vectors were compared with in tests/encoders; others by their layout
+JUDGED = {  # what their embeddings were compared with in tests/encoders
     CARD: (
         "uni", "uni2-h", "virchow", "virchow2", "prov-gigapath", "h-optimus-0", "h0-mini", "phikon",
         "phikon-v2", "midnight", "hibou-b", "hibou-l", "gpfm", "kaiko-vits16", "kaiko-vits8",
@@ -98,12 +98,12 @@ JUDGED = {  # by what its vectors were compared with in tests/encoders; others b
 
 
 def judged(name: str) -> str:
-    """With what a recipe's vectors were compared; "layout": with those of another of its layout."""
+    """What a recipe's embeddings were compared with; "layout": only others of its layout were."""
     return ", ".join(by for by, names in JUDGED.items() if name in names) or "layout"
 
 
 def table() -> str:
-    """The table of docs/encoders.md."""
+    """The Markdown table of tile encoders in docs/encoders.md."""
     head = (
         "| `weights:` | hub | embedding | dim | input | mean, std | µm/px | license | access |"
         " compared with |\n|---|---|---|---|---|---|---|---|---|---|\n"
@@ -112,7 +112,7 @@ def table() -> str:
 
 
 def slides_table() -> str:
-    """The table of docs/encoders.md of encoders of slides."""
+    """The Markdown table of slide encoders in docs/encoders.md."""
     head = (
         "| `weights:` | source | tile encoder | dim | µm/px, tiles | license | access |\n"
         "|---|---|---|---|---|---|---|\n"

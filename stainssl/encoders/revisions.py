@@ -1,4 +1,4 @@
-"""Which commit of the hub a source's weights are of, as far as this machine's cache tells."""
+"""Commits of weights from the hub, as far as they are in the local cache."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from stainssl.encoders.weights import FILE, HUB, REVISION, read_source
 
 
 def repository_of(source: str) -> tuple[str, tuple[str, ...], str | None] | None:
-    """Repository, names of its weights and the revision asked for; None: they are not the hub's.
+    """Repository, possible file names and requested revision of a source on the hub; else None.
 
     Args:
-        source: as `loading.load` and `of_slides.load` take it.
+        source: as accepted by `loading.load` or `of_slides.load`.
     """
     if found := recipes.find(source) or slide_recipes.find(source):
         _, recipe, given = found
@@ -24,15 +24,16 @@ def repository_of(source: str) -> tuple[str, tuple[str, ...], str | None] | None
 
 
 def commit(source: str) -> str | None:
-    """The commit of a source's weights; None where they are not the hub's or not in the cache."""
+    """Commit of a source's weights; None if they are not from the hub or not cached."""
     found = repository_of(source)
     return hub.commit(*found) if found else None
 
 
 def at_commit(source: str) -> str:
-    """A model of the hub that has no recipe, as timm takes it: `OWNER/NAME@COMMIT`.
+    """timm's name of a hub model without recipe, at its cached commit: `OWNER/NAME@COMMIT`.
 
-    At the commit that the cache has, so that nothing is asked of the hub and nothing changes.
+    With the commit, nothing is requested from the hub and the weights cannot change. If nothing is
+    cached, the requested revision takes its place.
     """
     found = repository_of(source)
     assert found is not None

@@ -1,4 +1,4 @@
-"""A trained network as a folder: its weights as timm reads them, or an adapter to given ones."""
+"""Save a trained network as a folder: all weights in timm's format, or an adapter."""
 
 from __future__ import annotations
 
@@ -41,20 +41,20 @@ def save_local_dir(
     card: Mapping[str, Any],
     standard: StainProfile | None = None,
 ) -> None:
-    """Write a timm network as a folder that `timm.create_model("local-dir:…")` reads.
+    """Save a timm network as a folder for `timm.create_model("local-dir:…")`.
 
     Args:
-        model: a timm network without a classifier.
-        path: the folder; what is there is replaced when the new one is whole.
+        model: a timm network without a classifier; its `pretrained_cfg` is replaced.
+        path: the folder; an existing one is replaced once the new one is complete.
         backbone: timm name of the architecture.
-        input_size: side in px that it was trained at.
+        input_size: side of the training images in px.
         mean, std: of RGB in [0, 1], as in training.
-        model_args: arguments beside the name that make the architecture.
-        card: what the model card says, a line a key.
-        standard: the stain that its tiles are normalized to first; `load` does so, timm does not.
+        model_args: further arguments of the architecture.
+        card: rows of the table in the model card.
+        standard: stain profile that tiles are normalized to first, by `load` but not by timm.
     """
     model.pretrained_cfg = _trained_config(model, backbone, input_size, mean, std)  # type: ignore[assignment]
-    # The format holds plain tensors only; channels-last ones are not.
+    # safetensors stores contiguous tensors only; channels-last ones are not.
     model = model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     with replacing(path) as made:
         save_for_hf(model, str(made), model_args=dict(model_args), safe_serialization=True)
@@ -73,13 +73,13 @@ def save_adapter(
     card: Mapping[str, Any],
     standard: StainProfile | None = None,
 ) -> None:
-    """Write what was changed in given weights as a folder that `load` and peft read.
+    """Save an adapter as a folder for `load` and peft.
 
     Args:
-        peft_model: peft's, around a network with adapters.
-        path: the folder; what is there is replaced when the new one is whole.
-        base: the given weights.
-        backbone, input_size, mean, std, card, standard: as `save_local_dir`.
+        peft_model: a network with adapters, as returned by `pretrain.lora.adapt`.
+        path: the folder; an existing one is replaced once the new one is complete.
+        base: the weights that the adapter modifies.
+        backbone, input_size, mean, std, card, standard: as in `save_local_dir`.
     """
     model = peft_model.get_base_model()
     own = filter_pretrained_cfg(_trained_config(model, backbone, input_size, mean, std))
@@ -100,7 +100,7 @@ def _trained_config(
     mean: tuple[float, float, float],
     std: tuple[float, float, float],
 ) -> dict[str, Any]:
-    """timm's description of a network after its training."""
+    """timm's `pretrained_cfg` of a network after training."""
     config = dict(model.pretrained_cfg)  # type: ignore[arg-type]
     config |= {
         "architecture": backbone.split(".")[0], "input_size": (3, input_size, input_size),
@@ -119,7 +119,7 @@ def _write_notes(
     standard: StainProfile | None,
     adapter_to: str | None = None,
 ) -> None:
-    """The stain and the card of a model's folder."""
+    """Write the stain profile, if there is one, and the model card into a model's folder."""
     if standard is not None:
         content = json.dumps(profile_to_json(standard), indent=1)
         (made / STANDARD).write_text(content + "\n", encoding="utf-8")

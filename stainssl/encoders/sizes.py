@@ -1,4 +1,4 @@
-"""How large the networks of the recipes are, known without building them: a test counts."""
+"""Numbers of parameters of the recipes' networks, known without building them; a test checks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Gated attention over the tiles of a slide (Ilse et al., *Attention-based deep MIL*, 2018)."""
+"""Gated attention pooling of a slide's tiles (Ilse et al., *Attention-based deep MIL*, 2018)."""
 
 from __future__ import annotations
 
@@ -10,48 +10,48 @@ from torch import Tensor, nn
 
 from stainssl.errors import StainsslError
 
-ModelConfig = Mapping[str, Any]  # of the folder that the weights lie in
-BLOCK = 8192  # tiles that are in the network at once
+ModelConfig = Mapping[str, Any]  # content of the config beside the weights
+BLOCK = 8192  # tiles per pass, which bounds the memory
 
 
 class GatedScore(nn.Module):
-    """How much tiles count: (n, E) vectors → (n, 1), by tanh and a sigmoid gate."""
+    """Attention scores of tiles, by tanh and a sigmoid gate: (n, E) → (n, 1)."""
 
     def __init__(self, width: int, hidden: int) -> None:
-        """Random weights, of as many hidden units."""
+        """Random weights; `width` is E."""
         super().__init__()
         self.attention_a = nn.Sequential(nn.Linear(width, hidden), nn.Tanh())
         self.attention_b = nn.Sequential(nn.Linear(width, hidden), nn.Sigmoid())
         self.attention_c = nn.Linear(hidden, 1)
 
     def forward(self, vectors: Tensor) -> Tensor:
-        """(n, 1) scores, before the softmax over tiles."""
+        """(n, E) embeddings → (n, 1) scores, before the softmax over tiles."""
         score: Tensor = self.attention_c(self.attention_a(vectors) * self.attention_b(vectors))
         return score
 
 
 class GatedPooling(nn.Module):
-    """Vectors of a slide's tiles → the mean that gated attention weighs.
+    """Mean of a slide's tile embeddings, weighted by gated attention.
 
     Attributes:
-        embed: what tiles go through first; its outputs are split over the heads, as the last axis.
-        attention: a `GatedScore` a head.
-        pools_given: whether the mean is of the tiles' vectors as given, not as embedded.
-        projector: what the heads' means go through, end to end.
+        embed: layers applied to every tile first; the output is reshaped to (N, width, heads).
+        attention: one `GatedScore` per head.
+        pools_given: whether the given embeddings are averaged, instead of the output of `embed`.
+        projector: applied to the flattened means of all heads.
     """
 
     def __init__(
         self, embed: nn.Sequential, width: int, hidden: int, *, heads: int = 1,
         pools_given: bool = False, projector: nn.Module | None = None,
     ) -> None:  # fmt: skip
-        """Random weights; `width` and `hidden` are of each head."""
+        """Random weights; `width` and `hidden` are per head."""
         super().__init__()
         self.embed, self.pools_given = embed, pools_given
         self.attention = nn.ModuleList(GatedScore(width, hidden) for _ in range(heads))
         self.projector = projector or nn.Identity()
 
     def forward(self, vectors: Tensor) -> Tensor:
-        """The (D',) vector of a slide of (N, D) vectors of tiles."""
+        """(N, D) tile embeddings → (D',) slide embedding."""
         blocks = vectors.split(BLOCK)
         weights = torch.cat([self._scores(block) for block in blocks]).softmax(dim=0).split(BLOCK)
         pooled = sum(
@@ -76,13 +76,23 @@ class GatedPooling(nn.Module):
 
 
 def one_layer(_: ModelConfig, *, given: int, hidden: int, pools_given: bool) -> nn.Module:
-    """CHIEF and FEATHER: a layer of 512, one head."""
+    """Network of CHIEF and FEATHER: one layer of 512 units, one head.
+
+    Args:
+        given: dimension of the tile embeddings.
+        hidden: units of the attention.
+        pools_given: see `GatedPooling`.
+    """
     embed = nn.Sequential(nn.Linear(given, 512), nn.ReLU())
     return GatedPooling(embed, 512, hidden, pools_given=pools_given)
 
 
 def three_layers(config: ModelConfig) -> nn.Module:
-    """MADELEINE: three layers, the last of as many outputs a head, which its config says."""
+    """Network of MADELEINE: three layers and several heads, sized by its config.
+
+    Raises:
+        StainsslError: the config has another activation than softmax.
+    """
     if (found := config.get("activation", "softmax")) != "softmax":
         raise StainsslError(
             f"madeleine: its config has activation {found!r}; only softmax is supported."

@@ -1,7 +1,7 @@
-"""Encoders of slides by name: their inputs, how they are built, where their weights are.
+"""Slide encoders by name: tile embeddings, network and weights of each.
 
-Those here pool by gated attention and need nothing but the vectors of a slide's tiles: not where
-these lie, and no code of the hub.
+All pool by gated attention and need only the tile embeddings of a slide: no tile positions, and no
+code from the hub.
 """
 
 from __future__ import annotations
@@ -19,23 +19,21 @@ from stainssl.encoders.weights import REVISION, read_source
 
 @dataclass(frozen=True)
 class SlideRecipe:
-    """A published encoder of slides.
+    """A published slide encoder.
 
     Attributes:
-        repository: OWNER/NAME on the hub; "" where it is not there.
-        page: where it can be read about.
-        tiles: the encoders, by their names in `recipes.RECIPES`, whose vectors it takes.
-        tile_dim: length of these.
-        dim: D, length of its vector.
-        license: of its weights.
-        network: of `slide_pooling.NETWORKS`.
-        names: from the names of its tensors to ours.
-        mpp, tile_px: of the tiles that it was trained on.
-        gated: as of an `EncoderRecipe`.
-        files: likewise.
-        config: the file beside the weights that the network needs; "": none.
+        repository: OWNER/NAME on the hub; "": not on the hub.
+        page: address of its description.
+        tiles: names in `recipes.RECIPES` of the tile encoders whose embeddings it takes.
+        tile_dim: dimension of the tile embeddings.
+        dim: D, dimension of the slide embedding.
+        license: of the weights.
+        network: a key of `slide_pooling.NETWORKS`.
+        names: renaming of its tensors to those of `slide_pooling`.
+        mpp, tile_px: µm/px and side in px of the tiles that it was trained on.
+        gated, files, revision: as in `EncoderRecipe`.
+        config: file beside the weights that the network needs; "": none.
         sizes: arguments of the network.
-        revision: as of an `EncoderRecipe`.
     """
 
     repository: str
@@ -56,12 +54,12 @@ class SlideRecipe:
 
     @property
     def cached(self) -> Path | None:
-        """As of an `EncoderRecipe`."""
+        """Path of the weights in the hub's cache; None if they are not cached."""
         return hub.cached(self.repository, self.files, self.revision) if self.repository else None
 
     @property
     def address(self) -> str:
-        """Where it can be downloaded."""
+        """Address of the download."""
         return f"{HUB_PAGES}/{self.repository}" if self.repository else self.page
 
 
@@ -78,16 +76,16 @@ FEATHER_NAMES: Renaming = (
 )
 MADELEINE_NAMES: Renaming = (
     (r"^module\.", ""),
-    (r"^token_projector\.", None),  # of pretraining
+    (r"^token_projector\.", None),  # only used in pretraining
     (r"^wsi_embedders\.pre_attn\.", "embed."),
     (r"^wsi_embedders\.attn\.", "attention."),
 )
 
 
 def _feather(tiles: str, repository: str, given: int, tile_px: int) -> SlideRecipe:
-    """github.com/mahmoodlab/MIL-Lab: src/models/abmil.py, src/model_configs/abmil/base.yaml.
+    """FEATHER, from github.com/mahmoodlab/MIL-Lab.
 
-    Tiles as TRIDENT's README has them for it.
+    src/models/abmil.py, src/model_configs/abmil/base.yaml; tiles as in TRIDENT's README.
     """
     return SlideRecipe(
         f"MahmoodLab/abmil.base.{repository}.pc108-24k", "https://github.com/mahmoodlab/MIL-Lab",
@@ -102,9 +100,9 @@ RECIPES: Mapping[str, SlideRecipe] = MappingProxyType({
     "feather-uni2-h": _feather("uni2-h", "uni_v2", 1536, 256),
     "feather-uni": _feather("uni", "uni", 1024, 256),
     # github.com/hms-dbmi/CHIEF: models/CHIEF.py, Get_CHIEF_WSI_level_feature.py (`WSI_feature`,
-    # which the anatomical site does not change). Weights by its README, not on the hub: "request
-    # access", "non-commercial academic purposes"; LICENSE is AGPL-3.0. Tiles as TRIDENT's README
-    # has them for it.
+    # which does not depend on the anatomical site). Weights are not on the hub; its README says
+    # "request access", "non-commercial academic purposes"; LICENSE is AGPL-3.0. Tiles as in
+    # TRIDENT's README.
     "chief": SlideRecipe(
         "", "https://github.com/hms-dbmi/CHIEF", ("ctranspath",), 768, 768,
         "AGPL-3.0, academic use", "one layer", CHIEF_NAMES,
@@ -112,7 +110,7 @@ RECIPES: Mapping[str, SlideRecipe] = MappingProxyType({
         sizes={"given": 768, "hidden": 256, "pools_given": True},
     ),
     # github.com/mahmoodlab/MADELEINE: madeleine/models/Model.py (`encode_he`), factory.py, README
-    # (the license, too). Open says lazyslide-models 0.1.0.
+    # (also for the license). Not gated according to lazyslide-models 0.1.0.
     "madeleine": SlideRecipe(
         "MahmoodLab/madeleine", "https://github.com/mahmoodlab/MADELEINE", ("conch-madeleine",),
         512, 512, NON_COMMERCIAL, "three layers", MADELEINE_NAMES,
@@ -121,7 +119,7 @@ RECIPES: Mapping[str, SlideRecipe] = MappingProxyType({
 })  # fmt: skip
 ALIASES = {"feather-uni-v2": "feather-uni2-h", "feather-conch-v15": "feather"}
 
-# Known ones that need more: where tiles lie, or code of the hub. Refused by name.
+# Slide encoders that need tile positions or code from the hub, and are refused by name.
 ELSEWHERE = ("titan", "prism", "gigapath-slide", "care", "threads")
 NOT_HERE = (
     "{} needs code from the hub, which stainssl does not run: embed with TRIDENT, and import"
@@ -130,7 +128,14 @@ NOT_HERE = (
 
 
 def find(source: str) -> tuple[str, SlideRecipe, str | None] | None:
-    """The recipe of a source: name, recipe, and the file or folder of weights if one is given."""
+    """Find the recipe of a source: name, recipe, and the given file or folder of weights.
+
+    Args:
+        source: `NAME`, `NAME@FILE` or `NAME@FOLDER`.
+
+    Returns:
+        None if the source has no recipe; the last item is None if no weights are given.
+    """
     weights, keys = read_source(source)
     name, _, file = weights.partition("@")
     plain = canonical(name)
@@ -141,7 +146,7 @@ def find(source: str) -> tuple[str, SlideRecipe, str | None] | None:
 
 
 def told_of(source: str) -> str | None:
-    """A sentence about the name of an encoder of slides where one of tiles is asked for."""
+    """Error message for a slide encoder where a tile encoder is expected; None otherwise."""
     plain = canonical(read_source(source)[0].partition("@")[0])
     if (found := find(source)) is not None:
         return (

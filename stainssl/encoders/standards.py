@@ -1,4 +1,4 @@
-"""The stain, or stains, that tiles are normalized to before given weights see them."""
+"""Stain profiles that tiles are normalized to as preprocessing of pretrained weights."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from stainssl.stain.targets import profile_from_json
 
 
 def standard(normalizer: str, file: Path | None) -> StainProfile:
-    """A profile for every tile.
+    """Load one stain profile.
 
     Args:
-        normalizer: by which tiles are normalized.
-        file: a `stain.json`, or a `target.json`, whose mean of tiles is taken; None: the profile
-            that was published with the normalizer.
+        normalizer: method of the stain normalization.
+        file: a `stain.json`, or a `target.json`, whose mean profile is taken; None: the profile
+            published with the normalizer.
 
     Raises:
-        StainsslError: there is no such file, or it holds no profile of that normalizer.
+        StainsslError: the file does not exist, or has no valid profile of the normalizer.
     """
     if file is None:
         return StainProfile.reference(normalizer)
@@ -30,11 +30,11 @@ def standard(normalizer: str, file: Path | None) -> StainProfile:
 
 
 def standards(normalizer: str, files: Sequence[Path | None]) -> StainProfile:
-    """All profiles of some files: K of them, where a `target.json` has those that it chose.
+    """Load the profiles of several files as one batch of K.
 
     Args:
-        normalizer: by which tiles are normalized.
-        files: as `standard` takes them.
+        normalizer: method of the stain normalization.
+        files: as `file` of `standard`, but a `target.json` gives all profiles that it chose.
 
     Raises:
         StainsslError: as `standard`.
@@ -49,7 +49,7 @@ def standards(normalizer: str, files: Sequence[Path | None]) -> StainProfile:
 
 
 def _chosen(content: dict[str, Any]) -> list[Any]:
-    """The stains that a target chose; its mean where it chose none; else the profile itself."""
+    """The profiles that a target chose, or its mean if it chose none; else the profile itself."""
     chosen = [one["profile"] for one in content.get("candidates", [])]
     return chosen or [content.get("fallback", content)]
 
@@ -57,7 +57,7 @@ def _chosen(content: dict[str, Any]) -> list[Any]:
 def _read(
     normalizer: str, file: Path, parts: Callable[[dict[str, Any]], list[Any]]
 ) -> StainProfile:
-    """Profiles of a file as a batch, of those parts of its content that hold some."""
+    """The profiles in a file as a batch; `parts` selects them from its content."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
         found = StainProfile.cat([profile_from_json(one) for one in parts(content)])

@@ -1,4 +1,4 @@
-"""Tensors of weights: read from files, given timm's names, and fitted or refused."""
+"""Tensors of weights files: read, renamed to timm's names, and matched to a network."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from stainssl.encoders.recipes import Renaming
 from stainssl.encoders.weights import Layout
 from stainssl.errors import StainsslError
 
-# Where checkpoints keep a network's tensors, and what training code puts before their names.
+# Keys of checkpoints with the network's tensors, and prefixes of names added by training code.
 NESTED = ("state_dict", "model", "model_state_dict", "teacher", "student", "net")
 PREFIXES = ("module.", "backbone.", "encoder.", "model.", "student.", "teacher.", "trunk.")
-# What a frozen encoder has no use for: classifiers, heads of pretraining, tokens of masking.
+# Not needed by a frozen encoder: classifiers, heads of pretraining, mask tokens.
 UNUSED = re.compile(r"^(head|head_dist|fc|classifier|last_linear|mask_token|pooler)\b")
-TRANSFORMERS: Renaming = (  # of transformers' ViT and DINOv2, and timm's
+TRANSFORMERS: Renaming = (  # names of transformers' ViT and DINOv2 to timm's
     (r"^(vit|dinov2)\.", ""),
     (r"^embeddings\.(cls_token|mask_token)", r"\1"),
     (r"^embeddings\.position_embeddings", "pos_embed"),
@@ -42,7 +42,7 @@ TRANSFORMERS: Renaming = (  # of transformers' ViT and DINOv2, and timm's
     (r"\.layer_scale([12])\.lambda1", r".ls\1.gamma"),
     (r"^layernorm\.", "norm."),
 )
-# Of an image and text model: what the images take, by the names in `stainssl.encoders.modules`.
+# Image towers of image and text models, with the names of `stainssl.encoders.modules`.
 KEEP: Renaming = (
     (r"^(?!visual\.|visual_head\.)", None),
     (r"^visual\.", "model."),
@@ -62,7 +62,7 @@ CONCH_15: Renaming = (
     (r"^to_q\.weight$", "attn.q_proj_weight"),
     (r"^to_out\.", "attn.out_proj."),
 )
-MUSK: Renaming = (  # A is of images and B of text
+MUSK: Renaming = (  # A is for images, B for text
     (r"^(?!beit3\.)|^beit3\.text_embed\.|\.B\.|\.mask_token$", None),
     (r"^beit3\.(encoder\.)?", ""),
     (r"\.A\.", "."),
@@ -79,9 +79,9 @@ MUSK: Renaming = (  # A is of images and B of text
     (r"\.ffn\.", ".mlp."),
     (r"\.mlp\.ffn_layernorm\.", ".mlp.norm."),
 )
-# What Swin computes from the size, which some versions of timm stored.
+# Buffers that Swin computes from the image size, which some versions of timm stored.
 SWIN: Renaming = ((r"\.(attn_mask|relative_position_index)$", None),)
-OLD_SWIN: Renaming = (  # timm before 0.8 halved at the end of a stage
+OLD_SWIN: Renaming = (  # timm before 0.8 downsampled at the end of a stage
     *SWIN,
     (r"^layers\.2\.downsample\.", "layers.3.downsample."),
     (r"^layers\.1\.downsample\.", "layers.2.downsample."),
@@ -90,14 +90,15 @@ OLD_SWIN: Renaming = (  # timm before 0.8 halved at the end of a stage
 
 
 def read(file: Path, device: str = "cpu") -> dict[str, Tensor]:
-    """The tensors of a weights file by name, unwrapped from a checkpoint.
+    """Read the tensors of a weights file or checkpoint, by name.
 
     Args:
         file: safetensors, or torch's without code in it.
-        device: `meta` reads names and shapes alone.
+        device: of the tensors; `meta` reads only names and shapes.
 
     Raises:
-        StainsslError: no such file, not whole, or with code in it.
+        StainsslError: the file does not exist, is incomplete, contains code, or has no named
+            tensors.
     """
     try:
         if file.suffix == ".safetensors":
@@ -105,7 +106,7 @@ def read(file: Path, device: str = "cpu") -> dict[str, Tensor]:
         found = torch.load(file, map_location=device, weights_only=True)
     except FileNotFoundError:
         raise StainsslError(f"{file}: no such weights file.") from None
-    except Exception as error:  # torch, pickle, zip and safetensors each raise their own kinds
+    except Exception as error:  # torch, pickle, zip and safetensors raise their own exceptions
         raise StainsslError(
             f"{file} is not a complete weights file, or contains code ({first_line(error)}). Save"
             " only the network's state_dict()."
@@ -125,20 +126,20 @@ def _safetensors_shapes(file: Path) -> dict[str, Tensor]:
 
 
 def first_line(error: Exception) -> str:
-    """An error's type and first line."""
+    """Type and first line of an exception, up to 200 characters of the latter."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
 
 
 @dataclass(frozen=True)
 class Fit:
-    """How tensors fit an architecture.
+    """Result of matching weights to an architecture.
 
     Attributes:
-        tensors: those that it has, by its names.
-        missing: names that it has and the weights lack.
-        unexpected: names that the weights have, it lacks, and no classifier is.
-        reshaped: names of another shape.
+        tensors: the weights that the architecture has, by its names.
+        missing: names that only the architecture has.
+        unexpected: names that only the weights have, other than classifiers and the like.
+        reshaped: names whose shapes differ.
     """
 
     tensors: dict[str, Tensor]
@@ -147,11 +148,11 @@ class Fit:
     reshaped: list[str]
 
     def problem(self, of: str, architecture: str) -> str | None:
-        """A sentence that names every tensor that does not fit; None where all do.
+        """Error message that names every tensor that does not fit; None if all do.
 
         Args:
-            of: the weights' name in the sentence.
-            architecture: and the network's.
+            of: name of the weights in the message.
+            architecture: name of the network in the message.
         """
         kinds = (("are missing", self.missing), ("are unexpected", self.unexpected),
                  ("have another shape", self.reshaped))  # fmt: skip
@@ -175,7 +176,7 @@ class Fit:
 
 
 def _by_block(names: Iterable[str]) -> list[str]:
-    """Names of which those that differ in a block's number only are one: `blocks.*.norm1.bias`."""
+    """Group names that differ only in numbers, as those of blocks: `blocks.*.norm1.bias (12)`."""
     groups: dict[str, list[str]] = {}
     for name in names:
         groups.setdefault(re.sub(r"\.\d+(?=\.)", ".*", name), []).append(name)
@@ -183,11 +184,11 @@ def _by_block(names: Iterable[str]) -> list[str]:
 
 
 def fit(wanted: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> Fit:
-    """How weights fit an architecture, whatever prefixes training put before their names.
+    """Match weights to an architecture, ignoring prefixes of names added by training code.
 
     Args:
         wanted: the architecture's `state_dict()`.
-        weights: as `read` gives them.
+        weights: tensors by name, as returned by `read`.
     """
     found: dict[str, Tensor] = {}
     unexpected: list[str] = []
@@ -209,15 +210,15 @@ def _without_prefixes(name: str, wanted: Iterable[str]) -> str:
 
 
 def from_transformers(weights: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """The tensors of transformers' ViT or DINOv2 by timm's names, for a timm network.
+    """Rename the tensors of transformers' ViT or DINOv2 for a timm network.
 
-    Queries, keys and values become one matrix; where the network adds no position to its class
-    token, that of the class token is added to it here; positions of another image size are
-    interpolated as transformers does it (bicubic).
+    Query, key and value matrices are concatenated. If the network has no position embedding for
+    its class token, that of the file is added to the class token. Position embeddings of another
+    image size are interpolated as in transformers (bicubic).
 
     Args:
-        weights: as `read` gives them.
-        model: of timm, says how many patches there are.
+        weights: tensors by name, as returned by `read`.
+        model: the timm network, whose patch grid is used.
     """
     named = renamed(weights, TRANSFORMERS)
     out = _joined(named, ("query", "key", "value"))
@@ -227,11 +228,11 @@ def from_transformers(weights: Mapping[str, Tensor], model: nn.Module) -> dict[s
 
 
 def renamed(weights: Mapping[str, Tensor], names: Renaming) -> dict[str, Tensor]:
-    """Tensors under other names, without those that are not used.
+    """Rename tensors, and leave out those that are not used.
 
     Args:
-        weights: as `read` gives them.
-        names: patterns and what replaces them, one after the other.
+        weights: tensors by name, as returned by `read`.
+        names: patterns and replacements, applied in order.
     """
     found = ((_name(name, names), value) for name, value in weights.items())
     return {name: value for name, value in found if name is not None}
@@ -247,7 +248,7 @@ def _name(name: str, names: Renaming) -> str | None:
 
 
 def _joined(named: Mapping[str, Tensor], parts: tuple[str, str, str]) -> dict[str, Tensor]:
-    """Tensors with the matrices of queries, keys and values as the one that timm has."""
+    """Concatenate query, key and value tensors to timm's `qkv`."""
     out = {n: v for n, v in named.items() if not any(f".attn.{part}." in n for part in parts)}
     first = parts[0]
     for name in (name for name in named if f".attn.{first}." in name):
@@ -257,28 +258,28 @@ def _joined(named: Mapping[str, Tensor], parts: tuple[str, str, str]) -> dict[st
 
 
 def from_keep(weights: Mapping[str, Tensor], _: nn.Module) -> dict[str, Tensor]:
-    """The tensors of KEEP's images by the names of a `Projection` of a timm network."""
+    """Rename the tensors of KEEP's image tower for a `Projection` of a timm network."""
     return renamed(weights, KEEP)
 
 
 def from_conch(weights: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """The tensors of CONCH's images by the names of an `AttentionPool` of a timm network.
+    """Rename the tensors of CONCH's image tower for an `AttentionPool` of a timm network.
 
     Args:
-        weights: as `read` gives them.
-        model: such a pool.
+        weights: tensors by name, as returned by `read`.
+        model: the `AttentionPool`.
     """
     return _with_conch_positions(renamed(weights, CONCH), model)
 
 
 def from_conch_15(weights: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """The tensors of CONCH v1.5 by the names of an `AttentionPool` of a timm network.
+    """Rename the tensors of CONCH v1.5 for an `AttentionPool` of a timm network.
 
-    Its matrix of keys and values is two there.
+    Its joint matrix of keys and values is split into two.
 
     Args:
-        weights: as `read` gives them.
-        model: such a pool.
+        weights: tensors by name, as returned by `read`.
+        model: the `AttentionPool`.
     """
     out = renamed(weights, CONCH_15)
     if (both := out.pop("to_kv.weight", None)) is not None:
@@ -287,7 +288,7 @@ def from_conch_15(weights: Mapping[str, Tensor], model: nn.Module) -> dict[str, 
 
 
 def _with_conch_positions(tensors: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """With positions for the model's grid of patches, resampled as CONCH's own code does it."""
+    """Resample position embeddings to the model's patch grid, as in CONCH's own code."""
     name = "model.pos_embed"
     if name in tensors and tensors[name].shape != model.state_dict()[name].shape:
         grid: Any = model.model.patch_embed.grid_size  # type: ignore[union-attr]
@@ -298,9 +299,9 @@ def _with_conch_positions(tensors: dict[str, Tensor], model: nn.Module) -> dict[
 
 
 def from_musk(weights: Mapping[str, Tensor], _: nn.Module) -> dict[str, Tensor]:
-    """The tensors of MUSK's images by the names of timm's BEiT-3.
+    """Rename the tensors of MUSK's image tower for timm's BEiT-3.
 
-    Its first two positions are no token's, a habit of fairseq's.
+    The first two position embeddings belong to no token, as is usual in fairseq, and are dropped.
     """
     out = _joined(renamed(weights, MUSK), ("q_proj", "k_proj", "v_proj"))
     if "pos_embed" in out:
@@ -309,7 +310,7 @@ def from_musk(weights: Mapping[str, Tensor], _: nn.Module) -> dict[str, Tensor]:
 
 
 def from_swin(weights: Mapping[str, Tensor], _: nn.Module) -> dict[str, Tensor]:
-    """The tensors of a Swin of timm, before version 0.8 or since, by the names that it has now."""
+    """Rename the tensors of timm's Swin, from before version 0.8 or since, to the current names."""
     is_old = any(name.startswith("layers.0.downsample.") for name in weights)
     return renamed(weights, OLD_SWIN if is_old else SWIN)
 
@@ -317,30 +318,30 @@ def from_swin(weights: Mapping[str, Tensor], _: nn.Module) -> dict[str, Tensor]:
 def by_timm_names(
     weights: Mapping[str, Tensor], layout: Layout, model: nn.Module
 ) -> Mapping[str, Tensor]:
-    """The tensors of a recipe's file by the names that its timm network has.
+    """Rename the tensors of a recipe's weights file for its network.
 
     Args:
-        weights: as `read` gives them.
-        layout: whose names they have.
-        model: of timm.
+        weights: tensors by name, as returned by `read`.
+        layout: naming scheme of the tensors.
+        model: the network, as built by `loading.build_network`.
     """
     return BY_LAYOUT[layout](weights, model) if layout in BY_LAYOUT else weights
 
 
 def in_order(weights: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Tensors renamed by position: in an architecture's order, but under other names.
+    """Rename tensors by position, for files with timm's order but other names.
 
-    Whether they belong to it, their shapes tell (`fit`); a classifier at the end is left out.
+    `fit` then compares the shapes. A classifier at the end is left out.
 
     Args:
-        weights: as `read` gives them.
-        model: of the architecture.
+        weights: tensors by name, as returned by `read`.
+        model: a network of the architecture.
     """
     return dict(zip(model.state_dict(), weights.values(), strict=False))
 
 
 def _set_positions(tensors: dict[str, Tensor], model: nn.Module) -> None:
-    """Positions for the model's grid of patches; without that of the class token if it has none."""
+    """Adapt position embeddings in place to the model's patch grid and its class token."""
     grid: tuple[int, int] = model.patch_embed.grid_size  # type: ignore[union-attr, assignment]
     first, patches = tensors["pos_embed"][:, :1], tensors["pos_embed"][:, 1:]
     side = round(patches.shape[1] ** 0.5)

@@ -1,4 +1,4 @@
-"""Given weights as a config names them: which files they are, and whether these have changed."""
+"""Sources of weights as named in a config: their files, and an identity that changes with them."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from stainssl.runtime.content import content_key
 
 LOCAL, HUB, TIMM = "local-dir:", "hf-hub:", "timm:"
 FILE = "@"  # ARCHITECTURE@FILE, RECIPE@FILE, RECIPE@FOLDER or hf-hub:OWNER/NAME@REVISION
-RECIPE, REVISION = "recipe", "revision"  # of what stands behind weights in a source
-ONLY_TOLD = ("mpp", "tile_px", "license", "gated")  # of a recipe, which decide no vector
+RECIPE, REVISION = "recipe", "revision"  # keys of the JSON after the weights in a source
+ONLY_TOLD = ("mpp", "tile_px", "license", "gated")  # keys of a recipe that no embedding depends on
 Pooling = Literal[
     "cls", "mean", "cls+mean", "average", "two scales", "attention", "attention without bias",
     "projection",
@@ -21,16 +21,16 @@ Pooling = Literal[
 Layout = Literal["timm", "transformers", "ordered", "swin", "keep", "conch", "conch-v1.5", "musk"]
 Precision = Literal["half", "32"]
 ADAPTER = "adapter_model.safetensors"  # in the folder of an adapter to other weights
-STANDARD = "stain.json"  # in a model's folder: the stain that its tiles are normalized to
-SAMPLES = 16  # blocks of a file by which weights are told from others
+STANDARD = "stain.json"  # in a model's folder: the stain profile that tiles are normalized to
+SAMPLES = 16  # blocks of a weights file that identify it
 
 
 def written(
     weights: str, recipe: Mapping[str, Any] | None = None, revision: str | None = None
 ) -> str:
-    """A source: weights, and behind them, as JSON, the recipe and the revision that go with them.
+    """Compose a source: the weights, followed by their recipe and revision as JSON.
 
-    So one text, in a job, a store or an adapter's `base.json`, names a network completely.
+    One text thus names a network completely: in a job, a store or an adapter's `base.json`.
     """
     keys = {RECIPE: recipe, REVISION: revision}
     given = {key: value for key, value in keys.items() if value is not None}
@@ -38,13 +38,13 @@ def written(
 
 
 def read_source(source: str) -> tuple[str, dict[str, Any]]:
-    """The weights of a source, and its recipe and revision where it has them: see `written`."""
+    """Split a source into its weights and a dict of its recipe and revision; see `written`."""
     found = re.fullmatch(r"(.*?) (\{\"re(?:cipe|vision)\": .*\})", source, re.DOTALL)
     return (found[1], json.loads(found[2])) if found else (source, {})
 
 
 def weight_files(source: str) -> list[Path]:
-    """The local files of a source's weights, sorted; none for weights of a hub."""
+    """Local files of a source's weights, sorted; empty for weights from the hub or timm."""
     weights, _ = read_source(source)
     if weights.startswith((HUB, TIMM)):
         return []
@@ -60,10 +60,15 @@ def weight_files(source: str) -> list[Path]:
 
 
 def identity(source: str, input_size: int | None = None) -> str:
-    """What decides the vectors of a source: its name, recipe and revision, files and size.
+    """Text of all that the embeddings of a source depend on.
 
-    Of local files it is `content_key` of sixteen blocks, so that gigabytes cost a megabyte of
-    reading; a time stamp plays no part, since copying changes it.
+    It has the name, recipe, revision, files and input size. Local files are represented by
+    `content_key` of sixteen blocks: one megabyte is read instead of gigabytes. Time stamps are not
+    used, since copying changes them.
+
+    Args:
+        source: as accepted by `loading.load`.
+        input_size: side of the network's input in px; None: that of the source.
     """
     weights, keys = read_source(source)
     recipe = {k: v for k, v in keys.get(RECIPE, {}).items() if k not in ONLY_TOLD}
