@@ -1,4 +1,4 @@
-"""`mil`: embeddings, slide labels and folds → predictions, metrics, models and attention."""
+"""`mil`: train and evaluate a multiple-instance learning head on a slide or patient task."""
 
 from __future__ import annotations
 
@@ -49,22 +49,24 @@ from stainssl.stores.pixels import open_pixels
 from stainssl.stores.spool import Spool
 from stainssl.stores.tables import write_table
 
-SHOWN = 10  # patients a message names before it counts the rest
-MAX_BYTES = 2 << 30  # of tile embeddings in memory
-STAIN = "macenko"  # the profiles by which slides are compared
+SHOWN = 10  # ids listed in a message; the rest are counted
+MAX_BYTES = 2 << 30  # of tile embeddings in memory; the rest are in a temporary file
+STAIN = "macenko"  # stain profiles by which `predict` compares slides
 log = logging.getLogger(__name__)
 
 
 def run(job: MilJob) -> None:
-    """Answer a slide or patient task by a head on the tile embeddings.
+    """Train a head on tile embeddings in each fold of a task and evaluate it on the test bags.
 
-    Writes a folder: `predictions.parquet` (test bags), `metrics.csv`, `attention.parquet` (tiles of
-    test bags), `models/`, a model a fold, and `reference.parquet`, what they were trained on.
-    For an external cohort: `external-{cohort}.parquet` and `.csv`, its predictions and metrics.
-    Of several labels, predictions and metrics of each are in `labels/{label}/`.
+    Writes a folder with `predictions.parquet` (test bags), `metrics.csv`, `attention.parquet`
+    (tiles of test bags), `models/` (one model per fold), `spread.json`, and `reference.parquet`
+    (mean embedding and stain of the training slides). For each external cohort, predictions and
+    metrics are in `external-{cohort}.parquet` and `.csv`. For a task with several labels,
+    predictions and metrics are in `labels/{label}/`.
 
     Raises:
-        StainsslError: its folds share patients between roles, or its bags cannot be trained on.
+        StainsslError: the folds share patients between roles, or the bags are not suitable for
+            training.
     """
     made_by = {
         "task": job.task, "encoder": job.encoder, "head": job.head_name, "seed": job.seed,
@@ -113,9 +115,9 @@ def _write(
     spent: TimeSpent,
     inside: str = "",
 ) -> None:
-    """Each label's predictions and their metrics, in the folder `inside` of the label's own.
+    """Write predictions and metrics of each label, in the subfolder `inside` of its folder.
 
-    Of an external cohort the mean of the folds' models is judged.
+    For an external cohort, the mean over the fold models is evaluated.
     """
     is_own = name == "predictions"
     for label, table in tables.items():
@@ -130,15 +132,16 @@ def _write(
 
 
 def labelled_slides(rows: pd.DataFrame, label: Labels, level: str = "slide") -> pd.DataFrame:
-    """The slides whose label is known; of several, one at least.
+    """Select the slides with a known label, or with at least one known label of several.
 
     Args:
-        rows: `cohort`, `part`, `slide_id`, `patient_id`, `site` and the label.
-        label: the column, and what its words mean.
-        level: of the task.
+        rows: one row per slide: `cohort`, `part`, `slide_id`, `patient_id`, `site` and the label.
+        label: column of the label and meaning of its values.
+        level: level of the task; for `patient`, a label holds for all slides of a patient.
 
     Returns:
-        `slide_id`, `patient_id`, `site`, `cohort`, `part` and `word` (class), in sheet order.
+        `slide_id`, `patient_id`, `site`, `cohort`, `part` and `word` (value of the label), in the
+        order of `rows`.
 
     Raises:
         StainsslError: no label is known, or two cohorts have a slide of the same name.
@@ -163,11 +166,16 @@ def labelled_slides(rows: pd.DataFrame, label: Labels, level: str = "slide") -> 
 def slide_reader(
     embeddings: Mapping[Part, Path], slides: pd.DataFrame
 ) -> Callable[[str], SlideTiles]:
-    """A function that gives the usable tiles of a slide; each part's store is opened once.
+    """Make a function that reads the tiles of a slide that have an embedding.
+
+    The store of each part is opened once.
 
     Args:
         embeddings: (cohort, part) → store.
-        slides: `slide_id`, `cohort` and `part` of every slide that will be asked for.
+        slides: `slide_id`, `cohort` and `part` of all slides to be read.
+
+    Returns:
+        slide_id → tiles.
     """
     wanted = slides[["cohort", "part"]].drop_duplicates().itertuples(index=False, name=None)
     stores = {part: open_embeddings(embeddings[part]) for part in wanted}
@@ -191,7 +199,7 @@ def slide_reader(
 
 
 def spooled(read: Callable[[str], SlideTiles], folder: Path) -> Callable[[str], SlideTiles]:
-    """The same reader; what it gives beyond `MAX_BYTES` lies in a temporary file in `folder`."""
+    """Wrap a reader so that embeddings beyond `MAX_BYTES` go to a temporary file in `folder`."""
     spool = Spool(folder)
     held = 0
 
@@ -208,10 +216,12 @@ def spooled(read: Callable[[str], SlideTiles], folder: Path) -> Callable[[str], 
 
 
 def stain_of_slides(pixels: Mapping[Part, Path], slides: pd.DataFrame) -> dict[str, np.ndarray]:
-    """Slide → coordinates of its pooled stain profile, where its pixels are there and tell it.
+    """Coordinates of the pooled stain profile of each slide (slide → (D,) float array).
+
+    Slides without stored pixels or without a valid profile are left out.
 
     Args:
-        pixels: (cohort, part) → store.
+        pixels: (cohort, part) → store, which need not exist.
         slides: `slide_id`, `cohort` and `part`.
     """
     found: dict[str, np.ndarray] = {}
@@ -243,7 +253,7 @@ def _bags(slides: pd.DataFrame, level: str, read: Callable[[str], SlideTiles]) -
 
 
 def _tell_limits(bags: list[Bag], head: Head) -> None:
-    """What the head does not use of the bags, in the log."""
+    """Log how many tiles a training step leaves out, and whether attention is informative."""
     sizes = np.array([len(bag) for bag in bags])
     if (large := sizes > head.max_tiles).any():
         share = head.max_tiles / sizes[large].mean()
@@ -264,10 +274,14 @@ def _answer(
     folder: Path | None,
     spent: TimeSpent,
 ) -> tuple[dict[str, pd.DataFrame], pd.DataFrame]:
-    """Predictions by label and attention of the test bags, by every fold's model.
+    """Train a model per fold and predict the test bags.
 
     Args:
-        folder: where the models are saved; None: clinical columns are taken too, none is saved.
+        folder: output folder, in which the models are saved. None: the head also takes clinical
+            columns, and no model is saved.
+
+    Returns:
+        Predictions (label → rows), and attention of the tiles.
     """
     tables, looked_at = [], AttentionMean()
     columns = None if folder else clinical_columns(bags, job.rows, job.clinical)
@@ -287,10 +301,11 @@ def _answer(
 
 
 def _external(job: MilJob, cohort: str, target: Target, models: Path) -> dict[str, pd.DataFrame]:
-    """Every fold's model on a cohort that none of them was trained on, each as a repeat.
+    """Predictions of all fold models on an external cohort, each model as one repeat.
 
     Raises:
-        StainsslError: the cohort has no labelled slide with tiles, or a class that is not trained.
+        StainsslError: the cohort has no labelled slide with tiles, or a class on which the models
+            were not trained.
     """
     slides = labelled_slides(job.external[cohort], job.label, job.level)
     if strange := target.strange(slides["word"].tolist()):
@@ -312,11 +327,10 @@ def _fold_models(
     target: Target,
     columns: pd.DataFrame | None,
 ) -> Iterator[tuple[int, int, FoldModel, list[Bag]]]:
-    """(repeat, fold, model, test bags) of every fold that has a test bag.
+    """Train a model in each fold that has a test bag; yield (repeat, fold, model, test bags).
 
     Args:
-        columns: clinical columns of the bags, a row each, which the head takes too; None: it does
-            not.
+        columns: clinical columns, one row per bag, that the head takes as well; None: no columns.
     """
     settings, plain = HeadSettings(**job.head.model_dump()), bags
     sites = dict(zip(job.rows["slide_id"], sites_of(job.rows), strict=True))
@@ -351,7 +365,7 @@ def _fold_models(
 def _centred(
     train: list[Bag], val: list[Bag], test: list[Bag], sites: Mapping[str, str]
 ) -> tuple[list[Bag], list[Bag], list[Bag]]:
-    """A fold's bags less the means of their sites, which training and validation patients give."""
+    """Subtract from each slide the mean of its site over training and validation patients."""
     means = means_of([*train, *val], sites)
     test, left_out = centred_bags(test, sites, means)
     if left_out:

@@ -1,4 +1,4 @@
-"""`cohort check --open`: every slide as the stage `tile` finds it, before anything is run."""
+"""`cohort check --open`: open and tile every slide of a cohort before a run."""
 
 from __future__ import annotations
 
@@ -21,19 +21,27 @@ from stainssl.stages.tile import Outcome, tile_row
 
 log = logging.getLogger(__name__)
 
-MAX_NAMED = 5  # slides that are named with a note they share
-SlideTask = tuple[TileJob, Path, int, Any]  # job, folder of pictures, place and row of a slide
+MAX_NAMED = 5  # slides listed for a note that they share
+SlideTask = tuple[TileJob, Path, int, Any]  # job, picture folder, index in the part, row of a slide
 
 
 def run(config: Config, cohort: str, folder: Path) -> Iterator[str]:
-    """Lines about the slides of a cohort; `slides.csv`, `slides.html`, `tissue.png` in the folder.
+    """Open and tile all slides of a cohort as `tile` does, without writing under `results`.
 
-    Every slide is opened, masked and tiled as `tile` does, with the pictures that it draws; nothing
-    is written under `results`, and a slide that cannot be used costs itself.
+    Writes `slides.csv`, `slides.html`, `tissue.png` and `previews/` in the folder. A slide that
+    cannot be used gets a status, and the others are processed.
+
+    Args:
+        config: the config.
+        cohort: name of the cohort.
+        folder: output folder.
+
+    Yields:
+        Lines that summarise the slides.
 
     Raises:
-        StainsslError: more slides are bad than `slides.max_bad_slides` allows; the disk is full.
-        OSError: the machine's or the mount's fault.
+        StainsslError: more slides are bad than `slides.max_bad_slides` allows, or the disk is full.
+        OSError: the machine, the disk or the mount failed.
     """
     if config.cohorts[cohort].demo is not None:
         yield f"{cohort}: the synthetic cohort is made during the run; nothing was opened"
@@ -54,7 +62,7 @@ def run(config: Config, cohort: str, folder: Path) -> Iterator[str]:
 
 
 def _slides_of(config: Config, cohort: str, part: str, folder: Path) -> Iterator[SlideTask]:
-    job = replace(tile(config, cohort, part), may_miss=True)  # here a missing file is a status
+    job = replace(tile(config, cohort, part), may_miss=True)  # a missing file is a status here
     folder.mkdir(parents=True, exist_ok=True)
     for number, row in enumerate(job.rows.itertuples(index=False)):
         yield job, folder, number, row
@@ -66,7 +74,7 @@ def _opened(asked: SlideTask) -> tuple[Path, Outcome]:
 
 
 def _kept(folder: Path, outcome: Outcome) -> dict[str, Any]:
-    """The row of one slide; its picture is written, and its tiles are let go of."""
+    """Write the picture of one slide and return its row, without its tiles, to save memory."""
     if outcome.picture is not None:
         (folder / f"{outcome.slide_id}.png").write_bytes(outcome.picture)
     log.info("%s: %s %s", outcome.slide_id, outcome.status.value, outcome.detail)
@@ -74,7 +82,7 @@ def _kept(folder: Path, outcome: Outcome) -> dict[str, Any]:
 
 
 def _summary(slides: pd.DataFrame) -> Iterator[str]:
-    """What the slides that can be used are like, and a line for each that cannot or has a note."""
+    """Lines on the usable slides together, on notes, and on each unusable slide."""
     usable = slides[slides["status"] == Status.OK.value]
     if len(usable):
         yield f"  {int(usable['tiles_kept'].sum())} tiles kept in {len(usable)} slides"
@@ -88,7 +96,7 @@ def _summary(slides: pd.DataFrame) -> Iterator[str]:
 
 
 def _notes(usable: pd.DataFrame) -> Iterator[str]:
-    """Each note on slides that can be used, with a few of the slides that have it."""
+    """One line per note on usable slides, with the names of a few of them."""
     noted = usable[usable["detail"] != ""]
     for detail, rows in noted.groupby("detail", sort=False):
         names = ", ".join(rows["slide_id"].head(MAX_NAMED))

@@ -1,4 +1,4 @@
-"""`stainssl pixels`: slides and tiles of a part → encoded tiles and their stain profiles."""
+"""`stainssl pixels`: store the kept tiles of a part as JPEG, with their stain profiles."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from stainssl.stain import METHODS, StainProfile, estimate
 from stainssl.stores.pixels import JpegSpool, SlidePixels, encode, write_pixels
 from stainssl.stores.tiles import read_qc, read_tiles
 
-BLOCK = 64  # tiles whose profiles are estimated at once
-MAX_UNREADABLE = 0.1  # share of a slide's tiles past which it is not tried any longer
+BLOCK = 64  # tiles that are read, encoded and profiled at a time
+MAX_UNREADABLE = 0.1  # largest share of unreadable tiles; otherwise the slide is left out
 log = logging.getLogger(__name__)
 
 
@@ -38,7 +38,7 @@ def _profiles(images: npt.NDArray[np.uint8]) -> dict[str, StainProfile]:
 
 @dataclass(frozen=True)
 class _Block:
-    """Some tiles of a slide, in their order, and why some of them could not be read."""
+    """Encoded tiles of a slide, their stain profiles, and errors of tiles that were not read."""
 
     jpegs: list[bytes]
     profiles: dict[str, StainProfile]
@@ -48,7 +48,10 @@ class _Block:
 def _read(
     slide: Slide, rows: pd.DataFrame, size_px: int, allowed: float
 ) -> tuple[npt.NDArray[np.uint8], dict[int, SlideError]]:
-    """Images of some tiles, blank where one could not be read; given up past `allowed` of them."""
+    """Read tiles as (n, size_px, size_px, 3) uint8, white if unreadable, and errors by position.
+
+    Stops after more than `allowed` errors.
+    """
     images = np.full((len(rows), size_px, size_px, 3), 255, np.uint8)
     errors: dict[int, SlideError] = {}
     for i, (x, y, side) in enumerate(zip(rows["x"], rows["y"], rows["side"], strict=True)):
@@ -64,7 +67,7 @@ def _read(
 def _blocks(
     slide: SharedSlide, tiles: pd.DataFrame, size_px: int, workers: int, spent: TimeSpent
 ) -> Iterator[_Block]:
-    """The blocks of a slide in their order, made by some workers."""
+    """Read, encode and profile the tiles of a slide in threads; yield the blocks in order."""
 
     def work(rows: pd.DataFrame) -> _Block:
         with slide.lent() as handle, spent.on("reading"):
@@ -87,16 +90,17 @@ def slide_pixels(
     workers: int = 1,
     spent: TimeSpent | None = None,
 ) -> SlidePixels:
-    """Read, encode and stain-profile the tiles of one slide.
+    """Read and encode the tiles of one slide and estimate their stain profiles.
 
-    A tile that cannot be read has no bytes and a profile that is not valid.
+    A tile that cannot be read has no bytes and an invalid profile.
 
     Args:
-        slide: open, for one thread or several.
-        tiles: its kept tiles, columns as in `stores.tiles`; at least one.
+        slide: open slide, shared by threads.
+        slide_id: name of the slide.
+        tiles: kept tiles, at least one; columns as in `stores.tiles`.
         size_px: side of an encoded tile.
-        workers: threads; those that cannot read encode and profile meanwhile.
-        spent: takes note of where the time goes.
+        workers: number of threads; those without a handle of the slide encode and profile.
+        spent: collects the time spent on each step.
 
     Raises:
         SlideError: more than `MAX_UNREADABLE` of the tiles cannot be read.
@@ -124,9 +128,9 @@ def slide_pixels(
 
 
 def _each_slide(job: PixelsJob, tiles: pd.DataFrame, spent: TimeSpent) -> Iterator[SlidePixels]:
-    """The slides of a part in their order; as many side by side as the job has threads.
+    """Yield the pixels of a part's slides in order, as many in parallel as the job has threads.
 
-    Where they are fewer, the tiles of each are read by several threads.
+    If there are fewer slides than threads, the tiles of each are read by several threads.
     """
     by_slide = dict(list(tiles[tiles["kept"]].groupby("slide_id")))
     places = zip(job.rows["slide_id"], job.rows["path"], strict=True)
@@ -152,8 +156,8 @@ def _one(
     readers: int,
     spent: TimeSpent,
 ) -> SlidePixels | None:
-    """The pixels of a slide by `readers` threads; None, and logged, where it cannot be read."""
-    # A job of one thread too reads while it encodes: reading mostly waits for a disk.
+    """Read a slide with `readers` threads; None, with a warning, if it cannot be read."""
+    # Even a job with one thread encodes while it reads, since reading mostly waits for the disk.
     workers = 2 if job_threads() == 1 else readers
     started = time.monotonic()
 
@@ -170,18 +174,18 @@ def _one(
 
     try:
         found = in_time(path, job.max_minutes, work)
-    except SlideError as error:  # tiling read it, this did not: the other slides stay
+    except SlideError as error:  # it could be read when it was tiled
         log.warning("%s: left out: %s", slide_id, error)
         return None
-    level = logging.INFO if len(found.tile) > 1 else logging.DEBUG  # patches come by the thousand
+    level = logging.INFO if len(found.tile) > 1 else logging.DEBUG  # thousands of patches
     log.log(level, "%s: %d tiles in %.1f s", slide_id, len(found.tile), time.monotonic() - started)
     return found
 
 
 def run(job: PixelsJob) -> None:
-    """Write the pixels of a part; a slide that cannot be read any more is left out and logged."""
+    """Write the pixels of a part; slides that can no longer be read are left out with a warning."""
     spent, tiles = TimeSpent(), read_tiles(job.tiles)
-    # One thread for each block: the blocks beside it have the other cores.
+    # One torch thread per block, since blocks are processed in parallel.
     with library_threads(torch.get_num_threads, torch.set_num_threads, 1):
         write_pixels(
             job.pixels,

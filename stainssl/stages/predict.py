@@ -1,4 +1,4 @@
-"""`predict`: new slides and a trained task → what every fold model says, and where it looks."""
+"""`predict`: apply the fold models of a trained task to new slides, with attention."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from stainssl.stores.atomic import write_text
 from stainssl.stores.tables import read_table, without_formulas, write_table
 from stainssl.stores.tiles import read_qc
 
-NEW = "new"  # the cohort's name in the folder of predictions
+NEW = "new"  # name of the cohort of new slides in the output folder
 INTERVAL = (0.025, 0.975)  # quantiles over the fold models
 FOREIGN = {
     "feature_distance": "its features are outside the task's training range",
@@ -45,7 +45,7 @@ Models = dict[tuple[int, int], FoldModel]
 
 @dataclass(frozen=True)
 class Asked:
-    """Which of a config's models answer."""
+    """Task, encoder and head whose models are applied."""
 
     task: str
     encoder: str
@@ -54,12 +54,12 @@ class Asked:
 
 @dataclass(frozen=True)
 class ScoredBag:
-    """What the fold models say of one bag.
+    """Predictions of all fold models for one bag.
 
     Attributes:
-        means: slide → (D,) its mean tile embedding.
-        predictions: label ("" where the task has one) → a row per model.
-        attention: a row per tile.
+        means: slide → (D,) mean tile embedding.
+        predictions: label ("" if the task has only one) → one row per model.
+        attention: one row per tile; the mean over the models, as a percentile rank.
     """
 
     means: dict[str, np.ndarray]
@@ -78,24 +78,25 @@ def run(
     pictures: bool = True,
     outside_root: bool = False,
 ) -> None:
-    """Tile, embed and score new slides with all fold models of a trained task.
+    """Tile, embed and predict new slides with all fold models of a trained task.
 
-    The slides go through the same stages as the task's own, under `out`, so that a slide gets the
-    same vectors and each fold model the same answer. Writes there `predictions.csv` (a row per
-    patient or slide), `slides.csv` (a row per slide: what it ended as, how far it lies from what
-    the task was trained on), `by-model.parquet`, `attention.parquet` and the folder `attention/`.
+    The slides are processed by the same stages as those of the task, so that embeddings and
+    predictions are the same. Writes to `out`: `predictions.csv` (one row per patient or slide),
+    `slides.csv` (one row per slide: status, distance from the training slides),
+    `by-model.parquet`, `attention.parquet` and the folder `attention/`.
 
     Args:
-        config: of the results that hold the task's models.
-        sheet: `slide_id`, `patient_id`, `path`; a label is not needed and not read.
-        root: what the sheet's paths are relative to.
-        out: a folder for what is made.
-        pictures: whether to draw attention, beside its GeoJSON.
-        outside_root: whether the sheet's paths may leave `root`.
+        config: config of the results that contain the models.
+        task, encoder, head: names in this config; the encoder's is that of a run.
+        sheet: table with `slide_id`, `patient_id` and `path`; labels are not read.
+        root: folder to which the sheet's paths are relative.
+        out: output folder.
+        pictures: whether to draw pictures of attention; GeoJSON is always written.
+        outside_root: whether paths may lie outside `root`.
 
     Raises:
-        StainsslError: the task is of level tile or has no models, a path leaves `root`, no slide
-            can be used, or the disk is full.
+        StainsslError: the task is of level tile or has no models, a path lies outside `root`, no
+            slide can be used, or the disk is full.
     """
     models, reference = _trained(config, task, encoder, head)
     new = config_of_new(config, task, encoder, sheet, root, out, outside_root)
@@ -110,10 +111,10 @@ def run(
 def _trained(
     config: Config, task: str, encoder: str, head: str
 ) -> tuple[Models, tuple[Reference, Reference]]:
-    """The fold models of a task, and what slides are compared with.
+    """Load the fold models of a task and the reference of its training slides.
 
     Raises:
-        StainsslError: there are none that new slides could be given to.
+        StainsslError: there are no models, or they cannot be applied to new slides.
     """
     if config.tasks[task].level == "tile":
         raise StainsslError(
@@ -143,9 +144,9 @@ def _predict(
     reference: tuple[Reference, Reference],
     pictures: bool,
 ) -> None:
-    """Answer for the slides of `new`, and write it where that has its results."""
+    """Predict the slides of the config `new` and write the results to its results folder."""
     out, encoder, level = new.results, asked.encoder, config.tasks[asked.task].level
-    write_text(new.paths.config(), dump(new))  # `stainssl view` opens the folder by it
+    write_text(new.paths.config(), dump(new))  # for `stainssl view`
     spent = TimeSpent()
     slides = _prepared(new, spent)
     with spent.on("scoring"):
@@ -183,9 +184,9 @@ def config_of_new(
     out: Path,
     outside_root: bool = False,
 ) -> Config:
-    """The config under which new slides are tiled and embedded as the task's own were.
+    """Make a config with which new slides are tiled and embedded like those of the task.
 
-    A missing file costs its slide, and the results go under `out`.
+    Its only cohort has the new slides, its results are in `out`, and a missing file is a status.
     """
     run = config.run(encoder)
     like = config.cohorts[config.tasks[task].cohorts[0]]
@@ -207,7 +208,7 @@ def config_of_new(
 
 
 def _encoders_of_new(config: Config, run: Run) -> dict[str, Encoder]:
-    """The encoder as given weights, and before it the one whose vectors it takes, if any."""
+    """The encoder with its model as `weights`, after the one whose embeddings it takes, if any."""
     if (other := config.origin_run(run)) is not None:
         vectors = _encoders_of_new(config, other)
         return {**vectors, run.name: run.encoder.model_copy(update={"vectors": other.name})}
@@ -226,16 +227,16 @@ def _encoders_of_new(config: Config, run: Run) -> dict[str, Encoder]:
 
 
 def _preprocess(config: Config, encoder: str) -> bool | str | list[str]:
-    """What the new slides' tiles are normalized to: as the task's own were."""
+    """The key `preprocess` with which tiles are normalized like those of the task."""
     found = standard_of(config, encoder)
-    if found is None:  # nothing, or the model's folder says
+    if found is None:  # not normalized, or to the profile in the model's folder
         return False
     named = [REFERENCE if file is None else str(file) for file in found.files]
     return named if found.is_averaged else named[0]
 
 
 def _prepared(new: Config, spent: TimeSpent) -> pd.DataFrame:
-    """The new slides, tiled and embedded: the sheet's columns, `status`, `detail` and `tiles`."""
+    """Tile and embed the new slides; one row per slide with `status`, `detail` and `tiles`."""
     paths, tables = new.paths, []
     for part, rows in parts(new, NEW).items():
         for verb in ("tile", "pixels"):
@@ -262,7 +263,7 @@ def _pixels(new: Config) -> dict[Part, Path]:
 def _scored(
     slides: pd.DataFrame, level: str, read: Callable[[str], SlideTiles], models: Models
 ) -> Iterator[ScoredBag]:
-    """Bags one after another, so that the tiles of one are in memory at a time."""
+    """Predict one bag after another, so that only one is in memory at a time."""
     unknown = next(iter(models.values())).target.unknown
     for _, rows in slides.assign(label=unknown).groupby(ID_COLUMNS[level], sort=False):
         for bag in bagging.build(rows, level, read)[0]:
@@ -281,7 +282,7 @@ def _score(bag: Bag, models: Models) -> ScoredBag:
 
 
 def _called(table: pd.DataFrame) -> pd.DataFrame:
-    """Predictions with the class, or the group of risk, that is called, where any is."""
+    """Add the column `predicted` (class or risk group) if the label has classes or groups."""
     words = words_called(table)
     return table if words is None else table.assign(predicted=words)
 
@@ -292,13 +293,13 @@ def _with_distances(
     reference: tuple[Reference, Reference],
     stain: dict[str, np.ndarray],
 ) -> pd.DataFrame:
-    """The slides with `feature_distance` and `stain_distance`; says which lie outside."""
+    """Add `feature_distance`, `stain_distance` and `unstained`; warn about unusual slides."""
     means = {slide: mean for one in scored for slide, mean in one.means.items()}
     none = np.empty(0, np.float32)
     out = slides.copy()
     for column, known, points in zip(FOREIGN, reference, (means, stain), strict=True):
         rows = stacked([points.get(slide, none) for slide in slides["slide_id"]])
-        if rows.shape[1] != known.points.shape[1]:  # not known of one side
+        if rows.shape[1] != known.points.shape[1]:  # unknown for the new or the training slides
             rows = np.full((len(rows), known.points.shape[1]), np.nan, np.float32)
         out[column] = known.distances(rows)
         for slide, distance in zip(out["slide_id"], out[column], strict=True):
@@ -316,23 +317,28 @@ def _with_distances(
 
 
 def summary(by_model: pd.DataFrame, slides: pd.DataFrame, level: str) -> pd.DataFrame:
-    """One row per patient or slide.
+    """Summarise the predictions of all fold models in one row per patient or slide.
 
     Args:
-        by_model: a row per unit and fold model, with `p_<class>` and, of two classes, `threshold`;
-            with `value`, or with `risk` and `s_<time>`.
-        slides: a row per slide, with `tiles`, `feature_distance`, `stain_distance`.
+        by_model: one row per unit and fold model, with `p_<class>` (and `threshold` for two
+            classes), `value`, or `risk` and `s_<time>`.
+        slides: one row per slide, with `tiles`, `feature_distance`, `stain_distance`, and
+            optionally `unstained` and `known` (see `known_patients`).
         level: `patient` or `slide`.
 
     Returns:
-        The unit's id, `slides` and `tiles` that were used, `predicted` (by the mean of the fold
-        models' thresholds, as an external cohort is judged; without thresholds the most probable
-        class), `threshold`, where there are two classes, `p_<class>` (mean over the fold models)
-        with `low_<class>` and `high_<class>` (95 % of them); of ordered classes `grade`
-        and the median class; of a number `value`, `low` and `high`
-        instead of all these; of survival `risk`, `low`, `high`, and `s_<time>` with `low_<time>`
-        and `high_<time>`, and the group of risk as `predicted`; `models`, the largest of
-        its slides' distances, and `note`: what lies outside, and whether the patient is known.
+        One row per unit, whose columns depend on the kind of label. Means are over the fold
+        models, and `low` and `high` are the limits of 95 % of them.
+
+        - its id, and `slides` and `tiles` (numbers of those used);
+        - classes: `p_<class>` (mean) with `low_<class>` and `high_<class>`, and `predicted`: for
+          two classes by `threshold`, the mean over the models, otherwise the most probable class;
+          for ordered classes the median class, with `grade`, the mean rank;
+        - numbers: `value` with `low` and `high`;
+        - survival: `risk` with `low` and `high`, `s_<time>` with `low_<time>` and `high_<time>`,
+          and, if there is a `threshold`, the risk group as `predicted`;
+        - `models`, the number of models; `feature_distance` and `stain_distance`, the largest over
+          the unit's slides; `note`, on unusual slides and patients known from training.
     """
     unit = ID_COLUMNS[level]
     groups = by_model.groupby(unit, sort=False)
@@ -364,9 +370,10 @@ def summary(by_model: pd.DataFrame, slides: pd.DataFrame, level: str) -> pd.Data
 
 
 def with_label(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
-    """The tables of several labels end to end, with a column `label`; one of one label as it is.
+    """Concatenate the tables of several labels, with a column `label`.
 
-    A class that a label does not have is empty in its rows.
+    Classes that a label does not have are empty in its rows. The table of a task with one label
+    (key "") is returned unchanged.
     """
     if set(tables) == {""}:
         return tables[""]
@@ -376,7 +383,7 @@ def with_label(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
 
 
 def _limit(side: str, column: str) -> str:
-    """The name of a limit of a column of answers."""
+    """Name of the column for the lower or upper limit of a predicted column."""
     return side if column in (VALUE, RISK) else f"{side}_{column.partition('_')[2]}"
 
 
@@ -387,7 +394,7 @@ def _notes(row: dict[Hashable, Any], is_bare: bool, known: object) -> list[str]:
 
 
 def known_patients(config: Config, task: str, encoder: str) -> dict[str, str]:
-    """Patients that the models, or the encoder in pretraining, were trained on: id → a note."""
+    """Patients on which the models or the encoder were trained (patient_id → note)."""
     paths, known = config.paths, {}
     if (seen := paths.seen(encoder)).exists():
         names = pd.read_csv(seen, dtype=str, keep_default_na=False)["patient_id"]

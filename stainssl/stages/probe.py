@@ -1,4 +1,4 @@
-"""`probe`: embeddings, tile labels and folds → predictions and metrics of a tile task."""
+"""`probe`: evaluate the embeddings of tiles by a linear probe and by nearest neighbours."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ log = logging.getLogger(__name__)
 
 
 def run(job: ProbeJob) -> None:
-    """Answer a tile task by a linear probe, and by nearest neighbours beside it.
+    """Fit a linear probe and nearest neighbours in each fold of a tile task and evaluate them.
 
     Writes the folder `probe/`: `predictions.parquet` and `neighbours.parquet` (test tiles),
-    `metrics.csv`, where the neighbours' metrics are `knn_…`, and `few_shot.csv`.
+    `metrics.csv` (with `knn_…` for nearest neighbours), `few_shot.csv` and `spread.json`.
 
     Raises:
-        StainsslError: the labels cannot be probed.
+        StainsslError: the labels are not suitable for a probe.
     """
     spent = TimeSpent()
     try:
@@ -68,7 +68,7 @@ def _knn(metrics: pd.DataFrame) -> pd.DataFrame:
 
 
 def labelled_tiles(job: ProbeJob) -> Tiles:
-    """The tiles of a task's cohorts that have a known label and a valid vector.
+    """Read the tiles of a task that have a known label and a valid embedding.
 
     Raises:
         StainsslError: no tile has both, or the labels lack the task's column.
@@ -91,7 +91,7 @@ def labelled_tiles(job: ProbeJob) -> Tiles:
 
 
 def _block(job: ProbeJob, cohort: str, part: str) -> tuple[pd.DataFrame, np.ndarray]:
-    """The labelled, valid tiles of a part and their vectors."""
+    """Table and (n, D) float32 embeddings of the labelled and valid tiles of a part."""
     labels = part_labels(job.labels[cohort, part], job.label)
     store = open_embeddings(job.embeddings[cohort, part])
     rows = pd.DataFrame(
@@ -112,19 +112,22 @@ def _block(job: ProbeJob, cohort: str, part: str) -> tuple[pd.DataFrame, np.ndar
 
 
 def rows_of_part(rows: pd.DataFrame, cohort: str, part: str) -> pd.DataFrame:
-    """The rows of one part, out of a table with `cohort` and `part`."""
+    """Select the rows of one part from a table with the columns `cohort` and `part`."""
     return rows[(rows["cohort"] == cohort) & (rows["part"] == part)]
 
 
 def part_labels(path: Path, label: Labels) -> pd.DataFrame:
-    """`slide_id`, `tile` and `label` (class word, "" where unknown) of a part's tiles.
+    """Read the labels of a part's tiles.
 
     Args:
-        path: the tile labels of the part.
-        label: the column, and what its words mean.
+        path: tile labels of the part.
+        label: column of the label and meaning of its values.
+
+    Returns:
+        `slide_id`, `tile` and `label` (class name, "" if unknown).
 
     Raises:
-        StainsslError: the labels have no such column.
+        StainsslError: the file has no such column.
     """
     labels = read_labels(path)
     if label.label not in labels:

@@ -1,4 +1,4 @@
-"""`robustness`: an encoder, pixels and labels → what a change of stain does to its vectors."""
+"""`robustness`: measure how a change of stain affects an encoder's embeddings."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ MAX_COMPARED_TILES = (
     1500  # enough for intervals over patients; a minute on one core with a small backbone
 )
 _BATCH = 32
-_GAP = 16  # unwanted tiles that one read takes along rather than being cut in two
+_GAP = 16  # largest distance between rows that are read together
 log = logging.getLogger(__name__)
 
 
@@ -43,7 +43,7 @@ Encode = Callable[[torch.Tensor], torch.Tensor]  # (B, 3, H, W) uint8 → (B, D)
 
 
 class ComparedTiles(Protocol):
-    """N tiles that are compared.
+    """Protocol of N tiles on which robustness is measured.
 
     Attributes:
         table: N rows: `patient_id`, `slide_id`, `tile`, `site`, `label`.
@@ -51,17 +51,17 @@ class ComparedTiles(Protocol):
 
     @property
     def table(self) -> pd.DataFrame:
-        """A row a tile."""
+        """One row per tile."""
         ...
 
     def batches(self, use: NDArray[np.bool_] | None = None) -> Iterator[torch.Tensor]:
-        """(B, 3, H, W) uint8 blocks of the tiles, or of those where (N,) `use` is True."""
+        """Yield (B, 3, H, W) uint8 batches of all tiles, or of those with True in (N,) `use`."""
         ...
 
 
 @dataclass(frozen=True)
 class TileSample:
-    """N tiles of a task: their JPEGs and their table. See `ComparedTiles`."""
+    """N tiles of a task as JPEG, with their table. See `ComparedTiles`."""
 
     jpegs: list[bytes]
     table: pd.DataFrame
@@ -75,24 +75,30 @@ class TileSample:
 def in_batches(
     rows: NDArray[np.intp], read: Callable[[int], NDArray[np.uint8]]
 ) -> Iterator[torch.Tensor]:
-    """(B, 3, H, W) uint8 blocks of tiles of one size, each (H, W, 3) by its row."""
+    """Yield (B, 3, H, W) uint8 batches of tiles of equal size.
+
+    Args:
+        rows: indices of the tiles.
+        read: index → (H, W, 3) tile.
+    """
     for start in range(0, len(rows), _BATCH):
         images = np.stack([read(row) for row in rows[start : start + _BATCH].tolist()])
         yield torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
 
 
 def run(job: RobustnessJob) -> None:
-    """Measure an encoder on tiles of every benchmark that asks for robustness.
+    """Measure the robustness of an encoder on the tiles of all benchmarks with `robustness: true`.
 
-    Of a tile task all is measured. A task of slides or patients has no labels of tiles: what needs
-    none is measured; where its tiles show no two stainings, the log says so and the job succeeds.
+    For tile tasks, all metrics are computed; for slide and patient tasks, those that need no tile
+    labels. A slide or patient task without tiles of two different stainings has no metrics; this is
+    logged as a warning.
 
     Writes the folder `robustness/{encoder}/`: `metrics.csv` with a column `task`,
-    `confounded.parquet`, the confounded test's predictions, and `sample.parquet`, some tiles with
-    their vectors.
+    `confounded.parquet` (predictions of the confounded test) and `sample.parquet` (some tiles with
+    their embeddings).
 
     Raises:
-        StainsslError: an input is missing.
+        StainsslError: an input is missing, or the tiles of a tile task are not sufficient.
     """
     loaded = load_source(job.source, pick())
     figures, predictions, samples = [], [], []
@@ -142,7 +148,7 @@ def _measure_unlabelled(
 
 
 def _some_vectors(stainings: Stainings, seed: int) -> pd.DataFrame:
-    """The table of at most 800 tiles as they are, with a list of numbers each: `vector`."""
+    """Table of at most `MAX_TILES` tiles with their original embedding: `vector`, (D,) float32."""
     patient = stainings.table["patient_id"].to_numpy()
     rows = balanced_sample(patient, MAX_TILES, np.random.default_rng(seed))
     vectors = list(stainings.original[rows].astype(np.float32))
@@ -150,12 +156,15 @@ def _some_vectors(stainings: Stainings, seed: int) -> pd.DataFrame:
 
 
 def draw_sample(job: RobustnessJob, task: str, patients: set[str]) -> TileSample:
-    """At most 1,500 tiles of a task, balanced over its patients; the same for every encoder.
+    """Draw at most `MAX_COMPARED_TILES` tiles of a task; the same for every encoder.
 
-    Those of a tile task have a label.
+    Args:
+        job: the job.
+        task: name of the task; tiles of a tile task must have a label.
+        patients: patients whose tiles are drawn, balanced over them.
 
     Raises:
-        StainsslError: there is none.
+        StainsslError: there are no such tiles.
     """
     tiles = pd.concat(_tile_tables(job, task), ignore_index=True)
     tiles = tiles[tiles["patient_id"].isin(patients)].reset_index(drop=True)
@@ -178,7 +187,7 @@ def draw_sample(job: RobustnessJob, task: str, patients: set[str]) -> TileSample
 
 
 def read_jpegs(store: Pixels, rows: NDArray[np.int64]) -> list[bytes]:
-    """The JPEGs of rising rows; rows that lie close together come from one read."""
+    """Read the JPEGs of ascending rows of a store, rows close to each other in one request."""
     out: list[bytes] = []
     for run in np.split(rows, np.flatnonzero(np.diff(rows) > _GAP) + 1):
         block = store.jpegs(int(run[0]), int(run[-1]) + 1)
@@ -196,7 +205,7 @@ def _tile_tables(job: RobustnessJob, task: str) -> Iterator[pd.DataFrame]:
 
 
 def _labelled_tiles(job: RobustnessJob, part: Part, label: Labels) -> pd.DataFrame:
-    """`slide_id`, `tile`, `row` and `label` of the tiles of a part whose label is known."""
+    """`slide_id`, `tile`, `row` (in the store) and `label` of the labelled tiles of a part."""
     store = open_pixels(job.pixels[part])
     slide = np.asarray(store.slide_id, object)[store.slide]
     tiles = pd.DataFrame({"slide_id": slide, "tile": store.tile, "row": range(len(store))})
@@ -205,7 +214,7 @@ def _labelled_tiles(job: RobustnessJob, part: Part, label: Labels) -> pd.DataFra
 
 
 def _some_tiles(job: RobustnessJob, part: Part) -> pd.DataFrame:
-    """The same of tiles without a label, as many of a part as of all that are compared."""
+    """The same columns for at most `MAX_COMPARED_TILES` tiles of a part, without a label."""
     store = open_pixels(job.pixels[part])
     rng = np.random.default_rng(job.seed)
     rows = balanced_sample(np.asarray(store.slide), MAX_COMPARED_TILES, rng)
@@ -217,12 +226,17 @@ def _some_tiles(job: RobustnessJob, part: Part) -> pd.DataFrame:
 def two_targets(
     sample: ComparedTiles, training: set[str], family: str
 ) -> tuple[StainProfile, StainProfile]:
-    """The pooled profiles of the two most different sites of the training patients.
+    """The pooled stain profiles of the two most different sites, to which tiles are re-stained.
 
-    Patients stand in for sites where there is one site only.
+    If the training patients are from one site, their own profiles are compared instead.
+
+    Args:
+        sample: tiles that are compared.
+        training: patients whose tiles are used.
+        family: method by which profiles are estimated.
 
     Raises:
-        StainsslError: the training patients' tiles tell no two stainings.
+        StainsslError: fewer than two sites (or patients) have a valid profile.
     """
     ours = sample.table["patient_id"].isin(training).to_numpy()
     column = "site" if sample.table["site"][ours].nunique() > 1 else "patient_id"
@@ -240,12 +254,15 @@ def two_targets(
 def pooled_profiles(
     sample: ComparedTiles, use: NDArray[np.bool_], column: str, family: str
 ) -> dict[str, StainProfile]:
-    """The mean stain of each group of tiles; groups without a tile that tells it are left out.
+    """Mean stain profile of each group of tiles (group → profile).
+
+    Groups without a valid profile are left out.
 
     Args:
-        use: (N,) the tiles that are taken.
-        column: of the table, which names the group.
-        family: by which stain is estimated.
+        sample: N tiles.
+        use: (N,) bool, tiles that are used.
+        column: column of the table with the groups.
+        family: method by which profiles are estimated.
     """
     profiles = StainProfile.cat([estimate(images, family) for images in sample.batches(use)])
     group = sample.table.loc[use, column].to_numpy(str)
@@ -254,13 +271,13 @@ def pooled_profiles(
 
 
 def farthest(profiles: Mapping[str, StainProfile]) -> tuple[str, str]:
-    """The names of the two profiles that are farthest apart."""
+    """Names of the two profiles that are farthest apart."""
     names = list(profiles)
     return most_different(np.stack([profiles[n].coordinates().numpy() for n in names]), names)
 
 
 def restain(images: torch.Tensor, target: StainProfile) -> torch.Tensor:
-    """(B, 3, H, W) uint8 tiles stained like `target`, by the target's own family."""
+    """Re-stain (B, 3, H, W) uint8 tiles to a target, by the method of the target."""
     if isinstance(target, LabStats):
         return reinhard_to(images, target)
     return normalize(images, estimate(images, target.method), target)
@@ -269,7 +286,7 @@ def restain(images: torch.Tensor, target: StainProfile) -> torch.Tensor:
 def embed_stainings(
     sample: ComparedTiles, encoder: Encode, targets: tuple[StainProfile, StainProfile]
 ) -> Stainings:
-    """Vectors of the tiles as they are and stained like each of two targets."""
+    """Embed the tiles as they are and re-stained to each of two targets."""
     out: list[list[np.ndarray]] = [[], [], []]
     for images in sample.batches():
         views = [images, *(restain(images, target) for target in targets)]
@@ -280,6 +297,6 @@ def embed_stainings(
 
 
 def embedded(sample: ComparedTiles, encoder: Encode) -> NDArray[np.float32]:
-    """(N, D) vectors of the tiles as they are."""
+    """Embed the tiles as they are: (N, D) float32."""
     blocks = [encoder(images).float().cpu().numpy() for images in sample.batches()]
     return np.concatenate(blocks)

@@ -1,4 +1,4 @@
-"""`slide`: what one slide is, and what `tile` would make of it."""
+"""`slide`: show the properties of one slide and the result of tiling it."""
 
 from __future__ import annotations
 
@@ -27,18 +27,22 @@ def run(
     picture: Path | None = None,
     tiling: Tiling | None = None,
 ) -> Iterator[str]:
-    """Lines about one slide, the last its status, as the stage `tile` would find it.
+    """Open and tile one slide as the stage `tile` does.
 
     Args:
-        path: the slide's file.
-        mpp: µm in a level-0 px, as the column of a sheet; NaN: what the slide states.
-        picture: a PNG of its tissue, ink and tiles; not written of a slide without a mask.
-        tiling: the default one where it is None.
+        path: file of the slide.
+        mpp: µm/px at level 0, as in a sheet; NaN: as stated in the slide.
+        reader: name of the reader.
+        picture: PNG to write, with tissue, ink and tiles; only written if a mask was made.
+        tiling: tiling settings; None: the defaults.
+
+    Yields:
+        Lines of text on the slide; the last one is its status.
 
     Raises:
-        StainsslError: the slide has a status other than `ok` or `empty`, which its sentence says;
-            there is no such reader; the disk is full.
-        OSError: the machine's or the mount's fault.
+        StainsslError: the status is neither `ok` nor `empty`, the reader does not exist, or the
+            disk is full.
+        OSError: the machine, the disk or the mount failed.
     """
     tiling = tiling or Tiling()
     try:
@@ -62,7 +66,7 @@ def run(
 
 
 def _looked_at(path: Path, mpp: float, reader: str, tiling: Tiling) -> tuple[list[str], Outcome]:
-    """Lines about what a slide states of itself, and what tiling makes of it."""
+    """Describe and tile a slide: lines of text, and the outcome of tiling."""
     lines: list[str] = []
     outcome = Outcome(path.stem)
     try:
@@ -76,10 +80,11 @@ def _looked_at(path: Path, mpp: float, reader: str, tiling: Tiling) -> tuple[lis
 
 
 def described(slide: Slide, mpp: float) -> Iterator[str]:
-    """Lines about what an open slide states of itself.
+    """Lines on the reader, size, levels, pixel size, objective and bounds of an open slide.
 
     Args:
-        mpp: µm in a level-0 px by the user, NaN where they do not say.
+        slide: open slide.
+        mpp: µm/px at level 0 given by the user; NaN if not given.
     """
     yield f"reader: {slide.reader} (vendor: {slide.vendor or 'not stated'})"
     width, height = slide.level_sizes_px[0]
@@ -97,18 +102,18 @@ def described(slide: Slide, mpp: float) -> Iterator[str]:
 
 
 def _pixel_size(slide: Slide, mpp: float) -> str:
-    """The pixel size that is taken and where it was read, with what else is stated."""
+    """The pixel size in use, its source, and all values stated in the slide."""
     stated = ", ".join(f"{name} {value:.4g}" for name, value in slide.mpp_sources.items())
     try:
         used, source, _ = resolve_mpp(mpp, slide)
-    except SlideError:  # the status says why
+    except SlideError:  # the reason is in the status
         return f"none usable (stated: {stated or 'none'})"
     word = "--mpp" if source == "sheet" else source
     return f"{used:.4g} ({word}; stated: {stated or 'none'})"
 
 
 def tiled(outcome: Outcome, tiling: Tiling) -> Iterator[str]:
-    """Lines about light, tissue and tiles, as far as the slide could be read."""
+    """Lines on brightfield, tissue and tiles, as far as the slide could be processed."""
     if outcome.is_brightfield is not None:
         yield f"brightfield: {'yes' if outcome.is_brightfield else 'no'}"
     if outcome.picture is None:

@@ -1,4 +1,4 @@
-"""Vectors of the tiles of a part → one vector a slide, by an encoder of slides."""
+"""Compute one embedding per slide from the tile embeddings of a part, with a slide encoder."""
 
 from __future__ import annotations
 
@@ -19,15 +19,17 @@ log = logging.getLogger(__name__)
 
 
 def run(source: str, taken: Path, encoder: str, path: Path) -> None:
-    """Write a store with one row a slide; none for a slide without a usable tile.
+    """Write a store with one row per slide; slides without a valid tile embedding have none.
 
     Args:
-        source: the encoder of slides, as `of_slides.load` takes it.
-        taken: the store of the tiles' vectors.
-        encoder: its name, and `path` of its store.
+        source: slide encoder, as accepted by `of_slides.load`.
+        taken: store of the tile embeddings.
+        encoder: name of the encoder, recorded in the store.
+        path: output store.
 
     Raises:
-        StainsslError: it cannot be loaded, or the vectors are of another length than it takes.
+        StainsslError: the encoder cannot be loaded, or the tile embeddings have the wrong
+            dimension.
     """
     store, loaded = open_embeddings(taken), load(source, pick())
     wanted, found = loaded.recipe.tile_dim, store.features.shape[1]

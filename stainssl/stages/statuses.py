@@ -1,4 +1,4 @@
-"""`stainssl cohort statuses`: what happened to each slide of a cohort: table, page, picture."""
+"""`stainssl cohort statuses`: collect the status of each slide in a table, page and picture."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 def run(job: StatusesJob) -> None:
-    """Write the cohort's `slides.csv`, the same as a page, and its picture of tissue masks."""
+    """Write `slides.csv`, `slides.html` and `tissue.png` of a cohort."""
     qc = pd.concat([read_qc(path) for path in job.qc.values()], ignore_index=True)
     slides = job.rows.merge(qc, on="slide_id", how="left", validate="one_to_one")
     log.info("%s", status_counts(slides["status"]))
@@ -38,11 +38,13 @@ def write_statuses(
     page: Path,
     overview: Path,
 ) -> None:
-    """Write a cohort's table of slides, the same as a page, and a picture of tissue masks.
+    """Write the slides of a cohort as a table and a page, and a picture of all tissue masks.
 
     Args:
-        slides: columns of the sheet and of `qc`, a row per slide.
-        previews: part → the folder with a PNG per slide.
+        slides: one row per slide, with columns of the sheet and of `qc`.
+        cohort: name of the cohort, for the title of the page.
+        previews: part → folder with one PNG per slide.
+        table, page, overview: output files (CSV, HTML, PNG).
     """
     pictures = {
         row.slide_id: previews[row.part] / f"{row.slide_id}.png" for row in slides.itertuples()
@@ -56,5 +58,5 @@ def write_statuses(
 
 
 def status_counts(statuses: pd.Series) -> str:
-    """How many slides ended as what: `36 ok, 2 truncated, 1 no-mpp`."""
+    """Number of slides per status: `36 ok, 2 truncated, 1 no-mpp`."""
     return ", ".join(f"{count} {status}" for status, count in statuses.value_counts().items())
