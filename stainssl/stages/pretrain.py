@@ -1,4 +1,4 @@
-"""`pretrain`: pixels and stain target → a model, its figures, and the patients it has seen."""
+"""`pretrain`: train an encoder on stored tiles, or write its random weights."""
 
 from __future__ import annotations
 
@@ -63,19 +63,20 @@ log = logging.getLogger(__name__)
 SEEN = ("patient_id", "cohort", "slides", "tiles")
 
 
-# Strong jitter of Tellez et al. 2018, the spread itself of Shen et al. 2022, Chang et al. 2021.
+# Default strengths: HED-strong of Tellez et al. 2018; the unscaled spread (Shen et al. 2022); the
+# value of Chang et al. 2021.
 JITTER_STRENGTH = {"hed": 0.2, "randstainna": 1.0, "mix": 0.2}
 
 
 @dataclass(frozen=True)
 class Cohorts:
-    """The training parts: their stores, and the sheet's row of every slide in them.
+    """Stored tiles of the training parts, with the sheet's rows of their slides.
 
     Attributes:
-        stores: a store a part.
-        labels: the table of tile labels a part; none where the encoder has no label.
-        slides: a row per slide that has tiles, in the stores' order: `store`, `slide_id`,
-            `patient_id`, `cohort`, `site`, `tiles`.
+        stores: one store per part.
+        labels: one file of tile labels per part; empty if the encoder has no label.
+        slides: one row per stored slide, in the order of the stores: `store` (index), `slide_id`,
+            `patient_id`, `cohort`, `site`, `tiles` (number).
     """
 
     stores: list[Pixels]
@@ -85,7 +86,13 @@ class Cohorts:
 
 @dataclass(frozen=True)
 class Trained:
-    """What a training leaves beside the weights: who was seen, figures, the tiles' standard."""
+    """Results of a training other than the weights.
+
+    Attributes:
+        seen: patients whose tiles were used for training, with the columns `SEEN`.
+        metrics: one row per epoch, with the columns `METRICS`.
+        standard: normalization of tiles before the network, if the encoder has `preprocess`.
+    """
 
     seen: pd.DataFrame
     metrics: pd.DataFrame
@@ -93,18 +100,21 @@ class Trained:
 
 
 def run(job: PretrainJob, gpus: int = 0) -> None:
-    """Train one encoder under one seed, or write its random weights.
+    """Train one encoder with one seed, or write its random weights.
+
+    Writes the model's folder, the metrics, the training curves and the patients seen.
 
     Args:
-        gpus: to train on, of those that the process sees; 0 for all.
+        job: the job.
+        gpus: number of visible GPUs to train on; 0 for all.
 
     Raises:
-        StainsslError: an input is missing, too few tiles, or training failed; see
-            `stainssl.pretrain.train.fit`.
+        StainsslError: an input is missing, there are too few tiles, or training failed (see
+            `stainssl.pretrain.train.fit`).
     """
     encoder = job.encoder
     take(gpus)
-    torch.manual_seed(job.seed)  # the backbone's weights are the same under every method
+    torch.manual_seed(job.seed)  # the same initial weights for every method
     size = encoder.input_size or job.tile_px
     adapted = encoder.tune == "lora" and not encoder.lora.merge
     backbone = backbone_of(job.init, encoder.architecture, encoder.backbone, size, adapted)
@@ -113,7 +123,7 @@ def run(job: PretrainJob, gpus: int = 0) -> None:
     trained = Trained(pd.DataFrame(columns=list(SEEN)), pd.DataFrame(columns=list(METRICS)))
     if PRETRAINING_METHODS[encoder.method or ""].trains:
         trained = _train(job, backbone, size, anchor)
-    if not is_main():  # of several processes one writes
+    if not is_main():  # only one process writes
         return
     seen = seen_too(trained.seen, job.init)
     _save(job, backbone, adapters, size, trained, _card(job, trained.seen, seen))
@@ -126,19 +136,19 @@ def run(job: PretrainJob, gpus: int = 0) -> None:
 
 
 def freeze(model: nn.Module, wanted: Encoder | FineTune, size: int, seed: int) -> Any:
-    """Freeze what is not to be trained of given weights.
+    """Freeze the parameters of a pretrained network that are not trained, and add adapters.
 
     Args:
-        model: all of whose parameters can be trained.
-        wanted: says what of it is to be.
-        size: side in px of what it sees.
-        seed: of adapters.
+        model: network whose parameters are all trainable; changed in place.
+        wanted: settings with `tune`.
+        size: side of the network's input in px.
+        seed: seed of the initial weights of adapters.
 
     Returns:
-        peft's model, where adapters are trained.
+        peft's model if adapters are trained, otherwise None.
 
     Raises:
-        StainsslError: it has fewer blocks, or no layer for an adapter.
+        StainsslError: the network has fewer blocks, or no layer for an adapter.
     """
     if wanted.last_blocks is not None:
         freeze_all_but(model, last_blocks(model, wanted.last_blocks))
@@ -159,7 +169,7 @@ def _save(
     job: PretrainJob, backbone: Backbone, adapters: Any, size: int, trained: Trained,
     card: Mapping[str, Any],
 ) -> None:  # fmt: skip
-    """Write the model's folder: its weights, or the adapter to those that it started from."""
+    """Write the model's folder: its weights, or an adapter of the initial weights."""
     kwargs: dict[str, Any] = {
         "backbone": backbone.name, "input_size": size, "mean": backbone.mean, "std": backbone.std,
         "card": card, "standard": trained.standard.target if trained.standard else None,
@@ -206,7 +216,7 @@ def _learner(
     stain: StainTargets | None, facts: TileMetadata, settings: TrainSettings, anchor: Anchor | None,
 ) -> Learner:  # fmt: skip
     encoder, dim = job.encoder, vector_length(backbone.model, size)
-    torch.manual_seed(job.seed)  # as is the head's
+    torch.manual_seed(job.seed)  # the same initial head for every method
     objective = OBJECTIVES[encoder.loss](backbone.model, dim, encoder.temperature, encoder.queue)
     weight = encoder.supervised_weight
     return Learner(
@@ -221,7 +231,7 @@ def _learner(
 
 
 class _Live:
-    """The figures of a run while it runs: `metrics.csv` and TensorBoard, beside the checkpoint."""
+    """Write `metrics.csv` and TensorBoard logs next to the checkpoint during training."""
 
     def __init__(self, folder: Path) -> None:
         self._folder, self._board = folder, TensorBoardLogger(folder / "tensorboard")
@@ -232,7 +242,7 @@ class _Live:
 
 
 def _open(job: PretrainJob) -> Cohorts:
-    """Open the pixels of the training parts."""
+    """Open the stores of the training parts."""
     stores: list[Pixels] = []
     frames: list[pd.DataFrame] = []
     sheets = {name: rows.set_index("slide_id") for name, rows in job.rows.groupby("cohort")}
@@ -258,7 +268,7 @@ def _facts(cohorts: Cohorts, encoder: Encoder) -> TileMetadata:
 
 
 def _target(path: Path) -> dict[str, Any]:
-    """What `target` wrote."""
+    """Read and check a `target.json`."""
     if not path.exists():
         raise StainsslError(f"{path} is missing: run `stainssl target` first.")
     try:
@@ -270,7 +280,7 @@ def _target(path: Path) -> dict[str, Any]:
 
 
 def _batch_size(wanted: int, tiles: int, processes: int) -> int:
-    """As many tiles a step as asked for, where there are as many; as many for each process."""
+    """Tiles per step: at most `wanted` and `tiles`, and a multiple of `processes`."""
     size = min(wanted, tiles) // processes * processes
     if size < 2 * processes:
         raise StainsslError(
@@ -314,7 +324,8 @@ def _view_settings(
     encoder, geometry = job.encoder, job.encoder.geometry
     standard = None
     if encoder.preprocess and target is not None:
-        # As where the encoder is used: nothing is known of a slide there, so no tile takes its.
+        # Tiles without a valid profile do not take that of their slide, which is unknown where the
+        # encoder is used.
         own = knowledge.profiles(cohorts.stores, encoder.normalizers[0], slides=False)
         standard = TileNormalizer(own, stain_targets.profile_from_json(target["fallback"]))
     return ViewSettings(
@@ -328,7 +339,7 @@ def _view_settings(
 
 
 def stain_jitter(stores: Sequence[Pixels], wanted: Encoder | FineTune) -> StainJitter | None:
-    """What changes the stain of the tiles of these stores, as a config asks."""
+    """Stain augmentation for the tiles of some stores; None if the config has none."""
     kind = wanted.stain_jitter
     if kind == "none":
         return None
@@ -343,7 +354,7 @@ def stain_jitter(stores: Sequence[Pixels], wanted: Encoder | FineTune) -> StainJ
 def _stain(
     cohorts: Cohorts, encoder: Encoder, target: Mapping[str, Any] | None
 ) -> StainTargets | None:
-    """The training tiles under each normalizer, and how their target is drawn."""
+    """Profiles and target policy for each normalizer; None if the method has no stain target."""
     if not PRETRAINING_METHODS[encoder.method or ""].needs_stain or target is None:
         return None
     first, *others = encoder.normalizers
@@ -360,7 +371,7 @@ def _stain(
 def _same_tiles(
     target: Mapping[str, Any], cohorts: Cohorts, profiles: StainProfile
 ) -> dict[str, Any]:
-    """The target's tiles as another normalizer sees them."""
+    """The target with the same candidate tiles, described by another normalizer's profiles."""
     numbers = [_number(one, cohorts) for one in target["candidates"]]
     seen = [
         {"site": one["site"], "profile": stain_targets.profile_to_json(profiles[number])}
@@ -372,7 +383,7 @@ def _same_tiles(
 
 
 def _number(candidate: Mapping[str, Any], cohorts: Cohorts) -> int:
-    """Number of a target's tile among the training tiles."""
+    """Index of a target's candidate among the training tiles."""
     cohort, slide_id = candidate["slide"].split("/", 1)
     slides = cohorts.slides
     index = int(
@@ -386,7 +397,7 @@ def _number(candidate: Mapping[str, Any], cohorts: Cohorts) -> int:
 def _identity(
     job: PretrainJob, size: int, cohorts: Cohorts, target: Mapping[str, Any] | None
 ) -> Mapping[str, Any]:
-    """All that decides a run's weights."""
+    """Everything that affects the weights of a training."""
     return {
         "encoder": job.encoder.model_dump(mode="json"),
         "seed": job.seed,
@@ -398,7 +409,7 @@ def _identity(
 
 
 def _seen(slides: pd.DataFrame) -> pd.DataFrame:
-    """A row per patient whose tiles may have been seen."""
+    """One row per patient in the training parts."""
     groups = slides.groupby(["patient_id", "cohort"], sort=True)
     return groups.agg(slides=("slide_id", "nunique"), tiles=("tiles", "sum")).reset_index()[
         list(SEEN)
@@ -406,7 +417,12 @@ def _seen(slides: pd.DataFrame) -> pd.DataFrame:
 
 
 def _card(job: PretrainJob, trained: pd.DataFrame, seen: pd.DataFrame) -> dict[str, Any]:
-    """What made a model; `trained` and `seen` are the patients of this training, and of all."""
+    """Contents of the model card.
+
+    Args:
+        trained: patients of this training.
+        seen: the same, with those of earlier trainings.
+    """
     encoder = job.encoder
     card: dict[str, Any] = {"method": encoder.method, "seed": job.seed}
     if encoder.train is None or trained.empty:
@@ -440,7 +456,7 @@ def _card(job: PretrainJob, trained: pd.DataFrame, seen: pd.DataFrame) -> dict[s
 
 
 def _tuned(encoder: Encoder) -> str:
-    """How given weights were trained further."""
+    """Description of how the initial weights were fine-tuned."""
     lora, what = encoder.lora, encoder.tune
     if what == "lora":
         what += f" of rank {lora.rank}, alpha {lora.alpha:g}"

@@ -1,4 +1,4 @@
-"""`target`: the profile(s) that an encoder's images are normalized to, from its own tiles."""
+"""`target`: choose the stain profiles to which an encoder's tiles are normalized."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from stainssl.stores.pixels import open_pixels
 
 log = logging.getLogger(__name__)
 
-# Tiles that choices, coverage and pictures look at: 10,000 × 8 float32 is a third of a megabyte,
-# and all distances among them take seconds.
+# Tiles sampled for the choice, the coverage and the picture: 10,000 × 8 float32 is a third of a
+# megabyte, and all pairwise distances take seconds.
 SAMPLE = 10_000
-COVERED = 10.0  # units of StainProfile.coordinates(): degrees of vectors, ΔE of LAB
+COVERED = 10.0  # radius of coverage: degrees between stain vectors, or ΔE of LAB statistics
 SHOWN_TARGETS, SHOWN_TILES = 5, 6
 
 
 class TargetPart(NamedTuple):
-    """One part's store, and who its slides are."""
+    """Store of one part, with the sites and patients of its slides."""
 
     cohort: str
     part: str
@@ -42,7 +42,7 @@ class TargetPart(NamedTuple):
 
 
 class PartSummary(NamedTuple):
-    """What is kept of one part, or of several."""
+    """Summary of the tiles of one or several parts."""
 
     pool: Pool
     slides: frozenset[str]  # "cohort/slide_id"
@@ -50,13 +50,13 @@ class PartSummary(NamedTuple):
 
 
 def run(job: TargetJob) -> None:
-    """Choose a run's stain target and write `target.json` and `target.png`.
+    """Choose the stain target of a run and write `target.json` and `target.png`.
 
-    Only tiles of the parts that the encoder itself is trained on are looked at.
+    Only tiles of the encoder's own training parts are used.
 
     Raises:
-        StainsslError: the training part has no tile, or the fixed target is of another method or
-            of tiles that the encoder is not trained on.
+        StainsslError: the training parts have no tiles, or the fixed target was made by another
+            method or from tiles on which the encoder is not trained.
     """
     sources, spent = _sources(job), TimeSpent()
     with spent.on("reading"):
@@ -66,7 +66,7 @@ def run(job: TargetJob) -> None:
         content = describe(summary, job)
     with spent.on("picture"), replacing(job.picture) as made:
         picture(summary.pool, content, sources).savefig(made)
-    # Last: with it the stage is done.
+    # Written last, because it marks the stage as complete.
     write_text(job.json, json.dumps(content, indent=1) + "\n")
     log.info(
         "%s: %s target from %d tiles of %d patients; %s", job.encoder, content["policy"],
@@ -88,13 +88,17 @@ def _sources(job: TargetJob) -> list[TargetPart]:
 
 
 def reduce_parts(sources: Sequence[TargetPart], method: str, seed: int) -> PartSummary:
-    """The pool of all parts, part by part and two by two (dask).
+    """Summarise each part and merge the summaries pairwise, with dask.
 
-    Memory: as many parts as there are workers are read at once, some 80 bytes a tile while they
-    are summed up (26 MB for 32 slides of 10,000 tiles); what is kept of a part is its sums by
-    site and at most `SAMPLE` tiles (0.7 MB), and two such become one. So 100 million tiles in 313
-    parts take four workers some 100 MB, and a fifth of a gigabyte if no two parts were ever
-    joined before the last is read.
+    Memory: each worker reads one part at a time, at about 80 bytes per tile (26 MB for 32 slides of
+    10,000 tiles). The summary of a part has sums by site and at most `SAMPLE` tiles (0.7 MB), as
+    has that of two merged parts. 100 million tiles in 313 parts need about 100 MB with four
+    workers, or 200 MB more if no summaries are merged before the last part is read.
+
+    Args:
+        sources: parts, at least one.
+        method: normalizer of the profiles.
+        seed: seed of the sample.
     """
     level = [dask.delayed(_summary)(source, method, seed) for source in sources]
     while len(level) > 1:
@@ -104,7 +108,7 @@ def reduce_parts(sources: Sequence[TargetPart], method: str, seed: int) -> PartS
 
 
 def _computed(graph: Any) -> PartSummary:
-    """Run a graph on the scheduler that dask is configured for, or else on this job's threads."""
+    """Compute a graph on the configured dask scheduler, or in threads if there is none."""
     address = dask.config.get("scheduler-address", None)  # DASK_SCHEDULER_ADDRESS
     if address is None:
         return graph.compute(scheduler="threads")
@@ -156,10 +160,10 @@ def _refuse_empty(summary: PartSummary, job: TargetJob) -> None:
 
 
 def describe(summary: PartSummary, job: TargetJob) -> dict[str, Any]:
-    """What `target.json` holds.
+    """Contents of `target.json`.
 
     Raises:
-        StainsslError: a fixed target that the encoder must not use.
+        StainsslError: the fixed target cannot be read, or the encoder must not use it.
     """
     pool, wanted = summary.pool, job.target
     means = pool.site_means()
@@ -219,9 +223,10 @@ def _chosen(pool: Pool, job: TargetJob, means: Mapping[str, StainProfile]) -> li
 
 
 def angles_deg(profile: StainProfile, means: Mapping[str, StainProfile]) -> dict[str, Any]:
-    """Angles from one profile to each site's mean, degrees.
+    """Angles in degrees between a profile and the mean of each site (site → angles).
 
-    Of both stain vectors, or for LAB statistics of the hue (the direction of the mean a, b).
+    The angles are those of both stain vectors, or for LAB statistics that of the hue (the direction
+    of the mean a and b).
     """
     return {site: _angle(profile, mean) for site, mean in means.items()}
 
@@ -237,7 +242,7 @@ def _angle(one: StainProfile, other: StainProfile) -> dict[str, float]:
 
 
 def _coverage(pool: Pool, candidates: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """How far the pool's tiles are from the nearest candidate; the batch draws every tile."""
+    """Distances of the sampled tiles from the nearest candidate; 0 without candidates (`batch`)."""
     if not len(pool.key):
         return None
     points = pool.profiles().coordinates()
@@ -253,7 +258,7 @@ def _coverage(pool: Pool, candidates: Sequence[Mapping[str, Any]]) -> dict[str, 
 
 
 def _fixed(job: TargetJob) -> list[Any]:
-    """The candidates of the file that a fixed target names."""
+    """Read the candidates of a fixed target from its file."""
     path, where = job.target.path, f"encoders.{job.encoder}.target.path"
     if path is None:
         raise StainsslError(f"{where} is missing: give the target.json to use.")
@@ -284,7 +289,7 @@ def _refuse_leak(content: Mapping[str, Any], job: TargetJob, where: str) -> None
 
 
 def picture(pool: Pool, content: Mapping[str, Any], sources: Sequence[TargetPart]) -> Any:
-    """The figure of `target.png`."""
+    """Draw the figure of `target.png`."""
     profiles = pool.profiles()
     sites = {name: profiles[_rows(pool, name)] for name in sorted(set(pool.site))}
     means = pool.site_means()
@@ -318,7 +323,7 @@ def _title(content: Mapping[str, Any]) -> str:
 def _shown_targets(
     content: Mapping[str, Any], means: Mapping[str, StainProfile]
 ) -> dict[str, StainProfile]:
-    """Targets of the strip: candidates, else the sites' means and the pooled fallback."""
+    """Targets shown in the strip: candidates, or the means of sites and the pooled mean."""
     candidates = content["candidates"]
     if not candidates:
         few = dict(list(means.items())[: SHOWN_TARGETS - 1])
@@ -334,7 +339,7 @@ def _shown_targets(
 
 
 def _examples(pool: Pool, means: Mapping[str, StainProfile]) -> list[int]:
-    """Tiles of the sample that stand for their site: nearest to its mean, sites by turns."""
+    """Indices of sampled tiles nearest to the mean of their site, from all sites in turn."""
     points = pool.profiles().coordinates()
     nearest = []
     for site, mean in means.items():
@@ -364,7 +369,7 @@ def _strip(
 
 
 def _image(pool: Pool, index: int, sources: Sequence[TargetPart]) -> np.ndarray:
-    """(H, W, 3) uint8 of one tile of the sample."""
+    """Read one sampled tile: (H, W, 3) uint8."""
     cohort, slide = str(pool.slide[index]).split("/", 1)
     for source in sources:
         if source.cohort != cohort:

@@ -1,4 +1,4 @@
-"""`robustness --weights --tiles`: given weights and a folder of tiles → table, page and picture."""
+"""`robustness --weights --tiles`: measure the robustness of encoders on a folder of tiles."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ from stainssl.stain import StainProfile
 from stainssl.stain.profile import FAMILIES
 from stainssl.stores.atomic import replacing, write_text
 
-MIN_TILES = 20  # a tile is looked for among all: among fewer, chance finds it
-SHOWN, SITES_SHOWN = 6, 9  # tiles and sites of the picture
+MIN_TILES = 20  # among fewer tiles, retrieval succeeds by chance
+SHOWN, SITES_SHOWN = 6, 9  # tiles and sites in the picture
 COLOR = "color alone"
 RESULTS = TABLE, PAGE, PICTURE = "metrics.csv", "robustness.md", "robustness.png"
 PUBLISHED = "the published reference"
@@ -51,18 +51,19 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TileOptions:
-    """What is to be measured.
+    """Options of the measurement.
 
     Attributes:
-        weights: sources, as `encoders.loading.load` takes them.
-        tiles: the folder.
-        out: the folder that is written to.
-        levels: what the levels of sub-folders are; None: the first is the site.
-        paired: whether tiles of one name at several sites are the same tissue.
-        mpp: µm/px of the tiles, for a warning; None: unknown.
-        method: by which tiles are re-stained.
-        max_tiles: that are compared.
-        seed: of the choice of tiles, and of resamples.
+        weights: encoders, as accepted by `encoders.loading.load`.
+        tiles: folder of tile images.
+        out: output folder.
+        levels: meaning of each level of sub-folders; None: the first is the site, if there are
+            any.
+        paired: whether tiles with the same name at several sites show the same tissue.
+        mpp: µm/px of the tiles, to warn about an unsuitable encoder; None: unknown.
+        method: method by which tiles are re-stained.
+        max_tiles: largest number of tiles that are compared.
+        seed: seed of the choice of tiles and of resampling.
     """
 
     weights: Sequence[str]
@@ -78,7 +79,7 @@ class TileOptions:
 
 @dataclass(frozen=True)
 class FileSample:
-    """N tiles that are image files of one size. See `robustness.ComparedTiles`."""
+    """N tiles in image files of equal size. See `robustness.ComparedTiles`."""
 
     root: Path
     table: pd.DataFrame
@@ -91,16 +92,16 @@ class FileSample:
 
 
 def run(asked: TileOptions) -> Iterator[str]:
-    """Measure given weights on a folder of tiles, without a label.
+    """Measure the robustness of encoders on a folder of tiles, which need no labels.
 
-    Writes `metrics.csv`, `robustness.md` and `robustness.png` in `asked.out`.
+    Writes `metrics.csv`, `robustness.md` and `robustness.png` to `asked.out`.
 
     Yields:
         The lines of the page.
 
     Raises:
-        StainsslError: weights that cannot be loaded, a folder without enough tiles of one size, or
-            tiles that tell no stain.
+        StainsslError: weights cannot be loaded, or the folder does not have enough tiles of one
+            size with a valid stain profile.
     """
     _check(asked)
     folder = find_tiles(asked.tiles, asked.levels, without=[asked.out / n for n in RESULTS])
@@ -123,7 +124,7 @@ def run(asked: TileOptions) -> Iterator[str]:
 
 
 def _check(asked: TileOptions) -> None:
-    """Refuse what can be known before a tile is read."""
+    """Check the options before any tile is read."""
     problems = [f"{source}: {told}" for source in asked.weights for told in _of_weights(source)]
     if asked.method not in FAMILIES:
         problems.append(f"--stain-method {asked.method!r} is none of {', '.join(FAMILIES)}.")
@@ -142,7 +143,7 @@ def _of_weights(source: str) -> list[str]:
 
 
 def _sample(folder: TileFolder, asked: TileOptions) -> tuple[FileSample, int, list[str]]:
-    """The tiles that are compared, their side in px, and what is to be said of them."""
+    """The tiles that are compared, their side in px, and notes for the page."""
     chosen = _paired(folder, asked) if asked.paired else _chosen(folder.table, asked)
     side, unread = check_tiles(folder.root, chosen["path"].tolist())
     table = chosen[~chosen["path"].isin(unread)]
@@ -167,14 +168,14 @@ def _sample(folder: TileFolder, asked: TileOptions) -> tuple[FileSample, int, li
 
 
 def _chosen(table: pd.DataFrame, asked: TileOptions) -> pd.DataFrame:
-    """At most as many tiles as asked for, evenly of the patients, or of the sites."""
+    """Sample at most `asked.max_tiles` tiles, evenly over patients, or over sites if unknown."""
     key = "patient_id" if (table["patient_id"] != "").any() else "site"
     rng = np.random.default_rng(asked.seed)
     return table.iloc[balanced_sample(table[key].to_numpy(str), asked.max_tiles, rng)]
 
 
 def _paired(folder: TileFolder, asked: TileOptions) -> pd.DataFrame:
-    """Tiles of names that every site has, as many of each site."""
+    """Sample tiles whose names occur at every site, the same names at each site."""
     table = folder.table
     sites = table.loc[table["site"] != "", "site"].nunique()
     if sites < 2:
@@ -224,7 +225,7 @@ def _passed_over(folder: TileFolder, unread: dict[str, str]) -> Iterator[str]:
 
 
 def _unlike(source: str, mpp: float | None, side: int) -> Iterator[str]:
-    """Tiles unlike those that an encoder was trained on."""
+    """Warnings if scale or size of the tiles differs from the encoder's training."""
     if (found := recipes.find(source)) is None or not found[1].mpp:
         return
     name, recipe, _ = found
@@ -240,14 +241,14 @@ def _unlike(source: str, mpp: float | None, side: int) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class Compared:
-    """What tiles are compared with: themselves re-stained, or the same tissue at other sites.
+    """A comparison: tiles with themselves re-stained, or the same tissue at several sites.
 
     Attributes:
-        told: a sentence on it.
-        passes: how often an encoder sees every tile.
-        measure: an encoder → its figures.
-        rows: of the picture: what a row shows → (n, H, W, 3) tiles.
-        names: of the n tiles.
+        told: description for the page.
+        passes: number of times each tile is embedded.
+        measure: computes the metrics of an encoder.
+        rows: rows of the picture (title → (n, H, W, 3) uint8 tiles).
+        names: titles of the n columns.
     """
 
     told: str
@@ -307,10 +308,10 @@ def _by_label(stainings: Stainings, seed: int) -> Iterator[MetricRow]:
 
 
 def _targets(sample: FileSample, method: str) -> tuple[dict[str, StainProfile], str]:
-    """Two stainings that tiles are re-stained to, by name, and a sentence on them.
+    """Choose two stainings to which tiles are re-stained (name → profile), and describe them.
 
-    They are the mean stains of the two most different sites; of one site or none the tiles' own
-    mean and the published reference.
+    They are the mean profiles of the two most different sites or, with fewer than two sites, the
+    mean profile of all tiles and the published reference.
     """
     everything = np.ones(len(sample.table), bool)
     by_site = pooled_profiles(sample, everything, "site", method)
@@ -334,7 +335,7 @@ def _targets(sample: FileSample, method: str) -> tuple[dict[str, StainProfile], 
 
 
 def _encoder(name: str, method: str | None) -> tuple[Encode, list[str]]:
-    """An encoder, for tiles re-stained by `method`, and what is to be said of its weights."""
+    """Load an encoder and describe its weights; `method` is that of re-staining, if any."""
     if name == COLOR:
         told = f"{COLOR}: mean, deviation and covariances of R, G and B, as a yardstick."
         return color_vectors, [told]
@@ -352,7 +353,14 @@ def _encoder(name: str, method: str | None) -> tuple[Encode, list[str]]:
 
 
 def color_vectors(images: torch.Tensor) -> torch.Tensor:
-    """(B, 9) float32: mean, deviation and covariances of R, G and B of (B, 3, H, W) uint8 tiles."""
+    """Color statistics as embeddings: mean, standard deviation and covariances of R, G and B.
+
+    Args:
+        images: (B, 3, H, W) uint8 tiles.
+
+    Returns:
+        (B, 9) float32.
+    """
     pixels = images.float().div(255).flatten(2)
     centred = pixels - pixels.mean(2, keepdim=True)
     covariance = centred @ centred.transpose(1, 2) / pixels.shape[2]
@@ -361,7 +369,7 @@ def color_vectors(images: torch.Tensor) -> torch.Tensor:
 
 
 def _counting(encode: Encode, total: int) -> Encode:
-    """The same; says every ten seconds how far it is."""
+    """Wrap an encoder to log progress every ten seconds."""
     done, said = 0, time.monotonic()
 
     def counted(images: torch.Tensor) -> torch.Tensor:
@@ -377,7 +385,7 @@ def _counting(encode: Encode, total: int) -> Encode:
 
 
 def _left_out(figures: pd.DataFrame, table: pd.DataFrame, asked: TileOptions) -> Iterator[str]:
-    """What could not be asked, and why."""
+    """Notes on metrics that could not be computed, with the reason."""
     found = set(figures["metric"])
     if "site_predictability" not in found:
         yield "No site predictability: needs two sites with three patients (or tiles) each."
