@@ -1,16 +1,16 @@
-"""Does attention look at tumour? On held-out HER2-positive slides of the synthetic cohort.
+"""Does attention find the tumour on held-out HER2-positive slides of the synthetic cohort?
 
     OMP_NUM_THREADS=1 python benchmarks/attention.py RESULTS/config.yaml --work FOLDER
 
-Takes a finished run on a larger demo cohort (`benchmarks/demo_claim.py` makes one: its embeddings
-and tile labels are read, nothing is written there), trains heads for `her2` with at least 60
-patients in each fold's training part, and asks of every held-out HER2-positive slide how well the
-attention of its tiles tells tumour from the rest: AUROC against the truth polygons, the mean over
-slides with its 95 % bootstrap interval over patients. HER2 shows in tumour cells alone: a ring and
-a size. Prints a table and writes `attention.json`.
+Reads the embeddings and tile labels of a finished run on a larger demo cohort (for example of
+`benchmarks/demo_claim.py`), writes nothing there, and trains heads for `her2` with at least 60
+patients outside the test set of each fold. The metric is the AUROC of a tile's attention for tumour
+(the true polygons) within each held-out HER2-positive slide: its mean over slides, with a 95 %
+bootstrap interval over patients. HER2 is visible in tumour cells only, as a membrane ring and by
+their size. Prints a table and writes `attention.json`.
 
-With `--encoders imagenet`, `encoders: {imagenet: {weights: efficientnet-lite0}}` in the config and
-`stainssl embed` of every part before.
+`--encoders imagenet` requires `encoders: {imagenet: {weights: efficientnet-lite0}}` in the config,
+and `stainssl embed` of every part beforehand.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ TASK = "her2"
 
 
 def config_of(source: Path, work: Path, heads: list[str]) -> Config:
-    """The run's config with the task and heads, its results read through links."""
+    """The run's config with this task and these heads; its results are linked into `work`."""
     found = load(source)
     results = work / "results"
     shutil.rmtree(results, ignore_errors=True)
@@ -56,13 +56,13 @@ def config_of(source: Path, work: Path, heads: list[str]) -> Config:
 
 
 def truth(config: Config, cohort: str) -> pd.DataFrame:
-    """`slide_id`, `tile`, `tumor` of every tile whose label is known."""
+    """`slide_id`, `tile` and `tumor` of the tiles with a known label."""
     tables = [read_labels(config.paths.labels(cohort, part)) for part in parts(config, cohort)]
     return pd.concat(tables).dropna(subset=["tumor"])[["slide_id", "tile", "tumor"]]
 
 
 def measure(config: Config, encoder: str, head: str) -> dict[str, Any]:
-    """A row of the table."""
+    """Train a head on an encoder's embeddings; returns a row of the table."""
     (cohort,) = config.cohorts
     run_stage("mil", config, TASK, encoder, head)
     folder = config.paths.mil(TASK, encoder, head)

@@ -1,22 +1,22 @@
-"""How fast bags are loaded and heads are trained, beside .pt files, h5 files and CLAM's own loop.
+"""Speed of loading bags and of training heads, compared with .pt and h5 files and CLAM's own loop.
 
     OMP_NUM_THREADS=1 python benchmarks/bags.py WHAT --work FOLDER [--clam CLONE] [--slides N] ...
 
 WHAT is one of
 
-- `loading`: 64 slides of 10,000 tiles × 1,024 from our store (parts of 32, as `mil` reads them),
-  from one .pt a slide (float16, and float32 as CLAM writes them) and from h5 files with chunks of
-  one row (as CLAM and TRIDENT write them), right after the page cache was asked to drop them (cold)
-  and again (warm).
-- `epoch`: an epoch of gated attention on the same bags: CLAM's `train_loop_clam` with its CLAM_SB,
-  reading .pt as it does (`--clam` names a clone of its repository), ours at its width on all tiles,
-  and ours as the config's defaults are.
-- `folds`: 5 folds × 5 repeats of one task, encoder and head on 200 slides of 5,000 tiles × 512,
-  through the verb `mil`.
-- `huge`: 6 bags of 500,000 tiles × 1,024 through the verb `mil`; the most memory it held.
+- `loading`: 64 slides of 10,000 tiles × 1,024 features from our store (parts of 32 slides, read as
+  by `mil`), from one .pt file per slide (float16, and float32 as CLAM writes them) and from h5
+  files with chunks of one row (as CLAM and TRIDENT write them), first after dropping them from the
+  page cache (cold) and then again (warm).
+- `epoch`: one epoch of gated attention on the same bags: CLAM's `train_loop_clam` with its CLAM_SB,
+  reading .pt files (`--clam` is a clone of its repository), ours with the same width on all tiles,
+  and ours with the config's defaults.
+- `folds`: 5 folds × 5 repeats of one task, encoder and head on 200 slides of 5,000 tiles × 512
+  features, through the command `mil`.
+- `huge`: 6 bags of 500,000 tiles × 1,024 features through the command `mil`; the peak memory.
 
-`--slides` and `--tiles` make each smaller or larger. Vectors are random. Prints a table and writes
-`bags-WHAT.json` into the work folder.
+`--slides` and `--tiles` change the sizes. Features are random. Prints a table and writes
+`bags-WHAT.json` to the work folder.
 """
 
 from __future__ import annotations
@@ -48,18 +48,18 @@ from stainssl.plan import tasks as plan_tasks
 from stainssl.stages import mil, run_stage
 from stainssl.stores.embeddings import write_embeddings
 
-RUNS, PART = 5, 32  # rounds; slides a part
+RUNS, PART = 5, 32  # rounds; slides per part
 SLIDES = {"loading": 64, "epoch": 48, "folds": 200, "huge": 6}
 Rows = list[dict[str, Any]]
 
 
 def vectors(rng: np.random.Generator, n: int, dim: int) -> np.ndarray:
-    """(n, dim) float16; few different rows, because drawing is not what is measured."""
+    """(n, dim) float16; rows are repeated, since drawing random numbers is slow."""
     return np.resize(rng.normal(size=(min(n, 4096), dim)).astype(np.float16), (n, dim))
 
 
 def write_store(path: Path, names: list[str], n: int, dim: int, rng: np.random.Generator) -> None:
-    """A part of embeddings in which each slide has `n` tiles."""
+    """Write a part of embeddings with `n` tiles per slide."""
     index = np.tile(np.arange(n), len(names))
     write_embeddings(
         path, slide_id=names, counts=[n] * len(names), dim=dim,
@@ -69,7 +69,7 @@ def write_store(path: Path, names: list[str], n: int, dim: int, rng: np.random.G
 
 
 def drop(path: Path) -> None:
-    """Ask the system to forget what it holds of a file or folder."""
+    """Drop a file or folder from the page cache."""
     for file in [path] if path.is_file() else [f for f in path.rglob("*") if f.is_file()]:
         handle = os.open(file, os.O_RDONLY)
         os.fsync(handle)
@@ -95,7 +95,7 @@ def loading(work: Path, slides: int, tiles: int = 10_000, dim: int = 1024) -> Ro
         with h5py.File(work / f"{name}.h5", "w") as h5:
             h5.create_dataset("features", data=half.float().numpy(), chunks=(1, dim))
 
-    def ours() -> None:  # with places of tiles and the choice of those that were read
+    def ours() -> None:  # also reads positions of tiles and drops tiles without a vector
         read = mil.slide_reader(job.embeddings, sheet)
         for name in names:
             read(name)
@@ -119,7 +119,7 @@ def loading(work: Path, slides: int, tiles: int = 10_000, dim: int = 1024) -> Ro
         "h5, a row a chunk": (h5, [work / f"{n}.h5" for n in names]),
     }
     found: dict[str, dict[str, list[float]]] = {n: {"cold": [], "warm": []} for n in readers}
-    for _ in range(RUNS):  # side by side, so that a busy minute meets all of them
+    for _ in range(RUNS):  # alternating, so that other load on the machine affects all alike
         for name, (read, files) in readers.items():
             for file in files:
                 drop(file)
@@ -133,7 +133,7 @@ def loading(work: Path, slides: int, tiles: int = 10_000, dim: int = 1024) -> Ro
 
 
 def clam_loop(clone: Path) -> tuple[Any, Any]:
-    """CLAM's own model class and training loop, without what its files import beside them."""
+    """CLAM's own model class and training loop, without the other imports of their files."""
     scope: dict[str, Any] = {"torch": torch, "np": np, "nn": torch.nn, "device": "cpu",
                              "F": torch.nn.functional}  # fmt: skip
     wanted = {
@@ -163,7 +163,7 @@ def epoch(work: Path, slides: int, tiles: int = 2000, clone: Path | None = None)
             settings = HeadSettings(epochs=epochs, **words)
             return seconds(lambda: fit(bags, [], Classes(("0", "1")), settings, 0))
 
-        return (train(3) - train(1)) / 2  # without what is done once
+        return (train(3) - train(1)) / 2  # without the setup
 
     found: dict[str, list[float]] = {}
     wide = {"kind": "abmil", "hidden": 512, "max_tiles": tiles}
@@ -200,7 +200,7 @@ def _clam_epoch(work: Path, clone: Path, slides: int) -> float:
 
 
 def cohort(work: Path, slides: int, tiles: int, dim: int, split: dict[str, Any]) -> Config:
-    """A sheet and embeddings of `slides` patients, as the verb `mil` reads them."""
+    """Write a sheet and embeddings of `slides` patients for the command `mil`."""
     rows = [{"slide_id": f"s{i}", "patient_id": f"p{i}", "path": "x", "her2": i % 2}
             for i in range(slides)]  # fmt: skip
     pd.DataFrame(rows).to_csv(work / "slides.csv", index=False)
@@ -229,7 +229,7 @@ def run_folds(work: Path, slides: int, tiles: int = 5000, dim: int = 512) -> Row
 
 def huge(work: Path, slides: int, tiles: int = 500_000, dim: int = 1024) -> Rows:
     config = cohort(work, slides, tiles, dim, {"kind": "cv", "folds": 2})
-    Path("/proc/self/clear_refs").write_text("5")  # forget the peak of making the embeddings
+    Path("/proc/self/clear_refs").write_text("5")  # reset the peak memory
     taken = seconds(lambda: run_stage("mil", config, "her2", "e", "abmil"))
     peak = Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]
     size = slides * tiles * dim * 2 / 1e9

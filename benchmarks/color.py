@@ -1,4 +1,4 @@
-"""What color alone tells of a tile: the baseline of the benchmarks."""
+"""Color statistics of tiles: the baseline of the benchmarks."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from numpy.typing import NDArray
 
 
 def color_features(images: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """What color alone tells: the baseline that must not solve a task of morphology.
+    """Compute color statistics, a baseline that must not solve a task of morphology.
 
     Args:
-        images: (N, H, W, 3) RGB.
+        images: (N, H, W, 3) uint8 RGB.
 
     Returns:
-        (N, 9) float32 in [0, 1] and products of it: mean and standard deviation of R, G, B, and
-        the covariances RG, RB, GB.
+        (N, 9) float32, of intensities scaled to [0, 1]: mean and standard deviation of R, G, B,
+        and the covariances RG, RB, GB.
     """
     pixels = images.reshape(len(images), -1, 3).astype(np.float32) / 255
     mean = pixels.mean(axis=1)

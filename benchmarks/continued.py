@@ -1,12 +1,12 @@
-"""What a training step from given weights costs, beside one from random weights.
+"""Cost of a training step from given weights, compared with one from random weights.
 
     OMP_NUM_THREADS=1 taskset -c 1 python -m benchmarks.continued measure REAL_DATA
     python -m benchmarks.continued write
 
-Steps of SimCLR on the same batch of real tiles, of EfficientNet-lite0 and of ViT-S with random
-weights or continued (`init`), all of it, by its last blocks or by adapters, by turns in one
-process, in CPU time. Of adapters also how much of the network they are, in parameters and in bytes.
-Writes `benchmarks/results/continued.json`; `write` puts the table into docs/benchmarks.md.
+CPU time of steps of SimCLR on the same batch of real tiles, alternating in one process: with
+EfficientNet-lite0 and ViT-S, from random weights or continued (`init`) with all layers, the last
+blocks or adapters. For adapters also their share of the network, in parameters and in bytes.
+Writes `benchmarks/results/continued.json`; `write` writes the table of docs/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from tools.pages import fill, marks
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "continued.json"
 PAGE = ROOT / "docs" / "benchmarks.md"
-NETWORKS = {  # timm name → side in px, tiles of a batch
+NETWORKS = {  # timm name → side in px, tiles per batch
     "tf_efficientnet_lite0": (64, 32),
     "vit_small_patch16_224": (224, 4),
 }
@@ -57,7 +57,7 @@ KINDS: dict[str, dict[str, Any]] = {
 
 
 def learner(name: str, kind: str, source: str) -> tuple[Learner, Backbone, Any]:
-    """A network to train, as `pretrain` makes it; what it began as, and its adapters."""
+    """A network to train as in `pretrain`, its initial backbone, and its adapters or None."""
     size, keys = NETWORKS[name][0], KINDS[kind]
     init = {"init": source} if keys else {"backbone": name}
     train: Any = {"cohorts": ["d"]}
@@ -76,7 +76,7 @@ def learner(name: str, kind: str, source: str) -> tuple[Learner, Backbone, Any]:
 
 
 class Step:
-    """A training step, outside lightning, whose own cost is not in question."""
+    """A training step without lightning, whose overhead is not measured."""
 
     def __init__(self, module: Learner) -> None:
         self._module, self._optimizer = module, module.configure_optimizers()["optimizer"]
@@ -89,7 +89,7 @@ class Step:
 
 
 def measure_network(name: str, real_data: Path, work: Path) -> dict[str, Any]:
-    """CPU seconds of a step of every kind, and the size of adapters."""
+    """CPU seconds of a step of every kind, and the relative size of adapters."""
     size, count = NETWORKS[name]
     source = _source(name, work)
     images = torch.from_numpy(tiles_of(real_data, count, size)).permute(0, 3, 1, 2).contiguous()
@@ -114,7 +114,7 @@ def measure_network(name: str, real_data: Path, work: Path) -> dict[str, Any]:
 
 
 def _source(name: str, work: Path) -> str:
-    """Weights to continue, as a folder of timm's: of random numbers, which cost as much."""
+    """Save random weights to continue as a timm folder; the cost does not depend on the values."""
     torch.manual_seed(1)
     folder = work / name
     save_for_hf(timm.create_model(name, num_classes=0), str(folder))
@@ -126,7 +126,7 @@ def _bytes(folder: Path) -> int:
 
 
 def section(found: dict[str, Any]) -> str:
-    """The table of the page."""
+    """Markdown table for docs/benchmarks.md."""
     kinds = list(KINDS)
     head = [
         "network", *(f"{kind} / {kinds[0]}" for kind in kinds[1:]),
@@ -143,7 +143,7 @@ def section(found: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """Measure, or write what was measured."""
+    """Measure, or write the table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

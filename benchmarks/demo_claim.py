@@ -1,16 +1,16 @@
-"""The demo's claim on a cohort drawn for it: stain-invariant beats SimCLR at the unseen site.
+"""Test of the demo's claim on a new cohort: stain-invariant beats SimCLR at the unseen site.
 
     OMP_NUM_THREADS=1 python -m benchmarks.demo_claim --work FOLDER --cores 2
     python -m benchmarks.demo_claim --write
 
-Draws a synthetic cohort with at least 40 patients at the unseen site c from a seed of its own, runs
-the workflow on it with the encoders of `config.yaml`, five seeds of each that is trained, and
+Draws a synthetic cohort from a seed of its own, with at least 40 patients at the unseen site c,
+runs the workflow on it with the encoders of `config.yaml` (five seeds of each that is trained) and
 compares them on the tile task `tumor`: at site c, and in the confounded test. Differences are
-stain-invariant minus another, AUROC, mean over seeds, with 95 % intervals over patients and seeds.
-Two oracles bound the task: color statistics alone must fail at c, the true morphology must solve
-it. Every penalty is chosen inside the training patients, and nothing is chosen from the results.
-The first command writes `docs/evidence/demo_claim.json`, the second the table of
-`docs/results-appendix.md`; an interrupted run goes on where it was.
+stain-invariant minus another encoder in AUROC, averaged over seeds, with 95 % intervals over
+patients and seeds. Two oracles bound the task: color statistics must fail at c, and the true
+morphology must solve it. Penalties are chosen on training patients only, and nothing is chosen from
+the results. The first command writes `docs/evidence/demo_claim.json`, the second the tables of
+`docs/results-appendix.md`. An interrupted run is resumed.
 """
 
 from __future__ import annotations
@@ -57,11 +57,11 @@ TASK, COHORT, UNSEEN = "tumor", "demo", "c"
 CLAIMED, BASELINE = "stain-invariant", "simclr"
 TRAINED, GIVEN = (CLAIMED, BASELINE), ("imagenet", "random")
 SEEDS = [0, 1, 2, 3, 4]
-MIN_PATIENTS = 40  # at the unseen site, below which no claim is made
-SOLVED = 0.95  # AUROC that true morphology must reach
+MIN_PATIENTS = 40  # required at the unseen site
+SOLVED = 0.95  # AUROC required of the true morphology
 BLOCK = 512  # tiles decoded at once
 
-Predictions = list[pd.DataFrame]  # of one encoder, one table a seed
+Predictions = list[pd.DataFrame]  # of one encoder, one table per seed
 
 
 def claim_config(demo: dict[str, Any], work: Path, seed: int, patients: int) -> dict[str, Any]:
@@ -91,7 +91,7 @@ def claim_config(demo: dict[str, Any], work: Path, seed: int, patients: int) -> 
 
 
 def run_workflow(work: Path, cores: int) -> None:
-    """Run the real chain on the config in `work`."""
+    """Run the workflow on the config in `work`."""
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(REPO / "Snakefile")]
     command += ["--configfile", str(work / "config.yaml"), "--directory", str(work)]
     command += ["--cores", str(cores), "--rerun-incomplete", "--keep-going"]
@@ -100,26 +100,26 @@ def run_workflow(work: Path, cores: int) -> None:
 
 
 def at_unseen_site(predictions: pd.DataFrame) -> pd.DataFrame:
-    """The test rows of the site that no encoder or probe was trained on."""
+    """Rows of the site that no encoder or probe was trained on."""
     return predictions[predictions["site"] == UNSEEN].reset_index(drop=True)
 
 
 def site_predictions(config: Config, encoder: str) -> Predictions:
-    """Linear-probe predictions of the tumour task at the unseen site, one table a seed."""
+    """Linear-probe predictions of the tumour task at the unseen site, one table per seed."""
     folders = [config.paths.probe(TASK, run.name) for run in config.runs_of(encoder)]
     found = [read_table(folder / "predictions.parquet", "predictions") for folder in folders]
     return [at_unseen_site(table) for table in found]
 
 
 def confounded_predictions(config: Config, encoder: str) -> Predictions:
-    """Predictions of the confounded test, all of it at the unseen site, one table a seed."""
+    """Predictions of the confounded test at the unseen site, one table per seed."""
     folders = [config.paths.robustness(run.name) for run in config.runs_of(encoder)]
     found = [read_table(folder / "confounded.parquet", "predictions") for folder in folders]
     return [at_unseen_site(table[table["task"] == TASK]) for table in found]
 
 
 def auroc(predictions: Predictions, seed: int) -> dict[str, Any]:
-    """AUROC, mean over seeds, with its 95 % interval over patients and seeds; each seed's too."""
+    """Mean AUROC over seeds with its 95 % interval over patients and seeds, and that per seed."""
     scored = [read_scored(rows, "tile") for rows in shared_rows(predictions, "tile")]
     mean = mean_over_seeds("auroc", scored, seed=seed)
     low, high = mean.interval
@@ -135,7 +135,7 @@ def auroc(predictions: Predictions, seed: int) -> dict[str, Any]:
 
 
 def comparison(config: Config, read: Any) -> dict[str, Any]:
-    """Every encoder's AUROC in one test, and the claimed one minus each other."""
+    """AUROC of every encoder in one test, and the differences from `CLAIMED`."""
     found = {name: read(config, name) for name in TRAINED + GIVEN}
     return {
         "encoders": {name: auroc(tables, config.seed) for name, tables in found.items()},
@@ -147,7 +147,7 @@ def comparison(config: Config, read: Any) -> dict[str, Any]:
 
 
 def colors(config: Config, table: pd.DataFrame) -> np.ndarray:
-    """(N, 9) color statistics of the tiles of a table, in its order."""
+    """(N, 9) color statistics of the tiles of a table, in the same order."""
     blocks = []
     for part in parts(config, COHORT):
         store = open_pixels(config.paths.pixels(COHORT, part))
@@ -160,7 +160,7 @@ def colors(config: Config, table: pd.DataFrame) -> np.ndarray:
 
 
 def true_morphology(config: Config, table: pd.DataFrame, cores: int) -> np.ndarray:
-    """(N, F) true size, outline and crowding of the nuclei of a table's tiles, in its order."""
+    """(N, F) true size, outline and crowding of nuclei in a table's tiles, in the same order."""
     drawn = config.cohorts[COHORT].demo
     assert drawn is not None
     files = [config.paths.tiles(COHORT, part) for part in parts(config, COHORT)]
@@ -187,7 +187,7 @@ def _in_order(table: pd.DataFrame, features: pd.DataFrame) -> np.ndarray:
 
 
 def oracle(config: Config, tiles: Tiles, features: np.ndarray) -> dict[str, Any]:
-    """AUROC at the unseen site of the same probe on other features of the same tiles."""
+    """AUROC at the unseen site of a probe on given (N, F) features of the same tiles."""
     folds = read_folds(config.paths.folds(TASK))
     seen = dataclasses.replace(tiles, features=features)
     linear, _ = probe(seen, folds, seed=config.seed)
@@ -195,7 +195,7 @@ def oracle(config: Config, tiles: Tiles, features: np.ndarray) -> dict[str, Any]
 
 
 def verdict(tests: dict[str, Any], oracles: dict[str, Any]) -> dict[str, bool]:
-    """What held. The claim needs both tests, so that no correction for their number is due."""
+    """Which statements hold; the claim requires both tests, so no correction for two is needed."""
     held = {
         f"{name}: {CLAIMED} beats {BASELINE}": found["minus"][BASELINE]["low"] > 0
         for name, found in tests.items()
@@ -209,7 +209,7 @@ def verdict(tests: dict[str, Any], oracles: dict[str, Any]) -> dict[str, bool]:
 
 
 def section(record: dict[str, Any]) -> str:
-    """The tables of a record."""
+    """Markdown tables of a record."""
     head = ["test", "encoder", "AUROC", "seed by seed"]
     rows = [
         [
@@ -252,7 +252,7 @@ def _span(found: dict[str, Any], key: str) -> str:
 
 
 def measure(config: Config, cores: int) -> dict[str, Any]:
-    """Both tests and both oracles of a finished run."""
+    """Compute both tests and both oracles of a finished run."""
     tests = {
         "site c": comparison(config, site_predictions),
         "confounded": comparison(config, confounded_predictions),
@@ -266,7 +266,7 @@ def measure(config: Config, cores: int) -> dict[str, Any]:
 
 
 def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--work", type=Path, help="folder for data and results")
     parser.add_argument("--seed", type=int, default=20261123, help="of the cohort")
@@ -277,7 +277,7 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def run(work: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """The record of a run of the workflow in a folder."""
+    """Run the workflow in a folder and return the record."""
     demo = yaml.safe_load((REPO / "config.yaml").read_text())
     made = claim_config(demo, work, options.seed, options.patients)
     work.mkdir(parents=True, exist_ok=True)

@@ -1,11 +1,12 @@
-"""How much of the model's own speed embedding keeps while it reads and decodes.
+"""Speed of embedding, with reading and decoding, relative to the speed of the model alone.
 
     OMP_NUM_THREADS=1 python benchmarks/embed.py --work FOLDER [--backbone resnet18]
 
-m is the rate of the encoder on tensors in memory, d that of reading and decoding alone, in blocks
-of the same size; the two share the CPU, so that 1 / (1/m + 1/d) is what one core can give, and
-min(m, d) what a GPU beside it can. Also two encoders in one reading against one after the other.
-All are measured in turn, so that a busy minute meets each. Prints a table, writes `embed.json`.
+m is the rate of the encoder on tensors in memory, and d that of reading and decoding alone, in
+blocks of the same size. On one core, the two share the CPU and 1 / (1/m + 1/d) is the limit; with a
+GPU it is min(m, d). Two encoders in one pass are compared with one after the other. Measurements
+alternate, so that other load on the machine affects all alike. Prints a table and writes
+`embed.json`.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from stainssl.stores.pixels import Pixels, SlidePixels, encode, open_pixels, wri
 
 
 def store(path: Path, tiles: int, side: int) -> Pixels:
-    """Tiles of noise that is smooth as tissue is, so that a JPEG has a tissue's bytes."""
+    """Store tiles of smoothed noise, whose JPEGs have about the size of those of tissue."""
     rng = np.random.default_rng(0)
     few = [
         cv2.GaussianBlur(rng.integers(0, 256, (side, side, 3), dtype=np.uint8), (0, 0), 1.5)
@@ -88,7 +89,7 @@ def main() -> None:
         "two together": (lambda: list(embed_pixels([one, one], pixels)), words.tiles),
     }
     found: dict[str, list[float]] = {name: [] for name in runs}
-    one(images)  # kernels are chosen once
+    one(images)  # warm-up
     for _ in range(5):
         for name, (run, tiles) in runs.items():
             found[name].append(rate(run, tiles))

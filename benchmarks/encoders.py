@@ -1,13 +1,14 @@
-"""Encoders by name at their true size, beside timm's own loop: vectors, loading, tiles a second.
+"""Named encoders at full size compared with a plain timm loop: embeddings, loading, tiles/s.
 
     OMP_NUM_THREADS=1 taskset -c 0 python -m benchmarks.encoders --work FOLDER [--vectors]
     python -m benchmarks.encoders --write
 
-Random weights, stored as the hub stores them, since speed does not depend on their values. What a
-card says is written out here: timm's network with the card's arguments, tiles prepared one by one
-by torchvision's transforms, as TRIDENT does it. Both sides get the same decoded tiles and batches,
-by turns in one process. Writes `benchmarks/results/encoders.json`; `--vectors` compares the vectors
-alone and keeps the times that are there; `--write` puts the table into docs/benchmarks.md.
+Weights are random, since speed does not depend on their values, and stored as on the hub. The other
+side is written as the model card describes it: timm's network with the card's arguments, and tiles
+prepared one by one with torchvision's transforms, as in TRIDENT. Both sides get the same decoded
+tiles and batches, alternating in one process. Writes `benchmarks/results/encoders.json`.
+`--vectors` compares only the embeddings and keeps the stored times; `--write` writes the table of
+docs/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from tools.pages import fill, marks
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "encoders.json"
 PAGE = ROOT / "docs" / "benchmarks.md"
-SIDE = 256  # px of a tile
+SIDE = 256  # px per tile
 ROUNDS = 5
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 HALF = ((0.5,) * 3, (0.5,) * 3)
@@ -45,10 +46,15 @@ HALF = ((0.5,) * 3, (0.5,) * 3)
 
 @dataclass(frozen=True)
 class Card:
-    """What a card says: timm's name and arguments, resize, mean and deviation, interpolation.
+    """Content of a model card: network, input size and normalization.
 
     Attributes:
-        tiles: of a batch, and of a measured run; fewer of a larger network.
+        architecture: timm's name of the network.
+        tiles: tiles per batch, and per measured run; fewer for a larger network.
+        size: side of the input in px.
+        normalization: mean and standard deviation of R, G, B.
+        interpolation: name of the interpolation of the resize.
+        arguments: arguments of `timm.create_model`.
     """
 
     architecture: str
@@ -72,7 +78,7 @@ CARDS = {
 
 
 def card_model(card: Card) -> nn.Module:
-    """The network as the card makes it, with random weights that are not a new layer's."""
+    """The network of a card, with random weights in place of the initial scales and biases."""
     torch.manual_seed(0)
     args = with_classes(card.arguments)
     model = timm.create_model(card.architecture, num_classes=0, **args).eval()
@@ -83,7 +89,7 @@ def card_model(card: Card) -> nn.Module:
 
 
 def card_transform(card: Card) -> Callable[[Image.Image], Tensor]:
-    """The card's preparation of one tile."""
+    """The preprocessing of one tile according to a card."""
     mode = T.InterpolationMode(card.interpolation)
     steps: Callable[[Image.Image], Tensor] = T.Compose(
         [T.Resize((card.size, card.size), mode), T.ToTensor(), T.Normalize(*card.normalization)]
@@ -107,27 +113,27 @@ def batch(given: list[np.ndarray]) -> Tensor:
 
 
 def seconds(run: Callable[[], Any]) -> float:
-    """How long a call takes."""
+    """Duration of a call in s."""
     start = time.perf_counter()
     run()
     return time.perf_counter() - start
 
 
 def least_cosine(ours: Tensor, cards: Tensor) -> float:
-    """The least cosine of two (N, D) sets, less the second's mean, which random networks share."""
+    """Lowest cosine of paired rows of (N, D), centered, since random networks share a mean."""
     mean = cards.mean(dim=0)
     return float(nn.functional.cosine_similarity(ours - mean, cards - mean).min())
 
 
 def stored(name: str, work: Path) -> tuple[nn.Module, str]:
-    """The card's network, and the same weights in a file as `load` takes them."""
+    """The network of a card, and the source by which `load` loads the same weights."""
     model, file = card_model(CARDS[name]), work / f"{name}.pth"
     torch.save(model.state_dict(), file)
     return model, f"{name}@{file}"
 
 
 def speed(name: str, work: Path) -> dict[str, float]:
-    """Loading and speed of one encoder, ours and timm's by turns."""
+    """Loading time and speed of one encoder, ours and timm's alternating."""
     card, given = CARDS[name], tiles(CARDS[name].tiles)
     model, source = stored(name, work)
     transform = card_transform(card)
@@ -147,7 +153,7 @@ def speed(name: str, work: Path) -> dict[str, float]:
         with torch.inference_mode():
             return model(torch.stack([transform(Image.fromarray(one)) for one in given]))
 
-    ours(), timms()  # kernels are chosen once
+    ours(), timms()  # warm-up
     times = [(seconds(ours), seconds(timms)) for _ in range(ROUNDS)]
     own, others = (card.tiles / statistics.median(side) for side in zip(*times, strict=True))
     return {
@@ -164,7 +170,7 @@ def speed(name: str, work: Path) -> dict[str, float]:
 
 @torch.inference_mode()
 def vectors(name: str, work: Path) -> dict[str, float]:
-    """Our vectors beside the card's: as it prepares tiles, and without Pillow's rounding."""
+    """Cosines of our embeddings to the card's, with and without Pillow's rounding."""
     card, given = CARDS[name], tiles(4)
     model, source = stored(name, work)
     ours, transform = load(source)(batch(given)), card_transform(card)
@@ -179,14 +185,14 @@ def vectors(name: str, work: Path) -> dict[str, float]:
 
 
 def machine() -> str:
-    """The processor's name, and how many threads are used of it."""
+    """Processor, number of threads and version of torch."""
     threads = torch.get_num_threads()
     of = "one thread" if threads == 1 else f"{threads} threads"
     return f"{of} of {processor()}, torch {torch.__version__}"
 
 
 def section(found: dict[str, Any]) -> str:
-    """The table of docs/benchmarks.md."""
+    """Markdown table for docs/benchmarks.md."""
     head = (
         "| encoder | parameters | input | load s: stainssl, timm |"
         " lowest cosine to the card's | without Pillow's rounding |"
@@ -203,7 +209,7 @@ def section(found: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """Measure, or write what was measured."""
+    """Measure, or write the table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,14 +1,15 @@
-"""Ten slides to vectors on disk: ours beside TRIDENT, slide2vec, lazyslide and CLAM's scripts.
+"""Ten slides to embeddings on disk: stainssl, TRIDENT, slide2vec, lazyslide and CLAM's scripts.
 
     python -m benchmarks.end_to_end --work FOLDER [--rivals FOLDER] [--slides 10] [--rounds 3]
     python -m benchmarks.end_to_end --write
 
-`--rivals` holds an environment a tool (`trident/`, `slide2vec/`, `lazyslide/`, `clam/`) and clones
-of TRIDENT's and CLAM's repositories, named with their commits (`TRIDENT-a91fa84/`). Slides of
-10,000 px are made in the work folder once. The tools run by turns, each in a process of its own
-(`end_to_end_tool.py` says with what settings); the median of their rounds counts. Of each tool's
-vectors some are compared with what our encoder says of the same places. The first command writes
-`benchmarks/results/end_to_end.json`, the second the table of `docs/benchmarks.md`.
+`--rivals` is a folder with an environment per tool (`trident/`, `slide2vec/`, `lazyslide/`,
+`clam/`) and clones of TRIDENT's and CLAM's repositories, named with their commits
+(`TRIDENT-a91fa84/`). Slides of 10,000 px are made once in the work folder. The tools run
+alternately, each in its own process (settings: `end_to_end_tool.py`), and the median over rounds is
+reported. Some embeddings of each tool are compared with our encoder's at the same positions. The
+first command writes `benchmarks/results/end_to_end.json`, the second the table of
+`docs/benchmarks.md`.
 """
 
 from __future__ import annotations
@@ -43,14 +44,14 @@ from tools.pages import fill, marks
 REPO = Path(__file__).resolve().parent.parent
 RESULTS = REPO / "benchmarks" / "results" / "end_to_end.json"
 PAGE = REPO / "docs" / "benchmarks.md"
-SLIDE_PX, COMPARED = 10_000, 4  # side of a slide; tiles a slide whose vectors are compared
+SLIDE_PX, COMPARED = 10_000, 4  # side of a slide; tiles per slide whose embeddings are compared
 CLONES = {"trident": "TRIDENT-*", "clam": "CLAM-*"}
 OURS = "stainssl"
 Rounds = dict[str, list[dict[str, Any]]]
 
 
 def prepare(work: Path, count: int) -> None:
-    """The slides and the network, where they are not there yet."""
+    """Write the slides that do not exist yet, and the network."""
     (work / "slides").mkdir(parents=True, exist_ok=True)
     for seed in range(count):
         path = work / "slides" / f"s{seed}.svs"
@@ -62,18 +63,18 @@ def prepare(work: Path, count: int) -> None:
 
 
 def command(tool: str, work: Path, rivals: Path) -> list[str] | None:
-    """What runs a tool; None where it is not there."""
+    """The command that runs a tool, or None if it is not installed."""
     python = Path(sys.executable) if tool == OURS else rivals / tool / "bin" / "python"
     clones = sorted(rivals.glob(CLONES[tool])) if tool in CLONES else []
     if not python.exists() or (tool in CLONES and not clones):
         return None
     script = Path(__file__).with_name("end_to_end_tool.py")
-    words = [str(python), "-P", str(script), tool, str(work)]  # -P: without this folder's names
+    words = [str(python), "-P", str(script), tool, str(work)]  # -P: not this folder's modules
     return [*words, *(f"--clone={clone}" for clone in clones[:1])]
 
 
 def run(tool: str, words: list[str]) -> dict[str, Any]:
-    """A tool's own account, with the seconds of its whole process."""
+    """Run a tool; returns its JSON, with the seconds of the whole process as `process_s`."""
     environment = os.environ | {"OMP_NUM_THREADS": str(len(os.sched_getaffinity(0)))}
     environment["PYTHONPATH"] = str(REPO) if tool == OURS else ""
     start = time.perf_counter()
@@ -87,7 +88,7 @@ def run(tool: str, words: list[str]) -> dict[str, Any]:
 
 
 def cosines(tool: str, work: Path) -> list[float]:
-    """Of some vectors of a tool, with those of our encoder at the same places."""
+    """Cosines of some embeddings of a tool to those of our encoder at the same positions."""
     found = np.load(work / tool / "vectors.npz")
     encoder, said = load(f"{NETWORK}@{work / 'network.safetensors'}"), []
     for name in sorted({key.rpartition("/")[0] for key in found}):
@@ -103,7 +104,7 @@ def cosines(tool: str, work: Path) -> list[float]:
 
 
 def measure(work: Path, rivals: Path, tools: list[str], rounds: int) -> dict[str, Any]:
-    """Every tool that is there, by turns."""
+    """Run every installed tool, alternately; returns the record."""
     known = {tool: command(tool, work, rivals) for tool in tools}
     found: Rounds = {tool: [] for tool, words in known.items() if words}
     for tool in known.keys() - found.keys():
@@ -122,7 +123,7 @@ def measure(work: Path, rivals: Path, tools: list[str], rounds: int) -> dict[str
 
 
 def summary(tool: str, rounds: list[dict[str, Any]], same: list[float]) -> dict[str, Any]:
-    """A row of the table."""
+    """Summarize the rounds of a tool by their medians, and its lowest cosine."""
     middle = {
         key: statistics.median(one[key] for one in rounds) for key in ("seconds", "process_s")
     }
@@ -130,7 +131,7 @@ def summary(tool: str, rounds: list[dict[str, Any]], same: list[float]) -> dict[
 
 
 def section(found: Mapping[str, Any]) -> str:
-    """The table of a record."""
+    """Markdown table of a record."""
     tools = {row["tool"]: row for row in found["tools"]}
     ours = tools[OURS]
     rows = [

@@ -1,18 +1,17 @@
-"""Slides to vectors on disk by one tool: prints seconds and tiles as JSON.
+"""Slides to embeddings on disk with one tool: prints seconds and tiles as JSON.
 
     ENV/bin/python benchmarks/end_to_end_tool.py TOOL FOLDER [--clone CLONE]
 
-TOOL is stainssl, trident, slide2vec, lazyslide or clam, and the environment is that tool's own;
-`--clone` is of TRIDENT's or CLAM's repository. FOLDER holds `slides/` and `network.safetensors`,
-as `end_to_end.py` makes them. What the tool writes goes to `FOLDER/TOOL/`, and with it
-`vectors.npz`, what the tool's own files hold: of each slide the places of its tiles (level-0 px)
-and their vectors.
+TOOL is stainssl, trident, slide2vec, lazyslide or clam, run in its own environment; `--clone` is a
+clone of TRIDENT's or CLAM's repository. FOLDER contains `slides/` and `network.safetensors`, made
+by `end_to_end.py`. The tool writes to `FOLDER/TOOL/`. Afterwards the positions (level-0 px) and
+embeddings of each slide's tiles are read from the tool's own files into `vectors.npz` there.
 
-Every tool computes the same network through its own way of taking one, on tiles of 224 px at
-0.5 µm/px, in blocks of 64, with its own mask; at least half of a tile is tissue where the tool has
-such a limit. CLAM's mask is that of its preset for biopsies: by its default nearly all glass of
-these slides is tissue. TRIDENT's is Otsu's, since its others are networks to download. Seconds
-begin when everything is imported, and end when the last file is written.
+Every tool runs the same network through its interface for custom encoders, on tiles of 224 px at
+0.5 µm/px, in batches of 64, with its own tissue mask. At least half of a tile must be tissue, if
+the tool has such a limit. CLAM's mask uses its preset for biopsies, since its default takes nearly
+all glass of these slides as tissue. TRIDENT's is Otsu's, since its other masks are networks to
+download. Seconds are counted from the end of imports until the last file is written.
 """
 
 from __future__ import annotations
@@ -35,11 +34,11 @@ NETWORK, SIDE_PX, MPP, LEAST_TISSUE, BATCH = "mobilenetv3_small_100", 224, 0.5, 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 THREADS = len(os.sched_getaffinity(0))
 Slide = tuple[str, np.ndarray, np.ndarray]  # name, (n, 2) corners in level-0 px, (n, D) vectors
-Run = tuple[float, str, Iterator[Slide]]  # seconds, the tool's version, what its files hold
+Run = tuple[float, str, Iterator[Slide]]  # seconds, the tool's version, content of its files
 
 
 def network(folder: Path) -> Any:
-    """The network, with the weights of the folder."""
+    """The network with the weights in the folder."""
     import timm
     from safetensors.torch import load_file
 
@@ -49,14 +48,14 @@ def network(folder: Path) -> Any:
 
 
 def prepared() -> Callable[[Any], Any]:
-    """torchvision's preparation of one tile."""
+    """The preprocessing of one tile with torchvision."""
     from torchvision import transforms
 
     return transforms.Compose([transforms.ToTensor(), transforms.Normalize(MEAN, STD)])
 
 
 def slides_of(folder: Path) -> list[Path]:
-    """The slides, in order of their names."""
+    """The slides, sorted by name."""
     return sorted((folder / "slides").iterdir())
 
 
@@ -152,7 +151,7 @@ def clam(folder: Path, out: Path, clone: Path | None) -> Run:
 
 
 def _script(name: str, **options: Any) -> None:
-    """Run a script of this folder as a person does."""
+    """Run a script of the current folder as from the command line."""
     words = [word for key, value in options.items() for word in (f"--{key}", value)]
     sys.argv = [name, *(str(word) for word in words if word is not None)]
     runpy.run_path(name, run_name="__main__")
@@ -243,7 +242,7 @@ TOOLS: dict[str, Callable[[Path, Path, Path | None], Run]] = {
 
 
 def main() -> None:
-    """One tool, once."""
+    """Run one tool once."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("tool", choices=sorted(TOOLS))
     parser.add_argument("folder", type=Path)

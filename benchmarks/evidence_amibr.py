@@ -1,4 +1,4 @@
-"""Atypical mitoses at a site that was never seen: frozen encoders on the real tiles of AMi-Br.
+"""Atypical mitoses at an unseen site: frozen encoders on the real tiles of AMi-Br.
 
     python -m benchmarks.evidence_amibr measure --root AMi-Br --work FOLDER --encoder NAME=SOURCE …
     python -m benchmarks.evidence_amibr table --root AMi-Br --work FOLDER \
@@ -6,21 +6,21 @@
     python -m benchmarks.evidence_amibr docs --json docs/evidence/amibr.json
 
 Each of the five sites is left out in turn. A linear probe learns `atypical` from the cases of the
-other four; a fifth of these cases, the validation cases, choose its penalty and the threshold from
-which on a figure is called atypical. The site that is left out chooses nothing. Cases are never
-divided. Intervals are over cases (2,000 resamples), of the mean over sites too.
+other four. A fifth of these cases, the validation cases, choose the penalty and the threshold above
+which a mitotic figure is predicted atypical. Nothing is chosen on the site that is left out, and
+cases are never split. Intervals are over cases (2,000 resamples), also for the mean over sites.
 
-SOURCE is what an encoder of a config takes as `weights`; with `{site}` in it, the encoder that was
-trained without that site (`evidence_pretrain.py` trains them). `NAME.0`, `NAME.1` … are the seeds
-of one encoder: its figures are their means, and its intervals over patients and seeds. Further
-words: `color` (means, deviations and covariances of RGB, no network), `random:NAME` (a timm
-architecture of random weights), and `macenko+SOURCE` or `reinhard+SOURCE`, which normalize every
-tile to the mean stain of the training cases first; `macenko-reference+SOURCE` takes the published
-reference instead, which no tile here has chosen.
+SOURCE is the `weights` of an encoder of a config; `{site}` in it stands for the site left out, for
+encoders trained without that site (by `evidence_pretrain.py`). `NAME.0`, `NAME.1` … are the seeds
+of one encoder: results are averaged over them, and intervals are over patients and seeds. Other
+sources: `color` (means, standard deviations and covariances of RGB, no network), `random:NAME` (a
+timm architecture with random weights), and `macenko+SOURCE` or `reinhard+SOURCE`, which first
+normalize every tile to the mean stain of the training cases. `macenko-reference+SOURCE` normalizes
+to the published reference instead, which does not depend on these tiles.
 
-Predictions go into `WORK/runs/`, a file per encoder and site, so that an interrupted measurement
-goes on. `table` adds them to the predictions beside the JSON (`amibr.parquet`), compares all
-encoders that have all five sites and names those that have not.
+Predictions are written to `WORK/runs/`, a file per encoder and site, so that an interrupted
+measurement can be resumed. `table` adds them to the predictions beside the JSON (`amibr.parquet`),
+compares all encoders with results at all five sites, and names the others.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ from stainssl.stain.profile import StainProfile
 from stainssl.stores.atomic import replacing, write_text
 
 log = logging.getLogger("evidence_amibr")
-LABEL, BATCH = "atypical", 64  # tiles at once
-REFERENCE = "-reference"  # after a normalizer's name
+LABEL, BATCH = "atypical", 64  # tiles per batch
+REFERENCE = "-reference"  # suffix of a normalizer's name
 
 Images = NDArray[np.uint8]
 Vectors = NDArray[np.float32]
@@ -66,17 +66,17 @@ Vectors = NDArray[np.float32]
 
 
 def read_sheet(root: Path) -> pd.DataFrame:
-    """The release's sheet, a row a tile."""
+    """The sheet of the release, one row per tile, without excluded ones."""
     sheet = load_release("amibr", root).sheet
     return sheet[sheet["exclude"] == ""].reset_index(drop=True)
 
 
 def read_tiles(root: Path, per_case: int | None) -> tuple[pd.DataFrame, Images]:
-    """The release's sheet and its (N, 128, 128, 3) pixels.
+    """Read the sheet of the release and the pixels of its tiles, (N, 128, 128, 3) uint8 RGB.
 
     Args:
-        root: the release's folder.
-        per_case: at most so many tiles of a case, drawn by seed 0; None: all.
+        root: folder of the release.
+        per_case: maximum number of tiles per case, drawn with seed 0; None reads all.
     """
     sheet = read_sheet(root)
     if per_case is not None:
@@ -87,7 +87,7 @@ def read_tiles(root: Path, per_case: int | None) -> tuple[pd.DataFrame, Images]:
 
 
 def site_folds(sheet: pd.DataFrame) -> dict[str, dict[str, set[str]]]:
-    """Site left out → role → its cases, validation cases drawn from the other sites."""
+    """Site left out → role (`train`, `val`, `test`) → cases."""
     by_case = sheet.groupby("patient_id", as_index=False)
     cases = by_case.agg(site=("site", "first"), label=(LABEL, "max"))
     folds = make_folds(cases, kind="leave-one-out", group="site")
@@ -99,7 +99,7 @@ def site_folds(sheet: pd.DataFrame) -> dict[str, dict[str, set[str]]]:
 
 
 def network(source: str, input_size: int) -> LoadedEncoder:
-    """An encoder of a source, at one size for all."""
+    """Load the encoder of a source, with an input size that is the same for all."""
     if not source.startswith("random:"):
         return replace(load_encoder(source), input_size=input_size)
     torch.manual_seed(0)
@@ -112,19 +112,19 @@ def network(source: str, input_size: int) -> LoadedEncoder:
 
 
 def embed(encoder: LoadedEncoder, images: Images) -> Vectors:
-    """(N, D) vectors of (N, H, W, 3) images."""
+    """Embed images (N, H, W, 3) uint8 RGB to (N, D)."""
     blocks = torch.from_numpy(images).permute(0, 3, 1, 2).split(BATCH)
     return np.concatenate([encoder(block).numpy() for block in blocks])
 
 
 def profiles(images: Images, method: str) -> StainProfile:
-    """Each image's own stain."""
+    """Estimate the stain profile of each image (N, H, W, 3) uint8 RGB."""
     blocks = torch.from_numpy(images).permute(0, 3, 1, 2).split(BATCH)
     return StainProfile.cat([estimate(block, method) for block in blocks])
 
 
 def normalized(images: Images, own: StainProfile, target: StainProfile) -> Images:
-    """(N, H, W, 3) in the target's stain; images whose own cannot be told stay as they are."""
+    """Normalize images (N, H, W, 3) to the target; those without a valid profile are unchanged."""
     out = images.copy()
     for rows in torch.arange(len(images)).split(BATCH):
         rows = rows[own.valid[rows]]
@@ -134,7 +134,13 @@ def normalized(images: Images, own: StainProfile, target: StainProfile) -> Image
 
 
 class Embedder:
-    """Vectors of all tiles as one encoder sees them when a site is left out."""
+    """Embeddings of all tiles by one encoder, for each site left out.
+
+    Args:
+        source: SOURCE of the command line.
+        images: (N, H, W, 3) uint8 RGB.
+        input_size: side of the network's input in px.
+    """
 
     def __init__(self, source: str, images: Images, input_size: int) -> None:
         self.source, self.images, self.input_size = source, images, input_size
@@ -145,7 +151,7 @@ class Embedder:
         self._profiles = cache(partial(profiles, images))
 
     def __call__(self, site: str, training: NDArray[np.bool_]) -> Vectors:
-        """(N, D); `training` marks the tiles whose stain may be a target."""
+        """Return (N, D); `training` (N,) marks the tiles from which a target may be computed."""
         method, _, plain = self.source.rpartition("+")
         source = plain.format(site=site)
         if not method:
@@ -169,13 +175,13 @@ class Embedder:
 
 
 def best_threshold(y: NDArray, p: NDArray) -> float:
-    """The probability from which on a positive call has the best balanced accuracy."""
+    """The threshold of the probability with the best balanced accuracy."""
     false, true, thresholds = roc_curve(y, p)
     return float(min(thresholds[np.argmax(true - false)], 1.0))
 
 
 def predictions(sheet: pd.DataFrame, vectors: Vectors, role: Mapping[str, set[str]]) -> Any:
-    """Test predictions of a fold: a row per tile, with the threshold that validation chose."""
+    """Test predictions of a fold, one row per tile, with the threshold chosen on validation."""
     y = (sheet[LABEL] == "1").to_numpy(np.int64)
     case = sheet["patient_id"].to_numpy(str)
     train, val, test = (np.isin(case, sorted(role[name])) for name in ("train", "val", "test"))
@@ -190,12 +196,12 @@ def predictions(sheet: pd.DataFrame, vectors: Vectors, role: Mapping[str, set[st
 
 
 def run_path(work: Path, encoder: str, site: str) -> Path:
-    """Where a finished run is."""
+    """The file with the predictions of a finished run."""
     return work / "runs" / f"{encoder}@{site}.parquet"
 
 
 def measure(given: argparse.Namespace) -> None:
-    """Every encoder at every site that is not there yet."""
+    """Run every encoder at every site without a finished run."""
     (given.work / "runs").mkdir(parents=True, exist_ok=True)
     sheet, images = read_tiles(given.root, given.per_case)
     folds = site_folds(sheet)
@@ -216,7 +222,7 @@ def measure(given: argparse.Namespace) -> None:
 
 
 def described_source(source: str) -> str:
-    """A source without the folder of its file, which is of one machine; of a model, its encoder."""
+    """A source without paths, which differ between machines; a model is named by its encoder."""
     before, is_folder, folder = source.partition("local-dir:")
     if is_folder:
         return f"{before}{Path(folder).parent.name}"
@@ -225,7 +231,7 @@ def described_source(source: str) -> str:
 
 
 def finished(work: Path) -> dict[str, dict[str, pd.DataFrame]]:
-    """Encoder → site → predictions of every finished run."""
+    """Encoder → site → predictions, of every finished run."""
     found: dict[str, dict[str, pd.DataFrame]] = {}
     for path in sorted((work / "runs").glob("*@*.parquet")):
         encoder, site = path.stem.split("@")
@@ -234,7 +240,7 @@ def finished(work: Path) -> dict[str, dict[str, pd.DataFrame]]:
 
 
 def compared(given: argparse.Namespace) -> dict[str, Any]:
-    """The record of the predictions beside the JSON and of the finished runs, which join them."""
+    """Add the finished runs to the predictions beside the JSON, and return the record of all."""
     path = given.json.with_suffix(".parquet")
     sheet = read_sheet(given.root)
     before, described = evidence_predictions.read(path, sheet, LABEL)
@@ -245,7 +251,7 @@ def compared(given: argparse.Namespace) -> dict[str, Any]:
 
 
 def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     verbs = parser.add_subparsers(dest="verb", required=True)
     one = verbs.add_parser("measure", help="make the runs that are not there")
@@ -264,7 +270,7 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    """Measure, compare, or write."""
+    """Measure, compare, or write the section."""
     given = arguments(words)
     evidence_table.log_to_terminal()
     if given.verb == "measure":

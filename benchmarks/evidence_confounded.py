@@ -1,17 +1,17 @@
-"""A label confounded with the site, on the real tiles of AMi-Br: does stain mislead an encoder?
+"""A label confounded with the site on the real tiles of AMi-Br: does stain mislead an encoder?
 
     python -m benchmarks.evidence_confounded measure --root AMi-Br --input-size 64 \
         --json docs/evidence/confounded.json --encoder NAME=SOURCE …
     python -m benchmarks.evidence_confounded docs --json docs/evidence/confounded.json
 
-The five sites are two groups, those of MIDOG 2021 and those of TUPAC16. In training nine of ten
-atypical tiles are of the one group and nine of ten normal ones of the other, as many of each class;
-tested are the tiles of which the opposite holds, of cases that training has not seen (five folds of
-cases). Both ways round, and their mean. Beside it, how well a probe tells the site of a tile from
-its vector (chance 0.2). A fifth of the training cases choose the penalty.
+The five sites form two groups, those of MIDOG 2021 and those of TUPAC16. In training, 90 % of the
+atypical tiles are from one group and 90 % of the normal ones from the other, with as many tiles of
+each class. Test tiles are those with the opposite combination, from other cases (five folds of
+cases). Both directions are measured, and their mean. In addition, a probe predicts the site of a
+tile from its embedding (chance 0.2). One of the five parts of cases chooses the penalty.
 
-SOURCE as in `evidence_amibr.py`, without `{site}`: every site is trained on. `NAME.0`, `NAME.1` are
-seeds of one encoder.
+SOURCE is as in `evidence_amibr.py`, without `{site}`, since every site is used in training.
+`NAME.0`, `NAME.1` are seeds of one encoder.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from stainssl.evaluation.predictions import read_scored
 from stainssl.evaluation.probe import linear_probe
 from stainssl.stores.atomic import write_text
 
-WAYS = ("midog", "tupac")  # the group that most atypical tiles of a training part are of
+WAYS = ("midog", "tupac")  # group of most atypical tiles in training
 FOLDS, RARE, RESAMPLES = 5, 0.1, 10_000
 SITE = "site"
 
@@ -46,7 +46,7 @@ Record = Callable[[Mapping[str, Mapping[str, Estimates]]], dict[str, Any]]
 
 
 class Tiles(NamedTuple):
-    """What is known of each tile, (N,) each."""
+    """Label, site and case of each tile, (N,) each."""
 
     atypical: NDArray[np.int64]
     site: NDArray[np.str_]
@@ -54,17 +54,17 @@ class Tiles(NamedTuple):
 
     @classmethod
     def of(cls, sheet: pd.DataFrame) -> Tiles:
-        """Of the release's sheet."""
+        """Read them from the sheet of the release."""
         atypical = (sheet[LABEL] == "1").to_numpy(np.int64)
         return cls(atypical, sheet["site"].to_numpy(str), sheet["patient_id"].to_numpy(str))
 
     def goes_with(self, way: str) -> Mask:
-        """(N,) bool: atypical tiles of the group of `way`, and normal ones of the other."""
+        """Mark atypical tiles of the group `way`, and normal ones of the other: (N,) bool."""
         return (self.atypical == 1) == np.char.startswith(self.site, way)
 
 
 def case_folds(tiles: Tiles) -> Iterator[tuple[Mask, Mask, Mask]]:
-    """Training, validation and test tiles of each fold; cases are never divided."""
+    """Training, validation and test tiles of each fold; cases are never split."""
     folds = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=0)
     parts = [test for _, test in folds.split(tiles.site, tiles.site, tiles.case)]
     for number, test in enumerate(parts):
@@ -74,7 +74,7 @@ def case_folds(tiles: Tiles) -> Iterator[tuple[Mask, Mask, Mask]]:
 
 
 def confounded(tiles: Tiles, among: Mask, way: str, rng: np.random.Generator) -> Mask:
-    """Tiles of `among`, as many of each label, nine of ten of which go with the group of `way`."""
+    """Draw as many tiles of each label from `among`, 90 % of which fulfil `goes_with(way)`."""
     with_group = tiles.goes_with(way)
     pools = {
         (label, goes): np.flatnonzero(among & (tiles.atypical == label) & (with_group == goes))
@@ -91,7 +91,7 @@ def confounded(tiles: Tiles, among: Mask, way: str, rng: np.random.Generator) ->
 
 
 def answers(tiles: Tiles, vectors: Vectors, way: str) -> pd.DataFrame:
-    """Predictions of the tiles that go against the group, a row per tile."""
+    """Predictions of the tiles with the opposite combination, one row per tile."""
     found = []
     for number, (train, val, test) in enumerate(case_folds(tiles)):
         rng = np.random.default_rng(number)
@@ -102,7 +102,7 @@ def answers(tiles: Tiles, vectors: Vectors, way: str) -> pd.DataFrame:
 
 
 def site_predictions(tiles: Tiles, vectors: Vectors) -> pd.DataFrame:
-    """Predictions of every tile's site."""
+    """Predictions of the site of every tile, one row per tile."""
     site = np.unique(tiles.site, return_inverse=True)[1]
     found = [
         answered(tiles, vectors, site, roles, number)
@@ -114,11 +114,13 @@ def site_predictions(tiles: Tiles, vectors: Vectors) -> pd.DataFrame:
 def answered(
     tiles: Tiles, vectors: Vectors, y: NDArray[Any], roles: tuple[Mask, Mask, Mask], fold: int
 ) -> pd.DataFrame:
-    """Predictions of a probe: a row per test tile.
+    """Predictions of a linear probe, one row per test tile.
 
     Args:
+        tiles, vectors: the N tiles and their (N, D) embeddings.
         y: (N,) class of each tile.
-        roles: training, validation and test tiles.
+        roles: masks of training, validation and test tiles.
+        fold: number of the fold.
     """
     train, val, test = roles
     both, classes = train | val, int(y.max()) + 1
@@ -132,7 +134,7 @@ def answered(
 
 
 def drawn_cases(tiles: Tiles) -> Callable[[str, pd.DataFrame], Estimate]:
-    """(metric, predictions) → its figure, over the same draws of all cases every time."""
+    """Return a function (metric, predictions) → estimate, which always uses the same resamples."""
     cases = np.unique(tiles.case)
     drawn = np.random.default_rng(0).multinomial(
         len(cases), np.full(len(cases), 1 / len(cases)), RESAMPLES
@@ -147,7 +149,7 @@ def drawn_cases(tiles: Tiles) -> Callable[[str, pd.DataFrame], Estimate]:
 
 
 def of_run(tiles: Tiles, vectors: Vectors) -> dict[str, Estimates]:
-    """`auroc` of both ways and `site`."""
+    """AUROC in both directions (`auroc`), and balanced accuracy of the site (`site`)."""
     one = drawn_cases(tiles)
     return {
         "auroc": {way: one("auroc", answers(tiles, vectors, way)) for way in WAYS},
@@ -156,7 +158,7 @@ def of_run(tiles: Tiles, vectors: Vectors) -> dict[str, Estimates]:
 
 
 def record(runs: Mapping[str, Mapping[str, Estimates]]) -> dict[str, Any]:
-    """What was measured, as JSON; the seeds of an encoder are one row."""
+    """The record as JSON; the seeds of an encoder are averaged."""
     seeds: dict[str, dict[str, Seeds]] = {
         metric: {
             name: [runs[run][metric] for run in found] for name, found in by_encoder(runs).items()
@@ -179,7 +181,7 @@ def record(runs: Mapping[str, Mapping[str, Estimates]]) -> dict[str, Any]:
 
 
 def section(made: Mapping[str, Any]) -> str:
-    """The section between the two marks."""
+    """The section as Markdown."""
     order = sorted(made["encoders"], key=lambda name: -made["encoders"][name]["auroc"]["value"])
     pairs = made["differences"]["auroc"]
     ways = [f"atypical mostly of `{way}`" for way in WAYS]
@@ -203,7 +205,7 @@ def section(made: Mapping[str, Any]) -> str:
 
 
 def measure(given: argparse.Namespace, of_run: OfRun, record: Record) -> dict[str, Any]:
-    """Every encoder."""
+    """Measure every encoder; returns the record."""
     sheet, images = read_tiles(given.root, None)
     tiles, runs, sources = Tiles.of(sheet), {}, {}
     for name, source in (word.split("=", 1) for word in given.encoder):
@@ -221,12 +223,14 @@ def command(
     record: Record,
     section: Callable[[Any], str],
 ) -> None:
-    """`measure`, or `docs`, which writes the section of docs/results.md.
+    """Run the command `measure`, or `docs`, which writes the section of docs/results.md.
 
     Args:
-        of_run: a run's figures, of its vectors.
-        record: what was measured of all runs, as JSON.
-        section: of a record.
+        parser: parser to which the commands are added.
+        words: words of the command line; None uses `sys.argv`.
+        of_run: computes the estimates of a run from its embeddings.
+        record: makes the record from the estimates of all runs.
+        section: makes the Markdown of a record.
     """
     verbs = parser.add_subparsers(dest="verb", required=True)
     one = verbs.add_parser("measure", help="measure and write the JSON")

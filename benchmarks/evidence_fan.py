@@ -1,15 +1,15 @@
-"""Real stains: the same 25 fields of tissue under nine H&E protocols, retrieved across protocols.
+"""Real stains: retrieval of the same 25 fields of tissue across nine H&E protocols.
 
     python -m benchmarks.evidence_fan measure --tiles FAN --json FILE --encoder NAME=SOURCE
     python -m benchmarks.evidence_fan picture --tiles FAN
     python -m benchmarks.evidence_fan docs --json FILE
 
-FAN is a folder with `tiles.csv` (`path`, `patient_id`, `site`, `field`) and pictures. A field is
-retrieved among the 25 under another protocol, by cosine, ties against it. No encoder has seen a
-tile. Sections are serial: columns that stand far apart differ in tissue as well, so figures are
-given by their distance. SOURCE is as in `evidence_amibr`; sources of one name, joined by commas,
-are the seeds of one encoder, whose figures are averaged. Intervals are over the five blocks of
-tissue.
+FAN is a folder with `tiles.csv` (`path`, `patient_id`, `site`, `field`) and the tiles. A field is
+retrieved by cosine among the 25 fields under another protocol; ties count against it. No encoder
+was trained on these tiles. Sections are serial, so that distant protocols also differ in tissue:
+results are therefore given by distance too. SOURCE is as in `evidence_amibr`; sources joined by
+commas are the seeds of one encoder, whose results are averaged. Intervals are over the five blocks
+of tissue.
 """
 
 from __future__ import annotations
@@ -38,24 +38,24 @@ log = logging.getLogger("evidence_fan")
 REPO = Path(__file__).resolve().parent.parent
 PICTURE = REPO / "docs" / "pictures" / "fan-protocols.jpg"
 FIGURES = {"top1": "top-1", "reciprocal_rank": "mean average precision", "margin": "margin"}
-SHOWN = "C2"  # the field of the picture, and the protocol that it is normalized to there
-TARGET = 4
+SHOWN = "C2"  # field in the picture
+TARGET = 4  # index of the protocol to which it is normalized
 
-Values = dict[str, NDArray[np.float64]]  # figure → (pairs, fields)
+Values = dict[str, NDArray[np.float64]]  # metric → (pairs, fields)
 
 
 def read_tiles(folder: Path) -> tuple[pd.DataFrame, NDArray[np.uint8]]:
-    """Rows ordered by protocol and field, and their (N, H, W, 3) pixels."""
+    """Read rows, sorted by protocol and field, and their pixels, (N, H, W, 3) uint8 RGB."""
     rows = pd.read_csv(folder / "tiles.csv", dtype=str).sort_values(["site", "field"])
     images = [np.asarray(Image.open(folder / path).convert("RGB")) for path in rows["path"]]
     return rows.reset_index(drop=True), np.stack(images)
 
 
 def of_a_pair(first: NDArray[Any], second: NDArray[Any]) -> dict[str, NDArray[np.float64]]:
-    """Figure → (F,) of each field, both ways averaged.
+    """Metric → (F,) of each field, averaged over both directions.
 
     Args:
-        first, second: (F, D) vectors of the same fields under two protocols.
+        first, second: (F, D) embeddings of the same fields under two protocols.
     """
     cosine = unit_length(first) @ unit_length(second).T
     same = np.diagonal(cosine)
@@ -63,20 +63,21 @@ def of_a_pair(first: NDArray[Any], second: NDArray[Any]) -> dict[str, NDArray[np
     others = (cosine.sum(1) + cosine.sum(0) - 2 * same) / (2 * (len(cosine) - 1))
     return {
         "top1": (ranks == 1).mean(0),
-        "reciprocal_rank": (1 / ranks).mean(0),  # one field is right: its average precision
+        # With one correct field, the reciprocal rank is the average precision.
+        "reciprocal_rank": (1 / ranks).mean(0),
         "margin": same - others,
     }
 
 
 def of_an_encoder(vectors: NDArray[Any], protocols: int) -> Values:
-    """Figure → (P, F): every pair of protocols by every field."""
+    """Metric → (P, F), for each pair of protocols and each field."""
     stacked = vectors.reshape(protocols, -1, vectors.shape[1])
     pairs = [of_a_pair(stacked[i], stacked[j]) for i, j in combinations(range(protocols), 2)]
     return {name: np.stack([pair[name] for pair in pairs]) for name in FIGURES}
 
 
 def summary(values: Values, protocols: int, block: NDArray[np.int64]) -> dict[str, Any]:
-    """Means with intervals over blocks: of all pairs, of the worst pair, by distance of columns."""
+    """Means with intervals over blocks, for all pairs and the worst, and means by distance."""
     pairs = list(combinations(range(protocols), 2))
     distance = np.array([j - i for i, j in pairs])
     found: dict[str, Any] = {}
@@ -98,7 +99,7 @@ def _figure(of_fields: NDArray[np.float64], block: NDArray[np.int64]) -> dict[st
 
 
 def measure(given: argparse.Namespace) -> dict[str, Any]:
-    """The figures of every encoder, as JSON."""
+    """Measure every encoder; returns the record."""
     rows, images = read_tiles(given.tiles)
     protocols = rows["site"].nunique()
     block = np.unique(rows["patient_id"][: len(rows) // protocols], return_inverse=True)[1]
@@ -124,7 +125,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
 
 
 def section(made: Mapping[str, Any]) -> str:
-    """The section between the two marks."""
+    """The section as Markdown."""
     order = sorted(made["encoders"], key=lambda n: -made["encoders"][n]["top1"]["mean"]["value"])
     lines = [
         f"{made['fields']} fields of {made['blocks']} blocks under {made['protocols']} protocols, "
@@ -153,7 +154,7 @@ def _row(name: str, one: Mapping[str, Any]) -> list[str]:
 
 
 def draw(rows: pd.DataFrame, images: NDArray[np.uint8], path: Path) -> None:
-    """One field under all protocols: as it is, and normalized to one of them by two methods."""
+    """Draw one field under all protocols, as stained and normalized to one by two methods."""
     protocols = sorted(rows["site"].unique())
     target_rows = torch.tensor((rows["site"] == protocols[TARGET]).to_numpy())
     shown = (rows["field"] == SHOWN).to_numpy()
@@ -181,7 +182,7 @@ def _cells(lines: Mapping[str, NDArray[np.uint8]]) -> Iterator[tuple[NDArray[np.
 
 
 def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     verbs = parser.add_subparsers(dest="verb", required=True)
     one = verbs.add_parser("measure", help="figures as JSON")
@@ -196,7 +197,7 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    """Measure, draw, or write."""
+    """Measure, draw, or write the section."""
     given = arguments(words)
     log_to_terminal()
     if given.verb == "measure":

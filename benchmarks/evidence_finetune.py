@@ -1,14 +1,14 @@
-"""Networks fine-tuned on the labels of AMi-Br, a site left out, as rows of `evidence_amibr.py`.
+"""Networks fine-tuned on AMi-Br with one site left out, as rows of `evidence_amibr.py`.
 
     python -m benchmarks.evidence_finetune --root AMi-Br --work FOLDER --encoder NAME=SOURCE …
 
-Has the workflow train each network end to end on the labelled tiles of four sites, of whose cases
-a fifth validate, and test it on the fifth site; five times (`protocol: fine-tune`). Cases are
-divided as for the linear probes. Predictions go into `FOLDER/runs/`, where `evidence_amibr.py
-table` finds them, as `NAME`; `NAME.SEED` where there are several seeds.
+The workflow trains each network end to end (`protocol: fine-tune`) on the labelled tiles of four
+sites, a fifth of whose cases are for validation, and tests it on the fifth site, for each site in
+turn. The folds of cases are those of the linear probes. Predictions are written to `FOLDER/runs/`
+as `NAME`, or as `NAME.SEED` for several seeds, where `evidence_amibr.py table` finds them.
 
-SOURCE is what an encoder of a config takes as `weights`; `macenko-reference+SOURCE` normalizes
-every tile first, as in `evidence_amibr.py`. The seconds of each training of five networks are in
+SOURCE is the `weights` of an encoder of a config; `macenko-reference+SOURCE` normalizes every tile
+first, as in `evidence_amibr.py`. The training time of each set of five networks is in
 `FOLDER/results/times/`.
 """
 
@@ -35,7 +35,7 @@ log = logging.getLogger("evidence_finetune")
 
 
 def encoder(source: str, given: argparse.Namespace) -> dict[str, Any]:
-    """An encoder of the config."""
+    """The config of an encoder."""
     before, _, weights = source.rpartition("+")
     made: dict[str, Any] = {
         "weights": weights, "input_size": given.input_size, "seeds": given.seeds
@@ -46,7 +46,7 @@ def encoder(source: str, given: argparse.Namespace) -> dict[str, Any]:
 
 
 def config(given: argparse.Namespace, sources: dict[str, str]) -> dict[str, Any]:
-    """A cohort a site, the encoders, and the task."""
+    """The config: a cohort per site, the encoders and the task."""
     tiles = tile_cohorts(given.root.resolve(), given.work.resolve())
     task = {
         "level": "tile",
@@ -62,7 +62,7 @@ def config(given: argparse.Namespace, sources: dict[str, str]) -> dict[str, Any]
 
 
 def collect(given: argparse.Namespace, name: str, source: str, predictions: pd.DataFrame) -> None:
-    """Write a run's predictions a site, and how it was made."""
+    """Write the predictions of a run, a file per site, and a description of the run."""
     (given.work / "runs").mkdir(parents=True, exist_ok=True)
     described = {
         "source": described_source(source), "input_size": given.input_size, "per_case": None,
@@ -76,7 +76,7 @@ def collect(given: argparse.Namespace, name: str, source: str, predictions: pd.D
 
 
 def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--root", type=Path, required=True, help="the release's folder")
     parser.add_argument("--work", type=Path, required=True)
@@ -91,7 +91,7 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    """Train encoder by encoder, so that each has its whole row early."""
+    """Train the encoders one after the other, so that complete rows are available early."""
     given = arguments(words)
     evidence_table.log_to_terminal()
     sources = dict(word.split("=", 1) for word in given.encoder)
@@ -105,7 +105,7 @@ def main(words: Sequence[str] | None = None) -> None:
         make(file, [folder], given.cores)
         predictions = pd.read_parquet(folder / "predictions.parquet")
         assert len(predictions) == tiles, f"{run.name}: {len(predictions)} of {tiles} tiles"
-        seed = run.name.removeprefix(run.key)  # `.1`, or nothing where there is one seed
+        seed = run.name.removeprefix(run.key)  # e.g. `.1`; empty for a single seed
         collect(given, f"{run.key}{seed}", sources[run.key], predictions)
         log.info("%s: %d tiles tested", run.name, len(predictions))
 

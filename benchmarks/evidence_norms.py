@@ -1,4 +1,4 @@
-"""Batch norms of a continued network, as given or as the views make them: how that was chosen.
+"""Choice of batch norm statistics of a continued network: as given, or recomputed from the views.
 
     python -m benchmarks.robustness_real choosing --work WORK --real-data REAL --seeds 0 \
         --steps 120 --epochs 200 --batch-size 64 --encoders imagenet "simclr, continued" …
@@ -6,8 +6,8 @@
     python -m benchmarks.evidence_norms record --choosing WORK --breakhis WORK2
     python -m benchmarks.evidence_norms docs
 
-`record` keeps what the table shows of both summaries in docs/evidence/norms.json; `docs` writes the
-table into docs/results-appendix.md.
+`record` stores the results shown in the tables in docs/evidence/norms.json; `docs` writes the
+tables of docs/results-appendix.md.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ LABEL = {
     "auroc, worst stain": "under the worst unseen stain",
     "auroc, confounded": "stain goes with the label",
 }
-# The label of BreakHis is of 18 patients, five of them benign: no encoder is told from another.
+# The label of BreakHis has 18 patients, five of them benign: too few to compare encoders.
 SHOWN = {"choosing": RETRIEVAL | LABEL, "breakhis": RETRIEVAL}
 SETTINGS = ("seeds", "recipe", "max_tiles")
 
 
 def kept(summary: Mapping[str, Any], shown: Mapping[str, str]) -> dict[str, Any]:
-    """What the table shows of a `summary.json` of robustness_real.py."""
+    """Select the metrics in `shown` from a `summary.json` of robustness_real.py."""
     encoders: dict[str, dict[str, Any]] = {}
     for row in summary["figures"]:
         if not row["minus"] and row["metric"] in shown:
@@ -55,7 +55,7 @@ def kept(summary: Mapping[str, Any], shown: Mapping[str, str]) -> dict[str, Any]
 
 
 def section(made: Mapping[str, Any]) -> str:
-    """Both tables."""
+    """Both tables as Markdown."""
     lines = []
     for key, title in COHORTS.items():
         one = made[key]
@@ -69,7 +69,7 @@ def section(made: Mapping[str, Any]) -> str:
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    """Record, or write the section."""
+    """Record the results, or write the section."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     verbs = parser.add_subparsers(dest="verb", required=True)
     one = verbs.add_parser("record", help="keep the figures of two runs of robustness_real.py")

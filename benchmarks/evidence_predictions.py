@@ -1,9 +1,9 @@
-"""Predictions on AMi-Br as one file of the repository.
+"""Predictions on AMi-Br as one file in the repository.
 
-A later encoder can be compared with those before it, pair by pair, without training them again.
-The file has one row a tile, by `slide_id`, and of every run two columns: `NAME`, the probability of
-`atypical` when the tile's site was left out, and `NAME threshold`. Tiles, labels, cases and sites
-are the release's and not in it.
+With it, later encoders can be compared with earlier ones without training these again. The file has
+one row per tile, indexed by `slide_id`, and two columns per run: `NAME`, the probability of
+`atypical` with the tile's site left out, and `NAME threshold`. Tiles, labels, cases and sites are
+in the release only.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ import pandas as pd
 from stainssl.evaluation.predictions import THRESHOLD
 from stainssl.stores.atomic import replacing
 
-DESCRIBED = "described"  # in the file's metadata: how each run was made
+DESCRIBED = "described"  # metadata key for the descriptions of runs
 Runs = Mapping[str, Mapping[str, pd.DataFrame]]
 
 
 def read(path: Path, sheet: pd.DataFrame, label: str) -> tuple[Runs, dict[str, Any]]:
-    """Run → site → predictions, and run → how it was made.
+    """Read run → site → predictions, and run → description.
 
     Args:
-        path: the file; without one there are no runs.
-        sheet: the release's, with `slide_id`, `patient_id`, `site` and the label.
-        label: the label's column.
+        path: the file; if it does not exist, both are empty.
+        sheet: sheet of the release with `slide_id`, `patient_id`, `site` and the label.
+        label: column of the label.
     """
     if not path.exists():
         return {}, {}
@@ -51,7 +51,7 @@ def _threshold(name: str) -> str:
 
 
 def write(path: Path, runs: Runs, described: Mapping[str, Any]) -> None:
-    """Runs as one file; those of `described` that are in `runs`."""
+    """Write runs to one file, with their descriptions; other descriptions are left out."""
     columns = {}
     for name in sorted(runs):
         rows = pd.concat(list(runs[name].values())).set_index("slide_id")

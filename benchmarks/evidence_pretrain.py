@@ -1,12 +1,12 @@
-"""Networks continued on the tiles of AMi-Br, for `evidence_amibr.py measure`.
+"""Networks pretrained further on the tiles of AMi-Br, for `evidence_amibr.py measure`.
 
     python -m benchmarks.evidence_pretrain --root AMi-Br --work FOLDER
 
-Writes a sheet a site and a config into the folder and has the workflow train, from the given
-weights: `METHOD-without-SITE`, which sees the tiles of the four other sites, and `METHOD-all`,
-which sees those of every site without their labels, as a laboratory can on slides of its own.
-Methods are equal but for what `METHODS` says. `--backbone` trains an architecture of timm from
-random weights, in place of the given ones. An interrupted training goes on where it was.
+Writes a sheet per site and a config to the folder, and runs the workflow, which trains from the
+given weights `METHOD-without-SITE`, on the tiles of the other four sites, and `METHOD-all`, on
+those of all sites without labels, as a laboratory can do with its own slides. Methods differ only
+in the keys in `METHODS`. `--backbone` trains a timm architecture from random weights instead. An
+interrupted training is resumed.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ METHODS: dict[str, dict[str, Any]] = {
     "stain-invariant-moving-norms": {"method": "stain-invariant", "freeze_norms": False},
     "simclr-moving-norms": {"method": "simclr", "freeze_norms": False},
 }
-# Rate and batch are those of the demo's encoders, tried on the synthetic cohort. Crops hold half of
-# a tile at least: the label is one cell in its middle.
+# Learning rate and batch size are the demo's, chosen on the synthetic cohort. Crops are at least
+# half of a tile, since the label belongs to one cell in its center.
 COMMON: dict[str, Any] = {"batch_size": 64, "lr": 3e-4, "geometry": {"area": [0.5, 1.0]}}
 
 
 def write_sheets(root: Path, work: Path) -> dict[str, str]:
-    """Site → its sheet, as cohorts of the config."""
+    """Write a sheet per site; returns site → path."""
     rows = load_release("amibr", root).sheet
     rows = rows[rows["exclude"] == ""]
     (work / "sheets").mkdir(parents=True, exist_ok=True)
@@ -55,7 +55,7 @@ def write_sheets(root: Path, work: Path) -> dict[str, str]:
 
 
 def encoders(sites: Sequence[str], given: argparse.Namespace) -> dict[str, Any]:
-    """Every encoder that is asked for."""
+    """The encoders of the config."""
     start = {"backbone": given.backbone} if given.backbone else {"init": given.init}
     common = {**COMMON, **start, "input_size": given.input_size, "steps": given.steps}
     seen = {f"without-{site}": [s for s in sites if s != site] for site in sites}
@@ -75,7 +75,7 @@ def encoders(sites: Sequence[str], given: argparse.Namespace) -> dict[str, Any]:
 
 
 def tile_cohorts(root: Path, work: Path) -> dict[str, Any]:
-    """The part of a config that says what the tiles are: a cohort a site."""
+    """The part of the config about tiles, with a cohort per site."""
     cohorts = {
         site: {"sheet": sheet, "root": str(root), "kind": "patches"}
         for site, sheet in write_sheets(root, work).items()
@@ -89,16 +89,16 @@ def tile_cohorts(root: Path, work: Path) -> dict[str, Any]:
 
 
 def config(root: Path, work: Path, given: argparse.Namespace) -> dict[str, Any]:
-    """A cohort a site, and the encoders."""
+    """The config: a cohort per site, and the encoders."""
     tiles = tile_cohorts(root, work)
     return {**tiles, "encoders": encoders(list(tiles["cohorts"]), given)}
 
 
-NO_FILTER = {"max_pen": None, "min_sharpness": None}  # every published tile counts
+NO_FILTER = {"max_pen": None, "min_sharpness": None}  # keep all published tiles
 
 
 def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--root", type=Path, required=True, help="the release's folder")
     parser.add_argument("--work", type=Path, required=True)
@@ -114,13 +114,13 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def train(config_file: Path, names: Sequence[str], cores: int) -> None:
-    """Have the workflow train some encoders of a config, as `METHOD-all.0`."""
+    """Run the workflow for some encoders of a config, e.g. `METHOD-all.0`."""
     paths = load(config_file).paths
     make(config_file, [paths.model(name) for name in names], cores)
 
 
 def make(config_file: Path, files: Sequence[Path], cores: int) -> None:
-    """Have the workflow make some files of a config."""
+    """Run the workflow for some output files of a config."""
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(REPO / "Snakefile")]
     command += ["--configfile", str(config_file), "--directory", str(config_file.parent)]
     command += ["--cores", str(cores), "--rerun-incomplete", "--keep-going"]
@@ -129,7 +129,7 @@ def make(config_file: Path, files: Sequence[Path], cores: int) -> None:
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    """Write sheets and config, then train seed by seed, so that every seed has whole rows early."""
+    """Write sheets and config, then train seed by seed, so that the first seed is done early."""
     given = arguments(words)
     work = given.work.resolve()
     made = config(given.root.resolve(), work, given)

@@ -1,10 +1,10 @@
-"""The figures on real tiles in one table: for the README and the head of docs/results.md.
+"""Summary of the results on real tiles, for the README and the top of docs/results.md.
 
     python -m benchmarks.evidence_summary
 
-Every number is of `docs/evidence/amibr.json`, `confounded.json`, `fan.json` and, of networks that
-were trained longer, `confounded-longer.json` and `fan-longer.json`. What others
-published of AMi-Br stands in docs/results.md too, as the package knows it.
+The numbers are from `docs/evidence/amibr.json`, `confounded.json` and `fan.json`, and from
+`confounded-longer.json` and `fan-longer.json` for networks that were trained longer. Published
+results on AMi-Br, from the package's table, are written to docs/results.md too.
 """
 
 from __future__ import annotations
@@ -22,8 +22,7 @@ PAGES = RESULTS, REPO / "README.md"
 NAME = "real tiles"
 PUBLISHED = "amibr-published"
 NOTHING = "–"
-# Row → its encoder at an unseen site, where the label is confounded with the site, and under nine
-# stains.
+# Row → names of its encoder in the records `amibr`, `confounded` and `fan`.
 ROWS: dict[str, tuple[str, str, str]] = {
     "ImageNet, frozen": ("imagenet", "imagenet", "imagenet"),
     "Macenko in front of it": ("macenko", "macenko", "macenko"),
@@ -48,7 +47,7 @@ HEAD = (
 
 
 def load() -> dict[str, dict[str, Any]]:
-    """Record → its encoders, with those that were trained longer."""
+    """Record → encoder → results, including encoders that were trained longer."""
     folder, names = REPO / "docs" / "evidence", ("amibr", "confounded", "fan")
     found: dict[str, dict[str, Any]] = {name: {} for name in names}
     for name in names:
@@ -69,13 +68,13 @@ def _cells(made: Mapping[str, Mapping[str, Any]], keys: tuple[str, str, str]) ->
 
 
 def section(made: Mapping[str, Mapping[str, Any]]) -> str:
-    """The table: rows that no record has are left out."""
+    """The table as Markdown, without rows that are in no record."""
     rows = [[name, *_cells(made, keys)] for name, keys in ROWS.items()]
     return "\n".join(table(HEAD, [row for row in rows if set(row[1:]) != {NOTHING}]))
 
 
 def of_others() -> str:
-    """What others published of AMi-Br."""
+    """Published results on AMi-Br as a Markdown table."""
     found = published.figures_for([("atypical", "amibr", "atypical")])
     rows = [
         [one.method, one.protocol, one.figure, one.metric, one.split, one.source]

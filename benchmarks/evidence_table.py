@@ -1,6 +1,6 @@
-"""Figures of encoders at sites left out: the record, and its section of docs/results.md.
+"""Results of encoders at sites left out: the record, and its section of docs/results.md.
 
-`evidence_amibr.py` makes the predictions. Every number of the section is of the record.
+`evidence_amibr.py` makes the predictions. All numbers in the section are from the record.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tools.pages import fill, marks
 
 RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results.md"
 METRICS = {"auroc": "AUROC", "balanced_accuracy": "balanced accuracy"}
-# Whose pairs are on a page that has them; all pairs are in the record.
+# Encoders whose pairwise differences are on the page; the record has all pairs.
 SHOWN = {
     "imagenet", "macenko",
     "stain-invariant-without", "stain-invariant-all", "macenko-stain-invariant-all",
@@ -32,16 +32,16 @@ SHOWN = {
 }  # fmt: skip
 
 Runs = Mapping[str, Mapping[str, pd.DataFrame]]
-Estimates = dict[str, Estimate]  # of one run by site
-Seeds = Sequence[Estimates]  # of one encoder
-SEED = re.compile(r"\.\d+$")  # of a run's name: `simclr.0`
+Estimates = dict[str, Estimate]  # of one run, by site
+Seeds = Sequence[Estimates]  # of the runs of one encoder
+SEED = re.compile(r"\.\d+$")  # suffix of a run's name, as in `simclr.0`
 
 
 # --- the record -----------------------------------------------------------------------------------
 
 
 def site_estimates(runs: Mapping[str, pd.DataFrame], metric: str, resamples: int) -> Estimates:
-    """Site → its figure; the same cases are drawn for every encoder, others at every site."""
+    """Site → estimate; resamples are the same for all encoders and independent between sites."""
     found = {}
     for place, site in enumerate(sorted(runs)):
         scored = read_scored(runs[site].sort_values("slide_id"), "tile")
@@ -51,7 +51,7 @@ def site_estimates(runs: Mapping[str, pd.DataFrame], metric: str, resamples: int
 
 
 def by_encoder(runs: Iterable[str]) -> dict[str, list[str]]:
-    """Encoder → its runs, one a seed."""
+    """Encoder → its runs, one per seed."""
     found: dict[str, list[str]] = {}
     for name in sorted(runs):
         found.setdefault(SEED.sub("", name), []).append(name)
@@ -59,16 +59,17 @@ def by_encoder(runs: Iterable[str]) -> dict[str, list[str]]:
 
 
 def mean_of(seeds: Seeds, site: str | None = None) -> Estimate:
-    """The mean over seeds, and over sites alike; of patients and seeds both.
+    """Mean over seeds and sites, with an interval over patients and seeds.
 
     Args:
-        site: of this one alone.
+        seeds: estimates of the runs of one encoder.
+        site: only this site.
     """
     return _contrast([(seeds, 1.0)], site)
 
 
 def difference(first: Seeds, second: Seeds) -> Estimate:
-    """First minus second, of the means over the same sites and the same cases."""
+    """Difference of the means of two encoders over the same sites and cases."""
     return _contrast([(first, 1.0), (second, -1.0)])
 
 
@@ -85,24 +86,24 @@ def _contrast(sides: Sequence[tuple[Seeds, float]], site: str | None = None) -> 
 
 
 def figure(found: Estimate) -> dict[str, float]:
-    """A figure with its 95 % limits."""
+    """A value with its 95 % limits, rounded."""
     low, high = found.interval
     return {"value": round(found.value, 4), "low": round(low, 4), "high": round(high, 4)}
 
 
 def share(found: Estimate) -> dict[str, float]:
-    """A figure between 0 and 1: limits over few seeds may lie beyond."""
+    """As `figure`, with limits clipped to 0–1, which those over few seeds can exceed."""
     made = figure(found)
     return made | {"low": max(made["low"], 0.0), "high": min(made["high"], 1.0)}
 
 
 def record(runs: Runs, described: Mapping[str, Any], resamples: int) -> dict[str, Any]:
-    """What has been measured, as JSON.
+    """Compute the record, as JSON.
 
     Args:
-        runs: encoder → site → predictions.
-        described: encoder → how it was made.
-        resamples: of the cases.
+        runs: run → site → predictions; runs that lack a site are left out.
+        described: run → description.
+        resamples: number of resamples of the cases.
     """
     most = max(len(sites) for sites in runs.values())
     whole = {name: sites for name, sites in runs.items() if len(sites) == most}
@@ -137,7 +138,7 @@ def record(runs: Runs, described: Mapping[str, Any], resamples: int) -> dict[str
 
 
 def site_counts(runs: Mapping[str, pd.DataFrame]) -> dict[str, dict[str, int]]:
-    """Site → its cases, tiles, and the atypical ones of these."""
+    """Site → numbers of cases, tiles and atypical tiles."""
     return {
         site: {
             "cases": int(table["patient_id"].nunique()),
@@ -149,7 +150,7 @@ def site_counts(runs: Mapping[str, pd.DataFrame]) -> dict[str, dict[str, int]]:
 
 
 def differences(found: Mapping[str, Seeds]) -> list[dict[str, Any]]:
-    """Every pair of encoders, with p-values corrected over all pairs."""
+    """Differences of all pairs of encoders, with p-values corrected over all pairs (Holm)."""
     rows: list[dict[str, Any]] = []
     for first, second in combinations(found, 2):
         one = difference(found[first], found[second])
@@ -163,7 +164,7 @@ def differences(found: Mapping[str, Seeds]) -> list[dict[str, Any]]:
 
 
 def span(found: Mapping[str, float], signed: bool = False) -> str:
-    """`0.634 (0.601–0.667)`, or `+0.012 (−0.010 to +0.034)`."""
+    """Format as `0.634 (0.601–0.667)`, or signed as `+0.012 (−0.010 to +0.034)`."""
     if not signed:
         return f"{found['value']:.3f} ({found['low']:.3f}–{found['high']:.3f})"
     value, low, high = (f"{found[key]:+.3f}".replace("-", "−") for key in ("value", "low", "high"))
@@ -171,20 +172,20 @@ def span(found: Mapping[str, float], signed: bool = False) -> str:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """A Markdown table."""
+    """Lines of a Markdown table."""
     lines = [head, ["---"] * len(head), *rows]
     return ["| " + " | ".join(line) + " |" for line in lines] + [""]
 
 
 def by_mean(made: Mapping[str, Any]) -> list[str]:
-    """Encoders, the best mean AUROC first."""
+    """Encoders by decreasing mean AUROC."""
     return sorted(
         made["encoders"], key=lambda name: -made["encoders"][name]["mean"]["auroc"]["value"]
     )
 
 
 def means(made: Mapping[str, Any]) -> list[str]:
-    """The means over sites."""
+    """Table of the means over sites."""
     head = [
         "encoder",
         "source",
@@ -205,7 +206,7 @@ def means(made: Mapping[str, Any]) -> list[str]:
 
 
 def at_sites(made: Mapping[str, Any]) -> list[str]:
-    """AUROC at every site."""
+    """Table of the AUROC at every site."""
     sites = made["sites"]
     head = ["AUROC at the site left out", *(f"`{site}`" for site in sites)]
     counts = [f"{n['cases']} cases, {n['tiles']:,} tiles, {n['atypical']} atypical"
@@ -218,7 +219,7 @@ def at_sites(made: Mapping[str, Any]) -> list[str]:
 
 
 def pairs(order: Sequence[str], rows: Sequence[Mapping[str, Any]], title: str) -> list[str]:
-    """Pairs with one of `SHOWN`, or all, that which comes first in `order` minus the other."""
+    """Table of the pairs with an encoder in `SHOWN`, or of all; differences follow `order`."""
     shown, wanted = [], SHOWN & set(order) or set(order)
     for row in rows:
         first, second, sign = row["first"], row["second"], 1
@@ -237,7 +238,7 @@ def pairs(order: Sequence[str], rows: Sequence[Mapping[str, Any]], title: str) -
 
 
 def section(made: Mapping[str, Any]) -> str:
-    """The section between the two marks."""
+    """The section as Markdown."""
     one = next(iter(made["encoders"].values()))
     counted = "all tiles" if one["per_case"] is None else f"at most {one['per_case']} tiles a case"
     lines = [
@@ -260,18 +261,18 @@ def section(made: Mapping[str, Any]) -> str:
 
 
 def add_docs_verb(verbs: Any) -> None:
-    """The verb that writes a record's section, of a parser's subparsers."""
+    """Add the command `docs`, which writes the section of a record, to subparsers."""
     docs = verbs.add_parser("docs", help="write the JSON's section of a page")
     docs.add_argument("--json", type=Path, required=True)
     docs.add_argument("--page", type=Path, default=RESULTS, help="default: docs/results.md")
 
 
 def write_section(given: argparse.Namespace, section: Callable[[Any], str]) -> None:
-    """What the verb of `add_docs_verb` does: the section bears the name of the record."""
+    """Run the command `docs`: write the section named like the record into the page."""
     made = json.loads(given.json.read_text(encoding="utf-8"))
     fill(given.page, marks(given.json.stem), f"\n\n{section(made)}\n")
 
 
 def log_to_terminal() -> None:
-    """Progress, a line with its time each."""
+    """Log progress to the terminal with the time of day."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")

@@ -1,15 +1,15 @@
-"""Two sites to learn from and three to be tested at, on the real tiles of AMi-Br.
+"""Training on two sites and testing on the other three, on the real tiles of AMi-Br.
 
     python -m benchmarks.evidence_two_sites measure --root AMi-Br --input-size 64 \
         --json docs/evidence/two_sites.json --encoder NAME=SOURCE …
     python -m benchmarks.evidence_two_sites docs --json docs/evidence/two_sites.json
 
-A linear probe learns `atypical` from the tiles of two of the five sites, of whose cases a fifth
-choose its penalty, and is tested at each of the other three: ten pairs of sites, thirty figures and
-their mean. Intervals are over cases, of which the same are drawn for every figure.
+A linear probe learns `atypical` from the tiles of two of the five sites, a fifth of whose cases
+choose its penalty, and is tested at each of the other three: ten pairs of sites, thirty results and
+their mean. Intervals are over cases, with the same resamples for all results.
 
-SOURCE and the names of seeds as in `evidence_confounded.py`: networks have seen every site without
-labels, or none.
+SOURCE and names of seeds are as in `evidence_confounded.py`: networks were trained on all sites
+without labels, or on none.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Mask = NDArray[np.bool_]
 
 
 def of_run(tiles: Tiles, vectors: Vectors) -> dict[str, Estimates]:
-    """`auroc` of each pair of sites at each other site, as `midog-xr, tupac-1-23: midog-cs2`."""
+    """AUROC of each pair of sites at each other site; keys as `midog-xr, tupac-1-23: midog-cs2`."""
     figure = drawn_cases(tiles)
     sites = np.unique(tiles.site)
     return {
@@ -45,7 +45,7 @@ def of_run(tiles: Tiles, vectors: Vectors) -> dict[str, Estimates]:
 
 
 def answers(tiles: Tiles, vectors: Vectors, pair: Sequence[str]) -> dict[str, pd.DataFrame]:
-    """Predictions of the tiles of every other site, by site."""
+    """Predictions of a probe trained on a pair of sites, by test site."""
     learnt = np.isin(tiles.site, pair)
     _, val, _ = next(case_folds(tiles))
     roles = learnt & ~val, learnt & val, ~learnt
@@ -55,7 +55,7 @@ def answers(tiles: Tiles, vectors: Vectors, pair: Sequence[str]) -> dict[str, pd
 
 
 def record(runs: Mapping[str, Mapping[str, Estimates]]) -> dict[str, Any]:
-    """What was measured, as JSON; the seeds of an encoder are one row."""
+    """The record as JSON; the seeds of an encoder are averaged."""
     seeds: dict[str, Seeds] = {
         name: [runs[run]["auroc"] for run in found] for name, found in by_encoder(runs).items()
     }
@@ -71,7 +71,7 @@ def record(runs: Mapping[str, Mapping[str, Estimates]]) -> dict[str, Any]:
 
 
 def section(made: Mapping[str, Any]) -> str:
-    """The section between the two marks."""
+    """The section as Markdown."""
     order = sorted(made["encoders"], key=lambda name: -made["encoders"][name]["auroc"]["value"])
     head = ["encoder", "seeds", "AUROC, mean of 30", "lowest of the 30", "highest"]
     rows = []

@@ -1,15 +1,15 @@
-"""Opens what `stainssl export` wrote with the readers of the tools themselves.
+"""Opens the files of `stainssl export` with the readers of the tools themselves.
 
-Runs in an environment of its own (`uv pip install spatialdata wsidata h5py torch`), because these
-readers are no part of what a user installs:
+Runs in its own environment (`uv pip install spatialdata wsidata h5py torch`), because users do not
+need these readers:
 
     for tool in clam trident stamp spatialdata; do
         stainssl export --to $tool --cohort demo --encoder simclr --out exports/$tool
     done
     python benchmarks/export_readers.py exports SLIDE.svs --clam CLONE --trident CLONE --stamp CLONE
 
-A clone is a checkout of the tool's repository; one that is not given is skipped and said so. Prints
-a line a reader and writes JSON.
+CLONE is a clone of the tool's repository; a tool without one is reported as skipped. Prints a line
+per reader and writes JSON.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def wsidata(exports: Path, slide: Path) -> str:
 
 def clam(exports: Path, slide: Path, clone: Path) -> str:
     sys.path.insert(0, str(clone))
-    stub = types.ModuleType("utils.utils")  # its other imports are of training
+    stub = types.ModuleType("utils.utils")  # its other imports are for training
     stub.generate_split = stub.nth = None  # type: ignore[attr-defined]
     sys.modules |= {"utils": types.ModuleType("utils"), "utils.utils": stub}
     from dataset_modules.dataset_generic import Generic_MIL_Dataset
@@ -94,7 +94,7 @@ def clam(exports: Path, slide: Path, clone: Path) -> str:
 
 
 def _functions(path: Path, *names: str, **known: Any) -> dict[str, Any]:
-    """Some functions and classes of a source file, without what the file imports."""
+    """Functions and classes of a source file, without its imports."""
     tree = ast.parse(path.read_text())
     kept = [node for node in tree.body if getattr(node, "name", None) in names]
     scope: dict[str, Any] = {"h5py": h5py, "np": np, **known}

@@ -1,15 +1,16 @@
-"""A sheet of 10,000 slides as a graph: what a dry-run takes, and what a job costs beside its work.
+"""Dry-run of a sheet of 10,000 slides, and Snakemake's overhead per job.
 
     python -m benchmarks.graph [--slides 10000] [--cores 2] [--subsample 20] [--no-run]
         [--demo] [--clone FOLDER] [--row NAME] [--json FILE]
 
-The slides are empty files. The dry-run is of the Snakefile as it is, with the bytecode of all
-modules at hand, as of an installed package. For the run, the workflow is copied and every shell
-line replaced by one that makes the job's outputs, so that what is left is Snakemake.
+The slides are empty files. The dry-run uses the Snakefile as it is, with the bytecode of all
+modules compiled, as in an installed package. For the run, the workflow is copied and every shell
+line is replaced by one that only creates the job's outputs, so that only Snakemake's own time is
+measured.
 
-`--demo` dry-runs the demo's config instead. `--clone` is of another version. `--row` keeps the
-figures of the dry-run under that name in `benchmarks/results/graph.json`, and writes the table in
-docs/benchmarks.md.
+`--demo` uses the demo's config instead. `--clone` measures another clone of the repository. `--row`
+stores the results of the dry-run under that name in `benchmarks/results/graph.json`, and writes the
+table of docs/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ TUMOR = {
 
 
 def write_cohort(folder: Path, slides: int) -> None:
-    """Empty slides, their sheet, and a config of one cohort, six encoders and two tasks."""
+    """Write empty slides, their sheet, and a config of one cohort, six encoders and two tasks."""
     (folder / "slides").mkdir()
     (folder / "truth").mkdir()
     (folder / "truth" / "s00000.geojson").write_text(json.dumps(TUMOR))
@@ -81,7 +82,7 @@ def write_cohort(folder: Path, slides: int) -> None:
 
 
 def copy_workflow(folder: Path) -> Path:
-    """The workflow with shell lines that only make their outputs; returns its Snakefile."""
+    """Copy the workflow, with shell lines that only create outputs; returns its Snakefile."""
     shutil.copy(REPO / "Snakefile", folder)
     for name in ("workflow", "stainssl"):
         shutil.copytree(REPO / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -95,14 +96,18 @@ def copy_workflow(folder: Path) -> Path:
 def run(
     snakefile: Path, folder: Path, given: argparse.Namespace, *words: str
 ) -> tuple[float, float, float, str]:
-    """Seconds, seconds of a core, peak resident GB of the children so far, and what was printed."""
+    """Run Snakemake.
+
+    Returns:
+        Elapsed seconds, CPU seconds, peak resident GB of all children so far, and the output.
+    """
     command = [sys.executable, "-m", "snakemake", "-s", str(snakefile), "--directory", str(folder)]
     command += ["--configfile", str(folder / "config.yaml"), "--cores", str(given.cores)]
     command += ["--scheduler", "greedy", "--scheduler-subsample", str(given.subsample)]
     command += words
     env = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
     env |= {"PYTHONPYCACHEPREFIX": str(folder / "bytecode"), "PYTHONPATH": str(snakefile.parent)}
-    home = snakefile.parent  # `python -m` looks for packages where it starts, too
+    home = snakefile.parent  # `python -m` also searches the working directory
     start, before = time.monotonic(), core_seconds()
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=env, cwd=home)
     seconds = time.monotonic() - start
@@ -113,13 +118,13 @@ def run(
 
 
 def core_seconds() -> float:
-    """Of the children that have ended: what a busy machine lengthens less than the seconds."""
+    """CPU seconds of finished children, less affected by other load than elapsed time."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 
 
 def dry_run(folder: Path, given: argparse.Namespace) -> dict[str, float]:
-    """Jobs, seconds, seconds of a core and GB of a dry-run; a first one leaves the bytecode."""
+    """Jobs, seconds, CPU seconds and GB of a dry-run, after a first call that compiles bytecode."""
     snakefile, words = given.clone / "Snakefile", ("-n", "--quiet", "rules")
     if given.demo:
         shutil.copy(given.clone / "config.yaml", folder)
@@ -132,7 +137,7 @@ def dry_run(folder: Path, given: argparse.Namespace) -> dict[str, float]:
 
 
 def section(found: dict[str, dict[str, float]]) -> str:
-    """The table of dry-runs on the page."""
+    """Markdown table of the dry-runs."""
     lines = ["| dry-run of | jobs | CPU seconds | memory |", "|---|---|---|---|"]
     lines += [
         f"| {name} | {row['jobs']:,} | {row['core_s']:.1f} | {row['gb']:.2f} GB |"
@@ -142,7 +147,7 @@ def section(found: dict[str, dict[str, float]]) -> str:
 
 
 def keep(name: str, found: dict[str, float]) -> None:
-    """Write the figures of a dry-run into the record, and the record's table into the page."""
+    """Add the results of a dry-run to the record, and write the table of the page."""
     kept = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
     kept[name] = found
     write_text(RESULTS, json.dumps(kept, indent=1) + "\n")
@@ -150,7 +155,7 @@ def keep(name: str, found: dict[str, float]) -> None:
 
 
 def arguments() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--slides", type=int, default=10_000)
     parser.add_argument("--cores", type=int, default=2)

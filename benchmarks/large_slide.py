@@ -1,10 +1,10 @@
-"""A slide as large as those of a scanner, made of pieces of the synthetic cohort, for benchmarks.
+"""A synthetic slide of the size of a scanner's, for benchmarks.
 
     OMP_NUM_THREADS=1 python benchmarks/large_slide.py OUT.svs [--side 40000] [--mpp 0.5]
 
-Pieces of 3,072 px are drawn by the demo's renderer, encoded once and laid side by side in a
-shuffled order, with a rim of glass, as Aperio writes them: JPEG tiles of 256 px at quality 80,
-levels 1, 4 and 16 times smaller. Memory stays below a gigabyte for any size.
+Pieces of 3,072 px are drawn by the demo's renderer, encoded once and placed side by side at random,
+with a border of glass. The format is Aperio's: JPEG tiles of 256 px at quality 80, and levels with
+downsamples 1, 4 and 16. Memory stays below 1 GB.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ GLASS = -1
 
 @lru_cache(maxsize=1)
 def pieces(count: int, seed: int = 0) -> list[np.ndarray]:
-    """`count` pictures (3072, 3072, 3) uint8 of demo slides without faults, and one of glass.
+    """Draw `count` pictures (3072, 3072, 3) uint8 of demo slides without faults, and one of glass.
 
-    All are of one site, since a slide has one glass, and of the one whose glass is least tinted:
-    some tools take a tint for tissue.
+    All are from one site, so that the glass has one color, and from the site with the least tinted
+    glass, since some tools take a tint for tissue.
     """
     slides = [one for one in plan(seed) if not one.fault]
     clearest = min(slides, key=lambda one: np.ptp(one.site_parameters.white)).site
@@ -44,7 +44,7 @@ def pieces(count: int, seed: int = 0) -> list[np.ndarray]:
 
 
 def encoded(picture: np.ndarray) -> dict[tuple[int, int], bytes]:
-    """(row, column) → JPEG of each tile of a picture."""
+    """Encode a picture; returns (row, column) → JPEG of the tile."""
     rows, columns = picture.shape[0] // TILE_PX, picture.shape[1] // TILE_PX
     return {
         (r, c): imagecodecs.jpeg8_encode(
@@ -60,7 +60,7 @@ def encoded(picture: np.ndarray) -> dict[tuple[int, int], bytes]:
 
 
 def layout(side_px: int, count: int, seed: int = 0) -> np.ndarray:
-    """(n, n) int: which piece lies where; the rim is glass where anything lies within it."""
+    """(n, n) int: index of the piece at each place; the border is glass if n > 2."""
     n = -(-side_px // PIECE_PX)
     found = np.random.default_rng(seed).integers(0, count, (n, n))
     if n > 2:
@@ -69,7 +69,13 @@ def layout(side_px: int, count: int, seed: int = 0) -> np.ndarray:
 
 
 def level_tiles(places: np.ndarray, level: list[np.ndarray], side_px: int) -> Iterator[bytes]:
-    """The encoded tiles of one level, row by row, from the pieces at that level's scale."""
+    """Yield the encoded tiles of a level row by row.
+
+    Args:
+        places: (n, n) indices into `level`.
+        level: the pieces at the level's scale.
+        side_px: side of the level.
+    """
     piece_px = level[0].shape[0]
     if piece_px % TILE_PX == 0:
         known = [encoded(one) for one in level]
@@ -88,7 +94,7 @@ def level_tiles(places: np.ndarray, level: list[np.ndarray], side_px: int) -> It
 def write(
     path: Path, side_px: int = 40_000, mpp: float = 0.5, count: int = 12, seed: int = 0
 ) -> None:
-    """Write the slide; `count` different pieces, laid by the seed."""
+    """Write the slide, from `count` different pieces in an order given by the seed."""
     pictures = pieces(count)  # the last is of glass: index GLASS
     places = layout(side_px, len(pictures) - 1, seed)
     description = (
