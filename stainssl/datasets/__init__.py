@@ -1,7 +1,7 @@
-"""Public data sets as they are distributed: a folder with its own tables becomes a sheet.
+"""Make sheets from public data sets as they are distributed.
 
-A release is a module with one `RELEASE`, and a line in `registry.py`. Nothing is read but names of
-files and the release's own tables; no slide is opened, and none is copied.
+A release is a module with a `RELEASE`, and one line in `registry.py`. Only file names and the
+release's own tables are read; no slide is opened or copied.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ __all__ = ["RELEASES", "find", "load"]
 
 
 def load(name: str, root: Path, options: Options | None = None) -> Imported:
-    """The sheet of a release's folder, and what is wrong with the folder.
+    """Read the folder of a release as a sheet, with its problems.
 
-    The same folder gives the same sheet. It is read once in a process, so that all that asks for it
-    there sees the same.
+    The same folder gives the same sheet. The result is cached for the life of the process.
 
     Args:
         name: a key of `RELEASES`.
-        root: the folder that the release was unpacked to.
-        options: keys of the release's `options`; the rest has its default.
+        root: the folder to which the release was unpacked.
+        options: values of the release's `options`; the others have their defaults.
 
     Raises:
-        StainsslError: the folder is not the release's, or a table lacks a column.
-        ValueError: an option is unknown or does not take its value.
+        KeyError: there is no such release.
+        StainsslError: the folder is not that of the release, or a table lacks a column.
+        ValueError: an option or its value is unknown.
     """
     chosen = find(name).chosen(options or {})
     return _loaded(name, Path(root), tuple(sorted(chosen.items())))

@@ -1,12 +1,12 @@
-"""AMi-Br: 3,720 mitotic figures of human breast cancer, each atypical or normal, from five sites.
+"""AMi-Br: 3,720 atypical or normal mitotic figures of human breast cancer from five sites.
 
 Layout of `DeepMicroscopy/AMi-Br`: `AMI-BR.csv` (`slide`, `dataset`, `uid`, `x`, `y`,
 `expert<n>_label`, `expert<n>_atypical`, `majority_atypical`) and `patches/{atypical,normal}/
-<dataset>_<uid>.png`, 128 px with the figure in the middle. The slides are those of MIDOG 2021 and
-of the auxiliary mitosis set of TUPAC16; one slide is one case.
+<dataset>_<uid>.png`, 128 px with the mitotic figure in the centre. The slides are those of MIDOG
+2021 and of the auxiliary mitosis data set of TUPAC16; there is one slide per case.
 
-The table names no site. MIDOG 2021 numbers its labelled cases by scanner, fifty each; of TUPAC16's,
-1 to 23 are named otherwise than 24 to 73 and are of another centre.
+The table has no site. The labelled cases of MIDOG 2021 are numbered by scanner, fifty each. In
+TUPAC16, cases 1 to 23 are named differently from 24 to 73 and come from another centre.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ SITES = {
     "MIDOG21": {"midog-xr": (1, 50), "midog-s360": (51, 100), "midog-cs2": (101, 150)},
     "TUPAC16": {"tupac-1-23": (1, 23), "tupac-24-73": (24, 73)},
 }
-"""Data set → site → its first and last case."""
+"""Data set → site → first and last case number."""
 EXPERTS = (1, 2, 3)
-MPP = "0.25"  # µm/px, nominal for the 40x of all scanners: the table has no scale
+MPP = "0.25"  # µm/px, nominal for 40x of all scanners; the table has none
 _FOLDERS = {"True": "atypical", "False": "normal"}
 
 
 def _site(dataset: str, number: str) -> str:
-    """The site of a case, empty where the case is not one of the data set's."""
+    """The site of a case; "" if its number is not in the data set."""
     if not number.isdigit():
         return ""
     ranges = SITES.get(dataset, {}).items()
@@ -45,10 +45,10 @@ def _site(dataset: str, number: str) -> str:
 
 
 def _truths(table: pd.DataFrame, name: str, path: Path) -> pd.Series:
-    """A column of `True` and `False`, as it stands.
+    """A column of `True` and `False` as str.
 
     Raises:
-        StainsslError: it holds something else.
+        StainsslError: the column has other values.
     """
     found = column(table, name, path)
     if len(strange := found[~found.isin(list(_FOLDERS))].unique()):
@@ -59,7 +59,7 @@ def _truths(table: pd.DataFrame, name: str, path: Path) -> pd.Series:
 
 
 def _problems(rows: pd.DataFrame, files: list[str]) -> list[str]:
-    """What table and folders say of each other that cannot be."""
+    """Contradictions between table and folders."""
     swapped = rows["atypical"].map({"0": "atypical", "1": "normal"})
     wrong = ("patches/" + swapped + "/" + rows["slide_id"] + ".png").isin(set(files))
     unknown = rows["site"] == ""
@@ -108,6 +108,6 @@ RELEASE = Release(
     kind="patches",
     read=_read,
     classes={"atypical": frozenset({"0", "1"})},
-    # The paper counts 223 cases: 21 of them have no mitotic figure and so no row.
+    # The paper counts 223 cases: 21 have no mitotic figure and therefore no row.
     published={"slides": 3720, "patients": 202, "atypical=1": 832, "atypical=0": 2888},
 )

@@ -1,10 +1,10 @@
-"""BCNB: core-needle biopsies of 1,058 patients as JPEG pictures, with outlines of some tumour.
+"""BCNB: core-needle biopsies of 1,058 patients as JPEG images, with partial tumour outlines.
 
 `WSIs/<id>.jpg`, `WSIs/<id>.json` (`positive`: outlines as lists of vertices; `negative` is empty),
 `patient-clinical-data.xlsx` (`Patient ID`, `HER2` and others with `Positive` and `Negative`), and
-`dataset-splitting/{train,val,test}_id.txt`: as the release's `bupt-ai-cz/BALNMP` describes and its
-`preprocessing/cut_tumor_regions.py` reads them. Only part of the tumour is outlined: a tile outside
-is unknown, so that the outlines are where tiles stand, not what labels them.
+`dataset-splitting/{train,val,test}_id.txt`, as described in the repository `bupt-ai-cz/BALNMP` and
+read by its `preprocessing/cut_tumor_regions.py`. Only part of the tumour is outlined, so that tiles
+outside have no known label: the outlines limit where tiles are, and are not used as labels.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def _regions(options: Options) -> str | None:
 
 
 def _splits(root: Path) -> dict[str, str]:
-    """Id → split by the release's own lists; empty where they are not there."""
+    """Id → split by the lists of the release; empty if they are missing."""
     found: dict[str, str] = {}
     for split in _FOLDERS:
         for path in root.glob(f"**/dataset-splitting/{split}_id.txt"):

@@ -1,12 +1,12 @@
 """BRACS regions of interest: 4,539 PNGs at 40x of seven classes of breast lesion.
 
-Layout as released: `<version>/{train,val,test}/<number>_<class>/BRACS_<slide>_<class>_<n>.png`,
-read so by `histocartography/hact-net` (`core/dataloader.py`); class and slide are in the name.
-Patients stand in `BRACS.xlsx`, sheet `WSI_Information` (`WSI Filename`, `Patient Id`, `RoI`, `WSI
-label`, `Set`), beside the folder or in the one above. Without it a slide stands in for its patient.
+Layout as released: `<version>/{train,val,test}/<number>_<class>/BRACS_<slide>_<class>_<n>.png`, as
+read by `histocartography/hact-net` (`core/dataloader.py`); class and slide are in the file name.
+Patients are in `BRACS.xlsx`, sheet `WSI_Information` (`WSI Filename`, `Patient Id`, `RoI`, `WSI
+label`, `Set`), in the folder or up to two levels above. Without it, each slide counts as a patient.
 
-The regions differ in size, so they are small slides of 0.25 µm/px that are tiled, and a region is
-answered as a bag (`level: slide`).
+As the regions differ in size, they are treated as small slides of 0.25 µm/px that are tiled, and a
+region is a bag (`level: slide`).
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ GROUPS = {
     "N": "benign", "PB": "benign", "UDH": "benign",
     "FEA": "atypical", "ADH": "atypical", "DCIS": "malignant", "IC": "malignant",
 }  # fmt: skip
-"""Class → one of the three groups."""
+"""Class → one of three groups."""
 MPP = "0.25"  # µm/px at 40x
 _NAME = re.compile(r"(?:BRACS_)?(\d+)_([A-Za-z]+)_(\d+)\.png", re.IGNORECASE)
 
 
 def summary_path(root: Path, name: str) -> Path | None:
-    """`BRACS.xlsx` in the folder or in one of the two above it."""
+    """Find `BRACS.xlsx` in the folder or in one of the two above it; None if it is missing."""
     found = (folder / name for folder in (root, *root.absolute().parents[:2]))
     return next((path for path in found if path.is_file()), None)
 
 
 def slide_table(path: Path) -> pd.DataFrame:
-    """`slide` (BRACS_<n>), `patient`, `subtype`, `split` of every slide of the release.
+    """Read `slide` (BRACS_<n>), `patient`, `subtype` and `split` of all slides of the release.
 
     Raises:
-        StainsslError: the file, its sheet or a column is not there.
+        StainsslError: the file, its sheet or a column is missing.
     """
     raw = read_xlsx(path, sheet="WSI_Information")
     table = pd.DataFrame(
@@ -56,7 +56,7 @@ def slide_table(path: Path) -> pd.DataFrame:
 
 
 def _row(path: str) -> dict[str, str]:
-    """What folder and name say of a region; `slide` is empty where the name says nothing."""
+    """Columns of a region from its folder and file name; `slide` is "" for other names."""
     _, split, folder, name = path.split("/")
     match = _NAME.fullmatch(name)
     return {

@@ -1,8 +1,8 @@
 """BRACS whole slides: 547 slides of 189 patients, labelled by their most severe lesion.
 
 `BRACS_<n>.svs` in folders by split, group and type, and `BRACS.xlsx`, sheet `WSI_Information` (`WSI
-Filename`, `Patient Id`, `RoI`, `WSI label`, `Set`), whose columns several public readers agree on.
-The table decides, not the folders.
+Filename`, `Patient Id`, `RoI`, `WSI label`, `Set`), with columns on which several public readers
+agree. Labels and splits are those of the table, not of the folders.
 """
 
 from __future__ import annotations

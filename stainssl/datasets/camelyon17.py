@@ -2,11 +2,11 @@
 
 `patient_<p>_node_<n>.tif` in any folders, `stage_labels.csv` (`patient`, `stage`; rows of patients
 end in `.zip` and have a pN stage, rows of slides end in `.tif` and have one of four classes), and
-lesion outlines in ASAP's XML for 50 slides. The centre is the patient's number divided by 20, as
-`p-lambda/wilds`, `dataset_preprocessing/camelyon17/generate_final_metadata.py` has it.
+lesion outlines in ASAP's XML for 50 slides. The centre is the patient number divided by 20, rounded
+down, as in `p-lambda/wilds`, `dataset_preprocessing/camelyon17/generate_final_metadata.py`.
 
-Tile labels: a slide labelled negative is free of tumour everywhere, one with outlines is labelled
-by them, and any other is unknown: its tiles are never taken for normal.
+Tiles of slides labelled negative are normal, and tiles of slides with outlines are labelled by
+these. Tiles of all other slides have no label: they are never taken as normal.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def _pattern(options: Options) -> str:
 
 
 def _slides(table: pd.DataFrame) -> pd.DataFrame:
-    """Rows of slides with the pN stage of their patient beside their own class."""
+    """Rows of slides, with their class and the pN stage of their patient."""
     is_slide = table["name"].str.lower().str.endswith(".tif")
     stage_of = table[~is_slide].assign(name=table["name"].map(stem)).set_index("name")["stage"]
     rows = table[is_slide].assign(slide_id=table["name"].map(stem))

@@ -5,10 +5,10 @@ Layout and columns as read by `p-lambda/wilds`, `wilds/datasets/camelyon17_datas
 `tumor`, `slide`, `center`, `split`, and
 `patches/patient_<p>_node_<n>/patch_patient_<p>_node_<n>_x_<x>_y_<y>.png`.
 
-The official split goes by hospital: 0, 3 and 4 train, 1 validates, 2 tests. The table's own `split`
-is not it: its 1 marks patches of all hospitals that were drawn to validate within distribution,
-from patients that also train. Those of the training hospitals are excluded, as the benchmark does,
-or train too (`in_distribution: train`).
+The official split is by hospital: 0, 3 and 4 for training, 1 for validation, 2 for test. The column
+`split` is something else: 1 marks patches of all hospitals that were sampled for in-distribution
+validation, from patients who are also in training. Those of the training hospitals are excluded, as
+in the benchmark, or used for training (`in_distribution: train`).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ KEYS = ("patient", "node", "x_coord", "y_coord", "tumor", "slide", "center", "sp
 
 
 def _listed(root: Path) -> list[str]:
-    """Patches by one listing a folder: half a million single look-ups take minutes on a network."""
+    """List patches folder by folder; checking half a million files one by one takes minutes."""
     folders = [p for p in (root / "patches").glob("patient_*") if p.is_dir()]
     found = (f"patches/{p.name}/{name}" for p in folders for name in os.listdir(p))
     return sorted(name for name in found if name.endswith(".png"))

@@ -1,9 +1,9 @@
 """The Yale HER2 cohort (TCIA collection HER2-TUMOR-ROIS): 192 slides, 93 positive and 99 negative.
 
 `Her2Pos_Case_<n>.svs` and `Her2Neg_Case_<n>.svs`, with tumour outlines in an ImageScope XML of the
-same name; HER2 is in the name and in no table. Names as read by public code on the collection
-(folders `Yale_HER2_cohort/SVS_positive` and `Annotations`). The numbers of the two groups overlap,
-so that a patient is group and number together.
+same name. HER2 is only in the file name. Names are as in public code on the collection (folders
+`Yale_HER2_cohort/SVS_positive` and `Annotations`). Case numbers of the two groups overlap, so that
+a patient is identified by group and number.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def _read(root: Path, options: Options) -> FolderContents:
 
 
 def outline_notes(root: Path, rows: pd.DataFrame, pattern: str | None) -> list[str]:
-    """Which slides have no outlines, where tiles are to stand inside those of a pattern."""
+    """Note on slides without outlines by `pattern`, to which tiles are limited; None: no limit."""
     if pattern is None:
         return []
     without = absent(root, pattern, rows["slide_id"].tolist())
@@ -57,7 +57,7 @@ def outline_notes(root: Path, rows: pd.DataFrame, pattern: str | None) -> list[s
 
 
 def roi_pattern(options: Options) -> str | None:
-    """The outlines' pattern, or None where the whole slide is tiled."""
+    """Pattern of the outlines to which tiles are limited; None if the whole slide is tiled."""
     return f"{options['annotations']}/{{slide_id}}.xml" if options["tiles"] == "roi" else None
 
 

@@ -1,10 +1,10 @@
 """HEROHE: 360 training cases of invasive breast cancer as MIRAX slides, 144 HER2-positive.
 
-`<case>.mrxs`, each with its folder of data, and `HEROHE_HER2_STATUS.xlsx`. The counts, the name of
-the table and the remark on case 325 (no tumour was scanned) are those of the challenge's page as
-copied in `econdesousa/econdesousa.github.io`, `HEROHE/Dataset.md`. The table's columns are not
-certain: by default the first is the case, and the one with HER2 in its name (else the second) the
-status.
+`<case>.mrxs`, each with its data folder, and `HEROHE_HER2_STATUS.xlsx`. The counts, the name of the
+table and the remark on case 325 (no tumour was scanned) are from the page of the challenge, as
+copied in `econdesousa/econdesousa.github.io`, `HEROHE/Dataset.md`. The columns of the table are not
+documented: by default the first is the case, and the status is the one with HER2 in its name, or
+else the second.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ WITHOUT_TUMOUR = "325"
 
 
 def _columns(table: pd.DataFrame, options: Options) -> tuple[str, str]:
-    """The columns of case and status: those named as options, else the likely ones."""
+    """Names of the columns of case and status: given as options, or guessed."""
     names = [str(name) for name in table]
     likely = [name for name in names[1:] if "her2" in name.lower().replace("-", "")]
     return options["case"] or names[0], options["label"] or (likely or names[1:] or names)[0]
 
 
 def _incomplete(root: Path, files: list[str]) -> list[str]:
-    """MIRAX slides without their folder of data."""
+    """MIRAX slides without their data folder."""
     return [name for name in files if not (root / name).with_suffix("").is_dir()]
 
 

@@ -1,4 +1,4 @@
-"""`stainssl cohort import`: a release's folder → its sheet, a report, and lines for a config."""
+"""`stainssl cohort import`: write the sheet of a release, a report, and lines for a config."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from stainssl.stores.atomic import write_text
 
 
 def _options(pairs: Sequence[str]) -> dict[str, str]:
-    """`key=value` words as options.
+    """Parse options given as `key=value`.
 
     Raises:
-        StainsslError: a word without `=`.
+        StainsslError: a value without `=`.
     """
     if strange := [pair for pair in pairs if "=" not in pair]:
         raise StainsslError(f"--option {strange[0]!r}: write it as key=value.")
@@ -41,7 +41,7 @@ def _counts(label: str, rows: pd.DataFrame) -> str:
 
 
 def summary(release: Release, found: Imported) -> Iterator[str]:
-    """What the sheet holds: slides, patients, labels and splits, excluded rows apart."""
+    """Yield lines on a sheet without excluded rows: slides, patients, labels, splits, messages."""
     used = found.sheet[found.sheet["exclude"] == ""]
     out = len(found.sheet) - len(used)
     yield f"{release.name}: {release.title}"
@@ -54,7 +54,7 @@ def summary(release: Release, found: Imported) -> Iterator[str]:
 
 
 def cohort_lines(release: Release, root: Path, options: dict[str, str], sheet: Path) -> str:
-    """The cohort of a config that reads the sheet which was written."""
+    """YAML of a cohort for the config that reads the written sheet."""
     cohort: dict[str, Any] = {"sheet": str(sheet), "root": str(root), "kind": release.kind}
     chosen = release.chosen(options)
     patterns = {"annotations": release.annotations(chosen), "regions": release.regions(chosen)}
@@ -68,16 +68,16 @@ def cohort_lines(release: Release, root: Path, options: dict[str, str], sheet: P
 
 
 def run(name: str, root: Path, sheet: Path, pairs: Sequence[str]) -> Iterator[str]:
-    """Write the sheet of a release's folder; yields the report, a line at a time.
+    """Write the sheet of a release, and yield the lines of a report.
 
     Args:
         name: a key of `RELEASES`.
-        root: the folder; paths in the sheet are relative to it.
+        root: the folder of the release; paths in the sheet are relative to it.
         sheet: the CSV to write.
         pairs: options as `key=value`.
 
     Raises:
-        StainsslError: every problem of the folder, after which nothing is written.
+        StainsslError: unknown release or option, or all problems of the folder; nothing is written.
     """
     options = _options(pairs)
     found = _read(name, root, options)

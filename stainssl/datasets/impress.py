@@ -1,9 +1,9 @@
 """IMPRESS: biopsies of 62 HER2-positive and 64 triple-negative patients before chemotherapy.
 
-`HER2+_deid/<id>_HE.svs`, `TNBC_deid/<id>_HE.svs` (with an `_IHC.svs` beside each, which is not
-read) and `cohort_meta.xlsx`, which `huangzhii/IMPRESS` has as `meta/supp_2_cohort_meta.xlsx`:
-sheets `HER2+` and `TNBC`, `Unique ID` and `pCR` (`pCR (no-0, yes-1)` in the second). The rows above
-the first number are taken for headers, one or two of them.
+`HER2+_deid/<id>_HE.svs`, `TNBC_deid/<id>_HE.svs` (with an `_IHC.svs` for each, which is not read)
+and `cohort_meta.xlsx`, in `huangzhii/IMPRESS` `meta/supp_2_cohort_meta.xlsx`: sheets `HER2+` and
+`TNBC`, with `Unique ID` and `pCR` (`pCR (no-0, yes-1)` in the second). One or two rows above the
+first number are headers.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from stainssl.datasets.xlsx import read_xlsx
 from stainssl.errors import StainsslError
 
 SUBTYPES = {"HER2+": "her2", "TNBC": "tnbc"}
-_FIRST = r"\d+"  # ids are numbers
+_FIRST = r"\d+"  # first cell of the first data row: ids are numbers
 
 
 def _starting(table: pd.DataFrame, name: str, path: Path) -> str:
-    """The one column whose name starts so, before any bracket."""
+    """The only column with this name, apart from what is in brackets."""
     found = [c for c in table if str(c).split("(")[0].strip().lower() == name.lower()]
     if len(found) == 1:
         return str(found[0])

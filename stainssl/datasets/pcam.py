@@ -2,9 +2,9 @@
 
 `camelyonpatch_level_2_split_{train,valid,test}_{x,y}.h5` (unpacked from `.gz`; datasets `x`, (N,
 96, 96, 3) uint8, and `y`, (N, 1, 1, 1)) and `…_meta.csv` (`coord_x`, `coord_y`, `tumor_patch`,
-`center_tumor_patch`, `wsi`), as `basveeling/pcam`, `keras_pcam/dataset/pcam.py` reads them. A
-patch's path is its file and row, `….h5#17`: nothing is unpacked. The slide stands in for its
-patient, whom the release does not name.
+`center_tumor_patch`, `wsi`), as read by `basveeling/pcam`, `keras_pcam/dataset/pcam.py`. The path
+of a patch is file and row, `….h5#17`, so that patches are not unpacked. The release does not name
+patients: each slide counts as a patient.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from stainssl.datasets.release import (
 from stainssl.errors import StainsslError
 
 SPLITS = {"train": "train", "valid": "val", "test": "test"}
-MPP = "0.972"  # µm/px: level 2 of slides of 0.243
+MPP = "0.972"  # µm/px: level 2 of slides with 0.243 µm/px
 _NAME = "camelyonpatch_level_2_split_{split}_{what}"
 
 
 def _labels(path: Path) -> np.ndarray:
-    """(N,) str of 0 and 1."""
+    """(N,) labels as str, 0 or 1."""
     import h5py
 
     try:
@@ -44,7 +44,7 @@ def _labels(path: Path) -> np.ndarray:
 
 
 def _slides(root: Path, split: str, count: int) -> pd.Series:
-    """The slide of every patch; one made-up slide a split where the table is not there."""
+    """The slide of each patch; one placeholder per split if the table is missing."""
     path = root / f"{_NAME.format(split=split, what='meta')}.csv"
     if not path.exists():
         return pd.Series([f"unknown_{split}"] * count)

@@ -1,4 +1,4 @@
-"""Which releases there are; light, because the config asks it."""
+"""Names of all releases; imports nothing heavy, since the config imports it."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ RELEASES: dict[str, str] = {
     "herohe": "stainssl.datasets.herohe",
     "amibr": "stainssl.datasets.amibr",
 }
-"""Config word → module with a `RELEASE`."""
+"""Name in the config → module with a `RELEASE`."""
 
 
 def find(name: str) -> Release:
-    """The release of that name.
+    """Import a release by name.
 
     Raises:
-        KeyError: there is none; `RELEASES` has the names.
+        KeyError: the name is not in `RELEASES`.
     """
     found: Release = import_module(RELEASES[name]).RELEASE
     return found

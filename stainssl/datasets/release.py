@@ -1,4 +1,4 @@
-"""What a release module says of a public data set, and the few things that all of them do."""
+"""Description of a public data set, and helpers shared by the release modules."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ Options = Mapping[str, str]
 
 @dataclass(frozen=True)
 class FolderContents:
-    """What a module found in a folder, before it was validated.
+    """What a release module found in a folder, before validation.
 
     Attributes:
         rows: a row per labelled file, in a fixed order, all str: the columns of a sheet, with
-            `path` relative to the folder and labels empty where unknown. `exclude` is optional.
+            `path` relative to the folder and labels "" if unknown. `exclude` is optional.
         files: image files found, relative to the folder, sorted.
-        notes: what a user must know: which column was read, what stands in for what.
-        problems: what the folder must be fixed for.
+        notes: what a user should know, e.g. which column was read.
+        problems: errors in the folder that must be fixed.
     """
 
     rows: pd.DataFrame
@@ -39,20 +39,19 @@ class Release:
     """A public data set as it is distributed.
 
     Attributes:
-        name: what the config calls it.
-        title: one line for people.
+        name: its name in the config.
+        title: description in one line.
         kind: `slides` or `patches`, as in the config.
-        read: folder and options → what is there.
-        options: key → its values; the first is the default, and where it is alone any text is
-            taken (the name of a column or of a file).
-        classes: label column → the classes that the release has.
-        published: what → how many the release's authors count: `slides`, `patients`,
-            `split=train`, `her2=1` and the like.
-        annotations: options → pattern with {slide_id} under the folder: outlines that label tiles;
-            None: there are none.
-        outlines: tile label → (classes of the outlines that have it, classes that are cut out).
-        regions: options → pattern with {slide_id} under the folder: tiles stand inside these
-            outlines only; None: anywhere.
+        read: function that reads the folder, with options.
+        options: key → allowed values, the first being the default; if there is only one, any text
+            is allowed (a name of a column or file).
+        classes: label column → classes of the release.
+        published: published counts: `slides`, `patients`, `split=train`, `her2=1` etc.
+        annotations: options → pattern with {slide_id} for annotation files that label tiles,
+            relative to the folder; None: there are none.
+        outlines: tile label → (annotation classes that make up the label, classes to cut out).
+        regions: options → pattern with {slide_id} for outlines to which tiles are limited, relative
+            to the folder; None: tiles may be anywhere.
     """
 
     name: str
@@ -67,10 +66,10 @@ class Release:
     regions: Callable[[Options], str | None] = lambda options: None
 
     def chosen(self, options: Options) -> dict[str, str]:
-        """Every option with its value.
+        """All options with their values, given or default.
 
         Raises:
-            ValueError: an unknown option, or a value that it does not take.
+            ValueError: an option or its value is unknown.
         """
         for key, value in options.items():
             if key not in self.options:
@@ -84,13 +83,13 @@ class Release:
 
 @dataclass(frozen=True, eq=False)
 class Imported:
-    """A release's folder as a sheet, with what was found on the way.
+    """The folder of a release as a sheet, with messages.
 
     Attributes:
-        sheet: as `FolderContents.rows`, with `exclude`.
-        problems: sentences; the folder or the release's tables must be fixed first.
-        warnings: sentences: what is missing, double or not as published.
-        notes: sentences: what was read in a way of its own.
+        sheet: see `FolderContents.rows`, with `exclude`.
+        problems: errors in the folder or the release's tables that must be fixed.
+        warnings: what is missing, duplicate or differs from the publication.
+        notes: what a user should know about how the folder was read.
     """
 
     sheet: pd.DataFrame
@@ -100,10 +99,10 @@ class Imported:
 
 
 def find_files(root: Path, *patterns: str) -> list[str]:
-    """Paths below a folder that match, relative to it with `/`, sorted; hidden files are left out.
+    """Find files below a folder by glob patterns: sorted POSIX paths relative to it, none hidden.
 
     Raises:
-        StainsslError: there is no such folder.
+        StainsslError: the folder does not exist.
     """
     if not root.is_dir():
         raise StainsslError(f"{root} does not exist: is its disk mounted?")
@@ -113,10 +112,10 @@ def find_files(root: Path, *patterns: str) -> list[str]:
 
 
 def only_file(root: Path, pattern: str, what: str, *others: Path) -> Path:
-    """The one file that matches, in the folder or below it, else in one of the other folders.
+    """Find the only file that matches in a folder or below it, or else in one of the others.
 
     Raises:
-        StainsslError: none does, or more than one.
+        StainsslError: no file matches, or more than one.
     """
     found = [root / name for name in find_files(root, pattern, f"**/{pattern}")]
     found = found or [path for folder in others for path in sorted(folder.glob(pattern))]
@@ -129,13 +128,15 @@ def only_file(root: Path, pattern: str, what: str, *others: Path) -> Path:
 def read_text_table(
     path: Path, separator: str = ",", skip_rows: Sequence[int] = ()
 ) -> pd.DataFrame:
-    """A CSV or TSV, all str, empty where nothing stands.
+    """Read a CSV or TSV, all str, "" for empty cells.
 
     Args:
-        skip_rows: line numbers, from 0, that are neither header nor data.
+        path: the file.
+        separator: separator of columns.
+        skip_rows: line numbers from 0 that are neither header nor data.
 
     Raises:
-        StainsslError: it does not exist or is not such a table.
+        StainsslError: the file does not exist or is not a table.
     """
     try:
         return pd.read_csv(
@@ -150,10 +151,10 @@ def read_text_table(
 
 
 def read_any_table(path: Path, headers: int = 1) -> pd.DataFrame:
-    """An XLSX (its first sheet), CSV, TSV or tab-separated TXT, all str.
+    """Read an XLSX (first sheet), CSV, TSV or tab-separated TXT, all str.
 
     Raises:
-        StainsslError: as `read_text_table` and `read_xlsx`.
+        StainsslError: see `read_text_table` and `read_xlsx`.
     """
     if path.suffix.lower() in (".xlsx", ".xlsm"):
         return read_xlsx(path, headers=headers)
@@ -165,10 +166,10 @@ def _plain(name: object) -> str:
 
 
 def column(table: pd.DataFrame, wanted: str, source: Path) -> pd.Series:
-    """A column by name; case, spaces and punctuation do not matter.
+    """Find a column by name; case, spaces and punctuation are ignored, values are stripped.
 
     Raises:
-        StainsslError: there is none, or two; the sentence names those found.
+        StainsslError: no column has the name, or more than one; the message lists all columns.
     """
     found = [name for name in table if _plain(name) == _plain(wanted)]
     if len(found) == 1:
@@ -179,27 +180,27 @@ def column(table: pd.DataFrame, wanted: str, source: Path) -> pd.Series:
 
 
 def absent(root: Path, pattern: str, slide_ids: Sequence[str]) -> list[str]:
-    """The slides that have no file of a pattern with {slide_id} under a folder."""
+    """The slides without a file by a pattern with {slide_id}, relative to a folder."""
     return [s for s in slide_ids if not (root / pattern.format(slide_id=s)).is_file()]
 
 
 def safe_id(text: str) -> str:
-    """`text` as an id of a sheet: other characters become `-`."""
+    """Make a text a valid id of a sheet: other characters become `-`."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-._")
 
 
 def stem(path: str) -> str:
-    """The name of a file without folders and without its last suffix."""
+    """File name without folders and the last suffix."""
     return path.rsplit("/", 1)[-1].rsplit(".", 1)[0]
 
 
 def located(files: Iterable[str], stems: Iterable[str], otherwise: str) -> list[str]:
-    """The file of each stem, the first where several have it.
+    """Find the file of each stem; the first if there are several.
 
     Args:
-        files: as `find_files` gives.
-        stems: names without folder and suffix.
-        otherwise: pattern with {} of where a file that is not there would be.
+        files: see `find_files`.
+        stems: file names without folder and suffix.
+        otherwise: pattern with {} for the path of a missing file.
     """
     where = {stem(name): name for name in reversed(list(files))}
     return [where.get(name, otherwise.format(name)) for name in stems]

@@ -1,9 +1,8 @@
 """The Yale trastuzumab response cohort (TCIA, HER2-TUMOR-ROIS): 85 HER2-positive patients.
 
-`Yale_trastuzumab_response_cohort_metadata_clean.xlsx` has `Patient` and `Responder` (`responder` or
-`non-responder`; 36 responders), read so by public code on the collection, where a slide is
-`<Patient>.svs`. The file is strict OOXML. The paper's model was trained on 187 patients, of whom
-these 85 are released.
+`Yale_trastuzumab_response_cohort_metadata_clean.xlsx` (strict OOXML) has `Patient` and `Responder`
+(`responder` or `non-responder`; 36 responders), as read by public code on the collection, where a
+slide is `<Patient>.svs`. The model of the paper was trained on 187 patients; these 85 are released.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ RESPONSE = {"responder": "1", "nonresponder": "0"}
 
 
 def _response(value: str) -> str:
-    """1, 0, or the value itself where it is neither, so that it is told as an unexpected class."""
+    """1, 0, or any other value unchanged, so that it is reported as an unexpected class."""
     plain = "".join(c for c in value.lower() if c.isalpha())
     return RESPONSE.get(plain, value)
 

@@ -1,11 +1,10 @@
-"""TCGA-BRCA slides with HER2 from the clinical table: an external test of HER2.
+"""TCGA-BRCA slides with HER2 from the clinical table, as an external cohort for HER2.
 
-Slides by barcode (`TCGA-<site>-<patient>-01Z-00-DX1….svs`, as the GDC names them, in folders or
-not) and a label table: the GDC's `nationwidechildrens.org_clinical_patient_brca.txt` (three header
-rows: names, old names, CDE ids; missing values are words in brackets), or any CSV, TSV or XLSX with
-a column of barcodes. HER2 is `her2_status_by_ihc`; where that is equivocal, `her2_fish_status`
-decides; what is then neither positive nor negative is unknown. The site is the barcode's tissue
-source site.
+Slides named by barcode (`TCGA-<site>-<patient>-01Z-00-DX1….svs`, as by the GDC, in any folders) and
+a label table: the GDC's `nationwidechildrens.org_clinical_patient_brca.txt` (three header rows:
+names, old names, CDE ids; missing values are words in brackets), or any CSV, TSV or XLSX with a
+column of barcodes. HER2 is `her2_status_by_ihc`, or `her2_fish_status` if that is equivocal; values
+other than positive and negative are unknown. The site is the tissue source site of the barcode.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ from stainssl.errors import StainsslError
 
 _BARCODE = re.compile(r"(TCGA-([A-Z0-9]{2})-[A-Z0-9]{4})-(\d{2})[A-Z]-\d{2}-([A-Z]+)\w*", re.I)
 STATUS = {"positive": "1", "negative": "0", "1": "1", "0": "0", "her2+": "1", "her2-": "0"}
-CDE_ROWS = (1, 2)  # old names and ids below the names
+CDE_ROWS = (1, 2)  # header rows with old names and CDE ids
 
 
 def _table(path: Path) -> pd.DataFrame:
@@ -45,12 +44,12 @@ def _status(values: pd.Series) -> pd.Series:
 
 
 def her2_of(table: pd.DataFrame, path: Path, options: Options) -> pd.Series:
-    """HER2 (0, 1, empty) of every row: by the label's column, equivocal ones by the second."""
+    """HER2 of each row (0, 1, "" if unknown): by the first column, or the second if equivocal."""
     first = column(table, options["label"], path)
     status = _status(first)
     try:
         second = _status(column(table, options["equivocal"], path))
-    except StainsslError:  # a table of one's own need not have it
+    except StainsslError:  # optional in a user's own table
         return status
     return status.mask(first.str.lower() == "equivocal", second)
 

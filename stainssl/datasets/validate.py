@@ -1,4 +1,4 @@
-"""Validates a release's rows: missing files, duplicates, patients in two splits, odd counts."""
+"""Validate a release: missing files, duplicates, patients in two splits, unexpected counts."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ import pandas as pd
 
 from stainssl.datasets.release import FolderContents, Imported, Release
 
-SHOWN = 5  # names a sentence shows before it counts the rest
-STRICTEST = ("test", "val", "train")  # where a patient in several splits stays
+SHOWN = 5  # names listed in a message before the rest is counted
+STRICTEST = ("test", "val", "train")  # a patient in several splits stays in the first of these
 
 
 def listed(names: Iterable[object], shown: int = SHOWN) -> str:
-    """The first names and how many more there are."""
+    """The first names, and the number of the others."""
     every = [str(name) for name in names]
     rest = len(every) - shown
     return ", ".join(every[:shown]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def _without_twins(rows: pd.DataFrame) -> tuple[pd.DataFrame, list[str], list[str]]:
-    """Rows once each; rows that differ under one name are a problem."""
+    """Drop duplicate rows; rows with the same `slide_id` that differ are a problem."""
     same = rows.duplicated()
     kept = rows[~same]
     warnings = []
@@ -36,7 +36,7 @@ def _without_twins(rows: pd.DataFrame) -> tuple[pd.DataFrame, list[str], list[st
 
 
 def _double_files(files: list[str], used: set[str]) -> list[str]:
-    """Files whose name stands in another folder too, one of the two being read."""
+    """Warning on files with the same name in several folders, of which one is read."""
     by_name: dict[str, list[str]] = {}
     for path in files:
         by_name.setdefault(path.rsplit("/", 1)[-1], []).append(path)
@@ -48,7 +48,7 @@ def _double_files(files: list[str], used: set[str]) -> list[str]:
 
 
 def _match(rows: pd.DataFrame, files: list[str]) -> tuple[pd.Series, list[str]]:
-    """Which rows have no file, and sentences about both sides."""
+    """Match rows and files: a mask of rows without file, and warnings on both sides."""
     used, there = set(rows["path"]), set(files)
     gone = ~rows["path"].isin(there)
     warnings = _double_files(files, used)
@@ -63,7 +63,7 @@ def _match(rows: pd.DataFrame, files: list[str]) -> tuple[pd.Series, list[str]]:
 
 
 def _torn_patients(rows: pd.DataFrame) -> tuple[pd.Series, list[str]]:
-    """Rows of patients in several splits, outside of the strictest of them."""
+    """Mask of rows to exclude since their patient is in a stricter split too, and warnings."""
     none = pd.Series(False, index=rows.index)
     if "split" not in rows:
         return none, []
@@ -92,7 +92,7 @@ def _strange_classes(release: Release, rows: pd.DataFrame) -> Iterator[str]:
 
 
 def counts(rows: pd.DataFrame, wanted: Iterable[str]) -> dict[str, int]:
-    """How many of each: `slides`, `patients`, or rows where a column has a value (`split=test`)."""
+    """Counts of `slides`, `patients`, or rows with a value in a column (`split=test`)."""
     found = {}
     for what in wanted:
         name, _, value = what.partition("=")
@@ -111,9 +111,10 @@ def _against_published(release: Release, rows: pd.DataFrame) -> list[str]:
 
 
 def validated(release: Release, reading: FolderContents) -> Imported:
-    """A release's rows as a sheet: rows that cannot be used are excluded, never dropped.
+    """Validate what a release module found: unusable rows are excluded, not dropped.
 
-    An excluded row keeps its place, so that completing a download moves no slide to another part.
+    An excluded row keeps its position, so that completing a download moves no slide to another
+    part. Only exact duplicates are dropped.
     """
     rows, problems, warnings = _without_twins(reading.rows.astype(str))
     gone, unmatched = _match(rows, list(reading.files))

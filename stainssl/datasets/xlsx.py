@@ -1,8 +1,8 @@
-"""Reads a sheet of an XLSX file, transitional or strict.
+"""Read a sheet of an XLSX file, transitional or strict OOXML.
 
-The two differ in their XML namespaces, and the common readers for pandas know the transitional ones
-only: a strict file looks empty to them. This takes element names without their namespace. Values
-only: no dates, formats or formulas, which the releases' tables do not have.
+Strict files have other XML namespaces, and look empty to readers that know only the transitional
+ones, such as openpyxl. Here, namespaces are ignored. Only values are read: no dates, formats or
+formulas, which the tables of the releases do not have.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from defusedxml.ElementTree import fromstring
 
 from stainssl.errors import StainsslError
 
-XlsxRow = tuple[int, dict[int, str]]  # number as the program shows it; column from 0 → text
-MAX_COLUMNS = 16_384  # `XFD`, the last that the format has
-MAX_PART_BYTES = 500_000_000  # unpacked; a table of half a million slides takes a third
+XlsxRow = tuple[int, dict[int, str]]  # row number from 1; column from 0 → text
+MAX_COLUMNS = 16_384  # `XFD`, the last column of the format
+MAX_PART_BYTES = 500_000_000  # uncompressed; three times a table of half a million slides
 _FAULTS: tuple[Any, ...] = (
     zipfile.BadZipFile, KeyError, ParseError, DefusedXmlException, ValueError, IndexError,
     StopIteration, NotImplementedError,
@@ -34,7 +34,7 @@ def _named(element: Element, name: str) -> Iterator[Element]:
 
 
 def _attribute(element: Element, name: str) -> str:
-    """An attribute by its name without namespace."""
+    """The value of an attribute by its name without namespace."""
     found = (v for key, v in element.attrib.items() if key.rsplit("}", 1)[-1] == name)
     return next(found, "")
 
@@ -44,10 +44,10 @@ def _text(element: Element) -> str:
 
 
 def _column_index(reference: str) -> int:
-    """0 for `A7`, 26 for `AA7`.
+    """Column index of a cell reference: 0 for `A7`, 26 for `AA7`.
 
     Raises:
-        ValueError: it lies beyond the last column that the format has.
+        ValueError: there is no column, or it is beyond the last one of the format.
     """
     letters = re.sub(r"[^A-Z]", "", reference.upper())
     index = 0
@@ -69,7 +69,7 @@ def _value(cell: Element, shared: list[str]) -> str:
 
 
 def _rows(sheet: Element, shared: list[str]) -> list[XlsxRow]:
-    """The rows that are not empty; only filled cells take memory, wherever they say they stand."""
+    """The rows that are not empty. Only filled cells use memory, whatever their reference is."""
     rows: list[XlsxRow] = []
     number = 0
     for row in _named(sheet, "row"):
@@ -94,13 +94,13 @@ def _part(archive: zipfile.ZipFile, name: str) -> Element:
 
 
 def _sheets(archive: zipfile.ZipFile) -> list[tuple[str, str]]:
-    """(name, key) of the sheets in their order."""
+    """(name, relationship id) of the sheets in their order."""
     found = _named(_part(archive, "xl/workbook.xml"), "sheet")
     return [(_attribute(sheet, "name"), _attribute(sheet, "id")) for sheet in found]
 
 
 def _sheet_part(archive: zipfile.ZipFile, wanted: str | None, path: Path) -> str:
-    """The archive's name of a sheet: the one of that name, or the first."""
+    """Name in the archive of the wanted sheet, or of the first."""
     sheets = _sheets(archive)
     found = next((key for name, key in sheets if wanted in (None, name)), None)
     if found is None:
@@ -121,7 +121,7 @@ def _cells(path: Path, sheet: str | None) -> list[XlsxRow]:
 
 
 def _header(rows: list[XlsxRow]) -> dict[int, str]:
-    """Column → its name; of several header rows the lowest cell that is filled counts."""
+    """Column → name: the lowest filled cell of the header rows."""
     names: dict[int, str] = {}
     for _, cells in rows:
         names |= cells
@@ -129,23 +129,24 @@ def _header(rows: list[XlsxRow]) -> dict[int, str]:
 
 
 def _headers_above(rows: list[XlsxRow], first: str) -> int:
-    """How many rows stand above the first whose first cell matches a pattern."""
+    """Number of rows above the first one whose first cell matches a pattern."""
     place = (i for i, (_, cells) in enumerate(rows) if re.fullmatch(first, cells.get(0, "")))
     return next(place, len(rows))
 
 
 def read_rows(path: Path, sheet: str | None = None) -> list[XlsxRow]:
-    """The filled cells of a sheet.
+    """Read the filled cells of a sheet.
 
     Args:
-        sheet: its name; None is the first.
+        path: the XLSX file.
+        sheet: name of the sheet; None: the first.
 
     Returns:
-        (row as the program shows it, column from 0 → text) of each row that is not empty.
+        (row number from 1, column from 0 → text) of each row that is not empty.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        StainsslError: it is no XLSX, or has no such sheet.
+        FileNotFoundError: the file does not exist.
+        StainsslError: the file is not an XLSX, or has no such sheet.
     """
     try:
         return _cells(path, sheet)
@@ -154,7 +155,7 @@ def read_rows(path: Path, sheet: str | None = None) -> list[XlsxRow]:
 
 
 def sheet_names(path: Path) -> list[str]:
-    """The names of a workbook's sheets, in its order; raises as `read_rows`."""
+    """Names of the sheets of a workbook in their order; for errors see `read_rows`."""
     try:
         with zipfile.ZipFile(path) as archive:
             return [name for name, _ in _sheets(archive)]
@@ -165,15 +166,16 @@ def sheet_names(path: Path) -> list[str]:
 def read_xlsx(
     path: Path, sheet: str | None = None, headers: int = 1, first: str | None = None
 ) -> pd.DataFrame:
-    """A sheet as a table, all str, empty where nothing stands; empty rows are left out.
+    """Read a sheet as a table, all str, "" for empty cells, without empty rows.
 
     Args:
-        sheet: its name; None is the first.
-        headers: rows above the data; where there are several, the lowest filled cell is the name.
-        first: instead of `headers`: a pattern of the first cell of the data's first row.
+        path: the XLSX file.
+        sheet: name of the sheet; None: the first.
+        headers: number of header rows; a column's name is the lowest filled cell of these.
+        first: instead of `headers`, a pattern that the first cell of the first data row matches.
 
     Raises:
-        StainsslError: the file does not exist, is no XLSX, or has no such sheet.
+        StainsslError: the file does not exist, is not an XLSX, has no such sheet, or no data.
     """
     try:
         rows = read_rows(path, sheet)
