@@ -1,4 +1,4 @@
-"""`stainssl tile`: slides of a part → tiles, what happened to each slide, and pictures of both."""
+"""`stainssl tile`: find tissue and tiles on the slides of a part, with a status for each slide."""
 
 from __future__ import annotations
 
@@ -55,33 +55,35 @@ from stainssl.stores.tiles import write_qc, write_tiles
 
 log = logging.getLogger(__name__)
 
-MAX_PATCH_PREVIEWS = 8  # patches of a part that get a picture of their own
-MAX_GREY_COLOR = 2  # grey levels between the channels of a picture without color
-GREY_SPREAD = 60  # grey levels in a picture below which it may be blank glass
-MIN_SHARE_USED = 0.95  # of a patch, and
-MAX_SCALE_ERROR = 0.05  # of its scale, before it is told that a patch is no tile of the tiling
+MAX_PATCH_PREVIEWS = 8  # patches of a part for which a picture is drawn
+MAX_GREY_COLOR = 2  # grey levels between the channels of an image without color
+GREY_SPREAD = 60  # range of grey levels up to which an image may be blank glass
+# A note says that a patch differs from a tile of the tiling if a smaller share of it is used, or if
+# its scale differs more.
+MIN_SHARE_USED = 0.95
+MAX_SCALE_ERROR = 0.05
 PNG_LEVEL = 1  # of a preview: a photograph hardly shrinks further, and 6 takes thrice as long
-MAX_COLORED_PATCHES = 1000  # of a part whose colors are looked at, together: one has few cells
-COLORS_MPP = 4.0  # µm/px of that: finer, the noise of JPEG outweighs the stains
-PROBE_PX = 64  # side of the regions read to see whether a level can be read at all
+MAX_COLORED_PATCHES = 1000  # patches of a part whose colors are checked together
+COLORS_MPP = 4.0  # µm/px for this check; at finer scales JPEG noise outweighs the stains
+PROBE_PX = 64  # side of the regions read to check that a level can be read
 
 
 @dataclass
 class Outcome:
-    """What tiling made of one slide; filled in as far as it got."""
+    """Result of tiling one slide, filled in as far as tiling got."""
 
     slide_id: str
-    regions: Path | None = None  # outlines in which its tiles stand; None: anywhere
-    regions_frame: Frame = "auto"  # where those count from
+    regions: Path | None = None  # file of the outlines that tiles must lie in; None: anywhere
+    regions_frame: Frame = "auto"  # origin of their coordinates
     status: Status = Status.OK
     detail: str = ""
-    mpp: float = float("nan")  # µm in a level-0 px
+    mpp: float = float("nan")  # µm/px at level 0
     mpp_source: str = ""
     vendor: str = ""
     reader: str = ""
     identity: Identity = NOT_OPENED
     bounds_level0_px: tuple[int, int, int, int] = (0, 0, 0, 0)
-    is_brightfield: bool | None = None  # None: not looked at
+    is_brightfield: bool | None = None  # None: not checked
     tissue_mm2: float = float("nan")
     counts: dict[str, int] = field(
         default_factory=lambda: dict.fromkeys(("kept", *REASONS, BACKGROUND), 0)
@@ -90,7 +92,7 @@ class Outcome:
     spent: TimeSpent = field(default_factory=TimeSpent)
     tiles: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=list(COLUMNS)))
     picture: bytes | None = None  # a PNG
-    overview: np.ndarray | None = None  # (h, w, 3) uint8, of a patch whose colors are looked at
+    overview: np.ndarray | None = None  # (h, w, 3) uint8, of a patch whose colors are checked
 
     def row(self) -> dict[str, Any]:
         """The slide's row of the `qc` table."""
@@ -117,7 +119,7 @@ def _limits(tiling: Tiling) -> TileLimits:
 
 
 def _probe(slide: Slide) -> None:
-    """Read the corners and the middle of every level, so that a level that fails fails here."""
+    """Read two corners and the middle of every level, so that a broken level fails here."""
     x, y, width, height = slide.bounds_level0_px
     for level, downsample in enumerate(slide.downsamples):
         reach = PROBE_PX * downsample
@@ -128,14 +130,18 @@ def _probe(slide: Slide) -> None:
 
 
 def _refuse_grey(least: np.ndarray, most: np.ndarray) -> None:
-    """Raise `unsupported` for a picture without color that is not blank, by its `channel_range`."""
+    """Raise `unsupported` for a grayscale image that is not blank, given its `channel_range`."""
     spread = int(most.max()) - int(least.min())
     if spread > GREY_SPREAD and (most - least).max() <= MAX_GREY_COLOR:
         raise SlideError(Status.UNSUPPORTED, "The slide is grayscale: stain analysis needs color.")
 
 
 def _outlined(outcome: Outcome, slide: Slide) -> Areas:
-    """The outlines in which a slide's tiles stand; a file that says none costs the slide."""
+    """Read the outlines that tiles must lie in, in level-0 px of the slide.
+
+    Raises:
+        SlideError: `empty` without a file, `unreadable` if it cannot be read.
+    """
     path = outcome.regions
     assert path is not None
     try:
@@ -173,11 +179,17 @@ def _picture(outcome: Outcome, slide: Slide, thumbnail: np.ndarray, tissue: Tiss
 
 
 def tile_slide(outcome: Outcome, slide: Slide, sheet_mpp: float, tiling: Tiling) -> None:
-    """Mask, tile and picture one open slide into `outcome`.
+    """Find tissue and tiles of one open slide and draw its picture.
+
+    Args:
+        outcome: filled in as far as the slide can be processed.
+        slide: open slide.
+        sheet_mpp: µm/px at level 0 from the sheet; NaN if not given.
+        tiling: tiling settings.
 
     Raises:
-        SlideError: what makes the slide unusable; `outcome` has what was found before.
-        OSError: the machine's or the mount's fault.
+        SlideError: the slide cannot be used; `outcome` has what was found before.
+        OSError: the machine, the disk or the mount failed.
     """
     with outcome.spent.on("reading"):
         _probe(slide)
@@ -186,7 +198,7 @@ def tile_slide(outcome: Outcome, slide: Slide, sheet_mpp: float, tiling: Tiling)
     outcome.detail = f"{coarse} {outcome.detail}".strip()
     squares = grid(slide.bounds_level0_px, outcome.mpp, tiling.mpp, tiling.size, tiling.overlap)
     mask = tiling.mask
-    mask_mpp = max(mask.mpp, outcome.mpp)  # never finer than the slide is
+    mask_mpp = max(mask.mpp, outcome.mpp)  # not finer than the slide
     with outcome.spent.on("reading"):
         thumbnail = read_thumbnail(slide, mask_mpp, outcome.mpp)
     channels = channel_range(thumbnail)
@@ -215,7 +227,11 @@ def tile_slide(outcome: Outcome, slide: Slide, sheet_mpp: float, tiling: Tiling)
 def _tile_patch(
     outcome: Outcome, slide: Slide, sheet_mpp: float, tiling: Tiling, is_cut: bool
 ) -> None:
-    """The tiles of a picture that is no slide; no mask, no limits: all are kept."""
+    """Find the tiles of a patch, without a mask or limits: all are kept.
+
+    A patch is one tile, its largest square from the upper left corner; if `is_cut`, it is cut into
+    tiles at the tiling's scale.
+    """
     is_given = not np.isnan(sheet_mpp)
     outcome.mpp, outcome.mpp_source, _ = resolve_mpp(sheet_mpp if is_given else tiling.mpp, slide)
     if not is_given:
@@ -240,7 +256,7 @@ def _tile_patch(
 
 
 def _is_no_tile(outcome: Outcome, slide: Slide, side_level0_px: float, tiling: Tiling) -> str:
-    """A sentence where a picture's largest square is not what a tile of the tiling shows."""
+    """Note if the square used of a patch differs from a tile of the tiling; otherwise empty."""
     _, _, width, height = slide.bounds_level0_px
     share, mpp = side_level0_px**2 / (width * height), side_level0_px * outcome.mpp / tiling.size
     is_other_scale = abs(mpp / tiling.mpp - 1) > MAX_SCALE_ERROR
@@ -254,7 +270,7 @@ def _is_no_tile(outcome: Outcome, slide: Slide, side_level0_px: float, tiling: T
 
 
 def _patch_picture(outcome: Outcome, slide: Slide) -> bytes:
-    """The patch itself under its name, as a PNG."""
+    """The patch with a title, as a PNG."""
     _, _, width, height = slide.bounds_level0_px
     image = slide.read_region(0, 0, 0, (width, height))
     nothing = np.zeros(image.shape[:2], bool)
@@ -271,10 +287,10 @@ def _refuse_missing(error: SlideError, slide_id: str) -> None:
 
 
 def _vanished(path: Path, folder: Path) -> tuple[Status, str]:
-    """What a slide that was there when it was opened ends as.
+    """Status and detail of a slide whose file disappeared after it was opened.
 
     Raises:
-        OSError: the mount is gone, or the file is back: trying again helps.
+        OSError: the mount is gone, or the file is back, so that the job can be retried.
     """
     try:
         require_file(path, folder)
@@ -284,16 +300,21 @@ def _vanished(path: Path, folder: Path) -> tuple[Status, str]:
 
 
 def tile_row(job: TileJob, row: Any, number: int) -> Outcome:
-    """The outcome of a row of `job.rows`, the `number`-th of its part; nothing is written.
+    """Tile the slide or patch of one row of `job.rows`, without writing anything.
+
+    Args:
+        job: the job.
+        row: row of `job.rows`, as a named tuple.
+        number: index of the row; pictures are only drawn of the first patches.
 
     Raises:
-        StainsslError: a file is missing and may not be.
-        OSError: the machine's or the mount's fault.
+        StainsslError: the file is missing, and the job does not allow this.
+        OSError: the machine, the disk or the mount failed.
     """
     started = time.monotonic()
     try:
         outcome = in_time(Path(row.path), job.max_minutes, partial(_tile_row, job, row, number))
-    except SlideError as late:  # another outcome: the one of the work may still change
+    except SlideError as late:  # a new outcome, since an abandoned thread may still change its own
         outcome = Outcome(str(row.slide_id), status=late.status, detail=late.detail)
     outcome.seconds = time.monotonic() - started
     return outcome
@@ -319,12 +340,12 @@ def _tile_row(job: TileJob, row: Any, number: int) -> Outcome:
 
 
 def _threads_of_slide(job: TileJob) -> int:
-    """How many threads each slide of a part has, where there are fewer slides than threads."""
+    """Threads per slide: more than one if the part has fewer slides than the job has threads."""
     return max(1, job_threads() // max(1, len(job.rows)))
 
 
 def _work(job: TileJob, outcome: Outcome, slide: Slide, sheet_mpp: float, number: int) -> None:
-    """Tile and picture one open slide or patch into `outcome`."""
+    """Tile one open slide or patch and draw its picture, filling in `outcome`."""
     outcome.vendor, outcome.reader = slide.vendor, slide.reader
     outcome.identity = Identity.of(slide.path, slide)
     outcome.bounds_level0_px = slide.bounds_level0_px
@@ -348,15 +369,14 @@ def _no_tiles() -> pd.DataFrame:
 
 
 def run(job: TileJob) -> None:
-    """Write tiles, qc and previews of a part.
+    """Write the tables of tiles and slides (`qc`) of a part, and its previews.
 
-    A slide that cannot be used costs that slide: it has a row in qc with its status and a
-    sentence, and no tiles.
+    A slide that cannot be used has no tiles, and a row in `qc` with its status and the reason.
 
     Raises:
         StainsslError: a slide is missing and `slides.on_missing` is `error`.
-        OSError: the cohort's folder is gone, or the disk, the mount or the memory failed: nothing
-            is written, so that the job can be tried again.
+        OSError: the cohort's folder is gone, or the disk, the mount or the memory failed. Nothing
+            is written, so that the job can be retried.
     """
     outcomes, spent = [], TimeSpent()
     rows = enumerate(job.rows.itertuples(index=False))
@@ -384,7 +404,7 @@ def _numbered(job: TileJob, row: tuple[int, Any]) -> Outcome:
 
 
 def _tell(outcome: Outcome, level: int) -> None:
-    """One line a slide; usable patches, of which there may be 100,000, are not worth one."""
+    """Log one line per slide; usable patches, of which there may be 100,000, at level DEBUG."""
     if outcome.status is Status.OK:
         said = outcome.slide_id, outcome.counts["kept"], outcome.seconds, outcome.detail
         if outcome.detail and level == logging.INFO:
@@ -395,7 +415,7 @@ def _tell(outcome: Outcome, level: int) -> None:
 
 
 def _tell_no_tiles(outcomes: list[Outcome], job: TileJob) -> None:
-    """One line for the pictures of a part that are no tiles of the tiling."""
+    """Log one line for all patches of a part that differ from tiles of the tiling."""
     told = [o for o in outcomes if o.status is Status.OK and o.detail]
     if job.kind == "patches" and told:
         shown, count = told[0], len(outcomes)
@@ -403,7 +423,7 @@ def _tell_no_tiles(outcomes: list[Outcome], job: TileJob) -> None:
 
 
 def _tell_colors(outcomes: list[Outcome]) -> None:
-    """Note, of all patches of a part, that together they cannot be H&E."""
+    """Add a note to all patches of a part if, taken together, they cannot be H&E."""
     looked_at = [o.overview.reshape(-1, 3) for o in outcomes if o.overview is not None]
     told = pictures_fault(np.concatenate(looked_at)) if looked_at else ""
     if not told:
