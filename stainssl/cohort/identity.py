@@ -140,7 +140,7 @@ def file_problems(config: Config, thorough: bool) -> Iterator[str]:
 
 
 def _is_asked(config: Config, one: str, other: str) -> bool:
-    """Whether `patient_ids` must say if two cohorts share their patient ids."""
+    """Whether the config must set `patient_ids` for two cohorts with common patient ids."""
     cohorts = [config.cohorts[name] for name in (one, other)]
     if any(cohort.demo is not None for cohort in cohorts):
         return False

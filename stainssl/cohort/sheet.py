@@ -35,7 +35,7 @@ class SheetRow(BaseModel):
     path: Annotated[str, StringConstraints(min_length=1)]  # relative to the cohort's root
     site: str = ""  # where it was stained and scanned
     split: Annotated[str, StringConstraints(pattern=f"^({NAME})?$")] = ""
-    mpp: Annotated[float, Field(gt=0)] | None = None  # µm/px at level 0; wins over the slide's own
+    mpp: Annotated[float, Field(gt=0)] | None = None  # µm/px at level 0; overrides the slide's own
     exclude: bool = False
     stainssl_part: Annotated[str, StringConstraints(pattern=f"^{NAME}$", max_length=MAX_ID)] = ""
 

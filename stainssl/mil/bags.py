@@ -125,8 +125,8 @@ def usable(
 
     Args:
         features: (n, D) float16.
-        valid: (n,) bool, true where all features are finite. It is stored, since checking millions
-            of numbers again would take several times as long as reading them.
+        valid: (n,) bool, true where all features are finite; from the store, since checking
+            millions of numbers again would take several times as long as reading them.
         tile: (n,) integer index in the tile table.
         x_level0_px: (n,) integer left edge.
         y_level0_px: (n,) integer top edge.

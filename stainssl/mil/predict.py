@@ -132,7 +132,7 @@ def predictions_of(
     fold: int,
     unknown: bool = False,
 ) -> dict[str, pd.DataFrame]:
-    """Label → `prediction_table` with columns of the model's thresholds; "" for a single label.
+    """Label ("" if there is only one) → `prediction_table` with the model's thresholds as columns.
 
     Args:
         model: the model of the fold.
