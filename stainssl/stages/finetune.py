@@ -247,7 +247,7 @@ def _answer(
 def _network(
     job: FinetuneJob, labelled: LabelledTiles, train: TileSubset, encoder: LoadedEncoder, seed: int
 ) -> TileClassifier:
-    """The encoder's network with a new linear layer, parts of it frozen as the config says.
+    """The encoder's network with a new linear layer; parts are frozen according to the config.
 
     Raises:
         StainsslError: the training tiles have only one class, or the settings do not suit the

@@ -177,7 +177,8 @@ def _one(
     except SlideError as error:  # it could be read when it was tiled
         log.warning("%s: left out: %s", slide_id, error)
         return None
-    level = logging.INFO if len(found.tile) > 1 else logging.DEBUG  # thousands of patches
+    # A cohort may have thousands of patches of one tile.
+    level = logging.INFO if len(found.tile) > 1 else logging.DEBUG
     log.log(level, "%s: %d tiles in %.1f s", slide_id, len(found.tile), time.monotonic() - started)
     return found
 
