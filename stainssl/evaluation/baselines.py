@@ -1,4 +1,4 @@
-"""Baselines that see no tissue: how well columns of the sheet predict a label."""
+"""Baselines without images: predict a label from columns of the sheet."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from stainssl.evaluation.labels import Labels
 from stainssl.evaluation.predictions import FOLD, SURVIVAL, THRESHOLD, UNIT
 from stainssl.evaluation.probe import Vectors, linear_probe
 
-SITE, CLINICAL = "site only", "clinical only"  # how the table names them
-MEAN = "mean of training"  # of a label that is a number
-KAPLAN_MEIER = "Kaplan-Meier of training"  # of a time to an event
-COX_PENALTY = 0.1  # of squared coefficients, of columns in standard deviations
-_STEPS = 200  # of the curve that time lost is integrated of
-PENALTIES = np.logspace(-3, 4, 15)  # of the ridge, for columns in standard deviations
+SITE, CLINICAL = "site only", "clinical only"  # names in the table
+MEAN = "mean of training"  # for numeric labels
+KAPLAN_MEIER = "Kaplan-Meier of training"  # for times to an event
+COX_PENALTY = 0.1  # on squared coefficients of standardized columns
+_STEPS = 200  # of the time grid on which time lost is integrated
+PENALTIES = np.logspace(-3, 4, 15)  # of ridge regression, for standardized columns
 HEAD = "columns"
 
 
 def same_rows(
     predictions: pd.DataFrame, others: Sequence[pd.DataFrame], level: str
 ) -> pd.DataFrame:
-    """The predictions of the units and folds that all other tables hold too.
+    """Restrict predictions to the units and folds that all `others` have, too.
 
-    So a baseline is judged on the patients that the encoders were judged on, though the sheet has
-    more: a slide without usable tiles is answered by the sheet alone.
+    Baselines are thus evaluated on the same patients as the encoders. The sheet may have more, such
+    as slides without usable tiles.
     """
     keys = [*UNIT[level], *FOLD]
     for other in others:
@@ -51,20 +51,20 @@ def predict_from_columns(
 ) -> pd.DataFrame:
     """Test predictions of a linear probe on columns of the sheet.
 
-    The penalty is chosen by the validation patients, as for tiles. Probabilities are divided by the
-    classes' shares in the training part: where columns tell nothing, each fold says one half, and
-    not the share of the patients that it left out.
+    The penalty is chosen on validation patients, as for tiles. Probabilities are divided by the
+    class frequencies of the training part and normalized. Uninformative columns then give equal
+    probabilities in every fold, rather than frequencies that depend on the patients left out.
 
     Args:
-        units: a row per tile, slide or patient: `patient_id`, `slide_id`, `site`, `label` (class
-            word), `tile` at level tile, and the columns.
+        units: one row per tile, slide or patient: `patient_id`, `slide_id`, `site`, `label` (class
+            name), `tile` at level tile, and the columns.
         columns: at least one.
-        folds: as `make_folds` gives.
-        seed: of the samples that bound the work.
-        classes: in their order; of two, the last is positive.
+        folds: as returned by `make_folds`.
+        seed: of the samples of units that limit the computing time.
+        classes: in order; of two, the last is positive.
 
     Returns:
-        Rows as `probe.probe` gives them, without `label` and the columns.
+        `patient_id`, `slide_id`, `tile`, `site` (if present), `repeat`, `fold`, `y`, `p_<class>`.
 
     Raises:
         StainsslError: the training part of a fold has one class only, or nothing is tested.
@@ -101,12 +101,12 @@ def _over_folds(
     folds: pd.DataFrame,
     answer: Callable[[NDArray[np.bool_]], dict[str, Vectors]],
 ) -> pd.DataFrame:
-    """What a model of each fold's training part says of its test units.
+    """Test predictions of a model fitted on the training part of each fold.
 
     Args:
-        units: as the baselines take them.
-        folds: as `make_folds` gives.
-        answer: (N,) which units train → column → (N,) what is said of every unit.
+        units: one row per unit, as in the callers.
+        folds: as returned by `make_folds`.
+        answer: mask (N,) of the training units → column → (N,) values for all units.
 
     Returns:
         `patient_id`, `slide_id`, `site`, `repeat`, `fold` and the columns.
@@ -131,15 +131,15 @@ def _over_folds(
 def predict_number_from_columns(
     units: pd.DataFrame, columns: Sequence[str], folds: pd.DataFrame
 ) -> pd.DataFrame:
-    """Test predictions of a ridge regression on columns of the sheet; without columns of the mean.
+    """Test predictions of a ridge regression on columns of the sheet.
 
-    The penalty is chosen by leaving out one unit of the training part at a time.
+    The penalty is chosen by leave-one-out cross-validation over the units of the training part.
 
     Args:
-        units: a row per slide or patient: `patient_id`, `slide_id`, `site`, `label` (a number or
-            its word), and the columns.
-        columns: none: everybody gets the training part's mean.
-        folds: as `make_folds` gives.
+        units: one row per slide or patient: `patient_id`, `slide_id`, `site`, `label` (a number,
+            also as text), and the columns.
+        columns: if empty, the mean of the training part is predicted for all.
+        folds: as returned by `make_folds`.
 
     Returns:
         `patient_id`, `slide_id`, `site`, `repeat`, `fold`, `y` and `value`.
@@ -157,10 +157,10 @@ def predict_number_from_columns(
 
 
 def _fitted_numbers(features: Vectors | None, y: Vectors, training: NDArray[np.bool_]) -> Vectors:
-    """(N,) what is said of every unit by a model of the training ones."""
+    """(N,) predictions for all units by a model fitted on the training units."""
     if features is None:
         return np.full(len(y), y[training].mean())
-    from sklearn.linear_model import RidgeCV  # half a second; only benchmarks of numbers need it
+    from sklearn.linear_model import RidgeCV  # takes half a second; only regression needs it
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
@@ -171,17 +171,18 @@ def _fitted_numbers(features: Vectors | None, y: Vectors, training: NDArray[np.b
 def predict_survival_from_columns(
     units: pd.DataFrame, columns: Sequence[str], folds: pd.DataFrame
 ) -> pd.DataFrame:
-    """Test predictions of Cox's regression on columns of the sheet; without columns everybody's.
+    """Test predictions of a penalized Cox regression on columns of the sheet.
 
     Args:
-        units: a row per slide or patient: `patient_id`, `slide_id`, `site`, `label` (a word of
-            `follow_up`), and the columns.
-        columns: none: everybody gets Kaplan and Meier's curve of the training part.
-        folds: as `make_folds` gives.
+        units: one row per slide or patient: `patient_id`, `slide_id`, `site`, `label` (a follow-up
+            as text, such as `412+`), and the columns.
+        columns: if empty, or constant in the training part, the Kaplan–Meier curve of the training
+            part is predicted for all.
+        folds: as returned by `make_folds`.
 
     Returns:
-        `patient_id`, `slide_id`, `site`, `repeat`, `fold`, `y`, `risk`, `s_<time>` and
-        `threshold`, as a head of `mil.hazard` gives them.
+        `patient_id`, `slide_id`, `site`, `repeat`, `fold`, `y`, `risk`, `s_<time>` and `threshold`
+        (median risk of the training part), as for a head of `mil.hazard`.
 
     Raises:
         StainsslError: nothing is tested.
@@ -210,19 +211,19 @@ def _cox_curves(
     features: NDArray[Any], time: Floats, event: NDArray[np.bool_], training: NDArray[np.bool_],
     at: Floats,
 ) -> Floats:  # fmt: skip
-    """(N, T) survival of every unit at some times, by a model of the training ones."""
+    """(N, T) survival of all units at times `at`, by a model fitted on the training units."""
     varied = features[training].std(axis=0) > 0
     if not varied.any():
         return np.tile(_kaplan_meier(time[training], event[training], at), (len(time), 1))
-    from lifelines import CoxPHFitter  # a second; only benchmarks of survival need it
+    from lifelines import CoxPHFitter  # takes a second; only survival needs it
 
     known = features[:, varied].astype(float)
-    # At the edge where training saw nothing beyond: far out, the exponential would overflow.
+    # Clipped to the range of the training part: far outside, the exponential would overflow.
     known = np.clip(known, known[training].min(axis=0), known[training].max(axis=0))
     table = pd.DataFrame(known).add_prefix("x")
     own = table[training].assign(time=time[training], event=event[training])
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a column that tells next to nothing is no fault
+        warnings.simplefilter("ignore")  # an uninformative column is not an error
         model = CoxPHFitter(penalizer=COX_PENALTY).fit(own, "time", "event")
     return np.asarray(model.predict_survival_function(table, times=at).to_numpy().T)
 
@@ -233,7 +234,7 @@ def _kaplan_meier(time: Floats, event: NDArray[np.bool_], at: Floats) -> Floats:
     return np.asarray(ecdf(CensoredData.right_censored(time, ~event)).sf.evaluate(at))
 
 
-# --- of a kind of label ------------------------------------------------------------------------
+# --- by kind of label --------------------------------------------------------------------------
 
 
 def _classes(
@@ -252,12 +253,12 @@ def _ordered(
 
 @dataclass(frozen=True)
 class Baseline:
-    """What columns of the sheet say of a kind of label.
+    """Baselines for a kind of label.
 
     Attributes:
-        predict: units, columns, folds, seed and how the label is read → test predictions.
-        floor: the table's name for a prediction without columns; None: there is none.
-        note: what the table says of that.
+        predict: units, columns, folds, seed, and how the label is read → test predictions.
+        floor: name in the table of the prediction without columns; None: there is none.
+        note: note of the table about that prediction.
     """
 
     predict: Callable[[pd.DataFrame, Sequence[str], pd.DataFrame, int, Labels], pd.DataFrame]

@@ -1,4 +1,4 @@
-"""Figures of a table of predictions, over all of it and by group."""
+"""Compute all metrics of a table of predictions, over all units and by site."""
 
 from __future__ import annotations
 
@@ -39,18 +39,18 @@ NO_PAIRS = (
 def evaluate(
     predictions: pd.DataFrame, level: str, seed: int, *, resamples: int = RESAMPLES
 ) -> pd.DataFrame:
-    """Every metric of a task's predictions with its interval, over all and per site.
+    """All metrics of a task's predictions with their intervals, over all units and per site.
 
     Args:
-        predictions: test rows, as `predictions.average_repeats` takes them.
+        predictions: test rows, as in `predictions.average_repeats`.
         level: `tile`, `slide` or `patient`.
-        seed: of the bootstrap.
-        resamples: of the bootstrap.
+        seed: random seed of the resamples.
+        resamples: number of resamples of the patients.
 
     Returns:
         `metric`, `group` ("all", "site=a" …), `value`, `low`, `high` (95 % over patients),
-        `patients`, `units`, `classes` (how many are among the units). A metric that is undefined
-        in a group is NaN, its reason in the log.
+        `patients`, `units`, `classes` (number of classes among the units). A metric that is
+        undefined in a group is NaN, with the reason in the log.
     """
     units = average_repeats(predictions, level)
     scored = scored_units(units, predictions, level)

@@ -1,4 +1,4 @@
-"""What the words of a label's column mean: which are classes, in which order, and which unknown."""
+"""How a label's column is read: classes and their order, and cells that mean unknown."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from stainssl.evaluation.folds import (
     ranking_problem,
 )
 
-CODES = frozenset({"-1", "-9", "-99", "99", "-999", "999", "9999"})  # that may mean unknown
-MIN_FOUND = 3  # classes of an ordered label
-MAX_CLASSES = 10  # of a task; more are rather a number
-# Words by which tables say that a value is not known, in any case: those that pandas takes for NaN,
-# and those of R, SAS, Excel, TCGA, cBioPortal, registries and laboratories.
+CODES = frozenset({"-1", "-9", "-99", "99", "-999", "999", "9999"})  # may mean unknown
+MIN_FOUND = 3  # classes that an ordered label must have
+MAX_CLASSES = 10  # of a task; a label with more is probably a number
+# Words for an unknown value, compared regardless of case: those that pandas reads as NaN, and those
+# of R, SAS, Excel, TCGA, cBioPortal, registries and laboratories.
 UNKNOWN = frozenset(
     word.casefold()
     for word in (
@@ -40,18 +40,18 @@ UNKNOWN = frozenset(
 
 
 def is_unknown(value: object, more: Iterable[str] = ()) -> bool:
-    """Whether a cell of a table says that its value is not known; case and blanks do not count.
+    """Whether a cell means unknown, regardless of case and surrounding blanks.
 
     Args:
-        value: of a cell.
-        more: further words that say so.
+        value: content of the cell.
+        more: words that mean unknown, besides `UNKNOWN`.
     """
     word = class_name(value).strip().casefold()
     return word in UNKNOWN or word in {str(one).strip().casefold() for one in more}
 
 
 class LabelKeys(Protocol):
-    """The keys of a task that say how its label is read; `time` and `event` are of survival."""
+    """The keys of a task that define how its label is read; `time` and `event`: survival."""
 
     label: Any
     na: Any
@@ -62,21 +62,24 @@ class LabelKeys(Protocol):
 
 
 class SeveralKeys(LabelKeys, Protocol):
-    """As `LabelKeys`, of several labels."""
+    """As `LabelKeys`, with the key `labels`."""
 
     labels: Any
 
 
 @dataclass(frozen=True)
 class Labels:
-    """How the words of one label are read.
+    """How one label is read from a sheet.
+
+    A label value is text: a class name here, a number or a follow-up in subclasses, `""` if
+    unknown.
 
     Attributes:
-        label: the column.
-        na: words that are unknown, beside `UNKNOWN`.
-        classes: class → the words that are it, in the classes' order; empty: every word is a class.
-        positive: the class that is positive where there are two; None: the one named `positive`,
-            else the last.
+        label: name of the column.
+        na: words that mean unknown, besides `UNKNOWN`.
+        classes: class → the words that belong to it, in the order of the classes; empty: every
+            word is a class.
+        positive: the positive class of two; None: the one named `positive`, otherwise the last.
     """
 
     label: str
@@ -86,24 +89,24 @@ class Labels:
 
     @classmethod
     def of(cls, task: LabelKeys) -> Self:
-        """How a task of the config reads its label."""
+        """Create from the keys of a task."""
         return cls(task.label, tuple(task.na), dict(task.classes), task.positive)
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The columns of a sheet that the label is read from."""
+        """Columns of the sheet from which the label is read."""
         return (self.label,)
 
     def is_in(self, rows: pd.DataFrame) -> bool:
-        """Whether rows of a sheet have the label's columns."""
+        """Whether the sheet has the label's columns."""
         return set(self.columns) <= set(rows.columns)
 
     def words_of(self, rows: pd.DataFrame) -> pd.Series:
-        """As `words`, of rows of a sheet."""
+        """Label values of the rows of a sheet, as `words`."""
         return self.words(rows[self.label])
 
     def word(self, value: object) -> str:
-        """The class of a cell: `""` where it is not known, the word itself where none takes it."""
+        """Class of a cell: `""` if unknown, the word itself if it belongs to no class."""
         word = class_name(value).strip()
         if (found := self._mapped().get(word.casefold())) is not None:
             return found
@@ -116,12 +119,12 @@ class Labels:
         return pairs
 
     def words(self, values: pd.Series) -> pd.Series:
-        """The class of every cell, `""` where it is not known.
+        """Class of every cell; `""` if unknown.
 
         Raises:
-            StainsslError: `classes` is given and takes neither the word nor is it unknown.
+            StainsslError: `classes` is given, and a word neither belongs to one nor is unknown.
         """
-        codes, found = pd.factorize(values)  # code -1: NaN
+        codes, found = pd.factorize(values)  # code -1: NaN, the last of `read`
         read = [self.word(value) for value in found]
         if self.classes:
             left = [i for i, word in enumerate(read) if word and word not in self.classes]
@@ -134,17 +137,17 @@ class Labels:
         return pd.Series([*read, ""], dtype=object).iloc[codes].set_axis(values.index)
 
     def of_patients(self, words: pd.Series, patients: pd.Series) -> pd.Series:
-        """The words of slides where they are their patients'; `""` stays.
+        """Label values of slides for tasks of level `patient`; `""` is kept.
 
         Args:
-            words: of slides.
-            patients: whose they are.
+            words: label values of slides.
+            patients: patient of each slide.
         """
         del patients
         return words
 
     def order(self, words: Iterable[str]) -> list[str]:
-        """The known classes among some words in their order; of two, the last is positive."""
+        """Distinct known classes among label values, in order; of two, the last is positive."""
         found = set(words) - {""}
         ordered = [name for name in self.classes if name in found] or class_order(sorted(found))
         if len(ordered) != 2:
@@ -154,15 +157,18 @@ class Labels:
         return sorted(ordered, key=lambda name: name == positive)
 
     def read(self, rows: pd.DataFrame) -> pd.DataFrame:
-        """Rows of a sheet with the label read as column `label`; as they are without one."""
+        """Replace the label's column by label values; unchanged if the sheet has no such column."""
         return rows.assign(**{self.label: self.words_of(rows)}) if self.is_in(rows) else rows
 
     def strata(self, patients: pd.DataFrame, folds: int) -> pd.DataFrame:
-        """The patients of a task, whose `label` folds are balanced by: their class.
+        """Set `label` to the stratum by which folds are balanced: here the class itself.
 
         Args:
-            patients: `label`, a class word.
-            folds: that every stratum is to be spread over.
+            patients: `label`, a label value.
+            folds: number of folds over which a stratum is distributed.
+
+        Returns:
+            The patients, with further columns if a subclass needs them.
         """
         del folds
         return patients
@@ -170,30 +176,30 @@ class Labels:
     def check_patients(
         self, patients: pd.DataFrame, at_least: int = 1, where: str = "the task"
     ) -> None:
-        """Refuse patients that nothing can be learnt from.
+        """Check that the patients suffice for training and testing.
 
         Args:
-            patients: as `strata` gives them.
-            at_least: folds that they are spread over.
-            where: the words for them.
+            patients: as returned by `strata`.
+            at_least: number of folds.
+            where: name of these patients in the error message.
 
         Raises:
-            StainsslError: what they are, and what to do.
+            StainsslError: the patients do not suffice; the message suggests a remedy.
         """
         check_classes(patients, at_least, where)
 
     def folds(
         self, rows: pd.DataFrame, level: str, split: SplitSettings, seed: int
     ) -> tuple[pd.DataFrame, pd.DataFrame]:
-        """The patients of a task and their folds, as `folds.folds_of` gives them.
+        """The patients of a task and their folds, as returned by `folds.folds_of`.
 
         Args:
-            rows: of the task's sheets.
-            level, split: of the task.
-            seed: of every draw.
+            rows: rows of the task's sheets.
+            level, split: keys of the task.
+            seed: random seed.
 
         Raises:
-            StainsslError: the sheets do not carry the split.
+            StainsslError: the sheets do not allow the split.
         """
         read = self.read(rows)
         order = self.order(read[self.label]) if self.label in read else ()
@@ -203,41 +209,41 @@ class Labels:
         )  # fmt: skip
 
     def ranking_problem(self, patients: pd.DataFrame, folds: pd.DataFrame) -> str | None:
-        """Why no fold could rank its test patients; None where one can.
+        """Message that no fold can rank its test patients; None if one can.
 
         Args:
-            patients: as `strata` gives them.
-            folds: as `make_folds` gives.
+            patients: as returned by `strata`.
+            folds: as returned by `make_folds`.
         """
         return ranking_problem(patients, folds)
 
     def fold_notes(self, patients: pd.DataFrame, folds: pd.DataFrame) -> list[str]:
-        """Warnings of folds that are too small to tell much, a sentence each."""
+        """Warnings about folds with too few test patients."""
         return fold_notes(patients, folds)
 
     def notes(self, task: str) -> list[str]:
-        """What a table says below itself of a task of that name."""
+        """Notes below the table of results, for a task of that name."""
         del task
         return []
 
     def problems(self, rows: pd.DataFrame) -> list[str]:
-        """What is wrong with the label's words, a sentence each; of rows of the task's sheets."""
+        """Problems of the label in the task's sheets, one sentence each."""
         return label_problems(self, rows)
 
     def summary(self, rows: pd.DataFrame) -> list[str]:
-        """What the label is in the task's sheets, and what was read as unknown."""
+        """Lines that summarize the label in the task's sheets, and count unknown cells."""
         return label_summary(self, rows)
 
     def strangers(self, own: pd.Series, words: pd.Series) -> pd.Series:
-        """Those of some known words that do not occur in the task's own cohorts."""
+        """Known label values in `words` that do not occur in `own`, the task's own cohorts."""
         return words[(words != "") & ~words.isin(set(own))]
 
     def unknown_lines(self, rows: pd.DataFrame, read: pd.Series) -> list[str]:
-        """A line that counts what was read as unknown, where anything was.
+        """A line that counts the cells read as unknown; empty if there are none.
 
         Args:
-            rows: of the task's sheets.
-            read: their words.
+            rows: rows of the task's sheets.
+            read: their label values.
         """
         if not (read == "").any():
             return []
@@ -246,16 +252,16 @@ class Labels:
         return [f"unknown: {', '.join(f'{word} {counted(mine)}' for word, mine in groups)}"]
 
     def cells(self, rows: pd.DataFrame) -> pd.Series:
-        """What rows of a sheet have as label, as a line shows it."""
+        """Cells of the label, as shown in messages."""
         return rows[self.label].map(shown_cell)
 
 
 @dataclass(frozen=True)
 class OrderedLabels(Labels):
-    """As `Labels`, of classes whose order is learnt and judged."""
+    """Ordered classes (kind `ordinal`)."""
 
     def problems(self, rows: pd.DataFrame) -> list[str]:
-        """As `Labels.problems`; three of the classes at least must be there."""
+        """As `Labels.problems`; at least three classes must occur."""
         found = label_problems(self, rows)
         if not found and len(self.order(self.words(rows[self.label]))) < MIN_FOUND:
             found.append(f"label {self.label!r}: kind ordinal needs slides of three classes")
@@ -263,11 +269,11 @@ class OrderedLabels(Labels):
 
 
 def label_problems(labels: Labels, rows: pd.DataFrame) -> list[str]:
-    """What is wrong with a label's words, a sentence each.
+    """Problems of a label of classes, one sentence each.
 
     Args:
-        labels: how they are read.
-        rows: of the task's sheets.
+        labels: how the label is read.
+        rows: rows of the task's sheets.
     """
     try:
         words = sorted(set(labels.words(rows[labels.label])) - {""})
@@ -297,11 +303,11 @@ def label_problems(labels: Labels, rows: pd.DataFrame) -> list[str]:
 
 
 def label_summary(labels: Labels, rows: pd.DataFrame) -> list[str]:
-    """The classes of a label with their patients and slides, and what was read as unknown.
+    """Lines with the classes of a label, their patients and slides, and the unknown cells.
 
     Args:
-        labels: how they are read.
-        rows: of the task's sheets: `patient_id` and the label's column.
+        labels: how the label is read.
+        rows: rows of the task's sheets: `patient_id` and the label's column.
     """
     if labels.label not in rows:
         return ["labels are from the annotations"]
@@ -314,11 +320,11 @@ def label_summary(labels: Labels, rows: pd.DataFrame) -> list[str]:
 
 
 def shown_cell(value: object) -> str:
-    """A cell as a line shows it."""
+    """A cell as shown in messages."""
     return repr(str(value)) if class_name(value) else "empty"
 
 
 def counted(rows: pd.DataFrame) -> str:
-    """`(3 patients, 4 slides)` of rows of a sheet."""
+    """Number of patients and slides, as `(3 patients, 4 slides)`."""
     patients, slides = rows["patient_id"].nunique(), len(rows)
     return f"({patients} patient{'s' * (patients != 1)}, {slides} slide{'s' * (slides != 1)})"

@@ -1,4 +1,4 @@
-"""A number as a label: how its cells are read, which are problems, and its strata for folds."""
+"""Labels that are numbers (kind `regression`): how they are read, checked and stratified."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from stainssl.errors import StainsslError
 from stainssl.evaluation.folds import VALUE, class_name, tested
 from stainssl.evaluation.labels import CODES, Labels, counted, is_unknown
 
-STRATA = 5  # of equal size, that folds are balanced by
-FEW_NUMBERS = 4  # patients of a fold, among whom a correlation tells next to nothing
-SHOWN = 5  # rows a message names before it counts the rest
-# Thousands are not grouped: 1.234 and 1,234 are both a little more than one.
+STRATA = 5  # of equal size, by which folds are balanced
+FEW_NUMBERS = 4  # a correlation over fewer test patients says very little
+SHOWN = 5  # rows that a message names; the rest are counted
+# No thousands separators: 1.234 and 1,234 are both a little more than one.
 NUMBER = re.compile(r"[+-]?(\d+([.,]\d*)?|[.,]\d+)([eE][+-]?\d+)?")
 
 
 def as_number(word: str) -> float | None:
-    """The number that a cell says, decimal comma or point; None where it says none.
+    """Parse a number with a decimal point or comma; None if it is not a finite number.
 
     Args:
-        word: of a cell, without blanks around it.
+        word: content of a cell, without surrounding blanks.
     """
     if not NUMBER.fullmatch(word):
         return None
@@ -34,10 +34,10 @@ def as_number(word: str) -> float | None:
 
 @dataclass(frozen=True)
 class NumberLabels(Labels):
-    """How a label that is a number is read; its words are numbers in one spelling, as `12.5`."""
+    """How a numeric label is read; label values are numbers in a uniform spelling, as `12.5`."""
 
     def word(self, value: object) -> str:
-        """The number of a cell: `""` where it is not known, the word itself where it is none."""
+        """Number in a cell, as text: `""` if unknown, the word itself if it is not a number."""
         word = class_name(value).strip()
         if is_unknown(word, self.na):
             return ""
@@ -45,10 +45,10 @@ class NumberLabels(Labels):
         return word if number is None else class_name(number)
 
     def words(self, values: pd.Series) -> pd.Series:
-        """The number of every cell as its word, `""` where it is not known.
+        """Number in every cell, as text; `""` if unknown.
 
         Raises:
-            StainsslError: cells that are neither a number nor unknown; names them.
+            StainsslError: cells are neither numbers nor unknown; the message names them.
         """
         codes, found = pd.factorize(values)  # code -1: NaN
         read = pd.Series([*map(self.word, found), ""], dtype=object)
@@ -58,7 +58,7 @@ class NumberLabels(Labels):
         return words
 
     def _text(self, values: pd.Series, words: pd.Series, names: Sequence[str]) -> str:
-        """A sentence about cells that are text, by the names of their rows; empty without any."""
+        """Error message about cells that are not numbers, with `names` of rows; empty if none."""
         is_text = {word for word in words.unique() if word and as_number(word) is None}
         rows = np.flatnonzero(words.isin(is_text))
         if not len(rows):
@@ -72,19 +72,19 @@ class NumberLabels(Labels):
         )
 
     def order(self, words: Iterable[str]) -> list[str]:
-        """Numbers have no classes."""
+        """Empty: numbers have no classes."""
         del words
         return []
 
     def strata(self, patients: pd.DataFrame, folds: int) -> pd.DataFrame:
-        """The patients with their number as `value`, and as `label` the stratum that it lies in.
+        """Add the number as `value`, and set `label` to its stratum.
 
-        Strata are of equal size, five, or fewer where a stratum would have fewer patients than
-        folds; equal numbers may lie in two.
+        Strata have equal size. There are five, or fewer if a stratum would have fewer patients
+        than there are folds. Equal numbers may be in different strata.
 
         Args:
-            patients: `label`, the numbers' words.
-            folds: that every stratum is to be spread over.
+            patients: `label`, numbers as text.
+            folds: number of folds over which a stratum is distributed.
         """
         value = pd.to_numeric(patients["label"]).astype(float)
         count = max(min(STRATA, len(patients) // max(folds, 1)), 1)
@@ -95,7 +95,7 @@ class NumberLabels(Labels):
     def check_patients(
         self, patients: pd.DataFrame, at_least: int = 1, where: str = "the task"
     ) -> None:
-        """See `Labels.check_patients`: numbers must differ."""
+        """See `Labels.check_patients`: values must differ, and each fold needs a patient."""
         if (found := patients[VALUE].nunique()) < 2:
             raise StainsslError(
                 f"{where} has {len(patients)} patient(s) with {found} value(s). Regression needs"
@@ -108,7 +108,7 @@ class NumberLabels(Labels):
             )
 
     def ranking_problem(self, patients: pd.DataFrame, folds: pd.DataFrame) -> str | None:
-        """See `Labels.ranking_problem`: some fold must test patients of two values."""
+        """See `Labels.ranking_problem`: a fold must test patients with different values."""
         if (tested(patients, folds, VALUE)[VALUE].nunique() > 1).any():
             return None
         return (
@@ -118,14 +118,14 @@ class NumberLabels(Labels):
         )
 
     def fold_notes(self, patients: pd.DataFrame, folds: pd.DataFrame) -> list[str]:
-        """See `Labels.fold_notes`: folds of fewer than four patients."""
+        """See `Labels.fold_notes`: folds that test fewer than `FEW_NUMBERS` patients."""
         counts = tested(patients, folds, VALUE).size()
         few = int((counts < FEW_NUMBERS).sum())
         told = f"{few} of {len(counts)} folds test fewer than {FEW_NUMBERS} patients and add little"
         return [f"{told} to correlations. Use fewer folds, or more repeats."] if few else []
 
     def problems(self, rows: pd.DataFrame) -> list[str]:
-        """What is wrong with the label's cells, a sentence each; text is named by its slide."""
+        """See `Labels.problems`: cells that are not numbers (with slides), or equal values."""
         read = rows[self.label].map(self.word)
         if told := self._text(rows[self.label], read, [f"slide {n}" for n in rows["slide_id"]]):
             return [told]
@@ -138,7 +138,7 @@ class NumberLabels(Labels):
         return []
 
     def summary(self, rows: pd.DataFrame) -> list[str]:
-        """How many the numbers are and where they lie, and what was read as unknown."""
+        """See `Labels.summary`: range, median and quartiles of the numbers, and unknown cells."""
         read = self.words(rows[self.label])
         known = read != ""
         numbers = pd.to_numeric(read[known])
@@ -152,6 +152,6 @@ class NumberLabels(Labels):
         return [line, *([told] if codes else []), *self.unknown_lines(rows, read)]
 
     def strangers(self, own: pd.Series, words: pd.Series) -> pd.Series:
-        """None: a number need not occur in the task's own cohorts."""
+        """Empty: a number need not occur in the task's own cohorts."""
         del own
         return words.head(0)

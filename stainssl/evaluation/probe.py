@@ -1,4 +1,4 @@
-"""Linear and nearest-neighbour probes: what embeddings of tiles tell of a label."""
+"""Linear and nearest-neighbor probes: predict a label from the embeddings of tiles."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from stainssl.evaluation.folds import each_fold
 from stainssl.evaluation.recalibration import UNCHANGED, Recalibration
 from stainssl.evaluation.thresholds import Calls
 
-if TYPE_CHECKING:  # most of a second, which heads do without
+if TYPE_CHECKING:  # takes most of a second, and heads do not need it
     from sklearn.linear_model import LogisticRegression
     from sklearn.preprocessing import StandardScaler
 
 Vectors = NDArray[np.float32]
 Ints = NDArray[np.int64]
-# Penalty on the squared weights beside the mean (not summed) loss, so that one means the same for
-# any number of tiles; strong ones first, each fit starting from the last.
+# Penalties on the squared weights, relative to the mean (not summed) loss, so that they do not
+# depend on the number of tiles. From strong to weak: each fit starts from the previous one.
 PENALTIES = (10.0, 1.0, 0.1, 0.01, 0.001)
-DEFAULT_PENALTY = 0.01  # where no validation patient can choose
+DEFAULT_PENALTY = 0.01  # without validation patients
 MAX_TRAIN_TILES = 20_000
 MAX_CHOOSING_TILES = 5_000
 NEIGHBOURS = 20
-SHOTS = (1, 2, 4, 8, 16, 32, 64, 128)  # tiles of a class
-DRAWS = 10  # of each
-_BLOCK = 2048  # test tiles compared with all training tiles at once
+SHOTS = (1, 2, 4, 8, 16, 32, 64, 128)  # training tiles per class
+DRAWS = 10  # per number of shots
+_BLOCK = 2048  # test tiles processed at once
 log = logging.getLogger(__name__)
 
 
@@ -43,11 +43,10 @@ class Tiles:
 
     Args:
         features: (N, D) float32, finite.
-        y: (N,) class, an index into `classes`.
-        classes: class words.
+        y: (N,) class, index into `classes`.
+        classes: class names.
         table: N rows: `patient_id`, `slide_id`, `tile`, `site`.
-        center: (N,) site whose mean is subtracted from a tile's vector; None: they stay as they
-        are.
+        center: (N,) site whose mean is subtracted from a tile's vector; None: no centering.
     """
 
     features: Vectors
@@ -57,17 +56,20 @@ class Tiles:
     center: NDArray[Any] | None = None
 
     def rows(self, patients: set[str]) -> Ints:
-        """Rows of these patients."""
+        """Indices of the tiles of these patients."""
         return np.flatnonzero(self.table["patient_id"].isin(patients).to_numpy())
 
     def of_fold(self, role: Mapping[str, set[str]]) -> tuple[Tiles, Ints, Ints]:
-        """The tiles as a fold sees them, and its rows for training and for testing.
+        """Tiles of a fold, centered by site if `center` is given.
 
-        Where they are centred, the means are those of its training and validation patients; tiles
-        of a site that has none are not tested.
+        Means are those of the training and validation patients; test tiles of a site without such
+        patients are left out.
 
         Args:
             role: `train`, `val` and `test` → patients.
+
+        Returns:
+            The tiles, and the row indices for training (validation included) and for testing.
         """
         training, test = self.rows(role["train"] | role["val"]), self.rows(role["test"])
         if self.center is None:
@@ -85,13 +87,15 @@ class Tiles:
 
 
 def balanced_sample(patient: NDArray[Any], count: int, rng: np.random.Generator) -> Ints:
-    """At most `count` rows, taken from patients as evenly as their numbers of rows allow.
+    """Draw at most `count` rows, as evenly as possible from all patients.
 
     Args:
-        patient: (N,) the row's patient.
+        patient: (N,) patient of each row.
+        count: maximum number of rows.
+        rng: random generator.
 
     Returns:
-        Rising row numbers; all rows where they are few enough.
+        Row indices in increasing order; all rows if there are at most `count`.
     """
     if len(patient) <= count:
         return np.arange(len(patient))
@@ -102,11 +106,14 @@ def balanced_sample(patient: NDArray[Any], count: int, rng: np.random.Generator)
 
 @dataclass(frozen=True)
 class Linear:
-    """Standardisation and logistic regression over K classes, some maybe unseen in training.
+    """Standardization and logistic regression for K classes, some possibly absent from training.
 
     Attributes:
-        cuts: thresholds that validation tiles chose, by column of the predictions.
-        recalibration: of the probabilities.
+        scaler: fitted standardization.
+        model: fitted logistic regression.
+        classes: K.
+        cuts: column of the predictions → threshold.
+        recalibration: applied to the probabilities.
     """
 
     scaler: StandardScaler
@@ -116,7 +123,7 @@ class Linear:
     recalibration: Recalibration = UNCHANGED
 
     def __call__(self, features: Vectors) -> NDArray[np.float64]:
-        """(N, K) class probabilities of (N, D) features; 0 for classes unseen in training."""
+        """(N, K) class probabilities of (N, D) features; 0 for classes absent from training."""
         out = np.zeros((len(features), self.classes))
         out[:, self.model.classes_] = self.model.predict_proba(self.scaler.transform(features))
         return self.recalibration(out)
@@ -129,7 +136,7 @@ def _path(
     penalties: Sequence[float],
     class_weight: str | None = None,
 ) -> Iterator[Linear]:
-    # One probe after another, each starting from the last one's weights.
+    # One probe per penalty, each starting from the weights of the previous one.
     from sklearn.linear_model import LogisticRegression
     from sklearn.preprocessing import StandardScaler
 
@@ -159,14 +166,14 @@ def _path(
 def fit_linear(
     features: Vectors, y: Ints, classes: int, penalty: float, class_weight: str | None = None
 ) -> Linear:
-    """Logistic regression on standardised features.
+    """Fit a logistic regression on standardized features.
 
     Args:
         features: (N, D) finite.
         y: (N,) class index, 0 … classes-1.
         classes: K.
-        penalty: on the squared weights beside the mean loss.
-        class_weight: `balanced`, so that all classes weigh the same, or None.
+        penalty: on the squared weights, relative to the mean loss.
+        class_weight: `balanced` (equal weight of all classes) or None.
 
     Raises:
         StainsslError: one class only.
@@ -180,18 +187,18 @@ def choose_penalty(
     classes: int,
     class_weight: str | None = None,
 ) -> tuple[float, Linear | None]:
-    """The penalty of `PENALTIES` with the least log-loss on the validation patients' tiles.
+    """The penalty of `PENALTIES` with the lowest log-loss on the validation tiles.
 
-    Weaker penalties are not tried once the loss has risen: they take longest to fit.
+    Once the loss has increased, weaker penalties, which take longest to fit, are not tried.
 
     Args:
-        train: (features, y) to fit on.
-        val: (features, y) of other patients.
+        train: (features, y) of the training tiles.
+        val: (features, y) of tiles of other patients.
         classes: K.
-        class_weight: `balanced` or None, of the fit and of the loss.
+        class_weight: `balanced` or None, for the fit and the loss.
 
     Returns:
-        The penalty and the probe that it gave; `DEFAULT_PENALTY` and None without validation tiles.
+        The penalty and its probe; `DEFAULT_PENALTY` and None without validation tiles.
 
     Raises:
         StainsslError: one class only in training.
@@ -205,7 +212,7 @@ def choose_penalty(
     losses: list[float] = []
     models: list[Linear] = []
     for model in _path(*train, classes, PENALTIES, class_weight):
-        # A copy: the next fit starts from this one's weights.
+        # A copy, since the next fit starts from these weights.
         models.append(replace(model, model=deepcopy(model.model)))
         p = model(val[0])
         losses.append(log_loss(val[1], p, labels=np.arange(classes), sample_weight=weights))
@@ -226,18 +233,18 @@ def linear_probe(
     class_weight: str | None = None,
     calls: Calls | None = None,
 ) -> tuple[Linear, float]:
-    """A linear probe: validation patients choose its penalty, then it is fitted to all.
+    """Fit a linear probe: the penalty is chosen on validation patients, then all tiles are used.
 
     Args:
-        features: (N, D) of the training part, validation patients among them.
+        features: (N, D) of training and validation patients.
         y: (N,) class index.
-        patient: (N,) whose tile it is.
-        val: (N,) True where the patient validates.
+        patient: (N,) patient of each tile.
+        val: (N,) True for tiles of validation patients.
         classes: K.
-        seed: of the sample of tiles that bounds the work, balanced over patients.
+        seed: of the samples of tiles, balanced over patients, that limit the computing time.
         class_weight: `balanced` or None.
-        calls: how thresholds are chosen, by the validation patients' answers of the probe that was
-            fitted without them; None: none are.
+        calls: recalibration and thresholds, determined on predictions for validation patients by
+            the probe fitted without them; None: neither.
 
     Returns:
         The probe and its penalty.
@@ -268,15 +275,19 @@ def _unit_length(features: Vectors) -> Vectors:
 def nearest_neighbours(
     train: Vectors, y: Ints, test: Vectors, classes: int, k: int = NEIGHBOURS
 ) -> NDArray[np.float64]:
-    """(M, K) share of each class among the k training tiles nearest by cosine.
+    """(M, K) share of each class among the k nearest training tiles by cosine similarity.
+
+    Vectors are centered by the training mean.
 
     Args:
-        train: (N, D); y: (N,) class index; test: (M, D).
+        train: (N, D) training vectors.
+        y: (N,) class index of the training tiles.
+        test: (M, D) test vectors.
         classes: K.
-        k: neighbours, or all training tiles where there are fewer.
+        k: number of neighbors; all training tiles if there are fewer.
     """
     k = min(k, len(train))
-    centre = train.mean(axis=0)  # cosines of uncentred features are all near one
+    centre = train.mean(axis=0)  # cosines of uncentered features are all near one
     known = _unit_length(train - centre)
     out = np.zeros((len(test), classes))
     for start in range(0, len(test), _BLOCK):
@@ -290,12 +301,12 @@ def nearest_neighbours(
 def prediction_rows(
     table: pd.DataFrame, y: Ints, classes: Sequence[str], p: NDArray[Any]
 ) -> pd.DataFrame:
-    """What was said of tiles, beside what is true.
+    """Add the true class (`y`) and the predicted probabilities (`p_<class>`) to a table of tiles.
 
     Args:
-        table: n rows of `patient_id`, `slide_id`, `tile`, `site`.
+        table: n rows: `patient_id`, `slide_id`, `tile`, `site`.
         y: (n,) class index.
-        classes: K class words.
+        classes: K class names.
         p: (n, K) probabilities.
     """
     said = {f"p_{name}": p[:, c] for c, name in enumerate(classes)}
@@ -314,19 +325,18 @@ def probe(
     class_weight: str | None = "balanced",
     calls: Calls | None = None,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Test predictions of the linear and the nearest-neighbour probe over every fold.
+    """Test predictions of the linear and the nearest-neighbor probe in all folds.
 
     Args:
         tiles: labelled tiles of the task.
-        folds: as `make_folds` gives.
-        seed: of the samples that bound the work.
-        class_weight: `balanced` or None, of the linear probe.
-        calls: how thresholds are chosen; None: as `Calls()`.
+        folds: as returned by `make_folds`.
+        seed: of the samples of tiles that limit the computing time.
+        class_weight: `balanced` or None, for the linear probe.
+        calls: recalibration and thresholds of the linear probe; None: `Calls()`.
 
     Returns:
-        Two tables (linear, neighbours): `patient_id`, `slide_id`, `tile`, `site`, `repeat`,
-        `fold`, `y` (class word), `p_<class>`, and of the linear probe of two classes the
-        thresholds.
+        Two tables (linear, nearest neighbors): `patient_id`, `slide_id`, `tile`, `site`, `repeat`,
+        `fold`, `y` (class name), `p_<class>`, and the thresholds (linear, two classes).
 
     Raises:
         StainsslError: the training part of a fold has one class only, or no test tile is labelled.
@@ -358,19 +368,20 @@ def probe(
 
 
 def few_shot(tiles: Tiles, folds: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
-    """How well a linear probe does on few labelled tiles, over the folds of the first repeat.
+    """AUROC of linear probes trained on few labelled tiles, in the folds of the first repeat.
 
-    Each draw takes `shots` tiles of each class from the training part, from patients as evenly as
-    they allow. So few tiles cannot choose a penalty: it is `DEFAULT_PENALTY` throughout.
+    Each draw takes `shots` tiles per class from the training part, as evenly as possible from all
+    patients. The penalty is `DEFAULT_PENALTY`, as so few tiles do not allow choosing one. Folds
+    with a single class among training or test tiles are left out.
 
     Args:
         tiles: labelled tiles of the task.
-        folds: as `make_folds` gives.
+        folds: as returned by `make_folds`.
         seed: of the draws.
 
     Returns:
         `shots`, `draw` and `auroc` (one-vs-rest, mean over folds): `DRAWS` rows for each of `SHOTS`
-        that every class of every training part has, and whose test part has two classes.
+        for which every class has enough training tiles in every fold.
     """
     first = folds[folds["repeat"] == folds["repeat"].min()]
     patient = tiles.table["patient_id"].to_numpy()

@@ -1,4 +1,4 @@
-"""Probabilities recalibrated on validation patients, ranks unchanged."""
+"""Recalibration of probabilities on validation patients, which keeps ranks."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
-MAX_SLOPE = 20.0  # and its inverse the least: positive, so that no order changes
-TINY = 1e-12  # probability whose logarithm is taken for that of 0
+MAX_SLOPE = 20.0  # the lowest is its inverse: positive, so that ranks are kept
+TINY = 1e-12  # lower limit of probabilities before the logarithm
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Recalibration:
     """A linear map of a model's logits; by default the identity.
 
     Attributes:
-        slope: positive; of temperature scaling one over the temperature.
+        slope: positive; in temperature scaling, one divided by the temperature.
         offset: added to the last class.
     """
 
@@ -26,7 +26,7 @@ class Recalibration:
     offset: float = 0.0
 
     def __call__(self, p: NDArray[Any]) -> NDArray[Any]:
-        """(N, K) probabilities, recalibrated, of the same type."""
+        """Recalibrate (N, K) probabilities; the dtype is kept."""
         if self == UNCHANGED:
             return p
         logits = self.slope * np.log(np.maximum(p, TINY, dtype=np.float64))
@@ -45,11 +45,11 @@ UNCHANGED = Recalibration()
 def recalibration(how: str, y: NDArray[np.int64], p: NDArray[Any]) -> Recalibration:
     """Fit a recalibration to validation patients.
 
-    `platt` is of two classes: slope and offset of a logistic regression on the logit, on Platt's
-    smoothed targets (*Probabilistic outputs for support vector machines*, Advances
-    in Large Margin Classifiers 1999), so that few patients do not make the model overconfident.
-    `temperature` has a slope alone (Guo et al., *On calibration of modern neural networks*, ICML
-    2017), on such targets. The slope is positive, so that the ranks of two classes' patients stay.
+    `platt` (two classes) fits slope and offset of a logistic regression on the logit, with Platt's
+    smoothed targets (*Probabilistic outputs for support vector machines*, Advances in Large Margin
+    Classifiers 1999), which prevent overconfidence with few patients. `temperature` fits the slope
+    alone, with the same targets (Guo et al., *On calibration of modern neural networks*, ICML
+    2017). The slope is positive, so that with two classes the ranks do not change.
 
     Args:
         how: `none`, `temperature` or `platt`.
@@ -57,11 +57,11 @@ def recalibration(how: str, y: NDArray[np.int64], p: NDArray[Any]) -> Recalibrat
         p: (n, K) their probabilities.
 
     Returns:
-        The identity where all units are of one class.
+        The identity if `how` is `none` or all units are of one class.
     """
     if how == "none" or len(np.unique(y)) < 2:
         return UNCHANGED
-    from scipy.optimize import minimize  # half a second; only tasks that ask for it need it
+    from scipy.optimize import minimize  # takes half a second; rarely needed
 
     logits = np.log(np.maximum(p, TINY, dtype=np.float64))
     targets = _drawn_in(y, p.shape[1])
@@ -79,7 +79,7 @@ def recalibration(how: str, y: NDArray[np.int64], p: NDArray[Any]) -> Recalibrat
 
 
 def _drawn_in(y: NDArray[np.int64], classes: int) -> Floats:
-    """(n, K) targets: (N + 1) / (N + K) of a unit's own class, with N the units of that class."""
+    """(n, K) smoothed targets: (N + 1) / (N + K) for a unit's class, which has N units."""
     counts = np.bincount(y, minlength=classes)
     own = (counts[y] + 1) / (counts[y] + classes)
     targets = np.repeat(((1 - own) / (classes - 1))[:, None], classes, axis=1)

@@ -1,4 +1,4 @@
-"""The groups of low and high predicted risk: Kaplan and Meier's curves and the log-rank test."""
+"""Groups of low and high predicted risk: Kaplan–Meier curves and the log-rank test."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ Follow = tuple[NDArray[np.float64], NDArray[np.bool_]]
 
 @dataclass(frozen=True)
 class RiskGroups:
-    """The units of one answer and their groups.
+    """Follow-ups and risk groups of the test units of one model.
 
     Attributes:
-        time: (n,) of the event or of censoring.
+        time: (n,) time of the event or of censoring.
         event: (n,) whether it is the event.
-        is_high: (n,) whether the unit is of the group of high risk.
-        unit: how the axis of time is named.
-        is_crossed: whether some of the units trained the models of others: then the log-rank test,
-            which takes them for independent, gives too small a p-value.
+        is_high: (n,) whether the unit is in the high-risk group.
+        unit: label of the time axis.
+        is_crossed: whether predictions are cross-validated. Test units then trained the models of
+            others, and the p-value of the log-rank test, which assumes independence, is too small.
     """
 
     time: NDArray[np.float64]
@@ -33,23 +33,23 @@ class RiskGroups:
 
     @classmethod
     def of(cls, scored: SurvivalUnits, unit: str) -> RiskGroups:
-        """The groups of scored units, which have a threshold of risk."""
+        """Create from scored units with a risk threshold."""
         time = scored.y.astype(float)
         return cls(time, scored.event, scored.is_high, unit, scored.is_cross_validated)
 
     @property
     def end(self) -> float:
-        """The longest follow-up; above zero."""
+        """The longest follow-up; always above zero."""
         return max(float(self.time.max()), 1e-9)
 
     def group(self, name: str) -> Follow:
-        """Times and events of `low` or `high`."""
+        """Times and events of the group `low` or `high`."""
         mine = self.is_high == (name == "high")
         return self.time[mine], self.event[mine]
 
     def survival(self, name: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Kaplan and Meier's steps of a group that has units: times from 0 on, and survival."""
-        from scipy.stats import CensoredData, ecdf  # a second; only survival needs it
+        """Kaplan–Meier curve of a nonempty group: times from 0 on, and survival."""
+        from scipy.stats import CensoredData, ecdf  # takes a second; only survival needs it
 
         time, event = self.group(name)
         curve = ecdf(CensoredData.right_censored(time, ~event)).sf
@@ -57,12 +57,12 @@ class RiskGroups:
         return at, np.r_[1.0, curve.probabilities, curve.probabilities[-1:]]
 
     def at_risk(self, name: str, times: NDArray[np.float64]) -> list[int]:
-        """How many of a group are followed up to each time."""
+        """Number of units of a group at risk at each time."""
         own = self.group(name)[0]
         return [int((own >= time).sum()) for time in times]
 
     def p_value(self) -> float:
-        """Of the log-rank test; NaN where a group is empty or nobody has the event."""
+        """P-value of the log-rank test; NaN if a group is empty or nobody has the event."""
         from scipy.stats import CensoredData, logrank
 
         sides = [self.group(name) for name in RISK_GROUPS]
@@ -72,7 +72,7 @@ class RiskGroups:
         return float(logrank(low, high).pvalue)
 
     def test(self) -> str:
-        """What a figure says of the log-rank test."""
+        """Result of the log-rank test as text for a figure."""
         p = self.p_value()
         if np.isnan(p):
             return "log-rank test: undefined"

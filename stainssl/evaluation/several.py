@@ -1,4 +1,4 @@
-"""Several labels of classes that one model answers together, as hormone receptors and HER2."""
+"""Several labels predicted by one model (key `labels`), such as hormone receptors and HER2."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from stainssl.errors import StainsslError
 from stainssl.evaluation.folds import SplitSettings, each_fold, make_folds, patients_of
 from stainssl.evaluation.labels import Labels, SeveralKeys
 
-BETWEEN = "\x1f"  # the classes of a word: a character that no cell has
-OF = "_of_"  # before a label: the column of its classes among a task's patients
-LEAST = 5  # patients of a stratum: a fifth of them validates
+BETWEEN = "\x1f"  # separates the classes of several labels; does not occur in cells
+OF = "_of_"  # prefix of a label's column among a task's patients
+LEAST = 5  # patients per stratum, since a fifth of them validates
 
 
 @dataclass(frozen=True)
 class SeveralLabels(Labels):
-    """How several labels are read together; a word is the class of each, with `BETWEEN` between.
+    """How several labels are read; a label value joins the class of each by `BETWEEN`.
 
-    A label that is not known has no class in the word; a word is unknown where all are.
+    An unknown label contributes an empty class; the value is `""` if all labels are unknown.
 
     Attributes:
         each: how each label is read.
@@ -31,7 +31,7 @@ class SeveralLabels(Labels):
 
     @classmethod
     def of(cls, task: SeveralKeys) -> Self:  # type: ignore[override]
-        """See `Labels.of`; words, classes and the positive one are those of every label."""
+        """See `Labels.of`; `na`, `classes` and `positive` apply to every label."""
         keys = tuple(task.na), dict(task.classes), task.positive
         return cls(", ".join(task.labels), *keys, tuple(Labels(one, *keys) for one in task.labels))
 
@@ -45,37 +45,37 @@ class SeveralLabels(Labels):
         return joined([one.words_of(rows) for one in self.each])
 
     def words(self, values: pd.Series) -> pd.Series:
-        """Words that were read already."""
+        """Label values that have been read already."""
         return values
 
     def of_patients(self, words: pd.Series, patients: pd.Series) -> pd.Series:
-        """See `Labels.of_patients`: a label known of one slide is that of all of a patient's."""
+        """See `Labels.of_patients`: a label of one slide holds for all slides of the patient."""
         parts = [column.where(column != "") for column in apart(words, len(self.each))]
         filled = [part.groupby(patients).transform("first").fillna("") for part in parts]
         return joined(filled).where(words != "", "")
 
     def order(self, words: Iterable[str]) -> list[str]:
-        """Several labels have no classes in common."""
+        """Empty: several labels have no common classes."""
         del words
         return []
 
     def folds(
         self, rows: pd.DataFrame, level: str, split: SplitSettings, seed: int
     ) -> tuple[pd.DataFrame, pd.DataFrame]:
-        """See `Labels.folds`: of the patients with a known label at least.
+        """See `Labels.folds`: for patients with at least one known label.
 
-        Folds are balanced by the labels together as far as patients suffice, and else by the first
-        of them, the one with the rarest class before the others.
+        Folds are balanced by all labels together where enough patients agree in them, otherwise by
+        as many as possible, starting with the label that has the rarest class.
 
         Raises:
-            StainsslError: the sheets do not carry the split, or the training patients of a fold
-                are of one class of a label.
+            StainsslError: the sheets do not allow the split, or the training patients of a fold
+                have only one class of a label.
         """
         patients = self._patients(rows, level, split)
         self._check(patients, 1, "the task")
         columns = sorted((OF + one for one in self.columns), key=lambda c: rarest(patients[c]))
         patients["label"] = strata(patients, columns, max(split.folds, LEAST))
-        # Strata that share their first labels follow each other, so that these are balanced too.
+        # Strata that agree in the first labels are adjacent, so that these are balanced too.
         patients = patients.sort_values(["label", "patient_id"], ignore_index=True)
         folds = make_folds(
             patients, kind=split.kind, folds=split.folds, repeats=split.repeats,
@@ -102,7 +102,7 @@ class SeveralLabels(Labels):
         return merged.fillna(dict.fromkeys(own, "")).reset_index()
 
     def _check(self, patients: pd.DataFrame, at_least: int, where: str) -> None:
-        """As `check_classes`, of every label among its known patients."""
+        """As `check_classes`, for every label, among the patients for whom it is known."""
         for one in self.each:
             known = patients[patients[OF + one.label] != ""]
             one.check_patients(
@@ -110,7 +110,7 @@ class SeveralLabels(Labels):
             )
 
     def _check_training(self, patients: pd.DataFrame, folds: pd.DataFrame) -> None:
-        """Every model must see two classes of every label."""
+        """Check that every fold has training patients of two classes of every label."""
         by_patient = patients.set_index("patient_id")
         for repeat, fold, roles in each_fold(folds):
             trained = by_patient.loc[sorted(roles["train"])]
@@ -122,12 +122,12 @@ class SeveralLabels(Labels):
                     )
 
     def ranking_problem(self, patients: pd.DataFrame, folds: pd.DataFrame) -> str | None:
-        """See `Labels.ranking_problem`: of the first label with one."""
+        """See `Labels.ranking_problem`: the first problem of any label."""
         found = (one.ranking_problem(mine, folds) for one, mine in self._of_each(patients))
         return next((problem for problem in found if problem), None)
 
     def fold_notes(self, patients: pd.DataFrame, folds: pd.DataFrame) -> list[str]:
-        """See `Labels.fold_notes`."""
+        """See `Labels.fold_notes`: for every label."""
         return [
             f"{one.label}: {note}"
             for one, mine in self._of_each(patients)
@@ -135,48 +135,47 @@ class SeveralLabels(Labels):
         ]
 
     def _of_each(self, patients: pd.DataFrame) -> list[tuple[Labels, pd.DataFrame]]:
-        """Each label with its known patients."""
+        """Each label with the patients for whom it is known."""
         columns = [(one, patients[OF + one.label]) for one in self.each]
         return [(one, patients.assign(label=known)[known != ""]) for one, known in columns]
 
     def problems(self, rows: pd.DataFrame) -> list[str]:
-        """See `Labels.problems`: of every label."""
+        """See `Labels.problems`: for every label."""
         return [problem for one in self.each for problem in one.problems(rows)]
 
     def summary(self, rows: pd.DataFrame) -> list[str]:
-        """See `Labels.summary`: of every label, after its name."""
+        """See `Labels.summary`: for every label, preceded by its name."""
         return [f"{one.label}: {line}" for one in self.each for line in one.summary(rows)]
 
 
 def joined(parts: Sequence[pd.Series]) -> pd.Series:
-    """The words of several labels' classes; `""` where none is known."""
+    """Join the classes of several labels into one label value; `""` if none is known."""
     words = pd.concat(parts, axis=1).agg(BETWEEN.join, axis=1)
     known = pd.concat([part != "" for part in parts], axis=1).any(axis=1)
     return words.where(known, "").astype(object)
 
 
 def apart(words: pd.Series, count: int) -> list[pd.Series]:
-    """The classes of each of several labels, of words that `joined` made."""
+    """Split label values made by `joined` into the classes of `count` labels."""
     rows = [word.split(BETWEEN) if word else [""] * count for word in words]
     return [pd.Series([row[i] for row in rows], words.index, dtype=object) for i in range(count)]
 
 
 def rarest(classes: pd.Series) -> int:
-    """Patients of the rarest known class of a label."""
+    """Number of patients of the rarest known class."""
     return int(classes[classes != ""].value_counts().min())
 
 
 def strata(patients: pd.DataFrame, columns: Sequence[str], least: int) -> pd.Series:
-    """What folds of several labels are balanced by: a word a patient.
+    """Strata by which folds are balanced for several labels.
 
     Args:
-        patients: the classes of each label, "" where not known.
-        columns: of the labels, the most important first.
-        least: patients of a stratum; a smaller one is put together with those that agree in one
-            label less.
+        patients: one column per label with its classes, `""` if unknown.
+        columns: columns of the labels, the most important first.
+        least: minimum number of patients per stratum; smaller strata use fewer labels.
 
     Returns:
-        The classes of the first labels as far as so many patients agree in them.
+        The classes of the first labels, joined: as many as `least` patients agree in.
     """
     words = patients[columns[0]].astype(str)
     for column in columns[1:]:

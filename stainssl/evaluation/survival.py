@@ -1,4 +1,4 @@
-"""A time to an event as a label: how its two cells are read, and what folds ask of its patients."""
+"""Times to an event as labels (kind `survival`): how they are read, checked and stratified."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from stainssl.evaluation.follow_up import follow_up, follow_up_word, horizons_of
 from stainssl.evaluation.labels import LabelKeys, Labels, counted, is_unknown, shown_cell
 from stainssl.evaluation.numbers import SHOWN, as_number
 
-# Words of the event's column, in any case; `classes` of the task adds others.
+# Words of the event column, regardless of case; the task's `classes` adds others.
 EVENT_WORDS = {"event": ("1", "true", "yes"), "censored": ("0", "false", "no")}
-TIME, EVENT = "_time", "_event"  # columns of a task's patients
-FEW_EVENTS = 4  # of a fold, with which a concordance tells next to nothing
+TIME, EVENT = "_time", "_event"  # columns added to a task's patients
+FEW_EVENTS = 4  # a concordance with fewer events per fold says very little
 UNKNOWN = float("nan")
 
 
 @dataclass(frozen=True)
 class SurvivalLabels(Labels):
-    """How a follow-up is read; its words are those of `follow_up`.
+    """How a follow-up is read; label values are those of the module `follow_up` (`412`, `412+`).
 
     Attributes:
-        time: the column of the time until the event, or until nothing more is known.
-        event: the column that says which of the two it is.
+        time: column of the time to the event or to the last contact.
+        event: column that says which of the two it is.
     """
 
     time: str = ""
@@ -46,14 +46,15 @@ class SurvivalLabels(Labels):
         return self.time, self.event
 
     def words(self, values: pd.Series) -> pd.Series:
-        """Words that were read already."""
+        """Label values that have been read already."""
         return values.map(class_name)
 
     def words_of(self, rows: pd.DataFrame) -> pd.Series:
-        """The word of every row, `""` where time or event is not known.
+        """Follow-up of every row, as text; `""` if time or event is unknown.
 
         Raises:
-            StainsslError: a time that is none, an event's word that nothing takes; names the rows.
+            StainsslError: times that are not numbers from 0 on, or words of the event column that
+                mean neither event nor censored nor unknown; the message names them.
         """
         if told := self._cell_problems(rows):
             raise StainsslError("\n".join(told))
@@ -66,7 +67,7 @@ class SurvivalLabels(Labels):
         return pd.Series(words, rows.index, dtype=object)
 
     def _read(self, rows: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
-        """Times, and 1 where the event came: NaN where not known, None where it cannot be read."""
+        """Times, and events as 1 or 0: NaN if unknown, None if the cell cannot be read."""
         time = [self._time_of(value) for value in rows[self.time]]
         event = [self._event_of(value) for value in rows[self.event]]
         return pd.Series(time, rows.index, object), pd.Series(event, rows.index, object)
@@ -106,16 +107,16 @@ class SurvivalLabels(Labels):
         return found
 
     def order(self, words: Iterable[str]) -> list[str]:
-        """A time has no classes."""
+        """Empty: times have no classes."""
         del words
         return []
 
     def strata(self, patients: pd.DataFrame, folds: int) -> pd.DataFrame:
-        """The patients with `TIME` and `EVENT`; as `label` whether they had the event.
+        """Add `TIME` and `EVENT`, and set `label` to `event` or `censored`.
 
         Args:
-            patients: `label`, the words.
-            folds: that every stratum is to be spread over.
+            patients: `label`, follow-ups as text.
+            folds: not used.
         """
         del folds
         time, event = follow_up(patients["label"])
@@ -125,7 +126,7 @@ class SurvivalLabels(Labels):
     def check_patients(
         self, patients: pd.DataFrame, at_least: int = 1, where: str = "the task"
     ) -> None:
-        """See `Labels.check_patients`: as many events as folds, one outlived by somebody."""
+        """See `Labels.check_patients`: at least one event per fold, and a comparable pair."""
         events = int(patients[EVENT].sum())
         has = f"{where} has {len(patients)} patient(s) and {events} event(s) of {self.event!r}"
         if not events:
@@ -144,7 +145,7 @@ class SurvivalLabels(Labels):
             )
 
     def ranking_problem(self, patients: pd.DataFrame, folds: pd.DataFrame) -> str | None:
-        """See `Labels.ranking_problem`: some fold must test an event that another outlived."""
+        """See `Labels.ranking_problem`: a fold must test a comparable pair of patients."""
         for _, rows in tested(patients, folds, TIME, EVENT):
             if is_comparable(rows[TIME].to_numpy(), rows[EVENT].to_numpy(bool)):
                 return None
@@ -155,18 +156,18 @@ class SurvivalLabels(Labels):
         )
 
     def fold_notes(self, patients: pd.DataFrame, folds: pd.DataFrame) -> list[str]:
-        """See `Labels.fold_notes`: folds that test fewer than four events."""
+        """See `Labels.fold_notes`: folds that test fewer than `FEW_EVENTS` events."""
         counts = tested(patients, folds, EVENT)[EVENT].sum()
         few = int((counts < FEW_EVENTS).sum())
         told = f"{few} of {len(counts)} folds test fewer than {FEW_EVENTS} events and add little"
         return [f"{told} to ranking metrics. Use fewer folds, or more repeats."] if few else []
 
     def notes(self, task: str) -> list[str]:
-        """See `Labels.notes`: in which unit times are."""
+        """See `Labels.notes`: the unit of times."""
         return [f"{task}: times are in the unit of the sheet's column {self.time!r}."]
 
     def problems(self, rows: pd.DataFrame) -> list[str]:
-        """See `Labels.problems`; text is named by its slide, patients of two follow-ups too."""
+        """See `Labels.problems`: unreadable cells, patients with two follow-ups, no event."""
         if found := self._cell_problems(rows):
             return found
         words = self.words_of(rows)
@@ -187,7 +188,7 @@ class SurvivalLabels(Labels):
         return []
 
     def summary(self, rows: pd.DataFrame) -> list[str]:
-        """Patients, events, censored and the median follow-up, and what was read as unknown."""
+        """See `Labels.summary`: events, censored, median follow-up, and unknown cells."""
         read = self.words_of(rows)
         known = rows.assign(word=read)[read != ""]
         patients = known.drop_duplicates("patient_id")
@@ -199,7 +200,7 @@ class SurvivalLabels(Labels):
         return [line, *self.unknown_lines(rows, read)]
 
     def cells(self, rows: pd.DataFrame) -> pd.Series:
-        """See `Labels.cells`: of the columns that are unknown, as each known time is another."""
+        """See `Labels.cells`: only cells that are unknown, since known times all differ."""
         names = (self.time, self.event)
         read = zip(*self._read(rows), *(rows[name].map(shown_cell) for name in names), strict=True)
         told = [
@@ -213,13 +214,13 @@ class SurvivalLabels(Labels):
         return pd.Series(told, rows.index, dtype=object)
 
     def strangers(self, own: pd.Series, words: pd.Series) -> pd.Series:
-        """None: a time need not occur in the task's own cohorts."""
+        """Empty: a time need not occur in the task's own cohorts."""
         del own
         return words.head(0)
 
 
 def _named_cells(rows: pd.DataFrame, column: str) -> str:
-    """`slide a: 'x'` of some rows, and how many more there are."""
+    """First cells as `slide a: 'x'`, and the number of the rest."""
     names: Sequence[str] = [f"row {place}" for place in rows.index]
     if "slide_id" in rows:
         names = [f"slide {name}" for name in rows["slide_id"]]
@@ -229,7 +230,7 @@ def _named_cells(rows: pd.DataFrame, column: str) -> str:
 
 
 def _median_follow_up(time: np.ndarray, event: np.ndarray) -> str:
-    """The median time until censoring by Kaplan and Meier (Schemper and Smith, 1996)."""
+    """Median follow-up by the reverse Kaplan–Meier method (Schemper and Smith, 1996)."""
     if event.all():
         return "unknown (nobody is censored)"
     from scipy.stats import CensoredData, ecdf  # half a second; only this needs it

@@ -1,4 +1,4 @@
-"""What a benchmark's table is made of: the answers that come in, and the cells that go out."""
+"""Data classes of a benchmark's table: predictions with their metrics, and cells."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import pandas as pd
 
 from stainssl.evaluation.predictions import ScoredUnits, read_scored
 
-LINEAR = "linear"  # the head of a tile task
-FINE_TUNE = "fine-tune"  # the head of one whose labels the network was trained on
+LINEAR = "linear"  # name of the head in tile tasks
+FINE_TUNE = "fine-tune"  # name of the head if the network was trained on the labels
 NOTHING = "–"
 SEEN_MARK = "†"
 FEW_MARK = "‡"
@@ -19,16 +19,17 @@ FEW_MARK = "‡"
 
 @dataclass(frozen=True)
 class Answer:
-    """What one encoder, under one seed and with one head, answered to one task.
+    """Test predictions and metrics of one encoder, seed and head in one task.
 
     Args:
-        task, level: the task's name and level.
-        encoder: its name in the config; run: with the seed, where there are several.
-        head: the head's name; `linear` or `fine-tune` for tile tasks.
-        metrics: rows as `evaluate.evaluate` gives.
+        task, level: name and level of the task.
+        encoder: name in the config.
+        run: name of the encoder, with the seed if there are several.
+        head: name of the head; `linear` or `fine-tune` for tile tasks.
+        metrics: rows as returned by `evaluate.evaluate`.
         predictions: test predictions.
-        seen: test patients that its pretraining saw.
-        shown: the metrics of the task that are columns of the table, and are compared.
+        seen: number of test patients that were used in pretraining.
+        shown: metrics of the task that are columns of the table and are compared.
     """
 
     task: str
@@ -43,13 +44,16 @@ class Answer:
 
     @cached_property
     def scored(self) -> ScoredUnits:
-        """The predictions as metrics and figures take them, read once."""
+        """The predictions as `ScoredUnits`, cached."""
         return read_scored(self.predictions, self.level)
 
 
 @dataclass(frozen=True)
 class Robustness:
-    """Robustness figures of one encoder under one seed: rows with `task`; confounded test."""
+    """Robustness metrics and predictions of the confounded test, of one encoder and seed.
+
+    Both tables have a column `task`.
+    """
 
     encoder: str
     run: str
@@ -59,7 +63,7 @@ class Robustness:
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell of the table."""
+    """A cell of the table; `seen` and `gray` add a mark."""
 
     text: str = NOTHING
     bold: bool = False
@@ -69,10 +73,10 @@ class Cell:
 
 @dataclass(frozen=True)
 class ResultGrid:
-    """A table as it is shown: a cell per row and column, and the notes under it."""
+    """A table as shown: a cell per row and column, and the notes below it."""
 
     columns: list[str]
-    rows: list[tuple[str, str]]  # encoder (or its seed), head
+    rows: list[tuple[str, str]]  # encoder (or run), head
     cells: list[list[Cell]]
     notes: list[str] = field(default_factory=list)
-    names: tuple[str, str] = ("encoder", "head")  # what `rows` are
+    names: tuple[str, str] = ("encoder", "head")  # titles of the two columns of `rows`

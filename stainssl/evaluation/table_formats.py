@@ -1,4 +1,4 @@
-"""A grid of cells as Markdown, LaTeX and HTML."""
+"""Write a table of results as Markdown, LaTeX and HTML."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def _lines(grid: ResultGrid) -> Iterator[tuple[tuple[str, str], list[Cell]]]:
 
 
 def to_markdown(grid: ResultGrid) -> str:
-    """The grid as a GitHub-flavoured Markdown table with its notes."""
+    """Write a GitHub-flavored Markdown table with its notes."""
     head = [*grid.names, *grid.columns]
     lines = ["| " + " | ".join(map(markdown, head)) + " |", "|" + " --- |" * len(head)]
     for names, cells in _lines(grid):
@@ -30,7 +30,7 @@ def to_markdown(grid: ResultGrid) -> str:
 
 
 def markdown(text: str) -> str:
-    """Text that a Markdown table shows as it stands: no column more, no tag."""
+    """Escape text for a cell of a Markdown table."""
     return html.escape(text, quote=False).replace("|", "\\|").replace("\n", " ")
 
 
@@ -41,12 +41,12 @@ _TEX = {"&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "$": r"\$", "–": "--",
 
 
 def tex(text: str) -> str:
-    """Text that LaTeX sets as it stands."""
+    """Escape text for LaTeX."""
     return re.sub("|".join(map(re.escape, _TEX)), lambda found: _TEX[found.group()], text)
 
 
 def to_latex(grid: ResultGrid) -> str:
-    """The grid as a LaTeX `tabular` (packages booktabs) with its notes as paragraphs."""
+    """Write a LaTeX `tabular` (package booktabs) with its notes as paragraphs."""
     lines = [r"\begin{tabular}{ll" + "l" * len(grid.columns) + "}", r"\toprule"]
     head = [*grid.names, *grid.columns]
     lines += [" & ".join(map(tex, head)) + r" \\", r"\midrule"]
@@ -76,12 +76,12 @@ p { margin: .3em 0; font-size: 13px; color: #444; }
 
 
 def _unbroken(cell: str) -> str:
-    """A cell that a narrow window may break before its interval and nowhere else."""
+    """Allow a line break before the interval of a cell and nowhere else."""
     return " ".join(f"<span>{word}</span>" for word in cell.replace(" (", "\n(").split("\n"))
 
 
 def html_table(grid: ResultGrid, caption: str) -> str:
-    """The grid as an HTML table with its notes under it."""
+    """Write an HTML table with its notes below it."""
     head = "".join(f"<th>{html.escape(c)}</th>" for c in [*grid.names, *grid.columns])
     body = []
     for names, cells in _lines(grid):
@@ -103,7 +103,7 @@ def html_table(grid: ResultGrid, caption: str) -> str:
 
 
 def to_html(grid: ResultGrid, title: str, below: str = "") -> str:
-    """The grid as one HTML page that needs no other file; `below` is HTML under its notes."""
+    """Write a self-contained HTML page; `below` is HTML that follows the notes."""
     return (
         "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>"
         f"<title>{html.escape(title)}</title><style>{_STYLE}</style></head><body>"

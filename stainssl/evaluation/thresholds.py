@@ -1,4 +1,4 @@
-"""From which probability on a unit is called positive, chosen by validation patients alone."""
+"""Decision thresholds chosen on validation patients; net benefit and calibration curves."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ MIDDLE = 0.5
 
 @dataclass(frozen=True)
 class Calls:
-    """How a task of classes recalibrates probabilities and calls classes.
+    """How a classification task recalibrates probabilities and chooses thresholds.
 
     Attributes:
-        threshold: a probability; None: the validation patients choose it.
-        sensitivity: that the second threshold is to have on validation patients, in (0, 1].
-        recalibrate: how validation patients set probabilities right: see `recalibration`.
+        threshold: a fixed probability; None: chosen on the validation patients.
+        sensitivity: target of the second threshold on validation patients, in (0, 1].
+        recalibrate: method of `recalibration`.
     """
 
     threshold: float | None = None
@@ -31,7 +31,7 @@ class Calls:
     recalibrate: str = "none"
 
     def recalibration(self, y: NDArray[np.int64], p: NDArray[Any]) -> Recalibration:
-        """What is done to the probabilities of one fold's model before anything is called.
+        """Fit the recalibration of one fold's model.
 
         Args:
             y: (n,) class index of the validation units.
@@ -40,14 +40,14 @@ class Calls:
         return recalibration(self.recalibrate, y, p)
 
     def cuts(self, y: NDArray[np.int64], p: Floats) -> dict[str, float]:
-        """The thresholds of one fold's model, by column of its predictions.
+        """Choose the thresholds of one fold's model.
 
         Args:
             y: (n,) class index of the validation units.
-            p: (n, K) their probabilities.
+            p: (n, K) their recalibrated probabilities.
 
         Returns:
-            Empty where there are not two classes.
+            Column of the predictions → threshold; empty unless there are two classes.
         """
         if p.shape[1] != 2:
             return {}
@@ -63,16 +63,17 @@ class _Task(Protocol):
 
 
 def calls_of(task: _Task) -> Calls:
-    """How a task of the config calls."""
+    """Create `Calls` from a task of the config."""
     threshold = None if task.threshold == "validation" else task.threshold
     return Calls(threshold, task.sensitivity, task.recalibrate)
 
 
 def best_threshold(positive: NDArray[np.bool_], score: Floats) -> float:
-    """The threshold of the best balanced accuracy; of several the nearest to one half.
+    """Threshold with the best balanced accuracy; in case of ties the nearest to one half.
 
-    Thresholds that call alike are an interval between two scores; one half is taken where it lies
-    in it, else the middle. Without units of both classes it is one half.
+    Thresholds between two adjacent scores give the same predictions. Their midpoint is a candidate,
+    and so is one half if it lies between the lowest and the highest score. Without units of both
+    classes, the threshold is one half.
 
     Args:
         positive: (n,) bool.
@@ -81,7 +82,7 @@ def best_threshold(positive: NDArray[np.bool_], score: Floats) -> float:
     if positive.all() or not positive.any():
         return MIDDLE
     levels = np.unique(score)
-    # Every set of calls once: everybody, then as the threshold passes each score.
+    # One candidate for every distinct set of predictions: all positive, …, none.
     ends = np.concatenate([[0.0], (levels[1:] + levels[:-1]) / 2, [1.0]])
     if levels[0] < MIDDLE < levels[-1]:
         ends = np.append(ends, MIDDLE)
@@ -94,7 +95,7 @@ def best_threshold(positive: NDArray[np.bool_], score: Floats) -> float:
 
 
 def sensitive_threshold(positive: NDArray[np.bool_], score: Floats, sensitivity: float) -> float:
-    """The highest threshold that calls at least this share of the positive units positive.
+    """The highest threshold with at least this sensitivity.
 
     Args:
         positive: (n,) bool.
@@ -114,15 +115,16 @@ def sensitive_threshold(positive: NDArray[np.bool_], score: Floats, sensitivity:
 def net_benefit(
     positive: NDArray[np.bool_], score: Floats, thresholds: Sequence[float] | Floats
 ) -> Floats:
-    """Net benefit of calling by a probability (Vickers and Elkin, Medical Decision Making 2006).
+    """Net benefit at each threshold (Vickers and Elkin, Medical Decision Making 2006).
 
     Args:
         positive: (n,) bool.
         score: (n,) probability.
-        thresholds: (T,) in [0, 1): from which on is called, and what a false call costs: the odds.
+        thresholds: (T,) in [0, 1); units are predicted positive from the threshold on.
 
     Returns:
-        (T,) true calls less false ones times the odds, a share of all units.
+        (T,) true positives minus false positives times the odds of the threshold, as a share of
+        all units.
     """
     cuts = np.asarray(thresholds, float)
     called = score[None] >= cuts[:, None]
@@ -133,15 +135,15 @@ def net_benefit(
 def calibration_curve(
     positive: NDArray[np.bool_], score: Floats, bins: int = 5
 ) -> tuple[Floats, Floats, NDArray[np.int64]]:
-    """What is said and what comes true, in groups of as many units each.
+    """Predicted and observed frequency in groups of equal size, sorted by probability.
 
     Args:
         positive: (n,) bool.
         score: (n,) probability.
-        bins: groups at most.
+        bins: maximum number of groups.
 
     Returns:
-        Mean probability, share of positives and number of units of each group.
+        Mean probability, share of positives, and number of units of each group.
     """
     groups = np.array_split(np.argsort(score, kind="stable"), min(bins, len(score)))
     stated = np.array([score[group].mean() for group in groups])
