@@ -311,8 +311,8 @@ def read_sheet(config: Config, name: str) -> pd.DataFrame:
 
     Returns:
         A row per slide in sheet order: `slide_id`, `patient_id` (`{cohort}:{id}` if the cohort has
-        `patient_ids: local`), `path` (str, joined to the cohort's root), `site` and `split`
-        (str, empty if unknown), `mpp` (float, µm/px at level 0, NaN if not given), `exclude` (False),
+        `patient_ids: local`), `path` (str, joined to the cohort's root), `site` and `split` (str,
+        empty if unknown), `mpp` (float, µm/px at level 0, NaN if not given), `exclude` (False),
         `stainssl_part` (str), and all other columns as str, empty if unknown.
 
     Raises:
