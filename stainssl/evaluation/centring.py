@@ -1,4 +1,4 @@
-"""Vectors centred by site: less the mean over the site's patients that are not tested."""
+"""Center embeddings by site: subtract the mean of the site's training patients."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from stainssl.evaluation.folds import each_fold
 
 Means = dict[str, NDArray[np.float32]]
 Names = Sequence[str] | NDArray[Any]
-SHOWN = 5  # slides that a message names
+SHOWN = 5  # slides that a message names; the rest are counted
 
 
 def sites_of(rows: pd.DataFrame) -> pd.Series:
-    """The site of each row of a sheet with `cohort` and `site`; the cohort where it has none."""
+    """Site of each row of a sheet; the cohort if `site` is empty."""
     return rows["site"].fillna("").astype(str).where(lambda site: site != "", rows["cohort"])
 
 
 def site_means(vectors: NDArray[np.floating], slide: Names, site: Names) -> Means:
-    """The mean vector of each site: that of its slides' means, so that all slides weigh the same.
+    """Mean vector of each site: the mean of its slides' means, so that slides have equal weight.
 
     Args:
-        vectors: (N, D), of tiles or slides of the training part.
-        slide: N names.
-        site: N names.
+        vectors: (N, D) vectors of tiles or slides of the training part.
+        slide: N slide names.
+        site: N site names.
 
     Returns:
         Site → (D,) float32.
@@ -39,7 +39,7 @@ def site_means(vectors: NDArray[np.floating], slide: Names, site: Names) -> Mean
 
 
 def centred(vectors: NDArray[np.float32], site: Names, means: Means) -> NDArray[np.float32]:
-    """(N, D) vectors, each less the mean of its site."""
+    """Subtract the mean of its site from each of (N, D) vectors."""
     if not len(site):
         return vectors
     names = {name: i for i, name in enumerate(means)}
@@ -48,11 +48,11 @@ def centred(vectors: NDArray[np.float32], site: Names, means: Means) -> NDArray[
 
 
 def unknown_sites(slides: pd.DataFrame, folds: pd.DataFrame) -> list[str]:
-    """Slides tested at a site of which a fold has no training patient, a phrase per fold and site.
+    """Test slides of sites without training patients: a phrase per fold and site.
 
     Args:
-        slides: a row per labelled slide: `slide_id`, `patient_id` and `site`, as `sites_of` says.
-        folds: as `make_folds` gives.
+        slides: one row per labelled slide: `slide_id`, `patient_id` and `site` (see `sites_of`).
+        folds: as returned by `make_folds`.
     """
     found = []
     for repeat, fold, role in each_fold(folds):

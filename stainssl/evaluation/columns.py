@@ -1,4 +1,4 @@
-"""Columns of a sheet as features."""
+"""Features from columns of the sheet."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from stainssl.evaluation.probe import Vectors
 def column_features(
     table: pd.DataFrame, columns: Sequence[str], training: NDArray[np.bool_] | None = None
 ) -> Vectors:
-    """Columns of a sheet as numbers for a linear probe.
+    """Encode columns of the sheet as features.
 
-    A column of numbers is taken as such, its unknown values at the median of the training rows, and
-    says in a second feature where it was unknown; any other column is a feature a word, unknown
-    being one. What says 'unknown' is told by `labels.is_unknown`.
+    A numeric column gives two features: the number, with unknown values set to the median of the
+    training rows, and an indicator of unknown values. Any other column is one-hot encoded, with
+    unknown as a category. Unknown is defined by `labels.is_unknown`.
 
     Args:
-        table: a row per unit.
-        columns: of the table.
-        training: (N,) rows whose median is taken; None: all.
+        table: one row per unit.
+        columns: names of columns of the table.
+        training: (N,) mask of the rows of which the median is computed; None: all.
 
     Returns:
         (N, F) float32.

@@ -21,7 +21,7 @@ RANKING = (
 )  # fmt: skip
 GRADE = "grade"  # prediction column of ordered classes: the mean rank among them, from 0
 OF_TWO_CLASSES = ("sensitivity", "specificity", "ppv", "npv")  # metrics that need a positive class
-VALIDATION_SHARE = 0.2  # of each class's training patients, unless the sheet has a split `val`
+VALIDATION_SHARE = 0.2  # of the training patients of a class, unless the sheet has a split `val`
 _SHOWN = 10  # patients that a message names; the rest are counted
 
 

@@ -1,8 +1,7 @@
-"""Slides and clinical columns together: does the slide add to what is known?
+"""Late fusion of predictions from slides and from clinical columns.
 
-Of `fusion: gated` a head takes both (`mil.gated`). Late fusion without training is here: the
-answers of two models that were made on the same folds are pooled with equal weights, so that no
-patient chooses how much either counts.
+The predictions of two models on the same folds are pooled with equal weights, so that nothing is
+trained. The head of `fusion: gated`, which takes both as input, is in `mil.gated`.
 """
 
 from __future__ import annotations
@@ -13,27 +12,28 @@ import pandas as pd
 from stainssl.evaluation.folds import GRADE
 from stainssl.evaluation.predictions import FOLD, RULE_OUT, THRESHOLD, UNIT, answer_columns
 
-ADDED = " + clinical"  # after a head's name
-FOLDER = "clinical"  # in a head's folder: the answers of the head that takes columns too
+ADDED = " + clinical"  # appended to a head's name
+FOLDER = "clinical"  # in a head's folder: predictions of the head that also takes columns
 _OTHER = "_of_columns"
-_LEAST = 1e-6  # probability, so that an answer of 0 does not silence the other
+_LEAST = 1e-6  # lower limit of probabilities, so that a 0 does not override the other model
 
 
 def late(slides: pd.DataFrame, columns: pd.DataFrame, level: str) -> pd.DataFrame:
-    """The pooled predictions of two models of the same folds.
+    """Pool the test predictions of two models on the same folds.
 
-    Probabilities of classes are pooled by the mean of their logarithms (the logarithmic opinion
-    pool; Genest and Zidek, *Combining probability distributions*, Statistical Science 1986);
-    numbers, risks and survival by their mean. Thresholds were chosen for one of the models and are
-    left out: the most probable class is called.
+    Class probabilities are pooled by the mean of their logarithms (the logarithmic opinion pool;
+    Genest and Zidek, *Combining probability distributions*, Statistical Science 1986); numbers,
+    risks and survival by their mean. Thresholds, which were chosen for one of the models, are
+    dropped, so that the most probable class is predicted.
 
     Args:
         slides: test predictions of a head.
-        columns: of a baseline on columns of the sheet, with the same units in the same folds.
+        columns: test predictions of a baseline on columns of the sheet, for the same units and
+            folds.
         level: `slide` or `patient`.
 
     Returns:
-        Rows as those of `slides`.
+        The rows of `slides` that `columns` has too, without thresholds.
     """
     keys, answers = [*UNIT[level], *FOLD], answer_columns(slides)
     one = slides.drop(columns=[THRESHOLD, RULE_OUT], errors="ignore")
@@ -46,17 +46,17 @@ def late(slides: pd.DataFrame, columns: pd.DataFrame, level: str) -> pd.DataFram
 
 
 def _pooled_logs(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """(N, K) normalized geometric mean of two (N, K) probabilities."""
+    """Normalized geometric mean of two (N, K) arrays of probabilities."""
     found = np.sqrt(np.maximum(first, _LEAST) * np.maximum(second, _LEAST))
     return np.asarray(found / found.sum(axis=1, keepdims=True))
 
 
 def added_notes(compared: pd.DataFrame, clinical: str) -> list[str]:
-    """A sentence for each fused answer: what the slide adds to the clinical columns.
+    """Notes with the difference between each fused model and the clinical columns alone.
 
     Args:
         compared: `task`, `test` and `compare.COLUMNS`.
-        clinical: the side that stands for the columns alone.
+        clinical: name of the side with the clinical columns alone.
     """
     notes = []
     for row in compared.to_dict("records"):

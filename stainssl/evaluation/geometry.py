@@ -1,4 +1,4 @@
-"""Where vectors lie: retrieval of a tile under another stain, likeness, rank and uniformity."""
+"""Geometry of embeddings: cosines and retrieval across stains, effective rank, uniformity."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ RETRIEVAL_RANKS = (1, 10)
 
 
 def similarity(stainings: Stainings, seed: int) -> Iterator[MetricRow]:
-    """Cosine of a tile with itself under the other stain, with other tiles, and the margin."""
+    """Mean cosine of a tile with itself and with others under the other stain; their margin."""
     first, second = unit_length(stainings.first), unit_length(stainings.second)
     cosine = first @ second.T
     same = np.diagonal(cosine)
@@ -35,7 +35,7 @@ def similarity(stainings: Stainings, seed: int) -> Iterator[MetricRow]:
 
 
 def retrieval(stainings: Stainings, seed: int) -> Iterator[MetricRow]:
-    """How often a tile finds itself among all tiles under the other stain (both ways, mean)."""
+    """How often a tile is among the 1 or 10 nearest to itself under the other stain."""
     patient = stainings.patient
     for top in RETRIEVAL_RANKS:
         hits = found_again(stainings.first, stainings.second, top)
@@ -43,12 +43,14 @@ def retrieval(stainings: Stainings, seed: int) -> Iterator[MetricRow]:
 
 
 def found_again(first: Vectors, second: Vectors, top: int) -> NDArray[np.float64]:
-    """(N,) how often each of N tiles is among the nearest `top` of its other picture, both ways.
+    """(N,) whether a tile is among the `top` nearest to itself under the other stain.
 
-    Ties count against the tile: a collapsed encoder, to which all are alike, finds nothing.
+    Values are 0, 0.5 or 1: the mean of both directions. Ties count against the tile, so that a
+    collapsed encoder, for which all tiles are equal, retrieves nothing.
 
     Args:
-        first, second: (N, D) vectors of the same tiles in two pictures.
+        first, second: (N, D) embeddings of the same tiles under two stains.
+        top: number of nearest tiles by cosine.
     """
     cosine = unit_length(first) @ unit_length(second).T
     same = np.diagonal(cosine)
@@ -57,7 +59,10 @@ def found_again(first: Vectors, second: Vectors, top: int) -> NDArray[np.float64
 
 
 def effective_rank(vectors: Vectors) -> float:
-    """Exponential of the entropy of the singular values (Roy and Vetterli, 2007), centred."""
+    """Exponential of the entropy of the singular values of centered (N, D) vectors.
+
+    Roy and Vetterli, EUSIPCO 2007. Equal vectors give 1.
+    """
     centred = vectors - vectors.mean(axis=0)
     gram = centred.T @ centred if len(vectors) > vectors.shape[1] else centred @ centred.T
     singular = np.sqrt(np.clip(np.linalg.eigvalsh(gram.astype(np.float64)), 0, None))
@@ -68,10 +73,10 @@ def effective_rank(vectors: Vectors) -> float:
 
 
 def geometry(stainings: Stainings, seed: int) -> Iterator[MetricRow]:
-    """Effective rank of the originals; alignment and uniformity (Wang and Isola, 2020).
+    """Effective rank, alignment and uniformity (Wang and Isola, ICML 2020).
 
-    Alignment is the mean squared distance of the two stainings of a tile, uniformity the
-    logarithm of the mean Gaussian kernel of two different tiles, both of vectors of length one.
+    Alignment is the mean squared distance between the two stainings of a tile; uniformity is the
+    logarithm of the mean Gaussian kernel of two original tiles; both for vectors of unit length.
     """
     patient = stainings.patient
     original = stainings.original

@@ -1,4 +1,4 @@
-"""What stands in each cell of the table, and the notes below it."""
+"""Cells of the table of results, and the notes below it."""
 
 from __future__ import annotations
 
@@ -101,16 +101,16 @@ SPREAD = "± is the standard deviation over pretraining seeds."
 
 @dataclass(frozen=True)
 class Column:
-    """A column of figures: where its rows come from in the long table."""
+    """A column of the table, and the rows of the long table that it shows."""
 
     title: str
     task: str
     metric: str
-    of_encoder: bool  # the same for every head: a figure of robustness
+    of_encoder: bool  # a robustness metric, which does not depend on the head
 
 
 class Family(NamedTuple):
-    """The metrics of a kind of label, those that are shown by site, and a note."""
+    """Metrics of a kind of label, those shown by site, and the note about them."""
 
     metrics: Collection[str]
     of_site: tuple[str, ...]
@@ -126,7 +126,7 @@ FAMILIES = (
 
 
 def columns_of(long: pd.DataFrame, shown_metrics: Mapping[str, Sequence[str]]) -> list[Column]:
-    """The columns shown: each task's metrics, then figures of robustness."""
+    """Columns of the table: the metrics of each task, then robustness metrics."""
     primary = [
         Column(
             f"{task}: {TITLES[metric]} ({_patients(rows)}{_events(long, task)})",
@@ -167,7 +167,7 @@ def _patients(rows: pd.DataFrame) -> str:
 
 
 def _events(long: pd.DataFrame, task: str) -> str:
-    """`, 12 events` of a task of kind survival; the least and the most where answers differ."""
+    """`, 12 events` for survival tasks, with the range if encoders differ; otherwise empty."""
     rows = _of_heads(long, task, "events")
     if not len(rows):
         return ""
@@ -177,10 +177,11 @@ def _events(long: pd.DataFrame, task: str) -> str:
 
 
 def number(value: float, low: float, high: float, *, between: str = "–") -> str:
-    """`0.87 (0.80–0.93)`; without brackets where there is no interval, `–` where no value.
+    """Format a value as `0.87 (0.80–0.93)`; without brackets if no interval, `–` if undefined.
 
     Args:
-        between: the limits; a figure that may be negative reads better with words.
+        value, low, high: value and limits; NaN if undefined.
+        between: separator of the limits, a word if they may be negative.
     """
     if not np.isfinite(value):
         return NOTHING
@@ -190,7 +191,7 @@ def number(value: float, low: float, high: float, *, between: str = "–") -> st
 
 
 def spread(values: Sequence[float]) -> str:
-    """`0.87 ± 0.02` over seeds; `–` where a seed has no value."""
+    """Format mean and standard deviation over seeds: `0.87 ± 0.02`; `–` if any is undefined."""
     if not np.isfinite(values).all():
         return NOTHING
     return f"{np.mean(values):.2f} ± {np.std(values, ddof=1):.2f}"
@@ -199,12 +200,12 @@ def spread(values: Sequence[float]) -> str:
 def make_grid(
     long: pd.DataFrame, compared: pd.DataFrame, shown: Mapping[str, Sequence[str]]
 ) -> ResultGrid:
-    """The table as shown: a row per encoder and head, and per seed where there are several.
+    """Build the table: a row per encoder and head, and one per seed if there are several.
 
     Args:
-        long: `long_table`.
-        compared: `comparisons`, which say what stands in bold.
-        shown: task → the metrics that are columns.
+        long: as returned by `long_table`.
+        compared: as returned by `comparisons`; they determine what is bold.
+        shown: task → metrics that are columns.
     """
     columns = columns_of(long, shown)
     rows: list[tuple[str, str]] = []
@@ -245,7 +246,7 @@ def _heads(long: pd.DataFrame) -> list[tuple[str, str]]:
 def _figures(
     long: pd.DataFrame, encoder: str, head: str, column: Column, first: bool
 ) -> pd.DataFrame:
-    # Rows of one cell, one a seed. Robustness stands in the first row of an encoder only.
+    # Rows of one cell, one per seed. Robustness is shown in the first row of an encoder only.
     wanted = "" if column.of_encoder else head
     rows = long[
         (long["encoder"] == encoder)
@@ -280,12 +281,12 @@ def _aggregate(rows: pd.DataFrame, bold: bool) -> Cell:
 def _in_bold(
     long: pd.DataFrame, compared: pd.DataFrame, encoder: str, head: str, column: Column
 ) -> bool:
-    # Whether this side is the best of its column, or not beaten by the best.
+    # Whether this is the best of its column, or not significantly worse.
     test = column.metric
     if test not in (*TITLES, "confounded_auroc"):
         return False
     rows = long[(long["task"] == column.task) & (long["metric"] == test) & (long["group"] == "all")]
-    rows = rows[rows["head"] != COLUMNS_HEAD]  # a floor, and not among what is compared
+    rows = rows[rows["head"] != COLUMNS_HEAD]  # baselines are not compared
     names = [side_name(e, h) for e, h in zip(rows["encoder"], rows["head"], strict=True)]
     means = rows["value"].groupby(names).mean().dropna()
     me = side_name(encoder, "" if column.of_encoder else head)
@@ -320,10 +321,10 @@ def _notes(cells: list[list[Cell]]) -> list[str]:
 
 
 def make_site_grid(long: pd.DataFrame) -> ResultGrid:
-    """How each answer does at each site: a row per task, encoder, seed, head and site.
+    """Build the table of results by site: a row per task, encoder, seed, head and site.
 
     Args:
-        long: `long_table`; tasks whose patients are of one site have no row.
+        long: as returned by `long_table`; tasks with a single site have no row.
     """
     answers = long[(long["head"] != "") & long["group"].str.startswith("site=")]
     metrics = _site_metrics(answers)
@@ -346,12 +347,12 @@ def _site_notes(metrics: Sequence[str]) -> list[str]:
 
 
 def _family_notes(metrics: set[str]) -> list[str]:
-    """What is to be known of the metrics of some kinds of label."""
+    """Notes about the metrics of the kinds of label that occur."""
     return [family.note for family in FAMILIES if family.note and metrics & set(family.metrics)]
 
 
 def _site_metrics(answers: pd.DataFrame) -> list[str]:
-    """The columns of the table by site: those of each kind of label that is there."""
+    """Columns of the table by site: those of each kind of label that occurs."""
     kinds = [family.of_site for family in FAMILIES]
     shown = [m for kind in kinds if answers["metric"].eq(kind[0]).any() for m in kind]
     return shown or list(SITE_METRICS)

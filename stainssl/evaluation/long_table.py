@@ -1,4 +1,4 @@
-"""The benchmark as a row a figure, the comparisons between encoders, and robustness as a tree."""
+"""Long table of all metrics of a benchmark, paired comparisons, and robustness as a tree."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ LONG_COLUMNS = [
 
 
 def long_table(answers: Sequence[Answer], robustness: Sequence[Robustness]) -> pd.DataFrame:
-    """Every figure of a benchmark, a row each: `LONG_COLUMNS`.
+    """All metrics of a benchmark, one row per value, with `LONG_COLUMNS`.
 
-    `seen` counts test patients that pretraining saw; `head` is empty for robustness figures. Where
-    an encoder has several seeds, each shown metric has a row of their mean too, which says how many
-    `seeds`.
+    `seen` is the number of test patients used in pretraining; `head` is empty for robustness
+    metrics. If an encoder has several seeds, each shown metric has a further row with their mean,
+    where `seeds` is their number.
     """
     parts = [
         a.metrics.assign(encoder=a.encoder, run=a.run, head=a.head, task=a.task, seen=a.seen)
@@ -71,10 +71,10 @@ def _seed_means(answers: Sequence[Answer]) -> Iterator[dict[str, Any]]:
 
 
 def robustness_tree(robustness: Sequence[Robustness]) -> dict[str, Any]:
-    """Every figure of robustness: task → run → metric → group → the figure.
+    """All robustness metrics as a tree: task → run → metric → group → estimate.
 
     Returns:
-        JSON types. A figure is `value`, `low`, `high` (null where undefined), `patients`, `units`.
+        JSON types. An estimate has `value`, `low`, `high` (null if undefined), `patients`, `units`.
     """
     tree: dict[str, Any] = {}
     for one in robustness:
@@ -92,11 +92,16 @@ _FIGURE = ("value", "low", "high")
 def comparisons(
     answers: Sequence[Answer], robustness: Sequence[Robustness], seed: int
 ) -> pd.DataFrame:
-    """Every pair of rows of every column, with Holm's correction over all of them.
+    """Compare all pairs of rows in every column of the table, with Holm's correction over all.
+
+    Args:
+        answers: predictions of heads and probes.
+        robustness: robustness metrics, with the predictions of the confounded test.
+        seed: random seed of the resamples.
 
     Returns:
-        `task`, `test` (a metric shown, or `confounded_auroc`) and `compare.COLUMNS`, where
-        `first` and `second` are `encoder` or `encoder + head`. Seeds of one encoder are one side.
+        `task`, `test` (a shown metric, or `confounded_auroc`) and `compare.COLUMNS`, where `first`
+        and `second` are names of `side_name`. All seeds of an encoder are one side.
     """
     tests = list(_compared(answers, robustness))
     resamples = resamples_for(sum(comb(len(test.sides), 2) for test in tests))
@@ -111,7 +116,7 @@ def comparisons(
 
 
 class _Test(NamedTuple):
-    """What is compared in one column: name of a side → its predictions, one table a seed."""
+    """Comparisons of one column; `sides`: name → predictions, one table per seed."""
 
     task: str
     name: str
@@ -141,5 +146,5 @@ def _confounded_tasks(one: Robustness) -> list[str]:
 
 
 def side_name(encoder: str, head: str) -> str:
-    """The name of an encoder and its head in a comparison; a linear probe is not named."""
+    """Name in a comparison: `encoder + head`, or `encoder` for a linear probe."""
     return encoder if head in (LINEAR, "") else f"{encoder} + {head}"

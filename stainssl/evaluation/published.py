@@ -1,4 +1,4 @@
-"""Published figures: which belong to a task, and how they stand below a line of the table."""
+"""Published results: select those of a task, and write them below the table."""
 
 from __future__ import annotations
 
@@ -16,19 +16,21 @@ TITLE = "Published, not run here"
 
 
 class Published(BaseModel):
-    """A figure that somebody else published, with all that makes it comparable or not.
+    """A result published by others, with what is needed to judge whether it is comparable.
 
     Attributes:
-        release, label: the data set and the label of the task that it answers.
-        method: what was published.
-        protocol: how it was trained and tested, in a few words.
-        metric: name of the figure.
-        value, spread: as published; the spread is what its source says it is.
-        split: of the data.
-        version: of the data.
-        source: where it was read.
-        note: why it is not the same as ours, where it is not.
-        external: the data set that it was tested on, where that is another.
+        release: data set.
+        label: label of the task.
+        method: name of the published method.
+        protocol: training and testing in a few words.
+        metric: name of the metric.
+        value: as published.
+        spread: as published; the source defines what it means.
+        split: split of the data.
+        version: version of the data.
+        source: reference.
+        note: differences from our evaluation, if any.
+        external: the data set on which it was tested, if that is another one.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -48,7 +50,7 @@ class Published(BaseModel):
 
     @property
     def figure(self) -> str:
-        """Value and spread as one text."""
+        """Value and spread as text."""
         return f"{self.value:g}{f' ({self.spread})' if self.spread else ''}"
 
 
@@ -60,18 +62,18 @@ class _File(BaseModel):
 
 @cache
 def every(path: Path = PATH) -> tuple[Published, ...]:
-    """All published figures, in the file's order."""
+    """All published results, in the order of the file."""
     return tuple(_File.model_validate(yaml.safe_load(path.read_text("utf-8"))).figures)
 
 
 def figures_for(questions: Iterable[tuple[str, str, str]]) -> list[tuple[str, Published]]:
-    """The figures that belong to some tasks.
+    """Select the published results that belong to tasks, by release and label.
 
     Args:
         questions: (task, release, label) of every cohort of every task.
 
     Returns:
-        (task, figure), in the order of the questions.
+        (task, published result), in the order of `questions`.
     """
     return [
         (task, one)
@@ -93,7 +95,7 @@ def _cells(task: str, one: Published) -> list[str]:
 
 
 def to_rows(found: Sequence[tuple[str, Published]]) -> pd.DataFrame:
-    """Rows of the long table, in the group and under the head `published`; ours have others."""
+    """Rows of the long table, with group and head `published`."""
     return pd.DataFrame(
         [
             {
@@ -106,7 +108,7 @@ def to_rows(found: Sequence[tuple[str, Published]]) -> pd.DataFrame:
 
 
 def to_markdown(found: Sequence[tuple[str, Published]]) -> str:
-    """A table of its own below a line; empty where there is no figure."""
+    """Write a separate Markdown table below a line; empty without results."""
     if not found:
         return ""
     lines = ["| " + " | ".join(_cells(*one)) + " |" for one in found]
@@ -115,10 +117,11 @@ def to_markdown(found: Sequence[tuple[str, Published]]) -> str:
 
 
 def to_latex(found: Sequence[tuple[str, Published]], escape: Callable[[str], str]) -> str:
-    """A `tabular` of its own below a rule.
+    """Write a separate LaTeX `tabular` below a rule; empty without results.
 
     Args:
-        escape: text → text that LaTeX sets as it stands.
+        found: as returned by `figures_for`.
+        escape: function that escapes text for LaTeX.
     """
     if not found:
         return ""
@@ -130,7 +133,7 @@ def to_latex(found: Sequence[tuple[str, Published]], escape: Callable[[str], str
 
 
 def to_html(found: Sequence[tuple[str, Published]]) -> str:
-    """A table of its own below a line."""
+    """Write a separate HTML table below a line; empty without results."""
     if not found:
         return ""
 

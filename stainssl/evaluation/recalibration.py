@@ -61,7 +61,7 @@ def recalibration(how: str, y: NDArray[np.int64], p: NDArray[Any]) -> Recalibrat
     """
     if how == "none" or len(np.unique(y)) < 2:
         return UNCHANGED
-    from scipy.optimize import minimize  # takes half a second; rarely needed
+    from scipy.optimize import minimize  # takes half a second; only recalibration needs it
 
     logits = np.log(np.maximum(p, TINY, dtype=np.float64))
     targets = _drawn_in(y, p.shape[1])

@@ -1,4 +1,4 @@
-"""What a change of stain or site does to an encoder's vectors, and to a probe on them."""
+"""Robustness of an encoder's embeddings, and of probes on them, to stain and site."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from stainssl.evaluation.site_told import REST, probe_predictions, robustness_in
 from stainssl.evaluation.stainings import MetricRow, Stainings, Vectors
 
 log = logging.getLogger(__name__)
-CONFOUNDING = 0.9  # share of training tiles whose stain goes with their label; tested reversed
+CONFOUNDING = 0.9  # share of training tiles whose stain agrees with the label
 
 
 def _auroc_figures(metric: str, predictions: pd.DataFrame, seed: int) -> list[MetricRow]:
@@ -33,16 +33,17 @@ def _auroc_figures(metric: str, predictions: pd.DataFrame, seed: int) -> list[Me
 def confounded_vectors(
     stainings: Stainings, share: float, seed: int, positive: str
 ) -> tuple[Vectors, Vectors]:
-    """Training and test vectors where the stain goes with the label, and where it is reversed.
+    """Training embeddings with stain and label confounded, and test embeddings with it reversed.
 
     Args:
-        share: of tiles whose stain goes with the label in training: the first staining with the
-            positive class. 0.5 is no confounding.
-        seed: of the draw, which depends on nothing else: every encoder sees the same tiles.
-        positive: class word.
+        stainings: labelled tiles.
+        share: share of training tiles whose stain agrees with the label (first staining: positive
+            class); 0.5 is no confounding.
+        seed: of the draw, which is the same for all encoders.
+        positive: name of the positive class.
 
     Returns:
-        (N, D) each; the training and test patients' rows are to be taken of them.
+        Two arrays (N, D), from which the rows of training and of test patients are taken.
     """
     rng = np.random.default_rng(seed)
     is_positive = (stainings.table["label"] == positive).to_numpy()
@@ -58,17 +59,19 @@ def confounded_vectors(
 def confounded_test(
     stainings: Stainings, folds: pd.DataFrame, seed: int
 ) -> tuple[list[MetricRow], pd.DataFrame]:
-    """A probe trained with stain going with the label 90 % of the time, tested with it reversed.
+    """AUROC of a probe trained where stain and label agree in 90 % of tiles, tested reversed.
 
-    Beside it the same with stain and label independent (`mixed_auroc`): the difference is what the
-    shortcut costs, not what re-staining costs.
+    `mixed_auroc` is the same with stain and label independent. The difference is the cost of the
+    shortcut, without that of re-staining.
 
     Args:
-        folds: of the task; the rows' patients are in them.
+        stainings: labelled tiles of patients in `folds`.
+        folds: folds of the task.
+        seed: random seed.
 
     Returns:
-        Figures `confounded_auroc` and `mixed_auroc`, over all and per site, and the confounded
-        test's predictions. Nothing where the task has not two classes.
+        `confounded_auroc` and `mixed_auroc`, over all tiles and per site, and the predictions of
+        the confounded test. Both are empty unless the task has two classes.
     """
     classes = class_order(stainings.table["label"].unique().tolist())
     if len(classes) != 2:
@@ -83,10 +86,11 @@ def confounded_test(
 
 
 def site_figures(stainings: Stainings, folds: pd.DataFrame, seed: int) -> list[MetricRow]:
-    """AUROC of a probe on the tiles as they are, per site, of the worst site, and its drop.
+    """AUROC of a probe on the original tiles: over all, per site, of the worst site, and its drop.
 
-    The drop is to sites that training has not seen: the out-of-fold AUROC on the training patients
-    less that on the test patients; it is left out where the folds test at sites that they train at.
+    The drop is to sites not used in training: the out-of-fold AUROC on the training patients minus
+    that on the test patients. It needs a single fold whose test sites are not among its training
+    sites, and is left out otherwise.
     """
     predicted = probe_predictions(
         stainings.original, stainings.original, stainings.table, folds, seed
@@ -128,7 +132,7 @@ def _site_drop(
 def _seen_predictions(
     stainings: Stainings, training: NDArray[np.bool_], seed: int
 ) -> pd.DataFrame | None:
-    # Out-of-fold predictions on the training patients, in folds of their own.
+    # Out-of-fold predictions for the training patients, in new folds among them.
     table = stainings.table[training]
     by_patient = table.groupby("patient_id")
     patients = by_patient[["label", "site"]].agg({"label": "max", "site": "first"}).reset_index()
@@ -144,7 +148,7 @@ def _seen_predictions(
 
 
 def measure_unlabelled(stainings: Stainings, *, seed: int = 0) -> list[MetricRow]:
-    """Every robustness figure that asks for no label: of two stainings, and whether sites show."""
+    """All robustness metrics that need no label."""
     return [
         figure
         for part in (similarity, retrieval, geometry, site_probe)
@@ -155,15 +159,16 @@ def measure_unlabelled(stainings: Stainings, *, seed: int = 0) -> list[MetricRow
 def measure(
     stainings: Stainings, folds: pd.DataFrame, *, seed: int = 0
 ) -> tuple[list[MetricRow], pd.DataFrame]:
-    """Every robustness figure of one encoder on one task's tiles.
+    """All robustness metrics of one encoder on the tiles of one task.
 
     Args:
-        stainings: tiles of patients that `folds` names.
-        folds: of the task.
-        seed: of resamples and draws.
+        stainings: labelled tiles of patients in `folds`.
+        folds: folds of the task.
+        seed: random seed of resamples and draws.
 
     Returns:
-        Figures, and the predictions of the confounded test (empty where it does not apply).
+        The metrics, and the predictions of the confounded test (empty unless the task has two
+        classes).
     """
     figures = [*measure_unlabelled(stainings, seed=seed), *robustness_indices(stainings, seed)]
     tests, predictions = confounded_test(stainings, folds, seed)
@@ -171,7 +176,7 @@ def measure(
 
 
 def most_different(coordinates: NDArray[Any], names: Sequence[str]) -> tuple[str, str]:
-    """The two names whose (G, D) coordinates lie farthest apart, in order of the names."""
+    """The two of G names whose coordinates (G, D) lie farthest apart, in the order of `names`."""
     distance = np.linalg.norm(coordinates[:, None] - coordinates[None], axis=-1)
     i, j = np.unravel_index(int(np.argmax(np.triu(distance))), distance.shape)
     return names[int(i)], names[int(j)]

@@ -1,4 +1,4 @@
-"""A tile against itself: croma's indices without labels, and the same tissue at several sites."""
+"""Robustness without labels: CRoMa of tile against stain, and retrieval across sites."""
 
 from __future__ import annotations
 
@@ -24,19 +24,20 @@ log = logging.getLogger(__name__)
 
 
 def tile_indices(vectors: Vectors, table: pd.DataFrame, seed: int) -> Iterator[MetricRow]:
-    """CRoMa and the robustness index by the package `croma`: does the tile or the stain rule?
+    """CRoMa and robustness index of tile against stain, by the package `croma`.
 
-    What is a label there is the tile here, and the site is the stain: the nearest picture of the
-    same tile under another stain is compared with the nearest other tile under its own stain.
-    `tile_croma` is the median margin in (-1, 1), above 0 where the tile itself is nearer;
-    `tile_robustness_index` is the share of those that are nearest to themselves, of pictures whose
-    nearest neighbour is either.
-
-    Left out, with the reason in the log, where vectors of different tiles are equal.
+    The tile takes the role of the label and the stain that of the site: the nearest image of the
+    same tile under another stain is compared with the nearest other tile under the same stain.
+    `tile_croma` is the median margin in (-1, 1), above 0 if the tile itself is nearer.
+    `tile_robustness_index` is the share of images nearest to the same tile, among those whose
+    nearest neighbor is one of the two. Nothing, with the reason in the log, if vectors of
+    different tiles are equal.
 
     Args:
-        vectors: (N, D) of every tile under every stain.
+        vectors: (N, D) embeddings of every tile under every stain; at most `CROMA_TILES`, drawn at
+            random, are used.
         table: N rows: `name` of the tile, `stain`, `patient_id`.
+        seed: random seed of the sample and of the resamples.
     """
     tiles = table["name"].unique()
     count = CROMA_TILES // table["stain"].nunique()
@@ -57,7 +58,7 @@ def _croma(vectors: Vectors, table: pd.DataFrame, seed: int) -> Iterator[MetricR
             "sample_id": rows,
             "image_path": "",
             "label": table["name"].to_numpy(),
-            "group_id": rows,  # no picture but itself is left out of a tile's neighbours
+            "group_id": rows,  # only the image itself is excluded from its neighbors
             "stain": table["stain"].to_numpy(),
         }
     )
@@ -65,7 +66,7 @@ def _croma(vectors: Vectors, table: pd.DataFrame, seed: int) -> Iterator[MetricR
     patient = table["patient_id"]
     yield median_figure("tile_croma", margin.sample_values_aligned, index(patient), seed)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # of thin support
+        warnings.simplefilter("ignore", RuntimeWarning)  # low support
         found = RI.compute(vectors, manifest, confounder_column="stain", k_candidates=(1,))
     values = found.sample_values_aligned
     told = np.isfinite(values)
@@ -73,10 +74,10 @@ def _croma(vectors: Vectors, table: pd.DataFrame, seed: int) -> Iterator[MetricR
 
 
 def shared_tiles(table: pd.DataFrame) -> dict[str, np.ndarray]:
-    """Site → rows of the tiles whose name every site has, in the same order of names.
+    """Site → row indices of the tiles that occur at all sites, in the same order of names.
 
     Args:
-        table: `site` and `name`, no name twice at a site.
+        table: `site` and `name`; names are unique within a site.
     """
     sites = sorted(table["site"].unique())
     named = {s: pd.Series(np.flatnonzero(table["site"] == s)) for s in sites}
@@ -86,14 +87,15 @@ def shared_tiles(table: pd.DataFrame) -> dict[str, np.ndarray]:
 
 
 def across_sites(vectors: Vectors, table: pd.DataFrame, seed: int) -> Iterator[MetricRow]:
-    """How often a tile finds itself among all tiles as another site stained or scanned them.
+    """How often a tile is nearest to the same tissue at another site.
 
-    `site_retrieval_top1` is the mean over all pairs of sites; `worst_pair_retrieval_top1` that of
-    the lowest pair, which its group names.
+    `site_retrieval_top1` is the mean over all pairs of sites; `worst_pair_retrieval_top1` is the
+    value of the lowest pair, which is named in `group`.
 
     Args:
-        vectors: (N, D) of tiles as they are.
-        table: N rows: `site`, `name`, `patient_id`; tiles of one name are the same tissue.
+        vectors: (N, D) embeddings of the original tiles.
+        table: N rows: `site`, `name`, `patient_id`; tiles of the same name show the same tissue.
+        seed: random seed of the resamples.
     """
     rows = shared_tiles(table)
     pairs = list(combinations(rows, 2))

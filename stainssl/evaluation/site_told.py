@@ -1,4 +1,4 @@
-"""How far vectors tell the site, and whether neighbours share it rather than the label."""
+"""Predict the site from embeddings; robustness index and CRoMa of labels against sites."""
 
 from __future__ import annotations
 
@@ -26,15 +26,19 @@ from stainssl.evaluation.stainings import (
 
 log = logging.getLogger(__name__)
 CROMA_NEIGHBOURS = (5, 11, 21)
-CROMA_TILES = 600  # the package searches and filters neighbours at length: a third of a minute
+CROMA_TILES = 600  # takes 20 s, as the package's search for neighbors is slow
 
 
 def site_probe(stainings: Stainings, seed: int) -> Iterator[MetricRow]:
-    """Balanced accuracy of a linear probe that tells the site, patients held out; and chance."""
+    """Balanced accuracy of a linear probe that predicts the site of held-out patients; and chance.
+
+    Sites with fewer than three patients are left out. Nothing, with the reason in the log, if
+    fewer than two sites are left.
+    """
     sites = stainings.table.groupby("patient_id")["site"].first()
     sites = sites[sites != ""]
     counts = sites.value_counts()
-    sites = sites[sites.map(counts) >= 3]  # a site tests, validates and trains
+    sites = sites[sites.map(counts) >= 3]  # for testing, validation and training
     if sites.nunique() < 2:
         log.info("site probe skipped: two sites with three patients each are needed")
         return
@@ -46,7 +50,10 @@ def site_probe(stainings: Stainings, seed: int) -> Iterator[MetricRow]:
 
 
 def shared_site_probe(stainings: Stainings, seed: int) -> Iterator[MetricRow]:
-    """The same where every patient is at every site, as of tissue that several sites stained."""
+    """As `site_probe`, if every patient is at every site: tissue stained at several sites.
+
+    Nothing, with the reason in the log, for fewer than three patients.
+    """
     table = stainings.table
     patients = table[["patient_id"]].drop_duplicates().assign(label="")
     if len(patients) < 3:
@@ -72,10 +79,11 @@ REST = ["group", "value", "low", "high", "patients", "units"]
 
 
 def robustness_indices(stainings: Stainings, seed: int) -> Iterator[MetricRow]:
-    """Robustness index (PathoROB) and CRoMa by the package `croma`: do labels or sites rule?
+    """Robustness index (PathoROB) and CRoMa of labels against sites, by the package `croma`.
 
-    Tiles of known site are used; those of one patient are never each other's neighbours. Left
-    out, with the reason in the log, where no label stands at two sites.
+    Up to `CROMA_TILES` tiles of known site are used; tiles of the same patient are not neighbors of
+    each other. Nothing, with the reason in the log, unless there are at least two labels and each
+    occurs at two sites.
     """
     table = stainings.table
     known = np.flatnonzero(table["site"] != "")
@@ -89,7 +97,7 @@ def robustness_indices(stainings: Stainings, seed: int) -> Iterator[MetricRow]:
         return
     try:
         yield from _croma(stainings.original[known], table, index(table["patient_id"]), seed)
-    except (ValueError, RuntimeError) as error:  # too few neighbours of a kind, or none apart
+    except (ValueError, RuntimeError) as error:  # too few neighbors of a kind, or equal vectors
         log.info("robustness index skipped: %s", error)
 
 
@@ -107,7 +115,7 @@ def _croma(vectors: Vectors, table: pd.DataFrame, patient: Ints, seed: int) -> I
     )
     features = vectors.astype(np.float64)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # of thin support, which is a figure below
+        warnings.simplefilter("ignore", RuntimeWarning)  # low support, which is reported below
         ri = RI.compute(features, manifest, confounder_column="site", k_candidates=CROMA_NEIGHBOURS)
 
     def index_of(kept: NDArray[np.bool_]) -> float:
@@ -127,13 +135,16 @@ def _croma(vectors: Vectors, table: pd.DataFrame, patient: Ints, seed: int) -> I
 def probe_predictions(
     train: Vectors, test: Vectors, table: pd.DataFrame, folds: pd.DataFrame, seed: int
 ) -> pd.DataFrame:
-    """Answers of a linear probe for `label`, trained and tested anew in every fold.
+    """Test predictions of a linear probe for `label` in all folds.
 
     Args:
-        train, test: (N, D) vectors of the same tiles, to fit it on and to score.
-        table: N rows: `patient_id`, `label`.
-        folds: of the patients.
-        seed: of the probe.
+        train, test: (N, D) embeddings of the same tiles for training and for testing.
+        table: N rows: `patient_id`, `label`; further columns are kept.
+        folds: as returned by `make_folds`.
+        seed: random seed of the probe.
+
+    Returns:
+        The test rows of `table` with `label` as `y`, `repeat`, `fold` and `p_<class>`.
     """
     classes = class_order(table["label"].unique().tolist())
     y = table["label"].map({name: i for i, name in enumerate(classes)}).to_numpy()

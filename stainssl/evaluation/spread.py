@@ -1,4 +1,4 @@
-"""What predictions were made from: which weights, and whether all vectors are nearly equal."""
+"""Record the encoder's weights, and whether its embeddings of all tiles are nearly equal."""
 
 from __future__ import annotations
 
@@ -12,17 +12,20 @@ import numpy.typing as npt
 
 from stainssl.stores.atomic import write_text
 
-FILE = "spread.json"  # in the folder of a probe or head
+FILE = "spread.json"  # in the folder of a probe or head's predictions
 WEIGHTS = ("recipe", "weights_sha256", "revision")
-NAMED = {"recipe", "revision"}  # one of which only weights have that come from elsewhere
-MAX_ALIKE = 0.995  # random weights of six backbones gave 0.26 to 0.985
+NAMED = {"recipe", "revision"}  # only pretrained weights from elsewhere have one of these
+MAX_ALIKE = 0.995  # random weights of six backbones gave mean cosines of 0.26 to 0.985
 
 
 def mean_cosine(blocks: Iterable[npt.NDArray[np.floating]]) -> tuple[float, int]:
-    """Mean cosine of two different rows, and the number of rows; NaN of fewer than two.
+    """Mean cosine similarity of all pairs of rows.
 
     Args:
-        blocks: (n, D) each, all of one D; rows of length zero are left out.
+        blocks: (n, D) each, with the same D; zero vectors are left out.
+
+    Returns:
+        The mean (NaN with fewer than two rows) and the number of rows.
     """
     total: npt.NDArray[np.float64] | float = 0.0
     count = 0
@@ -42,11 +45,12 @@ def write_spread(
     *folders: Path,
     made_by: Mapping[str, Any] | None = None,
 ) -> None:
-    """Note in folders how much alike the vectors are that their answers were made from.
+    """Write the mean cosine of embeddings, and their weights, to `FILE` in each folder.
 
     Args:
-        blocks: as `mean_cosine` takes them.
-        made_by: the settings of their store, of which `WEIGHTS` are kept.
+        blocks: embeddings, as in `mean_cosine`.
+        folders: folders of the predictions made from these embeddings.
+        made_by: settings of the embeddings' store, of which the keys `WEIGHTS` are written.
     """
     cosine, count = mean_cosine(blocks)
     told = {"mean_cosine": round(cosine, 6) if count > 1 else None, "tiles": count}
@@ -56,10 +60,13 @@ def write_spread(
 
 
 def alike_notes(folders: Mapping[str, Iterable[Path]]) -> list[str]:
-    """A note for a table where an encoder's vectors are nearly one vector.
+    """Note of the table on encoders whose embeddings of all tiles are nearly equal.
 
     Args:
-        folders: run → folders of its answers; those without a `FILE` say nothing.
+        folders: run → folders of its predictions; those without `FILE` are ignored.
+
+    Returns:
+        One note, or none.
     """
     found = {run: max(map(_cosine, places), default=0.0) for run, places in folders.items()}
     alike = [f"{run} ({cosine:.4f})" for run, cosine in found.items() if cosine > MAX_ALIKE]
@@ -72,11 +79,14 @@ def alike_notes(folders: Mapping[str, Iterable[Path]]) -> list[str]:
 
 
 def weights_notes(folders: Mapping[str, Iterable[Path]], given: Collection[str] = ()) -> list[str]:
-    """A note for a table on the weights that were not trained here: which they are.
+    """Note of the table that identifies weights that were not trained here.
 
     Args:
-        folders: as `alike_notes` takes them.
-        given: runs of given weights; those that have a recipe or are of the hub are known as such.
+        folders: as in `alike_notes`.
+        given: runs with weights from a file; weights with a recipe or revision are recognized.
+
+    Returns:
+        One note, or none.
     """
     found = {run: next(iter(map(_told, places)), {}) for run, places in folders.items()}
     known = [

@@ -1,4 +1,4 @@
-"""The same tiles under two stainings, and figures of them with intervals over patients."""
+"""Tiles under two stainings, and robustness metrics with intervals over patients."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ JACKKNIFE_GROUPS = 20
 
 
 class MetricRow(NamedTuple):
-    """A row of `metrics.csv`: a figure with its 95 % interval over patients."""
+    """A row of `metrics.csv`: a metric with its 95 % interval over patients."""
 
     metric: str
     group: str
@@ -34,11 +34,11 @@ class MetricRow(NamedTuple):
 
 @dataclass(frozen=True)
 class Stainings:
-    """The same N tiles as they are and under two stainings, as one encoder sees them.
+    """Embeddings of N tiles by one encoder: original, and re-stained to two stainings.
 
     Args:
-        original, first, second: (N, D) vectors, finite.
-        table: N rows: `patient_id`, `slide_id`, `tile`, `site`, `label` (class word).
+        original, first, second: (N, D) embeddings, finite.
+        table: N rows: `patient_id`, `slide_id`, `tile`, `site`, `label` (class name).
     """
 
     original: Vectors
@@ -48,22 +48,22 @@ class Stainings:
 
     @property
     def patient(self) -> Ints:
-        """(N,) index of the tile's patient."""
+        """(N,) index of each tile's patient."""
         return index(self.table["patient_id"])
 
 
 def index(words: pd.Series) -> Ints:
-    """(N,) place of each word among the words that there are, in their order."""
+    """(N,) index of each word among the sorted distinct words."""
     return np.unique(words.to_numpy(str), return_inverse=True)[1]
 
 
 def unit_length(vectors: Vectors) -> Vectors:
-    """(N, D) vectors of length one; a zero vector stays zero."""
+    """Normalize (N, D) vectors to unit length; zero vectors are kept."""
     return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
 
 
 def plain_weights(patient: Ints, seed: int) -> Floats:
-    """(R, P) how often each patient is drawn, whatever the class."""
+    """(R, P) number of times that each patient is drawn, regardless of class."""
     one_class = np.zeros(len(patient), np.int64)
     scored = ScoredUnits(one_class, np.zeros((len(patient), 2)), patient, ("0", "1"))
     return patient_weights(scored, RESAMPLES, seed)
@@ -72,20 +72,20 @@ def plain_weights(patient: Ints, seed: int) -> Floats:
 def figure(
     metric: str, value: float, resampled: Floats, patient: Ints, group: str = "all"
 ) -> MetricRow:
-    """A figure with its interval, by its (R,) values of resampled patients; (N,) `patient`."""
+    """A metric with its interval, from (R,) resampled values; `patient`: (N,) index per tile."""
     patients = len(np.unique(patient))
     low, high = drawn_estimate(float(value), resampled, patients).interval
     return MetricRow(metric, group, float(value), low, high, patients, len(patient))
 
 
 def mean_figure(metric: str, values: NDArray[Any], patient: Ints, seed: int) -> MetricRow:
-    """Mean of (N,) tile values with its bootstrap interval over patients."""
+    """Mean of (N,) tile values, with an interval from resampled patients."""
     drawn = weighted_mean(np.asarray(values, float), patient, plain_weights(patient, seed))
     return figure(metric, float(np.mean(values)), drawn, patient)
 
 
 def median_figure(metric: str, values: NDArray[Any], patient: Ints, seed: int) -> MetricRow:
-    """Median of (N,) tile values with its bootstrap interval over patients."""
+    """Median of (N,) tile values, with an interval from resampled patients."""
     order = np.argsort(values)
     cumulative = np.cumsum(plain_weights(patient, seed)[:, patient[order]], axis=1)
     place = (cumulative < cumulative[:, -1:] / 2).sum(axis=1)
@@ -97,14 +97,19 @@ def median_figure(metric: str, values: NDArray[Any], patient: Ints, seed: int) -
 def jackknife_figure(
     metric: str, value_of: Callable[[NDArray[np.bool_]], float], patient: Ints
 ) -> MetricRow:
-    """A figure that cannot be resampled with repeats, with a delete-a-group jackknife interval.
+    """A metric with a delete-a-group jackknife interval.
 
-    Duplicated patients would lower a rank and feed neighbours to themselves, so groups of
-    patients are left out in turn instead (Efron and Tibshirani, 1993, chapter 11).
+    For metrics that resampling with replacement would distort: duplicated patients lower a rank and
+    are neighbors of themselves. Groups of patients are left out in turn instead (Efron and
+    Tibshirani, 1993, chapter 11).
 
     Args:
-        value_of: the figure of the tiles where (N,) is True.
-        patient: (N,) index of the tile's patient.
+        metric: name of the metric.
+        value_of: mask (N,) of tiles → value.
+        patient: (N,) index of each tile's patient.
+
+    Returns:
+        Limits are NaN with fewer than three patients.
     """
     everything = np.ones(len(patient), bool)
     value = value_of(everything)

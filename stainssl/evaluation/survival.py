@@ -233,7 +233,7 @@ def _median_follow_up(time: np.ndarray, event: np.ndarray) -> str:
     """Median follow-up by the reverse Kaplan–Meier method (Schemper and Smith, 1996)."""
     if event.all():
         return "unknown (nobody is censored)"
-    from scipy.stats import CensoredData, ecdf  # half a second; only this needs it
+    from scipy.stats import CensoredData, ecdf  # takes half a second; only this needs it
 
     curve = ecdf(CensoredData.right_censored(time, event)).sf
     below = np.flatnonzero(curve.probabilities <= 0.5)

@@ -1,4 +1,4 @@
-"""The answer on a folder of tiles as a table: what each column is, and Markdown."""
+"""Table of the robustness metrics of `stainssl robustness`: columns and Markdown."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from stainssl.evaluation.table_formats import markdown
 
 
 class TileColumn(NamedTuple):
-    """A figure of the table.
+    """A column of the table.
 
     Attributes:
-        metric: as `metrics.csv` names it.
-        title: of its column and of its panel.
-        told: how it is read, in a line.
-        chance: what an encoder reaches that knows nothing; the name of a metric, or a number.
+        metric: name in `metrics.csv`.
+        title: title of the column and of its panel in the figure.
+        told: definition and interpretation in one line.
+        chance: value of an uninformative encoder: a number, or the metric that has it.
     """
 
     metric: str
@@ -76,18 +76,18 @@ COLUMNS = (
 
 
 def found_columns(figures: pd.DataFrame) -> list[TileColumn]:
-    """The columns of which there is a figure."""
+    """Columns whose metric has a value."""
     known = set(figures.loc[np.isfinite(figures["value"]), "metric"])
     return [column for column in COLUMNS if column.metric in known]
 
 
 def to_markdown(figures: pd.DataFrame, title: str, notes: Sequence[str]) -> str:
-    """A table with a row an encoder, what its columns say, and notes.
+    """Write a Markdown page: table with a row per encoder, definitions of the columns, and notes.
 
     Args:
-        figures: `encoder` and the fields of a `MetricRow`.
-        title: of the page.
-        notes: a line each.
+        figures: `encoder` and the fields of `MetricRow`.
+        title: title of the page.
+        notes: one line each.
     """
     columns = found_columns(figures)
     head = ["encoder", *(column.title for column in columns)]
