@@ -1,9 +1,9 @@
-# make demo and make test work on a fresh clone with Python >= 3.11 and make.
+# `make demo` and `make test` work in a fresh clone with Python >= 3.11 and make.
 PYTHON ?= python3
 BIN := .venv/bin
 VIEWER := stainssl/view/node_modules/.package-lock.json
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
-# Where it is set every job compiles all that it imports anew: four seconds each.
+# If it is set, every job compiles all its imports again, which takes four seconds.
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo report view test test-quick test-slurm docs lint format lock clean
@@ -15,11 +15,11 @@ demo: .venv/ready
 report: .venv/ready
 	snakemake --report results/report.html
 
-# The page that opens the slides: after `make demo`.
+# The viewer, after `make demo`.
 view: .venv/ready $(VIEWER)
 	stainssl view
 
-# Where there is no npm or no registry of it, the tests of the page skip.
+# Without npm or its registry, the tests of the viewer are skipped.
 test: .venv/ready
 	@command -v npm >/dev/null && $(MAKE) --no-print-directory $(VIEWER) || echo "no OpenSeadragon"
 	pytest -n auto --dist loadgroup
@@ -28,11 +28,11 @@ test: .venv/ready
 test-quick: .venv/ready
 	STAINSSL_QUICK=1 pytest -n auto --dist loadgroup
 
-# A real SLURM on this machine, by hand: needs root, slurmctld, slurmd, slurmdbd, munge, mariadb-server.
+# A real SLURM on this machine, run by hand: needs root, slurmctld, slurmd, slurmdbd, munge, mariadb-server.
 test-slurm: .venv/ready
 	tests/slurm/run.sh
 
-# The site, in site/.
+# The documentation site, in site/.
 docs: .venv/ready
 	mkdocs build --strict
 
@@ -50,7 +50,7 @@ format: .venv/ready
 	ruff format .
 	snakefmt Snakefile workflow
 
-# The environment: uv inside it, the lock synced, this clone on its path.
+# The environment, with uv, the packages of the lock, and this clone as an editable install.
 .venv: .venv/ready
 .venv/ready: requirements.lock pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -59,13 +59,13 @@ format: .venv/ready
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
 	touch $@
 
-# OpenSeadragon for the page, axe-core for its test; the lock holds their checksums.
+# OpenSeadragon for the viewer and axe-core for its tests, with checksums in the lock file.
 $(VIEWER): stainssl/view/package-lock.json
 	cd stainssl/view && npm ci --ignore-scripts --no-audit --no-fund
 	touch $@
 
-# After a change of pyproject.toml or of a model in stainssl/config.py. tiatoolbox asks for the OpenCV
-# with windows, whose files are those of the one without.
+# After a change of pyproject.toml or of a model in stainssl/config.py. opencv-python is left out: tiatoolbox
+# requires it, but it would overwrite the files of opencv-python-headless.
 lock: .venv/ready
 	echo 'opencv-python; sys_platform == "never"' | uv pip compile pyproject.toml --extra all --group dev \
 		--override - --output-file requirements.lock --python-version 3.11 \

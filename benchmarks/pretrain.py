@@ -1,13 +1,13 @@
-"""Speed of pretraining: the stain target's cost, lightly's SimCLR beside it, loader and scale.
+"""Speed of pretraining: cost of the stain target, lightly's SimCLR, loader and scale.
 
     OMP_NUM_THREADS=1 python benchmarks/pretrain.py REAL_DATA [--only step lightly loader scale]
 
-`step`: a step of `stain-invariant` against one of `simclr` on the same views, by turns.
-`lightly`: images per second of our SimCLR against lightly's own example (its SimCLRTransform on
-PIL images in a DataLoader, its loss and head) on the same tiles and backbone, all cores.
-`loader`: tiles per second of the shuffled loader against decoding alone, as many threads.
-`scale`: seconds and memory to open 1,000 stores of 10 million tiles, and to draw an epoch's order.
-Prints a table and writes `pretrain.json`. Ratios travel, seconds do not.
+`step`: a step of `stain-invariant` compared with one of `simclr` on the same tiles, alternating.
+`lightly`: images per second of our SimCLR compared with lightly's own example (its SimCLRTransform
+on PIL images in a DataLoader, its loss and head) on the same tiles and backbone, on all cores.
+`loader`: tiles per second of the shuffled loader compared with decoding alone in as many threads.
+`scale`: time and memory to open 1,000 stores with 10 million tiles, and to draw an epoch's order.
+Prints a table and writes `pretrain.json`. Compare ratios between machines, not seconds.
 """
 
 from __future__ import annotations
@@ -51,14 +51,14 @@ from stainssl.stain.targets import BatchTarget
 from stainssl.stores.pixels import SlidePixels, decode, encode, open_pixels, write_pixels
 
 ROUNDS = 5
-EPOCHS = 5  # of the loader: a batch's memory is new in the first and used again after that
+EPOCHS = 5  # of the loader, which allocates the memory of batches in the first only
 EVEN = Preprocessing((0.5,) * 3, (0.5,) * 3)
 SETTINGS = TrainSettings(steps=1000, lr=1e-3, weight_decay=1e-4)
 STORES, TILES_A_STORE = 1000, 10_000
 
 
 def tiles_of(real_data: Path, count: int, size: int) -> np.ndarray:
-    """(count, size, size, 3) uint8, from the BreakHis tiles, enlarged where size is above 112."""
+    """(count, size, size, 3) uint8 RGB: BreakHis tiles of 112 px, resized to `size`."""
     with zipfile.ZipFile(real_data / "breakhis-tiles.zip") as found:
         names = [n for n in found.namelist() if n.endswith(".jpg")][:count]
         images = [decode(found.read(name)) for name in names]
@@ -66,7 +66,7 @@ def tiles_of(real_data: Path, count: int, size: int) -> np.ndarray:
 
 
 def write_store(path: Path, images: np.ndarray) -> None:
-    """A store of tiles with their Macenko profiles, as `pixels` writes one."""
+    """Write a store of tiles with their Macenko profiles, as `pixels` does."""
     found = estimate(torch.from_numpy(images).permute(0, 3, 1, 2), "macenko")
     slide = SlidePixels(
         "s", np.arange(len(images), dtype=np.int32), [encode(image) for image in images],
@@ -76,7 +76,7 @@ def write_store(path: Path, images: np.ndarray) -> None:
 
 
 def learner(name: str, backbone: str, size: int, stain: StainTargets | None, color: str) -> Learner:
-    """A network to train, of our own."""
+    """A `Learner` with a new network."""
     torch.manual_seed(0)
     network, _ = new_backbone(backbone, size)
     objective = OBJECTIVES["nt-xent"](network, vector_length(network, size), 0.2, 0)
@@ -85,7 +85,7 @@ def learner(name: str, backbone: str, size: int, stain: StainTargets | None, col
 
 
 class Stepper:
-    """A training step of ours outside lightning, whose own cost is not in question."""
+    """A training step of ours without lightning, whose overhead is not measured."""
 
     def __init__(self, module: Learner, half: bool = False) -> None:
         self._module, self._step, self._half = module, 0, half
@@ -102,7 +102,7 @@ class Stepper:
 
 
 def by_turns(work: dict[str, Callable[[], Any]], clock: Callable[[], float]) -> dict[str, float]:
-    """Median seconds of each piece of work, in turns so that a busy machine hits all alike."""
+    """Median seconds of each piece of work, alternating, so that other load affects all alike."""
     seconds: dict[str, list[float]] = {name: [] for name in work}
     for _ in range(ROUNDS + 1):
         for name, run in work.items():
@@ -113,7 +113,7 @@ def by_turns(work: dict[str, Callable[[], Any]], clock: Callable[[], float]) -> 
 
 
 def step_cost(real_data: Path) -> list[dict[str, Any]]:
-    """CPU seconds of a step of both methods, for two backbones."""
+    """CPU seconds of a step of both methods, for three backbones."""
     rows = []
     for backbone, size, count, color in (
         ("resnet18", 96, 64, "weak"), ("resnet50", 224, 8, "weak"), ("lcnet_050", 96, 128, "weak"),
@@ -137,10 +137,10 @@ def step_cost(real_data: Path) -> list[dict[str, Any]]:
 
 
 class Files(Dataset):
-    """Image files under lightly's own transform."""
+    """Image files with lightly's own transform."""
 
     def __init__(self, files: list[Path], size: int) -> None:
-        # Its defaults but for the size and, as ours, a blur in proportion to it.
+        # Its defaults except for the size, to which the blur is proportional, as in ours.
         self._files, self._transform = files, SimCLRTransform(input_size=size)
 
     def __len__(self) -> int:
@@ -171,7 +171,7 @@ def lightly_rate(files: list[Path], backbone: str, size: int, count: int, worker
 
 
 def our_rate(store: Path, backbone: str, size: int, count: int, half: bool) -> float:
-    """Images per second of an epoch of ours, strong jitter, nothing cached."""
+    """Images per second of an epoch of ours, with strong color jitter and no cache."""
     tiles = TrainTiles([open_pixels(store)], cache_bytes=0, workers=torch.get_num_threads())
     step, images = Stepper(learner("simclr", backbone, size, None, "strong"), half), 0
     start = time.perf_counter()
@@ -182,7 +182,7 @@ def our_rate(store: Path, backbone: str, size: int, count: int, half: bool) -> f
 
 
 def against_lightly(real_data: Path, work: Path) -> list[dict[str, Any]]:
-    """Rates on all cores, the better of two numbers of workers for lightly."""
+    """Rates on all cores; for lightly, the better of two numbers of workers."""
     cores = os.cpu_count() or 1
     images = tiles_of(real_data, 1024, 112)
     files = [work / f"{i}.jpg" for i in range(len(images))]
@@ -244,7 +244,7 @@ def _rates(path: Path, jpegs: list[bytes], threads: int) -> dict[str, float]:
 
 
 def write_empty_stores(folder: Path) -> None:
-    """1,000 stores with the small arrays of 10,000 tiles each, and no JPEG worth the name."""
+    """Write 1,000 stores with the small arrays of 10,000 tiles each, and JPEGs of one byte."""
     known = StainProfile.reference("macenko").batched()[[0] * TILES_A_STORE]
     first = folder / "0000.zarr"
     slides = [
@@ -281,7 +281,7 @@ print(json.dumps({"stores": len(stores), "tiles": len(tiles), "imports_gb": base
 
 
 def scale(work: Path) -> list[dict[str, Any]]:
-    """A fresh process opens them, with the files as warm as writing left them."""
+    """Open the stores in a new process, with files still in the page cache."""
     folder = work / "scale"
     folder.mkdir()
     write_empty_stores(folder)
@@ -292,7 +292,7 @@ def scale(work: Path) -> list[dict[str, Any]]:
 
 
 def show(name: str, rows: list[dict[str, Any]]) -> None:
-    """Print the rows of one question."""
+    """Print the rows of one benchmark."""
     print(f"\n{name}")
     for row in rows:
         values = (f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items())
@@ -302,7 +302,7 @@ def show(name: str, rows: list[dict[str, Any]]) -> None:
 def questions(
     real_data: Path, work: Path
 ) -> Iterator[tuple[str, Callable[[], list[dict[str, Any]]]]]:
-    """What is measured, by name."""
+    """Yield the name and function of each benchmark."""
     yield "step", lambda: step_cost(real_data)
     yield "lightly", lambda: against_lightly(real_data, work)
     yield "loader", lambda: loader_rate(real_data, work)

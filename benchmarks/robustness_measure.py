@@ -1,7 +1,7 @@
-"""What one encoder's vectors are worth when the stain changes: the figures of one run.
+"""Metrics of the robustness of one encoder to changes of stain, for one run.
 
-`benchmarks/robustness_real.py` trains the encoders and calls `run_values`. Nothing here knows of
-files, folds or seeds.
+`benchmarks/robustness_real.py` trains the encoders and calls `run_values`. This module does not
+depend on files, folds or seeds.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from stainssl.stores.pixels import decode, encode
 log = logging.getLogger(__name__)
 ORIGINAL, SHIFTED, DOSE = "as it is", "od shift", "dose"
 SHIFT = 0.4  # strength of `od_shift`: a channel's OD times 0.67 to 1.49
-DOSES = (0.0, 0.5, 1.0, 1.5)  # of the way from the training tiles' stain to a centre's
-CONFOUNDING = 0.9  # share of training tiles whose stain goes with their label; tested reversed
-CROP = 112  # px of the centres' crops
+DOSES = (0.0, 0.5, 1.0, 1.5)  # fractions of the way from the training stain to a centre's
+CONFOUNDING = 0.9  # share of training tiles whose stain follows the label; reversed in test
+CROP = 112  # side of the centres' crops in px
 
 Images = NDArray[np.uint8]  # (N, 3, H, W)
 Vectors = NDArray[np.float32]  # (N, D)
@@ -43,11 +43,11 @@ Embed = Callable[[Images], Vectors]
 
 @dataclass(frozen=True)
 class Tiles:
-    """N tiles as decoded.
+    """N decoded tiles.
 
     Attributes:
-        images: (N, 3, H, W) uint8.
-        table: N rows: `patient`, `photo`, `site`, and the label `y` (`""` where there is none).
+        images: (N, 3, H, W) uint8 RGB.
+        table: N rows with `patient`, `photo`, `site` and the label `y` (`""` if unknown).
     """
 
     images: Images
@@ -56,13 +56,14 @@ class Tiles:
 
 @dataclass(frozen=True)
 class Stained:
-    """The training and the test tiles of one fold, as they are and under every stain.
+    """Training and test tiles of one fold, unchanged and under every stain.
 
     Attributes:
         train, test: the tiles.
-        of_train, of_test: stain → the same tiles under it; `of_test` has the doses too.
-        distance: stain → ΔE of LAB means and deviations from the training tiles, of test tiles.
-        farthest: the two centres whose stains are farthest apart.
+        of_train, of_test: stain → re-stained tiles; `of_test` includes the doses.
+        distance: stain → distance (ΔE of LAB means and standard deviations) of the test tiles
+            from the training tiles.
+        farthest: the two centres with the most different stains.
     """
 
     train: Tiles
@@ -77,36 +78,37 @@ class Stained:
 
 
 def pooled_stain(images: Images) -> LabStats:
-    """The Reinhard profile of (N, 3, H, W) tiles together."""
+    """The pooled Reinhard profile of tiles (N, 3, H, W) uint8."""
     found = estimate(torch.from_numpy(images), "reinhard").pooled()
     assert isinstance(found, LabStats)
     return found
 
 
 def stain_distance(one: StainProfile, other: StainProfile) -> float:
-    """Euclidean distance of two profiles' coordinates; of Reinhard's, ΔE of means and spreads."""
+    """Euclidean distance of the coordinates of two profiles; for Reinhard's, ΔE in LAB."""
     return float((one.coordinates() - other.coordinates()).norm())
 
 
 def od_shift(
     images: Tensor, generator: Generator, strength: float = 0.2, constants: Constants = DEFAULTS
 ) -> Tensor:
-    """Images with gain and gamma drawn for each channel's optical density.
+    """Apply a random gain and gamma to each channel's optical density.
 
     OD' = gain · OD^gamma with ln(gain) and ln(gamma) uniform in ± strength and ± strength / 2,
-    drawn for each image and channel: staining time, lamp and sensor, not a mix of two stains.
-    White stays white.
+    drawn for each image and channel. This models staining time, lamp and sensor, not a mix of two
+    stains. White stays white.
 
     Args:
         images: (B, 3, H, W) RGB, uint8 or float in [0, 1].
-        generator: of a CPU; the only source of chance.
-        strength: 0 changes nothing; 0.2 is a channel's OD times 0.82 to 1.22.
+        generator: CPU generator, the only source of random numbers.
+        strength: 0 changes nothing; 0.2 multiplies a channel's OD by 0.82 to 1.22.
+        constants: constants of the optical density.
 
     Returns:
-        (B, 3, H, W) of the images' dtype.
+        (B, 3, H, W) with the dtype of the images.
 
     Raises:
-        ValueError: a negative strength.
+        ValueError: `strength` is negative.
     """
     if strength < 0:
         raise ValueError(f"strength is {strength}: give 0 or more.")
@@ -121,7 +123,7 @@ def od_shift(
 
 
 def shifted(images: Tensor, strength: float, seed: int = 0) -> Tensor:
-    """Gain and gamma of the optical density, then blur and JPEG of quality 60."""
+    """Apply `od_shift`, then blur and JPEG of quality 60."""
     changed = od_shift(images, torch.Generator().manual_seed(seed), strength)
     out = [
         encode(cv2.GaussianBlur(i, (0, 0), 0.6), 60) for i in changed.permute(0, 2, 3, 1).numpy()
@@ -130,21 +132,21 @@ def shifted(images: Tensor, strength: float, seed: int = 0) -> Tensor:
 
 
 def stainings(images: Images, centres: Mapping[str, StainProfile]) -> dict[str, Images]:
-    """The images as they are, under the stain of every centre, and with shifted densities."""
+    """The images unchanged, under the stain of every centre, and with `shifted` densities."""
     given = torch.from_numpy(images)
     found = {name: reinhard_to(given, profile).numpy() for name, profile in centres.items()}
     return {ORIGINAL: images, **found, SHIFTED: shifted(given, SHIFT).numpy()}
 
 
 def between(one: LabStats, other: LabStats, share: float) -> LabStats:
-    """The stain at a share of the way from one to another; past 1 it lies beyond the other."""
+    """Interpolate between two stains; a share above 1 extrapolates."""
     mean = one.mean + share * (other.mean - one.mean)
     std = (one.std + share * (other.std - one.std)).clamp_min(1)
     return LabStats(one.method, one.valid, mean, std)
 
 
 def doses(images: Images, trained: LabStats, centres: Mapping[str, LabStats]) -> dict[str, Images]:
-    """The images on the way from the training stain to the centre farthest from it."""
+    """The images at `DOSES` between the training stain and the centre farthest from it."""
     goal = max(centres.values(), key=lambda centre: stain_distance(trained, centre))
     given = torch.from_numpy(images)
     return {
@@ -154,7 +156,7 @@ def doses(images: Images, trained: LabStats, centres: Mapping[str, LabStats]) ->
 
 
 def stained(train: Tiles, test: Tiles, centres: Mapping[str, LabStats]) -> Stained:
-    """Both parts of a fold under every stain."""
+    """Re-stain the training and test tiles of a fold."""
     own = pooled_stain(train.images)
     of_train, of_test = (stainings(tiles.images, centres) for tiles in (train, test))
     of_test |= doses(test.images, own, centres)
@@ -167,16 +169,21 @@ def stained(train: Tiles, test: Tiles, centres: Mapping[str, LabStats]) -> Stain
 
 
 def retrieval_values(first: Vectors, second: Vectors, photo: NDArray) -> dict[str, NDArray]:
-    """Per tile, its stain `first` asking among all tiles under `second`, and the other way, mean.
+    """Retrieve each tile under one stain among all tiles under another; mean of both directions.
+
+    Args:
+        first, second: (N, D) embeddings of the same tiles under two stains.
+        photo: (N,) photograph of each tile.
 
     Returns:
-        `top1`, `top10` (of the same tile), `photo_map` (average precision of the other tiles of
-        its photograph; NaN where it has none), `margin` (cosine with itself less that with others).
+        Metric → (N,): `top1` and `top10` (the same tile is found), `photo_map` (average precision
+        of the other tiles of its photograph; NaN if there are none), `margin` (cosine to itself
+        minus the mean cosine to the others).
     """
     cosine = unit_length(first) @ unit_length(second).T
     itself = np.diagonal(cosine).copy()
     both = (cosine, cosine.T)
-    # Ties count against the tile: a collapsed encoder, to which all are alike, finds nothing.
+    # Ties count against the tile, so that a collapsed encoder finds nothing.
     rank = [(matrix >= itself[:, None]).sum(1) for matrix in both]
     others = [(matrix.sum(1) - itself) / max(len(matrix) - 1, 1) for matrix in both]
     same = (photo[:, None] == photo[None]) & ~np.eye(len(photo), dtype=bool)
@@ -189,7 +196,7 @@ def retrieval_values(first: Vectors, second: Vectors, photo: NDArray) -> dict[st
 
 
 def average_precision(score: Vectors, relevant: NDArray[np.bool_]) -> NDArray:
-    """(N,) average precision of each row's ranking, the tile itself left out; NaN without any."""
+    """(N,) average precision of each row without the tile itself; NaN without relevant tiles."""
     score = score.copy()
     np.fill_diagonal(score, -np.inf)
     order = np.argsort(-score, axis=1, kind="stable")
@@ -204,9 +211,9 @@ def average_precision(score: Vectors, relevant: NDArray[np.bool_]) -> NDArray:
 
 
 def choosing(patient: NDArray, y: NDArray) -> NDArray[np.bool_]:
-    """(N,) True for the tiles of every third training patient, who choose a probe's penalty.
+    """(N,) True for the tiles of every third training patient, used to choose a probe's penalty.
 
-    Patients are taken in the order of their mean label, so that both parts have every class.
+    Patients are ordered by their mean label, so that both parts have every class.
     """
     mean = pd.Series(y, dtype=float).groupby(patient).mean()
     ranked = mean.reset_index().sort_values([0, "index"])["index"].to_numpy()
@@ -220,10 +227,10 @@ def _probe(vectors: Vectors, y: NDArray, patient: NDArray, classes: int) -> Line
 def stain_hits(
     train: Mapping[str, Vectors], patient: NDArray, test: Mapping[str, Vectors]
 ) -> dict[str, NDArray]:
-    """Stain → per test tile whether a probe, trained on other patients, names it."""
+    """Stain → (N,) whether a probe trained on other patients predicts it from each test tile."""
     names, count = list(train), len(patient)
     y, whose = np.repeat(np.arange(len(names)), count), np.tile(patient, len(names))
-    # Every patient has every stain, so that any third of them may choose.
+    # Every patient has every stain, so any third of the patients can choose the penalty.
     val = choosing(whose, np.zeros(len(y)))
     vectors = np.concatenate([train[n] for n in names])
     probe, _ = linear_probe(vectors, y, whose, val, len(names), 0)
@@ -235,8 +242,9 @@ def label_scores(
 ) -> dict[str, NDArray]:
     """Test → (N,) score of the label by probes trained on the training tiles.
 
-    Under every stain by a probe of the tiles as they are; and `confounded`: of the two centres
-    that lie farthest apart one goes with the label in 90 % of training, and the other way in test.
+    A probe trained on unchanged tiles is tested under every stain. In `confounded`, the stains of
+    the two centres farthest apart follow the label in 90 % of the training tiles, and are reversed
+    in the test.
     """
     y, test_y = (t.table["y"].to_numpy(int) for t in (stains.train, stains.test))
     patient = stains.train.table["patient"].to_numpy(str)
@@ -244,7 +252,7 @@ def label_scores(
     scores = {name: plain(vectors)[:, 1] for name, vectors in found.items()}
     first, second = stains.farthest
     if not {first, second} <= set(found):
-        return scores  # the centres' family is one that this encoder was trained with
+        return scores  # the encoder was trained with Reinhard's normalization, as the centres'
     rng = np.random.default_rng(0)
     follows, test_follows = (rng.random(len(k)) < CONFOUNDING for k in (y, test_y))
     mixed = np.where(((y == 1) == follows)[:, None], seen[first], seen[second])
@@ -253,7 +261,7 @@ def label_scores(
 
 
 def centre_hits(embed: Embed, centres: Mapping[str, Images]) -> pd.DataFrame:
-    """Per 112 px crop of the centres whether a probe names its centre, tiles held out."""
+    """Whether a probe predicts the centre of each 112 px crop, with whole tiles held out."""
     crops, rows = [], []
     for number, images in enumerate(centres.values()):
         for index, image in enumerate(images):
@@ -264,7 +272,7 @@ def centre_hits(embed: Embed, centres: Mapping[str, Images]) -> pd.DataFrame:
     hit = np.zeros(len(y))
     for left_out in np.unique(index):
         seen = index != left_out
-        val = index[seen] == index[seen].min()  # of the two tiles left, one chooses the penalty
+        val = index[seen] == index[seen].min()  # one of the two remaining tiles per centre
         probe, _ = linear_probe(vectors[seen], y[seen], index[seen], val, len(centres), 0)
         hit[~seen] = probe(vectors[~seen]).argmax(1) == y[~seen]
     name = [f"{centre}-{i}" for centre, i in zip(y, index, strict=True)]
@@ -277,17 +285,18 @@ def centre_hits(embed: Embed, centres: Mapping[str, Images]) -> pd.DataFrame:
 def run_values(
     embed: Embed, stains: Stained, centres: Mapping[str, Images], knows_reinhard: bool
 ) -> pd.DataFrame:
-    """Every figure of one encoder on one fold.
+    """Compute all metrics of one encoder on one fold.
 
     Args:
-        embed: images to vectors.
-        stains: the fold's tiles.
-        centres: the centres' own tiles.
-        knows_reinhard: the encoder was trained with Reinhard's family: it is not tested by it.
+        embed: embeds images.
+        stains: the tiles of the fold.
+        centres: centre → its own tiles, (n, 3, 512, 512) uint8.
+        knows_reinhard: the encoder was trained with Reinhard normalization, so that re-stained
+            tiles are left out.
 
     Returns:
-        `patient, pair, metric, value, y`: means over a patient's tiles, but for `score: …`, which
-        are of single tiles and have their label `y`.
+        `patient, pair, metric, value, y`: means over the tiles of a patient, except `score: …`,
+        which are of single tiles with their label `y`.
     """
     allowed = {ORIGINAL, SHIFTED} if knows_reinhard else set(stains.of_test)
     seen = {n: embed(images) for n, images in stains.of_train.items() if n in allowed}

@@ -1,25 +1,27 @@
-"""Is stain-invariant pretraining robust to stain? Every encoder, one recipe, stains shifted.
+"""Robustness of encoders to stain: all methods with the same recipe, tested on shifted stains.
 
     python -m benchmarks.robustness_real tiles --real-data REAL --work /tmp/tiles
     python -m benchmarks.robustness_real synthetic --real-data REAL --work /tmp/synthetic
     python -m benchmarks.robustness_real my.yaml --cohort wilds --label tumor --split sheet \
         --real-data REAL --work /tmp/wilds
 
-`tiles`: the BreakHis tiles, six patient-grouped folds, pretraining inside each fold's training
-patients. `synthetic`: 200 patients of five sites from a seed of its own; three quarters of the
-patients of sites a, b and c are trained on, sites d and e never. `choosing`: what defaults are
-chosen by, the training patients of another such cohort, a third of them set aside, stained as four
-pictures of other laboratories are. Or any cohort of a config, in folds or by its sheet's own split.
+`tiles`: the BreakHis tiles in six folds of patients, with pretraining on the training patients of
+each fold. `synthetic`: 200 patients of five sites from a seed of its own; three quarters of the
+patients of sites a, b and c are for training, sites d and e only for testing. `choosing`: the
+cohort by which defaults are chosen, namely the training patients of another such cohort, a third of
+them for testing, with the stains of four pictures of other laboratories. Or any cohort of a config,
+in folds or by the split in its sheet.
 
 Test tiles are re-stained to the five CAMELYON17 centres by Reinhard over tissue pixels, and by gain
-and gamma of the optical density with blur and JPEG; an encoder that was itself trained with
-Reinhard's family is tested by the second alone. No pixel or profile of the centres, nor of a test
-patient, enters training or choosing: of pretraining nothing is chosen here, and the penalty of
-every probe is chosen by training patients.
+and gamma of the optical density with blur and JPEG. An encoder that was trained with Reinhard
+normalization is tested with the second only. No pixel or profile of the centres or of a test
+patient is used for training or for choices: nothing about pretraining is chosen here, and the
+penalty of every probe is chosen on training patients.
 
-Figures go into `WORK/values/`, a file a run, so that an interrupted benchmark goes on and a table
-can be made of what is there (`--table`): `summary.json`, `tables.md`, `top1.png` and `auroc.png`,
-as `robustness_table.py` says. Runs take turns: a seed of all encoders and folds, then the next.
+Values are written to `WORK/values/`, a file per run, so that an interrupted benchmark can be
+resumed, and tables can be made of the finished runs (`--table`): `summary.json`, `tables.md`,
+`top1.png` and `auroc.png`, as described in `robustness_table.py`. One seed of all encoders and
+folds is run before the next.
 """
 
 from __future__ import annotations
@@ -65,8 +67,8 @@ from stainssl.stores.pixels import Pixels, decode, open_pixels
 from stainssl.stores.tiles import read_labels
 
 log = logging.getLogger("robustness_real")
-COHORT, FOLDS, BATCH = "evidence", 6, 128  # BATCH: tiles embedded at once
-SYNTHETIC_SEED = 20261126  # of a cohort on which nothing was ever chosen
+COHORT, FOLDS, BATCH = "evidence", 6, 128  # BATCH: tiles per forward pass
+SYNTHETIC_SEED = 20261126  # of a cohort on which nothing was chosen
 CHOOSING_SEED = 20261125
 REFERENCES = (
     "slides/CMU-1-Small-Region.svs", "slides/tcga-cr-7395-01a-01-ts1.svs",
@@ -74,13 +76,13 @@ REFERENCES = (
 )  # fmt: skip
 REFERENCE_PX = 512
 SEEN_SITES, UNSEEN_SITES = "abc", "de"
-SLIDE_PX = 768  # side of a synthetic slide: many patients with few tiles each
+SLIDE_PX = 768  # side of a synthetic slide; small, for many patients with few tiles each
 _SI = {"method": "stain-invariant", "stain_jitter": "none"}
 _SIMCLR = {"method": "simclr", "stain_jitter": "none"}
-GIVEN = "efficientnet-lite0"  # with ImageNet's weights
+GIVEN = "efficientnet-lite0"  # ImageNet weights
 _IMAGENET = {"weights": GIVEN}
 _CONTINUED = {"init": GIVEN, "backbone": None, "lr": 3e-4, "freeze_norms": True}
-_MOVING = _CONTINUED | {"freeze_norms": False}  # running statistics become those of the views
+_MOVING = _CONTINUED | {"freeze_norms": False}  # batch norm statistics follow the views
 ENCODERS: dict[str, dict[str, Any]] = {
     "random": {"method": "random"},
     "simclr": _SIMCLR,
@@ -107,19 +109,20 @@ ENCODERS: dict[str, dict[str, Any]] = {
 
 
 class Options(NamedTuple):
-    """How much is trained and looked at; the same for every encoder.
+    """Settings of a benchmark, the same for every encoder.
 
     Attributes:
-        work: folder of data, models and figures.
-        real_data: folder that holds `camelyon17-centres`, or the pictures `REFERENCES`.
+        work: folder for data, models and results.
+        real_data: folder with `camelyon17-centres`, or with the pictures `REFERENCES`.
         encoders: names in `ENCODERS`.
-        seeds: of each.
-        recipe: keys that all encoders share.
-        max_tiles: of the training patients that probes learn from, and of the test patients.
-        label: column of the sheet, or tile label; None: none is probed.
-        positive: class of it that stands against all others; None: it is 0 and 1.
-        set_aside: folds, the last ones, on which things were chosen: trained on, never tested.
-        choosing: stain as the references are, not as the centres.
+        seeds: seeds of each encoder.
+        recipe: keys common to all encoders.
+        max_tiles: maximum number of training tiles for probes, and of test tiles.
+        label: column of the sheet, or tile label; None runs no probe of a label.
+        positive: class of the label tested against all others; None if the label is 0 or 1.
+        set_aside: number of folds, the last ones, that are only trained on, since choices were
+            made on them.
+        choosing: use the stains of the references, not of the centres.
     """
 
     work: Path
@@ -138,7 +141,7 @@ class Options(NamedTuple):
 
 
 def tiles_cohort(real_data: Path, work: Path) -> dict[str, Any]:
-    """Config of the BreakHis tiles: a sheet with a row a tile."""
+    """Config of the BreakHis tiles, with a sheet of one row per tile."""
     folder = work / "breakhis"
     if not folder.exists():
         with replacing(folder) as made, zipfile.ZipFile(real_data / "breakhis-tiles.zip") as found:
@@ -156,12 +159,12 @@ def tiles_cohort(real_data: Path, work: Path) -> dict[str, Any]:
 
 
 def synthetic_cohort(work: Path, patients: int, choosing: bool = False) -> dict[str, Any]:
-    """Config of a synthetic cohort: five sites with as many patients each, two for test alone.
+    """Config of a synthetic cohort of five sites with equally many patients, two only for testing.
 
     Args:
         work: folder for its slides and sheet.
-        patients: of all sites.
-        choosing: of `CHOOSING_SEED` the training patients alone, a third of them for test.
+        patients: number of patients at all sites together.
+        choosing: use only the training patients of `CHOOSING_SEED`, a third of them for testing.
     """
     seed = CHOOSING_SEED if choosing else SYNTHETIC_SEED
     share = dict.fromkeys(SEEN_SITES + UNSEEN_SITES, patients // 5)
@@ -182,15 +185,15 @@ def synthetic_cohort(work: Path, patients: int, choosing: bool = False) -> dict[
 
 
 def config_cohort(path: Path, name: str) -> dict[str, Any]:
-    """Config of one cohort of a user's own config, a release or a sheet."""
-    config = load(path)  # every problem at once
+    """Config of one cohort (release or sheet) of a user's config."""
+    config = load(path)  # reports all problems at once
     data = yaml.safe_load(path.read_text(encoding="utf-8"))
     kept = {key: data[key] for key in ("tilings", "slides") if key in data}
     return {**kept, "cohorts": {COHORT: config.cohorts[name].model_dump(mode="json")}}
 
 
 def folded(data: dict[str, Any], work: Path, folds: int) -> dict[str, Any]:
-    """The config with the cohort's patients dealt to folds, as splits f0, f1 … of its sheet."""
+    """The config with patients assigned to folds, as splits f0, f1 … of a new sheet."""
     config = parse({**data, "results": str(work / "results")})
     sheet = read_sheet(config, COHORT)
     rng = np.random.default_rng(0)
@@ -198,14 +201,14 @@ def folded(data: dict[str, Any], work: Path, folds: int) -> dict[str, Any]:
     fold = {patient: f"f{i % folds}" for i, patient in enumerate(patients)}
     sheet["split"] = sheet["patient_id"].map(fold)
     sheet.drop(columns=[PART]).to_csv(work / "folded.csv", index=False)
-    # The sheet is a release's too: what is known of it stands in the cohort's other keys.
+    # Also for a release: the new sheet replaces it, and the other keys keep what it has set.
     own = {k: v for k, v in data["cohorts"][COHORT].items() if k not in ("release", "options")}
     cohort = {**own, "sheet": str(work / "folded.csv"), "root": "/"}
     return {**data, "cohorts": {COHORT: cohort}}
 
 
 def fold_splits(config: Config, set_aside: int = 0) -> list[tuple[list[str], str]]:
-    """(splits trained on, split tested on) of every fold that is tested."""
+    """(training splits, test split) of every fold that is tested."""
     splits = sorted(set(read_sheet(config, COHORT)["split"]))
     if "test" in splits:
         return [(["train"], "test")]
@@ -217,7 +220,7 @@ def full_config(data: dict[str, Any], options: Options) -> Config:
     """The config with an encoder for every method, seed and fold."""
     found = {"results": str(options.work / "results"), "slides": {"part_size": 500}, **data}
     plain = parse(found)
-    of_tiles = plain.cohorts[COHORT].kind == "patches"  # whose label the sheet has
+    of_tiles = plain.cohorts[COHORT].kind == "patches"  # tile labels are in the sheet
     if options.label and (of_tiles or options.label not in read_sheet(plain, COHORT)):
         found["tasks"] = {"task": {"level": "tile", "label": options.label, "cohorts": [COHORT]}}
     encoders: dict[str, Any] = {}
@@ -242,13 +245,13 @@ def _run_name(name: str, seed: int, fold: int) -> str:
 
 
 def knows_reinhard(encoder: Encoder) -> bool:
-    """Whether training normalized by Reinhard's family, which then cannot test it."""
+    """Whether the encoder was trained with Reinhard normalization or RandStainNA."""
     normalizes = encoder.needs_target and "reinhard" in encoder.normalizers
     return normalizes or encoder.stain_jitter == "randstainna"
 
 
 def prepare(config: Config) -> None:
-    """Tiles, labels and pixels of every part that is not there yet."""
+    """Run `tile`, `label` and `pixels` for every part without pixels."""
     paths = config.paths
     for part in parts(config, COHORT):
         if not paths.pixels(COHORT, part).exists():
@@ -261,7 +264,7 @@ def prepare(config: Config) -> None:
 
 
 def read_tiles(config: Config, splits: Sequence[str], options: Options) -> Tiles:
-    """The tiles of some splits, at most `max_tiles`, balanced over patients."""
+    """Read the tiles of some splits, at most `max_tiles`, balanced over patients."""
     frames, jpegs = [], []
     paths = config.paths
     for part, sheet in parts(config, COHORT).items():
@@ -285,7 +288,7 @@ def _rows(
     slide = np.asarray(store.slide_id, dtype=object)[store.slide]
     table = pd.DataFrame({"slide_id": slide, "tile": store.tile})
     table = table.merge(sheet, on="slide_id", how="left")
-    if options.label and options.label not in table:  # a tile's own; the sheet's is its slide's
+    if options.label and options.label not in table:  # a tile label; the sheet has slide labels
         found = labels[["slide_id", "tile", options.label]]
         table = table.merge(found, on=["slide_id", "tile"], how="left")
     y = table[options.label].map(lambda v: _binary(v, options.positive)) if options.label else ""
@@ -295,14 +298,14 @@ def _rows(
 
 
 def _binary(value: Any, positive: str | None) -> str:
-    """`0`, `1`, or nothing where the label is unknown."""
+    """`0`, `1`, or an empty string if the label is unknown."""
     if pd.isna(value) or value == "":
         return ""
     return str(int(value == positive if positive else float(value)))
 
 
 def centre_images(real_data: Path) -> dict[str, Images]:
-    """Centre → its tiles (3, 3, 512, 512), of `camelyon17-centres`."""
+    """Centre → its three tiles (3, 3, 512, 512) uint8 in `camelyon17-centres`."""
     folder = real_data / "camelyon17-centres"
     table = pd.read_csv(folder / "tiles.csv")
     return {
@@ -315,7 +318,7 @@ def centre_images(real_data: Path) -> dict[str, Images]:
 
 
 def reference_images(real_data: Path) -> dict[str, Images]:
-    """Picture → its three squares (3, 3, 512, 512) of most color: stains to choose by."""
+    """Picture → its three most colored squares (3, 3, 512, 512), for `choosing`."""
     found = {}
     for path in REFERENCES:
         with open_slide(real_data / path) as slide:
@@ -325,7 +328,7 @@ def reference_images(real_data: Path) -> dict[str, Images]:
 
 
 def _most_colored(image: np.ndarray, count: int = 3) -> np.ndarray:
-    """The squares of (h, w, 3) with most colored pixels that do not overlap."""
+    """The `count` non-overlapping squares of (h, w, 3) with most colored pixels."""
     side, colored = REFERENCE_PX, np.ptp(image, axis=2) > 20
     places = itertools.product(*(range(0, n - side + 1, side // 2) for n in image.shape[:2]))
     ranked = sorted(((colored[y : y + side, x : x + side].mean(), y, x) for y, x in places))[::-1]
@@ -337,7 +340,7 @@ def _most_colored(image: np.ndarray, count: int = 3) -> np.ndarray:
 
 
 def embedder(source: Path | str, input_size: int | None = None) -> Embed:
-    """A function from (N, 3, H, W) uint8 to (N, D) float32 vectors of an encoder."""
+    """A function that embeds (N, 3, H, W) uint8 with an encoder to (N, D) float32."""
     encoder = load_encoder(source, input_size=input_size)
 
     def embed(images: Images) -> Vectors:
@@ -351,7 +354,7 @@ def embedder(source: Path | str, input_size: int | None = None) -> Embed:
 
 
 def measure(config: Config, options: Options) -> None:
-    """Train and measure what is not there yet: a seed of all folds and encoders, then the next."""
+    """Train and measure unfinished runs, one seed of all folds and encoders after the other."""
     centres = (reference_images if options.choosing else centre_images)(options.real_data)
     for seed in options.seeds:
         for fold, (splits, test) in enumerate(fold_splits(config, options.set_aside)):
@@ -373,7 +376,7 @@ def measure(config: Config, options: Options) -> None:
 def _measured(
     config: Config, name: str, stains: Stained, centres: dict[str, Images]
 ) -> pd.DataFrame:
-    """The figures of a run, trained where it is not."""
+    """Values of a run, which is trained if it is not yet."""
     run, paths = config.run(name), config.paths
     if run.encoder.weights is not None:
         embed = embedder(run.encoder.weights, run.encoder.input_size)
@@ -382,7 +385,7 @@ def _measured(
         if run.encoder.needs_target:
             run_stage("target", config, name)
         run_stage("pretrain", config, name)
-        shutil.rmtree(paths.checkpoints(name), ignore_errors=True)  # of a run that has ended
+        shutil.rmtree(paths.checkpoints(name), ignore_errors=True)  # not needed after training
     embed = embedder(paths.model(name))
     return run_values(embed, stains, centres, knows_reinhard(run.encoder))
 
@@ -392,7 +395,7 @@ def _values(options: Options, name: str, seed: int, fold: int) -> Path:
 
 
 def report(work: Path, encoders: Sequence[str]) -> pd.DataFrame:
-    """Write and print the tables of what has been measured of some encoders; draw the pictures."""
+    """Write and print the tables of the finished runs of some encoders; draw the pictures."""
     files = sorted((work / "values").glob("*.parquet"))
     values = pd.concat([pd.read_parquet(file) for file in files], ignore_index=True)
     values = _in_order(values[values["encoder"].isin(encoders)])
@@ -421,7 +424,7 @@ def _in_order(values: pd.DataFrame) -> pd.DataFrame:
 
 
 def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("what", help="tiles, synthetic, choosing, or a config file")
     parser.add_argument("--work", type=Path, required=True, help="folder for data and results")
@@ -449,7 +452,7 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def cohort_data(given: argparse.Namespace, work: Path) -> tuple[dict[str, Any], str | None]:
-    """The cohort's config, and the tile label."""
+    """The config of the cohort, and its tile label."""
     if given.what == "tiles":
         return folded(tiles_cohort(given.real_data, work), work, given.folds), "label"
     if given.what in ("synthetic", "choosing"):
@@ -459,7 +462,7 @@ def cohort_data(given: argparse.Namespace, work: Path) -> tuple[dict[str, Any], 
 
 
 def options_of(given: argparse.Namespace, work: Path, task_label: str | None) -> Options:
-    """What the command line asks for."""
+    """The options given on the command line."""
     recipe = {
         "backbone": given.backbone, "input_size": given.input_size, "epochs": given.epochs,
         "steps": given.steps,
@@ -473,7 +476,7 @@ def options_of(given: argparse.Namespace, work: Path, task_label: str | None) ->
 
 
 def main(words: Sequence[str] | None = None) -> pd.DataFrame:
-    """Measure what is missing, then tell all."""
+    """Measure unfinished runs, then report all."""
     given = arguments(words)
     for noisy in ("timm", "dask", "matplotlib"):
         logging.getLogger(noisy).setLevel(logging.WARNING)

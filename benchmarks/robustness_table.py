@@ -1,10 +1,10 @@
-"""Tables and a picture of what `benchmarks/robustness_real.py` measured.
+"""Tables and pictures of the values measured by `benchmarks/robustness_real.py`.
 
-A figure is a mean over a patient's tiles, over seeds, over patients; its interval is over
-resampled patients and knows nothing of seeds, whose own figures stand beside it. **At worst** is
-the least mean over the pairs of stains (or the least AUROC over the stains), each encoder at its
-own worst, and found anew in every resample. A difference of two encoders is the difference of
-those two figures, both of the same resampled patients.
+A result is averaged over the tiles of a patient, over seeds and over patients. Its interval is over
+resampled patients and does not include the variation between seeds, whose own results are listed.
+**Worst** is the lowest mean over the pairs of stains (or the lowest AUROC over the stains), for
+each encoder separately, and determined again in every resample. Differences of two encoders use the
+same resamples of patients.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ RETRIEVAL = ("top1", "top10", "photo_map", "margin")
 GEOMETRY = ("effective_rank", "alignment", "uniformity")
 SCORE = "score: "
 
-Draws = NDArray[np.float64]  # (1 + R,): the figure, and in every resample
+Draws = NDArray[np.float64]  # (1 + R,): the value, and that of every resample
 
 
 class Row(NamedTuple):
-    """A figure of an encoder, or of one less another (`minus`), with its 95 % interval."""
+    """A result of an encoder, or its difference from another (`minus`), with a 95 % interval."""
 
     encoder: str
     minus: str
@@ -49,11 +49,11 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class Sample:
-    """Resamples of the patients, the same for every encoder: a row of weights each.
+    """Resamples of the patients, the same for every encoder.
 
     Attributes:
-        patients: P names.
-        weights: (1 + R, P); the first row is all ones.
+        patients: (P,) names.
+        weights: (1 + R, P) counts of each patient; the first row is all ones.
     """
 
     patients: NDArray
@@ -61,7 +61,7 @@ class Sample:
 
     @staticmethod
     def of(patients: Sequence[str], seed: int = 0) -> Sample:
-        """The patients as they are, and resampled with replacement."""
+        """Resample the patients with replacement."""
         names = np.unique(np.asarray(patients, str))
         rng = np.random.default_rng(seed)
         draws = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), RESAMPLES)
@@ -69,7 +69,7 @@ class Sample:
 
 
 def _means(table: pd.DataFrame, sample: Sample) -> NDArray:
-    """(1 + R, K): mean over patients of each of K pairs, patients without a figure left out."""
+    """(1 + R, K): mean over the patients with a value, for each of K pairs."""
     wide = table.pivot_table(index="patient", columns="pair", values="value", aggfunc="mean")
     values = wide.reindex(sample.patients).to_numpy()
     known = np.isfinite(values)
@@ -87,9 +87,9 @@ def _average(means: NDArray) -> Draws:
 
 
 def mean_figures(table: pd.DataFrame, sample: Sample) -> dict[str, Draws]:
-    """One encoder's figures that are means over tiles: name → the figure and its resamples."""
+    """Results of one encoder that are means over tiles: name → draws."""
     found: dict[str, Draws] = {}
-    known = table.dropna(subset="value")  # a tile alone of its photograph has no average precision
+    known = table.dropna(subset="value")  # e.g. `photo_map` of a photograph with a single tile
     metrics = {str(metric): rows for metric, rows in known.groupby("metric")}
     for name in (m for m in RETRIEVAL if m in metrics):
         means = _means(metrics[name], sample)
@@ -108,7 +108,7 @@ def mean_figures(table: pd.DataFrame, sample: Sample) -> dict[str, Draws]:
 
 
 def auroc_figures(table: pd.DataFrame, sample: Sample) -> dict[str, Draws]:
-    """One encoder's AUROCs: name → the figure, mean over seeds, and its resamples."""
+    """AUROCs of one encoder, averaged over seeds: name → draws."""
     scores = table[table["metric"].str.startswith(SCORE)]
     found = {
         f"auroc, {metric.removeprefix(SCORE)}": np.mean(
@@ -118,7 +118,7 @@ def auroc_figures(table: pd.DataFrame, sample: Sample) -> dict[str, Draws]:
     }
     unseen = [draws for name, draws in found.items() if _is_unseen(name)]
     if unseen:
-        found["auroc, worst stain"] = np.fmin.reduce(unseen)  # NaN: a resample of one class
+        found["auroc, worst stain"] = np.fmin.reduce(unseen)  # ignores NaN (a single class)
     return found
 
 
@@ -133,19 +133,19 @@ def _auroc(rows: pd.DataFrame, sample: Sample) -> Draws:
 
 
 def figures(table: pd.DataFrame, sample: Sample) -> dict[str, Draws]:
-    """All of one encoder's figures over the tested patients."""
+    """All results of one encoder over the patients in `sample`: name → draws."""
     tested = table[table["patient"].isin(sample.patients)]
     return mean_figures(tested, sample) | auroc_figures(tested, sample)
 
 
 def summarise(values: pd.DataFrame) -> pd.DataFrame:
-    """Every figure of every encoder, of every encoder less `simclr`, and of `CLAIMED` less each.
+    """Compute all results: of each encoder, minus `simclr`, and of `CLAIMED` minus each.
 
     Args:
-        values: `run_values` of all runs with `encoder`, `seed` and `fold`.
+        values: `run_values` of all runs, with columns `encoder`, `seed` and `fold`.
 
     Returns:
-        A row a figure, columns `Row`.
+        A table with the columns of `Row`, one row per result.
     """
     tested = values[values["metric"].isin(RETRIEVAL)]
     sample, names = Sample.of(tested["patient"]), list(dict.fromkeys(values["encoder"]))
@@ -180,7 +180,7 @@ def _row(
 
 
 def _centre_rows(of: Mapping[str, pd.DataFrame]) -> Iterator[Row]:
-    """How well the centres' own crops are told apart; the tile is what is resampled."""
+    """Predictability of the centre from its own crops; tiles are resampled."""
     for name, table in of.items():
         rows = table[table["metric"] == "centre_hit"]
         if len(rows):
@@ -190,7 +190,7 @@ def _centre_rows(of: Mapping[str, pd.DataFrame]) -> Iterator[Row]:
 
 
 def _plain_rows(of: Mapping[str, pd.DataFrame]) -> Iterator[Row]:
-    """Geometry and distances: mean over folds and seeds, least and most; no interval."""
+    """Geometry and distances: mean, minimum and maximum over folds and seeds, no interval."""
     for name, table in of.items():
         rows = table[table["metric"].isin([*GEOMETRY, "distance"])]
         for (metric, pair), found in rows.groupby(["metric", "pair"]):
@@ -200,7 +200,7 @@ def _plain_rows(of: Mapping[str, pd.DataFrame]) -> Iterator[Row]:
 
 
 def comparable(values: pd.DataFrame) -> pd.DataFrame:
-    """The folds and seeds that every encoder has been measured on."""
+    """Keep the folds and seeds that are finished for every encoder."""
     encoders = values.groupby(["seed", "fold"])["encoder"].transform("nunique")
     return values[encoders == values["encoder"].nunique()].reset_index(drop=True)
 
@@ -224,12 +224,12 @@ SHAPE = {
 
 
 def markdown(summary: pd.DataFrame, columns: Mapping[str, str], minus: str = "") -> str:
-    """A table of figures with intervals, a row an encoder; of differences where `minus` is given.
+    """Format results with intervals as a Markdown table, one row per encoder.
 
     Args:
-        summary: as `summarise` gives.
-        columns: metric → heading; those that nobody has are left out.
-        minus: of differences, whose.
+        summary: table from `summarise`.
+        columns: metric → heading; metrics without results are left out.
+        minus: show differences from this encoder; empty shows results.
     """
     rows = summary[(summary["minus"] == minus) & summary["metric"].isin(list(columns))]
     shown = {m: h for m, h in columns.items() if m in set(rows["metric"])}
@@ -242,7 +242,7 @@ def markdown(summary: pd.DataFrame, columns: Mapping[str, str], minus: str = "")
 
 
 def claims(summary: pd.DataFrame, columns: Mapping[str, str]) -> str:
-    """A table of each of `CLAIMED` less every other encoder."""
+    """Markdown table of each of `CLAIMED` minus every other encoder."""
     mine = summary[summary["encoder"].isin(CLAIMED) & (summary["minus"] != "")]
     turned = mine.assign(encoder=mine["encoder"] + " minus " + mine["minus"], minus="claim")
     return markdown(turned, columns, "claim")
@@ -267,10 +267,10 @@ SHOWN = {
 
 
 def picture(summary: pd.DataFrame, kind: str) -> Figure:
-    """The dose curves, a line an encoder, and every encoder's worst figure with its interval.
+    """Draw the dose curves, one per encoder, and the worst result of each encoder.
 
     Args:
-        summary: as `summarise` gives.
+        summary: table from `summarise`.
         kind: a key of `SHOWN`.
     """
     plain = summary[summary["minus"] == ""]
@@ -323,7 +323,7 @@ def _label(axes: Axes, x: str, y: str) -> None:
 
 
 def pages(summary: pd.DataFrame) -> str:
-    """All tables as one page of markdown."""
+    """All tables as one Markdown page."""
     parts = [
         ("Across stains", markdown(summary, MAIN)),
         ("stain-invariant less each other", claims(summary, MAIN)),

@@ -1,15 +1,15 @@
-"""One model of several labels, or one model each? Heads on drawn bags of known truth.
+"""One model for several labels compared with one model per label, on simulated bags.
 
     nice -n 19 python -m benchmarks.several --cohorts 20
     python -m benchmarks.several --write
 
-A patient has three traits, which go together more or less, and a label of each: whether the trait
-is above its median. A third of the tiles of a bag carry the traits along a direction each, under
-noise. Labels are unknown at random. One head answers all labels (`labels:` of a task), and one head
-each, trained on the patients of whom its label is known; both have the same training and validation
-patients, settings and seed, and are judged by the AUROC of new patients, whose labels are all
-known. A cell of the design is kept as soon as it is done; an interrupted run goes on where it was.
-`--write` puts the table into docs/benchmarks.md.
+A patient has three correlated traits and a label for each: whether the trait is above its median.
+In a third of the tiles of a bag, each trait shifts one feature, on top of noise. Labels are unknown
+at random. One head predicts all labels (`labels:` of a task); alternatively one head per label is
+trained on the patients for whom it is known. Both have the same training and validation patients,
+settings and seed, and are compared by the AUROC of new patients with all labels known. Each cell of
+the design is stored when it is done, so that an interrupted run can be resumed. `--write` writes
+the table of docs/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ RESULTS = ROOT / "benchmarks" / "results" / "several.json"
 PAGE = ROOT / "docs" / "benchmarks.md"
 MARKS = marks("several")
 LABELS, WORDS = ("a", "b", "c"), ("neg", "pos")
-DIM, TILES, CARRYING = 32, 16, 5  # features, tiles of a bag, and those of them that carry traits
-STRENGTH = 1.0  # of a trait along its direction, in standard deviations of the noise
-NEW = 200  # patients that judge
+DIM, TILES, CARRYING = 32, 16, 5  # features, tiles per bag, and tiles that carry the traits
+STRENGTH = 1.0  # of a trait in its feature, in standard deviations of the noise
+NEW = 200  # test patients
 SETTINGS = HeadSettings(kind="abmil")  # the config's defaults
 TARGET = Several(tuple((label, Classes(WORDS)) for label in LABELS))
 
@@ -53,9 +53,9 @@ class Cell:
     """One cell of the design.
 
     Attributes:
-        patients: a fifth of whom validates.
-        correlation: of each two traits.
-        unknown: share of the labels that are not known.
+        patients: number of patients, a fifth of whom are for validation.
+        correlation: correlation of any two traits.
+        unknown: share of unknown labels.
     """
 
     patients: int
@@ -64,7 +64,7 @@ class Cell:
 
 
 def design() -> list[Cell]:
-    """Every cell."""
+    """All cells."""
     return [Cell(*one) for one in product((40, 160), (0.0, 0.7), (0.0, 0.5))]
 
 
@@ -77,7 +77,7 @@ class Drawn:
 
 
 def draw(count: int, correlation: float, rng: np.random.Generator) -> Drawn:
-    """Patients of a cohort; their bags' labels are not set."""
+    """Draw the patients of a cohort; the labels of their bags are not set."""
     width = len(LABELS)
     spread = np.full((width, width), correlation) + (1 - correlation) * np.eye(width)
     traits = rng.multivariate_normal(np.zeros(width), spread, count)
@@ -92,7 +92,7 @@ def draw(count: int, correlation: float, rng: np.random.Generator) -> Drawn:
 
 
 def labelled(drawn: Drawn, unknown: float, rng: np.random.Generator) -> list[Bag]:
-    """Bags labelled for `TARGET`, of whom a label at least is known."""
+    """Bags labelled for `TARGET`, for the patients with at least one known label."""
     known = rng.random(drawn.truth.shape) >= unknown
     words = np.where(known, np.array(WORDS, dtype=object)[drawn.truth], "")
     codes = TARGET.codes(joined([pd.Series(column) for column in words.T]))
@@ -104,20 +104,20 @@ def labelled(drawn: Drawn, unknown: float, rng: np.random.Generator) -> list[Bag
 
 
 def split(bags: Sequence[Bag]) -> tuple[Sequence[Bag], Sequence[Bag]]:
-    """Training and validation bags, four and one of five."""
+    """Training and validation bags, four fifths and one fifth."""
     cut = len(bags) * 4 // 5
     return bags[:cut], bags[cut:]
 
 
 def one_model(bags: Sequence[Bag], new: Drawn, seed: int) -> list[float]:
-    """AUROC of each label by one head of all."""
+    """AUROC of each label by one head for all."""
     model = fit(*split(bags), TARGET, SETTINGS, seed)
     said = np.stack([predict_bag(model, bag)[0] for bag in new.bags])
     return [roc_auc_score(new.truth[:, i], said[:, 2 * i + 1]) for i in range(len(LABELS))]
 
 
 def one_each(bags: Sequence[Bag], new: Drawn, seed: int) -> list[float]:
-    """AUROC of each label by a head of its own."""
+    """AUROC of each label by its own head."""
     parts = [list(TARGET.questions(part, {}, unknown=False)) for part in split(bags)]
     figures = []
     for place, (train, val) in enumerate(zip(*parts, strict=True)):
@@ -128,7 +128,7 @@ def one_each(bags: Sequence[Bag], new: Drawn, seed: int) -> list[float]:
 
 
 def cohort(cell: Cell, number: int) -> tuple[float, float]:
-    """Mean AUROC over labels of one model, and of one each."""
+    """Mean AUROC over labels of one model, and of one model per label."""
     rng = np.random.default_rng([cell.patients, round(100 * cell.correlation), number])
     bags = labelled(draw(cell.patients, cell.correlation, rng), cell.unknown, rng)
     new = draw(NEW, cell.correlation, rng)
@@ -136,7 +136,7 @@ def cohort(cell: Cell, number: int) -> tuple[float, float]:
 
 
 def measured(cell: Cell, cohorts: int) -> dict[str, Any]:
-    """Means over the cohorts of a cell, and the paired difference with its 95 % interval."""
+    """Means over the cohorts of a cell, and their paired difference with a 95 % interval."""
     found = np.array([cohort(cell, number) for number in range(cohorts)])
     together, apart = found.mean(axis=0)
     difference = found[:, 0] - found[:, 1]
@@ -153,7 +153,7 @@ def measured(cell: Cell, cohorts: int) -> dict[str, Any]:
 
 
 def section(found: dict[str, Any]) -> str:
-    """The table of docs/benchmarks.md."""
+    """Markdown table for docs/benchmarks.md."""
     head = (
         "| patients | correlation of the traits | labels unknown | one model | one per label |"
         " difference (95 %) |\n" + "|---" * 6 + "|"
@@ -170,12 +170,12 @@ def section(found: dict[str, Any]) -> str:
 
 
 def signed(value: float) -> str:
-    """A difference with its sign; a minus is one, and not a hyphen."""
+    """Format a difference with its sign, with a minus sign instead of a hyphen."""
     return f"{value:+.3f}".replace("-", "−")
 
 
 def kept() -> dict[str, Any]:
-    """What was measured so far."""
+    """The cells measured so far."""
     if not RESULTS.exists():
         return {"cells": []}
     found: dict[str, Any] = json.loads(RESULTS.read_text(encoding="utf-8"))
@@ -183,7 +183,7 @@ def kept() -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measure what is not measured yet, or write the table."""
+    """Measure the remaining cells, or write the table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

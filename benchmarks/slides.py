@@ -1,13 +1,13 @@
-"""Speed and memory of reading slides, beside other tools on the same slide: a table and JSON.
+"""Speed and memory of reading slides, compared with other tools on the same slide.
 
     OMP_NUM_THREADS=1 taskset -c 0 python benchmarks/slides.py SLIDE [--fine SLIDE_AT_0.25]
         [--many FOLDER_OF_SLIDES] [--rivals ENV/bin/python ...] [--tiles 3000]
         [--out slides.json]
     OMP_NUM_THREADS=1 python benchmarks/slides.py SLIDE --two-processes
 
-SLIDE is one that `large_slide.py` wrote. Rates are megapixels of level 0 a second on one core, each
-the median of three rounds, the sides by turns. The raw rate is libjpeg-turbo over the same tiles'
-bytes, read from the file, and nothing else.
+SLIDE is written by `large_slide.py`. Rates are megapixels of level 0 per second on one core, as the
+median of three alternating rounds. The raw rate is that of libjpeg-turbo alone, on the bytes of the
+same tiles. Prints tables and writes JSON.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ RIVALS, RIVAL_PATIENCE_S = ("hs2p", "tiatoolbox", "lazyslide", "histolab"), 120
 
 
 def seconds(work: dict[str, Callable[[], Any]]) -> dict[str, float]:
-    """Median seconds of each piece of work, in turns."""
+    """Median seconds of each piece of work, alternating."""
     found: dict[str, list[float]] = {name: [] for name in work}
     for _ in range(ROUNDS):
         for name, run in work.items():
@@ -57,7 +57,7 @@ def seconds(work: dict[str, Callable[[], Any]]) -> dict[str, float]:
 
 
 def table_of(path: Path, with_figures: bool, slide_mpp: float = MPP) -> pd.DataFrame:
-    """Mask and tiles of a slide; without figures it is what the other tools make."""
+    """Tiles of a slide; without figures (sharpness, color), as made by the other tools."""
     with open_slide(path) as slide:
         thumbnail = read_thumbnail(slide, MASK_MPP, slide_mpp)
         tissue = tissue_map(thumbnail, MASK_MPP)
@@ -69,13 +69,13 @@ def table_of(path: Path, with_figures: bool, slide_mpp: float = MPP) -> pd.DataF
 
 
 def thumbnail_of(path: Path) -> np.ndarray:
-    """The picture that the mask is drawn on."""
+    """The thumbnail from which the mask is computed, (h, w, 3) uint8."""
     with open_slide(path) as slide:
         return read_thumbnail(slide, MASK_MPP, MPP)
 
 
 def rival(python: str, tool: str, path: Path) -> dict[str, Any] | None:
-    """Seconds and tiles of another tool, None where it is not there or failed."""
+    """Seconds and tiles of another tool, or None if it is not installed or failed."""
     if subprocess.run([python, "-c", f"import {tool}"], capture_output=True).returncode:
         return None
     script = Path(__file__).with_name("slides_rival.py")
@@ -94,14 +94,14 @@ def rival(python: str, tool: str, path: Path) -> dict[str, Any] | None:
 
 
 def jaccard(ours: pd.DataFrame, theirs: list[list[int]]) -> float:
-    """Overlap of two tile sets; theirs by the nearest place of our grid."""
+    """Jaccard index of two tile sets, with theirs rounded to our grid."""
     mine = set(zip(ours["x"] // SIZE_PX, ours["y"] // SIZE_PX, strict=True))
     other = {(round(x / SIZE_PX), round(y / SIZE_PX)) for x, y in theirs}
     return len(mine & other) / len(mine | other)
 
 
 def mask_and_table(path: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Mask and tile table by us and by every tool that is there."""
+    """Seconds and tiles of stainssl and of every installed tool."""
     kept = table_of(path, True)
     kept = kept[kept["tissue"] >= 0.5]
     own = seconds(
@@ -130,7 +130,7 @@ def mask_and_table(path: Path, options: argparse.Namespace) -> list[dict[str, An
 
 
 def raw_work(path: Path, tiles: pd.DataFrame) -> tuple[Callable[[], None], int]:
-    """Decoding of the JPEGs of level 0 under some tiles and nothing else, and how many they are."""
+    """A function that only decodes the level-0 JPEGs under some tiles, and their number."""
     with tifffile.TiffFile(path) as file:
         page: Any = file.pages.first
         columns = -(-page.imagewidth // page.tilewidth)
@@ -158,14 +158,14 @@ def raw_work(path: Path, tiles: pd.DataFrame) -> tuple[Callable[[], None], int]:
 
 
 def read_all(path: Path, tiles: pd.DataFrame) -> None:
-    """The pixels of tiles by our reader."""
+    """Read the pixels of tiles with our reader."""
     with open_slide(path) as slide:
         for x, y, side in zip(tiles["x"], tiles["y"], tiles["side"], strict=True):
             read_square(slide, x, y, side, SIZE_PX)
 
 
 def openslide_loop(path: Path, tiles: pd.DataFrame) -> None:
-    """The same by OpenSlide, tile by tile, resized by Pillow as people do."""
+    """Read the pixels of tiles in a plain OpenSlide loop, resized with Pillow."""
     slide = openslide.OpenSlide(path)
     for x, y, side in zip(tiles["x"], tiles["y"], tiles["side"], strict=True):
         image = slide.read_region((int(x), int(y)), 0, (round(side), round(side))).convert("RGB")
@@ -175,7 +175,7 @@ def openslide_loop(path: Path, tiles: pd.DataFrame) -> None:
 
 
 def pixels_of(path: Path, slide_mpp: float, count: int) -> dict[str, Any]:
-    """Rates of reading a run of tissue tiles."""
+    """Rates of reading the first `count` tissue tiles."""
     tiles = table_of(path, False, slide_mpp)
     tiles = tiles[tiles["tissue"] >= 0.5].head(count)
     side = float(tiles["side"].iloc[0])
@@ -199,7 +199,7 @@ def pixels_of(path: Path, slide_mpp: float, count: int) -> dict[str, Any]:
 
 
 def store_of(path: Path, count: int) -> dict[str, Any]:
-    """A store of tiles: its size, and how fast it is read back beside decoding alone."""
+    """Size of a store of tiles, and its reading speed relative to decoding alone."""
     with open_slide(path) as slide:
         places = [(4096 + 256 * (i % 64), 4096 + 256 * (i // 64)) for i in range(count)]
         jpeg = [encode(read_square(slide, x, y, SIZE_PX, SIZE_PX)) for x, y in places]
@@ -222,7 +222,7 @@ def store_of(path: Path, count: int) -> dict[str, Any]:
 
 
 def two_processes(path: Path, count: int) -> dict[str, Any]:
-    """What a second process adds to the rate of reading; needs two cores."""
+    """Speed-up of reading by a second process; needs two cores."""
     with open_slide(path) as slide:
         squares = tiling.grid(slide.bounds_level0_px, MPP, MPP, SIZE_PX)
     x, y = squares.corners()
@@ -242,17 +242,17 @@ def two_processes(path: Path, count: int) -> dict[str, Any]:
 
 
 def resident_gb() -> float:
-    """What the process holds now."""
+    """Current resident memory of the process in GB."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e9
 
 
 def growth(folder: Path, count: int = 1000) -> dict[str, Any]:
-    """Resident memory over `count` slides tiled one after the other in this process."""
+    """Resident memory while `count` slides are tiled one after the other in this process."""
     held = {}
     paths = itertools.cycle(sorted(folder.iterdir()))
     for done, path in enumerate(itertools.islice(paths, count), 1):
-        with contextlib.suppress(SlideError):  # spoiled ones must not leak either
+        with contextlib.suppress(SlideError):  # unreadable slides must not leak either
             table_of(path, True)
         if done in (100, count // 2, count):
             held[f"GB after {done} slides"] = round(resident_gb(), 3)

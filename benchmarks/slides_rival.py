@@ -1,11 +1,11 @@
-"""Mask and tile table of one slide by another tool: prints seconds and the tiles' corners as JSON.
+"""Tissue mask and tiles of one slide with another tool: prints seconds and corners as JSON.
 
     RIVAL_ENV/bin/python benchmarks/slides_rival.py TOOL SLIDE
 
-TOOL is hs2p, lazyslide, histolab or tiatoolbox; the environment has it (group `rivals`).
-Imports are not counted; of the fast ones it is the median of three rounds in one process, as ours.
-Tiles of 256 px at 0.5 µm/px, half of each tissue, each tool's own default mask, at the thumbnail
-scale nearest to 8 µm/px that it offers.
+TOOL is hs2p, lazyslide, histolab or tiatoolbox, installed in the environment (group `rivals`).
+Imports are not counted. For the fast tools, the time is the median of three rounds in one process,
+as for ours. Tiles have 256 px at 0.5 µm/px and at least half tissue (histolab: without this limit);
+masks are the tools' defaults, near 8 µm/px if the tool has a choice.
 """
 
 from __future__ import annotations

@@ -1,19 +1,19 @@
-"""Do the figures say what they should in small cohorts? Null behavior and coverage by simulation.
+"""Simulation of small cohorts: behavior of AUROC, intervals and tests with and without a signal.
 
     nice -n 19 python -m benchmarks.small_cohorts --cohorts 400 --work WORK
     python -m benchmarks.small_cohorts --work WORK --write
 
-A cohort is drawn: patients at one to three sites, whose features are noise, a shift of the site
-and, where there is a signal, a shift of the class along one feature. Two encoders see features
-whose noise they share by half. Folds, probe, figures and comparisons are the project's own. Every
-block of cohorts of a cell of the design is one line of `WORK/blocks.jsonl`, written when it is
-done: an interrupted run goes on where it was, and what is done can be written at any time.
-`--write` sums up `benchmarks/results/small_cohorts.json` and puts the tables into
+A cohort has patients at one to three sites. Their features are noise plus a shift of the site and,
+with a signal, a shift of the class in one feature. Two encoders give features that share half of
+the noise variance. Folds, probe, metrics and comparisons are the project's own. Each block of
+cohorts of a cell of the design is one line of `WORK/blocks.jsonl`, written when it is done, so that
+an interrupted run can be resumed and the results so far can be written at any time. With `--work`,
+`--write` first updates `benchmarks/results/small_cohorts.json`; it writes the tables of
 `docs/benchmarks.md`.
 
-What an AUROC should be is known for every model: of a linear score of Gaussian features the chance
-that a positive patient lies above a negative one of the same test part is a normal integral. The
-truth of a cell is its mean over cohorts.
+The true AUROC of every model is known: for a linear score of Gaussian features, the probability
+that a positive patient ranks above a negative one of the same test part is a normal integral. The
+truth of a cell is the mean over its cohorts.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "small_cohorts.json"
 DOCS = ROOT / "docs" / "benchmarks.md"
 DIM = 32
-PENALTY = 0.1  # of the probe; fixed, so that a cohort costs one fit a fold
-SHARED = 0.5  # of the noise's variance that two encoders share
-RESAMPLES = 200  # of the pooled figure's percentile interval
-BLOCK = 10  # cohorts
+PENALTY = 0.1  # of the probe; fixed, so that each fold needs one fit
+SHARED = 0.5  # share of the noise variance common to both encoders
+RESAMPLES = 200  # for the percentile interval of the pooled AUROC
+BLOCK = 10  # cohorts per block
 SIGNAL = 2.0  # distance of the classes along the first feature, in standard deviations
-MEAN_AIM, RATE_AIM = 0.02, (0.02, 0.09)  # distance from one half, shares of cohorts
+MEAN_AIM, RATE_AIM = 0.02, (0.02, 0.09)  # of |mean AUROC - 0.5|, and of rates over cohorts
 RATES = {"missed": "intervals exclude 0.5 in", "p_below_5_percent": "paired p < 0.05 in"}
 UNEVEN = {1: (0.5,), 2: (0.25, 0.75), 3: (0.25, 0.5, 0.75)}  # share of positives at each site
 log = logging.getLogger("small_cohorts")
@@ -62,12 +62,12 @@ class Cell:
     """One cell of the design.
 
     Attributes:
-        patients: of the cohort.
-        sites: how many; patients are spread evenly over them.
-        effect: length of a site's shift of the features, in standard deviations of one.
-        even: whether every site has as many positives.
+        patients: number of patients.
+        sites: number of sites, over which patients are spread evenly.
+        effect: length of the shift of a site, in standard deviations of a feature.
+        even: whether all sites have the same share of positives.
         split: `cv`, `cv, 3 repeats`, `cv balanced by site`, `site left out` or `one split`.
-        signal: distance of the classes; 0 is the null.
+        signal: distance of the classes; 0 without a signal.
     """
 
     patients: int
@@ -79,12 +79,12 @@ class Cell:
 
     @property
     def site_is_a_signal(self) -> bool:
-        """Whether the site tells the class, and pairs of patients of two sites are ranked."""
+        """Whether the site predicts the class, and patients of different sites are ranked."""
         return not self.even and self.effect > 0 and self.split != "site left out"
 
 
 def design() -> Iterator[Cell]:
-    """Every cell: the null first, then a known signal."""
+    """All cells: first without a signal, then with a known one."""
     for signal in (0.0, SIGNAL):
         for patients in (16, 32, 100):
             for split in ("cv", "cv, 3 repeats", "one split"):
@@ -102,7 +102,7 @@ def design() -> Iterator[Cell]:
 
 @dataclass(frozen=True)
 class Cohort:
-    """Drawn patients: class, site, the (N, D) features of two encoders, and the sites' shifts."""
+    """(N,) class, (N,) site, the (N, D) features of two encoders, and the (S, D) site shifts."""
 
     y: NDArray[np.int64]
     site: NDArray[np.int64]
@@ -111,7 +111,7 @@ class Cohort:
 
 
 def draw(cell: Cell, rng: np.random.Generator) -> Cohort:
-    """A cohort of a cell."""
+    """Draw a cohort."""
     n = cell.patients
     site = np.sort(np.arange(n) % cell.sites)
     shares = (0.5,) * cell.sites if cell.even else UNEVEN[cell.sites]
@@ -131,7 +131,7 @@ def draw(cell: Cell, rng: np.random.Generator) -> Cohort:
 
 
 def folds_of(cell: Cell, cohort: Cohort, seed: int) -> pd.DataFrame:
-    """The project's folds of a cohort."""
+    """Folds of a cohort, by `make_folds`."""
     ids = [f"p{i:03d}" for i in range(cell.patients)]
     patients = pd.DataFrame(
         {"patient_id": ids, "label": cohort.y.astype(str), "site": cohort.site.astype(str)}
@@ -149,7 +149,7 @@ def folds_of(cell: Cell, cohort: Cohort, seed: int) -> pd.DataFrame:
 
 
 def true_auroc(weights: Floats, cell: Cell, cohort: Cohort, test: NDArray[np.int64]) -> float:
-    """AUROC of a linear score in the population that the test patients are drawn from."""
+    """AUROC of a linear score in the population of the test patients."""
     level = cohort.shifts @ weights
     spread = np.sqrt(2) * np.linalg.norm(weights)
     pos, neg = (cohort.site[test[cohort.y[test] == k]] for k in (1, 0))
@@ -170,7 +170,7 @@ def parts_of(cell: Cell, folds: pd.DataFrame) -> list[tuple[int, Indices, Indice
 def answer(
     cell: Cell, cohort: Cohort, features: Floats, parts: list[tuple[int, Indices, Indices]]
 ) -> tuple[ScoredUnits, float]:
-    """One encoder's answers on the test patients; the mean true AUROC of its models by pairs."""
+    """Test predictions of one encoder, and the true AUROC of its models, weighted by pairs."""
     answers, truths, pairs = [], [], []
     for repeat, train, test in parts:
         model = fit_linear(features[train].astype(np.float32), cohort.y[train], 2, PENALTY)
@@ -190,7 +190,7 @@ def answer(
 
 
 def one_cohort(cell: Cell, seed: int) -> dict[str, float]:
-    """What is kept of one cohort."""
+    """Simulate one cohort; returns the values that are stored."""
     rng = np.random.default_rng([seed, cell.patients, cell.sites])
     cohort = draw(cell, rng)
     parts = parts_of(cell, folds_of(cell, cohort, seed))
@@ -212,7 +212,7 @@ def one_cohort(cell: Cell, seed: int) -> dict[str, float]:
 
 
 def _percentiles(scored: ScoredUnits, seed: int) -> tuple[float, float]:
-    """The plain percentile interval of the pooled figure, as is usual."""
+    """The usual percentile interval of the pooled AUROC."""
     weights = patient_weights(scored, RESAMPLES, seed)
     drawn = METRICS["auroc_pooled"].resampled(scored, weights)
     low, high = np.quantile(drawn, [0.025, 0.975])
@@ -220,7 +220,7 @@ def _percentiles(scored: ScoredUnits, seed: int) -> tuple[float, float]:
 
 
 def summary(cell: Cell, rows: pd.DataFrame) -> dict[str, Any]:
-    """One cell's figures over its cohorts."""
+    """Summarize the cohorts of a cell."""
     rows = rows[rows["auroc"].notna()]
     truth = float(rows["truth"].mean())
     missed = (rows["low"] > truth) | (rows["high"] < truth)
@@ -235,7 +235,7 @@ def summary(cell: Cell, rows: pd.DataFrame) -> dict[str, Any]:
 
 
 def run(work: Path, cohorts: int, cells: list[Cell]) -> None:
-    """Every block of cohorts that `work` does not hold yet, of some cells."""
+    """Simulate the blocks of some cells that are not in `work` yet."""
     work.mkdir(parents=True, exist_ok=True)
     file = work / "blocks.jsonl"
     known = {(_key(one["cell"]), one["block"]) for one in _read(file)}
@@ -263,7 +263,7 @@ def _key(one: dict[str, Any]) -> tuple:
 
 
 def collect(work: Path) -> None:
-    """Write the results file from a work folder's blocks; a cell of more cohorts stays."""
+    """Update the results file from a work folder; cells with more cohorts there are kept."""
     blocks: dict[tuple, list[pd.DataFrame]] = {}
     for one in _read(work / "blocks.jsonl"):
         blocks.setdefault(_key(one["cell"]), []).append(pd.DataFrame(one["rows"]))
@@ -287,7 +287,7 @@ def _least_most(values: pd.Series) -> str:
 
 
 def _rate(rows: pd.DataFrame, column: str) -> str:
-    """Over the row's cohorts, and the least and most of its cells where there are several."""
+    """Rate over the cohorts of a row, with the range over its cells if there are several."""
     rate = float(np.average(rows[column], weights=rows["cohorts"]))
     if len(rows) == 1:
         return f"{rate:.1%}".replace("%", " %")
@@ -307,15 +307,12 @@ def _lines(cells: pd.DataFrame, is_null: bool) -> Iterator[str]:
 
 
 def outside(cells: pd.DataFrame) -> list[str]:
-    """Of cells without a signal those that miss an aim by more than two standard errors.
-
-    A line a cell: what was found, and the standard error of the simulation.
-    """
+    """List the cells without a signal that miss a target by more than two standard errors."""
     found = []
     for cell in cells.to_dict("records"):
         told = []
         off, error = abs(cell["auroc"] - 0.5), cell["auroc_error"]
-        if off - 2 * error > MEAN_AIM:  # False where the error is not known
+        if off - 2 * error > MEAN_AIM:  # False if the error is NaN
             told.append(f"mean AUROC {cell['auroc']:.3f} ± {error:.3f}")
         for column, title in RATES.items():
             rate, n = cell[column], cell["cohorts"]
@@ -333,7 +330,7 @@ def outside(cells: pd.DataFrame) -> list[str]:
 
 
 def tables(cells: list[dict[str, Any]]) -> str:
-    """The text between the marks of `docs/benchmarks.md`."""
+    """The generated text of `docs/benchmarks.md`."""
     frame = pd.DataFrame(cells)
     null = frame[(frame["signal"] == 0) & ~frame["site_is_a_signal"]]
     known = frame[(frame["signal"] > 0) & ~frame["site_is_a_signal"]]
@@ -382,13 +379,13 @@ def tables(cells: list[dict[str, Any]]) -> str:
 
 
 def write(docs: Path = DOCS) -> str:
-    """The page with the tables of the results file."""
+    """Return the page with the tables of the results file."""
     made = tables(json.loads(RESULTS.read_text()))
     return between(docs.read_text(), marks(RESULTS.stem), f"\n\n{made}\n\n")
 
 
 def main() -> None:
-    """Run, or write what was run."""
+    """Simulate, or write the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path)
     parser.add_argument("--cohorts", type=int, default=400)

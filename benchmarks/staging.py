@@ -1,10 +1,10 @@
-"""What `slides.staging` gains on slow storage: the tiles of a slide, read where it is and staged.
+"""Gain of `slides.staging` on slow storage: tiles read in place, and from a staged copy.
 
     PYTHONPATH=.:FOLDER_WITH_MFUSEPY python benchmarks/staging.py SLIDE [--tiles 3000]
         [--latency-ms 5] [--mb-per-s 100]
 
-The slow storage is a folder mounted by FUSE (mfusepy, group `rivals`) that answers every
-read after the latency, and no faster than the rate. Reads are of up to 128 kB, as the kernel asks.
+The slow storage is a folder mounted by FUSE (mfusepy, group `rivals`), which adds the latency to
+every read and limits the rate. The kernel requests up to 128 kB per read.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from stainssl.slides.staging import staged
 
 
 def serve(source: Path, mount: Path, latency_s: float, bytes_per_s: float) -> None:
-    """Mount `source` read-only at `mount`, slowed; returns when it is unmounted."""
+    """Mount `source` read-only and slowed down at `mount`; returns when it is unmounted."""
     import mfusepy
 
     class Slow(mfusepy.Operations):
@@ -50,13 +50,13 @@ def serve(source: Path, mount: Path, latency_s: float, bytes_per_s: float) -> No
 
 
 def tiles_of(path: Path, count: int) -> pd.DataFrame:
-    """`count` tiles of tissue, spread over the slide."""
+    """About `count` tiles, spread over the slide."""
     tiles = table_of(path, False)
     return tiles.iloc[:: max(1, len(tiles) // count)]
 
 
 def seconds(path: Path, tiles: pd.DataFrame, folder: Path | None) -> float:
-    """Reading the tiles of a slide, staged in `folder` where one is given."""
+    """Seconds to read the tiles of a slide, staged in `folder` unless it is None."""
     start = time.perf_counter()
     with staged(path, folder, 1 << 40) as place, open_slide(place) as slide:
         for x, y, side in zip(tiles["x"], tiles["y"], tiles["side"], strict=True):

@@ -1,13 +1,13 @@
-"""The stain engine beside tiatoolbox, torchstain and torch-staintools, one thread: tables and JSON.
+"""The stain engine compared with tiatoolbox, torchstain and torch-staintools, on one thread.
 
     OMP_NUM_THREADS=1 python benchmarks/stain.py REAL_DATA [--out stain.json] [--only speed ...]
 
-Speed: CPU time a tile of 64 tiles of 224 px, cut from the CAMELYON17 tiles, median of several
-rounds, the sides by turns. Agreement: mean absolute difference in grey levels of real tiles
-normalized to one target image, each side by its own estimates, ours with the other side's
-constants and tissue mask. Recovery: angle to the vectors that synthetic tiles were rendered with.
-Step: what normalizing takes of a pretraining step of the demo. Rivals that are not installed
-(group `rivals`) are left out.
+Speed: CPU time per tile for 64 tiles of 224 px cut from the CAMELYON17 tiles, median of several
+alternating rounds. Agreement: mean absolute difference in grey levels of real tiles normalized to
+one target image, with each side's own estimates, ours with the other side's constants and tissue
+mask. Recovery: angle to the vectors with which synthetic tiles were rendered. Step: share of
+normalization in a pretraining step of the demo. Tools that are not installed (group `rivals`) are
+left out, except tiatoolbox, which is required. Prints tables and writes JSON.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ from stainssl.stain.density import DEFAULTS
 from tests.stain import synthetic
 
 ROUNDS, BATCH, SIZE = 5, 64, 224
-ALL_PIXELS = Constants(beta=-torch.inf, max_pixels=None)  # Reinhard over all pixels, as they do
+ALL_PIXELS = Constants(beta=-torch.inf, max_pixels=None)  # Reinhard over all pixels, as theirs
 TIATOOLBOX = Constants(io=255, offset=0.5, max_pixels=None)
 TORCHSTAIN = Constants(io=240, max_pixels=None)
 Work = dict[str, Callable[[], Any]]
@@ -59,12 +59,12 @@ Row = dict[str, Any]
 
 
 def read(path: Path | io.BytesIO) -> Tensor:
-    """(3, H, W) uint8."""
+    """Read an image as (3, H, W) uint8 RGB."""
     return torch.from_numpy(np.array(Image.open(path).convert("RGB"))).permute(2, 0, 1)
 
 
 def crops(real_data: Path, size: int, count: int) -> Tensor:
-    """(count, 3, size, size) uint8, from all CAMELYON17 centres by turns."""
+    """(count, 3, size, size) uint8: crops from all CAMELYON17 centres in turn."""
     images = [read(path) for path in sorted((real_data / "camelyon17-centres").glob("*.png"))]
     places = [(y, x) for y in range(0, 513 - size, size) for x in range(0, 513 - size, size)]
     cut = [image[:, y : y + size, x : x + size] for y, x in places for image in images]
@@ -72,7 +72,7 @@ def crops(real_data: Path, size: int, count: int) -> Tensor:
 
 
 def breast(real_data: Path, count: int) -> Tensor:
-    """(count, 3, 112, 112) uint8, BreakHis tiles spread over all patients."""
+    """(count, 3, 112, 112) uint8: BreakHis tiles spread over all patients."""
     with zipfile.ZipFile(real_data / "breakhis-tiles.zip") as tiles:
         names = sorted(name for name in tiles.namelist() if not name.endswith("/"))
         chosen = [names[i] for i in np.linspace(0, len(names) - 1, count).astype(int)]
@@ -80,19 +80,19 @@ def breast(real_data: Path, count: int) -> Tensor:
 
 
 def arrays(images: Tensor) -> list[np.ndarray]:
-    """The images as tiatoolbox takes them: (H, W, 3) uint8 each."""
+    """Convert to the format of tiatoolbox: (H, W, 3) uint8 each."""
     return [np.ascontiguousarray(image.permute(1, 2, 0).numpy()) for image in images]
 
 
 def batch_of(images: list[np.ndarray]) -> Tensor:
-    """(B, 3, H, W) of (H, W, 3) each."""
+    """Stack images (H, W, 3) to (B, 3, H, W)."""
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
 
 
 def milliseconds(work: Work, tiles: int, others: Work | None = None) -> dict[str, float]:
-    """Median CPU time a tile of each piece of work, by turns: a busy machine hits all alike.
+    """Median CPU time per tile of each piece of work, alternating, so that load affects all alike.
 
-    `others` work on a quarter of the tiles: they take them one by one, whatever their number.
+    `others` work on a quarter of the tiles, since they process tiles one by one.
     """
     found = _seconds({**work, **(others or {})})
     return {
@@ -112,7 +112,7 @@ def _seconds(work: Work) -> dict[str, float]:
 
 
 def tiatoolbox_normalizer(method: str, target: Tensor) -> Any:
-    """tiatoolbox's normalizer, fitted."""
+    """tiatoolbox's normalizer, fitted to the target (3, H, W)."""
     from tiatoolbox.tools.stainnorm import get_normalizer
 
     normalizer = get_normalizer(method)
@@ -121,7 +121,7 @@ def tiatoolbox_normalizer(method: str, target: Tensor) -> Any:
 
 
 def torchstain_normalizer(method: str, target: Tensor) -> Any:
-    """torchstain's normalizer, fitted; None where it has none or is not installed."""
+    """torchstain's normalizer, fitted; None if it has no such method or is not installed."""
     try:
         import torchstain
     except ImportError:
@@ -138,7 +138,7 @@ def torchstain_normalizer(method: str, target: Tensor) -> Any:
 
 
 def staintools_vectors(method: str) -> Callable[[Tensor], Tensor] | None:
-    """torch-staintools' batched estimate of (B, 2, 3) vectors; None where not installed."""
+    """torch-staintools' batched estimate of (B, 2, 3) vectors; None if not installed."""
     try:
         from torch_staintools.functional.conversion.od import rgb2od
         from torch_staintools.functional.tissue_mask import get_tissue_mask
@@ -156,7 +156,7 @@ def staintools_vectors(method: str) -> Callable[[Tensor], Tensor] | None:
 
 
 def tiatoolbox_estimate(normalizer: Any, method: str, image: np.ndarray) -> None:
-    """What tiatoolbox does to know one image's stain."""
+    """Estimate the stain of one image with tiatoolbox."""
     if method == "reinhard":
         normalizer.get_mean_std(image.copy())
         return
@@ -165,14 +165,14 @@ def tiatoolbox_estimate(normalizer: Any, method: str, image: np.ndarray) -> None
 
 
 def torchstain_transform(normalizer: Any, method: str, image: Tensor) -> Tensor:
-    """(3, H, W) float grey levels."""
+    """Normalize an image with torchstain; returns (3, H, W) float grey levels."""
     if method == "reinhard":
         return normalizer.normalize(image).permute(2, 0, 1).float()
     return normalizer.normalize(image, stains=False)[0].permute(2, 0, 1).float().clamp(0, 255)
 
 
 def rivals_at_work(method: str, images: Tensor, target: Tensor) -> Work:
-    """What the others do with a batch."""
+    """The work of the other tools on a batch."""
     listed, work = arrays(images), {}
     tia = tiatoolbox_normalizer(method, target)
     work["tiatoolbox estimate"] = lambda: [tiatoolbox_estimate(tia, method, a) for a in listed]
@@ -185,11 +185,11 @@ def rivals_at_work(method: str, images: Tensor, target: Tensor) -> Work:
         ]
     if method == "macenko" and (vectors := staintools_vectors(method)):
         work["torch-staintools vectors"] = lambda: vectors(images)
-    return work  # torch-staintools' Vahadane took minutes here: a few tiles under "recover"
+    return work  # without torch-staintools' Vahadane, which takes minutes: see `recovery`
 
 
 def speed(real_data: Path, method: str) -> Row:
-    """Milliseconds a tile. The others always estimate when they transform."""
+    """Milliseconds per tile. The other tools' transforms always include an estimate."""
     images, target = crops(real_data, SIZE, BATCH), read(real_data / "stain-reference/target.png")
     own, goal, floats = estimate(images, method), estimate(target[None], method)[0], images / 255
     ours: Work = {
@@ -203,7 +203,7 @@ def speed(real_data: Path, method: str) -> Row:
 
 
 def parts(real_data: Path) -> Row:
-    """Where the time goes: milliseconds a tile of the pieces, torch beside numba."""
+    """Milliseconds per tile of the parts of the engine, in numba and torch."""
     images = crops(real_data, SIZE, BATCH)
     chunk, sample = images[:2], numba_backend.Sample(images, DEFAULTS)
     basis, vectors = torch.rand(BATCH, 3, 2), torch.rand(BATCH, 2, 3)
@@ -232,7 +232,7 @@ def parts(real_data: Path) -> Row:
 
 
 def augmentations(real_data: Path) -> Row:
-    """Milliseconds a tile of 224 px, float."""
+    """Milliseconds per float tile of 224 px of each augmentation."""
     images, rng = crops(real_data, SIZE, BATCH) / 255, torch.Generator().manual_seed(0)
     stains, lab = estimate(images), estimate(images, "reinhard")
     spread = LabSpread.of(lab)
@@ -247,7 +247,7 @@ def augmentations(real_data: Path) -> Row:
 
 
 def tissue_of(images: Tensor) -> Tensor:
-    """tiatoolbox's tissue mask: lightness after the contrast is stretched, tile by tile."""
+    """tiatoolbox's tissue mask: lightness after stretching the contrast of each tile."""
     from tiatoolbox.utils.misc import get_luminosity_tissue_mask
 
     masks = [get_luminosity_tissue_mask(image, 0.8) for image in arrays(images)]
@@ -257,7 +257,7 @@ def tissue_of(images: Tensor) -> Tensor:
 def ours_and_theirs(
     images: Tensor, target: Tensor, method: str, constants: Constants, masked: bool
 ) -> tuple[Tensor, Tensor]:
-    """Our output with their constants, and which images have a valid profile."""
+    """Our output with their constants, (B, 3, H, W) float, and (B,) whether profiles are valid."""
     mask, goal_mask = (tissue_of(a) if masked else None for a in (images, target[None]))
     own = estimate(images, method, constants, tissue=mask)
     goal = estimate(target[None], method, constants, tissue=goal_mask)[0]
@@ -265,7 +265,7 @@ def ours_and_theirs(
 
 
 def agreement(images: Tensor, target: Tensor, tiles: str) -> Iterator[Row]:
-    """Grey levels between the outputs, tile by tile, over our valid ones."""
+    """Differences in grey levels per tile, over the tiles with valid profiles of ours."""
     for method in ("macenko", "reinhard"):
         listed = arrays(images)
         tia = tiatoolbox_normalizer(method, target)
@@ -291,7 +291,7 @@ def agreement(images: Tensor, target: Tensor, tiles: str) -> Iterator[Row]:
 
 
 def known_tiles(count: int) -> tuple[Tensor, Tensor]:
-    """Synthetic tiles of 128 px, and the (count, 2, 3) vectors they were rendered with."""
+    """Synthetic tiles of 128 px, and their true stain vectors (count, 2, 3)."""
     rng = np.random.default_rng(1)
     truth = [synthetic.stain_vectors(rng) for _ in range(count)]
     tiles = [synthetic.tile(rng, m, rng.uniform(0.2, 0.8), rng.uniform(1, 3)) for m in truth]
@@ -299,7 +299,7 @@ def known_tiles(count: int) -> tuple[Tensor, Tensor]:
 
 
 def recovery(count: int = 500) -> Iterator[Row]:
-    """Degrees to the truth of both vectors, and CPU milliseconds a tile for vectors alone."""
+    """Error of both vectors in degrees, and CPU milliseconds per tile for the vectors alone."""
     images, truth = known_tiles(count)
     for method in ("macenko", "vahadane"):
         tia = tiatoolbox_normalizer(method, images[0]).extractor
@@ -321,7 +321,7 @@ def recovery(count: int = 500) -> Iterator[Row]:
 
 
 def two_stain(profile: StainProfile) -> Tensor:
-    """(B, 2, 3) vectors; a profile that is not valid must not look good."""
+    """(B, 2, 3) vectors; all profiles must be valid."""
     assert profile.valid.all()
     return profile.tensors["matrix"]
 
@@ -342,7 +342,7 @@ def errors_of(side: Callable[[Tensor], Tensor], images: Tensor, truth: Tensor) -
 
 
 def step(real_data: Path) -> Row:
-    """Milliseconds of a pretraining step of the demo: batch 128 of 96 px, lcnet_050, two views."""
+    """Milliseconds of a pretraining step: batch 128 of 96 px, lcnet_050, two views."""
     torch.manual_seed(0)
     images = crops(real_data, 96, 128) / 255
     own, backbone = estimate(images), new_backbone("lcnet_050", 96)[0].train()
@@ -362,7 +362,7 @@ def step(real_data: Path) -> Row:
 
 
 def show(title: str, rows: list[Row]) -> None:
-    """Print rows of one table, or one row as a list."""
+    """Print a table, or a single row as a list."""
     print(f"\n## {title}")
     if len(rows) == 1:
         for name, value in rows[0].items():

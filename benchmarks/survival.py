@@ -1,12 +1,12 @@
-"""Do intervals of concordance hold what they should in small cohorts? Coverage by simulation.
+"""Coverage of intervals of concordance in small cohorts, by simulation.
 
     nice -n 19 python -m benchmarks.survival --cohorts 250
 
-A cohort is drawn: patients with 20 columns of noise, the first of which is the logarithm of the
-hazard where there is a signal; times to the event and to censoring are exponential. In five folds a
-penalized Cox regression (scikit-survival) says the risks; figures and intervals are the project's
-own. What an interval should hold is one half without a signal, else the mean over cohorts. Five
-minutes; the sentence in docs/statistics.md is of the lines that it prints.
+Patients have 20 columns of noise, the first of which is the logarithm of the hazard if there is a
+signal. Times to the event and to censoring are exponential. In five folds, a penalized Cox
+regression (scikit-survival) predicts the risks; metrics and intervals are the project's own. The
+truth is one half without a signal, otherwise the mean over cohorts. Takes five minutes. The numbers
+in docs/statistics.md are from the lines that it prints.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from stainssl.evaluation.predictions import FoldScores, SurvivalUnits
 
 METRICS = ("c_index", "c_index_uno", "auroc_time")
 COLUMNS, FOLDS, PENALTY = 20, 5, 20.0
-TIME, CENSORING = 20.0, 30.0  # means without a signal
+TIME, CENSORING = 20.0, 30.0  # mean times without a signal
 
 
 def draw(patients: int, signal: float, rng: np.random.Generator) -> SurvivalUnits:
-    """A cohort with the out-of-fold risks of a Cox regression."""
+    """Draw a cohort, with the out-of-fold risks of a Cox regression."""
     event = np.zeros(patients, bool)
     while event.sum() < FOLDS:
         x = rng.normal(size=(patients, COLUMNS))
@@ -57,7 +57,7 @@ def limits(scored: SurvivalUnits) -> list[tuple[float, float, float]]:
 
 
 def main() -> None:
-    """A line a cohort's size, signal and metric."""
+    """Print a line per number of patients, signal and metric."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cohorts", type=int, default=250)
     cohorts = parser.parse_args().cohorts

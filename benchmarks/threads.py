@@ -1,15 +1,16 @@
-"""What a second thread gives to `tile`, `pixels` and embedding, and how well a fast device is fed.
+"""Speed-up of `tile`, `pixels` and embedding by a second thread, and utilization of fast devices.
 
     python -m benchmarks.threads --work FOLDER
     python -m benchmarks.threads --write
 
-Eight slides of 12,288 px as one part and one of 40,000 px as a part are tiled and read by the verbs
-as the workflow calls them, in this process, so that no import counts, with one and two threads by
-turns, on as many cores as threads (a job of one thread reads ahead where it has another core): the
-median of each side's rounds. Embedding is measured with a network that costs nothing,
-beside decoding alone with as many threads; and with one that sleeps for as long as a device of
-2,000 or 8,000 tiles a second computes, of which it should be asked all the time. The first command
-writes `benchmarks/results/threads.json`, the second the table of `docs/benchmarks.md`.
+A part of eight slides of 12,288 px and a part of one slide of 40,000 px are processed by the
+commands as in the workflow, but in this process, so that imports are not counted. One and two
+threads alternate, on as many cores as threads (since a job with one thread reads ahead if it has
+another core), and the median of the rounds is reported. Embedding is measured with a network that
+takes no time, compared with decoding alone in as many threads, and with one that sleeps as long as
+a device of 2,000 or 8,000 tiles per second would compute; its utilization should be near 1. The
+first command writes `benchmarks/results/threads.json`, the second the table of
+`docs/benchmarks.md`.
 """
 
 from __future__ import annotations
@@ -45,26 +46,30 @@ from stainssl.stores.atomic import write_text
 from stainssl.stores.pixels import Pixels, decode
 from tools.pages import fill, marks
 
-COMMAND = get_command(app)  # made once: what typer needs for it is the start of a process
+COMMAND = get_command(app)  # made once, since it is part of the start of a process
 REPO = Path(__file__).resolve().parent.parent
 RESULTS = REPO / "benchmarks" / "results" / "threads.json"
 PAGE = REPO / "docs" / "benchmarks.md"
 COHORTS = {"eight": (8, 12_288), "one": (1, 40_000)}  # slides, side in px
 AIMS = {"eight": 1.8, "one": 1.7}
-DEVICES = (2_000, 8_000)  # tiles a second
+DEVICES = (2_000, 8_000)  # tiles per second
 TILES, SIDE_PX, ROUNDS = 4_096, 224, 2
 THREADS = (1, 2)
 
 
 class SleepingNetwork(torch.nn.Module):
-    """Vectors of zeros, after as long as a device of some rate takes; 0 s a tile: at once."""
+    """Network that sleeps for `seconds_a_tile` per tile, as if computing on a device.
+
+    Attributes:
+        asked_s: total seconds in `forward`.
+    """
 
     def __init__(self, seconds_a_tile: float) -> None:
         super().__init__()
         self.seconds_a_tile, self.asked_s = seconds_a_tile, 0.0
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """(B, 8) of (B, 3, H, W)."""
+        """Return ones, (B, 8), for images (B, 3, H, W)."""
         start = time.perf_counter()
         time.sleep(len(images) * self.seconds_a_tile)
         self.asked_s += time.perf_counter() - start
@@ -72,15 +77,15 @@ class SleepingNetwork(torch.nn.Module):
 
 
 class Unprepared(LoadedEncoder):
-    """An encoder whose network takes the bytes as they are: what is left is feeding it."""
+    """Encoder without preprocessing, to measure only how it is supplied with tiles."""
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        """(B, 8)."""
+        """Return (B, 8) for images (B, 3, H, W) uint8."""
         return self.model(images)
 
 
 def encoder(seconds_a_tile: float = 0.0) -> tuple[LoadedEncoder, SleepingNetwork]:
-    """An encoder that costs nothing or sleeps, and its network."""
+    """An encoder that sleeps for some seconds per tile, and its network."""
     network = SleepingNetwork(seconds_a_tile)
     zeros = torch.zeros(1, 3, 1, 1)
     cpu = torch.device("cpu")
@@ -88,7 +93,7 @@ def encoder(seconds_a_tile: float = 0.0) -> tuple[LoadedEncoder, SleepingNetwork
 
 
 def write_cohorts(work: Path) -> Path:
-    """Slides, sheets and a config."""
+    """Write slides, sheets and a config; returns its path."""
     cohorts = {}
     for name, (count, side) in COHORTS.items():
         paths = [work / "slides" / f"{name}-{i}.svs" for i in range(count)]
@@ -109,27 +114,27 @@ def write_cohorts(work: Path) -> Path:
 
 
 def verb(name: str, config: Path, cohort: str, threads: int) -> None:
-    """A verb on a cohort's one part, as the workflow calls it."""
+    """Run a command on the only part of a cohort, as in the workflow."""
     words = [name, "--config", str(config), "--cohort", cohort, "--part", "all-0000"]
     COMMAND([*words, "--threads", str(threads)], standalone_mode=False)
 
 
 def seconds(run: Callable[[], Any]) -> float:
-    """Of one call."""
+    """Duration of a call."""
     start = time.perf_counter()
     run()
     return time.perf_counter() - start
 
 
 def on_cores(count: int) -> None:
-    """Keep every thread of this process to the first cores."""
+    """Restrict all threads of this process to the first cores."""
     for thread in os.listdir("/proc/self/task"):
-        with suppress(ProcessLookupError):  # it ended meanwhile
+        with suppress(ProcessLookupError):  # the thread has ended
             os.sched_setaffinity(int(thread), set(range(count)))
 
 
 def by_turns(run: Callable[[int], Any]) -> dict[int, float]:
-    """Threads → the median seconds of `run(threads)`, after one round that counts for nothing."""
+    """Threads → median seconds of `run(threads)`, after a warm-up round."""
     run(THREADS[-1])
     found: dict[int, list[float]] = {threads: [] for threads in THREADS}
     for _ in range(ROUNDS):
@@ -141,7 +146,7 @@ def by_turns(run: Callable[[int], Any]) -> dict[int, float]:
 
 
 def embedded(pixels: Pixels, threads: int, seconds_a_tile: float = 0.0) -> float:
-    """Seconds for which the network was asked, of a store embedded by so many threads."""
+    """Embed a store with some threads; returns the seconds spent in the network."""
     use_threads(threads)
     one, network = encoder(seconds_a_tile)
     for _ in embed_pixels([one], pixels):
@@ -150,7 +155,7 @@ def embedded(pixels: Pixels, threads: int, seconds_a_tile: float = 0.0) -> float
 
 
 def decoded(pixels: Pixels, threads: int) -> None:
-    """Every tile decoded and nothing else, a share a thread."""
+    """Decode all tiles and do nothing else, in some threads."""
     jpegs = pixels.jpegs(0, len(pixels))
 
     def work(rows: np.ndarray) -> None:
@@ -163,7 +168,7 @@ def decoded(pixels: Pixels, threads: int) -> None:
 
 
 def fed(pixels: Pixels, rate: int) -> dict[str, float]:
-    """How a device of so many tiles a second is fed by two threads' decoding."""
+    """Utilization of a device of `rate` tiles per second with two decoding threads."""
     seconds_a_tile, asked, whole = 1 / rate, [], []
     for _ in range(ROUNDS):
         start = time.perf_counter()
@@ -173,7 +178,7 @@ def fed(pixels: Pixels, rate: int) -> dict[str, float]:
 
 
 def measure(work: Path) -> dict[str, Any]:
-    """Everything, in seconds by number of threads."""
+    """Measure everything; returns the record, in seconds by number of threads."""
     config = write_cohorts(work)
     found: dict[str, Any] = {}
     for cohort in COHORTS:
@@ -192,7 +197,7 @@ def measure(work: Path) -> dict[str, Any]:
 
 
 def section(found: Mapping[str, Any]) -> str:
-    """The table of a record."""
+    """Markdown table of a record."""
     one, two = (str(threads) for threads in THREADS)
     rows = [
         [f"`{name}`, {_what(cohort)}", _gain(found[f"{name} {cohort}"]), f"≥ {AIMS[cohort]}"]

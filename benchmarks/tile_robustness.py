@@ -1,11 +1,11 @@
-"""What `stainssl robustness --weights --tiles` says of real tiles: docs/howto/robustness.md.
+"""Example output of `stainssl robustness --weights --tiles` for docs/howto/robustness.md.
 
     python -m benchmarks.tile_robustness measure --real-data FOLDER
     python -m benchmarks.tile_robustness write
 
-FOLDER holds `ami-br-tiles.zip` and `fan-protocols.zip` with their tables. Tiles are sorted into
-sub-folders, as the page has it, in a temporary folder, and the verb is called as there. Writes
-`benchmarks/results/tile_robustness.json` and the picture; `write` puts the record into the page.
+FOLDER contains `ami-br-tiles.zip` and `fan-protocols.zip` with their tables. Tiles are sorted into
+subfolders of a temporary folder, and the command is called as on the page. Writes
+`benchmarks/results/tile_robustness.json` and the picture; `write` writes the record into the page.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ RESULTS = ROOT / "benchmarks" / "results" / "tile_robustness.json"
 PAGE = ROOT / "docs" / "howto" / "robustness.md"
 PICTURE = ROOT / "docs" / "pictures" / "tile-robustness.jpg"
 WEIGHTS = "efficientnet-lite0"
-CALLS = {  # name of the run → what stands behind `stainssl robustness`
+CALLS = {  # name of the run → options of `stainssl robustness`
     "sites": ["--tiles", "ami-br", "--folders", "site/label/patient", "--mpp", "0.25"],
     "paired": ["--tiles", "protocols", "--paired"],
 }
 
 
 def command(name: str) -> list[str]:
-    """The call of a run, as the page has it."""
+    """The command of a run, as shown on the page."""
     return ["robustness", "--weights", WEIGHTS, *CALLS[name], "--out", f"robustness-{name}"]
 
 
 def sort_amibr(real_data: Path, folder: Path) -> None:
-    """AMi-Br's tiles as `site/label/patient/tile.jpg`."""
+    """Unpack the tiles of AMi-Br as `site/label/patient/tile.jpg`."""
     table = pd.read_csv(real_data / "ami-br-tiles.csv", dtype=str)
     label = table["atypical"].map({"0": "normal", "1": "atypical"})
     to = table["site"] + "/" + label + "/" + table["patient_id"] + "/" + table["tile_id"] + ".jpg"
@@ -53,7 +53,7 @@ def sort_amibr(real_data: Path, folder: Path) -> None:
 
 
 def sort_protocols(real_data: Path, folder: Path) -> None:
-    """The fields under nine protocols as `protocol/field.jpg`."""
+    """Unpack the fields under nine protocols as `protocol/field.jpg`."""
     table = pd.read_csv(real_data / "fan-protocols.csv", dtype=str)
     to = table["site"] + "/" + table["field"] + ".jpg"
     _unpack(real_data / "fan-protocols.zip", table["path"], to, folder)
@@ -67,7 +67,7 @@ def _unpack(archive: Path, paths: pd.Series, to: pd.Series, folder: Path) -> Non
 
 
 def measure(real_data: Path) -> None:
-    """Run the verb on both folders and keep what it says."""
+    """Run the command on both folders and store its output."""
     record: dict[str, Any] = {"machine": f"one core of {processor()}", "runs": {}}
     with tempfile.TemporaryDirectory() as place:
         work = Path(place)
@@ -89,7 +89,7 @@ def _called(name: str, work: Path) -> dict[str, Any]:
 
 
 def _cpu_seconds() -> float:
-    """CPU time of the calls so far: the machine has other work beside them."""
+    """CPU time of the finished calls, which other load on the machine affects less."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 
@@ -100,7 +100,7 @@ def _keep_picture(path: Path) -> None:
 
 
 def section(record: dict[str, Any], name: str) -> str:
-    """A run's part of the page: the call, and what it wrote."""
+    """The part of the page for a run: the command and its output."""
     run = record["runs"][name]
     page = run["page"].split("\n", 1)[1].strip()
     call = " ".join(["stainssl", *command(name)])
@@ -109,7 +109,7 @@ def section(record: dict[str, Any], name: str) -> str:
 
 
 def main() -> None:
-    """Measure, or write what was measured."""
+    """Measure, or write the record into the page."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,10 +1,11 @@
-"""How well tissue, ink and blur are told on the synthetic cohort, whose truth is known: a table.
+"""Accuracy of the detection of tissue, ink and blur on the synthetic cohort with known truth.
 
     OMP_NUM_THREADS=1 python benchmarks/tissue.py DEMO [--out tissue.json]
 
-DEMO is the folder that `stainssl demo` writes. Areas are compared on the truth's own pixels of
-8 µm. Under ink there is no truth about tissue: those pixels count for the ink alone. A tile counts
-as out of focus, fat or ink where at least half of it is; blur is judged on kept tissue.
+DEMO is the folder written by `stainssl demo`. Areas are compared at the resolution of the truth,
+8 µm/px. Pixels under ink, where the truth about tissue is unknown, are only used for ink. Blur is
+evaluated on tiles with at least half tissue and little ink. A tile is out of focus if at least half
+of it is, and in focus if none of it is out of focus.
 """
 
 from __future__ import annotations
@@ -37,13 +38,13 @@ AIMS = {
 
 
 def iou(a: np.ndarray, b: np.ndarray) -> float:
-    """Intersection over union of two masks, 1 where both are empty."""
+    """Intersection over union of two masks, 1 if both are empty."""
     union = (a | b).sum()
     return float((a & b).sum() / union) if union else 1.0
 
 
 def tiles_of(slide: Any, tissue: TissueMap, truth: dict[str, np.ndarray]) -> pd.DataFrame:
-    """The tiles of a slide with the shares of each that are truly blurred, fat and ink."""
+    """The tiles of a slide with `true_NAME`, the share of each tile in each true mask."""
     tiling = Tiling()
     squares = grid(slide.bounds_level0_px, DEMO_MPP, tiling.mpp, tiling.size)
     limits = TileLimits(tiling.min_tissue, **tiling.filters.model_dump())
@@ -55,7 +56,7 @@ def tiles_of(slide: Any, tissue: TissueMap, truth: dict[str, np.ndarray]) -> pd.
 
 
 def measure(path: Path, truth_file: Path, masker: str) -> tuple[dict[str, Any], pd.DataFrame]:
-    """The figures of one slide's masks, and its tiles."""
+    """Results of the masks of one slide, and its tiles."""
     truth = {name: mask.astype(bool) for name, mask in np.load(truth_file).items()}
     with open_slide(path) as slide:
         thumbnail = read_thumbnail(slide, MPP, DEMO_MPP)
@@ -74,7 +75,7 @@ def measure(path: Path, truth_file: Path, masker: str) -> tuple[dict[str, Any], 
 
 
 def summary(slides: pd.DataFrame, tiles: pd.DataFrame) -> dict[str, float]:
-    """The figures that the aims are about, over all slides."""
+    """Results over all slides, including those in `AIMS`."""
     seen = tiles[(tiles["tissue"] >= 0.5) & (tiles["pen"] <= 0.1)]
     blurred = seen["true_out_of_focus"] >= 0.5
     sharp = seen["true_out_of_focus"] == 0
@@ -94,7 +95,7 @@ def summary(slides: pd.DataFrame, tiles: pd.DataFrame) -> dict[str, float]:
 
 
 def evaluate(demo: Path, masker: str) -> tuple[dict[str, float], pd.DataFrame, pd.DataFrame]:
-    """Summary, a row per slide and a row per tile, of every slide that can be read."""
+    """Summary, a table of slides and a table of tiles, for the slides that can be read."""
     rows, frames = [], []
     for path in sorted((demo / "slides").glob("*.svs")):
         try:

@@ -1,9 +1,8 @@
-"""Masks on real overviews as one picture: what is taken for tissue, and what for ink.
+"""Picture of the masks of tissue and ink on overviews of real slides.
 
     python benchmarks/tissue_pictures.py REAL_DATA OUT.jpg
 
-The overviews state no pixel size; 16 µm/px is assumed, which is near the truth for whole slides of
-this size.
+The overviews have no µm/px; 16 µm/px is assumed, which is close for whole slides of this size.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ SLIDES = {"CMU-1-Small-Region.svs": 0.499, "tcga-cr-7395-01a-01-ts1.svs": 0.5}
 
 
 def marked(image: np.ndarray, mpp: float) -> np.ndarray:
-    """(h, w, 3) uint8 with tissue outlined and ink shaded, its longest side `CELL_PX`."""
+    """Outline tissue and shade ink on an image, resized to a longer side of `CELL_PX`."""
     found = tissue_map(image, mpp)
     scale = CELL_PX / max(image.shape[:2])
     size = tuple(max(1, round(side * scale)) for side in image.shape[1::-1])
@@ -36,7 +35,7 @@ def marked(image: np.ndarray, mpp: float) -> np.ndarray:
 
 
 def pictures(real_data: Path) -> dict[str, np.ndarray]:
-    """Name → marked overview, of the thumbnails and of the two real slides."""
+    """Name → marked overview, for the thumbnails and the two real slides."""
     found = {}
     for path in sorted((real_data / "thumbnails").glob("*.[jp][pn]g")):
         slide = open_slide(path, "patches")

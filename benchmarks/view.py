@@ -1,12 +1,12 @@
-"""How quick the page is: first picture of a large slide, pictures a second, memory, bytes.
+"""Speed of the viewer: first picture of a large slide, pictures per second, memory, bytes.
 
     OMP_NUM_THREADS=1 python -m benchmarks.view --work FOLDER
     python -m benchmarks.view --write
 
-Serves a slide of 40,000 × 40,000 px (drawn into FOLDER where it is not there) and a sheet of 10,000
-rows on loopback, from a process of its own, and asks for pictures of all levels as a browser does,
-two at a time. Three servers, one after the other; the middle one of each figure counts. Writes
-`benchmarks/results/view.json` and, as `--write` alone does, the table in docs/benchmarks.md.
+A separate process serves a slide of 40,000 × 40,000 px (written to FOLDER if it does not exist) and
+a sheet of 10,000 rows on loopback. Pictures of all levels are requested as by a browser, two at a
+time. This is repeated with three servers, and medians are reported. Writes
+`benchmarks/results/view.json` and the table of docs/benchmarks.md; `--write` writes only the table.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ RESULTS = ROOT / "benchmarks" / "results" / "view.json"
 PAGE = ROOT / "docs" / "benchmarks.md"
 SIDE_PX, MPP = 40_000, 0.5
 ROWS = 10_000  # of the sheet
-AT_ONCE = 2
+AT_ONCE = 2  # concurrent requests
 ASKED = 500  # pictures
 SERVERS = 3
 SEED = 0
-# Quantity → how the table names it, its unit, its target.
+# Quantity → name in the table, unit, target.
 SHOWN = {
     "first_picture_ms": ("first image of the slide, with its metadata", "ms", "≤ 300"),
     "first_picture_cpu_ms": ("the same, in CPU time of the server", "ms", "≤ 300"),
@@ -59,7 +59,7 @@ SHOWN = {
 
 @contextmanager
 def served(work: Path, slide: Path) -> Iterator[tuple[psutil.Process, str]]:
-    """The server over a sheet whose first row is the slide: its process and its address."""
+    """Run a server of a sheet whose first row is the slide; yields its process and address."""
     lines = [f"s0,p0,{slide.resolve()}", *(f"s{i},p{i},{i}.svs" for i in range(1, ROWS))]
     (work / "slides.csv").write_text("\n".join(["slide_id,patient_id,path", *lines]))
     (work / "config.yaml").write_text(f"cohorts: {{c: {{sheet: {work / 'slides.csv'}}}}}")
@@ -77,13 +77,13 @@ def served(work: Path, slide: Path) -> Iterator[tuple[psutil.Process, str]]:
 
 
 def first(geometry: dict[str, Any]) -> str:
-    """The picture of the whole slide, with which a browser begins."""
+    """The picture of the whole slide, which a browser requests first."""
     shrink = math.ceil(math.log2(max(geometry["width"], geometry["height"]) / geometry["picture"]))
     return f"pictures/picture/c/s0/{geometry['deepest'] - shrink}/0/0.jpg"
 
 
 def names(geometry: dict[str, Any], count: int) -> list[str]:
-    """Pictures of all levels, as many of each as there are or as fit."""
+    """Random pictures of all levels, at most `count`, more of the finer levels."""
     chosen: list[str] = []
     draw = random.Random(SEED)
     for level in range(geometry["deepest"], -1, -1):
@@ -97,7 +97,7 @@ def names(geometry: dict[str, Any], count: int) -> list[str]:
 
 
 def asked(client: httpx.Client, name: str) -> httpx.Response:
-    """An answer; raises where it is none."""
+    """Request a name; raises `httpx.HTTPStatusError` if it fails."""
     return client.get(name).raise_for_status()
 
 
@@ -108,7 +108,7 @@ def cpu_s(process: psutil.Process) -> float:
 
 
 def measure(address: str, process: psutil.Process) -> dict[str, float]:
-    """What one server does."""
+    """Measure one server."""
     with httpx.Client(base_url=address, timeout=60) as client:
         page = [name for name in page_files() if name != "openseadragon-license.txt"]
         sent = sum(asked(client, n).num_bytes_downloaded for n in ["data/overview.json", *page])
@@ -138,12 +138,12 @@ def measure(address: str, process: psutil.Process) -> dict[str, float]:
 
 
 def shown(value: float) -> str:
-    """Three digits, or whole numbers of more."""
+    """Format with three significant digits, or as a whole number from 100 on."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def section(found: dict[str, Any]) -> str:
-    """The table of docs/benchmarks.md."""
+    """Markdown table for docs/benchmarks.md."""
     cores = found["cores"]
     on = "one core" if cores == 1 else f"{cores} cores"
     shared = ", shared with other programs" if found["shared"] else ""
@@ -157,7 +157,7 @@ def section(found: dict[str, Any]) -> str:
 
 
 def measured(work: Path) -> dict[str, float]:
-    """The middle one of each figure of the servers."""
+    """Medians over the servers."""
     slide = work / "large.svs"
     if not slide.exists():
         write(slide, SIDE_PX, MPP)
@@ -170,7 +170,7 @@ def measured(work: Path) -> dict[str, float]:
 
 
 def main() -> None:
-    """Measure and write."""
+    """Measure and write the table, or write it only."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,8 +1,8 @@
-"""Put a finished demo's tables into their pages: `python -m tools.demo_table results`.
+"""Write the tables of a finished demo into the docs: `python -m tools.demo_table results`.
 
-The benchmark `main` stands in the README, `kinds` in the tutorial. A table is kept in
-docs/evidence/ as the run wrote it, so that no figure is typed. A benchmark that the run did not
-make is left.
+The benchmark `main` is in the README, `kinds` in the tutorial. The tables are also stored in
+docs/evidence/ as the run wrote them, so that no number is typed by hand. A benchmark that the run
+does not have is left unchanged.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ REPO = Path(__file__).resolve().parent.parent
 
 @dataclass(frozen=True)
 class Shown:
-    """Where a benchmark's table stands.
+    """Place of a benchmark's table in the docs.
 
     Attributes:
-        page: below the repository's root.
-        name: of the generated part of the page.
-        kept: the file in docs/evidence/.
+        page: path relative to the repository.
+        name: name of the generated part of the page.
+        kept: name of the file in docs/evidence/.
     """
 
     page: str
@@ -32,7 +32,7 @@ class Shown:
     kept: str
 
     def section(self, text: str, table: str) -> str:
-        """A page with the table in place of what stood between its marks."""
+        """Return the text of a page with its generated part replaced by the table."""
         return between(text, marks(self.name), f"\n\n{table}\n")
 
 
@@ -43,7 +43,7 @@ SHOWN = {
 
 
 def main(results: Path, repo: Path = REPO) -> None:
-    """Keep the first table of each benchmark of a run, with its notes, and put it into its page."""
+    """Store the first table of each benchmark of a run, with its notes, and write the pages."""
     for benchmark, shown in SHOWN.items():
         made = results / "benchmarks" / benchmark / "table.md"
         if not made.exists():

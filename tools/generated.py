@@ -1,4 +1,4 @@
-"""Files that are made from the package and the lock: schemas, environments, references."""
+"""Files generated from the package and the lock: schemas, environments, reference pages."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ from tools.pages import between
 
 ROOT = Path(__file__).resolve().parent.parent
 PYTHON = "3.11"
-MARKERS = {"python_version": PYTHON, "python_full_version": f"{PYTHON}.0"}  # whatever runs this
+# Independent of the Python that runs this.
+MARKERS = {"python_version": PYTHON, "python_full_version": f"{PYTHON}.0"}
 CONFIG_PAGE = Path("docs/reference/config.md")
 ENCODERS_PAGE = Path("docs/encoders.md")
 TABLE = ("<!-- table -->", "<!-- end of table -->")
@@ -33,7 +34,7 @@ BEGIN, END = "<!-- generated: reruns -->", "<!-- end -->"
 
 
 def schema_text(model: type[Config] | type[SheetRow]) -> str:
-    """The JSON schema of the config or of a sheet's row."""
+    """Return the JSON schema of the config or of a row of a sheet."""
     return json.dumps(model.model_json_schema(), indent=2, sort_keys=True) + "\n"
 
 
@@ -44,7 +45,7 @@ NOT_FOR_STATISTICS = (
 
 
 def environments() -> dict[str, list[str]]:
-    """Name of a conda environment → what is asked for in it: labels and tables need no torch."""
+    """Map conda environments to their requirements; labels and tables need no torch."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     plain, extras = project["dependencies"], project["optional-dependencies"]
     tables = [one for one in plain if Requirement(one).name not in NOT_FOR_STATISTICS]
@@ -60,7 +61,7 @@ def _normal(name: str) -> str:
 
 
 def distributions(asked: Iterable[str]) -> set[str]:
-    """What an install of some requirements brings, as the environment of the lock has it."""
+    """Return the distributions that requirements install, resolved in the current environment."""
     todo, done = list(asked), set()
     while todo:
         one = Requirement(todo.pop())
@@ -85,9 +86,9 @@ def _without_marker(one: Requirement) -> Requirement:
 
 
 def conda_text(lock: str, asked: Iterable[str]) -> str:
-    """The conda environment that holds what `requirements.lock` pins of some requirements.
+    """Return a conda environment with the pins of the lock that some requirements need.
 
-    Snakemake copies the file before it makes the environment, so that it cannot point to the lock.
+    It cannot refer to the lock file, since Snakemake copies it before creating the environment.
     """
     wanted = distributions(asked)
     pins = [line for line in lock.splitlines() if _normal(line.split("==")[0]) in wanted]
@@ -99,7 +100,7 @@ def conda_text(lock: str, asked: Iterable[str]) -> str:
 
 
 def reruns_text(page: str) -> str:
-    """The page of the config with its table of what each key reruns, as the test's list has it."""
+    """Return the config page with the table of the rules that each key reruns, from the tests."""
     keys = yaml.safe_load((ROOT / "tests/chain/keys.yaml").read_text(encoding="utf-8"))
     rows = [f"| `{key}` | {_reruns(entry)} |" for key, entry in keys.items()]
     table = "\n".join(["| key | reruns |", "|---|---|", *rows])
@@ -114,7 +115,7 @@ def _reruns(entry: dict[str, Any]) -> str:
 
 
 def cli_text() -> str:
-    """The reference of the command line: every verb with its options, from the verbs themselves."""
+    """Return the reference of the command line: all commands with their help and options."""
     root = typer.main.get_command(app)
     text = ["# Command line", f"`stainssl COMMAND`. {root.help}", ""]
     for path, command in sorted(_verbs(root)):
@@ -142,13 +143,13 @@ def _option_row(option: Any) -> str:
 
 
 def encoders_text(page: str) -> str:
-    """The page of encoders with its table of those that are known by name."""
+    """Return the page of encoders with the tables of named encoders."""
     filled = between(page, TABLE, f"\n{table()}")
     return between(filled, SLIDES_TABLE, f"\n{slides_table()}")
 
 
 def files() -> dict[Path, str]:
-    """Every generated file, relative to the repository, with the text that it should have."""
+    """Map the path of every generated file, relative to the repository, to its text."""
     lock = (ROOT / "requirements.lock").read_text()
     return {
         Path("workflow/schemas/config.schema.json"): schema_text(Config),

@@ -1,4 +1,4 @@
-"""What is generated into a page that is otherwise written by hand."""
+"""Generated parts of pages that are otherwise written by hand."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from stainssl.stores.atomic import write_text
 
 
 def marks(name: str) -> tuple[str, str]:
-    """What stands before and after a generated part of a page."""
+    """Return the comments before and after a generated part of a page."""
     return f"<!-- {name}: generated -->", f"<!-- {name}: end -->"
 
 
 def between(page: str, marks: tuple[str, str], text: str) -> str:
-    """A page with a text in place of what stood between its two marks."""
+    """Return the text of a page with the part between two marks replaced."""
     start, end = marks
     before, _, rest = page.partition(start)
     _, _, after = rest.partition(end)
@@ -21,5 +21,5 @@ def between(page: str, marks: tuple[str, str], text: str) -> str:
 
 
 def fill(page: Path, marks: tuple[str, str], text: str) -> None:
-    """Write a text into a page, in place of what stood between its two marks."""
+    """Replace the part of a page between two marks, on disk."""
     write_text(page, between(page.read_text(encoding="utf-8"), marks, text))

@@ -1,9 +1,9 @@
-"""Pictures of the page for the docs, by headless Chromium.
+"""Screenshots of the viewer for the docs, with headless Chromium.
 
     python tools/view_pictures.py CONFIG [OUT]
 
-CONFIG is of a cohort whose run is complete; the pictures show its first slide that was kept and has
-attention. Writes `view-slide.jpg` and `view-stain.jpg` to OUT (docs/pictures).
+CONFIG is the config of a finished run; the pictures show the first slide with attention. Writes
+`view-slide.jpg` and `view-stain.jpg` to OUT (docs/pictures).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ QUALITY = 82
 
 
 def views(contents: Contents) -> dict[str, str]:
-    """Picture → address of the view that it shows.
+    """Map the name of each picture to the URL fragment of its view.
 
     Raises:
         StainsslError: no slide has attention.
@@ -48,18 +48,18 @@ def views(contents: Contents) -> dict[str, str]:
 
 
 def shoot(page: Page, address: str, path: Path) -> None:
-    """One picture, once nothing is asked for any more."""
+    """Take a picture when all requests have finished."""
     page.set_viewport_size({"width": WIDTH_PX, "height": HEIGHT_PX[path.name]})
     page.goto("about:blank")
     page.goto(address)
     page.wait_for_selector("main[data-ready=yes]", timeout=120_000)
     page.wait_for_load_state("networkidle")
-    page.wait_for_timeout(1000)  # fading pictures
+    page.wait_for_timeout(1000)  # until pictures have faded in
     page.screenshot(path=path, type="jpeg", quality=QUALITY)
 
 
 def main() -> None:
-    """Serve, open, shoot."""
+    """Serve the viewer and take the pictures."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("config", type=Path)
     parser.add_argument("out", type=Path, nargs="?", default=Path("docs/pictures"))

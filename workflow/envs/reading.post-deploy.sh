@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# tiatoolbox asks for opencv-python, which writes over the files of opencv-python-headless and needs a
-# desktop's libraries. Snakemake runs this once the environment is made.
+# Run by Snakemake after creating the environment. tiatoolbox requires opencv-python, which overwrites the
+# files of opencv-python-headless and needs the libraries of a desktop.
 set -euo pipefail
 headless=$(pip list --format freeze | grep '^opencv-python-headless==')
 pip uninstall --yes opencv-python
