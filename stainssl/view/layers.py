@@ -26,7 +26,7 @@ from stainssl.view.records import Json, Records, columns, json_column
 
 STAIN = "macenko"  # method of the profiles shown
 COLORS = 64  # steps of the color map
-TOLERANCE = 0.5  # mask px, of simplified outlines: these have a tenth of the points
+TOLERANCE = 0.5  # of simplified outlines, in mask px; leaves a tenth of the points
 
 
 def viridis(count: int) -> list[str]:
