@@ -1,1 +1,1 @@
-"""The formats on disk, and nothing but the formats: parquet tables, zarr pixels and embeddings."""
+"""Readers and writers of the on-disk formats: Parquet tables, zarr pixels and embeddings."""

@@ -1,4 +1,4 @@
-"""Atomic writes: a file or folder gets its name only once it is complete."""
+"""Atomic writes: a file or folder appears under its name only when it is complete."""
 
 from __future__ import annotations
 
@@ -13,9 +13,7 @@ from pathlib import Path
 from stainssl.runtime.leftovers import is_left_over, owner_mark
 
 _TEMPORARY = re.compile(r"\.(tmp|old)-([0-9a-f]{8}-\d+)-(.+)", re.DOTALL)
-_NAME_LETTERS = (
-    160  # letters of a name that its temporary name ends with: file systems allow 255 bytes
-)
+_NAME_LETTERS = 160  # characters of a name kept in its temporary name: file systems allow 255 bytes
 
 
 def _remove(path: Path) -> None:
@@ -33,7 +31,7 @@ def _swap_in(made: Path, path: Path) -> None:
     if not path.is_dir():
         os.replace(made, path)
         return
-    # A non-empty folder cannot be renamed over: the old one steps aside for the rename.
+    # A rename cannot replace a non-empty folder: the old one is moved aside first.
     old = _temporary(path, "old")
     os.rename(path, old)
     os.rename(made, path)
@@ -42,9 +40,10 @@ def _swap_in(made: Path, path: Path) -> None:
 
 @lru_cache(maxsize=1024)
 def remove_leftovers(folder: Path) -> None:
-    """Remove what killed processes of this machine left in a folder; once per folder and process.
+    """Remove temporary files of killed processes of this machine from a folder.
 
-    A version that was moved aside for a replacement that never came is restored.
+    A folder is scanned once per process. A version that was moved aside, and whose replacement is
+    missing, is restored.
     """
     with os.scandir(folder) as entries:
         found = [_TEMPORARY.fullmatch(entry.name) for entry in entries]
@@ -52,7 +51,7 @@ def remove_leftovers(folder: Path) -> None:
         if name is None or not is_left_over(name[2]):
             continue
         path, whole = folder / name[0], folder / name[3]
-        with suppress(OSError):  # another process removes it at the same time, or it is not ours
+        with suppress(OSError):  # removed by another process meanwhile, or owned by another user
             if name[1] == "old" and not whole.exists():
                 os.rename(path, whole)
             else:
@@ -61,17 +60,17 @@ def remove_leftovers(folder: Path) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; rename what was written there when the block ends well.
+    """Yield a temporary path next to `path`, and rename it to `path` when the block succeeds.
 
     Args:
-        path: the file or folder to make; its parents are made. What is there already is replaced,
-            and stays untouched where the block raises.
+        path: file or folder to write; parent folders are created. An existing one is replaced; if
+            the block raises, it is left untouched.
 
     Yields:
-        A path that does not exist yet, with the suffix of `path`, for the caller to write.
+        A path that does not exist yet, with the suffix of `path`.
 
     Raises:
-        FileNotFoundError: the block ended without writing anything.
+        FileNotFoundError: the block wrote nothing.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -86,12 +85,12 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_bytes(path: Path, data: bytes | memoryview) -> None:
-    """Write `data` to `path`, whole or not at all."""
+    """Write `data` to `path` atomically."""
     with replacing(path) as made:
         made.write_bytes(data)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write `text` to `path` in UTF-8, whole or not at all."""
+    """Write `text` to `path` in UTF-8, atomically."""
     with replacing(path) as made:
         made.write_text(text, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The store of vectors of a part under one encoder: a slide's bag is one contiguous slice."""
+"""Store of the embeddings of a part by one encoder; the rows of a slide are contiguous."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from stainssl.stores.pixels import consolidate
 from stainssl.stores.shards import StoredRows, attributes, plain_column
 from stainssl.stores.tables import header
 
-CHUNK_ROWS = 4096  # a bag of a few thousand tiles is one or two reads
+CHUNK_ROWS = 4096  # a slide of a few thousand tiles takes one or two reads
 SHARD_ROWS = 32 * CHUNK_ROWS
 
 
 def _layout(n: int) -> tuple[int, int]:
-    """Rows of a chunk and of a shard: as large as they may be, and no larger than `n` rows fill.
+    """Rows per chunk and per shard: up to the constants above, but no more than `n` rows need.
 
-    A chunk is written whole, however few of its rows there are.
+    zarr always writes full chunks, even if only a few of their rows are used.
     """
     if n > SHARD_ROWS:
         return CHUNK_ROWS, SHARD_ROWS
@@ -40,13 +40,13 @@ def _create_features(group: zarr.Group, n: int, dim: int) -> Any:
         dtype="float16",
         chunks=(chunk, max(dim, 1)),
         shards=(shard, max(dim, 1)),
-        compressors=None,  # float16 of a network shrinks by a tenth, and reads ten times slower
+        compressors=None,  # compression would save a tenth, and make reading ten times slower
         dimension_names=["tile", "feature"],
     )
 
 
 def _write_features(array: Any, blocks: Iterable[npt.NDArray[np.float16]]) -> npt.NDArray[np.bool_]:
-    """Write blocks end to end, a whole shard at a time; returns which rows written are finite."""
+    """Write blocks one after the other, a full shard at a time; returns which rows are finite."""
     held: list[npt.NDArray[np.float16]] = []
     finite = [np.empty(0, np.bool_)]
     start = rows = 0
@@ -64,7 +64,7 @@ def _write_features(array: Any, blocks: Iterable[npt.NDArray[np.float16]]) -> np
 
 
 def _put(group: zarr.Group, name: str, values: npt.NDArray[Any], dimension: str) -> None:
-    """A column, in chunks as long as a shard: few files, and one step to read."""
+    """Write a column in chunks of the length of a shard, so that it has few files."""
     chunks = (max(1, min(len(values), SHARD_ROWS)),)
     group.create_array(
         name, data=values, chunks=chunks, compressors=None, dimension_names=[dimension]
@@ -83,17 +83,19 @@ def write_embeddings(
     y: npt.NDArray[np.int64],
     settings: Mapping[str, Any],
 ) -> None:
-    """Write the embeddings of a part, whole or not at all.
+    """Write the embeddings of a part atomically.
 
     Args:
+        path: zarr group to write.
         slide_id: names of the S slides, in the order of the rows.
-        counts: tiles of each slide; they sum to N.
-        dim: D, length of a vector.
-        blocks: (n, D) float16 blocks, end to end the N rows; a row that could not be made is NaN.
-        tile: (N,) index in the slide's tile table.
-        x: (N,) level-0 px, left.
-        y: (N,) level-0 px, top.
-        settings: what made the embeddings; JSON types only.
+        counts: number of tiles of each slide, N in total.
+        dim: dimension D of the embeddings.
+        blocks: (n, D) float16 blocks that together are the N rows; a tile without an embedding is
+            a row of NaN.
+        tile: (N,) tile number within the slide.
+        x: (N,) left edge in level-0 px.
+        y: (N,) top edge in level-0 px.
+        settings: settings that determine the embeddings; JSON types only.
 
     Raises:
         ValueError: the blocks do not have N rows.
@@ -113,7 +115,7 @@ def write_embeddings(
 
 
 class Embeddings:
-    """An open store of embeddings; an array is read when it is first asked for.
+    """Embeddings of a part, opened for reading; each array is read at its first use.
 
     Attributes:
         slide_id: names of the S slides.
@@ -126,17 +128,17 @@ class Embeddings:
 
     @cached_property
     def features(self) -> Any:
-        """The zarr array (N, D) float16: the encoder's vectors times `scale`."""
+        """zarr array (N, D) float16 of the embeddings, multiplied by `scale`."""
         return self._array("features")
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What made the embeddings."""
+        """Settings that determine the embeddings."""
         return dict(self._attributes["settings"])
 
     @property
     def scale(self) -> float:
-        """A power of two by which the encoder's vectors were multiplied to fit float16."""
+        """Power of two by which the embeddings were multiplied to fit the range of float16."""
         return float(self.settings.get("scale", 1.0))
 
     @cached_property
@@ -146,22 +148,22 @@ class Embeddings:
 
     @cached_property
     def tile(self) -> npt.NDArray[np.int32]:
-        """(N,) index in the slide's tile table."""
+        """(N,) tile number within the slide."""
         return self._column("tile")
 
     @cached_property
     def x(self) -> npt.NDArray[np.int64]:
-        """(N,) level-0 px, left."""
+        """(N,) left edge of each tile in level-0 px."""
         return self._column("x")
 
     @cached_property
     def y(self) -> npt.NDArray[np.int64]:
-        """(N,) level-0 px, top."""
+        """(N,) top edge of each tile in level-0 px."""
         return self._column("y")
 
     @cached_property
     def valid(self) -> npt.NDArray[np.bool_]:
-        """(N,) whether the tile has a vector, all of it finite."""
+        """(N,) whether all values of the tile's embedding are finite."""
         return self._column("valid")
 
     def _column(self, name: str) -> Any:
@@ -176,18 +178,18 @@ class Embeddings:
 
     @property
     def slide_of_row(self) -> npt.NDArray[np.object_]:
-        """(N,) name of each row's slide; of type str also where there is no row."""
+        """(N,) slide name of each row, of dtype object."""
         return np.repeat(np.array(self.slide_id, object), np.diff(self.start))
 
     def rows(self, slide_id: str) -> slice:
-        """The rows of a slide; empty where the slide has no tiles."""
+        """Slice of the rows of a slide; empty if the slide has no tiles or is not in the store."""
         if slide_id not in self.slide_id:
             return slice(0, 0)
         place = self.slide_id.index(slide_id)
         return slice(int(self.start[place]), int(self.start[place + 1]))
 
     def read(self, rows: slice) -> npt.NDArray[np.float16]:
-        """Vectors of some rows, (n, D) float16; as `features[rows]`, in one read a shard."""
+        """Read rows, (n, D) float16: as `features[rows]`, but with one read per shard."""
         return self._rows.read(rows.start, rows.stop)
 
 
@@ -195,6 +197,6 @@ def open_embeddings(path: Path) -> Embeddings:
     """Open the embeddings of a part.
 
     Raises:
-        StainsslError: the store is missing, half written or of another schema.
+        StainsslError: the store is missing, incomplete, of another kind or of another schema.
     """
     return Embeddings(attributes(path, "embeddings"), path)

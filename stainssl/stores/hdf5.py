@@ -1,4 +1,4 @@
-"""HDF5 files for other tools, written in one go when they are whole."""
+"""Atomic writing of HDF5 files for other tools."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from stainssl.stores.atomic import write_bytes
 
 @contextmanager
 def new_hdf5(path: Path) -> Iterator[h5py.File]:
-    """Yield an empty HDF5 file in memory, and write it to `path` when the block ends well.
+    """Yield an empty HDF5 file in memory, and write it to `path` when the block succeeds.
 
-    On a disk that fills up, HDF5 raises from where objects are freed, and may end the process; a
-    plain file raises where it is written.
+    If a disk is full, HDF5 raises in destructors and may end the process, while writing bytes
+    to a file raises a regular error.
 
     Raises:
-        OSError: it cannot be written; what was there stays.
+        OSError: the file cannot be written; an existing one is kept.
     """
     memory = io.BytesIO()
     with h5py.File(memory, "w") as h5:

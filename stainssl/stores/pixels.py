@@ -1,4 +1,4 @@
-"""The store of encoded tiles of a part: all JPEGs end to end, their offsets and stain profiles."""
+"""Store of the JPEG-encoded tiles of a part, with byte offsets and stain profiles."""
 
 from __future__ import annotations
 
@@ -19,22 +19,23 @@ from stainssl.stores.atomic import replacing
 from stainssl.stores.shards import StoredRows, attributes
 from stainssl.stores.tables import header
 
-CHUNK_BYTES = 1 << 20  # what one read of a few dozen JPEGs touches
-SHARD_BYTES = 16 << 20  # writing one holds four times as much
-SPOOL_BYTES = 16 << 20  # of a slide's JPEGs that wait in memory before they go to a file
+CHUNK_BYTES = 1 << 20  # a few dozen JPEGs
+SHARD_BYTES = 16 << 20  # writing a shard takes four times as much memory
+SPOOL_BYTES = 16 << 20  # JPEGs of a slide kept in memory; more go to a temporary file
 JPEG_QUALITY = 90
 Fields = dict[str, npt.NDArray[Any]]
 
 
 @dataclass(frozen=True)
 class SlidePixels:
-    """The encoded tiles of one slide, as `write_pixels` takes them.
+    """Encoded tiles and stain profiles of one slide, the input of `write_pixels`.
 
     Attributes:
-        tile: (n,) int32, index in the slide's tile table.
-        jpeg: n encoded tiles, read once; no bytes where one could not be read.
-        profiles: stain method → field → (n, ...), a row per tile.
-        pooled: stain method → field → (...), the slide's own.
+        slide_id: name of the slide.
+        tile: (n,) int32, tile number within the slide.
+        jpeg: n encoded tiles, iterated over once; empty bytes for a tile that cannot be read.
+        profiles: stain method → field → (n, ...), profiles of the tiles.
+        pooled: stain method → field → (...), profile of the slide.
     """
 
     slide_id: str
@@ -45,9 +46,9 @@ class SlidePixels:
 
 
 class JpegSpool:
-    """JPEGs in the order of `append`, in a temporary file where they are many.
+    """Sequence of JPEGs in bounded memory; many of them are moved to a temporary file.
 
-    So a slide of any size waits in bounded memory until it is known to be whole.
+    It keeps the tiles of a slide until all of them have been read.
     """
 
     def __init__(self) -> None:
@@ -55,10 +56,10 @@ class JpegSpool:
         self._lengths: list[int] = []
 
     def append(self, jpeg: bytes) -> None:
-        """Add one.
+        """Append one JPEG.
 
         Raises:
-            OSError: no room in the folder of temporary files (`TMPDIR`).
+            OSError: the folder for temporary files (`TMPDIR`) is full.
         """
         self._file.write(jpeg)
         self._lengths.append(len(jpeg))
@@ -70,7 +71,13 @@ class JpegSpool:
 
 
 def encode(image: npt.NDArray[np.uint8], quality: int = JPEG_QUALITY) -> bytes:
-    """JPEG of one RGB tile (H, W, 3) uint8, without chroma subsampling (stain lives in chroma)."""
+    """Encode an RGB tile (H, W, 3) uint8 as JPEG.
+
+    Chroma is not subsampled, because stain information is in the chroma.
+
+    Raises:
+        ValueError: the image cannot be encoded.
+    """
     options = [cv2.IMWRITE_JPEG_QUALITY, quality, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, 0x111111]
     done, data = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), options)
     if not done:
@@ -79,13 +86,14 @@ def encode(image: npt.NDArray[np.uint8], quality: int = JPEG_QUALITY) -> bytes:
 
 
 def decode(jpeg: bytes, out: npt.NDArray[np.uint8] | None = None) -> npt.NDArray[np.uint8]:
-    """RGB tile (H, W, 3) uint8 of one JPEG.
+    """Decode a JPEG to an RGB tile (H, W, 3) uint8.
 
     Args:
-        out: (H, W, 3) uint8, contiguous, to write it to.
+        jpeg: encoded image.
+        out: (H, W, 3) uint8, contiguous array to write to.
 
     Raises:
-        ValueError: the bytes are not a JPEG, or not one of the size of `out`.
+        ValueError: the bytes cannot be decoded, or the image does not have the shape of `out`.
     """
     image = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR) if jpeg else None
     if image is None:
@@ -96,7 +104,7 @@ def decode(jpeg: bytes, out: npt.NDArray[np.uint8] | None = None) -> npt.NDArray
 
 
 class _JpegWriter:
-    """Appends bytes to one sharded array, a whole shard at a time: no shard is written twice."""
+    """Appends bytes to a sharded array, one full shard at a time: no shard is written twice."""
 
     def __init__(self, group: zarr.Group) -> None:
         self._array = group.create_array(
@@ -122,7 +130,7 @@ class _JpegWriter:
 
 
 def _put(group: zarr.Group, name: str, values: npt.NDArray[Any]) -> None:
-    """A small array in one chunk."""
+    """Write a small array in one chunk."""
     chunks = tuple(max(1, size) for size in values.shape)
     array = group.create_array(name, shape=values.shape, dtype=values.dtype, chunks=chunks)
     array[...] = values
@@ -145,13 +153,14 @@ def write_pixels(
     mpp: float,
     settings: Mapping[str, Any],
 ) -> None:
-    """Write the pixels of a part, slide after slide, whole or not at all.
+    """Write the pixels of a part atomically, slide by slide.
 
     Args:
-        slides: consumed one at a time; a slide without tiles is left out.
-        size_px: side of a tile.
-        mpp: µm/px of a tile.
-        settings: what made the pixels; JSON types only.
+        path: zarr group to write.
+        slides: slides, consumed one at a time; slides without tiles are left out.
+        size_px: side of a tile in px.
+        mpp: pixel size of the tiles in µm/px.
+        settings: settings that determine the pixels; JSON types only.
     """
     ids: list[str] = []
     slide: list[npt.NDArray[np.int32]] = []
@@ -186,14 +195,14 @@ def write_pixels(
 
 
 class Pixels:
-    """An open store of encoded tiles; reads nothing but small arrays until asked.
+    """Encoded tiles of a part, opened for reading; JPEGs are read on demand.
 
     Attributes:
         slide_id: names of the S slides.
-        slide: (N,) int32, index into `slide_id`.
-        tile: (N,) int32, index in the slide's tile table.
-        size_px: side of a tile.
-        mpp: µm/px of a tile.
+        slide: (N,) int32, index of each tile's slide in `slide_id`.
+        tile: (N,) int32, tile number within the slide.
+        size_px: side of a tile in px.
+        mpp: pixel size of the tiles in µm/px.
     """
 
     def __init__(self, group: zarr.Group, folder: Path) -> None:
@@ -213,7 +222,7 @@ class Pixels:
         return np.asarray(self._group[name][...])  # type: ignore[index]
 
     def jpegs(self, start: int, stop: int) -> list[bytes]:
-        """The JPEGs of tiles `start` to `stop`, in one range read."""
+        """Read the JPEGs of tiles `start` to `stop` (exclusive), which are contiguous bytes."""
         if stop <= start:
             return []
         offset = self._offset[start : stop + 1]
@@ -222,10 +231,16 @@ class Pixels:
         return [data[a:b].tobytes() for a, b in pairwise(inner)]
 
     def images(self, index: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.uint8]:
-        """The tiles of `index` (n,), decoded, in its order: (n, H, W, 3) uint8 RGB.
+        """Read and decode tiles.
+
+        Args:
+            index: (n,) indices into the N tiles, in any order.
+
+        Returns:
+            (n, size_px, size_px, 3) uint8 RGB, in the order of `index`.
 
         Raises:
-            ValueError: a JPEG that cannot be decoded.
+            ValueError: a JPEG cannot be decoded.
         """
         index = np.asarray(index)
         out = np.empty((len(index), self.size_px, self.size_px, 3), np.uint8)
@@ -240,15 +255,18 @@ class Pixels:
         return out
 
     def profile_methods(self) -> list[str]:
-        """The stain methods whose profiles are stored."""
+        """Names of the stain methods whose profiles are stored."""
         return sorted(self._group["profile"].keys()) if "profile" in self._group else []  # type: ignore[union-attr]
 
     def profile(self, method: str) -> Fields:
-        """Stain profiles of the tiles: field → (N, ...)."""
+        """Stain profiles of the tiles: field → (N, ...); empty if the method is not stored."""
         return self._fields("profile", method)
 
     def pooled(self, method: str) -> Fields:
-        """Stain profiles of the slides: field → (S, ...), in the order of `slide_id`."""
+        """Stain profiles of the slides: field → (S, ...), in the order of `slide_id`.
+
+        Empty if the method is not stored.
+        """
         return self._fields("pooled", method)
 
     def _fields(self, name: str, method: str) -> Fields:
@@ -262,18 +280,18 @@ def open_pixels(path: Path) -> Pixels:
     """Open the pixels of a part.
 
     Raises:
-        StainsslError: the store is missing, half written or of another schema.
+        StainsslError: the store is missing, incomplete, of another kind or of another schema.
     """
     attributes(path, "pixels")
     return Pixels(zarr.open_group(path, mode="r"), path)
 
 
 def consolidate(path: Path) -> None:
-    """Note in a new store's root what it holds.
+    """Write zarr's consolidated metadata to the root of a new store.
 
-    Whoever opens it, as xarray does, need not list its folder then, where workflow engines leave
-    files of their own.
+    Other readers, such as xarray, then need not list the folder, which may contain files of a
+    workflow engine.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # zarr: it is an extension of the format
+        warnings.simplefilter("ignore")  # zarr warns that it is an extension of the format
         zarr.consolidate_metadata(path)

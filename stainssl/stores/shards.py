@@ -1,4 +1,4 @@
-"""What zarr wrote, straight from its files where it lies there as it is."""
+"""Fast reading of uncompressed zarr arrays, directly from their files."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ import zarr
 from stainssl.errors import StainsslError
 from stainssl.stores.tables import check_header
 
-CHECKSUM_BYTES = 4  # of the index, which ends the file
+CHECKSUM_BYTES = 4  # CRC32C of the shard index, at the end of the file
 
 
 def attributes(path: Path, kind: str) -> dict[str, Any]:
-    """The attributes of a zarr group that carries our header.
+    """Read the attributes of a store, a zarr group with a `tables.header`.
 
     Raises:
-        StainsslError: it is missing, half written, of another kind or of another schema.
+        StainsslError: the store is missing, incomplete, of another kind or of another schema.
     """
     try:
         root = json.loads((path / "zarr.json").read_text())
@@ -38,10 +38,10 @@ def attributes(path: Path, kind: str) -> dict[str, Any]:
 
 
 class StoredRows:
-    """The rows of a zarr array, straight from its files where they allow it.
+    """Rows of a zarr array, read directly from its files if it is stored uncompressed.
 
     Args:
-        folder: the array's own, in a local store; its chunks and shards are along its first axis.
+        folder: folder of the array in a local store.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -49,7 +49,10 @@ class StoredRows:
 
     @cached_property
     def _array(self) -> Any:
-        """By zarr, which reads any layout, and which takes longer to open than a bag to read."""
+        """The array opened by zarr, for any other layout.
+
+        Opened only if needed, since that takes longer than reading the rows of a slide.
+        """
         return zarr.open_array(self._folder, mode="r")
 
     @cached_property
@@ -57,7 +60,7 @@ class StoredRows:
         return RowLayout.told(self._folder)
 
     def read(self, start: int, stop: int) -> npt.NDArray[Any]:
-        """Rows `start` to `stop`, (stop − start, ...)."""
+        """Read rows `start` to `stop` (exclusive): (stop − start, ...)."""
         layout = self._layout
         if layout is None or stop <= start:
             return np.asarray(self._array[start:stop])
@@ -76,7 +79,7 @@ class StoredRows:
 
 @dataclass(frozen=True)
 class RowLayout:
-    """How the rows of an array lie in the chunks of its shards, uncompressed."""
+    """Layout of an uncompressed array whose shards and chunks divide its first axis only."""
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
@@ -85,7 +88,7 @@ class RowLayout:
 
     @classmethod
     def told(cls, folder: Path) -> RowLayout | None:
-        """By an array's own metadata; None where they are laid out in another way."""
+        """Read the layout from an array's metadata; None if it is another kind of layout."""
         try:
             told = json.loads((folder / "zarr.json").read_text())
             (codec,) = told["codecs"]
@@ -99,7 +102,7 @@ class RowLayout:
 
 
 def _is_plain(told: Mapping[str, Any]) -> bool:
-    """Whether an array's or a shard's only codec is the bytes as they lie in memory."""
+    """Whether the only codec of an array or a shard is little-endian (or one-byte) `bytes`."""
     (codec,) = told["codecs"]
     return codec["name"] == "bytes" and codec.get("configuration", {}).get("endian") != "big"
 
@@ -107,17 +110,19 @@ def _is_plain(told: Mapping[str, Any]) -> bool:
 def read_plain(
     file: Path, start: int, out: npt.NDArray[Any], *, chunk_bytes: int, chunks: int
 ) -> bool:
-    """Fill `out` with a shard's bytes from `start` on, where they lie in its file as they are.
+    """Fill `out` with the bytes of a shard, if its chunks are uncompressed and contiguous.
 
-    zarr reads chunk by chunk and whole through an event loop, which takes several times as long as
-    the bytes. The index (offset and size of each chunk) tells whether the chunks lie there
-    uncompressed and end to end; where it does not, False is returned, and zarr has to read them.
+    zarr reads whole chunks, one by one in an event loop, which takes several times as long. The
+    shard index (offset and size of each chunk) says whether the chunks are stored this way.
 
     Args:
-        file: the shard's.
-        start: byte of the shard's own content.
-        out: contiguous.
-        chunk_bytes, chunks: size of a chunk, and how many a shard has.
+        file: file of the shard.
+        start: first byte within the decoded shard.
+        out: contiguous array.
+        chunk_bytes, chunks: bytes per chunk, and chunks per shard.
+
+    Returns:
+        False if the shard is missing or stored differently: then zarr has to read it.
     """
     first, last = start // chunk_bytes, -(-(start + out.nbytes) // chunk_bytes)
     try:
@@ -129,14 +134,14 @@ def read_plain(
                 return False
             data.seek(int(index[0, 0]) + start - first * chunk_bytes)
             return data.readinto(out.reshape(-1).view(np.uint8).data) == out.nbytes
-    except (OSError, ValueError, IndexError):  # no such shard, or laid out in another way
+    except (OSError, ValueError, IndexError):  # no such shard, or another layout
         return False
 
 
 def plain_column(path: Path) -> npt.NDArray[Any] | None:
-    """A column whose own metadata says that it lies in its files as it is; None for any other.
+    """Read an uncompressed one-dimensional array from its files; None if it is stored differently.
 
-    Opening a part takes a sixth of the time that it takes through zarr's event loop.
+    Opening a part takes a sixth of the time that zarr takes.
     """
     try:
         told = json.loads((path / "zarr.json").read_text())
@@ -145,5 +150,5 @@ def plain_column(path: Path) -> npt.NDArray[Any] | None:
         (n,), (chunk,) = told["shape"], told["chunk_grid"]["configuration"]["chunk_shape"]
         files = [path / "c" / str(i) for i in range(-(-n // chunk))]
         return np.concatenate([np.fromfile(file, told["data_type"]) for file in files])[:n]
-    except (OSError, ValueError, TypeError, KeyError):  # a chunk that is all zero has no file
+    except (OSError, ValueError, TypeError, KeyError):  # a chunk of zeros has no file
         return None

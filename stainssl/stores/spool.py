@@ -1,4 +1,4 @@
-"""Arrays that do not fit in memory, in a temporary file, of which rows are read when asked for."""
+"""Arrays too large for memory, kept in a temporary file and read by rows."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Kept:
-    """An array in a spool's file; `[rows]` copies what is asked for, and only that, to memory.
+    """An array in the file of a `Spool`; indexing copies only the requested rows to memory.
 
-    A lasting memory map would count as the process's memory, and the system allows a process some
-    65,000 of them.
+    The file is mapped anew for each access: a permanent memory map would count as memory of the
+    process, and the system limits a process to some 65,000 maps.
     """
 
     file: IO[bytes]
@@ -33,15 +33,15 @@ class Kept:
 
 
 class Spool:
-    """Arrays in one temporary file without a name, which goes with the process."""
+    """Arrays in one anonymous temporary file, which is removed when the process ends."""
 
     def __init__(self, folder: Path) -> None:
-        """`folder` needs room for all of them."""
+        """Create the file in `folder`, which needs space for all arrays."""
         folder.mkdir(parents=True, exist_ok=True)
         self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 (as long as its arrays)
 
     def keep(self, array: np.ndarray) -> Kept | np.ndarray:
-        """The same (n, D) array, lying in the file; an empty one as it is."""
+        """Move an (n, D) array to the file; an empty one is returned unchanged."""
         if not len(array):
             return array
         start = self._file.seek(0, os.SEEK_END)

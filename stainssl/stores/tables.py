@@ -1,4 +1,4 @@
-"""Tables in parquet that know their schema, the version and the settings that made them."""
+"""Parquet tables with a header: kind, schema, package version and settings."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ _KEY = b"stainssl"
 
 
 def header(kind: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What every format carries: its kind, schema, the package's version and the settings."""
+    """Create the header of a table or store: kind, schema, package version and settings."""
     return {"kind": kind, "schema": SCHEMA, "version": __version__, "settings": dict(settings)}
 
 
 def check_header(found: Mapping[str, Any], kind: str, path: Path) -> None:
-    """Refuse a file of another kind or schema.
+    """Check the kind and schema of a header.
 
     Raises:
-        StainsslError: naming the file, what was found and what to do.
+        StainsslError: another kind or schema.
     """
     if found.get("kind") != kind or found.get("schema") != SCHEMA:
         raise StainsslError(
@@ -39,11 +39,14 @@ def check_header(found: Mapping[str, Any], kind: str, path: Path) -> None:
 
 
 def write_table(path: Path, frame: pd.DataFrame, kind: str, settings: Mapping[str, Any]) -> None:
-    """Write `frame` as parquet with its header, whole or not at all.
+    """Write `frame` as Parquet with a header, atomically.
 
     Args:
-        kind: `tiles`, `qc`, `labels`, `predictions` or `attention`; `read_table` asks for it.
-        settings: what made the table; JSON types only.
+        path: file to write.
+        frame: table; its index is not stored.
+        kind: kind of table, such as `tiles`, `qc`, `labels`, `predictions` or `attention`, which
+            `read_table` checks.
+        settings: settings that determine the table; JSON types only.
     """
     table = pa.Table.from_pandas(frame, preserve_index=False)
     text = json.dumps(header(kind, settings), sort_keys=True, default=str)
@@ -53,10 +56,11 @@ def write_table(path: Path, frame: pd.DataFrame, kind: str, settings: Mapping[st
 
 
 def read_settings(path: Path, kind: str) -> dict[str, Any]:
-    """The settings that made a table, without reading its rows.
+    """Read the settings of a table without its rows.
 
     Raises:
-        StainsslError: the file is not parquet, of another kind or of another schema.
+        StainsslError: the file is not Parquet, of another kind or of another schema.
+        FileNotFoundError: the file is missing.
     """
     try:
         found = json.loads((pq.read_schema(path).metadata or {}).get(_KEY, b"{}"))
@@ -67,10 +71,10 @@ def read_settings(path: Path, kind: str) -> dict[str, Any]:
 
 
 def read_table(path: Path, kind: str) -> pd.DataFrame:
-    """Read a table that `write_table` wrote.
+    """Read a table written by `write_table`.
 
     Raises:
-        StainsslError: the file is missing, not parquet, of another kind or of another schema.
+        StainsslError: the file is missing, not Parquet, of another kind or of another schema.
     """
     try:
         table = pq.read_table(path)
@@ -83,7 +87,7 @@ def read_table(path: Path, kind: str) -> pd.DataFrame:
 
 
 def without_formulas(frame: pd.DataFrame) -> pd.DataFrame:
-    """Text cells that a spreadsheet would run as a formula, with the apostrophe that stops it."""
+    """Prefix text cells that a spreadsheet would evaluate as a formula with an apostrophe."""
     words = frame.select_dtypes(exclude=["number", "bool"]).columns
     starts = tuple("=+-@\t\r")
 

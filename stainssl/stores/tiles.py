@@ -1,4 +1,4 @@
-"""The tables of a part: its tiles, the fate of its slides, and the labels of its tiles."""
+"""Tables of a part: tiles, status of each slide (qc), and labels of the tiles."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from stainssl.errors import StainsslError
 from stainssl.stores.tables import read_table, write_table
 
 Bounds = tuple[int, int, int, int]
-"""x, y, width, height in level-0 px of what was scanned."""
+"""x, y, width, height of the scanned area, in level-0 px."""
 
 TILE_COLUMNS = {
     "slide_id": "str",
     "tile": "int32",
     "x": "int64",  # level-0 px, top left
     "y": "int64",
-    "side": "float64",  # level-0 px, a fraction where the scale asks for one
+    "side": "float64",  # level-0 px, not always an integer
     "tissue": "float32",  # share of the tile's area
     "sharpness": "float32",
     "pen": "float32",  # share of the tile's area
     "saturation": "float32",
     "od": "float32",  # mean optical density
     "kept": "bool",
-    "reason": "str",  # why it was not kept; empty where it was
+    "reason": "str",  # why the tile was not kept; empty if it was
 }
 
 
@@ -42,17 +42,21 @@ def read_tiles(path: Path) -> pd.DataFrame:
 
 
 def write_qc(path: Path, frame: pd.DataFrame, settings: Mapping[str, Any]) -> None:
-    """Write what happened to the slides of a part: a row per slide, with `status` and `detail`."""
+    """Write the status of the slides of a part: a row per slide, with `status` and `detail`."""
     write_table(path, frame, "qc", settings)
 
 
 def read_qc(path: Path) -> pd.DataFrame:
-    """Read what happened to the slides of a part."""
+    """Read the status of the slides of a part."""
     return read_table(path, "qc")
 
 
 def read_bounds(path: Path) -> dict[str, Bounds]:
-    """Slide → its scanned bounds, by the `qc` table of its part; 0s where it was never opened."""
+    """Read the scanned bounds of each slide from the `qc` table; zeros if it was not opened.
+
+    Raises:
+        StainsslError: as `read_table`, or the table was written by an older version.
+    """
     qc = read_qc(path)
     if "bounds" not in qc:
         raise StainsslError(f"{path} was written by an older version: delete it and tile again.")
@@ -64,10 +68,10 @@ def read_bounds(path: Path) -> dict[str, Bounds]:
 
 
 def write_labels(path: Path, frame: pd.DataFrame, settings: Mapping[str, Any]) -> None:
-    """Write the labels of a part's kept tiles: `slide_id`, `tile`, then a column per label."""
+    """Write the labels of the kept tiles of a part: `slide_id`, `tile`, and a column per label."""
     write_table(path, frame, "labels", settings)
 
 
 def read_labels(path: Path) -> pd.DataFrame:
-    """Read the labels of a part's kept tiles; an unknown label is NaN."""
+    """Read the labels of the kept tiles of a part; an unknown label is NaN."""
     return read_table(path, "labels")
