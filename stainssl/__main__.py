@@ -1,4 +1,4 @@
-"""`python -m stainssl`: the same command line, from a clone that was not installed."""
+"""Command line as `python -m stainssl`, for a clone that is not installed."""
 
 from stainssl.cli import main
 

