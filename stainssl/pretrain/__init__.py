@@ -1,1 +1,1 @@
-"""Contrastive pretraining: the stain-invariant method and its rivals under one recipe."""
+"""Self-supervised pretraining, stain-invariant or not, and fine-tuning on tile labels."""

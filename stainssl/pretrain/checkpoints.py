@@ -1,4 +1,4 @@
-"""Checkpoints of a training: when, by whom, atomically; and requeueing of a preempted job."""
+"""Atomic checkpoints of a training run, and requeueing of a preempted SLURM job."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ REQUEUE_SIGNAL = signal.SIGUSR1  # what `sbatch --signal=USR1@120` sends
 
 
 class RequeueSignal:
-    """Whether the job was asked to stop and be requeued (SIGUSR1)."""
+    """Records whether the job was asked to stop and be requeued (SIGUSR1)."""
 
     def __init__(self) -> None:
         self.to_requeue = False
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Take note of the signal while the block runs."""
+        """Handle the signal while the block runs; does nothing outside the main thread."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -51,7 +51,7 @@ class RequeueSignal:
 
 
 def requeue() -> str:
-    """Put this SLURM job back into its queue; says in a sentence what came of it."""
+    """Put this SLURM job back into the queue, and return the outcome as part of a sentence."""
     job = os.environ.get("SLURM_JOB_ID")
     if array := os.environ.get("SLURM_ARRAY_JOB_ID"):
         job = f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}"
@@ -68,16 +68,16 @@ def requeue() -> str:
 
 
 class Checkpoints(Callback):
-    """Keeps one checkpoint, replaced when the new one is whole.
+    """Callback that keeps one checkpoint, which is replaced once the next one is complete.
 
     Args:
         path: of the checkpoint.
-        mark: the run's fingerprint.
-        monitor: says whether the weights are still numbers.
-        stop_signal: whether the job must make room.
-        steps: of the whole run; the last is saved.
-        seconds: least time between two checkpoints.
-        every: a checkpoint every so many steps, too; None: by time alone.
+        mark: fingerprint of the run.
+        monitor: checks before a checkpoint is written that all losses are finite.
+        stop_signal: whether the job is preempted.
+        steps: of the whole run; a checkpoint is written after the last.
+        seconds: minimum time between two checkpoints.
+        every: steps after which a checkpoint is written in any case; None: by time only.
     """
 
     def __init__(
@@ -98,16 +98,17 @@ class Checkpoints(Callback):
     def on_save_checkpoint(
         self, trainer: lightning.Trainer, pl_module: Any, checkpoint: dict[str, Any]
     ) -> None:
-        """Say whose checkpoint it is."""
+        """Add the fingerprint of the run to the checkpoint."""
         checkpoint["stainssl"] = self._mark
 
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save where it is due, and where the job is told to go.
+        """Write a checkpoint if one is due or the job is preempted.
 
         Raises:
-            StainsslError: the job was told to make room: it is saved, and requeued under SLURM.
+            StainsslError: the job is preempted; the checkpoint is written, and under SLURM the job
+                is requeued.
         """
         step = trainer.global_step
         due = time.monotonic() - self._last >= self._seconds
@@ -126,12 +127,11 @@ class Checkpoints(Callback):
         """Write the checkpoint.
 
         Raises:
-            StainsslError: it cannot be written, or the weights are not numbers; the one before is
-                kept.
+            StainsslError: it cannot be written, or a loss is not finite; the previous one is kept.
         """
         self._monitor.settle(trainer)
         if not trainer.is_global_zero:
-            trainer.save_checkpoint(self.path)  # takes part, writes nothing
+            trainer.save_checkpoint(self.path)  # collective call; only the first process writes
             return
         try:
             with replacing(self.path) as made:
@@ -145,13 +145,16 @@ class Checkpoints(Callback):
 
 
 def usable_checkpoint(path: Path, mark: str) -> int | None:
-    """The step of the checkpoint in `path` where it is one of the run with this fingerprint."""
+    """Step of the checkpoint at `path` if it is from the run with this fingerprint; else None.
+
+    A checkpoint of another run is renamed to `of-….ckpt`.
+    """
     if not path.exists():
         return None
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         found, step = checkpoint.get("stainssl"), int(checkpoint["global_step"])
-    except Exception as error:  # pickle, zip and torch each raise their own kinds
+    except Exception as error:  # pickle, zip and torch each raise their own exceptions
         log.warning("%s is an incomplete checkpoint (%s): training starts over", path, error)
         return None
     if found != mark:

@@ -1,8 +1,7 @@
-"""The training tiles: read in blocks, shuffled within a buffer, decoded ahead of the network.
+"""Training tiles: read in blocks, shuffled within a buffer, decoded ahead of the network.
 
-Decoding runs in threads: it releases the interpreter's lock, so that threads reach the rate of the
-JPEG library and no tile is copied between processes. Nothing here keeps a lock or a handle that a
-spawned process could not open again: tiles and streams can be pickled.
+Decoding runs in threads: the JPEG library releases the interpreter's lock, and no tile is copied
+between processes. Tiles and streams can be pickled: threads and buffers are created again.
 """
 
 from __future__ import annotations
@@ -31,18 +30,18 @@ log = logging.getLogger(__name__)
 
 BLOCK = 64  # tiles of one range read: a few hundred kB of JPEG
 BUFFER = 128  # blocks that are shuffled together
-CACHE_BYTES = 1 << 30  # decoded tiles that may be kept
+CACHE_BYTES = 1 << 30  # of memory for decoded tiles
 Index = npt.NDArray[np.int64]
 
 
 class Batch(NamedTuple):
-    """What one process takes of one step.
+    """One process's share of the tiles of one step.
 
     Attributes:
         images: (B, 3, H, W) uint8.
-        tile: (B,) numbers of the tiles.
-        everyone: numbers of the tiles of all processes, B times as many as there are processes.
-        start: where this process's tiles begin among them.
+        tile: (B,) tile numbers.
+        everyone: (W·B,) tile numbers of the step, of all W processes.
+        start: position of this process's first tile in `everyone`.
     """
 
     images: Tensor
@@ -52,26 +51,26 @@ class Batch(NamedTuple):
 
     @property
     def rows(self) -> slice:
-        """This process's rows of what is drawn for everyone."""
+        """This process's rows among those of the whole step, as of random numbers."""
         return slice(self.start, self.start + len(self.tile))
 
 
 class TrainTiles:
-    """The tiles of several stores, numbered through from 0 to N − 1.
+    """The tiles of several pixel stores, numbered consecutively from 0 to N − 1.
 
-    Decoded tiles are kept in memory where all of them fit in `cache_bytes`.
+    Decoded tiles are kept in memory if all of them fit into `cache_bytes`.
 
     Args:
-        stores: of one tile size.
-        cache_bytes: of memory for decoded tiles.
-        workers: threads that decode.
-        gpu: decode on the GPU, where torchvision can; nothing is kept then.
+        stores: pixel stores with the same tile size.
+        cache_bytes: memory for decoded tiles.
+        workers: number of decoding threads.
+        gpu: decode on the GPU if torchvision can; decoded tiles are then not kept.
 
     Attributes:
-        size_px: side of a tile.
+        size_px: side of a tile in px.
 
     Raises:
-        StainsslError: no store, stores of different tile sizes, or fewer than two tiles.
+        StainsslError: fewer than two tiles, or different tile sizes.
     """
 
     def __init__(
@@ -121,21 +120,22 @@ class TrainTiles:
         return int(self._first[-1])
 
     def order(self, seed: int, epoch: int) -> Order:
-        """The order of an epoch, a permutation of N."""
+        """Random order of the N tiles in an epoch."""
         return _order(self._block_start.tobytes(), len(self), seed, epoch)
 
     def batch(self, everyone: Index, rank: int = 0, world_size: int = 1) -> Batch:
-        """One process's share of the tiles of a step, in their order.
+        """Decode one process's share of the tiles of a step, in their order.
 
-        A tile that cannot be decoded is replaced by another of the share, so that all processes
-        have as many.
+        A tile that cannot be decoded is replaced by another one of the share, so that all
+        processes have the same number.
 
         Args:
-            everyone: numbers of the step's tiles; as many for each process.
+            everyone: tile numbers of the step, a multiple of `world_size`.
             rank: of the process.
+            world_size: number of processes.
 
         Raises:
-            StainsslError: fewer than two of the share can be decoded.
+            StainsslError: fewer than two tiles of the share can be decoded.
         """
         count = len(everyone) // world_size
         index = everyone[rank * count : (rank + 1) * count].copy()
@@ -145,27 +145,27 @@ class TrainTiles:
         return Batch(images, index, everyone, rank * count)
 
     def readable(self, index: Index) -> tuple[Tensor, npt.NDArray[np.bool_]]:
-        """Those of some tiles that can be decoded.
+        """Decode tiles, leaving out those that cannot be decoded.
 
         Args:
-            index: numbers of n tiles.
+            index: (n,) tile numbers.
 
         Returns:
-            (m, 3, H, W) uint8, and (n,) bool, of which m are true.
+            (m, 3, H, W) uint8 decoded tiles, and a (n,) bool mask of them with m true values.
         """
         images = self._decoded(index)
         good = ~self._bad[index]
         return _planes(images if good.all() else images[good]), good
 
     def _on_cpu(self, index: Index) -> Tensor:
-        """(B, 3, H, W) uint8; the numbers of bad tiles in `index` become those of others."""
+        """(B, 3, H, W) uint8; bad tiles are replaced, and so are their numbers in `index`."""
         images = self._decoded(index)
         bad, stands_in = self._replaced(index)
         images[bad] = images[stands_in]
         return _planes(images)
 
     def _decoded(self, index: Index) -> npt.NDArray[np.uint8]:
-        """(B, H, W, 3) uint8; rows of tiles that are found bad hold anything."""
+        """(B, H, W, 3) uint8; rows of bad tiles are undefined."""
         kept = bool(len(self._cache))
         batch = self._buffer(len(index))
         images = self._cache if kept else batch
@@ -177,10 +177,10 @@ class TrainTiles:
         return batch
 
     def _buffer(self, count: int) -> npt.NDArray[np.uint8]:
-        """(count, H, W, 3) uint8: memory of a batch that is gone, or new.
+        """(count, H, W, 3) uint8 array, in the memory of an earlier batch if possible.
 
-        Fresh memory costs as much as half of the decoding, at its first touch. What is given out is
-        a view: once neither it nor a tensor made of it is left, its memory is free again.
+        The first access to new memory takes half as long as decoding. The array is a view: its
+        memory is reused once neither the view nor a tensor of it exists any more.
         """
         shape = (count, self.size_px, self.size_px, 3)
         fits = (i for i, buffer in enumerate(self._free) if buffer.shape == shape)
@@ -191,7 +191,7 @@ class TrainTiles:
         return lent
 
     def _replaced(self, index: Index) -> tuple[Index, Index]:
-        """Replace the bad tiles of `index`; where they were, and whose place has what they got."""
+        """Replace bad tiles in `index`; returns their positions, and those of the replacements."""
         good, bad = np.flatnonzero(~self._bad[index]), np.flatnonzero(self._bad[index])
         if len(good) < 2:
             raise StainsslError(
@@ -208,7 +208,7 @@ class TrainTiles:
         return found.slide_id[int(found.slide[tile - self._first[store]])]
 
     def _decode(self, tiles: Index, images: npt.NDArray[np.uint8], places: Index) -> None:
-        """Decode tiles into rows of `images`; the bad ones are noted and named."""
+        """Decode tiles into the rows `places` of `images`; mark and log those that fail."""
         jpegs, good = self._jpegs(tiles), np.zeros(len(tiles), bool)
 
         def some(rows: range) -> None:
@@ -217,7 +217,7 @@ class TrainTiles:
                     decode(jpegs[row], images[places[row]])
                     good[row] = True
 
-        # A share a thread: a task a tile would cost a quarter of its decoding.
+        # One share per thread: one task per tile would add a quarter to the decoding time.
         shares = [range(i, len(tiles), self._workers) for i in range(self._workers)]
         list(self._pool.map(some, shares) if self._pool else map(some, shares))
         if len(self._cache):
@@ -227,7 +227,7 @@ class TrainTiles:
             log.warning("a tile of slide %s cannot be decoded: left out", self._slide_of(tile))
 
     def _on_gpu(self, index: Index) -> Tensor | None:
-        """(B, 3, H, W) uint8 on the GPU; None where a tile is bad or torchvision has no nvJPEG."""
+        """(B, 3, H, W) uint8 on the GPU; None if a tile is bad or torchvision has no nvJPEG."""
         from torchvision.io import ImageReadMode, decode_jpeg
 
         jpegs = self._jpegs(index)
@@ -248,7 +248,7 @@ class TrainTiles:
         return [self._block(b)[i] for b, i in zip(blocks.tolist(), inner.tolist(), strict=True)]
 
     def _block(self, block: int) -> list[bytes]:
-        """The JPEGs of a block: read whole, and kept while it may be needed again."""
+        """The JPEGs of a block, read at once and kept while they may be needed again."""
         if (found := self._blocks.get(block)) is not None:
             return found
         start = int(self._block_start[block])
@@ -257,13 +257,13 @@ class TrainTiles:
         first = int(self._first[store])
         read = self._stores[store].jpegs(start - first, stop - first)
         self._blocks[block] = read
-        if len(self._blocks) > 2 * BUFFER:  # a batch may straddle two buffers
+        if len(self._blocks) > 2 * BUFFER:  # a batch may have tiles of two buffers
             self._blocks.popitem(last=False)
         return read
 
 
 def _planes(images: npt.NDArray[np.uint8]) -> Tensor:
-    # Channels stay last in memory: to turn them costs a third of decoding, and nothing needs it.
+    # Channels stay last in memory: nothing needs them first, and a copy takes a third of decoding.
     planes = torch.from_numpy(images).permute(0, 3, 1, 2)
     return planes.pin_memory() if torch.cuda.is_available() else planes
 
@@ -275,9 +275,9 @@ def _block_starts(first: Index) -> Index:
 
 
 class Order:
-    """A random order of N tiles that is made a buffer at a time: 10 million cost no memory.
+    """A random order of N tiles, made one buffer at a time, so that 10 million need little memory.
 
-    Blocks are shuffled, then `BUFFER` blocks at a time the tiles within them.
+    Blocks are shuffled, then the tiles within each `BUFFER` blocks.
     """
 
     def __init__(self, block_starts: Index, count: int, seed: int, epoch: int) -> None:
@@ -293,7 +293,7 @@ class Order:
         return int(self._ends[-1])
 
     def take(self, start: int, stop: int) -> Index:
-        """The tiles at places `start` to `stop`."""
+        """Tile numbers at the positions `start` to `stop` of the order."""
         pieces = []
         while start < stop:
             buffer = int(np.searchsorted(self._ends, start, side="right"))
@@ -321,18 +321,19 @@ def _order(block_starts: bytes, count: int, seed: int, epoch: int) -> Order:
 
 
 class Stream:
-    """The batches of a whole run, from any step on: a step's batch depends on its number alone.
+    """The batches of a whole run, from any step on.
 
-    In a group of processes each gets its share of every step.
+    The batch of a step depends only on the seed and the number of the step. With several processes,
+    each gets its share of every step.
 
     Args:
         tiles: the training tiles.
-        batch_size: tiles a step, of all processes together; at most N.
+        batch_size: tiles per step, of all processes together; at most N.
         steps: of the whole run.
         seed: of the order.
 
     Attributes:
-        start: the step to begin at.
+        start: first step of the iteration.
     """
 
     def __init__(self, tiles: TrainTiles, batch_size: int, steps: int, seed: int) -> None:
@@ -342,7 +343,7 @@ class Stream:
         self.start = 0
 
     def index(self, step: int) -> Index:
-        """Numbers of the tiles of a step; the rest of an epoch that fills no batch is dropped."""
+        """Tile numbers of a step; the last tiles of an epoch that fill no batch are dropped."""
         epoch, place = divmod(step, self.steps_per_epoch)
         order = self._tiles.order(self._seed, epoch)
         return order.take(place * self.batch_size, (place + 1) * self.batch_size)

@@ -1,8 +1,8 @@
-"""Depthwise convolutions that learn quickly on a CPU.
+"""A faster weight gradient of depthwise convolutions on a CPU.
 
-PyTorch's gradient of a depthwise convolution's weight is slow on a CPU where the kernel is larger
-than its input, as in the last layers of an EfficientNet or MobileNet at 64 px: it takes up to ten
-times as long as the product of input and gradient at all pairs of positions, which is small there.
+PyTorch's own is slow on a CPU if the kernel is larger than its input, as in the last layers of an
+EfficientNet or MobileNet at 64 px: it takes up to ten times as long as multiplying input and
+gradient at all pairs of positions, of which there are few.
 """
 
 from __future__ import annotations
@@ -20,10 +20,13 @@ ConvGeometry = tuple[int, int, int]
 
 
 def speed_up(model: nn.Module) -> None:
-    """Have a model's depthwise convolutions take the quicker gradient where there is one.
+    """Make a model's depthwise convolutions use the faster gradient where it applies.
 
-    Outputs are the same, gradients up to rounding. Weights, their names and the modules' classes
-    stay as they are.
+    Outputs are the same, gradients the same up to rounding. Weights, their names and the classes of
+    the modules do not change.
+
+    Args:
+        model: modified in place.
     """
     for module in model.modules():
         if isinstance(module, nn.Conv2d) and _is_plain_depthwise(module):
@@ -34,7 +37,7 @@ def _is_plain_depthwise(conv: nn.Conv2d) -> bool:
     depthwise = conv.groups == conv.in_channels == conv.out_channels > 1
     square = len({*conv.kernel_size}) == len({*conv.stride}) == 1
     padded = not isinstance(conv.padding, str) and len({*conv.padding}) == 1
-    # A subclass pads in its own way first (TensorFlow's "same" of timm).
+    # A subclass may pad the input itself first (timm's version of TensorFlow's "same").
     is_plain = type(conv) is nn.Conv2d and conv.padding_mode == "zeros" and conv.bias is None
     return is_plain and depthwise and square and padded and set(conv.dilation) == {1}
 
@@ -82,7 +85,7 @@ def _weight_gradient(images: Tensor, grad: Tensor, geometry: ConvGeometry) -> Te
 
 @cache
 def _taps(inputs: tuple[int, int], outputs: tuple[int, int], geometry: ConvGeometry) -> Tensor:
-    """(HW·H'W', K²): 1 where an input's position meets an output's under a weight of the kernel."""
+    """(HW·H'W', K²): 1 where a weight of the kernel connects an input and an output position."""
     stride, padding, side = geometry
     axes = []
     for size, out in zip(inputs, outputs, strict=True):

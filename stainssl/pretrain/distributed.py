@@ -1,4 +1,4 @@
-"""Several processes that train one network: who they are, and what they tell each other."""
+"""Training one network in several processes: devices, gathering, synchronised batch norms."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ __all__ = ["Placement", "gathered", "is_main", "placement", "rank", "synchronise
 
 @dataclass(frozen=True)
 class Placement:
-    """What a training runs on.
+    """The devices of a training run.
 
     Attributes:
-        gpu: on GPUs rather than on the CPU.
-        devices: processes on this node, one a GPU.
-        nodes: machines.
+        gpu: whether it runs on GPUs.
+        devices: processes per node, one per GPU.
+        nodes: number of machines.
     """
 
     gpu: bool
@@ -33,14 +33,14 @@ class Placement:
 
     @property
     def processes(self) -> int:
-        """Of all nodes."""
+        """Number of processes on all nodes."""
         return self.devices * self.nodes
 
 
 def placement() -> Placement:
-    """All GPUs that the process sees (`device.take`), on all nodes of the SLURM step; else the CPU.
+    """All visible GPUs (`runtime.devices.take`) on all nodes of the SLURM step; else the CPU.
 
-    Under `torchrun` the number of its processes, which may be CPUs.
+    Under `torchrun` the number of processes is that of `torchrun`, also on CPUs.
     """
     gpus = torch.cuda.device_count()
     if local := int(os.environ.get("LOCAL_WORLD_SIZE", "0")):
@@ -52,28 +52,32 @@ def placement() -> Placement:
 
 
 def is_main() -> bool:
-    """Whether this process is the one that writes: in a group the first."""
+    """Whether this is the process that writes files: the first of all."""
     named = os.environ.get("SLURM_PROCID") if is_slurm_step() else os.environ.get("RANK")
     local = os.environ.get("LOCAL_RANK", "0")
     return rank() == 0 and int(named or local) == 0
 
 
 def gathered(values: Tensor) -> Tensor:
-    """(W·B, …) of all W processes, in the order of their ranks; gradients flow back.
+    """Gather (B, …) of all W processes to (W·B, …), in the order of ranks, with gradients.
 
-    A loss computed from it is the joint batch's, the same in every process, and so, after the
-    processes have averaged their gradients, is the step.
+    A loss computed from the result is that of the joint batch, the same in every process, and so is
+    the step once the processes have averaged their gradients.
     """
     if world_size() == 1:
         return values
-    # The default gather sums the gradients of all processes' equal losses; the average undoes it.
+    # `gather` sums the gradients of the processes' equal losses; averaging them corrects for it.
     return torch.cat(gather(values.contiguous()))
 
 
 def synchronised(module: nn.Module, gpu: bool) -> nn.Module:
-    """`module` with batch norms that see the joint batch of all processes.
+    """Make batch norms compute their statistics on the joint batch of all processes.
 
-    torch has none for CPUs: there the activations are gathered, which is right and slow.
+    torch has no such batch norm for CPUs: there the activations are gathered, which is slow.
+
+    Args:
+        module: may be modified in place; use the returned one.
+        gpu: whether it runs on GPUs.
     """
     if gpu:
         return convert_sync_batchnorm(module)  # timm's keeps the activation of its fused norms
@@ -89,7 +93,7 @@ def _joint_forward(norm: nn.Module) -> Any:
     def forward(values: Tensor) -> Tensor:
         if not norm.training or world_size() == 1:
             return own(values)
-        # A slice, not a chunk: the activation that follows may change it in place.
+        # A slice, not a chunk: the activation that follows may modify it in place.
         return own(gathered(values))[rank() * len(values) :][: len(values)]
 
     return forward

@@ -1,7 +1,7 @@
-"""A network trained end to end on labels of tiles, stopped by the tiles of validation patients.
+"""Fine-tuning: train a network end to end on tile labels, with early stopping.
 
-As in pretraining a step's batch, turns, jitter and dropout depend on the seed and the step's number
-alone, so that a checkpoint needs no random state.
+As in pretraining, the batch, flips, jitter and dropout of a step depend only on the seed and the
+number of the step, so that a checkpoint needs no random state.
 """
 
 from __future__ import annotations
@@ -34,26 +34,26 @@ from stainssl.stores.atomic import replacing
 
 log = logging.getLogger(__name__)
 
-# No crop: what a label is of, as the middle of a tile, must stay in sight at its scale.
+# No crop: what the label is about, such as the center of a tile, must stay visible at its scale.
 WHOLE = ViewGeometry(area=(1.0, 1.0), ratio=(1.0, 1.0))
 CHECKPOINT_SECONDS = 300.0  # between two checkpoints within an epoch; each epoch ends with one
-WARM_UP = 0.1  # of the steps
+WARM_UP = 0.1  # share of the steps
 Floats = npt.NDArray[np.float64]
 ViewMaker = Callable[[Batch, int], Sequence[Tensor]]
 
 
 @dataclass(frozen=True)
 class TuneSettings:
-    """How a network is trained on labels.
+    """Settings of fine-tuning.
 
     Attributes:
-        epochs: at most.
-        patience: epochs without a lower validation loss after which it ends.
-        batch_size: tiles a step.
+        epochs: maximum number.
+        patience: epochs without a lower validation loss after which training stops.
+        batch_size: tiles per step.
         lr: peak learning rate.
         weight_decay: of weights; biases and norms have none.
-        class_weight: `balanced`, so that all classes weigh the same, or None.
-        consistency: weight of the loss for unequal predictions of a tile's two views.
+        class_weight: `balanced` for equal weight of all classes, or None.
+        consistency: weight of the loss for different predictions of a tile's two views.
     """
 
     epochs: int
@@ -66,16 +66,17 @@ class TuneSettings:
 
 
 class TileClassifier(nn.Module):
-    """A backbone and a linear layer on its vectors, over the classes that it is trained on.
+    """A backbone with a linear classifier of its embeddings.
 
     Args:
         backbone: (B, 3, S, S) → (B, D).
         dim: D.
-        standardised: (B, 3, H, W) uint8 tiles → such tiles, in a standard stain if there is one.
-        prepared: (B, 3, H, W) in [0, 1] → (B, 3, S, S), what the backbone sees.
-        trained: indices of the C classes of the training tiles, rising.
-        classes: K, with those that no training tile has.
-        freeze_norms: whether all batch norms stay in evaluation, as those of what is frozen do.
+        standardised: (B, 3, H, W) uint8 tiles → the same, normalized if the encoder has a stain
+            profile.
+        prepared: (B, 3, H, W) in [0, 1] → (B, 3, S, S), the input of the backbone.
+        trained: indices of the C classes that occur in training, ascending.
+        classes: K, including classes that do not occur in training.
+        freeze_norms: keep all batch norms in evaluation mode, not only those of frozen layers.
     """
 
     def __init__(
@@ -97,11 +98,11 @@ class TileClassifier(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where it is."""
+        """Device of the network."""
         return self.head.weight.device
 
     def train(self, mode: bool = True) -> TileClassifier:
-        """Switch to training or evaluation; norms of what is frozen stay in evaluation."""
+        """Switch to training or evaluation mode; frozen batch norms stay in evaluation mode."""
         super().train(mode)
         hold_norms(self.backbone, self._frozen_norms)
         return self
@@ -110,13 +111,13 @@ class TileClassifier(nn.Module):
         """(B, 3, H, W) in [0, 1] → (B, C) logits, float32."""
         seen = self._prepared(pixels)
         half = seen.is_cuda and torch.cuda.is_bf16_supported(including_emulation=False)
-        # Answers are in full precision: bfloat16's eight bits would tie many of them.
+        # Predictions are made in full precision: bfloat16's eight bits would make many of them tie.
         with torch.autocast(seen.device.type, torch.bfloat16, enabled=half and self.training):
             vectors = self.backbone(seen)
         return self.head(vectors.float())
 
     def changing(self) -> dict[str, Tensor]:
-        """What training changes, by name: trained parameters and statistics of norms."""
+        """Tensors that training changes, by name: trained parameters and statistics of norms."""
         fixed = {n for n, value in self.named_parameters() if not value.requires_grad}
         return {n: value for n, value in self.state_dict().items() if n not in fixed}
 
@@ -126,7 +127,7 @@ class TileSubset:
     """The training or validation tiles of a fold.
 
     Attributes:
-        tile: (n,) numbers of tiles.
+        tile: (n,) tile numbers.
         y: (n,) class index.
     """
 
@@ -135,16 +136,19 @@ class TileSubset:
 
 
 class Batches:
-    """The batches of a fold's training, by the number of their step.
+    """The training batches of a fold, by step.
 
     Args:
         tiles: of all patients.
-        part: those that are trained on.
-        batch_size: at most.
+        part: the training tiles.
+        batch_size: maximum number of tiles per batch.
         seed: of the order.
 
+    Attributes:
+        per_epoch: batches per epoch.
+
     Raises:
-        StainsslError: there are fewer than two tiles.
+        StainsslError: there are fewer than two training tiles.
     """
 
     def __init__(self, tiles: TrainTiles, part: TileSubset, batch_size: int, seed: int) -> None:
@@ -158,16 +162,17 @@ class Batches:
         self._held: tuple[int, Index] = (-1, part.tile)
 
     def _order(self, epoch: int) -> Index:
-        """The training tiles in an epoch's order, which reads stores in blocks."""
+        """The training tiles in the order of an epoch, in which stores are read in blocks."""
         if self._held[0] != epoch:
             every = self._tiles.order(self._seed, epoch).take(0, len(self._tiles))
             self._held = (epoch, every[np.isin(every, self._part.tile)])
         return self._held[1]
 
     def after(self, step: int, stop: int) -> Iterator[Batch]:
-        """The batches of the steps `step` to `stop`; what fills none at an epoch's end is dropped.
+        """The batches of the steps `step` to `stop` − 1.
 
-        A tile that cannot be decoded is replaced by another of its batch.
+        The last tiles of an epoch that fill no batch are dropped. A tile that cannot be decoded is
+        replaced by another one of its batch.
         """
         for number in range(step, stop):
             epoch, place = divmod(number, self.per_epoch)
@@ -177,12 +182,12 @@ class Batches:
 
 @dataclass
 class TuningState:
-    """How far a training is.
+    """Progress of a training.
 
     Attributes:
         step: of the next batch.
         losses: validation loss after each epoch.
-        best: what training changes, as it was at the lowest of them.
+        best: `TileClassifier.changing` at the lowest validation loss.
     """
 
     step: int = 0
@@ -191,20 +196,20 @@ class TuningState:
 
     @property
     def best_epoch(self) -> int:
-        """Number of the epoch with the lowest loss, the first of several."""
+        """Index of the epoch with the lowest loss, the first in case of ties."""
         return int(np.argmin(self.losses))
 
     def is_over(self, patience: int) -> bool:
-        """Whether as many epochs went by without a lower loss."""
+        """Whether the last `patience` epochs brought no lower loss."""
         return bool(self.losses) and len(self.losses) - 1 - self.best_epoch >= patience
 
 
 class Checkpoint:
-    """A training on disk: tensors and a few values, written atomically.
+    """A checkpoint of fine-tuning in safetensors format, written atomically.
 
     Args:
         path: of the file.
-        mark: of all that decides the training; a file with another one is not its past.
+        mark: fingerprint of the training; a file with another one is ignored.
     """
 
     def __init__(self, path: Path, mark: str) -> None:
@@ -212,13 +217,13 @@ class Checkpoint:
 
     @property
     def is_due(self) -> bool:
-        """Whether the last one is long ago."""
+        """Whether `CHECKPOINT_SECONDS` have passed since the last one was written."""
         return time.monotonic() - self._last >= CHECKPOINT_SECONDS
 
     def save(
         self, network: TileClassifier, optimizer: torch.optim.Optimizer, progress: TuningState
     ) -> None:
-        """Write it, in place of the one before."""
+        """Write the checkpoint, replacing the previous one."""
         moments = optimizer.state_dict()["state"]
         tensors = {f"network/{name}": value for name, value in network.changing().items()}
         tensors |= {f"best/{name}": value for name, value in progress.best.items()}
@@ -230,14 +235,19 @@ class Checkpoint:
         self._last = time.monotonic()
 
     def restore(self, network: TileClassifier, optimizer: torch.optim.Optimizer) -> TuningState:
-        """Set a training to where it was; to its start where there is no checkpoint of it."""
+        """Load the checkpoint and return its progress; that of a new training if there is none.
+
+        Args:
+            network: modified in place.
+            optimizer: modified in place.
+        """
         if not self._path.exists():
             return TuningState()
         try:
             with safe_open(self._path, "pt") as file:
                 told = json.loads(file.metadata()["told"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except Exception as error:  # safetensors raises its own kinds
+        except Exception as error:  # safetensors raises its own exceptions
             log.warning("%s is an incomplete checkpoint (%s): starting over", self._path, error)
             return TuningState()
         if told["mark"] != self._mark:
@@ -266,7 +276,7 @@ def _moments(tensors: dict[str, Tensor]) -> dict[int, dict[str, Tensor]]:
 
 
 def single_view(settings: ViewSettings) -> ViewMaker:
-    """A function that gives one turned and jittered view of each tile of a batch."""
+    """Return a function that makes one augmented view of each tile of a batch."""
     return lambda batch, step: settings.colored(settings.crops(batch, step, 1), batch, step)
 
 
@@ -281,20 +291,23 @@ def fit(
     seed: int,
     checkpoint: Checkpoint,
 ) -> TuningState:
-    """Train on the tiles of training patients until validation patients' loss falls no more.
+    """Train on the tiles of the training patients, with early stopping by the validation loss.
 
     Args:
-        network: trained in place; at the end it is what it was at the lowest validation loss, or
-            after the last epoch where no tile validates.
+        network: trained in place; ends with the weights of the lowest validation loss, or of the
+            last epoch if there are no validation tiles.
         tiles: of all patients.
-        train, val: tiles of a fold's training and validation patients.
-        settings: how to train.
-        views: (batch, step) → one view of each tile, or two where they are to be answered alike.
-        seed: of the order of the tiles.
-        checkpoint: from which it goes on.
+        train, val: tiles of the fold's training and validation patients.
+        settings: of the training.
+        views: (batch, step) → one view of each tile, or two with a consistency loss.
+        seed: of the order of the tiles, and of dropout.
+        checkpoint: training resumes from it, and writes it.
+
+    Returns:
+        The progress at the end.
 
     Raises:
-        StainsslError: too few tiles, or the loss is not a number.
+        StainsslError: fewer than two training tiles, or a loss that is not finite.
     """
     batches = Batches(tiles, train, settings.batch_size, seed)
     steps = settings.epochs * batches.per_epoch
@@ -322,10 +335,10 @@ def fit(
 
 
 class _Loss:
-    """Cross-entropy with class weights, and of a second view that its answer be the first's.
+    """Cross-entropy with class weights, plus a consistency loss if there is a second view.
 
-    The second term is Kullback and Leibler's divergence from what is said of the first view, which
-    it does not change (Xie et al. 2020, arXiv 1904.12848).
+    The consistency loss is the Kullback–Leibler divergence of the second view's prediction from
+    the first's, without a gradient for the first (Xie et al. 2020, arXiv 1904.12848).
     """
 
     def __init__(
@@ -354,7 +367,7 @@ def _learn(
     network: TileClassifier, optimizer: torch.optim.Optimizer, loss_of: _Loss, views: ViewMaker,
     batch: Batch, step: int, seed: int,
 ) -> None:  # fmt: skip
-    """One step; views are made in full precision."""
+    """Take one training step; views are made in full precision."""
     with torch.no_grad():
         images = network.standardised(batch.images.to(network.device))
         seen = views(batch._replace(images=images), step)
@@ -372,7 +385,7 @@ def _validate(
     network: TileClassifier, tiles: TrainTiles, val: TileSubset, settings: TuneSettings,
     progress: TuningState,
 ) -> None:  # fmt: skip
-    """Note the validation loss of an epoch, and the network where it is the lowest."""
+    """Add an epoch's validation loss to the progress, and the weights if it is the lowest."""
     p, good = predict(network, tiles, val.tile, settings.batch_size)
     y, known, loss = val.y[good], np.arange(network.classes), float("inf")
     if len(y):
@@ -388,15 +401,17 @@ def _validate(
 def predict(
     network: TileClassifier, tiles: TrainTiles, tile: Index, batch_size: int
 ) -> tuple[Floats, npt.NDArray[np.bool_]]:
-    """Class probabilities of tiles as they are.
+    """Predict class probabilities of tiles, without augmentation.
 
     Args:
-        tile: (n,) numbers.
-        batch_size: tiles at a time.
+        network: set to evaluation mode.
+        tiles: of all patients.
+        tile: (n,) tile numbers.
+        batch_size: tiles per batch.
 
     Returns:
-        (m, K) of the tiles that can be decoded, 0 for classes unseen in training; (n,) bool, which
-        tiles these are.
+        (m, K) probabilities of the tiles that can be decoded, 0 for classes that do not occur in
+        training; and a (n,) bool mask of these tiles.
     """
     network.eval()
     blocks = (tile[i : i + batch_size] for i in range(0, len(tile), batch_size))

@@ -1,4 +1,4 @@
-"""What is known of the training tiles beside their pixels: stain, patients, sites, labels."""
+"""Metadata of the training tiles: stain profiles, patients, sites and labels."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ from stainssl.stores.pixels import Pixels
 
 
 def profiles(stores: Sequence[Pixels], method: str, *, slides: bool = True) -> StainProfile:
-    """The stain profiles of the tiles of several stores, in their order.
+    """Stain profiles of the N tiles of several pixel stores, in their order.
 
     Args:
+        stores: pixel stores.
         method: of the profiles.
-        slides: a tile without a valid profile takes its slide's.
+        slides: whether a tile without a valid profile gets that of its slide.
 
     Raises:
-        StainsslError: a store holds none of that method, or no tile has a valid one.
+        StainsslError: a store has no profiles of the method, or no tile has a valid one.
     """
     found = StainProfile.cat([_profiles(store, method, slides) for store in stores])
     if not bool(found.valid.any()):
@@ -52,20 +53,33 @@ def _profiles(store: Pixels, method: str, slides: bool) -> StainProfile:
 
 
 def codes(words: pd.Series) -> Codes:
-    """(N,) int32 numbers of words, in their order; −1 where empty."""
+    """(N,) int32 codes of words, numbered in alphabetical order; −1 for empty ones."""
     names = sorted(set(words) - {""})
     return words.map({name: i for i, name in enumerate(names)}).fillna(-1).to_numpy(np.int32)
 
 
 def of_tiles(values: npt.NDArray[Any], stores: Sequence[Pixels]) -> npt.NDArray[Any]:
-    """A value a slide, slides of all stores in order → a value a tile."""
+    """Expand values per slide to values per tile.
+
+    Args:
+        values: (S,) of the slides of all stores, in order.
+        stores: pixel stores of N tiles.
+
+    Returns:
+        (N,) of the same dtype.
+    """
     first = np.cumsum([0] + [len(store.slide_id) for store in stores])
     parts = [values[a + store.slide] for a, store in zip(first[:-1], stores, strict=True)]
     return np.concatenate(parts)
 
 
 def names_of(words: Sequence[str], stores: Sequence[Pixels]) -> Callable[..., list[str]]:
-    """A function from tile numbers to the words of their slides, which keeps no word a tile."""
+    """Return a function from (n,) tile numbers to the words of their slides.
+
+    Args:
+        words: one per slide of all stores, in order; not copied for every tile.
+        stores: pixel stores.
+    """
     slide = of_tiles(np.arange(len(words), dtype=np.int32), stores)
 
     def names(tiles: npt.NDArray[np.int64]) -> list[str]:
@@ -75,12 +89,12 @@ def names_of(words: Sequence[str], stores: Sequence[Pixels]) -> Callable[..., li
 
 
 def labels(stores: Sequence[Pixels], tables: Sequence[pd.DataFrame], label: str) -> Codes:
-    """(N,) int32 class of each tile, −1 where unknown; classes in order of their words.
+    """(N,) int32 class of each tile in alphabetical order of classes; −1 if unknown.
 
     Args:
-        stores: of the N tiles.
-        tables: of each store's part: `slide_id`, `tile`, and a column a label.
-        label: the column.
+        stores: pixel stores of the N tiles.
+        tables: one per store, with `slide_id`, `tile` and one column per label.
+        label: name of the column.
 
     Raises:
         StainsslError: a table has no such column, or fewer than two classes are known.

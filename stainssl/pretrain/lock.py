@@ -1,4 +1,4 @@
-"""One training at a time writes into a folder of checkpoints, whatever host it runs on."""
+"""A lock on a folder of checkpoints: one training at a time writes into it, on any host."""
 
 from __future__ import annotations
 
@@ -22,32 +22,32 @@ from stainssl.errors import StainsslError
 
 log = logging.getLogger(__name__)
 
-LOCK = "lock"  # the file's name; it stays, empty, when nobody trains
-BEAT_SECONDS = 20.0  # between two signs of life of the holder
-DEAD_AFTER_SECONDS = 120.0  # without one, for a holder on another host
-LOOK_SECONDS = 5.0
-TELL_SECONDS = 300.0
+LOCK = "lock"  # file name; the file stays, empty, after a training
+BEAT_SECONDS = 20.0  # between two heartbeats of the holder
+DEAD_AFTER_SECONDS = 120.0  # without a heartbeat, for a holder on another host
+LOOK_SECONDS = 5.0  # between two attempts to get the lock
+TELL_SECONDS = 300.0  # between two messages while waiting
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 
 @dataclass(frozen=True)
 class Holder:
-    """Who trains: enough to find the process and to end it."""
+    """The process that has the lock, with what is needed to find and stop it."""
 
     host: str
     pid: int
     since: str  # local time
-    job: str = ""  # of SLURM
+    job: str = ""  # SLURM job, if any
 
     @staticmethod
     def this_process() -> Holder:
-        """The one that calls."""
+        """The calling process."""
         since = time.strftime("%Y-%m-%d %H:%M:%S")
         return Holder(socket.gethostname(), os.getpid(), since, os.environ.get("SLURM_JOB_ID", ""))
 
     @staticmethod
     def read(path: Path) -> Holder | None:
-        """The one that a lock file names, None where it names nobody."""
+        """The process named in a lock file; None if it names none."""
         try:
             return Holder(**json.loads(path.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError):
@@ -59,7 +59,7 @@ class Holder:
 
     @property
     def how_to_end(self) -> str:
-        """The command that ends it."""
+        """The command that stops the process."""
         if self.job:
             return f"scancel {self.job}"
         here = self.host == socket.gethostname()
@@ -68,18 +68,18 @@ class Holder:
 
 @contextmanager
 def training_lock(folder: Path, *, wait: bool = True) -> Iterator[None]:
-    """Hold a folder of checkpoints while the block runs.
+    """Lock a folder of checkpoints while the block runs.
 
-    The lock is the system's (`flock`), so that it goes with its process, however that ends. Where
-    the file system has none across hosts, the holder's sign of life decides: the file's time,
-    renewed every `BEAT_SECONDS`.
+    The lock is the system's (`flock`), which is released when the process ends, however it ends.
+    If the file system does not lock across hosts, the heartbeat of the holder decides: the
+    modification time of the file, renewed every `BEAT_SECONDS`.
 
     Args:
-        folder: made where it is missing.
-        wait: until the holder ends; else refuse at once.
+        folder: created if missing.
+        wait: wait for the holder to end, instead of raising at once.
 
     Raises:
-        StainsslError: another process trains there, and it is not waited for.
+        StainsslError: another process is training there, and `wait` is false.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / LOCK
@@ -94,7 +94,7 @@ def training_lock(folder: Path, *, wait: bool = True) -> Iterator[None]:
 
 
 def _write(file: IO[str], text: str) -> None:
-    file.truncate(0)  # opened to append: what is written stands at the start
+    file.truncate(0)  # opened to append, so that the text is written at the start
     file.write(text)
     file.flush()
 
@@ -117,7 +117,7 @@ def _acquire(file: IO[str], path: Path, wait: bool) -> None:
 
 
 def _is_ours(file: IO[str], path: Path) -> bool:
-    """Whether the lock could be taken, and no holder on another host shows signs of life."""
+    """Whether the lock was taken, and no holder on another host has a recent heartbeat."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         has_locks = True
@@ -146,7 +146,7 @@ def _is_alive(pid: int) -> bool:
 
 
 def _file_system_now(folder: Path) -> float:
-    """Now by the clock that dates the files of a folder: a server's may differ from ours."""
+    """Current time by the clock of a folder's file system; a server's clock may differ."""
     probe = folder / f".clock-{os.getpid()}"
     try:
         probe.touch()
@@ -169,5 +169,5 @@ def _signs_of_life(path: Path) -> Iterator[None]:
 
 def _beat(path: Path, stopped: Callable[[float], bool]) -> None:
     while not stopped(BEAT_SECONDS):
-        with contextlib.suppress(OSError):  # a full or absent disk ends the training elsewhere
+        with contextlib.suppress(OSError):  # a failing disk stops the training where it writes
             os.utime(path)

@@ -1,4 +1,4 @@
-"""Low-rank adapters in a network that is to be trained, by the library peft."""
+"""Add low-rank adapters to a network for training, with peft."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ if TYPE_CHECKING:
 
 
 def adapt(model: nn.Module, layers: Sequence[str], rank: int, alpha: float, seed: int) -> PeftModel:
-    """Put adapters into layers of a network and freeze all else.
+    """Add adapters to layers of a network and freeze all other parameters.
 
-    The network's vectors are what they were: the second factor of an adapter starts at zero.
+    Embeddings do not change at first: the second factor of an adapter starts at zero.
 
     Args:
-        model: changed in place.
+        model: modified in place.
         layers: names of linear layers and 1 × 1 convolutions.
         rank: of the adapters.
-        alpha: a change counts alpha / rank times.
+        alpha: the update of an adapter is scaled by alpha / rank.
         seed: of the first factors.
 
     Returns:
-        What saves the adapters, or merges them.
+        peft's model, which can save or merge the adapters.
     """
     from peft import LoraConfig, get_peft_model  # imports transformers: seconds
 
     torch.manual_seed(seed)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of models that are not transformers'
-        # peft says int, and divides.
+        warnings.simplefilter("ignore")  # about models that are not from transformers
+        # peft annotates alpha as int, but only divides by the rank.
         wanted: Any = {"r": rank, "lora_alpha": alpha, "target_modules": list(layers)}
         config = LoraConfig(bias="none", **wanted)
         return get_peft_model(model, config)

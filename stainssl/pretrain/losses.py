@@ -1,4 +1,4 @@
-"""The contrastive loss, and what tells a useful embedding from a collapsed one."""
+"""The contrastive loss, and measures that distinguish a useful embedding from a collapsed one."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ def nt_xent(
         first: (B, D) projections of the first view, B ≥ 2.
         second: (B, D) projections of the second view, in the same order.
         temperature: divides the cosine similarities.
-        negatives: (Q, D) unit vectors of earlier images, negatives of all.
+        negatives: (Q, D) unit vectors of earlier images, which are negatives of every view.
 
     Returns:
-        Mean over the 2B views, a scalar; log(2B − 1 + Q) where all projections are equal.
+        Mean over the 2B views, a scalar; log(2B − 1 + Q) if all projections are equal.
     """
     z = F.normalize(torch.cat([first, second]).float(), dim=1)
     logits = z @ z.T / temperature
@@ -35,39 +35,44 @@ def nt_xent(
 
 
 def alignment(first: Tensor, second: Tensor) -> float:
-    """Mean squared distance of the two views' unit vectors (Wang & Isola 2020); 0 is best.
+    """Mean squared distance between the unit vectors of two views (Wang & Isola 2020); 0 is best.
 
     Args:
-        first, second: (N, D) features of the two views, in the same order.
+        first, second: (N, D) embeddings of the two views, in the same order.
     """
     apart = F.normalize(first, dim=1) - F.normalize(second, dim=1)
     return float(apart.square().sum(1).mean())
 
 
 def uniformity(features: Tensor) -> float:
-    """log E exp(−2 d²) over pairs of unit vectors (Wang & Isola 2020); lower is more spread.
+    """log E exp(−2 d²) over pairs of unit vectors (Wang & Isola 2020); lower is more uniform.
 
     Args:
-        features: (N, D) of one view, N ≥ 2; 0 where all are equal.
+        features: (N, D) embeddings of one view, N ≥ 2.
+
+    Returns:
+        At most 0, the value if all embeddings are equal.
     """
     return float(F.pdist(F.normalize(features, dim=1)).square().mul(-2).exp().mean().log())
 
 
 def mean_cosine(features: Tensor) -> float:
-    """Mean cosine of two different rows of (N, D), N ≥ 2; 1 where all point one way."""
+    """Mean cosine similarity of two different rows of (N, D), N ≥ 2."""
     unit = F.normalize(features.double(), dim=1)
     count = len(unit)
     return float((unit.sum(0).square().sum() - unit.square().sum()) / (count * (count - 1)))
 
 
 def effective_rank(features: Tensor) -> float:
-    """Exponential of the entropy of the centred features' singular values (Roy & Vetterli 2007).
+    """Effective rank of centred embeddings (Roy & Vetterli 2007).
+
+    This is the exponential of the entropy of the normalized singular values.
 
     Args:
-        features: (N, D).
+        features: (N, D) embeddings.
 
     Returns:
-        Between 1 (all vectors on one line, or all equal) and min(N − 1, D).
+        Between 1 (all embeddings on one line, or equal) and min(N − 1, D).
     """
     values = torch.linalg.svdvals((features - features.mean(0)).double())
     if float(values.sum()) < 1e-12:
@@ -79,17 +84,17 @@ def effective_rank(features: Tensor) -> float:
 def nearest_neighbours(
     features: Tensor, classes: Tensor, groups: Tensor, neighbours: int = 20
 ) -> float:
-    """Balanced accuracy of a vote among the nearest tiles of other groups, by cosine.
+    """Balanced accuracy of a vote of the nearest neighbours from other groups, by cosine.
 
     Args:
-        features: (N, D).
-        classes: (N,) int64, −1 where unknown: such tiles are left out.
-        groups: (N,) int64, as patients; a tile's own group has no vote.
-        neighbours: that vote.
+        features: (N, D) embeddings, which are centred.
+        classes: (N,) int64; tiles of class −1 (unknown) are left out.
+        groups: (N,) int64, such as patients; tiles of the same group do not vote.
+        neighbours: number of neighbours that vote.
 
     Returns:
-        Mean over the classes of the share of their tiles that the vote gets right; NaN with fewer
-        than two classes, or where no group but its own could vote for a tile.
+        Mean over the classes of the share of tiles that are classified correctly; NaN with fewer
+        than two classes or fewer than two groups.
     """
     known = classes >= 0
     features, classes, groups = features[known], classes[known], groups[known]

@@ -1,9 +1,9 @@
-"""What each method shows the network: two views of every tile of a batch.
+"""Pretraining methods: each makes two views of every tile of a batch.
 
-A new method is one class with `views` and one line in `PRETRAINING_METHODS`. Crops and color come
-from the same random numbers under every method, so that methods differ in nothing else. All is
-drawn for the whole step and each process takes its rows, so that a step is the same on any number
-of devices.
+A new method is one class with `views` and one line in `PRETRAINING_METHODS`. Crops and color jitter
+use the same random numbers under every method, so that methods differ in nothing else. Random
+numbers are drawn for the whole step and each process takes its rows, so that a step is the same on
+any number of devices.
 """
 
 from __future__ import annotations
@@ -38,12 +38,18 @@ Ints = npt.NDArray[np.int64]
 
 
 class StainJitter(Protocol):
-    """Changes the stain of views by chance, beside color jitter."""
+    """Random change of the stain of views, in addition to color jitter."""
 
     def __call__(self, images: Tensor, batch: Batch, rng: Generator) -> Tensor:
-        """(B, 3, S, S) float in [0, 1] views of a batch, each with a stain of its own draw.
+        """Change the stain of each view of a batch.
 
-        Drawn for all processes' tiles, of which each takes its rows.
+        Args:
+            images: (B, 3, S, S) float views in [0, 1].
+            batch: the tiles of the views; random numbers are drawn for those of all processes.
+            rng: generator on the CPU.
+
+        Returns:
+            The same shape, in [0, 1].
         """
         ...
 
@@ -54,7 +60,7 @@ def _share(batch: Batch) -> BatchShare:
 
 @dataclass(frozen=True)
 class HedJitter:
-    """Hematoxylin, eosin and DAB scaled and shifted (Tellez et al. 2018)."""
+    """Scale and shift hematoxylin, eosin and DAB (Tellez et al. 2018)."""
 
     strength: float
 
@@ -64,11 +70,12 @@ class HedJitter:
 
 
 class RandStainNA:
-    """Normalized to a virtual template each (Shen et al. 2022).
+    """Normalize each view to its own virtual template (Shen et al. 2022).
 
     Args:
-        profiles: `reinhard` profiles of the N training tiles, whose spread templates come from.
-        strength: of the spread about its centre.
+        profiles: `reinhard` profiles of the N training tiles; templates are drawn from their
+            distribution.
+        strength: factor of the distribution's standard deviations.
     """
 
     def __init__(self, profiles: StainProfile, strength: float) -> None:
@@ -83,11 +90,11 @@ class RandStainNA:
 
 @dataclass(frozen=True)
 class StainMix:
-    """Stain vectors between a tile's own and another's (Chang et al. 2021).
+    """Interpolate between the stain vectors of a tile and another one (Chang et al. 2021).
 
     Attributes:
         profiles: two-stain profiles of the N training tiles.
-        strength: half width of the concentrations' factor.
+        strength: half width of the range of the concentrations' factor.
     """
 
     profiles: StainProfile
@@ -103,11 +110,11 @@ class StainMix:
 
 @dataclass(frozen=True)
 class TileNormalizer:
-    """Stain normalization as preprocessing: every tile to one target.
+    """Stain normalization as preprocessing: map every tile to one target profile.
 
     Attributes:
-        profiles: of the N training tiles; a tile without a valid one keeps its colors, as it does
-            where the encoder is used.
+        profiles: of the N training tiles; a tile without a valid profile keeps its colors, as it
+            does when the encoder is used.
         target: one profile.
     """
 
@@ -115,21 +122,21 @@ class TileNormalizer:
     target: StainProfile
 
     def __call__(self, images: Tensor, tile: Ints) -> Tensor:
-        """(B, 3, S, S) float in [0, 1] views of tiles (B,), normalized."""
+        """Normalize (B, 3, S, S) float views in [0, 1] of the (B,) tiles."""
         return _restained(images, self.profiles[torch.from_numpy(tile)], self.target)
 
 
 @dataclass(frozen=True)
 class ViewSettings:
-    """What every method does alike.
+    """Settings of views that all methods share.
 
     Attributes:
-        size_px: side of a view.
-        color: `none`, `weak` or `strong`: jitter of each view.
+        size_px: side of a view in px.
+        color: color jitter of each view: `none`, `weak` or `strong`.
         seed: of crops, color and targets.
-        geometry: how views are cut out.
-        stain_jitter: changes the stain of each view, before color; None: nothing.
-        standard: normalizes every view first; None: nothing.
+        geometry: of the crops.
+        stain_jitter: applied to each view before color jitter; None: no stain jitter.
+        standard: normalizes every view first; None: no normalization.
     """
 
     size_px: int
@@ -140,7 +147,11 @@ class ViewSettings:
     standard: TileNormalizer | None = None
 
     def crops(self, batch: Batch, step: int, count: int = 2) -> tuple[Tensor, ...]:
-        """Random crops of each of B tiles, `count` of (B, 3, S, S) float32 in [0, 1]."""
+        """`count` random crops of each tile, normalized by `standard`.
+
+        Returns:
+            `count` tensors (B, 3, S, S), float32 in [0, 1].
+        """
         rng = generator(self.seed, step, GEOMETRY)
         pixels = batch.images.float().div_(255)
 
@@ -152,7 +163,7 @@ class ViewSettings:
         return tuple(crop() for _ in range(count))
 
     def colored(self, views: tuple[Tensor, ...], batch: Batch, step: int) -> tuple[Tensor, ...]:
-        """The views with the settings' stain and color jitter."""
+        """Apply stain jitter, then color jitter, to each view."""
         if self.stain_jitter:
             rng = generator(self.seed, step, JITTER)
             views = tuple(self.stain_jitter(view, batch, rng) for view in views)
@@ -164,10 +175,10 @@ class ViewSettings:
 
 @dataclass(frozen=True)
 class NormalizerState:
-    """The training tiles as one normalizer sees them.
+    """Profiles and target policy of one normalizer.
 
     Attributes:
-        profiles: of the N tiles, in the order of their numbers.
+        profiles: of the N training tiles, by tile number.
         policy: draws the target of a step.
     """
 
@@ -177,13 +188,13 @@ class NormalizerState:
 
 @dataclass(frozen=True)
 class StainTargets:
-    """What the stain-invariant method knows and does.
+    """Settings of the stain-invariant method.
 
     Attributes:
-        stainings: one, or several of which each step draws one.
-        sites: of the N tiles.
-        normalized: `one` view, or both to the `same`, or both to `different` targets.
-        probability: that a view which is to be normalized is.
+        stainings: one per normalizer; each step draws one of them.
+        sites: (n,) tile numbers → their sites.
+        normalized: `one` (the second view), or both views to the `same` or `different` targets.
+        probability: that a view is normalized to its target.
     """
 
     stainings: Sequence[NormalizerState]
@@ -193,28 +204,28 @@ class StainTargets:
 
 
 class Method(Protocol):
-    """One way to make views."""
+    """A pretraining method: makes two views of each tile."""
 
     trains: ClassVar[bool]  # False: the random weights are the result
-    needs_stain: ClassVar[bool]
+    needs_stain: ClassVar[bool]  # whether it takes `StainTargets`
 
     def __init__(self, settings: ViewSettings, stain: StainTargets | None) -> None: ...
 
     def views(self, batch: Batch, step: int) -> Views:
-        """Two views of each tile.
+        """Make two views of each tile.
 
         Args:
             batch: the tiles.
-            step: number of the iteration: with the seed it decides all that is random.
+            step: its number and the seed determine all random numbers.
 
         Returns:
-            Two of (B, 3, S, S) float32 in [0, 1], on the images' device.
+            Two tensors (B, 3, S, S), float32 in [0, 1], on the device of the images.
         """
         ...
 
 
 class SimClr:
-    """Two crops of each tile, their colors jittered (Chen et al. 2020)."""
+    """SimCLR: two crops of each tile with color jitter (Chen et al. 2020)."""
 
     trains: ClassVar[bool] = True
     needs_stain: ClassVar[bool] = False
@@ -229,10 +240,10 @@ class SimClr:
 
 
 class StainInvariant:
-    """The second view of each tile carries the stain of this iteration's target.
+    """Two crops of each tile, the second normalized to the stain target of the step.
 
-    Tiard et al. 2022 (arXiv 2211.07590). The map is per pixel, so it is applied to the crops,
-    which are smaller than the tiles. A tile without a valid profile keeps its colors.
+    Tiard et al. 2022 (arXiv 2211.07590). Normalization maps single pixels and is therefore applied
+    to the crops, which are smaller than the tiles. A tile without a valid profile keeps its colors.
     """
 
     trains: ClassVar[bool] = True
@@ -246,7 +257,7 @@ class StainInvariant:
         """See `Method.views`."""
         rng = generator(self._settings.seed, step, TARGET)
         staining = self._staining(rng)
-        # The targets depend on the whole step's tiles, so that all processes draw the same.
+        # Targets are drawn from the tiles of the whole step, so that all processes draw the same.
         targets = self._targets(staining, batch.everyone, rng)
         source = staining.profiles[torch.from_numpy(batch.tile)]
         views = self._settings.crops(batch, step)
@@ -265,7 +276,7 @@ class StainInvariant:
     def _targets(
         self, staining: NormalizerState, everyone: Ints, rng: Generator
     ) -> tuple[StainProfile | None, StainProfile | None]:
-        """Targets of the first and the second view; None leaves a view as it is."""
+        """Targets of the first and second view; None: the view is not normalized."""
         profiles = staining.profiles[torch.from_numpy(everyone)]
         sites = self._stain.sites(everyone)
         target = staining.policy.draw(profiles, rng, sites)
@@ -291,7 +302,7 @@ def _restained(images: Tensor, source: StainProfile, target: StainProfile) -> Te
 
 
 class Untrained:
-    """The random weights that every method starts from."""
+    """No training: the random weights that every other method starts from."""
 
     trains: ClassVar[bool] = False
     needs_stain: ClassVar[bool] = False
@@ -300,7 +311,7 @@ class Untrained:
         pass
 
     def views(self, batch: Batch, step: int) -> Views:
-        """Never called."""
+        """Not supported: raises NotImplementedError."""
         raise NotImplementedError("random weights are not trained")
 
 

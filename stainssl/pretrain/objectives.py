@@ -1,8 +1,8 @@
-"""What is learnt from two views: one class a loss, with the head that the loss looks at.
+"""Losses on two views, each a class with its projection head.
 
-All see the joint batch of all processes (`gathered`), so that a step is the same on one device and
-on many. Heads are narrower than in the papers, which train on a million photographs of a thousand
-classes.
+All are computed on the joint batch of all processes (`gathered`), so that a step is the same on any
+number of devices. Heads are narrower than in the papers, which train on a million photographs of a
+thousand classes.
 """
 
 from __future__ import annotations
@@ -26,41 +26,45 @@ from stainssl.pretrain.distributed import gathered
 from stainssl.pretrain.losses import nt_xent
 
 PROJECTION = 128  # length of the projections that NT-Xent compares, as in SimCLR
-EXPANSION = 1024  # of VICReg and Barlow Twins, which decorrelate dimensions and so need many
+EXPANSION = 1024  # of VICReg and Barlow Twins, which decorrelate dimensions and need many
 PROTOTYPES = 4096  # of DINO
-TEACHER_MOMENTUM = 0.99  # DINO starts at 0.996; budgets here are a hundredth of its
+TEACHER_MOMENTUM = 0.99  # the paper starts at 0.996, with a hundred times the budget
 
 
 class Objective(Protocol):
-    """One way to learn from two views."""
+    """A loss on two views, with its head."""
 
     def __call__(self, backbone: nn.Module, views: Tensor) -> tuple[Tensor, Tensor]:
-        """Loss and vectors of a batch.
+        """Compute the loss and the embeddings of a batch.
 
         Args:
             backbone: (2B, 3, S, S) → (2B, D).
-            views: (2B, 3, S, S), all first views before all second ones.
+            views: (2B, 3, S, S), all first views before all second views.
 
         Returns:
-            The loss of the joint batch, a scalar; the backbone's vectors (2B, D) of this process.
+            The loss of the joint batch, a scalar, and this process's (2B, D) embeddings.
         """
         ...
 
 
 def joint_pairs(projections: Tensor) -> tuple[Tensor, Tensor]:
-    """First and second views of the joint batch, float32, of this process's (2B, P)."""
+    """Gather (2B, P) projections of this process to those of the joint batch.
+
+    Returns:
+        (W·B, P) float32 of the first and of the second views, for W processes.
+    """
     first, second = projections.float().chunk(2)
     return gathered(first), gathered(second)
 
 
 class NtXent(nn.Module):
-    """SimCLR's loss (Chen et al. 2020) on a projector of one hidden layer.
+    """SimCLR's loss (Chen et al. 2020) on a projection head with one hidden layer.
 
     Args:
-        dim: D, length of the backbone's vectors.
+        dim: D, dimension of the backbone's embeddings.
         temperature: of the loss.
-        queue: projections of earlier images that serve as negatives too (He et al. 2020), for
-            small batches; 0: none. They are those of the same network, a few steps older.
+        queue: number of projections of earlier images that serve as further negatives (He et al.
+            2020), for small batches; 0: none. They come from the same network, a few steps before.
     """
 
     filled: Tensor
@@ -75,7 +79,7 @@ class NtXent(nn.Module):
             nn.Linear(dim, PROJECTION),
         )
         self._temperature = temperature
-        if queue:  # buffers: a run that goes on needs them
+        if queue:  # as buffers, since a resumed run needs them
             self.register_buffer("queue", torch.zeros(queue, PROJECTION))
             self.register_buffer("filled", torch.zeros((), dtype=torch.long))
 
@@ -90,17 +94,17 @@ class NtXent(nn.Module):
         return loss, vectors
 
     def _remember(self, projections: Tensor) -> None:
-        """Put the newest in front."""
+        """Add (n, PROJECTION) projections to the front of the queue."""
         newest = torch.cat([F.normalize(projections, dim=1), self.queue])[: len(self.queue)]
         self.filled += min(len(projections), len(self.queue) - int(self.filled))
         self.queue = newest
 
 
 class Decorrelated(nn.Module):
-    """VICReg or Barlow Twins: views agree, dimensions of an expanded projection differ.
+    """VICReg or Barlow Twins: similar views, decorrelated dimensions of an expanded projection.
 
     Args:
-        head: vectors → projections.
+        head: (2B, D) embeddings → (2B, P) projections.
         loss: of two (B, P) projections.
     """
 
@@ -115,13 +119,14 @@ class Decorrelated(nn.Module):
 
 
 class Dino(nn.Module):
-    """DINO (Caron et al. 2021) on two views: each view predicts the teacher's other one.
+    """DINO (Caron et al. 2021) on two views: each predicts the teacher's output for the other.
 
-    The teacher is a running average of the student. No small crops: all methods see two views.
+    The teacher is a moving average of the student. There are no small crops, since all methods use
+    two views.
 
     Args:
-        backbone: whose copy the teacher is.
-        dim: length of its vectors.
+        backbone: copied as the teacher.
+        dim: D, dimension of its embeddings.
     """
 
     def __init__(self, backbone: nn.Module, dim: int) -> None:

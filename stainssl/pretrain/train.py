@@ -1,8 +1,8 @@
-"""One pretraining: the network, its steps, and the run from its last checkpoint to its end.
+"""A pretraining run: the network, its training step, and the loop with resuming.
 
-To lightning the whole run is one pass over a stream of batches; epochs are counted here. So there
-is one way to resume, in the middle of that pass, and a step's batch, crops, jitter and target
-depend on the seed and the step's number alone: no random state has to be kept.
+For lightning the whole run is one pass over a stream of batches; epochs are counted here. There is
+thus one way to resume, in the middle of the pass. Batch, crops, jitter and target of a step depend
+only on the seed and the number of the step, so that no random state is stored.
 """
 
 from __future__ import annotations
@@ -52,21 +52,21 @@ LARS_MOMENTUM = 0.9
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """How to optimise.
+    """Settings of the optimisation.
 
     Attributes:
         steps: of the whole run.
-        lr: peak learning rate, reached after the warm-up, then a cosine to zero.
+        lr: peak learning rate, reached after the warm-up; a cosine to zero follows.
         weight_decay: of weights; biases and norms have none.
         optimizer: a key of `OPTIMIZERS`.
         warm_up: share of the steps.
-        checkpoint_seconds: least time between two checkpoints.
-        checkpoint_steps: a checkpoint every so many steps, too; None: by time alone.
+        checkpoint_seconds: minimum time between two checkpoints.
+        checkpoint_steps: steps after which a checkpoint is written in any case; None: by time only.
         precision: `auto` (half on a GPU, 32 bits on a CPU), `32` or `bf16`.
-        lr_backbone: peak rate of the backbone; None: `lr`.
-        layer_decay: factor of the backbone's rate from a layer to the one before.
-        freeze_steps: at first, in which the backbone stays as it is; its warm-up follows them.
-        freeze_norms: whether the backbone's batch norms keep their running statistics and use them.
+        lr_backbone: peak learning rate of the backbone; None: `lr`.
+        layer_decay: factor of the backbone's learning rate from one layer to the layer before it.
+        freeze_steps: initial steps in which the backbone does not change; its warm-up follows.
+        freeze_norms: whether the backbone's batch norms use and keep their running statistics.
     """
 
     steps: int
@@ -85,7 +85,7 @@ class TrainSettings:
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Mean and standard deviation of RGB in [0, 1] that the network is fed with."""
+    """Normalization of the network's input by mean and standard deviation of RGB in [0, 1]."""
 
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
@@ -99,7 +99,13 @@ class Preprocessing:
 
 
 def learning_rate(step: int, steps: int, warm_up: float = 0.1) -> float:
-    """Share of the peak learning rate at a step: linear warm-up, then half a cosine."""
+    """Share of the peak learning rate at a step: linear warm-up, then a cosine to zero.
+
+    Args:
+        step: from 0.
+        steps: of the whole run.
+        warm_up: share of the steps.
+    """
     warm = max(1, round(warm_up * steps))
     if step < warm:
         return (step + 1) / warm
@@ -121,12 +127,12 @@ OPTIMIZERS: dict[str, Callable[[Any, float], torch.optim.Optimizer]] = {
 
 
 class Supervision(nn.Module):
-    """Cross-entropy of a linear classifier on the vectors of labelled tiles.
+    """Cross-entropy of a linear classifier on the embeddings of labelled tiles.
 
     Args:
-        dim: length of a vector.
-        label: (N,) class of every training tile, −1 where unknown.
-        weight: of this loss beside the other.
+        dim: D, dimension of an embedding.
+        label: (N,) class of every training tile, −1 if unknown.
+        weight: of this loss in the sum of losses.
     """
 
     def __init__(self, dim: int, label: np.ndarray, weight: float) -> None:
@@ -135,10 +141,10 @@ class Supervision(nn.Module):
         self._label, self._weight = torch.from_numpy(label).long(), weight
 
     def forward(self, vectors: Tensor, batch: Batch) -> Tensor:
-        """The weighted loss, a scalar; 0 where no tile of the batch has a label.
+        """Weighted loss, a scalar; 0 if no tile of the batch has a label.
 
         Args:
-            vectors: (2B, D) of both views.
+            vectors: (2B, D) embeddings of both views.
             batch: the B tiles.
         """
         label = self._label[torch.from_numpy(batch.tile)].repeat(2).to(vectors.device)
@@ -149,16 +155,16 @@ class Supervision(nn.Module):
 
 
 class Learner(lightning.LightningModule):
-    """A backbone that learns from two views of every tile.
+    """A backbone trained on two views of every tile.
 
     Args:
         backbone: (B, 3, S, S) → (B, D).
-        objective: what is learnt from two views, as `objectives.Objective`.
+        objective: loss on two views, see `objectives.Objective`.
         method: makes the views.
         preprocessing: of the views.
-        settings: how to optimise.
-        supervision: a loss from tile labels beside it.
-        anchor: a loss that holds vectors near those that the backbone began with.
+        settings: of the optimisation.
+        supervision: an additional loss on tile labels.
+        anchor: an additional loss that keeps embeddings close to those of the initial backbone.
     """
 
     def __init__(
@@ -184,9 +190,9 @@ class Learner(lightning.LightningModule):
         return self.global_step < self._settings.freeze_steps
 
     def train(self, mode: bool = True) -> Learner:
-        """Switch to training or evaluation; norms of what is frozen stay in evaluation."""
+        """Switch to training or evaluation mode; frozen batch norms stay in evaluation mode."""
         super().train(mode)
-        teacher = getattr(self.objective, "teacher", None)  # DINO's, of the same names
+        teacher = getattr(self.objective, "teacher", None)  # DINO's, with the same names of layers
         for network in (self.backbone, teacher):
             if network is not None:
                 hold_norms(network, None if self.backbone_rests else self._frozen_norms)
@@ -194,18 +200,18 @@ class Learner(lightning.LightningModule):
 
     @torch.no_grad()
     def views(self, batch: Batch, step: int) -> tuple[Tensor, Tensor]:
-        """The two views of a batch as the network sees them, always made in full precision."""
-        # Half precision is the network's: in it the stain's and the colors' 3×3 maps would round.
+        """Two preprocessed views of a batch (B, 3, S, S), always made in full precision."""
+        # Under autocast the 3×3 maps of stain and color would be rounded to half precision.
         with torch.autocast(batch.images.device.type, enabled=False):
             first, second = self._method.views(batch, step)
             return self._preprocessing(first), self._preprocessing(second)
 
     def on_train_start(self) -> None:
-        """Switch to training by the step that the run goes on from; lightning switches nothing."""
+        """Switch to training mode, with batch norms as of the current step: lightning does not."""
         self.train()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """The loss of a batch; both views go through the network together."""
+        """Loss of a batch; both views go through the network together."""
         if self.global_step == self._settings.freeze_steps:
             self.train()
         views = torch.cat(self.views(batch, self.global_step))
@@ -219,10 +225,10 @@ class Learner(lightning.LightningModule):
         """Drop the backbone's gradients while it is frozen."""
         if self.backbone_rests:
             for value in self.backbone.parameters():
-                value.grad = None  # no momentum either; parameters without one are passed over
+                value.grad = None  # skipped by the optimizer: no weight decay and no momentum
 
     def configure_optimizers(self) -> Any:
-        """The optimiser with warm-up and a cosine, a step at a time."""
+        """Optimizer, and a schedule per step: linear warm-up, then a cosine to zero."""
         wanted, rest = self._settings, self._settings.freeze_steps
         heads, backbone = parameter_groups(
             self.backbone,
@@ -248,7 +254,7 @@ class Learner(lightning.LightningModule):
 
     @torch.no_grad()
     def vectors(self, batch: Batch, step: int) -> tuple[Tensor, Tensor]:
-        """(B, D) float32 on the CPU of both views of a batch, in evaluation mode."""
+        """Embed both views of a batch in evaluation mode: two (B, D) float32 on the CPU."""
         moved = batch._replace(images=batch.images.to(self.device))
         self.eval()
         first, second = (self.backbone(v).float().cpu() for v in self.views(moved, step))
@@ -257,7 +263,7 @@ class Learner(lightning.LightningModule):
 
 
 def fingerprint(settings: Mapping[str, Any]) -> str:
-    """Hash of all that decides a run's weights: only a checkpoint with the same one is resumed."""
+    """Hash of all settings that affect a run's weights; only its own checkpoint is resumed."""
     text = json.dumps(settings, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -274,31 +280,32 @@ def fit(
     facts: TileMetadata | None = None,
     on_row: Callable[[list[Row]], None] = lambda rows: None,
 ) -> pd.DataFrame:
-    """Train to the end of the budget, going on from the run's own checkpoint where there is one.
+    """Train to the last step, resuming from the run's own checkpoint if there is one.
 
-    In a group of processes (GPUs, nodes, `torchrun`) each calls this alike.
+    With several processes (GPUs, nodes, `torchrun`) each makes the same call.
 
     Args:
         module: trained in place.
-        tiles: what it sees.
-        settings: how to optimise.
-        batch_size: of all processes together; at most the number of tiles.
+        tiles: the training tiles.
+        settings: of the optimisation.
+        batch_size: tiles per step of all processes together; at most the number of tiles.
         seed: of the order of the tiles.
         checkpoints: folder of the checkpoint.
-        mark: the run's `fingerprint`.
-        facts: of the tiles, for the neighbours' vote.
-        on_row: is called with all rows after each epoch, in the process that writes.
+        mark: `fingerprint` of the run.
+        facts: metadata of the tiles, for the vote of nearest neighbours; None: no vote.
+        on_row: called with all rows after each new row, in the process that writes files.
 
     Returns:
-        A row per epoch, columns `METRICS`; the first row is the untrained network.
+        One row per epoch with the columns `METRICS`; the first row is the untrained network. A run
+        of a single epoch has further rows, one per tenth.
 
     Raises:
-        StainsslError: the loss is not a number, the embedding collapsed, a checkpoint cannot be
-            written, the job was told to stop, or another one is training into the same folder and
-            cannot be waited for.
+        StainsslError: a loss is not finite, the embedding collapsed, a checkpoint cannot be
+            written, the job was told to stop, or another job is training into the same folder and
+            this process cannot wait for it.
     """
     if not is_main() and isinstance(_environment(), LightningEnvironment):
-        end_with_parent()  # it was started by the process that writes, and waits for its gradients
+        end_with_parent()  # started by the first process, without which it would wait forever
     where, signal = placement(), RequeueSignal()
     stream = Stream(tiles, batch_size, settings.steps, seed)
     monitor = TrainingMonitor(stream, settings.steps, Probe.of(tiles, facts, seed), on_row)
@@ -320,10 +327,10 @@ def fit(
 
 
 def _alone(checkpoints: Path) -> AbstractContextManager[None]:
-    """The lock on the checkpoints, held by the process that writes them.
+    """The lock on the folder of checkpoints, taken by the process that writes them.
 
-    One of several processes that were started together refuses rather than waits: the others would
-    give up on it.
+    One of several processes that were started together raises instead of waiting, since the others
+    would time out.
     """
     return training_lock(checkpoints, wait=not is_one_of_several()) if is_main() else nullcontext()
 
@@ -333,7 +340,7 @@ def _run(
 ) -> None:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of loaders and loggers that are not lightning's
+            warnings.simplefilter("ignore")  # about loaders and loggers that are not lightning's
             trainer.fit(module, stream, ckpt_path=path, weights_only=True)
     except SystemExit:
         raise StainsslError(
@@ -367,9 +374,9 @@ def _trainer(
 
 
 def _environment() -> ClusterEnvironment:
-    """Who starts the processes: srun, torchrun, or the first process itself.
+    """What starts the processes: srun, torchrun, or the first process itself.
 
-    Requeueing is ours (`checkpoints`): lightning's would write a second checkpoint of its own.
+    lightning's requeueing is off, since it would write a second checkpoint; see `checkpoints`.
     """
     if TorchElasticEnvironment.detect():
         return TorchElasticEnvironment()
@@ -377,10 +384,10 @@ def _environment() -> ClusterEnvironment:
 
 
 def _precision(wanted: str, gpu: bool) -> str:
-    """Half precision where the device has it; bf16 rather than fp16, which can overflow.
+    """lightning's precision: half on a GPU, bf16 if supported, since fp16 can overflow.
 
-    On a CPU only where it is asked for: it halves the time of dense convolutions on one that has
-    the instructions, doubles that of depthwise ones, and is slow on all others.
+    On a CPU bf16 must be requested: it halves the time of dense convolutions on a CPU with the
+    instructions for it, doubles that of depthwise ones, and is slow on all other CPUs.
     """
     if wanted != "auto":
         return {"32": "32-true", "bf16": "bf16-mixed"}[wanted]

@@ -1,4 +1,4 @@
-"""Training of given weights: which of them, at which rate, and how far they may move."""
+"""Training of pretrained weights: which are trained, at which rate, and distillation."""
 
 from __future__ import annotations
 
@@ -16,22 +16,24 @@ from stainssl.pretrain.distributed import gathered
 
 
 def freeze_all_but(model: nn.Module, trained: set[str]) -> None:
-    """Have a network learn some of its parameters only.
+    """Freeze all parameters of a network except some.
 
     Args:
-        trained: their names.
+        model: modified in place.
+        trained: names of the parameters that are trained.
     """
     for name, value in model.named_parameters():
         value.requires_grad_(name in trained)
 
 
 def frozen_norms(model: nn.Module, *, all_of_them: bool = False) -> set[str]:
-    """Names of the batch norms of which nothing is trained, in a network of which some is not.
+    """Names of the batch norms without trained parameters in a partly frozen network.
 
-    Their running statistics belong to their weights: they must not follow the new images.
+    Their running statistics belong to their frozen weights, and must not follow the new images.
 
     Args:
-        all_of_them: those that are trained too: their weights learn, their statistics stay.
+        model: the network.
+        all_of_them: return all batch norms: their statistics stay, even if weights are trained.
     """
     norms = {name: m for name, m in model.named_modules() if isinstance(m, _BatchNorm)}
     if all_of_them:
@@ -42,10 +44,11 @@ def frozen_norms(model: nn.Module, *, all_of_them: bool = False) -> set[str]:
 
 
 def hold_norms(model: nn.Module, names: set[str] | None) -> None:
-    """Put batch norms of a network in training into evaluation: they keep their statistics.
+    """Put batch norms into evaluation mode, in which they use and keep their statistics.
 
     Args:
-        names: of the norms, as `frozen_norms` gives them; None: all.
+        model: modified in place.
+        names: of the batch norms, as returned by `frozen_norms`; None: all.
     """
     for name, module in model.named_modules():
         if isinstance(module, _BatchNorm) and (names is None or name in names):
@@ -60,17 +63,19 @@ def parameter_groups(
     lr_backbone: float,
     layer_decay: float,
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """What an optimizer trains, of the heads and of the backbone.
+    """Parameter groups of an optimizer, for the heads and for the backbone.
 
     Args:
-        backbone: of timm, or a pooling around its `model`, where rates differ by layer.
+        backbone: with `layer_decay`, a timm network or a pooling around one (`model`).
         others: heads.
         weight_decay: of matrices; biases and norms have none.
-        lr_backbone: peak rate of the backbone's last layer, and of a pooling's layers.
-        layer_decay: factor of the rate from a layer to the one before (Clark et al. 2020).
+        lr_backbone: peak learning rate of the backbone's last layer, and of a pooling's layers.
+        layer_decay: factor of the learning rate from one layer to the layer before it (Clark et al.
+            2020); 1: none.
 
     Returns:
-        Groups of the heads, at the optimizer's own rate, and of the backbone, with theirs.
+        Groups of the heads, with the optimizer's learning rate, and of the backbone, with their
+        own.
     """
     heads = param_groups_weight_decay(nn.ModuleList(others), weight_decay)
     if layer_decay == 1:
@@ -84,16 +89,16 @@ def parameter_groups(
 
 
 def _behind(backbone: nn.Module, network: nn.Module) -> nn.ModuleList:
-    """The layers of a pooling around a network; none where it has none or is none."""
+    """The layers of a pooling around a network; empty if there is no pooling or it has none."""
     pooled = () if backbone is network else backbone.children()
     return nn.ModuleList(layer for layer in pooled if layer is not network)
 
 
 class Anchor(nn.Module):
-    """A loss that holds vectors near those of the network that training starts from.
+    """Distillation loss that keeps embeddings close to those of the initial network.
 
-    The mean cosine distance of each view's vector to what the given network, frozen, makes of the
-    same view: distillation of the network by itself (Hinton et al. 2015).
+    It is the mean cosine distance between the embedding of each view and that of the same view by
+    the initial network, which is frozen (distillation: Hinton et al. 2015).
 
     Args:
         initial: (B, 3, S, S) → (B, D), copied.
@@ -106,14 +111,14 @@ class Anchor(nn.Module):
         self._weight = weight
 
     def train(self, mode: bool = True) -> Anchor:
-        """Stay in evaluation: the given vectors are those that the encoder gives in use."""
+        """Stay in evaluation mode, so that the targets are the encoder's embeddings in use."""
         return super().train(False)
 
     def forward(self, vectors: Tensor, views: Tensor) -> Tensor:
-        """The weighted loss of the joint batch, a scalar.
+        """Weighted loss of the joint batch, a scalar.
 
         Args:
-            vectors: (2B, D) of the views under the network in training.
+            vectors: (2B, D) embeddings of the views by the network in training.
             views: (2B, 3, S, S).
         """
         with torch.no_grad():

@@ -1,7 +1,7 @@
-"""Random views of a batch of tiles: geometry and color, a draw per image, all on tensors.
+"""Random views of a batch of tiles: geometry and color, drawn for each image.
 
-Draws come from a generator on the CPU and are small, so that a seed gives the same views on any
-device; what costs is done where the images are.
+Random numbers come from a generator on the CPU and are few, so that a seed gives the same views on
+any device; the images are processed on their own device.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ TO_YIQ = ((0.299, 0.587, 0.114), (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0
 
 @dataclass(frozen=True)
 class ViewGeometry:
-    """How a view is cut out of a tile.
+    """Ranges of the random crops.
 
     Attributes:
-        area: least and largest area of a crop, as a share of the tile's. SimCLR's 0.08 leaves a
+        area: minimum and maximum area of a crop, as a share of the tile. SimCLR's 0.08 leaves a
             few nuclei of a small tile; 0.25 keeps the tissue recognisable.
-        ratio: least and largest width to height.
-        turns: flips and quarter turns: tissue has no top.
+        ratio: minimum and maximum ratio of width to height.
+        turns: whether to flip and to rotate by quarter turns; tissue has no orientation.
     """
 
     area: tuple[float, float] = (0.25, 1.0)
@@ -35,13 +35,13 @@ class ViewGeometry:
 
 @dataclass(frozen=True)
 class Color:
-    """How strongly color is jittered; factors are drawn from 1 ± the value.
+    """Strength of color jitter.
 
     Attributes:
-        brightness, contrast, saturation: half widths of the factors' ranges.
-        hue: half width of the rotation, in turns.
+        brightness, contrast, saturation: half widths of the ranges of factors, 1 ± the value.
+        hue: half width of the range of rotations, in turns.
         jitter: share of images that are jittered.
-        grey, blur, solarise: shares of images that are made grey, blurred, solarised.
+        grey, blur, solarise: shares of images that are converted to grey, blurred, solarised.
     """
 
     brightness: float
@@ -54,7 +54,7 @@ class Color:
     solarise: float = 0.0
 
 
-# `strong` is SimCLR's jitter at strength 0.5 with its grey and blur, and BYOL's solarisation.
+# `strong` is SimCLR's jitter at strength 0.5, with its grey and blur, and BYOL's solarisation.
 COLORS: dict[str, Color | None] = {
     "none": None,
     "weak": Color(0.2, 0.2, 0.2, 0.02),
@@ -63,12 +63,15 @@ COLORS: dict[str, Color | None] = {
 
 
 def generator(seed: int, step: int, stream: int) -> Generator:
-    """The random numbers of one step: nothing of a run's past is needed to draw them again.
+    """Random number generator of one step, which does not depend on earlier steps.
 
     Args:
-        stream: geometry, color, targets and so on; apart, so that methods share the first two.
+        seed: of the run.
+        step: its number.
+        stream: number of the purpose (geometry, color, targets, …). Streams are independent, so
+            that all methods have the same geometry and color.
     """
-    # One draw of a hash-like mixer: neighbouring steps must not have neighbouring streams.
+    # Mixed like a hash, so that neighbouring steps have unrelated random numbers.
     mixed = (
         seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + stream * 0x94D049BB133111EB
     ) % 2**64
@@ -81,11 +84,11 @@ def _uniform(count: int, low: float, high: float, rng: Generator) -> Tensor:
 
 
 def draw_geometry(count: int, rng: Generator, geometry: ViewGeometry = ViewGeometry()) -> Tensor:
-    """Random resized crops with flips and quarter turns, as affine maps.
+    """Draw random resized crops with flips and quarter turns, as affine maps.
 
     Returns:
-        (count, 2, 3) float32 for `torch.nn.functional.affine_grid`: output to input coordinates,
-        the crop wholly inside the tile.
+        (count, 2, 3) float32 for `torch.nn.functional.affine_grid`, from output to input
+        coordinates; crops lie completely inside the tile.
     """
     area = _uniform(count, *geometry.area, rng)
     low, high = (math.log(ratio) for ratio in geometry.ratio)
@@ -97,7 +100,7 @@ def draw_geometry(count: int, rng: Generator, geometry: ViewGeometry = ViewGeome
 
 
 def _orientation(count: int, rng: Generator) -> Tensor:
-    """(count, 2, 2): flips and one transposition make all eight symmetries of the square."""
+    """(count, 2, 2) random symmetries of the square: flips and a transposition make all eight."""
     flip = torch.randint(0, 2, (count, 2), generator=rng) * 2 - 1
     turned = torch.randint(0, 2, (count,), generator=rng).bool()
     straight = torch.diag_embed(flip.float())
@@ -105,12 +108,12 @@ def _orientation(count: int, rng: Generator) -> Tensor:
 
 
 def apply_geometry(images: Tensor, theta: Tensor, size_px: int) -> Tensor:
-    """Crop, turn and resize.
+    """Crop, flip, rotate and resize images.
 
     Args:
         images: (B, 3, H, W) uint8, or float in [0, 1].
-        theta: (B, 2, 3) as `draw_geometry` gives.
-        size_px: side of the result.
+        theta: (B, 2, 3) as returned by `draw_geometry`.
+        size_px: side of the result in px.
 
     Returns:
         (B, 3, size_px, size_px) float32 in [0, 1].
@@ -125,12 +128,12 @@ def apply_geometry(images: Tensor, theta: Tensor, size_px: int) -> Tensor:
 
 @dataclass(frozen=True)
 class ColorDraw:
-    """What was drawn for the colors of N images.
+    """Color jitter drawn for N images.
 
     Attributes:
         matrix: (N, 3, 3) map of RGB: saturation, hue and brightness.
-        contrast: (N,) factor about the image's mean grey level.
-        sigma: (N,) of the blur, px per 96 px of side; 0 is none.
+        contrast: (N,) factors about the mean grey level of the image.
+        sigma: (N,) of the Gaussian blur, in px per 96 px of the side; 0: no blur.
         solarise: (N,) bool.
     """
 
@@ -140,12 +143,12 @@ class ColorDraw:
     solarise: Tensor
 
     def rows(self, rows: slice) -> ColorDraw:
-        """Some of the images'."""
+        """The jitter of some of the images."""
         return ColorDraw(*(getattr(self, f.name)[rows] for f in fields(self)))
 
 
 def draw_color(color: Color, count: int, rng: Generator) -> ColorDraw:
-    """The jitter of `count` images, a draw each."""
+    """Draw color jitter for each of `count` images."""
     matrix, contrast = _color_matrix(color, count, rng)
     blurred = _uniform(count, 0, 1, rng) < color.blur
     sigma = torch.where(blurred, _uniform(count, 0.3, 1.5, rng), 0.0)
@@ -153,7 +156,7 @@ def draw_color(color: Color, count: int, rng: Generator) -> ColorDraw:
 
 
 def _color_matrix(color: Color, count: int, rng: Generator) -> tuple[Tensor, Tensor]:
-    """Per image the 3×3 map of saturation, hue and brightness, and the contrast factor."""
+    """(count, 3, 3) maps of saturation, hue and brightness, and (count,) contrast factors."""
     on = _uniform(count, 0, 1, rng) < color.jitter
     brightness, contrast, saturation = (
         torch.where(on, _uniform(count, 1 - width, 1 + width, rng), 1.0)
@@ -171,14 +174,14 @@ def _color_matrix(color: Color, count: int, rng: Generator) -> tuple[Tensor, Ten
 
 
 def apply_color(images: Tensor, drawn: ColorDraw) -> Tensor:
-    """Brightness, contrast, saturation, hue, then blur and solarisation.
+    """Apply brightness, contrast, saturation and hue, then blur and solarisation.
 
-    The first four are one linear map an image: saturation and hue scale and turn the chroma of
-    YIQ, contrast stretches about the image's mean grey level; values are clipped once, at the end.
+    The first four are one affine map per image: saturation and hue scale and rotate the chroma of
+    YIQ, contrast scales about the mean grey level of the image. Values are clipped once, after it.
 
     Args:
         images: (B, 3, H, W) float in [0, 1].
-        drawn: for the B images.
+        drawn: jitter of the B images.
 
     Returns:
         The same shape, in [0, 1].
@@ -197,8 +200,8 @@ def apply_color(images: Tensor, drawn: ColorDraw) -> Tensor:
 
 
 def _blurred(images: Tensor, sigma: Tensor) -> Tensor:
-    """Gaussian blur of those images whose sigma (px per 96 px of side) is not 0."""
-    chosen = sigma.nonzero()[:, 0]  # on the CPU, where it was drawn: nothing waits for a GPU
+    """Apply Gaussian blur to the images whose sigma (px per 96 px of the side) is not 0."""
+    chosen = sigma.nonzero()[:, 0]  # on the CPU, so that nothing waits for a GPU
     if not len(chosen):
         return images
     place = chosen.to(images.device)

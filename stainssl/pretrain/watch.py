@@ -1,4 +1,4 @@
-"""What is watched while a training runs: loss, speed, and whether the embedding is of use."""
+"""Monitoring of a training run: loss, speed, and quality of the embedding."""
 
 from __future__ import annotations
 
@@ -29,17 +29,18 @@ from stainssl.runtime.pace import Pace
 
 log = logging.getLogger(__name__)
 
-PROBE_TILES = 256  # tiles whose embedding is watched: their rank is an estimate, not a result
-PROBE_STEP = 2**40  # no step of a run: the probe's views are the same every epoch
-# Random weights of the backbones tried give 10 and more on 256 tiles; a collapsed one gives 1.
+PROBE_TILES = 256  # tiles whose embeddings are monitored; metrics on them are estimates
+PROBE_STEP = 2**40  # not a step of any run, so that the views of the probe never change
+# On 256 tiles random weights of the tested backbones give 10 or more, a collapsed network gives 1.
 RANK_FLOOR = 2.0
-RANK_TILES = 32  # fewer tiles say nothing about rank or spread
-# Rank is of centred vectors and says nothing of how far apart they lie. Random weights of six
-# backbones gave mean cosines of 0.26 to 0.985.
+RANK_TILES = 32  # with fewer tiles, rank and mean cosine are not judged
+# The effective rank is computed on centred embeddings, and does not show how similar they are.
+# Random weights of six backbones had mean cosines of 0.26 to 0.985.
 MAX_ALIKE = 0.995
-JUDGED_AFTER = 0.1  # share of the steps before which a rank under the floor is no collapse
-REPORT_SECONDS = 10.0
-# On a GPU reading a loss waits for all that is queued: it is read this often, and before it counts.
+JUDGED_AFTER = 0.1  # share of the steps in which a low rank is not regarded as a collapse
+REPORT_SECONDS = 10.0  # between two lines of the log
+# On a GPU reading a loss waits for all queued work: losses are read every so many steps, and before
+# rows and checkpoints.
 GPU_READS = 20
 METRICS = (
     "epoch", "step", "loss", "lr", "images_per_second", "alignment", "uniformity",
@@ -51,7 +52,7 @@ Row = dict[str, float]
 
 @dataclass(frozen=True)
 class TileMetadata:
-    """What is known of the N training tiles beside their pixels, as numbers; −1 is unknown.
+    """Metadata of the N training tiles as integer codes; −1 is unknown.
 
     Attributes:
         patient, site, label: (N,) int32.
@@ -64,11 +65,11 @@ class TileMetadata:
 
 @dataclass(frozen=True)
 class Probe:
-    """The tiles whose embedding is watched, and what is known of them.
+    """A fixed batch of tiles whose embeddings are monitored.
 
     Attributes:
         batch: of n tiles.
-        facts: of the n tiles; None: no neighbours are asked.
+        facts: metadata of the n tiles; None: no vote of nearest neighbours.
     """
 
     batch: Batch
@@ -76,7 +77,13 @@ class Probe:
 
     @staticmethod
     def of(tiles: TrainTiles, facts: TileMetadata | None, seed: int) -> Probe:
-        """The first tiles of an epoch that is never reached."""
+        """Make a probe of up to `PROBE_TILES` random tiles: the first of an epoch never reached.
+
+        Args:
+            tiles: the N training tiles.
+            facts: metadata of the N tiles.
+            seed: of the order.
+        """
         count = min(PROBE_TILES, len(tiles))
         batch = tiles.batch(tiles.order(seed, PROBE_STEP).take(0, count))
         if facts is None:
@@ -85,7 +92,7 @@ class Probe:
         return Probe(batch, TileMetadata(*known))
 
     def figures(self, first: torch.Tensor, second: torch.Tensor) -> Row:
-        """Metrics of the (n, D) vectors of the tiles' two views."""
+        """Metrics of the (n, D) embeddings of the two views of the tiles."""
         found = {
             "alignment": alignment(first, second),
             "uniformity": uniformity(first),
@@ -105,12 +112,12 @@ class Watched(Protocol):
     """A network that can embed the views of a batch."""
 
     def vectors(self, batch: Batch, step: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """(B, D) float32 on the CPU of both views, in evaluation mode."""
+        """Embed both views in evaluation mode: two (B, D) float32 on the CPU."""
         ...
 
 
 def nan_message(step: int, lr: float) -> str:
-    """What to try after a loss that is not a number."""
+    """Error message for a loss that is not finite, with advice."""
     return (
         f"The loss is not finite at step {step} (lr {lr:g}). The last good checkpoint is kept. "
         "Try a lower `lr` (a tenth), a higher `temperature`, or a larger `batch_size`."
@@ -118,7 +125,7 @@ def nan_message(step: int, lr: float) -> str:
 
 
 def collapse_message(rank: float, epoch: int) -> str:
-    """What to try after a collapse."""
+    """Error message for a collapsed embedding, with advice."""
     return (
         f"The embedding has collapsed: effective rank {rank:.2f} after epoch {epoch} (floor "
         f"{RANK_FLOOR:g}); all tiles get nearly the same embedding. Try a lower `lr`, a larger "
@@ -127,7 +134,7 @@ def collapse_message(rank: float, epoch: int) -> str:
 
 
 def alike_message(cosine: float, epoch: int) -> str:
-    """What vectors that are nearly one vector mean, and what to try."""
+    """Warning about embeddings that are nearly identical, with advice."""
     return (
         f"After epoch {epoch} all tiles have nearly the same embedding (mean cosine "
         f"{cosine:.4f}), so it carries almost no information. Train for more steps, or with a "
@@ -137,16 +144,16 @@ def alike_message(cosine: float, epoch: int) -> str:
 
 @dataclass
 class TrainingMonitor(Callback):
-    """Watches a run: not a number, collapse, a row of figures an epoch, a line now and then.
+    """Callback that logs progress, adds a row of metrics per epoch, and stops a failing run.
 
-    A run of a single epoch has further rows, of the loss alone: one a tenth.
+    A run of a single epoch also gets a row per tenth, with loss, learning rate and speed only.
 
     Attributes:
-        stream: says how long an epoch is.
+        stream: of the batches, which defines the length of an epoch.
         steps: of the whole run.
-        probe: tiles whose embedding is watched.
-        on_row: is called with all rows after each epoch, in the process that writes.
-        rows: figures of the epochs so far, as in `METRICS`.
+        probe: tiles whose embeddings are monitored.
+        on_row: called with all rows after each new row, in the process that writes files.
+        rows: metrics so far, with the keys `METRICS`.
     """
 
     stream: Stream
@@ -163,16 +170,16 @@ class TrainingMonitor(Callback):
         self._pace = Pace(self.steps)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a run that goes on must know of the epochs before."""
+        """State that a resumed run needs: rows, and the losses since the last row."""
         return {"rows": self.rows, "loss_sum": self._loss_sum, "count": self._count}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up `state_dict`."""
+        """Restore `state_dict`."""
         self.rows = list(state_dict["rows"])
         self._loss_sum, self._count = state_dict["loss_sum"], state_dict["count"]
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
-        """Start the clock; a fresh run's first row shows the untrained network."""
+        """Start the clock; the first row of a new run is that of the untrained network."""
         if not self.rows:
             self._add(trainer, self._row(0, 0, pl_module))
         self._since = self._said = time.monotonic()
@@ -181,7 +188,11 @@ class TrainingMonitor(Callback):
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Count the step; at an epoch's end write its row."""
+        """Count the step, and add a row at the end of an epoch.
+
+        Raises:
+            StainsslError: a loss is not finite, or the embedding collapsed.
+        """
         self._unread.append(outputs["loss"].detach())
         self._images += len(batch.everyone)
         self._pace.advance(1)
@@ -197,16 +208,16 @@ class TrainingMonitor(Callback):
             self._add(trainer, nothing | {"epoch": 1, "step": step} | self._since_last(trainer))
 
     def _ends_tenth(self, step: int) -> bool:
-        """Whether a step is the first to reach another tenth of a run of a single epoch."""
+        """Whether a step is the first to reach another tenth of a single-epoch run."""
         if self.steps > self.stream.steps_per_epoch:
             return False
         return 10 * step // self.steps > 10 * (step - 1) // self.steps
 
     def settle(self, trainer: lightning.Trainer) -> float:
-        """Read the losses so far; the last one.
+        """Read the losses since the last call, and return the latest; NaN if there are none.
 
         Raises:
-            StainsslError: one is not a number.
+            StainsslError: a loss is not finite.
         """
         losses = torch.stack(self._unread).tolist() if self._unread else []
         first = trainer.global_step - len(losses) + 1
@@ -229,7 +240,7 @@ class TrainingMonitor(Callback):
             log.warning("%s", alike_message(row["mean_cosine"], epoch))
 
     def _since_last(self, trainer: lightning.Trainer) -> Row:
-        """Mean loss and pace since the last row, and the rate."""
+        """Mean loss and images per second since the last row, and the learning rate."""
         seconds = max(time.monotonic() - self._since, 1e-9)
         found = {
             "loss": self._loss_sum / self._count, "lr": _lr(trainer),
@@ -272,7 +283,7 @@ def _lr(trainer: lightning.Trainer) -> float:
 
 
 class TensorBoardLogger:
-    """TensorBoard's curves of a run, where the package is installed.
+    """Writes the rows of a run to TensorBoard; does nothing if the package is not installed.
 
     Args:
         folder: of the event files.
@@ -284,7 +295,7 @@ class TensorBoardLogger:
         self._written = 0
 
     def __call__(self, rows: list[Row]) -> None:
-        """Write the rows that are new."""
+        """Write the rows that were added since the last call."""
         self._writer = self._writer or _writer(self._folder)
         if self._writer is None:
             return
