@@ -41,7 +41,7 @@ def last_blocks(model: nn.Module, count: int) -> set[str]:
         )
     last = {name: layer for name, layer in layer_of.items() if layer >= behind - count}
     # After the last block are norms and heads. timm also counts parameters there that match no
-    # block, such as register tokens, which are added before the first block: these have no dot.
+    # block, such as register tokens, which are added before the first: their names have no dot.
     return {name for name, layer in last.items() if layer < behind or "." in name}
 
 
