@@ -26,6 +26,7 @@ from stainssl.cohort.sheet import (
 from stainssl.cohort.sheet_file import shown
 from stainssl.config import Config, Encoder, Task, nearest
 from stainssl.errors import StainsslError
+from stainssl.evaluation.labels import is_unknown
 from stainssl.slides.hdf5_patch import file_of
 
 if TYPE_CHECKING:
@@ -278,7 +279,13 @@ def task_summary(config: Config, name: str) -> list[str]:
 
 
 def _clinical_notes(task: Task, rows: pd.DataFrame) -> Iterator[str]:
-    """Clinical columns that differ between slides of a patient, for tasks at patient level."""
+    """Clinical columns with words among numbers, or that differ between slides of a patient."""
+    for column in task.clinical:
+        if odd := _odd_words(rows[column]):
+            yield (
+                f"clinical: {column!r} has numbers and the words {shown(odd)}, and each of its"
+                " values is therefore read as a word: correct them, or leave their cells empty."
+            )
     for column in task.clinical if task.level == "patient" else ():
         several = rows.groupby("patient_id")[column].nunique(dropna=False) > 1
         if several.any():
@@ -286,6 +293,13 @@ def _clinical_notes(task: Task, rows: pd.DataFrame) -> Iterator[str]:
                 f"clinical: {column!r} differs between slides of {int(several.sum())} patient(s),"
                 f" such as {several.idxmax()}: the value of the first slide is used."
             )
+
+
+def _odd_words(column: pd.Series) -> list[str]:
+    """Words of a column whose known values are otherwise, by more than half, numbers."""
+    known = column[~column.map(is_unknown)].astype(str).str.strip()
+    words = known[pd.to_numeric(known, errors="coerce").isna()]
+    return [repr(word) for word in words.unique()] if 2 * len(words) < len(known) else []
 
 
 def _encoder_problems(config: Config, name: str, encoder: Encoder) -> Iterator[str]:

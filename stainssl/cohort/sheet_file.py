@@ -15,6 +15,7 @@ import pandas as pd
 
 from stainssl.config import folded, nearest
 from stainssl.errors import StainsslError
+from stainssl.evaluation.labels import is_unknown
 
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 ENCODINGS = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
@@ -214,15 +215,17 @@ def shown(words: Sequence[str], most: int = 5) -> str:
 def decimal_points(column: pd.Series) -> pd.Series | None:
     """Replace decimal commas by points in a column of numbers; None for any other column.
 
-    1,234 may be a thousand or a fraction: a column with only such numbers is not changed.
+    Unknown cells do not count. 1,234 may be a thousand or a fraction: a column with only such
+    numbers is not changed.
     """
-    known = column[column != ""]
+    found = pd.Series(column.unique(), dtype=object)
+    known = found[~found.map(is_unknown).astype(bool)].astype(str)
     commas = known[known.str.fullmatch(DECIMAL_COMMA)]
     if not len(commas) or commas.str.fullmatch(THOUSANDS).all():
         return None
     if not known.str.fullmatch(NUMBER).all():
         return None
-    return column.str.replace(",", ".", regex=False)
+    return column.where(~column.isin(known), column.str.replace(",", ".", regex=False))
 
 
 def _with_points(frame: pd.DataFrame, notes: list[str]) -> pd.DataFrame:

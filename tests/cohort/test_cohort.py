@@ -287,6 +287,22 @@ def test_a_clinical_column_that_differs_among_slides_of_a_patient_is_told(tmp_pa
     assert not [line for line in told if line.startswith("clinical: ")]
 
 
+def test_a_word_among_the_numbers_of_a_clinical_column_is_reported(tmp_path: Path) -> None:
+    _touch(tmp_path, 12)
+    ages = ["51,5", "NaN", "", "n/a", *map(str, range(40, 47)), "about 60"]
+    rows = [
+        _row(i, y=str(i % 2), age=age, stage=stage)
+        for i, (age, stage) in enumerate(zip(ages, ["I", "2"] * 6, strict=True))
+    ]
+    keys = {"clinical": ["age", "stage"], "split": {"folds": 2}}
+    lines = cohorts.task_summary(_config(tmp_path, rows, **_task(**keys)), "t")
+    (found,) = [line for line in lines if line.startswith("clinical: ")]
+    assert "'age' has numbers and the words '51,5', 'about 60'" in found
+    rows[-1]["age"] = "60"
+    lines = cohorts.task_summary(_config(tmp_path, rows, **_task(**keys)), "t")
+    assert not [line for line in lines if line.startswith("clinical: ")]
+
+
 def test_sensitivity_is_of_two_classes(tmp_path: Path) -> None:
     _touch(tmp_path, 9)
     rows = [_row(i, y="abc"[i % 3]) for i in range(9)]

@@ -180,10 +180,11 @@ def test_all_rows_excluded_is_told(tmp_path: Path) -> None:
 @given(st.lists(st.decimals(-99, 99, places=2, allow_nan=False), min_size=1, max_size=8))
 def test_decimal_commas_become_points(numbers: list[object]) -> None:
     text = [f"{number:.2f}" for number in numbers]
-    column = pd.Series([*(t.replace(".", ",") for t in text), ""])
+    unknown = ["", "NaN", "n/a", "-"]
+    column = pd.Series([*(t.replace(".", ",") for t in text), *unknown])
     found = decimal_points(column)
     assert found is not None
-    assert list(found) == [*text, ""]
+    assert list(found) == [*text, *unknown]
 
 
 @pytest.mark.parametrize("cells", [["1,234", "2,000"], ["1,5", "about 2"], ["1.5", "2"], [""]])
