@@ -1,4 +1,4 @@
-"""The commands: each imports what it needs inside it, so that `--help` is quick."""
+"""Command line; each command imports what it needs when called, so that `--help` is fast."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def _all_verbs(
         ),
     ] = False,
 ) -> None:
-    # Libraries (tiatoolbox) give the root logger handlers of their own where it has none.
+    # Libraries (tiatoolbox) would otherwise add handlers to the root logger.
     logging.basicConfig(format="%(message)s")
 
 
@@ -68,9 +68,12 @@ def _load(path: Path) -> Config:
 
 
 def _use_threads(threads: int) -> None:
-    """Bound the thread pools of numpy, OpenCV and torch before they are imported, and our own.
+    """Limit the threads of numpy, OpenCV and torch before their import, and of this package.
 
-    OpenCV has one thread: what it does for us is done side by side already.
+    OpenCV gets one thread, since its calls run in parallel already.
+
+    Args:
+        threads: number of threads; 0: all cores.
     """
     from stainssl.runtime.parallel import use_threads
 
@@ -82,7 +85,7 @@ def _use_threads(threads: int) -> None:
 
 
 def _check_names(config: Config, names: dict[str, Any]) -> None:
-    """Refuse a name that the config does not have, with the nearest that it has."""
+    """Raise a `StainsslError` for a name that is not in the config, with the nearest known one."""
     from stainssl.cohort import parts
     from stainssl.config import nearest
     from stainssl.errors import StainsslError
@@ -106,7 +109,7 @@ def _check_names(config: Config, names: dict[str, Any]) -> None:
 
 
 def _begin(verb: str, config: Path, threads: int, names: dict[str, Any]) -> Config:
-    """The config, once the names are known in it; log lines say whose they are."""
+    """Load the config, check the names, and start log lines with the verb and the names."""
     _use_threads(threads)
     loaded = _load(config)
     _check_names(loaded, names)
@@ -121,7 +124,7 @@ def _begin(verb: str, config: Path, threads: int, names: dict[str, Any]) -> Conf
 
 
 def _words(names: Iterable[Any]) -> Iterator[str]:
-    """Names as they are shown; of lists their members."""
+    """Yield names as shown in log lines; lists are flattened, numbers left out."""
     for name in names:
         if isinstance(name, list):
             yield from name
@@ -136,7 +139,7 @@ def _run_job(
     threads: int = 1,
     **options: Any,
 ) -> None:
-    """Plan the verb's job and run its stage, which is handed that job and nothing else."""
+    """Plan the job of a verb and run its stage."""
     from stainssl.stages import run_stage
 
     loaded = _begin(verb, config, threads, names or {})
@@ -197,7 +200,7 @@ def cohort_check(
 
 
 def _open_slides(config: Config, folder: Path) -> None:
-    """Report on every cohort's slides; all are opened before a problem is raised."""
+    """Report on the slides of all cohorts; problems are raised once all have been opened."""
     from stainssl.errors import StainsslError
     from stainssl.stages import opened
 
@@ -591,7 +594,7 @@ def doctor() -> None:
 
 
 def main() -> None:
-    """Run a verb; what the user can fix ends it with one message and exit code 1."""
+    """Run the command line; errors that the user can fix are printed, with exit code 1."""
     from stainssl.runtime.limits import leaving
 
     with leaving():

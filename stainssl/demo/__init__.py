@@ -1,8 +1,8 @@
-"""The synthetic cohort: H&E-like slides whose morphology, stain and labels are known.
+"""Synthetic cohort: H&E-like slides with known morphology, stain and labels.
 
-Slides are drawn by a documented rule from a seed: tissue first, labels from the tissue, stain
-last. Labels depend on morphology alone. At the training sites stain goes with the amount of
-tumour, at the test sites against it, so that a model that reads color fails there.
+Everything is drawn from a seed. Labels depend on the morphology alone; the stain is a confounder:
+its strength increases with the share of tumour at training sites and decreases with it at test
+sites, so that a model that relies on color fails there.
 """
 
 from __future__ import annotations
@@ -22,17 +22,18 @@ def make(
     processes: int = 1,
     side_px: int = 3072,
 ) -> None:
-    """Write the cohort under `root`: `slides.csv`, `slides/`, `truth/` and `demo.json`.
+    """Write the cohort to `root`: `slides.csv`, `slides/`, `truth/` and `demo.json`.
 
     Args:
-        root: folder to make; whatever was there is replaced once all slides are written.
-        seed: the only source of chance; the same seed gives the same bytes.
-        patients: patients per site, e.g. `{"a": 10, "b": 10, "c": 12}`.
-        processes: slides rendered at the same time.
-        side_px: side of a slide in level-0 px of 0.5 µm; a multiple of 256.
+        root: output folder; an existing one is replaced once all slides are written.
+        seed: the only source of randomness; the same seed gives the same bytes.
+        patients: number of patients per site, e.g. `{"a": 10, "b": 10, "c": 12}`.
+        processes: number of slides rendered in parallel.
+        side_px: side of a slide in level-0 px (0.5 µm/px); a multiple of 256.
 
     Raises:
-        ValueError: `side_px` is no positive multiple of 256, or a site's name or count is bad.
+        ValueError: `side_px` is not a positive multiple of 256, or a site's name or number of
+            patients is invalid.
     """
     from stainssl.demo.build import build
 

@@ -1,4 +1,4 @@
-"""Write the synthetic cohort: every slide, its truth, the sheet and what they were made with."""
+"""Write the synthetic cohort: slides, ground truth, sheet, and a record of the settings."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ Written = tuple[str, int, float]  # slide_id, bytes, seconds
 
 SCHEMA = 1
 MAGNIFICATION = 20
-TRUNCATED_AT = 0.6  # share of the file that is left
+TRUNCATED_AT = 0.6  # share of the file that is kept
 
 
 def _write_slide(root: Path, seed: int, side_px: int, slide: SlidePlan) -> Written:
-    """Draw and write one slide with its truth; its id, bytes and seconds."""
+    """Render and write one slide with its ground truth; return its id, bytes and seconds."""
     cv2.setNumThreads(1)
     start = time.perf_counter()
     scene = draw_scene(slide, seed, side_px)
@@ -53,7 +53,7 @@ def _write_slide(root: Path, seed: int, side_px: int, slide: SlidePlan) -> Writt
 
 
 def _record(seed: int, patients: Mapping[str, int], side_px: int, slides: list[SlidePlan]) -> str:
-    """`demo.json`: what made the cohort, and which slides are spoiled or marked."""
+    """Content of `demo.json`: settings of the cohort, and fault and artefact of each slide."""
     return json.dumps(
         {
             "schema": SCHEMA,
@@ -79,7 +79,7 @@ def _record(seed: int, patients: Mapping[str, int], side_px: int, slides: list[S
 def _each(
     write: Callable[[SlidePlan], Written], slides: list[SlidePlan], processes: int
 ) -> Iterator[Written]:
-    """What `write` gives for each slide, in order, here or in other processes."""
+    """Yield the results of `write` for all slides, in order; in parallel if `processes` > 1."""
     if processes <= 1:
         yield from map(write, slides)
         return

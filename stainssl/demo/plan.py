@@ -1,4 +1,4 @@
-"""Which slides the cohort has, with their labels, stain and faults: everything but pixels."""
+"""Plan of the synthetic cohort: its slides with labels, stain and faults, before rendering."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ COLUMNS = [
 ]  # fmt: skip
 # Every fifth patient of a site has a second slide.
 TWO_SLIDES_EVERY = 5
-# Share of patients with her2 (and, drawn apart, with response), and the range of the share of
-# tissue that is tumour: training sites differ, test sites lie between them.
+# Share of patients positive for her2 (and, drawn independently, for response), and range of the
+# share of tumour in the tissue. Training sites differ; test sites lie between them.
 POSITIVE_SHARE = {"a": 0.7, "b": 0.3}
 TUMOUR_SHARE = {"a": (0.40, 0.75), "b": (0.10, 0.40)}
 POSITIVE_SHARE_TEST = 0.5
 TUMOUR_SHARE_TEST = (0.12, 0.68)
-# ln of the stain strength, per unit of the slide's rank in tumour share inside its site (-1 to 1):
-# with the tumour where a model is trained, against it where it is tested.
+# Change of ln(stain strength) per unit of the slide's rank in tumour share within its site (-1 to
+# 1): positive at training sites, negative at test sites.
 STAIN_WITH_TUMOUR = 0.25
 STAIN_JITTER = 0.06
 VECTOR_JITTER = 0.012
 WHITE_JITTER = 1.5
-LYMPHOCYTES_IN_TUMOUR = (0.06, 0.35)  # of the nuclear area, by response
-TIL_GROUPS = {"low": 0.0, "middle": 2.0, "high": 15.0}  # group → least `tils` of it, in order
-# Time to relapse: exponential, its hazard per month falls with a patient's share of lymphocytes;
-# follow-up ends at any time of the range alike.
+LYMPHOCYTES_IN_TUMOUR = (0.06, 0.35)  # share of the nuclear area in tumour, by response
+TIL_GROUPS = {"low": 0.0, "middle": 2.0, "high": 15.0}  # group → its minimum of `tils`, ascending
+# Time to relapse is exponential; its hazard per month decreases with the patient's mean `tils`.
+# The end of follow-up is uniform over its range.
 HAZARD, HAZARD_PER_LN_TILS, USUAL_TILS = 1 / 40, -0.9, 5.0
 FOLLOW_UP_MONTHS = (12.0, 72.0)
 FAULTS = {"a": "truncated", "b": "empty", "c": "no-mpp"}
@@ -45,12 +45,12 @@ ARTEFACTS = {"a": "pen", "b": "out-of-focus", "c": "pen"}
 
 @dataclass(frozen=True)
 class SlidePlan:
-    """One slide before it is drawn.
+    """Properties of one slide before it is rendered.
 
     Attributes:
         her2, response: labels of the patient, 0 or 1.
         tumour_share: share of the tissue that is tumour, 0 to 1.
-        site_parameters: stain and scanner of the site, with this slide's own jitter.
+        site_parameters: stain and scanner of the site, with the random variation of this slide.
         fault: "", "truncated", "empty" or "no-mpp".
         artefact: "", "pen" or "out-of-focus".
     """
@@ -67,21 +67,21 @@ class SlidePlan:
 
     @property
     def tils(self) -> float:
-        """Lymphocytes among tumour cells, % of the nuclear area of the tissue: drawn so."""
+        """Planned share of lymphocytes in tumour, in % of the nuclear area of the tissue."""
         return 100 * LYMPHOCYTES_IN_TUMOUR[self.response] * self.tumour_share
 
     @property
     def til_group(self) -> str:
-        """The highest of `TIL_GROUPS` that `tils` reaches."""
+        """Highest group of `TIL_GROUPS` whose minimum `tils` reaches."""
         return [name for name, least in TIL_GROUPS.items() if self.tils >= least][-1]
 
     @property
     def split(self) -> str:
-        """`train` for the sites that a model may see, `test` for the others."""
+        """`train` for slides of the training sites, `test` for all others."""
         return "train" if self.site in TRAIN_SITES else "test"
 
     def rng(self, seed: int, purpose: str) -> np.random.Generator:
-        """A generator of this slide's own, apart for each purpose."""
+        """Return a random generator of this slide, independent for each purpose."""
         return np.random.default_rng([seed, zlib.crc32(f"{self.slide_id}/{purpose}".encode())])
 
 
@@ -95,14 +95,20 @@ def _check(patients: Mapping[str, int]) -> None:
 
 
 def _exact_share(rng: np.random.Generator, count: int, share: float) -> np.ndarray:
-    """(count,) int of 0 and 1 in random order, with the share of ones rounded to a count."""
+    """(count,) int of 0 and 1 in random order; the number of ones is `count * share`, rounded."""
     label = np.zeros(count, int)
     label[: int(np.floor(count * share + 0.5))] = 1
     return rng.permutation(label)
 
 
 def _stained(rng: np.random.Generator, base: Site, log_strength: float) -> Site:
-    """`base` as it came out on one slide."""
+    """Parameters of a site with the random variation of one slide.
+
+    Args:
+        rng: random generator.
+        base: parameters of the site.
+        log_strength: mean change of ln(stain strength).
+    """
 
     def turned(vector: tuple[float, ...]) -> Any:
         moved = np.asarray(vector) + rng.normal(0, VECTOR_JITTER, 3)
@@ -129,7 +135,7 @@ def _slides_of_patients(name: str, count: int) -> list[tuple[str, int, int, str,
                 ARTEFACTS.get(name, "") if (patient, number) == (min(2, count - 1), 1) else ""
             )
             rows.append((f"{name}-{patient + 1:03d}-{number}", patient, number, "", artefact))
-        # The spoiled slide is one more of a patient who has a good one.
+        # The faulty slide is an additional one of a patient with a good slide.
         if patient == min(1, count - 1) and name in FAULTS:
             number = numbers + 1
             rows.append((f"{name}-{patient + 1:03d}-{number}", patient, number, FAULTS[name], ""))
@@ -163,17 +169,17 @@ def _plan_site(seed: int, name: str, count: int) -> list[SlidePlan]:
 
 
 def plan(seed: int, patients: Mapping[str, int] = PATIENTS) -> list[SlidePlan]:
-    """Every slide of the cohort, by site, patient and slide.
+    """List the slides of the cohort, by site, patient and slide.
 
     Raises:
-        ValueError: a site's name or its number of patients is not usable.
+        ValueError: a site's name or number of patients is invalid.
     """
     _check(patients)
     return [one for name in sorted(patients) for one in _plan_site(seed, name, patients[name])]
 
 
 def hazards(slides: Sequence[SlidePlan]) -> dict[str, float]:
-    """Patient → the true hazard of relapse per month, by the mean `tils` of her slides."""
+    """Patient → true hazard of relapse per month, from the mean `tils` of the patient's slides."""
     tils: dict[str, list[float]] = {}
     for one in slides:
         tils.setdefault(one.patient_id, []).append(one.tils)
@@ -184,7 +190,7 @@ def hazards(slides: Sequence[SlidePlan]) -> dict[str, float]:
 
 
 def _follow_ups(seed: int, hazard: Mapping[str, float]) -> dict[str, tuple[float, int]]:
-    """Patient → months to relapse, or to the end of follow-up, and whether it is relapse."""
+    """Patient → months to relapse or to the end of follow-up, and 1 for relapse, 0 censored."""
     found = {}
     for who, rate in hazard.items():
         rng = np.random.default_rng([seed, 2, *who.encode()])
@@ -194,12 +200,12 @@ def _follow_ups(seed: int, hazard: Mapping[str, float]) -> dict[str, tuple[float
 
 
 def sheet(seed: int = 0, patients: Mapping[str, int] = PATIENTS) -> pd.DataFrame:
-    """The cohort's sheet, without drawing anything.
+    """Return the sheet of the cohort, without rendering any slide.
 
     Returns:
-        A row per slide: `slide_id`, `patient_id`, `path` (relative to the cohort's root), `site`,
-        `split` (`train` for sites a and b, `test` for every other), `her2`, `response` (0 or 1),
-        `tils` and `til_group` (of the slide, see `SlidePlan`), `months` and `relapse` (1; 0
+        One row per slide: `slide_id`, `patient_id`, `path` (relative to the cohort's root),
+        `site`, `split` (`train` for sites a and b, `test` for all others), `her2`, `response` (0
+        or 1), `tils` and `til_group` (of the slide, see `SlidePlan`), `months`, and `relapse` (0:
         censored).
     """
     slides = plan(seed, patients)

@@ -1,4 +1,4 @@
-"""From a scene to pixels: concentrations of H and E, Beer-Lambert, and a scanner."""
+"""Render a scene to pixels: concentrations of H and E, Beer–Lambert law, and a scanner."""
 
 from __future__ import annotations
 
@@ -26,28 +26,28 @@ from stainssl.demo.scene import (
 )  # fmt: skip
 from stainssl.demo.sites import Site
 
-NOISE_PX = 1024  # side of the noise that repeats over a slide at shifting offsets
-MEAN_CHROMATIN = 0.80  # of the concentration at the 99th percentile
+NOISE_PX = 1024  # side of the noise fields, which are repeated over a slide at varying offsets
+MEAN_CHROMATIN = 0.80  # relative to the concentration at the 99th percentile of tissue
 MEAN_EOSIN = 0.46
 BACKGROUND_HEMATOXYLIN = 0.10
-# By kind: clumps of chromatin, darker rim, nucleolus. All leave the mean as it is.
+# By kind of nucleus: clumps of chromatin, darker rim, nucleolus. They do not change the mean.
 CHROMATIN = np.zeros((4, 3), np.float32)
 CHROMATIN[SPINDLE] = (0.24, 0.15, 0.0)
 CHROMATIN[LYMPHOCYTE] = (0.28, 0.20, 0.0)
 CHROMATIN[EPITHELIUM] = (0.28, 0.28, 0.0)
 CHROMATIN[TUMOUR_CELL] = (0.26, 0.36, 0.40)
-LEVEL_SPREAD = np.array([0.17, 0.17, 0.17, 0.12])  # ln, from nucleus to nucleus, by kind
+LEVEL_SPREAD = np.array([0.17, 0.17, 0.17, 0.12])  # SD of ln(chromatin) between nuclei, by kind
 RING = (0.04, 0.26)  # eosin of the membrane around a tumour cell, by her2
 RING_AT_PX, RING_WIDTH_PX = 4.5, 1.1
-RING_VISIBLE = 0.6  # of the membranes; the rest is under nuclei or in holes
-CAMERA_NOISE = 1.3  # grey levels
+RING_VISIBLE = 0.6  # visible share of the membranes; the rest is under nuclei or in holes
+CAMERA_NOISE = 1.3  # standard deviation in grey levels
 OD_STEPS = 4096
 OD_MAX = 6.0
 PEN_RGB = {"c": (0.25, 0.45, 0.85), "": (0.20, 0.62, 0.36)}
 
 
 def _noise_tile(rng: np.random.Generator, sigma_px: float) -> np.ndarray:
-    """(NOISE_PX, NOISE_PX) float32 noise of variance 1 that wraps around."""
+    """(NOISE_PX, NOISE_PX) float32 periodic noise of variance 1, smoothed with `sigma_px`."""
     white = rng.standard_normal((NOISE_PX, NOISE_PX)).astype(np.float32)
     if sigma_px <= 0:
         return white
@@ -58,7 +58,7 @@ def _noise_tile(rng: np.random.Generator, sigma_px: float) -> np.ndarray:
 
 
 def _fibre_profile(rng: np.random.Generator) -> np.ndarray:
-    """(4096,) float32 eosin across fibres, mean 1."""
+    """(4096,) float32 profile of eosin across fibres, with mean 1."""
     line = np.zeros(4096)
     for width, weight in ((3, 0.35), (9, 0.45), (30, 0.35)):
         kernel = np.exp(-0.5 * (np.arange(-4 * width, 4 * width + 1) / width) ** 2)
@@ -70,7 +70,7 @@ def _fibre_profile(rng: np.random.Generator) -> np.ndarray:
 
 @njit(cache=True)
 def _sample(field: np.ndarray, y: float, x: float) -> float:
-    """Bilinear value of a per-cell field at cell coordinates of cell centres."""
+    """Bilinear interpolation of a per-cell field; y, x in cells, integers at cell centres."""
     h, w = field.shape
     y, x = min(max(y, 0.0), h - 1.001), min(max(x, 0.0), w - 1.001)
     r, c = int(y), int(x)
@@ -82,7 +82,7 @@ def _sample(field: np.ndarray, y: float, x: float) -> float:
 
 @njit(cache=True)
 def _adipocyte(x: float, y: float, size: float) -> float:
-    """Share of membrane (1) or empty fat (0) at a point: borders of a jittered Voronoi diagram."""
+    """Membrane (1) or empty fat (0) at a point: borders of a jittered Voronoi diagram."""
     first, second = 1e9, 1e9
     cx, cy = int(x / size), int(y / size)
     for gy in range(cy - 1, cy + 2):
@@ -103,7 +103,7 @@ def _adipocyte(x: float, y: float, size: float) -> float:
 def _texture(
     kind: int, is_fibrous: bool, fibre: float, profile: np.ndarray, n1: float, n2: float, n3: float
 ) -> float:
-    """Eosin at a point relative to the mean of its surroundings; n1, n2, n3: fine to wide noise."""
+    """Eosin at a point relative to the mean around it; n1, n2, n3: noise from fine to coarse."""
     if is_fibrous:
         return 0.90 * profile[int(fibre * 520.0 + 7.0 * n2 + 3.0 * n3) & 4095] + 0.10 + 0.10 * n1
     if kind == LYMPHOID:
@@ -117,7 +117,7 @@ def _paint_ground(
     fibrous: np.ndarray, eosin: np.ndarray, thickness: np.ndarray, fibre: np.ndarray,
     profile: np.ndarray, fine: np.ndarray, middle: np.ndarray, wide: np.ndarray, hematoxylin: float,
 ) -> None:  # fmt: skip
-    """Fill `stain` (h, w, 2) with what lies between the nuclei; fields are per cell."""
+    """Fill `stain` (h, w, 2) with the tissue between nuclei; fields are per cell."""
     h, w, _ = stain.shape
     cells = region.shape[0]
     for row in range(h):
@@ -147,7 +147,7 @@ def _paint_nuclei(
     short: np.ndarray, angle: np.ndarray, outline: np.ndarray, level: np.ndarray,
     chromatin: np.ndarray, nucleolus: np.ndarray, ring: float, solid: np.ndarray, fine: np.ndarray,
 ) -> None:  # fmt: skip
-    """Draw every nucleus (and, in tumour, its membrane) into `stain` (h, w, 2)."""
+    """Draw all nuclei, and the membranes of tumour cells, into `stain` (h, w, 2)."""
     h, w, _ = stain.shape
     for i in range(len(x)):
         c, s = np.cos(angle[i]), np.sin(angle[i])
@@ -192,7 +192,7 @@ def _paint_nuclei(
 
 
 def _ground_eosin(scene: Scene, slide: SlidePlan) -> np.ndarray:
-    """(n, n) float32 eosin between nuclei; in tumour less, by what the membranes hold."""
+    """(n, n) float32 eosin between nuclei, reduced in tumour by the eosin of the membranes."""
     radius = SHAPES[TUMOUR_CELL][0]
     line = 2 * np.pi * (radius + RING_AT_PX) * RING_WIDTH_PX * np.sqrt(2 * np.pi)
     held = RING_VISIBLE * RING[slide.her2] * line / (np.pi * radius**2) * scene.coverage
@@ -200,7 +200,7 @@ def _ground_eosin(scene: Scene, slide: SlidePlan) -> np.ndarray:
 
 
 def concentrations(scene: Scene, slide: SlidePlan, seed: int) -> np.ndarray:
-    """(side, side, 2) float32 of H and E, about 1 at the 99th percentile of tissue."""
+    """(side, side, 2) float32 concentrations of H and E, about 1 at tissue's 99th percentile."""
     rng = slide.rng(seed, "texture")
     stain = np.zeros((scene.side_px, scene.side_px, 2), np.float32)
     solid = np.ones(stain.shape[:2], np.float32)
@@ -230,7 +230,7 @@ def concentrations(scene: Scene, slide: SlidePlan, seed: int) -> np.ndarray:
 
 
 def _debris(rng: np.random.Generator, stain: np.ndarray) -> None:
-    """Specks of both stains anywhere, in place."""
+    """Add specks of both stains at random positions, in place."""
     side_px = stain.shape[0]
     for _ in range(int(30 * (side_px / 3072) ** 2) + 1):
         x, y = rng.integers(0, side_px, 2).tolist()
@@ -244,7 +244,7 @@ def _debris(rng: np.random.Generator, stain: np.ndarray) -> None:
 
 
 def pen_map(slide: SlidePlan, seed: int, side_px: int) -> np.ndarray:
-    """(side / 8, side / 8) float32 in [0, 1]: ink per cell, all zero without a pen."""
+    """(side / 8, side / 8) float32 in [0, 1]: ink per cell; zero unless the artefact is a pen."""
     n = side_px // CELL_PX
     ink = np.zeros((n, n), np.float32)
     if slide.artefact != "pen":
@@ -258,7 +258,7 @@ def pen_map(slide: SlidePlan, seed: int, side_px: int) -> np.ndarray:
 
 
 def blur_map(slide: SlidePlan, seed: int, side_px: int) -> np.ndarray:
-    """(side / 8,) float32 in [0, 1]: how far each row of cells is out of focus."""
+    """(side / 8,) float32 in [0, 1]: degree of defocus of each row of cells."""
     n = side_px // CELL_PX
     if slide.artefact != "out-of-focus":
         return np.zeros(n, np.float32)
@@ -271,7 +271,7 @@ def blur_map(slide: SlidePlan, seed: int, side_px: int) -> np.ndarray:
 def _transmit(
     stain: np.ndarray, vectors: np.ndarray, table: np.ndarray, scale: float
 ) -> np.ndarray:
-    """(h, w, 3) float32 transmitted share of the light, by a table over optical density."""
+    """(h, w, 3) float32 share of transmitted light, from a table over optical density."""
     h, w, _ = stain.shape
     out = np.empty((h, w, 3), np.float32)
     last = len(table) - 1
@@ -287,7 +287,7 @@ def _transmit(
 def _digitise(
     light: np.ndarray, white: np.ndarray, gamma: np.ndarray, fine: np.ndarray, noise: float
 ) -> np.ndarray:
-    """(h, w, 3) uint8 of the camera: white balance, gamma by table, noise."""
+    """(h, w, 3) uint8 image of the camera: white balance, gamma by table, noise."""
     h, w, _ = light.shape
     out = np.empty((h, w, 3), np.uint8)
     last = len(gamma) - 1
@@ -302,7 +302,7 @@ def _digitise(
 
 
 def transmit(stain: np.ndarray, site: Site) -> np.ndarray:
-    """(h, w, 3) float32 light through concentrations (h, w, 2), as one site stains and focuses."""
+    """(h, w, 3) float32 light through concentrations (h, w, 2), with a site's stain and blur."""
     vectors = np.array([site.hematoxylin, site.eosin]) * np.array(site.strength)[:, None]
     table = np.exp(-np.linspace(0, OD_MAX, OD_STEPS)).astype(np.float32)
     light = _transmit(stain, vectors.astype(np.float32), table, (OD_STEPS - 1) / OD_MAX)
@@ -310,7 +310,7 @@ def transmit(stain: np.ndarray, site: Site) -> np.ndarray:
 
 
 def render(scene: Scene, slide: SlidePlan, seed: int) -> np.ndarray:
-    """(side, side, 3) uint8 RGB of a slide at level 0."""
+    """(side, side, 3) uint8 RGB image of a slide at level 0."""
     site, rng = slide.site_parameters, slide.rng(seed, "camera")
     light = transmit(concentrations(scene, slide, seed), site)
     _smear(light, blur_map(slide, seed, scene.side_px))
@@ -321,7 +321,7 @@ def render(scene: Scene, slide: SlidePlan, seed: int) -> np.ndarray:
 
 
 def _smear(light: np.ndarray, amount: np.ndarray) -> None:
-    """Put the rows where `amount` (h / 8,) is above 0 out of focus, in place."""
+    """Blur the rows where `amount` (h / 8,) is above 0, in place."""
     rows = np.flatnonzero(np.repeat(amount, CELL_PX) > 0)
     if not len(rows):
         return
@@ -331,7 +331,7 @@ def _smear(light: np.ndarray, amount: np.ndarray) -> None:
 
 
 def _ink(light: np.ndarray, ink: np.ndarray, rgb: tuple[float, float, float]) -> None:
-    """Multiply the light by what the ink lets through, in place."""
+    """Multiply the light by the transmittance of the ink, in place."""
     if ink.any():
         full = cv2.resize(ink, light.shape[1::-1], interpolation=cv2.INTER_LINEAR)[..., None]
         light *= 1 - full * (1 - np.array(rgb, np.float32))

@@ -1,4 +1,4 @@
-"""What lies on a slide: regions, holes, glands and nuclei, as numbers and not yet as pixels."""
+"""Geometry of a synthetic slide before rendering: regions, holes, glands and nuclei."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from scipy.spatial import cKDTree
 from stainssl.demo.plan import LYMPHOCYTES_IN_TUMOUR, SlidePlan
 
 MPP = 0.5
-CELL_PX = 8  # regions and fields are known per cell of 4 µm
+CELL_PX = 8  # regions and fields have one value per cell of 4 µm
 BLOCK_CELLS = 8
 GRID_PX = 16
 HARMONICS = 4
@@ -20,8 +20,8 @@ HARMONICS = 4
 GLASS, STROMA, FAT, BENIGN, LYMPHOID, TUMOUR = range(6)
 SPINDLE, LYMPHOCYTE, EPITHELIUM, TUMOUR_CELL = range(4)
 
-# Share of the nuclear area that each kind holds, by region (rows GLASS..TUMOUR). In tumour the
-# share of lymphocytes is the label `response`.
+# Share of the nuclear area of each kind (columns) by region (rows GLASS..TUMOUR). In tumour the
+# share of lymphocytes depends on the label `response`.
 SHARES = np.array(
     [
         [0.0, 0.0, 0.0, 0.0],
@@ -32,12 +32,12 @@ SHARES = np.array(
         [0.05, 0.0, 0.0, 0.95],
     ]
 )
-# Nuclear area in a gland and between glands, of what the region would have without glands.
+# Nuclear area in glands and between them, relative to the same region without glands.
 CROWDING_OF_GLANDS = (1.25, 0.85)
-# Chromatin of each kind; its share of the area is as much smaller, so that the mean stays.
+# Relative chromatin of each kind; its nuclear area is divided by it, so that the mean is the same.
 DARKNESS = np.array([1.0, 1.05, 1.02, 0.97])
-# Geometric mean radius (px), its spread (ln), aspect from and to, spread of the outline's harmonics
-# and how far another nucleus may come (share of the two radii).
+# Geometric mean of the radius (px), SD of its ln, minimum and maximum aspect ratio, SD of the
+# outline's harmonics, and minimum distance between nuclei (share of the sum of their radii).
 SHAPES = {
     SPINDLE: (5.9, 0.12, 2.6, 4.6, 0.030, 0.80),
     LYMPHOCYTE: (6.3, 0.07, 1.0, 1.2, 0.025, 0.95),
@@ -45,25 +45,25 @@ SHAPES = {
     TUMOUR_CELL: (10.6, 0.18, 1.0, 1.7, 0.075, 0.80),
 }
 HER2_GROWTH = 1.12
-HOLE_SHARE = 0.07  # of every region: clefts, vessels, lumina
-CANDIDATES = 5.0  # tried per nucleus wanted
+HOLE_SHARE = 0.07  # share of the area: clefts, vessels, lumina
+CANDIDATES = 5.0  # candidates per wanted nucleus
 
 
 @dataclass(frozen=True)
 class Scene:
-    """The truth of one slide. All lengths in level-0 px; fields are (n, n) per cell of 8 px.
+    """Geometry of one slide. Lengths are in level-0 px; fields are (n, n) per cell of 8 px.
 
     Attributes:
         side_px: side of the slide.
         region: (n, n) uint8, GLASS to TUMOUR.
-        septum: (n, n) bool, fibrous septa inside tumour.
-        gland: (n, n) bool, in the wall or the lumen of a gland.
-        coverage, chromatin, eosin, thickness: (n, n) float32, drawn without regard to the region.
+        septum: (n, n) bool, fibrous septa; they count inside tumour only.
+        gland: (n, n) bool, wall or lumen of a gland.
+        coverage, chromatin, eosin, thickness: (n, n) float32, independent of the region.
         fibre: (n, n) float32, potential whose level lines are the fibres.
-        holes: (k, 6) float32: x, y, semi-axes, angle, phase.
-        glands: (g, 4) float32: x, y, radius, lumen's radius.
-        kind: (m,) uint8, SPINDLE to TUMOUR_CELL.
-        x, y, long, short, angle: (m,) float32, centre, semi-axes and direction.
+        holes: (k, 6) float32: x, y, semi-axes, angle (rad), phase (rad) of the outline.
+        glands: (g, 4) float32: x, y, radius, radius of the lumen.
+        kind: (m,) uint8, kind of each nucleus, SPINDLE to TUMOUR_CELL.
+        x, y, long, short, angle: (m,) float32, centre, semi-axes and direction (rad).
         outline: (m, 4, 2) float32, amplitude and phase of the outline's harmonics 2 to 5.
     """
 
@@ -88,7 +88,7 @@ class Scene:
 
 
 def smooth_noise(rng: np.random.Generator, n: int, sigma_cells: float) -> np.ndarray:
-    """(n, n) float32 noise of mean 0 and variance 1, smooth over `sigma_cells`."""
+    """(n, n) float32 noise of mean 0 and variance 1, smoothed with `sigma_cells`."""
     frequency = np.fft.fftfreq(2 * n)[:, None] ** 2 + np.fft.rfftfreq(2 * n)[None, :] ** 2
     spectrum = np.fft.rfft2(rng.standard_normal((2 * n, 2 * n)))
     spectrum *= np.exp(-2 * (np.pi * sigma_cells) ** 2 * frequency)
@@ -97,14 +97,14 @@ def smooth_noise(rng: np.random.Generator, n: int, sigma_cells: float) -> np.nda
 
 
 def _highest(field: np.ndarray, within: np.ndarray, share: float) -> np.ndarray:
-    """Mask of the highest `share` of `field` inside `within`."""
+    """Mask of the `share` of `within` where `field` is highest."""
     if share <= 0 or not within.any():
         return np.zeros_like(within)
     return within & (field >= np.quantile(field[within], 1.0 - min(share, 1.0)))
 
 
 def _tissue(rng: np.random.Generator, n: int) -> np.ndarray:
-    """(n, n) bool: one irregular piece, sometimes torn."""
+    """(n, n) bool tissue mask: one irregular piece, sometimes torn."""
     axis = np.linspace(-1, 1, n, dtype=np.float32)
     radius = (np.abs(axis[:, None]) ** 3 + np.abs(axis[None, :]) ** 3) ** (1 / 3)
     field = 0.30 * smooth_noise(rng, n, n / 8) + 0.06 * smooth_noise(rng, n, 5) - radius
@@ -113,7 +113,7 @@ def _tissue(rng: np.random.Generator, n: int) -> np.ndarray:
 
 
 def _regions(rng: np.random.Generator, n: int, tumour_share: float) -> np.ndarray:
-    """(n, n) uint8 of the regions; tumour is drawn before what else there is."""
+    """(n, n) uint8 regions; tumour is drawn before the other regions."""
     tissue = _tissue(rng, n)
     region = np.where(tissue, STROMA, GLASS).astype(np.uint8)
     rough = 0.12 * smooth_noise(rng, n, 4)
@@ -126,7 +126,7 @@ def _regions(rng: np.random.Generator, n: int, tumour_share: float) -> np.ndarra
 
 
 def _points_in(rng: np.random.Generator, rate: np.ndarray) -> np.ndarray:
-    """(m, 2) float32 x, y in px: Poisson points with `rate` (n, n) per cell, in random order."""
+    """(m, 2) float32 x, y in px of Poisson points with `rate` (n, n) per cell, in random order."""
     count = rng.poisson(rate)
     row, column = np.nonzero(count)
     times = count[row, column]
@@ -136,7 +136,7 @@ def _points_in(rng: np.random.Generator, rate: np.ndarray) -> np.ndarray:
 
 
 def _glands(rng: np.random.Generator, region: np.ndarray) -> np.ndarray:
-    """(g, 4) float32 x, y, radius, lumen's radius of glands that do not touch."""
+    """(g, 4) float32 x, y, radius, radius of the lumen of glands that do not touch."""
     centres = _points_in(rng, 0.03 * (region == BENIGN))
     radius = rng.uniform(34, 70, len(centres)).astype(np.float32)
     kept: list[int] = []
@@ -149,7 +149,7 @@ def _glands(rng: np.random.Generator, region: np.ndarray) -> np.ndarray:
 
 
 def _gland_map(n: int, glands: np.ndarray) -> np.ndarray:
-    """(n, n) bool: cells in the wall or the lumen of a gland."""
+    """(n, n) bool: cells in the wall or lumen of a gland."""
     canvas = np.zeros((n, n), np.uint8)
     for x, y, radius, _ in glands:
         centre = (int(x / CELL_PX * 16 - 8), int(y / CELL_PX * 16 - 8))
@@ -158,7 +158,7 @@ def _gland_map(n: int, glands: np.ndarray) -> np.ndarray:
 
 
 def _holes(rng: np.random.Generator, region: np.ndarray, glands: np.ndarray) -> np.ndarray:
-    """(k, 6) float32: lumina of glands, and elsewhere holes of the same total share."""
+    """(k, 6) float32: holes in stroma, lymphoid tissue and tumour, and lumina of glands."""
     solid = np.isin(region, (STROMA, LYMPHOID, TUMOUR))
     long = np.exp(rng.normal(np.log(20), 0.35, 20000))
     short = long * rng.uniform(0.35, 0.8, 20000)
@@ -178,7 +178,7 @@ def _holes(rng: np.random.Generator, region: np.ndarray, glands: np.ndarray) -> 
 
 @njit(cache=True)
 def stamp_holes(solid: np.ndarray, holes: np.ndarray, scale: float) -> None:
-    """Lower `solid` (h, w) float32 from 1 to 0 inside the holes; `scale` is px per pixel of it."""
+    """Lower `solid` (h, w) float32 from 1 to 0 in holes, in place; `scale`: level-0 px per px."""
     h, w = solid.shape
     for i in range(holes.shape[0]):
         x, y = holes[i, 0] / scale, holes[i, 1] / scale
@@ -205,7 +205,7 @@ def _accept(
     x: np.ndarray, y: np.ndarray, kind: np.ndarray, radius: np.ndarray, nearest: np.ndarray,
     spare: np.ndarray, budget: np.ndarray, block_px: int, head: np.ndarray, grid_px: int,
 ) -> np.ndarray:  # fmt: skip
-    """Which candidates are taken, in order: their block has area left and nothing is too near."""
+    """(m,) bool: accepted candidates, in order: their block has area left and none is too near."""
     count, cells = len(x), head.shape[0]
     taken = np.zeros(count, np.bool_)
     following = np.full(count, -1, np.int64)
@@ -235,7 +235,7 @@ def _accept(
 def _shapes(
     rng: np.random.Generator, kind: int, points: np.ndarray, angle: np.ndarray, growth: float
 ) -> dict[str, np.ndarray]:
-    """Nuclei of one kind at `points` (m, 2), with semi-axes and outlines drawn."""
+    """Nuclei of one kind at `points` (m, 2), with random semi-axes and outlines."""
     mean, spread, aspect_from, aspect_to, irregular, _ = SHAPES[kind]
     count = len(points)
     radius = mean * growth * np.exp(rng.normal(0, spread, count))
@@ -252,7 +252,7 @@ def _shapes(
 
 
 def _along_fibres(fibre: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """(m,) direction of the level line of `fibre` at each point."""
+    """(m,) direction (rad) of the level line of `fibre` at each point."""
     dy, dx = np.gradient(fibre)
     cell = (points // CELL_PX).astype(int)
     return np.arctan2(dx[cell[:, 1], cell[:, 0]], -dy[cell[:, 1], cell[:, 0]])
@@ -261,7 +261,7 @@ def _along_fibres(fibre: np.ndarray, points: np.ndarray) -> np.ndarray:
 def _in_gland_walls(
     rng: np.random.Generator, glands: np.ndarray, side_px: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Candidates for epithelium: (m, 2) points in the walls of glands, and the radial direction."""
+    """Candidates for epithelium: (m, 2) points in walls of glands, and their (m,) directions."""
     count = (0.12 * (glands[:, 2] ** 2 - glands[:, 3] ** 2)).astype(int)
     gland = rng.permutation(np.repeat(np.arange(len(glands)), count))
     angle = rng.uniform(0, 2 * np.pi, len(gland))
@@ -273,7 +273,7 @@ def _in_gland_walls(
 
 
 def _outside_gland_walls(points: np.ndarray, glands: np.ndarray) -> np.ndarray:
-    """(m,) bool: which points lie in no gland."""
+    """(m,) bool: points outside all glands."""
     if not len(glands):
         return np.ones(len(points), bool)
     distance, index = cKDTree(glands[:, :2]).query(points, k=min(3, len(glands)))
@@ -282,7 +282,7 @@ def _outside_gland_walls(points: np.ndarray, glands: np.ndarray) -> np.ndarray:
 
 
 def _wanted(slide: SlidePlan, fields: dict[str, np.ndarray]) -> np.ndarray:
-    """(4, n, n) nuclear area in px² that each cell should hold, by kind."""
+    """(4, n, n) wanted nuclear area per cell in px², by kind."""
     region, gland = fields["region"], fields["gland"]
     shares = SHARES.copy()
     lymphocytes = LYMPHOCYTES_IN_TUMOUR[slide.response]
@@ -298,7 +298,7 @@ def _wanted(slide: SlidePlan, fields: dict[str, np.ndarray]) -> np.ndarray:
 def _candidates(
     rng: np.random.Generator, slide: SlidePlan, wanted: np.ndarray, fields: dict[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
-    """Nuclei to try, the large ones first, a few times as many as wanted."""
+    """Candidate nuclei, the largest kinds first, several times as many as wanted."""
     side_px = wanted.shape[1] * CELL_PX
     nests = ~fields["septum"] | (fields["region"] != TUMOUR)
     parts = []
@@ -323,7 +323,7 @@ def _candidates(
 def _nuclei(
     rng: np.random.Generator, slide: SlidePlan, fields: dict[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
-    """Nuclei that fill the wanted coverage without lying in holes or on each other."""
+    """Nuclei that give the wanted coverage, and avoid holes and each other."""
     wanted = _wanted(slide, fields)
     new = _candidates(rng, slide, wanted, fields)
     n = wanted.shape[1]
@@ -345,7 +345,7 @@ def _nuclei(
 
 
 def _fields(rng: np.random.Generator, n: int, region: np.ndarray) -> dict[str, np.ndarray]:
-    """Fields drawn without regard to the region, and the geometry that follows the region."""
+    """Fields that are independent of the region, and geometry that depends on it."""
     coverage = np.exp(np.log(0.24) + rng.normal(0, 0.10) + 0.28 * smooth_noise(rng, n, 11))
     eosin = np.exp(rng.normal(0, 0.08) + 0.18 * smooth_noise(rng, n, 9))
     glands = _glands(rng, region)
@@ -364,10 +364,10 @@ def _fields(rng: np.random.Generator, n: int, region: np.ndarray) -> dict[str, n
 
 
 def draw_scene(slide: SlidePlan, seed: int, side_px: int = 3072) -> Scene:
-    """The truth of one slide, always the same for the same slide, seed and side.
+    """Draw the geometry of one slide, which depends only on the slide, the seed and the side.
 
     Raises:
-        ValueError: `side_px` is no positive multiple of 256.
+        ValueError: `side_px` is not a positive multiple of 256.
     """
     if side_px <= 0 or side_px % 256:
         raise ValueError(f"side_px is {side_px}; it must be a positive multiple of 256")

@@ -1,4 +1,4 @@
-"""How each site stains and scans, inside the range of real sites."""
+"""Stain and scanner of each synthetic site, within the range of real sites."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-# Smallest and largest value over the five CAMELYON17 centres (three 512x512 tiles of each, pooled).
+# Minimum and maximum over the five CAMELYON17 centres (three 512x512 tiles of each, pooled).
 # Stain vectors and strengths: Macenko per centre with OD = -ln((I + 1) / 256), pixels with any
 # channel below 0.15 dropped, 1st and 99th percentile of the angle, 99th percentile of each
 # concentration. White: the largest 99.5th percentile of each channel among a centre's tiles.
@@ -15,7 +15,7 @@ HEMATOXYLIN_RANGE = ((0.519, 0.651, 0.269), (0.693, 0.756, 0.398))
 EOSIN_RANGE = ((0.210, 0.826, 0.189), (0.324, 0.950, 0.499))
 STRENGTH_RANGE = ((1.121, 0.876), (2.637, 1.715))
 WHITE_RANGE = ((251.0, 220.0, 238.0), (255.0, 255.0, 255.0))
-# Not identifiable from tiles alone: what scanners in use are set to.
+# Cannot be estimated from tiles alone: usual settings of scanners.
 GAMMA_RANGE = (0.90, 1.15)
 BLUR_RANGE_PX = (0.40, 0.95)
 JPEG_QUALITY_RANGE = (75, 90)
@@ -29,9 +29,9 @@ class Site:
         hematoxylin, eosin: unit vectors in OD space (natural logarithm), RGB.
         strength: 99th percentile of the concentrations of H and E in tissue.
         white: RGB of bare glass, 0-255.
-        gamma: exponent of the intensities after the camera.
-        blur_px: standard deviation of the optics' blur in level-0 px.
-        jpeg_quality: of every level of the slide.
+        gamma: exponent applied to the transmitted light.
+        blur_px: standard deviation of the optical blur in level-0 px.
+        jpeg_quality: JPEG quality of all levels of the slide.
     """
 
     hematoxylin: tuple[float, float, float]
@@ -61,7 +61,7 @@ SITES = {
 
 
 def _coordinates(site: Site) -> np.ndarray:
-    """The site as (11,) float64, each parameter scaled so that the real range is 0 to 1."""
+    """(11,) float64 parameters of a site, scaled so that the real range is 0 to 1."""
     value = np.concatenate([site.hematoxylin, site.eosin, np.log(site.strength), site.white])
     low, high = (
         np.concatenate(
@@ -73,14 +73,14 @@ def _coordinates(site: Site) -> np.ndarray:
 
 
 def distance(one: Site, other: Site) -> float:
-    """Distance of two sites' stain and white, root mean square in units of the real range."""
+    """Root mean square distance of two sites' stain and white, in units of the real range."""
     return float(np.sqrt(np.mean((_coordinates(one) - _coordinates(other)) ** 2)))
 
 
 def _draw_vector(
     rng: np.random.Generator, bounds: tuple[tuple[float, ...], tuple[float, ...]]
 ) -> tuple[float, float, float]:
-    """A unit vector with every component inside `bounds`."""
+    """Draw a unit vector with all components within `bounds`."""
     while True:
         vector = rng.uniform(bounds[0], bounds[1])
         vector /= np.linalg.norm(vector)
@@ -102,10 +102,10 @@ def _draw(rng: np.random.Generator) -> Site:
 
 
 def site(name: str, seed: int) -> Site:
-    """The parameters of site `name`.
+    """Return the parameters of site `name`.
 
-    `a`, `b` and `c` are constants. Any other site is drawn from the seed inside the real range,
-    again and again until it lies farther from `a` and from `b` than these from each other.
+    `a`, `b` and `c` are constants. Any other site is drawn from the seed within the real range,
+    and redrawn until it is farther from `a` and from `b` than these are from each other.
     """
     if name in SITES:
         return SITES[name]

@@ -1,4 +1,4 @@
-"""Write a picture as a pyramidal slide in the manner of Aperio's SVS."""
+"""Write an image as a pyramidal TIFF in the style of Aperio SVS."""
 
 from __future__ import annotations
 
@@ -25,13 +25,14 @@ def _description(image: np.ndarray, scale: str, quality: int) -> str:
 def write_svs(
     path: Path, image: np.ndarray, *, quality: int, mpp: float | None, magnification: int | None
 ) -> None:
-    """Write `image` (h, w, 3) uint8 RGB with a thumbnail and two levels, 1 and 4 times smaller.
+    """Write an image with a thumbnail and two levels, full size and 4 times smaller.
 
     Args:
-        path: the file to write.
-        quality: of the JPEG tiles, 1 to 100.
-        mpp: µm per pixel of level 0; None leaves scale and resolution out.
-        magnification: the objective's, `AppMag`; None leaves it out.
+        path: file to write.
+        image: (h, w, 3) uint8 RGB.
+        quality: JPEG quality of the tiles, 1 to 100.
+        mpp: µm/px of level 0; None: no scale and no resolution in the file.
+        magnification: magnification of the objective (`AppMag`); None: not in the file.
     """
     scale = "" if magnification is None else f"|AppMag = {magnification}"
     scale += "" if mpp is None else f"|MPP = {mpp:g}"

@@ -1,4 +1,4 @@
-"""What is true of a slide: polygons, label maps, and the morphology that an oracle sees."""
+"""Ground truth of a slide: polygons, label maps, and morphology of nuclei for an oracle."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ FEATURES = (
 
 
 def _ring(contour: np.ndarray) -> list[list[float]]:
-    """A closed ring in level-0 px of a contour (k, 1, 2) in half cells."""
+    """Closed ring in level-0 px from a contour (k, 1, 2) in half cells."""
     points = (contour[:, 0].astype(float) + 0.5) * (CELL_PX / 2)
     return [*points.tolist(), points[0].tolist()]
 
 
 def tumour_polygons(scene: Scene) -> list[list[list[list[float]]]]:
-    """Outlines of the tumour as GeoJSON polygon coordinates: outer ring, then holes; level-0 px."""
+    """Outlines of the tumour as GeoJSON polygons (outer ring, then holes), in level-0 px."""
     mask = cv2.resize((scene.region == TUMOUR).astype(np.float32), None, fx=2, fy=2)
     mask = (cv2.GaussianBlur(mask, (0, 0), 2.0) > 0.5).astype(np.uint8)
     contours, tree = cv2.findContours(mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
@@ -47,7 +47,7 @@ def tumour_polygons(scene: Scene) -> list[list[list[list[float]]]]:
 
 
 def geojson(scene: Scene) -> str:
-    """The tumour's polygons as QuPath writes annotations, in level-0 px."""
+    """GeoJSON of the tumour outlines, in the form of QuPath annotations, in level-0 px."""
     features = [
         {
             "type": "Feature",
@@ -60,7 +60,7 @@ def geojson(scene: Scene) -> str:
 
 
 def label_maps(scene: Scene, slide: SlidePlan, seed: int) -> dict[str, np.ndarray]:
-    """Masks (side / 16, side / 16) uint8 of 0 and 1, 8 µm a pixel."""
+    """Masks (side / 16, side / 16) uint8 of 0 and 1 at 8 µm/px, by name."""
     step = MAP_PX // CELL_PX
     region = scene.region[::step, ::step]
     blur = np.broadcast_to(blur_map(slide, seed, scene.side_px)[:, None], scene.region.shape)
@@ -82,7 +82,7 @@ def write_truth(folder: Path, scene: Scene, slide: SlidePlan, seed: int) -> None
 
 
 def _features(scene: Scene, inside: np.ndarray, nearest: np.ndarray, side_px: float) -> np.ndarray:
-    """(F,) float32 of the nuclei with index `inside`; zeros where there are fewer than two."""
+    """(F,) float32 `FEATURES` of the nuclei `inside`; zeros if there are fewer than two."""
     if len(inside) < 2:
         return np.zeros(len(FEATURES), np.float32)
     area = np.pi * scene.long[inside] * scene.short[inside]
@@ -108,13 +108,13 @@ def morphology(
     side: np.ndarray | float,
     side_px: int = 3072,
 ) -> np.ndarray:
-    """True size, outline and crowding of the nuclei of tiles; blind to kind, region and color.
+    """Size, outline and crowding of the true nuclei of tiles, without kind, region and color.
 
     Args:
-        seed, patients, side_px: as the cohort was made.
-        slide_id: one slide of it.
+        seed, patients, side_px: as for `stainssl.demo.make`.
+        slide_id: a slide of the cohort.
         x, y: (n,) top left corners in level-0 px.
-        side: of the tiles in level-0 px; one, or (n,).
+        side: side of the tiles in level-0 px, a number or (n,).
 
     Returns:
         (n, F) float32, columns `FEATURES`; areas and distances in level-0 px.

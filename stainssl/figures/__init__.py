@@ -1,5 +1,5 @@
-"""Every picture: one function a figure, data in, matplotlib figure out."""
+"""Figures: one function per figure, from data to a matplotlib figure."""
 
 import matplotlib
 
-matplotlib.rcParams["text.parse_math"] = False  # a site may be named `$2`; names are no formulas
+matplotlib.rcParams["text.parse_math"] = False  # names are not formulas, even a site `$2`

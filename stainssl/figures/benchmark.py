@@ -1,6 +1,6 @@
-"""Pictures of a benchmark: ROC curves, a forest of intervals, robustness against accuracy.
+"""Figures of a benchmark: ROC and calibration curves, forest plots, robustness, UMAP.
 
-Each function gives a sentence where there is nothing to draw, which says why.
+If there is nothing to draw, a function returns a sentence with the reason instead of a figure.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from stainssl.evaluation.baselines import HEAD as COLUMNS_HEAD
 from stainssl.evaluation.grid import FEW_PATIENTS
 from stainssl.evaluation.thresholds import calibration_curve, net_benefit
 
-# Okabe & Ito 2008: told apart by the color-blind. Grey is kept for what saw nothing.
+# Okabe & Ito 2008: distinguishable by color-blind readers. Grey is for baselines.
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8C6D1F", "#5D3A9B")
 GREY = "#7F7F7F"
-FAINT = "#C4C4C4"  # sites of few patients
+FAINT = "#C4C4C4"  # sites with few patients
 LINES = ("-", "--", ":", "-.")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "h")
 _INCH = 100  # px
 
 
 def encoder_colors(encoders: Sequence[str]) -> dict[str, str]:
-    """A color for each encoder, the same in every figure; grey for `random` and baselines."""
+    """Color of each encoder, the same in all figures; grey for `random` and baselines."""
     floor = {"random", SITE, CLINICAL, *FLOORS}
     named = [name for name in encoders if name not in floor]
     colors = {name: PALETTE[i % len(PALETTE)] for i, name in enumerate(named)}
@@ -38,7 +38,7 @@ def encoder_colors(encoders: Sequence[str]) -> dict[str, str]:
 
 
 def quiet(axes: Axes) -> None:
-    """Axes with a faint grid and no frame above and to the right."""
+    """Give axes a faint grid, and remove the top and right spines."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(color="#e6e6e6", linewidth=0.8)
     axes.set_axisbelow(True)
@@ -47,11 +47,11 @@ def quiet(axes: Axes) -> None:
 def roc(
     curves: Mapping[str, Mapping[str, tuple[str, pd.DataFrame]]], encoders: Sequence[str]
 ) -> Figure | str:
-    """ROC curves with 95 % bands over patients, a panel per task.
+    """Draw ROC curves with 95 % bands over patients, one panel per task.
 
     Args:
-        curves: panel title → legend label → (encoder, rows as `roc.roc_band` gives).
-        encoders: all of the benchmark, in its order, for their colors.
+        curves: panel title → legend label → (encoder, rows of `roc.roc_band`).
+        encoders: all encoders of the benchmark, in order, for their colors.
     """
     if not curves:
         return "No ROC curve: no task has two classes among its test patients."
@@ -90,11 +90,11 @@ Answers = tuple[str, NDArray[np.bool_], NDArray[np.float64]]  # encoder, positiv
 def calibration(
     answers: Mapping[str, Mapping[str, Answers]], encoders: Sequence[str]
 ) -> Figure | str:
-    """Calibration plots and decision curves, a row a task of two classes.
+    """Draw calibration plots and decision curves, one row per task of two classes.
 
     Args:
         answers: panel title → legend label → (encoder, (n,) positive, (n,) probability) of units.
-        encoders: all of the benchmark, in its order, for their colors.
+        encoders: all encoders of the benchmark, in order, for their colors.
     """
     if not answers:
         return "No calibration plot: no task has two classes among its test patients."
@@ -105,7 +105,7 @@ def calibration(
         left.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), title=title)
         left.set(xlabel="predicted probability", ylabel="observed share (fifths of units)")
         right.set(xlabel="threshold", ylabel="net benefit", title="decision curve")
-        # Beside both, whose curves would lie under it.
+        # Outside the axes, where it covers no curve.
         handles = [*left.get_legend_handles_labels()[0], *right.get_legend_handles_labels()[0]]
         right.legend(
             handles=handles, frameon=False, fontsize=8.5, loc="upper left",
@@ -117,7 +117,7 @@ def calibration(
 def _calibration_row(
     left: Axes, right: Axes, lines: Mapping[str, Answers], colors: dict[str, str]
 ) -> None:
-    """Both panels of a task: a color an encoder, a line style and a marker an answer of it."""
+    """Draw both panels of a task; colors are encoders, line styles and markers are models."""
     left.plot([0, 1], [0, 1], color="#bbbbbb", lw=1, ls=(0, (4, 3)), zorder=1)
     drawn: Counter[str] = Counter()
     for place, (label, (encoder, positive, p)) in enumerate(lines.items()):
@@ -148,11 +148,11 @@ Numbers = tuple[str, NDArray[np.float64], NDArray[np.float64]]  # encoder, true,
 
 
 def scatter(answers: Mapping[str, Mapping[str, Numbers]], encoders: Sequence[str]) -> Figure | str:
-    """Predicted against true numbers, a row of panels a task, a panel an answer.
+    """Draw predicted against true numbers, rows of panels per task, one panel per model.
 
     Args:
         answers: task → title → (encoder, (n,) true, (n,) predicted) of units.
-        encoders: all of the benchmark, in its order, for their colors.
+        encoders: all encoders of the benchmark, in order, for their colors.
     """
     if not answers:
         return "No scatter plot: no task has a number as label (kind: regression)."
@@ -185,15 +185,14 @@ def _scatter_panel(
 
 
 def forest(long: pd.DataFrame, encoders: Sequence[str]) -> Figure | str:
-    """AUROC with its interval; of numbers Spearman's correlation, of others kappa or Harrell's C.
+    """Draw the main metric of every model with its interval, over all patients and by site.
 
-    For every task, encoder, head and seed, and for every site.
-
-    Sites of few patients are drawn in light gray.
+    By the kind of the task, the metric is AUROC, Spearman's correlation, weighted kappa or
+    Harrell's C. Sites with few patients are light grey.
 
     Args:
-        long: `table.long_table`.
-        encoders: all of the benchmark, in its order, for their colors.
+        long: rows of `table.long_table`.
+        encoders: all encoders of the benchmark, in order, for their colors.
     """
     rows = long[long["metric"].isin(_FOREST) & (long["head"] != "")]
     rows = rows[np.isfinite(rows["value"])]
@@ -218,13 +217,13 @@ def forest(long: pd.DataFrame, encoders: Sequence[str]) -> Figure | str:
     return figure
 
 
-# metric: (name, what no signal has)
+# metric: (name, value without any signal)
 _FOREST = {"auroc": ("AUROC", 0.5), "spearman": ("Spearman's correlation", 0.0),
            "kappa": ("weighted kappa", 0.0), "c_index": ("Harrell's C", 0.5)}  # fmt: skip
 
 
 def _entries(rows: pd.DataFrame) -> pd.DataFrame:
-    # Over all first, then site by site; encoders in the table's order within each.
+    # All patients first, then site by site; within each, encoders in the order of the table.
     group = rows["group"].where(rows["group"] != "all", "")
     return rows.assign(_group=group).sort_values("_group", kind="stable")
 
@@ -263,14 +262,13 @@ _AGAINST = {
 
 
 def robustness(long: pd.DataFrame, encoders: Sequence[str]) -> Figure | str:
-    """Every figure of robustness with its interval, a block of panels a task.
+    """Draw all robustness metrics with their intervals, a block of panels per task.
 
-    Of tile tasks some stand against AUROC, others alone, and AUROC by site; a marker an encoder
-    and seed.
+    For tile tasks, some metrics are drawn against AUROC. Each encoder and seed has a marker.
 
     Args:
-        long: `table.long_table`; tasks with robustness figures are shown.
-        encoders: all of the benchmark, in its order, for their colors.
+        long: rows of `table.long_table`; tasks with robustness metrics are drawn.
+        encoders: all encoders of the benchmark, in order, for their colors.
     """
     found = long[(long["head"] == "") & np.isfinite(long["value"])]
     tasks = found.loc[found["metric"].isin([*_AGAINST, *_ALONE]), "task"].unique().tolist()
@@ -291,7 +289,7 @@ _ACROSS = 4  # panels
 
 
 def _panels(rows: pd.DataFrame) -> list[str]:
-    """The metrics of a task that have a panel, in the order of the panels."""
+    """Metrics of a task that have a panel, in the order of the panels."""
     found = rows[(rows["head"] == "") & np.isfinite(rows["value"])]
     is_of_all = (found["metric"] == _BY_SITE) & (found["group"] == "all")
     known = set(found.loc[~is_of_all, "metric"])
@@ -316,7 +314,7 @@ def _block(
 
 
 def _alone(axes: Axes, task: str, rows: pd.DataFrame, metric: str, colors: dict[str, str]) -> None:
-    # The worst site's row is of that site, every other of all.
+    # The row of the worst site has the group of that site, all others the group `all`.
     found = rows[(rows["metric"] == metric) & (rows["head"] == "")]
     for place, row in enumerate(found.to_dict("records")):
         color = colors[row["encoder"]]
@@ -400,11 +398,11 @@ _SHORT = {
 def few_shot(
     curves: Mapping[str, Mapping[str, pd.DataFrame]], encoders: Sequence[str]
 ) -> Figure | str:
-    """AUROC on few labelled tiles of a class, a panel a tile task, a line an encoder.
+    """Draw AUROC by number of labelled tiles per class, a panel per task and a line per encoder.
 
     Args:
-        curves: task → encoder → rows as `probe.few_shot` gives; tasks without rows are left out.
-        encoders: all of the benchmark, in its order, for their colors.
+        curves: task → encoder → rows of `probe.few_shot`; tasks without rows are left out.
+        encoders: all encoders of the benchmark, in order, for their colors.
     """
     found = {task: lines for task, lines in curves.items() if any(map(len, lines.values()))}
     if not found:
@@ -431,10 +429,10 @@ def few_shot(
 
 
 def planes(found: Mapping[str, Mapping[str, pd.DataFrame]]) -> Figure | str:
-    """UMAP of some tiles, a column an encoder: colored by site above, by label below.
+    """Draw the UMAP of a sample of tiles, a column per encoder: by site above, by label below.
 
     Args:
-        found: task → encoder → `x`, `y`, `site`, `label`.
+        found: task → encoder → one row per tile with `x`, `y`, `site`, `label`.
     """
     if not found:
         return "No UMAP: robustness is not requested for this benchmark, or it has no tile task."
@@ -455,7 +453,7 @@ def _plane_row(
     words = sorted({w for rows in encoders.values() for w in rows[column].astype(str)})
     colors = {word: PALETTE[i % len(PALETTE)] for i, word in enumerate(words)}
     for axes, (encoder, rows) in zip(line, encoders.items(), strict=False):
-        mixed = rows.sample(frac=1, random_state=0)  # no group lies on top of another
+        mixed = rows.sample(frac=1, random_state=0)  # so that no group covers another
         axes.scatter(
             mixed["x"], mixed["y"], s=7, lw=0, alpha=0.7,
             c=[colors[word] for word in mixed[column].astype(str)],

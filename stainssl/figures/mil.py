@@ -1,4 +1,4 @@
-"""Pictures of attention: where a head looks on a slide, and what the tiles are that it looks at."""
+"""Figures of attention: its map on a slide, and the tiles with the highest and lowest values."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from matplotlib.collections import PatchCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-# Purple to yellow, even in lightness, told apart by color-blind readers.
+# Purple to yellow, perceptually uniform, readable by color-blind readers.
 COLORS = colormaps["plasma"]
 OPACITY = 0.55  # the tissue stays visible under the tiles
 DPI = 100
@@ -24,18 +24,18 @@ def attention_overlay(
     attention: np.ndarray,
     title: str,
 ) -> Figure:
-    """The slide, and beside it the same with each tile in the color of its attention.
+    """Draw a slide, and beside it the same with tiles colored by attention.
 
     Args:
         thumbnail: (H, W, 3) uint8 RGB.
         x_thumbnail_px: (n,) left edges of the tiles in thumbnail px.
-        y_thumbnail_px: (n,) top edges.
-        side_thumbnail_px: side of a tile.
-        attention: (n,) percentile rank of each tile in its slide, (0, 1].
-        title: the slide, task and head.
+        y_thumbnail_px: (n,) top edges, likewise.
+        side_thumbnail_px: side of a tile, likewise.
+        attention: (n,) percentile rank of each tile within its slide, in (0, 1].
+        title: names of slide, task and head.
 
     Returns:
-        A figure of 9 inches.
+        A figure 9 inches wide.
     """
     height, width = thumbnail.shape[:2]
     figure = Figure(figsize=(9, 4.2 * height / width + 1.1), dpi=DPI, layout="constrained")
@@ -72,17 +72,17 @@ def tile_strip(
     bottom_attention: Sequence[float],
     title: str,
 ) -> Figure:
-    """Two rows of tiles: those of highest attention over those of lowest.
+    """Draw two rows of tiles: the highest attention above the lowest.
 
     Args:
         top: (k, H, W, 3) uint8 RGB, highest first.
-        top_attention: k percentile ranks, (0, 1].
+        top_attention: k percentile ranks in (0, 1].
         bottom: (m, H, W, 3) uint8 RGB, lowest first.
-        bottom_attention: m percentile ranks.
-        title: the slide or patient, task and head.
+        bottom_attention: m percentile ranks in (0, 1].
+        title: names of slide or patient, task and head.
 
     Returns:
-        A figure of 9 inches.
+        A figure 9 inches wide.
     """
     columns = max(len(top), len(bottom))
     figure = Figure(figsize=(9, 2 * (9 / columns + 0.25) + 0.6), dpi=DPI, layout="constrained")

@@ -1,4 +1,4 @@
-"""Pages of a report that are no pictures: one HTML file each, which needs no other."""
+"""HTML pages of the report, each a self-contained file."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ tr { border-bottom: 1px solid #ddd; }
 tr.bad td:nth-child(2) { color: #a33c00; font-weight: 600; }
 tr.noted td:nth-child(3) { color: #a33c00; }
 """
-# Column of `slides.csv` → its title on the page, and how its cells are set: a class of the style,
-# or how a number is written.
+# Column of `slides.csv` → its title on the page, and the CSS class of its cells or the format of
+# its numbers.
 _COLUMNS = {
     "slide_id": ("slide", "id"),
     "status": ("status", "word"),
@@ -38,7 +38,7 @@ _COLUMNS = {
 
 
 def page(title: str, body: str, style: str = _STYLE) -> str:
-    """A whole HTML page; `body` is HTML."""
+    """Return a complete HTML page; `body` is HTML, `title` plain text."""
     return (
         "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>"
         f"<title>{html.escape(title)}</title><style>{style}</style></head><body>"
@@ -47,12 +47,13 @@ def page(title: str, body: str, style: str = _STYLE) -> str:
 
 
 def slides_page(slides: pd.DataFrame, cohort: str) -> str:
-    """What happened to each slide of a cohort, with reasons; those that are not ok come first.
+    """Return the page with status and reason of each slide of a cohort.
 
-    Then those that are, with a note.
+    Slides that are not ok come first, then those with a note, then the others.
 
     Args:
-        slides: the columns of `slides.csv`, a row per slide.
+        slides: rows of `slides.csv`, one per slide.
+        cohort: name of the cohort, for the title.
     """
     is_bad = slides["status"] != "ok"
     is_noted = ~is_bad & slides["detail"].fillna("").ne("")

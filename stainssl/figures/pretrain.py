@@ -1,4 +1,4 @@
-"""Pictures of pretraining: curves, and views as the network sees them."""
+"""Figures of pretraining: curves, and views as seen by the network."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-# Okabe & Ito's palette, told apart under every common color blindness.
+# Okabe & Ito 2008: distinguishable by color-blind readers.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "osD^vPX"
 DPI = 110
 
 
 def curves(metrics: Mapping[str, pd.DataFrame]) -> Figure:
-    """Loss, effective rank, and alignment against uniformity, a line per encoder.
+    """Draw loss, effective rank, and alignment against uniformity, a line per encoder.
 
     Args:
         metrics: encoder → rows with `epoch`, `step`, `loss`, `effective_rank`, `alignment`,
-            `uniformity`; an encoder without rows (never trained) gets no line.
+            `uniformity`; an encoder without rows (not trained) has no line.
     """
     figure = Figure(figsize=(11, 3.6), dpi=DPI, layout="constrained")
     loss, rank, plane = figure.subplots(1, 3)
@@ -67,12 +67,12 @@ def _label(axes: Axes, title: str, x: str, y: str) -> None:
 def views(
     tiles: Tensor, methods: Mapping[str, tuple[Tensor, Tensor]], *, columns: int = 8
 ) -> Figure:
-    """A batch of tiles, and under each method its two views as the network sees them.
+    """Draw tiles, and below them the two views of each method as seen by the network.
 
     Args:
-        tiles: (B, 3, H, W) uint8.
-        methods: method → two of (B, 3, S, S) in [0, 1], before mean and deviation.
-        columns: tiles shown.
+        tiles: (B, 3, H, W) uint8 RGB.
+        methods: method → two views (B, 3, S, S) in [0, 1], before standardization.
+        columns: number of tiles shown.
     """
     columns = min(columns, len(tiles))
     rows = {"tile": tiles.float() / 255}

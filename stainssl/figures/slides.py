@@ -1,4 +1,4 @@
-"""Pictures of slides: what is tissue, where the tiles are, and a cohort at a glance."""
+"""Figures of slides: tissue mask and tiles of a slide, and contact sheet of a cohort."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 from PIL import Image, ImageDraw, ImageFont
 
-# Okabe and Ito's palette: told apart by color-blind readers, and none is a color of H&E.
+# Okabe & Ito 2008: distinguishable by color-blind readers, and unlike the colors of H&E.
 OUTLINE, KEPT, DROPPED, INK = (
     (0, 114, 178),
     (0, 158, 115),
     (230, 159, 0),
     (240, 228, 66),
 )
-PANEL_PX = 480  # longest side of a panel's picture
-MIN_SIDE_PX = 6  # of a tile that can be drawn as a square; smaller ones are shaded
-CROSS = ((0, 0), (-1, 0), (1, 0), (0, -1), (0, 1))  # px around the middle of a smaller tile
+PANEL_PX = 480  # longest side of an image in a panel
+MIN_SIDE_PX = 6  # smallest tile drawn as a square; smaller ones are drawn as crosses
+CROSS = ((0, 0), (-1, 0), (1, 0), (0, -1), (0, 1))  # px offsets from the centre of the tile
 MAX_PICTURES = 40  # in a contact sheet
 SCALE_BARS_MM = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
-TITLE_PX, TEXT_PX = 14, 12  # height of the words of a preview
-MARGIN_PX, HEAD_PX, FOOT_PX = 10, 35, 55  # around its pictures
+TITLE_PX, TEXT_PX = 14, 12  # font sizes of a preview
+MARGIN_PX, HEAD_PX, FOOT_PX = 10, 35, 55  # space around its images
 DPI = 100
 
 
 def _shrink(thumbnail: np.ndarray) -> tuple[np.ndarray, float]:
-    """The picture with its longest side at `PANEL_PX`, and result px per thumbnail px."""
+    """Resize an image to a longest side of `PANEL_PX`; return it and result px per source px."""
     scale = PANEL_PX / max(thumbnail.shape[:2])
     size_px = tuple(max(1, round(length * scale)) for length in thumbnail.shape[1::-1])
     way = cv2.INTER_AREA if scale < 1 else cv2.INTER_NEAREST
@@ -41,7 +41,14 @@ def _shrink(thumbnail: np.ndarray) -> tuple[np.ndarray, float]:
 
 
 def outline(picture: np.ndarray, mask: np.ndarray, color: Sequence[int], width_px: int) -> None:
-    """Draw the borders of a mask (bool, of any size) onto a picture (h, w, 3) uint8 of the same."""
+    """Draw the borders of a bool mask on an image (h, w, 3) uint8, in place.
+
+    Args:
+        picture: image to draw on.
+        mask: mask of the same field of view, at any resolution.
+        color: RGB, 0-255.
+        width_px: line width.
+    """
     size_px = picture.shape[1::-1]
     large = cv2.resize(mask.astype(np.uint8), size_px, interpolation=cv2.INTER_NEAREST)
     contours, _ = cv2.findContours(large, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
@@ -49,14 +56,21 @@ def outline(picture: np.ndarray, mask: np.ndarray, color: Sequence[int], width_p
 
 
 def shade(picture: np.ndarray, mask: np.ndarray, color: Sequence[int], share: float) -> None:
-    """Mix `share` (0–1) of a color into a picture (h, w, 3) uint8 where a mask of it is."""
+    """Blend a color into an image (h, w, 3) uint8 inside a bool mask, in place.
+
+    Args:
+        picture: image to draw on.
+        mask: mask of the same field of view, at any resolution.
+        color: RGB, 0-255.
+        share: weight of the color, 0-1.
+    """
     size_px = picture.shape[1::-1]
     large = cv2.resize(mask.astype(np.uint8), size_px, interpolation=cv2.INTER_NEAREST) > 0
     picture[large] = (picture[large] * (1 - share) + np.array(color) * share).astype(np.uint8)
 
 
 def _squares(picture: np.ndarray, boxes: np.ndarray, kept: np.ndarray) -> None:
-    """Tiles onto a picture: dropped ones first, so that kept ones show where they overlap."""
+    """Draw tiles on an image; dropped ones first, so that kept ones are on top."""
     boxes = np.rint(boxes).astype(int)
     is_large = (boxes[:, 2:] - boxes[:, :2]).min(axis=1) >= MIN_SIDE_PX
     for one in (False, True):
@@ -68,7 +82,7 @@ def _squares(picture: np.ndarray, boxes: np.ndarray, kept: np.ndarray) -> None:
 
 
 def _dots(picture: np.ndarray, centres: np.ndarray, color: Sequence[int]) -> None:
-    """A small cross of a color at each of (n, 2) px, as far as it lies on the picture."""
+    """Draw a small cross at each of the `centres` (n, 2) in px, clipped to the image."""
     places = np.concatenate([centres + step for step in CROSS])
     inside = ((places >= 0) & (places < picture.shape[1::-1])).all(axis=1)
     picture[places[inside, 1], places[inside, 0]] = color
@@ -82,7 +96,7 @@ def _font(size_px: int) -> ImageFont.FreeTypeFont:
 def _scale_bar(
     draw: ImageDraw.ImageDraw, corner: tuple[int, int], width_px: int, um_per_px: float
 ) -> None:
-    """A bar of a round length, at most a third of a picture wide, below its left corner."""
+    """Draw a scale bar of a round length, at most a third of `width_px`, from `corner`."""
     most_mm = width_px * um_per_px / 1000 / 3
     length_mm = max((mm for mm in SCALE_BARS_MM if mm <= most_mm), default=None)
     if length_mm is None:
@@ -94,7 +108,7 @@ def _scale_bar(
 
 
 def _entries(kept: int, dropped: int, has_ink: bool) -> list[tuple[tuple[int, int, int], str]]:
-    """Color and text of the legend's entries."""
+    """Colors and texts of the legend."""
     found = [(OUTLINE, "tissue"), (KEPT, f"{kept} tiles kept"), (DROPPED, f"{dropped} not kept")]
     return [*found, (INK, "ink")] if has_ink else found
 
@@ -105,7 +119,7 @@ def _legend(
     y: int,
     entries: Sequence[tuple[tuple[int, int, int], str]],
 ) -> None:
-    """The entries in a row that ends at `right_px` and is centred on `y`."""
+    """Draw the legend in a row that ends at `right_px` and is vertically centred on `y`."""
     font, x = _font(TEXT_PX), right_px - _length(entries)
     for color, text in entries:
         draw.rectangle((x, y - 5, x + 10, y + 5), None, color, 2)
@@ -114,7 +128,7 @@ def _legend(
 
 
 def _length(entries: Sequence[tuple[tuple[int, int, int], str]]) -> int:
-    """Px that entries of the legend take."""
+    """Width of legend entries in px."""
     return sum(32 + math.ceil(_font(TEXT_PX).getlength(text)) for _, text in entries)
 
 
@@ -128,22 +142,22 @@ def preview(
     origin_level0_px: tuple[int, int],
     title: str,
 ) -> Image.Image:
-    """A slide beside its tissue mask and tiles.
+    """Draw a slide beside the same with its tissue mask and tiles.
 
-    Drawn by Pillow: matplotlib takes as long for it as tiling takes for a small slide, and holds
-    up other threads meanwhile.
+    Pillow is used because matplotlib takes as long for this as the tiling of a small slide, and
+    blocks other threads meanwhile.
 
     Args:
         thumbnail: (h, w, 3) uint8 RGB.
-        tissue, pen: (h, w) bool.
-        mpp: µm/px of these.
+        tissue, pen: (h, w) bool masks.
+        mpp: µm/px of the thumbnail and the masks.
         tiles: `x`, `y`, `side` (level-0 px), `kept`.
-        slide_mpp: µm in a level-0 px.
-        origin_level0_px: x and y of the thumbnail's corner.
-        title: what is known of the slide: its name, status and pixel size.
+        slide_mpp: µm/px of level 0.
+        origin_level0_px: x and y of the thumbnail's top left corner.
+        title: name, status and pixel size of the slide.
 
     Returns:
-        A picture some 1,000 px wide, or as wide as its words.
+        An image about 1,000 px wide, or as wide as its text.
     """
     plain, scale = _shrink(thumbnail)
     marked = plain.copy()
@@ -163,7 +177,7 @@ def _framed(
     entries: Sequence[tuple[tuple[int, int, int], str]],
     um_per_px: float,
 ) -> Image.Image:
-    """Two pictures of one size side by side, with words above and below."""
+    """Two images of the same size side by side, with title, scale bar and legend."""
     (height, width), font = pictures[0].shape[:2], _font(TITLE_PX)
     words_px = max(math.ceil(font.getlength(title)), _length(entries))
     right = MARGIN_PX + max(2 * width + MARGIN_PX, words_px)
@@ -178,21 +192,18 @@ def _framed(
 
 
 def _spread(names: list[str], most: int) -> list[str]:
-    """At most `most` of the names, evenly spread over their order."""
+    """At most `most` of the names, evenly spaced in their order."""
     if len(names) <= most:
         return names
     return [names[i] for i in np.linspace(0, len(names) - 1, most).round().astype(int)]
 
 
 def overview(pictures: Mapping[str, np.ndarray | None], statuses: Mapping[str, str]) -> Figure:
-    """A contact sheet of previews.
+    """Draw a contact sheet of previews.
 
     Args:
-        pictures: slide → (h, w, 3 or 4) picture; None: the slide shows its status alone.
-        statuses: slide → status; those of all slides are counted in the title.
-
-    Returns:
-        The figure.
+        pictures: slide → (h, w, 3 or 4) image, or None to show only the slide's status.
+        statuses: status of every slide of the cohort, also counted in the title.
     """
     columns = min(4, max(1, len(pictures)))
     rows = max(1, -(-len(pictures) // columns))
@@ -214,13 +225,13 @@ def overview(pictures: Mapping[str, np.ndarray | None], statuses: Mapping[str, s
 
 
 def tissue_overview(previews: Mapping[str, Path], statuses: Mapping[str, str], path: Path) -> None:
-    """Write the contact sheet of a cohort's previews, at most `MAX_PICTURES` spread over it.
+    """Write a contact sheet of a cohort's previews, at most `MAX_PICTURES`, evenly spaced.
 
     Args:
-        previews: slide → its preview. A usable slide whose file does not exist is not shown: of
-            many patches some have one.
+        previews: slide → its preview. A usable slide without a preview is not shown, since only
+            some patches have one.
         statuses: slide → status.
-        path: PNG to write.
+        path: PNG file to write.
     """
     folders = {file.parent for file in previews.values()}
     there = {file for folder in folders if folder.is_dir() for file in folder.iterdir()}

@@ -1,4 +1,4 @@
-"""Pictures of stain: the space of profiles by site, and tiles normalized to targets."""
+"""Figures of stain: profiles by site in stain space, and tiles normalized to targets."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from matplotlib.figure import Figure, SubFigure
 
 from stainssl.stain.profile import LabStats, StainProfile, TwoStain
 
-# Okabe & Ito 2008: told apart by the color-blind.
+# Okabe & Ito 2008: distinguishable by color-blind readers.
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#999999", "#F0E442")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "h")
 STAR = {
@@ -22,13 +22,14 @@ STAR = {
     "linewidths": 0.8,
     "zorder": 5,
 }
-MAX_POINTS = 2000  # a site: more only hide each other
+MAX_POINTS = 2000  # per site; more would only cover each other
 
 
 def chromaticity(vectors: np.ndarray) -> np.ndarray:
-    """(N, 2) hue–saturation–density coordinates of (N, 3) OD vectors (van der Laak et al. 2000).
+    """Return (N, 2) hue–saturation–density coordinates of (N, 3) OD vectors.
 
-    Grey is (0, 0); the distance from it is saturation, the direction hue; strength drops out.
+    Grey is (0, 0); the distance from it is saturation, the direction is hue. They are independent
+    of stain strength (van der Laak et al. 2000).
     """
     mean = np.maximum(vectors.mean(-1, keepdims=True), 1e-6)
     red, green, blue = np.moveaxis(vectors / mean, -1, 0)
@@ -41,7 +42,7 @@ def _draw_space(
     targets: StainProfile | None,
     targets_name: str,
 ) -> None:
-    """Profiles by site, and the targets among them: stars, small ones where they are many."""
+    """Draw profiles by site, and targets as stars, which are small if there are many."""
     left, right = figure.subplots(1, 2)
     for i, (name, profile) in enumerate(sites.items()):
         style: dict[str, Any] = {"c": PALETTE[i % 8], "marker": MARKERS[i % 8]}
@@ -102,7 +103,13 @@ def _label_space(left: Axes, right: Axes, family: type[StainProfile]) -> None:
 def draw_strip(
     figure: Figure | SubFigure, rows: Mapping[str, np.ndarray], names: Sequence[str]
 ) -> None:
-    """Rows of tiles below each other: what a row shows → (n, H, W, 3) uint8; and names of the n."""
+    """Draw rows of tiles.
+
+    Args:
+        figure: figure to draw on.
+        rows: name of the row → (n, H, W, 3) uint8 RGB tiles.
+        names: names of the n tiles, above the columns.
+    """
     axes = figure.subplots()
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0, labelsize=8, top=False, labeltop=True, labelbottom=False)
@@ -117,7 +124,7 @@ def draw_strip(
 
 
 def _montage(rows: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """One white-gapped picture of rows of tiles, and the centres of its columns and rows."""
+    """One image of rows of tiles with white gaps, and the centres of its columns and rows."""
     gap = max(2, rows[0].shape[1] // 16)
     tiles = np.stack(rows)
     padded = np.pad(tiles, ((0, 0), (0, 0), (0, gap), (0, gap), (0, 0)), constant_values=255)
@@ -135,12 +142,15 @@ def target_figure(
     title: str,
     targets_name: str = "target",
 ) -> Figure:
-    """The stain space with the targets in it, above a strip of tiles normalized to them.
+    """Draw the stain space with the targets, above a strip of tiles normalized to them.
 
     Args:
-        sites, targets, targets_name: as for `stain_space`.
-        strip: as for `normalized_strip`: originals, names, normalized by target.
-        title: one line that says the policy and what it covers.
+        sites: site → profiles of its tiles.
+        targets: profiles of the targets; None: none are drawn.
+        strip: original tiles (n, H, W, 3) uint8 RGB, their names, and target → the tiles
+            normalized to it.
+        title: one line with the policy and its coverage.
+        targets_name: name of the targets in the legend.
     """
     rows = len(strip[2]) + 1
     heights = (4.2, 1.25 * rows + 0.3)

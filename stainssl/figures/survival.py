@@ -1,4 +1,4 @@
-"""Kaplan and Meier's curves of the groups of low and high predicted risk."""
+"""Kaplan-Meier curves of patients with low and high predicted risk."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from stainssl.figures.benchmark import quiet
 
 ACROSS = 3  # panels
 COLORS = {"low": "#0072B2", "high": "#D55E00"}  # Okabe & Ito 2008
-TICKS = 6  # times at which numbers at risk stand, about
+TICKS = 6  # approximate number of times with numbers at risk
 _INCH = 100  # px
 
 
 def survival_figure(panels: Mapping[str, RiskGroups]) -> Figure | str:
-    """Survival of both groups with 95 % bands, numbers at risk below, a panel an answer.
+    """Draw survival of both risk groups with 95 % bands and numbers at risk, a panel per model.
 
     Args:
-        panels: title → the groups of an answer.
+        panels: title → risk groups of a model's predictions.
     """
     if not panels:
         return "No survival curve: no task is of kind survival."
@@ -74,7 +74,7 @@ def _curve(axes: Axes, groups: RiskGroups, name: str, color: str) -> None:
     axes.step(*groups.survival(name), where="post", color=color, lw=1.8, label=label)
     curve = ecdf(CensoredData.right_censored(time, ~event)).sf
     axes.plot(time[~event], curve.evaluate(time[~event]), "|", color=color, ms=6)
-    with warnings.catch_warnings():  # where survival is 0 or 1 there are no limits
+    with warnings.catch_warnings():  # there are no limits where survival is 0 or 1
         warnings.simplefilter("ignore", RuntimeWarning)
         band = curve.confidence_interval(method="log-log")
     low, high = (side.probabilities for side in (band.low, band.high))

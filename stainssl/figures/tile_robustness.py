@@ -1,4 +1,4 @@
-"""One picture of encoders on a folder of tiles: how tiles were re-stained, and what it did."""
+"""Figure of encoders on a folder of tiles: re-stained tiles, and metrics of robustness."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from stainssl.figures.benchmark import GREY, MARKERS, PALETTE, quiet
 from stainssl.figures.stain import draw_strip
 
 ACROSS = 3  # panels
-STRIP_INCH = 1.15  # of a tile
+STRIP_INCH = 1.15  # height of a row of tiles
 
 
 def tile_robustness(
@@ -25,13 +25,13 @@ def tile_robustness(
     figures: pd.DataFrame,
     floor: str,
 ) -> Figure:
-    """Some tiles in every stain, above a panel a figure with its interval for every encoder.
+    """Draw some tiles in every stain, and below them each metric with intervals by encoder.
 
     Args:
-        rows: what a row shows → (n, H, W, 3) uint8 tiles.
-        names: of the n tiles.
-        figures: `encoder` and the fields of `stainings.Figure`.
-        floor: the encoder that is no network, in grey.
+        rows: name of the row → (n, H, W, 3) uint8 RGB tiles.
+        names: names of the n tiles.
+        figures: `encoder` and the fields of `stainings.MetricRow`.
+        floor: name of the baseline without a network, drawn in grey.
     """
     columns = found_columns(figures)
     encoders = figures["encoder"].unique().tolist()

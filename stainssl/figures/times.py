@@ -1,4 +1,4 @@
-"""Where the time of a run went: a bar a rule, from the records that Snakemake keeps of its jobs."""
+"""Run time by rule, from Snakemake's benchmark files: table and HTML page."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ COLUMNS = tuple(_TITLES)
 
 
 def times_by_rule(folder: Path, logs: Path) -> pd.DataFrame:
-    """What the jobs of each rule took, those that took most first.
+    """Summarize the run time of each rule, the longest first.
 
     Args:
-        folder: `times/` of the results: a folder or file a rule, a table a job.
-        logs: `logs/` of the results, where each job's log has the same place and name.
+        folder: `times/` of the results, with a folder or file per rule and a table per job.
+        logs: `logs/` of the results, where the log of a job has the same relative path.
 
     Returns:
-        `COLUMNS`: wall-clock hours of all jobs together, hours of a core that they used, hours in
-        which they held a GPU (0 where none had one), seconds of the longest, and the largest memory
-        of one. A job that was run again counts once, as it ran last.
+        One row per rule with `COLUMNS`: number of jobs, total wall-clock hours, core hours used,
+        GPU hours (0 without a GPU), seconds of the longest job, and peak memory (MB) of a job. A
+        job that ran several times counts once, with its last run.
     """
     frames = [_job(folder, file, logs) for file in sorted(folder.rglob("*.tsv"))]
     empty = pd.DataFrame(columns=["rule", "s", "cpu", "gpu", "rss"])
@@ -69,9 +69,9 @@ tr { border-bottom: 1px solid #ddd; }
 
 
 def times_page(times: pd.DataFrame) -> str:
-    """The table of `times_by_rule` as an HTML page with a bar a rule.
+    """Return the table of `times_by_rule` as an HTML page with a bar per rule.
 
-    Hours of GPUs are left out where no job had one.
+    GPU hours are left out if no job had a GPU.
     """
     most = max(float(times["hours"].max()), 1e-12) if len(times) else 1.0
     has_gpu = bool((times["gpu_hours"] > 0).any())
