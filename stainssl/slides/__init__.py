@@ -1,1 +1,1 @@
-"""Slides: reading at an exact scale, tissue, quality, tiles and annotations."""
+"""Slides: reading at an exact pixel size, tissue masks, tile quality, tiling and annotations."""

@@ -1,6 +1,6 @@
-"""Files of outlines drawn by people: GeoJSON as QuPath writes it, ASAP and ImageScope XML.
+"""Readers of annotation files: GeoJSON (QuPath), ASAP XML, ImageScope XML and BCNB JSON.
 
-Planes: everything is in level-0 px, as all formats here store it.
+All coordinates are in level-0 px, as stored by these formats.
 """
 
 from __future__ import annotations
@@ -26,30 +26,30 @@ from stainssl.errors import StainsslError
 Areas = list[tuple[str, BaseGeometry]]
 KINDS = ("Polygon", "MultiPolygon")
 ELLIPSE_CORNERS = 64
-MAX_CROSSINGS = 20_000  # of an outline with itself; drawn ones have a few, a damaged one millions
-BATCH_SEGMENTS = 64  # bounds the memory of counting them
+MAX_CROSSINGS = 20_000  # self-intersections: drawn outlines have few, damaged ones millions
+BATCH_SEGMENTS = 64  # bounds the memory for counting them
 TOO_FEW = "outline of fewer than three corners ignored"
 
 
 @dataclass(frozen=True)
 class Annotations:
-    """What a file of outlines holds.
+    """Content of an annotation file.
 
     Attributes:
-        areas: (class name, polygon or multipolygon in level-0 px) in the file's order; the name is
-            "" where none was given.
-        notes: what else stands in it and what became of it → how many.
+        areas: (class name, polygon or multipolygon in level-0 px) in the order of the file; the
+            name is "" if there is none.
+        notes: message about ignored or converted objects → number of objects.
     """
 
     areas: Areas
     notes: Mapping[str, int] = field(default_factory=dict)
 
     def classes(self) -> Counter[str]:
-        """How many areas each class has; "" are those without one."""
+        """Number of areas by class; "" for areas without a class."""
         return Counter(name for name, _ in self.areas)
 
     def told(self) -> str:
-        """The classes and notes as a line for a log."""
+        """Numbers of areas by class, and notes, as one line for a log."""
         classes = [f"{name or 'no class'} {n}" for name, n in self.classes().items()]
         notes = [f"{n} × {note}" for note, n in self.notes.items()]
         return ", ".join(classes or ["no area"]) + "".join(f"; {note}" for note in notes)
@@ -59,7 +59,7 @@ class Annotations:
 
 
 def _segments(polygon: BaseGeometry) -> np.ndarray:
-    """The straight pieces of all rings."""
+    """(n,) line segments of all rings of a polygon or multipolygon."""
     rings = shapely.get_rings(shapely.get_parts(polygon))
     points, of = shapely.get_coordinates(rings, return_index=True)
     same = of[1:] == of[:-1]
@@ -70,22 +70,25 @@ def _segments(polygon: BaseGeometry) -> np.ndarray:
 
 
 def _refuse_tangles(polygon: BaseGeometry) -> None:
-    """Raise for an outline that crosses itself so often that no area can be made of it.
+    """Refuse an outline with too many self-intersections to be repaired.
 
-    Resolving n crossings takes memory and time in proportion; a ring of a few thousand random
-    points has millions.
+    Memory and time of the repair are proportional to their number; a ring of a few thousand
+    random points has millions.
+
+    Raises:
+        ValueError: more than `MAX_CROSSINGS` self-intersections.
     """
     pieces = _segments(polygon)
     tree, found = shapely.STRtree(pieces), 0
     for start in range(0, len(pieces), BATCH_SEGMENTS):
         batch = pieces[start : start + BATCH_SEGMENTS]
         found += tree.query(batch, predicate="crosses").shape[1]
-        if found > 2 * MAX_CROSSINGS:  # each crossing is met from both sides
+        if found > 2 * MAX_CROSSINGS:  # each crossing is found twice, once by each segment
             raise ValueError(f"an outline crosses itself more than {MAX_CROSSINGS} times")
 
 
 def _fixed(polygon: BaseGeometry) -> BaseGeometry:
-    """Outlines that cross themselves as the areas that they enclose; lines and points fall away."""
+    """Repair self-intersecting outlines by `shapely.make_valid`, and drop its lines and points."""
     if not polygon.is_valid:
         _refuse_tangles(polygon)
         polygon = shapely.make_valid(polygon)
@@ -95,10 +98,10 @@ def _fixed(polygon: BaseGeometry) -> BaseGeometry:
 
 
 def _corners(points: Sequence[Sequence[float]]) -> np.ndarray:
-    """(n, 2) float64 of a ring; a third coordinate is left out.
+    """Vertices of a ring, (n, 2) float64; a third coordinate is ignored.
 
     Raises:
-        ValueError: a coordinate is no finite number.
+        ValueError: a coordinate is not a finite number.
     """
     found = np.array([point[:2] for point in points], float).reshape(-1, 2)
     if not np.isfinite(found).all():
@@ -107,7 +110,7 @@ def _corners(points: Sequence[Sequence[float]]) -> np.ndarray:
 
 
 def _area(rings: Sequence[Sequence[Sequence[float]]], notes: Counter[str]) -> BaseGeometry | None:
-    """The area inside the first ring and outside of the others; None where it encloses nothing."""
+    """Polygon of an outer ring and holes; None, with a note, if the outer ring has no area."""
     corners = [_corners(ring) for ring in rings]
     is_ring = [len(np.unique(ring, axis=0)) >= 3 for ring in corners]
     if not is_ring or not is_ring[0]:
@@ -121,10 +124,10 @@ def _area(rings: Sequence[Sequence[Sequence[float]]], notes: Counter[str]) -> Ba
 
 
 def _features(data: Any) -> list[dict[str, Any]]:
-    """Features of a collection, of a bare list (older QuPath), of one feature or geometry.
+    """Features of a collection, a plain list (older QuPath), a single feature or a geometry.
 
     Raises:
-        ValueError: it is JSON of another kind.
+        ValueError: the JSON is not GeoJSON.
     """
     if isinstance(data, dict) and isinstance(data.get("features"), list):
         data = data["features"]
@@ -150,12 +153,12 @@ def _other_json(data: Any) -> str:
 
 
 def named(name: object) -> str:
-    """A class name without outer and double space, its letters composed (NFC)."""
+    """Normalize a class name: strip and collapse white space, Unicode NFC."""
     return unicodedata.normalize("NFC", " ".join(str(name).split()))
 
 
 def _class_name(feature: Mapping[str, Any]) -> str:
-    """QuPath's classification, else a `class` or `label` property, else ""."""
+    """Class of a feature: QuPath's classification, or the property `class` or `label`, or ""."""
     properties = feature.get("properties") or {}
     classification = properties.get("classification")
     if isinstance(classification, dict):
@@ -166,7 +169,7 @@ def _class_name(feature: Mapping[str, Any]) -> str:
 
 
 def _areas(geometry: Mapping[str, Any], notes: Counter[str]) -> Iterator[BaseGeometry]:
-    """The areas of a GeoJSON geometry; a line whose ends meet is an outline."""
+    """Yield the areas of a GeoJSON geometry; a closed LineString is read as a polygon."""
     kind = geometry.get("type")
     if kind == "GeometryCollection":
         for part in geometry["geometries"]:
@@ -199,7 +202,7 @@ def _from_geojson(data: Any) -> Annotations:
     return Annotations(areas, notes)
 
 
-# --- JSON with lists of vertices by class, as BCNB is released --------------------------------
+# --- JSON with lists of vertices by class, as in the BCNB data set ----------------------------
 
 
 def _is_vertices(data: Any) -> bool:
@@ -217,7 +220,7 @@ def _from_vertices(data: Mapping[str, Any]) -> Annotations:
 
 
 def _read_json(path: Path) -> Annotations:
-    data = json.loads(path.read_bytes())  # UTF-8, -16 or -32, with a byte order mark or without
+    data = json.loads(path.read_bytes())  # UTF-8, -16 or -32, with or without a byte order mark
     return _from_vertices(data) if _is_vertices(data) else _from_geojson(data)
 
 
@@ -225,7 +228,7 @@ def _read_json(path: Path) -> Annotations:
 
 
 def _number(text: str) -> float:
-    """A coordinate; ASAP writes a decimal comma under some locales."""
+    """Parse a coordinate; under some locales, ASAP writes a decimal comma."""
     return float(text.replace(",", "."))
 
 
@@ -237,9 +240,9 @@ def _points(elements: Iterator[Element], order: str = "") -> list[tuple[float, f
 
 
 def _from_asap(root: Element) -> Annotations:
-    """Areas of ASAP's `<ASAP_Annotations>`; an annotation's group is its class.
+    """Areas of ASAP's `<ASAP_Annotations>`; the class is the annotation's group.
 
-    ASAP's group `None` is that of annotations that were put into none: their name is the class.
+    If the group is `None`, ASAP's value for no group, the class is the annotation's name.
     """
     notes: Counter[str] = Counter()
     areas: Areas = []
@@ -256,7 +259,7 @@ def _from_asap(root: Element) -> Annotations:
 
 
 def _ellipse(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The corners of the ellipse in a rectangle."""
+    """Vertices of the ellipse inscribed in the bounding box of `points`."""
     (left, top), (right, bottom) = np.min(points, axis=0), np.max(points, axis=0)
     angles = np.linspace(0, 2 * np.pi, ELLIPSE_CORNERS, endpoint=False)
     x = (left + right) / 2 + (right - left) / 2 * np.cos(angles)
@@ -265,7 +268,7 @@ def _ellipse(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]
 
 
 def _region(region: Element, notes: Counter[str]) -> BaseGeometry | None:
-    """An ImageScope region: Type 0 is free-hand, 1 a rectangle, 2 an ellipse in its rectangle."""
+    """Area of an ImageScope region: type 0 is freehand, 1 a rectangle, 2 an ellipse."""
     points, kind = _points(region.iter("Vertex")), region.get("Type", "0")
     if kind not in ("0", "1", "2"):
         notes[f"region of type {kind} ignored"] += 1
@@ -284,9 +287,9 @@ def _layer_name(layer: Element) -> str:
 
 
 def _from_imagescope(root: Element) -> Annotations:
-    """Areas of ImageScope's `<Annotations>`; a layer's negative regions are cut out of its others.
+    """Areas of ImageScope's `<Annotations>`; negative regions are subtracted from their layer.
 
-    The class is the region's text, else the layer's name, else `layer <Id>`.
+    The class is the region's text, or the layer's name (or description), or `layer <Id>`.
     """
     notes: Counter[str] = Counter()
     found: Areas = []
@@ -319,7 +322,7 @@ FORMATS: dict[str, tuple[str, Callable[[Path], Annotations]]] = {
     ".json": ("GeoJSON", _read_json),
     ".xml": ("annotations in XML", _read_xml),
 }
-"""Suffix → what the file should be, and its reader."""
+"""Suffix → format, as named in error messages, and reader."""
 
 _FAULTS = (
     ValueError, KeyError, IndexError, TypeError, AttributeError, OverflowError, RecursionError,
@@ -328,17 +331,21 @@ _FAULTS = (
 
 
 def read_annotations(path: Path) -> Annotations:
-    """The areas of an annotation file: GeoJSON (QuPath), ASAP XML or ImageScope XML.
+    """Read an annotation file: GeoJSON (QuPath), BCNB JSON, ASAP XML or ImageScope XML.
 
-    Outlines that cross themselves are fixed; points and lines are left out and counted. Holes are
-    holes; ImageScope's negative regions are cut out of their layer.
+    Self-intersecting outlines are repaired. Points and lines are ignored, and counted in `notes`.
+    Holes are kept; negative regions of ImageScope are subtracted from the other regions of their
+    layer.
 
     Args:
-        path: `.geojson`, `.json` or `.xml`.
+        path: file with suffix `.geojson`, `.json` or `.xml`.
+
+    Returns:
+        The areas in level-0 px, and notes.
 
     Raises:
-        StainsslError: another format, or a broken file.
-        FileNotFoundError: there is no such file.
+        StainsslError: another format, or a damaged file.
+        FileNotFoundError: the file is missing.
     """
     if path.suffix.lower() not in FORMATS:
         raise StainsslError(

@@ -1,6 +1,6 @@
-"""Areas that people outlined: which classes make a label, and how much of each tile they cover.
+"""Tile labels from annotations: areas of the classes of a label, and the share of each tile.
 
-Planes: everything is in level-0 px, as all formats here store it.
+All coordinates are in level-0 px.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from shapely.geometry.base import BaseGeometry
 
 from stainssl.slides.annotation_files import Areas, named
 
-MIN_SHARE = 0.5  # of a tile's area under a class before the tile has it
-LIKENESS = 0.88  # of two words that differ in a letter or an ending: tumor, tumour, tumors
+MIN_SHARE = 0.5  # least share of a tile's area for the tile to have a class
+LIKENESS = 0.88  # least similarity (difflib) of spelling variants: tumor, tumour, tumors
 
 
 def is_near(found: str, wanted: str) -> bool:
-    """Whether a person who asks for `wanted` may mean `found`, which is another word.
+    """Whether the class `found` may be a variant of the class `wanted`.
 
-    It differs in capitals or accents, is derived from it (`tumor: Positive`, as QuPath names it)
-    or is spelled nearly so.
+    It is if the names differ in case or Unicode form only, if `found` is derived from `wanted`
+    (`tumor: Positive`, as in QuPath), or if the spelling is similar.
     """
     one, other = (unicodedata.normalize("NFKC", name).casefold() for name in (found, wanted))
     base = one.split(":")[0].strip()
@@ -32,24 +32,27 @@ def is_near(found: str, wanted: str) -> bool:
 
 
 def near_classes(found: Iterable[str], of: Sequence[str], known: Collection[str]) -> list[str]:
-    """The classes that read like one that is asked for, and are named nowhere in the config.
+    """Find classes that resemble one of a label, but are not in the config.
 
     Args:
         found: classes of the annotations.
-        of: classes that make the label.
-        known: classes that the config names for any label, or says to be something else.
+        of: classes of the label.
+        known: classes that the config names, for any label or as something else.
+
+    Returns:
+        Class names in alphabetical order.
     """
     unknown = sorted({name for name in found if name} - {named(name) for name in known})
     return [name for name in unknown if any(is_near(name, wanted) for wanted in of)]
 
 
 def area_of(areas: Areas, of: Sequence[str], without: Sequence[str] = ()) -> list[BaseGeometry]:
-    """The areas of some classes, with those of others cut out of them.
+    """Select the areas of some classes, and subtract those of others.
 
     Args:
-        areas: as `read_annotations` gives.
-        of: classes that count together.
-        without: classes that are cut out, as an `Exclusion` or a normal island in a tumour.
+        areas: `Annotations.areas`.
+        of: classes to select.
+        without: classes to subtract, e.g. `Exclusion`, or a normal island within a tumour.
     """
     in_of, in_without = ({named(name) for name in names} for names in (of, without))
     wanted = [polygon for name, polygon in areas if name in in_of]
@@ -65,11 +68,11 @@ def tile_fractions(
     side_level0_px: np.ndarray,
     polygons: Sequence[BaseGeometry],
 ) -> np.ndarray:
-    """The share of each tile's area under the union of polygons.
+    """Share of each tile's area that is covered by polygons.
 
     Args:
-        x_level0_px, y_level0_px, side_level0_px: (n,) top left corner and side of the tiles.
-        polygons: in level-0 px; overlaps count once.
+        x_level0_px, y_level0_px, side_level0_px: (n,) top left corners and sides of the tiles.
+        polygons: polygons in level-0 px; overlaps count once.
 
     Returns:
         (n,) float64, 0–1.
@@ -89,12 +92,14 @@ def tile_fractions(
 
 
 def within(tiles: pd.DataFrame, areas: Areas) -> pd.DataFrame:
-    """Tiles of which less than half lies in the areas as not kept, reason `region`.
+    """Discard tiles of which less than half lies within the areas, with the reason `region`.
 
     Args:
-        tiles: a slide's tiles: `x`, `y`, `side`, `kept`, `reason`. One that is not kept already
-            keeps its reason.
-        areas: of any class.
+        tiles: tiles of a slide, with the columns `x`, `y`, `side`, `kept` and `reason`.
+        areas: areas of any class.
+
+    Returns:
+        `tiles` with new `kept` and `reason`; tiles already discarded are unchanged.
     """
     x, y, side = (tiles[name].to_numpy() for name in ("x", "y", "side"))
     outside = tile_fractions(x, y, side, [polygon for _, polygon in areas]) < MIN_SHARE

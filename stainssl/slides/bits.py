@@ -1,8 +1,9 @@
-"""Masks of 64 px a word: shapes grow and shrink in a fraction of the time that bytes take.
+"""Morphology of binary masks packed into words of 64 px, several times faster than on bytes.
 
-A mask lies row after row in one array of words, with a rim of zeros above, below and behind each
-row, into which shapes may grow: then a shift of the whole array moves no px from one row to the
-next. Growing by any symmetric shape is OR of shifts, and shrinking is growing of what is outside.
+The rows of a mask are stored one after the other in an array of words, padded with zeros above,
+below and at the end of each row. A dilation stays within this rim, so that shifting the whole
+array moves no px into another row. Dilation by any symmetric shape is an OR of shifts; erosion is
+dilation of the complement.
 """
 
 from __future__ import annotations
@@ -13,29 +14,29 @@ import cv2
 import numpy as np
 
 WORD_PX = 64
-Shape = np.ndarray  # (2r+1,) int: px to each side of the centre that a row of it reaches
+Shape = np.ndarray  # (2r+1,) int: half width in px of each row of a structuring element
 
 
 def ellipse(radius_px: int) -> Shape:
-    """The half widths of OpenCV's ellipse, row by row."""
+    """OpenCV's elliptic structuring element, as half widths of its rows."""
     size = 2 * radius_px + 1
     filled = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (size, size))
     return np.asarray(filled.sum(axis=1, dtype=int) // 2)
 
 
 def square(radius_px: int) -> Shape:
-    """The half widths of a square, row by row."""
+    """Square structuring element, as half widths of its rows."""
     return np.full(2 * radius_px + 1, radius_px)
 
 
 @dataclass(frozen=True)
 class Bits:
-    """A mask of (h, w) px.
+    """A packed binary mask of (h, w) px.
 
     Attributes:
-        words: uint64, rows end to end, `rim_px + 1` of them above and below the mask.
+        words: uint64, rows one after the other, with `rim_px + 1` rows above and below the mask.
         shape: h and w.
-        rim_px: radius that a shape which grows or shrinks it may have.
+        rim_px: largest radius of a structuring element.
     """
 
     words: np.ndarray
@@ -44,7 +45,7 @@ class Bits:
 
     @classmethod
     def of(cls, mask: np.ndarray, rim_px: int) -> Bits:
-        """The words of a (h, w) bool mask."""
+        """Pack a (h, w) bool mask."""
         height, width = mask.shape
         rows = np.zeros((height + 2 * rim_px + 2, 8 * _row_words(width, rim_px)), np.uint8)
         packed = np.packbits(mask, axis=1, bitorder="little")
@@ -52,7 +53,7 @@ class Bits:
         return cls(rows.reshape(-1).view(np.uint64), (height, width), rim_px)
 
     def mask(self) -> np.ndarray:
-        """(h, w) bool."""
+        """Unpack to (h, w) bool."""
         height, width = self.shape
         rows = self.words.view(np.uint8).reshape(height + 2 * self.rim_px + 2, -1)
         inner = rows[self.rim_px + 1 : self.rim_px + 1 + height, : -(-width // 8)]
@@ -65,11 +66,11 @@ class Bits:
         return replace(self, words=self.words | other.words)
 
     def __sub__(self, other: Bits) -> Bits:
-        """What is in this one alone."""
+        """Difference of two masks."""
         return replace(self, words=self.words & ~other.words)
 
     def grown(self, shape: Shape) -> Bits:
-        """Dilation; what grows past the picture's edge lies in the rim."""
+        """Dilate; px beyond the edge of the image are in the rim."""
         radius, row_words = len(shape) // 2, _row_words(self.shape[1], self.rim_px)
         found, row, reach = np.zeros_like(self.words), self.words, 0
         for width in np.unique(shape).tolist():
@@ -79,27 +80,27 @@ class Bits:
         return replace(self, words=found)
 
     def shrunk(self, shape: Shape, within: Bits) -> Bits:
-        """Erosion; what lies outside of `within` takes nothing away."""
+        """Erode; px outside `within` do not erode."""
         return self - (within - self).grown(shape)
 
     def closed(self, shape: Shape) -> Bits:
-        """Closing; what lies outside of the picture joins nothing."""
+        """Close (dilate, then erode); the outside of the image counts as background."""
         larger = self.grown(shape)
         outside = replace(self, words=~larger.words)
         return replace(self, words=~outside.grown(shape).words)
 
     def opened(self, shape: Shape, within: Bits) -> Bits:
-        """Opening; what lies outside of `within` takes nothing away."""
+        """Open (erode, then dilate); px outside `within` do not erode, and are left out."""
         return self.shrunk(shape, within).grown(shape) & within
 
 
 def _row_words(width_px: int, rim_px: int) -> int:
-    """Words of a row: those of its px, and of a rim that it shares with the row behind it."""
+    """Words per row, including rims on both sides."""
     return -(-(width_px + 2 * rim_px) // WORD_PX)
 
 
 def _or_shifted(into: np.ndarray, words: np.ndarray, offset: int) -> None:
-    """`into |= words`, moved by `offset` words towards the end."""
+    """`into |= words`, with `words` shifted by `offset` words towards the end."""
     if offset >= 0:
         into[offset:] |= words[: len(words) - offset]
     else:
@@ -107,7 +108,7 @@ def _or_shifted(into: np.ndarray, words: np.ndarray, offset: int) -> None:
 
 
 def _widened(words: np.ndarray, reach_px: int, width_px: int) -> np.ndarray:
-    """Rows that were grown by `reach_px` to each side, grown to `width_px`."""
+    """Dilate rows, already dilated by `reach_px` to each side, to `width_px`."""
     while reach_px < width_px:
         step = min(2 * reach_px + 1, width_px - reach_px)
         words = words | _moved(words, step) | _moved(words, -step)
@@ -116,7 +117,7 @@ def _widened(words: np.ndarray, reach_px: int, width_px: int) -> np.ndarray:
 
 
 def _moved(words: np.ndarray, px: int) -> np.ndarray:
-    """All px moved by `px` towards the end of their rows, or the start where it is negative."""
+    """Shift all px by `px` towards the end of their rows, or towards the start if negative."""
     whole, bits = divmod(abs(px), WORD_PX)
     found = np.zeros_like(words)
     last = len(words) - whole

@@ -1,6 +1,6 @@
-"""Whether a slide is lit from behind, and by how much light of which color.
+"""Checks of a slide's illumination: brightfield, exposure and white balance.
 
-Fluorescence and inverted pictures are bright on black, and have no stain here.
+Fluorescence and inverted images are bright on dark, and cannot be analysed for stain.
 """
 
 from __future__ import annotations
@@ -12,38 +12,38 @@ from stainssl.errors import SlideError, Status
 from stainssl.slides.glass import SmoothArea
 from stainssl.slides.tissue import MIN_GLASS, TissueMap, sample_step
 
-DARK, BRIGHT = 64, 160  # grey levels: below the first in every channel, above the second in all
-# Frames of black around brightfield slides take up to 71 % of the overviews at hand, whose glass is
-# never below 12 %; a slide in fluorescence is 99 % dark and has no glass at all.
+DARK, BRIGHT = 64, 160  # grey levels: all channels below the first, all from the second on
+# In the overviews of brightfield slides examined, black frames cover up to 71 %, and glass at least
+# 12 %; a fluorescence slide is 99 % dark and has no glass.
 MIN_DARK, MAX_BRIGHT = 0.5, 0.02
-# Inverted, the overviews without a frame have a smooth ground of 9–27 grey levels, and 26 % of
-# the picture or more is brighter; a frame of black has less than `MIN_GROUND` in every channel.
+# After inversion, the overviews without a frame have a smooth background of 9–27 grey levels, and
+# at least 26 % of the image is brighter; a black frame is below `MIN_GROUND` in every channel.
 MIN_GROUND, MIN_ABOVE = 4, 0.1
 
-# Glass of real H&E at hand: means of 235–253, the channels at most 16 apart on slides and 45 on
-# photographs (BreakHis); darker than 180 the mask took it for no glass before.
+# Glass of real H&E: means of 235–253, channels at most 16 apart on slides and 45 in photographs
+# (BreakHis).
 MAX_TINT = 48
-# Share of tissue with a channel near the end of the scale (an overview averages px that are there
-# and px that are not): at most 6 % of real and synthetic overviews; with 1.6 times the light 29 to
-# 91 % of three slides, with 1.3 times 10 and 36 % of two.
+# Share of tissue with a nearly saturated channel (an overview averages saturated and other px): at
+# most 6 % of real and synthetic overviews; with 1.6 times the light 29 to 91 % of three slides,
+# with 1.3 times 10 and 36 % of two.
 WHITE, MAX_WASHED_OUT, MIN_TISSUE_PX = 250, 0.2, 500
 
 
 def channel_range(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The least and the greatest channel of every pixel, (h, w) uint8 each, of (h, w, 3) uint8."""
+    """Smallest and largest channel of every pixel of (h, w, 3) uint8: (h, w) uint8 each."""
     red, green, blue = cv2.split(image)  # a tenth of the time of numpy's minimum over an axis of 3
     return cv2.min(cv2.min(red, green), blue), cv2.max(cv2.max(red, green), blue)
 
 
 def is_brightfield(least: np.ndarray, most: np.ndarray, ground: SmoothArea | None = None) -> bool:
-    """Whether a thumbnail is no dark field: without any glass, or inverted.
+    """Whether a thumbnail is of brightfield: neither dark without glass, nor inverted.
 
     Args:
-        least, most: its `channel_range`.
-        ground: its `brightest_smooth_area`, if it was looked for.
+        least, most: `channel_range` of the thumbnail.
+        ground: its `brightest_smooth_area`, if known.
     """
     if ground is not None and ground.is_glass and ground.color.max() >= DARK:
-        return True  # with little light, but from behind
+        return True  # under-exposed brightfield
     is_inverted = ground is not None and (
         MIN_GROUND <= ground.color.max() < DARK and ground.brighter > MIN_ABOVE
     )
@@ -53,14 +53,18 @@ def is_brightfield(least: np.ndarray, most: np.ndarray, ground: SmoothArea | Non
 
 
 def light_fault(thumbnail: np.ndarray, found: TissueMap, ground: SmoothArea | None) -> str:
-    """A sentence where a slide has too little light, too much, or tinted light; else empty.
+    """Check a slide's exposure and white balance.
 
-    Stain is estimated against white: of such a slide the vectors and strengths are wrong.
+    Stain is estimated against white, so that stain vectors and scales of a slide with a fault are
+    wrong.
 
     Args:
-        thumbnail: (h, w, 3) uint8 RGB, of brightfield.
-        found: its tissue.
+        thumbnail: (h, w, 3) uint8 RGB, brightfield.
+        found: its tissue map.
         ground: its `brightest_smooth_area`.
+
+    Returns:
+        A message if the slide is under-exposed, tinted or over-exposed, otherwise "".
     """
     if ground is not None and ground.is_glass:
         glass = ", ".join(f"{level:.0f}" for level in ground.color)
@@ -88,7 +92,7 @@ def light_fault(thumbnail: np.ndarray, found: TissueMap, ground: SmoothArea | No
 def require_brightfield(
     least: np.ndarray, most: np.ndarray, ground: SmoothArea | None = None
 ) -> None:
-    """Raise for a slide in fluorescence or an inverted one; arguments as of `is_brightfield`.
+    """Refuse a fluorescence or inverted slide; arguments as for `is_brightfield`.
 
     Raises:
         SlideError: `not-brightfield`.

@@ -1,4 +1,4 @@
-"""Whose fault a failure is: one slide's, which becomes a status, or the machine's, which raises."""
+"""Classification of read errors: a fault of the slide (its status), or of the machine (OSError)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from stainssl.errors import SlideError, StainsslError, Status
 from stainssl.runtime.limits import LateError, library_call, within_limit
 from stainssl.slides.hdf5_patch import file_of
 
-# What the machine, the mount or the network did: never a slide's own status.
+# Errors of the machine, the mount or the network, which never become a slide's status.
 ENVIRONMENT_ERRNOS = frozenset(
     {
         *(errno.EIO, errno.ENOSPC, errno.ENOMEM, errno.EMFILE, errno.ENFILE),
@@ -24,19 +24,19 @@ ENVIRONMENT_ERRNOS = frozenset(
     }
 )
 
-# OpenSlide gives no error number, only the C library's sentence inside its own.
+# OpenSlide gives no error number, only the C library's message within its own.
 _ENVIRONMENT_SENTENCES = {os.strerror(number): number for number in ENVIRONMENT_ERRNOS}
 _TRUNCATED_WORDS = ("short read", "premature end", "end of file", "truncated")
 _UNSUPPORTED_WORDS = ("unsupported", "not supported")
-CALL_SECONDS = 600.0  # for one call of a reader; a region of 4 megapixels takes less than one
-DISK_SECONDS = 60.0  # for a byte of each end of a file
+CALL_SECONDS = 600.0  # limit of one call of a reader; a region of 4 megapixels takes less than 1 s
+DISK_SECONDS = 60.0  # limit of reading a byte at each end of a file
 T = TypeVar("T")
 
 
 def environment_errno(error: BaseException) -> int | None:
-    """The error number where the machine or the mount failed, None where the file is to blame.
+    """Error number of a failure of the machine or the mount; None for a fault of the file.
 
-    Reads the number of an `OSError`, and the C library's sentence inside any other message
+    It is the number of an `OSError`, or found by the C library's message within another message
     (OpenSlide and Pillow pass it on as text).
     """
     if isinstance(error, MemoryError):
@@ -57,7 +57,7 @@ def _status_of(error: BaseException) -> Status:
 
 
 def _touch(path: Path) -> None:
-    """Read one byte of each end, so that a mount that went away speaks for itself."""
+    """Read a byte at each end of a file, which raises OSError if its mount is gone."""
     if path.is_dir():
         return
     with file_of(path).open("rb") as file:
@@ -67,18 +67,23 @@ def _touch(path: Path) -> None:
 
 
 def in_time(path: Path, minutes: float, work: Callable[[], T]) -> T:
-    """`work()` on a slide, which costs the slide where a reader does not come back.
+    """Run `work` on a slide within time limits.
 
-    The work may go on in a thread of its own: it must not change what others read.
+    After a limit, the work may continue in its own thread: it must not change shared data.
 
     Args:
-        path: the slide's file.
-        minutes: that the work may take.
+        path: slide file.
+        minutes: limit of the work.
+        work: function to run.
+
+    Returns:
+        The result of `work`.
 
     Raises:
-        SlideError: `unreadable`: the limit is past, or one call of a reader took `CALL_SECONDS`.
-        OSError: the disk or the mount does not answer.
-        Whatever `work` raised.
+        SlideError: `unreadable`: the limit is exceeded, or one call of a reader took
+            `CALL_SECONDS`.
+        OSError: the disk or mount does not respond.
+        Exception: any exception of `work`.
     """
     try:
         return within_limit(work, 60 * minutes, CALL_SECONDS)
@@ -88,7 +93,11 @@ def in_time(path: Path, minutes: float, work: Callable[[], T]) -> T:
 
 
 def _require_answer(path: Path) -> None:
-    """Read a byte of each end of a file, whose disk may be what a reader waits for."""
+    """Check that the disk of a file responds, by reading a byte at each end.
+
+    Raises:
+        OSError: it does not respond within `DISK_SECONDS`, or reading fails.
+    """
     try:
         within_limit(partial(_touch, path), DISK_SECONDS)
     except LateError as late:
@@ -98,16 +107,16 @@ def _require_answer(path: Path) -> None:
 
 @contextmanager
 def translate_errors(path: Path, doing: str) -> Iterator[None]:
-    """Turn what a reading library raises into the slide's status or the machine's error.
+    """Context manager that translates exceptions of a reader's library.
 
     Args:
-        path: the slide's file.
-        doing: what was tried, as "reading level 1 at x 0, y 512".
+        path: slide file.
+        doing: description of the operation, e.g. "reading level 1 at x 0, y 512".
 
     Raises:
-        SlideError: `unreadable`, `truncated` or `unsupported`, by the library's message.
-        StainsslError: the reader's library is not installed, or not whole.
-        OSError: the machine, the disk or the mount failed, or the file went away meanwhile.
+        SlideError: `unreadable`, `truncated` or `unsupported`, according to the library's message.
+        StainsslError: the reader's library cannot be imported.
+        OSError: the machine, disk or mount failed, or the file has disappeared.
     """
     try:
         with library_call(doing):
@@ -131,23 +140,23 @@ def translate_errors(path: Path, doing: str) -> Iterator[None]:
 
 
 def _nearest_folder(path: Path, root: Path) -> Path | None:
-    """The deepest folder above `path` that exists, no higher than `root`; None: not even that."""
+    """Deepest existing folder above `path`, within `root`; None if `root` does not exist either."""
     inside = [folder for folder in path.parents if folder == root or root in folder.parents]
     return next((folder for folder in inside or [path.parent] if folder.is_dir()), None)
 
 
 def require_file(path: Path, root: Path) -> None:
-    """Tell a slide that is missing from a mount that is gone.
+    """Check that a slide file exists, and distinguish a missing slide from a missing mount.
 
     Args:
-        path: the slide's file (or folder, for formats that are folders).
-        root: the cohort's folder, under which `path` stands.
+        path: slide file (or folder, for formats that are folders).
+        root: folder of the cohort, above `path`.
 
     Raises:
-        SlideError: `missing` where other files stand in its folder; `unreadable` where it has
-            zero bytes.
-        OSError: the cohort's folder or the folder above the file is gone or empty, as under a
-            mount point without its mount; or the file system failed.
+        SlideError: `missing` if the nearest existing folder above it contains other files;
+            `unreadable` if the file has zero bytes.
+        OSError: the cohort's folder is missing, or the nearest existing folder is empty, as a
+            mount point is when nothing is mounted; or the file system failed.
     """
     try:
         size_bytes = file_of(path).stat().st_size

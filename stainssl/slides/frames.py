@@ -1,8 +1,8 @@
-"""Where a file of outlines counts from: the slide's own corner, or that of its scanned bounds.
+"""Origin of annotation coordinates: the corner of the slide, or of its scanned bounds.
 
-Slides of SCN, MRXS and BIF have bounds inside a larger, mostly empty picture. Here, as in
-OpenSlide, everything is in level-0 px of the whole picture. QuPath crops to the bounds, and its
-coordinates count from their corner; ASAP, ImageScope, CLAM and TRIDENT count as OpenSlide does.
+In SCN, MRXS and BIF, the scanned bounds lie within a larger, mostly empty image. As in OpenSlide,
+coordinates here are level-0 px of the whole image. QuPath crops to the bounds, and its coordinates
+start at their corner; ASAP, ImageScope, CLAM and TRIDENT use OpenSlide's coordinates.
 """
 
 from __future__ import annotations
@@ -21,12 +21,16 @@ OF_QUPATH = (".geojson", ".json")
 def origin_of(
     path: Path, frame: Frame, bounds_level0_px: tuple[int, int, int, int]
 ) -> tuple[int, int]:
-    """The level-0 px at which a file of outlines has its 0, 0.
+    """Origin of an annotation file's coordinates in the slide.
 
     Args:
-        path: the file; GeoJSON is taken for QuPath's where the frame is `auto`.
-        frame: `bounds`, `slide`, or `auto`.
+        path: annotation file.
+        frame: `bounds`, `slide`, or `auto`: `bounds` for GeoJSON (assumed to be QuPath's),
+            otherwise `slide`.
         bounds_level0_px: x, y, width, height of the slide's bounds.
+
+    Returns:
+        x, y in level-0 px.
     """
     if frame == "auto":
         frame = "bounds" if path.suffix.lower() in OF_QUPATH else "slide"
@@ -34,7 +38,7 @@ def origin_of(
 
 
 def in_slide(areas: Areas, origin_level0_px: tuple[int, int]) -> Areas:
-    """Areas that count from an origin, in level-0 px of the whole slide."""
+    """Translate areas from coordinates relative to an origin to level-0 px of the whole slide."""
     x, y = origin_level0_px
     if (x, y) == (0, 0):
         return areas

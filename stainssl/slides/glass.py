@@ -1,4 +1,4 @@
-"""The glass of a slide, found by its smoothness: also where it is dark or tinted."""
+"""Detection of a slide's glass by its smoothness, even if it is dark or tinted."""
 
 from __future__ import annotations
 
@@ -7,26 +7,26 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-LOOKED_AT_PX = 1 << 20  # of the picture, shrunk where it is larger
-SAMPLE = 100_000  # px of the area that its color is the median of
-WINDOW_PX, MAX_DEVIATION = 5, 2.0  # of grey levels in a window: tissue has structure, glass has not
-SAME_GREY = 2  # grey levels around one that count with it
-TOP_REACH = 15  # the commonest smooth grey is looked for so far below the brightest
-MODE_REACH_GREY = 3  # so far from it is glass
-MIN_SMOOTH = 0.02  # of the picture that must be smooth and of one grey to be looked at
-BRIGHTER_GREY = 12  # so far above is clearly brighter
-MIN_AREA, MAX_BRIGHTER = 0.05, 0.01  # of the picture, for a smooth area to be believed glass
-MIN_EVEN = 0.7  # least over largest channel of glass, however tinted; ink and flat stain have less
+LOOKED_AT_PX = 1 << 20  # larger images are downsampled to this many px
+SAMPLE = 100_000  # px from which the median color is computed
+WINDOW_PX, MAX_DEVIATION = 5, 2.0  # largest standard deviation of grey levels in a smooth window
+SAME_GREY = 2  # half width in grey levels of the sliding sum of the histogram
+TOP_REACH = 15  # the mode of smooth grey levels is searched this far below the brightest
+MODE_REACH_GREY = 3  # grey levels from the mode that still belong to the area
+MIN_SMOOTH = 0.02  # least share of the image that is smooth and of one grey level
+BRIGHTER_GREY = 12  # grey levels above the mode that count as brighter
+MIN_AREA, MAX_BRIGHTER = 0.05, 0.01  # glass: least share of the image; largest share brighter
+MIN_EVEN = 0.7  # least ratio of smallest to largest channel of glass; ink and flat stain have less
 
 
 @dataclass(frozen=True)
 class SmoothArea:
-    """The brightest large smooth area of a picture.
+    """The brightest large smooth area of an image.
 
     Attributes:
-        color: (3,) float32 RGB grey levels.
-        share: of the picture that is smooth and has about this grey.
-        brighter: share of the picture that is clearly brighter.
+        color: (3,) float32, median RGB in grey levels.
+        share: share of the image that is smooth and has about this grey level.
+        brighter: share of the image that is clearly brighter.
     """
 
     color: np.ndarray
@@ -35,16 +35,16 @@ class SmoothArea:
 
     @property
     def is_glass(self) -> bool:
-        """Whether it is large, hardly colored, and next to nothing is brighter."""
+        """Whether the area is large and nearly grey, and almost nothing is brighter."""
         is_even = bool(self.color.min() >= MIN_EVEN * self.color.max())
         return is_even and self.share >= MIN_AREA and self.brighter <= MAX_BRIGHTER
 
 
 def brightest_smooth_area(image: np.ndarray) -> SmoothArea | None:
-    """The brightest smooth area of (h, w, 3) uint8 RGB; None where nothing much is smooth.
+    """Find the brightest smooth area of (h, w, 3) uint8 RGB; None if almost nothing is smooth.
 
-    The glass of 25 of 26 real overviews of H&E at hand is found with a mean of 235–253 grey levels
-    and is 19–81 % of the picture (the 26th is a crop of tissue without glass).
+    On 25 of 26 real H&E overviews, the glass found has a mean of 235–253 grey levels and covers
+    19–81 % of the image (the 26th is a crop of tissue without glass).
     """
     image = _shrunk(image)
     grey = cv2.transform(image.astype(np.float32), np.full((1, 3), 1 / 3))
@@ -75,7 +75,7 @@ def _shrunk(image: np.ndarray) -> np.ndarray:
 
 
 def _is_smooth(grey: np.ndarray) -> np.ndarray:
-    """(h, w) bool: whether the grey levels (h, w) float32 around a px hardly differ."""
+    """(h, w) bool: px around which the grey levels (h, w) float32 hardly vary."""
     window = (WINDOW_PX, WINDOW_PX)
     mean, square = cv2.blur(grey, window), cv2.blur(grey * grey, window)
     return np.asarray(square - mean * mean < MAX_DEVIATION**2)

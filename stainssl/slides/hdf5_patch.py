@@ -1,4 +1,4 @@
-"""One picture of many in an HDF5 file: the path `folder/file.h5#17` is its 17th, counted from 0."""
+"""Images in an HDF5 file: the path `folder/file.h5#17` is the image with index 17, from 0."""
 
 from __future__ import annotations
 
@@ -12,26 +12,27 @@ if TYPE_CHECKING:
 
 DATASET = "x"
 SUFFIXES = (".h5", ".hdf5")
-MAX_PIXELS = 100_000_000  # as of a picture in a file of its own
+MAX_PIXELS = 100_000_000  # per image, as for image files
 
 
 def file_of(path: str | Path) -> Path:
-    """The file that a picture stands in; any other path as it is."""
+    """HDF5 file of an image path such as `file.h5#17`; any other path is returned unchanged."""
     text, _, number = str(path).rpartition("#")
     return Path(text) if number.isdigit() and text.lower().endswith(SUFFIXES) else Path(path)
 
 
 def is_hdf5_patch(path: Path) -> bool:
-    """Whether the path names one picture of an HDF5 file."""
+    """Whether the path is that of an image in an HDF5 file."""
     return file_of(path) != Path(path)
 
 
 def read_picture(path: Path) -> np.ndarray:
-    """(h, w, 3) uint8 RGB.
+    """Read an image of an HDF5 file: (h, w, 3) uint8 RGB.
 
     Raises:
-        OSError: the file cannot be read or is no HDF5.
-        KeyError, IndexError, ValueError: it has no such picture, or pictures of another kind.
+        OSError: the file cannot be read or is not HDF5.
+        KeyError, IndexError: there is no such dataset or image.
+        ValueError: the dataset is in another file, or the images are too large or not RGB.
     """
     import h5py
 
@@ -42,7 +43,7 @@ def read_picture(path: Path) -> np.ndarray:
 
 
 def _check_pictures(shape: tuple[int, ...], dtype: np.dtype) -> None:
-    """Raise ValueError before anything is read for pictures of another kind, or too large ones."""
+    """Raise ValueError for images that are not (h, w, 3) uint8 or too large, before any is read."""
     if len(shape) != 3 or shape[2] != 3 or dtype != np.uint8:
         raise ValueError(f"images are {shape} {dtype}, not (h, w, 3) uint8")
     if shape[0] * shape[1] > MAX_PIXELS:
@@ -50,19 +51,18 @@ def _check_pictures(shape: tuple[int, ...], dtype: np.dtype) -> None:
 
 
 def own_dataset(file: h5py.File, name: str) -> h5py.Dataset:
-    """A dataset whose values stand in the file itself.
+    """Open a dataset whose values are stored in the file itself.
 
-    HDF5 can name any file of the machine as the place of a dataset's values; such a one is not
-    followed.
+    HDF5 can refer to any file of the machine for the values of a dataset; such links are refused.
 
     Raises:
         KeyError: there is no such dataset.
-        ValueError: it, or its values, stand in another file.
+        ValueError: the dataset is a link, or its values are in another file.
     """
     import h5py
 
     link = file.get(name, getlink=True)
-    if isinstance(link, h5py.SoftLink):  # its path may lead on through another file
+    if isinstance(link, h5py.SoftLink):  # its path may lead through another file
         raise ValueError(f"{name} is a link to {link.path}: links are not followed")
     found = None if isinstance(link, h5py.ExternalLink) else file[name]
     if not isinstance(found, h5py.Dataset) or found.external or found.is_virtual:

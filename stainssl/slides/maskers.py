@@ -1,7 +1,7 @@
-"""Tissue masks by tiatoolbox: its Otsu and morphological maskers.
+"""Tissue masks by tiatoolbox's Otsu and morphological maskers.
 
-They tell dark from bright and do not know ink, which `tissue` still finds. tiatoolbox
-imports torch (seconds): it is imported only where one of these is asked for.
+They separate dark from bright and do not detect ink, which `tissue.masked` removes. tiatoolbox
+imports torch (some seconds), and is therefore imported only when needed.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import numpy as np
 
 
 def otsu(thumbnail: np.ndarray, _mpp: float) -> np.ndarray:
-    """(h, w) bool, `tiatoolbox.tools.tissuemask.OtsuTissueMasker` of (h, w, 3) uint8 RGB.
+    """Tissue mask (h, w) bool by `tiatoolbox.tools.tissuemask.OtsuTissueMasker`.
 
     Args:
-        thumbnail: the picture.
-        _mpp: µm/px; Otsu's threshold does not depend on it.
+        thumbnail: (h, w, 3) uint8 RGB.
+        _mpp: µm/px; not used, as Otsu's threshold does not depend on it.
     """
     from tiatoolbox.tools.tissuemask import OtsuTissueMasker
 
@@ -24,11 +24,11 @@ def otsu(thumbnail: np.ndarray, _mpp: float) -> np.ndarray:
 
 
 def morphological(thumbnail: np.ndarray, mpp: float) -> np.ndarray:
-    """(h, w) bool, `tiatoolbox.tools.tissuemask.MorphologicalMasker` of (h, w, 3) uint8 RGB.
+    """Tissue mask (h, w) bool by `tiatoolbox.tools.tissuemask.MorphologicalMasker`.
 
     Args:
-        thumbnail: the picture.
-        mpp: µm/px, from which the masker takes the size of its kernel.
+        thumbnail: (h, w, 3) uint8 RGB.
+        mpp: µm/px, which determines the kernel size of the masker.
     """
     from tiatoolbox.tools.tissuemask import MorphologicalMasker
 
@@ -36,6 +36,6 @@ def morphological(thumbnail: np.ndarray, mpp: float) -> np.ndarray:
 
 
 def _fitted(masker: Any, thumbnail: np.ndarray) -> np.ndarray:
-    if np.ptp(thumbnail) == 0:  # Otsu has nothing to part
+    if np.ptp(thumbnail) == 0:  # Otsu's threshold is undefined
         return np.zeros(thumbnail.shape[:2], bool)
     return np.asarray(masker.fit_transform([thumbnail]), bool)[0]

@@ -1,10 +1,10 @@
-"""Files that no reader can open: slides that were copied in part, and what is none."""
+"""Messages for files that no reader can open: incomplete copies, and files that are not slides."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-# The first bytes of what stands in slides' places, and what to do about it.
+# First bytes, in lower case, of files that are found in place of slides, and what to do.
 KINDS: tuple[tuple[bytes, str], ...] = (
     (b"\0\x05\x16\x07", "it is what macOS writes beside a file: name the one without '._'"),
     (b"version https://git-lfs", "it is a pointer of Git LFS: run git lfs pull"),
@@ -18,9 +18,9 @@ KINDS: tuple[tuple[bytes, str], ...] = (
 
 
 def missing_companion(path: Path) -> str | None:
-    """A sentence where a slide is a file and a folder, and the folder is not there.
+    """Return a message if the data folder of a slide is missing or incomplete, otherwise None.
 
-    Of formats by the file's name: 3DHISTECH's MRXS, Olympus' VSI.
+    It checks formats that consist of a file and a folder: 3DHISTECH MRXS and Olympus VSI.
     """
     beside = {
         ".mrxs": path.with_suffix("") / "Slidedat.ini",
@@ -37,7 +37,7 @@ def missing_companion(path: Path) -> str | None:
 
 
 def what_it_is(path: Path) -> str:
-    """What a file that no reader recognises is, with what to do where that is known."""
+    """Describe a file that no reader recognises, with what to do if known."""
     if path.is_dir():
         return f"{path.name} is a folder: give the slide file inside it."
     if not path.is_file():

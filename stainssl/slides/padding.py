@@ -1,4 +1,4 @@
-"""Rectangles that reach beyond a level's edge, for libraries that read only inside it."""
+"""Padding of regions beyond the edge of a level, for libraries that read only inside it."""
 
 from __future__ import annotations
 
@@ -12,19 +12,20 @@ Read = Callable[[int, int, int, int], np.ndarray]
 def read_padded(
     read: Read, corner: tuple[int, int], size_px: tuple[int, int], level_px: tuple[int, int]
 ) -> np.ndarray:
-    """A rectangle of a level, white where it lies outside.
+    """Read a rectangle of a level; white outside the level.
 
     Args:
-        read: gives (h, w, 3 or 4) uint8 of x, y, width, height, all inside the level.
-        corner: x, y of the rectangle in the level's px; may be negative.
-        size_px: width and height.
+        read: function of x, y, width and height, all inside the level, that returns (h, w, 3 or
+            more) uint8.
+        corner: x, y of the rectangle in level px; may be negative.
+        size_px: width and height of the rectangle.
         level_px: width and height of the level.
 
     Returns:
-        (h, w, 3) uint8.
+        (h, w, 3) uint8, the first three channels.
 
     Raises:
-        ValueError: `read` gave another size or type than asked for.
+        ValueError: `read` returned another size or dtype.
     """
     out = np.full((size_px[1], size_px[0], 3), 255, np.uint8)
     x0, y0 = max(0, corner[0]), max(0, corner[1])

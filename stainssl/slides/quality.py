@@ -1,4 +1,4 @@
-"""Figures of picture quality per tile: saturation, optical density, sharpness."""
+"""Image quality of tiles: sharpness, saturation and optical density."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ import numpy as np
 
 from stainssl.slides.tissue import optical_density_log10
 
-SHARPNESS_MPP = 2.0  # µm/px at which all figures are taken, whatever the slide's own scale: blur
-# is told as well there as at 1 µm/px, and most pyramids have a level for it
-MIN_VARIANCE = 4.0  # grey levels²: below it there is nothing to be sharp
+# µm/px at which all values are measured, whatever the slide's pixel size: blur is detected as well
+# as at 1 µm/px, and most pyramids have a level for it.
+SHARPNESS_MPP = 2.0
+MIN_VARIANCE = 4.0  # grey levels²: a tile with less is flat, and has no sharpness
 
 
 @dataclass(frozen=True)
 class Figures:
-    """One value a tile, (n,) float32 each.
+    """Quality of n tiles, (n,) float32 each.
 
     Attributes:
-        sharpness: variance of the Laplacian over the variance of the grey levels, at 2 µm/px;
-            no unit. 0 is a ramp, 20 is white noise; NaN where the tile is flat.
+        sharpness: variance of the Laplacian divided by the variance of the grey levels, at
+            2 µm/px; no unit. 0 is a linear ramp, 20 white noise; NaN for a flat tile.
         saturation: mean HSV saturation, 0–1.
         od: mean over pixels and channels of the base-10 optical density against white (255).
     """
@@ -31,25 +32,25 @@ class Figures:
 
 
 def figures(image: np.ndarray, boxes: np.ndarray) -> Figures:
-    """The figures of many tiles of one picture at once.
+    """Measure the quality of many tiles of one image.
 
     Sharpness is the variance of the Laplacian of Pech-Pacheco et al. (Diatom autofocusing in
-    brightfield microscopy, ICPR 2000) divided by the variance of the picture, so that contrast
-    and stain strength cancel.
+    brightfield microscopy, ICPR 2000), divided by the variance of the tile, so that it does not
+    depend on contrast and stain strength.
 
     Args:
         image: (h, w, 3) uint8 RGB at `SHARPNESS_MPP`.
-        boxes: (n, 4) float, x0, y0, x1, y1 of each tile in the image's px.
+        boxes: (n, 4) float, x0, y0, x1, y1 of each tile in px of the image.
 
     Returns:
-        The figures, in the order of `boxes`; they do not depend on what else is on the picture.
+        Quality of the tiles, in the order of `boxes`. It does not depend on the other tiles.
     """
     height, width = image.shape[:2]
     limits = np.array([width, height, width, height])
     whole = np.clip(np.rint(boxes), 0, limits).astype(np.int64)
     found = np.zeros((len(boxes), 3))
     found[:, 0] = np.nan
-    # Row by row of tiles: what is computed of one stays in the cache.
+    # One row of tiles at a time, so that intermediate arrays fit in the cache.
     for top, bottom in sorted({*zip(*whole[:, [1, 3]].T.tolist(), strict=True)}):
         if top < bottom:
             mine = (whole[:, 1] == top) & (whole[:, 3] == bottom)
@@ -60,12 +61,14 @@ def figures(image: np.ndarray, boxes: np.ndarray) -> Figures:
 def _of_rows(
     image: np.ndarray, top: int, bottom: int, spans: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Sharpness, saturation and density, (n,) float64, of tiles of some rows of a picture.
+    """Sharpness, saturation and optical density, (n,) float64 each, of one row of tiles.
 
     Args:
-        spans: (n, 2) int, the columns of each tile.
+        image: (h, w, 3) uint8 RGB.
+        top, bottom: rows of the image.
+        spans: (n, 2) int, first and last (exclusive) column of each tile.
     """
-    rim = max(0, top - 1)  # the Laplacian looks at the row above and below
+    rim = max(0, top - 1)  # the Laplacian needs a row above and below
     grey = cv2.cvtColor(image[rim : bottom + 1], cv2.COLOR_RGB2GRAY)
     edges = cv2.Laplacian(grey, cv2.CV_32F, borderType=cv2.BORDER_REFLECT_101)
     grey, edges = (values[top - rim : bottom - rim] for values in (grey, edges))
@@ -84,6 +87,6 @@ def _of_rows(
 
 
 def _sums(values: np.ndarray, way: int = cv2.REDUCE_SUM) -> np.ndarray:
-    """The sum of every column: (w,) of (h, w), (w, 3) of (h, w, 3), float64; exact of integers."""
+    """Sums of the columns, float64: (w,) of (h, w), (w, 3) of (h, w, 3); exact for integers."""
     flat = values.reshape(len(values), -1)  # OpenCV takes longer over several channels
     return cv2.reduce(flat, 0, way, dtype=cv2.CV_64F).reshape(values.shape[1:])

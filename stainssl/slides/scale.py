@@ -1,7 +1,7 @@
-"""Exact scale: which pixel size a slide has, and regions resampled to the pixel size asked for.
+"""Reading at an exact pixel size: the pixel size of a slide, and resampling of regions.
 
-Planes: level-0 px (integers and exact fractions of them), the px of a level, and the px of the
-result. A level is only ever a source: whatever its downsample, the result has the scale asked for.
+Coordinates are in level-0 px (also fractions), px of a level, or px of the result. Whatever the
+downsample of the level that is read, the result has the requested pixel size.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from stainssl.runtime.parallel import in_order
 from stainssl.slides.pixel_size import INCH_UM, MAX_ANISOTROPY, is_print
 from stainssl.slides.slide import Slide
 
-MIN_MPP, MAX_MPP = 0.05, 50.0  # µm/px outside which a statement cannot be meant
-MAX_DIFFERENCE = 0.10  # between two sources before it is reported
-COARSER_BY = 1.02  # a level this little too coarse still serves: TCGA's level 1 is 2.0005, not 2
-AREA_FROM = 1.25  # level px in a result px from which area averaging is sharp; bicubic below
+MIN_MPP, MAX_MPP = 0.05, 50.0  # µm/px outside which a pixel size cannot be right
+MAX_DIFFERENCE = 0.10  # relative difference of two sources from which it is reported
+COARSER_BY = 1.02  # tolerance for a level that is too coarse: TCGA's level 1 is 2.0005, not 2
+AREA_FROM = 1.25  # level px per result px from which area averaging is sharp; bicubic below
 MAX_THUMBNAIL_PX = 200_000_000  # 600 MB; a slide of 75 × 50 mm at 8 µm/px has 59 million
-READ_PX = 2048  # side of the largest region that is read at once: 12 MB
-THUMBNAIL_READ_PX = 1024  # the same of a thumbnail: even a small one is several threads' work
+READ_PX = 2048  # side of the largest region that is read at once, in level px: 12 MB
+THUMBNAIL_READ_PX = 1024  # the same for thumbnails: small ones are also shared among threads
 
 
 def _differences(source: str, mpp: float, others: Mapping[str, float]) -> str:
@@ -38,14 +38,14 @@ def _differences(source: str, mpp: float, others: Mapping[str, float]) -> str:
 
 
 def _usable(sources: Mapping[str, float]) -> dict[str, float]:
-    """The sources without a TIFF resolution that is meant for a print."""
+    """Drop a TIFF resolution that is a print resolution from the sources."""
     return {
         name: mpp for name, mpp in sources.items() if name != "tiff-resolution" or not is_print(mpp)
     }
 
 
 def _no_mpp(sources: Mapping[str, float]) -> SlideError:
-    """The error where no source can be used."""
+    """Create the error for a slide without a usable source."""
     mend = "write the true pixel size in the sheet's column mpp."
     if not sources:
         return SlideError(Status.NO_MPP, f"The slide has no pixel size: {mend}")
@@ -57,15 +57,18 @@ def _no_mpp(sources: Mapping[str, float]) -> SlideError:
 
 
 def enlarged(slide_mpp: float, mpp: float, most: float) -> str:
-    """A sentence where tiles are finer than the slide, "" where they are not (2 % tolerated).
+    """Check whether tiles enlarge the slide, i.e. are finer than level 0.
 
     Args:
-        slide_mpp: µm in a level-0 px.
-        mpp: µm in a px of the tiles.
-        most: how many times a slide may be enlarged.
+        slide_mpp: µm/px of level 0.
+        mpp: µm/px of the tiles.
+        most: largest enlargement.
+
+    Returns:
+        A message if they enlarge it by more than 2 %, otherwise "".
 
     Raises:
-        SlideError: `too-coarse` where it would be enlarged more.
+        SlideError: `too-coarse` if the enlargement is above `most`.
     """
     times = slide_mpp / mpp
     if times <= COARSER_BY:
@@ -81,19 +84,19 @@ def enlarged(slide_mpp: float, mpp: float, most: float) -> str:
 
 
 def resolve_mpp(sheet_mpp: float | None, slide: Slide) -> tuple[float, str, str]:
-    """The µm in a level-0 pixel: the sheet's, else the first that the slide states.
+    """Determine the pixel size of level 0: the sheet's, otherwise the slide's first source.
 
     Args:
-        sheet_mpp: µm/px, None or NaN where the sheet does not say.
-        slide: its `mpp_sources` follow in their order.
+        sheet_mpp: µm/px in the sheet; None or NaN if not given.
+        slide: open slide, whose `mpp_sources` are used in their order.
 
     Returns:
-        mpp in µm/px, the source's name ("sheet", "format", "tiff-resolution",
-        "objective-power"), and a sentence where another source differs by more than 10 %, else "".
+        µm/px; name of the source ("sheet", "format", "tiff-resolution", "objective-power"); a
+        message if another source differs by more than 10 %, otherwise "".
 
     Raises:
-        SlideError: `no-mpp`, or `absurd-mpp`: outside 0.05–50 µm/px, the resolution of a print, or
-            pixels that are not square.
+        SlideError: `no-mpp`; or `absurd-mpp` for a pixel size outside 0.05–50 µm/px, a print
+            resolution, or pixels that are not square.
     """
     sources = _usable(slide.mpp_sources)
     if sheet_mpp is not None and not math.isnan(sheet_mpp):
@@ -118,13 +121,13 @@ def resolve_mpp(sheet_mpp: float | None, slide: Slide) -> tuple[float, str, str]
 
 
 def level_for(downsamples: list[float], level0_px_per_px: float) -> int:
-    """The nearest finer level: the coarsest whose px is no larger than asked (2 % tolerated)."""
+    """Index of the coarsest level that is no coarser than requested (2 % tolerance), or 0."""
     fine = [i for i, d in enumerate(downsamples) if d <= level0_px_per_px * COARSER_BY]
     return max(fine, key=lambda i: downsamples[i], default=0)
 
 
 def _area_weights(start: float, stop: float, size_px: int, source_px: int) -> sparse.csr_array:
-    """(size_px, source_px): the share of each source px in each result px of [start, stop)."""
+    """(size_px, source_px) weights of the source px in each result px of [start, stop)."""
     edges = np.linspace(start, stop, size_px + 1)
     taps = math.ceil((stop - start) / size_px) + 1
     column = np.floor(edges[:-1, None]).astype(np.int64) + np.arange(taps)
@@ -152,26 +155,26 @@ def _area(
 def resample(
     image: np.ndarray, box: tuple[float, float, float, float], size_px: tuple[int, int]
 ) -> np.ndarray:
-    """The rectangle `box` of an image at another size, to fractions of a pixel.
+    """Resample a rectangle of an image to another size, exact to fractions of a pixel.
 
-    Shrinking by 1.25 or more averages over the exact area of each result pixel; below that, and
-    when enlarging, Pillow's bicubic, which stays sharp where the two grids drift past each other.
+    Downsampling by 1.25 or more averages over the exact area of each result px. Otherwise Pillow's
+    bicubic filter is used, which stays sharp at any offset between the two pixel grids.
 
     Args:
         image: (H, W, 3) uint8.
-        box: x0, y0, x1, y1 in the image's px, inside it.
+        box: x0, y0, x1, y1 in px of the image, inside it.
         size_px: width and height of the result.
 
     Returns:
         (h, w, 3) uint8.
     """
     x0, y0, x1, y1 = box
-    scale = min((x1 - x0) / size_px[0], (y1 - y0) / size_px[1]) + 1e-9  # of rounding
+    scale = min((x1 - x0) / size_px[0], (y1 - y0) / size_px[1]) + 1e-9  # rounding error
     if all(abs(edge - round(edge)) < 1e-6 for edge in box):
         crop = image[round(y0) : round(y1), round(x0) : round(x1)]
         if crop.shape[:2] == size_px[::-1]:
             return np.ascontiguousarray(crop)
-        if scale >= AREA_FROM:  # the same average as below, on whole pixels and faster
+        if scale >= AREA_FROM:  # the same average as `_area`, but faster on whole pixels
             return cv2.resize(crop, size_px, interpolation=cv2.INTER_AREA)
     if scale >= AREA_FROM:
         return _area(image, box, size_px)
@@ -179,9 +182,9 @@ def resample(
 
 
 def _read_span(start: float, stop: float, downsample: float, level_px: int) -> tuple[int, int, int]:
-    """Level-0 start, and the level px that are there and that are wanted, of one axis."""
+    """Start in level-0 px, and numbers of level px that exist and that are needed, of one axis."""
     first = math.floor(start / downsample + 1e-9)
-    start_level0_px = round(first * downsample)  # within half a level-0 px of a whole level px
+    start_level0_px = round(first * downsample)  # at most half a level-0 px off the level px
     wanted = math.ceil(stop / downsample - 1e-9) - first
     there = level_px - first
     return start_level0_px, max(1, min(wanted, there)), max(1, wanted)
@@ -194,17 +197,17 @@ def read_rectangle(
     size_level0_px: tuple[float, float],
     size_px: tuple[int, int],
 ) -> np.ndarray:
-    """A rectangle of a slide at an exact size, from the nearest finer level.
+    """Read a rectangle of a slide at an exact size, from the next finer level.
 
     Args:
-        slide: an open slide.
-        x_level0_px, y_level0_px: top left corner, fractions allowed, not below 0.
-        size_level0_px: width and height in level-0 px, fractions allowed.
+        slide: open slide.
+        x_level0_px, y_level0_px: top left corner, may be fractions, not below 0.
+        size_level0_px: width and height in level-0 px, may be fractions.
         size_px: width and height of the result.
 
     Returns:
-        (h, w, 3) uint8 RGB. What a coarse level lacks at the slide's far edge (less than one of
-        its px) repeats its last px.
+        (h, w, 3) uint8 RGB. Beyond the right or bottom edge of the level, which may be smaller
+        than level 0 by a fraction of its px, the last px is repeated.
 
     Raises:
         SlideError, OSError: as `Slide.read_region`.
@@ -228,16 +231,22 @@ def read_rectangle(
 def read_square(
     slide: Slide, x_level0_px: int, y_level0_px: int, side_level0_px: float, size_px: int
 ) -> np.ndarray:
-    """A tile by the columns `x`, `y`, `side` of the tiles table: (size, size, 3) uint8 RGB.
+    """Read a tile by the columns `x`, `y`, `side` of the tiles table.
 
-    `side` carries the scale, so neither the slide's pixel size nor the tiling's is needed.
+    `side` determines the pixel size, so that neither the slide's nor the tiling's is needed.
+
+    Returns:
+        (size_px, size_px, 3) uint8 RGB.
+
+    Raises:
+        SlideError, OSError: as `Slide.read_region`.
     """
     side = (side_level0_px, side_level0_px)
     return read_rectangle(slide, x_level0_px, y_level0_px, side, (size_px, size_px))
 
 
 def blocks(size_px: tuple[int, int], block_px: int) -> Iterator[tuple[slice, slice]]:
-    """(rows, columns) slices that cover a (width, height) picture in squares of `block_px`."""
+    """Yield (rows, columns) slices that cover a (width, height) image in squares of `block_px`."""
     width, height = size_px
     for top in range(0, height, block_px):
         for left in range(0, width, block_px):
@@ -246,19 +255,21 @@ def blocks(size_px: tuple[int, int], block_px: int) -> Iterator[tuple[slice, sli
 
 
 def read_thumbnail(slide: Slide, mpp: float, slide_mpp: float) -> np.ndarray:
-    """The slide's bounds at an exact pixel size, read in blocks of bounded memory.
+    """Read the scanned bounds of a slide at an exact pixel size, in blocks of bounded memory.
 
     Args:
-        slide: an open slide; blocks are read side by side, as many as it has readers.
+        slide: open slide; `slide.readers` blocks are read in parallel.
         mpp: µm/px of the result.
-        slide_mpp: µm in a level-0 px.
+        slide_mpp: µm/px of level 0.
 
     Returns:
-        (h, w, 3) uint8 RGB with its origin at the bounds' corner; the last row and column may
-        reach past the bounds by less than a px.
+        (h, w, 3) uint8 RGB with its origin at the corner of the bounds; the last row and column
+        may extend beyond the bounds by less than a px.
 
     Raises:
-        SlideError, OSError: as `Slide.read_region`.
+        SlideError: `unreadable` if the result would have more than 200 million px; otherwise as
+            `Slide.read_region`.
+        OSError: as `Slide.read_region`.
     """
     x, y, width, height = slide.bounds_level0_px
     ratio = mpp / slide_mpp

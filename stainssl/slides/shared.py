@@ -1,4 +1,4 @@
-"""A slide that several threads read at the same time."""
+"""Slides that several threads read at the same time."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from stainssl.slides.slide import Slide
 
 
 class SharedSlide(Slide):
-    """A slide open several times: as many threads read as it has handles, others wait.
+    """A slide opened several times, once for each thread that reads at the same time.
 
     Args:
-        handles: of one file, at least one; they are closed with it.
+        handles: open slides of one file, at least one; closed together with this one.
     """
 
     def __init__(self, handles: Sequence[Slide]) -> None:
@@ -33,13 +33,13 @@ class SharedSlide(Slide):
     def read_region(
         self, x_level0_px: int, y_level0_px: int, level: int, size_px: tuple[int, int]
     ) -> np.ndarray:
-        """As `Slide.read_region`."""
+        """Read a rectangle with the next free handle; see `Slide.read_region`."""
         with self.lent() as handle:
             return handle.read_region(x_level0_px, y_level0_px, level, size_px)
 
     @contextmanager
     def lent(self) -> Iterator[Slide]:
-        """A handle of one's own for a while; waits until one is free."""
+        """Context manager that yields a handle for exclusive use; waits until one is free."""
         handle = self._free.get()
         try:
             yield handle
@@ -47,13 +47,18 @@ class SharedSlide(Slide):
             self._free.put(handle)
 
     def close(self) -> None:
-        """Free the handles."""
+        """Close all handles."""
         for handle in self._handles:
             handle.close()
 
 
 def open_shared(path: Path, reader: str, readers: int) -> SharedSlide:
-    """Open a slide `readers` times side by side, once at least.
+    """Open a slide for several threads.
+
+    Args:
+        path: slide file.
+        reader: `auto` or a key of `READERS`.
+        readers: number of handles, opened in parallel; at least one is opened.
 
     Raises:
         SlideError, StainsslError, OSError: as `open_slide`.

@@ -1,4 +1,4 @@
-"""What an open slide offers, whichever library reads it."""
+"""The interface of an open slide, common to all readers."""
 
 from __future__ import annotations
 
@@ -10,55 +10,55 @@ import numpy as np
 
 
 class Slide(ABC):
-    """An open slide, read by `readers` threads at a time.
+    """An open slide, which up to `readers` threads may read at the same time.
 
-    Planes: level-0 pixels, and the pixels of a level.
+    Coordinates are in level-0 px or in px of a level, as their names say.
     """
 
     path: Path
     reader: str
     vendor: str
     level_sizes_px: list[tuple[int, int]]  # (w, h) of every level, finest first
-    downsamples: list[float]  # level-0 px in a px of the level
-    bounds_level0_px: tuple[int, int, int, int]  # x, y, w, h of what was scanned
+    downsamples: list[float]  # level-0 px per px of each level
+    bounds_level0_px: tuple[int, int, int, int]  # x, y, w, h of the scanned area
     mpp_sources: dict[str, float]  # "format", "tiff-resolution", "objective-power" → µm/px
     objective_power: float | None
     readers: int = 1  # threads that may read at the same time
-    anisotropy: float = 1.0  # µm/px of the coarser axis over the finer one, where both are stated
+    anisotropy: float = 1.0  # µm/px of the coarser axis over that of the finer one; 1 if unknown
 
     @property
     def mpp(self) -> float | None:
-        """µm in a level-0 px by the first of `mpp_sources`, None where there is none."""
+        """µm/px of level 0 by the first of `mpp_sources`; None if there is none."""
         return next(iter(self.mpp_sources.values()), None)
 
     @property
     def mpp_source(self) -> str | None:
-        """Name of the first of `mpp_sources`, None where there is none."""
+        """Name of the first of `mpp_sources`; None if there is none."""
         return next(iter(self.mpp_sources), None)
 
     @abstractmethod
     def read_region(
         self, x_level0_px: int, y_level0_px: int, level: int, size_px: tuple[int, int]
     ) -> np.ndarray:
-        """A rectangle of one level; white where it is transparent or outside the slide.
+        """Read a rectangle of a level; white where it is transparent or outside the slide.
 
         Args:
-            x_level0_px, y_level0_px: its top left corner. Where that is no whole px of the level,
-                the nearest one (OpenSlide keeps the fraction and interpolates).
+            x_level0_px, y_level0_px: top left corner. If it is not a whole px of the level, it is
+                rounded to the nearest one (OpenSlide keeps the fraction and interpolates).
             level: index into `level_sizes_px`.
-            size_px: width and height in the level's pixels.
+            size_px: width and height in px of the level.
 
         Returns:
             (h, w, 3) uint8 RGB.
 
         Raises:
-            SlideError: the file's own fault.
-            OSError: the machine's or the mount's fault.
+            SlideError: the file is damaged or not supported.
+            OSError: the disk or mount failed.
         """
 
     @abstractmethod
     def close(self) -> None:
-        """Free the handle."""
+        """Close the slide."""
 
     def __enter__(self) -> Self:
         return self

@@ -1,4 +1,4 @@
-"""A slide on slow storage is copied to a local folder, read there and removed."""
+"""Staging: copying slides from slow storage to a local folder for the time they are read."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from stainssl.runtime.leftovers import is_left_over, owner_mark
 
 log = logging.getLogger(__name__)
 
-# Formats of which the file is only the index: their data stand beside it.
+# Formats whose data are in other files beside this one.
 MANY_FILES = (".mrxs", ".dcm", ".vms", ".vmu", ".vsi", ".ets", ".bif.xml")
 PREFIX = "stainssl-"
 
 
 def _remove_leftovers(folder: Path) -> None:
-    """Remove the copies of jobs of this machine that were killed."""
+    """Remove the copies of killed jobs of this machine."""
     for path in folder.glob(f"{PREFIX}*"):
         mark = path.name.removeprefix(PREFIX).rpartition("-")[0]
         if is_left_over(mark):
@@ -29,35 +29,35 @@ def _remove_leftovers(folder: Path) -> None:
 
 
 def _held_bytes(folder: Path) -> int:
-    """Bytes of staged slides in the folder, those being copied with their final size."""
+    """Total size of the staged slides in bytes; a copy in progress counts with its final size."""
     held = 0
     for path in folder.glob(f"{PREFIX}*/*"):
-        with contextlib.suppress(FileNotFoundError):  # removed meanwhile by its own process
+        with contextlib.suppress(FileNotFoundError):  # removed meanwhile by its process
             held += path.stat().st_size
     return held
 
 
 def _copy(path: Path, place: Path, size_bytes: int) -> None:
     with place.open("wb") as file:
-        os.truncate(place, size_bytes)  # counts from now on
+        os.truncate(place, size_bytes)  # reserves the size for other processes
         with path.open("rb") as source:
             shutil.copyfileobj(source, file, 16 * 2**20)
 
 
 @contextmanager
 def staged(path: Path, folder: Path | None, most_bytes: int = 0) -> Iterator[Path]:
-    """Where to read a slide: a copy in `folder`, or the slide itself.
+    """Context manager that copies a slide to a local folder, and removes the copy afterwards.
 
-    It is read where it is when no folder is given, when the folder would hold more than
-    `most_bytes`, or when the slide is more than one file.
+    The slide is read in place if no folder is given, if the copies would exceed `most_bytes`, or
+    if the slide consists of several files.
 
     Args:
-        path: the slide.
-        folder: local and fast; made where it is missing.
-        most_bytes: that all staged slides of all processes may hold together.
+        path: slide file.
+        folder: local, fast folder; created if missing.
+        most_bytes: largest total size of the staged slides of all processes.
 
     Yields:
-        A path with the slide's own name; the copy is removed when the block ends.
+        Path of the copy, with the slide's file name, or `path`.
 
     Raises:
         OSError: the slide cannot be read, or the folder cannot be written.

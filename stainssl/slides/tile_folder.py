@@ -1,4 +1,4 @@
-"""A folder of tile images: which files are tiles, and what the folders that they lie in say."""
+"""Folders of tile images, whose sub-folders may be sites, patients or labels."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from stainssl.slides.readers.patches import open_file
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
 SITE, PATIENT, LABEL, IGNORED = LEVELS = ("site", "patient", "label", "-")
 COLUMNS = {SITE: "site", PATIENT: "patient_id", LABEL: "label"}
-NAMED = 5  # examples in a message
+NAMED = 5  # examples per message
 
 
 @dataclass(frozen=True)
@@ -26,11 +26,10 @@ class TileFolder:
 
     Attributes:
         root: the folder.
-        table: a row a tile: `path` (relative to the root), `name` (the same without the site's
-            folder), `site`, `patient_id`, `label`; "" where the folders do not say. In order of
-            the paths.
-        levels: what the levels of sub-folders were taken as.
-        others: files that are no image by their ending → how many.
+        table: one row per tile, in order of the paths: `path` (relative to `root`), `name` (the
+            path without the site's folder), `site`, `patient_id`, `label`; "" if unknown.
+        levels: meaning of the levels of sub-folders, of `LEVELS`.
+        others: suffix of other files → number of files.
     """
 
     root: Path
@@ -42,17 +41,17 @@ class TileFolder:
 def find_tiles(
     root: Path, levels: Sequence[str] | None = None, without: Sequence[Path] = ()
 ) -> TileFolder:
-    """The image files of a folder and its sub-folders; hidden ones are passed over.
+    """Find the image files in a folder and its sub-folders, except hidden ones.
 
     Args:
         root: the folder.
-        levels: what each level of sub-folders is, of `LEVELS`; deeper ones say nothing. None: the
-            first is the site, if there are sub-folders.
-        without: files that are no tiles: the results, where they are written among them.
+        levels: meaning of each level of sub-folders, of `LEVELS`; deeper levels are ignored. By
+            default, the first level is the site if all tiles are in sub-folders.
+        without: files to leave out, e.g. results written to the same folder.
 
     Raises:
-        StainsslError: there is no such folder, or no image in it; a file lies less deep than the
-            levels; a level is unknown or named twice.
+        StainsslError: the folder is missing or has no images, a tile is in fewer levels of
+            sub-folders than given, or a level is unknown or given twice.
     """
     if not root.is_dir():
         raise StainsslError(f"{root}: this folder of tiles does not exist.")
@@ -91,7 +90,7 @@ def _check_levels(levels: Sequence[str]) -> None:
 
 
 def _check_depth(root: Path, paths: Sequence[Path], levels: Sequence[str]) -> None:
-    """Refuse tiles that lie less deep than the levels that are said."""
+    """Refuse tiles that are in fewer levels of sub-folders than given."""
     if short := [path for path in paths if len(path.parts) <= len(levels)]:
         raise StainsslError(
             f"--folders {'/'.join(levels)}: {len(short)} of {len(paths)} tiles of {root} are not"
@@ -120,10 +119,11 @@ def _some(paths: Sequence[object]) -> str:
 
 
 def read_tile(path: Path) -> NDArray[np.uint8]:
-    """(H, W, 3) uint8 RGB of an image file.
+    """Read an image file: (H, W, 3) uint8 RGB.
 
     Raises:
-        SlideError: it cannot be read as one.
+        SlideError: the file is not an image that can be read.
+        OSError: the disk or mount failed.
     """
     image = open_file(path)
     width, height = image.level_sizes_px[0]
@@ -131,17 +131,18 @@ def read_tile(path: Path) -> NDArray[np.uint8]:
 
 
 def check_tiles(root: Path, paths: Sequence[str]) -> tuple[int, dict[str, str]]:
-    """Open every tile once: their size, and which of them cannot be read.
+    """Read every tile once, to check that they are square and of one size.
 
     Args:
-        root: their folder.
-        paths: relative to it.
+        root: folder of the tiles.
+        paths: paths relative to `root`.
 
     Returns:
-        Side in px, and path → reason of those that cannot be read.
+        Side of the tiles in px, and path → reason for tiles that cannot be read.
 
     Raises:
-        StainsslError: none can be read; they are of several sizes, or not square.
+        StainsslError: no tile can be read, or the tiles have several sizes or are not square.
+        OSError: the disk or mount failed.
     """
     sizes: dict[tuple[int, int], list[str]] = {}
     unread: dict[str, str] = {}

@@ -1,7 +1,7 @@
-"""Whether a slide is still the one that was tiled, whatever its time says.
+"""Detection of slides that were replaced since they were tiled, regardless of their time stamps.
 
-A copy may keep an older time (`rsync -t`), so that nothing is made again; reading it on the old
-grid would give tiles of other places without a word.
+A copy may have an older time stamp (`rsync -t`), so that nothing is recomputed. Its tiles would be
+read at positions of the previous slide without an error.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from stainssl.slides.slide import Slide
 
 @dataclass(frozen=True)
 class Identity:
-    """What tells one slide from another under the same name.
+    """Fingerprint of a slide file.
 
     Attributes:
-        size_bytes: of the file; 0 for a folder, and for a picture of a file of many.
-        content: a hash of the size and of blocks spread over the file, "" likewise.
-        levels: JSON of the levels' sizes.
+        size_bytes: size of the file; 0 for a folder, and for an image in an HDF5 file.
+        content: hash of the size and of blocks spread over the file; "" in these cases.
+        levels: sizes of the levels as JSON.
     """
 
     size_bytes: int
@@ -36,7 +36,7 @@ class Identity:
 
     @classmethod
     def of(cls, path: Path, slide: Slide) -> Self:
-        """The identity of an open slide.
+        """Compute the fingerprint of an open slide.
 
         Raises:
             OSError: the file cannot be read.
@@ -52,10 +52,10 @@ class Identity:
         return cls(file.stat().st_size, key.hex(), levels)
 
     def require(self, path: Path, slide: Slide) -> None:
-        """Raise where an open slide is another one.
+        """Check that an open slide has this fingerprint.
 
         Raises:
-            SlideError: `changed`, with what differs.
+            SlideError: `changed`, with the difference.
             OSError: the file cannot be read.
         """
         now = Identity.of(path, slide)
@@ -75,7 +75,7 @@ NOT_OPENED = Identity(0, "", "[]")
 
 
 def recorded(qc: pd.DataFrame) -> dict[str, Identity]:
-    """Slide → its identity when it was tiled, of the rows of `qc` that were opened."""
+    """Slide → fingerprint when it was tiled, for the slides in a `qc` table that were opened."""
     if "content" not in qc:
         return {}
     columns = (qc[name] for name in ("slide_id", "size_bytes", "content", "levels"))

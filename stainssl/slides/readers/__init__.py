@@ -1,4 +1,4 @@
-"""The one way to open a slide, and which readers there are: a reader is one module and one line."""
+"""Opening slides: the registry of readers, each of which is one module, and `open_slide`."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ READERS: dict[str, str] = {
     "fastslide": "stainssl.slides.readers.fastslide",
     "tifffile": "stainssl.slides.readers.tifffile",
 }
-"""Config word → module with `recognises(path) -> bool` and `open_file(path) -> Slide`; `auto` asks
-them in this order."""
+"""Name in the config → module with `recognises(path) -> bool` and `open_file(path) -> Slide`. The
+order is that in which `auto` tries them."""
 
 ON_DEMAND: dict[str, tuple[str, ...]] = {
     "tiatoolbox": (".ome.tif", ".ome.tiff", ".zarr", ".jp2", ".j2k"),
     "fastslide": (".czi", ".vsi", ".ets", ".isyntax", ".i2syntax", ".qptiff"),
 }
-"""Reader, which is also the library that it imports to open a slide → how its files are called."""
+"""Reader that imports the library of the same name only when needed → suffixes of its files."""
 
 FORMATS: dict[str, str] = {
     "SVS, tiled TIFF (JPEG)": "tiff",
@@ -39,11 +39,11 @@ FORMATS: dict[str, str] = {
     "PNG, JPEG, BMP": "patches",
     "ordinary TIFF: strips, LZW, Fiji, JPEG 2000, WebP, PNG in TIFF": "tifffile",
 }
-"""Format → the key of `READERS` that `auto` reads it with."""
+"""Format → key of `READERS` by which `auto` reads it."""
 
 
 def _open_first(path: Path) -> Slide:
-    """The slide by the first reader that recognises it and does not call it unsupported."""
+    """Open a slide by the first reader that recognises it and does not refuse it as unsupported."""
     refused: SlideError | None = None
     for name in READERS.values():
         module = import_module(name)
@@ -54,24 +54,24 @@ def _open_first(path: Path) -> Slide:
         except SlideError as error:
             if error.status is not Status.UNSUPPORTED:
                 raise
-            refused = error  # the last reader says best what else to do
+            refused = error  # the last reader's message has the best advice
     raise refused or SlideError(Status.UNSUPPORTED, what_it_is(path))
 
 
 def open_slide(path: Path | str, reader: str = "auto") -> Slide:
-    """Open a slide, after a check that the file is as long as it says.
+    """Open a slide, after checking that the file is not truncated.
 
     Args:
-        path: the slide's file.
+        path: slide file (a folder for NGFF).
         reader: `auto` or a key of `READERS`.
 
     Returns:
-        The open slide; the caller closes it (`contextlib.closing`).
+        The open slide, a context manager that closes it.
 
     Raises:
-        SlideError: `unsupported`, `unreadable` or `truncated`, with a sentence.
-        StainsslError: there is no such reader.
-        OSError: the machine's or the mount's fault, a missing file among them.
+        SlideError: status `unsupported`, `unreadable` or `truncated`, with a message in `detail`.
+        StainsslError: unknown reader, or its library cannot be imported.
+        OSError: the file is missing, or the disk or mount failed.
     """
     path = Path(path)
     if reader != "auto" and reader not in READERS:

@@ -1,8 +1,8 @@
-"""Slides by fastslide, in a process of its own: CZI, VSI, iSyntax and QPTIFF beside the usual ones.
+"""Reader `fastslide`: CZI, VSI, iSyntax and QPTIFF, read in a separate process.
 
-fastslide 0.8.1 calls libjpeg with its default error handler: one spoiled JPEG tile ends the process
-(or hangs it, in the destructor of its thread pool). Hence it is never asked inside ours, and `auto`
-takes it only for what nothing else reads.
+fastslide 0.8.1 calls libjpeg with its default error handler: a damaged JPEG tile ends the process
+(or hangs it in the destructor of its thread pool). It therefore never runs in the main process,
+and `auto` uses it only for formats that no other reader supports.
 """
 
 from __future__ import annotations
@@ -19,27 +19,27 @@ from stainssl.slides.readers import ON_DEMAND
 from stainssl.slides.readers.isolated import IsolatedFile
 from stainssl.slides.slide import Slide
 
-UM_OBJECTIVE_POWER = 10.0  # as in `openslide_reader`
+UM_OBJECTIVE_POWER = 10.0  # as in the reader `openslide`
 CACHE_BYTES = 64 * 2**20
 
 
 def recognises(path: Path) -> bool:
-    """Whether the file is, by its name, of a format that no other reader here has."""
+    """Whether the file's suffix is that of a format that only fastslide reads."""
     return path.name.lower().endswith(ON_DEMAND["fastslide"])
 
 
 def open_file(path: Path) -> Slide:
-    """Open a slide in a process of its own.
+    """Open a slide in a separate process.
 
     Raises:
-        SlideError: `unsupported`, `unreadable`, or what made fastslide crash or hang.
-        OSError: the machine's or the mount's fault.
+        SlideError: `unsupported` or `unreadable`, also if fastslide crashes or hangs.
+        OSError: the disk or mount failed.
     """
     return IsolatedFile(path, "fastslide", FastFile)
 
 
 class FastFile(Slide):
-    """A slide that fastslide holds open. See `stainssl.slides.slide.Slide`."""
+    """A slide opened by fastslide. See `stainssl.slides.slide.Slide`."""
 
     reader = "fastslide"
 
@@ -78,7 +78,7 @@ class FastFile(Slide):
     def read_region(
         self, x_level0_px: int, y_level0_px: int, level: int, size_px: tuple[int, int]
     ) -> np.ndarray:
-        """A rectangle of one level, (h, w, 3) uint8 RGB; see the protocol."""
+        """Read a rectangle of a level; see `Slide.read_region`."""
 
         def read(x: int, y: int, width: int, height: int) -> np.ndarray:
             image = self._slide.read_region((x, y), level, (width, height))

@@ -1,4 +1,4 @@
-"""A slide read in a process of its own: what crashes or hangs there costs that slide alone."""
+"""Slides read in a separate process, so that a crash or hang of a reader affects one slide only."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from stainssl.errors import SlideError, StainsslError, Status
 from stainssl.runtime.children import end_with_parent
 from stainssl.slides.slide import Slide
 
-PATIENCE_S = 120.0  # for one answer; a region of 4 megapixels takes less than a second
-START_S = 120.0  # for a process that imports a large library from a slow disk
+PATIENCE_S = 120.0  # timeout of one read; a region of 4 megapixels takes less than a second
+START_S = 120.0  # timeout of opening, which may import a large library from a slow disk
 
 
 @dataclass(frozen=True)
 class Described:
-    """What a slide says of itself, as it travels between processes."""
+    """Attributes of a `Slide`, sent between processes."""
 
     vendor: str
     level_sizes_px: list[tuple[int, int]]
@@ -34,7 +34,7 @@ class Described:
 
     @classmethod
     def of(cls, slide: Slide) -> Described:
-        """The description of an open slide."""
+        """Collect the attributes of an open slide."""
         return cls(
             slide.vendor, slide.level_sizes_px, slide.downsamples, slide.bounds_level0_px,
             slide.mpp_sources, slide.objective_power, slide.anisotropy,
@@ -42,8 +42,8 @@ class Described:
 
 
 def _serve(path: Path, open_file: Callable[[Path], Slide], pipe: Connection) -> None:
-    """The other process: open, describe, then answer until the pipe is closed."""
-    end_with_parent()  # a library that hangs never looks at the pipe
+    """Main function of the process: open the slide, then serve reads until the pipe is closed."""
+    end_with_parent()  # a library that hangs would not notice a closed pipe
     with contextlib.suppress(EOFError, BrokenPipeError):
         try:
             slide = open_file(path)
@@ -67,7 +67,7 @@ def _serve_one(slide: Slide, pipe: Connection) -> None:
 
 
 def _portable(error: SlideError | StainsslError | OSError) -> tuple[str, object, str]:
-    """An error as plain values: the exceptions' own arguments do not survive pickling."""
+    """Convert an error to plain values, since these exceptions cannot be unpickled."""
     if isinstance(error, SlideError):
         return "slide", error.status, error.detail
     if isinstance(error, StainsslError):
@@ -76,20 +76,20 @@ def _portable(error: SlideError | StainsslError | OSError) -> tuple[str, object,
 
 
 class IsolatedFile(Slide):
-    """A slide behind a process. See `stainssl.slides.slide.Slide`."""
+    """A slide opened in a separate process. See `stainssl.slides.slide.Slide`."""
 
     def __init__(self, path: Path, reader: str, open_file: Callable[[Path], Slide]) -> None:
-        """Start the process and open the slide there.
+        """Start the process and open the slide in it.
 
         Args:
-            path: the slide's file.
-            reader: the backend's name.
-            open_file: opens it; a module's own function, so that it can be sent.
+            path: slide file.
+            reader: name of the reader.
+            open_file: function or class that opens the slide; picklable, i.e. defined in a module.
 
         Raises:
-            SlideError: the slide's fault, a crash or a hang of its reader among them.
-            StainsslError: the reader's library cannot be imported.
-            OSError: the machine's fault.
+            SlideError: the slide cannot be opened, or its reader crashes or hangs.
+            StainsslError: as raised by `open_file`.
+            OSError: the disk or mount failed.
         """
         self.path, self.reader = path, reader
         context = multiprocessing.get_context("spawn")
@@ -106,7 +106,7 @@ class IsolatedFile(Slide):
         self.anisotropy = found.anisotropy
 
     def _answer(self, doing: str, patience_s: float) -> Any:
-        """What the process says next; an error that it reports is raised."""
+        """Receive the next answer of the process; a reported error is raised."""
         try:
             if not self._pipe.poll(patience_s):
                 self._give_up(f"{doing}: {self.reader} did not answer for {patience_s:g} s")
@@ -132,7 +132,7 @@ class IsolatedFile(Slide):
     def read_region(
         self, x_level0_px: int, y_level0_px: int, level: int, size_px: tuple[int, int]
     ) -> np.ndarray:
-        """A rectangle of one level, (h, w, 3) uint8 RGB; see the protocol."""
+        """Read a rectangle of a level; see `Slide.read_region`."""
         where = f"reading level {level} at x {x_level0_px}, y {y_level0_px}"
         if self._process.exitcode is not None or self._pipe.closed:
             raise SlideError(Status.UNREADABLE, f"{where}: the slide is closed.")
@@ -141,7 +141,7 @@ class IsolatedFile(Slide):
         return np.frombuffer(self._pipe.recv_bytes(), np.uint8).reshape(shape).copy()
 
     def close(self) -> None:
-        """End the process, whatever it is doing."""
+        """Kill the process."""
         self._pipe.close()
         self._process.kill()
         self._process.join()

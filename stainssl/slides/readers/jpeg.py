@@ -1,6 +1,6 @@
-"""JPEG tiles of a TIFF by libjpeg-turbo, whose warnings are errors here.
+"""Decoding of JPEG tiles of TIFFs by libjpeg-turbo, with its warnings treated as errors.
 
-Behind a damaged byte the rest of a tile decodes to wrong colors, and libjpeg only warns.
+After a damaged byte the rest of a tile has wrong colors, of which libjpeg only warns.
 """
 
 from __future__ import annotations
@@ -8,29 +8,29 @@ from __future__ import annotations
 import numpy as np
 import simplejpeg
 
-SOI, EOI = b"\xff\xd8", b"\xff\xd9"  # the first and the last two bytes of a JPEG
-JFIF = SOI + b"\xff\xe0"  # the start of a JPEG that says itself that it is YCbCr
-# Adobe's segment with transform 0: the channels are RGB, whatever their ids.
+SOI, EOI = b"\xff\xd8", b"\xff\xd9"  # start and end of image
+JFIF = SOI + b"\xff\xe0"  # start of a JFIF file, whose channels are YCbCr
+# Adobe segment with transform 0: the channels are RGB, whatever their ids.
 IS_RGB = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00\x00"
 
 
 def decode_tile(
     data: bytes, tables: bytes | None, is_rgb: bool, size_px: tuple[int, int]
 ) -> np.ndarray:
-    """One tile or strip.
+    """Decode one tile or strip.
 
     Args:
-        data: its JPEG, without the tables where they are apart.
-        tables: TIFF's `JPEGTables`, which all tiles of a page share.
-        is_rgb: whether the page says that its channels are RGB; JFIF in the tile wins.
+        data: JPEG of the tile, without the tables if they are stored separately.
+        tables: the TIFF's `JPEGTables`, shared by all tiles of a page.
+        is_rgb: whether the page's photometric interpretation is RGB; ignored for a JFIF tile.
         size_px: width and height.
 
     Returns:
         (h, w, 3) uint8 RGB.
 
     Raises:
-        ValueError: libjpeg has an error or a warning, or the JPEG says that it has another size;
-            a larger one is refused before any memory is taken for it.
+        ValueError: libjpeg reports an error or a warning, or the JPEG has another size. A larger
+            one is refused before memory is allocated for it.
     """
     if not data.startswith(SOI):
         raise ValueError("a tile is not a JPEG")

@@ -1,4 +1,4 @@
-"""Slides by OpenSlide: SVS, NDPI, MRXS, SCN, BIF, DICOM, Philips and tiled TIFF."""
+"""Reader `openslide`: SVS, NDPI, MRXS, SCN, BIF, DICOM, Philips and tiled TIFF."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from stainssl.slides.errors import translate_errors
 from stainssl.slides.pixel_size import UM_PER_UNIT, anisotropy, mean_mpp, of_resolution
 from stainssl.slides.slide import Slide
 
-UM_OBJECTIVE_POWER = 10.0  # a 10x objective is taken as 1 µm/px, hence 40x as 0.25
+UM_OBJECTIVE_POWER = 10.0  # µm/px times objective power: 10x is taken as 1 µm/px, 40x as 0.25
 MIN_CACHE_BYTES, MAX_CACHE_BYTES = 32 * 2**20, 256 * 2**20
-CACHE_ROW_PX = 2.5 * 256  # tiles read row by row find the decoded tiles of the row above them
+CACHE_ROW_PX = 2.5 * 256  # rows of px cached, so that reading by rows reuses the row of tiles above
 _WHITE = np.float32(255)
 
 
 def cache_bytes(width_px: int, bytes_per_px: int) -> int:
-    """How many bytes of decoded tiles a slide of some width may keep: 32–256 MB."""
+    """Size of the cache of decoded tiles for a slide of some width, in bytes: 32–256 MiB."""
     wanted = int(width_px * CACHE_ROW_PX * bytes_per_px)
     return min(max(wanted, MIN_CACHE_BYTES), MAX_CACHE_BYTES)
 
 
 def recognises(path: Path) -> bool:
-    """Whether OpenSlide knows the file's format."""
+    """Whether OpenSlide detects the file's format."""
     return openslide.OpenSlide.detect_format(path) is not None
 
 
@@ -33,8 +33,8 @@ def open_file(path: Path) -> OpenSlideFile:
     """Open a slide.
 
     Raises:
-        SlideError: `unsupported` or `unreadable`.
-        OSError: the machine's or the mount's fault.
+        SlideError: `unsupported`, `unreadable` or `truncated`.
+        OSError: the disk or mount failed.
     """
     with translate_errors(path, "opening"):
         return OpenSlideFile(path, openslide.OpenSlide(path))
@@ -49,27 +49,27 @@ def _number(properties: Mapping[str, str], key: str) -> float | None:
 
 
 def _own_mpp(properties: Mapping[str, str]) -> tuple[float | None, float | None]:
-    """µm/px of x and y as OpenSlide states them."""
+    """µm/px of x and y by OpenSlide's own properties."""
     return _number(properties, "openslide.mpp-x"), _number(properties, "openslide.mpp-y")
 
 
 def _tiff_mpp(properties: Mapping[str, str]) -> tuple[float | None, float | None]:
-    """µm/px of x and y by the TIFF's resolution."""
+    """µm/px of x and y by the TIFF resolution tags."""
     unit_um = UM_PER_UNIT.get(properties.get("tiff.ResolutionUnit", ""))
     x, y = (of_resolution(_number(properties, f"tiff.{a}Resolution"), unit_um) for a in "XY")
     return x, y
 
 
 def mpp_sources(properties: Mapping[str, str], vendor: str) -> dict[str, float]:
-    """Every statement of the level-0 pixel size in OpenSlide's properties, the first one to trust.
+    """Collect the level-0 pixel sizes in OpenSlide's properties, most reliable source first.
 
     Args:
-        properties: of an OpenSlide handle.
-        vendor: for `generic-tiff` OpenSlide derives its mpp from the TIFF resolution.
+        properties: properties of an OpenSlide handle.
+        vendor: vendor of the slide; for `generic-tiff`, OpenSlide's mpp is the TIFF resolution.
 
     Returns:
-        "format", "tiff-resolution", "objective-power" → µm/px, only those that are there; the
-        mean of x and y.
+        "format", "tiff-resolution", "objective-power" → µm/px, the mean of x and y; only sources
+        that are present.
     """
     power = _number(properties, openslide.PROPERTY_NAME_OBJECTIVE_POWER)
     found = {
@@ -81,7 +81,7 @@ def mpp_sources(properties: Mapping[str, str], vendor: str) -> dict[str, float]:
 
 
 def _bounds(properties: Mapping[str, str], size_px: tuple[int, int]) -> tuple[int, int, int, int]:
-    """The scanned rectangle (MRXS has one), kept inside the slide."""
+    """Scanned bounds (of MRXS, for example), clipped to the slide."""
     keys = [f"openslide.bounds-{name}" for name in ("x", "y", "width", "height")]
     if any(key not in properties for key in keys):
         return 0, 0, *size_px
@@ -91,7 +91,7 @@ def _bounds(properties: Mapping[str, str], size_px: tuple[int, int]) -> tuple[in
 
 
 def over_white(rgba: np.ndarray) -> np.ndarray:
-    """Straight-alpha RGBA (h, w, 4) uint8 laid over white: (h, w, 3) uint8."""
+    """Composite straight-alpha RGBA (h, w, 4) uint8 over white: (h, w, 3) uint8."""
     alpha = rgba[..., 3]
     if alpha.min(initial=255) == 255:
         return np.ascontiguousarray(rgba[..., :3])
@@ -100,7 +100,7 @@ def over_white(rgba: np.ndarray) -> np.ndarray:
 
 
 class OpenSlideFile(Slide):
-    """A slide that OpenSlide holds open. See `stainssl.slides.slide.Slide`."""
+    """A slide opened by OpenSlide. See `stainssl.slides.slide.Slide`."""
 
     reader = "openslide"
 
@@ -121,9 +121,9 @@ class OpenSlideFile(Slide):
     def read_region(
         self, x_level0_px: int, y_level0_px: int, level: int, size_px: tuple[int, int]
     ) -> np.ndarray:
-        """A rectangle of one level, (h, w, 3) uint8 RGB; see the protocol.
+        """Read a rectangle of a level; see `Slide.read_region`.
 
-        OpenSlide's handle is dead after a failed read: every later one fails too.
+        After a failed read an OpenSlide handle is unusable: every later read fails, too.
         """
         where = f"reading level {level} at x {x_level0_px}, y {y_level0_px}"
         with translate_errors(self.path, where):

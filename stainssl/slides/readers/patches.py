@@ -1,4 +1,4 @@
-"""One picture as a slide of one level: an image file read by Pillow, or a row of an HDF5 file."""
+"""Reader `patches`: an image file (Pillow) or an image of an HDF5 file, as a slide of one level."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from stainssl.slides.hdf5_patch import is_hdf5_patch, read_picture
 from stainssl.slides.slide import Slide
 
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
-AUTO_FORMATS = ("PNG", "JPEG", "BMP")  # a TIFF that OpenSlide refuses is no slide by accident
-MODES = ("RGB", "RGBA", "L", "LA", "P", "1", "CMYK", "YCbCr")  # 8 bits a channel
-MAX_PIXELS = 100_000_000  # the whole picture stands in memory: 300 MB
+AUTO_FORMATS = ("PNG", "JPEG", "BMP")  # not TIFF: one that OpenSlide refuses is another reader's
+MODES = ("RGB", "RGBA", "L", "LA", "P", "1", "CMYK", "YCbCr")  # at most 8 bits per channel
+MAX_PIXELS = 100_000_000  # the whole image is kept in memory: 300 MB
 
 
 def recognises(path: Path) -> bool:
-    """Whether the file is a plain image, and no slide format."""
+    """Whether the path is a PNG, JPEG or BMP file, or an image of an HDF5 file."""
     if is_hdf5_patch(path):
         return True
     if not path.is_file():
@@ -54,12 +54,12 @@ def _white_backed(image: Image.Image) -> np.ndarray:
 
 
 def open_file(path: Path) -> PatchFile:
-    """Read an image file, or one picture of an HDF5 file, whole.
+    """Read an image file, or one image of an HDF5 file, into memory.
 
     Raises:
         SlideError: `unsupported` (not an image, more than 8 bits, too large), `truncated` or
             `unreadable`.
-        OSError: the machine's or the mount's fault.
+        OSError: the disk or mount failed.
     """
     with translate_errors(path, "opening"):
         if is_hdf5_patch(path):
@@ -72,13 +72,13 @@ def open_file(path: Path) -> PatchFile:
             raise SlideError(Status.UNSUPPORTED, f"{path.name}: {error}") from None
         with image:
             _refuse(image, path)
-            # Cameras turn the picture by a word in its EXIF, not by its pixels.
+            # Cameras store the rotation in the EXIF data, not in the pixels.
             upright = ImageOps.exif_transpose(image)
             return PatchFile(path, image.format or "", _white_backed(upright))
 
 
 class PatchFile(Slide):
-    """A picture in memory. See `stainssl.slides.slide.Slide`."""
+    """An image in memory. See `stainssl.slides.slide.Slide`."""
 
     reader = "patches"
 
@@ -90,14 +90,14 @@ class PatchFile(Slide):
         self.level_sizes_px = [(width, height)]
         self.downsamples = [1.0]
         self.bounds_level0_px = (0, 0, width, height)
-        # The resolution in a PNG or JPEG is that of a screen or a printer.
+        # The resolution stated by a PNG or JPEG is that of a screen or printer.
         self.mpp_sources: dict[str, float] = {}
         self.objective_power: float | None = None
 
     def read_region(
         self, x_level0_px: int, y_level0_px: int, level: int, size_px: tuple[int, int]
     ) -> np.ndarray:
-        """A rectangle of the picture, (h, w, 3) uint8 RGB, white outside; see the protocol."""
+        """Read a rectangle of the image; see `Slide.read_region`."""
         if level != 0:
             raise ValueError(f"a patch has only level 0, not level {level}")
         width, height = size_px

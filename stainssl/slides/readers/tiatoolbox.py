@@ -1,6 +1,6 @@
-"""Slides by tiatoolbox: OME-TIFF, NGFF, JPEG 2000 files, and DICOM that OpenSlide cannot read.
+"""Reader `tiatoolbox`: OME-TIFF, NGFF, JPEG 2000 files, and DICOM that OpenSlide cannot read.
 
-tiatoolbox imports torch (seconds, and some 400 MB): it is imported only to open one of these.
+tiatoolbox imports torch (some seconds and 400 MB), and is therefore imported only when needed.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from stainssl.slides.padding import read_padded
 from stainssl.slides.pixel_size import anisotropy, mean_mpp, of_size
 from stainssl.slides.slide import Slide
 
-JP2 = (b"\x00\x00\x00\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51")  # a file, a bare codestream
+JP2 = (b"\x00\x00\x00\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51")  # JP2 file, raw codestream
 DICOM, DICOM_AT = b"DICM", 128
 NGFF_FILES = (".zattrs", "zarr.json")
-UM_OBJECTIVE_POWER = 10.0  # as in `openslide_reader`
+UM_OBJECTIVE_POWER = 10.0  # as in the reader `openslide`
 
 
 def _kind(path: Path) -> str:
-    """One of "ngff", "jp2", "dicom", "ome-tiff", or "" for anything else."""
+    """Format by content: "ngff", "jp2", "dicom", "ome-tiff", or "" for any other."""
     if path.is_dir():
         return "ngff" if any((path / name).is_file() for name in NGFF_FILES) else ""
     with path.open("rb") as file:
@@ -42,12 +42,12 @@ def _kind(path: Path) -> str:
     try:
         with tifffile.TiffFile(path) as tiff:
             return "ome-tiff" if tiff.is_ome else ""
-    except Exception:  # tifffile has no error of its own for a spoiled directory
+    except Exception:  # tifffile raises many kinds for a damaged directory
         return ""
 
 
 def recognises(path: Path) -> bool:
-    """Whether the file is, by its content, of a format that OpenSlide lacks or cannot open."""
+    """Whether the content is NGFF, JPEG 2000, OME-TIFF, or DICOM that OpenSlide cannot open."""
     kind = _kind(path)
     return kind != "" and (kind != "dicom" or not _is_openslides(path))
 
@@ -61,7 +61,7 @@ def _is_openslides(path: Path) -> bool:
 
 
 def _reader(path: Path) -> Any:
-    """tiatoolbox's reader of the format, which it would otherwise choose by the file's name."""
+    """Open the file with tiatoolbox's reader for its content, not for its suffix."""
     try:
         from tiatoolbox.wsicore import wsireader
     except ModuleNotFoundError as error:
@@ -72,7 +72,7 @@ def _reader(path: Path) -> Any:
             f"{path.name} is read by tiatoolbox, which is not installed: {advice('tiatoolbox')}",
         ) from error
 
-    # What it does not find in a header it says to the root logger; here that is a status.
+    # It warns of missing metadata through the root logger; here that becomes a status.
     wsireader.logger = logging.getLogger("tiatoolbox")
     wsireader.logger.setLevel(logging.ERROR)
     kinds = {
@@ -90,14 +90,15 @@ def open_file(path: Path) -> Slide:
 
     Raises:
         SlideError: `unsupported` or `unreadable`.
-        OSError: the machine's or the mount's fault.
+        StainsslError: tiatoolbox is installed, but cannot be imported.
+        OSError: the disk or mount failed.
     """
     with translate_errors(path, "opening"):
         return ToolboxFile(path, _reader(path))
 
 
 def _stated_mpp(path: Path, info: Any) -> tuple[float | None, float | None]:
-    """µm/px of x and y; of OME by its own words, since tiatoolbox 2.1.3 leaves out the unit."""
+    """µm/px of x and y; for OME-TIFF from its metadata, as tiatoolbox 2.1.3 ignores the unit."""
     if _kind(path) == "ome-tiff":
         return _ome_mpp(path)
     if info.mpp is None:
@@ -107,7 +108,7 @@ def _stated_mpp(path: Path, info: Any) -> tuple[float | None, float | None]:
 
 
 def _ome_mpp(path: Path) -> tuple[float | None, float | None]:
-    """µm/px of x and y of an OME-TIFF's first picture, None where it states no length."""
+    """µm/px of x and y of the first image of an OME-TIFF; None if no length is stated."""
     with tifffile.TiffFile(path) as file:
         root = fromstring(file.ome_metadata or "<OME/>")
     pixels = next((one for one in root.iter() if one.tag.endswith("}Pixels")), None)
@@ -121,7 +122,7 @@ def _ome_mpp(path: Path) -> tuple[float | None, float | None]:
 
 
 class ToolboxFile(Slide):
-    """A slide that tiatoolbox holds open. See `stainssl.slides.slide.Slide`."""
+    """A slide opened by tiatoolbox. See `stainssl.slides.slide.Slide`."""
 
     reader = "tiatoolbox"
 
@@ -130,7 +131,7 @@ class ToolboxFile(Slide):
         info = opened.info
         named = str(info.vendor).lower()
         self.vendor = (_kind(path) or "unknown") if named in ("", "none") else named
-        # Of NGFF tiatoolbox 2.1.3 knows one downsample, and reads the other levels at a wrong size.
+        # For NGFF, tiatoolbox 2.1.3 gives one downsample, and reads other levels at a wrong size.
         known = info.level_dimensions[: len(info.level_downsamples)]
         self.level_sizes_px = [(int(w), int(h)) for w, h in known]
         whole = self.level_sizes_px[0]
@@ -140,7 +141,7 @@ class ToolboxFile(Slide):
         x, y = _stated_mpp(path, info)
         self.anisotropy = anisotropy(x, y)
         self.mpp_sources: dict[str, float] = {}
-        if (mpp := mean_mpp(x, y)) is not None:  # then the power may be derived from it
+        if (mpp := mean_mpp(x, y)) is not None:  # the objective power may be derived from it
             self.mpp_sources = {"format": mpp}
         elif self.objective_power and info.mpp is None:
             self.mpp_sources = {"objective-power": UM_OBJECTIVE_POWER / self.objective_power}
@@ -148,7 +149,7 @@ class ToolboxFile(Slide):
     def read_region(
         self, x_level0_px: int, y_level0_px: int, level: int, size_px: tuple[int, int]
     ) -> np.ndarray:
-        """A rectangle of one level, (h, w, 3) uint8 RGB; see the protocol."""
+        """Read a rectangle of a level; see `Slide.read_region`."""
         downsample = self.downsamples[level]
 
         def read(x: int, y: int, width: int, height: int) -> np.ndarray:
@@ -167,5 +168,5 @@ class ToolboxFile(Slide):
         return image
 
     def close(self) -> None:
-        """Let go of the reader: tiatoolbox closes its files when it is collected."""
+        """Release the reader; tiatoolbox closes its files when it is garbage collected."""
         self._opened = None

@@ -1,9 +1,9 @@
-"""JPEG-tiled TIFF slides (SVS and plain ones) decoded straight: OpenSlide's pixels, faster.
+"""Reader `tiff`: SVS and plain TIFFs with JPEG tiles, the same pixels as OpenSlide's, but faster.
 
-OpenSlide opens the slide and says what it is: levels, bounds, pixel size. Only the pixels of levels
-that are stored as JPEG tiles take the short way, tifffile for where the tiles lie and libjpeg-turbo
-for decoding them; any other level is read by OpenSlide. A tile that libjpeg has a warning for is
-handed to OpenSlide, which refuses it too unless only the end of it is odd.
+OpenSlide opens the slide and gives its levels, bounds and pixel size. Levels stored as JPEG tiles
+are decoded directly: tifffile locates the tiles, libjpeg-turbo decodes them. Other levels are read
+by OpenSlide. So is a tile for which libjpeg has a warning; OpenSlide refuses it as well, unless
+only the end of the tile is damaged.
 """
 
 from __future__ import annotations
@@ -25,25 +25,25 @@ from stainssl.slides.readers.jpeg import decode_tile
 from stainssl.slides.readers.openslide import OpenSlideFile, cache_bytes
 from stainssl.slides.slide import Slide
 
-VENDORS = ("aperio", "generic-tiff")  # whose levels are pages of plain, whole tiles
+VENDORS = ("aperio", "generic-tiff")  # their levels are TIFF pages of plain tiles
 RGB, YCBCR = 2, 6  # TIFF's photometric interpretation
 JPEG = 7  # TIFF's compression
 
 
 @dataclass(frozen=True)
 class _Level:
-    """Where the JPEG tiles of one level lie."""
+    """Location of the JPEG tiles of a level in the file."""
 
     tile_px: tuple[int, int]  # width, height
     columns: int
     offsets: tuple[int, ...]
     lengths: tuple[int, ...]
-    tables: bytes | None  # what all its tiles share
+    tables: bytes | None  # `JPEGTables`, shared by all tiles
     is_rgb: bool
 
 
 def _level(page: tifffile.TiffPage) -> _Level | None:
-    """A page's tiles, None where they are not whole, 8-bit, color and JPEG."""
+    """Tiles of a page; None if they are not complete, 8-bit, three-channel JPEG tiles."""
     is_plain = (page.bitspersample, page.samplesperpixel, page.planarconfig) == (8, 3, 1)
     is_jpeg = page.compression == JPEG and page.photometric in (RGB, YCBCR)
     if not (page.is_tiled and is_plain and is_jpeg and all(page.databytecounts)):
@@ -59,9 +59,9 @@ def _level(page: tifffile.TiffPage) -> _Level | None:
 
 
 def _levels(path: Path) -> dict[tuple[int, int], _Level]:
-    """Width and height → tiles, of the pages that can be decoded straight.
+    """Width and height → tiles, for pages that can be decoded directly.
 
-    Where several pages have one size, only OpenSlide knows which of them is the level.
+    Pages of the same size are left out, since only OpenSlide knows which of them is the level.
     """
     found: dict[tuple[int, int], _Level] = {}
     pages: Counter[tuple[int, int]] = Counter()
@@ -77,25 +77,25 @@ def _levels(path: Path) -> dict[tuple[int, int], _Level]:
 
 
 def recognises(path: Path) -> bool:
-    """Whether OpenSlide knows the file as a TIFF whose first page is of JPEG tiles.
+    """Whether it is an SVS or plain TIFF, by OpenSlide, whose first page has JPEG tiles.
 
-    Not OME-TIFF, whose pixel size and levels OpenSlide does not see.
+    OME-TIFF is excluded, since OpenSlide does not find its pixel size and levels.
     """
     if openslide.OpenSlide.detect_format(path) not in VENDORS:
         return False
     try:
         with tifffile.TiffFile(path) as file:
             return not file.is_ome and _level(file.pages.first) is not None
-    except Exception:  # tifffile has no error of its own for a spoiled directory
+    except Exception:  # tifffile raises many kinds for a damaged directory
         return False
 
 
 def open_file(path: Path) -> Slide:
-    """Open a slide; where no level can be decoded straight, it is OpenSlide's.
+    """Open a slide; if no level can be decoded directly, it is an `OpenSlideFile`.
 
     Raises:
-        SlideError: `unsupported` or `unreadable`.
-        OSError: the machine's or the mount's fault.
+        SlideError: `unsupported`, `unreadable` or `truncated`.
+        OSError: the disk or mount failed.
     """
     whole = openslide_reader.open_file(path)
     with translate_errors(path, "reading the directories"):
@@ -105,7 +105,7 @@ def open_file(path: Path) -> Slide:
 
 
 class TiffFile(Slide):
-    """A slide whose JPEG tiles are decoded here. See `stainssl.slides.slide.Slide`."""
+    """A slide whose JPEG tiles are decoded directly. See `stainssl.slides.slide.Slide`."""
 
     reader = "tiff"
 
@@ -123,7 +123,7 @@ class TiffFile(Slide):
     def read_region(
         self, x_level0_px: int, y_level0_px: int, level: int, size_px: tuple[int, int]
     ) -> np.ndarray:
-        """A rectangle of one level, (h, w, 3) uint8 RGB; see the protocol."""
+        """Read a rectangle of a level; see `Slide.read_region`."""
         tiles = self._levels[level]
         if tiles is None:
             return self._whole.read_region(x_level0_px, y_level0_px, level, size_px)
@@ -139,7 +139,7 @@ class TiffFile(Slide):
     def _only_tile(
         self, level: int, tiles: _Level, corner: tuple[int, int], size_px: tuple[int, int]
     ) -> int | None:
-        """The tile that a rectangle (px of the level) is, None where it is not just one."""
+        """Index of the tile that equals a rectangle in level px; None if it is not just one."""
         (left, top), (wide, high) = corner, tiles.tile_px
         if size_px != tiles.tile_px or left % wide or top % high or min(corner) < 0:
             return None
@@ -151,7 +151,7 @@ class TiffFile(Slide):
     def _pasted(
         self, level: int, tiles: _Level, left: int, top: int, size_px: tuple[int, int]
     ) -> np.ndarray:
-        """White, with every tile that the rectangle (px of the level) touches laid onto it."""
+        """Assemble a rectangle in level px from the tiles that it touches; white outside."""
         (width, height), (wide, high) = self.level_sizes_px[level], tiles.tile_px
         right, bottom = min(left + size_px[0], width), min(top + size_px[1], height)
         out = np.empty((size_px[1], size_px[0], 3), np.uint8)
@@ -170,9 +170,9 @@ class TiffFile(Slide):
         return out
 
     def _tile(self, level: int, tiles: _Level, index: int, is_part: bool) -> np.ndarray:
-        """One decoded tile (h, w, 3), from the most recent ones or from the file.
+        """One tile (h, w, 3), from the cache or decoded.
 
-        Of a tile of which only a part is wanted a neighbour will want the rest: it is kept.
+        It is cached only if a part of it is used, as a neighbouring region will use the rest.
         """
         key = level, index
         tile = self._cache.pop(key, None)
@@ -198,7 +198,7 @@ class TiffFile(Slide):
             return self._by_openslide(level, tiles, index)
 
     def _by_openslide(self, level: int, tiles: _Level, index: int) -> np.ndarray:
-        """One tile by a handle of its own: OpenSlide's is dead after a failed read."""
+        """Read one tile by a new OpenSlide handle: a handle is unusable after a failed read."""
         row, column = divmod(index, tiles.columns)
         wide, high = tiles.tile_px
         corner = [round(v * self.downsamples[level]) for v in (column * wide, row * high)]
@@ -206,7 +206,7 @@ class TiffFile(Slide):
             return whole.read_region(corner[0], corner[1], level, tiles.tile_px)
 
     def close(self) -> None:
-        """Free the handles and the tiles."""
+        """Close the files and clear the cache."""
         self._cache.clear()
         if self._file >= 0:
             os.close(self._file)

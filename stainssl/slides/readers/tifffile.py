@@ -1,7 +1,7 @@
-"""Ordinary TIFFs by tifffile: strips, big-endian tiles, any compression that imagecodecs decodes.
+"""Reader `tifffile`: TIFFs that OpenSlide does not read as slides.
 
-What OpenSlide does not take for a slide: pictures of Fiji and of photo programs, WebP and PNG in
-TIFF. Only the strips or tiles under a region are decoded.
+These are TIFFs in strips or big-endian tiles, images saved by Fiji and photo software, and any
+compression that imagecodecs decodes. Only the strips or tiles under a region are decoded.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 RGB, PALETTE, YCBCR = 2, 3, 6  # TIFF's photometric interpretation
 GRAY = (0, 1)
 UNCOMPRESSED, JPEG = 1, 7  # TIFF's compression
-# Compressions whose pieces state a size of their own, by the name of Pillow's reader of it.
+# Compressions whose segments have a header with a size → Pillow's name of the format.
 OWN_SIZE = {33003: ("JPEG2000",), 33004: ("JPEG2000",), 33005: ("JPEG2000",), 34712: ("JPEG2000",)}
 OWN_SIZE |= {34933: ("PNG",), 50001: ("WEBP",), 34927: ("WEBP",)}
-PLANAR = 2  # TIFF's planar configuration: one segment a channel
-REDUCED = 1  # a bit of NewSubfileType: a smaller copy of another page
-MAX_ASPECT_ERROR = 0.02  # of a smaller level's width to height, from rounding its size
-MAX_SEGMENT_PX = 100_000_000  # a strip or tile is decoded whole: 300 MB
-CACHE_BYTES = 256 * 2**20  # decoded strips that the next regions want too
+PLANAR = 2  # TIFF's planar configuration: channels in separate segments
+REDUCED = 1  # bit of NewSubfileType: a reduced copy of another page
+MAX_ASPECT_ERROR = 0.02  # relative difference of a level's aspect ratio, from rounding its size
+MAX_SEGMENT_PX = 100_000_000  # a strip or tile is decoded in one piece: 300 MB
+CACHE_BYTES = 256 * 2**20  # decoded segments, reused by neighbouring regions
 TO_PYRAMID = (
     "convert it: vips tiffsave {name} out.tif --tile --pyramid --bigtiff --compression jpeg --Q 90"
 )
 
 
 def recognises(path: Path) -> bool:
-    """Whether the file starts as TIFF and BigTIFF do."""
+    """Whether the file starts like a TIFF or BigTIFF."""
     if not path.is_file():
         return False
     with path.open("rb") as file:
@@ -50,12 +50,12 @@ def recognises(path: Path) -> bool:
 
 
 def open_file(path: Path) -> Slide:
-    """Open an ordinary TIFF.
+    """Open a TIFF.
 
     Raises:
-        SlideError: `unsupported` (gray, a stack, more than 8 bits, a compression that nothing here
-            decodes) or `unreadable`.
-        OSError: the machine's or the mount's fault.
+        SlideError: `unsupported` (grayscale, a stack, more than 8 bits, rotated, a compression
+            without a decoder, or compressed in too large a piece) or `unreadable`.
+        OSError: the disk or mount failed.
     """
     with translate_errors(path, "opening"):
         return TifffileFile(path)
@@ -63,16 +63,16 @@ def open_file(path: Path) -> Slide:
 
 @dataclass(frozen=True)
 class _Level:
-    """One page, cut into segments (strips or tiles) of one size."""
+    """A page of the TIFF, divided into segments (strips or tiles) of one size."""
 
     page: tifffile.TiffPage
     size_px: tuple[int, int]  # width, height
     segment_px: tuple[int, int]
     columns: int
-    per_channel: int  # segments of one channel where each has its own, else 0
+    per_channel: int  # segments per channel if channels are stored separately, else 0
 
     def rows_of(self, index: int) -> int:
-        """How many rows of the picture a segment has: the last strip may have fewer."""
+        """Number of image rows in a segment; the last strip may have fewer."""
         row = (index % self.per_channel if self.per_channel else index) // self.columns
         return min(self.segment_px[1], self.size_px[1] - row * self.segment_px[1])
 
@@ -92,10 +92,10 @@ def _refuse(path: Path, what: str) -> SlideError:
 
 
 def _check(path: Path, page: tifffile.TiffPage) -> None:
-    """Raise `unsupported` for a page that is no 8-bit color picture.
+    """Check that a page is an upright 8-bit RGB image that can be decoded.
 
     Raises:
-        SlideError: what it is, and what to do.
+        SlideError: `unsupported`, with what to do.
     """
     compression = getattr(page.compression, "name", page.compression)
     kind = f"is a TIFF of {page.imagewidth}×{page.imagelength} px ({compression}) that"
@@ -113,7 +113,7 @@ def _check(path: Path, page: tifffile.TiffPage) -> None:
     if page.dtype != np.uint8:
         raise _refuse(path, f"{kind} has {page.dtype} values: convert it to 8-bit RGB")
     try:
-        page.decode(None, 0)  # an empty segment: raises where there is no decoder
+        page.decode(None, 0)  # an empty segment: raises if there is no decoder
     except ValueError as error:
         raise _refuse(
             path, f"{kind} cannot be read ({error}); {TO_PYRAMID.format(name=path.name)}"
@@ -130,13 +130,17 @@ def _check_segment(path: Path, level: _Level) -> None:
 
 
 def _is_mapped(page: tifffile.TiffPage) -> bool:
-    """Whether the pixels stand in the file as they are in memory."""
+    """Whether the page is uncompressed and contiguous, so that it can be memory-mapped."""
     is_plain = page.compression == UNCOMPRESSED and page.planarconfig != PLANAR
     return bool(is_plain and page.fillorder == 1 and page.is_contiguous and not page.is_tiled)
 
 
 def _pages(path: Path, file: tifffile.TiffFile) -> list[tifffile.TiffPage]:
-    """The first page and its smaller copies, finest first."""
+    """The first page and its reduced copies, finest first.
+
+    Raises:
+        SlideError: `unsupported`, a stack of images.
+    """
     first, *others = [page.aspage() for page in file.pages]
     copies = [page for page in others if page.subfiletype & REDUCED]
     stack = [p for p in others if p not in copies and p.shape == first.shape]
@@ -157,7 +161,7 @@ def _pages(path: Path, file: tifffile.TiffFile) -> list[tifffile.TiffPage]:
 
 
 def _resolution(page: tifffile.TiffPage, axis: str) -> float | None:
-    """Pixels in a unit of length, None where the page does not say."""
+    """Pixels per unit of length; None if the page does not state it."""
     tag = page.tags.get(f"{axis}Resolution")
     if tag is None or not tag.value[1] or not tag.value[0]:
         return None
@@ -165,7 +169,7 @@ def _resolution(page: tifffile.TiffPage, axis: str) -> float | None:
 
 
 def _unit_um(file: tifffile.TiffFile, page: tifffile.TiffPage) -> float | None:
-    """µm in the unit of the resolution; Fiji writes its unit as a word of its own."""
+    """µm per unit of the resolution, or None; Fiji states its unit in its own metadata."""
     word = str((file.imagej_metadata or {}).get("unit", "")).replace("\\u00B5", "µ")
     if word:
         return UM_PER_UNIT.get(word.strip().lower())
@@ -174,7 +178,7 @@ def _unit_um(file: tifffile.TiffFile, page: tifffile.TiffPage) -> float | None:
 
 
 class TifffileFile(Slide):
-    """An ordinary TIFF. See `stainssl.slides.slide.Slide`."""
+    """A TIFF read by tifffile. See `stainssl.slides.slide.Slide`."""
 
     reader = "tifffile"
 
@@ -202,7 +206,7 @@ class TifffileFile(Slide):
     def read_region(
         self, x_level0_px: int, y_level0_px: int, level: int, size_px: tuple[int, int]
     ) -> np.ndarray:
-        """A rectangle of one level, (h, w, 3) uint8 RGB; see the protocol."""
+        """Read a rectangle of a level; see `Slide.read_region`."""
 
         def read(x: int, y: int, width: int, height: int) -> np.ndarray:
             return self._inside(level, x, y, width, height)
@@ -215,7 +219,7 @@ class TifffileFile(Slide):
             return read_padded(read, corner, size_px, self.level_sizes_px[level])
 
     def _inside(self, level: int, x: int, y: int, width: int, height: int) -> np.ndarray:
-        """(h, w, 3) of a rectangle that lies wholly in the level."""
+        """Read a rectangle that lies completely inside the level: (h, w, 3)."""
         found = self._levels[level]
         if _is_mapped(found.page):
             return self._mapped(found, x, y, width, height)
@@ -236,7 +240,7 @@ class TifffileFile(Slide):
         return _color(np.array(pixels[y : y + height, x : x + width]))
 
     def _segment(self, level: int, index: int) -> np.ndarray:
-        """One strip or tile, (h, w, 3), from the most recent ones or from the file."""
+        """One strip or tile, (h, w, 3), from the cache or decoded."""
         key = level, index
         segment = self._cache.pop(key, None)
         if segment is None:
@@ -252,17 +256,18 @@ class TifffileFile(Slide):
         return _color(np.concatenate(parts, axis=2))
 
     def _channels(self, level: _Level, index: int) -> np.ndarray:
-        """(h, w, channels) of one segment as it stands in the file.
+        """Decode one segment of the file: (h, w, channels), one channel if they are separate.
 
         Raises:
-            ValueError: it cannot be decoded, or its own header says that it has another size.
+            SlideError: `truncated`.
+            ValueError: the segment cannot be decoded, or its header states a wrong size.
         """
         page, (wide, high) = level.page, level.segment_px
         length = page.databytecounts[index]
         data = os.pread(self._file, length, page.dataoffsets[index])
         if len(data) < length:
             raise SlideError(Status.TRUNCATED, f"The file ends inside piece {index}.")
-        if not data:  # a piece without bytes is blank
+        if not data:  # an empty segment is blank
             samples = 1 if level.per_channel else page.samplesperpixel
             return np.full((high, wide, samples), 255, np.uint8)
         rows = level.rows_of(index)
@@ -277,7 +282,7 @@ class TifffileFile(Slide):
         return found
 
     def close(self) -> None:
-        """Free the handle and what was decoded."""
+        """Close the file and clear the cache."""
         self._cache.clear()
         if self._file >= 0:
             os.close(self._file)
@@ -285,7 +290,7 @@ class TifffileFile(Slide):
 
 
 def _check_header(data: bytes, compression: int, size_px: tuple[int, int]) -> None:
-    """Raise ValueError where a piece that is a picture of its own says that it is larger."""
+    """Raise ValueError if the header of a JPEG 2000, PNG or WebP segment states a larger size."""
     if compression not in OWN_SIZE:
         return
     with Image.open(io.BytesIO(data), formats=OWN_SIZE[compression]) as image:
@@ -296,5 +301,5 @@ def _check_header(data: bytes, compression: int, size_px: tuple[int, int]) -> No
 
 
 def _color(pixels: np.ndarray) -> np.ndarray:
-    """(h, w, 3) of (h, w, 3 or 4): alpha laid over white."""
+    """Composite (h, w, 3 or 4) uint8 over white: (h, w, 3)."""
     return over_white(pixels) if pixels.shape[2] == 4 else pixels
