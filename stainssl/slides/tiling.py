@@ -1,6 +1,6 @@
-"""From a slide to its table of tiles: the grid, what lies under each tile, and which are kept.
+"""Tiling of a slide: the grid, the tissue and quality of each tile, and which tiles are kept.
 
-Planes: level-0 px for positions, px of the mask for areas, µm for nothing but scale.
+Positions are in level-0 px; areas are measured in px of the tissue mask.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from stainssl.slides.scale import READ_PX, level_for, read_rectangle
 from stainssl.slides.slide import Slide
 from stainssl.slides.tissue import TissueMap
 
-BACKGROUND = "background"  # a place of the grid without any tissue: counted, has no row
+BACKGROUND = "background"  # grid positions without any tissue: counted, but not in the table
 REASONS = ("pen", "tissue", "blur", "pale", "region")
-"""Why a tile is not kept, the first that holds: more ink, less tissue, less sharp or less saturated
-than the limits say, or outside of the outlines in which tiles are to stand."""
+"""Why a tile is discarded, the first that applies: more ink, less tissue, lower sharpness or lower
+saturation than the limits, or outside the annotated regions."""
 COLUMNS = (
     "tile", "x", "y", "side", "tissue", "sharpness", "pen", "saturation", "od", "kept", "reason",
 )  # fmt: skip
@@ -31,12 +31,12 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class TileGrid:
-    """Squares of one size at a regular stride, all inside a slide's bounds.
+    """Squares of one size at a regular stride, completely inside a slide's bounds.
 
     Attributes:
         x_level0_px: (columns,) int64, left edges.
         y_level0_px: (rows,) int64, top edges.
-        side_level0_px: side, a fraction where the two scales do not divide.
+        side_level0_px: side of a square, not always an integer.
     """
 
     x_level0_px: np.ndarray
@@ -47,20 +47,20 @@ class TileGrid:
         return len(self.x_level0_px) * len(self.y_level0_px)
 
     def corners(self) -> tuple[np.ndarray, np.ndarray]:
-        """x and y of every tile, (n,) int64 each, row by row: the tile's number is its index."""
+        """x and y of every tile, (n,) int64 each, row by row; a tile's number is its index."""
         y, x = np.meshgrid(self.y_level0_px, self.x_level0_px, indexing="ij")
         return x.ravel(), y.ravel()
 
 
 @dataclass(frozen=True)
 class TileLimits:
-    """What a tile must meet to be kept; None is no limit.
+    """Criteria for keeping a tile; None is no limit.
 
     Attributes:
-        min_tissue: share of the tile's area under the tissue mask.
-        max_pen: share of the tile's area under ink.
-        min_sharpness: see `quality.Figures`; a flat tile has none and is not judged.
-        min_saturation: mean HSV saturation, 0–1.
+        min_tissue: least share of the tile's area that is tissue.
+        max_pen: largest share of the tile's area that is ink.
+        min_sharpness: see `quality.Figures`; a flat tile has no sharpness, and is not discarded.
+        min_saturation: least mean HSV saturation, 0–1.
     """
 
     min_tissue: float = 0.5
@@ -81,21 +81,21 @@ def grid(
     size_px: int,
     overlap_px: int = 0,
 ) -> TileGrid:
-    """Squares of `size_px` at `mpp` that lie wholly inside the bounds.
+    """Create the grid of tiles of `size_px` at `mpp` that lie completely inside the bounds.
 
-    Positions are whole level-0 px, rounded down from the exact stride, so that rounding never
-    adds up from tile to tile; the side stays exact.
+    Positions are multiples of the exact stride, rounded down to whole level-0 px, so that rounding
+    errors do not add up; the side is exact.
 
     Args:
         bounds_level0_px: x, y, width, height.
-        slide_mpp: µm in a level-0 px.
-        mpp: µm in a px of the tile.
+        slide_mpp: µm/px of level 0.
+        mpp: µm/px of the tiles.
         size_px: side of a tile at `mpp`.
-        overlap_px: of neighbouring tiles at `mpp`, below `size_px`.
+        overlap_px: overlap of neighbouring tiles at `mpp`, less than `size_px`.
 
     Raises:
-        SlideError: `too-small` where not one tile fits.
-        ValueError: the size is not positive, or the overlap is not below it.
+        SlideError: `too-small` if no tile fits.
+        ValueError: `size_px` is not positive, or `overlap_px` is negative or not below it.
     """
     if size_px < 1 or not 0 <= overlap_px < size_px:
         raise ValueError(
@@ -115,11 +115,11 @@ def grid(
 
 
 def area_shares(mask: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-    """The share of each box that a mask covers, fractions of a px counted exactly.
+    """Share of each box that is covered by a mask, exact to fractions of a px.
 
     Args:
         mask: (h, w) bool.
-        boxes: (n, 4) float, x0, y0, x1, y1 in the mask's px; what lies outside is not covered.
+        boxes: (n, 4) float, x0, y0, x1, y1 in px of the mask; the outside counts as not covered.
 
     Returns:
         (n,) float64, 0–1.
@@ -127,7 +127,7 @@ def area_shares(mask: np.ndarray, boxes: np.ndarray) -> np.ndarray:
     height, width = mask.shape
     if not mask.any():
         return np.zeros(len(boxes))
-    sums = cv2.integral(mask.view(np.uint8), sdepth=cv2.CV_32S)  # exact: fewer than 2^31 px
+    sums = cv2.integral(mask.view(np.uint8), sdepth=cv2.CV_32S)  # exact below 2^31 px
 
     def upto(x: np.ndarray, y: np.ndarray) -> np.ndarray:
         x, y = np.clip(x, 0, width), np.clip(y, 0, height)
@@ -143,7 +143,7 @@ def area_shares(mask: np.ndarray, boxes: np.ndarray) -> np.ndarray:
 
 
 def _blocks(x: np.ndarray, y: np.ndarray, block_px: float) -> Iterator[np.ndarray]:
-    """Places of the tiles whose corners lie in one square of `block_px`, square by square."""
+    """Yield the indices of the tiles whose corners are in one square of `block_px` px."""
     if not len(x):
         return
     key = np.column_stack([y // block_px, x // block_px]).astype(np.int64)
@@ -153,26 +153,26 @@ def _blocks(x: np.ndarray, y: np.ndarray, block_px: float) -> Iterator[np.ndarra
 
 
 def measure_tiles(slide: Slide, tiles: pd.DataFrame, slide_mpp: float) -> Figures:
-    """The figures of tiles, read in large regions: each part of the slide is decoded about once.
+    """Measure the quality of tiles, reading large regions so that little is decoded twice.
 
     Args:
-        slide: an open slide; regions are measured side by side, as many as it has readers.
-        tiles: `x`, `y`, `side` in level-0 px.
-        slide_mpp: µm in a level-0 px.
+        slide: open slide; `slide.readers` regions are measured in parallel.
+        tiles: table with the columns `x`, `y`, `side` in level-0 px.
+        slide_mpp: µm/px of level 0.
 
     Returns:
-        Figures in the order of `tiles`.
+        Quality of the tiles, in the order of `tiles`.
 
     Raises:
         SlideError, OSError: as `Slide.read_region`.
     """
-    ratio = max(SHARPNESS_MPP / slide_mpp, 1.0)  # a coarser slide is judged at its own scale
+    ratio = max(SHARPNESS_MPP / slide_mpp, 1.0)  # a coarser slide is measured at its own mpp
     block_level0_px = READ_PX * slide.downsamples[level_for(slide.downsamples, ratio)]
     x, y, side = (tiles[name].to_numpy(float) for name in ("x", "y", "side"))
     found = np.full((len(tiles), 3), np.nan, np.float32)
 
     def work(rows: np.ndarray) -> None:
-        # On one grid for the whole slide and with a px of rim, so that blocks change nothing.
+        # A common pixel grid and a margin of one px make the result independent of the blocks.
         left = max(0, math.floor(x[rows].min() / ratio) - 1) * ratio
         top = max(0, math.floor(y[rows].min() / ratio) - 1) * ratio
         right, bottom = (x[rows] + side[rows]).max(), (y[rows] + side[rows]).max()
@@ -189,7 +189,7 @@ def measure_tiles(slide: Slide, tiles: pd.DataFrame, slide_mpp: float) -> Figure
 
 
 def reasons(tiles: pd.DataFrame, limits: TileLimits) -> np.ndarray:
-    """Why each tile is not kept, "" where it is: (n,) object array of `REASONS`."""
+    """(n,) reason why each tile is discarded, of `REASONS`; "" for tiles that are kept."""
     none = pd.Series(False, tiles.index)
     tests: Mapping[str, pd.Series] = {
         "pen": none if limits.max_pen is None else tiles["pen"] > limits.max_pen,
@@ -198,16 +198,16 @@ def reasons(tiles: pd.DataFrame, limits: TileLimits) -> np.ndarray:
         "pale": none
         if limits.min_saturation is None
         else tiles["saturation"] < limits.min_saturation,
-        "region": none,  # `annotations.within` judges it
+        "region": none,  # set by `annotations.within`
     }
     return np.select([tests[name] for name in REASONS], list(REASONS), default="")
 
 
 def places(slide: Slide, slide_mpp: float, squares: TileGrid, tissue: TissueMap) -> pd.DataFrame:
-    """The squares that have any tissue, in the grid's order, without reading a pixel.
+    """List the squares of a grid that contain any tissue, without reading pixels.
 
     Returns:
-        `tile`, `x`, `y`, `side`, `tissue`, `pen` as in `tile_table`.
+        The columns `tile`, `x`, `y`, `side`, `tissue`, `pen` of `tile_table`, in grid order.
     """
     x, y = squares.corners()
     left, top = slide.bounds_level0_px[:2]
@@ -224,19 +224,19 @@ def places(slide: Slide, slide_mpp: float, squares: TileGrid, tissue: TissueMap)
 def tile_table(
     slide: Slide, slide_mpp: float, squares: TileGrid, tissue: TissueMap, limits: TileLimits
 ) -> pd.DataFrame:
-    """The tiles of a slide that have any tissue, kept or not.
+    """List the tiles of a slide that contain any tissue, whether they are kept or not.
 
     Args:
-        slide: an open slide.
-        slide_mpp: µm in a level-0 px.
-        squares: where tiles may lie.
-        tissue: masks whose origin is the corner of the slide's bounds.
-        limits: what a kept tile meets.
+        slide: open slide.
+        slide_mpp: µm/px of level 0.
+        squares: grid of tiles.
+        tissue: tissue map, with its origin at the corner of the slide's bounds.
+        limits: criteria for keeping a tile.
 
     Returns:
-        A row per tile with tissue, in the grid's order: `tile` (its number in the grid), `x`, `y`,
-        `side` (level-0 px), `tissue`, `pen` (shares of its area), `sharpness`, `saturation`, `od`
-        (see `quality.Figures`), `kept`, `reason`. The rest of the grid has no tissue.
+        One row per tile, in grid order: `tile` (number in the grid), `x`, `y`, `side` (level-0
+        px), `tissue`, `pen` (shares of its area), `sharpness`, `saturation`, `od` (see
+        `quality.Figures`), `kept`, `reason`.
 
     Raises:
         SlideError, OSError: as `Slide.read_region`.
@@ -249,10 +249,14 @@ def tile_table(
 
 
 def counts(tiles: pd.DataFrame, places: int) -> dict[str, int]:
-    """Tiles kept, tiles by reason, and places of the grid without tissue.
+    """Count the kept tiles, the discarded tiles by reason, and grid positions without tissue.
+
+    Args:
+        tiles: result of `tile_table`.
+        places: number of positions in the grid.
 
     Returns:
-        `kept`, each of `REASONS`, and `background`; they add up to `places`.
+        Counts of `kept`, each of `REASONS`, and `background`, which add up to `places`.
     """
     by_reason = tiles["reason"].value_counts()
     found = {"kept": int(tiles["kept"].sum())}

@@ -1,8 +1,8 @@
-"""Where tissue is on a thumbnail: not glass, ink, frame, shadow or dust.
+"""Tissue segmentation on a thumbnail, without glass, ink, frames, shadows and dust.
 
-Color is judged in optical density against the slide's own glass, so that a grey or tinted white
-is not tissue. Saturation here is the spread of a pixel's optical densities (largest channel less
-smallest): stain has it however pale, and shadow, glass edges and black frames have none.
+Colors are optical densities relative to the slide's own glass, so that grey or tinted glass is not
+tissue. Saturation here means the difference between the largest and smallest channel of the
+optical density: pale stain has it, while shadows, glass edges and black frames do not.
 """
 
 from __future__ import annotations
@@ -21,100 +21,100 @@ from stainssl.slides import maskers
 from stainssl.slides.bits import Bits, ellipse, square
 from stainssl.slides.glass import brightest_smooth_area
 
-SMOOTH_UM = 4.0  # standard deviation of the blur that takes out JPEG and sensor noise
-# Otsu's threshold is kept inside these (base-10 optical density): below the floor is the noise of
-# glass; above the ceiling a dark tumour would push the threshold past pale stroma and fat.
+SMOOTH_UM = 4.0  # standard deviation of the blur that removes JPEG and sensor noise
+# Otsu's thresholds are clamped to these (base-10 optical density): below the floor is the noise of
+# glass; above the ceiling, a dark tumour would raise the threshold above pale stroma and fat.
 SATURATION_FLOOR, SATURATION_CEILING = 0.012, 0.03
 DENSITY_FLOOR, DENSITY_CEILING = 0.02, 0.06
-NOISE_DEVIATIONS = 4.0  # of the glass's own saturation, above its median, before it is stain
-WALL_SATURATION = 0.006  # of the walls of fat cells, thinner than a px; noise raises it
-HALO_PX = 8  # a block of JPEG: so far the color of dense tissue bleeds onto glass
-CLOSE_UM = 16.0  # radius that joins tissue
-WALLS_CLOSE_UM = 56.0  # radius that joins the walls of fat cells, which are some 80–110 µm wide
-BULK_UM = 24.0  # radius of what is no wall
-INK_GROW_UM = 24.0  # the soft edge of a stroke
-INK_REACH_UM = 2000.0  # how far a faint stroke is followed from where its color is plain
-INK_MPP = 16.0  # µm/px at which ink is told: strokes are wide
-FRAME_DENSITY = 1.2  # what is black to this optical density and touches the border is no slide
-SAMPLE = 100_000  # pixels that thresholds and the glass's color are estimated from
-MIN_GLASS_SAMPLE = 1000  # pixels of glass in the sample, below which its noise is not estimated
-MAD_TO_DEVIATION = 1.4826  # of a normal distribution: standard deviation over median deviation
-TOP_PERCENT = 99.5  # of values, at which Otsu's histogram ends: a speck must not stretch it
-MIN_BLUR_PX = 0.3  # standard deviation below which a blur changes nothing
-STRIP_PX = 16  # rows that are tested at once
-STRIPS = 8  # that a thread tests before it takes the next
-EPS_OD = 1e-3  # optical density below which no ratio is taken
+NOISE_DEVIATIONS = 4.0  # stain exceeds the median saturation of glass by this many deviations
+WALL_SATURATION = 0.006  # least saturation of fat cell walls, thinner than a px; or that of noise
+HALO_PX = 8  # a JPEG block: the color of dense tissue bleeds this far onto glass
+CLOSE_UM = 16.0  # closing radius of tissue
+WALLS_CLOSE_UM = 56.0  # closing radius of fat cell walls; the cells are about 80–110 µm wide
+BULK_UM = 24.0  # opening radius that removes walls from dense tissue
+INK_GROW_UM = 24.0  # dilation of ink, for the soft edge of a stroke
+INK_REACH_UM = 2000.0  # faint ink is followed this far from ink of a plain color
+INK_MPP = 16.0  # µm/px at which ink is detected: strokes are wide
+FRAME_DENSITY = 1.2  # least optical density of a black frame, which touches the border
+SAMPLE = 100_000  # pixels from which thresholds and the color of glass are estimated
+MIN_GLASS_SAMPLE = 1000  # least number of glass pixels from which its noise is estimated
+MAD_TO_DEVIATION = 1.4826  # standard deviation over median absolute deviation, if normal
+TOP_PERCENT = 99.5  # percentile at which Otsu's histogram ends, so that specks do not stretch it
+MIN_BLUR_PX = 0.3  # a blur with a smaller standard deviation changes nothing
+STRIP_PX = 16  # rows processed at once
+STRIPS = 8  # strips per task of a thread
+EPS_OD = 1e-3  # least denominator of a ratio of optical densities
 
 # Glass, in grey levels.
-MIN_GLASS = 180  # nothing darker is taken for glass
-GLASS_SPREAD = 40  # the channels of glass are no further apart
-MIN_PADDING = 254  # pure white, which scanners put where nothing was scanned
-PADDING_SHARE = 0.1  # of the bright pixels that must be no padding for it to be left out
-GLASS_SHARE = 0.005  # of the picture that must be glass for its color to be taken
-MODE_WIDTH, MODE_REACH = 5, 3  # the commonest grey is counted over these; so far from it is glass
-DEFAULT_WHITE, DEFAULT_REACH = 245.0, 15.0  # where no glass is in the picture
+MIN_GLASS = 180  # glass is not darker in any channel
+GLASS_SPREAD = 40  # largest difference between the channels of glass
+MIN_PADDING = 254  # pure white, by which scanners fill areas that were not scanned
+PADDING_SHARE = 0.1  # padding is left out if more than this share of bright px is not padding
+GLASS_SHARE = 0.005  # least share of the image that must be glass to measure its color
+MODE_WIDTH, MODE_REACH = 5, 3  # window of the mode of grey levels; distance from it that is glass
+DEFAULT_WHITE, DEFAULT_REACH = 245.0, 15.0  # for an image without glass
 
-# Ink, in optical densities of a channel (`_OD`), of the mean of the three (`_MEAN`, `_TIMES`: in
-# medians of the slide's stained px), and in ratios of two channels' densities (`RED_GREEN`: red
-# over green). At 16 µm/px real H&E has red over green 0.06–0.8, blue over green 0.35–0.85, and no
-# channel above 1.1.
-MIN_INK_UM2 = 10_000.0  # a smaller spot is pigment or a fold
-BLUE_OD, BLUE_RED_GREEN, BLUE_MARGIN_OD = 0.12, 1.15, 0.02  # blue and green ink: red most
-OVER_TISSUE_OD, OVER_TISSUE_TIMES = 0.2, 1.2  # the same over tissue: red
-CLEAR_OD, CLEAR_RED_GREEN, CLEAR_TIMES = 0.35, 0.7, 1.3  # blue ink over tissue: red
-CLEAR_OF_USUAL, CLEAR_BLUE_RED = 0.6, 0.7  # its blue over red: in the slide's median; at most
+# Ink. Names: `_OD` is the optical density of a channel, `_MEAN` that of the mean of the channels,
+# `_TIMES` the latter in multiples of the median of the slide's stained px, `RED_GREEN` the ratio of
+# red to green density. At 16 µm/px, real H&E has red over green 0.06–0.8, blue over green
+# 0.35–0.85, and no channel above 1.1.
+MIN_INK_UM2 = 10_000.0  # smaller spots are pigment or folds
+BLUE_OD, BLUE_RED_GREEN, BLUE_MARGIN_OD = 0.12, 1.15, 0.02  # blue, green ink: red absorbed most
+OVER_TISSUE_OD, OVER_TISSUE_TIMES = 0.2, 1.2  # the same over tissue: density of red
+CLEAR_OD, CLEAR_RED_GREEN, CLEAR_TIMES = 0.35, 0.7, 1.3  # blue ink over tissue: density of red
+CLEAR_OF_USUAL, CLEAR_BLUE_RED = 0.6, 0.7  # its blue over red: times the slide's median; at most
 RED_OD, RED_RED_GREEN, RED_BLUE_GREEN = 0.45, 0.16, 0.75  # red ink: green; blood has more red
-BLACK_OD, BLACK_EVEN = 0.6, 0.72  # black ink: least channel; in the most absorbed one
+BLACK_OD, BLACK_EVEN = 0.6, 0.72  # black ink: smallest channel; its ratio to the largest
 BLACK_LESS_EVEN, BLACK_TIMES = 0.5, 2.5  # the same over tissue
-OFTEN_PERCENT = 95  # of the slide's red over green, from which its own bluest is told
-BLUEST_MORE, MIN_BLUEST, MAX_BLUEST = 0.1, 0.9, 1.05  # red over green
-BEYOND_MORE, MIN_BEYOND, BEYOND_UNKNOWN = 0.2, 0.97, 1.15
-# Faint ink: the same colors, followed from where they are plain.
+OFTEN_PERCENT = 95  # percentile of the slide's red over green that its limits are based on
+BLUEST_MORE, MIN_BLUEST, MAX_BLUEST = 0.1, 0.9, 1.05  # `_Stain.bluest`: added; range
+BEYOND_MORE, MIN_BEYOND, BEYOND_UNKNOWN = 0.2, 0.97, 1.15  # `_Stain.beyond`: added; least; default
+# Faint ink: the same colors, where they are connected to ink of a plain color.
 FAINT_TIMES = 1.6
 FAINT_BLUE_OD, FAINT_BLUE_RED_GREEN = 0.06, 1.05
 FAINT_RED_OD, FAINT_RED_RED_GREEN, FAINT_RED_BLUE_GREEN = 0.25, 0.3, 0.62
 FAINT_DARK_OD, FAINT_DARK_RED_GREEN = 0.25, 0.8
 FAINT_OVER_TISSUE_TIMES = 1.15
 FAINT_BLACK_OD, FAINT_BLACK_EVEN = 0.3, 0.55
-# Strange ink: colors that stain may have, and that are ink where a stroke of them lies on glass.
-YELLOW_OD, YELLOW_BLUE_GREEN = 0.2, 1.25  # orange, yellow, brown: blue
-VIOLET_OD, VIOLET_RED_GREEN = 0.3, 0.25  # green; eosin has less red
-VIOLET_BLUE_GREEN, VIOLET_OF_USUAL = 0.35, 0.72  # at most; in the slide's median
-PINK_OD, PINK_RED_GREEN = 0.7, 0.04  # green; eosin has a red over green of 0.07 and more
-OPAQUE_OD, OPAQUE_TIMES = 1.6, 4.0  # the most absorbed channel, above any tissue's
+# Unusual ink: colors that a stain may have too, and that are ink if the stroke lies on glass.
+YELLOW_OD, YELLOW_BLUE_GREEN = 0.2, 1.25  # orange, yellow, brown: density of blue
+VIOLET_OD, VIOLET_RED_GREEN = 0.3, 0.25  # density of green; eosin has less red
+VIOLET_BLUE_GREEN, VIOLET_OF_USUAL = 0.35, 0.72  # at most; times the slide's median
+PINK_OD, PINK_RED_GREEN = 0.7, 0.04  # density of green; eosin has a red over green from 0.07
+OPAQUE_OD, OPAQUE_TIMES = 1.6, 4.0  # largest channel, above that of any tissue
 FAINT_STRANGE_OD, FAINT_YELLOW_BLUE_GREEN = 0.08, 1.0
-MIXED_MEAN, MIXED_RED_GREEN = 0.1, 0.75  # px that count for it; grey and green have more red
-MIXED_BLUE_GREEN, MIXED_SHARE = 0.9, 0.3  # between H&E and yellow; of yellow px: yellow is stain
-RIM_PX = (2, 4)  # from a piece at `INK_MPP`: where its surroundings are looked at
-GLASS_RIM, GLASS_OD = 0.5, 0.06  # share of the rim that is glass; most absorbed channel of glass
+MIXED_MEAN, MIXED_RED_GREEN = 0.1, 0.75  # px to count: least density; grey and green have more red
+MIXED_BLUE_GREEN, MIXED_SHARE = 0.9, 0.3  # between H&E and yellow; least share if yellow is stain
+RIM_PX = (2, 4)  # distance from a component, at `INK_MPP`, where its surroundings are examined
+GLASS_RIM, GLASS_OD = 0.5, 0.06  # least share of the rim that is glass; largest channel of glass
 
 
 @dataclass(frozen=True)
 class TissueMap:
-    """What a thumbnail shows, (h, w) bool each: `tissue` and `pen` never overlap."""
+    """Tissue mask and ink mask of a thumbnail, (h, w) bool each, which do not overlap."""
 
     tissue: np.ndarray
     pen: np.ndarray
     mpp: float  # µm/px
-    white: np.ndarray  # (3,) float32, the grey levels of glass
+    white: np.ndarray  # (3,) float32, color of glass in grey levels
 
 
 def sample_step(pixels: int) -> int:
-    """Every how many of some pixels are looked at, so that `SAMPLE` are, or all of fewer."""
+    """Step of a regular subsample of about `SAMPLE` pixels; 1 if there are fewer."""
     return max(1, pixels // SAMPLE)
 
 
 def glass_white(image: np.ndarray) -> np.ndarray:
-    """The color of empty glass: the commonest bright grey, padding of pure white left out.
+    """Estimate the color of empty glass: the most frequent bright grey, without white padding.
 
-    Where nothing bright is grey, it is the color of a large smooth area than which nothing is
-    brighter: glass of an under-exposed or tinted slide.
+    If nothing is bright and grey, as on an under-exposed or tinted slide, it is the color of the
+    brightest large smooth area, or failing that a high percentile of the grey levels.
 
     Args:
         image: (h, w, 3) uint8 RGB.
 
     Returns:
-        (3,) float32, grey levels: 180–255, or less on an under-exposed slide.
+        (3,) float32 grey levels, 180–255, or less on an under-exposed slide.
     """
     pixels = image.reshape(-1, 3)
     pixels = pixels[:: sample_step(len(pixels))]
@@ -136,11 +136,11 @@ def glass_white(image: np.ndarray) -> np.ndarray:
 
 
 def optical_density_log10(image: np.ndarray, white: np.ndarray | float = 255.0) -> np.ndarray:
-    """−log10((I + 1) / (white + 1)), not below 0.
+    """Base-10 optical density, −log10((I + 1) / (white + 1)), not below 0.
 
     Args:
         image: (h, w, 3) uint8 RGB.
-        white: grey level(s) of no absorption.
+        white: grey level without absorption, one or (3,).
 
     Returns:
         (h, w, 3) float32, 0–2.41.
@@ -157,7 +157,7 @@ def _one_table(white: float) -> np.ndarray:
 
 
 def _density_of_levels(white: np.ndarray | float) -> np.ndarray:
-    """(3, 256) float32: the optical density of every grey level of each channel."""
+    """(3, 256) float32 optical density of every grey level, by channel."""
     white = np.broadcast_to(np.asarray(white, np.float32), (3,))[:, None]
     levels = np.arange(1, 257, dtype=np.float32)
     return np.maximum(-np.log10(levels / (white + 1)), 0).astype(np.float32)
@@ -165,51 +165,51 @@ def _density_of_levels(white: np.ndarray | float) -> np.ndarray:
 
 @dataclass(frozen=True)
 class _Density:
-    """Optical densities of some pixels, float32 arrays of one shape."""
+    """Optical densities of pixels, as float32 arrays of one shape."""
 
     red: np.ndarray
     green: np.ndarray
     blue: np.ndarray
-    least: np.ndarray  # of the channels
-    most: np.ndarray
+    least: np.ndarray  # smallest channel
+    most: np.ndarray  # largest channel
 
     @cached_property
     def mean(self) -> np.ndarray:
-        """Of the channels."""
+        """Mean of the channels."""
         return (self.red + self.green + self.blue) / 3
 
     @cached_property
     def saturation(self) -> np.ndarray:
-        """The spread of the channels."""
+        """Difference of the largest and the smallest channel."""
         return self.most - self.least
 
     def at(self, chosen: Any) -> _Density:
-        """Those of some of the pixels."""
+        """Select pixels by an index or mask."""
         channels = (self.red, self.green, self.blue, self.least, self.most)
         return _Density(*(values[chosen] for values in channels))
 
 
-Test = Callable[[_Density], np.ndarray]  # of single pixels
+Test = Callable[[_Density], np.ndarray]  # pixelwise condition
 
 
 @dataclass(frozen=True)
 class _Picture:
-    """A thumbnail whose optical densities are asked for piece by piece.
+    """A thumbnail whose optical densities are computed in strips.
 
-    Whole planes of floats would take ten times its memory.
+    As whole arrays of floats, they would take ten times its memory.
     """
 
     levels: np.ndarray  # (h, w, 3) uint8
     white: np.ndarray
     mpp: float
-    threads: int = 1  # that look at it
+    threads: int = 1
 
     @cached_property
     def _tables(self) -> np.ndarray:
         return _density_of_levels(self.white)
 
     def _density(self, pixels: np.ndarray) -> _Density:
-        # Channel by channel: OpenCV's look-up in three tables at once takes twice as long.
+        # By channel: OpenCV's lookup in three tables at once takes twice as long.
         channels = zip(cv2.split(pixels), self._tables, strict=True)
         red, green, blue = (cv2.LUT(levels, table) for levels, table in channels)
         least, most = cv2.min(cv2.min(red, green), blue), cv2.max(cv2.max(red, green), blue)
@@ -217,13 +217,13 @@ class _Picture:
 
     @cached_property
     def sample(self) -> _Density:
-        """(n,) densities of pixels that lie evenly over the picture."""
+        """(n,) optical densities of a regular subsample of the pixels."""
         pixels = self.levels.reshape(-1, 1, 3)
         pixels = np.ascontiguousarray(pixels[:: sample_step(len(pixels))])
         return self._density(pixels).at(np.s_[:, 0])
 
     def where(self, *tests: Test) -> list[np.ndarray]:
-        """(h, w) bool of each test of single pixels, strip by strip: each fits in the cache."""
+        """(h, w) bool mask of each pixelwise test, computed in strips that fit in the cache."""
         found = [np.empty(self.levels.shape[:2], bool) for _ in tests]
         height, several = len(self.levels), STRIPS * STRIP_PX
 
@@ -239,7 +239,7 @@ class _Picture:
         return found
 
     def coarse(self, mpp: float) -> _Picture:
-        """The picture at about `mpp` µm/px, or as it is where it is no finer."""
+        """Downsample to about `mpp` µm/px; unchanged if it is not finer."""
         height, width = (max(1, round(n * self.mpp / mpp)) for n in self.levels.shape[:2])
         if height >= len(self.levels):
             return self
@@ -256,22 +256,22 @@ def _disk(radius_um: float, mpp: float) -> np.ndarray:
 
 
 def _pieces(mask: np.ndarray) -> np.ndarray:
-    """(h, w) int32: the number of the connected piece of `mask` that a pixel is of, 0 for none."""
+    """(h, w) int32 labels of the 8-connected components of `mask`; 0 is the background."""
     found = cv2.connectedComponents(np.ascontiguousarray(mask).view(np.uint8), connectivity=8)
     return np.asarray(found[1], np.int32)
 
 
 def drop_small(mask: np.ndarray, least_px: float) -> np.ndarray:
-    """`mask` (h, w) bool without connected pieces of fewer than `least_px` pixels."""
+    """Remove connected components of fewer than `least_px` pixels from a (h, w) bool mask."""
     kept = mask.copy()
     kept.reshape(-1)[_in_small(mask, least_px)] = False
     return kept
 
 
 def _in_small(mask: np.ndarray, least_px: float) -> np.ndarray:
-    """(n,) int, places in `mask` (h, w) bool of the pixels of pieces of fewer than `least_px`.
+    """(n,) flat indices of the pixels of components of fewer than `least_px` pixels.
 
-    Pieces are counted by the runs of their rows, which are far fewer than their pixels.
+    Components are counted by runs of pixels within rows, which are far fewer than the pixels.
     """
     if not mask.any():
         return np.empty(0, np.intp)
@@ -286,7 +286,7 @@ def _in_small(mask: np.ndarray, least_px: float) -> np.ndarray:
 
 
 def _touching(mask: np.ndarray, seeds: np.ndarray) -> np.ndarray:
-    """The connected pieces of `mask` that hold a pixel of `seeds`; (h, w) bool each."""
+    """Connected components of `mask` that contain a pixel of `seeds`; (h, w) bool each."""
     labels = _pieces(mask)
     kept = np.zeros(labels.max() + 1, bool)
     kept[labels[seeds]] = True
@@ -295,7 +295,7 @@ def _touching(mask: np.ndarray, seeds: np.ndarray) -> np.ndarray:
 
 
 def _otsu(values: np.ndarray, floor: float, ceiling: float) -> float:
-    """Otsu's threshold of `values` (n,), kept between `floor` and `ceiling`."""
+    """Otsu's threshold of (n,) `values`, clamped to `floor` and `ceiling`."""
     if values.size == 0:
         return floor
     most = max(float(np.percentile(values, TOP_PERCENT)), 1e-6)
@@ -305,7 +305,7 @@ def _otsu(values: np.ndarray, floor: float, ceiling: float) -> float:
 
 
 def _glass_noise(sample: _Density) -> float:
-    """What the glass's own saturation reaches, 0 where there is too little glass to tell."""
+    """Largest saturation that glass has by noise; 0 if there is too little glass."""
     glass = sample.saturation[sample.mean < DENSITY_FLOOR]
     if len(glass) < MIN_GLASS_SAMPLE:
         return 0.0
@@ -315,11 +315,11 @@ def _glass_noise(sample: _Density) -> float:
 
 
 def _frame(picture: _Picture) -> np.ndarray:
-    """(h, w) bool: black that touches the border, with its soft edge.
+    """(h, w) bool mask of black frames around a slide, including their soft edge.
 
-    Viewers and scanners put it around a slide.
+    A frame, as added by viewers and scanners, is black in every channel and touches the border.
     """
-    # Black in every channel, by the level that is as dense.
+    # Grey levels whose optical density is `FRAME_DENSITY`.
     darkest = (picture.white + 1) * 10**-FRAME_DENSITY - 1
     black = cv2.inRange(picture.levels, (0, 0, 0), tuple(np.floor(darkest).tolist())).astype(bool)
     if not black.any():
@@ -332,12 +332,15 @@ def _frame(picture: _Picture) -> np.ndarray:
 
 @dataclass(frozen=True)
 class _Stain:
-    """What a slide's own stain looks like, so that ink can be told from it.
+    """Colors of a slide's own stain, from which ink is distinguished.
 
-    `density` is its median optical density. `bluest` is the red over green that hardly any of it
-    reaches, `beyond` one that none does; `clearest` is a blue over red that no area of it falls
-    below, `purest` a blue over green likewise. `yellow` says that it has brown or yellow of its
-    own: DAB, saffron, blood.
+    Attributes:
+        density: median optical density of the stained px.
+        bluest: red over green that hardly any stained px exceeds.
+        beyond: red over green that no stained px exceeds.
+        clearest: least blue over red of a stained area.
+        purest: least blue over green of a stained area.
+        yellow: whether the stain itself has brown or yellow (DAB, saffron, blood).
     """
 
     density: float
@@ -349,7 +352,7 @@ class _Stain:
 
     @classmethod
     def of(cls, sample: _Density) -> _Stain:
-        """By a sample of the picture; ink that covers less than a twentieth changes little."""
+        """Estimate from a sample; ink that covers less than a twentieth has little effect."""
         stained = sample.at(sample.mean > DENSITY_CEILING)
         if not stained.mean.size:
             return cls(0.0, MAX_BLUEST, BEYOND_UNKNOWN, 0.0, 0.0, False)
@@ -367,10 +370,10 @@ class _Stain:
 
 
 def _own_yellow(stained: _Density) -> bool:
-    """Whether the stain itself has colors that absorb blue the most.
+    """Whether the stain itself has colors that absorb blue most.
 
-    DAB and saffron lie on tissue that is stained otherwise too, so that there is every color in
-    between; a stroke beside the tissue is of one color.
+    DAB and saffron are mixed with other stains, so that there are all intermediate colors; a
+    stroke next to tissue has a single color.
     """
     grey = stained.red > MIXED_RED_GREEN * stained.green
     seen = stained.at((stained.mean > MIXED_MEAN) & ~grey)
@@ -380,17 +383,17 @@ def _own_yellow(stained: _Density) -> bool:
 
 
 def _plain_ink(od: _Density, stain: _Stain) -> np.ndarray:
-    """(h, w) bool, pixels of a color that no H&E stain has.
+    """Mask of pixels with colors that H&E does not have.
 
-    Stain absorbs green the most. Blue and green ink absorb red the most; red ink absorbs blue
-    nearly as much as green and no red; black ink absorbs all alike, and far more than the tissue
+    H&E absorbs green most. Blue and green ink absorb red most; red ink absorbs blue nearly as much
+    as green, and no red; black ink absorbs all channels equally, and far more than the tissue
     under it.
     """
     blue = (od.red > BLUE_OD) & (od.red > BLUE_RED_GREEN * od.green + BLUE_MARGIN_OD)
     beyond = (od.red > OVER_TISSUE_OD) & (od.red > stain.beyond * od.green)
     over_tissue = beyond & (od.mean > OVER_TISSUE_TIMES * stain.density)
-    # Blue ink over tissue has the colors of pure hematoxylin, which fills no area as wide as a
-    # stroke: at this scale there is eosin everywhere, which takes blue and hardly red.
+    # Blue ink over tissue has the color of pure hematoxylin, which does not fill areas as wide as
+    # a stroke: at this scale there is eosin everywhere, which absorbs blue and hardly any red.
     clear = (od.blue < stain.clearest * od.red) & (od.mean > CLEAR_TIMES * stain.density)
     blue_over_tissue = clear & (od.red > CLEAR_RED_GREEN * od.green) & (od.red > CLEAR_OD)
     no_red = (od.green > RED_OD) & (od.red < RED_RED_GREEN * od.green)
@@ -401,7 +404,7 @@ def _plain_ink(od: _Density, stain: _Stain) -> np.ndarray:
 
 
 def _faint_ink(od: _Density, stain: _Stain) -> np.ndarray:
-    """(h, w) bool, pixels that stain could have too, and that are ink where they join plain ink."""
+    """Mask of colors that stain could have too, and that are ink if connected to plain ink."""
     dense = od.mean > FAINT_TIMES * stain.density
     blue = (od.red > FAINT_BLUE_OD) & (od.red > FAINT_BLUE_RED_GREEN * od.green)
     no_red = (od.green > FAINT_RED_OD) & (od.red < FAINT_RED_RED_GREEN * od.green)
@@ -414,10 +417,10 @@ def _faint_ink(od: _Density, stain: _Stain) -> np.ndarray:
 
 
 def _strange(od: _Density, stain: _Stain) -> np.ndarray:
-    """(h, w) bool, pixels of a color that this slide's stain does not have, though others may.
+    """Mask of colors that this slide's stain does not have, although other stains may.
 
-    Orange, yellow and brown ink absorb blue the most, as DAB does; violet ink absorbs less blue
-    than any mix of hematoxylin and eosin, neon pink no red at all.
+    Orange, yellow and brown ink absorb blue most, as DAB does; violet ink absorbs less blue than
+    any mixture of hematoxylin and eosin; neon pink absorbs no red.
     """
     yellow = (od.blue > YELLOW_BLUE_GREEN * od.green) & (od.blue > YELLOW_OD) & (not stain.yellow)
     violet = (od.blue < stain.purest * od.green) & (od.red > VIOLET_RED_GREEN * od.green)
@@ -427,17 +430,17 @@ def _strange(od: _Density, stain: _Stain) -> np.ndarray:
 
 
 def _strange_faint(od: _Density, stain: _Stain) -> np.ndarray:
-    """(h, w) bool, the same colors where they are pale or lie on tissue."""
+    """Mask of the colors of `_strange` where they are pale or lie on tissue."""
     yellow = (od.blue > FAINT_YELLOW_BLUE_GREEN * od.green) & (od.blue > FAINT_STRANGE_OD)
     violet = (od.blue < stain.purest * od.green) & (od.green > FAINT_STRANGE_OD)
     return (yellow & (not stain.yellow)) | violet
 
 
 def _on_glass(mask: np.ndarray, glass: np.ndarray) -> np.ndarray:
-    """The connected pieces of `mask` that have glass along most of their outline.
+    """Connected components of `mask` that are surrounded mostly by glass.
 
-    Ink beside tissue has it. Pigment, blood, and tissue that took up one stain alone lie among
-    tissue of other colors.
+    Ink next to tissue is. Pigment, blood, and tissue with only one of the stains are surrounded
+    by tissue of other colors.
     """
     labels = _pieces(mask)
     kept = np.zeros(labels.max() + 1, bool)
@@ -456,7 +459,7 @@ def _on_glass(mask: np.ndarray, glass: np.ndarray) -> np.ndarray:
 
 
 def _strokes(picture: _Picture, plain: np.ndarray, is_faint: Test) -> np.ndarray:
-    """(h, w) bool: plain ink, and faint ink that is joined to it within `INK_REACH_UM`."""
+    """Mask of plain ink, and of faint ink connected to it within `INK_REACH_UM`."""
     found = np.zeros_like(plain)
     if not plain.any():
         return found
@@ -471,7 +474,7 @@ def _strokes(picture: _Picture, plain: np.ndarray, is_faint: Test) -> np.ndarray
 
 
 def _around(mask: np.ndarray, margin_px: int) -> tuple[slice, slice]:
-    """Rows and columns of what is set, and of a margin inside the picture."""
+    """Rows and columns of the bounding box of a mask, with a margin, clipped to the image."""
     x, y, width, height = cv2.boundingRect(mask.astype(np.uint8))
     rows = slice(max(0, y - margin_px), y + height + margin_px)
     return rows, slice(max(0, x - margin_px), x + width + margin_px)
@@ -504,11 +507,11 @@ def _fill_holes(mask: np.ndarray, least_px: float, forbidden: np.ndarray) -> np.
 
 
 def _stained(picture: _Picture, free: np.ndarray) -> np.ndarray:
-    """(h, w) bool: stain wherever `free`, its gaps closed, and fat between its walls.
+    """(h, w) bool mask of stained tissue within `free`, with gaps closed, and of fat.
 
-    Fat is empty cells between walls thinner than a px. What is faintly colored and thin is taken
-    for walls, and joined over the width of a cell; dense tissue is left out of that, so that
-    its own outline stays.
+    Fat consists of empty cells between walls thinner than a px. Thin, faintly colored structures
+    are taken as walls, and closed over the width of a cell. Dense tissue is left out of this, so
+    that its outline does not change.
     """
     noise, mpp = _glass_noise(picture.sample), picture.mpp
     sample = picture.sample.at(free.ravel()[:: sample_step(free.size)])
@@ -526,7 +529,14 @@ def _stained(picture: _Picture, free: np.ndarray) -> np.ndarray:
 def _joined(
     masks: tuple[np.ndarray, np.ndarray, np.ndarray], free: np.ndarray, mpp: float, threads: int
 ) -> np.ndarray:
-    """(h, w) bool: what is stained, and walls in the fainter masks, with their gaps closed."""
+    """Close the gaps of stained tissue, and of fat cell walls in the fainter masks.
+
+    Args:
+        masks: (h, w) bool masks of stained, faintly colored and most faintly colored px.
+        free: (h, w) bool, px that may be tissue.
+        mpp: µm/px of the masks.
+        threads: number of threads.
+    """
     bulk_px, close_px, walls_px = (
         _radius_px(radius, mpp) for radius in (BULK_UM, CLOSE_UM, WALLS_CLOSE_UM)
     )
@@ -550,24 +560,24 @@ def tissue_map(
     min_hole_um2: float = 10_000.0,
     threads: int = 1,
 ) -> TissueMap:
-    """Tissue and ink on a thumbnail.
+    """Segment tissue and ink on a thumbnail.
 
     Args:
-        thumbnail: (h, w, 3) uint8 RGB, near 8 µm/px.
+        thumbnail: (h, w, 3) uint8 RGB, at about 8 µm/px.
         mpp: µm/px of the thumbnail.
-        min_area_um2: smaller specks are dropped.
-        min_hole_um2: smaller holes are filled.
-        threads: that look at it side by side; the masks are the same with any number.
+        min_area_um2: smaller components of tissue are removed.
+        min_hole_um2: smaller holes in tissue are filled.
+        threads: number of threads; the result does not depend on it.
 
     Returns:
-        The two masks, with the glass color that they were judged against.
+        Tissue and ink masks, with the color of glass used for optical densities.
     """
     white = glass_white(thumbnail)
     sigma_px = SMOOTH_UM / mpp
     smooth = cv2.GaussianBlur(thumbnail, (0, 0), sigma_px) if sigma_px > MIN_BLUR_PX else thumbnail
     picture = _Picture(smooth, white, mpp, threads)
     frame = _frame(picture)
-    if frame.any():  # is glass from here on
+    if frame.any():  # replaced by glass
         glass = np.ceil(white).astype(np.uint8)
         picture = replace(picture, levels=np.where(frame[..., None], glass, smooth))
     pen = _ink(picture) & ~frame
@@ -581,7 +591,7 @@ MASKERS: dict[str, Callable[[np.ndarray, float], np.ndarray]] = {
     "otsu": maskers.otsu,
     "morphological": maskers.morphological,
 }
-"""Config word → another way to tell tissue, beside `stain`, which is `tissue_map` itself."""
+"""Name in the config → masker, in addition to `stain`, which is `tissue_map` itself."""
 
 
 def masked(
@@ -592,11 +602,11 @@ def masked(
     min_hole_um2: float = 10_000.0,
     threads: int = 1,
 ) -> TissueMap:
-    """Tissue and ink by the masker that the config names; arguments as of `tissue_map`.
+    """Segment tissue and ink by the masker named in the config; arguments as for `tissue_map`.
 
     Args:
-        masker: `stain`, or a key of `MASKERS`; ink and frame are told as by `stain`, and are never
-            tissue.
+        masker: `stain`, or a key of `MASKERS`. Ink and frames are always detected as by `stain`,
+            and are never tissue.
     """
     found = tissue_map(thumbnail, mpp, min_area_um2, min_hole_um2, threads)
     if masker == "stain":
