@@ -1,4 +1,4 @@
-"""The workflow of this clone, as `snakemake` looks for it; it stands in workflow/Snakefile."""
+"""Entry point for `snakemake` in a clone; the workflow itself is workflow/Snakefile."""
 
 
 include: "workflow/Snakefile"

@@ -1,4 +1,4 @@
-"""Tasks × encoders × heads: one table and its figures."""
+"""Benchmark: results of tasks × encoders × heads → one table and its figures."""
 
 CONDA = "../envs/statistics.yaml"
 

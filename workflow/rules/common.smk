@@ -1,4 +1,4 @@
-"""What all rules share: the plan, and how a verb is called."""
+"""Shared by all rules: plan of the run, shell prefix, wildcard constraints, config file."""
 
 import os
 import re
@@ -6,7 +6,7 @@ import sys
 
 from snakemake.logging import logger
 
-# In a clone its own package, whatever else is installed; in a wheel the workflow is inside of it.
+# A clone uses its own package, whatever else is installed; in a wheel, the workflow is part of it.
 CLONE = Path(str(workflow.current_basedir)).parents[1]
 if (CLONE / "stainssl" / "cli.py").is_file():
     sys.path.insert(0, str(CLONE))
@@ -20,14 +20,14 @@ from stainssl.plan.workflow import Plan, any_of
 DEPLOYMENT = set(map(str, workflow.deployment_settings.deployment_method))
 
 
-# Of `--sdm apptainer`: built by stainssl.def, in the working folder or where the variable says.
+# For `--sdm apptainer`: image built with stainssl.def, in the working folder or at STAINSSL_IMAGE.
 container: os.environ.get("STAINSSL_IMAGE", "stainssl.sif")
 
 
 def planned():
-    """The plan of the config; every problem is told at once, before any job."""
+    """Return the plan of the config; all problems are raised together, before any job."""
     for file in workflow.configfiles:
-        read_yaml(file)  # Snakemake itself lets the last of two equal keys win
+        read_yaml(file)  # refuses duplicate keys, of which Snakemake would use the last
     moved = workflow.modifier.path_modifier.replace_prefix
     plan = Plan(config, workflow.is_main_process, moved)
     if problems := [] if DEPLOYMENT else installed.missing(plan.config):
@@ -63,5 +63,5 @@ wildcard_constraints:
 
 
 def config_file(wildcards, output):
-    """The config that this run was started with; of the output, and so no reason to run again."""
+    """Config of this run. A param that takes `output` is not compared, so it reruns no job."""
     return str(PLAN.config_file)

@@ -1,4 +1,4 @@
-"""The synthetic cohort: seed → slides, sheet, truth polygons."""
+"""Synthetic cohort: seed → slides, sheet, ground-truth polygons."""
 
 CONDA = "../envs/reading.yaml"
 

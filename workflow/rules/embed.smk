@@ -1,4 +1,4 @@
-"""Embeddings: pixels, encoder → vectors of a part."""
+"""Embeddings: pixels, encoders → embeddings of a part; then the cohort's embedded tiles."""
 
 CONDA = "../envs/reading.yaml"
 
@@ -29,8 +29,8 @@ rule embed:
         " --threads {threads}"
 
 
-# Given encoders of a cohort read it together. What they embed is their group's for good: an encoder
-# that comes later, or gets other weights, reads the cohort in another one.
+# Pretrained encoders embed a cohort together. A group keeps its encoders: one that is added later,
+# or whose weights change, goes into another group.
 for number, (together, encoders, read_cohorts, group) in enumerate(PLAN.together()):
 
     rule:
@@ -59,7 +59,7 @@ for number, (together, encoders, read_cohorts, group) in enumerate(PLAN.together
         params:
             config=config_file,
             group=group,
-            # Of the output, and so none of what the job is compared by: one encoder may leave.
+            # Takes `output`, so it is not compared: removing an encoder reruns no job.
             encoders=lambda wildcards, output: [
                 f"--encoder {Path(path).parent.name}" for path in output
             ],

@@ -1,4 +1,4 @@
-"""Tile tasks: pixels, labels, folds, network → answers of that network trained on the labels."""
+"""Tile tasks: pixels, labels, folds, network → predictions and metrics after fine-tuning."""
 
 CONDA = "../envs/training.yaml"
 

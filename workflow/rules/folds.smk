@@ -1,4 +1,4 @@
-"""Training, validation and test patients of a task, drawn once."""
+"""Folds: sheets → training, validation and test patients of a task."""
 
 CONDA = "../envs/statistics.yaml"
 

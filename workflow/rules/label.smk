@@ -1,4 +1,4 @@
-"""Tile labels: tiles and annotations, or the sheet → labels of a part."""
+"""Tile labels: tiles, and annotations or the sheet → labels of a part."""
 
 CONDA = "../envs/statistics.yaml"
 

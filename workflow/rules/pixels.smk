@@ -1,4 +1,4 @@
-"""Encoded tiles and their stain profiles: slides, tiles → pixels of a part."""
+"""Pixels: slides, tiles → encoded tiles of a part and their stain profiles."""
 
 CONDA = "../envs/reading.yaml"
 

@@ -1,4 +1,4 @@
-"""Encoders: pixels, target → model, metrics, the patients seen, curves."""
+"""Pretraining: pixels, target → model, metrics, patients seen, curves."""
 
 CONDA = "../envs/training.yaml"
 

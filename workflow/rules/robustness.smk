@@ -1,4 +1,4 @@
-"""What a change of stain does to an encoder."""
+"""Robustness: pixels, labels, folds, encoder → metrics under a change of stain."""
 
 CONDA = "../envs/reading.yaml"
 

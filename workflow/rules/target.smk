@@ -1,4 +1,4 @@
-"""The stain target of an encoder, from its own training parts."""
+"""Stain target: pixels of an encoder's training parts → target and its figure."""
 
 CONDA = "../envs/reading.yaml"
 

@@ -1,4 +1,4 @@
-"""Tissue and tiles: slides of a part → tiles, qc, previews; then the cohort's statuses."""
+"""Tissue and tiles: slides of a part → tiles, qc, previews; statuses and gate of the cohort."""
 
 CONDA = "../envs/reading.yaml"
 
@@ -63,9 +63,9 @@ rule statuses:
         "logged {log:q} stainssl cohort statuses --config {params.config:q} --cohort {wildcards.cohort}"
 
 
-# Not in `statuses`: what a job that fails has written is removed, and one wants to read it then. Its
-# file is no input of `pixels`: where a gate has to run again, Snakemake would not look at what comes
-# after it. It stops the run by failing, and priorities have it run as soon as every slide is tiled.
+# Separate from `statuses`, because Snakemake removes the outputs of a failed job and the statuses
+# are needed then. Its file is not an input of `pixels`: Snakemake would not check the jobs behind a
+# gate that runs again. It stops the run by failing, as soon as all slides are tiled (priority).
 rule gate:
     input:
         unpack(PLAN.inputs("gate", "cohort")),
