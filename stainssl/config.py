@@ -102,7 +102,7 @@ class Cohort(Model):
     options: dict[str, str] = {}  # options of the release, see its page in docs/cohorts/
     columns: dict[str, str | None] = {}  # our name → name in the sheet; null: not in the sheet
     outside_root: bool = False  # whether paths may lie outside the root
-    patient_ids: Literal["shared", "local"] | None = None  # shared: one person in all cohorts
+    patient_ids: Literal["shared", "local"] | None = None  # shared: an id is one person everywhere
     kind: Literal["slides", "patches"] = "slides"
     patches: Literal["whole", "cut"] = "whole"  # one tile per file, or cut into tiles at `mpp`
     annotations: str | None = None  # pattern with {slide_id}: GeoJSON, ASAP or ImageScope XML
@@ -264,15 +264,16 @@ class Recipe(Model):
     """How weights are loaded, images prepared and tokens pooled, as listed in docs/encoders.md."""
 
     architecture: str = ""  # timm name of the network; "": the one before @FILE
-    arguments: dict[str, Argument] = {}  # of timm; layers by name, as mlp_layer: SwiGLUPacked
+    arguments: dict[str, Argument] = {}  # for timm; layers by name, as mlp_layer: SwiGLUPacked
     layout: Layout = "timm"  # naming scheme of the tensors
     files: Annotated[list[str], Field(min_length=1)] = ["model.safetensors", "pytorch_model.bin"]
-    pooling: Pooling = "cls"  # from tokens to the embedding
+    pooling: Pooling = "cls"  # how tokens are pooled into the embedding
     dim: Positive | None = None  # dimension of the embedding, checked; for attention, projection
     mean: tuple[Channel, Channel, Channel]  # of RGB in [0, 1]
     std: tuple[Deviation, Deviation, Deviation]
     input_px: Annotated[int, Field(ge=32)] = 224  # side of the network's input
-    stored_px: Annotated[int, Field(ge=32)] | None = None  # of stored positions; null: input_px
+    # Image side for which the weights store position embeddings; null: input_px.
+    stored_px: Annotated[int, Field(ge=32)] | None = None
     resize_px: Annotated[int, Field(ge=32)] | None = None  # side before the center crop; null: none
     interpolation: Literal["bilinear", "bicubic"] = "bicubic"
     precision: Precision = "half"  # on a GPU
@@ -381,7 +382,7 @@ class Encoder(Model):
     optimizer: Literal["adamw", "lars"] = "adamw"
     lr: Annotated[float, Field(gt=0, le=100)] = 1e-3
     lr_backbone: Annotated[float, Field(gt=0, le=100)] | None = None  # for `init`; null: `lr`
-    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0  # `init`: rate factor per layer down
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0  # of `init`: lr of a layer / next layer
     freeze_steps: Annotated[int, Field(ge=0)] = 0  # initial steps in which `init` is frozen
     freeze_norms: bool = True  # batch norms of `init` keep and use their running statistics
     warm_up: Share = 0.1  # share of the steps

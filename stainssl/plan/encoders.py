@@ -296,7 +296,7 @@ class EmbedJob(Job):
     """Pixels and encoders, or feature files → embeddings of a part.
 
     Attributes:
-        pixels, tiles: None if no encoder sees tiles.
+        pixels, tiles: store and table of the part's tiles; None if no encoder sees tiles.
         models: encoder trained here → folder of its model.
         targets: pretrained encoder → target, if its tiles are normalized to stains of training
             tiles.
