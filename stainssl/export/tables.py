@@ -18,6 +18,7 @@ class Tables(NamedTuple):
 
     Attributes:
         slides: one row per exported slide: `slide_id`, `patient_id`, other columns of the sheet.
+            A label of a task is a class of the task, empty if unknown.
         patients: one row per patient of these slides: `patient_id`, the same other columns.
     """
 
@@ -37,7 +38,8 @@ def tables_of(sheet: pd.DataFrame, written: Sequence[str], labels: Mapping[str, 
         written: slides that were exported.
         labels: column → how a task reads it.
     """
-    slides = sheet[sheet["slide_id"].isin(set(written))].reset_index(drop=True)
+    read = {c: one.words(sheet[c]) for c, one in labels.items() if c in sheet}
+    slides = sheet.assign(**read)[sheet["slide_id"].isin(set(written))].reset_index(drop=True)
     columns = [c for c in sheet if c not in ("slide_id", "patient_id")]
     values = {column: _of_patients(sheet, column, labels.get(column)) for column in columns}
     people = pd.Series(slides["patient_id"].unique(), name="patient_id")

@@ -48,7 +48,10 @@ def test_a_label_on_a_slide_without_features_counts() -> None:
     assert found.to_numpy().tolist() == [["p1", "1", "2"]]
 
 
-def test_classes_of_a_task_are_its_words() -> None:
+def test_labels_are_the_classes_of_the_task_in_both_tables() -> None:
     labels = Labels("her2", classes={"neg": ["0"], "pos": ["1"]})
-    found = tables_of(SHEET, WRITTEN, {"her2": labels}).patients.set_index("patient_id")["her2"]
+    tables = tables_of(SHEET, WRITTEN, {"her2": labels})
+    assert tables.slides["her2"].tolist() == ["neg", "", "pos", "pos", "", "pos"]
+    assert tables.slides["grade"].tolist() == ["1", "2", "2", "3", "", "2"]
+    found = tables.patients.set_index("patient_id")["her2"]
     assert found.to_dict() == {"p0": "pos", "p1": "pos", "p2": "pos", "p4": ""}
