@@ -46,44 +46,40 @@ def figures(image: np.ndarray, boxes: np.ndarray) -> Figures:
         Quality of the tiles, in the order of `boxes`. It does not depend on the other tiles.
     """
     height, width = image.shape[:2]
-    limits = np.array([width, height, width, height])
-    whole = np.clip(np.rint(boxes), 0, limits).astype(np.int64)
-    found = np.zeros((len(boxes), 3))
-    found[:, 0] = np.nan
+    whole = np.clip(np.rint(boxes), 0, [width, height, width, height]).astype(np.int64)
+    x0, y0, x1, y1 = whole.T
+    rows, row = np.unique(whole[:, [1, 3]], axis=0, return_inverse=True)
     # One row of tiles at a time, so that intermediate arrays fit in the cache.
-    for top, bottom in sorted({*zip(*whole[:, [1, 3]].T.tolist(), strict=True)}):
+    columns = np.zeros((len(rows), 6, width + 1))
+    for out, (top, bottom) in zip(columns, rows.tolist(), strict=True):
         if top < bottom:
-            mine = (whole[:, 1] == top) & (whole[:, 3] == bottom)
-            found[mine] = np.column_stack(_of_rows(image, top, bottom, whole[mine][:, [0, 2]]))
-    return Figures(*found.T.astype(np.float32))
+            out[:, 1:] = _column_sums(image, top, bottom)
+    upto = np.cumsum(columns, axis=2)
+    row = row.reshape(-1)
+    area = np.maximum((x1 - x0) * (y1 - y0), 1)
+    means = ((upto[row, :, x1] - upto[row, :, x0]) / area[:, None]).T
+    grey, grey2, edges, edges2, saturation, density = means
+    variance = grey2 - grey**2
+    flat = variance < MIN_VARIANCE
+    sharpness = np.where(flat, np.nan, (edges2 - edges**2) / np.where(flat, 1, variance))
+    return Figures(*(v.astype(np.float32) for v in (sharpness, saturation / 255, density)))
 
 
-def _of_rows(
-    image: np.ndarray, top: int, bottom: int, spans: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Sharpness, saturation and optical density, (n,) float64 each, of one row of tiles.
+def _column_sums(image: np.ndarray, top: int, bottom: int) -> np.ndarray:
+    """Sums over some rows of an image, (6, w) float64, one value per column.
 
-    Args:
-        image: (h, w, 3) uint8 RGB.
-        top, bottom: rows of the image.
-        spans: (n, 2) int, first and last (exclusive) column of each tile.
+    Of the grey levels and their squares, of their Laplacian and its squares, of HSV saturation
+    (0–255), and of the optical density (mean over channels).
     """
     rim = max(0, top - 1)  # the Laplacian needs a row above and below
     grey = cv2.cvtColor(image[rim : bottom + 1], cv2.COLOR_RGB2GRAY)
     edges = cv2.Laplacian(grey, cv2.CV_32F, borderType=cv2.BORDER_REFLECT_101)
     grey, edges = (values[top - rim : bottom - rim] for values in (grey, edges))
     saturated = cv2.extractChannel(cv2.cvtColor(image[top:bottom], cv2.COLOR_RGB2HSV), 1)
-    columns = (
+    return np.stack([
         _sums(grey), _sums(grey, cv2.REDUCE_SUM2), _sums(edges), _sums(edges, cv2.REDUCE_SUM2),
         _sums(saturated), _sums(optical_density_log10(image[top:bottom])).mean(axis=1),
-    )  # fmt: skip
-    upto = np.cumsum(np.pad(columns, ((0, 0), (1, 0))), axis=1)
-    area = np.maximum(spans[:, 1] - spans[:, 0], 1) * (bottom - top)
-    of_grey, grey2, of_edges, edges2, saturation, density = np.diff(upto[:, spans])[..., 0] / area
-    variance = grey2 - of_grey**2
-    flat = variance < MIN_VARIANCE
-    sharpness = (edges2 - of_edges**2) / np.where(flat, 1, variance)
-    return np.where(flat, np.nan, sharpness), saturation / 255, density
+    ])  # fmt: skip
 
 
 def _sums(values: np.ndarray, way: int = cv2.REDUCE_SUM) -> np.ndarray:

@@ -41,8 +41,8 @@ MIN_GLASS_SAMPLE = 1000  # least number of glass pixels from which its noise is 
 MAD_TO_DEVIATION = 1.4826  # standard deviation over median absolute deviation, if normal
 TOP_PERCENT = 99.5  # percentile at which Otsu's histogram ends, so that specks do not stretch it
 MIN_BLUR_PX = 0.3  # a blur with a smaller standard deviation changes nothing
-STRIP_PX = 16  # rows processed at once
-STRIPS = 8  # strips per task of a thread
+STRIP_PX = 64  # rows processed at once
+STRIPS = 2  # strips per task of a thread
 EPS_OD = 1e-3  # least denominator of a ratio of optical densities
 
 # Glass, in grey levels.
