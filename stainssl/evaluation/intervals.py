@@ -174,7 +174,9 @@ def bounded(estimate: Estimate, least: float, most: float) -> Estimate:
 # --- by resampling patients -------------------------------------------------------------------
 
 
-def drawn_estimate(value: float, draws: Floats, patients: int) -> Estimate:
+def drawn_estimate(
+    value: float, draws: Floats, patients: int, *, is_share: bool = True
+) -> Estimate:
     """A value with the expanded percentile interval of its resamples.
 
     A percentile interval is too narrow because the variance is divided by n instead of n - 1, and
@@ -185,10 +187,11 @@ def drawn_estimate(value: float, draws: Floats, patients: int) -> Estimate:
         value: the point estimate.
         draws: (R,) resampled values; NaN where undefined.
         patients: number of patients that were resampled.
+        is_share: whether the value lies between 0 and 1, which a difference does not.
 
     Returns:
         Limits are NaN with fewer than two patients, if fewer than half of the resamples are
-        defined, or if all are equal. If the value is 0 or 1 in all resamples, they are Wilson's for
+        defined, or if all are equal. If a share is 0 or 1 in all resamples, they are Wilson's for
         a proportion of that many patients.
     """
     unknown = Estimate(value, draws=draws, patients=patients)
@@ -196,7 +199,7 @@ def drawn_estimate(value: float, draws: Floats, patients: int) -> Estimate:
     if len(defined) * 2 < len(draws) or not len(defined) or patients < 2:
         return unknown
     if defined[-1] - defined[0] < 1e-12:
-        if not min(abs(value), abs(value - 1)) < 1e-12:
+        if not is_share or not min(abs(value), abs(value - 1)) < 1e-12:
             return unknown
         same = share_estimate(np.full(patients, round(value)), np.ones(patients))
         return replace(unknown, limits=same.limits)
@@ -241,7 +244,8 @@ def combine(
     if not np.isfinite(value):
         return UNDEFINED
     if (drawn := [part.draws for part in parts if part.draws is not None]) and len(drawn) == len(w):
-        return drawn_estimate(value, w @ np.stack(drawn), parts[0].patients)
+        draws, is_share = w @ np.stack(drawn), bool((w >= 0).all())
+        return drawn_estimate(value, draws, parts[0].patients, is_share=is_share)
     if any(part.influence is None for part in parts):
         return Estimate(value)
     influence = np.stack([part.influence for part in parts if part.influence is not None])

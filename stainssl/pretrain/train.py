@@ -37,7 +37,7 @@ from stainssl.errors import StainsslError
 from stainssl.pretrain.checkpoints import CHECKPOINT, Checkpoints, RequeueSignal, usable_checkpoint
 from stainssl.pretrain.data import Batch, Stream, TrainTiles
 from stainssl.pretrain.depthwise import speed_up
-from stainssl.pretrain.distributed import Placement, is_main, placement, synchronised
+from stainssl.pretrain.distributed import Placement, is_main, placement, rank, synchronised
 from stainssl.pretrain.lock import training_lock
 from stainssl.pretrain.methods import Method
 from stainssl.pretrain.tuning import Anchor, frozen_norms, hold_norms, parameter_groups
@@ -178,6 +178,7 @@ class Learner(lightning.LightningModule):
         anchor: Anchor | None = None,
     ) -> None:
         super().__init__()
+        self.seed = 0  # `fit` sets the run's
         self.backbone = backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.objective, self.supervision, self.anchor = objective, supervision, anchor
         self._method, self._preprocessing, self._settings = method, preprocessing, settings
@@ -215,7 +216,9 @@ class Learner(lightning.LightningModule):
         if self.global_step == self._settings.freeze_steps:
             self.train()
         views = torch.cat(self.views(batch, self.global_step))
-        torch.manual_seed(self.global_step)  # dropout and stochastic depth, if the backbone has any
+        # For dropout and stochastic depth, if the backbone has any.
+        words = np.random.SeedSequence([self.seed, self.global_step, rank()]).generate_state(1)
+        torch.manual_seed(int(words[0]))
         loss, vectors = self.objective(self.backbone, views)
         if self.anchor:
             loss = loss + self.anchor(vectors, views)
@@ -289,7 +292,7 @@ def fit(
         tiles: the training tiles.
         settings: of the optimisation.
         batch_size: tiles per step of all processes together; at most the number of tiles.
-        seed: of the order of the tiles.
+        seed: of the order of the tiles, and of dropout.
         checkpoints: folder of the checkpoint.
         mark: `fingerprint` of the run.
         facts: metadata of the tiles, for the vote of nearest neighbours; None: no vote.
@@ -307,6 +310,7 @@ def fit(
     if not is_main() and isinstance(_environment(), LightningEnvironment):
         end_with_parent()  # started by the first process, without which it would wait forever
     where, signal = placement(), RequeueSignal()
+    module.seed = seed
     stream = Stream(tiles, batch_size, settings.steps, seed)
     monitor = TrainingMonitor(stream, settings.steps, Probe.of(tiles, facts, seed), on_row)
     checkpointing = Checkpoints(

@@ -132,6 +132,13 @@ def test_percentiles_lie_further_out_where_patients_are_few(rng):
     assert np.isnan(drawn_estimate(1.0, draws, 1).interval).all()
 
 
+@pytest.mark.parametrize("other", [0.0, 1.0])
+def test_a_difference_that_never_varies_has_no_proportions_limits(other):
+    one, two = (drawn_estimate(value, np.full(100, value), 30) for value in (1.0, other))
+    assert np.isnan(combine([one, two], [1, -1]).interval).all()
+    assert combine([one, one], [0.5, 0.5]).interval == one.interval
+
+
 def _gauss(value, error, influence):
     return Estimate(value, lambda z: (value - z * error, value + z * error), influence)
 

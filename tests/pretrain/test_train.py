@@ -402,3 +402,22 @@ def test_without_tensorboard_nothing_is_lost(tmp_path, monkeypatch):
     monkeypatch.setattr(watch, "_writer", lambda folder: None)
     watch.TensorBoardLogger(tmp_path)([{"epoch": 0, "step": 0, "loss": 1.0}])
     assert list(tmp_path.iterdir()) == []
+
+
+class _Random(torch.nn.Module):
+    """An objective whose loss is a random number, as dropout would draw it."""
+
+    def forward(self, backbone, views):
+        return torch.rand(()), torch.zeros(len(views), 4)
+
+
+def test_dropout_depends_on_the_seed(tiles):
+    module, batch = _module(), tiles.batch(np.arange(8))
+    module.objective = _Random()
+
+    def drawn(seed):
+        module.seed = seed
+        return float(module.training_step(batch, 0))
+
+    assert drawn(0) == drawn(0)
+    assert drawn(0) != drawn(1)
