@@ -146,10 +146,13 @@ class Benchmarks:
             called_from=called_from(scored),
             wrong=scored.predicted != scored.y,
         )
-        cases = self._cases(task, told, -of_truth, ["p_truth", "p_last", "called_from", "wrong"])
-        far = stain_distances(cases["slides"], self._stains(task))
-        found = {"cases": cases | {"stain_distance": json_column(far)},
-                 "calibration": columns(calibration(scored))}  # fmt: skip
+        slides = self._slides(task, self._records.config.questions()[task].level, told)
+        told["stain_distance"] = stain_distances(slides, self._stains(task))  # to all cases' median
+        shown = ["p_truth", "p_last", "called_from", "wrong", "stain_distance"]
+        found = {
+            "cases": self._cases(task, told, -of_truth, shown),
+            "calibration": columns(calibration(scored)),
+        }
         if len(scored.classes) == 2 and len(scored.present()) == 2:
             found["roc"] = columns(roc_band(scored, seed=self._records.config.seed))
         return found

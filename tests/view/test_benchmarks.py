@@ -84,6 +84,17 @@ def test_behind_an_answer(compared: Contents, task: str) -> None:
     assert wrong == cases["wrong"]
 
 
+def test_stain_distances_do_not_depend_on_the_cases_shown(
+    compared: Contents, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer = ("slide", "enc", "abmil")
+    every = compared.benchmarks.answer(*answer)["cases"]
+    monkeypatch.setattr("stainssl.view.benchmarks.MAX_CASES", 2)
+    some = compared.benchmarks.answer(*answer)["cases"]
+    assert len(every["truth"]) > 2
+    assert some["stain_distance"] == every["stain_distance"][:2]
+
+
 @pytest.mark.parametrize(
     "words",
     [("answer", "nothing", "enc", "abmil"), ("answer", "slide", "..", "abmil"),

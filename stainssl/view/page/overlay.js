@@ -185,5 +185,5 @@ function percentiles(values) {
   const known = values.filter((v) => v !== null).sort((a, b) => a - b);
   if (!known.length) return [0, 1];
   const at = (share) => known[Math.min(known.length - 1, Math.floor(share * known.length))];
-  return [at(0.01), at(0.99)];
+  return Object.assign([at(0.01), at(0.99)], { arePercentiles: true });
 }

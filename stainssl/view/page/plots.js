@@ -157,8 +157,9 @@ function stainPlot(cases, units, name, act) {
   if (!known.length) return null;
   const x = known.map((i) => cases.stain_distance[i]);
   const right = Math.ceil(Math.max(...x)) || 1;
-  const some = x.length < units ? `, the ${shown(x.length)} worst` : "";
-  const plot = new UnitPlot(`Predictions by stain distance${some}`, "distance from the median stain (median 1)", "probability of the true class", [0, right]);
+  const worst = cases.stain_distance.length < units ? `, the ${shown(cases.stain_distance.length)} worst` : "";
+  const unknown = x.length < cases.stain_distance.length ? `, ${shown(cases.stain_distance.length - x.length)} of unknown stain not shown` : "";
+  const plot = new UnitPlot(`Predictions by stain distance${worst}${unknown}`, "distance from the median stain (median 1)", "probability of the true class", [0, right]);
   const told = (j) => `${name(known[j])}: stain distance ${shown(cases.stain_distance[known[j]], 2)}, probability of the true class ${shown(cases.p_truth[known[j]], 2)}; click to show the case`;
   plot.points(x, known.map((i) => cases.p_truth[i]), told, 3, (j) => act(known[j]));
   return plot.element;

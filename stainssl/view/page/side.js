@@ -84,9 +84,10 @@ class Side {
 }
 
 // Legend of the color map from `low` to `high`, with the description of the values.
-function colorLegend(scale, [low, high], said) {
+function colorLegend(scale, ends, said) {
+  const [low, high] = ends;
   const stops = scale.filter((_, i) => i % 8 === 0).concat(scale.slice(-1));
   const bar = el("div", { class: "colors", role: "img", "aria-label": `colors from ${shown(low)} to ${shown(high)}`, style: { background: `linear-gradient(to right, ${stops.join(",")})` } });
-  const text = low === 0 ? said : `${said}; colors span the 1st to 99th percentile of this slide`;
+  const text = !ends.arePercentiles ? said : `${said}; colors span the 1st to 99th percentile of this slide`;
   return el("div", { class: "legend" }, bar, el("div", { class: "ends" }, el("span", { text: shown(low) }), el("span", { text: shown(high) })), el("p", { text }));
 }
