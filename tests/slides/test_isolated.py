@@ -98,3 +98,14 @@ def test_fastslide_dies_of_a_spoiled_jpeg_and_the_slide_alone_pays(
     with pytest.raises(SlideError, match="fastslide") as caught:
         slide.read_region(0, 0, 0, (16, 16))
     assert caught.value.status is Status.UNREADABLE
+
+
+def test_fastslide_that_cannot_be_imported_is_no_slides_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from stainssl.slides.readers import fastslide
+
+    (tmp_path / "fastslide.py").write_text("raise ImportError('libfast.so.1: no such file')")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(StainsslError, match=r"libfast\.so\.1.*stainssl doctor"):
+        fastslide.open_file(tmp_path / "slide.czi")

@@ -33,6 +33,7 @@ def open_file(path: Path) -> Slide:
 
     Raises:
         SlideError: `unsupported` or `unreadable`, also if fastslide crashes or hangs.
+        StainsslError: fastslide is installed, but cannot be imported.
         OSError: the disk or mount failed.
     """
     return IsolatedFile(path, "fastslide", FastFile)
@@ -44,10 +45,10 @@ class FastFile(Slide):
     reader = "fastslide"
 
     def __init__(self, path: Path) -> None:
-        import fastslide
-
         self.path = path
         with translate_errors(path, "opening"):
+            import fastslide
+
             self._slide = fastslide.FastSlide.from_file_path(path, cache=CACHE_BYTES)
             sizes, downsamples = self._slide.level_dimensions, self._slide.level_downsamples
         if not sizes:
