@@ -425,8 +425,8 @@ class RobustnessJob(Job):
         identity: name and content of pretrained weights.
         rows: `cohort`, `part`, `slide_id`, `patient_id`, `site`.
         tasks: task → `parts`, and `label` (None unless it is a tile task).
-        family: normalizer that re-stains tiles: macenko if the encoder uses reinhard, else
-            reinhard.
+        family: normalizer that re-stains tiles: macenko if the encoder's first normalizer is
+            reinhard, else reinhard.
     """
 
     encoder: Resource[str]
@@ -501,7 +501,7 @@ def robustness(config: Config, encoder: str) -> RobustnessJob:
         rows=rows_of(config, found, "slide_id", "patient_id", "site"),
         tasks={name: {"label": tiled.get(name), "parts": own[name]} for name in tasks},
         identity=given_identity(run.encoder) if weights else "",
-        family="macenko" if "reinhard" in run.encoder.normalizers else "reinhard",
+        family="macenko" if run.encoder.normalizers[:1] == ["reinhard"] else "reinhard",
         seed=config.seed,
         source=source_of(config, encoder),
     )

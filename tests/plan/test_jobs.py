@@ -152,3 +152,22 @@ def test_robustness_without_a_tile_task_reads_no_label_and_one_task_of_the_same_
     benchmarks["s"]["robustness"] = False
     alone = BUILDERS["robustness"](parse({**made, "benchmarks": benchmarks}), "e")
     assert list(alone.tasks) == ["t"]
+
+
+@pytest.mark.parametrize(
+    ("normalizer", "family"),
+    [
+        ("macenko", "reinhard"),
+        ("reinhard", "macenko"),
+        (["macenko", "reinhard"], "reinhard"),
+        (["reinhard", "macenko"], "macenko"),
+    ],
+)
+def test_robustness_stains_otherwise_than_the_encoders_first_normalizer(
+    tmp_path: Path, normalizer: str | list[str], family: str
+) -> None:
+    train = {"method": "stain-invariant", "train": {"cohorts": ["c"]}, "backbone": "resnet18"}
+    made = _given(tmp_path, {**train, "normalizer": normalizer}).model_dump(mode="json")
+    made["tasks"] = {"a": {"level": "patient", "label": "her2", "cohorts": ["c"]}}
+    made["benchmarks"] = {"s": {"tasks": ["a"], "encoders": ["e"]}}
+    assert BUILDERS["robustness"](parse(made), "e").family == family
