@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from stainssl.errors import StainsslError
 from stainssl.stores.tables import read_table
 from stainssl.view.handles import Recent
-from stainssl.view.records import Json, Records, columns, json_column, versions
+from stainssl.view.records import Json, Records, columns, versions
 
 if TYPE_CHECKING:
     from stainssl.evaluation.predictions import NumberUnits, ScoredUnits, SurvivalUnits
