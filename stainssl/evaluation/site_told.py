@@ -95,16 +95,24 @@ def robustness_indices(stainings: Stainings, seed: int) -> Iterator[MetricRow]:
     if len(crossed) < 2 or crossed.min() < 2:
         log.info("robustness index skipped: it needs two labels that each occur at two sites")
         return
+    patient_of = index(table["patient_id"])
+    features, manifest = stainings.original[known].astype(np.float64), _manifest(table)
     try:
-        yield from _croma(stainings.original[known], table, index(table["patient_id"]), seed)
+        yield from _robustness_index(features, manifest, patient_of, seed)
     except (ValueError, RuntimeError) as error:  # too few neighbors of a kind, or equal vectors
         log.info("robustness index skipped: %s", error)
+    try:
+        yield _margin(features, manifest, patient_of, seed)
+    except (ValueError, RuntimeError) as error:
+        log.info(
+            "CRoMa skipped: each tile needs tiles of other patients with its label at another site"
+            " and with another label at its site (%s)", error,
+        )  # fmt: skip
 
 
-def _croma(vectors: Vectors, table: pd.DataFrame, patient: Ints, seed: int) -> Iterator[MetricRow]:
-    from croma import RI, CRoMa
-
-    manifest = pd.DataFrame(
+def _manifest(table: pd.DataFrame) -> pd.DataFrame:
+    """Tiles as the package `croma` reads them."""
+    return pd.DataFrame(
         {
             "sample_id": np.arange(len(table)).astype(str),
             "image_path": "",
@@ -113,7 +121,13 @@ def _croma(vectors: Vectors, table: pd.DataFrame, patient: Ints, seed: int) -> I
             "site": table["site"].to_numpy(),
         }
     )
-    features = vectors.astype(np.float64)
+
+
+def _robustness_index(
+    features: Vectors, manifest: pd.DataFrame, patient: Ints, seed: int
+) -> Iterator[MetricRow]:
+    from croma import RI
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # low support, which is reported below
         ri = RI.compute(features, manifest, confounder_column="site", k_candidates=CROMA_NEIGHBOURS)
@@ -128,8 +142,13 @@ def _croma(vectors: Vectors, table: pd.DataFrame, patient: Ints, seed: int) -> I
     yield mean_figure(
         "robustness_index_support", np.isfinite(ri.sample_values_aligned), patient, seed
     )
+
+
+def _margin(features: Vectors, manifest: pd.DataFrame, patient: Ints, seed: int) -> MetricRow:
+    from croma import CRoMa
+
     margin = CRoMa.compute(features, manifest, confounder_column="site")
-    yield median_figure("croma", margin.sample_values_aligned, patient, seed)
+    return median_figure("croma", margin.sample_values_aligned, patient, seed)
 
 
 def probe_predictions(

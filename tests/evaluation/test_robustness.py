@@ -1,5 +1,7 @@
 """Robustness figures tell an encoder of stain from one of tissue, and from a collapsed one."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -129,6 +131,18 @@ def test_stain_goes_with_the_label_in_training_and_against_it_in_the_test(rng):
 def _without_sites(table: pd.DataFrame) -> pd.DataFrame:
     patients = table[["patient_id"]].drop_duplicates().assign(label="")
     return make_folds(patients, kind="cv", folds=3)
+
+
+def test_a_site_of_one_patient_leaves_out_croma_but_not_the_index(rng, caplog):
+    stainings = _stainings(rng, stain=1.0, tissue=1.0)
+    table = stainings.table
+    first = table["patient_id"] == table["patient_id"].iloc[0]
+    alone = table.assign(site=np.where(first, "d", table["site"]))
+    with caplog.at_level("INFO"):
+        figures = [*robustness_indices(replace(stainings, table=alone), 0)]
+    assert {f.metric for f in figures} == {"robustness_index", "robustness_index_support"}
+    assert "CRoMa skipped" in caplog.text
+    assert "robustness index skipped" not in caplog.text
 
 
 def test_one_site_leaves_out_what_needs_two(rng, caplog):
