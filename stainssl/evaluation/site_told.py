@@ -124,7 +124,7 @@ def _manifest(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _robustness_index(
-    features: Vectors, manifest: pd.DataFrame, patient: Ints, seed: int
+    features: NDArray[np.float64], manifest: pd.DataFrame, patient: Ints, seed: int
 ) -> Iterator[MetricRow]:
     from croma import RI
 
@@ -144,7 +144,9 @@ def _robustness_index(
     )
 
 
-def _margin(features: Vectors, manifest: pd.DataFrame, patient: Ints, seed: int) -> MetricRow:
+def _margin(
+    features: NDArray[np.float64], manifest: pd.DataFrame, patient: Ints, seed: int
+) -> MetricRow:
     from croma import CRoMa
 
     margin = CRoMa.compute(features, manifest, confounder_column="site")
