@@ -24,6 +24,10 @@ BACKGROUND = "background"  # grid positions without any tissue: counted, but not
 REASONS = ("pen", "tissue", "blur", "pale", "region")
 """Why a tile is discarded, the first that applies: more ink, less tissue, lower sharpness or lower
 saturation than the limits, or outside the annotated regions."""
+REASON_WORDS = {
+    "pen": "ink", "tissue": "too little tissue", "blur": "out of focus", "pale": "pale",
+    "region": "outside of the regions",
+}  # fmt: skip
 COLUMNS = (
     "tile", "x", "y", "side", "tissue", "sharpness", "pen", "saturation", "od", "kept", "reason",
 )  # fmt: skip

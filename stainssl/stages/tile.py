@@ -41,6 +41,7 @@ from stainssl.slides.staging import staged
 from stainssl.slides.tiling import (
     BACKGROUND,
     COLUMNS,
+    REASON_WORDS,
     REASONS,
     TileLimits,
     counts,
@@ -156,7 +157,8 @@ def _outlined(outcome: Outcome, slide: Slide) -> Areas:
 def _why_empty(outcome: Outcome, tiling: Tiling) -> str:
     if not len(outcome.tiles):
         return f"No tissue found at {tiling.mask.mpp:g} µm/px."
-    reasons = ", ".join(f"{outcome.counts[name]} by {name}" for name in REASONS)
+    counts = sorted(((outcome.counts[name], REASON_WORDS[name]) for name in REASONS), reverse=True)
+    reasons = ", ".join(f"{count} {words}" for count, words in counts if count)
     return f"{outcome.tissue_mm2:.3g} mm² of tissue, but no tile kept: {reasons}."
 
 

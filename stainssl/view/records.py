@@ -17,6 +17,7 @@ from stainssl.cohort.sheet import PART
 from stainssl.config import Config, Task
 from stainssl.errors import StainsslError
 from stainssl.evaluation.folds import RISK, VALUE
+from stainssl.evaluation.labels import is_unknown
 from stainssl.paths import of_label
 from stainssl.stores.tables import read_table
 from stainssl.stores.tiles import read_qc
@@ -33,13 +34,17 @@ Json = dict[str, Any]
 
 
 def json_column(values: pd.Series | np.ndarray) -> list[Any]:
-    """Convert a column to JSON types: floats have 5 digits, non-finite ones are null."""
+    """Convert a column to JSON types: fractions have 5 digits, non-finite numbers are null."""
     series = pd.Series(values)
     if pd.api.types.is_float_dtype(series):
-        return [float(f"{v:.5g}") if np.isfinite(v) else None for v in series.to_numpy(float)]
+        return [_short(v) if np.isfinite(v) else None for v in series.tolist()]
     if pd.api.types.is_bool_dtype(series) or pd.api.types.is_integer_dtype(series):
         return list(series.tolist())
     return ["" if pd.isna(v) else str(v) for v in series]
+
+
+def _short(number: float) -> float:
+    return number if number.is_integer() else float(f"{number:.5g}")
 
 
 def columns(frame: pd.DataFrame) -> Json:
@@ -327,11 +332,12 @@ def _of_label(label: str, column: str) -> str:
 
 
 def with_numbers(sheet: pd.DataFrame) -> pd.DataFrame:
-    """Convert the columns of a sheet that contain only numbers to float; ids, sites stay text."""
+    """Convert columns whose known values are all numbers to float; ids, sites stay text."""
     out = sheet.copy()
     for name in sheet.columns.difference(["slide_id", "patient_id", "site", "split"]):
-        numbers = pd.to_numeric(sheet[name], errors="coerce")
-        if numbers.notna().any() and (numbers.notna() | (sheet[name] == "")).all():
+        unknown = sheet[name].map(is_unknown).astype(bool)
+        numbers = pd.to_numeric(sheet[name].mask(unknown), errors="coerce")
+        if numbers.notna().any() and (numbers.notna() | unknown).all():
             out[name] = numbers.astype(float)
     return out
 

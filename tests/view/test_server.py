@@ -29,7 +29,7 @@ from stainssl.view import server
 from stainssl.view.contents import Contents
 from stainssl.view.files import HERE
 from stainssl.view.handles import Recent
-from stainssl.view.records import summarized
+from stainssl.view.records import json_column, summarized, with_numbers
 from stainssl.view.run import config_of
 from stainssl.view.server import application, bound
 from tests.stages.trained import Trained
@@ -73,6 +73,18 @@ def test_predictions_have_their_interval(client: TestClient, shown: Trained) -> 
     for low, p, high in zip(columns["low_1"], columns["p_1"], columns["high_1"], strict=True):
         assert (low is None) == (p is None)
         assert p is None or low <= p <= high
+
+
+def test_a_column_of_numbers_stays_one_beside_unknown_cells() -> None:
+    sheet = pd.DataFrame({"slide_id": ["1", "2", "3"], "age": ["61.5", "NaN", ""],
+                          "block": ["20231234", "7", "-"],
+                          "grade": ["2", "n/a", "III"], "her2": ["", "?", "NA"]})  # fmt: skip
+    found = with_numbers(sheet)
+    assert json_column(found["age"]) == [61.5, None, None]
+    assert json_column(found["block"]) == [20231234, 7, None]
+    assert found["grade"].tolist() == ["2", "n/a", "III"]
+    assert found["slide_id"].tolist() == ["1", "2", "3"]
+    assert found["her2"].tolist() == ["", "?", "NA"]
 
 
 @pytest.mark.parametrize("kind", ["value", "risk"])
