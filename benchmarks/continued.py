@@ -35,7 +35,7 @@ from stainssl.pretrain.data import Batch
 from stainssl.pretrain.methods import PRETRAINING_METHODS, ViewSettings
 from stainssl.pretrain.objectives import OBJECTIVES
 from stainssl.pretrain.train import Learner, Preprocessing, TrainSettings
-from stainssl.pretrain.tuning import Anchor
+from stainssl.pretrain.tuning import DistillationLoss
 from stainssl.stages.pretrain import freeze
 from stainssl.stores.atomic import write_text
 from tools.pages import fill, marks
@@ -65,13 +65,13 @@ def learner(name: str, kind: str, source: str) -> tuple[Learner, Backbone, Any]:
     torch.manual_seed(0)
     adapted = encoder.tune == "lora"
     backbone = backbone_of(source if keys else None, name, None, size, adapted)
-    anchor = Anchor(backbone.model, encoder.keep) if encoder.keep else None
+    distillation = DistillationLoss(backbone.model, encoder.keep) if encoder.keep else None
     adapters = freeze(backbone.model, encoder, size, 0) if keys else None
     objective = OBJECTIVES["nt-xent"](backbone.model, vector_length(backbone.model, size), 0.2, 0)
     method = PRETRAINING_METHODS["simclr"](ViewSettings(size, "weak", 0), None)
     settings = TrainSettings(steps=1000, lr=1e-3, weight_decay=1e-4, freeze_norms=bool(keys))
     prepare = Preprocessing(backbone.mean, backbone.std)
-    module = Learner(backbone.model, objective, method, prepare, settings, None, anchor)
+    module = Learner(backbone.model, objective, method, prepare, settings, None, distillation)
     return module, backbone, adapters
 
 

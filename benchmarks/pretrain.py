@@ -262,7 +262,7 @@ import json, sys, time
 from pathlib import Path
 import stainssl.pretrain.train
 from stainssl.pretrain.data import Stream, TrainTiles
-from stainssl.pretrain.knowledge import profiles
+from stainssl.pretrain.tile_metadata import profiles
 from stainssl.stores.pixels import open_pixels
 def peak():  # of this process alone: getrusage also counts what its parent had
     line = next(l for l in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in l)

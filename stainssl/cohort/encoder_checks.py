@@ -13,14 +13,14 @@ from torch import nn
 
 from stainssl.cohort.sheet_file import shown
 from stainssl.config import REFERENCE, Config, Encoder, nearest
-from stainssl.encoders import adapters, of_slides, recipes, slide_recipes, tensors
+from stainssl.encoders import adapters, recipes, slide_encoders, slide_recipes, tensors
 from stainssl.encoders.blocks import last_blocks
-from stainssl.encoders.initial import architecture_of, is_saved_by_timm
+from stainssl.encoders.initial import architecture_of
 from stainssl.encoders.loading import (
     FILE,
     HUB,
     LOCAL,
-    STANDARD,
+    STAIN_PROFILE,
     TIMM,
     build_network,
     check_length,
@@ -33,8 +33,8 @@ from stainssl.encoders.loading import (
     whole_patches,
 )
 from stainssl.encoders.recipes import EncoderRecipe
-from stainssl.encoders.slide_recipes import SlideRecipe, told_of
-from stainssl.encoders.standards import standard
+from stainssl.encoders.slide_recipes import SlideRecipe, slide_encoder_message
+from stainssl.encoders.stain_profiles import stain_profile
 from stainssl.encoders.weights import REVISION, read_source
 from stainssl.errors import StainsslError
 
@@ -60,7 +60,7 @@ def _problems(config: Config, name: str, encoder: Encoder) -> Iterator[tuple[str
         if encoder.input_size:
             found = _side(encoder.source or "", encoder.input_size)
             yield from (("input_size", sentence) for sentence in found)
-        yield from (("preprocess", found) for found in _standard(encoder))
+        yield from (("preprocess", found) for found in _stain_preprocessing(encoder))
     elif encoder.init is not None:
         yield from _continued(config, name, encoder)
     elif encoder.method is not None:
@@ -147,7 +147,7 @@ def _side(source: str, side_px: int) -> Iterator[str]:
 
 def _unsaved(source: str) -> Iterator[str]:
     found = recipes.find(source)
-    if found and not is_saved_by_timm(found[1]):
+    if found and not found[1].is_saved_by_timm:
         yield (
             f"{found[0]} can be used for embedding, but be trained further only with an"
             " adapter (tune: lora): see docs/encoders.md."
@@ -171,7 +171,8 @@ def _of_slides(config: Config, encoder: Encoder) -> Iterator[tuple[str, str]]:
         near = nearest(encoder.weights, list(slide_recipes.RECIPES))
         yield (
             "weights",
-            told_of(encoder.weights) or f"{encoder.weights!r} is not a slide encoder{near}",
+            slide_encoder_message(encoder.weights)
+            or f"{encoder.weights!r} is not a slide encoder{near}",
         )
         return
     yield from (("vectors", s) for s in _taken(found[0], found[1], config, encoder.vectors))
@@ -192,12 +193,12 @@ def _taken(name: str, recipe: SlideRecipe, config: Config, key: str) -> Iterator
 
 def _slide_weights(name: str, recipe: SlideRecipe, given: str | None) -> Iterator[str]:
     if given is None and not recipe.repository:
-        yield of_slides.not_on_the_hub(name, recipe)
+        yield slide_encoders.not_on_the_hub(name, recipe)
         return
     if (file := weights_file(name, recipe, given) if given else recipe.cached) is None:
         return
     with torch.device("meta"):
-        model = of_slides.build(name, recipe, file)
+        model = slide_encoders.build(name, recipe, file)
     weights = tensors.renamed(tensors.read(file, "meta"), recipe.names)
     if problem := tensors.fit(model.state_dict(), weights).problem(str(file), name):
         yield problem
@@ -213,14 +214,14 @@ def _blocks(count: int | None, source: str) -> Iterator[str]:
         yield str(error)
 
 
-def _standard(encoder: Encoder) -> Iterator[str]:
+def _stain_preprocessing(encoder: Encoder) -> Iterator[str]:
     """Problems of `preprocess`: tiles already normalized, or a profile that cannot be read."""
-    own = Path((encoder.weights or "").removeprefix(LOCAL)) / STANDARD
+    own = Path((encoder.weights or "").removeprefix(LOCAL)) / STAIN_PROFILE
     if encoder.preprocess and own.is_file():
         yield f"tiles are already normalized to {own}: leave preprocess out."
     for name in encoder.named_stains:
         try:
-            standard(encoder.normalizers[0], None if name == REFERENCE else Path(name))
+            stain_profile(encoder.normalizers[0], None if name == REFERENCE else Path(name))
         except StainsslError as error:
             yield str(error)
 
@@ -237,7 +238,7 @@ def source_problems(source: str) -> Iterator[str]:
     try:
         if found := recipes.find(source):
             yield from _recipe(*found)
-        elif sentence := told_of(source):
+        elif sentence := slide_encoder_message(source):
             yield sentence
         elif file and timm.is_model(plain.split(".")[0]):
             yield from _file(plain, Path(file))

@@ -16,11 +16,10 @@ from torch import nn
 
 from stainssl.encoders import adapters, recipes, revisions
 from stainssl.encoders.loading import (
-    CLASSES,
     FILE,
     HUB,
     LOCAL,
-    STANDARD,
+    STAIN_PROFILE,
     TIMM,
     load_network,
     new_backbone,
@@ -28,7 +27,6 @@ from stainssl.encoders.loading import (
     whole_patches,
     with_classes,
 )
-from stainssl.encoders.recipes import EncoderRecipe
 from stainssl.encoders.weights import read_source
 from stainssl.errors import StainsslError
 
@@ -107,7 +105,7 @@ def initial_backbone(
         raise StainsslError(
             f"init {source} is a {name}, but `backbone` is {wanted}: leave `backbone` out."
         )
-    if (Path(read_source(source)[0].removeprefix(LOCAL)) / STANDARD).is_file():
+    if (Path(read_source(source)[0].removeprefix(LOCAL)) / STAIN_PROFILE).is_file():
         log.warning(
             "%s was trained on normalized tiles; here they are normalized only with `preprocess`",
             source,
@@ -172,19 +170,13 @@ def _refuse_unsaved(source: str) -> None:
     """Raise if the full weights of the trained network could not be saved."""
     while adapters.is_adapter(folder := Path(source.removeprefix(LOCAL))):
         source = adapters.read_base(folder).source
-    if (found := recipes.find(source)) and not is_saved_by_timm(found[1]):
+    if (found := recipes.find(source)) and not found[1].is_saved_by_timm:
         raise StainsslError(
             f"init {found[0]}: timm's format cannot store its network (layers by class, or a"
             " pooling that timm does not have), so the trained model could not be saved. Train an"
             " adapter (tune: lora), or start from "
-            f"{', '.join(n for n, r in sorted(recipes.RECIPES.items()) if is_saved_by_timm(r))}."
+            f"{', '.join(n for n, r in sorted(recipes.RECIPES.items()) if r.is_saved_by_timm)}."
         )
-
-
-def is_saved_by_timm(recipe: EncoderRecipe) -> bool:
-    """Whether a recipe's network can be saved as a timm folder, and so be trained in full."""
-    classes = any(v in CLASSES for v in recipe.arguments.values() if isinstance(v, str))
-    return recipe.pooling in ("cls", "average") and not classes
 
 
 def _resized(

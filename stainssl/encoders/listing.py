@@ -60,7 +60,7 @@ def described(source: str) -> dict[str, Any]:
     """Metadata of weights that an embedding store records.
 
     Args:
-        source: as accepted by `loading.load` or `of_slides.load`.
+        source: as accepted by `loading.load` or `slide_encoders.load`.
 
     Returns:
         `revision`, the commit of the hub's repository, if the weights are in the local cache; and
@@ -80,7 +80,7 @@ def described(source: str) -> dict[str, Any]:
 
 
 CARD, AUTHORS, ZOO = "card", "authors' code", "LazySlide"
-JUDGED = {  # what their embeddings were compared with in tests/encoders
+COMPARED_WITH = {  # what their embeddings were compared with in tests/encoders
     CARD: (
         "uni", "uni2-h", "virchow", "virchow2", "prov-gigapath", "h-optimus-0", "h0-mini", "phikon",
         "phikon-v2", "midnight", "hibou-b", "hibou-l", "gpfm", "kaiko-vits16", "kaiko-vits8",
@@ -97,9 +97,9 @@ JUDGED = {  # what their embeddings were compared with in tests/encoders
 }  # fmt: skip
 
 
-def judged(name: str) -> str:
+def compared_with(name: str) -> str:
     """What a recipe's embeddings were compared with; "layout": only others of its layout were."""
-    return ", ".join(by for by, names in JUDGED.items() if name in names) or "layout"
+    return ", ".join(by for by, names in COMPARED_WITH.items() if name in names) or "layout"
 
 
 def table() -> str:
@@ -133,7 +133,7 @@ def _cells(name: str, recipe: EncoderRecipe) -> list[str]:
     return [
         f"`{name}`", _link(recipe),
         VECTOR[recipe.pooling], str(recipe.dim), sees, f"{mean}; {std}", _mpp(recipe),
-        recipe.license, access(recipe), judged(name),
+        recipe.license, access(recipe), compared_with(name),
     ]  # fmt: skip
 
 

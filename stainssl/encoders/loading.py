@@ -37,7 +37,7 @@ from stainssl.encoders.weights import (
     FILE,
     HUB,
     LOCAL,
-    STANDARD,
+    STAIN_PROFILE,
     TIMM,
     read_source,
 )
@@ -59,8 +59,8 @@ class LoadedEncoder:
         mean, std: (1, 3, 1, 1), of RGB in [0, 1].
         interpolation: `bilinear` or `bicubic`.
         device: of the network.
-        standard: stain profile that tiles are normalized to first, or K profiles, over which
-            embeddings are averaged; None: no stain normalization.
+        stain_profile: that tiles are normalized to first, or K profiles, over which embeddings are
+            averaged; None: no stain normalization.
         resize_px: side in px to which tiles are resized before the center crop of `input_size`;
             None: no crop.
         weights_sha256: `digest` of the network.
@@ -74,7 +74,7 @@ class LoadedEncoder:
     std: Tensor
     interpolation: str
     device: torch.device
-    standard: StainProfile | None = None
+    stain_profile: StainProfile | None = None
     resize_px: int | None = None
     weights_sha256: str = ""
     half: bool = True
@@ -136,7 +136,7 @@ class LoadedEncoder:
             return 1.0
         return 2.0 ** -round(math.log2(size))
 
-    def standardised(self, images: Tensor) -> Tensor:
+    def stain_normalized(self, images: Tensor) -> Tensor:
         """Normalize images to the encoder's stain profile.
 
         Images whose own stain cannot be estimated are not changed.
@@ -152,11 +152,11 @@ class LoadedEncoder:
 
     def _stained(self, images: Tensor) -> Iterator[Tensor]:
         """The images normalized to each stain profile in turn; unchanged if there is none."""
-        if self.standard is None:
+        if self.stain_profile is None:
             yield images
             return
-        own = estimate(images, self.standard.method)
-        targets = self.standard.batched()
+        own = estimate(images, self.stain_profile.method)
+        targets = self.stain_profile.batched()
         for number in range(len(targets)):
             changed = normalize(images, own, targets[number])
             yield torch.where(own.valid[:, None, None, None], changed, images)
@@ -166,7 +166,7 @@ def load(
     source: Path | str,
     device: torch.device | str = "cpu",
     input_size: int | None = None,
-    standard: StainProfile | None = None,
+    stain_profile: StainProfile | None = None,
 ) -> LoadedEncoder:
     """Load a tile encoder.
 
@@ -179,18 +179,18 @@ def load(
             (`weights.written`).
         device: where the network runs.
         input_size: side of the network's input in px; None: that of the source.
-        standard: stain profile that tiles are normalized to first, or several; only for a source
-            without a stain profile of its own.
+        stain_profile: that tiles are normalized to first, or several; only for a source without a
+            stain profile of its own.
 
     Raises:
         StainsslError: unknown folder or name, weights that do not fit or cannot be downloaded, a
             network without one embedding per image or with an input that is not square, or a
-            `standard` although the source has its own.
+            `stain_profile` although the source has its own.
     """
-    own = _standard(str(source))
-    if own is not None and standard is not None:
+    own = _own_stain_profile(str(source))
+    if own is not None and stain_profile is not None:
         raise StainsslError(
-            f"{source}: its tiles are already normalized to the {STANDARD} in its folder: "
+            f"{source}: its tiles are already normalized to the {STAIN_PROFILE} in its folder: "
             "leave `preprocess` out."
         )
     model = load_network(str(source)).eval().requires_grad_(False)
@@ -213,7 +213,7 @@ def load(
         std=torch.tensor(data["std"], device=device).view(1, 3, 1, 1),
         interpolation=data["interpolation"] if data["interpolation"] in RESIZES else "bicubic",
         device=torch.device(device),
-        standard=standard if own is None else own,
+        stain_profile=stain_profile if own is None else own,
         resize_px=found[1].resize_px if found and input_size is None else None,
         weights_sha256=sha256,
         half=found is None or found[1].precision == "half",
@@ -280,8 +280,8 @@ def set_input_size(model: nn.Module, input_size: int) -> None:
     model.pretrained_cfg = {**own, "input_size": (3, input_size, input_size)}  # type: ignore[assignment]
 
 
-def _standard(source: str) -> StainProfile | None:
-    path = Path(read_source(source)[0].removeprefix(LOCAL)) / STANDARD
+def _own_stain_profile(source: str) -> StainProfile | None:
+    path = Path(read_source(source)[0].removeprefix(LOCAL)) / STAIN_PROFILE
     if not path.is_file():
         return None
     return profile_from_json(json.loads(path.read_text(encoding="utf-8")))
@@ -321,7 +321,7 @@ def load_network(source: str) -> nn.Module:
     """
     if found := recipes.find(source):
         return _from_recipe(*found)
-    if sentence := slide_recipes.told_of(source):
+    if sentence := slide_recipes.slide_encoder_message(source):
         raise StainsslError(sentence)
     if source.startswith(HUB):
         return _from_hub(source)
@@ -384,11 +384,13 @@ def _from_folder(folder: Path, source: str) -> nn.Module:
 def _from_file(architecture: str, file: Path) -> nn.Module:
     """A timm architecture with the weights of a file and the architecture's own preprocessing."""
     model = timm.create_model(architecture, num_classes=0)
-    fill(model, tensors.read(file), str(file), architecture)
+    load_weights(model, tensors.read(file), str(file), architecture)
     return model
 
 
-def fill(model: nn.Module, weights: Mapping[str, Tensor], of: str, architecture: str) -> None:
+def load_weights(
+    model: nn.Module, weights: Mapping[str, Tensor], of: str, architecture: str
+) -> None:
     """Load weights into a network, strictly: no tensor may be missing or left over.
 
     Args:
@@ -418,7 +420,7 @@ WITHOUT_TENSORS: Mapping[str, Callable[[nn.Module], nn.Module]] = {
 }
 
 
-CLASSES: Mapping[str, Callable[..., nn.Module]] = {  # layers that a recipe's arguments can name
+CLASSES: Mapping[str, Callable[..., nn.Module]] = {  # of `recipes.LAYERS`
     "Mlp": Mlp,
     "GluMlp": GluMlp,
     "SwiGLU": SwiGLU,
@@ -490,7 +492,7 @@ def _from_recipe(name: str, recipe: EncoderRecipe, given: str | None) -> nn.Modu
         raise StainsslError(f"{name}: give the folder that contains {file} and its config.json.")
     model = build_network(recipe, config)
     weights = tensors.by_timm_names(tensors.read(file), recipe.layout, model)
-    fill(model, weights, str(file), recipe.architecture if recipe.is_own else name)
+    load_weights(model, weights, str(file), recipe.architecture if recipe.is_own else name)
     return finished(model, recipe)
 
 

@@ -44,7 +44,9 @@ CLIP: tuple[Rgb, Rgb] = (
     (0.48145466, 0.4578275, 0.40821073),
     (0.26862954, 0.26130258, 0.27577711),
 )
-SWIGLU = {"mlp_layer": "SwiGLUPacked", "act_layer": "SiLU"}  # keys of `loading.CLASSES`
+# Layers that a recipe's arguments can name, and `loading.CLASSES` maps to classes.
+LAYERS = ("Mlp", "GluMlp", "SwiGLU", "SwiGLUPacked", "ConvStem", "GELU", "SiLU")
+SWIGLU = {"mlp_layer": "SwiGLUPacked", "act_layer": "SiLU"}
 HUB_PAGES = "https://huggingface.co"
 NON_COMMERCIAL = "CC-BY-NC-ND-4.0"
 LUNIT_LICENSE = "Lunit non-commercial"
@@ -61,7 +63,7 @@ class EncoderRecipe:
         dim: D, embedding dimension; 0: not given in the config.
         normalization: mean and standard deviation of RGB in [0, 1].
         license: as stated on the card or in the repository; "": not given in the config.
-        arguments: further arguments of the architecture; layers as keys of `loading.CLASSES`.
+        arguments: further arguments of the architecture; layers by their names in `LAYERS`.
         pooling: `cls` (class token), `mean` (of the patch tokens) or `cls+mean` (concatenated);
             `average` of the last feature map of a convolutional network or Swin; or a module of
             `stainssl.encoders.modules`.
@@ -110,6 +112,15 @@ class EncoderRecipe:
     def size_argument(self) -> dict[str, int]:
         """`img_size` of a transformer; none with pooling `average`, whose networks need no size."""
         return {} if self.pooling == "average" else {"img_size": self.input_px}
+
+    @property
+    def is_saved_by_timm(self) -> bool:
+        """Whether the network can be saved as a timm folder, and so be trained in full.
+
+        timm writes arguments as JSON, which has no classes, and has only two of the poolings.
+        """
+        has_classes = any(value in LAYERS for value in self.arguments.values())
+        return self.pooling in ("cls", "average") and not has_classes
 
     @property
     def tile_sizes(self) -> set[int]:

@@ -10,7 +10,7 @@ def repository_of(source: str) -> tuple[str, tuple[str, ...], str | None] | None
     """Repository, possible file names and requested revision of a source on the hub; else None.
 
     Args:
-        source: as accepted by `loading.load` or `of_slides.load`.
+        source: as accepted by `loading.load` or `slide_encoders.load`.
     """
     if found := recipes.find(source) or slide_recipes.find(source):
         _, recipe, given = found

@@ -15,7 +15,7 @@ from torch import nn
 
 from stainssl import __version__
 from stainssl.encoders import adapters
-from stainssl.encoders.weights import STANDARD
+from stainssl.encoders.weights import STAIN_PROFILE
 from stainssl.stain import StainProfile
 from stainssl.stain.targets import profile_to_json
 from stainssl.stores.atomic import replacing
@@ -39,7 +39,7 @@ def save_local_dir(
     std: tuple[float, float, float],
     model_args: Mapping[str, Any],
     card: Mapping[str, Any],
-    standard: StainProfile | None = None,
+    stain_profile: StainProfile | None = None,
 ) -> None:
     """Save a timm network as a folder for `timm.create_model("local-dir:…")`.
 
@@ -51,14 +51,14 @@ def save_local_dir(
         mean, std: of RGB in [0, 1], as in training.
         model_args: further arguments of the architecture.
         card: rows of the table in the model card.
-        standard: stain profile that tiles are normalized to first, by `load` but not by timm.
+        stain_profile: that tiles are normalized to first, by `load` but not by timm.
     """
     model.pretrained_cfg = _trained_config(model, backbone, input_size, mean, std)  # type: ignore[assignment]
     # safetensors stores contiguous tensors only; channels-last ones are not.
     model = model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     with replacing(path) as made:
         save_for_hf(model, str(made), model_args=dict(model_args), safe_serialization=True)
-        _write_notes(made, path.parent.name, backbone, card, standard)
+        _write_notes(made, path.parent.name, backbone, card, stain_profile)
 
 
 def save_adapter(
@@ -71,7 +71,7 @@ def save_adapter(
     mean: tuple[float, float, float],
     std: tuple[float, float, float],
     card: Mapping[str, Any],
-    standard: StainProfile | None = None,
+    stain_profile: StainProfile | None = None,
 ) -> None:
     """Save an adapter as a folder for `load` and peft.
 
@@ -79,7 +79,7 @@ def save_adapter(
         peft_model: a network with adapters, as returned by `pretrain.lora.adapt`.
         path: the folder; an existing one is replaced once the new one is complete.
         base: the weights that the adapter modifies.
-        backbone, input_size, mean, std, card, standard: as in `save_local_dir`.
+        backbone, input_size, mean, std, card, stain_profile: as in `save_local_dir`.
     """
     model = peft_model.get_base_model()
     own = filter_pretrained_cfg(_trained_config(model, backbone, input_size, mean, std))
@@ -90,7 +90,7 @@ def save_adapter(
         adapters.settle_config(made)
         (made / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
         adapters.write_base(made, base)
-        _write_notes(made, path.parent.name, backbone, card, standard, adapter_to=base.source)
+        _write_notes(made, path.parent.name, backbone, card, stain_profile, adapter_to=base.source)
 
 
 def _trained_config(
@@ -116,13 +116,13 @@ def _write_notes(
     name: str,
     backbone: str,
     card: Mapping[str, Any],
-    standard: StainProfile | None,
+    stain_profile: StainProfile | None,
     adapter_to: str | None = None,
 ) -> None:
     """Write the stain profile, if there is one, and the model card into a model's folder."""
-    if standard is not None:
-        content = json.dumps(profile_to_json(standard), indent=1)
-        (made / STANDARD).write_text(content + "\n", encoding="utf-8")
+    if stain_profile is not None:
+        content = json.dumps(profile_to_json(stain_profile), indent=1)
+        (made / STAIN_PROFILE).write_text(content + "\n", encoding="utf-8")
     text = _card(name, backbone, card, adapter_to)
     (made / "README.md").write_text(text, encoding="utf-8")
 

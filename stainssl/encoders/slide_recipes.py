@@ -145,7 +145,7 @@ def find(source: str) -> tuple[str, SlideRecipe, str | None] | None:
     return plain, replace(RECIPES[plain], revision=keys.get(REVISION)), file or None
 
 
-def told_of(source: str) -> str | None:
+def slide_encoder_message(source: str) -> str | None:
     """Error message for a slide encoder where a tile encoder is expected; None otherwise."""
     plain = canonical(read_source(source)[0].partition("@")[0])
     if (found := find(source)) is not None:

@@ -13,7 +13,7 @@ from stainssl.runtime.content import content_key
 LOCAL, HUB, TIMM = "local-dir:", "hf-hub:", "timm:"
 FILE = "@"  # ARCHITECTURE@FILE, RECIPE@FILE, RECIPE@FOLDER or hf-hub:OWNER/NAME@REVISION
 RECIPE, REVISION = "recipe", "revision"  # keys of the JSON after the weights in a source
-ONLY_TOLD = ("mpp", "tile_px", "license", "gated")  # keys of a recipe that no embedding depends on
+METADATA_KEYS = ("mpp", "tile_px", "license", "gated")  # of a recipe; no embedding depends on them
 Pooling = Literal[
     "cls", "mean", "cls+mean", "average", "two scales", "attention", "attention without bias",
     "projection",
@@ -21,7 +21,7 @@ Pooling = Literal[
 Layout = Literal["timm", "transformers", "ordered", "swin", "keep", "conch", "conch-v1.5", "musk"]
 Precision = Literal["half", "32"]
 ADAPTER = "adapter_model.safetensors"  # in the folder of an adapter to other weights
-STANDARD = "stain.json"  # in a model's folder: the stain profile that tiles are normalized to
+STAIN_PROFILE = "stain.json"  # in a model's folder: the stain profile that tiles are normalized to
 SAMPLES = 16  # blocks of a weights file that identify it
 
 
@@ -71,7 +71,7 @@ def identity(source: str, input_size: int | None = None) -> str:
         input_size: side of the network's input in px; None: that of the source.
     """
     weights, keys = read_source(source)
-    recipe = {k: v for k, v in keys.get(RECIPE, {}).items() if k not in ONLY_TOLD}
+    recipe = {k: v for k, v in keys.get(RECIPE, {}).items() if k not in METADATA_KEYS}
     files = [path for path in weight_files(weights) if path.is_file()]
     digests = [f"{path.name} {content_key(path, SAMPLES).hex()[:16]}" for path in files]
     size = [f"at {input_size} px"] if input_size else []

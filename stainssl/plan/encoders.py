@@ -221,7 +221,7 @@ def pretrain(config: Config, encoder: str) -> PretrainJob:
 
 
 @dataclass(frozen=True)
-class Standard:
+class StainPreprocessing:
     """Stain to which tiles are normalized before a pretrained encoder embeds them.
 
     Attributes:
@@ -237,7 +237,7 @@ class Standard:
     is_averaged: bool = False
 
 
-def standard_of(config: Config, name: str) -> Standard | None:
+def stain_preprocessing(config: Config, name: str) -> StainPreprocessing | None:
     """Stain to which a run's tiles are normalized; None: none, or the one in its model's folder."""
     encoder = config.run(name).encoder
     if encoder.weights is None or not encoder.preprocess:
@@ -246,7 +246,7 @@ def standard_of(config: Config, name: str) -> Standard | None:
         files: tuple[Path | None, ...] = (config.paths.target(name),)
     else:
         files = tuple(None if t == REFERENCE else Path(t) for t in encoder.named_stains)
-    return Standard(encoder.normalizers[0], files, encoder.averages_stains)
+    return StainPreprocessing(encoder.normalizers[0], files, encoder.averages_stains)
 
 
 def given_identity(encoder: Encoder) -> str:
@@ -280,14 +280,14 @@ class Source:
         model: folder of a model trained here, or the config's `weights` with their recipe.
         input_size: input side of pretrained weights in px, if it is not their own.
         features: the config's `features`, if embeddings are imported.
-        standard: stain to which tiles are normalized before a pretrained encoder embeds them.
+        preprocess: stain to which tiles are normalized before a pretrained encoder embeds them.
         is_compiled: whether the network is compiled, which changes embeddings only by rounding.
     """
 
     model: str = ""
     features: str = ""
     input_size: int | None = None
-    standard: Standard | None = None
+    preprocess: StainPreprocessing | None = None
     is_compiled: bool = False
 
 
@@ -375,7 +375,7 @@ def source_of(config: Config, name: str) -> Source:
         return Source(features=encoder.features)
     given = encoder.source if encoder.weights else None
     model = given or str(config.paths.model(name))
-    return Source(model, "", encoder.given_size, standard_of(config, name), encoder.compile)
+    return Source(model, "", encoder.given_size, stain_preprocessing(config, name), encoder.compile)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from stainssl.config import REFERENCE, Config, Encoder, dump
-from stainssl.encoders import known
+from stainssl.encoders import quick_checks, recipes
 from stainssl.encoders.weights import FILE, HUB, LOCAL, read_source, weight_files
 from stainssl.plan.run import short_digest
 
@@ -17,7 +17,8 @@ def network_problems(config: Config) -> list[str]:
     torch takes seconds to import. It is used only if names and headers of weights are not
     sufficient, and only until a run of this config has started, since that run was checked.
     """
-    if all(_is_known(config, name) for name in config.encoders) and not _tunes_blocks(config):
+    is_certain = all(_certainly_loads(config, name) for name in config.encoders)
+    if is_certain and not _tunes_blocks(config):
         return []
     if _has_passed(config):
         return []
@@ -26,40 +27,40 @@ def network_problems(config: Config) -> list[str]:
     return list(encoder_checks.problems(config))
 
 
-def _is_known(config: Config, name: str) -> bool:
+def _certainly_loads(config: Config, name: str) -> bool:
     encoder = config.encoders[name]
     if encoder.features or encoder.center:
         return True  # no network
     if encoder.vectors or encoder.last_blocks:
         return False
     if encoder.weights is not None:
-        return _is_known_as_it_is(encoder, encoder.source or "")
+        return _loads_for_embedding(encoder, encoder.source or "")
     side = encoder.input_size or config.tilings[encoder.tiling].size
     if encoder.init is not None:
         is_given = config.initial_run(config.runs_of(name)[0]) is None
-        loads = not is_given or known.loads(encoder.source or "")
-        return loads and _is_known_as_start(encoder, config.start_of(name), side)
-    architecture = encoder.architecture
-    return known.is_architecture(architecture) and known.takes_side(architecture, side)
+        loads = not is_given or quick_checks.loads(encoder.source or "")
+        return loads and _loads_for_training(encoder, config.start_of(name), side)
+    network = encoder.architecture
+    return quick_checks.is_architecture(network) and quick_checks.takes_side(network, side)
 
 
-def _is_known_as_it_is(encoder: Encoder, source: str) -> bool:
+def _loads_for_embedding(encoder: Encoder, source: str) -> bool:
     is_folder = Path((encoder.weights or "").removeprefix(LOCAL)).is_dir()
     stains = set(encoder.named_stains) - {REFERENCE}
-    architecture, side = known.architecture_of(source), encoder.input_size
+    architecture, side = quick_checks.architecture_of(source), encoder.input_size
     return (
-        known.loads(source)
-        and (side is None or known.takes_side(architecture, side))
+        quick_checks.loads(source)
+        and (side is None or quick_checks.takes_side(architecture, side))
         and not (encoder.preprocess and (is_folder or stains))
     )
 
 
-def _is_known_as_start(encoder: Encoder, start: str, side: int) -> bool:
-    architecture = known.architecture_of(start)
+def _loads_for_training(encoder: Encoder, start: str, side: int) -> bool:
+    architecture, found = quick_checks.architecture_of(start), recipes.find(start)
     return (
         encoder.backbone in (None, architecture)
-        and known.is_whole_in_timm(start)
-        and known.takes_side(architecture, side)
+        and (found is None or found[1].is_saved_by_timm)
+        and quick_checks.takes_side(architecture, side)
     )
 
 

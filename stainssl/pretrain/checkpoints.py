@@ -19,7 +19,7 @@ from lightning.pytorch.callbacks import Callback
 
 from stainssl.errors import StainsslError
 from stainssl.pretrain.distributed import is_main
-from stainssl.pretrain.watch import TrainingMonitor
+from stainssl.pretrain.monitoring import TrainingMonitor
 from stainssl.stores.atomic import replacing
 
 log = logging.getLogger(__name__)
@@ -129,7 +129,7 @@ class Checkpoints(Callback):
         Raises:
             StainsslError: it cannot be written, or a loss is not finite; the previous one is kept.
         """
-        self._monitor.settle(trainer)
+        self._monitor.read_losses(trainer)
         if not trainer.is_global_zero:
             trainer.save_checkpoint(self.path)  # collective call; only the first process writes
             return

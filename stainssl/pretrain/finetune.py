@@ -71,7 +71,7 @@ class TileClassifier(nn.Module):
     Args:
         backbone: (B, 3, S, S) → (B, D).
         dim: D.
-        standardised: (B, 3, H, W) uint8 tiles → the same, normalized if the encoder has a stain
+        stain_normalized: (B, 3, H, W) uint8 tiles → the same, normalized if the encoder has a stain
             profile.
         prepared: (B, 3, H, W) in [0, 1] → (B, 3, S, S), the input of the backbone.
         trained: indices of the C classes that occur in training, ascending.
@@ -83,7 +83,7 @@ class TileClassifier(nn.Module):
         self,
         backbone: nn.Module,
         dim: int,
-        standardised: Callable[[Tensor], Tensor],
+        stain_normalized: Callable[[Tensor], Tensor],
         prepared: Callable[[Tensor], Tensor],
         trained: Sequence[int],
         classes: int,
@@ -92,7 +92,7 @@ class TileClassifier(nn.Module):
     ) -> None:
         super().__init__()
         self.backbone, self.head = backbone, nn.Linear(dim, len(trained))
-        self.standardised, self._prepared = standardised, prepared
+        self.stain_normalized, self._prepared = stain_normalized, prepared
         self.trained, self.classes = list(trained), classes
         self._frozen_norms = frozen_norms(backbone, all_of_them=freeze_norms)
 
@@ -369,7 +369,7 @@ def _learn(
 ) -> None:  # fmt: skip
     """Take one training step; views are made in full precision."""
     with torch.no_grad():
-        images = network.standardised(batch.images.to(network.device))
+        images = network.stain_normalized(batch.images.to(network.device))
         seen = views(batch._replace(images=images), step)
     network.train()
     torch.manual_seed(seed + step)  # dropout and stochastic depth, if the backbone has any
@@ -420,7 +420,7 @@ def predict(
         readable.append(good)
         out = np.zeros((len(images), network.classes))
         if len(images):
-            pixels = network.standardised(images.to(network.device)).float().div(255)
+            pixels = network.stain_normalized(images.to(network.device)).float().div(255)
             out[:, network.trained] = network(pixels).double().softmax(1).cpu().numpy()
         said.append(out)
     return np.concatenate(said), np.concatenate(readable)

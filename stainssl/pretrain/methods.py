@@ -136,7 +136,7 @@ class ViewSettings:
         seed: of crops, color and targets.
         geometry: of the crops.
         stain_jitter: applied to each view before color jitter; None: no stain jitter.
-        standard: normalizes every view first; None: no normalization.
+        tile_normalizer: normalizes every view first; None: no normalization.
     """
 
     size_px: int
@@ -144,10 +144,10 @@ class ViewSettings:
     seed: int
     geometry: ViewGeometry = DEFAULT_GEOMETRY
     stain_jitter: StainJitter | None = None
-    standard: TileNormalizer | None = None
+    tile_normalizer: TileNormalizer | None = None
 
     def crops(self, batch: Batch, step: int, count: int = 2) -> tuple[Tensor, ...]:
-        """`count` random crops of each tile, normalized by `standard`.
+        """`count` random crops of each tile, normalized by `tile_normalizer`.
 
         Returns:
             `count` tensors (B, 3, S, S), float32 in [0, 1].
@@ -158,7 +158,7 @@ class ViewSettings:
         def crop() -> Tensor:
             drawn = draw_geometry(len(batch.everyone), rng, self.geometry)[batch.rows]
             view = apply_geometry(pixels, drawn, self.size_px)
-            return self.standard(view, batch.tile) if self.standard else view
+            return self.tile_normalizer(view, batch.tile) if self.tile_normalizer else view
 
         return tuple(crop() for _ in range(count))
 

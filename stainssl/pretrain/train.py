@@ -40,8 +40,8 @@ from stainssl.pretrain.depthwise import speed_up
 from stainssl.pretrain.distributed import Placement, is_main, placement, rank, synchronised
 from stainssl.pretrain.lock import training_lock
 from stainssl.pretrain.methods import Method
-from stainssl.pretrain.tuning import Anchor, frozen_norms, hold_norms, parameter_groups
-from stainssl.pretrain.watch import METRICS, Probe, Row, TileMetadata, TrainingMonitor
+from stainssl.pretrain.monitoring import METRICS, Probe, Row, TileMetadata, TrainingMonitor
+from stainssl.pretrain.tuning import DistillationLoss, frozen_norms, hold_norms, parameter_groups
 from stainssl.runtime.children import end_with_parent
 from stainssl.runtime.devices import is_one_of_several, is_slurm_step
 
@@ -164,7 +164,7 @@ class Learner(lightning.LightningModule):
         preprocessing: of the views.
         settings: of the optimisation.
         supervision: an additional loss on tile labels.
-        anchor: an additional loss that keeps embeddings close to those of the initial backbone.
+        distillation: an additional loss that keeps embeddings close to the initial backbone's.
     """
 
     def __init__(
@@ -175,18 +175,19 @@ class Learner(lightning.LightningModule):
         preprocessing: Preprocessing,
         settings: TrainSettings,
         supervision: Supervision | None = None,
-        anchor: Anchor | None = None,
+        distillation: DistillationLoss | None = None,
     ) -> None:
         super().__init__()
         self.seed = 0  # `fit` sets the run's
         self.backbone = backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.objective, self.supervision, self.anchor = objective, supervision, anchor
+        self.objective, self.supervision = objective, supervision
+        self.anchor = distillation  # by the name that checkpoints have
         self._method, self._preprocessing, self._settings = method, preprocessing, settings
         self._frozen_norms = frozen_norms(backbone, all_of_them=settings.freeze_norms)
         speed_up(self.backbone)
 
     @property
-    def backbone_rests(self) -> bool:
+    def is_backbone_frozen(self) -> bool:
         """Whether the backbone is still frozen (`freeze_steps`)."""
         return self.global_step < self._settings.freeze_steps
 
@@ -196,7 +197,7 @@ class Learner(lightning.LightningModule):
         teacher = getattr(self.objective, "teacher", None)  # DINO's, with the same names of layers
         for network in (self.backbone, teacher):
             if network is not None:
-                hold_norms(network, None if self.backbone_rests else self._frozen_norms)
+                hold_norms(network, None if self.is_backbone_frozen else self._frozen_norms)
         return self
 
     @torch.no_grad()
@@ -226,13 +227,13 @@ class Learner(lightning.LightningModule):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Drop the backbone's gradients while it is frozen."""
-        if self.backbone_rests:
+        if self.is_backbone_frozen:
             for value in self.backbone.parameters():
                 value.grad = None  # skipped by the optimizer: no weight decay and no momentum
 
     def configure_optimizers(self) -> Any:
         """Optimizer, and a schedule per step: linear warm-up, then a cosine to zero."""
-        wanted, rest = self._settings, self._settings.freeze_steps
+        wanted, frozen = self._settings, self._settings.freeze_steps
         heads, backbone = parameter_groups(
             self.backbone,
             [part for part in (self.objective, self.supervision) if part is not None],
@@ -246,7 +247,7 @@ class Learner(lightning.LightningModule):
             return learning_rate(step, wanted.steps, wanted.warm_up)
 
         def of_backbone(step: int) -> float:
-            return learning_rate(max(0, step - rest), wanted.steps - rest, wanted.warm_up)
+            return learning_rate(max(0, step - frozen), wanted.steps - frozen, wanted.warm_up)
 
         rates: list[Any] = [of_heads] * len(heads) + [of_backbone] * len(backbone)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, rates)

@@ -94,7 +94,7 @@ def _behind(backbone: nn.Module, network: nn.Module) -> nn.ModuleList:
     return nn.ModuleList(layer for layer in pooled if layer is not network)
 
 
-class Anchor(nn.Module):
+class DistillationLoss(nn.Module):
     """Distillation loss that keeps embeddings close to those of the initial network.
 
     It is the mean cosine distance between the embedding of each view and that of the same view by
@@ -110,7 +110,7 @@ class Anchor(nn.Module):
         self.initial = copy.deepcopy(initial).eval().requires_grad_(False)
         self._weight = weight
 
-    def train(self, mode: bool = True) -> Anchor:
+    def train(self, mode: bool = True) -> DistillationLoss:
         """Stay in evaluation mode, so that the targets are the encoder's embeddings in use."""
         return super().train(False)
 

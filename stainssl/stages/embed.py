@@ -16,7 +16,7 @@ from stainssl.encoders.compiling import CompiledNetwork
 from stainssl.encoders.embedding import HalfVectors, embed_pixels
 from stainssl.encoders.listing import described
 from stainssl.encoders.loading import LoadedEncoder, load
-from stainssl.encoders.standards import standard, standards
+from stainssl.encoders.stain_profiles import stain_profile, stain_profiles
 from stainssl.encoders.tensors import first_line
 from stainssl.errors import StainsslError
 from stainssl.plan.encoders import EmbedJob, Source
@@ -96,13 +96,13 @@ def load_source(source: Source, device: torch.device | str) -> LoadedEncoder:
     """Load an encoder of the config, with the stain profile to which it normalizes tiles, if any.
 
     Raises:
-        StainsslError: see `load` and `standard`.
+        StainsslError: see `load` and `stain_profile`.
     """
-    wanted, profile = source.standard, None
+    wanted, profile = source.preprocess, None
     if wanted and wanted.is_averaged:
-        profile = standards(wanted.normalizer, wanted.files)
+        profile = stain_profiles(wanted.normalizer, wanted.files)
     elif wanted:
-        profile = standard(wanted.normalizer, wanted.files[0])
+        profile = stain_profile(wanted.normalizer, wanted.files[0])
     loaded = load(source.model, device, source.input_size, profile)
     return replace(loaded, model=CompiledNetwork(loaded.model)) if source.is_compiled else loaded
 

@@ -23,7 +23,7 @@ from stainssl.evaluation.evaluate import evaluate
 from stainssl.evaluation.folds import each_fold, read_folds
 from stainssl.evaluation.probe import prediction_rows
 from stainssl.plan.tasks import FinetuneJob
-from stainssl.pretrain import knowledge
+from stainssl.pretrain import tile_metadata
 from stainssl.pretrain.data import TrainTiles
 from stainssl.pretrain.finetune import (
     WHOLE,
@@ -259,7 +259,7 @@ def _network(
             "The training tiles have one class only: fine-tuning needs tiles of two classes in the"
             " training part. Check the labels, or use another split."
         )
-    if encoder.standard is not None and job.tuning.consistency:
+    if encoder.stain_profile is not None and job.tuning.consistency:
         raise StainsslError(
             f"encoders.{job.encoder} normalizes its tiles, which removes the stain that"
             " fine_tune.consistency changes: leave consistency out."
@@ -271,8 +271,8 @@ def _network(
     freeze(inner, job.tuning, encoder.input_size, seed)
     torch.manual_seed(seed)
     network = TileClassifier(
-        model, encoder.dim, encoder.standardised, encoder.prepared, trained, len(labelled.classes),
-        freeze_norms=job.tuning.freeze_norms,
+        model, encoder.dim, encoder.stain_normalized, encoder.prepared, trained,
+        len(labelled.classes), freeze_norms=job.tuning.freeze_norms,
     )  # fmt: skip
     return network.to(encoder.device)
 
@@ -295,7 +295,7 @@ def _mark(
         "calls": str(job.calls), "classes": labelled.classes, "tiles": found.hexdigest(),
         "names": hashlib.sha256(names.to_numpy().tobytes()).hexdigest(),
         "weights": encoder.weights_sha256, "input_size": encoder.input_size,
-        "standard": encoder.standard and profile_to_json(encoder.standard),
+        "standard": encoder.stain_profile and profile_to_json(encoder.stain_profile),
         "seed": seed, "torch": torch.__version__,
     }  # fmt: skip
     return fingerprint(asked)
@@ -325,6 +325,6 @@ def _views(job: FinetuneJob, labelled: LabelledTiles, seed: int) -> ViewMaker:
     )
     if not job.tuning.consistency:
         return single_view(views)
-    profiles = knowledge.profiles(labelled.stores, NORMALIZER)
+    profiles = tile_metadata.profiles(labelled.stores, NORMALIZER)
     staining = NormalizerState(profiles, BatchTarget(profiles.pooled()))
     return StainInvariant(views, StainTargets([staining], lambda tiles: [])).views

@@ -22,7 +22,7 @@ from stainssl.mil.bags import ID_COLUMNS, Bag, SlideTiles
 from stainssl.mil.predict import end_to_end, load_models, predict_bag, predictions_of
 from stainssl.mil.reference import Reference, references, slide_means, stacked
 from stainssl.mil.train import FoldModel
-from stainssl.plan.encoders import standard_of
+from stainssl.plan.encoders import stain_preprocessing
 from stainssl.plan.rows import Part
 from stainssl.runtime.parallel import TimeSpent
 from stainssl.stages import run_stage
@@ -228,7 +228,7 @@ def _encoders_of_new(config: Config, run: Run) -> dict[str, Encoder]:
 
 def _preprocess(config: Config, encoder: str) -> bool | str | list[str]:
     """The key `preprocess` with which tiles are normalized like those of the task."""
-    found = standard_of(config, encoder)
+    found = stain_preprocessing(config, encoder)
     if found is None:  # not normalized, or to the profile in the model's folder
         return False
     named = [REFERENCE if file is None else str(file) for file in found.files]

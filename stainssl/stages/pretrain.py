@@ -25,7 +25,7 @@ from stainssl.errors import StainsslError
 from stainssl.figures.pretrain import curves
 from stainssl.plan.encoders import PretrainJob
 from stainssl.plan.retraining import write_trained_on
-from stainssl.pretrain import knowledge
+from stainssl.pretrain import tile_metadata
 from stainssl.pretrain.data import TrainTiles
 from stainssl.pretrain.distributed import is_main, placement
 from stainssl.pretrain.lora import adapt
@@ -40,6 +40,7 @@ from stainssl.pretrain.methods import (
     TileNormalizer,
     ViewSettings,
 )
+from stainssl.pretrain.monitoring import METRICS, Row, TensorBoardLogger, TileMetadata
 from stainssl.pretrain.objectives import OBJECTIVES
 from stainssl.pretrain.train import (
     Learner,
@@ -49,9 +50,8 @@ from stainssl.pretrain.train import (
     fingerprint,
     fit,
 )
-from stainssl.pretrain.tuning import Anchor, freeze_all_but
+from stainssl.pretrain.tuning import DistillationLoss, freeze_all_but
 from stainssl.pretrain.views import ViewGeometry
-from stainssl.pretrain.watch import METRICS, Row, TensorBoardLogger, TileMetadata
 from stainssl.runtime.devices import take
 from stainssl.stain import StainProfile
 from stainssl.stain import targets as stain_targets
@@ -91,12 +91,12 @@ class Trained:
     Attributes:
         seen: patients whose tiles were used for training, with the columns `SEEN`.
         metrics: one row per epoch, with the columns `METRICS`.
-        standard: normalization of tiles before the network, if the encoder has `preprocess`.
+        tile_normalizer: normalization of tiles before the network, if the encoder has `preprocess`.
     """
 
     seen: pd.DataFrame
     metrics: pd.DataFrame
-    standard: TileNormalizer | None = None
+    tile_normalizer: TileNormalizer | None = None
 
 
 def run(job: PretrainJob, gpus: int = 0) -> None:
@@ -118,11 +118,11 @@ def run(job: PretrainJob, gpus: int = 0) -> None:
     size = encoder.input_size or job.tile_px
     adapted = encoder.tune == "lora" and not encoder.lora.merge
     backbone = backbone_of(job.init, encoder.architecture, encoder.backbone, size, adapted)
-    anchor = Anchor(backbone.model, encoder.keep) if encoder.keep else None
+    distillation = DistillationLoss(backbone.model, encoder.keep) if encoder.keep else None
     adapters = freeze(backbone.model, encoder, size, job.seed)
     trained = Trained(pd.DataFrame(columns=list(SEEN)), pd.DataFrame(columns=list(METRICS)))
     if PRETRAINING_METHODS[encoder.method or ""].trains:
-        trained = _train(job, backbone, size, anchor)
+        trained = _train(job, backbone, size, distillation)
     if not is_main():  # only one process writes
         return
     seen = seen_too(trained.seen, job.init)
@@ -170,9 +170,10 @@ def _save(
     card: Mapping[str, Any],
 ) -> None:  # fmt: skip
     """Write the model's folder: its weights, or an adapter of the initial weights."""
+    normalizer = trained.tile_normalizer
     kwargs: dict[str, Any] = {
         "backbone": backbone.name, "input_size": size, "mean": backbone.mean, "std": backbone.std,
-        "card": card, "standard": trained.standard.target if trained.standard else None,
+        "card": card, "stain_profile": normalizer.target if normalizer else None,
     }  # fmt: skip
     if adapters is not None and not job.encoder.lora.merge:
         save_adapter(adapters, job.model, Base(job.init or "", backbone.sha256), **kwargs)
@@ -182,7 +183,7 @@ def _save(
 
 
 def _train(
-    job: PretrainJob, backbone: Backbone, size: int, anchor: Anchor | None = None
+    job: PretrainJob, backbone: Backbone, size: int, distillation: DistillationLoss | None = None
 ) -> Trained:
     """Train `backbone` in place."""
     encoder, cohorts = job.encoder, _open(job)
@@ -197,7 +198,7 @@ def _train(
     if job.init is not None:
         identity = {**identity, "init": backbone.sha256}
     module = _learner(
-        job, backbone, size, views, _stain(cohorts, encoder, target), facts, settings, anchor
+        job, backbone, size, views, _stain(cohorts, encoder, target), facts, settings, distillation
     )
     log.info(
         "%s: %s on %d tiles of %d slides, %d px, %d steps of %d tiles", job.name, backbone.name,
@@ -208,12 +209,13 @@ def _train(
         checkpoints=job.checkpoints, on_row=_Live(job.checkpoints),
         mark=fingerprint(identity),
     )  # fmt: skip
-    return Trained(_seen(cohorts.slides), metrics, views.standard)
+    return Trained(_seen(cohorts.slides), metrics, views.tile_normalizer)
 
 
 def _learner(
     job: PretrainJob, backbone: Backbone, size: int, views: ViewSettings,
-    stain: StainTargets | None, facts: TileMetadata, settings: TrainSettings, anchor: Anchor | None,
+    stain: StainTargets | None, facts: TileMetadata, settings: TrainSettings,
+    distillation: DistillationLoss | None,
 ) -> Learner:  # fmt: skip
     encoder, dim = job.encoder, vector_length(backbone.model, size)
     torch.manual_seed(job.seed)  # the same initial head for every method
@@ -226,7 +228,7 @@ def _learner(
         Preprocessing(backbone.mean, backbone.std),
         settings,
         Supervision(dim, facts.label, weight) if weight else None,
-        anchor,
+        distillation,
     )
 
 
@@ -258,13 +260,15 @@ def _open(job: PretrainJob) -> Cohorts:
 
 def _facts(cohorts: Cohorts, encoder: Encoder) -> TileMetadata:
     slides = cohorts.slides
-    patient = knowledge.codes(slides["cohort"] + "/" + slides["patient_id"])
-    of_slides = (patient, knowledge.codes(slides["site"]))
-    patients, sites = (knowledge.of_tiles(values, cohorts.stores) for values in of_slides)
+    patient = tile_metadata.codes(slides["cohort"] + "/" + slides["patient_id"])
+    of_slides = (patient, tile_metadata.codes(slides["site"]))
+    patients, sites = (tile_metadata.of_tiles(values, cohorts.stores) for values in of_slides)
     if encoder.label is None:
         return TileMetadata(patients, sites, np.full(len(patients), -1, np.int32))
     tables = [read_labels(path) for path in cohorts.labels]
-    return TileMetadata(patients, sites, knowledge.labels(cohorts.stores, tables, encoder.label))
+    return TileMetadata(
+        patients, sites, tile_metadata.labels(cohorts.stores, tables, encoder.label)
+    )
 
 
 def _target(path: Path) -> dict[str, Any]:
@@ -322,19 +326,19 @@ def _view_settings(
     job: PretrainJob, size: int, cohorts: Cohorts, target: Mapping[str, Any] | None
 ) -> ViewSettings:
     encoder, geometry = job.encoder, job.encoder.geometry
-    standard = None
+    tile_normalizer = None
     if encoder.preprocess and target is not None:
         # Tiles without a valid profile do not take that of their slide, which is unknown where the
         # encoder is used.
-        own = knowledge.profiles(cohorts.stores, encoder.normalizers[0], slides=False)
-        standard = TileNormalizer(own, stain_targets.profile_from_json(target["fallback"]))
+        own = tile_metadata.profiles(cohorts.stores, encoder.normalizers[0], slides=False)
+        tile_normalizer = TileNormalizer(own, stain_targets.profile_from_json(target["fallback"]))
     return ViewSettings(
         size_px=size,
         color=encoder.color,
         seed=job.seed,
         geometry=ViewGeometry(geometry.area, geometry.ratio, geometry.turns),
         stain_jitter=stain_jitter(cohorts.stores, encoder),
-        standard=standard,
+        tile_normalizer=tile_normalizer,
     )
 
 
@@ -347,8 +351,8 @@ def stain_jitter(stores: Sequence[Pixels], wanted: Encoder | FineTune) -> StainJ
     if kind == "hed":
         return HedJitter(strength)
     if kind == "randstainna":
-        return RandStainNA(knowledge.profiles(stores, "reinhard"), strength)
-    return StainMix(knowledge.profiles(stores, "macenko"), strength)
+        return RandStainNA(tile_metadata.profiles(stores, "reinhard"), strength)
+    return StainMix(tile_metadata.profiles(stores, "macenko"), strength)
 
 
 def _stain(
@@ -358,13 +362,13 @@ def _stain(
     if not PRETRAINING_METHODS[encoder.method or ""].needs_stain or target is None:
         return None
     first, *others = encoder.normalizers
-    profiles = {m: knowledge.profiles(cohorts.stores, m) for m in encoder.normalizers}
+    profiles = {m: tile_metadata.profiles(cohorts.stores, m) for m in encoder.normalizers}
     stainings = [NormalizerState(profiles[first], stain_targets.load(target))]
     stainings += [
         NormalizerState(profiles[m], stain_targets.load(_same_tiles(target, cohorts, profiles[m])))
         for m in others
     ]
-    sites = knowledge.names_of(cohorts.slides["site"].tolist(), cohorts.stores)
+    sites = tile_metadata.names_of(cohorts.slides["site"].tolist(), cohorts.stores)
     return StainTargets(stainings, sites, encoder.views, encoder.stain_probability)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from stainssl.encoders.listing import described
-from stainssl.encoders.of_slides import LoadedSlideEncoder, load
+from stainssl.encoders.slide_encoders import LoadedSlideEncoder, load
 from stainssl.errors import StainsslError
 from stainssl.export.read import UNKNOWN
 from stainssl.runtime.devices import pick
@@ -22,7 +22,7 @@ def run(source: str, taken: Path, encoder: str, path: Path) -> None:
     """Write a store with one row per slide; slides without a valid tile embedding have none.
 
     Args:
-        source: slide encoder, as accepted by `of_slides.load`.
+        source: slide encoder, as accepted by `slide_encoders.load`.
         taken: store of the tile embeddings.
         encoder: name of the encoder, recorded in the store.
         path: output store.

@@ -341,10 +341,10 @@ def _encoder(name: str, method: str | None) -> tuple[Encode, list[str]]:
         return color_vectors, [told]
     loaded = load(name, pick())
     about = [f"seen at {loaded.input_size} px", f"SHA-256 {loaded.weights_sha256[:12]}"]
-    told_of = described(name)
-    about += [f"{key} {told_of[key]}" for key in ("revision", "license") if told_of.get(key)]
+    recorded = described(name)
+    about += [f"{key} {recorded[key]}" for key in ("revision", "license") if recorded.get(key)]
     sentences = [f"Weights of {name}: {', '.join(about)}."]
-    if loaded.standard is not None and loaded.standard.method == method:
+    if loaded.stain_profile is not None and loaded.stain_profile.method == method:
         sentences.append(
             f"{name} normalizes tiles by {method} itself, which undoes the re-staining: use another"
             " method (--stain-method)."

@@ -68,11 +68,11 @@ def test_doctor_says_whether_gated_encoders_can_be_downloaded(monkeypatch):
 def test_the_page_says_of_which_recipes_the_tests_compare_vectors():
     """Those of the page's column are the parameters of the tests, no more and no fewer."""
     assert set(CARDS) | set(TRANSFORMERS) | {"h0-mini", "kaiko-vitl14"} == set(
-        listing.JUDGED[listing.CARD]
+        listing.COMPARED_WITH[listing.CARD]
     )
-    assert {n for names in listing.JUDGED.values() for n in names} <= set(RECIPES)
-    assert "layout" not in {listing.judged(name) for name in RECIPES}
-    assert listing.judged("uni") == "card, LazySlide"
+    assert {n for names in listing.COMPARED_WITH.values() for n in names} <= set(RECIPES)
+    assert "layout" not in {listing.compared_with(name) for name in RECIPES}
+    assert listing.compared_with("uni") == "card, LazySlide"
 
 
 def test_a_file_in_a_folder_of_the_repository_has_its_commit(tmp_path, monkeypatch):

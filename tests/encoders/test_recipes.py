@@ -18,7 +18,9 @@ from safetensors.torch import save_file
 from torchvision import transforms as T
 
 from stainssl.encoders import recipes
+from stainssl.encoders.initial import architecture_of
 from stainssl.encoders.loading import (
+    CLASSES,
     build_network,
     finished,
     load,
@@ -26,7 +28,7 @@ from stainssl.encoders.loading import (
     vector_length,
     with_classes,
 )
-from stainssl.encoders.recipes import RECIPES
+from stainssl.encoders.recipes import LAYERS, RECIPES
 from stainssl.errors import StainsslError
 
 TINY = {"depth": 2, "embed_dim": 48, "num_heads": 3}
@@ -180,6 +182,29 @@ def test_a_recipes_network_gives_vectors_of_its_length(name):
     with torch.device("meta"):
         model = finished(build_network(recipe), recipe).eval()
     assert vector_length(model, recipe.input_px) == recipe.dim
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_network_is_saved_by_timm_if_its_folder_would_give_it_back(name):
+    """timm's folder has the architecture and its arguments as JSON, and no pooling of ours."""
+    recipe = RECIPES[name]
+    architecture, args = architecture_of(name)
+    with torch.device("meta"):
+        model = finished(build_network(recipe), recipe)
+        try:
+            saved = json.loads(json.dumps(args))
+            again = timm.create_model(architecture, num_classes=0, **saved)
+            is_same = str(again) == str(model)
+        except TypeError:  # a class is no JSON
+            is_same = False
+    assert recipe.is_saved_by_timm == is_same
+
+
+def test_an_argument_that_is_text_and_no_layer_is_saved_by_timm():
+    recipe = RECIPES["uni"]
+    assert replace(recipe, arguments={"act_layer": "gelu"}).is_saved_by_timm
+    assert not replace(recipe, arguments={"act_layer": "GELU"}).is_saved_by_timm
+    assert set(LAYERS) == set(CLASSES)
 
 
 @pytest.mark.parametrize(("source", "name"), [

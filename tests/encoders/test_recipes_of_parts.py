@@ -17,7 +17,6 @@ from torch import nn
 
 from stainssl.cohort.encoder_checks import source_problems
 from stainssl.encoders import recipes
-from stainssl.encoders.initial import is_saved_by_timm
 from stainssl.encoders.listing import VECTOR
 from stainssl.encoders.loading import load
 from stainssl.errors import StainsslError
@@ -79,7 +78,7 @@ def test_retccl_is_torchvisions_resnet_at_256_px(monkeypatch, tmp_path):
     with torch.no_grad():
         expected = card(_prepared(256, *IMAGENET, "bilinear", crop=256))
     _same(f"retccl@{tmp_path}", expected)
-    assert is_saved_by_timm(recipes.RECIPES["retccl"])
+    assert recipes.RECIPES["retccl"].is_saved_by_timm
 
 
 class Keep(nn.Module):
@@ -106,7 +105,7 @@ def test_keep_projects_its_class_token(monkeypatch, tmp_path, scale):
     with torch.no_grad():
         expected = card(_prepared(224, *IMAGENET, "bicubic"))
     _same(f"keep@{tmp_path}", expected)
-    assert not is_saved_by_timm(recipes.RECIPES["keep"])
+    assert not recipes.RECIPES["keep"].is_saved_by_timm
 
 
 class Pooler(nn.Module):
@@ -326,7 +325,7 @@ def test_ctranspath_is_a_swin_with_a_stem_of_convolutions(monkeypatch, tmp_path,
     with torch.no_grad():
         expected = card(_prepared(224, *IMAGENET, "bilinear"))
     _same(f"ctranspath@{tmp_path}", expected)
-    assert not is_saved_by_timm(recipes.RECIPES["ctranspath"])
+    assert not recipes.RECIPES["ctranspath"].is_saved_by_timm
 
 
 @pytest.mark.parametrize("name", ["keep", "conch", "conch-v1.5", "musk", "ctranspath"])

@@ -12,7 +12,6 @@ from stainssl.encoders.blocks import last_blocks
 from stainssl.encoders.loading import new_backbone, vector_length
 from stainssl.pretrain.data import TrainTiles
 from stainssl.pretrain.distributed import is_main
-from stainssl.pretrain.knowledge import profiles
 from stainssl.pretrain.methods import (
     PRETRAINING_METHODS,
     HedJitter,
@@ -21,8 +20,9 @@ from stainssl.pretrain.methods import (
     ViewSettings,
 )
 from stainssl.pretrain.objectives import OBJECTIVES
+from stainssl.pretrain.tile_metadata import profiles
 from stainssl.pretrain.train import Learner, Preprocessing, TrainSettings, fit
-from stainssl.pretrain.tuning import Anchor, freeze_all_but
+from stainssl.pretrain.tuning import DistillationLoss, freeze_all_but
 from stainssl.stain.targets import BatchTarget
 from stainssl.stores.pixels import open_pixels
 from tests.pretrain.world import BACKBONE
@@ -44,15 +44,15 @@ def train(folder: Path, name: str, loss: str) -> None:
     )
     queue = 6 if loss == "nt-xent" else 0
     settings = TrainSettings(steps=4, lr=1e-3, weight_decay=1e-4, checkpoint_steps=2)
-    anchor = None
+    distillation = None
     if loss == TUNED:
-        anchor = Anchor(backbone, 2.0)
+        distillation = DistillationLoss(backbone, 2.0)
         freeze_all_but(backbone, last_blocks(backbone, 1))
         settings = replace(settings, freeze_steps=1, lr_backbone=5e-4, layer_decay=0.9)
     kind = OBJECTIVES["nt-xent" if loss == TUNED else loss]
     objective = kind(backbone, vector_length(backbone, 32), 0.2, queue)
     even = Preprocessing((0.5,) * 3, (0.5,) * 3)
-    module = Learner(backbone, objective, method, even, settings, None, anchor)
+    module = Learner(backbone, objective, method, even, settings, None, distillation)
     rows = fit(
         module, TrainTiles([store]), settings, batch_size=12, seed=0,
         checkpoints=folder / name / loss, mark="m",

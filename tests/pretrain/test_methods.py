@@ -207,8 +207,10 @@ def test_each_process_of_a_group_makes_its_rows_of_the_steps_views(name):
 
 def test_preprocessing_takes_every_view_to_one_stain():
     found = profiles(TILES)
-    standard = TileNormalizer(found, found[2])
-    views = SimClr(ViewSettings(48, "none", 0, standard=standard), None).views(BATCH, 0)
+    tile_normalizer = TileNormalizer(found, found[2])
+    views = SimClr(ViewSettings(48, "none", 0, tile_normalizer=tile_normalizer), None).views(
+        BATCH, 0
+    )
     for view in views:
         seen = estimate(view)
         cosine = torch.nn.functional.cosine_similarity(seen.matrix, found[2].matrix[None], dim=2)

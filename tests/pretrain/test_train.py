@@ -15,7 +15,7 @@ import torch
 from stainssl.encoders.loading import new_backbone, vector_length
 from stainssl.errors import StainsslError
 from stainssl.figures.pretrain import curves
-from stainssl.pretrain import checkpoints, train, watch
+from stainssl.pretrain import checkpoints, monitoring, train
 from stainssl.pretrain.checkpoints import CHECKPOINT, usable_checkpoint
 from stainssl.pretrain.data import Batch
 from stainssl.pretrain.lock import LOCK, training_lock
@@ -74,7 +74,7 @@ def undisturbed(tiles, tmp_path_factory):
 
 def test_figures_of_every_epoch(undisturbed):
     rows = undisturbed[1]
-    assert list(rows.columns) == list(watch.METRICS)
+    assert list(rows.columns) == list(monitoring.METRICS)
     assert rows["epoch"].tolist() == [0, 1, 2, 3]
     assert rows["step"].tolist() == [0, 3, 6, 7]
     found = rows.drop(columns=["knn_site", "knn_label"])
@@ -117,7 +117,7 @@ def test_a_killed_run_ends_in_the_weights_of_an_undisturbed_one(
         rows = _fit(resumed, tiles, tmp_path)
     assert f"resuming from step {stop_at // 2 * 2} of 7" in caplog.text
     assert _same(undisturbed[0], resumed)
-    same = [name for name in watch.METRICS if name != "images_per_second"]
+    same = [name for name in monitoring.METRICS if name != "images_per_second"]
     np.testing.assert_array_equal(rows[same], undisturbed[1][same])
 
 
@@ -186,12 +186,12 @@ def test_vectors_that_are_all_alike_are_told(tiles, tmp_path, monkeypatch, caplo
             first, second = super().vectors(batch, step)
             return first / first.std() + 1e3, second / second.std() + 1e3
 
-    monkeypatch.setattr(watch, "RANK_TILES", 8)
+    monkeypatch.setattr(monitoring, "RANK_TILES", 8)
     module = _module()
     module.__class__ = Alike
     rows = _fit(module, tiles, tmp_path)
-    assert rows["effective_rank"].min() > watch.RANK_FLOOR  # which is of centred vectors
-    assert rows["mean_cosine"].min() > watch.MAX_ALIKE
+    assert rows["effective_rank"].min() > monitoring.RANK_FLOOR  # which is of centred vectors
+    assert rows["mean_cosine"].min() > monitoring.MAX_ALIKE
     assert "all tiles have nearly the same embedding (mean cosine 1.0000)" in caplog.text
 
 
@@ -209,8 +209,8 @@ def test_not_a_number_stops_and_keeps_the_last_good_checkpoint(tiles, tmp_path):
 
 
 def test_a_collapse_stops_and_says_what_to_try(tiles, tmp_path, monkeypatch):
-    monkeypatch.setattr(watch, "RANK_TILES", 8)
-    monkeypatch.setattr(watch, "effective_rank", lambda features: 1.2)
+    monkeypatch.setattr(monitoring, "RANK_TILES", 8)
+    monkeypatch.setattr(monitoring, "effective_rank", lambda features: 1.2)
     with pytest.raises(StainsslError, match=r"collapsed: effective rank 1.20 after epoch 1 .*lr"):
         _fit(_module(), tiles, tmp_path)
 
@@ -333,7 +333,7 @@ def test_views_are_made_in_full_precision(tiles):
 
 def test_neighbours_vote_every_epoch(tiles, tmp_path):
     patient = np.arange(25, dtype=np.int32) // 5
-    facts = watch.TileMetadata(patient, (np.arange(25) >= 13).astype(np.int32), _labels())
+    facts = monitoring.TileMetadata(patient, (np.arange(25) >= 13).astype(np.int32), _labels())
     seen = []
     rows = fit(
         _module(), tiles, SETTINGS, batch_size=8, seed=0, checkpoints=tmp_path, mark="m",
@@ -388,7 +388,7 @@ def test_without_slurm_told_to_make_room_it_says_to_run_again(monkeypatch):
 
 def test_tensorboard_shows_every_epoch_where_it_is_installed(tmp_path):
     reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    board = watch.TensorBoardLogger(tmp_path)
+    board = monitoring.TensorBoardLogger(tmp_path)
     rows = [{"epoch": i, "step": 3 * i, "loss": float(i), "lr": float("nan")} for i in range(3)]
     for count in (1, 2, 3):
         board(rows[:count])
@@ -399,8 +399,8 @@ def test_tensorboard_shows_every_epoch_where_it_is_installed(tmp_path):
 
 
 def test_without_tensorboard_nothing_is_lost(tmp_path, monkeypatch):
-    monkeypatch.setattr(watch, "_writer", lambda folder: None)
-    watch.TensorBoardLogger(tmp_path)([{"epoch": 0, "step": 0, "loss": 1.0}])
+    monkeypatch.setattr(monitoring, "_writer", lambda folder: None)
+    monitoring.TensorBoardLogger(tmp_path)([{"epoch": 0, "step": 0, "loss": 1.0}])
     assert list(tmp_path.iterdir()) == []
 
 

@@ -1,4 +1,4 @@
-"""Given weights trained further: what rests does not change by a bit, rates, and the anchor."""
+"""Given weights trained further: frozen weights stay bit-identical, rates, distillation."""
 
 from __future__ import annotations
 
@@ -16,7 +16,12 @@ from stainssl.pretrain.lora import adapt
 from stainssl.pretrain.methods import ViewSettings
 from stainssl.pretrain.objectives import OBJECTIVES
 from stainssl.pretrain.train import Learner, Preprocessing, TrainSettings, fit
-from stainssl.pretrain.tuning import Anchor, freeze_all_but, frozen_norms, parameter_groups
+from stainssl.pretrain.tuning import (
+    DistillationLoss,
+    freeze_all_but,
+    frozen_norms,
+    parameter_groups,
+)
 from tests.pretrain.world import Interrupted, Stopped, tiles_of_two_sites
 
 SETTINGS = TrainSettings(
@@ -39,7 +44,7 @@ def _module(
     name="test_resnet", settings=SETTINGS, *, tune="full", keep=0.0, loss="nt-xent", stop_at=-1
 ):
     backbone = _network(name)
-    anchor = Anchor(backbone, keep) if keep else None
+    distillation = DistillationLoss(backbone, keep) if keep else None
     if tune == "lora":
         adapt(backbone, adaptable(backbone, 2, 32), 2, 4.0, seed=0)
     elif tune != "full":
@@ -49,7 +54,7 @@ def _module(
     torch.manual_seed(1)
     objective = OBJECTIVES[loss](backbone, vector_length(backbone, 32), 0.2, 0)
     even = Preprocessing((0.5,) * 3, (0.5,) * 3)
-    return Learner(backbone, objective, method, even, settings, None, anchor)
+    return Learner(backbone, objective, method, even, settings, None, distillation)
 
 
 def _fit(module, tiles, folder, settings=SETTINGS):
@@ -229,32 +234,32 @@ def _cosine_gradient(vectors, given):
     return -(g / (length * other) - cosine * v / length**2) / len(v), 1 - cosine.mean()
 
 
-def test_the_anchors_loss_and_gradient_are_those_of_the_formula():
+def test_the_distillation_loss_and_its_gradient_are_those_of_the_formula():
     network = _network("test_vit")
-    anchor = Anchor(network, 3.0)
+    distillation = DistillationLoss(network, 3.0)
     views = torch.rand(6, 3, 32, 32)
     vectors = torch.randn(6, 64, requires_grad=True)
-    loss = anchor(vectors, views)
+    loss = distillation(vectors, views)
     loss.backward()
     with torch.no_grad():
         given = network.eval()(views)
     gradient, distance = _cosine_gradient(vectors.detach(), given)
     assert loss.item() == pytest.approx(3 * distance.item(), rel=1e-5)
     torch.testing.assert_close(vectors.grad.double(), 3 * gradient, atol=1e-7, rtol=1e-4)
-    assert all(value.grad is None for value in anchor.parameters())
+    assert all(value.grad is None for value in distillation.parameters())
 
 
-def test_the_anchor_is_the_given_encoder_as_it_is_used():
+def test_the_initial_network_is_the_given_encoder_as_it_is_used():
     network = _network().train()
-    anchor = Anchor(network, 1.0).train()
+    distillation = DistillationLoss(network, 1.0).train()
     views = torch.rand(4, 3, 32, 32)
-    before = _state(anchor)
+    before = _state(distillation)
     with torch.no_grad():
         same = network.eval()(views)
-        assert anchor(same, views).item() == pytest.approx(0, abs=1e-6)
+        assert distillation(same, views).item() == pytest.approx(0, abs=1e-6)
         network.train()(views)
         next(network.parameters()).add_(1.0)  # what is trained is another copy
-    assert _same(before, anchor.state_dict())
+    assert _same(before, distillation.state_dict())
 
 
 def test_kept_vectors_stay_nearer(tiles, tmp_path):

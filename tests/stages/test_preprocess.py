@@ -13,7 +13,7 @@ import torch
 from stainssl.config import parse
 from stainssl.encoders.loading import load
 from stainssl.encoders.saving import save_local_dir
-from stainssl.encoders.standards import standard
+from stainssl.encoders.stain_profiles import stain_profile
 from stainssl.errors import StainsslError
 from stainssl.plan import encoders as plan
 from stainssl.plan import groups
@@ -69,7 +69,11 @@ def _wanted(config, name):
         return profile_from_json(json.loads(config.paths.target("mean").read_text())["fallback"])
     method = "reinhard" if name == "other" else "macenko"
     given = config.encoders[name].preprocess
-    return StainProfile.reference(method) if given == "reference" else standard(method, Path(given))
+    return (
+        StainProfile.reference(method)
+        if given == "reference"
+        else stain_profile(method, Path(given))
+    )
 
 
 @pytest.mark.parametrize("name", ["reference", "mean", "other", "file"])
@@ -89,7 +93,7 @@ def _stains(config, name):
     """The stains over which vectors are averaged."""
     if name == "list":
         file = Path(config.encoders["file"].preprocess)
-        return [StainProfile.reference("macenko"), standard("macenko", file)]
+        return [StainProfile.reference("macenko"), stain_profile("macenko", file)]
     target = json.loads(config.paths.target(name).read_text())
     return [profile_from_json(one["profile"]) for one in target["candidates"]]
 
@@ -110,10 +114,15 @@ def test_a_mean_over_one_stain_is_that_stain(config):
     target = StainProfile.reference("macenko")
     images = torch.randint(0, 256, (3, 3, 48, 48), dtype=torch.uint8)
     weights = config.encoders["plain"].weights
-    one, several = load(weights, standard=target), load(weights, standard=target.batched())
+    one, several = (
+        load(weights, stain_profile=target),
+        load(weights, stain_profile=target.batched()),
+    )
     assert torch.equal(one(images), several(images))
     with pytest.raises(ValueError, match="unpack"):
-        load(weights, standard=StainProfile.cat([target.batched()] * 2)).standardised(images)
+        load(weights, stain_profile=StainProfile.cat([target.batched()] * 2)).stain_normalized(
+            images
+        )
 
 
 def test_robustness_and_predict_see_the_same_tiles(config, tmp_path):
@@ -123,7 +132,7 @@ def test_robustness_and_predict_see_the_same_tiles(config, tmp_path):
         assert (job.target is not None) == (name in ("mean", "each"))
         new = predict.config_of_new(config, "t", name, tmp_path / "s.csv", tmp_path, tmp_path / "o")
         assert plan.source_of(new, name) == job.source
-        assert plan.source_of(new, name).standard.is_averaged == (name in ("each", "list"))
+        assert plan.source_of(new, name).preprocess.is_averaged == (name in ("each", "list"))
     assert plan.robustness(config, "other").family == "macenko"  # another than its own
 
 
@@ -146,31 +155,31 @@ def test_what_tiles_are_normalized_to_is_part_of_the_job(config):
         assert job.inputs()["targets"] == [str(config.paths.target(name))]
 
 
-def test_two_standards_are_refused(config):
+def test_two_stain_profiles_are_refused(config):
     folder = Path(config.encoders["plain"].weights)
     (folder / "stain.json").write_text(
         json.dumps(profile_to_json(StainProfile.reference("macenko")))
     )
     try:
-        assert load(folder).standard is not None
+        assert load(folder).stain_profile is not None
         with pytest.raises(StainsslError, match=r"already normalized .* leave `preprocess` out"):
-            load(folder, standard=StainProfile.reference("macenko"))
+            load(folder, stain_profile=StainProfile.reference("macenko"))
     finally:
         (folder / "stain.json").unlink()
 
 
 def test_a_file_that_is_no_profile_is_a_sentence(tmp_path):
     with pytest.raises(StainsslError, match="no such stain profile"):
-        standard("macenko", tmp_path / "none.json")
+        stain_profile("macenko", tmp_path / "none.json")
     for text in ("half", "[]", "{}", '{"method": "macenko"}', '{"method": "x", "valid": true}'):
         (tmp_path / "f.json").write_text(text)
         with pytest.raises(StainsslError, match=r"has no stain profile .* give a target.json"):
-            standard("macenko", tmp_path / "f.json")
+            stain_profile("macenko", tmp_path / "f.json")
     (tmp_path / "f.json").write_text(
         json.dumps(profile_to_json(StainProfile.reference("reinhard")))
     )
     with pytest.raises(StainsslError, match=r"a reinhard profile, .* set normalizer: reinhard"):
-        standard("macenko", tmp_path / "f.json")
+        stain_profile("macenko", tmp_path / "f.json")
 
 
 @pytest.mark.parametrize(

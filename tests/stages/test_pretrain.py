@@ -215,12 +215,12 @@ def test_preprocessing_is_done_in_use_too(tmp_path):
     path = config.paths.model("simclr")
     encoder = load(path)
     wanted = json.loads(config.paths.target("simclr").read_text())["fallback"]
-    np.testing.assert_allclose(encoder.standard.matrix, wanted["matrix"], atol=1e-6)
+    np.testing.assert_allclose(encoder.stain_profile.matrix, wanted["matrix"], atol=1e-6)
     tiles = torch.from_numpy(images(6, "a")).permute(0, 3, 1, 2).contiguous()
     own = profiles(images(6, "a"))
     other = profiles(images(6, "b")).pooled()
     restained = normalize(tiles, own, other)
-    plain = dataclasses.replace(encoder, standard=None)
+    plain = dataclasses.replace(encoder, stain_profile=None)
     apart = [float((e(tiles) - e(restained)).norm(dim=1).mean()) for e in (encoder, plain)]
     assert apart[0] < 0.5 * apart[1]  # what a change of stain does is taken away
     assert "stain.json" in (path / "README.md").read_text(encoding="utf-8")

@@ -9,14 +9,14 @@ import pytest
 import torch
 
 from stainssl.config import parse
-from stainssl.encoders import of_slides
+from stainssl.encoders import slide_encoders
 from stainssl.errors import StainsslError
 from stainssl.plan import encoders as plan
 from stainssl.plan import groups, tasks
 from stainssl.stages import predict, run_stage
 from stainssl.stores.embeddings import open_embeddings, write_embeddings
 from stainssl.stores.tables import read_table
-from tests.encoders.test_of_slides import _chief
+from tests.encoders.test_slide_encoders import _chief
 
 PATIENTS, PART, SCALE = 12, "all-0000", 4.0
 COUNTS = [0 if i == 5 else 3 + i % 3 for i in range(PATIENTS)]  # slide s5 has no tile
@@ -75,7 +75,7 @@ def _store(config, name):
 def test_a_slide_is_one_vector_of_its_usable_tiles(config, rng):
     features = _write_tiles(config, rng)
     run_stage("embed", config, "clinic", "slides", PART)
-    store, loaded = _store(config, "slides"), of_slides.load(config.encoders["slides"].weights)
+    store, loaded = _store(config, "slides"), slide_encoders.load(config.encoders["slides"].weights)
     assert store.slide_id == [f"s{i}" for i in range(PATIENTS) if i != 5]
     start = np.concatenate([[0], np.cumsum(COUNTS)])
     for slide in store.slide_id:

@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 
 from stainssl.errors import StainsslError
-from stainssl.pretrain.watch import Codes
+from stainssl.pretrain.monitoring import Codes
 from stainssl.stain import StainProfile
 from stainssl.stores.pixels import Pixels
 

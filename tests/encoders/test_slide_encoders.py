@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from stainssl.cohort.encoder_checks import problems
 from stainssl.cohort.encoder_warnings import warnings
 from stainssl.config import parse
-from stainssl.encoders import loading, of_slides, slide_pooling, slide_recipes
+from stainssl.encoders import loading, slide_encoders, slide_pooling, slide_recipes
 from stainssl.errors import StainsslError
 
 
@@ -136,7 +136,7 @@ def test_a_vector_is_what_the_authors_code_computes(name, tmp_path, monkeypatch)
     torch.manual_seed(3)
     make, tiles = LAYOUTS[name]
     forward = make(tmp_path)
-    loaded, recipe = of_slides.load(f"{name}@{tmp_path}"), slide_recipes.RECIPES[name]
+    loaded, recipe = slide_encoders.load(f"{name}@{tmp_path}"), slide_recipes.RECIPES[name]
     vectors = torch.randn(300, recipe.tile_dim)
     found = loaded(vectors.numpy())
     assert found.shape == (recipe.dim,)
@@ -149,12 +149,12 @@ def test_a_vector_is_what_the_authors_code_computes(name, tmp_path, monkeypatch)
 def test_weights_that_do_not_fit_are_named(tmp_path):
     _feather(tmp_path, 1024)
     with pytest.raises(StainsslError, match=r"have another shape: embed\.0\.weight"):
-        of_slides.load(f"feather@{tmp_path}")
+        slide_encoders.load(f"feather@{tmp_path}")
     [found] = problems(_config(f"feather@{tmp_path}", "conch-v1.5"))
     assert "encoders.s.weights" in found
     assert "embed.0.weight" in found
     with pytest.raises(StainsslError, match=r"no CHIEF_pretraining\.pth there"):
-        of_slides.load(f"chief@{tmp_path}")
+        slide_encoders.load(f"chief@{tmp_path}")
 
 
 def test_madeleine_is_built_as_its_config_says(tmp_path):
@@ -162,10 +162,10 @@ def test_madeleine_is_built_as_its_config_says(tmp_path):
     config = tmp_path / "model_config.json"
     config.write_text(json.dumps(MADELEINE | {"activation": "sigmoid"}))
     with pytest.raises(StainsslError, match="activation 'sigmoid'"):
-        of_slides.load(f"madeleine@{tmp_path}")
+        slide_encoders.load(f"madeleine@{tmp_path}")
     config.unlink()
     with pytest.raises(StainsslError, match=r"needs the model_config\.json .* folder with both"):
-        of_slides.load(f"madeleine@{tmp_path}")
+        slide_encoders.load(f"madeleine@{tmp_path}")
 
 
 @pytest.mark.parametrize(

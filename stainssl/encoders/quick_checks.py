@@ -132,12 +132,3 @@ def architecture_of(source: str) -> str:
         text = (folder / "config.json").read_text(encoding="utf-8")
         return str(json.loads(text).get("architecture", ""))
     return "" if weights.startswith(HUB) else weights.removeprefix(TIMM).partition(FILE)[0]
-
-
-def is_whole_in_timm(source: str) -> bool:
-    """Whether a source's network can be saved as a timm folder, and so be trained in full."""
-    found = recipes.find(source)
-    if found is None:
-        return True
-    layers = [value for value in found[1].arguments.values() if isinstance(value, str)]
-    return found[1].pooling in ("cls", "average") and not layers

@@ -11,28 +11,28 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from stainssl.encoders import known
+from stainssl.encoders import quick_checks
 from stainssl.encoders.loading import whole_patches
 
 
 def test_no_name_is_known_that_timm_does_not_have():
     names = [*timm.list_models(), *timm.list_models(include_tags=True)]
-    found = {name for name in names if known.is_architecture(name)}
+    found = {name for name in names if quick_checks.is_architecture(name)}
     assert len(found) > 0.95 * len(set(names))
     wrong = ["resnot50", "resnet18.a9_in1k", "", ".", "resnet", "resnet18 ", "def", "(", "ResNet18"]
-    assert not any(map(known.is_architecture, wrong))
-    assert not any(map(known.has_weights, wrong))
+    assert not any(map(quick_checks.is_architecture, wrong))
+    assert not any(map(quick_checks.has_weights, wrong))
 
 
 def test_weights_are_known_where_timm_has_them():
     names = [*timm.list_models(), *timm.list_models(include_tags=True)]
     trained = set(filter(timm.is_model_pretrained, names))
-    found = {name for name in names if known.has_weights(name)}
+    found = {name for name in names if quick_checks.has_weights(name)}
     assert found <= trained
     assert len(found) > 0.95 * len(trained)
-    assert known.has_weights("resnet18")
-    assert known.has_weights("resnet18.a1_in1k")
-    assert not known.has_weights("vit_giant_patch14_224")
+    assert quick_checks.has_weights("resnet18")
+    assert quick_checks.has_weights("resnet18.a1_in1k")
+    assert not quick_checks.has_weights("vit_giant_patch14_224")
 
 
 @pytest.mark.parametrize("name", [
@@ -43,10 +43,10 @@ def test_sides_are_of_whole_patches(name):
     with torch.device("meta"):
         model = timm.create_model(name, num_classes=0)
     for side in (96, 100, 126, 224):
-        if known.takes_side(name, side) and model.pretrained_cfg["fixed_input_size"]:
+        if quick_checks.takes_side(name, side) and model.pretrained_cfg["fixed_input_size"]:
             whole_patches(model, side)  # raises where it does not
     if not model.pretrained_cfg["fixed_input_size"]:
-        assert known.takes_side(name, 97)
+        assert quick_checks.takes_side(name, 97)
 
 
 @pytest.fixture(params=["w.safetensors", "w.pth"])
@@ -58,13 +58,13 @@ def weights(request, tmp_path):
 
 
 def test_a_file_is_whole_unless_its_end_is_missing(weights):
-    assert known.is_whole(weights)
+    assert quick_checks.is_whole(weights)
     content = weights.read_bytes()
     for size in (0, 1, 7, 8, 20, len(content) // 2, len(content) - 1):
         weights.write_bytes(content[:size])
-        assert not known.is_whole(weights), size
+        assert not quick_checks.is_whole(weights), size
     weights.unlink()
-    assert not known.is_whole(weights)
+    assert not quick_checks.is_whole(weights)
 
 
 @pytest.mark.parametrize("content", [
@@ -75,22 +75,22 @@ def test_a_file_is_whole_unless_its_end_is_missing(weights):
 def test_headers_that_lie_are_of_no_whole_file(tmp_path, content):
     file = tmp_path / "w.safetensors"
     file.write_bytes(content)
-    assert not known.is_whole(file)
+    assert not quick_checks.is_whole(file)
 
 
 def test_a_folder_is_one_of_timm_and_no_adapter(tmp_path):
-    assert not known.loads(f"local-dir:{tmp_path}")
+    assert not quick_checks.loads(f"local-dir:{tmp_path}")
     save_file({"a": torch.zeros(2)}, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text(json.dumps({"architecture": "test_vit"}))
-    assert known.loads(f"local-dir:{tmp_path}")
-    assert known.architecture_of(f"local-dir:{tmp_path}") == "test_vit"
+    assert quick_checks.loads(f"local-dir:{tmp_path}")
+    assert quick_checks.architecture_of(f"local-dir:{tmp_path}") == "test_vit"
     save_file({"a": torch.zeros(2)}, tmp_path / "adapter_model.safetensors")
-    assert not known.loads(f"local-dir:{tmp_path}")
+    assert not quick_checks.loads(f"local-dir:{tmp_path}")
 
 
 def test_torch_is_not_imported():
     code = (
-        "import sys; from stainssl.encoders import known; known.loads('resnet18.a1_in1k');"
+        "import sys; from stainssl.encoders.quick_checks import loads; loads('resnet18.a1_in1k');"
         "print('torch' in sys.modules or 'timm' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -108,7 +108,7 @@ class Probe:
         return nearest_neighbours(vectors, classes, torch.from_numpy(self.facts.patient).long())
 
 
-class Watched(Protocol):
+class MonitoredModule(Protocol):
     """A network that can embed the views of a batch."""
 
     def vectors(self, batch: Batch, step: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -200,7 +200,7 @@ class TrainingMonitor(Callback):
         ends = step % self.stream.steps_per_epoch == 0 or step == self.steps
         ends_tenth = self._ends_tenth(step)
         if ends or ends_tenth or len(self._unread) >= (GPU_READS if batch.images.is_cuda else 1):
-            self._report(step, self.settle(trainer))
+            self._report(step, self.read_losses(trainer))
         if ends:
             self._close_epoch(trainer, pl_module)
         elif ends_tenth:
@@ -213,7 +213,7 @@ class TrainingMonitor(Callback):
             return False
         return 10 * step // self.steps > 10 * (step - 1) // self.steps
 
-    def settle(self, trainer: lightning.Trainer) -> float:
+    def read_losses(self, trainer: lightning.Trainer) -> float:
         """Read the losses since the last call, and return the latest; NaN if there are none.
 
         Raises:
@@ -228,7 +228,7 @@ class TrainingMonitor(Callback):
             self._loss_sum, self._count = self._loss_sum + loss, self._count + 1
         return losses[-1] if losses else math.nan
 
-    def _close_epoch(self, trainer: lightning.Trainer, module: Watched) -> None:
+    def _close_epoch(self, trainer: lightning.Trainer, module: MonitoredModule) -> None:
         step = trainer.global_step
         epoch = math.ceil(step / self.stream.steps_per_epoch)
         row = self._row(epoch, step, module) | self._since_last(trainer)
@@ -262,7 +262,7 @@ class TrainingMonitor(Callback):
                 row["alignment"], row["uniformity"], row["effective_rank"], row["mean_cosine"],
             )  # fmt: skip
 
-    def _row(self, epoch: int, step: int, module: Watched) -> Row:
+    def _row(self, epoch: int, step: int, module: MonitoredModule) -> Row:
         nothing = dict.fromkeys(METRICS, math.nan)
         vectors = module.vectors(self.probe.batch, PROBE_STEP)
         return nothing | {"epoch": epoch, "step": step} | self.probe.figures(*vectors)

@@ -13,7 +13,7 @@ from stainssl.stain import StainProfile
 from stainssl.stain.targets import profile_from_json
 
 
-def standard(normalizer: str, file: Path | None) -> StainProfile:
+def stain_profile(normalizer: str, file: Path | None) -> StainProfile:
     """Load one stain profile.
 
     Args:
@@ -29,15 +29,15 @@ def standard(normalizer: str, file: Path | None) -> StainProfile:
     return _read(normalizer, file, lambda content: [content.get("fallback", content)])[0]
 
 
-def standards(normalizer: str, files: Sequence[Path | None]) -> StainProfile:
+def stain_profiles(normalizer: str, files: Sequence[Path | None]) -> StainProfile:
     """Load the profiles of several files as one batch of K.
 
     Args:
         normalizer: method of the stain normalization.
-        files: as `file` of `standard`, but a `target.json` gives all profiles that it chose.
+        files: as `file` of `stain_profile`, but a `target.json` gives all profiles that it chose.
 
     Raises:
-        StainsslError: as `standard`.
+        StainsslError: as `stain_profile`.
     """
     found = [
         StainProfile.reference(normalizer).batched()

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from stainssl.encoders import slide_recipes, tensors
-from stainssl.encoders.loading import digest, downloaded, fill, weights_file
+from stainssl.encoders.loading import digest, downloaded, load_weights, weights_file
 from stainssl.encoders.slide_pooling import NETWORKS
 from stainssl.encoders.slide_recipes import RECIPES, SlideRecipe
 from stainssl.errors import StainsslError
@@ -61,7 +61,7 @@ def load(source: str, device: torch.device | str = "cpu") -> LoadedSlideEncoder:
     name, recipe, given = found
     file = weights_file(name, recipe, given) if given else _downloaded(name, recipe)
     model = build(name, recipe, file)
-    fill(model, tensors.renamed(tensors.read(file), recipe.names), str(file), name)
+    load_weights(model, tensors.renamed(tensors.read(file), recipe.names), str(file), name)
     sha256 = digest(model)
     model = model.eval().requires_grad_(False).to(device)
     return LoadedSlideEncoder(name, recipe, model, torch.device(device), sha256)
