@@ -25,7 +25,7 @@ from stainssl.pretrain.losses import alignment, effective_rank, uniformity
 from stainssl.stain import StainProfile, estimate
 from stainssl.stain.density import DEFAULTS, Constants, optical_density
 from stainssl.stain.profile import LabStats
-from stainssl.stain.restain import reinhard_to
+from stainssl.stain.restain import restain_reinhard
 from stainssl.stain.torch_backend import in_chunks
 from stainssl.stores.pixels import decode, encode
 
@@ -134,7 +134,7 @@ def shifted(images: Tensor, strength: float, seed: int = 0) -> Tensor:
 def stainings(images: Images, centres: Mapping[str, StainProfile]) -> dict[str, Images]:
     """The images unchanged, under the stain of every centre, and with `shifted` densities."""
     given = torch.from_numpy(images)
-    found = {name: reinhard_to(given, profile).numpy() for name, profile in centres.items()}
+    found = {name: restain_reinhard(given, profile).numpy() for name, profile in centres.items()}
     return {ORIGINAL: images, **found, SHIFTED: shifted(given, SHIFT).numpy()}
 
 
@@ -150,7 +150,7 @@ def doses(images: Images, trained: LabStats, centres: Mapping[str, LabStats]) ->
     goal = max(centres.values(), key=lambda centre: stain_distance(trained, centre))
     given = torch.from_numpy(images)
     return {
-        f"{DOSE} {share:g}": reinhard_to(given, between(trained, goal, share)).numpy()
+        f"{DOSE} {share:g}": restain_reinhard(given, between(trained, goal, share)).numpy()
         for share in DOSES
     }
 

@@ -65,7 +65,7 @@ def table_of(path: Path, with_figures: bool, slide_mpp: float = MPP) -> pd.DataF
         if with_figures:
             limits = tiling.TileLimits(0.5, 0.1, 0.4)
             return tiling.tile_table(slide, slide_mpp, squares, tissue, limits)
-        return tiling.places(slide, slide_mpp, squares, tissue)
+        return tiling.candidate_tiles(slide, slide_mpp, squares, tissue)
 
 
 def thumbnail_of(path: Path) -> np.ndarray:

@@ -23,7 +23,7 @@ from stainssl.errors import SlideError
 from stainssl.slides.readers import open_slide
 from stainssl.slides.scale import read_thumbnail
 from stainssl.slides.tiling import TileLimits, area_shares, grid, tile_table
-from stainssl.slides.tissue import MASKERS, TissueMap, masked
+from stainssl.slides.tissue import MASKERS, TissueMap, segment_tissue
 
 MPP = 8.0
 DEMO_MPP = 0.5
@@ -60,7 +60,7 @@ def measure(path: Path, truth_file: Path, masker: str) -> tuple[dict[str, Any], 
     truth = {name: mask.astype(bool) for name, mask in np.load(truth_file).items()}
     with open_slide(path) as slide:
         thumbnail = read_thumbnail(slide, MPP, DEMO_MPP)
-        found = masked(thumbnail, MPP, masker)
+        found = segment_tissue(thumbnail, MPP, masker)
         tiles = tiles_of(slide, found, truth)
     pen, fat = truth["pen"], truth["fat"] & ~truth["pen"]
     row = {

@@ -29,7 +29,7 @@ def marked(image: np.ndarray, mpp: float) -> np.ndarray:
     scale = CELL_PX / max(image.shape[:2])
     size = tuple(max(1, round(side * scale)) for side in image.shape[1::-1])
     small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-    shade(small, found.pen, INK, 0.6)
+    shade(small, found.ink, INK, 0.6)
     outline(small, found.tissue, OUTLINE, 1)
     return small
 

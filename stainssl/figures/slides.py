@@ -135,7 +135,7 @@ def _length(entries: Sequence[tuple[tuple[int, int, int], str]]) -> int:
 def preview(
     thumbnail: np.ndarray,
     tissue: np.ndarray,
-    pen: np.ndarray,
+    ink: np.ndarray,
     mpp: float,
     tiles: pd.DataFrame,
     slide_mpp: float,
@@ -149,7 +149,7 @@ def preview(
 
     Args:
         thumbnail: (h, w, 3) uint8 RGB.
-        tissue, pen: (h, w) bool masks.
+        tissue, ink: (h, w) bool masks.
         mpp: µm/px of the thumbnail and the masks.
         tiles: `x`, `y`, `side` (level-0 px), `kept`.
         slide_mpp: µm/px of level 0.
@@ -161,13 +161,13 @@ def preview(
     """
     plain, scale = _shrink(thumbnail)
     marked = plain.copy()
-    shade(marked, pen, INK, 0.6)
+    shade(marked, ink, INK, 0.6)
     corner = tiles[["x", "y"]].to_numpy(float) - np.array(origin_level0_px, float)
     boxes = np.hstack([corner, corner + tiles[["side"]].to_numpy(float)])
     kept = tiles["kept"].to_numpy(bool)
     _squares(marked, boxes * (slide_mpp / mpp * scale), kept)
     outline(marked, tissue, OUTLINE, 2)
-    entries = _entries(int(kept.sum()), int((~kept).sum()), bool(pen.any()))
+    entries = _entries(int(kept.sum()), int((~kept).sum()), bool(ink.any()))
     return _framed((plain, marked), title, entries, mpp / scale)
 
 

@@ -12,10 +12,10 @@ import numpy as np
 import pandas as pd
 import torch
 
-from stainssl.stores.spool import Kept
+from stainssl.stores.spool import SpooledArray
 
 if TYPE_CHECKING:
-    from stainssl.mil.centring import Shifted
+    from stainssl.mil.centring import CentredArray
 
 MOMENT_TILES = 16_384  # tiles per slide for mean and variance at most; 64 MB at 1,024 features
 ID_COLUMNS = {"patient": "patient_id", "slide": "slide_id"}
@@ -26,14 +26,14 @@ class SlideTiles:
     """The usable tiles of one slide, embedded by one encoder.
 
     Attributes:
-        features: (n, D) float16, all finite: in memory, in a temporary file (`Kept`), or with the
-            mean of the site subtracted (`Shifted`).
+        features: (n, D) float16, all finite: in memory, in a temporary file (`SpooledArray`), or
+            with the mean of the site subtracted (`CentredArray`).
         tile: (n,) int32 index of the tile in its slide's tile table.
         x_level0_px: (n,) int64 left edge of the tile.
         y_level0_px: (n,) int64 top edge of the tile.
     """
 
-    features: np.ndarray | Kept | Shifted
+    features: np.ndarray | SpooledArray | CentredArray
     tile: np.ndarray
     x_level0_px: np.ndarray
     y_level0_px: np.ndarray

@@ -10,14 +10,14 @@ import numpy as np
 
 from stainssl.evaluation.centring import Means, site_means
 from stainssl.mil.bags import Bag, SlideTiles
-from stainssl.stores.spool import Kept
+from stainssl.stores.spool import SpooledArray
 
 
 @dataclasses.dataclass(frozen=True)
-class Shifted:
+class CentredArray:
     """An (n, D) array minus a (D,) mean, computed for a row when it is read."""
 
-    features: np.ndarray | Kept
+    features: np.ndarray | SpooledArray
     mean: np.ndarray
 
     def __len__(self) -> int:
@@ -71,5 +71,5 @@ def _centred(bag: Bag, sites: Mapping[str, str], means: Means) -> Bag:
 
 
 def _less(tiles: SlideTiles, mean: np.ndarray) -> SlideTiles:
-    assert not isinstance(tiles.features, Shifted)
-    return dataclasses.replace(tiles, features=Shifted(tiles.features, mean))
+    assert not isinstance(tiles.features, CentredArray)
+    return dataclasses.replace(tiles, features=CentredArray(tiles.features, mean))

@@ -28,7 +28,7 @@ from stainssl.pretrain.views import (
     generator,
 )
 from stainssl.stain import StainProfile, normalize
-from stainssl.stain.augment import BatchShare, LabSpread, hed_jitter, rand_stain_na, stain_mix
+from stainssl.stain.augment import LabSpread, StepRows, hed_jitter, rand_stain_na, stain_mix
 from stainssl.stain.targets import TargetPolicy
 
 GEOMETRY, COLOR, TARGET, JITTER = range(4)  # streams of random numbers
@@ -54,8 +54,8 @@ class StainJitter(Protocol):
         ...
 
 
-def _share(batch: Batch) -> BatchShare:
-    return BatchShare(len(batch.everyone), batch.rows)
+def _step_rows(batch: Batch) -> StepRows:
+    return StepRows(len(batch.everyone), batch.rows)
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class HedJitter:
 
     def __call__(self, images: Tensor, batch: Batch, rng: Generator) -> Tensor:
         """See `StainJitter`."""
-        return hed_jitter(images, rng, self.strength, share=_share(batch))
+        return hed_jitter(images, rng, self.strength, step_rows=_step_rows(batch))
 
 
 class RandStainNA:
@@ -85,7 +85,7 @@ class RandStainNA:
     def __call__(self, images: Tensor, batch: Batch, rng: Generator) -> Tensor:
         """See `StainJitter`."""
         own = self._profiles[torch.from_numpy(batch.tile)].to(images.device)
-        return rand_stain_na(images, rng, own, self._spread, self._strength, _share(batch))
+        return rand_stain_na(images, rng, own, self._spread, self._strength, _step_rows(batch))
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class StainMix:
         own, all_of_step = (
             self.profiles[torch.from_numpy(t)] for t in (batch.tile, batch.everyone)
         )
-        return stain_mix(images, rng, own, all_of_step, self.strength, _share(batch))
+        return stain_mix(images, rng, own, all_of_step, self.strength, _step_rows(batch))
 
 
 @dataclass(frozen=True)

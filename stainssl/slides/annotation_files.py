@@ -48,7 +48,7 @@ class Annotations:
         """Number of areas by class; "" for areas without a class."""
         return Counter(name for name, _ in self.areas)
 
-    def told(self) -> str:
+    def summary(self) -> str:
         """Numbers of areas by class, and notes, as one line for a log."""
         classes = [f"{name or 'no class'} {n}" for name, n in self.classes().items()]
         notes = [f"{n} × {note}" for note, n in self.notes.items()]

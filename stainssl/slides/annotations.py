@@ -91,7 +91,7 @@ def tile_fractions(
     return np.clip(shares, 0, 1)
 
 
-def within(tiles: pd.DataFrame, areas: Areas) -> pd.DataFrame:
+def discard_outside(tiles: pd.DataFrame, areas: Areas) -> pd.DataFrame:
     """Discard tiles of which less than half lies within the areas, with the reason `region`.
 
     Args:

@@ -66,7 +66,7 @@ def _touch(path: Path) -> None:
         file.read(1)
 
 
-def in_time(path: Path, minutes: float, work: Callable[[], T]) -> T:
+def run_with_limits(path: Path, minutes: float, work: Callable[[], T]) -> T:
     """Run `work` on a slide within time limits.
 
     After a limit, the work may continue in its own thread: it must not change shared data.

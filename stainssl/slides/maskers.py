@@ -1,7 +1,7 @@
 """Tissue masks by tiatoolbox's Otsu and morphological maskers.
 
-They separate dark from bright and do not detect ink, which `tissue.masked` removes. tiatoolbox
-imports torch (some seconds), and is therefore imported only when needed.
+They separate dark from bright and do not detect ink, which `tissue.segment_tissue` removes.
+tiatoolbox imports torch (some seconds), and is therefore imported only when needed.
 """
 
 from __future__ import annotations

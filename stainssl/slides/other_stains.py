@@ -43,7 +43,7 @@ def not_h_and_e(thumbnail: np.ndarray, found: TissueMap) -> str:
     if told := _brown(stained):
         return told
     # With ink, since much tissue is taken for ink if the channels are in another order.
-    colored = _stained(thumbnail, found.tissue | found.pen, found)
+    colored = _stained(thumbnail, found.tissue | found.ink, found)
     return _of_order(colored) or _blue(stained) or _swapped(stained)
 
 

@@ -16,7 +16,7 @@ MIN_VARIANCE = 4.0  # grey levels²: a tile with less is flat, and has no sharpn
 
 
 @dataclass(frozen=True)
-class Figures:
+class TileQuality:
     """Quality of n tiles, (n,) float32 each.
 
     Attributes:
@@ -31,7 +31,7 @@ class Figures:
     od: np.ndarray
 
 
-def figures(image: np.ndarray, boxes: np.ndarray) -> Figures:
+def measure_quality(image: np.ndarray, boxes: np.ndarray) -> TileQuality:
     """Measure the quality of many tiles of one image.
 
     Sharpness is the variance of the Laplacian of Pech-Pacheco et al. (Diatom autofocusing in
@@ -62,7 +62,7 @@ def figures(image: np.ndarray, boxes: np.ndarray) -> Figures:
     variance = grey2 - grey**2
     flat = variance < MIN_VARIANCE
     sharpness = np.where(flat, np.nan, (edges2 - edges**2) / np.where(flat, 1, variance))
-    return Figures(*(v.astype(np.float32) for v in (sharpness, saturation / 255, density)))
+    return TileQuality(*(v.astype(np.float32) for v in (sharpness, saturation / 255, density)))
 
 
 def _column_sums(image: np.ndarray, top: int, bottom: int) -> np.ndarray:

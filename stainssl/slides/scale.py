@@ -56,7 +56,7 @@ def _no_mpp(sources: Mapping[str, float]) -> SlideError:
     )
 
 
-def enlarged(slide_mpp: float, mpp: float, most: float) -> str:
+def check_enlargement(slide_mpp: float, mpp: float, most: float) -> str:
     """Check whether tiles enlarge the slide, i.e. are finer than level 0.
 
     Args:

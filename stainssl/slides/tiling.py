@@ -15,7 +15,7 @@ import pandas as pd
 
 from stainssl.errors import SlideError, Status
 from stainssl.runtime.parallel import in_order
-from stainssl.slides.quality import SHARPNESS_MPP, Figures, figures
+from stainssl.slides.quality import SHARPNESS_MPP, TileQuality, measure_quality
 from stainssl.slides.scale import READ_PX, level_for, read_rectangle
 from stainssl.slides.slide import Slide
 from stainssl.slides.tissue import TissueMap
@@ -63,7 +63,8 @@ class TileLimits:
     Attributes:
         min_tissue: least share of the tile's area that is tissue.
         max_pen: largest share of the tile's area that is ink.
-        min_sharpness: see `quality.Figures`; a flat tile has no sharpness, and is not discarded.
+        min_sharpness: see `quality.TileQuality`; a flat tile has no sharpness, and is not
+            discarded.
         min_saturation: least mean HSV saturation, 0–1.
     """
 
@@ -156,7 +157,7 @@ def _blocks(x: np.ndarray, y: np.ndarray, block_px: float) -> Iterator[np.ndarra
     yield from np.split(order, np.flatnonzero(np.diff(block[order])) + 1)
 
 
-def measure_tiles(slide: Slide, tiles: pd.DataFrame, slide_mpp: float) -> Figures:
+def measure_tiles(slide: Slide, tiles: pd.DataFrame, slide_mpp: float) -> TileQuality:
     """Measure the quality of tiles, reading large regions so that little is decoded twice.
 
     Args:
@@ -184,12 +185,12 @@ def measure_tiles(slide: Slide, tiles: pd.DataFrame, slide_mpp: float) -> Figure
         size_level0_px = size_px[0] * ratio, size_px[1] * ratio
         image = read_rectangle(slide, left, top, size_level0_px, size_px)
         x0, y0, side_px = (x[rows] - left) / ratio, (y[rows] - top) / ratio, side[rows] / ratio
-        one = figures(image, np.column_stack([x0, y0, x0 + side_px, y0 + side_px]))
+        one = measure_quality(image, np.column_stack([x0, y0, x0 + side_px, y0 + side_px]))
         found[rows] = np.column_stack([one.sharpness, one.saturation, one.od])
 
     for _ in in_order(work, _blocks(x, y, block_level0_px), slide.readers):
         pass
-    return Figures(*found.T)
+    return TileQuality(*found.T)
 
 
 def reasons(tiles: pd.DataFrame, limits: TileLimits) -> np.ndarray:
@@ -202,12 +203,14 @@ def reasons(tiles: pd.DataFrame, limits: TileLimits) -> np.ndarray:
         "pale": none
         if limits.min_saturation is None
         else tiles["saturation"] < limits.min_saturation,
-        "region": none,  # set by `annotations.within`
+        "region": none,  # set by `annotations.discard_outside`
     }
     return np.select([tests[name] for name in REASONS], list(REASONS), default="")
 
 
-def places(slide: Slide, slide_mpp: float, squares: TileGrid, tissue: TissueMap) -> pd.DataFrame:
+def candidate_tiles(
+    slide: Slide, slide_mpp: float, squares: TileGrid, tissue: TissueMap
+) -> pd.DataFrame:
     """List the squares of a grid that contain any tissue, without reading pixels.
 
     Returns:
@@ -222,7 +225,7 @@ def places(slide: Slide, slide_mpp: float, squares: TileGrid, tissue: TissueMap)
     tiles["tissue"] = area_shares(tissue.tissue, boxes)
     has_tissue = (tiles["tissue"] > 1e-9).to_numpy()
     tiles = tiles[has_tissue].reset_index(drop=True)
-    return tiles.assign(pen=area_shares(tissue.pen, boxes[has_tissue]))
+    return tiles.assign(pen=area_shares(tissue.ink, boxes[has_tissue]))
 
 
 def tile_table(
@@ -240,29 +243,29 @@ def tile_table(
     Returns:
         One row per tile, in grid order: `tile` (number in the grid), `x`, `y`, `side` (level-0
         px), `tissue`, `pen` (shares of its area), `sharpness`, `saturation`, `od` (see
-        `quality.Figures`), `kept`, `reason`.
+        `quality.TileQuality`), `kept`, `reason`.
 
     Raises:
         SlideError, OSError: as `Slide.read_region`.
     """
-    tiles = places(slide, slide_mpp, squares, tissue)
+    tiles = candidate_tiles(slide, slide_mpp, squares, tissue)
     measured = measure_tiles(slide, tiles, slide_mpp)
     tiles = tiles.assign(sharpness=measured.sharpness, saturation=measured.saturation)
     tiles = tiles.assign(od=measured.od, reason=reasons(tiles, limits))
     return tiles.assign(kept=tiles["reason"] == "")[list(COLUMNS)]
 
 
-def counts(tiles: pd.DataFrame, places: int) -> dict[str, int]:
+def counts(tiles: pd.DataFrame, positions: int) -> dict[str, int]:
     """Count the kept tiles, the discarded tiles by reason, and grid positions without tissue.
 
     Args:
         tiles: result of `tile_table`.
-        places: number of positions in the grid.
+        positions: number of positions in the grid.
 
     Returns:
-        Counts of `kept`, each of `REASONS`, and `background`, which add up to `places`.
+        Counts of `kept`, each of `REASONS`, and `background`, which add up to `positions`.
     """
     by_reason = tiles["reason"].value_counts()
     found = {"kept": int(tiles["kept"].sum())}
     found |= {reason: int(by_reason.get(reason, 0)) for reason in REASONS}
-    return {**found, BACKGROUND: places - len(tiles)}
+    return {**found, BACKGROUND: positions - len(tiles)}

@@ -94,7 +94,7 @@ class TissueMap:
     """Tissue mask and ink mask of a thumbnail, (h, w) bool each, which do not overlap."""
 
     tissue: np.ndarray
-    pen: np.ndarray
+    ink: np.ndarray
     mpp: float  # µm/px
     white: np.ndarray  # (3,) float32, color of glass in grey levels
 
@@ -580,11 +580,11 @@ def tissue_map(
     if frame.any():  # replaced by glass
         glass = np.ceil(white).astype(np.uint8)
         picture = replace(picture, levels=np.where(frame[..., None], glass, smooth))
-    pen = _ink(picture) & ~frame
-    other = pen | frame
+    ink = _ink(picture) & ~frame
+    other = ink | frame
     stained = _stained(picture, ~other) & ~other
     tissue = _fill_holes(stained, min_hole_um2 / mpp**2, other)
-    return TissueMap(drop_small(tissue, min_area_um2 / mpp**2), pen, mpp, white)
+    return TissueMap(drop_small(tissue, min_area_um2 / mpp**2), ink, mpp, white)
 
 
 MASKERS: dict[str, Callable[[np.ndarray, float], np.ndarray]] = {
@@ -594,7 +594,7 @@ MASKERS: dict[str, Callable[[np.ndarray, float], np.ndarray]] = {
 """Name in the config → masker, in addition to `stain`, which is `tissue_map` itself."""
 
 
-def masked(
+def segment_tissue(
     thumbnail: np.ndarray,
     mpp: float,
     masker: str = "stain",
@@ -611,7 +611,7 @@ def masked(
     found = tissue_map(thumbnail, mpp, min_area_um2, min_hole_um2, threads)
     if masker == "stain":
         return found
-    other = found.pen | _frame(_Picture(thumbnail, found.white, mpp))
+    other = found.ink | _frame(_Picture(thumbnail, found.white, mpp))
     tissue = MASKERS[masker](thumbnail, mpp) & ~other
     tissue = _fill_holes(tissue, min_hole_um2 / mpp**2, other)
     return replace(found, tissue=drop_small(tissue, min_area_um2 / mpp**2))

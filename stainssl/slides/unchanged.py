@@ -21,7 +21,7 @@ from stainssl.slides.slide import Slide
 
 
 @dataclass(frozen=True)
-class Identity:
+class SlideFingerprint:
     """Fingerprint of a slide file.
 
     Attributes:
@@ -58,7 +58,7 @@ class Identity:
             SlideError: `changed`, with the difference.
             OSError: the file cannot be read.
         """
-        now = Identity.of(path, slide)
+        now = SlideFingerprint.of(path, slide)
         if now == self:
             return
         said = {"levels": "levels", "size_bytes": "bytes", "content": "content"}
@@ -71,16 +71,16 @@ class Identity:
         )
 
 
-NOT_OPENED = Identity(0, "", "[]")
+NOT_OPENED = SlideFingerprint(0, "", "[]")
 
 
-def recorded(qc: pd.DataFrame) -> dict[str, Identity]:
+def recorded(qc: pd.DataFrame) -> dict[str, SlideFingerprint]:
     """Slide → fingerprint when it was tiled, for the slides in a `qc` table that were opened."""
     if "content" not in qc:
         return {}
     columns = (qc[name] for name in ("slide_id", "size_bytes", "content", "levels"))
     return {
-        str(slide): Identity(int(size_bytes), str(content), str(levels))
+        str(slide): SlideFingerprint(int(size_bytes), str(content), str(levels))
         for slide, size_bytes, content, levels in zip(*columns, strict=True)
         if levels != NOT_OPENED.levels
     }

@@ -16,10 +16,10 @@ from stainssl.config import Config
 from stainssl.errors import SlideError
 from stainssl.export.qupath import tile_objects, write_geojson
 from stainssl.figures.mil import attention_overlay, tile_strip
-from stainssl.slides.errors import in_time
+from stainssl.slides.errors import run_with_limits
 from stainssl.slides.readers import open_slide
 from stainssl.slides.scale import read_thumbnail, resolve_mpp
-from stainssl.slides.unchanged import Identity, recorded
+from stainssl.slides.unchanged import SlideFingerprint, recorded
 from stainssl.stores.atomic import replacing
 from stainssl.stores.pixels import Pixels, open_pixels
 from stainssl.stores.tiles import read_bounds, read_qc, read_tiles
@@ -60,7 +60,7 @@ def write_attention(
             continue
         tiles = read_tiles(paths.tiles(cohort, part))
         qc = paths.qc(cohort, part)
-        bounds, identities = read_bounds(qc), recorded(read_qc(qc))
+        bounds, fingerprints = read_bounds(qc), recorded(read_qc(qc))
         store = paths.pixels(cohort, part)
         pixels = open_pixels(store) if store.exists() else None
         for row in here.itertuples(index=False):
@@ -71,7 +71,7 @@ def write_attention(
                 continue
             name = f"{row.slide_id}, {title}"
             for suffix, figure in _pictures(
-                config, cohort, row, found, pixels, name, identities.get(row.slide_id)
+                config, cohort, row, found, pixels, name, fingerprints.get(row.slide_id)
             ):
                 with replacing(folder / f"{row.slide_id}{suffix}.png") as made:
                     figure.savefig(made, format="png")
@@ -91,10 +91,10 @@ def _pictures(
     found: pd.DataFrame,
     pixels: Pixels | None,
     title: str,
-    identity: Identity | None,
+    fingerprint: SlideFingerprint | None,
 ) -> Iterator[tuple[str, Figure]]:
     try:
-        yield "", _overlay(config, cohort, row, found, title, identity)
+        yield "", _overlay(config, cohort, row, found, title, fingerprint)
     except SlideError as error:
         log.warning("%s: no attention figure: %s", title, error)
     if pixels is not None:
@@ -107,11 +107,11 @@ def _overlay(
     row: object,
     found: pd.DataFrame,
     title: str,
-    identity: Identity | None,
+    fingerprint: SlideFingerprint | None,
 ) -> Figure:
     path = Path(row.path)  # type: ignore[attr-defined]
-    work = partial(_overview, config, cohort, path, row.mpp, identity)  # type: ignore[attr-defined]
-    thumbnail, (left, top), ratio = in_time(path, config.slides.max_minutes, work)
+    work = partial(_overview, config, cohort, path, row.mpp, fingerprint)  # type: ignore[attr-defined]
+    thumbnail, (left, top), ratio = run_with_limits(path, config.slides.max_minutes, work)
     return attention_overlay(
         thumbnail,
         (found["x"].to_numpy() - left) / ratio,
@@ -123,13 +123,13 @@ def _overlay(
 
 
 def _overview(
-    config: Config, cohort: str, path: Path, sheet_mpp: float, identity: Identity | None
+    config: Config, cohort: str, path: Path, sheet_mpp: float, fingerprint: SlideFingerprint | None
 ) -> tuple[np.ndarray, tuple[int, int], float]:
     """Thumbnail (h, w, 3) uint8, its upper left corner (level-0 px) and its downsample."""
     is_patches = config.cohorts[cohort].kind == "patches"
     with open_slide(path, "patches" if is_patches else config.slides.reader) as slide:
-        if identity is not None:
-            identity.require(slide.path, slide)
+        if fingerprint is not None:
+            fingerprint.require(slide.path, slide)
         if is_patches and np.isnan(sheet_mpp):
             sheet_mpp = config.tiling_of(cohort).mpp
         slide_mpp = resolve_mpp(sheet_mpp, slide)[0]

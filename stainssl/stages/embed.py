@@ -25,7 +25,7 @@ from stainssl.runtime.parallel import TimeSpent
 from stainssl.stages import import_features, slide_vectors
 from stainssl.stores.embeddings import write_embeddings
 from stainssl.stores.pixels import Pixels, open_pixels
-from stainssl.stores.spool import Kept, Spool
+from stainssl.stores.spool import Spool, SpooledArray
 from stainssl.stores.tiles import read_tiles
 
 log = logging.getLogger(__name__)
@@ -116,7 +116,7 @@ def _apart(
     written to a temporary file in `folder` meanwhile.
     """
     spool = Spool(folder)
-    kept: list[list[HalfVectors | Kept]] = [[] for _ in range(count - 1)]
+    kept: list[list[HalfVectors | SpooledArray]] = [[] for _ in range(count - 1)]
 
     def first() -> Iterator[HalfVectors]:
         for mine, *others in blocks:
@@ -127,7 +127,7 @@ def _apart(
     return [first(), *(_later(held) for held in kept)]
 
 
-def _later(held: list[HalfVectors | Kept]) -> Iterator[HalfVectors]:
+def _later(held: list[HalfVectors | SpooledArray]) -> Iterator[HalfVectors]:
     for block in held:
         yield block[:]
 

@@ -81,7 +81,7 @@ def _annotated(
         counts = ", ".join(f"{name} {int((out[name] == 1).sum())}" for name in job.names)
         log.info(
             "%s: of %d tiles, %s; classes found: %s",
-            row["slide_id"], len(out), counts or "none labeled", drawn.told(),
+            row["slide_id"], len(out), counts or "none labeled", drawn.summary(),
         )  # fmt: skip
     return out
 

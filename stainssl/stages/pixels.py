@@ -16,12 +16,12 @@ import torch
 from stainssl.errors import SlideError
 from stainssl.plan.slides import PixelsJob
 from stainssl.runtime.parallel import TimeSpent, in_order, job_threads, library_threads
-from stainssl.slides.errors import in_time
+from stainssl.slides.errors import run_with_limits
 from stainssl.slides.scale import read_square
 from stainssl.slides.shared import SharedSlide, open_shared
 from stainssl.slides.slide import Slide
 from stainssl.slides.staging import staged
-from stainssl.slides.unchanged import Identity, recorded
+from stainssl.slides.unchanged import SlideFingerprint, recorded
 from stainssl.stain import METHODS, StainProfile, estimate
 from stainssl.stores.pixels import JpegSpool, SlidePixels, encode, write_pixels
 from stainssl.stores.tiles import read_qc, read_tiles
@@ -137,12 +137,12 @@ def _each_slide(job: PixelsJob, tiles: pd.DataFrame, spent: TimeSpent) -> Iterat
     todo = [(slide_id, Path(path)) for slide_id, path in places if slide_id in by_slide]
     at_once = max(1, min(job_threads(), len(todo)))
     readers = job_threads() // at_once
-    identities = recorded(read_qc(job.qc))
+    fingerprints = recorded(read_qc(job.qc))
 
     def work(place: tuple[str, Path]) -> SlidePixels | None:
         slide_id, path = place
-        identity = identities.get(slide_id)
-        return _one(job, slide_id, path, by_slide[slide_id], identity, readers, spent)
+        fingerprint = fingerprints.get(slide_id)
+        return _one(job, slide_id, path, by_slide[slide_id], fingerprint, readers, spent)
 
     return (found for found in in_order(work, todo, at_once) if found is not None)
 
@@ -152,7 +152,7 @@ def _one(
     slide_id: str,
     path: Path,
     tiles: pd.DataFrame,
-    identity: Identity | None,
+    fingerprint: SlideFingerprint | None,
     readers: int,
     spent: TimeSpent,
 ) -> SlidePixels | None:
@@ -166,14 +166,14 @@ def _one(
             staged(path, *job.staging) as here,
             open_shared(here, job.reader, readers) as slide,
         ):
-            if identity is not None:
-                identity.require(here, slide)
+            if fingerprint is not None:
+                fingerprint.require(here, slide)
             return slide_pixels(
                 slide, slide_id, tiles, job.tiling.size, workers=workers, spent=spent
             )
 
     try:
-        found = in_time(path, job.max_minutes, work)
+        found = run_with_limits(path, job.max_minutes, work)
     except SlideError as error:  # it could be read when it was tiled
         log.warning("%s: left out: %s", slide_id, error)
         return None

@@ -26,7 +26,7 @@ from stainssl.runtime.devices import pick
 from stainssl.stages.embed import load_source
 from stainssl.stages.probe import part_labels, rows_of_part
 from stainssl.stain import LabStats, StainProfile, estimate, normalize
-from stainssl.stain.restain import reinhard_to
+from stainssl.stain.restain import restain_reinhard
 from stainssl.stores.atomic import replacing
 from stainssl.stores.pixels import Pixels, decode, open_pixels
 from stainssl.stores.tables import write_table
@@ -279,7 +279,7 @@ def farthest(profiles: Mapping[str, StainProfile]) -> tuple[str, str]:
 def restain(images: torch.Tensor, target: StainProfile) -> torch.Tensor:
     """Re-stain (B, 3, H, W) uint8 tiles to a target, by the method of the target."""
     if isinstance(target, LabStats):
-        return reinhard_to(images, target)
+        return restain_reinhard(images, target)
     return normalize(images, estimate(images, target.method), target)
 
 

@@ -11,7 +11,7 @@ from stainssl.config import Slides, Tiling
 from stainssl.errors import SlideError, StainsslError, Status, disk_faults_told
 from stainssl.extras import how_to_install
 from stainssl.runtime.parallel import job_threads
-from stainssl.slides.errors import in_time, require_file
+from stainssl.slides.errors import require_file, run_with_limits
 from stainssl.slides.scale import resolve_mpp
 from stainssl.slides.shared import open_shared
 from stainssl.slides.slide import Slide
@@ -47,7 +47,7 @@ def run(
     tiling = tiling or Tiling()
     try:
         work = partial(_looked_at, path, mpp, reader, tiling)
-        lines, outcome = in_time(path, Slides().max_minutes, work)
+        lines, outcome = run_with_limits(path, Slides().max_minutes, work)
     except SlideError as late:
         lines, outcome = [], Outcome(path.stem, status=late.status, detail=late.detail)
     yield from lines

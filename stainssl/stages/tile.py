@@ -23,18 +23,18 @@ from stainssl.figures.slides import preview
 from stainssl.plan.slides import TileJob
 from stainssl.runtime.parallel import TimeSpent, in_order, job_threads, library_threads
 from stainssl.slides.annotation_files import Areas, read_annotations
-from stainssl.slides.annotations import within
+from stainssl.slides.annotations import discard_outside
 from stainssl.slides.brightfield import (
     channel_range,
     is_brightfield,
     light_fault,
     require_brightfield,
 )
-from stainssl.slides.errors import in_time, require_file
+from stainssl.slides.errors import require_file, run_with_limits
 from stainssl.slides.frames import Frame, in_slide, origin_of
 from stainssl.slides.glass import brightest_smooth_area
 from stainssl.slides.other_stains import not_h_and_e, pictures_fault
-from stainssl.slides.scale import enlarged, read_thumbnail, resolve_mpp
+from stainssl.slides.scale import check_enlargement, read_thumbnail, resolve_mpp
 from stainssl.slides.shared import open_shared
 from stainssl.slides.slide import Slide
 from stainssl.slides.staging import staged
@@ -49,8 +49,8 @@ from stainssl.slides.tiling import (
     measure_tiles,
     tile_table,
 )  # fmt: skip
-from stainssl.slides.tissue import TissueMap, masked
-from stainssl.slides.unchanged import NOT_OPENED, Identity
+from stainssl.slides.tissue import TissueMap, segment_tissue
+from stainssl.slides.unchanged import NOT_OPENED, SlideFingerprint
 from stainssl.stores.atomic import replacing
 from stainssl.stores.tiles import write_qc, write_tiles
 
@@ -82,7 +82,7 @@ class Outcome:
     mpp_source: str = ""
     vendor: str = ""
     reader: str = ""
-    identity: Identity = NOT_OPENED
+    fingerprint: SlideFingerprint = NOT_OPENED
     bounds_level0_px: tuple[int, int, int, int] = (0, 0, 0, 0)
     is_brightfield: bool | None = None  # None: not checked
     tissue_mm2: float = float("nan")
@@ -105,10 +105,10 @@ class Outcome:
             "mpp_source": self.mpp_source,
             "vendor": self.vendor,
             "reader": self.reader,
-            "levels": self.identity.levels,
+            "levels": self.fingerprint.levels,
             "bounds": json.dumps(self.bounds_level0_px),
-            "size_bytes": self.identity.size_bytes,
-            "content": self.identity.content,
+            "size_bytes": self.fingerprint.size_bytes,
+            "content": self.fingerprint.content,
             "tissue_mm2": self.tissue_mm2,
             **{f"tiles_{name}": count for name, count in self.counts.items()},
             "seconds": round(self.seconds, 3),
@@ -175,7 +175,7 @@ def _picture(outcome: Outcome, slide: Slide, thumbnail: np.ndarray, tissue: Tiss
         f"({outcome.mpp_source}), {outcome.tissue_mm2:.3g} mm² of tissue"
     )
     origin = slide.bounds_level0_px[:2]
-    masks = tissue.tissue, tissue.pen
+    masks = tissue.tissue, tissue.ink
     tiles = outcome.tiles, outcome.mpp
     return _png(preview(thumbnail, *masks, tissue.mpp, *tiles, origin, title))
 
@@ -196,7 +196,7 @@ def tile_slide(outcome: Outcome, slide: Slide, sheet_mpp: float, tiling: Tiling)
     with outcome.spent.on("reading"):
         _probe(slide)
     outcome.mpp, outcome.mpp_source, outcome.detail = resolve_mpp(sheet_mpp, slide)
-    coarse = enlarged(outcome.mpp, tiling.mpp, tiling.max_enlargement)
+    coarse = check_enlargement(outcome.mpp, tiling.mpp, tiling.max_enlargement)
     outcome.detail = f"{coarse} {outcome.detail}".strip()
     squares = grid(slide.bounds_level0_px, outcome.mpp, tiling.mpp, tiling.size, tiling.overlap)
     mask = tiling.mask
@@ -210,14 +210,14 @@ def tile_slide(outcome: Outcome, slide: Slide, sheet_mpp: float, tiling: Tiling)
     _refuse_grey(*channels)
     areas_um2 = mask.min_area_um2, mask.min_hole_um2
     with outcome.spent.on("mask"):
-        tissue = masked(thumbnail, mask_mpp, mask.kind, *areas_um2, threads=slide.readers)
+        tissue = segment_tissue(thumbnail, mask_mpp, mask.kind, *areas_um2, threads=slide.readers)
     outcome.tissue_mm2 = float(np.count_nonzero(tissue.tissue) * mask_mpp**2 / 1e6)
     told = light_fault(thumbnail, tissue, ground) or not_h_and_e(thumbnail, tissue)
     outcome.detail = f"{told} {outcome.detail}".strip()
     with outcome.spent.on("reading and measuring tiles"):
         outcome.tiles = tile_table(slide, outcome.mpp, squares, tissue, _limits(tiling))
     if outcome.regions is not None:
-        outcome.tiles = within(outcome.tiles, _outlined(outcome, slide))
+        outcome.tiles = discard_outside(outcome.tiles, _outlined(outcome, slide))
     outcome.counts = counts(outcome.tiles, len(squares))
     if not outcome.counts["kept"]:
         outcome.status = Status.EMPTY
@@ -239,7 +239,7 @@ def _tile_patch(
     if not is_given:
         outcome.mpp_source = "tiling"
     if is_cut:
-        outcome.detail = enlarged(outcome.mpp, tiling.mpp, tiling.max_enlargement)
+        outcome.detail = check_enlargement(outcome.mpp, tiling.mpp, tiling.max_enlargement)
         bounds = slide.bounds_level0_px
         squares = grid(bounds, outcome.mpp, tiling.mpp, tiling.size, tiling.overlap)
         x, y = squares.corners()
@@ -315,7 +315,9 @@ def tile_row(job: TileJob, row: Any, number: int) -> Outcome:
     """
     started = time.monotonic()
     try:
-        outcome = in_time(Path(row.path), job.max_minutes, partial(_tile_row, job, row, number))
+        outcome = run_with_limits(
+            Path(row.path), job.max_minutes, partial(_tile_row, job, row, number)
+        )
     except SlideError as late:  # a new outcome, since an abandoned thread may still change its own
         outcome = Outcome(str(row.slide_id), status=late.status, detail=late.detail)
     outcome.seconds = time.monotonic() - started
@@ -349,7 +351,7 @@ def _threads_of_slide(job: TileJob) -> int:
 def _work(job: TileJob, outcome: Outcome, slide: Slide, sheet_mpp: float, number: int) -> None:
     """Tile one open slide or patch and draw its picture, filling in `outcome`."""
     outcome.vendor, outcome.reader = slide.vendor, slide.reader
-    outcome.identity = Identity.of(slide.path, slide)
+    outcome.fingerprint = SlideFingerprint.of(slide.path, slide)
     outcome.bounds_level0_px = slide.bounds_level0_px
     if job.kind != "patches":
         tile_slide(outcome, slide, sheet_mpp, job.tiling)

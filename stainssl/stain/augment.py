@@ -26,7 +26,7 @@ MIN_STD = 1.0  # least standard deviation of a template, LAB units: below it an 
 MAX_GAIN = 4.0  # a larger gain would amplify the noise of a flat tile
 
 
-class BatchShare(NamedTuple):
+class StepRows(NamedTuple):
     """The images of one process within a step of distributed training.
 
     Every process draws the random numbers of the whole step and uses its own rows.
@@ -45,7 +45,7 @@ def hed_jitter(
     generator: Generator,
     strength: float = 0.05,
     constants: Constants = DEFAULTS,
-    share: BatchShare | None = None,
+    step_rows: StepRows | None = None,
 ) -> Tensor:
     """Randomly scale and shift the hematoxylin, eosin and DAB concentrations of each image.
 
@@ -60,7 +60,7 @@ def hed_jitter(
         generator: CPU generator, the only source of randomness.
         strength: 0.05 is the paper's light jitter, 0.2 its strong one.
         constants: constants of the optical density.
-        share: position of the images in the step; None if they are the whole step.
+        step_rows: position of the images in the step; None if they are the whole step.
 
     Returns:
         (B, 3, H, W), dtype and device of `images`; finite, never brighter than white.
@@ -69,7 +69,7 @@ def hed_jitter(
         ValueError: `strength` is negative.
     """
     _refuse_negative("strength", strength)
-    count, rows = share or BatchShare(len(images), slice(None))
+    count, rows = step_rows or StepRows(len(images), slice(None))
     alpha, beta = (2 * torch.rand(2, count, 3, generator=generator)[:, rows] - 1) * strength
     basis = torch.tensor([*RUIFROK_MATRIX, DAB_VECTOR])
     basis = (basis / basis.norm(dim=-1, keepdim=True)).T  # columns, as optical densities are
@@ -121,7 +121,7 @@ def rand_stain_na(
     source: StainProfile,
     spread: LabSpread,
     strength: float = 1.0,
-    share: BatchShare | None = None,
+    step_rows: StepRows | None = None,
 ) -> Tensor:
     """Normalize each image, by Reinhard's method, to a virtual template drawn for it.
 
@@ -135,7 +135,7 @@ def rand_stain_na(
         source: `reinhard` profiles of the images, one per image (or one for all).
         spread: distribution of the training pool, `LabSpread.of(profiles)`.
         strength: factor of the spread; 0 normalizes every image to the centre.
-        share: position of the images in the step; None if they are the whole step.
+        step_rows: position of the images in the step; None if they are the whole step.
 
     Returns:
         (B, 3, H, W), dtype and device of `images`; finite, never brighter than white. An image
@@ -147,7 +147,7 @@ def rand_stain_na(
     """
     _refuse_negative("strength", strength)
     own = _each(_lab(source), images)
-    count, rows = share or BatchShare(len(images), slice(None))
+    count, rows = step_rows or StepRows(len(images), slice(None))
     template = spread.draw(count, generator, strength)[rows].to(images.device)
     template = replace(template, std=torch.minimum(template.std, MAX_GAIN * own.std))
     return _where_valid(own, normalize(images, own, template), images)
@@ -159,7 +159,7 @@ def stain_mix(
     source: StainProfile,
     partners: StainProfile | None = None,
     strength: float = 0.0,
-    share: BatchShare | None = None,
+    step_rows: StepRows | None = None,
 ) -> Tensor:
     """Mix the stain vectors of each image with those of a random partner.
 
@@ -174,7 +174,7 @@ def stain_mix(
         partners: two-stain profiles to draw partners from; None draws from `source`.
         strength: concentrations of each stain are scaled by a factor uniform in 1 ± strength
             (0.2 in the paper).
-        share: position of the images in the step; None if they are the whole step.
+        step_rows: position of the images in the step; None if they are the whole step.
 
     Returns:
         (B, 3, H, W), dtype and device of `images`; finite, never brighter than white. An image
@@ -186,23 +186,27 @@ def stain_mix(
     """
     _refuse_negative("strength", strength)
     own = _each(_stains(source), images)
-    share = share or BatchShare(len(own), slice(None))
+    step_rows = step_rows or StepRows(len(own), slice(None))
     partner = _drawn(
-        own if partners is None else _stains(partners).to(images.device), own, generator, share
+        own if partners is None else _stains(partners).to(images.device), own, generator, step_rows
     )
-    mixed = torch.rand(share.total, 1, 1, generator=generator)[share.rows].to(images.device)
-    factor = 1 + strength * (2 * torch.rand(share.total, 2, generator=generator)[share.rows] - 1)
+    mixed = torch.rand(step_rows.total, 1, 1, generator=generator)[step_rows.rows].to(images.device)
+    factor = 1 + strength * (
+        2 * torch.rand(step_rows.total, 2, generator=generator)[step_rows.rows] - 1
+    )
     matrix = mixed * own.matrix + (1 - mixed) * partner.matrix
     matrix = matrix / matrix.norm(dim=-1, keepdim=True).clamp_min(1e-6)
     goal = replace(own, matrix=matrix, scale=own.scale * factor.to(images.device))
     return _where_valid(own, normalize(images, own, goal), images)
 
 
-def _drawn(partners: TwoStain, own: TwoStain, generator: Generator, share: BatchShare) -> TwoStain:
+def _drawn(
+    partners: TwoStain, own: TwoStain, generator: Generator, step_rows: StepRows
+) -> TwoStain:
     """Draw a valid partner for each profile of `own`: itself if no partner is valid."""
     if not len(partners):
         return own
-    score = torch.rand(share.total, len(partners), generator=generator)[share.rows]
+    score = torch.rand(step_rows.total, len(partners), generator=generator)[step_rows.rows]
     # argmax of random scores, invalid partners one lower: no index is copied to the host.
     best = (score.to(own.valid.device) + partners.valid.float()).argmax(1)
     return partners[best].where_valid(own)

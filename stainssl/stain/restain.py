@@ -15,7 +15,9 @@ from stainssl.stain.torch_backend import in_chunks
 GAIN_LIMITS = (0.25, 4.0)
 
 
-def reinhard_to(images: Tensor, profile: StainProfile, constants: Constants = DEFAULTS) -> Tensor:
+def restain_reinhard(
+    images: Tensor, profile: StainProfile, constants: Constants = DEFAULTS
+) -> Tensor:
     """Match the LAB mean and standard deviation of the tissue to `profile`; glass is unchanged.
 
     Reinhard et al. 2001, with statistics of the tissue only, and applied to the tissue only. The
@@ -35,7 +37,7 @@ def reinhard_to(images: Tensor, profile: StainProfile, constants: Constants = DE
             of the images.
     """
     if not isinstance(profile, LabStats):
-        raise ValueError(f"reinhard_to needs a reinhard profile; found {profile.method}.")
+        raise ValueError(f"restain_reinhard needs a reinhard profile; found {profile.method}.")
     own, goal = estimate(images, "reinhard", constants), profile.batched().to(images.device)
     if len(goal) not in (1, len(images)):
         raise ValueError(

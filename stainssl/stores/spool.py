@@ -12,7 +12,7 @@ import numpy as np
 
 
 @dataclass(frozen=True)
-class Kept:
+class SpooledArray:
     """An array in the file of a `Spool`; indexing copies only the requested rows to memory.
 
     The file is mapped anew for each access: a permanent memory map would count as memory of the
@@ -40,11 +40,11 @@ class Spool:
         folder.mkdir(parents=True, exist_ok=True)
         self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 (as long as its arrays)
 
-    def keep(self, array: np.ndarray) -> Kept | np.ndarray:
+    def keep(self, array: np.ndarray) -> SpooledArray | np.ndarray:
         """Move an (n, D) array to the file; an empty one is returned unchanged."""
         if not len(array):
             return array
         start = self._file.seek(0, os.SEEK_END)
         self._file.write(np.ascontiguousarray(array).data)
         self._file.flush()
-        return Kept(self._file, start, array.shape, array.dtype)
+        return SpooledArray(self._file, start, array.shape, array.dtype)

@@ -17,7 +17,7 @@ from stainssl.errors import SlideError, StainsslError
 from stainssl.slides.annotation_files import read_annotations
 from stainssl.slides.scale import read_thumbnail, resolve_mpp
 from stainssl.slides.slide import Slide
-from stainssl.slides.tissue import masked
+from stainssl.slides.tissue import segment_tissue
 from stainssl.stores.pixels import Pixels, open_pixels
 from stainssl.stores.tables import read_table
 from stainssl.stores.tiles import read_tiles
@@ -129,9 +129,9 @@ class Layers:
         mask = self.records.config.tiling_of(cohort).mask
         mask_mpp = max(mask.mpp, mpp)
         thumbnail = read_thumbnail(slide, mask_mpp, mpp)
-        found = masked(thumbnail, mask_mpp, mask.kind, mask.min_area_um2, mask.min_hole_um2)
+        found = segment_tissue(thumbnail, mask_mpp, mask.kind, mask.min_area_um2, mask.min_hole_um2)
         ratio = mask_mpp / mpp
-        return {"tissue": contours(found.tissue, ratio), "ink": contours(found.pen, ratio)}
+        return {"tissue": contours(found.tissue, ratio), "ink": contours(found.ink, ratio)}
 
     def attention(self, cohort: str, slide: str, name: str) -> Json:
         """Return the percentile rank of each tile's attention within its slide, from 0 to 1.

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from stainssl.errors import SlideError, Status
 from stainssl.runtime.limits import LateError
-from stainssl.slides.errors import in_time
+from stainssl.slides.errors import run_with_limits
 from stainssl.view.handles import Key
 
 T = TypeVar("T")
@@ -36,7 +36,7 @@ class SlideLimits:
         return self._given_up.get(key, "")
 
     def within(self, key: Key, path: Path, work: Callable[[], T]) -> T:
-        """Run `work()` on a slide within its time limit, as `in_time` does.
+        """Run `work()` on a slide within its time limit, as `run_with_limits` does.
 
         Raises:
             SlideError: with status `unreadable`, if it takes or once took too long.
@@ -48,7 +48,7 @@ class SlideLimits:
             raise SlideError(Status.UNREADABLE, detail)
         left = self._ends.get(key, time.monotonic() + 60 * self._minutes) - time.monotonic()
         try:
-            return in_time(path, max(left, 0) / 60, work)
+            return run_with_limits(path, max(left, 0) / 60, work)
         except SlideError as error:
             if isinstance(error.__cause__, LateError):
                 self._given_up[key] = error.detail

@@ -11,16 +11,16 @@ from stainssl.figures.slides import DROPPED, HEAD_PX, INK, KEPT, MARGIN_PX, OUTL
 GLASS = (240, 241, 242)
 
 
-def drawn(side_level0_px: float, title: str = "a: ok", ink: bool = False) -> Image.Image:
+def drawn(side_level0_px: float, title: str = "a: ok", has_ink: bool = False) -> Image.Image:
     """A slide of 480 px at 8 µm/px without tissue but for a square, with three tiles."""
     thumbnail = np.full((240, 480, 3), GLASS, np.uint8)
-    tissue, pen = np.zeros((2, 240, 480), bool)
+    tissue, ink = np.zeros((2, 240, 480), bool)
     tissue[100:140, 200:260] = True
-    pen[20:30, 20:30] = ink
+    ink[20:30, 20:30] = has_ink
     # In the mask's px at x 210, 300 and past the right edge.
     tiles = pd.DataFrame({"x": [3360, 4800, 7680], "y": 1760, "side": side_level0_px})
     tiles["kept"] = [True, False, False]
-    return preview(thumbnail, tissue, pen, 8.0, tiles, 0.5, (0, 0), title)
+    return preview(thumbnail, tissue, ink, 8.0, tiles, 0.5, (0, 0), title)
 
 
 def panels(picture: Image.Image) -> tuple[np.ndarray, np.ndarray]:
@@ -54,6 +54,6 @@ def test_a_long_title_widens_the_picture() -> None:
 
 
 def test_ink_is_in_the_legend_where_there_is_any() -> None:
-    below = [np.asarray(drawn(480.0, ink=ink))[HEAD_PX + 240 :] for ink in (False, True)]
+    below = [np.asarray(drawn(480.0, has_ink=ink))[HEAD_PX + 240 :] for ink in (False, True)]
     has_ink = [bool((image == INK).all(axis=2).any()) for image in below]
     assert has_ink == [False, True]

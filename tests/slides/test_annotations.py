@@ -16,7 +16,13 @@ from shapely.geometry import Polygon, box
 
 from stainssl.errors import StainsslError
 from stainssl.slides.annotation_files import Areas, read_annotations
-from stainssl.slides.annotations import area_of, is_near, near_classes, tile_fractions, within
+from stainssl.slides.annotations import (
+    area_of,
+    discard_outside,
+    is_near,
+    near_classes,
+    tile_fractions,
+)
 
 SQUARE = [[[0, 0], [100, 0], [100, 100], [0, 100], [0, 0]]]
 
@@ -64,7 +70,7 @@ def test_holes_points_and_crossings(tmp_path: Path) -> None:
 def test_an_area_without_a_class_is_kept_without_one(tmp_path: Path) -> None:
     found = read_annotations(written(tmp_path / "a.geojson", [feature(), feature("")]))
     assert [name for name, _ in found.areas] == ["tumor", ""]
-    assert found.told() == "tumor 1, no class 1"
+    assert found.summary() == "tumor 1, no class 1"
     trident = [feature("") | {"properties": {"tissue_id": 0}}]
     assert len(read_polygons(written(tmp_path / "b.geojson", trident))) == 1
 
@@ -262,10 +268,10 @@ def test_tiles_outside_of_the_regions_are_not_kept() -> None:
     tiles = pd.DataFrame({"x": [0, 40, 60, 0], "y": 0, "side": 100.0})
     tiles["kept"] = [True, True, True, False]
     tiles["reason"] = ["", "", "", "pen"]
-    found = within(tiles, [("any", box(0, 0, 100, 100))])
+    found = discard_outside(tiles, [("any", box(0, 0, 100, 100))])
     assert found["reason"].tolist() == ["", "", "region", "pen"]
     assert found["kept"].tolist() == [True, True, False, False]
-    assert not within(tiles, [])["kept"].any()
+    assert not discard_outside(tiles, [])["kept"].any()
 
 
 @given(st.floats(-50, 150), st.floats(-50, 150), st.floats(1, 80))

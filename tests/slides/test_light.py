@@ -18,7 +18,7 @@ from stainssl.slides.glass import brightest_smooth_area
 from stainssl.slides.other_stains import not_h_and_e, pictures_fault
 from stainssl.slides.readers import open_slide
 from stainssl.slides.scale import read_thumbnail
-from stainssl.slides.tissue import glass_white, masked
+from stainssl.slides.tissue import glass_white, segment_tissue
 from stainssl.stages.tile import COLORS_MPP
 from tests.slides.test_other_stains import DAB, EOSIN, MPP, section
 
@@ -32,7 +32,7 @@ def told_of(picture: np.ndarray, mpp: float = MPP) -> str:
     ground = brightest_smooth_area(picture)
     if not is_brightfield(*channel_range(picture), ground):
         return "not brightfield"
-    found = masked(picture, mpp)
+    found = segment_tissue(picture, mpp)
     return light_fault(picture, found, ground) or not_h_and_e(picture, found)
 
 
@@ -67,7 +67,7 @@ def test_too_little_light_is_told_and_the_mask_is_the_same(
 ) -> None:
     dark = lit(h_and_e, light)
     assert "too little light" in told_of(dark)
-    expected, found = masked(h_and_e, MPP).tissue, masked(dark, MPP).tissue
+    expected, found = segment_tissue(h_and_e, MPP).tissue, segment_tissue(dark, MPP).tissue
     assert (expected & found).sum() / (expected | found).sum() > 0.95
 
 
@@ -75,7 +75,7 @@ def test_tinted_glass_is_told_and_is_no_tissue(h_and_e: np.ndarray) -> None:
     tinted = lit(h_and_e, (240 / 243, 225 / 243, 190 / 243))
     assert "tinted (RGB 240, 225, 190)" in told_of(tinted)
     assert glass_white(tinted) == pytest.approx([240, 225, 190])
-    assert masked(tinted, MPP).tissue[:40].sum() == 0
+    assert segment_tissue(tinted, MPP).tissue[:40].sum() == 0
 
 
 @pytest.mark.parametrize("glass", [(236, 229, 240), (205, 210, 215), (254, 238, 248)])

@@ -12,7 +12,7 @@ from PIL import Image
 from stainssl.slides.other_stains import not_h_and_e
 from stainssl.slides.readers import open_slide
 from stainssl.slides.scale import read_thumbnail
-from stainssl.slides.tissue import masked
+from stainssl.slides.tissue import segment_tissue
 
 HEMATOXYLIN, EOSIN, DAB = (0.65, 0.70, 0.29), (0.07, 0.99, 0.11), (0.27, 0.57, 0.78)
 MPP = 8.0
@@ -35,24 +35,24 @@ def section(second: tuple[float, ...], share: float, seed: int = 0) -> np.ndarra
 @pytest.mark.parametrize("share", [0.2, 0.5, 0.9])
 def test_dab_is_told(share: float) -> None:
     picture = section(DAB, share)
-    assert "like DAB" in not_h_and_e(picture, masked(picture, MPP))
+    assert "like DAB" in not_h_and_e(picture, segment_tissue(picture, MPP))
 
 
 def test_hematoxylin_alone_is_told() -> None:
     picture = section(EOSIN, 0.01)
-    assert "almost no eosin" in not_h_and_e(picture, masked(picture, MPP))
+    assert "almost no eosin" in not_h_and_e(picture, segment_tissue(picture, MPP))
 
 
 @pytest.mark.parametrize("share", [0.6, 0.95])
 def test_eosin_beside_hematoxylin_is_what_is_expected(share: float) -> None:
     picture = section(EOSIN, share)
-    assert not_h_and_e(picture, masked(picture, MPP)) == ""
+    assert not_h_and_e(picture, segment_tissue(picture, MPP)) == ""
 
 
 @pytest.mark.parametrize("level", [0, 128, 243, 255])
 def test_a_picture_without_tissue_says_nothing(level: int) -> None:
     picture = np.full((64, 64, 3), level, np.uint8)
-    assert not_h_and_e(picture, masked(picture, MPP)) == ""
+    assert not_h_and_e(picture, segment_tissue(picture, MPP)) == ""
 
 
 def test_real_h_and_e_is_not_suspected(real_data: Path) -> None:
@@ -61,10 +61,10 @@ def test_real_h_and_e_is_not_suspected(real_data: Path) -> None:
     suspected = []
     for file in files:
         picture = np.asarray(Image.open(file).convert("RGB"))
-        if not_h_and_e(picture, masked(picture, 16.0)):
+        if not_h_and_e(picture, segment_tissue(picture, 16.0)):
             suspected.append(file.name)
     assert suspected == ["histoqc-green-pen.jpg"]
     for name in ("CMU-1-Small-Region.svs", "tcga-cr-7395-01a-01-ts1.svs"):
         with open_slide(real_data / "slides" / name) as slide:
             thumbnail = read_thumbnail(slide, MPP, 0.5)
-        assert not_h_and_e(thumbnail, masked(thumbnail, MPP)) == ""
+        assert not_h_and_e(thumbnail, segment_tissue(thumbnail, MPP)) == ""

@@ -12,7 +12,7 @@ import tifffile
 from stainssl.errors import SlideError, Status
 from stainssl.slides.pixel_size import INCH_UM, anisotropy, is_print, mean_mpp, of_size
 from stainssl.slides.readers import open_slide
-from stainssl.slides.scale import enlarged, resolve_mpp
+from stainssl.slides.scale import check_enlargement, resolve_mpp
 from tests.slides.conftest import stained, write_tiff
 
 
@@ -97,9 +97,9 @@ def test_an_ome_tiff_has_the_pixel_size_of_its_unit(
 
 
 def test_a_slide_is_enlarged_a_little_with_a_word_and_not_much(svs: Callable[..., Path]) -> None:
-    assert enlarged(0.25, 0.5, 1.5) == ""
-    assert enlarged(0.503, 0.5, 1.5) == ""
-    assert "1.2 times" in enlarged(0.6, 0.5, 1.5)
+    assert check_enlargement(0.25, 0.5, 1.5) == ""
+    assert check_enlargement(0.503, 0.5, 1.5) == ""
+    assert "1.2 times" in check_enlargement(0.6, 0.5, 1.5)
     with pytest.raises(SlideError, match="max_enlargement") as caught:
-        enlarged(0.5, 0.25, 1.5)
+        check_enlargement(0.5, 0.25, 1.5)
     assert caught.value.status is Status.TOO_COARSE

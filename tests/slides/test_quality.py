@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stainssl.slides.quality import figures
+from stainssl.slides.quality import measure_quality
 
 BOX = np.array([[0.0, 0, 128, 128], [128, 0, 256, 128]])
 
@@ -22,7 +22,7 @@ def texture(rng: np.random.Generator, sigma: float, contrast: float = 40) -> np.
 
 
 def test_blur_lowers_sharpness_and_noise_is_twenty(rng: np.random.Generator) -> None:
-    values = [figures(texture(rng, s), BOX).sharpness[0] for s in (0, 0.7, 1.5, 3, 6)]
+    values = [measure_quality(texture(rng, s), BOX).sharpness[0] for s in (0, 0.7, 1.5, 3, 6)]
     assert values == sorted(values, reverse=True)
     assert values[0] == pytest.approx(20, rel=0.1)
     assert values[-1] < 0.05
@@ -30,19 +30,19 @@ def test_blur_lowers_sharpness_and_noise_is_twenty(rng: np.random.Generator) -> 
 
 def test_sharpness_does_not_depend_on_contrast(rng: np.random.Generator) -> None:
     state = rng.bit_generator.state
-    strong = figures(texture(rng, 1, 40), BOX).sharpness
+    strong = measure_quality(texture(rng, 1, 40), BOX).sharpness
     rng.bit_generator.state = state
-    assert figures(texture(rng, 1, 10), BOX).sharpness == pytest.approx(strong, rel=0.1)
+    assert measure_quality(texture(rng, 1, 10), BOX).sharpness == pytest.approx(strong, rel=0.1)
 
 
 def test_a_flat_tile_has_no_sharpness() -> None:
-    assert np.isnan(figures(np.full((128, 256, 3), 243, np.uint8), BOX).sharpness).all()
+    assert np.isnan(measure_quality(np.full((128, 256, 3), 243, np.uint8), BOX).sharpness).all()
 
 
 def test_saturation_and_density_are_means_over_each_tile() -> None:
     image = np.full((128, 256, 3), 255, np.uint8)
     image[:, 128:] = (200, 100, 150)
-    found = figures(image, BOX)
+    found = measure_quality(image, BOX)
     density = -np.log10((np.array([200, 100, 150]) + 1) / 256).mean()
     assert found.saturation == pytest.approx([0, 0.5], abs=0.01)
     assert found.od == pytest.approx([0, density], abs=1e-3)
@@ -50,7 +50,7 @@ def test_saturation_and_density_are_means_over_each_tile() -> None:
 
 
 def test_boxes_past_the_edge_are_cut(rng: np.random.Generator) -> None:
-    found = figures(texture(rng, 0), np.array([[-3.0, 100, 300.0, 140.0]]))
+    found = measure_quality(texture(rng, 0), np.array([[-3.0, 100, 300.0, 140.0]]))
     assert np.isfinite(found.sharpness).all()
 
 
@@ -80,7 +80,7 @@ def test_tiles_that_overlap_or_lie_at_an_edge_have_the_figures_of_their_own_pixe
     y, x = np.meshgrid(np.arange(0, 90 - side, stride * side), np.arange(0, 70 - side, 11.0))
     boxes = np.column_stack([x.ravel(), y.ravel(), x.ravel() + side, y.ravel() + side])
     boxes = rng.permutation(boxes)
-    found = figures(image, boxes)
+    found = measure_quality(image, boxes)
     wanted = np.array([_one_tile(image, box) for box in boxes])
     np.testing.assert_allclose(found.sharpness, wanted[:, 0], rtol=1e-5)
     np.testing.assert_allclose(found.saturation, wanted[:, 1], atol=0.002)  # ties round otherwise

@@ -14,8 +14,8 @@ from stainssl.slides.readers import open_slide
 from stainssl.slides.scale import read_thumbnail
 from stainssl.slides.tissue import (
     glass_white,
-    masked,
     optical_density_log10,
+    segment_tissue,
     tissue_map,
 )
 
@@ -87,8 +87,8 @@ def test_ink_of_any_color_is_pen_and_not_tissue(
     stroke = stroke.astype(bool)
     image[stroke] = colored(np.broadcast_to(np.array(ink), (int(stroke.sum()), 3)))
     found = tissue_map(image, MPP)
-    assert found.pen[stroke].all()
-    assert not (found.tissue & found.pen).any()
+    assert found.ink[stroke].all()
+    assert not (found.tissue & found.ink).any()
     assert found.tissue[stroke].mean() <= 0.03
     assert iou(found.tissue, disk) > 0.93
 
@@ -102,8 +102,8 @@ def test_ink_is_followed_onto_the_tissue(rng: np.random.Generator) -> None:
         [0.6, 0.35, 0.07]
     )
     found = tissue_map(colored(od), MPP)
-    assert found.pen[stroke].mean() > 0.95
-    assert found.pen[~stroke].mean() < 0.1
+    assert found.ink[stroke].mean() > 0.95
+    assert found.ink[~stroke].mean() < 0.1
 
 
 def test_blue_ink_that_lies_on_tissue_alone_is_ink(rng: np.random.Generator) -> None:
@@ -113,8 +113,8 @@ def test_blue_ink_that_lies_on_tissue_alone_is_ink(rng: np.random.Generator) -> 
     stroke = stroke.astype(bool)
     od = optical_density_log10(image, glass_white(image)) + stroke[..., None] * [0.55, 0.5, 0.1]
     found = tissue_map(colored(od), MPP)
-    assert found.pen[stroke].mean() > 0.95
-    assert found.pen[~stroke].mean() < 0.1
+    assert found.ink[stroke].mean() > 0.95
+    assert found.ink[~stroke].mean() < 0.1
 
 
 def test_a_crowd_of_dark_nuclei_is_tissue_and_no_ink(rng: np.random.Generator) -> None:
@@ -122,7 +122,7 @@ def test_a_crowd_of_dark_nuclei_is_tissue_and_no_ink(rng: np.random.Generator) -
     crowd = cv2.circle(np.zeros(disk.shape, np.uint8), (100, 80), 20, 1, -1).astype(bool)
     image[crowd] = colored(1.1 * (0.7 * HEMATOXYLIN + 0.3 * EOSIN)[None])[0]
     found = tissue_map(image, MPP)
-    assert not found.pen.any()
+    assert not found.ink.any()
     assert found.tissue[crowd].all()
 
 
@@ -155,7 +155,7 @@ def test_a_piece_of_one_stain_is_tissue_and_no_ink(
     piece = cv2.circle(np.zeros(disk.shape, np.uint8), center, 18, 1, -1).astype(bool)
     image[piece] = colored(textured(rng, od, piece.shape))[piece]
     found = tissue_map(image, MPP)
-    assert not found.pen.any(), name
+    assert not found.ink.any(), name
     assert found.tissue[piece].all()
 
 
@@ -172,7 +172,7 @@ def test_brown_chromogen_is_tissue_on_a_fragment_too(
     od = (od + textured(rng, 0.3 * HEMATOXYLIN, disk.shape)) * (disk | fragment)[..., None]
     noisy = colored(od) + rng.normal(0, 1.2, od.shape)
     found = tissue_map(np.clip(np.rint(noisy), 0, 255).astype(np.uint8), MPP)
-    assert not found.pen.any()
+    assert not found.ink.any()
     assert found.tissue[disk | fragment].mean() > 0.98
 
 
@@ -180,14 +180,14 @@ def test_brown_pigment_among_tissue_is_no_ink(rng: np.random.Generator) -> None:
     image, disk = slide(rng)
     pigment = cv2.circle(np.zeros(disk.shape, np.uint8), (100, 80), 18, 1, -1).astype(bool)
     image[pigment] = colored(textured(rng, 1.3 * DAB, disk.shape))[pigment]
-    assert not tissue_map(image, MPP).pen.any()
+    assert not tissue_map(image, MPP).ink.any()
 
 
 def test_a_black_frame_is_neither_tissue_nor_pen(rng: np.random.Generator) -> None:
     image, disk = slide(rng)
     framed = cv2.copyMakeBorder(image, 40, 40, 40, 40, cv2.BORDER_CONSTANT, value=(0, 0, 0))
     found = tissue_map(framed, MPP)
-    assert not found.pen.any()
+    assert not found.ink.any()
     assert iou(found.tissue[40:-40, 40:-40], disk) > 0.95
     assert not found.tissue[:40].any()
 
@@ -228,7 +228,7 @@ def test_specks_and_holes_go_by_area(rng: np.random.Generator) -> None:
 @pytest.mark.parametrize("shape", [(1, 1), (1, 50), (50, 1), (3, 2)])
 def test_tiny_thumbnails_have_an_answer(shape: tuple[int, int]) -> None:
     found = tissue_map(np.full((*shape, 3), 240, np.uint8), MPP)
-    assert found.tissue.shape == found.pen.shape == shape
+    assert found.tissue.shape == found.ink.shape == shape
     assert not found.tissue.any()
 
 
@@ -238,7 +238,7 @@ def test_a_picture_of_nothing_but_frame_glass_or_ink_has_no_tissue(
 ) -> None:
     found = tissue_map(np.full((60, 80, 3), color, np.uint8), MPP)
     assert not found.tissue.any()
-    assert found.pen.all() == (color == (20, 30, 200))
+    assert found.ink.all() == (color == (20, 30, 200))
 
 
 def test_optical_density_is_that_of_the_definition() -> None:
@@ -265,7 +265,7 @@ def test_real_thumbnails(
         image = picture.read_region(0, 0, 0, picture.level_sizes_px[0])
     found = tissue_map(image, 16.0)
     assert least < found.tissue.mean() < most
-    assert found.pen.mean() < most_pen
+    assert found.ink.mean() < most_pen
 
 
 OVERVIEWS = ("TCGA-A2-A04P-01Z-00-DX1_01.jpg", "TCGA-A2-A0ST-01Z-00-DX1_01.jpg", "hs2p-slide.jpg")
@@ -279,7 +279,7 @@ def test_real_thumbnails_have_no_ink_until_some_is_drawn(real_data: Path, name: 
     with open_slide(real_data / "thumbnails" / name, "patches") as picture:
         image = picture.read_region(0, 0, 0, picture.level_sizes_px[0])
     clean = tissue_map(image, 16.0)
-    assert not clean.pen.any()
+    assert not clean.ink.any()
     around = cv2.dilate(clean.tissue.astype(np.uint8), np.ones((41, 41), np.uint8))
     rings, _ = cv2.findContours(around, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     ring = max(rings, key=len)
@@ -289,7 +289,7 @@ def test_real_thumbnails_have_no_ink_until_some_is_drawn(real_data: Path, name: 
     for color, rgb in PENS.items():
         drawn = image * (1 - through + through * np.array(rgb) / 255)
         found = tissue_map(np.rint(drawn).astype(np.uint8), 16.0)
-        assert found.pen[beside].mean() > 0.98, color
+        assert found.ink[beside].mean() > 0.98, color
         assert not found.tissue[beside].any(), color
 
 
@@ -299,11 +299,11 @@ def test_tiatoolboxs_maskers_are_options_and_ink_stays_ink(
 ) -> None:
     image, disk = slide(rng)
     image[10:20, 10:190] = colored(np.array([0.7, 0.45, 0.05]))
-    found = masked(image, MPP, kind)
+    found = segment_tissue(image, MPP, kind)
     assert iou(found.tissue, disk) > 0.8
-    assert found.pen[12:18, 20:180].all()
-    assert not (found.tissue & found.pen).any()
-    assert not masked(np.full((30, 30, 3), 240, np.uint8), MPP, kind).tissue.any()
+    assert found.ink[12:18, 20:180].all()
+    assert not (found.tissue & found.ink).any()
+    assert not segment_tissue(np.full((30, 30, 3), 240, np.uint8), MPP, kind).tissue.any()
 
 
 def test_the_cohorts_truth_is_found(tmp_path: Path) -> None:
@@ -332,6 +332,6 @@ def test_threads_change_no_px(rng: np.random.Generator) -> None:
     image = np.tile(image, (3, 3, 1))
     cv2.line(image, (20, 10), (500, 400), (40, 60, 160), 6)
     one, several = (tissue_map(image, MPP, threads=n) for n in (1, 3))
-    assert one.pen.any()
-    np.testing.assert_array_equal(one.pen, several.pen)
+    assert one.ink.any()
+    np.testing.assert_array_equal(one.ink, several.ink)
     np.testing.assert_array_equal(one.tissue, several.tissue)

@@ -12,7 +12,7 @@ import pytest
 
 from stainssl.errors import SlideError, Status
 from stainssl.slides.readers import open_slide
-from stainssl.slides.unchanged import NOT_OPENED, Identity, recorded
+from stainssl.slides.unchanged import NOT_OPENED, SlideFingerprint, recorded
 
 
 @pytest.mark.parametrize(
@@ -23,7 +23,7 @@ def test_another_slide_under_the_same_name_is_changed(
 ) -> None:
     path = svs()
     with open_slide(path) as slide:
-        before = Identity.of(path, slide)
+        before = SlideFingerprint.of(path, slide)
         before.require(path, slide)
     time = path.stat().st_mtime - 1000
     svs(**words)
@@ -36,7 +36,7 @@ def test_another_slide_under_the_same_name_is_changed(
 def test_other_content_of_the_same_size_is_changed(svs: Callable[..., Path]) -> None:
     path = svs()
     with open_slide(path) as slide:
-        before = Identity.of(path, slide)
+        before = SlideFingerprint.of(path, slide)
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
@@ -47,7 +47,7 @@ def test_other_content_of_the_same_size_is_changed(svs: Callable[..., Path]) -> 
 def test_a_touched_or_copied_slide_is_the_same(svs: Callable[..., Path], tmp_path: Path) -> None:
     path = svs()
     with open_slide(path) as slide:
-        before = Identity.of(path, slide)
+        before = SlideFingerprint.of(path, slide)
     copy = tmp_path / "copy.svs"
     copy.write_bytes(path.read_bytes())
     with open_slide(copy) as slide:
@@ -57,9 +57,11 @@ def test_a_touched_or_copied_slide_is_the_same(svs: Callable[..., Path], tmp_pat
 def test_what_qc_has_is_read_back(svs: Callable[..., Path]) -> None:
     path = svs()
     with open_slide(path) as slide:
-        one = Identity.of(path, slide)
-    rows = {"good": one, "never-opened": NOT_OPENED, "folder": Identity(0, "", "[[4, 4]]")}
-    qc = pd.DataFrame([vars(identity) for identity in rows.values()]).assign(slide_id=list(rows))
+        one = SlideFingerprint.of(path, slide)
+    rows = {"good": one, "never-opened": NOT_OPENED, "folder": SlideFingerprint(0, "", "[[4, 4]]")}
+    qc = pd.DataFrame([vars(fingerprint) for fingerprint in rows.values()]).assign(
+        slide_id=list(rows)
+    )
     assert recorded(qc) == {"good": one, "folder": rows["folder"]}
     assert recorded(pd.DataFrame({"slide_id": ["a"]})) == {}
     assert np.isin(qc["size_bytes"], [0, path.stat().st_size]).all()

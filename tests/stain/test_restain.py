@@ -9,7 +9,7 @@ from torch import Tensor
 
 from benchmarks.robustness_measure import od_shift
 from stainssl.stain import StainProfile, estimate
-from stainssl.stain.restain import reinhard_to
+from stainssl.stain.restain import restain_reinhard
 from tests.stain import synthetic
 from tests.stain.test_estimate import ADVERSARIAL, adversarial_batch
 
@@ -27,19 +27,19 @@ def test_reinhard_moves_tissue_to_the_profile(tiles):
     goal = StainProfile.from_arrays(
         "reinhard", {"mean": [60, 20, -10], "std": [9, 5, 5], "valid": True}
     )
-    found = estimate(reinhard_to(tiles, goal), "reinhard")
+    found = estimate(restain_reinhard(tiles, goal), "reinhard")
     assert (found.mean - goal.mean).abs().max() < 3
 
 
 def test_glass_stays_glass(tiles):
     goal = StainProfile.reference("reinhard")
-    assert (reinhard_to(tiles, goal)[..., :16] >= 254).all()
+    assert (restain_reinhard(tiles, goal)[..., :16] >= 254).all()
     assert (od_shift(tiles, torch.Generator(), 0.5)[..., :16] >= 254).all()
 
 
 def test_one_profile_an_image(tiles):
     own = estimate(tiles, "reinhard")
-    assert (reinhard_to(tiles, own).int() - tiles.int()).abs().max() <= 1
+    assert (restain_reinhard(tiles, own).int() - tiles.int()).abs().max() <= 1
 
 
 def test_od_shift_of_no_strength_changes_nothing(tiles):
@@ -65,7 +65,10 @@ def test_odd_tiles_stay_finite(rng):
     goal = StainProfile.reference("reinhard")
     odd = [synthetic.to_images([make(rng)]) for make in ADVERSARIAL.values()]
     for images in (*odd, adversarial_batch(0)):
-        for out in (reinhard_to(images / 255, goal), od_shift(images / 255, torch.Generator(), 1)):
+        for out in (
+            restain_reinhard(images / 255, goal),
+            od_shift(images / 255, torch.Generator(), 1),
+        ):
             assert out.isfinite().all()
             assert out.min() >= 0
             assert out.max() <= 1
@@ -73,8 +76,8 @@ def test_odd_tiles_stay_finite(rng):
 
 def test_what_does_not_fit_is_refused(tiles):
     with pytest.raises(ValueError, match="reinhard profile"):
-        reinhard_to(tiles, estimate(tiles))
+        restain_reinhard(tiles, estimate(tiles))
     with pytest.raises(ValueError, match="3 profiles for 4 images"):
-        reinhard_to(tiles, estimate(tiles, "reinhard")[:3])
+        restain_reinhard(tiles, estimate(tiles, "reinhard")[:3])
     with pytest.raises(ValueError, match="strength"):
         od_shift(tiles, torch.Generator(), -1)
