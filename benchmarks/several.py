@@ -29,9 +29,9 @@ from scipy.stats import t as student
 from sklearn.metrics import roc_auc_score
 
 from stainssl.evaluation.several import joined
-from stainssl.mil.bags import Bag, usable
+from stainssl.mil.bags import Bag, valid_tiles
 from stainssl.mil.predict import predict_bag
-from stainssl.mil.targets import Classes, Several
+from stainssl.mil.targets import Classes, MultiLabel
 from stainssl.mil.train import HeadSettings, fit
 from stainssl.stores.atomic import write_text
 from tools.pages import fill, marks
@@ -45,7 +45,7 @@ DIM, TILES, CARRYING = 32, 16, 5  # features, tiles per bag, and tiles that carr
 STRENGTH = 1.0  # of a trait in its feature, in standard deviations of the noise
 NEW = 200  # test patients
 SETTINGS = HeadSettings(kind="abmil")  # the config's defaults
-TARGET = Several(tuple((label, Classes(WORDS)) for label in LABELS))
+TARGET = MultiLabel(tuple((label, Classes(WORDS)) for label in LABELS))
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def draw(count: int, correlation: float, rng: np.random.Generator) -> Drawn:
         features = rng.normal(size=(TILES, DIM))
         features[:CARRYING, :width] += STRENGTH * trait
         at = np.arange(TILES)
-        tiles = usable(features.astype(np.float16), np.ones(TILES, bool), at, at * 256, at * 0)
+        tiles = valid_tiles(features.astype(np.float16), np.ones(TILES, bool), at, at * 256, at * 0)
         bags.append(Bag(f"p{number}", "", "", 0, (f"s{number}",), (tiles,)))
     return Drawn(bags, (traits > 0).astype(np.int64))
 
@@ -118,7 +118,7 @@ def one_model(bags: Sequence[Bag], new: Drawn, seed: int) -> list[float]:
 
 def one_each(bags: Sequence[Bag], new: Drawn, seed: int) -> list[float]:
     """AUROC of each label by its own head."""
-    parts = [list(TARGET.questions(part, {}, unknown=False)) for part in split(bags)]
+    parts = [list(TARGET.label_tasks(part, {}, unknown=False)) for part in split(bags)]
     figures = []
     for place, (train, val) in enumerate(zip(*parts, strict=True)):
         model = fit(train.bags, val.bags, Classes(WORDS), SETTINGS, seed)

@@ -733,7 +733,7 @@ class Task(Model):
             return {f"labels.{place}": column for place, column in enumerate(self.labels)}
         return {key: getattr(self, key) for key in COLUMNS_OF.get(self.kind, ("label",))}
 
-    def questions(self, name: str) -> dict[str, Task]:
+    def per_label_tasks(self, name: str) -> dict[str, Task]:
         """Return the tasks as they are evaluated: with several labels, one each, `NAME.LABEL`.
 
         Args:
@@ -981,16 +981,18 @@ class Config(Model):
         ]
         return list(dict.fromkeys(pairs))
 
-    def questions(self) -> dict[str, Task]:
-        """Return all tasks as they are evaluated; see `Task.questions`."""
-        return {n: q for name, task in self.tasks.items() for n, q in task.questions(name).items()}
+    def per_label_tasks(self) -> dict[str, Task]:
+        """Return all tasks as they are evaluated; see `Task.per_label_tasks`."""
+        return {
+            n: t for name, task in self.tasks.items() for n, t in task.per_label_tasks(name).items()
+        }
 
     def sources(self) -> dict[str, tuple[str, str]]:
-        """Map each key of `questions` to its task, and its label if the task has several."""
+        """Map each key of `per_label_tasks` to its task, and its label if the task has several."""
         return {
-            question: (name, one.label if task.labels else "")
+            key: (name, one.label if task.labels else "")
             for name, task in self.tasks.items()
-            for question, one in task.questions(name).items()
+            for key, one in task.per_label_tasks(name).items()
         }
 
     def initial_run(self, run: Run) -> Run | None:

@@ -21,7 +21,7 @@ def name_problems(config: Config) -> Iterator[str]:
     """List the problems with the names of a config, one sentence each."""
     yield from _twice(config.model_dump(exclude={"results", "tilings"}), "")
     yield from _colliding_runs(config)
-    yield from _colliding_questions(config)
+    yield from _colliding_label_tasks(config)
     yield from _reserved(config)
     for kind in ("cohorts", "tilings", "encoders", "tasks", "heads", "benchmarks"):
         yield from _alike(kind, list(getattr(config, kind)))
@@ -52,9 +52,9 @@ def _colliding_runs(config: Config) -> Iterator[str]:
             yield f"encoders {both} both make the run {name!r}, with the same files: rename one."
 
 
-def _colliding_questions(config: Config) -> Iterator[str]:
+def _colliding_label_tasks(config: Config) -> Iterator[str]:
     """Results of the same name: `x` with labels a and b has `x.a`, as has a task `x.a`."""
-    names = Counter(n for name, task in config.tasks.items() for n in task.questions(name))
+    names = Counter(n for name, task in config.tasks.items() for n in task.per_label_tasks(name))
     for name, count in names.items():
         if count > 1:
             yield f"tasks: {count} of them have results under {name!r}: rename one."

@@ -158,8 +158,8 @@ def _external_problems(config: Config, name: str, task: Task) -> Iterator[str]:
         frame = read_sheet(config, cohort)
         source = f"{rows_source(config, cohort)} (external)"
         absent = list(_absent(f"tasks.{name}", task.label_columns.items(), frame, source))
-        for question, one in task.questions(name).items():
-            yield from absent or _external_words(config, question, one, cohort)
+        for key, one in task.per_label_tasks(name).items():
+            yield from absent or _external_words(config, key, one, cohort)
         if both := sorted(own & set(frame["patient_id"])):
             yield (
                 f"tasks.{name}.external: {len(both)} patients of {cohort} have the ids of "
@@ -234,7 +234,7 @@ def _fold_problems(config: Config, name: str, task: Task) -> Iterator[str]:
         unknown = _unknown_words(config, task)
         yield from (f"tasks.{name}: {sentence}{unknown}" for sentence in str(error).split("\n"))
         return
-    for one in task.questions(name).values():
+    for one in task.per_label_tasks(name).values():
         yield from _not_of_two(name, one, labels_of(one), rows)
     ranks = set(task.metrics) & set(RANKING) and task.level == "patient"
     if ranks and (problem := labels.ranking_problem(patients, folds)):

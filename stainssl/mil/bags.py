@@ -63,7 +63,7 @@ class Bag:
         slide_id: the slide; "" if the bag is a patient.
         site: where the slides were stained and scanned; several sites are joined by "+".
         label: class index, number, or time to the event, negative if censored (-0.0 at time 0);
-            several labels are one number (see `Several`). Unknown: `Target.unknown`.
+            several labels are one number (see `MultiLabel`). Unknown: `Target.unknown`.
         slides: the slides of the bag, in the order of `tiles`.
         tiles: one `SlideTiles` per slide.
         columns: clinical features, for heads that accept them.
@@ -114,7 +114,7 @@ class Bag:
                 yield tiles.features[start : start + size].astype(np.float32)
 
 
-def usable(
+def valid_tiles(
     features: np.ndarray,
     valid: np.ndarray,
     tile: np.ndarray,
@@ -183,7 +183,7 @@ def _bag(rows: pd.DataFrame, level: str, read: Callable[[str], SlideTiles]) -> B
     )
 
 
-def draw(n: int, max_tiles: int, rng: np.random.Generator) -> np.ndarray:
+def sample_tiles(n: int, max_tiles: int, rng: np.random.Generator) -> np.ndarray:
     """Sample positions of at most `max_tiles` of `n` tiles, without replacement, ascending."""
     if n <= max_tiles:
         return np.arange(n)

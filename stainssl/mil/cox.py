@@ -75,8 +75,8 @@ class Cox(FollowUps):
         cumulative = np.cumsum(deaths / at_risk)
         return replace(self, ends=tuple(ends.tolist()), cumulative=tuple(cumulative.tolist()))
 
-    def answer(self, outputs: Tensor) -> np.ndarray:
-        """See `Target.answer`: (1 + T,) time lost until the horizon, then survival at `times`."""
+    def predict(self, outputs: Tensor) -> np.ndarray:
+        """See `Target.predict`: (1 + T,) time lost until the horizon, then survival at `times`."""
         grid = np.linspace(0, self.times[-1], STEPS + 1)
         hazard = float(np.exp(np.clip(outputs.item(), -MOST, MOST)))
         lost = time_lost(grid, self._survival(hazard, grid)[None])
@@ -87,8 +87,8 @@ class Cox(FollowUps):
         place = np.searchsorted(np.array(self.ends, float), times, side="right")
         return np.asarray(np.exp(-hazard * np.r_[0.0, self.cumulative][place]))
 
-    def card(self) -> dict[str, Any]:
-        """See `Target.card`."""
+    def to_dict(self) -> dict[str, Any]:
+        """See `Target.to_dict`."""
         kept = {"times": self.times, "ends": self.ends, "cumulative": self.cumulative}
         return {"cox": {name: list(values) for name, values in kept.items()}}
 

@@ -38,7 +38,7 @@ class FollowUps(Target):
     """
 
     unknown = float("nan")
-    cuts_by_training = True
+    thresholds_use_training = True
     times: tuple[float, ...]
 
     @classmethod
@@ -59,27 +59,29 @@ class FollowUps(Target):
         time, event = follow_up(words)
         return pd.Series(np.where(event, time, np.negative(time)), words.index)
 
-    def strange(self, words: Sequence[str]) -> str:
-        """See `Target.strange`: every time can be evaluated."""
+    def unseen_labels(self, words: Sequence[str]) -> str:
+        """See `Target.unseen_labels`: every time can be evaluated."""
         del words
         return ""
 
-    def columns(self, answers: np.ndarray) -> dict[str, np.ndarray]:
-        """See `Target.columns`: `risk` and `s_<time>`."""
+    def prediction_columns(self, predictions: np.ndarray) -> dict[str, np.ndarray]:
+        """See `Target.prediction_columns`: `risk` and `s_<time>`."""
         names = [RISK, *(f"{SURVIVAL}{time:g}" for time in self.times)]
-        return {name: answers[:, i].astype(np.float32) for i, name in enumerate(names)}
+        return {name: predictions[:, i].astype(np.float32) for i, name in enumerate(names)}
 
-    def truth(self, bags: Sequence[Bag]) -> list[str]:
-        """See `Target.truth`: follow-ups such as `12` or, censored, `12+`; "" if unknown."""
+    def true_values(self, bags: Sequence[Bag]) -> list[str]:
+        """See `Target.true_values`: follow-ups such as `12` or, censored, `12+`; "" if unknown."""
         return [
             "" if np.isnan(bag.label) else follow_up_word(abs(bag.label), not np.signbit(bag.label))
             for bag in bags
         ]
 
-    def cuts(self, calls: Calls, labels: Sequence[float], answers: np.ndarray) -> dict[str, float]:
-        """See `Target.cuts`: the median risk, from which on the group of high risk starts."""
+    def thresholds(
+        self, calls: Calls, labels: Sequence[float], predictions: np.ndarray
+    ) -> dict[str, float]:
+        """See `Target.thresholds`: the median risk, from which on the group of high risk starts."""
         del calls, labels
-        return {THRESHOLD: float(np.median(answers[:, 0]))} if len(answers) else {}
+        return {THRESHOLD: float(np.median(predictions[:, 0]))} if len(predictions) else {}
 
 
 @dataclass(frozen=True)
@@ -156,8 +158,8 @@ class Hazards(FollowUps):
 
         return likelihood
 
-    def answer(self, outputs: Tensor) -> np.ndarray:
-        """See `Target.answer`: (1 + T,) time lost until the horizon, then survival at `times`."""
+    def predict(self, outputs: Tensor) -> np.ndarray:
+        """See `Target.predict`: (1 + T,) time lost until the horizon, then survival at `times`."""
         hazard = torch.sigmoid(outputs.double() + torch.tensor(self.base).double()).numpy()
         grid = np.linspace(0, self.times[-1], STEPS + 1)
         lost = time_lost(grid, self._survival(hazard, grid)[None])
@@ -169,7 +171,7 @@ class Hazards(FollowUps):
         log_survival = np.r_[0.0, np.cumsum(np.log1p(-np.minimum(hazard, 1 - 1e-12)))]
         return np.exp(np.interp(times, points, log_survival))
 
-    def card(self) -> dict[str, Any]:
-        """See `Target.card`."""
+    def to_dict(self) -> dict[str, Any]:
+        """See `Target.to_dict`."""
         kept = {"times": self.times, "ends": self.ends, "base": self.base}
         return {"hazards": {name: list(values) for name, values in kept.items()}}

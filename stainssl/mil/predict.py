@@ -19,7 +19,7 @@ from stainssl.evaluation.thresholds import Calls
 from stainssl.mil import heads
 from stainssl.mil.bags import Bag
 from stainssl.mil.target import Target
-from stainssl.mil.targets import target_of_card
+from stainssl.mil.targets import target_from_dict
 from stainssl.mil.train import FoldModel, HeadSettings, with_columns
 from stainssl.stores.atomic import replacing
 
@@ -40,11 +40,11 @@ def predict_bag(
         chunk: number of tiles in memory as float32 at once.
 
     Returns:
-        Float32 vector of predictions (see `Target.answer`) and (N,) float32 attention that sums to
+        Float32 vector of predictions (see `Target.predict`) and (N,) float32 attention that sums to
         one.
     """
     logits, attention = model.head.stream(_blocks(model, bag, chunk))
-    return model.target.answer(logits), attention.numpy()
+    return model.target.predict(logits), attention.numpy()
 
 
 def _blocks(model: FoldModel, bag: Bag, chunk: int) -> Iterator[Tensor]:
@@ -56,7 +56,7 @@ def _blocks(model: FoldModel, bag: Bag, chunk: int) -> Iterator[Tensor]:
         yield features
 
 
-def with_cuts(
+def with_thresholds(
     model: FoldModel, val: Sequence[Bag], calls: Calls, train: Sequence[Bag] = ()
 ) -> FoldModel:
     """Return a model with recalibration and thresholds from its validation bags.
@@ -68,16 +68,20 @@ def with_cuts(
         model: the model of a fold.
         val: its validation bags.
         calls: how to recalibrate and to choose thresholds.
-        train: its training bags, for targets with `cuts_by_training` or `is_joint`.
+        train: its training bags, for targets with `thresholds_use_training` or `is_joint`.
     """
     if model.target.is_joint:
         model = _with_baseline(model, train)
     if calls.recalibrate != "none":
-        target = model.target.recalibrated(calls, [bag.label for bag in val], _said(model, val))
+        target = model.target.recalibrated(
+            calls, [bag.label for bag in val], _predict_bags(model, val)
+        )
         model = dataclasses.replace(model, target=target)
-    bags = [*train, *val] if model.target.cuts_by_training else val
-    cuts = model.target.cuts(calls, [bag.label for bag in bags], _said(model, bags))
-    return dataclasses.replace(model, cuts=cuts)
+    bags = [*train, *val] if model.target.thresholds_use_training else val
+    thresholds = model.target.thresholds(
+        calls, [bag.label for bag in bags], _predict_bags(model, bags)
+    )
+    return dataclasses.replace(model, thresholds=thresholds)
 
 
 @torch.inference_mode()
@@ -88,20 +92,20 @@ def _with_baseline(model: FoldModel, train: Sequence[Bag]) -> FoldModel:
     return dataclasses.replace(model, target=target)
 
 
-def _said(model: FoldModel, bags: Sequence[Bag]) -> np.ndarray:
+def _predict_bags(model: FoldModel, bags: Sequence[Bag]) -> np.ndarray:
     """Predictions of B bags, one row each."""
-    answers = [predict_bag(model, bag)[0] for bag in bags]
-    return np.stack(answers) if answers else np.empty((0, model.target.outputs))
+    predictions = [predict_bag(model, bag)[0] for bag in bags]
+    return np.stack(predictions) if predictions else np.empty((0, model.target.outputs))
 
 
 def prediction_table(
-    bags: Sequence[Bag], answers: np.ndarray, target: Target, repeat: int, fold: int
+    bags: Sequence[Bag], predictions: np.ndarray, target: Target, repeat: int, fold: int
 ) -> pd.DataFrame:
     """Rows of `predictions.parquet` for the test bags of one fold.
 
     Args:
         bags: the B test bags.
-        answers: B rows of predictions, see `predict_bag`.
+        predictions: B rows of predictions, see `predict_bag`.
         target: the model's target.
         repeat: repeat of the split, from 0.
         fold: fold of the repeat, from 0.
@@ -118,8 +122,8 @@ def prediction_table(
             "site": [bag.site for bag in bags],
             "repeat": np.full(len(bags), repeat, np.int32),
             "fold": np.full(len(bags), fold, np.int32),
-            "y": target.truth(bags),
-            **target.columns(answers),
+            "y": target.true_values(bags),
+            **target.prediction_columns(predictions),
         }
     )
 
@@ -127,7 +131,7 @@ def prediction_table(
 def predictions_of(
     model: FoldModel,
     bags: Sequence[Bag],
-    answers: np.ndarray,
+    predictions: np.ndarray,
     repeat: int,
     fold: int,
     unknown: bool = False,
@@ -136,18 +140,18 @@ def predictions_of(
 
     Args:
         model: the model of the fold.
-        bags, answers, repeat, fold: see `prediction_table`.
+        bags, predictions, repeat, fold: see `prediction_table`.
         unknown: whether to keep bags whose label is unknown, if the model has several labels.
     """
     return {
         one.label: prediction_table(
-            one.bags, answers[list(one.rows), one.outputs], one.target, repeat, fold
-        ).assign(**one.cuts)
-        for one in model.target.questions(bags, model.cuts, unknown)
+            one.bags, predictions[list(one.rows), one.outputs], one.target, repeat, fold
+        ).assign(**one.thresholds)
+        for one in model.target.label_tasks(bags, model.thresholds, unknown)
     }
 
 
-def end_to_end(tables: Iterable[Mapping[str, pd.DataFrame]]) -> dict[str, pd.DataFrame]:
+def concatenated(tables: Iterable[Mapping[str, pd.DataFrame]]) -> dict[str, pd.DataFrame]:
     """Concatenate the tables of each label."""
     found: dict[str, list[pd.DataFrame]] = {}
     for one in tables:
@@ -186,10 +190,10 @@ def save_model(model: FoldModel, path: Path) -> None:
     card = {
         "schema": SCHEMA,
         "settings": dataclasses.asdict(model.settings),
-        **model.target.card(),
+        **model.target.to_dict(),
         "dim": len(model.mean),
         "epoch": model.epoch,
-        "cuts": {name: value for name, value in model.cuts.items() if np.isfinite(value)},
+        "cuts": {name: value for name, value in model.thresholds.items() if np.isfinite(value)},
         "history": [[round(train, 6), round(val, 6)] for train, val in model.history],
     }
     with replacing(path.with_name(path.name + ".json")) as temporary:
@@ -210,7 +214,7 @@ def load_model(path: Path) -> FoldModel:
         )
     tensors = load_file(path.with_name(path.name + ".safetensors"))
     mean, std = tensors.pop("mean").numpy(), tensors.pop("std").numpy()
-    settings, target = HeadSettings(**card["settings"]), target_of_card(card)
+    settings, target = HeadSettings(**card["settings"]), target_from_dict(card)
     head = heads.create(
         settings.kind, card["dim"], target.outputs, settings.hidden, settings.dropout,
         settings.columns,

@@ -17,7 +17,7 @@ from stainssl.mil.head import Loss
 
 
 @dataclass(frozen=True)
-class Question:
+class LabelTask:
     """One label of a model, whose predictions are evaluated separately.
 
     Attributes:
@@ -26,7 +26,7 @@ class Question:
         bags: the bags to evaluate, with this label.
         rows: their positions among the predicted bags.
         outputs: the label's columns of the predictions.
-        cuts: its thresholds, by column of `predictions.parquet`.
+        thresholds: its thresholds, by column of `predictions.parquet`.
     """
 
     label: str
@@ -34,7 +34,7 @@ class Question:
     bags: Sequence[Bag]
     rows: Sequence[int]
     outputs: slice
-    cuts: Mapping[str, float]
+    thresholds: Mapping[str, float]
 
 
 class Target(ABC):
@@ -42,12 +42,12 @@ class Target(ABC):
 
     Attributes:
         unknown: label of a bag whose label is unknown.
-        cuts_by_training: whether thresholds are chosen on training bags as well.
+        thresholds_use_training: whether thresholds are chosen on training bags as well.
         is_joint: whether the loss compares all training bags, so that each step takes all of them.
     """
 
     unknown: ClassVar[float]
-    cuts_by_training: ClassVar[bool] = False
+    thresholds_use_training: ClassVar[bool] = False
     is_joint: ClassVar[bool] = False
 
     @property
@@ -60,7 +60,7 @@ class Target(ABC):
         """Encode known label values (text) as labels of bags (see `Bag.label`)."""
 
     @abstractmethod
-    def strange(self, words: Sequence[str]) -> str:
+    def unseen_labels(self, words: Sequence[str]) -> str:
         """Which label values cannot be evaluated since training did not have them; "" if none."""
 
     @abstractmethod
@@ -76,25 +76,28 @@ class Target(ABC):
         """Loss function: (B, C) outputs and (B,) labels → (B,) losses."""
 
     @abstractmethod
-    def answer(self, outputs: Tensor) -> np.ndarray:
+    def predict(self, outputs: Tensor) -> np.ndarray:
         """(C,) outputs of a bag → float32 vector of predictions."""
 
     @abstractmethod
-    def columns(self, answers: np.ndarray) -> dict[str, np.ndarray]:
+    def prediction_columns(self, predictions: np.ndarray) -> dict[str, np.ndarray]:
         """Columns of `predictions.parquet` from the predictions of B bags, one row each."""
 
     @abstractmethod
-    def truth(self, bags: Sequence[Bag]) -> list[Any]:
+    def true_values(self, bags: Sequence[Bag]) -> list[Any]:
         """Column `y` of `predictions.parquet`."""
 
     @abstractmethod
-    def cuts(self, calls: Calls, labels: Sequence[float], answers: np.ndarray) -> dict[str, float]:
+    def thresholds(
+        self, calls: Calls, labels: Sequence[float], predictions: np.ndarray
+    ) -> dict[str, float]:
         """Choose the thresholds, by column of `predictions.parquet`.
 
         Args:
             calls: how thresholds are chosen.
-            labels: B labels of validation bags; if `cuts_by_training`, of training bags as well.
-            answers: predictions of these bags, B rows.
+            labels: B labels of validation bags; if `thresholds_use_training`, of training bags as
+                well.
+            predictions: predictions of these bags, B rows.
         """
 
     def with_baseline(self, labels: Sequence[float], outputs: np.ndarray) -> Target:
@@ -107,30 +110,32 @@ class Target(ABC):
         del labels, outputs
         return self
 
-    def recalibrated(self, calls: Calls, labels: Sequence[float], answers: np.ndarray) -> Target:
+    def recalibrated(
+        self, calls: Calls, labels: Sequence[float], predictions: np.ndarray
+    ) -> Target:
         """Return the target recalibrated on validation bags; unchanged by default.
 
         Args:
             calls: how to recalibrate.
             labels: B labels of the validation bags.
-            answers: (B, C) their predictions.
+            predictions: (B, C) their predictions.
         """
-        del calls, labels, answers
+        del calls, labels, predictions
         return self
 
-    def questions(
-        self, bags: Sequence[Bag], cuts: Mapping[str, float], unknown: bool
-    ) -> Iterator[Question]:
+    def label_tasks(
+        self, bags: Sequence[Bag], thresholds: Mapping[str, float], unknown: bool
+    ) -> Iterator[LabelTask]:
         """Yield each label of the model, with the bags to evaluate.
 
         Args:
             bags: the predicted bags.
-            cuts: thresholds, see `cuts`.
+            thresholds: thresholds, see `thresholds`.
             unknown: whether to keep bags whose label is unknown, if the model has several labels.
         """
         del unknown
-        yield Question("", self, bags, range(len(bags)), slice(None), cuts)
+        yield LabelTask("", self, bags, range(len(bags)), slice(None), thresholds)
 
     @abstractmethod
-    def card(self) -> dict[str, Any]:
-        """The target as JSON types, for a saved model; see `target_of_card`."""
+    def to_dict(self) -> dict[str, Any]:
+        """The target as JSON types, for a saved model; see `target_from_dict`."""

@@ -27,7 +27,7 @@ from stainssl.mil.bags import Bag
 from stainssl.mil.cox import Cox
 from stainssl.mil.hazard import Hazards
 from stainssl.mil.head import Loss, weighted_loss
-from stainssl.mil.target import Question, Target
+from stainssl.mil.target import LabelTask, Target
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,8 @@ class Classes(Target):
         """See `Target.codes`: class indices."""
         return words.map(self.names.index)
 
-    def strange(self, words: Sequence[str]) -> str:
-        """See `Target.strange`: classes other than `names`."""
+    def unseen_labels(self, words: Sequence[str]) -> str:
+        """See `Target.unseen_labels`: classes other than `names`."""
         found = ", ".join(sorted(set(words) - set(self.names)))
         told = f"classes without training data: {found}; trained: {', '.join(self.names)}"
         return told if found else ""
@@ -80,29 +80,33 @@ class Classes(Target):
         weights = torch.ones(len(self.names)) if self.weights is None else self.weights
         return partial(weighted_loss, weights=weights)
 
-    def answer(self, outputs: Tensor) -> np.ndarray:
-        """See `Target.answer`: probabilities that sum to one."""
+    def predict(self, outputs: Tensor) -> np.ndarray:
+        """See `Target.predict`: probabilities that sum to one."""
         return self.line(torch.softmax(outputs, dim=0).numpy()[None])[0]
 
-    def recalibrated(self, calls: Calls, labels: Sequence[float], answers: np.ndarray) -> Classes:
+    def recalibrated(
+        self, calls: Calls, labels: Sequence[float], predictions: np.ndarray
+    ) -> Classes:
         """See `Target.recalibrated`."""
-        return replace(self, line=calls.recalibration(np.array(labels, np.int64), answers))
+        return replace(self, line=calls.recalibration(np.array(labels, np.int64), predictions))
 
-    def columns(self, answers: np.ndarray) -> dict[str, np.ndarray]:
-        """See `Target.columns`: `p_<class>`."""
-        found = {f"p_{name}": answers[:, i] for i, name in enumerate(self.names)}
+    def prediction_columns(self, predictions: np.ndarray) -> dict[str, np.ndarray]:
+        """See `Target.prediction_columns`: `p_<class>`."""
+        found = {f"p_{name}": predictions[:, i] for i, name in enumerate(self.names)}
         return {name: column.astype(np.float32) for name, column in found.items()}
 
-    def truth(self, bags: Sequence[Bag]) -> list[str]:
-        """See `Target.truth`: class names, "" if unknown."""
+    def true_values(self, bags: Sequence[Bag]) -> list[str]:
+        """See `Target.true_values`: class names, "" if unknown."""
         return [self.names[int(bag.label)] if bag.label >= 0 else "" for bag in bags]
 
-    def cuts(self, calls: Calls, labels: Sequence[float], answers: np.ndarray) -> dict[str, float]:
-        """See `Target.cuts`; empty unless there are two classes."""
-        return calls.cuts(np.array(labels, np.int64), answers)
+    def thresholds(
+        self, calls: Calls, labels: Sequence[float], predictions: np.ndarray
+    ) -> dict[str, float]:
+        """See `Target.thresholds`; empty unless there are two classes."""
+        return calls.cuts(np.array(labels, np.int64), predictions)
 
-    def card(self) -> dict[str, Any]:
-        """See `Target.card`."""
+    def to_dict(self) -> dict[str, Any]:
+        """See `Target.to_dict`."""
         return {"classes": list(self.names), "recalibration": asdict(self.line)}
 
 
@@ -138,24 +142,26 @@ class Ordered(Classes):
 
         return corn
 
-    def answer(self, outputs: Tensor) -> np.ndarray:
-        """See `Target.answer`: (K,) probabilities that sum to one."""
+    def predict(self, outputs: Tensor) -> np.ndarray:
+        """See `Target.predict`: (K,) probabilities that sum to one."""
         above = torch.cumprod(torch.sigmoid(outputs), dim=0)
         ends = torch.cat([torch.ones(1), above, torch.zeros(1)])
         return (ends[:-1] - ends[1:]).numpy()
 
-    def columns(self, answers: np.ndarray) -> dict[str, np.ndarray]:
-        """See `Target.columns`: `p_<class>`, and `grade`, the mean rank from 0."""
-        grade = (answers @ np.arange(len(self.names))).astype(np.float32)
-        return {**super().columns(answers), GRADE: grade}
+    def prediction_columns(self, predictions: np.ndarray) -> dict[str, np.ndarray]:
+        """See `Target.prediction_columns`: `p_<class>`, and `grade`, the mean rank from 0."""
+        grade = (predictions @ np.arange(len(self.names))).astype(np.float32)
+        return {**super().prediction_columns(predictions), GRADE: grade}
 
-    def cuts(self, calls: Calls, labels: Sequence[float], answers: np.ndarray) -> dict[str, float]:
-        """See `Target.cuts`: none, since the median class is predicted."""
-        del calls, labels, answers
+    def thresholds(
+        self, calls: Calls, labels: Sequence[float], predictions: np.ndarray
+    ) -> dict[str, float]:
+        """See `Target.thresholds`: none, since the median class is predicted."""
+        del calls, labels, predictions
         return {}
 
-    def card(self) -> dict[str, Any]:
-        """See `Target.card`."""
+    def to_dict(self) -> dict[str, Any]:
+        """See `Target.to_dict`."""
         return {"ordered": list(self.names)}
 
 
@@ -181,8 +187,8 @@ class Number(Target):
         """See `Target.codes`: the numbers."""
         return pd.to_numeric(words).astype(float)
 
-    def strange(self, words: Sequence[str]) -> str:
-        """See `Target.strange`: every number can be evaluated."""
+    def unseen_labels(self, words: Sequence[str]) -> str:
+        """See `Target.unseen_labels`: every number can be evaluated."""
         del words
         return ""
 
@@ -206,30 +212,32 @@ class Number(Target):
 
         return huber
 
-    def answer(self, outputs: Tensor) -> np.ndarray:
-        """See `Target.answer`: the number, in the label's own unit."""
+    def predict(self, outputs: Tensor) -> np.ndarray:
+        """See `Target.predict`: the number, in the label's own unit."""
         return (outputs * self.spread + self.center).numpy().astype(np.float32)
 
-    def columns(self, answers: np.ndarray) -> dict[str, np.ndarray]:
-        """See `Target.columns`: `value`."""
-        return {VALUE: answers[:, 0].astype(np.float32)}
+    def prediction_columns(self, predictions: np.ndarray) -> dict[str, np.ndarray]:
+        """See `Target.prediction_columns`: `value`."""
+        return {VALUE: predictions[:, 0].astype(np.float32)}
 
-    def truth(self, bags: Sequence[Bag]) -> list[float]:
-        """See `Target.truth`: the numbers, NaN if unknown."""
+    def true_values(self, bags: Sequence[Bag]) -> list[float]:
+        """See `Target.true_values`: the numbers, NaN if unknown."""
         return [float(bag.label) for bag in bags]
 
-    def cuts(self, calls: Calls, labels: Sequence[float], answers: np.ndarray) -> dict[str, float]:
-        """See `Target.cuts`: none."""
-        del calls, labels, answers
+    def thresholds(
+        self, calls: Calls, labels: Sequence[float], predictions: np.ndarray
+    ) -> dict[str, float]:
+        """See `Target.thresholds`: none."""
+        del calls, labels, predictions
         return {}
 
-    def card(self) -> dict[str, Any]:
-        """See `Target.card`."""
+    def to_dict(self) -> dict[str, Any]:
+        """See `Target.to_dict`."""
         return {"number": {"center": self.center, "spread": self.spread}}
 
 
 @dataclass(frozen=True)
-class Several(Target):
+class MultiLabel(Target):
     """Several labels, each with classes, predicted by one head with the outputs of all labels.
 
     The loss of a bag is the sum over its known labels, divided by the number of labels: an unknown
@@ -275,20 +283,20 @@ class Several(Target):
             rest = rest // (part.outputs + 1)
         return torch.stack(found, dim=1)
 
-    def strange(self, words: Sequence[str]) -> str:
-        """See `Target.strange`: for all labels."""
+    def unseen_labels(self, words: Sequence[str]) -> str:
+        """See `Target.unseen_labels`: for all labels."""
         columns = apart(pd.Series(list(words), dtype=object), len(self.parts))
         told = [
             f"of {name!r} {strange}"
             for (name, part), column in zip(self.parts, columns, strict=True)
-            if (strange := part.strange([word for word in column if word]))
+            if (strange := part.unseen_labels([word for word in column if word]))
         ]
         return "; ".join(told)
 
-    def fitted(self, train: Sequence[Bag]) -> Several:
+    def fitted(self, train: Sequence[Bag]) -> MultiLabel:
         """See `Target.fitted`; every label is fitted to the bags where it is known."""
         parts = []
-        for one in self.questions(train, {}, unknown=False):
+        for one in self.label_tasks(train, {}, unknown=False):
             assert isinstance(one.target, Classes)
             try:
                 parts.append((one.label, one.target.fitted(one.bags)))
@@ -309,65 +317,73 @@ class Several(Target):
 
         return known_alone
 
-    def answer(self, outputs: Tensor) -> np.ndarray:
-        """See `Target.answer`: probabilities of all labels, which sum to one for each label."""
-        return np.concatenate([part.answer(outputs[c]) for _, _, part, c in self._slices()])
+    def predict(self, outputs: Tensor) -> np.ndarray:
+        """See `Target.predict`: probabilities of all labels, which sum to one for each label."""
+        return np.concatenate([part.predict(outputs[c]) for _, _, part, c in self._slices()])
 
-    def columns(self, answers: np.ndarray) -> dict[str, np.ndarray]:
-        """Not available: every label has its own columns, see `questions`."""
+    def prediction_columns(self, predictions: np.ndarray) -> dict[str, np.ndarray]:
+        """Not available: every label has its own columns, see `label_tasks`."""
         raise NotImplementedError
 
-    def truth(self, bags: Sequence[Bag]) -> list[str]:
+    def true_values(self, bags: Sequence[Bag]) -> list[str]:
         """Not available, see `columns`."""
         raise NotImplementedError
 
-    def questions(
-        self, bags: Sequence[Bag], cuts: Mapping[str, float], unknown: bool
-    ) -> Iterator[Question]:
-        """See `Target.questions`: each label, with the bags where it is known."""
+    def label_tasks(
+        self, bags: Sequence[Bag], thresholds: Mapping[str, float], unknown: bool
+    ) -> Iterator[LabelTask]:
+        """See `Target.label_tasks`: each label, with the bags where it is known."""
         classes = self.classes(torch.tensor([bag.label for bag in bags], dtype=torch.long))
         for place, name, part, columns in self._slices():
             labels = classes[:, place].tolist()
             rows = [i for i, label in enumerate(labels) if unknown or label >= 0]
             asked = [replace(bags[i], label=labels[i]) for i in rows]
             own = {
-                c.removeprefix(f"{name}/"): v for c, v in cuts.items() if c.startswith(f"{name}/")
+                c.removeprefix(f"{name}/"): v
+                for c, v in thresholds.items()
+                if c.startswith(f"{name}/")
             }
-            yield Question(name, part, asked, rows, columns, own)
+            yield LabelTask(name, part, asked, rows, columns, own)
 
-    def cuts(self, calls: Calls, labels: Sequence[float], answers: np.ndarray) -> dict[str, float]:
-        """See `Target.cuts`: of all labels, with keys `LABEL/COLUMN`."""
+    def thresholds(
+        self, calls: Calls, labels: Sequence[float], predictions: np.ndarray
+    ) -> dict[str, float]:
+        """See `Target.thresholds`: of all labels, with keys `LABEL/COLUMN`."""
         classes = self.classes(torch.tensor(labels, dtype=torch.long)).numpy()
         found: dict[str, float] = {}
         for place, name, part, columns in self._slices():
             known = classes[:, place] >= 0
-            own = part.cuts(calls, classes[known, place].tolist(), answers[known][:, columns])
+            own = part.thresholds(
+                calls, classes[known, place].tolist(), predictions[known][:, columns]
+            )
             found |= {f"{name}/{column}": value for column, value in own.items()}
         return found
 
-    def card(self) -> dict[str, Any]:
-        """See `Target.card`."""
-        return {"labels": {name: part.card() for name, part in self.parts}}
+    def to_dict(self) -> dict[str, Any]:
+        """See `Target.to_dict`."""
+        return {"labels": {name: part.to_dict() for name, part in self.parts}}
 
-    def recalibrated(self, calls: Calls, labels: Sequence[float], answers: np.ndarray) -> Several:
+    def recalibrated(
+        self, calls: Calls, labels: Sequence[float], predictions: np.ndarray
+    ) -> MultiLabel:
         """See `Target.recalibrated`: each label on the bags where it is known."""
         classes = self.classes(torch.tensor(labels, dtype=torch.long)).numpy()
         parts = []
         for place, name, part, columns in self._slices():
             known = classes[:, place] >= 0
             own = part.recalibrated(
-                calls, classes[known, place].tolist(), answers[known][:, columns]
+                calls, classes[known, place].tolist(), predictions[known][:, columns]
             )
             parts.append((name, own))
         return replace(self, parts=tuple(parts))
 
 
-def several_target(label: Labels, words: pd.Series, is_balanced: bool) -> Several:
+def multi_label_target(label: Labels, words: pd.Series, is_balanced: bool) -> MultiLabel:
     """Target of a task with several labels, from their known values."""
     assert isinstance(label, SeveralLabels)
     columns = zip(label.each, apart(words, len(label.each)), strict=True)
     parts = [(one.label, Classes(tuple(one.order(known)), is_balanced)) for one, known in columns]
-    return Several(tuple(parts))
+    return MultiLabel(tuple(parts))
 
 
 # Class that reads a task's label → function that creates the target from the known label values.
@@ -376,26 +392,26 @@ TARGETS: dict[type[Labels], Callable[[Labels, pd.Series, bool], Target]] = {
     OrderedLabels: lambda label, words, _: Ordered(tuple(label.order(words)), is_balanced=False),
     NumberLabels: lambda label, words, _: Number(),
     SurvivalLabels: lambda label, words, _: Hazards.of(words),
-    SeveralLabels: several_target,
+    SeveralLabels: multi_label_target,
 }
 
 
-def classes_of_card(card: Mapping[str, Any]) -> Classes:
+def classes_from_dict(card: Mapping[str, Any]) -> Classes:
     """Restore the target that `Classes.card` wrote."""
     line = Recalibration(**card.get("recalibration", {}))
     return Classes(tuple(card["classes"]), line=line)
 
 
 # Key in the card of a saved model → function that restores the target.
-CARDS: dict[str, Callable[[Any], Target]] = {
+FROM_DICT: dict[str, Callable[[Any], Target]] = {
     "number": lambda card: Number(**card["number"]),
     "ordered": lambda card: Ordered(tuple(card["ordered"]), is_balanced=False),
     "hazards": lambda card: Hazards(**{k: tuple(v) for k, v in card["hazards"].items()}),
     "cox": lambda card: Cox(**{k: tuple(v) for k, v in card["cox"].items()}),
-    "labels": lambda card: Several(
-        tuple((name, classes_of_card(own)) for name, own in card["labels"].items())
+    "labels": lambda card: MultiLabel(
+        tuple((name, classes_from_dict(own)) for name, own in card["labels"].items())
     ),
-    "classes": classes_of_card,
+    "classes": classes_from_dict,
 }
 
 
@@ -415,9 +431,9 @@ def target_of(
     return TARGETS[type(label)](label, words, is_balanced)
 
 
-def target_of_card(card: Mapping[str, Any]) -> Target:
-    """Restore the target that `Target.card` wrote."""
-    return next(make(card) for key, make in CARDS.items() if key in card)
+def target_from_dict(card: Mapping[str, Any]) -> Target:
+    """Restore the target that `Target.to_dict` wrote."""
+    return next(make(card) for key, make in FROM_DICT.items() if key in card)
 
 
 def class_weights(bags: Sequence[Bag], classes: int) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 from stainssl.errors import StainsslError
 from stainssl.mil import heads
 from stainssl.mil.adamw import AdamW
-from stainssl.mil.bags import Bag, draw, pad, statistics
+from stainssl.mil.bags import Bag, pad, sample_tiles, statistics
 from stainssl.mil.head import Loss, MilHead
 from stainssl.mil.target import Target
 from stainssl.mil.targets import Classes
@@ -61,7 +61,7 @@ class FoldModel:
         epoch: the epoch, from 0, whose weights were kept.
         history: (training loss, validation loss) per epoch; the latter is NaN without validation
             bags.
-        cuts: thresholds chosen on validation bags, by column of `predictions.parquet`.
+        thresholds: thresholds chosen on validation bags, by column of `predictions.parquet`.
     """
 
     head: MilHead
@@ -71,7 +71,7 @@ class FoldModel:
     std: np.ndarray
     epoch: int
     history: list[tuple[float, float]] = field(default_factory=list)
-    cuts: dict[str, float] = field(default_factory=dict)
+    thresholds: dict[str, float] = field(default_factory=dict)
 
 
 def fit(
@@ -245,7 +245,9 @@ class _Loop:
 
         If `memory` is given, the features are in it, and the next batch overwrites them.
         """
-        drawn = [bag.rows(draw(len(bag), self.settings.max_tiles, self.rng)) for bag in bags]
+        drawn = [
+            bag.rows(sample_tiles(len(bag), self.settings.max_tiles, self.rng)) for bag in bags
+        ]
         features, mask = pad(drawn, memory)
         features.sub_(torch.from_numpy(self.mean)).div_(torch.from_numpy(self.std))
         if self.settings.columns:

@@ -332,9 +332,11 @@ def benchmark(config: Config, benchmark: str) -> BenchmarkJob:
     runs = {key: [run.name for run in config.runs_of(key)] for key in spec.encoders}
     names = [name for several in runs.values() for name in several]
     # Each label of a task with several is evaluated as a task of its own.
-    tasks = {n: q for name in spec.tasks for n, q in config.tasks[name].questions(name).items()}
-    sources = {question: config.sources()[question] for question in tasks}
-    whole = {question: (name, "") for question, (name, _) in sources.items()}
+    tasks = {
+        n: t for name in spec.tasks for n, t in config.tasks[name].per_label_tasks(name).items()
+    }
+    sources = {key: config.sources()[key] for key in tasks}
+    whole = {key: (name, "") for key, (name, _) in sources.items()}
     tiled = [task for task in tasks.values() if task.level == "tile"]
     cohorts = list(dict.fromkeys(c for task in tasks.values() for c in task.cohorts))
     labelled = parts_of(config, list(dict.fromkeys(c for task in tiled for c in task.cohorts)))
@@ -345,7 +347,7 @@ def benchmark(config: Config, benchmark: str) -> BenchmarkJob:
         made=list(_answers(paths, spec, tasks, names, whole).values()),
         answers=_answers(paths, spec, tasks, names, sources),
         robustness={n: paths.robustness(n) for key in runs if key in is_robust for n in runs[key]},
-        folds={question: paths.folds(name) for question, (name, _) in sources.items()},
+        folds={key: paths.folds(name) for key, (name, _) in sources.items()},
         labels={(c, p): paths.labels(c, p) for c, p in labelled},
         seen=_seen(config, [n for several in runs.values() for n in several]),
         files={name: folder / name for name in BENCHMARK_FILES},

@@ -84,7 +84,7 @@ def _to_folder(config: Config, to: str, cohort: str, encoder: str, out: Path) ->
 
 def _labels(config: Config, cohort: str) -> dict[str, Labels]:
     """How labels are read (column → labels), by the first slide or patient task that uses each."""
-    asked = [t for t in config.questions().values() if cohort in (*t.cohorts, *t.external)]
+    asked = [t for t in config.per_label_tasks().values() if cohort in (*t.cohorts, *t.external)]
     tasks = [task for task in reversed(asked) if task.label and task.level != "tile"]
     return {task.label: labels_of(task) for task in tasks}
 

@@ -26,13 +26,13 @@ from stainssl.mil.bags import Bag, SlideTiles
 from stainssl.mil.centring import centred_bags, means_of
 from stainssl.mil.clinical import clinical_columns, with_clinical
 from stainssl.mil.predict import (
-    end_to_end,
+    concatenated,
     load_models,
     model_name,
     predict_bag,
     predictions_of,
     save_model,
-    with_cuts,
+    with_thresholds,
 )
 from stainssl.mil.reference import reference_table
 from stainssl.mil.target import Target
@@ -187,7 +187,7 @@ def slide_reader(
     def read(slide_id: str) -> SlideTiles:
         store = place[slide_id]
         rows = store.rows(slide_id)
-        return bagging.usable(
+        return bagging.valid_tiles(
             store.read(rows),
             store.valid[rows],
             store.tile[rows],
@@ -297,7 +297,7 @@ def _answer(
         tables.append(predictions_of(model, test, said, repeat, fold))
     if not tables:
         raise StainsslError("no test patient has a usable tile: see the cohort's slides.csv.")
-    return end_to_end(tables), attention_table(bags, looked_at.means())
+    return concatenated(tables), attention_table(bags, looked_at.means())
 
 
 def _external(job: MilJob, cohort: str, target: Target, models: Path) -> dict[str, pd.DataFrame]:
@@ -308,7 +308,7 @@ def _external(job: MilJob, cohort: str, target: Target, models: Path) -> dict[st
             were not trained.
     """
     slides = labelled_slides(job.external[cohort], job.label, job.level)
-    if strange := target.strange(slides["word"].tolist()):
+    if strange := target.unseen_labels(slides["word"].tolist()):
         raise StainsslError(f"external cohort {cohort} has {strange}.")
     slides["label"] = target.codes(slides["word"])
     bags = _bags(slides, job.level, spooled(slide_reader(job.embeddings, slides), job.scratch))
@@ -317,7 +317,7 @@ def _external(job: MilJob, cohort: str, target: Target, models: Path) -> dict[st
         said = np.stack([predict_bag(model, bag)[0] for bag in bags])
         tables.append(predictions_of(model, bags, said, number, 0))
     log.info("%d bags of external cohort %s predicted by %d models", len(bags), cohort, len(tables))
-    return end_to_end(tables)
+    return concatenated(tables)
 
 
 def _fold_models(
@@ -350,7 +350,7 @@ def _fold_models(
         own_seed = int(np.random.default_rng([job.seed, repeat, fold]).integers(2**31))
         try:
             model = fit(train, val, target, settings, own_seed)
-            model = with_cuts(model, val, job.calls, train)
+            model = with_thresholds(model, val, job.calls, train)
         except StainsslError as error:
             raise StainsslError(f"repeat {repeat} fold {fold}: {error}") from None
         log.info(

@@ -19,7 +19,7 @@ from stainssl.evaluation.predictions import THRESHOLD, answer_columns, words_cal
 from stainssl.mil import bags as bagging
 from stainssl.mil.attention import AttentionMean, attention_table
 from stainssl.mil.bags import ID_COLUMNS, Bag, SlideTiles
-from stainssl.mil.predict import end_to_end, load_models, predict_bag, predictions_of
+from stainssl.mil.predict import concatenated, load_models, predict_bag, predictions_of
 from stainssl.mil.reference import Reference, references, slide_means, stacked
 from stainssl.mil.train import FoldModel
 from stainssl.plan.encoders import stain_preprocessing
@@ -159,7 +159,7 @@ def _predict(
             f"No slide of {new.cohorts[NEW].sheet} has a usable tile: "
             f"see {out / 'slides.csv'} for the reasons."
         )
-    tables = end_to_end(one.predictions for one in scored)
+    tables = concatenated(one.predictions for one in scored)
     attention = pd.concat([one.attention for one in scored], ignore_index=True)
     known = known_patients(config, asked.task, encoder)
     slides = slides.assign(known=slides["patient_id"].map(known))
@@ -278,7 +278,7 @@ def _score(bag: Bag, models: Models) -> ScoredBag:
         found = predictions_of(model, [bag], said[None], repeat, fold, unknown=True)
         tables.append({label: _called(table) for label, table in found.items()})
     means = dict(zip(bag.slides, slide_means(bag), strict=True))
-    return ScoredBag(means, end_to_end(tables), attention_table([bag], mean.means()))
+    return ScoredBag(means, concatenated(tables), attention_table([bag], mean.means()))
 
 
 def _called(table: pd.DataFrame) -> pd.DataFrame:

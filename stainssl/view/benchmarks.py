@@ -81,7 +81,7 @@ class Benchmarks:
         config = self._records.config
         runs = {r.name for r in config.runs()}
         heads = {LINEAR, FINE_TUNE, *config.heads}
-        if task not in config.questions() or run not in runs or head not in heads:
+        if task not in config.per_label_tasks() or run not in runs or head not in heads:
             raise KeyError((task, run, head))
 
     def answer(self, task: str, run: str, head: str) -> Json:
@@ -105,7 +105,7 @@ class Benchmarks:
         )
 
         self._known(task, run, head)
-        level = self._records.config.questions()[task].level
+        level = self._records.config.per_label_tasks()[task].level
         path = self._folder(task, run, head) / "predictions.parquet"
         predictions = read_table(path, "predictions")
         units = average_repeats(predictions, level)
@@ -129,7 +129,7 @@ class Benchmarks:
         called = np.array(RISK_GROUPS, object)[scored.is_high.astype(int)]
         risk = scored.p[:, 0]
         told = units.assign(truth=units["y"], predicted=called, risk=risk)
-        groups = RiskGroups.of(scored, self._records.config.questions()[task].time)
+        groups = RiskGroups.of(scored, self._records.config.per_label_tasks()[task].time)
         curves = {"survival": survival_curves(groups), "log_rank": groups.test()}
         return {"cases": self._cases(task, told, risk, ["risk"]), **curves}
 
@@ -146,7 +146,7 @@ class Benchmarks:
             called_from=called_from(scored),
             wrong=scored.predicted != scored.y,
         )
-        slides = self._slides(task, self._records.config.questions()[task].level, told)
+        slides = self._slides(task, self._records.config.per_label_tasks()[task].level, told)
         told["stain_distance"] = stain_distances(slides, self._stains(task))  # to all cases' median
         shown = ["p_truth", "p_last", "called_from", "wrong", "stain_distance"]
         found = {
@@ -163,21 +163,21 @@ class Benchmarks:
         """At most `MAX_CASES` units by decreasing `first`: columns `told`, and their slides."""
         from stainssl.evaluation.predictions import UNIT
 
-        level = self._records.config.questions()[task].level
+        level = self._records.config.per_label_tasks()[task].level
         names = dict.fromkeys([*UNIT[level], "patient_id", "site", "truth", "predicted", *told])
         order = np.argsort(-first, kind="stable")[:MAX_CASES]
         cases = units.iloc[order][[name for name in names if name in units]]
         return columns(cases) | {"slides": self._slides(task, level, cases)}
 
     def _stains(self, task: str) -> dict[tuple[str, str], NDArray[np.float64]]:
-        cohorts = self._records.config.questions()[task].cohorts
+        cohorts = self._records.config.per_label_tasks()[task].cohorts
         return {(c, s): at for c in cohorts for s, at in self._records.stains(c).items()}
 
     def _slides(self, task: str, level: str, cases: pd.DataFrame) -> list[list[list[str]]]:
         """(cohort, slide) of the slides of each case."""
         unit = "patient_id" if level == "patient" else "slide_id"
         places: dict[str, list[list[str]]] = {}
-        for cohort in self._records.config.questions()[task].cohorts:
+        for cohort in self._records.config.per_label_tasks()[task].cohorts:
             for slide, name in self._records.sheet(cohort)[["slide_id", unit]].to_numpy():
                 places.setdefault(str(name), []).append([cohort, str(slide)])
         return [places.get(str(name), []) for name in cases[unit]]

@@ -200,7 +200,7 @@ class Records:
             for run in self.config.runs():
                 for head in heads:
                     folder = self.paths.mil(task, run.name, head)
-                    for name, one in spec.questions(task).items():
+                    for name, one in spec.per_label_tasks(task).items():
                         title = f"{name}: {head} on {run.name}"
                         told = of_label(folder, one.label if spec.labels else "")
                         yield StoredPredictions(

@@ -16,7 +16,7 @@ from stainssl.evaluation.kinds import labels_of
 from stainssl.evaluation.metrics import METRICS, confidence_interval
 from stainssl.evaluation.predictions import read_scored, words_called
 from stainssl.mil.head import weighted_loss
-from stainssl.mil.targets import Ordered, target_of, target_of_card
+from stainssl.mil.targets import Ordered, target_from_dict, target_of
 
 GRADES = {"low": ["1"], "middle": ["2"], "high": ["3"], "top": ["4"]}
 
@@ -111,7 +111,7 @@ def test_corn_is_the_products_of_its_conditional_probabilities():
     q = torch.sigmoid(outputs).numpy()
     above = np.cumprod(q)
     expected = [1 - above[0], above[0] - above[1], above[1] - above[2], above[2]]
-    p = target.answer(outputs)
+    p = target.predict(outputs)
     np.testing.assert_allclose(p, expected, rtol=1e-5)
     assert p.sum() == pytest.approx(1)
     assert (p >= 0).all()
@@ -127,9 +127,9 @@ def test_the_target_follows_the_label_and_is_kept():
     target = target_of(labels_of(_task()), words, is_balanced=True)
     assert isinstance(target, Ordered)
     assert target.names == ("low", "middle", "high")
-    assert target_of_card(target.card()) == target
+    assert target_from_dict(target.to_dict()) == target
     assert target.outputs == 2
-    found = target.columns(np.array([[0.2, 0.3, 0.5]]))
+    found = target.prediction_columns(np.array([[0.2, 0.3, 0.5]]))
     assert found["grade"][0] == pytest.approx(1.3)
 
 

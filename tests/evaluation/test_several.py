@@ -122,8 +122,8 @@ def _config(**more: object) -> Config:
 
 def test_each_label_is_judged_as_a_task():
     config = _config()
-    assert list(config.questions()) == ["r.er", "r.pr", "r.her2"]
-    assert config.questions()["r.pr"].label == "pr"
+    assert list(config.per_label_tasks()) == ["r.er", "r.pr", "r.her2"]
+    assert config.per_label_tasks()["r.pr"].label == "pr"
     assert config.sources()["r.pr"] == ("r", "pr")
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from stainssl.mil.bags import Bag, SlideTiles, usable
+from stainssl.mil.bags import Bag, SlideTiles, valid_tiles
 
 MakeBag = Callable[..., Bag]
 DIM = 16
@@ -16,7 +16,7 @@ DIM = 16
 def _tiles(features: np.ndarray) -> SlideTiles:
     n = len(features)
     index = np.arange(n)
-    return usable(features.astype(np.float16), np.ones(n, bool), index, index * 256, index * 0)
+    return valid_tiles(features.astype(np.float16), np.ones(n, bool), index, index * 256, index * 0)
 
 
 @pytest.fixture

@@ -10,12 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stainssl.mil import bags as bagging
-from stainssl.mil.bags import build, draw, pad, statistics, usable
+from stainssl.mil.bags import build, pad, sample_tiles, statistics, valid_tiles
 
 
 def _slide(n: int, value: float):
     index = np.arange(n)
-    return usable(np.full((n, 3), value, np.float16), np.ones(n, bool), index, index, index)
+    return valid_tiles(np.full((n, 3), value, np.float16), np.ones(n, bool), index, index, index)
 
 
 SLIDES = pd.DataFrame(
@@ -32,7 +32,7 @@ TILES = {"s1": _slide(2, 1), "s2": _slide(3, 2), "s3": _slide(4, 3), "s4": _slid
 def test_tiles_that_could_not_be_read_are_dropped():
     features = np.ones((4, 2), np.float16)
     features[[1, 3]] = np.nan
-    kept = usable(features, np.isfinite(features[:, 0]), np.arange(4) + 7, *[np.arange(4)] * 2)
+    kept = valid_tiles(features, np.isfinite(features[:, 0]), np.arange(4) + 7, *[np.arange(4)] * 2)
     assert kept.tile.tolist() == [7, 9]
     assert np.isfinite(kept.features).all()
 
@@ -81,12 +81,12 @@ def test_rows_and_chunks_read_across_slides(lengths, chunk, data):
 
 @given(n=st.integers(1, 50), most=st.integers(1, 50), seed=st.integers(0, 9))
 def test_a_draw_is_without_replacement_ascending_and_seeded(n, most, seed):
-    drawn = draw(n, most, np.random.default_rng(seed))
+    drawn = sample_tiles(n, most, np.random.default_rng(seed))
     assert len(drawn) == min(n, most)
     assert (np.diff(drawn) > 0).all()
     assert drawn.min() >= 0
     assert drawn.max() < n
-    np.testing.assert_array_equal(drawn, draw(n, most, np.random.default_rng(seed)))
+    np.testing.assert_array_equal(drawn, sample_tiles(n, most, np.random.default_rng(seed)))
 
 
 def test_padding_is_zero_and_masked():

@@ -21,7 +21,7 @@ from stainssl.mil.adamw import AdamW
 from stainssl.mil.bags import statistics
 from stainssl.mil.cox import Cox, partial_likelihood
 from stainssl.mil.hazard import Hazards
-from stainssl.mil.predict import load_model, predict_bag, save_model, with_cuts
+from stainssl.mil.predict import load_model, predict_bag, save_model, with_thresholds
 from stainssl.mil.targets import target_of
 from stainssl.mil.train import HeadSettings, _Loop, fit
 from tests.mil.test_hazard import _concordance, _words, followed  # noqa: F401
@@ -93,13 +93,13 @@ def test_survival_is_breslows_of_scikit_survival():
     target = Cox((2.0, 5.0, 9.0)).with_baseline(_labels(table).tolist(), risk[:, None])
     for i in (0, 7, 30):
         expected = model.predict_survival_function(table[["x"]].iloc[[i]])[0](np.array([2, 5, 9]))
-        said = target.answer(torch.tensor([risk[i]]))
+        said = target.predict(torch.tensor([risk[i]]))
         np.testing.assert_allclose(said[1:], expected, rtol=1e-3)
 
 
 def test_more_hazard_is_more_risk_and_less_survival():
     target = Cox((2.0, 9.0)).with_baseline([1.0, 2.0, -3.0, 8.0], np.zeros((4, 1)))
-    low, high = (target.answer(torch.tensor([r])) for r in (-1.0, 1.0))
+    low, high = (target.predict(torch.tensor([r])) for r in (-1.0, 1.0))
     assert high[0] > low[0]
     assert (high[1:] < low[1:]).all()
 
@@ -131,7 +131,7 @@ def test_a_step_has_the_gradient_of_all_bags_at_once(followed):  # noqa: F811
 def test_a_head_learns_a_hazard_about_as_well_as_in_intervals(kind, followed):  # noqa: F811
     settings = dataclasses.replace(SETTINGS, kind=kind, hidden=16)
     cox = fit(followed[:50], followed[50:60], Cox.of(_words(followed)), settings, 0)
-    cox = with_cuts(cox, followed[50:60], Calls(), followed[:50])
+    cox = with_thresholds(cox, followed[50:60], Calls(), followed[:50])
     discrete = fit(followed[:50], followed[50:60], Hazards.of(_words(followed)), settings, 0)
     assert _concordance(cox, followed[60:]) > 0.65
     assert _concordance(cox, followed[60:]) > _concordance(discrete, followed[60:]) - 0.1
@@ -150,7 +150,7 @@ def test_a_saved_model_says_the_same(followed, tmp_path):  # noqa: F811
     model = fit(
         followed[:40], [], Cox.of(_words(followed)), dataclasses.replace(SETTINGS, epochs=4), 0
     )
-    model = with_cuts(model, [], Calls(), followed[:40])
+    model = with_thresholds(model, [], Calls(), followed[:40])
     save_model(model, tmp_path / "m")
     for bag in followed[40:43]:
         one, other = (predict_bag(m, bag)[0] for m in (model, load_model(tmp_path / "m")))

@@ -16,8 +16,14 @@ from stainssl.evaluation.survival import SurvivalLabels
 from stainssl.evaluation.thresholds import Calls
 from stainssl.mil.hazard import EVENTS, INTERVALS, Hazards
 from stainssl.mil.heads import HEADS
-from stainssl.mil.predict import load_model, predict_bag, prediction_table, save_model, with_cuts
-from stainssl.mil.targets import target_of, target_of_card
+from stainssl.mil.predict import (
+    load_model,
+    predict_bag,
+    prediction_table,
+    save_model,
+    with_thresholds,
+)
+from stainssl.mil.targets import target_from_dict, target_of
 from stainssl.mil.train import HeadSettings, fit
 
 SETTINGS = HeadSettings(epochs=40, hidden=16, max_tiles=16, lr=5e-3)
@@ -42,7 +48,7 @@ def followed(make_bag, rng):
 
 
 def _words(bags):
-    return pd.Series(Hazards((1.0,)).truth(bags))
+    return pd.Series(Hazards((1.0,)).true_values(bags))
 
 
 def _concordance(model, bags):
@@ -96,7 +102,7 @@ def test_intervals_hold_as_many_training_events_and_each_event_one(followed):
 def test_a_head_that_says_nothing_says_the_training_patients_survival(followed):
     uncensored = [dataclasses.replace(bag, label=abs(bag.label)) for bag in followed]
     target = Hazards.of(_words(uncensored)).fitted(uncensored)
-    said = target.answer(torch.zeros(target.outputs))
+    said = target.predict(torch.zeros(target.outputs))
     time = np.array([bag.label for bag in uncensored])
     at, survival = kaplan_meier_estimator(np.ones(len(time), bool), time)
     expected = [survival[np.searchsorted(at, t, side="right") - 1] for t in target.times]
@@ -106,13 +112,13 @@ def test_a_head_that_says_nothing_says_the_training_patients_survival(followed):
 
 def test_answers_fall_with_time_and_rank_as_hazards_do(followed):
     target = Hazards.of(_words(followed)).fitted(followed)
-    low, high = (target.answer(torch.full((target.outputs,), by)) for by in (-1.0, 1.0))
+    low, high = (target.predict(torch.full((target.outputs,), by)) for by in (-1.0, 1.0))
     for said in (low, high):
         assert (np.diff(said[1:]) <= 0).all()
         assert 0 <= said[0] <= target.times[-1]
     assert high[0] > low[0]
     assert (high[1:] < low[1:]).all()
-    extreme = target.answer(torch.full((target.outputs,), 1e4))
+    extreme = target.predict(torch.full((target.outputs,), 1e4))
     assert np.isfinite(extreme).all()
 
 
@@ -132,9 +138,9 @@ def test_a_saved_model_says_the_same_and_groups_are_parted_by_the_training_part(
     target = Hazards.of(_words(followed))
     quick = dataclasses.replace(SETTINGS, epochs=2)
     model = fit(followed[:40], followed[40:50], target, quick, seed=0)
-    model = with_cuts(model, followed[40:50], Calls(), followed[:40])
+    model = with_thresholds(model, followed[40:50], Calls(), followed[:40])
     risks = [predict_bag(model, bag)[0][0] for bag in followed[:50]]
-    assert model.cuts == {"threshold": pytest.approx(np.median(risks))}
+    assert model.thresholds == {"threshold": pytest.approx(np.median(risks))}
     save_model(model, tmp_path / "m")
     again = load_model(tmp_path / "m")
     assert again.target == model.target
@@ -160,9 +166,9 @@ def test_the_target_is_the_labels_and_codes_are_signed_times(followed):
     codes = target.codes(words)
     assert codes.tolist() == [5, -7.5, 0, 0, 30]
     assert np.signbit(codes).tolist() == [False, True, True, False, False]
-    assert target.strange(["77"]) == ""
+    assert target.unseen_labels(["77"]) == ""
     fitted = target.fitted(followed)
-    assert target_of_card(fitted.card()) == fitted
+    assert target_from_dict(fitted.to_dict()) == fitted
 
 
 def test_nothing_to_learn_and_clam_are_sentences(followed):

@@ -18,7 +18,7 @@ from stainssl.evaluation.predictions import FoldScores, ScoredUnits, read_scored
 from stainssl.evaluation.probe import Tiles, probe
 from stainssl.evaluation.recalibration import Recalibration, recalibration
 from stainssl.evaluation.thresholds import Calls, calls_of
-from stainssl.mil.predict import load_model, predict_bag, save_model, with_cuts
+from stainssl.mil.predict import load_model, predict_bag, save_model, with_thresholds
 from stainssl.mil.targets import Classes
 from stainssl.mil.train import HeadSettings, fit
 
@@ -114,7 +114,7 @@ def test_a_head_is_recalibrated_by_its_validation_bags_and_keeps_it(make_bag, tm
         bags[:30], bags[30:40], Classes(("n", "p")), HeadSettings("mean", epochs=40, lr=0.02), 0
     )
     plain, told = (
-        with_cuts(model, bags[30:40], Calls(recalibrate=how)) for how in ("none", "platt")
+        with_thresholds(model, bags[30:40], Calls(recalibrate=how)) for how in ("none", "platt")
     )
     assert told.target.line != Recalibration()
     save_model(told, tmp_path / "m")
@@ -124,7 +124,7 @@ def test_a_head_is_recalibrated_by_its_validation_bags_and_keeps_it(make_bag, tm
     expected = told.target.line(np.stack([1 - one, one], axis=1))[:, 1]
     np.testing.assert_allclose(other, expected, atol=1e-4)
     validated = np.array([predict_bag(read, bag)[0][1] for bag in bags[30:40]])
-    assert read.cuts["threshold_rule_out"] in validated.astype(float)
+    assert read.thresholds["threshold_rule_out"] in validated.astype(float)
 
 
 def test_a_probe_is_recalibrated_by_its_validation_patients():

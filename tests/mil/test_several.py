@@ -16,11 +16,17 @@ from torch import nn
 from stainssl.errors import StainsslError
 from stainssl.evaluation.several import joined
 from stainssl.evaluation.thresholds import Calls
-from stainssl.mil.predict import load_model, predict_bag, predictions_of, save_model, with_cuts
-from stainssl.mil.targets import Classes, Several
+from stainssl.mil.predict import (
+    load_model,
+    predict_bag,
+    predictions_of,
+    save_model,
+    with_thresholds,
+)
+from stainssl.mil.targets import Classes, MultiLabel
 from stainssl.mil.train import HeadSettings, fit
 
-TARGET = Several((("er", Classes(("neg", "pos"))), ("grade", Classes(("1", "2", "3")))))
+TARGET = MultiLabel((("er", Classes(("neg", "pos"))), ("grade", Classes(("1", "2", "3")))))
 SETTINGS = HeadSettings("mean", epochs=15, lr=5e-3, hidden=8)
 CLASSES = st.lists(st.tuples(st.integers(-1, 1), st.integers(-1, 2)), min_size=1, max_size=12)
 
@@ -79,7 +85,7 @@ def test_one_model_of_two_labels_is_about_as_good_as_one_each(make_bag):
     train, val, test = bags[:60], bags[60:80], bags[80:]
     both = fit(train, val, TARGET, SETTINGS, 0)
     known = {
-        part: next(iter(TARGET.questions(some, {}, unknown=False))).bags
+        part: next(iter(TARGET.label_tasks(some, {}, unknown=False))).bags
         for part, some in (("train", train), ("val", val))
     }
     alone = fit(known["train"], known["val"], Classes(("neg", "pos")), SETTINGS, 0)
@@ -93,8 +99,11 @@ def test_one_model_of_two_labels_is_about_as_good_as_one_each(make_bag):
 
 def test_predictions_thresholds_and_files_are_of_each_label(make_bag, tmp_path):
     bags = [bag for bag, *_ in _bags(make_bag, 60)]
-    model = with_cuts(fit(bags[:40], bags[40:50], TARGET, SETTINGS, 0), bags[40:50], Calls())
-    assert set(model.cuts) == {"er/threshold", "er/threshold_rule_out"}  # grade has three classes
+    model = with_thresholds(fit(bags[:40], bags[40:50], TARGET, SETTINGS, 0), bags[40:50], Calls())
+    assert set(model.thresholds) == {
+        "er/threshold",
+        "er/threshold_rule_out",
+    }  # grade has three classes
     save_model(model, tmp_path / "m")
     read, test = load_model(tmp_path / "m"), bags[50:]
     said = np.stack([predict_bag(read, bag)[0] for bag in test])
@@ -125,5 +134,5 @@ def test_a_label_without_two_classes_is_named(make_bag):
 
 def test_strange_classes_are_told_by_label():
     words = joined([pd.Series(["pos", "equivocal"]), pd.Series(["1", ""])])
-    assert TARGET.strange(words.tolist()).startswith("of 'er' classes without training data")
-    assert TARGET.strange(words.tolist()[:1]) == ""
+    assert TARGET.unseen_labels(words.tolist()).startswith("of 'er' classes without training data")
+    assert TARGET.unseen_labels(words.tolist()[:1]) == ""

@@ -15,7 +15,13 @@ from stainssl.errors import StainsslError
 from stainssl.evaluation.numbers import NumberLabels
 from stainssl.evaluation.thresholds import Calls
 from stainssl.mil.heads import HEADS
-from stainssl.mil.predict import load_model, predict_bag, prediction_table, save_model, with_cuts
+from stainssl.mil.predict import (
+    load_model,
+    predict_bag,
+    prediction_table,
+    save_model,
+    with_thresholds,
+)
 from stainssl.mil.targets import Classes, Number, target_of
 from stainssl.mil.train import HeadSettings, fit
 
@@ -66,10 +72,10 @@ def test_the_loss_is_hubers_in_standard_deviations():
 
 def test_a_saved_model_says_the_same(numbered, tmp_path):
     model = fit(numbered[:20], [], Number(), dataclasses.replace(SETTINGS, epochs=2), seed=0)
-    save_model(with_cuts(model, numbered[20:], Calls()), tmp_path / "m")
+    save_model(with_thresholds(model, numbered[20:], Calls()), tmp_path / "m")
     again = load_model(tmp_path / "m")
     assert again.target == model.target
-    assert again.cuts == {}
+    assert again.thresholds == {}
     np.testing.assert_array_equal(
         predict_bag(again, numbered[0])[0], predict_bag(model, numbered[0])[0]
     )
@@ -96,5 +102,5 @@ def test_the_target_is_the_labels():
     number = target_of(NumberLabels("k"), words, is_balanced=True)
     assert isinstance(number, Number)
     assert number.codes(words).tolist() == [2, 10, 2.5]
-    assert number.strange(["77"]) == ""
-    assert "3; trained: 0, 1" in Classes(("0", "1")).strange(["0", "3"])
+    assert number.unseen_labels(["77"]) == ""
+    assert "3; trained: 0, 1" in Classes(("0", "1")).unseen_labels(["0", "3"])

@@ -82,7 +82,7 @@ def test_new_cases_are_called_the_median_class(made):
     models = load_models(made.paths.mil("third", "enc", "mean") / "models")
     target = next(iter(models.values())).target
     answers = np.array([[0.4, 0.25, 0.35], [0.1, 0.1, 0.8]])
-    rows = pd.DataFrame({"patient_id": ["a", "b"], **target.columns(answers)})
+    rows = pd.DataFrame({"patient_id": ["a", "b"], **target.prediction_columns(answers)})
     slides = pd.DataFrame({"slide_id": ["a", "b"], "patient_id": ["a", "b"], "tiles": [3, 3]})
     found = summary(rows, slides.assign(**dict.fromkeys(FOREIGN, 0.1)), "patient")
     assert found["predicted"].tolist() == ["middle", "high"]

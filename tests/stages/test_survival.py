@@ -124,7 +124,7 @@ def test_groups_are_parted_by_each_folds_own_training_patients(made):
     assert table["threshold"].nunique() == 6
     models = load_models(folder / "models")
     assert by_fold.first().to_dict() == pytest.approx(
-        {key: model.cuts["threshold"] for key, model in models.items()}
+        {key: model.thresholds["threshold"] for key, model in models.items()}
     )
 
 
