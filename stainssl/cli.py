@@ -172,8 +172,8 @@ def cohort_check(
         encoder_warnings,
         feature_warnings,
         installed,
+        sheet_report,
         task_summary,
-        told_of_sheet,
     )
     from stainssl.errors import StainsslError
 
@@ -182,7 +182,7 @@ def cohort_check(
     if problems := [*check(loaded, thorough=True), *encoder_checks.problems(loaded)]:
         raise StainsslError("\n".join(problems))
     for name in loaded.cohorts:
-        for sentence in told_of_sheet(loaded, name):
+        for sentence in sheet_report(loaded, name):
             typer.echo(sentence)
     for sentence in [
         *encoder_warnings.warnings(loaded),

@@ -598,12 +598,12 @@ class Split(Model):
     stratify: list[str] = []
 
 
-Score = Literal[
+MetricName = Literal[
     "auroc", "auprc", "accuracy", "balanced_accuracy", "f1_macro", "f1_weighted",
     "sensitivity", "specificity", "ppv", "npv", "pearson", "spearman", "mae", "r2",
     "kappa", "auroc_cuts", "c_index", "c_index_uno", "auroc_time", "integrated_brier",
 ]  # fmt: skip
-SCORES: dict[str, tuple[str, ...]] = {  # kind → metrics; the first is the default
+METRICS_BY_KIND: dict[str, tuple[str, ...]] = {  # kind → metrics; the first is the default
     "classification": (
         "auroc", "auprc", "accuracy", "balanced_accuracy", "f1_macro", "f1_weighted",
         "sensitivity", "specificity", "ppv", "npv",
@@ -700,9 +700,9 @@ class Task(Model):
     clinical: list[str] = []  # columns of the sheet for a baseline, such as age or grade
     # Rows that combine slides and clinical columns: pooled predictions (late), or one head (gated).
     fusion: Literal["none", "late", "gated"] = "none"
-    metrics: Annotated[list[Score], Field(min_length=1)] = [
+    metrics: Annotated[list[MetricName], Field(min_length=1)] = [
         "auroc"
-    ]  # columns of the table, with comparisons; default of other kinds: the first in `SCORES`
+    ]  # columns of the table, with comparisons; others: first in `METRICS_BY_KIND`
     protocol: Literal["probe", "fine-tune"] = "probe"  # level tile: frozen or trained encoder
     fine_tune: FineTune = FineTune()  # for protocol fine-tune
 
@@ -713,8 +713,8 @@ class Task(Model):
         if not isinstance(given, dict):
             return given
         known = dict(given)
-        if (kind := known.get("kind")) in SCORES:
-            known.setdefault("metrics", [SCORES[kind][0]])
+        if (kind := known.get("kind")) in METRICS_BY_KIND:
+            known.setdefault("metrics", [METRICS_BY_KIND[kind][0]])
         if isinstance(known.get("na"), list):
             known["na"] = [_as_word(word) for word in known["na"]]
         if isinstance(known.get("classes"), dict):
@@ -780,10 +780,10 @@ class Task(Model):
 
     @model_validator(mode="after")
     def _keys_are_of_the_kind(self) -> Task:
-        if strange := [one for one in self.metrics if one not in SCORES[self.kind]]:
+        if strange := [one for one in self.metrics if one not in METRICS_BY_KIND[self.kind]]:
             raise ValueError(
                 f"metrics: {', '.join(strange)} is not for kind {self.kind}: choose from"
-                f" {', '.join(SCORES[self.kind][:4])}"
+                f" {', '.join(METRICS_BY_KIND[self.kind][:4])}"
             )
         fields = type(self).model_fields
         keys = NOT_OF.get(self.kind, ())
@@ -920,11 +920,11 @@ class Config(Model):
 
     def runs_of(self, key: str) -> list[Run]:
         """List the runs of one encoder."""
-        encoder, seeds = self.encoders[key], self.encoders[self.origin(key)].seeds
+        encoder, seeds = self.encoders[key], self.encoders[self.source_encoder(key)].seeds
         single = len(seeds) == 1
         return [Run(key if single else f"{key}.{s}", key, encoder, s) for s in seeds]
 
-    def origin(self, key: str) -> str:
+    def source_encoder(self, key: str) -> str:
         """Follow `vectors` to the encoder whose embeddings are used first; itself without them."""
         passed = [key]
         while (key := self.encoders[passed[-1]].vectors or "") in self.encoders:
@@ -933,7 +933,7 @@ class Config(Model):
             passed.append(key)
         return passed[-1]
 
-    def origin_run(self, run: Run) -> Run | None:
+    def source_run(self, run: Run) -> Run | None:
         """Return the run whose embeddings a run uses, or None without `vectors`."""
         key = run.encoder.vectors
         if key is None:
@@ -943,7 +943,7 @@ class Config(Model):
     def stored_run(self, name: str) -> Run:
         """Return the run whose stored embeddings a run reads: another one if it centres them."""
         run = self.run(name)
-        other = self.origin_run(run) if run.encoder.center else None
+        other = self.source_run(run) if run.encoder.center else None
         return other or run
 
     def runs_on(self, cohort: str) -> list[Run]:

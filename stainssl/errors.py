@@ -76,7 +76,7 @@ def disk_sentence(error: OSError, results: Path) -> str:
 
 
 @contextmanager
-def disk_faults_told(results: Path) -> Iterator[None]:
+def translate_disk_errors(results: Path) -> Iterator[None]:
     """Context that turns errors of a full or read-only disk into a `StainsslError`.
 
     Args:

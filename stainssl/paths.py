@@ -57,7 +57,7 @@ class Paths:
         """Statuses of the slides of a part (parquet)."""
         return self._cohort(cohort, "qc", f"{part}.parquet")
 
-    def checked(self, cohort: str) -> Path:
+    def slide_statuses(self, cohort: str) -> Path:
         """Slides of a cohort with their statuses (CSV)."""
         return self._cohort(cohort, "slides.csv")
 

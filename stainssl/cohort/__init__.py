@@ -7,10 +7,10 @@ from stainssl.cohort.checks import (
     missing_files,
     needed_files,
     outside_problems,
+    sheet_report,
     task_summary,
-    told_of_sheet,
 )
-from stainssl.cohort.outlines import outlined
+from stainssl.cohort.outlines import read_outlines
 from stainssl.cohort.parts import part_names, part_rows, parts, site_columns, train_parts
 from stainssl.cohort.sheet import (
     ALL,
@@ -32,16 +32,16 @@ __all__ = [
     "feature_warnings",
     "missing_files",
     "needed_files",
-    "outlined",
     "outside_problems",
     "part_names",
     "part_rows",
     "parts",
+    "read_outlines",
     "read_sheet",
     "root",
     "sheet_notes",
+    "sheet_report",
     "site_columns",
     "task_summary",
-    "told_of_sheet",
     "train_parts",
 ]

@@ -11,7 +11,7 @@ import pandas as pd
 
 from stainssl.cohort.archive import archived, dated_in_future
 from stainssl.cohort.identity import file_problems, patient_problems
-from stainssl.cohort.outlines import MAX_QUICK_BYTES, outline_problems, outlined
+from stainssl.cohort.outlines import MAX_QUICK_BYTES, outline_problems, read_outlines
 from stainssl.cohort.parts import train_parts
 from stainssl.cohort.sheet import (
     MAX_EQUAL,
@@ -415,18 +415,18 @@ def _tiling_problems(config: Config) -> Iterator[str]:
                 )
 
 
-def told_of_sheet(config: Config, name: str) -> Iterator[str]:
+def sheet_report(config: Config, name: str) -> Iterator[str]:
     """Yield lines that summarize a cohort whose sheet has no problem."""
     sheet = read_sheet(config, name)
     yield (
         f"{name}: {len(sheet)} slides of {sheet['patient_id'].nunique()} patients "
         f"in {sheet[PART].nunique()} parts, no problem found"
     )
-    drawn = outlined(config, name)
+    drawn = read_outlines(config, name)
     for sentence in (
         *sheet_summary(sheet),
         *sheet_notes(config, name),
-        *(drawn.told() if drawn else ()),
+        *(drawn.report() if drawn else ()),
         *release_warnings(config, name),
         *dated_in_future(config, name),
     ):

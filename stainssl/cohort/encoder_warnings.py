@@ -121,11 +121,11 @@ def _identified(source: str) -> tuple[str, bytes | None]:
 
 def _download(config: Config, name: str) -> Iterator[str]:
     """Weights that are not on this machine and cannot be downloaded."""
-    if sentence := out_of_reach(config.encoders[name].source or ""):
+    if sentence := download_problem(config.encoders[name].source or ""):
         yield f"encoders.{name}: {sentence}"
 
 
-def out_of_reach(source: str) -> str:
+def download_problem(source: str) -> str:
     """Why weights of the hub cannot be downloaded: offline, or gated without a token; or ""."""
     found = _recipe(source)
     if found is None or found[2] is not None or not found[1].repository or found[1].cached:
@@ -147,11 +147,11 @@ def out_of_reach(source: str) -> str:
 
 
 def _memory(config: Config, name: str) -> Iterator[str]:
-    if sentence := too_large(config.encoders[name].source or ""):
+    if sentence := memory_problem(config.encoders[name].source or ""):
         yield f"encoders.{name}: {sentence}"
 
 
-def too_large(source: str) -> str:
+def memory_problem(source: str) -> str:
     """A message if weights do not fit into the memory of this machine's device; or ""."""
     needed = weights_bytes(source)
     if needed < SMALLEST_DEVICE or needed <= (there := memory_bytes()):

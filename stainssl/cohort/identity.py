@@ -159,7 +159,9 @@ def _used_together(config: Config) -> set[frozenset[str]]:
     for benchmark in config.benchmarks.values():
         tasks = [config.tasks[name] for name in benchmark.tasks]
         tested = [c for task in tasks for c in (*task.cohorts, *task.external)]
-        trained = [config.encoders[config.origin(name)].train for name in benchmark.encoders]
+        trained = [
+            config.encoders[config.source_encoder(name)].train for name in benchmark.encoders
+        ]
         groups += [[*train.cohorts, cohort] for train in trained if train for cohort in tested]
     pairs = {frozenset(pair) for group in groups for pair in combinations(group, 2)}
     told = {frozenset((c, e)) for t in config.tasks.values() for c in t.cohorts for e in t.external}

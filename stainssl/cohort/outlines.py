@@ -19,7 +19,7 @@ MAX_QUICK_BYTES = 50_000_000  # of annotations that are read at each start of a 
 
 
 @dataclass(frozen=True)
-class Outlined:
+class CohortOutlines:
     """The annotation files of a cohort.
 
     Attributes:
@@ -38,7 +38,7 @@ class Outlined:
         """Class → number of areas in all files."""
         return sum(self.classes.values(), Counter())
 
-    def told(self) -> Iterator[str]:
+    def report(self) -> Iterator[str]:
         """Yield lines that summarize the files."""
         yield f"annotations: {len(self.classes)} files for {self.slides} slides"
         if counts := self.total().most_common():
@@ -84,7 +84,9 @@ def _read(path: Path, _stamp: tuple[int, int]) -> tuple[Counter[str], Counter[st
     return found.classes(), Counter(found.notes), ""
 
 
-def outlined(config: Config, name: str, max_bytes: float = float("inf")) -> Outlined | None:
+def read_outlines(
+    config: Config, name: str, max_bytes: float = float("inf")
+) -> CohortOutlines | None:
     """Read the annotations of a cohort of slides.
 
     Returns:
@@ -102,12 +104,14 @@ def outlined(config: Config, name: str, max_bytes: float = float("inf")) -> Outl
     read = {f: _read(f, (stat.st_mtime_ns, stat.st_size)) for f, stat in stats.items()}
     notes: Counter[str] = sum((found for _, found, _ in read.values()), Counter())
     unreadable = tuple(why for _, _, why in read.values() if why)
-    return Outlined(
+    return CohortOutlines(
         {f: classes for f, (classes, _, _) in read.items()}, notes, unreadable, len(slides)
     )
 
 
-def _near_problem(name: str, label: str, found: Outlined, near: list[str], of: list[str]) -> str:
+def _near_problem(
+    name: str, label: str, found: CohortOutlines, near: list[str], of: list[str]
+) -> str:
     files = sum(any(word in classes for word in near) for classes in found.classes.values())
     both = ", ".join(map(repr, near))
     return (
@@ -123,7 +127,7 @@ def outline_problems(config: Config, name: str, max_bytes: float) -> Iterator[st
     cohort, labels = config.cohorts[name], label_names(config, name)
     if not labels or cohort.annotations is None:
         return
-    found = outlined(config, name, max_bytes)
+    found = read_outlines(config, name, max_bytes)
     if found is None:
         return
     if not found.classes:

@@ -12,9 +12,9 @@ from stainssl.cohort.sheet import (
     PART,
     SCANNER_WORDS,
     SheetState,
-    judged,
     read_sheet,
     sheet_state,
+    validated_sheet,
 )
 from stainssl.config import Config, Encoder
 from stainssl.errors import StainsslError
@@ -39,7 +39,7 @@ def part_rows(config: Config, name: str, part: str) -> pd.DataFrame:
 @lru_cache(maxsize=32)
 def _grouped(asked: SheetState) -> dict[str, pd.DataFrame]:
     """Part → rows, cached: each of thousands of jobs is planned from the rows of a part."""
-    return {str(part): rows for part, rows in judged(asked).groupby(PART, sort=False)}
+    return {str(part): rows for part, rows in validated_sheet(asked).groupby(PART, sort=False)}
 
 
 def site_columns(columns: Iterable[str]) -> list[str]:

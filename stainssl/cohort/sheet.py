@@ -105,7 +105,7 @@ def release_warnings(config: Config, name: str) -> list[str]:
 
 def sheet_notes(config: Config, name: str) -> list[str]:
     """Changes that were made when a cohort's sheet was read."""
-    return list(_loaded(sheet_state(config, name)).notes)
+    return list(_raw_sheet_cached(sheet_state(config, name)).notes)
 
 
 def sheet_summary(rows: pd.DataFrame) -> list[str]:
@@ -318,7 +318,7 @@ def read_sheet(config: Config, name: str) -> pd.DataFrame:
     Raises:
         StainsslError: all problems of the sheet at once, with line, column and value.
     """
-    return judged(sheet_state(config, name)).copy(deep=False)
+    return validated_sheet(sheet_state(config, name)).copy(deep=False)
 
 
 @dataclass(frozen=True)
@@ -347,14 +347,14 @@ def sheet_state(config: Config, name: str) -> SheetState:
 
 
 @lru_cache(maxsize=32)
-def judged(asked: SheetState) -> pd.DataFrame:
+def validated_sheet(asked: SheetState) -> pd.DataFrame:
     """The validated rows of `read_sheet`, cached.
 
     Validating a sheet of half a million rows takes seconds, and it is read a dozen times before a
     job runs.
     """
     config, name = asked.config, asked.name
-    frame = _unknown_as_empty(_loaded(asked).rows)
+    frame = _unknown_as_empty(_raw_sheet_cached(asked).rows)
     if problems := _sheet_problems(frame, rows_source(config, name)):
         raise StainsslError("\n".join(problems))
     frame = _tidy(frame, root(config, name))
@@ -373,5 +373,5 @@ def _unknown_as_empty(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 @lru_cache(maxsize=32)
-def _loaded(asked: SheetState) -> SheetFile:
+def _raw_sheet_cached(asked: SheetState) -> SheetFile:
     return _raw_sheet(asked.config, asked.name)

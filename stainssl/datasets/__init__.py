@@ -34,11 +34,11 @@ def load(name: str, root: Path, options: Options | None = None) -> Imported:
         ValueError: an option or its value is unknown.
     """
     chosen = find(name).chosen(options or {})
-    return _loaded(name, Path(root), tuple(sorted(chosen.items())))
+    return _load_cached(name, Path(root), tuple(sorted(chosen.items())))
 
 
 @lru_cache(maxsize=32)
-def _loaded(name: str, root: Path, options: tuple[tuple[str, str], ...]) -> Imported:
+def _load_cached(name: str, root: Path, options: tuple[tuple[str, str], ...]) -> Imported:
     from stainssl.datasets.validate import validated
 
     release = find(name)

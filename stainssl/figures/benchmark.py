@@ -37,7 +37,7 @@ def encoder_colors(encoders: Sequence[str]) -> dict[str, str]:
     return colors | {name: GREY for name in encoders if name in floor}
 
 
-def quiet(axes: Axes) -> None:
+def style_axes(axes: Axes) -> None:
     """Give axes a faint grid, and remove the top and right spines."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(color="#e6e6e6", linewidth=0.8)
@@ -78,7 +78,7 @@ def _roc_panel(
         color = colors[encoder]
         axes.plot(curve["fpr"], curve["tpr"], color=color, linestyle=style, label=label, lw=1.8)
         axes.fill_between(curve["fpr"], curve["low"], curve["high"], color=color, alpha=0.13, lw=0)
-    quiet(axes)
+    style_axes(axes)
     axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal", title=title)
     axes.set(xlabel="false positive rate", ylabel="true positive rate (95 % band over patients)")
     axes.legend(framealpha=0.85, edgecolor="none", fontsize=8.5, loc="lower right")
@@ -129,8 +129,8 @@ def _calibration_row(
         benefit = net_benefit(positive, p, _THRESHOLDS)
         right.plot(_THRESHOLDS, benefit, color=color, lw=1.6, ls=style)
     _decision_floor(right, positive)
-    quiet(left)
-    quiet(right)
+    style_axes(left)
+    style_axes(right)
 
 
 _THRESHOLDS = np.linspace(0.0, 0.95, 96)
@@ -179,7 +179,7 @@ def _scatter_panel(
     encoder, true, said = units
     axes.plot(limits, limits, color="#bbbbbb", lw=1, ls=(0, (4, 3)), zorder=1)
     axes.scatter(true, said, s=16, color=colors[encoder], alpha=0.65, lw=0)
-    quiet(axes)
+    style_axes(axes)
     axes.set(xlim=limits, ylim=limits, aspect="equal", xlabel="true", ylabel="predicted")
     axes.set_title(title, fontsize=9.5)
 
@@ -251,7 +251,7 @@ def _forest_panel(axes: Axes, task: str, rows: pd.DataFrame, colors: dict[str, s
     axes.set_yticks(places, names, fontsize=8.5)
     axes.set_ylim(place - 0.4, -0.6)
     axes.set_title(f"{task}: {name} over all test patients and by site", loc="left", fontsize=10.5)
-    quiet(axes)
+    style_axes(axes)
 
 
 _AGAINST = {
@@ -326,7 +326,7 @@ def _alone(axes: Axes, task: str, rows: pd.DataFrame, metric: str, colors: dict[
     names = found["run"].where(found["group"] == "all", found["run"] + ", " + site)
     axes.set_yticks(range(len(found)), names, fontsize=8)
     axes.set_ylim(len(found) - 0.5, -0.5)
-    quiet(axes)
+    style_axes(axes)
     title, sense = (*_AGAINST.get(metric, ()), *_ALONE.get(metric, ()))[:2]
     axes.set_title(f"{task}: {title}\n({sense})", fontsize=10)
 
@@ -344,7 +344,7 @@ def _by_site(axes: Axes, task: str, rows: pd.DataFrame, colors: dict[str, str]) 
     axes.set_yticks(range(len(sites)), [site.removeprefix("site=") for site in sites], fontsize=8.5)
     axes.set_ylim(len(sites) - 0.5, -0.5)
     axes.axvline(0.5, color="#999999", lw=1, ls=(0, (4, 3)))
-    quiet(axes)
+    style_axes(axes)
     axes.set_title(f"{task}: AUROC by site\n(original tiles)", fontsize=10)
 
 
@@ -370,7 +370,7 @@ def _against(
         axes.axhline(chance, color="#999999", lw=1, ls=(0, (4, 3)))
         axes.annotate("chance", (1, chance), xycoords=("axes fraction", "data"), ha="right",
                       va="bottom", fontsize=8, color="#777777")  # fmt: skip
-    quiet(axes)
+    style_axes(axes)
     axes.set_title(f"{title}\n({sense})", fontsize=10)
     axes.set(xlabel=f"{task}: AUROC on test patients", ylabel=_SHORT[metric], ylim=(-0.03, 1.03))
 
@@ -422,13 +422,13 @@ def few_shot(
         axes.set_xscale("log", base=2)
         ticks = sorted({s for rows in lines.values() for s in rows["shots"]})
         axes.set_xticks(ticks, [str(s) for s in ticks])
-        quiet(axes)
+        style_axes(axes)
         axes.set(title=task, xlabel="labelled tiles per class", ylabel="AUROC on test tiles")
         axes.legend(frameon=False, fontsize=8.5, loc="lower right", title="95 % of the draws")
     return figure
 
 
-def planes(found: Mapping[str, Mapping[str, pd.DataFrame]]) -> Figure | str:
+def umap(found: Mapping[str, Mapping[str, pd.DataFrame]]) -> Figure | str:
     """Draw the UMAP of a sample of tiles, a column per encoder: by site above, by label below.
 
     Args:
@@ -443,11 +443,11 @@ def planes(found: Mapping[str, Mapping[str, pd.DataFrame]]) -> Figure | str:
     grid = figure.subplots(2 * len(found), columns, squeeze=False)
     for place, (task, encoders) in enumerate(found.items()):
         for line, column in zip(grid[2 * place : 2 * place + 2], ("site", "label"), strict=True):
-            _plane_row(line, task, encoders, column)
+            _umap_row(line, task, encoders, column)
     return figure
 
 
-def _plane_row(
+def _umap_row(
     line: Sequence[Axes], task: str, encoders: Mapping[str, pd.DataFrame], column: str
 ) -> None:
     words = sorted({w for rows in encoders.values() for w in rows[column].astype(str)})

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy.stats import CensoredData, ecdf
 
 from stainssl.evaluation.risk_groups import RiskGroups
-from stainssl.figures.benchmark import quiet
+from stainssl.figures.benchmark import style_axes
 
 ACROSS = 3  # panels
 COLORS = {"low": "#0072B2", "high": "#D55E00"}  # Okabe & Ito 2008
@@ -54,7 +54,7 @@ def _panel(axes: Axes, title: str, groups: RiskGroups) -> None:
     for name, color in COLORS.items():
         if len(groups.group(name)[0]):
             _curve(axes, groups, name, color)
-    quiet(axes)
+    style_axes(axes)
     axes.set(ylim=(0, 1.03), xlim=_limits(groups), xticks=_ticks(groups), ylabel="survival")
     axes.set_xlabel(groups.unit)
     axes.set_title(title, fontsize=9.5)

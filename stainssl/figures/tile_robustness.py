@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from stainssl.evaluation.tile_table import TileColumn, found_columns
-from stainssl.figures.benchmark import GREY, MARKERS, PALETTE, quiet
+from stainssl.figures.benchmark import GREY, MARKERS, PALETTE, style_axes
 from stainssl.figures.stain import draw_strip
 
 ACROSS = 3  # panels
@@ -75,5 +75,5 @@ def _panel(
         axes.axvline(chance, color="#999999", lw=1, ls=(0, (4, 3)))
     axes.set_yticks(range(len(encoders)), encoders, fontsize=8.5)
     axes.set_ylim(len(encoders) - 0.5, -0.5)
-    quiet(axes)
+    style_axes(axes)
     axes.set_title(column.title, fontsize=10)

@@ -20,7 +20,7 @@ from stainssl.plan.rows import Part, columns_of, parts_of, rows_of
 from stainssl.runtime.content import content_key
 
 
-def acting(encoder: Encoder) -> Encoder:
+def without_unused_keys(encoder: Encoder) -> Encoder:
     """Return an encoder trained here with all keys that have no effect on it at their defaults.
 
     A changed temperature that no loss uses then retrains nothing, and a stage that receives this
@@ -41,11 +41,11 @@ def acting(encoder: Encoder) -> Encoder:
         idle |= {"stain_jitter_strength"}
     if encoder.tune != "lora":
         idle |= {"lora"}
-    kept = encoder.model_copy(update={"target": acting_target(encoder.target)})
+    kept = encoder.model_copy(update={"target": target_without_unused_keys(encoder.target)})
     return _without(kept, idle)
 
 
-def acting_target(target: TargetSettings) -> TargetSettings:
+def target_without_unused_keys(target: TargetSettings) -> TargetSettings:
     """Return a target with all keys that its policy does not use at their defaults.
 
     The cohorts and splits of candidate tiles are a setting of their own, `TargetJob.pooled`.
@@ -134,7 +134,7 @@ def target(config: Config, encoder: str) -> TargetJob:
         raise StainsslError(f"encoders.{run.key} is not trained here, so it has no target.")
     pooled = _pooled(run.encoder)
     found = train_parts(config, run.encoder.model_copy(update={"train": pooled}))
-    own = acting_target(run.encoder.target)
+    own = target_without_unused_keys(run.encoder.target)
     return TargetJob(
         encoder=encoder,
         pixels={(c, p): paths.pixels(c, p) for c, p in found},
@@ -195,7 +195,7 @@ def pretrain(config: Config, encoder: str) -> PretrainJob:
     """
     run, paths = _trained_run(config, encoder), config.paths
     found = train_parts(config, run.encoder) if run.encoder.is_trained else []
-    own, tiling = acting(run.encoder), config.tilings[run.encoder.tiling]
+    own, tiling = without_unused_keys(run.encoder), config.tilings[run.encoder.tiling]
     labelled = found if own.label else []
     other = config.initial_run(run)
     given = (other.encoder.weights and other.encoder.source) if other else run.encoder.source
@@ -355,7 +355,7 @@ def embed(config: Config, cohort: str, encoder: str | Sequence[str], part: str) 
 
 def _taken(config: Config, cohort: str, name: str, part: str) -> Path:
     """Store of the tile embeddings that a slide encoder uses."""
-    other = config.origin_run(config.run(name))
+    other = config.source_run(config.run(name))
     assert other is not None
     return config.paths.embeddings(cohort, other.name, part)
 
@@ -460,7 +460,7 @@ def tasks_of_robustness(tasks: Mapping[str, Task]) -> list[str]:
     return list(first.values())
 
 
-def robust_tasks(config: Config, key: str) -> dict[str, Task]:
+def robustness_tasks_of_encoder(config: Config, key: str) -> dict[str, Task]:
     """Return the tasks on whose tiles the benchmarks measure the robustness of an encoder."""
     if not config.encoders[key].sees_tiles:  # no network that could embed re-stained tiles
         return {}
@@ -479,7 +479,7 @@ def robustness(config: Config, encoder: str) -> RobustnessJob:
         StainsslError: no benchmark measures it, or the encoder has no tile network.
     """
     run, paths = config.run(encoder), config.paths
-    tasks = robust_tasks(config, run.key)
+    tasks = robustness_tasks_of_encoder(config, run.key)
     if not tasks:
         raise StainsslError(
             f"No benchmark with 'robustness: true' lists the encoder {run.key!r}, or it has no"

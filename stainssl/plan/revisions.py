@@ -34,7 +34,7 @@ def plan(config: Config, known: Mapping[str, list[str]]) -> Commits:
     return {source: commits for source, commits in found.items() if commits}
 
 
-def settled(config: Config, commits: Mapping[str, list[str]]) -> Config:
+def pin_revisions(config: Config, commits: Mapping[str, list[str]]) -> Config:
     """Pin weights that have changed since their first use to their new commit.
 
     Other weights are left as in the config, so that their results remain valid.
@@ -42,12 +42,13 @@ def settled(config: Config, commits: Mapping[str, list[str]]) -> Config:
     if not any(len(past) > 1 for past in commits.values()):
         return config
     made = {
-        key: _settled(config, key, encoder, commits) for key, encoder in config.encoders.items()
+        key: _pin_revision(config, key, encoder, commits)
+        for key, encoder in config.encoders.items()
     }
     return config.model_copy(update={"encoders": made})
 
 
-def _settled(
+def _pin_revision(
     config: Config, key: str, encoder: Encoder, commits: Mapping[str, list[str]]
 ) -> Encoder:
     past = commits.get(_source(config, key) or "", [])

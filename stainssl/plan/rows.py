@@ -7,7 +7,7 @@ from functools import lru_cache
 import pandas as pd
 
 from stainssl.cohort import PART, part_names, part_rows
-from stainssl.cohort.sheet import SheetState, judged, sheet_state
+from stainssl.cohort.sheet import SheetState, sheet_state, validated_sheet
 from stainssl.config import Config
 
 Part = tuple[str, str]  # cohort, part
@@ -26,7 +26,7 @@ def part_columns(config: Config, cohort: str, part: str, *names: str) -> pd.Data
 @lru_cache(maxsize=64)
 def _columns_of_parts(asked: SheetState, names: tuple[str, ...]) -> dict[str, pd.DataFrame]:
     """Part → columns of its rows, selected once per sheet instead of by thousands of jobs."""
-    rows = judged(asked)
+    rows = validated_sheet(asked)
     grouped = columns_of(rows, *names).groupby(rows[PART].to_numpy(), sort=False)
     return {str(part): own.reset_index(drop=True) for part, own in grouped}
 

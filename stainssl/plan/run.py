@@ -47,7 +47,7 @@ class FixedRun:
     revisions_file: str = ""
     started: float = 0.0
 
-    def announce(self, folder: str) -> None:
+    def to_environment(self, folder: str) -> None:
         """Pass the run to the jobs that this process starts, whose results are in `folder`."""
         packed = zlib.compress(json.dumps(vars(self)).encode(), 9)
         os.environ[RUN + short_digest(self.config)] = base64.b85encode(packed).decode()
@@ -69,8 +69,8 @@ def _write_changed(file: Path, content: Any) -> None:
         write_text(file, text)
 
 
-def announced(name: str) -> FixedRun | None:
-    """Return the run with this digest if a parent process announced it, otherwise None."""
+def from_environment(name: str) -> FixedRun | None:
+    """Return the run with this digest if a parent process passed it on, otherwise None."""
     packed = os.environ.get(RUN + name)
     if packed is None:
         return None
@@ -78,13 +78,13 @@ def announced(name: str) -> FixedRun | None:
 
 
 def latest(folder: str) -> FixedRun | None:
-    """Return the run that a parent process announced for a results folder, otherwise None."""
+    """Return the run that a parent process passed on for a results folder, otherwise None."""
     name = os.environ.get(LATEST + short_digest(folder))
-    return announced(name) if name else None
+    return from_environment(name) if name else None
 
 
 def restore(config_file: Path) -> None:
     """Write the config of a run if this is its first job to need it."""
-    run = announced(config_file.stem)
+    run = from_environment(config_file.stem)
     if run and not (config_file.exists() and config_file.stat().st_mtime >= run.started):
         run.write(config_file)

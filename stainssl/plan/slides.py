@@ -163,7 +163,7 @@ def statuses(config: Config, cohort: str) -> StatusesJob:
         cohort=cohort,
         qc={part: paths.qc(cohort, part) for part in names},
         previews={part: paths.previews(cohort, part) for part in names},
-        table=paths.checked(cohort),
+        table=paths.slide_statuses(cohort),
         page=paths.slides_page(cohort),
         overview=paths.overview(cohort),
         rows=columns_of(sheet, "slide_id", "patient_id", "site", "split", "part"),
@@ -183,7 +183,7 @@ def gate(config: Config, cohort: str) -> GateJob:
     """Plan the `gate` job of a cohort."""
     paths = config.paths
     return GateJob(
-        table=paths.checked(cohort),
+        table=paths.slide_statuses(cohort),
         gate=paths.gate(cohort),
         max_bad_slides=config.slides.max_bad_slides,
     )

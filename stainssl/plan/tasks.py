@@ -15,7 +15,7 @@ from stainssl.evaluation.kinds import labels_of
 from stainssl.evaluation.labels import Labels
 from stainssl.evaluation.thresholds import Calls, calls_of
 from stainssl.paths import Paths
-from stainssl.plan.encoders import Source, given_identity, robust_tasks, source_of
+from stainssl.plan.encoders import Source, given_identity, robustness_tasks_of_encoder, source_of
 from stainssl.plan.job import Job, Reads, Resource, Setting, Writes
 from stainssl.plan.rows import Part, columns_of, parts_of, rows_of
 
@@ -50,12 +50,12 @@ def folds(config: Config, task: str) -> FoldsJob:
         rows=pd.concat(frames, ignore_index=True),
         level=spec.level,
         label=labels_of(spec),
-        split=_acting_split(spec.split),
+        split=_split_without_unused_keys(spec.split),
         seed=config.seed,
     )
 
 
-def _acting_split(split: Split) -> Split:
+def _split_without_unused_keys(split: Split) -> Split:
     """Return a split with all keys that its kind does not use at their defaults."""
     used = {"cv": {"folds", "repeats", "stratify"}, "leave-one-out": {"group"}}
     idle = set(Split.model_fields) - {"kind"} - used.get(split.kind, set())
@@ -251,7 +251,7 @@ def mil(config: Config, task: str, encoder: str, head: str) -> MilJob:
         )
     own, every = (parts_of(config, c) for c in (spec.cohorts, [*spec.cohorts, *spec.external]))
     run, stored = config.run(encoder), config.stored_run(encoder).name
-    is_imported = config.encoders[config.origin(run.key)].features is not None
+    is_imported = config.encoders[config.source_encoder(run.key)].features is not None
     has_pixels = config.slides.keep_pixels and not is_imported
     columns = ("slide_id", "patient_id", "site", *spec.label_columns.values())
     clinical = spec.clinical if spec.fusion == "gated" else []
@@ -284,9 +284,9 @@ class BenchmarkJob(Job):
 
     Attributes:
         made: folders written by the jobs of the tasks.
-        answers: (task, run, head) → folder of predictions, equal to or inside one of `made`; the
-            head of a tile task is `probe` or `fine-tune`. Here and below, a task with several
-            labels counts as one task per label.
+        prediction_folders: (task, run, head) → folder of predictions, equal to or inside one of
+            `made`; the head of a tile task is `probe` or `fine-tune`. Here and below, a task with
+            several labels counts as one task per label.
         robustness: run → its folder.
         folds: task → its folds.
         labels: (cohort, part) → tile labels, for the parts of tile tasks.
@@ -303,7 +303,7 @@ class BenchmarkJob(Job):
 
     name: Resource[str]
     made: Reads[list[Path]]
-    answers: Resource[dict[tuple[str, str, str], Path]]
+    prediction_folders: Resource[dict[tuple[str, str, str], Path]]
     robustness: Reads[dict[str, Path]]
     folds: Reads[dict[str, Path]]
     labels: Reads[dict[Part, Path]]
@@ -341,11 +341,13 @@ def benchmark(config: Config, benchmark: str) -> BenchmarkJob:
     cohorts = list(dict.fromkeys(c for task in tasks.values() for c in task.cohorts))
     labelled = parts_of(config, list(dict.fromkeys(c for task in tiled for c in task.cohorts)))
     folder = paths.benchmark(benchmark)
-    is_robust = {key for key in runs if spec.robustness and robust_tasks(config, key)}
+    is_robust = {
+        key for key in runs if spec.robustness and robustness_tasks_of_encoder(config, key)
+    }
     return BenchmarkJob(
         name=benchmark,
-        made=list(_answers(paths, spec, tasks, names, whole).values()),
-        answers=_answers(paths, spec, tasks, names, sources),
+        made=list(_prediction_folders(paths, spec, tasks, names, whole).values()),
+        prediction_folders=_prediction_folders(paths, spec, tasks, names, sources),
         robustness={n: paths.robustness(n) for key in runs if key in is_robust for n in runs[key]},
         folds={key: paths.folds(name) for key, (name, _) in sources.items()},
         labels={(c, p): paths.labels(c, p) for c, p in labelled},
@@ -368,14 +370,14 @@ def _seen(config: Config, runs: list[str]) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for name in runs:
         run = config.run(name)
-        while (other := config.origin_run(run)) is not None:
+        while (other := config.source_run(run)) is not None:
             run = other
         if run.encoder.method:
             found[name] = config.paths.seen(run.name)
     return found
 
 
-def _answers(
+def _prediction_folders(
     paths: Paths,
     spec: Benchmark,
     tasks: dict[str, Task],

@@ -91,7 +91,7 @@ class Plan:
         self.groups = fixed.groups if fixed else groups.plan(self.run_config, known)
         started = fixed.started if fixed else time.time()
         run = FixedRun(text, self.groups, str(kept), self.commits, str(real.revisions()), started)
-        run.announce(moved(f"{folder}/"))
+        run.to_environment(moved(f"{folder}/"))
         self.notices: list[str] = []
         if is_main:
             self.notices = [
@@ -104,8 +104,8 @@ class Plan:
     def _settle(self, file: Path) -> dict[str, list[str]]:
         """Pin pretrained weights to their current commit in the cache if it has changed."""
         commits = revisions.plan(self.run_config, revisions.read(file))
-        self.config = revisions.settled(self.config, commits)
-        self.run_config = revisions.settled(self.run_config, commits)
+        self.config = revisions.pin_revisions(self.config, commits)
+        self.run_config = revisions.pin_revisions(self.run_config, commits)
         return commits
 
     def _job(self, verb: str, **names: Any) -> Job:

@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import Any
 
 from stainssl.config import Config
-from stainssl.errors import disk_faults_told
+from stainssl.errors import translate_disk_errors
 from stainssl.plan.workflow import BUILDERS
 
 
@@ -23,5 +23,5 @@ def run_stage(verb: str, config: Config, *names: Any, **options: Any) -> None:
         StainsslError: the job cannot be planned or run, or the disk is full.
     """
     run = import_module(f"stainssl.stages.{verb}").run
-    with disk_faults_told(config.results):
+    with translate_disk_errors(config.results):
         run(BUILDERS[verb](config, *names), **options)

@@ -99,7 +99,7 @@ def _figures(
         "forest": figures.forest(long, shown),
         "robustness": figures.robustness(long, encoders),
         "few_shot": figures.few_shot({task: _few_shots(job, task) for task in job.tasks}, encoders),
-        "umap": figures.planes(_planes(job)),
+        "umap": figures.umap(_umap(job)),
         "survival": survival_figure(_risk_groups(job, answers)),
     }
 
@@ -146,14 +146,14 @@ def _save(folder: Path, drawn: dict[str, Figure | str]) -> None:
 
 def _folders_by_run(job: BenchmarkJob) -> dict[str, list[Path]]:
     folders: dict[str, list[Path]] = {}
-    for (_, run, _), folder in job.answers.items():
+    for (_, run, _), folder in job.prediction_folders.items():
         folders.setdefault(run, []).append(folder)
     return folders
 
 
 def _answers(job: BenchmarkJob) -> Iterator[Answer]:
     keys = {run: key for key, runs in job.runs.items() for run in runs}
-    for (name, run, head), folder in job.answers.items():
+    for (name, run, head), folder in job.prediction_folders.items():
         task = job.tasks[name]
         head = {PROBE: LINEAR}.get(head, head)
         cohorts = _cohort_patients(job, task)
@@ -234,7 +234,7 @@ def _together(job: BenchmarkJob, answer: Answer, known: Answer) -> pd.DataFrame:
     """Combined predictions: of a gated head, or pooled from slides and clinical columns (late)."""
     if job.tasks[answer.task].fusion == "late":
         return fusion.late(answer.predictions, known.predictions, answer.level)
-    folder = job.answers[answer.task, answer.run, answer.head] / fusion.FOLDER
+    folder = job.prediction_folders[answer.task, answer.run, answer.head] / fusion.FOLDER
     return read_table(folder / "predictions.parquet", "predictions")
 
 
@@ -318,26 +318,26 @@ def _few_shots(job: BenchmarkJob, task: str) -> dict[str, pd.DataFrame]:
         return {}
     found = {}
     for key, runs in job.runs.items():
-        files = [job.answers[task, run, PROBE] / "few_shot.csv" for run in runs]
+        files = [job.prediction_folders[task, run, PROBE] / "few_shot.csv" for run in runs]
         found[key] = pd.concat([_read_metrics(file) for file in files])
     return found
 
 
-def _planes(job: BenchmarkJob) -> dict[str, dict[str, pd.DataFrame]]:
+def _umap(job: BenchmarkJob) -> dict[str, dict[str, pd.DataFrame]]:
     """UMAP of sampled tiles (task → encoder → rows with `x`, `y`, `site`, `label`).
 
     Of an encoder with several seeds, the first is used.
     """
     tasks = _tile_tasks(job)
-    planes: dict[str, dict[str, pd.DataFrame]] = {}
+    coordinates: dict[str, dict[str, pd.DataFrame]] = {}
     for key, runs in job.runs.items():
         if runs[0] not in job.robustness:
             continue
         sample = read_table(job.robustness[runs[0]] / "sample.parquet", "sample")
         for task, rows in sample[sample["task"].isin(tasks)].groupby("task", sort=False):
             x, y = project(np.stack(rows["vector"].to_list()), job.seed).T
-            planes.setdefault(str(task), {})[key] = rows.assign(x=x, y=y)
-    return planes
+            coordinates.setdefault(str(task), {})[key] = rows.assign(x=x, y=y)
+    return coordinates
 
 
 def _curves(answers: list[Answer], seed: int) -> dict[str, dict[str, tuple[str, pd.DataFrame]]]:

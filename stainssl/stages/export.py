@@ -14,7 +14,7 @@ from stainssl.cohort import COLUMNS, PART, parts, read_sheet
 from stainssl.cohort.sheet import OF_COHORT
 from stainssl.cohort.sheet_file import shown
 from stainssl.config import Config, nearest
-from stainssl.errors import StainsslError, disk_faults_told
+from stainssl.errors import StainsslError, translate_disk_errors
 from stainssl.evaluation.kinds import labels_of
 from stainssl.evaluation.labels import Labels
 from stainssl.export.slide import ExportedSlide
@@ -58,7 +58,7 @@ def run(
     """
     if to not in (*FORMATS, QUPATH):
         raise StainsslError(f"--to: unknown tool {to!r}{nearest(to, [*FORMATS, QUPATH])}")
-    with disk_faults_told(out):
+    with translate_disk_errors(out):
         if to == QUPATH:
             _to_qupath(config, cohort, encoder, out, task, head, pictures)
         else:
@@ -103,7 +103,7 @@ def _to_qupath(
     if task is None or head is None:
         raise StainsslError("--to qupath: name the --task and --head whose attention you want.")
     run = config.run(encoder)
-    if source := config.encoders[config.origin(run.key)].features:
+    if source := config.encoders[config.source_encoder(run.key)].features:
         raise StainsslError(
             f"--to qupath: encoders.{encoder} is imported ({source}), and its files do not give "
             "the tile size needed for outlines."

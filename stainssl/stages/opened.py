@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from stainssl.config import Config
-from stainssl.errors import StainsslError, Status, disk_faults_told
+from stainssl.errors import StainsslError, Status, translate_disk_errors
 from stainssl.plan.slides import TileJob, statuses, tile
 from stainssl.runtime.parallel import in_order, job_threads
 from stainssl.stages.gate import too_many_bad
@@ -50,7 +50,7 @@ def run(config: Config, cohort: str, folder: Path) -> Iterator[str]:
     previews = {part: folder / "previews" / part for part in job.previews}
     asked = chain.from_iterable(_slides_of(config, cohort, *part) for part in previews.items())
     table, page, overview = (folder / name for name in ("slides.csv", "slides.html", "tissue.png"))
-    with disk_faults_told(folder):
+    with translate_disk_errors(folder):
         found = [_kept(*opened) for opened in in_order(_opened, asked, job_threads())]
         slides = job.rows.merge(pd.DataFrame(found), on="slide_id", validate="one_to_one")
         write_statuses(slides, cohort, previews, table, page, overview)

@@ -13,7 +13,7 @@ import pandas as pd
 
 from stainssl.cohort import installed, outside_problems, parts
 from stainssl.config import REFERENCE, Cohort, Config, Encoder, Run, dump
-from stainssl.errors import StainsslError, disk_faults_told
+from stainssl.errors import StainsslError, translate_disk_errors
 from stainssl.evaluation.folds import GRADE, RISK, VALUE, read_folds
 from stainssl.evaluation.predictions import THRESHOLD, answer_columns, words_called
 from stainssl.mil import bags as bagging
@@ -104,7 +104,7 @@ def run(
         raise StainsslError("\n".join(found))
     for sentence in installed.missing(new):
         log.warning("%s", sentence)
-    with disk_faults_told(out):
+    with translate_disk_errors(out):
         _predict(config, new, Asked(task, encoder, head), models, reference, pictures)
 
 
@@ -126,7 +126,7 @@ def _trained(
             f"encoders.{encoder} is centred by site, and the mean of a new site could only be"
             f" computed on the slides to predict: use encoders.{run.encoder.vectors}."
         )
-    if source := config.encoders[config.origin(run.key)].features:
+    if source := config.encoders[config.source_encoder(run.key)].features:
         raise StainsslError(
             f"encoders.{encoder} is imported from files ({source}), without a network to embed new "
             "slides: use an encoder with `method` or `weights`."
@@ -209,7 +209,7 @@ def config_of_new(
 
 def _encoders_of_new(config: Config, run: Run) -> dict[str, Encoder]:
     """The encoder with its model as `weights`, after the one whose embeddings it takes, if any."""
-    if (other := config.origin_run(run)) is not None:
+    if (other := config.source_run(run)) is not None:
         vectors = _encoders_of_new(config, other)
         return {**vectors, run.name: run.encoder.model_copy(update={"vectors": other.name})}
     return {

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from stainssl.cohort.installed import absent_reader
 from stainssl.config import Slides, Tiling
-from stainssl.errors import SlideError, StainsslError, Status, disk_faults_told
+from stainssl.errors import SlideError, StainsslError, Status, translate_disk_errors
 from stainssl.extras import how_to_install
 from stainssl.runtime.parallel import job_threads
 from stainssl.slides.errors import require_file, run_with_limits
@@ -55,7 +55,7 @@ def run(
         yield f"{absent}, which reads this format, is not installed: {how_to_install(absent)}"
     yield from tiled(outcome, tiling)
     if picture is not None and outcome.picture is not None:
-        with disk_faults_told(picture.parent), replacing(picture) as made:
+        with translate_disk_errors(picture.parent), replacing(picture) as made:
             made.write_bytes(outcome.picture)
         yield f"picture: {picture}"
     status = f"{outcome.status.value}: {outcome.detail}".removesuffix(": ")

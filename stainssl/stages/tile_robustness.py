@@ -14,11 +14,11 @@ import torch
 from numpy.typing import NDArray
 
 from stainssl.cohort.encoder_checks import source_problems
-from stainssl.cohort.encoder_warnings import is_trained_scale, out_of_reach, too_large
+from stainssl.cohort.encoder_warnings import download_problem, is_trained_scale, memory_problem
 from stainssl.encoders import recipes
 from stainssl.encoders.listing import described
 from stainssl.encoders.loading import load
-from stainssl.errors import StainsslError, disk_faults_told
+from stainssl.errors import StainsslError, translate_disk_errors
 from stainssl.evaluation.probe import balanced_sample
 from stainssl.evaluation.robustness import measure_unlabelled
 from stainssl.evaluation.same_tile import across_sites, shared_tiles, tile_indices
@@ -132,14 +132,14 @@ def _check(asked: TileOptions) -> None:
         problems.append(f"--max-tiles {asked.max_tiles}: at least {MIN_TILES} are compared.")
     if problems:
         raise StainsslError("\n".join(problems))
-    for sentence in (told for s in asked.weights if (told := too_large(s))):
+    for sentence in (told for s in asked.weights if (told := memory_problem(s))):
         log.warning("%s", sentence)
 
 
 def _of_weights(source: str) -> list[str]:
     if found := list(source_problems(source)):
         return found
-    return [told] if (told := out_of_reach(source)) else []
+    return [told] if (told := download_problem(source)) else []
 
 
 def _sample(folder: TileFolder, asked: TileOptions) -> tuple[FileSample, int, list[str]]:
@@ -402,7 +402,7 @@ def _left_out(figures: pd.DataFrame, table: pd.DataFrame, asked: TileOptions) ->
 
 def _write(out: Path, compared: Compared, figures: pd.DataFrame, page: str) -> None:
     picture = tile_robustness(compared.rows, compared.names, figures, COLOR)
-    with disk_faults_told(out):
+    with translate_disk_errors(out):
         write_text(out / TABLE, figures.to_csv(index=False))
         write_text(out / PAGE, page)
         with replacing(out / PICTURE) as made:

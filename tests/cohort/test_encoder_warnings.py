@@ -10,7 +10,7 @@ import torch
 from huggingface_hub import constants
 
 from stainssl.cohort import encoder_warnings
-from stainssl.cohort.encoder_warnings import row_warnings, too_large, warnings
+from stainssl.cohort.encoder_warnings import memory_problem, row_warnings, warnings
 from stainssl.config import parse
 from stainssl.encoders import hub
 from stainssl.encoders.loading import build_network
@@ -114,9 +114,9 @@ def test_files_of_unknown_weights_say_what_they_take(tmp_path, monkeypatch):
     with file.open("wb") as out:
         out.truncate(3 * 10**9)  # takes no room on the disk
     monkeypatch.setattr(encoder_warnings, "memory_bytes", lambda: 2 * 10**9)
-    assert "alone need 3.0 GB in 32 bits, and this device has 2.0" in too_large(f"net@{file}")
-    assert too_large("resnet50") == ""
-    assert too_large("uni@elsewhere.bin") == ""  # 1.2 GB
+    assert "alone need 3.0 GB in 32 bits, and this device has 2.0" in memory_problem(f"net@{file}")
+    assert memory_problem("resnet50") == ""
+    assert memory_problem("uni@elsewhere.bin") == ""  # 1.2 GB
 
 
 H0_MINI = {"init_values": 1e-5, "reg_tokens": 4, "mlp_ratio": 5.33334}  # of its config.json

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from stainssl.config import Config, parse
-from stainssl.datasets import _loaded
+from stainssl.datasets import _load_cached
 from stainssl.evaluation.predictions import THRESHOLD
 from stainssl.stages import run_stage
 from stainssl.stores.embeddings import open_embeddings
@@ -32,7 +32,7 @@ def lean(page: str, releases: dict[str, Path], folder: Path, **tasks: dict[str, 
         benchmark["tasks"] += tasks
     config["tasks"] |= tasks
     config["results"] = str(folder / "results")
-    _loaded.cache_clear()
+    _load_cached.cache_clear()
     return parse(config)
 
 

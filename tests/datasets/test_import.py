@@ -13,7 +13,7 @@ import yaml
 
 from stainssl.cohort import check, read_sheet
 from stainssl.config import dump, parse
-from stainssl.datasets import RELEASES, _loaded, load
+from stainssl.datasets import RELEASES, _load_cached, load
 from stainssl.datasets.importing import run
 from stainssl.errors import StainsslError
 from tests.conftest import REPO
@@ -22,7 +22,7 @@ from tests.datasets.miniature import write_xlsx
 
 def used(name: str, root: Path, **options: str) -> pd.DataFrame:
     """The rows of a folder that are not excluded, by slide."""
-    _loaded.cache_clear()  # tests change folders within one process
+    _load_cached.cache_clear()  # tests change folders within one process
     found = load(name, root, options)
     assert found.problems == []
     return found.sheet[found.sheet["exclude"] == ""].set_index("slide_id", drop=False)
@@ -87,10 +87,10 @@ def test_a_partial_download_excludes_and_completing_it_moves_nothing(
             "slides": {"part_size": 7},
         }
     )
-    _loaded.cache_clear()
+    _load_cached.cache_clear()
     partial = read_sheet(config, "w").set_index("slide_id")["stainssl_part"]
     gone.write_bytes(data)
-    _loaded.cache_clear()
+    _load_cached.cache_clear()
     whole = read_sheet(config, "w").set_index("slide_id")["stainssl_part"]
     assert len(whole) == len(partial) + 1
     assert whole[partial.index].equals(partial)
@@ -104,7 +104,7 @@ def test_bracs_regions_find_their_patients_and_a_patient_in_two_splits(
         "BRACS_patient_112", "N", "benign", "0.25",
     ]  # fmt: skip
     assert "BRACS_101_N_1" not in rows.index  # its patient tests
-    _loaded.cache_clear()
+    _load_cached.cache_clear()
     torn = [s for s in load("bracs-roi", releases["bracs-roi"]).warnings if "splits" in s]
     assert "BRACS_patient_138" in torn[0]
     root = copied(releases, "bracs-roi", tmp_path)
@@ -120,7 +120,7 @@ def test_a_bracs_region_in_the_wrong_folder_is_a_problem(
     root = copied(releases, "bracs-roi", tmp_path)
     folder = root / "latest_version" / "train"
     (folder / "0_N" / "BRACS_102_N_1.png").rename(folder / "6_IC" / "BRACS_102_N_1.png")
-    _loaded.cache_clear()
+    _load_cached.cache_clear()
     assert "the class of their folder" in load("bracs-roi", root).problems[0]
 
 
@@ -133,7 +133,7 @@ def test_yale_numbers_overlap_and_are_other_patients(releases: dict[str, Path]) 
 def test_yale_slides_without_outlines_are_named(releases: dict[str, Path], tmp_path: Path) -> None:
     root = copied(releases, "her2-yale", tmp_path)
     (root / "Annotations" / "Her2Pos_Case_02.xml").unlink()
-    _loaded.cache_clear()
+    _load_cached.cache_clear()
     assert "1 slides have no Annotations" in load("her2-yale", root).notes[0]
     assert load("her2-yale", root, {"tiles": "all"}).notes == []
     config = parse(
@@ -150,11 +150,11 @@ def test_yale_response_reads_a_strict_table_with_words_in_any_case(
     root = copied(releases, "response-yale", tmp_path)
     table = root / "Yale_trastuzumab_response_cohort_metadata_clean.xlsx"
     write_xlsx(table, {"S": [["Patient", "Responder"], ["Case_01", "maybe"]]}, "strict")
-    _loaded.cache_clear()
+    _load_cached.cache_clear()
     assert "classes that are not in the release: maybe" in load("response-yale", root).problems[0]
     write_xlsx(table, {"S": [["Slide", "Outcome"], ["Case_01", "responder"]]}, "strict")
     with pytest.raises(StainsslError, match="no column 'Patient'; found: Slide, Outcome"):
-        _loaded.cache_clear()
+        _load_cached.cache_clear()
         load("response-yale", root)
     assert len(used("response-yale", root, patient="slide", label="outcome")) == 1
 
@@ -251,7 +251,7 @@ def test_amibr_rows_that_contradict_themselves_are_named(
 ) -> None:
     root = copied(releases, "amibr", tmp_path)
     changed(root, column, value)
-    _loaded.cache_clear()
+    _load_cached.cache_clear()
     assert said in load("amibr", root).problems[0]
 
 
@@ -261,10 +261,10 @@ def test_an_amibr_patch_in_the_other_class_or_a_word_for_a_truth_is_told(
     root = copied(releases, "amibr", tmp_path)
     patches = root / "patches"
     (patches / "atypical" / "MIDOG21_0.png").rename(patches / "normal" / "MIDOG21_0.png")
-    _loaded.cache_clear()
+    _load_cached.cache_clear()
     assert "of another class than in the table: MIDOG21_0" in load("amibr", root).problems[0]
     changed(root, "majority_atypical", "maybe")
-    _loaded.cache_clear()
+    _load_cached.cache_clear()
     with pytest.raises(StainsslError, match="majority_atypical is maybe"):
         load("amibr", root)
 
@@ -304,7 +304,7 @@ def test_words_that_are_wrong_are_named(
 @pytest.mark.parametrize("name", RELEASES)
 def test_another_folder_is_a_sentence(name: str, tmp_path: Path) -> None:
     with pytest.raises(StainsslError, match=str(tmp_path)):
-        _loaded.cache_clear()
+        _load_cached.cache_clear()
         load(name, tmp_path)
     with pytest.raises(StainsslError, match=r"gone"):
         load(name, tmp_path / "gone")

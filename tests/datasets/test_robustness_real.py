@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from benchmarks import robustness_real as evidence
-from stainssl.datasets import _loaded
+from stainssl.datasets import _load_cached
 from tests.datasets.docs import config_of, pointed, shrunk
 from tests.datasets.miniature import Pictures
 
@@ -46,7 +46,7 @@ def test_a_release_gets_the_same_table(
     config: dict[str, Any] = shrunk(pointed(config_of(page), releases))
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
     _centres(tmp_path, pictures)
-    _loaded.cache_clear()
+    _load_cached.cache_clear()
     words = ["--cohort", cohort, "--split", "sheet", *label, "--work", str(tmp_path / "work")]
     words += ["--real-data", str(tmp_path), "--backbone", "test_resnet", "--input-size", "32"]
     words += ["--epochs", "1", "--batch-size", "8", "--max-tiles", "40", "--seeds", "0"]

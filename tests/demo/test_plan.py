@@ -11,7 +11,7 @@ from lifelines.utils import concordance_index
 from scipy.stats import spearmanr
 
 from stainssl.cohort import check
-from stainssl.config import SCORES, load
+from stainssl.config import METRICS_BY_KIND, load
 from stainssl.demo import sheet
 from stainssl.demo.plan import COLUMNS, TIL_GROUPS, hazards, plan
 
@@ -96,7 +96,7 @@ def test_groups_are_of_the_number_and_each_has_patients() -> None:
 def test_the_demo_asks_every_kind_of_question_and_its_checks_pass() -> None:
     config = load(REPO / "config.yaml")
     asked = [config.tasks[name] for one in config.benchmarks.values() for name in one.tasks]
-    assert {task.kind for task in asked} == set(SCORES)
+    assert {task.kind for task in asked} == set(METRICS_BY_KIND)
     assert any(task.labels for task in asked)
     assert not [one for one in check(config) if "tasks" in one]
 

@@ -64,9 +64,9 @@ def test_a_plan_is_read_as_a_run_wrote_it(tmp_path):
 def test_a_run_reaches_its_jobs_and_no_later_one_takes_its_place(tmp_path, monkeypatch):
     monkeypatch.setattr("os.environ", dict(os.environ))
     first, second = (FixedRun(f"a: {i}\n", {}, str(tmp_path / "g.json")) for i in (1, 2))
-    first.announce("results/")
+    first.to_environment("results/")
     file = tmp_path / "results" / "configs" / f"{short_digest(first.config)}.yaml"
-    second.announce("results/")
+    second.to_environment("results/")
     assert latest("results/") == second
     restore(file)
     assert file.read_text() == first.config

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from stainssl.config import Config, Encoder, parse
 from stainssl.paths import Paths
-from stainssl.plan.encoders import acting
+from stainssl.plan.encoders import without_unused_keys
 from stainssl.plan.job import Job, Role, as_text
 from stainssl.plan.workflow import BUILDERS
 
@@ -69,11 +69,17 @@ def test_text_tells_tables_apart() -> None:
 def test_keys_that_do_not_act_are_at_their_defaults() -> None:
     train = {"cohorts": ["c"]}
     simclr = Encoder.model_validate({"method": "simclr", "train": train, "views": "same"})
-    assert acting(simclr).views == "one"
+    assert without_unused_keys(simclr).views == "one"
     vicreg = simclr.model_copy(update={"loss": "vicreg", "temperature": 0.9, "seeds": [4]})
-    assert (acting(vicreg).temperature, acting(vicreg).seeds) == (0.2, [0])
+    assert (without_unused_keys(vicreg).temperature, without_unused_keys(vicreg).seeds) == (
+        0.2,
+        [0],
+    )
     random = Encoder.model_validate({"method": "random", "lr": 7.0, "backbone": "resnet18"})
-    assert (acting(random).lr, acting(random).backbone) == (1e-3, "resnet18")
+    assert (without_unused_keys(random).lr, without_unused_keys(random).backbone) == (
+        1e-3,
+        "resnet18",
+    )
 
 
 def test_the_seed_is_a_setting_of_what_draws_by_it(tmp_path: Path) -> None:

@@ -83,7 +83,7 @@ def given(tmp_path):
 def _start(config):
     text = dump(config)
     file = config.paths.run_config(short_digest(text))
-    FixedRun(text, {}, "", started=time.time()).announce("results/")
+    FixedRun(text, {}, "", started=time.time()).to_environment("results/")
     restore(file)
     return file
 
@@ -123,7 +123,7 @@ def test_the_first_job_of_a_run_writes_its_config_again(tmp_path, monkeypatch):
     monkeypatch.setattr("os.environ", dict(os.environ))
     files = {}
     for text in ("a: 1\n", "a: 2\n", "a: 1\n"):
-        FixedRun(text, {}, "", started=time.time()).announce("results/")
+        FixedRun(text, {}, "", started=time.time()).to_environment("results/")
         files[text] = tmp_path / "configs" / f"{short_digest(text)}.yaml"
         restore(files[text])
         os.utime(files[text], (1, 1))

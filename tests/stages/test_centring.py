@@ -159,7 +159,7 @@ def test_a_row_of_its_own_that_is_stored_nowhere(config):
     assert [run.name for run in config.runs_on("clinic")] == ["enc"]
     assert groups.plan(config, {}) == {"clinic": []}
     job = tasks.benchmark(config, "b")
-    assert job.answers["tile", "cut", "probe"] == paths.probe("tile", "cut")
+    assert job.prediction_folders["tile", "cut", "probe"] == paths.probe("tile", "cut")
     assert set(job.robustness) == {"enc"}
     assert job.seen["cut"] == job.seen["enc"]
     for name in ("tile", "slide"):

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from stainssl.cohort import check, outlined
+from stainssl.cohort import check, read_outlines
 from stainssl.config import Config, parse
 from stainssl.errors import StainsslError
 from stainssl.stages import label, run_stage
@@ -172,9 +172,9 @@ def test_annotations_that_make_no_label_are_told_before_any_job(tmp_path: Path) 
     (tmp_path / "s1.geojson").write_text(json.dumps([square("DCIS", 0, 1)]))
     assert "no area in 1 files has the class 'tumor'" in "\n".join(check(config))
     (tmp_path / "s2.geojson").write_text("{}")
-    found = outlined(config, "c")
+    found = read_outlines(config, "c")
     assert found is not None
-    said = "\n".join(found.told())
+    said = "\n".join(found.report())
     assert "annotations: 2 files for 3 slides" in said
     assert "annotated classes: DCIS 1" in said
     assert "1 cannot be read" in said

@@ -193,7 +193,7 @@ def test_an_encoder_that_undoes_the_change_is_told(tmp_path):
 
 
 def test_weights_that_cannot_be_had_are_told_before_a_tile_is_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(tile_robustness, "out_of_reach", lambda _: "they are gated")
+    monkeypatch.setattr(tile_robustness, "download_problem", lambda _: "they are gated")
     with pytest.raises(StainsslError, match="uni: they are gated"):
         list(run(TileOptions(["uni"], tmp_path, tmp_path)))
 

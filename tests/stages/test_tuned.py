@@ -183,11 +183,11 @@ def test_no_step_left_is_known_from_the_config():
 
 def test_adapters_keys_do_not_act_without_adapters():
     plain, other = (_encoder(init="resnet18", lora={"rank": rank}) for rank in (4, 8))
-    acting = [plan_encoders.acting(config.encoders["x"]) for config in (plain, other)]
-    assert acting[0] == acting[1]
+    used = [plan_encoders.without_unused_keys(config.encoders["x"]) for config in (plain, other)]
+    assert used[0] == used[1]
     plain, other = (_encoder(init="resnet18", tune="lora", lora={"rank": r}) for r in (4, 8))
-    acting = [plan_encoders.acting(config.encoders["x"]) for config in (plain, other)]
-    assert acting[0] != acting[1]
+    used = [plan_encoders.without_unused_keys(config.encoders["x"]) for config in (plain, other)]
+    assert used[0] != used[1]
 
 
 @pytest.mark.parametrize(
@@ -198,5 +198,5 @@ def test_adapters_keys_do_not_act_without_adapters():
 )  # fmt: skip
 def test_each_key_is_another_job(key):
     plain, other = _encoder(init="resnet18"), _encoder(init="resnet18", **key)
-    acting = [plan_encoders.acting(config.encoders["x"]) for config in (plain, other)]
-    assert acting[0] != acting[1]
+    used = [plan_encoders.without_unused_keys(config.encoders["x"]) for config in (plain, other)]
+    assert used[0] != used[1]

@@ -33,7 +33,7 @@ rule statuses:
     input:
         unpack(PLAN.inputs("statuses", "cohort")),
     output:
-        table=PATHS.checked("{cohort}"),
+        table=PATHS.slide_statuses("{cohort}"),
         page=report(
             PATHS.slides_page("{cohort}"),
             caption="../report/slides.rst",
