@@ -57,7 +57,7 @@ class StoredRows:
 
     @cached_property
     def _layout(self) -> RowLayout | None:
-        return RowLayout.told(self._folder)
+        return RowLayout.from_metadata(self._folder)
 
     def read(self, start: int, stop: int) -> npt.NDArray[Any]:
         """Read rows `start` to `stop` (exclusive): (stop − start, ...)."""
@@ -87,23 +87,23 @@ class RowLayout:
     shard_rows: int
 
     @classmethod
-    def told(cls, folder: Path) -> RowLayout | None:
+    def from_metadata(cls, folder: Path) -> RowLayout | None:
         """Read the layout from an array's metadata; None if it is another kind of layout."""
         try:
-            told = json.loads((folder / "zarr.json").read_text())
-            (codec,) = told["codecs"]
+            metadata = json.loads((folder / "zarr.json").read_text())
+            (codec,) = metadata["codecs"]
             inner = codec["configuration"]
-            shard, chunk = told["chunk_grid"]["configuration"]["chunk_shape"], inner["chunk_shape"]
-            if shard[1:] != told["shape"][1:] or chunk[1:] != shard[1:] or not _is_plain(inner):
+            shard, chunk = metadata["chunk_grid"]["configuration"]["chunk_shape"], inner["chunk_shape"]
+            if shard[1:] != metadata["shape"][1:] or chunk[1:] != shard[1:] or not _is_plain(inner):
                 return None
-            return cls(tuple(told["shape"]), np.dtype(told["data_type"]), chunk[0], shard[0])
+            return cls(tuple(metadata["shape"]), np.dtype(metadata["data_type"]), chunk[0], shard[0])
         except (OSError, ValueError, TypeError, KeyError):
             return None
 
 
-def _is_plain(told: Mapping[str, Any]) -> bool:
+def _is_plain(metadata: Mapping[str, Any]) -> bool:
     """Whether the only codec of an array or a shard is little-endian (or one-byte) `bytes`."""
-    (codec,) = told["codecs"]
+    (codec,) = metadata["codecs"]
     return codec["name"] == "bytes" and codec.get("configuration", {}).get("endian") != "big"
 
 
@@ -144,11 +144,11 @@ def plain_column(path: Path) -> npt.NDArray[Any] | None:
     Opening a part takes a sixth of the time that zarr takes.
     """
     try:
-        told = json.loads((path / "zarr.json").read_text())
-        if not _is_plain(told):
+        metadata = json.loads((path / "zarr.json").read_text())
+        if not _is_plain(metadata):
             return None
-        (n,), (chunk,) = told["shape"], told["chunk_grid"]["configuration"]["chunk_shape"]
+        (n,), (chunk,) = metadata["shape"], metadata["chunk_grid"]["configuration"]["chunk_shape"]
         files = [path / "c" / str(i) for i in range(-(-n // chunk))]
-        return np.concatenate([np.fromfile(file, told["data_type"]) for file in files])[:n]
+        return np.concatenate([np.fromfile(file, metadata["data_type"]) for file in files])[:n]
     except (OSError, ValueError, TypeError, KeyError):  # a chunk of zeros has no file
         return None
