@@ -93,10 +93,15 @@ class RowLayout:
             metadata = json.loads((folder / "zarr.json").read_text())
             (codec,) = metadata["codecs"]
             inner = codec["configuration"]
-            shard, chunk = metadata["chunk_grid"]["configuration"]["chunk_shape"], inner["chunk_shape"]
+            shard, chunk = (
+                metadata["chunk_grid"]["configuration"]["chunk_shape"],
+                inner["chunk_shape"],
+            )
             if shard[1:] != metadata["shape"][1:] or chunk[1:] != shard[1:] or not _is_plain(inner):
                 return None
-            return cls(tuple(metadata["shape"]), np.dtype(metadata["data_type"]), chunk[0], shard[0])
+            return cls(
+                tuple(metadata["shape"]), np.dtype(metadata["data_type"]), chunk[0], shard[0]
+            )
         except (OSError, ValueError, TypeError, KeyError):
             return None
 
