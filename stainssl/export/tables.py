@@ -18,7 +18,7 @@ class Tables(NamedTuple):
 
     Attributes:
         slides: one row per exported slide: `slide_id`, `patient_id`, other columns of the sheet.
-            A label of a task is a class of the task, empty if unknown.
+            A label of a task is a class of the task; unknown values are empty.
         patients: one row per patient of these slides: `patient_id`, the same other columns.
     """
 
@@ -38,19 +38,25 @@ def tables_of(sheet: pd.DataFrame, written: Sequence[str], labels: Mapping[str, 
         written: slides that were exported.
         labels: column → how a task reads it.
     """
-    read = {c: one.words(sheet[c]) for c, one in labels.items() if c in sheet}
-    slides = sheet.assign(**read)[sheet["slide_id"].isin(set(written))].reset_index(drop=True)
     columns = [c for c in sheet if c not in ("slide_id", "patient_id")]
+    read = {c: _known(sheet[c], labels.get(c)) for c in columns}
+    slides = sheet.assign(**read)[sheet["slide_id"].isin(set(written))].reset_index(drop=True)
     values = {column: _of_patients(sheet, column, labels.get(column)) for column in columns}
     people = pd.Series(slides["patient_id"].unique(), name="patient_id")
     patients = pd.DataFrame({"patient_id": people} | {c: people.map(values[c]) for c in columns})
     return Tables(slides, patients.fillna(""))
 
 
+def _known(values: pd.Series, labels: Labels | None) -> pd.Series:
+    if labels:
+        return labels.words(values)
+    return values.mask(values.map(is_unknown).astype(bool), "")
+
+
 def _of_patients(sheet: pd.DataFrame, column: str, labels: Labels | None) -> dict[str, str]:
     """Value of each patient who has a known one (patient → value)."""
-    words = labels.words(sheet[column]) if labels else sheet[column]
-    known = words[~words.map(is_unknown)]
+    words = _known(sheet[column], labels)
+    known = words[words != ""]
     if labels:
         rank = {word: i for i, word in enumerate(labels.order(known))}
         known = known.loc[known.map(rank).sort_values(ascending=False, kind="stable").index]

@@ -165,6 +165,10 @@ class Contents:
         except FAULTS as error:
             problems.append(f"The slide cannot be opened: {error}")
             return found
+        try:
+            found["remark"] = self.records.remark(cohort, slide)
+        except FAULTS as error:
+            problems.append(str(error))
         pyramid = self.pyramid(cohort, slide)
         for name in ("tiles", "annotations") if found["tiled"] else ("annotations",):
             try:

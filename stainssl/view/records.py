@@ -124,6 +124,21 @@ class Records:
         """
         return self._rows_of(cohort)[slide]
 
+    def remark(self, cohort: str, slide: str) -> str:
+        """Return why a slide is left out, or the note on one that is used; "" if neither.
+
+        Raises:
+            KeyError: unknown cohort or slide.
+            StainsslError: the statuses of its part cannot be read.
+        """
+        path = self.paths.qc(cohort, self.part(cohort, slide))
+        if not path.exists():
+            return ""
+        qc = read_qc(path)
+        rows = qc.loc[qc["slide_id"] == slide, ["status", "detail"]].fillna("")
+        told = [d if s == "ok" else f"Left out: {s}: {d}" for s, d in rows.itertuples(index=False)]
+        return "".join(told)
+
     def readable(self) -> Iterator[str]:
         """Iterate over the cohorts whose sheets can be read; the others are skipped."""
         for cohort in self.config.cohorts:

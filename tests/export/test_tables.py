@@ -53,5 +53,7 @@ def test_labels_are_the_classes_of_the_task_in_both_tables() -> None:
     tables = tables_of(SHEET, WRITTEN, {"her2": labels})
     assert tables.slides["her2"].tolist() == ["neg", "", "pos", "pos", "", "pos"]
     assert tables.slides["grade"].tolist() == ["1", "2", "2", "3", "", "2"]
+    raw = tables_of(SHEET, WRITTEN, {}).slides
+    assert raw["her2"].tolist() == ["0", "", "1", "1", "", "1"]
     found = tables.patients.set_index("patient_id")["her2"]
     assert found.to_dict() == {"p0": "pos", "p1": "pos", "p2": "pos", "p4": ""}

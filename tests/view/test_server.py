@@ -238,8 +238,14 @@ def test_no_write(client: TestClient) -> None:
 
 def test_bad_slides_say_why(client: TestClient, shown: Trained) -> None:
     columns = client.get("/data/cohort/clinic.json").json()["columns"]
-    for slide, status in zip(columns["slide_id"], columns["status"], strict=True):
+    for slide, status, detail in zip(
+        columns["slide_id"], columns["status"], columns["detail"], strict=True
+    ):
         found = client.get(f"/data/slide/clinic/{slide}.json").json()
+        if found["geometry"]:
+            assert found["remark"] == (
+                detail if status == "ok" else f"Left out: {status}: {detail}"
+            )
         if status == "truncated":
             assert found["geometry"] is None
             assert "ends at byte" in found["problems"][0]

@@ -32,6 +32,7 @@ class SlideView {
     this.panes = [];
     const main = document.getElementById("main");
     const problems = data.problems.map((text) => problem(text));
+    if (data.remark) problems.push(el("p", { class: "note", text: data.remark }));
     if (!data.tiled) problems.push(el("p", { class: "note", text: "Not tiled yet: layers that need results are not available." }));
     main.replaceChildren(this.title(), ...problems, el("div", { class: "work" }, this.place = el("div", { class: "panes" }), this.side), this.strip = el("section", { class: this.answer && this.tiles ? "strip waits" : "strip", "aria-label": "Tiles by attention" }));
     if (!data.geometry) {
