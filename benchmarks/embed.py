@@ -27,7 +27,7 @@ import torch
 from stainssl.encoders.embedding import BATCH, GPU_BATCH, embed_pixels
 from stainssl.encoders.loading import LoadedEncoder, load, new_backbone
 from stainssl.encoders.saving import save_local_dir
-from stainssl.runtime.devices import pick
+from stainssl.runtime.devices import reserve_device
 from stainssl.stores.pixels import Pixels, SlidePixels, encode, open_pixels, write_pixels
 
 
@@ -70,7 +70,7 @@ def main() -> None:
     words = parser.parse_args()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "0")) or os.cpu_count() or 1)
     cv2.setNumThreads(1)
-    device = pick()
+    device = reserve_device()
     size = GPU_BATCH if device != "cpu" else BATCH
     pixels = store(words.work / "pixels.zarr", words.tiles, words.side)
     one = encoder(words.work / "model", words.backbone, words.side, device)

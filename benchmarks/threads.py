@@ -42,7 +42,7 @@ from benchmarks.machine import processor
 from stainssl.cli import app
 from stainssl.encoders.embedding import embed_pixels
 from stainssl.encoders.loading import LoadedEncoder
-from stainssl.runtime.parallel import use_threads
+from stainssl.runtime.parallel import set_job_threads
 from stainssl.stores.atomic import write_text
 from stainssl.stores.pixels import Pixels, decode
 from tools.pages import fill, marks
@@ -171,7 +171,7 @@ def side_by_side(config: Path) -> dict[int, float]:
 
 def embedded(pixels: Pixels, threads: int, seconds_a_tile: float = 0.0) -> float:
     """Embed a store with some threads; returns the seconds spent in the network."""
-    use_threads(threads)
+    set_job_threads(threads)
     one, network = encoder(seconds_a_tile)
     for _ in embed_pixels([one], pixels):
         pass

@@ -67,7 +67,7 @@ def _load(path: Path) -> Config:
     return load(path)
 
 
-def _use_threads(threads: int) -> None:
+def _set_threads(threads: int) -> None:
     """Limit the threads of numpy, OpenCV and torch before their import, and of this package.
 
     OpenCV gets one thread, since its calls run in parallel already.
@@ -75,13 +75,13 @@ def _use_threads(threads: int) -> None:
     Args:
         threads: number of threads; 0: all cores.
     """
-    from stainssl.runtime.parallel import use_threads
+    from stainssl.runtime.parallel import set_job_threads
 
     count = threads or os.cpu_count() or 1
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[name] = str(count)
     os.environ["OPENCV_FOR_THREADS_NUM"] = "1"
-    use_threads(count)
+    set_job_threads(count)
 
 
 def _check_names(config: Config, names: dict[str, Any]) -> None:
@@ -110,7 +110,7 @@ def _check_names(config: Config, names: dict[str, Any]) -> None:
 
 def _begin(verb: str, config: Path, threads: int, names: dict[str, Any]) -> Config:
     """Load the config, check the names, and start log lines with the verb and the names."""
-    _use_threads(threads)
+    _set_threads(threads)
     loaded = _load(config)
     _check_names(loaded, names)
     shown = " ".join([verb, *_words(names.values())])
@@ -177,7 +177,7 @@ def cohort_check(
     )
     from stainssl.errors import StainsslError
 
-    _use_threads(threads)
+    _set_threads(threads)
     loaded = _load(config)
     if problems := [*check(loaded, thorough=True), *encoder_checks.problems(loaded)]:
         raise StainsslError("\n".join(problems))
@@ -202,12 +202,12 @@ def cohort_check(
 def _open_slides(config: Config, folder: Path) -> None:
     """Report on the slides of all cohorts; problems are raised once all have been opened."""
     from stainssl.errors import StainsslError
-    from stainssl.stages import opened
+    from stainssl.stages import check_slides
 
     problems = []
     for name in config.cohorts:
         try:
-            for sentence in opened.run(config, name, folder / name):
+            for sentence in check_slides.run(config, name, folder / name):
                 typer.echo(sentence)
         except StainsslError as error:
             problems.append(str(error))
@@ -406,7 +406,7 @@ def robustness(
 
 
 def _robustness_on_tiles(asked: dict[str, Any], folders: str | None, threads: int) -> None:
-    _use_threads(threads)
+    _set_threads(threads)
     logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
     from stainssl.stages.tile_robustness import TileOptions, run
 
@@ -565,7 +565,7 @@ def slide(
     threads: Threads = 1,
 ) -> None:
     """Describe one slide, with the tissue and tiles found by the default tiling."""
-    _use_threads(threads)
+    _set_threads(threads)
     from stainssl.stages.slide import run
 
     for line in run(file, mpp, reader, picture):
@@ -595,9 +595,9 @@ def doctor() -> None:
 
 def main() -> None:
     """Run the command line; errors that the user can fix are printed, with exit code 1."""
-    from stainssl.runtime.limits import leaving
+    from stainssl.runtime.limits import exit_without_waiting
 
-    with leaving():
+    with exit_without_waiting():
         sys.exit(_exit_code())
 
 

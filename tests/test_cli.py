@@ -80,7 +80,7 @@ def test_a_part_or_a_name_that_the_config_does_not_have_is_refused(tmp_path: Pat
 
 @pytest.mark.parametrize("threads", [1, 3])
 def test_opencv_does_not_take_the_cores_that_the_job_was_not_given(threads: int) -> None:
-    given = f"from stainssl import cli; cli._use_threads({threads})"
+    given = f"from stainssl import cli; cli._set_threads({threads})"
     code = f"{given}; import cv2; print(cv2.getNumThreads())"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True, check=False

@@ -30,21 +30,21 @@ def write_slide(folder: Path, slide: ExportedSlide) -> None:
     features = slide.features.astype(np.float32)
     coords = slide.xy_level0_px.astype(np.int32)
     with new_hdf5(folder / "h5_files" / f"{slide.slide_id}.h5") as h5:
-        put(h5, "features", features)
-        put(h5, "coords", coords)
+        create_resizable_dataset(h5, "features", features)
+        create_resizable_dataset(h5, "coords", coords)
     tensor = io.BytesIO()
     torch.save(torch.from_numpy(features), tensor)
     write_bytes(folder / "pt_files" / f"{slide.slide_id}.pt", tensor.getbuffer())
     with new_hdf5(folder / "patches" / f"{slide.slide_id}.h5") as h5:
         size = np.array(slide.size_level0_px)
-        put(h5, "coords", coords).attrs.update({
+        create_resizable_dataset(h5, "coords", coords).attrs.update({
             "patch_size": round(slide.side_level0_px), "patch_level": 0, "downsample": np.ones(2),
             "downsampled_level_dim": size, "level_dim": size, "name": slide.slide_id,
             "save_path": str(folder / "patches"),
         })  # fmt: skip
 
 
-def put(h5: h5py.File, name: str, values: np.ndarray) -> h5py.Dataset:
+def create_resizable_dataset(h5: h5py.File, name: str, values: np.ndarray) -> h5py.Dataset:
     """Create a dataset that is resizable along its rows, in chunks of whole rows."""
     rows = max(1, min(CHUNK_ROWS, len(values)))
     shape = values.shape[1:]

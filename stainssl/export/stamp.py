@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from stainssl.export.clam import put
+from stainssl.export.clam import create_resizable_dataset
 from stainssl.export.slide import ExportedSlide
 from stainssl.export.tables import Tables
 from stainssl.stores.atomic import replacing
@@ -27,8 +27,10 @@ def write_slide(folder: Path, slide: ExportedSlide) -> None:
     """
     path = folder / "features" / f"{slide.slide_id}.h5"
     with new_hdf5(path) as h5:
-        put(h5, "feats", slide.features)
-        put(h5, "coords", (slide.xy_level0_px * slide.level0_mpp).astype(np.float32))
+        create_resizable_dataset(h5, "feats", slide.features)
+        create_resizable_dataset(
+            h5, "coords", (slide.xy_level0_px * slide.level0_mpp).astype(np.float32)
+        )
         h5.attrs.update({
             "stamp_version": LAYOUT, "extractor": slide.encoder, "unit": "um",
             "tile_size_um": slide.tile_px * slide.tile_mpp, "tile_size_px": slide.tile_px,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from stainssl.export.clam import put
+from stainssl.export.clam import create_resizable_dataset
 from stainssl.export.slide import ExportedSlide
 from stainssl.export.tables import Tables
 from stainssl.stores.hdf5 import new_hdf5
@@ -35,12 +35,16 @@ def write_slide(folder: Path, slide: ExportedSlide) -> None:
     base = coords_folder(folder, slide)
     path = base / f"features_{slide.encoder}" / f"{slide.slide_id}.h5"
     with new_hdf5(path) as h5:
-        features = put(h5, "features", slide.features.astype(np.float32))
+        features = create_resizable_dataset(h5, "features", slide.features.astype(np.float32))
         features.attrs.update({"name": slide.slide_id, "savetodir": str(path.parent)})
-        put(h5, "coords", slide.xy_level0_px).attrs.update(_attributes(slide, base))
+        create_resizable_dataset(h5, "coords", slide.xy_level0_px).attrs.update(
+            _attributes(slide, base)
+        )
     path = base / "patches" / f"{slide.slide_id}_patches.h5"
     with new_hdf5(path) as h5:
-        put(h5, "coords", slide.xy_level0_px).attrs.update(_attributes(slide, base))
+        create_resizable_dataset(h5, "coords", slide.xy_level0_px).attrs.update(
+            _attributes(slide, base)
+        )
 
 
 def _attributes(slide: ExportedSlide, base: Path) -> dict[str, int | float | str]:

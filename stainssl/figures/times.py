@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from stainssl.figures.pages import page
-from stainssl.runtime.gpus import gpus_told
+from stainssl.runtime.gpus import gpu_count_from_log
 from stainssl.runtime.pace import duration
 
 _TITLES = {
@@ -48,7 +48,7 @@ def times_by_rule(folder: Path, logs: Path) -> pd.DataFrame:
 
 def _job(folder: Path, file: Path, logs: Path) -> pd.DataFrame:
     log = logs / file.relative_to(folder).with_suffix(".log")
-    gpus = gpus_told(log.read_text(errors="replace")) if log.is_file() else 0
+    gpus = gpu_count_from_log(log.read_text(errors="replace")) if log.is_file() else 0
     rule = file.relative_to(folder).parts[0].removesuffix(".tsv")
     row = pd.read_csv(file, sep="\t", na_values=["-", "NA"]).tail(1)
     cpu = pd.to_numeric(row["cpu_time"]) if "cpu_time" in row else float("nan")

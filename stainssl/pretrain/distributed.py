@@ -38,7 +38,7 @@ class Placement:
 
 
 def placement() -> Placement:
-    """All visible GPUs (`runtime.devices.take`) on all nodes of the SLURM step; else the CPU.
+    """All GPUs of `runtime.devices.reserve_gpus` on all nodes of the SLURM step; else the CPU.
 
     Under `torchrun` the number of processes is that of `torchrun`, also on CPUs.
     """

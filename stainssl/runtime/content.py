@@ -23,8 +23,11 @@ def content_key(path: Path, samples: int = SAMPLES) -> bytes:
         16 bytes.
 
     Raises:
+        ValueError: fewer than 2 samples.
         OSError: the file cannot be read.
     """
+    if samples < 2:
+        raise ValueError(f"samples is {samples}: at least the first and the last block are hashed")
     stat = path.stat()
     return _key(path, samples, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
 

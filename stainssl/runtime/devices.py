@@ -11,14 +11,14 @@ from typing import IO
 
 import torch
 
-from stainssl.runtime.gpus import tell_gpus
+from stainssl.runtime.gpus import log_gpu_count
 
 log = logging.getLogger(__name__)
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 _held: dict[str, IO[str]] = {}  # locks, released by the system when the process ends
 
 
-def take(count: int = 1) -> None:
+def reserve_gpus(count: int = 1) -> None:
     """Reserve GPUs for this process and its children through `CUDA_VISIBLE_DEVICES`.
 
     A scheduler such as SLURM shows a job only its own devices, and all of them are kept. If jobs
@@ -34,17 +34,17 @@ def take(count: int = 1) -> None:
         count: number of GPUs to reserve; 0 for all visible ones.
     """
     if is_slurm_step() and os.environ["SLURM_PROCID"] == "0" and torch.cuda.is_available():
-        tell_gpus(int(os.environ["SLURM_NTASKS"]))  # each process has one
+        log_gpu_count(int(os.environ["SLURM_NTASKS"]))  # each process has one
     if _held or is_one_of_several():
         return
     names = _visible()
     if 0 < count < len(names):
-        _take_free(names, count)
+        _reserve_free(names, count)
     if torch.cuda.is_available():
-        tell_gpus(len(_visible()))
+        log_gpu_count(len(_visible()))
 
 
-def _take_free(names: list[str], count: int) -> None:
+def _reserve_free(names: list[str], count: int) -> None:
     free = [name for name in names if len(_held) < count and _hold(name)]
     if len(free) < count:
         log.warning(
@@ -56,9 +56,9 @@ def _take_free(names: list[str], count: int) -> None:
     os.environ[VISIBLE] = ",".join(free)
 
 
-def pick() -> str:
+def reserve_device() -> str:
     """Reserve one GPU and return `cuda`, or return `cpu` if there is none."""
-    take(1)
+    reserve_gpus(1)
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 

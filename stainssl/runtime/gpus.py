@@ -6,16 +6,16 @@ import logging
 import re
 
 log = logging.getLogger(__name__)
-TOLD = "computing on %d GPU(s)"
-_TOLD = re.compile(r"computing on (\d+) GPU\(s\)")
+GPU_MESSAGE = "computing on %d GPU(s)"
+_GPU_PATTERN = re.compile(r"computing on (\d+) GPU\(s\)")
 
 
-def tell_gpus(count: int) -> None:
+def log_gpu_count(count: int) -> None:
     """Log the number of GPUs of this job; nothing if it is 0."""
     if count:
-        log.info(TOLD, count)
+        log.info(GPU_MESSAGE, count)
 
 
-def gpus_told(text: str) -> int:
+def gpu_count_from_log(text: str) -> int:
     """Number of GPUs that a job used, according to the text of its log; 0 if not logged."""
-    return max(map(int, _TOLD.findall(text)), default=0)
+    return max(map(int, _GPU_PATTERN.findall(text)), default=0)

@@ -1,7 +1,7 @@
 """Time limits for library calls that may hang: a thread that exceeds its limit is abandoned.
 
 A thread inside a C library cannot be terminated. It keeps its memory until the process ends, and
-the process must end without waiting for it (see `leaving`).
+the process must end without waiting for it (see `exit_without_waiting`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 _CHECK_SECONDS = 1.0
-_left_behind: list[Thread] = []
+_abandoned: list[Thread] = []
 _numbers = itertools.count()
 
 
@@ -78,7 +78,7 @@ def within_limit(work: Callable[[], T], seconds: float, call_seconds: float = in
             not change data that others read.
         seconds: limit of the whole work.
         call_seconds: limit of each `library_call` in it, including those in threads started by
-            `in_order`.
+            `parallel_map`.
 
     Raises:
         LateError: a limit was exceeded.
@@ -94,7 +94,7 @@ def within_limit(work: Callable[[], T], seconds: float, call_seconds: float = in
             if result.done():  # raised by `work` itself
                 raise
         if late := _lateness(calls, time.monotonic() - begun, seconds, call_seconds):
-            _left_behind.append(thread)
+            _abandoned.append(thread)
             raise LateError(late)
 
 
@@ -116,7 +116,7 @@ def _lateness(calls: _Calls, spent: float, seconds: float, call_seconds: float) 
 
 
 @contextmanager
-def leaving() -> Iterator[None]:
+def exit_without_waiting() -> Iterator[None]:
     """End the process without waiting for abandoned threads, if the block raises.
 
     `SystemExit` counts, with its exit code; other exceptions are printed, and the code is 1. To be
@@ -125,7 +125,7 @@ def leaving() -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        if not any(thread.is_alive() for thread in _left_behind):
+        if not any(thread.is_alive() for thread in _abandoned):
             raise
         code = error.code if isinstance(error, SystemExit) else 1
         if not isinstance(error, SystemExit):

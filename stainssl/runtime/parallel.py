@@ -19,7 +19,7 @@ R = TypeVar("R")
 _threads = 1
 
 
-def use_threads(count: int) -> None:
+def set_job_threads(count: int) -> None:
     """Set the number of threads of this job, which `job_threads` returns; at least 1."""
     global _threads
     _threads = max(1, count)
@@ -30,7 +30,7 @@ def job_threads() -> int:
     return _threads
 
 
-def in_order(work: Callable[[T], R], items: Iterable[T], threads: int) -> Iterator[R]:
+def parallel_map(work: Callable[[T], R], items: Iterable[T], threads: int) -> Iterator[R]:
     """Apply `work` to each item in threads and yield the results in the order of the items.
 
     At most `2 * threads` items are submitted ahead, so that memory is bounded. With one thread,

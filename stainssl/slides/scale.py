@@ -15,7 +15,7 @@ from PIL import Image
 from scipy import sparse
 
 from stainssl.errors import SlideError, Status
-from stainssl.runtime.parallel import in_order
+from stainssl.runtime.parallel import parallel_map
 from stainssl.slides.pixel_size import INCH_UM, MAX_ANISOTROPY, is_print
 from stainssl.slides.slide import Slide
 
@@ -296,6 +296,6 @@ def read_thumbnail(slide: Slide, mpp: float, slide_mpp: float) -> np.ndarray:
             block,
         )
 
-    for _ in in_order(work, blocks(size_px, block_px), slide.readers):
+    for _ in parallel_map(work, blocks(size_px, block_px), slide.readers):
         pass
     return out

@@ -9,7 +9,7 @@ from queue import SimpleQueue
 
 import numpy as np
 
-from stainssl.runtime.parallel import in_order
+from stainssl.runtime.parallel import parallel_map
 from stainssl.slides.readers import open_slide
 from stainssl.slides.slide import Slide
 
@@ -66,7 +66,9 @@ def open_shared(path: Path, reader: str, readers: int) -> SharedSlide:
     handles: list[Slide] = []
     count = max(1, readers)
     try:
-        for _ in in_order(lambda _: handles.append(open_slide(path, reader)), range(count), count):
+        for _ in parallel_map(
+            lambda _: handles.append(open_slide(path, reader)), range(count), count
+        ):
             pass
     except BaseException:
         for handle in handles:

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from stainssl.errors import SlideError, Status
-from stainssl.runtime.parallel import in_order
+from stainssl.runtime.parallel import parallel_map
 from stainssl.slides.quality import SHARPNESS_MPP, TileQuality, measure_quality
 from stainssl.slides.scale import READ_PX, level_for, read_rectangle
 from stainssl.slides.slide import Slide
@@ -188,7 +188,7 @@ def measure_tiles(slide: Slide, tiles: pd.DataFrame, slide_mpp: float) -> TileQu
         one = measure_quality(image, np.column_stack([x0, y0, x0 + side_px, y0 + side_px]))
         found[rows] = np.column_stack([one.sharpness, one.saturation, one.od])
 
-    for _ in in_order(work, _blocks(x, y, block_level0_px), slide.readers):
+    for _ in parallel_map(work, _blocks(x, y, block_level0_px), slide.readers):
         pass
     return TileQuality(*found.T)
 

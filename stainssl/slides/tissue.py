@@ -16,7 +16,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from stainssl.runtime.parallel import in_order
+from stainssl.runtime.parallel import parallel_map
 from stainssl.slides import maskers
 from stainssl.slides.bits import Bits, ellipse, square
 from stainssl.slides.glass import brightest_smooth_area
@@ -234,7 +234,7 @@ class _Picture:
                 for mask, test in zip(found, tests, strict=True):
                     mask[rows] = test(density)
 
-        for _ in in_order(work, range(0, height, several), self.threads):
+        for _ in parallel_map(work, range(0, height, several), self.threads):
             pass
         return found
 
@@ -549,7 +549,7 @@ def _joined(
     halo = bulk.grown(square(HALO_PX))
     walls = ((color & halo) | (faint - halo)) & allowed - bulk.grown(ellipse(bulk_px))
     gaps = [(walls, walls_px), (dense, close_px)]
-    one, other = in_order(lambda gap: gap[0].closed(ellipse(gap[1])), gaps, threads)
+    one, other = parallel_map(lambda gap: gap[0].closed(ellipse(gap[1])), gaps, threads)
     return (one | other).mask()
 
 

@@ -20,7 +20,7 @@ from stainssl.encoders.stain_profiles import stain_profile, stain_profiles
 from stainssl.encoders.tensors import first_line
 from stainssl.errors import StainsslError
 from stainssl.plan.encoders import EmbedJob, Source
-from stainssl.runtime.devices import pick
+from stainssl.runtime.devices import reserve_device
 from stainssl.runtime.parallel import TimeSpent
 from stainssl.stages import import_features, slide_vectors
 from stainssl.stores.embeddings import write_embeddings
@@ -68,7 +68,7 @@ def _embed(job: EmbedJob, names: list[str]) -> None:
     assert job.pixels is not None
     assert job.tiles is not None
     pixels = open_pixels(job.pixels)
-    device = pick()
+    device = reserve_device()
     sources = [job.sources[name].model for name in names]
     loaded = [load_source(job.sources[name], device) for name in names]
     place = _places(pixels, read_tiles(job.tiles), job.part)

@@ -39,7 +39,7 @@ from stainssl.pretrain.finetune import (
 from stainssl.pretrain.lock import training_lock
 from stainssl.pretrain.methods import NormalizerState, StainInvariant, StainTargets, ViewSettings
 from stainssl.pretrain.train import fingerprint
-from stainssl.runtime.devices import pick
+from stainssl.runtime.devices import reserve_device
 from stainssl.runtime.parallel import job_threads
 from stainssl.stages.embed import load_source
 from stainssl.stages.pretrain import freeze, stain_jitter
@@ -79,7 +79,7 @@ class LabelledTiles:
 
 
 @dataclass(frozen=True)
-class FoldAnswer:
+class FoldPredictions:
     """Predictions of one fold's network.
 
     Attributes:
@@ -99,11 +99,11 @@ class FoldAnswer:
             save_file(values, made, {"cuts": json.dumps(self.cuts)})
 
     @staticmethod
-    def load(path: Path) -> FoldAnswer:
+    def load(path: Path) -> FoldPredictions:
         """Read a file written by `save`."""
         with safe_open(path, "np") as file:
             cuts = json.loads(file.metadata()["cuts"])
-            return FoldAnswer(file.get_tensor("p"), file.get_tensor("readable"), cuts)
+            return FoldPredictions(file.get_tensor("p"), file.get_tensor("readable"), cuts)
 
 
 def run(job: FinetuneJob) -> None:
@@ -114,7 +114,7 @@ def run(job: FinetuneJob) -> None:
     Raises:
         StainsslError: the labels are not suitable for training, or the network cannot be loaded.
     """
-    device = pick()
+    device = reserve_device()
     try:
         labelled, folds = _labelled_tiles(job), read_folds(job.folds)
         _tell_absent(labelled, set(folds["patient_id"]))
@@ -196,22 +196,22 @@ def _answers(
             log.warning("repeat %d fold %d has no test tile and is left out", repeat, fold)
             continue
         try:
-            answer = _answer(job, labelled, (repeat, fold), role, device)
+            predictions = _fold_predictions(job, labelled, (repeat, fold), role, device)
         except StainsslError as error:
             raise StainsslError(f"repeat {repeat} fold {fold}: {error}") from None
-        rows = rows[answer.readable]
+        rows = rows[predictions.readable]
         table = labelled.table.iloc[rows].drop(columns="number")
-        said = prediction_rows(table, labelled.y[rows], labelled.classes, answer.p)
-        tables.append(said.assign(repeat=repeat, fold=fold, **answer.cuts))
+        said = prediction_rows(table, labelled.y[rows], labelled.classes, predictions.p)
+        tables.append(said.assign(repeat=repeat, fold=fold, **predictions.cuts))
     if not sum(map(len, tables)):
         raise StainsslError("No test patient has a labelled tile: check labels and split.")
     return pd.concat(tables, ignore_index=True)
 
 
-def _answer(
+def _fold_predictions(
     job: FinetuneJob, labelled: LabelledTiles, place: tuple[int, int], role: dict[str, set[str]],
     device: str,
-) -> FoldAnswer:  # fmt: skip
+) -> FoldPredictions:  # fmt: skip
     """Train one fold's network and predict its test tiles, or load saved predictions."""
     train, val, test = (labelled.subset(role[name]) for name in ("train", "val", "test"))
     if not len(val.tile):
@@ -223,7 +223,7 @@ def _answer(
     mark = _mark(job, labelled, (train, val, test), encoder, seed)
     kept = job.checkpoints / f"{mark}{KEPT}"
     if kept.exists():
-        return FoldAnswer.load(kept)
+        return FoldPredictions.load(kept)
     settings = _settings(job)
     checkpoint = Checkpoint(job.checkpoints / f"last{KEPT}", mark)
     progress = fit(
@@ -239,9 +239,9 @@ def _answer(
     line = job.calls.recalibration(val.y[seen], of_val)
     cuts = job.calls.cuts(val.y[seen], line(of_val))
     of_test, asked = predict(network, labelled.tiles, test.tile, settings.batch_size)
-    answer = FoldAnswer(line(of_test), asked, cuts)
-    answer.save(kept)
-    return answer
+    predictions = FoldPredictions(line(of_test), asked, cuts)
+    predictions.save(kept)
+    return predictions
 
 
 def _network(

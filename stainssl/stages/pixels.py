@@ -15,7 +15,7 @@ import torch
 
 from stainssl.errors import SlideError
 from stainssl.plan.slides import PixelsJob
-from stainssl.runtime.parallel import TimeSpent, in_order, job_threads, library_threads
+from stainssl.runtime.parallel import TimeSpent, job_threads, library_threads, parallel_map
 from stainssl.slides.errors import run_with_limits
 from stainssl.slides.scale import read_square
 from stainssl.slides.shared import SharedSlide, open_shared
@@ -78,7 +78,7 @@ def _blocks(
             return _Block(jpegs, _profiles(images), list(errors.values()))
 
     rows = (tiles.iloc[start : start + BLOCK] for start in range(0, len(tiles), BLOCK))
-    return in_order(work, rows, workers)
+    return parallel_map(work, rows, workers)
 
 
 def slide_pixels(
@@ -144,7 +144,7 @@ def _each_slide(job: PixelsJob, tiles: pd.DataFrame, spent: TimeSpent) -> Iterat
         fingerprint = fingerprints.get(slide_id)
         return _one(job, slide_id, path, by_slide[slide_id], fingerprint, readers, spent)
 
-    return (found for found in in_order(work, todo, at_once) if found is not None)
+    return (found for found in parallel_map(work, todo, at_once) if found is not None)
 
 
 def _one(

@@ -34,7 +34,7 @@ from stainssl.stores.tiles import read_qc
 
 NEW = "new"  # name of the cohort of new slides in the output folder
 INTERVAL = (0.025, 0.975)  # quantiles over the fold models
-FOREIGN = {
+OUT_OF_RANGE_NOTES = {
     "feature_distance": "its features are outside the task's training range",
     "stain_distance": "its stain is outside the task's training range",
 }
@@ -44,7 +44,7 @@ Models = dict[tuple[int, int], FoldModel]
 
 
 @dataclass(frozen=True)
-class Asked:
+class ModelSelection:
     """Task, encoder and head whose models are applied."""
 
     task: str
@@ -105,7 +105,7 @@ def run(
     for sentence in installed.missing(new):
         log.warning("%s", sentence)
     with translate_disk_errors(out):
-        _predict(config, new, Asked(task, encoder, head), models, reference, pictures)
+        _predict(config, new, ModelSelection(task, encoder, head), models, reference, pictures)
 
 
 def _trained(
@@ -139,13 +139,13 @@ def _trained(
 def _predict(
     config: Config,
     new: Config,
-    asked: Asked,
+    selection: ModelSelection,
     models: Models,
     reference: tuple[Reference, Reference],
     pictures: bool,
 ) -> None:
     """Predict the slides of the config `new` and write the results to its results folder."""
-    out, encoder, level = new.results, asked.encoder, config.tasks[asked.task].level
+    out, encoder, level = new.results, selection.encoder, config.tasks[selection.task].level
     write_text(new.paths.config(), dump(new))  # for `stainssl view`
     spent = TimeSpent()
     slides = _prepared(new, spent)
@@ -161,14 +161,14 @@ def _predict(
         )
     tables = concatenated(one.predictions for one in scored)
     attention = pd.concat([one.attention for one in scored], ignore_index=True)
-    known = known_patients(config, asked.task, encoder)
+    known = known_patients(config, selection.task, encoder)
     slides = slides.assign(known=slides["patient_id"].map(known))
     answers = with_label({label: summary(t, slides, level) for label, t in tables.items()})
-    settings = {**asdict(asked), "models": len(models)}
+    settings = {**asdict(selection), "models": len(models)}
     write_table(out / "by-model.parquet", with_label(tables), "predictions", settings)
     write_table(out / "attention.parquet", attention, "attention", settings)
     write_text(out / "predictions.csv", answers.to_csv(index=False, float_format="%.6g"))
-    title = f"{asked.task}, {asked.head} on {encoder}"
+    title = f"{selection.task}, {selection.head} on {encoder}"
     with spent.on("attention"):
         write_attention(new, NEW, attention, out / "attention", title, pictures)
     log.info("%d %s(s) scored by %d models: %s", len(answers), level, len(models), out)
@@ -297,14 +297,16 @@ def _with_distances(
     means = {slide: mean for one in scored for slide, mean in one.means.items()}
     none = np.empty(0, np.float32)
     out = slides.copy()
-    for column, known, points in zip(FOREIGN, reference, (means, stain), strict=True):
+    for column, known, points in zip(OUT_OF_RANGE_NOTES, reference, (means, stain), strict=True):
         rows = stacked([points.get(slide, none) for slide in slides["slide_id"]])
         if rows.shape[1] != known.points.shape[1]:  # unknown for the new or the training slides
             rows = np.full((len(rows), known.points.shape[1]), np.nan, np.float32)
         out[column] = known.distances(rows)
         for slide, distance in zip(out["slide_id"], out[column], strict=True):
             if distance > 1:
-                log.warning("%s: %s (distance %.2f, limit 1)", slide, FOREIGN[column], distance)
+                log.warning(
+                    "%s: %s (distance %.2f, limit 1)", slide, OUT_OF_RANGE_NOTES[column], distance
+                )
         if not known.points.size:
             log.warning("%s is unknown: no reference to compare the slides with", column)
     has_none = out["stain_distance"].isna() & out["slide_id"].isin(list(means))
@@ -344,7 +346,7 @@ def summary(by_model: pd.DataFrame, slides: pd.DataFrame, level: str) -> pd.Data
     groups = by_model.groupby(unit, sort=False)
     out = slides[slides["tiles"] > 0].groupby(unit, sort=False).agg(
         slides=("slide_id", "size"), tiles=("tiles", "sum"),
-        **{column: (column, "max") for column in FOREIGN},
+        **{column: (column, "max") for column in OUT_OF_RANGE_NOTES},
     )  # fmt: skip
     out = out.loc[[name for name, _ in groups]]
     for column in answer_columns(by_model):
@@ -388,7 +390,7 @@ def _limit(side: str, column: str) -> str:
 
 
 def _notes(row: dict[Hashable, Any], is_bare: bool, known: object) -> list[str]:
-    told = [said for column, said in FOREIGN.items() if row[column] > 1]
+    told = [said for column, said in OUT_OF_RANGE_NOTES.items() if row[column] > 1]
     told += [UNSTAINED] if is_bare else []
     return [*told, known] if isinstance(known, str) else told
 

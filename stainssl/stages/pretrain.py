@@ -52,7 +52,7 @@ from stainssl.pretrain.train import (
 )
 from stainssl.pretrain.tuning import DistillationLoss, freeze_all_but
 from stainssl.pretrain.views import ViewGeometry
-from stainssl.runtime.devices import take
+from stainssl.runtime.devices import reserve_gpus
 from stainssl.stain import StainProfile
 from stainssl.stain import targets as stain_targets
 from stainssl.stores.atomic import replacing, write_text
@@ -113,7 +113,7 @@ def run(job: PretrainJob, gpus: int = 0) -> None:
             `stainssl.pretrain.train.fit`).
     """
     encoder = job.encoder
-    take(gpus)
+    reserve_gpus(gpus)
     torch.manual_seed(job.seed)  # the same initial weights for every method
     size = encoder.input_size or job.tile_px
     adapted = encoder.tune == "lora" and not encoder.lora.merge

@@ -22,7 +22,7 @@ from stainssl.evaluation.robustness import measure, measure_unlabelled, most_dif
 from stainssl.evaluation.stainings import MetricRow, Stainings
 from stainssl.plan.encoders import RobustnessJob
 from stainssl.plan.rows import Part
-from stainssl.runtime.devices import pick
+from stainssl.runtime.devices import reserve_device
 from stainssl.stages.embed import load_source
 from stainssl.stages.probe import part_labels, rows_of_part
 from stainssl.stain import LabStats, StainProfile, estimate, normalize
@@ -100,7 +100,7 @@ def run(job: RobustnessJob) -> None:
     Raises:
         StainsslError: an input is missing, or the tiles of a tile task are not sufficient.
     """
-    loaded = load_source(job.source, pick())
+    loaded = load_source(job.source, reserve_device())
     figures, predictions, samples = [], [], []
     for name, task in job.tasks.items():
         measured = _measure_task if task["label"] is not None else _measure_unlabelled

@@ -16,7 +16,7 @@ from stainssl.slides.scale import resolve_mpp
 from stainssl.slides.shared import open_shared
 from stainssl.slides.slide import Slide
 from stainssl.slides.tiling import BACKGROUND
-from stainssl.stages.tile import Outcome, tile_slide
+from stainssl.stages.tile import TilingResult, tile_slide
 from stainssl.stores.atomic import replacing
 
 
@@ -47,39 +47,41 @@ def run(
     tiling = tiling or Tiling()
     try:
         work = partial(_looked_at, path, mpp, reader, tiling)
-        lines, outcome = run_with_limits(path, Slides().max_minutes, work)
+        lines, result = run_with_limits(path, Slides().max_minutes, work)
     except SlideError as late:
-        lines, outcome = [], Outcome(path.stem, status=late.status, detail=late.detail)
+        lines, result = [], TilingResult(path.stem, status=late.status, detail=late.detail)
     yield from lines
     if reader == "auto" and (absent := absent_reader(path)):
         yield f"{absent}, which reads this format, is not installed: {how_to_install(absent)}"
-    yield from tiled(outcome, tiling)
-    if picture is not None and outcome.picture is not None:
+    yield from tiling_lines(result, tiling)
+    if picture is not None and result.picture is not None:
         with translate_disk_errors(picture.parent), replacing(picture) as made:
-            made.write_bytes(outcome.picture)
+            made.write_bytes(result.picture)
         yield f"picture: {picture}"
-    status = f"{outcome.status.value}: {outcome.detail}".removesuffix(": ")
-    if outcome.status not in (Status.OK, Status.EMPTY):
-        of_size = outcome.status in (Status.NO_MPP, Status.ABSURD_MPP)
+    status = f"{result.status.value}: {result.detail}".removesuffix(": ")
+    if result.status not in (Status.OK, Status.EMPTY):
+        of_size = result.status in (Status.NO_MPP, Status.ABSURD_MPP)
         raise StainsslError(f"{path}: {status}{' Here that is --mpp.' if of_size else ''}")
     yield f"status: {status}"
 
 
-def _looked_at(path: Path, mpp: float, reader: str, tiling: Tiling) -> tuple[list[str], Outcome]:
-    """Describe and tile a slide: lines of text, and the outcome of tiling."""
+def _looked_at(
+    path: Path, mpp: float, reader: str, tiling: Tiling
+) -> tuple[list[str], TilingResult]:
+    """Describe and tile a slide: lines of text, and the result of tiling."""
     lines: list[str] = []
-    outcome = Outcome(path.stem)
+    result = TilingResult(path.stem)
     try:
         require_file(path, path.absolute().parent)
         with open_shared(path, reader, job_threads()) as slide:
-            lines += described(slide, mpp)
-            tile_slide(outcome, slide, mpp, tiling)
+            lines += slide_lines(slide, mpp)
+            tile_slide(result, slide, mpp, tiling)
     except SlideError as error:
-        outcome.status, outcome.detail = error.status, error.detail
-    return lines, outcome
+        result.status, result.detail = error.status, error.detail
+    return lines, result
 
 
-def described(slide: Slide, mpp: float) -> Iterator[str]:
+def slide_lines(slide: Slide, mpp: float) -> Iterator[str]:
     """Lines on the reader, size, levels, pixel size, objective and bounds of an open slide.
 
     Args:
@@ -112,15 +114,15 @@ def _pixel_size(slide: Slide, mpp: float) -> str:
     return f"{used:.4g} ({word}; stated: {stated or 'none'})"
 
 
-def tiled(outcome: Outcome, tiling: Tiling) -> Iterator[str]:
+def tiling_lines(result: TilingResult, tiling: Tiling) -> Iterator[str]:
     """Lines on brightfield, tissue and tiles, as far as the slide could be processed."""
-    if outcome.is_brightfield is not None:
-        yield f"brightfield: {'yes' if outcome.is_brightfield else 'no'}"
-    if outcome.picture is None:
+    if result.is_brightfield is not None:
+        yield f"brightfield: {'yes' if result.is_brightfield else 'no'}"
+    if result.picture is None:
         return
-    yield f"tissue: {outcome.tissue_mm2:.4g} mm², mask at {tiling.mask.mpp:g} µm/px"
-    counts = dict(outcome.counts)
-    kept, places = counts.pop("kept"), sum(outcome.counts.values())
+    yield f"tissue: {result.tissue_mm2:.4g} mm², mask at {tiling.mask.mpp:g} µm/px"
+    counts = dict(result.counts)
+    kept, places = counts.pop("kept"), sum(result.counts.values())
     reasons = [f"{counts.pop(BACKGROUND)} without tissue"]
     reasons += [f"{count} by {reason}" for reason, count in counts.items() if count]
     yield (

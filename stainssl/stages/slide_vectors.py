@@ -12,7 +12,7 @@ from stainssl.encoders.listing import described
 from stainssl.encoders.slide_encoders import LoadedSlideEncoder, load
 from stainssl.errors import StainsslError
 from stainssl.export.read import UNKNOWN
-from stainssl.runtime.devices import pick
+from stainssl.runtime.devices import reserve_device
 from stainssl.stores.embeddings import Embeddings, open_embeddings, write_embeddings
 
 log = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ def run(source: str, taken: Path, encoder: str, path: Path) -> None:
         StainsslError: the encoder cannot be loaded, or the tile embeddings have the wrong
             dimension.
     """
-    store, loaded = open_embeddings(taken), load(source, pick())
+    store, loaded = open_embeddings(taken), load(source, reserve_device())
     wanted, found = loaded.recipe.tile_dim, store.features.shape[1]
     if len(store) and wanted != found:
         raise StainsslError(

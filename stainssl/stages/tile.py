@@ -21,7 +21,7 @@ from stainssl.config import Tiling
 from stainssl.errors import SlideError, StainsslError, Status
 from stainssl.figures.slides import preview
 from stainssl.plan.slides import TileJob
-from stainssl.runtime.parallel import TimeSpent, in_order, job_threads, library_threads
+from stainssl.runtime.parallel import TimeSpent, job_threads, library_threads, parallel_map
 from stainssl.slides.annotation_files import Areas, read_annotations
 from stainssl.slides.annotations import discard_outside
 from stainssl.slides.brightfield import (
@@ -70,7 +70,7 @@ PROBE_PX = 64  # side of the regions read to check that a level can be read
 
 
 @dataclass
-class Outcome:
+class TilingResult:
     """Result of tiling one slide, filled in as far as tiling got."""
 
     slide_id: str
@@ -137,13 +137,13 @@ def _refuse_grey(least: np.ndarray, most: np.ndarray) -> None:
         raise SlideError(Status.UNSUPPORTED, "The slide is grayscale: stain analysis needs color.")
 
 
-def _outlined(outcome: Outcome, slide: Slide) -> Areas:
+def _outlined(result: TilingResult, slide: Slide) -> Areas:
     """Read the outlines that tiles must lie in, in level-0 px of the slide.
 
     Raises:
         SlideError: `empty` without a file, `unreadable` if it cannot be read.
     """
-    path = outcome.regions
+    path = result.regions
     assert path is not None
     try:
         areas = read_annotations(path).areas
@@ -151,15 +151,15 @@ def _outlined(outcome: Outcome, slide: Slide) -> Areas:
         raise SlideError(Status.EMPTY, f"No outlines: {path} does not exist.") from None
     except StainsslError as error:
         raise SlideError(Status.UNREADABLE, str(error)) from error
-    return in_slide(areas, origin_of(path, outcome.regions_frame, slide.bounds_level0_px))
+    return in_slide(areas, origin_of(path, result.regions_frame, slide.bounds_level0_px))
 
 
-def _why_empty(outcome: Outcome, tiling: Tiling) -> str:
-    if not len(outcome.tiles):
+def _why_empty(result: TilingResult, tiling: Tiling) -> str:
+    if not len(result.tiles):
         return f"No tissue found at {tiling.mask.mpp:g} µm/px."
-    counts = sorted(((outcome.counts[name], REASON_WORDS[name]) for name in REASONS), reverse=True)
+    counts = sorted(((result.counts[name], REASON_WORDS[name]) for name in REASONS), reverse=True)
     reasons = ", ".join(f"{count} {words}" for count, words in counts if count)
-    return f"{outcome.tissue_mm2:.3g} mm² of tissue, but no tile kept: {reasons}."
+    return f"{result.tissue_mm2:.3g} mm² of tissue, but no tile kept: {reasons}."
 
 
 def _png(picture: Image.Image) -> bytes:
@@ -168,66 +168,66 @@ def _png(picture: Image.Image) -> bytes:
     return made.getvalue()
 
 
-def _picture(outcome: Outcome, slide: Slide, thumbnail: np.ndarray, tissue: TissueMap) -> bytes:
+def _picture(result: TilingResult, slide: Slide, thumbnail: np.ndarray, tissue: TissueMap) -> bytes:
     """The preview as a PNG."""
     title = (
-        f"{outcome.slide_id}: {outcome.status.value}, {outcome.mpp:.4g} µm/px "
-        f"({outcome.mpp_source}), {outcome.tissue_mm2:.3g} mm² of tissue"
+        f"{result.slide_id}: {result.status.value}, {result.mpp:.4g} µm/px "
+        f"({result.mpp_source}), {result.tissue_mm2:.3g} mm² of tissue"
     )
     origin = slide.bounds_level0_px[:2]
     masks = tissue.tissue, tissue.ink
-    tiles = outcome.tiles, outcome.mpp
+    tiles = result.tiles, result.mpp
     return _png(preview(thumbnail, *masks, tissue.mpp, *tiles, origin, title))
 
 
-def tile_slide(outcome: Outcome, slide: Slide, sheet_mpp: float, tiling: Tiling) -> None:
+def tile_slide(result: TilingResult, slide: Slide, sheet_mpp: float, tiling: Tiling) -> None:
     """Find tissue and tiles of one open slide and draw its picture.
 
     Args:
-        outcome: filled in as far as the slide can be processed.
+        result: filled in as far as the slide can be processed.
         slide: open slide.
         sheet_mpp: µm/px at level 0 from the sheet; NaN if not given.
         tiling: tiling settings.
 
     Raises:
-        SlideError: the slide cannot be used; `outcome` has what was found before.
+        SlideError: the slide cannot be used; `result` has what was found before.
         OSError: the machine, the disk or the mount failed.
     """
-    with outcome.spent.on("reading"):
+    with result.spent.on("reading"):
         _probe(slide)
-    outcome.mpp, outcome.mpp_source, outcome.detail = resolve_mpp(sheet_mpp, slide)
-    coarse = check_enlargement(outcome.mpp, tiling.mpp, tiling.max_enlargement)
-    outcome.detail = f"{coarse} {outcome.detail}".strip()
-    squares = grid(slide.bounds_level0_px, outcome.mpp, tiling.mpp, tiling.size, tiling.overlap)
+    result.mpp, result.mpp_source, result.detail = resolve_mpp(sheet_mpp, slide)
+    coarse = check_enlargement(result.mpp, tiling.mpp, tiling.max_enlargement)
+    result.detail = f"{coarse} {result.detail}".strip()
+    squares = grid(slide.bounds_level0_px, result.mpp, tiling.mpp, tiling.size, tiling.overlap)
     mask = tiling.mask
-    mask_mpp = max(mask.mpp, outcome.mpp)  # not finer than the slide
-    with outcome.spent.on("reading"):
-        thumbnail = read_thumbnail(slide, mask_mpp, outcome.mpp)
+    mask_mpp = max(mask.mpp, result.mpp)  # not finer than the slide
+    with result.spent.on("reading"):
+        thumbnail = read_thumbnail(slide, mask_mpp, result.mpp)
     channels = channel_range(thumbnail)
     ground = brightest_smooth_area(thumbnail)
-    outcome.is_brightfield = is_brightfield(*channels, ground)
+    result.is_brightfield = is_brightfield(*channels, ground)
     require_brightfield(*channels, ground)
     _refuse_grey(*channels)
     areas_um2 = mask.min_area_um2, mask.min_hole_um2
-    with outcome.spent.on("mask"):
+    with result.spent.on("mask"):
         tissue = segment_tissue(thumbnail, mask_mpp, mask.kind, *areas_um2, threads=slide.readers)
-    outcome.tissue_mm2 = float(np.count_nonzero(tissue.tissue) * mask_mpp**2 / 1e6)
+    result.tissue_mm2 = float(np.count_nonzero(tissue.tissue) * mask_mpp**2 / 1e6)
     told = light_fault(thumbnail, tissue, ground) or not_h_and_e(thumbnail, tissue)
-    outcome.detail = f"{told} {outcome.detail}".strip()
-    with outcome.spent.on("reading and measuring tiles"):
-        outcome.tiles = tile_table(slide, outcome.mpp, squares, tissue, _limits(tiling))
-    if outcome.regions is not None:
-        outcome.tiles = discard_outside(outcome.tiles, _outlined(outcome, slide))
-    outcome.counts = counts(outcome.tiles, len(squares))
-    if not outcome.counts["kept"]:
-        outcome.status = Status.EMPTY
-        outcome.detail = f"{_why_empty(outcome, tiling)} {outcome.detail}".strip()
-    with outcome.spent.on("picture"):
-        outcome.picture = _picture(outcome, slide, thumbnail, tissue)
+    result.detail = f"{told} {result.detail}".strip()
+    with result.spent.on("reading and measuring tiles"):
+        result.tiles = tile_table(slide, result.mpp, squares, tissue, _limits(tiling))
+    if result.regions is not None:
+        result.tiles = discard_outside(result.tiles, _outlined(result, slide))
+    result.counts = counts(result.tiles, len(squares))
+    if not result.counts["kept"]:
+        result.status = Status.EMPTY
+        result.detail = f"{_why_empty(result, tiling)} {result.detail}".strip()
+    with result.spent.on("picture"):
+        result.picture = _picture(result, slide, thumbnail, tissue)
 
 
 def _tile_patch(
-    outcome: Outcome, slide: Slide, sheet_mpp: float, tiling: Tiling, is_cut: bool
+    result: TilingResult, slide: Slide, sheet_mpp: float, tiling: Tiling, is_cut: bool
 ) -> None:
     """Find the tiles of a patch, without a mask or limits: all are kept.
 
@@ -235,32 +235,32 @@ def _tile_patch(
     tiles at the tiling's scale.
     """
     is_given = not np.isnan(sheet_mpp)
-    outcome.mpp, outcome.mpp_source, _ = resolve_mpp(sheet_mpp if is_given else tiling.mpp, slide)
+    result.mpp, result.mpp_source, _ = resolve_mpp(sheet_mpp if is_given else tiling.mpp, slide)
     if not is_given:
-        outcome.mpp_source = "tiling"
+        result.mpp_source = "tiling"
     if is_cut:
-        outcome.detail = check_enlargement(outcome.mpp, tiling.mpp, tiling.max_enlargement)
+        result.detail = check_enlargement(result.mpp, tiling.mpp, tiling.max_enlargement)
         bounds = slide.bounds_level0_px
-        squares = grid(bounds, outcome.mpp, tiling.mpp, tiling.size, tiling.overlap)
+        squares = grid(bounds, result.mpp, tiling.mpp, tiling.size, tiling.overlap)
         x, y = squares.corners()
         tiles = pd.DataFrame({"tile": np.arange(len(x)), "x": x, "y": y})
         tiles["side"] = squares.side_level0_px
     else:
         side = float(min(slide.bounds_level0_px[2:]))
         tiles = pd.DataFrame({"tile": [0], "x": [0], "y": [0], "side": [side]})
-        outcome.detail = _is_no_tile(outcome, slide, side, tiling)
-    with outcome.spent.on("reading and measuring tiles"):
-        measured = measure_tiles(slide, tiles, outcome.mpp)
+        result.detail = _is_no_tile(result, slide, side, tiling)
+    with result.spent.on("reading and measuring tiles"):
+        measured = measure_tiles(slide, tiles, result.mpp)
     tiles = tiles.assign(tissue=1.0, pen=0.0, kept=True, reason="", **vars(measured))
-    outcome.tiles = tiles[list(COLUMNS)]
-    outcome.counts = counts(outcome.tiles, len(tiles))
-    outcome.tissue_mm2 = float("nan")
+    result.tiles = tiles[list(COLUMNS)]
+    result.counts = counts(result.tiles, len(tiles))
+    result.tissue_mm2 = float("nan")
 
 
-def _is_no_tile(outcome: Outcome, slide: Slide, side_level0_px: float, tiling: Tiling) -> str:
+def _is_no_tile(result: TilingResult, slide: Slide, side_level0_px: float, tiling: Tiling) -> str:
     """Note if the square used of a patch differs from a tile of the tiling; otherwise empty."""
     _, _, width, height = slide.bounds_level0_px
-    share, mpp = side_level0_px**2 / (width * height), side_level0_px * outcome.mpp / tiling.size
+    share, mpp = side_level0_px**2 / (width * height), side_level0_px * result.mpp / tiling.size
     is_other_scale = abs(mpp / tiling.mpp - 1) > MAX_SCALE_ERROR
     if share >= MIN_SHARE_USED and not is_other_scale:
         return ""
@@ -271,14 +271,14 @@ def _is_no_tile(outcome: Outcome, slide: Slide, side_level0_px: float, tiling: T
     )
 
 
-def _patch_picture(outcome: Outcome, slide: Slide) -> bytes:
+def _patch_picture(result: TilingResult, slide: Slide) -> bytes:
     """The patch with a title, as a PNG."""
     _, _, width, height = slide.bounds_level0_px
     image = slide.read_region(0, 0, 0, (width, height))
     nothing = np.zeros(image.shape[:2], bool)
-    title = f"{outcome.slide_id}: {outcome.mpp:.4g} µm/px ({outcome.mpp_source})"
-    mpp = outcome.mpp
-    return _png(preview(image, nothing, nothing, mpp, outcome.tiles, mpp, (0, 0), title))
+    title = f"{result.slide_id}: {result.mpp:.4g} µm/px ({result.mpp_source})"
+    mpp = result.mpp
+    return _png(preview(image, nothing, nothing, mpp, result.tiles, mpp, (0, 0), title))
 
 
 def _refuse_missing(error: SlideError, slide_id: str) -> None:
@@ -301,7 +301,7 @@ def _vanished(path: Path, folder: Path) -> tuple[Status, str]:
     raise FileNotFoundError(errno.ENOENT, "gone for a moment", str(path))
 
 
-def tile_row(job: TileJob, row: Any, number: int) -> Outcome:
+def tile_row(job: TileJob, row: Any, number: int) -> TilingResult:
     """Tile the slide or patch of one row of `job.rows`, without writing anything.
 
     Args:
@@ -315,32 +315,32 @@ def tile_row(job: TileJob, row: Any, number: int) -> Outcome:
     """
     started = time.monotonic()
     try:
-        outcome = run_with_limits(
+        result = run_with_limits(
             Path(row.path), job.max_minutes, partial(_tile_row, job, row, number)
         )
-    except SlideError as late:  # a new outcome, since an abandoned thread may still change its own
-        outcome = Outcome(str(row.slide_id), status=late.status, detail=late.detail)
-    outcome.seconds = time.monotonic() - started
-    return outcome
+    except SlideError as late:  # a new result, since an abandoned thread may still change its own
+        result = TilingResult(str(row.slide_id), status=late.status, detail=late.detail)
+    result.seconds = time.monotonic() - started
+    return result
 
 
-def _tile_row(job: TileJob, row: Any, number: int) -> Outcome:
+def _tile_row(job: TileJob, row: Any, number: int) -> TilingResult:
     regions = job.regions and Path(job.regions.format(slide_id=row.slide_id))
-    outcome = Outcome(str(row.slide_id), regions or None, job.regions_frame)
+    result = TilingResult(str(row.slide_id), regions or None, job.regions_frame)
     try:
         require_file(Path(row.path), job.root)
         with (
             staged(Path(row.path), *job.staging) as place,
             open_shared(place, job.reader, _threads_of_slide(job)) as slide,
         ):
-            _work(job, outcome, slide, float(row.mpp), number)
+            _work(job, result, slide, float(row.mpp), number)
     except SlideError as error:
         if error.status is Status.MISSING and not job.may_miss:
-            _refuse_missing(error, outcome.slide_id)
-        outcome.status, outcome.detail = error.status, error.detail
+            _refuse_missing(error, result.slide_id)
+        result.status, result.detail = error.status, error.detail
     except FileNotFoundError:
-        outcome.status, outcome.detail = _vanished(Path(row.path), job.root)
-    return outcome
+        result.status, result.detail = _vanished(Path(row.path), job.root)
+    return result
 
 
 def _threads_of_slide(job: TileJob) -> int:
@@ -348,23 +348,23 @@ def _threads_of_slide(job: TileJob) -> int:
     return max(1, job_threads() // max(1, len(job.rows)))
 
 
-def _work(job: TileJob, outcome: Outcome, slide: Slide, sheet_mpp: float, number: int) -> None:
-    """Tile one open slide or patch and draw its picture, filling in `outcome`."""
-    outcome.vendor, outcome.reader = slide.vendor, slide.reader
-    outcome.fingerprint = SlideFingerprint.of(slide.path, slide)
-    outcome.bounds_level0_px = slide.bounds_level0_px
+def _work(job: TileJob, result: TilingResult, slide: Slide, sheet_mpp: float, number: int) -> None:
+    """Tile one open slide or patch and draw its picture, filling in `result`."""
+    result.vendor, result.reader = slide.vendor, slide.reader
+    result.fingerprint = SlideFingerprint.of(slide.path, slide)
+    result.bounds_level0_px = slide.bounds_level0_px
     if job.kind != "patches":
-        tile_slide(outcome, slide, sheet_mpp, job.tiling)
+        tile_slide(result, slide, sheet_mpp, job.tiling)
         return
-    _tile_patch(outcome, slide, sheet_mpp, job.tiling, job.patches == "cut")
+    _tile_patch(result, slide, sheet_mpp, job.tiling, job.patches == "cut")
     if number < MAX_COLORED_PATCHES:
-        outcome.overview = read_thumbnail(slide, max(COLORS_MPP, outcome.mpp), outcome.mpp)
+        result.overview = read_thumbnail(slide, max(COLORS_MPP, result.mpp), result.mpp)
     if number < MAX_PATCH_PREVIEWS:
-        outcome.picture = _patch_picture(outcome, slide)
+        result.picture = _patch_picture(result, slide)
 
 
-def _joined(outcomes: list[Outcome]) -> pd.DataFrame:
-    frames = [o.tiles.assign(slide_id=o.slide_id) for o in outcomes if len(o.tiles)]
+def _joined(results: list[TilingResult]) -> pd.DataFrame:
+    frames = [r.tiles.assign(slide_id=r.slide_id) for r in results if len(r.tiles)]
     return pd.concat(frames, ignore_index=True) if frames else _no_tiles()
 
 
@@ -382,57 +382,57 @@ def run(job: TileJob) -> None:
         OSError: the cohort's folder is gone, or the disk, the mount or the memory failed. Nothing
             is written, so that the job can be retried.
     """
-    outcomes, spent = [], TimeSpent()
+    results, spent = [], TimeSpent()
     rows = enumerate(job.rows.itertuples(index=False))
     opencv = library_threads(cv2.getNumThreads, cv2.setNumThreads, _threads_of_slide(job))
     with replacing(job.previews) as folder, opencv:
         folder.mkdir()
-        for outcome in in_order(partial(_numbered, job), rows, job_threads()):
-            if outcome.picture is not None:
-                (folder / f"{outcome.slide_id}.png").write_bytes(outcome.picture)
-                outcome.picture = None
-            _tell(outcome, logging.DEBUG if job.kind == "patches" else logging.INFO)
-            spent.include(outcome.spent)
-            outcomes.append(outcome)
-        _tell_no_tiles(outcomes, job)
-        _tell_colors(outcomes)
+        for result in parallel_map(partial(_numbered, job), rows, job_threads()):
+            if result.picture is not None:
+                (folder / f"{result.slide_id}.png").write_bytes(result.picture)
+                result.picture = None
+            _tell(result, logging.DEBUG if job.kind == "patches" else logging.INFO)
+            spent.include(result.spent)
+            results.append(result)
+        _tell_no_tiles(results, job)
+        _tell_colors(results)
         settings = {"tiling": job.tiling.model_dump(mode="json"), "reader": job.reader}
         with spent.on("writing"):
-            write_tiles(job.tiles, _joined(outcomes), settings)
-            write_qc(job.qc, pd.DataFrame([outcome.row() for outcome in outcomes]), settings)
-    log.info("%s", spent.line(len(outcomes), "slides"))
+            write_tiles(job.tiles, _joined(results), settings)
+            write_qc(job.qc, pd.DataFrame([result.row() for result in results]), settings)
+    log.info("%s", spent.line(len(results), "slides"))
 
 
-def _numbered(job: TileJob, row: tuple[int, Any]) -> Outcome:
+def _numbered(job: TileJob, row: tuple[int, Any]) -> TilingResult:
     return tile_row(job, row[1], row[0])
 
 
-def _tell(outcome: Outcome, level: int) -> None:
+def _tell(result: TilingResult, level: int) -> None:
     """Log one line per slide; usable patches, of which there may be 100,000, at level DEBUG."""
-    if outcome.status is Status.OK:
-        said = outcome.slide_id, outcome.counts["kept"], outcome.seconds, outcome.detail
-        if outcome.detail and level == logging.INFO:
+    if result.status is Status.OK:
+        said = result.slide_id, result.counts["kept"], result.seconds, result.detail
+        if result.detail and level == logging.INFO:
             level = logging.WARNING
         log.log(level, "%s: %d tiles kept in %.1f s %s", *said)
     else:
-        log.warning("%s: %s: %s", outcome.slide_id, outcome.status.value, outcome.detail)
+        log.warning("%s: %s: %s", result.slide_id, result.status.value, result.detail)
 
 
-def _tell_no_tiles(outcomes: list[Outcome], job: TileJob) -> None:
+def _tell_no_tiles(results: list[TilingResult], job: TileJob) -> None:
     """Log one line for all patches of a part that differ from tiles of the tiling."""
-    told = [o for o in outcomes if o.status is Status.OK and o.detail]
+    told = [r for r in results if r.status is Status.OK and r.detail]
     if job.kind == "patches" and told:
-        shown, count = told[0], len(outcomes)
+        shown, count = told[0], len(results)
         log.warning("%d of %d: as %s: %s", len(told), count, shown.slide_id, shown.detail)
 
 
-def _tell_colors(outcomes: list[Outcome]) -> None:
+def _tell_colors(results: list[TilingResult]) -> None:
     """Add a note to all patches of a part if, taken together, they cannot be H&E."""
-    looked_at = [o.overview.reshape(-1, 3) for o in outcomes if o.overview is not None]
+    looked_at = [r.overview.reshape(-1, 3) for r in results if r.overview is not None]
     told = pictures_fault(np.concatenate(looked_at)) if looked_at else ""
     if not told:
         return
     log.warning("%d images of the part, taken together: %s", len(looked_at), told)
-    for outcome in outcomes:
-        if outcome.status is Status.OK:
-            outcome.detail = f"The part's images together: {told} {outcome.detail}".strip()
+    for result in results:
+        if result.status is Status.OK:
+            result.detail = f"The part's images together: {told} {result.detail}".strip()

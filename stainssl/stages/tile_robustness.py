@@ -26,7 +26,7 @@ from stainssl.evaluation.site_told import robustness_indices, shared_site_probe
 from stainssl.evaluation.stainings import MetricRow, Stainings
 from stainssl.evaluation.tile_table import to_markdown
 from stainssl.figures.tile_robustness import tile_robustness
-from stainssl.runtime.devices import pick
+from stainssl.runtime.devices import reserve_device
 from stainssl.slides.tile_folder import TileFolder, check_tiles, find_tiles, read_tile
 from stainssl.stages.robustness import (
     Encode,
@@ -107,18 +107,18 @@ def run(asked: TileOptions) -> Iterator[str]:
     folder = find_tiles(asked.tiles, asked.levels, without=[asked.out / n for n in RESULTS])
     sample, side, notes = _sample(folder, asked)
     notes += [s for source in asked.weights for s in _unlike(source, asked.mpp, side)]
-    compared = _real(sample, asked) if asked.paired else _restained(sample, asked)
-    notes.append(compared.told)
+    comparison = _real(sample, asked) if asked.paired else _restained(sample, asked)
+    notes.append(comparison.told)
     figures = []
     for name in [*dict.fromkeys(asked.weights), COLOR]:
         encode, about = _encoder(name, None if asked.paired else asked.method)
         notes += about
-        found = compared.measure(_counting(encode, compared.passes * len(sample.table)))
+        found = comparison.measure(_counting(encode, comparison.passes * len(sample.table)))
         figures.append(pd.DataFrame(found, columns=MetricRow._fields).assign(encoder=name))
     table = pd.concat(figures, ignore_index=True)[["encoder", *MetricRow._fields]]
     notes += _left_out(table, sample.table, asked)
     page = to_markdown(table, f"Robustness to stain on {asked.tiles}", notes)
-    _write(asked.out, compared, table, page)
+    _write(asked.out, comparison, table, page)
     yield from page.splitlines()
     yield f"wrote {', '.join(RESULTS)} in {asked.out}"
 
@@ -240,7 +240,7 @@ def _unlike(source: str, mpp: float | None, side: int) -> Iterator[str]:
 
 
 @dataclass(frozen=True)
-class Compared:
+class Comparison:
     """A comparison: tiles with themselves re-stained, or the same tissue at several sites.
 
     Attributes:
@@ -258,7 +258,7 @@ class Compared:
     names: list[str]
 
 
-def _restained(sample: FileSample, asked: TileOptions) -> Compared:
+def _restained(sample: FileSample, asked: TileOptions) -> Comparison:
     targets, told = _targets(sample, asked.method)
     first, second = targets.values()
 
@@ -277,10 +277,10 @@ def _restained(sample: FileSample, asked: TileOptions) -> Compared:
     images = torch.cat(list(sample.batches(shown)))
     rows = {"original": images} | {n: restain(images, p) for n, p in targets.items()}
     pictures = {name: tiles.permute(0, 2, 3, 1).numpy() for name, tiles in rows.items()}
-    return Compared(told, 3, measure, pictures, sample.table.loc[shown, "site"].tolist())
+    return Comparison(told, 3, measure, pictures, sample.table.loc[shown, "site"].tolist())
 
 
-def _real(sample: FileSample, asked: TileOptions) -> Compared:
+def _real(sample: FileSample, asked: TileOptions) -> Comparison:
     table = sample.table.assign(stain=sample.table["site"])
 
     def measure(encode: Encode) -> list[MetricRow]:
@@ -299,7 +299,7 @@ def _real(sample: FileSample, asked: TileOptions) -> Compared:
         shown = ((table["site"] == site) & table["name"].isin(names)).to_numpy()
         rows[site] = torch.cat(list(sample.batches(shown))).permute(0, 2, 3, 1).numpy()
     told = f"The same tissue at {table['site'].nunique()} sites: {table['name'].nunique()} tiles."
-    return Compared(told, 1, measure, rows, [""] * len(names))
+    return Comparison(told, 1, measure, rows, [""] * len(names))
 
 
 def _by_label(stainings: Stainings, seed: int) -> Iterator[MetricRow]:
@@ -339,7 +339,7 @@ def _encoder(name: str, method: str | None) -> tuple[Encode, list[str]]:
     if name == COLOR:
         told = f"{COLOR}: mean, deviation and covariances of R, G and B, as a yardstick."
         return color_vectors, [told]
-    loaded = load(name, pick())
+    loaded = load(name, reserve_device())
     about = [f"seen at {loaded.input_size} px", f"SHA-256 {loaded.weights_sha256[:12]}"]
     recorded = described(name)
     about += [f"{key} {recorded[key]}" for key in ("revision", "license") if recorded.get(key)]
@@ -400,8 +400,8 @@ def _left_out(figures: pd.DataFrame, table: pd.DataFrame, asked: TileOptions) ->
         yield "No comparison of the same tissue between sites: needs --paired and equal file names."
 
 
-def _write(out: Path, compared: Compared, figures: pd.DataFrame, page: str) -> None:
-    picture = tile_robustness(compared.rows, compared.names, figures, COLOR)
+def _write(out: Path, comparison: Comparison, figures: pd.DataFrame, page: str) -> None:
+    picture = tile_robustness(comparison.rows, comparison.names, figures, COLOR)
     with translate_disk_errors(out):
         write_text(out / TABLE, figures.to_csv(index=False))
         write_text(out / PAGE, page)

@@ -17,7 +17,7 @@ from stainssl.cohort import parts
 from stainssl.encoders.loading import LoadedEncoder
 from stainssl.errors import StainsslError
 from stainssl.plan.encoders import Source, source_of
-from stainssl.runtime.devices import pick
+from stainssl.runtime.devices import reserve_device
 from stainssl.stages.embed import load_source
 from stainssl.stain import METHODS, StainProfile, estimate, normalize
 from stainssl.stain.targets import profile_from_json
@@ -154,7 +154,7 @@ class Restained:
     def _cosines(self, name: str, source: Source, images: Tensor) -> Json:
         try:
             with self._lock:
-                loaded = self._loaded.get(source, lambda: load_source(source, pick()))
+                loaded = self._loaded.get(source, lambda: load_source(source, reserve_device()))
                 vectors = unit(loaded(images).cpu().numpy())
         except StainsslError as error:
             return {"name": name, "problem": str(error)}

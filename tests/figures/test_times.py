@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from stainssl.figures.times import times_by_rule, times_page
-from stainssl.runtime.gpus import TOLD
+from stainssl.runtime.gpus import GPU_MESSAGE
 
 
 def _record(path: Path, *rows: str) -> None:
@@ -54,9 +54,9 @@ def test_hours_of_gpus_are_those_that_jobs_say_they_held(tmp_path: Path) -> None
     _record(tmp_path / "times/embed/c/b.tsv", "1800\t0:30:00\t100\t20.0")
     _record(tmp_path / "times/pretrain/own.tsv", "7200\t2:00:00\t100\t20.0")
     _record(tmp_path / "times/tile/a.tsv", "60\t0:01:00\t100\t20.0")
-    _log(tmp_path / "logs/embed/c/a.log", f"12:00:00 embed c a: {TOLD % 1}\n12:30:00 done\n")
+    _log(tmp_path / "logs/embed/c/a.log", f"12:00:00 embed c a: {GPU_MESSAGE % 1}\n12:30:00 done\n")
     _log(tmp_path / "logs/embed/c/b.log", "12:00:00 embed c b: no such line\n")
-    _log(tmp_path / "logs/pretrain/own.log", f"{TOLD % 4}\n")
+    _log(tmp_path / "logs/pretrain/own.log", f"{GPU_MESSAGE % 4}\n")
     found = times_by_rule(tmp_path / "times", tmp_path / "logs")
     hours = found.set_index("rule")["gpu_hours"].to_dict()
     assert hours == pytest.approx({"embed": 0.5, "pretrain": 8.0, "tile": 0.0})

@@ -43,3 +43,22 @@ def test_the_size_counts_and_a_file_that_is_not_there_is_an_error(tmp_path: Path
     assert content_key(tmp_path / "a") != content_key(tmp_path / "b")
     with pytest.raises(FileNotFoundError):
         content_key(tmp_path / "c")
+
+
+@pytest.mark.parametrize("samples", [-1, 0, 1])
+def test_fewer_than_two_blocks_are_refused(tmp_path: Path, samples: int) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(bytes(1000))
+    with pytest.raises(ValueError, match="first and the last block"):
+        content_key(path, samples)
+
+
+def test_two_blocks_are_the_first_and_the_last(tmp_path: Path) -> None:
+    path, keys = tmp_path / "a", set()
+    for place in (None, 0, 299_999, 150_000):
+        data = bytearray(300_000)
+        if place is not None:
+            data[place] = 1
+        path.write_bytes(data)
+        keys.add(content_key(path, 2))
+    assert len(keys) == 3  # the middle is not read

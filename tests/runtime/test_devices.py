@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from stainssl.runtime import devices as device
-from stainssl.runtime.gpus import gpus_told
+from stainssl.runtime.gpus import gpu_count_from_log
 
 Job = Callable[[int], str]
 
@@ -26,7 +26,7 @@ def job(monkeypatch, tmp_path) -> Iterator[Job]:
     def take(count: int) -> str:
         monkeypatch.delenv(device.VISIBLE, raising=False)
         monkeypatch.setattr(device, "_held", {})
-        device.take(count)
+        device.reserve_gpus(count)
         locks.extend(device._held.values())
         return os.environ.get(device.VISIBLE, "all")
 
@@ -63,7 +63,7 @@ def test_who_wants_all_is_left_all(job, count):
 def test_the_log_says_how_many_gpus_a_job_has(job, caplog, count, has):
     caplog.set_level("INFO")
     job(count)
-    assert gpus_told(caplog.text) == has
+    assert gpu_count_from_log(caplog.text) == has
 
 
 @pytest.mark.parametrize(("process", "told"), [("0", 4), ("1", 0)])
@@ -72,13 +72,13 @@ def test_of_the_processes_of_an_srun_step_the_first_tells(job, monkeypatch, capl
     monkeypatch.setenv("SLURM_NTASKS", "4")
     monkeypatch.setenv("SLURM_PROCID", process)
     job(0)
-    assert gpus_told(caplog.text) == told
+    assert gpu_count_from_log(caplog.text) == told
 
 
 def test_only_what_a_scheduler_shows_is_taken(job, monkeypatch):
     monkeypatch.setattr(device, "_held", {})
     monkeypatch.setenv(device.VISIBLE, "GPU-a, GPU-b")
-    device.take(1)
+    device.reserve_gpus(1)
     assert os.environ[device.VISIBLE] == "GPU-a"
     device._held["GPU-a"].close()
 
@@ -86,7 +86,7 @@ def test_only_what_a_scheduler_shows_is_taken(job, monkeypatch):
 def test_a_process_of_a_group_keeps_what_it_was_given(job, monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "1")
     monkeypatch.setenv(device.VISIBLE, "0,1,2")
-    device.take(1)
+    device.reserve_gpus(1)
     assert os.environ[device.VISIBLE] == "0,1,2"
 
 
@@ -94,5 +94,5 @@ def test_without_a_gpu_it_is_the_cpu(monkeypatch, caplog):
     caplog.set_level("INFO")
     monkeypatch.setattr(device.torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(device.torch.cuda, "device_count", lambda: 0)
-    assert device.pick() == "cpu"
-    assert gpus_told(caplog.text) == 0
+    assert device.reserve_device() == "cpu"
+    assert gpu_count_from_log(caplog.text) == 0

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from stainssl.runtime.limits import LateError, library_call, within_limit
-from stainssl.runtime.parallel import in_order
+from stainssl.runtime.parallel import parallel_map
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def test_a_call_that_does_not_come_back_is_named(never: threading.Event, threads
         return number
 
     with pytest.raises(LateError, match="reading region 2: no answer"):
-        within_limit(lambda: list(in_order(read, range(9), threads)), 60, 0.05)
+        within_limit(lambda: list(parallel_map(read, range(9), threads)), 60, 0.05)
 
 
 def test_many_short_calls_are_no_long_one(never: threading.Event) -> None:
@@ -61,12 +61,12 @@ def test_many_short_calls_are_no_long_one(never: threading.Event) -> None:
 def test_a_process_ends_although_a_thread_of_a_pool_hangs() -> None:
     code = (
         "import threading, sys\n"
-        "from stainssl.runtime.limits import LateError, leaving, within_limit\n"
-        "from stainssl.runtime.parallel import in_order\n"
+        "from stainssl.runtime.limits import LateError, exit_without_waiting, within_limit\n"
+        "from stainssl.runtime.parallel import parallel_map\n"
         "wait = lambda _: threading.Event().wait()\n"
-        "with leaving():\n"
+        "with exit_without_waiting():\n"
         "    try:\n"
-        "        within_limit(lambda: list(in_order(wait, range(4), 2)), 0.1)\n"
+        "        within_limit(lambda: list(parallel_map(wait, range(4), 2)), 0.1)\n"
         "    except LateError as late:\n"
         "        print(late)\n"
         "    sys.exit(3)\n"

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stainssl.runtime.parallel import TimeSpent, in_order
+from stainssl.runtime.parallel import TimeSpent, parallel_map
 
 
 @settings(deadline=None, max_examples=30)
@@ -19,7 +19,7 @@ def test_results_are_in_order_whatever_takes_long(items: list[int], threads: int
         time.sleep(item / 2000)
         return item * 10
 
-    assert list(in_order(work, items, threads)) == [item * 10 for item in items]
+    assert list(parallel_map(work, items, threads)) == [item * 10 for item in items]
 
 
 def test_as_many_at_a_time_as_threads_and_few_wait() -> None:
@@ -36,7 +36,7 @@ def test_as_many_at_a_time_as_threads_and_few_wait() -> None:
             running -= 1
         return item
 
-    results = in_order(work, range(100), 3)
+    results = parallel_map(work, range(100), 3)
     assert next(results) == 0
     time.sleep(0.1)
     assert begun <= 2 * 3 + 1  # the rest is not begun before somebody takes what is there
@@ -54,7 +54,7 @@ def test_an_error_comes_at_its_place_and_nothing_is_begun_after_it(threads: int)
             raise ValueError("five")
         return item
 
-    results = in_order(work, range(1000), threads)
+    results = parallel_map(work, range(1000), threads)
     assert [next(results) for _ in range(5)] == [0, 1, 2, 3, 4]
     with pytest.raises(ValueError, match="five"):
         next(results)
@@ -63,7 +63,7 @@ def test_an_error_comes_at_its_place_and_nothing_is_begun_after_it(threads: int)
 
 def test_a_reader_that_stops_ends_the_work() -> None:
     before = threading.active_count()
-    results = in_order(lambda item: item, range(1000), 4)
+    results = parallel_map(lambda item: item, range(1000), 4)
     next(results)
     results.close()
     assert threading.active_count() == before

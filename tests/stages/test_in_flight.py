@@ -33,7 +33,7 @@ KILLED = f"""
 import os, signal, sys
 from pathlib import Path
 from stainssl.config import load
-from stainssl.runtime.parallel import use_threads
+from stainssl.runtime.parallel import set_job_threads
 from stainssl.slides.readers.patches import PatchFile
 from stainssl.stages import run_stage
 read = PatchFile.read_region
@@ -42,16 +42,16 @@ def kill(slide, *words):
         os.kill(os.getpid(), signal.SIGKILL)
     return read(slide, *words)
 PatchFile.read_region = kill
-use_threads({THREADS})
+set_job_threads({THREADS})
 run_stage(sys.argv[1], load(Path(sys.argv[2])), *{PART!r})
 """
 
 
 @pytest.fixture(autouse=True)
 def _threads() -> Iterator[None]:
-    parallel.use_threads(THREADS)
+    parallel.set_job_threads(THREADS)
     yield
-    parallel.use_threads(1)
+    parallel.set_job_threads(1)
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from stainssl.cohort import check, task_summary
 from stainssl.config import parse
 from stainssl.mil.predict import load_models
 from stainssl.stages import run_stage
-from stainssl.stages.predict import FOREIGN, summary
+from stainssl.stages.predict import OUT_OF_RANGE_NOTES, summary
 from stainssl.stores.tables import read_table
 from stainssl.view.benchmarks import Benchmarks
 from stainssl.view.records import Records
@@ -84,7 +84,7 @@ def test_new_cases_are_called_the_median_class(made):
     answers = np.array([[0.4, 0.25, 0.35], [0.1, 0.1, 0.8]])
     rows = pd.DataFrame({"patient_id": ["a", "b"], **target.prediction_columns(answers)})
     slides = pd.DataFrame({"slide_id": ["a", "b"], "patient_id": ["a", "b"], "tiles": [3, 3]})
-    found = summary(rows, slides.assign(**dict.fromkeys(FOREIGN, 0.1)), "patient")
+    found = summary(rows, slides.assign(**dict.fromkeys(OUT_OF_RANGE_NOTES, 0.1)), "patient")
     assert found["predicted"].tolist() == ["middle", "high"]
     assert found["grade"].tolist() == pytest.approx([0.95, 1.7])
 

@@ -84,7 +84,7 @@ def _by_model(**columns):
 
 def _summary(by_model):
     rows = {"slide_id": ["a", "b"], "patient_id": ["a", "b"], "tiles": [5, 5]}
-    distances = {column: [0.1, 0.1] for column in predict.FOREIGN}
+    distances = {column: [0.1, 0.1] for column in predict.OUT_OF_RANGE_NOTES}
     return predict.summary(by_model, pd.DataFrame(rows | distances), "patient")
 
 

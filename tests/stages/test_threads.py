@@ -65,12 +65,12 @@ def _on(threads: int) -> Iterator[None]:
     before = torch.get_num_threads(), cv2.getNumThreads()
     try:
         with threadpool_limits(threads):
-            parallel.use_threads(threads)
+            parallel.set_job_threads(threads)
             torch.set_num_threads(threads)
             cv2.setNumThreads(threads)
             yield
     finally:
-        parallel.use_threads(1)
+        parallel.set_job_threads(1)
         torch.set_num_threads(before[0])
         cv2.setNumThreads(before[1])
 

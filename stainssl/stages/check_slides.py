@@ -14,10 +14,10 @@ import pandas as pd
 from stainssl.config import Config
 from stainssl.errors import StainsslError, Status, translate_disk_errors
 from stainssl.plan.slides import TileJob, statuses, tile
-from stainssl.runtime.parallel import in_order, job_threads
+from stainssl.runtime.parallel import job_threads, parallel_map
 from stainssl.stages.gate import too_many_bad
 from stainssl.stages.statuses import status_counts, write_statuses
-from stainssl.stages.tile import Outcome, tile_row
+from stainssl.stages.tile import TilingResult, tile_row
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ def run(config: Config, cohort: str, folder: Path) -> Iterator[str]:
     asked = chain.from_iterable(_slides_of(config, cohort, *part) for part in previews.items())
     table, page, overview = (folder / name for name in ("slides.csv", "slides.html", "tissue.png"))
     with translate_disk_errors(folder):
-        found = [_kept(*opened) for opened in in_order(_opened, asked, job_threads())]
+        found = [_kept(*opened) for opened in parallel_map(_opened, asked, job_threads())]
         slides = job.rows.merge(pd.DataFrame(found), on="slide_id", validate="one_to_one")
         write_statuses(slides, cohort, previews, table, page, overview)
     yield f"{cohort}: {status_counts(slides['status'])}"
@@ -68,17 +68,17 @@ def _slides_of(config: Config, cohort: str, part: str, folder: Path) -> Iterator
         yield job, folder, number, row
 
 
-def _opened(asked: SlideTask) -> tuple[Path, Outcome]:
+def _opened(asked: SlideTask) -> tuple[Path, TilingResult]:
     job, folder, number, row = asked
     return folder, tile_row(job, row, number)
 
 
-def _kept(folder: Path, outcome: Outcome) -> dict[str, Any]:
+def _kept(folder: Path, result: TilingResult) -> dict[str, Any]:
     """Write the picture of one slide and return its row, without its tiles, to save memory."""
-    if outcome.picture is not None:
-        (folder / f"{outcome.slide_id}.png").write_bytes(outcome.picture)
-    log.info("%s: %s %s", outcome.slide_id, outcome.status.value, outcome.detail)
-    return outcome.row()
+    if result.picture is not None:
+        (folder / f"{result.slide_id}.png").write_bytes(result.picture)
+    log.info("%s: %s %s", result.slide_id, result.status.value, result.detail)
+    return result.row()
 
 
 def _summary(slides: pd.DataFrame) -> Iterator[str]:
