@@ -17,7 +17,17 @@ from stainssl.evaluation.metrics import METRICS
 from stainssl.evaluation.number_metrics import NUMBER_METRICS
 from stainssl.evaluation.order_metrics import ORDER_METRICS
 from stainssl.evaluation.survival_metrics import SURVIVAL_METRICS
-from stainssl.evaluation.table import FEW_MARK, FINE_TUNE, NOTHING, SEEN_MARK, Cell, ResultGrid
+from stainssl.evaluation.table import (
+    FEW_MARK,
+    FEW_PATIENTS,
+    FINE_TUNE,
+    LINEAR,
+    NOTHING,
+    SEEN_MARK,
+    Cell,
+    ResultGrid,
+    people,
+)
 
 TITLES = {
     "auroc": "AUROC",
@@ -48,7 +58,6 @@ NUMBER_SITE_METRICS = ("spearman", "mae")
 ORDER_SITE_METRICS = ("kappa", "auroc_cuts")
 SURVIVAL_SITE_METRICS = ("c_index", "integrated_brier")
 LEVEL_OF_SIGNIFICANCE = 0.05
-FEW_PATIENTS = 5
 NOT_BEATEN = (
     "Bold: the best of a column, and all that it does not beat significantly (paired test over"
     " patients, Holm-corrected over all comparisons of the table, 5 %)."
@@ -68,10 +77,9 @@ FINE_TUNED = (
     " stopping on validation patients (protocol fine-tune); robustness is that of the encoder"
     " before fine-tuning."
 )
-INTERVALS = (
-    "In brackets: 95 % confidence intervals over patients. AUROC and AUPRC rank test patients"
-    " within a fold and repeat. A dash: undefined."
-)
+INTERVALS = "In brackets: 95 % confidence intervals over patients."
+RANKED = " AUROC and AUPRC rank test patients within a fold and repeat."
+DASH = " A dash: undefined."
 OF_NUMBERS = (
     "Pearson, Spearman: correlation of predictions with labels, over test patients within a fold"
     " and repeat. MAE: mean absolute error in the label's unit. R²: 1 is perfect, 0 is as good as"
@@ -161,7 +169,7 @@ def _of_heads(long: pd.DataFrame, task: str, metric: str) -> pd.DataFrame:
 
 def _patients(rows: pd.DataFrame) -> str:
     low, high = int(rows["patients"].min()), int(rows["patients"].max())
-    said = f"{low} patients" if low == high else f"{low}–{high} patients"
+    said = people(low) if low == high else f"{low}–{high} patients"
     classes = rows["classes"].max()
     return f"{said}, {int(classes)} classes" if classes > 2 else said
 
@@ -211,12 +219,12 @@ def make_grid(
     rows: list[tuple[str, str]] = []
     cells: list[list[Cell]] = []
     heads = _heads(long)
-    first_head = dict(reversed(heads))
+    of_encoder = _heads_of_encoders(heads)
     for encoder, head in heads:
-        first = head == first_head[encoder]
+        here = head == of_encoder[encoder]
         own = long[long["encoder"] == encoder]
         runs = own.loc[own["seeds"] == 1, "run"].unique().tolist()
-        figures = [_figures(long, encoder, head, column, first) for column in columns]
+        figures = [_figures(long, encoder, head, column, here) for column in columns]
         bold = [_in_bold(long, compared, encoder, head, column) for column in columns]
         if len(runs) > 1:
             rows.append((f"{encoder} ({len(runs)} seeds)", head))
@@ -226,7 +234,7 @@ def make_grid(
             rows.append((run, head))
             mine = [f[f["run"] == run] for f in figures]
             cells.append([_single(f, b) for f, b in zip(mine, bold, strict=True)])
-    notes = _notes(cells)
+    notes = _notes(cells, {column.metric for column in columns})
     notes += _family_notes(set(long["metric"]))
     notes += [note for floor, note in FLOORS.items() if (long["encoder"] == floor).any()]
     notes += [SEEDS] if (long["seeds"] > 1).any() else []
@@ -243,10 +251,16 @@ def _heads(long: pd.DataFrame) -> list[tuple[str, str]]:
     return sorted(found, key=lambda pair: order[pair[0]])
 
 
+def _heads_of_encoders(heads: Sequence[tuple[str, str]]) -> dict[str, str]:
+    """Encoder → head in whose row its robustness is shown: the linear probe, or else the first."""
+    linear = {encoder: head for encoder, head in heads if head == LINEAR}
+    return dict(reversed(heads)) | linear
+
+
 def _figures(
-    long: pd.DataFrame, encoder: str, head: str, column: Column, first: bool
+    long: pd.DataFrame, encoder: str, head: str, column: Column, here: bool
 ) -> pd.DataFrame:
-    # Rows of one cell, one per seed. Robustness is shown in the first row of an encoder only.
+    # Rows of one cell, one per seed. Robustness is shown in one row of an encoder only.
     wanted = "" if column.of_encoder else head
     rows = long[
         (long["encoder"] == encoder)
@@ -255,7 +269,7 @@ def _figures(
         & (long["metric"] == column.metric)
         & (long["group"] == "all")
     ]
-    return rows if first or not column.of_encoder else rows.head(0)
+    return rows if here or not column.of_encoder else rows.head(0)
 
 
 def _single(rows: pd.DataFrame, bold: bool) -> Cell:
@@ -306,9 +320,9 @@ def _beats(compared: pd.DataFrame, task: str, test: str, best: str, other: str) 
     return bool((pair["p_holm"] < LEVEL_OF_SIGNIFICANCE).any())
 
 
-def _notes(cells: list[list[Cell]]) -> list[str]:
+def _notes(cells: list[list[Cell]], metrics: Collection[str]) -> list[str]:
     every = [cell for row in cells for cell in row]
-    notes = [INTERVALS]
+    notes = [INTERVALS + RANKED * (not {"auroc", "auprc"}.isdisjoint(metrics)) + DASH]
     if any("±" in cell.text for cell in every):
         notes.append(SPREAD)
     if any(cell.gray for cell in every):
@@ -334,9 +348,10 @@ def make_site_grid(long: pd.DataFrame) -> ResultGrid:
     for (task, run, head, group), mine in answers.groupby(keys, sort=False):
         patients = int(mine["patients"].iloc[0])
         site = str(group).removeprefix("site=")
-        rows.append((f"{task}: {side_name(str(run), str(head))}", f"{site} ({patients} patients)"))
+        name = str(run) if head == COLUMNS_HEAD else side_name(str(run), str(head))
+        rows.append((f"{task}: {name}", f"{site} ({people(patients)})"))
         cells.append([_single(mine[mine["metric"] == m], False) for m in metrics])
-    notes = [*_notes(cells), *_site_notes(metrics)]
+    notes = [*_notes(cells, metrics), *_site_notes(metrics)]
     columns = [TITLES[metric] for metric in metrics]
     return ResultGrid(columns, rows, cells, notes, ("task and encoder", "site"))
 

@@ -19,6 +19,7 @@ from stainssl.evaluation.metrics import estimate
 from stainssl.evaluation.predictions import read_scored
 from stainssl.evaluation.site_told import REST, probe_predictions, robustness_indices, site_probe
 from stainssl.evaluation.stainings import MetricRow, Stainings, Vectors
+from stainssl.evaluation.table import FEW_PATIENTS
 
 log = logging.getLogger(__name__)
 CONFOUNDING = 0.9  # share of training tiles whose stain agrees with the label
@@ -97,6 +98,7 @@ def site_figures(stainings: Stainings, folds: pd.DataFrame, seed: int) -> list[M
     )
     figures = _auroc_figures("clean_auroc", predicted, seed)
     per_site = [f for f in figures if f.group != "all" and np.isfinite(f.value)]
+    per_site = [f for f in per_site if f.patients >= FEW_PATIENTS] or per_site
     if per_site:
         worst = min(per_site, key=lambda figure: figure.value)
         figures.append(worst._replace(metric="worst_site_auroc"))

@@ -15,6 +15,12 @@ FINE_TUNE = "fine-tune"  # name of the head if the network was trained on the la
 NOTHING = "–"
 SEEN_MARK = "†"
 FEW_MARK = "‡"
+FEW_PATIENTS = 5  # a site with fewer says little
+
+
+def people(count: int) -> str:
+    """`1 patient`, `12 patients`."""
+    return f"{count} patient{'s' * (count != 1)}"
 
 
 @dataclass(frozen=True)

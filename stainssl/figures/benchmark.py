@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from stainssl.evaluation.baselines import CLINICAL, FLOORS, SITE
 from stainssl.evaluation.baselines import HEAD as COLUMNS_HEAD
-from stainssl.evaluation.grid import FEW_PATIENTS
+from stainssl.evaluation.table import FEW_PATIENTS, people
 from stainssl.evaluation.thresholds import calibration_curve, net_benefit
 
 # Okabe & Ito 2008: distinguishable by color-blind readers. Grey is for baselines.
@@ -243,7 +243,7 @@ def _forest_panel(axes: Axes, task: str, rows: pd.DataFrame, colors: dict[str, s
         axes.plot(row["value"], place, "o" if whole else "s", color=color, ms=6.5 if whole else 4)
         head = "" if row["head"] in ("linear", COLUMNS_HEAD) else f" + {row['head']}"
         site = "" if whole else f", {row['group'].replace('=', ' ')}"
-        names.append(f"{row['run']}{head}{site} ({row['patients']} patients)")
+        names.append(f"{row['run']}{head}{site} ({people(row['patients'])})")
         places.append(place)
         place += 1.0
     name, nothing = _FOREST[rows["metric"].iloc[0]]

@@ -166,6 +166,20 @@ def test_the_worst_site_is_the_lowest_of_the_sites(rng):
     assert worst.value == min(by_site)
 
 
+def test_a_site_of_one_patient_is_not_the_worst(rng):
+    stainings = _stainings(rng, stain=0.0, tissue=0.3)
+    table = stainings.table
+    first = table["patient_id"] == table["patient_id"].iloc[0]
+    alone = replace(stainings, table=table.assign(site=np.where(first, "d", table["site"])))
+    flipped = alone.original.copy()
+    flipped[first] *= -1  # predicts the opposite of the label
+    figures = site_figures(replace(alone, original=flipped), _without_sites(alone.table), 0)
+    by_site = {f.group: f.value for f in figures if f.metric == "clean_auroc" and f.group != "all"}
+    worst = next(f for f in figures if f.metric == "worst_site_auroc")
+    assert min(by_site, key=by_site.get) == "site=d"
+    assert worst.group != "site=d"
+
+
 def test_three_classes_leave_out_the_confounded_test(rng):
     stainings = _stainings(rng, stain=1.0, tissue=1.0)
     label = np.array(["0", "1", "2"])[np.arange(N) // 18 % 3]

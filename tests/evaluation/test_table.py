@@ -123,21 +123,24 @@ def test_sites_have_their_brier_and_calibration_the_same_in_every_format():
         assert number(row.value, row.low, row.high) in texts[0]
 
 
-def test_a_site_of_fewer_than_five_patients_is_gray_with_the_reason():
+@pytest.mark.parametrize(("count", "said"), [(4, "4 patients"), (1, "1 patient")])
+def test_a_site_of_fewer_than_five_patients_is_gray_with_the_reason(count, said):
     predictions = _predictions(1.0, seed=3)
-    few = sorted(predictions["patient_id"].unique())[:4]
+    few = sorted(predictions["patient_id"].unique())[:count]
     site = predictions["patient_id"].isin(few).map({True: "a", False: "b"})
     predictions = predictions.assign(site=site)
     metrics = evaluate(predictions, "tile", 0, resamples=200)
     long = long_table([_answer("enc", 1.0, predictions=predictions, metrics=metrics)], [])
     grid = make_site_grid(long)
-    assert [name for _, name in grid.rows] == ["a (4 patients)", "b (36 patients)"]
+    assert [name for _, name in grid.rows] == [f"a ({said})", f"b ({40 - count} patients)"]
     small, large = grid.cells
-    assert all(cell.gray for cell in small)
+    assert all(cell.gray for cell in small if cell.text != NOTHING)
     assert not any(cell.gray for cell in large)
     assert FEW in grid.notes
     assert FEW_MARK in table_formats.to_markdown(grid)
-    assert table_formats.html_table(grid, "By site").count("class='few'") == len(small)
+    assert table_formats.html_table(grid, "By site").count("class='few'") == sum(
+        c.gray for c in small
+    )
 
 
 def test_answers_of_one_site_have_no_site_table(benchmark):
@@ -203,6 +206,24 @@ def test_heads_are_rows_and_robustness_stands_once_an_encoder():
         [False, True, False, False, False],
         [False, True, False, False, False],
     ]
+
+
+def test_robustness_is_in_the_row_of_the_linear_probe_whatever_comes_first():
+    answers = [_answer("simclr", 1.0, task="her2", head="abmil"), _answer("simclr", 1.0)]
+    long = long_table(answers, [_robustness("simclr", 1.0)])
+    shown = {"her2": ["auroc"], "tumor": ["auroc"]}
+    grid = make_grid(long, comparisons(answers, [], seed=0), shown)
+    assert grid.rows == [("simclr", "abmil"), ("simclr", "linear")]
+    texts = [[cell.text != NOTHING for cell in row] for row in grid.cells]
+    assert texts == [[True, False, False, False, False], [False, True, True, True, True]]
+
+
+def test_how_auroc_is_computed_is_noted_only_beside_it():
+    answers = [_answer("a", 3.0, shown=["accuracy"]), _answer("b", 0.0, shown=["accuracy"])]
+    long, compared = long_table(answers, []), comparisons(answers, [], seed=0)
+    notes = [make_grid(long, compared, {"tumor": [m]}).notes[0] for m in ("accuracy", "auroc")]
+    assert ["AUROC" in note for note in notes] == [False, True]
+    assert all(note.endswith("A dash: undefined.") for note in notes)
 
 
 def test_a_task_shows_and_compares_the_metrics_it_names():

@@ -81,7 +81,7 @@ rule embedded:
             category="Slides",
             labels={
                 "cohort": "{cohort}",
-                "shows": "tiles with a vector of {encoder}",
+                "shows": "tiles with an embedding by {encoder}",
             },
         ),
     log:
