@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from textwrap import fill
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from stainssl.evaluation.baselines import CLINICAL, FLOORS, SITE
@@ -27,6 +29,7 @@ FAINT = "#C4C4C4"  # sites with few patients
 LINES = ("-", "--", ":", "-.")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "h")
 _INCH = 100  # px
+TITLE_CHARACTERS = 46  # per line of a robustness panel's title
 
 
 def encoder_colors(encoders: Sequence[str]) -> dict[str, str]:
@@ -328,7 +331,13 @@ def _alone(axes: Axes, task: str, rows: pd.DataFrame, metric: str, colors: dict[
     axes.set_ylim(len(found) - 0.5, -0.5)
     style_axes(axes)
     title, sense = (*_AGAINST.get(metric, ()), *_ALONE.get(metric, ()))[:2]
-    axes.set_title(f"{task}: {title}\n({sense})", fontsize=10)
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    _title(axes, f"{task}: {title}", sense)
+
+
+def _title(axes: Axes, text: str, note: str) -> None:
+    """A panel's title in lines that fit its width, with a note below."""
+    axes.set_title(f"{fill(text, TITLE_CHARACTERS)}\n({note})", fontsize=10)
 
 
 def _by_site(axes: Axes, task: str, rows: pd.DataFrame, colors: dict[str, str]) -> None:
@@ -345,7 +354,7 @@ def _by_site(axes: Axes, task: str, rows: pd.DataFrame, colors: dict[str, str]) 
     axes.set_ylim(len(sites) - 0.5, -0.5)
     axes.axvline(0.5, color="#999999", lw=1, ls=(0, (4, 3)))
     style_axes(axes)
-    axes.set_title(f"{task}: AUROC by site\n(original tiles)", fontsize=10)
+    _title(axes, f"{task}: AUROC by site", "original tiles")
 
 
 def _against(
@@ -371,7 +380,7 @@ def _against(
         axes.annotate("chance", (1, chance), xycoords=("axes fraction", "data"), ha="right",
                       va="bottom", fontsize=8, color="#777777")  # fmt: skip
     style_axes(axes)
-    axes.set_title(f"{title}\n({sense})", fontsize=10)
+    _title(axes, title, sense)
     axes.set(xlabel=f"{task}: AUROC on test patients", ylabel=_SHORT[metric], ylim=(-0.03, 1.03))
 
 
