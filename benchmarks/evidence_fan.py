@@ -31,7 +31,7 @@ from PIL import Image
 
 from benchmarks.evidence_amibr import Embedder, described_source, normalized, profiles
 from benchmarks.evidence_table import add_docs_verb, log_to_terminal, span, table, write_section
-from stainssl.evaluation.stainings import mean_figure, unit_length
+from stainssl.evaluation.stainings import mean_metric, unit_length
 from stainssl.stores.atomic import replacing, write_text
 
 log = logging.getLogger("evidence_fan")
@@ -94,7 +94,7 @@ def summary(values: Values, protocols: int, block: NDArray[np.int64]) -> dict[st
 
 
 def _figure(of_fields: NDArray[np.float64], block: NDArray[np.int64]) -> dict[str, float]:
-    found = mean_figure("", of_fields, block, 0)
+    found = mean_metric("", of_fields, block, 0)
     return {key: round(float(getattr(found, key)), 4) for key in ("value", "low", "high")}
 
 

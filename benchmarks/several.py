@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from scipy.stats import t as student
 from sklearn.metrics import roc_auc_score
 
-from stainssl.evaluation.several import joined
+from stainssl.evaluation.multilabel import join_labels
 from stainssl.mil.bags import Bag, valid_tiles
 from stainssl.mil.predict import predict_bag
 from stainssl.mil.targets import Classes, MultiLabel
@@ -95,7 +95,7 @@ def labelled(drawn: Drawn, unknown: float, rng: np.random.Generator) -> list[Bag
     """Bags labelled for `TARGET`, for the patients with at least one known label."""
     known = rng.random(drawn.truth.shape) >= unknown
     words = np.where(known, np.array(WORDS, dtype=object)[drawn.truth], "")
-    codes = TARGET.codes(joined([pd.Series(column) for column in words.T]))
+    codes = TARGET.codes(join_labels([pd.Series(column) for column in words.T]))
     return [
         replace(bag, label=int(code))
         for bag, code in zip(drawn.bags, codes, strict=True)

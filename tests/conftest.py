@@ -23,7 +23,7 @@ settings.load_profile("quick" if QUICK else "timeless")
 # simulations.
 SLOW = (
     "chain", "datasets", "demo", "distribution", "mil", "pretrain", "runtime", "slurm", "stages",
-    "docs", "view", "evaluation/test_numbers.py", "evaluation/test_probe.py",
+    "docs", "view", "evaluation/test_regression.py", "evaluation/test_probe.py",
     "evaluation/test_robustness.py", "evaluation/test_survival_metrics.py", "stain/test_augment.py",
     "slides/test_isolated.py", "slides/test_backends.py", "slides/test_tissue.py",
     "encoders/test_initial.py", "test_cli.py", "test_extras.py",

@@ -185,7 +185,7 @@ def _external_words(config: Config, name: str, task: Task, cohort: str) -> Itera
     except StainsslError as error:
         yield f"tasks.{name}.external: {source}: {error}"
         return
-    counts = labels.strangers(own, words).value_counts()
+    counts = labels.unseen_classes(own, words).value_counts()
     if strange := shown([f"{word!r} ({count})" for word, count in counts.items()]):
         yield (
             f"tasks.{name}.external: {source} has {labels.label!r} {strange},"
@@ -206,7 +206,7 @@ def _strangers(config: Config, name: str, task: Task) -> Iterator[str]:
         return
     words = {cohort: set(found) - {""} for cohort, found in read.items()}
     for one, other in combinations(words, 2):
-        strange = labels.strangers(read[one], read[other])
+        strange = labels.unseen_classes(read[one], read[other])
         if words[one] and len(strange) and not words[one] & words[other]:
             both = " and ".join(shown(sorted(words[cohort])) for cohort in (one, other))
             yield (

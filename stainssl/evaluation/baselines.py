@@ -99,14 +99,14 @@ def predict_from_columns(
 def _over_folds(
     units: pd.DataFrame,
     folds: pd.DataFrame,
-    answer: Callable[[NDArray[np.bool_]], dict[str, Vectors]],
+    predict: Callable[[NDArray[np.bool_]], dict[str, Vectors]],
 ) -> pd.DataFrame:
     """Test predictions of a model fitted on the training part of each fold.
 
     Args:
         units: one row per unit, as in the callers.
         folds: as returned by `make_folds`.
-        answer: mask (N,) of the training units → column → (N,) values for all units.
+        predict: mask (N,) of the training units → column → (N,) values for all units.
 
     Returns:
         `patient_id`, `slide_id`, `site`, `repeat`, `fold` and the columns.
@@ -121,7 +121,7 @@ def _over_folds(
         training = np.isin(patient, sorted(role["train"] | role["val"]))
         test = np.isin(patient, sorted(role["test"]))
         if test.any():
-            said = {name: column[test] for name, column in answer(training).items()}
+            said = {name: column[test] for name, column in predict(training).items()}
             tables.append(units.loc[test, names].assign(repeat=repeat, fold=fold, **said))
     if not tables:
         raise StainsslError("No test patient has a known label: check labels and split.")
@@ -149,11 +149,11 @@ def predict_number_from_columns(
     """
     y = pd.to_numeric(units["label"]).to_numpy(float)
 
-    def answer(training: NDArray[np.bool_]) -> dict[str, Vectors]:
+    def predict(training: NDArray[np.bool_]) -> dict[str, Vectors]:
         features = column_features(units, columns, training) if columns else None
         return {"y": y, VALUE: _fitted_numbers(features, y, training)}
 
-    return _over_folds(units, folds, answer)
+    return _over_folds(units, folds, predict)
 
 
 def _fitted_numbers(features: Vectors | None, y: Vectors, training: NDArray[np.bool_]) -> Vectors:
@@ -191,7 +191,7 @@ def predict_survival_from_columns(
     times = np.array(horizons_of(units["label"].unique()))
     grid = np.linspace(0, times[-1], _STEPS + 1)
 
-    def answer(training: NDArray[np.bool_]) -> dict[str, Any]:
+    def predict(training: NDArray[np.bool_]) -> dict[str, Any]:
         features = (
             column_features(units, columns, training) if columns else np.empty((len(time), 0))
         )
@@ -204,7 +204,7 @@ def predict_survival_from_columns(
             THRESHOLD: np.full(len(risk), np.median(risk[training])),
         }  # fmt: skip
 
-    return _over_folds(units, folds, answer)
+    return _over_folds(units, folds, predict)
 
 
 def _cox_curves(

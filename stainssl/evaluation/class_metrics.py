@@ -9,13 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stainssl.evaluation.intervals import (
-    CALL_LIKENESS,
+    SQUARED_THRESHOLD_CORRELATION,
     Estimate,
     auroc_estimate,
     combine,
     cross_validation_factor,
-    rank_likeness,
     share_estimate,
+    squared_rank_correlation,
     widened,
 )
 from stainssl.evaluation.metric import Metric, Resampled, weighted_mean, weighted_share
@@ -134,35 +134,35 @@ def _calibration_error(scored: ScoredUnits, weights: Floats) -> Floats:
     return safe_divide(np.abs(weights @ gaps).sum(axis=1), weights @ units)
 
 
-def _rank_likeness(scored: ScoredUnits, classes: list[int]) -> float:
+def _squared_rank_correlation(scored: ScoredUnits, classes: list[int]) -> float:
     # 0 if no repeat has two folds that rank: then no test patient trained another's model.
     folds = {id(fold): fold for k in classes for fold, _ in folds_with_pairs(scored, k)}
     if len(folds) <= len({fold.repeat for fold in folds.values()}):
         return 0.0
-    return rank_likeness(float(np.mean([len(fold.unit) for fold in folds.values()])))
+    return squared_rank_correlation(float(np.mean([len(fold.unit) for fold in folds.values()])))
 
 
 def _auroc_exact(scored: ScoredUnits) -> Estimate:
     classes = classes_ranked(scored)
-    likeness = _rank_likeness(scored, classes)
-    each = [auroc_estimate(pairs_of(scored, k), likeness) for k in classes]
+    squared_correlation = _squared_rank_correlation(scored, classes)
+    each = [auroc_estimate(pairs_of(scored, k), squared_correlation) for k in classes]
     return combine(each, [1 / len(each)] * len(each))
 
 
-def _calls_widened(scored: ScoredUnits, estimate: Estimate) -> Estimate:
+def _widened_if_cross_validated(scored: ScoredUnits, estimate: Estimate) -> Estimate:
     if not scored.is_cross_validated or not np.isfinite(estimate.value):
         return estimate
-    return widened(estimate, cross_validation_factor(estimate.value, CALL_LIKENESS))
+    return widened(estimate, cross_validation_factor(estimate.value, SQUARED_THRESHOLD_CORRELATION))
 
 
 def _accuracy_exact(scored: ScoredUnits) -> Estimate:
-    return _calls_widened(scored, ACCURACY.exact(scored))
+    return _widened_if_cross_validated(scored, ACCURACY.exact(scored))
 
 
 def _balanced_accuracy_exact(scored: ScoredUnits) -> Estimate:
     recalls = [_recall(k).exact(scored) for k in scored.present()]
     mean = combine(recalls, [1 / len(recalls)] * len(recalls), independent=True)
-    return _calls_widened(scored, mean)
+    return _widened_if_cross_validated(scored, mean)
 
 
 def _pooled(metric: Resampled) -> Resampled:
@@ -185,7 +185,7 @@ def _is_ranked(scored: ScoredUnits) -> bool:
 def _spread(scored: ScoredUnits, _value: float) -> float:
     # The factor follows from the AUROC, for AUPRC too.
     auroc = float(_auroc(scored, np.ones((1, scored.patients)))[0])
-    return cross_validation_factor(auroc, _rank_likeness(scored, classes_ranked(scored)))
+    return cross_validation_factor(auroc, _squared_rank_correlation(scored, classes_ranked(scored)))
 
 
 def _share_metric(share: Proportion) -> Metric:

@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 
 from stainssl.errors import StainsslError
-from stainssl.evaluation.exchange import MAX_PATIENTS, exchange_p
 from stainssl.evaluation.intervals import Estimate, combine, p_value, with_seeds
 from stainssl.evaluation.metrics import (
     RESAMPLES,
@@ -20,6 +19,7 @@ from stainssl.evaluation.metrics import (
     patient_weights,
     within_bounds,
 )
+from stainssl.evaluation.permutation import MAX_PATIENTS, permutation_p
 from stainssl.evaluation.predictions import FOLD, UNIT, ScoredUnits, read_scored
 
 COLUMNS = [
@@ -114,7 +114,7 @@ def floor_p(metric: str, first: Sequence[ScoredUnits], second: Sequence[ScoredUn
     """Lower bound of the p-value of a difference.
 
     This is `least_p`. For AUROC of two classes, one seed per side, and at most `MAX_PATIENTS`
-    patients of one unit each, it is also at least `exchange_p`: with so few patients, the limits
+    patients of one unit each, it is also at least `permutation_p`: with so few patients, the limits
     alone exclude zero too often.
 
     Args:
@@ -126,7 +126,7 @@ def floor_p(metric: str, first: Sequence[ScoredUnits], second: Sequence[ScoredUn
     is_small = one.is_by_patient and one.patients <= MAX_PATIENTS and len(one.classes) == 2
     if metric != "auroc" or not is_small or len(first) + len(second) > 2:
         return least
-    return max(least, exchange_p(one, other))
+    return max(least, permutation_p(one, other))
 
 
 def _arrangements(counts: Sequence[int]) -> int:

@@ -16,9 +16,8 @@ from stainssl.evaluation.metrics import (
     patient_weights,
     within_bounds,
 )
-from stainssl.evaluation.number_metrics import tell_undefined_numbers
 from stainssl.evaluation.predictions import (
-    NumberUnits,
+    RegressionUnits,
     ScoredUnits,
     SurvivalUnits,
     average_repeats,
@@ -26,7 +25,8 @@ from stainssl.evaluation.predictions import (
     site_groups,
 )
 from stainssl.evaluation.ranking import classes_ranked
-from stainssl.evaluation.survival_metrics import tell_undefined_survival
+from stainssl.evaluation.regression_metrics import log_undefined_regression
+from stainssl.evaluation.survival_metrics import log_undefined_survival
 
 log = logging.getLogger(__name__)
 COLUMNS = ["metric", "group", "value", "low", "high", "patients", "units", "classes"]
@@ -65,7 +65,7 @@ def evaluate(
 def _group_rows(
     group: str, scored: ScoredUnits, seed: int, resamples: int
 ) -> Iterator[tuple[Any, ...]]:
-    TELL_UNDEFINED.get(type(scored), _tell_undefined)(group, scored)
+    LOG_UNDEFINED.get(type(scored), _log_undefined)(group, scored)
     weights = patient_weights(scored, resamples, seed) if can_resample(scored) else None
     counts = (scored.patients, len(scored.y), len(scored.present()))
     for name in metrics_of(scored):
@@ -73,7 +73,7 @@ def _group_rows(
         yield name, group, found.value, *within_bounds(name, found).interval, *counts
 
 
-def _tell_undefined(group: str, scored: ScoredUnits) -> None:
+def _log_undefined(group: str, scored: ScoredUnits) -> None:
     if len(scored.present()) < 2:
         log.warning(
             "%s: one class only; all but Brier's score and calibration are undefined", group
@@ -84,7 +84,7 @@ def _tell_undefined(group: str, scored: ScoredUnits) -> None:
         log.warning("%s: a class has a single patient; some intervals are undefined", group)
 
 
-TELL_UNDEFINED: dict[type[ScoredUnits], Callable[[str, ScoredUnits], None]] = {
-    NumberUnits: tell_undefined_numbers,
-    SurvivalUnits: tell_undefined_survival,
+LOG_UNDEFINED: dict[type[ScoredUnits], Callable[[str, ScoredUnits], None]] = {
+    RegressionUnits: log_undefined_regression,
+    SurvivalUnits: log_undefined_survival,
 }

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from stainssl.evaluation.folds import GRADE
-from stainssl.evaluation.predictions import FOLD, RULE_OUT, THRESHOLD, UNIT, answer_columns
+from stainssl.evaluation.predictions import FOLD, RULE_OUT, THRESHOLD, UNIT, prediction_columns
 
 ADDED = " + clinical"  # appended to a head's name
 FOLDER = "clinical"  # in a head's folder: predictions of the head that also takes columns
@@ -35,14 +35,14 @@ def late(slides: pd.DataFrame, columns: pd.DataFrame, level: str) -> pd.DataFram
     Returns:
         The rows of `slides` that `columns` has too, without thresholds.
     """
-    keys, answers = [*UNIT[level], *FOLD], answer_columns(slides)
+    keys, names = [*UNIT[level], *FOLD], prediction_columns(slides)
     one = slides.drop(columns=[THRESHOLD, RULE_OUT], errors="ignore")
-    both = one.merge(columns[[*keys, *answers]], on=keys, suffixes=("", _OTHER))
-    first, second = (both[[name + end for name in answers]].to_numpy(float) for end in ("", _OTHER))
-    is_of_classes = all(name.startswith("p_") for name in answers)
+    both = one.merge(columns[[*keys, *names]], on=keys, suffixes=("", _OTHER))
+    first, second = (both[[name + end for name in names]].to_numpy(float) for end in ("", _OTHER))
+    is_of_classes = all(name.startswith("p_") for name in names)
     pooled = _pooled_logs(first, second) if is_of_classes else (first + second) / 2
-    made = both[list(one)].assign(**dict(zip(answers, pooled.T, strict=True)))
-    return made.assign(**{GRADE: pooled @ np.arange(len(answers))}) if GRADE in made else made
+    made = both[list(one)].assign(**dict(zip(names, pooled.T, strict=True)))
+    return made.assign(**{GRADE: pooled @ np.arange(len(names))}) if GRADE in made else made
 
 
 def _pooled_logs(first: np.ndarray, second: np.ndarray) -> np.ndarray:

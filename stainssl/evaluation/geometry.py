@@ -12,9 +12,9 @@ from stainssl.evaluation.stainings import (
     MetricRow,
     Stainings,
     Vectors,
-    figure,
-    jackknife_figure,
-    mean_figure,
+    jackknife_metric,
+    mean_metric,
+    metric_row,
     plain_weights,
     unit_length,
 )
@@ -29,20 +29,20 @@ def similarity(stainings: Stainings, seed: int) -> Iterator[MetricRow]:
     same = np.diagonal(cosine)
     other = (cosine.sum(axis=1) - same) / max(len(cosine) - 1, 1)
     patient = stainings.patient
-    yield mean_figure("stain_cosine", same, patient, seed)
-    yield mean_figure("other_cosine", other, patient, seed)
-    yield mean_figure("stain_margin", same - other, patient, seed)
+    yield mean_metric("stain_cosine", same, patient, seed)
+    yield mean_metric("other_cosine", other, patient, seed)
+    yield mean_metric("stain_margin", same - other, patient, seed)
 
 
 def retrieval(stainings: Stainings, seed: int) -> Iterator[MetricRow]:
     """How often a tile is among the 1 or 10 nearest to itself under the other stain."""
     patient = stainings.patient
     for top in RETRIEVAL_RANKS:
-        hits = found_again(stainings.first, stainings.second, top)
-        yield mean_figure(f"stain_retrieval_top{top}", hits, patient, seed)
+        hits = retrieval_hits(stainings.first, stainings.second, top)
+        yield mean_metric(f"stain_retrieval_top{top}", hits, patient, seed)
 
 
-def found_again(first: Vectors, second: Vectors, top: int) -> NDArray[np.float64]:
+def retrieval_hits(first: Vectors, second: Vectors, top: int) -> NDArray[np.float64]:
     """(N,) whether a tile is among the `top` nearest to itself under the other stain.
 
     Values are 0, 0.5 or 1: the mean of both directions. Ties count against the tile, so that a
@@ -80,9 +80,9 @@ def geometry(stainings: Stainings, seed: int) -> Iterator[MetricRow]:
     """
     patient = stainings.patient
     original = stainings.original
-    yield jackknife_figure("effective_rank", lambda kept: effective_rank(original[kept]), patient)
+    yield jackknife_metric("effective_rank", lambda kept: effective_rank(original[kept]), patient)
     first, second = unit_length(stainings.first), unit_length(stainings.second)
-    yield mean_figure("alignment", ((first - second) ** 2).sum(axis=1), patient, seed)
+    yield mean_metric("alignment", ((first - second) ** 2).sum(axis=1), patient, seed)
     yield _uniformity(unit_length(original), patient, seed)
 
 
@@ -98,4 +98,4 @@ def _uniformity(vectors: Vectors, patient: Ints, seed: int) -> MetricRow:
         np.einsum("rp,pq,rq->r", weights, m, weights, optimize=True) for m in (sums, pairs)
     )
     values = np.log(np.maximum(top, 1e-300) / np.maximum(bottom, 1))
-    return figure("uniformity", float(values[0]), values[1:], patient)
+    return metric_row("uniformity", float(values[0]), values[1:], patient)

@@ -14,8 +14,8 @@ from stainssl.evaluation.baselines import HEAD as COLUMNS_HEAD
 from stainssl.evaluation.fusion import ADDED
 from stainssl.evaluation.long_table import side_name
 from stainssl.evaluation.metrics import METRICS
-from stainssl.evaluation.number_metrics import NUMBER_METRICS
-from stainssl.evaluation.order_metrics import ORDER_METRICS
+from stainssl.evaluation.ordinal_metrics import ORDINAL_METRICS
+from stainssl.evaluation.regression_metrics import REGRESSION_METRICS
 from stainssl.evaluation.survival_metrics import SURVIVAL_METRICS
 from stainssl.evaluation.table import (
     FEW_MARK,
@@ -54,8 +54,8 @@ TITLES = {
     "integrated_brier": "integrated Brier score",
 }
 SITE_METRICS = ("auroc", "brier", "calibration_error")
-NUMBER_SITE_METRICS = ("spearman", "mae")
-ORDER_SITE_METRICS = ("kappa", "auroc_cuts")
+REGRESSION_SITE_METRICS = ("spearman", "mae")
+ORDINAL_SITE_METRICS = ("kappa", "auroc_cuts")
 SURVIVAL_SITE_METRICS = ("c_index", "integrated_brier")
 LEVEL_OF_SIGNIFICANCE = 0.05
 NOT_BEATEN = (
@@ -127,8 +127,8 @@ class Family(NamedTuple):
 
 FAMILIES = (
     Family((), SITE_METRICS),
-    Family(NUMBER_METRICS, NUMBER_SITE_METRICS, OF_NUMBERS),
-    Family(ORDER_METRICS, ORDER_SITE_METRICS, OF_ORDER),
+    Family(REGRESSION_METRICS, REGRESSION_SITE_METRICS, OF_NUMBERS),
+    Family(ORDINAL_METRICS, ORDINAL_SITE_METRICS, OF_ORDER),
     Family(SURVIVAL_METRICS, SURVIVAL_SITE_METRICS, OF_SURVIVAL),
 )
 
@@ -184,7 +184,7 @@ def _events(long: pd.DataFrame, task: str) -> str:
     return f", {low} events" if low == high else f", {low}–{high} events"
 
 
-def number(value: float, low: float, high: float, *, between: str = "–") -> str:
+def format_interval(value: float, low: float, high: float, *, between: str = "–") -> str:
     """Format a value as `0.87 (0.80–0.93)`; without brackets if no interval, `–` if undefined.
 
     Args:
@@ -198,7 +198,7 @@ def number(value: float, low: float, high: float, *, between: str = "–") -> st
     return f"{value:.2f} ({low:.2f}{between}{high:.2f})"
 
 
-def spread(values: Sequence[float]) -> str:
+def format_mean_sd(values: Sequence[float]) -> str:
     """Format mean and standard deviation over seeds: `0.87 ± 0.02`; `–` if any is undefined."""
     if not np.isfinite(values).all():
         return NOTHING
@@ -224,15 +224,15 @@ def make_grid(
         here = head == of_encoder[encoder]
         own = long[long["encoder"] == encoder]
         runs = own.loc[own["seeds"] == 1, "run"].unique().tolist()
-        figures = [_figures(long, encoder, head, column, here) for column in columns]
+        found = [_cell_rows(long, encoder, head, column, here) for column in columns]
         bold = [_in_bold(long, compared, encoder, head, column) for column in columns]
         if len(runs) > 1:
             rows.append((f"{encoder} ({len(runs)} seeds)", head))
-            cells.append([_aggregate(f, b) for f, b in zip(figures, bold, strict=True)])
+            cells.append([_aggregate(f, b) for f, b in zip(found, bold, strict=True)])
             bold = [False] * len(columns)
         for run in runs:
             rows.append((run, head))
-            mine = [f[f["run"] == run] for f in figures]
+            mine = [f[f["run"] == run] for f in found]
             cells.append([_single(f, b) for f, b in zip(mine, bold, strict=True)])
     notes = _notes(cells, {column.metric for column in columns})
     notes += _family_notes(set(long["metric"]))
@@ -257,7 +257,7 @@ def _heads_of_encoders(heads: Sequence[tuple[str, str]]) -> dict[str, str]:
     return dict(reversed(heads)) | linear
 
 
-def _figures(
+def _cell_rows(
     long: pd.DataFrame, encoder: str, head: str, column: Column, here: bool
 ) -> pd.DataFrame:
     # Rows of one cell, one per seed. Robustness is shown in one row of an encoder only.
@@ -278,7 +278,7 @@ def _single(rows: pd.DataFrame, bold: bool) -> Cell:
     row = rows.iloc[0]
     is_signed = row["metric"] in METRICS and METRICS[row["metric"]].bounds != (0.0, 1.0)
     between = " to " if is_signed else "–"
-    text = number(row["value"], row["low"], row["high"], between=between)
+    text = format_interval(row["value"], row["low"], row["high"], between=between)
     few = str(row["group"]).startswith("site=") and row["patients"] < FEW_PATIENTS
     return Cell(text, bold and text != NOTHING, bool(row["seen"]), bool(few))
 
@@ -288,7 +288,7 @@ def _aggregate(rows: pd.DataFrame, bold: bool) -> Cell:
         return Cell()
     if len(mean := rows[rows["seeds"] > 1]):
         return _single(mean, bold)
-    text = spread(rows["value"].tolist())
+    text = format_mean_sd(rows["value"].tolist())
     return Cell(text, bold and text != NOTHING, bool(rows["seen"].any()))
 
 
@@ -340,12 +340,12 @@ def make_site_grid(long: pd.DataFrame) -> ResultGrid:
     Args:
         long: as returned by `long_table`; tasks with a single site have no row.
     """
-    answers = long[(long["head"] != "") & long["group"].str.startswith("site=")]
-    metrics = _site_metrics(answers)
+    results = long[(long["head"] != "") & long["group"].str.startswith("site=")]
+    metrics = _site_metrics(results)
     rows: list[tuple[str, str]] = []
     cells: list[list[Cell]] = []
     keys = ["task", "run", "head", "group"]
-    for (task, run, head, group), mine in answers.groupby(keys, sort=False):
+    for (task, run, head, group), mine in results.groupby(keys, sort=False):
         patients = int(mine["patients"].iloc[0])
         site = str(group).removeprefix("site=")
         name = str(run) if head == COLUMNS_HEAD else side_name(str(run), str(head))
@@ -366,8 +366,8 @@ def _family_notes(metrics: set[str]) -> list[str]:
     return [family.note for family in FAMILIES if family.note and metrics & set(family.metrics)]
 
 
-def _site_metrics(answers: pd.DataFrame) -> list[str]:
+def _site_metrics(results: pd.DataFrame) -> list[str]:
     """Columns of the table by site: those of each kind of label that occurs."""
     kinds = [family.of_site for family in FAMILIES]
-    shown = [m for kind in kinds if answers["metric"].eq(kind[0]).any() for m in kind]
+    shown = [m for kind in kinds if results["metric"].eq(kind[0]).any() for m in kind]
     return shown or list(SITE_METRICS)

@@ -69,7 +69,7 @@ def _root(distance: Callable[[float], float], inside: float, outside: float) -> 
     return inside
 
 
-def auroc_estimate(pairs: Pairs, likeness: float = 0.0) -> Estimate:
+def auroc_estimate(pairs: Pairs, squared_correlation: float = 0.0) -> Estimate:
     r"""AUROC with the interval of a test whose variance is that under the hypothesis.
 
     Limits are the :math:`\theta` with :math:`|A - \theta| = z \sqrt{V(\theta)}`, where
@@ -85,13 +85,13 @@ def auroc_estimate(pairs: Pairs, likeness: float = 0.0) -> Estimate:
 
     Args:
         pairs: of one class and the rest.
-        likeness: r of `cross_validation_factor`; 0 without cross-validation.
+        squared_correlation: r of `cross_validation_factor`; 0 without cross-validation.
     """
 
     def variance(t: float) -> float:
         q = (t / (2 - t) + 2 * t**2 / (1 + t)) / 2
         own = t * (1 - t) * pairs.squares + (q - t**2) * pairs.shared
-        return own * cross_validation_factor(t, likeness)
+        return own * cross_validation_factor(t, squared_correlation)
 
     def limits(z: float) -> tuple[float, float]:
         def distance(t: float) -> float:
@@ -102,7 +102,7 @@ def auroc_estimate(pairs: Pairs, likeness: float = 0.0) -> Estimate:
     return Estimate(pairs.value, limits, pairs.influence)
 
 
-def cross_validation_factor(value: float, likeness: float) -> float:
+def cross_validation_factor(value: float, squared_correlation: float) -> float:
     r"""Factor by which cross-validation increases the variance of a metric.
 
     Two test patients of different folds each trained the other's model. If the models learnt only
@@ -113,16 +113,17 @@ def cross_validation_factor(value: float, likeness: float) -> float:
 
     Args:
         value: the AUROC, or the (balanced) accuracy.
-        likeness: r, the squared correlation between the score and its rank (`rank_likeness`) or
-            the predicted class (`CALL_LIKENESS`).
+        squared_correlation: r, the squared correlation between the score and its rank
+            (`squared_rank_correlation`) or the predicted class (`SQUARED_THRESHOLD_CORRELATION`).
     """
-    return 1 + 4 * value * (1 - value) * likeness
+    return 1 + 4 * value * (1 - value) * squared_correlation
 
 
-CALL_LIKENESS = 2 / np.pi  # squared correlation of a normal score with its side of a threshold
+# Squared correlation of a normal score with its side of a threshold.
+SQUARED_THRESHOLD_CORRELATION = 2 / np.pi
 
 
-def rank_likeness(units: float) -> float:
+def squared_rank_correlation(units: float) -> float:
     """Squared correlation of a normal score, centered by fold, with its rank among m units.
 
     It is 2/π for a pair, whose rank is the sign of the difference, and 3/π for many units.

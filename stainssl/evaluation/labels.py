@@ -61,7 +61,7 @@ class LabelKeys(Protocol):
     event: Any
 
 
-class SeveralKeys(LabelKeys, Protocol):
+class MultiLabelKeys(LabelKeys, Protocol):
     """As `LabelKeys`, with the key `labels`."""
 
     labels: Any
@@ -234,7 +234,7 @@ class Labels:
         """Lines that summarize the label in the task's sheets, and count unknown cells."""
         return label_summary(self, rows)
 
-    def strangers(self, own: pd.Series, words: pd.Series) -> pd.Series:
+    def unseen_classes(self, own: pd.Series, words: pd.Series) -> pd.Series:
         """Known label values in `words` that do not occur in `own`, the task's own cohorts."""
         return words[(words != "") & ~words.isin(set(own))]
 
@@ -257,7 +257,7 @@ class Labels:
 
 
 @dataclass(frozen=True)
-class OrderedLabels(Labels):
+class OrdinalLabels(Labels):
     """Ordered classes (kind `ordinal`)."""
 
     def problems(self, rows: pd.DataFrame) -> list[str]:

@@ -18,7 +18,7 @@ from stainssl.evaluation.compare import (
     shared_rows,
 )
 from stainssl.evaluation.predictions import read_scored
-from stainssl.evaluation.table import LINEAR, Answer, Robustness
+from stainssl.evaluation.table import LINEAR, Robustness, TaskResult
 
 LONG_COLUMNS = [
     "encoder", "run", "head", "task", "metric", "group", "value", "low", "high",
@@ -26,7 +26,7 @@ LONG_COLUMNS = [
 ]  # fmt: skip
 
 
-def long_table(answers: Sequence[Answer], robustness: Sequence[Robustness]) -> pd.DataFrame:
+def long_table(results: Sequence[TaskResult], robustness: Sequence[Robustness]) -> pd.DataFrame:
     """All metrics of a benchmark, one row per value, with `LONG_COLUMNS`.
 
     `seen` is the number of test patients used in pretraining; `head` is empty for robustness
@@ -35,22 +35,22 @@ def long_table(answers: Sequence[Answer], robustness: Sequence[Robustness]) -> p
     """
     parts = [
         a.metrics.assign(encoder=a.encoder, run=a.run, head=a.head, task=a.task, seen=a.seen)
-        for a in answers
+        for a in results
     ]
-    seen = {(a.task, a.run): a.seen for a in answers}
+    seen = {(a.task, a.run): a.seen for a in results}
     for one in robustness:
         rows = one.metrics.assign(encoder=one.encoder, run=one.run, head="")
         parts.append(rows.assign(seen=[seen.get((task, one.run), 0) for task in rows["task"]]))
     rows = pd.concat([rows.assign(seeds=1) for rows in parts], ignore_index=True)
-    means = pd.DataFrame(list(_seed_means(answers)), columns=LONG_COLUMNS)
+    means = pd.DataFrame(list(_seed_means(results)), columns=LONG_COLUMNS)
     every = pd.concat([rows, means], ignore_index=True) if len(means) else rows
     return every.reindex(columns=LONG_COLUMNS)
 
 
-def _seed_means(answers: Sequence[Answer]) -> Iterator[dict[str, Any]]:
-    sides: dict[tuple[str, str, str], list[Answer]] = {}
-    for answer in answers:
-        sides.setdefault((answer.task, answer.encoder, answer.head), []).append(answer)
+def _seed_means(results: Sequence[TaskResult]) -> Iterator[dict[str, Any]]:
+    sides: dict[tuple[str, str, str], list[TaskResult]] = {}
+    for result in results:
+        sides.setdefault((result.task, result.encoder, result.head), []).append(result)
     for (task, encoder, head), seeds in sides.items():
         if len(seeds) < 2:
             continue
@@ -80,22 +80,22 @@ def robustness_tree(robustness: Sequence[Robustness]) -> dict[str, Any]:
     for one in robustness:
         for row in one.metrics.to_dict("records"):
             metrics = tree.setdefault(row["task"], {}).setdefault(one.run, {})
-            figure = {c: float(row[c]) if np.isfinite(row[c]) else None for c in _FIGURE}
-            figure |= {count: int(row[count]) for count in ("patients", "units")}
-            metrics.setdefault(row["metric"], {})[row["group"]] = figure
+            entry = {c: float(row[c]) if np.isfinite(row[c]) else None for c in _INTERVAL}
+            entry |= {count: int(row[count]) for count in ("patients", "units")}
+            metrics.setdefault(row["metric"], {})[row["group"]] = entry
     return tree
 
 
-_FIGURE = ("value", "low", "high")
+_INTERVAL = ("value", "low", "high")
 
 
 def comparisons(
-    answers: Sequence[Answer], robustness: Sequence[Robustness], seed: int
+    results: Sequence[TaskResult], robustness: Sequence[Robustness], seed: int
 ) -> pd.DataFrame:
     """Compare all pairs of rows in every column of the table, with Holm's correction over all.
 
     Args:
-        answers: predictions of heads and probes.
+        results: predictions of heads and probes.
         robustness: robustness metrics, with the predictions of the confounded test.
         seed: random seed of the resamples.
 
@@ -103,7 +103,7 @@ def comparisons(
         `task`, `test` (a shown metric, or `confounded_auroc`) and `compare.COLUMNS`, where `first`
         and `second` are names of `side_name`. All seeds of an encoder are one side.
     """
-    tests = list(_compared(answers, robustness))
+    tests = list(_compared(results, robustness))
     resamples = resamples_for(sum(comb(len(test.sides), 2) for test in tests))
     parts = [
         compare_all(
@@ -125,9 +125,9 @@ class _Test(NamedTuple):
     sides: dict[str, list[pd.DataFrame]]
 
 
-def _compared(answers: Sequence[Answer], robustness: Sequence[Robustness]) -> Iterator[_Test]:
-    for task in dict.fromkeys(a.task for a in answers):
-        mine = [a for a in answers if a.task == task]
+def _compared(results: Sequence[TaskResult], robustness: Sequence[Robustness]) -> Iterator[_Test]:
+    for task in dict.fromkeys(a.task for a in results):
+        mine = [a for a in results if a.task == task]
         sides: dict[str, list[pd.DataFrame]] = {}
         for a in mine:
             sides.setdefault(side_name(a.encoder, a.head), []).append(a.predictions)

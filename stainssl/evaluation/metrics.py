@@ -17,21 +17,21 @@ from stainssl.evaluation.class_metrics import CLASS_METRICS, RULE_OUT_SHARES, SH
 from stainssl.evaluation.folds import MAX_CUTS
 from stainssl.evaluation.intervals import UNDEFINED, Estimate, bounded, drawn_estimate
 from stainssl.evaluation.metric import Metric
-from stainssl.evaluation.number_metrics import NUMBER_METRICS, drawn_number
-from stainssl.evaluation.order_metrics import ORDER_METRICS
+from stainssl.evaluation.ordinal_metrics import ORDINAL_METRICS
 from stainssl.evaluation.predictions import (
     Floats,
-    NumberUnits,
-    OrderedUnits,
+    OrdinalUnits,
+    RegressionUnits,
     ScoredUnits,
     SurvivalUnits,
 )
+from stainssl.evaluation.regression_metrics import REGRESSION_METRICS, drawn_number
 from stainssl.evaluation.survival_metrics import SURVIVAL_METRICS
 
 RESAMPLES = 2000
 SHARED = ("accuracy", "balanced_accuracy", "f1_macro", "brier")  # also metrics of ordered classes
 METRICS: dict[str, Metric] = {
-    **CLASS_METRICS, **NUMBER_METRICS, **ORDER_METRICS, **SURVIVAL_METRICS,
+    **CLASS_METRICS, **REGRESSION_METRICS, **ORDINAL_METRICS, **SURVIVAL_METRICS,
 }  # fmt: skip
 
 
@@ -46,13 +46,13 @@ def _of_classes(scored: ScoredUnits) -> list[str]:
 
 def _of_order(scored: ScoredUnits) -> list[str]:
     beyond = {f"auroc_cut{place}" for place in range(len(scored.classes), MAX_CUTS + 1)}
-    return [name for name in (*ORDER_METRICS, *SHARED) if name not in beyond]
+    return [name for name in (*ORDINAL_METRICS, *SHARED) if name not in beyond]
 
 
 METRICS_OF: dict[type[ScoredUnits], Callable[[ScoredUnits], list[str]]] = {
     ScoredUnits: _of_classes,
-    NumberUnits: lambda scored: list(NUMBER_METRICS),
-    OrderedUnits: _of_order,
+    RegressionUnits: lambda scored: list(REGRESSION_METRICS),
+    OrdinalUnits: _of_order,
     SurvivalUnits: lambda scored: list(SURVIVAL_METRICS),
 }
 

@@ -70,7 +70,7 @@ class ScoredUnits:
     @property
     def predicted(self) -> Ints:
         """(N,) predicted class: by `threshold` if given, otherwise the most probable."""
-        return called(self.p, self.threshold)
+        return predicted_class(self.p, self.threshold)
 
     @property
     def ranked(self) -> tuple[FoldScores, ...]:
@@ -124,7 +124,7 @@ class ScoredUnits:
 
 
 @dataclass(frozen=True)
-class NumberUnits(ScoredUnits):
+class RegressionUnits(ScoredUnits):
     """Units with a numeric label: `y` (N,) float true values, `p` (N, 1) predicted values."""
 
     @property
@@ -143,13 +143,13 @@ class NumberUnits(ScoredUnits):
 
 
 @dataclass(frozen=True)
-class OrderedUnits(ScoredUnits):
+class OrdinalUnits(ScoredUnits):
     """Units of ordered classes; each cut between adjacent classes is a two-class task."""
 
     @property
     def predicted(self) -> Ints:
-        """(N,) median class, see `called_in_order`."""
-        return called_in_order(self.p)
+        """(N,) median class, see `median_class`."""
+        return median_class(self.p)
 
     @property
     def strata(self) -> Ints:
@@ -205,12 +205,12 @@ def _above(p: Floats, place: int) -> Floats:
     return np.stack([1 - above, above], axis=1)
 
 
-def called_in_order(p: Floats) -> Ints:
+def median_class(p: Floats) -> Ints:
     """(N,) median class: the highest k with P(class k or above) > 0.5; of (N, K) probabilities."""
     return (p[:, ::-1].cumsum(axis=1)[:, ::-1][:, 1:] > MEDIAN).sum(axis=1)
 
 
-def called(p: Floats, threshold: Floats | None) -> Ints:
+def predicted_class(p: Floats, threshold: Floats | None) -> Ints:
     """Predict classes: by a threshold on the second of two classes, otherwise the most probable.
 
     Args:
@@ -226,7 +226,7 @@ def called(p: Floats, threshold: Floats | None) -> Ints:
     return np.where(np.isnan(threshold), most, p[:, 1] >= threshold).astype(np.int64)
 
 
-def words_called(table: pd.DataFrame) -> NDArray[np.object_] | None:
+def predicted_labels(table: pd.DataFrame) -> NDArray[np.object_] | None:
     """Predicted class or risk group of each row of a prediction table.
 
     Args:
@@ -235,19 +235,19 @@ def words_called(table: pd.DataFrame) -> NDArray[np.object_] | None:
     Returns:
         (N,) class names or `RISK_GROUPS`; None for numbers, and for risks without a threshold.
     """
-    return answer_of(table).words(table)
+    return prediction_kind(table).words(table)
 
 
-def _class_words(table: pd.DataFrame) -> NDArray[np.object_]:
+def _class_labels(table: pd.DataFrame) -> NDArray[np.object_]:
     columns = probability_columns(table)
     threshold = table[THRESHOLD].to_numpy(float) if THRESHOLD in table else None
     words = np.array([column.removeprefix("p_") for column in columns], object)
     if GRADE in table:
-        return words[called_in_order(table[columns].to_numpy(float))]
-    return words[called(table[columns].to_numpy(float), threshold)]
+        return words[median_class(table[columns].to_numpy(float))]
+    return words[predicted_class(table[columns].to_numpy(float), threshold)]
 
 
-def _risk_words(table: pd.DataFrame) -> NDArray[np.object_] | None:
+def _risk_labels(table: pd.DataFrame) -> NDArray[np.object_] | None:
     if THRESHOLD not in table:
         return None
     is_high = (table[RISK] >= table[THRESHOLD]).to_numpy(int)
@@ -274,13 +274,13 @@ def survival_columns(predictions: pd.DataFrame) -> list[str]:
     return [c for c in map(str, predictions.columns) if c.startswith(SURVIVAL)]
 
 
-def answer_columns(predictions: pd.DataFrame) -> list[str]:
+def prediction_columns(predictions: pd.DataFrame) -> list[str]:
     """Names of the prediction columns: `value`, `risk` and `s_<time>` …, or `p_<class>` ….
 
     Raises:
         StainsslError: none of these, or only one column `p_<class>`.
     """
-    return answer_of(predictions).columns(predictions)
+    return prediction_kind(predictions).columns(predictions)
 
 
 def average_repeats(predictions: pd.DataFrame, level: str) -> pd.DataFrame:
@@ -288,7 +288,7 @@ def average_repeats(predictions: pd.DataFrame, level: str) -> pd.DataFrame:
 
     Args:
         predictions: test rows: `patient_id`, `slide_id`, `y`, the prediction columns (see
-            `answer_columns`), `tile` at level tile; optionally `site` and thresholds.
+            `prediction_columns`), `tile` at level tile; optionally `site` and thresholds.
         level: `tile`, `slide` or `patient`.
 
     Returns:
@@ -299,7 +299,7 @@ def average_repeats(predictions: pd.DataFrame, level: str) -> pd.DataFrame:
         StainsslError: a unit has two true classes or two patients.
     """
     unit = UNIT[level]
-    averaged = [*answer_columns(predictions), GRADE, THRESHOLD, RULE_OUT]
+    averaged = [*prediction_columns(predictions), GRADE, THRESHOLD, RULE_OUT]
     kept = [c for c in dict.fromkeys(["patient_id", "slide_id", "site", "y"]) if c in predictions]
     read = predictions if VALUE in predictions else predictions.assign(
         y=predictions["y"].map(class_name)
@@ -330,10 +330,10 @@ def read_scored(predictions: pd.DataFrame, level: str) -> ScoredUnits:
 
 def scored_units(units: pd.DataFrame, predictions: pd.DataFrame, level: str) -> ScoredUnits:
     """As `read_scored`, given the `units` that `average_repeats` returned for `predictions`."""
-    answer = answer_of(predictions)
+    kind = prediction_kind(predictions)
     patient = np.unique(units["patient_id"].to_numpy(str), return_inverse=True)[1]
-    folds = _fold_scores(predictions, units, level, answer.columns(predictions))
-    return answer.units(units, patient, folds)
+    folds = _fold_scores(predictions, units, level, kind.columns(predictions))
+    return kind.units(units, patient, folds)
 
 
 def _class_units(units: pd.DataFrame, patient: Ints, folds: tuple[FoldScores, ...]) -> ScoredUnits:
@@ -345,14 +345,16 @@ def _class_units(units: pd.DataFrame, patient: Ints, folds: tuple[FoldScores, ..
         raise StainsslError(f"Predictions: true class {strange} has no column p_<class>.")
     p = _finite(units, columns)
     if GRADE in units:
-        return OrderedUnits(np.asarray(y, np.int64), p, patient, classes, folds)
+        return OrdinalUnits(np.asarray(y, np.int64), p, patient, classes, folds)
     cuts = [_cut(units, column) for column in (THRESHOLD, RULE_OUT)]
     return ScoredUnits(np.asarray(y, np.int64), p, patient, classes, folds, *cuts)
 
 
-def _number_units(units: pd.DataFrame, patient: Ints, folds: tuple[FoldScores, ...]) -> NumberUnits:
+def _regression_units(
+    units: pd.DataFrame, patient: Ints, folds: tuple[FoldScores, ...]
+) -> RegressionUnits:
     both = _finite(units, ["y", VALUE])
-    return NumberUnits(both[:, 0], both[:, 1:], patient, (), folds)  # type: ignore[arg-type]
+    return RegressionUnits(both[:, 0], both[:, 1:], patient, (), folds)  # type: ignore[arg-type]
 
 
 def _survival_units(
@@ -368,7 +370,7 @@ def _survival_units(
 
 
 @dataclass(frozen=True)
-class AnswerKind:
+class PredictionKind:
     """How the predictions of one kind of label are read.
 
     Attributes:
@@ -382,17 +384,21 @@ class AnswerKind:
     words: Callable[[pd.DataFrame], NDArray[np.object_] | None]
 
 
-OF_CLASSES = AnswerKind(probability_columns, _class_units, _class_words)
-# A column that identifies the kind of label → how it is read; without any, `OF_CLASSES`.
-ANSWERS: dict[str, AnswerKind] = {
-    VALUE: AnswerKind(lambda table: [VALUE], _number_units, lambda table: None),
-    RISK: AnswerKind(lambda table: [RISK, *survival_columns(table)], _survival_units, _risk_words),
+CLASS_PREDICTIONS = PredictionKind(probability_columns, _class_units, _class_labels)
+# A column that identifies the kind of label → how it is read; without any, `CLASS_PREDICTIONS`.
+PREDICTION_KINDS: dict[str, PredictionKind] = {
+    VALUE: PredictionKind(lambda table: [VALUE], _regression_units, lambda table: None),
+    RISK: PredictionKind(
+        lambda table: [RISK, *survival_columns(table)], _survival_units, _risk_labels
+    ),
 }
 
 
-def answer_of(predictions: pd.DataFrame) -> AnswerKind:
+def prediction_kind(predictions: pd.DataFrame) -> PredictionKind:
     """The kind of a prediction table, identified by its columns."""
-    return next((kind for name, kind in ANSWERS.items() if name in predictions), OF_CLASSES)
+    return next(
+        (kind for name, kind in PREDICTION_KINDS.items() if name in predictions), CLASS_PREDICTIONS
+    )
 
 
 def _finite(units: pd.DataFrame, columns: Sequence[str]) -> Floats:

@@ -16,7 +16,7 @@ from stainssl.errors import StainsslError
 from stainssl.evaluation.centring import centred, site_means
 from stainssl.evaluation.folds import each_fold
 from stainssl.evaluation.recalibration import UNCHANGED, Recalibration
-from stainssl.evaluation.thresholds import Calls
+from stainssl.evaluation.thresholds import DecisionRule
 
 if TYPE_CHECKING:  # takes most of a second, and heads do not need it
     from sklearn.linear_model import LogisticRegression
@@ -231,7 +231,7 @@ def linear_probe(
     seed: int,
     *,
     class_weight: str | None = None,
-    calls: Calls | None = None,
+    decision_rule: DecisionRule | None = None,
 ) -> tuple[Linear, float]:
     """Fit a linear probe: the penalty is chosen on validation patients, then all tiles are used.
 
@@ -243,8 +243,8 @@ def linear_probe(
         classes: K.
         seed: of the samples of tiles, balanced over patients, that limit the computing time.
         class_weight: `balanced` or None.
-        calls: recalibration and thresholds, determined on predictions for validation patients by
-            the probe fitted without them; None: neither.
+        decision_rule: recalibration and thresholds, determined on predictions for validation
+            patients by the probe fitted without them; None: neither.
 
     Returns:
         The probe and its penalty.
@@ -260,11 +260,11 @@ def linear_probe(
     penalty, chosen = choose_penalty(train, held_out, classes, class_weight)
     final = balanced_sample(patient, MAX_TRAIN_TILES, rng)
     made = fit_linear(features[final], y[final], classes, penalty, class_weight)
-    if calls is None:
+    if decision_rule is None:
         return made, penalty
-    answers = chosen(held_out[0]) if chosen else np.empty((0, classes))
-    line = calls.recalibration(held_out[1], answers)
-    cuts = calls.cuts(held_out[1], line(answers))
+    predicted = chosen(held_out[0]) if chosen else np.empty((0, classes))
+    line = decision_rule.recalibration(held_out[1], predicted)
+    cuts = decision_rule.cuts(held_out[1], line(predicted))
     return replace(made, cuts=cuts, recalibration=line), penalty
 
 
@@ -323,7 +323,7 @@ def probe(
     *,
     seed: int = 0,
     class_weight: str | None = "balanced",
-    calls: Calls | None = None,
+    decision_rule: DecisionRule | None = None,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Test predictions of the linear and the nearest-neighbor probe in all folds.
 
@@ -332,7 +332,7 @@ def probe(
         folds: as returned by `make_folds`.
         seed: of the samples of tiles that limit the computing time.
         class_weight: `balanced` or None, for the linear probe.
-        calls: recalibration and thresholds of the linear probe; None: `Calls()`.
+        decision_rule: recalibration and thresholds of the linear probe; None: `DecisionRule()`.
 
     Returns:
         Two tables (linear, nearest neighbors): `patient_id`, `slide_id`, `tile`, `site`, `repeat`,
@@ -350,7 +350,7 @@ def probe(
         val = np.isin(patient, sorted(role["val"]))
         model, penalty = linear_probe(
             x, y, patient, val, len(tiles.classes), seed,
-            class_weight=class_weight, calls=calls or Calls(),
+            class_weight=class_weight, decision_rule=decision_rule or DecisionRule(),
         )  # fmt: skip
         log.info(
             "repeat %d fold %d: %d training and %d test tiles, penalty %g",

@@ -17,7 +17,12 @@ from stainssl.evaluation.geometry import geometry, retrieval, similarity
 from stainssl.evaluation.intervals import combine
 from stainssl.evaluation.metrics import estimate
 from stainssl.evaluation.predictions import read_scored
-from stainssl.evaluation.site_told import REST, probe_predictions, robustness_indices, site_probe
+from stainssl.evaluation.site_effects import (
+    VALUE_COLUMNS,
+    probe_predictions,
+    robustness_indices,
+    site_probe,
+)
 from stainssl.evaluation.stainings import MetricRow, Stainings, Vectors
 from stainssl.evaluation.table import FEW_PATIENTS
 
@@ -25,10 +30,10 @@ log = logging.getLogger(__name__)
 CONFOUNDING = 0.9  # share of training tiles whose stain agrees with the label
 
 
-def _auroc_figures(metric: str, predictions: pd.DataFrame, seed: int) -> list[MetricRow]:
+def _auroc_rows(metric: str, predictions: pd.DataFrame, seed: int) -> list[MetricRow]:
     rows = evaluate(predictions, "tile", seed)
     rows = rows[rows["metric"] == "auroc"]
-    return [MetricRow(metric, *row) for row in rows[REST].itertuples(index=False)]
+    return [MetricRow(metric, *row) for row in rows[VALUE_COLUMNS].itertuples(index=False)]
 
 
 def confounded_vectors(
@@ -78,15 +83,15 @@ def confounded_test(
     if len(classes) != 2:
         log.info("confounded test skipped: it needs two classes, found %d", len(classes))
         return [], pd.DataFrame()
-    figures, kept = [], pd.DataFrame()
+    rows, kept = [], pd.DataFrame()
     for name, share in (("mixed_auroc", 0.5), ("confounded_auroc", CONFOUNDING)):
         train, test = confounded_vectors(stainings, share, seed, classes[1])
         kept = probe_predictions(train, test, stainings.table, folds, seed)
-        figures += _auroc_figures(name, kept, seed)
-    return figures, kept
+        rows += _auroc_rows(name, kept, seed)
+    return rows, kept
 
 
-def site_figures(stainings: Stainings, folds: pd.DataFrame, seed: int) -> list[MetricRow]:
+def site_metrics(stainings: Stainings, folds: pd.DataFrame, seed: int) -> list[MetricRow]:
     """AUROC of a probe on the original tiles: over all, per site, of the worst site, and its drop.
 
     The drop is to sites not used in training: the out-of-fold AUROC on the training patients minus
@@ -96,13 +101,13 @@ def site_figures(stainings: Stainings, folds: pd.DataFrame, seed: int) -> list[M
     predicted = probe_predictions(
         stainings.original, stainings.original, stainings.table, folds, seed
     )
-    figures = _auroc_figures("clean_auroc", predicted, seed)
-    per_site = [f for f in figures if f.group != "all" and np.isfinite(f.value)]
+    rows = _auroc_rows("clean_auroc", predicted, seed)
+    per_site = [f for f in rows if f.group != "all" and np.isfinite(f.value)]
     per_site = [f for f in per_site if f.patients >= FEW_PATIENTS] or per_site
     if per_site:
-        worst = min(per_site, key=lambda figure: figure.value)
-        figures.append(worst._replace(metric="worst_site_auroc"))
-    return figures + _site_drop(stainings, folds, predicted, seed)
+        worst = min(per_site, key=lambda row: row.value)
+        rows.append(worst._replace(metric="worst_site_auroc"))
+    return rows + _site_drop(stainings, folds, predicted, seed)
 
 
 def _site_drop(
@@ -126,7 +131,7 @@ def _site_drop(
         [1, -1],
     )
     patients = stainings.patient[role.notna().to_numpy()]
-    return [*_auroc_figures("seen_site_auroc", seen.drop(columns="site"), seed),
+    return [*_auroc_rows("seen_site_auroc", seen.drop(columns="site"), seed),
             MetricRow("site_drop", "all", drop.value, *drop.interval,
                    len(np.unique(patients)), len(patients))]  # fmt: skip
 
@@ -152,9 +157,9 @@ def _seen_predictions(
 def measure_unlabelled(stainings: Stainings, *, seed: int = 0) -> list[MetricRow]:
     """All robustness metrics that need no label."""
     return [
-        figure
+        row
         for part in (similarity, retrieval, geometry, site_probe)
-        for figure in part(stainings, seed)
+        for row in part(stainings, seed)
     ]
 
 
@@ -172,9 +177,9 @@ def measure(
         The metrics, and the predictions of the confounded test (empty unless the task has two
         classes).
     """
-    figures = [*measure_unlabelled(stainings, seed=seed), *robustness_indices(stainings, seed)]
+    rows = [*measure_unlabelled(stainings, seed=seed), *robustness_indices(stainings, seed)]
     tests, predictions = confounded_test(stainings, folds, seed)
-    return [*figures, *tests, *site_figures(stainings, folds, seed)], predictions
+    return [*rows, *tests, *site_metrics(stainings, folds, seed)], predictions
 
 
 def most_different(coordinates: NDArray[Any], names: Sequence[str]) -> tuple[str, str]:

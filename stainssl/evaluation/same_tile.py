@@ -10,14 +10,14 @@ from itertools import combinations
 import numpy as np
 import pandas as pd
 
-from stainssl.evaluation.geometry import found_again
-from stainssl.evaluation.site_told import CROMA_TILES
+from stainssl.evaluation.geometry import retrieval_hits
+from stainssl.evaluation.site_effects import CROMA_TILES
 from stainssl.evaluation.stainings import (
     MetricRow,
     Vectors,
     index,
-    mean_figure,
-    median_figure,
+    mean_metric,
+    median_metric,
 )
 
 log = logging.getLogger(__name__)
@@ -64,13 +64,13 @@ def _croma(vectors: Vectors, table: pd.DataFrame, seed: int) -> Iterator[MetricR
     )
     margin = CRoMa.compute(vectors, manifest, confounder_column="stain", m=1)
     patient = table["patient_id"]
-    yield median_figure("tile_croma", margin.sample_values_aligned, index(patient), seed)
+    yield median_metric("tile_croma", margin.sample_values_aligned, index(patient), seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # low support
         found = RI.compute(vectors, manifest, confounder_column="stain", k_candidates=(1,))
     values = found.sample_values_aligned
     told = np.isfinite(values)
-    yield mean_figure("tile_robustness_index", values[told], index(patient[told]), seed)
+    yield mean_metric("tile_robustness_index", values[told], index(patient[told]), seed)
 
 
 def shared_tiles(table: pd.DataFrame) -> dict[str, np.ndarray]:
@@ -99,10 +99,10 @@ def across_sites(vectors: Vectors, table: pd.DataFrame, seed: int) -> Iterator[M
     """
     rows = shared_tiles(table)
     pairs = list(combinations(rows, 2))
-    hits = np.stack([found_again(vectors[rows[a]], vectors[rows[b]], 1) for a, b in pairs])
+    hits = np.stack([retrieval_hits(vectors[rows[a]], vectors[rows[b]], 1) for a, b in pairs])
     first = next(iter(rows.values()))
     patient = index(table["patient_id"].iloc[first])
-    yield mean_figure("site_retrieval_top1", hits.mean(axis=0), patient, seed)
+    yield mean_metric("site_retrieval_top1", hits.mean(axis=0), patient, seed)
     worst = int(np.argmin(hits.mean(axis=1)))
-    lowest = mean_figure("worst_pair_retrieval_top1", hits[worst], patient, seed)
+    lowest = mean_metric("worst_pair_retrieval_top1", hits[worst], patient, seed)
     yield lowest._replace(group="sites=" + " / ".join(pairs[worst]))

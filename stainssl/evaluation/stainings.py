@@ -69,7 +69,7 @@ def plain_weights(patient: Ints, seed: int) -> Floats:
     return patient_weights(scored, RESAMPLES, seed)
 
 
-def figure(
+def metric_row(
     metric: str, value: float, resampled: Floats, patient: Ints, group: str = "all"
 ) -> MetricRow:
     """A metric with its interval, from (R,) resampled values; `patient`: (N,) index per tile."""
@@ -78,23 +78,23 @@ def figure(
     return MetricRow(metric, group, float(value), low, high, patients, len(patient))
 
 
-def mean_figure(metric: str, values: NDArray[Any], patient: Ints, seed: int) -> MetricRow:
+def mean_metric(metric: str, values: NDArray[Any], patient: Ints, seed: int) -> MetricRow:
     """Mean of (N,) tile values, with an interval from resampled patients."""
     drawn = weighted_mean(np.asarray(values, float), patient, plain_weights(patient, seed))
-    return figure(metric, float(np.mean(values)), drawn, patient)
+    return metric_row(metric, float(np.mean(values)), drawn, patient)
 
 
-def median_figure(metric: str, values: NDArray[Any], patient: Ints, seed: int) -> MetricRow:
+def median_metric(metric: str, values: NDArray[Any], patient: Ints, seed: int) -> MetricRow:
     """Median of (N,) tile values, with an interval from resampled patients."""
     order = np.argsort(values)
     cumulative = np.cumsum(plain_weights(patient, seed)[:, patient[order]], axis=1)
     place = (cumulative < cumulative[:, -1:] / 2).sum(axis=1)
-    return figure(
+    return metric_row(
         metric, float(np.median(values)), np.asarray(values, float)[order][place], patient
     )
 
 
-def jackknife_figure(
+def jackknife_metric(
     metric: str, value_of: Callable[[NDArray[np.bool_]], float], patient: Ints
 ) -> MetricRow:
     """A metric with a delete-a-group jackknife interval.

@@ -13,7 +13,7 @@ from stainssl.errors import StainsslError
 from stainssl.evaluation.folds import class_name, tested
 from stainssl.evaluation.follow_up import follow_up, follow_up_word, horizons_of, is_comparable
 from stainssl.evaluation.labels import LabelKeys, Labels, counted, is_unknown, shown_cell
-from stainssl.evaluation.numbers import SHOWN, as_number
+from stainssl.evaluation.regression import SHOWN, as_number
 
 # Words of the event column, regardless of case; the task's `classes` adds others.
 EVENT_WORDS = {"event": ("1", "true", "yes"), "censored": ("0", "false", "no")}
@@ -213,7 +213,7 @@ class SurvivalLabels(Labels):
         ]
         return pd.Series(told, rows.index, dtype=object)
 
-    def strangers(self, own: pd.Series, words: pd.Series) -> pd.Series:
+    def unseen_classes(self, own: pd.Series, words: pd.Series) -> pd.Series:
         """Empty: a time need not occur in the task's own cohorts."""
         del own
         return words.head(0)

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stainssl.evaluation.follow_up import is_comparable
-from stainssl.evaluation.intervals import cross_validation_factor, rank_likeness
+from stainssl.evaluation.intervals import cross_validation_factor, squared_rank_correlation
 from stainssl.evaluation.metric import Metric, Resampled, weighted_share
 from stainssl.evaluation.predictions import Floats, FoldScores, ScoredUnits, SurvivalUnits
 from stainssl.evaluation.ranking import safe_divide, weighted_auroc
@@ -29,14 +29,14 @@ WeightedMetric = Callable[[SurvivalUnits, Floats], Floats]
 log = logging.getLogger(__name__)
 
 
-def _in_blocks(figure: WeightedMetric) -> Resampled:
+def _in_blocks(metric: WeightedMetric) -> Resampled:
     """Compute a metric in blocks of resamples."""
 
     def resampled(scored: ScoredUnits, weights: Floats) -> Floats:
         assert isinstance(scored, SurvivalUnits)
         rows = max(_BLOCK // max(len(scored.y), 1), 1)
         starts = range(0, len(weights), rows)
-        return np.concatenate([figure(scored, weights[i : i + rows]) for i in starts])
+        return np.concatenate([metric(scored, weights[i : i + rows]) for i in starts])
 
     return resampled
 
@@ -45,7 +45,7 @@ def _in_blocks(figure: WeightedMetric) -> Resampled:
 
 
 @dataclass(frozen=True)
-class Followed:
+class CensoringCurve:
     """Probability of still being followed up at a time, for each of R resamples.
 
     Attributes:
@@ -69,7 +69,7 @@ class Followed:
         return np.concatenate([ones, self.share], axis=1)[:, place]
 
 
-def followed(time: Floats, event: Bools, weights: Floats) -> Followed:
+def censoring_kaplan_meier(time: Floats, event: Bools, weights: Floats) -> CensoringCurve:
     """Kaplan–Meier estimate of the censoring distribution; in ties, events precede censoring.
 
     Args:
@@ -83,7 +83,7 @@ def followed(time: Floats, event: Bools, weights: Floats) -> Followed:
     ended = np.add.reduceat((weights * event)[:, order], starts, axis=1)
     there = both[:, ::-1].cumsum(axis=1)[:, ::-1] - ended  # at risk of being censored
     left = np.nan_to_num(safe_divide(both - ended, there))
-    return Followed(at, np.asarray(np.cumprod(1 - left, axis=1)))
+    return CensoringCurve(at, np.asarray(np.cumprod(1 - left, axis=1)))
 
 
 def inverse(probability: Floats) -> Floats:
@@ -156,13 +156,13 @@ def _harrell(scored: SurvivalUnits, weights: Floats) -> Floats:
     return _over_folds(parts(), len(weights))
 
 
-def _followed(scored: SurvivalUnits, weights: Floats) -> Followed:
-    return followed(scored.y.astype(float), scored.event, weights[:, scored.patient])
+def _censoring(scored: SurvivalUnits, weights: Floats) -> CensoringCurve:
+    return censoring_kaplan_meier(scored.y.astype(float), scored.event, weights[:, scored.patient])
 
 
 def _uno(scored: SurvivalUnits, weights: Floats) -> Floats:
     # Uno et al., Statistics in Medicine 2011.
-    known, within = _followed(scored, weights), _is_within(scored)
+    known, within = _censoring(scored, weights), _is_within(scored)
 
     def parts() -> Iterator[tuple[int, Floats, Floats]]:
         for fold in _comparable_folds(scored, within):
@@ -177,7 +177,7 @@ def _uno(scored: SurvivalUnits, weights: Floats) -> Floats:
 # --- at a time ---------------------------------------------------------------------------------
 
 
-def _auroc_at(scored: SurvivalUnits, weights: Floats, known: Followed, at: float) -> Floats:
+def _auroc_at(scored: SurvivalUnits, weights: Floats, known: CensoringCurve, at: float) -> Floats:
     # (R,) cumulative/dynamic AUROC: events until `at` against units event-free beyond it.
     def parts() -> Iterator[tuple[int, Floats, Floats]]:
         for fold in scored.ranked:
@@ -203,7 +203,7 @@ def auroc_by_time(scored: SurvivalUnits, weights: Floats) -> Floats:
         scored: the units.
         weights: (R, P) patient weights.
     """
-    known = _followed(scored, weights)
+    known = _censoring(scored, weights)
     return np.stack([_auroc_at(scored, weights, known, at) for at in scored.times])
 
 
@@ -216,7 +216,7 @@ def _auroc_over_time(scored: SurvivalUnits, weights: Floats) -> Floats:
 def brier_by_time(scored: SurvivalUnits, weights: Floats) -> Floats:
     """(T, R) Brier score at each of `scored.times` (Graf et al., Statistics in Medicine 1999)."""
     time, times = scored.y.astype(float), np.asarray(scored.times)
-    known, own = _followed(scored, weights), weights[:, scored.patient]
+    known, own = _censoring(scored, weights), weights[:, scored.patient]
     until, beyond = inverse(known.until(time)), inverse(known.beyond(times))
     total = own.sum(axis=1)
     out = []
@@ -270,7 +270,7 @@ def _spread(scored: ScoredUnits, value: float) -> float:
     if len(folds) <= len({fold.repeat for fold in folds}):
         return 1.0
     units = float(np.mean([len(fold.unit) for fold in folds]))
-    return cross_validation_factor(value, rank_likeness(units))
+    return cross_validation_factor(value, squared_rank_correlation(units))
 
 
 SURVIVAL_METRICS: dict[str, Metric] = {
@@ -282,7 +282,7 @@ SURVIVAL_METRICS: dict[str, Metric] = {
 }
 
 
-def tell_undefined_survival(group: str, scored: ScoredUnits) -> None:
+def log_undefined_survival(group: str, scored: ScoredUnits) -> None:
     """Log why metrics of survival are undefined."""
     assert isinstance(scored, SurvivalUnits)
     if not scored.event.any():

@@ -24,7 +24,7 @@ def people(count: int) -> str:
 
 
 @dataclass(frozen=True)
-class Answer:
+class TaskResult:
     """Test predictions and metrics of one encoder, seed and head in one task.
 
     Args:

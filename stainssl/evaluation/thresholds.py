@@ -17,7 +17,7 @@ MIDDLE = 0.5
 
 
 @dataclass(frozen=True)
-class Calls:
+class DecisionRule:
     """How a classification task recalibrates probabilities and chooses thresholds.
 
     Attributes:
@@ -62,10 +62,10 @@ class _Task(Protocol):
     recalibrate: Any
 
 
-def calls_of(task: _Task) -> Calls:
-    """Create `Calls` from a task of the config."""
+def decision_rule_of(task: _Task) -> DecisionRule:
+    """Create `DecisionRule` from a task of the config."""
     threshold = None if task.threshold == "validation" else task.threshold
-    return Calls(threshold, task.sensitivity, task.recalibrate)
+    return DecisionRule(threshold, task.sensitivity, task.recalibrate)
 
 
 def best_threshold(positive: NDArray[np.bool_], score: Floats) -> float:
@@ -86,9 +86,9 @@ def best_threshold(positive: NDArray[np.bool_], score: Floats) -> float:
     ends = np.concatenate([[0.0], (levels[1:] + levels[:-1]) / 2, [1.0]])
     if levels[0] < MIDDLE < levels[-1]:
         ends = np.append(ends, MIDDLE)
-    called = score[None] >= ends[:, None]
-    sensitivity = called[:, positive].mean(axis=1)
-    specificity = (~called[:, ~positive]).mean(axis=1)
+    predicted = score[None] >= ends[:, None]
+    sensitivity = predicted[:, positive].mean(axis=1)
+    specificity = (~predicted[:, ~positive]).mean(axis=1)
     balanced = sensitivity + specificity
     best = ends[balanced >= balanced.max() - 1e-12]
     return float(best[np.argmin(np.abs(best - MIDDLE))])
@@ -127,8 +127,8 @@ def net_benefit(
         all units.
     """
     cuts = np.asarray(thresholds, float)
-    called = score[None] >= cuts[:, None]
-    true, false = (called & positive).mean(axis=1), (called & ~positive).mean(axis=1)
+    predicted = score[None] >= cuts[:, None]
+    true, false = (predicted & positive).mean(axis=1), (predicted & ~positive).mean(axis=1)
     return np.asarray(true - false * cuts / (1 - cuts))
 
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from stainssl.evaluation.grid import number
+from stainssl.evaluation.grid import format_interval
 from stainssl.evaluation.table import NOTHING
 from stainssl.evaluation.table_formats import markdown
 
@@ -104,7 +104,7 @@ def _cell(rows: pd.DataFrame, column: TileColumn) -> str:
     if column.metric not in rows.index:
         return NOTHING
     row = rows.loc[column.metric]
-    text = number(row["value"], row["low"], row["high"], between=" to ")
+    text = format_interval(row["value"], row["low"], row["high"], between=" to ")
     if isinstance(column.chance, str):
         text += f", chance {rows.loc[column.chance, 'value']:.2f}"
     if row["group"] != "all":

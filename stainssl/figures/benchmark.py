@@ -87,23 +87,25 @@ def _roc_panel(
     axes.legend(framealpha=0.85, edgecolor="none", fontsize=8.5, loc="lower right")
 
 
-Answers = tuple[str, NDArray[np.bool_], NDArray[np.float64]]  # encoder, positive, probability
+# Encoder, positive, probability.
+BinaryPredictions = tuple[str, NDArray[np.bool_], NDArray[np.float64]]
 
 
 def calibration(
-    answers: Mapping[str, Mapping[str, Answers]], encoders: Sequence[str]
+    predictions: Mapping[str, Mapping[str, BinaryPredictions]], encoders: Sequence[str]
 ) -> Figure | str:
     """Draw calibration plots and decision curves, one row per task of two classes.
 
     Args:
-        answers: panel title → legend label → (encoder, (n,) positive, (n,) probability) of units.
+        predictions: panel title → legend label → (encoder, (n,) positive, (n,) probability) of
+            units.
         encoders: all encoders of the benchmark, in order, for their colors.
     """
-    if not answers:
+    if not predictions:
         return "No calibration plot: no task has two classes among its test patients."
-    figure = Figure(figsize=(13, 4.6 * len(answers)), dpi=_INCH, layout="constrained")
-    rows = figure.subplots(len(answers), 2, squeeze=False)
-    for (left, right), (title, lines) in zip(rows, answers.items(), strict=True):
+    figure = Figure(figsize=(13, 4.6 * len(predictions)), dpi=_INCH, layout="constrained")
+    rows = figure.subplots(len(predictions), 2, squeeze=False)
+    for (left, right), (title, lines) in zip(rows, predictions.items(), strict=True):
         _calibration_row(left, right, lines, encoder_colors(encoders))
         left.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), title=title)
         left.set(xlabel="predicted probability", ylabel="observed share (fifths of units)")
@@ -118,7 +120,7 @@ def calibration(
 
 
 def _calibration_row(
-    left: Axes, right: Axes, lines: Mapping[str, Answers], colors: dict[str, str]
+    left: Axes, right: Axes, lines: Mapping[str, BinaryPredictions], colors: dict[str, str]
 ) -> None:
     """Draw both panels of a task; colors are encoders, line styles and markers are models."""
     left.plot([0, 1], [0, 1], color="#bbbbbb", lw=1, ls=(0, (4, 3)), zorder=1)
@@ -147,24 +149,27 @@ def _decision_floor(axes: Axes, positive: NDArray[np.bool_]) -> None:
     axes.set_ylim(-0.15 * max(share, 0.1), 1.1 * max(share, 0.1))
 
 
-Numbers = tuple[str, NDArray[np.float64], NDArray[np.float64]]  # encoder, true, predicted
+# Encoder, true, predicted.
+NumericPredictions = tuple[str, NDArray[np.float64], NDArray[np.float64]]
 
 
-def scatter(answers: Mapping[str, Mapping[str, Numbers]], encoders: Sequence[str]) -> Figure | str:
+def scatter(
+    predictions: Mapping[str, Mapping[str, NumericPredictions]], encoders: Sequence[str]
+) -> Figure | str:
     """Draw predicted against true numbers, rows of panels per task, one panel per model.
 
     Args:
-        answers: task → title → (encoder, (n,) true, (n,) predicted) of units.
+        predictions: task → title → (encoder, (n,) true, (n,) predicted) of units.
         encoders: all encoders of the benchmark, in order, for their colors.
     """
-    if not answers:
+    if not predictions:
         return "No scatter plot: no task has a number as label (kind: regression)."
-    across = min(max(map(len, answers.values())), _ACROSS)
-    down = [-(-len(panels) // across) for panels in answers.values()]
+    across = min(max(map(len, predictions.values())), _ACROSS)
+    down = [-(-len(panels) // across) for panels in predictions.values()]
     figure = Figure(figsize=(3.9 * across, 4.3 * sum(down)), dpi=_INCH, layout="constrained")
     grid = iter(figure.subplots(sum(down), across, squeeze=False))
     colors = encoder_colors(encoders)
-    for (task, panels), lines in zip(answers.items(), down, strict=True):
+    for (task, panels), lines in zip(predictions.items(), down, strict=True):
         axes = [one for _ in range(lines) for one in next(grid)]
         every = np.concatenate([np.concatenate(units[1:]) for units in panels.values()])
         margin = 0.04 * max(float(np.ptp(every)), 1e-9)
@@ -177,7 +182,11 @@ def scatter(answers: Mapping[str, Mapping[str, Numbers]], encoders: Sequence[str
 
 
 def _scatter_panel(
-    axes: Axes, title: str, units: Numbers, limits: tuple[float, float], colors: dict[str, str]
+    axes: Axes,
+    title: str,
+    units: NumericPredictions,
+    limits: tuple[float, float],
+    colors: dict[str, str],
 ) -> None:
     encoder, true, said = units
     axes.plot(limits, limits, color="#bbbbbb", lw=1, ls=(0, (4, 3)), zorder=1)

@@ -16,7 +16,7 @@ from stainssl.errors import StainsslError
 from stainssl.evaluation.folds import RISK
 from stainssl.evaluation.follow_up import follow_up, follow_up_word, horizons_of, time_lost
 from stainssl.evaluation.predictions import SURVIVAL, THRESHOLD
-from stainssl.evaluation.thresholds import Calls
+from stainssl.evaluation.thresholds import DecisionRule
 from stainssl.mil.bags import Bag
 from stainssl.mil.head import Loss
 from stainssl.mil.target import Target
@@ -77,10 +77,10 @@ class FollowUps(Target):
         ]
 
     def thresholds(
-        self, calls: Calls, labels: Sequence[float], predictions: np.ndarray
+        self, rule: DecisionRule, labels: Sequence[float], predictions: np.ndarray
     ) -> dict[str, float]:
         """See `Target.thresholds`: the median risk, from which on the group of high risk starts."""
-        del calls, labels
+        del rule, labels
         return {THRESHOLD: float(np.median(predictions[:, 0]))} if len(predictions) else {}
 
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from stainssl.errors import StainsslError
-from stainssl.evaluation.thresholds import Calls
+from stainssl.evaluation.thresholds import DecisionRule
 from stainssl.mil import heads
 from stainssl.mil.bags import Bag
 from stainssl.mil.target import Target
@@ -57,7 +57,7 @@ def _blocks(model: FoldModel, bag: Bag, chunk: int) -> Iterator[Tensor]:
 
 
 def with_thresholds(
-    model: FoldModel, val: Sequence[Bag], calls: Calls, train: Sequence[Bag] = ()
+    model: FoldModel, val: Sequence[Bag], rule: DecisionRule, train: Sequence[Bag] = ()
 ) -> FoldModel:
     """Return a model with recalibration and thresholds from its validation bags.
 
@@ -67,19 +67,19 @@ def with_thresholds(
     Args:
         model: the model of a fold.
         val: its validation bags.
-        calls: how to recalibrate and to choose thresholds.
+        rule: how to recalibrate and to choose thresholds.
         train: its training bags, for targets with `thresholds_use_training` or `is_joint`.
     """
     if model.target.is_joint:
         model = _with_baseline(model, train)
-    if calls.recalibrate != "none":
+    if rule.recalibrate != "none":
         target = model.target.recalibrated(
-            calls, [bag.label for bag in val], _predict_bags(model, val)
+            rule, [bag.label for bag in val], _predict_bags(model, val)
         )
         model = dataclasses.replace(model, target=target)
     bags = [*train, *val] if model.target.thresholds_use_training else val
     thresholds = model.target.thresholds(
-        calls, [bag.label for bag in bags], _predict_bags(model, bags)
+        rule, [bag.label for bag in bags], _predict_bags(model, bags)
     )
     return dataclasses.replace(model, thresholds=thresholds)
 

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
-from stainssl.evaluation.thresholds import Calls
+from stainssl.evaluation.thresholds import DecisionRule
 from stainssl.mil.bags import Bag
 from stainssl.mil.head import Loss
 
@@ -89,12 +89,12 @@ class Target(ABC):
 
     @abstractmethod
     def thresholds(
-        self, calls: Calls, labels: Sequence[float], predictions: np.ndarray
+        self, rule: DecisionRule, labels: Sequence[float], predictions: np.ndarray
     ) -> dict[str, float]:
         """Choose the thresholds, by column of `predictions.parquet`.
 
         Args:
-            calls: how thresholds are chosen.
+            rule: how thresholds are chosen.
             labels: B labels of validation bags; if `thresholds_use_training`, of training bags as
                 well.
             predictions: predictions of these bags, B rows.
@@ -111,16 +111,16 @@ class Target(ABC):
         return self
 
     def recalibrated(
-        self, calls: Calls, labels: Sequence[float], predictions: np.ndarray
+        self, rule: DecisionRule, labels: Sequence[float], predictions: np.ndarray
     ) -> Target:
         """Return the target recalibrated on validation bags; unchanged by default.
 
         Args:
-            calls: how to recalibrate.
+            rule: how to recalibrate.
             labels: B labels of the validation bags.
             predictions: (B, C) their predictions.
         """
-        del calls, labels, predictions
+        del rule, labels, predictions
         return self
 
     def label_tasks(

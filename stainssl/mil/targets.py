@@ -17,12 +17,12 @@ from torch import Tensor, nn
 
 from stainssl.errors import StainsslError
 from stainssl.evaluation.folds import GRADE, VALUE
-from stainssl.evaluation.labels import Labels, OrderedLabels
-from stainssl.evaluation.numbers import NumberLabels
+from stainssl.evaluation.labels import Labels, OrdinalLabels
+from stainssl.evaluation.multilabel import MultiLabels, split_labels
 from stainssl.evaluation.recalibration import UNCHANGED, Recalibration
-from stainssl.evaluation.several import SeveralLabels, apart
+from stainssl.evaluation.regression import RegressionLabels
 from stainssl.evaluation.survival import SurvivalLabels
-from stainssl.evaluation.thresholds import Calls
+from stainssl.evaluation.thresholds import DecisionRule
 from stainssl.mil.bags import Bag
 from stainssl.mil.cox import Cox
 from stainssl.mil.hazard import Hazards
@@ -85,10 +85,10 @@ class Classes(Target):
         return self.line(torch.softmax(outputs, dim=0).numpy()[None])[0]
 
     def recalibrated(
-        self, calls: Calls, labels: Sequence[float], predictions: np.ndarray
+        self, rule: DecisionRule, labels: Sequence[float], predictions: np.ndarray
     ) -> Classes:
         """See `Target.recalibrated`."""
-        return replace(self, line=calls.recalibration(np.array(labels, np.int64), predictions))
+        return replace(self, line=rule.recalibration(np.array(labels, np.int64), predictions))
 
     def prediction_columns(self, predictions: np.ndarray) -> dict[str, np.ndarray]:
         """See `Target.prediction_columns`: `p_<class>`."""
@@ -100,10 +100,10 @@ class Classes(Target):
         return [self.names[int(bag.label)] if bag.label >= 0 else "" for bag in bags]
 
     def thresholds(
-        self, calls: Calls, labels: Sequence[float], predictions: np.ndarray
+        self, rule: DecisionRule, labels: Sequence[float], predictions: np.ndarray
     ) -> dict[str, float]:
         """See `Target.thresholds`; empty unless there are two classes."""
-        return calls.cuts(np.array(labels, np.int64), predictions)
+        return rule.cuts(np.array(labels, np.int64), predictions)
 
     def to_dict(self) -> dict[str, Any]:
         """See `Target.to_dict`."""
@@ -154,10 +154,10 @@ class Ordered(Classes):
         return {**super().prediction_columns(predictions), GRADE: grade}
 
     def thresholds(
-        self, calls: Calls, labels: Sequence[float], predictions: np.ndarray
+        self, rule: DecisionRule, labels: Sequence[float], predictions: np.ndarray
     ) -> dict[str, float]:
         """See `Target.thresholds`: none, since the median class is predicted."""
-        del calls, labels, predictions
+        del rule, labels, predictions
         return {}
 
     def to_dict(self) -> dict[str, Any]:
@@ -225,10 +225,10 @@ class Number(Target):
         return [float(bag.label) for bag in bags]
 
     def thresholds(
-        self, calls: Calls, labels: Sequence[float], predictions: np.ndarray
+        self, rule: DecisionRule, labels: Sequence[float], predictions: np.ndarray
     ) -> dict[str, float]:
         """See `Target.thresholds`: none."""
-        del calls, labels, predictions
+        del rule, labels, predictions
         return {}
 
     def to_dict(self) -> dict[str, Any]:
@@ -269,7 +269,7 @@ class MultiLabel(Target):
         A digit is the class index plus 1, or 0 if unknown.
         """
         codes, step = pd.Series(0, words.index), 1
-        for (_, part), column in zip(self.parts, apart(words, len(self.parts)), strict=True):
+        for (_, part), column in zip(self.parts, split_labels(words, len(self.parts)), strict=True):
             places = {name: place for place, name in enumerate(part.names, 1)}
             codes += step * column.map(lambda word, p=places: p.get(word, 0))
             step *= part.outputs + 1
@@ -285,7 +285,7 @@ class MultiLabel(Target):
 
     def unseen_labels(self, words: Sequence[str]) -> str:
         """See `Target.unseen_labels`: for all labels."""
-        columns = apart(pd.Series(list(words), dtype=object), len(self.parts))
+        columns = split_labels(pd.Series(list(words), dtype=object), len(self.parts))
         told = [
             f"of {name!r} {strange}"
             for (name, part), column in zip(self.parts, columns, strict=True)
@@ -346,7 +346,7 @@ class MultiLabel(Target):
             yield LabelTask(name, part, asked, rows, columns, own)
 
     def thresholds(
-        self, calls: Calls, labels: Sequence[float], predictions: np.ndarray
+        self, rule: DecisionRule, labels: Sequence[float], predictions: np.ndarray
     ) -> dict[str, float]:
         """See `Target.thresholds`: of all labels, with keys `LABEL/COLUMN`."""
         classes = self.classes(torch.tensor(labels, dtype=torch.long)).numpy()
@@ -354,7 +354,7 @@ class MultiLabel(Target):
         for place, name, part, columns in self._slices():
             known = classes[:, place] >= 0
             own = part.thresholds(
-                calls, classes[known, place].tolist(), predictions[known][:, columns]
+                rule, classes[known, place].tolist(), predictions[known][:, columns]
             )
             found |= {f"{name}/{column}": value for column, value in own.items()}
         return found
@@ -364,7 +364,7 @@ class MultiLabel(Target):
         return {"labels": {name: part.to_dict() for name, part in self.parts}}
 
     def recalibrated(
-        self, calls: Calls, labels: Sequence[float], predictions: np.ndarray
+        self, rule: DecisionRule, labels: Sequence[float], predictions: np.ndarray
     ) -> MultiLabel:
         """See `Target.recalibrated`: each label on the bags where it is known."""
         classes = self.classes(torch.tensor(labels, dtype=torch.long)).numpy()
@@ -372,7 +372,7 @@ class MultiLabel(Target):
         for place, name, part, columns in self._slices():
             known = classes[:, place] >= 0
             own = part.recalibrated(
-                calls, classes[known, place].tolist(), predictions[known][:, columns]
+                rule, classes[known, place].tolist(), predictions[known][:, columns]
             )
             parts.append((name, own))
         return replace(self, parts=tuple(parts))
@@ -380,8 +380,8 @@ class MultiLabel(Target):
 
 def multi_label_target(label: Labels, words: pd.Series, is_balanced: bool) -> MultiLabel:
     """Target of a task with several labels, from their known values."""
-    assert isinstance(label, SeveralLabels)
-    columns = zip(label.each, apart(words, len(label.each)), strict=True)
+    assert isinstance(label, MultiLabels)
+    columns = zip(label.each, split_labels(words, len(label.each)), strict=True)
     parts = [(one.label, Classes(tuple(one.order(known)), is_balanced)) for one, known in columns]
     return MultiLabel(tuple(parts))
 
@@ -389,10 +389,10 @@ def multi_label_target(label: Labels, words: pd.Series, is_balanced: bool) -> Mu
 # Class that reads a task's label → function that creates the target from the known label values.
 TARGETS: dict[type[Labels], Callable[[Labels, pd.Series, bool], Target]] = {
     Labels: lambda label, words, is_balanced: Classes(tuple(label.order(words)), is_balanced),
-    OrderedLabels: lambda label, words, _: Ordered(tuple(label.order(words)), is_balanced=False),
-    NumberLabels: lambda label, words, _: Number(),
+    OrdinalLabels: lambda label, words, _: Ordered(tuple(label.order(words)), is_balanced=False),
+    RegressionLabels: lambda label, words, _: Number(),
     SurvivalLabels: lambda label, words, _: Hazards.of(words),
-    SeveralLabels: multi_label_target,
+    MultiLabels: multi_label_target,
 }
 
 

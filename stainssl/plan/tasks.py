@@ -13,7 +13,7 @@ from stainssl.config import Benchmark, Config, Encoder, FineTune, Head, Split, T
 from stainssl.errors import StainsslError
 from stainssl.evaluation.kinds import labels_of
 from stainssl.evaluation.labels import Labels
-from stainssl.evaluation.thresholds import Calls, calls_of
+from stainssl.evaluation.thresholds import DecisionRule, decision_rule_of
 from stainssl.paths import Paths
 from stainssl.plan.encoders import Source, given_identity, robustness_tasks_of_encoder, source_of
 from stainssl.plan.job import Job, Reads, Resource, Setting, Writes
@@ -81,7 +81,7 @@ class ProbeJob(Job):
     folds: Reads[Path]
     output: Writes[Path]
     label: Setting[Labels]
-    calls: Setting[Calls]
+    decision_rule: Setting[DecisionRule]
     is_balanced: Setting[bool]
     rows: Setting[pd.DataFrame]
     center: Setting[str | None]
@@ -107,7 +107,7 @@ def probe(config: Config, task: str, encoder: str) -> ProbeJob:
         folds=paths.folds(task),
         output=paths.probe(task, encoder),
         label=labels_of(spec),
-        calls=calls_of(spec),
+        decision_rule=decision_rule_of(spec),
         is_balanced=spec.class_weight == "balanced",
         rows=rows_of(config, found, "slide_id", "patient_id", "site"),
         center=config.run(encoder).encoder.center,
@@ -148,7 +148,7 @@ class FinetuneJob(Job):
     target: Reads[Path | None]
     output: Writes[Path]
     label: Setting[Labels]
-    calls: Setting[Calls]
+    decision_rule: Setting[DecisionRule]
     is_balanced: Setting[bool]
     tuning: Setting[FineTune]
     identity: Setting[str]
@@ -181,7 +181,7 @@ def finetune(config: Config, task: str, encoder: str) -> FinetuneJob:
         target=paths.target(encoder) if is_given and run.encoder.needs_target else None,
         output=paths.fine_tuned(task, encoder),
         label=labels_of(spec),
-        calls=calls_of(spec),
+        decision_rule=decision_rule_of(spec),
         is_balanced=spec.class_weight == "balanced",
         tuning=_tuning(spec.fine_tune, run.encoder),
         identity=given_identity(run.encoder) if is_given else "",
@@ -225,7 +225,7 @@ class MilJob(Job):
     output: Writes[Path]
     level: Setting[str]
     label: Setting[Labels]
-    calls: Setting[Calls]
+    decision_rule: Setting[DecisionRule]
     is_balanced: Setting[bool]
     rows: Setting[pd.DataFrame]
     external: Setting[dict[str, pd.DataFrame]]
@@ -265,7 +265,7 @@ def mil(config: Config, task: str, encoder: str, head: str) -> MilJob:
         output=paths.mil(task, encoder, head),
         level=spec.level,
         label=labels_of(spec),
-        calls=calls_of(spec),
+        decision_rule=decision_rule_of(spec),
         is_balanced=spec.class_weight == "balanced",
         rows=rows_of(config, own, *dict.fromkeys([*columns, *clinical])),
         external={c: rows_of(config, parts_of(config, [c]), *columns) for c in spec.external},

@@ -16,25 +16,25 @@ from stainssl.cohort import site_columns
 from stainssl.config import Task
 from stainssl.errors import StainsslError
 from stainssl.evaluation import baselines, fusion, published, table_formats
+from stainssl.evaluation.collapse import collapse_notes, weights_notes
 from stainssl.evaluation.evaluate import evaluate
 from stainssl.evaluation.folds import read_folds
 from stainssl.evaluation.grid import (
-    NUMBER_SITE_METRICS,
+    REGRESSION_SITE_METRICS,
     TITLES,
+    format_interval,
     make_grid,
     make_site_grid,
-    number,
 )
 from stainssl.evaluation.kinds import labels_of
 from stainssl.evaluation.long_table import comparisons, long_table, robustness_tree, side_name
-from stainssl.evaluation.predictions import NumberUnits, SurvivalUnits, ensemble
+from stainssl.evaluation.predictions import RegressionUnits, SurvivalUnits, ensemble
 from stainssl.evaluation.projection import project
 from stainssl.evaluation.published import Published
 from stainssl.evaluation.ranking import classes_ranked
 from stainssl.evaluation.risk_groups import RiskGroups
 from stainssl.evaluation.roc import roc_band
-from stainssl.evaluation.spread import alike_notes, weights_notes
-from stainssl.evaluation.table import LINEAR, Answer, ResultGrid, Robustness
+from stainssl.evaluation.table import LINEAR, ResultGrid, Robustness, TaskResult
 from stainssl.figures import benchmark as figures
 from stainssl.figures.survival import survival_figure
 from stainssl.plan.encoders import tasks_of_robustness
@@ -56,18 +56,18 @@ def run(job: BenchmarkJob) -> None:
         StainsslError: a result is missing, or all tasks need a head and the benchmark has none.
     """
     encoders, files = list(job.runs), job.files
-    answers = list(_answers(job))
-    columns = [one for task in job.tasks for one in _baselines(job, task, answers)]
-    if not answers:
+    results = list(_results(job))
+    columns = [one for task in job.tasks for one in _baselines(job, task, results)]
+    if not results:
         raise StainsslError(
             f"benchmarks.{job.name}: no results: its tasks are at slide or patient level and it"
             " has no head. Name one in 'heads'."
         )
     robustness = list(_robustness(job))
-    answers += list(_fused(job, answers, columns))
-    long = long_table([*answers, *columns], robustness)
-    compared = comparisons([*answers, *_clinical(job, columns)], robustness, job.seed)
-    grid = make_grid(long, compared, {a.task: a.shown for a in answers})
+    results += list(_fused(job, results, columns))
+    long = long_table([*results, *columns], robustness)
+    compared = comparisons([*results, *_clinical(job, columns)], robustness, job.seed)
+    grid = make_grid(long, compared, {a.task: a.shown for a in results})
     grid = replace(grid, notes=[*grid.notes, *_notes(job, compared)])
     others = published.figures_for(_questions(job))
     every = pd.concat([long, published.to_rows(others)], ignore_index=True) if others else long
@@ -79,12 +79,12 @@ def run(job: BenchmarkJob) -> None:
         write_text(files[name], text)
     tree = robustness_tree(robustness)
     write_text(files["robustness.json"], json.dumps(tree, indent=1, allow_nan=False))
-    _save(job.figures, _figures(job, long, answers, _shown(encoders, columns)))
+    _save(job.figures, _figures(job, long, results, _shown(encoders, columns)))
     log.info("benchmark %s\n%s", job.name, markdown)
 
 
 def _figures(
-    job: BenchmarkJob, long: pd.DataFrame, answers: list[Answer], shown: list[str]
+    job: BenchmarkJob, long: pd.DataFrame, results: list[TaskResult], shown: list[str]
 ) -> dict[str, Figure | str]:
     """Draw the figures (file name → figure, or the reason why there is none).
 
@@ -93,14 +93,14 @@ def _figures(
     """
     encoders = list(job.runs)
     return {
-        "roc": figures.roc(_curves(answers, job.seed), encoders),
-        "calibration": figures.calibration(_calibrations(answers), encoders),
-        "scatter": figures.scatter(_scatters(answers), encoders),
+        "roc": figures.roc(_curves(results, job.seed), encoders),
+        "calibration": figures.calibration(_calibrations(results), encoders),
+        "scatter": figures.scatter(_scatters(results), encoders),
         "forest": figures.forest(long, shown),
         "robustness": figures.robustness(long, encoders),
         "few_shot": figures.few_shot({task: _few_shots(job, task) for task in job.tasks}, encoders),
         "umap": figures.umap(_umap(job)),
-        "survival": survival_figure(_risk_groups(job, answers)),
+        "survival": survival_figure(_risk_groups(job, results)),
     }
 
 
@@ -151,7 +151,7 @@ def _folders_by_run(job: BenchmarkJob) -> dict[str, list[Path]]:
     return folders
 
 
-def _answers(job: BenchmarkJob) -> Iterator[Answer]:
+def _results(job: BenchmarkJob) -> Iterator[TaskResult]:
     keys = {run: key for key, runs in job.runs.items() for run in runs}
     for (name, run, head), folder in job.prediction_folders.items():
         task = job.tasks[name]
@@ -161,16 +161,16 @@ def _answers(job: BenchmarkJob) -> Iterator[Answer]:
         tested = cohorts[cohorts["patient_id"].isin(predictions["patient_id"])]
         metrics = _read_metrics(folder / "metrics.csv")
         seen = _seen(job, run, tested)
-        yield Answer(
+        yield TaskResult(
             name, task.level, keys[run], run, head, metrics, predictions, seen, task.metrics
         )
         for cohort in task.external:
-            yield _external_answer(job, name, cohort, (keys[run], run, head), folder)
+            yield _external_result(job, name, cohort, (keys[run], run, head), folder)
 
 
-def _external_answer(
+def _external_result(
     job: BenchmarkJob, task: str, cohort: str, who: tuple[str, str, str], folder: Path
-) -> Answer:
+) -> TaskResult:
     """Results of a task's models on an external cohort, as a separate task.
 
     Args:
@@ -183,17 +183,17 @@ def _external_answer(
     tested = predictions[["patient_id"]].drop_duplicates().assign(cohort=cohort)
     seen = _seen(job, who[1], tested)
     name = f"{task} on {cohort}"
-    return Answer(name, spec.level, *who, metrics, predictions, seen, spec.metrics)
+    return TaskResult(name, spec.level, *who, metrics, predictions, seen, spec.metrics)
 
 
-def _baselines(job: BenchmarkJob, task: str, answers: list[Answer]) -> Iterator[Answer]:
-    """Results of a task's baselines, on the units for which all `answers` have a prediction.
+def _baselines(job: BenchmarkJob, task: str, results: list[TaskResult]) -> Iterator[TaskResult]:
+    """Results of a task's baselines, on the units for which all `results` have a prediction.
 
     The baselines use the sheet's columns of site and scanner, or the clinical columns, if these
     columns vary, and for some kinds of label no column (such as `mean of training`).
     """
     spec = job.tasks[task]
-    answered = [answer.predictions for answer in answers if answer.task == task]
+    predicted = [result.predictions for result in results if result.task == task]
     units = _units(job, spec)
     folds = read_folds(job.folds[task])
     asked: dict[str, list[str]] = {
@@ -206,35 +206,37 @@ def _baselines(job: BenchmarkJob, task: str, answers: list[Answer]) -> Iterator[
         told = {baseline.floor: [], **told}
     for name, columns in told.items():
         predictions = baseline.predict(units, columns, folds, job.seed, labels)
-        predictions = baselines.same_rows(predictions, answered, spec.level)
+        predictions = baselines.same_rows(predictions, predicted, spec.level)
         metrics = evaluate(predictions, spec.level, job.seed)
         if name == baselines.SITE:  # constant within a site
             metrics = metrics[metrics["group"] == "all"]
-        yield Answer(task, spec.level, name, name, baselines.HEAD, metrics, predictions)
+        yield TaskResult(task, spec.level, name, name, baselines.HEAD, metrics, predictions)
 
 
-def _clinical(job: BenchmarkJob, columns: list[Answer]) -> list[Answer]:
+def _clinical(job: BenchmarkJob, columns: list[TaskResult]) -> list[TaskResult]:
     """Clinical baselines (among the baselines `columns`) of the tasks with `fusion`."""
     asking = [name for name, task in job.tasks.items() if task.fusion != "none"]
     return [a for a in columns if a.encoder == baselines.CLINICAL and a.task in asking]
 
 
-def _fused(job: BenchmarkJob, answers: list[Answer], columns: list[Answer]) -> Iterator[Answer]:
+def _fused(
+    job: BenchmarkJob, results: list[TaskResult], columns: list[TaskResult]
+) -> Iterator[TaskResult]:
     """Results of encoders combined with clinical columns, for the tasks with `fusion`."""
     for known in _clinical(job, columns):
-        for answer in answers:
-            if answer.task == known.task:
-                both = _together(job, answer, known)
-                metrics = evaluate(both, answer.level, job.seed)
-                head = answer.head + fusion.ADDED
-                yield replace(answer, head=head, predictions=both, metrics=metrics)
+        for result in results:
+            if result.task == known.task:
+                both = _together(job, result, known)
+                metrics = evaluate(both, result.level, job.seed)
+                head = result.head + fusion.ADDED
+                yield replace(result, head=head, predictions=both, metrics=metrics)
 
 
-def _together(job: BenchmarkJob, answer: Answer, known: Answer) -> pd.DataFrame:
+def _together(job: BenchmarkJob, result: TaskResult, known: TaskResult) -> pd.DataFrame:
     """Combined predictions: of a gated head, or pooled from slides and clinical columns (late)."""
-    if job.tasks[answer.task].fusion == "late":
-        return fusion.late(answer.predictions, known.predictions, answer.level)
-    folder = job.prediction_folders[answer.task, answer.run, answer.head] / fusion.FOLDER
+    if job.tasks[result.task].fusion == "late":
+        return fusion.late(result.predictions, known.predictions, result.level)
+    folder = job.prediction_folders[result.task, result.run, result.head] / fusion.FOLDER
     return read_table(folder / "predictions.parquet", "predictions")
 
 
@@ -244,7 +246,7 @@ def _notes(job: BenchmarkJob, compared: pd.DataFrame) -> list[str]:
     clinical = side_name(baselines.CLINICAL, baselines.HEAD)
     added = fusion.added_notes(compared, clinical)
     folders = _folders_by_run(job)
-    of_encoders = [*weights_notes(folders, job.given), *job.warnings, *alike_notes(folders)]
+    of_encoders = [*weights_notes(folders, job.given), *job.warnings, *collapse_notes(folders)]
     return [*of_tasks, *added, *of_encoders]
 
 
@@ -267,8 +269,8 @@ def _labelled_tiles(job: BenchmarkJob, task: Task) -> Iterator[pd.DataFrame]:
             yield labels[labels["label"] != ""].merge(columns, on="slide_id")
 
 
-def _shown(encoders: list[str], answers: list[Answer]) -> list[str]:
-    return list(dict.fromkeys([*encoders, *(answer.encoder for answer in answers)]))
+def _shown(encoders: list[str], results: list[TaskResult]) -> list[str]:
+    return list(dict.fromkeys([*encoders, *(result.encoder for result in results)]))
 
 
 def _read_metrics(path: Path) -> pd.DataFrame:
@@ -340,72 +342,73 @@ def _umap(job: BenchmarkJob) -> dict[str, dict[str, pd.DataFrame]]:
     return coordinates
 
 
-def _curves(answers: list[Answer], seed: int) -> dict[str, dict[str, tuple[str, pd.DataFrame]]]:
+def _curves(results: list[TaskResult], seed: int) -> dict[str, dict[str, tuple[str, pd.DataFrame]]]:
     """ROC curves of the tasks with two classes (panel → legend label → (encoder, curve))."""
     curves: dict[str, dict[str, tuple[str, pd.DataFrame]]] = {}
-    for answer in answers:
-        scored = answer.scored
+    for result in results:
+        scored = result.scored
         if len(scored.classes) != 2 or not classes_ranked(scored):
             continue
-        panel = f"{answer.task}, {scored.patients} patients"
-        auroc = answer.metrics.query("metric == 'auroc' and group == 'all'").iloc[0]
-        said = number(*(float(auroc[c]) for c in ("value", "low", "high")))
-        label = f"{_row_name(answer)}  {said}"
+        panel = f"{result.task}, {scored.patients} patients"
+        auroc = result.metrics.query("metric == 'auroc' and group == 'all'").iloc[0]
+        said = format_interval(*(float(auroc[c]) for c in ("value", "low", "high")))
+        label = f"{_row_name(result)}  {said}"
         curve = roc_band(scored, seed=seed)
-        curves.setdefault(panel, {})[label] = (answer.encoder, curve)
+        curves.setdefault(panel, {})[label] = (result.encoder, curve)
     return curves
 
 
-def _calibrations(answers: list[Answer]) -> dict[str, dict[str, figures.Answers]]:
+def _calibrations(results: list[TaskResult]) -> dict[str, dict[str, figures.BinaryPredictions]]:
     """Calibration data of the tasks with two classes (panel → legend label → data).
 
     The data are the encoder, (N,) bool (whether positive) and (N,) probabilities.
     """
-    found: dict[str, dict[str, figures.Answers]] = {}
-    for answer in answers:
-        scored = answer.scored
+    found: dict[str, dict[str, figures.BinaryPredictions]] = {}
+    for result in results:
+        scored = result.scored
         if len(scored.classes) != 2 or len(scored.present()) < 2:
             continue
-        panel = f"{answer.task}, {scored.patients} patients"
-        units = (answer.encoder, scored.y == 1, scored.p[:, 1])
-        found.setdefault(panel, {})[_row_name(answer)] = units
+        panel = f"{result.task}, {scored.patients} patients"
+        units = (result.encoder, scored.y == 1, scored.p[:, 1])
+        found.setdefault(panel, {})[_row_name(result)] = units
     return found
 
 
-def _scatters(answers: list[Answer]) -> dict[str, dict[str, figures.Numbers]]:
+def _scatters(results: list[TaskResult]) -> dict[str, dict[str, figures.NumericPredictions]]:
     """Scatter plot data of the regression tasks (task → legend label → data).
 
     The data are the encoder, (N,) true values and (N,) predicted values.
     """
-    found: dict[str, dict[str, figures.Numbers]] = {}
-    for answer in answers:
-        scored = answer.scored
-        if not isinstance(scored, NumberUnits):
+    found: dict[str, dict[str, figures.NumericPredictions]] = {}
+    for result in results:
+        scored = result.scored
+        if not isinstance(scored, RegressionUnits):
             continue
-        rows = answer.metrics[answer.metrics["group"] == "all"].set_index("metric")
+        rows = result.metrics[result.metrics["group"] == "all"].set_index("metric")
         figure = rows[["value", "low", "high"]].astype(float)
         said = [
-            f"{TITLES[m]} {number(*figure.loc[m], between=' to ')}" for m in NUMBER_SITE_METRICS
+            f"{TITLES[m]} {format_interval(*figure.loc[m], between=' to ')}"
+            for m in REGRESSION_SITE_METRICS
         ]
-        units = (answer.encoder, scored.y.astype(float), scored.value)
-        found.setdefault(answer.task, {})["\n".join([_row_name(answer), *said])] = units
+        units = (result.encoder, scored.y.astype(float), scored.value)
+        found.setdefault(result.task, {})["\n".join([_row_name(result), *said])] = units
     return found
 
 
-def _risk_groups(job: BenchmarkJob, answers: list[Answer]) -> dict[str, RiskGroups]:
+def _risk_groups(job: BenchmarkJob, results: list[TaskResult]) -> dict[str, RiskGroups]:
     """Risk groups for each result of the survival tasks (title → groups)."""
     found = {}
-    for answer in answers:
-        scored = answer.scored
+    for result in results:
+        scored = result.scored
         if not isinstance(scored, SurvivalUnits) or scored.threshold is None:
             continue
-        rows = answer.metrics[answer.metrics["group"] == "all"].set_index("metric")
-        said = number(*rows.loc["c_index", ["value", "low", "high"]].astype(float))
-        name = next(n for n in job.tasks if answer.task == n or answer.task.startswith(f"{n} on "))
-        title = f"{answer.task}: {_row_name(answer)}\n{TITLES['c_index']} {said}"
+        rows = result.metrics[result.metrics["group"] == "all"].set_index("metric")
+        said = format_interval(*rows.loc["c_index", ["value", "low", "high"]].astype(float))
+        name = next(n for n in job.tasks if result.task == n or result.task.startswith(f"{n} on "))
+        title = f"{result.task}: {_row_name(result)}\n{TITLES['c_index']} {said}"
         found[title] = RiskGroups.of(scored, job.tasks[name].time)
     return found
 
 
-def _row_name(answer: Answer) -> str:
-    return side_name(answer.run, answer.head)
+def _row_name(result: TaskResult) -> str:
+    return side_name(result.run, result.head)

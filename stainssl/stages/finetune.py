@@ -236,8 +236,8 @@ def _fold_predictions(
         progress.best_epoch + 1 if progress.losses else "the last",
     )  # fmt: skip
     of_val, seen = predict(network, labelled.tiles, val.tile, settings.batch_size)
-    line = job.calls.recalibration(val.y[seen], of_val)
-    cuts = job.calls.cuts(val.y[seen], line(of_val))
+    line = job.decision_rule.recalibration(val.y[seen], of_val)
+    cuts = job.decision_rule.cuts(val.y[seen], line(of_val))
     of_test, asked = predict(network, labelled.tiles, test.tile, settings.batch_size)
     predictions = FoldPredictions(line(of_test), asked, cuts)
     predictions.save(kept)
@@ -292,7 +292,8 @@ def _mark(
     names = pd.util.hash_pandas_object(labelled.table[["number", "slide_id", "tile"]])
     asked = {
         "settings": job.tuning.model_dump(mode="json"), "balanced": job.is_balanced,
-        "calls": str(job.calls), "classes": labelled.classes, "tiles": found.hexdigest(),
+        "decision_rule": str(job.decision_rule), "classes": labelled.classes,
+        "tiles": found.hexdigest(),
         "names": hashlib.sha256(names.to_numpy().tobytes()).hexdigest(),
         "weights": encoder.weights_sha256, "input_size": encoder.input_size,
         "standard": encoder.stain_profile and profile_to_json(encoder.stain_profile),

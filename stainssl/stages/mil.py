@@ -14,12 +14,12 @@ import pandas as pd
 from stainssl.config import Head
 from stainssl.errors import StainsslError
 from stainssl.evaluation.centring import sites_of
+from stainssl.evaluation.collapse import write_mean_cosine
 from stainssl.evaluation.evaluate import evaluate
 from stainssl.evaluation.folds import each_fold, read_folds
 from stainssl.evaluation.fusion import FOLDER
 from stainssl.evaluation.labels import Labels
 from stainssl.evaluation.predictions import ensemble
-from stainssl.evaluation.spread import write_spread
 from stainssl.mil import bags as bagging
 from stainssl.mil.attention import AttentionMean, attention_table
 from stainssl.mil.bags import Bag, SlideTiles
@@ -91,7 +91,7 @@ def run(job: MilJob) -> None:
             made_of = open_embeddings(next(iter(job.embeddings.values()))).settings
             places = [of_label(folder, label) for label in predictions]
             with spent.on("writing"):
-                write_spread(features, *places, made_by=made_of)
+                write_mean_cosine(features, *places, made_by=made_of)
                 write_table(folder / "attention.parquet", attention, "attention", made_by)
                 write_table(folder / "reference.parquet", reference, "reference", made_by)
             if job.clinical:
@@ -350,7 +350,7 @@ def _fold_models(
         own_seed = int(np.random.default_rng([job.seed, repeat, fold]).integers(2**31))
         try:
             model = fit(train, val, target, settings, own_seed)
-            model = with_thresholds(model, val, job.calls, train)
+            model = with_thresholds(model, val, job.decision_rule, train)
         except StainsslError as error:
             raise StainsslError(f"repeat {repeat} fold {fold}: {error}") from None
         log.info(

@@ -15,7 +15,7 @@ from stainssl.cohort import installed, outside_problems, parts
 from stainssl.config import REFERENCE, Cohort, Config, Encoder, Run, dump
 from stainssl.errors import StainsslError, translate_disk_errors
 from stainssl.evaluation.folds import GRADE, RISK, VALUE, read_folds
-from stainssl.evaluation.predictions import THRESHOLD, answer_columns, words_called
+from stainssl.evaluation.predictions import THRESHOLD, predicted_labels, prediction_columns
 from stainssl.mil import bags as bagging
 from stainssl.mil.attention import AttentionMean, attention_table
 from stainssl.mil.bags import ID_COLUMNS, Bag, SlideTiles
@@ -283,7 +283,7 @@ def _score(bag: Bag, models: Models) -> ScoredBag:
 
 def _called(table: pd.DataFrame) -> pd.DataFrame:
     """Add the column `predicted` (class or risk group) if the label has classes or groups."""
-    words = words_called(table)
+    words = predicted_labels(table)
     return table if words is None else table.assign(predicted=words)
 
 
@@ -349,7 +349,7 @@ def summary(by_model: pd.DataFrame, slides: pd.DataFrame, level: str) -> pd.Data
         **{column: (column, "max") for column in OUT_OF_RANGE_NOTES},
     )  # fmt: skip
     out = out.loc[[name for name, _ in groups]]
-    for column in answer_columns(by_model):
+    for column in prediction_columns(by_model):
         out[column] = groups[column].mean()
         for side, share in zip(("low", "high"), INTERVAL, strict=True):
             out[_limit(side, column)] = groups[column].quantile(share)
@@ -357,7 +357,7 @@ def summary(by_model: pd.DataFrame, slides: pd.DataFrame, level: str) -> pd.Data
         out.insert(2, THRESHOLD, groups[THRESHOLD].mean())
     if GRADE in by_model:
         out.insert(2, GRADE, groups[GRADE].mean())
-    if (words := words_called(out)) is not None:
+    if (words := predicted_labels(out)) is not None:
         out.insert(2, "predicted", words)
     out["models"] = groups.size()
     bare = set(slides.loc[slides["unstained"], unit]) if "unstained" in slides else set()

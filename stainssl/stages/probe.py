@@ -10,11 +10,11 @@ import pandas as pd
 
 from stainssl.errors import StainsslError
 from stainssl.evaluation.centring import sites_of
+from stainssl.evaluation.collapse import write_mean_cosine
 from stainssl.evaluation.evaluate import evaluate
 from stainssl.evaluation.folds import read_folds
 from stainssl.evaluation.labels import Labels
 from stainssl.evaluation.probe import Tiles, few_shot, probe
-from stainssl.evaluation.spread import write_spread
 from stainssl.plan.tasks import ProbeJob
 from stainssl.runtime.parallel import TimeSpent
 from stainssl.stores.atomic import replacing
@@ -41,7 +41,7 @@ def run(job: ProbeJob) -> None:
         weight = "balanced" if job.is_balanced else None
         with spent.on("fitting"):
             linear, neighbours = probe(
-                tiles, folds, seed=job.seed, class_weight=weight, calls=job.calls
+                tiles, folds, seed=job.seed, class_weight=weight, decision_rule=job.decision_rule
             )
     except StainsslError as error:
         raise StainsslError(f"tasks.{job.task}: {error}") from None
@@ -58,7 +58,7 @@ def run(job: ProbeJob) -> None:
         write_table(folder / "neighbours.parquet", neighbours, "predictions", settings)
         metrics.to_csv(folder / "metrics.csv", index=False)
         made_of = open_embeddings(next(iter(job.embeddings.values()))).settings
-        write_spread([tiles.features], folder, made_by=made_of)
+        write_mean_cosine([tiles.features], folder, made_by=made_of)
         few.to_csv(folder / "few_shot.csv", index=False)
     log.info("%s", spent.line(len(tiles.y), "tiles"))
 

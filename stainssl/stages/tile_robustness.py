@@ -22,7 +22,7 @@ from stainssl.errors import StainsslError, translate_disk_errors
 from stainssl.evaluation.probe import balanced_sample
 from stainssl.evaluation.robustness import measure_unlabelled
 from stainssl.evaluation.same_tile import across_sites, shared_tiles, tile_indices
-from stainssl.evaluation.site_told import robustness_indices, shared_site_probe
+from stainssl.evaluation.site_effects import robustness_indices, shared_site_probe
 from stainssl.evaluation.stainings import MetricRow, Stainings
 from stainssl.evaluation.tile_table import to_markdown
 from stainssl.figures.tile_robustness import tile_robustness

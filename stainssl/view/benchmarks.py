@@ -16,7 +16,7 @@ from stainssl.view.handles import Recent
 from stainssl.view.records import Json, Records, columns, versions
 
 if TYPE_CHECKING:
-    from stainssl.evaluation.predictions import NumberUnits, ScoredUnits, SurvivalUnits
+    from stainssl.evaluation.predictions import RegressionUnits, ScoredUnits, SurvivalUnits
     from stainssl.evaluation.risk_groups import RiskGroups
 
 SHOWN = ["encoder", "run", "head", "task", "metric", "group", "value", "low", "high", "patients",
@@ -98,7 +98,7 @@ class Benchmarks:
         """
         # Imported here: scipy's statistics take as much memory as everything else for a slide.
         from stainssl.evaluation.predictions import (
-            NumberUnits,
+            RegressionUnits,
             SurvivalUnits,
             average_repeats,
             scored_units,
@@ -111,13 +111,13 @@ class Benchmarks:
         units = average_repeats(predictions, level)
         scored = scored_units(units, predictions, level)
         found: Json = {"level": level, "classes": list(scored.classes), "units": len(units)}
-        if isinstance(scored, NumberUnits):
+        if isinstance(scored, RegressionUnits):
             return found | self._of_numbers(task, units, scored)
         if isinstance(scored, SurvivalUnits):
             return found | self._of_times(task, units, scored)
         return found | self._of_classes(task, units, scored)
 
-    def _of_numbers(self, task: str, units: pd.DataFrame, scored: NumberUnits) -> Json:
+    def _of_numbers(self, task: str, units: pd.DataFrame, scored: RegressionUnits) -> Json:
         error = scored.value - scored.y
         told = units.assign(truth=scored.y.astype(float), predicted=scored.value, error=error)
         return {"cases": self._cases(task, told, np.abs(error), ["error"])}

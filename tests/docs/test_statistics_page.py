@@ -12,7 +12,7 @@ from stainssl.evaluation.grid import TITLES
 from stainssl.evaluation.metrics import METRICS
 
 REPO = Path(__file__).resolve().parents[2]
-MODULES = ("robustness", "stainings", "geometry", "site_told")
+MODULES = ("robustness", "stainings", "geometry", "site_effects")
 PAGE = (REPO / "docs" / "statistics.md").read_text(encoding="utf-8")
 
 
@@ -20,11 +20,11 @@ def _robustness() -> set[str]:
     """The names that figures of robustness are given: the first argument of their makers."""
     made = {
         "MetricRow",
-        "mean_figure",
-        "median_figure",
-        "jackknife_figure",
-        "figure",
-        "_auroc_figures",
+        "mean_metric",
+        "median_metric",
+        "jackknife_metric",
+        "metric_row",
+        "_auroc_rows",
     }
     folder = REPO / "stainssl" / "evaluation"
     trees = [ast.parse((folder / f"{name}.py").read_text()) for name in MODULES]

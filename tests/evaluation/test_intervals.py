@@ -7,15 +7,15 @@ import pytest
 from scipy import stats
 from sklearn.metrics import roc_auc_score
 
-from stainssl.evaluation.grid import number
+from stainssl.evaluation.grid import format_interval
 from stainssl.evaluation.intervals import (
     Estimate,
     auroc_estimate,
     combine,
     drawn_estimate,
     p_value,
-    rank_likeness,
     share_estimate,
+    squared_rank_correlation,
     widened,
     with_seeds,
 )
@@ -83,7 +83,7 @@ def test_a_perfect_answer_of_few_patients_is_not_certain(n):
     assert 0.4 < low < 1 - 1 / n
     if n == 3:
         page = (ROOT / "docs" / "statistics.md").read_text()
-        assert number(1.0, low, high) in " ".join(page.split())
+        assert format_interval(1.0, low, high) in " ".join(page.split())
     assert np.isnan(confidence_interval("brier", scored)).all()  # no resample differs
     for metric in ("auprc", "f1_macro"):  # likewise, and nobody speaks against them
         wilson = stats.binomtest(2 * n, 2 * n).proportion_ci(method="wilson")
@@ -116,7 +116,10 @@ def test_aurocs_interval_covers_in_tiny_cohorts(n):
 
 def test_cross_validation_doubles_the_variance_at_a_half_and_leaves_a_perfect_answer():
     flat = pairs_of(_scored([0, 1] * 300, np.full(600, 0.5)), 1)
-    widths = [np.diff(auroc_estimate(flat, likeness).interval)[0] for likeness in (0, 1)]
+    widths = [
+        np.diff(auroc_estimate(flat, squared_correlation).interval)[0]
+        for squared_correlation in (0, 1)
+    ]
     assert widths[1] / widths[0] == pytest.approx(np.sqrt(2), rel=0.01)
     perfect = pairs_of(_scored([0, 1] * 20, [0.1, 0.9] * 20), 1)
     assert auroc_estimate(perfect, 1.0).interval[1] == pytest.approx(1.0)
@@ -190,4 +193,4 @@ def test_rank_likeness_is_the_squared_correlation_of_centered_scores_with_ranks(
     ranks = stats.rankdata(scores, axis=1)
     centered = scores - scores.mean(axis=1, keepdims=True)
     correlation = np.corrcoef(centered.ravel(), ranks.ravel())[0, 1]
-    assert rank_likeness(units) == pytest.approx(correlation**2, abs=0.01)
+    assert squared_rank_correlation(units) == pytest.approx(correlation**2, abs=0.01)

@@ -20,10 +20,10 @@ from stainssl.evaluation.class_metrics import CLASS_METRICS, SHARES
 from stainssl.evaluation.evaluate import evaluate
 from stainssl.evaluation.folds import OF_TWO_CLASSES, RANKING
 from stainssl.evaluation.metrics import METRICS, confidence_interval, metrics_of, patient_weights
-from stainssl.evaluation.number_metrics import NUMBER_METRICS
-from stainssl.evaluation.order_metrics import ORDER_METRICS
+from stainssl.evaluation.ordinal_metrics import ORDINAL_METRICS
 from stainssl.evaluation.predictions import ScoredUnits, average_repeats, read_scored
 from stainssl.evaluation.ranking import weighted_auprc, weighted_auroc
+from stainssl.evaluation.regression_metrics import REGRESSION_METRICS
 from stainssl.evaluation.roc import roc_band
 from stainssl.evaluation.survival_metrics import SURVIVAL_METRICS
 
@@ -207,7 +207,7 @@ def test_evaluate_gives_every_metric_over_all_and_by_site(rng):
     assert set(rows["group"]) == {"all", "site=a", "site=b"}
     assert list(rows.loc[rows["group"] == "all", "metric"]) == metrics_of(scored)
     absent = {m for m in METRICS if m.endswith("rule_out")}
-    absent |= {*NUMBER_METRICS, *ORDER_METRICS, *SURVIVAL_METRICS}
+    absent |= {*REGRESSION_METRICS, *ORDINAL_METRICS, *SURVIVAL_METRICS}
     assert set(METRICS) - set(rows["metric"]) == absent
     assert (rows["low"] <= rows["value"]).all()
     assert (rows["value"] <= rows["high"]).all()

@@ -13,10 +13,10 @@ from stainssl.evaluation.robustness import (
     confounded_vectors,
     measure,
     most_different,
-    site_figures,
+    site_metrics,
 )
-from stainssl.evaluation.site_told import robustness_indices, site_probe
-from stainssl.evaluation.stainings import Stainings, jackknife_figure, mean_figure, median_figure
+from stainssl.evaluation.site_effects import robustness_indices, site_probe
+from stainssl.evaluation.stainings import Stainings, jackknife_metric, mean_metric, median_metric
 
 N, D = 216, 12
 
@@ -152,14 +152,14 @@ def test_one_site_leaves_out_what_needs_two(rng, caplog):
     )
     with caplog.at_level("INFO"):
         figures = [*site_probe(one, 0), *robustness_indices(one, 0)]
-        figures += site_figures(one, _without_sites(one.table), 0)
+        figures += site_metrics(one, _without_sites(one.table), 0)
     assert {f.metric for f in figures} == {"clean_auroc"}
     assert caplog.text.count("skipped") == 3
 
 
 def test_the_worst_site_is_the_lowest_of_the_sites(rng):
     stainings = _stainings(rng, stain=0.0, tissue=0.3)
-    figures = site_figures(stainings, _without_sites(stainings.table), 0)
+    figures = site_metrics(stainings, _without_sites(stainings.table), 0)
     by_site = [f.value for f in figures if f.metric == "clean_auroc" and f.group != "all"]
     worst = next(f for f in figures if f.metric == "worst_site_auroc")
     assert len(by_site) == 3
@@ -201,11 +201,11 @@ def test_effective_rank_of_known_spectra(rng):
 def test_intervals_grow_with_the_spread_between_patients_not_with_tiles(rng):
     patient = np.repeat(np.arange(10), 100)
     shared = np.repeat(rng.normal(size=10), 100)
-    found = mean_figure("m", shared, patient, 0)
+    found = mean_metric("m", shared, patient, 0)
     assert (found.high - found.low) / 2 == pytest.approx(1.96 * shared.std() / np.sqrt(10), rel=0.2)
-    middle = median_figure("m", shared + 5, patient, 0)
+    middle = median_metric("m", shared + 5, patient, 0)
     assert middle.low <= middle.value <= middle.high
-    knife = jackknife_figure("m", lambda kept: float(shared[kept].mean()), patient)
+    knife = jackknife_metric("m", lambda kept: float(shared[kept].mean()), patient)
     assert (knife.high - knife.low) == pytest.approx(found.high - found.low, rel=0.25)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from stainssl.evaluation.geometry import found_again
+from stainssl.evaluation.geometry import retrieval_hits
 from stainssl.evaluation.same_tile import across_sites, shared_tiles, tile_indices
 
 N, D = 60, 16
@@ -71,7 +71,7 @@ def test_the_same_tissue_is_found_again_at_another_site(rng):
         f.metric: f
         for f in across_sites(vectors[shuffled], table.iloc[shuffled].reset_index(drop=True), 0)
     }
-    hits = [found_again(vectors[a : a + N], vectors[b : b + N], 1).mean()
+    hits = [retrieval_hits(vectors[a : a + N], vectors[b : b + N], 1).mean()
             for a, b in ((0, N), (0, 2 * N), (N, 2 * N))]  # fmt: skip
     assert hits[0] == 1
     assert figures["site_retrieval_top1"].value == pytest.approx(np.mean(hits))

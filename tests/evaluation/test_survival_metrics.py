@@ -24,12 +24,12 @@ from stainssl.evaluation.compare import compare_all, compare_two
 from stainssl.evaluation.evaluate import evaluate
 from stainssl.evaluation.follow_up import follow_up_word, horizons_of, time_lost
 from stainssl.evaluation.metrics import METRICS, confidence_interval, estimate
-from stainssl.evaluation.predictions import SurvivalUnits, ensemble, read_scored, words_called
+from stainssl.evaluation.predictions import SurvivalUnits, ensemble, predicted_labels, read_scored
 from stainssl.evaluation.survival_metrics import (
     SURVIVAL_METRICS,
     auroc_by_time,
     brier_by_time,
-    followed,
+    censoring_kaplan_meier,
     pair_sums,
 )
 
@@ -98,7 +98,7 @@ def test_harrells_c_is_lifelines_with_ties_and_censoring(data, n):
 def test_the_censoring_curve_is_kaplan_and_meiers(data, n):
     time = data.draw(hnp.arrays(float, n, elements=_few))
     event = data.draw(hnp.arrays(bool, n))
-    found = followed(time, event, np.ones((1, n)))
+    found = censoring_kaplan_meier(time, event, np.ones((1, n)))
     at, share = kaplan_meier_estimator(event, time, reverse=True)
     np.testing.assert_array_equal(found.at, at)
     np.testing.assert_allclose(found.share[0], share, atol=1e-12)
@@ -264,8 +264,8 @@ def test_an_ensemble_is_judged_once_and_groups_are_by_the_threshold(rng):
     assert len(scored.ranked) == 1
     assert estimate("c_index", scored).value > 0.5
     np.testing.assert_array_equal(scored.is_high, scored.p[:, 0] >= 0.2)
-    assert words_called(one).tolist() == np.where(scored.is_high, "high", "low").tolist()
-    assert words_called(one.drop(columns="threshold")) is None
+    assert predicted_labels(one).tolist() == np.where(scored.is_high, "high", "low").tolist()
+    assert predicted_labels(one.drop(columns="threshold")) is None
 
 
 def test_time_lost_is_the_area_above_the_curve():

@@ -14,19 +14,19 @@ from stainssl.evaluation.grid import (
     SEEDS,
     SEEN_NOTE,
     SITE_METRICS,
+    format_interval,
     make_grid,
     make_site_grid,
-    number,
 )
 from stainssl.evaluation.long_table import comparisons, long_table, robustness_tree
 from stainssl.evaluation.table import (
     FEW_MARK,
     NOTHING,
     SEEN_MARK,
-    Answer,
     Cell,
     ResultGrid,
     Robustness,
+    TaskResult,
 )
 
 SHOWN = {"tumor": ["auroc"]}
@@ -42,11 +42,11 @@ def _predictions(signal: float, seed: int, patients: int = 40) -> pd.DataFrame:
     )
 
 
-def _answer(encoder: str, signal: float, run: str = "", task: str = "tumor", **more) -> Answer:
+def _result(encoder: str, signal: float, run: str = "", task: str = "tumor", **more) -> TaskResult:
     predictions = _predictions(signal, seed=len(run or encoder))
     metrics = evaluate(predictions, "tile", 0, resamples=200)
-    answer = {"level": "tile", "head": "linear", "metrics": metrics, "predictions": predictions}
-    return Answer(task=task, encoder=encoder, run=run or encoder, **(answer | more))
+    result = {"level": "tile", "head": "linear", "metrics": metrics, "predictions": predictions}
+    return TaskResult(task=task, encoder=encoder, run=run or encoder, **(result | more))
 
 
 def _robustness(encoder: str, signal: float, run: str = "") -> Robustness:
@@ -64,15 +64,15 @@ def _robustness(encoder: str, signal: float, run: str = "") -> Robustness:
 
 @pytest.fixture(scope="module")
 def benchmark():
-    answers = [
-        _answer("stain_invariant", 3.0, seen=2),
-        _answer("simclr", 2.8),
-        _answer("random", 0.0),
+    results = [
+        _result("stain_invariant", 3.0, seen=2),
+        _result("simclr", 2.8),
+        _result("random", 0.0),
     ]
     robustness = [_robustness("stain_invariant", 2.0), _robustness("simclr", -1.0),
                   _robustness("random", 0.0)]  # fmt: skip
-    long = long_table(answers, robustness)
-    compared = comparisons(answers, robustness, seed=0)
+    long = long_table(results, robustness)
+    compared = comparisons(results, robustness, seed=0)
     return long, compared, make_grid(long, compared, SHOWN)
 
 
@@ -97,7 +97,7 @@ def test_every_format_has_the_same_numbers(benchmark):
     assert found[0] == found[1] == found[2]
     shown = long[(long["metric"] == "auroc") & (long["group"] == "all") & (long["head"] != "")]
     for row in shown.itertuples():
-        assert number(row.value, row.low, row.high) in table_formats.to_markdown(grid)
+        assert format_interval(row.value, row.low, row.high) in table_formats.to_markdown(grid)
 
 
 def test_sites_have_their_brier_and_calibration_the_same_in_every_format():
@@ -107,7 +107,7 @@ def test_sites_have_their_brier_and_calibration_the_same_in_every_format():
         )
     )
     metrics = evaluate(predictions, "tile", 0, resamples=200)
-    long = long_table([_answer("enc", 1.0, predictions=predictions, metrics=metrics)], [])
+    long = long_table([_result("enc", 1.0, predictions=predictions, metrics=metrics)], [])
     grid = make_site_grid(long)
     texts = [
         table_formats.to_markdown(grid),
@@ -120,7 +120,7 @@ def test_sites_have_their_brier_and_calibration_the_same_in_every_format():
     assert set(shown["metric"]) == {"auroc", "brier", "calibration_error"}
     assert len(shown) == 6
     for row in shown.itertuples():
-        assert number(row.value, row.low, row.high) in texts[0]
+        assert format_interval(row.value, row.low, row.high) in texts[0]
 
 
 @pytest.mark.parametrize(("count", "said"), [(4, "4 patients"), (1, "1 patient")])
@@ -130,7 +130,7 @@ def test_a_site_of_fewer_than_five_patients_is_gray_with_the_reason(count, said)
     site = predictions["patient_id"].isin(few).map({True: "a", False: "b"})
     predictions = predictions.assign(site=site)
     metrics = evaluate(predictions, "tile", 0, resamples=200)
-    long = long_table([_answer("enc", 1.0, predictions=predictions, metrics=metrics)], [])
+    long = long_table([_result("enc", 1.0, predictions=predictions, metrics=metrics)], [])
     grid = make_site_grid(long)
     assert [name for _, name in grid.rows] == [f"a ({said})", f"b ({40 - count} patients)"]
     small, large = grid.cells
@@ -173,10 +173,10 @@ def test_the_header_says_how_many_patients_and_what_chance_is(benchmark):
 
 
 def test_seeds_are_a_row_of_their_mean_and_its_interval_over_rows_of_their_own():
-    runs = [_answer("simclr", s, run=f"simclr.{i}") for i, s in enumerate((1.0, 2.0, 3.0))]
-    answers = [*runs, _answer("random", 0.0)]
-    long = long_table(answers, [])
-    grid = make_grid(long, comparisons(answers, [], seed=0), SHOWN)
+    runs = [_result("simclr", s, run=f"simclr.{i}") for i, s in enumerate((1.0, 2.0, 3.0))]
+    results = [*runs, _result("random", 0.0)]
+    long = long_table(results, [])
+    grid = make_grid(long, comparisons(results, [], seed=0), SHOWN)
     assert [name for name, _ in grid.rows] == [
         "simclr (3 seeds)", "simclr.0", "simclr.1", "simclr.2", "random",
     ]  # fmt: skip
@@ -186,19 +186,19 @@ def test_seeds_are_a_row_of_their_mean_and_its_interval_over_rows_of_their_own()
     assert mean["value"] == pytest.approx(own.query("seeds == 1")["value"].mean())
     assert mean["low"] < own["low"].mean()
     assert mean["high"] <= 1
-    assert grid.cells[0][0].text == number(mean["value"], mean["low"], mean["high"])
+    assert grid.cells[0][0].text == format_interval(mean["value"], mean["low"], mean["high"])
     assert grid.cells[0][0].bold
     assert SEEDS in grid.notes
 
 
 def test_heads_are_rows_and_robustness_stands_once_an_encoder():
-    answers = [
-        _answer("simclr", 1.0),
-        *(_answer("simclr", 1.0, task="her2", head=h) for h in ("mean", "abmil")),
+    results = [
+        _result("simclr", 1.0),
+        *(_result("simclr", 1.0, task="her2", head=h) for h in ("mean", "abmil")),
     ]
-    long = long_table(answers, [_robustness("simclr", 1.0)])
+    long = long_table(results, [_robustness("simclr", 1.0)])
     shown = {"tumor": ["auroc"], "her2": ["auroc"]}
-    grid = make_grid(long, comparisons(answers, [], seed=0), shown)
+    grid = make_grid(long, comparisons(results, [], seed=0), shown)
     assert grid.rows == [("simclr", "linear"), ("simclr", "mean"), ("simclr", "abmil")]
     texts = [[cell.text != NOTHING for cell in row] for row in grid.cells]
     assert texts == [
@@ -227,8 +227,8 @@ def test_how_auroc_is_computed_is_noted_only_beside_it():
 
 
 def test_a_task_shows_and_compares_the_metrics_it_names():
-    answers = [_answer(e, s, shown=["accuracy", "auroc"]) for e, s in (("a", 3.0), ("b", 0.0))]
-    long, compared = long_table(answers, []), comparisons(answers, [], seed=0)
+    results = [_result(e, s, shown=["accuracy", "auroc"]) for e, s in (("a", 3.0), ("b", 0.0))]
+    long, compared = long_table(results, []), comparisons(results, [], seed=0)
     grid = make_grid(long, compared, {"tumor": ["accuracy", "auroc"]})
     assert grid.columns == ["tumor: accuracy (40 patients)", "tumor: AUROC (40 patients)"]
     assert compared["test"].tolist() == ["accuracy", "auroc"]
@@ -236,12 +236,12 @@ def test_a_task_shows_and_compares_the_metrics_it_names():
 
 
 def test_an_undefined_figure_is_a_dash_and_never_bold():
-    blank = _answer("simclr", 1.0)
+    blank = _result("simclr", 1.0)
     blank.metrics.loc[:, ["value", "low", "high"]] = np.nan
-    answers = [blank, _answer("random", 0.0)]
-    grid = make_grid(long_table(answers, []), comparisons(answers, [], seed=0), SHOWN)
+    results = [blank, _result("random", 0.0)]
+    grid = make_grid(long_table(results, []), comparisons(results, [], seed=0), SHOWN)
     assert grid.cells[0][0] == Cell()
-    assert number(0.5, np.nan, np.nan) == "0.50"
+    assert format_interval(0.5, np.nan, np.nan) == "0.50"
 
 
 def test_the_robustness_tree_holds_every_figure_and_is_json():

@@ -1,4 +1,4 @@
-"""Thresholds are those of the best calls on validation units, and right where these are few."""
+"""Thresholds are the best on validation units, and right where these are few."""
 
 import numpy as np
 import pandas as pd
@@ -10,7 +10,7 @@ from sklearn.metrics import balanced_accuracy_score, confusion_matrix, recall_sc
 
 from stainssl.evaluation.probe import Tiles, probe
 from stainssl.evaluation.thresholds import (
-    Calls,
+    DecisionRule,
     best_threshold,
     calibration_curve,
     net_benefit,
@@ -50,9 +50,9 @@ def test_the_sensitive_threshold_is_the_highest_that_finds_enough(n, share, seed
 
 def test_calls_are_of_two_classes_and_a_number_is_kept():
     y, p = np.array([0, 1]), np.array([[0.9, 0.1], [0.7, 0.3]])
-    assert Calls().cuts(y, p) == {"threshold": pytest.approx(0.2), "threshold_rule_out": 0.3}
-    assert Calls(threshold=0.4).cuts(y, p)["threshold"] == 0.4
-    assert Calls().cuts(y, np.ones((2, 3)) / 3) == {}
+    assert DecisionRule().cuts(y, p) == {"threshold": pytest.approx(0.2), "threshold_rule_out": 0.3}
+    assert DecisionRule(threshold=0.4).cuts(y, p)["threshold"] == 0.4
+    assert DecisionRule().cuts(y, np.ones((2, 3)) / 3) == {}
 
 
 def test_net_benefit_by_its_definition(rng):
@@ -84,11 +84,11 @@ def test_a_rare_class_is_called_where_classes_weigh_the_same(rng):
     ids = [f"p{i:02d}" for i in range(60)]
     folds = pd.DataFrame({"repeat": 0, "fold": 0, "patient_id": ids, "role": roles})
     tiles = Tiles(features, y, ("0", "1"), table)
-    plain, _ = probe(tiles, folds, class_weight=None, calls=Calls(threshold=0.5))
+    plain, _ = probe(tiles, folds, class_weight=None, decision_rule=DecisionRule(threshold=0.5))
     weighted, _ = probe(tiles, folds)
-    called = {}
+    accuracy = {}
     for name, rows in (("plain", plain), ("weighted", weighted)):
-        truth, calls = rows["y"] == "1", rows["p_1"] >= rows["threshold"]
-        called[name] = balanced_accuracy_score(truth, calls)
-    assert called["plain"] < 0.6 < called["weighted"]
+        truth, positive = rows["y"] == "1", rows["p_1"] >= rows["threshold"]
+        accuracy[name] = balanced_accuracy_score(truth, positive)
+    assert accuracy["plain"] < 0.6 < accuracy["weighted"]
     assert (weighted["p_1"] >= weighted["threshold_rule_out"])[weighted["y"] == "1"].mean() > 0.8

@@ -15,7 +15,7 @@ from sksurv.linear_model import CoxPHSurvivalAnalysis
 
 from stainssl.config import Task
 from stainssl.errors import StainsslError
-from stainssl.evaluation.thresholds import Calls
+from stainssl.evaluation.thresholds import DecisionRule
 from stainssl.mil import heads
 from stainssl.mil.adamw import AdamW
 from stainssl.mil.bags import statistics
@@ -131,7 +131,7 @@ def test_a_step_has_the_gradient_of_all_bags_at_once(followed):  # noqa: F811
 def test_a_head_learns_a_hazard_about_as_well_as_in_intervals(kind, followed):  # noqa: F811
     settings = dataclasses.replace(SETTINGS, kind=kind, hidden=16)
     cox = fit(followed[:50], followed[50:60], Cox.of(_words(followed)), settings, 0)
-    cox = with_thresholds(cox, followed[50:60], Calls(), followed[:50])
+    cox = with_thresholds(cox, followed[50:60], DecisionRule(), followed[:50])
     discrete = fit(followed[:50], followed[50:60], Hazards.of(_words(followed)), settings, 0)
     assert _concordance(cox, followed[60:]) > 0.65
     assert _concordance(cox, followed[60:]) > _concordance(discrete, followed[60:]) - 0.1
@@ -150,7 +150,7 @@ def test_a_saved_model_says_the_same(followed, tmp_path):  # noqa: F811
     model = fit(
         followed[:40], [], Cox.of(_words(followed)), dataclasses.replace(SETTINGS, epochs=4), 0
     )
-    model = with_thresholds(model, [], Calls(), followed[:40])
+    model = with_thresholds(model, [], DecisionRule(), followed[:40])
     save_model(model, tmp_path / "m")
     for bag in followed[40:43]:
         one, other = (predict_bag(m, bag)[0] for m in (model, load_model(tmp_path / "m")))

@@ -13,7 +13,7 @@ from sksurv.nonparametric import kaplan_meier_estimator
 
 from stainssl.errors import StainsslError
 from stainssl.evaluation.survival import SurvivalLabels
-from stainssl.evaluation.thresholds import Calls
+from stainssl.evaluation.thresholds import DecisionRule
 from stainssl.mil.hazard import EVENTS, INTERVALS, Hazards
 from stainssl.mil.heads import HEADS
 from stainssl.mil.predict import (
@@ -138,7 +138,7 @@ def test_a_saved_model_says_the_same_and_groups_are_parted_by_the_training_part(
     target = Hazards.of(_words(followed))
     quick = dataclasses.replace(SETTINGS, epochs=2)
     model = fit(followed[:40], followed[40:50], target, quick, seed=0)
-    model = with_thresholds(model, followed[40:50], Calls(), followed[:40])
+    model = with_thresholds(model, followed[40:50], DecisionRule(), followed[:40])
     risks = [predict_bag(model, bag)[0][0] for bag in followed[:50]]
     assert model.thresholds == {"threshold": pytest.approx(np.median(risks))}
     save_model(model, tmp_path / "m")

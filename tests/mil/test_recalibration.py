@@ -17,7 +17,7 @@ from stainssl.evaluation.metrics import METRICS, estimate
 from stainssl.evaluation.predictions import FoldScores, ScoredUnits, read_scored
 from stainssl.evaluation.probe import Tiles, probe
 from stainssl.evaluation.recalibration import Recalibration, recalibration
-from stainssl.evaluation.thresholds import Calls, calls_of
+from stainssl.evaluation.thresholds import DecisionRule, decision_rule_of
 from stainssl.mil.predict import load_model, predict_bag, save_model, with_thresholds
 from stainssl.mil.targets import Classes
 from stainssl.mil.train import HeadSettings, fit
@@ -114,7 +114,8 @@ def test_a_head_is_recalibrated_by_its_validation_bags_and_keeps_it(make_bag, tm
         bags[:30], bags[30:40], Classes(("n", "p")), HeadSettings("mean", epochs=40, lr=0.02), 0
     )
     plain, told = (
-        with_thresholds(model, bags[30:40], Calls(recalibrate=how)) for how in ("none", "platt")
+        with_thresholds(model, bags[30:40], DecisionRule(recalibrate=how))
+        for how in ("none", "platt")
     )
     assert told.target.line != Recalibration()
     save_model(told, tmp_path / "m")
@@ -140,7 +141,7 @@ def test_a_probe_is_recalibrated_by_its_validation_patients():
     )
     folds = make_folds(patients, kind="cv", folds=3)
     plain, told = (
-        read_scored(probe(tiles, folds, calls=Calls(recalibrate=how))[0], "tile")
+        read_scored(probe(tiles, folds, decision_rule=DecisionRule(recalibrate=how))[0], "tile")
         for how in ("none", "platt")
     )
     assert not np.allclose(plain.p, told.p)
@@ -150,6 +151,8 @@ def test_a_probe_is_recalibrated_by_its_validation_patients():
 
 def test_the_key_is_of_classes():
     given = {"level": "patient", "label": "er", "cohorts": ["c"], "recalibrate": "platt"}
-    assert calls_of(Task.model_validate(given)) == dataclasses.replace(Calls(), recalibrate="platt")
+    assert decision_rule_of(Task.model_validate(given)) == dataclasses.replace(
+        DecisionRule(), recalibrate="platt"
+    )
     with pytest.raises(ValueError, match="recalibrate: not for a task of kind regression"):
         Task.model_validate({**given, "kind": "regression"})

@@ -14,8 +14,8 @@ from sklearn.metrics import roc_auc_score
 from torch import nn
 
 from stainssl.errors import StainsslError
-from stainssl.evaluation.several import joined
-from stainssl.evaluation.thresholds import Calls
+from stainssl.evaluation.multilabel import join_labels
+from stainssl.evaluation.thresholds import DecisionRule
 from stainssl.mil.predict import (
     load_model,
     predict_bag,
@@ -36,7 +36,7 @@ def _codes(classes: np.ndarray) -> torch.Tensor:
         pd.Series([names[c] if c >= 0 else "" for c in column], dtype=object)
         for names, column in zip((("neg", "pos"), ("1", "2", "3")), classes.T, strict=True)
     ]
-    return torch.tensor(TARGET.codes(joined(words)).to_numpy())
+    return torch.tensor(TARGET.codes(join_labels(words)).to_numpy())
 
 
 @given(CLASSES)
@@ -99,7 +99,9 @@ def test_one_model_of_two_labels_is_about_as_good_as_one_each(make_bag):
 
 def test_predictions_thresholds_and_files_are_of_each_label(make_bag, tmp_path):
     bags = [bag for bag, *_ in _bags(make_bag, 60)]
-    model = with_thresholds(fit(bags[:40], bags[40:50], TARGET, SETTINGS, 0), bags[40:50], Calls())
+    model = with_thresholds(
+        fit(bags[:40], bags[40:50], TARGET, SETTINGS, 0), bags[40:50], DecisionRule()
+    )
     assert set(model.thresholds) == {
         "er/threshold",
         "er/threshold_rule_out",
@@ -133,6 +135,6 @@ def test_a_label_without_two_classes_is_named(make_bag):
 
 
 def test_strange_classes_are_told_by_label():
-    words = joined([pd.Series(["pos", "equivocal"]), pd.Series(["1", ""])])
+    words = join_labels([pd.Series(["pos", "equivocal"]), pd.Series(["1", ""])])
     assert TARGET.unseen_labels(words.tolist()).startswith("of 'er' classes without training data")
     assert TARGET.unseen_labels(words.tolist()[:1]) == ""

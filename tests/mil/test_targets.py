@@ -12,8 +12,8 @@ from scipy.stats import spearmanr
 from torch import nn
 
 from stainssl.errors import StainsslError
-from stainssl.evaluation.numbers import NumberLabels
-from stainssl.evaluation.thresholds import Calls
+from stainssl.evaluation.regression import RegressionLabels
+from stainssl.evaluation.thresholds import DecisionRule
 from stainssl.mil.heads import HEADS
 from stainssl.mil.predict import (
     load_model,
@@ -72,7 +72,7 @@ def test_the_loss_is_hubers_in_standard_deviations():
 
 def test_a_saved_model_says_the_same(numbered, tmp_path):
     model = fit(numbered[:20], [], Number(), dataclasses.replace(SETTINGS, epochs=2), seed=0)
-    save_model(with_thresholds(model, numbered[20:], Calls()), tmp_path / "m")
+    save_model(with_thresholds(model, numbered[20:], DecisionRule()), tmp_path / "m")
     again = load_model(tmp_path / "m")
     assert again.target == model.target
     assert again.thresholds == {}
@@ -99,7 +99,7 @@ def test_numbers_that_are_all_alike_and_clam_are_sentences(make_bag, numbered):
 
 def test_the_target_is_the_labels():
     words = pd.Series(["2", "10", "2.5"])
-    number = target_of(NumberLabels("k"), words, is_balanced=True)
+    number = target_of(RegressionLabels("k"), words, is_balanced=True)
     assert isinstance(number, Number)
     assert number.codes(words).tolist() == [2, 10, 2.5]
     assert number.unseen_labels(["77"]) == ""

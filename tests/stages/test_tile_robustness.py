@@ -132,8 +132,8 @@ def test_the_same_tissue_at_several_sites_is_compared_as_it_is(of_tissue, tmp_pa
     asked = TileOptions(["morphology"], folder, tmp_path / "out", ["site", "patient"], paired=True)
     page = "\n".join(run(asked))
     value = _values(tmp_path / "out")
-    found_again = value.loc["site_retrieval_top1"]
-    assert found_again["morphology"] > 2 * found_again["color alone"]
+    retrieval_hits = value.loc["site_retrieval_top1"]
+    assert retrieval_hits["morphology"] > 2 * retrieval_hits["color alone"]
     assert value.loc["site_predictability", "color alone"] > 0.9
     assert value.loc["site_chance", "color alone"] == pytest.approx(1 / 3)
     worst = value.loc["worst_pair_retrieval_top1"]

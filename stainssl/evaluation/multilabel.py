@@ -10,7 +10,7 @@ import pandas as pd
 
 from stainssl.errors import StainsslError
 from stainssl.evaluation.folds import SplitSettings, each_fold, make_folds, patients_of
-from stainssl.evaluation.labels import Labels, SeveralKeys
+from stainssl.evaluation.labels import Labels, MultiLabelKeys
 
 BETWEEN = "\x1f"  # separates the classes of several labels; does not occur in cells
 OF = "_of_"  # prefix of a label's column among a task's patients
@@ -18,7 +18,7 @@ LEAST = 5  # patients per stratum, since a fifth of them validates
 
 
 @dataclass(frozen=True)
-class SeveralLabels(Labels):
+class MultiLabels(Labels):
     """How several labels are read; a label value joins the class of each by `BETWEEN`.
 
     An unknown label contributes an empty class; the value is `""` if all labels are unknown.
@@ -30,7 +30,7 @@ class SeveralLabels(Labels):
     each: tuple[Labels, ...] = ()
 
     @classmethod
-    def of(cls, task: SeveralKeys) -> Self:  # type: ignore[override]
+    def of(cls, task: MultiLabelKeys) -> Self:  # type: ignore[override]
         """See `Labels.of`; `na`, `classes` and `positive` apply to every label."""
         keys = tuple(task.na), dict(task.classes), task.positive
         return cls(", ".join(task.labels), *keys, tuple(Labels(one, *keys) for one in task.labels))
@@ -42,7 +42,7 @@ class SeveralLabels(Labels):
 
     def words_of(self, rows: pd.DataFrame) -> pd.Series:
         """See `Labels.words_of`."""
-        return joined([one.words_of(rows) for one in self.each])
+        return join_labels([one.words_of(rows) for one in self.each])
 
     def words(self, values: pd.Series) -> pd.Series:
         """Label values that have been read already."""
@@ -50,9 +50,9 @@ class SeveralLabels(Labels):
 
     def of_patients(self, words: pd.Series, patients: pd.Series) -> pd.Series:
         """See `Labels.of_patients`: a label of one slide holds for all slides of the patient."""
-        parts = [column.where(column != "") for column in apart(words, len(self.each))]
+        parts = [column.where(column != "") for column in split_labels(words, len(self.each))]
         filled = [part.groupby(patients).transform("first").fillna("") for part in parts]
-        return joined(filled).where(words != "", "")
+        return join_labels(filled).where(words != "", "")
 
     def order(self, words: Iterable[str]) -> list[str]:
         """Empty: several labels have no common classes."""
@@ -148,15 +148,15 @@ class SeveralLabels(Labels):
         return [f"{one.label}: {line}" for one in self.each for line in one.summary(rows)]
 
 
-def joined(parts: Sequence[pd.Series]) -> pd.Series:
+def join_labels(parts: Sequence[pd.Series]) -> pd.Series:
     """Join the classes of several labels into one label value; `""` if none is known."""
     words = pd.concat(parts, axis=1).agg(BETWEEN.join, axis=1)
     known = pd.concat([part != "" for part in parts], axis=1).any(axis=1)
     return words.where(known, "").astype(object)
 
 
-def apart(words: pd.Series, count: int) -> list[pd.Series]:
-    """Split label values made by `joined` into the classes of `count` labels."""
+def split_labels(words: pd.Series, count: int) -> list[pd.Series]:
+    """Split label values made by `join_labels` into the classes of `count` labels."""
     rows = [word.split(BETWEEN) if word else [""] * count for word in words]
     return [pd.Series([row[i] for row in rows], words.index, dtype=object) for i in range(count)]
 

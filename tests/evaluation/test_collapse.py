@@ -10,8 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics.pairwise import cosine_similarity
 
+from stainssl.evaluation.collapse import (
+    collapse_notes,
+    mean_cosine,
+    weights_notes,
+    write_mean_cosine,
+)
 from stainssl.evaluation.geometry import effective_rank
-from stainssl.evaluation.spread import alike_notes, mean_cosine, weights_notes, write_spread
 
 
 @settings(deadline=None, max_examples=30)
@@ -34,12 +39,12 @@ def test_a_table_notes_an_encoder_whose_rank_looks_well(tmp_path: Path) -> None:
     assert effective_rank(alike.astype(np.float32)) > 90
     for name, values in (("well", vectors), ("alike", alike)):
         (tmp_path / name).mkdir()
-        write_spread([values], tmp_path / name)
+        write_mean_cosine([values], tmp_path / name)
     folders = {name: [tmp_path / name] for name in ("well", "alike", "none")}
-    (note,) = alike_notes(folders)
+    (note,) = collapse_notes(folders)
     assert "alike (0.9999)" in note
     assert "well" not in note
-    assert alike_notes({"well": folders["well"]}) == []
+    assert collapse_notes({"well": folders["well"]}) == []
 
 
 def test_given_weights_are_noted(tmp_path):
@@ -51,7 +56,7 @@ def test_given_weights_are_noted(tmp_path):
     }  # fmt: skip
     for name, made_by in made.items():
         (tmp_path / name).mkdir()
-        write_spread([np.eye(3)], tmp_path / name, made_by=made_by)
+        write_mean_cosine([np.eye(3)], tmp_path / name, made_by=made_by)
     (note,) = weights_notes({name: [tmp_path / name] for name in made}, ["file", "imported"])
     assert note == (
         "Weights: uni (SHA-256 aaaaaaaaaaaa); other is uni (SHA-256 aaaaaaaaaaaa, revision "

@@ -17,9 +17,9 @@ from stainssl.evaluation.evaluate import evaluate
 from stainssl.evaluation.folds import each_fold
 from stainssl.evaluation.kinds import labels_of
 from stainssl.evaluation.metrics import METRICS, confidence_interval, estimate
-from stainssl.evaluation.number_metrics import NUMBER_METRICS, weighted_ranks
-from stainssl.evaluation.numbers import NumberLabels
 from stainssl.evaluation.predictions import ensemble, read_scored
+from stainssl.evaluation.regression import RegressionLabels
+from stainssl.evaluation.regression_metrics import REGRESSION_METRICS, weighted_ranks
 
 ORACLE = {
     "pearson": lambda y, v: pearsonr(y, v).statistic,
@@ -118,7 +118,7 @@ def test_a_task_of_numbers_shows_spearman_and_clam_is_refused():
 
 def _folds(values, level="patient", **split):
     rows = pd.DataFrame({"patient_id": [f"p{i:03d}" for i in range(len(values))], "ki67": values})
-    labels = NumberLabels("ki67")
+    labels = RegressionLabels("ki67")
     task = _task(level=level, split={"kind": "cv", **split})
     return labels.folds(rows, level, task.split, seed=0)
 
@@ -133,7 +133,7 @@ def test_every_fold_and_its_validation_part_have_low_and_high_numbers(rng):
             assert ranks.min() < 0.3
             assert ranks.max() > 0.7
         assert len(role["test"]) == 12
-    labels = NumberLabels("ki67")
+    labels = RegressionLabels("ki67")
     assert labels.ranking_problem(patients, folds) is None
     assert labels.fold_notes(patients, folds) == []
 
@@ -153,7 +153,7 @@ def test_too_few_patients_and_one_value_are_sentences():
 
 def test_leaving_one_patient_out_ranks_nobody_and_small_folds_are_told():
     rows = pd.DataFrame({"patient_id": [f"p{i}" for i in range(8)], "ki67": range(8)})
-    labels, split = NumberLabels("ki67"), _task(split={"kind": "leave-one-out"}).split
+    labels, split = RegressionLabels("ki67"), _task(split={"kind": "leave-one-out"}).split
     made = labels.folds(rows, "patient", split, seed=0)
     assert "metrics: [mae]" in labels.ranking_problem(*made)
     assert "8 of 8 folds test fewer than 4 patients" in labels.fold_notes(*made)[0]
@@ -161,7 +161,7 @@ def test_leaving_one_patient_out_ranks_nobody_and_small_folds_are_told():
 
 def test_a_patient_of_a_slide_task_counts_with_her_highest_number():
     rows = pd.DataFrame({"patient_id": list("aabbccdd"), "ki67": [9, 10, 1, 2, 3, 4, 5, 6]})
-    labels, split = NumberLabels("ki67"), _task(split={"kind": "cv", "folds": 2}).split
+    labels, split = RegressionLabels("ki67"), _task(split={"kind": "cv", "folds": 2}).split
     patients, _ = labels.folds(rows, "slide", split, seed=0)
     assert patients["value"].tolist() == [10, 2, 4, 6]
 
@@ -170,7 +170,7 @@ def test_a_patient_of_a_slide_task_counts_with_her_highest_number():
 
 
 @pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize("metric", NUMBER_METRICS)
+@pytest.mark.parametrize("metric", REGRESSION_METRICS)
 def test_a_figure_is_scipys_or_scikit_learns_and_a_resample_that_of_the_rows_it_repeats(
     rng, metric, tied
 ):
@@ -221,7 +221,7 @@ def test_figures_come_over_all_and_by_site_and_do_not_depend_on_unit(rng):
     table = _predictions(rng, patients=40, folds=4)
     rows = evaluate(table, "patient", 0, resamples=300)
     assert set(rows["group"]) == {"all", "site=a", "site=b"}
-    assert rows.query("group == 'all'")["metric"].tolist() == list(NUMBER_METRICS)
+    assert rows.query("group == 'all'")["metric"].tolist() == list(REGRESSION_METRICS)
     again = evaluate(
         table.assign(y=table["y"] * 10 + 3, value=table["value"] * 10 + 3), "patient", 0,
         resamples=300,
@@ -239,7 +239,7 @@ def test_one_value_leaves_the_error_alone(rng, caplog):
     assert "one value" in caplog.text
 
 
-@pytest.mark.parametrize("metric", NUMBER_METRICS)
+@pytest.mark.parametrize("metric", REGRESSION_METRICS)
 def test_intervals_cover_the_truth_as_often_as_they_say(rng, metric):
     truth = METRICS[metric].value(read_scored(_predictions(rng, patients=20_000), "patient"))
     hits = []
@@ -299,7 +299,7 @@ def _units(rng, n=60):
 def test_a_ridge_on_columns_is_scikit_learns_and_finds_what_a_column_tells(rng):
     units = _units(rng)
     split = _task(split={"kind": "cv", "folds": 3}).split
-    labels = NumberLabels("label")
+    labels = RegressionLabels("label")
     _, folds = labels.folds(units, "patient", split, seed=0)
     found = baselines.predict_number_from_columns(units, ["age", "grade"], folds)
     assert METRICS["spearman"].value(read_scored(found, "patient")) > 0.9
@@ -317,7 +317,7 @@ def test_a_ridge_on_columns_is_scikit_learns_and_finds_what_a_column_tells(rng):
 def test_the_mean_of_training_is_said_of_everybody(rng):
     units = _units(rng)
     split = _task(split={"kind": "cv", "folds": 3}).split
-    labels = NumberLabels("label")
+    labels = RegressionLabels("label")
     _, folds = labels.folds(units, "patient", split, seed=0)
     found = baselines.predict_number_from_columns(units, [], folds)
     assert found.groupby("fold")["value"].nunique().tolist() == [1, 1, 1]

@@ -40,7 +40,7 @@ def mean_cosine(blocks: Iterable[npt.NDArray[np.floating]]) -> tuple[float, int]
     return float((np.square(total).sum() - count) / (count * (count - 1))), count
 
 
-def write_spread(
+def write_mean_cosine(
     blocks: Iterable[npt.NDArray[np.floating]],
     *folders: Path,
     made_by: Mapping[str, Any] | None = None,
@@ -59,7 +59,7 @@ def write_spread(
         write_text(folder / FILE, json.dumps(told) + "\n")
 
 
-def alike_notes(folders: Mapping[str, Iterable[Path]]) -> list[str]:
+def collapse_notes(folders: Mapping[str, Iterable[Path]]) -> list[str]:
     """Note of the table on encoders whose embeddings of all tiles are nearly equal.
 
     Args:
@@ -82,7 +82,7 @@ def weights_notes(folders: Mapping[str, Iterable[Path]], given: Collection[str] 
     """Note of the table that identifies weights that were not trained here.
 
     Args:
-        folders: as in `alike_notes`.
+        folders: as in `collapse_notes`.
         given: runs with weights from a file; weights with a recipe or revision are recognized.
 
     Returns:

@@ -8,7 +8,7 @@ from stainssl.evaluation.class_metrics import CLASS_METRICS, confusion, has_two_
 from stainssl.evaluation.folds import MAX_CUTS
 from stainssl.evaluation.intervals import Estimate, combine
 from stainssl.evaluation.metric import Metric
-from stainssl.evaluation.predictions import Floats, OrderedUnits, ScoredUnits
+from stainssl.evaluation.predictions import Floats, OrdinalUnits, ScoredUnits
 from stainssl.evaluation.ranking import safe_divide
 
 
@@ -30,7 +30,7 @@ def _of_cut(metric: Metric, place: int) -> Metric:
 
 
 def _cut_of(scored: ScoredUnits, place: int) -> ScoredUnits:
-    assert isinstance(scored, OrderedUnits)
+    assert isinstance(scored, OrdinalUnits)
     return scored.cut(place)
 
 
@@ -68,7 +68,7 @@ def _kappa(scored: ScoredUnits, weights: Floats) -> Floats:
     return 1 - safe_divide((apart * table).sum(axis=(1, 2)), expected)
 
 
-ORDER_METRICS: dict[str, Metric] = {
+ORDINAL_METRICS: dict[str, Metric] = {
     "kappa": Metric(_kappa, has_two_classes, bounds=(-1.0, 1.0), is_share=False),
     "auroc_cuts": Metric(
         _cuts_resampled, lambda scored: bool(_cuts(scored)), _cuts_exact, _cuts_spread

@@ -33,7 +33,7 @@ def as_number(word: str) -> float | None:
 
 
 @dataclass(frozen=True)
-class NumberLabels(Labels):
+class RegressionLabels(Labels):
     """How a numeric label is read; label values are numbers in a uniform spelling, as `12.5`."""
 
     def word(self, value: object) -> str:
@@ -151,7 +151,7 @@ class NumberLabels(Labels):
         told = f"{', '.join(codes)}: if that means unknown, name it in the task's 'na'"
         return [line, *([told] if codes else []), *self.unknown_lines(rows, read)]
 
-    def strangers(self, own: pd.Series, words: pd.Series) -> pd.Series:
+    def unseen_classes(self, own: pd.Series, words: pd.Series) -> pd.Series:
         """Empty: a number need not occur in the task's own cohorts."""
         del own
         return words.head(0)

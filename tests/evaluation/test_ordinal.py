@@ -1,4 +1,4 @@
-"""Ordered classes: cuts between them, the class called, kappa and what is refused."""
+"""Ordered classes: cuts between them, the predicted class, kappa and what is refused."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from stainssl.evaluation.compare import compare_two
 from stainssl.evaluation.evaluate import evaluate
 from stainssl.evaluation.kinds import labels_of
 from stainssl.evaluation.metrics import METRICS, confidence_interval
-from stainssl.evaluation.predictions import read_scored, words_called
+from stainssl.evaluation.predictions import predicted_labels, read_scored
 from stainssl.mil.head import weighted_loss
 from stainssl.mil.targets import Ordered, target_from_dict, target_of
 
@@ -71,8 +71,8 @@ def test_the_median_class_is_called():
     table = pd.DataFrame(
         {"p_a": [0.4, 0.45, 0.1], "p_b": [0.25, 0.2, 0.1], "p_c": [0.35, 0.35, 0.8]}
     )
-    assert words_called(table.assign(grade=0.0)).tolist() == ["b", "b", "c"]
-    assert words_called(table).tolist() == ["a", "a", "c"]
+    assert predicted_labels(table.assign(grade=0.0)).tolist() == ["b", "b", "c"]
+    assert predicted_labels(table).tolist() == ["a", "a", "c"]
 
 
 def test_evaluate_gives_a_row_a_cut_with_intervals(rng):

@@ -19,9 +19,9 @@ from stainssl.evaluation.stainings import (
     Stainings,
     Vectors,
     index,
-    jackknife_figure,
-    mean_figure,
-    median_figure,
+    jackknife_metric,
+    mean_metric,
+    median_metric,
 )
 
 log = logging.getLogger(__name__)
@@ -46,7 +46,9 @@ def site_probe(stainings: Stainings, seed: int) -> Iterator[MetricRow]:
     folds = int(min(5, patients["label"].value_counts().min()))
     kept = stainings.table["patient_id"].isin(set(sites.index)).to_numpy()
     split = make_folds(patients, kind="cv", folds=folds, seed=seed)
-    yield from _told(stainings.original[kept], stainings.table[kept], split, sites.nunique(), seed)
+    yield from _site_probe_rows(
+        stainings.original[kept], stainings.table[kept], split, sites.nunique(), seed
+    )
 
 
 def shared_site_probe(stainings: Stainings, seed: int) -> Iterator[MetricRow]:
@@ -60,22 +62,22 @@ def shared_site_probe(stainings: Stainings, seed: int) -> Iterator[MetricRow]:
         log.info("site probe skipped: three patients are needed")
         return
     split = make_folds(patients, kind="cv", folds=min(5, len(patients)), seed=seed)
-    yield from _told(stainings.original, table, split, table["site"].nunique(), seed)
+    yield from _site_probe_rows(stainings.original, table, split, table["site"].nunique(), seed)
 
 
-def _told(
+def _site_probe_rows(
     vectors: Vectors, table: pd.DataFrame, split: pd.DataFrame, sites: int, seed: int
 ) -> Iterator[MetricRow]:
     labelled = table.assign(label=table["site"])
     predicted = probe_predictions(vectors, vectors, labelled, split, seed)
     row = evaluate(predicted.drop(columns="site"), "tile", seed).set_index("metric")
     found = row.loc["balanced_accuracy"]
-    yield MetricRow("site_predictability", *found[REST])
+    yield MetricRow("site_predictability", *found[VALUE_COLUMNS])
     chance = 1 / sites
     yield MetricRow("site_chance", "all", chance, chance, chance, *found[["patients", "units"]])
 
 
-REST = ["group", "value", "low", "high", "patients", "units"]
+VALUE_COLUMNS = ["group", "value", "low", "high", "patients", "units"]
 
 
 def robustness_indices(stainings: Stainings, seed: int) -> Iterator[MetricRow]:
@@ -138,8 +140,8 @@ def _robustness_index(
             ri.k
         ]
 
-    yield jackknife_figure("robustness_index", index_of, patient)
-    yield mean_figure(
+    yield jackknife_metric("robustness_index", index_of, patient)
+    yield mean_metric(
         "robustness_index_support", np.isfinite(ri.sample_values_aligned), patient, seed
     )
 
@@ -150,7 +152,7 @@ def _margin(
     from croma import CRoMa
 
     margin = CRoMa.compute(features, manifest, confounder_column="site")
-    return median_figure("croma", margin.sample_values_aligned, patient, seed)
+    return median_metric("croma", margin.sample_values_aligned, patient, seed)
 
 
 def probe_predictions(

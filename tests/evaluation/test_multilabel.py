@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from stainssl.config import Config, Task, parse
 from stainssl.errors import StainsslError
 from stainssl.evaluation.kinds import labels_of
-from stainssl.evaluation.several import OF, apart, joined, rarest, strata
+from stainssl.evaluation.multilabel import OF, join_labels, rarest, split_labels, strata
 
 LABELS = ["er", "pr", "her2"]
 WORDS = st.sampled_from(["neg", "pos", ""])
@@ -36,9 +36,9 @@ def _rows(patients: int, seed: int = 0, unknown: float = 0.2) -> pd.DataFrame:
 @settings(deadline=None)
 def test_words_come_apart_as_they_were_joined(rows):
     frame = pd.DataFrame(rows, dtype=object)
-    words = joined([frame[i] for i in range(3)])
+    words = join_labels([frame[i] for i in range(3)])
     assert ((words == "") == (frame == "").all(axis=1)).all()
-    for i, column in enumerate(apart(words, 3)):
+    for i, column in enumerate(split_labels(words, 3)):
         assert column.tolist() == frame[i].tolist()
 
 
@@ -49,7 +49,7 @@ def test_a_label_known_of_one_slide_is_the_patients():
         "er": ["pos", "NA", "NA", "NA"], "pr": ["?", "neg", "NA", "pos"], "her2": ["NA"] * 4,
     })  # fmt: skip
     words = labels.of_patients(labels.words_of(rows), rows["patient_id"])
-    er, pr, her2 = apart(words, 3)
+    er, pr, her2 = split_labels(words, 3)
     assert er.tolist() == ["pos", "pos", "", ""]  # the third slide knows nothing and stays so
     assert pr.tolist() == ["neg", "neg", "", "pos"]
     assert set(her2) == {""}

@@ -12,7 +12,7 @@ from scipy.stats import rankdata
 from sklearn.metrics import roc_auc_score
 
 from stainssl.evaluation.compare import floor_p, least_p
-from stainssl.evaluation.exchange import MAX_PATIENTS, exchange_p
+from stainssl.evaluation.permutation import MAX_PATIENTS, permutation_p
 from stainssl.evaluation.predictions import FoldScores, ScoredUnits
 
 
@@ -39,7 +39,7 @@ def test_it_counts_every_exchange_as_an_enumeration_does(n, seed, decimals):
         other = ranks[1 - np.array(way), np.arange(n)]
         apart.append(abs(roc_auc_score(y, one) - roc_auc_score(y, other)))
     expected = np.mean(np.array(apart) >= apart[0] - 1e-9)
-    assert exchange_p(_units(y, first), _units(y, second)) == pytest.approx(expected)
+    assert permutation_p(_units(y, first), _units(y, second)) == pytest.approx(expected)
 
 
 @given(st.integers(0, 100))
@@ -47,17 +47,17 @@ def test_it_counts_every_exchange_as_an_enumeration_does(n, seed, decimals):
 def test_a_level_of_the_scores_and_the_sides_order_do_not_count(seed):
     y, first, second = _drawn(12, seed)
     halves = [np.arange(6), np.arange(6, 12)]
-    p = exchange_p(_units(y, first, halves), _units(y, second, halves))
+    p = permutation_p(_units(y, first, halves), _units(y, second, halves))
     moved = np.where(np.arange(12) < 6, second / 3, 0.5 + second / 3)
-    assert exchange_p(_units(y, first, halves), _units(y, moved, halves)) == pytest.approx(p)
-    assert exchange_p(_units(y, second, halves), _units(y, first, halves)) == pytest.approx(p)
+    assert permutation_p(_units(y, first, halves), _units(y, moved, halves)) == pytest.approx(p)
+    assert permutation_p(_units(y, second, halves), _units(y, first, halves)) == pytest.approx(p)
 
 
 def test_without_a_difference_it_is_below_five_percent_in_five_percent_at_most():
     p = []
     for seed in range(400):
         y, first, second = _drawn(8, seed)
-        p.append(exchange_p(_units(y, first), _units(y, second)))
+        p.append(permutation_p(_units(y, first), _units(y, second)))
     assert np.mean(np.array(p) < 0.05) < 0.05 + 2 * (0.05 * 0.95 / 400) ** 0.5
 
 
@@ -65,14 +65,14 @@ def test_a_plain_difference_is_found():
     y = np.arange(16) % 2
     rng = np.random.default_rng(0)
     good, bad = _units(y, y + 0.1 * rng.random(16)), _units(y, rng.random(16))
-    assert exchange_p(good, bad) < 0.05
-    assert exchange_p(good, good) == 1.0
+    assert permutation_p(good, bad) < 0.05
+    assert permutation_p(good, good) == 1.0
 
 
 def test_only_small_comparisons_of_auroc_ask_it():
     y, first, second = _drawn(MAX_PATIENTS, 0)
     small = [_units(y, first)], [_units(y, second)]
-    assert floor_p("auroc", *small) == exchange_p(small[0][0], small[1][0])
+    assert floor_p("auroc", *small) == permutation_p(small[0][0], small[1][0])
     assert floor_p("brier", *small) == least_p(small[0][0])
     assert floor_p("auroc", small[0] * 2, small[1]) == least_p(small[0][0])
     y, first, second = _drawn(MAX_PATIENTS + 2, 0)

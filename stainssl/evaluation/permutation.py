@@ -14,7 +14,7 @@ MAX_EXACT_PATIENTS = 14  # up to which all exchanges are enumerated: 16,384
 DRAWN = 20_000  # random exchanges with more patients
 
 
-def exchange_p(first: ScoredUnits, second: ScoredUnits) -> float:
+def permutation_p(first: ScoredUnits, second: ScoredUnits) -> float:
     """Two-sided p-value of equal AUROCs of two classes, with one unit per patient.
 
     Bandos, Rockette and Gur, *A permutation test sensitive to differences in areas for comparing

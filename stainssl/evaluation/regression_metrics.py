@@ -13,9 +13,14 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from stainssl.evaluation.intervals import Estimate, bounded, drawn_estimate, rank_likeness
+from stainssl.evaluation.intervals import (
+    Estimate,
+    bounded,
+    drawn_estimate,
+    squared_rank_correlation,
+)
 from stainssl.evaluation.metric import Metric, weighted_mean
-from stainssl.evaluation.predictions import Floats, FoldScores, NumberUnits, ScoredUnits
+from stainssl.evaluation.predictions import Floats, FoldScores, RegressionUnits, ScoredUnits
 from stainssl.evaluation.ranking import safe_divide
 
 _BLOCK = 4_000_000  # weights processed at once: about 100 MB with intermediate arrays
@@ -123,16 +128,16 @@ def _determination(scored: ScoredUnits, weights: Floats) -> Floats:
     return 1 - safe_divide(error, square - mean**2)
 
 
-def number_factor(value: float, likeness: float) -> float:
+def number_factor(value: float, squared_correlation: float) -> float:
     r"""Factor by which cross-validation increases the variance: :math:`1 + (1 - \rho^2)\,r`.
 
     This is `intervals.cross_validation_factor` with :math:`\rho = 2A - 1`.
 
     Args:
         value: the correlation :math:`\rho`.
-        likeness: r; `intervals.rank_likeness` for ranks, 1 for numbers.
+        squared_correlation: r; `intervals.squared_rank_correlation` for ranks, 1 for numbers.
     """
-    return 1 + (1 - value**2) * likeness
+    return 1 + (1 - value**2) * squared_correlation
 
 
 def _spread(of_ranks: bool) -> Callable[[ScoredUnits, float], float]:
@@ -141,7 +146,7 @@ def _spread(of_ranks: bool) -> Callable[[ScoredUnits, float], float]:
         if len(folds) <= len({fold.repeat for fold in folds}):
             return 1.0
         units = float(np.mean([len(fold.unit) for fold in folds]))
-        return number_factor(value, rank_likeness(units) if of_ranks else 1.0)
+        return number_factor(value, squared_rank_correlation(units) if of_ranks else 1.0)
 
     return factor
 
@@ -157,7 +162,7 @@ def drawn_number(
 
 
 _ANY = (-float("inf"), float("inf"))
-NUMBER_METRICS: dict[str, Metric] = {
+REGRESSION_METRICS: dict[str, Metric] = {
     "pearson": Metric(
         _correlation(_as_they_are), _is_ranked, spread=_spread(False), bounds=(-1.0, 1.0),
         is_share=False,
@@ -173,9 +178,9 @@ NUMBER_METRICS: dict[str, Metric] = {
 }  # fmt: skip
 
 
-def tell_undefined_numbers(group: str, scored: ScoredUnits) -> None:
+def log_undefined_regression(group: str, scored: ScoredUnits) -> None:
     """Log why metrics of numbers are undefined."""
-    assert isinstance(scored, NumberUnits)
+    assert isinstance(scored, RegressionUnits)
     if not _varies(scored):
         log.warning("%s: all units have one value; correlations and R2 are undefined", group)
     elif not _is_ranked(scored):
