@@ -182,7 +182,7 @@ def _is_ranked(scored: ScoredUnits) -> bool:
     return bool(classes_ranked(scored)) and has_two_classes(scored)
 
 
-def _spread(scored: ScoredUnits, _value: float) -> float:
+def _variance_factor(scored: ScoredUnits, _value: float) -> float:
     # The factor follows from the AUROC, for AUPRC too.
     auroc = float(_auroc(scored, np.ones((1, scored.patients)))[0])
     return cross_validation_factor(auroc, _squared_rank_correlation(scored, classes_ranked(scored)))
@@ -194,8 +194,8 @@ def _share_metric(share: Proportion) -> Metric:
 
 _auroc, _auprc = macro(weighted_auroc), macro(weighted_auprc)
 CLASS_METRICS: dict[str, Metric] = {
-    "auroc": Metric(_auroc, _is_ranked, _auroc_exact, _spread),
-    "auprc": Metric(_auprc, _is_ranked, spread=_spread),
+    "auroc": Metric(_auroc, _is_ranked, _auroc_exact, _variance_factor),
+    "auprc": Metric(_auprc, _is_ranked, variance_factor=_variance_factor),
     "auroc_pooled": Metric(_pooled(_auroc), has_two_classes),
     "auprc_pooled": Metric(_pooled(_auprc), has_two_classes),
     "accuracy": Metric(ACCURACY.resampled, has_two_classes, _accuracy_exact),

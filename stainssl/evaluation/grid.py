@@ -80,16 +80,16 @@ FINE_TUNED = (
 INTERVALS = "In brackets: 95 % confidence intervals over patients."
 RANKED = " AUROC and AUPRC rank test patients within a fold and repeat."
 DASH = " A dash: undefined."
-OF_NUMBERS = (
+REGRESSION_NOTE = (
     "Pearson, Spearman: correlation of predictions with labels, over test patients within a fold"
     " and repeat. MAE: mean absolute error in the label's unit. R²: 1 is perfect, 0 is as good as"
     " the test patients' mean."
 )
-OF_ORDER = (
+ORDINAL_NOTE = (
     "Weighted kappa: agreement of ordered classes beyond chance, with quadratic weights. AUROC"
     " over cuts: mean AUROC of the splits between adjacent classes."
 )
-OF_SURVIVAL = (
+SURVIVAL_NOTE = (
     "Harrell's C: share of comparable pairs of test patients, within a fold and repeat, that are"
     " ranked correctly (0.5: chance). Uno's C and the AUROC over time (at deciles of the event"
     " times) are weighted by the inverse probability of censoring. Integrated Brier score: squared"
@@ -127,9 +127,9 @@ class Family(NamedTuple):
 
 FAMILIES = (
     Family((), SITE_METRICS),
-    Family(REGRESSION_METRICS, REGRESSION_SITE_METRICS, OF_NUMBERS),
-    Family(ORDINAL_METRICS, ORDINAL_SITE_METRICS, OF_ORDER),
-    Family(SURVIVAL_METRICS, SURVIVAL_SITE_METRICS, OF_SURVIVAL),
+    Family(REGRESSION_METRICS, REGRESSION_SITE_METRICS, REGRESSION_NOTE),
+    Family(ORDINAL_METRICS, ORDINAL_SITE_METRICS, ORDINAL_NOTE),
+    Family(SURVIVAL_METRICS, SURVIVAL_SITE_METRICS, SURVIVAL_NOTE),
 )
 
 

@@ -23,8 +23,8 @@ class Metric:
         resampled: units and (R, P) patient weights → (R,) values.
         is_defined: whether the metric is defined for the units.
         exact: estimate in closed form if every patient is one unit; None: always resampled.
-        spread: units and value → factor by which cross-validation increases the variance of the
-            resamples; None: no increase, and the metric does not rank.
+        variance_factor: units and value → factor by which cross-validation increases the variance
+            of the resamples; None: no increase, and the metric does not rank.
         higher_is_better: whether a higher value is better.
         bounds: lowest and highest possible value.
         is_share: whether a metric of 0 or 1 in all resamples has Wilson's limits for a proportion
@@ -34,7 +34,7 @@ class Metric:
     resampled: Resampled
     is_defined: Callable[[ScoredUnits], bool]
     exact: Callable[[ScoredUnits], Estimate] | None = None
-    spread: Callable[[ScoredUnits, float], float] | None = None
+    variance_factor: Callable[[ScoredUnits, float], float] | None = None
     higher_is_better: bool = True
     bounds: tuple[float, float] = (0.0, 1.0)
     is_share: bool = True
@@ -42,7 +42,7 @@ class Metric:
     @property
     def ranks(self) -> bool:
         """Whether it ranks test units within a fold."""
-        return self.spread is not None
+        return self.variance_factor is not None
 
     def value(self, scored: ScoredUnits) -> float:
         """The metric with equal weights of all patients."""

@@ -122,8 +122,8 @@ def estimate(
     if weights is None:
         weights = patient_weights(scored, resamples, seed)
     draws = known.resampled(scored, weights)
-    if known.spread is not None:
-        draws = value + (draws - value) * known.spread(scored, value) ** 0.5
+    if known.variance_factor is not None:
+        draws = value + (draws - value) * known.variance_factor(scored, value) ** 0.5
     if not known.is_share:
         return drawn_number(value, draws, scored.patients, known.bounds)
     return drawn_estimate(value, draws, scored.patients)

@@ -14,9 +14,9 @@ from stainssl.evaluation.ranking import safe_divide
 
 def _of_cut(metric: Metric, place: int) -> Metric:
     """A two-class metric of a cut between ordered classes."""
-    exact, spread = metric.exact, metric.spread
+    exact, variance_factor = metric.exact, metric.variance_factor
     assert exact is not None
-    assert spread is not None
+    assert variance_factor is not None
 
     def is_defined(scored: ScoredUnits) -> bool:
         return place + 1 < len(scored.classes) and metric.is_defined(_cut_of(scored, place))
@@ -25,7 +25,7 @@ def _of_cut(metric: Metric, place: int) -> Metric:
         lambda scored, weights: metric.resampled(_cut_of(scored, place), weights),
         is_defined,
         lambda scored: exact(_cut_of(scored, place)),
-        lambda scored, value: spread(_cut_of(scored, place), value),
+        lambda scored, value: variance_factor(_cut_of(scored, place), value),
     )
 
 
@@ -52,9 +52,11 @@ def _cuts_exact(scored: ScoredUnits) -> Estimate:
     return combine(each, [1 / len(each)] * len(each))
 
 
-def _cuts_spread(scored: ScoredUnits, value: float) -> float:
+def _cuts_variance_factor(scored: ScoredUnits, value: float) -> float:
     del value
-    return max(cut.spread(scored, 0.0) for cut in _cuts(scored) if cut.spread is not None)
+    return max(
+        cut.variance_factor(scored, 0.0) for cut in _cuts(scored) if cut.variance_factor is not None
+    )
 
 
 def _kappa(scored: ScoredUnits, weights: Floats) -> Floats:
@@ -71,7 +73,7 @@ def _kappa(scored: ScoredUnits, weights: Floats) -> Floats:
 ORDINAL_METRICS: dict[str, Metric] = {
     "kappa": Metric(_kappa, has_two_classes, bounds=(-1.0, 1.0), is_share=False),
     "auroc_cuts": Metric(
-        _cuts_resampled, lambda scored: bool(_cuts(scored)), _cuts_exact, _cuts_spread
+        _cuts_resampled, lambda scored: bool(_cuts(scored)), _cuts_exact, _cuts_variance_factor
     ),
     **CUT_METRICS,
 }

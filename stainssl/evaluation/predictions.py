@@ -235,7 +235,7 @@ def predicted_labels(table: pd.DataFrame) -> NDArray[np.object_] | None:
     Returns:
         (N,) class names or `RISK_GROUPS`; None for numbers, and for risks without a threshold.
     """
-    return prediction_kind(table).words(table)
+    return prediction_kind(table).labels(table)
 
 
 def _class_labels(table: pd.DataFrame) -> NDArray[np.object_]:
@@ -376,12 +376,12 @@ class PredictionKind:
     Attributes:
         columns: prediction table → names of its prediction columns.
         units: rows of `average_repeats`, (N,) patient indices, folds → scored units.
-        words: prediction table → (N,) predicted classes or risk groups, or None.
+        labels: prediction table → (N,) predicted classes or risk groups, or None.
     """
 
     columns: Callable[[pd.DataFrame], list[str]]
     units: Callable[[pd.DataFrame, Ints, tuple[FoldScores, ...]], ScoredUnits]
-    words: Callable[[pd.DataFrame], NDArray[np.object_] | None]
+    labels: Callable[[pd.DataFrame], NDArray[np.object_] | None]
 
 
 CLASS_PREDICTIONS = PredictionKind(probability_columns, _class_units, _class_labels)

@@ -128,7 +128,7 @@ def _determination(scored: ScoredUnits, weights: Floats) -> Floats:
     return 1 - safe_divide(error, square - mean**2)
 
 
-def number_factor(value: float, squared_correlation: float) -> float:
+def correlation_factor(value: float, squared_correlation: float) -> float:
     r"""Factor by which cross-validation increases the variance: :math:`1 + (1 - \rho^2)\,r`.
 
     This is `intervals.cross_validation_factor` with :math:`\rho = 2A - 1`.
@@ -140,13 +140,13 @@ def number_factor(value: float, squared_correlation: float) -> float:
     return 1 + (1 - value**2) * squared_correlation
 
 
-def _spread(of_ranks: bool) -> Callable[[ScoredUnits, float], float]:
+def _variance_factor(of_ranks: bool) -> Callable[[ScoredUnits, float], float]:
     def factor(scored: ScoredUnits, value: float) -> float:
         folds = list(ranked_folds(scored))
         if len(folds) <= len({fold.repeat for fold in folds}):
             return 1.0
         units = float(np.mean([len(fold.unit) for fold in folds]))
-        return number_factor(value, squared_rank_correlation(units) if of_ranks else 1.0)
+        return correlation_factor(value, squared_rank_correlation(units) if of_ranks else 1.0)
 
     return factor
 
@@ -164,12 +164,12 @@ def drawn_number(
 _ANY = (-float("inf"), float("inf"))
 REGRESSION_METRICS: dict[str, Metric] = {
     "pearson": Metric(
-        _correlation(_as_they_are), _is_ranked, spread=_spread(False), bounds=(-1.0, 1.0),
-        is_share=False,
+        _correlation(_as_they_are), _is_ranked, variance_factor=_variance_factor(False),
+        bounds=(-1.0, 1.0), is_share=False,
     ),
     "spearman": Metric(
-        _correlation(weighted_ranks), _is_ranked, spread=_spread(True), bounds=(-1.0, 1.0),
-        is_share=False,
+        _correlation(weighted_ranks), _is_ranked, variance_factor=_variance_factor(True),
+        bounds=(-1.0, 1.0), is_share=False,
     ),
     "mae": Metric(
         _absolute_error, _is_given, higher_is_better=False, bounds=(0.0, _ANY[1]), is_share=False

@@ -162,13 +162,13 @@ def _censoring(scored: SurvivalUnits, weights: Floats) -> CensoringCurve:
 
 def _uno(scored: SurvivalUnits, weights: Floats) -> Floats:
     # Uno et al., Statistics in Medicine 2011.
-    known, within = _censoring(scored, weights), _is_within(scored)
+    censoring, within = _censoring(scored, weights), _is_within(scored)
 
     def parts() -> Iterator[tuple[int, Floats, Floats]]:
         for fold in _comparable_folds(scored, within):
             own = weights[:, scored.patient[fold.unit]]
             time, event = scored.y[fold.unit].astype(float), scored.event[fold.unit]
-            factor = inverse(known.until(time)) ** 2 * within[fold.unit]
+            factor = inverse(censoring.until(time)) ** 2 * within[fold.unit]
             yield fold.repeat, *pair_sums(time, event, fold.p[:, 0], own, factor)
 
     return _over_folds(parts(), len(weights))
@@ -177,7 +177,9 @@ def _uno(scored: SurvivalUnits, weights: Floats) -> Floats:
 # --- at a time ---------------------------------------------------------------------------------
 
 
-def _auroc_at(scored: SurvivalUnits, weights: Floats, known: CensoringCurve, at: float) -> Floats:
+def _auroc_at(
+    scored: SurvivalUnits, weights: Floats, censoring: CensoringCurve, at: float
+) -> Floats:
     # (R,) cumulative/dynamic AUROC: events until `at` against units event-free beyond it.
     def parts() -> Iterator[tuple[int, Floats, Floats]]:
         for fold in scored.ranked:
@@ -185,7 +187,7 @@ def _auroc_at(scored: SurvivalUnits, weights: Floats, known: CensoringCurve, at:
             case, control = scored.event[fold.unit] & (time <= at), time > at
             if not (case.any() and control.any()):
                 continue
-            counts = np.where(case, inverse(known.until(time)), control.astype(float))
+            counts = np.where(case, inverse(censoring.until(time)), control.astype(float))
             own = weights[:, scored.patient[fold.unit]] * counts
             value, pairs = weighted_auroc(case, fold.p[:, 0], np.arange(len(time)), own)
             yield fold.repeat, np.where(pairs > 0, value, 0.0) * pairs, pairs
@@ -203,8 +205,8 @@ def auroc_by_time(scored: SurvivalUnits, weights: Floats) -> Floats:
         scored: the units.
         weights: (R, P) patient weights.
     """
-    known = _censoring(scored, weights)
-    return np.stack([_auroc_at(scored, weights, known, at) for at in scored.times])
+    censoring = _censoring(scored, weights)
+    return np.stack([_auroc_at(scored, weights, censoring, at) for at in scored.times])
 
 
 def _auroc_over_time(scored: SurvivalUnits, weights: Floats) -> Floats:
@@ -216,8 +218,8 @@ def _auroc_over_time(scored: SurvivalUnits, weights: Floats) -> Floats:
 def brier_by_time(scored: SurvivalUnits, weights: Floats) -> Floats:
     """(T, R) Brier score at each of `scored.times` (Graf et al., Statistics in Medicine 1999)."""
     time, times = scored.y.astype(float), np.asarray(scored.times)
-    known, own = _censoring(scored, weights), weights[:, scored.patient]
-    until, beyond = inverse(known.until(time)), inverse(known.beyond(times))
+    censoring, own = _censoring(scored, weights), weights[:, scored.patient]
+    until, beyond = inverse(censoring.until(time)), inverse(censoring.beyond(times))
     total = own.sum(axis=1)
     out = []
     for place, at in enumerate(times):
@@ -264,7 +266,7 @@ def _is_split(scored: ScoredUnits) -> bool:
     return bool(np.isfinite(auroc_by_time(scored, np.ones((1, scored.patients)))).any())
 
 
-def _spread(scored: ScoredUnits, value: float) -> float:
+def _variance_factor(scored: ScoredUnits, value: float) -> float:
     assert isinstance(scored, SurvivalUnits)
     folds = list(_comparable_folds(scored, scored.event))
     if len(folds) <= len({fold.repeat for fold in folds}):
@@ -274,9 +276,9 @@ def _spread(scored: ScoredUnits, value: float) -> float:
 
 
 SURVIVAL_METRICS: dict[str, Metric] = {
-    "c_index": Metric(_in_blocks(_harrell), _is_ranked, spread=_spread),
-    "c_index_uno": Metric(_in_blocks(_uno), _is_ranked_within, spread=_spread),
-    "auroc_time": Metric(_in_blocks(_auroc_over_time), _is_split, spread=_spread),
+    "c_index": Metric(_in_blocks(_harrell), _is_ranked, variance_factor=_variance_factor),
+    "c_index_uno": Metric(_in_blocks(_uno), _is_ranked_within, variance_factor=_variance_factor),
+    "auroc_time": Metric(_in_blocks(_auroc_over_time), _is_split, variance_factor=_variance_factor),
     "integrated_brier": Metric(_in_blocks(_integrated_brier), _is_given, higher_is_better=False),
     "events": Metric(_events, _is_given),
 }
