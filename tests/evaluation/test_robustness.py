@@ -173,7 +173,7 @@ def test_a_site_of_one_patient_is_not_the_worst(rng):
     alone = replace(stainings, table=table.assign(site=np.where(first, "d", table["site"])))
     flipped = alone.original.copy()
     flipped[first] *= -1  # predicts the opposite of the label
-    figures = site_figures(replace(alone, original=flipped), _without_sites(alone.table), 0)
+    figures = site_metrics(replace(alone, original=flipped), _without_sites(alone.table), 0)
     by_site = {f.group: f.value for f in figures if f.metric == "clean_auroc" and f.group != "all"}
     worst = next(f for f in figures if f.metric == "worst_site_auroc")
     assert min(by_site, key=by_site.get) == "site=d"

@@ -209,18 +209,18 @@ def test_heads_are_rows_and_robustness_stands_once_an_encoder():
 
 
 def test_robustness_is_in_the_row_of_the_linear_probe_whatever_comes_first():
-    answers = [_answer("simclr", 1.0, task="her2", head="abmil"), _answer("simclr", 1.0)]
-    long = long_table(answers, [_robustness("simclr", 1.0)])
+    results = [_result("simclr", 1.0, task="her2", head="abmil"), _result("simclr", 1.0)]
+    long = long_table(results, [_robustness("simclr", 1.0)])
     shown = {"her2": ["auroc"], "tumor": ["auroc"]}
-    grid = make_grid(long, comparisons(answers, [], seed=0), shown)
+    grid = make_grid(long, comparisons(results, [], seed=0), shown)
     assert grid.rows == [("simclr", "abmil"), ("simclr", "linear")]
     texts = [[cell.text != NOTHING for cell in row] for row in grid.cells]
     assert texts == [[True, False, False, False, False], [False, True, True, True, True]]
 
 
 def test_how_auroc_is_computed_is_noted_only_beside_it():
-    answers = [_answer("a", 3.0, shown=["accuracy"]), _answer("b", 0.0, shown=["accuracy"])]
-    long, compared = long_table(answers, []), comparisons(answers, [], seed=0)
+    results = [_result("a", 3.0, shown=["accuracy"]), _result("b", 0.0, shown=["accuracy"])]
+    long, compared = long_table(results, []), comparisons(results, [], seed=0)
     notes = [make_grid(long, compared, {"tumor": [m]}).notes[0] for m in ("accuracy", "auroc")]
     assert ["AUROC" in note for note in notes] == [False, True]
     assert all(note.endswith("A dash: undefined.") for note in notes)
