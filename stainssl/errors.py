@@ -67,6 +67,11 @@ def disk_sentence(error: OSError, results: Path) -> str:
         return ""
     named = [Path(str(error.filename)).parent] if error.filename else []
     places = [*named, results, Path(tempfile.gettempdir())]
+    if error.errno == errno.EROFS:
+        return (
+            f"{os.strerror(error.errno)}: {_existing(places[0])}. Mount it writable, or write to"
+            " another folder, and run again: finished results stay."
+        )
     folders = dict.fromkeys(_existing(folder) for folder in places)
     free = ", ".join(f"{f}: {shutil.disk_usage(f).free / 1e9:.2f} GB free" for f in folders)
     return (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+from base64 import urlsafe_b64encode
 from collections.abc import Collection, Sequence
 from importlib.util import find_spec
 from itertools import pairwise
@@ -31,6 +32,7 @@ LOGGED = (
 )
 BAR = "--logger=stainssl"
 OTHER_OUTPUT = ("--logger", "--verbose", "--dry-run", "--dryrun", "-n")
+_RECORD_NAME = 254  # characters; Snakemake splits longer names of records
 PLACES_OF_CONFIG = ("--configfile", "--configfiles", "--directory", "-d")
 
 
@@ -94,6 +96,38 @@ def run(arguments: Sequence[str]) -> None:
     """
     command = snakemake_command(arguments, Path.cwd())
     os.execv(command[0], command)  # signals reach Snakemake, and the exit code is its own
+
+
+def not_recorded(results: Path, folder: Path) -> str:
+    """Return a warning if Snakemake has no record of how existing results were made.
+
+    It then runs what is missing, but notices no change of the config since. This happens if
+    `.snakemake` was deleted, or if results were moved or copied to another folder.
+
+    Args:
+        results: the results folder, as in the config.
+        folder: working folder of the run.
+    """
+    records = folder / ".snakemake"
+    place = folder / results
+    found = [results / p.relative_to(place) for p in place.glob("cohorts/*/*/qc/*.parquet")]
+    missing = [p for p in sorted(found) if not _is_recorded(records, str(p))]
+    if not missing:
+        return ""
+    return (
+        f"{results}: Snakemake has no record here of how {len(missing)} of {len(found)} tiled parts"
+        f" were made, such as {missing[0]} (.snakemake was deleted, or the results were moved or"
+        " copied): a change of the config since then is not noticed. Where it has changed, use"
+        " another results folder, or --forceall."
+    )
+
+
+def _is_recorded(records: Path, path: str) -> bool:
+    """Whether Snakemake has a record of an output, or is making it."""
+    name = urlsafe_b64encode(path.encode()).decode()
+    pieces = [name[i : i + _RECORD_NAME] for i in range(0, len(name), _RECORD_NAME)]
+    place = Path(*(f"@{piece}" for piece in pieces[:-1]), pieces[-1])
+    return any((records / kind / place).exists() for kind in ("metadata", "incomplete"))
 
 
 def shell_prefix(deployment: Collection[str], results: Path) -> str:

@@ -4,6 +4,7 @@ import os
 import shlex
 import subprocess
 import sys
+from base64 import urlsafe_b64encode
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,26 @@ def test_what_a_job_says_is_in_its_log(tmp_path: Path, alone: str, code: int) ->
     assert (tmp_path / "a log").read_text() == "one\ntwo\n"
     said = "" if alone else "one\ntwo\n"
     assert done.stdout == said + ("" if code else "after\n")
+
+
+def test_results_that_snakemake_has_no_record_of_are_reported(tmp_path: Path) -> None:
+    results = Path("results") / ("deep" * 50)
+    assert launch.not_recorded(results, tmp_path) == ""
+    for part in ("all-0000", "all-0001"):
+        path = tmp_path / results / "cohorts" / "c" / "default" / "qc" / f"{part}.parquet"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+        name = urlsafe_b64encode(str(path.relative_to(tmp_path)).encode()).decode()
+        assert 254 < len(name) < 508
+        assert f"all-000{part[-1]}" in launch.not_recorded(results, tmp_path)
+        record = tmp_path / ".snakemake" / "metadata" / f"@{name[:254]}" / name[254:]
+        record.parent.mkdir(parents=True, exist_ok=True)
+        record.touch()
+        assert launch.not_recorded(results, tmp_path) == ""
+    (tmp_path / "results").rename(tmp_path / "moved")
+    moved = Path("moved", *results.parts[1:])
+    assert "2 of 2 tiled parts" in launch.not_recorded(moved, tmp_path)
+    assert "2 of 2 tiled parts" in launch.not_recorded(tmp_path / moved, tmp_path)
 
 
 def test_a_config_that_is_not_there_is_told(tmp_path: Path) -> None:

@@ -46,6 +46,10 @@ except StainsslError as error:
 for sentence in PLAN.notices:
     logger.warning(sentence)
 
+if workflow.is_main_process:
+    if sentence := launch.not_recorded(PLAN.run_config.results, Path()):
+        logger.warning(sentence)
+
 PATHS = PLAN.patterns
 LOGS = PATHS.results / "logs"
 TIMES = PATHS.results / "times"
