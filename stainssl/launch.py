@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import shlex
 import sys
 from base64 import urlsafe_b64encode
-from collections.abc import Collection, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
@@ -96,6 +98,29 @@ def run(arguments: Sequence[str]) -> None:
     """
     command = snakemake_command(arguments, Path.cwd())
     os.execv(command[0], command)  # signals reach Snakemake, and the exit code is its own
+
+
+def left_out(tables: Mapping[str, Path]) -> list[str]:
+    """Return a sentence for each cohort with slides that are left out: how many, by status.
+
+    Args:
+        tables: cohort → its `slides.csv`; one that does not exist is skipped.
+    """
+    sentences = []
+    for cohort, path in tables.items():
+        if not path.is_file():
+            continue
+        with path.open(encoding="utf-8", newline="") as file:
+            statuses = Counter(row["status"] for row in csv.DictReader(file))
+        bad = [(count, status) for status, count in statuses.items() if status != "ok"]
+        if bad:
+            named = ", ".join(f"{count} {status}" for count, status in sorted(bad, reverse=True))
+            total = sum(count for count, _ in bad)
+            sentences.append(
+                f"{cohort}: {total} of {statuses.total()} slides are left out ({named}):"
+                f" the reasons are in {path}"
+            )
+    return sentences
 
 
 def not_recorded(results: Path, folder: Path) -> str:

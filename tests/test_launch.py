@@ -82,6 +82,16 @@ def test_results_that_snakemake_has_no_record_of_are_reported(tmp_path: Path) ->
     assert "2 of 2 tiled parts" in launch.not_recorded(tmp_path / moved, tmp_path)
 
 
+def test_slides_that_are_left_out_are_counted_by_status(tmp_path: Path) -> None:
+    table = tmp_path / "slides.csv"
+    table.write_text('slide_id,status,detail\na,ok,"x, y"\nb,empty,\nc,no-mpp,\nd,empty,\n')
+    (sentence,) = launch.left_out({"clinic": table, "new": tmp_path / "none.csv"})
+    assert sentence.startswith("clinic: 3 of 4 slides are left out (2 empty, 1 no-mpp): ")
+    assert str(table) in sentence
+    table.write_text("slide_id,status\na,ok\n")
+    assert launch.left_out({"clinic": table}) == []
+
+
 def test_a_config_that_is_not_there_is_told(tmp_path: Path) -> None:
     with pytest.raises(StainsslError, match="stainssl init"):
         words_of(tmp_path, "-n")
