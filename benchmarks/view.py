@@ -32,8 +32,8 @@ import psutil
 from benchmarks.large_slide import write
 from benchmarks.machine import processor
 from stainssl.stores.atomic import write_text
-from stainssl.view.contents import PICTURES_BYTES
 from stainssl.view.files import page_files
+from stainssl.view.viewer_data import PICTURES_BYTES
 from tools.pages import fill, marks
 
 ROOT = Path(__file__).resolve().parent.parent

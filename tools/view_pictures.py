@@ -18,24 +18,24 @@ from playwright.sync_api import Page, sync_playwright
 
 from stainssl.config import load
 from stainssl.errors import StainsslError
-from stainssl.view.contents import Contents
 from stainssl.view.server import LOOPBACK, application, bound
+from stainssl.view.viewer_data import ViewerData
 
 WIDTH_PX = 1300
 HEIGHT_PX = {"view-slide.jpg": 800, "view-stain.jpg": 440}
 QUALITY = 82
 
 
-def views(contents: Contents) -> dict[str, str]:
+def views(viewer: ViewerData) -> dict[str, str]:
     """Map the name of each picture to the URL fragment of its view.
 
     Raises:
         StainsslError: no slide has attention.
     """
-    for cohort in contents.records.config.cohorts:
-        for answer in contents.records.answers(cohort):
-            for slide in contents.records.sheet(cohort)["slide_id"]:
-                found = contents.data("attention", cohort, slide, answer.name)
+    for cohort in viewer.records.config.cohorts:
+        for answer in viewer.records.stored_predictions(cohort):
+            for slide in viewer.records.sheet(cohort)["slide_id"]:
+                found = viewer.data("attention", cohort, slide, answer.name)
                 if not found.get("tile"):
                     continue
                 best = max(zip(found["value"], found["tile"], strict=True))[1]
@@ -64,8 +64,8 @@ def main() -> None:
     parser.add_argument("config", type=Path)
     parser.add_argument("out", type=Path, nargs="?", default=Path("docs/pictures"))
     asked = parser.parse_args()
-    contents, sock = Contents(load(asked.config)), bound("127.0.0.1", 0)
-    app = application(contents, None, list(LOOPBACK))
+    viewer, sock = ViewerData(load(asked.config)), bound("127.0.0.1", 0)
+    app = application(viewer, None, list(LOOPBACK))
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
     thread = threading.Thread(target=server.run, args=([sock],))
     thread.start()
@@ -74,7 +74,7 @@ def main() -> None:
             path = shutil.which("chromium")
             browser = running.chromium.launch(executable_path=path, args=["--no-sandbox"])
             page = browser.new_page()
-            for name, place in views(contents).items():
+            for name, place in views(viewer).items():
                 shoot(page, f"http://127.0.0.1:{sock.getsockname()[1]}/{place}", asked.out / name)
     finally:
         server.should_exit = True

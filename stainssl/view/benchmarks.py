@@ -24,7 +24,7 @@ SHOWN = ["encoder", "run", "head", "task", "metric", "group", "value", "low", "h
 MAX_CASES = 500  # units listed per task, worst first
 BINS = 10  # bins of the calibration curve, with equal numbers of units
 MIN_IN_BIN = 5
-PLANES_KEPT = 64
+UMAPS_KEPT = 64
 LINEAR = "linear"  # head of a probe in the table
 FINE_TUNE = "fine-tune"  # head of a fine-tuned network in the table
 
@@ -38,7 +38,7 @@ class Benchmarks:
 
     def __init__(self, records: Records) -> None:
         self._records = records
-        self._planes: Recent[Json] = Recent(PLANES_KEPT, lambda _: 1)
+        self._umaps: Recent[Json] = Recent(UMAPS_KEPT, lambda _: 1)
 
     def names(self) -> list[str]:
         """Return the names of the benchmarks that have a table."""
@@ -56,11 +56,11 @@ class Benchmarks:
         if name not in self.names():
             raise KeyError(name)
         found = pd.read_csv(self._table(name), dtype={"run": str, "head": str})
-        answers = [self._has_answer(*row) for row in found[["task", "run", "head"]].to_numpy()]
+        has = [self._has_predictions(*row) for row in found[["task", "run", "head"]].to_numpy()]
         runs = [run.name for run in self._records.config.runs()]
         samples = [run for run in runs if self._sample(run).exists()]
         kept = [c for c in SHOWN if c in found]
-        return {"columns": columns(found[kept].assign(answer=answers)), "samples": samples}
+        return {"columns": columns(found[kept].assign(answer=has)), "samples": samples}
 
     def _folder(self, task: str, run: str, head: str) -> Path:
         if head == LINEAR:
@@ -70,7 +70,7 @@ class Benchmarks:
         source, label = self._records.config.sources()[task]
         return self._records.paths.mil(source, run, head, label)
 
-    def _has_answer(self, task: str, run: str, head: str) -> bool:
+    def _has_predictions(self, task: str, run: str, head: str) -> bool:
         try:
             self._known(task, run, head)
         except KeyError:
@@ -84,7 +84,7 @@ class Benchmarks:
         if task not in config.per_label_tasks() or run not in runs or head not in heads:
             raise KeyError((task, run, head))
 
-    def answer(self, task: str, run: str, head: str) -> Json:
+    def predictions(self, task: str, run: str, head: str) -> Json:
         """Return the cases of a task, encoder and head, and the curves of its kind of label.
 
         ROC and calibration are of the last class against the rest. Cases are ordered by the
@@ -119,8 +119,8 @@ class Benchmarks:
 
     def _of_numbers(self, task: str, units: pd.DataFrame, scored: RegressionUnits) -> Json:
         error = scored.value - scored.y
-        told = units.assign(truth=scored.y.astype(float), predicted=scored.value, error=error)
-        return {"cases": self._cases(task, told, np.abs(error), ["error"])}
+        cases = units.assign(truth=scored.y.astype(float), predicted=scored.value, error=error)
+        return {"cases": self._cases(task, cases, np.abs(error), ["error"])}
 
     def _of_times(self, task: str, units: pd.DataFrame, scored: SurvivalUnits) -> Json:
         from stainssl.evaluation.predictions import RISK_GROUPS
@@ -128,29 +128,30 @@ class Benchmarks:
 
         called = np.array(RISK_GROUPS, object)[scored.is_high.astype(int)]
         risk = scored.p[:, 0]
-        told = units.assign(truth=units["y"], predicted=called, risk=risk)
+        cases = units.assign(truth=units["y"], predicted=called, risk=risk)
         groups = RiskGroups.of(scored, self._records.config.per_label_tasks()[task].time)
         curves = {"survival": survival_curves(groups), "log_rank": groups.test()}
-        return {"cases": self._cases(task, told, risk, ["risk"]), **curves}
+        return {"cases": self._cases(task, cases, risk, ["risk"]), **curves}
 
     def _of_classes(self, task: str, units: pd.DataFrame, scored: ScoredUnits) -> Json:
         from stainssl.evaluation.roc import roc_band
 
         names = np.asarray(scored.classes, object)
         of_truth = scored.p[np.arange(len(units)), scored.y]
-        told = units.assign(
+        cases = units.assign(
             truth=names[scored.y],
             predicted=names[scored.predicted],
             p_truth=of_truth,
             p_last=scored.p[:, -1],
-            called_from=called_from(scored),
+            called_from=fpr_threshold(scored),
             wrong=scored.predicted != scored.y,
         )
-        slides = self._slides(task, self._records.config.per_label_tasks()[task].level, told)
-        told["stain_distance"] = stain_distances(slides, self._stains(task))  # to all cases' median
+        slides = self._slides(task, self._records.config.per_label_tasks()[task].level, cases)
+        # To the median of all cases, not only of those that are listed.
+        cases["stain_distance"] = stain_distances(slides, self._stains(task))
         shown = ["p_truth", "p_last", "called_from", "wrong", "stain_distance"]
         found = {
-            "cases": self._cases(task, told, -of_truth, shown),
+            "cases": self._cases(task, cases, -of_truth, shown),
             "calibration": columns(calibration(scored)),
         }
         if len(scored.classes) == 2 and len(scored.present()) == 2:
@@ -158,13 +159,13 @@ class Benchmarks:
         return found
 
     def _cases(
-        self, task: str, units: pd.DataFrame, first: NDArray[np.float64], told: list[str]
+        self, task: str, units: pd.DataFrame, first: NDArray[np.float64], extra: list[str]
     ) -> Json:
-        """At most `MAX_CASES` units by decreasing `first`: columns `told`, and their slides."""
+        """At most `MAX_CASES` units by decreasing `first`: columns `extra`, and their slides."""
         from stainssl.evaluation.predictions import UNIT
 
         level = self._records.config.per_label_tasks()[task].level
-        names = dict.fromkeys([*UNIT[level], "patient_id", "site", "truth", "predicted", *told])
+        names = dict.fromkeys([*UNIT[level], "patient_id", "site", "truth", "predicted", *extra])
         order = np.argsort(-first, kind="stable")[:MAX_CASES]
         cases = units.iloc[order][[name for name in names if name in units]]
         return columns(cases) | {"slides": self._slides(task, level, cases)}
@@ -185,7 +186,7 @@ class Benchmarks:
     def _sample(self, run: str) -> Path:
         return self._records.paths.robustness(run) / "sample.parquet"
 
-    def plane(self, run: str) -> Json:
+    def umap(self, run: str) -> Json:
         """Return the UMAP of an encoder's sample of tiles, those of the first tile task in it.
 
         Raises:
@@ -195,9 +196,9 @@ class Benchmarks:
         if run not in {r.name for r in self._records.config.runs()}:
             raise KeyError(run)
         stamp = versions(path for path in [self._sample(run)] if path.exists())
-        return self._planes.get((run, stamp), lambda: self._laid_out(run))
+        return self._umaps.get((run, stamp), lambda: self._umap_of(run))
 
-    def _laid_out(self, run: str) -> Json:
+    def _umap_of(self, run: str) -> Json:
         sample = read_table(self._sample(run), "sample")
         task = sample["task"].iloc[0] if len(sample) else ""
         sample = sample[sample["task"] == task].reset_index(drop=True)
@@ -206,14 +207,14 @@ class Benchmarks:
         from stainssl.evaluation.projection import project
 
         x, y = project(np.stack(sample["vector"].to_list()), self._records.config.seed).T
-        told = ["slide_id", "tile", "label", "patient_id", "site"]
+        kept = ["slide_id", "tile", "label", "patient_id", "site"]
         places = self._slides(str(task), "tile", sample)
         cohorts = [found[0][0] if found else "" for found in places]
-        shown = sample[told].assign(x=x.astype(float), y=y.astype(float), cohort=cohorts)
+        shown = sample[kept].assign(x=x.astype(float), y=y.astype(float), cohort=cohorts)
         return {"task": str(task), "columns": columns(shown)}
 
 
-def called_from(scored: ScoredUnits) -> NDArray[np.float64]:
+def fpr_threshold(scored: ScoredUnits) -> NDArray[np.float64]:
     """Return the false positive rate from which each unit is predicted as the last class.
 
     Returns:
@@ -226,8 +227,8 @@ def called_from(scored: ScoredUnits) -> NDArray[np.float64]:
         if others.any():
             higher = np.searchsorted(np.sort(p[others]), p, side="left")
             rates[fold.unit, at] = 1 - higher / others.sum()
-    told = np.isfinite(rates).sum(axis=1)
-    return np.where(told > 0, np.nansum(rates, axis=1) / np.maximum(told, 1), np.nan)
+    known = np.isfinite(rates).sum(axis=1)
+    return np.where(known > 0, np.nansum(rates, axis=1) / np.maximum(known, 1), np.nan)
 
 
 def stain_distances(
@@ -246,11 +247,11 @@ def stain_distances(
     known = [[stains[c, s] for c, s in of_case if (c, s) in stains] for of_case in slides]
     size = len(next(iter(stains.values()))) if stains else 1
     points = np.array([np.mean(k, axis=0) if k else np.full(size, np.nan) for k in known])
-    told = np.isfinite(points).all(axis=1)
-    if not told.any():
+    known = np.isfinite(points).all(axis=1)
+    if not known.any():
         return np.full(len(points), np.nan)
-    distance = np.linalg.norm(points - np.median(points[told], axis=0), axis=1)
-    return np.asarray(distance / max(float(np.median(distance[told])), 1e-12))
+    distance = np.linalg.norm(points - np.median(points[known], axis=0), axis=1)
+    return np.asarray(distance / max(float(np.median(distance[known])), 1e-12))
 
 
 def survival_curves(groups: RiskGroups) -> Json:

@@ -15,7 +15,7 @@ OWN = {
     "cohort.js": "text/javascript",
     "overlay.js": "text/javascript",
     "pane.js": "text/javascript",
-    "side.js": "text/javascript",
+    "viewmodel.js": "text/javascript",
     "slide.js": "text/javascript",
     "plots.js": "text/javascript",
     "benchmark.js": "text/javascript",

@@ -140,10 +140,10 @@ class Layers:
             KeyError: the cohort has no such predictions.
             StainsslError: the attention file cannot be read.
         """
-        answer = self.records.answer(cohort, name)
-        found = _of_slide(answer.folder / "attention.parquet", "attention", slide)
+        stored = self.records.find_predictions(cohort, name)
+        found = _of_slide(stored.folder / "attention.parquet", "attention", slide)
         return {
-            "title": answer.title,
+            "title": stored.title,
             "said": "percentile rank of a tile's attention within the slide",
             "tile": json_column(found["tile"]),
             "value": json_column(found["attention"].astype(float)),
@@ -156,7 +156,7 @@ class Layers:
             KeyError: the cohort has no such predictions.
             StainsslError: the predictions cannot be read.
         """
-        path = self.records.tile_answers(cohort)[name]
+        path = self.records.tile_predictions(cohort)[name]
         found = _of_slide(path, "predictions", slide)
         positive = [c for c in found if c.startswith("p_")][-1]
         means = found.groupby("tile")[positive].mean()

@@ -156,8 +156,8 @@ def _drawn(
             "tile": store.tile[rows],
         }
     )
-    told = sheet[["slide_id", "patient_id", "site"]]
-    return vectors, place.merge(told, on="slide_id", how="left")
+    rows = sheet[["slide_id", "patient_id", "site"]]
+    return vectors, place.merge(rows, on="slide_id", how="left")
 
 
 def nearest_by_site(found: pd.DataFrame) -> pd.DataFrame:

@@ -78,15 +78,15 @@ class StoredPredictions:
         title: name shown to the user.
         folder: folder with `attention.parquet`.
         level: `slide` or `patient`.
-        told: folder with `predictions.parquet` (`predictions.csv` of `predict`); that of the label
-            if the task has several.
+        predictions_folder: folder with `predictions.parquet` (`predictions.csv` of `predict`); that
+            of the label if the task has several.
     """
 
     name: str
     title: str
     folder: Path
     level: str
-    told: Path
+    predictions_folder: Path
 
 
 class Records:
@@ -148,7 +148,7 @@ class Records:
                 continue
             yield cohort
 
-    def twins(self, cohort: str, slide: str) -> list[tuple[str, str]]:
+    def same_slide_elsewhere(self, cohort: str, slide: str) -> list[tuple[str, str]]:
         """Find a slide in other cohorts, by its file or by its name.
 
         Returns:
@@ -198,12 +198,12 @@ class Records:
             )
         ]
 
-    def answers(self, cohort: str) -> list[StoredPredictions]:
+    def stored_predictions(self, cohort: str) -> list[StoredPredictions]:
         """Return the existing predictions, with attention, for a cohort's slides."""
-        found = [a for a in self._all_answers(cohort) if (a.folder / "attention.parquet").exists()]
-        return found
+        every = self._possible_predictions(cohort)
+        return [one for one in every if (one.folder / "attention.parquet").exists()]
 
-    def _all_answers(self, cohort: str) -> Iterator[StoredPredictions]:
+    def _possible_predictions(self, cohort: str) -> Iterator[StoredPredictions]:
         if (self.paths.results / "predictions.csv").exists():
             own = self.paths.results
             yield StoredPredictions("predictions", "predictions", own, self._predicted_level(), own)
@@ -217,26 +217,30 @@ class Records:
                     folder = self.paths.mil(task, run.name, head)
                     for name, one in spec.per_label_tasks(task).items():
                         title = f"{name}: {head} on {run.name}"
-                        told = of_label(folder, one.label if spec.labels else "")
+                        predictions_folder = of_label(folder, one.label if spec.labels else "")
                         yield StoredPredictions(
-                            f"{name}~{run.name}~{head}", title, folder, spec.level, told
+                            f"{name}~{run.name}~{head}",
+                            title,
+                            folder,
+                            spec.level,
+                            predictions_folder,
                         )
 
     def _predicted_level(self) -> str:
         known = pd.read_csv(self.paths.results / "predictions.csv", nrows=0).columns
         return "slide" if "slide_id" in known else "patient"
 
-    def tile_answers(self, cohort: str) -> dict[str, Path]:
+    def tile_predictions(self, cohort: str) -> dict[str, Path]:
         """Map `TASK~ENCODER` to the file of predictions of each tile task on a cohort."""
         return {
             f"{task}~{run.name}": table
             for task, spec in self.config.tasks.items()
             if spec.level == "tile" and cohort in spec.cohorts
             for run in self.config.runs()
-            if (table := self._told(task, spec, run.name)).exists()
+            if (table := self._tile_predictions_path(task, spec, run.name)).exists()
         }
 
-    def _told(self, task: str, spec: Task, run: str) -> Path:
+    def _tile_predictions_path(self, task: str, spec: Task, run: str) -> Path:
         folder = self.paths.fine_tuned if spec.is_fine_tuned else self.paths.probe
         return folder(task, run) / "predictions.parquet"
 
@@ -260,15 +264,15 @@ class Records:
         """
         sheet = self.sheet(name)
         qc, problems = self._qc(name)
-        told = sheet.drop(columns=[c for c in HIDDEN if c in sheet])
-        slides = with_numbers(told).merge(qc, on="slide_id", how="left")
+        shown = sheet.drop(columns=[c for c in HIDDEN if c in sheet])
+        slides = with_numbers(shown).merge(qc, on="slide_id", how="left")
         slides["status"] = slides["status"].fillna(NOT_TILED)
         slides["detail"] = slides["detail"].fillna("")
         slides = self._with_distances(slides)
         empty = [c for c in slides if json_column(slides[c]).count("") == len(slides)]
         return {
             "columns": columns(slides.drop(columns=[c for c in empty if c != "detail"])),
-            "answers": [{"name": a.name, "title": a.title} for a in self.answers(name)],
+            "answers": [{"name": a.name, "title": a.title} for a in self.stored_predictions(name)],
             "problems": problems,
         }
 
@@ -299,33 +303,36 @@ class Records:
             KeyError: unknown cohort, or it has no such predictions.
             StainsslError: the predictions cannot be read.
         """
-        answer = self.answer(cohort, name)
-        unit = f"{answer.level}_id"
-        table = self._by_unit(answer, cohort, unit)
+        stored = self.find_predictions(cohort, name)
+        unit = f"{stored.level}_id"
+        table = self._by_unit(stored, cohort, unit)
         slides = self.sheet(cohort)[["slide_id", "patient_id"]]
         found = slides.merge(table, left_on=unit, right_index=True, how="left")
         classes = [c.removeprefix("p_") for c in table if str(c).startswith("p_")]
         numbers = found.drop(columns=["slide_id", "patient_id"])
-        return {"classes": classes, "level": answer.level, "columns": columns(numbers)}
+        return {"classes": classes, "level": stored.level, "columns": columns(numbers)}
 
-    def answer(self, cohort: str, name: str) -> StoredPredictions:
+    def find_predictions(self, cohort: str, name: str) -> StoredPredictions:
         """Return the predictions with a name.
 
         Raises:
             KeyError: the cohort has no such predictions.
         """
-        return {a.name: a for a in self.answers(cohort)}[name]
+        return {a.name: a for a in self.stored_predictions(cohort)}[name]
 
-    def _by_unit(self, answer: StoredPredictions, cohort: str, unit: str) -> pd.DataFrame:
-        if answer.name == "predictions":
-            table = _beside(pd.read_csv(answer.told / "predictions.csv", dtype={unit: str}), unit)
+    def _by_unit(self, stored: StoredPredictions, cohort: str, unit: str) -> pd.DataFrame:
+        if stored.name == "predictions":
+            table = _beside(
+                pd.read_csv(stored.predictions_folder / "predictions.csv", dtype={unit: str}), unit
+            )
             kind = next((name for name in NUMBERS if name in table), "")
             table = table.rename(columns={side: f"{side}_{kind}" for side in ("low", "high")})
             known = [c for c in table if c.startswith(("p_", "low_", "high_")) or c == kind]
             return table[known]
-        external = answer.told / f"external-{cohort}.parquet"
+        external = stored.predictions_folder / f"external-{cohort}.parquet"
         table = read_table(
-            external if external.exists() else answer.told / "predictions.parquet", "predictions"
+            external if external.exists() else stored.predictions_folder / "predictions.parquet",
+            "predictions",
         )
         return summarized(table, unit)
 
@@ -368,12 +375,12 @@ def summarized(table: pd.DataFrame, unit: str) -> pd.DataFrame:
         Indexed by unit: `p_<class>`, and with several rows `low_<class>` and `high_<class>` (the
         central 95 %). For numbers and times to an event, the same for `value` or `risk`.
     """
-    told = [c for c in table if str(c).startswith("p_")] or [c for c in NUMBERS if c in table]
-    groups = table.groupby(unit, sort=False)[told]
+    predicted = [c for c in table if str(c).startswith("p_")] or [c for c in NUMBERS if c in table]
+    groups = table.groupby(unit, sort=False)[predicted]
     out = groups.mean()
     if groups.size().max() > 1:
         for side, share in zip(("low", "high"), INTERVAL, strict=True):
             bound = groups.quantile(share)
-            for name in told:
+            for name in predicted:
                 out[f"{side}_{name.removeprefix('p_')}"] = bound[name]
     return out

@@ -50,7 +50,7 @@ class Stain:
     profile: StainProfile
 
 
-class Restained:
+class RestainedTiles:
     """Tiles under each site's mean stain, each normalizer and each encoder's targets.
 
     Args:

@@ -8,11 +8,11 @@ from pathlib import Path
 from stainssl.config import Config, load
 from stainssl.errors import StainsslError
 from stainssl.paths import Paths
-from stainssl.view.contents import Contents
 from stainssl.view.export import write_export
 from stainssl.view.server import serve
+from stainssl.view.viewer_data import ViewerData
 
-Say = Callable[[str], object]
+Report = Callable[[str], object]
 
 
 def run(
@@ -23,7 +23,7 @@ def run(
     token: bool,
     export: Path | None,
     slides: Sequence[str],
-    say: Say,
+    report: Report,
 ) -> None:
     """Serve until interrupted, or export.
 
@@ -34,19 +34,23 @@ def run(
         token: require a token on loopback too.
         export: folder for static files; None serves.
         slides: names of the slides to export; empty exports all.
-        say: called with messages for the user.
+        report: called with messages for the user.
 
     Raises:
         StainsslError: the config or the results do not exist, the port cannot be used, or a slide
             is unknown.
     """
-    contents = Contents(config_of(results) if results is not None else load(config))
-    if not contents.records.paths.results.is_dir():
-        say(f"{contents.records.paths.results} does not exist yet: showing slides without results.")
+    viewer = ViewerData(config_of(results) if results is not None else load(config))
+    if not viewer.records.paths.results.is_dir():
+        report(
+            f"{viewer.records.paths.results} does not exist yet: showing slides without results."
+        )
     if export is not None:
-        write_export(contents, export, slides, say)
+        write_export(viewer, export, slides, report)
     else:
-        serve(contents, host, port, token, lambda address: say(f"{address}\nPress Ctrl-C to stop."))
+        serve(
+            viewer, host, port, token, lambda address: report(f"{address}\nPress Ctrl-C to stop.")
+        )
 
 
 def config_of(results: Path) -> Config:

@@ -25,8 +25,8 @@ from starlette.routing import Route
 
 from stainssl.errors import SlideError, StainsslError
 from stainssl.slides.readers import READERS
-from stainssl.view.contents import FAULTS, LASTING, Contents
 from stainssl.view.files import page_files
+from stainssl.view.viewer_data import CACHEABLE, READ_ERRORS, ViewerData
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 POLICY = (
@@ -72,11 +72,11 @@ def _guard(token: str | None) -> type[BaseHTTPMiddleware]:
     return Guard
 
 
-def application(contents: Contents, token: str | None = None, hosts: list[str] | None = None):  # type: ignore[no-untyped-def]
+def application(viewer: ViewerData, token: str | None = None, hosts: list[str] | None = None):  # type: ignore[no-untyped-def]
     """Create the ASGI application of the viewer.
 
     Args:
-        contents: data and pictures to serve.
+        viewer: data and pictures to serve.
         token: required for access; None requires none.
         hosts: accepted host names, against DNS rebinding; None accepts any.
 
@@ -96,16 +96,16 @@ def application(contents: Contents, token: str | None = None, hosts: list[str] |
 
     async def data(request: Request) -> Response:
         def made() -> str:
-            return json.dumps(contents.data(*_segments(request)), separators=(",", ":"))
+            return json.dumps(viewer.data(*_segments(request)), separators=(",", ":"))
 
         return await _answered(made, "application/json", FRESH)
 
     async def picture(request: Request) -> Response:
         segments = _segments(request)
-        headers = KEPT if segments[0] in LASTING else FRESH
+        headers = KEPT if segments[0] in CACHEABLE else FRESH
 
         def made() -> bytes:
-            return contents.picture(*segments)
+            return viewer.picture(*segments)
 
         # One read per core at a time. Tables are not limited and need not wait for pictures.
         async with readers:
@@ -139,7 +139,7 @@ async def _answered(
         body = await anyio.to_thread.run_sync(make)
     except KeyError:
         return PlainTextResponse("Not found in the cohorts of the config.", 404)
-    except FAULTS as error:
+    except READ_ERRORS as error:
         return PlainTextResponse(str(error), 422 if isinstance(error, SlideError) else 503)
     return Response(body, media_type=media_type, headers=headers)
 
@@ -168,16 +168,16 @@ def bound(host: str, port: int) -> socket.socket:
 
 
 def serve(
-    contents: Contents, host: str, port: int, with_token: bool, say: Callable[[str], object]
+    viewer: ViewerData, host: str, port: int, with_token: bool, report: Callable[[str], object]
 ) -> None:
     """Serve the viewer until interrupted.
 
     Args:
-        contents: data and pictures to serve; closed at the end.
+        viewer: data and pictures to serve; closed at the end.
         host: address to listen on; a token is required unless it is loopback.
         port: 0 takes any free port.
         with_token: require a token on loopback too.
-        say: called with the address, which contains the token, once it can be opened.
+        report: called with the address, which contains the token, once it can be opened.
 
     Raises:
         StainsslError: the port cannot be used, or OpenSeadragon is not installed.
@@ -188,10 +188,10 @@ def serve(
     token = secrets.token_urlsafe(24) if with_token or not is_local else None
     sock = bound(host, port)
     address = f"http://{f'[{host}]' if ':' in host else host}:{sock.getsockname()[1]}/"
-    app = application(contents, token, list(LOOPBACK) if is_local else None)
+    app = application(viewer, token, list(LOOPBACK) if is_local else None)
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False))
-    say(address + (f"?token={token}" if token else ""))
+    report(address + (f"?token={token}" if token else ""))
     try:
         server.run(sockets=[sock])
     finally:
-        contents.close()
+        viewer.close()

@@ -23,7 +23,7 @@ from stainssl.stores.embeddings import write_embeddings
 from stainssl.stores.pixels import open_pixels
 from stainssl.stores.tables import read_table
 from stainssl.stores.tiles import read_labels, write_labels
-from stainssl.view.contents import Contents
+from stainssl.view.viewer_data import ViewerData
 from tests.stages.tuned_world import PATIENTS, SIZE, build, config_of, save_network
 
 # The network is of random weights, whose norms have no statistics that are worth keeping.
@@ -109,14 +109,14 @@ def test_the_table_names_the_protocol_and_asks_for_no_few_shot_curve(world: Path
 
 
 def test_the_page_finds_what_the_network_says(world: Path) -> None:
-    contents = Contents(config_of(world, LEARNS))
+    viewer = ViewerData(config_of(world, LEARNS))
     try:
-        cases = contents.benchmarks.answer("tuned", "net", "fine-tune")
+        cases = viewer.benchmarks.predictions("tuned", "net", "fine-tune")
         assert cases
-        found = contents.records.tile_answers("clinic")["tuned~net"]
-        assert found.parent == contents.records.paths.fine_tuned("tuned", "net")
+        found = viewer.records.tile_predictions("clinic")["tuned~net"]
+        assert found.parent == viewer.records.paths.fine_tuned("tuned", "net")
     finally:
-        contents.close()
+        viewer.close()
 
 
 def test_labels_of_test_patients_decide_nothing(few: Path) -> None:

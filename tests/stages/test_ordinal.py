@@ -90,7 +90,7 @@ def test_new_cases_are_called_the_median_class(made):
 
 
 def test_the_view_and_the_checks_take_it(made):
-    found = Benchmarks(Records(made)).answer("third", "enc", "mean")
+    found = Benchmarks(Records(made)).predictions("third", "enc", "mean")
     assert found["classes"] == ["low", "middle", "high"]
     assert task_summary(made, "third")[0].startswith("classes: low (")
     assert not [one for one in check(made) if "tasks" in one]

@@ -14,8 +14,8 @@ from stainssl.cohort import outside_problems
 from stainssl.errors import StainsslError
 from stainssl.stages import export, predict
 from stainssl.stores.tables import read_table
-from stainssl.view.contents import Contents
 from stainssl.view.run import config_of
+from stainssl.view.viewer_data import ViewerData
 
 pytestmark = pytest.mark.xdist_group("trained")
 
@@ -134,12 +134,12 @@ def test_attention_is_there_as_table_picture_and_geojson(trained, predicted):
 
 def test_the_folder_says_what_view_opens_it_by(predicted):
     out = predicted[0]
-    contents = Contents(config_of(out))
-    columns = contents.data("cohort", "new")["columns"]
+    viewer = ViewerData(config_of(out))
+    columns = viewer.data("cohort", "new")["columns"]
     assert "b-003-1" in columns["slide_id"]
     assert "feature_distance" in columns
-    assert contents.data("attention", "new", "b-003-1", "predictions")["tile"]
-    assert contents.data("predictions", "new", "predictions")["columns"]["low_1"]
+    assert viewer.data("attention", "new", "b-003-1", "predictions")["tile"]
+    assert viewer.data("predictions", "new", "predictions")["columns"]["low_1"]
 
 
 def test_another_stain_is_told(trained, tmp_path, caplog):

@@ -137,7 +137,7 @@ def test_the_page_shows_the_numbers_the_worst_first(made):
     columns = pd.DataFrame(shown.table("main")["columns"])
     assert "mae" in set(columns["metric"])
     assert columns.query("task == 'ki67' and run == 'enc' and head == 'mean'")["answer"].all()
-    found = shown.answer("ki67", "enc", "mean")
+    found = shown.predictions("ki67", "enc", "mean")
     cases = found["cases"]
     error = np.array(cases["predicted"]) - np.array(cases["truth"])
     np.testing.assert_allclose(cases["error"], error, atol=1e-2)  # rounded for the page

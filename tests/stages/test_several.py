@@ -173,11 +173,11 @@ def test_the_page_shows_curves_and_cases_of_each_label(made):
     assert columns.query("task == 'both.er' and encoder == 'enc' and head == 'mean'")[
         "answer"
     ].all()
-    found = shown.answer("both.er", "enc", "mean")
+    found = shown.predictions("both.er", "enc", "mean")
     assert found["classes"] == ["neg", "pos"]
     assert found["units"] == PATIENTS - len(UNKNOWN["er"])
     assert "roc" in found
-    names = [answer.name for answer in records.answers("clinic")]
+    names = [answer.name for answer in records.stored_predictions("clinic")]
     assert {"both.er~enc~mean", "both.her2~enc~mean"} < set(names)
     told = records.predictions("clinic", "both.er~enc~mean")
     assert told["classes"] == ["neg", "pos"]
@@ -213,5 +213,7 @@ def test_predict_answers_every_label_of_new_slides(trained, tmp_path):
     )
     np.testing.assert_array_equal(both["p_1"], both["p_1_new"])
     records = Records(config.model_copy(update={"results": out}))
-    columns = records._by_unit(next(iter(records._all_answers("clinic"))), "clinic", "patient_id")
+    columns = records._by_unit(
+        next(iter(records._possible_predictions("clinic"))), "clinic", "patient_id"
+    )
     assert {"p_her2: 1", "p_er: pos"} <= set(columns)

@@ -174,7 +174,7 @@ def test_the_page_shows_the_curves_of_both_groups_and_their_cases(made):
     shown = Benchmarks(Records(made))
     columns = pd.DataFrame(shown.table("main")["columns"])
     assert columns.query("task == 'os' and run == 'enc' and head == 'mean'")["answer"].all()
-    found = shown.answer("os", "enc", "mean")
+    found = shown.predictions("os", "enc", "mean")
     cases = pd.DataFrame({k: v for k, v in found["cases"].items() if k != "slides"})
     assert cases["risk"].is_monotonic_decreasing
     assert found["units"] == len(cases) == PATIENTS - 1

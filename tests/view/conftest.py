@@ -10,9 +10,9 @@ import pytest
 import uvicorn
 
 from stainssl.errors import StainsslError
-from stainssl.view.contents import Contents
 from stainssl.view.files import HERE, page_files
 from stainssl.view.server import LOOPBACK, application, bound
+from stainssl.view.viewer_data import ViewerData
 from tests.stages.trained import Trained, build
 
 AXE = HERE / "node_modules" / "axe-core" / "axe.min.js"
@@ -25,8 +25,8 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> Trained:
 
 
 @pytest.fixture(scope="session")
-def contents(shown: Trained) -> Iterator[Contents]:
-    made = Contents(shown.config)
+def viewer(shown: Trained) -> Iterator[ViewerData]:
+    made = ViewerData(shown.config)
     yield made
     made.close()
 
@@ -43,8 +43,8 @@ def page() -> None:
 class Served:
     """A server in a thread of this process, on a free port of loopback."""
 
-    def __init__(self, contents: Contents, token: str | None = None) -> None:
-        app = application(contents, token, list(LOOPBACK))
+    def __init__(self, viewer: ViewerData, token: str | None = None) -> None:
+        app = application(viewer, token, list(LOOPBACK))
         self._socket = bound("127.0.0.1", 0)
         self.address = f"http://127.0.0.1:{self._socket.getsockname()[1]}/"
         self._server = uvicorn.Server(uvicorn.Config(app, log_level="error"))
@@ -62,9 +62,9 @@ class Served:
 
 
 @pytest.fixture(scope="session")
-def served(page: None, contents: Contents) -> Iterator[str]:
-    """The address of the page over `contents`."""
-    with Served(contents) as server:
+def served(page: None, viewer: ViewerData) -> Iterator[str]:
+    """The address of the page over `viewer`."""
+    with Served(viewer) as server:
         yield server.address
 
 

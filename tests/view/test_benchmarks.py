@@ -14,8 +14,8 @@ from stainssl.config import Benchmark
 from stainssl.evaluation.predictions import FoldScores, ScoredUnits
 from stainssl.stores.embeddings import open_embeddings
 from stainssl.stores.tables import write_table
-from stainssl.view.benchmarks import calibration, called_from, stain_distances
-from stainssl.view.contents import Contents
+from stainssl.view.benchmarks import calibration, fpr_threshold, stain_distances
+from stainssl.view.viewer_data import ViewerData
 from tests.stages.trained import Trained
 from tests.view.conftest import Served, Tab, inaccessible
 
@@ -23,11 +23,11 @@ TILES = 10  # fewer than UMAP lays out: a plane of zeros, without its eight seco
 
 
 @pytest.fixture(scope="module")
-def compared(shown: Trained) -> Iterator[Contents]:
+def compared(shown: Trained) -> Iterator[ViewerData]:
     """The cohort with a benchmark's table, of the tasks' own metrics, and a sample of tiles."""
     benchmark = Benchmark(tasks=["patient", "slide"], encoders=["enc"], heads=["abmil"])
-    contents = Contents(shown.config.model_copy(update={"benchmarks": {"main": benchmark}}))
-    paths = contents.records.paths
+    viewer = ViewerData(shown.config.model_copy(update={"benchmarks": {"main": benchmark}}))
+    paths = viewer.records.paths
     tables = [
         pd.read_csv(paths.mil(task, "enc", "abmil") / "metrics.csv").assign(task=task)
         for task in ("patient", "slide")
@@ -37,15 +37,15 @@ def compared(shown: Trained) -> Iterator[Contents]:
     path = paths.benchmark("main") / "table.csv"
     path.parent.mkdir(parents=True, exist_ok=True)
     pd.concat([table, columns_only]).to_csv(path, index=False)
-    write_sample(contents)
-    yield contents
-    contents.close()
+    write_sample(viewer)
+    yield viewer
+    viewer.close()
 
 
-def write_sample(contents: Contents) -> None:
+def write_sample(viewer: ViewerData) -> None:
     """As `robustness` writes it, of the first tiles of a part."""
-    paths, sheet = contents.records.paths, contents.records.sheet("clinic")
-    part = contents.records.part("clinic", sheet["slide_id"].iloc[0])
+    paths, sheet = viewer.records.paths, viewer.records.sheet("clinic")
+    part = viewer.records.part("clinic", sheet["slide_id"].iloc[0])
     store = open_embeddings(paths.embeddings("clinic", "enc", part))
     row = sheet.set_index("slide_id").loc[store.slide_id[0]]
     assert store.start[1] >= TILES
@@ -59,7 +59,7 @@ def write_sample(contents: Contents) -> None:
     write_table(paths.robustness("enc") / "sample.parquet", sample, "sample", {})
 
 
-def test_table_says_what_has_predictions(compared: Contents) -> None:
+def test_table_says_what_has_predictions(compared: ViewerData) -> None:
     assert compared.data("overview")["benchmarks"] == ["main"]
     found = compared.data("benchmark", "main")
     columns = found["columns"]
@@ -70,7 +70,7 @@ def test_table_says_what_has_predictions(compared: Contents) -> None:
 
 
 @pytest.mark.parametrize("task", ["patient", "slide"])
-def test_behind_an_answer(compared: Contents, task: str) -> None:
+def test_behind_an_answer(compared: ViewerData, task: str) -> None:
     found = compared.data("answer", task, "enc", "abmil")
     metrics = pd.read_csv(compared.records.paths.mil(task, "enc", "abmil") / "metrics.csv")
     auroc = metrics.query("metric == 'auroc' and group == 'all'")["value"].item()
@@ -85,12 +85,12 @@ def test_behind_an_answer(compared: Contents, task: str) -> None:
 
 
 def test_stain_distances_do_not_depend_on_the_cases_shown(
-    compared: Contents, monkeypatch: pytest.MonkeyPatch
+    compared: ViewerData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    answer = ("slide", "enc", "abmil")
-    every = compared.benchmarks.answer(*answer)["cases"]
+    row = ("slide", "enc", "abmil")
+    every = compared.benchmarks.predictions(*row)["cases"]
     monkeypatch.setattr("stainssl.view.benchmarks.MAX_CASES", 2)
-    some = compared.benchmarks.answer(*answer)["cases"]
+    some = compared.benchmarks.predictions(*row)["cases"]
     assert len(every["truth"]) > 2
     assert some["stain_distance"] == every["stain_distance"][:2]
 
@@ -100,12 +100,12 @@ def test_stain_distances_do_not_depend_on_the_cases_shown(
     [("answer", "nothing", "enc", "abmil"), ("answer", "slide", "..", "abmil"),
      ("answer", "slide", "enc", "linear/.."), ("benchmark", "nothing"), ("plane", "..")],
 )  # fmt: skip
-def test_unknown_answers(compared: Contents, words: tuple[str, ...]) -> None:
+def test_unknown_answers(compared: ViewerData, words: tuple[str, ...]) -> None:
     with pytest.raises(KeyError):
         compared.data(*words)
 
 
-def test_an_answer_that_is_not_there_is_told(compared: Contents) -> None:
+def test_an_answer_that_is_not_there_is_told(compared: ViewerData) -> None:
     assert "missing" in compared.data("answer", "slide", "enc", "linear")["problem"]
 
 
@@ -124,7 +124,7 @@ def test_cases_of_a_point_make_its_rates(units: list[tuple[float, bool]]) -> Non
     both, patient = np.stack([1 - p, p], 1), np.arange(len(p))
     fold = FoldScores(0, patient, both)
     scored = ScoredUnits(y.astype(np.int64), both, patient, ("0", "1"), (fold,))
-    found = called_from(scored)
+    found = fpr_threshold(scored)
     if y.all():
         assert np.isnan(found).all()
         return
@@ -145,7 +145,7 @@ def test_calibration_counts_everyone_once(units: list[tuple[float, bool]]) -> No
     assert found["said"].is_monotonic_increasing or np.ptp(np.diff(found["said"])) < 1e-9
 
 
-def test_page_of_a_benchmark(tab: Tab, page: None, compared: Contents) -> None:
+def test_page_of_a_benchmark(tab: Tab, page: None, compared: ViewerData) -> None:
     cases = compared.data("answer", "patient", "enc", "abmil")["cases"]
     with Served(compared) as server:
         tab.open(f"{server.address}#benchmark/main")

@@ -16,18 +16,18 @@ from stainssl.errors import SlideError
 from stainssl.runtime.limits import library_call
 from stainssl.slides import errors
 from stainssl.slides.slide import Slide
-from stainssl.view import contents as module
-from stainssl.view.contents import Contents
+from stainssl.view import viewer_data as module
 from stainssl.view.export import write_export
 from stainssl.view.handles import Key
 from stainssl.view.limits import SlideLimits
+from stainssl.view.viewer_data import ViewerData
 from tests.slides.conftest import stained, write_svs
 
 KEY, FILE = ("c", "s1"), Path("s1.svs")
 
 
 @pytest.fixture
-def two(tmp_path: Path) -> Iterator[Contents]:
+def two(tmp_path: Path) -> Iterator[ViewerData]:
     """Slides `hangs` and `reads`, whose pictures are read by OpenSlide."""
     image, _ = stained(np.random.default_rng(0), (600, 600))
     for name in ("hangs", "reads"):
@@ -35,7 +35,7 @@ def two(tmp_path: Path) -> Iterator[Contents]:
     rows = [{"slide_id": n, "patient_id": n, "path": f"{n}.svs"} for n in ("hangs", "reads")]
     pd.DataFrame(rows).to_csv(tmp_path / "slides.csv", index=False)
     cohort = {"sheet": str(tmp_path / "slides.csv"), "root": str(tmp_path)}
-    made = Contents(parse({"results": str(tmp_path / "none"), "cohorts": {"c": cohort}}))
+    made = ViewerData(parse({"results": str(tmp_path / "none"), "cohorts": {"c": cohort}}))
     yield made
     made.close()
 
@@ -60,7 +60,7 @@ def tried(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Path]]:
 
 @pytest.mark.usefixtures("page")
 def test_an_export_goes_on_past_a_slide_that_hangs(
-    two: Contents, tried: list[Path], tmp_path: Path
+    two: ViewerData, tried: list[Path], tmp_path: Path
 ) -> None:
     said, out = list[str](), tmp_path / "out"
     write_export(two, out, [], said.append, threads=2)
@@ -75,7 +75,7 @@ def test_an_export_goes_on_past_a_slide_that_hangs(
 
 @pytest.mark.usefixtures("page")
 def test_an_export_goes_on_past_a_slide_that_cannot_be_opened_in_time(
-    two: Contents, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    two: ViewerData, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     never, opened = threading.Event(), two.handles._open
 
@@ -94,7 +94,7 @@ def test_an_export_goes_on_past_a_slide_that_cannot_be_opened_in_time(
     assert list((tmp_path / "out").glob("pictures/thumbnail/c/reads.jpg"))
 
 
-def test_the_page_says_why_and_asks_no_more(two: Contents, tried: list[Path]) -> None:
+def test_the_page_says_why_and_asks_no_more(two: ViewerData, tried: list[Path]) -> None:
     for _ in range(2):
         with pytest.raises(SlideError, match="Given up: reading level 0: no answer"):
             two.picture("picture", "c", "hangs", "0", "0", "0")

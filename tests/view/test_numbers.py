@@ -13,7 +13,7 @@ import pytest
 from stainssl.config import parse
 from stainssl.evaluation.follow_up import follow_up_word
 from stainssl.stores.tables import write_table
-from stainssl.view.contents import Contents
+from stainssl.view.viewer_data import ViewerData
 from tests.view.conftest import Served, Tab, inaccessible
 
 PATIENTS = 40
@@ -43,7 +43,7 @@ def _predictions(sheet: pd.DataFrame, **columns: object) -> pd.DataFrame:
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Contents]:
+def told(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ViewerData]:
     """A benchmark of a number and of a time, whose predictions are drawn around the truth."""
     folder, rng = tmp_path_factory.mktemp("numbers"), np.random.default_rng(0)
     sheet, hazard = _sheet(rng)
@@ -55,7 +55,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Contents]:
         "encoders": {"enc": {"method": "random"}}, "tasks": TASKS,
         "heads": {"mean": {"kind": "mean"}}, "benchmarks": {"main": benchmark},
     })  # fmt: skip
-    contents = Contents(config)
+    viewer = ViewerData(config)
     words = [
         follow_up_word(t, e == 1) for t, e in sheet[["months", "died"]].itertuples(index=False)
     ]
@@ -68,7 +68,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Contents]:
     }
     rows = []
     for (task, table), metric in zip(answers.items(), ("spearman", "c_index"), strict=True):
-        path = contents.records.paths.mil(task, "enc", "mean") / "predictions.parquet"
+        path = viewer.records.paths.mil(task, "enc", "mean") / "predictions.parquet"
         write_table(path, table, "predictions", {})
         rows.append((task, "enc", "enc", "mean", metric, "all", 0.8, 0.7, 0.9, PATIENTS, PATIENTS))
     columns = [
@@ -84,11 +84,11 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Contents]:
         "patients",
         "units",
     ]
-    path = contents.records.paths.benchmark("main") / "table.csv"
+    path = viewer.records.paths.benchmark("main") / "table.csv"
     path.parent.mkdir(parents=True)
     pd.DataFrame(rows, columns=columns).to_csv(path, index=False)
-    yield contents
-    contents.close()
+    yield viewer
+    viewer.close()
 
 
 def _open(tab: Tab, address: str, task: str) -> None:
@@ -97,7 +97,7 @@ def _open(tab: Tab, address: str, task: str) -> None:
     tab.page.locator("figure").first.wait_for()
 
 
-def test_points_of_the_scatter_are_the_cases(tab: Tab, page: None, told: Contents) -> None:
+def test_points_of_the_scatter_are_the_cases(tab: Tab, page: None, told: ViewerData) -> None:
     cases = told.data("answer", "ki67", "enc", "mean")["cases"]
     with Served(told) as server:
         _open(tab, server.address, "ki67")
@@ -118,7 +118,7 @@ def test_points_of_the_scatter_are_the_cases(tab: Tab, page: None, told: Content
 
 
 def test_curves_of_survival_fall_and_tell_who_is_at_risk(
-    tab: Tab, page: None, told: Contents
+    tab: Tab, page: None, told: ViewerData
 ) -> None:
     found = told.data("answer", "os", "enc", "mean")
     groups = found["survival"]
@@ -154,7 +154,7 @@ def test_curves_of_survival_fall_and_tell_who_is_at_risk(
         tab.leave()
 
 
-def test_pictures(tab: Tab, page: None, told: Contents, tmp_path: Path) -> None:
+def test_pictures(tab: Tab, page: None, told: ViewerData, tmp_path: Path) -> None:
     with Served(told) as server:
         for task in TASKS:
             _open(tab, server.address, task)

@@ -13,9 +13,9 @@ from stainssl.cohort import parts
 from stainssl.config import Task, parse
 from stainssl.stages import run_stage
 from stainssl.stores.tables import read_table, write_table
-from stainssl.view.contents import Contents
 from stainssl.view.export import write_export
 from stainssl.view.run import config_of
+from stainssl.view.viewer_data import ViewerData
 from tests.stages.trained import Trained
 from tests.view.conftest import Served, Tab, inaccessible
 from tests.view.test_server import sheet_config, slide_of
@@ -94,13 +94,13 @@ def test_slide_zooms_and_every_layer_draws(tab: Tab, served: str, shown: Trained
 
 
 def test_a_click_tells_of_a_tile_and_the_link_opens_it_again(
-    tab: Tab, served: str, shown: Trained, contents: Contents
+    tab: Tab, served: str, shown: Trained, viewer: ViewerData
 ) -> None:
     slide = slide_of(shown)
     tab.open(f"{served}#slide/clinic/{slide}?layers=attention:0.5")
     wait_for_pixels(tab)
     page = tab.page
-    found = contents.data("attention", "clinic", slide, "patient~enc~abmil")
+    found = viewer.data("attention", "clinic", slide, "patient~enc~abmil")
     tile = found["tile"][len(found["tile"]) // 2]
     place = page.evaluate(
         f"""() => {{
@@ -165,7 +165,7 @@ IN_STEP = """() => {
 
 
 @pytest.fixture(scope="module")
-def paired(shown: Trained) -> Iterator[Contents]:
+def paired(shown: Trained) -> Iterator[ViewerData]:
     """The cohort, its slides in a cohort of larger tiles beside it, and a second encoder.
 
     The second encoder's attention is the first's, turned round: what is high is low. A tile task's
@@ -184,10 +184,10 @@ def paired(shown: Trained) -> Iterator[Contents]:
         "tasks": config.tasks | {"tumor": tumor},
         "tilings": tilings,
     }
-    contents = Contents(config.model_copy(update=changed))
-    for part in parts(contents.records.config, "coarse"):
-        run_stage("tile", contents.records.config, "coarse", part)
-    paths = contents.records.paths
+    viewer = ViewerData(config.model_copy(update=changed))
+    for part in parts(viewer.records.config, "coarse"):
+        run_stage("tile", viewer.records.config, "coarse", part)
+    paths = viewer.records.paths
     own, other = (
         paths.mil("slide", run, "abmil") / "attention.parquet" for run in ("enc", "other")
     )
@@ -196,8 +196,8 @@ def paired(shown: Trained) -> Iterator[Contents]:
         told = table[["slide_id", "tile"]].assign(p_0=1 - said, p_1=said)
         write_table(paths.probe("tumor", run) / "predictions.parquet", told, "predictions", {})
     write_table(other, table.assign(attention=1 - table["attention"]), "attention", {})
-    yield contents
-    contents.close()
+    yield viewer
+    viewer.close()
 
 
 def drag(tab: Tab, pane: int) -> None:
@@ -211,7 +211,7 @@ def drag(tab: Tab, pane: int) -> None:
     tab.page.mouse.up()
 
 
-def test_two_encoders_side_by_side_go_in_step(tab: Tab, page: None, paired: Contents) -> None:
+def test_two_encoders_side_by_side_go_in_step(tab: Tab, page: None, paired: ViewerData) -> None:
     slide = paired.data("cohort", "clinic")["columns"]["slide_id"][0]
     with Served(paired) as server:
         asked = "layers=attention:1&answer=slide~enc~abmil"
@@ -243,7 +243,7 @@ def test_two_encoders_side_by_side_go_in_step(tab: Tab, page: None, paired: Cont
         tab.leave()
 
 
-def test_probabilities_of_tiles_side_by_side(tab: Tab, page: None, paired: Contents) -> None:
+def test_probabilities_of_tiles_side_by_side(tab: Tab, page: None, paired: ViewerData) -> None:
     slide = paired.data("cohort", "clinic")["columns"]["slide_id"][0]
     with Served(paired) as server:
         tab.open(f"{server.address}#slide/clinic/{slide}?layers=probability:1")
@@ -261,7 +261,7 @@ def test_probabilities_of_tiles_side_by_side(tab: Tab, page: None, paired: Conte
         tab.leave()
 
 
-def test_two_cohorts_side_by_side(tab: Tab, page: None, paired: Contents) -> None:
+def test_two_cohorts_side_by_side(tab: Tab, page: None, paired: ViewerData) -> None:
     slide = paired.data("cohort", "clinic")["columns"]["slide_id"][0]
     with Served(paired) as server:
         tab.open(f"{server.address}#slide/clinic/{slide}?layers=grid:1")
@@ -269,12 +269,12 @@ def test_two_cohorts_side_by_side(tab: Tab, page: None, paired: Contents) -> Non
         tab.page.get_by_label("Second view", exact=True).select_option(label="coarse: tiles")
         tab.page.wait_for_function("() => current.panes.length === 2")
         tab.page.wait_for_function("() => current.panes[1].overlay.layers.has('grid')")
-        sides = tab.page.evaluate("current.sides.map((side) => side.tiles.side)")
+        sides = tab.page.evaluate("current.views.map((view) => view.tiles.side)")
         assert sides == [64, 128]
         tab.page.get_by_role("button", name="Zoom in").nth(1).click()
         tab.page.wait_for_function(IN_STEP)
         tab.open(tab.page.url)
-        assert tab.page.evaluate("current.sides.map((side) => side.data.cohort)") == [
+        assert tab.page.evaluate("current.views.map((view) => view.data.cohort)") == [
             "clinic", "coarse",
         ]  # fmt: skip
         tab.page.get_by_label("Second view", exact=True).select_option(label="none")
@@ -285,7 +285,7 @@ def test_two_cohorts_side_by_side(tab: Tab, page: None, paired: Contents) -> Non
 def test_accessible(tab: Tab, served: str, shown: Trained) -> None:
     tab.expected = ("422",)
     slide = slide_of(shown)
-    tile = Contents(shown.config).data("stain", "clinic", slide)["tile"][0]
+    tile = ViewerData(shown.config).data("stain", "clinic", slide)["tile"][0]
     for place in (
         "#cohort/clinic",
         f"#slide/clinic/{slide}?layers=grid:1,attention:0.5&tile={tile}",
@@ -299,7 +299,7 @@ def test_names_with_html_stay_text(tab: Tab, page: None, tmp_path: Path) -> None
     text = '<img src=x onerror="window.hit=1">'
     rows = [{"slide_id": "s1", "patient_id": "p1", "path": "gone.svs", "site": text, "note": text}]
     tab.expected = ("503",)
-    with Served(Contents(sheet_config(tmp_path, rows))) as server:
+    with Served(ViewerData(sheet_config(tmp_path, rows))) as server:
         tab.open(server.address)
         assert text in tab.page.locator("tbody").inner_text()
         tab.open(f"{server.address}#slide/c/s1")
@@ -317,7 +317,7 @@ def test_ten_thousand_slides(tab: Tab, page: None, tmp_path: Path) -> None:
     tab.expected = ("503",)
     sizes: list[int] = []
     tab.page.on("response", lambda r: sizes.append(int(r.headers.get("content-length", 0))))
-    with Served(Contents(sheet_config(tmp_path, rows))) as server:
+    with Served(ViewerData(sheet_config(tmp_path, rows))) as server:
         tab.open(server.address)
         assert "10,000 of 10,000" in tab.page.locator(".count").inner_text()
         assert tab.page.locator("tbody tr").count() < 100  # only those in sight are elements
@@ -333,7 +333,7 @@ def test_ten_thousand_slides(tab: Tab, page: None, tmp_path: Path) -> None:
 def test_real_slides(tab: Tab, page: None, real_slides: Path, tmp_path: Path, name: str) -> None:
     """Without any result: the slide itself, its outline, its scale."""
     row = {"slide_id": "s1", "patient_id": "p1", "path": str(real_slides / name)}
-    with Served(Contents(sheet_config(tmp_path, [row]))) as server:
+    with Served(ViewerData(sheet_config(tmp_path, [row]))) as server:
         tab.open(f"{server.address}#slide/c/s1")
         wait_for_pixels(tab)
         colors = tab.page.evaluate(
@@ -352,10 +352,10 @@ def test_real_slides(tab: Tab, page: None, real_slides: Path, tmp_path: Path, na
 
 
 def test_export_opens_from_disk(
-    tab: Tab, page: None, contents: Contents, shown: Trained, tmp_path: Path
+    tab: Tab, page: None, viewer: ViewerData, shown: Trained, tmp_path: Path
 ) -> None:
     slide, said = slide_of(shown), list[str]()
-    write_export(contents, tmp_path / "out", [slide], said.append)
+    write_export(viewer, tmp_path / "out", [slide], said.append)
     tab.open((tmp_path / "out" / "index.html").as_uri())
     rows = tab.page.locator("table.slides tbody tr:not(.space)")
     assert rows.count() == 1
@@ -374,8 +374,8 @@ def test_export_opens_from_disk(
 
 def test_predictions_of_new_slides(tab: Tab, page: None, shown: Trained, tmp_path: Path) -> None:
     """A folder as `predict` writes it: intervals and distances, and attention on its slides."""
-    contents = Contents(shown.config)
-    answer = contents.records.answer("clinic", "slide~enc~abmil")
+    viewer = ViewerData(shown.config)
+    answer = viewer.records.find_predictions("clinic", "slide~enc~abmil")
     data = json.loads(shown.config.model_dump_json()) | {"tasks": {}, "heads": {}}
     config = parse(data)
     out = tmp_path / "out"
@@ -391,7 +391,7 @@ def test_predictions_of_new_slides(tab: Tab, page: None, shown: Trained, tmp_pat
         out / "slides.csv", index=False
     )
     tab.expected = ("422",)
-    with Served(Contents(config_of(out))) as server:
+    with Served(ViewerData(config_of(out))) as server:
         tab.open(f"{server.address}#cohort/clinic?answer=predictions&q={slide}")
         text = tab.page.locator("tbody").inner_text()
         assert "0.70 (0.60–0.80)" in text

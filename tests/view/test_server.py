@@ -26,12 +26,12 @@ from stainssl.errors import StainsslError
 from stainssl.slides.tiling import REASONS
 from stainssl.stain import estimate
 from stainssl.view import server
-from stainssl.view.contents import Contents
 from stainssl.view.files import HERE
 from stainssl.view.handles import Recent
 from stainssl.view.records import json_column, summarized, with_numbers
 from stainssl.view.run import config_of
 from stainssl.view.server import application, bound
+from stainssl.view.viewer_data import ViewerData
 from tests.stages.trained import Trained
 from tests.view.conftest import Served
 
@@ -39,8 +39,8 @@ pytestmark = pytest.mark.usefixtures("page")
 
 
 @pytest.fixture
-def client(contents: Contents) -> TestClient:
-    return TestClient(application(contents), base_url="http://127.0.0.1")
+def client(viewer: ViewerData) -> TestClient:
+    return TestClient(application(viewer), base_url="http://127.0.0.1")
 
 
 def sheet_config(folder: Path, rows: list[dict[str, object]], **more: object) -> Config:
@@ -51,7 +51,7 @@ def sheet_config(folder: Path, rows: list[dict[str, object]], **more: object) ->
 
 
 def slide_of(trained: Trained, status: str = "ok") -> str:
-    table = Contents(trained.config).data("cohort", "clinic")["columns"]
+    table = ViewerData(trained.config).data("cohort", "clinic")["columns"]
     return str(table["slide_id"][table["status"].index(status)])
 
 
@@ -98,13 +98,15 @@ def test_predicted_numbers_have_their_interval(kind: str) -> None:
 
 def test_numbers_that_predict_wrote(shown: Trained, tmp_path: Path) -> None:
     """A folder as `predict` writes it of a task whose label is a number."""
-    contents = Contents(shown.config)
-    source = contents.records.answer("clinic", "slide~enc~abmil").folder / "attention.parquet"
+    viewer = ViewerData(shown.config)
+    source = (
+        viewer.records.find_predictions("clinic", "slide~enc~abmil").folder / "attention.parquet"
+    )
     (tmp_path / "attention.parquet").write_bytes(source.read_bytes())
     row = {"slide_id": [slide_of(shown)], "value": [2.0], "low": [1.5], "high": [2.5]}
     pd.DataFrame(row).to_csv(tmp_path / "predictions.csv", index=False)
     (tmp_path / "cohorts").symlink_to(shown.config.results / "cohorts")
-    new = Contents(shown.config.model_copy(update={"results": tmp_path, "tasks": {}}))
+    new = ViewerData(shown.config.model_copy(update={"results": tmp_path, "tasks": {}}))
     found = new.data("predictions", "clinic", "predictions")["columns"]
     at = shown.sheet["slide_id"].tolist().index(slide_of(shown))
     told = {name: values[at] for name, values in found.items()}
@@ -163,7 +165,7 @@ def test_neighbors_are_of_other_slides_and_nearest(client: TestClient, shown: Tr
     assert found["searched"] == found["total"]
 
 
-def test_a_tile_under_other_stains(client: TestClient, contents: Contents, shown: Trained) -> None:
+def test_a_tile_under_other_stains(client: TestClient, viewer: ViewerData, shown: Trained) -> None:
     slide = slide_of(shown)
     tile = client.get(f"/data/attention/clinic/{slide}/slide~enc~abmil.json").json()["tile"][0]
     found = client.get(f"/data/stains/clinic/{slide}/{tile}.json").json()
@@ -172,9 +174,9 @@ def test_a_tile_under_other_stains(client: TestClient, contents: Contents, shown
     [encoder] = found["encoders"]
     assert len(encoder["cosine"]) == len(titles)
     assert all(-1.001 <= c <= 1.001 for c in [*encoder["cosine"], encoder["other"]])
-    shown_as = contents._restained()
+    shown_as = viewer._restained()
     own = shown_as.picture("clinic", slide, tile, "original")
-    assert np.array_equal(own, contents.pixels_of("clinic", slide, tile))
+    assert np.array_equal(own, viewer.pixels_of("clinic", slide, tile))
     [goal] = [s for s in shown_as.stains("clinic") if s.name == "site-1"]
     batch = torch.from_numpy(np.ascontiguousarray(own)).permute(2, 0, 1)[None]
     moved = torch.from_numpy(shown_as.picture("clinic", slide, tile, "site-1").transpose(2, 0, 1))
@@ -213,17 +215,17 @@ def test_headers_are_on_every_answer(client: TestClient) -> None:
         assert headers["x-content-type-options"] == "nosniff"
 
 
-def test_other_sites_get_nothing(client: TestClient, contents: Contents) -> None:
+def test_other_sites_get_nothing(client: TestClient, viewer: ViewerData) -> None:
     elsewhere = {"sec-fetch-site": "cross-site", "sec-fetch-mode": "no-cors"}
     assert client.get("/data/overview.json", headers=elsewhere).status_code == 403
     followed = {"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate"}
     assert client.get("/", headers=followed).status_code == 200
-    named = TestClient(application(contents, None, ["127.0.0.1"]), base_url="http://evil.example")
+    named = TestClient(application(viewer, None, ["127.0.0.1"]), base_url="http://evil.example")
     assert named.get("/").status_code == 400
 
 
-def test_token(contents: Contents) -> None:
-    app = application(contents, "secret")
+def test_token(viewer: ViewerData) -> None:
+    app = application(viewer, "secret")
     assert TestClient(app).get("/data/overview.json").status_code == 401
     assert TestClient(app).get("/?token=wrong").status_code == 401
     client = TestClient(app)
@@ -258,7 +260,7 @@ def test_bad_slides_say_why(client: TestClient, shown: Trained) -> None:
 
 def test_a_missing_slide_and_no_results(tmp_path: Path) -> None:
     rows = [{"slide_id": "s1", "patient_id": "p1", "path": "gone.svs", "site": "<img src=x>"}]
-    client = TestClient(application(Contents(sheet_config(tmp_path, rows))))
+    client = TestClient(application(ViewerData(sheet_config(tmp_path, rows))))
     table = client.get("/data/cohort/c.json").json()
     assert table["columns"]["status"] == ["not tiled"]
     assert table["columns"]["site"] == ["<img src=x>"]
@@ -270,19 +272,19 @@ def test_a_missing_slide_and_no_results(tmp_path: Path) -> None:
 
 def test_a_broken_sheet_is_told(tmp_path: Path) -> None:
     config = sheet_config(tmp_path, [{"slide_id": "s1", "patient_id": "p1", "file": "x"}])
-    client = TestClient(application(Contents(config)))
+    client = TestClient(application(ViewerData(config)))
     assert "path" in client.get("/data/overview.json").json()["cohorts"][0]["problem"]
     assert "path" in client.get("/data/cohort/c.json").json()["problem"]
 
 
 def test_results_of_another_schema_are_told(tmp_path: Path, shown: Trained) -> None:
     config = shown.config.model_copy(update={"results": tmp_path})
-    contents = Contents(config)
-    part = contents.records.part("clinic", slide_of(shown))
-    path = contents.records.paths.tiles("clinic", part)
+    viewer = ViewerData(config)
+    part = viewer.records.part("clinic", slide_of(shown))
+    path = viewer.records.paths.tiles("clinic", part)
     path.parent.mkdir(parents=True)
     pd.DataFrame({"slide_id": ["x"]}).to_parquet(path)
-    found = contents.data("slide", "clinic", slide_of(shown))
+    found = viewer.data("slide", "clinic", slide_of(shown))
     assert found["geometry"]
     assert "expected tiles of schema" in found["problems"][0]
 
@@ -290,8 +292,8 @@ def test_results_of_another_schema_are_told(tmp_path: Path, shown: Trained) -> N
 def test_many_requests_for_slow_pictures_leave_tables_free(
     shown: Trained, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    contents, slide, free = Contents(shown.config), slide_of(shown), threading.Event()
-    contents.pyramid("clinic", slide)
+    viewer, slide, free = ViewerData(shown.config), slide_of(shown), threading.Event()
+    viewer.pyramid("clinic", slide)
     at_once: list[int] = []
     lock, held = threading.Lock(), [0]
 
@@ -304,11 +306,11 @@ def test_many_requests_for_slow_pictures_leave_tables_free(
             held[0] -= 1
         return np.zeros((8, 8, 3), np.uint8)
 
-    monkeypatch.setattr("stainssl.view.contents.read_pyramid_picture", slow)
+    monkeypatch.setattr("stainssl.view.viewer_data.read_pyramid_picture", slow)
     monkeypatch.setattr(server.os, "cpu_count", lambda: 2)
-    pyramid = contents.pyramid("clinic", slide)
+    pyramid = viewer.pyramid("clinic", slide)
     names = [(n, 0, 0) for n in range(pyramid.deepest + 1)] * 10
-    with Served(contents) as served, ThreadPoolExecutor(100) as pool:
+    with Served(viewer) as served, ThreadPoolExecutor(100) as pool:
         urls = [f"{served.address}pictures/picture/clinic/{slide}/{n}/{c}/{r}.jpg"
                 for n, c, r in names]  # fmt: skip
         jobs = [pool.submit(httpx.get, url, timeout=60) for url in urls]
@@ -324,15 +326,15 @@ def test_a_broken_sheet_costs_no_other_cohort(tmp_path: Path, shown: Trained) ->
     (tmp_path / "bad.csv").write_text("slide_id,file\ns1,x\n")
     bad = shown.config.cohorts["clinic"].model_copy(update={"sheet": tmp_path / "bad.csv"})
     cohorts = {"bad": bad, **shown.config.cohorts}
-    contents, slide = (
-        Contents(shown.config.model_copy(update={"cohorts": cohorts})),
+    viewer, slide = (
+        ViewerData(shown.config.model_copy(update={"cohorts": cohorts})),
         slide_of(shown),
     )
-    assert contents.data("slide", "clinic", slide)["problems"] == []
-    tile = contents.data("stain", "clinic", slide)["tile"][0]
-    assert contents.data("neighbors", "clinic", slide, "enc", str(tile))["searched"]
-    assert contents.data("stains", "clinic", slide, str(tile))["stains"]
-    assert "path" in contents.data("slide", "bad", "s1")["problem"]
+    assert viewer.data("slide", "clinic", slide)["problems"] == []
+    tile = viewer.data("stain", "clinic", slide)["tile"][0]
+    assert viewer.data("neighbors", "clinic", slide, "enc", str(tile))["searched"]
+    assert viewer.data("stains", "clinic", slide, str(tile))["stains"]
+    assert "path" in viewer.data("slide", "bad", "s1")["problem"]
 
 
 def test_the_same_slide_of_other_cohorts(shown: Trained, tmp_path: Path) -> None:
@@ -340,11 +342,11 @@ def test_the_same_slide_of_other_cohorts(shown: Trained, tmp_path: Path) -> None
     rows.assign(slide_id=["x1", "x2"]).to_csv(tmp_path / "renamed.csv", index=False)
     renamed = shown.config.cohorts["clinic"].model_copy(update={"sheet": tmp_path / "renamed.csv"})
     cohorts = shown.config.cohorts | {"renamed": renamed, "again": shown.config.cohorts["clinic"]}
-    records = Contents(shown.config.model_copy(update={"cohorts": cohorts})).records
+    records = ViewerData(shown.config.model_copy(update={"cohorts": cohorts})).records
     first, third = shown.sheet["slide_id"].iloc[[0, 2]]
-    assert records.twins("clinic", first) == [("renamed", "x1"), ("again", first)]
-    assert records.twins("clinic", third) == [("again", third)]
-    assert records.twins("renamed", "x2")[0][0] == "clinic"
+    assert records.same_slide_elsewhere("clinic", first) == [("renamed", "x1"), ("again", first)]
+    assert records.same_slide_elsewhere("clinic", third) == [("again", third)]
+    assert records.same_slide_elsewhere("renamed", "x2")[0][0] == "clinic"
 
 
 def test_what_a_run_adds_is_seen_and_nothing_is_read_twice(
@@ -353,18 +355,18 @@ def test_what_a_run_adds_is_seen_and_nothing_is_read_twice(
     """Half a run, then all of it, while the server runs."""
     results = tmp_path / "results"
     shutil.copytree(shown.config.results, results)
-    contents = Contents(shown.config.model_copy(update={"results": results}))
-    records, slide = contents.records, slide_of(shown)
+    viewer = ViewerData(shown.config.model_copy(update={"results": results}))
+    records, slide = viewer.records, slide_of(shown)
     paths = records.paths
     late = list(parts(records.config, "clinic"))[-1]
     assert late != records.part("clinic", slide)
     stores = [paths.pixels("clinic", late), paths.embeddings("clinic", "enc", late)]
     for store in stores:
         store.rename(tmp_path / f"{store.name}-{store.parent.name}")
-    tile = str(contents.data("stain", "clinic", slide)["tile"][0])
+    tile = str(viewer.data("stain", "clinic", slide)["tile"][0])
 
     def seen() -> tuple[int, int]:
-        near = contents.data("neighbors", "clinic", slide, "enc", tile)
+        near = viewer.data("neighbors", "clinic", slide, "enc", tile)
         return len(records.stains("clinic")), near["searched"]
 
     opened: list[Path] = []
@@ -431,12 +433,12 @@ def test_recent_is_bounded_and_keeps_the_last() -> None:
     assert made == ["a", "b", "c", "b"]
 
 
-def test_a_field_holds_its_tile_and_stays_inside(contents: Contents, shown: Trained) -> None:
+def test_a_field_holds_its_tile_and_stays_inside(viewer: ViewerData, shown: Trained) -> None:
     slide = slide_of(shown)
-    table = contents.layers.tile_table("clinic", slide)
+    table = viewer.layers.tile_table("clinic", slide)
     for row in table.iloc[[0, len(table) // 2, -1]].itertuples():
-        tile = contents.read_tile("clinic", slide, row.tile)
-        field = contents.read_tile("clinic", slide, row.tile, 3)
+        tile = viewer.read_tile("clinic", slide, row.tile)
+        field = viewer.read_tile("clinic", slide, row.tile, 3)
         assert field.shape == (192, 192, 3)
         found = cv2.matchTemplate(field, tile, cv2.TM_SQDIFF)
         assert found.min() == pytest.approx(0, abs=1e-3)

@@ -9,7 +9,7 @@ function rounded(value) {
 }
 
 // The cases predicted as the last class at a point of the ROC curve.
-function calledAt(found, point) {
+function predictedAt(found, point) {
   const { fpr } = found.roc;
   const from = found.cases.called_from;
   const has = (i) => from[i] !== null && from[i] <= fpr[point] + 1e-9;
@@ -22,7 +22,7 @@ function caseName(found, i) {
 }
 
 // The cases in one bin of the calibration curve.
-function givenIn(found, bin) {
+function casesIn(found, bin) {
   const { low, high } = found.calibration;
   const p = found.cases.p_last;
   return { title: `Cases with predicted probability ${shown(low[bin], 2)} to ${shown(high[bin], 2)}`, has: (i) => p[i] >= low[bin] && p[i] <= high[bin] };
@@ -38,7 +38,7 @@ class BenchmarkView {
     this.sort = query.get("sort") || "-value";
     this.group = query.get("group") || "all";
     this.open = query.get("open") || "";
-    this.plane = query.get("plane") || "";
+    this.umap = query.get("plane") || "";
     this.by = query.get("by") || "site";
   }
 
@@ -48,16 +48,16 @@ class BenchmarkView {
     main.replaceChildren(el("h1", { text: `Benchmark ${this.name}` }), this.box);
     this.tableBox = el("div");
     this.behind = el("section", { "aria-label": "Details of a row" });
-    this.planeBox = el("section", { "aria-label": "UMAP of tiles" });
-    this.box.append(this.tableBox, this.behind, this.planeBox);
+    this.umapBox = el("section", { "aria-label": "UMAP of tiles" });
+    this.box.append(this.tableBox, this.behind, this.umapBox);
     this.draw();
     if (this.open) this.show(this.open);
-    this.choosePlane();
+    this.chooseUmap();
   }
 
   keep() {
-    const { task, metric, group, sort, open, plane, by } = this;
-    address.keep(["benchmark", this.name], { task, metric, group, sort, open, plane, by: plane ? by : "" });
+    const { task, metric, group, sort, open, umap, by } = this;
+    address.keep(["benchmark", this.name], { task, metric, group, sort, open, plane: umap, by: umap ? by : "" });
   }
 
   unique(name, rows) {
@@ -162,8 +162,8 @@ class BenchmarkView {
     }
     if (!found.calibration) return [scatterPlot(found.cases, name, one)];
     const label = `class ${found.classes.at(-1)}`;
-    const made = found.roc ? [rocPlot(found.roc, label, (i) => list(calledAt(found, i)))] : [];
-    made.push(calibrationPlot(found.calibration, label, (bin) => list(givenIn(found, bin))));
+    const made = found.roc ? [rocPlot(found.roc, label, (i) => list(predictedAt(found, i)))] : [];
+    made.push(calibrationPlot(found.calibration, label, (bin) => list(casesIn(found, bin))));
     const stains = stainPlot(found.cases, found.units, name, one);
     return stains ? [...made, stains] : made;
   }
@@ -195,28 +195,28 @@ class BenchmarkView {
     });
   }
 
-  choosePlane() {
+  chooseUmap() {
     if (!this.data.samples.length || stainssl.exported) return;
     const samples = ["", ...this.data.samples];
-    const select = el("select", { id: "plane", onchange: (event) => { this.plane = event.target.value; this.showPlane(); } },
-      ...samples.map((name) => el("option", { value: name, text: name || "none", selected: name === this.plane })));
-    const by = el("select", { id: "by", onchange: (event) => { this.by = event.target.value; this.showPlane(); } },
+    const select = el("select", { id: "plane", onchange: (event) => { this.umap = event.target.value; this.showUmap(); } },
+      ...samples.map((name) => el("option", { value: name, text: name || "none", selected: name === this.umap })));
+    const by = el("select", { id: "by", onchange: (event) => { this.by = event.target.value; this.showUmap(); } },
       ...["site", "label", "patient_id"].map((name) => el("option", { value: name, text: titleOf(name), selected: name === this.by })));
-    this.planeShown = el("div");
-    this.planeBox.replaceChildren(el("h2", { text: "UMAP of tiles" }), el("div", { class: "controls" }, el("label", { for: "plane", text: "Encoder" }), select, el("label", { for: "by", text: "Colors" }), by), this.planeShown);
-    if (this.plane) this.showPlane();
+    this.umapShown = el("div");
+    this.umapBox.replaceChildren(el("h2", { text: "UMAP of tiles" }), el("div", { class: "controls" }, el("label", { for: "plane", text: "Encoder" }), select, el("label", { for: "by", text: "Colors" }), by), this.umapShown);
+    if (this.umap) this.showUmap();
   }
 
-  async showPlane() {
+  async showUmap() {
     this.keep();
-    this.planeShown.replaceChildren();
-    if (!this.plane) return;
-    this.planeShown.append(el("p", { class: "hint", text: "The first UMAP takes some seconds." }));
-    const asked = this.plane;
+    this.umapShown.replaceChildren();
+    if (!this.umap) return;
+    this.umapShown.append(el("p", { class: "hint", text: "The first UMAP takes some seconds." }));
+    const asked = this.umap;
     const found = await stainssl.data("plane", asked);
-    if (this.plane !== asked) return;
+    if (this.umap !== asked) return;
     if (found.problem) {
-      this.planeShown.replaceChildren(problem(found.problem));
+      this.umapShown.replaceChildren(problem(found.problem));
       return;
     }
     const c = found.columns;
@@ -225,8 +225,8 @@ class BenchmarkView {
     const tell = (i) => card.replaceChildren(
       el("img", { class: "tile", alt: "", src: stainssl.picture("tile", c.cohort[i], c.slide_id[i], c.tile[i]) }),
       el("p", {}, el("a", { href: link(i), text: `${c.slide_id[i]}, tile ${c.tile[i]}` }), ` · patient ${c.patient_id[i]} · site ${c.site[i]} · ${found.task} ${c.label[i]}`));
-    const plot = planePlot(c, this.by, tell, (i) => { location.hash = link(i); });
-    this.planeShown.replaceChildren(el("div", { class: "plots" }, plot, card), el("p", { class: "hint", text: "Neighborhoods are meaningful, distances between groups are not." }));
+    const plot = umapPlot(c, this.by, tell, (i) => { location.hash = link(i); });
+    this.umapShown.replaceChildren(el("div", { class: "plots" }, plot, card), el("p", { class: "hint", text: "Neighborhoods are meaningful, distances between groups are not." }));
   }
 }
 

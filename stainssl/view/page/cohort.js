@@ -150,7 +150,7 @@ class CohortTable {
     for (const name of Object.keys(this.columns)) if (name.startsWith(PREDICTED)) delete this.columns[name];
     if (this.answer) {
       const found = await stainssl.data("predictions", this.name, this.answer);
-      if (found.problem) say(found.problem);
+      if (found.problem) announce(found.problem);
       else {
         this.bounds = found.columns;
         const means = Object.keys(found.columns).filter((name) => !/^(low|high)_/.test(name));

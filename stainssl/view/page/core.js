@@ -80,7 +80,7 @@ function shown(value, digits = 3) {
   return String(Number(value.toPrecision(digits)));
 }
 
-function say(text) {
+function announce(text) {
   document.getElementById("said").textContent = text;
 }
 

@@ -50,9 +50,9 @@ async function begin() {
 async function copyLink() {
   try {
     await navigator.clipboard.writeText(location.href);
-    say("Link copied.");
+    announce("Link copied.");
   } catch {
-    say("Could not copy: take the link from the address bar.");
+    announce("Could not copy: take the link from the address bar.");
   }
 }
 

@@ -104,7 +104,7 @@ class Pane {
 
 // Synchronises two views by their target positions. With the animated positions, each view would
 // stop the other halfway.
-function inStep(first, second) {
+function synchronise(first, second) {
   let isSent = false;
   for (const [from, to] of [[first, second], [second, first]]) {
     const follow = (event) => {

@@ -166,7 +166,7 @@ function stainPlot(cases, units, name, act) {
 }
 
 // UMAP of tiles colored by a column; calls `tell(i)` on hover and `open(i)` on a click.
-function planePlot(found, by, tell, open) {
+function umapPlot(found, by, tell, open) {
   const side = 520;
   const { x, y } = found;
   const [left, right, low, high] = [Math.min(...x), Math.max(...x), Math.min(...y), Math.max(...y)];

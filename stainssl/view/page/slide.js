@@ -13,7 +13,7 @@ class SlideView {
       return [name, Number(opacity) || 0.6];
     }));
     const known = (name, list) => (list.includes(query.get(name)) ? query.get(name) : "");
-    this.sides = [new Side(data, known("answer", data.answers.map((a) => a.name)), known("probe", data.tile_answers))];
+    this.views = [new ViewModel(data, known("answer", data.answers.map((a) => a.name)), known("probe", data.tile_answers))];
     this.beside = query.get("beside") || "";
     this.encoder = known("encoder", data.encoders) || data.encoders[0] || "";
     this.tile = query.has("tile") ? Number(query.get("tile")) : null;
@@ -21,9 +21,9 @@ class SlideView {
     this.drawn = 0;
   }
 
-  get tiles() { return this.sides[0].tiles; }
+  get tiles() { return this.views[0].tiles; }
 
-  get answer() { return this.sides[0].answer; }
+  get answer() { return this.views[0].answer; }
 
   async build() {
     const { data } = this;
@@ -60,13 +60,13 @@ class SlideView {
     const at = this.panes.length ? Object.values(this.panes[0].where()) : this.start;
     for (const pane of this.panes) pane.viewer.destroy();
     const second = await this.second();
-    this.sides = second ? [this.sides[0], second] : [this.sides[0]];
-    this.panes = this.sides.map(({ data }, i) => new Pane(data.geometry, data.cohort, data.slide, this.scale, i ? "Slide, second view" : "Slide"));
+    this.views = second ? [this.views[0], second] : [this.views[0]];
+    this.panes = this.views.map(({ data }, i) => new Pane(data.geometry, data.cohort, data.slide, this.scale, i ? "Slide, second view" : "Slide"));
     this.place.replaceChildren(...this.panes.map((pane) => pane.element));
     await Promise.all(this.panes.map((pane) => pane.open()));
     if (at) this.panes[0].go(...at, true);
     if (second) {
-      inStep(...this.panes);
+      synchronise(...this.panes);
       this.panes[1].viewer.viewport.fitBounds(this.panes[0].viewer.viewport.getBounds(true), true);
     }
     for (const pane of this.panes) {
@@ -81,21 +81,21 @@ class SlideView {
     if (!this.besideOptions().some((option) => option.name === this.beside)) this.beside = "";
     if (!this.beside) return null;
     const [cohort, slide, model] = this.beside.split("/").map(decodeURIComponent);
-    if (slide === undefined) return Side.of(this.data, this.beside);
+    if (slide === undefined) return ViewModel.of(this.data, this.beside);
     const data = await stainssl.data("slide", cohort, slide);
-    if (!data.problem && data.geometry) return Side.of(data, model);
-    say(data.problem || data.problems[0]);
+    if (!data.problem && data.geometry) return ViewModel.of(data, model);
+    announce(data.problem || data.problems[0]);
     this.beside = "";
     return null;
   }
 
   besideOptions() {
-    const own = Side.models(this.data);
-    const others = this.data.twins.flatMap((twin) => {
-      const models = Side.models(twin);
-      const name = (model) => [twin.cohort, twin.slide, model].map(encodeURIComponent).join("/");
-      if (!models.length) return [{ name: name(""), title: `${twin.cohort}: tiles` }];
-      return models.map((model) => ({ name: name(model.name), title: `${twin.cohort}: ${model.title}` }));
+    const own = ViewModel.models(this.data);
+    const others = this.data.twins.flatMap((other) => {
+      const models = ViewModel.models(other);
+      const name = (model) => [other.cohort, other.slide, model].map(encodeURIComponent).join("/");
+      if (!models.length) return [{ name: name(""), title: `${other.cohort}: tiles` }];
+      return models.map((model) => ({ name: name(model.name), title: `${other.cohort}: ${model.title}` }));
     });
     return own.length < 2 && !others.length ? [] : [...own, ...others];
   }
@@ -109,7 +109,7 @@ class SlideView {
     const layers = [...this.on].map(([name, opacity]) => `${name}:${opacity}`).join(",");
     return {
       x: Math.round(x), y: Math.round(y), z: z.toPrecision(4), layers: layers || "none:0",
-      answer: this.answer, beside: this.beside, probe: this.sides[0].probe, encoder: this.encoder, tile: this.tile,
+      answer: this.answer, beside: this.beside, probe: this.views[0].probe, encoder: this.encoder, tile: this.tile,
     };
   }
 
@@ -118,7 +118,7 @@ class SlideView {
   // Name → layer, from the first view that has it.
   specs() {
     const found = new Map();
-    for (const spec of this.sides.flatMap((side) => side.specs())) if (!found.has(spec.name)) found.set(spec.name, spec);
+    for (const spec of this.views.flatMap((view) => view.specs())) if (!found.has(spec.name)) found.set(spec.name, spec);
     return found;
   }
 
@@ -146,7 +146,7 @@ class SlideView {
     const more = [];
     if (spec.choose) {
       const [key, options] = spec.choose;
-      const [first] = this.sides;
+      const [first] = this.views;
       if (first[key]) more.push(this.chooser(`${spec.title}: model`, options, first[key], (value) => { first[key] = value; this.redraw(); if (key === "answer") this.showStrip(); }));
     }
     return el("div", { class: "layer" }, el("div", { class: "switch" }, box, el("label", { for: id, text: spec.title }), range), ...more, el("div", { class: "under", id: `under-${spec.name}` }));
@@ -163,7 +163,7 @@ class SlideView {
     return [el("h2", { text: "Side by side" }), this.chooser("Second view", [{ name: "", title: "none" }, ...options], this.beside, async (value) => {
       this.beside = value;
       await this.openPanes();
-      const { answer, probe } = this.sides.at(-1);
+      const { answer, probe } = this.views.at(-1);
       const model = this.beside.split("/").map(decodeURIComponent).at(-1);
       const layer = { [answer]: "attention", [probe]: "probability" }[model];
       if (model && layer && !this.on.has(layer)) this.on.set(layer, 0.6);
@@ -176,7 +176,7 @@ class SlideView {
   async redraw() {
     const turn = ++this.drawn;
     this.remember();
-    const captions = this.sides.map((side) => (this.sides.length > 1 ? side.caption(this.on) : ""));
+    const captions = this.views.map((view) => (this.views.length > 1 ? view.caption(this.on) : ""));
     this.panes.forEach((pane, i) => pane.name(captions[i]));
     for (const name of this.specs().keys()) await this.redrawLayer(name, turn);
   }
@@ -184,8 +184,8 @@ class SlideView {
   async redrawLayer(name, turn) {
     const notes = [];
     let ends = null; // of the color map, common to both views
-    for (const [number, side] of this.sides.entries()) {
-      const spec = this.on.has(name) ? side.specs().find((one) => one.name === name) : null;
+    for (const [number, view] of this.views.entries()) {
+      const spec = this.on.has(name) ? view.specs().find((one) => one.name === name) : null;
       const found = spec ? await spec.load() : null;
       if (turn !== this.drawn) return;
       const isThere = found && !found.problem;
@@ -193,20 +193,20 @@ class SlideView {
         ends = spec.ends(found);
         notes.push(colorLegend(this.scale, ends, found.said));
       }
-      if (isThere && spec.legend && side.data !== this.sides[number - 1]?.data) {
+      if (isThere && spec.legend && view.data !== this.views[number - 1]?.data) {
         if (number) notes.push(el("p", { class: "hint", text: "right:" }));
         notes.push(spec.legend());
       }
       if (found?.problem) notes.push(problem(found.problem));
-      this.panes[number].overlay.set(name, isThere ? this.layerOf(spec, side, found, ends) : null);
+      this.panes[number].overlay.set(name, isThere ? this.layerOf(spec, view, found, ends) : null);
     }
     document.getElementById(`under-${name}`)?.replaceChildren(...notes);
   }
 
-  layerOf(spec, side, found, ends) {
+  layerOf(spec, view, found, ends) {
     const opacity = this.on.get(spec.name);
     if (spec.make) return spec.make(found, opacity);
-    return valuesLayer(side.tiles, found, spec.value(found), ends, this.scale, opacity);
+    return valuesLayer(view.tiles, found, spec.value(found), ends, this.scale, opacity);
   }
 
   // --- the tile ---
@@ -268,7 +268,7 @@ class SlideView {
   // Adds the values of a tile, and those of the second view's tile at the same position.
   async numbersOf(row, facts) {
     const { tile, x, y, side } = this.tiles;
-    for (const [number, one] of this.sides.entries()) {
+    for (const [number, one] of this.views.entries()) {
       const at = number ? (one.tiles?.under(x[row] + side / 2, y[row] + side / 2) ?? -1) : row;
       if (at < 0) continue;
       const asked = one.numbers().filter(([name]) => !number || name !== "stain");

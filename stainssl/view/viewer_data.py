@@ -30,7 +30,7 @@ from stainssl.view.pyramid import Pyramid, read_overview, read_pyramid_picture
 from stainssl.view.records import HIDDEN, Json, Records
 
 if TYPE_CHECKING:
-    from stainssl.view.restained import Restained
+    from stainssl.view.restained import RestainedTiles
 
 PICTURES_BYTES = 128 << 20  # of JPEGs in the cache
 DATA_ITEMS = 64  # slides whose outlines are cached
@@ -39,12 +39,12 @@ QUALITY = 85
 FIELD_TILES = 4  # side of the field around a tile that is shown under other stains
 OPENING = {"slide", "outlines", "stains"}  # data that require reading the slide's file
 # Pictures that do not change during a run. Re-stained ones do: mean stains follow stored pixels.
-LASTING = ("picture", "thumbnail", "tile")
-FAULTS = (StainsslError, SlideError, OSError)
+CACHEABLE = ("picture", "thumbnail", "tile")
+READ_ERRORS = (StainsslError, SlideError, OSError)
 T = TypeVar("T")
 
 
-class Contents:
+class ViewerData:
     """Data and pictures of a config's cohorts and results.
 
     Args:
@@ -60,7 +60,7 @@ class Contents:
         self.limits = SlideLimits(config.slides.max_minutes)
         self._pictures: Recent[bytes] = Recent(PICTURES_BYTES, len)
         self._outlines: Recent[Json] = Recent(DATA_ITEMS, lambda _: 1)
-        self._made: Restained | None = None
+        self._made: RestainedTiles | None = None
         self._lock = Lock()
         self._pyramids: Recent[Pyramid] = Recent(4096, lambda _: 1)
         # Kind → number of segments after it, and the function that takes them.
@@ -76,8 +76,8 @@ class Contents:
             "neighbors": (4, self._neighbors),
             "stains": (3, self._stains),
             "benchmark": (1, self.benchmarks.table),
-            "answer": (3, self.benchmarks.answer),
-            "plane": (1, self.benchmarks.plane),
+            "answer": (3, self.benchmarks.predictions),
+            "plane": (1, self.benchmarks.umap),
         }
         self._jpegs: dict[str, tuple[int, Callable[..., bytes]]] = {
             "picture": (5, self._picture),
@@ -93,12 +93,12 @@ class Contents:
         Raises:
             KeyError: unknown name.
         """
-        count, answer = self._data[kind]
+        count, make = self._data[kind]
         if len(segments) != count:
             raise KeyError(segments)
         try:
-            return self._limited(answer, segments) if kind in OPENING else answer(*segments)
-        except FAULTS as error:
+            return self._limited(make, segments) if kind in OPENING else make(*segments)
+        except READ_ERRORS as error:
             return {"problem": str(error)}
 
     def picture(self, kind: str, *segments: str) -> bytes:
@@ -111,7 +111,7 @@ class Contents:
         count, make = self._jpegs[kind]
         if len(segments) != count:
             raise KeyError(segments)
-        if kind not in LASTING:
+        if kind not in CACHEABLE:
             return self._limited(make, segments)
         return self._pictures.get((kind, *segments), lambda: self._limited(make, segments))
 
@@ -157,12 +157,12 @@ class Contents:
         found |= self._models(cohort)
         found["twins"] = [
             {"cohort": other, "slide": name, **self._models(other)}
-            for other, name in self.records.twins(cohort, slide)
+            for other, name in self.records.same_slide_elsewhere(cohort, slide)
         ]
         try:
             with self.handles.use((cohort, slide)) as opened:
                 found["geometry"] = slide_geometry(opened, row["mpp"])
-        except FAULTS as error:
+        except READ_ERRORS as error:
             problems.append(f"The slide cannot be opened: {error}")
             return found
         try:
@@ -173,14 +173,16 @@ class Contents:
         for name in ("tiles", "annotations") if found["tiled"] else ("annotations",):
             try:
                 found[name] = getattr(self.layers, name)(cohort, slide, pyramid)
-            except FAULTS as error:
+            except READ_ERRORS as error:
                 problems.append(str(error))
         return found
 
     def _models(self, cohort: str) -> Json:
         """Models with results for a cohort: by slide (`answers`) and by tile (`tile_answers`)."""
-        answers = [{"name": a.name, "title": a.title} for a in self.records.answers(cohort)]
-        return {"answers": answers, "tile_answers": list(self.records.tile_answers(cohort))}
+        answers = [
+            {"name": a.name, "title": a.title} for a in self.records.stored_predictions(cohort)
+        ]
+        return {"answers": answers, "tile_answers": list(self.records.tile_predictions(cohort))}
 
     def _neighbors(self, cohort: str, slide: str, encoder: str, tile: str) -> Json:
         return self.neighbors.of(cohort, slide, encoder, _number(tile))
@@ -199,13 +201,13 @@ class Contents:
         image = self.read_tile(cohort, slide, _number(tile), FIELD_TILES)
         return encode(self._restained().under(cohort, image, stain), QUALITY)
 
-    def _restained(self) -> Restained:
+    def _restained(self) -> RestainedTiles:
         # Imported here: torch takes seconds to import, and most pages do not need it.
-        from stainssl.view.restained import Restained
+        from stainssl.view.restained import RestainedTiles
 
         with self._lock:
             if self._made is None:
-                self._made = Restained(self.records, self.neighbors, self.pixels_of)
+                self._made = RestainedTiles(self.records, self.neighbors, self.pixels_of)
             return self._made
 
     def _outlined(self, cohort: str, slide: str) -> Json:

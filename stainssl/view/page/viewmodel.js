@@ -11,7 +11,7 @@ function encoderOf(model) {
   return model.split("~")[1];
 }
 
-class Side {
+class ViewModel {
   constructor(data, answer, probe) {
     this.data = data;
     this.tiles = data.tiles ? new Tiles(data.tiles) : null;
@@ -19,10 +19,10 @@ class Side {
     this.probe = probe || data.tile_answers[0] || "";
   }
 
-  // The side of a model; for the other layer (attention, probability), a model of the same encoder.
+  // The view of a model; for the other layer (attention, probability), a model of the same encoder.
   static of(data, model) {
     const same = (names) => (names.includes(model) ? model : names.find((name) => encoderOf(name) === encoderOf(model)));
-    return new Side(data, same(data.answers.map((a) => a.name)), same(data.tile_answers));
+    return new ViewModel(data, same(data.answers.map((a) => a.name)), same(data.tile_answers));
   }
 
   // The models of a slide that a second view can show.
