@@ -167,7 +167,7 @@ class ViewerData:
             return found
         try:
             found["remark"] = self.records.remark(cohort, slide)
-        except FAULTS as error:
+        except READ_ERRORS as error:
             problems.append(str(error))
         pyramid = self.pyramid(cohort, slide)
         for name in ("tiles", "annotations") if found["tiled"] else ("annotations",):
