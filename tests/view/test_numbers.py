@@ -71,6 +71,8 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ViewerData]:
         path = viewer.records.paths.mil(task, "enc", "mean") / "predictions.parquet"
         write_table(path, table, "predictions", {})
         rows.append((task, "enc", "enc", "mean", metric, "all", 0.8, 0.7, 0.9, PATIENTS, PATIENTS))
+    few = ("site=St_Ann", -0.25, -1.0, 0.5, PATIENTS, PATIENTS)
+    rows.append(("ki67", "enc", "enc", "mean", "spearman", *few))
     columns = [
         "task",
         "encoder",
@@ -114,6 +116,19 @@ def test_points_of_the_scatter_are_the_cases(tab: Tab, page: None, told: ViewerD
         assert tab.page.locator(".cases tbody tr").count() == 1
         assert cases["patient_id"][0] in tab.page.locator(".cases tbody").inner_text()
         assert not inaccessible(tab)
+        tab.leave()
+
+
+def test_metrics_sites_and_intervals_are_written_as_in_the_table(
+    tab: Tab, page: None, told: Contents
+) -> None:
+    with Served(told) as server:
+        tab.open(f"{server.address}#benchmark/main?task=ki67&group=site%3DSt_Ann")
+        controls = tab.page.locator(".controls").first.inner_text()
+        assert "Spearman" in controls
+        assert "site St_Ann" in controls
+        row = tab.page.locator("table.slides tbody tr").inner_text()
+        assert "-0.25 (-1.00 to 0.50)" in row
         tab.leave()
 
 

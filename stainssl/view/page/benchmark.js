@@ -86,9 +86,9 @@ class BenchmarkView {
     return { tasks: this.unique("task", all), metrics, groups, found };
   }
 
-  select(label, id, options, value, act) {
+  select(label, id, options, value, act, title = (o) => o) {
     return [el("label", { for: id, text: label }), el("select", { id, onchange: (event) => act(event.target.value) },
-      ...options.map((o) => el("option", { value: o, text: titleOf(o), selected: o === value })))];
+      ...options.map((o) => el("option", { value: o, text: title(o), selected: o === value })))];
   }
 
   draw() {
@@ -96,8 +96,8 @@ class BenchmarkView {
     this.keep();
     const controls = el("div", { class: "controls" },
       ...this.select("Task", "task", tasks, this.task, (v) => { this.task = v; this.draw(); }),
-      ...this.select("Metric", "metric", metrics, this.metric, (v) => { this.metric = v; this.draw(); }),
-      ...this.select("Patients", "group", groups, this.group, (v) => { this.group = v; this.draw(); }));
+      ...this.select("Metric", "metric", metrics, this.metric, (v) => { this.metric = v; this.draw(); }, titleOf),
+      ...this.select("Patients", "group", groups, this.group, (v) => { this.group = v; this.draw(); }, (o) => o.replace(/^site=/, "site ")));
     const heads = [["encoder", "encoder"], ["head", "head"], ["value", titleOf(this.metric)], ["patients", "patients"]].map(([key, title]) => {
       const way = this.sort === key ? "ascending" : this.sort === `-${key}` ? "descending" : "none";
       const arrow = { ascending: " ▲", descending: " ▼", none: "" }[way];
@@ -109,7 +109,7 @@ class BenchmarkView {
 
   row(i, found) {
     const c = this.columns;
-    const interval = c.low[i] === null ? "" : ` (${rounded(c.low[i])}–${rounded(c.high[i])})`;
+    const interval = c.low[i] === null ? "" : ` (${rounded(c.low[i])}${c.low[i] < 0 ? " to " : "–"}${rounded(c.high[i])})`;
     const key = [c.task[i], c.run[i], c.head[i]].join("~");
     const behind = c.answer[i] ? el("button", { type: "button", text: "curves and cases", "aria-label": `curves and cases of ${c.encoder[i]}, ${c.head[i]}, ${c.task[i]}`, onclick: () => this.show(key) }) : "–";
     return el("tr", {}, el("th", { scope: "row", text: c.encoder[i] }), el("td", { text: c.head[i] }),

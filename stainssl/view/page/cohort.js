@@ -7,6 +7,12 @@ const TITLES = {
   slide_id: "slide", patient_id: "patient", tissue_mm2: "tissue (mm²)", tiles_kept: "tiles",
   detail: "reason", feature_distance: "feature distance", stain_distance: "stain distance", mpp: "µm/px",
   auroc: "AUROC", auprc: "AUPRC", brier: "Brier score", f1_macro: "F1 (macro)", f1_weighted: "F1 (weighted)", knn_auroc: "k-NN AUROC",
+  auroc_pooled: "AUROC (pooled)", auprc_pooled: "AUPRC (pooled)", ppv: "PPV", npv: "NPV",
+  sensitivity_rule_out: "sensitivity (rule-out)", specificity_rule_out: "specificity (rule-out)",
+  ppv_rule_out: "PPV (rule-out)", npv_rule_out: "NPV (rule-out)",
+  pearson: "Pearson", spearman: "Spearman", mae: "MAE", r2: "R²",
+  kappa: "weighted kappa", auroc_cuts: "AUROC over cuts",
+  c_index: "Harrell's C", c_index_uno: "Uno's C", auroc_time: "AUROC over time", integrated_brier: "integrated Brier score",
 };
 const FIRST = ["slide_id", "patient_id", "site", "status"];
 const NEXT = ["tissue_mm2", "tiles_kept"];
@@ -21,6 +27,8 @@ function statusClass(status) {
 
 function titleOf(name) {
   if (name.startsWith(`${PREDICTED}p_`)) return `p(${name.slice(PREDICTED.length + 2)})`;
+  const cut = name.match(/^auroc_cut(\d+)$/);
+  if (cut) return `AUROC of cut ${cut[1]}`;
   return TITLES[name] || name.replace(/_/g, " ");
 }
 
