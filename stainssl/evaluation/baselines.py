@@ -86,8 +86,8 @@ def predict_from_columns(
         )
         share = np.bincount(y[training], minlength=len(classes)) / len(training)
         odds = model(features[test]) / np.maximum(share, 1e-9)
-        told = (odds / odds.sum(axis=1, keepdims=True)).T
-        p = {f"p_{name}": column for name, column in zip(classes, told, strict=True)}
+        normalized = (odds / odds.sum(axis=1, keepdims=True)).T
+        p = {f"p_{name}": column for name, column in zip(classes, normalized, strict=True)}
         tables.append(units.iloc[test][names].assign(
             repeat=repeat, fold=fold, y=units["label"].to_numpy()[test], **p
         ))  # fmt: skip

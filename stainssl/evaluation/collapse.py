@@ -53,10 +53,10 @@ def write_mean_cosine(
         made_by: settings of the embeddings' store, of which the keys `WEIGHTS` are written.
     """
     cosine, count = mean_cosine(blocks)
-    told = {"mean_cosine": round(cosine, 6) if count > 1 else None, "tiles": count}
-    told |= {key: made_by[key] for key in WEIGHTS if made_by and key in made_by}
+    record = {"mean_cosine": round(cosine, 6) if count > 1 else None, "tiles": count}
+    record |= {key: made_by[key] for key in WEIGHTS if made_by and key in made_by}
     for folder in folders:
-        write_text(folder / FILE, json.dumps(told) + "\n")
+        write_text(folder / FILE, json.dumps(record) + "\n")
 
 
 def collapse_notes(folders: Mapping[str, Iterable[Path]]) -> list[str]:
@@ -88,28 +88,28 @@ def weights_notes(folders: Mapping[str, Iterable[Path]], given: Collection[str] 
     Returns:
         One note, or none.
     """
-    found = {run: next(iter(map(_told, places)), {}) for run, places in folders.items()}
+    found = {run: next(iter(map(_read, places)), {}) for run, places in folders.items()}
     known = [
-        _phrase(run, told)
-        for run, told in found.items()
-        if "weights_sha256" in told and (run in given or told.keys() & NAMED)
+        _phrase(run, record)
+        for run, record in found.items()
+        if "weights_sha256" in record and (run in given or record.keys() & NAMED)
     ]
     return [f"Weights: {'; '.join(known)}."] if known else []
 
 
-def _phrase(run: str, told: Mapping[str, Any]) -> str:
+def _phrase(run: str, record: Mapping[str, Any]) -> str:
     """`virchow (SHA-256 0f3c…, revision 12ab…)`."""
-    said = [f"SHA-256 {told['weights_sha256'][:12]}"]
-    said += [f"revision {told['revision'][:12]}"] if "revision" in told else []
-    recipe = told.get("recipe", run)
+    said = [f"SHA-256 {record['weights_sha256'][:12]}"]
+    said += [f"revision {record['revision'][:12]}"] if "revision" in record else []
+    recipe = record.get("recipe", run)
     name = run if run == recipe else f"{run} is {recipe}"
     return f"{name} ({', '.join(said)})"
 
 
 def _cosine(folder: Path) -> float:
-    return _told(folder).get("mean_cosine") or 0.0
+    return _read(folder).get("mean_cosine") or 0.0
 
 
-def _told(folder: Path) -> dict[str, Any]:
+def _read(folder: Path) -> dict[str, Any]:
     file = folder / FILE
     return json.loads(file.read_text()) if file.exists() else {}

@@ -112,14 +112,14 @@ class Linear:
         scaler: fitted standardization.
         model: fitted logistic regression.
         classes: K.
-        cuts: column of the predictions → threshold.
+        thresholds: column of the predictions → threshold.
         recalibration: applied to the probabilities.
     """
 
     scaler: StandardScaler
     model: LogisticRegression
     classes: int
-    cuts: Mapping[str, float] = field(default_factory=dict)
+    thresholds: Mapping[str, float] = field(default_factory=dict)
     recalibration: Recalibration = UNCHANGED
 
     def __call__(self, features: Vectors) -> NDArray[np.float64]:
@@ -264,8 +264,8 @@ def linear_probe(
         return made, penalty
     predicted = chosen(held_out[0]) if chosen else np.empty((0, classes))
     line = decision_rule.recalibration(held_out[1], predicted)
-    cuts = decision_rule.cuts(held_out[1], line(predicted))
-    return replace(made, cuts=cuts, recalibration=line), penalty
+    thresholds = decision_rule.thresholds(held_out[1], line(predicted))
+    return replace(made, thresholds=thresholds, recalibration=line), penalty
 
 
 def _unit_length(features: Vectors) -> Vectors:
@@ -360,7 +360,7 @@ def probe(
         scored = nearest_neighbours(x[near], y[near], tiles.features[test], len(tiles.classes))
         place = {"repeat": repeat, "fold": fold}
         rows = _prediction_rows(tiles, test, model(tiles.features[test]))
-        linear.append(rows.assign(**place, **model.cuts))
+        linear.append(rows.assign(**place, **model.thresholds))
         neighbours.append(_prediction_rows(tiles, test, scored).assign(**place))
     if not sum(map(len, linear)):
         raise StainsslError("No test patient has a labelled tile: check labels and split.")

@@ -69,8 +69,8 @@ def _croma(vectors: Vectors, table: pd.DataFrame, seed: int) -> Iterator[MetricR
         warnings.simplefilter("ignore", RuntimeWarning)  # low support
         found = RI.compute(vectors, manifest, confounder_column="stain", k_candidates=(1,))
     values = found.sample_values_aligned
-    told = np.isfinite(values)
-    yield mean_metric("tile_robustness_index", values[told], index(patient[told]), seed)
+    is_defined = np.isfinite(values)
+    yield mean_metric("tile_robustness_index", values[is_defined], index(patient[is_defined]), seed)
 
 
 def shared_tiles(table: pd.DataFrame) -> dict[str, np.ndarray]:

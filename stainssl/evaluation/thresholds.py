@@ -39,7 +39,7 @@ class DecisionRule:
         """
         return recalibration(self.recalibrate, y, p)
 
-    def cuts(self, y: NDArray[np.int64], p: Floats) -> dict[str, float]:
+    def thresholds(self, y: NDArray[np.int64], p: Floats) -> dict[str, float]:
         """Choose the thresholds of one fold's model.
 
         Args:

@@ -19,13 +19,13 @@ class TileColumn(NamedTuple):
     Attributes:
         metric: name in `metrics.csv`.
         title: title of the column and of its panel in the figure.
-        told: definition and interpretation in one line.
+        description: definition and interpretation in one line.
         chance: value of an uninformative encoder: a number, or the metric that has it.
     """
 
     metric: str
     title: str
-    told: str
+    description: str
     chance: str | float | None = None
 
 
@@ -96,8 +96,11 @@ def to_markdown(figures: pd.DataFrame, title: str, notes: Sequence[str]) -> str:
         rows = figures[figures["encoder"] == name].drop_duplicates("metric").set_index("metric")
         cells = [_cell(rows, column) for column in columns]
         lines.append("| " + " | ".join([markdown(name), *cells]) + " |")
-    told = [f"- **{column.title}**: {column.told}." for column in columns]
-    return "\n".join([*lines, "", *told, "", *(f"- {markdown(note)}" for note in notes)]) + "\n"
+    descriptions = [f"- **{column.title}**: {column.description}." for column in columns]
+    return (
+        "\n".join([*lines, "", *descriptions, "", *(f"- {markdown(note)}" for note in notes)])
+        + "\n"
+    )
 
 
 def _cell(rows: pd.DataFrame, column: TileColumn) -> str:

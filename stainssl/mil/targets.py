@@ -103,7 +103,7 @@ class Classes(Target):
         self, rule: DecisionRule, labels: Sequence[float], predictions: np.ndarray
     ) -> dict[str, float]:
         """See `Target.thresholds`; empty unless there are two classes."""
-        return rule.cuts(np.array(labels, np.int64), predictions)
+        return rule.thresholds(np.array(labels, np.int64), predictions)
 
     def to_dict(self) -> dict[str, Any]:
         """See `Target.to_dict`."""

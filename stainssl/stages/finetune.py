@@ -85,25 +85,25 @@ class FoldPredictions:
     Attributes:
         p: (m, K) class probabilities of the test tiles that can be decoded.
         readable: (n,) bool, which of the n test tiles these are.
-        cuts: thresholds chosen on validation tiles (column of the predictions → threshold).
+        thresholds: chosen on validation tiles (column of the predictions → threshold).
     """
 
     p: np.ndarray
     readable: np.ndarray
-    cuts: dict[str, float]
+    thresholds: dict[str, float]
 
     def save(self, path: Path) -> None:
         """Write the predictions, so that an interrupted job does not train this fold again."""
         values = {"p": torch.from_numpy(self.p), "readable": torch.from_numpy(self.readable)}
         with replacing(path) as made:
-            save_file(values, made, {"cuts": json.dumps(self.cuts)})
+            save_file(values, made, {"cuts": json.dumps(self.thresholds)})
 
     @staticmethod
     def load(path: Path) -> FoldPredictions:
         """Read a file written by `save`."""
         with safe_open(path, "np") as file:
-            cuts = json.loads(file.metadata()["cuts"])
-            return FoldPredictions(file.get_tensor("p"), file.get_tensor("readable"), cuts)
+            thresholds = json.loads(file.metadata()["cuts"])
+            return FoldPredictions(file.get_tensor("p"), file.get_tensor("readable"), thresholds)
 
 
 def run(job: FinetuneJob) -> None:
@@ -202,7 +202,7 @@ def _answers(
         rows = rows[predictions.readable]
         table = labelled.table.iloc[rows].drop(columns="number")
         said = prediction_rows(table, labelled.y[rows], labelled.classes, predictions.p)
-        tables.append(said.assign(repeat=repeat, fold=fold, **predictions.cuts))
+        tables.append(said.assign(repeat=repeat, fold=fold, **predictions.thresholds))
     if not sum(map(len, tables)):
         raise StainsslError("No test patient has a labelled tile: check labels and split.")
     return pd.concat(tables, ignore_index=True)
@@ -237,9 +237,9 @@ def _fold_predictions(
     )  # fmt: skip
     of_val, seen = predict(network, labelled.tiles, val.tile, settings.batch_size)
     line = job.decision_rule.recalibration(val.y[seen], of_val)
-    cuts = job.decision_rule.cuts(val.y[seen], line(of_val))
+    thresholds = job.decision_rule.thresholds(val.y[seen], line(of_val))
     of_test, asked = predict(network, labelled.tiles, test.tile, settings.batch_size)
-    predictions = FoldPredictions(line(of_test), asked, cuts)
+    predictions = FoldPredictions(line(of_test), asked, thresholds)
     predictions.save(kept)
     return predictions
 

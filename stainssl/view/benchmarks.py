@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from stainssl.errors import StainsslError
 from stainssl.stores.tables import read_table
-from stainssl.view.handles import Recent
+from stainssl.view.handles import LRUCache
 from stainssl.view.records import Json, Records, columns, versions
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class Benchmarks:
 
     def __init__(self, records: Records) -> None:
         self._records = records
-        self._umaps: Recent[Json] = Recent(UMAPS_KEPT, lambda _: 1)
+        self._umaps: LRUCache[Json] = LRUCache(UMAPS_KEPT, lambda _: 1)
 
     def names(self) -> list[str]:
         """Return the names of the benchmarks that have a table."""

@@ -14,7 +14,7 @@ Key = tuple[str, str]  # cohort, slide
 V = TypeVar("V")
 
 
-class Handles:
+class SlidePool:
     """Pool of open slides; the least recently used idle slide is closed first.
 
     Args:
@@ -64,7 +64,7 @@ class Handles:
             one.close()
 
 
-class Recent(Generic[V]):
+class LRUCache(Generic[V]):
     """Thread-safe cache of the most recently used values, bounded by their total size.
 
     Args:

@@ -12,7 +12,7 @@ import pandas as pd
 from stainssl.cohort import parts
 from stainssl.errors import StainsslError
 from stainssl.stores.embeddings import Embeddings, open_embeddings
-from stainssl.view.handles import Recent
+from stainssl.view.handles import LRUCache
 from stainssl.view.records import Json, Records, json_column, versions
 
 MAX_BYTES = 128 << 20  # of one encoder's vectors that are searched
@@ -57,7 +57,9 @@ class Neighbors:
 
     def __init__(self, records: Records) -> None:
         self._records = records
-        self._samples: Recent[VectorSample] = Recent(2 * MAX_BYTES, lambda one: one.vectors.nbytes)
+        self._samples: LRUCache[VectorSample] = LRUCache(
+            2 * MAX_BYTES, lambda one: one.vectors.nbytes
+        )
 
     def of(self, cohort: str, slide: str, encoder: str, tile: int) -> Json:
         """Return the `SHOWN` nearest tiles of other slides for each site, by cosine.

@@ -21,7 +21,7 @@ from stainssl.evaluation.labels import is_unknown
 from stainssl.paths import of_label
 from stainssl.stores.tables import read_table
 from stainssl.stores.tiles import read_qc
-from stainssl.view.handles import Recent
+from stainssl.view.handles import LRUCache
 
 HIDDEN = ("path", "exclude", "mpp", PART)  # sheet columns that are not shown
 QC_SHOWN = ("status", "detail", "tissue_mm2", "tiles_kept", "mpp", "vendor")
@@ -99,7 +99,7 @@ class Records:
     def __init__(self, config: Config) -> None:
         self.config, self.paths = config, config.paths
         self._rows: dict[str, dict[str, dict[str, Any]]] = {}
-        self._stains: Recent[dict[str, np.ndarray]] = Recent(STAINS_KEPT, lambda _: 1)
+        self._stains: LRUCache[dict[str, np.ndarray]] = LRUCache(STAINS_KEPT, lambda _: 1)
 
     def tiling(self, cohort: str) -> str:
         """Return the name of a cohort's tiling."""

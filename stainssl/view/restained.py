@@ -22,7 +22,7 @@ from stainssl.stages.embed import load_source
 from stainssl.stain import METHODS, StainProfile, estimate, normalize
 from stainssl.stain.targets import profile_from_json
 from stainssl.stores.pixels import open_pixels
-from stainssl.view.handles import Recent
+from stainssl.view.handles import LRUCache
 from stainssl.view.neighbors import Neighbors, unit
 from stainssl.view.records import Json, Records, read_json, versions
 
@@ -61,8 +61,8 @@ class RestainedTiles:
 
     def __init__(self, records: Records, neighbors: Neighbors, tile: Tile) -> None:
         self._records, self._neighbors, self._tile = records, neighbors, tile
-        self._stains: Recent[list[Stain]] = Recent(8, lambda _: 1)
-        self._loaded: Recent[LoadedEncoder] = Recent(MAX_ENCODERS, lambda _: 1)
+        self._stains: LRUCache[list[Stain]] = LRUCache(8, lambda _: 1)
+        self._loaded: LRUCache[LoadedEncoder] = LRUCache(MAX_ENCODERS, lambda _: 1)
         self._lock = Lock()  # one network at a time, for memory; torch has its own threads
 
     def of(self, cohort: str, slide: str, tile: int) -> Json:

@@ -22,7 +22,7 @@ from stainssl.slides.scale import read_rectangle, read_square
 from stainssl.slides.slide import Slide
 from stainssl.stores.pixels import decode, encode
 from stainssl.view.benchmarks import Benchmarks
-from stainssl.view.handles import Handles, Key, Recent
+from stainssl.view.handles import Key, LRUCache, SlidePool
 from stainssl.view.layers import SCALE, Layers, slide_geometry
 from stainssl.view.limits import SlideLimits
 from stainssl.view.neighbors import Neighbors
@@ -56,13 +56,13 @@ class ViewerData:
         self.layers = Layers(self.records)
         self.neighbors = Neighbors(self.records)
         self.benchmarks = Benchmarks(self.records)
-        self.handles = Handles(self._open)
+        self.handles = SlidePool(self._open)
         self.limits = SlideLimits(config.slides.max_minutes)
-        self._pictures: Recent[bytes] = Recent(PICTURES_BYTES, len)
-        self._outlines: Recent[Json] = Recent(DATA_ITEMS, lambda _: 1)
+        self._pictures: LRUCache[bytes] = LRUCache(PICTURES_BYTES, len)
+        self._outlines: LRUCache[Json] = LRUCache(DATA_ITEMS, lambda _: 1)
         self._made: RestainedTiles | None = None
         self._lock = Lock()
-        self._pyramids: Recent[Pyramid] = Recent(4096, lambda _: 1)
+        self._pyramids: LRUCache[Pyramid] = LRUCache(4096, lambda _: 1)
         # Kind → number of segments after it, and the function that takes them.
         self._data: dict[str, tuple[int, Callable[..., Json]]] = {
             "overview": (0, self._overview),

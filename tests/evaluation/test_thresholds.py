@@ -50,9 +50,12 @@ def test_the_sensitive_threshold_is_the_highest_that_finds_enough(n, share, seed
 
 def test_calls_are_of_two_classes_and_a_number_is_kept():
     y, p = np.array([0, 1]), np.array([[0.9, 0.1], [0.7, 0.3]])
-    assert DecisionRule().cuts(y, p) == {"threshold": pytest.approx(0.2), "threshold_rule_out": 0.3}
-    assert DecisionRule(threshold=0.4).cuts(y, p)["threshold"] == 0.4
-    assert DecisionRule().cuts(y, np.ones((2, 3)) / 3) == {}
+    assert DecisionRule().thresholds(y, p) == {
+        "threshold": pytest.approx(0.2),
+        "threshold_rule_out": 0.3,
+    }
+    assert DecisionRule(threshold=0.4).thresholds(y, p)["threshold"] == 0.4
+    assert DecisionRule().thresholds(y, np.ones((2, 3)) / 3) == {}
 
 
 def test_net_benefit_by_its_definition(rng):

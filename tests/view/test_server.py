@@ -27,7 +27,7 @@ from stainssl.slides.tiling import REASONS
 from stainssl.stain import estimate
 from stainssl.view import server
 from stainssl.view.files import HERE
-from stainssl.view.handles import Recent
+from stainssl.view.handles import LRUCache
 from stainssl.view.records import json_column, summarized, with_numbers
 from stainssl.view.run import config_of
 from stainssl.view.server import application, bound
@@ -418,7 +418,7 @@ def test_config_of_a_folder(tmp_path: Path, shown: Trained) -> None:
 
 
 def test_recent_is_bounded_and_keeps_the_last() -> None:
-    recent: Recent[bytes] = Recent(10, len)
+    recent: LRUCache[bytes] = LRUCache(10, len)
     made: list[str] = []
 
     def get(key: str) -> bytes:
