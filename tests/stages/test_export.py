@@ -134,6 +134,19 @@ def test_qupath_gets_a_tasks_attention(trained, tmp_path):
     assert {f["properties"]["objectType"] for f in features} == {"tile"}
 
 
+@pytest.mark.parametrize("tool", export.FORMATS)
+def test_files_of_an_earlier_export_are_reported(trained, tmp_path, caplog, tool):
+    for again in (False, True):
+        caplog.clear()
+        export.run(trained.config, tool, "clinic", "enc", tmp_path)
+        assert ("not exported now" in caplog.text) == again
+        files = tmp_path.glob(export.FORMATS[tool].format(encoder="enc"))
+        file = next(file for file in files if file.stem == SLIDE)
+        if not again:
+            file.rename(file.with_stem("gone"))
+    assert f"gone{file.suffix}" in caplog.text
+
+
 def test_an_unknown_tool_names_the_nearest(trained, tmp_path):
     with pytest.raises(StainsslError, match="did you mean 'clam'"):
         export.run(trained.config, "clamm", "clinic", "enc", tmp_path)

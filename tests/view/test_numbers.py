@@ -120,7 +120,7 @@ def test_points_of_the_scatter_are_the_cases(tab: Tab, page: None, told: ViewerD
 
 
 def test_metrics_sites_and_intervals_are_written_as_in_the_table(
-    tab: Tab, page: None, told: Contents
+    tab: Tab, page: None, told: ViewerData
 ) -> None:
     with Served(told) as server:
         tab.open(f"{server.address}#benchmark/main?task=ki67&group=site%3DSt_Ann")
