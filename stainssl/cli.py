@@ -575,13 +575,13 @@ def slide(
 @app.command()
 def times(config: ConfigFile = DEFAULT) -> None:
     """Summarize job durations by rule, and write `results/times.html`."""
-    from stainssl.figures.times import times_by_rule, times_page
+    from stainssl.figures.times import times_by_rule, times_page, times_text
     from stainssl.stores.atomic import write_text
 
     results = _load(config).results
     found = times_by_rule(results / "times", results / "logs")
     write_text(results / "times.html", times_page(found))
-    typer.echo(found.to_string(index=False, float_format="%.3g") if len(found) else "no job yet")
+    typer.echo(times_text(found) if len(found) else "no job yet")
     typer.echo(f"{results / 'times.html'}")
 
 

@@ -57,6 +57,12 @@ def _job(folder: Path, file: Path, logs: Path) -> pd.DataFrame:
     return pd.DataFrame({"rule": rule, "s": seconds, "cpu": cpu, "gpu": gpus * seconds, "rss": rss})
 
 
+def times_text(times: pd.DataFrame) -> str:
+    """Return the table of `times_by_rule` as aligned text, with whole seconds and MB."""
+    whole = {n: [_number(v, ".0f") for v in times[n]] for n in ("longest_s", "peak_mb")}
+    return times.assign(**whole).to_string(index=False, float_format="%.3g", na_rep="–")
+
+
 _STYLE = """
 body { font: 14px/1.4 system-ui, sans-serif; color: #1b1b1b; margin: 1.2em; }
 table { border-collapse: collapse; width: 100%; }

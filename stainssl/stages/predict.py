@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from stainssl.cohort import installed, outside_problems, parts
+from stainssl.cohort.sheet_file import shown
 from stainssl.config import REFERENCE, Cohort, Config, Encoder, Run, dump
 from stainssl.errors import StainsslError, translate_disk_errors
 from stainssl.evaluation.folds import GRADE, RISK, VALUE, read_folds
@@ -152,8 +153,8 @@ def _predict(
     with spent.on("scoring"):
         scored = list(_scored(slides, level, slide_reader(_stores(new, encoder), slides), models))
     slides = _with_distances(slides, scored, reference, stain_of_slides(_pixels(new), slides))
-    shown = without_formulas(slides.drop(columns=["cohort", "part", "unstained"]))
-    write_text(out / "slides.csv", shown.to_csv(index=False))
+    table = without_formulas(slides.drop(columns=["cohort", "part", "unstained"]))
+    write_text(out / "slides.csv", table.to_csv(index=False))
     if not scored:
         raise StainsslError(
             f"No slide of {new.cohorts[NEW].sheet} has a usable tile: "
@@ -171,7 +172,12 @@ def _predict(
     title = f"{selection.task}, {selection.head} on {encoder}"
     with spent.on("attention"):
         write_attention(new, NEW, attention, out / "attention", title, pictures)
-    log.info("%d %s(s) scored by %d models: %s", len(answers), level, len(models), out)
+    unit = f"{level}_id"
+    units = set(answers[unit])
+    log.info("%d %s(s) scored by %d models: %s", len(units), level, len(models), out)
+    if without := sorted(set(slides[unit]) - units):
+        said = "%d %s(s) have no usable slide and no prediction: %s"
+        log.warning(said, len(without), level, shown(without))
     log.info("%s", spent.line(len(slides), "slides"))
 
 

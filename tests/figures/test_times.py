@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from stainssl.figures.times import times_by_rule, times_page
+from stainssl.figures.times import times_by_rule, times_page, times_text
 from stainssl.runtime.gpus import GPU_MESSAGE
 
 
@@ -37,6 +37,14 @@ def test_the_page_names_every_rule_and_does_not_wrap(tmp_path: Path) -> None:
     assert "1 d 02:00:00" in text
     assert "a&lt;b" in text
     assert "width:100.0%" in text
+
+
+def test_the_text_has_no_exponents(tmp_path: Path) -> None:
+    _record(tmp_path / "times/pretrain/own.tsv", "93600\t1 day, 2:00:00\t1623.5\t80000")
+    _record(tmp_path / "times/demo.tsv", "1.5\t0:00:01\tNA\tNA")
+    text = times_text(times_by_rule(tmp_path / "times", tmp_path / "logs"))
+    assert {"93600", "1624", "–"} <= set(text.split())
+    assert "e+" not in text
 
 
 def test_a_run_without_records(tmp_path: Path) -> None:

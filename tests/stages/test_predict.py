@@ -177,6 +177,16 @@ def test_a_slide_without_an_h_and_e_stain_is_noted(trained, tmp_path, monkeypatc
     assert "b-003-1: no H&E stain found" in caplog.text
 
 
+def test_a_patient_without_a_usable_slide_is_named(trained, tmp_path, caplog):
+    (trained.root / "slides" / "bad.svs").write_bytes(b"no slide")
+    bad = {"slide_id": "x", "patient_id": "alone", "path": "slides/bad.svs"}
+    sheet = pd.concat([trained.rows("b-003-1"), pd.DataFrame([bad])])
+    with caplog.at_level("INFO"):
+        answers = _predict(trained, sheet, tmp_path / "out")
+    assert answers["patient_id"].tolist() == ["b-003"]
+    assert "1 patient(s) have no usable slide and no prediction: alone" in caplog.text
+
+
 def test_no_usable_slide_is_a_sentence_and_leaves_the_reasons(trained, tmp_path):
     row = {"slide_id": "gone", "patient_id": "p", "path": "slides/gone.svs"}
     with pytest.raises(StainsslError, match=r"No slide of .*slides\.csv for the reasons"):
