@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import uvicorn
@@ -14,6 +15,9 @@ from stainssl.view.files import HERE, page_files
 from stainssl.view.server import LOOPBACK, application, bound
 from stainssl.view.viewer_data import ViewerData
 from tests.stages.trained import Trained, build
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Locator
 
 AXE = HERE / "node_modules" / "axe-core" / "axe.min.js"
 
@@ -109,6 +113,13 @@ class Tab:
         assert not unexpected
         local = ("http://127.0.0.1:", "file:", "data:", "blob:", "about:")
         assert all(url.startswith(local) for url in self.asked)
+
+
+def await_count(found: Locator, count: int) -> None:
+    """Wait until so many elements are there; the page draws after an input, not with it."""
+    from playwright.sync_api import expect
+
+    expect(found).to_have_count(count)
 
 
 def inaccessible(tab: Tab) -> list[str]:

@@ -17,7 +17,7 @@ from stainssl.stores.tables import write_table
 from stainssl.view.benchmarks import calibration, fpr_threshold, stain_distances
 from stainssl.view.viewer_data import ViewerData
 from tests.stages.trained import Trained
-from tests.view.conftest import Served, Tab, inaccessible
+from tests.view.conftest import Served, Tab, await_count, inaccessible
 
 TILES = 10  # fewer than UMAP lays out: a plane of zeros, without its eight seconds
 
@@ -150,7 +150,7 @@ def test_page_of_a_benchmark(tab: Tab, page: None, compared: ViewerData) -> None
     with Served(compared) as server:
         tab.open(f"{server.address}#benchmark/main")
         rows = tab.page.locator("table.slides tbody tr")
-        assert rows.count() == 2
+        await_count(rows, 2)
         assert "(" in rows.first.inner_text()
         tab.page.get_by_role("button", name="curves and cases of enc").click()
         tab.page.get_by_text("Cases, worst first").wait_for()
@@ -162,13 +162,13 @@ def test_page_of_a_benchmark(tab: Tab, page: None, compared: ViewerData) -> None
         tab.page.get_by_role("button", name="Show all cases").click()
         tab.page.locator("figure").first.locator("circle.active").last.click()
         tab.page.get_by_text("at a false positive rate of 1").wait_for()
-        assert tab.page.locator(".cases tbody tr").count() == len(cases["truth"])
+        await_count(tab.page.locator(".cases tbody tr"), len(cases["truth"]))
         tab.page.locator("figure").nth(2).locator("circle.active").first.click()
-        assert tab.page.locator(".cases tbody tr").count() == 1
+        await_count(tab.page.locator(".cases tbody tr"), 1)
         tab.page.get_by_role("button", name="Show all cases").click()
         tab.page.get_by_label("Encoder").select_option("enc")
         tab.page.locator("circle.dot").first.wait_for()
-        assert tab.page.locator("circle.dot").count() == TILES
+        await_count(tab.page.locator("circle.dot"), TILES)
         tab.page.locator("circle.dot").last.hover()
         tab.page.locator(".card img").wait_for()
         assert not inaccessible(tab)

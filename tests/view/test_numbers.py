@@ -14,7 +14,7 @@ from stainssl.config import parse
 from stainssl.evaluation.follow_up import follow_up_word
 from stainssl.stores.tables import write_table
 from stainssl.view.viewer_data import ViewerData
-from tests.view.conftest import Served, Tab, inaccessible
+from tests.view.conftest import Served, Tab, await_count, inaccessible
 
 PATIENTS = 40
 COMMON = {"level": "patient", "cohorts": ["c"], "split": {"kind": "cv", "folds": 2}}
@@ -104,7 +104,7 @@ def test_points_of_the_scatter_are_the_cases(tab: Tab, page: None, told: ViewerD
     with Served(told) as server:
         _open(tab, server.address, "ki67")
         points = tab.page.locator("figure circle.point")
-        assert points.count() == PATIENTS
+        await_count(points, PATIENTS)
         place = [float(points.nth(i).get_attribute("cx") or "nan") for i in range(PATIENTS)]
         height = [float(points.nth(i).get_attribute("cy") or "nan") for i in range(PATIENTS)]
         assert np.corrcoef(place, cases["truth"])[0, 1] > 0.9999
@@ -113,7 +113,7 @@ def test_points_of_the_scatter_are_the_cases(tab: Tab, page: None, told: ViewerD
         assert "true" in labels
         assert "predicted" in labels
         tab.page.locator("figure circle.active").first.click()
-        assert tab.page.locator(".cases tbody tr").count() == 1
+        await_count(tab.page.locator(".cases tbody tr"), 1)
         assert cases["patient_id"][0] in tab.page.locator(".cases tbody").inner_text()
         assert not inaccessible(tab)
         tab.leave()
@@ -139,7 +139,7 @@ def test_curves_of_survival_fall_and_tell_who_is_at_risk(
     groups = found["survival"]
     with Served(told) as server:
         _open(tab, server.address, "os")
-        assert tab.page.locator("figure path.line").count() == 2
+        await_count(tab.page.locator("figure path.line"), 2)
         for path in tab.page.locator("figure path.line").all():
             points = re.findall(r"[ML]([\d.]+) ([\d.]+)", path.get_attribute("d") or "")
             x, y = np.array(points, float).T
@@ -164,7 +164,7 @@ def test_curves_of_survival_fall_and_tell_who_is_at_risk(
         assert found["log_rank"] in text
         tab.page.locator("figure circle.active").last.click()
         tab.page.get_by_text("Cases of high risk").wait_for()
-        assert tab.page.locator(".cases tbody tr").count() == groups["high"]["units"]
+        await_count(tab.page.locator(".cases tbody tr"), groups["high"]["units"])
         assert not inaccessible(tab)
         tab.leave()
 

@@ -17,7 +17,7 @@ from stainssl.view.export import write_export
 from stainssl.view.run import config_of
 from stainssl.view.viewer_data import ViewerData
 from tests.stages.trained import Trained
-from tests.view.conftest import Served, Tab, inaccessible
+from tests.view.conftest import Served, Tab, await_count, inaccessible
 from tests.view.test_server import sheet_config, slide_of
 
 LAYERS = ("tissue", "ink", "grid", "annotations", "attention", "hematoxylin", "eosin")
@@ -46,7 +46,7 @@ def test_cohort_sorts_filters_and_leads_to_a_slide(tab: Tab, served: str, shown:
     tab.open(served)
     page = tab.page
     rows = page.locator("table.slides tbody tr:not(.space)")
-    assert rows.count() == len(shown.sheet)
+    await_count(rows, len(shown.sheet))
     page.get_by_role("button", name="tiles").click()
     page.get_by_role("button", name="tiles").click()  # falling
     counts = [int(t) for t in page.locator("tbody tr td:nth-child(7)").all_inner_texts()]
@@ -59,12 +59,12 @@ def test_cohort_sorts_filters_and_leads_to_a_slide(tab: Tab, served: str, shown:
     page.get_by_label("Filter site").fill("")
     page.get_by_label("Filter tiles").fill("")
     page.get_by_role("button", name="truncated: 1").click()
-    assert rows.count() == 1
+    await_count(rows, 1)
     assert "ends at byte" in rows.inner_text()
     page.get_by_role("button", name="truncated: 1").click()
     page.get_by_label("Predictions").select_option(label="slide: abmil on enc")
     page.get_by_label("Search", exact=True).fill(slide_of(shown))
-    assert rows.count() == 1
+    await_count(rows, 1)
     assert "–" in rows.inner_text()
     page.get_by_role("link", name=slide_of(shown)).click()
     page.wait_for_selector("main[data-ready=yes] .osd canvas")
@@ -239,7 +239,7 @@ def test_two_encoders_side_by_side_go_in_step(tab: Tab, page: None, paired: View
         tab.page.get_by_text("attention, right").wait_for()
         assert not inaccessible(tab)
         tab.open(tab.page.url)  # a link holds both views
-        assert tab.page.locator(".pane").count() == 2
+        await_count(tab.page.locator(".pane"), 2)
         tab.leave()
 
 
@@ -358,14 +358,14 @@ def test_export_opens_from_disk(
     write_export(viewer, tmp_path / "out", [slide], said.append)
     tab.open((tmp_path / "out" / "index.html").as_uri())
     rows = tab.page.locator("table.slides tbody tr:not(.space)")
-    assert rows.count() == 1
+    await_count(rows, 1)
     tab.page.get_by_role("link", name=slide).click()
     tab.page.wait_for_selector("main[data-ready=yes] .osd canvas")
     wait_for_pixels(tab)
     tab.page.locator("#layer-attention").check()
     tab.page.wait_for_function("() => current.panes[0].overlay.layers.has('attention')")
     assert drawn(tab) > 0
-    assert tab.page.locator(".strip img").count() == 24
+    await_count(tab.page.locator(".strip img"), 24)
     broken = tab.page.evaluate(
         "[...document.images].filter((i) => i.complete && !i.naturalWidth).map((i) => i.src)"
     )
