@@ -35,8 +35,17 @@ ROWS: dict[str, tuple[str, str, str]] = {
         "macenko-stain-invariant-without", "macenko-stain-invariant-all",
         "macenko-stain-invariant-all",
     ),
-    "SimCLR, 480 steps": ("simclr-480-steps-all",) * 3,
-    "`stain-invariant`, 480 steps": ("stain-invariant-480-steps-all",) * 3,
+    "SimCLR, 480 steps": (
+        "simclr-480-steps-without", "simclr-480-steps-all", "simclr-480-steps-all",
+    ),
+    "`stain-invariant`, 480 steps": (
+        "stain-invariant-480-steps-without", "stain-invariant-480-steps-all",
+        "stain-invariant-480-steps-all",
+    ),
+    "Macenko in front of the latter, 480 steps": (
+        "macenko-stain-invariant-480-steps-without", "macenko-stain-invariant-480-steps-all",
+        "macenko-stain-invariant-480-steps-all",
+    ),
     "random weights": ("random", "random", "random"),
     "color statistics": ("color", "color", "color"),
 }  # fmt: skip
