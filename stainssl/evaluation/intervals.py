@@ -314,14 +314,13 @@ def p_value(difference: Estimate, floor: float = 0.0) -> float:
         floor: lower bound of the p-value.
 
     Returns:
-        NaN if the difference has no limits. For R resamples it is at least 2 / (R + 1) (Davison
-        and Hinkley, 1997).
+        1 if the difference is zero; otherwise NaN if it has no limits. For R resamples it is at
+        least 2 / (R + 1) (Davison and Hinkley, 1997).
     """
-    if not np.isfinite(difference.value) or not np.isfinite(difference.interval).all():
-        return NAN
     if abs(difference.value) < 1e-12:
         return 1.0
-
+    if not np.isfinite(difference.value) or not np.isfinite(difference.interval).all():
+        return NAN
     if difference.draws is not None:
         floor = max(floor, 2 / (len(difference.draws) + 1))
 

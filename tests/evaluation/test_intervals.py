@@ -138,7 +138,9 @@ def test_percentiles_lie_further_out_where_patients_are_few(rng):
 @pytest.mark.parametrize("other", [0.0, 1.0])
 def test_a_difference_that_never_varies_has_no_proportions_limits(other):
     one, two = (drawn_estimate(value, np.full(100, value), 30) for value in (1.0, other))
-    assert np.isnan(combine([one, two], [1, -1]).interval).all()
+    difference = combine([one, two], [1, -1])
+    assert np.isnan(difference.interval).all()
+    np.testing.assert_equal(p_value(difference), 1.0 if other == 1 else np.nan)
     assert combine([one, one], [0.5, 0.5]).interval == one.interval
 
 
