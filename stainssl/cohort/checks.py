@@ -26,7 +26,7 @@ from stainssl.cohort.sheet import (
 from stainssl.cohort.sheet_file import shown
 from stainssl.config import Config, Encoder, Task, nearest
 from stainssl.errors import StainsslError
-from stainssl.evaluation.labels import is_unknown
+from stainssl.evaluation.labels import unknown_cells
 from stainssl.slides.hdf5_patch import file_of
 
 if TYPE_CHECKING:
@@ -297,7 +297,7 @@ def _clinical_notes(task: Task, rows: pd.DataFrame) -> Iterator[str]:
 
 def _odd_words(column: pd.Series) -> list[str]:
     """Words of a column whose known values are otherwise, by more than half, numbers."""
-    known = column[~column.map(is_unknown)].astype(str).str.strip()
+    known = column[~unknown_cells(column)].astype(str).str.strip()
     words = known[pd.to_numeric(known, errors="coerce").isna()]
     return [repr(word) for word in words.unique()] if 2 * len(words) < len(known) else []
 

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from stainssl.cohort.sheet_file import SheetFile, read_sheet_file, shown
 from stainssl.config import NAME, Cohort, Config, PartSize, nearest
 from stainssl.errors import StainsslError
-from stainssl.evaluation.labels import is_unknown
+from stainssl.evaluation.labels import is_unknown, unknown_cells
 
 MAX_ID = 150  # ids are part of file names, which have at most 255 bytes
 Id = Annotated[str, StringConstraints(pattern=f"^{NAME}$", max_length=MAX_ID)]
@@ -368,7 +368,7 @@ def validated_sheet(asked: SheetState) -> pd.DataFrame:
 def _unknown_as_empty(frame: pd.DataFrame) -> pd.DataFrame:
     """Replace words for unknown in `mpp` and `exclude` by empty cells."""
     given = [column for column in ("mpp", "exclude") if column in frame]
-    known = {column: frame[column].mask(frame[column].map(is_unknown), "") for column in given}
+    known = {column: frame[column].mask(unknown_cells(frame[column]), "") for column in given}
     return frame.assign(**known)
 
 

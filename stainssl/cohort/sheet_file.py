@@ -15,7 +15,7 @@ import pandas as pd
 
 from stainssl.config import folded, nearest
 from stainssl.errors import StainsslError
-from stainssl.evaluation.labels import is_unknown
+from stainssl.evaluation.labels import unknown_cells
 
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 ENCODINGS = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
@@ -219,7 +219,7 @@ def decimal_points(column: pd.Series) -> pd.Series | None:
     numbers is not changed.
     """
     found = pd.Series(column.unique(), dtype=object)
-    known = found[~found.map(is_unknown).astype(bool)].astype(str)
+    known = found[~unknown_cells(found)].astype(str)
     commas = known[known.str.fullmatch(DECIMAL_COMMA)]
     if not len(commas) or commas.str.fullmatch(THOUSANDS).all():
         return None

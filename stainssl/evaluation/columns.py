@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from stainssl.evaluation.labels import is_unknown
+from stainssl.evaluation.labels import unknown_cells
 from stainssl.evaluation.probe import Vectors
 
 
@@ -32,7 +32,7 @@ def column_features(
     training = np.ones(len(table), bool) if training is None else training
     parts: list[np.ndarray] = []
     for column in columns:
-        unknown = table[column].map(is_unknown).to_numpy(bool)
+        unknown = unknown_cells(table[column]).to_numpy()
         words = table[column].astype(str).str.strip().mask(unknown, "")
         numbers = pd.to_numeric(words.mask(unknown), errors="coerce").to_numpy(float)
         if not unknown.all() and np.isfinite(numbers[~unknown]).all():

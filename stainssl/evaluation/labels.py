@@ -50,6 +50,11 @@ def is_unknown(value: object, more: Iterable[str] = ()) -> bool:
     return word in UNKNOWN or word in {str(one).strip().casefold() for one in more}
 
 
+def unknown_cells(column: pd.Series) -> pd.Series:
+    """Mask of the cells of a column that mean unknown, as `is_unknown`: bool, also if empty."""
+    return column.map(is_unknown).astype(bool)
+
+
 class LabelKeys(Protocol):
     """The keys of a task that define how its label is read; `time` and `event`: survival."""
 

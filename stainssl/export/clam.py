@@ -17,6 +17,7 @@ from stainssl.export.tables import Tables
 from stainssl.stores.atomic import replacing, write_bytes
 from stainssl.stores.hdf5 import new_hdf5
 
+FILES = "h5_files/*.h5"  # of slides, as the tool reads them
 CHUNK_ROWS = 256  # CLAM's own files have one row per chunk, which its readers do not need
 
 

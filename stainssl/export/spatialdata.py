@@ -24,6 +24,7 @@ from stainssl.export.slide import ExportedSlide
 from stainssl.export.tables import Tables
 from stainssl.stores.atomic import replacing
 
+FILES = "*.zarr"  # of slides, as the tool reads them
 TILES = "tiles"  # wsidata's key for tiles
 ROWS = 4096  # per chunk of embeddings
 _AXES = [{"name": name, "type": "space", "unit": "unit"} for name in "xy"]

@@ -16,6 +16,7 @@ from stainssl.export.tables import Tables
 from stainssl.stores.atomic import replacing
 from stainssl.stores.hdf5 import new_hdf5
 
+FILES = "features/*.h5"  # of slides, as the tool reads them
 LAYOUT = "2.1.0"  # version of STAMP with this layout; STAMP refuses files of newer versions
 
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from stainssl.evaluation.labels import Labels, is_unknown
+from stainssl.evaluation.labels import Labels, unknown_cells
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ def tables_of(sheet: pd.DataFrame, written: Sequence[str], labels: Mapping[str, 
 def _known(values: pd.Series, labels: Labels | None) -> pd.Series:
     if labels:
         return labels.words(values)
-    return values.mask(values.map(is_unknown).astype(bool), "")
+    return values.mask(unknown_cells(values), "")
 
 
 def _of_patients(sheet: pd.DataFrame, column: str, labels: Labels | None) -> dict[str, str]:

@@ -11,6 +11,7 @@ from stainssl.export.slide import ExportedSlide
 from stainssl.export.tables import Tables
 from stainssl.stores.hdf5 import new_hdf5
 
+FILES = "*/features_{encoder}/*.h5"  # of slides, as the tool reads them
 UM_AT_1X = 10.0  # µm/px at 1x: TRIDENT's 20x is 0.5 µm/px
 
 

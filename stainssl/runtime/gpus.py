@@ -7,7 +7,7 @@ import re
 
 log = logging.getLogger(__name__)
 GPU_MESSAGE = "computing on %d GPU(s)"
-_GPU_PATTERN = re.compile(r"computing on (\d+) GPU\(s\)")
+_GPU_PATTERN = re.compile(re.escape(GPU_MESSAGE).replace("%d", r"(\d+)"))
 
 
 def log_gpu_count(count: int) -> None:

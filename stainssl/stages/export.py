@@ -23,13 +23,7 @@ from stainssl.stores.embeddings import Embeddings, open_embeddings
 from stainssl.stores.tables import read_table
 from stainssl.stores.tiles import read_qc, read_tiles
 
-# Modules of `stainssl.export`, with the files of slides that their tools read.
-FORMATS = {
-    "clam": "h5_files/*.h5",
-    "trident": "*/features_{encoder}/*.h5",
-    "stamp": "features/*.h5",
-    "spatialdata": "*.zarr",
-}
+FORMATS = ("clam", "trident", "stamp", "spatialdata")  # modules of `stainssl.export`
 QUPATH = "qupath"
 log = logging.getLogger(__name__)
 
@@ -86,7 +80,7 @@ def _to_folder(config: Config, to: str, cohort: str, encoder: str, out: Path) ->
     log.info("%d slides, %d tiles for %s: %s", len(tiles), sum(tiles.values()), to, out)
     if left := sorted(set(sheet["slide_id"]) - set(tiles)):
         log.info("%d slides of the sheet have no features: %s", len(left), shown(left))
-    files = out.glob(FORMATS[to].format(encoder=encoder))
+    files = out.glob(tool.FILES.format(encoder=encoder))
     if old := sorted(str(file) for file in files if file.stem not in tiles):
         log.warning("%d files are of slides that were not exported now: %s", len(old), shown(old))
 

@@ -110,6 +110,7 @@ class Benchmarks:
         predictions = read_table(path, "predictions")
         units = average_repeats(predictions, level)
         scored = scored_units(units, predictions, level)
+        units = units.assign(slides=self._slides(task, level, units))
         found: Json = {"level": level, "classes": list(scored.classes), "units": len(units)}
         if isinstance(scored, RegressionUnits):
             return found | self._of_numbers(task, units, scored)
@@ -146,9 +147,8 @@ class Benchmarks:
             called_from=fpr_threshold(scored),
             wrong=scored.predicted != scored.y,
         )
-        slides = self._slides(task, self._records.config.per_label_tasks()[task].level, cases)
         # To the median of all cases, not only of those that are listed.
-        cases["stain_distance"] = stain_distances(slides, self._stains(task))
+        cases["stain_distance"] = stain_distances(cases["slides"].tolist(), self._stains(task))
         shown = ["p_truth", "p_last", "called_from", "wrong", "stain_distance"]
         found = {
             "cases": self._cases(task, cases, -of_truth, shown),
@@ -167,8 +167,9 @@ class Benchmarks:
         level = self._records.config.per_label_tasks()[task].level
         names = dict.fromkeys([*UNIT[level], "patient_id", "site", "truth", "predicted", *extra])
         order = np.argsort(-first, kind="stable")[:MAX_CASES]
-        cases = units.iloc[order][[name for name in names if name in units]]
-        return columns(cases) | {"slides": self._slides(task, level, cases)}
+        cases = units.iloc[order]
+        listed = cases[[name for name in names if name in units]]
+        return columns(listed) | {"slides": cases["slides"].tolist()}
 
     def _stains(self, task: str) -> dict[tuple[str, str], NDArray[np.float64]]:
         cohorts = self._records.config.per_label_tasks()[task].cohorts

@@ -17,7 +17,7 @@ from stainssl.cohort.sheet import PART
 from stainssl.config import Config, Task
 from stainssl.errors import StainsslError
 from stainssl.evaluation.folds import RISK, VALUE
-from stainssl.evaluation.labels import is_unknown
+from stainssl.evaluation.labels import unknown_cells
 from stainssl.paths import of_label
 from stainssl.stores.tables import read_table
 from stainssl.stores.tiles import read_qc
@@ -357,7 +357,7 @@ def with_numbers(sheet: pd.DataFrame) -> pd.DataFrame:
     """Convert columns whose known values are all numbers to float; ids, sites stay text."""
     out = sheet.copy()
     for name in sheet.columns.difference(["slide_id", "patient_id", "site", "split"]):
-        unknown = sheet[name].map(is_unknown).astype(bool)
+        unknown = unknown_cells(sheet[name])
         numbers = pd.to_numeric(sheet[name].mask(unknown), errors="coerce")
         if numbers.notna().any() and (numbers.notna() | unknown).all():
             out[name] = numbers.astype(float)
