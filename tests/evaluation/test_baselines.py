@@ -1,4 +1,4 @@
-"""Columns of a sheet predict what depends on them, and nothing else."""
+"""Baselines that predict a label from columns of the sheet."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ def _auroc(units: pd.DataFrame, columns: list[str]) -> float:
     return float(rows.loc[("auroc", "all"), "value"])
 
 
-def test_a_column_that_goes_with_the_label_tells_it(rng):
+def test_auroc_is_high_for_columns_correlated_with_the_label(rng):
     units = _patients(rng)
     assert _auroc(units, ["site"]) > 0.75
     assert _auroc(units, ["age"]) > 0.85
     assert abs(_auroc(units, ["noise"]) - 0.5) < 0.2
 
 
-def test_numbers_are_numbers_words_are_words_and_unknown_is_told():
+def test_numbers_are_kept_words_are_one_hot_and_unknown_cells_are_indicated():
     table = pd.DataFrame({"age": ["40", "", "60"], "grade": ["low", "high", ""], "n": [1, 2, 3]})
     np.testing.assert_array_equal(column_features(table, ["age"]), [[40, 0], [50, 1], [60, 0]])
     np.testing.assert_array_equal(
@@ -52,23 +52,23 @@ def test_numbers_are_numbers_words_are_words_and_unknown_is_told():
 
 
 @pytest.mark.parametrize("word", ["", "NA", "n/a", "unknown", "[Not Available]"])
-def test_one_unknown_age_is_the_median_of_training_and_turns_no_number_into_a_word(word):
+def test_unknown_number_becomes_the_training_median_and_the_column_stays_numeric(word):
     table = pd.DataFrame({"age": ["40", word, "60", "90"]})
     training = np.array([True, True, True, False])
     expected = [[40, 0], [50, 1], [60, 0], [90, 0]]
     np.testing.assert_array_equal(column_features(table, ["age"], training), expected)
 
 
-def test_a_baseline_is_judged_on_what_the_encoders_were_judged_on(rng):
+def test_same_rows_keeps_the_units_that_all_tables_have(rng):
     units = _patients(rng, 24)
     folds = make_folds(units[["patient_id", "label"]], kind="cv", folds=3)
     predictions = predict_from_columns(units, ["site"], folds, seed=0, classes=["0", "1"])
-    answered = predictions.iloc[5:]
-    kept = same_rows(predictions, [answered, predictions], "patient")
-    assert sorted(kept["patient_id"]) == sorted(answered["patient_id"])
+    evaluated = predictions.iloc[5:]
+    kept = same_rows(predictions, [evaluated, predictions], "patient")
+    assert sorted(kept["patient_id"]) == sorted(evaluated["patient_id"])
 
 
-def test_a_site_that_is_left_out_tells_nothing(rng):
+def test_site_column_is_uninformative_if_the_test_site_is_left_out(rng):
     units = _patients(rng)
     folds = make_folds(units[["patient_id", "label", "site"]], kind="leave-one-out", group="site")
     predictions = predict_from_columns(units, ["site"], folds, seed=0, classes=["0", "1"])
@@ -76,15 +76,15 @@ def test_a_site_that_is_left_out_tells_nothing(rng):
         assert rows["p_1"].nunique() == 1
 
 
-def test_without_information_every_fold_says_one_half(rng):
-    """Left out positives must not show as a lower share of positives in what is left."""
+def test_uninformative_column_gives_one_half_in_every_fold(rng):
+    """Class frequencies of the training part, which depend on the test part, do not show."""
     units = _patients(rng, 21).assign(site="a")
     folds = make_folds(units[["patient_id", "label"]], kind="cv", folds=3)
     predictions = predict_from_columns(units, ["site"], folds, seed=0, classes=["0", "1"])
     np.testing.assert_allclose(predictions["p_1"], 0.5, atol=0.01)
 
 
-def test_no_tested_patient_is_a_sentence(rng):
+def test_folds_without_test_patients_are_refused(rng):
     units = _patients(rng, 20)
     folds = make_folds(units[["patient_id", "label"]], kind="cv", folds=2)
     with pytest.raises(StainsslError, match="No test patient"):
@@ -93,5 +93,5 @@ def test_no_tested_patient_is_a_sentence(rng):
         )
 
 
-def test_scanner_columns_say_where_a_slide_was_made():
+def test_scanner_columns_are_site_columns():
     assert site_columns(["slide_id", "site", "Scanner", "her2"]) == ["site", "Scanner"]

@@ -1,4 +1,4 @@
-"""Vectors that are all alike are told, however high their rank is."""
+"""Notes on nearly equal embeddings and on pretrained weights."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from stainssl.evaluation.geometry import effective_rank
 
 @settings(deadline=None, max_examples=30)
 @given(st.integers(2, 30), st.integers(1, 8), st.integers(0, 99), st.integers(1, 30))
-def test_it_is_the_mean_over_all_pairs(count: int, dim: int, seed: int, cut: int) -> None:
+def test_mean_cosine_is_the_mean_over_all_pairs(count: int, dim: int, seed: int, cut: int) -> None:
     vectors = np.random.default_rng(seed).normal(0.5, 1, (count, dim)).astype(np.float32)
     expected = cosine_similarity(vectors)[~np.eye(count, dtype=bool)].mean()
     blocks = [vectors[:cut], vectors[cut:]]
     assert mean_cosine(blocks) == (pytest.approx(expected, abs=1e-5), count)
 
 
-def test_too_few_and_empty_vectors() -> None:
+def test_mean_cosine_is_nan_for_fewer_than_two_nonzero_vectors() -> None:
     assert np.isnan(mean_cosine([])[0])
     assert np.isnan(mean_cosine([np.zeros((5, 3)), np.ones((1, 3))])[0])
 
 
-def test_a_table_notes_an_encoder_whose_rank_looks_well(tmp_path: Path) -> None:
+def test_nearly_equal_embeddings_of_high_effective_rank_are_noted(tmp_path: Path) -> None:
     vectors = np.random.default_rng(0).normal(size=(200, 128)).astype(np.float32)
     alike = (100 + vectors).astype(np.float16)
     assert effective_rank(alike.astype(np.float32)) > 90
@@ -47,7 +47,7 @@ def test_a_table_notes_an_encoder_whose_rank_looks_well(tmp_path: Path) -> None:
     assert collapse_notes({"well": folders["well"]}) == []
 
 
-def test_given_weights_are_noted(tmp_path):
+def test_pretrained_weights_are_noted(tmp_path):
     known = {"recipe": "uni", "weights_sha256": "a" * 64}
     made = {
         "uni": known, "other": known | {"revision": "b" * 40, "source": "left out"},

@@ -1,4 +1,4 @@
-"""Comparisons are paired, right on known values, and corrected for their number."""
+"""Paired comparisons: known values, lower bounds of p-values, and Holm's correction."""
 
 from math import comb
 
@@ -42,7 +42,7 @@ def _delong_by_definition(y: np.ndarray, a: np.ndarray, b: np.ndarray) -> tuple[
     return v10.mean(1) @ [1, -1], cov[0, 0] + cov[1, 1] - 2 * cov[0, 1]
 
 
-def test_of_many_patients_the_difference_is_delongs_with_ties(rng):
+def test_difference_of_many_patients_equals_delong_with_ties(rng):
     y = rng.random(600) < 0.4
     a, b = np.round(y + rng.normal(size=600), 1), np.round(0.6 * y + rng.normal(size=600), 1)
     value, variance = _delong_by_definition(y, a, b)
@@ -56,15 +56,15 @@ def test_of_many_patients_the_difference_is_delongs_with_ties(rng):
 
 
 @pytest.mark.parametrize("n", [2, 3, 5])
-def test_no_p_value_is_below_what_an_exact_test_of_so_few_patients_can_give(n):
+def test_p_value_is_at_least_the_lowest_one_of_an_exact_test(n):
     y = np.repeat([0, 1], n)
-    perfect, coin = _predictions(y, 4 * y - 2.0), _predictions(y, np.zeros(2 * n))
-    found = compare_two([perfect], [coin], "patient")
+    perfect, uninformative = _predictions(y, 4 * y - 2.0), _predictions(y, np.zeros(2 * n))
+    found = compare_two([perfect], [uninformative], "patient")
     assert found["difference"] == pytest.approx(0.5)
     assert found["p"] >= 2 / comb(2 * n, n) - 1e-12
 
 
-def test_the_least_p_value_counts_the_labels_of_each_fold_or_the_patients():
+def test_least_p_counts_assignments_of_labels_by_fold_or_exchanges_of_patients():
     y = np.array([0, 0, 1, 0, 1, 2])
     p = np.full((6, 3), 1 / 3)
     folds = (FoldScores(0, np.arange(3), p[:3]), FoldScores(0, np.arange(3, 6), p[3:]))
@@ -75,7 +75,7 @@ def test_the_least_p_value_counts_the_labels_of_each_fold_or_the_patients():
 
 @pytest.mark.parametrize("n", [10, 50])
 @pytest.mark.parametrize("tiles", [1, 4])
-def test_no_difference_is_rarely_significant(n, tiles):
+def test_false_positive_rate_without_a_difference(n, tiles):
     rng = np.random.default_rng(1)
     found = 0
     y, patient = np.repeat(np.arange(n) % 2, tiles), np.repeat(np.arange(n), tiles)
@@ -88,7 +88,7 @@ def test_no_difference_is_rarely_significant(n, tiles):
     assert found / 100 <= 0.11
 
 
-def test_the_mean_over_seeds_has_a_wider_interval_than_patients_alone_give(rng):
+def test_interval_of_the_mean_over_seeds_is_wider_than_over_patients_alone(rng):
     y = np.arange(40) % 2
     tables = [_predictions(y, s * y + rng.normal(size=40)) for s in (0.5, 1.5, 2.5)]
     scored = [read_scored(table, "patient") for table in tables]
@@ -124,7 +124,7 @@ def test_every_pair_is_compared_once(rng):
     ]  # fmt: skip
 
 
-def test_holm_on_a_known_family():
+def test_holm_on_known_p_values():
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert np.isnan(holm([0.01, float("nan")])[1])
     assert holm([0.01, float("nan")])[0] == pytest.approx(0.01)
@@ -139,13 +139,13 @@ def test_holm_never_lowers_a_p_value_nor_changes_their_order(p):
 
 
 @pytest.mark.parametrize("comparisons", [1, 10, 68, 240])
-def test_a_clear_difference_can_be_significant_in_a_table_of_many_rows(comparisons: int) -> None:
+def test_a_clear_difference_can_be_significant_among_many_comparisons(comparisons: int) -> None:
     draws = np.random.default_rng(0).normal(0.4, 0.02, resamples_for(comparisons))
     clear = drawn_estimate(0.4, draws, 40)
     assert holm([p_value(clear), *[0.9] * (comparisons - 1)])[0] < 0.05
 
 
-def test_comparing_all_at_once_is_comparing_each_pair() -> None:
+def test_compare_all_equals_compare_two_for_each_pair() -> None:
     rng = np.random.default_rng(3)
     y = np.tile([0, 1], 30)
     sides = {n: [_predictions(y, rng.normal(y * k, 1.0))] for k, n in enumerate("abc")}

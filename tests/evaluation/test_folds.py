@@ -1,4 +1,4 @@
-"""Folds are by patient, in balance, the same for the same seed; what cannot be split is refused."""
+"""Folds: by patient, stratified, reproducible; impossible splits are refused."""
 
 import numpy as np
 import pandas as pd
@@ -50,9 +50,9 @@ def _patients(n: int = 20, **columns: list) -> pd.DataFrame:
     seed=st.integers(0, 2**31 - 1),
 )
 @pytest.mark.filterwarnings("ignore:The least populated class:UserWarning")
-def test_stratified_folds_are_those_of_scikit_learn(strata, folds, seed):
+def test_stratified_folds_equal_those_of_scikit_learn(strata, folds, seed):
     rows = np.array(strata)
-    assume(np.unique(rows, return_counts=True)[1].max() >= folds)  # else it refuses
+    assume(np.unique(rows, return_counts=True)[1].max() >= folds)  # otherwise scikit-learn refuses
     splitter = StratifiedKFold(folds, shuffle=True, random_state=seed)
     expected = np.empty(len(rows), int)
     for fold, (_, test) in enumerate(splitter.split(rows, rows)):
@@ -67,7 +67,7 @@ def test_stratified_folds_are_those_of_scikit_learn(strata, folds, seed):
     repeats=st.integers(1, 3),
     seed=st.integers(0, 2**31),
 )
-def test_every_patient_tests_once_a_repeat_and_has_one_role_a_fold(n, folds, repeats, seed):
+def test_every_patient_is_tested_once_per_repeat_and_has_one_role_per_fold(n, folds, repeats, seed):
     patients = _patients(n)
     made = make_folds(patients, kind="cv", folds=folds, repeats=repeats, seed=seed)
     tests = made[made["role"] == "test"]
@@ -81,13 +81,13 @@ def test_every_patient_tests_once_a_repeat_and_has_one_role_a_fold(n, folds, rep
         assert abs(np.mean(label[sorted(role["test"])] == "1") - 0.5) < 0.34
 
 
-def test_the_same_seed_gives_the_same_rows_and_another_gives_others():
+def test_the_same_seed_gives_the_same_folds_and_another_seed_other_folds():
     one, same, other = (make_folds(_patients(), kind="cv", seed=s) for s in (1, 1, 2))
     pd.testing.assert_frame_equal(one, same)
     assert not one.equals(other)
 
 
-def test_stratification_keeps_sites_in_balance():
+def test_stratification_balances_sites():
     patients = _patients(60)
     made = make_folds(patients, kind="cv", folds=5, stratify=["site"])
     site = patients.set_index("patient_id")["site"]
@@ -95,7 +95,7 @@ def test_stratification_keeps_sites_in_balance():
         assert site[sorted(role["test"])].value_counts().to_dict() == {"a": 4, "b": 4, "c": 4}
 
 
-def test_the_sheets_split_is_kept_and_a_fifth_of_training_validates():
+def test_the_sheets_split_is_kept_and_a_fifth_of_training_is_validation():
     made = make_folds(_patients(), kind="sheet")
     role = made.set_index("patient_id")["role"]
     expected = _patients().set_index("patient_id")["split"]
@@ -121,13 +121,13 @@ def test_one_class_only_is_refused_with_the_counts():
         make_folds(_patients(label=["1"] * 20), kind="cv")
 
 
-def test_fewer_patients_of_a_class_than_folds_is_refused_with_what_to_do():
+def test_fewer_patients_of_a_class_than_folds_is_refused_with_advice():
     label = ["1"] * 3 + ["0"] * 17
     with pytest.raises(StainsslError, match=r"folds \(5\).*1: 3.*at most 3 folds.*'classes'"):
         make_folds(_patients(label=label), kind="cv", folds=5)
 
 
-def test_a_leaked_patient_is_refused_by_name(tmp_path):
+def test_a_patient_with_two_roles_in_a_fold_is_refused_by_name(tmp_path):
     made = make_folds(_patients(), kind="sheet")
     leaked = pd.concat([made, made.iloc[[3]].assign(role="val")])
     with pytest.raises(StainsslError, match="p03"):
@@ -147,26 +147,26 @@ def test_a_patient_in_two_splits_or_sites_is_refused_by_name():
         )
 
 
-def test_a_patients_slides_must_agree_on_a_patients_label():
+def test_slides_of_a_patient_must_have_one_label_at_level_patient():
     slides = pd.DataFrame({"patient_id": ["x", "x", "y"], "her2": ["0", "1", "0"]})
     with pytest.raises(StainsslError, match=r"'her2'.*: x\."):
         patient_table(slides, "her2", level="patient")
     assert patient_table(slides, "her2", level="slide")["label"].tolist() == ["1", "0"]
 
 
-def test_unknown_labels_are_left_out():
+def test_patients_with_an_unknown_label_are_left_out():
     slides = pd.DataFrame({"patient_id": list("uvwxyz"), "her2": ["", None, np.nan, 1.0, "1", "0"]})
     found = patient_table(slides, "her2", level="patient")
     assert found["patient_id"].tolist() == ["x", "y", "z"]
 
 
-def test_an_absent_label_is_refused():
+def test_a_missing_label_column_is_refused():
     with pytest.raises(StainsslError, match="no column 'her2'"):
         patient_table(_patients(), "her2", level="patient")
 
 
 @pytest.mark.parametrize(
-    ("split", "label", "sentence"),
+    ("split", "label", "message"),
     [
         ({"kind": "cv", "folds": 15}, "label", "fewer patients than folds"),
         ({"kind": "sheet"}, "nothing", "no column 'nothing'"),
@@ -175,26 +175,26 @@ def test_an_absent_label_is_refused():
         ({"kind": "leave-one-out", "group": "site"}, "label", None),
     ],
 )
-def test_problems_are_known_before_any_job(split, label, sentence):
+def test_impossible_splits_are_reported(split, label, message):
     task = Task(level="patient", label=label, cohorts=["c"], split=split)
     found = _problems(_patients(one="x"), "patient", label, task)
-    assert found == [] if sentence is None else sentence in found[0]
+    assert found == [] if message is None else message in found[0]
 
 
-def test_a_strange_split_or_none_to_test_is_refused():
+def test_an_unknown_split_and_a_missing_test_split_are_refused():
     with pytest.raises(StainsslError, match="'hold-out'"):
         make_folds(_patients(split=["train"] * 19 + ["hold-out"]), kind="sheet")
     with pytest.raises(StainsslError, match="with split test"):
         make_folds(_patients(split=["train"] * 20), kind="sheet")
 
 
-def test_labels_are_one_word_whatever_their_type():
+def test_class_name_does_not_depend_on_the_type_of_a_value():
     assert [class_name(v) for v in (1.0, 1, "1", "1.0", np.float32(1), True)] == ["1"] * 6
     assert [class_name(v) for v in (None, np.nan, "", "HER2+", 0.5)] == ["", "", "", "HER2+", "0.5"]
     assert class_order(["10", "9", "b", "a", "", "9"]) == ["9", "10", "a", "b"]
 
 
-def test_patients_who_all_have_tiles_of_both_classes_are_split_without_balance():
+def test_patients_who_all_have_tiles_of_both_classes_are_split_without_stratification():
     rows = [(f"p{i}", str(y), "train" if i < 3 else "test") for i in range(5) for y in (0, 1)]
     slides = pd.DataFrame(rows, columns=["patient_id", "tumor", "split"])
     slides["slide_id"] = range(len(slides))
@@ -204,7 +204,7 @@ def test_patients_who_all_have_tiles_of_both_classes_are_split_without_balance()
     assert set(folds.loc[folds["role"] == "test", "patient_id"]) == {"p3", "p4"}
 
 
-def test_patients_who_all_have_a_slide_of_the_highest_class_are_split_too():
+def test_patients_who_all_have_a_slide_of_the_highest_class_can_be_split():
     stages = ["negative", "itc", "negative", "macro", "negative", "negative"]
     slides = pd.DataFrame({"patient_id": list("aabbcc"), "stage": stages, "site": list("xxyyzz")})
     task = Task(
@@ -218,7 +218,7 @@ def test_patients_who_all_have_a_slide_of_the_highest_class_are_split_too():
     assert "one class only" in _problems(alone, "slide", "stage", task)[0]
 
 
-def test_a_split_that_ranks_nobody_is_told_before_any_job():
+def test_a_split_without_two_classes_in_any_fold_is_a_ranking_problem():
     patients = _patients()
     one_by_one = make_folds(patients, kind="leave-one-out")
     assert "kind: cv" in ranking_problem(patients, one_by_one)

@@ -1,4 +1,4 @@
-"""Intervals hold in small cohorts, equal known ones in large, and combine as variances do."""
+"""Confidence intervals: known values, coverage in small cohorts, and combination."""
 
 import warnings
 
@@ -36,7 +36,7 @@ def _normal(rng, n, auroc):
     return _scored(np.repeat([0, 1], n), stats.norm.cdf(score))
 
 
-def test_shares_have_wilsons_interval():
+def test_proportions_have_wilsons_interval():
     hits, of = np.r_[np.ones(7), np.zeros(13)], np.r_[np.ones(18), 0, 0]
     found = share_estimate(hits, of)
     assert found.value == pytest.approx(7 / 18)
@@ -44,7 +44,7 @@ def test_shares_have_wilsons_interval():
     assert np.isnan(share_estimate(hits, np.zeros(20)).value)
 
 
-def test_aurocs_interval_ends_at_a_half_where_the_mann_whitney_test_is_at_five_percent(rng):
+def test_p_value_of_auroc_equals_the_mann_whitney_test(rng):
     y = np.repeat([0, 1], [9, 7])
     for _ in range(20):
         score = rng.normal(size=16)
@@ -52,7 +52,7 @@ def test_aurocs_interval_ends_at_a_half_where_the_mann_whitney_test_is_at_five_p
         test = stats.mannwhitneyu(
             score[y == 1], score[y == 0], method="asymptotic", use_continuity=False
         )
-        # At one half the variance is that test's, whatever the sizes of the classes.
+        # At one half the variance is that of the test, for any class sizes.
         assert p_value(Estimate(found.value - 0.5, _shifted(found))) == pytest.approx(
             test.pvalue, abs=1e-6
         )
@@ -66,17 +66,17 @@ def _shifted(found):
     return limits
 
 
-def test_aurocs_interval_is_delongs_where_patients_are_many(rng):
+def test_interval_of_auroc_equals_delong_for_many_patients(rng):
     scored = _normal(rng, 1000, 0.8)
     pairs = pairs_of(scored, 1)
-    error = np.sqrt((pairs.influence**2).sum())  # DeLong's, but for n - 1
+    error = np.sqrt((pairs.influence**2).sum())  # DeLong's, except for n - 1
     low, high = confidence_interval("auroc", scored)
     assert low == pytest.approx(pairs.value - 1.96 * error, abs=2e-3)
     assert high == pytest.approx(pairs.value + 1.96 * error, abs=2e-3)
 
 
 @pytest.mark.parametrize("n", [3, 5, 20])
-def test_a_perfect_answer_of_few_patients_is_not_certain(n):
+def test_perfect_predictions_of_few_patients_have_a_wide_interval(n):
     scored = _scored(np.repeat([0, 1], n), np.repeat([0.2, 0.8], n))
     low, high = confidence_interval("auroc", scored)
     assert high == pytest.approx(1.0)
@@ -84,14 +84,14 @@ def test_a_perfect_answer_of_few_patients_is_not_certain(n):
     if n == 3:
         page = (ROOT / "docs" / "statistics.md").read_text()
         assert format_interval(1.0, low, high) in " ".join(page.split())
-    assert np.isnan(confidence_interval("brier", scored)).all()  # no resample differs
-    for metric in ("auprc", "f1_macro"):  # likewise, and nobody speaks against them
+    assert np.isnan(confidence_interval("brier", scored)).all()  # all resamples are equal
+    for metric in ("auprc", "f1_macro"):  # likewise, but Wilson's interval is used
         wilson = stats.binomtest(2 * n, 2 * n).proportion_ci(method="wilson")
         assert confidence_interval(metric, scored) == pytest.approx(tuple(wilson))
 
 
-def test_bca_has_no_limits_for_a_perfect_answer():
-    """Why it is not taken: all resamples, and all that leave one out, say the same."""
+def test_bca_has_no_limits_for_perfect_predictions():
+    """The reason why BCa is not used: all resamples and all jackknife values are equal."""
     p, y = np.linspace(0, 1, 12), np.repeat([0, 1], 6)
 
     def auroc(rows):
@@ -107,14 +107,14 @@ def test_bca_has_no_limits_for_a_perfect_answer():
 
 
 @pytest.mark.parametrize("n", [3, 6, 20])
-def test_aurocs_interval_covers_in_tiny_cohorts(n):
+def test_interval_of_auroc_has_nominal_coverage_in_small_cohorts(n):
     rng = np.random.default_rng(n)
     intervals = [confidence_interval("auroc", _normal(rng, n, 0.9)) for _ in range(200)]
     covered = np.mean([low <= 0.9 <= high for low, high in intervals])
     assert 0.92 <= covered <= 0.995
 
 
-def test_cross_validation_doubles_the_variance_at_a_half_and_leaves_a_perfect_answer():
+def test_cross_validation_doubles_the_variance_at_one_half_and_not_at_one():
     flat = pairs_of(_scored([0, 1] * 300, np.full(600, 0.5)), 1)
     widths = [
         np.diff(auroc_estimate(flat, squared_correlation).interval)[0]
@@ -125,7 +125,7 @@ def test_cross_validation_doubles_the_variance_at_a_half_and_leaves_a_perfect_an
     assert auroc_estimate(perfect, 1.0).interval[1] == pytest.approx(1.0)
 
 
-def test_percentiles_lie_further_out_where_patients_are_few(rng):
+def test_percentile_interval_is_expanded_for_few_patients(rng):
     draws = rng.normal(size=20_000)
     many, few = (drawn_estimate(0.0, draws, n).interval for n in (10_000, 8))
     assert many == pytest.approx((-1.96, 1.96), abs=0.06)
@@ -136,7 +136,7 @@ def test_percentiles_lie_further_out_where_patients_are_few(rng):
 
 
 @pytest.mark.parametrize("other", [0.0, 1.0])
-def test_a_difference_that_never_varies_has_no_proportions_limits(other):
+def test_a_difference_of_constant_resamples_has_no_limits(other):
     one, two = (drawn_estimate(value, np.full(100, value), 30) for value in (1.0, other))
     difference = combine([one, two], [1, -1])
     assert np.isnan(difference.interval).all()
@@ -144,13 +144,13 @@ def test_a_difference_that_never_varies_has_no_proportions_limits(other):
     assert combine([one, one], [0.5, 0.5]).interval == one.interval
 
 
-def _gauss(value, error, influence):
+def _normal_estimate(value, error, influence):
     return Estimate(value, lambda z: (value - z * error, value + z * error), influence)
 
 
-def test_combining_adds_variances_with_their_correlation():
+def test_combine_adds_variances_with_their_correlation():
     a, b = np.array([3.0, 0.0, 4.0]), np.array([3.0, 4.0, 0.0])  # correlation 9 / 25
-    parts = [_gauss(0.8, 0.05, a), _gauss(0.7, 0.05, b)]
+    parts = [_normal_estimate(0.8, 0.05, a), _normal_estimate(0.7, 0.05, b)]
     found = combine(parts, [1, -1])
     error = 0.05 * np.sqrt(2 - 2 * 9 / 25)
     assert found.value == pytest.approx(0.1)
@@ -160,21 +160,21 @@ def test_combining_adds_variances_with_their_correlation():
     assert alone.interval == pytest.approx(parts[0].interval)
 
 
-def test_an_answer_less_itself_differs_in_nothing(rng):
+def test_difference_of_an_estimate_and_itself_is_zero(rng):
     one = estimate("auroc", _normal(rng, 10, 0.8))
     same = combine([one, one], [1, -1])
     assert same.value == 0
     assert p_value(same) == 1.0
 
 
-def test_widening_multiplies_the_variance():
-    assert widened(_gauss(0.5, 0.1, np.ones(1)), 4.0).interval == pytest.approx(
+def test_widened_multiplies_the_variance():
+    assert widened(_normal_estimate(0.5, 0.1, np.ones(1)), 4.0).interval == pytest.approx(
         (0.5 - 2 * 0.1959964, 0.5 + 2 * 0.1959964)
     )
 
 
-def test_seeds_add_their_own_error_to_the_patients():
-    patients = _gauss(0.8, 0.03, np.ones(1))
+def test_with_seeds_adds_the_error_of_seeds_to_that_of_patients():
+    patients = _normal_estimate(0.8, 0.03, np.ones(1))
     values = [0.78, 0.80, 0.82]
     reach = stats.t.ppf(0.975, 2) * 0.02 / np.sqrt(3)
     low, high = with_seeds(patients, [values]).interval
@@ -183,14 +183,14 @@ def test_seeds_add_their_own_error_to_the_patients():
     assert with_seeds(patients, [[0.8]]) is patients
 
 
-def test_a_p_value_of_resamples_is_never_below_what_they_can_tell():
+def test_p_value_is_at_least_two_divided_by_the_number_of_resamples():
     difference = drawn_estimate(0.5, 0.5 + 0.01 * np.random.default_rng(0).normal(size=999), 40)
     assert p_value(difference) == pytest.approx(2 / 1000)
     assert np.isnan(p_value(drawn_estimate(0.5, np.full(99, np.nan), 40)))
 
 
 @pytest.mark.parametrize("units", [2, 5, 40])
-def test_rank_likeness_is_the_squared_correlation_of_centered_scores_with_ranks(units):
+def test_squared_rank_correlation_equals_a_simulation(units):
     scores = np.random.default_rng(0).normal(size=(40_000, units))
     ranks = stats.rankdata(scores, axis=1)
     centered = scores - scores.mean(axis=1, keepdims=True)

@@ -1,4 +1,4 @@
-"""Words of a label: unknown ones, those that are mapped, and what is told of them."""
+"""Reading a label's column: unknown words, classes, problems and the summary."""
 
 import numpy as np
 import pandas as pd
@@ -21,12 +21,12 @@ from stainssl.evaluation.labels import (
     [*sorted(STR_NA_VALUES), "[Not Available]", "[Not Evaluated]", "unknown", "UNKNOWN", "-", "?",
      "Indeterminate", " na ", None, np.nan],
 )  # fmt: skip
-def test_unknown_is_unknown_in_every_tables_words(word):
+def test_usual_words_for_unknown_are_recognized(word):
     assert is_unknown(word)
 
 
 @pytest.mark.parametrize("word", ["0", "negative", "+", "nano", "1", "no", "none of them"])
-def test_a_class_is_not_unknown(word):
+def test_class_names_are_not_unknown(word):
     assert not is_unknown(word)
 
 
@@ -35,7 +35,7 @@ def _rows(words):
     return pd.DataFrame({"patient_id": patients, "her2": words})
 
 
-def test_words_are_mapped_to_classes_in_their_order_and_case_does_not_count():
+def test_words_are_mapped_to_ordered_classes_regardless_of_case():
     classes = {"0-1": ["0", "1+"], "2+": ["equivocal"], "3+": ["pos"]}
     labels = Labels("her2", na=["failed"], classes=classes)
     words = pd.Series(["1+", "POS", "3+", "failed", "NA", np.nan, " Equivocal ", "0", 0.0])
@@ -44,7 +44,7 @@ def test_words_are_mapped_to_classes_in_their_order_and_case_does_not_count():
     assert labels.order(expected) == ["0-1", "2+", "3+"]
 
 
-def test_a_word_that_no_class_takes_is_told_with_its_count():
+def test_a_word_in_no_class_is_reported_with_its_count():
     labels = Labels("her2", classes={"neg": ["0"], "pos": ["3+"]})
     rows = _rows(["0", "3+", "2+", "2+"])
     with pytest.raises(StainsslError, match=r"'2\+' \(2\)"):
@@ -63,16 +63,16 @@ def test_a_word_that_no_class_takes_is_told_with_its_count():
         (Labels("x"), ["10", "9", "b"], ["9", "10", "b"]),
     ],
 )  # fmt: skip
-def test_of_two_classes_the_positive_one_is_last(labels, words, order):
+def test_the_positive_of_two_classes_is_last(labels, words, order):
     assert labels.order(words) == order
 
 
-def test_a_minus_is_a_class_where_it_is_named():
+def test_a_minus_is_a_class_if_classes_has_it():
     labels = Labels("x", classes={"negative": ["-"], "positive": ["+"]})
     assert labels.words(pd.Series(["-", "+", "?"])).tolist() == ["negative", "positive", ""]
 
 
-def test_classes_that_differ_in_case_and_numbers_are_problems():
+def test_classes_that_differ_in_case_numbers_and_an_unknown_positive_are_problems():
     assert "only in case" in label_problems(Labels("her2"), _rows(["Pos", "pos", "neg"]))[0]
     numbers = _rows([str(i) for i in range(20)])
     assert "is it a number?" in label_problems(Labels("her2"), numbers)[0]
@@ -94,13 +94,13 @@ def _task(**keys):
     return parse({"cohorts": {"c": {"sheet": "s.csv"}}, "tasks": {"t": task | keys}}).tasks["t"]
 
 
-def test_codes_that_may_mean_unknown_are_asked_for():
+def test_summary_suggests_na_for_codes_that_may_mean_unknown():
     assert any("'na'" in line for line in label_summary(Labels("her2"), _rows(["0", "1", "999"])))
     coded = Labels("her2", na=["999"])
     assert coded.words(pd.Series(["0", "999", 999.0])).tolist() == ["0", "", ""]
 
 
-def test_the_config_takes_numbers_for_words_and_refuses_what_is_ambiguous():
+def test_config_accepts_numbers_as_words_and_refuses_ambiguous_classes():
     found = labels_of(_task(classes={"low": [0, "1+"], 3: []}, na=[9], positive=3))
     assert found == Labels("her2", ("9",), {"low": ["0", "1+"], "3": []}, "3")
     assert _task(classes={"Pos": ["pos"], "neg": []}).classes["Pos"] == ["pos"]

@@ -1,4 +1,4 @@
-"""Metrics equal scikit-learn's, resampled ones too; intervals cover; undefined is NaN."""
+"""Metrics against scikit-learn, also under resampling; intervals; undefined values."""
 
 import dataclasses
 
@@ -48,7 +48,7 @@ def _predictions(scored: ScoredUnits, **columns: object) -> pd.DataFrame:
 
 @settings(max_examples=60, deadline=None)
 @given(data=st.data(), n=st.integers(2, 40), levels=st.integers(1, 12))
-def test_weighted_curves_equal_scikit_learns_on_resamples_with_ties(data, n, levels):
+def test_weighted_auroc_and_auprc_equal_scikit_learn_with_ties(data, n, levels):
     score = data.draw(hnp.arrays(np.int64, n, elements=st.integers(0, levels))).astype(float)
     positive = data.draw(hnp.arrays(bool, n))
     weights = data.draw(hnp.arrays(np.int64, (3, n), elements=st.integers(0, 3))).astype(float)
@@ -71,7 +71,7 @@ def _one_vs_rest(curve, s):
     return np.mean([curve(s.y == k, s.p[:, k]) for k in classes])
 
 
-def _called(s):
+def _ruled_in(s):
     return (s.p[:, 1] >= s.rule_out).astype(int)
 
 
@@ -86,10 +86,10 @@ SCIKIT_LEARN = {
     "specificity": lambda s: sk.recall_score(s.y, s.predicted, pos_label=0),
     "ppv": lambda s: sk.precision_score(s.y, s.predicted),
     "npv": lambda s: sk.precision_score(s.y, s.predicted, pos_label=0),
-    "sensitivity_rule_out": lambda s: sk.recall_score(s.y, _called(s)),
-    "specificity_rule_out": lambda s: sk.recall_score(s.y, _called(s), pos_label=0),
-    "ppv_rule_out": lambda s: sk.precision_score(s.y, _called(s)),
-    "npv_rule_out": lambda s: sk.precision_score(s.y, _called(s), pos_label=0),
+    "sensitivity_rule_out": lambda s: sk.recall_score(s.y, _ruled_in(s)),
+    "specificity_rule_out": lambda s: sk.recall_score(s.y, _ruled_in(s), pos_label=0),
+    "ppv_rule_out": lambda s: sk.precision_score(s.y, _ruled_in(s)),
+    "npv_rule_out": lambda s: sk.precision_score(s.y, _ruled_in(s), pos_label=0),
     "brier": lambda s: sk.brier_score_loss(s.y, s.p[:, 1]),
 }
 SCIKIT_LEARN |= {f"{name}_pooled": SCIKIT_LEARN[name] for name in ("auroc", "auprc")}
@@ -101,7 +101,7 @@ def _with_cuts(scored: ScoredUnits) -> ScoredUnits:
 
 
 @pytest.mark.parametrize("name", sorted(set(CLASS_METRICS) - {"calibration_error"}))
-def test_a_metric_is_scikit_learns_and_a_resample_that_of_the_rows_it_repeats(rng, name):
+def test_metric_and_its_resamples_equal_scikit_learn(rng, name):
     scored = _with_cuts(_scored(rng))
     assert METRICS[name].value(scored) == pytest.approx(SCIKIT_LEARN[name](scored))
     weights = patient_weights(scored, 5, seed=1)
@@ -117,7 +117,7 @@ def test_a_metric_is_scikit_learns_and_a_resample_that_of_the_rows_it_repeats(rn
 @pytest.mark.parametrize(
     "name", ["auroc", "auprc", "accuracy", "balanced_accuracy", "f1_macro", "f1_weighted"]
 )
-def test_of_three_classes_a_metric_is_scikit_learns(rng, name):
+def test_metric_of_three_classes_equals_scikit_learn(rng, name):
     scored = _scored(rng, classes=3)
     assert METRICS[name].value(scored) == pytest.approx(SCIKIT_LEARN[name](scored))
 
@@ -132,7 +132,7 @@ def test_every_value_lies_in_its_interval(rng, name, units):
 
 
 @pytest.mark.parametrize("classes", [2, 3])
-def test_calibration_error_is_torchmetrics(rng, classes):
+def test_calibration_error_equals_torchmetrics(rng, classes):
     scored = _scored(rng, classes=classes)
     if classes == 2:
         p, y = scored.p[:, 1], scored.y
@@ -145,8 +145,8 @@ def test_calibration_error_is_torchmetrics(rng, classes):
     assert found == pytest.approx(float(expected), abs=1e-6)
 
 
-def test_brier_and_calibration_are_told_per_site():
-    """Site b says 0.9 of everybody, half of whom are positive; site a says what comes true."""
+def test_brier_score_and_calibration_error_are_computed_by_site():
+    """Site b: probability 0.9 for all, half are positive; site a: certain and correct."""
     y = np.tile([0, 1], 30)
     site = np.repeat(["a", "b"], 30)
     p = np.where(site == "a", y, 0.9)
@@ -159,7 +159,7 @@ def test_brier_and_calibration_are_told_per_site():
     assert value["all", "calibration_error"] == pytest.approx(0.2)
 
 
-def test_resamples_keep_the_classes_sizes_where_a_patient_has_one_class():
+def test_resamples_keep_class_sizes_if_patients_have_a_single_class():
     y = np.array([0] * 12 + [1] * 5)
     scored = ScoredUnits(y, np.c_[1 - y, y].astype(float), np.arange(17), ("0", "1"))
     weights = patient_weights(scored, 50, seed=0)
@@ -176,7 +176,7 @@ def _draw(rng: np.random.Generator, patients: int = 40, tiles: int = 6) -> Score
     return ScoredUnits(y, np.c_[1 - p, p], np.repeat(np.arange(patients), tiles), ("0", "1"))
 
 
-def test_intervals_over_patients_cover_the_truth_about_as_often_as_they_say():
+def test_intervals_over_patients_have_nominal_coverage():
     rng = np.random.default_rng(5)
     truth = METRICS["auroc"].value(_draw(rng, patients=20_000, tiles=1))
     inside = 0
@@ -186,7 +186,7 @@ def test_intervals_over_patients_cover_the_truth_about_as_often_as_they_say():
     assert 0.89 <= inside / 200 <= 0.99
 
 
-def test_shuffled_labels_give_a_half_inside_the_interval(rng):
+def test_interval_with_shuffled_labels_contains_one_half(rng):
     scored = _scored(rng, n=600, patients=30)
     shuffled = ScoredUnits(rng.permutation(scored.y), scored.p, scored.patient, scored.classes)
     low, high = confidence_interval("auroc", shuffled)
@@ -214,7 +214,7 @@ def test_evaluate_gives_every_metric_over_all_and_by_site(rng):
     assert rows.loc[rows["group"] == "site=a", "patients"].eq(10).all()
 
 
-def test_repeats_are_averaged_before_anything_else(rng):
+def test_probabilities_are_averaged_over_repeats(rng):
     scored = _scored(rng)
     one = _predictions(scored)
     two = one.assign(p_0=1 - one["p_1"] / 2, p_1=one["p_1"] / 2, repeat=1)
@@ -224,7 +224,7 @@ def test_repeats_are_averaged_before_anything_else(rng):
     assert np.allclose(both.sort_index(), 0.75 * one.set_index("tile")["p_1"])
 
 
-def test_one_class_in_a_group_is_nan_with_the_reason_and_no_crash(rng, caplog):
+def test_a_group_with_one_class_gives_nan_and_the_reason_is_logged(rng, caplog):
     scored = _scored(rng)
     site = np.where(scored.y == 0, "a", "b")
     rows = evaluate(_predictions(scored, site=site), "tile", 0, resamples=20)
@@ -241,7 +241,7 @@ def test_a_single_patient_gives_a_value_and_no_interval(rng):
     assert np.isnan(rows.loc["auroc", "low"])
 
 
-def test_a_class_without_probability_or_a_lost_probability_is_refused(rng):
+def test_missing_probabilities_and_probability_columns_are_refused(rng):
     frame = _predictions(_scored(rng))
     with pytest.raises(StainsslError, match="'2'"):
         read_scored(frame.assign(y="2"), "tile")
@@ -251,7 +251,7 @@ def test_a_class_without_probability_or_a_lost_probability_is_refused(rng):
         average_repeats(frame.drop(columns="p_0"), "tile")
 
 
-def test_the_roc_curve_has_the_aurocs_area_and_lies_in_its_band(rng):
+def test_the_area_of_the_roc_curve_is_the_auroc_and_the_curve_lies_in_its_band(rng):
     scored = _scored(rng, n=2000)
     curve = roc_band(scored, points=501, resamples=100)
     area = np.trapezoid(curve["tpr"], curve["fpr"])
@@ -270,12 +270,12 @@ def test_the_roc_curve_leaves_out_resamples_without_a_class(rng):
     assert (np.diff(curve["tpr"]) >= 0).all()
 
 
-def test_the_checks_before_any_job_know_what_ranks_and_what_needs_two_classes():
+def test_folds_lists_the_ranking_metrics_and_the_metrics_of_two_classes():
     assert {name for name, metric in METRICS.items() if metric.ranks} == set(RANKING)
     assert set(SHARES) == set(OF_TWO_CLASSES)
 
 
-def test_limits_are_values_that_a_figure_can_have():
+def test_limits_lie_within_the_bounds_of_the_metric():
     rng = np.random.default_rng(5)
     rows = []
     for repeat in range(2):
@@ -285,7 +285,7 @@ def test_limits_are_values_that_a_figure_can_have():
             rows.append((f"p{place}", "", "a", repeat, fold, str(y), 1 - p, p))
     columns = ["patient_id", "slide_id", "site", "repeat", "fold", "y", "p_0", "p_1"]
     found = evaluate(pd.DataFrame(rows, columns=columns), "patient", 0)
-    figures = found[found["metric"].map(lambda name: METRICS[name].bounds == (0.0, 1.0))]
-    assert len(figures)
-    assert figures["low"].dropna().ge(0).all()
-    assert figures["high"].dropna().le(1).all()
+    bounded = found[found["metric"].map(lambda name: METRICS[name].bounds == (0.0, 1.0))]
+    assert len(bounded)
+    assert bounded["low"].dropna().ge(0).all()
+    assert bounded["high"].dropna().le(1).all()

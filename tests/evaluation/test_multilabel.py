@@ -1,4 +1,4 @@
-"""Several labels in one task: how they are read, filled within patients and balanced over folds."""
+"""Tasks with several labels: reading, completion within patients, balanced folds."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _rows(patients: int, seed: int = 0, unknown: float = 0.2) -> pd.DataFrame:
 
 @given(st.lists(st.tuples(WORDS, WORDS, WORDS), min_size=1, max_size=20))
 @settings(deadline=None)
-def test_words_come_apart_as_they_were_joined(rows):
+def test_split_labels_is_the_inverse_of_join_labels(rows):
     frame = pd.DataFrame(rows, dtype=object)
     words = join_labels([frame[i] for i in range(3)])
     assert ((words == "") == (frame == "").all(axis=1)).all()
@@ -42,7 +42,7 @@ def test_words_come_apart_as_they_were_joined(rows):
         assert column.tolist() == frame[i].tolist()
 
 
-def test_a_label_known_of_one_slide_is_the_patients():
+def test_a_label_known_for_one_slide_holds_for_the_patient():
     labels = labels_of(_task())
     rows = pd.DataFrame({
         "patient_id": ["a", "a", "a", "b"],
@@ -50,14 +50,14 @@ def test_a_label_known_of_one_slide_is_the_patients():
     })  # fmt: skip
     words = labels.of_patients(labels.words_of(rows), rows["patient_id"])
     er, pr, her2 = split_labels(words, 3)
-    assert er.tolist() == ["pos", "pos", "", ""]  # the third slide knows nothing and stays so
+    assert er.tolist() == ["pos", "pos", "", ""]  # no label of the third slide is known
     assert pr.tolist() == ["neg", "neg", "", "pos"]
     assert set(her2) == {""}
 
 
 @given(st.integers(0, 1000), st.integers(2, 5))
 @settings(deadline=None, max_examples=20)
-def test_every_fold_tests_the_rarest_label_alike(seed, folds):
+def test_folds_are_balanced_by_the_label_with_the_rarest_class(seed, folds):
     split = _task(split={"kind": "cv", "folds": folds}).split
     rows = _rows(80, seed)
     known = rows[LABELS].replace("NA", None).apply(pd.Series.value_counts)
@@ -72,15 +72,15 @@ def test_every_fold_tests_the_rarest_label_alike(seed, folds):
         assert (test[test[OF + label] != ""].groupby("fold")[OF + label].nunique() == 2).all()
 
 
-def test_small_strata_join_those_that_agree_in_fewer_labels():
+def test_small_strata_are_merged_by_fewer_labels():
     rows = pd.DataFrame({"a": list("xxxxxxxyyy"), "b": list("uuuuuuvvvv")})
     found = strata(rows, ["a", "b"], 3)
     assert found.nunique() == 3
-    assert found[6] == "x"  # the only one of x and v
+    assert found[6] == "x"  # the only patient with x and v
     assert len(set(found[:6])) == 1
 
 
-def test_only_patients_without_any_label_are_left_out():
+def test_only_patients_without_any_known_label_are_left_out():
     rows = _rows(40)
     rows.loc[0, LABELS] = "NA"
     rows.loc[1, LABELS] = ["NA", "NA", "pos"]
@@ -106,7 +106,7 @@ def test_a_label_that_cannot_be_learnt_is_named(change, message):
      ({"level": "tile"}, "labels need kind classification"),
      ({"kind": "regression"}, "labels need kind classification")],
 )  # fmt: skip
-def test_several_labels_are_of_classes_and_slides(keys, message):
+def test_labels_is_refused_with_other_levels_kinds_and_a_single_column(keys, message):
     with pytest.raises(ValueError, match=message):
         _task(**keys)
 
@@ -120,20 +120,20 @@ def _config(**more: object) -> Config:
     })  # fmt: skip
 
 
-def test_each_label_is_judged_as_a_task():
+def test_each_label_is_evaluated_as_a_task():
     config = _config()
     assert list(config.per_label_tasks()) == ["r.er", "r.pr", "r.her2"]
     assert config.per_label_tasks()["r.pr"].label == "pr"
     assert config.sources()["r.pr"] == ("r", "pr")
 
 
-def test_a_task_of_the_name_of_a_question_is_refused():
+def test_a_task_named_like_a_per_label_task_is_refused():
     other = {"level": "patient", "label": "er", "cohorts": ["c"]}
     with pytest.raises(StainsslError, match=r"2 of them have results under .r\.er."):
         _config(**{"r.er": other})
 
 
-def test_clam_is_for_one_label():
+def test_clam_is_refused_for_several_labels():
     data = _config().model_dump()
     data["benchmarks"]["b"]["heads"] = ["clam"]
     with pytest.raises(StainsslError, match=r"clam, .* tasks\.r is of several labels"):

@@ -1,4 +1,4 @@
-"""Ordered classes: cuts between them, the predicted class, kappa and what is refused."""
+"""Ordinal tasks: cuts between classes, the predicted class, kappa and refused keys."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def _task(**keys):
 
 def _predictions(rng, patients=60, noise=1.0, folds=1, units=1):
     y = np.repeat(rng.integers(0, 4, patients), units)
-    lies = y + rng.normal(0, noise, len(y))
-    p = np.exp(-((lies[:, None] - np.arange(4)) ** 2))
+    latent = y + rng.normal(0, noise, len(y))
+    p = np.exp(-((latent[:, None] - np.arange(4)) ** 2))
     p /= p.sum(axis=1, keepdims=True)
     patient = np.repeat(np.arange(patients), units)
     return pd.DataFrame({
@@ -43,7 +43,7 @@ def _predictions(rng, patients=60, noise=1.0, folds=1, units=1):
 
 
 @pytest.mark.parametrize("units", [1, 2])
-def test_kappa_and_each_cut_are_scikit_learns_under_resampling_too(rng, units):
+def test_kappa_and_cuts_equal_scikit_learn_also_under_resampling(rng, units):
     scored = read_scored(_predictions(rng, units=units), "slide" if units > 1 else "patient")
 
     def kappa(rows):
@@ -67,7 +67,7 @@ def test_kappa_and_each_cut_are_scikit_learns_under_resampling_too(rng, units):
     assert METRICS["auroc_cuts"].value(scored) == pytest.approx(mean)
 
 
-def test_the_median_class_is_called():
+def test_the_median_class_is_predicted():
     table = pd.DataFrame(
         {"p_a": [0.4, 0.45, 0.1], "p_b": [0.25, 0.2, 0.1], "p_c": [0.35, 0.35, 0.8]}
     )
@@ -75,7 +75,7 @@ def test_the_median_class_is_called():
     assert predicted_labels(table).tolist() == ["a", "a", "c"]
 
 
-def test_evaluate_gives_a_row_a_cut_with_intervals(rng):
+def test_evaluate_gives_one_row_per_cut_with_its_interval(rng):
     rows = evaluate(_predictions(rng, folds=3), "patient", 0, resamples=300).set_index("metric")
     assert list(rows.index[:5]) == ["kappa", "auroc_cuts", "auroc_cut1", "auroc_cut2", "auroc_cut3"]
     assert "auroc" not in rows.index
@@ -84,7 +84,7 @@ def test_evaluate_gives_a_row_a_cut_with_intervals(rng):
     assert (rows["value"] <= rows["high"]).all()
 
 
-def test_the_interval_of_kappa_covers_the_truth(rng):
+def test_the_interval_of_kappa_has_nominal_coverage(rng):
     truth = METRICS["kappa"].value(read_scored(_predictions(rng, 20_000), "patient"))
     hits = []
     for _ in range(100):
@@ -96,7 +96,7 @@ def test_the_interval_of_kappa_covers_the_truth(rng):
 
 
 @pytest.mark.parametrize("metric", ["kappa", "auroc_cuts"])
-def test_the_better_of_two_is_told(metric):
+def test_comparison_finds_the_better_predictions(metric):
     good = _predictions(np.random.default_rng(1), noise=0.4)
     bad = _predictions(np.random.default_rng(1), noise=4.0)
     found = compare_two([good], [bad], "patient", metric=metric, resamples=300)
@@ -105,7 +105,7 @@ def test_the_better_of_two_is_told(metric):
     assert found["p"] < 0.05
 
 
-def test_corn_is_the_products_of_its_conditional_probabilities():
+def test_corn_multiplies_conditional_probabilities():
     target = Ordered(tuple(GRADES))
     outputs = torch.tensor([1.0, -0.5, 2.0])
     q = torch.sigmoid(outputs).numpy()
@@ -115,14 +115,14 @@ def test_corn_is_the_products_of_its_conditional_probabilities():
     np.testing.assert_allclose(p, expected, rtol=1e-5)
     assert p.sum() == pytest.approx(1)
     assert (p >= 0).all()
-    # A bag's loss over its cuts is the cross-entropy of its class.
+    # The loss of a bag over its cuts is the cross-entropy of its class.
     for label in range(4):
         loss = target.loss()(outputs[None], torch.tensor([label])) * 3
         own = weighted_loss(torch.log(torch.tensor(p))[None], torch.tensor([label]), torch.ones(4))
         torch.testing.assert_close(loss, own, rtol=1e-4, atol=1e-5)
 
 
-def test_the_target_follows_the_label_and_is_kept():
+def test_target_of_an_ordinal_label_can_be_saved_and_restored():
     words = pd.Series(["high", "low", "middle"])
     target = target_of(labels_of(_task()), words, is_balanced=True)
     assert isinstance(target, Ordered)
@@ -134,7 +134,7 @@ def test_the_target_follows_the_label_and_is_kept():
 
 
 @pytest.mark.parametrize(
-    ("keys", "said"),
+    ("keys", "message"),
     [
         ({"classes": {"a": [], "b": []}}, "at least three 'classes'"),
         ({"classes": {}}, "at least three 'classes'"),
@@ -143,12 +143,12 @@ def test_the_target_follows_the_label_and_is_kept():
         ({"level": "tile"}, "level slide or patient"),
     ],
 )
-def test_what_ordered_classes_do_not_take_is_refused(keys, said):
-    with pytest.raises(StainsslError, match=said):
+def test_keys_that_ordinal_tasks_do_not_have_are_refused(keys, message):
+    with pytest.raises(StainsslError, match=message):
         _task(**keys)
 
 
-def test_kappa_is_shown_unless_asked_otherwise_and_two_classes_are_a_problem():
+def test_kappa_is_the_default_metric_and_two_classes_are_a_problem():
     assert _task().metrics == ["kappa"]
     rows = pd.DataFrame({"slide_id": list("ab"), "patient_id": list("ab"), "g": ["1", "2"]})
     assert "three classes" in labels_of(_task()).problems(rows)[0]

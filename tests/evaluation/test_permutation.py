@@ -1,4 +1,4 @@
-"""The test that exchanges both sides' ranks, against an enumeration, and its level."""
+"""Permutation test of two paired AUROCs."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ def _drawn(n: int, seed: int, decimals: int = 6) -> tuple[np.ndarray, np.ndarray
 
 @given(st.integers(4, 8), st.integers(0, 300), st.sampled_from([1, 6]))
 @settings(deadline=None, max_examples=15)
-def test_it_counts_every_exchange_as_an_enumeration_does(n, seed, decimals):
+def test_p_value_equals_an_enumeration_of_all_exchanges(n, seed, decimals):
     y, first, second = _drawn(n, seed, decimals)
     ranks = np.stack([rankdata(first), rankdata(second)])
-    apart = []
-    for way in product((0, 1), repeat=n):
-        one = ranks[list(way), np.arange(n)]
-        other = ranks[1 - np.array(way), np.arange(n)]
-        apart.append(abs(roc_auc_score(y, one) - roc_auc_score(y, other)))
-    expected = np.mean(np.array(apart) >= apart[0] - 1e-9)
+    differences = []
+    for exchange in product((0, 1), repeat=n):
+        one = ranks[list(exchange), np.arange(n)]
+        other = ranks[1 - np.array(exchange), np.arange(n)]
+        differences.append(abs(roc_auc_score(y, one) - roc_auc_score(y, other)))
+    expected = np.mean(np.array(differences) >= differences[0] - 1e-9)
     assert permutation_p(_units(y, first), _units(y, second)) == pytest.approx(expected)
 
 
 @given(st.integers(0, 100))
 @settings(deadline=None, max_examples=10)
-def test_a_level_of_the_scores_and_the_sides_order_do_not_count(seed):
+def test_p_value_does_not_depend_on_fold_levels_or_the_order_of_sides(seed):
     y, first, second = _drawn(12, seed)
     halves = [np.arange(6), np.arange(6, 12)]
     p = permutation_p(_units(y, first, halves), _units(y, second, halves))
@@ -53,7 +53,7 @@ def test_a_level_of_the_scores_and_the_sides_order_do_not_count(seed):
     assert permutation_p(_units(y, second, halves), _units(y, first, halves)) == pytest.approx(p)
 
 
-def test_without_a_difference_it_is_below_five_percent_in_five_percent_at_most():
+def test_false_positive_rate_is_at_most_five_percent():
     p = []
     for seed in range(400):
         y, first, second = _drawn(8, seed)
@@ -61,7 +61,7 @@ def test_without_a_difference_it_is_below_five_percent_in_five_percent_at_most()
     assert np.mean(np.array(p) < 0.05) < 0.05 + 2 * (0.05 * 0.95 / 400) ** 0.5
 
 
-def test_a_plain_difference_is_found():
+def test_a_large_difference_is_significant():
     y = np.arange(16) % 2
     rng = np.random.default_rng(0)
     good, bad = _units(y, y + 0.1 * rng.random(16)), _units(y, rng.random(16))
@@ -69,7 +69,7 @@ def test_a_plain_difference_is_found():
     assert permutation_p(good, good) == 1.0
 
 
-def test_only_small_comparisons_of_auroc_ask_it():
+def test_floor_p_uses_it_only_for_auroc_of_few_patients_and_one_seed():
     y, first, second = _drawn(MAX_PATIENTS, 0)
     small = [_units(y, first)], [_units(y, second)]
     assert floor_p("auroc", *small) == permutation_p(small[0][0], small[1][0])

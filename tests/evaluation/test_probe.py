@@ -1,4 +1,4 @@
-"""Probes learn what is there, nothing that is not, within the folds and a bounded budget."""
+"""Linear and nearest-neighbor probes in folds, and samples of tiles."""
 
 import numpy as np
 import pandas as pd
@@ -52,7 +52,7 @@ def _auroc(predictions: pd.DataFrame) -> pd.Series:
 
 
 @pytest.mark.parametrize("classes", [2, 3])
-def test_both_probes_find_a_label_that_is_there(rng, classes):
+def test_both_probes_learn_a_label(rng, classes):
     linear, neighbours = probe(_tiles(rng, 3.0, classes), _folds())
     assert _auroc(linear)["low"] > 0.85
     assert _auroc(neighbours)["low"] > 0.6
@@ -60,13 +60,13 @@ def test_both_probes_find_a_label_that_is_there(rng, classes):
     assert np.allclose(linear.filter(regex="^p_").sum(axis=1), 1)
 
 
-def test_shuffled_labels_give_a_half_inside_the_interval(rng):
+def test_interval_without_signal_contains_one_half(rng):
     for predictions in probe(_tiles(rng, 0.0), _folds()):
         row = _auroc(predictions)
         assert row["low"] < 0.5 < row["high"]
 
 
-def test_only_test_patients_are_predicted_and_every_repeat_is(rng):
+def test_the_test_patients_of_every_repeat_are_predicted_and_no_others(rng):
     tiles, folds = _tiles(rng, 1.0), _folds(repeats=2)
     linear, _ = probe(tiles, folds)
     tested = folds[folds["role"] == "test"][["repeat", "fold", "patient_id"]]
@@ -80,7 +80,7 @@ def test_the_same_seed_gives_the_same_predictions(rng):
     pd.testing.assert_frame_equal(one, two)
 
 
-def test_the_test_labels_do_not_move_the_probe(rng):
+def test_predictions_do_not_depend_on_test_labels(rng):
     tiles, folds = _tiles(rng, 1.0), _folds()
     tested = tiles.rows(set(folds[(folds["fold"] == 0) & (folds["role"] == "test")]["patient_id"]))
     changed = tiles.y.copy()
@@ -91,21 +91,20 @@ def test_the_test_labels_do_not_move_the_probe(rng):
 
 
 def test_noise_gets_a_stronger_penalty_than_signal(rng):
-    def half(signal: float) -> float:
+    def penalty(signal: float) -> float:
         x = rng.normal(size=(200, 60)).astype(np.float32)
         y = np.arange(200) % 2
         x[:, 0] += signal * y
         return choose_penalty((x[:100], y[:100]), (x[100:], y[100:]), 2)[0]
 
-    assert half(0.0) > half(6.0)
-    nothing = np.zeros((0, 60), np.float32), np.zeros(0, int)
+    assert penalty(0.0) > penalty(6.0)
+    empty = np.zeros((0, 60), np.float32), np.zeros(0, int)
     assert (
-        choose_penalty((rng.normal(size=(9, 60)), np.arange(9) % 2), nothing, 2)[0]
-        == DEFAULT_PENALTY
+        choose_penalty((rng.normal(size=(9, 60)), np.arange(9) % 2), empty, 2)[0] == DEFAULT_PENALTY
     )
 
 
-def test_one_class_in_training_is_refused_with_what_to_do(rng):
+def test_one_class_in_training_is_refused(rng):
     with pytest.raises(StainsslError, match="one class only"):
         fit_linear(rng.normal(size=(9, 3)).astype(np.float32), np.zeros(9, int), 2, 0.1)
 
@@ -118,8 +117,8 @@ def test_a_class_unseen_in_training_gets_probability_zero(rng):
 
 
 @pytest.mark.filterwarnings("error")
-def test_folds_that_lack_a_class_warn_of_nothing(rng):
-    """The third class is one patient's: of four folds she is tested in one, and judged in one."""
+def test_folds_that_lack_a_class_cause_no_warnings(rng):
+    """Only one patient has the third class, so that one of the four folds tests it."""
     tiles = _tiles(rng, 3.0)
     y = np.where((tiles.table["patient_id"] == "p0") & (tiles.y == 1), 2, tiles.y)
     tiles = Tiles(tiles.features, y, ("0", "1", "2"), tiles.table)
@@ -130,7 +129,7 @@ def test_folds_that_lack_a_class_warn_of_nothing(rng):
     assert few_shot(alone, _folds()).empty  # no fold tests and trains two classes
 
 
-def test_neighbours_equal_scikit_learns_by_cosine(rng, monkeypatch):
+def test_nearest_neighbours_equal_scikit_learn(rng, monkeypatch):
     monkeypatch.setattr(module, "_BLOCK", 7)
     x, y = rng.normal(size=(80, 5)).astype(np.float32), rng.integers(0, 3, 80)
     test = rng.normal(size=(30, 5)).astype(np.float32)
@@ -141,18 +140,19 @@ def test_neighbours_equal_scikit_learns_by_cosine(rng, monkeypatch):
 
 @settings(max_examples=50, deadline=None)
 @given(sizes=st.lists(st.integers(1, 60), min_size=1, max_size=12), count=st.integers(1, 200))
-def test_a_sample_is_bounded_and_even_over_patients(sizes, count):
+def test_balanced_sample_is_bounded_and_even_over_patients(sizes, count):
     patient = np.repeat(np.arange(len(sizes)), sizes)
     rows = balanced_sample(patient, count, np.random.default_rng(0))
     assert len(rows) == min(count, len(patient))
     assert len(set(rows)) == len(rows)
     taken = np.bincount(patient[rows], minlength=len(sizes))
-    short = taken < np.array(sizes)  # patients with tiles left have as many as any, or one less
+    short = taken < np.array(sizes)
+    # Patients with tiles left have as many as any other, or one fewer.
     if short.any():
         assert taken[short].min() >= taken.max() - 1
 
 
-def test_color_features_see_color_and_nothing_of_its_place(rng):
+def test_color_features_do_not_depend_on_the_positions_of_pixels(rng):
     images = rng.integers(0, 256, (3, 8, 8, 3), dtype=np.uint8)
     shuffled = images.reshape(3, 64, 3)[:, rng.permutation(64)].reshape(3, 8, 8, 3)
     found = color_features(images)
@@ -161,7 +161,7 @@ def test_color_features_see_color_and_nothing_of_its_place(rng):
     assert np.allclose(found[:, :3], images.mean((1, 2)) / 255, atol=1e-6)
 
 
-def test_more_labelled_tiles_tell_more(rng):
+def test_few_shot_auroc_increases_with_the_number_of_tiles(rng):
     curve = few_shot(_tiles(rng, 2.0), _folds())
     assert curve.groupby("shots").size().tolist() == [module.DRAWS] * len(module.SHOTS)
     mean = curve.groupby("shots")["auroc"].mean()
@@ -170,7 +170,7 @@ def test_more_labelled_tiles_tell_more(rng):
     assert spread[128] < spread[1]
 
 
-def test_shots_that_a_class_does_not_have_are_not_drawn(rng):
+def test_shots_are_limited_by_the_rarest_class(rng):
     tiles = _tiles(rng, 2.0, classes=3, patients=4)
     folds = _folds(4)
     shots = few_shot(tiles, folds)["shots"].unique()
@@ -180,6 +180,6 @@ def test_shots_that_a_class_does_not_have_are_not_drawn(rng):
     assert shots.max() <= least
 
 
-def test_the_same_seed_draws_the_same(rng):
+def test_few_shot_is_reproducible(rng):
     tiles = _tiles(rng, 1.0, patients=4)
     pd.testing.assert_frame_equal(few_shot(tiles, _folds(4)), few_shot(tiles, _folds(4)))

@@ -1,4 +1,4 @@
-"""Published figures say where they are from, and stand apart from ours in every format."""
+"""Published results: sources, selection by task, and tables in every format."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from stainssl.evaluation.table import Cell, ResultGrid
 from stainssl.evaluation.table_formats import tex, to_html
 
 
-def test_every_figure_belongs_to_a_release_and_a_label_that_it_has() -> None:
+def test_every_published_result_has_a_known_release_and_label_and_a_source() -> None:
     for one in published.every():
         assert one.release in RELEASES
         assert one.label in find(one.release).classes
@@ -20,7 +20,7 @@ def test_every_figure_belongs_to_a_release_and_a_label_that_it_has() -> None:
         assert one.split
 
 
-def test_what_could_be_verified_is_there_as_it_was_read() -> None:
+def test_verified_results_have_the_published_values() -> None:
     found = {(o.release, o.method, o.external or o.metric): o.figure for o in published.every()}
     assert found["camelyon17-wilds", "ERM", "accuracy, test hospital"] == "70.3 (6.4)"
     assert found["camelyon17-wilds", "GroupDRO", "accuracy, test hospital"] == "68.4"
@@ -28,13 +28,13 @@ def test_what_could_be_verified_is_there_as_it_was_read() -> None:
     assert found["bracs-roi", "HACT-Net", "weighted F1, seven classes"] == "61.5"
 
 
-def test_a_task_gets_the_figures_of_its_release_and_label() -> None:
+def test_results_are_selected_by_release_and_label() -> None:
     found = published.figures_for([("t", "response-yale", "response"), ("u", "bracs-roi", "group")])
     assert [(task, one.value) for task, one in found] == [("t", 0.80)]
     assert "85 of the 187 patients" in found[0][1].note
 
 
-def test_every_format_has_the_same_figures_below_a_line() -> None:
+def test_every_format_has_the_same_results_below_a_line() -> None:
     found = published.figures_for([("tumour_1", "camelyon17-wilds", "tumor")])
     markdown = published.to_markdown(found)
     latex = published.to_latex(found, tex)

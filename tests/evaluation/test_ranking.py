@@ -1,4 +1,4 @@
-"""Ranking is within folds: of each fold's own model, weighted by pairs, averaged over repeats."""
+"""Ranking metrics: within folds, weighted by pairs, averaged over repeats."""
 
 import numpy as np
 import pandas as pd
@@ -15,7 +15,7 @@ from stainssl.evaluation.roc import roc_band
 
 
 def _table(rng, patients=24, folds=3, repeats=2, classes=2, level=0.0, signal=1.0):
-    """Test predictions; `level` moves every fold's scores by its own amount."""
+    """Test predictions; `level` shifts the scores of each fold by a different amount."""
     words = rng.permutation(np.arange(patients) % classes)
     frames = []
     for repeat in range(repeats):
@@ -32,7 +32,7 @@ def _table(rng, patients=24, folds=3, repeats=2, classes=2, level=0.0, signal=1.
 
 
 def _by_hand(table, curve, k=1):
-    """The definition, fold by fold."""
+    """The metric by its definition, fold by fold."""
     repeats = []
     for _, rows in table.groupby("repeat"):
         values, pairs = [], []
@@ -49,14 +49,16 @@ def _by_hand(table, curve, k=1):
     ("name", "curve"), [("auroc", roc_auc_score), ("auprc", average_precision_score)]
 )
 @pytest.mark.parametrize("classes", [2, 3])
-def test_a_figure_is_the_mean_of_folds_by_their_pairs_and_of_repeats(rng, name, curve, classes):
+def test_metric_is_the_mean_over_folds_weighted_by_pairs_and_over_repeats(
+    rng, name, curve, classes
+):
     table = _table(rng, classes=classes, level=2.0)
     each = [_by_hand(table, curve, k) for k in ([1] if classes == 2 else range(3))]
     found = METRICS[name].value(read_scored(table, "patient"))
     assert found == pytest.approx(np.mean(each))
 
 
-def test_a_perfect_answer_in_every_fold_is_one_whatever_the_folds_levels(rng):
+def test_a_perfect_order_in_every_fold_gives_one_for_any_fold_levels(rng):
     table = _table(rng, level=15.0, signal=6.0, repeats=1)
     value = evaluate(table, "patient", 0, resamples=20).set_index("metric")["value"]
     assert value["auroc"] == 1.0
@@ -65,7 +67,7 @@ def test_a_perfect_answer_in_every_fold_is_one_whatever_the_folds_levels(rng):
 
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 10_000), shift=st.floats(-5, 5), fold=st.integers(0, 2))
-def test_moving_one_folds_scores_changes_no_ranking(seed, shift, fold):
+def test_shifting_the_scores_of_one_fold_changes_no_metric(seed, shift, fold):
     table = _table(np.random.default_rng(seed))
     odds = np.log(table["p_1"] / table["p_0"]) + shift * (table["fold"] == fold)
     moved = table.assign(p_1=1 / (1 + np.exp(-odds)), p_0=1 / (1 + np.exp(odds)))
@@ -74,7 +76,7 @@ def test_moving_one_folds_scores_changes_no_ranking(seed, shift, fold):
         assert values[0] == pytest.approx(values[1])
 
 
-def test_resampled_patients_count_as_often_as_they_are_drawn(rng):
+def test_resampled_patients_are_weighted_by_how_often_they_are_drawn(rng):
     table = _table(rng)
     scored = read_scored(table, "patient")
     weights = patient_weights(scored, 4, seed=0)
@@ -84,7 +86,7 @@ def test_resampled_patients_count_as_often_as_they_are_drawn(rng):
         assert found == pytest.approx(_by_hand(drawn, roc_auc_score))
 
 
-def test_one_patient_a_fold_ranks_nothing_and_says_so(rng, caplog):
+def test_one_patient_per_fold_gives_nan_and_the_reason_is_logged(rng, caplog):
     table = _table(rng, repeats=1).assign(fold=range(24))
     rows = evaluate(table, "patient", 0, resamples=20).set_index("metric")
     assert rows.loc[["auroc", "auprc"], "value"].isna().all()
@@ -92,7 +94,7 @@ def test_one_patient_a_fold_ranks_nothing_and_says_so(rng, caplog):
     assert "kind: cv" in caplog.text
 
 
-def test_an_ensemble_of_models_ranks_as_one_model(rng):
+def test_an_ensemble_is_ranked_as_one_model(rng):
     table = _table(rng, folds=1, repeats=4)
     mean = table.groupby("patient_id").agg(y=("y", "first"), p_1=("p_1", "mean"))
     found = METRICS["auroc"].value(read_scored(ensemble(table, "patient"), "patient"))
@@ -100,7 +102,7 @@ def test_an_ensemble_of_models_ranks_as_one_model(rng):
 
 
 @pytest.mark.parametrize("repeats", [1, 3])
-def test_pairs_know_their_value_their_weights_and_what_each_patient_adds(rng, repeats):
+def test_pairs_have_the_value_sums_of_weights_and_influences(rng, repeats):
     scored = read_scored(_table(rng, repeats=repeats), "patient")
     pairs = pairs_of(scored, 1)
     assert pairs.value == pytest.approx(METRICS["auroc"].value(scored))

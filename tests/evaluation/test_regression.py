@@ -1,4 +1,4 @@
-"""Labels that are numbers: how they are read, folded, judged and compared."""
+"""Regression tasks: labels, folds, metrics, comparisons and baselines."""
 
 from __future__ import annotations
 
@@ -35,18 +35,20 @@ def _task(**keys):
 
 
 def _predictions(rng, patients=30, folds=1, repeats=1, units=1, noise=1.0, tied=False):
-    """True numbers and noisy answers; every fold's answers have a level of their own."""
+    """True numbers and noisy predictions; those of each fold have a different level."""
     rows = []
     true = np.round(rng.normal(20, 8, (patients, units)), 0 if tied else 6)
     for repeat in range(repeats):
         fold = rng.permutation(patients) % folds
-        said = true + rng.normal(size=true.shape) * 8 * noise + 100 * fold[:, None] * (folds > 1)
+        predicted = (
+            true + rng.normal(size=true.shape) * 8 * noise + 100 * fold[:, None] * (folds > 1)
+        )
         for p in range(patients):
             for u in range(units):
                 rows.append({
                     "patient_id": f"p{p:03d}", "slide_id": f"s{p:03d}-{u}" if units > 1 else "",
                     "site": "ab"[p % 2], "repeat": repeat, "fold": int(fold[p]),
-                    "y": true[p, u], "value": said[p, u],
+                    "y": true[p, u], "value": predicted[p, u],
                 })  # fmt: skip
     return pd.DataFrame(rows)
 
@@ -54,7 +56,7 @@ def _predictions(rng, patients=30, folds=1, repeats=1, units=1, noise=1.0, tied=
 # --- the label -----------------------------------------------------------------------------------
 
 
-def test_numbers_are_read_with_comma_and_point_and_unknown_words_are_unknown():
+def test_numbers_are_read_with_decimal_comma_or_point_and_unknown_words_are_empty():
     cells = pd.Series(["12,5", "12.50", " 3 ", "1e1", "-0.5", "NA", "", None, "unknown", 7, 7.25])
     words = labels_of(_task()).words(cells).tolist()
     assert words == ["12.5", "12.5", "3", "10", "-0.5", "", "", "", "", "7", "7.25"]
@@ -62,22 +64,22 @@ def test_numbers_are_read_with_comma_and_point_and_unknown_words_are_unknown():
 
 
 @pytest.mark.parametrize("word", ["<1", "12 %", "high", "1.234.5", "inf", "1 2"])
-def test_text_is_a_sentence_that_names_its_rows(word):
+def test_text_is_refused_with_its_rows(word):
     with pytest.raises(StainsslError, match=r"is text in 1 row\(s\), row 2"):
         labels_of(_task()).words(pd.Series(["3", word, "5"]))
     rows = pd.DataFrame({"slide_id": ["a", "b"], "patient_id": ["a", "b"], "ki67": ["3", word]})
-    (told,) = labels_of(_task()).problems(rows)
-    assert f"slide b: {word!r}" in told
-    assert "'na'" in told
+    (problem,) = labels_of(_task()).problems(rows)
+    assert f"slide b: {word!r}" in problem
+    assert "'na'" in problem
 
 
-def test_numbers_that_are_all_alike_are_a_problem():
+def test_equal_numbers_are_a_problem():
     rows = pd.DataFrame({"slide_id": list("ab"), "patient_id": list("ab"), "ki67": ["3", "3.0"]})
     assert "needs different values" in labels_of(_task()).problems(rows)[0]
     assert labels_of(_task()).problems(rows.assign(ki67=["3", "4"])) == []
 
 
-def test_the_summary_says_where_the_numbers_lie_and_which_may_mean_unknown():
+def test_the_summary_has_the_range_and_codes_that_may_mean_unknown():
     rows = pd.DataFrame({"patient_id": list("abcd"), "ki67": ["1", "2,5", "-9", "NA"]})
     lines = labels_of(_task()).summary(rows)
     assert lines[0].startswith("numbers: -9 to 2.5, median 1")
@@ -87,7 +89,7 @@ def test_the_summary_says_where_the_numbers_lie_and_which_may_mean_unknown():
 
 
 @pytest.mark.parametrize(
-    ("keys", "said"),
+    ("keys", "message"),
     [
         ({"classes": {"a": [], "b": []}}, "classes: not for a task of kind regression"),
         ({"threshold": 0.4, "class_weight": "none"}, "class_weight, threshold: not for"),
@@ -96,12 +98,12 @@ def test_the_summary_says_where_the_numbers_lie_and_which_may_mean_unknown():
         ({"kind": "classification", "metrics": ["mae"]}, "mae is not for kind classification"),
     ],
 )
-def test_keys_of_the_other_kind_are_refused(keys, said):
-    with pytest.raises(StainsslError, match=said):
+def test_keys_of_other_kinds_are_refused(keys, message):
+    with pytest.raises(StainsslError, match=message):
         _task(**keys)
 
 
-def test_a_task_of_numbers_shows_spearman_and_clam_is_refused():
+def test_spearman_is_the_default_metric_and_clam_is_refused():
     assert _task().metrics == ["spearman"]
     config = {
         "cohorts": {"c": {"sheet": "c.csv"}}, "encoders": {"e": {"method": "random"}},
@@ -144,14 +146,14 @@ def test_many_equal_numbers_can_be_folded():
     assert patients["value"].max() == 80
 
 
-def test_too_few_patients_and_one_value_are_sentences():
+def test_too_few_patients_and_a_single_value_are_refused():
     with pytest.raises(StainsslError, match=r"fewer patients \(3\) than folds \(5\)"):
         _folds([1, 2, 3], folds=5)
     with pytest.raises(StainsslError, match=r"with 1 value"):
         _folds([4] * 10, folds=2)
 
 
-def test_leaving_one_patient_out_ranks_nobody_and_small_folds_are_told():
+def test_leave_one_out_is_a_ranking_problem_and_small_folds_are_noted():
     rows = pd.DataFrame({"patient_id": [f"p{i}" for i in range(8)], "ki67": range(8)})
     labels, split = RegressionLabels("ki67"), _task(split={"kind": "leave-one-out"}).split
     made = labels.folds(rows, "patient", split, seed=0)
@@ -159,21 +161,19 @@ def test_leaving_one_patient_out_ranks_nobody_and_small_folds_are_told():
     assert "8 of 8 folds test fewer than 4 patients" in labels.fold_notes(*made)[0]
 
 
-def test_a_patient_of_a_slide_task_counts_with_her_highest_number():
+def test_folds_of_a_slide_task_use_the_highest_number_of_a_patient():
     rows = pd.DataFrame({"patient_id": list("aabbccdd"), "ki67": [9, 10, 1, 2, 3, 4, 5, 6]})
     labels, split = RegressionLabels("ki67"), _task(split={"kind": "cv", "folds": 2}).split
     patients, _ = labels.folds(rows, "slide", split, seed=0)
     assert patients["value"].tolist() == [10, 2, 4, 6]
 
 
-# --- figures -------------------------------------------------------------------------------------
+# --- metrics -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("metric", REGRESSION_METRICS)
-def test_a_figure_is_scipys_or_scikit_learns_and_a_resample_that_of_the_rows_it_repeats(
-    rng, metric, tied
-):
+def test_metric_and_its_resamples_equal_scipy_or_scikit_learn(rng, metric, tied):
     table = _predictions(rng, units=2, tied=tied)
     scored = read_scored(table, "slide")
     assert METRICS[metric].value(scored) == pytest.approx(ORACLE[metric](scored.y, scored.value))
@@ -183,14 +183,14 @@ def test_a_figure_is_scipys_or_scikit_learns_and_a_resample_that_of_the_rows_it_
         assert found == pytest.approx(ORACLE[metric](scored.y[kept], scored.value[kept]))
 
 
-def test_weighted_ranks_are_scipys(rng):
+def test_weighted_ranks_equal_scipy(rng):
     numbers = rng.integers(0, 6, 20).astype(float)
     found = weighted_ranks(numbers, np.ones((1, 20)))[0]
     np.testing.assert_allclose(found, (rankdata(numbers) - 0.5) / 20)
 
 
-def test_correlations_are_of_what_lies_within_a_fold(rng):
-    """Levels of folds tell nothing: pooled, they would hide a good answer."""
+def test_correlations_are_computed_within_folds(rng):
+    """Levels of folds carry no information: pooled, they would hide good predictions."""
     table = _predictions(rng, patients=60, folds=3, noise=0.3)
     scored = read_scored(table, "patient")
     within = table[["y", "value"]] - table.groupby("fold")[["y", "value"]].transform("mean")
@@ -207,7 +207,7 @@ def test_repeats_are_averaged(rng):
     assert METRICS["pearson"].value(read_scored(table, "patient")) == pytest.approx(np.mean(each))
 
 
-def test_an_answer_that_is_the_same_for_everybody_ranks_nobody(rng):
+def test_constant_predictions_have_zero_correlation_and_no_interval(rng):
     table = _predictions(rng, folds=2).assign(value=17.0)
     rows = evaluate(table, "patient", 0, resamples=200).query("group == 'all'").set_index("metric")
     assert rows.loc[["pearson", "spearman"], "value"].tolist() == [0, 0]
@@ -217,7 +217,7 @@ def test_an_answer_that_is_the_same_for_everybody_ranks_nobody(rng):
     assert (rows["classes"] == 0).all()
 
 
-def test_figures_come_over_all_and_by_site_and_do_not_depend_on_unit(rng):
+def test_metrics_over_all_and_by_site_do_not_depend_on_the_unit(rng):
     table = _predictions(rng, patients=40, folds=4)
     rows = evaluate(table, "patient", 0, resamples=300)
     assert set(rows["group"]) == {"all", "site=a", "site=b"}
@@ -231,7 +231,7 @@ def test_figures_come_over_all_and_by_site_and_do_not_depend_on_unit(rng):
     np.testing.assert_allclose(again["low"], rows["low"] * scale)
 
 
-def test_one_value_leaves_the_error_alone(rng, caplog):
+def test_only_the_absolute_error_is_defined_if_all_true_values_are_equal(rng, caplog):
     rows = evaluate(_predictions(rng).assign(y=3.0), "patient", 0, resamples=50)
     known = rows.query("group == 'all'").set_index("metric")["value"]
     assert known.drop("mae").isna().all()
@@ -240,7 +240,7 @@ def test_one_value_leaves_the_error_alone(rng, caplog):
 
 
 @pytest.mark.parametrize("metric", REGRESSION_METRICS)
-def test_intervals_cover_the_truth_as_often_as_they_say(rng, metric):
+def test_intervals_have_nominal_coverage(rng, metric):
     truth = METRICS[metric].value(read_scored(_predictions(rng, patients=20_000), "patient"))
     hits = []
     for _ in range(120):
@@ -271,7 +271,7 @@ def test_numbers_that_are_not_finite_are_refused(rng):
 
 
 @pytest.mark.parametrize("metric", ["spearman", "mae"])
-def test_the_better_of_two_is_told_and_a_side_against_itself_is_not(rng, metric):
+def test_comparison_finds_the_better_predictions_and_no_difference_to_the_same(rng, metric):
     good = _predictions(rng, patients=40, folds=2, noise=0.2)
     good["value"] -= 100 * good["fold"]
     bad = good.assign(value=good["value"] + rng.normal(0, 20, len(good)))
@@ -296,7 +296,7 @@ def _units(rng, n=60):
     })  # fmt: skip
 
 
-def test_a_ridge_on_columns_is_scikit_learns_and_finds_what_a_column_tells(rng):
+def test_ridge_on_columns_equals_scikit_learn_and_learns_from_a_column(rng):
     units = _units(rng)
     split = _task(split={"kind": "cv", "folds": 3}).split
     labels = RegressionLabels("label")
@@ -314,7 +314,7 @@ def test_a_ridge_on_columns_is_scikit_learns_and_finds_what_a_column_tells(rng):
     np.testing.assert_allclose(alone["value"], expected, rtol=1e-5)
 
 
-def test_the_mean_of_training_is_said_of_everybody(rng):
+def test_without_columns_the_training_mean_is_predicted(rng):
     units = _units(rng)
     split = _task(split={"kind": "cv", "folds": 3}).split
     labels = RegressionLabels("label")
@@ -327,7 +327,7 @@ def test_the_mean_of_training_is_said_of_everybody(rng):
     assert found.query("fold == 1")["value"].iloc[0] == pytest.approx(expected)
 
 
-def test_an_external_cohort_is_judged_by_the_mean_of_all_models(rng):
+def test_an_ensemble_averages_the_predictions_of_all_models(rng):
     table = _predictions(rng, repeats=3)
     scored = read_scored(ensemble(table, "patient"), "patient")
     mean = table.groupby("patient_id")["value"].mean().to_numpy()

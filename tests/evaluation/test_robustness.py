@@ -1,4 +1,4 @@
-"""Robustness figures tell an encoder of stain from one of tissue, and from a collapsed one."""
+"""Robustness metrics of encoders of tissue, encoders of stain, and collapsed ones."""
 
 from dataclasses import replace
 
@@ -35,7 +35,7 @@ def _table(rng: np.random.Generator) -> pd.DataFrame:
 
 
 def _stainings(rng: np.random.Generator, *, stain: float, tissue: float) -> Stainings:
-    """Vectors of a stain part (the same for all tiles of one staining) and a tissue part."""
+    """Embeddings with a stain part (equal for all tiles of one staining) and a tissue part."""
     table = _table(rng)
     code = rng.normal(size=(3, D))
     own = tissue * rng.normal(size=(N, D))
@@ -58,12 +58,12 @@ def _folds(table: pd.DataFrame) -> pd.DataFrame:
 
 @pytest.fixture(scope="module")
 def measured():
-    """Figures and confounded predictions of an encoder of tissue and of one of stain."""
+    """Metrics and confounded predictions of an encoder of tissue and of one of stain."""
 
     def of(**options: float) -> tuple[pd.DataFrame, pd.DataFrame]:
         stainings = _stainings(np.random.default_rng(0), **options)
-        figures, predictions = measure(stainings, _folds(stainings.table))
-        return pd.DataFrame(figures), predictions
+        metrics, predictions = measure(stainings, _folds(stainings.table))
+        return pd.DataFrame(metrics), predictions
 
     return {"tissue": of(stain=0.0, tissue=1.0), "stain": of(stain=3.0, tissue=0.01)}
 
@@ -86,7 +86,7 @@ def test_an_encoder_of_tissue_is_robust(measured):
     assert found.loc["confounded_auroc", "patients"] == 6
 
 
-def test_an_encoder_of_stain_is_not_and_mixing_shows_that_its_stain_is_why(measured):
+def test_an_encoder_of_stain_fails_the_confounded_test_but_not_the_mixed_one(measured):
     value = _whole(measured["stain"][0])["value"]
     assert value["site_predictability"] > 0.95
     assert value["stain_margin"] < 0.1
@@ -95,11 +95,11 @@ def test_an_encoder_of_stain_is_not_and_mixing_shows_that_its_stain_is_why(measu
     assert 0.35 < value["mixed_auroc"] < 0.65
 
 
-def test_a_collapsed_encoder_cannot_look_robust(rng):
+def test_a_collapsed_encoder_does_not_appear_robust(rng):
     table = _table(rng)
     flat = np.ones((N, D), np.float32)
-    figures, _ = measure(Stainings(flat, flat, flat, table), _folds(table))
-    value = pd.DataFrame(figures).drop_duplicates("metric").set_index("metric")["value"]
+    metrics, _ = measure(Stainings(flat, flat, flat, table), _folds(table))
+    value = pd.DataFrame(metrics).drop_duplicates("metric").set_index("metric")["value"]
     assert value["stain_cosine"] == pytest.approx(1)
     assert value["stain_margin"] == pytest.approx(0, abs=1e-5)
     assert value["stain_retrieval_top1"] == 0
@@ -108,7 +108,7 @@ def test_a_collapsed_encoder_cannot_look_robust(rng):
     assert value["confounded_auroc"] == pytest.approx(0.5)
 
 
-def test_every_figure_has_an_interval_around_it_over_patients(measured):
+def test_every_metric_lies_in_its_interval_over_patients(measured):
     rows = measured["tissue"][0]
     assert {"effective_rank", "alignment", "uniformity", "robustness_index", "seen_site_auroc",
             "site_drop", "clean_auroc"} <= set(rows["metric"])  # fmt: skip
@@ -118,13 +118,13 @@ def test_every_figure_has_an_interval_around_it_over_patients(measured):
     assert (rows["patients"] > 1).all()
 
 
-def test_stain_goes_with_the_label_in_training_and_against_it_in_the_test(rng):
+def test_stain_agrees_with_the_label_in_training_and_is_reversed_in_the_test(rng):
     table = _table(rng)
     first, second = np.zeros((N, 1), np.float32), np.ones((N, 1), np.float32)
     train, test = confounded_vectors(Stainings(first, first, second, table), 0.9, 0, "1")
     positive = (table["label"] == "1").to_numpy()
-    went = (train[:, 0] == 0) == positive
-    assert 0.85 < went.mean() < 0.95
+    agrees = (train[:, 0] == 0) == positive
+    assert 0.85 < agrees.mean() < 0.95
     assert np.array_equal(train[:, 0], 1 - test[:, 0])
 
 
@@ -133,60 +133,60 @@ def _without_sites(table: pd.DataFrame) -> pd.DataFrame:
     return make_folds(patients, kind="cv", folds=3)
 
 
-def test_a_site_of_one_patient_leaves_out_croma_but_not_the_index(rng, caplog):
+def test_a_site_with_one_patient_skips_croma_but_not_the_robustness_index(rng, caplog):
     stainings = _stainings(rng, stain=1.0, tissue=1.0)
     table = stainings.table
     first = table["patient_id"] == table["patient_id"].iloc[0]
     alone = table.assign(site=np.where(first, "d", table["site"]))
     with caplog.at_level("INFO"):
-        figures = [*robustness_indices(replace(stainings, table=alone), 0)]
-    assert {f.metric for f in figures} == {"robustness_index", "robustness_index_support"}
+        metrics = [*robustness_indices(replace(stainings, table=alone), 0)]
+    assert {f.metric for f in metrics} == {"robustness_index", "robustness_index_support"}
     assert "CRoMa skipped" in caplog.text
     assert "robustness index skipped" not in caplog.text
 
 
-def test_one_site_leaves_out_what_needs_two(rng, caplog):
+def test_one_site_skips_the_metrics_that_need_two(rng, caplog):
     stainings = _stainings(rng, stain=1.0, tissue=1.0)
     one = Stainings(
         stainings.original, stainings.first, stainings.second, stainings.table.assign(site="a")
     )
     with caplog.at_level("INFO"):
-        figures = [*site_probe(one, 0), *robustness_indices(one, 0)]
-        figures += site_metrics(one, _without_sites(one.table), 0)
-    assert {f.metric for f in figures} == {"clean_auroc"}
+        metrics = [*site_probe(one, 0), *robustness_indices(one, 0)]
+        metrics += site_metrics(one, _without_sites(one.table), 0)
+    assert {f.metric for f in metrics} == {"clean_auroc"}
     assert caplog.text.count("skipped") == 3
 
 
-def test_the_worst_site_is_the_lowest_of_the_sites(rng):
+def test_worst_site_auroc_is_the_lowest_of_all_sites(rng):
     stainings = _stainings(rng, stain=0.0, tissue=0.3)
-    figures = site_metrics(stainings, _without_sites(stainings.table), 0)
-    by_site = [f.value for f in figures if f.metric == "clean_auroc" and f.group != "all"]
-    worst = next(f for f in figures if f.metric == "worst_site_auroc")
+    metrics = site_metrics(stainings, _without_sites(stainings.table), 0)
+    by_site = [f.value for f in metrics if f.metric == "clean_auroc" and f.group != "all"]
+    worst = next(f for f in metrics if f.metric == "worst_site_auroc")
     assert len(by_site) == 3
     assert worst.value == min(by_site)
 
 
-def test_a_site_of_one_patient_is_not_the_worst(rng):
+def test_a_site_with_one_patient_is_not_the_worst_site(rng):
     stainings = _stainings(rng, stain=0.0, tissue=0.3)
     table = stainings.table
     first = table["patient_id"] == table["patient_id"].iloc[0]
     alone = replace(stainings, table=table.assign(site=np.where(first, "d", table["site"])))
     flipped = alone.original.copy()
     flipped[first] *= -1  # predicts the opposite of the label
-    figures = site_metrics(replace(alone, original=flipped), _without_sites(alone.table), 0)
-    by_site = {f.group: f.value for f in figures if f.metric == "clean_auroc" and f.group != "all"}
-    worst = next(f for f in figures if f.metric == "worst_site_auroc")
+    metrics = site_metrics(replace(alone, original=flipped), _without_sites(alone.table), 0)
+    by_site = {f.group: f.value for f in metrics if f.metric == "clean_auroc" and f.group != "all"}
+    worst = next(f for f in metrics if f.metric == "worst_site_auroc")
     assert min(by_site, key=by_site.get) == "site=d"
     assert worst.group != "site=d"
 
 
-def test_three_classes_leave_out_the_confounded_test(rng):
+def test_three_classes_skip_the_confounded_test(rng):
     stainings = _stainings(rng, stain=1.0, tissue=1.0)
     label = np.array(["0", "1", "2"])[np.arange(N) // 18 % 3]
     three = Stainings(*[getattr(stainings, v) for v in ("original", "first", "second")],
                       stainings.table.assign(label=label))  # fmt: skip
-    figures, predictions = confounded_test(three, _folds(three.table), 0)
-    assert figures == []
+    metrics, predictions = confounded_test(three, _folds(three.table), 0)
+    assert metrics == []
     assert not len(predictions)
 
 
@@ -198,17 +198,17 @@ def test_effective_rank_of_known_spectra(rng):
     assert effective_rank(line.astype(np.float32)) == pytest.approx(1, abs=0.05)
 
 
-def test_intervals_grow_with_the_spread_between_patients_not_with_tiles(rng):
+def test_intervals_depend_on_the_spread_between_patients_not_on_the_number_of_tiles(rng):
     patient = np.repeat(np.arange(10), 100)
     shared = np.repeat(rng.normal(size=10), 100)
     found = mean_metric("m", shared, patient, 0)
     assert (found.high - found.low) / 2 == pytest.approx(1.96 * shared.std() / np.sqrt(10), rel=0.2)
     middle = median_metric("m", shared + 5, patient, 0)
     assert middle.low <= middle.value <= middle.high
-    knife = jackknife_metric("m", lambda kept: float(shared[kept].mean()), patient)
-    assert (knife.high - knife.low) == pytest.approx(found.high - found.low, rel=0.25)
+    jackknife = jackknife_metric("m", lambda kept: float(shared[kept].mean()), patient)
+    assert (jackknife.high - jackknife.low) == pytest.approx(found.high - found.low, rel=0.25)
 
 
-def test_the_two_most_different_are_found():
+def test_most_different_finds_the_farthest_pair():
     points = np.array([[0.0, 0], [5, 5], [1, 0], [0, -1]])
     assert most_different(points, ["w", "x", "y", "z"]) == ("x", "z")

@@ -1,4 +1,4 @@
-"""The simulation of small cohorts runs, goes on where it was, and its page says what it found."""
+"""The simulation of small cohorts: resuming, summary, and the page of its results."""
 
 import json
 
@@ -16,7 +16,7 @@ def small(monkeypatch):
     monkeypatch.setattr(simulation, "BLOCK", 2)
 
 
-def test_an_interrupted_simulation_goes_on_and_is_summed_up(small, tmp_path, monkeypatch):
+def test_an_interrupted_simulation_is_resumed_and_summarized(small, tmp_path, monkeypatch):
     cells = list(simulation.design())
     simulation.run(tmp_path, 2, cells)
     first = (tmp_path / "blocks.jsonl").read_text()
@@ -31,11 +31,11 @@ def test_an_interrupted_simulation_goes_on_and_is_summed_up(small, tmp_path, mon
     assert "| 16 | site left out | 1 | 4 |" in simulation.tables(cells)
     kept = [{**cells[0], "cohorts": 6, "auroc": 0.7}, cells[1]]
     (tmp_path / "results.json").write_text(json.dumps(kept))
-    simulation.collect(tmp_path)  # a cell of more cohorts stays
+    simulation.collect(tmp_path)  # a cell with more cohorts is kept
     assert json.loads((tmp_path / "results.json").read_text())[0]["auroc"] == 0.7
 
 
-def test_a_cell_that_misses_an_aim_is_named_only_beyond_the_simulations_error():
+def test_a_cell_is_reported_only_if_it_misses_an_aim_beyond_the_simulation_error():
     cell = {
         "patients": 16, "sites": 2, "effect": 2.0, "even": True, "split": "cv", "cohorts": 100,
         "auroc": 0.5, "auroc_error": 0.01, "missed": 0.05, "p_below_5_percent": 0.05,
@@ -47,5 +47,5 @@ def test_a_cell_that_misses_an_aim_is_named_only_beyond_the_simulations_error():
     assert line.endswith("mean AUROC 0.450 ± 0.010, intervals exclude 0.5 in 20.0 %")
 
 
-def test_the_page_is_as_the_results_say():
+def test_the_page_is_up_to_date_with_the_results():
     assert simulation.DOCS.read_text() == simulation.write()

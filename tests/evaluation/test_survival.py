@@ -1,4 +1,4 @@
-"""Times to an event: how they are read, folded and drawn, and what columns of the sheet say."""
+"""Survival tasks: labels, folds, baselines from columns of the sheet, and the figure."""
 
 from __future__ import annotations
 
@@ -50,13 +50,13 @@ def _rows(months, died):
 
 
 @given(st.floats(0, 1e5, allow_subnormal=False), st.booleans())
-def test_a_follow_up_survives_its_word(time, event):
+def test_a_follow_up_is_unchanged_by_writing_and_parsing(time, event):
     back, came = follow_up([follow_up_word(time, event)])
     assert back[0] == time
     assert came[0] == event
 
 
-def test_cells_are_read_with_comma_and_point_and_usual_words():
+def test_cells_are_read_with_decimal_comma_or_point_and_usual_event_words():
     rows = _rows(
         ["12,5", "3.0", 7, "0", "NA", "4", "", "9"],
         ["1", "0", True, "Yes", "1", "unknown", "no", "false"],
@@ -64,7 +64,7 @@ def test_cells_are_read_with_comma_and_point_and_usual_words():
     assert _labels().words_of(rows).tolist() == ["12.5", "3+", "7", "0", "", "", "", "9+"]
 
 
-def test_words_of_a_registry_are_named_by_classes_and_unknown_ones_by_na():
+def test_event_words_are_set_by_classes_and_unknown_words_by_na():
     classes = {"event": ["Dead", "1:DECEASED"], "censored": ["alive"]}
     labels = _labels(classes=classes, na=["lost", "-9"])
     rows = _rows(["1", "2", "3", "4", "-9"], ["dead", "Alive", "1:Deceased", "lost", "1"])
@@ -73,21 +73,21 @@ def test_words_of_a_registry_are_named_by_classes_and_unknown_ones_by_na():
 
 
 @pytest.mark.parametrize("word", ["-1", "<3", "long", "inf", "3 months"])
-def test_a_time_that_is_none_is_a_sentence_that_names_its_slide(word):
-    (told,) = _labels().problems(_rows(["3", word], ["1", "0"]))
-    assert f"slide s1: {word!r}" in told
-    assert "'months' must be a number from 0 on" in told
+def test_an_unreadable_time_is_refused_with_its_slide(word):
+    (problem,) = _labels().problems(_rows(["3", word], ["1", "0"]))
+    assert f"slide s1: {word!r}" in problem
+    assert "'months' must be a number from 0 on" in problem
     with pytest.raises(StainsslError, match=r"is not in 1 row\(s\)"):
         _labels().words_of(_rows(["3", word], ["1", "0"]))
 
 
-def test_other_words_of_the_event_are_counted_and_both_columns_are_told():
+def test_unreadable_cells_of_both_columns_are_reported_with_their_count():
     first, second = _labels().problems(_rows(["x", "2", "3"], ["Dead", "Dead", "2"]))
     assert "'months'" in first
     assert "'Dead' (2), '2' (1)" in second
 
 
-def test_patients_of_two_follow_ups_and_tasks_without_event_are_problems():
+def test_patients_with_two_follow_ups_and_tasks_without_events_are_problems():
     rows = _rows(["3", "3", "5"], ["1", "0", "1"]).assign(patient_id=["a", "a", "b"])
     assert "a (3 and 3+)" in _labels().problems(rows)[0]
     rows = rows.assign(died=["1", "1", "1"])
@@ -97,7 +97,7 @@ def test_patients_of_two_follow_ups_and_tasks_without_event_are_problems():
     assert "none of 0 patients" in _labels().problems(_rows(["NA"], ["1"]))[0]
 
 
-def test_the_summary_counts_and_says_the_median_follow_up():
+def test_the_summary_has_counts_and_the_median_follow_up():
     rows = _rows(["2", "4", "6", "8", "10", "NA"], ["0", "1", "0", "0", "1", "1"])
     first, unknown = _labels().summary(rows)
     assert first.startswith("follow-up: 2 events, 3 censored, median follow-up 8 ('months')")
@@ -107,7 +107,7 @@ def test_the_summary_counts_and_says_the_median_follow_up():
 
 
 def test_unknown_follow_ups_are_counted_by_the_column_that_is_unknown():
-    """Not by the known one's cells, of which there are as many as patients."""
+    """Known cells are not listed, since there are as many as patients."""
     rows = _rows(["2", "3", "4", "5", "NA", "NA"], ["0", "1", "NA", "NA", "1", "NA"])
     *_, unknown = _labels().summary(rows)
     assert unknown == (
@@ -117,7 +117,7 @@ def test_unknown_follow_ups_are_counted_by_the_column_that_is_unknown():
 
 
 @pytest.mark.parametrize(
-    ("keys", "told"),
+    ("keys", "message"),
     [
         ({"label": "her2"}, "label: a task of kind survival uses time and event"),
         ({"event": ""}, "a task of kind survival needs event: name the sheet's column"),
@@ -132,12 +132,12 @@ def test_unknown_follow_ups_are_counted_by_the_column_that_is_unknown():
         ({"time": "path"}, "tasks.t.time: 'path' is reserved"),
     ],
 )
-def test_keys_of_other_kinds_are_refused(keys, told):
-    with pytest.raises(StainsslError, match=told):
+def test_keys_of_other_kinds_are_refused(keys, message):
+    with pytest.raises(StainsslError, match=message):
         _config(**keys)
 
 
-def test_a_config_that_was_written_is_read_again(tmp_path):
+def test_a_config_is_unchanged_by_writing_and_reading(tmp_path):
     config = _config(metrics=["c_index", "integrated_brier"])
     (tmp_path / "c.yaml").write_text(dump(config))
     assert load(tmp_path / "c.yaml") == config
@@ -161,7 +161,7 @@ def _folds(rows, **split):
     return labels, *labels.folds(rows, "patient", task.split, seed=0)
 
 
-def test_every_part_of_every_fold_has_its_share_of_events(rng):
+def test_events_are_balanced_over_the_parts_of_every_fold(rng):
     labels, patients, folds = _folds(_cohort(rng), kind="cv", folds=5, repeats=2)
     event = patients.set_index("patient_id")["_event"]
     for _, _, role in each_fold(folds):
@@ -171,7 +171,7 @@ def test_every_part_of_every_fold_has_its_share_of_events(rng):
     assert labels.fold_notes(patients, folds) == []
 
 
-def test_slides_of_one_patient_are_folded_together_at_level_slide(rng):
+def test_slides_of_one_patient_are_in_the_same_fold_at_level_slide(rng):
     rows = _cohort(rng, 30)
     twice = pd.concat([rows, rows.assign(slide_id=rows["slide_id"] + "b")], ignore_index=True)
     labels, split = _labels(), _config(split={"folds": 3}).tasks["t"].split
@@ -187,7 +187,7 @@ def test_a_cohort_without_censoring_can_be_folded():
     assert labels.ranking_problem(patients, folds) is None
 
 
-def test_too_few_events_and_nobody_who_outlives_one_are_sentences():
+def test_too_few_events_and_a_missing_comparable_pair_are_refused():
     rows = _rows([str(i) for i in range(9)], "110000000")
     with pytest.raises(StainsslError, match=r"2 event\(s\) of 'died', fewer than folds \(3\)"):
         _folds(rows, kind="cv", folds=3)
@@ -198,7 +198,7 @@ def test_too_few_events_and_nobody_who_outlives_one_are_sentences():
         _folds(rows.assign(died=list("000010000"), split=split), kind="sheet")
 
 
-def test_leaving_one_patient_out_ranks_nobody():
+def test_leave_one_out_is_a_ranking_problem():
     labels, patients, folds = _folds(_rows("3456", "1111"), kind="leave-one-out")
     assert "metrics: [integrated_brier]" in labels.ranking_problem(patients, folds)
 
@@ -210,7 +210,7 @@ def _units(rows):
     return rows.assign(label=_labels().words_of(rows))
 
 
-def test_coxs_regression_finds_what_a_column_tells_and_ranks_as_scikit_survivals(rng):
+def test_cox_regression_learns_from_a_column_and_ranks_like_scikit_survival(rng):
     units = _units(_cohort(rng, 90))
     _, _, folds = _folds(units, kind="cv", folds=3)
     found = baselines.predict_survival_from_columns(units, ["age"], folds)
@@ -232,7 +232,7 @@ def test_coxs_regression_finds_what_a_column_tells_and_ranks_as_scikit_survivals
     assert spearmanr(mine, oracle.predict(z[~training])).statistic > 0.99
 
 
-def test_without_columns_kaplan_and_meiers_curve_is_said_of_everybody(rng):
+def test_without_columns_the_kaplan_meier_curve_is_predicted(rng):
     units = _units(_cohort(rng))
     _, _, folds = _folds(units, kind="cv", folds=3)
     found = baselines.predict_survival_from_columns(units, [], folds)
@@ -248,18 +248,18 @@ def test_without_columns_kaplan_and_meiers_curve_is_said_of_everybody(rng):
         assert first[f"s_{t:g}"] == pytest.approx(expected)
 
 
-def test_a_column_that_is_the_same_for_everybody_or_parts_events_wholly_is_answered(rng):
+def test_constant_columns_are_ignored_and_separating_ones_give_finite_predictions(rng):
     units = _units(_cohort(rng)).assign(same="1")
     units["tells"] = units["died"].map({"1": "yes", "0": "no"})
     _, _, folds = _folds(units, kind="cv", folds=3)
     same = baselines.predict_survival_from_columns(units, ["same"], folds)
     nothing = baselines.predict_survival_from_columns(units, [], folds)
     pd.testing.assert_frame_equal(same, nothing)
-    told = baselines.predict_survival_from_columns(units, ["tells"], folds)
-    assert np.isfinite(told[[c for c in told if c.startswith("s_")]].to_numpy()).all()
+    separated = baselines.predict_survival_from_columns(units, ["tells"], folds)
+    assert np.isfinite(separated[[c for c in separated if c.startswith("s_")]].to_numpy()).all()
 
 
-def test_a_value_far_beyond_the_training_parts_stands_at_its_edge(rng):
+def test_values_beyond_the_training_range_are_clipped_to_it(rng):
     units = _units(_cohort(rng))
     _, _, folds = _folds(units, kind="cv", folds=3)
     _, _, role = next(iter(each_fold(folds)))
@@ -284,7 +284,7 @@ def _groups(rng, n=40):
     return RiskGroups(time, rng.random(n) < 0.7, high, "months")
 
 
-def test_the_p_value_is_the_log_rank_tests_and_numbers_at_risk_fall(rng):
+def test_the_p_value_equals_the_log_rank_test_and_numbers_at_risk_are_counted(rng):
     groups = _groups(rng)
     (low, low_event), (high, high_event) = (groups.group(name) for name in ("low", "high"))
     expected = logrank_test(low, high, low_event, high_event).p_value
@@ -293,14 +293,14 @@ def test_the_p_value_is_the_log_rank_tests_and_numbers_at_risk_fall(rng):
     assert groups.at_risk("low", at) == [len(low), int((low >= 5).sum()), 0]
 
 
-def test_the_figure_shows_the_test_the_numbers_and_the_unit(rng):
+def test_the_figure_shows_the_log_rank_test_the_numbers_at_risk_and_the_unit(rng):
     groups = _groups(rng)
     nobody = RiskGroups(np.array([3.0, 4]), np.zeros(2, bool), np.array([True, True]), "months")
     figure = survival_figure({"os: a": groups, "os: b": nobody})
     panels = [axes for axes in figure.axes if axes.get_visible()]
     assert panels[0].get_xlabel() == "months"
-    said = panels[0].get_legend().get_title().get_text()
-    assert said == f"log-rank p = {groups.p_value():.2g}"
+    title = panels[0].get_legend().get_title().get_text()
+    assert title == f"log-rank p = {groups.p_value():.2g}"
     assert {str(n) for n in groups.at_risk("low", np.zeros(1))} <= {
         text.get_text() for axes in panels for text in axes.texts
     }

@@ -1,4 +1,4 @@
-"""Figures of survival: against lifelines and scikit-survival, and what they must not depend on."""
+"""Survival metrics: against lifelines and scikit-survival, and their invariances."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ RANKING = ["c_index", "c_index_uno", "auroc_time"]
 def _predictions(
     rng, patients=60, folds=1, repeats=1, units=1, strength=1.0, level=0.0, noise=0.5, censor=40
 ):
-    """An exponential hazard, its risk said with noise; every fold's risks have their own level."""
+    """Exponential hazards, predicted with noise; the risks of each fold have a different level."""
     hazard = rng.normal(size=patients)
     time = np.round(rng.exponential(20 * np.exp(-strength * hazard)), 6)
     end = np.round(rng.exponential(censor, patients), 6) if censor else time
@@ -50,12 +50,12 @@ def _predictions(
         fold = rng.permutation(patients) % folds
         for p in range(patients):
             for u in range(units):
-                said = hazard[p] + rng.normal() * noise
-                curve = np.exp(-np.array(times) / 20 * np.exp(said))
+                predicted = hazard[p] + rng.normal() * noise
+                curve = np.exp(-np.array(times) / 20 * np.exp(predicted))
                 rows.append({
                     "patient_id": f"p{p:03d}", "slide_id": f"s{p:03d}-{u}" if units > 1 else "",
                     "site": "ab"[p % 2], "repeat": repeat, "fold": int(fold[p]), "y": word[p],
-                    "risk": said + level * fold[p],
+                    "risk": predicted + level * fold[p],
                     **{f"s_{t:g}": s for t, s in zip(times, curve, strict=True)},
                 })  # fmt: skip
     return pd.DataFrame(rows)
@@ -76,7 +76,7 @@ _few = st.integers(0, 6).map(float)  # so that times and risks tie
 
 @settings(deadline=None, max_examples=150)
 @given(st.data(), st.integers(2, 25))
-def test_harrells_c_is_lifelines_with_ties_and_censoring(data, n):
+def test_harrells_c_equals_lifelines_with_ties_and_censoring(data, n):
     time = data.draw(hnp.arrays(float, n, elements=_few))
     risk = data.draw(hnp.arrays(float, n, elements=_few))
     event = data.draw(hnp.arrays(bool, n))
@@ -95,7 +95,7 @@ def test_harrells_c_is_lifelines_with_ties_and_censoring(data, n):
 
 @settings(deadline=None, max_examples=80)
 @given(st.data(), st.integers(2, 25))
-def test_the_censoring_curve_is_kaplan_and_meiers(data, n):
+def test_the_censoring_curve_equals_the_kaplan_meier_estimate(data, n):
     time = data.draw(hnp.arrays(float, n, elements=_few))
     event = data.draw(hnp.arrays(bool, n))
     found = censoring_kaplan_meier(time, event, np.ones((1, n)))
@@ -107,7 +107,7 @@ def test_the_censoring_curve_is_kaplan_and_meiers(data, n):
 
 
 def _tied(scored: SurvivalUnits) -> SurvivalUnits:
-    """Whole times of events, halves of censoring, whole risks: all tie, events with events."""
+    """Round event times and risks to integers and censoring times to halves, which makes ties."""
     time = np.floor(scored.y) + np.where(scored.event, 1.0, 0.5)
     p = np.c_[np.round(scored.p[:, 0]), scored.p[:, 1:]]
     return dataclasses.replace(scored, y=time, p=p, folds=())
@@ -115,7 +115,7 @@ def _tied(scored: SurvivalUnits) -> SurvivalUnits:
 
 @pytest.mark.parametrize("is_tied", [False, True])
 @pytest.mark.parametrize("seed", range(4))
-def test_unos_c_auroc_and_brier_are_scikit_survivals(seed, is_tied):
+def test_unos_c_auroc_and_brier_score_equal_scikit_survival(seed, is_tied):
     scored = read_scored(_predictions(np.random.default_rng(seed)), "patient")
     assert isinstance(scored, SurvivalUnits)
     scored = _tied(scored) if is_tied else scored
@@ -139,7 +139,7 @@ def test_unos_c_auroc_and_brier_are_scikit_survivals(seed, is_tied):
 
 
 @pytest.mark.parametrize("metric", list(SURVIVAL_METRICS))
-def test_a_weighted_patient_is_as_many_patients(metric, rng):
+def test_patient_weights_equal_copies_of_patients(metric, rng):
     scored = read_scored(_predictions(rng, 40), "patient")
     weights = rng.integers(0, 4, (5, 40)).astype(float)
     found = METRICS[metric].resampled(scored, weights)
@@ -152,7 +152,7 @@ def test_a_weighted_patient_is_as_many_patients(metric, rng):
         assert value == pytest.approx(METRICS[metric].value(copied))
 
 
-# --- what they are -------------------------------------------------------------------------------
+# --- properties ----------------------------------------------------------------------------------
 
 
 def test_c_of_a_known_hazard_is_not_biased_by_folds_or_censoring(rng):
@@ -170,7 +170,7 @@ def test_c_of_a_known_hazard_is_not_biased_by_folds_or_censoring(rng):
     assert np.mean(cut) == pytest.approx(expected, abs=0.03)
 
 
-def test_levels_of_folds_change_nothing_that_ranks(rng):
+def test_fold_levels_do_not_change_ranking_metrics(rng):
     table = _predictions(rng, folds=4, repeats=2)
     moved = table.assign(risk=table["risk"] + 50 * table["fold"] - 7 * table["repeat"])
     for metric in RANKING:
@@ -179,7 +179,7 @@ def test_levels_of_folds_change_nothing_that_ranks(rng):
     assert _value("c_index", read_scored(moved, "patient").pooled()) < 0.7
 
 
-def test_no_signal_is_one_half_and_a_perfect_order_is_one(rng):
+def test_a_constant_risk_gives_one_half_and_a_perfect_order_one(rng):
     table = _predictions(rng, folds=3)
     same = read_scored(table.assign(risk=1.0), "patient")
     for metric in RANKING:
@@ -196,7 +196,7 @@ def _of_units(scored, table):
     return pd.Series(scored.y, sorted(table["patient_id"])).loc[table["patient_id"]].to_numpy()
 
 
-def test_slides_of_one_patient_are_no_pairs(rng):
+def test_slides_of_one_patient_form_no_pairs(rng):
     one = _predictions(rng, 30)
     twice = pd.concat([one.assign(slide_id=one["patient_id"] + s) for s in "ab"])
     scored = read_scored(twice, "slide")
@@ -209,7 +209,7 @@ def test_slides_of_one_patient_are_no_pairs(rng):
     assert low < _value("c_index", scored) < high
 
 
-def test_evaluate_gives_every_figure_with_its_interval_over_all_and_by_site(rng):
+def test_evaluate_gives_every_metric_with_its_interval_over_all_and_by_site(rng):
     found = evaluate(_predictions(rng, 60, folds=3, repeats=2), "patient", 0)
     assert set(found["group"]) == {"all", "site=a", "site=b"}
     whole = found[found["group"] == "all"].set_index("metric")
@@ -219,7 +219,7 @@ def test_evaluate_gives_every_figure_with_its_interval_over_all_and_by_site(rng)
     assert whole["patients"].eq(60).all()
 
 
-def test_undefined_figures_are_nan_and_the_reason_is_told(rng, caplog):
+def test_undefined_metrics_are_nan_and_the_reason_is_logged(rng, caplog):
     table = _predictions(rng, 20)
     censored = table.assign(y=table["y"].str.rstrip("+") + "+")
     found = evaluate(censored, "patient", 0).query("group == 'all'").set_index("metric")
@@ -233,7 +233,7 @@ def test_undefined_figures_are_nan_and_the_reason_is_told(rng, caplog):
     assert np.isfinite(found.loc["integrated_brier", "value"])
 
 
-def test_intervals_of_no_signal_hold_one_half(rng):
+def test_intervals_without_signal_contain_one_half(rng):
     held = 0
     for _ in range(40):
         table = _predictions(rng, 40, folds=4, strength=0.0)
@@ -242,7 +242,7 @@ def test_intervals_of_no_signal_hold_one_half(rng):
     assert held >= 34
 
 
-def test_the_better_of_two_is_told_and_equals_are_not(rng):
+def test_comparison_finds_the_better_predictions_and_no_difference_to_the_same(rng):
     table = _predictions(rng, 80, folds=2, strength=2.0)
     noise = table.assign(risk=rng.normal(size=80))
     found = compare_two([table], [noise], "patient", metric="c_index")
@@ -257,7 +257,7 @@ def test_the_better_of_two_is_told_and_equals_are_not(rng):
     assert np.isfinite(every["p"]).all()
 
 
-def test_an_ensemble_is_judged_once_and_groups_are_by_the_threshold(rng):
+def test_an_ensemble_is_evaluated_as_one_model_and_groups_follow_the_threshold(rng):
     table = _predictions(rng, 30, repeats=3).assign(threshold=0.2)
     one = ensemble(table, "patient")
     scored = read_scored(one, "patient")
@@ -274,7 +274,7 @@ def test_time_lost_is_the_area_above_the_curve():
     np.testing.assert_allclose(lost, [0, 10 - 4 * (1 - np.exp(-2.5)), 10], rtol=1e-4)
 
 
-def test_horizons_are_deciles_of_different_event_times_of_known_events():
+def test_horizons_are_deciles_of_the_distinct_event_times():
     words = [*(str(t) for t in range(10, 110, 10)), "5+", "200+", "0"]
     assert horizons_of(words) == (19, 28, 37, 46, 55, 64, 73, 82, 91)
     assert horizons_of(words * 3) == horizons_of(words)

@@ -1,4 +1,4 @@
-"""The table says the same in every format, and bold and marks say what they should."""
+"""Tables of results: formats, rows, bold cells, marks and notes."""
 
 import json
 import re
@@ -100,7 +100,7 @@ def test_every_format_has_the_same_numbers(benchmark):
         assert format_interval(row.value, row.low, row.high) in table_formats.to_markdown(grid)
 
 
-def test_sites_have_their_brier_and_calibration_the_same_in_every_format():
+def test_the_site_table_has_the_same_numbers_in_every_format():
     predictions = _predictions(1.0, seed=3).assign(
         site=lambda rows: (
             rows["patient_id"].str[-1].isin(list("01234")).map({True: "a", False: "b"})
@@ -123,8 +123,8 @@ def test_sites_have_their_brier_and_calibration_the_same_in_every_format():
         assert format_interval(row.value, row.low, row.high) in texts[0]
 
 
-@pytest.mark.parametrize(("count", "said"), [(4, "4 patients"), (1, "1 patient")])
-def test_a_site_of_fewer_than_five_patients_is_gray_with_the_reason(count, said):
+@pytest.mark.parametrize(("count", "text"), [(4, "4 patients"), (1, "1 patient")])
+def test_a_site_with_fewer_than_five_patients_is_gray_with_the_reason(count, text):
     predictions = _predictions(1.0, seed=3)
     few = sorted(predictions["patient_id"].unique())[:count]
     site = predictions["patient_id"].isin(few).map({True: "a", False: "b"})
@@ -132,7 +132,7 @@ def test_a_site_of_fewer_than_five_patients_is_gray_with_the_reason(count, said)
     metrics = evaluate(predictions, "tile", 0, resamples=200)
     long = long_table([_result("enc", 1.0, predictions=predictions, metrics=metrics)], [])
     grid = make_site_grid(long)
-    assert [name for _, name in grid.rows] == [f"a ({said})", f"b ({40 - count} patients)"]
+    assert [name for _, name in grid.rows] == [f"a ({text})", f"b ({40 - count} patients)"]
     small, large = grid.cells
     assert all(cell.gray for cell in small if cell.text != NOTHING)
     assert not any(cell.gray for cell in large)
@@ -143,15 +143,19 @@ def test_a_site_of_fewer_than_five_patients_is_gray_with_the_reason(count, said)
     )
 
 
-def test_answers_of_one_site_have_no_site_table(benchmark):
+def test_predictions_of_one_site_have_no_site_table(benchmark):
     assert make_site_grid(benchmark[0]).rows == []
 
 
-def test_the_best_and_what_it_does_not_beat_are_bold(benchmark):
+def test_the_best_row_and_those_it_does_not_beat_are_bold(benchmark):
     _, compared, grid = benchmark
     bold = [[cell.bold for cell in row] for row in grid.cells]
-    assert [row[0] for row in bold] == [True, True, False]  # 3.0 and 2.8 cannot be told apart
-    assert [row[1] for row in bold] == [True, False, False]  # the confounded test can
+    assert [row[0] for row in bold] == [
+        True,
+        True,
+        False,
+    ]  # signals 3.0 and 2.8 do not differ significantly
+    assert [row[1] for row in bold] == [True, False, False]  # in the confounded test they do
     family = compared["p_holm"].notna().sum()
     assert family == 6
     assert (compared["p_holm"] >= compared["p"]).all()
@@ -166,13 +170,13 @@ def test_seen_patients_are_marked_with_a_footnote(benchmark):
     assert SEEN_NOTE in markdown
 
 
-def test_the_header_says_how_many_patients_and_what_chance_is(benchmark):
+def test_the_header_has_the_number_of_patients_and_the_chance_level(benchmark):
     _, _, grid = benchmark
     assert grid.columns[0] == "tumor: AUROC (40 patients)"
     assert grid.columns[3] == "tumor: site predictability (40 patients, chance 0.33)"
 
 
-def test_seeds_are_a_row_of_their_mean_and_its_interval_over_rows_of_their_own():
+def test_the_mean_over_seeds_has_a_row_above_those_of_the_seeds():
     runs = [_result("simclr", s, run=f"simclr.{i}") for i, s in enumerate((1.0, 2.0, 3.0))]
     results = [*runs, _result("random", 0.0)]
     long = long_table(results, [])
@@ -191,7 +195,7 @@ def test_seeds_are_a_row_of_their_mean_and_its_interval_over_rows_of_their_own()
     assert SEEDS in grid.notes
 
 
-def test_heads_are_rows_and_robustness_stands_once_an_encoder():
+def test_heads_are_rows_and_robustness_is_shown_once_per_encoder():
     results = [
         _result("simclr", 1.0),
         *(_result("simclr", 1.0, task="her2", head=h) for h in ("mean", "abmil")),
@@ -208,7 +212,7 @@ def test_heads_are_rows_and_robustness_stands_once_an_encoder():
     ]
 
 
-def test_robustness_is_in_the_row_of_the_linear_probe_whatever_comes_first():
+def test_robustness_is_in_the_row_of_the_linear_probe_in_any_order():
     results = [_result("simclr", 1.0, task="her2", head="abmil"), _result("simclr", 1.0)]
     long = long_table(results, [_robustness("simclr", 1.0)])
     shown = {"her2": ["auroc"], "tumor": ["auroc"]}
@@ -218,7 +222,7 @@ def test_robustness_is_in_the_row_of_the_linear_probe_whatever_comes_first():
     assert texts == [[True, False, False, False, False], [False, True, True, True, True]]
 
 
-def test_how_auroc_is_computed_is_noted_only_beside_it():
+def test_the_note_on_auroc_is_shown_only_with_auroc():
     results = [_result("a", 3.0, shown=["accuracy"]), _result("b", 0.0, shown=["accuracy"])]
     long, compared = long_table(results, []), comparisons(results, [], seed=0)
     notes = [make_grid(long, compared, {"tumor": [m]}).notes[0] for m in ("accuracy", "auroc")]
@@ -226,7 +230,7 @@ def test_how_auroc_is_computed_is_noted_only_beside_it():
     assert all(note.endswith("A dash: undefined.") for note in notes)
 
 
-def test_a_task_shows_and_compares_the_metrics_it_names():
+def test_a_task_shows_and_compares_its_metrics():
     results = [_result(e, s, shown=["accuracy", "auroc"]) for e, s in (("a", 3.0), ("b", 0.0))]
     long, compared = long_table(results, []), comparisons(results, [], seed=0)
     grid = make_grid(long, compared, {"tumor": ["accuracy", "auroc"]})
@@ -235,7 +239,7 @@ def test_a_task_shows_and_compares_the_metrics_it_names():
     assert [[cell.bold for cell in row] for row in grid.cells] == [[True, True], [False, False]]
 
 
-def test_an_undefined_figure_is_a_dash_and_never_bold():
+def test_an_undefined_value_is_a_dash_and_not_bold():
     blank = _result("simclr", 1.0)
     blank.metrics.loc[:, ["value", "low", "high"]] = np.nan
     results = [blank, _result("random", 0.0)]
@@ -244,7 +248,7 @@ def test_an_undefined_figure_is_a_dash_and_never_bold():
     assert format_interval(0.5, np.nan, np.nan) == "0.50"
 
 
-def test_the_robustness_tree_holds_every_figure_and_is_json():
+def test_the_robustness_tree_has_every_metric_and_is_json():
     one = _robustness("simclr", 1.0, run="simclr.1")
     one.metrics.iloc[1, one.metrics.columns.get_loc("low")] = np.nan
     tree = json.loads(json.dumps(robustness_tree([one]), allow_nan=False))
@@ -257,7 +261,7 @@ def test_the_robustness_tree_holds_every_figure_and_is_json():
         assert found["low"] == (None if np.isnan(row.low) else row.low)
 
 
-def test_names_are_escaped_where_the_format_needs_it(benchmark):
+def test_names_are_escaped_in_latex_and_html(benchmark):
     _, _, grid = benchmark
     assert r"stain\_invariant" in table_formats.to_latex(grid)
     odd = ResultGrid(["a < b & c"], [("x", "y")], [[Cell("1.00")]])
@@ -265,5 +269,5 @@ def test_names_are_escaped_where_the_format_needs_it(benchmark):
     assert r"a < b \& c" in table_formats.to_latex(odd)
 
 
-def test_names_break_no_markdown_table() -> None:
+def test_names_are_escaped_in_markdown() -> None:
     assert table_formats.markdown("a|b <script>") == r"a\|b &lt;script&gt;"

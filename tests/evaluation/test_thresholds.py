@@ -1,4 +1,4 @@
-"""Thresholds are the best on validation units, and right where these are few."""
+"""Decision thresholds, net benefit and calibration curves."""
 
 import numpy as np
 import pandas as pd
@@ -19,7 +19,7 @@ from stainssl.evaluation.thresholds import (
 
 
 @given(data=st.data(), n=st.integers(2, 30))
-def test_no_threshold_calls_better_and_none_as_good_is_nearer_to_a_half(data, n):
+def test_no_threshold_has_a_better_balanced_accuracy(data, n):
     score = data.draw(hnp.arrays(float, n, elements=st.floats(0, 1)))
     positive = np.arange(n) % 2 == 0
     found = best_threshold(positive, score)
@@ -29,7 +29,7 @@ def test_no_threshold_calls_better_and_none_as_good_is_nearer_to_a_half(data, n)
         assert value <= best + 1e-12
 
 
-def test_a_half_is_taken_where_it_calls_as_well_as_any():
+def test_ties_give_one_half_or_the_midpoint_nearest_to_it():
     assert best_threshold(np.array([False, True]), np.array([0.3, 0.9])) == 0.5
     assert best_threshold(np.array([False, True]), np.array([0.1, 0.3])) == pytest.approx(0.2)
     assert best_threshold(np.array([True, True]), np.array([0.1, 0.3])) == 0.5
@@ -37,7 +37,7 @@ def test_a_half_is_taken_where_it_calls_as_well_as_any():
 
 
 @given(n=st.integers(1, 40), share=st.floats(0.05, 1), seed=st.integers(0, 99))
-def test_the_sensitive_threshold_is_the_highest_that_finds_enough(n, share, seed):
+def test_sensitive_threshold_is_the_highest_with_the_required_sensitivity(n, share, seed):
     score = np.random.default_rng(seed).random(n)
     found = sensitive_threshold(np.ones(n, bool), score, share)
     assert recall_score(np.ones(n), score >= found) >= share - 1e-9
@@ -48,7 +48,7 @@ def test_the_sensitive_threshold_is_the_highest_that_finds_enough(n, share, seed
         )
 
 
-def test_calls_are_of_two_classes_and_a_number_is_kept():
+def test_thresholds_need_two_classes_and_a_fixed_one_is_kept():
     y, p = np.array([0, 1]), np.array([[0.9, 0.1], [0.7, 0.3]])
     assert DecisionRule().thresholds(y, p) == {
         "threshold": pytest.approx(0.2),
@@ -58,7 +58,7 @@ def test_calls_are_of_two_classes_and_a_number_is_kept():
     assert DecisionRule().thresholds(y, np.ones((2, 3)) / 3) == {}
 
 
-def test_net_benefit_by_its_definition(rng):
+def test_net_benefit_equals_its_definition(rng):
     positive, score = rng.random(50) < 0.3, rng.random(50)
     for t, found in zip(
         (0.1, 0.5, 0.8), net_benefit(positive, score, (0.1, 0.5, 0.8)), strict=True
@@ -67,7 +67,7 @@ def test_net_benefit_by_its_definition(rng):
         assert found == pytest.approx(true / 50 - false / 50 * t / (1 - t))
 
 
-def test_a_calibration_curve_holds_every_unit_once(rng):
+def test_a_calibration_curve_has_every_unit_once(rng):
     score = rng.random(103)
     stated, true, counts = calibration_curve(rng.random(103) < score, score)
     assert counts.sum() == 103
@@ -75,8 +75,8 @@ def test_a_calibration_curve_holds_every_unit_once(rng):
     assert np.abs(stated - true).max() < 0.35
 
 
-def test_a_rare_class_is_called_where_classes_weigh_the_same(rng):
-    """One positive tile in ten; without weights and threshold the answer is always no."""
+def test_a_rare_class_is_predicted_with_balanced_class_weights(rng):
+    """One tile in ten is positive; without weights and threshold none is predicted positive."""
     patients = np.repeat(np.arange(60), 10)
     y = (np.arange(600) % 10 == 0).astype(np.int64)
     features = rng.normal(size=(600, 4)).astype(np.float32)

@@ -24,8 +24,10 @@ STAINS = {  # H and E as optical density over R, G, B
 
 
 def tile_image(site: str, tumor: bool, rng: np.random.Generator) -> np.ndarray:
-    """(32, 32, 3) uint8: many small nuclei where tumour, few large ones elsewhere, as much
-    hematoxylin in both, stained as the site stains."""
+    """(32, 32, 3) uint8: many small nuclei if tumor, else few large ones.
+
+    Both have the same amount of hematoxylin, in the stain colors of the site.
+    """
     h = np.zeros((SIZE, SIZE))
     y, x = np.mgrid[:SIZE, :SIZE]
     for _ in range(16 if tumor else 4):
@@ -38,7 +40,7 @@ def tile_image(site: str, tumor: bool, rng: np.random.Generator) -> np.ndarray:
 
 
 class ColorEncoder:
-    """Sees color alone: the mean of each channel."""
+    """Embeds color only: the mean of each channel."""
 
     dim, input_size = 3, SIZE
 
@@ -47,7 +49,7 @@ class ColorEncoder:
 
 
 class MorphologyEncoder:
-    """Sees texture alone: differences of the standardised red channel, and some noise of none."""
+    """Embeds texture only: dark area and edges of the standardised red channel."""
 
     dim, input_size = 6, SIZE
 
@@ -61,14 +63,14 @@ class MorphologyEncoder:
 
 @dataclass
 class World:
-    """A cohort of 14 patients at 3 sites (c tests), its tile task `tumor` and two encoders."""
+    """A cohort of 14 patients at 3 sites (c: test split), the tile task `tumor`, two encoders."""
 
     config: Config
     paths: Paths
     sheet: pd.DataFrame
 
     def write_embeddings(self, name: str, encoder) -> None:
-        """Embed every part's pixels."""
+        """Embed the pixels of every part."""
         from stainssl.stores.pixels import open_pixels
 
         for part in ("train-0000", "test-0000"):
@@ -90,7 +92,7 @@ class World:
 
 
 def sheet_of(patients: dict[str, int]) -> pd.DataFrame:
-    """A slide per patient; the label `her2` alternates; site c tests."""
+    """A sheet with one slide per patient; the label `her2` alternates; site c is the test split."""
     rows = [
         {
             "slide_id": f"{site}{i}-s",
@@ -107,7 +109,7 @@ def sheet_of(patients: dict[str, int]) -> pd.DataFrame:
 
 
 def make_config(folder: Path, sheet: pd.DataFrame, **task: object) -> Config:
-    """A config whose cohort `clinic` has that sheet."""
+    """A config in which the cohort `clinic` has this sheet."""
     sheet.to_csv(folder / "slides.csv", index=False)
     tumor = {"level": "tile", "label": "tumor", "cohorts": ["clinic"], "split": {"kind": "sheet"}}
     her2 = {"level": "patient", "label": "her2", "cohorts": ["clinic"], "split": {"folds": 2}}
@@ -140,7 +142,7 @@ def make_config(folder: Path, sheet: pd.DataFrame, **task: object) -> Config:
 
 
 def build(folder: Path, tiles: int = 16) -> World:
-    """Write the whole of it; tumour is commoner at site a, so that color is a short cut."""
+    """Write all files; tumor is most frequent at site a, so that color is a shortcut."""
     rng = np.random.default_rng(0)
     sheet = sheet_of({"a": 5, "b": 5, "c": 4})
     config = make_config(folder, sheet)
