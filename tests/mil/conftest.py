@@ -1,4 +1,4 @@
-"""Bags made by rule: a share of the tiles of a positive bag is shifted along some features."""
+"""Synthetic bags: a third of the tiles of a positive bag is shifted along some features."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def make_bag(rng: np.random.Generator) -> MakeBag:
 
 @pytest.fixture
 def make_cohort(make_bag: MakeBag) -> Callable[..., list[Bag]]:
-    def make(patients: int, shift: float, **words: int) -> list[Bag]:
-        return [make_bag(i, i % 2, n=20 + i % 7, shift=shift, **words) for i in range(patients)]
+    def make(patients: int, shift: float, **options: int) -> list[Bag]:
+        return [make_bag(i, i % 2, n=20 + i % 7, shift=shift, **options) for i in range(patients)]
 
     return make

@@ -1,4 +1,4 @@
-"""AdamW against its equations, and against what torch's own gave."""
+"""AdamW against its equations, and against torch's own."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_steps_follow_the_equations(rng):
     np.testing.assert_allclose(parameter.detach(), _by_equation(start, gradients), rtol=1e-9)
 
 
-def test_steps_are_those_of_torch():
+def test_steps_equal_those_of_torch():
     """Reference: torch 2.12.1, `torch.optim.AdamW([p], lr=1e-2, weight_decay=0.1)`, run once.
 
     Importing it here would cost more than all other tests of this folder.
@@ -44,7 +44,7 @@ def test_steps_are_those_of_torch():
     np.testing.assert_allclose(parameter.detach(), TORCH, rtol=1e-9)
 
 
-def test_a_parameter_without_gradient_stays():
+def test_a_parameter_without_gradient_is_unchanged():
     parameter = torch.ones(2, requires_grad=True)
     AdamW([parameter], lr=LR, weight_decay=DECAY).step()
     assert parameter.tolist() == [1.0, 1.0]

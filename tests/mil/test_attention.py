@@ -7,7 +7,7 @@ import numpy as np
 from stainssl.mil.attention import COLUMNS, AttentionMean, attention_table, percentile_ranks
 
 
-def test_repeats_are_averaged_and_slides_ranked_apart(make_bag):
+def test_attention_is_averaged_over_repeats_and_ranked_within_slides(make_bag):
     bag = make_bag(0, 1, n=3, slides=2)
     mean = AttentionMean()
     mean.add(bag, np.array([0.1, 0.2, 0.3, 0.0, 0.4, 0.0]))
@@ -25,5 +25,5 @@ def test_bags_never_tested_give_an_empty_table(make_bag):
     assert list(table) == COLUMNS
 
 
-def test_equal_values_share_the_middle_rank():
+def test_ties_have_their_mean_rank():
     np.testing.assert_allclose(percentile_ranks(np.zeros(4)), 0.625)

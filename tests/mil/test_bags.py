@@ -1,4 +1,4 @@
-"""Bags hold what can be used of their slides, in order, and batches say what is padding."""
+"""Bags of usable tiles: building, sampling, padding and statistics."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_tiles_that_could_not_be_read_are_dropped():
     assert np.isfinite(kept.features).all()
 
 
-def test_a_patient_bag_holds_the_tiles_of_all_their_slides():
+def test_the_bag_of_a_patient_has_the_tiles_of_all_slides():
     bags, empty = build(SLIDES, "patient", TILES.__getitem__)
     assert [(bag.patient_id, len(bag), bag.label, bag.site) for bag in bags] == [
         ("p1", 6, 1, "a+c"),
@@ -47,13 +47,13 @@ def test_a_patient_bag_holds_the_tiles_of_all_their_slides():
     assert empty == ["p3"]
 
 
-def test_a_slide_bag_holds_one_slide():
+def test_the_bag_of_a_slide_has_its_tiles_only():
     bags, empty = build(SLIDES, "slide", TILES.__getitem__)
     assert [(bag.slide_id, len(bag)) for bag in bags] == [("s1", 2), ("s2", 3), ("s3", 4)]
     assert empty == ["s4"]
 
 
-def test_a_slide_without_tiles_costs_its_patient_nothing_else():
+def test_a_slide_without_tiles_is_left_out_of_the_bag_of_its_patient():
     tiles = TILES | {"s1": _slide(0, 1)}
     bags, empty = build(SLIDES, "patient", tiles.__getitem__)
     assert bags[0].slides == ("s3",)
@@ -80,7 +80,7 @@ def test_rows_and_chunks_read_across_slides(lengths, chunk, data):
 
 
 @given(n=st.integers(1, 50), most=st.integers(1, 50), seed=st.integers(0, 9))
-def test_a_draw_is_without_replacement_ascending_and_seeded(n, most, seed):
+def test_sample_tiles_is_without_replacement_ascending_and_reproducible(n, most, seed):
     drawn = sample_tiles(n, most, np.random.default_rng(seed))
     assert len(drawn) == min(n, most)
     assert (np.diff(drawn) > 0).all()
@@ -96,7 +96,7 @@ def test_padding_is_zero_and_masked():
     assert not features[~mask].any()
 
 
-def test_padding_into_used_memory_gives_the_same():
+def test_padding_into_reused_memory_gives_the_same():
     bags = [np.ones((2, 3), np.float16), np.full((4, 3), 2, np.float16)]
     memory = torch.full((100,), 7.0)
     features, mask = pad(bags, memory)
@@ -114,7 +114,7 @@ def test_statistics_are_those_of_all_tiles(make_bag):
 
 
 @pytest.mark.parametrize("value", [0.0, 3.0, 30_000.0])
-def test_a_feature_that_does_not_vary_divides_by_one(value):
+def test_a_constant_feature_has_standard_deviation_one(value):
     sheet = SLIDES.iloc[:2].assign(patient_id=["p1", "p2"])
     bags, _ = build(sheet, "patient", lambda _: _slide(5, value))
     mean, std = statistics(bags)
@@ -122,7 +122,7 @@ def test_a_feature_that_does_not_vary_divides_by_one(value):
     assert std.tolist() == [1.0] * 3
 
 
-def test_statistics_of_a_large_slide_are_those_of_tiles_spread_over_it(make_bag, monkeypatch):
+def test_statistics_of_a_large_slide_use_evenly_spaced_tiles(make_bag, monkeypatch):
     whole, spread = statistics([make_bag(0, 1, n=1000, shift=3.0)])
     monkeypatch.setattr(bagging, "MOMENT_TILES", 100)
     bag = make_bag(0, 1, n=1000, shift=3.0)

@@ -1,4 +1,4 @@
-"""Pictures of attention show every tile once, on one scale."""
+"""Figures of attention: overlay on the thumbnail, and strip of tiles."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from stainssl.figures.mil import attention_overlay, tile_strip
 
 
-def test_overlay_has_a_square_a_tile_on_a_fixed_scale(rng):
+def test_overlay_has_one_square_per_tile_on_a_fixed_scale(rng):
     thumbnail = rng.integers(0, 255, (60, 80, 3), dtype=np.uint8)
     x, y = np.array([0.0, 20.0, 40.0]), np.array([0.0, 0.0, 20.0])
     figure = attention_overlay(thumbnail, x, y, 20.0, np.array([0.3, 0.6, 1.0]), "slide s1")

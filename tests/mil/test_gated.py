@@ -1,4 +1,4 @@
-"""A head of slides and clinical columns."""
+"""Gated fusion of slide vectors and clinical columns."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ DIM, COLUMNS = 12, 3
 
 
 @pytest.mark.parametrize("kind", FUSED)
-def test_it_is_the_papers_unit_on_the_slide_vector(kind):
+def test_the_head_follows_the_equations_of_the_gated_multimodal_unit(kind):
     head = create(kind, DIM, 2, 8, 0.5, columns=COLUMNS).eval()
     tiles, columns = torch.randn(1, 7, DIM), torch.randn(1, COLUMNS)
     mask = torch.ones(1, 7, dtype=torch.bool)
@@ -37,7 +37,7 @@ def test_it_is_the_papers_unit_on_the_slide_vector(kind):
 
 
 @pytest.mark.parametrize("kind", FUSED)
-def test_padding_and_blocks_change_nothing(kind):
+def test_padding_and_blocks_do_not_change_the_logits(kind):
     head = create(kind, DIM, 2, 8, 0.5, columns=COLUMNS).eval()
     bag = with_columns(torch.randn(1, 9, DIM), torch.randn(1, 1, COLUMNS))
     padded = torch.cat([bag, torch.randn(1, 4, DIM + COLUMNS)], dim=1)
@@ -64,7 +64,7 @@ def test_heads_without_a_slide_vector_are_refused(kind):
         parse(data)
 
 
-def test_columns_are_scaled_on_training_patients_and_unknown_ones_are_told(make_bag):
+def test_columns_are_standardized_on_training_patients_and_unknown_cells_are_indicated(make_bag):
     bags = [make_bag(i, 0) for i in range(5)]
     rows = pd.DataFrame({
         "slide_id": [f"p{i}-s0" for i in range(5)], "patient_id": [f"p{i}" for i in range(5)],
@@ -75,13 +75,14 @@ def test_columns_are_scaled_on_training_patients_and_unknown_ones_are_told(make_
     made = np.array([bag.columns for bag in with_clinical(bags, table, {"p0", "p1", "p2"})])
     np.testing.assert_allclose(made[:3, 0].mean(), 0, atol=1e-6)
     np.testing.assert_allclose(made[:3, 0].std(), 1, atol=1e-6)
-    assert made[3].tolist() == [0, 1]  # the training patients' median, and that it is not known
+    # The training patients' median, and the indicator of unknown cells.
+    assert made[3].tolist() == [0, 1]
     other = table.assign(age=["10", "20", "30", "NA", "5"])
     again = np.array([bag.columns for bag in with_clinical(bags, other, {"p0", "p1", "p2"})])
-    np.testing.assert_array_equal(made[:4], again[:4])  # a test patient scales nobody
+    np.testing.assert_array_equal(made[:4], again[:4])  # test patients do not affect the scaling
 
 
-def test_it_learns_of_both_and_is_kept(make_bag, tmp_path):
+def test_the_head_learns_from_both_inputs_and_can_be_saved_and_loaded(make_bag, tmp_path):
     rng, bags = np.random.default_rng(0), []
     for i in range(120):
         slide, column = rng.integers(2), 2 * rng.normal()

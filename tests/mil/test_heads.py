@@ -1,4 +1,4 @@
-"""One property suite for all heads, and each head against its equations on a small case."""
+"""Properties of all heads, and each head against its equations."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from stainssl.mil.transmil import NystromAttention, pseudo_inverse
 
 DIM, CLASSES, HIDDEN = 6, 3, 8
 every_head = pytest.mark.parametrize("kind", sorted(HEADS))
-# TransMIL lays tiles out on a square in their order and reads it: that is its point.
+# TransMIL arranges tiles on a square in their order, so that its result depends on it.
 every_set_head = pytest.mark.parametrize("kind", sorted(set(HEADS) - {"transmil"}))
 
 
@@ -91,7 +91,7 @@ def test_a_bag_of_one_tile_gets_all_attention(kind):
 
 
 @every_head
-def test_every_parameter_learns(kind):
+def test_every_parameter_has_a_gradient(kind):
     head, bags = _head(kind), torch.randn(6, 7, DIM)
     labels = torch.tensor([0, 1, 2, 0, 1, 2])
     head.losses(bags, _all(bags), labels, _loss(torch.ones(CLASSES))).sum().backward()
@@ -99,7 +99,7 @@ def test_every_parameter_learns(kind):
 
 
 @every_head
-def test_the_loss_of_a_bag_is_its_own_and_its_padding_counts_for_nothing(kind):
+def test_the_loss_of_a_bag_does_not_depend_on_other_bags_or_padding(kind):
     head, bags = _head(kind), torch.randn(2, 9, DIM)
     mask = torch.arange(9)[None] < torch.tensor([[9], [5]])
     labels, weights = torch.tensor([2, 0]), torch.tensor([0.5, 1.0, 2.0])
@@ -120,7 +120,7 @@ def test_class_weights_scale_the_loss_of_bags(kind):
     assert five[1] == one[1]
 
 
-def test_transmil_reads_the_order_of_tiles():
+def test_transmil_depends_on_the_order_of_tiles():
     head, bag = _head("transmil"), _bag()
     assert not torch.allclose(head(bag, _all(bag)), head(bag.flip(1), _all(bag)))
 
@@ -196,8 +196,8 @@ def test_dsmil_follows_its_equations():
 
 
 @pytest.mark.parametrize("n", [4, 7, 16])
-def test_nystrom_attention_with_a_landmark_a_token_is_attention(n):
-    """With every token its own landmark the product of the three is softmax(QKᵀ)V itself."""
+def test_nystrom_attention_with_one_landmark_per_token_equals_attention(n):
+    """If every token is a landmark, the product of the three matrices is softmax(QKᵀ)V."""
     torch.manual_seed(0)
     layer, tokens = NystromAttention(HIDDEN, landmarks=n).double(), torch.randn(n, HIDDEN).double()
     q, k, v = (x.unflatten(1, (4, 2)).transpose(0, 1) for x in layer.qkv(tokens).chunk(3, dim=1))
@@ -216,7 +216,7 @@ def test_the_iteration_converges_to_the_inverse():
 
 
 @pytest.mark.parametrize("n", [9, 15, 20])
-def test_transmil_is_torchmils_on_one_bag(n):
+def test_transmil_equals_torchmil_on_one_bag(n):
     """The same weights in torchmil's TransMIL give the same class score and the same attention."""
     models = pytest.importorskip("torchmil.models")
     torch.manual_seed(1)
@@ -230,7 +230,7 @@ def test_transmil_is_torchmils_on_one_bag(n):
     for theirs, norm, ours in zip(other.layers, head.norms[:2], head.layers, strict=True):
         theirs.norm1, theirs.att_module.qkv_nn = norm, ours.qkv
         forward = theirs.att_module.forward
-        # torchmil counts what it fills up with as tokens unless it is told of a mask.
+        # Without a mask, torchmil counts padding as tokens.
         theirs.att_module.forward = lambda x, mask=None, return_att=False, f=forward: f(
             x, torch.ones(x.shape[:2], dtype=torch.bool), return_att
         )
@@ -243,6 +243,6 @@ def test_transmil_is_torchmils_on_one_bag(n):
     )
 
 
-def test_masked_softmax_ignores_what_is_masked():
+def test_masked_softmax_is_zero_at_masked_positions():
     weights = masked_softmax(torch.tensor([[1.0, 9.0, 1.0]]), torch.tensor([[True, False, True]]))
     assert weights.tolist() == [[0.5, 0.0, 0.5]]

@@ -1,4 +1,4 @@
-"""Predictions use every tile, and a model read back predicts as it did."""
+"""Predictions of bags, and saved fold models."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def model(request, make_cohort):
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 1000])
-def test_chunks_do_not_change_the_answer(model, make_bag, chunk):
+def test_chunks_do_not_change_the_prediction(model, make_bag, chunk):
     bag = make_bag(99, 1, n=25, slides=2)
     probability, attention = predict_bag(model, bag, chunk)
     whole, whole_attention = predict_bag(model, bag)
@@ -32,14 +32,14 @@ def test_chunks_do_not_change_the_answer(model, make_bag, chunk):
     np.testing.assert_allclose(attention, whole_attention, rtol=1e-4)
 
 
-def test_a_model_read_back_predicts_the_same(model, make_bag, tmp_path):
+def test_a_loaded_model_predicts_the_same(model, make_bag, tmp_path):
     bag = make_bag(99, 1)
     save_model(model, tmp_path / "models" / "repeat0-fold1")
-    again = load_model(tmp_path / "models" / "repeat0-fold1")
-    for ours, theirs in zip(predict_bag(model, bag), predict_bag(again, bag), strict=True):
+    loaded = load_model(tmp_path / "models" / "repeat0-fold1")
+    for ours, theirs in zip(predict_bag(model, bag), predict_bag(loaded, bag), strict=True):
         np.testing.assert_array_equal(ours, theirs)
-    assert again.settings == model.settings
-    assert again.target.names == model.target.names
+    assert loaded.settings == model.settings
+    assert loaded.target.names == model.target.names
 
 
 def test_a_model_of_another_schema_is_refused(model, tmp_path):

@@ -1,4 +1,4 @@
-"""What a head of several labels learns: what is known, and of each as if it were alone."""
+"""Heads with several labels: codes, loss, training, predictions and refused input."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def _codes(classes: np.ndarray) -> torch.Tensor:
 
 @given(CLASSES)
 @settings(deadline=None)
-def test_codes_say_the_class_of_every_label(rows):
+def test_codes_encode_the_class_of_every_label(rows):
     classes = np.array(rows)
     np.testing.assert_array_equal(TARGET.classes(_codes(classes)).numpy(), classes)
     assert (_codes(classes).numpy() == TARGET.unknown).tolist() == (classes < 0).all(1).tolist()
@@ -49,7 +49,7 @@ def test_codes_say_the_class_of_every_label(rows):
 
 @given(CLASSES, st.integers(0, 99))
 @settings(deadline=None)
-def test_the_loss_is_torchs_with_unknown_labels_ignored(rows, seed):
+def test_the_loss_equals_torch_and_ignores_unknown_labels(rows, seed):
     classes = np.array(rows)
     outputs = torch.from_numpy(np.random.default_rng(seed).normal(size=(len(rows), 5)))
     outputs = outputs.float().requires_grad_()
@@ -67,7 +67,7 @@ def test_the_loss_is_torchs_with_unknown_labels_ignored(rows, seed):
 
 
 def _bags(make_bag, count: int, unknown: float = 0.3) -> list:
-    """Two signals in different features; some labels are not known."""
+    """Bags with a signal per label in different features; some labels are unknown."""
     rng, bags = np.random.default_rng(2), []
     for i in range(count):
         er, grade = i % 2, rng.integers(3)
@@ -79,7 +79,7 @@ def _bags(make_bag, count: int, unknown: float = 0.3) -> list:
     return bags
 
 
-def test_one_model_of_two_labels_is_about_as_good_as_one_each(make_bag):
+def test_one_model_with_two_labels_is_about_as_good_as_one_per_label(make_bag):
     made = _bags(make_bag, 120)
     bags, truth = [bag for bag, *_ in made], np.array([er for _, er, _ in made])
     train, val, test = bags[:60], bags[60:80], bags[80:]
@@ -97,7 +97,7 @@ def test_one_model_of_two_labels_is_about_as_good_as_one_each(make_bag):
     assert abs(of_both - of_one) < 0.1
 
 
-def test_predictions_thresholds_and_files_are_of_each_label(make_bag, tmp_path):
+def test_each_label_has_its_own_predictions_and_thresholds(make_bag, tmp_path):
     bags = [bag for bag, *_ in _bags(make_bag, 60)]
     model = with_thresholds(
         fit(bags[:40], bags[40:50], TARGET, SETTINGS, 0), bags[40:50], DecisionRule()
@@ -107,12 +107,12 @@ def test_predictions_thresholds_and_files_are_of_each_label(make_bag, tmp_path):
         "er/threshold_rule_out",
     }  # grade has three classes
     save_model(model, tmp_path / "m")
-    read, test = load_model(tmp_path / "m"), bags[50:]
-    said = np.stack([predict_bag(read, bag)[0] for bag in test])
-    np.testing.assert_allclose(said[:, :2].sum(1), 1, atol=1e-5)
-    np.testing.assert_allclose(said[:, 2:].sum(1), 1, atol=1e-5)
+    loaded, test = load_model(tmp_path / "m"), bags[50:]
+    predicted = np.stack([predict_bag(loaded, bag)[0] for bag in test])
+    np.testing.assert_allclose(predicted[:, :2].sum(1), 1, atol=1e-5)
+    np.testing.assert_allclose(predicted[:, 2:].sum(1), 1, atol=1e-5)
     known = TARGET.classes(torch.tensor([bag.label for bag in test])).numpy()
-    tables = predictions_of(read, test, said, 0, 1)
+    tables = predictions_of(loaded, test, predicted, 0, 1)
     for place, (label, names) in enumerate(
         {"er": ("neg", "pos"), "grade": ("1", "2", "3")}.items()
     ):
@@ -122,19 +122,19 @@ def test_predictions_thresholds_and_files_are_of_each_label(make_bag, tmp_path):
     assert "threshold" in tables["er"]
     assert "threshold" not in tables["grade"]
     new = [dataclasses.replace(bag, label=TARGET.unknown) for bag in test]
-    for table in predictions_of(read, new, said, 0, 1, unknown=True).values():
+    for table in predictions_of(loaded, new, predicted, 0, 1, unknown=True).values():
         assert len(table) == len(test)
         assert set(table["y"]) == {""}
 
 
-def test_a_label_without_two_classes_is_named(make_bag):
+def test_a_label_with_one_training_class_is_refused_by_name(make_bag):
     bags = [dataclasses.replace(make_bag(i, 0), label=_codes(np.array([[i % 2, 1]])).item())
             for i in range(8)]  # fmt: skip
     with pytest.raises(StainsslError, match="grade: a head needs training bags of at least two"):
         fit(bags, [], TARGET, SETTINGS, 0)
 
 
-def test_strange_classes_are_told_by_label():
+def test_unseen_classes_are_reported_by_label():
     words = join_labels([pd.Series(["pos", "equivocal"]), pd.Series(["1", ""])])
     assert TARGET.unseen_labels(words.tolist()).startswith("of 'er' classes without training data")
     assert TARGET.unseen_labels(words.tolist()[:1]) == ""

@@ -1,4 +1,4 @@
-"""A head learns what is there, finds nothing where nothing is, and repeats itself."""
+"""Training of a head: signal, shuffled labels, seeds, early stopping, and class weights."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ every_head = pytest.mark.parametrize("kind", sorted(HEADS))
 
 
 def _settings(kind: str) -> HeadSettings:
-    # TransMIL takes its bags one by one, and many small steps for each.
+    # TransMIL is slow: it processes bags one by one, each in many small operations.
     epochs = 6 if kind == "transmil" else QUICK.epochs
     return dataclasses.replace(QUICK, kind=kind, epochs=epochs)
 
@@ -46,12 +46,12 @@ def test_a_signal_is_learned(kind, make_cohort):
 
 
 @every_head
-def test_shuffled_labels_give_one_half_within_the_interval(kind, make_cohort, rng):
-    few = kind == "transmil"  # as above
-    bags = make_cohort(40 if few else 80, shift=2.0)
+def test_the_interval_with_shuffled_labels_contains_one_half(kind, make_cohort, rng):
+    is_slow = kind == "transmil"  # see `_settings`
+    bags = make_cohort(40 if is_slow else 80, shift=2.0)
     labels = rng.permutation([bag.label for bag in bags])
     bags = [dataclasses.replace(bag, label=int(y)) for bag, y in zip(bags, labels, strict=True)]
-    scores = _out_of_fold(bags, kind, folds=3 if few else 4)
+    scores = _out_of_fold(bags, kind, folds=3 if is_slow else 4)
     draws = []
     while len(draws) < 500:
         drawn = rng.integers(len(bags), size=len(bags))
@@ -61,7 +61,7 @@ def test_shuffled_labels_give_one_half_within_the_interval(kind, make_cohort, rn
 
 
 @every_head
-def test_the_same_seed_gives_the_same_model_and_leaves_torch_alone(kind, make_cohort):
+def test_the_same_seed_gives_the_same_model_and_keeps_the_random_state_of_torch(kind, make_cohort):
     bags = make_cohort(12, shift=1.0)
     torch.manual_seed(5)
     state = torch.get_rng_state()
@@ -70,10 +70,10 @@ def test_the_same_seed_gives_the_same_model_and_leaves_torch_alone(kind, make_co
     torch.manual_seed(6)
     second = fit(bags[:8], bags[8:], Classes(NAMES), _settings(kind), seed=3)
     other = fit(bags[:8], bags[8:], Classes(NAMES), _settings(kind), seed=4)
-    answers = [predict_bag(model, bags[0])[0] for model in (first, second, other)]
-    np.testing.assert_array_equal(answers[0], answers[1])
+    predictions = [predict_bag(model, bags[0])[0] for model in (first, second, other)]
+    np.testing.assert_array_equal(predictions[0], predictions[1])
     assert first.history == second.history
-    assert (answers[0] != answers[2]).any()
+    assert (predictions[0] != predictions[2]).any()
 
 
 def test_the_weights_of_the_lowest_validation_loss_are_kept(make_cohort):
@@ -91,7 +91,7 @@ def test_without_validation_bags_every_epoch_runs_and_the_last_is_kept(make_coho
     assert all(np.isnan(val) for _, val in model.history)
 
 
-def test_bags_of_one_tile_train(make_bag):
+def test_a_head_can_be_trained_on_bags_of_one_tile(make_bag):
     bags = [make_bag(i, i % 2, n=1, shift=3.0) for i in range(9)]
     model = fit(bags[:6], bags[6:], Classes(NAMES), QUICK, seed=0)
     probability, attention = predict_bag(model, bags[0])
@@ -99,33 +99,32 @@ def test_bags_of_one_tile_train(make_bag):
     assert attention.tolist() == [1.0]
 
 
-def test_test_bags_cannot_change_a_model(make_cohort):
-    """Statistics come from the training bags alone."""
+def test_features_are_standardized_by_the_training_bags_only(make_cohort):
     bags = make_cohort(12, shift=1.0)
     model = fit(bags[:8], bags[8:], Classes(NAMES), QUICK, seed=0)
     everything = np.concatenate([block for bag in bags[:8] for block in bag.chunks(99)])
     np.testing.assert_allclose(model.mean, everything.mean(0), atol=1e-6)
 
 
-def test_one_class_is_refused_by_name(make_bag):
+def test_training_bags_of_one_class_are_refused(make_bag):
     bags = [make_bag(i, 1) for i in range(4)]
     with pytest.raises(StainsslError, match=r"4 of: 1\. .*stratify"):
         fit(bags, [], Classes(NAMES), QUICK, seed=0)
 
 
 @pytest.mark.filterwarnings("error")
-def test_folds_that_lack_a_class_warn_of_nothing(make_bag):
+def test_folds_that_lack_a_class_cause_no_warnings(make_bag):
     bags = [make_bag(i, (0, 1, 0, 1, 2, 2)[i % 6], shift=2.0) for i in range(24)]
     target = Classes(("a", "b", "c"))
     parts = {name: [bag for bag in bags if bag.label in of] for name, of in
              {"train": (0, 1), "val": (0, 2), "test": (1, 2)}.items()}  # fmt: skip
     model = fit(parts["train"], parts["val"], target, QUICK, seed=0)
-    answers = np.stack([predict_bag(model, bag)[0] for bag in parts["test"]])
-    rows = evaluate(prediction_table(parts["test"], answers, target, 0, 0), "patient", 0)
+    predictions = np.stack([predict_bag(model, bag)[0] for bag in parts["test"]])
+    rows = evaluate(prediction_table(parts["test"], predictions, target, 0, 0), "patient", 0)
     assert np.isfinite(rows["value"]).any()
 
 
-def test_classes_weigh_the_same_whatever_their_number(make_bag):
+def test_class_weights_are_inverse_to_class_counts(make_bag):
     bags = [make_bag(i, int(i == 0)) for i in range(4)]
     weights = class_weights(bags, 3)
     np.testing.assert_allclose(weights, [4 / 6, 4 / 2, 0.0])
@@ -133,8 +132,8 @@ def test_classes_weigh_the_same_whatever_their_number(make_bag):
 
 
 @pytest.mark.parametrize("kind", sorted(set(HEADS) - {"transmil"}))
-def test_three_classes(kind, make_bag):
+def test_a_signal_of_three_classes_is_learned(kind, make_bag):
     bags = [make_bag(i, i % 3, shift=2.0) for i in range(24)]
     model = fit(bags[:18], bags[18:], Classes(("a", "b", "c")), _settings(kind), seed=0)
-    guessed = [int(predict_bag(model, bag)[0].argmax()) for bag in bags[18:]]
-    assert np.mean([g == bag.label for g, bag in zip(guessed, bags[18:], strict=True)]) > 0.8
+    predicted = [int(predict_bag(model, bag)[0].argmax()) for bag in bags[18:]]
+    assert np.mean([g == bag.label for g, bag in zip(predicted, bags[18:], strict=True)]) > 0.8
