@@ -596,7 +596,9 @@ def doctor() -> None:
 def main() -> None:
     """Run the command line; errors that the user can fix are printed, with exit code 1."""
     from stainssl.runtime.limits import exit_without_waiting
+    from stainssl.runtime.orphans import end_with_snakemake
 
+    end_with_snakemake()
     with exit_without_waiting():
         sys.exit(_exit_code())
 

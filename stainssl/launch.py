@@ -14,6 +14,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from stainssl.errors import StainsslError
+from stainssl.runtime.orphans import STAT
 from stainssl.stores.atomic import write_text
 
 PACKAGE = Path(__file__).resolve().parent
@@ -27,6 +28,7 @@ STARTERS = {
 }
 LOGS_ONLY = "STAINSSL_LOGS_ONLY"  # environment variable: jobs write only to their log files
 SHELL = 'set -euo pipefail; stainssl() {{{{ {call} -m stainssl "$@"; }}}}; {logged} '
+PARENT = f"{STAT}=$(cat /proc/$PPID/stat 2>/dev/null) "  # the parent of a job's shell is Snakemake
 # `logged FILE COMMAND ...`: output to a file, and also to the terminal without a progress bar.
 LOGGED = (
     'logged() {{ local log="$1"; shift; if [ -n "${{' + LOGS_ONLY + ':-}}" ]; '
@@ -174,7 +176,8 @@ def shell_prefix(deployment: Collection[str], results: Path) -> str:
         call = "python"
     else:
         call = f"PYTHONPATH={quoted(PACKAGE.parent)} {quoted(sys.executable)}"
-    return SHELL.format(call=call, logged=LOGGED)
+    parent = "" if "apptainer" in deployment else PARENT  # in a container it is another process
+    return SHELL.format(call=parent + call, logged=LOGGED)
 
 
 def quoted(path: Path | str) -> str:

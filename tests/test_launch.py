@@ -13,6 +13,7 @@ from stainssl import launch
 from stainssl.cohort import check
 from stainssl.config import load
 from stainssl.errors import StainsslError
+from stainssl.runtime.orphans import STAT
 
 SNAKEFILE = launch.workflow_files() / "workflow" / "Snakefile"
 
@@ -142,6 +143,7 @@ def test_jobs_run_the_python_of_their_deployment(
     assert prefix.startswith("set -euo pipefail")
     assert python in prefix
     assert ("PYTHONPATH" in prefix) == (deployment != ("apptainer",))
+    assert (STAT in prefix) == (deployment != ("apptainer",))
 
 
 def test_a_conda_job_of_a_wheel_sees_the_package_and_nothing_beside_it(

@@ -14,6 +14,7 @@ import pandas as pd
 import psutil
 import pytest
 
+from stainssl import launch
 from tests.chain.conftest import ENV, Workflow
 
 pytestmark = pytest.mark.chain
@@ -86,3 +87,20 @@ def test_kill_9_in_pretraining_then_the_same_table(finished: Workflow, tmp_path:
     assert not (encoder / "model").exists()
     workflow.run("--rerun-incomplete")
     pd.testing.assert_frame_equal(*_tables(workflow, finished))
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="Snakemake is watched in /proc")
+def test_after_kill_9_of_snakemake_its_job_ends_and_removes_its_files(tmp_path: Path) -> None:
+    launch.init(tmp_path, demo=True)
+    log = tmp_path / "results/logs/demo.log"
+    command = Workflow(tmp_path).command("results/demo/slides.csv")
+    process = subprocess.Popen(command, env=ENV, stdout=subprocess.DEVNULL)
+    _until(process, log, "1 of ")
+    jobs = psutil.Process(process.pid).children(recursive=True)
+    assert list(tmp_path.glob("results/.tmp-*"))
+    process.kill()
+    process.wait()
+    _, alive = psutil.wait_procs(jobs, timeout=30)
+    assert not alive
+    assert f"Snakemake (process {process.pid}) has ended" in log.read_text()
+    assert not list(tmp_path.glob("results/.tmp-*"))
