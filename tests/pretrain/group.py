@@ -27,11 +27,11 @@ from stainssl.stain.targets import BatchTarget
 from stainssl.stores.pixels import open_pixels
 from tests.pretrain.world import BACKBONE
 
-TUNED = "tuned"  # NT-Xent from given weights, of which the last stage is trained
+TUNED = "tuned"  # NT-Xent from initial weights, of which only the last stage is trained
 
 
 def train(folder: Path, name: str, loss: str) -> None:
-    """Four steps, an epoch each, on the tiles in `folder`; the figures go to `folder/name`."""
+    """Train for four epochs of one step on the tiles in `folder`; metrics go to `folder/name`."""
     store = open_pixels(folder / "part.zarr")
     known = profiles([store], "macenko")
     torch.manual_seed(0)
@@ -51,8 +51,8 @@ def train(folder: Path, name: str, loss: str) -> None:
         settings = replace(settings, freeze_steps=1, lr_backbone=5e-4, layer_decay=0.9)
     kind = OBJECTIVES["nt-xent" if loss == TUNED else loss]
     objective = kind(backbone, vector_length(backbone, 32), 0.2, queue)
-    even = Preprocessing((0.5,) * 3, (0.5,) * 3)
-    module = Learner(backbone, objective, method, even, settings, None, distillation)
+    preprocessing = Preprocessing((0.5,) * 3, (0.5,) * 3)
+    module = Learner(backbone, objective, method, preprocessing, settings, None, distillation)
     rows = fit(
         module, TrainTiles([store]), settings, batch_size=12, seed=0,
         checkpoints=folder / name / loss, mark="m",

@@ -1,4 +1,4 @@
-"""Every tile once an epoch, in blocks, from any step on, with bad JPEGs left out."""
+"""Training tiles: order, blocks, memory, bad JPEGs, and shares of several processes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from stainssl.stores.pixels import SlidePixels, encode, open_pixels, write_pixel
 
 @pytest.fixture
 def stores(tmp_path):
-    """Two parts of 70 and 30 tiles, each tile of its own grey level."""
+    """Two parts of 70 and 30 tiles, each tile with a different grey level."""
     opened = []
     for part, levels in enumerate((range(70), range(70, 100))):
         jpeg = [encode(np.full((16, 16, 3), 2 * level, np.uint8)) for level in levels]
@@ -38,9 +38,9 @@ def _whole(order):
 
 @pytest.mark.parametrize("cache_bytes", [0, 1 << 20])
 @pytest.mark.parametrize("workers", [1, 3])
-def test_tiles_come_in_the_order_asked_for(stores, rng, cache_bytes, workers):
+def test_tiles_are_returned_in_the_requested_order(stores, rng, cache_bytes, workers):
     tiles = TrainTiles(stores, cache_bytes=cache_bytes, workers=workers)
-    for _ in range(2):  # the second time from memory, where it may be kept
+    for _ in range(2):  # the second time from the cache, if there is one
         index = rng.permutation(100)
         batch = tiles.batch(index)
         assert batch.images.shape == (100, 3, 16, 16)
@@ -59,18 +59,18 @@ def test_an_epoch_is_a_permutation_and_epochs_and_seeds_differ(stores):
     np.testing.assert_array_equal(orders[0], orders[3])
 
 
-def test_memory_is_used_again_once_no_tensor_of_a_batch_is_left(stores):
+def test_memory_is_reused_once_all_tensors_of_a_batch_are_deleted(stores):
     tiles = TrainTiles(stores)
     index = np.arange(10)
-    place = tiles.batch(index).images.data_ptr()
+    address = tiles.batch(index).images.data_ptr()
     held = tiles.batch(index).images[3:5, :, 2:8]  # a view keeps the memory of its batch
-    assert held.data_ptr() - place == 3 * 16 * 16 * 3 + 2 * 16 * 3
-    was = held.clone()
+    assert held.data_ptr() - address == 3 * 16 * 16 * 3 + 2 * 16 * 3
+    expected = held.clone()
     other = tiles.batch(index + 50).images
-    assert other.data_ptr() != place
-    assert torch.equal(held, was)
+    assert other.data_ptr() != address
+    assert torch.equal(held, expected)
     del held
-    assert tiles.batch(index).images.data_ptr() == place
+    assert tiles.batch(index).images.data_ptr() == address
 
 
 def test_a_buffer_holds_whole_blocks(stores, monkeypatch):
@@ -83,7 +83,7 @@ def test_a_buffer_holds_whole_blocks(stores, monkeypatch):
     data._order.cache_clear()
 
 
-def test_a_block_is_read_once_while_its_buffer_lasts(stores, monkeypatch):
+def test_a_block_is_read_once_per_buffer(stores, monkeypatch):
     reads = []
     for store in stores:
         true = store.jpegs
@@ -94,7 +94,7 @@ def test_a_block_is_read_once_while_its_buffer_lasts(stores, monkeypatch):
     assert len(reads) == 3  # 64 + 6 tiles of the first store, 30 of the second
 
 
-def test_the_stream_goes_on_from_any_step(stores):
+def test_the_stream_can_start_at_any_step(stores):
     stream = Stream(TrainTiles(stores), batch_size=8, steps=30, seed=4)
     whole = [batch.tile.tolist() for batch in stream]
     assert len(whole) == 30
@@ -105,8 +105,8 @@ def test_the_stream_goes_on_from_any_step(stores):
 
 
 @pytest.fixture(params=["no jpeg", "too small"])
-def one_bad(tmp_path, request):
-    """A store of four tiles, the third of which is no JPEG or of another size."""
+def bad_store(tmp_path, request):
+    """A store of four tiles; the third is not a JPEG or has another size."""
     small = encode(np.full((1, 1, 3), 50, np.uint8))
     bad = b"not a jpeg" if request.param == "no jpeg" else small
     jpeg = [encode(np.full((16, 16, 3), 50, np.uint8)) for _ in range(4)]
@@ -117,8 +117,8 @@ def one_bad(tmp_path, request):
 
 
 @pytest.mark.parametrize("cache_bytes", [0, 1 << 20])
-def test_another_tile_stands_in_for_a_bad_jpeg_which_is_named(one_bad, caplog, cache_bytes):
-    tiles = TrainTiles([one_bad], cache_bytes=cache_bytes)
+def test_a_bad_jpeg_is_replaced_by_another_tile_and_logged(bad_store, caplog, cache_bytes):
+    tiles = TrainTiles([bad_store], cache_bytes=cache_bytes)
     for _ in range(2):
         assert tiles.batch(np.arange(4)).tile.tolist() == [0, 1, 0, 3]
     assert caplog.text.count("s-bad") == 1
@@ -127,18 +127,19 @@ def test_another_tile_stands_in_for_a_bad_jpeg_which_is_named(one_bad, caplog, c
 
 
 @pytest.mark.parametrize("cache_bytes", [0, 1 << 20])
-def test_a_batch_that_is_held_is_never_written_over(stores, cache_bytes):
+def test_a_batch_in_use_is_not_overwritten(stores, cache_bytes):
     tiles = TrainTiles(stores, cache_bytes=cache_bytes)
     held = [tiles.batch(np.arange(start, start + 10)) for start in range(0, 60, 10)]
     for batch in held:
         assert int(np.abs(_levels(batch) - batch.tile).max()) <= 1
-    places = {batch.images.data_ptr() for batch in held}
-    assert len(places) == 6
+    addresses = {batch.images.data_ptr() for batch in held}
+    assert len(addresses) == 6
     del held, batch
-    assert tiles.batch(np.arange(10)).images.data_ptr() in places  # and used again when it is not
+    # The memory is reused once the batches are deleted.
+    assert tiles.batch(np.arange(10)).images.data_ptr() in addresses
 
 
-def test_processes_share_a_step(stores, rng):
+def test_processes_share_the_tiles_of_a_step(stores, rng):
     tiles, everyone = TrainTiles(stores), rng.permutation(100)[:12]
     shares = [tiles.batch(everyone, rank, 3) for rank in range(3)]
     assert np.concatenate([share.tile for share in shares]).tolist() == everyone.tolist()
@@ -150,7 +151,7 @@ def _in_another_process(stream):
     return [batch.tile.tolist() for batch in stream], stream._tiles.batch(np.arange(5)).images
 
 
-def test_a_spawned_process_reads_the_same(stores):
+def test_a_spawned_process_reads_the_same_tiles(stores):
     stream = Stream(TrainTiles(stores, cache_bytes=0, workers=2), batch_size=8, steps=3, seed=1)
     with get_context("spawn").Pool(1) as pool:
         order, images = pool.apply(_in_another_process, (stream,))
@@ -165,8 +166,8 @@ def _nvjpeg(encoded, mode, device):
     return [torchvision.io.decode_jpeg(e, mode=mode) for e in encoded]
 
 
-def test_decoding_on_the_gpu_is_asked_for_and_the_cpu_stands_in(
-    stores, one_bad, monkeypatch, caplog
+def test_tiles_are_decoded_on_the_gpu_or_on_the_cpu_if_that_fails(
+    stores, bad_store, monkeypatch, caplog
 ):
     true = torchvision.io.decode_jpeg
     monkeypatch.setattr(
@@ -177,11 +178,11 @@ def test_decoding_on_the_gpu_is_asked_for_and_the_cpu_stands_in(
     batch = tiles.batch(np.arange(30))
     assert int(np.abs(_levels(batch) - batch.tile).max()) <= 1
     assert "failed" not in caplog.text
-    assert TrainTiles([one_bad], gpu=True).batch(np.arange(4)).tile.tolist() == [0, 1, 0, 3]
+    assert TrainTiles([bad_store], gpu=True).batch(np.arange(4)).tile.tolist() == [0, 1, 0, 3]
     assert "left out" in caplog.text
 
 
-def test_one_tile_is_too_few(tmp_path):
+def test_a_single_tile_is_refused(tmp_path):
     slides = [SlidePixels("s", np.zeros(1, np.int32), [encode(np.zeros((16, 16, 3), np.uint8))])]
     write_pixels(tmp_path / "x.zarr", slides, size_px=16, mpp=0.5, settings={})
     with pytest.raises(StainsslError, match="at least two tiles, found 1"):

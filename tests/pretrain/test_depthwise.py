@@ -1,4 +1,4 @@
-"""The quicker gradient of depthwise convolutions is PyTorch's."""
+"""The faster gradient of depthwise convolutions equals PyTorch's."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from stainssl.pretrain.depthwise import speed_up
     stride=st.integers(1, 2),
     data=st.data(),
 )
-def test_gradients_are_those_of_pytorch(
+def test_gradients_equal_those_of_pytorch(
     side: int, kernel: int, stride: int, data: st.DataObject
 ) -> None:
     width = data.draw(st.integers(1, 6))
     padding = data.draw(st.integers(kernel // 2, kernel))
     conv = nn.Conv2d(4, 4, kernel, stride, padding, groups=4, bias=False).double()
-    quick = copy.deepcopy(conv)
-    speed_up(quick)
+    fast = copy.deepcopy(conv)
+    speed_up(fast)
     images = torch.randn(3, 4, side, width, dtype=torch.float64)
     results = []
-    for one in (conv, quick):
+    for one in (conv, fast):
         seen = images.clone().requires_grad_()
         out = one(seen)
         out.square().sum().backward()
@@ -43,16 +43,16 @@ def test_gradients_are_those_of_pytorch(
 
 
 @pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "lcnet_050", "resnet10t"])
-def test_a_network_trains_to_the_same_gradients(name: str) -> None:
+def test_gradients_of_a_network_are_the_same(name: str) -> None:
     torch.manual_seed(0)
     plain = timm.create_model(name, num_classes=0).train()
-    quick = copy.deepcopy(plain)
-    speed_up(quick)
-    assert list(plain.state_dict()) == list(quick.state_dict())
+    fast = copy.deepcopy(plain)
+    speed_up(fast)
+    assert list(plain.state_dict()) == list(fast.state_dict())
     images = torch.rand(4, 3, 64, 64)
-    for model in (plain, quick):
+    for model in (plain, fast):
         model(images).square().sum().backward()
-    for (key, one), other in zip(plain.named_parameters(), quick.parameters(), strict=True):
+    for (key, one), other in zip(plain.named_parameters(), fast.parameters(), strict=True):
         if one.grad is None:
             assert other.grad is None
             continue
@@ -63,10 +63,10 @@ def test_a_network_trains_to_the_same_gradients(name: str) -> None:
         )
 
 
-def test_a_copy_trains_its_own_weights() -> None:
-    quick = nn.Sequential(nn.Conv2d(4, 4, 5, padding=2, groups=4, bias=False))
-    speed_up(quick)
-    twin = copy.deepcopy(quick)
-    twin(torch.rand(1, 4, 2, 2)).sum().backward()
-    assert twin[0].weight.grad is not None
-    assert quick[0].weight.grad is None
+def test_gradients_of_a_copy_are_those_of_its_own_weights() -> None:
+    fast = nn.Sequential(nn.Conv2d(4, 4, 5, padding=2, groups=4, bias=False))
+    speed_up(fast)
+    copied = copy.deepcopy(fast)
+    copied(torch.rand(1, 4, 2, 2)).sum().backward()
+    assert copied[0].weight.grad is not None
+    assert fast[0].weight.grad is None

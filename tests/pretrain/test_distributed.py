@@ -1,4 +1,4 @@
-"""Two processes take the same steps as one with the joint batch."""
+"""Training in several processes: the same steps as in one, and placement."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LOSSES = ("nt-xent", "vicreg", "barlow-twins", "dino", TUNED)
 
 @pytest.fixture(scope="module")
 def losses(tmp_path_factory):
-    """The figures of the same run by one process, and by two over gloo."""
+    """Metrics of the same run in one process, and in two with gloo."""
     folder = tmp_path_factory.mktemp("group")
     write_part(folder / "part.zarr", {"a0": images(8, "a", 0), "b0": images(7, "b", 1)})
     env = {
@@ -51,19 +51,19 @@ def test_two_processes_have_the_loss_of_one_with_the_joint_batch(losses, loss):
     assert one["step"].tolist() == two["step"].tolist() == [0, 1, 2, 3, 4]
     np.testing.assert_allclose(two["loss"], one["loss"], rtol=2e-3)
     first = one["loss"][1]
-    assert two["loss"][1] == pytest.approx(first, rel=1e-5)  # before any weight has moved
+    assert two["loss"][1] == pytest.approx(first, rel=1e-5)  # before the first update
     np.testing.assert_allclose(two["effective_rank"], one["effective_rank"], rtol=2e-2)
 
 
-def _env(monkeypatch, **words):
+def _env(monkeypatch, **variables):
     for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_NNODES",
                  "RANK", "LOCAL_RANK"):  # fmt: skip
         monkeypatch.delenv(name, raising=False)
-    for name, value in words.items():
+    for name, value in variables.items():
         monkeypatch.setenv(name, value)
 
 
-def test_where_a_training_runs(monkeypatch):
+def test_placement_on_cpus_gpus_and_nodes(monkeypatch):
     _env(monkeypatch)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     assert placement() == Placement(False)
@@ -79,7 +79,7 @@ def test_where_a_training_runs(monkeypatch):
     assert placement() == Placement(True, 4, 2)
 
 
-def test_one_process_of_several_writes(monkeypatch):
+def test_only_the_first_process_is_main(monkeypatch):
     _env(monkeypatch)
     assert is_main()
     _env(monkeypatch, LOCAL_RANK="1")
@@ -90,7 +90,7 @@ def test_one_process_of_several_writes(monkeypatch):
     assert is_main()
 
 
-def test_alone_nothing_is_gathered():
+def test_a_single_process_gathers_nothing():
     values = torch.randn(4, 3)
     assert distributed.gathered(values) is values
     norm = nn.BatchNorm1d(3)

@@ -1,4 +1,4 @@
-"""The evidence protocol on a miniature: its figures are what they say; it goes on where it was."""
+"""The benchmark of robustness on a miniature cohort: metrics, splits and resuming."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ENCODERS = ["random", "simclr", "stain-invariant"]
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """Patches of six patients with a label and two photographs each; centres of one tile each."""
+    """Labelled patches of six patients with two photographs each, and tiles of five centres."""
     folder = tmp_path_factory.mktemp("evidence")
     rows = []
     for patient in range(6):
@@ -54,7 +54,7 @@ def _centres(folder):
 
 
 @pytest.fixture(scope="module")
-def words(world):
+def arguments(world):
     given = {"cohort": "mine", "label": "label", "work": world / "work", "real-data": world,
              "backbone": BACKBONE, "input-size": 32, "epochs": 1, "folds": 3,
              "set-aside": 1, "seeds": 0}  # fmt: skip
@@ -63,11 +63,11 @@ def words(world):
 
 
 @pytest.fixture(scope="module")
-def summary(words):
-    return evidence.main(words)
+def summary(arguments):
+    return evidence.main(arguments)
 
 
-def test_every_encoder_has_every_figure(summary, world):
+def test_every_encoder_has_every_metric(summary, world):
     wanted = {"top1, worst pair", "top10, worst pair", "photo_map, worst pair",
               "margin, worst pair", "top1, od shift", "stain told", "centre told",
               "effective_rank", "alignment", "uniformity", "auroc, as it is",
@@ -80,12 +80,12 @@ def test_every_encoder_has_every_figure(summary, world):
         assert mine["value"].notna().all()
     patients = plain[plain["metric"] == "top1, worst pair"]["patients"]
     assert (patients == 4).all()  # two are set aside, each of the others is tested once
-    told = (world / "work" / "tables.md").read_text(encoding="utf-8")
-    assert all(f"| {name} |" in told for name in ENCODERS)
+    tables = (world / "work" / "tables.md").read_text(encoding="utf-8")
+    assert all(f"| {name} |" in tables for name in ENCODERS)
     assert all((world / "work" / f"{k}.png").stat().st_size > 10_000 for k in table.SHOWN)
 
 
-def test_a_difference_is_that_of_the_figures(summary):
+def test_a_difference_is_that_of_the_metrics(summary):
     plain = summary[summary["minus"] == ""].set_index(["encoder", "metric"])["value"]
     differences = summary[summary["minus"] != ""]
     assert set(zip(differences["encoder"], differences["minus"], strict=True)) == {
@@ -104,7 +104,7 @@ def _means(values):
     return pd.DataFrame(rows, columns=["patient", "pair", "metric", "value", "seed"])
 
 
-def test_the_worst_pair_is_each_encoders_own_in_every_resample():
+def test_the_worst_pair_is_chosen_anew_in_every_resample():
     one = pd.concat([_means({"a": 0.2, "b": 0.6}), _means({"a": 0.8, "b": 0.2})])
     one["patient"] = ["p", "p", "q", "q"]
     sample = table.Sample(np.array(["p", "q"]), np.array([[1, 1], [2, 0], [0, 2]]))
@@ -112,7 +112,7 @@ def test_the_worst_pair_is_each_encoders_own_in_every_resample():
     assert found == pytest.approx([0.4, 0.2, 0.2])  # b, then a, then b
 
 
-def test_an_encoder_that_knows_reinhard_is_not_tested_by_it():
+def test_encoders_trained_with_reinhard_stains_are_recognized():
     recipe = {"train": {"cohorts": ["mine"]}, "backbone": BACKBONE}
     cohorts = {"mine": {"sheet": "slides.csv"}}
     encoders = {
@@ -136,7 +136,7 @@ def _tiles(seed):
     return measure.Tiles(np.ascontiguousarray(found), pd.DataFrame(columns))
 
 
-def test_only_the_density_shift_is_asked_of_it(world):
+def test_encoders_trained_with_reinhard_stains_are_tested_by_the_density_shift_only(world):
     centres = evidence.centre_images(world)
     stains = measure.stained(
         _tiles(0), _tiles(1), {n: measure.pooled_stain(x) for n, x in centres.items()}
@@ -148,11 +148,11 @@ def test_only_the_density_shift_is_asked_of_it(world):
     values = measure.run_values(embed, stains, centres, knows_reinhard=True)
     assert set(values.loc[values["metric"] == "top1", "pair"]) == {table.OD_PAIR}
     assert not values["metric"].str.contains("confounded|centre \\d|dose").any()
-    all_of_it = measure.run_values(embed, stains, centres, knows_reinhard=False)
-    assert len(set(all_of_it.loc[all_of_it["metric"] == "top1", "pair"])) == 21
+    complete = measure.run_values(embed, stains, centres, knows_reinhard=False)
+    assert len(set(complete.loc[complete["metric"] == "top1", "pair"])) == 21
 
 
-def test_a_dose_lies_at_its_distance(world):
+def test_the_distance_of_a_stain_increases_with_its_dose(world):
     centres = {n: measure.pooled_stain(x) for n, x in evidence.centre_images(world).items()}
     stains = measure.stained(_tiles(0), _tiles(1), centres)
     distance = [stains.distance[f"dose {share:g}"] for share in measure.DOSES]
@@ -162,7 +162,7 @@ def test_a_dose_lies_at_its_distance(world):
     assert len(set(stains.farthest)) == 2
 
 
-def test_the_patients_who_choose_a_penalty_have_both_classes_on_both_sides():
+def test_patients_for_choosing_a_penalty_and_all_others_have_both_classes():
     patient = np.repeat([f"p{i}" for i in range(9)], 3)
     y = np.repeat([0, 0, 0, 1, 1, 1, 1, 1, 1], 3)
     val = measure.choosing(patient, y)
@@ -170,15 +170,15 @@ def test_the_patients_who_choose_a_penalty_have_both_classes_on_both_sides():
     assert set(y[val]) == set(y[~val]) == {0, 1}
 
 
-def test_it_goes_on_where_it_was(words, summary, world):
+def test_a_second_run_computes_only_missing_values(arguments, summary, world):
     times = {p: p.stat().st_mtime_ns for p in (world / "work" / "values").iterdir()}
-    (gone := next(iter(times))).unlink()
-    again = evidence.main(words)
-    assert {p for p in times if p.stat().st_mtime_ns != times[p]} == {gone}
+    (deleted := next(iter(times))).unlink()
+    again = evidence.main(arguments)
+    assert {p for p in times if p.stat().st_mtime_ns != times[p]} == {deleted}
     pd.testing.assert_frame_equal(again, summary)
 
 
-def test_no_patient_is_trained_on_and_tested(world):
+def test_no_patient_is_in_training_and_test(world):
     config = yaml.safe_load((world / "config.yaml").read_text(encoding="utf-8"))
     config["cohorts"] = {evidence.COHORT: config["cohorts"]["mine"]}
     del config["tasks"]
@@ -194,7 +194,7 @@ def test_no_patient_is_trained_on_and_tested(world):
         assert len(seen | tested) == 6
 
 
-def test_average_precision_is_that_of_scikit_learn(rng):
+def test_average_precision_equals_scikit_learn(rng):
     from sklearn.metrics import average_precision_score
 
     score = rng.random((12, 12)).astype(np.float32)
@@ -209,7 +209,7 @@ def test_average_precision_is_that_of_scikit_learn(rng):
             assert np.isnan(found[i])
 
 
-def test_a_collapsed_encoder_finds_nothing_and_has_no_margin():
+def test_a_collapsed_encoder_retrieves_nothing_and_has_no_margin():
     same = np.ones((8, 4), np.float32)
     photo = np.repeat(["x", "y"], 4)
     values = measure.retrieval_values(same, same, photo)
@@ -219,7 +219,7 @@ def test_a_collapsed_encoder_finds_nothing_and_has_no_margin():
     assert ideal["top1"].min() == 1
 
 
-def test_the_two_cohorts_of_ours_are_configs(real_data, tmp_path):
+def test_patients_of_the_real_tiles_have_one_split_each(real_data, tmp_path):
     tiles = parse(evidence.folded(evidence.tiles_cohort(real_data, tmp_path), tmp_path, 6))
     sheet = evidence.read_sheet(tiles, evidence.COHORT)
     assert len(sheet) == 2130
@@ -227,8 +227,8 @@ def test_the_two_cohorts_of_ours_are_configs(real_data, tmp_path):
     assert sheet.groupby("patient_id")["split"].nunique().max() == 1
 
 
-def test_the_synthetic_cohort_has_two_sites_that_are_never_trained_on(tmp_path):
-    (tmp_path / "demo").mkdir()  # as if it were drawn
+def test_the_synthetic_cohort_has_two_sites_without_training_patients(tmp_path):
+    (tmp_path / "demo").mkdir()  # as if it had been rendered
     config = parse(evidence.synthetic_cohort(tmp_path, 200))
     sheet = evidence.read_sheet(config, evidence.COHORT)
     assert evidence.fold_splits(config) == [(["train"], "test")]
@@ -237,11 +237,12 @@ def test_the_synthetic_cohort_has_two_sites_that_are_never_trained_on(tmp_path):
         ("a", "train"): 30, ("a", "test"): 10, ("b", "train"): 30, ("b", "test"): 10,
         ("c", "train"): 30, ("c", "test"): 10, ("d", "test"): 40, ("e", "test"): 40,
     }  # fmt: skip
-    known = (0, 5, 20261123, evidence.CHOOSING_SEED)  # of the demo, the tests, the claim
+    # Of the demo, the tests, benchmarks/demo_claim.py and the choice of settings.
+    known = (0, 5, 20261123, evidence.CHOOSING_SEED)
     assert evidence.SYNTHETIC_SEED not in known
 
 
-def test_what_chooses_sees_no_patient_that_is_tested_and_no_centre(tmp_path, real_data):
+def test_settings_are_chosen_on_training_sites_and_reference_stains(tmp_path, real_data):
     (tmp_path / "demo").mkdir()
     config = parse(evidence.synthetic_cohort(tmp_path, 200, choosing=True))
     sheet = evidence.read_sheet(config, evidence.COHORT)

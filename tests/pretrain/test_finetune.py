@@ -1,4 +1,4 @@
-"""A network trained end to end on labels: batches, stopping, checkpoints, loss."""
+"""Fine-tuning: batches, early stopping, checkpoints and loss."""
 
 from __future__ import annotations
 
@@ -69,14 +69,14 @@ VIEWS = single_view(ViewSettings(size_px=SIZE, color="none", seed=0, geometry=WH
 
 
 def _fit(folder: Path, network: TileClassifier, tiles: TrainTiles, **keys: Any) -> TuningState:
-    words: dict[str, Any] = {"val": _part(range(24, 32)), "settings": SETTINGS, "views": VIEWS}
-    words |= {"train": _part(range(24)), "seed": 3}
-    words |= {"checkpoint": Checkpoint(folder / "last.safetensors", "mark"), **keys}
-    return fit(network, tiles, words.pop("train"), words.pop("val"), words.pop("settings"),
-               words.pop("views"), **words)  # fmt: skip
+    options: dict[str, Any] = {"val": _part(range(24, 32)), "settings": SETTINGS, "views": VIEWS}
+    options |= {"train": _part(range(24)), "seed": 3}
+    options |= {"checkpoint": Checkpoint(folder / "last.safetensors", "mark"), **keys}
+    return fit(network, tiles, options.pop("train"), options.pop("val"), options.pop("settings"),
+               options.pop("views"), **options)  # fmt: skip
 
 
-def test_an_epoch_takes_each_training_tile_once_and_no_other(tmp_path: Path) -> None:
+def test_an_epoch_has_each_training_tile_once_and_no_other(tmp_path: Path) -> None:
     batches = Batches(_store(tmp_path, 200), _part(range(0, 150, 3)), 10, 0)
     assert batches.per_epoch == 5
     first, second = (
@@ -89,24 +89,24 @@ def test_an_epoch_takes_each_training_tile_once_and_no_other(tmp_path: Path) -> 
     assert alone.tile.tolist() == second[20:30].tolist()
 
 
-def test_one_training_tile_is_a_sentence(tmp_path: Path) -> None:
+def test_a_single_training_tile_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StainsslError, match=r"1 training tile\(s\) have a known label"):
         Batches(_store(tmp_path, 4), _part([2]), 8, 0)
 
 
-def test_it_ends_when_the_validation_loss_falls_no_more_and_keeps_the_best(
+def test_training_stops_early_with_the_weights_of_the_lowest_validation_loss(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     losses = iter([0.9, 0.5, 0.7, 0.6, 0.1])
     monkeypatch.setattr(finetune, "log_loss", lambda *a, **k: next(losses))
     network, kept = _network(), []
-    true = finetune._validate
+    validate = finetune._validate
 
-    def watched(network: TileClassifier, *args: Any) -> None:
+    def recorded(network: TileClassifier, *args: Any) -> None:
         kept.append({n: v.clone() for n, v in network.state_dict().items()})
-        true(network, *args)
+        validate(network, *args)
 
-    monkeypatch.setattr(finetune, "_validate", watched)
+    monkeypatch.setattr(finetune, "_validate", recorded)
     settings = TuneSettings(epochs=9, patience=2, batch_size=8, lr=1e-2, weight_decay=0.0)
     progress = _fit(tmp_path, network, _store(tmp_path, 40), settings=settings)
     assert progress.losses == [0.9, 0.5, 0.7, 0.6]
@@ -115,12 +115,12 @@ def test_it_ends_when_the_validation_loss_falls_no_more_and_keeps_the_best(
         assert torch.equal(value, kept[1][name])
 
 
-def test_without_validation_tiles_it_trains_to_the_end(tmp_path: Path) -> None:
+def test_without_validation_tiles_all_epochs_run(tmp_path: Path) -> None:
     progress = _fit(tmp_path, _network(), _store(tmp_path, 40), val=_part([]))
     assert (progress.step, progress.losses) == (4 * 3, [])
 
 
-def test_it_learns_and_tells_both_classes_apart(tmp_path: Path) -> None:
+def test_a_network_learns_two_classes(tmp_path: Path) -> None:
     tiles, network = _store(tmp_path, 40), _network()
     settings = TuneSettings(epochs=20, patience=20, batch_size=8, lr=3e-2, weight_decay=0.0)
     _fit(tmp_path, network, tiles, settings=settings)
@@ -130,13 +130,13 @@ def test_it_learns_and_tells_both_classes_apart(tmp_path: Path) -> None:
     np.testing.assert_allclose(p.sum(1), 1)
 
 
-def test_a_class_that_no_training_tile_has_is_given_no_probability(tmp_path: Path) -> None:
+def test_a_class_absent_from_training_has_probability_zero(tmp_path: Path) -> None:
     p, _ = predict(_network((0, 2), 3), _store(tmp_path, 6), np.arange(6), 4)
     assert (p[:, 1] == 0).all()
     np.testing.assert_allclose(p.sum(1), 1)
 
 
-def test_tiles_that_cannot_be_decoded_cost_themselves(tmp_path: Path) -> None:
+def test_tiles_that_cannot_be_decoded_are_left_out(tmp_path: Path) -> None:
     tiles, network = _store(tmp_path, 40, bad=(3, 25, 33, 34, 35)), _network()
     assert _fit(tmp_path, network, tiles).step == 12
     p, good = predict(network, tiles, np.arange(33, 40), 3)
@@ -144,7 +144,7 @@ def test_tiles_that_cannot_be_decoded_cost_themselves(tmp_path: Path) -> None:
     assert len(p) == 4
 
 
-def test_a_checkpoint_of_another_training_or_half_of_one_is_not_its_past(tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_training_or_an_incomplete_one_is_ignored(tmp_path: Path) -> None:
     tiles, path = _store(tmp_path, 40), tmp_path / "last.safetensors"
     whole = _network()
     _fit(tmp_path, whole, tiles, checkpoint=Checkpoint(path, "other"))
@@ -172,7 +172,7 @@ def test_the_loss_is_weighted_cross_entropy_and_a_divergence_of_the_second_view(
     torch.testing.assert_close(alone, plain)
 
 
-def test_a_loss_that_is_no_number_is_a_sentence(tmp_path: Path) -> None:
+def test_a_loss_that_is_not_finite_is_an_error(tmp_path: Path) -> None:
     network = _network()
     with torch.no_grad():
         network.head.weight.fill_(float("nan"))
@@ -180,7 +180,7 @@ def test_a_loss_that_is_no_number_is_a_sentence(tmp_path: Path) -> None:
         _fit(tmp_path, network, _store(tmp_path, 40))
 
 
-def test_statistics_of_frozen_norms_stay() -> None:
+def test_statistics_of_frozen_norms_do_not_change() -> None:
     network = _network()
     network.backbone.norm.requires_grad_(False)
     frozen = TileClassifier(network.backbone, 4, lambda x: x, lambda x: x, (0, 1), 2)
@@ -190,7 +190,7 @@ def test_statistics_of_frozen_norms_stay() -> None:
     assert "backbone.norm.weight" not in frozen.changing()
 
 
-def test_norms_keep_their_statistics_and_train_their_weights_where_it_is_asked(
+def test_freeze_norms_keeps_the_statistics_of_norms_and_trains_their_weights(
     tmp_path: Path,
 ) -> None:
     network = _network()

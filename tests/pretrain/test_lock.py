@@ -1,4 +1,4 @@
-"""Two trainings never write into one folder of checkpoints."""
+"""The lock of a folder of checkpoints, into which one training at a time may write."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ def other(tmp_path: Path):
     process.wait()
 
 
-def test_a_second_training_is_refused_and_told_whom_to_end(tmp_path: Path, other) -> None:
+def test_a_second_training_is_refused_with_the_process_to_kill(tmp_path: Path, other) -> None:
     refused = pytest.raises(StainsslError, match=rf"process {other.pid} on .* kill {other.pid}")
     with refused, training_lock(tmp_path, wait=False):
         raise AssertionError("two at a time")
 
 
-def test_the_lock_of_a_killed_training_is_free_at_once(tmp_path: Path, other) -> None:
+def test_the_lock_of_a_killed_training_is_released(tmp_path: Path, other) -> None:
     os.kill(other.pid, signal.SIGKILL)
     other.wait()
     with training_lock(tmp_path, wait=False):
@@ -53,27 +53,27 @@ def test_the_lock_of_a_killed_training_is_free_at_once(tmp_path: Path, other) ->
     assert Holder.read(tmp_path / lock.LOCK) is None
 
 
-def test_a_second_training_waits_and_says_for_whom(
+def test_a_second_training_waits_and_logs_the_holder(
     tmp_path: Path, other, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def looked(seconds: float) -> None:
+    def end_holder(seconds: float) -> None:
         other.kill()
         other.wait()
 
-    monkeypatch.setattr(lock.time, "sleep", looked)
+    monkeypatch.setattr(lock.time, "sleep", end_holder)
     with caplog.at_level(logging.WARNING), training_lock(tmp_path):
         pass
     assert f"process {other.pid} on" in caplog.text
     assert "waiting for it" in caplog.text
 
 
-def _of_another_host(folder: Path) -> None:
+def _write_lock_of_another_host(folder: Path) -> None:
     holder = {"host": "elsewhere", "pid": 1, "since": "2026-01-01 00:00:00", "job": "77"}
     (folder / lock.LOCK).write_text(json.dumps(holder))
 
 
-def test_another_host_holds_as_long_as_it_shows_signs_of_life(tmp_path: Path) -> None:
-    _of_another_host(tmp_path)
+def test_a_lock_of_another_host_holds_while_its_heartbeat_is_recent(tmp_path: Path) -> None:
+    _write_lock_of_another_host(tmp_path)
     refused = pytest.raises(StainsslError, match=r"on elsewhere, SLURM job 77.*scancel 77")
     with refused, training_lock(tmp_path, wait=False):
         raise AssertionError("two at a time")
@@ -83,7 +83,7 @@ def test_another_host_holds_as_long_as_it_shows_signs_of_life(tmp_path: Path) ->
         pass
 
 
-def test_the_holder_shows_signs_of_life(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_holder_writes_a_heartbeat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lock, "BEAT_SECONDS", 0.01)
     with training_lock(tmp_path):
         os.utime(tmp_path / lock.LOCK, (0, 0))
@@ -94,13 +94,13 @@ def test_the_holder_shows_signs_of_life(tmp_path: Path, monkeypatch: pytest.Monk
     raise AssertionError("no sign of life")
 
 
-def test_without_locks_of_the_system_the_process_decides(
+def test_without_file_locks_the_lock_holds_while_its_process_is_alive(
     tmp_path: Path, other, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def none(*words: object) -> None:
+    def unsupported(*args: object) -> None:
         raise OSError(lock.errno.ENOSYS, "no locks here")
 
-    monkeypatch.setattr(lock.fcntl, "flock", none)
+    monkeypatch.setattr(lock.fcntl, "flock", unsupported)
     refused = pytest.raises(StainsslError, match=f"process {other.pid}")
     with refused, training_lock(tmp_path, wait=False):
         raise AssertionError("two at a time")

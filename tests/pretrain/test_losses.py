@@ -1,4 +1,4 @@
-"""The loss is lightly's, and the figures of an embedding say what they claim."""
+"""The contrastive loss against lightly, and metrics of embeddings."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ from stainssl.pretrain.losses import (
     temperature=st.floats(0.05, 2),
     seed=st.integers(0, 99),
 )
-def test_it_is_lightlys_loss(count, dim, temperature, seed):
+def test_nt_xent_equals_lightly(count, dim, temperature, seed):
     first, second = torch.randn(2, count, dim, generator=torch.Generator().manual_seed(seed))
     expected = NTXentLoss(temperature)(first, second)
     torch.testing.assert_close(nt_xent(first, second, temperature), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_equal_vectors_cost_the_logarithm_of_the_choices():
+def test_the_loss_of_equal_vectors_is_the_logarithm_of_the_number_of_candidates():
     same = torch.ones(5, 3)
     assert float(nt_xent(same, same, 0.2)) == pytest.approx(math.log(9), abs=1e-5)
 
 
-def test_a_pair_that_agrees_costs_less():
+def test_equal_views_have_a_lower_loss():
     first = torch.eye(6)
     assert nt_xent(first, first, 0.2) < nt_xent(first, first.roll(1, 0), 0.2)
 
@@ -49,7 +49,7 @@ def test_alignment_is_zero_for_equal_and_four_for_opposite_views():
     assert alignment(features, -features) == pytest.approx(4, abs=1e-5)
 
 
-def test_uniformity_is_lower_where_vectors_spread():
+def test_uniformity_is_zero_for_equal_and_lower_for_orthogonal_vectors():
     assert uniformity(torch.ones(5, 4)) == pytest.approx(0, abs=1e-6)
     assert uniformity(torch.eye(5)) == pytest.approx(-4, abs=1e-5)  # d² of orthogonal units is 2
 
@@ -76,24 +76,26 @@ def test_effective_rank_of_a_collapsed_embedding_is_one():
     assert effective_rank(torch.arange(8.0)[:, None] * torch.ones(1, 4)) == pytest.approx(1)
 
 
-def test_neighbours_tell_what_the_vectors_tell_and_no_more():
+def test_nearest_neighbours_find_classes_only_if_vectors_separate_them():
     rng = torch.Generator().manual_seed(0)
     classes = torch.arange(120) % 3
     groups = torch.arange(120) // 10
-    told = torch.nn.functional.one_hot(classes).float() + 0.1 * torch.randn(120, 3, generator=rng)
-    assert nearest_neighbours(told, classes, groups) > 0.95
-    silent = torch.randn(120, 3, generator=rng)
-    assert nearest_neighbours(silent, classes, groups) < 0.55
+    separated = torch.nn.functional.one_hot(classes).float() + 0.1 * torch.randn(
+        120, 3, generator=rng
+    )
+    assert nearest_neighbours(separated, classes, groups) > 0.95
+    noise = torch.randn(120, 3, generator=rng)
+    assert nearest_neighbours(noise, classes, groups) < 0.55
 
 
-def test_a_tiles_own_patient_has_no_vote():
+def test_tiles_of_the_same_patient_do_not_vote():
     groups = torch.arange(40) // 10
-    classes = groups % 2  # every vector is its patient's: only the patient tells the class
+    classes = groups % 2  # vectors depend on the patient only
     vectors = torch.nn.functional.one_hot(groups).float() + 0.01 * torch.randn(40, 4)
     assert nearest_neighbours(vectors, classes, groups, neighbours=5) < 0.9
 
 
-def test_unknown_and_single_classes_have_no_neighbours():
+def test_unknown_classes_are_ignored_and_a_single_class_or_group_gives_nan():
     vectors, groups = torch.randn(20, 4), torch.arange(20)
     assert math.isnan(nearest_neighbours(vectors, torch.zeros(20).long(), groups))
     half = torch.where(torch.arange(20) < 10, -1, torch.arange(20) % 2)

@@ -1,4 +1,4 @@
-"""Methods share crops and jitter; the stain-invariant view carries its target's stain."""
+"""Pretraining methods: shared crops and jitter, stain targets, shares of processes."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def _restained_to(policy, normalized="one"):
 @pytest.mark.parametrize(
     "name", [name for name, method in PRETRAINING_METHODS.items() if method.trains]
 )
-def test_a_seed_and_a_step_decide_the_views(name):
+def test_views_depend_on_seed_and_step_only(name):
     def views(seed, step):
         return PRETRAINING_METHODS[name](ViewSettings(32, "strong", seed), _stain()).views(
             BATCH, step
@@ -63,7 +63,7 @@ def test_a_seed_and_a_step_decide_the_views(name):
 
 
 @pytest.mark.parametrize("color", ["none", "weak", "strong"])
-def test_the_first_view_is_simclrs(color):
+def test_the_first_view_equals_that_of_simclr(color):
     recipe = ViewSettings(32, color, 3)
     ours = StainInvariant(recipe, _stain()).views(BATCH, 7)
     theirs = SimClr(recipe, None).views(BATCH, 7)
@@ -91,7 +91,7 @@ def test_an_image_that_is_its_own_target_keeps_its_stain():
     torch.testing.assert_close(second[2], crop[2], atol=0.06, rtol=0)
 
 
-def test_reinhard_gives_the_targets_lab_statistics():
+def test_reinhard_moves_the_mean_color_towards_that_of_the_target():
     found = profiles(TILES, "reinhard")
     stain = _stain("reinhard", policy=PoolTarget(found[[6]]), found=found)
     _, second = StainInvariant(PLAIN, stain).views(BATCH, 0)
@@ -102,7 +102,7 @@ def test_reinhard_gives_the_targets_lab_statistics():
     )
 
 
-def test_which_views_are_normalized():
+def test_the_key_views_selects_the_normalized_views():
     plain = SimClr(PLAIN, None).views(BATCH, 1)
     target = PoolTarget(profiles(TILES)[[5]])
     one = _restained_to(target, "one").views(BATCH, 1)
@@ -127,7 +127,7 @@ def test_a_tile_without_a_profile_keeps_its_colors():
     assert not torch.equal(second[1:], crop[1:])
 
 
-def test_a_batch_without_any_profile_is_left_as_it_is():
+def test_a_batch_without_any_profile_is_unchanged():
     found = profiles(TILES)
     none = StainProfile.from_arrays("macenko", {**found.to_arrays(), "valid": [False] * COUNT})
     stain = _stain(policy=BatchTarget(found.pooled()), found=none)
@@ -139,7 +139,7 @@ def _plain_views(step=0):
     return SimClr(PLAIN, None).views(BATCH, step)
 
 
-def test_a_share_of_the_images_is_normalized():
+def test_stain_probability_is_the_share_of_normalized_images():
     plain = _plain_views()[1]
     target = PoolTarget(profiles(TILES)[[5]])
     all_of_them = StainInvariant(PLAIN, _stain(policy=target)).views(BATCH, 0)[1]
@@ -154,7 +154,7 @@ def test_a_share_of_the_images_is_normalized():
     assert not torch.equal(all_of_them, plain)
 
 
-def test_a_step_draws_its_normalizer():
+def test_every_step_draws_a_normalizer():
     macenko, reinhard = (_stain(method).stainings[0] for method in ("macenko", "reinhard"))
     both = StainInvariant(PLAIN, StainTargets([macenko, reinhard], _sites))
     fixed = [StainInvariant(PLAIN, StainTargets([one], _sites)) for one in (macenko, reinhard)]
@@ -163,7 +163,7 @@ def test_a_step_draws_its_normalizer():
         found = both.views(BATCH, step)[1]
         assert found.isfinite().all()
         kinds |= {i for i, one in enumerate(fixed) if torch.equal(found, one.views(BATCH, step)[1])}
-    # The draw of the normalizer shifts that of the target: they agree where it is the same by luck.
+    # Drawing the normalizer changes the random numbers of the target: views agree only by chance.
     assert kinds <= {0, 1}
     drawn = [both._staining(_rng(step)) for step in range(20)]
     assert {id(one) for one in drawn} == {id(macenko), id(reinhard)}
@@ -196,7 +196,7 @@ def test_stain_jitter_changes_stain_and_not_structure(name):
 
 
 @pytest.mark.parametrize("name", JITTERS)
-def test_each_process_of_a_group_makes_its_rows_of_the_steps_views(name):
+def test_each_process_makes_its_rows_of_the_views_of_a_step(name):
     method = SimClr(ViewSettings(48, "strong", 0, stain_jitter=JITTERS[name]), None)
     whole, half = method.views(BATCH, 3), len(BATCH.tile) // 2
     for rows in (slice(0, half), slice(half, 2 * half)):
@@ -205,7 +205,7 @@ def test_each_process_of_a_group_makes_its_rows_of_the_steps_views(name):
             assert torch.allclose(mine, all_views[rows], atol=1e-6)
 
 
-def test_preprocessing_takes_every_view_to_one_stain():
+def test_preprocessing_normalizes_every_view_to_one_stain():
     found = profiles(TILES)
     tile_normalizer = TileNormalizer(found, found[2])
     views = SimClr(ViewSettings(48, "none", 0, tile_normalizer=tile_normalizer), None).views(
@@ -219,7 +219,7 @@ def test_preprocessing_takes_every_view_to_one_stain():
 
 @pytest.mark.parametrize("normalized", ["one", "same", "different"])
 @pytest.mark.parametrize("per", ["iteration", "image"])
-def test_two_processes_see_the_halves_of_what_one_sees(normalized, per):
+def test_two_processes_make_the_halves_of_the_views_of_one(normalized, per):
     policy = BatchTarget(profiles(TILES).pooled(), per)
     stain = _stain(normalized=normalized, policy=policy, probability=0.7)
     method = StainInvariant(ViewSettings(32, "strong", 1), stain)

@@ -1,4 +1,4 @@
-"""Each loss learns, sees both views, and keeps what a run that goes on needs in its state."""
+"""Losses on two views: training, gradients, teacher and queue."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_a_few_steps_lower_the_loss(loss):
 
 
 @pytest.mark.parametrize("loss", OBJECTIVES)
-def test_both_views_are_learnt_from(loss):
+def test_both_views_have_gradients(loss):
     backbone, views = _backbone(), _views().requires_grad_()
     OBJECTIVES[loss](backbone, 16, 0.2, 0)(backbone, views)[0].backward()
     first, second = views.grad.chunk(2)
@@ -51,7 +51,7 @@ def test_both_views_are_learnt_from(loss):
     assert float(second.abs().sum()) > 0
 
 
-def test_a_teacher_follows_and_is_not_trained():
+def test_the_teacher_is_a_moving_average_without_gradient():
     backbone = _backbone()
     dino = OBJECTIVES["dino"](backbone, 16, 0.2, 0)
     start = dino.teacher[1].weight.clone()
@@ -62,7 +62,7 @@ def test_a_teacher_follows_and_is_not_trained():
     assert dino.teacher[1].weight.grad is None
 
 
-def test_the_queue_holds_the_newest_and_is_saved():
+def test_the_queue_has_the_newest_projections_and_is_saved():
     backbone = _backbone()
     objective = NtXent(16, 0.2, queue=20)
     for step in range(3):
@@ -74,7 +74,7 @@ def test_the_queue_holds_the_newest_and_is_saved():
     assert float((objective.queue[:12] - newest).abs().max()) < 1e-5
 
 
-def test_an_empty_queue_changes_nothing_and_a_full_one_is_more_negatives():
+def test_an_empty_queue_does_not_change_the_loss_and_a_full_one_adds_negatives():
     backbone = _backbone()
     torch.manual_seed(1)
     plain = NtXent(16, 0.2)

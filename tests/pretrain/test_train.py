@@ -1,4 +1,4 @@
-"""A run that was stopped ends in the same weights; what goes wrong is said, and nothing is lost."""
+"""Pretraining runs: resuming, failures, checkpoints, precision and monitoring."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from tests.pretrain.world import (
 
 SETTINGS = TrainSettings(
     steps=7, lr=1e-3, weight_decay=1e-4, checkpoint_seconds=1e9, checkpoint_steps=2
-)  # three epochs of three steps, the last cut short
+)  # three epochs of three steps, the last one incomplete
 
 
 @pytest.fixture(scope="module")
@@ -52,9 +52,9 @@ def _module(settings=SETTINGS, stop_at=-1, loss="nt-xent", queue=0, supervision=
     backbone, _ = new_backbone(BACKBONE, 32)
     method = Interrupted(ViewSettings(32, "weak", 0), None)
     method.stop_at = stop_at
-    even = Preprocessing((0.5,) * 3, (0.5,) * 3)
+    preprocessing = Preprocessing((0.5,) * 3, (0.5,) * 3)
     objective = OBJECTIVES[loss](backbone, vector_length(backbone, 32), 0.2, queue)
-    return Learner(backbone, objective, method, even, settings, supervision)
+    return Learner(backbone, objective, method, preprocessing, settings, supervision)
 
 
 def _fit(module, tiles, folder, settings=SETTINGS, mark="m", seed=0):
@@ -67,13 +67,13 @@ def _same(first, second):
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tiles, tmp_path_factory):
+def uninterrupted(tiles, tmp_path_factory):
     module = _module()
     return module, _fit(module, tiles, tmp_path_factory.mktemp("undisturbed"))
 
 
-def test_figures_of_every_epoch(undisturbed):
-    rows = undisturbed[1]
+def test_metrics_of_every_epoch(uninterrupted):
+    rows = uninterrupted[1]
     assert list(rows.columns) == list(monitoring.METRICS)
     assert rows["epoch"].tolist() == [0, 1, 2, 3]
     assert rows["step"].tolist() == [0, 3, 6, 7]
@@ -98,17 +98,19 @@ def test_a_run_of_one_epoch_has_the_loss_of_every_tenth(tiles, tmp_path):
     assert rank.lines[0].get_xdata().tolist() == [0, 12]
 
 
-def test_a_seed_gives_the_same_weights_and_another_seed_others(undisturbed, tiles, tmp_path):
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(
+    uninterrupted, tiles, tmp_path
+):
     again, other = _module(), _module()
     _fit(again, tiles, tmp_path / "again")
     _fit(other, tiles, tmp_path / "other", seed=1)
-    assert _same(undisturbed[0], again)
-    assert not _same(undisturbed[0], other)
+    assert _same(uninterrupted[0], again)
+    assert not _same(uninterrupted[0], other)
 
 
-@pytest.mark.parametrize("stop_at", [3, 4, 6])  # an epoch's start, its middle, the last epoch
-def test_a_killed_run_ends_in_the_weights_of_an_undisturbed_one(
-    undisturbed, tiles, tmp_path, stop_at, caplog
+@pytest.mark.parametrize("stop_at", [3, 4, 6])  # start of an epoch, middle of an epoch, last epoch
+def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(
+    uninterrupted, tiles, tmp_path, stop_at, caplog
 ):
     with pytest.raises(Stopped):
         _fit(_module(stop_at=stop_at), tiles, tmp_path)
@@ -116,29 +118,29 @@ def test_a_killed_run_ends_in_the_weights_of_an_undisturbed_one(
     with caplog.at_level(logging.INFO):
         rows = _fit(resumed, tiles, tmp_path)
     assert f"resuming from step {stop_at // 2 * 2} of 7" in caplog.text
-    assert _same(undisturbed[0], resumed)
+    assert _same(uninterrupted[0], resumed)
     same = [name for name in monitoring.METRICS if name != "images_per_second"]
-    np.testing.assert_array_equal(rows[same], undisturbed[1][same])
+    np.testing.assert_array_equal(rows[same], uninterrupted[1][same])
 
 
-def test_a_finished_run_is_not_trained_again(undisturbed, tiles, tmp_path):
+def test_a_finished_run_is_not_trained_again(uninterrupted, tiles, tmp_path):
     _fit(_module(), tiles, tmp_path)
     again = _module(stop_at=0)
     _fit(again, tiles, tmp_path)
-    assert _same(undisturbed[0], again)
+    assert _same(uninterrupted[0], again)
 
 
-def test_another_runs_checkpoint_is_not_taken_up(undisturbed, tiles, tmp_path, caplog):
+def test_a_checkpoint_of_another_run_is_not_used(uninterrupted, tiles, tmp_path, caplog):
     with pytest.raises(Stopped):
         _fit(_module(stop_at=4), tiles, tmp_path, mark="another")
     module = _module()
     _fit(module, tiles, tmp_path)
     assert "is from another config" in caplog.text
-    assert usable_checkpoint(tmp_path / "of-another.ckpt", "another") == 4  # nothing is lost
-    assert _same(undisturbed[0], module)
+    assert usable_checkpoint(tmp_path / "of-another.ckpt", "another") == 4  # renamed, not deleted
+    assert _same(uninterrupted[0], module)
 
 
-def test_a_broken_checkpoint_is_not_taken_up(tmp_path, caplog):
+def test_an_incomplete_checkpoint_is_not_used(tmp_path, caplog):
     (tmp_path / CHECKPOINT).write_bytes(b"half")
     assert usable_checkpoint(tmp_path / CHECKPOINT, "m") is None
     assert "an incomplete checkpoint" in caplog.text
@@ -146,7 +148,7 @@ def test_a_broken_checkpoint_is_not_taken_up(tmp_path, caplog):
 
 
 class _Trap:
-    """Makes a file where it is unpickled."""
+    """Creates a folder when it is unpickled."""
 
     def __init__(self, path):
         self.path = path
@@ -155,18 +157,18 @@ class _Trap:
         return os.mkdir, (str(self.path),)
 
 
-def test_a_checkpoint_that_holds_code_is_not_run(undisturbed, tiles, tmp_path, caplog):
+def test_code_in_a_checkpoint_is_not_executed(uninterrupted, tiles, tmp_path, caplog):
     torch.save({"stainssl": "m", "global_step": 4, "it": _Trap(tmp_path / "ran")},
                tmp_path / CHECKPOINT)  # fmt: skip
     module = _module()
     _fit(module, tiles, tmp_path)
     assert "an incomplete checkpoint" in caplog.text
     assert not (tmp_path / "ran").exists()
-    assert _same(undisturbed[0], module)
+    assert _same(uninterrupted[0], module)
 
 
-def test_nobody_else_trains_into_the_folder_meanwhile(tiles, tmp_path):
-    class Looking(Interrupted):
+def test_the_folder_of_checkpoints_is_locked_during_training(tiles, tmp_path):
+    class LockChecking(Interrupted):
         def views(self, batch, step):
             refused = pytest.raises(StainsslError, match=f"process {os.getpid()} on")
             with refused, training_lock(tmp_path, wait=False):
@@ -174,72 +176,72 @@ def test_nobody_else_trains_into_the_folder_meanwhile(tiles, tmp_path):
             return super().views(batch, step)
 
     module = _module()
-    module._method = Looking(ViewSettings(32, "weak", 0), None)
+    module._method = LockChecking(ViewSettings(32, "weak", 0), None)
     _fit(module, tiles, tmp_path)
     with training_lock(tmp_path, wait=False):
         pass
 
 
-def test_vectors_that_are_all_alike_are_told(tiles, tmp_path, monkeypatch, caplog):
-    class Alike(Learner):
+def test_nearly_equal_embeddings_are_logged(tiles, tmp_path, monkeypatch, caplog):
+    class NearlyEqual(Learner):
         def vectors(self, batch, step):
             first, second = super().vectors(batch, step)
             return first / first.std() + 1e3, second / second.std() + 1e3
 
     monkeypatch.setattr(monitoring, "RANK_TILES", 8)
     module = _module()
-    module.__class__ = Alike
+    module.__class__ = NearlyEqual
     rows = _fit(module, tiles, tmp_path)
-    assert rows["effective_rank"].min() > monitoring.RANK_FLOOR  # which is of centred vectors
+    assert rows["effective_rank"].min() > monitoring.RANK_FLOOR  # of centred embeddings
     assert rows["mean_cosine"].min() > monitoring.MAX_ALIKE
     assert "all tiles have nearly the same embedding (mean cosine 1.0000)" in caplog.text
 
 
-def test_not_a_number_stops_and_keeps_the_last_good_checkpoint(tiles, tmp_path):
-    class Spoiled(Interrupted):
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(tiles, tmp_path):
+    class NotFinite(Interrupted):
         def views(self, batch, step):
             first, second = super().views(batch, step)
             return first, second * float("nan") if step == 4 else second
 
     module = _module()
-    module._method = Spoiled(ViewSettings(32, "weak", 0), None)
+    module._method = NotFinite(ViewSettings(32, "weak", 0), None)
     with pytest.raises(StainsslError, match=r"not finite at step 5 .*lower `lr`"):
         _fit(module, tiles, tmp_path)
     assert usable_checkpoint(tmp_path / CHECKPOINT, "m") == 4
 
 
-def test_a_collapse_stops_and_says_what_to_try(tiles, tmp_path, monkeypatch):
+def test_a_collapse_stops_with_advice(tiles, tmp_path, monkeypatch):
     monkeypatch.setattr(monitoring, "RANK_TILES", 8)
     monkeypatch.setattr(monitoring, "effective_rank", lambda features: 1.2)
     with pytest.raises(StainsslError, match=r"collapsed: effective rank 1.20 after epoch 1 .*lr"):
         _fit(_module(), tiles, tmp_path)
 
 
-def test_a_full_disk_keeps_the_checkpoint_before(tiles, tmp_path, monkeypatch):
-    saved = train.lightning.Trainer.save_checkpoint
+def test_a_full_disk_keeps_the_previous_checkpoint(tiles, tmp_path, monkeypatch):
+    save = train.lightning.Trainer.save_checkpoint
 
-    def full(self, path, weights_only=None):
+    def save_or_fail(self, path, weights_only=None):
         if self.global_step == 4:
             path.write_bytes(b"half")
             raise OSError(28, "No space left on device")
-        saved(self, path, weights_only=weights_only)
+        save(self, path, weights_only=weights_only)
 
-    monkeypatch.setattr(train.lightning.Trainer, "save_checkpoint", full)
+    monkeypatch.setattr(train.lightning.Trainer, "save_checkpoint", save_or_fail)
     with pytest.raises(StainsslError, match="No space left on device"):
         _fit(_module(), tiles, tmp_path)
     assert usable_checkpoint(tmp_path / CHECKPOINT, "m") == 2
     assert {path.name for path in tmp_path.iterdir()} == {CHECKPOINT, LOCK}
 
 
-def test_told_to_stop_it_writes_a_checkpoint_first(undisturbed, tiles, tmp_path, monkeypatch):
-    property_of = property(lambda self: self.global_step == 3)
-    monkeypatch.setattr(train.lightning.Trainer, "received_sigterm", property_of)
+def test_a_terminated_run_writes_a_checkpoint(uninterrupted, tiles, tmp_path, monkeypatch):
+    received = property(lambda self: self.global_step == 3)
+    monkeypatch.setattr(train.lightning.Trainer, "received_sigterm", received)
     with pytest.raises(StainsslError, match=r"Stopped at step 3 of 7"):
         _fit(_module(), tiles, tmp_path)
     monkeypatch.undo()
     module = _module()
     _fit(module, tiles, tmp_path)
-    assert _same(undisturbed[0], module)
+    assert _same(uninterrupted[0], module)
 
 
 def test_the_learning_rate_warms_up_and_falls_to_zero():
@@ -252,7 +254,7 @@ def test_the_learning_rate_warms_up_and_falls_to_zero():
     assert learning_rate(0, 100, warm_up=0) == 1 == learning_rate(49, 100, warm_up=0.5)
 
 
-def test_a_fingerprint_tells_settings_apart():
+def test_fingerprints_of_different_settings_differ():
     assert fingerprint({"a": 1, "b": 2}) == fingerprint({"b": 2, "a": 1})
     assert fingerprint({"a": 1}) != fingerprint({"a": 2})
 
@@ -264,13 +266,13 @@ def _labels():
 @pytest.mark.parametrize(
     "kind", [{"queue": 12}, {"loss": "dino"}, {"supervision": 0.5}], ids=["queue", "dino", "labels"]
 )
-def test_what_a_loss_keeps_survives_a_kill(tiles, tmp_path, kind):
+def test_the_state_of_a_loss_is_restored_by_resuming(tiles, tmp_path, kind):
     def module(stop_at=-1):
         torch.manual_seed(1)
-        words = dict(kind)
-        if weight := words.pop("supervision", None):
-            words["supervision"] = Supervision(_dim(), _labels(), weight)
-        return _module(stop_at=stop_at, **words)
+        options = dict(kind)
+        if weight := options.pop("supervision", None):
+            options["supervision"] = Supervision(_dim(), _labels(), weight)
+        return _module(stop_at=stop_at, **options)
 
     whole, resumed = module(), module()
     _fit(whole, tiles, tmp_path / "whole")
@@ -284,7 +286,7 @@ def _dim():
     return vector_length(new_backbone(BACKBONE, 32)[0], 32)
 
 
-def test_supervision_learns_the_label_and_ignores_unknown_ones():
+def test_supervision_is_the_cross_entropy_of_known_labels():
     labels = np.array([0, 1, -1, -1], np.int32)
     found = Supervision(2, labels, 2.0)
     torch.nn.init.eye_(found.classifier.weight)
@@ -301,7 +303,7 @@ def test_supervision_learns_the_label_and_ignores_unknown_ones():
     assert loss([[1.0, 2.0], [3.0, 4.0]], [2, 3]) == 0
 
 
-def test_lars_trains(tiles, tmp_path):
+def test_lars_trains_the_backbone(tiles, tmp_path):
     settings = dataclasses.replace(SETTINGS, optimizer="lars", lr=0.3, weight_decay=1e-6)
     module = _module(settings)
     start = {name: value.clone() for name, value in module.backbone.state_dict().items()}
@@ -311,15 +313,15 @@ def test_lars_trains(tiles, tmp_path):
 
 
 def test_half_precision_on_a_cpu_is_deterministic_and_near_full_precision(
-    undisturbed, tiles, tmp_path
+    uninterrupted, tiles, tmp_path
 ):
     settings = dataclasses.replace(SETTINGS, precision="bf16")
     one, again = _module(settings), _module(settings)
     rows = _fit(one, tiles, tmp_path / "one", settings)
     _fit(again, tiles, tmp_path / "again", settings)
     assert _same(one, again)
-    assert not _same(one, undisturbed[0])
-    assert rows["loss"][1] == pytest.approx(undisturbed[1]["loss"][1], rel=0.02)
+    assert not _same(one, uninterrupted[0])
+    assert rows["loss"][1] == pytest.approx(uninterrupted[1]["loss"][1], rel=0.02)
     assert all(value.dtype != torch.bfloat16 for value in one.state_dict().values())
 
 
@@ -331,7 +333,7 @@ def test_views_are_made_in_full_precision(tiles):
     assert all(torch.equal(a, b) for a, b in zip(wanted, found, strict=True))
 
 
-def test_neighbours_vote_every_epoch(tiles, tmp_path):
+def test_every_epoch_has_the_vote_of_nearest_neighbours(tiles, tmp_path):
     patient = np.arange(25, dtype=np.int32) // 5
     facts = monitoring.TileMetadata(patient, (np.arange(25) >= 13).astype(np.int32), _labels())
     seen = []
@@ -351,8 +353,8 @@ exit {code}
 
 
 @pytest.mark.parametrize("code", [0, 1])
-def test_preempted_it_saves_and_goes_back_into_the_queue(
-    undisturbed, tiles, tmp_path, monkeypatch, code
+def test_a_preempted_run_writes_a_checkpoint_and_is_requeued(
+    uninterrupted, tiles, tmp_path, monkeypatch, code
 ):
     said = tmp_path / "said"
     (tmp_path / "scontrol").write_text(FAKE_SCONTROL.format(said=said, code=code))
@@ -368,17 +370,17 @@ def test_preempted_it_saves_and_goes_back_into_the_queue(
 
     module = _module()
     module._method = Preempted(ViewSettings(32, "weak", 0), None)
-    words = "requeued by SLURM" if code == 0 else "does not requeue job 4711"
-    with pytest.raises(StainsslError, match=f"Preempted at step 5 of 7: .*{words}"):
+    message = "requeued by SLURM" if code == 0 else "does not requeue job 4711"
+    with pytest.raises(StainsslError, match=f"Preempted at step 5 of 7: .*{message}"):
         _fit(module, tiles, tmp_path / "run")
     assert said.read_text() == "requeue 4711\n"
     assert usable_checkpoint(tmp_path / "run" / CHECKPOINT, "m") == 5
     again = _module()
     _fit(again, tiles, tmp_path / "run")
-    assert _same(undisturbed[0], again)
+    assert _same(uninterrupted[0], again)
 
 
-def test_without_slurm_told_to_make_room_it_says_to_run_again(monkeypatch):
+def test_requeue_without_slurm_or_without_scontrol(monkeypatch):
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
     assert checkpoints.requeue() == "run again to continue"
     monkeypatch.setenv("SLURM_JOB_ID", "1")
@@ -386,7 +388,7 @@ def test_without_slurm_told_to_make_room_it_says_to_run_again(monkeypatch):
     assert "does not requeue job 1" in checkpoints.requeue()
 
 
-def test_tensorboard_shows_every_epoch_where_it_is_installed(tmp_path):
+def test_tensorboard_has_every_epoch(tmp_path):
     reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     board = monitoring.TensorBoardLogger(tmp_path)
     rows = [{"epoch": i, "step": 3 * i, "loss": float(i), "lr": float("nan")} for i in range(3)]
@@ -398,7 +400,7 @@ def test_tensorboard_shows_every_epoch_where_it_is_installed(tmp_path):
     assert found.Tags()["scalars"] == ["loss"]
 
 
-def test_without_tensorboard_nothing_is_lost(tmp_path, monkeypatch):
+def test_without_tensorboard_nothing_is_written(tmp_path, monkeypatch):
     monkeypatch.setattr(monitoring, "_writer", lambda folder: None)
     monitoring.TensorBoardLogger(tmp_path)([{"epoch": 0, "step": 0, "loss": 1.0}])
     assert list(tmp_path.iterdir()) == []

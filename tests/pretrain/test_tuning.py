@@ -1,4 +1,4 @@
-"""Given weights trained further: frozen weights stay bit-identical, rates, distillation."""
+"""Training of pretrained weights: frozen parts, learning rates, resuming, distillation."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ def _module(
     method.stop_at = stop_at
     torch.manual_seed(1)
     objective = OBJECTIVES[loss](backbone, vector_length(backbone, 32), 0.2, 0)
-    even = Preprocessing((0.5,) * 3, (0.5,) * 3)
-    return Learner(backbone, objective, method, even, settings, None, distillation)
+    preprocessing = Preprocessing((0.5,) * 3, (0.5,) * 3)
+    return Learner(backbone, objective, method, preprocessing, settings, None, distillation)
 
 
 def _fit(module, tiles, folder, settings=SETTINGS):
@@ -74,22 +74,22 @@ def _changed(before, after):
 
 
 @pytest.mark.parametrize("loss", ["nt-xent", "dino"])
-def test_what_is_frozen_is_equal_bit_by_bit_and_the_rest_is_trained(tiles, tmp_path, loss):
+def test_frozen_weights_are_bit_identical_and_all_others_are_trained(tiles, tmp_path, loss):
     module = _module(tune="1", loss=loss)
     before = _state(module.backbone)
     _fit(module, tiles, tmp_path)
     changed = _changed(before, module.backbone.state_dict())
     assert {name.partition(".")[0] for name in changed} == {"layer4"}
-    assert last_blocks(module.backbone, 1) <= changed  # every one of these
+    assert last_blocks(module.backbone, 1) <= changed  # all of them
     assert any("running_mean" in name for name in changed)
-    if loss == "dino":  # the teacher is a copy: its frozen norms rest as well
+    if loss == "dino":  # frozen norms of the teacher, which is a copy, do not change either
         teacher = module.objective.teacher.state_dict()
         frozen = {n for n in before if "running" in n and not n.startswith("layer4")}
         assert frozen
         assert not frozen & _changed(before, teacher)
 
 
-def test_of_a_transformer_too(tiles, tmp_path):
+def test_only_the_last_blocks_of_a_transformer_are_trained(tiles, tmp_path):
     module = _module("test_vit", tune="2")
     before = _state(module.backbone)
     _fit(module, tiles, tmp_path)
@@ -98,7 +98,7 @@ def test_of_a_transformer_too(tiles, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["test_vit", "test_resnet"])
-def test_adapters_leave_the_weights_and_the_norms_as_they_are(tiles, tmp_path, name):
+def test_lora_trains_the_adapters_only(tiles, tmp_path, name):
     module = _module(name, tune="lora")
     before = _state(module.backbone)
     _fit(module, tiles, tmp_path)
@@ -106,30 +106,30 @@ def test_adapters_leave_the_weights_and_the_norms_as_they_are(tiles, tmp_path, n
     adapters = {n for n in before if ".lora_" in n}
     assert changed
     assert changed <= adapters
-    # No gradient passes a residual branch whose last norm is zero, as timm's ResNets begin.
+    # In timm's ResNets the last norm of a residual branch starts at zero: no gradient passes it.
     assert name == "test_resnet" or changed == adapters
 
 
-def test_while_it_rests_the_backbone_does_not_change_and_the_head_does(tiles, tmp_path):
-    resting = dataclasses.replace(SETTINGS, freeze_steps=4)
-    module = _module(settings=resting, stop_at=4)
+def test_during_freeze_steps_the_head_is_trained_and_the_backbone_is_not(tiles, tmp_path):
+    settings = dataclasses.replace(SETTINGS, freeze_steps=4)
+    module = _module(settings=settings, stop_at=4)
     before, head = _state(module.backbone), _state(module.objective)
     with pytest.raises(Stopped):
-        _fit(module, tiles, tmp_path, resting)
+        _fit(module, tiles, tmp_path, settings)
     assert _same(before, module.backbone.state_dict())  # running statistics included
     assert _changed(head, module.objective.state_dict())
-    module = _module(settings=resting)
-    _fit(module, tiles, tmp_path, resting)
+    module = _module(settings=settings)
+    _fit(module, tiles, tmp_path, settings)
     changed = _changed(before, module.backbone.state_dict())
     assert changed == set(before)
     assert all(norm.training for norm in module.backbone.modules() if isinstance(norm, _BatchNorm))
 
 
-def test_norms_that_keep_their_statistics_learn_their_weights(tiles, tmp_path):
-    given = dataclasses.replace(SETTINGS, freeze_norms=True)
-    module = _module(settings=given)
+def test_freeze_norms_keeps_the_statistics_of_norms_and_trains_their_weights(tiles, tmp_path):
+    settings = dataclasses.replace(SETTINGS, freeze_norms=True)
+    module = _module(settings=settings)
     before = _state(module.backbone)
-    _fit(module, tiles, tmp_path, given)
+    _fit(module, tiles, tmp_path, settings)
     changed = _changed(before, module.backbone.state_dict())
     kept = {name for name in before if "running" in name or "num_batches" in name}
     assert kept
@@ -151,8 +151,10 @@ KINDS = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("stop_at", [3, 5])  # checkpoints of step 2, within the rest, and step 4
-def test_a_killed_run_ends_in_the_weights_of_an_undisturbed_one(tiles, tmp_path, kind, stop_at):
+@pytest.mark.parametrize("stop_at", [3, 5])  # checkpoints at step 2, during freeze_steps, and 4
+def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(
+    tiles, tmp_path, kind, stop_at
+):
     keys = KINDS[kind]
     settings = keys.get("settings", SETTINGS)
     whole = _module(**keys)
@@ -164,7 +166,7 @@ def test_a_killed_run_ends_in_the_weights_of_an_undisturbed_one(tiles, tmp_path,
     assert _same(whole.state_dict(), resumed.state_dict())
 
 
-def test_norms_of_which_nothing_is_trained():
+def test_frozen_norms_are_those_without_trained_parameters():
     model = _network()
     assert frozen_norms(model) == set()
     freeze_all_but(model, last_blocks(model, 1))
@@ -173,9 +175,9 @@ def test_norms_of_which_nothing_is_trained():
     assert frozen_norms(model, all_of_them=True) == norms
 
 
-def _rates(model, head, **words):
-    words = {"weight_decay": 0.1, "lr_backbone": 0.01, "layer_decay": 1.0} | words
-    heads, backbone = parameter_groups(model, [head], **words)
+def _rates(model, head, **options):
+    options = {"weight_decay": 0.1, "lr_backbone": 0.01, "layer_decay": 1.0} | options
+    heads, backbone = parameter_groups(model, [head], **options)
     names = {id(value): name for name, value in model.named_parameters()}
     return heads, {
         names[id(value)]: (group["lr"], group["weight_decay"])
@@ -184,7 +186,7 @@ def _rates(model, head, **words):
     }
 
 
-def test_rates_fall_by_a_factor_from_a_layer_to_the_one_before():
+def test_learning_rates_decay_from_layer_to_layer():
     model, head = _network("test_vit"), torch.nn.Linear(4, 4)
     heads, found = _rates(model, head, layer_decay=0.5)
     assert found["norm.weight"] == found["blocks.5.norm1.weight"] == (0.01, 0)
@@ -194,10 +196,10 @@ def test_rates_fall_by_a_factor_from_a_layer_to_the_one_before():
     assert found["patch_embed.proj.weight"][0] == pytest.approx(0.01 * 0.5**6)
     assert set(found) == {name for name, _ in model.named_parameters()}
     assert sum(len(group["params"]) for group in heads) == 2
-    assert all("lr" not in group for group in heads)  # the optimizer's own
+    assert all("lr" not in group for group in heads)  # that of the optimizer
 
 
-def test_only_what_is_trained_has_a_rate():
+def test_only_trained_parameters_have_a_learning_rate():
     model, head = _network("test_vit"), torch.nn.Linear(4, 4).requires_grad_(False)
     freeze_all_but(model, last_blocks(model, 1))
     for decay in (1.0, 0.5):
@@ -207,21 +209,21 @@ def test_only_what_is_trained_has_a_rate():
         assert {rate for rate, _ in found.values()} == {0.01}
 
 
-def test_the_schedule_of_what_rests_begins_when_it_wakes(tiles, tmp_path):
+def test_the_schedule_of_the_backbone_starts_after_freeze_steps(tiles, tmp_path):
     settings = dataclasses.replace(SETTINGS, freeze_steps=3, lr_backbone=1e-3, warm_up=0.5)
     seen = []
 
-    class Looking(Learner):
+    class Recording(Learner):
         def on_train_batch_start(self, batch, batch_idx):
             rates = [group["lr"] for group in self.trainer.optimizers[0].param_groups]
             seen.append((rates[0], rates[-1]))
 
     module = _module(settings=settings)
-    module.__class__ = Looking
+    module.__class__ = Recording
     rows = _fit(module, tiles, tmp_path, settings)
     head, backbone = np.array(seen).T
     np.testing.assert_allclose(head[:3], [1e-2 / 3, 2e-2 / 3, 1e-2])
-    np.testing.assert_allclose(backbone[3:5], [0.5e-3, 1e-3])  # of three steps two warm up
+    np.testing.assert_allclose(backbone[3:5], [0.5e-3, 1e-3])  # two of the three steps are warm-up
     assert rows["lr"].iloc[-1] <= 1e-2
     assert head[5] < head[4] < head[3] <= 1e-2
 
@@ -234,7 +236,7 @@ def _cosine_gradient(vectors, given):
     return -(g / (length * other) - cosine * v / length**2) / len(v), 1 - cosine.mean()
 
 
-def test_the_distillation_loss_and_its_gradient_are_those_of_the_formula():
+def test_the_distillation_loss_and_its_gradient_follow_the_formula():
     network = _network("test_vit")
     distillation = DistillationLoss(network, 3.0)
     views = torch.rand(6, 3, 32, 32)
@@ -249,7 +251,7 @@ def test_the_distillation_loss_and_its_gradient_are_those_of_the_formula():
     assert all(value.grad is None for value in distillation.parameters())
 
 
-def test_the_initial_network_is_the_given_encoder_as_it_is_used():
+def test_the_initial_network_stays_a_copy_in_evaluation_mode():
     network = _network().train()
     distillation = DistillationLoss(network, 1.0).train()
     views = torch.rand(4, 3, 32, 32)
@@ -258,12 +260,12 @@ def test_the_initial_network_is_the_given_encoder_as_it_is_used():
         same = network.eval()(views)
         assert distillation(same, views).item() == pytest.approx(0, abs=1e-6)
         network.train()(views)
-        next(network.parameters()).add_(1.0)  # what is trained is another copy
+        next(network.parameters()).add_(1.0)  # the trained network is another copy
     assert _same(before, distillation.state_dict())
 
 
-def test_kept_vectors_stay_nearer(tiles, tmp_path):
-    def moved(keep):
+def test_distillation_keeps_embeddings_closer_to_the_initial_ones(tiles, tmp_path):
+    def distance(keep):
         module = _module("test_vit", keep=keep)
         _fit(module, tiles, tmp_path / str(keep))
         views = torch.rand(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -271,4 +273,4 @@ def test_kept_vectors_stay_nearer(tiles, tmp_path):
             one, two = (m.eval()(views) for m in (module.backbone, _network("test_vit")))
         return 1 - torch.cosine_similarity(one, two).mean()
 
-    assert moved(100.0) < 0.5 * moved(0.0)
+    assert distance(100.0) < 0.5 * distance(0.0)

@@ -1,4 +1,4 @@
-"""A cohort of four slides under two stains, as far as its pixels: small, rendered by us."""
+"""A small synthetic cohort of four slides with two stains, up to its pixel stores."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ def images(count: int, site: str, seed: int = 0) -> np.ndarray:
 
 
 def profiles(tiles: np.ndarray, method: str = "macenko") -> StainProfile:
-    """The profiles of (N, H, W, 3) uint8 tiles."""
+    """Stain profiles of (N, H, W, 3) uint8 tiles."""
     return estimate(torch.from_numpy(tiles).permute(0, 3, 1, 2), method)
 
 
 def slide_pixels(slide_id: str, tiles: np.ndarray) -> SlidePixels:
-    """A slide's tiles, encoded, with their profiles."""
+    """Encoded tiles of a slide, with their stain profiles."""
     found = {method: profiles(tiles, method) for method in ("macenko", "reinhard")}
     return SlidePixels(
         slide_id,
@@ -50,7 +50,7 @@ def slide_pixels(slide_id: str, tiles: np.ndarray) -> SlidePixels:
 
 
 def tile_table(slide_id: str, count: int) -> pd.DataFrame:
-    """The tile table of a slide whose tiles lie in a row."""
+    """Tile table of a slide whose tiles lie in a row."""
     number = np.arange(count)
     known = {"tissue": 1.0, "sharpness": 1.0, "pen": 0.0, "saturation": 0.5, "od": 0.5}
     columns = {"slide_id": slide_id, "tile": number, "x": number * SIZE, "y": 7, "side": SIZE}
@@ -58,23 +58,23 @@ def tile_table(slide_id: str, count: int) -> pd.DataFrame:
 
 
 def write_part(path: Path, slides: dict[str, np.ndarray]) -> None:
-    """The pixels of a part."""
+    """Write the pixel store of a part."""
     made = (slide_pixels(slide_id, tiles) for slide_id, tiles in slides.items())
     write_pixels(path, made, size_px=SIZE, mpp=0.5, settings={})
 
 
 def _sheet(slides: dict[str, np.ndarray]) -> Iterator[dict[str, str]]:
     for number, slide_id in enumerate(slides):
-        patient = f"p{max(number, 1)}"  # the first two slides are one patient's
+        patient = f"p{max(number, 1)}"  # the first two slides are of one patient
         yield {"slide_id": slide_id, "patient_id": patient, "path": "none.svs",
                "site": slide_id[0], "split": "train"}  # fmt: skip
 
 
 def cohort(folder: Path, counts: tuple[int, ...] = (12, 11, 10, 9), **recipe: object) -> Config:
-    """A config, and the pixels, tiles and sheet of its training part.
+    """Write the sheet, tiles and pixels of a training part, and return the config.
 
     Args:
-        folder: everything is below it.
+        folder: of all files.
         counts: tiles of each slide; sites alternate.
         recipe: keys of the encoders `si` and `simclr`.
     """
@@ -108,17 +108,17 @@ def cohort(folder: Path, counts: tuple[int, ...] = (12, 11, 10, 9), **recipe: ob
 
 
 def tiles_of_two_sites(folder: Path) -> TrainTiles:
-    """13 tiles of one slide and 12 of another, each of its own site."""
+    """13 tiles of a slide of site a and 12 of a slide of site b."""
     write_part(folder / "part.zarr", {"a0": images(13, "a", 0), "b0": images(12, "b", 1)})
     return TrainTiles([open_pixels(folder / "part.zarr")])
 
 
 class Stopped(Exception):
-    """Stands for a job that is killed."""
+    """Simulates that the job is killed."""
 
 
 class Interrupted(SimClr):
-    """SimCLR that is killed at a step."""
+    """SimCLR that raises `Stopped` at a step."""
 
     stop_at = -1
 
