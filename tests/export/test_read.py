@@ -1,4 +1,4 @@
-"""A feature file that is not what it should be costs its slide, and no memory."""
+"""Reading feature files; invalid ones are refused without using memory."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _huge(folder: Path) -> None:
         file["coords"] = np.zeros((1, 2))
 
 
-def _elsewhere(folder: Path) -> None:
+def _external_dataset(folder: Path) -> None:
     (folder / "secret").write_bytes(bytes(64))
     with h5py.File(folder / "s.h5", "w") as file:
         place = [(str(folder / "secret"), 0, 64)]
@@ -53,7 +53,7 @@ XY = np.zeros((4, 2), np.int64)
 
 
 @pytest.mark.parametrize(
-    ("write", "said"),
+    ("write", "message"),
     [
         (_h5(features=b"text", coords=XY), "is not numeric"),
         (_h5(features=np.zeros((4, 0)), coords=XY), r"features \(4, 0\)"),
@@ -61,20 +61,22 @@ XY = np.zeros((4, 2), np.int64)
         (_h5(**{"features/deeper": np.zeros(4)}, coords=XY), "not stored in this file"),
         (_h5(features=np.zeros((4, 3)), coords=XY[:3]), r"coords \(3, 2\)"),
         (_huge, "declares .* bytes that are not in the file"),
-        (_elsewhere, "external datasets are not followed"),
+        (_external_dataset, "external datasets are not followed"),
         (_linked(h5py.ExternalLink("other.h5", "/features")), "external datasets are not followed"),
         (_linked(h5py.SoftLink("/folder/features")), "links are not followed"),
         (lambda folder: torch.save(torch.zeros(4), folder / "s.pt"), "has no tensor|features"),
         (lambda folder: torch.save(["text"], folder / "s.pt"), "has no tensor"),
     ],
 )
-def test_what_is_no_feature_file(tmp_path: Path, write: Callable[[Path], None], said: str) -> None:
+def test_invalid_feature_files_are_refused(
+    tmp_path: Path, write: Callable[[Path], None], message: str
+) -> None:
     write(tmp_path)
-    with pytest.raises(SlideError, match=said):
+    with pytest.raises(SlideError, match=message):
         read_slide("clam", tmp_path, "s")
 
 
-def test_features_that_compress_well_are_read(tmp_path: Path) -> None:
+def test_strongly_compressed_features_are_read(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "s.h5", "w") as file:
         zeros = np.zeros((5000, 512), np.float32)
         file.create_dataset("features", data=zeros, compression="gzip", compression_opts=9)
@@ -84,13 +86,13 @@ def test_features_that_compress_well_are_read(tmp_path: Path) -> None:
     assert found.features.shape == (5000, 512)
 
 
-def test_tridents_vector_of_a_slide_is_a_bag_of_one(tmp_path: Path) -> None:
+def test_a_slide_vector_of_trident_is_read_as_a_single_tile(tmp_path: Path) -> None:
     vector = np.arange(6, dtype=np.float32)
     _h5(features=vector, coords=XY)(tmp_path)
     found = read_slide("trident", tmp_path, "s")
     assert found is not None
     np.testing.assert_array_equal(found.features, vector[None])
-    np.testing.assert_array_equal(found.xy_level0_px, [[-1, -1]])  # its place tells nothing
+    np.testing.assert_array_equal(found.xy_level0_px, [[-1, -1]])  # without a position
     _h5(features=np.empty(0, np.float32), coords=XY)(tmp_path)  # of a slide without tiles
     with pytest.raises(SlideError, match=r"features \(1, 0\)"):
         read_slide("trident", tmp_path, "s")

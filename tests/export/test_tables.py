@@ -1,4 +1,4 @@
-"""Exported tables list what was written, and a patient's label as tasks read it."""
+"""Exported tables: the written slides, and labels as tasks read them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SHEET = pd.DataFrame(
 WRITTEN = [f"s{i}" for i in range(6)]
 
 
-def test_tables_list_what_was_written(tmp_path: Path) -> None:
+def test_tables_list_the_written_slides(tmp_path: Path) -> None:
     tables = tables_of(SHEET, WRITTEN, {"her2": Labels("her2")})
     clam.write_tables(tmp_path, tables)
     stamp.write_tables(tmp_path, tables)
@@ -34,7 +34,7 @@ def test_tables_list_what_was_written(tmp_path: Path) -> None:
     assert clinical["PATIENT"].tolist() == ["p0", "p1", "p2", "p4"]
 
 
-def test_a_patient_has_the_highest_known_class_of_her_slides(
+def test_a_patient_has_the_highest_known_class_of_all_slides(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     found = tables_of(SHEET, WRITTEN, {"her2": Labels("her2")}).patients.set_index("patient_id")
@@ -43,7 +43,7 @@ def test_a_patient_has_the_highest_known_class_of_her_slides(
     assert "'grade': 1 patients have several values" in caplog.text
 
 
-def test_a_label_on_a_slide_without_features_counts() -> None:
+def test_the_label_of_a_slide_without_features_is_used() -> None:
     found = tables_of(SHEET, ["s1"], {"her2": Labels("her2")}).patients
     assert found.to_numpy().tolist() == [["p1", "1", "2"]]
 

@@ -1,4 +1,4 @@
-"""The page of times sums what Snakemake recorded of each job."""
+"""The page of computing times, from Snakemake's records of jobs."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_jobs_are_summed_by_rule(tmp_path: Path) -> None:
     assert found.loc["tile", ["longest_s", "peak_mb"]].tolist() == [30.0, 300.0]
 
 
-def test_the_page_names_every_rule_and_does_not_wrap(tmp_path: Path) -> None:
+def test_the_page_has_every_rule_and_the_days_of_long_jobs(tmp_path: Path) -> None:
     _record(tmp_path / "times/pretrain/own.tsv", "93600\t1 day, 2:00:00\t-\t-")
     _record(tmp_path / "times/a<b/x.tsv", "1\t-\t2\t3")
     text = times_page(times_by_rule(tmp_path / "times", tmp_path / "logs"))
@@ -47,7 +47,7 @@ def test_the_text_has_no_exponents(tmp_path: Path) -> None:
     assert "e+" not in text
 
 
-def test_a_run_without_records(tmp_path: Path) -> None:
+def test_a_run_without_records_has_no_jobs(tmp_path: Path) -> None:
     assert times_by_rule(tmp_path / "times", tmp_path / "logs").empty
     assert "0 jobs" in times_page(times_by_rule(tmp_path / "times", tmp_path / "logs"))
 
@@ -57,7 +57,7 @@ def _log(path: Path, text: str) -> None:
     path.write_text(text)
 
 
-def test_hours_of_gpus_are_those_that_jobs_say_they_held(tmp_path: Path) -> None:
+def test_gpu_hours_are_computed_from_the_logs_of_jobs(tmp_path: Path) -> None:
     _record(tmp_path / "times/embed/c/a.tsv", "1800\t0:30:00\t100\t20.0")
     _record(tmp_path / "times/embed/c/b.tsv", "1800\t0:30:00\t100\t20.0")
     _record(tmp_path / "times/pretrain/own.tsv", "7200\t2:00:00\t100\t20.0")
@@ -71,16 +71,16 @@ def test_hours_of_gpus_are_those_that_jobs_say_they_held(tmp_path: Path) -> None
     assert "8.5 GPU hours" in times_page(found)
 
 
-def test_without_a_gpu_nothing_is_said_of_one(tmp_path: Path) -> None:
+def test_gpus_are_not_mentioned_if_no_job_had_one(tmp_path: Path) -> None:
     _record(tmp_path / "times/embed/c/a.tsv", "1800\t0:30:00\t100\t20.0")
     found = times_by_rule(tmp_path / "times", tmp_path / "logs")
     assert "GPU" not in times_page(found)
     assert "GPU" not in times_page(times_by_rule(tmp_path / "none", tmp_path / "logs"))
 
 
-def test_a_jobs_log_has_the_place_of_its_record() -> None:
+def test_logs_and_records_of_jobs_have_the_same_relative_paths() -> None:
     rules = Path(__file__).parents[2] / "workflow" / "rules"
     for file in rules.glob("*.smk"):
-        places = re.findall(r"(LOGS|TIMES) / (f?\".*)\\.(?:log|tsv)\"", file.read_text())
-        by_kind = [[where for kind, where in places if kind == k] for k in ("LOGS", "TIMES")]
+        paths = re.findall(r"(LOGS|TIMES) / (f?\".*)\\.(?:log|tsv)\"", file.read_text())
+        by_kind = [[path for kind, path in paths if kind == k] for k in ("LOGS", "TIMES")]
         assert by_kind[0] == by_kind[1], file.name

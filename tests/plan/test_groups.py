@@ -1,4 +1,4 @@
-"""Given encoders read a cohort together, and what was read stays as it is."""
+"""Groups of pretrained encoders that embed a cohort together."""
 
 from __future__ import annotations
 
@@ -20,40 +20,40 @@ def _config(folder: Path, **weights: str) -> Config:
     })  # fmt: skip
 
 
-def _begin(config: Config, *names: str) -> None:
+def _start_embedding(config: Config, *names: str) -> None:
     for cohort in config.cohorts:
         for name in names:
             config.paths.embeddings(cohort, name, "all-0000").mkdir(parents=True)
 
 
-def test_given_encoders_read_together_and_trained_ones_do_not(tmp_path):
+def test_pretrained_encoders_are_grouped_and_others_are_not(tmp_path):
     planned = groups.plan(_config(tmp_path, a="hf-hub:a", b="hf-hub:b"), {})
     assert planned == {c: [{"a": "hf-hub:a", "b": "hf-hub:b"}] for c in "cd"}
 
 
-def test_one_that_comes_later_reads_alone_once_the_others_began(tmp_path):
+def test_a_later_encoder_is_in_a_new_group_once_the_others_have_started(tmp_path):
     first = groups.plan(_config(tmp_path, a="x", b="y"), {})
     later = _config(tmp_path, a="x", b="y", c="z")
     assert groups.plan(later, first)["c"] == [{"a": "x", "b": "y", "c": "z"}]
-    _begin(later, "a", "b")
+    _start_embedding(later, "a", "b")
     assert groups.plan(later, first)["c"] == [{"a": "x", "b": "y"}, {"c": "z"}]
 
 
-def test_other_weights_leave_the_group_and_the_rest_stays(tmp_path):
+def test_an_encoder_with_changed_weights_leaves_its_group(tmp_path):
     config = _config(tmp_path, a="other", b="y")
-    _begin(config, "a", "b")
+    _start_embedding(config, "a", "b")
     planned = groups.plan(config, {"c": [{"a": "x", "b": "y"}]})["c"]
     assert planned == [{"a": "x", "b": "y"}, {"a": "other"}]
     assert [groups.members(config, "c", one) for one in planned] == [["b"], ["a"]]
 
 
-def test_an_encoder_that_is_gone_takes_nothing_with_it(tmp_path):
+def test_a_removed_encoder_does_not_change_its_group(tmp_path):
     config = _config(tmp_path, b="y")
-    _begin(config, "b")
+    _start_embedding(config, "b")
     assert groups.plan(config, {"c": [{"a": "x", "b": "y"}]})["c"] == [{"a": "x", "b": "y"}]
 
 
-def test_a_plan_is_read_as_a_run_wrote_it(tmp_path):
+def test_groups_are_read_as_a_run_wrote_them(tmp_path):
     path = tmp_path / "results" / "g.json"
     assert groups.read(path) == {}
     run = FixedRun("a: 1\n", {"c": [{"a": "x"}]}, str(path))
@@ -61,7 +61,7 @@ def test_a_plan_is_read_as_a_run_wrote_it(tmp_path):
     assert groups.read(path) == {"c": [{"a": "x"}]}
 
 
-def test_a_run_reaches_its_jobs_and_no_later_one_takes_its_place(tmp_path, monkeypatch):
+def test_a_job_restores_the_config_of_its_own_run(tmp_path, monkeypatch):
     monkeypatch.setattr("os.environ", dict(os.environ))
     first, second = (FixedRun(f"a: {i}\n", {}, str(tmp_path / "g.json")) for i in (1, 2))
     first.to_environment("results/")
@@ -74,7 +74,7 @@ def test_a_run_reaches_its_jobs_and_no_later_one_takes_its_place(tmp_path, monke
 
 
 def _plan(folder: Path, benchmarks: dict[str, list[str]]) -> Plan:
-    """A plan of two cohorts, of which each benchmark's task asks some, with encoders a, b, ours."""
+    """A plan of two cohorts with the encoders a, b and ours; `benchmarks`: cohort → encoders."""
     (folder / "c.csv").write_text("slide_id,patient_id,path,her2\ns,p,s.svs,0\nt,q,t.svs,1\n")
     (folder / "d.csv").write_text("slide_id,patient_id,path,her2\nu,r,s.svs,0\nv,o,t.svs,1\n")
     cohort = {"root": str(folder), "patient_ids": "local"}
@@ -93,7 +93,7 @@ def _plan(folder: Path, benchmarks: dict[str, list[str]]) -> Plan:
     return Plan(made, is_main=False)
 
 
-def test_what_every_cohort_reads_together_has_no_rule_of_its_own(tmp_path, monkeypatch):
+def test_encoders_that_every_cohort_embeds_together_are_not_embedded_alone(tmp_path, monkeypatch):
     monkeypatch.setattr("os.environ", dict(os.environ))
     folders = [tmp_path / name for name in ("together", "apart")]
     for folder in folders:

@@ -1,4 +1,4 @@
-"""A stage is handed its job and nothing else; a job says what it reads, writes and depends on."""
+"""Jobs: the only input of a stage, and the settings on which its result depends."""
 
 from __future__ import annotations
 
@@ -29,21 +29,21 @@ def _types(annotation: Any) -> set[Any]:
 
 
 @pytest.mark.parametrize("verb", BUILDERS)
-def test_a_stage_takes_its_own_job_first(verb: str) -> None:
+def test_the_first_parameter_of_a_stage_is_its_job(verb: str) -> None:
     run = import_module(f"stainssl.stages.{verb}").run
     first = next(iter(inspect.signature(run).parameters))
     assert get_type_hints(run)[first] is KINDS[verb]
 
 
 @pytest.mark.parametrize("verb", BUILDERS)
-def test_no_job_carries_the_whole_config_or_every_path(verb: str) -> None:
+def test_no_job_has_the_whole_config_or_all_paths(verb: str) -> None:
     for name, hint in get_type_hints(KINDS[verb], include_extras=True).items():
         assert isinstance(hint.__metadata__[0], Role), name
         assert not _types(hint) & {Config, Paths}, name
 
 
 @pytest.mark.parametrize("verb", BUILDERS)
-def test_no_stage_can_load_a_config_a_sheet_or_a_path_of_its_own(verb: str) -> None:
+def test_no_stage_imports_configs_sheets_or_paths(verb: str) -> None:
     file = Path(import_module(f"stainssl.stages.{verb}").__file__ or "")
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom):
@@ -54,19 +54,19 @@ def test_no_stage_can_load_a_config_a_sheet_or_a_path_of_its_own(verb: str) -> N
 
 
 @given(st.dictionaries(st.text(max_size=3), st.integers() | st.text(max_size=3), max_size=4))
-def test_text_tells_values_apart(values: dict[str, Any]) -> None:
+def test_texts_of_different_values_differ(values: dict[str, Any]) -> None:
     assert as_text(values) == as_text(dict(reversed(values.items())))
     assert as_text({**values, "more": 1}) != as_text(values)
 
 
-def test_text_tells_tables_apart() -> None:
+def test_texts_of_different_tables_differ() -> None:
     table = pd.DataFrame({"slide_id": ["a", "b"], "mpp": [0.5, float("nan")]})
     assert as_text(table) == as_text(table.copy())
     assert as_text(table) != as_text(table.iloc[::-1])
     assert as_text(table) != as_text(table.rename(columns={"mpp": "site"}))
 
 
-def test_keys_that_do_not_act_are_at_their_defaults() -> None:
+def test_unused_keys_are_set_to_their_defaults() -> None:
     train = {"cohorts": ["c"]}
     simclr = Encoder.model_validate({"method": "simclr", "train": train, "views": "same"})
     assert without_unused_keys(simclr).views == "one"
@@ -82,7 +82,7 @@ def test_keys_that_do_not_act_are_at_their_defaults() -> None:
     )
 
 
-def test_the_seed_is_a_setting_of_what_draws_by_it(tmp_path: Path) -> None:
+def test_the_seed_is_a_setting_of_jobs_that_use_it_only(tmp_path: Path) -> None:
     (tmp_path / "c.csv").write_text("slide_id,patient_id,path,her2\na,p,a.svs,1\nb,q,b.svs,0\n")
     made = {
         "cohorts": {"c": {"sheet": str(tmp_path / "c.csv"), "root": str(tmp_path)}},
@@ -98,18 +98,18 @@ def test_the_seed_is_a_setting_of_what_draws_by_it(tmp_path: Path) -> None:
     assert pretrain.param() == pretrain_1.param()
 
 
-def _given(folder: Path, encoder: dict[str, str]) -> Config:
+def _config(folder: Path, encoder: dict[str, str]) -> Config:
     (folder / "c.csv").write_text("slide_id,patient_id,path\na,p,a.svs\nb,q,b.svs\n")
     cohort = {"sheet": str(folder / "c.csv"), "root": str(folder)}
     return parse({"cohorts": {"c": cohort}, "encoders": {"e": encoder}})
 
 
-def test_other_weights_in_the_same_file_are_another_job_and_a_touched_file_is_not(
+def test_settings_change_with_the_weights_in_a_file_but_not_with_its_time(
     tmp_path: Path,
 ) -> None:
     file = tmp_path / "w.pth"
     file.write_bytes(bytes(3_000_000))
-    config = _given(tmp_path, {"weights": f"resnet18@{file}"})
+    config = _config(tmp_path, {"weights": f"resnet18@{file}"})
     first = BUILDERS["embed"](config, "c", "e", "all-0000").param()
     os.utime(file, (1, 1))
     assert BUILDERS["embed"](config, "c", "e", "all-0000").param() == first
@@ -119,10 +119,10 @@ def test_other_weights_in_the_same_file_are_another_job_and_a_touched_file_is_no
     assert BUILDERS["embed"](config, "c", "e", "all-0000").param() != first
 
 
-def test_feature_files_that_arrive_or_change_are_another_job(tmp_path: Path) -> None:
+def test_new_and_changed_feature_files_change_the_job(tmp_path: Path) -> None:
     (tmp_path / "f").mkdir()
     (tmp_path / "f" / "a.h5").write_bytes(b"1")
-    config = _given(tmp_path, {"features": f"trident:{tmp_path / 'f'}"})
+    config = _config(tmp_path, {"features": f"trident:{tmp_path / 'f'}"})
 
     def job() -> tuple[str, dict[str, list[str]]]:
         made = BUILDERS["embed"](config, "c", "e", "all-0000")
@@ -136,10 +136,10 @@ def test_feature_files_that_arrive_or_change_are_another_job(tmp_path: Path) -> 
     assert job()[0] != second[0]
 
 
-def test_robustness_without_a_tile_task_reads_no_label_and_one_task_of_the_same_cohorts(
+def test_robustness_without_a_tile_task_uses_one_task_of_the_same_cohorts_and_no_label(
     tmp_path: Path,
 ) -> None:
-    made = _given(tmp_path, {"method": "random"}).model_dump(mode="json")
+    made = _config(tmp_path, {"method": "random"}).model_dump(mode="json")
     task = {"level": "patient", "label": "her2", "cohorts": ["c"]}
     tile = {"level": "tile", "label": "tumor", "cohorts": ["c"]}
     made["tasks"] = {"a": task, "b": task, "t": tile}
@@ -169,11 +169,11 @@ def test_robustness_without_a_tile_task_reads_no_label_and_one_task_of_the_same_
         (["reinhard", "macenko"], "macenko"),
     ],
 )
-def test_robustness_stains_otherwise_than_the_encoders_first_normalizer(
+def test_robustness_uses_another_stain_family_than_the_first_normalizer(
     tmp_path: Path, normalizer: str | list[str], family: str
 ) -> None:
     train = {"method": "stain-invariant", "train": {"cohorts": ["c"]}, "backbone": "resnet18"}
-    made = _given(tmp_path, {**train, "normalizer": normalizer}).model_dump(mode="json")
+    made = _config(tmp_path, {**train, "normalizer": normalizer}).model_dump(mode="json")
     made["tasks"] = {"a": {"level": "patient", "label": "her2", "cohorts": ["c"]}}
     made["benchmarks"] = {"s": {"tasks": ["a"], "encoders": ["e"]}}
     assert BUILDERS["robustness"](parse(made), "e").family == family

@@ -1,4 +1,4 @@
-"""A run refuses networks that do not load before any job, and imports torch for doubts alone."""
+"""Networks that cannot be loaded are refused before any job, if possible without torch."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def _config(folder, **encoder):
     return parse({"results": str(folder), "cohorts": cohorts, "encoders": {"e": encoder}})
 
 
-@pytest.mark.parametrize(("encoder", "sentence"), [
+@pytest.mark.parametrize(("encoder", "message"), [
     ({**TRAIN, "backbone": "resnot50"}, "e.backbone: 'resnot50' is not a timm name; did you mean"),
     ({**TRAIN, "backbone": "vit_tiny_patch16_224", "input_size": 100}, "patches of 16 px"),
     ({"method": "random", "backbone": "resnet18.a9"}, "no weights 'resnet18.a9'"),
@@ -39,10 +39,10 @@ def _config(folder, **encoder):
     ({**TRAIN, "init": "resnet18", "tune": "last-13"}, "e.tune: last-13"),
     ({**TRAIN, "init": "resnet18", "backbone": "resnet50"}, "e.backbone: "),
 ])  # fmt: skip
-def test_what_cannot_be_loaded_is_told(tmp_path, encoder, sentence):
+def test_networks_that_cannot_be_loaded_are_reported(tmp_path, encoder, message):
     found = network_problems(_config(tmp_path, **encoder))
     assert len(found) == 1
-    assert sentence in found[0]
+    assert message in found[0]
 
 
 @pytest.mark.parametrize("encoder", [
@@ -52,12 +52,12 @@ def test_what_cannot_be_loaded_is_told(tmp_path, encoder, sentence):
     {**TRAIN, "init": "resnet18"}, {"weights": "efficientnet-lite0", "input_size": 64},
     {"weights": "resnet18", "preprocess": "reference"},
 ])  # fmt: skip
-def test_names_that_are_right_need_no_torch(tmp_path, encoder, monkeypatch):
-    asked = []
-    monkeypatch.setattr(encoder_checks, "problems", lambda config: asked.append(config) or [])
+def test_valid_names_are_accepted_without_torch(tmp_path, encoder, monkeypatch):
+    calls = []
+    monkeypatch.setattr(encoder_checks, "problems", lambda config: calls.append(config) or [])
     config = _config(tmp_path, **encoder)
     assert network_problems(config) == []
-    assert not asked
+    assert not calls
     monkeypatch.undo()
     assert list(encoder_checks.problems(config)) == []
 
@@ -74,8 +74,8 @@ def test_a_plan_of_usual_encoders_imports_no_torch(tmp_path):
 
 
 @pytest.fixture
-def given(tmp_path):
-    """A config whose weights are in a file, which is one of another network."""
+def mismatched(tmp_path):
+    """A config with a weights file of another network."""
     torch.save(timm.create_model("test_resnet", num_classes=0).state_dict(), tmp_path / "w.pth")
     return _config(tmp_path / "results", weights=f"test_vit@{tmp_path / 'w.pth'}")
 
@@ -88,26 +88,28 @@ def _start(config):
     return file
 
 
-def test_files_are_read_until_a_run_has_started_and_when_they_change(given, monkeypatch):
+def test_weights_files_are_checked_until_a_run_has_started_and_after_a_change(
+    mismatched, monkeypatch
+):
     monkeypatch.setattr("os.environ", dict(os.environ))
-    [found] = network_problems(given)
+    [found] = network_problems(mismatched)
     assert "not those of test_vit" in found
-    file = _start(given)
-    assert network_problems(given) == []
-    os.utime(file, (1, 1))  # as if the weights were written since
-    assert "not those of test_vit" in network_problems(given)[0]
-    _start(given)
-    assert network_problems(given) == []
+    file = _start(mismatched)
+    assert network_problems(mismatched) == []
+    os.utime(file, (1, 1))  # as if the weights had been written since
+    assert "not those of test_vit" in network_problems(mismatched)[0]
+    _start(mismatched)
+    assert network_problems(mismatched) == []
 
 
-def test_weights_that_are_gone_are_told_whatever_has_started(given, monkeypatch):
+def test_a_missing_weights_file_is_reported_even_after_a_run_has_started(mismatched, monkeypatch):
     monkeypatch.setattr("os.environ", dict(os.environ))
-    _start(given)
-    (given.results.parent / "w.pth").unlink()
-    assert "no such weights file" in network_problems(given)[0]
+    _start(mismatched)
+    (mismatched.results.parent / "w.pth").unlink()
+    assert "no such weights file" in network_problems(mismatched)[0]
 
 
-def test_blocks_of_tasks_are_counted_in_the_network(tmp_path):
+def test_a_task_cannot_fine_tune_more_blocks_than_the_network_has(tmp_path):
     task = {"level": "tile", "label": "x", "cohorts": ["d"], "protocol": "fine-tune"}
     config = parse({
         "results": str(tmp_path), "cohorts": {"d": {"demo": {}}},
@@ -119,7 +121,7 @@ def test_blocks_of_tasks_are_counted_in_the_network(tmp_path):
     assert found.startswith("tasks.t.fine_tune.tune, of encoders.e: last-13")
 
 
-def test_the_first_job_of_a_run_writes_its_config_again(tmp_path, monkeypatch):
+def test_the_first_job_of_a_run_writes_the_config_of_the_run(tmp_path, monkeypatch):
     monkeypatch.setattr("os.environ", dict(os.environ))
     files = {}
     for text in ("a: 1\n", "a: 2\n", "a: 1\n"):

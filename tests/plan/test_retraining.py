@@ -1,4 +1,4 @@
-"""Before a run starts it is told which encoders new slides would train again."""
+"""Notices about encoders that changed training slides would train again."""
 
 from __future__ import annotations
 
@@ -37,24 +37,28 @@ def config(tmp_path: Path) -> Config:
     return config
 
 
-def test_nothing_is_said_of_what_stays(config: Config, tmp_path: Path) -> None:
+def test_there_is_no_notice_if_the_training_slides_are_the_same(
+    config: Config, tmp_path: Path
+) -> None:
     assert retraining_notices(config) == []
     _sheet(tmp_path / "sheet.csv", "a", "b", "t", "t2")
     assert retraining_notices(config) == []
 
 
-def test_a_new_training_slide_is_told_with_its_cost_and_the_way_out(
+def test_a_notice_has_the_changed_slides_the_training_time_and_advice(
     config: Config, tmp_path: Path
 ) -> None:
     _sheet(tmp_path / "sheet.csv", "a", "t", "new")
-    (told,) = retraining_notices(config)
-    assert "encoders.own (own) will be trained again" in told
-    assert "1 new (new) and 1 gone (b)" in told
-    assert "took 1 d 02:00:00" in told
-    assert "frozen: true" in told
+    (notice,) = retraining_notices(config)
+    assert "encoders.own (own) will be trained again" in notice
+    assert "1 new (new) and 1 gone (b)" in notice
+    assert "took 1 d 02:00:00" in notice
+    assert "frozen: true" in notice
 
 
-def test_a_frozen_encoder_or_one_without_a_model_is_not(config: Config, tmp_path: Path) -> None:
+def test_there_is_no_notice_for_a_frozen_encoder_or_one_without_a_model(
+    config: Config, tmp_path: Path
+) -> None:
     _sheet(tmp_path / "sheet.csv", "a", "b", "new")
     frozen = config.encoders["own"].model_copy(update={"frozen": True})
     assert retraining_notices(config.model_copy(update={"encoders": {"own": frozen}})) == []

@@ -1,4 +1,4 @@
-"""Weights of the hub that changed in this machine's cache embed again, and nothing else does."""
+"""Commits of weights from the Hugging Face hub, and when they are embedded again."""
 
 from __future__ import annotations
 
@@ -31,20 +31,20 @@ def _data(folder, **encoder):
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
-    """An empty cache; what these tests put there need not be weights."""
+    """An empty cache of the hub, whose files need not be weights in these tests."""
     monkeypatch.setattr(workflow, "network_problems", lambda _: [])
     return cache(tmp_path, monkeypatch)
 
 
 def _planned(folder, **encoder):
-    """The settings of the embedding job of a run, and the run as its first job would write it."""
+    """The settings of the embedding job of a run, and the plan of the run."""
     plan = Plan(_data(folder, **encoder), is_main=True)
     [part, *_] = revisions.part_names(plan.config, "c")
     return embed(plan.config, "c", "e", part).param(), plan
 
 
 def _embedded(plan, commit=None):
-    """What a job of the run leaves: a store that says its commit, and the record of commits."""
+    """Write the results of a job of the run: a store with its commit, and the record of commits."""
     [part, *_] = revisions.part_names(plan.config, "c")
     store = plan.config.paths.embeddings("c", "e", part)
     store.mkdir(parents=True, exist_ok=True)
@@ -55,7 +55,7 @@ def _embedded(plan, commit=None):
         plan.config.paths.revisions().write_text(json.dumps(plan.commits))
 
 
-def test_what_was_downloaded_by_the_first_run_is_not_embedded_again(tmp_path, hub):
+def test_weights_that_the_first_run_downloaded_are_not_embedded_again(tmp_path, hub):
     first, plan = _planned(tmp_path)
     assert plan.commits == {}
     put(hub, "MahmoodLab/UNI", MODEL, b"", FIRST)  # as the job did
@@ -65,7 +65,7 @@ def test_what_was_downloaded_by_the_first_run_is_not_embedded_again(tmp_path, hu
     assert plan.commits == {"uni": [FIRST]}
 
 
-def test_another_commit_in_the_cache_embeds_again_once(tmp_path, hub):
+def test_another_commit_in_the_cache_is_embedded_once(tmp_path, hub):
     put(hub, "MahmoodLab/UNI", MODEL, b"", FIRST)
     first, plan = _planned(tmp_path)
     _embedded(plan, FIRST)
@@ -73,14 +73,14 @@ def test_another_commit_in_the_cache_embeds_again_once(tmp_path, hub):
     second, plan = _planned(tmp_path)
     assert second != first
     assert SECOND in second
-    assert plan.config.encoders["e"].revision == SECOND  # what its jobs load
+    assert plan.config.encoders["e"].revision == SECOND  # loaded by its jobs
     _embedded(plan, SECOND)
     assert _planned(tmp_path)[0] == second
     (hub / "models--MahmoodLab--UNI" / "refs" / "main").write_text("gone")  # another machine
     assert _planned(tmp_path)[0] == second
 
 
-def test_a_pinned_revision_is_another_job(tmp_path, hub):
+def test_a_pinned_revision_changes_the_settings(tmp_path, hub):
     plain, _ = _planned(tmp_path)
     pinned, _ = _planned(tmp_path, revision=FIRST)
     assert plain != pinned != _planned(tmp_path, revision=SECOND)[0]
@@ -90,7 +90,7 @@ def test_a_pinned_revision_is_another_job(tmp_path, hub):
     assert at == _planned(tmp_path, weights=f"hf-hub:a/b@{FIRST}")[0]
 
 
-def test_a_tag_that_moves_embeds_again(tmp_path, hub):
+def test_a_moved_tag_is_embedded_again(tmp_path, hub):
     put(hub, "MahmoodLab/UNI", MODEL, b"", FIRST, "v1")
     first, plan = _planned(tmp_path, revision="v1")
     _embedded(plan, FIRST)
@@ -98,7 +98,7 @@ def test_a_tag_that_moves_embeds_again(tmp_path, hub):
     assert _planned(tmp_path, revision="v1")[0] != first
 
 
-def test_weights_that_are_not_the_hubs_have_no_commit(tmp_path, hub):
+def test_weights_that_are_not_from_the_hub_have_no_commit(tmp_path, hub):
     put(hub, "MahmoodLab/UNI", MODEL, b"", FIRST)
     for source in ("resnet18", "uni@/somewhere", "local-dir:x", "efficientnet-lite0", "chief"):
         assert repository_of(source) is None
@@ -108,14 +108,14 @@ def test_weights_that_are_not_the_hubs_have_no_commit(tmp_path, hub):
     assert commit("madeleine") == SECOND
 
 
-def test_the_record_travels_with_the_run(tmp_path):
+def test_the_record_of_commits_is_written_with_the_run(tmp_path):
     file = tmp_path / "revisions.json"
     FixedRun("a: 1\n", {}, "", {"uni": [FIRST]}, str(file)).write(tmp_path / "configs" / "x.yaml")
     assert revisions.read(file) == {"uni": [FIRST]}
     assert revisions.read(tmp_path / "none.json") == {}
 
 
-def test_the_config_of_a_run_is_read_again(tmp_path, hub):
+def test_the_config_of_a_run_can_be_read_again(tmp_path, hub):
     put(hub, "a/b", MODEL, b"", FIRST)
     _embedded(_planned(tmp_path, weights="hf-hub:a/b@main")[1], FIRST)
     put(hub, "a/b", MODEL, b"new", SECOND)
@@ -124,8 +124,8 @@ def test_the_config_of_a_run_is_read_again(tmp_path, hub):
     assert again.encoders["e"].revision == SECOND
 
 
-def test_what_is_in_the_cache_is_loaded_and_the_hub_is_not_asked(hub, monkeypatch):
-    """A repository that moved on changes nothing; the revision that is asked for is loaded."""
+def test_cached_weights_are_loaded_without_a_request_to_the_hub(hub, monkeypatch):
+    """The newest commit in the cache is loaded, or the requested revision."""
     monkeypatch.setattr(loading, "hf_hub_download", None)
     model = {"architecture": "test_vit", "mean": [0.5] * 3, "std": [0.5] * 3, "input_px": 64}
     nets = {}

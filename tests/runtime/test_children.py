@@ -1,4 +1,4 @@
-"""No child outlives the process that started it."""
+"""Child processes end with the process that started them."""
 
 from __future__ import annotations
 
@@ -33,26 +33,26 @@ ONE = """
 """
 
 
-def _gone(pid: int) -> bool:
+def _has_ended(pid: int) -> bool:
     try:
         return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return True
 
 
-@pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGTERM])
-def test_workers_of_a_killed_job_close_its_output(tmp_path, ending: int) -> None:
+@pytest.mark.parametrize("kill_signal", [signal.SIGKILL, signal.SIGTERM])
+def test_workers_of_a_killed_job_end_and_close_its_output(tmp_path, kill_signal: int) -> None:
     script = tmp_path / "job.py"
     script.write_text(textwrap.dedent(ONE) + textwrap.dedent(POOL))
     job = subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True)
     assert job.stdout is not None
     workers = {int(word) for word in job.stdout.readline().split()}
     assert workers
-    os.kill(job.pid, ending)
-    assert job.stdout.read() == ""  # would wait for as long as a worker lives
+    os.kill(job.pid, kill_signal)
+    assert job.stdout.read() == ""  # blocks while a worker is alive
     job.wait()
     for _ in range(100):
-        if all(map(_gone, workers)):
+        if all(map(_has_ended, workers)):
             return
         time.sleep(0.1)
     raise AssertionError("workers outlived their job")

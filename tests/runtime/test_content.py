@@ -1,4 +1,4 @@
-"""A file's key follows what it holds, and nothing else."""
+"""Keys of files that depend on their content only."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from stainssl.runtime.content import content_key
 
 
-def test_a_copy_under_another_name_and_time_has_the_key(tmp_path: Path) -> None:
+def test_a_copy_with_another_name_and_time_has_the_same_key(tmp_path: Path) -> None:
     data = np.random.default_rng(0).bytes(3_000_000)
     for name in ("a", "b"):
         (tmp_path / name).write_bytes(data)
@@ -19,7 +19,7 @@ def test_a_copy_under_another_name_and_time_has_the_key(tmp_path: Path) -> None:
     assert content_key(tmp_path / "a") == content_key(tmp_path / "b")
 
 
-def test_what_is_written_over_a_file_is_seen_though_its_time_is_set_back(tmp_path: Path) -> None:
+def test_changed_content_changes_the_key_even_if_the_time_is_set_back(tmp_path: Path) -> None:
     path = tmp_path / "a"
     path.write_bytes(bytes(100_000))
     before, stat = content_key(path), path.stat()
@@ -29,7 +29,7 @@ def test_what_is_written_over_a_file_is_seen_though_its_time_is_set_back(tmp_pat
     assert content_key(path) != before
 
 
-def test_a_file_is_read_once_a_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unchanged_file_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a"
     path.write_bytes(bytes(1000))
     key = content_key(path)
@@ -37,7 +37,7 @@ def test_a_file_is_read_once_a_state(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert content_key(path) == key
 
 
-def test_the_size_counts_and_a_file_that_is_not_there_is_an_error(tmp_path: Path) -> None:
+def test_the_key_depends_on_the_size_and_a_missing_file_is_an_error(tmp_path: Path) -> None:
     for name, count in (("a", 1000), ("b", 1001)):
         (tmp_path / name).write_bytes(bytes(count))
     assert content_key(tmp_path / "a") != content_key(tmp_path / "b")
@@ -55,10 +55,10 @@ def test_fewer_than_two_blocks_are_refused(tmp_path: Path, samples: int) -> None
 
 def test_two_blocks_are_the_first_and_the_last(tmp_path: Path) -> None:
     path, keys = tmp_path / "a", set()
-    for place in (None, 0, 299_999, 150_000):
+    for position in (None, 0, 299_999, 150_000):
         data = bytearray(300_000)
-        if place is not None:
-            data[place] = 1
+        if position is not None:
+            data[position] = 1
         path.write_bytes(data)
         keys.add(content_key(path, 2))
     assert len(keys) == 3  # the middle is not read

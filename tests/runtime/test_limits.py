@@ -1,4 +1,4 @@
-"""Work that does not come back is left behind, and nothing waits for it."""
+"""Time limits of work that may hang."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from stainssl.runtime.parallel import parallel_map
 
 @pytest.fixture
 def never() -> Iterator[threading.Event]:
-    """What a hanging library waits for; set when the test is over."""
+    """Event that a hanging library waits for; set at the end of the test."""
     event = threading.Event()
     yield event
     event.set()
 
 
-def test_a_result_and_an_error_are_those_of_the_work() -> None:
+def test_results_and_errors_of_the_work_are_passed_on() -> None:
     assert within_limit(lambda: 7, 60) == 7
     with pytest.raises(TimeoutError, match="of the work"):
         within_limit(_raises, 60)
@@ -31,13 +31,13 @@ def _raises() -> None:
     raise TimeoutError("of the work")
 
 
-def test_work_past_its_time_is_given_up(never: threading.Event) -> None:
+def test_work_is_abandoned_after_its_time_limit(never: threading.Event) -> None:
     with pytest.raises(LateError, match="not done after"):
         within_limit(never.wait, 0.05)
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-def test_a_call_that_does_not_come_back_is_named(never: threading.Event, threads: int) -> None:
+def test_a_library_call_that_hangs_is_named(never: threading.Event, threads: int) -> None:
     def read(number: int) -> int:
         with library_call(f"reading region {number}"):
             if number == 2:
@@ -48,7 +48,7 @@ def test_a_call_that_does_not_come_back_is_named(never: threading.Event, threads
         within_limit(lambda: list(parallel_map(read, range(9), threads)), 60, 0.05)
 
 
-def test_many_short_calls_are_no_long_one(never: threading.Event) -> None:
+def test_many_short_calls_do_not_reach_the_limit_of_one_call(never: threading.Event) -> None:
     def work() -> int:
         for _ in range(30):
             with library_call("reading"):

@@ -1,4 +1,4 @@
-"""The memory of the device is asked of its driver, or of the machine, and nothing is raised."""
+"""Memory of the GPU by nvidia-smi, or else of the machine."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from stainssl.runtime import memory
 
 
 @pytest.fixture
-def answered(monkeypatch):
-    """A driver that answers with some text; and what it was asked."""
-    asked: list[list[str]] = []
+def fake_nvidia_smi(monkeypatch):
+    """Replace nvidia-smi by one with a given output; returns the commands that are run."""
+    commands: list[list[str]] = []
 
-    def answer(text: str | BaseException) -> list[list[str]]:
-        def run(command, **_words):
-            asked.append(command)
+    def install(text: str | BaseException) -> list[list[str]]:
+        def run(command, **_options):
+            commands.append(command)
             if isinstance(text, BaseException):
                 raise text
             return subprocess.CompletedProcess(command, 0, stdout=text)
@@ -24,17 +24,17 @@ def answered(monkeypatch):
         memory._gpus.cache_clear()
         monkeypatch.setattr(memory.shutil, "which", lambda _: "/usr/bin/nvidia-smi")
         monkeypatch.setattr(memory.subprocess, "run", run)
-        return asked
+        return commands
 
-    yield answer
+    yield install
     memory._gpus.cache_clear()
 
 
-def test_the_smallest_gpu_that_may_be_used_counts(answered, monkeypatch):
+def test_the_smallest_visible_gpu_counts(fake_nvidia_smi, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1,2")
-    asked = answered("81559\n24576\n")
+    commands = fake_nvidia_smi("81559\n24576\n")
     assert memory.memory_bytes() == 24576 * 2**20
-    assert asked[0][-1] == "--id=1,2"
+    assert commands[0][-1] == "--id=1,2"
 
 
 @pytest.mark.parametrize(
@@ -42,14 +42,16 @@ def test_the_smallest_gpu_that_may_be_used_counts(answered, monkeypatch):
     [subprocess.CalledProcessError(9, "nvidia-smi"), OSError("no"),
      subprocess.TimeoutExpired("nvidia-smi", 1), "[N/A]\n"],
 )  # fmt: skip
-def test_without_an_answer_it_is_the_machines(answered, monkeypatch, text):
+def test_without_output_of_nvidia_smi_it_is_the_memory_of_the_machine(
+    fake_nvidia_smi, monkeypatch, text
+):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    answered(text)
+    fake_nvidia_smi(text)
     assert memory.memory_bytes() == memory.machine_bytes() > 10**8
 
 
-def test_a_process_that_may_see_no_gpu_asks_for_none(answered, monkeypatch):
+def test_nvidia_smi_is_not_run_if_no_gpu_is_visible(fake_nvidia_smi, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    asked = answered("24576\n")
+    commands = fake_nvidia_smi("24576\n")
     assert memory.memory_bytes() == memory.machine_bytes()
-    assert not asked
+    assert not commands

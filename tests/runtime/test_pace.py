@@ -1,4 +1,4 @@
-"""The time left is what the rate of the last minutes says."""
+"""The rate of recent steps, and the time left."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Clock:
 
 
 @given(st.floats(0.01, 1000), st.integers(2, 500), st.integers(0, 400))
-def test_steady_work_ends_when_it_says(seconds: float, steps: int, before: int) -> None:
+def test_the_time_left_is_exact_for_steady_work(seconds: float, steps: int, before: int) -> None:
     clock = Clock()
     pace = Pace(1000, before, clock)
     for _ in range(steps):
@@ -26,7 +26,8 @@ def test_steady_work_ends_when_it_says(seconds: float, steps: int, before: int) 
         pace.advance(1)
     assert pace.rate == pytest.approx(1 / seconds, rel=1e-6)
     left = (1000 - before - steps) * seconds
-    assert pace.left in (duration(left - 1e-6), duration(left + 1e-6))  # either side of a half
+    # Either side of a rounding limit.
+    assert pace.left in (duration(left - 1e-6), duration(left + 1e-6))
 
 
 def test_a_slow_start_is_forgotten() -> None:
@@ -40,8 +41,8 @@ def test_a_slow_start_is_forgotten() -> None:
     assert pace.rate == pytest.approx(1)
 
 
-def test_a_pause_that_is_no_step_counts() -> None:
-    # An epoch's end takes time too: it is part of what is left.
+def test_pauses_between_steps_count() -> None:
+    # The end of an epoch takes time, too, which is part of the time left.
     clock = Clock()
     pace = Pace(100, now=clock)
     for _ in range(10):
@@ -52,11 +53,11 @@ def test_a_pause_that_is_no_step_counts() -> None:
     assert pace.rate == pytest.approx(11 / 20)
 
 
-def test_nothing_done_says_nothing() -> None:
+def test_the_time_left_is_unknown_before_the_first_step() -> None:
     assert Pace(10).left == "?"
 
 
-def test_durations_do_not_wrap() -> None:
+def test_durations_are_rounded_and_count_days() -> None:
     assert duration(0.4) == "00:00:00"
     assert duration(59.6) == "00:01:00"
     assert duration(24 * 3600 + 2 * 3600 + 184) == "1 d 02:03:04"

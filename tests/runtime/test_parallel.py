@@ -1,4 +1,4 @@
-"""Side by side as one after the other: the same results in the same order, and bounded."""
+"""Parallel map: order of results, number of concurrent calls, and errors."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from stainssl.runtime.parallel import TimeSpent, parallel_map
 
 @settings(deadline=None, max_examples=30)
 @given(st.lists(st.integers(0, 3)), st.integers(1, 5))
-def test_results_are_in_order_whatever_takes_long(items: list[int], threads: int) -> None:
+def test_results_are_in_order_whatever_the_duration_of_calls(
+    items: list[int], threads: int
+) -> None:
     def work(item: int) -> int:
         time.sleep(item / 2000)
         return item * 10
@@ -22,14 +24,14 @@ def test_results_are_in_order_whatever_takes_long(items: list[int], threads: int
     assert list(parallel_map(work, items, threads)) == [item * 10 for item in items]
 
 
-def test_as_many_at_a_time_as_threads_and_few_wait() -> None:
-    running, most, begun = 0, 0, 0
+def test_there_are_as_many_calls_at_a_time_as_threads_and_few_results_ahead() -> None:
+    running, most, started = 0, 0, 0
     lock = threading.Lock()
 
     def work(item: int) -> int:
-        nonlocal running, most, begun
+        nonlocal running, most, started
         with lock:
-            running, begun = running + 1, begun + 1
+            running, started = running + 1, started + 1
             most = max(most, running)
         time.sleep(0.002)
         with lock:
@@ -39,13 +41,13 @@ def test_as_many_at_a_time_as_threads_and_few_wait() -> None:
     results = parallel_map(work, range(100), 3)
     assert next(results) == 0
     time.sleep(0.1)
-    assert begun <= 2 * 3 + 1  # the rest is not begun before somebody takes what is there
+    assert started <= 2 * 3 + 1  # the rest is not started before results are taken
     assert list(results) == list(range(1, 100))
     assert most == 3
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-def test_an_error_comes_at_its_place_and_nothing_is_begun_after_it(threads: int) -> None:
+def test_an_error_is_raised_at_its_position_and_stops_further_calls(threads: int) -> None:
     seen = []
 
     def work(item: int) -> int:
@@ -61,7 +63,7 @@ def test_an_error_comes_at_its_place_and_nothing_is_begun_after_it(threads: int)
     assert len(seen) <= 5 + 1 + 2 * threads
 
 
-def test_a_reader_that_stops_ends_the_work() -> None:
+def test_closing_the_results_ends_the_threads() -> None:
     before = threading.active_count()
     results = parallel_map(lambda item: item, range(1000), 4)
     next(results)
@@ -69,7 +71,7 @@ def test_a_reader_that_stops_ends_the_work() -> None:
     assert threading.active_count() == before
 
 
-def test_the_line_says_what_limits() -> None:
+def test_the_line_has_the_share_of_each_kind_of_work() -> None:
     spent = TimeSpent()
     spent.add("reading", 3.0)
     spent.add("network", 1.0)

@@ -1,4 +1,4 @@
-"""Counts of a run's jobs, and how long the rest takes."""
+"""Progress of a run: counts of jobs, and the time left."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def started(rule: str, at: float) -> Started:
     return Started(rule, rule, None, at)
 
 
-def test_a_run_of_two_rules_told_step_by_step() -> None:
+def test_progress_of_a_run_with_two_rules() -> None:
     run = Progress(0.0)
     run.plan({"tile": 3, "mil": 1})
     assert run.words(0.0) == "0 of 4 jobs done, 4 left"
@@ -25,13 +25,13 @@ def test_a_run_of_two_rules_told_step_by_step() -> None:
     assert run.words(5.0) == "0 of 4 jobs done, 2 running, 2 left"
     run.finish(1, 10.0)
     run.finish(2, 10.0)
-    # Two at once, ten seconds each: a third of its rule, and one of which nothing is known.
+    # Two at once, ten seconds each: one more of this rule, and one of unknown duration.
     assert run.seconds_left(10.0) == pytest.approx(10.0)
     assert run.words(10.0) == "2 of 4 jobs done, 2 left, about 10 s to go"
     run.start(3, started("tile", 10.0))
     run.fail(3)
     assert run.words(10.0).startswith("2 of 4 jobs done, 1 left, 1 failed")
-    run.start(3, started("tile", 10.0))  # tried again
+    run.start(3, started("tile", 10.0))  # retried
     assert run.failed == 0
     run.finish(3, 30.0)
     run.start(4, started("mil", 30.0))
@@ -45,10 +45,10 @@ def test_a_run_of_two_rules_told_step_by_step() -> None:
     st.integers(1, 4),
     st.floats(0.5, 50),
 )
-def test_jobs_that_take_equally_long_are_told_exactly(
+def test_the_time_left_is_exact_for_jobs_of_equal_duration(
     jobs: dict[str, int], at_once: int, seconds: float
 ) -> None:
-    """Rounds of `at_once` jobs; after each full round the rest is known."""
+    """Jobs run in rounds of `at_once`; the time left is exact after each full round."""
     queue = [rule for rule, count in jobs.items() for _ in range(count)]
     run, now = Progress(0.0), 0.0
     run.plan(jobs)
@@ -65,7 +65,7 @@ def test_jobs_that_take_equally_long_are_told_exactly(
             assert run.seconds_left(now) == pytest.approx(left * seconds / at_once)
 
 
-def test_a_job_whose_start_was_not_told() -> None:
+def test_jobs_without_a_known_start_are_ignored() -> None:
     run = Progress(0.0)
     assert run.finish(7, 1.0) is None
     assert run.fail(8) is None
