@@ -111,6 +111,7 @@ class Cohort(Model):
     regions: str | None = None  # pattern with {slide_id}: only tiles inside these outlines
     regions_frame: Frame = "auto"  # as annotations_frame
     tiling: str = "default"
+    pixels: Literal["store", "stream"] = "store"  # stream: embed tiles straight from the slides
 
     @model_validator(mode="before")
     @classmethod

@@ -35,7 +35,9 @@ def archived(config: Config, name: str, missing: set[str]) -> set[str]:
 
 
 def archived_of_part(config: Config, name: str, part: str, missing: set[str]) -> set[str]:
-    """See `archived`; for the slides of one part."""
+    """See `archived`; for the slides of one part. Those of a streamed cohort are always needed."""
+    if config.cohorts[name].pixels == "stream":
+        return set()
     slides = set(part_rows(config, name, part)["slide_id"])
     if not (slides & missing and _is_made(config, name, part, slides)):
         return set()

@@ -1,4 +1,4 @@
-"""Embed the stored tiles of a part; the next tiles are decoded while the network runs."""
+"""Embed the tiles of a part; the next tiles are decoded while the network runs."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +16,7 @@ import torch
 from stainssl.encoders.loading import LoadedEncoder
 from stainssl.runtime.parallel import TimeSpent, job_threads
 from stainssl.runtime.prefetch import prefetched
-from stainssl.stores.pixels import Pixels, decode
+from stainssl.stores.pixels import decode
 
 BATCH = 64  # tiles per block on a CPU, where larger blocks gain nothing
 GPU_BATCH = 512
@@ -26,19 +27,28 @@ HalfVectors = npt.NDArray[np.float16]
 log = logging.getLogger(__name__)
 
 
+class EncodedTiles(Protocol):
+    """Encoded tiles, such as a pixel store."""
+
+    size_px: int
+
+    def blocks(self, size: int) -> Iterator[list[bytes]]:
+        """Yield the JPEGs of all tiles in order, `size` at a time."""
+
+
 def embed_pixels(
     encoders: Sequence[LoadedEncoder],
-    pixels: Pixels,
+    pixels: EncodedTiles,
     batch: int | None = None,
     spent: TimeSpent | None = None,
 ) -> Iterator[list[HalfVectors]]:
-    """Embed all tiles of a pixel store with several encoders, in the order of the store.
+    """Embed tiles with several encoders, in the order of the tiles.
 
     Tiles are read and decoded once for all encoders, in contiguous blocks.
 
     Args:
         encoders: all on one device.
-        pixels: the store.
+        pixels: the tiles, iterated over once.
         batch: tiles per block; None: `GPU_BATCH` on a GPU, else `BATCH`. An encoder for which a
             block does not fit into the device's memory gets smaller batches.
         spent: records the time spent waiting for tiles, in the networks and in writing.
@@ -111,12 +121,11 @@ class _Fitting:
             torch.cuda.empty_cache()
 
 
-def _decoded(pixels: Pixels, size: int, pool: ThreadPoolExecutor) -> Iterator[Block]:
-    """Decode a store in blocks of `size` tiles."""
+def _decoded(pixels: EncodedTiles, size: int, pool: ThreadPoolExecutor) -> Iterator[Block]:
+    """Decode tiles in blocks of `size`."""
     shape = (pixels.size_px, pixels.size_px, 3)
-    ends = [(start, min(start + size, len(pixels))) for start in range(0, len(pixels), size)]
     # The next block is read while one is decoded: otherwise all decoders would wait for it.
-    for jpegs in prefetched((pixels.jpegs(*block) for block in ends), depth=1):
+    for jpegs in prefetched(pixels.blocks(size), depth=1):
         images = np.empty((len(jpegs), *shape), np.uint8)
         # One share per thread: one task per tile would add a quarter to the decoding time.
         shares = np.array_split(np.arange(len(jpegs)), max(1, min(job_threads(), len(jpegs))))

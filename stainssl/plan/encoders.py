@@ -15,8 +15,10 @@ from stainssl.encoders.weights import LOCAL, SAMPLES, identity
 from stainssl.errors import StainsslError
 from stainssl.evaluation.kinds import labels_of
 from stainssl.export.source import feature_files
-from stainssl.plan.job import Job, Reads, Resource, Setting, Writes
+from stainssl.plan.job import Includes, Job, Reads, Resource, Setting, Writes
 from stainssl.plan.rows import Part, columns_of, parts_of, rows_of
+from stainssl.plan.slides import PixelsJob
+from stainssl.plan.slides import pixels as pixels_job
 from stainssl.runtime.content import content_key
 
 
@@ -293,10 +295,12 @@ class Source:
 
 @dataclass(frozen=True)
 class EmbedJob(Job):
-    """Pixels and encoders, or feature files → embeddings of a part.
+    """Pixels or slides, and encoders, or feature files → embeddings of a part.
 
     Attributes:
         pixels, tiles: store and table of the part's tiles; None if no encoder sees tiles.
+        streamed: how to read the tiles from the slides, if they are not stored; then there are no
+            `pixels`.
         models: encoder trained here → folder of its model.
         targets: pretrained encoder → target, if its tiles are normalized to stains of training
             tiles.
@@ -312,6 +316,7 @@ class EmbedJob(Job):
 
     pixels: Reads[Path | None]
     tiles: Reads[Path | None]
+    streamed: Includes[PixelsJob | None]
     models: Reads[dict[str, Path]]
     targets: Reads[dict[str, Path]]
     vectors: Reads[dict[str, Path]]
@@ -337,9 +342,11 @@ def embed(config: Config, cohort: str, encoder: str | Sequence[str], part: str) 
     sizes = {str(f): f.stat().st_size for f in files}
     identities: dict[str, Any] = {n: given_identity(e) for n, e in given.items()}
     is_read = any(e.sees_tiles for e in runs.values())
+    is_streamed = is_read and config.cohorts[cohort].pixels == "stream"
     return EmbedJob(
-        pixels=paths.pixels(cohort, part) if is_read else None,
+        pixels=paths.pixels(cohort, part) if is_read and not is_streamed else None,
         tiles=paths.tiles(cohort, part) if is_read else None,
+        streamed=pixels_job(config, cohort, part) if is_streamed else None,
         models={n: paths.model(n) for n, e in runs.items() if e.method},
         targets={n: paths.target(n) for n, e in given.items() if e.needs_target},
         vectors={n: _taken(config, cohort, n, part) for n in of_slides},

@@ -27,6 +27,7 @@ class Role(Enum):
     WRITES = "writes"
     SETTING = "setting"
     RESOURCE = "resource"
+    INCLUDES = "includes"
 
 
 Reads = Annotated[T, Role.READS]
@@ -37,6 +38,9 @@ Setting = Annotated[T, Role.SETTING]
 """Affects the result: if it changes, the job runs again."""
 Resource = Annotated[T, Role.RESOURCE]
 """Does not affect the result: a name for messages, a scratch folder, a limit of the machine."""
+
+Includes = Annotated[T, Role.INCLUDES]
+"""Another job, or None, whose work this job does too: its inputs and settings are this job's."""
 
 
 @cache
@@ -56,7 +60,10 @@ class Job:
 
     def inputs(self) -> dict[str, list[str]]:
         """Map each input field to its files, in order and without duplicates."""
-        return {name: _files(value) for name, value in self._of_role(Role.READS)}
+        own = {name: _files(value) for name, value in self._of_role(Role.READS)}
+        return {
+            name: files for job in self._included() for name, files in job.inputs().items()
+        } | own
 
     def outputs(self) -> dict[str, list[str]]:
         """Map each output field to its files, in order and without duplicates."""
@@ -64,7 +71,13 @@ class Job:
 
     def settings(self) -> dict[str, str]:
         """Map each setting to a text that changes if and only if the setting does."""
-        return {name: as_text(value) for name, value in self._of_role(Role.SETTING)}
+        own = {name: as_text(value) for name, value in self._of_role(Role.SETTING)}
+        return {
+            name: text for job in self._included() for name, text in job.settings().items()
+        } | own
+
+    def _included(self) -> list[Job]:
+        return [job for _, job in self._of_role(Role.INCLUDES) if job is not None]
 
     def param(self) -> str:
         """Return all settings as one JSON text, for the `params` of a rule."""

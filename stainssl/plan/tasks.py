@@ -252,7 +252,8 @@ def mil(config: Config, task: str, encoder: str, head: str) -> MilJob:
     own, every = (parts_of(config, c) for c in (spec.cohorts, [*spec.cohorts, *spec.external]))
     run, stored = config.run(encoder), config.stored_run(encoder).name
     is_imported = config.encoders[config.source_encoder(run.key)].features is not None
-    has_pixels = config.slides.keep_pixels and not is_imported
+    is_streamed = any(config.cohorts[name].pixels == "stream" for name in spec.cohorts)
+    has_pixels = config.slides.keep_pixels and not is_imported and not is_streamed
     columns = ("slide_id", "patient_id", "site", *spec.label_columns.values())
     clinical = spec.clinical if spec.fusion == "gated" else []
     return MilJob(

@@ -22,6 +22,7 @@ from stainssl.plan.job import Job, as_text
 from stainssl.plan.networks import network_problems
 from stainssl.plan.retraining import retraining_notices
 from stainssl.plan.run import FixedRun, latest, short_digest
+from stainssl.plan.streaming import streaming_notices
 
 BUILDERS: dict[str, Callable[..., Job]] = {
     "demo": slides.demo,
@@ -98,6 +99,7 @@ class Plan:
                 *encoder_warnings.warnings(self.run_config),
                 *cohorts.feature_warnings(self.run_config),
                 *retraining_notices(self.run_config),
+                *streaming_notices(self.run_config),
             ]
         self.job = lru_cache(maxsize=None)(self._job)
 
@@ -111,16 +113,17 @@ class Plan:
     def _job(self, verb: str, **names: Any) -> Job:
         return BUILDERS[verb](self.config, **names)
 
-    def inputs(self, verb: str, *names: str) -> Callable[[Any], dict[str, list[str]]]:
+    def inputs(self, verb: str, *names: str, **fixed: str) -> Callable[[Any], dict[str, list[str]]]:
         """Return an input function: wildcards → field → files.
 
         Args:
             verb: key of `BUILDERS`.
             names: wildcards that identify the job.
+            fixed: names that identify it and are no wildcards of the rule.
         """
 
         def found(wildcards: Any) -> dict[str, list[str]]:
-            inputs = self._of(verb, names, wildcards).inputs()
+            inputs = self._of(verb, names, wildcards, **fixed).inputs()
             return {name: list(map(self._placed, files)) for name, files in inputs.items()}
 
         return found
@@ -136,8 +139,8 @@ class Plan:
         """Return a function for `params`: wildcards → all settings of the job, as text."""
         return lambda wildcards: self._of(verb, names, wildcards).param()
 
-    def _of(self, verb: str, names: Iterable[str], wildcards: Any) -> Job:
-        return self.job(verb, **{name: getattr(wildcards, name) for name in names})
+    def _of(self, verb: str, names: Iterable[str], wildcards: Any, **fixed: str) -> Job:
+        return self.job(verb, **{name: getattr(wildcards, name) for name in names}, **fixed)
 
     def threads(self, cohort: str, cores: int | None) -> int:
         """Threads of a job on one part: the cores shared out over the cohort's parts, at least 1.
@@ -147,6 +150,11 @@ class Plan:
             cores: cores of this machine; None on a cluster, where the profile sets threads.
         """
         return max(1, (cores or 1) // max(1, len(cohorts.part_names(self.run_config, cohort))))
+
+    def embed_threads(self, cohort: str, cores: int | None) -> int:
+        """Threads of a job that embeds a part: as `threads` if it reads slides, otherwise 1."""
+        is_streamed = self.config.cohorts[cohort].pixels == "stream"
+        return self.threads(cohort, cores) if is_streamed else 1
 
     def trainable(self) -> str:
         """Regular expression of the encoders that may be trained: with a method, not frozen."""
@@ -180,6 +188,16 @@ class Plan:
             for i, ((text, members), read) in enumerate(found.items())
         ]
 
+    def group_param(self, group: str) -> Callable[[Any], str]:
+        """Return a function for `params` of a group's jobs: wildcards → all settings, as text."""
+
+        def text(wildcards: Any) -> str:
+            if self.config.cohorts[wildcards.cohort].pixels == "store":
+                return group
+            return group + self.param("pixels", "cohort", "part")(wildcards)
+
+        return text
+
     def demo_files(self) -> dict[str, list[str]]:
         """Outputs of `stainssl demo`; without a synthetic cohort, no slides and no polygons."""
         if not any(cohort.demo for cohort in self.config.cohorts.values()):
@@ -191,7 +209,7 @@ class Plan:
         """List the targets of a run: benchmark tables, and files that no table depends on.
 
         The latter are the gates and overviews of slides, counts of embedded tiles and pretraining
-        curves, and without a benchmark also the pixels.
+        curves, and without a benchmark also the pixels of cohorts that are not streamed.
         """
         config, paths = self.config, self.config.paths
         files = [paths.benchmark(name) / "table.csv" for name in config.benchmarks]
@@ -208,7 +226,8 @@ class Plan:
             return []
         return [
             self.config.paths.pixels(name, part)
-            for name in self.config.cohorts
+            for name, cohort in self.config.cohorts.items()
+            if cohort.pixels == "store"
             for part in cohorts.part_names(self.config, name)
         ]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from stainssl.plan.encoders import EmbedJob, Source
 from stainssl.runtime.devices import reserve_device
 from stainssl.runtime.parallel import TimeSpent
 from stainssl.stages import import_features, slide_vectors
+from stainssl.stages.streamed import StreamedTiles
 from stainssl.stores.embeddings import write_embeddings
 from stainssl.stores.pixels import Pixels, open_pixels
 from stainssl.stores.spool import Spool, SpooledArray
@@ -35,8 +36,9 @@ def run(job: EmbedJob) -> None:
     """Write the embeddings of a part, one store per encoder.
 
     Embeddings are imported for encoders with `features`, computed from tile embeddings by slide
-    encoders (`vectors`), and otherwise computed from the stored tiles. The tiles are decoded once
-    for all encoders, or once per encoder if these do not fit in the device's memory together.
+    encoders (`vectors`), and otherwise computed from the stored tiles, or from the slides if tiles
+    are not stored. The tiles are read once for all encoders, or once per encoder if these do not
+    fit in the device's memory together.
 
     Raises:
         StainsslError: an input is missing or incomplete, or an encoder cannot be loaded.
@@ -65,31 +67,51 @@ def _embed_together(job: EmbedJob, names: list[str]) -> None:
 
 
 def _embed(job: EmbedJob, names: list[str]) -> None:
-    assert job.pixels is not None
     assert job.tiles is not None
-    pixels = open_pixels(job.pixels)
-    device = reserve_device()
-    sources = [job.sources[name].model for name in names]
+    tiles, device, spent = read_tiles(job.tiles), reserve_device(), TimeSpent()
     loaded = [load_source(job.sources[name], device) for name in names]
-    place = _places(pixels, read_tiles(job.tiles), job.part)
-    spent = TimeSpent()
-    blocks = _apart(embed_pixels(loaded, pixels, spent=spent), len(names), job.scratch)
-    for name, source, one, own in zip(names, sources, loaded, blocks, strict=True):
+    pixels = _tiles_of(job, tiles)
+    blocks = _reported(embed_pixels(loaded, pixels, spent=spent), int(tiles["kept"].sum()), job)
+    # Which slides of a stream can be read is only known at its end.
+    apart = _spooled if job.streamed else _apart
+    columns = apart(blocks, len(names), job.scratch)
+    place = _places(pixels, tiles, job.part)
+    for name, one, own in zip(names, loaded, columns, strict=True):
         write_embeddings(
             job.embeddings[name],
             slide_id=pixels.slide_id,
             counts=np.bincount(pixels.slide, minlength=len(pixels.slide_id)).tolist(),
             dim=one.dim,
-            blocks=_counted(own, len(pixels), f"{job.part} {name}"),
+            blocks=_counted(own, f"{job.part} {name}"),
             tile=pixels.tile,
             x=place["x"].to_numpy(np.int64),
             y=place["y"].to_numpy(np.int64),
-            settings=_settings(name, source, one, pixels),
+            settings=_settings(name, job.sources[name].model, one, pixels),
         )
-    dims = "+".join(str(one.dim) for one in loaded)
-    log.info(
-        "%s: embeddings of %s dimensions; %s", job.part, dims, spent.line(len(pixels), "tiles")
-    )
+    _tell_times(job, pixels, loaded, spent)
+
+
+def _tiles_of(job: EmbedJob, tiles: pd.DataFrame) -> Pixels | StreamedTiles:
+    """The tiles to embed: the stored ones, or those read from the slides."""
+    if job.streamed is not None:
+        return StreamedTiles(job.streamed, tiles)
+    assert job.pixels is not None
+    return open_pixels(job.pixels)
+
+
+def _tell_times(
+    job: EmbedJob,
+    pixels: Pixels | StreamedTiles,
+    loaded: Sequence[LoadedEncoder],
+    spent: TimeSpent,
+) -> None:
+    """Log what took the time of the job."""
+    count, dims = len(pixels.tile), "+".join(str(one.dim) for one in loaded)
+    if isinstance(pixels, StreamedTiles):
+        log.info(
+            "%s: slides read at the same time: %s", job.part, pixels.spent.line(count, "tiles")
+        )
+    log.info("%s: embeddings of %s dimensions; %s", job.part, dims, spent.line(count, "tiles"))
 
 
 def load_source(source: Source, device: torch.device | str) -> LoadedEncoder:
@@ -127,13 +149,22 @@ def _apart(
     return [first(), *(_later(held) for held in kept)]
 
 
+def _spooled(
+    blocks: Iterator[list[HalfVectors]], count: int, folder: Path
+) -> list[Iterator[HalfVectors]]:
+    """As `_apart`, but all blocks are computed now and written to a temporary file."""
+    spool = Spool(folder)
+    held = [[spool.keep(own) for own in block] for block in blocks]
+    return [_later([block[i] for block in held]) for i in range(count)]
+
+
 def _later(held: list[HalfVectors | SpooledArray]) -> Iterator[HalfVectors]:
     for block in held:
         yield block[:]
 
 
 def _settings(
-    encoder: str, source: str, loaded: LoadedEncoder, pixels: Pixels
+    encoder: str, source: str, loaded: LoadedEncoder, pixels: Pixels | StreamedTiles
 ) -> dict[str, object]:
     return {
         "encoder": encoder,
@@ -147,8 +178,8 @@ def _settings(
     }
 
 
-def _places(pixels: Pixels, tiles: pd.DataFrame, part: str) -> pd.DataFrame:
-    """Positions of the stored tiles: one row per tile, in order, with `x` and `y` (level-0 px)."""
+def _places(pixels: Pixels | StreamedTiles, tiles: pd.DataFrame, part: str) -> pd.DataFrame:
+    """Positions of the tiles: one row per tile, in order, with `x` and `y` (level-0 px)."""
     keys = pd.DataFrame(
         {"slide_id": np.asarray(pixels.slide_id, dtype=object)[pixels.slide], "tile": pixels.tile}
     )
@@ -162,16 +193,25 @@ def _places(pixels: Pixels, tiles: pd.DataFrame, part: str) -> pd.DataFrame:
     return found
 
 
-def _counted(blocks: Iterator[HalfVectors], total: int, part: str) -> Iterator[HalfVectors]:
-    """Yield the blocks; log progress every ten seconds and the number of missing embeddings."""
+def _reported(
+    blocks: Iterator[list[HalfVectors]], total: int, job: EmbedJob
+) -> Iterator[list[HalfVectors]]:
+    """Yield the blocks; log progress every ten seconds."""
+    done, said = 0, time.monotonic()
+    for block in blocks:
+        done += len(block[0])
+        if time.monotonic() - said > 10:
+            said = time.monotonic()
+            log.info("%s: %d of %d tiles", job.part, done, total)
+        yield block
+
+
+def _counted(blocks: Iterator[HalfVectors], name: str) -> Iterator[HalfVectors]:
+    """Yield the blocks of one encoder; log the number of missing embeddings."""
     done = bad = 0
-    said = time.monotonic()
     for block in blocks:
         done += len(block)
         bad += int(np.isnan(block[:, 0]).sum())
-        if time.monotonic() - said > 10:
-            said = time.monotonic()
-            log.info("%s: %d of %d tiles", part, done, total)
         yield block
     if bad:
-        log.warning("%s: %d of %d tiles have no embedding (bad JPEG or overflow)", part, bad, total)
+        log.warning("%s: %d of %d tiles have no embedding (bad JPEG or overflow)", name, bad, done)

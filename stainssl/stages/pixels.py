@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -65,7 +66,12 @@ def _read(
 
 
 def _blocks(
-    slide: SharedSlide, tiles: pd.DataFrame, size_px: int, workers: int, spent: TimeSpent
+    slide: SharedSlide,
+    tiles: pd.DataFrame,
+    size_px: int,
+    workers: int,
+    spent: TimeSpent,
+    has_profiles: bool,
 ) -> Iterator[_Block]:
     """Read, encode and profile the tiles of a slide in threads; yield the blocks in order."""
 
@@ -74,6 +80,8 @@ def _blocks(
             images, errors = _read(handle, rows, size_px, MAX_UNREADABLE * len(tiles))
         with spent.on("JPEG"):
             jpegs = [b"" if i in errors else encode(image) for i, image in enumerate(images)]
+        if not has_profiles:
+            return _Block(jpegs, {}, list(errors.values()))
         with spent.on("stain profiles"):
             return _Block(jpegs, _profiles(images), list(errors.values()))
 
@@ -89,6 +97,7 @@ def slide_pixels(
     *,
     workers: int = 1,
     spent: TimeSpent | None = None,
+    has_profiles: bool = True,
 ) -> SlidePixels:
     """Read and encode the tiles of one slide and estimate their stain profiles.
 
@@ -101,20 +110,21 @@ def slide_pixels(
         size_px: side of an encoded tile.
         workers: number of threads; those without a handle of the slide encode and profile.
         spent: collects the time spent on each step.
+        has_profiles: whether stain profiles are estimated.
 
     Raises:
         SlideError: more than `MAX_UNREADABLE` of the tiles cannot be read.
     """
     jpeg, errors = JpegSpool(), []
-    profiles: dict[str, list[StainProfile]] = {method: [] for method in METHODS}
-    for block in _blocks(slide, tiles, size_px, workers, spent or TimeSpent()):
+    profiles: dict[str, list[StainProfile]] = {}
+    for block in _blocks(slide, tiles, size_px, workers, spent or TimeSpent(), has_profiles):
         errors += block.errors
         if len(errors) > MAX_UNREADABLE * len(tiles):
             raise errors[int(MAX_UNREADABLE * len(tiles))]
         for encoded in block.jpegs:
             jpeg.append(encoded)
         for method, profile in block.profiles.items():
-            profiles[method].append(profile)
+            profiles.setdefault(method, []).append(profile)
     if errors:
         log.warning("%s: %d of %d tiles cannot be read", slide_id, len(errors), len(tiles))
     joined = {method: StainProfile.cat(found) for method, found in profiles.items()}
@@ -127,60 +137,80 @@ def slide_pixels(
     )
 
 
-def _each_slide(job: PixelsJob, tiles: pd.DataFrame, spent: TimeSpent) -> Iterator[SlidePixels]:
+def encoded_slides(
+    job: PixelsJob, tiles: pd.DataFrame, spent: TimeSpent, has_profiles: bool = True
+) -> Iterator[SlidePixels]:
     """Yield the pixels of a part's slides in order, as many in parallel as the job has threads.
 
-    If there are fewer slides than threads, the tiles of each are read by several threads.
+    If there are fewer slides than threads, the tiles of each are read by several threads. Slides
+    that can no longer be read are left out with a warning.
+
+    Args:
+        job: names the slides and how they are read; nothing is written.
+        tiles: table of the part's tiles; those that are kept are read.
+        spent: collects the time spent on each step.
+        has_profiles: whether stain profiles are estimated.
     """
     by_slide = dict(list(tiles[tiles["kept"]].groupby("slide_id")))
     places = zip(job.rows["slide_id"], job.rows["path"], strict=True)
     todo = [(slide_id, Path(path)) for slide_id, path in places if slide_id in by_slide]
     at_once = max(1, min(job_threads(), len(todo)))
     readers = job_threads() // at_once
-    fingerprints = recorded(read_qc(job.qc))
-
-    def work(place: tuple[str, Path]) -> SlidePixels | None:
-        slide_id, path = place
-        fingerprint = fingerprints.get(slide_id)
-        return _one(job, slide_id, path, by_slide[slide_id], fingerprint, readers, spent)
-
-    return (found for found in parallel_map(work, todo, at_once) if found is not None)
+    reader = _Reader(job, by_slide, recorded(read_qc(job.qc)), readers, spent, has_profiles)
+    return (one for one in parallel_map(reader.encoded, todo, at_once) if one is not None)
 
 
-def _one(
-    job: PixelsJob,
-    slide_id: str,
-    path: Path,
-    tiles: pd.DataFrame,
-    fingerprint: SlideFingerprint | None,
-    readers: int,
-    spent: TimeSpent,
-) -> SlidePixels | None:
-    """Read a slide with `readers` threads; None, with a warning, if it cannot be read."""
-    # Even a job with one thread encodes while it reads, since reading mostly waits for the disk.
-    workers = 2 if job_threads() == 1 else readers
-    started = time.monotonic()
+@dataclass(frozen=True)
+class _Reader:
+    """Reads and encodes the slides of a part.
 
-    def work() -> SlidePixels:
+    Attributes:
+        job: the job.
+        tiles: slide → its kept tiles.
+        fingerprints: slide → how it was when it was tiled.
+        readers: threads per slide.
+        spent: collects the time spent on each step.
+        has_profiles: whether stain profiles are estimated.
+    """
+
+    job: PixelsJob
+    tiles: dict[str, pd.DataFrame]
+    fingerprints: dict[str, SlideFingerprint]
+    readers: int
+    spent: TimeSpent
+    has_profiles: bool
+
+    def encoded(self, place: tuple[str, Path]) -> SlidePixels | None:
+        """Read a slide, given its name and file; None, with a warning, if it cannot be read."""
+        (slide_id, path), started = place, time.monotonic()
+        try:
+            found = run_with_limits(path, self.job.max_minutes, partial(self._read, slide_id, path))
+        except SlideError as error:  # it could be read when it was tiled
+            log.warning("%s: left out: %s", slide_id, error)
+            return None
+        # A cohort may have thousands of patches of one tile.
+        count, level = len(found.tile), logging.INFO if len(found.tile) > 1 else logging.DEBUG
+        log.log(level, "%s: %d tiles in %.1f s", slide_id, count, time.monotonic() - started)
+        return found
+
+    def _read(self, slide_id: str, path: Path) -> SlidePixels:
+        job = self.job
         with (
             staged(path, *job.staging) as here,
-            open_shared(here, job.reader, readers) as slide,
+            open_shared(here, job.reader, self.readers) as slide,
         ):
-            if fingerprint is not None:
+            if fingerprint := self.fingerprints.get(slide_id):
                 fingerprint.require(here, slide)
             return slide_pixels(
-                slide, slide_id, tiles, job.tiling.size, workers=workers, spent=spent
+                slide,
+                slide_id,
+                self.tiles[slide_id],
+                job.tiling.size,
+                # Even with one thread, encode while reading, which mostly waits for the disk.
+                workers=2 if job_threads() == 1 else self.readers,
+                spent=self.spent,
+                has_profiles=self.has_profiles,
             )
-
-    try:
-        found = run_with_limits(path, job.max_minutes, work)
-    except SlideError as error:  # it could be read when it was tiled
-        log.warning("%s: left out: %s", slide_id, error)
-        return None
-    # A cohort may have thousands of patches of one tile.
-    level = logging.INFO if len(found.tile) > 1 else logging.DEBUG
-    log.log(level, "%s: %d tiles in %.1f s", slide_id, len(found.tile), time.monotonic() - started)
-    return found
 
 
 def run(job: PixelsJob) -> None:
@@ -190,7 +220,7 @@ def run(job: PixelsJob) -> None:
     with library_threads(torch.get_num_threads, torch.set_num_threads, 1):
         write_pixels(
             job.pixels,
-            _each_slide(job, tiles, spent),
+            encoded_slides(job, tiles, spent),
             size_px=job.tiling.size,
             mpp=job.tiling.mpp,
             settings={"tiling": job.tiling.model_dump(mode="json"), "normalizers": list(METHODS)},

@@ -230,6 +230,11 @@ class Pixels:
         inner = (offset - offset[0]).tolist()
         return [data[a:b].tobytes() for a, b in pairwise(inner)]
 
+    def blocks(self, size: int) -> Iterator[list[bytes]]:
+        """Yield the JPEGs of all tiles in order, `size` at a time."""
+        for start in range(0, len(self), size):
+            yield self.jpegs(start, min(start + size, len(self)))
+
     def images(self, index: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.uint8]:
         """Read and decode tiles.
 

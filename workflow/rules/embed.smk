@@ -16,6 +16,7 @@ rule embed:
         encoder=PLAN.embedded_alone(),
     conda:
         CONDA
+    threads: lambda wildcards: PLAN.embed_threads(wildcards.cohort, workflow.cores)
     resources:
         mem_mb=lambda wildcards, attempt: 3000 * attempt,
         runtime=lambda wildcards, attempt: 240 * attempt,
@@ -37,8 +38,7 @@ for number, (together, encoders, read_cohorts, group) in enumerate(PLAN.together
         name:
             together
         input:
-            pixels=PATHS.pixels("{cohort}", "{part}"),
-            tiles=PATHS.tiles("{cohort}", "{part}"),
+            unpack(PLAN.inputs("embed", "cohort", "part", encoder=encoders[0])),
         output:
             [
                 directory(PATHS.embeddings("{cohort}", name, "{part}"))
@@ -52,13 +52,14 @@ for number, (together, encoders, read_cohorts, group) in enumerate(PLAN.together
             cohort=any_of(read_cohorts),
         conda:
             CONDA
+        threads: lambda wildcards: PLAN.embed_threads(wildcards.cohort, workflow.cores)
         resources:
             mem_mb=lambda wildcards, attempt: 6000 * attempt,
             runtime=lambda wildcards, attempt: 480 * attempt,
             gpu=1,
         params:
             config=config_file,
-            group=group,
+            group=PLAN.group_param(group),
             # Takes `output`, so it is not compared: removing an encoder reruns no job.
             encoders=lambda wildcards, output: [
                 f"--encoder {Path(path).parent.name}" for path in output

@@ -1,0 +1,45 @@
+"""Notices about cohorts that are streamed, but whose tiles some jobs need stored."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+
+from stainssl.config import Config
+from stainssl.plan.encoders import pretrain, robustness, robustness_tasks_of_encoder, target
+from stainssl.plan.rows import Part
+from stainssl.plan.tasks import finetune
+
+
+def streaming_notices(config: Config) -> list[str]:
+    """Return a notice for each cohort with `pixels: stream` whose tiles are stored all the same.
+
+    It names what reads the stored tiles.
+    """
+    streamed = [name for name, cohort in config.cohorts.items() if cohort.pixels == "stream"]
+    readers = list(_readers(config)) if streamed else []
+    sentences = []
+    for name in streamed:
+        found = [reader for reader, parts in readers if any(cohort == name for cohort, _ in parts)]
+        if found:
+            listed = ", ".join(dict.fromkeys(found))
+            sentences.append(
+                f"cohorts.{name} has pixels: stream, but its tiles are also stored, for {listed}."
+                " With slides.keep_pixels: false they are removed afterwards."
+            )
+    return sentences
+
+
+def _readers(config: Config) -> Iterator[tuple[str, Collection[Part]]]:
+    """Yield what reads stored tiles, other than `embed`, and the stores it reads."""
+    for run in config.runs():
+        encoder = f"encoders.{run.key}"
+        if run.encoder.needs_target:
+            yield f"the stain target of {encoder}", target(config, run.name).pixels
+        if run.encoder.is_trained:
+            yield f"the pretraining of {encoder}", pretrain(config, run.name).pixels
+        if robustness_tasks_of_encoder(config, run.key):
+            yield f"the robustness of {encoder}", robustness(config, run.name).pixels
+    for task, key in config.benchmarked():
+        if config.tasks[task].is_fine_tuned:
+            for run in config.runs_of(key):
+                yield f"tasks.{task} (fine-tune)", finetune(config, task, run.name).pixels
