@@ -20,7 +20,8 @@ log = logging.getLogger(__name__)
 # Environment variable: the line of /proc/PID/stat of Snakemake, set for its jobs by their shell.
 STAT = "STAINSSL_SNAKEMAKE_STAT"
 _CHECK_SECONDS = 2.0
-_GRACE_SECONDS = 8.0  # for removing temporary files, or writing a checkpoint
+_GRACE_SECONDS = 8.0  # for removing temporary files
+_CHECKPOINT_SECONDS = 120.0  # for finishing a step of pretraining and writing a checkpoint
 
 
 class _Process(NamedTuple):
@@ -76,5 +77,5 @@ def _end(main_thread: int) -> None:
     for child in active_children():  # a pool of processes would finish its calls first
         with suppress(ValueError):  # closed meanwhile
             child.kill()
-    time.sleep(_GRACE_SECONDS)
+    time.sleep(_CHECKPOINT_SECONDS if handled else _GRACE_SECONDS)
     os.kill(os.getpid(), signal.SIGKILL)  # for example inside a long call of a library

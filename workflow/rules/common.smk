@@ -10,6 +10,11 @@ from snakemake.logging import logger
 CLONE = Path(str(workflow.current_basedir)).parents[1]
 if (CLONE / "stainssl" / "cli.py").is_file():
     sys.path.insert(0, str(CLONE))
+    # Snakemake loads its plugins first, and with ours the installed package.
+    loaded = sys.modules.get("stainssl")
+    if loaded and Path(loaded.__file__).resolve().parents[1] != CLONE.resolve():
+        for name in [n for n in sys.modules if n.partition(".")[0] == "stainssl"]:
+            del sys.modules[name]
 
 from stainssl import launch
 from stainssl.cohort import installed
