@@ -115,7 +115,7 @@ class RestainedTiles:
         tiling = self._records.tiling(cohort)
         stores = list(self._stores(tiling))
         if not stores:
-            raise StainsslError("No pixels have been stored yet, so site stains are unknown.")
+            raise StainsslError("No pixels are stored, so site stains are unknown.")
         targets = list(self._targets())
         paths = [*(path for path, _ in stores), *(path for _, path in targets)]
         stamp = tiling, versions(paths)
