@@ -1,4 +1,4 @@
-"""What can be known before a job is told before a job: names, paths, labels, features."""
+"""Checks before any job starts: names, paths, labels and features."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BASE: dict[str, Any] = {
 }
 
 
-def refusal(**changes: Any) -> str:
+def error_of(**changes: Any) -> str:
     data = {key: dict(value) for key, value in BASE.items()}
     for path, value in changes.items():
         kind, name = path.split("__", 1)
@@ -30,35 +30,35 @@ def refusal(**changes: Any) -> str:
     return str(caught.value)
 
 
-def test_lists_that_name_one_twice() -> None:
-    assert "tasks.t.cohorts has 'c' 2 times" in refusal(tasks__t={"cohorts": ["c", "c"]})
-    assert "encoders.x.seeds has 0 2 times" in refusal(encoders__x={"seeds": [0, 0]})
+def test_duplicates_in_lists_are_refused() -> None:
+    assert "tasks.t.cohorts has 'c' 2 times" in error_of(tasks__t={"cohorts": ["c", "c"]})
+    assert "encoders.x.seeds has 0 2 times" in error_of(encoders__x={"seeds": [0, 0]})
 
 
-def test_names_that_would_be_one_folder() -> None:
+def test_names_that_share_a_results_folder_are_refused() -> None:
     data = parse(BASE).model_dump(mode="json")
     data["encoders"] |= {"x": {"method": "random", "seeds": [0, 1]}, "x.1": {"method": "random"}}
     with pytest.raises(StainsslError, match=r"encoders x and x\.1 both make the run 'x\.1'"):
         parse(data)
-    assert "heads.probe: the name is reserved" in refusal(heads__probe={"kind": "mean"})
-    assert "x and X differ only in case" in refusal(encoders__X={"method": "random"})
+    assert "heads.probe: the name is reserved" in error_of(heads__probe={"kind": "mean"})
+    assert "x and X differ only in case" in error_of(encoders__X={"method": "random"})
     long = {f"encoders__{'e' * 252}": {"method": "random"}}
-    assert "252 characters; at most 100" in refusal(**long)
+    assert "252 characters; at most 100" in error_of(**long)
 
 
 @pytest.mark.parametrize("column", ["tile", "cohort", "slide_id", "stainssl_part"])
-def test_columns_that_mean_something_else(column: str) -> None:
-    assert f"tasks.t.label: '{column}' is reserved" in refusal(tasks__t={"label": column})
+def test_reserved_columns_are_refused_as_a_label(column: str) -> None:
+    assert f"tasks.t.label: '{column}' is reserved" in error_of(tasks__t={"label": column})
 
 
-def test_the_label_is_no_clinical_column() -> None:
-    assert "this would leak the label" in refusal(tasks__t={"clinical": ["age", "her2"]})
+def test_the_label_as_a_clinical_column_is_refused() -> None:
+    assert "this would leak the label" in error_of(tasks__t={"clinical": ["age", "her2"]})
 
 
 @pytest.mark.parametrize("lr", [1e30, float("inf"), float("nan")])
-def test_rates_that_no_training_survives(lr: float) -> None:
-    assert "lr" in refusal(heads__mean={"lr": lr})
-    assert "lr" in refusal(encoders__x={"lr": lr})
+def test_absurd_learning_rates_are_refused(lr: float) -> None:
+    assert "lr" in error_of(heads__mean={"lr": lr})
+    assert "lr" in error_of(encoders__x={"lr": lr})
 
 
 def config_of(folder: Path, task: dict[str, Any], extra: dict[str, Any], **sheets: Any) -> Config:
@@ -67,19 +67,20 @@ def config_of(folder: Path, task: dict[str, Any], extra: dict[str, Any], **sheet
         columns = ["slide_id", "patient_id", "path", "her2"]
         pd.DataFrame(rows, columns=columns).to_csv(folder / f"{name}.csv", index=False)
         cohorts[name] = {"sheet": str(folder / f"{name}.csv"), "root": str(folder), **keys}
-    asked = {"level": "patient", "label": "her2", "cohorts": ["c"], "split": {"folds": 2}}
-    return parse({"cohorts": cohorts, "tasks": {"t": asked | task}} | extra)
+    defaults = {"level": "patient", "label": "her2", "cohorts": ["c"], "split": {"folds": 2}}
+    return parse({"cohorts": cohorts, "tasks": {"t": defaults | task}} | extra)
 
 
-def rows_of(folder: Path, name: str, words: list[str], count: int = 12) -> list[tuple[Any, ...]]:
+def rows_of(folder: Path, name: str, labels: list[str], count: int = 12) -> list[tuple[Any, ...]]:
     for i in range(count):
         (folder / f"{name}{i}.svs").write_text(f"{name}{i}")
     return [
-        (f"{name}{i}", f"{name}p{i}", f"{name}{i}.svs", words[i % len(words)]) for i in range(count)
+        (f"{name}{i}", f"{name}p{i}", f"{name}{i}.svs", labels[i % len(labels)])
+        for i in range(count)
     ]
 
 
-def test_words_of_an_external_cohort_that_no_class_has(tmp_path: Path) -> None:
+def test_labels_of_an_external_cohort_without_a_class_are_reported(tmp_path: Path) -> None:
     own = (rows_of(tmp_path, "c", ["0", "1"]), {})
     other = (rows_of(tmp_path, "b", ["negative", "positive", "NA"]), {})
     external = {"external": ["b"]}
@@ -91,14 +92,14 @@ def test_words_of_an_external_cohort_that_no_class_has(tmp_path: Path) -> None:
     assert check(config_of(tmp_path, external, {}, c=own, b=same)) == []
 
 
-def test_cohorts_of_one_task_that_have_no_word_in_common(tmp_path: Path) -> None:
+def test_cohorts_of_a_task_without_a_common_label_are_reported(tmp_path: Path) -> None:
     own = (rows_of(tmp_path, "c", ["0", "1"]), {})
     other = (rows_of(tmp_path, "b", ["neg", "pos"]), {})
     found = check(config_of(tmp_path, {"cohorts": ["c", "b"]}, {}, c=own, b=other))
     assert "cohorts c and b has no word in common (0, 1 and neg, pos)" in "\n".join(found)
 
 
-def test_a_folder_of_features_that_has_no_slide(tmp_path: Path) -> None:
+def test_a_features_folder_without_files_of_the_cohort_is_reported(tmp_path: Path) -> None:
     features = tmp_path / "features"
     features.mkdir()
     (features / "C-0.h5").touch()
@@ -108,33 +109,33 @@ def test_a_folder_of_features_that_has_no_slide(tmp_path: Path) -> None:
     assert "has no file for any of the 12 slides of c: looked for c0.h5, found C-0.h5" in found
     (features / "c3.h5").touch()
     assert check(config) == []
-    (told,) = feature_warnings(config)
-    assert "11 of 12 slides of c have no file" in told
-    assert "c0, c1, c2, c4, c5 … (11 in all)" in told
+    (warning,) = feature_warnings(config)
+    assert "11 of 12 slides of c have no file" in warning
+    assert "c0, c1, c2, c4, c5 … (11 in all)" in warning
     for number in range(12):
         (features / f"c{number}.h5").touch()
     assert feature_warnings(config) == []
 
 
-def test_paths_stay_under_the_root_unless_a_key_allows_it(tmp_path: Path) -> None:
+def test_paths_outside_the_root_are_reported_unless_allowed(tmp_path: Path) -> None:
     root = tmp_path / "data"
     root.mkdir()
     rows = rows_of(tmp_path, "c", ["0", "1"])
     for up in ("../", f"{tmp_path}/"):
-        moved = [(slide, patient, up + path, word) for slide, patient, path, word in rows]
+        moved = [(slide, patient, up + path, label) for slide, patient, path, label in rows]
         keys = {"root": str(root)}
         (found,) = check(config_of(tmp_path, {}, {}, c=(moved, keys)))
         assert "12 path(s) are outside" in found
         assert check(config_of(tmp_path, {}, {}, c=(moved, keys | {"outside_root": True}))) == []
-    absolute = [(s, p, f"{tmp_path}/{path}", word) for s, p, path, word in rows]
+    absolute = [(s, p, f"{tmp_path}/{path}", label) for s, p, path, label in rows]
     assert check(config_of(tmp_path, {}, {}, c=(absolute, {}))) == []
 
 
-def test_braces_in_a_path_and_many_missing_files_are_one_sentence(tmp_path: Path) -> None:
+def test_braces_in_a_path_and_many_missing_files_are_one_message_each(tmp_path: Path) -> None:
     rows = rows_of(tmp_path, "c", ["0", "1"])
     (tmp_path / "{a}.svs").write_text("a")
     (found,) = check(config_of(tmp_path, {}, {}, c=([*rows, ("a", "a", "{a}.svs", "0")], {})))
     assert "1 path(s) have braces" in found
-    gone = [(slide, patient, f"gone/{path}", word) for slide, patient, path, word in rows]
+    gone = [(slide, patient, f"gone/{path}", label) for slide, patient, path, label in rows]
     (found,) = check(config_of(tmp_path, {}, {}, c=(gone, {})))
     assert "12 of 12 files do not exist" in found

@@ -1,4 +1,4 @@
-"""Sheets are checked whole; parts are stable when a sheet grows."""
+"""Checks of a sheet report all problems; parts do not change when a sheet grows."""
 
 from pathlib import Path
 
@@ -42,7 +42,7 @@ def test_parts_are_blocks_of_one_split_in_sheet_order(tmp_path: Path) -> None:
 
 
 @given(st.lists(st.sampled_from(["train", "test", ""]), min_size=1, max_size=12))
-def test_an_appended_slide_changes_the_last_part_of_its_split_alone(
+def test_an_appended_slide_changes_only_the_last_part_of_its_split(
     tmp_path_factory: pytest.TempPathFactory, splits: list[str]
 ) -> None:
     folder = tmp_path_factory.mktemp("sheet")
@@ -58,7 +58,7 @@ def _sizes(config: Config) -> list[int]:
     return [len(rows) for rows in cohorts.parts(config, "c").values()]
 
 
-def test_few_slides_are_many_parts_and_many_slides_are_few(tmp_path: Path) -> None:
+def test_automatic_part_size_increases_with_the_number_of_slides(tmp_path: Path) -> None:
     few = _config(tmp_path, [_row(i) for i in range(100)], slides={"part_size": "auto"})
     assert _sizes(few) == [4] * 16 + [8] * 4 + [4]
     many = _config(tmp_path, [_row(i) for i in range(10_000)], slides={"part_size": "auto"})
@@ -71,7 +71,7 @@ def test_few_slides_are_many_parts_and_many_slides_are_few(tmp_path: Path) -> No
 
 
 @given(st.integers(1, 1100), st.sampled_from(["slides", "patches"]))
-def test_parts_of_an_automatic_size_do_not_move_when_a_sheet_grows(rows: int, kind: str) -> None:
+def test_parts_of_automatic_size_do_not_change_when_a_sheet_grows(rows: int, kind: str) -> None:
     frame = pd.DataFrame({"split": ["train"] * rows + ["test"]})
     before = sheet._name_parts(frame, "auto", kind)
     after = sheet._name_parts(pd.concat([frame, frame.tail(1)]), "auto", kind)
@@ -79,7 +79,7 @@ def test_parts_of_an_automatic_size_do_not_move_when_a_sheet_grows(rows: int, ki
     assert before.iloc[:rows].is_monotonic_increasing
 
 
-def test_an_excluded_slide_moves_no_other(tmp_path: Path) -> None:
+def test_an_excluded_slide_does_not_change_the_other_parts(tmp_path: Path) -> None:
     rows = [_row(i) for i in range(4)]
     rows[0]["exclude"] = "true"
     found = cohorts.parts(_config(tmp_path, rows), "c")
@@ -89,7 +89,7 @@ def test_an_excluded_slide_moves_no_other(tmp_path: Path) -> None:
     }
 
 
-def test_every_problem_of_a_sheet_is_told_at_once(tmp_path: Path) -> None:
+def test_all_problems_of_a_sheet_are_reported_at_once(tmp_path: Path) -> None:
     rows = [
         _row(0, slide_id="../evil", mpp=""),
         _row(1, slide_id="a b", mpp=""),
@@ -99,7 +99,7 @@ def test_every_problem_of_a_sheet_is_told_at_once(tmp_path: Path) -> None:
         _row(5, path="", mpp=""),
     ]
     found = _problems(_config(tmp_path, rows))
-    for wanted in (
+    for expected in (
         "line 2: slide_id is '../evil'",
         "line 3: slide_id is 'a b'",
         "line 4: slide_id is 'x/y'",
@@ -108,15 +108,15 @@ def test_every_problem_of_a_sheet_is_told_at_once(tmp_path: Path) -> None:
         "slide_id 'twin' is in lines 5, 6",
         "line 7: path",
     ):
-        assert wanted in found, found
+        assert expected in found, found
 
 
-def test_a_missing_column_names_those_found(tmp_path: Path) -> None:
+def test_a_missing_column_is_reported_with_the_columns_found(tmp_path: Path) -> None:
     found = _problems(_config(tmp_path, [{"slide": "a", "patient_id": "p", "path": "a.svs"}]))
     assert "column 'slide_id' is missing; found: slide, patient_id, path" in found
 
 
-def test_missing_columns_are_named_beside_one_that_looks_alike(tmp_path: Path) -> None:
+def test_missing_columns_are_reported_beside_a_similar_one(tmp_path: Path) -> None:
     found = _problems(_config(tmp_path, [{"Slide ID": "a", "Patient": "p", "Datei": "a.svs"}]))
     assert "set columns: {slide_id: 'Slide ID'}" in found
     assert "missing: patient_id, path; found: Slide ID, Patient, Datei" in found
@@ -137,7 +137,7 @@ def test_missing_files_are_errors_unless_quarantined(tmp_path: Path) -> None:
     assert not cohorts.check(_config(tmp_path, rows, slides={"on_missing": "quarantine"}))
 
 
-def test_a_root_that_is_gone_is_one_problem_even_in_quarantine(tmp_path: Path) -> None:
+def test_a_missing_root_is_one_problem_even_in_quarantine(tmp_path: Path) -> None:
     config = _config(
         tmp_path,
         [_row(0), _row(1)],
@@ -152,13 +152,13 @@ def _task(**keys: object) -> dict:
     return {"tasks": {"t": {"level": "patient", "label": "y", "cohorts": ["c"]} | keys}}
 
 
-def test_an_absent_label_names_the_nearest_column(tmp_path: Path) -> None:
+def test_a_missing_label_column_is_reported_with_the_nearest_name(tmp_path: Path) -> None:
     _touch(tmp_path, 2)
     config = _config(tmp_path, [_row(0, yy=1), _row(1, yy=0)], **_task())
     assert "has no column 'y'; did you mean 'yy'" in _problems(config)
 
 
-def test_one_class_and_too_few_patients_are_told_before_a_job(tmp_path: Path) -> None:
+def test_a_single_class_and_too_few_patients_are_reported(tmp_path: Path) -> None:
     _touch(tmp_path, 6)
     one_class = _config(tmp_path, [_row(i, y=1) for i in range(6)], **_task())
     assert "tasks.t" in _problems(one_class)
@@ -174,14 +174,14 @@ def test_tile_labels_of_slides_need_annotations(tmp_path: Path) -> None:
     assert "set cohorts.c.annotations" in _problems(config)
 
 
-def test_a_training_split_that_nobody_is_in(tmp_path: Path) -> None:
+def test_an_empty_training_split_is_reported(tmp_path: Path) -> None:
     _touch(tmp_path, 2)
     encoder = {"method": "simclr", "train": {"cohorts": ["c"], "splits": ["training"]}}
     config = _config(tmp_path, [_row(i, split="train") for i in range(2)], encoders={"e": encoder})
     assert "splits found: train" in _problems(config)
 
 
-def test_a_frozen_encoder_that_is_not_there(tmp_path: Path) -> None:
+def test_a_frozen_encoder_without_weights_is_reported(tmp_path: Path) -> None:
     _touch(tmp_path, 1)
     config = _config(
         tmp_path, [_row(0)], encoders={"e": {"method": "random", "frozen": True}},
@@ -190,7 +190,7 @@ def test_a_frozen_encoder_that_is_not_there(tmp_path: Path) -> None:
     assert "encoders.e: frozen, and" in _problems(config)
 
 
-def test_an_unreadable_sheet_is_a_sentence(tmp_path: Path) -> None:
+def test_an_empty_or_missing_sheet_is_refused(tmp_path: Path) -> None:
     config = _config(tmp_path, [_row(0)])
     (tmp_path / "sheet.csv").write_bytes(b"")
     assert "it is empty" in _problems(config)
@@ -199,7 +199,7 @@ def test_an_unreadable_sheet_is_a_sentence(tmp_path: Path) -> None:
         cohorts.read_sheet(config, "c")
 
 
-def test_an_external_cohort_has_the_label_and_nobody_who_trains(tmp_path: Path) -> None:
+def test_an_external_cohort_needs_the_label_and_no_training_patients(tmp_path: Path) -> None:
     _touch(tmp_path, 8)
     config = _config(tmp_path, [_row(i, y=i % 2) for i in range(6)], **_task(split={"folds": 2}))
     pd.DataFrame([_row(5, z=1), _row(7, z=0)]).to_csv(tmp_path / "other.csv", index=False)
@@ -217,7 +217,7 @@ def test_an_external_cohort_has_the_label_and_nobody_who_trains(tmp_path: Path) 
         parse(data)
 
 
-def test_an_unknown_mpp_is_none_whatever_the_word(tmp_path: Path) -> None:
+def test_words_for_an_unknown_mpp_are_read_as_missing(tmp_path: Path) -> None:
     _touch(tmp_path, 2)
     config = _config(tmp_path, [_row(0, mpp="NA", exclude="NA"), _row(1, mpp="0.5", exclude="")])
     rows = cohorts.read_sheet(config, "c")
@@ -225,16 +225,16 @@ def test_an_unknown_mpp_is_none_whatever_the_word(tmp_path: Path) -> None:
     assert _problems(config) == ""
 
 
-def test_a_split_that_ranks_nobody_is_refused_with_what_would(tmp_path: Path) -> None:
+def test_leave_one_out_is_refused_with_metrics_that_rank_patients(tmp_path: Path) -> None:
     _touch(tmp_path, 8)
     rows = [_row(i, y=str(i % 2)) for i in range(8)]
     alone = {"split": {"kind": "leave-one-out"}}
     assert "kind: cv" in _problems(_config(tmp_path, rows, **_task(**alone)))
-    called = _task(**alone, metrics=["balanced_accuracy"])
-    assert _problems(_config(tmp_path, rows, **called)) == ""
+    classified = _task(**alone, metrics=["balanced_accuracy"])
+    assert _problems(_config(tmp_path, rows, **classified)) == ""
 
 
-def test_a_tasks_classes_and_unknown_words_are_counted(tmp_path: Path) -> None:
+def test_classes_and_unknown_labels_of_a_task_are_counted(tmp_path: Path) -> None:
     _touch(tmp_path, 9)
     rows = [_row(i, y=["0", "3+", "n/a"][i % 3]) for i in range(9)]
     task = _task(classes={"low": ["0"], "high": ["3+"]}, split={"folds": 3})
@@ -244,8 +244,8 @@ def test_a_tasks_classes_and_unknown_words_are_counted(tmp_path: Path) -> None:
     assert "3 of 3 folds test fewer than two" in lines[2]
 
 
-def test_checks_say_what_they_found_and_log_nothing_beside(tmp_path: Path, caplog) -> None:
-    """A task's folds are made for several checks; what is unknown stands in the summary, once."""
+def test_checks_log_nothing_and_the_summary_has_each_note_once(tmp_path: Path, caplog) -> None:
+    """Folds are drawn for several checks, and unknown values are reported once per task."""
     _touch(tmp_path, 18)
     words = ["0", "1", "NA"]
     rows = [
@@ -263,31 +263,33 @@ def test_checks_say_what_they_found_and_log_nothing_beside(tmp_path: Path, caplo
     config = parse(data)
     with caplog.at_level("INFO"):
         assert _problems(config) == ""
-        told = [line for name in config.tasks for line in cohorts.task_summary(config, name)]
+        summary = [line for name in config.tasks for line in cohorts.task_summary(config, name)]
     assert caplog.text == ""
-    assert sum("unknown: 'NA' (6 patients, 6 slides)" in line for line in told) == 2
-    assert "unknown: empty (3 patients, 3 slides)" in told
-    assert "unknown: months empty (3 patients, 3 slides)" in told
+    assert sum("unknown: 'NA' (6 patients, 6 slides)" in line for line in summary) == 2
+    assert "unknown: empty (3 patients, 3 slides)" in summary
+    assert "unknown: months empty (3 patients, 3 slides)" in summary
 
 
-def test_a_clinical_column_that_differs_among_slides_of_a_patient_is_told(tmp_path: Path) -> None:
+def test_a_clinical_column_that_differs_between_slides_of_a_patient_is_reported(
+    tmp_path: Path,
+) -> None:
     _touch(tmp_path, 12)
     rows = [
         _row(i, patient_id=f"p{i // 2}", y=str(i // 2 % 2), age=str(50 + (i == 3)), grade="2")
         for i in range(12)
     ]
     keys = {"clinical": ["age", "grade"], "split": {"folds": 2}}
-    told = cohorts.task_summary(_config(tmp_path, rows, **_task(**keys)), "t")
-    assert [line for line in told if line.startswith("clinical: ")] == [
+    summary = cohorts.task_summary(_config(tmp_path, rows, **_task(**keys)), "t")
+    assert [line for line in summary if line.startswith("clinical: ")] == [
         "clinical: 'age' differs between slides of 1 patient(s), such as p1: the value of the first"
         " slide is used."
     ]
     keys["level"] = "slide"
-    told = cohorts.task_summary(_config(tmp_path, rows, **_task(**keys)), "t")
-    assert not [line for line in told if line.startswith("clinical: ")]
+    summary = cohorts.task_summary(_config(tmp_path, rows, **_task(**keys)), "t")
+    assert not [line for line in summary if line.startswith("clinical: ")]
 
 
-def test_a_word_among_the_numbers_of_a_clinical_column_is_reported(tmp_path: Path) -> None:
+def test_words_among_the_numbers_of_a_clinical_column_are_reported(tmp_path: Path) -> None:
     _touch(tmp_path, 12)
     ages = ["51,5", "NaN", "", "n/a", *map(str, range(40, 47)), "about 60"]
     rows = [
@@ -303,7 +305,7 @@ def test_a_word_among_the_numbers_of_a_clinical_column_is_reported(tmp_path: Pat
     assert not [line for line in lines if line.startswith("clinical: ")]
 
 
-def test_sensitivity_is_of_two_classes(tmp_path: Path) -> None:
+def test_sensitivity_needs_two_classes(tmp_path: Path) -> None:
     _touch(tmp_path, 9)
     rows = [_row(i, y="abc"[i % 3]) for i in range(9)]
     task = _task(metrics=["sensitivity"], split={"folds": 3})

@@ -1,4 +1,4 @@
-"""One file under two names and one patient in two cohorts are told before any job."""
+"""Files with two names and patient ids in two cohorts are reported."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def slides(tmp_path: Path) -> Path:
     return folder
 
 
-def base(first: str = "s") -> list[Row]:
-    roles = ["train"] * 12 + ["test"] * 6
-    return [(f"{first}{i}", f"p{i}", f"s/{i}.svs", role, i % 2) for i, role in enumerate(roles)]
+def base(prefix: str = "s") -> list[Row]:
+    splits = ["train"] * 12 + ["test"] * 6
+    return [(f"{prefix}{i}", f"p{i}", f"s/{i}.svs", split, i % 2) for i, split in enumerate(splits)]
 
 
 def config_of(folder: Path, task: dict[str, Any] | None = None, **sheets: Any) -> Config:
@@ -41,9 +41,9 @@ def config_of(folder: Path, task: dict[str, Any] | None = None, **sheets: Any) -
         rows, keys = given if isinstance(given, tuple) else (given, {})
         pd.DataFrame(rows, columns=COLUMNS).to_csv(folder / f"{name}.csv", index=False)
         cohorts[name] = {"sheet": str(folder / f"{name}.csv"), "root": str(folder), **keys}
-    asked = {"level": "patient", "label": "her2", "cohorts": ["c"], "split": {"kind": "sheet"}}
+    defaults = {"level": "patient", "label": "her2", "cohorts": ["c"], "split": {"kind": "sheet"}}
     return parse({"results": str(folder / "r"), "cohorts": cohorts,
-                  "tasks": {"t": asked | (task or {})}})  # fmt: skip
+                  "tasks": {"t": defaults | (task or {})}})  # fmt: skip
 
 
 def same_path(slides: Path) -> str:
@@ -69,12 +69,14 @@ def copy(slides: Path) -> str:
     return "s/copy.svs"
 
 
-WAYS = [same_path, dotted, link, hard_link, copy]
+DUPLICATES = [same_path, dotted, link, hard_link, copy]
 
 
-@pytest.mark.parametrize("again", WAYS)
-def test_one_file_twice_is_told(tmp_path: Path, slides: Path, again: Callable[[Path], str]) -> None:
-    path = again(slides)
+@pytest.mark.parametrize("duplicate", DUPLICATES)
+def test_a_file_with_two_names_is_reported(
+    tmp_path: Path, slides: Path, duplicate: Callable[[Path], str]
+) -> None:
+    path = duplicate(slides)
     assert check(config_of(tmp_path, c=base())) == []
     twice = config_of(tmp_path, c=[*base(), ("dup", "p99", path, "test", 0)])
     (found,) = check(twice)
@@ -86,21 +88,21 @@ def test_one_file_twice_is_told(tmp_path: Path, slides: Path, again: Callable[[P
     assert "with different patients" in found
 
 
-def test_a_cohort_that_is_tiled_in_two_ways_is_no_problem(tmp_path: Path, slides: Path) -> None:
+def test_two_cohorts_with_the_same_sheet_are_no_problem(tmp_path: Path, slides: Path) -> None:
     config = config_of(tmp_path, c=base())
     data = config.model_dump(mode="json")
     data["cohorts"]["b"] = data["cohorts"]["c"]
     assert check(parse(data)) == []
 
 
-def test_a_loop_of_links_is_a_file_that_does_not_exist(tmp_path: Path, slides: Path) -> None:
+def test_a_loop_of_links_is_a_missing_file(tmp_path: Path, slides: Path) -> None:
     os.symlink(slides / "loop.svs", slides / "loop.svs")
     found = check(config_of(tmp_path, c=[*base(), ("x", "p99", "s/loop.svs", "test", 0)]))
     assert len(found) == 1
     assert "loop.svs does not exist" in found[0]
 
 
-def test_contents_are_compared_by_blocks_spread_over_the_file(tmp_path: Path) -> None:
+def test_content_keys_detect_changes_at_the_start_and_end(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     data = rng.integers(0, 256, 20 * SAMPLE_BYTES, np.uint8)
     for name, change in (("a", None), ("b", None), ("c", 0), ("d", -1)):
@@ -113,28 +115,28 @@ def test_contents_are_compared_by_blocks_spread_over_the_file(tmp_path: Path) ->
     assert keys[0] == keys[1]
 
 
-def test_empty_files_and_pictures_of_one_file_are_not_one(tmp_path: Path) -> None:
+def test_empty_files_and_images_of_one_hdf5_file_are_not_duplicates(tmp_path: Path) -> None:
     files = [tmp_path / "a", tmp_path / "b"]
     for file in files:
         file.touch()
     assert len(set(file_keys(files).values())) == 2
     config = config_of(tmp_path, c=[(f"s{i}", f"p{i}", f"a.h5#{i}", "train", 0) for i in range(3)])
     (tmp_path / "a.h5").write_bytes(b"x")
-    assert not [sentence for sentence in check(config) if "one file" in sentence]
+    assert not [problem for problem in check(config) if "one file" in problem]
 
 
 def other_hospital() -> list[Row]:
     return [(f"b{i}", f"p{i}", f"s/{18 + i}.svs", "test", i % 2) for i in range(2)]
 
 
-def test_ids_in_two_cohorts_are_asked_about(tmp_path: Path, slides: Path) -> None:
+def test_patient_ids_in_two_cohorts_of_a_task_are_reported(tmp_path: Path, slides: Path) -> None:
     both = {"cohorts": ["c", "b"]}
     found, *_ = check(config_of(tmp_path, both, c=base(), b=other_hospital()))
     assert "have 2 patient ids in common (p0, p1)" in found
     assert "patient_ids" in found
 
 
-def test_ids_of_a_cohort_of_its_own_are_other_people(tmp_path: Path, slides: Path) -> None:
+def test_local_patient_ids_are_of_other_patients(tmp_path: Path, slides: Path) -> None:
     local = (other_hospital(), {"patient_ids": "local"})
     config = config_of(tmp_path, {"cohorts": ["c", "b"]}, c=base(), b=local)
     assert check(config) == []
@@ -143,7 +145,7 @@ def test_ids_of_a_cohort_of_its_own_are_other_people(tmp_path: Path, slides: Pat
     assert check(external) == []
 
 
-def test_ids_that_are_shared_are_one_patient_in_one_split(tmp_path: Path, slides: Path) -> None:
+def test_a_shared_patient_id_in_two_splits_is_reported(tmp_path: Path, slides: Path) -> None:
     shared = {"patient_ids": "shared"}
     config = config_of(
         tmp_path, {"cohorts": ["c", "b"]}, c=(base(), shared), b=(other_hospital(), shared)
@@ -153,13 +155,13 @@ def test_ids_that_are_shared_are_one_patient_in_one_split(tmp_path: Path, slides
     assert "split" in found
 
 
-def test_slide_barcodes_are_no_patients(tmp_path: Path) -> None:
+def test_slide_barcodes_as_patient_ids_are_refused(tmp_path: Path) -> None:
     rows = [(f"s{i}", f"TCGA-AA-{i:04d}-01Z-00-DX1", f"s/{i}.svs", "train", 0) for i in range(3)]
     found = "\n".join(check(config_of(tmp_path, c=rows)))
     assert "patient_id is 'TCGA-AA-0000-01Z-00-DX1': it is a sample or slide barcode" in found
 
 
-def test_ids_are_asked_about_where_an_encoder_is_trained_in_one_and_tested_in_the_other(
+def test_patient_ids_in_a_training_and_a_test_cohort_of_an_encoder_are_reported(
     tmp_path: Path, slides: Path
 ) -> None:
     config = config_of(tmp_path, c=base(), b=other_hospital())

@@ -1,4 +1,4 @@
-"""Tiny slides made by us: pyramids in the manner of Aperio's SVS, and pictures to put in them."""
+"""Small synthetic slides: pyramids as Aperio's SVS and Leica's SCN, and images to put in them."""
 
 from __future__ import annotations
 
@@ -46,10 +46,15 @@ def write_svs(
     return path
 
 
-def write_tiff(path: Path, image: np.ndarray, **words: object) -> Path:
-    """Write a tiled TIFF without Aperio's words: OpenSlide's generic-tiff."""
-    usual = {"tile": (128, 128), "photometric": "rgb", "compression": "deflate", "metadata": None}
-    tifffile.imwrite(path, image, **(usual | words))
+def write_tiff(path: Path, image: np.ndarray, **options: object) -> Path:
+    """Write a tiled TIFF without Aperio's description, which OpenSlide opens as generic-tiff."""
+    defaults = {
+        "tile": (128, 128),
+        "photometric": "rgb",
+        "compression": "deflate",
+        "metadata": None,
+    }
+    tifffile.imwrite(path, image, **(defaults | options))
     return path
 
 
@@ -76,12 +81,12 @@ SCN_SETTINGS = (
 def write_scn(path: Path, image: np.ndarray, corner: tuple[int, int], mpp: float = 0.5) -> Path:
     """Write `image` (h, w, 3) uint8 RGB as a Leica SCN whose bounds begin at `corner`.
 
-    The whole slide is twice as large as the image and its corner.
+    The whole slide is twice as large as the image and its offset.
     """
     (height, width), nm = image.shape[:2], round(mpp * 1000)
     whole = 2 * (width + corner[0]), 2 * (height + corner[1])
     macro = np.full((whole[1] // 16, whole[0] // 16, 3), 240, np.uint8)
-    words = {
+    fields = {
         "W": whole[0] * nm, "H": whole[1] * nm, "mw": macro.shape[1], "mh": macro.shape[0],
         "w": width, "h": height, "vw": width * nm, "vh": height * nm,
         "x": corner[0] * nm, "y": corner[1] * nm,
@@ -92,7 +97,7 @@ def write_scn(path: Path, image: np.ndarray, corner: tuple[int, int], mpp: float
         "metadata": None, "tile": (128, 128), "resolutionunit": "CENTIMETER",
     }  # fmt: skip
     with tifffile.TiffWriter(path, bigtiff=True) as writer:
-        writer.write(macro, description=SCN.format(**words), resolution=(1250, 1250), **common)
+        writer.write(macro, description=SCN.format(**fields), resolution=(1250, 1250), **common)
         writer.write(image, description="", resolution=(1e4 / mpp,) * 2, **common)
     return path
 
@@ -100,7 +105,7 @@ def write_scn(path: Path, image: np.ndarray, corner: tuple[int, int], mpp: float
 def stained(
     rng: np.random.Generator, shape: tuple[int, int], share: float = 0.5
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A picture of noisy tissue in a disk on glass, and the disk as (h, w) bool."""
+    """An image with a disk of noisy tissue on glass, and the disk as (h, w) bool."""
     height, width = shape
     y, x = np.mgrid[:height, :width]
     radius = np.sqrt(share * height * width / np.pi)
@@ -111,11 +116,11 @@ def stained(
 
 @pytest.fixture
 def svs(tmp_path: Path, rng: np.random.Generator) -> Callable[..., Path]:
-    """Write a slide with tissue: `svs("name", shape=(h, w), **words of write_svs)`."""
+    """Write a slide with tissue: `svs("name", shape=(h, w), **options of write_svs)`."""
 
-    def make(name: str = "slide", shape: tuple[int, int] = (768, 1024), **words: object) -> Path:
-        image = words.pop("image", None)
+    def make(name: str = "slide", shape: tuple[int, int] = (768, 1024), **options: object) -> Path:
+        image = options.pop("image", None)
         picture = stained(rng, shape)[0] if image is None else image
-        return write_svs(tmp_path / f"{name}.svs", picture, **words)  # type: ignore[arg-type]
+        return write_svs(tmp_path / f"{name}.svs", picture, **options)  # type: ignore[arg-type]
 
     return make

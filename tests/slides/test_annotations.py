@@ -1,4 +1,4 @@
-"""Outlines become shares of tiles."""
+"""Annotation files, and the share of each tile that their areas cover."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def feature(
     }
 
 
-def written(path: Path, data: Any) -> Path:
+def write_json(path: Path, data: Any) -> Path:
     path.write_text(json.dumps(data), encoding="utf-8")
     return path
 
@@ -45,37 +45,37 @@ def written(path: Path, data: Any) -> Path:
 @pytest.mark.parametrize(
     "wrap", [lambda f: {"type": "FeatureCollection", "features": [f]}, lambda f: [f], lambda f: f]
 )
-def test_what_qupath_writes_is_read(tmp_path: Path, wrap: Any) -> None:
-    path = written(tmp_path / "a.geojson", wrap(feature()))
+def test_geojson_of_qupath_is_read(tmp_path: Path, wrap: Any) -> None:
+    path = write_json(tmp_path / "a.geojson", wrap(feature()))
     ((name, polygon),) = read_polygons(path)
     assert (name, polygon.area) == ("tumor", 10_000)
 
 
-def test_other_places_of_the_class(tmp_path: Path) -> None:
+def test_class_is_read_from_other_properties(tmp_path: Path) -> None:
     features = [feature("") | {"properties": {k: "stroma"}} for k in ("class", "label")]
     features.append(feature("") | {"properties": {"classification": "stroma"}})
-    found = read_polygons(written(tmp_path / "a.json", features))
+    found = read_polygons(write_json(tmp_path / "a.json", features))
     assert [name for name, _ in found] == ["stroma"] * 3
 
 
-def test_holes_points_and_crossings(tmp_path: Path) -> None:
+def test_holes_points_and_self_intersections(tmp_path: Path) -> None:
     hole = [*SQUARE, [[25, 25], [75, 25], [75, 75], [25, 75], [25, 25]]]
     bow = [[[0, 0], [100, 100], [100, 0], [0, 100], [0, 0]]]
     point = feature("", [1, 2], "Point")
-    path = written(tmp_path / "a.geojson", [feature(coordinates=hole), point, feature("x", bow)])
+    path = write_json(tmp_path / "a.geojson", [feature(coordinates=hole), point, feature("x", bow)])
     found = read_polygons(path)
     assert [polygon.area for _, polygon in found] == [7500, 5000]
 
 
-def test_an_area_without_a_class_is_kept_without_one(tmp_path: Path) -> None:
-    found = read_annotations(written(tmp_path / "a.geojson", [feature(), feature("")]))
+def test_areas_without_a_class_are_kept(tmp_path: Path) -> None:
+    found = read_annotations(write_json(tmp_path / "a.geojson", [feature(), feature("")]))
     assert [name for name, _ in found.areas] == ["tumor", ""]
     assert found.summary() == "tumor 1, no class 1"
     trident = [feature("") | {"properties": {"tissue_id": 0}}]
-    assert len(read_polygons(written(tmp_path / "b.geojson", trident))) == 1
+    assert len(read_polygons(write_json(tmp_path / "b.geojson", trident))) == 1
 
 
-def test_what_is_no_area_is_counted(tmp_path: Path) -> None:
+def test_other_geometries_than_polygons_are_counted(tmp_path: Path) -> None:
     square, two = SQUARE[0], [[[0, 0], [5, 5], [0, 0]]]
     collection = feature() | {
         "geometry": {
@@ -87,7 +87,7 @@ def test_what_is_no_area_is_counted(tmp_path: Path) -> None:
         collection, feature(coordinates=square, kind="LineString"), feature("x", two),
         feature() | {"geometry": None}, feature(coordinates=square[:3], kind="LineString"),
     ]  # fmt: skip
-    found = read_annotations(written(tmp_path / "a.geojson", {"features": features}))
+    found = read_annotations(write_json(tmp_path / "a.geojson", {"features": features}))
     assert [(name, area.area) for name, area in found.areas] == [("tumor", 10_000)] * 2
     assert dict(found.notes) == {
         "Point ignored": 1, "closed line read as a polygon": 1,
@@ -97,7 +97,7 @@ def test_what_is_no_area_is_counted(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("data", "said"),
+    ("data", "message"),
     [
         ({}, "it has no keys and no 'features'"),
         ({"name": "t", "elements": []}, "Digital Slide Archive"),
@@ -108,10 +108,10 @@ def test_what_is_no_area_is_counted(tmp_path: Path) -> None:
         ([feature(coordinates=[[0, 1], [2, 2], [0, 0]])], ""),
     ],
 )
-def test_json_of_other_kinds_is_named(tmp_path: Path, data: Any, said: str) -> None:
+def test_json_that_is_not_geojson_is_refused(tmp_path: Path, data: Any, message: str) -> None:
     with pytest.raises(StainsslError, match=r"a\.json is not GeoJSON") as caught:
-        read_annotations(written(tmp_path / "a.json", data))
-    assert said in str(caught.value)
+        read_annotations(write_json(tmp_path / "a.json", data))
+    assert message in str(caught.value)
 
 
 def test_deep_nesting_and_encodings(tmp_path: Path) -> None:
@@ -124,16 +124,16 @@ def test_deep_nesting_and_encodings(tmp_path: Path) -> None:
         assert read_annotations(path).areas[0][0] == "Größe"
 
 
-def test_an_outline_of_millions_of_crossings_is_refused_before_it_takes_memory(
+def test_an_outline_with_too_many_self_intersections_is_refused(
     tmp_path: Path,
 ) -> None:
     ring = np.random.default_rng(0).uniform(0, 10_000, (3000, 2)).tolist()
-    path = written(tmp_path / "a.geojson", [feature(coordinates=[[*ring, ring[0]]])])
+    path = write_json(tmp_path / "a.geojson", [feature(coordinates=[[*ring, ring[0]]])])
     with pytest.raises(StainsslError, match="crosses itself more than"):
         read_annotations(path)
 
 
-def test_asap_in_other_locales_and_without_a_group(tmp_path: Path) -> None:
+def test_asap_with_decimal_commas_and_without_a_group(tmp_path: Path) -> None:
     path = asap_file(tmp_path / "a.xml", ("Polygon", "None", CORNERS))
     path.write_text(path.read_text().replace("100.0", "100,5"))
     ((name, polygon),) = read_polygons(path)
@@ -150,7 +150,7 @@ def test_asap_in_other_locales_and_without_a_group(tmp_path: Path) -> None:
         ("non-tumor", False), ("tumor bed", False), ("humor", False),
     ],
 )  # fmt: skip
-def test_near_words(found: str, near: bool) -> None:
+def test_similar_class_names(found: str, near: bool) -> None:
     assert is_near(found, "tumor") == near
     assert near_classes(["tumor", found], ["tumor"], {"tumor"}) == ([found] if near else [])
     assert near_classes([found], ["tumor"], {"tumor", found}) == []
@@ -163,14 +163,14 @@ def read_polygons(path: Path) -> Areas:
 @pytest.mark.parametrize(
     "text", ["", "{", "3", '{"type": "FeatureCollection"}', '[{"geometry": 3}]']
 )
-def test_what_is_no_geojson_is_named(tmp_path: Path, text: str) -> None:
+def test_invalid_geojson_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "a.geojson"
     path.write_text(text)
     with pytest.raises(StainsslError, match=r"a\.geojson is not GeoJSON"):
         read_polygons(path)
 
 
-def test_other_formats_are_named(tmp_path: Path) -> None:
+def test_other_formats_are_refused(tmp_path: Path) -> None:
     with pytest.raises(StainsslError, match="GeoJSON"):
         read_polygons(tmp_path / "a.ndpa")
     (tmp_path / "a.xml").write_text("<kml/>")
@@ -186,7 +186,7 @@ def asap_file(path: Path, *drawn: tuple[str, str, list[tuple[float, float]]]) ->
             annotations, "Annotation", Name=f"A{number}", Type=kind, PartOfGroup=group
         )
         ring = ElementTree.SubElement(one, "Coordinates")
-        for order, (x, y) in reversed(list(enumerate(points))):  # only `Order` is right
+        for order, (x, y) in reversed(list(enumerate(points))):  # only `Order` is correct
             ElementTree.SubElement(ring, "Coordinate", Order=str(order), X=str(x), Y=str(y))
     ElementTree.ElementTree(root).write(path)
     return path
@@ -196,7 +196,7 @@ CORNERS = [(0.0, 0.0), (100.0, 0.0), (100.0, 100.0), (0.0, 100.0)]
 INNER = [(25.0, 25.0), (75.0, 25.0), (75.0, 75.0), (25.0, 75.0)]
 
 
-def test_asap_groups_are_classes_and_dots_cover_nothing(tmp_path: Path) -> None:
+def test_asap_groups_are_classes_and_dots_are_ignored(tmp_path: Path) -> None:
     path = asap_file(
         tmp_path / "a.xml",
         ("Polygon", "metastases", CORNERS), ("Spline", "normal", INNER),
@@ -220,9 +220,9 @@ def imagescope(regions: str, layer: str = 'Id="1" Name=""') -> str:
 
 
 def scope_region(points: list[tuple[float, float]], **attributes: str) -> str:
-    said = " ".join(f'{name}="{value}"' for name, value in attributes.items())
+    attributes_text = " ".join(f'{name}="{value}"' for name, value in attributes.items())
     ring = "".join(f'<Vertex X="{x}" Y="{y}" Z="0"/>' for x, y in points)
-    return f"<Region {said}><Vertices>{ring}</Vertices></Region>"
+    return f"<Region {attributes_text}><Vertices>{ring}</Vertices></Region>"
 
 
 def test_imagescope_exclusions_rectangles_and_ellipses(tmp_path: Path) -> None:
@@ -240,9 +240,9 @@ def test_imagescope_exclusions_rectangles_and_ellipses(tmp_path: Path) -> None:
     assert second.area == pytest.approx(np.pi * 10 * 5, rel=0.01)
 
 
-def test_vertices_by_class_as_bcnb_has_them(tmp_path: Path) -> None:
+def test_json_of_bcnb_is_read(tmp_path: Path) -> None:
     data = {"positive": [{"name": "Annotation 0", "vertices": CORNERS}], "negative": []}
-    ((name, polygon),) = read_polygons(written(tmp_path / "1.json", data))
+    ((name, polygon),) = read_polygons(write_json(tmp_path / "1.json", data))
     assert (name, polygon.area) == ("positive", 10_000)
 
 
@@ -257,14 +257,14 @@ def test_vertices_by_class_as_bcnb_has_them(tmp_path: Path) -> None:
         "</Region></Regions></Annotation></Annotations>",
     ],
 )
-def test_bombs_and_broken_xml_are_a_sentence(tmp_path: Path, text: str) -> None:
+def test_malicious_or_broken_xml_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "a.xml"
     path.write_text(text)
     with pytest.raises(StainsslError, match=r"a\.xml is not annotations in XML"):
         read_polygons(path)
 
 
-def test_tiles_outside_of_the_regions_are_not_kept() -> None:
+def test_tiles_outside_the_regions_are_discarded() -> None:
     tiles = pd.DataFrame({"x": [0, 40, 60, 0], "y": 0, "side": 100.0})
     tiles["kept"] = [True, True, True, False]
     tiles["reason"] = ["", "", "", "pen"]
@@ -275,7 +275,7 @@ def test_tiles_outside_of_the_regions_are_not_kept() -> None:
 
 
 @given(st.floats(-50, 150), st.floats(-50, 150), st.floats(1, 80))
-def test_the_share_of_a_square_is_that_of_its_overlap(x: float, y: float, side: float) -> None:
+def test_tile_fraction_equals_the_overlap_of_two_squares(x: float, y: float, side: float) -> None:
     def overlap(start: float) -> float:
         return max(0.0, min(start + side, 100) - max(start, 0))
 
@@ -283,7 +283,7 @@ def test_the_share_of_a_square_is_that_of_its_overlap(x: float, y: float, side: 
     assert share[0] == pytest.approx(overlap(x) * overlap(y) / side**2, abs=1e-6)
 
 
-def test_overlaps_count_once_and_no_polygon_is_none() -> None:
+def test_overlapping_areas_count_once_and_no_areas_give_zero() -> None:
     corner = np.array([0.0])
     twice = [box(0, 0, 10, 5), box(0, 0, 10, 5), Polygon([(0, 0), (5, 0), (5, 5), (0, 5)])]
     assert tile_fractions(corner, corner, np.array([10.0]), twice) == pytest.approx([0.5])

@@ -1,4 +1,4 @@
-"""Whichever backend reads a slide, it is the same slide; and each format has one."""
+"""All readers read the same pixels and metadata, and each format has a reader."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ REAL = [
 ]  # fmt: skip
 
 
-def test_each_format_has_a_reader_and_each_reader_a_format() -> None:
+def test_every_reader_is_used_by_a_format() -> None:
     assert set(FORMATS.values()) == set(READERS)
 
 
 @pytest.mark.parametrize("name", REAL)
 @pytest.mark.parametrize("reader", ["tiff", "tiatoolbox", "fastslide"])
-def test_backends_agree_on_real_slides(real_data: Path, name: str, reader: str) -> None:
+def test_readers_agree_on_real_slides(real_data: Path, name: str, reader: str) -> None:
     """Mean difference at most one grey level, where a level's px and level-0 px coincide."""
     path = real_data / "slides" / name
     with open_slide(path, reader) as one, open_slide(path, "openslide") as other:
@@ -56,7 +56,7 @@ CODECS = {
 @pytest.mark.parametrize(
     ("syntax", "reader"), [("JPEG2000Lossless", "openslide"), ("JPEGLSLossless", "tiatoolbox")]
 )
-def test_dicom_of_another_codec_is_the_same_slide(
+def test_dicom_with_another_codec_is_read_the_same(
     real_data: Path, tmp_path: Path, syntax: str, reader: str
 ) -> None:
     source = real_data / "slides" / "boxes-dicom"
@@ -129,7 +129,7 @@ def jp2(path: Path) -> Path:
     [("a.ome.tif", ome_tiff, 0.5), ("renamed.tif", ome_tiff, 0.5), ("a.jp2", jp2, None),
      ("a.zarr", ngff, 0.5)],
 )  # fmt: skip
-def test_what_openslide_lacks_is_read_by_tiatoolbox(
+def test_formats_that_openslide_lacks_are_read_by_tiatoolbox(
     tmp_path: Path, name: str, make: object, mpp: float | None
 ) -> None:
     if make is jp2 and glymur.version.openjpeg_version == "0.0.0":
@@ -147,6 +147,6 @@ def test_what_openslide_lacks_is_read_by_tiatoolbox(
         found = slide.read_region(-10, 100, 0, (300, 200))
         assert (found[:, :10] == 255).all()
         assert np.abs(found[:, 10:].astype(int) - picture()[100:300, :290]).mean() <= 4
-        if len(slide.downsamples) > 1:  # NGFF has its level 0 alone
+        if len(slide.downsamples) > 1:  # only level 0 of NGFF is read
             coarse = slide.read_region(200, 100, 1, (100, 100))
             assert np.abs(coarse.astype(int) - picture()[100:300:2, 200:400:2]).mean() <= 8

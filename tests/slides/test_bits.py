@@ -1,4 +1,4 @@
-"""Masks of 64 px a word grow and shrink as OpenCV says."""
+"""Morphology of packed masks equals that of OpenCV."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def _kernel(shape: Shape) -> np.ndarray:
     filled=st.sampled_from([0.02, 0.5, 0.98]), seed=st.integers(0, 9),
     make=st.sampled_from([ellipse, square]),
 )  # fmt: skip
-def test_every_shape_is_opencvs(height, width, radius, filled, seed, make):
+def test_morphology_equals_opencvs(height, width, radius, filled, seed, make):
     mask = np.random.default_rng(seed).random((height, width)) < filled
     shape, pixels = make(radius), mask.astype(np.uint8)
     bits, within = Bits.of(mask, radius), Bits.of(np.ones_like(mask), radius)
@@ -41,12 +41,12 @@ def test_every_shape_is_opencvs(height, width, radius, filled, seed, make):
 
 
 @pytest.mark.parametrize("radius", [1, 2, 3, 7, 20])
-def test_an_ellipse_is_opencvs(radius: int) -> None:
+def test_an_ellipse_equals_opencvs(radius: int) -> None:
     element = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1,) * 2)
     np.testing.assert_array_equal(_kernel(ellipse(radius)), element)
 
 
-def test_masks_are_joined_px_by_px(rng: np.random.Generator) -> None:
+def test_set_operations_are_pixelwise(rng: np.random.Generator) -> None:
     one, two = (rng.random((9, 70)) < 0.5 for _ in range(2))
     first, second = Bits.of(one, 2), Bits.of(two, 2)
     np.testing.assert_array_equal(first.mask(), one)

@@ -1,4 +1,4 @@
-"""A fault is the slide's or the machine's, and never both."""
+"""Read errors are a fault of the slide (its status), or of the machine (OSError)."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from stainssl.slides.errors import (
 
 
 @pytest.mark.parametrize("number", sorted(ENVIRONMENT_ERRNOS))
-def test_errors_of_the_machine_are_known_by_number_and_by_sentence(number: int) -> None:
+def test_errors_of_the_machine_are_recognised_by_number_and_message(number: int) -> None:
     assert environment_errno(OSError(number, "x")) == number
     assert environment_errno(RuntimeError(f"Couldn't read: {os.strerror(number)}")) == number
 
 
-def test_memory_is_the_machines_and_the_rest_the_files() -> None:
+def test_memory_errors_are_of_the_machine_and_others_of_the_slide() -> None:
     assert environment_errno(MemoryError()) == errno.ENOMEM
     assert environment_errno(OSError(errno.EINVAL, "x")) is None
     assert environment_errno(ValueError("Bogus marker length")) is None
@@ -38,7 +38,9 @@ def test_memory_is_the_machines_and_the_rest_the_files() -> None:
         ("Bogus marker length", Status.UNREADABLE),
     ],
 )
-def test_what_a_library_says_becomes_a_status(tmp_path: Path, message: str, status: Status) -> None:
+def test_status_is_derived_from_the_message_of_a_library(
+    tmp_path: Path, message: str, status: Status
+) -> None:
     path = tmp_path / "slide.svs"
     path.write_bytes(b"x")
     with pytest.raises(SlideError) as caught, translate_errors(path, "reading"):
@@ -47,23 +49,23 @@ def test_what_a_library_says_becomes_a_status(tmp_path: Path, message: str, stat
     assert message in caught.value.detail
 
 
-def test_a_status_passes_through(tmp_path: Path) -> None:
+def test_a_slide_error_is_not_translated_again(tmp_path: Path) -> None:
     with pytest.raises(SlideError) as caught, translate_errors(tmp_path, "reading"):
         raise SlideError(Status.NO_MPP, "No pixel size.")
     assert caught.value.status is Status.NO_MPP
 
 
-def test_a_missing_file_among_others_is_missing(tmp_path: Path) -> None:
+def test_a_file_missing_from_a_folder_with_other_files_is_missing(tmp_path: Path) -> None:
     (tmp_path / "other.svs").touch()
     with pytest.raises(SlideError) as caught:
         require_file(tmp_path / "gone.svs", tmp_path)
     assert caught.value.status is Status.MISSING
-    with pytest.raises(SlideError):  # a folder of its own that was never downloaded
+    with pytest.raises(SlideError):  # in a subfolder that was never downloaded
         require_file(tmp_path / "uuid" / "gone.svs", tmp_path)
 
 
 @pytest.mark.parametrize("path", ["gone.svs", "mount/gone.svs"])
-def test_a_folder_without_its_mount_raises(tmp_path: Path, path: str) -> None:
+def test_a_missing_or_empty_root_raises_oserror(tmp_path: Path, path: str) -> None:
     with pytest.raises(OSError, match="mounted"):
         require_file(tmp_path / "root" / path, tmp_path / "root")
     (tmp_path / "root" / path).parent.mkdir(parents=True)
@@ -71,7 +73,7 @@ def test_a_folder_without_its_mount_raises(tmp_path: Path, path: str) -> None:
         require_file(tmp_path / "root" / path, tmp_path / "root")
 
 
-def test_zero_bytes_are_unreadable_and_a_file_is_fine(tmp_path: Path) -> None:
+def test_an_empty_file_is_unreadable(tmp_path: Path) -> None:
     (tmp_path / "empty.svs").touch()
     with pytest.raises(SlideError) as caught:
         require_file(tmp_path / "empty.svs", tmp_path)

@@ -1,4 +1,4 @@
-"""A reader that crashes or hangs in its own process costs its slide, and nothing else."""
+"""A crash or hang of a reader in a separate process affects one slide only."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PICTURE = np.arange(40 * 60 * 3, dtype=np.uint8).reshape(40, 60, 3)
 
 
 class Fragile(PatchFile):
-    """A picture whose reading goes wrong in the way that its file is named for."""
+    """An image file whose reading fails in the way that its name says."""
 
     def read_region(self, x: int, y: int, level: int, size_px: tuple[int, int]) -> np.ndarray:
         match self.path.stem:
@@ -46,7 +46,7 @@ def open_fragile(path: Path) -> Slide:
     return Fragile(path, "PNG", PICTURE)
 
 
-def test_a_slide_behind_a_process_is_the_slide() -> None:
+def test_a_slide_in_a_separate_process_is_read_the_same() -> None:
     with closing(IsolatedFile(Path("fine.png"), "fragile", open_fragile)) as slide:
         assert slide.level_sizes_px == [(60, 40)]
         assert (slide.mpp, slide.reader) == (None, "fragile")
@@ -54,7 +54,7 @@ def test_a_slide_behind_a_process_is_the_slide() -> None:
         assert np.array_equal(slide.read_region(5, 7, 0, (3, 2)), PICTURE[7:9, 5:8])
 
 
-def test_a_library_that_is_missing_there_is_no_slides_fault() -> None:
+def test_a_missing_library_is_not_a_fault_of_the_slide() -> None:
     with pytest.raises(StainsslError, match=r"libfast\.so is missing"):
         IsolatedFile(Path("without-library.png"), "fragile", open_fragile)
 
@@ -63,7 +63,7 @@ def test_a_library_that_is_missing_there_is_no_slides_fault() -> None:
     ("name", "sentence"),
     [("exits", "ended"), ("aborts", "ended"), ("hangs", "did not answer"), ("spoiled", "Bogus")],
 )
-def test_whatever_happens_there_is_a_status(
+def test_failures_in_the_process_give_a_status(
     monkeypatch: pytest.MonkeyPatch, name: str, sentence: str
 ) -> None:
     monkeypatch.setattr(isolated, "PATIENCE_S", 0.5 if name == "hangs" else 60)
@@ -76,19 +76,19 @@ def test_whatever_happens_there_is_a_status(
         slide.read_region(0, 0, 0, (60, 40))
 
 
-def test_a_process_that_dies_at_once_is_a_status() -> None:
+def test_a_process_that_exits_at_once_gives_a_slide_error() -> None:
     with pytest.raises(SlideError, match="ended its process"):
         IsolatedFile(Path("dies-at-once.png"), "fragile", open_fragile)
 
 
-def test_the_machines_fault_stays_the_machines() -> None:
+def test_an_error_of_the_machine_stays_an_oserror() -> None:
     slide = IsolatedFile(Path("unplugged.png"), "fragile", open_fragile)
     with pytest.raises(OSError, match="Input/output") as caught:
         slide.read_region(0, 0, 0, (60, 40))
     assert caught.value.errno == errno.EIO
 
 
-def test_fastslide_dies_of_a_spoiled_jpeg_and_the_slide_alone_pays(
+def test_a_damaged_jpeg_that_crashes_fastslide_gives_a_status(
     real_data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from stainssl.slides.readers import open_slide
@@ -100,7 +100,7 @@ def test_fastslide_dies_of_a_spoiled_jpeg_and_the_slide_alone_pays(
     assert caught.value.status is Status.UNREADABLE
 
 
-def test_fastslide_that_cannot_be_imported_is_no_slides_fault(
+def test_a_failed_import_of_fastslide_is_not_a_fault_of_the_slide(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from stainssl.slides.readers import fastslide

@@ -1,4 +1,4 @@
-"""A picture whose light or colors are off does not pass for H&E without a word."""
+"""Wrong exposure, tint or channel order of a slide is reported."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from stainssl.stages.tile import COLORS_MPP
 from tests.slides.test_other_stains import DAB, EOSIN, MPP, section
 
 ORDERS = {"BGR": (2, 1, 0), "GRB": (1, 0, 2), "RBG": (0, 2, 1), "GBR": (1, 2, 0), "BRG": (2, 0, 1)}
-# µm/px of a set of tiles, and of how many of its sites or patients a swap is told at least.
+# µm/px of a tile set, and the least number of its sites or patients with a swap reported.
 TILE_SETS = {"ami-br-tiles": (0.25, 4), "breakhis-tiles": (1.0, 8), "fan-protocols": (0.5, 4)}
 
 
-def told_of(picture: np.ndarray, mpp: float = MPP) -> str:
-    """What is told of a thumbnail (h, w, 3) uint8 RGB."""
+def message_of(picture: np.ndarray, mpp: float = MPP) -> str:
+    """The message about a thumbnail (h, w, 3) uint8 RGB; "" if there is none."""
     ground = brightest_smooth_area(picture)
     if not is_brightfield(*channel_range(picture), ground):
         return "not brightfield"
@@ -36,8 +36,8 @@ def told_of(picture: np.ndarray, mpp: float = MPP) -> str:
     return light_fault(picture, found, ground) or not_h_and_e(picture, found)
 
 
-def lit(picture: np.ndarray, factor: float | tuple[float, ...]) -> np.ndarray:
-    """The picture with so many times the light, in all channels or in each."""
+def scaled(picture: np.ndarray, factor: float | tuple[float, ...]) -> np.ndarray:
+    """Multiply the intensity of all channels, or of each."""
     return np.clip(np.rint(picture * np.array(factor)), 0, 255).astype(np.uint8)
 
 
@@ -51,59 +51,61 @@ def h_and_e(request: pytest.FixtureRequest) -> np.ndarray:
     return section(EOSIN, 0.6, seed=request.param)
 
 
-def test_red_and_blue_swapped_are_told_and_no_ordinary_slide(h_and_e: np.ndarray) -> None:
-    assert told_of(h_and_e) == ""
-    assert "(BGR)" in told_of(h_and_e[..., ::-1])
+def test_swapped_red_and_blue_are_reported(h_and_e: np.ndarray) -> None:
+    assert message_of(h_and_e) == ""
+    assert "(BGR)" in message_of(h_and_e[..., ::-1])
 
 
 @pytest.mark.parametrize("order", list(ORDERS))
-def test_channels_in_any_other_order_are_told(h_and_e: np.ndarray, order: str) -> None:
-    assert told_of(reordered(h_and_e, ORDERS[order])) != ""
+def test_channels_in_any_other_order_are_reported(h_and_e: np.ndarray, order: str) -> None:
+    assert message_of(reordered(h_and_e, ORDERS[order])) != ""
 
 
 @pytest.mark.parametrize("light", [1 / 3, 0.5, 0.7])
-def test_too_little_light_is_told_and_the_mask_is_the_same(
+def test_underexposure_is_reported_and_does_not_change_the_mask(
     h_and_e: np.ndarray, light: float
 ) -> None:
-    dark = lit(h_and_e, light)
-    assert "too little light" in told_of(dark)
+    dark = scaled(h_and_e, light)
+    assert "too little light" in message_of(dark)
     expected, found = segment_tissue(h_and_e, MPP).tissue, segment_tissue(dark, MPP).tissue
     assert (expected & found).sum() / (expected | found).sum() > 0.95
 
 
-def test_tinted_glass_is_told_and_is_no_tissue(h_and_e: np.ndarray) -> None:
-    tinted = lit(h_and_e, (240 / 243, 225 / 243, 190 / 243))
-    assert "tinted (RGB 240, 225, 190)" in told_of(tinted)
+def test_tinted_glass_is_reported_and_is_not_tissue(h_and_e: np.ndarray) -> None:
+    tinted = scaled(h_and_e, (240 / 243, 225 / 243, 190 / 243))
+    assert "tinted (RGB 240, 225, 190)" in message_of(tinted)
     assert glass_white(tinted) == pytest.approx([240, 225, 190])
     assert segment_tissue(tinted, MPP).tissue[:40].sum() == 0
 
 
 @pytest.mark.parametrize("glass", [(236, 229, 240), (205, 210, 215), (254, 238, 248)])
-def test_glass_of_usual_scanners_is_not_told(h_and_e: np.ndarray, glass: tuple[int, ...]) -> None:
-    assert told_of(lit(h_and_e, tuple(level / 243 for level in glass))) == ""
+def test_glass_of_usual_scanners_is_not_reported(
+    h_and_e: np.ndarray, glass: tuple[int, ...]
+) -> None:
+    assert message_of(scaled(h_and_e, tuple(level / 243 for level in glass))) == ""
 
 
-def test_washed_out_tissue_is_told(h_and_e: np.ndarray) -> None:
-    assert "washed out" in told_of(lit(h_and_e, 1.8))
+def test_washed_out_tissue_is_reported(h_and_e: np.ndarray) -> None:
+    assert "washed out" in message_of(scaled(h_and_e, 1.8))
 
 
-def test_an_inverted_picture_is_no_brightfield(h_and_e: np.ndarray) -> None:
-    assert told_of(255 - h_and_e) == "not brightfield"
+def test_an_inverted_image_is_not_brightfield(h_and_e: np.ndarray) -> None:
+    assert message_of(255 - h_and_e) == "not brightfield"
     mostly_tissue = h_and_e[40:460, 40:460]
-    assert told_of(255 - mostly_tissue) == "not brightfield"
+    assert message_of(255 - mostly_tissue) == "not brightfield"
 
 
-def test_a_black_frame_around_tissue_is_no_dark_field(h_and_e: np.ndarray) -> None:
+def test_tissue_in_a_black_frame_is_brightfield(h_and_e: np.ndarray) -> None:
     crop = h_and_e[60:440, 60:440]
     framed = cv2.copyMakeBorder(crop, 120, 120, 120, 120, cv2.BORDER_CONSTANT)
-    assert told_of(framed) != "not brightfield"
+    assert message_of(framed) != "not brightfield"
 
 
 def test_dab_is_not_taken_for_swapped_channels() -> None:
-    assert "like DAB" in told_of(section(DAB, 0.5))
+    assert "like DAB" in message_of(section(DAB, 0.5))
 
 
-def test_nothing_smooth_is_no_glass(rng: np.random.Generator) -> None:
+def test_noise_has_no_smooth_area(rng: np.random.Generator) -> None:
     assert brightest_smooth_area(rng.integers(0, 255, (64, 64, 3), np.uint8)) is None
 
 
@@ -112,18 +114,18 @@ def shrunk(picture: np.ndarray, times: int) -> np.ndarray:
     return cv2.resize(picture, size, interpolation=cv2.INTER_AREA).reshape(-1, 3)
 
 
-def test_pictures_without_glass_are_told_together(h_and_e: np.ndarray) -> None:
+def test_pooled_pixels_of_images_without_glass_are_checked(h_and_e: np.ndarray) -> None:
     inside = h_and_e[60:440, 60:440].reshape(-1, 3)
     assert pictures_fault(inside) == ""
     assert "(BGR)" in pictures_fault(inside[:, ::-1])
-    assert "too little light" in pictures_fault(lit(inside, 0.4))
-    assert pictures_fault(inside[:100, ::-1]) == ""  # too few px to say anything
+    assert "too little light" in pictures_fault(scaled(inside, 0.4))
+    assert pictures_fault(inside[:100, ::-1]) == ""  # too few px
     assert pictures_fault(np.zeros((0, 3), np.uint8)) == ""
     assert pictures_fault(np.concatenate([inside, np.zeros_like(inside)])) == ""  # padding
 
 
 def overviews(folder: Path) -> list[tuple[str, np.ndarray, float]]:
-    """Name, picture and µm/px of the real overviews, and of two slides."""
+    """Name, image and µm/px of the real thumbnails, and of two slides."""
     files = sorted(p for p in (folder / "thumbnails").iterdir() if p.suffix in (".jpg", ".png"))
     found = [(p.name, np.asarray(Image.open(p).convert("RGB")), 16.0) for p in files]
     for name, mpp in (("CMU-1-Small-Region.svs", 0.499), ("tcga-cr-7395-01a-01-ts1.svs", 0.25)):
@@ -136,39 +138,37 @@ def overviews(folder: Path) -> list[tuple[str, np.ndarray, float]]:
     ("change", "least"),
     [
         *((partial(reordered, order=order), 25) for order in ORDERS.values()),
-        (lambda p: lit(p, 1 / 3), 26),
-        (lambda p: lit(p, 0.5), 25),
-        (lambda p: lit(p, (0.98, 0.92, 0.76)), 23),
+        (lambda p: scaled(p, 1 / 3), 26),
+        (lambda p: scaled(p, 0.5), 25),
+        (lambda p: scaled(p, (0.98, 0.92, 0.76)), 23),
     ],
 )
-def test_real_slides_that_are_spoiled_are_told(
+def test_real_slides_with_changed_light_or_channels_are_reported(
     real_data: Path, change: Callable[[np.ndarray], np.ndarray], least: int
 ) -> None:
-    told = [told_of(change(picture), mpp) for _, picture, mpp in overviews(real_data)]
-    assert sum(map(bool, told)) >= least
+    messages = [message_of(change(picture), mpp) for _, picture, mpp in overviews(real_data)]
+    assert sum(map(bool, messages)) >= least
 
 
 @pytest.mark.parametrize(
     ("name", "mpp"), [("CMU-1-Small-Region.svs", 0.5), ("tcga-cr-7395-01a-01-ts1.svs", 0.25)]
 )
-def test_a_real_slide_that_was_scanned_with_too_much_light_is_told(
-    real_data: Path, name: str, mpp: float
-) -> None:
+def test_an_overexposed_real_slide_is_reported(real_data: Path, name: str, mpp: float) -> None:
     with open_slide(real_data / "slides" / name) as slide:
         scanned = slide.read_region(0, 0, 0, slide.level_sizes_px[0])
     size = round(scanned.shape[1] * mpp / MPP), round(scanned.shape[0] * mpp / MPP)
-    bright = cv2.resize(lit(scanned, 1.6), size, interpolation=cv2.INTER_AREA)
-    assert "washed out" in told_of(bright)
+    bright = cv2.resize(scaled(scanned, 1.6), size, interpolation=cv2.INTER_AREA)
+    assert "washed out" in message_of(bright)
 
 
-def test_real_slides_as_they_are_are_not_told(real_data: Path) -> None:
-    """But the one on which green ink is taken for tissue."""
-    told = [name for name, picture, mpp in overviews(real_data) if told_of(picture, mpp)]
-    assert told == ["histoqc-green-pen.jpg"]
+def test_unchanged_real_slides_are_not_reported(real_data: Path) -> None:
+    """Except for one, on which green ink is segmented as tissue."""
+    reported = [name for name, picture, mpp in overviews(real_data) if message_of(picture, mpp)]
+    assert reported == ["histoqc-green-pen.jpg"]
 
 
 @pytest.mark.parametrize("name", list(TILE_SETS))
-def test_real_tiles_are_told_only_where_red_and_blue_are_swapped(
+def test_real_tiles_are_reported_only_if_channels_or_light_are_changed(
     real_data: Path, name: str
 ) -> None:
     mpp, least = TILE_SETS[name]
@@ -183,4 +183,4 @@ def test_real_tiles_are_told_only_where_red_and_blue_are_swapped(
     everything = np.concatenate(pooled)
     assert [pictures_fault(pixels) for pixels in [*pooled, everything]] == [""] * (len(pooled) + 1)
     assert sum("(BGR)" in pictures_fault(pixels[:, ::-1]) for pixels in pooled) >= least
-    assert "too little light" in pictures_fault(lit(everything, 1 / 3))
+    assert "too little light" in pictures_fault(scaled(everything, 1 / 3))

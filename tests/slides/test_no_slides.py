@@ -1,4 +1,4 @@
-"""What is dark, turned, too large or somewhere else is told before it is taken for a slide."""
+"""Files that are dark, rotated, too large or that refer to other files are refused."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_fluorescence_is_not_brightfield(real_data: Path) -> None:
     assert caught.value.status is Status.NOT_BRIGHTFIELD
 
 
-def test_every_real_overview_is_brightfield(real_data: Path) -> None:
+def test_every_real_thumbnail_is_brightfield(real_data: Path) -> None:
     files = [*(real_data / "thumbnails").glob("*.jpg"), *(real_data / "thumbnails").glob("*.png")]
     assert len(files) > 20
     for path in files:
@@ -44,13 +44,13 @@ def test_a_crop_of_dense_tissue_is_brightfield() -> None:
 
 
 @given(arrays(np.uint8, (5, 4, 3)))
-def test_the_range_of_channels_is_numpys(picture: np.ndarray) -> None:
+def test_channel_range_equals_numpys(picture: np.ndarray) -> None:
     least, most = channel_range(picture)
     np.testing.assert_array_equal(least, picture.min(axis=2))
     np.testing.assert_array_equal(most, picture.max(axis=2))
 
 
-def test_a_cameras_orientation_is_applied(tmp_path: Path, rng: np.random.Generator) -> None:
+def test_exif_orientation_is_applied(tmp_path: Path, rng: np.random.Generator) -> None:
     image = Image.fromarray(rng.integers(0, 256, (40, 70, 3), np.uint8))
     exif = image.getexif()
     exif[0x0112] = 6
@@ -62,19 +62,19 @@ def test_a_cameras_orientation_is_applied(tmp_path: Path, rng: np.random.Generat
 
 
 @pytest.mark.parametrize("orientation", [2, 3, 6, 8])
-@pytest.mark.parametrize("words", [{"tile": (128, 128)}, {"tile": None, "rowsperstrip": 64}])
-def test_a_tiff_that_is_to_be_turned_is_unsupported(
-    tmp_path: Path, rng: np.random.Generator, orientation: int, words: dict[str, object]
+@pytest.mark.parametrize("options", [{"tile": (128, 128)}, {"tile": None, "rowsperstrip": 64}])
+def test_a_tiff_with_an_orientation_is_unsupported(
+    tmp_path: Path, rng: np.random.Generator, orientation: int, options: dict[str, object]
 ) -> None:
     path = tmp_path / "a.tif"
     tags = [(274, 3, 1, orientation, True)]
-    write_tiff(path, stained(rng, (300, 400))[0], extratags=tags, **words)
+    write_tiff(path, stained(rng, (300, 400))[0], extratags=tags, **options)
     with pytest.raises(SlideError, match="autorot") as caught:
         open_slide(path)
     assert caught.value.status is Status.UNSUPPORTED
 
 
-def test_an_overview_that_no_glass_can_have_is_refused_before_memory_is_taken(
+def test_an_impossibly_large_thumbnail_is_refused_before_allocation(
     svs: Callable[..., Path],
 ) -> None:
     with open_slide(svs()) as slide:
@@ -86,7 +86,7 @@ def test_an_overview_that_no_glass_can_have_is_refused_before_memory_is_taken(
         tracemalloc.stop()
 
 
-def test_a_huge_hdf5_picture_is_refused_before_memory_is_taken(tmp_path: Path) -> None:
+def test_a_huge_hdf5_image_is_refused_before_allocation(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file.create_dataset("x", (2, 60_000, 60_000, 3), np.uint8, chunks=(1, 64, 64, 3))
     tracemalloc.start()
@@ -119,7 +119,7 @@ def _virtual(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("write", [_external_values, _external_link, _virtual])
-def test_hdf5_that_points_to_another_file_is_not_followed(
+def test_hdf5_links_to_other_files_are_refused(
     tmp_path: Path, write: Callable[[Path], None]
 ) -> None:
     write(tmp_path)
@@ -128,7 +128,7 @@ def test_hdf5_that_points_to_another_file_is_not_followed(
     assert caught.value.status is Status.UNREADABLE
 
 
-def test_a_tiff_that_says_it_is_huge_is_not_allocated(tmp_path: Path) -> None:
+def test_a_tiff_with_a_false_huge_size_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.tif"
     tifffile.imwrite(path, np.zeros((64, 64, 3), np.uint8), photometric="rgb", metadata=None)
     with tifffile.TiffFile(path, mode="r+b") as file:

@@ -1,4 +1,4 @@
-"""Immunohistochemistry does not pass for H&E without a word, and H&E is not suspected."""
+"""Stains other than H&E are reported, and H&E is not."""
 
 from __future__ import annotations
 
@@ -33,37 +33,37 @@ def section(second: tuple[float, ...], share: float, seed: int = 0) -> np.ndarra
 
 
 @pytest.mark.parametrize("share", [0.2, 0.5, 0.9])
-def test_dab_is_told(share: float) -> None:
+def test_dab_is_reported(share: float) -> None:
     picture = section(DAB, share)
     assert "like DAB" in not_h_and_e(picture, segment_tissue(picture, MPP))
 
 
-def test_hematoxylin_alone_is_told() -> None:
+def test_hematoxylin_alone_is_reported() -> None:
     picture = section(EOSIN, 0.01)
     assert "almost no eosin" in not_h_and_e(picture, segment_tissue(picture, MPP))
 
 
 @pytest.mark.parametrize("share", [0.6, 0.95])
-def test_eosin_beside_hematoxylin_is_what_is_expected(share: float) -> None:
+def test_hematoxylin_with_eosin_is_not_reported(share: float) -> None:
     picture = section(EOSIN, share)
     assert not_h_and_e(picture, segment_tissue(picture, MPP)) == ""
 
 
 @pytest.mark.parametrize("level", [0, 128, 243, 255])
-def test_a_picture_without_tissue_says_nothing(level: int) -> None:
+def test_an_image_without_tissue_is_not_reported(level: int) -> None:
     picture = np.full((64, 64, 3), level, np.uint8)
     assert not_h_and_e(picture, segment_tissue(picture, MPP)) == ""
 
 
-def test_real_h_and_e_is_not_suspected(real_data: Path) -> None:
-    """But one overview of 24, on which green ink is taken for tissue."""
+def test_real_h_and_e_is_not_reported(real_data: Path) -> None:
+    """Except for one thumbnail of 24, on which green ink is segmented as tissue."""
     files = sorted(p for p in (real_data / "thumbnails").iterdir() if p.suffix in (".jpg", ".png"))
-    suspected = []
+    reported = []
     for file in files:
         picture = np.asarray(Image.open(file).convert("RGB"))
         if not_h_and_e(picture, segment_tissue(picture, 16.0)):
-            suspected.append(file.name)
-    assert suspected == ["histoqc-green-pen.jpg"]
+            reported.append(file.name)
+    assert reported == ["histoqc-green-pen.jpg"]
     for name in ("CMU-1-Small-Region.svs", "tcga-cr-7395-01a-01-ts1.svs"):
         with open_slide(real_data / "slides" / name) as slide:
             thumbnail = read_thumbnail(slide, MPP, 0.5)

@@ -19,7 +19,7 @@ def refused(path: Path) -> Status:
 
 
 @pytest.mark.parametrize("suffix", ["png", "bmp", "tif"])
-def test_pixels_come_back_as_written(tmp_path: Path, rng: np.random.Generator, suffix: str) -> None:
+def test_pixels_are_read_as_written(tmp_path: Path, rng: np.random.Generator, suffix: str) -> None:
     image = rng.integers(0, 256, (20, 30, 3), dtype=np.uint8)
     Image.fromarray(image).save(tmp_path / f"a.{suffix}")
     slide = open_slide(tmp_path / f"a.{suffix}", "patches")
@@ -33,7 +33,7 @@ def test_pixels_come_back_as_written(tmp_path: Path, rng: np.random.Generator, s
     slide.close()
 
 
-def test_transparent_is_white_and_grey_is_grey(tmp_path: Path) -> None:
+def test_transparent_pixels_are_white_and_grey_images_become_rgb(tmp_path: Path) -> None:
     Image.new("RGBA", (4, 4), (10, 10, 10, 0)).save(tmp_path / "clear.png")
     Image.new("L", (4, 4), 77).save(tmp_path / "grey.png")
     clear, grey = (open_slide(tmp_path / f"{n}.png", "patches") for n in ("clear", "grey"))
@@ -41,25 +41,27 @@ def test_transparent_is_white_and_grey_is_grey(tmp_path: Path) -> None:
     assert (grey.read_region(0, 0, 0, (4, 4)) == 77).all()
 
 
-def test_sixteen_bits_are_unsupported(tmp_path: Path) -> None:
+def test_a_16_bit_image_is_unsupported(tmp_path: Path) -> None:
     Image.fromarray(np.full((4, 4), 900, np.uint16)).save(tmp_path / "deep.png")
     assert refused(tmp_path / "deep.png") is Status.UNSUPPORTED
 
 
-def test_what_is_no_image_is_unsupported(tmp_path: Path) -> None:
+def test_a_text_file_is_unsupported(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_text("no image")
     assert refused(tmp_path / "a.png") is Status.UNSUPPORTED
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg"])
-def test_a_cut_image_is_truncated(tmp_path: Path, rng: np.random.Generator, suffix: str) -> None:
+def test_an_incomplete_image_is_truncated(
+    tmp_path: Path, rng: np.random.Generator, suffix: str
+) -> None:
     path = tmp_path / f"a.{suffix}"
     Image.fromarray(rng.integers(0, 256, (99, 99, 3), dtype=np.uint8)).save(path)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     assert refused(path) is Status.TRUNCATED
 
 
-def test_a_picture_too_large_for_memory_is_unsupported(
+def test_an_image_above_the_size_limit_is_unsupported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(patches, "MAX_PIXELS", 99)

@@ -1,4 +1,4 @@
-"""Statements of a pixel size: units, prints, and axes that differ."""
+"""Pixel sizes in metadata: units, print resolutions, and pixels that are not square."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.slides.conftest import stained, write_tiff
 
 
 @pytest.mark.parametrize("dpi", [72, 96, 150, 300, 600, 1200, 2400, 4800, 9600])
-def test_resolutions_of_prints_are_no_pixel_sizes(tmp_path: Path, dpi: int) -> None:
+def test_print_resolutions_are_not_pixel_sizes(tmp_path: Path, dpi: int) -> None:
     path = tmp_path / "a.tif"
     write_tiff(path, np.zeros((256, 256, 3), np.uint8), resolution=(dpi, dpi), resolutionunit=2)
     with open_slide(path) as slide:
@@ -28,7 +28,7 @@ def test_resolutions_of_prints_are_no_pixel_sizes(tmp_path: Path, dpi: int) -> N
 
 
 @pytest.mark.parametrize("mpp", [0.1, 0.22, 0.25, 0.2527, 0.5, 1.0, 2.0, 4.0, 5.0, 8.0, 10.0])
-def test_resolutions_of_microscopes_are_pixel_sizes(tmp_path: Path, mpp: float) -> None:
+def test_microscope_resolutions_are_pixel_sizes(tmp_path: Path, mpp: float) -> None:
     assert not is_print(mpp)
     per_cm = 10_000 / mpp
     path = tmp_path / "a.tif"
@@ -37,20 +37,20 @@ def test_resolutions_of_microscopes_are_pixel_sizes(tmp_path: Path, mpp: float) 
         assert resolve_mpp(None, slide)[0] == pytest.approx(mpp, rel=1e-4)
 
 
-def test_the_objective_is_asked_where_the_resolution_is_a_prints() -> None:
-    class Stated:
+def test_objective_power_is_used_if_the_resolution_is_of_a_print() -> None:
+    class Metadata:
         anisotropy = 1.0
         mpp_sources = {"tiff-resolution": INCH_UM / 300, "objective-power": 0.25}  # noqa: RUF012
 
-    assert resolve_mpp(None, Stated()) == (0.25, "objective-power", "")  # type: ignore[arg-type]
+    assert resolve_mpp(None, Metadata()) == (0.25, "objective-power", "")  # type: ignore[arg-type]
 
 
-def test_pixels_that_are_not_square_are_refused_unless_the_sheet_knows_better(
+def test_pixels_that_are_not_square_are_refused_unless_the_sheet_has_a_size(
     tmp_path: Path,
 ) -> None:
     path = tmp_path / "a.tif"
-    words = {"resolution": (40_000, 20_000), "resolutionunit": "CENTIMETER"}
-    write_tiff(path, np.zeros((256, 256, 3), np.uint8), **words)
+    options = {"resolution": (40_000, 20_000), "resolutionunit": "CENTIMETER"}
+    write_tiff(path, np.zeros((256, 256, 3), np.uint8), **options)
     with open_slide(path) as slide:
         with pytest.raises(SlideError, match="2-fold") as caught:
             resolve_mpp(None, slide)
@@ -58,7 +58,7 @@ def test_pixels_that_are_not_square_are_refused_unless_the_sheet_knows_better(
     assert caught.value.status is Status.ABSURD_MPP
 
 
-def test_axes_that_differ_by_a_rounding_are_one() -> None:
+def test_pixel_sizes_of_both_axes_are_averaged() -> None:
     assert anisotropy(0.2277, 0.2274) < 1.002
     assert anisotropy(0.5, None) == 1
     assert mean_mpp(0.25, 0.26) == pytest.approx(0.255)
@@ -75,7 +75,7 @@ def test_axes_that_differ_by_a_rounding_are_one() -> None:
         ("nan", "µm", None), ("-1", "µm", None), ("a", "µm", None), (None, None, None),
     ],
 )  # fmt: skip
-def test_omes_units_are_lengths_or_nothing(
+def test_sizes_of_ome_are_converted_to_micrometres(
     value: str | None, unit: str | None, mpp: float | None
 ) -> None:
     assert of_size(value, unit) == (None if mpp is None else pytest.approx(mpp))
@@ -96,7 +96,7 @@ def test_an_ome_tiff_has_the_pixel_size_of_its_unit(
         assert slide.mpp == mpp
 
 
-def test_a_slide_is_enlarged_a_little_with_a_word_and_not_much(svs: Callable[..., Path]) -> None:
+def test_slight_enlargement_is_reported_and_more_is_refused(svs: Callable[..., Path]) -> None:
     assert check_enlargement(0.25, 0.5, 1.5) == ""
     assert check_enlargement(0.503, 0.5, 1.5) == ""
     assert "1.2 times" in check_enlargement(0.6, 0.5, 1.5)

@@ -1,4 +1,4 @@
-"""Figures of tiles mean what they say."""
+"""Sharpness, saturation and optical density of tiles."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def texture(rng: np.random.Generator, sigma: float, contrast: float = 40) -> np.
     return np.repeat(np.clip(grey, 0, 255).astype(np.uint8)[..., None], 3, axis=2)
 
 
-def test_blur_lowers_sharpness_and_noise_is_twenty(rng: np.random.Generator) -> None:
+def test_blur_lowers_sharpness_and_white_noise_has_20(rng: np.random.Generator) -> None:
     values = [measure_quality(texture(rng, s), BOX).sharpness[0] for s in (0, 0.7, 1.5, 3, 6)]
     assert values == sorted(values, reverse=True)
     assert values[0] == pytest.approx(20, rel=0.1)
@@ -35,7 +35,7 @@ def test_sharpness_does_not_depend_on_contrast(rng: np.random.Generator) -> None
     assert measure_quality(texture(rng, 1, 10), BOX).sharpness == pytest.approx(strong, rel=0.1)
 
 
-def test_a_flat_tile_has_no_sharpness() -> None:
+def test_the_sharpness_of_a_flat_tile_is_nan() -> None:
     assert np.isnan(measure_quality(np.full((128, 256, 3), 243, np.uint8), BOX).sharpness).all()
 
 
@@ -49,13 +49,13 @@ def test_saturation_and_density_are_means_over_each_tile() -> None:
     assert found.od.dtype == found.sharpness.dtype == np.float32
 
 
-def test_boxes_past_the_edge_are_cut(rng: np.random.Generator) -> None:
+def test_boxes_beyond_the_edge_are_clipped(rng: np.random.Generator) -> None:
     found = measure_quality(texture(rng, 0), np.array([[-3.0, 100, 300.0, 140.0]]))
     assert np.isfinite(found.sharpness).all()
 
 
 def _one_tile(image: np.ndarray, box: np.ndarray) -> tuple[float, float, float]:
-    """The figures of one tile by their definitions."""
+    """The measures of one tile by their definitions."""
     x0, y0, x1, y1 = np.rint(box).astype(int)
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(float)
     padded = np.pad(grey, 1, "reflect")
@@ -72,7 +72,7 @@ def _one_tile(image: np.ndarray, box: np.ndarray) -> tuple[float, float, float]:
 
 @settings(deadline=None, max_examples=25)
 @given(st.integers(0, 2**32), st.floats(8, 40), st.floats(0.3, 1.2))
-def test_tiles_that_overlap_or_lie_at_an_edge_have_the_figures_of_their_own_pixels(
+def test_tiles_that_overlap_or_touch_an_edge_agree_with_the_definition(
     seed: int, side: float, stride: float
 ) -> None:
     rng = np.random.default_rng(seed)
@@ -83,5 +83,5 @@ def test_tiles_that_overlap_or_lie_at_an_edge_have_the_figures_of_their_own_pixe
     found = measure_quality(image, boxes)
     wanted = np.array([_one_tile(image, box) for box in boxes])
     np.testing.assert_allclose(found.sharpness, wanted[:, 0], rtol=1e-5)
-    np.testing.assert_allclose(found.saturation, wanted[:, 1], atol=0.002)  # ties round otherwise
+    np.testing.assert_allclose(found.saturation, wanted[:, 1], atol=0.002)  # ties round differently
     np.testing.assert_allclose(found.od, wanted[:, 2], rtol=1e-5)

@@ -1,4 +1,4 @@
-"""Readers open what is a slide, and give what is not one its status."""
+"""Readers open slides, and raise an error with a status for other files."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def status_of(path: Path, reader: str = "auto") -> Status:
     return caught.value.status
 
 
-def test_an_aperio_slide_states_its_levels_and_scale(svs: Callable[..., Path]) -> None:
+def test_levels_and_pixel_size_of_an_aperio_slide(svs: Callable[..., Path]) -> None:
     with open_slide(svs(mpp=0.25, magnification=40)) as slide:
         assert (slide.vendor, slide.reader) == ("aperio", "tiff")
         assert slide.level_sizes_px == [(1024, 768), (256, 192)]
@@ -45,12 +45,12 @@ def test_reading_outside_a_slide_is_white(svs: Callable[..., Path]) -> None:
     assert (image[:5] == 255).all()
 
 
-def test_transparency_is_laid_over_white() -> None:
+def test_transparent_pixels_are_blended_with_white() -> None:
     rgba = np.array([[[0, 0, 0, 0], [10, 20, 30, 255], [0, 100, 200, 51]]], np.uint8)
     assert over_white(rgba).tolist() == [[[255, 255, 255], [10, 20, 30], [204, 224, 244]]]
 
 
-def test_bounds_of_formats_that_scan_a_part_of_the_slide() -> None:
+def test_bounds_are_clipped_to_the_slide() -> None:
     keys = ("x", "y", "width", "height")
     given = {f"openslide.bounds-{k}": str(v) for k, v in zip(keys, (50, 60, 900, 30), strict=True)}
     assert openslide_reader._bounds(given, (800, 100)) == (50, 60, 750, 30)
@@ -86,17 +86,17 @@ def test_sources_of_the_pixel_size(
     assert mpp_sources(properties, vendor) == pytest.approx(expected)
 
 
-def test_not_a_slide_is_unsupported(tmp_path: Path) -> None:
+def test_a_text_file_is_unsupported(tmp_path: Path) -> None:
     (tmp_path / "notes.svs").write_text("not a slide at all")
     assert status_of(tmp_path / "notes.svs") is Status.UNSUPPORTED
 
 
-def test_zero_bytes_are_no_slide(tmp_path: Path) -> None:
+def test_an_empty_file_is_unsupported(tmp_path: Path) -> None:
     (tmp_path / "empty.svs").touch()
     assert status_of(tmp_path / "empty.svs") is Status.UNSUPPORTED
 
 
-def _without_size(path: Path, page: int, tag: str) -> None:
+def _zero_tag(path: Path, page: int, tag: str) -> None:
     with tifffile.TiffFile(path) as file:
         found = file.pages[page].tags[tag]
     with path.open("r+b") as data:
@@ -105,41 +105,43 @@ def _without_size(path: Path, page: int, tag: str) -> None:
 
 
 @pytest.mark.parametrize("tag", ["ImageWidth", "ImageLength", "TileWidth"])
-def test_a_level_of_no_size_is_a_status_or_no_level(svs: Callable[..., Path], tag: str) -> None:
+def test_a_level_of_size_zero_is_ignored_or_gives_a_status(
+    svs: Callable[..., Path], tag: str
+) -> None:
     path = svs("last")
     with open_slide(path) as slide:
         levels = slide.level_sizes_px
     with tifffile.TiffFile(path) as file:
         last = max(i for i, page in enumerate(file.pages) if page.is_tiled)
-    _without_size(path, last, tag)
+    _zero_tag(path, last, tag)
     with open_slide(path) as slide:
         assert slide.level_sizes_px == levels[:-1]
     first = svs("first")
-    _without_size(first, 0, tag)
+    _zero_tag(first, 0, tag)
     assert status_of(first) in {Status.UNREADABLE, Status.TRUNCATED, Status.UNSUPPORTED}
 
 
 @pytest.mark.parametrize("share", [0.01, 0.02, 0.2, 0.4, 0.6, 0.8, 0.9, 0.95, 0.99, 0.999])
-def test_a_slide_cut_anywhere_is_truncated(svs: Callable[..., Path], share: float) -> None:
+def test_a_slide_cut_off_anywhere_is_truncated(svs: Callable[..., Path], share: float) -> None:
     path = svs()
     os.truncate(path, int(path.stat().st_size * share))
     assert status_of(path) is Status.TRUNCATED
 
 
 @pytest.mark.parametrize("reader", ["tiff", "openslide"])
-def test_a_slide_with_a_flipped_byte_is_a_status_or_is_read(
+def test_a_slide_with_a_changed_byte_is_read_or_gives_a_status(
     svs: Callable[..., Path], rng: np.random.Generator, reader: str
 ) -> None:
     path = svs(shape=(200, 300))
     whole = path.read_bytes()
     with tifffile.TiffFile(path) as tiff:
         directories = [page.offset for page in tiff.pages]
-    places = rng.integers(0, len(whole), 100).tolist()  # anywhere, and where it hurts the most
-    places += [directories[i % 2] + int(rng.integers(0, 200)) for i in range(100)]
-    for place in places:
-        spoiled = bytearray(whole)
-        spoiled[min(place, len(whole) - 1)] ^= int(rng.integers(1, 256))
-        path.write_bytes(spoiled)
+    positions = rng.integers(0, len(whole), 100).tolist()  # anywhere, and in the directories
+    positions += [directories[i % 2] + int(rng.integers(0, 200)) for i in range(100)]
+    for position in positions:
+        changed = bytearray(whole)
+        changed[min(position, len(whole) - 1)] ^= int(rng.integers(1, 256))
+        path.write_bytes(changed)
         try:
             with open_slide(path, reader) as slide:
                 for level, (width, height) in enumerate(slide.level_sizes_px):
@@ -148,17 +150,17 @@ def test_a_slide_with_a_flipped_byte_is_a_status_or_is_read(
             assert error.detail
 
 
-def test_a_tile_too_large_to_be_meant_does_not_end_the_process(svs: Callable[..., Path]) -> None:
+def test_an_absurd_tile_width_does_not_end_the_process(svs: Callable[..., Path]) -> None:
     path = svs()
     with tifffile.TiffFile(path) as tiff:
-        place = tiff.pages[1].tags["TileWidth"].valueoffset
+        position = tiff.pages[1].tags["TileWidth"].valueoffset
     with path.open("r+b") as file:  # OpenSlide aborts where it cannot allocate
-        file.seek(place)
+        file.seek(position)
         file.write(b"\xff\x7f")
     assert status_of(path) is Status.UNREADABLE
 
 
-def test_a_folder_is_no_slide(tmp_path: Path) -> None:
+def test_a_folder_is_unsupported(tmp_path: Path) -> None:
     (tmp_path / "folder.svs").mkdir()
     assert status_of(tmp_path / "folder.svs") is Status.UNSUPPORTED
 
@@ -189,12 +191,12 @@ def test_real_files_that_are_read(
     assert image.shape == (8, 16, 3)
 
 
-def test_a_missing_file_is_the_machines_word(tmp_path: Path) -> None:
+def test_a_missing_file_raises_filenotfounderror(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         open_slide(tmp_path / "gone.svs")
 
 
-def test_a_failing_disk_is_no_status(
+def test_a_failing_disk_raises_oserror(
     svs: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> None:
@@ -207,7 +209,7 @@ def test_a_failing_disk_is_no_status(
     assert caught.value.errno == errno.EIO
 
 
-def test_a_file_that_goes_away_while_it_is_read_is_no_status(
+def test_a_file_deleted_while_it_is_read_raises_filenotfounderror(
     svs: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import openslide
@@ -223,12 +225,12 @@ def test_a_file_that_goes_away_while_it_is_read_is_no_status(
             slide.read_region(0, 0, 0, (8, 8))
 
 
-def test_an_unknown_reader_is_named(svs: Callable[..., Path]) -> None:
+def test_an_unknown_reader_is_refused(svs: Callable[..., Path]) -> None:
     with pytest.raises(StainsslError, match="openslide"):
         open_slide(svs(), "magic")
 
 
-def test_auto_takes_a_picture_by_pillow(tmp_path: Path) -> None:
+def test_auto_reads_images_with_patches(tmp_path: Path) -> None:
     Image.new("RGB", (30, 20), (1, 2, 3)).save(tmp_path / "a.png")
     with open_slide(tmp_path / "a.png") as slide:
         assert slide.reader == "patches"

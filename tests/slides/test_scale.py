@@ -1,4 +1,4 @@
-"""A length on a slide is the same length in what is read, at any scale and from any pyramid."""
+"""Lengths are preserved when a slide is read, at any scale and from any pyramid."""
 
 from __future__ import annotations
 
@@ -25,42 +25,42 @@ from stainssl.slides.scale import (
 from stainssl.slides.slide import Slide
 
 
-class Stated:
-    """A slide of which only the statements of its scale are asked."""
+class Metadata:
+    """A slide's metadata on its pixel size."""
 
     def __init__(self, **sources: float) -> None:
         self.anisotropy = sources.pop("anisotropy", 1.0)
         self.mpp_sources = {name.replace("_", "-"): value for name, value in sources.items()}
 
 
-def test_the_sheet_comes_first_then_the_slides_own_order() -> None:
-    slide = Stated(format=0.5, objective_power=0.5)
+def test_pixel_size_is_taken_from_the_sheet_first_then_from_the_slide() -> None:
+    slide = Metadata(format=0.5, objective_power=0.5)
     assert resolve_mpp(None, slide) == (0.5, "format", "")  # type: ignore[arg-type]
     assert resolve_mpp(float("nan"), slide)[1] == "format"  # type: ignore[arg-type]
     assert resolve_mpp(0.52, slide) == (0.52, "sheet", "")  # type: ignore[arg-type]
 
 
 def test_sources_that_differ_by_more_than_a_tenth_are_reported() -> None:
-    slide = Stated(format=0.25, tiff_resolution=0.26, objective_power=0.5)
+    slide = Metadata(format=0.25, tiff_resolution=0.26, objective_power=0.5)
     mpp, source, detail = resolve_mpp(None, slide)  # type: ignore[arg-type]
     assert (mpp, source) == (0.25, "format")
     assert detail == "Pixel size 0.25 µm/px taken from format; objective-power says 0.5."
 
 
 @pytest.mark.parametrize("mpp", [0.005, 0.0499, 50.1, 500, -1])
-def test_an_absurd_pixel_size_is_refused_and_the_sheet_mends_it(mpp: float) -> None:
-    slide = Stated(format=mpp)
+def test_an_absurd_pixel_size_is_refused_unless_the_sheet_corrects_it(mpp: float) -> None:
+    slide = Metadata(format=mpp)
     with pytest.raises(SlideError, match="sheet") as caught:
         resolve_mpp(None, slide)  # type: ignore[arg-type]
     assert caught.value.status is Status.ABSURD_MPP
     assert resolve_mpp(0.25, slide)[:2] == (0.25, "sheet")  # type: ignore[arg-type]
     with pytest.raises(SlideError):
-        resolve_mpp(mpp, Stated(format=0.25))  # type: ignore[arg-type]
+        resolve_mpp(mpp, Metadata(format=0.25))  # type: ignore[arg-type]
 
 
-def test_no_pixel_size_is_a_status() -> None:
+def test_a_missing_pixel_size_gives_a_status() -> None:
     with pytest.raises(SlideError, match="column mpp") as caught:
-        resolve_mpp(None, Stated())  # type: ignore[arg-type]
+        resolve_mpp(None, Metadata())  # type: ignore[arg-type]
     assert caught.value.status is Status.NO_MPP
 
 
@@ -71,7 +71,7 @@ def test_the_nearest_finer_level_is_read(ratio: float, level: int) -> None:
     assert level_for([1.0, 4.0, 16.0], ratio) == level
 
 
-def test_a_level_a_hair_too_coarse_still_serves() -> None:
+def test_a_level_that_is_slightly_too_coarse_is_read() -> None:
     assert level_for([1.0, 2.0005], 2.0) == 1
 
 
@@ -108,7 +108,7 @@ def read_at_mpp(
 @pytest.mark.parametrize("slide_mpp", [0.25, 0.499, 0.37])
 @pytest.mark.parametrize("downsamples", [(), (4,), (2.0005, 3.7)])
 @pytest.mark.parametrize("mpp", [0.25, 0.5, 1.3])
-def test_a_ruler_measures_the_same_at_every_scale(
+def test_a_distance_is_the_same_at_every_scale(
     svs: Callable[..., Path], slide_mpp: float, downsamples: tuple[float, ...], mpp: float
 ) -> None:
     path = svs(image=ruler(slide_mpp), mpp=slide_mpp, downsamples=downsamples, quality=95)
@@ -139,7 +139,7 @@ def test_a_tile_reads_the_same_alone_and_in_a_block(svs: Callable[..., Path]) ->
     assert np.abs(block[:, 80:].astype(int) - tile).max() <= 1
 
 
-def test_the_far_edge_of_a_coarse_level_repeats_and_is_not_white(svs: Callable[..., Path]) -> None:
+def test_pixels_beyond_the_edge_of_a_coarse_level_are_repeated(svs: Callable[..., Path]) -> None:
     dark = np.full((331, 331, 3), 60, np.uint8)
     with closing(open_slide(svs(image=dark, downsamples=(4,)))) as slide:
         assert slide.level_sizes_px[1] == (82, 82)  # 328 of 331 px
@@ -147,7 +147,7 @@ def test_the_far_edge_of_a_coarse_level_repeats_and_is_not_white(svs: Callable[.
     assert tile.max() < 70
 
 
-def test_a_thumbnail_is_the_same_whatever_the_block(
+def test_a_thumbnail_does_not_depend_on_the_block_size(
     svs: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with open_slide(svs()) as slide:
@@ -161,10 +161,10 @@ def test_a_thumbnail_is_the_same_whatever_the_block(
 @given(
     st.floats(0, 20), st.floats(0, 20), st.floats(20, 40), st.integers(1, 16), st.integers(0, 2**32)
 )
-def test_shrinking_averages_the_exact_area(
+def test_reduction_averages_the_exact_area(
     x: float, y: float, side: float, size: int, seed: int
 ) -> None:
-    """Against the definition: each result px is the integral of the picture over its square."""
+    """By the definition: each result px is the mean of the image over its square."""
     image = np.random.default_rng(seed).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     out = resample(image, (x, y, x + side, y + side), (size, size))
     total = np.zeros((65, 65))

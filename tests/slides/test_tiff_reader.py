@@ -1,4 +1,4 @@
-"""Tiles that are decoded straight are OpenSlide's pixels, and their faults are statuses."""
+"""The reader `tiff` decodes the same pixels as OpenSlide; damaged files give a status."""
 
 from __future__ import annotations
 
@@ -22,29 +22,27 @@ from tests.slides.conftest import stained, write_svs, write_tiff
 
 
 @pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A slide whose levels are 1, 2.0 and some 5.1 times smaller, of ragged size."""
+def pyramid(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A slide with downsamples 1, 2.0 and about 5.1, not a whole number of tiles wide."""
     image, _ = stained(np.random.default_rng(0), (531, 717))
     return write_svs(tmp_path_factory.mktemp("tiff") / "a.svs", image, downsamples=(2, 5.1))
 
 
 @given(st.integers(-200, 800), st.integers(-200, 700), st.integers(0, 2), st.integers(1, 300))
-def test_any_region_is_openslides_to_the_grey_level(
-    pair: Path, x: int, y: int, level: int, side: int
-) -> None:
-    with open_slide(pair, "tiff") as one, open_slide(pair, "openslide") as other:
+def test_any_region_equals_openslides(pyramid: Path, x: int, y: int, level: int, side: int) -> None:
+    with open_slide(pyramid, "tiff") as one, open_slide(pyramid, "openslide") as other:
         assert one.reader == "tiff"
-        place = [round(round(v / one.downsamples[level]) * one.downsamples[level]) for v in (x, y)]
-        ours = one.read_region(*place, level, (side, side + 7))
-        theirs = other.read_region(*place, level, (side, side + 7))
+        corner = [round(round(v / one.downsamples[level]) * one.downsamples[level]) for v in (x, y)]
+        ours = one.read_region(*corner, level, (side, side + 7))
+        theirs = other.read_region(*corner, level, (side, side + 7))
     if level == 0:
         assert np.array_equal(ours, theirs)
-    else:  # between the px of a level OpenSlide interpolates, and at its rim lays that over white
+    else:  # OpenSlide interpolates between the px of a level, at its edge with white
         assert np.abs(ours.astype(int) - theirs).mean() <= 8 + 64 / side
 
 
 @pytest.mark.parametrize("subsampling", [(1, 1), (2, 1), (2, 2)])
-def test_any_chroma_subsampling_is_openslides(
+def test_any_chroma_subsampling_equals_openslides(
     tmp_path: Path, rng: np.random.Generator, subsampling: tuple[int, int]
 ) -> None:
     image, path = stained(rng, (300, 400))[0], tmp_path / "a.tif"
@@ -58,7 +56,7 @@ def test_any_chroma_subsampling_is_openslides(
         assert np.array_equal(ours, other.read_region(0, 0, 0, (400, 300)))
 
 
-def test_real_slides_have_openslides_pixels(real_data: Path) -> None:
+def test_a_real_slide_equals_openslides(real_data: Path) -> None:
     path = real_data / "slides" / "CMU-1-Small-Region.svs"
     with open_slide(path) as one, open_slide(path, "openslide") as other:
         assert one.reader == "tiff"
@@ -66,7 +64,7 @@ def test_real_slides_have_openslides_pixels(real_data: Path) -> None:
         assert np.array_equal(one.read_region(0, 0, 0, size), other.read_region(0, 0, 0, size))
 
 
-def test_what_is_not_jpeg_is_left_to_openslide(
+def test_other_compressions_than_jpeg_are_read_by_openslide(
     tmp_path: Path, rng: np.random.Generator, real_data: Path
 ) -> None:
     path = write_tiff(tmp_path / "a.tif", stained(rng, (200, 300))[0])
@@ -78,7 +76,7 @@ def test_what_is_not_jpeg_is_left_to_openslide(
             assert slide.reader == "openslide"
 
 
-def test_decoded_tiles_are_kept_within_bounds(
+def test_the_number_of_cached_tiles_is_limited(
     svs: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(openslide_reader, "MIN_CACHE_BYTES", 5 * 128 * 128 * 3)
@@ -91,7 +89,7 @@ def test_decoded_tiles_are_kept_within_bounds(
         assert np.array_equal(slide.read_region(900, 700, 0, (100, 60)), whole[700:760, 900:1000])
 
 
-def test_squares_on_and_off_the_grid_of_jpegs_are_the_same_picture(
+def test_regions_on_and_off_the_jpeg_grid_agree(
     svs: Callable[..., Path],
 ) -> None:
     with open_slide(svs(), "tiff") as slide:
@@ -105,7 +103,7 @@ def test_squares_on_and_off_the_grid_of_jpegs_are_the_same_picture(
         ):
             one = slide.read_region(x, y, 0, (side, side))
             assert np.array_equal(one, whole[y : y + side, x : x + side])
-            one[:] = 0  # a caller's own: it changes nothing that is read later
+            one[:] = 0  # has no effect on later reads
             again = slide.read_region(x, y, 0, (side, side))
             assert np.array_equal(again, whole[y : y + side, x : x + side])
 
@@ -119,7 +117,7 @@ def test_a_file_that_shrinks_while_it_is_open_is_truncated(svs: Callable[..., Pa
     assert caught.value.status is Status.TRUNCATED
 
 
-def test_a_mount_that_goes_away_is_no_status(
+def test_a_lost_mount_raises_oserror(
     svs: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> None:
@@ -131,7 +129,7 @@ def test_a_mount_that_goes_away_is_no_status(
             slide.read_region(0, 0, 0, (8, 8))
 
 
-def test_handles_are_given_back(svs: Callable[..., Path]) -> None:
+def test_file_handles_are_closed(svs: Callable[..., Path]) -> None:
     path = svs()
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(30):
@@ -144,7 +142,7 @@ def test_handles_are_given_back(svs: Callable[..., Path]) -> None:
 
 
 def whole(path: Path, reader: str) -> np.ndarray | None:
-    """Level 0 of a slide, None where the reader refuses it."""
+    """Level 0 of a slide, None if the reader refuses it."""
     try:
         with open_slide(path, reader) as slide:
             return slide.read_region(0, 0, 0, slide.level_sizes_px[0])
@@ -153,13 +151,13 @@ def whole(path: Path, reader: str) -> np.ndarray | None:
 
 
 @given(st.data())
-def test_a_damaged_byte_is_refused_wherever_openslide_refuses_it(
-    pair: Path, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+def test_damaged_bytes_are_refused_if_openslide_refuses_them(
+    pyramid: Path, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
-    with tifffile.TiffFile(pair) as file:
+    with tifffile.TiffFile(pyramid) as file:
         page = file.pages.first
         start, stop = page.dataoffsets[0], page.dataoffsets[-1] + page.databytecounts[-1]
-    content = bytearray(pair.read_bytes())
+    content = bytearray(pyramid.read_bytes())
     for _ in range(data.draw(st.integers(1, 3))):
         content[data.draw(st.integers(start, stop - 1))] ^= data.draw(st.integers(1, 255))
     path = tmp_path_factory.mktemp("damaged") / "a.svs"
@@ -172,9 +170,7 @@ def test_a_damaged_byte_is_refused_wherever_openslide_refuses_it(
         assert np.array_equal(ours, theirs)
 
 
-def test_a_block_of_zeros_is_unreadable_and_costs_its_tiles_only(
-    tmp_path: Path, real_data: Path
-) -> None:
+def test_a_block_of_zeros_makes_only_its_tiles_unreadable(tmp_path: Path, real_data: Path) -> None:
     content = bytearray((real_data / "slides" / "CMU-1-Small-Region.svs").read_bytes())
     content[403_000:403_512] = bytes(512)
     path = tmp_path / "a.svs"
@@ -186,16 +182,16 @@ def test_a_block_of_zeros_is_unreadable_and_costs_its_tiles_only(
         assert slide.read_region(1200, 2400, 0, (240, 240)).std() > 0
 
 
-def test_another_page_of_a_levels_size_is_not_taken_for_the_level(
+def test_another_page_with_the_size_of_a_level_is_ignored(
     tmp_path: Path, rng: np.random.Generator
 ) -> None:
     image = stained(rng, (512, 640))[0]
     half, path = image[::2, ::2], tmp_path / "a.tif"
-    words = {"tile": (128, 128), "photometric": "rgb", "compression": "jpeg", "metadata": None}
+    options = {"tile": (128, 128), "photometric": "rgb", "compression": "jpeg", "metadata": None}
     with tifffile.TiffWriter(path) as writer:
-        writer.write(image, **words)
-        writer.write(255 - half, **words)  # no level: it is not marked as a smaller image
-        writer.write(half, subfiletype=1, **words)
+        writer.write(image, **options)
+        writer.write(255 - half, **options)  # no level: it is not marked as a smaller image
+        writer.write(half, subfiletype=1, **options)
     with open_slide(path, "tiff") as one, open_slide(path, "openslide") as other:
         assert one.level_sizes_px == other.level_sizes_px
         for level, size in enumerate(one.level_sizes_px):
@@ -203,7 +199,7 @@ def test_another_page_of_a_levels_size_is_not_taken_for_the_level(
             assert np.array_equal(ours, other.read_region(0, 0, level, size))
 
 
-def test_a_tile_that_says_it_is_huge_is_refused_before_memory_is_taken(
+def test_a_tile_with_a_false_huge_size_is_refused_before_allocation(
     svs: Callable[..., Path],
 ) -> None:
     path = svs()

@@ -1,4 +1,4 @@
-"""Ordinary TIFFs have tifffile's own pixels, or a sentence that says what they are."""
+"""Ordinary TIFFs are read with the pixels of tifffile, or refused with a message."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from stainssl.slides.readers import open_slide
 from tests.slides.conftest import stained
 
 MICROSCOPE = {"resolution": (20_000, 20_000), "resolutionunit": "CENTIMETER"}
-WAYS: dict[str, dict[str, object]] = {
+VARIANTS: dict[str, dict[str, object]] = {
     "lzw-strips": {"rowsperstrip": 33, "compression": "lzw", "predictor": True},
     "plain-strips": {"rowsperstrip": 64},
     "one-strip": {},
@@ -39,11 +39,11 @@ def picture(shape: tuple[int, int] = (301, 427)) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, np.ndarray]]:
-    """Each way of writing: the file, and what tifffile reads of it whole."""
+    """Variant → the file, and its image as read by tifffile."""
     folder, found = tmp_path_factory.mktemp("ordinary"), {}
-    for name, words in WAYS.items():
+    for name, options in VARIANTS.items():
         path = folder / f"{name}.tif"
-        tifffile.imwrite(path, picture(), photometric="rgb", metadata=None, **MICROSCOPE, **words)
+        tifffile.imwrite(path, picture(), photometric="rgb", metadata=None, **MICROSCOPE, **options)
         found[name] = path, tifffile.imread(path)
     path = folder / "planar.tif"
     planes = np.moveaxis(picture(), 2, 0)
@@ -55,10 +55,10 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, n
 
 
 @given(
-    st.sampled_from([*WAYS, "planar"]),
+    st.sampled_from([*VARIANTS, "planar"]),
     st.integers(-50, 430), st.integers(-50, 310), st.integers(1, 200),
 )  # fmt: skip
-def test_any_region_is_tifffiles_and_white_outside(
+def test_any_region_equals_tifffiles_and_is_white_outside(
     written: dict[str, tuple[Path, np.ndarray]], name: str, x: int, y: int, side: int
 ) -> None:
     path, whole = written[name]
@@ -72,32 +72,32 @@ def test_any_region_is_tifffiles_and_white_outside(
         assert np.array_equal(slide.read_region(x, y, 0, (side + 3, side)), expected)
 
 
-def test_fijis_unit_is_its_own_word(tmp_path: Path) -> None:
+def test_the_pixel_size_of_fiji_is_read(tmp_path: Path) -> None:
     path = tmp_path / "fiji.tif"
-    words = {"imagej": True, "resolution": (2, 2)}
-    tifffile.imwrite(path, picture(), metadata={"unit": "micron"}, **words)
+    options = {"imagej": True, "resolution": (2, 2)}
+    tifffile.imwrite(path, picture(), metadata={"unit": "micron"}, **options)
     with open_slide(path) as slide:
         assert slide.mpp == 0.5
-    tifffile.imwrite(path, picture(), metadata={"unit": "pixel"}, **words)
+    tifffile.imwrite(path, picture(), metadata={"unit": "pixel"}, **options)
     with open_slide(path) as slide:
         assert slide.mpp is None
 
 
-def test_smaller_copies_are_levels(tmp_path: Path) -> None:
+def test_reduced_pages_are_levels(tmp_path: Path) -> None:
     path, image = tmp_path / "a.tif", picture((400, 600))
-    words = {"photometric": "rgb", "metadata": None, "compression": "lzw", "rowsperstrip": 64}
+    options = {"photometric": "rgb", "metadata": None, "compression": "lzw", "rowsperstrip": 64}
     with tifffile.TiffWriter(path) as writer:
-        writer.write(image, **words)
-        writer.write(np.ascontiguousarray(image[::4, ::4]), subfiletype=1, **words)
-        writer.write(np.ascontiguousarray(image[:100]), subfiletype=1, **words)  # another shape
-        writer.write(np.ascontiguousarray(image[::2, ::2]), subfiletype=1, **words)
+        writer.write(image, **options)
+        writer.write(np.ascontiguousarray(image[::4, ::4]), subfiletype=1, **options)
+        writer.write(np.ascontiguousarray(image[:100]), subfiletype=1, **options)  # another shape
+        writer.write(np.ascontiguousarray(image[::2, ::2]), subfiletype=1, **options)
     with open_slide(path) as slide:
         assert slide.level_sizes_px == [(600, 400), (300, 200), (150, 100)]
         assert slide.downsamples == [1, 2, 4]
         assert np.array_equal(slide.read_region(40, 80, 2, (50, 60)), image[80:320:4, 40:240:4])
 
 
-def test_transparent_is_white(tmp_path: Path) -> None:
+def test_transparent_pixels_are_white(tmp_path: Path) -> None:
     path = tmp_path / "a.tif"
     alpha = np.full((301, 427, 1), 255, np.uint8)
     alpha[:, :100] = 0
@@ -109,7 +109,7 @@ def test_transparent_is_white(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("write", "said"),
+    ("write", "message"),
     [
         (lambda p: tifffile.imwrite(p, picture()[..., 0]), "is gray"),
         (lambda p: tifffile.imwrite(p, picture()[..., 0], ome=True), "is gray"),
@@ -122,17 +122,17 @@ def test_transparent_is_white(tmp_path: Path) -> None:
         (lambda p: Image.fromarray(picture()).quantize(8).save(p), "vips tiffsave a.tif"),
     ],
 )
-def test_what_is_not_read_says_what_it_is(
-    tmp_path: Path, write: Callable[[Path], None], said: str
+def test_unsupported_tiffs_are_refused_with_a_reason(
+    tmp_path: Path, write: Callable[[Path], None], message: str
 ) -> None:
     path = tmp_path / "a.tif"
     write(path)
-    with pytest.raises(SlideError, match=said) as caught:
+    with pytest.raises(SlideError, match=message) as caught:
         open_slide(path)
     assert caught.value.status is Status.UNSUPPORTED
 
 
-def test_a_compressed_picture_in_one_piece_is_bounded(
+def test_the_size_of_a_compressed_segment_is_limited(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("stainssl.slides.readers.tifffile.MAX_SEGMENT_PX", 301 * 427 - 1)
@@ -140,12 +140,12 @@ def test_a_compressed_picture_in_one_piece_is_bounded(
     tifffile.imwrite(path, picture(), photometric="rgb", compression="lzw", rowsperstrip=301)
     with pytest.raises(SlideError, match=r"one piece.*vips"):
         open_slide(path)
-    tifffile.imwrite(path, picture(), photometric="rgb")  # mapped, not decoded
+    tifffile.imwrite(path, picture(), photometric="rgb")  # memory-mapped, not decoded
     with open_slide(path) as slide:
         assert np.array_equal(slide.read_region(0, 0, 0, (427, 301)), picture())
 
 
-def test_a_piece_that_says_it_is_huge_is_refused(tmp_path: Path) -> None:
+def test_a_segment_with_a_false_huge_size_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.tif"
     tifffile.imwrite(path, picture(), photometric="rgb", tile=(128, 128), compression="png")
     content = bytearray(path.read_bytes())
@@ -159,8 +159,8 @@ def test_a_piece_that_says_it_is_huge_is_refused(tmp_path: Path) -> None:
 
 def test_a_damaged_jpeg_strip_is_unreadable(tmp_path: Path) -> None:
     path = tmp_path / "a.tif"
-    words = {"photometric": "rgb", "compression": "jpeg", "rowsperstrip": 64}
-    tifffile.imwrite(path, picture(), **words)
+    options = {"photometric": "rgb", "compression": "jpeg", "rowsperstrip": 64}
+    tifffile.imwrite(path, picture(), **options)
     with tifffile.TiffFile(path) as file:
         start = file.pages.first.dataoffsets[1] + file.pages.first.databytecounts[1] // 2
     content = bytearray(path.read_bytes())
@@ -171,10 +171,10 @@ def test_a_damaged_jpeg_strip_is_unreadable(tmp_path: Path) -> None:
     assert caught.value.status is Status.UNREADABLE
 
 
-def test_png_in_a_tiff_folder_is_still_a_patch(tmp_path: Path) -> None:
+def test_a_png_named_tif_is_read_by_patches(tmp_path: Path) -> None:
     buffer = io.BytesIO()
     Image.fromarray(picture()).save(buffer, "PNG")
-    path = tmp_path / "a.tif"  # by its content, not by its name
+    path = tmp_path / "a.tif"  # the reader is chosen by content, not by name
     path.write_bytes(buffer.getvalue())
     with open_slide(path) as slide:
         assert slide.reader == "patches"

@@ -1,4 +1,4 @@
-"""A folder of tiles says which sites, patients and labels it has, or what is wrong with it."""
+"""Sites, patients and labels from the subfolders of a tile folder."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from stainssl.errors import StainsslError
 from stainssl.slides.tile_folder import check_tiles, find_tiles, read_tile
 
 
-def _put(folder: Path, *names: str, size: tuple[int, int] = (16, 16)) -> None:
+def _write_tiles(folder: Path, *names: str, size: tuple[int, int] = (16, 16)) -> None:
     for i, name in enumerate(names):
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", size, (200, 10 * i, 150)).save(path)
 
 
-def test_sub_folders_are_sites_unless_said_otherwise(tmp_path):
-    _put(tmp_path, "a/p1/x.png", "b/p2/x.JPG", "b/p2/y.tif")
+def test_subfolders_are_sites_unless_levels_are_given(tmp_path):
+    _write_tiles(tmp_path, "a/p1/x.png", "b/p2/x.JPG", "b/p2/y.tif")
     found = find_tiles(tmp_path)
     assert found.levels == ("site",)
     assert found.table["site"].tolist() == ["a", "b", "b"]
@@ -36,8 +36,8 @@ def test_sub_folders_are_sites_unless_said_otherwise(tmp_path):
     assert table["name"].tolist() == ["a/x.png", "b/x.JPG", "b/y.tif"]
 
 
-def test_a_folder_without_sub_folders_has_no_sites(tmp_path):
-    _put(tmp_path, "x.png", "y.png", ".cache/z.png")
+def test_a_folder_without_subfolders_has_no_sites(tmp_path):
+    _write_tiles(tmp_path, "x.png", "y.png", ".cache/z.png")
     (tmp_path / "notes.txt").write_text("")
     (tmp_path / "README").write_text("")
     found = find_tiles(tmp_path)
@@ -47,25 +47,25 @@ def test_a_folder_without_sub_folders_has_no_sites(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("levels", "told"),
+    ("levels", "message"),
     [
         (["site", "patient"], "2 of 3 tiles of .* are not in 2 levels of sub-folders: a/x.png"),
         (["scanner"], "'scanner' is not one of site, patient, label, -"),
         (["site", "site"], "named twice"),
     ],
 )
-def test_levels_that_the_folder_has_not_are_told(tmp_path, levels, told):
-    _put(tmp_path, "a/x.png", "b/x.png", "a/p1/y.png")
-    with pytest.raises(StainsslError, match=told):
+def test_levels_that_do_not_fit_the_folder_are_refused(tmp_path, levels, message):
+    _write_tiles(tmp_path, "a/x.png", "b/x.png", "a/p1/y.png")
+    with pytest.raises(StainsslError, match=message):
         find_tiles(tmp_path, levels)
 
 
-def test_tiles_beside_sub_folders_have_no_site(tmp_path):
-    _put(tmp_path, "x.png", "a/y.png")
+def test_tiles_beside_subfolders_have_no_site(tmp_path):
+    _write_tiles(tmp_path, "x.png", "a/y.png")
     assert set(find_tiles(tmp_path).table["site"]) == {""}
 
 
-def test_a_folder_without_a_tile_says_what_is_in_it(tmp_path):
+def test_a_folder_without_tiles_is_refused_with_its_contents(tmp_path):
     with pytest.raises(StainsslError, match=r"no tiles found \(no file\)"):
         find_tiles(tmp_path)
     (tmp_path / "slide.svs").write_text("")
@@ -80,18 +80,18 @@ def test_a_tile_is_read_as_rgb_whatever_its_mode(tmp_path):
     assert np.array_equal(read_tile(tmp_path / "grey.tif"), np.full((16, 16, 3), 77))
 
 
-def test_tiles_of_several_sizes_or_no_squares_are_refused_with_examples(tmp_path):
-    _put(tmp_path, "a.png", "b.png")
-    _put(tmp_path, "c.png", size=(32, 32))
+def test_tiles_of_several_sizes_or_not_square_are_refused(tmp_path):
+    _write_tiles(tmp_path, "a.png", "b.png")
+    _write_tiles(tmp_path, "c.png", size=(32, 32))
     with pytest.raises(StainsslError, match=r"2 sizes \(16×16 px: 2, such as a.png; 32×32 px: 1"):
         check_tiles(tmp_path, ["a.png", "b.png", "c.png"])
-    _put(tmp_path, "d.png", size=(32, 16))
+    _write_tiles(tmp_path, "d.png", size=(32, 16))
     with pytest.raises(StainsslError, match=r"32×16 px\. Networks need squares"):
         check_tiles(tmp_path, ["d.png"])
 
 
-def test_a_broken_tile_costs_that_tile(tmp_path):
-    _put(tmp_path, "a.png", "b.png")
+def test_a_broken_tile_is_left_out(tmp_path):
+    _write_tiles(tmp_path, "a.png", "b.png")
     (tmp_path / "b.png").write_bytes((tmp_path / "b.png").read_bytes()[:40])
     side, unread = check_tiles(tmp_path, ["a.png", "b.png"])
     assert side == 16

@@ -1,4 +1,4 @@
-"""Tiles lie on a regular grid inside the slide, and their table tells what is under them."""
+"""Tiles are on a regular grid inside the slide, and the tile table describes them."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ MPPS = st.floats(0.1, 2.0)
     size=st.integers(1, 512),
     data=st.data(),
 )
-def test_tiles_are_inside_regular_and_distinct(
+def test_the_grid_is_regular_and_inside_the_slide(
     bounds: tuple[int, int, int, int], slide_mpp: float, mpp: float, size: int, data: st.DataObject
 ) -> None:
     overlap = data.draw(st.integers(0, size - 1))
@@ -60,7 +60,7 @@ def test_tiles_are_inside_regular_and_distinct(
         assert starts[-1] + side <= low + length + 1e-3 * stride
         assert np.all(np.diff(starts) >= np.floor(stride))
         assert np.abs(starts - low - np.arange(len(starts)) * stride).max() < 1  # no drift
-        assert starts[-1] + stride + side > low + length - 1  # none is missing at the far end
+        assert starts[-1] + stride + side > low + length - 1  # none is missing at the end
     x, y = found.corners()
     assert len(found) == len(x) == len(set(zip(x.tolist(), y.tolist(), strict=True)))
 
@@ -72,14 +72,14 @@ def test_a_slide_of_exactly_one_tile_has_one() -> None:
 
 
 @pytest.mark.parametrize("bounds", [(0, 0, 1, 1), (0, 0, 1, 100_000), (0, 0, 100_000, 1)])
-def test_a_slide_smaller_than_a_tile_says_so(bounds: tuple[int, int, int, int]) -> None:
+def test_a_slide_smaller_than_a_tile_is_too_small(bounds: tuple[int, int, int, int]) -> None:
     with pytest.raises(SlideError, match="needs 256") as caught:
         grid(bounds, 0.5, 0.5, 256)
     assert caught.value.status is Status.TOO_SMALL
 
 
 @pytest.mark.parametrize(("size", "overlap"), [(0, 0), (-1, 0), (10, 10), (10, 11), (10, -1)])
-def test_a_grid_that_cannot_be_is_refused(size: int, overlap: int) -> None:
+def test_an_invalid_size_or_overlap_is_refused(size: int, overlap: int) -> None:
     with pytest.raises(ValueError, match="overlap"):
         grid((0, 0, 100, 100), 0.5, 0.5, size, overlap)
 
@@ -106,25 +106,25 @@ def table(
         return tile_table(slide, 0.5, squares, tissue, limits), len(squares)
 
 
-def test_a_table_agrees_with_the_truth_and_counts_every_place(
+def test_the_tile_table_agrees_with_the_truth_and_counts_every_position(
     svs: Callable[..., Path], rng: np.random.Generator
 ) -> None:
     image, inside = stained(rng, (768, 1024))
-    tiles, places = table(svs(image=image), TileLimits(min_tissue=0.5))
-    assert places == 6 * 8
+    tiles, positions = table(svs(image=image), TileLimits(min_tissue=0.5))
+    assert positions == 6 * 8
     assert (tiles["side"] == 128).all()
     assert tiles["tile"].is_monotonic_increasing
     truth = [inside[y : y + 128, x : x + 128].mean() for x, y in zip(tiles.x, tiles.y, strict=True)]
     assert np.abs(tiles["tissue"] - truth).max() < 0.1
     assert (tiles["kept"] == (tiles["tissue"] >= 0.5)).all()
     assert set(tiles.loc[~tiles["kept"], "reason"]) == {"tissue"}
-    found = counts(tiles, places)
-    assert sum(found.values()) == places
+    found = counts(tiles, positions)
+    assert sum(found.values()) == positions
     assert set(found) == {"kept", *REASONS, "background"}
     assert found["background"] > 0
 
 
-def test_figures_do_not_depend_on_the_blocks_that_are_read(
+def test_quality_does_not_depend_on_the_block_size(
     svs: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = svs()
@@ -150,7 +150,7 @@ def test_an_out_of_focus_band_is_less_sharp(
     assert tiles.loc[middle, "sharpness"].max() < 0.5 * tiles.loc[~middle, "sharpness"].min()
 
 
-def test_reasons_come_in_their_order_and_none_is_no_limit() -> None:
+def test_reasons_have_an_order_and_no_limit_gives_none() -> None:
     tiles = pd.DataFrame(
         {
             "tissue": [0.9, 0.1, 0.1, 0.9, 0.9, 0.9],

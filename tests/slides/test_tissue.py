@@ -1,4 +1,4 @@
-"""Tissue is what is stained: pale or fatty too, and never glass, ink, frame or dust."""
+"""Pale and fatty tissue is tissue; glass, ink, frames and dust are not."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_tissue_is_found_from_pale_to_dark(rng: np.random.Generator, strength: f
 @pytest.mark.parametrize(
     "glass", [(255, 255, 255), (243, 243, 243), (254, 240, 246), (228, 225, 220)]
 )
-def test_tinted_glass_is_glass(rng: np.random.Generator, glass: tuple[int, int, int]) -> None:
+def test_tinted_glass_is_not_tissue(rng: np.random.Generator, glass: tuple[int, int, int]) -> None:
     image = np.clip(np.array(glass) + rng.normal(0, 1.2, (150, 150, 3)), 0, 255).astype(np.uint8)
     assert glass_white(image) == pytest.approx(np.array(glass), abs=1.5)
     assert not tissue_map(image, MPP).tissue.any()
@@ -78,7 +78,7 @@ def test_tinted_glass_is_glass(rng: np.random.Generator, glass: tuple[int, int, 
         *("neon pink", "purple"),
     ],
 )
-def test_ink_of_any_color_is_pen_and_not_tissue(
+def test_ink_of_any_color_is_not_tissue(
     rng: np.random.Generator, ink: tuple[float, float, float]
 ) -> None:
     image, disk = slide(rng)
@@ -93,7 +93,7 @@ def test_ink_of_any_color_is_pen_and_not_tissue(
     assert iou(found.tissue, disk) > 0.93
 
 
-def test_ink_is_followed_onto_the_tissue(rng: np.random.Generator) -> None:
+def test_ink_that_extends_onto_tissue_is_ink(rng: np.random.Generator) -> None:
     image, disk = slide(rng, strength=0.5)
     stroke = np.zeros(disk.shape, np.uint8)
     cv2.line(stroke, (20, 80), (140, 80), 1, 10)
@@ -106,7 +106,7 @@ def test_ink_is_followed_onto_the_tissue(rng: np.random.Generator) -> None:
     assert found.ink[~stroke].mean() < 0.1
 
 
-def test_blue_ink_that_lies_on_tissue_alone_is_ink(rng: np.random.Generator) -> None:
+def test_blue_ink_on_tissue_only_is_ink(rng: np.random.Generator) -> None:
     image, disk = slide(rng, strength=0.5)
     stroke = np.zeros(disk.shape, np.uint8)
     cv2.line(stroke, (72, 80), (128, 86), 1, 10)
@@ -117,13 +117,13 @@ def test_blue_ink_that_lies_on_tissue_alone_is_ink(rng: np.random.Generator) -> 
     assert found.ink[~stroke].mean() < 0.1
 
 
-def test_a_crowd_of_dark_nuclei_is_tissue_and_no_ink(rng: np.random.Generator) -> None:
+def test_a_cluster_of_dark_nuclei_is_tissue(rng: np.random.Generator) -> None:
     image, disk = slide(rng, strength=0.3)
-    crowd = cv2.circle(np.zeros(disk.shape, np.uint8), (100, 80), 20, 1, -1).astype(bool)
-    image[crowd] = colored(1.1 * (0.7 * HEMATOXYLIN + 0.3 * EOSIN)[None])[0]
+    cluster = cv2.circle(np.zeros(disk.shape, np.uint8), (100, 80), 20, 1, -1).astype(bool)
+    image[cluster] = colored(1.1 * (0.7 * HEMATOXYLIN + 0.3 * EOSIN)[None])[0]
     found = tissue_map(image, MPP)
     assert not found.ink.any()
-    assert found.tissue[crowd].all()
+    assert found.tissue[cluster].all()
 
 
 DAB = np.array([0.27, 0.57, 0.78])
@@ -133,7 +133,7 @@ BLOOD = np.array([0.15, 0.75, 0.68])
 def textured(
     rng: np.random.Generator, od: np.ndarray, shape: tuple[int, int], spread: float = 0.5
 ) -> np.ndarray:
-    """(h, w, 3) optical densities that go up and down as cells do."""
+    """(h, w, 3) optical densities that vary at the scale of cells."""
     cells = cv2.GaussianBlur(rng.normal(0, 1, shape).astype(np.float32), (0, 0), 1.0)
     return od * np.clip(1 + spread * cells, 0.3, 1.7)[..., None]
 
@@ -148,7 +148,7 @@ def textured(
     ],
 )
 @pytest.mark.parametrize("center", [(100, 80), (172, 30)], ids=["inside", "beside"])
-def test_a_piece_of_one_stain_is_tissue_and_no_ink(
+def test_a_region_of_one_stain_is_tissue(
     rng: np.random.Generator, name: str, od: np.ndarray, center: tuple[int, int]
 ) -> None:
     image, disk = slide(rng)
@@ -160,7 +160,7 @@ def test_a_piece_of_one_stain_is_tissue_and_no_ink(
 
 
 @pytest.mark.parametrize("share", [0.05, 0.3, 1.0])
-def test_brown_chromogen_is_tissue_on_a_fragment_too(
+def test_brown_chromogen_is_tissue_also_on_a_fragment(
     rng: np.random.Generator, share: float
 ) -> None:
     _, disk = slide(rng)
@@ -176,14 +176,14 @@ def test_brown_chromogen_is_tissue_on_a_fragment_too(
     assert found.tissue[disk | fragment].mean() > 0.98
 
 
-def test_brown_pigment_among_tissue_is_no_ink(rng: np.random.Generator) -> None:
+def test_brown_pigment_in_tissue_is_not_ink(rng: np.random.Generator) -> None:
     image, disk = slide(rng)
     pigment = cv2.circle(np.zeros(disk.shape, np.uint8), (100, 80), 18, 1, -1).astype(bool)
     image[pigment] = colored(textured(rng, 1.3 * DAB, disk.shape))[pigment]
     assert not tissue_map(image, MPP).ink.any()
 
 
-def test_a_black_frame_is_neither_tissue_nor_pen(rng: np.random.Generator) -> None:
+def test_a_black_frame_is_neither_tissue_nor_ink(rng: np.random.Generator) -> None:
     image, disk = slide(rng)
     framed = cv2.copyMakeBorder(image, 40, 40, 40, 40, cv2.BORDER_CONSTANT, value=(0, 0, 0))
     found = tissue_map(framed, MPP)
@@ -213,7 +213,7 @@ def test_fat_between_thin_walls_is_tissue(rng: np.random.Generator) -> None:
     assert mask[:25].mean() < 0.02
 
 
-def test_specks_and_holes_go_by_area(rng: np.random.Generator) -> None:
+def test_small_specks_are_removed_and_small_holes_filled(rng: np.random.Generator) -> None:
     image, _ = slide(rng)
     image[10:14, 10:14] = colored(0.4 * EOSIN[None])[0]  # 1,024 µm²
     image[70:80, 90:100] = GLASS  # 6,400 µm²
@@ -226,14 +226,14 @@ def test_specks_and_holes_go_by_area(rng: np.random.Generator) -> None:
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 50), (50, 1), (3, 2)])
-def test_tiny_thumbnails_have_an_answer(shape: tuple[int, int]) -> None:
+def test_tiny_thumbnails_are_segmented(shape: tuple[int, int]) -> None:
     found = tissue_map(np.full((*shape, 3), 240, np.uint8), MPP)
     assert found.tissue.shape == found.ink.shape == shape
     assert not found.tissue.any()
 
 
 @pytest.mark.parametrize("color", [(0, 0, 0), (255, 255, 255), (20, 30, 200)])
-def test_a_picture_of_nothing_but_frame_glass_or_ink_has_no_tissue(
+def test_an_image_of_only_frame_glass_or_ink_has_no_tissue(
     color: tuple[int, int, int],
 ) -> None:
     found = tissue_map(np.full((60, 80, 3), color, np.uint8), MPP)
@@ -241,7 +241,7 @@ def test_a_picture_of_nothing_but_frame_glass_or_ink_has_no_tissue(
     assert found.ink.all() == (color == (20, 30, 200))
 
 
-def test_optical_density_is_that_of_the_definition() -> None:
+def test_optical_density_equals_its_definition() -> None:
     image = np.array([[[254, 0, 127]]], np.uint8)
     expected = [-np.log10(255 / 256), np.log10(256), np.log10(2)]
     assert optical_density_log10(image)[0, 0] == pytest.approx(expected, abs=1e-6)
@@ -258,7 +258,7 @@ def test_optical_density_is_that_of_the_definition() -> None:
         ("histolab-pen-multicolour.jpg", 0.25, 0.50, 0.45),  # green, red and black pen
     ],
 )
-def test_real_thumbnails(
+def test_tissue_and_ink_shares_of_real_thumbnails(
     real_data: Path, name: str, least: float, most: float, most_pen: float
 ) -> None:
     with open_slide(real_data / "thumbnails" / name, "patches") as picture:
@@ -275,7 +275,7 @@ PENS |= {"brown": (120, 70, 30), "neon pink": (255, 20, 147)}
 
 
 @pytest.mark.parametrize("name", OVERVIEWS)
-def test_real_thumbnails_have_no_ink_until_some_is_drawn(real_data: Path, name: str) -> None:
+def test_real_thumbnails_have_ink_only_if_it_is_drawn(real_data: Path, name: str) -> None:
     with open_slide(real_data / "thumbnails" / name, "patches") as picture:
         image = picture.read_region(0, 0, 0, picture.level_sizes_px[0])
     clean = tissue_map(image, 16.0)
@@ -294,9 +294,7 @@ def test_real_thumbnails_have_no_ink_until_some_is_drawn(real_data: Path, name: 
 
 
 @pytest.mark.parametrize("kind", ["otsu", "morphological"])
-def test_tiatoolboxs_maskers_are_options_and_ink_stays_ink(
-    rng: np.random.Generator, kind: str
-) -> None:
+def test_maskers_of_tiatoolbox_exclude_ink(rng: np.random.Generator, kind: str) -> None:
     image, disk = slide(rng)
     image[10:20, 10:190] = colored(np.array([0.7, 0.45, 0.05]))
     found = segment_tissue(image, MPP, kind)
@@ -306,8 +304,8 @@ def test_tiatoolboxs_maskers_are_options_and_ink_stays_ink(
     assert not segment_tissue(np.full((30, 30, 3), 240, np.uint8), MPP, kind).tissue.any()
 
 
-def test_the_cohorts_truth_is_found(tmp_path: Path) -> None:
-    """A small cohort of the demo; `benchmarks/tissue.py` has the figures of the whole one."""
+def test_tissue_of_the_demo_agrees_with_the_truth(tmp_path: Path) -> None:
+    """On a small demo cohort; `benchmarks/tissue.py` measures a whole one."""
     make(tmp_path / "demo", seed=3, patients={"a": 1}, side_px=2048)
     shares, pen_as_tissue, pen = [], 0, 0
     for path in sorted((tmp_path / "demo" / "slides").glob("*.svs")):
@@ -326,8 +324,8 @@ def test_the_cohorts_truth_is_found(tmp_path: Path) -> None:
     assert pen_as_tissue <= 0.03 * pen
 
 
-def test_threads_change_no_px(rng: np.random.Generator) -> None:
-    """Of a picture of several strips, with ink on glass and on tissue."""
+def test_masks_do_not_depend_on_the_number_of_threads(rng: np.random.Generator) -> None:
+    """On an image of several strips, with ink on glass and on tissue."""
     image, _ = slide(rng)
     image = np.tile(image, (3, 3, 1))
     cv2.line(image, (20, 10), (500, 400), (40, 60, 160), 6)

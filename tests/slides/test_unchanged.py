@@ -1,4 +1,4 @@
-"""A slide that was replaced is told from the one that was tiled, whatever its time says."""
+"""Slides that were replaced since they were tiled are detected, regardless of time stamps."""
 
 from __future__ import annotations
 
@@ -16,19 +16,22 @@ from stainssl.slides.unchanged import NOT_OPENED, SlideFingerprint, recorded
 
 
 @pytest.mark.parametrize(
-    ("words", "said"), [({"shape": (512, 1024)}, "levels"), ({"quality": 60}, "bytes")]
+    ("options", "message"), [({"shape": (512, 1024)}, "levels"), ({"quality": 60}, "bytes")]
 )
 def test_another_slide_under_the_same_name_is_changed(
-    svs: Callable[..., Path], words: dict[str, object], said: str
+    svs: Callable[..., Path], options: dict[str, object], message: str
 ) -> None:
     path = svs()
     with open_slide(path) as slide:
         before = SlideFingerprint.of(path, slide)
         before.require(path, slide)
     time = path.stat().st_mtime - 1000
-    svs(**words)
+    svs(**options)
     os.utime(path, (time, time))
-    with open_slide(path) as slide, pytest.raises(SlideError, match=rf"tiled \({said}") as caught:
+    with (
+        open_slide(path) as slide,
+        pytest.raises(SlideError, match=rf"tiled \({message}") as caught,
+    ):
         before.require(path, slide)
     assert caught.value.status is Status.CHANGED
 
@@ -44,7 +47,7 @@ def test_other_content_of_the_same_size_is_changed(svs: Callable[..., Path]) -> 
         before.require(path, slide)
 
 
-def test_a_touched_or_copied_slide_is_the_same(svs: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_touched_or_copied_slide_is_unchanged(svs: Callable[..., Path], tmp_path: Path) -> None:
     path = svs()
     with open_slide(path) as slide:
         before = SlideFingerprint.of(path, slide)
@@ -54,7 +57,7 @@ def test_a_touched_or_copied_slide_is_the_same(svs: Callable[..., Path], tmp_pat
         before.require(copy, slide)
 
 
-def test_what_qc_has_is_read_back(svs: Callable[..., Path]) -> None:
+def test_fingerprints_are_read_from_the_qc_table(svs: Callable[..., Path]) -> None:
     path = svs()
     with open_slide(path) as slide:
         one = SlideFingerprint.of(path, slide)

@@ -1,4 +1,4 @@
-"""Tiles rendered from known stain vectors, and tiles that should not be believed."""
+"""Synthetic tiles rendered from known stain vectors."""
 
 from __future__ import annotations
 

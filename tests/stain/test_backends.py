@@ -1,4 +1,4 @@
-"""Numba and Triton give the figures of torch, and are taken where they can be."""
+"""The backends numba and Triton agree with torch, and each is chosen where it can be used."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ every_dtype = pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torc
 
 
 def images(dtype: torch.dtype = torch.uint8, n: int = 4, size: int = 50) -> Tensor:
-    """(n, 3, size, size + 3): tiles with a band of glass and some black; no multiple of a block."""
+    """(n, 3, size, size + 3): tiles with some glass and black, not a whole number of blocks."""
     rng = np.random.default_rng(0)
     tiles = [synthetic.tile(rng, synthetic.stain_vectors(rng), size=size + 3) for _ in range(n)]
     for tile in tiles:
         tile[:5], tile[5:8, :6] = 250, 0
-    made = synthetic.to_images([tile[:size] for tile in tiles])
-    return made if dtype == torch.uint8 else made.to(dtype) / 255
+    found = synthetic.to_images([tile[:size] for tile in tiles])
+    return found if dtype == torch.uint8 else found.to(dtype) / 255
 
 
 def both(
@@ -59,7 +59,7 @@ def both(
 @every_dtype
 @every_constants
 @pytest.mark.parametrize("masked", [False, True])
-def test_sums_agree(dtype, constants, masked):
+def test_moments_agree(dtype, constants, masked):
     batch = images(dtype)
     tissue = torch.rand(4, 50, 53, generator=torch.Generator().manual_seed(0)) > 0.5
     one, other = both(batch, constants, tissue if masked else None)
@@ -103,15 +103,15 @@ def test_maps_agree(dtype, constants):
 
 @settings(max_examples=10)
 @given(seed=st.integers(0, 2**32 - 1), method=st.sampled_from(sorted(METHODS)))
-def test_odd_tiles_are_as_valid_to_both(seed, method):
+def test_both_backends_agree_which_unusual_tiles_are_valid(seed, method):
     odd = adversarial_batch(seed)
     found = [METHODS[method](sample) for sample in both(odd, DEFAULTS)]
-    # Rounding may decide about a tile that lies on a limit.
+    # Rounding may decide for a tile that is exactly at a limit.
     assert (found[0].valid != found[1].valid).sum() <= 2
 
 
 @pytest.mark.parametrize("fill", [math.nan, math.inf, -math.inf, -1.0, 7.0])
-def test_floats_out_of_range_count_alike(fill):
+def test_floats_out_of_range_agree(fill):
     batch = images(torch.float32)
     batch[:, :, 20:30] = fill
     one, other = both(batch, DEFAULTS)
@@ -124,7 +124,7 @@ def test_floats_out_of_range_count_alike(fill):
     torch.testing.assert_close(*mapped, atol=1e-4, rtol=0)
 
 
-def test_threads_change_nothing():
+def test_estimates_do_not_depend_on_the_number_of_threads():
     batch, threads = images(n=5), torch.get_num_threads()
     once = estimate(batch)
     try:
@@ -135,7 +135,7 @@ def test_threads_change_nothing():
     assert all(torch.equal(a, again.tensors[name]) for name, a in once.tensors.items())
 
 
-def test_gradients_and_other_devices_go_to_torch():
+def test_torch_is_used_for_gradients_and_other_devices():
     plain, wanted = torch.zeros(1), torch.zeros(1, requires_grad=True)
     assert backends.backend(plain) is numba_backend
     assert backends.backend(plain, wanted) is torch_backend
@@ -146,7 +146,7 @@ def test_gradients_and_other_devices_go_to_torch():
 
 @pytest.fixture
 def triton_backend(monkeypatch):
-    """The Triton map, run by Triton's interpreter on a CPU."""
+    """The Triton backend, run by Triton's interpreter on a CPU."""
     pytest.importorskip("triton")
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     monkeypatch.delitem(sys.modules, "stainssl.stain.triton_backend", raising=False)
@@ -155,7 +155,7 @@ def triton_backend(monkeypatch):
 
 @every_dtype
 @every_constants
-def test_the_triton_map_agrees(dtype, constants, triton_backend):
+def test_map_density_of_triton_agrees(dtype, constants, triton_backend):
     batch, rng = images(dtype, n=2), torch.Generator().manual_seed(0)
     matrix = torch.eye(3) + 0.2 * torch.randn(2, 3, 3, generator=rng)
     shift = 0.1 * torch.randn(2, 3, generator=rng)
@@ -167,7 +167,7 @@ def test_the_triton_map_agrees(dtype, constants, triton_backend):
     assert (one.double() - other.double()).abs().max() <= (1 if dtype == torch.uint8 else 1e-5)
 
 
-def test_the_triton_map_counts_odd_floats_as_torch_does(triton_backend):
+def test_map_density_of_triton_agrees_for_floats_out_of_range(triton_backend):
     odd = torch.tensor([math.nan, math.inf, -math.inf, -1, 7, 0.5]).expand(1, 3, 1, 6)
     given = torch.eye(3)[None], torch.zeros(1, 3), DEFAULTS
     one, other = (side.map_density(odd, *given) for side in (torch_backend, triton_backend))
@@ -175,7 +175,7 @@ def test_the_triton_map_counts_odd_floats_as_torch_does(triton_backend):
     assert triton_backend.map_density(odd[:0], *given).shape == (0, 3, 1, 6)
 
 
-def test_triton_is_used_where_it_agrees_and_nowhere_else(triton_backend, monkeypatch, caplog):
+def test_triton_is_used_only_if_it_agrees_with_torch(triton_backend, monkeypatch, caplog):
     cpu = torch.device("cpu")
     backends._triton.cache_clear()
     assert backends._triton(cpu) is triton_backend
@@ -186,7 +186,7 @@ def test_triton_is_used_where_it_agrees_and_nowhere_else(triton_backend, monkeyp
     backends._triton.cache_clear()
 
 
-def test_without_numba_torch_does_it(monkeypatch, caplog):
+def test_torch_is_used_without_numba(monkeypatch, caplog):
     monkeypatch.setitem(sys.modules, "stainssl.stain.numba_backend", None)
     monkeypatch.delattr("stainssl.stain.numba_backend")
     assert backends.backend(torch.zeros(1)) is torch_backend

@@ -1,4 +1,4 @@
-"""Estimates meet the published figures, recover known vectors, and never give NaN."""
+"""Stain estimates: published values, recovery of known stain vectors, and finite results."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_known_vectors_are_recovered(method, median, tail, known):
     assert error.quantile(0.95) <= tail
 
 
-def test_a_mask_says_which_pixels_count(rng):
+def test_only_pixels_in_the_tissue_mask_are_used(rng):
     tiles = synthetic.to_images([synthetic.tile(rng, size=64) for _ in range(2)])
     other = synthetic.tile(rng, synthetic.stain_vectors(rng), size=64)
     both = torch.cat([tiles, synthetic.to_images([other, other])], -1)
@@ -67,12 +67,12 @@ def test_a_mask_says_which_pixels_count(rng):
             assert method == "ruifrok" or far > 0.02
 
 
-def test_a_mask_that_does_not_fit_is_refused():
+def test_a_mask_of_another_shape_is_refused():
     with pytest.raises(ValueError, match="tissue must be"):
         estimate(torch.zeros(1, 3, 8, 8), tissue=torch.ones(1, 4, 4, dtype=torch.bool))
 
 
-def test_published_vectors_are_met(real_data):
+def test_estimates_agree_with_published_vectors(real_data):
     source = read(real_data / "stain-reference" / "source.png")
     published = [[0.5415, 0.7520, 0.3759], [0.2086, 0.8044, 0.5563]]
     whole = estimate(source, constants=Constants(io=240, max_pixels=None))
@@ -81,7 +81,7 @@ def test_published_vectors_are_met(real_data):
     assert angles(sampled.matrix[0], torch.tensor(published)).max() < 0.5
 
 
-def test_the_logarithm_sets_the_unit_of_scales_and_nothing_else():
+def test_the_base_of_the_logarithm_changes_only_the_scales():
     tiles = synthetic.to_images([synthetic.tile(np.random.default_rng(0))])
     natural = estimate(tiles)
     decimal = estimate(tiles, constants=Constants(beta=0.15 / np.log(10), log_base=10))
@@ -90,7 +90,7 @@ def test_the_logarithm_sets_the_unit_of_scales_and_nothing_else():
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_batch_is_its_images_in_any_order(method, rng):
+def test_estimates_do_not_depend_on_the_batch_or_its_order(method, rng):
     tiles = synthetic.to_images([synthetic.tile(rng, size=64) for _ in range(9)])
     order = torch.from_numpy(rng.permutation(9))
     whole = estimate(tiles, method)
@@ -124,7 +124,7 @@ def test_hematoxylin_is_first_whatever_the_share(rng):
 
 
 def ink(color: tuple[int, int, int], rng: np.random.Generator) -> np.ndarray:
-    """A tile of felt pen, in strokes over glass."""
+    """A tile with ink of a felt pen on glass."""
     tile = np.full((64, 64, 3), 250.0)
     density = np.log(255 / np.array(color)) * rng.uniform(0.5, 1.3, (64, 40, 1))
     tile[:, 10:50] = 255 * np.exp(-density)
@@ -170,14 +170,14 @@ ADVERSARIAL = {
 
 @pytest.mark.parametrize("method", ["macenko", "vahadane"])
 @pytest.mark.parametrize("name", ADVERSARIAL)
-def test_what_is_not_h_and_e_is_not_valid(name, method, rng):
+def test_tiles_without_h_and_e_are_not_valid(name, method, rng):
     tiles = synthetic.to_images([ADVERSARIAL[name](rng) for _ in range(10)])
     assert not estimate(tiles, method).valid.any()
 
 
 @pytest.mark.parametrize("name", ["white", "black", "constant", "almost empty"])
 @pytest.mark.parametrize("method", METHODS)
-def test_no_method_believes_a_tile_without_contrast(method, name, rng):
+def test_tiles_without_contrast_are_not_valid_for_any_method(method, name, rng):
     assert not estimate(synthetic.to_images([ADVERSARIAL[name](rng)]), method).valid.any()
 
 
@@ -204,12 +204,12 @@ def adversarial_batch(seed: int) -> Tensor:
 
 @settings(deadline=None, max_examples=40)
 @given(seed=st.integers(0, 2**32 - 1), method=st.sampled_from(sorted(METHODS)))
-def test_ten_thousand_odd_tiles_give_finite_profiles(seed, method):
+def test_unusual_tiles_give_finite_profiles(seed, method):
     profile = estimate(adversarial_batch(seed), method)
     assert all(value.isfinite().all() for value in profile.tensors.values())
 
 
-def test_axes_are_those_of_a_general_solver(rng):
+def test_principal_axes_equal_those_of_torch(rng):
     spread = torch.from_numpy(rng.normal(size=(200, 3, 3)) * [1, 0.1, 0.01])
     covariance = spread @ spread.mT
     values, vectors = principal_axes(covariance)
@@ -218,15 +218,15 @@ def test_axes_are_those_of_a_general_solver(rng):
     assert ((vectors * their_vectors).sum(1).abs() > 1 - 1e-6).all()
 
 
-def test_axes_of_nothing_are_finite():
+def test_principal_axes_of_zeros_and_the_identity_are_finite():
     flat = torch.zeros(2, 3, 3, dtype=torch.float64)
     flat[1] = torch.eye(3)
     assert all(found.isfinite().all() for found in principal_axes(flat))
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_the_host_reads_nothing_back(method):
-    """Tensors without data, where a value that the host asks for is an error: no GPU waits."""
+def test_no_value_is_read_back_from_the_device(method):
+    """On tensors without data (device meta), where reading a value raises an error."""
     images = torch.empty(4, 3, 32, 32, dtype=torch.uint8, device="meta")
     profile = estimate(images, method)
     assert normalize(images, profile, profile[0]).shape == images.shape
@@ -241,15 +241,15 @@ def test_floats_out_of_range_give_finite_profiles(fill):
 
 
 @pytest.mark.parametrize(
-    ("images", "words"),
+    ("images", "message"),
     [
         (torch.zeros(3, 8, 8, dtype=torch.uint8), r"\(B, 3, H, W\)"),
         (torch.zeros(1, 4, 8, 8, dtype=torch.uint8), r"\(B, 3, H, W\)"),
         (torch.zeros(1, 3, 8, 8, dtype=torch.int32), "int32"),
     ],
 )
-def test_other_images_are_refused(images, words):
-    with pytest.raises(ValueError, match=words):
+def test_other_images_are_refused(images, message):
+    with pytest.raises(ValueError, match=message):
         estimate(images)
 
 

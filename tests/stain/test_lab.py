@@ -1,4 +1,4 @@
-"""LAB agrees with scikit-image and comes back."""
+"""Conversion between sRGB and LAB agrees with scikit-image and can be inverted."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ def pixels(rng: np.random.Generator) -> np.ndarray:
     return np.concatenate([rng.random((2000, 3)), 0.05 * rng.random((200, 3)), grey, corners])
 
 
-def test_scikit_image_is_met(rng):
+def test_lab_agrees_with_scikit_image(rng):
     color = pytest.importorskip("skimage.color")
     rgb = pixels(rng)
     ours = rgb_to_lab(torch.from_numpy(rgb.T[None]).float())[0].T
     assert np.abs(ours.numpy() - color.rgb2lab(rgb)).max() < 0.05
 
 
-def test_there_and_back(rng):
+def test_lab_to_rgb_inverts_rgb_to_lab(rng):
     rgb = torch.from_numpy(pixels(rng).T[None]).float()
     assert (lab_to_rgb(rgb_to_lab(rgb)) - rgb).abs().max() < 2e-3
 
 
-def test_outside_the_gamut_is_clipped():
+def test_colors_outside_the_gamut_are_clipped():
     lab = torch.tensor([[[150.0, -50, 50], [200, -200, 0], [0, 200, -200]]])
     rgb = lab_to_rgb(lab)
     assert rgb.isfinite().all()

@@ -1,4 +1,4 @@
-"""The module is the functions' normalization, in every place that torch has for a transform."""
+"""StainNormalizer equals `normalize`, as a module and as a transform of a data loader."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ def images(rng: np.random.Generator) -> Tensor:
 
 
 @pytest.mark.parametrize("method", ["macenko", "reinhard"])
-def test_it_is_normalize_to_the_pooled_profile(images: Tensor, method: str) -> None:
+def test_the_fitted_module_normalizes_to_the_pooled_profile(images: Tensor, method: str) -> None:
     profiles = estimate(images, method)
     out = StainNormalizer.fit(images, method)(images)
     assert torch.equal(out, normalize(images, profiles, profiles.pooled()))
     assert out.dtype == images.dtype
 
 
-def test_one_tile_is_as_in_a_batch(images: Tensor) -> None:
+def test_one_tile_gives_the_same_as_in_a_batch(images: Tensor) -> None:
     normalizer = StainNormalizer(estimate(images)[0])
     assert torch.equal(normalizer(images[1]), normalizer(images)[1])
 
 
-def test_a_tile_without_stain_comes_back_or_takes_the_fallback(images: Tensor) -> None:
+def test_a_tile_without_stain_is_unchanged_or_uses_the_fallback(images: Tensor) -> None:
     profiles = estimate(images)
     empty = torch.full((1, 3, 64, 64), 240, dtype=torch.uint8)
     assert torch.equal(StainNormalizer(profiles[0])(empty), empty)
@@ -49,7 +49,7 @@ def test_target_is_saved_and_loaded(images: Tensor) -> None:
     assert torch.equal(one(images), other(images))
 
 
-def test_gradients_pass(images: Tensor) -> None:
+def test_gradients_are_finite(images: Tensor) -> None:
     floats = (images / 255).requires_grad_()
     nn.Sequential(StainNormalizer(estimate(images)[0]))(floats).sum().backward()
     assert floats.grad is not None
@@ -67,13 +67,13 @@ class Tiles(Dataset[Tensor]):
         return self.transform(self.images[index])
 
 
-def test_it_is_a_transform_in_the_workers_of_a_loader(images: Tensor) -> None:
+def test_the_module_is_a_transform_in_the_workers_of_a_data_loader(images: Tensor) -> None:
     normalizer = StainNormalizer.fit(images)
     (batch,) = DataLoader(Tiles(images, normalizer), batch_size=4, num_workers=1)
     assert torch.equal(batch, normalizer(images))
 
 
-def test_what_is_no_target_is_refused(images: Tensor) -> None:
+def test_invalid_targets_and_fallbacks_are_refused(images: Tensor) -> None:
     profiles = estimate(images)
     with pytest.raises(ValueError, match="one valid profile"):
         StainNormalizer(profiles)

@@ -1,4 +1,4 @@
-"""Normalizing meets published output, is a projection, and is finite and never above white."""
+"""Stain normalization: published output, idempotence, and finite values not above white."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def camelyon(real_data: Path) -> Tensor:
     return torch.cat([read(path)[..., :256, :256] for path in paths])
 
 
-def test_published_output_is_met(real_data):
+def test_output_agrees_with_published_images(real_data):
     folder = real_data / "stain-reference"
     source, reference = read(folder / "source.png"), StainProfile.reference("macenko")
     profile = estimate(source, constants=PUBLISHED)
@@ -49,7 +49,7 @@ def test_published_output_is_met(real_data):
 
 
 def macenko_in_numpy(od: np.ndarray, tissue: np.ndarray, io: float) -> np.ndarray:
-    """(P, 3) grey levels of (P, 3) densities, one image at a time, to the published reference."""
+    """(P, 3) grey levels from (P, 3) densities of one image, with the published reference."""
     inside = od[tissue]
     _, vectors = np.linalg.eigh(np.cov(inside.T))
     basis = vectors[:, 1:] * np.where(vectors[:, 1:].sum(0) < 0, -1, 1)
@@ -64,25 +64,25 @@ def macenko_in_numpy(od: np.ndarray, tissue: np.ndarray, io: float) -> np.ndarra
 
 
 def veta(image: np.ndarray) -> np.ndarray:
-    """Veta's published Macenko of one (H, W, 3) image, which torchstain is a port of."""
+    """Macenko as published by Veta, of which torchstain is a port, for one (H, W, 3) image."""
     od = -np.log((image.reshape(-1, 3).astype(float) + 1) / 240)
     return macenko_in_numpy(od, ~(od < 0.15).any(1), 240).reshape(image.shape)
 
 
 def lightness_mask(image: np.ndarray) -> np.ndarray:
-    """tiatoolbox's tissue: lightness below 0.8 once the contrast is stretched to 2–98 %."""
+    """Tissue mask of tiatoolbox: lightness below 0.8 after stretching the contrast to 2–98 %."""
     low, high = np.percentile(image, (2, 98))
     stretched = (np.clip((image - low) / (high - low), 0, 1) * 255).astype(np.uint8)
     return cv2.cvtColor(stretched, cv2.COLOR_RGB2LAB)[..., 0] / 255 < 0.8
 
 
 def tiatoolbox(image: np.ndarray) -> np.ndarray:
-    """tiatoolbox's Macenko of one (H, W, 3) image; `benchmarks/stain.py` runs tiatoolbox itself."""
+    """Macenko as in tiatoolbox for one (H, W, 3) image; `benchmarks/stain.py` runs tiatoolbox."""
     od = np.maximum(-np.log(np.maximum(image.reshape(-1, 3), 1) / 255), 1e-6)
     return macenko_in_numpy(od, lightness_mask(image).ravel(), 255).reshape(image.shape)
 
 
-def test_the_published_algorithm_is_met_on_real_tiles(real_data):
+def test_macenko_agrees_with_the_published_algorithm_on_real_tiles(real_data):
     images = camelyon(real_data)
     profile = estimate(images, constants=PUBLISHED)
     ours = normalize(images, profile, StainProfile.reference("macenko"), constants=PUBLISHED)
@@ -91,7 +91,7 @@ def test_the_published_algorithm_is_met_on_real_tiles(real_data):
         assert mae(ours[i], expected) < 1.5
 
 
-def test_tiatoolbox_is_met_on_real_tiles_with_its_mask(real_data):
+def test_macenko_agrees_with_tiatoolbox_on_real_tiles_with_its_mask(real_data):
     images, constants = camelyon(real_data), Constants(io=255, offset=0.5, max_pixels=None)
     arrays = images.permute(0, 2, 3, 1).numpy()
     mask = torch.from_numpy(np.stack([lightness_mask(a) for a in arrays]))
@@ -107,11 +107,11 @@ def opencv_reinhard(image: np.ndarray, target: np.ndarray) -> np.ndarray:
     """Reinhard over all pixels in OpenCV's 8-bit LAB, as tiatoolbox and StainTools do."""
     lab, goal = (cv2.cvtColor(a, cv2.COLOR_RGB2LAB).astype(float) for a in (image, target))
     gain = goal.std((0, 1)) / lab.std((0, 1))
-    moved = (lab - lab.mean((0, 1))) * gain + goal.mean((0, 1))
-    return cv2.cvtColor(np.clip(moved, 0, 255).astype(np.uint8), cv2.COLOR_LAB2RGB)
+    normalized = (lab - lab.mean((0, 1))) * gain + goal.mean((0, 1))
+    return cv2.cvtColor(np.clip(normalized, 0, 255).astype(np.uint8), cv2.COLOR_LAB2RGB)
 
 
-def test_reinhard_in_opencv_is_met_on_real_tiles(real_data):
+def test_reinhard_agrees_with_opencv_on_real_tiles(real_data):
     images, target = camelyon(real_data), read(real_data / "stain-reference" / "target.png")
     goal = estimate(target, "reinhard", ALL_PIXELS)[0]
     ours = normalize(images, estimate(images, "reinhard", ALL_PIXELS), goal)
@@ -127,7 +127,7 @@ def profile_of(seed: int, scale: tuple[float, float] = (1.2, 1.0)) -> StainProfi
 
 
 def soft_images(seed: int) -> Tensor:
-    """(2, 3, 8, 8) float64-made float images of middling density: no map of them clips."""
+    """(2, 3, 8, 8) float images of medium optical density, so that maps hardly clip."""
     rng = np.random.default_rng(seed)
     density = rng.uniform(0.35, 0.5, (2, 3, 8, 8)) + rng.uniform(0, 0.4, (2, 1, 8, 8))
     return torch.from_numpy((256 * np.exp(-density) - 1) / 255).float()
@@ -145,9 +145,9 @@ def test_normalizing_is_idempotent_and_path_independent(image, p, q, s):
     via = normalize(images, source, to_q)
     inside = ((direct > 0) & (direct < 1) & (via > 0) & (via < 1)).all(1, keepdim=True)
     again = normalize(direct, to_p, to_p)
-    round_about = normalize(via, to_q, to_p)
+    via_other = normalize(via, to_q, to_p)
     assert ((again - direct).abs() * inside).max() < 2e-4
-    assert ((round_about - direct).abs() * inside).max() < 2e-4
+    assert ((via_other - direct).abs() * inside).max() < 2e-4
 
 
 def test_uint8_is_idempotent_and_path_independent_within_rounding():
@@ -159,7 +159,7 @@ def test_uint8_is_idempotent_and_path_independent_within_rounding():
         assert difference.sort().values[int(0.99 * len(difference))] <= 3
 
 
-def test_tiles_inside_the_plane_are_left_alone(rng):
+def test_noiseless_tiles_are_unchanged_by_their_own_profile(rng):
     for seed in range(5):
         matrix = synthetic.stain_vectors(rng)
         image = synthetic.tile(np.random.default_rng(seed), matrix, noise=0, quality=None)
@@ -169,12 +169,12 @@ def test_tiles_inside_the_plane_are_left_alone(rng):
         assert (normalize(images, own, own).int() - images.int()).abs().max() <= 1
 
 
-def test_keeping_the_residual_makes_the_own_profile_the_identity(real_data):
+def test_normalization_to_the_own_profile_with_the_residual_is_the_identity(real_data):
     images = camelyon(real_data)
     own = estimate(images)
     kept = normalize(images, own, own, keep_residual=True)
     assert (kept.int() - images.int()).abs().max() <= 1
-    assert mae(normalize(images, own, own), images) > 0.5  # without: a projection
+    assert mae(normalize(images, own, own), images) > 0.5  # a projection without the residual
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -188,7 +188,7 @@ def test_a_normalized_image_has_the_stain_of_the_target(method):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_one_target_an_image_is_each_image_to_its_target(method, rng):
+def test_one_target_per_image_equals_each_image_alone(method, rng):
     images = tiles(5)
     own = estimate(images, method)
     order = torch.from_numpy(rng.permutation(5))
@@ -220,7 +220,7 @@ def test_gradients_are_finite(method):
 
 @settings(deadline=None, max_examples=40)
 @given(seed=seeds, method=st.sampled_from(sorted(METHODS)))
-def test_odd_tiles_give_finite_output_never_brighter_than_white(seed, method):
+def test_unusual_tiles_give_finite_output_from_0_to_1(seed, method):
     images = adversarial_batch(seed)
     own = estimate(images, method)
     goal = StainProfile.reference(method)
@@ -232,13 +232,13 @@ def test_odd_tiles_give_finite_output_never_brighter_than_white(seed, method):
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("name", ADVERSARIAL)
-def test_odd_sources_and_targets_give_finite_output(name, method, rng):
+def test_unusual_sources_and_targets_give_finite_output(name, method, rng):
     images = torch.cat([synthetic.to_images([ADVERSARIAL[name](rng)]), tiles(1)])
     own = estimate(images, method)
     assert normalize(images / 255, own, own.where_valid(own[1])[0]).isfinite().all()
 
 
-def test_the_two_stains_add_up_in_density():
+def test_optical_densities_of_separated_stains_add_up():
     images = tiles(2, noise=0, quality=None) / 255
     own = estimate(images)
     h, e = separate(images, own)
@@ -248,12 +248,12 @@ def test_the_two_stains_add_up_in_density():
     assert ((density[0] + density[1] - density[2]).abs() * inside).max() < 1e-3
 
 
-def test_an_empty_batch_stays_empty():
+def test_an_empty_batch_gives_an_empty_batch():
     images = torch.zeros(0, 3, 8, 8, dtype=torch.uint8)
     assert normalize(images, estimate(images), profile_of(0)).shape == images.shape
 
 
-def test_what_does_not_fit_is_refused():
+def test_profiles_that_do_not_fit_are_refused():
     images = tiles(3)
     own, lab = estimate(images), estimate(images, "reinhard")
     with pytest.raises(ValueError, match="family"):
@@ -264,7 +264,7 @@ def test_what_does_not_fit_is_refused():
         separate(images, lab)
 
 
-def test_float_images_in_levels_are_refused() -> None:
+def test_float_images_in_grey_levels_are_refused() -> None:
     images = tiles(2)
     own, goal = estimate(images), StainProfile.reference("macenko")
     normalize(images.float() / 255, own, goal)

@@ -1,4 +1,4 @@
-"""Profiles: selecting, filling in, pooling, and the arrays that stores keep."""
+"""Stain profiles: indexing, fallback, pooling, and conversion to arrays."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from tests.stain import synthetic
 
 @pytest.fixture
 def profile(rng: np.random.Generator) -> StainProfile:
-    """Four tiles' profiles; the third is of a white tile."""
+    """Profiles of four tiles, the third of which is white."""
     tiles = [synthetic.tile(rng, synthetic.stain_vectors(rng), size=64) for _ in range(4)]
     tiles[2][:] = 255
     return estimate(synthetic.to_images(tiles))
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_arrays_are_named_and_read_back(method, rng):
+def test_profiles_are_converted_to_arrays_and_back(method, rng):
     found = estimate(synthetic.to_images([synthetic.tile(rng, size=32) for _ in range(3)]), method)
     arrays = found.to_arrays()
     names = {"mean", "std"} if method == "reinhard" else {"matrix", "scale"}
@@ -30,7 +30,7 @@ def test_arrays_are_named_and_read_back(method, rng):
     assert all(torch.equal(back.tensors[name], found.tensors[name]) for name in arrays)
 
 
-def test_selecting(profile):
+def test_indexing_and_concatenation(profile):
     assert not profile[2].is_batch
     assert profile[2].matrix.shape == (2, 3)
     assert len(profile[1:3]) == 2
@@ -39,7 +39,7 @@ def test_selecting(profile):
     assert len(StainProfile.cat([profile, profile[0]])) == 5
 
 
-def test_where_valid_fills_in_and_keeps_the_rest(profile):
+def test_where_valid_replaces_only_invalid_profiles(profile):
     fallback = profile[0]
     filled = profile.where_valid(fallback)
     assert filled.valid.all()
@@ -51,7 +51,7 @@ def test_where_valid_with_an_invalid_fallback_stays_invalid(profile):
     assert profile.where_valid(profile[2]).valid.tolist() == [True, True, False, True]
 
 
-def test_pooled_is_the_mean_of_the_valid(profile):
+def test_pooled_is_the_mean_of_the_valid_profiles(profile):
     pooled = profile.pooled()
     assert pooled.valid
     assert not pooled.is_batch
@@ -60,7 +60,7 @@ def test_pooled_is_the_mean_of_the_valid(profile):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_pooling_nothing_valid_is_the_reference_and_invalid(method):
+def test_pooled_without_valid_profiles_is_the_reference_and_invalid(method):
     white = torch.full((3, 3, 16, 16), 255, dtype=torch.uint8)
     pooled = estimate(white, method).pooled()
     assert not pooled.valid
@@ -70,25 +70,25 @@ def test_pooling_nothing_valid_is_the_reference_and_invalid(method):
 
 
 def test_coordinates_are_in_degrees(profile):
-    turned = StainProfile.from_arrays(
+    axes = StainProfile.from_arrays(
         "macenko",
         {"matrix": [[1, 0, 0], [0, 1, 0]], "scale": [1, 1], "valid": True},
     )
     angle = np.radians(2)
-    by_two = StainProfile.from_arrays(
+    rotated = StainProfile.from_arrays(
         "macenko",
         {"matrix": [[np.cos(angle), np.sin(angle), 0], [0, 1, 0]], "scale": [1, 1], "valid": True},
     )
-    distance = (turned.coordinates() - by_two.coordinates()).norm()
+    distance = (axes.coordinates() - rotated.coordinates()).norm()
     assert abs(distance - 2) < 0.01
 
 
-def test_families():
+def test_profile_class_of_each_method():
     assert isinstance(StainProfile.reference("ruifrok"), TwoStain)
     assert isinstance(StainProfile.reference("reinhard"), LabStats)
 
 
-def test_what_does_not_fit_is_refused(profile):
+def test_invalid_arguments_are_refused(profile):
     with pytest.raises(ValueError, match="family"):
         profile.where_valid(StainProfile.reference("reinhard"))
     with pytest.raises(ValueError, match="known: macenko"):

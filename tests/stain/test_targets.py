@@ -1,4 +1,4 @@
-"""Targets: policies draw what they say, pools add up, and files are refused with a sentence."""
+"""Stain targets: policies, pools of profiles, and target files."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def part(n: int, slides: int = 4, seed: int = 0, prefix: str = "s") -> dict:
     }
 
 
-def rows_of(drawn: StainProfile, of: StainProfile) -> list[int]:
-    """Which profile each drawn one is; -1 for none."""
+def indices_in(drawn: StainProfile, of: StainProfile) -> list[int]:
+    """Index of each drawn profile in `of`; -1 if it is not there."""
     same = (drawn.batched().scale[:, None] == of.batched().scale[None]).all(-1)
     return [int(row.float().argmax()) if row.any() else -1 for row in same]
 
@@ -51,30 +51,30 @@ def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def test_batch_draws_every_valid_image_and_no_other():
+def test_batch_draws_every_valid_image_and_no_invalid_one():
     found = profiles(4, valid=[True, False, True, True])
     policy = BatchTarget(StainProfile.reference("macenko"))
     g = generator()
-    drawn = {rows_of(policy.draw(found, g), found)[0] for _ in range(100)}
+    drawn = {indices_in(policy.draw(found, g), found)[0] for _ in range(100)}
     assert drawn == {0, 2, 3}
 
 
-def test_batch_per_image_draws_one_each():
+def test_batch_per_image_draws_one_for_each_image():
     found = profiles(64)
     drawn = BatchTarget(StainProfile.reference("macenko"), per="image").draw(found, generator())
     assert len(drawn) == 64
-    assert len(set(rows_of(drawn, found))) > 20
+    assert len(set(indices_in(drawn, found))) > 20
 
 
 @pytest.mark.parametrize("per", targets.PER)
-def test_batch_without_a_valid_image_falls_back(per):
+def test_batch_without_a_valid_image_draws_the_fallback(per):
     fallback = profiles(1, seed=9)[0]
     drawn = BatchTarget(fallback, per).draw(profiles(3, valid=[False] * 3), generator())
     assert drawn.valid.all()
     assert torch.equal(drawn.batched().scale[0], fallback.scale)
 
 
-def test_draws_repeat_with_the_seed():
+def test_the_same_seed_draws_the_same_targets():
     found, policy = profiles(16), BatchTarget(StainProfile.reference("macenko"))
     once, again = (policy.draw(found, generator(5)) for _ in range(2))
     assert torch.equal(once.scale, again.scale)
@@ -83,7 +83,7 @@ def test_draws_repeat_with_the_seed():
 def test_pool_target_draws_all_candidates():
     candidates = profiles(5)
     g, policy = generator(), PoolTarget(candidates)
-    assert {rows_of(policy.draw(profiles(2), g), candidates)[0] for _ in range(200)} == set(
+    assert {indices_in(policy.draw(profiles(2), g), candidates)[0] for _ in range(200)} == set(
         range(5)
     )
 
@@ -93,10 +93,10 @@ def test_site_target_never_draws_the_own_site():
     sites = ("a", "a", "a", "a", "b", "c")
     policy, g = SiteTarget(candidates, sites, "image"), generator()
     own = ["a", "b", "c"] * 100
-    drawn = [sites[i] for i in rows_of(policy.draw(profiles(300), g, own), candidates)]
+    drawn = [sites[i] for i in indices_in(policy.draw(profiles(300), g, own), candidates)]
     assert all(a != b for a, b in zip(drawn, own, strict=True))
     of_c = [site for site, mine in zip(drawn, own, strict=True) if mine == "c"]
-    assert 0.3 < of_c.count("b") / len(of_c) < 0.7  # sites as likely, not tiles
+    assert 0.3 < of_c.count("b") / len(of_c) < 0.7  # sites, not tiles, are equally likely
 
 
 def test_site_target_with_one_site_draws_it():
@@ -135,15 +135,15 @@ def test_a_policy_without_candidates_draws_the_fallback(policy):
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "message"),
     [({"schema": 7}, "schema 7"), ({"policy": "best"}, "best"), ({"per": "epoch"}, "epoch")],
 )
-def test_unknown_content_is_refused(change, words):
-    with pytest.raises(ValueError, match=words):
+def test_unknown_content_is_refused(change, message):
+    with pytest.raises(ValueError, match=message):
         targets.load(content("batch") | change)
 
 
-def test_profile_survives_json():
+def test_profiles_are_converted_to_json_and_back():
     found = profiles(1)[0]
     text = json.dumps(targets.profile_to_json(found))
     back = targets.profile_from_json(json.loads(text))
@@ -153,7 +153,7 @@ def test_profile_survives_json():
 
 @settings(deadline=None, max_examples=25)
 @given(cut=st.integers(0, 200), seed=st.integers(0, 1000))
-def test_a_pool_does_not_depend_on_how_it_is_parted(cut, seed):
+def test_a_pool_does_not_depend_on_the_division_into_parts(cut, seed):
     whole = part(200, seed=seed)
 
     def rows(keep: slice) -> dict:
@@ -171,7 +171,7 @@ def test_a_pool_does_not_depend_on_how_it_is_parted(cut, seed):
     np.testing.assert_allclose(one.mean().matrix, two.mean().matrix, atol=1e-6)
 
 
-def test_the_sample_of_a_pool_is_fair_and_bounded():
+def test_the_sample_of_a_pool_is_uniform_and_limited():
     kept = targets.pool(**part(20_000) | {"limit": 2000})
     assert len(kept.key) == 2000
     assert (np.diff(kept.key) >= 0).all()
@@ -180,35 +180,35 @@ def test_the_sample_of_a_pool_is_fair_and_bounded():
 
 
 def test_a_pool_without_valid_tiles_has_a_mean_and_no_candidates():
-    given_part = part(10)
-    given_part["arrays"]["valid"][:] = False
-    empty = targets.pool(**given_part)
+    invalid_part = part(10)
+    invalid_part["arrays"]["valid"][:] = False
+    empty = targets.pool(**invalid_part)
     assert empty.mean().valid
     assert all(targets.choose(empty, policy) == [] for policy in ("cohort", "medoid", "spread"))
 
 
-def test_two_million_profiles_are_pooled_in_bounded_memory():
+def test_two_million_profiles_are_pooled_in_limited_memory():
     total = None
     for i in range(20):
         block = targets.pool(**part(100_000, seed=i, prefix=f"p{i}-") | {"limit": 1000})
         total = block if total is None else targets.merged(total, block)
-    held = sum(a.nbytes for a in [*total.sample.values(), total.key, total.tile])
+    total_bytes = sum(a.nbytes for a in [*total.sample.values(), total.key, total.tile])
     assert sum(total.tiles.values()) == 2_000_000
     assert len(total.key) == 1000
-    assert held < 1000 * 64
+    assert total_bytes < 1000 * 64
 
 
-def test_choices_are_what_they_are_named():
+def test_medoid_spread_and_site_choose_as_defined():
     kept = targets.pool(**part(200))
     points = kept.profiles().coordinates()
     [middle] = targets.choose(kept, "medoid")
     assert torch.cdist(points, points).sum(1).argmin() == middle
     spread = targets.choose(kept, "spread", count=5)
     assert len(set(spread)) == 5
-    covered = targets.nearest_distance(points, points[spread]).max()
-    assert covered < targets.nearest_distance(points, points[[middle]]).max()
+    radius = targets.nearest_distance(points, points[spread]).max()
+    assert radius < targets.nearest_distance(points, points[[middle]]).max()
     assert {kept.site[i] for i in targets.choose(kept, "site", drawn=10)} == {"a", "b"}
 
 
-def test_spread_of_equal_points_is_one_point():
+def test_farthest_points_of_equal_points_is_one_point():
     assert targets.farthest_points(torch.zeros(10, 3), 4) == [0]
