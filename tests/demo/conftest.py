@@ -1,4 +1,4 @@
-"""A cohort of small slides, made once for all tests of this room."""
+"""A demo cohort of small slides, made once for all tests."""
 
 from __future__ import annotations
 

@@ -25,20 +25,20 @@ def _hashes(root: Path) -> dict[str, str]:
     }
 
 
-def test_the_same_seed_gives_the_same_bytes_in_other_processes_too(tmp_path: Path) -> None:
-    few = {"a": 1, "c": 1}
-    make(tmp_path / "one", 3, few, processes=1, side_px=512)
-    make(tmp_path / "two", 3, few, processes=2, side_px=512)
+def test_the_same_seed_gives_the_same_bytes_with_any_number_of_processes(tmp_path: Path) -> None:
+    patients = {"a": 1, "c": 1}
+    make(tmp_path / "one", 3, patients, processes=1, side_px=512)
+    make(tmp_path / "two", 3, patients, processes=2, side_px=512)
     assert _hashes(tmp_path / "one") == _hashes(tmp_path / "two")
 
 
-def test_the_sheet_on_disk_is_the_sheet(small_cohort: Path) -> None:
+def test_the_written_sheet_equals_the_planned_sheet(small_cohort: Path) -> None:
     frame = pd.read_csv(small_cohort / "slides.csv")
     pd.testing.assert_frame_equal(frame, sheet(SEED, PATIENTS), check_dtype=False)
     assert all((small_cohort / path).is_file() for path in frame.path)
 
 
-def test_good_slides_open_as_aperio_with_levels_and_scale(small_cohort: Path) -> None:
+def test_slides_open_as_aperio_with_levels_and_pixel_size(small_cohort: Path) -> None:
     for slide in plan(SEED, PATIENTS):
         if slide.fault:
             continue
@@ -51,7 +51,7 @@ def test_good_slides_open_as_aperio_with_levels_and_scale(small_cohort: Path) ->
             assert opened.properties["aperio.MPP"] == "0.5"
 
 
-def test_levels_show_the_same_picture(small_cohort: Path) -> None:
+def test_levels_show_the_same_image(small_cohort: Path) -> None:
     with openslide.OpenSlide(small_cohort / "slides" / "a-001-1.svs") as slide:
         full = np.asarray(slide.read_region((0, 0), 0, (SIDE_PX, SIDE_PX)).convert("RGB"), float)
         small = np.asarray(
@@ -61,38 +61,38 @@ def test_levels_show_the_same_picture(small_cohort: Path) -> None:
     assert np.abs(mean - small).mean() < 6
 
 
-def _spoiled(root: Path, fault: str) -> Path:
+def _faulty_slide(root: Path, fault: str) -> Path:
     slide_id = next(slide.slide_id for slide in plan(SEED, PATIENTS) if slide.fault == fault)
     return root / "slides" / f"{slide_id}.svs"
 
 
 def test_the_truncated_slide_cannot_be_read(small_cohort: Path) -> None:
-    path = _spoiled(small_cohort, "truncated")
+    path = _faulty_slide(small_cohort, "truncated")
     with pytest.raises(openslide.OpenSlideError):
         openslide.OpenSlide(path).read_region((0, 0), 0, (SIDE_PX, SIDE_PX))
 
 
 def test_the_empty_slide_is_glass(small_cohort: Path) -> None:
-    with openslide.OpenSlide(_spoiled(small_cohort, "empty")) as slide:
+    with openslide.OpenSlide(_faulty_slide(small_cohort, "empty")) as slide:
         image = np.asarray(slide.read_region((0, 0), 1, slide.level_dimensions[1]).convert("RGB"))
     assert (image.min(axis=-1) > 200).mean() > 0.99
 
 
-def test_the_slide_without_mpp_has_no_scale_of_any_kind(small_cohort: Path) -> None:
-    with openslide.OpenSlide(_spoiled(small_cohort, "no-mpp")) as slide:
+def test_the_slide_without_mpp_has_no_metadata_on_its_pixel_size(small_cohort: Path) -> None:
+    with openslide.OpenSlide(_faulty_slide(small_cohort, "no-mpp")) as slide:
         assert slide.properties["openslide.vendor"] == "aperio"
         assert "openslide.mpp-x" not in slide.properties
         assert "openslide.objective-power" not in slide.properties
         assert slide.properties.get("tiff.ResolutionUnit") in (None, "none")
 
 
-def test_demo_json_says_what_made_the_cohort(small_cohort: Path) -> None:
+def test_demo_json_records_how_the_cohort_was_made(small_cohort: Path) -> None:
     record = json.loads((small_cohort / "demo.json").read_text())
     assert (record["schema"], record["seed"], record["patients"]) == (1, SEED, PATIENTS)
     assert set(record["slides"]) == set(sheet(SEED, PATIENTS).slide_id)
 
 
-def test_a_cohort_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
+def test_an_error_leaves_existing_files(tmp_path: Path) -> None:
     root = tmp_path / "cohort"
     root.mkdir()
     (root / "kept").write_text("")
@@ -102,8 +102,8 @@ def test_a_cohort_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
     assert (root / "kept").exists()
 
 
-def test_a_killed_demo_leaves_no_worker_that_holds_its_output(tmp_path: Path) -> None:
-    # Whoever reads the output (`tee`, Snakemake) would wait for the workers for good.
+def test_workers_of_a_killed_demo_do_not_keep_its_output_open(tmp_path: Path) -> None:
+    # A process that reads the output (`tee`, Snakemake) would wait for the workers forever.
     code = (
         "import logging, sys; from stainssl.demo import make\n"
         "if __name__ == '__main__':\n"
@@ -116,5 +116,5 @@ def test_a_killed_demo_leaves_no_worker_that_holds_its_output(tmp_path: Path) ->
     assert job.stdout is not None
     assert "1 of " in job.stdout.readline()
     job.kill()
-    job.stdout.read()  # ends when nobody holds it any more
+    job.stdout.read()  # ends when no process has it open
     assert job.wait() == -9

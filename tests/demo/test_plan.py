@@ -19,14 +19,14 @@ REPO = Path(__file__).resolve().parents[2]
 LARGE = {"a": 40, "b": 40, "c": 40, "d": 40}
 
 
-def test_the_default_cohort_is_as_large_as_promised() -> None:
+def test_size_of_the_default_cohort() -> None:
     slides = [slide for slide in plan(0) if not slide.fault]
     assert len(slides) >= 36
     assert len({slide.patient_id for slide in slides}) >= 28
     assert len(slides) > len({slide.patient_id for slide in slides})
 
 
-def test_three_slides_are_spoiled_two_have_pen_and_one_is_out_of_focus() -> None:
+def test_three_slides_are_faulty_two_have_pen_and_one_is_out_of_focus() -> None:
     assert sorted(s.fault for s in plan(0) if s.fault) == ["empty", "no-mpp", "truncated"]
     assert sorted(s.artefact for s in plan(0) if s.artefact) == ["out-of-focus", "pen", "pen"]
     good = {s.patient_id for s in plan(0) if not s.fault}
@@ -52,7 +52,7 @@ def test_the_sheet_is_stable_and_well_formed(seed: int, patients: dict[str, int]
     assert (order == frame.index).all()
 
 
-def test_numbers_and_times_are_the_patients_and_follow_the_truth() -> None:
+def test_tils_and_relapse_of_the_sheet_follow_the_truth() -> None:
     frame = sheet(3, LARGE)
     own = frame.groupby("patient_id")[["months", "relapse"]].nunique()
     assert (own == 1).all(axis=None)
@@ -65,8 +65,8 @@ def test_numbers_and_times_are_the_patients_and_follow_the_truth() -> None:
     assert patients["months"].between(0.1, 72).all()
 
 
-def test_the_oracles_concordance_bounds_what_other_columns_reach() -> None:
-    """No score of the sheet or of noise ranks relapse better than the hazard that it came from."""
+def test_the_true_hazard_has_the_highest_concordance() -> None:
+    """No column of the sheet, nor noise, ranks relapse better than the hazard it was drawn from."""
     slides, frame = plan(5, LARGE), sheet(5, LARGE).drop_duplicates("patient_id")
     truth = hazards(slides)
     scores = {
@@ -75,16 +75,16 @@ def test_the_oracles_concordance_bounds_what_other_columns_reach() -> None:
         "her2": frame["her2"],
         "noise": np.random.default_rng(0).normal(size=len(frame)),
     }
-    reached = {
+    concordances = {
         name: concordance_index(frame["months"], score, frame["relapse"])
         for name, score in scores.items()
     }
-    assert reached["oracle"] == max(reached.values())
-    assert 0.65 < reached["oracle"] < 0.9
-    assert 0.6 < reached["response"] < reached["oracle"]
+    assert concordances["oracle"] == max(concordances.values())
+    assert 0.65 < concordances["oracle"] < 0.9
+    assert 0.6 < concordances["response"] < concordances["oracle"]
 
 
-def test_groups_are_of_the_number_and_each_has_patients() -> None:
+def test_til_groups_follow_the_tils_and_all_have_patients() -> None:
     frame = sheet(1)
     lowest = frame.groupby("til_group")["tils"].min()
     highest = frame.groupby("til_group")["tils"].max()
@@ -93,11 +93,11 @@ def test_groups_are_of_the_number_and_each_has_patients() -> None:
     assert frame.groupby("til_group")["patient_id"].nunique().min() >= 8
 
 
-def test_the_demo_asks_every_kind_of_question_and_its_checks_pass() -> None:
+def test_the_demo_has_tasks_of_every_kind_that_pass_the_checks() -> None:
     config = load(REPO / "config.yaml")
-    asked = [config.tasks[name] for one in config.benchmarks.values() for name in one.tasks]
-    assert {task.kind for task in asked} == set(METRICS_BY_KIND)
-    assert any(task.labels for task in asked)
+    benchmarked = [config.tasks[name] for one in config.benchmarks.values() for name in one.tasks]
+    assert {task.kind for task in benchmarked} == set(METRICS_BY_KIND)
+    assert any(task.labels for task in benchmarked)
     assert not [one for one in check(config) if "tasks" in one]
 
 
@@ -106,26 +106,28 @@ def test_another_seed_gives_other_labels() -> None:
 
 
 @pytest.mark.parametrize("label", ["her2", "response"])
-def test_labels_go_with_the_site_in_training_and_not_in_test(label: str) -> None:
+def test_labels_depend_on_the_site_in_training_and_not_in_test(label: str) -> None:
     share = sheet(3, LARGE).drop_duplicates("patient_id").groupby("site")[label].mean()
     assert share["a"] == pytest.approx(0.7)
     assert share["b"] == pytest.approx(0.3)
     assert share["c"] == share["d"] == pytest.approx(0.5)
 
 
-@pytest.mark.parametrize(("name", "way"), [("a", 1), ("b", 1), ("c", -1), ("d", -1)])
-def test_stain_goes_with_tumour_in_training_and_against_it_in_test(name: str, way: int) -> None:
+@pytest.mark.parametrize(("name", "sign"), [("a", 1), ("b", 1), ("c", -1), ("d", -1)])
+def test_stain_correlates_with_tumour_in_training_and_inversely_in_test(
+    name: str, sign: int
+) -> None:
     slides = [slide for slide in plan(3, LARGE) if slide.site == name]
     strength = [np.log(slide.site_parameters.strength[0]) for slide in slides]
-    assert way * np.corrcoef(strength, [slide.tumour_share for slide in slides])[0, 1] > 0.7
+    assert sign * np.corrcoef(strength, [slide.tumour_share for slide in slides])[0, 1] > 0.7
 
 
-def test_training_sites_differ_in_tumour_and_test_sites_lie_between() -> None:
+def test_training_sites_differ_in_tumour_and_a_test_site_is_between_them() -> None:
     share = pd.DataFrame([(s.site, s.tumour_share) for s in plan(3, LARGE)]).groupby(0)[1].mean()
     assert share["a"] > share["c"] + 0.1 > share["b"] + 0.2
 
 
 @pytest.mark.parametrize("patients", [{"A": 3}, {"../x": 3}, {"a": 0}, {"": 2}, {"a": 1000}])
-def test_an_unusable_site_is_refused_with_an_example(patients: dict[str, int]) -> None:
+def test_invalid_sites_are_refused_with_an_example(patients: dict[str, int]) -> None:
     with pytest.raises(ValueError, match=r"for example \{a: 10"):
         sheet(0, patients)

@@ -34,25 +34,25 @@ def _area(scene: Scene, kind: int) -> np.ndarray:
     return np.pi * scene.long[chosen] * scene.short[chosen]
 
 
-def test_the_same_slide_is_drawn_twice(scene: Scene) -> None:
+def test_the_scene_of_a_slide_is_reproducible(scene: Scene) -> None:
     again = draw_scene(replace(SLIDE, tumour_share=0.45, her2=0, response=0), 1, SIDE_PX)
     for field in fields(Scene):
         np.testing.assert_array_equal(getattr(scene, field.name), getattr(again, field.name))
 
 
-def test_the_stain_of_a_slide_changes_nothing_in_its_scene(scene: Scene) -> None:
+def test_the_scene_does_not_depend_on_the_stain(scene: Scene) -> None:
     other = next(s for s in plan(1) if s.site == "a").site_parameters
     changed = replace(SLIDE, tumour_share=0.45, her2=0, response=0, site_parameters=other)
     np.testing.assert_array_equal(scene.x, draw_scene(changed, 1, SIDE_PX).x)
 
 
-def test_tumour_holds_the_share_of_tissue_that_was_asked_for(scene: Scene) -> None:
+def test_tumour_has_the_requested_share_of_the_tissue(scene: Scene) -> None:
     assert (scene.region == TUMOUR).sum() / (scene.region != GLASS).sum() == pytest.approx(
         0.45, abs=0.01
     )
 
 
-def test_nuclei_lie_on_tissue_and_not_on_each_other(scene: Scene) -> None:
+def test_nuclei_are_on_tissue_and_do_not_overlap(scene: Scene) -> None:
     assert ((scene.x >= 0) & (scene.x < SIDE_PX) & (scene.y >= 0) & (scene.y < SIDE_PX)).all()
     cell = (scene.y // 8).astype(int), (scene.x // 8).astype(int)
     assert (scene.region[cell] != GLASS).mean() > 0.97
@@ -69,7 +69,7 @@ def test_tumour_nuclei_are_larger_and_more_irregular_than_benign_ones(scene: Sce
     assert tumour > 1.5 * benign
 
 
-def test_nuclear_area_does_not_tell_tumour_from_the_rest() -> None:
+def test_total_nuclear_area_does_not_distinguish_tumour() -> None:
     total = dict.fromkeys((STROMA, BENIGN, LYMPHOID, TUMOUR), 0.0)
     cells = dict.fromkeys(total, 0)
     for seed in range(4):
@@ -83,7 +83,7 @@ def test_nuclear_area_does_not_tell_tumour_from_the_rest() -> None:
     assert all(share[r] == pytest.approx(share[TUMOUR], rel=0.3) for r in share)
 
 
-def test_her2_makes_tumour_nuclei_larger_and_response_fills_tumour_with_lymphocytes() -> None:
+def test_her2_enlarges_tumour_nuclei_and_response_adds_lymphocytes() -> None:
     base = replace(SLIDE, tumour_share=0.45, her2=0, response=0)
     plain = draw_scene(base, 1, SIDE_PX)
     her2 = draw_scene(replace(base, her2=1), 1, SIDE_PX)
@@ -97,13 +97,13 @@ def test_her2_makes_tumour_nuclei_larger_and_response_fills_tumour_with_lymphocy
     assert lymphocytes(response) > 3 * lymphocytes(plain)
 
 
-def test_empty_glass_has_nothing_on_it() -> None:
+def test_an_empty_slide_has_no_tissue_and_no_nuclei() -> None:
     empty = draw_scene(replace(SLIDE, fault="empty"), 1, 768)
     assert not empty.region.any()
     assert not len(empty.x)
 
 
 @pytest.mark.parametrize("side_px", [0, -256, 700])
-def test_an_odd_side_is_refused(side_px: int) -> None:
+def test_a_side_that_is_not_a_multiple_of_256_is_refused(side_px: int) -> None:
     with pytest.raises(ValueError, match="multiple of 256"):
         draw_scene(SLIDE, 0, side_px)

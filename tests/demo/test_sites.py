@@ -44,17 +44,17 @@ def _inside(value: object, bounds: tuple[np.ndarray, np.ndarray]) -> bool:
     return bool(np.all((bounds[0] - 1e-3 <= value) & (value <= bounds[1] + 1e-3)))
 
 
-def test_the_constants_are_what_the_real_tiles_give(
+def test_the_constants_agree_with_the_real_tiles(
     real_range: dict[str, tuple[np.ndarray, np.ndarray]],
 ) -> None:
-    stated = np.array([sites.HEMATOXYLIN_RANGE, sites.EOSIN_RANGE]).swapaxes(0, 1)
-    np.testing.assert_allclose(stated, real_range["vectors"], atol=2e-3)
+    constants = np.array([sites.HEMATOXYLIN_RANGE, sites.EOSIN_RANGE]).swapaxes(0, 1)
+    np.testing.assert_allclose(constants, real_range["vectors"], atol=2e-3)
     np.testing.assert_allclose(sites.STRENGTH_RANGE, real_range["strength"], atol=2e-3)
     np.testing.assert_allclose(sites.WHITE_RANGE, real_range["white"], atol=0.5)
 
 
 @pytest.mark.parametrize("name", ["a", "b", "c", "d", "e"])
-def test_every_site_lies_inside_the_real_range(
+def test_every_site_is_within_the_real_range(
     name: str, real_range: dict[str, tuple[np.ndarray, np.ndarray]]
 ) -> None:
     one = site(name, seed=11)
@@ -76,18 +76,18 @@ def _check_scanner(one: Site) -> None:
 
 @settings(max_examples=30)
 @given(seed=st.integers(0, 2**31), name=st.sampled_from(["d", "e", "f", "lab2"]))
-def test_drawn_sites_lie_farther_from_a_and_b_than_these_from_each_other(
+def test_drawn_sites_are_farther_from_a_and_b_than_these_from_each_other(
     seed: int, name: str
 ) -> None:
     one = site(name, seed)
     _check_scanner(one)
     assert one == site(name, seed)
-    apart = distance(SITES["a"], SITES["b"])
-    assert min(distance(one, SITES["a"]), distance(one, SITES["b"])) > apart
+    between_a_and_b = distance(SITES["a"], SITES["b"])
+    assert min(distance(one, SITES["a"]), distance(one, SITES["b"])) > between_a_and_b
 
 
 @pytest.mark.parametrize("name", ["a", "b", "c"])
-def test_the_given_sites_differ_from_each_other(name: str) -> None:
+def test_the_fixed_sites_differ_from_each_other(name: str) -> None:
     _check_scanner(SITES[name])
     for other in set(SITES) - {name}:
         assert distance(SITES[name], SITES[other]) > 0.2
@@ -96,6 +96,6 @@ def test_the_given_sites_differ_from_each_other(name: str) -> None:
         assert SITES[name].blur_px != SITES[other].blur_px
 
 
-def test_the_unseen_site_is_farther_than_the_seen_ones_from_each_other() -> None:
-    apart = distance(SITES["a"], SITES["b"])
-    assert min(distance(SITES["c"], SITES[name]) for name in "ab") > apart
+def test_the_test_site_is_farther_from_the_training_sites_than_these_from_each_other() -> None:
+    between_a_and_b = distance(SITES["a"], SITES["b"])
+    assert min(distance(SITES["c"], SITES[name]) for name in "ab") > between_a_and_b

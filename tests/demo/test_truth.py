@@ -33,7 +33,7 @@ def test_polygons_are_valid_and_inside_the_slide(small_cohort: Path) -> None:
     assert found >= len(plan(SEED, PATIENTS)) - 1
 
 
-def test_tumour_cells_lie_inside_the_polygons(small_cohort: Path) -> None:
+def test_tumour_cells_are_inside_the_polygons(small_cohort: Path) -> None:
     slide = plan(SEED, PATIENTS)[0]
     scene = draw_scene(slide, SEED, SIDE_PX)
     text = (small_cohort / "truth" / f"{slide.slide_id}.geojson").read_text()
@@ -54,7 +54,7 @@ def test_label_maps_are_at_8_um_and_agree_with_the_scene(small_cohort: Path) -> 
             assert maps["out_of_focus"].any() == (slide.artefact == "out-of-focus")
 
 
-def test_morphology_tells_tumour_tiles_and_does_not_know_the_stain() -> None:
+def test_morphology_distinguishes_tumour_tiles() -> None:
     slide = plan(SEED, PATIENTS)[0]
     scene = draw_scene(slide, SEED, 1536)
     tumour = label_maps(scene, slide, SEED)["tumour"].reshape(12, 8, 12, 8).mean(axis=(1, 3))
@@ -64,18 +64,18 @@ def test_morphology_tells_tumour_tiles_and_does_not_know_the_stain() -> None:
     assert x.dtype == np.float32
     assert np.isfinite(x).all()
     label, large = tumour[row, column] > 0.5, x[:, FEATURES.index("area_p90")]
-    some = x[:, 0] > 0
-    assert np.median(large[some & label]) > 1.5 * np.median(large[some & ~label])
+    has_nuclei = x[:, 0] > 0
+    assert np.median(large[has_nuclei & label]) > 1.5 * np.median(large[has_nuclei & ~label])
 
 
-def test_morphology_of_no_tiles_or_glass_is_no_or_zero_features() -> None:
+def test_morphology_of_no_tiles_is_empty_and_of_glass_is_zero() -> None:
     nothing = morphology(SEED, PATIENTS, "a-001-1", np.array([]), np.array([]), 128, SIDE_PX)
     assert nothing.shape == (0, len(FEATURES))
     glass = morphology(SEED, PATIENTS, "b-002-2", np.array([0]), np.array([0]), 128, SIDE_PX)
     assert not glass.any()
 
 
-def test_a_slide_that_is_not_in_the_cohort_is_an_error() -> None:
+def test_morphology_of_an_unknown_slide_is_an_error() -> None:
     with pytest.raises(KeyError, match="z-001-1"):
         morphology(SEED, PATIENTS, "z-001-1", np.array([0]), np.array([0]), 128)
 

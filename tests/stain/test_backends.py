@@ -136,12 +136,12 @@ def test_estimates_do_not_depend_on_the_number_of_threads():
 
 
 def test_torch_is_used_for_gradients_and_other_devices():
-    plain, wanted = torch.zeros(1), torch.zeros(1, requires_grad=True)
+    plain, with_gradient = torch.zeros(1), torch.zeros(1, requires_grad=True)
     assert backends.backend(plain) is numba_backend
-    assert backends.backend(plain, wanted) is torch_backend
+    assert backends.backend(plain, with_gradient) is torch_backend
     assert backends.backend(torch.zeros(1, device="meta")) is torch_backend
     with torch.no_grad():
-        assert backends.backend(wanted) is numba_backend
+        assert backends.backend(with_gradient) is numba_backend
 
 
 @pytest.fixture

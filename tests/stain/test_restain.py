@@ -1,4 +1,4 @@
-"""Restaining changes tissue as asked, not glass, and is determined by the seed."""
+"""Restaining changes tissue but not glass, and is determined by the seed."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ def part(n: int, slides: int = 4, seed: int = 0, prefix: str = "s") -> dict:
 
 
 def indices_in(drawn: StainProfile, of: StainProfile) -> list[int]:
-    """Index of each drawn profile in `of`; -1 if it is not there."""
+    """Index of each drawn profile in `of`; -1 if there is none."""
     same = (drawn.batched().scale[:, None] == of.batched().scale[None]).all(-1)
     return [int(row.float().argmax()) if row.any() else -1 for row in same]
 
