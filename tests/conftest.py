@@ -1,4 +1,4 @@
-"""Fixtures that every room uses."""
+"""Fixtures used by all tests."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-# One thread a worker: workers with a thread for every core wait for each other most of the time.
+# One thread per worker: with one per core, workers mostly wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 
-# No test asserts a time: a busy machine is not a fault.
+# No deadlines: tests must pass on a busy machine.
 settings.register_profile("timeless", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("quick", settings.get_profile("timeless"), max_examples=10)
-QUICK = bool(os.environ.get("STAINSSL_QUICK"))  # of `make test-quick`
+QUICK = bool(os.environ.get("STAINSSL_QUICK"))  # set by `make test-quick`
 settings.load_profile("quick" if QUICK else "timeless")
-# What a quick run leaves out: runs of Snakemake, training, rendered slides, other processes,
+# Left out of a quick run: runs of Snakemake, training, rendered slides, other processes,
 # simulations.
 SLOW = (
     "chain", "datasets", "demo", "distribution", "mil", "pretrain", "runtime", "slurm", "stages",
@@ -40,7 +40,7 @@ def rng() -> np.random.Generator:
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:
-    """The folder of real slides and tiles; a test that asks for it skips where there is none."""
+    """Folder of real slides and tiles; tests that use it are skipped without it."""
     named = os.environ.get("STAINSSL_REAL_DATA")
     folder = Path(named) if named else REPO.parent / "shared" / "real-data"
     if not folder.is_dir():
@@ -50,7 +50,7 @@ def real_data() -> Path:
 
 @pytest.fixture(scope="session")
 def browser() -> Iterator[object]:
-    """A headless Chromium; skips where there is none."""
+    """A headless Chromium; tests that use it are skipped without one."""
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     found = next((path for name in BROWSERS if (path := shutil.which(name))), None)
     if found is None:
@@ -63,7 +63,7 @@ def browser() -> Iterator[object]:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of one module go to one worker, so that its fixtures are made once."""
+    """Run the tests of a module in one worker, so that its fixtures are made once."""
     for item in items:
         if not item.get_closest_marker("xdist_group"):
             item.add_marker(pytest.mark.xdist_group(str(item.path.relative_to(REPO))))

@@ -1,4 +1,4 @@
-"""Every script of `benchmarks/` still finds what it imports."""
+"""Every script in `benchmarks/` can be imported."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-OURS = {"benchmarks", "stainssl", "tools"}
+LOCAL = {"benchmarks", "stainssl", "tools"}
 SCRIPTS = sorted((Path(__file__).parent.parent / "benchmarks").glob("*.py"))
 
 
@@ -17,12 +17,12 @@ def test_a_benchmark_can_be_imported(script: Path) -> None:
     try:
         importlib.import_module(f"benchmarks.{script.stem}")
     except ModuleNotFoundError as error:
-        if (error.name or "").split(".")[0] in OURS:
+        if (error.name or "").split(".")[0] in LOCAL:
             raise
         pytest.skip(f"{error.name} is not installed")
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
-def test_a_benchmark_hides_no_module_of_the_standard_library(script: Path) -> None:
-    """Its folder is the first place of imports where it is started as a file."""
+def test_no_benchmark_has_the_name_of_a_standard_module(script: Path) -> None:
+    """Its folder comes first on the import path if it is run as a file."""
     assert script.stem not in sys.stdlib_module_names

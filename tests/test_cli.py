@@ -1,4 +1,4 @@
-"""The command line tells problems in sentences and imports nothing heavy to lay out tiles."""
+"""Command line: help, messages, and imports."""
 
 import subprocess
 import sys
@@ -14,27 +14,27 @@ from stainssl.errors import StainsslError
 REPO = Path(__file__).resolve().parent.parent
 
 
-def _stainssl(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "stainssl", *words]
+def _stainssl(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    call = [sys.executable, "-m", "stainssl", *arguments]
     env = {"PYTHONPATH": str(REPO), "PATH": "/usr/bin:/bin"}
-    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, check=False)
+    return subprocess.run(call, cwd=cwd, env=env, capture_output=True, text=True, check=False)
 
 
-def test_help_names_every_verb(tmp_path: Path) -> None:
+def test_help_lists_every_command(tmp_path: Path) -> None:
     out = _stainssl("--help", cwd=tmp_path).stdout
-    verbs = (
+    commands = (
         "demo cohort tile label pixels target pretrain embed folds probe finetune mil robustness"
         " benchmark predict export import slide"
     )
-    for verb in [*verbs.split(), "doctor"]:
-        assert verb in out
+    for name in [*commands.split(), "doctor"]:
+        assert name in out
 
 
-def test_the_version_is_told(tmp_path: Path) -> None:
+def test_version_is_printed(tmp_path: Path) -> None:
     assert _stainssl("--version", cwd=tmp_path).stdout.strip() == stainssl.__version__
 
 
-def test_a_mistake_is_a_sentence_and_exit_1(tmp_path: Path) -> None:
+def test_an_error_in_the_config_is_printed_with_exit_code_1(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text("cohorts: {d: {demo: {}}}\nseeed: 1\n")
     done = _stainssl("tile", "--config", "c.yaml", "--cohort", "d", "--part", "x", cwd=tmp_path)
     assert done.returncode == 1
@@ -56,7 +56,7 @@ def test_light_stages_import_neither_torch_nor_tiatoolbox(module: str) -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_cohort_check_says_what_it_found(tmp_path: Path) -> None:
+def test_cohort_check_prints_a_summary(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text("cohorts: {d: {demo: {patients: {a: 4, c: 4}}}}\n")
     done = _stainssl("cohort", "check", "--config", "c.yaml", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -64,24 +64,24 @@ def test_cohort_check_says_what_it_found(tmp_path: Path) -> None:
     assert "no problem found" in done.stdout
 
 
-def test_a_part_or_a_name_that_the_config_does_not_have_is_refused(tmp_path: Path) -> None:
+def test_unknown_cohorts_and_parts_are_refused(tmp_path: Path) -> None:
     (tmp_path / "s.csv").write_text("slide_id,patient_id,path\na,a,a.svs\n")
     config = tmp_path / "c.yaml"
     config.write_text(f"cohorts: {{clinic: {{sheet: {tmp_path / 's.csv'}, root: {tmp_path}}}}}\n")
-    words = ["tile", "--config", str(config)]
-    for cohort, part, told in (
+    arguments = ["tile", "--config", str(config)]
+    for cohort, part, message in (
         ("clinic", "../../../../x", "--part: clinic has no part '../../../../x'"),
         ("clinics", "all-0000", "--cohort: no such name 'clinics'; did you mean 'clinic'?"),
     ):
-        done = CliRunner().invoke(app, [*words, "--cohort", cohort, "--part", part])
+        done = CliRunner().invoke(app, [*arguments, "--cohort", cohort, "--part", part])
         assert isinstance(done.exception, StainsslError)
-        assert told in str(done.exception)
+        assert message in str(done.exception)
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-def test_opencv_does_not_take_the_cores_that_the_job_was_not_given(threads: int) -> None:
-    given = f"from stainssl import cli; cli._set_threads({threads})"
-    code = f"{given}; import cv2; print(cv2.getNumThreads())"
+def test_opencv_uses_one_thread(threads: int) -> None:
+    setup = f"from stainssl import cli; cli._set_threads({threads})"
+    code = f"{setup}; import cv2; print(cv2.getNumThreads())"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True, check=False
     )

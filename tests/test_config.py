@@ -1,4 +1,4 @@
-"""The config tells every problem at once, and what it resolves to reads back the same."""
+"""The config reports all problems at once, and is the same after a round trip through YAML."""
 
 from pathlib import Path
 
@@ -28,7 +28,7 @@ def test_several_seeds_are_several_runs() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "wanted"),
+    ("change", "expected"),
     [
         ({"cohort": {}}, "unknown key cohort; did you mean 'cohorts'"),
         (
@@ -51,24 +51,24 @@ def test_several_seeds_are_several_runs() -> None:
         ({"slides": {"threads": 4}}, "unknown key slides.threads"),
     ],
 )
-def test_a_problem_names_its_key_and_what_to_do(change: dict, wanted: str) -> None:
+def test_problems_are_reported_with_key_and_remedy(change: dict, expected: str) -> None:
     with pytest.raises(StainsslError) as caught:
         parse(DEMO | change, "my.yaml")
-    assert wanted in str(caught.value)
+    assert expected in str(caught.value)
     assert all(line.startswith("my.yaml: ") for line in str(caught.value).split("\n"))
 
 
-def test_all_problems_come_at_once() -> None:
+def test_all_problems_are_reported_at_once() -> None:
     change = {"tilings": {"default": {"size": 0, "mpp": -1, "min_tisue": 1}}, "slidse": {}}
     with pytest.raises(StainsslError) as caught:
         parse(DEMO | change)
     assert len(str(caught.value).split("\n")) == 4
 
 
-@pytest.mark.parametrize(("text", "wanted"), [("a: [", "not YAML"), ("- a", "mapping of keys")])
-def test_a_file_that_is_no_config(tmp_path: Path, text: str, wanted: str) -> None:
+@pytest.mark.parametrize(("text", "expected"), [("a: [", "not YAML"), ("- a", "mapping of keys")])
+def test_files_that_are_not_a_config_are_refused(tmp_path: Path, text: str, expected: str) -> None:
     (tmp_path / "c.yaml").write_text(text)
-    with pytest.raises(StainsslError, match=wanted):
+    with pytest.raises(StainsslError, match=expected):
         load(tmp_path / "c.yaml")
     with pytest.raises(StainsslError, match="no such config file"):
         load(tmp_path / "none.yaml")
@@ -81,14 +81,14 @@ def test_the_config_is_frozen() -> None:
     assert isinstance(config, Config)
 
 
-def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
+def test_a_duplicate_key_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text("seed: 1\ncohorts:\n  c: {sheet: a.csv}\n  c: {sheet: b.csv}\n")
     with pytest.raises(StainsslError, match="line 4: duplicate key 'c'"):
         load(path)
 
 
-def test_keys_that_are_merged_in_may_be_given_again(tmp_path: Path) -> None:
+def test_merged_keys_may_be_overridden(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text(
         "a: &a {x: 1, y: 1}\nb: &b {<<: *a, x: 2}\nc: &c {<<: *b, x: 3}\nd: {<<: [*c, *a], x: 4}\n"

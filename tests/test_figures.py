@@ -1,4 +1,4 @@
-"""Names in pictures are names."""
+"""Names in figures are not read as formulas."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import io
 
 from matplotlib.figure import Figure
 
-import stainssl.figures  # noqa: F401  (sets how text is read)
+import stainssl.figures  # noqa: F401  (configures Matplotlib)
 
 
-def test_a_name_with_dollars_is_no_formula() -> None:
+def test_dollar_signs_in_names_are_not_read_as_formulas() -> None:
     figure = Figure()
     figure.text(0, 0, r"$site$ with $x^{ and \frac{")
     figure.savefig(io.BytesIO())

@@ -1,4 +1,4 @@
-"""Generated files are in step with the package and the lock; nothing says where a machine is."""
+"""Generated files are up to date; no file contains an index address or a local path."""
 
 import re
 import subprocess
@@ -10,26 +10,26 @@ import pytest
 from tools.generated import ROOT, files
 
 
-def unlike_the_lock() -> list[str]:
-    """Distributions of the lock that are not here, or in another version."""
+def differing_from_lock() -> list[str]:
+    """Distributions in the lock that are not installed, or in another version."""
     pins = re.findall(r"^([\w.-]+)==([\w.]+)", (ROOT / "requirements.lock").read_text(), re.M)
     return [name for name, pin in pins if _version(name) != pin]
 
 
 def _version(name: str) -> str | None:
     try:
-        return metadata.version(name).split("+")[0]  # of torch: 2.12.1+cpu
+        return metadata.version(name).split("+")[0]  # e.g. torch 2.12.1+cpu
     except metadata.PackageNotFoundError:
         return None
 
 
-@pytest.mark.skipif(bool(unlike_the_lock()), reason="they are written by the lock's versions")
+@pytest.mark.skipif(bool(differing_from_lock()), reason="they are written by the lock's versions")
 @pytest.mark.parametrize("path", list(files()), ids=str)
-def test_generated_files_are_in_step(path: Path) -> None:
+def test_generated_files_are_up_to_date(path: Path) -> None:
     assert (ROOT / path).read_text() == files()[path], "run `make lock`"
 
 
-def test_no_file_holds_an_index_address_or_a_path_of_a_machine() -> None:
+def test_no_file_contains_an_index_address_or_a_local_path() -> None:
     listed = subprocess.run(
         ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False
     ).stdout.split()

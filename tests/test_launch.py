@@ -18,8 +18,8 @@ from stainssl.runtime.orphans import STAT
 SNAKEFILE = launch.workflow_files() / "workflow" / "Snakefile"
 
 
-def words_of(folder: Path, *words: str) -> list[str]:
-    command = launch.snakemake_command(words, folder)
+def arguments_of(folder: Path, *arguments: str) -> list[str]:
+    command = launch.snakemake_command(arguments, folder)
     assert command[:5] == [sys.executable, "-m", "snakemake", "--snakefile", str(SNAKEFILE)]
     return command[5:]
 
@@ -31,39 +31,48 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_options_of_snakemake_are_passed_as_they_are(folder: Path) -> None:
-    words = ["-n", "--cores", "all", "--config", "seed=1", "results=r", "results/tile.txt", "-p"]
-    assert words_of(folder, *words) == words
+def test_options_of_snakemake_are_passed_unchanged(folder: Path) -> None:
+    arguments = [
+        "-n",
+        "--cores",
+        "all",
+        "--config",
+        "seed=1",
+        "results=r",
+        "results/tile.txt",
+        "-p",
+    ]
+    assert arguments_of(folder, *arguments) == arguments
 
 
-@pytest.mark.parametrize("words", [("--config", "my.yaml"), ("--config=my.yaml",)])
-def test_a_named_config_replaces_the_default(folder: Path, words: tuple[str, ...]) -> None:
-    assert words_of(folder, *words, "-n") == ["--configfile", "my.yaml", "-n"]
+@pytest.mark.parametrize("arguments", [("--config", "my.yaml"), ("--config=my.yaml",)])
+def test_a_named_config_replaces_the_default(folder: Path, arguments: tuple[str, ...]) -> None:
+    assert arguments_of(folder, *arguments, "-n") == ["--configfile", "my.yaml", "-n"]
 
 
-def test_a_run_has_a_bar_unless_another_output_is_asked_for(folder: Path) -> None:
-    assert words_of(folder, "--cores", "2", "target") == [launch.BAR, "--cores", "2", "target"]
+def test_the_progress_bar_is_the_default_output(folder: Path) -> None:
+    assert arguments_of(folder, "--cores", "2", "target") == [launch.BAR, "--cores", "2", "target"]
     for other in ("--verbose", "--logger=rich", "--dry-run"):
-        assert words_of(folder, other) == [other]
+        assert arguments_of(folder, other) == [other]
 
 
-@pytest.mark.parametrize("alone", ["", "1"])
+@pytest.mark.parametrize("logs_only", ["", "1"])
 @pytest.mark.parametrize("code", [0, 3])
-def test_what_a_job_says_is_in_its_log(tmp_path: Path, alone: str, code: int) -> None:
+def test_the_output_of_a_job_is_in_its_log(tmp_path: Path, logs_only: str, code: int) -> None:
     prefix = launch.shell_prefix([], tmp_path).format()  # as Snakemake does
     script = f"{prefix} logged 'a log' bash -c 'echo one; echo two >&2; exit {code}'; echo after"
-    environment = os.environ | {launch.LOGS_ONLY: alone}
+    environment = os.environ | {launch.LOGS_ONLY: logs_only}
     done = subprocess.run(
         ["bash", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True,
         check=False,
     )  # fmt: skip
     assert done.returncode == code
     assert (tmp_path / "a log").read_text() == "one\ntwo\n"
-    said = "" if alone else "one\ntwo\n"
-    assert done.stdout == said + ("" if code else "after\n")
+    expected = "" if logs_only else "one\ntwo\n"
+    assert done.stdout == expected + ("" if code else "after\n")
 
 
-def test_results_that_snakemake_has_no_record_of_are_reported(tmp_path: Path) -> None:
+def test_results_without_a_record_of_snakemake_are_reported(tmp_path: Path) -> None:
     results = Path("results") / ("deep" * 50)
     assert launch.not_recorded(results, tmp_path) == ""
     for part in ("all-0000", "all-0001"):
@@ -86,28 +95,28 @@ def test_results_that_snakemake_has_no_record_of_are_reported(tmp_path: Path) ->
 def test_slides_that_are_left_out_are_counted_by_status(tmp_path: Path) -> None:
     table = tmp_path / "slides.csv"
     table.write_text('slide_id,status,detail\na,ok,"x, y"\nb,empty,\nc,no-mpp,\nd,empty,\n')
-    (sentence,) = launch.left_out({"clinic": table, "new": tmp_path / "none.csv"})
-    assert sentence.startswith("clinic: 3 of 4 slides are left out (2 empty, 1 no-mpp): ")
-    assert str(table) in sentence
+    (message,) = launch.left_out({"clinic": table, "new": tmp_path / "none.csv"})
+    assert message.startswith("clinic: 3 of 4 slides are left out (2 empty, 1 no-mpp): ")
+    assert str(table) in message
     table.write_text("slide_id,status\na,ok\n")
     assert launch.left_out({"clinic": table}) == []
 
 
-def test_a_config_that_is_not_there_is_told(tmp_path: Path) -> None:
+def test_a_missing_config_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StainsslError, match="stainssl init"):
-        words_of(tmp_path, "-n")
+        arguments_of(tmp_path, "-n")
     with pytest.raises(StainsslError, match=r"no such file my\.yaml"):
-        words_of(tmp_path, "--config", "my.yaml")
+        arguments_of(tmp_path, "--config", "my.yaml")
 
 
-@pytest.mark.parametrize("words", [("-d", "other"), ("--directory=other",)])
-def test_another_working_folder_is_snakemakes_business(
-    tmp_path: Path, words: tuple[str, ...]
+@pytest.mark.parametrize("arguments", [("-d", "other"), ("--directory=other",)])
+def test_another_working_folder_is_left_to_snakemake(
+    tmp_path: Path, arguments: tuple[str, ...]
 ) -> None:
-    assert words_of(tmp_path, *words) == [launch.BAR, *words]
+    assert arguments_of(tmp_path, *arguments) == [launch.BAR, *arguments]
 
 
-def test_init_writes_what_cohort_check_then_finds_only_slides_missing_in(
+def test_init_writes_a_config_in_which_only_slides_are_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written = launch.init(tmp_path / "study")
@@ -120,14 +129,14 @@ def test_init_writes_what_cohort_check_then_finds_only_slides_missing_in(
     assert all("s00" in problem for problem in problems), problems
 
 
-def test_init_overwrites_nothing(tmp_path: Path) -> None:
+def test_init_does_not_overwrite_files(tmp_path: Path) -> None:
     (tmp_path / "slides.csv").write_text("mine")
     with pytest.raises(StainsslError, match=r"has slides\.csv already"):
         launch.init(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["slides.csv"]
 
 
-def test_init_demo_writes_the_demos_config_alone(tmp_path: Path) -> None:
+def test_init_demo_writes_only_the_config_of_the_demo(tmp_path: Path) -> None:
     assert launch.init(tmp_path, demo=True) == [tmp_path / "config.yaml"]
     assert load(tmp_path / "config.yaml").cohorts["demo"].demo is not None
 
@@ -136,7 +145,7 @@ def test_init_demo_writes_the_demos_config_alone(tmp_path: Path) -> None:
     ("deployment", "python"),
     [((), sys.executable), (("conda",), "python"), (("apptainer",), "python")],
 )
-def test_jobs_run_the_python_of_their_deployment(
+def test_jobs_use_the_python_of_their_deployment(
     tmp_path: Path, deployment: tuple[str, ...], python: str
 ) -> None:
     prefix = launch.shell_prefix(deployment, tmp_path)
@@ -146,7 +155,7 @@ def test_jobs_run_the_python_of_their_deployment(
     assert (STAT in prefix) == (deployment != ("apptainer",))
 
 
-def test_a_conda_job_of_a_wheel_sees_the_package_and_nothing_beside_it(
+def test_a_conda_job_has_only_the_package_of_an_installed_wheel_on_its_path(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     package = tmp_path / "site-packages" / "stainssl"

@@ -1,4 +1,4 @@
-"""One name, one meaning: a bare name is one thing in all of the package."""
+"""Names of classes, type aliases and imported functions are unique in the package."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ TREES = {
     ): ast.parse(file.read_text(encoding="utf-8"))
     for file in sorted(PACKAGE.rglob("*.py"))
 }
-BACKENDS = {"Sample"}  # the one class that every backend of `stain` has, with the same methods
-# The main function of a module, which its module names: a verb's stage, an encoder's weights.
-OF_MODULE = {"run", "load", "fit", "estimate"}
+BACKENDS = {"Sample"}  # the class that every backend of `stain` defines
+# Main functions of modules, used as MODULE.FUNCTION, such as `run` of a stage.
+MAIN_FUNCTIONS = {"run", "load", "fit", "estimate"}
 
 
 def _types(tree: ast.Module) -> Iterator[tuple[str, str]]:
-    """(name, definition) of a module's public classes and aliases of types."""
+    """(name, definition) of a module's public classes and type aliases."""
     for node in tree.body:
         if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
             yield node.name, f"class on line {node.lineno}"
@@ -31,7 +31,7 @@ def _types(tree: ast.Module) -> Iterator[tuple[str, str]]:
             yield ast.unparse(node.targets), ast.unparse(node.value).replace("npt.", "")
 
 
-def test_a_class_or_an_alias_of_a_type_has_a_name_of_its_own() -> None:
+def test_classes_and_type_aliases_have_unique_names() -> None:
     found: dict[str, dict[str, str]] = defaultdict(dict)
     for module, tree in TREES.items():
         for name, definition in _types(tree):
@@ -41,12 +41,12 @@ def test_a_class_or_an_alias_of_a_type_has_a_name_of_its_own() -> None:
     assert not {name: list(of) for name, of in found.items() if len(of) > 1}
 
 
-def test_a_function_that_is_imported_by_its_bare_name_is_the_only_one_that_is() -> None:
+def test_functions_that_are_imported_by_name_have_unique_names() -> None:
     defined = {
         (module, node.name)
         for module, tree in TREES.items()
         for node in tree.body
-        if isinstance(node, ast.FunctionDef) and node.name not in OF_MODULE
+        if isinstance(node, ast.FunctionDef) and node.name not in MAIN_FUNCTIONS
     }
     found: dict[str, set[str]] = defaultdict(set)
     for tree in TREES.values():

@@ -1,4 +1,4 @@
-"""The words that the config takes are those that the registries have, both ways."""
+"""The values that the config accepts equal those of the registries."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from stainssl.stain import METHODS
 from stainssl.stain.targets import POLICIES
 
 
-def words(annotation: Any) -> set[str]:
-    """The strings of every literal in a type."""
+def allowed_values(annotation: Any) -> set[str]:
+    """The strings of all literals in a type."""
     if get_origin(annotation) is Literal:
-        return {word for word in get_args(annotation) if isinstance(word, str)}
-    return {word for inner in get_args(annotation) for word in words(inner)}
+        return {value for value in get_args(annotation) if isinstance(value, str)}
+    return {value for inner in get_args(annotation) for value in allowed_values(inner)}
 
 
 @pytest.mark.parametrize(
-    ("model", "key", "registry", "beside"),
+    ("model", "key", "registry", "additional"),
     [
         (Slides, "reader", READERS, {"auto"}),
         (Mask, "kind", MASKERS, {"stain"}),
@@ -45,7 +45,7 @@ def words(annotation: Any) -> set[str]:
         (Task, "kind", LABELS, set()),
     ],
 )
-def test_the_config_takes_the_words_of_the_registry(
-    model: type[BaseModel], key: str, registry: Iterable[str], beside: set[str]
+def test_allowed_values_equal_those_of_the_registry(
+    model: type[BaseModel], key: str, registry: Iterable[str], additional: set[str]
 ) -> None:
-    assert words(model.model_fields[key].annotation) == set(registry) | beside
+    assert allowed_values(model.model_fields[key].annotation) == set(registry) | additional
