@@ -1,4 +1,4 @@
-"""The configs that docs/cohorts/ tells people to use, pointed at miniatures and made small."""
+"""The configs in docs/cohorts/, with miniatures as roots and with small settings."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ def config_of(page: str) -> dict[str, Any]:
     return found
 
 
-def pointed(config: dict[str, Any], releases: dict[str, Path]) -> dict[str, Any]:
-    """The config with every release's root at its miniature."""
+def with_miniature_roots(config: dict[str, Any], releases: dict[str, Path]) -> dict[str, Any]:
+    """Set the root of every release to its miniature."""
     for cohort in config["cohorts"].values():
         cohort["root"] = str(releases[cohort["release"]])
     return config
 
 
-def shrunk(config: dict[str, Any]) -> dict[str, Any]:
-    """The config for a miniature: a tiny backbone, one epoch, one seed, two folds, small parts.
+def reduced(config: dict[str, Any]) -> dict[str, Any]:
+    """Reduce a config for miniatures: a tiny backbone, one epoch, one seed, two folds, small parts.
 
-    The rest is as the page has it: cohorts, options, scale, tasks, labels, kinds of split.
+    The rest is unchanged: cohorts, options, pixel size, tasks, labels, kinds of split.
     """
     config["slides"] = {**config.get("slides", {}), "part_size": 40, "max_bad_slides": 0.3}
     for tiling in config.setdefault("tilings", {"default": {"mpp": 0.5}}).values():

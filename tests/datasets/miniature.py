@@ -1,6 +1,6 @@
-"""Miniatures of the releases: layout, tables and traps, with pictures of the synthetic cohort.
+"""Miniatures of the releases: layout, tables and pitfalls, with images of the demo cohort.
 
-Every function fills a folder as its release is unpacked. `Pictures` is what they draw from.
+Each function writes the folder of an unpacked release, with images taken from `Pictures`.
 """
 
 from __future__ import annotations
@@ -39,19 +39,19 @@ RELATIONS = {
 
 @dataclass(frozen=True)
 class Pictures:
-    """A few synthetic slides: files, pixels and where tumour is."""
+    """A few synthetic slides: files, pixels and tumour outlines."""
 
     files: list[Path]
     images: list[np.ndarray]
     tumour: list[shapely.geometry.base.BaseGeometry]
 
     def copy(self, number: int, path: Path) -> Path:
-        """One of the slides under another name; the number wraps around."""
+        """Copy a slide; the number wraps around."""
         path.parent.mkdir(parents=True, exist_ok=True)
         return Path(shutil.copy(self.files[number % len(self.files)], path))
 
     def patches(self, number: int, tumour: bool, count: int, side: int = 96) -> list[np.ndarray]:
-        """Crops whose middle lies in tumour, or that do not touch it, drawn without chance."""
+        """Crops with their centre in tumour, or without tumour; they are always the same."""
         rng = np.random.default_rng([number, tumour])
         where, image = self.tumour[number % len(self.files)], self.images[number % len(self.files)]
         found: list[np.ndarray] = []
@@ -67,20 +67,20 @@ class Pictures:
 
 
 def draw(folder: Path, count: int = 2) -> Pictures:
-    """Render slides with tumour in them into a folder."""
+    """Render slides with tumour to a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     slides = [s for s in plan(5, {"a": 6, "b": 6}) if not s.fault and 0.25 < s.tumour_share < 0.7]
-    made = Pictures([], [], [])
+    pictures = Pictures([], [], [])
     for number, slide in enumerate(slides[:count]):
         scene = draw_scene(slide, 5, SIDE_PX)
         image = render(scene, slide, 5)
         path = folder / f"{number}.svs"
         write_svs(path, image, quality=85, mpp=MPP, magnification=20)
         features = json.loads(geojson(scene))["features"]
-        made.files.append(path)
-        made.images.append(image)
-        made.tumour.append(shapely.union_all([shape(f["geometry"]) for f in features]))
-    return made
+        pictures.files.append(path)
+        pictures.images.append(image)
+        pictures.tumour.append(shapely.union_all([shape(f["geometry"]) for f in features]))
+    return pictures
 
 
 # --- tables -----------------------------------------------------------------------------------
@@ -96,7 +96,7 @@ def _letters(index: int) -> str:
 def write_xlsx(
     path: Path, sheets: dict[str, list[list[object]]], kind: str = "transitional"
 ) -> None:
-    """An XLSX of plain cells; text in shared strings, numbers as numbers, empty cells left out."""
+    """Write an XLSX: text as shared strings, numbers as numbers, no empty cells."""
     main, relations = OOXML[kind], RELATIONS[kind]
     shared: list[str] = []
     parts: dict[str, str] = {}
@@ -154,7 +154,7 @@ def write_jpg(path: Path, image: np.ndarray) -> None:
 
 
 def imagescope_xml(path: Path, side: float, hole: tuple[float, float, float, float]) -> None:
-    """A square outline of `side` px in the corner, with a negative region in it."""
+    """Write a square outline of `side` px in the corner, with a negative region in it."""
 
     def vertices(x0: float, y0: float, x1: float, y1: float) -> str:
         ring = ((x0, y0), (x1, y0), (x1, y1), (x0, y1))
@@ -171,7 +171,7 @@ def imagescope_xml(path: Path, side: float, hole: tuple[float, float, float, flo
 
 
 def asap_xml(path: Path, areas: Sequence[tuple[str, Sequence[tuple[float, float]]]]) -> None:
-    """Outlines as ASAP writes them: group and corners."""
+    """Write outlines (group and corners) in the format of ASAP."""
     drawn = ""
     for number, (group, corners) in enumerate(areas):
         ring = "".join(
@@ -191,7 +191,7 @@ def asap_xml(path: Path, areas: Sequence[tuple[str, Sequence[tuple[float, float]
 
 
 def camelyon17_wilds(root: Path, pictures: Pictures, per_class: int = 3) -> Path:
-    """Two patients of one node a hospital; a tenth is marked as drawn within distribution."""
+    """Two patients with one node per hospital; one patch of each is marked as in-distribution."""
     rows = []
     for center in range(5):
         for place in range(2):
@@ -212,7 +212,7 @@ def camelyon17_wilds(root: Path, pictures: Pictures, per_class: int = 3) -> Path
 
 
 def bracs_roi(root: Path, pictures: Pictures) -> Path:
-    """Two regions a class and split; patients in BRACS.xlsx, one of whom stands in two splits."""
+    """One or two regions per class and split; patients in BRACS.xlsx, one of them in two splits."""
     folders = ["0_N", "1_PB", "2_UDH", "3_FEA", "4_ADH", "5_DCIS", "6_IC"]
     slides: list[list[object]] = [["WSI Filename", "Patient Id", "RoI", "WSI label", "Set"]]
     number = 100
@@ -233,7 +233,7 @@ def bracs_roi(root: Path, pictures: Pictures) -> Path:
 
 
 def her2_yale(root: Path, pictures: Pictures, per_class: int = 5) -> Path:
-    """Slides in folders by class, numbers that overlap, outlines in ImageScope's XML."""
+    """Slides in folders by class, numbered from 1 in each, and outlines of ImageScope."""
     for group, folder in (("Pos", "SVS_positive"), ("Neg", "SVS_negative")):
         for number in range(1, per_class + 1):
             name = f"Her2{group}_Case_{number:02d}"
@@ -243,7 +243,7 @@ def her2_yale(root: Path, pictures: Pictures, per_class: int = 5) -> Path:
 
 
 def response_yale(root: Path, pictures: Pictures, count: int = 8) -> Path:
-    """Slides by patient, and a table in strict OOXML whose words differ in case and hyphen."""
+    """One slide per patient, and a table in strict OOXML with labels that differ in case."""
     rows: list[list[object]] = [["Patient", "Age", "Responder"]]
     words = ("responder", "Non-responder", "Responder", "non-responder")
     for number in range(1, count + 1):
@@ -257,7 +257,7 @@ def response_yale(root: Path, pictures: Pictures, count: int = 8) -> Path:
 
 
 def camelyon17(root: Path, pictures: Pictures) -> Path:
-    """One patient a centre, five nodes: negative, itc without outline, micro and macro with."""
+    """One patient per centre with five nodes; micro and macro have outlines, itc has none."""
     rows = []
     for center in range(5):
         patient = f"patient_{20 * center + 3:03d}"
@@ -276,7 +276,7 @@ def camelyon17(root: Path, pictures: Pictures) -> Path:
 
 
 def pcam(root: Path, pictures: Pictures, per_slide: int = 2) -> Path:
-    """Three splits in HDF5, two slides each, tables of where patches are from."""
+    """Three splits in HDF5 with two slides each, and tables of the positions of patches."""
     root.mkdir(parents=True)
     for number, split in enumerate(("train", "valid", "test")):
         crops, labels, meta = [], [], []
@@ -313,7 +313,7 @@ def bracs_wsi(root: Path, pictures: Pictures) -> Path:
 
 
 def tcga_her2(root: Path, pictures: Pictures) -> Path:
-    """A folder a file as from the GDC, a frozen section, the clinical table of three headers."""
+    """One folder per file as from the GDC, a frozen section, a table with three header rows."""
     names = ["bcr_patient_uuid", "bcr_patient_barcode", "her2_status_by_ihc", "her2_fish_status"]
     rows = [names, ["x"] * 4, ["CDE_ID:", "CDE_ID:2003301", "CDE_ID:2957563", "CDE_ID:2854089"]]
     status = [("Positive", "[Not Evaluated]"), ("Negative", "[Not Evaluated]"),
@@ -349,7 +349,7 @@ def impress(root: Path, pictures: Pictures) -> Path:
 
 
 def bcnb(root: Path, pictures: Pictures) -> Path:
-    """Pictures, outlines beside them, ids as numbers, the release's split, a stray picture."""
+    """JPEG slides with outlines, numeric ids, the release's split, and an image of no patient."""
     rows: list[list[object]] = [["Patient ID", "Age(years)", "ER", "PR", "HER2", "HER2 Expression"]]
     splits: dict[str, list[str]] = {"train": [], "val": [], "test": []}
     square = [[100, 100], [600, 100], [600, 600], [100, 600]]
@@ -370,7 +370,7 @@ def bcnb(root: Path, pictures: Pictures) -> Path:
 
 
 def herohe(root: Path, pictures: Pictures) -> Path:
-    """Names of MIRAX slides with their folders (no renderer writes MIRAX), case 325 among them."""
+    """Empty MIRAX files with their folders, among them case 325."""
     rows: list[list[object]] = [["Case", "HER2 status"]]
     for number in (1, 2, 3, 4, 5, 6, 325):
         (root / f"{number}").mkdir(parents=True)
@@ -382,7 +382,7 @@ def herohe(root: Path, pictures: Pictures) -> Path:
 
 
 def amibr(root: Path, pictures: Pictures) -> Path:
-    """Two cases a site, three figures each: normal ones, and an atypical one in the first case."""
+    """Two cases per site with three figures each, one of them atypical in the first case."""
     cases = [("MIDOG21", f"{n:03d}.tiff") for n in (2, 50, 51, 100, 101, 150)]
     cases += [("TUPAC16", f"{n:02d}_stitched1.tif") for n in (1, 23)]
     cases += [("TUPAC16", f"{n}.tif") for n in (24, 73)]

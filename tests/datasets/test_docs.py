@@ -1,4 +1,4 @@
-"""The configs in docs/cohorts/ hold on miniatures: they are sound, and Snakemake plans them."""
+"""The configs in docs/cohorts/ are valid with miniatures, and Snakemake can plan them."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from stainssl.cohort import check
 from stainssl.config import parse
 from stainssl.datasets import RELEASES
 from tests.chain.conftest import Workflow
-from tests.datasets.docs import PAGES, config_of, pointed, shrunk
+from tests.datasets.docs import PAGES, config_of, reduced, with_miniature_roots
 
 
 @pytest.mark.parametrize("page", RELEASES)
-def test_a_pages_config_is_sound(releases: dict[str, Path], page: str) -> None:
-    config = shrunk(pointed(config_of(page), releases))
+def test_the_config_of_a_page_is_valid(releases: dict[str, Path], page: str) -> None:
+    config = reduced(with_miniature_roots(config_of(page), releases))
     assert check(parse(config)) == []
 
 
-def test_every_release_has_a_page_with_its_own_traps_and_the_index_names_it() -> None:
+def test_every_release_has_a_complete_page_that_is_in_the_index() -> None:
     index = (PAGES / "README.md").read_text(encoding="utf-8")
     for name in RELEASES:
         text = (PAGES / f"{name}.md").read_text(encoding="utf-8")
         assert f"({name}.md)" in index
-        for said in ("| from |", "| licence |", "**Pitfalls**", "```yaml"):
-            assert said in text, f"{name}: {said}"
+        for expected in ("| from |", "| licence |", "**Pitfalls**", "```yaml"):
+            assert expected in text, f"{name}: {expected}"
         assert f"release: {name}" in text
 
 
-def renamed(config: dict[str, Any], page: str) -> dict[str, Any]:
-    """The config with the page's name before every name, so that pages can be joined."""
+def with_prefix(config: dict[str, Any], page: str) -> dict[str, Any]:
+    """Prefix all names in a config with its page, so that configs can be merged."""
     kinds = ("cohorts", "tilings", "encoders", "tasks", "heads", "benchmarks")
     names = {name for kind in kinds for name in config.get(kind, {})}
 
@@ -56,13 +56,15 @@ def renamed(config: dict[str, Any], page: str) -> dict[str, Any]:
 
 
 @pytest.mark.chain
-def test_all_pages_together_are_planned(releases: dict[str, Path], tmp_path: Path) -> None:
-    joined: dict[str, Any] = {"slides": {"part_size": 40}}
+def test_the_configs_of_all_pages_can_be_planned_together(
+    releases: dict[str, Path], tmp_path: Path
+) -> None:
+    merged: dict[str, Any] = {"slides": {"part_size": 40}}
     for page in RELEASES:
-        one = renamed(shrunk(pointed(config_of(page), releases)), page)
+        one = with_prefix(reduced(with_miniature_roots(config_of(page), releases)), page)
         for kind, found in one.items():
-            joined.setdefault(kind, {}).update(found)
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(joined))
+            merged.setdefault(kind, {}).update(found)
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(merged))
     planned = Workflow(tmp_path).planned()
     tables = planned["benchmark"]
     assert len(tables) == len(RELEASES)

@@ -1,4 +1,4 @@
-"""Three pages' configs run on miniatures from the folder to the table."""
+"""Configs of three pages run on miniatures, from the folder to the table."""
 
 from __future__ import annotations
 
@@ -16,13 +16,15 @@ from stainssl.stages import run_stage
 from stainssl.stores.embeddings import open_embeddings
 from stainssl.stores.tiles import read_labels, read_qc, read_tiles
 from tests.datasets.chain import run_all
-from tests.datasets.docs import config_of, pointed, shrunk
+from tests.datasets.docs import config_of, reduced, with_miniature_roots
 from tests.datasets.miniature import Pictures
 
 
-def lean(page: str, releases: dict[str, Path], folder: Path, **tasks: dict[str, Any]) -> Config:
-    """A page's config with the page's first method and the random encoder, one head, more tasks."""
-    config: dict[str, Any] = shrunk(pointed(config_of(page), releases))
+def config_for(
+    page: str, releases: dict[str, Path], folder: Path, **tasks: dict[str, Any]
+) -> Config:
+    """A page's config with at most two encoders, one head, and additional tasks."""
+    config: dict[str, Any] = reduced(with_miniature_roots(config_of(page), releases))
     kept = [name for name in config["encoders"] if name in ("stain-invariant", "random")]
     config["encoders"] = {name: config["encoders"][name] for name in kept}
     heads = list(config.get("heads", {}))[:1]
@@ -45,7 +47,7 @@ def table_of(config: Config, benchmark: str) -> pd.DataFrame:
 
 
 def test_wilds_from_the_folder_to_the_table(releases: dict[str, Path], tmp_path: Path) -> None:
-    config = lean("camelyon17-wilds", releases, tmp_path)
+    config = config_for("camelyon17-wilds", releases, tmp_path)
     table = table_of(config, "wilds")
     rows = table.query("metric == 'auroc' and group == 'all' and head == 'linear'")
     assert set(rows["encoder"]) == {"stain-invariant", "random"}
@@ -67,13 +69,11 @@ def test_wilds_from_the_folder_to_the_table(releases: dict[str, Path], tmp_path:
     assert figures["CORAL"] == 59.5
 
 
-def test_wilds_trained_end_to_end_as_it_is_published(
-    releases: dict[str, Path], tmp_path: Path
-) -> None:
-    """The network is trained on three hospitals, a fourth chooses the epoch, the fifth is told."""
+def test_wilds_fine_tuned_as_published(releases: dict[str, Path], tmp_path: Path) -> None:
+    """Three hospitals are for training, one for choosing the epoch, and one for testing."""
     probed = config_of("camelyon17-wilds")["tasks"]["tumor"]
     tuned = probed | {"protocol": "fine-tune", "fine_tune": {"epochs": 2, "batch_size": 8}}
-    config = lean("camelyon17-wilds", releases, tmp_path, tuned=tuned)
+    config = config_for("camelyon17-wilds", releases, tmp_path, tuned=tuned)
     table = table_of(config, "wilds")
     rows = table.query("head == 'fine-tune' and metric == 'accuracy' and group == 'all'")
     assert set(rows["task"]) == {"tuned"}
@@ -81,10 +81,10 @@ def test_wilds_trained_end_to_end_as_it_is_published(
     assert rows["value"].between(0, 1).all()
     for encoder in ("stain-invariant", "random"):
         folder = config.paths.fine_tuned("tuned", encoder)
-        told = pd.read_parquet(folder / "predictions.parquet")
-        assert set(told["site"]) == {"hospital-2"}
-        assert len(told) == 12  # two patients, three tiles a class
-        assert told[THRESHOLD].nunique() == 1  # chosen on hospital 1
+        predicted = pd.read_parquet(folder / "predictions.parquet")
+        assert set(predicted["site"]) == {"hospital-2"}
+        assert len(predicted) == 12  # two patients, three tiles a class
+        assert predicted[THRESHOLD].nunique() == 1  # chosen on hospital 1
     text = (config.paths.benchmark("wilds") / "table.md").read_text()
     assert "| tuned | ERM | DenseNet-121 trained end to end on the labels | accuracy" in text
 
@@ -92,7 +92,7 @@ def test_wilds_trained_end_to_end_as_it_is_published(
 def test_bracs_regions_from_the_folder_to_the_table(
     releases: dict[str, Path], tmp_path: Path
 ) -> None:
-    config = lean("bracs-roi", releases, tmp_path)
+    config = config_for("bracs-roi", releases, tmp_path)
     table = table_of(config, "bracs")
     rows = table.query("metric == 'f1_weighted' and group == 'all'")
     assert set(rows["task"]) == {"subtype", "group"}
@@ -107,7 +107,7 @@ def test_bracs_regions_from_the_folder_to_the_table(
 
 
 def test_yale_from_the_folder_to_the_table(releases: dict[str, Path], tmp_path: Path) -> None:
-    config = lean("her2-yale", releases, tmp_path)
+    config = config_for("her2-yale", releases, tmp_path)
     table = table_of(config, "yale")
     rows = table.query("metric == 'auroc' and group == 'all'").set_index(["task", "encoder"])
     assert rows.loc[("her2", "stain-invariant"), "patients"] == 10
@@ -115,7 +115,7 @@ def test_yale_from_the_folder_to_the_table(releases: dict[str, Path], tmp_path: 
     # The response cohort is external: no encoder saw it.
     assert rows.loc[("her2", "stain-invariant"), "seen"] == 10
     assert (rows.loc["response", "seen"] == 0).all()
-    # Tiles stand inside the outlines, with the exclusion cut out.
+    # Kept tiles are inside the outlines and outside the excluded areas.
     tiles = read_tiles(config.paths.tiles("her2", "all-0000"))
     kept = tiles[tiles["kept"]]
     assert (kept[["x", "y"]].max() + 32 <= 640).all()
@@ -126,13 +126,13 @@ def test_yale_from_the_folder_to_the_table(releases: dict[str, Path], tmp_path: 
 @pytest.mark.parametrize(
     ("name", "cohort"), [("camelyon17", "camelyon17"), ("pcam", "pcam"), ("bcnb", "bcnb")]
 )
-def test_tiles_labels_and_pixels_of_the_other_ways_to_read(
+def test_labels_and_embeddings_of_other_formats(
     releases: dict[str, Path], pictures: Pictures, name: str, cohort: str, tmp_path: Path
 ) -> None:
-    """ASAP outlines with unknown tiles, pictures in HDF5, outlines as vertices."""
+    """Outlines of ASAP with unlabelled tiles, images in HDF5, outlines of BCNB."""
     from stainssl.cohort import parts
 
-    config = lean(name, releases, tmp_path)
+    config = config_for(name, releases, tmp_path)
     part = next(iter(parts(config, cohort)))
     paths = config.paths
     for verb in ("tile", "label", "pixels"):

@@ -1,4 +1,4 @@
-"""The measurement on AMi-Br runs on its miniature, goes on where it stopped, and fills the page."""
+"""The benchmark on AMi-Br runs on its miniature, resumes, and writes its tables."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from benchmarks import evidence_amibr, evidence_predictions, evidence_table
 def work(releases: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     work = tmp_path_factory.mktemp("evidence")
     encoders = ["color=color", "random=random:test_resnet", "red=reinhard+random:test_resnet"]
-    where = ["--root", str(releases["amibr"]), "--work", str(work), "--input-size", "32"]
-    evidence_amibr.main(["measure", *where, "--encoder", *encoders])
+    arguments = ["--root", str(releases["amibr"]), "--work", str(work), "--input-size", "32"]
+    evidence_amibr.main(["measure", *arguments, "--encoder", *encoders])
     return work
 
 
-def test_a_left_out_site_is_tested_whole_and_chooses_nothing(
+def test_all_cases_of_the_left_out_site_are_tested_and_none_is_trained_on(
     work: Path, releases: dict[str, Path]
 ) -> None:
     sheet, images = evidence_amibr.read_tiles(releases["amibr"], None)
@@ -39,7 +39,9 @@ def test_a_left_out_site_is_tested_whole_and_chooses_nothing(
         assert found["threshold"].nunique() == 1
 
 
-def test_vectors_of_a_site_do_not_know_its_stain(releases: dict[str, Path]) -> None:
+def test_embeddings_of_training_sites_do_not_depend_on_the_test_site(
+    releases: dict[str, Path],
+) -> None:
     sheet, images = evidence_amibr.read_tiles(releases["amibr"], None)
     training = (sheet["site"] != "midog-xr").to_numpy()
     other = images.copy()
@@ -50,25 +52,27 @@ def test_vectors_of_a_site_do_not_know_its_stain(releases: dict[str, Path]) -> N
     assert not np.allclose(one[~training], two[~training], rtol=1e-2)
 
 
-def test_the_published_reference_is_chosen_by_no_tile(releases: dict[str, Path]) -> None:
+def test_the_published_reference_does_not_depend_on_the_training_tiles(
+    releases: dict[str, Path],
+) -> None:
     sheet, images = evidence_amibr.read_tiles(releases["amibr"], None)
     source = "macenko-reference+random:test_resnet"
-    some = np.arange(len(sheet)) % 2 == 0
-    one = evidence_amibr.Embedder(source, images, 32)("s", some)
-    np.testing.assert_array_equal(one, evidence_amibr.Embedder(source, images, 32)("t", ~some))
-    plain = evidence_amibr.Embedder("random:test_resnet", images, 32)("s", some)
+    half = np.arange(len(sheet)) % 2 == 0
+    one = evidence_amibr.Embedder(source, images, 32)("s", half)
+    np.testing.assert_array_equal(one, evidence_amibr.Embedder(source, images, 32)("t", ~half))
+    plain = evidence_amibr.Embedder("random:test_resnet", images, 32)("s", half)
     assert not np.allclose(one, plain, rtol=1e-2)
 
 
-def test_a_finished_run_is_not_made_again(work: Path, releases: dict[str, Path]) -> None:
+def test_a_finished_run_is_not_repeated(work: Path, releases: dict[str, Path]) -> None:
     paths = sorted((work / "runs").glob("*.parquet"))
     before = [path.stat().st_mtime_ns for path in paths]
-    where = ["--root", str(releases["amibr"]), "--work", str(work), "--input-size", "32"]
-    evidence_amibr.main(["measure", *where, "--encoder", "color=color"])
+    arguments = ["--root", str(releases["amibr"]), "--work", str(work), "--input-size", "32"]
+    evidence_amibr.main(["measure", *arguments, "--encoder", "color=color"])
     assert [path.stat().st_mtime_ns for path in paths] == before
 
 
-def test_the_threshold_is_the_best_there_is() -> None:
+def test_the_threshold_maximizes_balanced_accuracy() -> None:
     rng = np.random.default_rng(0)
     y = rng.integers(0, 2, 200)
     p = np.clip(rng.normal(0.3 + 0.2 * y, 0.2), 0, 1)
@@ -77,29 +81,31 @@ def test_the_threshold_is_the_best_there_is() -> None:
     assert reached >= max(balanced_accuracy_score(y, p >= cut) for cut in np.unique(p)) - 1e-12
 
 
-def test_the_record_compares_what_is_whole_and_names_the_rest(work: Path, tmp_path: Path) -> None:
+def test_the_record_compares_finished_encoders_and_lists_the_others(
+    work: Path, tmp_path: Path
+) -> None:
     runs = evidence_amibr.finished(work)
     described = {p.stem: json.loads(p.read_text()) for p in (work / "runs").glob("*.json")}
     runs["red"].pop("midog-xr")
-    made = evidence_table.record(runs, described, 200)
-    assert set(made["encoders"]) == {"color", "random"}
-    assert made["unfinished"] == ["red"]
-    mean = made["encoders"]["color"]["mean"]["auroc"]["value"]
-    sites = made["encoders"]["color"]["sites"]["auroc"]
+    result = evidence_table.record(runs, described, 200)
+    assert set(result["encoders"]) == {"color", "random"}
+    assert result["unfinished"] == ["red"]
+    mean = result["encoders"]["color"]["mean"]["auroc"]["value"]
+    sites = result["encoders"]["color"]["sites"]["auroc"]
     assert mean == pytest.approx(np.mean([one["value"] for one in sites.values()]), abs=1e-3)
-    (pair,) = made["differences"]["auroc"]
-    other = made["encoders"]["random"]["mean"]["auroc"]["value"]
+    (pair,) = result["differences"]["auroc"]
+    other = result["encoders"]["random"]["mean"]["auroc"]["value"]
     assert pair["value"] == pytest.approx(mean - other, abs=1e-3)
-    assert "`random`" in evidence_table.section(made)
+    assert "`random`" in evidence_table.section(result)
 
 
-def _table(work: Path, releases: dict[str, Path], made: Path) -> dict:
-    where = ["--root", str(releases["amibr"]), "--work", str(work)]
-    evidence_amibr.main(["table", *where, "--json", str(made), "--resamples", "200"])
-    return json.loads(made.read_text())
+def _table(work: Path, releases: dict[str, Path], result: Path) -> dict:
+    arguments = ["--root", str(releases["amibr"]), "--work", str(work)]
+    evidence_amibr.main(["table", *arguments, "--json", str(result), "--resamples", "200"])
+    return json.loads(result.read_text())
 
 
-def test_encoders_of_the_predictions_are_compared_with_later_ones(
+def test_encoders_with_stored_predictions_are_compared_with_later_ones(
     work: Path, releases: dict[str, Path], tmp_path: Path
 ) -> None:
     whole = _table(work, releases, tmp_path / "whole.json")
@@ -117,7 +123,9 @@ def test_encoders_of_the_predictions_are_compared_with_later_ones(
     }
 
 
-def test_predictions_hold_no_label(work: Path, releases: dict[str, Path], tmp_path: Path) -> None:
+def test_predictions_are_stored_and_read_back_with_the_sheet(
+    work: Path, releases: dict[str, Path], tmp_path: Path
+) -> None:
     runs = {"color": evidence_amibr.finished(work)["color"]}
     evidence_predictions.write(tmp_path / "p.parquet", runs, {"color": {"source": "color"}})
     sheet = evidence_amibr.read_sheet(releases["amibr"])

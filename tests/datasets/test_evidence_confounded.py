@@ -1,4 +1,4 @@
-"""The confounded split of AMi-Br: who reads the site is misled, who reads the label is not."""
+"""The confounded split of AMi-Br: embeddings of the site are misled, those of the label are not."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ def tiles() -> Tiles:
     return Tiles(atypical, SITES[case % 5], np.char.add("c", case.astype(str)))
 
 
-def vectors_of(y: np.ndarray, seed: int = 0, noise: float = 0.3) -> np.ndarray:
-    """(N, 6) float32 that tell `y` and nothing else."""
+def embeddings_of(y: np.ndarray, seed: int = 0, noise: float = 0.3) -> np.ndarray:
+    """(N, 6) float32 embeddings of `y` and noise."""
     rng = np.random.default_rng(seed)
     return (np.eye(6)[y] + noise * rng.normal(size=(len(y), 6))).astype(np.float32)
 
 
 @pytest.mark.parametrize("way", confounded.WAYS)
-def test_nine_of_ten_training_tiles_go_with_the_group(tiles: Tiles, way: str) -> None:
+def test_nine_of_ten_training_tiles_agree_with_their_group(tiles: Tiles, way: str) -> None:
     for train, val, test in confounded.case_folds(tiles):
         drawn = confounded.confounded(tiles, train, way, np.random.default_rng(0))
         assert not (drawn & ~train).any()
@@ -43,22 +43,22 @@ def test_nine_of_ten_training_tiles_go_with_the_group(tiles: Tiles, way: str) ->
         assert not cases[1] & cases[2]
 
 
-def test_every_tile_is_tested_once_in_one_of_the_two_ways(tiles: Tiles) -> None:
-    vectors = vectors_of(tiles.atypical)
-    both = [set(confounded.answers(tiles, vectors, way)["slide_id"]) for way in confounded.WAYS]
+def test_every_tile_is_tested_in_exactly_one_of_the_two_ways(tiles: Tiles) -> None:
+    embeddings = embeddings_of(tiles.atypical)
+    both = [set(confounded.answers(tiles, embeddings, way)["slide_id"]) for way in confounded.WAYS]
     assert not both[0] & both[1]
     assert len(both[0] | both[1]) == len(tiles.site)
 
 
-def test_who_reads_the_label_is_right_and_who_reads_the_site_is_misled(tiles: Tiles) -> None:
+def test_embeddings_of_the_label_are_right_and_of_the_site_misled(tiles: Tiles) -> None:
     site = np.unique(tiles.site, return_inverse=True)[1]
-    made = confounded.record({
-        "label.0": confounded.of_run(tiles, vectors_of(tiles.atypical, 0)),
-        "label.1": confounded.of_run(tiles, vectors_of(tiles.atypical, 1)),
-        "site": confounded.of_run(tiles, vectors_of(site)),
-        "noise": confounded.of_run(tiles, vectors_of(site, noise=1e6)),
+    result = confounded.record({
+        "label.0": confounded.of_run(tiles, embeddings_of(tiles.atypical, 0)),
+        "label.1": confounded.of_run(tiles, embeddings_of(tiles.atypical, 1)),
+        "site": confounded.of_run(tiles, embeddings_of(site)),
+        "noise": confounded.of_run(tiles, embeddings_of(site, noise=1e6)),
     })  # fmt: skip
-    of = made["encoders"]
+    of = result["encoders"]
     assert of["label"]["seeds"] == 2
     assert of["label"]["auroc"]["value"] > 0.9
     assert of["site"]["auroc"]["value"] < 0.1
@@ -67,36 +67,38 @@ def test_who_reads_the_label_is_right_and_who_reads_the_site_is_misled(tiles: Ti
     assert of["label"]["site"]["value"] == pytest.approx(0.2, abs=0.06)
     (pair,) = (
         row
-        for row in made["differences"]["auroc"]
+        for row in result["differences"]["auroc"]
         if {row["first"], row["second"]} == {"label", "site"}
     )
     assert abs(pair["value"]) > 0.8
     text = confounded.section(
-        made | {"cases": 100, "tiles": 1200, "input_size": 64, "resamples": 2000}
+        result | {"cases": 100, "tiles": 1200, "input_size": 64, "resamples": 2000}
     )
     assert text.index("`label` |") < text.index("`site` |")
     assert "`label` minus `site`" in text  # all pairs, since none is of `SHOWN`
 
 
-def test_two_sites_are_learnt_from_and_each_other_is_tested(tiles: Tiles) -> None:
+def test_training_on_two_sites_is_tested_on_each_other_site(tiles: Tiles) -> None:
     site = np.unique(tiles.site, return_inverse=True)[1]
-    found = two_sites.of_run(tiles, vectors_of(tiles.atypical))["auroc"]
+    found = two_sites.of_run(tiles, embeddings_of(tiles.atypical))["auroc"]
     assert len(found) == 30
     assert all(key.split(": ")[1] not in key.split(": ")[0].split(", ") for key in found)
     assert min(one.value for one in found.values()) > 0.9
-    noise = two_sites.record({"site": two_sites.of_run(tiles, vectors_of(site))})
+    noise = two_sites.record({"site": two_sites.of_run(tiles, embeddings_of(site))})
     assert noise["encoders"]["site"]["auroc"]["value"] == pytest.approx(0.5, abs=0.05)
 
 
-def test_no_case_that_is_tested_has_taught(tiles: Tiles, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_test_case_is_used_for_training_or_validation(
+    tiles: Tiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen = []
 
-    def spy(tiles: Tiles, vectors: Any, y: Any, roles: Any, fold: int) -> Any:
+    def spy(tiles: Tiles, embeddings: Any, y: Any, roles: Any, fold: int) -> Any:
         seen.append([set(tiles.case[role]) for role in roles])
-        return confounded.answered(tiles, vectors, y, roles, fold)
+        return confounded.answered(tiles, embeddings, y, roles, fold)
 
     monkeypatch.setattr(two_sites, "answered", spy)
-    found = two_sites.answers(tiles, vectors_of(tiles.atypical), SITES[:2])
+    found = two_sites.answers(tiles, embeddings_of(tiles.atypical), SITES[:2])
     ((train, val, test),) = seen
     assert train
     assert val

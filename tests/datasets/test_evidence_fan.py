@@ -1,4 +1,4 @@
-"""The measurement on fields under several protocols: its figures at known answers, and its page."""
+"""The benchmark on fields under several protocols: metrics in known cases, and its page."""
 
 from __future__ import annotations
 
@@ -29,23 +29,23 @@ def tiles(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_vector_that_is_the_field_alone_finds_it_everywhere() -> None:
-    vectors = np.tile(np.eye(5), (3, 1))
-    found = evidence_fan.of_an_encoder(vectors, 3)
+def test_embeddings_of_the_field_retrieve_it_in_every_protocol() -> None:
+    embeddings = np.tile(np.eye(5), (3, 1))
+    found = evidence_fan.of_an_encoder(embeddings, 3)
     assert found["top1"].shape == (3, 5)
     for name in ("top1", "reciprocal_rank", "margin"):
         np.testing.assert_allclose(found[name], 1)
 
 
-def test_a_vector_that_is_the_stain_alone_finds_nothing() -> None:
-    vectors = np.repeat(np.eye(3), 5, axis=0)
-    found = evidence_fan.of_an_encoder(vectors, 3)
+def test_embeddings_of_the_stain_retrieve_no_field() -> None:
+    embeddings = np.repeat(np.eye(3), 5, axis=0)
+    found = evidence_fan.of_an_encoder(embeddings, 3)
     assert found["top1"].max() == 0  # ties count against the field
     np.testing.assert_allclose(found["reciprocal_rank"], 1 / 5)
     np.testing.assert_allclose(found["margin"], 0)
 
 
-def test_ranks_are_those_of_a_search() -> None:
+def test_ranks_equal_those_of_a_search() -> None:
     rng = np.random.default_rng(0)
     first, second = rng.normal(size=(2, 6, 4))
     found = evidence_fan.of_a_pair(first, second)
@@ -58,13 +58,17 @@ def test_ranks_are_those_of_a_search() -> None:
         assert found["reciprocal_rank"][field] == pytest.approx(np.mean([1 / r for r in ranks]))
 
 
-def test_it_measures_averages_seeds_and_fills_the_page(tiles: Path, tmp_path: Path) -> None:
-    words = ["one=random:test_resnet", "two=random:test_resnet,random:test_resnet", "color=color"]
-    where = ["--tiles", str(tiles), "--json", str(tmp_path / "fan.json"), "--input-size", "32"]
-    evidence_fan.main(["measure", *where, "--encoder", *words])
-    made = json.loads((tmp_path / "fan.json").read_text())
-    assert (made["fields"], made["protocols"], made["blocks"]) == (4, 3, 2)
-    one, two = made["encoders"]["one"], made["encoders"]["two"]
+def test_seeds_are_averaged_and_the_section_is_written(tiles: Path, tmp_path: Path) -> None:
+    encoders = [
+        "one=random:test_resnet",
+        "two=random:test_resnet,random:test_resnet",
+        "color=color",
+    ]
+    arguments = ["--tiles", str(tiles), "--json", str(tmp_path / "fan.json"), "--input-size", "32"]
+    evidence_fan.main(["measure", *arguments, "--encoder", *encoders])
+    result = json.loads((tmp_path / "fan.json").read_text())
+    assert (result["fields"], result["protocols"], result["blocks"]) == (4, 3, 2)
+    one, two = result["encoders"]["one"], result["encoders"]["two"]
     assert (one["seeds"], two["seeds"]) == (1, 2)
     assert {**one, "seeds": 2} == two
-    assert "`two`" in evidence_fan.section(made)
+    assert "`two`" in evidence_fan.section(result)

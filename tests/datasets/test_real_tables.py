@@ -1,4 +1,4 @@
-"""The tables of two releases as they really are."""
+"""The original tables of two releases."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def tables(real_data: Path) -> Path:
     return real_data / "tables"
 
 
-def test_the_real_stage_table_names_500_slides_of_five_centres(
+def test_the_stage_table_of_camelyon17_has_500_slides_of_five_centres(
     tables: Path, tmp_path: Path
 ) -> None:
     shutil.copy(tables / "stage_labels.csv", tmp_path)
@@ -33,7 +33,7 @@ def test_the_real_stage_table_names_500_slides_of_five_centres(
     assert "499 of 500 labelled files are missing" in found.warnings[0]
 
 
-def test_the_real_clinical_table_gives_her2_by_ihc_then_fish(tables: Path) -> None:
+def test_the_clinical_table_of_tcga_gives_her2_by_ihc_then_fish(tables: Path) -> None:
     from stainssl.datasets.tcga_her2 import RELEASE, _table, her2_of
 
     table = _table(tables / TCGA)

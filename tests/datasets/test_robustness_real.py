@@ -1,4 +1,4 @@
-"""The evidence script takes releases as it takes our own cohorts."""
+"""The robustness benchmark accepts releases like other cohorts."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import yaml
 
 from benchmarks import robustness_real as evidence
 from stainssl.datasets import _load_cached
-from tests.datasets.docs import config_of, pointed, shrunk
+from tests.datasets.docs import config_of, reduced, with_miniature_roots
 from tests.datasets.miniature import Pictures
 
 
 def _centres(folder: Path, pictures: Pictures) -> None:
-    """Fifteen tiles of five centres, each with a color cast of its own."""
+    """Fifteen tiles of five centres, each with its own color cast."""
     (folder / "camelyon17-centres").mkdir(parents=True)
     rows = []
     for centre in range(5):
@@ -39,19 +39,19 @@ def _centres(folder: Path, pictures: Pictures) -> None:
         ("bracs-roi", "bracs", ["--label", "group", "--positive", "malignant"]),
     ],
 )
-def test_a_release_gets_the_same_table(
+def test_the_table_of_a_release_has_all_metrics(
     releases: dict[str, Path], pictures: Pictures, page: str, cohort: str, label: list[str],
     tmp_path: Path,
 ) -> None:  # fmt: skip
-    config: dict[str, Any] = shrunk(pointed(config_of(page), releases))
+    config: dict[str, Any] = reduced(with_miniature_roots(config_of(page), releases))
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
     _centres(tmp_path, pictures)
     _load_cached.cache_clear()
-    words = ["--cohort", cohort, "--split", "sheet", *label, "--work", str(tmp_path / "work")]
-    words += ["--real-data", str(tmp_path), "--backbone", "test_resnet", "--input-size", "32"]
-    words += ["--epochs", "1", "--batch-size", "8", "--max-tiles", "40", "--seeds", "0"]
-    words += ["--encoders", "random", "stain-invariant"]
-    summary = evidence.main([str(tmp_path / "config.yaml"), *words])
+    arguments = ["--cohort", cohort, "--split", "sheet", *label, "--work", str(tmp_path / "work")]
+    arguments += ["--real-data", str(tmp_path), "--backbone", "test_resnet", "--input-size", "32"]
+    arguments += ["--epochs", "1", "--batch-size", "8", "--max-tiles", "40", "--seeds", "0"]
+    arguments += ["--encoders", "random", "stain-invariant"]
+    summary = evidence.main([str(tmp_path / "config.yaml"), *arguments])
     plain = summary[summary["minus"] == ""]
     found = plain.set_index(["encoder", "metric"])["value"]
     for metric in ("top1, worst pair", "auroc, worst stain", "effective_rank", "stain told"):

@@ -1,4 +1,4 @@
-"""What a release's folder lacks, has twice, tears apart or has otherwise than published is told."""
+"""Missing, duplicate and unexpected rows and files of a release are reported."""
 
 from __future__ import annotations
 
@@ -13,13 +13,15 @@ from stainssl.datasets.release import FolderContents, Imported, Options, Release
 from stainssl.datasets.validate import validated
 
 
-def judged(rows: list[dict[str, str]], files: list[str] | None = None, **words: object) -> Imported:
+def validate_rows(
+    rows: list[dict[str, str]], files: list[str] | None = None, **arguments: object
+) -> Imported:
     frame = pd.DataFrame(rows)
 
-    def nothing(root: Path, options: Options) -> FolderContents:
+    def never_called(root: Path, options: Options) -> FolderContents:
         raise AssertionError
 
-    release = Release("r", "A release", "slides", nothing, **words)  # type: ignore[arg-type]
+    release = Release("r", "A release", "slides", never_called, **arguments)  # type: ignore[arg-type]
     return validated(
         release, FolderContents(frame, frame["path"].tolist() if files is None else files)
     )
@@ -30,14 +32,16 @@ def row(number: int, **columns: str) -> dict[str, str]:
     return base | columns
 
 
-def test_a_whole_folder_has_nothing_to_tell() -> None:
-    found = judged([row(1), row(2)], published={"slides": 2, "patients": 2})
+def test_a_complete_folder_has_no_problems_or_warnings() -> None:
+    found = validate_rows([row(1), row(2)], published={"slides": 2, "patients": 2})
     assert (found.problems, found.warnings) == ([], [])
     assert found.sheet["exclude"].tolist() == ["", ""]
 
 
-def test_labels_without_files_keep_their_place_and_are_excluded() -> None:
-    found = judged([row(1), row(2), row(3)], ["f/s1.svs", "f/s3.svs"], published={"slides": 3})
+def test_rows_without_files_are_kept_but_excluded() -> None:
+    found = validate_rows(
+        [row(1), row(2), row(3)], ["f/s1.svs", "f/s3.svs"], published={"slides": 3}
+    )
     assert found.sheet["exclude"].tolist() == ["", "true", ""]
     assert "1 of 3 labelled files are missing (a partial download?)" in found.warnings[0]
     assert "f/s2.svs" in found.warnings[0]
@@ -45,44 +49,44 @@ def test_labels_without_files_keep_their_place_and_are_excluded() -> None:
     assert not found.problems
 
 
-def test_files_without_labels_are_named_and_left_out() -> None:
-    found = judged([row(1)], ["f/s1.svs", "f/other.svs"])
+def test_files_without_labels_are_reported_and_left_out() -> None:
+    found = validate_rows([row(1)], ["f/s1.svs", "f/other.svs"])
     assert found.warnings == ["1 files have no label and are left out: f/other.svs"]
     assert found.sheet["slide_id"].tolist() == ["s1"]
 
 
-def test_rows_that_stand_twice_count_once_and_rows_that_differ_are_a_problem() -> None:
-    found = judged([row(1, her2="0"), row(1, her2="0"), row(2, her2="1")])
+def test_duplicate_rows_count_once_and_contradictory_rows_are_a_problem() -> None:
+    found = validate_rows([row(1, her2="0"), row(1, her2="0"), row(2, her2="1")])
     assert "1 rows are duplicates and count once: s1" in found.warnings
     assert found.sheet["slide_id"].tolist() == ["s1", "s2"]
-    found = judged([row(1, her2="0"), row(1, her2="1")])
+    found = validate_rows([row(1, her2="0"), row(1, her2="1")])
     assert found.problems == ["1 names have rows that differ: s1. Keep one of each"]
 
 
-def test_a_file_in_two_folders_is_named() -> None:
-    found = judged([row(1)], ["f/s1.svs", "g/s1.svs"])
+def test_a_file_in_two_folders_is_reported() -> None:
+    found = validate_rows([row(1)], ["f/s1.svs", "g/s1.svs"])
     assert "1 files are in several folders, one is read: f/s1.svs = g/s1.svs" in found.warnings
 
 
-def test_an_unexpected_class_is_a_problem_that_names_it() -> None:
+def test_an_unexpected_class_is_a_problem() -> None:
     rows = [row(1, her2="1"), row(2, her2="equivocal"), row(3, her2="")]
-    found = judged(rows, classes={"her2": frozenset({"0", "1"})})
+    found = validate_rows(rows, classes={"her2": frozenset({"0", "1"})})
     (problem,) = found.problems
     assert "'her2' has classes that are not in the release: equivocal (s2); known: 0, 1" in problem
 
 
-def test_published_counts_are_of_what_is_there() -> None:
+def test_published_counts_are_compared_with_existing_files() -> None:
     rows = [row(1, split="train"), row(2, split="test"), row(3, split="test")]
     published = {"slides": 3, "split=test": 2, "patients": 3}
-    assert judged(rows, published=published).warnings == []
-    found = judged(rows, ["f/s1.svs", "f/s2.svs"], published=published)
+    assert validate_rows(rows, published=published).warnings == []
+    found = validate_rows(rows, ["f/s1.svs", "f/s2.svs"], published=published)
     assert found.warnings[-1] == (
         "not the published counts: slides 2 of 3; split=test 1 of 2; patients 2 of 3"
     )
 
 
 def test_an_empty_folder_is_a_problem() -> None:
-    assert "is this the right folder?" in judged([row(1)], []).problems[0]
+    assert "is this the right folder?" in validate_rows([row(1)], []).problems[0]
 
 
 @given(
@@ -91,23 +95,31 @@ def test_an_empty_folder_is_a_problem() -> None:
         min_size=1, max_size=20,
     )
 )  # fmt: skip
-def test_a_patient_in_two_splits_stays_in_the_strictest_alone(rows: list[tuple[int, str]]) -> None:
-    made = [row(i, patient_id=f"p{who}", split=split) for i, (who, split) in enumerate(rows)]
-    found = judged(made)
+def test_a_patient_in_several_splits_stays_only_in_the_strictest(
+    rows: list[tuple[int, str]],
+) -> None:
+    split_rows = [
+        row(i, patient_id=f"p{patient}", split=split) for i, (patient, split) in enumerate(rows)
+    ]
+    found = validate_rows(split_rows)
     used = found.sheet[found.sheet["exclude"] == ""]
     assert used.groupby("patient_id")["split"].nunique().eq(1).all()
-    assert set(used["patient_id"]) == {f"p{who}" for who, _ in rows}
-    tests = {f"p{who}" for who, split in rows if split == "test"}
-    assert set(used.loc[used["split"] == "test", "patient_id"]) == tests
-    is_torn = len({(who, split) for who, split in rows}) > len({who for who, _ in rows})
-    assert any("several splits" in sentence for sentence in found.warnings) == is_torn
+    assert set(used["patient_id"]) == {f"p{patient}" for patient, _ in rows}
+    test_patients = {f"p{patient}" for patient, split in rows if split == "test"}
+    assert set(used.loc[used["split"] == "test", "patient_id"]) == test_patients
+    has_several_splits = len({(patient, split) for patient, split in rows}) > len(
+        {patient for patient, _ in rows}
+    )
+    assert any("several splits" in warning for warning in found.warnings) == has_several_splits
 
 
-def test_an_option_that_is_not_there_or_a_value_that_it_does_not_take() -> None:
-    def nothing(root: Path, options: Options) -> FolderContents:
+def test_unknown_options_and_values_are_refused() -> None:
+    def never_called(root: Path, options: Options) -> FolderContents:
         raise AssertionError
 
-    release = Release("r", "", "slides", nothing, options={"tiles": ("roi", "all"), "id": ("ID",)})
+    release = Release(
+        "r", "", "slides", never_called, options={"tiles": ("roi", "all"), "id": ("ID",)}
+    )
     assert release.chosen({"id": "Case"}) == {"tiles": "roi", "id": "Case"}
     with pytest.raises(ValueError, match="no option 'tile'; known: tiles, id"):
         release.chosen({"tile": "all"})

@@ -1,4 +1,4 @@
-"""Sheets of XLSX files are read alike, strict or transitional; what is none is a sentence."""
+"""XLSX files are read in strict and transitional format; other files are refused."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ ROWS: list[list[object]] = [["Patient", "", "Responder"], ["a", 3, "responder"],
 
 
 @pytest.mark.parametrize("kind", OOXML)
-def test_both_kinds_are_read_alike(tmp_path: Path, kind: str) -> None:
+def test_strict_and_transitional_files_are_read_the_same(tmp_path: Path, kind: str) -> None:
     write_xlsx(tmp_path / "a.xlsx", {"One": [["x"], ["y"]], "Two": ROWS}, kind)
     found = read_xlsx(tmp_path / "a.xlsx", sheet="Two")
     assert found.to_dict("list") == {"Patient": ["a", "b"], "Responder": ["responder", "no"]}
     assert read_xlsx(tmp_path / "a.xlsx").to_dict("list") == {"x": ["y"]}  # the first sheet
 
 
-words = st.text(st.characters(codec="utf-8", exclude_categories=("Cs", "Cc")), min_size=1).filter(
+texts = st.text(st.characters(codec="utf-8", exclude_categories=("Cs", "Cc")), min_size=1).filter(
     lambda text: text.strip() == text
 )
 
 
-@given(st.lists(st.lists(words, min_size=30, max_size=30), min_size=1, max_size=4))
-def test_any_text_comes_back_from_any_column(
+@given(st.lists(st.lists(texts, min_size=30, max_size=30), min_size=1, max_size=4))
+def test_any_text_is_read_back_from_any_column(
     tmp_path_factory: pytest.TempPathFactory, rows: list[list[str]]
 ) -> None:
     path = tmp_path_factory.mktemp("xlsx") / "a.xlsx"
@@ -39,12 +39,12 @@ def test_any_text_comes_back_from_any_column(
     assert read_xlsx(path).to_numpy().tolist() == rows
 
 
-def test_numbers_lose_nothing_but_a_trailing_zero(tmp_path: Path) -> None:
+def test_numbers_lose_only_a_trailing_zero(tmp_path: Path) -> None:
     write_xlsx(tmp_path / "a.xlsx", {"S": [["n"], [61], [4.0], [0.25], ["007"]]})
     assert read_xlsx(tmp_path / "a.xlsx")["n"].tolist() == ["61", "4", "0.25", "007"]
 
 
-def test_of_several_header_rows_the_lowest_filled_cell_is_the_name(tmp_path: Path) -> None:
+def test_the_lowest_filled_cell_of_several_header_rows_is_the_column_name(tmp_path: Path) -> None:
     rows: list[list[object]] = [["", "clinical", "pCR"], ["ID", "age", ""], ["061", 46, 1]]
     write_xlsx(tmp_path / "a.xlsx", {"S": rows})
     for found in (
@@ -54,7 +54,7 @@ def test_of_several_header_rows_the_lowest_filled_cell_is_the_name(tmp_path: Pat
         assert found.to_dict("list") == {"ID": ["061"], "age": ["46"], "pCR": ["1"]}
 
 
-def test_what_is_no_xlsx_is_a_sentence(tmp_path: Path) -> None:
+def test_files_that_are_not_xlsx_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.xlsx"
     with pytest.raises(StainsslError, match="does not exist"):
         read_xlsx(path)

@@ -1,4 +1,4 @@
-"""Every code block of the documentation is parsed; commands name verbs and options that exist."""
+"""Code blocks of the documentation are valid, and their commands and options exist."""
 
 from __future__ import annotations
 
@@ -34,27 +34,29 @@ def blocks_of(page: Path) -> list[tuple[str, str]]:
 
 
 def commands_of(text: str) -> list[list[str]]:
-    """Words of the lines that begin with `stainssl`, continued lines joined."""
+    """Arguments of the lines that begin with `stainssl`, continued lines joined."""
     joined = text.replace("\\\n", " ")
     parts = re.split(r"\n|&&|;|\|", joined)
     found = [shlex.split(part, comments=True) for part in parts if part.count("'") % 2 == 0]
-    return [words[1:] for words in found if words[:1] == ["stainssl"] and len(words) > 1]
+    return [
+        arguments[1:] for arguments in found if arguments[:1] == ["stainssl"] and len(arguments) > 1
+    ]
 
 
-def check_command(words: list[str]) -> None:
+def check_command(arguments: list[str]) -> None:
     command = typer.main.get_command(app)
-    while hasattr(command, "commands") and words:
-        verb, *words = words
-        if verb.startswith("-") or not verb.islower():
+    while hasattr(command, "commands") and arguments:
+        subcommand, *arguments = arguments
+        if subcommand.startswith("-") or not subcommand.islower():
             return
-        assert verb in command.commands, f"no verb {verb}"
-        command = command.commands[verb]
+        assert subcommand in command.commands, f"no verb {subcommand}"
+        command = command.commands[subcommand]
     if command.name == "run":
-        return  # Snakemake's own
+        return  # options of Snakemake
     known = {name for option in command.params for name in (*option.opts, *option.secondary_opts)}
-    for word in words:
-        if word.startswith("--"):
-            assert word.split("=")[0] in {*known, "--help"}, f"{command.name} has no {word}"
+    for argument in arguments:
+        if argument.startswith("--"):
+            assert argument.split("=")[0] in {*known, "--help"}, f"{command.name} has no {argument}"
 
 
 def check_block(language: str, text: str) -> None:
@@ -70,36 +72,36 @@ def check_block(language: str, text: str) -> None:
     elif language in ("sh", "bash", "console"):
         done = subprocess.run(["bash", "-n"], input=text, text=True, capture_output=True)
         assert done.returncode == 0, done.stderr
-        for words in commands_of(text):
-            check_command(words)
+        for arguments in commands_of(text):
+            check_command(arguments)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPO)))
-def test_code_blocks_are_what_they_say(page: Path) -> None:
+def test_code_blocks_are_valid(page: Path) -> None:
     for language, text in blocks_of(page):
         check_block(language, text)
 
 
-def test_a_wrong_option_would_be_found() -> None:
+def test_unknown_commands_and_options_are_detected() -> None:
     with pytest.raises(AssertionError, match="no --cohrt"):
         check_block("sh", "stainssl tile --cohrt x --part y\n")
     with pytest.raises(AssertionError, match="no verb"):
         check_block("sh", "stainssl tyle --cohort x\n")
 
 
-def named(page: Path, pattern: str) -> list[str]:
-    """What stands between backticks on a page, outside of its code blocks, and fits a pattern."""
+def inline_code(page: Path, pattern: str) -> list[str]:
+    """Inline code of a page that matches a pattern."""
     return re.findall(rf"`({pattern})`", FENCE.sub("", page.read_text()))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPO)))
-def test_code_that_is_named_is_there(page: Path) -> None:
-    wrong = [name for name in named(page, r"stainssl(?:\.\w+)+") if not _is_there(name)]
-    scripts = [f"/{name}" for name in named(page, r"[\w/]+\.(?:py|smk)")]
-    assert wrong + [name for name in scripts if not any(f.endswith(name) for f in SOURCES)] == []
+def test_modules_and_scripts_in_inline_code_exist(page: Path) -> None:
+    missing = [name for name in inline_code(page, r"stainssl(?:\.\w+)+") if not _exists(name)]
+    scripts = [f"/{name}" for name in inline_code(page, r"[\w/]+\.(?:py|smk)")]
+    assert missing + [name for name in scripts if not any(f.endswith(name) for f in SOURCES)] == []
 
 
-def _is_there(name: str) -> bool:
+def _exists(name: str) -> bool:
     try:
         pkgutil.resolve_name(name)
     except (ImportError, AttributeError):
@@ -107,7 +109,7 @@ def _is_there(name: str) -> bool:
     return True
 
 
-def test_the_first_pages_evidence_is_that_of_the_results() -> None:
+def test_results_in_the_readme_equal_those_of_the_appendix() -> None:
     results = (REPO / "docs/results-appendix.md").read_text().splitlines()
     readme = (REPO / "README.md").read_text()
     table = readme[readme.index("| encoder | top-1, worst pair") :].split("\n\n")[0].splitlines()
@@ -115,7 +117,7 @@ def test_the_first_pages_evidence_is_that_of_the_results() -> None:
     assert not [row for row in table if row not in results]
 
 
-def test_the_first_pages_comparison_is_that_of_its_page() -> None:
+def test_the_comparison_in_the_readme_equals_that_of_its_page() -> None:
     page = (REPO / "docs/comparison.md").read_text().splitlines()
     readme = (REPO / "README.md").read_text()
     section = readme[readme.index("## Beside other tools") :].split("\n## ")[0]

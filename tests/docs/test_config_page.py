@@ -1,4 +1,4 @@
-"""The page of the config shows every key of the model, with the model's own default."""
+"""docs/reference/config.md shows every key of the config with its default."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ SHOWN: dict[str, Any] = yaml.safe_load(re.findall(r"```yaml\n(.*?)```", PAGE.rea
 
 
 def _missing(keys: Iterator[str]) -> Iterator[str]:
-    """Keys that the page does not show; one that is null or {} there stands for all below it."""
+    """Keys that the page does not show; null or {} on the page covers all keys below."""
     for key in keys:
-        at: Any = SHOWN
-        for word in key.split("."):
-            if not at or not isinstance(at, dict):
+        node: Any = SHOWN
+        for part in key.split("."):
+            if not node or not isinstance(node, dict):
                 break
-            if word != "*" and word not in at:
+            if part != "*" and part not in node:
                 yield key
                 break
-            at = next(iter(at.values())) if word == "*" else at[word]
+            node = next(iter(node.values())) if part == "*" else node[part]
 
 
 def test_every_key_is_shown() -> None:
     assert list(_missing(leaves())) == []
 
 
-def test_a_key_that_is_not_shown_would_be_found() -> None:
+def test_a_missing_key_is_detected() -> None:
     assert list(_missing(iter(["tilings.*.mpp", "tilings.*.color"]))) == ["tilings.*.color"]
 
 
 SECTIONS = ("slides", "cohorts", "tilings", "encoders", "tasks", "heads", "benchmarks")
-EXAMPLES = {  # keys that the page fills in as a user would, or rounds
+EXAMPLES = {  # keys with an example or a rounded value on the page
     "cohorts": {"sheet", "root"},
     "encoders": {"method", "train", "backbone", "geometry"},
     "tasks": {"label"},
@@ -49,7 +49,7 @@ EXAMPLES = {  # keys that the page fills in as a user would, or rounds
 
 
 def _defaults(model: type[BaseModel]) -> dict[str, Any]:
-    """Key → its default, of the keys that have one."""
+    """Key → its default, for keys with a default."""
     found = {k: f.get_default(call_default_factory=True) for k, f in model.model_fields.items()}
     return {
         name: value.model_dump(mode="json") if isinstance(value, BaseModel) else value
@@ -59,9 +59,9 @@ def _defaults(model: type[BaseModel]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("section", SECTIONS)
-def test_what_is_shown_is_the_default(section: str) -> None:
+def test_the_values_shown_are_the_defaults(section: str) -> None:
     annotation = Config.model_fields[section].annotation
     shown = SHOWN[section] if section == "slides" else SHOWN[section]["NAME"]
     defaults = _defaults(get_args(annotation)[-1] if get_args(annotation) else annotation)
-    asked = defaults.keys() - EXAMPLES.get(section, set())
-    assert {name: shown[name] for name in asked} == {name: defaults[name] for name in asked}
+    compared = defaults.keys() - EXAMPLES.get(section, set())
+    assert {name: shown[name] for name in compared} == {name: defaults[name] for name in compared}

@@ -1,4 +1,4 @@
-"""The demo's tables on the pages are those that a run wrote."""
+"""The demo's tables on documentation pages equal those written by a run."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from tools.pages import marks
 
 
 @pytest.mark.parametrize("benchmark", demo_table.SHOWN)
-def test_the_page_shows_the_kept_table(benchmark: str) -> None:
+def test_the_page_shows_the_stored_table(benchmark: str) -> None:
     shown = demo_table.SHOWN[benchmark]
     text = (demo_table.REPO / shown.page).read_text(encoding="utf-8")
-    kept = (demo_table.REPO / "docs" / "evidence" / shown.kept).read_text(encoding="utf-8")
-    assert shown.section(text, kept) == text
-    assert kept.startswith("| encoder |")
+    stored = (demo_table.REPO / "docs" / "evidence" / shown.kept).read_text(encoding="utf-8")
+    assert shown.section(text, stored) == text
+    assert stored.startswith("| encoder |")
 
 
-def test_of_a_run_the_first_table_is_taken(tmp_path: Path) -> None:
+def test_only_the_first_table_of_a_run_is_copied(tmp_path: Path) -> None:
     start, end = marks("demo")
     (tmp_path / "docs" / "evidence").mkdir(parents=True)
     (tmp_path / "README.md").write_text(f"a\n{start}\nold\n{end}\nb\n")

@@ -1,4 +1,4 @@
-"""The rooms that docs/design.md draws are those whose imports are checked, in the same order."""
+"""The packages in docs/design.md are those of the import contract, in the same order."""
 
 import re
 import tomllib
@@ -7,9 +7,9 @@ from pathlib import Path
 REPO = Path(__file__).parents[2]
 
 
-def test_the_rooms_are_drawn_in_the_order_that_imports_are_checked_by():
+def test_packages_are_in_the_order_of_the_import_contract():
     contracts = tomllib.loads((REPO / "pyproject.toml").read_text())["tool"]["importlinter"]
     layers = next(c["layers"] for c in contracts["contracts"] if c["type"] == "layers")
-    checked = [layer.replace("stainssl.", "").split(" | ") for layer in layers]
-    drawn = re.findall(r"^ *([a-z, ]+) │", (REPO / "docs" / "design.md").read_text(), re.M)
-    assert [line.split(", ") for line in drawn] == checked
+    expected = [layer.replace("stainssl.", "").split(" | ") for layer in layers]
+    found = re.findall(r"^ *([a-z, ]+) │", (REPO / "docs" / "design.md").read_text(), re.M)
+    assert [line.split(", ") for line in found] == expected

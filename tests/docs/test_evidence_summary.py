@@ -1,4 +1,4 @@
-"""Tables of real tiles are of the records, on every page that shows them."""
+"""Tables of results on real tiles equal their records, on every page with them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ RECORDS = evidence_norms.RECORD.parent
 
 
 class Shown(NamedTuple):
-    """A section of a page and what makes it."""
+    """A section of a page, its record, and the function that writes it."""
 
     record: str
     page: Path
@@ -51,32 +51,32 @@ SHOWN = [
 
 
 @pytest.mark.parametrize("shown", SHOWN, ids=lambda shown: shown.record)
-def test_a_section_is_of_its_record(shown: Shown) -> None:
+def test_a_section_equals_its_record(shown: Shown) -> None:
     text = shown.page.read_text(encoding="utf-8")
-    made = json.loads((RECORDS / f"{shown.record}.json").read_text(encoding="utf-8"))
-    assert between(text, marks(shown.record), f"\n\n{shown.section(made)}\n") == text
+    content = json.loads((RECORDS / f"{shown.record}.json").read_text(encoding="utf-8"))
+    assert between(text, marks(shown.record), f"\n\n{shown.section(content)}\n") == text
 
 
 @pytest.mark.parametrize("page", summary.PAGES, ids=lambda page: page.name)
-def test_the_table_on_the_page_is_that_of_the_records(page: Path) -> None:
+def test_the_summary_table_equals_the_records(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
-    made = f"\n\n{summary.section(summary.load())}\n"
-    assert between(text, marks(summary.NAME), made) == text
+    expected = f"\n\n{summary.section(summary.load())}\n"
+    assert between(text, marks(summary.NAME), expected) == text
 
 
-def test_what_others_published_is_as_the_package_knows_it() -> None:
+def test_published_results_equal_those_in_the_package() -> None:
     text = evidence_table.RESULTS.read_text(encoding="utf-8")
     assert between(text, marks(summary.PUBLISHED), f"\n\n{summary.of_others()}\n") == text
 
 
-def test_every_row_is_of_a_record() -> None:
-    made = summary.load()
+def test_every_row_has_a_record() -> None:
+    records = summary.load()
     for name, keys in summary.ROWS.items():
-        known = [key in made[record] for record, key in zip(made, keys, strict=True) if key]
+        known = [key in records[record] for record, key in zip(records, keys, strict=True) if key]
         assert any(known), name
 
 
-def test_a_section_is_replaced_and_what_is_around_it_stays() -> None:
+def test_only_the_section_is_replaced() -> None:
     start, end = marks("fan")
     text = between(f"# A\n\n{start}\nold\n{end}\n\n## B\n", (start, end), "\nnew\n")
     assert text == f"# A\n\n{start}\nnew\n{end}\n\n## B\n"

@@ -1,4 +1,4 @@
-"""The notebooks run from the first cell to the last."""
+"""The notebooks run from the first to the last cell."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ def run(name: str, folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("name", ["stain_engine.ipynb", "embeddings.ipynb"])
-def test_a_notebook_runs_and_draws(name: str, tmp_path: Path) -> None:
+def test_a_notebook_runs_and_has_figures(name: str, tmp_path: Path) -> None:
     assert "image/png" in run(name, tmp_path)
 
 
-def test_the_stain_engine_on_real_tiles(
+def test_the_stain_engine_notebook_runs_on_real_tiles(
     real_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TILES", str(real_data / "camelyon17-centres"))
     assert "image/png" in run("stain_engine.ipynb", tmp_path)
 
 
-def test_notebooks_are_kept_without_outputs() -> None:
+def test_notebooks_are_stored_without_outputs() -> None:
     for path in FOLDER.glob("*.ipynb"):
         cells = nbformat.read(path, as_version=4).cells
         assert not [cell for cell in cells if cell.get("outputs")], path

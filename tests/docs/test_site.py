@@ -1,4 +1,4 @@
-"""The site builds without a warning, and holds every page."""
+"""The documentation site builds without a warning and has every page."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     assert (tmp_path / "reference/python/index.html").is_file()
 
 
-def test_every_page_stands_in_the_navigation() -> None:
+def test_every_page_is_in_the_navigation() -> None:
     listed = set(pages_of(yaml.safe_load((REPO / "mkdocs.yml").read_text())["nav"]))
     docs = REPO / "docs"
     assert {str(page.relative_to(docs)) for page in docs.rglob("*.md")} == listed

@@ -1,4 +1,4 @@
-"""What docs/howto/robustness.md shows is of the record."""
+"""The tables in docs/howto/robustness.md equal the recorded results."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from benchmarks import tile_robustness
 from tools.pages import between, marks
 
 
-def test_the_tables_on_the_page_are_those_of_the_record() -> None:
+def test_the_tables_equal_the_recorded_results() -> None:
     record = json.loads(tile_robustness.RESULTS.read_text(encoding="utf-8"))
     text = tile_robustness.PAGE.read_text(encoding="utf-8")
     for name in tile_robustness.CALLS:

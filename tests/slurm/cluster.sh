@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
 # A real SLURM on this machine: two virtual nodes, the partitions cpu and gpu, accounting.
 #
-#   cluster.sh start FOLDER    everything it writes lies in FOLDER; prints what to export
-#   cluster.sh stop FOLDER     ends the daemons that start began, by their process ids
+#   cluster.sh start FOLDER    all files are written to FOLDER; prints what to export
+#   cluster.sh stop FOLDER     stops the daemons of `start`, by their process ids
 #
 # Needs root and Debian's packages: slurmctld slurmd slurmdbd slurm-client munge mariadb-server.
-# The gpu partition has a node whose one GPU exists in SLURM's books alone: jobs that ask for a GPU
-# are placed there, and find none.
+# The gpu partition has a node with one GPU that exists only in SLURM's configuration: jobs that
+# request a GPU run there, without one.
 set -euo pipefail
 
-ports() { # four free ports from a base that is this folder's own
+ports() { # four ports from a base that depends on the folder
     local base=$((20000 + 16#$(printf %s "$FOLDER" | md5sum | cut -c1-3) * 6))
     CTLD=$base DBD=$((base + 1)) SQL=$((base + 2)) NODES=$((base + 3))
 }
@@ -116,7 +116,7 @@ start() {
     echo "export SLURM_CONF=$FOLDER/slurm.conf"
 }
 
-stop() { # the daemons' own files say their process ids
+stop() { # by the daemons' pid files
     for name in slurmd.v1 slurmd.v2 slurmctld slurmdbd mariadbd munged; do
         if [ -s "$FOLDER/$name.pid" ]; then kill "$(cat "$FOLDER/$name.pid")" 2>/dev/null || true; fi
     done

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# The WILDS miniature through profiles/slurm on a real SLURM, and what became of its jobs.
+# Runs the WILDS miniature through profiles/slurm on a real SLURM, and checks its jobs.
 #
 #   run.sh [FOLDER]            by hand, or `make test-slurm`; 10 to 15 minutes on two cores
 #
-# Passes where the table is there, jobs ran in both partitions, light jobs were grouped, and the job
-# that was given too little memory ran again with more.
+# Passes if the table is written, jobs ran in both partitions, light jobs were grouped, and the job
+# with too little memory was restarted with more.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 FOLDER=$(realpath -m "${1:-$(mktemp -d)}")
@@ -18,8 +18,8 @@ sinfo
 
 "$PYTHON" -m tests.slurm.miniature "$FOLDER/run"
 
-# The profile is copied, as docs/hpc.md says, and one line added: the probe gets too little memory at
-# its first attempt. What this machine lacks, cores and time to wait, is said on the command line.
+# The profile is copied, as in docs/hpc.md, and one line added: the probe gets too little memory at
+# its first attempt. Cores and waiting times for this machine are set on the command line.
 cp -r profiles/slurm "$FOLDER/profile"
 echo '  - probe:mem_mb=100*15**(attempt-1)' >>"$FOLDER/profile/config.yaml"
 snakemake() {
