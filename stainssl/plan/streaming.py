@@ -15,6 +15,8 @@ def streaming_notices(config: Config) -> list[str]:
 
     It names what reads the stored tiles.
     """
+    is_kept = config.slides.keep_pixels
+    removed = "With slides.keep_pixels: false they" if is_kept else "They"
     streamed = [name for name, cohort in config.cohorts.items() if cohort.pixels == "stream"]
     readers = list(_readers(config)) if streamed else []
     sentences = []
@@ -24,7 +26,7 @@ def streaming_notices(config: Config) -> list[str]:
             listed = ", ".join(dict.fromkeys(found))
             sentences.append(
                 f"cohorts.{name} has pixels: stream, but its tiles are also stored, for {listed}."
-                " With slides.keep_pixels: false they are removed afterwards."
+                f" {removed} are removed afterwards."
             )
     return sentences
 
@@ -33,9 +35,10 @@ def _readers(config: Config) -> Iterator[tuple[str, Collection[Part]]]:
     """Yield what reads stored tiles, other than `embed`, and the stores it reads."""
     for run in config.runs():
         encoder = f"encoders.{run.key}"
-        if run.encoder.needs_target:
+        is_final = run.encoder.method is not None and run.encoder.frozen  # its model is used as is
+        if run.encoder.needs_target and not is_final:
             yield f"the stain target of {encoder}", target(config, run.name).pixels
-        if run.encoder.is_trained:
+        if run.encoder.is_trained and not is_final:
             yield f"the pretraining of {encoder}", pretrain(config, run.name).pixels
         if robustness_tasks_of_encoder(config, run.key):
             yield f"the robustness of {encoder}", robustness(config, run.name).pixels

@@ -94,3 +94,19 @@ def test_a_notice_names_what_needs_stored_tiles(
     assert "cohorts.c has pixels: stream, but its tiles are also stored" in sentence
     assert reader in sentence
     assert streaming_notices(_config(tmp_path, "store", **keys)) == []
+
+
+def test_the_notice_tells_whether_the_stored_tiles_are_removed(tmp_path: Path) -> None:
+    encoders = {"si": {"method": "simclr", "train": TRAIN}}
+    (kept,) = streaming_notices(_config(tmp_path, encoders=encoders))
+    assert kept.endswith("With slides.keep_pixels: false they are removed afterwards.")
+    slides = {"keep_pixels": False}
+    (removed,) = streaming_notices(_config(tmp_path, encoders=encoders, slides=slides))
+    assert removed.endswith("for the pretraining of encoders.si. They are removed afterwards.")
+
+
+def test_no_notice_for_a_frozen_encoder(tmp_path: Path) -> None:
+    method = {"method": "stain-invariant", "train": TRAIN}
+    trained = {**method, "target": {"policy": "cohort"}}
+    assert streaming_notices(_config(tmp_path, encoders={"si": trained}))
+    assert not streaming_notices(_config(tmp_path, encoders={"si": {**trained, "frozen": True}}))
