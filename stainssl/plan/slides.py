@@ -245,6 +245,8 @@ class PixelsJob(Job):
             inputs of `tile`, which reruns if one is replaced: listing them twice would slow down
             every dry-run.
         rows: `slide_id` and `path`.
+        root: folder of the cohort. If it is missing, the mount is at fault and not a slide.
+        may_miss: whether a slide that is gone by now is left out instead of an error.
     """
 
     tiles: Reads[Path]
@@ -254,6 +256,8 @@ class PixelsJob(Job):
     rows: Setting[pd.DataFrame]
     reader: Setting[str]
     tiling: Setting[Tiling]
+    root: Resource[Path]
+    may_miss: Resource[bool]
     staging: Resource[tuple[Path | None, int]]
     max_minutes: Resource[float]
 
@@ -270,6 +274,8 @@ def pixels(config: Config, cohort: str, part: str) -> PixelsJob:
         rows=rows,
         reader=_reader(config, found),
         tiling=config.tiling_of(cohort),
+        root=root(config, cohort),
+        may_miss=config.slides.on_missing == "quarantine",
         staging=config.slides.staging_place(),
         max_minutes=config.slides.max_minutes,
     )

@@ -17,12 +17,13 @@ import torch
 from stainssl.errors import SlideError
 from stainssl.plan.slides import PixelsJob
 from stainssl.runtime.parallel import TimeSpent, job_threads, library_threads, parallel_map
-from stainssl.slides.errors import run_with_limits
+from stainssl.slides.errors import require_file, run_with_limits
 from stainssl.slides.scale import read_square
 from stainssl.slides.shared import SharedSlide, open_shared
 from stainssl.slides.slide import Slide
 from stainssl.slides.staging import staged
 from stainssl.slides.unchanged import SlideFingerprint, recorded
+from stainssl.stages.tile import refuse_missing
 from stainssl.stain import METHODS, StainProfile, estimate
 from stainssl.stores.pixels import JpegSpool, SlidePixels, encode, write_pixels
 from stainssl.stores.tiles import read_qc, read_tiles
@@ -181,10 +182,19 @@ class _Reader:
     has_profiles: bool
 
     def encoded(self, place: tuple[str, Path]) -> SlidePixels | None:
-        """Read a slide, given its name and file; None, with a warning, if it cannot be read."""
+        """Read a slide, given its name and file; None, with a warning, if it cannot be read.
+
+        Raises:
+            StainsslError: the file is missing, and the job does not allow this.
+            OSError: the machine, the disk or the mount failed.
+        """
         (slide_id, path), started = place, time.monotonic()
         try:
             found = run_with_limits(path, self.job.max_minutes, partial(self._read, slide_id, path))
+        except FileNotFoundError:
+            if self._is_missing(slide_id, path):
+                return None
+            raise
         except SlideError as error:  # it could be read when it was tiled
             log.warning("%s: left out: %s", slide_id, error)
             return None
@@ -192,6 +202,17 @@ class _Reader:
         count, level = len(found.tile), logging.INFO if len(found.tile) > 1 else logging.DEBUG
         log.log(level, "%s: %d tiles in %.1f s", slide_id, count, time.monotonic() - started)
         return found
+
+    def _is_missing(self, slide_id: str, path: Path) -> bool:
+        """Whether the file of a slide is gone, with a warning; an error if it must not be."""
+        try:
+            require_file(path, self.job.root)
+        except SlideError as error:
+            if not self.job.may_miss:
+                refuse_missing(error, slide_id)
+            log.warning("%s: left out: %s", slide_id, error)
+            return True
+        return False
 
     def _read(self, slide_id: str, path: Path) -> SlidePixels:
         job = self.job

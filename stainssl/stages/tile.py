@@ -281,7 +281,8 @@ def _patch_picture(result: TilingResult, slide: Slide) -> bytes:
     return _png(preview(image, nothing, nothing, mpp, result.tiles, mpp, (0, 0), title))
 
 
-def _refuse_missing(error: SlideError, slide_id: str) -> None:
+def refuse_missing(error: SlideError, slide_id: str) -> None:
+    """Raise a `StainsslError` that says what to do about a missing slide."""
     raise StainsslError(
         f"{slide_id}: {error.detail} Fix the path, exclude the row, or set "
         "slides.on_missing: quarantine."
@@ -336,7 +337,7 @@ def _tile_row(job: TileJob, row: Any, number: int) -> TilingResult:
             _work(job, result, slide, float(row.mpp), number)
     except SlideError as error:
         if error.status is Status.MISSING and not job.may_miss:
-            _refuse_missing(error, result.slide_id)
+            refuse_missing(error, result.slide_id)
         result.status, result.detail = error.status, error.detail
     except FileNotFoundError:
         result.status, result.detail = _vanished(Path(row.path), job.root)

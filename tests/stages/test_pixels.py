@@ -1,5 +1,6 @@
 """The pixels of a part hold every readable kept tile, with its stain profiles."""
 
+import dataclasses
 import os
 import threading
 from pathlib import Path
@@ -12,7 +13,8 @@ import pytest
 from PIL import Image
 
 from stainssl.config import Config, parse
-from stainssl.errors import SlideError, Status
+from stainssl.errors import SlideError, StainsslError, Status
+from stainssl.plan.workflow import BUILDERS
 from stainssl.slides import errors
 from stainssl.slides.errors import translate_errors
 from stainssl.slides.readers.patches import PatchFile
@@ -120,11 +122,43 @@ def _read_with_faults(monkeypatch: pytest.MonkeyPatch, bad: set[int]) -> SlidePi
     return pixels.slide_pixels(SharedSlide([Mock()]), "s", tiles, len(image), workers=2)
 
 
-def test_a_vanished_file_is_an_error_and_leaves_no_store(patches: Config, tmp_path: Path) -> None:
+def test_a_deleted_file_is_an_error_and_leaves_no_store(patches: Config, tmp_path: Path) -> None:
     (tmp_path / "t2.png").unlink()
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(StainsslError, match=r"t2: .*t2\.png does not exist.*quarantine"):
         run_stage("pixels", patches, "c", "all-0000")
     assert not _store(patches).exists()
+
+
+def test_a_deleted_file_that_may_be_missing_is_left_out(
+    patches: Config, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "t2.png").unlink()
+    slides = patches.slides.model_copy(update={"on_missing": "quarantine"})
+    run_stage("pixels", patches.model_copy(update={"slides": slides}), "c", "all-0000")
+    assert open_pixels(_store(patches)).slide_id == ["t0", "t1", "t3", "t4"]
+    assert "t2: left out: missing" in caplog.text
+
+
+@pytest.mark.parametrize("on_missing", ["error", "quarantine"])
+def test_a_mount_that_is_gone_is_no_missing_slide(
+    patches: Config, tmp_path: Path, on_missing: str
+) -> None:
+    job = BUILDERS["pixels"](patches, "c", "all-0000")
+    may_miss = on_missing == "quarantine"
+    moved = dataclasses.replace(job, root=tmp_path / "mount", may_miss=may_miss)
+    (tmp_path / "t2.png").unlink()
+    with pytest.raises(OSError, match="is its disk mounted"):
+        pixels.run(moved)
+    assert not _store(patches).exists()
+
+
+def test_a_missing_temporary_folder_is_no_missing_slide(
+    patches: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stainssl.stores.pixels.SPOOL_BYTES", 1)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "gone"))
+    with pytest.raises(FileNotFoundError, match="gone"):
+        run_stage("pixels", patches, "c", "all-0000")
 
 
 def test_a_slide_that_was_replaced_by_an_older_one_is_left_out(

@@ -11,7 +11,7 @@ import pytest
 
 from stainssl.config import Config, parse
 from stainssl.demo import make
-from stainssl.errors import SlideError, Status
+from stainssl.errors import SlideError, StainsslError, Status
 from stainssl.runtime import parallel
 from stainssl.slides.scale import read_square
 from stainssl.stages import pixels, run_stage
@@ -141,9 +141,8 @@ def test_a_tile_that_cannot_be_read_has_no_embedding(
     assert f"1 of {len(found)} tiles have no embedding" in caplog.text
 
 
-def test_a_slide_replaced_after_tiling_is_left_out(
-    slides: Path, tmp_path: Path, caplog: Any
-) -> None:
+def _copied(slides: Path, tmp_path: Path, **keys: Any) -> tuple[Config, Path, pd.DataFrame]:
+    """A streamed cohort of copied slides, tiled: its config, folder and sheet."""
     sheet = pd.read_csv(slides / "sheet.csv", dtype=str).iloc[1:]
     root = tmp_path / "clinic"
     (root / "slides").mkdir(parents=True)
@@ -153,11 +152,40 @@ def test_a_slide_replaced_after_tiling_is_left_out(
     config = _config(slides, tmp_path / "results", "stream")
     cohort = config.cohorts["clinic"]
     moved = cohort.model_copy(update={"sheet": tmp_path / "sheet.csv", "root": root})
-    config = config.model_copy(update={"cohorts": {"clinic": moved}})
+    of_slides = config.slides.model_copy(update=keys)
+    config = config.model_copy(update={"cohorts": {"clinic": moved}, "slides": of_slides})
     run_stage("tile", config, *PART)
+    return config, root, sheet
+
+
+def test_a_slide_replaced_after_tiling_is_left_out(
+    slides: Path, tmp_path: Path, caplog: Any
+) -> None:
+    config, root, sheet = _copied(slides, tmp_path)
     first, second = (root / path for path in sheet["path"].iloc[:2])
     first.write_bytes(second.read_bytes())
     run_stage("embed", config, PART[0], "one", PART[1])
     found = open_embeddings(config.paths.embeddings(PART[0], "one", PART[1]))
     assert found.slide_id == list(sheet["slide_id"].iloc[1:])
     assert f"{sheet['slide_id'].iloc[0]}: left out" in caplog.text
+
+
+def test_a_slide_deleted_after_tiling_is_left_out_if_it_may_be_missing(
+    slides: Path, tmp_path: Path, caplog: Any
+) -> None:
+    config, root, sheet = _copied(slides, tmp_path, on_missing="quarantine")
+    (root / sheet["path"].iloc[1]).unlink()
+    run_stage("embed", config, PART[0], "one", PART[1])
+    found = open_embeddings(config.paths.embeddings(PART[0], "one", PART[1]))
+    assert found.slide_id == list(sheet["slide_id"].iloc[[0, 2]])
+    assert f"{sheet['slide_id'].iloc[1]}: left out: missing" in caplog.text
+
+
+def test_a_slide_deleted_after_tiling_is_an_error_if_none_may_be_missing(
+    slides: Path, tmp_path: Path
+) -> None:
+    config, root, sheet = _copied(slides, tmp_path)
+    (root / sheet["path"].iloc[1]).unlink()
+    with pytest.raises(StainsslError, match=r"does not exist.*on_missing: quarantine"):
+        run_stage("embed", config, PART[0], "one", PART[1])
+    assert not config.paths.embeddings(PART[0], "one", PART[1]).exists()
