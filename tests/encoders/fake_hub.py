@@ -1,4 +1,4 @@
-"""A cache of the hub in a folder, laid out as huggingface_hub lays it out."""
+"""A Hugging Face cache in a folder, with the layout of huggingface_hub."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ COMMITS = ("0123456789abcdef" * 2 + "01234567", "fedcba9876543210" * 2 + "fedcba
 
 
 def cache(folder: Path, monkeypatch) -> Path:
-    """An empty cache that huggingface_hub takes for this machine's; nothing is downloaded."""
+    """An empty folder set as the cache of huggingface_hub; downloads are disabled."""
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(folder / "hub"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     return folder / "hub"
@@ -19,7 +19,7 @@ def cache(folder: Path, monkeypatch) -> Path:
 def put(
     folder: Path, repository: str, file: str, content: bytes, commit: str, ref: str = "main"
 ) -> Path:
-    """A file of a repository as it is after a download of a commit, to which `ref` points then."""
+    """Add a file of a repository as after downloading `commit`, which `ref` then points to."""
     own = folder / f"models--{repository.replace('/', '--')}"
     path = own / "snapshots" / commit / file
     path.parent.mkdir(parents=True, exist_ok=True)

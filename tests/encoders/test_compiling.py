@@ -1,4 +1,4 @@
-"""A compiled network answers as it does without, and a compiler that fails costs only speed."""
+"""A compiled network gives the same embeddings, and runs uncompiled if compilation fails."""
 
 from __future__ import annotations
 
@@ -20,30 +20,32 @@ def network() -> nn.Module:
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("backend", ["eager", "aot_eager"])  # all of it but the machine's compiler
-def test_vectors_are_those_of_the_network(
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])  # without the code generator
+def test_embeddings_are_those_of_the_uncompiled_network(
     network: nn.Module, backend: str, monkeypatch: pytest.MonkeyPatch, caplog
 ) -> None:
     monkeypatch.setattr(compiling.torch, "compile", partial(torch.compile, backend=backend))
     compiled = CompiledNetwork(network)
     for count in (4, 3):  # the last batch of a part is smaller
         images = torch.rand(count, 3, 64, 64)
-        found, wanted = compiled(images), network(images)
-        torch.testing.assert_close(found, wanted, rtol=2**-11, atol=1e-6)  # float16's own
+        found, expected = compiled(images), network(images)
+        torch.testing.assert_close(
+            found, expected, rtol=2**-11, atol=1e-6
+        )  # the rounding of float16
     assert "torch.compile failed" not in caplog.text
 
 
 @torch.inference_mode()
-def test_a_compiler_that_fails_is_told_once_and_done_without(
+def test_a_failed_compilation_is_logged_once_and_the_network_runs_uncompiled(
     network: nn.Module, monkeypatch: pytest.MonkeyPatch, caplog
 ) -> None:
-    def no_compiler(_: nn.Module):
+    def failing_compile(_: nn.Module):
         def run(_: torch.Tensor) -> torch.Tensor:
             raise RuntimeError("Failed to find C compiler.\nA long trace.")
 
         return run
 
-    monkeypatch.setattr(compiling.torch, "compile", no_compiler)
+    monkeypatch.setattr(compiling.torch, "compile", failing_compile)
     compiled, images = CompiledNetwork(network), torch.rand(2, 3, 64, 64)
     for _ in range(2):
         torch.testing.assert_close(compiled(images), network(images), rtol=0, atol=0)
@@ -52,7 +54,7 @@ def test_a_compiler_that_fails_is_told_once_and_done_without(
     assert "A long trace" not in caplog.text
 
 
-def test_memory_that_ran_out_is_no_fault_of_the_compiler(
+def test_out_of_memory_is_raised_and_not_taken_for_a_failed_compilation(
     network: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def run(_: torch.Tensor) -> torch.Tensor:

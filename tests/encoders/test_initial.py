@@ -1,4 +1,4 @@
-"""Training that starts from given weights: theirs to begin with, prepared as they expect."""
+"""Training from given weights: it starts from them and uses their preprocessing."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def _folder(folder, name="test_resnet", size=32, **args):
     return model, f"local-dir:{folder / 'model'}"
 
 
-def _same(found, expected):
+def _assert_same_weights(found, expected):
     for (name, one), (_, two) in zip(
         found.state_dict().items(), expected.state_dict().items(), strict=True
     ):
@@ -48,14 +48,14 @@ def _same(found, expected):
 
 
 @pytest.mark.parametrize("make", [_file, _folder])
-def test_the_weights_are_the_sources(tmp_path, make):
+def test_initial_weights_are_those_of_the_source(tmp_path, make):
     expected, source = make(tmp_path)
     found = initial_backbone(source, 32)
-    _same(found.model, expected)
+    _assert_same_weights(found.model, expected)
     assert found.name == "test_resnet"
 
 
-def test_constants_are_the_models_own_not_the_defaults(tmp_path):
+def test_mean_and_std_are_those_of_the_model(tmp_path):
     found = initial_backbone(_folder(tmp_path)[1], 32)
     assert (found.mean, found.std) == (MEAN, STD)
     own = timm.get_pretrained_cfg("test_vit.r160_in1k")
@@ -63,28 +63,28 @@ def test_constants_are_the_models_own_not_the_defaults(tmp_path):
     assert (of_file.mean, of_file.std) == (own.mean, own.std)
 
 
-def test_a_transformer_is_resampled_to_the_size_as_timm_does_it(tmp_path):
+def test_position_embeddings_are_resampled_as_by_timm(tmp_path):
     model, source = _folder(tmp_path, "test_vit", size=64, img_size=64)
     found = initial_backbone(source, 96)
     assert found.model_args == {"img_size": 96}
-    # timm's own way: the file of weights is filtered into a network of the other size.
+    # timm resamples when it loads the file into a network of the other size.
     file = {"file": str(tmp_path / "model" / "model.safetensors"), "num_classes": 0}
     expected = timm.create_model("test_vit", pretrained=True, pretrained_cfg_overlay=file,
                                  num_classes=0, img_size=96)  # fmt: skip
-    _same(found.model, expected)
+    _assert_same_weights(found.model, expected)
     torch.testing.assert_close(found.model.norm.weight, model.norm.weight)
 
 
-def test_another_architecture_than_the_config_says_is_a_sentence(tmp_path):
+def test_another_architecture_than_in_the_config_is_an_error(tmp_path):
     _, source = _file(tmp_path)
     with pytest.raises(StainsslError, match=r"is a test_resnet, but `backbone` is resnet50"):
         initial_backbone(source, 32, "resnet50")
 
 
-def test_a_network_of_one_size_that_cannot_be_changed_is_a_sentence(tmp_path):
+def test_a_size_that_the_network_cannot_take_is_an_error(tmp_path):
     _, source = _folder(tmp_path, "test_vit", size=64, img_size=64)
     with pytest.raises(StainsslError, match=r"cannot be built for 40 px .*`input_size: 64`"):
-        initial_backbone(source, 40)  # no multiple of its patches
+        initial_backbone(source, 40)  # not a multiple of the patch size
 
 
 def _train(folder, source, method, **keys):
@@ -97,7 +97,7 @@ def _train(folder, source, method, **keys):
 
 
 @pytest.mark.parametrize("method", ["stain-invariant", "simclr"])
-def test_a_step_of_no_size_leaves_the_given_weights_and_their_constants(tmp_path, method):
+def test_training_without_change_keeps_the_given_weights_and_mean_and_std(tmp_path, method):
     expected, source = _folder(tmp_path)
     _, path = _train(tmp_path / "c", source, method, steps=1, lr=1e-12, weight_decay=0)
     made = load(path)
@@ -109,15 +109,15 @@ def test_a_step_of_no_size_leaves_the_given_weights_and_their_constants(tmp_path
     assert made(images).shape == (3, made.dim)
 
 
-def test_views_are_prepared_with_the_sources_constants(tmp_path, monkeypatch):
+def test_training_uses_the_mean_and_std_of_the_source(tmp_path, monkeypatch):
     seen = []
-    true = pretrain.Preprocessing
-    monkeypatch.setattr(pretrain, "Preprocessing", lambda *a: seen.append(a) or true(*a))
+    preprocessing = pretrain.Preprocessing
+    monkeypatch.setattr(pretrain, "Preprocessing", lambda *a: seen.append(a) or preprocessing(*a))
     _train(tmp_path / "c", _folder(tmp_path)[1], "simclr", steps=1)
     assert seen == [(MEAN, STD)]
 
 
-def test_other_weights_under_the_same_name_do_not_take_up_the_checkpoint(tmp_path, caplog):
+def test_changed_weights_at_the_same_path_do_not_resume_the_checkpoint(tmp_path, caplog):
     _, source = _file(tmp_path)
     _train(tmp_path / "c", source, "simclr", steps=1)
     save_file({k: v.contiguous() for k, v in _network(seed=6).state_dict().items()},
@@ -134,7 +134,7 @@ def _chained(tmp_path, **second):
     return parse(given)
 
 
-def test_another_encoder_of_the_config_and_the_patients_that_it_has_seen(tmp_path):
+def test_starting_from_an_encoder_of_the_config_includes_the_patients_it_has_seen(tmp_path):
     config = _chained(tmp_path)
     paths = config.paths
     run_stage("pretrain", config, "simclr")
@@ -150,7 +150,7 @@ def test_another_encoder_of_the_config_and_the_patients_that_it_has_seen(tmp_pat
     assert "| initial weights | simclr |" in card
 
 
-def test_a_run_starts_from_the_run_of_its_own_seed(tmp_path):
+def test_a_run_starts_from_the_run_with_the_same_seed(tmp_path):
     config = _chained(tmp_path, seeds=[0, 3])
     several = config.model_dump(mode="json")
     several["encoders"]["simclr"]["seeds"] = [3, 4]
@@ -160,7 +160,7 @@ def test_a_run_starts_from_the_run_of_its_own_seed(tmp_path):
     assert config.initial_run(config.run("simclr.3")) is None
 
 
-def test_a_name_of_its_own_is_no_circle_and_others_are(tmp_path):
+def test_cycles_of_init_are_refused(tmp_path):
     config = _chained(tmp_path).model_dump(mode="json")
     config["encoders"]["test_resnet"] = {**config["encoders"]["next"], "init": "test_resnet"}
     found = parse(config)
@@ -170,16 +170,16 @@ def test_a_name_of_its_own_is_no_circle_and_others_are(tmp_path):
         parse(config)
 
 
-@pytest.mark.parametrize(("keys", "sentence"), [
+@pytest.mark.parametrize(("keys", "message"), [
     ({"method": "random"}, "needs a 'method' that trains"),
     ({"method": None, "weights": "resnet18", "train": None}, "needs a 'method' that trains"),
 ])  # fmt: skip
-def test_init_where_nothing_is_trained_is_a_sentence(tmp_path, keys, sentence):
-    with pytest.raises(StainsslError, match=re.escape(sentence)):
+def test_init_without_training_is_an_error(tmp_path, keys, message):
+    with pytest.raises(StainsslError, match=re.escape(message)):
         _chained(tmp_path, **keys)
 
 
-def test_imported_features_are_no_network(tmp_path):
+def test_init_from_imported_features_is_an_error(tmp_path):
     config = _chained(tmp_path).model_dump(mode="json")
     config["encoders"]["files"] = {"features": "trident:/nowhere"}
     config["encoders"]["next"]["init"] = "files"
@@ -187,15 +187,15 @@ def test_imported_features_are_no_network(tmp_path):
         parse(config)
 
 
-def test_without_init_the_weights_are_random_from_the_seed_as_before(tmp_path):
-    config = parse(dump_of(cohort(tmp_path)))
+def test_without_init_the_weights_are_random_from_the_seed(tmp_path):
+    config = parse(_dumped(cohort(tmp_path)))
     torch.manual_seed(0)
     first = backbone_of(None, config.encoders["simclr"].architecture, None, 32)
     torch.manual_seed(0)
-    _same(first.model, timm.create_model("test_resnet", num_classes=0))
+    _assert_same_weights(first.model, timm.create_model("test_resnet", num_classes=0))
 
 
-def dump_of(config):
+def _dumped(config):
     import yaml
 
     return yaml.safe_load(dump(config))

@@ -1,4 +1,4 @@
-"""What is told of encoders that are known by name: where they are, and which file they were."""
+"""Information on encoders known by name: recipe, license, revision and location of the weights."""
 
 from __future__ import annotations
 
@@ -16,26 +16,28 @@ FILE = "pytorch_model.bin"
 
 
 @pytest.fixture
-def has_uni(tmp_path, monkeypatch):
+def uni_file(tmp_path, monkeypatch):
     return put(cache(tmp_path, monkeypatch), "MahmoodLab/UNI", FILE, b"", COMMITS[0])
 
 
-def test_a_store_tells_the_recipe_its_license_and_the_hubs_revision(has_uni):
-    told = {"recipe": "uni", "trained_mpp": [0.5], "license": "CC-BY-NC-ND-4.0"}
-    assert listing.described("UNI_v1") == told | {"revision": COMMITS[0]}
-    assert listing.described("uni@/somewhere/model.safetensors") == told  # a file that was given
+def test_described_has_recipe_license_and_revision(uni_file):
+    expected = {"recipe": "uni", "trained_mpp": [0.5], "license": "CC-BY-NC-ND-4.0"}
+    assert listing.described("UNI_v1") == expected | {"revision": COMMITS[0]}
+    assert (
+        listing.described("uni@/somewhere/model.safetensors") == expected
+    )  # a given file has no revision
     assert "revision" not in listing.described("virchow2")
     assert listing.described("resnet18") == listing.described("local-dir:uni") == {}
 
 
-def test_a_model_of_the_hub_without_a_recipe_tells_its_revision(tmp_path, monkeypatch):
+def test_a_hub_model_without_a_recipe_has_its_revision(tmp_path, monkeypatch):
     folder = cache(tmp_path, monkeypatch)
     put(folder, "somebody/model", "model.safetensors", b"", COMMITS[0])
     assert listing.described("hf-hub:somebody/model") == {"revision": COMMITS[0]}
     assert listing.described("hf-hub:somebody/other") == {}
 
 
-def test_an_own_recipe_is_told_by_its_weights(tmp_path, monkeypatch):
+def test_a_recipe_of_the_config_is_described_by_its_weights(tmp_path, monkeypatch):
     put(cache(tmp_path, monkeypatch), "a/b", "w.pth", b"", COMMITS[0])
     own = {"architecture": "test_vit", "mean": [0.5] * 3, "std": [0.5] * 3, "files": ["w.pth"],
            "mpp": [0.25], "license": "ours"}  # fmt: skip
@@ -44,11 +46,11 @@ def test_an_own_recipe_is_told_by_its_weights(tmp_path, monkeypatch):
     }  # fmt: skip
 
 
-def test_every_encoder_has_a_line_and_says_where_it_is(has_uni):
+def test_the_list_has_every_encoder_and_the_location_of_its_weights(uni_file):
     _, *lines, below = listing.lines()
     assert "hf auth login" in below
     assert [line.split()[0] for line in lines] == [*RECIPES, *slide_recipes.RECIPES]
-    assert str(has_uni) in next(line for line in lines if line.startswith("uni "))
+    assert str(uni_file) in next(line for line in lines if line.startswith("uni "))
     chief = next(line for line in lines if line.startswith("chief"))
     assert "on request" in chief
     assert chief.endswith("- (of ctranspath)")
@@ -57,7 +59,7 @@ def test_every_encoder_has_a_line_and_says_where_it_is(has_uni):
     assert "HF_HUB_OFFLINE" in doctor._hub()
 
 
-def test_doctor_says_whether_gated_encoders_can_be_downloaded(monkeypatch):
+def test_doctor_reports_whether_there_is_a_token_for_gated_encoders(monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(hub, "has_token", lambda: False)
     assert "no token (needed for gated models): hf auth login; downloaded to" in doctor._hub()
@@ -65,8 +67,8 @@ def test_doctor_says_whether_gated_encoders_can_be_downloaded(monkeypatch):
     assert "token found" in doctor._hub()
 
 
-def test_the_page_says_of_which_recipes_the_tests_compare_vectors():
-    """Those of the page's column are the parameters of the tests, no more and no fewer."""
+def test_the_list_of_validated_recipes_agrees_with_the_tests():
+    """The recipes in the documentation's column are exactly the parameters of the tests."""
     assert set(CARDS) | set(TRANSFORMERS) | {"h0-mini", "kaiko-vitl14"} == set(
         listing.COMPARED_WITH[listing.CARD]
     )
@@ -75,7 +77,7 @@ def test_the_page_says_of_which_recipes_the_tests_compare_vectors():
     assert listing.compared_with("uni") == "card, LazySlide"
 
 
-def test_a_file_in_a_folder_of_the_repository_has_its_commit(tmp_path, monkeypatch):
+def test_commit_of_a_file_in_a_subfolder_of_the_repository(tmp_path, monkeypatch):
     folder = cache(tmp_path, monkeypatch)
     path = put(folder, "a/b", "models/w.pth", b"", COMMITS[1])
     assert hub.commit_of(path) == COMMITS[1]

@@ -1,4 +1,4 @@
-"""An encoder comes with its own preprocessing; what is saved loads with timm alone."""
+"""Encoders are loaded with their preprocessing; saved encoders load with timm alone."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def saved(tmp_path):
     return tmp_path / "ours" / "model", model.eval()
 
 
-def test_it_loads_with_nothing_but_timm(saved):
+def test_a_saved_encoder_loads_with_timm_alone(saved):
     path, model = saved
     loaded = timm.create_model(f"local-dir:{path}", pretrained=True, num_classes=0).eval()
     x = torch.rand(2, 3, 32, 32)
@@ -48,7 +48,7 @@ def test_it_loads_with_nothing_but_timm(saved):
     assert found["crop_pct"] == 1
 
 
-def test_the_card_says_what_made_it(saved):
+def test_the_model_card_has_name_keys_and_versions(saved):
     text = (saved[0] / "README.md").read_text(encoding="utf-8")
     assert "# ours" in text
     assert '| patients seen | ["p1"] |' in text
@@ -56,7 +56,7 @@ def test_the_card_says_what_made_it(saved):
 
 
 @pytest.mark.parametrize("prefix", ["", "local-dir:"])
-def test_preprocessing_is_the_models_own(saved, prefix):
+def test_preprocessing_is_that_of_the_model(saved, prefix):
     path, model = saved
     encoder = load(f"{prefix}{path}")
     assert (encoder.dim, encoder.input_size) == (96, 32)
@@ -70,12 +70,12 @@ def test_preprocessing_is_the_models_own(saved, prefix):
     assert encoder(IMAGES).dtype == torch.float32
 
 
-def test_a_tile_has_one_vector_whatever_batch_it_is_in(saved):
+def test_the_embedding_of_a_tile_does_not_depend_on_its_batch(saved):
     encoder = load(saved[0])
     torch.testing.assert_close(encoder(IMAGES)[1:2], encoder(IMAGES[1:2]), atol=1e-5, rtol=1e-4)
 
 
-def test_saving_again_replaces_and_a_failure_leaves_the_old(saved, monkeypatch):
+def test_a_failed_save_leaves_the_previous_model(saved, monkeypatch):
     path, model = saved
     before = (path / "model.safetensors").read_bytes()
 
@@ -90,7 +90,7 @@ def test_saving_again_replaces_and_a_failure_leaves_the_old(saved, monkeypatch):
     assert json.loads((path / "config.json").read_text())["pretrained_cfg"]["input_size"][1] == 32
 
 
-def test_a_vision_transformer_is_built_for_its_input(tmp_path):
+def test_a_vision_transformer_is_built_for_its_input_size(tmp_path):
     model, args = new_backbone("test_vit", 64)
     save_local_dir(model, tmp_path / "m", backbone="test_vit", input_size=64, mean=MEAN, std=STD,
                    model_args=args, card={})  # fmt: skip
@@ -99,7 +99,7 @@ def test_a_vision_transformer_is_built_for_its_input(tmp_path):
     assert encoder(IMAGES).shape == (3, encoder.dim)
 
 
-def test_a_tag_of_a_timm_name_is_no_part_of_the_architecture(tmp_path):
+def test_a_timm_name_with_a_tag_is_saved_and_loaded(tmp_path):
     model, args = new_backbone("test_resnet.r160_in1k", 32)
     save_local_dir(model, tmp_path / "m", backbone="test_resnet.r160_in1k", input_size=32,
                    mean=MEAN, std=STD, model_args=args, card={})  # fmt: skip
@@ -108,19 +108,19 @@ def test_a_tag_of_a_timm_name_is_no_part_of_the_architecture(tmp_path):
 
 @pytest.mark.parametrize("prefix", ["", "timm:"])
 def test_a_timm_name_loads_its_pretrained_weights(monkeypatch, prefix):
-    asked = []
-    true = timm.create_model
+    calls = []
+    create_model = timm.create_model
 
     def offline(name, pretrained, num_classes):
-        asked.append((name, pretrained))
-        return true(name, num_classes=num_classes)
+        calls.append((name, pretrained))
+        return create_model(name, num_classes=num_classes)
 
     monkeypatch.setattr(encoders.timm, "create_model", offline)
     assert load(f"{prefix}test_resnet").dim == 96
-    assert asked == [("test_resnet", True)]
+    assert calls == [("test_resnet", True)]
 
 
-def test_a_gated_name_without_rights_says_what_to_do(monkeypatch):
+def test_a_gated_encoder_without_access_suggests_to_log_in(monkeypatch):
     def refuses(repository, file, revision):
         raise GatedRepoError(f"403: access to {repository} is restricted", response=Mock())
 
@@ -133,7 +133,7 @@ def test_a_gated_name_without_rights_says_what_to_do(monkeypatch):
 
 
 @pytest.mark.parametrize("source", ["hf-hub:nobody/nothing", "timm:test_resnet.r160_in1k"])
-def test_weights_that_cannot_be_had_are_a_sentence(monkeypatch, source):
+def test_weights_that_cannot_be_downloaded_are_an_error(monkeypatch, source):
     def refuses(*args, **kwargs):
         raise ConnectionError("no route to host\nand more")
 
@@ -142,14 +142,14 @@ def test_weights_that_cannot_be_had_are_a_sentence(monkeypatch, source):
         load(source)
 
 
-def test_a_misspelt_name_names_the_nearest():
+def test_a_misspelt_name_suggests_the_closest():
     with pytest.raises(StainsslError, match="did you mean 'resnet18'"):
         load("resnet81")
     with pytest.raises(StainsslError, match=r"backbone 'resnot50'.*did you mean 'resnet50'"):
         new_backbone("resnot50", 32)
 
 
-def test_half_a_folder_is_a_sentence(saved):
+def test_an_incomplete_folder_is_an_error(saved):
     path = saved[0]
     whole = (path / "model.safetensors").read_bytes()
     (path / "model.safetensors").write_bytes(whole[: len(whole) // 2])
@@ -169,8 +169,8 @@ def test_the_same_seed_gives_the_same_random_weights():
     np.testing.assert_array_equal(weights(), weights())
 
 
-def _preprocessed(source: str) -> torch.Tensor:
-    """The images as timm's own transform of that model prepares them."""
+def _embedded_by_timm(source: str) -> torch.Tensor:
+    """Embeddings of the images, prepared by timm's own transform of the model."""
     from PIL import Image
 
     model = timm.create_model(source, pretrained=True, num_classes=0)
@@ -191,10 +191,10 @@ def _save(folder, name, size=64):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_three_families_are_prepared_as_timm_prepares_them(tmp_path, name):
+def test_preprocessing_agrees_with_timm(tmp_path, name):
     _save(tmp_path / "m", name)
     found = load(f"local-dir:{tmp_path / 'm'}")(IMAGES)
-    expected = _preprocessed(f"local-dir:{tmp_path / 'm'}")
+    expected = _embedded_by_timm(f"local-dir:{tmp_path / 'm'}")
     assert found.shape == expected.shape
     # Pillow rounds the resized tile to bytes and torch does not.
     assert torch.nn.functional.cosine_similarity(found, expected).min() > 0.999
@@ -202,7 +202,7 @@ def test_three_families_are_prepared_as_timm_prepares_them(tmp_path, name):
 
 @pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize("how", ["safetensors", "torch", "lightning", "dino"])
-def test_a_file_of_weights_loads_into_the_architecture_that_is_named(tmp_path, name, how):
+def test_a_weights_file_loads_into_the_named_architecture(tmp_path, name, how):
     torch.manual_seed(3)
     model = timm.create_model(name, num_classes=0).eval()
     weights = {k: v.contiguous() for k, v in model.state_dict().items()}
@@ -226,16 +226,16 @@ def test_a_file_of_weights_loads_into_the_architecture_that_is_named(tmp_path, n
         torch.testing.assert_close(encoder.model(x), model(x), atol=1e-5, rtol=1e-4)
 
 
-def test_weights_of_another_architecture_are_a_sentence(tmp_path):
+def test_weights_of_another_architecture_are_an_error(tmp_path):
     path = tmp_path / "w.safetensors"
     save_file(timm.create_model("test_resnet", num_classes=0).state_dict(), path)
     with pytest.raises(StainsslError, match=r"of test_vit: \d+ are missing: .*unexpected"):
         load(f"test_vit@{path}")
 
 
-def test_a_file_with_code_or_half_a_file_is_a_sentence(tmp_path):
-    whole = timm.create_model("test_resnet", num_classes=0)
-    torch.save(whole, tmp_path / "whole.pth")  # a pickle of the object itself
+def test_a_file_with_code_and_an_incomplete_file_are_errors(tmp_path):
+    model = timm.create_model("test_resnet", num_classes=0)
+    torch.save(model, tmp_path / "whole.pth")  # a pickled model
     (tmp_path / "half.safetensors").write_bytes(b"12345678")
     for name in ("whole.pth", "half.safetensors"):
         with pytest.raises(StainsslError, match="contains code"):
@@ -245,14 +245,14 @@ def test_a_file_with_code_or_half_a_file_is_a_sentence(tmp_path):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_half_precision_as_on_a_gpu_gives_the_same_vectors_within_float16(tmp_path, name):
-    """float16 as `__call__` asks for it on a GPU, tried on the CPU."""
+def test_half_precision_gives_the_same_embeddings_up_to_rounding(tmp_path, name):
+    """float16 as on a GPU, on the CPU."""
     _save(tmp_path / "m", name)
     encoder = load(tmp_path / "m")
-    whole = encoder(IMAGES)
+    full = encoder(IMAGES)
     x = torch.nn.functional.interpolate(IMAGES / 255, (64, 64), mode="bilinear", antialias=True)
     x = ((x.clamp(0, 1) - encoder.mean) / encoder.std).contiguous(memory_format=torch.channels_last)
     with torch.no_grad(), torch.autocast("cpu", torch.float16):
         half = encoder.model(x).float()
-    error = (half - whole).norm(dim=1) / whole.norm(dim=1)
+    error = (half - full).norm(dim=1) / full.norm(dim=1)
     assert error.max() < 4 * torch.finfo(torch.float16).eps

@@ -1,4 +1,4 @@
-"""A recipe in the config: the weights of anyone are built, prepared and pooled as it says."""
+"""Recipes in the config: weights are built, preprocessed and pooled as the recipe says."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def _source(**encoder) -> str:
     return str(_config(**encoder).encoders["mine"].source)
 
 
-def _shaken(model):
+def _randomize(model):
     torch.manual_seed(1)
     for value in model.parameters():
         value.data = torch.randn_like(value) * 0.2
@@ -53,7 +53,7 @@ def _shaken(model):
 
 
 def _prepared(resize, crop, interpolation="bicubic"):
-    """What a card's own transform makes of the tiles."""
+    """The tiles after the transform of a model card."""
     steps = T.Compose([
         T.Resize(resize, T.InterpolationMode(interpolation)), T.CenterCrop(crop), T.ToTensor(),
         T.Normalize(MEAN, STD),
@@ -61,7 +61,7 @@ def _prepared(resize, crop, interpolation="bicubic"):
     return torch.stack([steps(Image.fromarray(i.permute(1, 2, 0).numpy())) for i in TILES])
 
 
-def _is_same(found, expected):
+def _assert_same(found, expected):
     assert found.shape == expected.shape
     # Pillow rounds the resized tile to bytes and torch does not.
     assert torch.nn.functional.cosine_similarity(found, expected).min() > 0.9995
@@ -69,8 +69,8 @@ def _is_same(found, expected):
 
 def _swiglu():
     args = {"mlp_layer": timm.layers.SwiGLUPacked, "act_layer": torch.nn.SiLU}
-    return _shaken(timm.create_model("vit_small_patch16_224", num_classes=0, img_size=64, **args,
-                                     init_values=1e-5, reg_tokens=4, **TINY))  # fmt: skip
+    return _randomize(timm.create_model("vit_small_patch16_224", num_classes=0, img_size=64, **args,
+                                        init_values=1e-5, reg_tokens=4, **TINY))  # fmt: skip
 
 
 def _pooled(model, x, pooling):
@@ -81,7 +81,7 @@ def _pooled(model, x, pooling):
 
 
 @pytest.mark.parametrize("pooling", ["cls", "mean", "cls+mean"])
-def test_weights_of_the_hub_are_as_their_loader_written_out(tmp_path, monkeypatch, pooling):
+def test_hub_weights_give_the_embeddings_of_their_own_loader(tmp_path, monkeypatch, pooling):
     model = _swiglu()
     put(cache(tmp_path, monkeypatch), "somebody/net", "model.safetensors",
         save({k: v.contiguous() for k, v in model.state_dict().items()}), COMMITS[0])  # fmt: skip
@@ -90,38 +90,40 @@ def test_weights_of_the_hub_are_as_their_loader_written_out(tmp_path, monkeypatc
     config = _config(weights="hf-hub:somebody/net", recipe=recipe)
     assert list(problems(config)) == []
     encoder = load(source_of(config, "mine").model)
-    _is_same(encoder(TILES), _pooled(model, _prepared(72, 64), pooling))
+    _assert_same(encoder(TILES), _pooled(model, _prepared(72, 64), pooling))
 
 
-def test_a_folder_of_transformers_is_as_transformers_has_it(tmp_path):
+def test_a_transformers_folder_gives_the_embeddings_of_transformers(tmp_path):
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
     config = transformers.ViTConfig(hidden_size=48, num_hidden_layers=2, num_attention_heads=3,
                                     intermediate_size=192, image_size=64)  # fmt: skip
-    model = _shaken(transformers.ViTModel(config, add_pooling_layer=False))
+    model = _randomize(transformers.ViTModel(config, add_pooling_layer=False))
     model.save_pretrained(tmp_path)
     recipe = {**VIT, "arguments": TINY, "layout": "transformers", "interpolation": "bilinear"}
     given = _config(weights=f"local-dir:{tmp_path}", recipe=recipe)
     assert list(problems(given)) == []
     with torch.no_grad():
         expected = model(_prepared(64, 64, "bilinear")).last_hidden_state[:, 0]
-    _is_same(load(source_of(given, "mine").model)(TILES), expected)
+    _assert_same(load(source_of(given, "mine").model)(TILES), expected)
 
 
 def test_a_file_of_a_convolutional_network(tmp_path):
-    model = _shaken(timm.create_model("test_resnet", num_classes=0))
+    model = _randomize(timm.create_model("test_resnet", num_classes=0))
     torch.save({"state_dict": model.state_dict()}, tmp_path / "w.pth")
     recipe = {"mean": MEAN, "std": STD, "pooling": "average", "input_px": 96, "precision": "32"}
     source = _source(weights=f"test_resnet@{tmp_path / 'w.pth'}", recipe=recipe)
     encoder = load(source)
     with torch.no_grad():
-        _is_same(encoder(TILES), model(_prepared(96, 96)))
+        _assert_same(encoder(TILES), model(_prepared(96, 96)))
     assert not encoder.half
 
 
 @pytest.fixture
 def file(tmp_path):
-    model = _shaken(timm.create_model("vit_small_patch16_224", num_classes=0, img_size=64, **TINY))
+    model = _randomize(
+        timm.create_model("vit_small_patch16_224", num_classes=0, img_size=64, **TINY)
+    )
     save_file(model.state_dict(), tmp_path / "model.safetensors")
     return f"vit_small_patch16_224@{tmp_path / 'model.safetensors'}"
 
@@ -130,34 +132,34 @@ def _recipe(**keys):
     return {"mean": MEAN, "std": STD, "input_px": 64, "arguments": TINY, **keys}
 
 
-@pytest.mark.parametrize(("keys", "sentence"), [
+@pytest.mark.parametrize(("keys", "message"), [
     ({"arguments": {**TINY, "depth": 3}}, "are missing: blocks.2."),
     ({"arguments": {**TINY, "reg_tokens": 4}}, "1 are missing: reg_token"),
     ({"arguments": {**TINY, "nonsense": 1}}, "timm cannot build vit_small_patch16_224 with"),
     ({"arguments": {**TINY, "mlp_layer": "Nonsense"}}, "Named layers: Mlp, GluMlp"),
     ({"dim": 64}, "its embeddings have 48 dimensions, but the recipe says 64"),
     ({"pooling": "cls+mean", "dim": 48}, "embeddings have 96 dimensions, but the recipe says 48"),
-    ({"arguments": {**TINY, "global_pool": ""}}, None),  # the recipe's own word is on top
+    ({"arguments": {**TINY, "global_pool": ""}}, None),  # the recipe's pooling takes precedence
 ])  # fmt: skip
-def test_what_does_not_fit_is_told_before_any_job(file, keys, sentence):
+def test_check_reports_recipes_that_do_not_fit_the_weights(file, keys, message):
     config = _config(weights=file, recipe=_recipe(**keys))
     found = list(problems(config))
-    assert len(found) == (sentence is not None)
-    if sentence:
-        assert sentence in found[0]
+    assert len(found) == (message is not None)
+    if message:
+        assert message in found[0]
         assert found[0].startswith("encoders.mine.weights: ")
-        assert '"mean"' not in found[0]  # a name, and no JSON
+        assert '"mean"' not in found[0]  # the name, not the recipe as JSON
         with pytest.raises(StainsslError):
             load(str(config.encoders["mine"].source))
 
 
-def test_another_architecture_is_no_timm_name():
+def test_check_suggests_the_closest_timm_name():
     recipe = {**_recipe(), "architecture": "vit_smal_patch16_224"}
     [found] = problems(_config(weights="hf-hub:a/b", recipe=recipe))
     assert "is not a timm name; did you mean 'vit_small_patch16_224'" in found
 
 
-@pytest.mark.parametrize(("encoder", "sentence"), [
+@pytest.mark.parametrize(("encoder", "message"), [
     ({"weights": "uni", "recipe": VIT}, "'recipe' is for weights without one: hf-hub:"),
     ({"weights": "hf-hub:a/b", "recipe": _recipe()}, "the timm name of the network: give it"),
     ({"weights": "resnet18@f", "recipe": VIT}, "'resnet18' has it already"),
@@ -172,13 +174,13 @@ def test_another_architecture_is_no_timm_name():
     ({"method": "random", "revision": "x"}, "'revision' is only for weights from the hub"),
     ({"weights": "uni@/there", "revision": "x"}, "'revision' is only for weights from the hub"),
 ])  # fmt: skip
-def test_keys_that_do_not_go_together_are_told(encoder, sentence):
+def test_incompatible_keys_are_refused(encoder, message):
     with pytest.raises(StainsslError) as error:
         _config(**encoder)
-    assert sentence in str(error.value)
+    assert message in str(error.value)
 
 
-def test_an_encoder_that_starts_from_another_has_no_recipe_of_its_own():
+def test_recipe_keys_of_an_encoder_that_starts_from_another_are_refused():
     with pytest.raises(StainsslError, match=r"set them at encoders\.base"):
         parse({
             "cohorts": {"d": {"demo": {}}},
@@ -189,7 +191,7 @@ def test_an_encoder_that_starts_from_another_has_no_recipe_of_its_own():
         })  # fmt: skip
 
 
-def test_the_pages_example_is_one_and_its_table_has_every_key():
+def test_the_documented_example_is_valid_and_the_table_has_every_key():
     page = (Path(__file__).resolve().parents[2] / "docs" / "encoders.md").read_text()
     own = page[page.index("## Your own recipe") :]
     block = own[own.index("```yaml") + 7 :].partition("```")[0]
@@ -207,32 +209,32 @@ OTHER = {
 }  # fmt: skip
 
 
-def test_every_key_that_decides_a_vector_embeds_again():
+def test_keys_that_affect_embeddings_change_the_identity():
     def identity(**keys):
         encoder = _config(weights="hf-hub:a/b", recipe={**VIT, **keys}).encoders["mine"]
         return given_identity(encoder)
 
     changed = {key for key, value in OTHER.items() if identity(**{key: value}) != identity()}
     assert set(OTHER) == set(Recipe.model_fields)
-    assert set(OTHER) - changed == {"mpp", "tile_px", "license", "gated"}  # what is only told
+    assert set(OTHER) - changed == {"mpp", "tile_px", "license", "gated"}  # only for information
 
 
-def test_training_starts_from_it_and_what_is_trained_loads_by_itself(file, tmp_path):
+def test_training_from_a_recipe_gives_a_model_that_loads_without_it(file, tmp_path):
     source = _source(weights=file, recipe=_recipe())
-    begun = initial_backbone(source, 96)
+    initial = initial_backbone(source, 96)
     folder = tmp_path / "trained" / "model"
-    save_local_dir(begun.model, folder, backbone=begun.name, input_size=96, mean=begun.mean,
-                   std=begun.std, model_args=begun.model_args, card={})  # fmt: skip
-    assert begun.mean == MEAN
+    save_local_dir(initial.model, folder, backbone=initial.name, input_size=96, mean=initial.mean,
+                   std=initial.std, model_args=initial.model_args, card={})  # fmt: skip
+    assert initial.mean == MEAN
     x = torch.rand(1, 3, 96, 96)
     with torch.no_grad():
-        expected = begun.model.eval()(x)
+        expected = initial.model.eval()(x)
         torch.testing.assert_close(load(folder).model(x), expected, atol=1e-5, rtol=1e-4)
     config = _config(**TRAIN, init=file, recipe=_recipe())
     assert read_source(str(pretrain(config, "mine").init)) == read_source(source)
 
 
-def test_an_adapter_names_its_base_with_the_recipe(file, tmp_path):
+def test_the_base_of_an_adapter_includes_the_recipe(file, tmp_path):
     source = _source(weights=file, recipe=_recipe(pooling="cls+mean"))
     folder = tmp_path / "adapter"
     folder.mkdir()

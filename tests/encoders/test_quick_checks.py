@@ -1,4 +1,4 @@
-"""What is said of networks and weights without torch agrees with what timm and torch say."""
+"""Checks of networks and weights without torch agree with timm and torch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from stainssl.encoders import quick_checks
 from stainssl.encoders.loading import whole_patches
 
 
-def test_no_name_is_known_that_timm_does_not_have():
+def test_known_architectures_are_those_of_timm():
     names = [*timm.list_models(), *timm.list_models(include_tags=True)]
     found = {name for name in names if quick_checks.is_architecture(name)}
     assert len(found) > 0.95 * len(set(names))
@@ -24,7 +24,7 @@ def test_no_name_is_known_that_timm_does_not_have():
     assert not any(map(quick_checks.has_weights, wrong))
 
 
-def test_weights_are_known_where_timm_has_them():
+def test_known_pretrained_weights_are_those_of_timm():
     names = [*timm.list_models(), *timm.list_models(include_tags=True)]
     trained = set(filter(timm.is_model_pretrained, names))
     found = {name for name in names if quick_checks.has_weights(name)}
@@ -39,12 +39,12 @@ def test_weights_are_known_where_timm_has_them():
     "resnet18", "convnext_nano", "vit_tiny_patch16_224", "swin_tiny_patch4_window7_224",
     "cait_xxs24_224", "mobilenetv3_small_100", "eva02_tiny_patch14_224",
 ])  # fmt: skip
-def test_sides_are_of_whole_patches(name):
+def test_accepted_sides_are_accepted_by_the_network(name):
     with torch.device("meta"):
         model = timm.create_model(name, num_classes=0)
     for side in (96, 100, 126, 224):
         if quick_checks.takes_side(name, side) and model.pretrained_cfg["fixed_input_size"]:
-            whole_patches(model, side)  # raises where it does not
+            whole_patches(model, side)  # raises if the side is not accepted
     if not model.pretrained_cfg["fixed_input_size"]:
         assert quick_checks.takes_side(name, 97)
 
@@ -57,7 +57,7 @@ def weights(request, tmp_path):
     return file
 
 
-def test_a_file_is_whole_unless_its_end_is_missing(weights):
+def test_a_truncated_file_is_not_whole(weights):
     assert quick_checks.is_whole(weights)
     content = weights.read_bytes()
     for size in (0, 1, 7, 8, 20, len(content) // 2, len(content) - 1):
@@ -72,13 +72,13 @@ def test_a_file_is_whole_unless_its_end_is_missing(weights):
     (2).to_bytes(8, "little") + b"[]", (8).to_bytes(8, "little") + b'{"a": 1}',
     (5).to_bytes(8, "little") + b"\xffabcd",
 ])  # fmt: skip
-def test_headers_that_lie_are_of_no_whole_file(tmp_path, content):
+def test_a_file_with_an_invalid_header_is_not_whole(tmp_path, content):
     file = tmp_path / "w.safetensors"
     file.write_bytes(content)
     assert not quick_checks.is_whole(file)
 
 
-def test_a_folder_is_one_of_timm_and_no_adapter(tmp_path):
+def test_timm_folders_are_recognized_and_adapters_are_not(tmp_path):
     assert not quick_checks.loads(f"local-dir:{tmp_path}")
     save_file({"a": torch.zeros(2)}, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text(json.dumps({"architecture": "test_vit"}))

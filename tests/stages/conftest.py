@@ -1,4 +1,4 @@
-"""Fixtures of the stages."""
+"""Fixtures shared by the tests of the stages."""
 
 from __future__ import annotations
 
@@ -9,5 +9,5 @@ from tests.stages.trained import Trained, build
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    """A cohort whose tasks are trained; tests read it and write elsewhere."""
+    """A cohort with trained tasks; tests only read it and write elsewhere."""
     return build(tmp_path_factory.mktemp("trained"))

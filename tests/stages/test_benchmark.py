@@ -1,4 +1,4 @@
-"""`folds`, `probe`, `robustness` and `benchmark` in their order, on a small results folder."""
+"""`folds`, `probe`, `robustness` and `benchmark`, run in this order on a small results folder."""
 
 import json
 import logging
@@ -18,8 +18,8 @@ from tests.evaluation.world import ColorEncoder, MorphologyEncoder, World, build
 ENCODERS = {"color": ColorEncoder(), "morphology": MorphologyEncoder()}
 
 
-def _fake_mil(world: World) -> None:
-    """What `mil` leaves for her2."""
+def _write_mil_results(world: World) -> None:
+    """Write what `mil` writes for the task her2."""
     rng = np.random.default_rng(0)
     for name in ENCODERS:
         sheet = world.sheet
@@ -45,7 +45,7 @@ def world(tmp_path_factory):
         for name in ENCODERS:
             run_stage("probe", made.config, "tumor", name)
             run_stage("robustness", made.config, name)
-        _fake_mil(made)
+        _write_mil_results(made)
         seen = made.paths.seen("morphology")
         seen.parent.mkdir(parents=True)
         pd.DataFrame({"patient_id": ["c1", "a0"], "cohort": "clinic"}).to_csv(seen, index=False)
@@ -59,30 +59,30 @@ def _metrics(path, **where):
     return rows
 
 
-def test_the_probe_scores_valid_labelled_tiles_of_test_patients_only(world):
+def test_probe_predicts_only_valid_labelled_tiles_of_test_patients(world):
     rows = read_table(world.paths.probe("tumor", "color") / "predictions.parquet", "predictions")
     assert set(rows["patient_id"]) == {"c0", "c1", "c2", "c3"}
-    assert len(rows) == 4 * 16 - 4 - 1  # one unknown label a slide, one vector that is NaN
+    assert len(rows) == 4 * 16 - 4 - 1  # an unknown label per slide, and one embedding that is NaN
     columns = {"patient_id", "slide_id", "tile", "site", "repeat", "fold", "y", "p_0", "p_1",
                "threshold", "threshold_rule_out"}  # fmt: skip
     assert set(rows.columns) == columns
 
 
-def test_color_fails_at_the_unseen_site_where_morphology_does_not(world):
+def test_auroc_at_the_unseen_site_is_higher_for_morphology_than_for_color(world):
     color, morphology = (_metrics(world.paths.probe("tumor", name)) for name in ENCODERS)
     assert morphology.loc["auroc", "value"] > 0.95
     assert morphology.loc["auroc", "value"] > color.loc["auroc", "value"]
     assert "knn_auroc" in color.index
 
 
-def test_robustness_tells_them_apart(world):
+def test_robustness_metrics_are_better_for_morphology_than_for_color(world):
     color, morphology = (_metrics(world.paths.robustness(name))["value"] for name in ENCODERS)
     assert color["site_predictability"] > morphology["site_predictability"]
     assert color["confounded_auroc"] < morphology["confounded_auroc"]
     assert color["stain_cosine"] < morphology["stain_cosine"]
 
 
-def test_every_figure_of_robustness_is_in_one_json(world):
+def test_robustness_json_has_every_metric_of_every_encoder(world):
     tree = json.loads((world.paths.benchmark("main") / "robustness.json").read_text())
     assert list(tree) == ["tumor"]
     assert list(tree["tumor"]) == list(ENCODERS)
@@ -116,12 +116,12 @@ def test_the_benchmark_writes_the_same_numbers_in_every_format(world):
     assert shown["table.md"] == shown["table.tex"] == shown["table.html"]
     long = pd.read_csv(folder / "table.csv")
     whole = long[(long["metric"] == "auroc") & (long["group"] == "all")]
-    assert len(whole) == 4 + 2  # and what the site alone says of each task
+    assert len(whole) == 4 + 2  # and the site-only baseline of each task
     for value in whole["value"]:
         assert f"{value:.2f}" in shown["table.md"]
 
 
-def test_the_sites_own_row_stands_below_and_is_not_compared(world):
+def test_the_site_only_baseline_is_the_last_row_and_is_not_compared(world):
     folder = world.paths.benchmark("main")
     markdown = (folder / "table.md").read_text().split("## By site")[0]
     rows = [line for line in markdown.splitlines() if line.startswith("| ")][1:]
@@ -132,11 +132,11 @@ def test_the_sites_own_row_stands_below_and_is_not_compared(world):
     assert "site only" not in set(compared["first"]) | set(compared["second"])
     long = pd.read_csv(folder / "table.csv")
     tumor = long.query("run == 'site only' and task == 'tumor' and metric == 'auroc'")
-    # The test site is none of those trained on: its name says the same of every tile.
+    # The test site is not in the training data, so all its tiles get the same prediction.
     assert tumor["value"].tolist() == [0.5]
 
 
-def test_few_labelled_tiles_and_a_sample_of_vectors_are_kept(world):
+def test_few_shot_curve_and_sample_of_embeddings_are_written(world):
     curve = pd.read_csv(world.paths.probe("tumor", "morphology") / "few_shot.csv")
     assert curve["shots"].min() == 1
     assert curve["auroc"].between(0, 1).all()
@@ -161,17 +161,17 @@ def test_comparisons_cover_every_column_with_one_correction(world):
         ("tumor", "auroc"), ("her2", "auroc"), ("tumor", "confounded_auroc"),
     ]  # fmt: skip
     assert (compared["p_holm"] >= compared["p"]).all()
-    assert (compared["p"] >= 2 / 2**4).all()  # no test of so few patients can give less
+    assert (compared["p"] >= 2 / 2**4).all()  # the smallest p for so few patients
 
 
 @pytest.mark.parametrize("name", ["roc", "calibration", "forest", "robustness", "few_shot", "umap"])
-def test_the_figures_are_pictures(world, name):
+def test_figures_are_png_files(world, name):
     data = (world.paths.figures("main") / f"{name}.png").read_bytes()
     assert data.startswith(b"\x89PNG")
     assert len(data) > 10_000
 
 
-def test_a_missing_answer_says_which(world):
+def test_missing_predictions_are_named(world):
     folder = world.paths.mil("her2", "color", "mean")
     shutil.move(folder, folder.with_name("away"))
     try:
@@ -198,13 +198,13 @@ def test_the_probe_refuses_another_level_and_an_unknown_label(world):
         run_stage("probe", config, "tumor", "color")
 
 
-def test_robustness_needs_a_benchmark_that_asks(world):
+def test_robustness_requires_a_benchmark_with_robustness_enabled(world):
     with pytest.raises(StainsslError, match="robustness: true"):
         run_stage("robustness", world.config.model_copy(update={"benchmarks": {}}), "color")
 
 
-def _of_patients_only(world, folder):
-    """The same results, asked by a benchmark without a tile task; no tile has a label."""
+def _without_tile_task(world, folder):
+    """A copy of the results with a benchmark without a tile task, and without tile labels."""
     shutil.copytree(world.config.results, folder / "results")
     main = world.config.benchmarks["main"].model_copy(update={"tasks": ["her2"]})
     config = world.config.model_copy(
@@ -216,8 +216,8 @@ def _of_patients_only(world, folder):
     return config, config.paths
 
 
-def test_without_a_tile_task_what_needs_no_label_is_measured(world, tmp_path, monkeypatch):
-    config, paths = _of_patients_only(world, tmp_path)
+def test_without_a_tile_task_only_label_free_metrics_are_computed(world, tmp_path, monkeypatch):
+    config, paths = _without_tile_task(world, tmp_path)
     names = {str(paths.model(name)): encoder for name, encoder in ENCODERS.items()}
     monkeypatch.setattr(robustness, "load_source", lambda source, _: names[source.model])
     for name in ENCODERS:
@@ -237,16 +237,16 @@ def test_without_a_tile_task_what_needs_no_label_is_measured(world, tmp_path, mo
     assert set(sample["label"]) == {""}
 
 
-def test_tiles_that_tell_no_two_stainings_cost_the_figures_alone(
+def test_without_two_stain_targets_robustness_has_no_metrics_and_the_benchmark_runs(
     world, tmp_path, monkeypatch, caplog
 ):
-    def none(*_args):
+    def fail(*_args):
         raise StainsslError("found 1 site")
 
     caplog.set_level(logging.INFO)
-    config, paths = _of_patients_only(world, tmp_path)
+    config, paths = _without_tile_task(world, tmp_path)
     monkeypatch.setattr(robustness, "load_source", lambda *_: ENCODERS["color"])
-    monkeypatch.setattr(robustness, "two_targets", none)
+    monkeypatch.setattr(robustness, "two_targets", fail)
     for name in ENCODERS:
         run_stage("robustness", config, name)
     assert "her2: no robustness metrics: found 1 site" in caplog.text

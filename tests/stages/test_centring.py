@@ -1,4 +1,4 @@
-"""Vectors centred by site: means of patients that are not tested, in tile and in slide tasks."""
+"""Embeddings centred by site: means of patients outside the test fold, in tile and slide tasks."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from stainssl.stores.tables import read_table
 from stainssl.stores.tiles import write_labels
 
 PATIENTS, DIM, TILES = 18, 6, 12
-SITE = {"a": 9.0, "b": -9.0, "": 30.0}  # where a site's vectors lie; the last is the cohort's
+SITE = {"a": 9.0, "b": -9.0, "": 30.0}  # mean of a site's embeddings; "" is no site
 CV = {"kind": "cv", "folds": 3}
 
 
@@ -34,7 +34,7 @@ def _sheet():
 
 
 def _write(config, sheet, rng):
-    """Every vector is its site's place, and in one direction its label's."""
+    """Write embeddings centred at their site's value, shifted in one direction by the label."""
     labels = np.repeat(sheet["her2"].astype(int), TILES).to_numpy()
     features = (
         rng.normal(size=(PATIENTS * TILES, DIM))
@@ -52,8 +52,8 @@ def _write(config, sheet, rng):
     write_labels(paths.labels("clinic", "all-0000"), table, {})
 
 
-def _config(folder, **tasks_of):
-    split = {"split": CV} | tasks_of
+def _config(folder, **task_keys):
+    split = {"split": CV} | task_keys
     own = {"label": "her2", "cohorts": ["clinic"], **split}
     return parse({
         "results": str(folder / "results"), "slides": {"part_size": 100},
@@ -78,7 +78,7 @@ def config(tmp_path, rng):
 
 
 def _fold_means(tiles, patients):
-    """Site → mean over its slides' means, by pandas; the cohort where a slide has no site."""
+    """Site → mean of its slides' means, by pandas; slides without a site count as the cohort."""
     table = tiles.table.assign(site=tiles.table["site"].replace("", "clinic"))
     own = table["patient_id"].isin(patients)
     frame = pd.DataFrame(tiles.features[own]).groupby(
@@ -87,19 +87,19 @@ def _fold_means(tiles, patients):
     return frame.groupby(level=0).mean()
 
 
-def test_tiles_are_less_the_mean_that_patients_who_are_not_tested_give(config):
+def test_tiles_are_centred_by_site_means_of_non_test_patients(config):
     tiles = labelled_tiles(tasks.probe(config, "tile", "cut"))
     for _, _, role in each_fold(read_folds(config.paths.folds("tile"))):
         found, training, test = tiles.of_fold(role)
         means = _fold_means(tiles, role["train"] | role["val"])
         site = tiles.table["site"].replace("", "clinic").to_numpy()
-        wanted = tiles.features - means.loc[site].to_numpy()
+        expected = tiles.features - means.loc[site].to_numpy()
         rows = np.concatenate([training, test])
-        np.testing.assert_allclose(found.features[rows], wanted[rows], atol=1e-3)
+        np.testing.assert_allclose(found.features[rows], expected[rows], atol=1e-3)
         assert set(tiles.table["patient_id"].iloc[test]) == role["test"]
 
 
-def test_what_is_tested_does_not_move_the_means(config):
+def test_test_embeddings_do_not_change_the_means(config):
     tiles = labelled_tiles(tasks.probe(config, "tile", "cut"))
     folds = read_folds(config.paths.folds("tile"))
     _, _, role = next(each_fold(folds))
@@ -114,7 +114,7 @@ def test_what_is_tested_does_not_move_the_means(config):
     )
 
 
-def test_bags_are_less_the_same_means(config):
+def test_bags_are_centred_by_the_same_means(config):
     job = tasks.mil(config, "slide", "cut", "mean")
     slides = mil.labelled_slides(job.rows, job.label).assign(label=0)
     read = mil.slide_reader(job.embeddings, slides)
@@ -123,10 +123,10 @@ def test_bags_are_less_the_same_means(config):
     train, test = bags[:12], bags[12:]
     means = means_of(train, sites)
     tiles = labelled_tiles(tasks.probe(config, "tile", "cut"))
-    wanted = _fold_means(tiles, {bag.patient_id for bag in train})
+    expected = _fold_means(tiles, {bag.patient_id for bag in train})
     assert set(means) == {"a", "b", "clinic"}
     for site, mean in means.items():
-        np.testing.assert_allclose(mean, wanted.loc[site], atol=2e-2)
+        np.testing.assert_allclose(mean, expected.loc[site], atol=2e-2)
     centred, left_out = centred_bags(test, sites, means)
     assert not left_out
     for bag, raw in zip(centred, test, strict=True):
@@ -142,7 +142,7 @@ def test_bags_are_less_the_same_means(config):
     assert (none, sorted(left_out)) == ([], sorted(bag.slides[0] for bag in test))
 
 
-def test_a_row_of_its_own_that_is_stored_nowhere(config):
+def test_a_centred_encoder_is_evaluated_but_its_embeddings_are_not_stored(config):
     for name in ("enc", "cut"):
         run_stage("probe", config, "tile", name)
         run_stage("mil", config, "slide", name, "mean")
@@ -175,7 +175,7 @@ def test_a_row_of_its_own_that_is_stored_nowhere(config):
         predict._trained(config, "slide", "cut", "mean")
 
 
-def test_a_site_that_nobody_trains_at_is_left_out_of_what_is_tested(config, caplog):
+def test_test_tiles_of_sites_without_training_patients_are_left_out(config, caplog):
     tiles = labelled_tiles(tasks.probe(config, "tile", "cut"))
     names = [f"p{i}" for i in range(PATIENTS)]
     folds = pd.DataFrame({
@@ -187,7 +187,7 @@ def test_a_site_that_nobody_trains_at_is_left_out_of_what_is_tested(config, capl
     assert "72 tiles of sites without training patients left out" in caplog.text
 
 
-def test_seeds_follow_those_of_the_vectors(tmp_path):
+def test_a_centred_encoder_has_the_seeds_of_its_source(tmp_path):
     _sheet().to_csv(tmp_path / "slides.csv", index=False)
     found = _config(tmp_path).model_dump(mode="json")
     found["encoders"]["enc"]["seeds"] = [3, 5]
@@ -199,7 +199,7 @@ def test_seeds_follow_those_of_the_vectors(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("split", "said"),
+    ("split", "pattern"),
     [
         (
             {"kind": "leave-one-out", "group": "site"},
@@ -209,7 +209,7 @@ def test_seeds_follow_those_of_the_vectors(tmp_path):
         (CV, None),
     ],
 )
-def test_a_site_of_test_patients_alone_is_refused_before_any_job(tmp_path, split, said):
+def test_check_reports_sites_that_have_only_test_patients(tmp_path, split, pattern):
     sheet = _sheet()
     if split["kind"] == "leave-one-out":
         sheet["site"] = sheet["site"].replace("", "c")
@@ -217,16 +217,16 @@ def test_a_site_of_test_patients_alone_is_refused_before_any_job(tmp_path, split
         sheet["split"] = ["test" if i % 3 == 2 else "train" for i in range(PATIENTS)]
     sheet.to_csv(tmp_path / "slides.csv", index=False)
     found = check(_config(tmp_path, split=split))
-    told = [sentence for sentence in found if "center" in sentence]
-    if said is None:
-        assert not told
+    messages = [sentence for sentence in found if "center" in sentence]
+    if pattern is None:
+        assert not messages
     else:
-        assert len(told) == 2  # a task each
-        assert pd.Series(told).str.contains(said).all()
-        assert "Their mean could only be computed on test patients" in told[0]
+        assert len(messages) == 2  # one per task
+        assert pd.Series(messages).str.contains(pattern).all()
+        assert "Their mean could only be computed on test patients" in messages[0]
 
 
-def test_external_cohorts_and_new_tile_networks_are_refused(tmp_path):
+def test_external_cohorts_and_further_uses_of_a_centred_encoder_are_refused(tmp_path):
     _sheet().to_csv(tmp_path / "slides.csv", index=False)
     found = _config(tmp_path).model_dump(mode="json")
     found["cohorts"]["other"] = found["cohorts"]["clinic"]

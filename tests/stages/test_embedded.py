@@ -1,4 +1,4 @@
-"""Every tile without a vector is counted, whatever took it."""
+"""`embedded` counts every tile that has no embedding, whatever the reason."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from tests.pretrain.world import cohort, tile_table
 PLACE = ("small", "train-0000")
 
 
-def _spoil(path, tile: int) -> None:
-    """Make the JPEG of a tile one that cannot be decoded."""
+def _corrupt_jpeg(path, tile: int) -> None:
+    """Overwrite the JPEG of a tile so that it cannot be decoded."""
     group = zarr.open_group(path, mode="a")
     start, stop = group["offset"][tile : tile + 2]
     group["jpeg"][start:stop] = 0
 
 
-def test_lost_tiles_are_counted_by_slide(tmp_path):
+def test_tiles_without_embedding_are_counted_per_slide(tmp_path):
     config = cohort(tmp_path, counts=(4, 5))
     paths = config.paths
     run_stage("pretrain", config, "random")
-    _spoil(paths.pixels(*PLACE), 5)  # the second tile of the second slide
+    _corrupt_jpeg(paths.pixels(*PLACE), 5)  # the second tile of the second slide
     run_stage("embed", config, "small", "random", "train-0000")
     run_stage("embedded", config, "small", "random")
     found = pd.read_csv(paths.embedded("small", "random")).set_index("slide_id")
@@ -31,7 +31,7 @@ def test_lost_tiles_are_counted_by_slide(tmp_path):
     assert found["lost"].to_dict() == {"a0": 0, "b1": 1}
 
 
-def test_a_slide_that_broke_after_it_was_tiled_is_lost_whole(tmp_path):
+def test_a_tiled_slide_without_pixels_counts_all_its_tiles_as_lost(tmp_path):
     config = cohort(tmp_path, counts=(4, 5))
     paths = config.paths
     run_stage("pretrain", config, "random")

@@ -1,4 +1,4 @@
-"""One bad slide alone in its part costs itself: every stage takes a part without tiles."""
+"""A part whose only slide is bad: every stage accepts a part without tiles."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PART = "train-0002"
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
-    """Two parts of six slides and one of a single slide that cannot be read; all embedded."""
+    """Two parts of six slides and one of a single unreadable slide; all embedded."""
     folder = tmp_path_factory.mktemp("empty-part")
     make(folder / "clinic", 3, {"a": 6, "b": 6}, processes=1, side_px=512)
     sheet = pd.read_csv(folder / "clinic" / "slides.csv", dtype=str).iloc[:12]
@@ -64,14 +64,14 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
     return config
 
 
-def test_its_tables_and_stores_are_there_and_empty(config: Config) -> None:
+def test_the_embeddings_of_the_part_are_empty(config: Config) -> None:
     assert list(parts(config, "clinic")) == ["train-0000", "train-0001", PART]
     paths = config.paths
     assert len(open_embeddings(paths.embeddings("clinic", "enc", PART))) == 0
     assert len(open_embeddings(paths.embeddings("clinic", "enc", "train-0000"))) > 0
 
 
-def test_the_gate_and_the_count_of_vectors(config: Config) -> None:
+def test_statuses_gate_and_embedded(config: Config) -> None:
     run_stage("statuses", config, "clinic")
     run_stage("gate", config, "clinic")
     run_stage("embedded", config, "clinic", "enc")
@@ -79,7 +79,7 @@ def test_the_gate_and_the_count_of_vectors(config: Config) -> None:
     assert slides.set_index("slide_id")["tiles"]["bad"] == 0
 
 
-def test_probe_mil_robustness_and_the_table(config: Config) -> None:
+def test_probe_mil_robustness_and_benchmark(config: Config) -> None:
     run_stage("probe", config, "tumor", "enc")
     run_stage("mil", config, "her2", "enc", "mean")
     run_stage("robustness", config, "enc")
@@ -87,7 +87,7 @@ def test_probe_mil_robustness_and_the_table(config: Config) -> None:
     assert config.paths.benchmark("main").joinpath("table.csv").exists()
 
 
-def test_target_and_pretraining(config: Config) -> None:
+def test_target_and_pretrain(config: Config) -> None:
     run_stage("target", config, "own")
     run_stage("pretrain", config, "own")
     assert config.paths.model("own").exists()
@@ -99,7 +99,7 @@ def test_export(config: Config, tmp_path: Path) -> None:
         assert any((tmp_path / tool).rglob("*.h5"))
 
 
-def test_import_of_a_part_without_files(config: Config) -> None:
+def test_import_of_a_part_without_feature_files(config: Config) -> None:
     folder = Path(config.encoders["files"].features.removeprefix("trident:"))
     for rows in list(parts(config, "clinic").values())[:2]:
         for slide in rows["slide_id"]:

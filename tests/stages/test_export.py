@@ -1,4 +1,4 @@
-"""What is exported is laid out as each tool reads it, and what comes back is what went out.
+"""Exported files have each tool's layout, and importing them gives back the same embeddings.
 
 The tools' own readers open the same files in `benchmarks/export_readers.py`.
 """
@@ -30,7 +30,7 @@ SLIDE = "a-001-1"
 
 @pytest.fixture(scope="module")
 def exported(trained, tmp_path_factory):
-    """Tool → folder of the whole cohort."""
+    """The whole cohort exported for each tool, in a folder of the tool's name."""
     folder = tmp_path_factory.mktemp("export")
     for tool in export.FORMATS:
         export.run(trained.config, tool, "clinic", "enc", folder / tool)
@@ -43,23 +43,23 @@ def _bag(trained):
     return np.asarray(store.features[rows]), np.stack([store.x[rows], store.y[rows]], axis=1)
 
 
-def _names(folder, suffix):
+def _stems(folder, suffix):
     return {path.name.removesuffix(suffix) for path in folder.glob(f"*{suffix}")}
 
 
-def test_every_embedded_slide_has_its_file_in_every_format(trained, exported):
-    broken = {"b-002-2"}  # the demo's spoiled slide
-    wanted = set(trained.sheet["slide_id"])
-    found = _names(exported / "clam" / "h5_files", ".h5")
-    assert wanted - found <= broken | {"a-002-2"}
-    assert found == _names(exported / "clam" / "pt_files", ".pt")
-    assert found == _names(exported / "stamp" / "features", ".h5")
-    assert found == _names(exported / "spatialdata", ".zarr")
+def test_every_format_has_a_file_for_each_embedded_slide(trained, exported):
+    broken = {"b-002-2"}  # the demo's unreadable slide
+    expected = set(trained.sheet["slide_id"])
+    found = _stems(exported / "clam" / "h5_files", ".h5")
+    assert expected - found <= broken | {"a-002-2"}
+    assert found == _stems(exported / "clam" / "pt_files", ".pt")
+    assert found == _stems(exported / "stamp" / "features", ".h5")
+    assert found == _stems(exported / "spatialdata", ".zarr")
     base = exported / "trident" / "20x_64px_0px_overlap"
-    assert found == _names(base / "features_enc", ".h5") == _names(base / "patches", "_patches.h5")
+    assert found == _stems(base / "features_enc", ".h5") == _stems(base / "patches", "_patches.h5")
 
 
-def test_clam(trained, exported):
+def test_clam_files(trained, exported):
     features, xy = _bag(trained)
     with h5py.File(exported / "clam" / "h5_files" / f"{SLIDE}.h5") as h5:
         assert h5["features"].dtype == np.float32
@@ -76,7 +76,7 @@ def test_clam(trained, exported):
     assert "her2" in table
 
 
-def test_trident(trained, exported):
+def test_trident_files(trained, exported):
     features, xy = _bag(trained)
     base = exported / "trident" / "20x_64px_0px_overlap"
     with h5py.File(base / "features_enc" / f"{SLIDE}.h5") as h5:
@@ -90,7 +90,7 @@ def test_trident(trained, exported):
     assert attributes["overlap"] == 0
 
 
-def test_stamp_counts_in_micrometres(trained, exported):
+def test_stamp_coordinates_are_in_micrometres(trained, exported):
     features, xy = _bag(trained)
     with h5py.File(exported / "stamp" / "features" / f"{SLIDE}.h5") as h5:
         np.testing.assert_array_equal(h5["feats"][:], features)
@@ -106,7 +106,7 @@ def test_stamp_counts_in_micrometres(trained, exported):
     assert set(slides["PATIENT"]) == set(clinical["PATIENT"])
 
 
-def test_spatialdata(trained, exported):
+def test_spatialdata_files(trained, exported):
     features, xy = _bag(trained)
     path = exported / "spatialdata" / f"{SLIDE}.zarr"
     root = zarr.open_group(path, mode="r")
@@ -120,14 +120,14 @@ def test_spatialdata(trained, exported):
     np.testing.assert_array_equal(bounds, np.hstack([xy, xy + 64]))
 
 
-def test_qupath_gets_a_tasks_attention(trained, tmp_path):
+def test_qupath_export_has_the_attention_of_a_task(trained, tmp_path):
     with pytest.raises(StainsslError, match="--task and --head"):
         export.run(trained.config, "qupath", "clinic", "enc", tmp_path)
     export.run(trained.config, "qupath", "clinic", "enc", tmp_path, task="slide", head="abmil",
                pictures=False)  # fmt: skip
     folder = trained.config.paths.mil("slide", "enc", "abmil")
     attention = read_table(folder / "attention.parquet", "attention")
-    assert _names(tmp_path, ".geojson") == set(attention["slide_id"])
+    assert _stems(tmp_path, ".geojson") == set(attention["slide_id"])
     features = json.loads((tmp_path / f"{SLIDE}.geojson").read_text())["features"]
     rows = attention[attention["slide_id"] == SLIDE]
     ranks = [f["properties"]["measurements"]["attention"] for f in features]
@@ -149,17 +149,17 @@ def test_files_of_an_earlier_export_are_reported(trained, tmp_path, caplog, tool
     assert f"gone{file.suffix}" in caplog.text
 
 
-def test_an_unknown_tool_names_the_nearest(trained, tmp_path):
+def test_an_unknown_tool_suggests_the_closest_name(trained, tmp_path):
     with pytest.raises(StainsslError, match="did you mean 'clam'"):
         export.run(trained.config, "clamm", "clinic", "enc", tmp_path)
 
 
-def _importing(trained, tmp_path, features):
+def _import_config(trained, tmp_path, features):
     encoders = {"theirs": Encoder(features=features)}
     return trained.config.model_copy(update={"encoders": encoders, "results": tmp_path / "results"})
 
 
-def _imported(config, part="train-0000"):
+def _open_imported(config, part="train-0000"):
     return open_embeddings(config.paths.embeddings("clinic", "theirs", part))
 
 
@@ -171,10 +171,10 @@ def _imported(config, part="train-0000"):
         "trident:{}/trident/20x_64px_0px_overlap/features_enc",
     ],
 )
-def test_what_went_out_comes_back(trained, exported, tmp_path, where):
-    config = _importing(trained, tmp_path, where.format(exported))
+def test_importing_an_export_gives_the_same_embeddings(trained, exported, tmp_path, where):
+    config = _import_config(trained, tmp_path, where.format(exported))
     run_stage("embed", config, "clinic", "theirs", "train-0000")
-    store = _imported(config)
+    store = _open_imported(config)
     features, xy = _bag(trained)
     rows = store.rows(SLIDE)
     np.testing.assert_array_equal(np.asarray(store.features[rows]), features)
@@ -182,15 +182,15 @@ def test_what_went_out_comes_back(trained, exported, tmp_path, where):
     assert store.valid.all()
 
 
-def test_a_tensor_alone_has_no_places(trained, exported, tmp_path):
-    config = _importing(trained, tmp_path, f"clam:{exported}/clam/pt_files")
+def test_imported_pt_files_have_no_coordinates(trained, exported, tmp_path):
+    config = _import_config(trained, tmp_path, f"clam:{exported}/clam/pt_files")
     run_stage("embed", config, "clinic", "theirs", "train-0000")
-    store = _imported(config)
+    store = _open_imported(config)
     assert len(store)
     assert (store.x == -1).all()
 
 
-def test_a_bad_file_costs_its_slide(exported, trained, tmp_path, caplog):
+def test_a_bad_feature_file_affects_only_its_slide(exported, trained, tmp_path, caplog):
     folder = tmp_path / "features"
     folder.mkdir()
     whole = (exported / "clam" / "h5_files" / f"{SLIDE}.h5").read_bytes()
@@ -198,27 +198,27 @@ def test_a_bad_file_costs_its_slide(exported, trained, tmp_path, caplog):
     (folder / "a-003-1.h5").write_bytes(whole[: len(whole) // 2])
     with h5py.File(folder / "a-004-1.h5", "w") as h5:
         h5["features"], h5["coords"] = np.ones((3, 2)), np.zeros((4, 2))
-    config = _importing(trained, tmp_path, f"trident:{folder}")
+    config = _import_config(trained, tmp_path, f"trident:{folder}")
     run_stage("embed", config, "clinic", "theirs", "train-0000")
-    assert _imported(config).slide_id == [SLIDE]
-    for told in ("a-003-1: left out", "a-004-1: left out", "a-001-2: left out"):
-        assert told in caplog.text
+    assert _open_imported(config).slide_id == [SLIDE]
+    for message in ("a-003-1: left out", "a-004-1: left out", "a-001-2: left out"):
+        assert message in caplog.text
 
 
-def test_features_of_two_widths_are_refused(exported, trained, tmp_path):
+def test_features_of_different_dimensions_are_refused(exported, trained, tmp_path):
     folder = tmp_path / "features"
     folder.mkdir()
     for slide, width in ((SLIDE, 4), ("a-003-1", 5)):
         with h5py.File(folder / f"{slide}.h5", "w") as h5:
             h5["features"], h5["coords"] = np.ones((3, width)), np.zeros((3, 2), int)
-    config = _importing(trained, tmp_path, f"trident:{folder}")
+    config = _import_config(trained, tmp_path, f"trident:{folder}")
     with pytest.raises(StainsslError, match=r"several dimensions: 4 \(a-001-1\), 5 \(a-003-1\)"):
         run_stage("embed", config, "clinic", "theirs", "train-0000")
 
 
-@pytest.mark.parametrize("text", ["clam:/nowhere", "uni:/tmp", "clam"])
-def test_a_folder_that_is_not_there_is_told_before_any_job(trained, tmp_path, text):
+@pytest.mark.parametrize("features", ["clam:/nowhere", "uni:/tmp", "clam"])
+def test_check_reports_a_missing_feature_folder(trained, tmp_path, features):
     from stainssl.cohort import check
 
-    config = _importing(trained, tmp_path, text).model_copy(update={"benchmarks": {}})
-    assert any("encoders.theirs.features" in sentence for sentence in check(config))
+    config = _import_config(trained, tmp_path, features).model_copy(update={"benchmarks": {}})
+    assert any("encoders.theirs.features" in problem for problem in check(config))

@@ -1,4 +1,4 @@
-"""`finetune`: a network trained end to end on a tile task's labels, as the verb does it."""
+"""`finetune`: a network is trained end to end on the labels of a tile task."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ from stainssl.stores.tiles import read_labels, write_labels
 from stainssl.view.viewer_data import ViewerData
 from tests.stages.tuned_world import PATIENTS, SIZE, build, config_of, save_network
 
-# The network is of random weights, whose norms have no statistics that are worth keeping.
-LEARNS = {
+# The weights are random, so the statistics of their norms are not worth keeping.
+FULL_TRAINING = {
     "stain_jitter": "none", "color": "none", "epochs": 20, "patience": 20, "freeze_norms": False
 }  # fmt: skip
-FEW = {"epochs": 2, "batch_size": 8}
+SHORT_TRAINING = {"epochs": 2, "batch_size": 8}
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The cohort that networks learn in seconds, and its answers."""
+    """The cohort with a label that is learnt in seconds, and predictions of both tasks."""
     folder = tmp_path_factory.mktemp("tuned")
     build(folder)
-    config = config_of(folder, LEARNS)
+    config = config_of(folder, FULL_TRAINING)
     _embed(config)
     run_stage("probe", config, "probed", "net")
     run_stage("finetune", config, "tuned", "net")
@@ -46,17 +46,17 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cohort of few tiles, for what needs no learning."""
+def small_cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cohort of few tiles, for tests that need no learning."""
     folder = tmp_path_factory.mktemp("small")
     build(folder, tiles=6, with_stain=True)
     return folder
 
 
 @pytest.fixture
-def few(small: Path, tmp_path: Path) -> Path:
-    """A copy of it."""
-    return Path(shutil.copytree(small, tmp_path / "few"))
+def small_copy(small_cohort: Path, tmp_path: Path) -> Path:
+    """A copy of the small cohort."""
+    return Path(shutil.copytree(small_cohort, tmp_path / "few"))
 
 
 def _embed(config: Config) -> None:
@@ -77,27 +77,29 @@ def _auroc(folder: Path) -> float:
     return float(rows.loc["auroc", "value"])
 
 
-def _tuned(config: Config) -> pd.DataFrame:
+def _fine_tune(config: Config) -> pd.DataFrame:
     run_stage("finetune", config, "tuned", "net")
     folder = config.paths.fine_tuned("tuned", "net")
     return read_table(folder / "predictions.parquet", "predictions")
 
 
-def test_it_learns_a_label_that_a_frozen_network_does_not_tell(world: Path) -> None:
+def test_fine_tuning_learns_a_label_that_a_linear_probe_does_not(world: Path) -> None:
     paths = config_of(world).paths
-    said = read_table(paths.fine_tuned("tuned", "net") / "predictions.parquet", "predictions")
+    predictions = read_table(
+        paths.fine_tuned("tuned", "net") / "predictions.parquet", "predictions"
+    )
     assert _auroc(paths.fine_tuned("tuned", "net")) > 0.9
     assert _auroc(paths.probe("probed", "net")) < 0.75
     probed = read_table(paths.probe("probed", "net") / "predictions.parquet", "predictions")
-    assert list(said.columns) == list(probed.columns)
-    assert said[["slide_id", "tile", "y"]].equals(probed[["slide_id", "tile", "y"]])
-    assert set(said["patient_id"]) == {f"test{i}" for i in range(PATIENTS["test"])}
+    assert list(predictions.columns) == list(probed.columns)
+    assert predictions[["slide_id", "tile", "y"]].equals(probed[["slide_id", "tile", "y"]])
+    assert set(predictions["patient_id"]) == {f"test{i}" for i in range(PATIENTS["test"])}
     files = {path.name for path in paths.fine_tuned("tuned", "net").iterdir()}
     assert files == {"predictions.parquet", "metrics.csv"}
 
 
-def test_the_table_names_the_protocol_and_asks_for_no_few_shot_curve(world: Path) -> None:
-    config = config_of(world, LEARNS)
+def test_the_benchmark_table_names_the_protocol(world: Path) -> None:
+    config = config_of(world, FULL_TRAINING)
     run_stage("benchmark", config, "main")
     folder = config.paths.benchmark("main")
     text = (folder / "table.md").read_text()
@@ -108,37 +110,37 @@ def test_the_table_names_the_protocol_and_asks_for_no_few_shot_curve(world: Path
     assert set(long.query("task == 'tuned'")["head"].dropna()) == {"fine-tune", "columns"}
 
 
-def test_the_page_finds_what_the_network_says(world: Path) -> None:
-    viewer = ViewerData(config_of(world, LEARNS))
+def test_the_viewer_finds_the_predictions(world: Path) -> None:
+    viewer = ViewerData(config_of(world, FULL_TRAINING))
     try:
-        cases = viewer.benchmarks.predictions("tuned", "net", "fine-tune")
-        assert cases
+        predictions = viewer.benchmarks.predictions("tuned", "net", "fine-tune")
+        assert predictions
         found = viewer.records.tile_predictions("clinic")["tuned~net"]
         assert found.parent == viewer.records.paths.fine_tuned("tuned", "net")
     finally:
         viewer.close()
 
 
-def test_labels_of_test_patients_decide_nothing(few: Path) -> None:
-    config = config_of(few, FEW)
-    before = _tuned(config)
+def test_labels_of_test_patients_do_not_affect_predictions(small_copy: Path) -> None:
+    config = config_of(small_copy, SHORT_TRAINING)
+    before = _fine_tune(config)
     path = config.paths.labels("clinic", "test-0000")
     table = read_labels(path)
     write_labels(path, table.assign(odd=1 - table["odd"]), {})
-    after = _tuned(config)
+    after = _fine_tune(config)
     assert (before["y"] != after["y"]).all()
     pd.testing.assert_frame_equal(before.drop(columns="y"), after.drop(columns="y"))
 
 
-def test_a_seed_is_another_training_and_the_same_seed_the_same(few: Path) -> None:
-    first, again = (_tuned(config_of(few, FEW)) for _ in range(2))
+def test_predictions_depend_on_the_seed_and_are_reproducible(small_copy: Path) -> None:
+    first, again = (_fine_tune(config_of(small_copy, SHORT_TRAINING)) for _ in range(2))
     pd.testing.assert_frame_equal(first, again)
-    other = config_of(few, FEW).model_copy(update={"seed": 1})
-    assert not np.allclose(first["p_1"], _tuned(other)["p_1"])
+    other = config_of(small_copy, SHORT_TRAINING).model_copy(update={"seed": 1})
+    assert not np.allclose(first["p_1"], _fine_tune(other)["p_1"])
 
 
 class Killed(Exception):
-    """Stands for a job that is killed."""
+    """Stands in for a killed job."""
 
 
 @pytest.mark.parametrize(
@@ -147,15 +149,15 @@ class Killed(Exception):
      {"consistency": 0.5}],
     ids=str,
 )  # fmt: skip
-def test_a_killed_job_goes_on_to_the_same_answer(
-    few: Path, keys: dict[str, Any], monkeypatch: pytest.MonkeyPatch, caplog: Any
+def test_a_killed_job_resumes_to_the_same_predictions(
+    small_copy: Path, keys: dict[str, Any], monkeypatch: pytest.MonkeyPatch, caplog: Any
 ) -> None:
     if keys.get("tune") == "lora":
-        save_network(few / "net", "test_vit")
+        save_network(small_copy / "net", "test_vit")
     split = {"kind": "cv", "folds": 2}
-    config = config_of(few, {**FEW, "epochs": 3, **keys}, split=split)
+    config = config_of(small_copy, {**SHORT_TRAINING, "epochs": 3, **keys}, split=split)
     run_stage("folds", config, "tuned")
-    whole = _tuned(config)
+    whole = _fine_tune(config)
     assert set(whole["fold"]) == {0, 1}
     learn = library._learn
 
@@ -169,7 +171,7 @@ def test_a_killed_job_goes_on_to_the_same_answer(
 
         return step
 
-    monkeypatch.setattr(library, "CHECKPOINT_SECONDS", 0.0)  # one each step
+    monkeypatch.setattr(library, "CHECKPOINT_SECONDS", 0.0)  # a checkpoint after each step
     shutil.rmtree(config.paths.fine_tuned("tuned", "net"))
     for steps in (2, 5):
         monkeypatch.setattr(library, "_learn", killed_after(steps))
@@ -177,140 +179,146 @@ def test_a_killed_job_goes_on_to_the_same_answer(
             run_stage("finetune", config, "tuned", "net")
     monkeypatch.setattr(library, "_learn", learn)
     with caplog.at_level("INFO"):
-        again = _tuned(config)
+        again = _fine_tune(config)
     assert "resuming from step" in caplog.text
     pd.testing.assert_frame_equal(whole, again)
     left = config.paths.tuning("tuned", "net")
     assert not list(left.glob("*.safetensors"))
 
 
-def test_a_fold_that_was_answered_is_not_trained_again(
-    few: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_fold_with_predictions_is_not_trained_again(
+    small_copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = config_of(few, FEW, split={"kind": "cv", "folds": 2})
+    config = config_of(small_copy, SHORT_TRAINING, split={"kind": "cv", "folds": 2})
     run_stage("folds", config, "tuned")
-    whole, true, trained = _tuned(config), finetune.fit, []
+    whole, fit, trained = _fine_tune(config), finetune.fit, []
 
-    def second_dies(*args: Any, **keys: Any) -> Any:
+    def fit_killed_in_the_second_fold(*args: Any, **keys: Any) -> Any:
         trained.append(keys["seed"])
         if len(trained) == 2:
             raise Killed
-        return true(*args, **keys)
+        return fit(*args, **keys)
 
-    monkeypatch.setattr(finetune, "fit", second_dies)
+    monkeypatch.setattr(finetune, "fit", fit_killed_in_the_second_fold)
     with pytest.raises(Killed):
         run_stage("finetune", config, "tuned", "net")
-    pd.testing.assert_frame_equal(_tuned(config), whole)
+    pd.testing.assert_frame_equal(_fine_tune(config), whole)
     assert len(trained) == len(set(trained)) + 1  # the first fold once, the second twice
 
 
-def _networks(config: Config, monkeypatch: pytest.MonkeyPatch) -> library.TileClassifier:
-    """The network as it was when training ended."""
-    true, seen = finetune.fit, []
+def _trained_network(config: Config, monkeypatch: pytest.MonkeyPatch) -> library.TileClassifier:
+    """The network at the end of training."""
+    fit, seen = finetune.fit, []
     monkeypatch.setattr(
-        finetune, "fit", lambda network, *a, **k: seen.append(network) or true(network, *a, **k)
+        finetune, "fit", lambda network, *a, **k: seen.append(network) or fit(network, *a, **k)
     )
     run_stage("finetune", config, "tuned", "net")
     return seen[0]
 
 
-def test_what_is_frozen_stays_as_it_was_to_the_bit(
-    few: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = config_of(few, {**FEW, "tune": "last-1"})
-    network = _networks(config, monkeypatch)
-    given, found = load(few / "net").model.state_dict(), network.backbone.state_dict()
+def test_frozen_layers_are_unchanged(small_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = config_of(small_copy, {**SHORT_TRAINING, "tune": "last-1"})
+    network = _trained_network(config, monkeypatch)
+    given, found = load(small_copy / "net").model.state_dict(), network.backbone.state_dict()
     changed = {name for name in given if not torch.equal(given[name], found[name])}
     assert {name.partition(".")[0] for name in changed} == {"layer4"}
 
 
-def test_adapters_leave_the_given_weights_alone(few: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    save_network(few / "net", "test_vit")
-    config = config_of(few, {**FEW, "tune": "lora", "lora": {"rank": 2}})
-    network = _networks(config, monkeypatch)
-    given = load(few / "net").model.state_dict()
+def test_adapters_do_not_change_the_pretrained_weights(
+    small_copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_network(small_copy / "net", "test_vit")
+    config = config_of(small_copy, {**SHORT_TRAINING, "tune": "lora", "lora": {"rank": 2}})
+    network = _trained_network(config, monkeypatch)
+    given = load(small_copy / "net").model.state_dict()
     found = {n.replace(".base_layer", ""): v for n, v in network.backbone.state_dict().items()}
     assert all(torch.equal(value, found[name]) for name, value in given.items())
     assert any("lora_B" in name and value.any() for name, value in found.items())
 
 
-def test_consistency_changes_what_is_learnt(few: Path) -> None:
-    plain, alike = (
-        _tuned(config_of(few, {**FEW, "stain_jitter": "none", "consistency": weight}))
+def test_consistency_changes_the_predictions(small_copy: Path) -> None:
+    plain, consistent = (
+        _fine_tune(
+            config_of(small_copy, {**SHORT_TRAINING, "stain_jitter": "none", "consistency": weight})
+        )
         for weight in (0.0, 10.0)
     )
-    assert not np.allclose(plain["p_1"], alike["p_1"])
+    assert not np.allclose(plain["p_1"], consistent["p_1"])
 
 
 def _relabel(folder: Path, split: str, value: float | None, patients: int | None = None) -> None:
-    """One label for all tiles of a split, or unknown; of its first patients only."""
+    """Set one label, or unknown, for the tiles of a split, or of its first patients."""
     path = Paths(folder / "results", {"clinic": "default"}).labels("clinic", f"{split}-0000")
     table = read_labels(path)
     slides = table["slide_id"].unique()[:patients]
-    there = table["slide_id"].isin(slides)
-    table.loc[there, "odd"] = np.nan if value is None else value
+    selected = table["slide_id"].isin(slides)
+    table.loc[selected, "odd"] = np.nan if value is None else value
     write_labels(path, table, {})
 
 
-def test_one_class_in_a_fold_is_a_sentence(few: Path) -> None:
-    _relabel(few, "train", 1.0)
+def test_one_training_class_in_a_fold_is_an_error(small_copy: Path) -> None:
+    _relabel(small_copy, "train", 1.0)
     with pytest.raises(
         StainsslError, match=r"tasks\.tuned: repeat 0 fold 0: The training tiles have one class"
     ):
-        run_stage("finetune", config_of(few, FEW), "tuned", "net")
+        run_stage("finetune", config_of(small_copy, SHORT_TRAINING), "tuned", "net")
 
 
-def test_unknown_labels_are_a_sentence(few: Path) -> None:
-    _relabel(few, "test", None)
+def test_unknown_labels_are_an_error(small_copy: Path) -> None:
+    _relabel(small_copy, "test", None)
     with pytest.raises(StainsslError, match=r"tasks\.tuned: No test patient has a labelled tile"):
-        run_stage("finetune", config_of(few, FEW), "tuned", "net")
+        run_stage("finetune", config_of(small_copy, SHORT_TRAINING), "tuned", "net")
     for split in PATIENTS:
-        _relabel(few, split, None)
+        _relabel(small_copy, split, None)
     with pytest.raises(StainsslError, match=r"No tile of clinic has a known 'odd'"):
-        run_stage("finetune", config_of(few, FEW), "tuned", "net")
+        run_stage("finetune", config_of(small_copy, SHORT_TRAINING), "tuned", "net")
 
 
-def test_patients_without_tiles_are_told(few: Path, caplog: pytest.LogCaptureFixture) -> None:
-    _relabel(few, "train", None, patients=2)
-    said = _tuned(config_of(few, FEW))
+def test_patients_without_labelled_tiles_are_logged(
+    small_copy: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    _relabel(small_copy, "train", None, patients=2)
+    predictions = _fine_tune(config_of(small_copy, SHORT_TRAINING))
     assert "2 of 16 patients of the folds have no tile with a known label: train0, train1" in (
         caplog.text
     )
-    assert len(said) == PATIENTS["test"] * 5
+    assert len(predictions) == PATIENTS["test"] * 5
 
 
-def test_without_validation_tiles_all_epochs_are_trained_and_that_is_told(
-    few: Path, caplog: pytest.LogCaptureFixture
+def test_without_validation_tiles_all_epochs_are_trained_with_a_note(
+    small_copy: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    _relabel(few, "val", None)
+    _relabel(small_copy, "val", None)
     with caplog.at_level("INFO"):
-        said = _tuned(config_of(few, FEW))
+        predictions = _fine_tune(config_of(small_copy, SHORT_TRAINING))
     assert "no validation tiles" in caplog.text
-    assert set(said["threshold"]) == {0.5}
+    assert set(predictions["threshold"]) == {0.5}
 
 
-def test_more_blocks_than_there_are_is_a_sentence(few: Path) -> None:
+def test_more_blocks_than_the_network_has_is_an_error(small_copy: Path) -> None:
     with pytest.raises(StainsslError, match="has 4 blocks or stages"):
-        run_stage("finetune", config_of(few, {**FEW, "tune": "last-9"}), "tuned", "net")
+        run_stage(
+            "finetune", config_of(small_copy, {**SHORT_TRAINING, "tune": "last-9"}), "tuned", "net"
+        )
 
 
-def test_each_verb_refuses_the_others_protocol(few: Path) -> None:
+def test_probe_and_finetune_refuse_each_others_protocol(small_copy: Path) -> None:
     with pytest.raises(StainsslError, match="protocol probe: run `probe`"):
-        run_stage("finetune", config_of(few), "probed", "net")
+        run_stage("finetune", config_of(small_copy), "probed", "net")
     with pytest.raises(StainsslError, match="protocol fine-tune: run `finetune`"):
-        run_stage("probe", config_of(few), "tuned", "net")
+        run_stage("probe", config_of(small_copy), "tuned", "net")
 
 
-def test_an_encoder_that_is_trained_here_is_read_from_its_model(few: Path) -> None:
-    given = config_of(few, FEW).model_dump(mode="json")
+def test_an_encoder_of_the_config_is_loaded_from_its_model(small_copy: Path) -> None:
+    given = config_of(small_copy, SHORT_TRAINING).model_dump(mode="json")
     given["encoders"]["net"] = {"method": "random", "backbone": "test_resnet", "input_size": SIZE}
     config = parse(given)
     run_stage("pretrain", config, "net")
-    assert len(_tuned(config)) == PATIENTS["test"] * 5
+    assert len(_fine_tune(config)) == PATIENTS["test"] * 5
     assert not BUILDERS["finetune"](config, "tuned", "net").tuning.freeze_norms
 
 
-def _task(fine_tune: dict[str, Any] | None = None, **keys: Any) -> Config:
+def _task_config(fine_tune: dict[str, Any] | None = None, **keys: Any) -> Config:
     task = {"level": "tile", "label": "x", "cohorts": ["d"], **keys}
     if fine_tune is not None:
         task["fine_tune"] = fine_tune
@@ -318,7 +326,7 @@ def _task(fine_tune: dict[str, Any] | None = None, **keys: Any) -> Config:
 
 
 @pytest.mark.parametrize(
-    ("keys", "sentence"),
+    ("keys", "message"),
     [
         ({"protocol": "fine-tune", "level": "slide"}, "is for tasks of level tile"),
         ({"fine_tune": {"epochs": 3}}, "fine_tune needs protocol"),
@@ -333,9 +341,9 @@ def _task(fine_tune: dict[str, Any] | None = None, **keys: Any) -> Config:
     ],
     ids=str,
 )  # fmt: skip
-def test_keys_that_do_nothing_are_refused(keys: dict[str, Any], sentence: str) -> None:
-    with pytest.raises(StainsslError, match=sentence):
-        _task(**keys)
+def test_keys_without_effect_are_refused(keys: dict[str, Any], message: str) -> None:
+    with pytest.raises(StainsslError, match=message):
+        _task_config(**keys)
 
 
 KEYS = [
@@ -345,9 +353,9 @@ KEYS = [
 ]  # fmt: skip
 
 
-def test_each_key_is_another_job_and_of_that_task_alone() -> None:
+def test_each_key_changes_the_job_of_its_task_only() -> None:
     def params(task: dict[str, Any]) -> tuple[str, str]:
-        config = _task(protocol="fine-tune", **task).model_dump(mode="json")
+        config = _task_config(protocol="fine-tune", **task).model_dump(mode="json")
         config["tasks"]["p"] = {**config["tasks"]["t"], "protocol": "probe", "fine_tune": {}}
         config["encoders"] = {"e": {"weights": "resnet18"}}
         known = parse(config)
@@ -361,15 +369,15 @@ def test_each_key_is_another_job_and_of_that_task_alone() -> None:
     assert set(FineTune.model_fields) == {next(iter(key)) for key in KEYS} | {"lora"}
 
 
-def test_the_seed_of_a_run_is_that_of_its_training() -> None:
-    config = _task(protocol="fine-tune").model_dump(mode="json")
+def test_runs_of_different_seeds_are_different_jobs() -> None:
+    config = _task_config(protocol="fine-tune").model_dump(mode="json")
     config["encoders"] = {"e": {"weights": "resnet18", "seeds": [0, 1]}}
     first, second = (BUILDERS["finetune"](parse(config), "t", f"e.{seed}") for seed in (0, 1))
     assert first.param() != second.param()
 
 
 @pytest.mark.parametrize(
-    ("encoder", "tuning", "sentence"),
+    ("encoder", "tuning", "message"),
     [
         ({"features": "trident:x"}, {}, "without a network that tasks.tuned could fine-tune"),
         ({"weights": "resnet18", "preprocess": "reference"}, {"consistency": 1.0},
@@ -377,10 +385,10 @@ def test_the_seed_of_a_run_is_that_of_its_training() -> None:
     ],
     ids=["features", "preprocess"],
 )  # fmt: skip
-def test_encoders_that_cannot_be_tuned_so_are_refused(
-    tmp_path: Path, encoder: dict[str, Any], tuning: dict[str, Any], sentence: str
+def test_encoders_that_cannot_be_fine_tuned_are_refused(
+    tmp_path: Path, encoder: dict[str, Any], tuning: dict[str, Any], message: str
 ) -> None:
     given = config_of(tmp_path, tuning).model_dump(mode="json")
     given["encoders"] = {"net": encoder}
-    with pytest.raises(StainsslError, match=sentence):
+    with pytest.raises(StainsslError, match=message):
         parse(given)

@@ -1,4 +1,4 @@
-"""`folds` writes the same bytes for the same sheet and refuses what cannot be split."""
+"""`folds` writes the same bytes for the same sheet and refuses tasks that cannot be split."""
 
 import pytest
 
@@ -20,7 +20,7 @@ def test_the_same_sheet_gives_the_same_bytes(tmp_path):
     assert read_folds(path)["patient_id"].nunique() == 16
 
 
-def test_the_log_counts_classes_and_unknown_words_once(tmp_path, caplog):
+def test_classes_and_unknown_values_are_logged_once(tmp_path, caplog):
     sheet = sheet_of({"a": 6, "b": 6, "c": 4})
     sheet.loc[:2, "her2"] = "n/a"
     config = make_config(tmp_path, sheet)
@@ -30,14 +30,14 @@ def test_the_log_counts_classes_and_unknown_words_once(tmp_path, caplog):
     assert caplog.text.count("her2: classes: ") == 1
 
 
-def test_a_tile_task_whose_label_is_in_the_annotations_splits_by_the_sheet(tmp_path):
+def test_a_tile_task_with_annotations_takes_its_split_from_the_sheet(tmp_path):
     config = make_config(tmp_path, sheet_of({"a": 6, "b": 6, "c": 4}))
     run_stage("folds", config, "tumor")
     made = read_folds(config.paths.folds("tumor"))
     assert set(made.loc[made["role"] == "test", "patient_id"]) == {"c0", "c1", "c2", "c3"}
 
 
-def test_the_message_names_the_task_and_the_patients(tmp_path):
+def test_the_error_names_the_task_and_the_patients(tmp_path):
     sheet = sheet_of({"a": 6})
     sheet.loc[1, "patient_id"] = "a0"
     config = make_config(tmp_path, sheet)

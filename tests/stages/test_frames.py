@@ -1,4 +1,4 @@
-"""On slides with bounds, outlines and exports lie where the tools that draw and show them count."""
+"""Annotations and exports of slides with bounds are in the coordinate frame that each tool uses."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from stainssl.stores.tiles import read_bounds, read_labels, read_tiles
 from tests.slides.conftest import TISSUE, write_scn
 
 PART, CORNER, SIZE = "all-0000", (768, 512), (1024, 768)
-DRAWN = (256, 128, 768, 640)  # x0, y0, x1, y1 of the outline, in px of what QuPath shows
+DRAWN = (256, 128, 768, 640)  # x0, y0, x1, y1 of the outline in px, relative to the bounds
 
 
 @pytest.fixture
 def root(tmp_path: Path, rng: np.random.Generator) -> Path:
     image = np.clip(TISSUE + rng.normal(0, 12, (*SIZE[::-1], 1)), 0, 255).astype(np.uint8)
-    image[:, -64:] = 243  # some glass
+    image[:, -64:] = 243  # glass
     write_scn(tmp_path / "s.scn", image, CORNER)
     (tmp_path / "slides.csv").write_text("slide_id,patient_id,path\ns,p,s.scn\n")
     return tmp_path
 
 
-def ring(origin: tuple[int, int] = (0, 0)) -> list[tuple[int, int]]:
+def outline(origin: tuple[int, int] = (0, 0)) -> list[tuple[int, int]]:
     x0, y0, x1, y1 = DRAWN
     corners = [(x0, y0), (x1, y0), (x1, y1), (x0, y1), (x0, y0)]
     return [(x + origin[0], y + origin[1]) for x, y in corners]
@@ -47,20 +47,20 @@ def write_qupath(path: Path, points: list[tuple[int, int]]) -> None:
 
 
 def write_asap(path: Path, points: list[tuple[int, int]]) -> None:
-    places = "".join(
+    coordinates = "".join(
         f'<Coordinate Order="{i}" X="{x}" Y="{y}"/>' for i, (x, y) in enumerate(points)
     )
     path.write_text(
         '<ASAP_Annotations><Annotations><Annotation Name="a" Type="Polygon" PartOfGroup="tumor">'
-        f"<Coordinates>{places}</Coordinates></Annotation></Annotations></ASAP_Annotations>"
+        f"<Coordinates>{coordinates}</Coordinates></Annotation></Annotations></ASAP_Annotations>"
     )
 
 
-def config_of(root: Path, **words: Any) -> Config:
+def config_of(root: Path, **keys: Any) -> Config:
     return parse(
         {
             "results": str(root / "results"),
-            "cohorts": {"c": {"sheet": root / "slides.csv", "root": root, **words}},
+            "cohorts": {"c": {"sheet": root / "slides.csv", "root": root, **keys}},
             "tilings": {"default": {"size": 128}},
             "tasks": {"t": {"level": "tile", "label": "tumor", "cohorts": ["c"]}},
         }
@@ -93,11 +93,11 @@ def test_the_slide_has_bounds(root: Path) -> None:
         (".xml", (0, 0), {"annotations_frame": "bounds"}),
     ],
 )
-def test_annotations_lie_where_they_were_drawn(
+def test_annotations_label_the_tiles_that_they_cover_in_each_frame(
     root: Path, suffix: str, origin: tuple[int, int], words: dict[str, str]
 ) -> None:
     write = write_qupath if suffix == ".geojson" else write_asap
-    write(root / f"s{suffix}", ring(origin))
+    write(root / f"s{suffix}", outline(origin))
     config = config_of(root, annotations=str(root / f"{{slide_id}}{suffix}"), **words)
     tiles = kept_tiles(config)
     run_stage("label", config, "c", PART)
@@ -107,15 +107,17 @@ def test_annotations_lie_where_they_were_drawn(
 
 
 @pytest.mark.parametrize(("frame", "origin"), [("auto", (0, 0)), ("slide", CORNER)])
-def test_regions_lie_where_they_were_drawn(root: Path, frame: str, origin: tuple[int, int]) -> None:
-    write_qupath(root / "s.geojson", ring(origin))
+def test_regions_keep_the_tiles_that_they_cover_in_each_frame(
+    root: Path, frame: str, origin: tuple[int, int]
+) -> None:
+    write_qupath(root / "s.geojson", outline(origin))
     config = config_of(root, regions=str(root / "{slide_id}.geojson"), regions_frame=frame)
     tiles = kept_tiles(config)
     assert len(tiles) == 16
     assert is_inside(tiles).all()
 
 
-def test_what_goes_to_qupath_comes_back_to_the_same_tiles(root: Path) -> None:
+def test_a_qupath_export_read_back_covers_the_same_tiles(root: Path) -> None:
     config = config_of(root)
     tiles = kept_tiles(config)
     bounds = read_bounds(config.paths.qc("c", PART))["s"]
@@ -123,7 +125,7 @@ def test_what_goes_to_qupath_comes_back_to_the_same_tiles(root: Path) -> None:
     path = root / "out.geojson"
     write_geojson(path, tile_objects(x, y, side.astype(float), {}, bounds[:2]))
     areas = read_annotations(path).areas
-    assert min(area.bounds[0] for _, area in areas) == 0  # QuPath shows the bounds alone
+    assert min(area.bounds[0] for _, area in areas) == 0  # QuPath shows only the bounds
     assert max(area.bounds[2] for _, area in areas) <= SIZE[0]
     back = in_slide(areas, origin_of(path, "auto", bounds))
     assert tile_fractions(x, y, side, [area for _, area in back]).min() > 0.999

@@ -1,4 +1,4 @@
-"""What goes wrong with one slide, the disk or the process while several slides are in flight."""
+"""Failures of a slide, the disk or the process while several slides are processed in parallel."""
 
 from __future__ import annotations
 
@@ -70,49 +70,49 @@ def config(tmp_path: Path, rng: np.random.Generator) -> Config:
 
 
 def _files(config: Config) -> dict[str, bytes]:
-    """What the results hold, without what says when it was made."""
+    """Content of the result files, except qc, which has run times."""
     files = [path for path in config.results.rglob("*") if path.is_file()]
     return {
         str(p.relative_to(config.results)): p.read_bytes() for p in files if "qc" not in p.parts
     }
 
 
-def _slide_ids(config: Config, verb: str) -> list[str]:
-    """The slides that a verb made something of."""
+def _slide_ids(config: Config, stage: str) -> list[str]:
+    """Slides for which a stage produced output."""
     paths = config.paths
-    if verb == "pixels":
+    if stage == "pixels":
         return open_pixels(paths.pixels("c", "all-0000")).slide_id
     qc = read_qc(paths.qc("c", "all-0000"))
     return qc.loc[qc["status"] == "ok", "slide_id"].tolist()
 
 
-@pytest.mark.parametrize("verb", ["tile", "pixels"])
-def test_slides_that_hang_cost_themselves(
-    config: Config, monkeypatch: pytest.MonkeyPatch, verb: str
+@pytest.mark.parametrize("stage", ["tile", "pixels"])
+def test_hanging_slides_do_not_affect_the_others(
+    config: Config, monkeypatch: pytest.MonkeyPatch, stage: str
 ) -> None:
-    """Two of them, so that two of three threads wait at a time."""
-    read, over = PatchFile.read_region, threading.Event()
+    """Two slides hang, so that two of three threads wait at the same time."""
+    read, release = PatchFile.read_region, threading.Event()
 
     def hang(slide: PatchFile, *words: Any) -> np.ndarray:
         if slide.path.name in ("t1.png", "t2.png"):
             with translate_errors(slide.path, "reading"):
-                over.wait()
+                release.wait()
         return read(slide, *words)
 
-    if verb == "pixels":
+    if stage == "pixels":
         run_stage("tile", config, *PART)
     monkeypatch.setattr(PatchFile, "read_region", hang)
     monkeypatch.setattr(errors, "CALL_SECONDS", 3.0)
-    run_stage(verb, config, *PART)
-    over.set()
-    assert _slide_ids(config, verb) == ["t0", *NAMES[3:]]
+    run_stage(stage, config, *PART)
+    release.set()
+    assert _slide_ids(config, stage) == ["t0", *NAMES[3:]]
 
 
 @pytest.mark.parametrize("place", [JpegSpool, _JpegWriter])
-def test_a_disk_that_fills_is_told_and_nothing_is_left(
+def test_a_full_disk_is_reported_and_leaves_no_files(
     config: Config, monkeypatch: pytest.MonkeyPatch, place: type
 ) -> None:
-    """Where slides wait, and where the store is written."""
+    """The disk fills while a slide is spooled, and while the store is written."""
     run_stage("tile", config, *PART)
     before = _files(config)
     append, added = place.append, []
@@ -132,22 +132,22 @@ def test_a_disk_that_fills_is_told_and_nothing_is_left(
     assert _slide_ids(config, "pixels") == NAMES
 
 
-@pytest.mark.parametrize("verb", ["tile", "pixels"])
-def test_killed_in_the_middle_it_is_made_again_byte_by_byte(
-    config: Config, tmp_path: Path, verb: str
+@pytest.mark.parametrize("stage", ["tile", "pixels"])
+def test_a_part_killed_midway_is_recomputed_byte_for_byte(
+    config: Config, tmp_path: Path, stage: str
 ) -> None:
-    if verb == "pixels":
+    if stage == "pixels":
         run_stage("tile", config, *PART)
     before = _files(config)
     (tmp_path / "config.yaml").write_text(dump(config))
-    words = [sys.executable, "-c", KILLED, verb, str(tmp_path / "config.yaml")]
-    assert subprocess.run(words, check=False).returncode == -9
+    command = [sys.executable, "-c", KILLED, stage, str(tmp_path / "config.yaml")]
+    assert subprocess.run(command, check=False).returncode == -9
     whole = {name: data for name, data in _files(config).items() if "/." not in f"/{name}"}
     assert whole == before
     atomic.remove_leftovers.cache_clear()
-    run_stage(verb, config, *PART)
+    run_stage(stage, config, *PART)
     again = _files(config)
-    run_stage(verb, config, *PART)
+    run_stage(stage, config, *PART)
     assert _files(config) == again
-    assert _slide_ids(config, verb) == NAMES
+    assert _slide_ids(config, stage) == NAMES
     assert not [name for name in again if "/." in f"/{name}"]

@@ -1,4 +1,4 @@
-"""`mil` writes one whole folder: predictions, metrics, models and attention of the test bags."""
+"""`mil` writes a folder with predictions, metrics, models and attention of the test bags."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def config(tmp_path, rng) -> Config:
 
 
 @pytest.mark.parametrize("head", ["mean", "abmil"])
-def test_every_known_patient_with_tiles_is_tested_once_a_repeat(config, head, caplog):
+def test_each_patient_with_label_and_tiles_is_tested_once_per_repeat(config, head, caplog):
     caplog.set_level("INFO")
     run_stage("mil", config, "patient", "enc", head)
     folder = config.paths.mil("patient", "enc", head)
@@ -92,7 +92,7 @@ def test_every_known_patient_with_tiles_is_tested_once_a_repeat(config, head, ca
     assert metrics["patients"].item() == 14
 
 
-def test_a_slide_task_keeps_slides_apart(config):
+def test_a_slide_task_predicts_each_slide_separately(config):
     run_stage("mil", config, "slide", "enc", "mean")
     folder = config.paths.mil("slide", "enc", "mean")
     predictions = read_table(folder / "predictions.parquet", "predictions")
@@ -100,18 +100,18 @@ def test_a_slide_task_keeps_slides_apart(config):
     assert set(predictions.query("patient_id == 'p0'")["slide_id"]) == {"s0", "s0-second"}
 
 
-def test_attention_names_the_tiles_of_test_slides(config):
+def test_attention_covers_the_valid_tiles_of_test_slides(config):
     run_stage("mil", config, "patient", "enc", "abmil")
     folder = config.paths.mil("patient", "enc", "abmil")
     table = read_table(folder / "attention.parquet", "attention")
     assert list(table) == ["slide_id", "tile", "x", "y", "attention"]
     assert set(table["slide_id"]) == {*(f"s{i}" for i in range(15) if i != 3), "s0-second"}
     assert table["attention"].between(0, 1).all()
-    assert 4 not in table.query("slide_id == 's1'")["tile"].tolist()  # its vector is NaN
+    assert 4 not in table.query("slide_id == 's1'")["tile"].tolist()  # its embedding is NaN
     np.testing.assert_array_equal(table["x"], table["tile"] * 256)
 
 
-def test_each_fold_leaves_its_model(config):
+def test_each_fold_writes_its_model(config):
     run_stage("mil", config, "patient", "enc", "abmil")
     models = config.paths.mil("patient", "enc", "abmil") / "models"
     names = {f"repeat{r}-fold{f}" for r in range(2) for f in range(3)}
@@ -137,7 +137,7 @@ def test_a_leaked_patient_is_refused_and_nothing_is_written(config):
     assert not config.paths.mil("patient", "enc", "mean").exists()
 
 
-def test_folds_of_one_training_class_name_task_and_fold(config):
+def test_one_training_class_is_an_error_that_names_task_and_fold(config):
     path = config.paths.folds("patient")
     table = pd.read_csv(path)
     negative = table["patient_id"].str[1:].astype(int) % 2 == 0
@@ -146,7 +146,7 @@ def test_folds_of_one_training_class_name_task_and_fold(config):
         run_stage("mil", config, "patient", "enc", "mean")
 
 
-def test_a_fold_whose_test_patients_have_one_class_is_pooled(config):
+def test_auroc_is_finite_if_a_fold_has_one_test_class(config):
     path = config.paths.folds("patient")
     table = pd.read_csv(path)
     negative = table["patient_id"].str[1:].astype(int) % 2 == 0
@@ -168,7 +168,7 @@ def test_missing_embeddings_are_named(config):
         run_stage("mil", config, "patient", "other", "mean")
 
 
-def test_two_cohorts_with_a_slide_of_one_name_are_refused(config):
+def test_cohorts_that_share_a_slide_name_are_refused(config):
     both = config.tasks["patient"].model_copy(update={"cohorts": ["clinic", "again"]})
     changed = config.model_copy(
         update={
@@ -190,7 +190,7 @@ def test_a_task_that_does_not_fit_in_memory_gives_the_same_predictions(config, m
 
 
 def _with_external(config: Config, rng: np.random.Generator, **columns: object) -> Config:
-    """The config with a second cohort of other patients, written like the first."""
+    """The config with a second cohort of other patients, with embeddings like the first's."""
     folder = config.paths.results.parent
     sheet = _sheet().assign(**columns) if columns else _sheet()
     sheet = sheet.assign(slide_id="x" + sheet["slide_id"], patient_id="x" + sheet["patient_id"])
@@ -214,7 +214,7 @@ def _with_external(config: Config, rng: np.random.Generator, **columns: object) 
     return made
 
 
-def test_an_external_cohort_is_answered_by_every_model_and_trains_none(config, rng):
+def test_every_model_predicts_an_external_cohort_that_trains_none(config, rng):
     made = _with_external(config, rng)
     run_stage("mil", config, "patient", "enc", "mean")
     folder = made.paths.mil("patient", "enc", "mean")
@@ -229,7 +229,7 @@ def test_an_external_cohort_is_answered_by_every_model_and_trains_none(config, r
     assert auroc["value"] > 0.6
 
 
-def test_an_external_class_that_nothing_was_trained_on_is_named(config, rng):
+def test_an_external_class_without_training_data_is_named(config, rng):
     made = _with_external(config, rng, her2="2")
     with pytest.raises(StainsslError, match="without training data: 2; trained: 0, 1"):
         run_stage("mil", made, "patient", "enc", "mean")

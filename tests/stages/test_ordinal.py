@@ -1,4 +1,4 @@
-"""A task of ordered classes, from its sheet to the table."""
+"""An ordinal task, from its sheet to the benchmark table."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ CLASSES = {"low": ["l"], "middle": ["m"], "high": ["h"]}
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    """A trained task of three thirds of a number that shifts tiles, with an external cohort."""
+def evaluated(tmp_path_factory):
+    """A trained task of a number in three classes, with an external cohort."""
     folder, rng = tmp_path_factory.mktemp("ordered"), np.random.default_rng(5)
     sheets = {}
     for name in COHORTS:
@@ -53,8 +53,8 @@ def made(tmp_path_factory):
     return config
 
 
-def test_heads_learn_the_order(made):
-    folder = made.paths.mil("third", "enc", "mean")
+def test_predictions_and_metrics_of_ordered_classes(evaluated):
+    folder = evaluated.paths.mil("third", "enc", "mean")
     table = read_table(folder / "predictions.parquet", "predictions")
     assert list(table)[5:] == ["y", "p_low", "p_middle", "p_high", "grade"]
     assert len(table) == PATIENTS - 1
@@ -67,8 +67,8 @@ def test_heads_learn_the_order(made):
         assert {"auroc_cut1", "auroc_cut2", "accuracy"} <= set(metrics.index)
 
 
-def test_the_table_has_kappa_cuts_and_baselines(made):
-    folder = made.paths.benchmark("main")
+def test_the_table_has_kappa_auroc_over_cuts_and_baselines(evaluated):
+    folder = evaluated.paths.benchmark("main")
     text = (folder / "table.md").read_text()
     assert "third: weighted kappa (27 patients, 3 classes)" in text
     assert "third: AUROC over cuts" in text
@@ -78,19 +78,19 @@ def test_the_table_has_kappa_cuts_and_baselines(made):
     assert (folder / "figures" / "forest.png").stat().st_size > 0
 
 
-def test_new_cases_are_called_the_median_class(made):
-    models = load_models(made.paths.mil("third", "enc", "mean") / "models")
+def test_the_predicted_class_of_new_patients_is_the_median(evaluated):
+    models = load_models(evaluated.paths.mil("third", "enc", "mean") / "models")
     target = next(iter(models.values())).target
-    answers = np.array([[0.4, 0.25, 0.35], [0.1, 0.1, 0.8]])
-    rows = pd.DataFrame({"patient_id": ["a", "b"], **target.prediction_columns(answers)})
+    probabilities = np.array([[0.4, 0.25, 0.35], [0.1, 0.1, 0.8]])
+    rows = pd.DataFrame({"patient_id": ["a", "b"], **target.prediction_columns(probabilities)})
     slides = pd.DataFrame({"slide_id": ["a", "b"], "patient_id": ["a", "b"], "tiles": [3, 3]})
     found = summary(rows, slides.assign(**dict.fromkeys(OUT_OF_RANGE_NOTES, 0.1)), "patient")
     assert found["predicted"].tolist() == ["middle", "high"]
     assert found["grade"].tolist() == pytest.approx([0.95, 1.7])
 
 
-def test_the_view_and_the_checks_take_it(made):
-    found = Benchmarks(Records(made)).predictions("third", "enc", "mean")
+def test_the_viewer_and_the_checks_accept_the_task(evaluated):
+    found = Benchmarks(Records(evaluated)).predictions("third", "enc", "mean")
     assert found["classes"] == ["low", "middle", "high"]
-    assert task_summary(made, "third")[0].startswith("classes: low (")
-    assert not [one for one in check(made) if "tasks" in one]
+    assert task_summary(evaluated, "third")[0].startswith("classes: low (")
+    assert not [one for one in check(evaluated) if "tasks" in one]

@@ -1,4 +1,4 @@
-"""`predict` says of a slide what the workflow's own fold models said of it."""
+"""`predict` gives the same predictions for a slide as the fold models did in the workflow."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from stainssl.view.viewer_data import ViewerData
 pytestmark = pytest.mark.xdist_group("trained")
 
 
-def _predict(trained, sheet: pd.DataFrame, out, task="patient", **words):
+def _predict(trained, sheet: pd.DataFrame, out, task="patient", **options):
     sheet.to_csv(out.with_suffix(".csv"), index=False)
     predict.run(
         trained.config, task, "enc", "abmil",
-        sheet=out.with_suffix(".csv"), root=trained.root, out=out, **words,
+        sheet=out.with_suffix(".csv"), root=trained.root, out=out, **options,
     )  # fmt: skip
     return pd.read_csv(out / "predictions.csv", keep_default_na=False)
 
 
 @pytest.fixture(scope="module")
 def predicted(trained, tmp_path_factory):
-    """Three slides of two patients, and one whose file is broken, as if they were new."""
+    """Predictions of three slides of two patients and an unreadable one, as if they were new."""
     out = tmp_path_factory.mktemp("predict") / "out"
     (trained.root / "slides" / "broken.svs").write_bytes(b"no slide")
     rows = trained.rows("a-001-1", "a-001-2", "b-003-1")
@@ -40,41 +40,41 @@ def predicted(trained, tmp_path_factory):
     return out, _predict(trained, sheet, out)
 
 
-def _own(trained, task, name):
+def _mil_table(trained, task, name):
     folder = trained.config.paths.mil(task, "enc", "abmil")
     return read_table(folder / f"{name}.parquet", name)
 
 
-def test_each_fold_model_answers_as_in_the_workflow(trained, predicted):
-    ours = read_table(predicted[0] / "by-model.parquet", "predictions")
+def test_each_fold_model_predicts_as_in_the_workflow(trained, predicted):
+    new = read_table(predicted[0] / "by-model.parquet", "predictions")
     keys = ["patient_id", "repeat", "fold"]
-    both = _own(trained, "patient", "predictions").merge(ours, on=keys, suffixes=("", "_new"))
-    assert len(both) == 2 * 2  # each patient is tested once a repeat
+    both = _mil_table(trained, "patient", "predictions").merge(new, on=keys, suffixes=("", "_new"))
+    assert len(both) == 2 * 2  # each patient is tested once per repeat
     np.testing.assert_array_equal(both["p_1"], both["p_1_new"])
 
 
-def test_the_answer_is_the_mean_of_all_models_with_their_interval(predicted):
-    out, answers = predicted
-    ours = read_table(out / "by-model.parquet", "predictions").query("patient_id == 'b-003'")
-    row = answers.set_index("patient_id").loc["b-003"]
-    assert len(ours) == row["models"] == 4
-    assert row["p_1"] == pytest.approx(ours["p_1"].mean(), rel=1e-4)
-    assert ours["p_1"].min() - 1e-6 <= row["low_1"] <= row["p_1"] <= row["high_1"]
+def test_the_prediction_is_the_mean_of_all_models_with_an_interval(predicted):
+    out, predictions = predicted
+    by_model = read_table(out / "by-model.parquet", "predictions").query("patient_id == 'b-003'")
+    row = predictions.set_index("patient_id").loc["b-003"]
+    assert len(by_model) == row["models"] == 4
+    assert row["p_1"] == pytest.approx(by_model["p_1"].mean(), rel=1e-4)
+    assert by_model["p_1"].min() - 1e-6 <= row["low_1"] <= row["p_1"] <= row["high_1"]
     assert row["p_0"] + row["p_1"] == pytest.approx(1, abs=1e-4)
 
 
-def test_calls_are_by_the_thresholds_that_the_heads_were_judged_with(trained, predicted):
-    out, answers = predicted
-    ours = read_table(out / "by-model.parquet", "predictions")
-    judged = _own(trained, "patient", "predictions")
+def test_predicted_classes_use_the_thresholds_of_the_evaluation(trained, predicted):
+    out, predictions = predicted
+    new = read_table(out / "by-model.parquet", "predictions")
+    evaluated = _mil_table(trained, "patient", "predictions")
     keys = ["patient_id", "repeat", "fold"]
-    both = judged.merge(ours, on=keys, suffixes=("", "_new"))
+    both = evaluated.merge(new, on=keys, suffixes=("", "_new"))
     np.testing.assert_array_equal(both["threshold"], both["threshold_new"])
-    assert (ours["predicted"] == (ours["p_1"] >= ours["threshold"]).astype(int).astype(str)).all()
-    mean = ours.groupby("patient_id")["threshold"].mean()
-    np.testing.assert_allclose(answers.set_index("patient_id")["threshold"], mean, rtol=1e-5)
-    called = (answers["p_1"] >= answers["threshold"]).astype(int)
-    assert answers["predicted"].astype(int).tolist() == called.tolist()
+    assert (new["predicted"] == (new["p_1"] >= new["threshold"]).astype(int).astype(str)).all()
+    mean = new.groupby("patient_id")["threshold"].mean()
+    np.testing.assert_allclose(predictions.set_index("patient_id")["threshold"], mean, rtol=1e-5)
+    above = (predictions["p_1"] >= predictions["threshold"]).astype(int)
+    assert predictions["predicted"].astype(int).tolist() == above.tolist()
 
 
 def _by_model(**columns):
@@ -88,22 +88,22 @@ def _summary(by_model):
     return predict.summary(by_model, pd.DataFrame(rows | distances), "patient")
 
 
-def test_a_low_threshold_calls_what_is_less_probable():
+def test_a_low_threshold_predicts_the_less_probable_class():
     found = _summary(_by_model(threshold=[0.2, 0.4, 0.2, 0.4]))
     assert found["predicted"].tolist() == ["1", "1"]
     assert found["threshold"].tolist() == pytest.approx([0.3, 0.3])
 
 
-def test_models_without_thresholds_call_the_most_probable_class():
+def test_models_without_thresholds_predict_the_most_probable_class():
     found = _summary(_by_model())
     assert found["predicted"].tolist() == ["0", "1"]
     assert "threshold" not in found
 
 
-def test_a_patient_has_all_slides_and_a_broken_one_costs_itself(predicted):
-    out, answers = predicted
-    assert answers["patient_id"].tolist() == ["a-001", "b-003"]
-    assert answers["slides"].tolist() == [2, 1]
+def test_slides_of_a_patient_are_combined_and_an_unreadable_one_is_left_out(predicted):
+    out, predictions = predicted
+    assert predictions["patient_id"].tolist() == ["a-001", "b-003"]
+    assert predictions["slides"].tolist() == [2, 1]
     slides = pd.read_csv(out / "slides.csv").set_index("slide_id")
     assert slides["status"].to_dict() == {
         "a-001-1": "ok", "a-001-2": "ok", "b-003-1": "ok", "x": "unsupported",
@@ -111,19 +111,19 @@ def test_a_patient_has_all_slides_and_a_broken_one_costs_itself(predicted):
     assert slides.loc["x", "detail"]
 
 
-def test_slides_that_were_trained_on_are_not_foreign(predicted):
+def test_training_slides_are_within_the_training_range(predicted):
     slides = pd.read_csv(predicted[0] / "slides.csv").dropna()
     assert (slides[["feature_distance", "stain_distance"]] <= 1).all(axis=None)
     assert set(predicted[1]["note"]) == {"the models were trained on a patient with this id"}
 
 
-def test_attention_is_there_as_table_picture_and_geojson(trained, predicted):
+def test_attention_is_written_as_table_pictures_and_geojson(trained, predicted):
     out = predicted[0]
     attention = read_table(out / "attention.parquet", "attention")
-    own = _own(trained, "patient", "attention")
-    own = own[own["slide_id"].isin(attention["slide_id"])]
+    of_mil = _mil_table(trained, "patient", "attention")
+    of_mil = of_mil[of_mil["slide_id"].isin(attention["slide_id"])]
     keys = ["slide_id", "tile", "x", "y"]
-    assert len(attention.merge(own, on=keys)) == len(attention) == len(own)
+    assert len(attention.merge(of_mil, on=keys)) == len(attention) == len(of_mil)
     found = json.loads((out / "attention" / "b-003-1.geojson").read_text())["features"]
     rows = attention[attention["slide_id"] == "b-003-1"]
     assert [f["geometry"]["coordinates"][0][0] for f in found] == rows[["x", "y"]].values.tolist()
@@ -132,7 +132,7 @@ def test_attention_is_there_as_table_picture_and_geojson(trained, predicted):
     assert not (out / "attention" / "x.png").exists()
 
 
-def test_the_folder_says_what_view_opens_it_by(predicted):
+def test_the_viewer_opens_the_output_folder(predicted):
     out = predicted[0]
     viewer = ViewerData(config_of(out))
     columns = viewer.data("cohort", "new")["columns"]
@@ -142,36 +142,36 @@ def test_the_folder_says_what_view_opens_it_by(predicted):
     assert viewer.data("predictions", "new", "predictions")["columns"]["low_1"]
 
 
-def test_another_stain_is_told(trained, tmp_path, caplog):
-    """Red and blue changed places: another stain, other features."""
+def test_a_stain_outside_the_training_range_is_reported(trained, tmp_path, caplog):
+    """Red and blue are swapped, which changes stain and features."""
     from stainssl.demo.svs import write_svs
     from stainssl.slides.readers import open_slide
 
     slide = open_slide(trained.root / "slides" / "a-001-1.svs", "auto")
     image = slide.read_region(0, 0, 0, slide.level_sizes_px[0])
     slide.close()
-    blue = np.ascontiguousarray(image[..., ::-1])
-    write_svs(tmp_path / "blue.svs", blue, quality=90, mpp=0.5, magnification=20)
+    swapped = np.ascontiguousarray(image[..., ::-1])
+    write_svs(tmp_path / "blue.svs", swapped, quality=90, mpp=0.5, magnification=20)
     row = {"slide_id": "g", "patient_id": "g", "path": str(tmp_path / "blue.svs")}
-    answers = _predict(
+    predictions = _predict(
         trained, pd.DataFrame([row]), tmp_path / "out", "slide", pictures=False, outside_root=True
     )
-    assert "its stain is outside" in answers["note"].item()
+    assert "its stain is outside" in predictions["note"].item()
     assert "g: its stain is outside the task's training range" in caplog.text
     assert [p.name for p in (tmp_path / "out" / "attention").iterdir()] == ["g.geojson"]
 
 
-def test_a_slide_without_an_h_and_e_stain_is_noted(trained, tmp_path, monkeypatch, caplog):
-    """As of a slide of one color: no tile of it has a valid profile."""
+def test_a_slide_without_an_h_and_e_stain_is_reported(trained, tmp_path, monkeypatch, caplog):
+    """No tile has a valid stain profile, as on a slide of one color."""
     rows = trained.rows("a-001-1", "b-003-1")
-    pooled = predict.stain_of_slides
+    stain_of_slides = predict.stain_of_slides
 
-    def without(*given):
-        return {**pooled(*given), "b-003-1": np.empty(0, np.float32)}
+    def without_profiles(*args):
+        return {**stain_of_slides(*args), "b-003-1": np.empty(0, np.float32)}
 
-    monkeypatch.setattr(predict, "stain_of_slides", without)
-    answers = _predict(trained, rows, tmp_path / "out", "slide", pictures=False)
-    notes = answers.set_index("slide_id")["note"].fillna("")
+    monkeypatch.setattr(predict, "stain_of_slides", without_profiles)
+    predictions = _predict(trained, rows, tmp_path / "out", "slide", pictures=False)
+    notes = predictions.set_index("slide_id")["note"].fillna("")
     assert "no H&E stain" in notes["b-003-1"]
     assert "no H&E stain" not in notes["a-001-1"]
     assert "b-003-1: no H&E stain found" in caplog.text
@@ -182,19 +182,19 @@ def test_a_patient_without_a_usable_slide_is_named(trained, tmp_path, caplog):
     bad = {"slide_id": "x", "patient_id": "alone", "path": "slides/bad.svs"}
     sheet = pd.concat([trained.rows("b-003-1"), pd.DataFrame([bad])])
     with caplog.at_level("INFO"):
-        answers = _predict(trained, sheet, tmp_path / "out")
-    assert answers["patient_id"].tolist() == ["b-003"]
+        predictions = _predict(trained, sheet, tmp_path / "out")
+    assert predictions["patient_id"].tolist() == ["b-003"]
     assert "1 patient(s) have no usable slide and no prediction: alone" in caplog.text
 
 
-def test_no_usable_slide_is_a_sentence_and_leaves_the_reasons(trained, tmp_path):
+def test_no_usable_slide_is_an_error_and_statuses_are_written(trained, tmp_path):
     row = {"slide_id": "gone", "patient_id": "p", "path": "slides/gone.svs"}
     with pytest.raises(StainsslError, match=r"No slide of .*slides\.csv for the reasons"):
         _predict(trained, pd.DataFrame([row]), tmp_path / "out")
     assert pd.read_csv(tmp_path / "out" / "slides.csv")["status"].item() == "missing"
 
 
-def test_a_task_without_models_says_what_to_run(trained, tmp_path):
+def test_a_task_without_models_names_the_command_to_run(trained, tmp_path):
     with pytest.raises(StainsslError, match="run `stainssl mil`"):
         predict.run(
             trained.config, "patient", "enc", "mean", sheet=tmp_path / "s.csv", root=tmp_path,
@@ -202,7 +202,7 @@ def test_a_task_without_models_says_what_to_run(trained, tmp_path):
         )  # fmt: skip
 
 
-def test_imported_features_are_refused_before_any_work(trained, tmp_path):
+def test_imported_features_are_refused(trained, tmp_path):
     features = trained.config.encoders["enc"].model_copy(
         update={"weights": None, "features": "clam:somewhere"}
     )
@@ -213,12 +213,12 @@ def test_imported_features_are_refused_before_any_work(trained, tmp_path):
         export.run(config, "qupath", "clinic", "enc", tmp_path, task="patient", head="abmil")
 
 
-def test_only_patients_that_were_trained_on_are_noted(trained):
+def test_known_patients_are_the_training_patients(trained):
     known = predict.known_patients(trained.config, "patient", "enc")
     assert set(known) == set(trained.sheet["patient_id"])
 
 
-def test_a_path_that_leaves_the_root_is_refused_unless_it_may(trained, tmp_path):
+def test_a_path_outside_the_root_is_refused_unless_allowed(trained, tmp_path):
     rows = trained.rows("a-001-1").assign(path="../slides/a-001-1.svs")
     rows.to_csv(tmp_path / "s.csv", index=False)
     root = trained.root / "elsewhere"
@@ -233,16 +233,16 @@ def test_a_path_that_leaves_the_root_is_refused_unless_it_may(trained, tmp_path)
     assert not list(outside_problems(new, predict.NEW, "--root", "give --outside-root"))
 
 
-def test_a_full_disk_is_told_with_its_folder_and_what_is_free(trained, tmp_path, monkeypatch):
-    def full(*_args, **_words):
+def test_a_full_disk_is_reported_with_folder_and_free_space(trained, tmp_path, monkeypatch):
+    def fail(*_args, **_words):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     sheet = tmp_path / "s.csv"
     trained.rows("a-001-1").to_csv(sheet, index=False)
-    monkeypatch.setattr(predict, "write_text", full)
+    monkeypatch.setattr(predict, "write_text", fail)
     with pytest.raises(StainsslError, match=rf"No space left.* {tmp_path}.*GB free"):
         predict.run(trained.config, "patient", "enc", "abmil", sheet, trained.root, tmp_path)
-    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr(Path, "write_bytes", fail)
     for tool in ("clam", "trident", "stamp"):
         with pytest.raises(StainsslError, match=rf"No space left.* {tmp_path}.*GB free"):
             export.run(trained.config, tool, "clinic", "enc", tmp_path / tool)

@@ -1,4 +1,4 @@
-"""Given weights whose tiles are normalized first: to a mean, a reference, a file, or several."""
+"""Stain normalization before pretrained encoders: to a mean, a reference, a file or several."""
 
 from __future__ import annotations
 
@@ -59,12 +59,12 @@ def config(tmp_path_factory):
     return made
 
 
-def _vectors(config, name):
+def _embeddings(config, name):
     store = open_embeddings(config.paths.embeddings("small", name, "train-0000"))
     return store.read(slice(0, len(store))).astype(np.float32) / store.scale
 
 
-def _wanted(config, name):
+def _target_profile(config, name):
     if name == "mean":
         return profile_from_json(json.loads(config.paths.target("mean").read_text())["fallback"])
     method = "reinhard" if name == "other" else "macenko"
@@ -77,20 +77,20 @@ def _wanted(config, name):
 
 
 @pytest.mark.parametrize("name", ["reference", "mean", "other", "file"])
-def test_vectors_are_those_of_normalized_tiles(config, name):
+def test_embeddings_are_those_of_normalized_tiles(config, name):
     store = open_pixels(config.paths.pixels("small", "train-0000"))
     tiles = torch.from_numpy(store.images(np.arange(len(store))))
     tiles = tiles.permute(0, 3, 1, 2).contiguous()
-    target = _wanted(config, name)
+    target = _target_profile(config, name)
     plain = load(config.encoders["plain"].weights)
-    wanted = plain(normalize(tiles, estimate(tiles, target.method), target)).numpy()
-    found = _vectors(config, name)
-    np.testing.assert_allclose(found, wanted, atol=2e-3 * np.abs(wanted).max())
-    assert np.abs(found - _vectors(config, "plain")).max() > 0.01 * np.abs(wanted).max()
+    expected = plain(normalize(tiles, estimate(tiles, target.method), target)).numpy()
+    found = _embeddings(config, name)
+    np.testing.assert_allclose(found, expected, atol=2e-3 * np.abs(expected).max())
+    assert np.abs(found - _embeddings(config, "plain")).max() > 0.01 * np.abs(expected).max()
 
 
-def _stains(config, name):
-    """The stains over which vectors are averaged."""
+def _target_profiles(config, name):
+    """The stain profiles over which embeddings are averaged."""
     if name == "list":
         file = Path(config.encoders["file"].preprocess)
         return [StainProfile.reference("macenko"), stain_profile("macenko", file)]
@@ -99,18 +99,20 @@ def _stains(config, name):
 
 
 @pytest.mark.parametrize(("name", "count"), [("each", 3), ("list", 2)])
-def test_vectors_are_the_mean_over_several_stains_of_a_tile(config, name, count):
+def test_embeddings_are_the_mean_over_several_stains_of_a_tile(config, name, count):
     store = open_pixels(config.paths.pixels("small", "train-0000"))
     tiles = torch.from_numpy(store.images(np.arange(len(store)))).permute(0, 3, 1, 2).contiguous()
     plain, own = load(config.encoders["plain"].weights), estimate(tiles, "macenko")
-    stains = _stains(config, name)
+    stains = _target_profiles(config, name)
     assert len(stains) == count
-    wanted = np.mean([plain(normalize(tiles, own, one)).numpy() for one in stains], axis=0)
-    np.testing.assert_allclose(_vectors(config, name), wanted, atol=2e-3 * np.abs(wanted).max())
-    assert np.abs(wanted - _vectors(config, "reference")).max() > 0.01 * np.abs(wanted).max()
+    expected = np.mean([plain(normalize(tiles, own, one)).numpy() for one in stains], axis=0)
+    np.testing.assert_allclose(
+        _embeddings(config, name), expected, atol=2e-3 * np.abs(expected).max()
+    )
+    assert np.abs(expected - _embeddings(config, "reference")).max() > 0.01 * np.abs(expected).max()
 
 
-def test_a_mean_over_one_stain_is_that_stain(config):
+def test_a_mean_over_one_stain_equals_that_stain(config):
     target = StainProfile.reference("macenko")
     images = torch.randint(0, 256, (3, 3, 48, 48), dtype=torch.uint8)
     weights = config.encoders["plain"].weights
@@ -125,7 +127,7 @@ def test_a_mean_over_one_stain_is_that_stain(config):
         )
 
 
-def test_robustness_and_predict_see_the_same_tiles(config, tmp_path):
+def test_robustness_and_predict_use_the_same_preprocessing(config, tmp_path):
     for name in ("reference", "mean", "file", "each", "list"):
         job = plan.robustness(config, name)
         assert job.source == plan.embed(config, "small", name, "train-0000").sources[name]
@@ -133,10 +135,10 @@ def test_robustness_and_predict_see_the_same_tiles(config, tmp_path):
         new = predict.config_of_new(config, "t", name, tmp_path / "s.csv", tmp_path, tmp_path / "o")
         assert plan.source_of(new, name) == job.source
         assert plan.source_of(new, name).preprocess.is_averaged == (name in ("each", "list"))
-    assert plan.robustness(config, "other").family == "macenko"  # another than its own
+    assert plan.robustness(config, "other").family == "macenko"  # not its own method
 
 
-def test_what_tiles_are_normalized_to_is_part_of_the_job(config):
+def test_the_normalization_target_is_part_of_the_job(config):
     jobs = {n: plan.embed(config, "small", n, "train-0000") for n in config.encoders}
     texts = [job.settings()["identities"].replace(n, "x", 1) for n, job in jobs.items()]
     assert len(set(texts)) == len(texts)
@@ -144,11 +146,11 @@ def test_what_tiles_are_normalized_to_is_part_of_the_job(config):
     before = {n: plan.given_identity(config.encoders[n]) for n in ("file", "list")}
     content = path.read_text()
     path.write_text(content + " ")
-    for name, was in before.items():
-        assert plan.given_identity(config.encoders[name]) != was
+    for name, identity in before.items():
+        assert plan.given_identity(config.encoders[name]) != identity
     path.write_text(content)
     [group] = groups.plan(config, {})["small"]
-    assert "mean" not in group  # it waits for its target
+    assert "mean" not in group  # its target does not exist yet
     assert set(group) == {"plain", "reference", "other", "file", "list"}
     for name in ("mean", "each"):
         job = plan.embed(config, "small", name, "train-0000")
@@ -168,7 +170,7 @@ def test_two_stain_profiles_are_refused(config):
         (folder / "stain.json").unlink()
 
 
-def test_a_file_that_is_no_profile_is_a_sentence(tmp_path):
+def test_a_file_without_a_stain_profile_is_an_error(tmp_path):
     with pytest.raises(StainsslError, match="no such stain profile"):
         stain_profile("macenko", tmp_path / "none.json")
     for text in ("half", "[]", "{}", '{"method": "macenko"}', '{"method": "x", "valid": true}'):
@@ -183,7 +185,7 @@ def test_a_file_that_is_no_profile_is_a_sentence(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("keys", "sentence"),
+    ("keys", "message"),
     [
         ({"weights": "resnet18", "preprocess": True}, "the mean stain of the tiles of 'train"),
         ({"weights": "resnet18", "preprocess": "each"}, "the stains that 'target' chooses"),
@@ -198,6 +200,6 @@ def test_a_file_that_is_no_profile_is_a_sentence(tmp_path):
          "true or false with a method that trains"),
     ],
 )  # fmt: skip
-def test_where_it_cannot_act_it_is_refused(keys, sentence):
-    with pytest.raises(StainsslError, match=sentence):
+def test_preprocess_without_effect_is_refused(keys, message):
+    with pytest.raises(StainsslError, match=message):
         parse({"cohorts": {"d": {"demo": {}}}, "encoders": {"x": keys}})

@@ -1,4 +1,4 @@
-"""A task whose label is a number, from its sheet to the table and to new slides."""
+"""A regression task, from its sheet to the benchmark table and to new slides."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ COHORTS = ("clinic", "other")
 
 
 def _write(config: Config, cohort: str, sheet: pd.DataFrame, rng: np.random.Generator) -> None:
-    """Embeddings in which a third of a slide's tiles is shifted by its number."""
+    """Write embeddings in which a third of a slide's tiles is shifted by its label."""
     blocks = []
     for word in sheet["ki67"]:
         features = rng.normal(size=(9, DIM))
@@ -47,8 +47,8 @@ def _sheet(cohort: str, rng: np.random.Generator) -> pd.DataFrame:
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    """Folds, two heads and the benchmark of a task of numbers, with an external cohort."""
+def evaluated(tmp_path_factory):
+    """Folds, two heads and the benchmark of a regression task with an external cohort."""
     folder, rng = tmp_path_factory.mktemp("numbers"), np.random.default_rng(3)
     sheets = {name: _sheet(name, rng) for name in COHORTS}
     for name, sheet in sheets.items():
@@ -78,13 +78,13 @@ def made(tmp_path_factory):
     return config
 
 
-def test_predictions_are_numbers_near_the_true_ones(made):
-    folder = made.paths.mil("ki67", "enc", "mean")
+def test_predictions_correlate_with_the_labels(evaluated):
+    folder = evaluated.paths.mil("ki67", "enc", "mean")
     table = read_table(folder / "predictions.parquet", "predictions")
     assert list(table) == [
         "patient_id", "slide_id", "site", "repeat", "fold", "y", "value",
     ]  # fmt: skip
-    assert len(table) == PATIENTS - 1  # one label is not known
+    assert len(table) == PATIENTS - 1  # one label is unknown
     assert spearmanr(table["y"], table["value"]).statistic > 0.7
     metrics = pd.read_csv(folder / "metrics.csv").query("group == 'all'").set_index("metric")
     assert list(metrics.index) == ["pearson", "spearman", "mae", "r2"]
@@ -93,29 +93,29 @@ def test_predictions_are_numbers_near_the_true_ones(made):
     assert (metrics["value"] < metrics["high"]).all()
 
 
-def test_an_external_cohort_is_answered_in_the_labels_unit(made):
-    folder = made.paths.mil("ki67", "enc", "mean")
+def test_an_external_cohort_is_predicted_by_every_model(evaluated):
+    folder = evaluated.paths.mil("ki67", "enc", "mean")
     found = read_table(folder / "external-other.parquet", "predictions")
     assert found.groupby("repeat").size().tolist() == [PATIENTS - 1] * 3
     metrics = pd.read_csv(folder / "external-other.csv").query("group == 'all'")
     assert metrics.set_index("metric").loc["spearman", "value"] > 0.6
 
 
-def test_the_table_has_figures_baselines_and_comparisons(made):
-    folder = made.paths.benchmark("main")
+def test_the_table_has_metrics_baselines_and_comparisons(evaluated):
+    folder = evaluated.paths.benchmark("main")
     long = pd.read_csv(folder / "table.csv")
     assert {"mean of training", "site only", "clinical only", "enc"} == set(long["encoder"])
-    floor = long.query("encoder == 'mean of training' and group == 'all'").set_index("metric")
+    baseline = long.query("encoder == 'mean of training' and group == 'all'").set_index("metric")
     own = long.query("encoder == 'enc' and head == 'mean' and task == 'ki67' and group == 'all'")
     own = own.set_index("metric")
-    assert floor.loc["spearman", "value"] == 0
-    assert floor.loc["r2", "value"] <= 0
-    assert own.loc["mae", "value"] < floor.loc["mae", "value"]
+    assert baseline.loc["spearman", "value"] == 0
+    assert baseline.loc["r2", "value"] <= 0
+    assert own.loc["mae", "value"] < baseline.loc["mae", "value"]
     assert set(long.query("task == 'ki67' and encoder == 'enc'")["head"]) == {
         "mean", "abmil", "mean + clinical", "abmil + clinical",
     }  # fmt: skip
     fused = long.query("head == 'mean + clinical' and group == 'all' and metric == 'mae'")
-    assert own.loc["mae", "value"] < fused["value"].item() < floor.loc["mae", "value"]
+    assert own.loc["mae", "value"] < fused["value"].item() < baseline.loc["mae", "value"]
     compared = pd.read_csv(folder / "comparisons.csv")
     assert set(compared["metric"]) == {"spearman", "mae"}
     assert "clinical only + columns" in {*compared["first"], *compared["second"]}
@@ -129,45 +129,47 @@ def test_the_table_has_figures_baselines_and_comparisons(made):
     assert "R$^2$" in (folder / "table.tex").read_text()
     assert (folder / "table.html").stat().st_size > 0
     drawn = {path.name for path in (folder / "figures").iterdir()}
-    assert drawn == {"scatter.png", "forest.png"}  # what there is nothing to show of is no picture
+    assert drawn == {"scatter.png", "forest.png"}  # figures without content are not drawn
 
 
-def test_the_page_shows_the_numbers_the_worst_first(made):
-    shown = Benchmarks(Records(made))
-    columns = pd.DataFrame(shown.table("main")["columns"])
+def test_the_viewer_sorts_cases_by_error(evaluated):
+    benchmarks = Benchmarks(Records(evaluated))
+    columns = pd.DataFrame(benchmarks.table("main")["columns"])
     assert "mae" in set(columns["metric"])
     assert columns.query("task == 'ki67' and run == 'enc' and head == 'mean'")["answer"].all()
-    found = shown.predictions("ki67", "enc", "mean")
+    found = benchmarks.predictions("ki67", "enc", "mean")
     cases = found["cases"]
     error = np.array(cases["predicted"]) - np.array(cases["truth"])
     np.testing.assert_allclose(cases["error"], error, atol=1e-2)  # rounded for the page
     assert (np.diff(np.abs(cases["error"])) <= 0).all()
     assert found["units"] == len(error) == PATIENTS - 1
-    metrics = pd.read_csv(made.paths.mil("ki67", "enc", "mean") / "metrics.csv")
+    metrics = pd.read_csv(evaluated.paths.mil("ki67", "enc", "mean") / "metrics.csv")
     mae = metrics.query("metric == 'mae' and group == 'all'")["value"].item()
     assert np.abs(error).mean() == pytest.approx(mae, abs=1e-2)
     assert all(len(slides) == 1 for slides in cases["slides"])
 
 
-def test_checks_say_what_the_numbers_are_and_name_text(made, tmp_path):
-    lines = task_summary(made, "ki67")
+def test_checks_summarize_the_label_and_report_text_cells(evaluated, tmp_path):
+    lines = task_summary(evaluated, "ki67")
     assert lines[0].startswith("numbers: ")
     assert lines[-1].startswith("unknown: 'NA'")
-    assert not [one for one in check(made) if "tasks" in one]
+    assert not [one for one in check(evaluated) if "tasks" in one]
     sheet = _sheet("clinic", np.random.default_rng(0))
     sheet.loc[3, "ki67"] = "high"
     sheet.to_csv(tmp_path / "text.csv", index=False)
-    data = made.model_dump(mode="json")
+    data = evaluated.model_dump(mode="json")
     data["cohorts"]["clinic"]["sheet"] = str(tmp_path / "text.csv")
-    (told,) = [one for one in check(parse(data)) if "tasks" in one]
-    assert "slide clinic3: 'high'" in told
+    (problem,) = [one for one in check(parse(data)) if "tasks" in one]
+    assert "slide clinic3: 'high'" in problem
     data["cohorts"]["other"]["sheet"] = str(tmp_path / "text.csv")
-    data["cohorts"]["clinic"]["sheet"] = made.model_dump(mode="json")["cohorts"]["clinic"]["sheet"]
+    data["cohorts"]["clinic"]["sheet"] = evaluated.model_dump(mode="json")["cohorts"]["clinic"][
+        "sheet"
+    ]
     assert any("tasks.ki67.external" in one and "'high'" in one for one in check(parse(data)))
 
 
 @pytest.mark.xdist_group("trained")
-def test_predict_gives_the_number_of_new_slides_with_its_interval(trained, tmp_path):
+def test_predict_gives_values_of_new_slides_with_an_interval(trained, tmp_path):
     data = trained.config.model_dump(mode="json")
     own = {"level": "patient", "kind": "regression", "label": "her2", "cohorts": ["clinic"],
            "split": {"kind": "cv", "folds": 2}}  # fmt: skip
@@ -177,16 +179,16 @@ def test_predict_gives_the_number_of_new_slides_with_its_interval(trained, tmp_p
     sheet = tmp_path / "new.csv"
     trained.rows("a-001-1", "a-001-2", "b-003-1").to_csv(sheet, index=False)
     predict.run(config, "number", "enc", "abmil", sheet, trained.root, tmp_path / "out", False)
-    answers = pd.read_csv(tmp_path / "out" / "predictions.csv")
-    assert not {"predicted", "threshold"} & set(answers)
-    assert (answers["low"] <= answers["value"]).all()
-    assert (answers["value"] <= answers["high"]).all()
-    ours = read_table(tmp_path / "out" / "by-model.parquet", "predictions")
-    judged = config.paths.mil("number", "enc", "abmil") / "predictions.parquet"
-    both = read_table(judged, "predictions").merge(
-        ours, on=["patient_id", "repeat", "fold"], suffixes=("", "_new")
+    predictions = pd.read_csv(tmp_path / "out" / "predictions.csv")
+    assert not {"predicted", "threshold"} & set(predictions)
+    assert (predictions["low"] <= predictions["value"]).all()
+    assert (predictions["value"] <= predictions["high"]).all()
+    by_model = read_table(tmp_path / "out" / "by-model.parquet", "predictions")
+    evaluated_path = config.paths.mil("number", "enc", "abmil") / "predictions.parquet"
+    both = read_table(evaluated_path, "predictions").merge(
+        by_model, on=["patient_id", "repeat", "fold"], suffixes=("", "_new")
     )
     assert len(both) == 2
     np.testing.assert_array_equal(both["value"], both["value_new"])
-    mean = ours.groupby("patient_id")["value"].mean()
-    np.testing.assert_allclose(answers.set_index("patient_id")["value"], mean, rtol=1e-4)
+    mean = by_model.groupby("patient_id")["value"].mean()
+    np.testing.assert_allclose(predictions.set_index("patient_id")["value"], mean, rtol=1e-4)

@@ -1,4 +1,4 @@
-"""A task of several labels, from its sheets to the table, new slides and the page."""
+"""A task of several labels, from its sheets to the benchmark table, new slides and the viewer."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.stages.test_regression import COHORTS, DIM, QUICK
 
 PATIENTS = 48
 LABELS = ["er", "her2"]
-UNKNOWN = {"er": ["NA", "n/a"], "her2": ["equivocal", "?", "NA"]}  # of the first patients
+UNKNOWN = {"er": ["NA", "n/a"], "her2": ["equivocal", "?", "NA"]}  # values of the first patients
 
 
 def _sheet(cohort: str, rng: np.random.Generator) -> pd.DataFrame:
@@ -35,7 +35,7 @@ def _sheet(cohort: str, rng: np.random.Generator) -> pd.DataFrame:
 
 
 def _write(config, cohort: str, sheet: pd.DataFrame, rng: np.random.Generator) -> None:
-    """Embeddings in which each label shifts a third of the tiles along features of its own."""
+    """Write embeddings in which each label shifts a third of the tiles along its own features."""
     blocks = []
     for row in sheet.itertuples():
         features = rng.normal(size=(9, DIM))
@@ -51,8 +51,8 @@ def _write(config, cohort: str, sheet: pd.DataFrame, rng: np.random.Generator) -
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    """A model of two labels, a task of one of them alone, and an external cohort."""
+def evaluated(tmp_path_factory):
+    """A task of two labels, one of a single label, and an external cohort."""
     folder, rng = tmp_path_factory.mktemp("several"), np.random.default_rng(4)
     sheets = {name: _sheet(name, rng) for name in COHORTS}
     for name, sheet in sheets.items():
@@ -90,8 +90,8 @@ def made(tmp_path_factory):
 
 
 @pytest.mark.parametrize("label", LABELS)
-def test_each_label_is_judged_on_the_patients_of_whom_it_is_known(made, label):
-    folder = made.paths.mil("both", "enc", "mean", label)
+def test_each_label_is_evaluated_on_the_patients_with_a_known_value(evaluated, label):
+    folder = evaluated.paths.mil("both", "enc", "mean", label)
     table = read_table(folder / "predictions.parquet", "predictions")
     assert len(table) == PATIENTS - len(UNKNOWN[label])
     assert set(table["y"]) == {"neg", "pos"}
@@ -103,15 +103,15 @@ def test_each_label_is_judged_on_the_patients_of_whom_it_is_known(made, label):
         assert metrics.loc["auroc", "patients"] == PATIENTS - len(UNKNOWN[label])
 
 
-def test_one_model_is_not_worse_than_one_each(made):
-    long = pd.read_csv(made.paths.benchmark("main") / "table.csv")
+def test_one_model_of_several_labels_is_about_as_good_as_one_per_label(evaluated):
+    long = pd.read_csv(evaluated.paths.benchmark("main") / "table.csv")
     auroc = long.query("metric == 'auroc' and group == 'all' and head == 'mean'")
-    of = auroc.set_index("task")["value"]
-    assert of["both.her2"] > of["alone"] - 0.1
+    value = auroc.set_index("task")["value"]
+    assert value["both.her2"] > value["alone"] - 0.1
 
 
-def test_the_table_has_a_column_baselines_and_comparisons_of_each_label(made):
-    folder = made.paths.benchmark("main")
+def test_the_table_has_a_column_baselines_and_comparisons_of_each_label(evaluated):
+    folder = evaluated.paths.benchmark("main")
     text = (folder / "table.md").read_text()
     for label, words in UNKNOWN.items():
         assert f"both.{label}: AUROC ({PATIENTS - len(words)} patients)" in text
@@ -125,8 +125,8 @@ def test_the_table_has_a_column_baselines_and_comparisons_of_each_label(made):
         assert (folder / "figures" / name).stat().st_size > 0
 
 
-def test_one_head_of_slides_and_columns_has_the_same_three_rows(made):
-    folder = made.paths.benchmark("fused")
+def test_gated_fusion_has_rows_for_image_clinical_and_both(evaluated):
+    folder = evaluated.paths.benchmark("fused")
     long = pd.read_csv(folder / "table.csv").query("metric == 'auroc' and group == 'all'")
     for label in LABELS:
         rows = long[long["task"] == f"gated.{label}"].set_index(["encoder", "head"])["value"]
@@ -138,53 +138,53 @@ def test_one_head_of_slides_and_columns_has_the_same_three_rows(made):
     assert not any("on other" in task for task in long.query("head == 'mean + clinical'")["task"])
     text = (folder / "table.md").read_text()
     assert "gated.er, auroc: enc + mean + clinical minus clinical only:" in text
-    kept = made.paths.mil("gated", "enc", "mean", "er") / "clinical"
+    kept = evaluated.paths.mil("gated", "enc", "mean", "er") / "clinical"
     assert len(read_table(kept / "predictions.parquet", "predictions")) == PATIENTS - 2
 
 
-def test_attention_is_the_models_and_is_exported_once(made, tmp_path):
-    folder = made.paths.mil("both", "enc", "mean")
+def test_attention_and_exported_labels(evaluated, tmp_path):
+    folder = evaluated.paths.mil("both", "enc", "mean")
     attention = read_table(folder / "attention.parquet", "attention")
-    assert attention["slide_id"].nunique() == PATIENTS - 2  # of two patients no label is known
-    assert set(export._labels(made, "clinic")) == set(LABELS)
+    assert attention["slide_id"].nunique() == PATIENTS - 2  # two patients have no known label
+    assert set(export._labels(evaluated, "clinic")) == set(LABELS)
 
 
-def test_the_checks_and_the_summary_tell_each_label(made):
-    lines = task_summary(made, "both")
+def test_the_checks_and_the_summary_cover_each_label(evaluated):
+    lines = task_summary(evaluated, "both")
     assert lines[0].startswith("er: classes: neg (")
     assert any(line.startswith("her2: unknown: '?'") for line in lines)
-    assert not [one for one in check(made) if "tasks" in one]
+    assert not [one for one in check(evaluated) if "tasks" in one]
 
 
-def test_an_external_word_that_no_label_has_is_told(made, tmp_path):
+def test_check_reports_an_unknown_class_in_an_external_sheet(evaluated, tmp_path):
     sheet = _sheet("other", np.random.default_rng(0))
     sheet.loc[5, "her2"] = "maybe"
     sheet.to_csv(tmp_path / "strange.csv", index=False)
-    data = made.model_dump(mode="json")
+    data = evaluated.model_dump(mode="json")
     data["cohorts"]["other"]["sheet"] = str(tmp_path / "strange.csv")
     found = [one for one in check(parse(data)) if "tasks.both.her2.external" in one]
     assert "'maybe' (1)" in found[0]
 
 
-def test_the_page_shows_curves_and_cases_of_each_label(made):
-    records = Records(made)
-    shown = Benchmarks(records)
-    columns = pd.DataFrame(shown.table("main")["columns"])
+def test_the_viewer_has_curves_and_cases_of_each_label(evaluated):
+    records = Records(evaluated)
+    benchmarks = Benchmarks(records)
+    columns = pd.DataFrame(benchmarks.table("main")["columns"])
     assert columns.query("task == 'both.er' and encoder == 'enc' and head == 'mean'")[
         "answer"
     ].all()
-    found = shown.predictions("both.er", "enc", "mean")
+    found = benchmarks.predictions("both.er", "enc", "mean")
     assert found["classes"] == ["neg", "pos"]
     assert found["units"] == PATIENTS - len(UNKNOWN["er"])
     assert "roc" in found
-    names = [answer.name for answer in records.stored_predictions("clinic")]
+    names = [stored.name for stored in records.stored_predictions("clinic")]
     assert {"both.er~enc~mean", "both.her2~enc~mean"} < set(names)
-    told = records.predictions("clinic", "both.er~enc~mean")
-    assert told["classes"] == ["neg", "pos"]
+    predictions = records.predictions("clinic", "both.er~enc~mean")
+    assert predictions["classes"] == ["neg", "pos"]
 
 
 @pytest.mark.xdist_group("trained")
-def test_predict_answers_every_label_of_new_slides(trained, tmp_path):
+def test_predict_gives_every_label_of_new_slides(trained, tmp_path):
     data = trained.config.model_dump(mode="json")
     own = {"level": "patient", "labels": ["her2", "er"], "cohorts": ["clinic"],
            "split": {"kind": "cv", "folds": 2}}  # fmt: skip
@@ -198,18 +198,18 @@ def test_predict_answers_every_label_of_new_slides(trained, tmp_path):
     trained.rows("a-001-1", "a-001-2", "b-003-1").to_csv(sheet, index=False)
     out = tmp_path / "out"
     predict.run(config, "two", "enc", "abmil", sheet, trained.root, out, False)
-    answers = pd.read_csv(out / "predictions.csv")
-    assert answers[["patient_id", "label"]].to_numpy().tolist() == [
+    predictions = pd.read_csv(out / "predictions.csv")
+    assert predictions[["patient_id", "label"]].to_numpy().tolist() == [
         [patient, label] for label in ("her2", "er") for patient in ("a-001", "b-003")
     ]
-    of_er = answers[answers["label"] == "er"]
+    of_er = predictions[predictions["label"] == "er"]
     assert set(of_er["predicted"]) <= {"neg", "pos"}
     assert of_er["p_1"].isna().all()
-    assert answers["note"].str.contains("trained on a patient with this id").all()
-    ours = read_table(out / "by-model.parquet", "predictions").query("label == 'her2'")
-    judged = config.paths.mil("two", "enc", "abmil", "her2") / "predictions.parquet"
-    both = read_table(judged, "predictions").merge(
-        ours, on=["patient_id", "repeat", "fold"], suffixes=("", "_new")
+    assert predictions["note"].str.contains("trained on a patient with this id").all()
+    by_model = read_table(out / "by-model.parquet", "predictions").query("label == 'her2'")
+    evaluated_path = config.paths.mil("two", "enc", "abmil", "her2") / "predictions.parquet"
+    both = read_table(evaluated_path, "predictions").merge(
+        by_model, on=["patient_id", "repeat", "fold"], suffixes=("", "_new")
     )
     np.testing.assert_array_equal(both["p_1"], both["p_1_new"])
     records = Records(config.model_copy(update={"results": out}))

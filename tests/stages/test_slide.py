@@ -1,4 +1,4 @@
-"""`stainssl slide` says of one slide what the stage `tile` finds on it."""
+"""`stainssl slide` reports of a slide what the stage `tile` finds on it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def picture(rng: np.random.Generator) -> np.ndarray:
 
 
 def _qc_row(folder: Path, **columns: object) -> dict[str, object]:
-    """The row that `tile` writes of `root/s.svs` under the default tiling."""
+    """The row that `tile` writes for `s.svs` with the default tiling."""
     config = cohort(folder, [{"slide_id": "s", "path": "s.svs", **columns}], root=str(folder))
     default = type(config.tilings["default"])()
     config = config.model_copy(update={"tilings": {"default": default}})
@@ -32,31 +32,31 @@ def _qc_row(folder: Path, **columns: object) -> dict[str, object]:
     return dict(read_qc(config.paths.qc("c", PART)).iloc[0])
 
 
-def test_a_slide_is_told_as_it_is_tiled(tmp_path: Path, picture: np.ndarray) -> None:
+def test_the_report_agrees_with_the_stage_tile(tmp_path: Path, picture: np.ndarray) -> None:
     path = write_svs(tmp_path / "s.svs", picture)
     lines = list(slide.run(path, picture=tmp_path / "out.png"))
     row = _qc_row(tmp_path)
-    said = dict(line.split(": ", 1) for line in lines)
-    assert said["reader"] == "tiff (vendor: aperio)"
-    assert said["size"] == "1280×1024 px"
-    assert said["level 0"] == "1280×1024 px, downsample 1"
-    assert said["µm/px"].startswith(f"{row['mpp']:.4g} ({row['mpp_source']}; stated: format")
-    assert said["bounds"] == "the whole slide"
-    assert said["brightfield"] == "yes"
-    assert said["tissue"].startswith(f"{row['tissue_mm2']:.4g} mm²")
-    assert said["tiles"].startswith(f"{row['tiles_kept']} of ")
-    assert said["status"] == "ok"
+    report = dict(line.split(": ", 1) for line in lines)
+    assert report["reader"] == "tiff (vendor: aperio)"
+    assert report["size"] == "1280×1024 px"
+    assert report["level 0"] == "1280×1024 px, downsample 1"
+    assert report["µm/px"].startswith(f"{row['mpp']:.4g} ({row['mpp_source']}; stated: format")
+    assert report["bounds"] == "the whole slide"
+    assert report["brightfield"] == "yes"
+    assert report["tissue"].startswith(f"{row['tissue_mm2']:.4g} mm²")
+    assert report["tiles"].startswith(f"{row['tiles_kept']} of ")
+    assert report["status"] == "ok"
     assert Image.open(tmp_path / "out.png").width > 100
 
 
-def test_the_users_pixel_size_comes_first(tmp_path: Path, picture: np.ndarray) -> None:
+def test_mpp_given_by_the_user_takes_precedence(tmp_path: Path, picture: np.ndarray) -> None:
     path = write_svs(tmp_path / "s.svs", picture, mpp=None)
     lines = list(slide.run(path, mpp=0.25))
     assert any(line.startswith("µm/px: 0.25 (--mpp") for line in lines)
 
 
 @pytest.mark.parametrize("fault", ["cut", "text", "no-mpp"])
-def test_a_bad_slide_has_the_sentence_of_the_stage(
+def test_the_error_for_a_bad_slide_is_that_of_the_stage(
     tmp_path: Path, picture: np.ndarray, fault: str
 ) -> None:
     path = tmp_path / "s.svs"
@@ -73,7 +73,9 @@ def test_a_bad_slide_has_the_sentence_of_the_stage(
     assert not (tmp_path / "out.png").exists()
 
 
-def test_a_dark_field_is_told(tmp_path: Path, rng: np.random.Generator) -> None:
+def test_a_slide_that_is_not_brightfield_is_an_error(
+    tmp_path: Path, rng: np.random.Generator
+) -> None:
     dark = rng.integers(0, 12, (1024, 1024, 3), dtype=np.uint8)
     lines: list[str] = []
     with pytest.raises(StainsslError, match="not-brightfield"):
@@ -82,7 +84,7 @@ def test_a_dark_field_is_told(tmp_path: Path, rng: np.random.Generator) -> None:
     assert lines[-1] == "brightfield: no"
 
 
-def test_the_command_prints_and_a_missing_file_is_a_sentence(
+def test_the_command_prints_the_report_and_a_missing_file_is_an_error(
     tmp_path: Path, picture: np.ndarray
 ) -> None:
     path = write_svs(tmp_path / "s.svs", picture)

@@ -1,4 +1,4 @@
-"""One vector a slide: by an encoder of slides, or imported from TRIDENT, as a bag of one."""
+"""One embedding per slide, by a slide encoder or imported from TRIDENT, as a bag of one."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from stainssl.stores.tables import read_table
 from tests.encoders.test_slide_encoders import _chief
 
 PATIENTS, PART, SCALE = 12, "all-0000", 4.0
-COUNTS = [0 if i == 5 else 3 + i % 3 for i in range(PATIENTS)]  # slide s5 has no tile
+COUNTS = [0 if i == 5 else 3 + i % 3 for i in range(PATIENTS)]  # slide s5 has no tiles
 
 
 def _sheet(folder):
@@ -72,7 +72,7 @@ def _store(config, name):
     return open_embeddings(config.paths.embeddings("clinic", name, PART))
 
 
-def test_a_slide_is_one_vector_of_its_usable_tiles(config, rng):
+def test_a_slide_embedding_is_computed_from_the_valid_tiles(config, rng):
     features = _write_tiles(config, rng)
     run_stage("embed", config, "clinic", "slides", PART)
     store, loaded = _store(config, "slides"), slide_encoders.load(config.encoders["slides"].weights)
@@ -81,8 +81,8 @@ def test_a_slide_is_one_vector_of_its_usable_tiles(config, rng):
     for slide in store.slide_id:
         number = int(slide[1:])
         own = features[start[number] : start[number + 1]]
-        wanted = loaded(own[np.isfinite(own).all(axis=1)])
-        np.testing.assert_allclose(store.read(store.rows(slide))[0], wanted, atol=5e-3)
+        expected = loaded(own[np.isfinite(own).all(axis=1)])
+        np.testing.assert_allclose(store.read(store.rows(slide))[0], expected, atol=5e-3)
     for stage, names in (("embedded", ("clinic", "slides")), ("folds", ("t",))):
         run_stage(stage, config, *names)
     run_stage("mil", config, "t", "slides", "mean")
@@ -90,11 +90,11 @@ def test_a_slide_is_one_vector_of_its_usable_tiles(config, rng):
     assert len(read_table(folder / "predictions.parquet", "predictions")) == PATIENTS - 1
 
 
-def test_what_it_reads_is_the_tiles_vectors_and_its_own_weights(config, tmp_path):
+def test_inputs_of_the_job_are_tile_embeddings_and_weights(config, tmp_path):
     paths = config.paths
     job = plan.embed(config, "clinic", "slides", PART)
-    taken = str(paths.embeddings("clinic", "tiles", PART))
-    assert job.inputs()["vectors"] == [taken]
+    tile_embeddings = str(paths.embeddings("clinic", "tiles", PART))
+    assert job.inputs()["vectors"] == [tile_embeddings]
     assert "pixels" not in {name for name, files in job.inputs().items() if files}
     before = job.param()
     file = tmp_path / "CHIEF_pretraining.pth"
@@ -102,17 +102,17 @@ def test_what_it_reads_is_the_tiles_vectors_and_its_own_weights(config, tmp_path
     assert plan.embed(config, "clinic", "slides", PART).param() != before
     assert [run.name for run in config.runs_on("clinic")] == ["slides", "tiles"]
     [group] = groups.plan(config, {})["clinic"]
-    assert list(group) == ["tiles"]  # a network of tiles
+    assert list(group) == ["tiles"]  # only tile encoders need a network
     assert not tasks.benchmark(config, "b").robustness
 
 
-def test_vectors_of_another_length_are_a_sentence(config, rng):
+def test_tile_embeddings_of_another_dimension_are_an_error(config, rng):
     _write_tiles(config, rng, dim=64)
     with pytest.raises(StainsslError, match=r"needs embeddings of 768 .* by ctranspath; .* 64"):
         run_stage("embed", config, "clinic", "slides", PART)
 
 
-def test_predict_embeds_by_both(config, tmp_path):
+def test_predict_uses_the_tile_and_the_slide_encoder(config, tmp_path):
     new = predict.config_of_new(config, "t", "slides", tmp_path / "s.csv", tmp_path, tmp_path / "o")
     assert list(new.encoders) == ["tiles", "slides"]
     assert new.encoders["slides"] == config.encoders["slides"]
@@ -128,7 +128,7 @@ def test_a_tile_task_is_refused(config, tmp_path):
         parse(found)
 
 
-def test_tridents_slide_features_answer_as_bags_of_one(tmp_path, rng):
+def test_slide_features_of_trident_are_used_as_bags_of_one(tmp_path, rng):
     _sheet(tmp_path)
     folder = tmp_path / "slide_features_titan"
     folder.mkdir()

@@ -1,4 +1,4 @@
-"""The verb `target` on stores made here: what it writes, from whose tiles, and what it refuses."""
+"""`target`: the targets that it writes, the tiles that they are chosen from, and its errors."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ ROWS = [(f"s{i}", f"p{i // 2}", "aabbcc"[i], "train") for i in range(6)]
 ROWS += [("t0", "p8", "c", "test"), ("t1", "p9", "c", "test")]
 
 
-def configured(folder: Path, **encoder: object) -> Config:
+def make_config(folder: Path, **encoder: object) -> Config:
     """Six slides of three sites in training, two of site c in test; one encoder `e`."""
     lines = [f"{s},{p},{s}.svs,{site},{split}" for s, p, site, split in ROWS]
     sheet = folder / "slides.csv"
@@ -66,8 +66,8 @@ def configured(folder: Path, **encoder: object) -> Config:
     )
 
 
-def fill(config: Config, tiles: int = 5) -> None:
-    """Write the pixels of the three training parts; the test part has none at all."""
+def write_stores(config: Config, tiles: int = 5) -> None:
+    """Write the pixels of the three training parts; the test part has no store."""
     rng = np.random.default_rng(0)
     for part in range(3):
         slides = [one_slide(rng, s, site, tiles) for s, _, site, _ in ROWS[2 * part :][:2]]
@@ -78,13 +78,13 @@ def fill(config: Config, tiles: int = 5) -> None:
 @pytest.fixture(scope="module")
 def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("clinic")
-    fill(configured(folder))
+    write_stores(make_config(folder))
     return folder
 
 
 @pytest.fixture
-def unpainted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An empty picture: drawing is most of the verb's time here, and has tests of its own."""
+def without_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Replace the picture, which takes most of the time and has tests of its own."""
     monkeypatch.setattr(target, "picture", lambda *_: Figure(figsize=(1, 1)))
 
 
@@ -93,11 +93,11 @@ def run(config: Config) -> dict:
     return json.loads(config.paths.target("e").read_text())
 
 
-@pytest.mark.usefixtures("unpainted")
+@pytest.mark.usefixtures("without_picture")
 @pytest.mark.parametrize("normalizer", METHODS)
 @pytest.mark.parametrize("policy", ["batch", "cohort", "site", "medoid", "spread"])
-def test_every_policy_writes_a_target_that_loads(policy, normalizer, filled):
-    config = configured(filled, target={"policy": policy, "per": "image"}, normalizer=normalizer)
+def test_the_target_of_every_policy_loads(policy, normalizer, filled):
+    config = make_config(filled, target={"policy": policy, "per": "image"}, normalizer=normalizer)
     content = run(config)
     assert content["pool"] | {"valid": 0} == {
         "cohorts": ["clinic"],
@@ -121,16 +121,16 @@ def test_every_policy_writes_a_target_that_loads(policy, normalizer, filled):
     ("policy", "normalizer"), [("batch", "macenko"), ("spread", "macenko"), ("site", "reinhard")]
 )
 def test_the_picture_has_color_and_is_wide_enough_to_read(policy, normalizer, filled):
-    config = configured(filled, target={"policy": policy}, normalizer=normalizer)
+    config = make_config(filled, target={"policy": policy}, normalizer=normalizer)
     run(config)
     with Image.open(config.paths.target_png("e")) as image:
         assert image.width >= 900
         assert len(set(image.convert("RGB").reduce(4).get_flattened_data())) > 200
 
 
-@pytest.mark.usefixtures("unpainted")
-def test_angles_are_small_to_the_own_site_and_large_to_another(filled):
-    content = run(configured(filled, target={"policy": "cohort"}))
+@pytest.mark.usefixtures("without_picture")
+def test_stain_angles_are_small_within_a_site_and_large_between_sites(filled):
+    content = run(make_config(filled, target={"policy": "cohort"}))
     own = [c["angles_deg"][c["site"]]["hematoxylin"] for c in content["candidates"]]
     other = [
         c["angles_deg"]["b" if c["site"] != "b" else "c"]["hematoxylin"]
@@ -139,31 +139,31 @@ def test_angles_are_small_to_the_own_site_and_large_to_another(filled):
     assert np.median(own) < 3 < np.median(other)
 
 
-@pytest.mark.usefixtures("unpainted")
-def test_more_targets_cover_more(filled):
-    medoid = run(configured(filled, target={"policy": "medoid"}))["coverage"]
-    spread = run(configured(filled, target={"policy": "spread"}))["coverage"]
+@pytest.mark.usefixtures("without_picture")
+def test_several_targets_cover_the_stains_better_than_one(filled):
+    medoid = run(make_config(filled, target={"policy": "medoid"}))["coverage"]
+    spread = run(make_config(filled, target={"policy": "spread"}))["coverage"]
     assert spread["largest_distance"] < medoid["largest_distance"]
 
 
-@pytest.mark.usefixtures("unpainted")
-def test_a_medoid_a_site_is_of_its_site(filled):
-    content = run(configured(filled, target={"policy": "medoid", "by": "site"}))
+@pytest.mark.usefixtures("without_picture")
+def test_the_medoid_of_a_site_belongs_to_the_site(filled):
+    content = run(make_config(filled, target={"policy": "medoid", "by": "site"}))
     assert [c["site"] for c in content["candidates"]] == ["a", "b", "c"]
     own = [c["angles_deg"][c["site"]]["hematoxylin"] for c in content["candidates"]]
     assert max(own) < 3
 
 
-@pytest.mark.usefixtures("unpainted")
-def test_spread_takes_as_many_as_are_asked_for(filled):
-    content = run(configured(filled, target={"policy": "spread", "count": 3}))
+@pytest.mark.usefixtures("without_picture")
+def test_spread_chooses_the_given_number_of_targets(filled):
+    content = run(make_config(filled, target={"policy": "spread", "count": 3}))
     assert len(content["candidates"]) == 3
 
 
 def two_splits(folder: Path, **target_keys: object) -> Config:
     """Slides of sites a and b in split `train`, of c in `more`; both train the encoder."""
     train = {"cohorts": ["clinic"], "splits": ["train", "more"]}
-    config = configured(folder, target=target_keys, train=train)
+    config = make_config(folder, target=target_keys, train=train)
     lines = [
         f"{s},{p},{s}.svs,{site},{'more' * (site == 'c') or 'train'}" for s, p, site, _ in ROWS
     ]
@@ -172,11 +172,11 @@ def two_splits(folder: Path, **target_keys: object) -> Config:
     return config
 
 
-@pytest.mark.usefixtures("unpainted")
-def test_a_target_of_fewer_splits_looks_at_no_other(tmp_path):
+@pytest.mark.usefixtures("without_picture")
+def test_a_target_of_some_splits_does_not_read_the_others(tmp_path):
     config = two_splits(tmp_path, policy="cohort", splits=["train"])
     rng = np.random.default_rng(0)
-    for part in range(2):  # the part of split `more` has no store: to open it would fail
+    for part in range(2):  # the part of split `more` has no store, so opening it would fail
         slides = [one_slide(rng, s, site, 5) for s, _, site, _ in ROWS[2 * part :][:2]]
         path = config.paths.pixels("clinic", f"train-{part:04d}")
         write_pixels(path, slides, size_px=SIZE, mpp=0.5, settings={})
@@ -186,13 +186,13 @@ def test_a_target_of_fewer_splits_looks_at_no_other(tmp_path):
 
 
 @pytest.mark.parametrize("change", [{"cohorts": ["other"]}, {"splits": ["test"]}])
-def test_a_target_of_tiles_that_are_not_trained_on_is_refused(change, tmp_path):
+def test_a_target_from_outside_the_training_data_is_refused(change, tmp_path):
     with pytest.raises(StainsslError, match="within train"):
-        configured(tmp_path, target={"policy": "cohort", **change})
+        make_config(tmp_path, target={"policy": "cohort", **change})
 
 
-class Profiles:
-    """A store of 100,000 tiles' profiles that is made when it is opened."""
+class SyntheticPixels:
+    """A store of 100,000 stain profiles, generated when it is opened."""
 
     TILES = 100_000
 
@@ -212,7 +212,7 @@ class Profiles:
         return {"matrix": matrix, "scale": self._scale, "valid": np.ones(self.TILES, bool)}
 
 
-def peak_of_pooling(parts: int) -> tuple[int, target.PartSummary]:
+def pooling_peak(parts: int) -> tuple[int, target.PartSummary]:
     names = {f"{part}-{i}": "ab"[i % 2] for part in range(parts) for i in range(32)}
     sources = [target.TargetPart("c", str(p), Path(str(p)), names, names) for p in range(parts)]
     tracemalloc.start()
@@ -223,10 +223,10 @@ def peak_of_pooling(parts: int) -> tuple[int, target.PartSummary]:
     return peak, summary
 
 
-def test_two_million_profiles_are_pooled_in_the_memory_of_some(monkeypatch):
-    monkeypatch.setattr(target, "open_pixels", Profiles)
-    few, _ = peak_of_pooling(4)
-    many, summary = peak_of_pooling(20)
+def test_memory_of_pooling_does_not_grow_with_the_number_of_profiles(monkeypatch):
+    monkeypatch.setattr(target, "open_pixels", SyntheticPixels)
+    few, _ = pooling_peak(4)
+    many, summary = pooling_peak(20)
     assert sum(summary.pool.tiles.values()) == 2_000_000
     assert len(summary.pool.key) == target.SAMPLE
     assert summary.pool.mean().scale.mean() == pytest.approx(1.0, abs=0.01)
@@ -234,7 +234,7 @@ def test_two_million_profiles_are_pooled_in_the_memory_of_some(monkeypatch):
     assert many < 100e6
 
 
-def test_pooling_goes_to_the_scheduler_that_dask_is_told_of(monkeypatch):
+def test_pooling_uses_the_configured_dask_scheduler(monkeypatch):
     called = []
 
     class Client:
@@ -256,30 +256,30 @@ def test_pooling_goes_to_the_scheduler_that_dask_is_told_of(monkeypatch):
     assert called == ["tcp://somewhere:8786"]
 
 
-@pytest.mark.usefixtures("unpainted")
+@pytest.mark.usefixtures("without_picture")
 def test_the_same_seed_writes_the_same_target(filled):
-    config = configured(filled, target={"policy": "cohort"})
+    config = make_config(filled, target={"policy": "cohort"})
     assert run(config) == run(config)
 
 
-@pytest.mark.usefixtures("unpainted")
+@pytest.mark.usefixtures("without_picture")
 def test_test_slides_are_never_opened(filled):
-    config = configured(filled, target={"policy": "cohort"})  # test parts have no store at all
+    config = make_config(filled, target={"policy": "cohort"})  # test parts have no store
     assert {c["slide"] for c in run(config)["candidates"]} <= {f"clinic/s{i}" for i in range(6)}
 
 
-@pytest.mark.usefixtures("unpainted")
-def test_a_part_without_tiles_is_passed_over(tmp_path):
-    config = configured(tmp_path)
-    fill(config)
+@pytest.mark.usefixtures("without_picture")
+def test_a_part_without_tiles_is_skipped(tmp_path):
+    config = make_config(tmp_path)
+    write_stores(config)
     path = config.paths.pixels("clinic", "train-0001")
     write_pixels(path, [], size_px=SIZE, mpp=0.5, settings={})
     assert run(config)["pool"]["slides"] == 4
 
 
-@pytest.mark.usefixtures("unpainted")
-def test_a_training_part_without_any_tile_is_refused(tmp_path):
-    config = configured(tmp_path)
+@pytest.mark.usefixtures("without_picture")
+def test_training_data_without_any_tile_is_refused(tmp_path):
+    config = make_config(tmp_path)
     for part in range(3):
         path = config.paths.pixels("clinic", f"train-{part:04d}")
         write_pixels(path, [], size_px=SIZE, mpp=0.5, settings={})
@@ -287,8 +287,8 @@ def test_a_training_part_without_any_tile_is_refused(tmp_path):
         run(config)
 
 
-def test_a_pool_without_a_valid_profile_falls_back(tmp_path):
-    config = configured(tmp_path, target={"policy": "spread"})
+def test_without_a_valid_profile_the_fallback_is_used(tmp_path):
+    config = make_config(tmp_path, target={"policy": "spread"})
     for part in range(3):
         path = config.paths.pixels("clinic", f"train-{part:04d}")
         white = np.full((SIZE, SIZE, 3), 255, np.uint8)
@@ -302,45 +302,45 @@ def test_a_pool_without_a_valid_profile_falls_back(tmp_path):
     assert targets.load(content).draw(estimate(batch), torch.Generator()).valid
 
 
-@pytest.mark.usefixtures("unpainted")
+@pytest.mark.usefixtures("without_picture")
 def test_an_encoder_that_is_not_trained_is_refused(filled):
     with pytest.raises(StainsslError, match="not trained"):
-        run(configured(filled, method="random", train=None))
+        run(make_config(filled, method="random", train=None))
 
 
-def fixed(filled: Path, change: dict, **encoder: object) -> dict:
-    given = run(configured(filled, target={"policy": "spread"}))
-    given["pool"] |= change
+def run_fixed(filled: Path, change: dict, **encoder: object) -> dict:
+    content = run(make_config(filled, target={"policy": "spread"}))
+    content["pool"] |= change
     path = filled / "given.json"
-    path.write_text(json.dumps(given))
-    return run(configured(filled, target={"policy": "fixed", "path": str(path)}, **encoder))
+    path.write_text(json.dumps(content))
+    return run(make_config(filled, target={"policy": "fixed", "path": str(path)}, **encoder))
 
 
-@pytest.mark.usefixtures("unpainted")
+@pytest.mark.usefixtures("without_picture")
 def test_a_fixed_target_has_the_candidates_of_its_file(filled):
-    assert len(fixed(filled, {})["candidates"]) == 8
+    assert len(run_fixed(filled, {})["candidates"]) == 8
 
 
-@pytest.mark.usefixtures("unpainted")
+@pytest.mark.usefixtures("without_picture")
 @pytest.mark.parametrize("change", [{"cohorts": ["clinic", "other"]}, {"splits": ["test"]}])
-def test_a_fixed_target_of_foreign_tiles_is_refused(change, filled):
+def test_a_fixed_target_from_outside_the_training_data_is_refused(change, filled):
     with pytest.raises(StainsslError, match="leak"):
-        fixed(filled, change)
+        run_fixed(filled, change)
 
 
-@pytest.mark.usefixtures("unpainted")
+@pytest.mark.usefixtures("without_picture")
 def test_a_fixed_target_of_another_method_is_refused(filled):
     with pytest.raises(StainsslError, match="same method"):
-        fixed(filled, {}, normalizer="reinhard")
+        run_fixed(filled, {}, normalizer="reinhard")
 
 
-@pytest.mark.usefixtures("unpainted")
+@pytest.mark.usefixtures("without_picture")
 @pytest.mark.parametrize(
-    ("text", "words"), [(None, "does not exist"), ("{}", "schema"), ("no", "not a stain target")]
+    ("text", "message"), [(None, "does not exist"), ("{}", "schema"), ("no", "not a stain target")]
 )
-def test_a_fixed_file_that_is_no_target_is_refused(text, words, tmp_path, filled):
+def test_a_fixed_target_file_without_a_target_is_refused(text, message, tmp_path, filled):
     path = tmp_path / "given.json"
     if text is not None:
         path.write_text(text)
-    with pytest.raises(StainsslError, match=words):
-        run(configured(filled, target={"policy": "fixed", "path": str(path)}))
+    with pytest.raises(StainsslError, match=message):
+        run(make_config(filled, target={"policy": "fixed", "path": str(path)}))

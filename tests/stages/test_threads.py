@@ -1,4 +1,4 @@
-"""However many threads a job has, its stores and tables are the same."""
+"""Stores and tables do not depend on the number of threads of a job."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ PART = "all-0000"
 
 @pytest.fixture(scope="module")
 def slides(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A sheet of one sound slide, one that is cut short and one that is none; and an encoder."""
+    """A sheet of an intact, a truncated and an unreadable slide; and an encoder."""
     folder = tmp_path_factory.mktemp("threads")
     make(folder / "clinic", 3, {"a": 2}, processes=1, side_px=768)
     sheet = pd.read_csv(folder / "clinic/slides.csv", dtype=str)[["slide_id", "patient_id", "path"]]
@@ -42,7 +42,7 @@ def slides(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def _made(slides: Path, results: Path, threads: int) -> Config:
+def _run_stages(slides: Path, results: Path, threads: int) -> Config:
     config = parse({
         "results": str(results),
         "slides": {"part_size": 100},
@@ -51,17 +51,17 @@ def _made(slides: Path, results: Path, threads: int) -> Config:
         "tilings": {"default": {"mpp": 0.5, "size": 64, "min_tissue": 0.3}},
         "encoders": {"enc": {"weights": f"local-dir:{slides / 'enc' / 'model'}"}},
     })  # fmt: skip
-    with _on(threads):
+    with _threads(threads):
         run_stage("tile", config, "clinic", PART)
         run_stage("pixels", config, "clinic", PART)
-        assert torch.get_num_threads() == threads  # as `predict` needs it for its network
+        assert torch.get_num_threads() == threads  # `predict` needs it for its network
         run_stage("embed", config, "clinic", "enc", PART)
     return config
 
 
 @contextmanager
-def _on(threads: int) -> Iterator[None]:
-    """Have so many threads, in every library, as `--threads` has it."""
+def _threads(threads: int) -> Iterator[None]:
+    """Use this many threads in every library, as `--threads` does."""
     before = torch.get_num_threads(), cv2.getNumThreads()
     try:
         with threadpool_limits(threads):
@@ -83,10 +83,12 @@ def _files(folder: Path) -> dict[str, bytes]:
     }
 
 
-@pytest.mark.parametrize("threads", [2, 3, 7])  # fewer than rows, as many, and several a slide
-def test_threads_change_no_byte(slides: Path, tmp_path: Path, threads: int) -> None:
-    one = _made(slides, slides / "one", 1).paths
-    many = _made(slides, tmp_path / "many", threads).paths
+@pytest.mark.parametrize("threads", [2, 3, 7])  # fewer than slides, as many, and several per slide
+def test_stores_are_the_same_for_any_number_of_threads(
+    slides: Path, tmp_path: Path, threads: int
+) -> None:
+    one = _run_stages(slides, slides / "one", 1).paths
+    many = _run_stages(slides, tmp_path / "many", threads).paths
     key = ("clinic", PART)
     pd.testing.assert_frame_equal(read_tiles(one.tiles(*key)), read_tiles(many.tiles(*key)))
     qc = [read_qc(paths.qc(*key)).drop(columns="seconds") for paths in (one, many)]
@@ -100,10 +102,7 @@ def test_threads_change_no_byte(slides: Path, tmp_path: Path, threads: int) -> N
 
 @pytest.fixture
 def world(trained: Trained, tmp_path: Path) -> Config:
-    """The trained cohort with a task of tiles and an encoder to be trained, in a folder of its own.
-
-    Nothing has been made of these two.
-    """
+    """A copy of the trained cohort with a tile task and an encoder to be trained, not run yet."""
     shutil.copytree(trained.config.results, tmp_path / "results")
     old = trained.config
     tumor = Task(level="tile", label="tumor", cohorts=["clinic"], split=old.tasks["patient"].split)
@@ -121,15 +120,15 @@ def world(trained: Trained, tmp_path: Path) -> Config:
     return config
 
 
-def _answered(config: Config, verb: str, trained: Trained, out: Path) -> Path:
-    """The folder that a verb writes of the trained cohort."""
-    if verb == "mil":
+def _run_task_stage(config: Config, stage: str, trained: Trained, out: Path) -> Path:
+    """Run a stage on the trained cohort; returns its output folder."""
+    if stage == "mil":
         run_stage("mil", config, "patient", "enc", "abmil")
         return config.paths.mil("patient", "enc", "abmil")
-    if verb == "probe":
+    if stage == "probe":
         run_stage("probe", config, "tumor", "enc")
         return config.paths.probe("tumor", "enc")
-    if verb == "target":
+    if stage == "target":
         run_stage("target", config, "own")
         return config.paths.target("own").parent
     sheet = out.with_suffix(".csv")
@@ -139,11 +138,11 @@ def _answered(config: Config, verb: str, trained: Trained, out: Path) -> Path:
 
 
 def _contents(folder: Path) -> dict[str, Any]:
-    """File → what it says, without how long each slide took."""
+    """File → its content, without the run time of each slide."""
     read = {
         ".parquet": lambda path: pd.read_parquet(path).drop(columns="seconds", errors="ignore"),
         ".csv": pd.read_csv,
-        ".safetensors": load_file,  # whose header has no order
+        ".safetensors": load_file,  # the order in its header varies
     }
     return {
         str(path.relative_to(folder)): read.get(path.suffix, Path.read_bytes)(path)
@@ -153,7 +152,7 @@ def _contents(folder: Path) -> dict[str, Any]:
 
 
 def _assert_same(one: Any, other: Any, name: str) -> None:
-    """Equal but for rounding: torch and BLAS sum large products in another order."""
+    """Equal up to rounding: torch and BLAS sum large products in another order."""
     if isinstance(one, pd.DataFrame):
         pd.testing.assert_frame_equal(one, other, rtol=1e-5, atol=1e-6, obj=name)
     elif isinstance(one, dict):
@@ -165,19 +164,19 @@ def _assert_same(one: Any, other: Any, name: str) -> None:
 
 
 @pytest.mark.xdist_group("trained")
-@pytest.mark.parametrize("verb", ["mil", "probe", "target", "predict"])
-def test_threads_change_no_answer(
-    world: Config, trained: Trained, verb: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("stage", ["mil", "probe", "target", "predict"])
+def test_results_are_the_same_for_any_number_of_threads(
+    world: Config, trained: Trained, stage: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
-    answers = []
+    contents = []
     for threads in (1, 2, 3):
-        with _on(threads):
-            out = _answered(world, verb, trained, tmp_path / "predicted")
+        with _threads(threads):
+            out = _run_task_stage(world, stage, trained, tmp_path / "predicted")
         assert re.search(r", \S+ (bags|tiles|slides)/s: \w.* \d+%", caplog.messages[-1])
-        answers.append(_contents(out))
+        contents.append(_contents(out))
         shutil.rmtree(out)
-    one, *others = answers
+    one, *others = contents
     assert one
     for other in others:
         assert other.keys() == one.keys()

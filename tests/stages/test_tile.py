@@ -1,4 +1,4 @@
-"""`tile`: every slide ends as tiles or as a status, and the machine's faults end the job."""
+"""`tile`: every slide ends with tiles or a status; failures of the machine end the job."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ PART = "all-0000"
 TILING = {"mpp": 0.5, "size": 128, "mask": {"min_area_um2": 5000}}
 
 
-def cohort(folder: Path, rows: list[dict[str, Any]], **words: Any) -> Config:
+def cohort(folder: Path, rows: list[dict[str, Any]], **keys: Any) -> Config:
     sheet = pd.DataFrame(rows)
     if "patient_id" not in sheet:
         sheet["patient_id"] = sheet["slide_id"]
@@ -46,10 +46,8 @@ def cohort(folder: Path, rows: list[dict[str, Any]], **words: Any) -> Config:
     return parse(
         {
             "results": str(folder / "results"),
-            "slides": {"part_size": 100} | words.pop("slides", {}),
-            "cohorts": {
-                "c": {"sheet": folder / "slides.csv", **{"root": folder / "root", **words}}
-            },
+            "slides": {"part_size": 100} | keys.pop("slides", {}),
+            "cohorts": {"c": {"sheet": folder / "slides.csv", **{"root": folder / "root", **keys}}},
             "tilings": {"default": TILING},
         }
     )
@@ -76,7 +74,7 @@ def picture(rng: np.random.Generator) -> np.ndarray:
     return stained(rng, (512, 640))[0]
 
 
-def test_each_fault_costs_its_own_slide_and_no_other(
+def test_each_bad_slide_has_its_status_and_affects_no_other(
     tmp_path: Path, root: Path, picture: np.ndarray
 ) -> None:
     write_svs(root / "good.svs", picture)
@@ -125,12 +123,12 @@ def test_each_fault_costs_its_own_slide_and_no_other(
         assert max(image.size) <= 1000
 
 
-def test_odd_pictures_end_as_tiles_or_with_a_reason(
+def test_unusual_images_are_tiled_or_have_a_status_with_details(
     tmp_path: Path, root: Path, picture: np.ndarray
 ) -> None:
     scale = {"resolution": (20_000, 20_000), "resolutionunit": "CENTIMETER"}
     alpha = np.full(picture.shape[:2], 255, np.uint8)
-    alpha[:, :320] = 0  # glass and tissue on the left are transparent, and black below
+    alpha[:, :320] = 0  # the left half is transparent, over black
     color = np.where(alpha[..., None] > 0, picture, 0).astype(np.uint8)
     wide = np.tile(picture[200:340], (1, 157, 1))[:, :100_000]
     write_tiff(root / "deep.tif", picture.astype(np.uint16) * 257, **scale)
@@ -155,11 +153,13 @@ def test_odd_pictures_end_as_tiles_or_with_a_reason(
     }
     assert (qc.loc[qc["status"] != "ok", "detail"] != "").all()
     assert "grayscale" in qc.loc["grey", "detail"]
-    assert tiles.loc[tiles["slide_id"] == "rgba", "x"].min() >= 256  # transparent is glass
+    assert (
+        tiles.loc[tiles["slide_id"] == "rgba", "x"].min() >= 256
+    )  # transparent pixels count as glass
     assert (tiles["slide_id"] == "wide").sum() > 300
 
 
-def test_a_slide_that_disappears_half_way_costs_that_slide(
+def test_a_slide_that_disappears_while_being_read_is_missing(
     tmp_path: Path, root: Path, picture: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("a", "b"):
@@ -180,7 +180,7 @@ def test_a_slide_that_disappears_half_way_costs_that_slide(
     assert "while being read" in qc.loc["a", "detail"]
 
 
-def test_the_sheets_pixel_size_wins_and_mends(
+def test_the_pixel_size_of_the_sheet_takes_precedence(
     tmp_path: Path, root: Path, picture: np.ndarray
 ) -> None:
     write_svs(root / "bare.svs", picture, mpp=None)
@@ -194,7 +194,7 @@ def test_the_sheets_pixel_size_wins_and_mends(
     assert (tiles["side"] == 128).all()
 
 
-def test_tiff_resolution_with_a_unit_is_a_pixel_size(
+def test_tiff_resolution_with_a_unit_gives_the_pixel_size(
     tmp_path: Path, root: Path, picture: np.ndarray
 ) -> None:
     write_tiff(root / "a.tif", picture, resolution=(20_000, 20_000), resolutionunit="CENTIMETER")
@@ -206,7 +206,9 @@ def test_tiff_resolution_with_a_unit_is_a_pixel_size(
     assert qc.loc["a", "mpp_source"] == "tiff-resolution"
 
 
-def test_a_part_of_bad_slides_alone_has_whole_empty_tables(tmp_path: Path, root: Path) -> None:
+def test_a_part_of_only_bad_slides_has_empty_tables_with_all_columns(
+    tmp_path: Path, root: Path
+) -> None:
     (root / "text.svs").write_text("no slide")
     config = cohort(tmp_path, [{"slide_id": "text", "path": "text.svs"}])
     run_stage("tile", config, "c", PART)
@@ -217,9 +219,7 @@ def test_a_part_of_bad_slides_alone_has_whole_empty_tables(tmp_path: Path, root:
     assert previews.is_dir()
 
 
-def test_a_missing_file_is_an_error_unless_it_may_be_quarantined(
-    tmp_path: Path, root: Path
-) -> None:
+def test_a_missing_file_is_an_error_by_default(tmp_path: Path, root: Path) -> None:
     (root / "other.svs").touch()
     config = cohort(tmp_path, [{"slide_id": "gone", "path": "gone.svs"}])
     with pytest.raises(StainsslError, match="on_missing: quarantine"):
@@ -227,7 +227,7 @@ def test_a_missing_file_is_an_error_unless_it_may_be_quarantined(
 
 
 @pytest.mark.parametrize("on_missing", ["error", "quarantine"])
-def test_a_root_that_is_gone_ends_the_job_and_writes_nothing(
+def test_a_missing_root_ends_the_job_and_writes_nothing(
     tmp_path: Path, root: Path, picture: np.ndarray, on_missing: str
 ) -> None:
     write_svs(root / "good.svs", picture)
@@ -236,7 +236,7 @@ def test_a_root_that_is_gone_ends_the_job_and_writes_nothing(
     shutil.rmtree(root)
     with pytest.raises(OSError, match="mounted"):
         run_stage("tile", config, "c", PART)
-    root.mkdir()  # the mount point without its mount
+    root.mkdir()  # the mount point with nothing mounted
     with pytest.raises(OSError, match="mounted"):
         run_stage("tile", config, "c", PART)
     assert not [path for path in config.results.rglob("*") if path.is_file()]
@@ -244,7 +244,7 @@ def test_a_root_that_is_gone_ends_the_job_and_writes_nothing(
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.ENOSPC, errno.ENOMEM])
-def test_a_machine_that_fails_half_way_ends_the_job_and_keeps_what_was_there(
+def test_an_error_of_the_machine_ends_the_job_and_keeps_earlier_results(
     tmp_path: Path, root: Path, picture: np.ndarray, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     write_svs(root / "good.svs", picture)
@@ -262,24 +262,24 @@ def test_a_machine_that_fails_half_way_ends_the_job_and_keeps_what_was_there(
 
 
 @pytest.fixture
-def hanging(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Slides called `hangs.svs` have a reader that does not come back while a test runs."""
-    read, over = TiffFile.read_region, threading.Event()
+def hanging_reader(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The reader of slides called `hangs.svs` does not return during the test."""
+    read, release = TiffFile.read_region, threading.Event()
 
     def hang(slide: TiffFile, *words: Any) -> np.ndarray:
         if slide.path.name == "hangs.svs":
             with translate_errors(slide.path, "reading level 0"):
-                over.wait()
+                release.wait()
         return read(slide, *words)
 
     monkeypatch.setattr(TiffFile, "read_region", hang)
     monkeypatch.setattr(errors, "CALL_SECONDS", 3.0)
     yield
-    over.set()
+    release.set()
 
 
-@pytest.mark.usefixtures("hanging")
-def test_a_slide_whose_reader_hangs_costs_that_slide(
+@pytest.mark.usefixtures("hanging_reader")
+def test_a_hanging_reader_affects_only_its_slide(
     tmp_path: Path, root: Path, picture: np.ndarray
 ) -> None:
     for name in ("hangs", "b"):
@@ -292,14 +292,14 @@ def test_a_slide_whose_reader_hangs_costs_that_slide(
     assert set(tiles["slide_id"]) == {"b"}
 
 
-@pytest.mark.usefixtures("hanging")
-def test_of_one_slide_a_reader_that_hangs_is_told(root: Path, picture: np.ndarray) -> None:
+@pytest.mark.usefixtures("hanging_reader")
+def test_the_command_slide_reports_a_hanging_reader(root: Path, picture: np.ndarray) -> None:
     path = write_svs(root / "hangs.svs", picture)
     with pytest.raises(StainsslError, match="unreadable: Given up: reading level 0: no answer"):
         list(slide.run(path))
 
 
-def test_a_slide_past_its_minutes_is_given_up(
+def test_a_slide_over_max_minutes_is_given_up(
     tmp_path: Path, root: Path, picture: np.ndarray
 ) -> None:
     write_svs(root / "a.svs", picture)
@@ -309,8 +309,8 @@ def test_a_slide_past_its_minutes_is_given_up(
     assert outputs(config)[1].loc["a", "detail"].startswith("Given up: not done after")
 
 
-@pytest.mark.usefixtures("hanging")
-def test_a_disk_that_does_not_answer_is_no_slides_fault(
+@pytest.mark.usefixtures("hanging_reader")
+def test_a_disk_that_does_not_respond_ends_the_job(
     tmp_path: Path, root: Path, picture: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_svs(root / "hangs.svs", picture)
@@ -321,7 +321,7 @@ def test_a_disk_that_does_not_answer_is_no_slides_fault(
         run_stage("tile", config, "c", PART)
 
 
-def test_a_slide_that_fails_in_a_level_is_unreadable(
+def test_a_slide_with_a_corrupt_level_is_unreadable(
     tmp_path: Path, root: Path, picture: np.ndarray
 ) -> None:
     path = write_svs(root / "bad.svs", picture, downsamples=(4,))
@@ -337,7 +337,7 @@ def test_a_slide_that_fails_in_a_level_is_unreadable(
     assert "level 0" in qc.loc["bad", "detail"]
 
 
-def test_tissue_without_a_kept_tile_says_why(
+def test_a_slide_without_kept_tiles_is_empty_with_the_reasons(
     tmp_path: Path, root: Path, picture: np.ndarray
 ) -> None:
     write_svs(root / "a.svs", picture)
@@ -357,7 +357,7 @@ def test_tissue_without_a_kept_tile_says_why(
     assert not tiles["kept"].any()
 
 
-def test_patches_are_one_tile_a_file(tmp_path: Path, root: Path, rng: np.random.Generator) -> None:
+def test_each_patch_file_is_one_tile(tmp_path: Path, root: Path, rng: np.random.Generator) -> None:
     for name, shape in (("a", (96, 96)), ("b", (60, 90))):
         image = rng.integers(150, 256, (*shape, 3), dtype=np.uint8)
         Image.fromarray(image).save(root / f"{name}.png")
@@ -380,7 +380,7 @@ def test_patches_are_one_tile_a_file(tmp_path: Path, root: Path, rng: np.random.
     assert {path.stem for path in previews.iterdir()} == {"a", "b", "d"}
 
 
-def test_pictures_that_are_no_tiles_say_what_was_made_of_them(
+def test_patches_larger_than_a_tile_report_how_they_are_scaled(
     tmp_path: Path, root: Path, rng: np.random.Generator, caplog: pytest.LogCaptureFixture
 ) -> None:
     for name, shape in (("wide", (512, 1024)), ("tile", (128, 128))):
@@ -396,7 +396,7 @@ def test_pictures_that_are_no_tiles_say_what_was_made_of_them(
     assert "1 of 2: as wide" in caplog.text
 
 
-def test_a_picture_that_is_not_square_is_not_said_to_have_another_scale(
+def test_a_patch_that_is_not_square_reports_only_the_part_used(
     tmp_path: Path, root: Path, rng: np.random.Generator
 ) -> None:
     image = rng.integers(150, 256, (128, 512, 3), dtype=np.uint8)
@@ -408,7 +408,7 @@ def test_a_picture_that_is_not_square_is_not_said_to_have_another_scale(
     assert detail.startswith("One tile of 25% of the image (512×128 px). Set `patches: cut`")
 
 
-def test_pictures_are_cut_at_the_tilings_scale(
+def test_patches_are_cut_into_tiles_at_the_scale_of_the_tiling(
     tmp_path: Path, root: Path, rng: np.random.Generator
 ) -> None:
     for name, shape in (("wide", (300, 600)), ("small", (60, 60)), ("coarse", (300, 300))):
@@ -430,7 +430,7 @@ def test_pictures_are_cut_at_the_tilings_scale(
     assert qc["status"].to_dict() == {"wide": "ok", "small": "too-small", "coarse": "too-coarse"}
 
 
-def test_many_patches_have_a_bounded_number_of_pictures(
+def test_the_number_of_previews_of_patches_is_bounded(
     tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tile, "MAX_PATCH_PREVIEWS", 2)
@@ -442,7 +442,7 @@ def test_many_patches_have_a_bounded_number_of_pictures(
     assert len(list(outputs(config)[2].iterdir())) == 2
 
 
-def test_the_overview_is_bounded_and_shows_slides_without_a_picture(tmp_path: Path) -> None:
+def test_the_size_of_the_overview_is_bounded(tmp_path: Path) -> None:
     Image.new("RGB", (90, 50), (200, 100, 150)).save(tmp_path / "s0.png")
     statuses = {f"s{n}": "ok" if n else "empty" for n in range(3 * MAX_PICTURES)}
     previews = {name: tmp_path / f"{name}.png" for name in statuses}
@@ -452,7 +452,7 @@ def test_the_overview_is_bounded_and_shows_slides_without_a_picture(tmp_path: Pa
         assert image.height <= 2600
 
 
-def test_the_overview_leaves_out_usable_patches_without_a_picture(tmp_path: Path) -> None:
+def test_the_overview_leaves_out_usable_patches_without_a_preview(tmp_path: Path) -> None:
     drawn = ("p7", "p300")
     for name in drawn:
         Image.new("RGB", (90, 50), (200, 100, 150)).save(tmp_path / f"{name}.png")
@@ -470,7 +470,7 @@ def test_the_overview_leaves_out_usable_patches_without_a_picture(tmp_path: Path
     assert shown == ["p7", "p300", "p400"]
 
 
-def test_real_slides_end_as_they_should(tmp_path: Path, real_data: Path) -> None:
+def test_statuses_of_real_slides(tmp_path: Path, real_data: Path) -> None:
     files = {
         "cmu": ("CMU-1-Small-Region.svs", None, "ok"),
         "tcga": ("tcga-cr-7395-01a-01-ts1.svs", 0.25, "ok"),
@@ -498,7 +498,7 @@ def test_no_torch_is_imported() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
-def test_patches_with_red_and_blue_swapped_are_told_together(
+def test_patches_with_red_and_blue_swapped_are_reported_together(
     tmp_path: Path,
     root: Path,
     caplog: pytest.LogCaptureFixture,

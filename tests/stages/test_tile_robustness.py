@@ -1,4 +1,4 @@
-"""`robustness --weights --tiles`: a folder in, a table, a page and a picture out, or a sentence."""
+"""`robustness --weights --tiles`: metrics, page and figure for a folder of tiles, and errors."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _save(folder, name, image) -> None:
 
 
 def _tiles(folder, sites="ab", patients=4, tiles=6):
-    """Folders site/label/patient."""
+    """Write tiles in folders site/label/patient."""
     rng = np.random.default_rng(0)
     for site in sites:
         for patient in range(patients):
@@ -47,15 +47,15 @@ def tiles(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def network(tmp_path_factory):
-    """A source of weights: a small network of random weights, as timm saves it."""
+    """The source of a small network with random weights, saved by timm."""
     folder = tmp_path_factory.mktemp("network") / "tiny"
     save_for_hf(timm.create_model("test_resnet", num_classes=0), str(folder))
     return f"local-dir:{folder}"
 
 
 @pytest.fixture
-def of_tissue(monkeypatch):
-    """The weights `morphology`, which see texture alone."""
+def texture_encoder(monkeypatch):
+    """Load the weights `morphology` as an encoder that sees only texture."""
 
     def encoder(name, _):
         given = {"morphology": MorphologyEncoder(), "color alone": color_vectors}
@@ -70,9 +70,9 @@ def _values(out) -> pd.DataFrame:
     return table.pivot(index="metric", columns="encoder", values="value")
 
 
-def test_from_the_command_line_to_three_files(tiles, network, tmp_path):
-    words = ["robustness", "--weights", network, "--tiles", str(tiles), "--out", str(tmp_path)]
-    done = CliRunner().invoke(app, [*words, "--folders", "site/label/patient", "--threads", "1"])
+def test_the_command_writes_metrics_page_and_figure(tiles, network, tmp_path):
+    command = ["robustness", "--weights", network, "--tiles", str(tiles), "--out", str(tmp_path)]
+    done = CliRunner().invoke(app, [*command, "--folders", "site/label/patient", "--threads", "1"])
     assert done.exit_code == 0, done.exception
     page = (tmp_path / "robustness.md").read_text()
     assert page.strip() in done.stdout
@@ -91,29 +91,31 @@ def test_from_the_command_line_to_three_files(tiles, network, tmp_path):
     assert (found["patients"] == 8).all()
 
 
-def test_an_encoder_of_texture_minds_the_stain_less_than_color(tiles, of_tissue, tmp_path):
+def test_a_texture_encoder_is_more_robust_than_color(tiles, texture_encoder, tmp_path):
     lines = list(run(TileOptions(["morphology"], tiles, tmp_path)))
     value = _values(tmp_path)
     more_is_robust = value.loc[["stain_retrieval_top1", "tile_croma", "tile_robustness_index"]]
     assert (more_is_robust["morphology"] > more_is_robust["color alone"]).all()
     assert value.loc["site_predictability", "color alone"] > 0.9
     assert value.loc["site_predictability", "morphology"] < 0.8
-    told = "\n".join(lines)
-    assert "sites (the sub-folders; change with --folders): a 24, b 24" in told
-    assert "No patients are given" in told
-    assert "needs labels (--folders site/label)" in told
+    page = "\n".join(lines)
+    assert "sites (the sub-folders; change with --folders): a 24, b 24" in page
+    assert "No patients are given" in page
+    assert "needs labels (--folders site/label)" in page
 
 
 @pytest.mark.parametrize("out", [".", "robustness", "a"])
-def test_results_among_the_tiles_are_no_tiles(of_tissue, tmp_path, monkeypatch, out):
+def test_outputs_in_the_folder_of_tiles_are_not_read_as_tiles(
+    texture_encoder, tmp_path, monkeypatch, out
+):
     monkeypatch.chdir(_tiles(tmp_path / "tiles"))
-    for _ in range(2):  # the second run finds the picture of the first
+    for _ in range(2):  # the second run finds the figure of the first
         page = "\n".join(run(TileOptions(["morphology"], Path(), Path(out))))
         assert "sites (the sub-folders; change with --folders): a 24, b 24." in page
         assert "Files ignored" not in page
 
 
-def test_one_site_is_compared_with_the_published_stain(of_tissue, tmp_path):
+def test_tiles_of_one_site_are_restained_as_the_published_reference(texture_encoder, tmp_path):
     folder = _tiles(tmp_path / "tiles", sites="a")
     page = "\n".join(run(TileOptions(["morphology"], folder, tmp_path / "out")))
     assert "as their mean and as the published reference" in page
@@ -121,7 +123,7 @@ def test_one_site_is_compared_with_the_published_stain(of_tissue, tmp_path):
     assert "| site predictability" not in page
 
 
-def test_the_same_tissue_at_several_sites_is_compared_as_it_is(of_tissue, tmp_path):
+def test_paired_tiles_of_several_sites_are_not_restained(texture_encoder, tmp_path):
     folder = tmp_path / "tiles"
     for site in "abc":
         rng = np.random.default_rng(1)
@@ -129,8 +131,10 @@ def test_the_same_tissue_at_several_sites_is_compared_as_it_is(of_tissue, tmp_pa
             _save(folder, f"{site}/p{i % 6}/{i}.png", tile_image(site, bool(i % 2), rng))
     _save(folder, "a/p0/alone.png", tile_image("a", True, rng))
     (folder / "b" / "p1" / "7.png").write_bytes(b"no picture")
-    asked = TileOptions(["morphology"], folder, tmp_path / "out", ["site", "patient"], paired=True)
-    page = "\n".join(run(asked))
+    options = TileOptions(
+        ["morphology"], folder, tmp_path / "out", ["site", "patient"], paired=True
+    )
+    page = "\n".join(run(options))
     value = _values(tmp_path / "out")
     retrieval_hits = value.loc["site_retrieval_top1"]
     assert retrieval_hits["morphology"] > 2 * retrieval_hits["color alone"]
@@ -146,20 +150,22 @@ def test_the_same_tissue_at_several_sites_is_compared_as_it_is(of_tissue, tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("asked", "told"),
+    ("options", "message"),
     [
         ({"paired": True, "levels": ["label"]}, "between sites, and .* has 0"),
         ({"paired": True, "levels": ["-", "-", "site"]}, "all 8 sites of .* share no file name"),
         ({"levels": ["site"] * 2}, "named twice"),
     ],
 )
-def test_what_cannot_be_compared_is_told(tiles, of_tissue, tmp_path, asked, told):
-    with pytest.raises(StainsslError, match=told):
-        list(run(TileOptions(["morphology"], tiles, tmp_path / "out", **asked)))
+def test_folders_that_cannot_be_compared_are_an_error(
+    tiles, texture_encoder, tmp_path, options, message
+):
+    with pytest.raises(StainsslError, match=message):
+        list(run(TileOptions(["morphology"], tiles, tmp_path / "out", **options)))
     assert not (tmp_path / "out").exists()
 
 
-def test_too_few_tiles_or_none_of_tissue_are_told(of_tissue, tmp_path):
+def test_too_few_tiles_and_tiles_without_tissue_are_errors(texture_encoder, tmp_path):
     few = _tiles(tmp_path / "few", sites="a", patients=1)
     with pytest.raises(StainsslError, match="6 tiles can be compared; at least 20 are needed"):
         list(run(TileOptions(["morphology"], few, tmp_path / "out")))
@@ -169,12 +175,12 @@ def test_too_few_tiles_or_none_of_tissue_are_told(of_tissue, tmp_path):
         list(run(TileOptions(["morphology"], tmp_path / "glass", tmp_path / "out")))
 
 
-def test_every_problem_is_told_before_a_tile_is_read(tmp_path):
-    asked = TileOptions(
+def test_all_problems_of_the_options_are_reported_together(tmp_path):
+    options = TileOptions(
         ["virchw2", "feather"], tmp_path / "none", tmp_path, method="macenco", max_tiles=3
     )
     with pytest.raises(StainsslError) as found:
-        list(run(asked))
+        list(run(options))
     lines = str(found.value).splitlines()
     assert len(lines) == 4
     assert "did you mean 'virchow2'" in lines[0]
@@ -183,22 +189,24 @@ def test_every_problem_is_told_before_a_tile_is_read(tmp_path):
     assert "--max-tiles 3: at least 20" in lines[3]
 
 
-def test_an_encoder_that_undoes_the_change_is_told(tmp_path):
+def test_an_encoder_that_normalizes_by_the_same_method_is_noted(tmp_path):
     save_for_hf(timm.create_model("test_resnet", num_classes=0), str(tmp_path))
     standard = profile_to_json(StainProfile.reference("macenko"))
     (tmp_path / "stain.json").write_text(json.dumps(standard))
-    told = {m: tile_robustness._encoder(str(tmp_path), m)[1] for m in ("macenko", "reinhard", None)}
-    assert "normalizes tiles by macenko itself" in told["macenko"][1]
-    assert len(told["reinhard"]) == len(told[None]) == 1
+    notes = {
+        m: tile_robustness._encoder(str(tmp_path), m)[1] for m in ("macenko", "reinhard", None)
+    }
+    assert "normalizes tiles by macenko itself" in notes["macenko"][1]
+    assert len(notes["reinhard"]) == len(notes[None]) == 1
 
 
-def test_weights_that_cannot_be_had_are_told_before_a_tile_is_read(tmp_path, monkeypatch):
+def test_weights_that_cannot_be_downloaded_are_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr(tile_robustness, "download_problem", lambda _: "they are gated")
     with pytest.raises(StainsslError, match="uni: they are gated"):
         list(run(TileOptions(["uni"], tmp_path, tmp_path)))
 
 
-def test_tiles_unlike_those_of_the_training_are_told():
+def test_tiles_unlike_the_training_tiles_are_noted():
     found = list(tile_robustness._unlike("uni", 0.25, 512))
     assert found == [
         "uni was trained at 0.5 µm/px, and these tiles have 0.25.",
@@ -212,8 +220,8 @@ def test_tiles_unlike_those_of_the_training_are_told():
 ALL = ["--encoder", "a", "--weights", "uni", "--tiles", "."]
 
 
-@pytest.mark.parametrize("words", [["--weights", "uni"], ["--tiles", "."], [], ALL])
-def test_the_verb_says_what_belongs_together(words):
-    done = CliRunner().invoke(app, ["robustness", *words])
+@pytest.mark.parametrize("options", [["--weights", "uni"], ["--tiles", "."], [], ALL])
+def test_incomplete_options_are_an_error(options):
+    done = CliRunner().invoke(app, ["robustness", *options])
     assert isinstance(done.exception, StainsslError)
     assert "Give --weights and --tiles, or --encoder" in str(done.exception)

@@ -1,4 +1,4 @@
-"""Pretraining from given weights of which not all are trained, as the verb does it."""
+"""`pretrain` from given weights, of which only some are trained: frozen layers, norms, adapters."""
 
 from __future__ import annotations
 
@@ -35,40 +35,40 @@ def _config(folder, name="test_vit", **keys):
 
 
 def _trained(config) -> tuple[Path, Learner]:
-    """The model's folder, and the network as it was when training ended."""
-    seen = []
-    true = pretrain.fit
+    """The model's folder, and the learner at the end of training."""
+    learners = []
+    fit = pretrain.fit
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            pretrain, "fit", lambda module, *a, **k: seen.append(module) or true(module, *a, **k)
+            pretrain, "fit", lambda module, *a, **k: learners.append(module) or fit(module, *a, **k)
         )
         run_stage("pretrain", config, "simclr")
-    return config.paths.model("simclr"), seen[0]
+    return config.paths.model("simclr"), learners[0]
 
 
 def _weights(path):
     return load_file(path / "model.safetensors")
 
 
-def _moved(given: dict, found: dict) -> set[str]:
+def _changed_statistics(given: dict, found: dict) -> set[str]:
     return {n for n in given if "running" in n and not torch.equal(given[n], found[n])}
 
 
-def test_norms_keep_the_given_statistics_unless_told_otherwise(tmp_path):
+def test_norms_keep_their_statistics_unless_freeze_norms_is_off(tmp_path):
     for freeze, folder in ((True, tmp_path / "kept"), (False, tmp_path / "moving")):
         keys = {} if freeze else {"freeze_norms": False}
         path, _ = _trained(_config(folder, "test_resnet", **keys))
-        moved = _moved(_weights(folder / "given"), _weights(path))
+        moved = _changed_statistics(_weights(folder / "given"), _weights(path))
         assert bool(moved) is not freeze
 
 
-def test_norms_of_random_weights_learn_their_statistics(tmp_path):
+def test_norms_of_random_weights_update_their_statistics(tmp_path):
     path, _ = _trained(cohort(tmp_path, backbone="test_resnet", epochs=1))
     fresh = timm.create_model("test_resnet", num_classes=0).state_dict()
-    assert _moved(fresh, _weights(path)) == {n for n in fresh if "running" in n}
+    assert _changed_statistics(fresh, _weights(path)) == {n for n in fresh if "running" in n}
 
 
-def test_the_last_stage_alone_is_trained(tmp_path):
+def test_only_the_last_stage_is_trained(tmp_path):
     path, _ = _trained(_config(tmp_path, "test_resnet", tune="last-1", keep=0.1))
     given, found = _weights(tmp_path / "given"), _weights(path)
     changed = {name for name in given if not torch.equal(given[name], found[name])}
@@ -79,34 +79,34 @@ def test_the_last_stage_alone_is_trained(tmp_path):
 
 @pytest.mark.parametrize("name", ["test_vit", "test_efficientnet"])
 @pytest.mark.parametrize("merge", [False, True])
-def test_an_adapters_model_gives_the_vectors_of_the_network_in_training(tmp_path, name, merge):
+def test_a_loaded_adapter_gives_the_embeddings_of_the_trained_network(tmp_path, name, merge):
     lora = {"rank": 2, "alpha": 64, "merge": merge}
     path, learner = _trained(_config(tmp_path, name, tune="lora", lora=lora, lr=1e-2))
     encoder = load(path)
     views = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        wanted, given = (
+        expected, given = (
             learner.backbone.eval()(views),
             load(tmp_path / "given", input_size=32).model(views),
         )
-        torch.testing.assert_close(encoder.model(views), wanted, atol=1e-5, rtol=1e-4)
-        assert (wanted - given).norm() > 1e-3 * given.norm()
+        torch.testing.assert_close(encoder.model(views), expected, atol=1e-5, rtol=1e-4)
+        assert (expected - given).norm() > 1e-3 * given.norm()
     assert encoder.input_size == 32
     assert (path / "model.safetensors").is_file() == merge
-    if merge:  # as timm reads it
+    if merge:  # loadable by timm
         model = timm.create_model(f"local-dir:{path}", pretrained=True, num_classes=0).eval()
         with torch.inference_mode():
             torch.testing.assert_close(model(views), encoder.model(views))
 
 
-def test_another_base_than_it_was_trained_on_is_refused(tmp_path):
+def test_an_adapter_with_changed_base_weights_is_refused(tmp_path):
     path, _ = _trained(_config(tmp_path, tune="lora", lora={"rank": 2}))
     _given(tmp_path / "given", seed=6, img_size=64)
     with pytest.raises(StainsslError, match="these are other weights"):
         load(path)
 
 
-def test_an_encoder_starts_from_an_adapter_of_the_config(tmp_path):
+def test_training_starts_from_an_adapter_of_the_config(tmp_path):
     config = _config(tmp_path, tune="lora", lora={"rank": 2}, steps=1)
     given = config.model_dump(mode="json")
     given["encoders"]["next"] = {**given["encoders"]["simclr"], "init": "simclr"}
@@ -116,12 +116,12 @@ def test_an_encoder_starts_from_an_adapter_of_the_config(tmp_path):
     assert load(config.paths.model("next")).dim == 64
 
 
-class Stopped(Exception):
-    """Stands for a job that is killed."""
+class Killed(Exception):
+    """Stands in for a killed job."""
 
 
 @pytest.mark.parametrize("tune", ["last-1", "lora"])
-def test_a_killed_job_goes_on_to_the_same_files(tmp_path, tune, monkeypatch, caplog):
+def test_a_killed_job_resumes_to_the_same_files(tmp_path, tune, monkeypatch, caplog):
     settings, step = pretrain._settings, Learner.training_step
     monkeypatch.setattr(
         pretrain, "_settings", lambda *a: dataclasses.replace(settings(*a), checkpoint_steps=2)
@@ -129,7 +129,7 @@ def test_a_killed_job_goes_on_to_the_same_files(tmp_path, tune, monkeypatch, cap
 
     def killed(self, batch, batch_idx):
         if self.global_step == 3:
-            raise Stopped
+            raise Killed
         return step(self, batch, batch_idx)
 
     keys = {"tune": tune, "keep": 0.5, "freeze_steps": 1, "layer_decay": 0.8}
@@ -139,7 +139,7 @@ def test_a_killed_job_goes_on_to_the_same_files(tmp_path, tune, monkeypatch, cap
     whole = {p.name: p.read_bytes() for p in path.iterdir()}
     config.paths.checkpoints("simclr").joinpath("last.ckpt").unlink()
     monkeypatch.setattr(Learner, "training_step", killed)
-    with pytest.raises(Stopped):
+    with pytest.raises(Killed):
         run_stage("pretrain", config, "simclr")
     monkeypatch.setattr(Learner, "training_step", step)
     with caplog.at_level("INFO"):
@@ -148,7 +148,7 @@ def test_a_killed_job_goes_on_to_the_same_files(tmp_path, tune, monkeypatch, cap
     assert {p.name: p.read_bytes() for p in path.iterdir()} == whole
 
 
-def test_all_steps_frozen_is_a_sentence(tmp_path):
+def test_all_steps_frozen_is_an_error(tmp_path):
     with pytest.raises(StainsslError, match=r"freeze_steps \(5\) cover all 5 steps"):
         run_stage("pretrain", _config(tmp_path, freeze_steps=5), "simclr")
 
@@ -164,24 +164,24 @@ def _encoder(**keys):
      {"lr_backbone": 1e-5}, {"layer_decay": 0.8}, {"freeze_steps": 3}, {"freeze_norms": False}],
     ids=str,
 )  # fmt: skip
-def test_keys_that_do_nothing_without_given_weights_are_refused(key):
+def test_keys_without_effect_on_random_weights_are_refused(key):
     with pytest.raises(StainsslError, match=f"{next(iter(key))}: only for training from given"):
         _encoder(**key)
     _encoder(**key, init="resnet18")
 
 
-@pytest.mark.parametrize("word", ["last", "last-0", "last-x", "Lora", "half"])
-def test_another_word_than_these_is_a_sentence(word):
+@pytest.mark.parametrize("value", ["last", "last-0", "last-x", "Lora", "half"])
+def test_an_unknown_value_of_tune_is_an_error(value):
     with pytest.raises(StainsslError, match="write full, lora, or last-N with the number of block"):
-        _encoder(init="resnet18", tune=word)
+        _encoder(init="resnet18", tune=value)
 
 
-def test_no_step_left_is_known_from_the_config():
+def test_freeze_steps_that_cover_all_steps_are_refused_by_the_config():
     with pytest.raises(StainsslError, match=r"freeze_steps \(3\) cover all 3 steps"):
         _encoder(init="resnet18", freeze_steps=3, steps=3)
 
 
-def test_adapters_keys_do_not_act_without_adapters():
+def test_lora_keys_change_the_job_only_with_tune_lora():
     plain, other = (_encoder(init="resnet18", lora={"rank": rank}) for rank in (4, 8))
     used = [plan_encoders.without_unused_keys(config.encoders["x"]) for config in (plain, other)]
     assert used[0] == used[1]
@@ -196,7 +196,7 @@ def test_adapters_keys_do_not_act_without_adapters():
      {"layer_decay": 0.8}, {"freeze_steps": 3}, {"freeze_norms": False}],
     ids=str,
 )  # fmt: skip
-def test_each_key_is_another_job(key):
+def test_each_key_changes_the_job(key):
     plain, other = _encoder(init="resnet18"), _encoder(init="resnet18", **key)
     used = [plan_encoders.without_unused_keys(config.encoders["x"]) for config in (plain, other)]
     assert used[0] != used[1]

@@ -1,4 +1,4 @@
-"""A small cohort that went through the chain up to a trained task, made once a session."""
+"""A small cohort processed up to trained tasks; fixtures build it once per session."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ SIDE_PX = 512
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """The folder of slides, their sheet (labels known) and the config of the results."""
+    """The folder of slides, their sheet with labels, and the config of the results."""
 
     root: Path
     sheet: pd.DataFrame
     config: Config
 
     def rows(self, *slides: str) -> pd.DataFrame:
-        """What a sheet of new slides holds of these: no label."""
+        """Rows of these slides as in a sheet of new slides, without labels."""
         columns = ["slide_id", "patient_id", "path"]
         return self.sheet.loc[self.sheet["slide_id"].isin(slides), columns]
 
@@ -41,7 +41,7 @@ def save_encoder(path: Path, name: str = "test_resnet") -> Path:
 
 
 def build(folder: Path) -> Trained:
-    """Slides of eight patients, tiled, embedded by random weights, folded and trained on."""
+    """Slides of eight patients: tiled, embedded with random weights; folds drawn, heads trained."""
     make(folder / "clinic", 3, {"a": 4, "b": 4}, processes=1, side_px=SIDE_PX)
     sheet = pd.read_csv(folder / "clinic" / "slides.csv", dtype=str)
     split = {"kind": "cv", "folds": 2, "repeats": 2}

@@ -1,4 +1,4 @@
-"""A file has its right name only when it is whole."""
+"""A file or folder appears under its name only when it is complete."""
 
 import os
 import signal
@@ -12,7 +12,7 @@ from stainssl.runtime.leftovers import owner_mark
 from stainssl.stores.atomic import remove_leftovers, replacing, write_text
 
 
-def test_a_failing_writer_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+def test_a_failed_write_leaves_only_the_old_file(tmp_path: Path) -> None:
     write_text(tmp_path / "a.txt", "old")
     with pytest.raises(RuntimeError), replacing(tmp_path / "a.txt") as made:
         made.write_text("half")
@@ -21,11 +21,11 @@ def test_a_failing_writer_leaves_the_old_file_and_nothing_else(tmp_path: Path) -
     assert (tmp_path / "a.txt").read_text() == "old"
 
 
-def test_a_folder_is_replaced_whole(tmp_path: Path) -> None:
-    for word in ("one", "two"):
+def test_a_folder_is_replaced_as_a_whole(tmp_path: Path) -> None:
+    for name in ("one", "two"):
         with replacing(tmp_path / "folder") as made:
             made.mkdir()
-            (made / word).touch()
+            (made / name).touch()
     assert [p.name for p in (tmp_path / "folder").iterdir()] == ["two"]
     assert [p.name for p in tmp_path.iterdir()] == ["folder"]
 
@@ -40,7 +40,7 @@ import os, signal, sys
 from pathlib import Path
 from stainssl.stores import atomic
 path = Path(sys.argv[1])
-if sys.argv[2] == "between":  # the old folder stepped aside, the new one has not its name yet
+if sys.argv[2] == "between":  # after the old folder is moved away, before the new one is renamed
     renamed = os.rename
     def rename(old, new):
         if Path(new) == path:
@@ -56,7 +56,7 @@ with atomic.replacing(path) as made:
 
 
 @pytest.mark.parametrize("when", ["within", "between"])
-def test_what_a_killed_process_left_is_cleared_and_what_was_whole_stays(
+def test_leftovers_of_a_killed_process_are_removed_and_complete_folders_kept(
     tmp_path: Path, when: str
 ) -> None:
     with replacing(tmp_path / "part.zarr") as made:
@@ -71,18 +71,18 @@ def test_what_a_killed_process_left_is_cleared_and_what_was_whole_stays(
     assert [path.name for path in (tmp_path / "part.zarr").iterdir()] == ["whole"]
 
 
-def test_what_others_are_writing_stays(tmp_path: Path) -> None:
+def test_temporary_files_of_other_processes_are_kept(tmp_path: Path) -> None:
     machine = owner_mark().partition("-")[0]
-    living = tmp_path / f".tmp-{machine}-{os.getppid()}-a.txt"
-    elsewhere = tmp_path / ".tmp-00000000-1-a.txt"
-    for path in (living, elsewhere):
+    of_running_process = tmp_path / f".tmp-{machine}-{os.getppid()}-a.txt"
+    of_another_machine = tmp_path / ".tmp-00000000-1-a.txt"
+    for path in (of_running_process, of_another_machine):
         path.touch()
     remove_leftovers.cache_clear()
     write_text(tmp_path / "a.txt", "")
-    assert {living, elsewhere} <= set(tmp_path.iterdir())
+    assert {of_running_process, of_another_machine} <= set(tmp_path.iterdir())
 
 
-def test_the_longest_name_that_a_file_may_have(tmp_path: Path) -> None:
+def test_the_longest_allowed_file_name(tmp_path: Path) -> None:
     path = tmp_path / ("a" * 251 + ".png")
     with replacing(path) as made:
         assert made.suffix == ".png"

@@ -1,4 +1,4 @@
-"""A bag is one slice; a tile that could not be embedded is NaN and not valid."""
+"""The rows of a slide are contiguous; a tile that could not be embedded is NaN and not valid."""
 
 import warnings
 from pathlib import Path
@@ -29,14 +29,14 @@ def _write(path: Path, features: np.ndarray, counts: list[int], block: int) -> s
     return open_embeddings(path)
 
 
-def _vectors(back: Embeddings, slide_id: str) -> np.ndarray:
-    """The valid vectors of a slide, in tile order."""
+def _valid_embeddings(back: Embeddings, slide_id: str) -> np.ndarray:
+    """The valid embeddings of a slide, in tile order."""
     rows = back.rows(slide_id)
     return back.read(rows)[back.valid[rows]]
 
 
 @pytest.mark.parametrize("block", [1, 7, 100])
-def test_bags_come_back_whatever_the_blocks(
+def test_slides_are_read_back_for_any_block_size(
     tmp_path: Path, rng: np.random.Generator, block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(store, "CHUNK_ROWS", 4)
@@ -44,15 +44,15 @@ def test_bags_come_back_whatever_the_blocks(
     features = rng.normal(size=(30, 5)).astype(np.float16)
     features[12] = np.nan
     back = _write(tmp_path / "e.zarr", features, [10, 0, 20], block)
-    assert np.array_equal(_vectors(back, "s0"), features[:10])
-    assert _vectors(back, "s1").shape == (0, 5)
-    assert np.array_equal(_vectors(back, "s2"), np.delete(features[10:], 2, axis=0))
+    assert np.array_equal(_valid_embeddings(back, "s0"), features[:10])
+    assert _valid_embeddings(back, "s1").shape == (0, 5)
+    assert np.array_equal(_valid_embeddings(back, "s2"), np.delete(features[10:], 2, axis=0))
     assert np.flatnonzero(~back.valid).tolist() == [12]
     assert len(back) == 30
-    assert _vectors(back, "unknown").shape == (0, 5)
+    assert _valid_embeddings(back, "unknown").shape == (0, 5)
 
 
-def test_too_few_vectors_leave_no_store(tmp_path: Path) -> None:
+def test_too_few_embeddings_leave_no_store(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="vectors for"):
         write_embeddings(
             tmp_path / "e.zarr", slide_id=["a"], counts=[3], dim=2,
@@ -62,7 +62,7 @@ def test_too_few_vectors_leave_no_store(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_empty_part_is_a_valid_store_and_xarray_reads_it(tmp_path: Path) -> None:
+def test_an_empty_part_is_a_valid_store_and_xarray_reads_stores(tmp_path: Path) -> None:
     assert len(_write(tmp_path / "none.zarr", np.zeros((0, 4), np.float16), [], 1)) == 0
     _write(tmp_path / "e.zarr", np.ones((6, 4), np.float16), [6], 6)
     data = xr.open_zarr(tmp_path / "e.zarr", consolidated=False)
@@ -72,8 +72,10 @@ def test_an_empty_part_is_a_valid_store_and_xarray_reads_it(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("compressed", [False, True])
 @pytest.mark.parametrize("rows", [slice(0, 0), slice(0, 9), slice(3, 30), slice(14, 41)])
-def test_rows_read_straight_are_zarrs_own(tmp_path, monkeypatch, rng, compressed, rows):
-    """Chunks of 4 rows, shards of 16; a store that another version compressed is read by zarr."""
+def test_rows_read_directly_from_files_are_those_of_zarr(
+    tmp_path, monkeypatch, rng, compressed, rows
+):
+    """Chunks of 4 rows, shards of 16; zarr reads stores that are compressed."""
     monkeypatch.setattr(store, "CHUNK_ROWS", 4)
     monkeypatch.setattr(store, "SHARD_ROWS", 16)
     features, index = rng.normal(size=(41, 3)).astype(np.float16), np.arange(41)
@@ -91,8 +93,8 @@ def test_rows_read_straight_are_zarrs_own(tmp_path, monkeypatch, rng, compressed
 
 @pytest.mark.parametrize("rows", [0, 1, 8, 21])
 @pytest.mark.parametrize("again", [None, {"chunks": (5,)}, {"chunks": (4,), "shards": (8,)}])
-def test_columns_are_those_that_zarr_reads(tmp_path, monkeypatch, rng, rows, again):
-    """As we write them, and compressed or sharded as another writer may have."""
+def test_columns_read_directly_are_those_of_zarr(tmp_path, monkeypatch, rng, rows, again):
+    """As written by this version, and compressed or sharded by another."""
     monkeypatch.setattr(store, "CHUNK_ROWS", 4)
     monkeypatch.setattr(store, "SHARD_ROWS", 8)
     x = rng.integers(-5, 2**40, rows)
@@ -113,18 +115,18 @@ def test_columns_are_those_that_zarr_reads(tmp_path, monkeypatch, rng, rows, aga
 
 
 @pytest.mark.parametrize("counts", [[20, 18], [store.CHUNK_ROWS + 1], [0], []])
-def test_a_small_store_takes_little_more_than_its_vectors(
+def test_a_small_store_is_hardly_larger_than_its_embeddings(
     tmp_path: Path, counts: list[int]
 ) -> None:
-    vectors = np.random.default_rng(0).normal(size=(sum(counts), 64)).astype(np.float16)
-    found = _write(tmp_path / "part.zarr", vectors, counts, 1000)
+    embeddings = np.random.default_rng(0).normal(size=(sum(counts), 64)).astype(np.float16)
+    found = _write(tmp_path / "part.zarr", embeddings, counts, 1000)
     files = [path for path in (tmp_path / "part.zarr/features").rglob("*") if path.is_file()]
-    assert sum(path.stat().st_size for path in files) < 1.01 * vectors.nbytes + 5_000
-    np.testing.assert_array_equal(found.read(slice(0, len(vectors))), vectors)
-    np.testing.assert_array_equal(np.asarray(found.features[:]), vectors)
+    assert sum(path.stat().st_size for path in files) < 1.01 * embeddings.nbytes + 5_000
+    np.testing.assert_array_equal(found.read(slice(0, len(embeddings))), embeddings)
+    np.testing.assert_array_equal(np.asarray(found.features[:]), embeddings)
 
 
-def test_xarray_opens_a_store_beside_snakemakes_own_file_without_a_warning(tmp_path: Path) -> None:
+def test_xarray_opens_a_store_with_a_snakemake_timestamp_without_a_warning(tmp_path: Path) -> None:
     _write(tmp_path / "part.zarr", np.ones((3, 4), np.float16), [3], 3)
     (tmp_path / "part.zarr" / ".snakemake_timestamp").touch()
     with warnings.catch_warnings():

@@ -1,4 +1,4 @@
-"""Pixels come back as they were written, in any order, from one range read."""
+"""Pixels are read back as they were written, in any order."""
 
 from pathlib import Path
 
@@ -36,7 +36,7 @@ def _write(path: Path, slides: list[SlidePixels]) -> store.Pixels:
     return open_pixels(path)
 
 
-def test_what_was_written_comes_back(tmp_path: Path, slides: list[SlidePixels]) -> None:
+def test_written_slides_are_read_back(tmp_path: Path, slides: list[SlidePixels]) -> None:
     back = _write(tmp_path / "p.zarr", slides)
     assert back.slide_id == ["a", "b"]
     assert back.slide.tolist() == [0] * 5 + [1] * 3
@@ -50,7 +50,9 @@ def test_what_was_written_comes_back(tmp_path: Path, slides: list[SlidePixels]) 
 
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.integers(0, 7), max_size=12))
-def test_images_come_in_the_order_asked(tmp_path_factory: pytest.TempPathFactory, index: list[int]):
+def test_images_are_in_the_order_requested(
+    tmp_path_factory: pytest.TempPathFactory, index: list[int]
+):
     rng = np.random.default_rng(0)
     path = tmp_path_factory.mktemp("p") / "p.zarr"
     slides = [_slide("a", 5, rng), _slide("b", 3, rng)]
@@ -58,11 +60,11 @@ def test_images_come_in_the_order_asked(tmp_path_factory: pytest.TempPathFactory
     jpegs = [*slides[0].jpeg, *slides[1].jpeg]
     images = back.images(np.array(index, dtype=np.int64))
     assert images.shape == (len(index), SIZE, SIZE, 3)
-    for image, one in zip(images, index, strict=True):
-        assert np.array_equal(image, decode(jpegs[one]))
+    for image, row in zip(images, index, strict=True):
+        assert np.array_equal(image, decode(jpegs[row]))
 
 
-def test_a_slide_of_many_tiles_waits_in_a_file(
+def test_many_tiles_of_a_slide_are_spooled_to_a_file(
     tmp_path: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(store, "SPOOL_BYTES", 1000)
@@ -81,7 +83,7 @@ def test_a_part_without_tiles_is_a_valid_store(tmp_path: Path) -> None:
     assert back.profile("macenko") == {}
 
 
-def test_shards_are_written_once_and_are_few(
+def test_the_number_of_shards_is_that_of_their_size(
     tmp_path: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(store, "CHUNK_BYTES", 256)
@@ -102,7 +104,7 @@ def test_a_store_is_hardly_larger_than_its_jpegs(tmp_path: Path, rng: np.random.
     assert bytes_on_disk <= 1.05 * sum(map(len, jpeg))
 
 
-def test_a_half_written_store_and_another_schema_are_refused(
+def test_an_incomplete_store_and_another_schema_are_refused(
     tmp_path: Path, slides: list[SlidePixels]
 ) -> None:
     with pytest.raises(StainsslError, match="is missing"):

@@ -1,4 +1,4 @@
-"""Tables keep their types and refuse what is not theirs."""
+"""Tables keep their types, and tables of another kind are refused."""
 
 from pathlib import Path
 
@@ -18,13 +18,13 @@ def test_an_empty_tile_table_keeps_its_columns(tmp_path: Path) -> None:
     assert len(back) == 0
 
 
-def test_another_kind_is_refused_by_name(tmp_path: Path) -> None:
+def test_a_table_of_another_kind_is_refused(tmp_path: Path) -> None:
     write_table(tmp_path / "q.parquet", pd.DataFrame({"a": [1]}), "qc", {})
     with pytest.raises(StainsslError, match="expected tiles"):
         read_tiles(tmp_path / "q.parquet")
 
 
-def test_half_a_file_is_refused(tmp_path: Path) -> None:
+def test_an_incomplete_file_is_refused(tmp_path: Path) -> None:
     write_table(tmp_path / "q.parquet", pd.DataFrame({"a": range(1000)}), "qc", {})
     data = (tmp_path / "q.parquet").read_bytes()
     (tmp_path / "q.parquet").write_bytes(data[: len(data) // 2])
@@ -32,12 +32,12 @@ def test_half_a_file_is_refused(tmp_path: Path) -> None:
         read_table(tmp_path / "q.parquet", "qc")
 
 
-def test_a_missing_file_is_a_sentence(tmp_path: Path) -> None:
+def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(StainsslError, match="is missing"):
         read_table(tmp_path / "none.parquet", "qc")
 
 
-def test_what_a_spreadsheet_would_run_is_text() -> None:
+def test_spreadsheet_formulas_are_escaped() -> None:
     frame = pd.DataFrame({"site": ["=1+1", "@x", "leeds", ""], "mpp": [-1.0, 2.0, 3.0, 4.0]})
     found = without_formulas(frame)
     assert found["site"].tolist() == ["'=1+1", "'@x", "leeds", ""]

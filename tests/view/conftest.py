@@ -1,4 +1,4 @@
-"""A cohort with results, the server over it, and a browser."""
+"""A cohort with results, the viewer's server, and a browser."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ AXE = HERE / "node_modules" / "axe-core" / "axe.min.js"
 
 @pytest.fixture(scope="session")
 def shown(tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    """A cohort whose tasks are trained; tests read it only."""
+    """A cohort with trained tasks; tests only read it."""
     return build(tmp_path_factory.mktemp("shown"))
 
 
@@ -37,7 +37,7 @@ def viewer(shown: Trained) -> Iterator[ViewerData]:
 
 @pytest.fixture(scope="session")
 def page() -> None:
-    """Skips where OpenSeadragon is not installed."""
+    """Skip if OpenSeadragon is not installed."""
     try:
         page_files()
     except StainsslError as error:
@@ -45,7 +45,7 @@ def page() -> None:
 
 
 class Served:
-    """A server in a thread of this process, on a free port of loopback."""
+    """The server in a thread of this process, on a free port of loopback."""
 
     def __init__(self, viewer: ViewerData, token: str | None = None) -> None:
         app = application(viewer, token, list(LOOPBACK))
@@ -67,27 +67,27 @@ class Served:
 
 @pytest.fixture(scope="session")
 def served(page: None, viewer: ViewerData) -> Iterator[str]:
-    """The address of the page over `viewer`."""
+    """Address of the page that shows `viewer`."""
     with Served(viewer) as server:
         yield server.address
 
 
 @pytest.fixture
 def tab(browser: object) -> Iterator[Tab]:
-    """A page of the browser; at its end, nothing went wrong in it and nothing left loopback."""
+    """A page of the browser, which must have no error and request only local URLs."""
     one = Tab(browser)
     yield one
     one.close()
 
 
 class Tab:
-    """A page of the browser that keeps what went wrong in it."""
+    """A page of the browser that records its errors and requests."""
 
     def __init__(self, browser: object) -> None:
         self.page = browser.new_page(viewport={"width": 1300, "height": 850})  # type: ignore[attr-defined]
         self.errors: list[str] = []
         self.asked: list[str] = []
-        self.expected: tuple[str, ...] = ()  # in the text of errors that a test means to cause
+        self.expected: tuple[str, ...] = ()  # parts of the messages of errors that a test causes
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
         self.page.on("console", self._said)
         self.page.on("request", lambda request: self.asked.append(request.url))
@@ -98,13 +98,13 @@ class Tab:
             self.errors.append(message.text)  # type: ignore[attr-defined]
 
     def open(self, address: str) -> None:
-        """Open an address and wait until its view is there."""
+        """Open an address and wait until the view is drawn."""
         self.page.goto("about:blank")
         self.page.goto(address)
         self.page.wait_for_selector("main[data-ready=yes]")
 
     def leave(self) -> None:
-        """Ask for nothing any more, before a server ends."""
+        """Leave the page, so that it requests nothing while the server stops."""
         self.page.goto("about:blank")
 
     def close(self) -> None:
@@ -116,19 +116,23 @@ class Tab:
 
 
 def await_count(found: Locator, count: int) -> None:
-    """Wait until so many elements are there; the page draws after an input, not with it."""
+    """Wait for a number of elements, because the page draws after an input, not with it."""
     from playwright.sync_api import expect
 
     expect(found).to_have_count(count)
 
 
 def inaccessible(tab: Tab) -> list[str]:
-    """What axe-core finds wrong with the page that is open; skips where it is not installed."""
+    """Violations that axe-core finds on the open page; skips if it is not installed."""
     if not AXE.is_file():
         pytest.skip(f"axe-core is not installed: `npm ci` in {HERE}")
-    tab.page.evaluate(AXE.read_text(encoding="utf-8"))  # not by the page, whose policy forbids it
+    tab.page.evaluate(
+        AXE.read_text(encoding="utf-8")
+    )  # not loaded by the page, whose policy forbids it
     found = tab.page.evaluate("axe.run()")["violations"]
-    return [f"{one['id']}: {[n['html'] for n in one['nodes']][:3]}" for one in found]
+    return [
+        f"{violation['id']}: {[n['html'] for n in violation['nodes']][:3]}" for violation in found
+    ]
 
 
 @pytest.fixture(scope="session")

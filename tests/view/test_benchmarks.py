@@ -1,4 +1,4 @@
-"""Benchmarks' tables, and the curves, cases and planes behind them."""
+"""Benchmark tables, and the curves, cases and UMAPs behind their rows."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from stainssl.view.viewer_data import ViewerData
 from tests.stages.trained import Trained
 from tests.view.conftest import Served, Tab, await_count, inaccessible
 
-TILES = 10  # fewer than UMAP lays out: a plane of zeros, without its eight seconds
+TILES = 10  # too few for UMAP, which takes eight seconds: all coordinates are zero
 
 
 @pytest.fixture(scope="module")
 def compared(shown: Trained) -> Iterator[ViewerData]:
-    """The cohort with a benchmark's table, of the tasks' own metrics, and a sample of tiles."""
+    """The cohort with a benchmark table of the tasks' metrics, and a sample of tiles."""
     benchmark = Benchmark(tasks=["patient", "slide"], encoders=["enc"], heads=["abmil"])
     viewer = ViewerData(shown.config.model_copy(update={"benchmarks": {"main": benchmark}}))
     paths = viewer.records.paths
@@ -43,7 +43,7 @@ def compared(shown: Trained) -> Iterator[ViewerData]:
 
 
 def write_sample(viewer: ViewerData) -> None:
-    """As `robustness` writes it, of the first tiles of a part."""
+    """Write the first tiles of a part as the sample that `robustness` writes."""
     paths, sheet = viewer.records.paths, viewer.records.sheet("clinic")
     part = viewer.records.part("clinic", sheet["slide_id"].iloc[0])
     store = open_embeddings(paths.embeddings("clinic", "enc", part))
@@ -59,7 +59,7 @@ def write_sample(viewer: ViewerData) -> None:
     write_table(paths.robustness("enc") / "sample.parquet", sample, "sample", {})
 
 
-def test_table_says_what_has_predictions(compared: ViewerData) -> None:
+def test_the_table_marks_rows_with_predictions(compared: ViewerData) -> None:
     assert compared.data("overview")["benchmarks"] == ["main"]
     found = compared.data("benchmark", "main")
     columns = found["columns"]
@@ -70,7 +70,7 @@ def test_table_says_what_has_predictions(compared: ViewerData) -> None:
 
 
 @pytest.mark.parametrize("task", ["patient", "slide"])
-def test_behind_an_answer(compared: ViewerData, task: str) -> None:
+def test_curves_and_cases_of_a_row(compared: ViewerData, task: str) -> None:
     found = compared.data("answer", task, "enc", "abmil")
     metrics = pd.read_csv(compared.records.paths.mil(task, "enc", "abmil") / "metrics.csv")
     auroc = metrics.query("metric == 'auroc' and group == 'all'")["value"].item()
@@ -88,11 +88,11 @@ def test_stain_distances_do_not_depend_on_the_cases_shown(
     compared: ViewerData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     row = ("slide", "enc", "abmil")
-    every = compared.benchmarks.predictions(*row)["cases"]
+    all_cases = compared.benchmarks.predictions(*row)["cases"]
     monkeypatch.setattr("stainssl.view.benchmarks.MAX_CASES", 2)
-    some = compared.benchmarks.predictions(*row)["cases"]
-    assert len(every["truth"]) > 2
-    assert some["stain_distance"] == every["stain_distance"][:2]
+    first_cases = compared.benchmarks.predictions(*row)["cases"]
+    assert len(all_cases["truth"]) > 2
+    assert first_cases["stain_distance"] == all_cases["stain_distance"][:2]
 
 
 @pytest.mark.parametrize(
@@ -100,26 +100,28 @@ def test_stain_distances_do_not_depend_on_the_cases_shown(
     [("answer", "nothing", "enc", "abmil"), ("answer", "slide", "..", "abmil"),
      ("answer", "slide", "enc", "linear/.."), ("benchmark", "nothing"), ("plane", "..")],
 )  # fmt: skip
-def test_unknown_answers(compared: ViewerData, words: tuple[str, ...]) -> None:
+def test_unknown_names_raise_key_error(compared: ViewerData, words: tuple[str, ...]) -> None:
     with pytest.raises(KeyError):
         compared.data(*words)
 
 
-def test_an_answer_that_is_not_there_is_told(compared: ViewerData) -> None:
+def test_missing_predictions_are_reported(compared: ViewerData) -> None:
     assert "missing" in compared.data("answer", "slide", "enc", "linear")["problem"]
 
 
-def test_distance_of_a_cases_stain() -> None:
+def test_stain_distance_of_a_case() -> None:
     stains = {("c", str(i)): np.array([float(i), 0.0]) for i in range(5)}
     slides = [[["c", "0"]], [["c", "1"], ["c", "3"]], [["c", "4"]], [["c", "unknown"]], []]
     found = stain_distances(slides, stains)
-    assert found[:3].tolist() == [1.0, 0.0, 1.0]  # the middle is 2, the median distance 2
+    assert found[:3].tolist() == [1.0, 0.0, 1.0]  # the center is 2, and the median distance 2
     assert np.isnan(found[3:]).all()
     assert np.isnan(stain_distances(slides, {})).all()
 
 
 @given(st.lists(st.tuples(st.floats(0, 1), st.booleans()), min_size=1, max_size=40))
-def test_cases_of_a_point_make_its_rates(units: list[tuple[float, bool]]) -> None:
+def test_cases_above_a_threshold_give_its_false_positive_rate(
+    units: list[tuple[float, bool]],
+) -> None:
     p, y = (np.asarray(values) for values in zip(*units, strict=True))
     both, patient = np.stack([1 - p, p], 1), np.arange(len(p))
     fold = FoldScores(0, patient, both)
@@ -128,14 +130,16 @@ def test_cases_of_a_point_make_its_rates(units: list[tuple[float, bool]]) -> Non
     if y.all():
         assert np.isnan(found).all()
         return
-    for rate in np.unique(found):  # each is a threshold: who is called lies above all others
+    for rate in np.unique(
+        found
+    ):  # each is a threshold: the cases above it have the highest probabilities
         called = found <= rate
         assert called[~y].mean() == pytest.approx(rate) or called[~y].mean() <= rate
         assert p[called].min() >= p[~called].max(initial=0.0) or called.all()
 
 
 @given(st.lists(st.tuples(st.floats(0, 1), st.booleans()), min_size=1, max_size=80))
-def test_calibration_counts_everyone_once(units: list[tuple[float, bool]]) -> None:
+def test_calibration_counts_each_unit_once(units: list[tuple[float, bool]]) -> None:
     p, y = (np.asarray(values) for values in zip(*units, strict=True))
     scored = ScoredUnits(y.astype(np.int64), np.stack([1 - p, p], 1), np.arange(len(p)), ("0", "1"))
     found = calibration(scored)

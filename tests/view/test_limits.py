@@ -1,4 +1,4 @@
-"""A slide whose reader hangs costs its own pictures: in an export, and on the page."""
+"""A slide whose reader hangs affects only its own pictures, in an export and on the page."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ KEY, FILE = ("c", "s1"), Path("s1.svs")
 
 
 @pytest.fixture
-def two(tmp_path: Path) -> Iterator[ViewerData]:
-    """Slides `hangs` and `reads`, whose pictures are read by OpenSlide."""
+def two_slides(tmp_path: Path) -> Iterator[ViewerData]:
+    """Slides `hangs` and `reads`, read by OpenSlide."""
     image, _ = stained(np.random.default_rng(0), (600, 600))
     for name in ("hangs", "reads"):
         write_svs(tmp_path / f"{name}.svs", image)
@@ -41,69 +41,75 @@ def two(tmp_path: Path) -> Iterator[ViewerData]:
 
 
 @pytest.fixture
-def tried(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Path]]:
-    """Pictures of `hangs` do not come back; gives the file of every picture that was begun."""
-    never, begun, real = threading.Event(), list[Path](), module.read_pyramid_picture
+def started_reads(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Path]]:
+    """Files of the pictures whose reading was started; reading `hangs` does not return."""
+    release, started, read_picture = threading.Event(), list[Path](), module.read_pyramid_picture
 
     def read(slide: Slide, *at: Any) -> np.ndarray:
-        begun.append(slide.path)
+        started.append(slide.path)
         if slide.path.stem == "hangs":
             with library_call("reading level 0"):
-                never.wait()
-        return real(slide, *at)
+                release.wait()
+        return read_picture(slide, *at)
 
     monkeypatch.setattr(module, "read_pyramid_picture", read)
     monkeypatch.setattr(errors, "CALL_SECONDS", 3.0)
-    yield begun
-    never.set()
+    yield started
+    release.set()
 
 
 @pytest.mark.usefixtures("page")
-def test_an_export_goes_on_past_a_slide_that_hangs(
-    two: ViewerData, tried: list[Path], tmp_path: Path
+def test_an_export_continues_after_a_hanging_slide(
+    two_slides: ViewerData, started_reads: list[Path], tmp_path: Path
 ) -> None:
-    said, out = list[str](), tmp_path / "out"
-    write_export(two, out, [], said.append, threads=2)
-    assert "hangs (1 of 2): Given up: reading level 0: no answer" in said[0]
-    assert said[1] == "reads (2 of 2)"
+    messages, out = list[str](), tmp_path / "out"
+    write_export(two_slides, out, [], messages.append, threads=2)
+    assert "hangs (1 of 2): Given up: reading level 0: no answer" in messages[0]
+    assert messages[1] == "reads (2 of 2)"
     assert not list(out.glob("pictures/picture/c/hangs/**/*.jpg"))
-    pyramid = two.pyramid("c", "reads")
-    every = [np.prod(pyramid.pictures(level)) for level in range(pyramid.deepest + 1)]
-    assert len(list(out.glob("pictures/picture/c/reads/**/*.jpg"))) == sum(every)
-    assert sum(path.stem == "hangs" for path in tried) <= 2  # one a thread, not each of them
+    pyramid = two_slides.pyramid("c", "reads")
+    counts = [np.prod(pyramid.pictures(level)) for level in range(pyramid.deepest + 1)]
+    assert len(list(out.glob("pictures/picture/c/reads/**/*.jpg"))) == sum(counts)
+    assert (
+        sum(path.stem == "hangs" for path in started_reads) <= 2
+    )  # at most one per thread, not all pictures
 
 
 @pytest.mark.usefixtures("page")
-def test_an_export_goes_on_past_a_slide_that_cannot_be_opened_in_time(
-    two: ViewerData, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+def test_an_export_continues_after_a_slide_that_cannot_be_opened_in_time(
+    two_slides: ViewerData, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    never, opened = threading.Event(), two.handles._open
+    release, open_slide = threading.Event(), two_slides.handles._open
 
     def hang(key: Key) -> Slide:
         if key[1] == "hangs":
             with library_call("opening"):
-                never.wait()
-        return opened(key)
+                release.wait()
+        return open_slide(key)
 
-    monkeypatch.setattr(two.handles, "_open", hang)
+    monkeypatch.setattr(two_slides.handles, "_open", hang)
     monkeypatch.setattr(errors, "CALL_SECONDS", 3.0)
-    said = list[str]()
-    write_export(two, tmp_path / "out", [], said.append)
-    never.set()
-    assert "Given up: opening: no answer" in said[0]
+    messages = list[str]()
+    write_export(two_slides, tmp_path / "out", [], messages.append)
+    release.set()
+    assert "Given up: opening: no answer" in messages[0]
     assert list((tmp_path / "out").glob("pictures/thumbnail/c/reads.jpg"))
 
 
-def test_the_page_says_why_and_asks_no_more(two: ViewerData, tried: list[Path]) -> None:
+def test_a_hanging_slide_is_reported_and_not_read_again(
+    two_slides: ViewerData, started_reads: list[Path]
+) -> None:
     for _ in range(2):
         with pytest.raises(SlideError, match="Given up: reading level 0: no answer"):
-            two.picture("picture", "c", "hangs", "0", "0", "0")
-    assert len(tried) == 1
-    assert "Given up" in two.data("outlines", "c", "hangs")["problem"]
-    assert two.picture("picture", "c", "reads", "0", "0", "0")
+            two_slides.picture("picture", "c", "hangs", "0", "0", "0")
+    assert len(started_reads) == 1
+    assert "Given up" in two_slides.data("outlines", "c", "hangs")["problem"]
+    assert two_slides.picture("picture", "c", "reads", "0", "0", "0")
 
 
-def test_after_start_all_work_on_a_slide_has_one_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_time_limit_of_a_slide_covers_all_calls_after_start(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(errors, "_touch", lambda path: None)
     limits, now = SlideLimits(minutes=1), [0.0]
     monkeypatch.setattr("stainssl.view.limits.time.monotonic", lambda: now[0])
@@ -117,12 +123,12 @@ def test_after_start_all_work_on_a_slide_has_one_time(monkeypatch: pytest.Monkey
         limits.within(KEY, FILE, lambda: 1)
 
 
-def test_what_fails_by_itself_is_tried_again() -> None:
+def test_a_call_is_tried_again_after_an_error() -> None:
     limits = SlideLimits(minutes=1)
     with pytest.raises(OSError, match="gone"):
-        limits.within(KEY, FILE, _raises)
+        limits.within(KEY, FILE, _fail)
     assert limits.within(KEY, FILE, lambda: 1) == 1
 
 
-def _raises() -> None:
+def _fail() -> None:
     raise OSError("gone")

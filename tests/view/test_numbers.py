@@ -1,4 +1,4 @@
-"""The page's plots of numbers and of survival: they show what the predictions say."""
+"""Plots of regression and survival tasks on the page agree with the predictions."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ TASKS = {
 
 
 def _sheet(rng: np.random.Generator) -> tuple[pd.DataFrame, np.ndarray]:
-    """A sheet and the hazard of each of its patients, in logarithms."""
+    """A sheet, and the log hazard of each of its patients."""
     hazard = rng.normal(size=PATIENTS)
-    came, ended = rng.exponential(20 * np.exp(-hazard)), rng.uniform(5, 60, PATIENTS)
+    time, end = rng.exponential(20 * np.exp(-hazard)), rng.uniform(5, 60, PATIENTS)
     names = [f"p{i:02d}" for i in range(PATIENTS)]
     sheet = pd.DataFrame({
         "slide_id": [f"s-{name}" for name in names], "patient_id": names, "path": "gone.svs",
         "site": "a", "ki67": np.round(30 + 10 * hazard, 1),
-        "months": np.round(np.minimum(came, ended), 1), "died": (came <= ended).astype(int),
+        "months": np.round(np.minimum(time, end), 1), "died": (time <= end).astype(int),
     })  # fmt: skip
     return sheet, hazard
 
@@ -43,8 +43,8 @@ def _predictions(sheet: pd.DataFrame, **columns: object) -> pd.DataFrame:
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ViewerData]:
-    """A benchmark of a number and of a time, whose predictions are drawn around the truth."""
+def predicted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ViewerData]:
+    """A benchmark of a regression and a survival task, with predictions close to the truth."""
     folder, rng = tmp_path_factory.mktemp("numbers"), np.random.default_rng(0)
     sheet, hazard = _sheet(rng)
     sheet.to_csv(folder / "slides.csv", index=False)
@@ -56,18 +56,18 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ViewerData]:
         "heads": {"mean": {"kind": "mean"}}, "benchmarks": {"main": benchmark},
     })  # fmt: skip
     viewer = ViewerData(config)
-    words = [
+    follow_ups = [
         follow_up_word(t, e == 1) for t, e in sheet[["months", "died"]].itertuples(index=False)
     ]
-    said = hazard + 0.5 * rng.normal(size=PATIENTS)
-    answers = {
-        "ki67": _predictions(sheet, y=sheet["ki67"], value=30 + 10 * said),
+    noisy = hazard + 0.5 * rng.normal(size=PATIENTS)
+    predictions = {
+        "ki67": _predictions(sheet, y=sheet["ki67"], value=30 + 10 * noisy),
         "os": _predictions(
-            sheet, y=words, risk=np.exp(said), s_20=np.exp(-np.exp(said)), threshold=1.0
+            sheet, y=follow_ups, risk=np.exp(noisy), s_20=np.exp(-np.exp(noisy)), threshold=1.0
         ),
     }
     rows = []
-    for (task, table), metric in zip(answers.items(), ("spearman", "c_index"), strict=True):
+    for (task, table), metric in zip(predictions.items(), ("spearman", "c_index"), strict=True):
         path = viewer.records.paths.mil(task, "enc", "mean") / "predictions.parquet"
         write_table(path, table, "predictions", {})
         rows.append((task, "enc", "enc", "mean", metric, "all", 0.8, 0.7, 0.9, PATIENTS, PATIENTS))
@@ -99,9 +99,11 @@ def _open(tab: Tab, address: str, task: str) -> None:
     tab.page.locator("figure").first.wait_for()
 
 
-def test_points_of_the_scatter_are_the_cases(tab: Tab, page: None, told: ViewerData) -> None:
-    cases = told.data("answer", "ki67", "enc", "mean")["cases"]
-    with Served(told) as server:
+def test_points_of_the_scatter_plot_are_the_cases(
+    tab: Tab, page: None, predicted: ViewerData
+) -> None:
+    cases = predicted.data("answer", "ki67", "enc", "mean")["cases"]
+    with Served(predicted) as server:
         _open(tab, server.address, "ki67")
         points = tab.page.locator("figure circle.point")
         await_count(points, PATIENTS)
@@ -120,9 +122,9 @@ def test_points_of_the_scatter_are_the_cases(tab: Tab, page: None, told: ViewerD
 
 
 def test_metrics_sites_and_intervals_are_written_as_in_the_table(
-    tab: Tab, page: None, told: ViewerData
+    tab: Tab, page: None, predicted: ViewerData
 ) -> None:
-    with Served(told) as server:
+    with Served(predicted) as server:
         tab.open(f"{server.address}#benchmark/main?task=ki67&group=site%3DSt_Ann")
         controls = tab.page.locator(".controls").first.inner_text()
         assert "Spearman" in controls
@@ -132,19 +134,19 @@ def test_metrics_sites_and_intervals_are_written_as_in_the_table(
         tab.leave()
 
 
-def test_curves_of_survival_fall_and_tell_who_is_at_risk(
-    tab: Tab, page: None, told: ViewerData
+def test_survival_curves_decrease_and_numbers_at_risk_are_shown(
+    tab: Tab, page: None, predicted: ViewerData
 ) -> None:
-    found = told.data("answer", "os", "enc", "mean")
+    found = predicted.data("answer", "os", "enc", "mean")
     groups = found["survival"]
-    with Served(told) as server:
+    with Served(predicted) as server:
         _open(tab, server.address, "os")
         await_count(tab.page.locator("figure path.line"), 2)
         for path in tab.page.locator("figure path.line").all():
             points = re.findall(r"[ML]([\d.]+) ([\d.]+)", path.get_attribute("d") or "")
             x, y = np.array(points, float).T
             assert (np.diff(x) >= 0).all()
-            assert (np.diff(y) >= 0).all()  # down the screen
+            assert (np.diff(y) >= 0).all()  # y increases downwards on the screen
         text = tab.page.locator("figure").inner_text()
         for name, group in groups.items():
             assert f"{name} risk: {group['events']} events of {group['units']}" in text
@@ -154,8 +156,8 @@ def test_curves_of_survival_fall_and_tell_who_is_at_risk(
         ]
         cases = found["cases"]
         followed = {name: [] for name in groups}
-        for name, word in zip(cases["predicted"], cases["truth"], strict=True):
-            followed[name].append(float(word.removesuffix("+")))
+        for name, follow_up in zip(cases["predicted"], cases["truth"], strict=True):
+            followed[name].append(float(follow_up.removesuffix("+")))
         assert len(at) > 4
         for name, *counts in rows:
             expected = [sum(t >= float(time) for t in followed[name]) for time in at[1:]]
@@ -169,8 +171,10 @@ def test_curves_of_survival_fall_and_tell_who_is_at_risk(
         tab.leave()
 
 
-def test_pictures(tab: Tab, page: None, told: ViewerData, tmp_path: Path) -> None:
-    with Served(told) as server:
+def test_screenshots_of_both_plots(
+    tab: Tab, page: None, predicted: ViewerData, tmp_path: Path
+) -> None:
+    with Served(predicted) as server:
         for task in TASKS:
             _open(tab, server.address, task)
             tab.page.screenshot(path=tmp_path / f"{task}.png", full_page=True)

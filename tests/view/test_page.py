@@ -1,4 +1,4 @@
-"""The page in a real browser: tables, slides, layers, tiles, links, exports."""
+"""The page in a browser: tables, slides, layers, tiles, links and exports."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from tests.view.test_server import sheet_config, slide_of
 LAYERS = ("tissue", "ink", "grid", "annotations", "attention", "hematoxylin", "eosin")
 
 
-def drawn(tab: Tab) -> int:
-    """How many pixels of the first overlay are not transparent."""
+def overlay_pixels(tab: Tab) -> int:
+    """Number of pixels of the first overlay that are not transparent."""
     return int(
         tab.page.evaluate(
             """() => {
@@ -37,18 +37,20 @@ def drawn(tab: Tab) -> int:
 
 
 def wait_for_pixels(tab: Tab) -> None:
-    """Until the slide's own pixels are on the screen."""
+    """Wait until the pixels of the slide are drawn."""
     tab.page.wait_for_function("() => current.panes[0].viewer.world.getItemAt(0).getFullyLoaded()")
 
 
-def test_cohort_sorts_filters_and_leads_to_a_slide(tab: Tab, served: str, shown: Trained) -> None:
-    tab.expected = ("422",)  # the thumbnail of a slide that is truncated
+def test_the_cohort_table_is_sorted_filtered_and_links_to_slides(
+    tab: Tab, served: str, shown: Trained
+) -> None:
+    tab.expected = ("422",)  # the thumbnail of a truncated slide
     tab.open(served)
     page = tab.page
     rows = page.locator("table.slides tbody tr:not(.space)")
     await_count(rows, len(shown.sheet))
     page.get_by_role("button", name="tiles").click()
-    page.get_by_role("button", name="tiles").click()  # falling
+    page.get_by_role("button", name="tiles").click()  # descending
     counts = [int(t) for t in page.locator("tbody tr td:nth-child(7)").all_inner_texts()]
     assert counts == sorted(counts, reverse=True)
     assert counts[0] > counts[-1]
@@ -71,7 +73,7 @@ def test_cohort_sorts_filters_and_leads_to_a_slide(tab: Tab, served: str, shown:
     assert page.title().startswith(slide_of(shown))
 
 
-def test_slide_zooms_and_every_layer_draws(tab: Tab, served: str, shown: Trained) -> None:
+def test_a_slide_zooms_and_draws_every_layer(tab: Tab, served: str, shown: Trained) -> None:
     slide = slide_of(shown)
     tab.open(f"{served}#slide/clinic/{slide}?layers=none:0")
     wait_for_pixels(tab)
@@ -82,18 +84,18 @@ def test_slide_zooms_and_every_layer_draws(tab: Tab, served: str, shown: Trained
     page.wait_for_function(f"() => current.panes[0].where().z > {1.5 * before}")
     page.locator(".osd .openseadragon-canvas").first.press("ArrowRight")
     page.get_by_role("button", name="Show the whole slide").click()
-    assert drawn(tab) == 0
+    assert overlay_pixels(tab) == 0
     for name in LAYERS:
         box = page.locator(f"#layer-{name}")
         box.check()
         page.wait_for_function(f"() => current.panes[0].overlay.layers.has('{name}')")
-        assert drawn(tab) > 0 or name == "ink"  # most slides have none
+        assert overlay_pixels(tab) > 0 or name == "ink"  # most slides have no ink
         box.uncheck()
         page.wait_for_function(f"() => !current.panes[0].overlay.layers.has('{name}')")
-    assert drawn(tab) == 0
+    assert overlay_pixels(tab) == 0
 
 
-def test_a_click_tells_of_a_tile_and_the_link_opens_it_again(
+def test_a_click_shows_a_tile_and_the_link_reopens_it(
     tab: Tab, served: str, shown: Trained, viewer: ViewerData
 ) -> None:
     slide = slide_of(shown)
@@ -131,7 +133,7 @@ def test_a_click_tells_of_a_tile_and_the_link_opens_it_again(
     page.get_by_role("heading", name="Nearest tiles").wait_for()
 
 
-def test_a_tile_under_other_stains(tab: Tab, served: str, shown: Trained) -> None:
+def test_a_tile_with_other_stains(tab: Tab, served: str, shown: Trained) -> None:
     tab.open(f"{served}#slide/clinic/{slide_of(shown)}")
     tab.page.locator(".strip button").first.click()
     tab.page.get_by_role("link", name="This tile under other stains").click()
@@ -146,7 +148,7 @@ def test_a_tile_under_other_stains(tab: Tab, served: str, shown: Trained) -> Non
     tab.page.wait_for_function("() => current && current.tile !== null")
 
 
-def test_strip_leads_to_a_tile(tab: Tab, served: str, shown: Trained) -> None:
+def test_a_tile_of_the_strip_opens_by_keyboard(tab: Tab, served: str, shown: Trained) -> None:
     tab.open(f"{served}#slide/clinic/{slide_of(shown)}")
     wait_for_pixels(tab)
     first = tab.page.locator(".strip button").first
@@ -166,10 +168,10 @@ IN_STEP = """() => {
 
 @pytest.fixture(scope="module")
 def paired(shown: Trained) -> Iterator[ViewerData]:
-    """The cohort, its slides in a cohort of larger tiles beside it, and a second encoder.
+    """The cohort, a cohort of the same slides with larger tiles, and a second encoder.
 
-    The second encoder's attention is the first's, turned round: what is high is low. A tile task's
-    probabilities are the attention of both.
+    The attention of the second encoder is 1 minus that of the first. A tile task has the attention
+    values of both as probabilities.
     """
     config = shown.config
     coarse = config.cohorts["clinic"].model_copy(update={"tiling": "coarse"})
@@ -192,16 +194,18 @@ def paired(shown: Trained) -> Iterator[ViewerData]:
         paths.mil("slide", run, "abmil") / "attention.parquet" for run in ("enc", "other")
     )
     table = read_table(own, "attention")
-    for run, said in (("enc", table["attention"]), ("other", 1 - table["attention"])):
-        told = table[["slide_id", "tile"]].assign(p_0=1 - said, p_1=said)
-        write_table(paths.probe("tumor", run) / "predictions.parquet", told, "predictions", {})
+    for run, attention in (("enc", table["attention"]), ("other", 1 - table["attention"])):
+        predictions = table[["slide_id", "tile"]].assign(p_0=1 - attention, p_1=attention)
+        write_table(
+            paths.probe("tumor", run) / "predictions.parquet", predictions, "predictions", {}
+        )
     write_table(other, table.assign(attention=1 - table["attention"]), "attention", {})
     yield viewer
     viewer.close()
 
 
 def drag(tab: Tab, pane: int) -> None:
-    """Pan a view with the mouse."""
+    """Pan a view by the mouse."""
     box = tab.page.locator(".pane").nth(pane).bounding_box()
     assert box
     x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
@@ -211,11 +215,11 @@ def drag(tab: Tab, pane: int) -> None:
     tab.page.mouse.up()
 
 
-def test_two_encoders_side_by_side_go_in_step(tab: Tab, page: None, paired: ViewerData) -> None:
+def test_views_of_two_encoders_move_together(tab: Tab, page: None, paired: ViewerData) -> None:
     slide = paired.data("cohort", "clinic")["columns"]["slide_id"][0]
     with Served(paired) as server:
-        asked = "layers=attention:1&answer=slide~enc~abmil"
-        tab.open(f"{server.address}#slide/clinic/{slide}?{asked}")
+        query = "layers=attention:1&answer=slide~enc~abmil"
+        tab.open(f"{server.address}#slide/clinic/{slide}?{query}")
         wait_for_pixels(tab)
         tab.page.get_by_label("Second view", exact=True).select_option("slide~other~abmil")
         tab.page.wait_for_function("() => current.panes.length === 2")
@@ -238,18 +242,20 @@ def test_two_encoders_side_by_side_go_in_step(tab: Tab, page: None, paired: View
         tab.page.locator(".strip button").first.click()
         tab.page.get_by_text("attention, right").wait_for()
         assert not inaccessible(tab)
-        tab.open(tab.page.url)  # a link holds both views
+        tab.open(tab.page.url)  # the link contains both views
         await_count(tab.page.locator(".pane"), 2)
         tab.leave()
 
 
-def test_probabilities_of_tiles_side_by_side(tab: Tab, page: None, paired: ViewerData) -> None:
+def test_tile_probabilities_of_two_encoders_side_by_side(
+    tab: Tab, page: None, paired: ViewerData
+) -> None:
     slide = paired.data("cohort", "clinic")["columns"]["slide_id"][0]
     with Served(paired) as server:
         tab.open(f"{server.address}#slide/clinic/{slide}?layers=probability:1")
         wait_for_pixels(tab)
         tab.page.wait_for_function("() => current.panes[0].overlay.layers.has('probability')")
-        assert drawn(tab) > 0
+        assert overlay_pixels(tab) > 0
         assert "probability that tumor is 1" in tab.page.locator("#under-probability").inner_text()
         tab.page.get_by_label("Second view", exact=True).select_option("tumor~other")
         tab.page.wait_for_function("() => current.panes[1]?.overlay.layers.has('probability')")
@@ -282,7 +288,7 @@ def test_two_cohorts_side_by_side(tab: Tab, page: None, paired: ViewerData) -> N
         tab.leave()
 
 
-def test_accessible(tab: Tab, served: str, shown: Trained) -> None:
+def test_pages_have_no_accessibility_violations(tab: Tab, served: str, shown: Trained) -> None:
     tab.expected = ("422",)
     slide = slide_of(shown)
     tile = ViewerData(shown.config).data("stain", "clinic", slide)["tile"][0]
@@ -295,7 +301,7 @@ def test_accessible(tab: Tab, served: str, shown: Trained) -> None:
         assert not inaccessible(tab)
 
 
-def test_names_with_html_stay_text(tab: Tab, page: None, tmp_path: Path) -> None:
+def test_html_in_names_is_shown_as_text(tab: Tab, page: None, tmp_path: Path) -> None:
     text = '<img src=x onerror="window.hit=1">'
     rows = [{"slide_id": "s1", "patient_id": "p1", "path": "gone.svs", "site": text, "note": text}]
     tab.expected = ("503",)
@@ -309,7 +315,7 @@ def test_names_with_html_stay_text(tab: Tab, page: None, tmp_path: Path) -> None
         tab.leave()
 
 
-def test_ten_thousand_slides(tab: Tab, page: None, tmp_path: Path) -> None:
+def test_the_table_of_ten_thousand_slides(tab: Tab, page: None, tmp_path: Path) -> None:
     rows = [
         {"slide_id": f"s{i:05d}", "patient_id": f"p{i // 2:05d}", "path": "gone.svs", "her2": i % 2}
         for i in range(10_000)
@@ -320,7 +326,7 @@ def test_ten_thousand_slides(tab: Tab, page: None, tmp_path: Path) -> None:
     with Served(ViewerData(sheet_config(tmp_path, rows))) as server:
         tab.open(server.address)
         assert "10,000 of 10,000" in tab.page.locator(".count").inner_text()
-        assert tab.page.locator("tbody tr").count() < 100  # only those in sight are elements
+        assert tab.page.locator("tbody tr").count() < 100  # only visible rows are elements
         tab.page.evaluate("document.querySelector('.scroller').scrollTop = 48 * 9000")
         tab.page.get_by_role("link", name="s09000", exact=True).wait_for()
         tab.page.get_by_label("Filter slide").fill("s0123")
@@ -330,8 +336,10 @@ def test_ten_thousand_slides(tab: Tab, page: None, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["CMU-1-Small-Region.svs", "fluorescence-tritc.ndpi"])
-def test_real_slides(tab: Tab, page: None, real_slides: Path, tmp_path: Path, name: str) -> None:
-    """Without any result: the slide itself, its outline, its scale."""
+def test_real_slides_without_results(
+    tab: Tab, page: None, real_slides: Path, tmp_path: Path, name: str
+) -> None:
+    """Picture, tissue outline and scale bar."""
     row = {"slide_id": "s1", "patient_id": "p1", "path": str(real_slides / name)}
     with Served(ViewerData(sheet_config(tmp_path, [row]))) as server:
         tab.open(f"{server.address}#slide/c/s1")
@@ -351,11 +359,11 @@ def test_real_slides(tab: Tab, page: None, real_slides: Path, tmp_path: Path, na
         tab.leave()
 
 
-def test_export_opens_from_disk(
+def test_an_export_opens_from_disk(
     tab: Tab, page: None, viewer: ViewerData, shown: Trained, tmp_path: Path
 ) -> None:
-    slide, said = slide_of(shown), list[str]()
-    write_export(viewer, tmp_path / "out", [slide], said.append)
+    slide, messages = slide_of(shown), list[str]()
+    write_export(viewer, tmp_path / "out", [slide], messages.append)
     tab.open((tmp_path / "out" / "index.html").as_uri())
     rows = tab.page.locator("table.slides tbody tr:not(.space)")
     await_count(rows, 1)
@@ -364,7 +372,7 @@ def test_export_opens_from_disk(
     wait_for_pixels(tab)
     tab.page.locator("#layer-attention").check()
     tab.page.wait_for_function("() => current.panes[0].overlay.layers.has('attention')")
-    assert drawn(tab) > 0
+    assert overlay_pixels(tab) > 0
     await_count(tab.page.locator(".strip img"), 24)
     broken = tab.page.evaluate(
         "[...document.images].filter((i) => i.complete && !i.naturalWidth).map((i) => i.src)"
@@ -372,8 +380,10 @@ def test_export_opens_from_disk(
     assert broken == []
 
 
-def test_predictions_of_new_slides(tab: Tab, page: None, shown: Trained, tmp_path: Path) -> None:
-    """A folder as `predict` writes it: intervals and distances, and attention on its slides."""
+def test_predictions_and_attention_of_new_slides(
+    tab: Tab, page: None, shown: Trained, tmp_path: Path
+) -> None:
+    """An output folder of `predict`, with intervals, distances and attention."""
     viewer = ViewerData(shown.config)
     answer = viewer.records.find_predictions("clinic", "slide~enc~abmil")
     data = json.loads(shown.config.model_dump_json()) | {"tasks": {}, "heads": {}}

@@ -1,4 +1,4 @@
-"""Deep-zoom geometry, and that a picture holds the slide's own pixels."""
+"""Geometry of deep-zoom pyramids, and the pixels of their pictures."""
 
 from __future__ import annotations
 
@@ -31,21 +31,21 @@ def test_pictures_cover_every_level(width: int, height: int) -> None:
 
 
 @given(st.integers(), st.integers(), st.integers())
-def test_has_refuses_what_is_not_there(level: int, column: int, row: int) -> None:
+def test_only_existing_pictures_are_in_the_pyramid(level: int, column: int, row: int) -> None:
     pyramid = Pyramid(0, 0, 1000, 700)
     inside = 0 <= level <= pyramid.deepest and column >= 0 and row >= 0
     if pyramid.has(level, column, row):
         assert inside
 
 
-def test_the_deepest_level_is_the_slide(shown: Trained) -> None:
+def test_the_deepest_level_has_the_pixels_of_the_slide(shown: Trained) -> None:
     path = shown.root / shown.sheet["path"].iloc[0]
     with closing(open_slide(path)) as slide:
         pyramid = Pyramid.of(slide)
         x, y, width, height = slide.bounds_level0_px
         whole = slide.read_region(x, y, 0, (width, height))
         columns, rows = pyramid.pictures(pyramid.deepest)
-        lines = [
+        strips = [
             np.hstack(
                 [
                     read_pyramid_picture(slide, pyramid, pyramid.deepest, c, r)
@@ -54,7 +54,7 @@ def test_the_deepest_level_is_the_slide(shown: Trained) -> None:
             )
             for r in range(rows)
         ]
-        assert np.array_equal(np.vstack(lines), whole)
+        assert np.array_equal(np.vstack(strips), whole)
 
 
 def test_upper_levels_are_means_of_the_slide(shown: Trained) -> None:
@@ -66,6 +66,6 @@ def test_upper_levels_are_means_of_the_slide(shown: Trained) -> None:
         small = read_overview(slide, pyramid, 128)
         step = width // small.shape[1]
         means = whole.reshape(small.shape[0], step, small.shape[1], step, 3).mean((1, 3))
-        # The slide's own coarser level is a JPEG of its own, so that single pixels differ.
+        # The slide stores its coarser level as a separate JPEG, so single pixels differ.
         assert np.abs(means - small).mean() < 6
         assert np.abs((means - small).mean((0, 1))).max() < 1

@@ -1,4 +1,4 @@
-"""What the server answers, refuses and survives."""
+"""Responses, refused requests and errors of the server."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def client(viewer: ViewerData) -> TestClient:
 
 
 def sheet_config(folder: Path, rows: list[dict[str, object]], **more: object) -> Config:
-    """A config of one cohort without results, from rows of a sheet."""
+    """A config of one cohort without results, with a sheet of these rows."""
     pd.DataFrame(rows).to_csv(folder / "slides.csv", index=False)
     cohort = {"sheet": str(folder / "slides.csv"), "root": str(folder)}
     return parse({"results": str(folder / "none"), "cohorts": {"c": cohort}, **more})
@@ -66,7 +66,7 @@ def test_cohort_table(client: TestClient, shown: Trained) -> None:
     assert {a["name"] for a in table["answers"]} == {"patient~enc~abmil", "slide~enc~abmil"}
 
 
-def test_predictions_have_their_interval(client: TestClient, shown: Trained) -> None:
+def test_predictions_have_an_interval(client: TestClient, shown: Trained) -> None:
     found = client.get("/data/predictions/clinic/slide~enc~abmil.json").json()
     columns = found["columns"]
     assert found["classes"] == ["0", "1"]
@@ -75,7 +75,7 @@ def test_predictions_have_their_interval(client: TestClient, shown: Trained) -> 
         assert p is None or low <= p <= high
 
 
-def test_a_column_of_numbers_stays_one_beside_unknown_cells() -> None:
+def test_a_numeric_column_may_have_unknown_cells() -> None:
     sheet = pd.DataFrame({"slide_id": ["1", "2", "3"], "age": ["61.5", "NaN", ""],
                           "block": ["20231234", "7", "-"],
                           "grade": ["2", "n/a", "III"], "her2": ["", "?", "NA"]})  # fmt: skip
@@ -88,7 +88,7 @@ def test_a_column_of_numbers_stays_one_beside_unknown_cells() -> None:
 
 
 @pytest.mark.parametrize("kind", ["value", "risk"])
-def test_predicted_numbers_have_their_interval(kind: str) -> None:
+def test_predicted_values_have_an_interval(kind: str) -> None:
     table = pd.DataFrame({"slide_id": ["a", "a", "b", "b"], kind: [1.0, 3.0, 5.0, 5.0], "fold": 0})
     found = summarized(table, "slide_id")
     assert found[kind].tolist() == [2.0, 5.0]
@@ -96,8 +96,8 @@ def test_predicted_numbers_have_their_interval(kind: str) -> None:
     assert found[f"high_{kind}"].tolist() == pytest.approx([2.95, 5.0])
 
 
-def test_numbers_that_predict_wrote(shown: Trained, tmp_path: Path) -> None:
-    """A folder as `predict` writes it of a task whose label is a number."""
+def test_predicted_values_of_new_slides(shown: Trained, tmp_path: Path) -> None:
+    """An output folder of `predict` for a regression task."""
     viewer = ViewerData(shown.config)
     source = (
         viewer.records.find_predictions("clinic", "slide~enc~abmil").folder / "attention.parquet"
@@ -108,12 +108,12 @@ def test_numbers_that_predict_wrote(shown: Trained, tmp_path: Path) -> None:
     (tmp_path / "cohorts").symlink_to(shown.config.results / "cohorts")
     new = ViewerData(shown.config.model_copy(update={"results": tmp_path, "tasks": {}}))
     found = new.data("predictions", "clinic", "predictions")["columns"]
-    at = shown.sheet["slide_id"].tolist().index(slide_of(shown))
-    told = {name: values[at] for name, values in found.items()}
-    assert told == {"value": 2.0, "low_value": 1.5, "high_value": 2.5}
+    row_number = shown.sheet["slide_id"].tolist().index(slide_of(shown))
+    values_of_slide = {name: values[row_number] for name, values in found.items()}
+    assert values_of_slide == {"value": 2.0, "low_value": 1.5, "high_value": 2.5}
 
 
-def test_slide_and_its_layers(client: TestClient, shown: Trained) -> None:
+def test_data_of_a_slide_and_its_layers(client: TestClient, shown: Trained) -> None:
     slide = slide_of(shown)
     found = client.get(f"/data/slide/clinic/{slide}.json").json()
     assert found["problems"] == []
@@ -130,7 +130,9 @@ def test_slide_and_its_layers(client: TestClient, shown: Trained) -> None:
     assert all(a["rings"] for a in found["annotations"])
 
 
-def test_outline_holds_the_kept_tiles(client: TestClient, shown: Trained) -> None:
+def test_the_tissue_outline_agrees_with_the_tissue_share_of_tiles(
+    client: TestClient, shown: Trained
+) -> None:
     slide = slide_of(shown)
     found = client.get(f"/data/slide/clinic/{slide}.json").json()
     outlines = client.get(f"/data/outlines/clinic/{slide}.json").json()
@@ -142,7 +144,7 @@ def test_outline_holds_the_kept_tiles(client: TestClient, shown: Trained) -> Non
         assert share == pytest.approx(tissue, abs=0.25)
 
 
-def test_pictures(client: TestClient, shown: Trained) -> None:
+def test_pictures_thumbnails_and_tiles(client: TestClient, shown: Trained) -> None:
     slide = slide_of(shown)
     geometry = client.get(f"/data/slide/clinic/{slide}.json").json()["geometry"]
     response = client.get(f"/pictures/picture/clinic/{slide}/{geometry['deepest']}/0/0.jpg")
@@ -153,7 +155,7 @@ def test_pictures(client: TestClient, shown: Trained) -> None:
     assert client.get(f"/pictures/tile/clinic/{slide}/{tile}.jpg").status_code == 200
 
 
-def test_neighbors_are_of_other_slides_and_nearest(client: TestClient, shown: Trained) -> None:
+def test_nearest_tiles_are_of_other_slides(client: TestClient, shown: Trained) -> None:
     slide = slide_of(shown)
     tile = client.get(f"/data/attention/clinic/{slide}/slide~enc~abmil.json").json()["tile"][0]
     found = client.get(f"/data/neighbors/clinic/{slide}/enc/{tile}.json").json()
@@ -165,7 +167,7 @@ def test_neighbors_are_of_other_slides_and_nearest(client: TestClient, shown: Tr
     assert found["searched"] == found["total"]
 
 
-def test_a_tile_under_other_stains(client: TestClient, viewer: ViewerData, shown: Trained) -> None:
+def test_a_tile_with_other_stains(client: TestClient, viewer: ViewerData, shown: Trained) -> None:
     slide = slide_of(shown)
     tile = client.get(f"/data/attention/clinic/{slide}/slide~enc~abmil.json").json()["tile"][0]
     found = client.get(f"/data/stains/clinic/{slide}/{tile}.json").json()
@@ -174,15 +176,17 @@ def test_a_tile_under_other_stains(client: TestClient, viewer: ViewerData, shown
     [encoder] = found["encoders"]
     assert len(encoder["cosine"]) == len(titles)
     assert all(-1.001 <= c <= 1.001 for c in [*encoder["cosine"], encoder["other"]])
-    shown_as = viewer._restained()
-    own = shown_as.picture("clinic", slide, tile, "original")
+    restained = viewer._restained()
+    own = restained.picture("clinic", slide, tile, "original")
     assert np.array_equal(own, viewer.pixels_of("clinic", slide, tile))
-    [goal] = [s for s in shown_as.stains("clinic") if s.name == "site-1"]
+    [target] = [s for s in restained.stains("clinic") if s.name == "site-1"]
     batch = torch.from_numpy(np.ascontiguousarray(own)).permute(2, 0, 1)[None]
-    moved = torch.from_numpy(shown_as.picture("clinic", slide, tile, "site-1").transpose(2, 0, 1))
+    restained_tile = torch.from_numpy(
+        restained.picture("clinic", slide, tile, "site-1").transpose(2, 0, 1)
+    )
     before, after = (
-        (estimate(x, "macenko").coordinates() - goal.profile.coordinates()).norm()
-        for x in (batch, moved[None].contiguous())
+        (estimate(x, "macenko").coordinates() - target.profile.coordinates()).norm()
+        for x in (batch, restained_tile[None].contiguous())
     )
     assert after < before / 2
     assert client.get(f"/pictures/stained/clinic/{slide}/{tile}/site-9.jpg").status_code == 404
@@ -204,27 +208,29 @@ def test_unknown_names_are_not_found(client: TestClient, path: str) -> None:
 
 
 @pytest.mark.parametrize("at", ["99/0/0", "0/1/0", "-1/0/0", "x/0/0", "0/0", "0/0/0/0", "0/0/²"])
-def test_pictures_that_are_not_there(client: TestClient, shown: Trained, at: str) -> None:
+def test_missing_pictures_are_not_found(client: TestClient, shown: Trained, at: str) -> None:
     assert client.get(f"/pictures/picture/clinic/{slide_of(shown)}/{at}.jpg").status_code == 404
 
 
-def test_headers_are_on_every_answer(client: TestClient) -> None:
+def test_security_headers_are_on_every_response(client: TestClient) -> None:
     for path in ("/", "/core.js", "/data/overview.json", "/nothing"):
         headers = client.get(path).headers
         assert "default-src 'none'" in headers["content-security-policy"]
         assert headers["x-content-type-options"] == "nosniff"
 
 
-def test_other_sites_get_nothing(client: TestClient, viewer: ViewerData) -> None:
-    elsewhere = {"sec-fetch-site": "cross-site", "sec-fetch-mode": "no-cors"}
-    assert client.get("/data/overview.json", headers=elsewhere).status_code == 403
-    followed = {"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate"}
-    assert client.get("/", headers=followed).status_code == 200
-    named = TestClient(application(viewer, None, ["127.0.0.1"]), base_url="http://evil.example")
-    assert named.get("/").status_code == 400
+def test_requests_from_other_sites_are_refused(client: TestClient, viewer: ViewerData) -> None:
+    cross_site = {"sec-fetch-site": "cross-site", "sec-fetch-mode": "no-cors"}
+    assert client.get("/data/overview.json", headers=cross_site).status_code == 403
+    link = {"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate"}
+    assert client.get("/", headers=link).status_code == 200
+    other_host = TestClient(
+        application(viewer, None, ["127.0.0.1"]), base_url="http://evil.example"
+    )
+    assert other_host.get("/").status_code == 400
 
 
-def test_token(viewer: ViewerData) -> None:
+def test_requests_without_the_token_are_refused(viewer: ViewerData) -> None:
     app = application(viewer, "secret")
     assert TestClient(app).get("/data/overview.json").status_code == 401
     assert TestClient(app).get("/?token=wrong").status_code == 401
@@ -233,12 +239,12 @@ def test_token(viewer: ViewerData) -> None:
     assert client.get("/data/overview.json").status_code == 200
 
 
-def test_no_write(client: TestClient) -> None:
+def test_write_methods_are_refused(client: TestClient) -> None:
     for method in ("POST", "PUT", "DELETE"):
         assert client.request(method, "/data/overview.json").status_code == 405
 
 
-def test_bad_slides_say_why(client: TestClient, shown: Trained) -> None:
+def test_bad_slides_have_their_reason(client: TestClient, shown: Trained) -> None:
     columns = client.get("/data/cohort/clinic.json").json()["columns"]
     for slide, status, detail in zip(
         columns["slide_id"], columns["status"], columns["detail"], strict=True
@@ -258,7 +264,7 @@ def test_bad_slides_say_why(client: TestClient, shown: Trained) -> None:
             assert "no pixel size" in outlines["problem"]
 
 
-def test_a_missing_slide_and_no_results(tmp_path: Path) -> None:
+def test_a_missing_slide_without_results(tmp_path: Path) -> None:
     rows = [{"slide_id": "s1", "patient_id": "p1", "path": "gone.svs", "site": "<img src=x>"}]
     client = TestClient(application(ViewerData(sheet_config(tmp_path, rows))))
     table = client.get("/data/cohort/c.json").json()
@@ -270,14 +276,14 @@ def test_a_missing_slide_and_no_results(tmp_path: Path) -> None:
     assert client.get("/pictures/thumbnail/c/s1.jpg").status_code == 503
 
 
-def test_a_broken_sheet_is_told(tmp_path: Path) -> None:
+def test_an_invalid_sheet_is_reported(tmp_path: Path) -> None:
     config = sheet_config(tmp_path, [{"slide_id": "s1", "patient_id": "p1", "file": "x"}])
     client = TestClient(application(ViewerData(config)))
     assert "path" in client.get("/data/overview.json").json()["cohorts"][0]["problem"]
     assert "path" in client.get("/data/cohort/c.json").json()["problem"]
 
 
-def test_results_of_another_schema_are_told(tmp_path: Path, shown: Trained) -> None:
+def test_results_of_another_schema_are_reported(tmp_path: Path, shown: Trained) -> None:
     config = shown.config.model_copy(update={"results": tmp_path})
     viewer = ViewerData(config)
     part = viewer.records.part("clinic", slide_of(shown))
@@ -289,21 +295,19 @@ def test_results_of_another_schema_are_told(tmp_path: Path, shown: Trained) -> N
     assert "expected tiles of schema" in found["problems"][0]
 
 
-def test_many_requests_for_slow_pictures_leave_tables_free(
-    shown: Trained, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    viewer, slide, free = ViewerData(shown.config), slide_of(shown), threading.Event()
+def test_slow_pictures_do_not_block_tables(shown: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
+    viewer, slide, release = ViewerData(shown.config), slide_of(shown), threading.Event()
     viewer.pyramid("clinic", slide)
     at_once: list[int] = []
-    lock, held = threading.Lock(), [0]
+    lock, running = threading.Lock(), [0]
 
     def slow(*_: object) -> np.ndarray:
         with lock:
-            held[0] += 1
-            at_once.append(held[0])
-        free.wait(30)
+            running[0] += 1
+            at_once.append(running[0])
+        release.wait(30)
         with lock:
-            held[0] -= 1
+            running[0] -= 1
         return np.zeros((8, 8, 3), np.uint8)
 
     monkeypatch.setattr("stainssl.view.viewer_data.read_pyramid_picture", slow)
@@ -317,12 +321,12 @@ def test_many_requests_for_slow_pictures_leave_tables_free(
         try:
             assert httpx.get(f"{served.address}data/overview.json", timeout=20).status_code == 200
         finally:
-            free.set()
+            release.set()
         assert {job.result().status_code for job in jobs} == {200}
     assert max(at_once) <= 2
 
 
-def test_a_broken_sheet_costs_no_other_cohort(tmp_path: Path, shown: Trained) -> None:
+def test_an_invalid_sheet_does_not_affect_other_cohorts(tmp_path: Path, shown: Trained) -> None:
     (tmp_path / "bad.csv").write_text("slide_id,file\ns1,x\n")
     bad = shown.config.cohorts["clinic"].model_copy(update={"sheet": tmp_path / "bad.csv"})
     cohorts = {"bad": bad, **shown.config.cohorts}
@@ -337,7 +341,7 @@ def test_a_broken_sheet_costs_no_other_cohort(tmp_path: Path, shown: Trained) ->
     assert "path" in viewer.data("slide", "bad", "s1")["problem"]
 
 
-def test_the_same_slide_of_other_cohorts(shown: Trained, tmp_path: Path) -> None:
+def test_the_same_slide_in_other_cohorts(shown: Trained, tmp_path: Path) -> None:
     rows = shown.sheet.loc[:1, ["slide_id", "patient_id", "path"]]
     rows.assign(slide_id=["x1", "x2"]).to_csv(tmp_path / "renamed.csv", index=False)
     renamed = shown.config.cohorts["clinic"].model_copy(update={"sheet": tmp_path / "renamed.csv"})
@@ -349,23 +353,23 @@ def test_the_same_slide_of_other_cohorts(shown: Trained, tmp_path: Path) -> None
     assert records.same_slide_elsewhere("renamed", "x2")[0][0] == "clinic"
 
 
-def test_what_a_run_adds_is_seen_and_nothing_is_read_twice(
+def test_new_results_of_a_run_are_read_and_known_ones_are_cached(
     shown: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Half a run, then all of it, while the server runs."""
+    """First part of the results, then all of them, while the server runs."""
     results = tmp_path / "results"
     shutil.copytree(shown.config.results, results)
     viewer = ViewerData(shown.config.model_copy(update={"results": results}))
     records, slide = viewer.records, slide_of(shown)
     paths = records.paths
-    late = list(parts(records.config, "clinic"))[-1]
-    assert late != records.part("clinic", slide)
-    stores = [paths.pixels("clinic", late), paths.embeddings("clinic", "enc", late)]
+    last_part = list(parts(records.config, "clinic"))[-1]
+    assert last_part != records.part("clinic", slide)
+    stores = [paths.pixels("clinic", last_part), paths.embeddings("clinic", "enc", last_part)]
     for store in stores:
         store.rename(tmp_path / f"{store.name}-{store.parent.name}")
     tile = str(viewer.data("stain", "clinic", slide)["tile"][0])
 
-    def seen() -> tuple[int, int]:
+    def counts() -> tuple[int, int]:
         near = viewer.data("neighbors", "clinic", slide, "enc", tile)
         return len(records.stains("clinic")), near["searched"]
 
@@ -377,25 +381,25 @@ def test_what_a_run_adds_is_seen_and_nothing_is_read_twice(
         monkeypatch.setattr(
             f"stainssl.{module}", lambda path, real=real: opened.append(path) or real(path)
         )
-    half = seen()
+    partial = counts()
     count = len(opened)
-    assert seen() == half
-    assert len(opened) == count + 1  # the tile's own vector
+    assert counts() == partial
+    assert len(opened) == count + 1  # only the embedding of the tile
     for store in stores:
         (tmp_path / f"{store.name}-{store.parent.name}").rename(store)
-    whole = seen()
-    assert whole[0] > half[0]
-    assert whole[1] > half[1]
+    complete = counts()
+    assert complete[0] > partial[0]
+    assert complete[1] > partial[1]
 
 
-def test_the_page_has_colors_and_words_for_every_reason() -> None:
+def test_the_page_has_a_color_and_a_text_for_every_reason() -> None:
     lines = (HERE / "page" / "overlay.js").read_text().splitlines()
     for name in ("REASONS", "REASON_WORDS"):
         [line] = [one for one in lines if one.startswith(f"const {name} ")]
         assert all(f" {reason}: " in line for reason in REASONS)
 
 
-def test_answers_leave_without_waiting_for_an_acknowledgement() -> None:
+def test_connections_use_tcp_nodelay() -> None:
     with bound("127.0.0.1", 0) as listening:
         client = socket.create_connection(listening.getsockname())
         accepted, _ = listening.accept()
@@ -403,13 +407,13 @@ def test_answers_leave_without_waiting_for_an_acknowledgement() -> None:
             assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
-def test_port_taken() -> None:
+def test_a_port_in_use_is_an_error() -> None:
     first = bound("127.0.0.1", 0)
     with first, pytest.raises(StainsslError, match="--port"):
         bound("127.0.0.1", first.getsockname()[1])
 
 
-def test_config_of_a_folder(tmp_path: Path, shown: Trained) -> None:
+def test_the_config_of_a_folder_has_the_folder_as_results(tmp_path: Path, shown: Trained) -> None:
     with pytest.raises(StainsslError, match=r"config\.yaml does not exist"):
         config_of(tmp_path)
     data = json.loads(shown.config.model_dump_json())
@@ -417,8 +421,8 @@ def test_config_of_a_folder(tmp_path: Path, shown: Trained) -> None:
     assert config_of(tmp_path).results == tmp_path
 
 
-def test_recent_is_bounded_and_keeps_the_last() -> None:
-    recent: LRUCache[bytes] = LRUCache(10, len)
+def test_the_cache_is_bounded_and_keeps_the_most_recently_used() -> None:
+    cache: LRUCache[bytes] = LRUCache(10, len)
     made: list[str] = []
 
     def get(key: str) -> bytes:
@@ -426,14 +430,14 @@ def test_recent_is_bounded_and_keeps_the_last() -> None:
             made.append(key)
             return b"1234"
 
-        return recent.get(key, make)
+        return cache.get(key, make)
 
     for key in ("a", "b", "a", "c", "a", "b"):
         get(key)
     assert made == ["a", "b", "c", "b"]
 
 
-def test_a_field_holds_its_tile_and_stays_inside(viewer: ViewerData, shown: Trained) -> None:
+def test_the_field_of_a_tile_contains_the_tile(viewer: ViewerData, shown: Trained) -> None:
     slide = slide_of(shown)
     table = viewer.layers.tile_table("clinic", slide)
     for row in table.iloc[[0, len(table) // 2, -1]].itertuples():
@@ -445,10 +449,10 @@ def test_a_field_holds_its_tile_and_stays_inside(viewer: ViewerData, shown: Trai
 
 
 @pytest.mark.parametrize("with_token", [False, True])
-def test_the_verb_serves(shown: Trained, tmp_path: Path, with_token: bool) -> None:
+def test_the_command_serves_the_page(shown: Trained, tmp_path: Path, with_token: bool) -> None:
     (tmp_path / "config.yaml").write_text(shown.config.model_dump_json())
-    words = ["view", "--config", str(tmp_path / "config.yaml"), "--port", "0"]
-    command = [sys.executable, "-m", "stainssl", *words, *(["--token"] if with_token else [])]
+    arguments = ["view", "--config", str(tmp_path / "config.yaml"), "--port", "0"]
+    command = [sys.executable, "-m", "stainssl", *arguments, *(["--token"] if with_token else [])]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=tmp_path)
     try:
         assert process.stdout
@@ -457,8 +461,8 @@ def test_the_verb_serves(shown: Trained, tmp_path: Path, with_token: bool) -> No
         assert ("token=" in address) == with_token
         bare = address.split("?")[0]
         with httpx.Client(follow_redirects=True, timeout=60) as client:
-            refused = client.get(f"{bare}data/overview.json").status_code
-            assert refused == (401 if with_token else 200)
+            status = client.get(f"{bare}data/overview.json").status_code
+            assert status == (401 if with_token else 200)
             assert "stainssl" in client.get(address).text
             assert client.get(f"{bare}data/overview.json").json()["cohorts"][0]["name"] == "clinic"
     finally:
@@ -466,7 +470,7 @@ def test_the_verb_serves(shown: Trained, tmp_path: Path, with_token: bool) -> No
         process.wait(20)
 
 
-def test_the_verb_tells_what_is_wrong(tmp_path: Path) -> None:
+def test_the_command_reports_a_missing_config(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "stainssl", "view", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1

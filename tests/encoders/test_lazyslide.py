@@ -1,7 +1,7 @@
-"""A second judge where it is installed: LazySlide's model zoo (PyPI: lazyslide-models).
+"""Comparison with LazySlide's model zoo, if it is installed (PyPI: lazyslide-models).
 
-Its own classes prepare the tiles, pool the tokens, and name the architecture's arguments; only the
-download is replaced by a tiny network of random weights, which both load.
+Its classes prepare the tiles, pool the tokens and give the architecture's arguments; only the
+download is replaced by a tiny network with random weights, which both load.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tests.encoders.test_recipes import (
     TINY,
     TRANSFORMERS,
     _cosine,
-    _shaken,
+    _randomize,
     _tiny,
 )
 
@@ -34,66 +34,66 @@ CLASSES = {
 }  # fmt: skip
 
 
-def _agrees(judge, name, folder):
-    prepare = judge.get_transform()
+def _assert_agreement(reference, name, folder):
+    prepare = reference.get_transform()
     tiles = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in IMAGES]
-    expected = judge.encode_image(torch.stack([prepare(tile) for tile in tiles]))
+    expected = reference.encode_image(torch.stack([prepare(tile) for tile in tiles]))
     assert _cosine(load(f"{name}@{folder}")(IMAGES), expected) > 0.9995
 
 
 @pytest.mark.parametrize("name", CLASSES)
-def test_vectors_are_those_of_lazyslide(monkeypatch, tmp_path, name):
+def test_embeddings_are_those_of_lazyslide(monkeypatch, tmp_path, name):
     recipe, create = _tiny(monkeypatch, name), timm.create_model
 
     def stored(source, **keys):
-        """What the hub's config says, and what LazySlide adds to it, but for the download's."""
+        """Arguments of the hub's config and of LazySlide, without those of the download."""
         own = {k: v for k, v in keys.items() if k not in ("pretrained", "token", *TINY)}
         known = {"img_size": 224, "num_classes": 0, **with_classes(recipe.arguments), **own}
-        card = _shaken(create(recipe.architecture, **known))
+        card = _randomize(create(recipe.architecture, **known))
         torch.save(card.state_dict(), tmp_path / recipe.files[-1])
         return card
 
     monkeypatch.setattr(timm, "create_model", stored)
-    judge = getattr(zoo, CLASSES[name])()
+    reference = getattr(zoo, CLASSES[name])()
     monkeypatch.setattr(timm, "create_model", create)
-    _agrees(judge, name, tmp_path)
+    _assert_agreement(reference, name, tmp_path)
 
 
-def test_h0_mini_too_whose_config_completes_it(monkeypatch, tmp_path):
+def test_h0_mini_with_its_config(monkeypatch, tmp_path):
     _tiny(monkeypatch, "h0-mini")
     create, name = timm.create_model, "vit_base_patch14_dinov2"
     args = {"init_values": 1e-5, "reg_tokens": 4, "mlp_ratio": 5.33334, "global_pool": "", **TINY}
 
     def stored(_, **keys):
         own = {key: keys[key] for key in ("mlp_layer", "act_layer")}
-        card = _shaken(create(name, num_classes=0, img_size=224, **args, **own))
+        card = _randomize(create(name, num_classes=0, img_size=224, **args, **own))
         save_file(card.state_dict(), tmp_path / "model.safetensors")
         return card
 
     monkeypatch.setattr(timm, "create_model", stored)
-    judge = zoo.H0Mini()
+    reference = zoo.H0Mini()
     monkeypatch.setattr(timm, "create_model", create)
     config = {"architecture": name, "model_args": args}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    _agrees(judge, "h0-mini", tmp_path)
+    _assert_agreement(reference, "h0-mini", tmp_path)
 
 
-def test_gpfm_too_whose_file_is_torchs(monkeypatch, tmp_path):
+def test_gpfm_from_a_torch_file(monkeypatch, tmp_path):
     recipe, create = _tiny(monkeypatch, "gpfm"), timm.create_model
     args = {"img_size": 224, "num_classes": 0, **recipe.arguments}
-    torch.save(_shaken(create(recipe.architecture, **args)).state_dict(), tmp_path / "GPFM.pth")
+    torch.save(_randomize(create(recipe.architecture, **args)).state_dict(), tmp_path / "GPFM.pth")
     monkeypatch.setattr(gpfm, "hf_hub_download", lambda **_: tmp_path / "GPFM.pth")
     monkeypatch.setattr(timm, "create_model", lambda n, **keys: create(n, **keys, **TINY))
-    judge = zoo.GPFM()
+    reference = zoo.GPFM()
     monkeypatch.setattr(timm, "create_model", create)
-    _agrees(judge, "gpfm", tmp_path)
+    _assert_agreement(reference, "gpfm", tmp_path)
 
 
-def test_midnight_too_which_is_of_transformers(monkeypatch, tmp_path):
+def test_midnight_from_transformers(monkeypatch, tmp_path):
     transformers = pytest.importorskip("transformers")
     _tiny(monkeypatch, "midnight")
     make, keys, *_ = TRANSFORMERS["midnight"]
-    card = _shaken(make(**SHAPE, **keys))
+    card = _randomize(make(**SHAPE, **keys))
     card.save_pretrained(tmp_path)
     monkeypatch.setattr(transformers.AutoModel, "from_pretrained", lambda _: card)
-    _agrees(zoo.Midnight(), "midnight", tmp_path)
+    _assert_agreement(zoo.Midnight(), "midnight", tmp_path)
