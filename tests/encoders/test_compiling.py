@@ -29,9 +29,8 @@ def test_embeddings_are_those_of_the_uncompiled_network(
     for count in (4, 3):  # the last batch of a part is smaller
         images = torch.rand(count, 3, 64, 64)
         found, expected = compiled(images), network(images)
-        torch.testing.assert_close(
-            found, expected, rtol=2**-11, atol=1e-6
-        )  # the rounding of float16
+        # The tolerance is the rounding of float16.
+        torch.testing.assert_close(found, expected, rtol=2**-11, atol=1e-6)
     assert "torch.compile failed" not in caplog.text
 
 

@@ -23,9 +23,7 @@ def uni_file(tmp_path, monkeypatch):
 def test_described_has_recipe_license_and_revision(uni_file):
     expected = {"recipe": "uni", "trained_mpp": [0.5], "license": "CC-BY-NC-ND-4.0"}
     assert listing.described("UNI_v1") == expected | {"revision": COMMITS[0]}
-    assert (
-        listing.described("uni@/somewhere/model.safetensors") == expected
-    )  # a given file has no revision
+    assert listing.described("uni@/somewhere/model.safetensors") == expected  # of a given file
     assert "revision" not in listing.described("virchow2")
     assert listing.described("resnet18") == listing.described("local-dir:uni") == {}
 

@@ -153,9 +153,7 @@ def test_unusual_images_are_tiled_or_have_a_status_with_details(
     }
     assert (qc.loc[qc["status"] != "ok", "detail"] != "").all()
     assert "grayscale" in qc.loc["grey", "detail"]
-    assert (
-        tiles.loc[tiles["slide_id"] == "rgba", "x"].min() >= 256
-    )  # transparent pixels count as glass
+    assert tiles.loc[tiles["slide_id"] == "rgba", "x"].min() >= 256  # transparent counts as glass
     assert (tiles["slide_id"] == "wide").sum() > 300
 
 

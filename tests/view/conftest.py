@@ -126,9 +126,8 @@ def inaccessible(tab: Tab) -> list[str]:
     """Violations that axe-core finds on the open page; skips if it is not installed."""
     if not AXE.is_file():
         pytest.skip(f"axe-core is not installed: `npm ci` in {HERE}")
-    tab.page.evaluate(
-        AXE.read_text(encoding="utf-8")
-    )  # not loaded by the page, whose policy forbids it
+    # The page's content security policy forbids loading it from the page.
+    tab.page.evaluate(AXE.read_text(encoding="utf-8"))
     found = tab.page.evaluate("axe.run()")["violations"]
     return [
         f"{violation['id']}: {[n['html'] for n in violation['nodes']][:3]}" for violation in found

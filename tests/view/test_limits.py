@@ -70,9 +70,7 @@ def test_an_export_continues_after_a_hanging_slide(
     pyramid = two_slides.pyramid("c", "reads")
     counts = [np.prod(pyramid.pictures(level)) for level in range(pyramid.deepest + 1)]
     assert len(list(out.glob("pictures/picture/c/reads/**/*.jpg"))) == sum(counts)
-    assert (
-        sum(path.stem == "hangs" for path in started_reads) <= 2
-    )  # at most one per thread, not all pictures
+    assert sum(path.stem == "hangs" for path in started_reads) <= 2  # one per thread, not all
 
 
 @pytest.mark.usefixtures("page")
