@@ -30,6 +30,11 @@ class Reference:
     points: Vectors
     scale: Vectors
 
+    @property
+    def is_known(self) -> bool:
+        """Whether the point of any training slide is known."""
+        return bool(np.isfinite(self.points).all(axis=1).any())
+
     def distances(self, points: Vectors) -> Vectors:
         """Distance of new slides from the training slides, relative to distances among these.
 
@@ -57,11 +62,14 @@ class Reference:
 
 
 def _to_neighbour(points: Vectors, known: Vectors, allowed: npt.NDArray[np.bool_]) -> Vectors:
-    """(M,) distance to the third nearest allowed point, or the furthest if there are fewer."""
+    """(M,) distance to the third nearest allowed point, or the furthest if there are fewer.
+
+    NaN if there is none.
+    """
     squares = (points**2).sum(1)[:, None] + (known**2).sum(1)[None] - 2 * points @ known.T
     distance = np.sqrt(np.maximum(squares, 0.0))
     ordered = np.sort(np.where(allowed, distance, np.inf), axis=1)[:, :NEIGHBOURS]
-    ordered = np.where(np.isfinite(ordered), ordered, -np.inf).max(axis=1)
+    ordered = np.where(np.isfinite(ordered), ordered, -np.inf).max(axis=1, initial=-np.inf)
     return np.where(np.isfinite(ordered), ordered, np.nan).astype(np.float32)
 
 

@@ -313,10 +313,10 @@ def _with_distances(
                 log.warning(
                     "%s: %s (distance %.2f, limit 1)", slide, OUT_OF_RANGE_NOTES[column], distance
                 )
-        if not known.points.size:
-            log.warning("%s is unknown: no reference to compare the slides with", column)
+        if not known.is_known:
+            log.warning("%s is unknown: nothing is stored of the training slides", column)
     has_none = out["stain_distance"].isna() & out["slide_id"].isin(list(means))
-    out["unstained"] = has_none & bool(reference[1].points.size)
+    out["unstained"] = has_none & reference[1].is_known
     for slide in out.loc[out["unstained"], "slide_id"]:
         log.warning("%s: %s", slide, UNSTAINED)
     for row in out[out["status"] != "ok"].itertuples():

@@ -177,6 +177,22 @@ def test_a_slide_without_an_h_and_e_stain_is_reported(trained, tmp_path, monkeyp
     assert "b-003-1: no H&E stain found" in caplog.text
 
 
+def test_slides_are_predicted_if_no_stain_of_the_training_slides_is_stored(
+    trained, tmp_path, monkeypatch, caplog
+):
+    """As with `slides.keep_pixels: false` or `pixels: stream`."""
+    of = predict.references
+    none = np.empty(0, np.float32)
+    monkeypatch.setattr(
+        predict, "references", lambda table: of(table.assign(stain=[none] * len(table)))
+    )
+    answers = _predict(trained, trained.rows("b-003-1"), tmp_path / "out")
+    assert answers["stain_distance"].tolist() == [""]
+    assert answers["feature_distance"].astype(float).item() <= 1
+    assert "no H&E stain" not in answers["note"].item()
+    assert "stain_distance is unknown" in caplog.text
+
+
 def test_a_patient_without_a_usable_slide_is_named(trained, tmp_path, caplog):
     (trained.root / "slides" / "bad.svs").write_bytes(b"no slide")
     bad = {"slide_id": "x", "patient_id": "alone", "path": "slides/bad.svs"}
