@@ -1,4 +1,4 @@
-"""An environment with the wheel and what it asks for, and with nothing else."""
+"""An environment with the wheel and its dependencies, and with nothing else."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
-# Modules of distributions that the wheel did not ask for are not there.
+# Hides the modules of distributions that are not dependencies of the wheel.
 BLOCK = (
     "import re, sys\n"
     "from importlib.machinery import PathFinder\n"
@@ -30,7 +30,7 @@ BLOCK = (
     "                yield found\n"
     "sys.meta_path[sys.meta_path.index(PathFinder)] = AskedFor\n"
 )
-# Lines of verbs in one process, which imports the libraries once, and compiles nothing.
+# Runs several commands in one process, which imports the libraries once and compiles nothing.
 VERBS = (
     "import shlex, sys, typer\n"
     "sys.modules['stainssl.stain.numba_backend'] = None\n"
@@ -40,25 +40,25 @@ VERBS = (
 )
 
 
-def normal(name: str) -> str:
+def normalized(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def asked_by(
+def required_by(
     requirements: Iterable[str], extras: Iterable[str]
 ) -> set[tuple[str, tuple[str, ...]]]:
-    """(distribution, its extras) of the requirements that hold here under some extras."""
+    """(distribution, its extras) of the requirements that apply here with the given extras."""
     found = set()
     for requirement in map(Requirement, requirements):
         environments = [{"extra": extra} for extra in (*extras, "")]
         if requirement.marker is None or any(map(requirement.marker.evaluate, environments)):
-            found.add((normal(requirement.name), tuple(sorted(requirement.extras))))
+            found.add((normalized(requirement.name), tuple(sorted(requirement.extras))))
     return found
 
 
 def _closure(requirements: Iterable[str], extras: Iterable[str]) -> set[str]:
-    """Every distribution that an install of the wheel with these extras brings."""
-    todo = asked_by(requirements, extras)
+    """All distributions that are installed with the wheel and these extras."""
+    todo = required_by(requirements, extras)
     done: set[tuple[str, tuple[str, ...]]] = set()
     while todo:
         name, its_extras = todo.pop()
@@ -66,23 +66,23 @@ def _closure(requirements: Iterable[str], extras: Iterable[str]) -> set[str]:
         try:
             metadata = importlib.metadata.metadata(name)
         except importlib.metadata.PackageNotFoundError:
-            continue  # of another system
-        todo |= asked_by(metadata.get_all("Requires-Dist") or [], its_extras) - done
+            continue  # only for other systems
+        todo |= required_by(metadata.get_all("Requires-Dist") or [], its_extras) - done
     return {name for name, _ in done}
 
 
 def _others(distributions: set[str]) -> set[str]:
-    """Top-level modules that are installed here and belong to none of the distributions."""
+    """Installed top-level modules that belong to none of the distributions."""
     modules = importlib.metadata.packages_distributions()
     return {
         module
         for module, owners in modules.items()
-        if not {normal(owner) for owner in owners} & distributions and module.isidentifier()
+        if not {normalized(owner) for owner in owners} & distributions and module.isidentifier()
     } - {"stainssl"}
 
 
 class Bare:
-    """An environment with the wheel and what it asks for, taken from the one that tests run in."""
+    """An environment with the wheel and its dependencies, taken from that of the tests."""
 
     def __init__(self, folder: Path, wheel: Path, extras: tuple[str, ...] = ()) -> None:
         subprocess.run(
@@ -95,30 +95,30 @@ class Bare:
             archive.extractall(packages)
         here = importlib.metadata.distribution("numpy").locate_file("")
         (packages / "rest.pth").write_text(f"{here}\n")  # without that folder's own .pth files
-        asked_for = _closure(metadata(wheel).get_all("Requires-Dist") or [], extras)
-        block = BLOCK.format(names=_others(asked_for), distributions={*asked_for, "stainssl"})
+        installed = _closure(metadata(wheel).get_all("Requires-Dist") or [], extras)
+        block = BLOCK.format(names=_others(installed), distributions={*installed, "stainssl"})
         (packages / "only_asked_for.py").write_text(block)
         (packages / "only_asked_for.pth").write_text("import only_asked_for\n")
 
-    def run(self, *words: str, cwd: Path, told: str = "") -> subprocess.CompletedProcess[str]:
-        """Run its Python in a folder, with an environment of its own and `told` as its input."""
+    def run(self, *arguments: str, cwd: Path, stdin: str = "") -> subprocess.CompletedProcess[str]:
+        """Run its Python in a folder, with its own environment variables and `stdin` as input."""
         env = {"PATH": "/usr/bin:/bin", "HOME": str(cwd), "OMP_NUM_THREADS": "1"}
         env |= {k: v for k, v in os.environ.items() if k.startswith(("OPENBLAS", "NUMBA"))}
         return subprocess.run(
-            [str(self.python), *words],
-            cwd=cwd, env=env, input=told, capture_output=True, text=True, check=False,
+            [str(self.python), *arguments],
+            cwd=cwd, env=env, input=stdin, capture_output=True, text=True, check=False,
         )  # fmt: skip
 
-    def stainssl(self, *words: str, cwd: Path) -> str:
-        """What a verb prints; it must end well."""
-        return _ended_well(self.run("-m", "stainssl", *words, cwd=cwd))
+    def stainssl(self, *arguments: str, cwd: Path) -> str:
+        """Output of a command, which must succeed."""
+        return _output(self.run("-m", "stainssl", *arguments, cwd=cwd))
 
     def verbs(self, lines: str, cwd: Path) -> str:
-        """What verbs print that run one after the other in one process; they must end well."""
-        return _ended_well(self.run("-c", VERBS, cwd=cwd, told=lines))
+        """Output of commands run in one process, which must succeed."""
+        return _output(self.run("-c", VERBS, cwd=cwd, stdin=lines))
 
 
-def _ended_well(done: subprocess.CompletedProcess[str]) -> str:
+def _output(done: subprocess.CompletedProcess[str]) -> str:
     assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
     return done.stdout + done.stderr
 

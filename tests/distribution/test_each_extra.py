@@ -1,4 +1,4 @@
-"""Every extra alone is enough for what it is for; without it a verb says what to install."""
+"""Each extra suffices for its command; without it, the command says what to install."""
 
 from __future__ import annotations
 
@@ -86,20 +86,20 @@ NEEDS = {
     "demo": "robustness --weights efficientnet-lite0 --tiles tiles --out told",
     "tiatoolbox": "slide some.ome.tif",
 }
-"""Extra → a verb that needs it, in the folder of the study."""
+"""Extra → a command that needs it, run in the folder of `study`."""
 
 
 @pytest.fixture(scope="module")
 def study(bare: Bare, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which a cohort went from slides to a table without any extra."""
+    """A folder with a cohort, processed from slides to a table without extras."""
     folder = tmp_path_factory.mktemp("study")
     make(folder / "clinic", 3, {"a": 4, "b": 4}, processes=1, side_px=512)
     torch.manual_seed(0)
     save_file(timm.create_model("test_resnet").state_dict(), folder / "network.safetensors")
     (folder / "config.yaml").write_text(CONFIG)
-    given = yaml.safe_load(CONFIG)
-    del given["encoders"]["simclr"], given["tasks"]["relapse"], given["benchmarks"]["times"]
-    (folder / "given.yaml").write_text(yaml.safe_dump(given))
+    config = yaml.safe_load(CONFIG)
+    del config["encoders"]["simclr"], config["tasks"]["relapse"], config["benchmarks"]["times"]
+    (folder / "given.yaml").write_text(yaml.safe_dump(config))
     white = np.full((512, 512, 3), 240, np.uint8)
     size = {"axes": "YXS", "PhysicalSizeX": 0.5, "PhysicalSizeY": 0.5}
     tifffile.imwrite(
@@ -114,19 +114,19 @@ def study(bare: Bare, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def require_openseadragon() -> None:
-    """Skip where npm has not installed it."""
+    """Skip the test if npm has not installed it."""
     try:
         page_files()
     except StainsslError as error:
         pytest.skip(str(error))
 
 
-def test_without_extras_slides_and_a_given_encoder_give_a_table(study: Path) -> None:
+def test_a_table_is_made_from_slides_and_weights_without_extras(study: Path) -> None:
     table = (study / "results/benchmarks/main/table.csv").read_text()
     assert {"tumor", "her2"} <= set(table.replace("\n", ",").split(","))
 
 
-def test_without_extras_every_verb_has_its_help(bare: Bare, tmp_path: Path) -> None:
+def test_every_command_has_help_without_extras(bare: Bare, tmp_path: Path) -> None:
     done = bare.run("-c", EVERY_HELP, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     seen = {line for line in done.stdout.splitlines() if line.startswith("seen ")}
@@ -134,7 +134,7 @@ def test_without_extras_every_verb_has_its_help(bare: Bare, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(("extra", "line"), NEEDS.items())
-def test_without_its_extra_a_verb_says_what_to_install(
+def test_a_command_without_its_extra_says_what_to_install(
     bare: Bare, study: Path, extra: str, line: str
 ) -> None:
     done = bare.run("-m", "stainssl", *line.split(), cwd=study)
@@ -144,7 +144,7 @@ def test_without_its_extra_a_verb_says_what_to_install(
 
 
 @pytest.mark.parametrize(("extra", "line"), NEEDS.items())
-def test_an_extra_alone_is_enough_for_what_it_is_for(
+def test_an_extra_alone_suffices_for_its_command(
     wheel: Path, study: Path, tmp_path: Path, extra: str, line: str
 ) -> None:
     if extra == "view":

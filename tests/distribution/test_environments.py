@@ -1,4 +1,4 @@
-"""The conda environment of a rule holds what its verb may import, and tables need no torch."""
+"""The conda environment of a rule has what its command imports; tables need no torch."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from stainssl.encoders.recipes import RECIPES
 from tools.generated import environments
 
 REPO = Path(__file__).resolve().parents[2]
-OPTIONAL = {"triton", "tiatoolbox", "fastslide"}  # looked for, and done without
-BEFORE_JOBS = "stainssl.plan.networks"  # is asked where Snakemake runs, and by no job
+OPTIONAL = {"triton", "tiatoolbox", "fastslide"}  # used if installed
+BEFORE_JOBS = "stainssl.plan.networks"  # used by Snakemake, not by jobs
 
 
 def _file_of(module: str) -> Path | None:
@@ -44,8 +44,8 @@ def _imports(file: Path) -> set[str]:
 
 
 def imported_by(module: str) -> set[str]:
-    """Top-level modules of others that a module may import, inside functions too."""
-    todo, seen, others = {module}, {BEFORE_JOBS}, set()
+    """Third-party top-level modules that a module may import, also inside functions."""
+    todo, seen, third_party = {module}, {BEFORE_JOBS}, set()
     while todo:
         name = todo.pop()
         top = name.split(".")[0]
@@ -53,33 +53,37 @@ def imported_by(module: str) -> set[str]:
             continue
         seen.add(name)
         if top != "stainssl":
-            others.add(top)
+            third_party.add(top)
         elif file := _file_of(name):
             todo |= _imports(file)
             todo |= {name.rsplit(".", n)[0] for n in range(1, name.count(".") + 1)}
-    return others
+    return third_party
 
 
 def rules() -> list[tuple[str, str]]:
-    """(verb, environment) of every rule, in the order of the files."""
+    """(command, environment) of every rule, in the order of the files."""
     found = []
     for path in sorted((REPO / "workflow/rules").glob("*.smk")):
         text = path.read_text()
         environment = re.search(r'^CONDA = "../envs/(\w+)\.yaml"', text, re.M)
-        for verb in re.findall(r"\bstainssl (?:cohort )?(\w+) --config", text):
+        for command in re.findall(r"\bstainssl (?:cohort )?(\w+) --config", text):
             assert environment is not None, path
-            found.append((verb, environment.group(1)))
-    assert {"tile", "embed", "pretrain", "benchmark"} <= {verb for verb, _ in found}
+            found.append((command, environment.group(1)))
+    assert {"tile", "embed", "pretrain", "benchmark"} <= {command for command, _ in found}
     return found
 
 
-@pytest.mark.parametrize(("verb", "environment"), rules())
-def test_a_rules_environment_has_what_its_verb_imports(verb: str, environment: str) -> None:
+@pytest.mark.parametrize(("command", "environment"), rules())
+def test_the_environment_of_a_rule_has_what_its_command_imports(
+    command: str, environment: str
+) -> None:
     pins = pins_of(environment)
     owners = importlib.metadata.packages_distributions()
-    for module in imported_by(f"stainssl.stages.{verb}") - OPTIONAL:
+    for module in imported_by(f"stainssl.stages.{command}") - OPTIONAL:
         names = set(map(_normal, owners.get(module, [module])))
-        assert names & set(pins), f"stainssl {verb} may import {module}, which {environment} lacks"
+        assert names & set(pins), (
+            f"stainssl {command} may import {module}, which {environment} lacks"
+        )
 
 
 def _pip(environment: dict[str, list[object]]) -> list[str]:
@@ -87,7 +91,7 @@ def _pip(environment: dict[str, list[object]]) -> list[str]:
 
 
 def pins_of(environment: str) -> dict[str, str]:
-    """Distribution → the version that an environment pins."""
+    """Distribution → its pinned version in an environment."""
     lines = _pip(yaml.safe_load((REPO / f"workflow/envs/{environment}.yaml").read_text()))
     return {_normal(name): version for name, _, version in (line.partition("==") for line in lines)}
 
@@ -96,27 +100,27 @@ def _normal(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-@pytest.mark.parametrize(("environment", "asked"), environments().items())
-def test_pins_keep_to_the_bounds_of_the_package(environment: str, asked: list[str]) -> None:
+@pytest.mark.parametrize(("environment", "bounds"), environments().items())
+def test_pins_are_within_the_bounds_of_the_package(environment: str, bounds: list[str]) -> None:
     pins = pins_of(environment)
-    for one in map(Requirement, asked):
+    for one in map(Requirement, bounds):
         assert one.specifier.contains(pins[_normal(one.name)]), f"{environment}: {one}"
 
 
 @pytest.mark.parametrize("environment", ["reading", "training"])
-def test_weights_that_a_package_ships_are_there(environment: str) -> None:
-    """A recipe looks for such a package without importing it."""
+def test_packages_that_contain_weights_are_in_the_environment(environment: str) -> None:
+    """Recipes find such packages without importing them."""
     packages = {recipe.package for recipe in RECIPES.values() if recipe.package}
     assert packages
     assert {_normal(name) for name in packages} <= set(pins_of(environment))
 
 
-def test_tables_and_labels_need_no_torch() -> None:
+def test_the_environment_of_tables_and_labels_has_no_torch() -> None:
     text = (REPO / "workflow/envs/statistics.yaml").read_text()
     assert not re.search(r"- (torch|nvidia|cuda)", text)
 
 
-def test_the_script_of_reading_puts_back_the_opencv_that_needs_no_desktop(tmp_path: Path) -> None:
+def test_the_post_deploy_script_of_reading_reinstalls_headless_opencv(tmp_path: Path) -> None:
     pip = tmp_path / "pip"
     pip.write_text(
         "#!/bin/sh\n"

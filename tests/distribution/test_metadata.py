@@ -1,4 +1,4 @@
-"""What is said of the package elsewhere agrees with it."""
+"""Metadata in other files agrees with the package."""
 
 import json
 import re
@@ -13,7 +13,7 @@ REPO = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((REPO / "pyproject.toml").read_text())["project"]
 
 
-def test_one_version_and_one_license() -> None:
+def test_version_license_and_description_agree() -> None:
     citation = yaml.safe_load((REPO / "CITATION.cff").read_text())
     codemeta = json.loads((REPO / "codemeta.json").read_text())
     assert {citation["version"], codemeta["version"]} == {stainssl.__version__}

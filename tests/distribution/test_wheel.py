@@ -1,4 +1,4 @@
-"""What the wheel holds, asks for, and does in an environment that has nothing else."""
+"""Contents and dependencies of the wheel, and its use in an environment with nothing else."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from packaging.requirements import Requirement
 
 import stainssl
-from tests.distribution.bare import Bare, asked_by, metadata, normal
+from tests.distribution.bare import Bare, metadata, normalized, required_by
 
 pytestmark = pytest.mark.xdist_group("wheel")  # one worker builds it once
 
@@ -25,20 +25,22 @@ STAIN = (
 )
 
 
-def test_the_wheel_asks_for_no_tool_of_a_developer(wheel: Path) -> None:
-    told = metadata(wheel)
-    assert told["Version"] == stainssl.__version__
-    plain = {name for name, _ in asked_by(told.get_all("Requires-Dist") or [], ())}
-    assert not plain & {
+def test_the_wheel_does_not_depend_on_development_tools(wheel: Path) -> None:
+    wheel_metadata = metadata(wheel)
+    assert wheel_metadata["Version"] == stainssl.__version__
+    dependencies = {
+        name for name, _ in required_by(wheel_metadata.get_all("Requires-Dist") or [], ())
+    }
+    assert not dependencies & {
         "pytest", "hypothesis", "mypy", "ruff", "pre-commit", "snakemake", "tiatoolbox",
         "lightning", "xarray", "torchmil", "torchmetrics", "jinja2", "rich", "seaborn", "pandera",
     }  # fmt: skip
     assert {"workflow", "tiatoolbox", "train", "view", "all"} <= set(
-        told.get_all("Provides-Extra") or []
+        wheel_metadata.get_all("Provides-Extra") or []
     )
 
 
-def test_the_wheel_holds_the_workflow_as_it_lies_in_the_clone(wheel: Path) -> None:
+def test_the_wheel_contains_the_workflow(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
     for top in ("workflow", "config", "profiles"):
@@ -48,18 +50,20 @@ def test_the_wheel_holds_the_workflow_as_it_lies_in_the_clone(wheel: Path) -> No
     assert not [name for name in names if name.startswith(("tests/", "benchmarks/"))]
 
 
-def test_lower_bounds_allow_what_the_lock_pins() -> None:
+def test_lower_bounds_allow_the_pins_of_the_lock() -> None:
     project = tomllib.loads((REPO / "pyproject.toml").read_text())["project"]
     lock = (REPO / "requirements.lock").read_text()
     pins = dict(re.findall(r"^([\w.-]+)==([\w.+]+)", lock, re.M))
     extras = [one for several in project["optional-dependencies"].values() for one in several]
-    pins = {normal(name): version for name, version in pins.items()}
+    pins = {normalized(name): version for name, version in pins.items()}
     for text in (*project["dependencies"], *extras):
-        asked = Requirement(text)
-        if asked.name == project["name"]:
+        requirement = Requirement(text)
+        if requirement.name == project["name"]:
             continue  # the extra all
-        assert asked.specifier.contains(pins[normal(asked.name)], prereleases=True), text
-        assert any(one.operator == ">=" for one in asked.specifier), f"{text}: no lower bound"
+        assert requirement.specifier.contains(
+            pins[normalized(requirement.name)], prereleases=True
+        ), text
+        assert any(one.operator == ">=" for one in requirement.specifier), f"{text}: no lower bound"
 
 
 def test_help_and_stain_in_a_bare_environment(bare: Bare, tmp_path: Path) -> None:
@@ -69,7 +73,9 @@ def test_help_and_stain_in_a_bare_environment(bare: Bare, tmp_path: Path) -> Non
     assert Path(done.stdout.strip()).is_relative_to(bare.folder)
 
 
-def test_every_module_is_imported_by_what_is_asked_for(bare: Bare, tmp_path: Path) -> None:
+def test_modules_can_be_imported_without_extras_unless_they_need_one(
+    bare: Bare, tmp_path: Path
+) -> None:
     code = (
         "import pkgutil, importlib, stainssl\n"
         "for found in pkgutil.walk_packages(stainssl.__path__, 'stainssl.'):\n"
@@ -86,31 +92,31 @@ def test_every_module_is_imported_by_what_is_asked_for(bare: Bare, tmp_path: Pat
     assert set(missing) == needs_extra, missing
 
 
-def test_the_workflow_without_its_extra_is_a_sentence(bare: Bare, tmp_path: Path) -> None:
-    refused = bare.run("-m", "stainssl", "run", "-n", cwd=tmp_path)
-    assert refused.returncode == 1
-    assert "pip install 'stainssl[workflow]'" in refused.stderr
+def test_the_workflow_without_its_extra_says_what_to_install(bare: Bare, tmp_path: Path) -> None:
+    result = bare.run("-m", "stainssl", "run", "-n", cwd=tmp_path)
+    assert result.returncode == 1
+    assert "pip install 'stainssl[workflow]'" in result.stderr
 
 
-def test_snakemake_finds_the_bar(wheel: Path, tmp_path: Path) -> None:
+def test_snakemake_finds_the_logger_plugin(wheel: Path, tmp_path: Path) -> None:
     environment = Bare(tmp_path / "env", wheel, ("workflow",))
-    asked = (
+    code = (
         "from snakemake_interface_logger_plugins.registry import LoggerPluginRegistry\n"
         "print(LoggerPluginRegistry().get_plugin('stainssl').log_handler.__module__)"
     )
-    found = environment.run("-c", asked, cwd=tmp_path)
+    found = environment.run("-c", code, cwd=tmp_path)
     assert found.stdout.strip() == "snakemake_logger_plugin_stainssl", found.stderr
 
 
 @pytest.mark.chain
-def test_a_run_of_the_workflow_without_the_clone(wheel: Path, tmp_path: Path) -> None:
-    """The demo's slides to a table with the extras workflow and train, and without tiatoolbox."""
+def test_the_workflow_runs_without_the_clone(wheel: Path, tmp_path: Path) -> None:
+    """From the demo's slides to a table with the extras workflow and train, without tiatoolbox."""
     environment = Bare(tmp_path / "env", wheel, ("workflow", "train"))
     folder = tmp_path / "study"
     environment.stainssl("init", str(folder), cwd=tmp_path)
     shutil.copy(Path(__file__).with_name("study.yaml"), folder / "my.yaml")
-    words = ("run", "--config", "my.yaml", "--cores", "2")
-    said = environment.stainssl(*words, cwd=folder)
+    arguments = ("run", "--config", "my.yaml", "--cores", "2")
+    output = environment.stainssl(*arguments, cwd=folder)
     assert (folder / "results/demo/slides.csv").is_file()
-    assert (folder / "results/benchmarks/main/table.csv").is_file(), said[-3000:]
-    assert "Nothing to be done" in environment.stainssl(*words, "-n", cwd=folder)
+    assert (folder / "results/benchmarks/main/table.csv").is_file(), output[-3000:]
+    assert "Nothing to be done" in environment.stainssl(*arguments, "-n", cwd=folder)
