@@ -1,4 +1,4 @@
-"""Runs Snakemake itself on a small synthetic cohort whose sheet is a user's own."""
+"""Fixtures that run Snakemake on a small synthetic cohort with a sheet of its own."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ class Workflow:
         self.folder = folder
         self.config = config
 
-    def command(self, *words: str) -> list[str]:
+    def command(self, *arguments: str) -> list[str]:
         snakemake = [sys.executable, "-m", "snakemake", "-s", str(REPO / "Snakefile")]
         where = ["--directory", str(self.folder), "--configfile", str(self.folder / self.config)]
-        return [*snakemake, *where, "--cores", "2", *words]
+        return [*snakemake, *where, "--cores", "2", *arguments]
 
-    def run(self, *words: str, fails: bool = False) -> str:
+    def run(self, *arguments: str, fails: bool = False) -> str:
         """Run, and return what was printed."""
         done = subprocess.run(
-            self.command(*words), env=ENV, capture_output=True, text=True, check=False
+            self.command(*arguments), env=ENV, capture_output=True, text=True, check=False
         )
         text = done.stdout + done.stderr
         assert (done.returncode != 0) == fails, text[-6000:]
         return text
 
-    def planned(self, *words: str) -> dict[str, list[str]]:
-        """What a dry-run would do: rule → its outputs."""
-        text = self.run("-n", *words)
+    def planned(self, *arguments: str) -> dict[str, list[str]]:
+        """Jobs that a dry-run plans: rule → outputs."""
+        text = self.run("-n", *arguments)
         jobs: dict[str, list[str]] = {}
         for rule, block in re.findall(r"^rule (\w+):\n((?:    .*\n)*)", text, re.M):
             output = re.search(r"^    output: (.*)$", block, re.M)
@@ -58,14 +58,14 @@ class Workflow:
         path.write_text(after)
 
     def copied(self, folder: Path) -> Workflow:
-        """A copy to change, times kept."""
+        """Copy to another folder with the same file times."""
         subprocess.run(["cp", "-a", str(self.folder), str(folder)], check=True)
         return Workflow(folder, self.config)
 
 
 @pytest.fixture(scope="session")
 def small_cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a config, a sheet of 13 small synthetic slides, and their truth."""
+    """A folder with a config, a sheet of 13 small synthetic slides, and their annotations."""
     from stainssl.demo import make
 
     folder = tmp_path_factory.mktemp("cohort")
@@ -83,7 +83,7 @@ def fresh(small_cohort: Path, tmp_path: Path) -> Workflow:
 
 @pytest.fixture(scope="session")
 def finished(small_cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> Workflow:
-    """The cohort after the whole chain; tests copy it before they change anything."""
+    """The cohort after the whole workflow; tests copy it before they change anything."""
     workflow = Workflow(small_cohort).copied(tmp_path_factory.mktemp("finished") / "run")
     workflow.run()
     return workflow

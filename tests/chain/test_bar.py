@@ -32,16 +32,16 @@ rule fails:
 ENVIRONMENT = ENV | {"PYTHONPATH": str(REPO), "TERM": "xterm", "COLUMNS": "100"}
 
 
-def command(*words: str) -> list[str]:
-    return [sys.executable, "-m", "snakemake", "--cores", "2", *words]
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "snakemake", "--cores", "2", *arguments]
 
 
-def on_a_terminal(words: list[str], folder: Path) -> str:
+def on_a_terminal(arguments: list[str], folder: Path) -> str:
     """What a command writes to a terminal."""
-    ours, its = pty.openpty()
-    process = subprocess.Popen(words, cwd=folder, env=ENVIRONMENT, stdout=its, stderr=its)
-    os.close(its)
-    text = b"".join(read_all(ours)).decode()
+    reader, writer = pty.openpty()
+    process = subprocess.Popen(arguments, cwd=folder, env=ENVIRONMENT, stdout=writer, stderr=writer)
+    os.close(writer)
+    text = b"".join(read_all(reader)).decode()
     process.wait()
     return text
 
@@ -50,16 +50,16 @@ def read_all(terminal: int) -> Iterator[bytes]:
     while True:
         try:
             block = os.read(terminal, 65536)
-        except OSError:  # closed by the last that held it
+        except OSError:  # closed by the last process that had it open
             return
         if not block:
             return
         yield block
 
 
-def in_a_file(words: list[str], folder: Path) -> tuple[str, int]:
+def in_a_file(arguments: list[str], folder: Path) -> tuple[str, int]:
     done = subprocess.run(
-        words, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, check=False
+        arguments, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, check=False
     )
     return done.stdout + done.stderr, done.returncode
 
@@ -70,7 +70,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_terminal_has_a_bar_with_each_jobs_last_line(folder: Path) -> None:
+def test_on_a_terminal_a_progress_bar_shows_the_last_line_of_each_job(folder: Path) -> None:
     text = on_a_terminal(command("--logger=stainssl"), folder)
     assert "0 of 4 jobs done, 2 running, 2 left" in text
     assert "reading of 0" in text
@@ -78,7 +78,7 @@ def test_a_terminal_has_a_bar_with_each_jobs_last_line(folder: Path) -> None:
     assert "rule tile" not in text
 
 
-def test_a_file_has_lines_and_the_end_of_a_failed_jobs_log(folder: Path) -> None:
+def test_in_a_file_lines_show_progress_and_the_end_of_the_log_of_a_failed_job(folder: Path) -> None:
     text, code = in_a_file(
         command("--logger=stainssl", "--keep-going", "--config", "bad=1"), folder
     )
@@ -86,16 +86,16 @@ def test_a_file_has_lines_and_the_end_of_a_failed_jobs_log(folder: Path) -> None
     assert "fails failed." in text
     assert "no such slide" in text
     assert "    130" in text
-    assert "    100" not in text  # the end is shown, the log has all
+    assert "    100" not in text  # only the end of the log is shown
     assert "reading of" not in text
     assert "3 of 5 jobs done, 1 failed, in" in text
     assert (folder / "logs/0.log").read_text() == "reading of 0\n"
     assert (folder / "logs/bad.log").read_text().startswith("100\n")
 
 
-@pytest.mark.parametrize("words", [("--logger=stainssl", "--verbose"), ()])
-def test_the_long_form_shows_what_jobs_say(folder: Path, words: tuple[str, ...]) -> None:
-    text, code = in_a_file(command(*words), folder)
+@pytest.mark.parametrize("arguments", [("--logger=stainssl", "--verbose"), ()])
+def test_verbose_output_has_the_output_of_jobs(folder: Path, arguments: tuple[str, ...]) -> None:
+    text, code = in_a_file(command(*arguments), folder)
     assert code == 0
     assert "rule tile" in text
     assert "reading of 2" in text

@@ -1,4 +1,4 @@
-"""What is planned after a change of config, sheet or file: what depends on it, and no more."""
+"""Jobs that are planned after a change of config, sheet or file."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.chain, pytest.mark.xdist_group("finished")]
 KEYS: dict[str, dict[str, Any]] = yaml.safe_load(
     (Path(__file__).parent / "keys.yaml").read_text(encoding="utf-8")
 )
-FOLLOWS = {
+DEPENDENTS = {
     "tile": {"statuses", "label", "pixels", "embed", "embedded"},
     "statuses": {"gate"},
     "label": {"probe", "robustness", "benchmark"},
@@ -35,27 +35,27 @@ FOLLOWS = {
     "mil": {"benchmark"},
     "robustness": {"benchmark"},
 }
-"""Rule → the rules that read what it writes."""
+"""Rule → the rules that read its output."""
 
 
-def following(rules: list[str]) -> set[str]:
-    """Some rules and all that follows from them."""
+def with_dependents(rules: list[str]) -> set[str]:
+    """Some rules and all that depend on them."""
     found: set[str] = set()
     left = list(rules)
     while left:
         if (rule := left.pop()) not in found:
             found.add(rule)
-            left += FOLLOWS.get(rule, ())
+            left += DEPENDENTS.get(rule, ())
     return found
 
 
 def expected(entry: dict[str, Any]) -> set[str]:
-    """What the list says that a key reruns, and what follows from it."""
-    return following(entry["reruns"]) - set(entry.get("spares", ()))
+    """Rules that a key reruns according to the list, and those that depend on them."""
+    return with_dependents(entry["reruns"]) - set(entry.get("spares", ()))
 
 
 def leaves(model: type[Model] = Config, above: str = "") -> Iterator[str]:
-    """Every key of the config that holds a value, names of entries as `*`."""
+    """Every key of the config that has a value; names of entries are `*`."""
     for name, field in model.model_fields.items():
         inner = _inner(field.annotation)
         if inner is None:
@@ -71,7 +71,7 @@ def _inner(annotation: Any) -> type[Model] | None:
     return next((found for one in get_args(annotation) if (found := _inner(one))), None)
 
 
-def changed(config: dict[str, Any], path: str, value: Any) -> None:
+def set_key(config: dict[str, Any], path: str, value: Any) -> None:
     *parents, key = path.split(".")
     for parent in parents:
         config = config.setdefault(parent, {})
@@ -93,14 +93,14 @@ def test_every_key_of_the_config_is_in_the_list() -> None:
     assert set(KEYS) == set(leaves())
 
 
-def test_each_key_reruns_what_depends_on_it_and_nothing_else(finished: Workflow) -> None:
+def test_each_key_reruns_the_jobs_that_depend_on_it_and_no_others(finished: Workflow) -> None:
     configs = {}
     for key, entry in KEYS.items():
         if "set" in entry:
             config = yaml.safe_load((finished.folder / finished.config).read_text())
-            config = json.loads(json.dumps(config))  # no two encoders share a part
+            config = json.loads(json.dumps(config))  # encoders share no dictionary by YAML anchors
             for path, value in entry["set"].items():
-                changed(config, path, value)
+                set_key(config, path, value)
             configs[key] = config
     planned = planned_under(finished.folder, configs)
     wrong = {
@@ -119,11 +119,11 @@ SHEET = {
     "exclude": ("yes", ["tile", "statuses", "label", "pixels", "target", "embedded", "folds"]),
     "notes": ("anything", []),
 }
-"""Column → what a training patient's slides get there (None: the other class), and the reruns."""
+"""Column → new value for a training patient (None: the other class), and the rules that rerun."""
 
 
 @pytest.mark.parametrize("column", SHEET)
-def test_each_column_of_the_sheet_reruns_what_reads_it(
+def test_each_column_of_the_sheet_reruns_the_jobs_that_read_it(
     finished: Workflow, tmp_path: Path, column: str
 ) -> None:
     workflow = finished.copied(tmp_path / "run")
@@ -138,8 +138,9 @@ def test_each_column_of_the_sheet_reruns_what_reads_it(
         frame[column] = frame.get(column, "")
         frame.loc[mine, column] = value
     frame.to_csv(path, index=False)
-    spared = {"probe", "robustness"} if column == "her2" else set()  # they are of tiles
-    assert set(workflow.planned()) == following(reruns) - spared
+    # Probe and robustness use the tile task only.
+    unaffected = {"probe", "robustness"} if column == "her2" else set()
+    assert set(workflow.planned()) == with_dependents(reruns) - unaffected
 
 
 def _annotation(workflow: Workflow) -> Path:
@@ -151,7 +152,7 @@ def _slide(workflow: Workflow) -> Path:
 
 
 @pytest.mark.parametrize(("file", "reruns"), [(_annotation, ["label"]), (_slide, ["tile"])])
-def test_a_file_replaced_in_place_reruns_what_reads_it(
+def test_a_file_replaced_in_place_reruns_the_jobs_that_read_it(
     finished: Workflow, tmp_path: Path, file: Callable[[Workflow], Path], reruns: list[str]
 ) -> None:
     workflow = finished.copied(tmp_path / "run")
@@ -159,7 +160,7 @@ def test_a_file_replaced_in_place_reruns_what_reads_it(
     content = path.read_bytes()
     path.unlink()
     path.write_bytes(content + b" ")
-    assert set(workflow.planned()) == following(reruns)
+    assert set(workflow.planned()) == with_dependents(reruns)
 
 
 def test_a_dry_run_a_report_and_unlock_write_nothing(finished: Workflow, tmp_path: Path) -> None:
@@ -173,6 +174,6 @@ def test_a_dry_run_a_report_and_unlock_write_nothing(finished: Workflow, tmp_pat
 
 
 def _listing(folder: Path) -> dict[str, tuple[int, int]]:
-    """File → size and time, Snakemake's own folder left out."""
+    """File → size and time, without Snakemake's own folder."""
     files = (path for path in folder.rglob("*") if ".snakemake" not in path.parts)
     return {str(path): (os.stat(path).st_size, os.stat(path).st_mtime_ns) for path in files}

@@ -1,4 +1,4 @@
-"""A killed job costs nothing that was computed, and the table is that of an undisturbed run."""
+"""Killed runs, when resumed, end in the table of an uninterrupted run."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ pytestmark = pytest.mark.chain
 
 
 def _jobs(process: subprocess.Popen[bytes], verb: str) -> list[psutil.Process]:
-    """The Python processes that run a verb under a Snakemake."""
+    """The Python processes of a Snakemake run that execute a verb."""
     found = []
     for child in psutil.Process(process.pid).children(recursive=True):
-        with contextlib.suppress(psutil.Error):  # it may end while we look
+        with contextlib.suppress(psutil.Error):  # it may end meanwhile
             if child.cmdline()[1:4] == ["-m", "stainssl", verb]:
                 found.append(child)
     return found
 
 
 def _kill_when(process: subprocess.Popen[bytes], verb: str, log: Path, word: str) -> None:
-    """Kill -9 the job that runs `verb` once its log says `word`."""
+    """Kill the job that executes `verb` by SIGKILL once its log contains `word`."""
     while process.poll() is None:
         if log.exists() and word in log.read_text():
             for job in _jobs(process, verb):
@@ -42,7 +42,7 @@ def _kill_when(process: subprocess.Popen[bytes], verb: str, log: Path, word: str
 
 
 def _until(process: subprocess.Popen[bytes], log: Path, word: str) -> None:
-    """Wait until a log says `word`."""
+    """Wait until a log contains `word`."""
     while process.poll() is None:
         if log.exists() and word in log.read_text():
             return
@@ -55,10 +55,10 @@ def _tables(*workflows: Workflow) -> list[pd.DataFrame]:
 
 
 @pytest.mark.xdist_group("finished")
-def test_after_a_power_cut_two_commands_end_in_the_same_table(
+def test_after_all_processes_were_killed_a_resumed_run_ends_in_the_same_table(
     finished: Workflow, tmp_path: Path
 ) -> None:
-    """Everything is killed at once; then what docs/hpc.md says."""
+    """All processes are killed at once; then the commands of docs/hpc.md are run."""
     workflow = finished.copied(tmp_path / "run")
     log = workflow.folder / "results/logs/pretrain/simclr.log"
     shutil.rmtree(workflow.folder / "results/encoders/simclr")
@@ -75,14 +75,16 @@ def test_after_a_power_cut_two_commands_end_in_the_same_table(
 
 
 @pytest.mark.xdist_group("finished")
-def test_kill_9_in_pretraining_then_the_same_table(finished: Workflow, tmp_path: Path) -> None:
+def test_after_pretraining_was_killed_a_resumed_run_ends_in_the_same_table(
+    finished: Workflow, tmp_path: Path
+) -> None:
     workflow = finished.copied(tmp_path / "run")
     encoder = workflow.folder / "results/encoders/simclr"
     log = workflow.folder / "results/logs/pretrain/simclr.log"
     shutil.rmtree(encoder)
     log.unlink()
     process = subprocess.Popen(workflow.command("results/encoders/simclr/model"), env=ENV)
-    _kill_when(process, "pretrain", log, "steps of")  # said before the first of them
+    _kill_when(process, "pretrain", log, "steps of")  # logged before the first step
     assert process.wait() != 0
     assert not (encoder / "model").exists()
     workflow.run("--rerun-incomplete")

@@ -12,7 +12,7 @@ from tests.chain.conftest import ENV, REPO, Workflow
 
 pytestmark = [pytest.mark.chain]
 FOLDS = "results/tasks/her2/folds.csv"
-PLACES = {
+OUTPUTS = {
     "": FOLDS,
     'prefix: "breast"': f"breast/{FOLDS}",
     'replace_prefix: {"results/": "out/breast/"}': "out/breast/tasks/her2/folds.csv",
@@ -32,16 +32,16 @@ def _outer(folder: Path, modifier: str) -> Path:
     return file
 
 
-def _run(outer: Path, *words: str, cwd: Path) -> str:
-    command = [sys.executable, "-m", "snakemake", "-s", str(outer), "--cores", "1", *words]
+def _run(outer: Path, *arguments: str, cwd: Path) -> str:
+    command = [sys.executable, "-m", "snakemake", "-s", str(outer), "--cores", "1", *arguments]
     done = subprocess.run(command, env=ENV, capture_output=True, text=True, check=False, cwd=cwd)
     assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
     return done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("modifier", PLACES)
+@pytest.mark.parametrize("modifier", OUTPUTS)
 @pytest.mark.parametrize("is_elsewhere", [False, True])
-def test_a_module_writes_where_snakemake_waits(
+def test_a_module_writes_to_the_paths_that_snakemake_expects(
     fresh: Workflow, tmp_path: Path, modifier: str, is_elsewhere: bool
 ) -> None:
     outer = _outer(tmp_path, modifier)
@@ -50,16 +50,16 @@ def test_a_module_writes_where_snakemake_waits(
     planned = _run(outer, "-n", "breast_all", *where, cwd=cwd)
     assert "breast_benchmark" in planned
     assert "MissingInput" not in planned
-    assert not (fresh.folder / Path(PLACES[modifier]).parts[0]).exists()
-    _run(outer, PLACES[modifier], *where, cwd=cwd)
-    assert (fresh.folder / PLACES[modifier]).read_text().startswith("task,")
-    made = {path.parts[0] for path in map(Path, PLACES.values())}
-    wrong = made - {Path(PLACES[modifier]).parts[0]}
+    assert not (fresh.folder / Path(OUTPUTS[modifier]).parts[0]).exists()
+    _run(outer, OUTPUTS[modifier], *where, cwd=cwd)
+    assert (fresh.folder / OUTPUTS[modifier]).read_text().startswith("task,")
+    made = {path.parts[0] for path in map(Path, OUTPUTS.values())}
+    wrong = made - {Path(OUTPUTS[modifier]).parts[0]}
     assert not [name for name in wrong if (fresh.folder / name).exists()]
 
 
 def _deployed(study: Workflow, source: str) -> Path:
-    """The Snakefile and the config as `snakedeploy deploy-workflow` lays them into a folder."""
+    """The Snakefile and the config as `snakedeploy deploy-workflow` writes them to a folder."""
     (study.folder / "config").mkdir()
     (study.folder / "config.yaml").rename(study.folder / "config" / "config.yaml")
     file = study.folder / "workflow" / "Snakefile"
@@ -72,19 +72,19 @@ def _deployed(study: Workflow, source: str) -> Path:
     return file
 
 
-def _as_of_git() -> str:
-    """This clone's last commit as Snakemake reads one: no file of it lies beside another."""
-    told = subprocess.run(
+def _git_source() -> str:
+    """Source of this clone's last commit, of which Snakemake fetches every file separately."""
+    done = subprocess.run(
         ["git", "rev-parse", "HEAD"], cwd=REPO, capture_output=True, text=True, check=False
     )
-    if told.returncode:
+    if done.returncode:
         pytest.skip("not a git clone")
-    return f"git+{REPO.as_uri()}/workflow/Snakefile@{told.stdout.strip()}"
+    return f"git+{REPO.as_uri()}/workflow/Snakefile@{done.stdout.strip()}"
 
 
-@pytest.mark.parametrize("is_of_git", [False, True])
-def test_a_deployed_workflow_plans_all_jobs(fresh: Workflow, is_of_git: bool) -> None:
-    source = _as_of_git() if is_of_git else str(REPO / "workflow" / "Snakefile")
+@pytest.mark.parametrize("is_from_git", [False, True])
+def test_a_deployed_workflow_plans_all_jobs(fresh: Workflow, is_from_git: bool) -> None:
+    source = _git_source() if is_from_git else str(REPO / "workflow" / "Snakefile")
     planned = _run(_deployed(fresh, source), "-n", cwd=fresh.folder)
     assert "rule benchmark:" in planned
     assert "MissingInput" not in planned

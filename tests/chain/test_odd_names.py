@@ -1,4 +1,4 @@
-"""Folders of people's own: spaces, quotes, dollars and parentheses in a path."""
+"""Unusual names of folders: spaces, quotes, dollar signs and parentheses."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ pytestmark = [pytest.mark.chain]
 
 
 @pytest.mark.parametrize("name", ["my results", "it's (1) & more", "$HOME-r", "x$(touch made)"])
-def test_results_may_have_any_name_that_a_folder_may_have(fresh: Workflow, name: str) -> None:
+def test_results_may_have_any_folder_name(fresh: Workflow, name: str) -> None:
     fresh.edit("config.yaml", lambda text: f'results: "{name}"\n{text}')
     fresh.run(f"{name}/tasks/her2/folds.csv")
     assert (fresh.folder / name / "tasks" / "her2" / "folds.csv").exists()
@@ -27,7 +27,7 @@ def test_braces_are_refused_when_the_config_is_read(fresh: Workflow) -> None:
     assert "results" in fresh.run("-n", fails=True)
 
 
-def test_a_folder_with_a_space_holds_the_whole_run(fresh: Workflow, tmp_path: Path) -> None:
-    there = fresh.copied(tmp_path / "my study (1)")
-    there.run("results/tasks/her2/folds.csv")
-    assert (there.folder / "results" / "tasks" / "her2" / "folds.csv").exists()
+def test_a_run_works_in_a_folder_with_spaces(fresh: Workflow, tmp_path: Path) -> None:
+    workflow = fresh.copied(tmp_path / "my study (1)")
+    workflow.run("results/tasks/her2/folds.csv")
+    assert (workflow.folder / "results" / "tasks" / "her2" / "folds.csv").exists()

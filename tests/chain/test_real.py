@@ -1,4 +1,4 @@
-"""The same Snakefile on real slides and real tiles."""
+"""The workflow on real slides and real tiles."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.chain.conftest import HERE, Workflow
 pytestmark = pytest.mark.chain
 
 
-def test_real_slides_end_as_embeddings_or_as_a_status(real_data: Path, tmp_path: Path) -> None:
+def test_real_slides_have_embeddings_or_a_status(real_data: Path, tmp_path: Path) -> None:
     for name in ("slides.csv", "slides.yaml"):
         shutil.copy(HERE / "real" / name, tmp_path)
     (tmp_path / "real-data").symlink_to(real_data)
@@ -44,7 +44,7 @@ def _breakhis(real_data: Path, folder: Path) -> None:
     sheet[["slide_id", "patient_id", "path", "label"]].to_csv(folder / "breakhis.csv", index=False)
 
 
-def test_real_patches_from_tiles_to_a_table(real_data: Path, tmp_path: Path) -> None:
+def test_real_patches_end_in_a_table(real_data: Path, tmp_path: Path) -> None:
     _breakhis(real_data, tmp_path)
     shutil.copy(HERE / "real" / "patches.yaml", tmp_path)
     Workflow(tmp_path, "patches.yaml").run()

@@ -1,4 +1,4 @@
-"""What a change reruns: that, what hangs on it, and nothing else."""
+"""Results of a whole run, and jobs that run again after a change."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def workflow(finished: Workflow, tmp_path: Path) -> Workflow:
     return finished.copied(tmp_path / "run")
 
 
-def test_the_chain_ends_in_a_table_of_three_encoders(finished: Workflow) -> None:
+def test_the_workflow_ends_in_a_table_of_three_encoders(finished: Workflow) -> None:
     folder = finished.folder / "results" / "benchmarks" / "main"
     table = pd.read_csv(folder / "table.csv")
     assert {"stain-invariant", "simclr", "random"} <= set(table["encoder"])
@@ -30,7 +30,7 @@ def test_the_chain_ends_in_a_table_of_three_encoders(finished: Workflow) -> None
     assert not list((finished.folder / "results").rglob(".tmp-*"))
 
 
-def test_spoiled_slides_end_as_statuses_with_reasons(finished: Workflow) -> None:
+def test_unusable_slides_have_a_status_with_the_reason(finished: Workflow) -> None:
     slides = pd.read_csv(finished.folder / "results/cohorts/clinic/default/slides.csv")
     bad = slides[slides["status"] != "ok"]
     assert sorted(bad["status"]) == ["empty", "no-mpp", "truncated"]
@@ -41,7 +41,7 @@ def test_a_second_run_has_nothing_to_do(finished: Workflow) -> None:
     assert finished.planned() == {}
 
 
-def test_min_tissue_reruns_tiling_and_what_hangs_on_it(workflow: Workflow) -> None:
+def test_min_tissue_reruns_tiling_and_the_jobs_that_depend_on_it(workflow: Workflow) -> None:
     workflow.edit("config.yaml", lambda text: text.replace("min_tissue: 0.5", "min_tissue: 0.6"))
     planned = set(workflow.planned())
     assert {"tile", "label", "pixels", "embed", "probe", "mil", "benchmark"} | TRAINING <= planned
@@ -66,7 +66,7 @@ def test_an_appended_test_slide_retrains_nothing(workflow: Workflow) -> None:
     assert {"folds", "probe", "mil", "benchmark", "gate"} <= set(planned)
 
 
-def test_a_corrected_label_touches_no_pixel_and_no_encoder(workflow: Workflow) -> None:
+def test_a_corrected_label_reruns_no_job_on_pixels_or_encoders(workflow: Workflow) -> None:
     sheet = workflow.folder / "clinic" / "slides.csv"
     frame = pd.read_csv(sheet, dtype=str)
     patient = frame["patient_id"].iloc[-1]
@@ -76,7 +76,7 @@ def test_a_corrected_label_touches_no_pixel_and_no_encoder(workflow: Workflow) -
     assert set(workflow.planned()) == {"folds", "mil", "benchmark"}
 
 
-def test_several_labels_of_one_model_reach_the_table(workflow: Workflow) -> None:
+def test_the_table_has_all_labels_of_a_task_with_several_labels(workflow: Workflow) -> None:
     workflow.edit(
         "config.yaml", lambda text: text.replace("label: her2", "labels: [her2, response]")
     )
@@ -94,7 +94,7 @@ def _contents(folder: Path) -> dict[str, bytes]:
     }
 
 
-def test_pixels_that_are_not_kept_give_the_same_vectors(workflow: Workflow) -> None:
+def test_embeddings_are_the_same_if_pixels_are_not_kept(workflow: Workflow) -> None:
     tiling = workflow.folder / "results/cohorts/clinic/default"
     vectors = tiling / "embeddings/random"
     before = _contents(vectors)
@@ -120,14 +120,14 @@ def test_a_frozen_encoder_is_never_retrained(workflow: Workflow) -> None:
     assert "pretrain" not in planned or all("random" in output for output in planned["pretrain"])
 
 
-def test_a_frozen_encoder_that_is_not_there_is_an_error_before_any_job(fresh: Workflow) -> None:
+def test_a_missing_frozen_encoder_is_an_error_before_any_job(fresh: Workflow) -> None:
     fresh.edit("config.yaml", lambda text: text.replace("epochs: 2", "epochs: 2\n    frozen: true"))
     text = fresh.run("-n", fails=True)
     assert "encoders.simclr: frozen, and" in text
     assert "nothing was run" in text
 
 
-def test_the_report_has_the_figures_that_each_benchmark_has(workflow: Workflow) -> None:
+def test_the_report_has_the_figures_of_each_benchmark(workflow: Workflow) -> None:
     workflow.edit(
         "config.yaml",
         lambda text: (
@@ -143,16 +143,16 @@ def test_the_report_has_the_figures_that_each_benchmark_has(workflow: Workflow) 
     folders = {
         b: workflow.folder / "results/benchmarks" / b / "figures" for b in ("main", "slides")
     }
-    drawn = {b: {file.stem for file in folder.glob("*.png")} for b, folder in folders.items()}
-    assert drawn["main"] == {"roc", "calibration", "forest", "robustness", "few_shot", "umap"}
-    assert drawn["slides"] == {"roc", "calibration", "forest"}
-    shown = sorted(Path(name).stem for name in names if Path(name).stem in drawn["main"])
-    assert shown == sorted([*drawn["main"], *drawn["slides"]])
+    figures = {b: {file.stem for file in folder.glob("*.png")} for b, folder in folders.items()}
+    assert figures["main"] == {"roc", "calibration", "forest", "robustness", "few_shot", "umap"}
+    assert figures["slides"] == {"roc", "calibration", "forest"}
+    shown = sorted(Path(name).stem for name in names if Path(name).stem in figures["main"])
+    assert shown == sorted([*figures["main"], *figures["slides"]])
     assert "ROC curves of benchmark slides on out-of-fold predictions" in text
 
 
-def test_what_is_missing_is_made_in_the_run_that_appends_a_slide(workflow: Workflow) -> None:
-    """The gate runs again for the slide; what lies behind it is planned all the same."""
+def test_missing_outputs_are_planned_in_the_run_that_appends_a_slide(workflow: Workflow) -> None:
+    """The gate runs again for the slide; missing outputs behind it are planned nevertheless."""
     clinic = "cohorts/clinic/default/embeddings/random/train-0000.zarr"
     shutil.rmtree(workflow.folder / "results" / clinic)
     _append_slide(workflow)

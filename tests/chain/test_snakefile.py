@@ -1,4 +1,4 @@
-"""What Snakemake's users expect of the Snakefile before any job runs."""
+"""The Snakefile before any job runs: messages, dry-runs, lint and imports."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.chain.conftest import ENV, REPO, Workflow
 pytestmark = pytest.mark.chain
 
 
-def test_every_problem_is_told_before_any_job(fresh: Workflow) -> None:
+def test_every_problem_is_reported_before_any_job(fresh: Workflow) -> None:
     fresh.edit("clinic/slides.csv", lambda text: text.replace("a-001-1,", "a 001,", 1))
     fresh.edit("config.yaml", lambda text: text.replace("label: her2", "label: her3"))
     text = fresh.run(fails=True)
@@ -32,7 +32,7 @@ def test_every_problem_is_told_before_any_job(fresh: Workflow) -> None:
     assert not (fresh.folder / "results").exists()
 
 
-def test_an_unknown_key_names_the_nearest(fresh: Workflow) -> None:
+def test_an_unknown_key_is_refused_with_the_nearest_key(fresh: Workflow) -> None:
     fresh.edit("config.yaml", lambda text: text.replace("min_tissue", "min_tisue"))
     assert "did you mean 'min_tissue'" in fresh.run("-n", fails=True)
 
@@ -44,8 +44,8 @@ def test_a_users_config_replaces_the_demo(fresh: Workflow) -> None:
     assert not any("response" in output for outputs in planned.values() for output in outputs)
 
 
-def test_a_dry_run_works_where_nothing_can_be_written(fresh: Workflow) -> None:
-    """But for `.snakemake`, Snakemake's own; root, whom modes do not stop, the mount stops."""
+def test_a_dry_run_works_in_a_read_only_folder(fresh: Workflow) -> None:
+    """Except for `.snakemake`; the mount is read-only for root, too, which ignores file modes."""
     own, folder = fresh.folder / ".snakemake", str(fresh.folder)
     own.mkdir()
     mounts = [
@@ -53,14 +53,14 @@ def test_a_dry_run_works_where_nothing_can_be_written(fresh: Workflow) -> None:
         ["mount", "-o", "remount,ro,bind", folder],
         ["mount", "-t", "tmpfs", "none", str(own)],
     ]
-    begun = " && ".join(map(shlex.join, mounts))
-    alone = ["unshare", "--mount", "sh", "-c"]
-    if not shutil.which("unshare") or subprocess.run([*alone, begun], check=False).returncode:
+    mount_all = " && ".join(map(shlex.join, mounts))
+    unshare = ["unshare", "--mount", "sh", "-c"]
+    if not shutil.which("unshare") or subprocess.run([*unshare, mount_all], check=False).returncode:
         pytest.skip("no mounts of one's own here: unshare needs root, or user namespaces")
-    words = shlex.join(fresh.command("-n", "--quiet"))
+    arguments = shlex.join(fresh.command("-n", "--quiet"))
     write = f"! touch {shlex.quote(folder)}/made"
     done = subprocess.run(
-        [*alone, f"{begun} && {write} && {words}"],
+        [*unshare, f"{mount_all} && {write} && {arguments}"],
         env=ENV, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
@@ -78,14 +78,15 @@ def test_reading_the_snakefile_imports_no_torch(fresh: Workflow) -> None:
         "except SystemExit: pass\n"
         "print('torch' in sys.modules, 'tiatoolbox' in sys.modules)"
     )
-    words = fresh.command("-n", "--quiet")[3:]
+    arguments = fresh.command("-n", "--quiet")[3:]
     done = subprocess.run(
-        [sys.executable, "-c", code, *words], env=ENV, capture_output=True, text=True, check=True
-    )
+        [sys.executable, "-c", code, *arguments],
+        env=ENV, capture_output=True, text=True, check=True,
+    )  # fmt: skip
     assert done.stdout.strip().endswith("False False")
 
 
-def test_lint_finds_nothing() -> None:
+def test_snakemake_lint_finds_nothing() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "snakemake", "--lint"],
         cwd=REPO, env=ENV, capture_output=True, text=True, check=False,
@@ -93,7 +94,7 @@ def test_lint_finds_nothing() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_what_the_gate_stops_can_be_read(fresh: Workflow) -> None:
+def test_the_list_of_slides_is_written_if_the_gate_stops_the_run(fresh: Workflow) -> None:
     fresh.edit("config.yaml", lambda text: text.replace("max_bad_slides: 0.3", "max_bad_slides: 0"))
     table = "results/cohorts/clinic/default/slides.csv"
     text = fresh.run(fails=True)

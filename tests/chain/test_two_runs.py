@@ -1,4 +1,4 @@
-"""Two Snakemakes at once in one folder, two configs: neither changes what the other reads."""
+"""Two Snakemake runs at once in one folder with different configs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.chain
 
 
 def _with(fresh: Workflow, name: str, size: int, results: str = "results") -> Workflow:
-    """The same folder under another config, whose tiles have another size."""
+    """The same folder with another config, whose tiles have another size."""
     config = yaml.safe_load((fresh.folder / fresh.config).read_text())
     config["tilings"]["default"]["size"] = size
     (fresh.folder / name).write_text(yaml.safe_dump({**config, "results": results}))
@@ -28,9 +28,9 @@ def _with(fresh: Workflow, name: str, size: int, results: str = "results") -> Wo
 
 
 @contextlib.contextmanager
-def _held(workflow: Workflow, *words: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A run that has begun; Snakemake itself is stopped within the block, its jobs are not."""
-    process = subprocess.Popen(workflow.command(*words), env=ENV)
+def _paused(workflow: Workflow, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A started run; Snakemake itself is paused within the block, its jobs are not."""
+    process = subprocess.Popen(workflow.command(*arguments), env=ENV)
     while not list((workflow.folder / "results").glob("configs/*.yaml")):
         assert process.poll() is None, "it ended before a job of its own started"
         time.sleep(0.05)
@@ -43,16 +43,16 @@ def _held(workflow: Workflow, *words: str) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def _sizes(folder: Path) -> list[int]:
-    """Sides in px of the tiles of each part, by the places that they lie at."""
+    """Tile side in px of each part, from the positions of its tiles."""
     tables = sorted(folder.glob("cohorts/clinic/default/tiles/*.parquet"))
     return [int(np.gcd.reduce(read_tiles(table)["x"].to_numpy())) for table in tables]
 
 
-def test_two_runs_in_one_folder_do_not_meet(fresh: Workflow) -> None:
+def test_two_runs_in_one_folder_do_not_affect_each_other(fresh: Workflow) -> None:
     same, other = _with(fresh, "same.yaml", 32), _with(fresh, "other.yaml", 48, "elsewhere")
     results = fresh.folder / "results"
-    with _held(fresh, "--until", "tile"):
-        same.run("--until", "tile", fails=True)  # of files that are being written
+    with _paused(fresh, "--until", "tile"):
+        same.run("--until", "tile", fails=True)  # its files are being written
         assert "LockException" in same.run("--until", "tile", "--rerun-incomplete", fails=True)
         same.run("-n", "--nolock", "--rerun-incomplete")
         other.run("--until", "tile")

@@ -1,8 +1,8 @@
-"""Many dry-runs of one finished folder, each under a config of its own.
+"""Many dry-runs of a finished run, each with its own config.
 
 `python -m tests.chain.walk FOLDER < changes.json > planned.json`: reads name → config, and writes
-name → the rules that are planned, or the end of what was said where the dry-run failed. Snakemake
-is imported once, and each dry-run is a child of that process.
+name → the planned rules, or the end of the output if the dry-run failed. Snakemake is imported
+once, and each dry-run is a fork of that process.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ REPO = Path(__file__).resolve().parents[2]
 
 def _dry_run(folder: Path, config: dict[str, Any]) -> list[str] | str:
     with tempfile.TemporaryDirectory() as made:
-        file, said = Path(made) / "config.yaml", Path(made) / "said.txt"
+        file, output = Path(made) / "config.yaml", Path(made) / "said.txt"
         file.write_text(yaml.safe_dump(config))
         child = os.fork()
         if not child:
-            _child(folder, file, said)
+            _child(folder, file, output)
         _, status = os.waitpid(child, 0)
-        text = said.read_text()
+        text = output.read_text()
     if status:
         return text[-3000:]
     found = re.findall(r"^(?:local)?rule (\w+):\n(?:    .*\n)*", text, re.M)
     return sorted(set(found) - {"all", "default"})
 
 
-def _child(folder: Path, config: Path, said: Path) -> None:
+def _child(folder: Path, config: Path, output: Path) -> None:
     code = 1
     try:
-        out = os.open(said, os.O_WRONLY | os.O_CREAT)
+        out = os.open(output, os.O_WRONLY | os.O_CREAT)
         os.dup2(out, 1)
         os.dup2(out, 2)
         os.chdir(folder)

@@ -1,4 +1,4 @@
-"""The workflow embeds given encoders of a cohort in one reading; later ones disturb none."""
+"""The workflow embeds pretrained encoders of a cohort together, and later ones alone."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from tests.stages.trained import save_encoder
 pytestmark = pytest.mark.chain
 
 
-def _ask(workflow: Workflow, **weights: Path) -> None:
-    """Have a config that asks for these given encoders alone."""
+def _set_encoders(workflow: Workflow, **weights: Path) -> None:
+    """Write a config with these pretrained encoders only."""
     config = yaml.safe_load((workflow.folder / "config.yaml").read_text())
     kept = {key: config[key] for key in ("slides", "cohorts", "tilings")}
     kept["encoders"] = {name: {"weights": f"local-dir:{path}"} for name, path in weights.items()}
     (workflow.folder / "config.yaml").write_text(yaml.safe_dump(kept))
 
 
-def test_given_encoders_are_embedded_together_and_others_join_later(fresh: Workflow) -> None:
+def test_pretrained_encoders_are_embedded_together_and_later_ones_alone(fresh: Workflow) -> None:
     models = [save_encoder(fresh.folder / name / "model") for name in ("one", "two", "three")]
-    _ask(fresh, a=models[0], b=models[1])
+    _set_encoders(fresh, a=models[0], b=models[1])
     assert len(fresh.planned()["embed_together"]) == 3  # parts
     fresh.run()
     assert fresh.planned() == {}
 
-    _ask(fresh, a=models[0], b=models[1], c=models[2])
+    _set_encoders(fresh, a=models[0], b=models[1], c=models[2])
     planned = fresh.planned()
     assert set(planned) == {"embed", "embedded"}
     assert len(planned["embed"]) == 3
     assert all("/c/" in output for outputs in planned.values() for output in outputs)
 
-    _ask(fresh, a=models[2], b=models[1])  # other weights
+    _set_encoders(fresh, a=models[2], b=models[1])  # other weights
     planned = fresh.planned()
     assert set(planned) == {"embed", "embedded"}
     assert all("/a/" in output for outputs in planned.values() for output in outputs)
