@@ -21,6 +21,7 @@ from stainssl.cohort.sheet import (
     root,
     sheet_notes,
 )
+from stainssl.cohort.stored import stored_pixels, why_not_stored
 
 __all__ = [
     "ALL",
@@ -42,6 +43,8 @@ __all__ = [
     "sheet_notes",
     "sheet_report",
     "site_columns",
+    "stored_pixels",
     "task_summary",
     "train_parts",
+    "why_not_stored",
 ]

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from stainssl.cohort import parts
+from stainssl.cohort import parts, stored_pixels
 from stainssl.config import Config
 from stainssl.errors import SlideError
 from stainssl.export.qupath import tile_objects, write_geojson
@@ -61,8 +61,8 @@ def write_attention(
         tiles = read_tiles(paths.tiles(cohort, part))
         qc = paths.qc(cohort, part)
         bounds, fingerprints = read_bounds(qc), recorded(read_qc(qc))
-        store = paths.pixels(cohort, part)
-        pixels = open_pixels(store) if store.exists() else None
+        store = stored_pixels(config, cohort, part)
+        pixels = open_pixels(store) if store else None
         for row in here.itertuples(index=False):
             found = by_slide[row.slide_id].merge(tiles[["slide_id", "tile", "side"]])
             origin = bounds[row.slide_id][:2]

@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 import pandas as pd
 
+from stainssl.cohort import stored_pixels, why_not_stored
 from stainssl.cohort.outlines import file_of_slide
 from stainssl.errors import SlideError, StainsslError
 from stainssl.slides.annotation_files import read_annotations
@@ -176,9 +177,11 @@ class Layers:
         Raises:
             StainsslError: there is no store, or it cannot be read.
         """
-        part = self.records.part(cohort, slide)
-        path = self.records.paths.pixels(cohort, part)
-        pixels = open_pixels(path)
+        part, config = self.records.part(cohort, slide), self.records.config
+        store = stored_pixels(config, cohort, part)
+        if store is None and (why := why_not_stored(config, cohort)):
+            raise StainsslError(f"The tiles of {slide} are not stored ({why}).")
+        pixels = open_pixels(store or config.paths.pixels(cohort, part))
         own = pixels.slide_id.index(slide) if slide in pixels.slide_id else -1
         return pixels, np.flatnonzero(pixels.slide == own)
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from stainssl.cohort import parts, read_sheet
+from stainssl.cohort import parts, read_sheet, stored_pixels
 from stainssl.cohort.sheet import PART
 from stainssl.config import Config, Task
 from stainssl.errors import StainsslError
@@ -177,7 +177,7 @@ class Records:
         stores = {
             (cohort, part): path
             for part in parts(self.config, cohort)
-            if (path := self.paths.pixels(cohort, part)).exists()
+            if (path := stored_pixels(self.config, cohort, part))
         }
 
         def read() -> dict[str, np.ndarray]:

@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from stainssl.cohort import parts
+from stainssl.cohort import parts, stored_pixels
 from stainssl.encoders.loading import LoadedEncoder
 from stainssl.errors import StainsslError
 from stainssl.plan.encoders import Source, source_of
@@ -130,8 +130,7 @@ class RestainedTiles:
             if self._records.tiling(name) != tiling:
                 continue
             for part, sheet in parts(self._records.config, name).items():
-                path = self._records.paths.pixels(name, part)
-                if path.exists():
+                if path := stored_pixels(self._records.config, name, part):
                     yield path, sheet
 
     def _targets(self) -> Iterator[tuple[str, Path]]:
