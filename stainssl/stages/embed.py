@@ -61,7 +61,10 @@ def _embed_together(job: EmbedJob, names: list[str]) -> None:
                 f"encoders.{names[0]} does not fit in the device's memory, one tile at a time:"
                 f" {first_line(error)} Use a device with more memory, or a smaller network."
             ) from error
-        log.warning("%d encoders do not fit in memory at once: %s", len(names), error)
+        log.warning(
+            "%d encoders do not fit in memory at once, so each reads the tiles by itself: %s",
+            len(names), first_line(error),
+        )  # fmt: skip
     for name in names:  # outside of `except`, so that the tensors in the traceback are freed
         _embed_together(job, [name])
 

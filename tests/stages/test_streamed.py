@@ -8,13 +8,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from stainssl.config import Config, parse
 from stainssl.demo import make
+from stainssl.encoders.embedding import embed_pixels
 from stainssl.errors import SlideError, StainsslError, Status
 from stainssl.runtime import parallel
 from stainssl.slides.scale import read_square
-from stainssl.stages import pixels, run_stage
+from stainssl.stages import embed, pixels, run_stage
 from stainssl.stores.embeddings import open_embeddings
 from tests.stages.trained import save_encoder
 
@@ -99,6 +101,34 @@ def test_a_streamed_cohort_has_the_same_embeddings_as_a_stored_one(
         for column in ("tile", "x", "y", "start", "valid"):
             np.testing.assert_array_equal(getattr(made_of, column), getattr(expected_of, column))
     assert not streamed.paths.pixels(*PART).exists()
+
+
+def test_encoders_that_do_not_fit_together_read_the_slides_again(
+    stored: Config, streamed: Config, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    def full(encoders: Any, tiles: Any, **words: Any) -> Any:
+        blocks = embed_pixels(encoders, tiles, **words)
+        yield next(blocks)
+        if len(encoders) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory.\nDetails")
+        yield from blocks
+
+    monkeypatch.setattr(embed, "embed_pixels", full)
+    run_stage("embed", streamed, PART[0], list(BOTH), PART[1])
+    for name in BOTH:
+        assert _files(streamed, name).keys() == _files(stored, name).keys()
+        made, expected = (
+            open_embeddings(c.paths.embeddings(PART[0], name, PART[1])) for c in (streamed, stored)
+        )
+        np.testing.assert_array_equal(
+            made.read(made.rows(made.slide_id[-1])), expected.read(expected.rows(made.slide_id[-1]))
+        )
+        assert len(made) == len(expected)
+    (sentence,) = [r.getMessage() for r in caplog.records if "at once" in r.getMessage()]
+    assert sentence.endswith(
+        "each reads the tiles by itself: OutOfMemoryError: CUDA out of memory."
+    )
+    assert [file.name for file in streamed.results.iterdir()] == ["cohorts"]
 
 
 def test_a_slide_that_can_no_longer_be_read_is_left_out(
