@@ -21,9 +21,12 @@ def streaming_notices(config: Config) -> list[str]:
     readers = list(_readers(config)) if streamed else []
     sentences = []
     for name in streamed:
-        found = [reader for reader, parts in readers if any(cohort == name for cohort, _ in parts)]
+        found: dict[str, dict[str, None]] = {}  # what → names, in order and without duplicates
+        for what, reader, parts in readers:
+            if any(cohort == name for cohort, _ in parts):
+                found.setdefault(what, {})[reader] = None
         if found:
-            listed = ", ".join(dict.fromkeys(found))
+            listed = "; ".join(f"{what} {', '.join(names)}" for what, names in found.items())
             sentences.append(
                 f"cohorts.{name} has pixels: stream, but its tiles are also stored, for {listed}."
                 f" {removed} are removed afterwards."
@@ -31,18 +34,19 @@ def streaming_notices(config: Config) -> list[str]:
     return sentences
 
 
-def _readers(config: Config) -> Iterator[tuple[str, Collection[Part]]]:
-    """Yield what reads stored tiles, other than `embed`, and the stores it reads."""
+def _readers(config: Config) -> Iterator[tuple[str, str, Collection[Part]]]:
+    """Yield what reads stored tiles, other than `embed`: job, encoder or task, and its stores."""
     for run in config.runs():
         encoder = f"encoders.{run.key}"
         is_final = run.encoder.method is not None and run.encoder.frozen  # its model is used as is
         if run.encoder.needs_target and not is_final:
-            yield f"the stain target of {encoder}", target(config, run.name).pixels
+            yield "the stain target of", encoder, target(config, run.name).pixels
         if run.encoder.is_trained and not is_final:
-            yield f"the pretraining of {encoder}", pretrain(config, run.name).pixels
+            yield "the pretraining of", encoder, pretrain(config, run.name).pixels
         if robustness_tasks_of_encoder(config, run.key):
-            yield f"the robustness of {encoder}", robustness(config, run.name).pixels
+            yield "the robustness of", encoder, robustness(config, run.name).pixels
     for task, key in config.benchmarked():
         if config.tasks[task].is_fine_tuned:
             for run in config.runs_of(key):
-                yield f"tasks.{task} (fine-tune)", finetune(config, task, run.name).pixels
+                stores = finetune(config, task, run.name).pixels
+                yield "the fine-tuning of", f"tasks.{task}", stores

@@ -82,7 +82,7 @@ def test_no_notice_if_nothing_reads_stored_tiles(tmp_path: Path) -> None:
                 "tasks": {"t": {**TILE, "protocol": "fine-tune"}},
                 "benchmarks": {"b": {"tasks": ["t"], "encoders": ["given"], "robustness": False}},
             },
-            "tasks.t (fine-tune)",
+            "the fine-tuning of tasks.t",
         ),
     ],
     ids=["pretrain", "target", "robustness", "fine-tune"],
@@ -94,6 +94,21 @@ def test_a_notice_names_what_needs_stored_tiles(
     assert "cohorts.c has pixels: stream, but its tiles are also stored" in sentence
     assert reader in sentence
     assert streaming_notices(_config(tmp_path, "store", **keys)) == []
+
+
+def test_the_notice_lists_the_encoders_of_each_kind_of_job_once(tmp_path: Path) -> None:
+    encoders = {
+        "a": {"method": "simclr", "train": TRAIN, "seeds": [0, 1]},
+        "b": {"method": "simclr", "train": TRAIN},
+        "given": {"weights": "resnet18"},
+    }
+    bench = {"tasks": ["t"], "encoders": ["a", "given"]}
+    keys: dict[str, Any] = {"tasks": {"t": SLIDE}, "benchmarks": {"b": bench}}
+    (sentence,) = streaming_notices(_config(tmp_path, encoders=encoders, **keys))
+    assert (
+        "for the pretraining of encoders.a, encoders.b; the robustness of encoders.a,"
+        " encoders.given. With" in sentence
+    )
 
 
 def test_the_notice_tells_whether_the_stored_tiles_are_removed(tmp_path: Path) -> None:
