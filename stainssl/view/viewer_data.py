@@ -237,15 +237,15 @@ class ViewerData:
         return encode(np.asarray(small, np.uint8), QUALITY)
 
     def _tile(self, cohort: str, slide: str, tile: str) -> bytes:
-        """JPEG of a tile: the stored one that encoders see, otherwise read from the slide."""
+        """JPEG of a tile as encoders see it: the stored one, otherwise read and encoded alike."""
         try:
             pixels, rows = self.layers.pixels(cohort, slide)
             row = rows[pixels.tile[rows] == _number(tile)]
             if len(row) and (jpeg := pixels.jpegs(int(row[0]), int(row[0]) + 1)[0]):
                 return jpeg
         except StainsslError:
-            pass  # `pixels` has not run yet, or its store was removed
-        return encode(self.read_tile(cohort, slide, _number(tile)), QUALITY)
+            pass  # `pixels` has not run yet, or tiles are not stored
+        return encode(self.read_tile(cohort, slide, _number(tile)))
 
     def pixels_of(self, cohort: str, slide: str, tile: int) -> np.ndarray:
         """Return a tile's pixels as encoders see them, after JPEG: (size, size, 3) uint8 RGB.

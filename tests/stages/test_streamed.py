@@ -18,6 +18,7 @@ from stainssl.runtime import parallel
 from stainssl.slides.scale import read_square
 from stainssl.stages import embed, pixels, run_stage
 from stainssl.stores.embeddings import open_embeddings
+from stainssl.view.viewer_data import ViewerData
 from tests.stages.trained import save_encoder
 
 PART = ("clinic", "all-0000")
@@ -101,6 +102,12 @@ def test_a_streamed_cohort_has_the_same_embeddings_as_a_stored_one(
         for column in ("tile", "x", "y", "start", "valid"):
             np.testing.assert_array_equal(getattr(made_of, column), getattr(expected_of, column))
     assert not streamed.paths.pixels(*PART).exists()
+
+
+def test_the_viewer_shows_the_tiles_that_encoders_saw(stored: Config, streamed: Config) -> None:
+    tiles = open_embeddings(stored.paths.embeddings(PART[0], "one", PART[1]))
+    place = ("tile", PART[0], tiles.slide_id[0], str(tiles.tile[5]))
+    assert ViewerData(streamed).picture(*place) == ViewerData(stored).picture(*place)
 
 
 def test_encoders_that_do_not_fit_together_read_the_slides_again(
