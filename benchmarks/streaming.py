@@ -12,8 +12,6 @@ command writes `benchmarks/results/streaming.json`, the second the table of `doc
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import shutil
 import statistics
@@ -22,7 +20,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import timm
 import torch
@@ -31,16 +28,13 @@ from safetensors.torch import save_file
 
 from benchmarks.evidence_table import table
 from benchmarks.machine import processor
-from benchmarks.threads import COMMAND, seconds, verb, write_cohorts
+from benchmarks.threads import COMMAND, measure_or_write, seconds, verb, write_cohorts
 from stainssl.config import Config, load
-from stainssl.runtime.parallel import set_job_threads
 from stainssl.stores.atomic import write_text
 from stainssl.stores.embeddings import open_embeddings
-from tools.pages import fill, marks
 
 REPO = Path(__file__).resolve().parent.parent
 RESULTS = REPO / "benchmarks" / "results" / "streaming.json"
-PAGE = REPO / "docs" / "benchmarks.md"
 NETWORKS = ("test_resnet", "tf_efficientnet_lite0")
 COHORT, PART, ROUNDS, THREADS = "eight", "all-0000", 3, 2
 
@@ -125,19 +119,8 @@ def section(found: Mapping[str, Any]) -> str:
 
 def main() -> None:
     """Measure, or write the table."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--work", type=Path)
-    parser.add_argument("--write", action="store_true")
-    given = parser.parse_args()
     torch.set_num_threads(THREADS)
-    cv2.setNumThreads(1)
-    set_job_threads(THREADS)
-    if given.work:
-        given.work.mkdir(parents=True, exist_ok=True)
-        write_text(RESULTS, json.dumps(measure(given.work.resolve()), indent=1) + "\n")
-    if given.write:
-        made = section(json.loads(RESULTS.read_text(encoding="utf-8")))
-        fill(PAGE, marks(RESULTS.stem), f"\n\n{made}\n")
+    measure_or_write(__doc__ or "", RESULTS, measure, section)
 
 
 if __name__ == "__main__":

@@ -268,20 +268,27 @@ def _gain(seconds_by_threads: Mapping[str, float]) -> str:
     return f"{one / two:.2f} ({one:.1f} s, {two:.1f} s)"
 
 
-def main() -> None:
-    """Measure, or write the table."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+def measure_or_write(
+    doc: str, results: Path, measure: Callable[[Path], Any], section: Callable[[Any], str]
+) -> None:
+    """Command line of a benchmark: `--work FOLDER` measures, `--write` writes the page's table."""
+    parser = argparse.ArgumentParser(description=doc.split("\n")[0])
     parser.add_argument("--work", type=Path)
     parser.add_argument("--write", action="store_true")
     given = parser.parse_args()
-    torch.set_num_threads(1)
     cv2.setNumThreads(1)
     if given.work:
         given.work.mkdir(parents=True, exist_ok=True)
-        write_text(RESULTS, json.dumps(measure(given.work.resolve()), indent=1) + "\n")
+        write_text(results, json.dumps(measure(given.work.resolve()), indent=1) + "\n")
     if given.write:
-        made = section(json.loads(RESULTS.read_text(encoding="utf-8")))
-        fill(PAGE, marks(RESULTS.stem), f"\n\n{made}\n")
+        made = section(json.loads(results.read_text(encoding="utf-8")))
+        fill(PAGE, marks(results.stem), f"\n\n{made}\n")
+
+
+def main() -> None:
+    """Measure, or write the table."""
+    torch.set_num_threads(1)
+    measure_or_write(__doc__ or "", RESULTS, measure, section)
 
 
 if __name__ == "__main__":
