@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 
 import numpy as np
 import pytest
@@ -117,11 +118,13 @@ def test_prefetching_stops_when_the_iterator_is_closed():
             made.append(len(made))
             yield made[-1]
 
+    before = threading.active_count()
     items = prefetched(endless(), depth=2)
     assert next(items) == 0
+    assert threading.active_count() == before + 1
     items.close()
-    count = len(made)
-    assert count <= 5
+    assert threading.active_count() == before
+    assert len(made) <= 5
 
 
 class SmallDevice(MeanColor):

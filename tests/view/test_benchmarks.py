@@ -134,8 +134,8 @@ def test_cases_above_a_threshold_give_its_false_positive_rate(
         found
     ):  # each is a threshold: the cases above it have the highest probabilities
         called = found <= rate
-        assert called[~y].mean() == pytest.approx(rate) or called[~y].mean() <= rate
-        assert p[called].min() >= p[~called].max(initial=0.0) or called.all()
+        assert called[~y].mean() <= rate + 1e-9
+        assert p[called].min() >= p[~called].max(initial=0.0)
 
 
 @given(st.lists(st.tuples(st.floats(0, 1), st.booleans()), min_size=1, max_size=80))
@@ -146,7 +146,7 @@ def test_calibration_counts_each_unit_once(units: list[tuple[float, bool]]) -> N
     assert found["units"].sum() == len(p)
     assert np.average(found["said"], weights=found["units"]) == pytest.approx(p.mean())
     assert np.average(found["came"], weights=found["units"]) == pytest.approx(y.mean())
-    assert found["said"].is_monotonic_increasing or np.ptp(np.diff(found["said"])) < 1e-9
+    assert (np.diff(found["said"]) > -1e-9).all()
 
 
 def test_page_of_a_benchmark(tab: Tab, page: None, compared: ViewerData) -> None:

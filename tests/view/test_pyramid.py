@@ -30,12 +30,13 @@ def test_pictures_cover_every_level(width: int, height: int) -> None:
         assert not pyramid.has(level, 0, rows)
 
 
-@given(st.integers(), st.integers(), st.integers())
+@given(st.integers(-2, 13), st.integers(-2, 6), st.integers(-2, 6))
 def test_only_existing_pictures_are_in_the_pyramid(level: int, column: int, row: int) -> None:
-    pyramid = Pyramid(0, 0, 1000, 700)
-    inside = 0 <= level <= pyramid.deepest and column >= 0 and row >= 0
-    if pyramid.has(level, column, row):
-        assert inside
+    width, height = 1000, 700
+    pyramid = Pyramid(0, 0, width, height)
+    px = TILE_PX * 2.0 ** (pyramid.deepest - level)  # level-0 px per picture
+    exists = 0 <= level <= pyramid.deepest and 0 <= column * px < width and 0 <= row * px < height
+    assert pyramid.has(level, column, row) == exists
 
 
 def test_the_deepest_level_has_the_pixels_of_the_slide(shown: Trained) -> None:
