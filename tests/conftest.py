@@ -15,10 +15,10 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 # No deadlines: tests must pass on a busy machine.
-settings.register_profile("timeless", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.register_profile("quick", settings.get_profile("timeless"), max_examples=10)
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("quick", settings.get_profile("untimed"), max_examples=10)
 QUICK = bool(os.environ.get("STAINSSL_QUICK"))  # set by `make test-quick`
-settings.load_profile("quick" if QUICK else "timeless")
+settings.load_profile("quick" if QUICK else "untimed")
 # Left out of a quick run: runs of Snakemake, training, rendered slides, other processes,
 # simulations.
 SLOW = (
