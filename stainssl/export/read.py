@@ -81,10 +81,9 @@ def _read_pt(path: Path) -> Features:
     try:
         features = torch.load(path, map_location="cpu", weights_only=True)
         values = features.float().numpy()
-        count = values.shape[-2]
     except Exception as error:  # torch, zip and pickle each raise their own types
         raise SlideError(Status.UNREADABLE, f"{path} has no tensor: {error}") from error
-    return _checked(path, values, np.full((count, 2), UNKNOWN))
+    return _checked(path, values, np.full((*values.shape[-2:-1], 2), UNKNOWN))
 
 
 def _checked(path: Path, features: np.ndarray, coords: np.ndarray) -> Features:

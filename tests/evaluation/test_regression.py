@@ -282,7 +282,7 @@ def test_comparison_finds_the_better_predictions_and_no_difference_to_the_same(r
     assert min(sign * found["low"], sign * found["high"]) > 0
     same = compare_two([good], [good], "patient", metric=metric, resamples=200)
     assert same["difference"] == 0
-    assert not same["p"] < 1
+    assert same["p"] == 1
     table = compare_all({"a": [good], "b": [bad]}, "patient", metric=metric, resamples=200)
     assert table["patients"].tolist() == [40]
 

@@ -157,14 +157,7 @@ def test_stain_probability_is_the_share_of_normalized_images():
 def test_every_step_draws_a_normalizer():
     macenko, reinhard = (_stain(method).stainings[0] for method in ("macenko", "reinhard"))
     both = StainInvariant(PLAIN, StainTargets([macenko, reinhard], _sites))
-    fixed = [StainInvariant(PLAIN, StainTargets([one], _sites)) for one in (macenko, reinhard)]
-    kinds = set()
-    for step in range(12):
-        found = both.views(BATCH, step)[1]
-        assert found.isfinite().all()
-        kinds |= {i for i, one in enumerate(fixed) if torch.equal(found, one.views(BATCH, step)[1])}
-    # Drawing the normalizer changes the random numbers of the target: views agree only by chance.
-    assert kinds <= {0, 1}
+    assert all(both.views(BATCH, step)[1].isfinite().all() for step in range(12))
     drawn = [both._staining(_rng(step)) for step in range(20)]
     assert {id(one) for one in drawn} == {id(macenko), id(reinhard)}
 
