@@ -7,11 +7,11 @@ from types import ModuleType
 
 import pytest
 
-from benchmarks import threads
+from benchmarks import streaming, threads
 from tools.pages import between, marks
 
 
-@pytest.mark.parametrize("benchmark", [threads], ids=["threads"])
+@pytest.mark.parametrize("benchmark", [threads, streaming], ids=["threads", "streaming"])
 def test_the_table_on_the_page_is_that_of_the_record(benchmark: ModuleType) -> None:
     found = json.loads(benchmark.RESULTS.read_text(encoding="utf-8"))
     page = threads.PAGE.read_text(encoding="utf-8")
