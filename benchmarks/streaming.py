@@ -28,7 +28,7 @@ from safetensors.torch import save_file
 
 from benchmarks.evidence_table import table
 from benchmarks.machine import processor
-from benchmarks.threads import COMMAND, measure_or_write, seconds, verb, write_cohorts
+from benchmarks.threads import PART, measure_or_write, seconds, verb, write_cohorts
 from stainssl.config import Config, load
 from stainssl.stores.atomic import write_text
 from stainssl.stores.embeddings import open_embeddings
@@ -36,7 +36,7 @@ from stainssl.stores.embeddings import open_embeddings
 REPO = Path(__file__).resolve().parent.parent
 RESULTS = REPO / "benchmarks" / "results" / "streaming.json"
 NETWORKS = ("test_resnet", "test_vit")
-COHORT, PART, ROUNDS, THREADS = "eight", "all-0000", 3, 2
+COHORT, ROUNDS, THREADS = "eight", 3, 2
 
 
 def write_configs(work: Path) -> dict[str, Path]:
@@ -59,9 +59,7 @@ def embed(config: Path, mode: str, network: str) -> None:
     """Embed the part as in the workflow, after its tiles have been stored if it is not streamed."""
     if mode == "store":
         verb("pixels", config, COHORT, THREADS)
-    words = ["embed", "--config", str(config), "--cohort", COHORT, "--part", PART]
-    words += ["--encoder", network, "--threads", str(THREADS)]
-    COMMAND(words, standalone_mode=False)
+    verb("embed", config, COHORT, THREADS, "--encoder", network)
 
 
 def _bytes(folder: Path) -> int:
@@ -79,12 +77,13 @@ def measure(work: Path) -> dict[str, Any]:
     for config in configs.values():
         verb("tile", config, COHORT, THREADS)
     stored, streamed = (load(config) for config in configs.values())
+    store = stored.paths.pixels(COHORT, PART)
     rows = []
     for network in NETWORKS:
         taken: dict[str, list[float]] = {mode: [] for mode in configs}
         for _ in range(ROUNDS):
+            shutil.rmtree(store, ignore_errors=True)
             for mode, config in configs.items():
-                shutil.rmtree(load(config).paths.pixels(COHORT, PART), ignore_errors=True)
                 taken[mode].append(seconds(partial(embed, config, mode, network)))
         one, other = _vectors(stored, network), _vectors(streamed, network)
         median = {mode: statistics.median(every) for mode, every in taken.items()}
@@ -92,7 +91,7 @@ def measure(work: Path) -> dict[str, Any]:
     return {
         "rows": rows,
         "tiles": len(one),
-        "stored_bytes": _bytes(stored.paths.pixels(COHORT, PART)),
+        "stored_bytes": _bytes(store),
         "streamed_bytes": _bytes(streamed.paths.pixels(COHORT, PART)),
         "machine": processor(),
         "cores": os.cpu_count(),

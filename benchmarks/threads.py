@@ -54,6 +54,7 @@ PAGE = REPO / "docs" / "benchmarks.md"
 COHORTS = {"eight": (8, 12_288), "one": (1, 40_000)}  # slides, side in px
 AIMS = {"eight": 1.8, "one": 1.7}
 DEVICES = (2_000, 8_000)  # tiles per second
+PART = "all-0000"
 TILES, SIDE_PX, ROUNDS = 4_096, 224, 2
 PROCESS_ROUNDS = 9
 THREADS = (1, 2)
@@ -115,10 +116,10 @@ def write_cohorts(work: Path) -> Path:
     return work / "config.yaml"
 
 
-def verb(name: str, config: Path, cohort: str, threads: int) -> None:
-    """Run a command on the only part of a cohort, as in the workflow."""
-    words = [name, "--config", str(config), "--cohort", cohort, "--part", "all-0000"]
-    COMMAND([*words, "--threads", str(threads)], standalone_mode=False)
+def verb(name: str, config: Path, cohort: str, threads: int, *more: str) -> None:
+    """Run a command on the only part of a cohort, as in the workflow, with further arguments."""
+    words = [name, "--config", str(config), "--cohort", cohort, "--part", PART]
+    COMMAND([*words, "--threads", str(threads), *more], standalone_mode=False)
 
 
 def seconds(run: Callable[[], Any]) -> float:
