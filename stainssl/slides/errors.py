@@ -168,3 +168,26 @@ def require_file(path: Path, root: Path) -> None:
         raise SlideError(Status.MISSING, f"{path} does not exist.") from None
     if size_bytes == 0:
         raise SlideError(Status.UNREADABLE, f"{path} has zero bytes.")
+
+
+@contextmanager
+def present_file(path: Path, root: Path) -> Iterator[None]:
+    """Context manager that requires a slide file from its beginning to its end.
+
+    Args:
+        path, root: as for `require_file`.
+
+    Raises:
+        SlideError: as `require_file` does, also if the file disappears in between.
+        OSError: as `require_file` does; a `FileNotFoundError` of the block if the file exists.
+    """
+    require_file(path, root)
+    try:
+        yield
+    except FileNotFoundError as error:
+        try:
+            require_file(path, root)
+        except SlideError as gone:
+            detail = f"It disappeared while being read: {gone.detail}"
+            raise SlideError(gone.status, detail) from error
+        raise

@@ -17,7 +17,7 @@ import torch
 from stainssl.errors import SlideError
 from stainssl.plan.slides import PixelsJob
 from stainssl.runtime.parallel import TimeSpent, job_threads, library_threads, parallel_map
-from stainssl.slides.errors import require_file, run_with_limits
+from stainssl.slides.errors import present_file, run_with_limits
 from stainssl.slides.scale import read_square
 from stainssl.slides.shared import SharedSlide, open_shared
 from stainssl.slides.slide import Slide
@@ -191,11 +191,9 @@ class _Reader:
         (slide_id, path), started = place, time.monotonic()
         try:
             found = run_with_limits(path, self.job.max_minutes, partial(self._read, slide_id, path))
-        except FileNotFoundError:
-            if self._is_missing(slide_id, path):
-                return None
-            raise
         except SlideError as error:  # it could be read when it was tiled
+            if not self.job.may_miss:
+                refuse_missing(error, slide_id)
             log.warning("%s: left out: %s", slide_id, error)
             return None
         # A cohort may have thousands of patches of one tile.
@@ -203,20 +201,10 @@ class _Reader:
         log.log(level, "%s: %d tiles in %.1f s", slide_id, count, time.monotonic() - started)
         return found
 
-    def _is_missing(self, slide_id: str, path: Path) -> bool:
-        """Whether the file of a slide is gone, with a warning; an error if it must not be."""
-        try:
-            require_file(path, self.job.root)
-        except SlideError as error:
-            if not self.job.may_miss:
-                refuse_missing(error, slide_id)
-            log.warning("%s: left out: %s", slide_id, error)
-            return True
-        return False
-
     def _read(self, slide_id: str, path: Path) -> SlidePixels:
         job = self.job
         with (
+            present_file(path, job.root),
             staged(path, *job.staging) as here,
             open_shared(here, job.reader, self.readers) as slide,
         ):

@@ -11,7 +11,7 @@ from stainssl.config import Slides, Tiling
 from stainssl.errors import SlideError, StainsslError, Status, translate_disk_errors
 from stainssl.extras import how_to_install
 from stainssl.runtime.parallel import job_threads
-from stainssl.slides.errors import require_file, run_with_limits
+from stainssl.slides.errors import present_file, run_with_limits
 from stainssl.slides.scale import resolve_mpp
 from stainssl.slides.shared import open_shared
 from stainssl.slides.slide import Slide
@@ -72,8 +72,10 @@ def _looked_at(
     lines: list[str] = []
     result = TilingResult(path.stem)
     try:
-        require_file(path, path.absolute().parent)
-        with open_shared(path, reader, job_threads()) as slide:
+        with (
+            present_file(path, path.absolute().parent),
+            open_shared(path, reader, job_threads()) as slide,
+        ):
             lines += slide_lines(slide, mpp)
             tile_slide(result, slide, mpp, tiling)
     except SlideError as error:

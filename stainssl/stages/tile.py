@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
 import time
@@ -30,7 +29,7 @@ from stainssl.slides.brightfield import (
     light_fault,
     require_brightfield,
 )
-from stainssl.slides.errors import require_file, run_with_limits
+from stainssl.slides.errors import present_file, run_with_limits
 from stainssl.slides.frames import Frame, in_slide, origin_of
 from stainssl.slides.glass import brightest_smooth_area
 from stainssl.slides.other_stains import not_h_and_e, pictures_fault
@@ -282,24 +281,13 @@ def _patch_picture(result: TilingResult, slide: Slide) -> bytes:
 
 
 def refuse_missing(error: SlideError, slide_id: str) -> None:
-    """Raise a `StainsslError` that says what to do about a missing slide."""
+    """Raise a `StainsslError` that says what to do, if the slide is missing."""
+    if error.status is not Status.MISSING:
+        return
     raise StainsslError(
         f"{slide_id}: {error.detail} Fix the path, exclude the row, or set "
         "slides.on_missing: quarantine."
     ) from error
-
-
-def _vanished(path: Path, folder: Path) -> tuple[Status, str]:
-    """Status and detail of a slide whose file disappeared after it was opened.
-
-    Raises:
-        OSError: the mount is gone, or the file is back, so that the job can be retried.
-    """
-    try:
-        require_file(path, folder)
-    except SlideError as error:
-        return error.status, f"It disappeared while being read: {error.detail}"
-    raise FileNotFoundError(errno.ENOENT, "gone for a moment", str(path))
 
 
 def tile_row(job: TileJob, row: Any, number: int) -> TilingResult:
@@ -329,18 +317,16 @@ def _tile_row(job: TileJob, row: Any, number: int) -> TilingResult:
     regions = job.regions and Path(job.regions.format(slide_id=row.slide_id))
     result = TilingResult(str(row.slide_id), regions or None, job.regions_frame)
     try:
-        require_file(Path(row.path), job.root)
         with (
+            present_file(Path(row.path), job.root),
             staged(Path(row.path), *job.staging) as place,
             open_shared(place, job.reader, _threads_of_slide(job)) as slide,
         ):
             _work(job, result, slide, float(row.mpp), number)
     except SlideError as error:
-        if error.status is Status.MISSING and not job.may_miss:
+        if not job.may_miss:
             refuse_missing(error, result.slide_id)
         result.status, result.detail = error.status, error.detail
-    except FileNotFoundError:
-        result.status, result.detail = _vanished(Path(row.path), job.root)
     return result
 
 

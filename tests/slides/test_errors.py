@@ -12,6 +12,7 @@ from stainssl.errors import SlideError, Status
 from stainssl.slides.errors import (
     ENVIRONMENT_ERRNOS,
     environment_errno,
+    present_file,
     require_file,
     translate_errors,
 )
@@ -62,6 +63,24 @@ def test_a_file_missing_from_a_folder_with_other_files_is_missing(tmp_path: Path
     assert caught.value.status is Status.MISSING
     with pytest.raises(SlideError):  # in a subfolder that was never downloaded
         require_file(tmp_path / "uuid" / "gone.svs", tmp_path)
+
+
+def test_a_file_that_disappears_while_it_is_required_is_missing(tmp_path: Path) -> None:
+    (tmp_path / "other.txt").touch()
+    slide = tmp_path / "a.svs"
+    slide.write_bytes(b"x")
+    raised = pytest.raises(SlideError, match="disappeared while being read")
+    with raised as caught, present_file(slide, tmp_path):
+        slide.unlink()
+        slide.read_bytes()
+    assert caught.value.status is Status.MISSING
+
+
+def test_another_missing_file_does_not_make_a_slide_missing(tmp_path: Path) -> None:
+    slide = tmp_path / "a.svs"
+    slide.write_bytes(b"x")
+    with pytest.raises(FileNotFoundError, match="elsewhere"), present_file(slide, tmp_path):
+        (tmp_path / "elsewhere").read_bytes()
 
 
 @pytest.mark.parametrize("path", ["gone.svs", "mount/gone.svs"])

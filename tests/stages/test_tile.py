@@ -157,12 +157,12 @@ def test_unusual_images_are_tiled_or_have_a_status_with_details(
     assert (tiles["slide_id"] == "wide").sum() > 300
 
 
-def test_a_slide_that_disappears_while_being_read_is_missing(
-    tmp_path: Path, root: Path, picture: np.ndarray, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def _with_a_slide_that_disappears(
+    root: Path, picture: np.ndarray, on_missing: str, monkeypatch: pytest.MonkeyPatch
+) -> Config:
+    """A cohort of slides `a` and `b`; the file of `a` is deleted when its pixels are read."""
     for name in ("a", "b"):
         write_svs(root / f"{name}.svs", picture)
-    config = cohort(tmp_path, [{"slide_id": n, "path": f"{n}.svs"} for n in "ab"])
     read = TiffFile.read_region
 
     def fail(slide: TiffFile, *words: Any) -> np.ndarray:
@@ -172,10 +172,26 @@ def test_a_slide_that_disappears_while_being_read_is_missing(
         return read(slide, *words)
 
     monkeypatch.setattr(TiffFile, "read_region", fail)
+    rows = [{"slide_id": n, "path": f"{n}.svs"} for n in "ab"]
+    return cohort(root.parent, rows, slides={"on_missing": on_missing})
+
+
+def test_a_slide_that_disappears_while_being_read_is_missing(
+    root: Path, picture: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = _with_a_slide_that_disappears(root, picture, "quarantine", monkeypatch)
     run_stage("tile", config, "c", PART)
     _, qc, _ = outputs(config)
     assert qc["status"].tolist() == ["missing", "ok"]
     assert "while being read" in qc.loc["a", "detail"]
+
+
+def test_a_slide_that_disappears_is_an_error_if_none_may_be_missing(
+    root: Path, picture: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = _with_a_slide_that_disappears(root, picture, "error", monkeypatch)
+    with pytest.raises(StainsslError, match=r"a: It disappeared.*on_missing: quarantine"):
+        run_stage("tile", config, "c", PART)
 
 
 def test_the_pixel_size_of_the_sheet_takes_precedence(
