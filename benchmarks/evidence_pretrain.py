@@ -33,6 +33,9 @@ METHODS: dict[str, dict[str, Any]] = {
     "stain-invariant-no-hed": {"method": "stain-invariant", "stain_jitter": "none"},
     "simclr-no-hed": {"method": "simclr", "stain_jitter": "none"},
     "simclr-randstainna": {"method": "simclr", "stain_jitter": "randstainna"},
+    "stain-invariant-two-targets": {"method": "stain-invariant", "views": "different"},
+    "stain-invariant-per-image": {"method": "stain-invariant", "target": {"per": "image"}},
+    "stain-invariant-medoid": {"method": "stain-invariant", "target": {"policy": "medoid"}},
     "stain-invariant-moving-norms": {"method": "stain-invariant", "freeze_norms": False},
     "simclr-moving-norms": {"method": "simclr", "freeze_norms": False},
 }

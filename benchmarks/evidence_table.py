@@ -33,6 +33,8 @@ SHOWN = {
     "stain-invariant-480-steps-all",
 }  # fmt: skip
 
+FEW = 6  # a record of at most so many encoders has all pairs on its page
+
 Runs = Mapping[str, Mapping[str, pd.DataFrame]]
 Estimates = dict[str, Estimate]  # of one run, by site
 Seeds = Sequence[Estimates]  # of the runs of one encoder
@@ -221,9 +223,11 @@ def at_sites(made: Mapping[str, Any]) -> list[str]:
 
 
 def pairs(order: Sequence[str], rows: Sequence[Mapping[str, Any]], title: str) -> list[str]:
-    """Table of the pairs with an encoder in `SHOWN`, or of all; differences follow `order`."""
+    """Table of the pairs with a chosen encoder, or of all of few; differences follow `order`."""
     shown, known = [], set(order)
-    wanted = BRIEF if known >= BRIEF else SHOWN & known or known
+    wanted = BRIEF if known >= BRIEF else SHOWN & known
+    if len(known) <= FEW or not wanted:
+        wanted = known
     for row in rows:
         first, second, sign = row["first"], row["second"], 1
         if not {first, second} & wanted:
