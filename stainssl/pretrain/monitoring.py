@@ -37,6 +37,9 @@ RANK_TILES = 32  # with fewer tiles, rank and mean cosine are not judged
 # The effective rank is computed on centred embeddings, and does not show how similar they are.
 # Random weights of six backbones had mean cosines of 0.26 to 0.985.
 MAX_ALIKE = 0.995
+# Mean squared distance of the two views of a tile, as a share of that of two tiles, above which
+# training had no effect: 0.1 to 0.3 after a normal training, 0.97 where the loss never fell.
+MAX_APART = 0.9
 JUDGED_AFTER = 0.1  # share of the steps in which a low rank is not regarded as a collapse
 REPORT_SECONDS = 10.0  # between two lines of the log
 # On a GPU reading a loss waits for all queued work: losses are read every so many steps, and before
@@ -142,6 +145,21 @@ def alike_message(cosine: float, epoch: int) -> str:
     )
 
 
+def apart_message(row: Row) -> str:
+    """Warning about views of a tile that are as far apart as two tiles, with advice."""
+    return (
+        "At the end of training the two views of a tile are about as far apart as two different "
+        f"tiles (mean squared distances {row['alignment']:.2f} and {_between_tiles(row):.2f}): the "
+        "network has learnt almost nothing. Train for more steps or with a higher `lr`, or start "
+        "from pretrained weights (`init`)."
+    )
+
+
+def _between_tiles(row: Row) -> float:
+    """Mean squared distance of the unit vectors of two tiles."""
+    return 2 - 2 * row["mean_cosine"]
+
+
 @dataclass
 class TrainingMonitor(Callback):
     """Callback that logs progress, adds a row of metrics per epoch, and stops a failing run.
@@ -236,8 +254,12 @@ class TrainingMonitor(Callback):
         enough = len(self.probe.batch.tile) >= RANK_TILES and step > JUDGED_AFTER * self.steps
         if enough and not row["effective_rank"] >= RANK_FLOOR:
             raise StainsslError(collapse_message(row["effective_rank"], epoch))
-        if enough and row["mean_cosine"] > MAX_ALIKE and trainer.is_global_zero:
+        if not enough or not trainer.is_global_zero:
+            return
+        if row["mean_cosine"] > MAX_ALIKE:
             log.warning("%s", alike_message(row["mean_cosine"], epoch))
+        elif step == self.steps and row["alignment"] > MAX_APART * _between_tiles(row):
+            log.warning("%s", apart_message(row))
 
     def _since_last(self, trainer: lightning.Trainer) -> Row:
         """Mean loss and images per second since the last row, and the learning rate."""

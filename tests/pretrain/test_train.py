@@ -197,6 +197,24 @@ def test_nearly_equal_embeddings_are_logged(tiles, tmp_path, monkeypatch, caplog
     assert "all tiles have nearly the same embedding (mean cosine 1.0000)" in caplog.text
 
 
+@pytest.mark.parametrize("has_learnt", [False, True])
+def test_views_as_far_apart_as_two_tiles_are_logged(
+    tiles, tmp_path, monkeypatch, caplog, has_learnt
+):
+    class Unrelated(Learner):
+        def vectors(self, batch, step):
+            first, second = torch.randn((2, len(batch.tile), 16))
+            return first, first + 0.1 * second if has_learnt else second
+
+    monkeypatch.setattr(monitoring, "RANK_TILES", 8)
+    module = _module()
+    module.__class__ = Unrelated
+    _fit(module, tiles, tmp_path)
+    said = [text for text in caplog.messages if "as far apart as two different tiles" in text]
+    assert len(said) == (not has_learnt)
+    assert has_learnt or "higher `lr`" in said[0]
+
+
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(tiles, tmp_path):
     class NotFinite(Interrupted):
         def views(self, batch, step):
