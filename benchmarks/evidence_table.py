@@ -248,9 +248,11 @@ def section(made: Mapping[str, Any]) -> str:
     """The section as Markdown."""
     one = next(iter(made["encoders"].values()))
     counted = "all tiles" if one["per_case"] is None else f"at most {one['per_case']} tiles a case"
+    sides = sorted({encoder["input_size"] for encoder in made["encoders"].values()})
     lines = [
         f"{one['cases']} cases, {one['tiles']:,} tiles ({counted}), networks at "
-        f"{one['input_size']} px; 95 % intervals over cases, {made['resamples']:,} resamples. "
+        f"{' or '.join(map(str, sides))} px; 95 % intervals over cases, "
+        f"{made['resamples']:,} resamples. "
         "Best mean AUROC first; a difference is bold where its interval is above zero and its "
         "p-value, corrected over all pairs of encoders, below 0.05.",
         "",

@@ -45,6 +45,8 @@ SHOWN = [
     Shown("confounded-longer", evidence_table.RESULTS, evidence_confounded.section),
     Shown("two_sites", evidence_table.RESULTS, evidence_two_sites.section),
     Shown("amibr-all", APPENDIX, evidence_table.section),
+    Shown("amibr-variants", APPENDIX, evidence_table.section),
+    Shown("confounded-variants", APPENDIX, evidence_confounded.section),
     Shown("amibr-from-random", APPENDIX, evidence_table.section),
     Shown("norms", APPENDIX, evidence_norms.section),
     Shown("demo_claim", APPENDIX, demo_claim.section),
