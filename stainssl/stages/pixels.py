@@ -192,8 +192,7 @@ class _Reader:
         try:
             found = run_with_limits(path, self.job.max_minutes, partial(self._read, slide_id, path))
         except SlideError as error:  # it could be read when it was tiled
-            if not self.job.may_miss:
-                refuse_missing(error, slide_id)
+            refuse_missing(error, slide_id, self.job.may_miss)
             log.warning("%s: left out: %s", slide_id, error)
             return None
         # A cohort may have thousands of patches of one tile.

@@ -280,9 +280,9 @@ def _patch_picture(result: TilingResult, slide: Slide) -> bytes:
     return _png(preview(image, nothing, nothing, mpp, result.tiles, mpp, (0, 0), title))
 
 
-def refuse_missing(error: SlideError, slide_id: str) -> None:
-    """Raise a `StainsslError` that says what to do, if the slide is missing."""
-    if error.status is not Status.MISSING:
+def refuse_missing(error: SlideError, slide_id: str, may_miss: bool) -> None:
+    """Raise a `StainsslError` that says what to do if a slide is missing and may not be."""
+    if may_miss or error.status is not Status.MISSING:
         return
     raise StainsslError(
         f"{slide_id}: {error.detail} Fix the path, exclude the row, or set "
@@ -324,8 +324,7 @@ def _tile_row(job: TileJob, row: Any, number: int) -> TilingResult:
         ):
             _work(job, result, slide, float(row.mpp), number)
     except SlideError as error:
-        if not job.may_miss:
-            refuse_missing(error, result.slide_id)
+        refuse_missing(error, result.slide_id, job.may_miss)
         result.status, result.detail = error.status, error.detail
     return result
 
