@@ -18,10 +18,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Generator, Tensor
 
+from stainssl.evaluation.geometry import effective_rank
 from stainssl.evaluation.probe import Linear, linear_probe
 from stainssl.evaluation.robustness import most_different
 from stainssl.evaluation.stainings import unit_length
-from stainssl.pretrain.losses import alignment, effective_rank, uniformity
+from stainssl.pretrain.losses import alignment, uniformity
 from stainssl.stain import StainProfile, estimate
 from stainssl.stain.density import DEFAULTS, Constants, optical_density
 from stainssl.stain.profile import LabStats
@@ -356,7 +357,7 @@ def _frame(patient: pd.Series, pair: str, metric: str, values: NDArray) -> pd.Da
 def _geometry(found: Mapping[str, Vectors]) -> pd.DataFrame:
     original, other = (torch.from_numpy(found[n]) for n in (ORIGINAL, SHIFTED))
     values = {
-        "effective_rank": effective_rank(original),
+        "effective_rank": effective_rank(found[ORIGINAL]),
         "alignment": alignment(original, other),
         "uniformity": uniformity(original),
     }

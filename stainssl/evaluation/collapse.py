@@ -15,7 +15,9 @@ from stainssl.stores.atomic import write_text
 FILE = "spread.json"  # in the folder of a probe or head's predictions
 WEIGHTS = ("recipe", "weights_sha256", "revision")
 NAMED = {"recipe", "revision"}  # only pretrained weights from elsewhere have one of these
-MAX_ALIKE = 0.995  # random weights of six backbones gave mean cosines of 0.26 to 0.985
+# Mean cosine above which embeddings of all tiles are nearly equal. The effective rank, computed
+# on centred embeddings, does not show it. Random weights of six backbones gave 0.26 to 0.985.
+MAX_ALIKE = 0.995
 
 
 def mean_cosine(blocks: Iterable[npt.NDArray[np.floating]]) -> tuple[float, int]:

@@ -59,17 +59,19 @@ def retrieval_hits(first: Vectors, second: Vectors, top: int) -> NDArray[np.floa
 
 
 def effective_rank(vectors: Vectors) -> float:
-    """Exponential of the entropy of the singular values of centered (N, D) vectors.
+    """Exponential of the entropy of the normalized singular values of centered (N, D) vectors.
 
-    Roy and Vetterli, EUSIPCO 2007. Equal vectors give 1.
+    Roy and Vetterli, EUSIPCO 2007. Between 1 (all on one line, or equal) and min(N − 1, D).
     """
-    centred = vectors - vectors.mean(axis=0)
+    # Eigenvalues of the Gram matrix are found faster than singular values; in single precision
+    # their error is of the size of the smaller ones.
+    centred = vectors - vectors.mean(axis=0, dtype=np.float64)
     gram = centred.T @ centred if len(vectors) > vectors.shape[1] else centred @ centred.T
-    singular = np.sqrt(np.clip(np.linalg.eigvalsh(gram.astype(np.float64)), 0, None))
+    singular = np.sqrt(np.clip(np.linalg.eigvalsh(gram), 0, None))
     if singular.sum() <= 1e-12:
         return 1.0
     share = singular / singular.sum()
-    return float(np.exp(-(share * np.log(np.maximum(share, 1e-12))).sum()))
+    return float(np.exp(-(share * np.log(np.maximum(share, 1e-30))).sum()))
 
 
 def geometry(stainings: Stainings, seed: int) -> Iterator[MetricRow]:

@@ -56,31 +56,6 @@ def uniformity(features: Tensor) -> float:
     return float(F.pdist(F.normalize(features, dim=1)).square().mul(-2).exp().mean().log())
 
 
-def mean_cosine(features: Tensor) -> float:
-    """Mean cosine similarity of two different rows of (N, D), N ≥ 2."""
-    unit = F.normalize(features.double(), dim=1)
-    count = len(unit)
-    return float((unit.sum(0).square().sum() - unit.square().sum()) / (count * (count - 1)))
-
-
-def effective_rank(features: Tensor) -> float:
-    """Effective rank of centred embeddings (Roy & Vetterli 2007).
-
-    This is the exponential of the entropy of the normalized singular values.
-
-    Args:
-        features: (N, D) embeddings.
-
-    Returns:
-        Between 1 (all embeddings on one line, or equal) and min(N − 1, D).
-    """
-    values = torch.linalg.svdvals((features - features.mean(0)).double())
-    if float(values.sum()) < 1e-12:
-        return 1.0
-    share = values / values.sum()
-    return float(torch.exp(-(share * share.clamp_min(1e-30).log()).sum()))
-
-
 def nearest_neighbours(
     features: Tensor, classes: Tensor, groups: Tensor, neighbours: int = 20
 ) -> float:

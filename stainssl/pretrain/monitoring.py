@@ -17,11 +17,11 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from stainssl.errors import StainsslError
+from stainssl.evaluation.collapse import MAX_ALIKE, mean_cosine
+from stainssl.evaluation.geometry import effective_rank
 from stainssl.pretrain.data import Batch, Stream, TrainTiles
 from stainssl.pretrain.losses import (
     alignment,
-    effective_rank,
-    mean_cosine,
     nearest_neighbours,
     uniformity,
 )
@@ -34,9 +34,6 @@ PROBE_STEP = 2**40  # not a step of any run, so that the views of the probe neve
 # On 256 tiles random weights of the tested backbones give 10 or more, a collapsed network gives 1.
 RANK_FLOOR = 2.0
 RANK_TILES = 32  # with fewer tiles, rank and mean cosine are not judged
-# The effective rank is computed on centred embeddings, and does not show how similar they are.
-# Random weights of six backbones had mean cosines of 0.26 to 0.985.
-MAX_ALIKE = 0.995
 # Mean squared distance of the two views of a tile, as a share of that of two tiles, above which
 # training had no effect: 0.1 to 0.3 after a normal training, 0.97 where the loss never fell.
 MAX_APART = 0.9
@@ -99,8 +96,8 @@ class Probe:
         found = {
             "alignment": alignment(first, second),
             "uniformity": uniformity(first),
-            "effective_rank": effective_rank(first),
-            "mean_cosine": mean_cosine(first),
+            "effective_rank": effective_rank(first.numpy()),
+            "mean_cosine": mean_cosine([first.numpy()])[0],
         }
         return found | {f"knn_{name}": self._neighbours(first, name) for name in ("site", "label")}
 

@@ -5,6 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import entropy
 
 from stainssl.evaluation.folds import make_folds
 from stainssl.evaluation.geometry import effective_rank
@@ -194,8 +197,17 @@ def test_effective_rank_of_known_spectra(rng):
     basis = np.linalg.qr(rng.normal(size=(64, 8)))[0].T
     flat = np.r_[basis, -basis] @ np.diag(np.ones(64))
     assert effective_rank(flat.astype(np.float32)) == pytest.approx(8, rel=1e-3)
-    line = rng.normal(size=(50, 1)) * np.ones((1, 5))
-    assert effective_rank(line.astype(np.float32)) == pytest.approx(1, abs=0.05)
+    assert effective_rank(np.full((8, 4), 0.1, np.float32)) == 1
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(2, 300), st.integers(2, 300), st.integers(1, 6), st.integers(0, 99))
+def test_effective_rank_is_that_of_the_singular_values(count, dim, rank, seed):
+    rng = np.random.default_rng(seed)
+    vectors = (rng.normal(size=(count, rank)) @ rng.normal(size=(rank, dim))).astype(np.float32)
+    values = np.linalg.svd(vectors - vectors.mean(0, dtype=float), compute_uv=False)
+    expected = np.exp(entropy(values / values.sum()))  # far fewer than the dimensions
+    assert effective_rank(vectors) == pytest.approx(expected, rel=1e-3)
 
 
 def test_intervals_depend_on_the_spread_between_patients_not_on_the_number_of_tiles(rng):

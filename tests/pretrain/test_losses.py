@@ -12,8 +12,6 @@ from lightly.loss import NTXentLoss
 
 from stainssl.pretrain.losses import (
     alignment,
-    effective_rank,
-    mean_cosine,
     nearest_neighbours,
     nt_xent,
     uniformity,
@@ -52,28 +50,6 @@ def test_alignment_is_zero_for_equal_and_four_for_opposite_views():
 def test_uniformity_is_zero_for_equal_and_lower_for_orthogonal_vectors():
     assert uniformity(torch.ones(5, 4)) == pytest.approx(0, abs=1e-6)
     assert uniformity(torch.eye(5)) == pytest.approx(-4, abs=1e-5)  # d² of orthogonal units is 2
-
-
-@settings(max_examples=20, deadline=None)
-@given(rank=st.integers(1, 6), seed=st.integers(0, 99))
-def test_effective_rank_is_at_most_the_rank(rank, seed):
-    rng = torch.Generator().manual_seed(seed)
-    features = torch.randn(40, rank, generator=rng) @ torch.randn(rank, 12, generator=rng)
-    assert 1 <= effective_rank(features) <= rank + 1e-4
-
-
-@given(st.integers(2, 12), st.integers(1, 6), st.integers(0, 99))
-def test_mean_cosine_is_that_of_all_pairs(count, dim, seed):
-    features = torch.randn(count, dim, generator=torch.Generator().manual_seed(seed)) + 0.5
-    cosine = torch.nn.functional.cosine_similarity(features[:, None], features[None], dim=-1)
-    expected = cosine[~torch.eye(count, dtype=bool)].mean()
-    assert mean_cosine(features) == pytest.approx(float(expected), abs=1e-5)
-    assert mean_cosine(torch.ones(count, dim)) == pytest.approx(1)
-
-
-def test_effective_rank_of_a_collapsed_embedding_is_one():
-    assert effective_rank(torch.ones(8, 4)) == 1
-    assert effective_rank(torch.arange(8.0)[:, None] * torch.ones(1, 4)) == pytest.approx(1)
 
 
 def test_nearest_neighbours_find_classes_only_if_vectors_separate_them():
