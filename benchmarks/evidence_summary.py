@@ -2,15 +2,16 @@
 
     python -m benchmarks.evidence_summary
 
-The numbers are from `docs/evidence/amibr.json`, `confounded.json` and `fan.json`, and from
-`confounded-longer.json` and `fan-longer.json` for networks that were trained longer. Published
-results on AMi-Br, from the package's table, are written to docs/results.md too.
+The numbers are from `docs/evidence/amibr.json`, `confounded.json` and `fan.json`, from the records
+`…-longer.json` of networks that were trained longer, and `…-128-px.json` of those at 128 px.
+Published results on AMi-Br, from the package's table, are written to docs/results.md too.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from benchmarks.evidence_table import RESULTS, span, table
@@ -48,19 +49,27 @@ ROWS: dict[str, tuple[str, str, str]] = {
     ),
     "random weights": ("random", "random", "random"),
     "color statistics": ("color", "color", "color"),
+    "128 px: ImageNet, frozen": ("imagenet-128-px",) * 3,
+    "128 px: Macenko in front of it": ("macenko-128-px",) * 3,
+    "128 px: SimCLR, 480 steps": ("simclr-480-steps-128-px-all",) * 3,
+    "128 px: `stain-invariant`, 480 steps": ("stain-invariant-480-steps-128-px-all",) * 3,
+    "128 px: Macenko in front of the latter": (
+        "macenko-stain-invariant-480-steps-128-px-all",
+    ) * 3,
 }  # fmt: skip
 HEAD = (
-    "EfficientNet-lite0, 64 px", "unseen site: AUROC", "label confounded with site: AUROC",
+    "EfficientNet-lite0, 64 or 128 px", "unseen site: AUROC", "label confounded with site: AUROC",
     "site predictability (chance 0.2)", "retrieval under another stain: top-1",
 )  # fmt: skip
 
 
 def load() -> dict[str, dict[str, Any]]:
-    """Record → encoder → results, including encoders that were trained longer."""
+    """Record → encoder → results, including those trained longer and those at 128 px."""
     folder, names = REPO / "docs" / "evidence", ("amibr", "confounded", "fan")
     found: dict[str, dict[str, Any]] = {name: {} for name in names}
     for name in names:
-        for path in [*folder.glob(f"{name}-longer.json"), folder / f"{name}.json"]:
+        others = [folder / f"{name}-{kind}.json" for kind in ("longer", "128-px")]
+        for path in filter(Path.exists, [*others, folder / f"{name}.json"]):
             found[name] |= json.loads(path.read_text(encoding="utf-8"))["encoders"]
     return found
 

@@ -13,9 +13,9 @@ from benchmarks import (
     demo_claim,
     evidence_confounded,
     evidence_fan,
+    evidence_few_sites,
     evidence_norms,
     evidence_table,
-    evidence_two_sites,
 )
 from benchmarks import evidence_summary as summary
 from tools.pages import between, marks
@@ -43,7 +43,10 @@ SHOWN = [
 ] + [
     Shown("amibr-fine-tuned", evidence_table.RESULTS, evidence_table.section),
     Shown("confounded-longer", evidence_table.RESULTS, evidence_confounded.section),
-    Shown("two_sites", evidence_table.RESULTS, evidence_two_sites.section),
+    Shown("amibr-128-px", evidence_table.RESULTS, evidence_table.section),
+    Shown("few_sites-128-px", evidence_table.RESULTS, evidence_few_sites.section),
+    Shown("confounded-128-px", evidence_table.RESULTS, evidence_confounded.section),
+    Shown("two_sites", APPENDIX, evidence_few_sites.section),
     Shown("amibr-all", APPENDIX, evidence_table.section),
     Shown("amibr-variants", APPENDIX, evidence_table.section),
     Shown("confounded-variants", APPENDIX, evidence_confounded.section),
