@@ -67,10 +67,11 @@ def _load(path: Path) -> Config:
     return load(path)
 
 
-def _set_threads(threads: int) -> None:
+def _prepare_libraries(threads: int) -> None:
     """Limit the threads of numpy, OpenCV and torch before their import, and of this package.
 
-    OpenCV gets one thread, since its calls run in parallel already.
+    OpenCV gets one thread, since its calls run in parallel already. torch is told to ask Linux for
+    large pages, since mapping small ones takes much of the time of a network on a CPU.
 
     Args:
         threads: number of threads; 0: all cores.
@@ -81,6 +82,7 @@ def _set_threads(threads: int) -> None:
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[name] = str(count)
     os.environ["OPENCV_FOR_THREADS_NUM"] = "1"
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     set_job_threads(count)
 
 
@@ -110,7 +112,7 @@ def _check_names(config: Config, names: dict[str, Any]) -> None:
 
 def _begin(verb: str, config: Path, threads: int, names: dict[str, Any]) -> Config:
     """Load the config, check the names, and start log lines with the verb and the names."""
-    _set_threads(threads)
+    _prepare_libraries(threads)
     loaded = _load(config)
     _check_names(loaded, names)
     shown = " ".join([verb, *_words(names.values())])
@@ -177,7 +179,7 @@ def cohort_check(
     )
     from stainssl.errors import StainsslError
 
-    _set_threads(threads)
+    _prepare_libraries(threads)
     loaded = _load(config)
     if problems := [*check(loaded, thorough=True), *encoder_checks.problems(loaded)]:
         raise StainsslError("\n".join(problems))
@@ -406,7 +408,7 @@ def robustness(
 
 
 def _robustness_on_tiles(asked: dict[str, Any], folders: str | None, threads: int) -> None:
-    _set_threads(threads)
+    _prepare_libraries(threads)
     logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
     from stainssl.stages.tile_robustness import TileOptions, run
 
@@ -565,7 +567,7 @@ def slide(
     threads: Threads = 1,
 ) -> None:
     """Describe one slide, with the tissue and tiles found by the default tiling."""
-    _set_threads(threads)
+    _prepare_libraries(threads)
     from stainssl.stages.slide import run
 
     for line in run(file, mpp, reader, picture):

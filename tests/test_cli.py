@@ -80,9 +80,35 @@ def test_unknown_cohorts_and_parts_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("threads", [1, 3])
 def test_opencv_uses_one_thread(threads: int) -> None:
-    setup = f"from stainssl import cli; cli._set_threads({threads})"
+    setup = f"from stainssl import cli; cli._prepare_libraries({threads})"
     code = f"{setup}; import cv2; print(cv2.getNumThreads())"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True, check=False
     )
     assert done.stdout.strip() == "1", done.stderr
+
+
+LARGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+FAULTS = """
+import resource
+from stainssl import cli
+cli._prepare_libraries(1)
+import torch
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+torch.ones(2**26)  # 256 MB: 65,536 pages of 4 kB
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def _page_faults(**variables: str) -> int:
+    env = {"PYTHONPATH": str(REPO), "PATH": "/usr/bin:/bin", **variables}
+    call = [sys.executable, "-c", FAULTS]
+    return int(subprocess.run(call, env=env, capture_output=True, text=True, check=True).stdout)
+
+
+@pytest.mark.skipif(
+    not LARGE_PAGES.exists() or "[madvise]" not in LARGE_PAGES.read_text(encoding="utf-8"),
+    reason="the system gives large pages always or never",
+)
+def test_tensors_of_a_job_lie_in_large_pages_unless_they_are_switched_off() -> None:
+    assert _page_faults() < _page_faults(THP_MEM_ALLOC_ENABLE="0") / 2

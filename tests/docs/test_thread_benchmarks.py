@@ -1,4 +1,4 @@
-"""The tables of the benchmarks of threads and of streaming are those of their records."""
+"""The tables of the benchmarks of threads, streaming and allocation are those of their records."""
 
 from __future__ import annotations
 
@@ -7,11 +7,15 @@ from types import ModuleType
 
 import pytest
 
-from benchmarks import streaming, threads
+from benchmarks import allocation, streaming, threads
 from tools.pages import between, marks
 
 
-@pytest.mark.parametrize("benchmark", [threads, streaming], ids=["threads", "streaming"])
+@pytest.mark.parametrize(
+    "benchmark",
+    [threads, streaming, allocation],
+    ids=["threads", "streaming", "allocation"],
+)
 def test_the_table_on_the_page_is_that_of_the_record(benchmark: ModuleType) -> None:
     found = json.loads(benchmark.RESULTS.read_text(encoding="utf-8"))
     page = threads.PAGE.read_text(encoding="utf-8")
