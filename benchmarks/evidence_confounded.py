@@ -29,7 +29,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 from benchmarks import evidence_table
 from benchmarks.evidence_amibr import LABEL, Embedder, Vectors, described_source, read_tiles
-from benchmarks.evidence_table import Estimates, Seeds, by_encoder, mean_of, share, span, table
+from benchmarks.evidence_table import Estimates, mean_of, seeds_of, share, span, table
 from stainssl.evaluation.intervals import Estimate
 from stainssl.evaluation.metrics import estimate
 from stainssl.evaluation.predictions import read_scored
@@ -159,12 +159,7 @@ def of_run(tiles: Tiles, vectors: Vectors) -> dict[str, Estimates]:
 
 def record(runs: Mapping[str, Mapping[str, Estimates]]) -> dict[str, Any]:
     """The record as JSON; the seeds of an encoder are averaged."""
-    seeds: dict[str, dict[str, Seeds]] = {
-        metric: {
-            name: [runs[run][metric] for run in found] for name, found in by_encoder(runs).items()
-        }
-        for metric in ("auroc", SITE)
-    }
+    seeds = {metric: seeds_of(runs, metric) for metric in ("auroc", SITE)}
     encoders = {
         name: {
             "seeds": len(found),

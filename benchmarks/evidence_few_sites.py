@@ -22,14 +22,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from benchmarks import evidence_table
 from benchmarks.evidence_amibr import Vectors
 from benchmarks.evidence_confounded import Tiles, answered, case_folds, command, drawn_cases
-from benchmarks.evidence_table import Estimates, Seeds, by_encoder, mean_of, share, span, table
+from benchmarks.evidence_table import Estimates, Seeds, mean_of, seeds_of, share, span, table
 
-Mask = NDArray[np.bool_]
 TRAINED_ON = {"two": 2, "one": 1}  # name in the record → number of sites
 
 
@@ -59,12 +57,7 @@ def answers(tiles: Tiles, vectors: Vectors, some: Sequence[str]) -> dict[str, pd
 
 def record(runs: Mapping[str, Mapping[str, Estimates]]) -> dict[str, Any]:
     """The record as JSON; the seeds of an encoder are averaged."""
-    seeds: dict[str, dict[str, Seeds]] = {
-        count: {
-            name: [runs[run][count] for run in found] for name, found in by_encoder(runs).items()
-        }
-        for count in TRAINED_ON
-    }
+    seeds = {count: seeds_of(runs, count) for count in TRAINED_ON}
     encoders = {
         name: {"seeds": len(found), **{count: figures(seeds[count][name]) for count in TRAINED_ON}}
         for name, found in seeds["two"].items()

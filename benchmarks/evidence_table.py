@@ -62,6 +62,16 @@ def by_encoder(runs: Iterable[str]) -> dict[str, list[str]]:
     return found
 
 
+def seeds_of(runs: Mapping[str, Mapping[str, Estimates]], metric: str) -> dict[str, Seeds]:
+    """Encoder → estimates of a metric, one per seed.
+
+    Args:
+        runs: run → metric → estimates.
+        metric: one that every run has.
+    """
+    return {name: [runs[run][metric] for run in of] for name, of in by_encoder(runs).items()}
+
+
 def mean_of(seeds: Seeds, site: str | None = None) -> Estimate:
     """Mean over seeds and sites, with an interval over patients and seeds.
 

@@ -20,11 +20,7 @@ from stainssl.errors import StainsslError
 from stainssl.evaluation.collapse import MAX_ALIKE, mean_cosine
 from stainssl.evaluation.geometry import effective_rank
 from stainssl.pretrain.data import Batch, Stream, TrainTiles
-from stainssl.pretrain.losses import (
-    alignment,
-    nearest_neighbours,
-    uniformity,
-)
+from stainssl.pretrain.losses import alignment, nearest_neighbours, uniformity
 from stainssl.runtime.pace import Pace
 
 log = logging.getLogger(__name__)

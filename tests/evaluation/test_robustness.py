@@ -197,7 +197,20 @@ def test_effective_rank_of_known_spectra(rng):
     basis = np.linalg.qr(rng.normal(size=(64, 8)))[0].T
     flat = np.r_[basis, -basis] @ np.diag(np.ones(64))
     assert effective_rank(flat.astype(np.float32)) == pytest.approx(8, rel=1e-3)
+    line = rng.normal(size=(50, 1)) * np.ones((1, 5))
+    assert effective_rank(line.astype(np.float32)) == pytest.approx(1, abs=0.05)
+    assert effective_rank(np.arange(8, dtype=np.float32)[:, None] * np.ones((1, 4))) == (
+        pytest.approx(1)
+    )
     assert effective_rank(np.full((8, 4), 0.1, np.float32)) == 1
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(1, 6), st.integers(0, 99))
+def test_effective_rank_is_at_most_the_rank(rank, seed):
+    rng = np.random.default_rng(seed)
+    vectors = rng.normal(size=(40, rank)) @ rng.normal(size=(rank, 12))
+    assert 1 <= effective_rank(vectors.astype(np.float32)) <= rank + 1e-4
 
 
 @settings(deadline=None, max_examples=20)
