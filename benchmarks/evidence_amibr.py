@@ -16,7 +16,8 @@ of one encoder: results are averaged over them, and intervals are over patients 
 sources: `color` (means, standard deviations and covariances of RGB, no network), `random:NAME` (a
 timm architecture with random weights), and `macenko+SOURCE` or `reinhard+SOURCE`, which first
 normalize every tile to the mean stain of the training cases. `macenko-reference+SOURCE` normalizes
-to the published reference instead, which does not depend on these tiles.
+to the published reference instead, which does not depend on these tiles. `detail-64+SOURCE` first
+reduces every tile to 64 px and enlarges it again, which removes finer detail.
 
 Predictions are written to `WORK/runs/`, a file per encoder and site, so that an interrupted
 measurement can be resumed. `table` adds them to the predictions beside the JSON (`amibr.parquet`),
@@ -57,6 +58,7 @@ from stainssl.stores.atomic import replacing, write_text
 log = logging.getLogger("evidence_amibr")
 LABEL, BATCH = "atypical", 64  # tiles per batch
 REFERENCE = "-reference"  # suffix of a normalizer's name
+DETAIL = "detail-"  # prefix of the side in px
 
 Images = NDArray[np.uint8]
 Vectors = NDArray[np.float32]
@@ -133,6 +135,14 @@ def normalized(images: Images, own: StainProfile, target: StainProfile) -> Image
     return out
 
 
+def without_detail(images: Images, side_px: int) -> Images:
+    """Reduce square images (N, S, S, 3) uint8 RGB to `side_px`, and enlarge them again."""
+    large = images.shape[1:3]
+    tiles = (Image.fromarray(image) for image in images)
+    reduced = (tile.resize((side_px, side_px), Image.Resampling.BOX) for tile in tiles)
+    return np.stack([np.asarray(tile.resize(large, Image.Resampling.BICUBIC)) for tile in reduced])
+
+
 class Embedder:
     """Embeddings of all tiles by one encoder, for each site left out.
 
@@ -148,6 +158,9 @@ class Embedder:
         self._in_reference = cache(
             lambda method, plain: self._normalized(method, plain, StainProfile.reference(method))
         )
+        self._without_detail = cache(
+            lambda side, plain: embed(network(plain, input_size), without_detail(images, side))
+        )
         self._profiles = cache(partial(profiles, images))
 
     def __call__(self, site: str, training: NDArray[np.bool_]) -> Vectors:
@@ -158,6 +171,8 @@ class Embedder:
             return self._whatever_the_site(source)
         if method.endswith(REFERENCE):
             return self._in_reference(method.removesuffix(REFERENCE), source)
+        if method.startswith(DETAIL):
+            return self._without_detail(int(method.removeprefix(DETAIL)), source)
         target = self._profiles(method)[torch.tensor(training)].pooled()
         return self._normalized(method, source, target)
 

@@ -64,6 +64,26 @@ def test_the_published_reference_does_not_depend_on_the_training_tiles(
     assert not np.allclose(one, plain, rtol=1e-2)
 
 
+def test_tiles_without_detail_are_flat_where_only_pixels_differed() -> None:
+    fine = np.indices((32, 32)).sum(0) % 2 * 200
+    coarse = np.repeat(np.indices((2, 2)).sum(0) % 2 * 200, 16, 0).repeat(16, 1)
+    images = np.stack([np.stack([x] * 3, -1).astype(np.uint8) for x in (fine, coarse)])
+    found = evidence_amibr.without_detail(images, 16)
+    assert found.shape == images.shape
+    np.testing.assert_allclose(found[0], 100, atol=1)
+    np.testing.assert_allclose(found[1][2:14, 2:14], 0, atol=2)
+
+
+def test_an_encoder_can_be_given_tiles_without_detail(releases: dict[str, Path]) -> None:
+    _, images = evidence_amibr.read_tiles(releases["amibr"], None)
+    everywhere, side = np.ones(len(images), bool), images.shape[1] // 2
+    source = f"detail-{side}+random:test_resnet"
+    found = evidence_amibr.Embedder(source, images, 32)("s", everywhere)
+    reduced = evidence_amibr.without_detail(images, side)
+    plain = evidence_amibr.Embedder("random:test_resnet", reduced, 32)("s", everywhere)
+    np.testing.assert_array_equal(found, plain)
+
+
 def test_a_finished_run_is_not_repeated(work: Path, releases: dict[str, Path]) -> None:
     paths = sorted((work / "runs").glob("*.parquet"))
     before = [path.stat().st_mtime_ns for path in paths]
