@@ -47,7 +47,7 @@ SHOWN = [
     Shown("few_sites-128-px", evidence_table.RESULTS, evidence_few_sites.section),
     Shown("confounded-128-px", evidence_table.RESULTS, evidence_confounded.section),
     Shown("confounded-detail", APPENDIX, evidence_confounded.section),
-    Shown("two_sites", APPENDIX, evidence_few_sites.section),
+    Shown("few_sites", APPENDIX, evidence_few_sites.section),
     Shown("amibr-all", APPENDIX, evidence_table.section),
     Shown("amibr-variants", APPENDIX, evidence_table.section),
     Shown("confounded-variants", APPENDIX, evidence_confounded.section),
