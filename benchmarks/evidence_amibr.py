@@ -155,35 +155,34 @@ class Embedder:
     def __init__(self, source: str, images: Images, input_size: int) -> None:
         self.source, self.images, self.input_size = source, images, input_size
         self._whatever_the_site = cache(self._vectors)
-        self._in_reference = cache(
-            lambda method, plain: self._normalized(method, plain, StainProfile.reference(method))
-        )
-        self._without_detail = cache(
-            lambda side, plain: embed(network(plain, input_size), without_detail(images, side))
-        )
         self._profiles = cache(partial(profiles, images))
 
     def __call__(self, site: str, training: NDArray[np.bool_]) -> Vectors:
         """Return (N, D); `training` (N,) marks the tiles from which a target may be computed."""
         method, _, plain = self.source.rpartition("+")
         source = plain.format(site=site)
-        if not method:
-            return self._whatever_the_site(source)
-        if method.endswith(REFERENCE):
-            return self._in_reference(method.removesuffix(REFERENCE), source)
-        if method.startswith(DETAIL):
-            return self._without_detail(int(method.removeprefix(DETAIL)), source)
+        if not method or method.endswith(REFERENCE) or method.startswith(DETAIL):
+            return self._whatever_the_site(method, source)
         target = self._profiles(method)[torch.tensor(training)].pooled()
-        return self._normalized(method, source, target)
+        return self._embedded(source, self._normalized(method, target))
 
-    def _vectors(self, source: str) -> Vectors:
-        if source == "color":
-            return color_features(self.images)
-        return embed(network(source, self.input_size), self.images)
+    def _vectors(self, method: str, source: str) -> Vectors:
+        """Embeddings by a method that uses no training tiles; `method` is empty for plain tiles."""
+        if not method:
+            plain = self.images
+            return color_features(plain) if source == "color" else self._embedded(source, plain)
+        if method.startswith(DETAIL):
+            side_px = int(method.removeprefix(DETAIL))
+            return self._embedded(source, without_detail(self.images, side_px))
+        method = method.removesuffix(REFERENCE)
+        target = StainProfile.reference(method)
+        return self._embedded(source, self._normalized(method, target))
 
-    def _normalized(self, method: str, source: str, target: StainProfile) -> Vectors:
-        changed = normalized(self.images, self._profiles(method), target)
-        return embed(network(source, self.input_size), changed)
+    def _normalized(self, method: str, target: StainProfile) -> Images:
+        return normalized(self.images, self._profiles(method), target)
+
+    def _embedded(self, source: str, images: Images) -> Vectors:
+        return embed(network(source, self.input_size), images)
 
 
 # --- runs -----------------------------------------------------------------------------------------

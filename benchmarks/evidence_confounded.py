@@ -175,6 +175,14 @@ def record(runs: Mapping[str, Mapping[str, Estimates]]) -> dict[str, Any]:
     }
 
 
+def measured_on(made: Mapping[str, Any]) -> str:
+    """Sentence with the numbers of cases, tiles and resamples of a record."""
+    return (
+        f"{made['cases']} cases, {made['tiles']:,} tiles, networks at {made['input_size']} px; "
+        f"95 % intervals over cases, {made['resamples']:,} resamples."
+    )
+
+
 def section(made: Mapping[str, Any]) -> str:
     """The section as Markdown."""
     order = sorted(made["encoders"], key=lambda name: -made["encoders"][name]["auroc"]["value"])
@@ -188,9 +196,8 @@ def section(made: Mapping[str, Any]) -> str:
         for one in [made["encoders"][name]]
     ]
     lines = [
-        f"{made['cases']} cases, {made['tiles']:,} tiles, networks at {made['input_size']} px; "
-        f"95 % intervals over cases, {made['resamples']:,} resamples. Below 0.5 the probe follows "
-        f"the site. With {len(pairs)} pairs of encoders and this many resamples, the lowest "
+        f"{measured_on(made)} Below 0.5 the probe follows the site. "
+        f"With {len(pairs)} pairs of encoders and this many resamples, the lowest "
         f"corrected p-value is {2 / made['resamples'] * len(pairs):.3f}.",
         "",
         *table(head, rows),

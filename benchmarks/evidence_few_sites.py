@@ -25,7 +25,14 @@ import pandas as pd
 
 from benchmarks import evidence_table
 from benchmarks.evidence_amibr import Vectors
-from benchmarks.evidence_confounded import Tiles, answered, case_folds, command, drawn_cases
+from benchmarks.evidence_confounded import (
+    Tiles,
+    answered,
+    case_folds,
+    command,
+    drawn_cases,
+    measured_on,
+)
 from benchmarks.evidence_table import Estimates, Seeds, mean_of, seeds_of, share, span, table
 
 TRAINED_ON = {"two": 2, "one": 1}  # name in the record → number of sites
@@ -77,9 +84,7 @@ def figures(found: Seeds) -> dict[str, Any]:
 def section(made: Mapping[str, Any]) -> str:
     """The section as Markdown."""
     lines = [
-        f"{made['cases']} cases, {made['tiles']:,} tiles, networks at {made['input_size']} px; "
-        f"95 % intervals over cases, {made['resamples']:,} resamples. Order by the results of "
-        "training on two sites.",
+        f"{measured_on(made)} Order by the results of training on two sites.",
         "",
         *table(*means(made)),
     ]
